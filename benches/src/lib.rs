@@ -1,0 +1,1 @@
+//! Benchmarks of the Xen userspace crates, with a peer beside each figure.

@@ -1,0 +1,1 @@
+//! Xen event channels from userspace.

@@ -1,0 +1,1 @@
+//! Xen grant tables from userspace: share pages, map pages.

@@ -1,0 +1,1 @@
+//! A xenstore client: sans-I/O core, blocking and async shells.

@@ -1,0 +1,1 @@
+//! vchan: a byte channel between two Xen domains, wire-compatible with libxenvchan.

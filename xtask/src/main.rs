@@ -1,0 +1,3 @@
+//! The project's tasks: a real Xen host in QEMU, the demo, the tests, the gate.
+
+fn main() {}
