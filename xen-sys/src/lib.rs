@@ -1,1 +1,71 @@
-//! Xen's ABI types, the /dev/xen device layer, privcmd and the handle every crate opens from.
+//! Xen's ABI types, the `/dev/xen` device layer, privcmd and the handle every crate opens from.
+//!
+//! Most programs need three things from here: [`Xen`] to open the other crates' objects from,
+//! the identifiers [`DomId`], [`Port`] and [`GrantRef`], and [`Error`]. The rest is the layer the
+//! sibling crates stand on.
+//!
+//! ```text
+//!   xen-evtchn   xen-gnttab   xen-store          safe code, no ioctl, no pointer
+//!        \           |           /
+//!         Xen ──> Host ──> DevRoot                which world; where the devices are
+//!                    |
+//!         ioctl (the one ioctl(2))   mmap (the one mmap(2))
+//!                    |
+//!                 abi (layouts and opcodes, checked against the C headers)
+//! ```
+//!
+//! # From C names to ours
+//!
+//! | C | here |
+//! |---|---|
+//! | `domid_t`, `evtchn_port_t`, `grant_ref_t` | [`DomId`], [`Port`], [`GrantRef`] |
+//! | `IOCTL_EVTCHN_*` and their structs | [`abi::evtchn`], issued by [`ioctl::Evtchn`] |
+//! | `IOCTL_GNTDEV_*` | [`abi::gntdev`], issued by [`ioctl::GntDev`] |
+//! | `IOCTL_GNTALLOC_*` | [`abi::gntalloc`], issued by [`ioctl::GntAlloc`] |
+//! | `IOCTL_PRIVCMD_*` | [`abi::privcmd`], issued by [`ioctl::PrivCmd`] |
+//! | `xencall_open`, `xencall_alloc_buffer` | [`privcmd::Privcmd`], [`mmap::HypercallBuffer`] |
+//! | `xc_version` | [`privcmd::Privcmd::xen_version`] |
+//!
+//! # Example
+//!
+//! ```no_run
+//! use xen_sys::{Xen, privcmd::Privcmd};
+//!
+//! let xen = Xen::open()?;
+//! println!("Xen {}", Privcmd::open(&xen)?.xen_version()?);
+//! # Ok::<(), xen_sys::Error>(())
+//! ```
+//!
+//! # Fork
+//!
+//! Every descriptor is close-on-exec and every mapping is left out of a forked child
+//! (`MADV_DONTFORK`). A child that goes on without exec opens its own [`Xen`].
+
+pub mod abi;
+mod error;
+mod host;
+mod ids;
+pub mod ioctl;
+pub mod mmap;
+pub mod privcmd;
+
+pub use error::{Error, Result};
+pub use host::Xen;
+#[doc(hidden)]
+pub use host::{DevRoot, Host};
+pub use ids::{DomId, GrantRef, ParseIdError, Port};
+
+/// Bytes in a page, the unit of sharing between domains.
+///
+/// Xen's grant tables share 4096-byte frames on every architecture, whatever page size the
+/// kernel of a domain uses for itself (`XEN_PAGE_SIZE` in Linux's `xen/page.h`).
+#[doc(alias = "XEN_PAGE_SIZE")]
+#[doc(alias = "XC_PAGE_SIZE")]
+pub const PAGE_SIZE: usize = 4096;
+
+// The handle is shared freely between threads.
+const _: fn() = || {
+    fn ok<T: Send + Sync>() {}
+    ok::<Xen>();
+    ok::<Error>();
+};

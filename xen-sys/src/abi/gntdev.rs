@@ -1,0 +1,74 @@
+//! `/dev/xen/gntdev`, which maps pages other domains grant us: include/uapi/xen/gntdev.h.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Opcode, opcode};
+
+/// One page to map: whose, and under which reference.
+#[doc(alias = "ioctl_gntdev_grant_ref")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GrantRefEntry {
+    /// The granting domain.
+    pub domid: u32,
+    /// Its grant reference.
+    pub gref: u32,
+}
+
+/// The fixed part of the argument that asks for pages to be mapped; `count` entries of
+/// [`GrantRefEntry`] follow it in memory.
+///
+/// C: `struct ioctl_gntdev_map_grant_ref`, whose last member is `refs[1]`.
+#[doc(alias = "ioctl_gntdev_map_grant_ref")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MapGrantRefHead {
+    /// How many entries follow.
+    pub count: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Out: the offset to give `mmap(2)`.
+    pub index: u64,
+}
+
+/// Gives up pages by the index [`MapGrantRefHead`] returned.
+#[doc(alias = "ioctl_gntdev_unmap_grant_ref")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UnmapGrantRef {
+    /// The index.
+    pub index: u64,
+    /// How many pages: all that were asked for.
+    pub count: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What the kernel does when the pages are unmapped, also when it is because we died.
+#[doc(alias = "ioctl_gntdev_unmap_notify")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UnmapNotify {
+    /// The index plus the offset of the byte to clear.
+    pub index: u64,
+    /// [`UNMAP_NOTIFY_CLEAR_BYTE`] | [`UNMAP_NOTIFY_SEND_EVENT`]; zero for neither.
+    pub action: u32,
+    /// The local port to send an event through.
+    pub event_channel_port: u32,
+}
+
+/// Clear the byte at [`UnmapNotify::index`].
+pub const UNMAP_NOTIFY_CLEAR_BYTE: u32 = 0x1;
+/// Send an event through [`UnmapNotify::event_channel_port`].
+pub const UNMAP_NOTIFY_SEND_EVENT: u32 = 0x2;
+
+/// [`MapGrantRefHead`] and its entries. The size in the opcode is that of one entry.
+pub const IOCTL_GNTDEV_MAP_GRANT_REF: Opcode = opcode(
+    b'G',
+    0,
+    size_of::<MapGrantRefHead>() + size_of::<GrantRefEntry>(),
+);
+/// [`UnmapGrantRef`].
+pub const IOCTL_GNTDEV_UNMAP_GRANT_REF: Opcode = opcode(b'G', 1, size_of::<UnmapGrantRef>());
+/// [`UnmapNotify`].
+pub const IOCTL_GNTDEV_SET_UNMAP_NOTIFY: Opcode = opcode(b'G', 7, size_of::<UnmapNotify>());

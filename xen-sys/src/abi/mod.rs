@@ -1,0 +1,28 @@
+//! What crosses the boundary to the kernel: layouts and opcodes.
+//!
+//! One module per device. Each struct is `repr(C)` with the fields of the C header it cites, in
+//! its order; padding that C leaves implicit is a named field here, so that what we send is
+//! always initialised. Opcodes are computed from the struct's size and never typed in;
+//! `tests/layout.rs` compares both with the numbers a C compiler makes of the headers.
+
+pub mod evtchn;
+pub mod gntalloc;
+pub mod gntdev;
+pub mod privcmd;
+
+/// The number of an ioctl.
+pub type Opcode = u32;
+
+/// `_IOC(_IOC_NONE, group, number, size)`, the form of every ioctl of Xen's drivers.
+///
+/// They are declared without a direction although many read and write their argument, so the
+/// direction says nothing about what the kernel does.
+///
+/// The layout is that of include/uapi/asm-generic/ioctl.h, which x86, Arm and RISC-V use; Xen
+/// runs on no architecture that differs.
+#[doc(alias = "_IOC")]
+#[must_use]
+pub const fn opcode(group: u8, number: u8, size: usize) -> Opcode {
+    assert!(size < 1 << 14, "an ioctl argument is smaller than 16 KiB");
+    ((size as u32) << 16) | ((group as u32) << 8) | number as u32
+}

@@ -1,0 +1,141 @@
+//! One error type for everything that ends at the hypervisor or its drivers.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The result of an operation on the hypervisor.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation on the hypervisor did not happen.
+///
+/// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
+/// module or gain a privilege ([`Device`](Self::Device)), look at the errno
+/// ([`Os`](Self::Os)), correct the call ([`Invalid`](Self::Invalid)), do without
+/// ([`Unsupported`](Self::Unsupported)), or start over ([`EventOverflow`](Self::EventOverflow)).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no `/dev/xen`: this machine is not a Xen domain.
+    #[error(
+        "{} is missing: this is not a Xen domain, or its kernel has no Xen drivers",
+        path.display()
+    )]
+    NoXen {
+        /// The directory that was looked for.
+        path: PathBuf,
+    },
+    /// A device node could not be opened.
+    #[error("{}: {source}{}", path.display(), device_hint(source))]
+    Device {
+        /// The node.
+        path: PathBuf,
+        /// What `open(2)` said.
+        source: io::Error,
+    },
+    /// The system refused; `op` names the call.
+    #[error("{op}: {source}")]
+    Os {
+        /// The ioctl or system call by its C name.
+        op: &'static str,
+        /// The errno.
+        source: io::Error,
+    },
+    /// The caller asked for what cannot be; nothing was done.
+    #[error("{op}: {what} cannot be {value}")]
+    Invalid {
+        /// The operation.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// This host, kernel or build has no such operation.
+    #[error("{op} is not supported here")]
+    Unsupported {
+        /// The operation.
+        op: &'static str,
+    },
+    /// The kernel's event buffer overflowed and no event is delivered until a reset.
+    ///
+    /// Linux: `EFBIG` from `/dev/xen/evtchn`.
+    #[error("the event buffer overflowed: it delivers nothing until it is reset")]
+    EventOverflow,
+}
+
+/// What to look at first when a node does not open.
+fn device_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => " (is its kernel module loaded?)",
+        io::ErrorKind::PermissionDenied => " (it usually belongs to root)",
+        _ => "",
+    }
+}
+
+impl Error {
+    /// The system's refusal of `op`.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn os(op: &'static str, source: io::Error) -> Self {
+        Self::Os { op, source }
+    }
+
+    /// The errno, where the system gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Device { source, .. } | Self::Os { source, .. } => source.raw_os_error(),
+            Self::NoXen { .. } => Some(libc::ENOENT),
+            Self::EventOverflow => Some(libc::EFBIG),
+            Self::Invalid { .. } | Self::Unsupported { .. } => None,
+        }
+    }
+
+    /// The nearest [`io::ErrorKind`].
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Device { source, .. } | Self::Os { source, .. } => source.kind(),
+            Self::NoXen { .. } => io::ErrorKind::NotFound,
+            Self::Invalid { .. } => io::ErrorKind::InvalidInput,
+            Self::Unsupported { .. } => io::ErrorKind::Unsupported,
+            Self::EventOverflow => io::ErrorKind::Other,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    /// Keeps the kind and the whole message; the errno is in the wrapped [`Error`].
+    fn from(e: Error) -> Self {
+        Self::new(e.kind(), e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_and_kind_survive_the_way_into_io_error() {
+        let e = Error::os("IOCTL_X", io::Error::from_raw_os_error(libc::EACCES));
+        assert_eq!(e.errno(), Some(libc::EACCES));
+        let e = io::Error::from(e);
+        assert_eq!(e.kind(), io::ErrorKind::PermissionDenied);
+        let inner = e.get_ref().and_then(|e| e.downcast_ref::<Error>());
+        assert_eq!(inner.and_then(Error::errno), Some(libc::EACCES));
+        assert!(e.to_string().starts_with("IOCTL_X: "), "{e}");
+    }
+
+    #[test]
+    fn a_missing_node_says_what_to_look_at() {
+        let e = Error::Device {
+            path: "/dev/xen/gntalloc".into(),
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+        };
+        let text = e.to_string();
+        assert!(
+            text.contains("/dev/xen/gntalloc") && text.contains("module"),
+            "{text}"
+        );
+    }
+}
