@@ -1,1 +1,259 @@
-//! Xen event channels from userspace.
+//! Xen event channels from user space.
+//!
+//! An event channel joins one *port* in each of two domains. Either side can *notify*: the
+//! other side's port becomes pending. That is all: no data, and many notifications before the
+//! other side looks are one event.
+//!
+//! ```text
+//!      domain 3                                    domain 5
+//!   EventChannels                               EventChannels
+//!    └ BoundPort 7  ──notify──>      pending ── BoundPort 12
+//!                                        │
+//!                     poll: readable     │  pending() / wait() -> 12      12 is now masked
+//!                     ... look at shared memory ...
+//!                     unmask()           └> 12 can be delivered again
+//! ```
+//!
+//! # What an event is worth
+//!
+//! A port stays **masked** from the moment it is delivered ([`pending`](EventChannels::pending),
+//! [`wait`](EventChannels::wait)) until it is [unmasked](BoundPort::unmask). An event that comes
+//! in between is not lost: it is delivered after the unmask. So the order that never misses
+//! anything is: receive, unmask, *then* look at the shared state.
+//!
+//! An event says "look", not "there is something": the peer can send as many as it likes, a
+//! binding starts with one already pending on Linux (the far end is told that somebody came),
+//! and a number that was received just before its port was closed may be of a port that is
+//! gone.
+//!
+//! # Guarantees
+//!
+//! Whatever the peer does, no call here blocks except [`wait`](EventChannels::wait), and
+//! nothing grows: a port is pending or it is not.
+//!
+//! # Threads and fork
+//!
+//! Everything is `Send + Sync`. Several threads may wait on one handle: each event goes to one
+//! of them. Notify does not contend with a waiter. A forked child shares the open file and so
+//! competes for events: let it open its own.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use xen_evtchn::EventChannels;
+//! use xen_sys::{DomId, Port, Xen};
+//!
+//! # fn publish(_: Port) {}
+//! let channels = EventChannels::open(&Xen::open()?)?;
+//! let port = channels.bind_unbound(DomId::new(5))?; // domain 5 may bind to it
+//! publish(port.port());                             // tell it the number, through the store
+//! while let Some(p) = channels.wait(None)? {
+//!     channels.unmask(p)?;
+//!     // ... look at the memory shared with domain 5 ...
+//!     port.notify()?;
+//! }
+//! # Ok::<(), xen_sys::Error>(())
+//! ```
+//!
+//! # The two backends
+//!
+//! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `unbind`, `notify`,
+//! `unmask`, `read`, `reset`, `restrict` and `AsFd`, all taking `&self` and none blocking.
+
+#![forbid(unsafe_code)]
+
+mod dev;
+mod port;
+mod wait;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use port::BoundPort;
+use xen_sys::{DomId, Error, Host, Port, Result, Xen};
+
+/// A set of event-channel ports with one descriptor to wait on.
+///
+/// Cloning gives another handle to the same set. The set lives until the last clone and the last
+/// [`BoundPort`] made from it are gone.
+///
+/// [`AsFd`] is for poll and its kin: readable when [`pending`](Self::pending) would return
+/// something. It must not be read from or written to.
+#[doc(alias = "xenevtchn_handle")]
+#[doc(alias = "xenevtchn_fd")]
+#[derive(Clone, Debug)]
+pub struct EventChannels(Arc<Backend>);
+
+/// Which world the ports are in.
+#[derive(Debug)]
+enum Backend {
+    Dev(dev::Evtchn),
+}
+
+/// Does the same in either world; a missing operation does not compile.
+macro_rules! on {
+    ($self:expr, $backend:ident => $e:expr) => {
+        match &*$self.0 {
+            Backend::Dev($backend) => $e,
+        }
+    };
+}
+
+impl EventChannels {
+    /// An empty set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] when `/dev/xen/evtchn` does not open.
+    #[doc(alias = "xenevtchn_open")]
+    pub fn open(xen: &Xen) -> Result<Self> {
+        let backend = match xen.host() {
+            Host::Dev(root) => Backend::Dev(dev::Evtchn::open(root)?),
+            #[allow(unreachable_patterns)]
+            _ => {
+                return Err(Error::Unsupported {
+                    op: "event channels",
+                });
+            }
+        };
+        Ok(Self(Arc::new(backend)))
+    }
+
+    /// Makes a port that domain `remote` may bind to. `remote` may be this domain itself, by
+    /// its number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `ENOSPC` when the domain has no port left, `ESRCH` when there is no such
+    /// domain, `EACCES` when the handle is [restricted](Self::restrict).
+    #[doc(alias = "xenevtchn_bind_unbound_port")]
+    #[doc(alias = "IOCTL_EVTCHN_BIND_UNBOUND_PORT")]
+    pub fn bind_unbound(&self, remote: DomId) -> Result<BoundPort> {
+        let port = on!(self, b => b.bind_unbound(remote))?;
+        Ok(BoundPort::new(self.clone(), port))
+    }
+
+    /// Makes a port and connects it to `port` of domain `remote`, which must hold that port
+    /// [open](Self::bind_unbound) for us.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `EINVAL` when the remote port is not open for this domain (not there, for
+    /// another domain, connected already), `ESRCH` when there is no such domain, `EACCES` when
+    /// the handle is [restricted](Self::restrict) to another.
+    #[doc(alias = "xenevtchn_bind_interdomain")]
+    #[doc(alias = "IOCTL_EVTCHN_BIND_INTERDOMAIN")]
+    pub fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<BoundPort> {
+        let port = on!(self, b => b.bind_interdomain(remote, port))?;
+        Ok(BoundPort::new(self.clone(), port))
+    }
+
+    /// The next pending port, if there is one; it is masked from now on. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EventOverflow`]; see [`reset`](Self::reset).
+    #[doc(alias = "xenevtchn_pending")]
+    pub fn pending(&self) -> Result<Option<Port>> {
+        let mut port = [Port::default()];
+        let n = self.pending_batch(&mut port)?;
+        Ok(port.into_iter().take(n).next())
+    }
+
+    /// Up to `out.len()` pending ports at once, in one system call on a real host; says how
+    /// many. Each is masked from now on. Never blocks; zero means that nothing is pending.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EventOverflow`]; see [`reset`](Self::reset).
+    pub fn pending_batch(&self, out: &mut [Port]) -> Result<usize> {
+        if out.is_empty() {
+            return Ok(0);
+        }
+        on!(self, b => b.read(out))
+    }
+
+    /// Waits until a port is pending and returns it masked, or returns `None` when `deadline`
+    /// has passed. Without a deadline it waits for ever. A deadline that has passed already is
+    /// the same as [`pending`](Self::pending).
+    ///
+    /// Signals do not end the wait early. The deadline is kept to about a millisecond, never
+    /// early.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EventOverflow`]; see [`reset`](Self::reset). [`Error::Os`] from `poll(2)`.
+    pub fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
+        loop {
+            if let Some(port) = self.pending()? {
+                return Ok(Some(port));
+            }
+            // Another thread may take the event between the two calls; then wait again.
+            if !wait::readable(self.as_fd(), deadline)? {
+                return self.pending();
+            }
+        }
+    }
+
+    /// Lets `port` be delivered again, at once if an event came while it was masked. Of a port
+    /// that is not masked, or not of this set, it is nothing at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] when the system refuses, which it has no reason to.
+    #[doc(alias = "xenevtchn_unmask")]
+    #[inline]
+    pub fn unmask(&self, port: Port) -> Result<()> {
+        on!(self, b => b.unmask(port))
+    }
+
+    /// Recovers from [`Error::EventOverflow`]: forgets every event that was waiting to be read.
+    ///
+    /// Their ports stay masked, and which they were is lost. So after a reset unmask *every*
+    /// port and look at the state behind each, as if each had been notified.
+    ///
+    /// The kernel sizes its buffer to the number of bound ports, so this is for kernels before
+    /// 4.10 and for defects.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] when the system refuses.
+    #[doc(alias = "IOCTL_EVTCHN_RESET")]
+    pub fn reset(&self) -> Result<()> {
+        on!(self, b => b.reset())
+    }
+
+    /// Gives up, for good and for every clone, binding to any domain but `domain`. What is
+    /// bound stays bound.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `EACCES` when it is restricted already, `EINVAL` for domain 0 and reserved
+    /// names; [`Error::Unsupported`] on kernels before 4.10.
+    #[doc(alias = "xenevtchn_restrict")]
+    #[doc(alias = "IOCTL_EVTCHN_RESTRICT_DOMID")]
+    pub fn restrict(&self, domain: DomId) -> Result<()> {
+        on!(self, b => b.restrict(domain))
+    }
+
+    fn notify(&self, port: Port) -> Result<()> {
+        on!(self, b => b.notify(port))
+    }
+
+    fn unbind(&self, port: Port) -> Result<()> {
+        on!(self, b => b.unbind(port))
+    }
+}
+
+impl AsFd for EventChannels {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        on!(self, b => b.as_fd())
+    }
+}
+
+const _: fn() = || {
+    fn ok<T: Send + Sync>() {}
+    ok::<EventChannels>();
+    ok::<BoundPort>();
+};

@@ -23,6 +23,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
@@ -109,7 +110,7 @@ unsafe fn ioctl(
 }
 
 /// Issues a request whose argument the driver only reads.
-fn set<A: Argument>(fd: &OwnedFd, arg: &A) -> Result<c_int> {
+fn set<A: Argument>(fd: impl AsFd, arg: &A) -> Result<c_int> {
     // SAFETY: by the contract of `Argument` the driver reads at most the `A` that `arg` points
     // to and writes nothing, so a pointer made from a shared reference will do. `fd` is that
     // driver's: all callers are methods of the device types below, each of which holds a
@@ -138,7 +139,7 @@ fn checked_count(op: &'static str, pages: usize) -> Result<u32> {
 
 /// An open `/dev/xen/evtchn`.
 #[derive(Debug)]
-pub struct Evtchn(OwnedFd);
+pub struct Evtchn(File);
 
 impl Evtchn {
     /// Opens the device, blocking or not as any file.
@@ -147,7 +148,13 @@ impl Evtchn {
     ///
     /// What [`DevRoot::open_device`] says.
     pub fn open(root: &DevRoot) -> Result<Self> {
-        root.open_device("evtchn").map(Self)
+        root.open_device("evtchn").map(|fd| Self(fd.into()))
+    }
+
+    /// The open file, to read pending ports from and to write ports to unmask to.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.0
     }
 
     /// A local port bound to a virtual interrupt.
@@ -244,12 +251,6 @@ fn port(n: c_int) -> Port {
 impl AsFd for Evtchn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl From<Evtchn> for OwnedFd {
-    fn from(dev: Evtchn) -> Self {
-        dev.0
     }
 }
 

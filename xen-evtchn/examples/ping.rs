@@ -1,0 +1,64 @@
+//! Sends events round a loop inside one domain and says how long a round takes.
+//!
+//! `ping [DOMID [ROUNDS]]`: DOMID is this domain's own number, 0 unless given.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use xen_evtchn::{BoundPort, EventChannels};
+use xen_sys::{DomId, Xen};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("ping: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let me = args.next().map_or(Ok(DomId::DOM0), |a| a.parse())?;
+    let rounds = args.next().map_or(Ok(10_000), |a| a.parse::<u32>())?;
+
+    let xen = Xen::open()?;
+    // Two handles, as two programs would have.
+    let (left, right) = (EventChannels::open(&xen)?, EventChannels::open(&xen)?);
+    let here = left.bind_unbound(me)?;
+    let there = right.bind_interdomain(me, here.port())?;
+    println!(
+        "port {} <-> port {} in domain {me}",
+        here.port(),
+        there.port()
+    );
+
+    // Binding may have made either end pending.
+    for port in [&here, &there] {
+        while let Some(p) = port.channels().pending()? {
+            port.channels().unmask(p)?;
+        }
+    }
+    let start = Instant::now();
+    for _ in 0..rounds {
+        pass(&here, &there)?;
+        pass(&there, &here)?;
+    }
+    println!(
+        "{rounds} rounds, {:?} each",
+        start.elapsed() / rounds.max(1)
+    );
+    Ok(())
+}
+
+/// Sends an event from one end and takes it at the other.
+fn pass(from: &BoundPort, to: &BoundPort) -> Result<(), Box<dyn std::error::Error>> {
+    from.notify()?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    match to.channels().wait(Some(deadline))? {
+        Some(p) if p == to.port() => Ok(to.unmask()?),
+        Some(p) => Err(format!("port {p} fired, not {}", to.port()).into()),
+        None => Err(format!("no event at port {} in five seconds", to.port()).into()),
+    }
+}

@@ -1,0 +1,179 @@
+//! Ports of the real hypervisor, through `/dev/xen/evtchn`.
+//!
+//! Linux (drivers/xen/evtchn.c): reading gives whole port numbers, up to a page of them, and
+//! the driver masks a port as it puts it in its buffer. Writing port numbers unmasks them;
+//! numbers that are not of this file are passed over. `EFBIG` from a read says that the buffer
+//! overflowed, and every read says so until a reset.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use xen_sys::{DevRoot, DomId, Error, Port, Result, ioctl};
+use zerocopy::IntoBytes;
+
+#[derive(Debug)]
+pub(crate) struct Evtchn {
+    dev: ioctl::Evtchn,
+    /// The same open file, for read and write.
+    file: File,
+}
+
+impl Evtchn {
+    pub(crate) fn open(root: &DevRoot) -> Result<Self> {
+        let dev = ioctl::Evtchn::open(root)?;
+        let fd = dev
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| Error::os("dup", e))?;
+        let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|e| Error::os("fcntl", e.into()))?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|e| Error::os("fcntl", e.into()))?;
+        Ok(Self {
+            dev,
+            file: fd.into(),
+        })
+    }
+
+    pub(crate) fn bind_unbound(&self, remote: DomId) -> Result<Port> {
+        self.dev.bind_unbound(remote)
+    }
+
+    pub(crate) fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port> {
+        self.dev.bind_interdomain(remote, port)
+    }
+
+    pub(crate) fn unbind(&self, port: Port) -> Result<()> {
+        self.dev.unbind(port)
+    }
+
+    #[inline]
+    pub(crate) fn notify(&self, port: Port) -> Result<()> {
+        self.dev.notify(port)
+    }
+
+    pub(crate) fn reset(&self) -> Result<()> {
+        self.dev.reset()
+    }
+
+    pub(crate) fn restrict(&self, domain: DomId) -> Result<()> {
+        match self.dev.restrict(domain) {
+            Err(e) if matches!(e.errno(), Some(libc::ENOSYS | libc::ENOTTY)) => {
+                Err(Error::Unsupported {
+                    op: "IOCTL_EVTCHN_RESTRICT_DOMID",
+                })
+            }
+            result => result,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn unmask(&self, port: Port) -> Result<()> {
+        write_port(&self.file, port)
+    }
+
+    #[inline]
+    pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
+        read_ports(&self.file, out)
+    }
+}
+
+impl AsFd for Evtchn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Reads as many whole ports as there are and fit; none, when none is pending.
+fn read_ports(mut from: impl Read, out: &mut [Port]) -> Result<usize> {
+    loop {
+        match from.read(out.as_mut_bytes()) {
+            // The driver hands out whole ports only.
+            Ok(bytes) => return Ok(bytes / size_of::<Port>()),
+            Err(e) => match e.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(0),
+                Some(libc::EINTR) => {}
+                Some(libc::EFBIG) => return Err(Error::EventOverflow),
+                _ => return Err(Error::os("read /dev/xen/evtchn", e)),
+            },
+        }
+    }
+}
+
+/// Unmasks one port. The driver takes it whole or not at all, so there is no short write.
+fn write_port(mut to: impl Write, port: Port) -> Result<()> {
+    loop {
+        match to.write(port.as_bytes()) {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::os("write /dev/xen/evtchn", e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// What a driver answers, in order.
+    struct Script(VecDeque<std::result::Result<Vec<u8>, i32>>);
+
+    impl Read for Script {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let bytes = self
+                .0
+                .pop_front()
+                .unwrap()
+                .map_err(io::Error::from_raw_os_error)?;
+            buf[..bytes.len()].copy_from_slice(&bytes);
+            Ok(bytes.len())
+        }
+    }
+
+    fn read(
+        script: impl IntoIterator<Item = std::result::Result<Vec<u8>, i32>>,
+    ) -> Result<Vec<u32>> {
+        let mut script = Script(script.into_iter().collect());
+        let mut out = [Port::default(); 4];
+        let n = read_ports(&mut script, &mut out)?;
+        assert!(script.0.is_empty(), "read less often than scripted");
+        Ok(out[..n].iter().map(|p| p.as_u32()).collect())
+    }
+
+    fn ports(ports: &[u32]) -> Vec<u8> {
+        ports.iter().flat_map(|p| p.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn a_batch_is_read_in_one_call() {
+        assert_eq!(
+            read([Ok(ports(&[7, u32::MAX, 9]))]).unwrap(),
+            [7, u32::MAX, 9]
+        );
+    }
+
+    #[test]
+    fn a_signal_is_retried_and_an_empty_buffer_is_no_error() {
+        assert_eq!(read([Err(libc::EINTR), Ok(ports(&[1]))]).unwrap(), [1]);
+        assert_eq!(read([Err(libc::EAGAIN)]).unwrap(), [0; 0]);
+    }
+
+    #[test]
+    fn overflow_is_told_from_other_errors() {
+        assert!(matches!(
+            read([Err(libc::EFBIG)]),
+            Err(Error::EventOverflow)
+        ));
+        assert_eq!(read([Err(libc::EIO)]).unwrap_err().errno(), Some(libc::EIO));
+    }
+
+    #[test]
+    fn unmask_writes_the_number_in_native_order() {
+        let mut out = Vec::new();
+        write_port(&mut out, Port::new(0x0102_0304)).unwrap();
+        assert_eq!(out, 0x0102_0304u32.to_ne_bytes());
+    }
+}

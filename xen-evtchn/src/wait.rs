@@ -1,0 +1,77 @@
+//! Waiting for a descriptor to become readable, with a deadline and in spite of signals.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xen_sys::{Error, Result};
+
+/// Whether `fd` became readable (or failed, which a read will tell) before `deadline`.
+pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    loop {
+        let now = Instant::now();
+        match poll(&mut fds, timeout(deadline, now)) {
+            Ok(0) if deadline.is_some_and(|d| Instant::now() >= d) => return Ok(false),
+            // A timeout longer than poll can express; or a signal.
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(Error::os("poll", e.into())),
+        }
+    }
+}
+
+/// What is left, in whole milliseconds rounded up so that no wait ends before its deadline.
+fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
+    let Some(deadline) = deadline else {
+        return PollTimeout::NONE;
+    };
+    let left = deadline.saturating_duration_since(now);
+    let millis = left.as_nanos().div_ceil(1_000_000);
+    PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_rounded_up() {
+        let now = Instant::now();
+        let ms = |d| timeout(Some(now + d), now).as_millis();
+        assert_eq!(ms(Duration::ZERO), Some(0));
+        assert_eq!(ms(Duration::from_nanos(1)), Some(1));
+        assert_eq!(ms(Duration::from_millis(3)), Some(3));
+        assert_eq!(ms(Duration::from_micros(3001)), Some(4));
+        assert_eq!(ms(Duration::from_secs(1 << 40)), Some(i32::MAX as u32));
+        assert_eq!(
+            timeout(Some(now), now + Duration::from_secs(1)).as_millis(),
+            Some(0)
+        );
+        assert_eq!(timeout(None, now), PollTimeout::NONE);
+    }
+
+    #[test]
+    fn a_passed_deadline_still_sees_what_is_there() {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let past = Some(Instant::now());
+        assert!(!readable(a.as_fd(), past).unwrap());
+        b.write_all(&[1]).unwrap();
+        assert!(readable(a.as_fd(), past).unwrap());
+        assert!(readable(a.as_fd(), None).unwrap());
+    }
+
+    #[test]
+    fn a_deadline_is_not_kept_early() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(5);
+        assert!(!readable(a.as_fd(), Some(deadline)).unwrap());
+        assert!(Instant::now() >= deadline);
+    }
+}
