@@ -5,60 +5,49 @@
 //! numbers that are not of this file are passed over. `EFBIG` from a read says that the buffer
 //! overflowed, and every read says so until a reset.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xen_sys::{DevRoot, DomId, Error, Port, Result, ioctl};
 use zerocopy::IntoBytes;
 
 #[derive(Debug)]
-pub(crate) struct Evtchn {
-    dev: ioctl::Evtchn,
-    /// The same open file, for read and write.
-    file: File,
-}
+pub(crate) struct Evtchn(ioctl::Evtchn);
 
 impl Evtchn {
     pub(crate) fn open(root: &DevRoot) -> Result<Self> {
         let dev = ioctl::Evtchn::open(root)?;
-        let fd = dev
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|e| Error::os("dup", e))?;
-        let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|e| Error::os("fcntl", e.into()))?;
+        let flags = fcntl(dev.file(), FcntlArg::F_GETFL).map_err(fcntl_error)?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-        fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|e| Error::os("fcntl", e.into()))?;
-        Ok(Self {
-            dev,
-            file: fd.into(),
-        })
+        fcntl(dev.file(), FcntlArg::F_SETFL(flags)).map_err(fcntl_error)?;
+        Ok(Self(dev))
     }
 
     pub(crate) fn bind_unbound(&self, remote: DomId) -> Result<Port> {
-        self.dev.bind_unbound(remote)
+        self.0.bind_unbound(remote)
     }
 
     pub(crate) fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port> {
-        self.dev.bind_interdomain(remote, port)
+        self.0.bind_interdomain(remote, port)
     }
 
     pub(crate) fn unbind(&self, port: Port) -> Result<()> {
-        self.dev.unbind(port)
+        self.0.unbind(port)
     }
 
     #[inline]
     pub(crate) fn notify(&self, port: Port) -> Result<()> {
-        self.dev.notify(port)
+        self.0.notify(port)
     }
 
     pub(crate) fn reset(&self) -> Result<()> {
-        self.dev.reset()
+        self.0.reset()
     }
 
     pub(crate) fn restrict(&self, domain: DomId) -> Result<()> {
-        match self.dev.restrict(domain) {
+        match self.0.restrict(domain) {
             Err(e) if matches!(e.errno(), Some(libc::ENOSYS | libc::ENOTTY)) => {
                 Err(Error::Unsupported {
                     op: "IOCTL_EVTCHN_RESTRICT_DOMID",
@@ -70,19 +59,23 @@ impl Evtchn {
 
     #[inline]
     pub(crate) fn unmask(&self, port: Port) -> Result<()> {
-        write_port(&self.file, port)
+        write_port(self.0.file(), port)
     }
 
     #[inline]
     pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
-        read_ports(&self.file, out)
+        read_ports(self.0.file(), out)
     }
 }
 
 impl AsFd for Evtchn {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.0.as_fd()
     }
+}
+
+fn fcntl_error(e: Errno) -> Error {
+    Error::os("fcntl", e.into())
 }
 
 /// Reads as many whole ports as there are and fit; none, when none is pending.
