@@ -9,10 +9,10 @@
  * arrives is compared byte by byte. The end called server sends with KEY and expects KEY + 1, the client the other way
  * round. A client waits for its server to appear. The last line says how it went:
  *
- *   c-vchan-peer: ok sent=N received=N
- *   c-vchan-peer: FAILED sent=N received=N: REASON
+ *   ok sent=N received=N
+ *   FAILED sent=N received=N: REASON
  *
- * and the exit status is 0 or 1. "c-vchan-peer: connected" is printed before the first byte moves.
+ * and the exit status is 0 or 1. "connected" is printed before the first byte moves.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -35,7 +35,7 @@ static void fail(const char *format, ...)
 {
 	va_list args;
 
-	printf("c-vchan-peer: FAILED sent=%" PRIu64 " received=%" PRIu64 ": ", sent, received);
+	printf("FAILED sent=%" PRIu64 " received=%" PRIu64 ": ", sent, received);
 	va_start(args, format);
 	vprintf(format, args);
 	va_end(args);
@@ -80,7 +80,7 @@ static uint64_t number(const char *name, const char *text)
 
 static void timed_out(int signal)
 {
-	static const char text[] = "c-vchan-peer: FAILED: timed out\n";
+	static const char text[] = "FAILED: timed out\n";
 	ssize_t ignored = write(STDOUT_FILENO, text, sizeof(text) - 1);
 
 	(void)signal;
@@ -157,7 +157,7 @@ int main(int argc, char **argv)
 	while (libxenvchan_is_open(channel) == 2)
 		if (libxenvchan_wait(channel) < 0)
 			fail("libxenvchan_wait: %s", strerror(errno));
-	printf("c-vchan-peer: connected\n");
+	printf("connected\n");
 	fflush(stdout);
 
 	while (sent < send_total || received < recv_total) {
@@ -198,6 +198,6 @@ int main(int argc, char **argv)
 
 	/* What was sent stays readable for the peer after this. */
 	libxenvchan_close(channel);
-	printf("c-vchan-peer: ok sent=%" PRIu64 " received=%" PRIu64 "\n", sent, received);
+	printf("ok sent=%" PRIu64 " received=%" PRIu64 "\n", sent, received);
 	return 0;
 }
