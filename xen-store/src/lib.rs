@@ -1,1 +1,66 @@
-//! A xenstore client: sans-I/O core, blocking and async shells.
+//! A client of Xen's store: nodes, permissions, watches and transactions.
+//!
+//! The store is a small tree of values kept by a daemon in domain 0, through which domains find
+//! each other. This crate speaks its protocol (`docs/misc/xenstore.txt`) over the daemon's socket
+//! or the kernel's device, with no C library and no `unsafe`.
+//!
+//! ```no_run
+//! use xen_store::{Permissions, Store};
+//! use xen_sys::{DomId, Xen};
+//!
+//! let store = Store::open(&Xen::open()?)?;
+//! let peer = DomId::new(5);
+//! store.write("data/offer", "1")?;
+//! store.set_perms("data/offer", &Permissions::owner_none(DomId::DOM0).grant_read(peer))?;
+//!
+//! let watch = store.watch("data/answer")?;
+//! while let Some(event) = watch.next(None)? {
+//!     println!("look at {}", event.path);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Layers
+//!
+//! ```text
+//!   Store  Watch  Transaction      blocking, any number of threads      client watch txn nodes
+//!          shell                   who reads, who writes, who sleeps    shell transport alarm
+//!        Connection                requests <-> replies, events         proto events
+//!   Header  Decoder  StorePath     bytes                                wire path perms error
+//! ```
+//!
+//! [`proto`] and everything below does no I/O, knows no time and cannot block.
+//!
+//! # Guarantees, whatever the daemon sends
+//!
+//! * No panic; memory bounded by the requests and watches the program holds.
+//! * Every waiting request ends when the connection does, with the reason.
+//! * A flood of watch events delays no reply, and loses no change a reader would still see.
+//! * What is sent is always one well-formed message: no NUL gets into a field, no path out of its
+//!   character set, nothing above the length limits.
+
+#![forbid(unsafe_code)]
+
+mod alarm;
+mod client;
+mod directory;
+mod domains;
+mod error;
+mod events;
+mod nodes;
+pub mod path;
+mod perms;
+pub mod proto;
+mod shell;
+mod transport;
+mod txn;
+mod watch;
+pub mod wire;
+
+pub use client::Store;
+pub use error::{Error, Invalid, Result, Violation, XsError};
+pub use events::{MAX_DISTINCT_PATHS, WatchEvent};
+pub use path::StorePath;
+pub use perms::{Access, Perm, Permissions};
+pub use txn::{MAX_ATTEMPTS, Transaction};
+pub use watch::Watch;

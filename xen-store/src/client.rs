@@ -1,0 +1,189 @@
+//! The blocking client.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use xen_sys::{Host, Xen};
+
+use crate::error::{Error, Invalid, Result};
+use crate::proto::{Ready, WatchId};
+use crate::shell::Shell;
+use crate::transport::Transport;
+use crate::wire::MsgType;
+
+/// A connection to the store daemon.
+///
+/// Cheap to clone; the clones share one connection. Any number of threads may use it at the same
+/// time, each request has its own id and nobody waits for anybody else's reply. There is no
+/// background thread: a thread that waits reads for all, see the module `shell`.
+///
+/// Requests wait for their answer without limit, unless [`Store::with_timeout`] sets one.
+///
+/// The connection is closed, and the daemon drops the watches and transactions made through it,
+/// when the last clone, [`Watch`](crate::Watch) and [`Transaction`](crate::Transaction) is gone.
+///
+/// # In a poll loop
+///
+/// `as_fd()` is the connection itself, to be polled for input. With only one thread using the
+/// store: call [`Watch::try_next`](crate::Watch::try_next) until it gives `None`, *then* poll;
+/// a request made in between may have read events into memory, so look before each sleep. With
+/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd).
+///
+/// # After `fork`
+///
+/// The descriptor is close-on-exec. A child that goes on without exec must not use the store:
+/// parent and child would read each other's replies. Open a new one.
+#[derive(Clone, Debug)]
+#[doc(alias = "xs_handle")]
+pub struct Store {
+    pub(crate) shell: Arc<Shell>,
+    timeout: Option<Duration>,
+}
+
+impl Store {
+    /// Connects to the daemon of this host.
+    ///
+    /// Tries `/run/xenstored/socket`, `/var/run/xenstored/socket`, `/dev/xen/xenbus` and
+    /// `/proc/xen/xenbus`, and takes the first that answers. The environment is not consulted;
+    /// a program that wants to honour `XENSTORED_PATH` calls [`Store::connect`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`] about the first of these that exists.
+    #[doc(alias = "xs_open")]
+    pub fn open(xen: &Xen) -> Result<Self> {
+        match xen.host() {
+            Host::Dev(_) => Ok(Self::new(Transport::find()?)),
+            _ => Err(Error::Unsupported),
+        }
+    }
+
+    /// Connects to a daemon's socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`].
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::new(Transport::connect(path.as_ref())?))
+    }
+
+    /// Talks over a connected stream socket or an open xenbus device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if the descriptor is neither.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        Ok(Self::new(Transport::from_fd(fd)?))
+    }
+
+    fn new(transport: Transport) -> Self {
+        Self {
+            shell: Arc::new(Shell::new(transport)),
+            timeout: None,
+        }
+    }
+
+    /// The same connection, with a limit on how long each request made through *this* handle (and
+    /// its clones, watches and transactions) waits for its answer.
+    ///
+    /// A request whose time is over fails with [`Error::TimedOut`] and the connection stays
+    /// usable; the request may still take effect. `None` waits without limit.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Option<Duration>) -> Self {
+        Self {
+            shell: Arc::clone(&self.shell),
+            timeout,
+        }
+    }
+
+    /// Takes in what has arrived and sends what is queued, without waiting.
+    ///
+    /// For poll loops that want watches filled without asking any one of them. Errors show in
+    /// the next request or event.
+    pub fn process(&self) {
+        self.shell.turn();
+    }
+
+    /// One request and its answer.
+    pub(crate) fn call(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>> {
+        self.call_for(kind, tx_id, parts, None)
+    }
+
+    /// As `call`; `watch` is what a WATCH request sets.
+    pub(crate) fn call_for(
+        &self,
+        kind: MsgType,
+        tx_id: u32,
+        parts: &[&[u8]],
+        watch: Option<WatchId>,
+    ) -> Result<Vec<u8>> {
+        let deadline = self
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let id = self.shell.lock().proto.request(kind, tx_id, parts)?;
+        let answer = self.shell.wait(Ready::Reply(id), deadline, |state| {
+            state.proto.poll_reply(id)
+        });
+        match answer {
+            Ok(Some(reply)) => reply,
+            Ok(None) => {
+                self.shell.lock().proto.cancel(id, true, watch);
+                Err(Error::TimedOut { op: kind })
+            }
+            Err(error) => {
+                self.shell.lock().proto.cancel(id, true, watch);
+                Err(error)
+            }
+        }
+    }
+
+    /// A request whose answer does not matter, sent now if that needs no waiting.
+    pub(crate) fn send_detached(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
+        let mut state = self.shell.lock();
+        // A finished connection has nothing to give back.
+        if state.proto.send_detached(kind, tx_id, parts).is_ok() {
+            drop(self.shell.flush(state));
+        }
+    }
+}
+
+impl AsFd for Store {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shell.transport().as_fd()
+    }
+}
+
+/// A reply that should be text.
+pub(crate) fn text(kind: MsgType, payload: Vec<u8>) -> Result<String> {
+    String::from_utf8(payload).map_err(|_| Error::NotText { op: kind })
+}
+
+/// A reply that should be one NUL-terminated string.
+pub(crate) fn string(kind: MsgType, mut payload: Vec<u8>) -> Result<String> {
+    if payload.pop() != Some(0) || payload.contains(&0) {
+        return Err(malformed(kind));
+    }
+    text(kind, payload)
+}
+
+pub(crate) fn malformed(op: MsgType) -> Error {
+    Error::Malformed { op }
+}
+
+/// A text field of a request: no NUL inside, because that would start another field.
+pub(crate) fn field(text: &str) -> Result<&[u8]> {
+    match text.bytes().position(|byte| byte == 0) {
+        Some(at) => Err(Invalid::Nul { at }.into()),
+        None => Ok(text.as_bytes()),
+    }
+}
+
+const _: fn() = || {
+    fn assert<T: Send + Sync>() {}
+    assert::<Store>();
+    assert::<crate::Watch>();
+    assert::<crate::Transaction>();
+    assert::<Error>();
+};

@@ -1,0 +1,343 @@
+//! What can go wrong, divided by who failed.
+//!
+//! | variant | who | connection afterwards |
+//! |---|---|---|
+//! | [`Error::Invalid`] | the caller; nothing was sent | usable |
+//! | [`Error::Daemon`] | the daemon refused this request | usable |
+//! | [`Error::NotText`] | whoever wrote the value | usable |
+//! | [`Error::Malformed`] | the daemon answered this request with nonsense | usable |
+//! | [`Error::Conflict`], [`Error::TimedOut`] | nobody in particular | usable |
+//! | [`Error::Protocol`] | the daemon broke the protocol | finished |
+//! | [`Error::Closed`] | the daemon left | finished |
+//! | [`Error::Os`] | the system; `op` names the call | finished |
+//! | [`Error::Connect`], [`Error::Unsupported`] | there is no way to a daemon | never began |
+
+use std::path::PathBuf;
+use std::{fmt, io};
+
+use crate::wire::MsgType;
+
+/// The result of a store operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a store operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller asked for something that cannot be sent. Nothing was.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The daemon answered with an error.
+    #[error("{op}: {code}")]
+    Daemon {
+        /// The request it refused.
+        op: MsgType,
+        /// The error it named.
+        code: XsError,
+    },
+    /// A value that was asked for as text is not UTF-8.
+    #[error("{op}: the value is not UTF-8 text")]
+    NotText {
+        /// The request that fetched it.
+        op: MsgType,
+    },
+    /// The reply to this request is not what the protocol says; the stream itself is sound.
+    #[error("{op}: the reply is malformed")]
+    Malformed {
+        /// The request it answers.
+        op: MsgType,
+    },
+    /// Every attempt at a transaction met a conflicting change.
+    #[error("the transaction met a conflict {attempts} times in a row")]
+    Conflict {
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// The deadline passed before the answer came. The request may still take effect.
+    #[error("{op}: no answer before the deadline")]
+    TimedOut {
+        /// The request that was not answered.
+        op: MsgType,
+    },
+    /// The daemon sent what the protocol forbids; nothing more is read from it.
+    #[error("the store daemon broke the protocol: {0}")]
+    Protocol(Violation),
+    /// The daemon closed the connection.
+    #[error("the store daemon closed the connection")]
+    Closed,
+    /// No way to the daemon could be opened.
+    #[error("{}: {source}", path.display())]
+    Connect {
+        /// The socket or device.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// This build or host has no store to connect to.
+    #[error("no store connection is possible from this handle in this build")]
+    Unsupported,
+    /// The system refused.
+    #[error("{op}: {source}")]
+    Os {
+        /// The call, with the file it was about where there is one.
+        op: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the daemon said that the node does not exist (`ENOENT`).
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Daemon {
+                code: XsError::ENOENT,
+                ..
+            }
+        )
+    }
+
+    /// Whether trying the whole transaction again may succeed (`EAGAIN`).
+    #[must_use]
+    pub fn is_again(&self) -> bool {
+        matches!(
+            self,
+            Self::Daemon {
+                code: XsError::EAGAIN,
+                ..
+            } | Self::Conflict { .. }
+        )
+    }
+
+    /// Whether the daemon denied access (`EACCES` or `EPERM`).
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(
+            self,
+            Self::Daemon {
+                code: XsError::EACCES | XsError::EPERM,
+                ..
+            }
+        )
+    }
+
+    /// Whether the connection is of no further use and a new one has to be opened.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::Protocol(_) | Self::Closed | Self::Os { .. } | Self::Connect { .. }
+        )
+    }
+
+    /// The `errno` value nearest to this error.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Invalid(Invalid::PayloadTooLong { .. } | Invalid::PathTooLong { .. }) => {
+                libc::E2BIG
+            }
+            Self::Invalid(_) => libc::EINVAL,
+            Self::Daemon { code, .. } => code.errno(),
+            Self::NotText { .. } => libc::EILSEQ,
+            Self::Conflict { .. } => libc::EAGAIN,
+            Self::TimedOut { .. } => libc::ETIMEDOUT,
+            Self::Malformed { .. } | Self::Protocol(_) => libc::EPROTO,
+            Self::Closed => libc::EPIPE,
+            Self::Unsupported => libc::EOPNOTSUPP,
+            Self::Connect { source, .. } | Self::Os { source, .. } => {
+                source.raw_os_error().unwrap_or(libc::EIO)
+            }
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Protocol(_) | Error::Malformed { .. } | Error::NotText { .. } => {
+                io::ErrorKind::InvalidData
+            }
+            Error::Invalid(_) => io::ErrorKind::InvalidInput,
+            other => Self::from_raw_os_error(other.errno()).kind(),
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// What is wrong with a caller's argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// A path of no characters.
+    #[error("an empty string is no store path")]
+    EmptyPath,
+    /// A path beyond the limit for its form.
+    #[error("a store path of {len} bytes, the limit is {max}")]
+    PathTooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// A byte that no path may contain.
+    #[error("byte {byte:#04x} at offset {at} is not allowed in a store path")]
+    PathCharacter {
+        /// The byte.
+        byte: u8,
+        /// Its offset.
+        at: usize,
+    },
+    /// `//` in a path.
+    #[error("doubled slash at offset {at} of a store path")]
+    DoubledSlash {
+        /// The offset of the first of the two.
+        at: usize,
+    },
+    /// A slash at the end of a path other than `/`.
+    #[error("a store path may not end with a slash")]
+    TrailingSlash,
+    /// A NUL in a string field: it would start another field.
+    #[error("NUL at offset {at} of a text argument")]
+    Nul {
+        /// Its offset.
+        at: usize,
+    },
+    /// A request beyond what one message carries.
+    #[error("a request of {len} payload bytes, the limit is {max}")]
+    PayloadTooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// A permission list without its first entry, the owner.
+    #[error("a permission list needs at least the owner's entry")]
+    NoOwner,
+    /// Text that is no permission entry.
+    #[error("not a permission entry: expected n, r, w or b and a domain id")]
+    Permission,
+}
+
+/// How the daemon broke the protocol. All of these end the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A message longer than the protocol allows.
+    #[error("a message of {len} payload bytes")]
+    TooLong {
+        /// The length its header claimed.
+        len: usize,
+    },
+    /// A reply to a request that was not made.
+    #[error("a reply ({kind}) to request {req_id}, which is not outstanding")]
+    UnknownRequest {
+        /// The type of the reply.
+        kind: MsgType,
+        /// The id in it.
+        req_id: u32,
+    },
+    /// A reply of another type than its request.
+    #[error("the reply to {sent} has type {got}")]
+    ReplyType {
+        /// The type of the request.
+        sent: MsgType,
+        /// The type of the reply.
+        got: MsgType,
+    },
+    /// A payload that is not what this kind of message carries.
+    #[error("a malformed {kind} payload")]
+    Payload {
+        /// The type of the message.
+        kind: MsgType,
+    },
+    /// The daemon left too many requests unanswered after their deadline.
+    #[error("{expired} requests unanswered after their deadline")]
+    Unresponsive {
+        /// How many.
+        expired: usize,
+    },
+}
+
+/// An error that the daemon named.
+///
+/// On the wire errors are names (`"ENOENT"`), so that clients need not share the daemon's numbers;
+/// [`XsError::errno`] is the number of this system.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct XsError(i32);
+
+macro_rules! xs_errors {
+    ($($name:ident),*) => {
+        impl XsError {
+            $(#[doc = concat!("`", stringify!($name), "`")] pub const $name: Self = Self(libc::$name);)*
+
+            /// The error with this name on the wire.
+            #[must_use]
+            pub fn from_name(name: &[u8]) -> Option<Self> {
+                $(if name == stringify!($name).as_bytes() { return Some(Self::$name); })*
+                None
+            }
+
+            /// Its name on the wire.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self.0 {
+                    $(libc::$name => stringify!($name),)*
+                    _ => "unknown error",
+                }
+            }
+
+            /// The error with this number, if the protocol has a name for it.
+            #[must_use]
+            pub const fn from_errno(errno: i32) -> Option<Self> {
+                match errno {
+                    $(libc::$name => Some(Self(errno)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+xs_errors!(
+    EINVAL, EACCES, EEXIST, EISDIR, ENOENT, ENOMEM, ENOSPC, EIO, ENOTEMPTY, ENOSYS, EROFS, EBUSY,
+    EAGAIN, EISCONN, E2BIG, EPERM
+);
+
+impl XsError {
+    /// A name this crate does not know.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// The number of this error; `EINVAL` for [`XsError::UNKNOWN`], as libxenstore has it.
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        if self.0 == 0 { libc::EINVAL } else { self.0 }
+    }
+}
+
+impl fmt::Debug for XsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for XsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match *self {
+            Self::EINVAL => "invalid argument",
+            Self::EACCES => "permission denied",
+            Self::EEXIST => "it exists already",
+            Self::ENOENT => "no such node",
+            Self::ENOSPC => "quota exceeded",
+            Self::ENOSYS => "not supported by this daemon",
+            Self::EBUSY => "busy",
+            Self::EAGAIN => "conflicting change, try again",
+            Self::E2BIG => "too large",
+            Self::EPERM => "operation not permitted",
+            _ => return f.write_str(self.name()),
+        };
+        write!(f, "{text} ({})", self.name())
+    }
+}

@@ -1,0 +1,141 @@
+//! The queue between the connection and one watch.
+//!
+//! A watch event says *this path changed, look again*; two of the same path mean nothing more than
+//! one. So the queue is a set in order of arrival: an event whose path is still waiting is merged
+//! with it, and when more than a bounded number of different paths wait, all of them are replaced
+//! by a single event on the watched path itself, flagged [`WatchEvent::rescan`]. Nothing is lost
+//! that a reader who looks again would miss, memory is bounded, and the connection never waits for
+//! a watcher.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+/// How many different paths may wait in one watch's queue before they are merged into one.
+pub const MAX_DISTINCT_PATHS: usize = 512;
+
+/// A watched path changed, or may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchEvent {
+    /// The path that changed; at or below the watched path, and relative if that is.
+    pub path: Arc<str>,
+    /// Anything at or below `path` may have changed: several events were merged into this one.
+    pub rescan: bool,
+}
+
+/// What waits for one watch.
+#[derive(Debug)]
+pub(crate) struct EventQueue {
+    watched: Arc<str>,
+    order: VecDeque<Arc<str>>,
+    waiting: HashSet<Arc<str>>,
+    rescan: bool,
+}
+
+impl EventQueue {
+    pub(crate) fn new(watched: &str) -> Self {
+        Self {
+            watched: watched.into(),
+            order: VecDeque::new(),
+            waiting: HashSet::new(),
+            rescan: false,
+        }
+    }
+
+    pub(crate) fn watched(&self) -> &str {
+        &self.watched
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty() && !self.rescan
+    }
+
+    /// Adds an event; `None` stands for a path that could not be understood.
+    pub(crate) fn push(&mut self, path: Option<&str>) {
+        if self.rescan {
+            return;
+        }
+        match path {
+            Some(path) if self.waiting.contains(path) => {}
+            Some(path) if self.order.len() < MAX_DISTINCT_PATHS => {
+                let path: Arc<str> = path.into();
+                self.waiting.insert(Arc::clone(&path));
+                self.order.push_back(path);
+            }
+            _ => {
+                self.order = VecDeque::new();
+                self.waiting = HashSet::new();
+                self.rescan = true;
+            }
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<WatchEvent> {
+        if std::mem::take(&mut self.rescan) {
+            return Some(WatchEvent {
+                path: Arc::clone(&self.watched),
+                rescan: true,
+            });
+        }
+        let path = self.order.pop_front()?;
+        self.waiting.remove(&path);
+        Some(WatchEvent {
+            path,
+            rescan: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(queue: &mut EventQueue) -> Vec<(String, bool)> {
+        std::iter::from_fn(|| queue.pop())
+            .map(|e| (e.path.to_string(), e.rescan))
+            .collect()
+    }
+
+    #[test]
+    fn same_path_is_merged_and_order_is_kept() {
+        let mut queue = EventQueue::new("/w");
+        for path in ["/w/b", "/w/a", "/w/b", "/w/a", "/w"] {
+            queue.push(Some(path));
+        }
+        let expect = ["/w/b", "/w/a", "/w"].map(|path| (path.to_owned(), false));
+        assert_eq!(drain(&mut queue), expect);
+        queue.push(Some("/w/b"));
+        assert_eq!(
+            drain(&mut queue).len(),
+            1,
+            "a path taken out may come again"
+        );
+    }
+
+    #[test]
+    fn too_many_paths_become_one_rescan() {
+        let mut queue = EventQueue::new("/w");
+        for n in 0..=MAX_DISTINCT_PATHS {
+            queue.push(Some(&format!("/w/{n}")));
+        }
+        queue.push(Some("/w/later"));
+        assert_eq!(drain(&mut queue), [("/w".to_owned(), true)]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_is_not_yet_merged() {
+        let mut queue = EventQueue::new("/w");
+        for n in 0..MAX_DISTINCT_PATHS {
+            queue.push(Some(&format!("/w/{n}")));
+        }
+        queue.push(Some("/w/0"));
+        assert_eq!(drain(&mut queue).len(), MAX_DISTINCT_PATHS);
+    }
+
+    #[test]
+    fn an_unreadable_path_is_not_lost() {
+        let mut queue = EventQueue::new("/w");
+        queue.push(None);
+        assert_eq!(drain(&mut queue), [("/w".to_owned(), true)]);
+    }
+}

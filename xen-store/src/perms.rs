@@ -1,0 +1,237 @@
+//! Permissions of a node.
+//!
+//! A list of (domain, access). The first entry is special: its domain *owns* the node and can do
+//! everything with it, and its access is what every domain *without* an entry of its own gets.
+//! Domain 0 is never refused. On the wire an entry is a letter and a number, as `r5`
+//! (`docs/misc/xenstore.txt`, SET_PERMS).
+
+use std::fmt;
+use std::str::FromStr;
+
+use xen_sys::DomId;
+
+use crate::error::Invalid;
+
+/// What a domain may do with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Nothing (`n`).
+    None,
+    /// Read value, children and permissions; see watch events (`r`).
+    Read,
+    /// Write the value, create children, remove (`w`).
+    Write,
+    /// Both (`b`).
+    ReadWrite,
+}
+
+impl Access {
+    /// Whether reading is included.
+    #[must_use]
+    pub const fn can_read(self) -> bool {
+        matches!(self, Self::Read | Self::ReadWrite)
+    }
+
+    /// Whether writing is included.
+    #[must_use]
+    pub const fn can_write(self) -> bool {
+        matches!(self, Self::Write | Self::ReadWrite)
+    }
+
+    /// The rights of `self` and of `other` together.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        match (
+            self.can_read() || other.can_read(),
+            self.can_write() || other.can_write(),
+        ) {
+            (false, false) => Self::None,
+            (true, false) => Self::Read,
+            (false, true) => Self::Write,
+            (true, true) => Self::ReadWrite,
+        }
+    }
+
+    const fn letter(self) -> char {
+        match self {
+            Self::None => 'n',
+            Self::Read => 'r',
+            Self::Write => 'w',
+            Self::ReadWrite => 'b',
+        }
+    }
+}
+
+/// One entry of a permission list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "xs_permissions")]
+pub struct Perm {
+    /// Whom it is about.
+    pub domain: DomId,
+    /// What they may do.
+    pub access: Access,
+}
+
+impl fmt::Display for Perm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.access.letter(), self.domain.as_u16())
+    }
+}
+
+impl FromStr for Perm {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let access = match text.bytes().next() {
+            Some(b'n') => Access::None,
+            Some(b'r') => Access::Read,
+            Some(b'w') => Access::Write,
+            Some(b'b') => Access::ReadWrite,
+            _ => return Err(Invalid::Permission),
+        };
+        let digits = &text[1..];
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Invalid::Permission);
+        }
+        let domain = digits.parse::<u16>().map_err(|_| Invalid::Permission)?;
+        Ok(Self {
+            domain: DomId::new(domain),
+            access,
+        })
+    }
+}
+
+/// The permissions of a node: the owner's entry and any number of others.
+///
+/// ```
+/// use xen_store::{Access, Permissions};
+/// use xen_sys::DomId;
+///
+/// let perms = Permissions::owner_none(DomId::new(3)).grant_read(DomId::new(5));
+/// assert_eq!(perms.to_string(), "n3 r5");
+/// assert_eq!(perms.owner(), DomId::new(3));
+/// assert_eq!(perms.access_of(DomId::new(7)), Access::None);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Permissions(Vec<Perm>);
+
+impl Permissions {
+    /// `owner` owns the node; everyone without an entry gets `others`.
+    #[must_use]
+    pub fn new(owner: DomId, others: Access) -> Self {
+        Self(vec![Perm {
+            domain: owner,
+            access: others,
+        }])
+    }
+
+    /// `owner` owns the node; nobody else gets anything.
+    #[must_use]
+    pub fn owner_none(owner: DomId) -> Self {
+        Self::new(owner, Access::None)
+    }
+
+    /// Adds read access for `domain`, keeping what it has.
+    #[must_use]
+    pub fn grant_read(self, domain: DomId) -> Self {
+        self.grant(domain, Access::Read)
+    }
+
+    /// Adds write access for `domain`, keeping what it has.
+    #[must_use]
+    pub fn grant_write(self, domain: DomId) -> Self {
+        self.grant(domain, Access::Write)
+    }
+
+    /// Adds `access` for `domain` to the entry it has, or as a new entry.
+    #[must_use]
+    pub fn grant(mut self, domain: DomId, access: Access) -> Self {
+        match self.0.iter_mut().skip(1).find(|perm| perm.domain == domain) {
+            Some(perm) => perm.access = perm.access.union(access),
+            None => self.0.push(Perm { domain, access }),
+        }
+        self
+    }
+
+    /// From entries in wire order.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::NoOwner`] if there are none.
+    pub fn from_entries(entries: Vec<Perm>) -> Result<Self, Invalid> {
+        if entries.is_empty() {
+            Err(Invalid::NoOwner)
+        } else {
+            Ok(Self(entries))
+        }
+    }
+
+    /// The entries in wire order, never empty.
+    #[must_use]
+    pub fn entries(&self) -> &[Perm] {
+        &self.0
+    }
+
+    /// The domain that owns the node.
+    #[must_use]
+    pub fn owner(&self) -> DomId {
+        self.0[0].domain
+    }
+
+    /// What `domain` may do, apart from the privilege of domain 0 and of targets.
+    ///
+    /// The owner may do everything; the first entry for a domain counts.
+    #[must_use]
+    pub fn access_of(&self, domain: DomId) -> Access {
+        if self.owner() == domain {
+            return Access::ReadWrite;
+        }
+        self.0[1..]
+            .iter()
+            .find(|perm| perm.domain == domain)
+            .map_or(self.0[0].access, |perm| perm.access)
+    }
+}
+
+impl fmt::Display for Permissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, perm) in self.0.iter().enumerate() {
+            let gap = if index == 0 { "" } else { " " };
+            write!(f, "{gap}{perm}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_read_back_as_written() {
+        for text in ["n0", "r5", "w32751", "b65535"] {
+            assert_eq!(text.parse::<Perm>().unwrap().to_string(), text);
+        }
+        for text in ["", "r", "5", "x5", "r-1", "r+1", "r65536", "r5 ", "é5"] {
+            assert_eq!(text.parse::<Perm>(), Err(Invalid::Permission), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn first_entry_is_owner_and_default() {
+        let me = DomId::new(3);
+        let peer = DomId::new(5);
+        let perms = Permissions::new(me, Access::Read).grant_write(peer);
+        assert_eq!(perms.access_of(me), Access::ReadWrite);
+        assert_eq!(perms.access_of(peer), Access::Write);
+        assert_eq!(perms.access_of(DomId::new(9)), Access::Read);
+        assert_eq!(perms.grant_read(peer).access_of(peer), Access::ReadWrite);
+    }
+
+    #[test]
+    fn granting_to_the_owner_does_not_change_the_default() {
+        let me = DomId::new(3);
+        let perms = Permissions::owner_none(me).grant_read(me);
+        assert_eq!(perms.access_of(DomId::new(9)), Access::None);
+    }
+}

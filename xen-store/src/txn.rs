@@ -1,0 +1,137 @@
+//! Transactions: several changes that happen together or not at all.
+
+use crate::client::{Store, malformed};
+use crate::error::{Error, Result};
+use crate::proto::parse_transaction;
+use crate::wire::MsgType;
+
+/// How often [`Store::with_transaction`] tries.
+pub const MAX_ATTEMPTS: u32 = 64;
+
+/// A set of reads and changes that the daemon carries out as one, or refuses as one.
+///
+/// It sees the store as it was at its start plus its own changes; nobody else sees those until
+/// [`Transaction::commit`]. Dropped without a commit it is aborted, without waiting.
+///
+/// A daemon allows each domain only a few at a time (10 by default in xenstored), and a long one
+/// is likely to meet a conflict: open late, commit soon.
+#[derive(Debug)]
+#[must_use = "dropping a transaction aborts it"]
+#[doc(alias = "xs_transaction_t")]
+pub struct Transaction {
+    store: Store,
+    id: u32,
+    live: bool,
+}
+
+impl Store {
+    /// Starts a transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`] with `EBUSY` or `ENOSPC` if this domain has too many open.
+    #[doc(alias = "xs_transaction_start")]
+    pub fn transaction(&self) -> Result<Transaction> {
+        let kind = MsgType::TRANSACTION_START;
+        let payload = self.call(kind, 0, &[b"\0"])?;
+        let id = parse_transaction(&payload).ok_or_else(|| malformed(kind))?;
+        Ok(Transaction {
+            store: self.clone(),
+            id,
+            live: true,
+        })
+    }
+
+    /// Runs `body` in a transaction and commits it, again from the start for as long as it meets
+    /// conflicts, [`MAX_ATTEMPTS`] times at most.
+    ///
+    /// `body` may run several times; only what it does through the transaction is undone. If it
+    /// fails with anything but a conflict, the transaction is aborted and the error returned.
+    ///
+    /// # Errors
+    ///
+    /// What `body` returned; [`Error::Conflict`] when the attempts are used up.
+    ///
+    /// ```no_run
+    /// # fn f(store: &xen_store::Store) -> xen_store::Result<()> {
+    /// let count = store.with_transaction(|t| {
+    ///     let count = t.read_str("/tool/count")?.parse().unwrap_or(0) + 1;
+    ///     t.write("/tool/count", count.to_string())?;
+    ///     Ok(count)
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn with_transaction<T>(
+        &self,
+        mut body: impl FnMut(&Transaction) -> Result<T>,
+    ) -> Result<T> {
+        for _ in 0..MAX_ATTEMPTS {
+            let transaction = self.transaction()?;
+            match body(&transaction) {
+                Ok(value) => {
+                    if transaction.commit()? {
+                        return Ok(value);
+                    }
+                }
+                Err(error) if error.is_again() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Conflict {
+            attempts: MAX_ATTEMPTS,
+        })
+    }
+}
+
+impl Transaction {
+    /// Carries out the changes. `false` means that others changed what this transaction used and
+    /// *nothing* was carried out: begin a new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`] other than `EAGAIN`; after [`Error::TimedOut`] it is not known whether
+    /// the changes were carried out.
+    #[must_use = "`false` means that nothing was carried out"]
+    #[doc(alias = "xs_transaction_end")]
+    pub fn commit(mut self) -> Result<bool> {
+        self.live = false;
+        match self
+            .store
+            .call(MsgType::TRANSACTION_END, self.id, &[b"T\0"])
+        {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_again() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the changes up, and waits until the daemon has done so. A drop does the same
+    /// without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`] if the daemon no longer knows the transaction.
+    pub fn abort(mut self) -> Result<()> {
+        self.live = false;
+        self.store
+            .call(MsgType::TRANSACTION_END, self.id, &[b"F\0"])
+            .map(drop)
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if self.live {
+            self.store
+                .send_detached(MsgType::TRANSACTION_END, self.id, &[b"F\0"]);
+        }
+    }
+}

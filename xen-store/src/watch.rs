@@ -1,0 +1,215 @@
+//! Watches: being told of changes.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use crate::alarm::Alarm;
+use crate::client::Store;
+use crate::error::Result;
+use crate::events::WatchEvent;
+use crate::path::StorePath;
+use crate::proto::{Connection, Ready, WatchId};
+use crate::shell::State;
+use crate::wire::MsgType;
+
+/// A watch on a path and everything below it.
+///
+/// The first event comes at once, for the watched path itself, whether it exists or not: so *set
+/// the watch, then look* at every event, and nothing is missed. Events may come without a
+/// change. They never wait in the way of other requests and are never dropped; see
+/// [`WatchEvent::rescan`] for what happens if many pile up.
+///
+/// Dropping it withdraws the watch, without waiting.
+#[derive(Debug)]
+pub struct Watch {
+    store: Store,
+    id: WatchId,
+    path: Box<str>,
+    alarm: OnceLock<Arc<Alarm>>,
+}
+
+impl Store {
+    /// Watches `path` and everything below it: a node, a subtree, `@introduceDomain` or
+    /// `@releaseDomain`. The node need not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`](crate::Error::Daemon): `E2BIG` or `ENOSPC` too many watches, `EACCES`
+    /// no right to a special path.
+    #[doc(alias = "xs_watch")]
+    pub fn watch(&self, path: &str) -> Result<Watch> {
+        self.watch_with(path, None)
+    }
+
+    /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
+    ///
+    /// Needs a daemon with the feature WATCHDEPTH; others refuse it or ignore the depth. The
+    /// kernel's xenbus device does not pass the depth on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::watch`].
+    pub fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
+        self.watch_with(path, Some(depth))
+    }
+
+    fn watch_with(&self, path: &str, depth: Option<u32>) -> Result<Watch> {
+        let path = StorePath::new(path)?.as_str();
+        let id = self.shell.lock().proto.add_watch(path);
+        let token = Connection::token(id);
+        let depth = depth.map(|depth| format!("{depth}\0")).unwrap_or_default();
+        let parts: [&[u8]; 5] = [
+            path.as_bytes(),
+            b"\0",
+            token.as_bytes(),
+            b"\0",
+            depth.as_bytes(),
+        ];
+        match self.call_for(MsgType::WATCH, 0, &parts, Some(id)) {
+            Ok(_) => Ok(Watch {
+                store: self.clone(),
+                id,
+                path: path.into(),
+                alarm: OnceLock::new(),
+            }),
+            Err(error) => {
+                self.shell.lock().proto.remove_watch(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until `check` gives a value, asking it again whenever something at or below `path`
+    /// changed; `Ok(None)` once `deadline` has passed.
+    ///
+    /// `check` gets the store and may look at any number of nodes; those outside `path` do not
+    /// cause another look.
+    ///
+    /// # Errors
+    ///
+    /// What `check` returned, or those of [`Store::watch`]. A store that goes away ends the wait.
+    pub fn wait_until<T>(
+        &self,
+        path: &str,
+        deadline: Option<Instant>,
+        mut check: impl FnMut(&Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let watch = self.watch(path)?;
+        while watch.next(deadline)?.is_some() {
+            // One look answers all events there are.
+            while watch.try_next()?.is_some() {}
+            if let Some(value) = check(self)? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until `check` gives a value, asking it again whenever the node at `path` may have
+    /// changed; `Ok(None)` once `deadline` has passed.
+    ///
+    /// `check` gets the node's value, or `None` while it does not exist.
+    ///
+    /// ```no_run
+    /// # fn f(store: &xen_store::Store, deadline: std::time::Instant) -> xen_store::Result<()> {
+    /// let state = store.wait_for("device/vif/0/state", Some(deadline), |value| {
+    ///     value.filter(|value| *value == b"4").map(<[u8]>::to_vec)
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`] apart from `ENOENT`, and those of [`Store::watch`].
+    pub fn wait_for<T>(
+        &self,
+        path: &str,
+        deadline: Option<Instant>,
+        mut check: impl FnMut(Option<&[u8]>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        self.wait_until(path, deadline, |store| match store.read(path) {
+            Ok(value) => Ok(check(Some(&value))),
+            Err(error) if error.is_not_found() => Ok(check(None)),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+impl Watch {
+    /// The watched path, as given.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Waits for the next event; `Ok(None)` once `deadline` has passed, never with `None`.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection is finished. Events that came before are given out first.
+    #[doc(alias = "xs_read_watch")]
+    pub fn next(&self, deadline: Option<Instant>) -> Result<Option<WatchEvent>> {
+        let key = Ready::Event(self.id);
+        self.store
+            .shell
+            .wait(key, deadline, |state| self.take(state))?
+            .transpose()
+    }
+
+    /// The next event, without waiting. Reads the connection if none is in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Watch::next`].
+    #[doc(alias = "xs_check_watch")]
+    pub fn try_next(&self) -> Result<Option<WatchEvent>> {
+        if !self.store.shell.lock().proto.has_event(self.id) {
+            self.store.shell.turn();
+        }
+        self.take(&mut self.store.shell.lock()).transpose()
+    }
+
+    /// A descriptor to poll for input: readable whenever [`Watch::try_next`] may have something,
+    /// no matter which thread reads the connection.
+    ///
+    /// It is the same on every call and closed with the watch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`](crate::Error::Os) if the descriptors for it cannot be made.
+    #[doc(alias = "xs_fileno")]
+    pub fn poll_fd(&self) -> Result<BorrowedFd<'_>> {
+        if let Some(alarm) = self.alarm.get() {
+            return Ok((**alarm).as_fd());
+        }
+        let fresh = Arc::new(Alarm::new(self.store.as_fd())?);
+        let alarm = self.alarm.get_or_init(|| fresh);
+        let mut state = self.store.shell.lock();
+        state.alarms.insert(self.id, Arc::clone(alarm));
+        if state.proto.has_event(self.id) {
+            alarm.raise();
+        }
+        Ok((**alarm).as_fd())
+    }
+
+    fn take(&self, state: &mut State) -> Option<Result<WatchEvent>> {
+        let event = state.proto.poll_event(self.id);
+        if !state.proto.has_event(self.id) {
+            state.alarms.get(&self.id).inspect(|alarm| alarm.lower());
+        }
+        event
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut state = self.store.shell.lock();
+        state.proto.remove_watch(self.id);
+        state.alarms.remove(&self.id);
+        drop(state);
+        let token = Connection::token(self.id);
+        let parts: [&[u8]; 4] = [self.path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
+        self.store.send_detached(MsgType::UNWATCH, 0, &parts);
+    }
+}
