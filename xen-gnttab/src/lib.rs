@@ -1,1 +1,130 @@
-//! Xen grant tables from userspace: share pages, map pages.
+//! Xen grant tables from user space: share pages of our own, map pages of another domain.
+//!
+//! ```text
+//!      domain 3                                     domain 5
+//!   share(xen, 5, 1, ReadWrite)                  map(xen, 3, &refs, ReadWrite)
+//!    └ SharedPages                                └ MappedPages
+//!        refs() = [GrantRef(9)]  ──the store──>       region() ──┐
+//!        region() ─────────────> one page <──────────────────────┘
+//! ```
+//!
+//! Both sides end up with a [`Region`]: a bounds-checked view that copies bytes in and out and
+//! lends out atomics. It is the only access to shared bytes there is; see there for the rule
+//! about copies.
+//!
+//! # What the peer can do to you
+//!
+//! Everything that can be done to bytes: write to a page shared for writing at any time, with
+//! any value. And it can keep a page mapped for as long as it likes after you let go of it; the
+//! page is not reused before it lets go as well. It cannot make an access here fault, and it
+//! cannot take a page away from you while you have it mapped.
+//!
+//! # Release, and telling the peer
+//!
+//! Pages are given back when the last of the [`SharedPages`] or [`MappedPages`] and all clones
+//! and slices of its [`Region`] are gone; also when the process dies, in any way. Then the kernel
+//! performs the [`UnmapNotify`] that was set: it clears one byte of the pages and sends one
+//! event, which is how a peer learns of a death that nobody was left to announce.
+//!
+//! In the order of release the pages come first. Keep the [event's](UnmapNotify::event) port
+//! bound until after, so that the peer has something to hear: declare it after the pages in a
+//! struct, or drop it later. (Linux holds a reference of its own to the port, so there a wrong
+//! order is forgiven.)
+//!
+//! # Example
+//!
+//! ```no_run
+//! use xen_gnttab::{Access, UnmapNotify, map, share};
+//! use xen_sys::{DomId, Xen};
+//!
+//! let xen = Xen::open()?;
+//! let pages = share(&xen, DomId::new(5), 1, Access::ReadWrite)?;
+//! pages.set_unmap_notify(UnmapNotify { clear_byte: Some(0), event: None })?;
+//! pages.region().copy_in(0, &[1])?;
+//! println!("grant reference {}", pages.refs()[0]);
+//!
+//! // In domain 5, if this is domain 3 and the reference is 9:
+//! let theirs = map(&xen, DomId::new(3), &[xen_sys::GrantRef::new(9)], Access::ReadWrite)?;
+//! let mut alive = [0];
+//! theirs.region().copy_out(0, &mut alive)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Limits
+//!
+//! A share or mapping has at most [`MAX_PAGES`] pages. The kernel has limits of its own: the
+//! parameter `limit` of the modules xen-gntalloc (1024 pages over all of a domain's processes)
+//! and xen-gntdev, and the size of the domain's grant table.
+
+mod dev;
+mod map;
+mod mapping;
+mod region;
+mod share;
+
+pub use map::{MappedPages, map};
+pub use region::{MAX_RANGES, Region, RegionError};
+pub use share::{SharedPages, share};
+pub use xen_sys::ioctl::MAX_PAGES;
+use xen_sys::{Error, Port, Result};
+
+/// What may be done to pages: by the peer if we share them, by us if we map them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reading only.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// What the kernel does for us when pages are given back, in this order: the byte, the event.
+///
+/// Both, one or none; the last setting counts.
+#[doc(alias = "UNMAP_NOTIFY_CLEAR_BYTE")]
+#[doc(alias = "UNMAP_NOTIFY_SEND_EVENT")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnmapNotify {
+    /// Set the byte at this offset, in bytes from the start of the region, to zero.
+    pub clear_byte: Option<usize>,
+    /// Notify through this local port, which must be bound now, by this domain.
+    pub event: Option<Port>,
+}
+
+impl UnmapNotify {
+    /// The byte offset to name to the driver, checked against the length of the pages.
+    fn offset(&self, len: usize) -> Result<u64> {
+        let offset = self.clear_byte.unwrap_or(0);
+        if offset >= len {
+            return Err(Error::Invalid {
+                op: "set_unmap_notify",
+                what: "the offset of the byte to clear",
+                value: offset as u64,
+            });
+        }
+        Ok(offset as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_to_clear_is_within_the_pages() {
+        let at = |clear_byte| {
+            UnmapNotify {
+                clear_byte,
+                event: None,
+            }
+            .offset(4096)
+        };
+        assert_eq!(at(None).unwrap(), 0);
+        assert_eq!(at(Some(4095)).unwrap(), 4095);
+        for offset in [4096, usize::MAX] {
+            assert!(
+                matches!(at(Some(offset)), Err(Error::Invalid { .. })),
+                "{offset}"
+            );
+        }
+    }
+}

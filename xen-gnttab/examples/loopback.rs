@@ -1,0 +1,112 @@
+//! Shares a page, maps it back, and sees the unmap notification, all inside one domain.
+//!
+//! `loopback [DOMID]`: DOMID is this domain's own number, 0 unless given.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use xen_evtchn::EventChannels;
+use xen_gnttab::{Access, UnmapNotify, map, share};
+use xen_sys::{DomId, GrantRef, Xen};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("loopback: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let me = std::env::args()
+        .nth(1)
+        .map_or(Ok(DomId::DOM0), |a| a.parse())?;
+    let xen = Xen::open()?;
+
+    let ours = share(&xen, me, 3, Access::ReadWrite)?;
+    println!("shared as {:?}", ours.refs());
+    let theirs = map(&xen, me, ours.refs(), Access::ReadWrite)?;
+
+    // Bytes across a page boundary, both ways.
+    let text = b"written on one side, read on the other";
+    ours.region().copy_in(4096 - 10, text)?;
+    let mut seen = [0; 38];
+    theirs.region().copy_out(4096 - 10, &mut seen)?;
+    check(
+        &seen == text,
+        "the mapping shows what was written to the share",
+    )?;
+    theirs.region().copy_in(2 * 4096, &[1])?;
+    check(
+        ours.region().load_u8(2 * 4096)? == 1,
+        "and the other way round",
+    )?;
+
+    // Reading only is enforced on our side, a wrong reference by Xen.
+    let readonly = map(&xen, me, &ours.refs()[1..2], Access::ReadOnly)?;
+    check(
+        readonly.region().copy_in(0, &[0]).is_err(),
+        "a mapping for reading refuses writes",
+    )?;
+    drop(readonly);
+    let wrong = map(&xen, me, &[GrantRef::new(u32::MAX)], Access::ReadOnly);
+    check(
+        wrong.is_err(),
+        "a reference that was never granted is refused",
+    )?;
+    let (gone, channels) = (EventChannels::open(&xen)?, EventChannels::open(&xen)?);
+
+    // Both halves of an unmap notification: a byte and an event.
+    let far = gone.bind_unbound(me)?;
+    let near = channels.bind_interdomain(me, far.port())?;
+    while let Some(p) = gone.pending()? {
+        gone.unmask(p)?;
+    }
+    let at = 2 * 4096;
+    theirs.set_unmap_notify(UnmapNotify {
+        clear_byte: Some(at),
+        event: Some(near.port()),
+    })?;
+    let slice = theirs.region().slice(at, 1)?;
+    drop(theirs);
+    check(
+        ours.region().load_u8(at)? == 1,
+        "a slice keeps the pages mapped",
+    )?;
+    check(gone.pending()?.is_none(), "and nothing is announced yet")?;
+    drop(slice);
+    let event = gone.wait(Some(Instant::now() + Duration::from_secs(5)))?;
+    check(
+        event == Some(far.port()),
+        "the event announces the unmapping",
+    )?;
+    check(ours.region().load_u8(at)? == 0, "and the byte is cleared")?;
+    far.unmask()?;
+
+    // The same from the side that shares.
+    let again = map(&xen, me, ours.refs(), Access::ReadWrite)?;
+    ours.region().copy_in(7, &[1])?;
+    ours.set_unmap_notify(UnmapNotify {
+        clear_byte: Some(7),
+        event: Some(near.port()),
+    })?;
+    drop(ours);
+    let event = gone.wait(Some(Instant::now() + Duration::from_secs(5)))?;
+    check(
+        event == Some(far.port()),
+        "the event announces that the share is given up",
+    )?;
+    check(
+        again.region().load_u8(7)? == 0,
+        "its byte is cleared, in pages that stay mapped",
+    )?;
+    drop(near);
+    Ok(())
+}
+
+fn check(holds: bool, what: &str) -> Result<(), Box<dyn std::error::Error>> {
+    println!("{}: {what}", if holds { "ok" } else { "NOT SO" });
+    if holds { Ok(()) } else { Err(what.into()) }
+}

@@ -1,0 +1,188 @@
+//! Grants of the real hypervisor, through `/dev/xen/gntalloc` and `/dev/xen/gntdev`.
+//!
+//! Both drivers work in two steps: an ioctl gives an *index*, and mmap at that offset gives the
+//! pages. Each share and each mapping has an open file of its own, so that whatever goes wrong,
+//! closing the file gives everything back, and no two of them meet in a table of the driver.
+//!
+//! Linux (drivers/xen/gntalloc.c, gntdev.c): an index given up while its pages are still mapped
+//! lives on until they are unmapped, so [`Mapping`] unmaps first and the notification happens
+//! when the index is given up right after.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
+
+use xen_sys::ioctl::{GntAlloc, GntDev};
+use xen_sys::mmap::{Pages, Protection};
+use xen_sys::{DevRoot, DomId, Error, GrantRef, PAGE_SIZE, Result};
+
+use crate::mapping::{Mapping, Release};
+use crate::{Access, UnmapNotify};
+
+/// An index of gntalloc, given up on drop.
+#[derive(Debug)]
+pub(crate) struct Allocated {
+    dev: GntAlloc,
+    index: u64,
+    pages: usize,
+}
+
+impl Allocated {
+    pub(crate) fn set_unmap_notify(&self, offset: u64, notify: UnmapNotify) -> Result<()> {
+        let clear = notify.clear_byte.is_some();
+        self.dev
+            .set_unmap_notify(self.index + offset, clear, notify.event)
+    }
+}
+
+impl Drop for Allocated {
+    fn drop(&mut self) {
+        // Closing the file, which is next, does the same if this is refused.
+        let _ = self.dev.dealloc_gref(self.index, self.pages);
+    }
+}
+
+/// An index of gntdev, given up on drop.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    dev: GntDev,
+    index: u64,
+    pages: usize,
+}
+
+impl Announced {
+    pub(crate) fn set_unmap_notify(&self, offset: u64, notify: UnmapNotify) -> Result<()> {
+        let clear = notify.clear_byte.is_some();
+        self.dev
+            .set_unmap_notify(self.index + offset, clear, notify.event)
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        // Closing the file, which is next, does the same if this is refused.
+        let _ = self.dev.unmap_grant_ref(self.index, self.pages);
+    }
+}
+
+pub(crate) fn share(
+    root: &DevRoot,
+    to: DomId,
+    pages: usize,
+    access: Access,
+) -> Result<(Mapping, Box<[GrantRef]>)> {
+    let dev = GntAlloc::open(root)?;
+    let (index, refs) = dev.alloc_gref(to, access == Access::ReadWrite, pages)?;
+    // From here on the drop of `grant` gives the index up, whatever fails.
+    let grant = Allocated { dev, index, pages };
+    // We may write whatever the peer may do.
+    let mapped = Pages::map_shared(
+        grant.dev.as_fd(),
+        index,
+        pages * PAGE_SIZE,
+        Protection::ReadWrite,
+    )
+    .map_err(|e| Error::os("mmap /dev/xen/gntalloc", e))?;
+    Ok((
+        Mapping::new(mapped, Access::ReadWrite, Release::GntAlloc(grant)),
+        refs,
+    ))
+}
+
+pub(crate) fn map(
+    root: &DevRoot,
+    from: DomId,
+    refs: &[GrantRef],
+    access: Access,
+) -> Result<Mapping> {
+    let dev = GntDev::open(root)?;
+    let index = dev.map_grant_ref(from, refs)?;
+    // From here on the drop of `grant` gives the index up, whatever fails.
+    let grant = Announced {
+        dev,
+        index,
+        pages: refs.len(),
+    };
+    let protection = match access {
+        Access::ReadOnly => Protection::Read,
+        Access::ReadWrite => Protection::ReadWrite,
+    };
+    let len = refs.len() * PAGE_SIZE;
+    let mapped = retry_eagain(
+        || Pages::map_shared(grant.dev.as_fd(), index, len, protection),
+        thread::sleep,
+    )
+    .map_err(|e| Error::os("mmap /dev/xen/gntdev", e))?;
+    Ok(Mapping::new(mapped, access, Release::GntDev(grant)))
+}
+
+/// How often a page that is paged out is asked for before giving up.
+const EAGAIN_TRIES: u32 = 10;
+
+/// Makes the call up to [`EAGAIN_TRIES`] times while it says `EAGAIN`, pausing between tries for
+/// 1 ms, 2 ms, 4 ms ... 256 ms: about half a second in all.
+///
+/// `EAGAIN` means that the granting domain's page is being brought back by its pager, another
+/// program, so waiting is all there is to do; a pager that never answers must not hold us for
+/// ever.
+fn retry_eagain<T>(
+    mut call: impl FnMut() -> io::Result<T>,
+    mut pause: impl FnMut(Duration),
+) -> io::Result<T> {
+    let mut tries = 0;
+    loop {
+        let result = call();
+        tries += 1;
+        match &result {
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tries < EAGAIN_TRIES => {
+                pause(Duration::from_millis(1 << (tries - 1)));
+            }
+            _ => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(eagains: u32, then: i32) -> (io::Result<()>, u32, Duration) {
+        let (mut calls, mut slept) = (0, Duration::ZERO);
+        let result = retry_eagain(
+            || {
+                calls += 1;
+                let errno = if calls <= eagains { libc::EAGAIN } else { then };
+                if errno == 0 {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(errno))
+                }
+            },
+            |d| slept += d,
+        );
+        (result, calls, slept)
+    }
+
+    #[test]
+    fn a_page_that_comes_back_is_mapped() {
+        let (result, calls, _) = run(3, 0);
+        assert!(result.is_ok());
+        assert_eq!(calls, 4);
+    }
+
+    #[test]
+    fn a_page_that_stays_away_is_given_up_in_bounded_time() {
+        let (result, calls, slept) = run(u32::MAX, 0);
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        assert_eq!(calls, EAGAIN_TRIES);
+        assert_eq!(slept, Duration::from_millis(511));
+    }
+
+    #[test]
+    fn other_refusals_are_final() {
+        let (result, calls, _) = run(0, libc::EINVAL);
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(calls, 1);
+    }
+}

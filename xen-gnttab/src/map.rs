@@ -1,0 +1,62 @@
+//! Pages another domain granted to us, mapped.
+
+use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
+
+use crate::mapping::Mapping;
+use crate::{Access, Region, UnmapNotify, dev};
+
+/// Mapped pages of another domain.
+///
+/// Released with the last clone of its [`Region`]; see the crate's documentation.
+#[doc(alias = "xengnttab_handle")]
+#[derive(Debug)]
+pub struct MappedPages {
+    region: Region,
+}
+
+/// Maps the pages `refs` of domain `from`, contiguous and in that order. A reference may occur
+/// twice and be mapped by several.
+///
+/// If the other domain has paged a page out, this tries again for about half a second.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](crate::MAX_PAGES);
+/// [`Error::Device`] when `/dev/xen/gntdev` does not open; [`Error::Os`]: `EINVAL` when a
+/// reference is not one granted to this domain, or for reading only and `access` asks for more;
+/// `EAGAIN` when a page stayed paged out.
+#[doc(alias = "xengnttab_map_grant_refs")]
+#[doc(alias = "xengnttab_map_domain_grant_refs")]
+#[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]
+pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: Access) -> Result<MappedPages> {
+    let mapping = match xen.host() {
+        Host::Dev(root) => dev::map(root, from, refs, access)?,
+        #[allow(unreachable_patterns)]
+        _ => return Err(Error::Unsupported { op: "map pages" }),
+    };
+    Ok(MappedPages {
+        region: Region::of(mapping),
+    })
+}
+
+impl MappedPages {
+    /// The bytes. Writing to a region mapped [`Access::ReadOnly`] is refused.
+    #[must_use]
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Says what happens when the pages are unmapped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when the byte is not in the pages; [`Error::Os`]: `EINVAL` when the
+    /// port is not bound here, or a byte is to be cleared in pages mapped for reading only.
+    #[doc(alias = "xengnttab_map_grant_ref_notify")]
+    #[doc(alias = "IOCTL_GNTDEV_SET_UNMAP_NOTIFY")]
+    pub fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {
+        self.region
+            .mapping()
+            .map_or(Ok(()), |m: &Mapping| m.set_unmap_notify(notify))
+    }
+}

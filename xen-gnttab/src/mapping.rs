@@ -1,0 +1,53 @@
+//! Mapped pages and what gives them back.
+//!
+//! The backend is looked at when pages are made, given back, or get a notification; data goes
+//! through [`Region`](crate::Region), which holds nothing but address and length on its way.
+
+use xen_sys::Result;
+use xen_sys::mmap::Pages;
+
+use crate::{Access, UnmapNotify, dev};
+
+/// Pages in this process, and the grant behind them.
+///
+/// The order of the fields is the order of release: unmapped first, then given back.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    pages: Pages,
+    access: Access,
+    release: Release,
+}
+
+/// What gives the pages back when dropped.
+#[derive(Debug)]
+pub(crate) enum Release {
+    GntAlloc(dev::Allocated),
+    GntDev(dev::Announced),
+}
+
+impl Mapping {
+    /// `access` is what *we* may do, and how `pages` are mapped.
+    pub(crate) fn new(pages: Pages, access: Access, release: Release) -> Self {
+        Self {
+            pages,
+            access,
+            release,
+        }
+    }
+
+    pub(crate) fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    pub(crate) fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {
+        let offset = notify.offset(self.pages.len())?;
+        match &self.release {
+            Release::GntAlloc(grant) => grant.set_unmap_notify(offset, notify),
+            Release::GntDev(grant) => grant.set_unmap_notify(offset, notify),
+        }
+    }
+}

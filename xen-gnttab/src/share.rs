@@ -1,0 +1,70 @@
+//! Pages of our own, granted to one other domain.
+
+use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
+
+use crate::mapping::Mapping;
+use crate::{Access, Region, UnmapNotify, dev};
+
+/// Pages shared with another domain, with the references it maps them by.
+///
+/// Released with the last clone of its [`Region`]; see the crate's documentation.
+#[doc(alias = "xengntshr_handle")]
+#[derive(Debug)]
+pub struct SharedPages {
+    region: Region,
+    refs: Box<[GrantRef]>,
+}
+
+/// Makes `pages` zeroed pages, contiguous here, which domain `to` may map with `access`. We may
+/// always write to them.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](crate::MAX_PAGES);
+/// [`Error::Device`] when `/dev/xen/gntalloc` does not open; [`Error::Os`]: `ENOSPC` at the
+/// limit of the driver or the grant table, `ENOMEM`.
+#[doc(alias = "xengntshr_share_pages")]
+#[doc(alias = "IOCTL_GNTALLOC_ALLOC_GREF")]
+pub fn share(xen: &Xen, to: DomId, pages: usize, access: Access) -> Result<SharedPages> {
+    let (mapping, refs) = match xen.host() {
+        Host::Dev(root) => dev::share(root, to, pages, access)?,
+        #[allow(unreachable_patterns)]
+        _ => return Err(Error::Unsupported { op: "share pages" }),
+    };
+    Ok(SharedPages {
+        region: Region::of(mapping),
+        refs,
+    })
+}
+
+impl SharedPages {
+    /// A reference per page, in the order of the pages.
+    #[must_use]
+    pub fn refs(&self) -> &[GrantRef] {
+        &self.refs
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Says what happens when we give the pages back. Note that they are given back when *we*
+    /// let go, even if the peer holds on to them.
+    ///
+    /// Linux keeps one notification per *page* of a share: set it again with a byte in another
+    /// page and both are performed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when the byte is not in the pages; [`Error::Os`]: `EINVAL` when the
+    /// port is not bound here.
+    #[doc(alias = "xengntshr_share_page_notify")]
+    #[doc(alias = "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY")]
+    pub fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {
+        self.region
+            .mapping()
+            .map_or(Ok(()), |m: &Mapping| m.set_unmap_notify(notify))
+    }
+}
