@@ -1,3 +1,156 @@
 //! The project's tasks: a real Xen host in QEMU, the demo, the tests, the gate.
+//!
+//! ```text
+//!   release ─▶ apt, sources ─▶ store ─▶ a tree of unpacked packages
+//!                                         │ elf, modules, cparts, dist, guest
+//!                                         ▼
+//!                                   images (cpio): dom0, stubdomain, PV guest
+//!                                         │
+//!                                         ▼
+//!            xen, demo, test  ◀── host ◀── qemu, console
+//! ```
 
-fn main() {}
+mod apt;
+mod console;
+mod cparts;
+mod cpio;
+mod dist;
+mod elf;
+mod guest;
+mod host;
+mod images;
+mod modules;
+mod progress;
+mod qemu;
+mod release;
+mod shell;
+mod sources;
+mod store;
+mod workspace;
+mod xen_cmd;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// The project's tasks: a real Xen host in QEMU, the demo, the tests, the gate.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// A shell, or one command, in dom0 of a fresh Xen host with our binaries on PATH
+    ///
+    /// The command's exit status is passed on. A single word is taken as a shell script, several as a command and its
+    /// arguments. In dom0: /etc/xen/hvm.cfg is an HVM guest with a Linux stubdomain, /etc/xen/pv.cfg a small PV guest.
+    Xen {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Give a shell after the command, and leave the host running meanwhile
+        #[arg(long)]
+        keep: bool,
+        /// Kill the host when the command takes longer, in seconds
+        #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+        timeout: u64,
+        /// The command; without one, a shell (exit or Ctrl-] ends it)
+        #[arg(last = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Build the static binaries and check that they are static
+    Dist,
+    /// Download and verify every package; nothing is unpacked or booted
+    Fetch {
+        #[command(flatten)]
+        host: HostArgs,
+    },
+}
+
+/// What the host is made of.
+#[derive(Args, Debug)]
+struct HostArgs {
+    /// The Xen release
+    #[arg(long, default_value = "4.17", value_name = "X.Y")]
+    release: String,
+    /// Take Debian's packages from this mirror, not from this machine's own apt sources
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    /// Use the static binaries as they were last built, if they were
+    #[arg(long)]
+    no_build: bool,
+    /// Put a shell script in our init's place in the stubdomain
+    #[arg(long, hide = true)]
+    shell_init: bool,
+}
+
+impl HostArgs {
+    fn options(&self) -> Result<host::Options> {
+        Ok(host::Options {
+            release: release::find(&self.release)?,
+            mirror: self.mirror.clone(),
+            no_build: self.no_build,
+            shell_init: self.shell_init,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == qemu::GUARD) {
+        return report(guard(arguments).map(|()| ExitCode::SUCCESS));
+    }
+    report(run(Cli::parse().task))
+}
+
+fn report(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn guard(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
+    let parent = arguments.next().context("no parent")?;
+    let parent = parent
+        .to_str()
+        .context("a parent that is no number")?
+        .parse()?;
+    qemu::guarded(parent, &arguments.collect::<Vec<_>>())
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Xen {
+            host,
+            keep,
+            timeout,
+            command,
+        } => {
+            let request = xen_cmd::Request {
+                options: host.options()?,
+                keep,
+                timeout: Duration::from_secs(timeout),
+                command,
+            };
+            xen_cmd::run(&workspace, &request)
+        }
+        Task::Dist => {
+            dist::build(&workspace)?;
+            dist::report(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Fetch { host } => {
+            host::fetch(&workspace, &host.options()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What an ELF file needs to run: its interpreter and its shared libraries, followed through an unpacked tree.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use object::elf::{
+    DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, FileHeader64, PT_DYNAMIC, PT_INTERP,
+};
+use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
+use object::{Endianness, StringTable};
+
+/// What the dynamic linker would be asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// The program interpreter, an absolute path.
+    pub(crate) interpreter: Option<String>,
+    /// The libraries' names.
+    pub(crate) libraries: Vec<String>,
+    /// Folders the file itself names to look in, `$ORIGIN` not yet replaced.
+    pub(crate) run_path: Vec<String>,
+    /// Whether there is a dynamic section at all.
+    pub(crate) dynamic: bool,
+}
+
+/// Reads what a file needs; `None` if it is not a 64-bit ELF file.
+pub(crate) fn needs(path: &Path) -> Result<Option<Needs>> {
+    let data = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    if !data.starts_with(b"\x7fELF\x02") {
+        return Ok(None);
+    }
+    parse(&data)
+        .with_context(|| format!("{} as an ELF file", path.display()))
+        .map(Some)
+}
+
+fn parse(data: &[u8]) -> Result<Needs> {
+    let header = FileHeader64::<Endianness>::parse(data)?;
+    let endian = header.endian()?;
+    let segments = header.program_headers(endian, data)?;
+    let mut needs = Needs::default();
+    for segment in segments {
+        if segment.p_type(endian) == PT_INTERP {
+            let bytes = segment.data(endian, data).ok().context("its interpreter")?;
+            let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+            needs.interpreter = Some(String::from_utf8(bytes.to_vec())?);
+        }
+        if segment.p_type(endian) != PT_DYNAMIC {
+            continue;
+        }
+        needs.dynamic = true;
+        let Some(entries) = segment.dynamic(endian, data)? else {
+            continue;
+        };
+        let find = |tag| {
+            entries
+                .iter()
+                .find(|e| e.tag32(endian) == Some(tag))
+                .map(|e| e.d_val(endian))
+        };
+        let Some(table) = find(DT_STRTAB) else {
+            continue;
+        };
+        // The table is given by its address: the segment that holds it leads to its place in the file.
+        let Some((from, end)) = segments.iter().find_map(|s| {
+            let (address, size) = (s.p_vaddr(endian), s.p_filesz(endian));
+            let inside = table.checked_sub(address).filter(|&inside| inside < size)?;
+            Some((s.p_offset(endian) + inside, s.p_offset(endian) + size))
+        }) else {
+            bail!("its string table is in no segment")
+        };
+        let strings = StringTable::new(data, from, end);
+        let text = |value: u64| -> Result<String> {
+            let bytes = u32::try_from(value).ok().and_then(|v| strings.get(v).ok());
+            Ok(String::from_utf8(
+                bytes.context("a string outside its table")?.to_vec(),
+            )?)
+        };
+        for entry in entries {
+            match entry.tag32(endian) {
+                Some(DT_NEEDED) => needs.libraries.push(text(entry.d_val(endian))?),
+                Some(DT_RPATH | DT_RUNPATH) => {
+                    needs
+                        .run_path
+                        .extend(text(entry.d_val(endian))?.split(':').map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(needs)
+}
+
+/// Where Debian keeps shared libraries, in the order the dynamic linker looks.
+const LIBRARY_DIRS: &[&str] = &["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+
+/// The files that `roots` (relative to `tree`) need, relative to `tree` and under the names they are asked by.
+pub(crate) fn closure(tree: &Path, roots: &[String]) -> Result<BTreeSet<String>> {
+    let mut roots: Vec<_> = roots
+        .iter()
+        .map(|r| Ok((r.clone(), resolve(tree, r)?)))
+        .collect::<Result<_>>()?;
+    follow(tree, &mut roots)
+}
+
+/// The same for one file outside the tree.
+pub(crate) fn closure_of(tree: &Path, file: &Path) -> Result<BTreeSet<String>> {
+    follow(tree, &mut vec![(String::new(), file.to_owned())])
+}
+
+/// Follows what the files on a list need; each is given with its name in the tree, where it has one.
+fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
+    while let Some((path, file)) = todo.pop() {
+        if !seen.insert(file.clone()) {
+            continue;
+        }
+        let Some(needs) = needs(&file)? else { continue };
+        if let Some(interpreter) = needs.interpreter {
+            found.insert(interpreter.trim_start_matches('/').to_owned());
+        }
+        let origin = Path::new(&path)
+            .parent()
+            .and_then(Path::to_str)
+            .unwrap_or_default();
+        let own: Vec<String> = needs
+            .run_path
+            .iter()
+            .map(|dir| {
+                dir.replace("$ORIGIN", origin)
+                    .trim_start_matches('/')
+                    .to_owned()
+            })
+            .collect();
+        for library in needs.libraries {
+            let dirs = own
+                .iter()
+                .map(String::as_str)
+                .chain(LIBRARY_DIRS.iter().copied());
+            let mut places = dirs.map(|dir| format!("{dir}/{library}"));
+            let (place, library) = places
+                .find_map(|place| resolve(tree, &place).ok().map(|file| (place, file)))
+                .with_context(|| {
+                    format!(
+                        "{} needs {library}, which no package brought",
+                        file.display()
+                    )
+                })?;
+            found.insert(place.clone());
+            todo.push((place, library));
+        }
+    }
+    Ok(found)
+}
+
+/// The file behind a path in a tree, links followed as if the tree were the root.
+pub(crate) fn resolve(tree: &Path, path: &str) -> Result<PathBuf> {
+    let mut parts: Vec<String> = Vec::new();
+    let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
+    let mut links = 0;
+    while let Some(part) = todo.pop() {
+        match part.as_str() {
+            "" | "." => continue,
+            ".." => {
+                parts.pop();
+                continue;
+            }
+            _ => parts.push(part),
+        }
+        let here = tree.join(parts.join("/"));
+        let Ok(target) = fs::read_link(&here) else {
+            continue;
+        };
+        links += 1;
+        if links > 40 {
+            bail!("too many links on the way to {path}");
+        }
+        let target = target
+            .to_str()
+            .context("a link that is not UTF-8")?
+            .to_owned();
+        parts.pop();
+        if target.starts_with('/') {
+            parts.clear();
+        }
+        todo.extend(target.split('/').rev().map(str::to_owned));
+    }
+    let file = tree.join(parts.join("/"));
+    if !file.exists() {
+        bail!("{path} is in no package ({})", file.display());
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_test_program_needs_the_c_library() {
+        let needs = needs(&std::env::current_exe().unwrap()).unwrap().unwrap();
+        assert!(needs.dynamic);
+        assert!(
+            needs.libraries.iter().any(|l| l == "libc.so.6"),
+            "{needs:?}"
+        );
+        assert!(needs.interpreter.unwrap().starts_with("/lib"));
+    }
+
+    #[test]
+    fn links_are_followed_inside_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path();
+        fs::create_dir_all(tree.join("usr/lib")).unwrap();
+        fs::write(tree.join("usr/lib/real"), "not an ELF file").unwrap();
+        std::os::unix::fs::symlink("/usr/lib", tree.join("lib")).unwrap();
+        std::os::unix::fs::symlink("../lib/./real", tree.join("usr/lib/name")).unwrap();
+        std::os::unix::fs::symlink("loop", tree.join("loop")).unwrap();
+        assert_eq!(
+            resolve(tree, "lib/name").unwrap(),
+            tree.join("usr/lib/real")
+        );
+        assert_eq!(needs(&tree.join("usr/lib/real")).unwrap(), None);
+        assert!(resolve(tree, "lib/other").is_err());
+        assert!(resolve(tree, "loop").is_err());
+    }
+}

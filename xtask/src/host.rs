@@ -1,0 +1,294 @@
+//! A fresh Xen host: everything fetched, built and booted, and one job done in its dom0.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::apt::{self, Request};
+use crate::console::Event;
+use crate::cpio::{Archive, Content};
+use crate::images::{self, Parts, dom0::Guests};
+use crate::modules::Modules;
+use crate::progress::Step;
+use crate::qemu::{Boot, Emulator, Machine};
+use crate::release::{EMULATOR, Release};
+use crate::workspace::Workspace;
+use crate::{cparts, dist, guest, shell, store};
+
+/// How a host is put together.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The Xen release.
+    pub(crate) release: &'static Release,
+    /// A Debian mirror in place of the machine's own sources.
+    pub(crate) mirror: Option<String>,
+    /// Take the static binaries as they are, or do without them.
+    pub(crate) no_build: bool,
+    /// A shell script as the stubdomain's init, to tell our init's faults from the testbed's.
+    pub(crate) shell_init: bool,
+}
+
+/// The job given to dom0.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Job {
+    /// A command to run, as a shell script.
+    pub(crate) command: Option<String>,
+    /// Whether a person gets a shell, after the command if there is one.
+    pub(crate) shell: bool,
+    /// How long the command may take.
+    pub(crate) timeout: Duration,
+}
+
+/// The longest a boot may take: it takes ten seconds or so.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// What everything is put together from, made ready under the lock that keeps hosts apart.
+#[derive(Debug)]
+pub(crate) struct Host {
+    workspace: Workspace,
+    emulator: Emulator,
+    parts: Parts,
+    dom0: PathBuf,
+    _lock: Flock<fs::File>,
+}
+
+/// The emulator's set of packages.
+pub(crate) const EMULATOR_SET: &str = "emulator";
+
+/// What a release's set of packages is asked for by.
+pub(crate) fn request(release: &Release) -> Request<'static> {
+    Request {
+        whole: release.whole,
+        bare: release.bare,
+        kernel: Some(release.kernel),
+    }
+}
+
+/// Keeps other hosts from being made ready or running until dropped.
+pub(crate) fn lock(workspace: &Workspace) -> Result<Flock<fs::File>> {
+    let path = workspace.state().join("lock");
+    fs::create_dir_all(workspace.state())?;
+    let open = || fs::File::create(&path).with_context(|| format!("opening {}", path.display()));
+    match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let step = Step::begin("waiting for another Xen host of this workspace to end");
+            let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+            step.done();
+            Ok(lock)
+        }
+        Err((_, error)) => Err(error).context("locking the testbed"),
+    }
+}
+
+/// The emulator: the machine's own, else unpacked from Debian's packages.
+pub(crate) fn emulator(workspace: &Workspace, mirror: Option<&str>) -> Result<Emulator> {
+    if let Some(path) = apt::on_path("qemu-system-x86_64") {
+        return Ok(Emulator::installed(path));
+    }
+    let request = Request {
+        whole: EMULATOR.whole,
+        ..Request::default()
+    };
+    let tree = store::prepare(
+        &workspace.state(),
+        EMULATOR_SET,
+        EMULATOR.suite,
+        mirror,
+        &request,
+    )
+    .context(
+        "this machine has no qemu-system-x86_64 and it could not be fetched; to install it: \
+             sudo apt-get install -y --no-install-recommends qemu-system-x86 seabios",
+    )?;
+    Emulator::unpacked(&tree.root)
+}
+
+/// Downloads what is missing and verifies everything.
+pub(crate) fn fetch(workspace: &Workspace, options: &Options) -> Result<()> {
+    let _lock = lock(workspace)?;
+    let (state, mirror, release) = (
+        workspace.state(),
+        options.mirror.as_deref(),
+        options.release,
+    );
+    let mut count = 0;
+    if apt::on_path("qemu-system-x86_64").is_none() {
+        let request = Request {
+            whole: EMULATOR.whole,
+            ..Request::default()
+        };
+        count += store::fetch(&state, EMULATOR_SET, EMULATOR.suite, mirror, &request)?
+            .0
+            .len();
+    }
+    count += store::fetch(
+        &state,
+        release.name,
+        release.suite,
+        mirror,
+        &request(release),
+    )?
+    .0
+    .len();
+    println!(
+        "{count} packages for Xen {} are here, sizes and SHA-256 verified",
+        release.name
+    );
+    Ok(())
+}
+
+impl Host {
+    /// Fetches, unpacks and builds whatever is not there yet.
+    pub(crate) fn prepare(workspace: &Workspace, options: &Options) -> Result<Self> {
+        if !options.no_build {
+            dist::build(workspace)?;
+        }
+        let lock = lock(workspace)?;
+        let state = workspace.state();
+        let mirror = options.mirror.as_deref();
+        let release = options.release;
+        let emulator = emulator(workspace, mirror)?;
+        let tree = store::prepare(
+            &state,
+            release.name,
+            release.suite,
+            mirror,
+            &request(release),
+        )?;
+        let out = state.join(release.name);
+        let modules = Modules::find(&tree.root, &out.join("modules"))?;
+        let built = |name| Some(dist::path(workspace, name)).filter(|p| p.is_file());
+        let c_programs = cparts::build(&workspace.root().join("xtask/c"), &tree, &out.join("c"))?;
+        let parts = Parts {
+            release,
+            tree,
+            modules,
+            stubdm_run: built(dist::STUBDM_RUN),
+            agent: built(dist::AGENT),
+            c_programs,
+            guest_disk: guest::build(&out.join("guest"))?,
+            out,
+        };
+        let stub = images::stub::build(&parts, options.shell_init)?;
+        let domu = images::domu::build(&parts)?;
+        let dom0 = images::dom0::build(
+            &parts,
+            &Guests {
+                stub: &stub,
+                domu: &domu,
+            },
+        )?;
+        Ok(Self {
+            workspace: workspace.clone(),
+            emulator,
+            parts,
+            dom0,
+            _lock: lock,
+        })
+    }
+
+    /// Boots the host, does the job, and gives its status; `sink` gets what the job prints, as it comes.
+    pub(crate) fn run(&self, job: &Job, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i32> {
+        let run = self.workspace.state().join("run");
+        fs::create_dir_all(&run)?;
+        let nonce = nonce();
+        let overlay = run.join("job.img");
+        let mut file = fs::File::create(&overlay)?;
+        overlay_of(job, &nonce).write(&mut file)?;
+        file.flush()?;
+        let step = Step::begin(format!("booting Xen {}", self.parts.release.name));
+        let mut machine = Machine::start(&Boot {
+            emulator: &self.emulator,
+            run: &run,
+            hypervisor: &self.parts.hypervisor()?,
+            kernel: &self.parts.kernel()?,
+            images: &[&self.dom0, &overlay],
+            nonce: &nonce,
+            memory: 4096,
+        })?;
+        match drive(&mut machine, job, step, sink) {
+            Ok(status) => Ok(status),
+            Err(error) => Err(machine.explain(error)),
+        }
+    }
+
+    /// The console's log of the last run.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.workspace.state().join("run/console.log")
+    }
+}
+
+/// Follows a machine from its start to its job's end.
+fn drive(
+    machine: &mut Machine,
+    job: &Job,
+    step: Step,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<i32> {
+    let deadline = Instant::now() + BOOT_TIMEOUT;
+    loop {
+        match machine.next(deadline).context("booting")? {
+            Some(Event::Begin) => break,
+            Some(_) => {}
+            None => step.note(&machine.last_console_line()),
+        }
+    }
+    step.done();
+    let mut status = 0;
+    if job.command.is_some() {
+        let deadline = Instant::now() + job.timeout;
+        status = loop {
+            match machine.next(deadline) {
+                Ok(Some(Event::Bytes(bytes))) => sink(&bytes)?,
+                Ok(Some(Event::Exit(status))) => break status,
+                Ok(_) => {}
+                Err(e) => {
+                    return Err(e.context(format!("a limit of {} s", job.timeout.as_secs())));
+                }
+            }
+        };
+        if !job.shell {
+            return Ok(status);
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while machine.next(deadline)? != Some(Event::Begin) {}
+    }
+    if job.shell {
+        shell::attend(machine)?;
+    }
+    if job.command.is_none() && !job.shell {
+        bail!("a job with nothing to do");
+    }
+    Ok(status)
+}
+
+/// What is laid over dom0's image for one run.
+fn overlay_of(job: &Job, nonce: &str) -> Archive {
+    let mut archive = Archive::bare();
+    let (columns, lines) = shell::size();
+    let wanted = if job.shell { "yes" } else { "" };
+    archive.text(
+        "job/settings",
+        &format!("NONCE={nonce}\nSHELL_WANTED={wanted}\nCOLUMNS={columns}\nLINES={lines}\n"),
+    );
+    if let Some(command) = &job.command {
+        archive.file(
+            "job/command",
+            Content::Bytes(format!("{command}\n").into_bytes()),
+        );
+    }
+    archive
+}
+
+/// A number that no job can know before it runs.
+fn nonce() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    format!("{:x}{:x}", now.as_nanos(), std::process::id())
+}

@@ -1,0 +1,152 @@
+//! dom0's root: the Xen tools, busybox, our binaries, and what the guests are started from.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::{Packing, Parts};
+use crate::cpio::{Archive, Content};
+
+/// Programs from the toolstack's private folder, which stay there and are linked from `/usr/bin`.
+const XEN_PROGRAMS: &[&str] = &[
+    "libxl-save-helper",
+    "lsevtchn",
+    "oxenstored",
+    "readnotes",
+    "test-resource",
+    "test-xenstore",
+    "xen-diag",
+    "xen-init-dom0",
+    "xenconsole",
+    "xenconsoled",
+    "xenctx",
+    "xenstore-control",
+    "xenstored",
+    "xl",
+];
+
+/// Files of the packages, under their own names.
+const FILES: &[&str] = &[
+    "usr/bin/xenstore-chmod",
+    "usr/bin/xenstore-exists",
+    "usr/bin/xenstore-list",
+    "usr/bin/xenstore-ls",
+    "usr/bin/xenstore-read",
+    "usr/bin/xenstore-rm",
+    "usr/bin/xenstore-watch",
+    "usr/bin/xenstore-write",
+    // Serves the stubdomain's consoles 1 and up, and is the device model of a guest without a stubdomain.
+    "usr/libexec/xen-qemu-system-i386",
+    // xl cancels threads, for which the C library loads this by name.
+    "lib/x86_64-linux-gnu/libgcc_s.so.1",
+    // The guest's BIOS, which libxl hands to hvmloader.
+    "usr/share/seabios/bios-256k.bin",
+];
+
+/// Firmware that the device model looks for.
+pub(super) const QEMU_DATA: &[&str] = &[
+    "usr/share/qemu/kvmvapic.bin",
+    "usr/share/qemu/linuxboot_dma.bin",
+    "usr/share/seabios/vgabios-cirrus.bin",
+    "usr/share/seabios/vgabios-stdvga.bin",
+];
+
+/// What the kernel package keeps as modules and dom0 needs.
+const MODULES: &[&str] = &[
+    "xen-privcmd",
+    "xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-blkback",
+    "xen-netback",
+    "bridge",
+    "tun",
+    "loop",
+];
+
+/// Text files of the testbed's own.
+const TEXTS: &[(&str, &str)] = &[
+    ("etc/xen/xl.conf", include_str!("../../assets/xl.conf")),
+    ("etc/xen/hvm.cfg", include_str!("../../assets/hvm.cfg")),
+    (
+        "etc/xen/hvm-plain.cfg",
+        include_str!("../../assets/hvm-plain.cfg"),
+    ),
+    ("etc/xen/pv.cfg", include_str!("../../assets/pv.cfg")),
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+    ("etc/group", "root:x:0:\n"),
+    ("etc/profile", include_str!("../../assets/profile")),
+];
+
+/// Scripts of the testbed's own.
+const SCRIPTS: &[(&str, &str)] = &[
+    ("init", include_str!("../../assets/dom0-init")),
+    (
+        "etc/xen/scripts/block-testbed",
+        include_str!("../../assets/block-testbed"),
+    ),
+];
+
+/// The guests' ramdisks, to be found below `/boot` in dom0.
+#[derive(Debug)]
+pub(crate) struct Guests<'a> {
+    /// The stubdomain's.
+    pub(crate) stub: &'a Path,
+    /// The PV guest's.
+    pub(crate) domu: &'a Path,
+}
+
+/// Builds dom0's image.
+pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
+    let mut archive = Archive::root();
+    let bin = parts.release.xen_bin;
+    let programs: Vec<String> = XEN_PROGRAMS.iter().map(|p| format!("{bin}/{p}")).collect();
+    let paths: Vec<&str> = programs
+        .iter()
+        .map(String::as_str)
+        .chain(FILES.iter().copied())
+        .collect();
+    parts.add(&mut archive, &paths)?;
+    for program in XEN_PROGRAMS {
+        archive.link(&format!("usr/bin/{program}"), &format!("/{bin}/{program}"));
+    }
+    let proxy = format!("{bin}/vchan-socket-proxy");
+    parts.add(&mut archive, &[&proxy])?;
+    let boot = format!("{}/boot/hvmloader", bin.trim_end_matches("/bin"));
+    parts.add(&mut archive, &[&boot])?;
+    parts.add(&mut archive, QEMU_DATA)?;
+    parts.add_busybox(&mut archive)?;
+    parts.add_modules(&mut archive, MODULES)?;
+    for (path, text) in TEXTS {
+        archive.text(path, text);
+    }
+    for (path, text) in SCRIPTS {
+        archive.program(path, Content::Bytes(text.as_bytes().to_vec()));
+    }
+    archive.text("etc/xen/release", &format!("{}\n", parts.release.name));
+
+    // libxl starts its proxy under this name: ours, when there is one.
+    match &parts.stubdm_run {
+        Some(file) => {
+            archive.program("usr/bin/stubdm-run", Content::File(file.clone()));
+            archive.link("usr/bin/vchan-socket-proxy", "stubdm-run");
+        }
+        None => archive.link("usr/bin/vchan-socket-proxy", &format!("/{proxy}")),
+    }
+    if let Some(file) = &parts.agent {
+        archive.program("usr/bin/xen-testbed-agent", Content::File(file.clone()));
+    }
+    for file in &parts.c_programs {
+        let name = file
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        parts.add_own(&mut archive, &format!("usr/bin/{name}"), file)?;
+    }
+    archive.file("boot/vmlinuz", Content::File(parts.kernel()?));
+    archive.file("boot/stub.img", Content::File(guests.stub.to_owned()));
+    archive.file("boot/domu.img", Content::File(guests.domu.to_owned()));
+    archive.file("boot/guest.img", Content::File(parts.guest_disk.clone()));
+    parts.write("dom0.img", &archive, Packing::Plain)
+}

@@ -1,0 +1,198 @@
+//! The three initramfs images: dom0, the stubdomain, a small PV guest.
+//!
+//! Each image is a list of files (one place per image) turned into an archive. An image is written only when its
+//! fingerprint has changed, so a warm run finds all three as they are.
+
+pub(crate) mod dom0;
+pub(crate) mod domu;
+pub(crate) mod stub;
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::cpio::{Archive, Content};
+use crate::elf;
+use crate::modules::Modules;
+use crate::progress::Step;
+use crate::release::Release;
+use crate::store::{Tree, write_atomically};
+
+/// What every image is made from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The release's row.
+    pub(crate) release: &'static Release,
+    /// The unpacked packages.
+    pub(crate) tree: Tree,
+    /// The kernel's modules.
+    pub(crate) modules: Modules,
+    /// The folder the images go to.
+    pub(crate) out: PathBuf,
+    /// Our static `stubdm-run`, if it was built.
+    pub(crate) stubdm_run: Option<PathBuf>,
+    /// Our static test agent, if it was built.
+    pub(crate) agent: Option<PathBuf>,
+    /// The C programs to test against.
+    pub(crate) c_programs: Vec<PathBuf>,
+    /// The guest's disk.
+    pub(crate) guest_disk: PathBuf,
+}
+
+/// How an image is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// As it is: nothing to unpack in an emulated machine.
+    Plain,
+    /// Compressed for speed rather than for size.
+    Gzip,
+}
+
+impl Parts {
+    /// The kernel used for dom0, the stubdomain and the PV guest.
+    pub(crate) fn kernel(&self) -> Result<PathBuf> {
+        find_by_prefix(&self.tree.root.join("boot"), "vmlinuz-")
+    }
+
+    /// The hypervisor, uncompressed: QEMU loads it as a multiboot ELF file.
+    pub(crate) fn hypervisor(&self) -> Result<PathBuf> {
+        let plain = self.out.join("xen");
+        let mark = self.out.join("xen.stamp");
+        if plain.exists() && fs::read_to_string(&mark).is_ok_and(|s| s == self.tree.stamp) {
+            return Ok(plain);
+        }
+        let packed = self.tree.root.join(self.release.hypervisor);
+        let out = Command::new("gzip")
+            .arg("-dc")
+            .arg(&packed)
+            .output()
+            .context("starting gzip")?;
+        ensure!(
+            out.status.success(),
+            "gzip -dc {}: {}",
+            packed.display(),
+            out.status
+        );
+        write_atomically(&plain, &out.stdout)?;
+        write_atomically(&mark, self.tree.stamp.as_bytes())?;
+        Ok(plain)
+    }
+
+    /// Puts files of the tree into an archive under their own names, with the libraries they need.
+    fn add(&self, archive: &mut Archive, paths: &[&str]) -> Result<()> {
+        let roots: Vec<String> = paths.iter().map(|&p| p.to_owned()).collect();
+        for path in elf::closure(&self.tree.root, &roots)?
+            .into_iter()
+            .chain(roots)
+        {
+            if !archive.has(&path) {
+                let file = elf::resolve(&self.tree.root, &path)?;
+                archive.program(&path, Content::File(file));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the libraries that a file of ours needs into an archive, and the file under `path`.
+    fn add_own(&self, archive: &mut Archive, path: &str, file: &Path) -> Result<()> {
+        for library in elf::closure_of(&self.tree.root, file)? {
+            if !archive.has(&library) {
+                let file = elf::resolve(&self.tree.root, &library)?;
+                archive.program(&library, Content::File(file));
+            }
+        }
+        archive.program(path, Content::File(file.to_owned()));
+        Ok(())
+    }
+
+    /// Puts modules and what they depend on into `lib/modules`, with their order in `lib/modules/order`.
+    fn add_modules(&self, archive: &mut Archive, names: &[&str]) -> Result<()> {
+        let mut order = String::new();
+        for file in self.modules.closure(names)? {
+            let name = file
+                .file_name()
+                .and_then(|n| n.to_str())
+                .context("a module's name")?;
+            let name = name.to_owned();
+            archive.file(&format!("lib/modules/{name}"), Content::File(file));
+            order.push_str(&name);
+            order.push('\n');
+        }
+        archive.text("lib/modules/order", &order);
+        Ok(())
+    }
+
+    /// Puts busybox with all its names into an archive.
+    fn add_busybox(&self, archive: &mut Archive) -> Result<()> {
+        let file = ["bin/busybox", "usr/bin/busybox"]
+            .iter()
+            .find_map(|p| elf::resolve(&self.tree.root, p).ok())
+            .context("no busybox in its package")?;
+        let out = Command::new(&file)
+            .arg("--list")
+            .output()
+            .context("starting busybox")?;
+        for name in String::from_utf8(out.stdout)?.lines() {
+            if !archive.has(&format!("usr/bin/{name}")) {
+                archive.link(&format!("usr/bin/{name}"), "busybox");
+            }
+        }
+        archive.program("usr/bin/busybox", Content::File(file));
+        Ok(())
+    }
+
+    /// Writes an image unless the one there has the same contents; gives its path.
+    fn write(&self, name: &str, archive: &Archive, packing: Packing) -> Result<PathBuf> {
+        let path = self.out.join(name);
+        let mark = self.out.join(format!("{name}.stamp"));
+        let stamp = format!(
+            "{packing:?} {}",
+            archive.fingerprint(&self.tree.root, &self.tree.stamp)?
+        );
+        if path.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
+            return Ok(path);
+        }
+        let step = Step::begin(format!("image {name}"));
+        let part = self.out.join(format!("{name}.part"));
+        let file = File::create(&part).with_context(|| format!("creating {}", part.display()))?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        match packing {
+            Packing::Plain => archive.write(&mut file)?,
+            Packing::Gzip => {
+                let mut packer = GzEncoder::new(file, Compression::fast());
+                archive.write(&mut packer)?;
+                file = packer.finish()?;
+            }
+        }
+        file.flush()?;
+        drop(file);
+        fs::rename(&part, &path)?;
+        write_atomically(&mark, stamp.as_bytes())?;
+        step.done();
+        Ok(path)
+    }
+}
+
+/// The one file of a folder whose name begins so.
+fn find_by_prefix(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = entry?.path();
+        if path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.starts_with(prefix))
+        {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+        .pop()
+        .with_context(|| format!("no {prefix}* in {}", dir.display()))
+}

@@ -1,0 +1,327 @@
+//! One emulated machine with Xen in it: started, listened to, and never left behind.
+//!
+//! ```text
+//!   com1 ──▶ RUN/console.log     Xen's and dom0's console
+//!   com2 ◀─▶ this process        the job's own port: its output, framed by markers; a person's keys
+//! ```
+//!
+//! QEMU is started through this same program, which first asks the kernel to kill it when its parent dies and then
+//! becomes QEMU: however xtask ends, no QEMU outlives it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::console::{Event, Framing, last_lines};
+
+/// The hidden subcommand that becomes QEMU.
+pub(crate) const GUARD: &str = "__guarded";
+
+/// The lines of the console shown when something went wrong.
+const TAIL: usize = 30;
+
+/// The emulator's program and how to run it.
+#[derive(Clone, Debug)]
+pub(crate) struct Emulator {
+    /// The program and its first arguments.
+    pub(crate) program: Vec<OsString>,
+    /// Folders for `-L`, where it is not installed.
+    pub(crate) data: Vec<PathBuf>,
+    /// Where its own modules are, where it is not installed.
+    pub(crate) modules: Option<PathBuf>,
+}
+
+impl Emulator {
+    /// An emulator installed on this machine.
+    pub(crate) fn installed(path: PathBuf) -> Self {
+        Self {
+            program: vec![path.into()],
+            data: Vec::new(),
+            modules: None,
+        }
+    }
+
+    /// An emulator unpacked into a tree: run by the tree's own dynamic linker with the tree's own libraries.
+    pub(crate) fn unpacked(tree: &Path) -> Result<Self> {
+        let linker = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
+            .iter()
+            .map(|dir| tree.join(dir).join("ld-linux-x86-64.so.2"))
+            .find(|file| file.is_file())
+            .context("the emulator's packages brought no dynamic linker")?;
+        let mut libraries = tree.join("lib/x86_64-linux-gnu").into_os_string();
+        for dir in [
+            "usr/lib/x86_64-linux-gnu",
+            "usr/lib/x86_64-linux-gnu/pulseaudio",
+        ] {
+            libraries.push(":");
+            libraries.push(tree.join(dir));
+        }
+        let program = vec![
+            linker.into(),
+            "--library-path".into(),
+            libraries,
+            tree.join("usr/bin/qemu-system-x86_64").into(),
+        ];
+        Ok(Self {
+            program,
+            data: vec![tree.join("usr/share/qemu"), tree.join("usr/share/seabios")],
+            modules: Some(tree.join("usr/lib/x86_64-linux-gnu/qemu")),
+        })
+    }
+}
+
+/// What to boot.
+#[derive(Debug)]
+pub(crate) struct Boot<'a> {
+    /// The emulator.
+    pub(crate) emulator: &'a Emulator,
+    /// The folder for this run's files; QEMU runs in it.
+    pub(crate) run: &'a Path,
+    /// The hypervisor, an ELF file.
+    pub(crate) hypervisor: &'a Path,
+    /// dom0's kernel.
+    pub(crate) kernel: &'a Path,
+    /// dom0's initramfs images, one after the other.
+    pub(crate) images: &'a [&'a Path],
+    /// The nonce of the markers.
+    pub(crate) nonce: &'a str,
+    /// The machine's memory in MiB.
+    pub(crate) memory: u32,
+}
+
+/// Xen's own command line: speculation defences only cost time in an emulator that does not speculate.
+const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=1536M dom0_max_vcpus=2 loglvl=warning \
+     guest_loglvl=warning bootscrub=0 noreboot=0 spec-ctrl=no xpti=no pv-l1tf=no";
+
+/// dom0's kernel command line.
+const DOM0_ARGUMENTS: &str = "console=hvc0 rdinit=/init quiet mitigations=off nokaslr panic=-1";
+
+/// A running machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    child: Child,
+    port: Option<ChildStdin>,
+    output: Receiver<Vec<u8>>,
+    framing: Framing,
+    ready: Vec<Event>,
+    log: PathBuf,
+}
+
+impl Machine {
+    /// Starts it.
+    pub(crate) fn start(boot: &Boot<'_>) -> Result<Self> {
+        fs::create_dir_all(boot.run)?;
+        // Relative names: QEMU takes no spaces in a module's path, and a workspace's path may hold some.
+        for (name, file) in [("xen", boot.hypervisor), ("vmlinuz", boot.kernel)] {
+            let link = boot.run.join(name);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(file, &link)?;
+        }
+        let mut initrd = fs::File::create(boot.run.join("initrd"))?;
+        for image in boot.images {
+            let mut image = fs::File::open(image)?;
+            std::io::copy(&mut image, &mut initrd)?;
+        }
+        drop(initrd);
+        let log = boot.run.join("console.log");
+        fs::write(&log, "")?;
+
+        let mut arguments: Vec<OsString> = Vec::new();
+        arguments.extend(boot.emulator.program.iter().cloned());
+        for dir in &boot.emulator.data {
+            arguments.extend(["-L".into(), dir.into()]);
+        }
+        let memory = boot.memory.to_string();
+        let modules = module_list(&[&format!("vmlinuz {DOM0_ARGUMENTS}"), "initrd"]);
+        let fixed = [
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "qemu64,+svm,+npt",
+            "-m",
+            &memory,
+            "-smp",
+            "2",
+            "-display",
+            "none",
+            "-nodefaults",
+            "-no-reboot",
+            "-chardev",
+            "file,id=log,path=console.log",
+            "-serial",
+            "chardev:log",
+            "-chardev",
+            "stdio,id=job,signal=off",
+            "-serial",
+            "chardev:job",
+            "-kernel",
+            "xen",
+            "-append",
+            XEN_ARGUMENTS,
+            "-initrd",
+            &modules,
+        ];
+        arguments.extend(fixed.iter().map(OsString::from));
+
+        let me = std::env::current_exe().context("this program's own path")?;
+        let mut command = Command::new(me);
+        command
+            .arg(GUARD)
+            .arg(std::process::id().to_string())
+            .args(&arguments);
+        if let Some(modules) = &boot.emulator.modules {
+            command.env("QEMU_MODULE_DIR", modules);
+        }
+        let complaints = fs::File::create(boot.run.join("qemu.log"))?;
+        let mut child = command
+            .current_dir(boot.run)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(complaints)
+            .spawn()
+            .context("starting QEMU")?;
+        let port = child.stdin.take();
+        let mut stdout = child.stdout.take().context("QEMU's output")?;
+        let (sender, output) = sync_channel(64);
+        thread::spawn(move || {
+            let mut buffer = [0; 1 << 14];
+            while let Ok(n @ 1..) = stdout.read(&mut buffer) {
+                if sender.send(buffer[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let framing = Framing::new(boot.nonce);
+        Ok(Self {
+            child,
+            port,
+            output,
+            framing,
+            ready: Vec::new(),
+            log,
+        })
+    }
+
+    /// The next event of the job's port before `deadline`; `None` when nothing came within a short while.
+    pub(crate) fn next(&mut self, deadline: Instant) -> Result<Option<Event>> {
+        if !self.ready.is_empty() {
+            return Ok(Some(self.ready.remove(0)));
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            bail!("nothing more came from the machine within the time allowed");
+        }
+        match self
+            .output
+            .recv_timeout((deadline - now).min(Duration::from_millis(200)))
+        {
+            Ok(piece) => {
+                self.ready = self.framing.push(&piece);
+                Ok((!self.ready.is_empty()).then(|| self.ready.remove(0)))
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait()?;
+                let said =
+                    fs::read_to_string(self.log.with_file_name("qemu.log")).unwrap_or_default();
+                bail!(
+                    "the machine stopped before the job's end ({status}) {}",
+                    said.trim_end()
+                );
+            }
+        }
+    }
+
+    /// Takes the way to send keys to the job's port; there is one.
+    pub(crate) fn take_port(&mut self) -> Option<ChildStdin> {
+        self.port.take()
+    }
+
+    /// The console's log.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// The last line on the console, for a progress display.
+    pub(crate) fn last_console_line(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        last_lines(&log, 1)
+            .pop()
+            .unwrap_or_default()
+            .chars()
+            .take(60)
+            .collect()
+    }
+
+    /// Adds the console's last lines and where the whole of it is to an error.
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let mut text = format!("{error:#}\n--- the console's last lines ---\n");
+        for line in last_lines(&log, TAIL) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text.push_str(&format!("--- all of it: {} ---", self.log.display()));
+        anyhow::anyhow!(text)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.port.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Becomes the program in `arguments`, to be killed when the process `parent` dies.
+pub(crate) fn guarded(parent: i32, arguments: &[OsString]) -> Result<()> {
+    use nix::sys::{prctl, signal::Signal};
+    prctl::set_pdeathsig(Signal::SIGKILL).context("asking to be killed with the parent")?;
+    // The parent may have died before that took effect.
+    if nix::unistd::getppid().as_raw() != parent {
+        bail!("the process that started this is gone");
+    }
+    let (program, rest) = arguments.split_first().context("nothing to run")?;
+    Err(Command::new(program).args(rest).exec()).with_context(|| format!("running {program:?}"))
+}
+
+/// Boot modules as QEMU's `-initrd` takes them: separated by commas, so a comma inside one is doubled.
+fn module_list(modules: &[&str]) -> String {
+    let doubled: Vec<_> = modules.iter().map(|m| m.replace(',', ",,")).collect();
+    doubled.join(",")
+}
+
+/// Sends bytes to the job's port.
+pub(crate) fn send(port: &mut ChildStdin, bytes: &[u8]) -> std::io::Result<()> {
+    port.write_all(bytes)?;
+    port.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_in_a_modules_command_line_is_doubled() {
+        assert_eq!(
+            module_list(&["k console=a,b x=,", "i"]),
+            "k console=a,,b x=,,,i"
+        );
+    }
+
+    #[test]
+    fn the_guard_refuses_when_its_parent_is_gone() {
+        let me = std::env::current_exe().unwrap();
+        let error = guarded(1 << 30, &[me.into()]).unwrap_err().to_string();
+        assert!(error.contains("gone"), "{error}");
+    }
+}
