@@ -1,1 +1,65 @@
 //! vchan: a byte channel between two Xen domains, wire-compatible with libxenvchan.
+//!
+//! One side, the [`Server`], grants memory to the other and publishes it in the store; the other,
+//! the [`Client`], maps it. Both get a [`Channel`], which is [`Read`](std::io::Read) +
+//! [`Write`](std::io::Write) with a descriptor to poll.
+//!
+//! ```text
+//!            server's memory, mapped by the client
+//!   ┌──────────────────────────────────────────────┐
+//!   │ control page: cursors, live and notify bytes │      one event channel
+//!   ├──────────────────────┬───────────────────────┤   «something changed, look»
+//!   │ left  client→server  │ right  server→client  │ ◀──────────────────────────▶
+//!   └──────────────────────┴───────────────────────┘
+//! ```
+//!
+//! # Guarantees
+//!
+//! * **The peer is not trusted.** Each shared word is read once and judged against private values;
+//!   own cursors are never read back. A lie is a typed, sticky [`Error::Peer`] with the numbers.
+//!   There is no `unsafe` in this crate, and no reference into shared memory leaves it.
+//! * **Counts are true.** A write that put bytes into the ring says how many, whatever happened
+//!   next.
+//! * **Death is noticed.** Each side registers its live byte and an event with the kernel, so a
+//!   side that is killed is seen by the other at once ([`PeerState::Gone`], end of file), without
+//!   hypercalls (no privcmd).
+//! * **Sessions have edges.** A server serves one client after another on the same memory
+//!   ([`Channel::next_client`]) and sees when one was replaced by the next.
+//!
+//! | C | here |
+//! |---|---|
+//! | `libxenvchan_server_init` | [`Server::builder`], [`ServerBuilder::listen`] |
+//! | `libxenvchan_client_init` | [`Client::builder`], [`ClientBuilder::connect`] |
+//! | `libxenvchan_read`, `write` | [`std::io::Read`], [`std::io::Write`], [`Channel::try_read`], [`Channel::try_write`] |
+//! | `libxenvchan_wait` | [`Channel::wait`] |
+//! | `libxenvchan_fd_for_select` | [`AsFd`](std::os::fd::AsFd) |
+//! | `libxenvchan_data_ready`, `buffer_space` | [`Channel::bytes_readable`], [`Channel::space`] (they arm nothing) |
+//! | `libxenvchan_is_open` | [`Channel::peer`] |
+
+#![forbid(unsafe_code)]
+
+mod channel;
+mod client;
+mod cursor;
+mod error;
+mod handshake;
+mod layout;
+mod link;
+mod mem;
+mod reader;
+pub mod ring;
+mod server;
+mod session;
+mod shared;
+mod sync;
+mod writer;
+
+pub use channel::Channel;
+pub use client::{Client, ClientBuilder};
+pub use error::{Error, Result, Violation};
+pub use layout::{Geometry, Place, RingSize};
+pub use mem::Memory;
+pub use reader::ReadHalf;
+pub use server::{Server, ServerBuilder};
+pub use session::PeerState;
+pub use writer::WriteHalf;

@@ -1,0 +1,313 @@
+//! A connected channel: both halves, for one owner.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::reader::{ReadHalf, end_as_zero};
+use crate::ring::Role;
+use crate::session::PeerState;
+use crate::shared::Shared;
+use crate::writer::WriteHalf;
+use crate::{Error, Result, Violation};
+
+/// A channel to the peer, made by [`Server`](crate::Server) or [`Client`](crate::Client).
+///
+/// [`Read`] and [`Write`] block until something can be done (see
+/// [`set_nonblocking`](Self::set_nonblocking) and [`set_read_timeout`](Self::set_read_timeout)).
+/// Reading returns `Ok(0)` at the end: the peer has left and everything it had sent was read.
+/// Dropping a channel closes it.
+///
+/// # In an event loop
+///
+/// The descriptor ([`AsFd`]) becomes readable, once, when the peer did something that was asked
+/// for. The contract is that of an edge-triggered descriptor:
+///
+/// 1. when it is readable, call [`acknowledge_events`](Self::acknowledge_events);
+/// 2. [`try_read`](Self::try_read) and [`try_write`](Self::try_write) until they return
+///    [`Error::WouldBlock`] for what the loop still waits for: that answer is what asks the peer
+///    for the next event;
+/// 3. only then poll again.
+///
+/// # Guarantees
+///
+/// Whatever the other domain writes into the shared pages, at any time: no byte is read beyond what
+/// it can have sent, no call panics, works longer than its own arguments warrant or blocks without
+/// regard to its deadline. A cursor or live byte that cannot be true is [`Error::Peer`] with the
+/// numbers, and every later call returns it again. The peer can send any *bytes*, and it can stop
+/// answering.
+#[derive(Debug)]
+pub struct Channel {
+    rx: ReadHalf,
+    tx: WriteHalf,
+    nonblocking: bool,
+}
+
+impl Channel {
+    pub(crate) fn new(shared: Shared, attached: bool) -> Result<Self, Violation> {
+        let (role, shared) = (shared.role, Arc::new(shared));
+        let (rx, tx) = if attached {
+            (shared.rings.consumer(role)?, shared.rings.producer(role)?)
+        } else {
+            shared.rings.blank(role)
+        };
+        Ok(Self {
+            rx: ReadHalf {
+                rx,
+                shared: Arc::clone(&shared),
+                attached,
+                timeout: None,
+            },
+            tx: WriteHalf {
+                tx,
+                shared,
+                attached,
+                timeout: None,
+            },
+            nonblocking: false,
+        })
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.rx.shared
+    }
+
+    /// Reads what is there, without blocking. See [`ReadHalf::try_read`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] at the end of
+    /// the peer's bytes; [`Error::Peer`]; [`Error::Os`].
+    pub fn try_read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        self.rx.try_read(buf)
+    }
+
+    /// Writes what fits, without blocking. See [`WriteHalf::try_write`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] if the peer is
+    /// gone; [`Error::Peer`]; [`Error::Os`].
+    pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.tx.try_write(bytes)
+    }
+
+    /// Reads what is there, sleeping until there is something or the deadline passes.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadHalf::read_deadline`].
+    pub fn read_deadline(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<usize> {
+        self.rx.read_deadline(buf, deadline)
+    }
+
+    /// Writes all of `bytes` unless the deadline passes or the peer leaves; returns how many were
+    /// written.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::write_deadline`].
+    pub fn write_deadline(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<usize> {
+        self.tx.write_deadline(bytes, deadline)
+    }
+
+    /// Bytes that can be read now; the peer can only add to them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadHalf::bytes_readable`].
+    #[doc(alias = "libxenvchan_data_ready")]
+    pub fn bytes_readable(&mut self) -> Result<usize> {
+        self.rx.bytes_readable()
+    }
+
+    /// Bytes that can be written now; the peer can only add to them.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::space`].
+    #[doc(alias = "libxenvchan_buffer_space")]
+    pub fn space(&mut self) -> Result<usize> {
+        self.tx.space()
+    }
+
+    /// Takes the event that made the descriptor readable. Never blocks; harmless without an event.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`].
+    pub fn acknowledge_events(&mut self) -> Result<()> {
+        self.shared().link.acknowledge()
+    }
+
+    /// Sleeps until the peer does something: writes, reads, connects or leaves. `false` if the
+    /// deadline passed first.
+    ///
+    /// Asks for both notifications, so the answer may be about either direction, or be a late echo
+    /// of something already seen: look again afterwards. Returns at once if there are bytes to be
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`].
+    #[doc(alias = "libxenvchan_wait")]
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let seen = self.shared().link.seen();
+        self.tx.tx.request();
+        match self.rx.arm() {
+            Ok(0) => self.shared().link.wait(seen, deadline),
+            Ok(_) | Err(Error::Closed) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether somebody is at the other end, as of now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`].
+    #[doc(alias = "libxenvchan_is_open")]
+    pub fn peer(&self) -> Result<PeerState> {
+        self.shared().observe()
+    }
+
+    /// How many clients a server has had, the present one included; 0 or 1 on a client.
+    ///
+    /// A server sees every client that it had a look at: one that left and was followed by another
+    /// in between is two sessions.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        self.shared().session.count()
+    }
+
+    /// Sleeps until the peer is connected.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`]; [`Error::Closed`] if it is gone already (on a server: see
+    /// [`next_client`](Self::next_client)).
+    pub fn wait_connected(&mut self, deadline: Option<Instant>) -> Result<()> {
+        loop {
+            let seen = self.shared().link.seen();
+            match self.peer()? {
+                PeerState::Connected => return Ok(()),
+                PeerState::Gone => return Err(Error::Closed),
+                PeerState::Waiting => self.shared().sleep(seen, deadline)?,
+            }
+        }
+    }
+
+    /// A server whose client is gone gets ready for the next one: empties both rings and waits in
+    /// state [`Waiting`](PeerState::Waiting). Does not block.
+    ///
+    /// A client of this crate touches the rings only after this call, so no byte of one session
+    /// reaches the next. A libxenvchan client does not wait: if it connected before this call, what
+    /// it has written so far is discarded with the old client's bytes (they cannot be told apart),
+    /// and it may have read an answer meant for the old one. Call this as soon as [`Error::Closed`]
+    /// is seen.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] on a client, or while the client is connected; [`Error::Peer`].
+    pub fn next_client(&mut self) -> Result<()> {
+        if self.shared().role == Role::Client {
+            return Err(Error::Invalid {
+                what: "a vchan client has one server only",
+            });
+        }
+        match self.peer()? {
+            PeerState::Waiting => return Ok(()),
+            PeerState::Connected => {
+                return Err(Error::Invalid {
+                    what: "the vchan client is still connected",
+                });
+            }
+            PeerState::Gone => {}
+        }
+        let fetched = self.rx.rx.fetch();
+        let fetched = self.rx.checked(fetched)?;
+        self.rx.rx.adopt(fetched);
+        self.rx.rx.skip();
+        let wakes_reader = self.rx.rx.release();
+        let retracted = self.tx.tx.retract();
+        self.tx.checked(retracted)?;
+        // As after creation: tell us about the first byte.
+        self.rx.rx.request();
+        self.shared().session.reopen()?;
+        if wakes_reader {
+            self.shared().link.notify();
+        }
+        // The next client may be there already.
+        self.peer().map(drop)
+    }
+
+    /// Whether [`Read`] and [`Write`] return `WouldBlock` instead of sleeping. Off at first.
+    #[doc(alias = "libxenvchan_set_blocking")]
+    pub const fn set_nonblocking(&mut self, nonblocking: bool) {
+        self.nonblocking = nonblocking;
+    }
+
+    /// How long [`Read::read`] may block; `None`, the default, is for ever.
+    pub const fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.rx.set_timeout(timeout);
+    }
+
+    /// How long [`Write::write`] may block; `None`, the default, is for ever.
+    pub const fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.tx.set_timeout(timeout);
+    }
+
+    /// Tells the peer that this side is done. What was written stays readable for it, and what it
+    /// wrote stays readable here; vchan has no half-close, so the peer takes both directions as
+    /// ended.
+    pub fn shutdown(&mut self) {
+        self.shared().leave();
+    }
+
+    /// Closes the channel. The same as dropping it.
+    #[doc(alias = "libxenvchan_close")]
+    pub fn close(self) {
+        drop(self);
+    }
+
+    /// Splits into two halves that can be used by two threads. The channel closes when both are
+    /// dropped.
+    #[must_use]
+    pub fn split(self) -> (ReadHalf, WriteHalf) {
+        (self.rx, self.tx)
+    }
+}
+
+impl AsFd for Channel {
+    /// The event channel's descriptor: poll it for reading.
+    #[doc(alias = "libxenvchan_fd_for_select")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared().link.as_fd()
+    }
+}
+
+impl Read for Channel {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.nonblocking {
+            end_as_zero(self.try_read(buf))
+        } else {
+            self.rx.read(buf)
+        }
+    }
+}
+
+impl Write for Channel {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if self.nonblocking {
+            Ok(self.try_write(buf)?)
+        } else {
+            self.tx.write(buf)
+        }
+    }
+
+    /// Does nothing: every write is published before it returns.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

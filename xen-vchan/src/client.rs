@@ -1,0 +1,197 @@
+//! The side that finds a published server and maps its memory.
+
+use std::time::{Duration, Instant};
+
+use xen_evtchn::EventChannels;
+use xen_gnttab::{Access, MappedPages, UnmapNotify, map};
+use xen_store::Store;
+use xen_sys::{DomId, GrantRef, Xen};
+
+use crate::handshake::{Address, Arrival, read_address};
+use crate::layout::{
+    CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
+};
+use crate::link::Link;
+use crate::mem::Word8;
+use crate::ring::{Rings, Role, WRITE};
+use crate::session::{CONNECTED, GONE, Session};
+use crate::shared::{Pages, Shared};
+use crate::sync::Ordering;
+use crate::{Channel, Error, Result};
+
+/// Makes the client's end of a channel.
+///
+/// ```no_run
+/// use std::io::{Read, Write};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let xen = xen_sys::Xen::open()?;
+/// let store = xen_store::Store::open(&xen)?;
+/// let server = xen_sys::DomId::new(5);
+/// let mut channel = xen_vchan::Client::builder(server, "/local/domain/5/data/echo").connect(&xen, &store)?;
+/// channel.write_all(b"hello")?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Client(());
+
+impl Client {
+    /// A client of the server that domain `server` published at `path` in the store (absolute, or
+    /// relative to this domain's own directory).
+    #[doc(alias = "libxenvchan_client_init")]
+    pub fn builder(server: DomId, path: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            server,
+            path: path.into(),
+            wait: false,
+            deadline: None,
+        }
+    }
+}
+
+/// What a client will be. Made by [`Client::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `connect` is called"]
+pub struct ClientBuilder {
+    server: DomId,
+    path: String,
+    wait: bool,
+    deadline: Option<Instant>,
+}
+
+impl ClientBuilder {
+    /// Whether [`connect`](Self::connect) sleeps until there is a server. Otherwise, the default,
+    /// it fails at once with [`Error::NoServer`].
+    pub const fn wait_for_server(mut self, wait: bool) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// When to stop waiting for a server. Without a deadline, the default, it waits for ever.
+    pub const fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// As [`deadline`](Self::deadline), counted from now.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.deadline(Instant::now() + timeout)
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// * [`Error::NoServer`]: nothing is published there, or only what a dead server left behind
+    ///   (without [`wait_for_server`](Self::wait_for_server));
+    /// * [`Error::Timeout`]: no server came before the deadline;
+    /// * [`Error::Peer`]: what is published there is no vchan;
+    /// * [`Error::Os`], [`Error::Store`].
+    pub fn connect(self, xen: &Xen, store: &Store) -> Result<Channel> {
+        // The watch before the first look: no server can slip in between.
+        let arrival = if self.wait {
+            Some(Arrival::watch(store, &self.path)?)
+        } else {
+            None
+        };
+        loop {
+            let found = match read_address(store, &self.path)? {
+                Some(address) => self.attach(xen, address),
+                None => Err(self.nobody()),
+            };
+            match (found, &arrival) {
+                // A server that died leaves its nodes; the next one will write them anew.
+                (Err(Error::NoServer { .. }), Some(arrival)) => {
+                    arrival.next(self.deadline)?;
+                }
+                // Dead, or busy with another client; nothing tells when a client leaves.
+                (Err(Error::Os(error)), Some(arrival)) => {
+                    tracing::debug!(path = %self.path, %error, "the vchan server cannot be reached yet");
+                    arrival.next_or_retry(self.deadline)?;
+                }
+                (found, _) => return found,
+            }
+        }
+    }
+
+    fn nobody(&self) -> Error {
+        Error::NoServer {
+            path: self.path.clone(),
+        }
+    }
+
+    fn attach(&self, xen: &Xen, address: Address) -> Result<Channel> {
+        let events = EventChannels::open(xen)?;
+        let port = events.bind_interdomain(self.server, address.port)?;
+        let control = map(xen, self.server, &[address.control], Access::ReadWrite)?;
+        let page = control.region();
+
+        // Each value once, into private memory; nothing below looks at them again.
+        let (mut left, mut right) = ([0; 2], [0; 2]);
+        page.copy_out(LEFT_ORDER, &mut left)?;
+        page.copy_out(RIGHT_ORDER, &mut right)?;
+        let geometry = Geometry::new(u16::from_ne_bytes(left), u16::from_ne_bytes(right))?;
+        let mut list = vec![0; 4 * geometry.grants()];
+        page.copy_out(GRANTS, &mut list)?;
+        let list: Vec<GrantRef> = list
+            .chunks_exact(4)
+            .map(|four| GrantRef::new(u32::from_ne_bytes([four[0], four[1], four[2], four[3]])))
+            .collect();
+
+        let pages = |place: Place, access: Access| -> Result<Option<MappedPages>> {
+            let Place::Pages { first, count } = place else {
+                return Ok(None);
+            };
+            Ok(Some(map(
+                xen,
+                self.server,
+                &list[first..first + count],
+                access,
+            )?))
+        };
+        let left = pages(geometry.left_place(), Access::ReadWrite)?;
+        let right = pages(geometry.right_place(), Access::ReadOnly)?;
+        let rings = Rings::new(
+            page,
+            geometry,
+            left.as_ref().map(MappedPages::region),
+            right.as_ref().map(MappedPages::region),
+        );
+        let bytes = (
+            Word8::new(page, SRV_LIVE),
+            Word8::new(page, CLI_LIVE),
+            Word8::new(page, SRV_NOTIFY),
+        );
+        let (Some(rings), (Some(peer), Some(own), Some(told))) = (rings, bytes) else {
+            return Err(Error::Invalid {
+                what: "fewer mapped pages than asked for",
+            });
+        };
+        if peer.get().load(Ordering::Acquire) == GONE {
+            return Err(self.nobody());
+        }
+        debug_assert!(page.len() >= PAGE);
+
+        // If this process is killed the kernel says so in our place.
+        control.set_unmap_notify(UnmapNotify {
+            clear_byte: Some(CLI_LIVE),
+            event: Some(port.port()),
+        })?;
+        // Requests of the client before us are void; the first byte is announced.
+        told.get().store(WRITE, Ordering::Relaxed);
+        own.get().store(CONNECTED, Ordering::Release);
+        let shared = Shared {
+            published: None,
+            rings,
+            session: Session::new(Role::Client, peer, own, address.accepts_sessions),
+            pages: Pages::Theirs {
+                rings: left.into_iter().chain(right).collect(),
+                control,
+            },
+            link: Link::new(events, port),
+            role: Role::Client,
+        };
+        shared.link.notify();
+        let attached = !address.accepts_sessions;
+        Ok(Channel::new(shared, attached)?)
+    }
+}

@@ -1,0 +1,187 @@
+//! What can go wrong, divided by who is at fault.
+//!
+//! | variant | who | afterwards |
+//! |---|---|---|
+//! | [`Error::Peer`] | the other domain broke the protocol | the channel is finished: every later call returns the same error |
+//! | [`Error::Closed`] | the other side left or died | bytes it had sent can still be read; then the end |
+//! | [`Error::WouldBlock`], [`Error::Timeout`] | nobody | try again |
+//! | [`Error::Os`], [`Error::Store`] | the kernel or xenstored refused | as the source says |
+
+use std::fmt;
+use std::io;
+
+/// The result of a channel operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a channel operation did not succeed.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The peer broke the protocol. Nothing more is read from it; the error is sticky.
+    #[error("the peer broke the vchan protocol: {0}")]
+    Peer(#[source] Violation),
+    /// The peer left or died, and everything it had sent was read.
+    #[error("the vchan peer is gone")]
+    Closed,
+    /// Nothing can be done now. The notification was asked for before this was returned, so the
+    /// channel's descriptor becomes readable when that changes.
+    #[error("the vchan operation would block")]
+    WouldBlock,
+    /// The deadline passed before anything could be done.
+    #[error("the deadline of the vchan operation passed")]
+    Timeout,
+    /// No server has published a channel at this place in the store.
+    #[error("no vchan server at {path}")]
+    NoServer {
+        /// The path asked for.
+        path: String,
+    },
+    /// The caller asked for something that cannot be.
+    #[error("{what}")]
+    Invalid {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The kernel or the hypervisor refused.
+    #[error(transparent)]
+    Os(#[from] xen_sys::Error),
+    /// The shared pages are smaller than asked for. Does not happen with a kernel that keeps its
+    /// word.
+    #[error(transparent)]
+    Memory(#[from] xen_gnttab::RegionError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] xen_store::Error),
+}
+
+/// What the peer did that no correct implementation does, with the numbers as they were read.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// The peer's producer cursor went back, or beyond what the ring can hold.
+    Producer {
+        /// The value just read.
+        prod: u32,
+        /// The last value believed.
+        last: u32,
+        /// Our consumer cursor.
+        cons: u32,
+        /// The ring's size in bytes.
+        size: u32,
+    },
+    /// The peer's consumer cursor went back, or beyond what was published.
+    Consumer {
+        /// The value just read.
+        cons: u32,
+        /// The last value believed.
+        last: u32,
+        /// What we published.
+        prod: u32,
+        /// The ring's size in bytes.
+        size: u32,
+    },
+    /// The cursors found at connection time are further apart than the ring is large.
+    Attach {
+        /// The producer cursor read.
+        prod: u32,
+        /// The consumer cursor read.
+        cons: u32,
+        /// The ring's size in bytes.
+        size: u32,
+    },
+    /// Ring orders outside the protocol, or both rings in the same place.
+    Order {
+        /// log2 of the bytes from client to server.
+        left: u16,
+        /// log2 of the bytes from server to client.
+        right: u16,
+    },
+    /// The grant list would run into an in-page ring.
+    GrantList {
+        /// log2 of the bytes from client to server.
+        left: u16,
+        /// log2 of the bytes from server to client.
+        right: u16,
+        /// Where the list would end, in bytes from the page's start.
+        end: usize,
+        /// Where it must end.
+        limit: usize,
+    },
+    /// A live byte with a value that has no meaning.
+    Live {
+        /// The value read.
+        value: u8,
+    },
+    /// A store node that holds no number in range.
+    Node {
+        /// The node's last component.
+        key: &'static str,
+    },
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Producer {
+                prod,
+                last,
+                cons,
+                size,
+            } => write!(
+                f,
+                "producer cursor {prod:#x} after {last:#x}, with consumer at {cons:#x} in a ring of {size} bytes"
+            ),
+            Self::Consumer {
+                cons,
+                last,
+                prod,
+                size,
+            } => write!(
+                f,
+                "consumer cursor {cons:#x} after {last:#x}, with producer at {prod:#x} in a ring of {size} bytes"
+            ),
+            Self::Attach { prod, cons, size } => {
+                write!(
+                    f,
+                    "cursors {prod:#x} and {cons:#x} in a ring of {size} bytes"
+                )
+            }
+            Self::Order { left, right } => write!(f, "ring orders {left} and {right}"),
+            Self::GrantList {
+                left,
+                right,
+                end,
+                limit,
+            } => write!(
+                f,
+                "grant list of ring orders {left} and {right} ends at byte {end}, a ring begins at {limit}"
+            ),
+            Self::Live { value } => write!(f, "live byte {value}"),
+            Self::Node { key } => write!(f, "store node {key} holds no valid number"),
+        }
+    }
+}
+
+impl std::error::Error for Violation {}
+
+impl From<Violation> for Error {
+    fn from(violation: Violation) -> Self {
+        Self::Peer(violation)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error {
+            Error::Os(source) => return source.into(),
+            Error::Store(source) => return source.into(),
+            Error::Peer(_) => io::ErrorKind::InvalidData,
+            Error::Closed => io::ErrorKind::BrokenPipe,
+            Error::WouldBlock => io::ErrorKind::WouldBlock,
+            Error::Timeout => io::ErrorKind::TimedOut,
+            Error::NoServer { .. } => io::ErrorKind::NotFound,
+            Error::Invalid { .. } | Error::Memory(_) => io::ErrorKind::InvalidInput,
+        };
+        Self::new(kind, error)
+    }
+}

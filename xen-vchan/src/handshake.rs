@@ -1,0 +1,193 @@
+//! How the two sides find each other: the store nodes and the grant list.
+//!
+//! | node under the path | value | written by |
+//! |---|---|---|
+//! | `ring-ref` | grant reference of the control page, decimal | every server |
+//! | `event-channel` | the server's unbound port, decimal | every server |
+//! | `accepts-sessions` | `1`: this server marks sessions (see `session.rs`) | servers of this crate |
+//!
+//! Order: a client that can read `ring-ref` may go on at once, so it is written last and removed
+//! first. That needs no transaction: libxenvchan's client reads `ring-ref` before `event-channel`,
+//! and so does this one. All nodes belong to the server and are readable by the peer domain only.
+
+use std::time::{Duration, Instant};
+
+use xen_store::{Permissions, Store};
+use xen_sys::{DomId, GrantRef, Port};
+
+use crate::{Error, Result, Violation};
+
+/// How often a client looks whether a busy server has become free.
+const RETRY: Duration = Duration::from_millis(250);
+
+const RING_REF: &str = "ring-ref";
+const EVENT_CHANNEL: &str = "event-channel";
+const ACCEPTS_SESSIONS: &str = "accepts-sessions";
+
+/// The nodes a server published; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Published {
+    store: Store,
+    path: String,
+    ring_ref: Vec<u8>,
+}
+
+impl Published {
+    /// Publishes a ring for `peer`.
+    pub(crate) fn publish(
+        store: &Store,
+        path: &str,
+        peer: DomId,
+        control: GrantRef,
+        port: Port,
+    ) -> Result<Self> {
+        let path = path.trim_end_matches('/');
+        let own = store.read_str("domid")?;
+        let own: DomId = own.trim().parse().map_err(|_| Error::Invalid {
+            what: "the store's node domid holds no domain id",
+        })?;
+        let readable = Permissions::owner_none(own).grant_read(peer);
+        // What a server that was killed left behind must not be read together with our port.
+        match store.rm(&node(path, RING_REF)) {
+            Ok(()) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ring_ref = control.as_u32().to_string().into_bytes();
+        // From here on a failure removes what was written.
+        let this = Self {
+            store: store.clone(),
+            path: path.to_owned(),
+            ring_ref,
+        };
+        let port = port.as_u32().to_string();
+        for (key, value) in [
+            (EVENT_CHANNEL, port.as_bytes()),
+            (ACCEPTS_SESSIONS, b"1"),
+            (RING_REF, &this.ring_ref),
+        ] {
+            let node = node(path, key);
+            store.write(&node, value)?;
+            store.set_perms(&node, &readable)?;
+        }
+        Ok(this)
+    }
+
+    /// Removes the nodes, unless another server has published itself here since.
+    fn withdraw(&self) -> Result<(), xen_store::Error> {
+        let ring_ref = node(&self.path, RING_REF);
+        match self.store.read(&ring_ref) {
+            Ok(value) if value != self.ring_ref => return Ok(()),
+            Ok(_) => self.store.rm(&ring_ref)?,
+            // Not published completely, or removed by the toolstack: the rest may still be there.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        for key in [EVENT_CHANNEL, ACCEPTS_SESSIONS] {
+            match self.store.rm(&node(&self.path, key)) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        // libxenvchan's server removes the whole path; so do we, unless somebody put something else
+        // there.
+        if self.store.directory(&self.path)?.is_empty() {
+            self.store.rm(&self.path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        match self.withdraw() {
+            Ok(()) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                tracing::warn!(path = %self.path, %error, "the vchan's store nodes could not be removed");
+            }
+        }
+    }
+}
+
+/// Where a server can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) control: GrantRef,
+    pub(crate) port: Port,
+    pub(crate) accepts_sessions: bool,
+}
+
+/// Reads what a server published: `None` if nothing (readable) is there yet.
+pub(crate) fn read_address(store: &Store, path: &str) -> Result<Option<Address>> {
+    let path = path.trim_end_matches('/');
+    let Some(control) = read_number(store, path, RING_REF)? else {
+        return Ok(None);
+    };
+    let Some(port) = read_number(store, path, EVENT_CHANNEL)? else {
+        return Ok(None);
+    };
+    let accepts_sessions = read_number(store, path, ACCEPTS_SESSIONS)?.is_some_and(|n| n == 1);
+    // Not a snapshot: if the server was replaced meanwhile, the reference has changed.
+    if read_number(store, path, RING_REF)? != Some(control) {
+        return Ok(None);
+    }
+    Ok(Some(Address {
+        control: GrantRef::new(control),
+        port: Port::new(port),
+        accepts_sessions,
+    }))
+}
+
+fn read_number(store: &Store, path: &str, key: &'static str) -> Result<Option<u32>> {
+    let value = match store.read(&node(path, key)) {
+        Ok(value) => value,
+        // Not readable: between the server's write and its setting of the permissions.
+        Err(error) if error.is_not_found() || error.is_denied() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let number = std::str::from_utf8(&value)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    number.map(Some).ok_or(Error::Peer(Violation::Node { key }))
+}
+
+/// Waits for a server to be published at `path`.
+pub(crate) struct Arrival {
+    watch: xen_store::Watch,
+}
+
+impl Arrival {
+    pub(crate) fn watch(store: &Store, path: &str) -> Result<Self> {
+        Ok(Self {
+            watch: store.watch(&node(path.trim_end_matches('/'), RING_REF))?,
+        })
+    }
+
+    /// Sleeps until the node may have changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`].
+    pub(crate) fn next(&self, deadline: Option<Instant>) -> Result<()> {
+        match self.watch.next(deadline)? {
+            Some(_) => Ok(()),
+            None => Err(Error::Timeout),
+        }
+    }
+}
+
+impl Arrival {
+    /// As [`next`](Self::next), but also returns after a quarter of a second.
+    pub(crate) fn next_or_retry(&self, deadline: Option<Instant>) -> Result<()> {
+        let soon = Instant::now() + RETRY;
+        match deadline {
+            Some(deadline) if deadline <= soon => self.next(Some(deadline)),
+            _ => self.watch.next(Some(soon)).map(drop).map_err(Error::from),
+        }
+    }
+}
+
+fn node(path: &str, key: &str) -> String {
+    format!("{path}/{key}")
+}

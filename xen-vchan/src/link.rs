@@ -1,0 +1,156 @@
+//! The event channel of one vchan: ringing the peer's bell, and sleeping until ours is rung.
+//!
+//! One port serves both directions. A wait therefore ends when *anything* happened, and the caller
+//! looks at its ring again. Two threads (one reading, one writing) may wait at once: one of them
+//! sleeps in the kernel, the other on a condition variable, and an event wakes both.
+//!
+//! The kernel masks the port when it hands out an event. It stays masked while there is work to do
+//! and is unmasked only before the next sleep: an event that comes meanwhile stays pending in Xen
+//! and is delivered then.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use xen_evtchn::{BoundPort, EventChannels};
+
+use crate::Result;
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    port: BoundPort,
+    events: EventChannels,
+    /// The kernel handed out an event and the port was not unmasked since.
+    masked: AtomicBool,
+    /// Counts events; a waiter sleeps only while it stands where the waiter last saw it.
+    seen: AtomicU64,
+    /// `true` while a thread sleeps in the kernel on behalf of all.
+    leader: Mutex<bool>,
+    woken: Condvar,
+    /// A notify that failed. The data it announced was published all the same, so the call that met
+    /// it succeeded; the next one reports it.
+    failed: Mutex<Option<xen_sys::Error>>,
+    has_failed: AtomicBool,
+}
+
+impl Link {
+    pub(crate) const fn new(events: EventChannels, port: BoundPort) -> Self {
+        Self {
+            port,
+            events,
+            masked: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
+            leader: Mutex::new(false),
+            woken: Condvar::new(),
+            failed: Mutex::new(None),
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Rings the peer's bell. Never undoes or repeats what was published: an error is kept for
+    /// [`check`](Self::check).
+    pub(crate) fn notify(&self) {
+        if let Err(error) = self.port.notify() {
+            *lock(&self.failed) = Some(error);
+            self.has_failed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Reports a notify that failed earlier, once.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.has_failed.load(Ordering::Relaxed) {
+            self.report()
+        } else {
+            Ok(())
+        }
+    }
+
+    #[cold]
+    fn report(&self) -> Result<()> {
+        self.has_failed.store(false, Ordering::Relaxed);
+        match lock(&self.failed).take() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the event that made the descriptor readable, if there is one. Does not block.
+    pub(crate) fn acknowledge(&self) -> Result<()> {
+        // While the port is masked nothing can be waiting: the one system call is saved.
+        if !self.masked.load(Ordering::Acquire) && self.events.pending()?.is_some() {
+            self.happened();
+        }
+        Ok(())
+    }
+
+    /// Lets the next event through. Before every sleep, ours or the caller's.
+    pub(crate) fn unmask(&self) -> Result<()> {
+        if self.masked.swap(false, Ordering::AcqRel) {
+            self.port.unmask()?;
+        }
+        Ok(())
+    }
+
+    /// Where the event counter stands. Take it before asking for a notification and looking again.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    fn happened(&self) {
+        self.masked.store(true, Ordering::Release);
+        self.seen.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Sleeps until an event comes after `seen` was taken: `true`; or until the deadline: `false`.
+    pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
+        let mut leader = lock(&self.leader);
+        loop {
+            if self.seen() != seen {
+                return Ok(true);
+            }
+            if !*leader {
+                break;
+            }
+            leader = match deadline {
+                None => self
+                    .woken
+                    .wait(leader)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                        return Ok(false);
+                    };
+                    self.woken
+                        .wait_timeout(leader, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+        *leader = true;
+        drop(leader);
+        let result = self
+            .unmask()
+            .and_then(|()| Ok(self.events.wait(deadline)?.is_some()));
+        if let Ok(true) = result {
+            self.happened();
+        }
+        *lock(&self.leader) = false;
+        // Also after a deadline or an error: another waiter must take the lead.
+        self.woken.notify_all();
+        result
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Plain values are behind these locks: a panic cannot leave them half written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

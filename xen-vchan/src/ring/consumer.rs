@@ -1,0 +1,175 @@
+//! The reading end of one ring.
+
+use super::producer::take_request;
+use super::{READ, Ring, WRITE};
+use crate::Violation;
+use crate::cursor::{accept_prod, filled, parts};
+use crate::sync::{Ordering, fence};
+
+/// The reading end of one ring.
+///
+/// Bytes come out with [`take`](Self::take) and their space is given back with
+/// [`release`](Self::release). `Send`, and used by one thread at a time.
+///
+/// The own cursor is private. The peer's producer cursor is loaded only when nothing known is left
+/// to read; it is loaded once and judged before use, so at most the ring's size is ever believed to
+/// be ready.
+#[derive(Debug)]
+pub struct Consumer {
+    ring: Ring,
+    /// The next byte to be read; at least `released`.
+    next: u32,
+    /// What the peer was told.
+    released: u32,
+    /// The last producer cursor believed. May be stale, which only hides bytes.
+    seen: u32,
+    fault: Option<Violation>,
+}
+
+impl Consumer {
+    pub(super) const fn new(ring: Ring, prod: u32, cons: u32) -> Self {
+        Self {
+            ring,
+            next: cons,
+            released: cons,
+            seen: prod,
+            fault: None,
+        }
+    }
+
+    /// The ring's size in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.ring.size
+    }
+
+    /// Bytes known to be ready without looking at shared memory. They cannot be taken away again.
+    #[inline]
+    #[must_use]
+    pub const fn known_ready(&self) -> u32 {
+        filled(self.seen, self.next)
+    }
+
+    /// Bytes taken whose space was not given back yet.
+    #[inline]
+    #[must_use]
+    pub const fn unreleased(&self) -> u32 {
+        filled(self.next, self.released)
+    }
+
+    /// Looks at the peer's cursor and judges it, but does not believe it yet: see
+    /// [`adopt`](Self::adopt).
+    ///
+    /// # Errors
+    ///
+    /// The cursor cannot be true. The same error is returned ever after.
+    #[inline]
+    pub fn fetch(&mut self) -> Result<Fetched, Violation> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        // Acquire: the bytes were written before the cursor said so.
+        let prod = self.ring.prod.get().load(Ordering::Acquire);
+        // Against `released`, not `next`: that is what the peer may fill the ring up to.
+        if accept_prod(prod, self.seen, self.released, self.ring.size).is_none() {
+            return Err(self.poison(Violation::Producer {
+                prod,
+                last: self.seen,
+                cons: self.released,
+                size: self.ring.size,
+            }));
+        }
+        Ok(Fetched(prod))
+    }
+
+    /// Believes a cursor that [`fetch`](Self::fetch) judged; returns the bytes ready.
+    ///
+    /// The two steps are apart so that the owner can look at the peer's live byte in between and
+    /// leave alone what a later session wrote.
+    #[inline]
+    #[allow(clippy::needless_pass_by_value)] // a permission, used up
+    pub const fn adopt(&mut self, fetched: Fetched) -> u32 {
+        self.seen = fetched.0;
+        self.known_ready()
+    }
+
+    /// [`fetch`](Self::fetch) and [`adopt`](Self::adopt).
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch`](Self::fetch).
+    #[inline]
+    pub fn refresh(&mut self) -> Result<u32, Violation> {
+        let fetched = self.fetch()?;
+        Ok(self.adopt(fetched))
+    }
+
+    /// Copies bytes known to be ready into `into`; returns how many. Does not look at shared
+    /// cursors.
+    #[inline]
+    pub fn take(&mut self, into: &mut [u8]) -> usize {
+        let len = into.len().min(self.known_ready() as usize);
+        let into = &mut into[..len];
+        #[allow(clippy::cast_possible_truncation)] // at most the ring's size
+        let count = len as u32;
+        let (at, first, second) = parts(self.next, count, self.ring.size);
+        self.ring.data.copy_out(at, &mut into[..first]);
+        if second != 0 {
+            self.ring.data.copy_out(0, &mut into[first..]);
+        }
+        self.next = self.next.wrapping_add(count);
+        len
+    }
+
+    /// Forgets every byte known to be ready.
+    pub const fn skip(&mut self) {
+        self.next = self.seen;
+    }
+
+    /// Gives the space of what was taken back to the peer. `true`: the peer asked to be told, ring
+    /// its bell.
+    ///
+    /// The barrier is that of [`Producer::publish`](super::Producer::publish).
+    #[inline]
+    #[must_use = "`true` means that the peer sleeps until its event channel is notified"]
+    pub fn release(&mut self) -> bool {
+        if self.next == self.released {
+            return false;
+        }
+        self.released = self.next;
+        // Release: the bytes were copied out before the cursor gives their space away.
+        self.ring.cons.get().store(self.next, Ordering::Release);
+        fence(Ordering::SeqCst);
+        take_request(&self.ring, READ)
+    }
+
+    /// Asks the peer to ring our bell when it has written something. Look again afterwards, before
+    /// sleeping.
+    #[inline]
+    pub fn request(&self) {
+        self.ring
+            .writer_told
+            .get()
+            .fetch_or(WRITE, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Ends the use of this half: every later call returns `violation`. Returns the violation that
+    /// counts, which is the first.
+    pub fn poison(&mut self, violation: Violation) -> Violation {
+        *self.fault.get_or_insert(violation)
+    }
+
+    /// Whether a violation ended the use of this half.
+    #[inline]
+    #[must_use]
+    pub const fn fault(&self) -> Option<Violation> {
+        self.fault
+    }
+}
+
+/// A producer cursor that was judged and may be believed.
+#[derive(Debug)]
+#[must_use]
+pub struct Fetched(u32);

@@ -1,0 +1,193 @@
+//! The writing end of one ring.
+
+use super::{READ, Ring, WRITE};
+use crate::Violation;
+use crate::cursor::{accept_cons, filled, parts};
+use crate::sync::{Ordering, fence};
+
+/// The writing end of one ring.
+///
+/// Bytes go in with [`stage`](Self::stage) and become visible with [`publish`](Self::publish);
+/// until then they can be taken back with [`discard`](Self::discard). `Send`, and used by one
+/// thread at a time.
+///
+/// Both own cursors are private: what the peer writes into our half of the control page changes
+/// nothing here. The only value taken from the peer is its consumer cursor, and only when the last
+/// one believed leaves too little space; it is loaded once and judged before use.
+#[derive(Debug)]
+pub struct Producer {
+    ring: Ring,
+    /// Where the next byte goes; at least `published`.
+    next: u32,
+    /// What the peer was told.
+    published: u32,
+    /// The last consumer cursor believed. May be stale, which only hides space.
+    seen: u32,
+    fault: Option<Violation>,
+}
+
+impl Producer {
+    pub(super) const fn new(ring: Ring, prod: u32, cons: u32) -> Self {
+        Self {
+            ring,
+            next: prod,
+            published: prod,
+            seen: cons,
+            fault: None,
+        }
+    }
+
+    /// The ring's size in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.ring.size
+    }
+
+    /// Space known without looking at shared memory, in bytes. It can only grow behind our back.
+    #[inline]
+    #[must_use]
+    pub const fn known_space(&self) -> u32 {
+        self.ring.size - filled(self.next, self.seen)
+    }
+
+    /// Bytes staged and not yet published.
+    #[inline]
+    #[must_use]
+    pub const fn staged(&self) -> u32 {
+        filled(self.next, self.published)
+    }
+
+    /// Bytes published that the peer had not read when it was last asked.
+    #[inline]
+    #[must_use]
+    pub const fn known_unread(&self) -> u32 {
+        filled(self.published, self.seen)
+    }
+
+    /// Looks at the peer's cursor; returns the space there is now.
+    ///
+    /// # Errors
+    ///
+    /// The cursor cannot be true. The same error is returned ever after.
+    #[inline]
+    pub fn refresh(&mut self) -> Result<u32, Violation> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        // Acquire: the peer's reading of these bytes comes before our overwriting them.
+        let cons = self.ring.cons.get().load(Ordering::Acquire);
+        if accept_cons(cons, self.seen, self.published).is_none() {
+            return Err(self.poison(Violation::Consumer {
+                cons,
+                last: self.seen,
+                prod: self.published,
+                size: self.ring.size,
+            }));
+        }
+        self.seen = cons;
+        Ok(self.known_space())
+    }
+
+    /// Copies as much of `bytes` as fits behind what is staged already; returns how much.
+    ///
+    /// Looks at the peer's cursor only if the space known does not suffice.
+    ///
+    /// # Errors
+    ///
+    /// As [`refresh`](Self::refresh).
+    #[inline]
+    pub fn stage(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let mut space = self.known_space() as usize;
+        if space < bytes.len() {
+            space = self.refresh()? as usize;
+        }
+        let len = bytes.len().min(space);
+        self.put(&bytes[..len]);
+        Ok(len)
+    }
+
+    /// Copies `bytes`, which are known to fit.
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        #[allow(clippy::cast_possible_truncation)] // at most the ring's size
+        let len = bytes.len() as u32;
+        let (at, first, second) = parts(self.next, len, self.ring.size);
+        self.ring.data.copy_in(at, &bytes[..first]);
+        if second != 0 {
+            self.ring.data.copy_in(0, &bytes[first..]);
+        }
+        self.next = self.next.wrapping_add(len);
+    }
+
+    /// Takes back what was staged and not published.
+    pub const fn discard(&mut self) {
+        self.next = self.published;
+    }
+
+    /// Makes the staged bytes visible. `true`: the peer asked to be told, ring its bell.
+    ///
+    /// One full barrier stands between the store of the cursor and the load of the peer's request;
+    /// the peer has one between its request and its look at the cursor, so at least one of the two
+    /// sees the other (`docs/ordering.md`).
+    #[inline]
+    #[must_use = "`true` means that the peer sleeps until its event channel is notified"]
+    pub fn publish(&mut self) -> bool {
+        if self.next == self.published {
+            return false;
+        }
+        self.published = self.next;
+        // Release: the bytes are there before the cursor says so.
+        self.ring.prod.get().store(self.next, Ordering::Release);
+        fence(Ordering::SeqCst);
+        take_request(&self.ring, WRITE)
+    }
+
+    /// Asks the peer to ring our bell when it has read something. Look again afterwards, before
+    /// sleeping.
+    #[inline]
+    pub fn request(&self) {
+        self.ring
+            .reader_told
+            .get()
+            .fetch_or(READ, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Ends the use of this half: every later call returns `violation`. Returns the violation that
+    /// counts, which is the first.
+    pub fn poison(&mut self, violation: Violation) -> Violation {
+        *self.fault.get_or_insert(violation)
+    }
+
+    /// Takes back everything the peer has not read, for a peer that is gone: the next one starts
+    /// with an empty ring.
+    ///
+    /// # Errors
+    ///
+    /// As [`refresh`](Self::refresh).
+    pub fn retract(&mut self) -> Result<(), Violation> {
+        self.refresh()?;
+        self.next = self.seen;
+        self.published = self.seen;
+        self.ring.prod.get().store(self.seen, Ordering::Release);
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// Looks at the request for `bit` and, only if it is there, takes it. Comes after the full barrier
+/// of a publish.
+#[inline]
+pub(super) fn take_request(ring: &Ring, bit: u8) -> bool {
+    let told = if bit == WRITE {
+        &ring.writer_told
+    } else {
+        &ring.reader_told
+    };
+    told.get().load(Ordering::Relaxed) & bit != 0
+        && told.get().fetch_and(!bit, Ordering::Relaxed) & bit != 0
+}

@@ -1,0 +1,155 @@
+//! The side that owns the memory and publishes itself in the store.
+
+use xen_evtchn::EventChannels;
+use xen_gnttab::{Access, SharedPages, UnmapNotify, share};
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+
+use crate::handshake::Published;
+use crate::layout::{
+    CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, RingSize,
+    SRV_LIVE,
+};
+use crate::link::Link;
+use crate::mem::Word8;
+use crate::ring::{Rings, Role, WRITE};
+use crate::session::{CONNECTED, EXPECTED, Session};
+use crate::shared::{Pages, Shared};
+use crate::sync::Ordering;
+use crate::{Channel, Error, Result};
+
+/// Makes the server's end of a channel.
+///
+/// ```no_run
+/// use std::io::{Read, Write};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let xen = xen_sys::Xen::open()?;
+/// let store = xen_store::Store::open(&xen)?;
+/// let mut channel = xen_vchan::Server::builder(xen_sys::DomId::DOM0, "data/echo").listen(&xen, &store)?;
+/// let mut buf = [0; 4096];
+/// loop {
+///     let n = channel.read(&mut buf)?; // sleeps until a client came and wrote
+///     if n == 0 { break } // it left
+///     channel.write_all(&buf[..n])?;
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Server(());
+
+impl Server {
+    /// A server for the domain `peer`, to be published at `path` in the store, absolute or relative
+    /// to this domain's directory.
+    #[doc(alias = "libxenvchan_server_init")]
+    pub fn builder(peer: DomId, path: impl Into<String>) -> ServerBuilder {
+        ServerBuilder {
+            peer,
+            path: path.into(),
+            left: RingSize::SMALLEST,
+            right: RingSize::SMALLEST,
+        }
+    }
+}
+
+/// What a server will be. Made by [`Server::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `listen` is called"]
+pub struct ServerBuilder {
+    peer: DomId,
+    path: String,
+    left: RingSize,
+    right: RingSize,
+}
+
+impl ServerBuilder {
+    /// The least sizes of the two rings: `left`, from the client to the server, and `right`, from
+    /// the server to the client.
+    ///
+    /// The default, 0 and 0, are the rings of 1024 and 2048 bytes inside the control page. A ring
+    /// of 64 KiB or more is many times faster for streams.
+    pub fn rings(mut self, left: impl Into<RingSize>, right: impl Into<RingSize>) -> Self {
+        self.left = left.into();
+        self.right = right.into();
+        self
+    }
+
+    /// Makes the rings and publishes them: from now on a client can connect. Does not wait for one.
+    ///
+    /// The channel's state is [`Waiting`](crate::PeerState::Waiting); reading sleeps until a client
+    /// has come and written, and what is written before that is kept in the ring for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel
+    /// cannot be had; [`Error::Store`] if the path cannot be written.
+    pub fn listen(self, xen: &Xen, store: &Store) -> Result<Channel> {
+        let geometry = Geometry::choose(self.left, self.right).ok_or(Error::Invalid {
+            what: "a vchan ring holds at most 1 MiB",
+        })?;
+        let events = EventChannels::open(xen)?;
+        let port = events.bind_unbound(self.peer)?;
+        let control = share(xen, self.peer, 1, Access::ReadWrite)?;
+
+        // The client never reads `left` and never writes `right`, but existing clients map both
+        // writable.
+        let mut list = Vec::with_capacity(geometry.grants());
+        let mut pages = |place: Place| -> Result<Option<SharedPages>> {
+            let Place::Pages { count, .. } = place else {
+                return Ok(None);
+            };
+            let pages = share(xen, self.peer, count, Access::ReadWrite)?;
+            list.extend(pages.refs().iter().map(|grant| grant.as_u32()));
+            Ok(Some(pages))
+        };
+        let left = pages(geometry.left_place())?;
+        let right = pages(geometry.right_place())?;
+
+        let page = control.region();
+        let (left_order, right_order) = geometry.orders();
+        page.copy_in(LEFT_ORDER, &left_order.to_ne_bytes())?;
+        page.copy_in(RIGHT_ORDER, &right_order.to_ne_bytes())?;
+        for (index, grant) in list.iter().enumerate() {
+            page.copy_in(GRANTS + 4 * index, &grant.to_ne_bytes())?;
+        }
+        let rings = Rings::new(
+            page,
+            geometry,
+            left.as_ref().map(SharedPages::region),
+            right.as_ref().map(SharedPages::region),
+        );
+        let bytes = (
+            Word8::new(page, CLI_LIVE),
+            Word8::new(page, SRV_LIVE),
+            Word8::new(page, CLI_NOTIFY),
+        );
+        let (Some(rings), (Some(peer), Some(own), Some(told))) = (rings, bytes) else {
+            return Err(Error::Invalid {
+                what: "fewer granted pages than asked for",
+            });
+        };
+        peer.get().store(EXPECTED, Ordering::Relaxed);
+        own.get().store(CONNECTED, Ordering::Relaxed);
+        told.get().store(WRITE, Ordering::Relaxed);
+        debug_assert!(page.len() >= PAGE);
+
+        // If this process is killed the kernel says so in our place.
+        control.set_unmap_notify(UnmapNotify {
+            clear_byte: Some(SRV_LIVE),
+            event: Some(port.port()),
+        })?;
+        let published =
+            Published::publish(store, &self.path, self.peer, control.refs()[0], port.port())?;
+        let shared = Shared {
+            published: Some(published),
+            rings,
+            session: Session::new(Role::Server, peer, own, false),
+            pages: Pages::Ours {
+                rings: left.into_iter().chain(right).collect(),
+                control,
+            },
+            link: Link::new(events, port),
+            role: Role::Server,
+        };
+        Ok(Channel::new(shared, true)?)
+    }
+}

@@ -1,0 +1,203 @@
+//! Who is at the other end: the live bytes, and where one client's session ends and the next
+//! begins.
+//!
+//! ```text
+//! cli_live   2 ──client connects──▶ 1 ──server takes note──▶ 3 ──client leaves or dies──▶ 0 ──next client──▶ 1 …
+//! srv_live   1 ──server leaves or dies──▶ 0
+//! ```
+//!
+//! The header knows the values 0, 1 and 2. The value 3 is this server's own mark: a server with a
+//! live byte of 1 in front of it cannot otherwise tell a client that stayed from one that left and
+//! came back (or was followed by another) between two looks, because the byte went 1 → 0 → 1.
+//! Replacing the 1 by a 3, atomically, makes the difference visible: a client that stays leaves the
+//! 3 alone, and every new one stores a 1. Only the server reads this byte, so no client
+//! (libxenvchan's `is_open` reads the other one) notices.
+//!
+//! A client of this crate also waits for the mark if the server says in the store that it makes it
+//! (node `accepts-sessions`): it touches the rings only after the server has emptied them of the
+//! session before. With a libxenvchan client the server can only do what
+//! [`Channel::next_client`](crate::Channel::next_client) says.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::mem::Word8;
+use crate::ring::Role;
+use crate::sync::Ordering;
+use crate::{Error, Result, Violation};
+
+/// Live byte: gone.
+pub(crate) const GONE: u8 = 0;
+/// Live byte: connected.
+pub(crate) const CONNECTED: u8 = 1;
+/// Live byte: not yet connected.
+pub(crate) const EXPECTED: u8 = 2;
+/// Live byte of a client whose connection the server has taken note of.
+pub(crate) const MARKED: u8 = 3;
+
+/// What is known about the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerState {
+    /// Nobody has connected yet, or (on a client) the server has not taken note yet.
+    Waiting,
+    /// The peer is connected.
+    Connected,
+    /// The peer closed the channel, or its process or kernel ended. What it sent can still be read.
+    Gone,
+}
+
+/// The live bytes and the state derived from them.
+#[derive(Debug)]
+pub(crate) struct Session {
+    role: Role,
+    /// The byte that says whether the peer lives.
+    peer: Word8,
+    /// The byte that says whether we do.
+    own: Word8,
+    /// A client of a server that marks sessions waits for this value in its own byte.
+    awaits_mark: bool,
+    /// `true` while `peer` held the value of a running session at the last change of state: the
+    /// fast path's premise.
+    running: AtomicBool,
+    count: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Waiting,
+    Connected,
+    Gone,
+    Broken(Violation),
+}
+
+impl Session {
+    pub(crate) const fn new(role: Role, peer: Word8, own: Word8, awaits_mark: bool) -> Self {
+        Self {
+            role,
+            peer,
+            own,
+            awaits_mark,
+            running: AtomicBool::new(false),
+            count: AtomicU64::new(0),
+            state: Mutex::new(State::Waiting),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is a plain value: a panic elsewhere cannot have left it half written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `peer` reads as while a session runs.
+    const fn running_value(&self) -> u8 {
+        match self.role {
+            Role::Server => MARKED,
+            Role::Client => CONNECTED,
+        }
+    }
+
+    /// Whether the session goes on, by one look at the peer's live byte.
+    #[inline]
+    pub(crate) fn runs(&self) -> bool {
+        // Acquire: a byte that says «gone» comes after everything the peer's process had written.
+        let live = self.peer.get().load(Ordering::Acquire);
+        live == self.running_value() && self.running.load(Ordering::Acquire)
+    }
+
+    /// Looks at the live bytes and draws the conclusion: the state, and whether a session began
+    /// just now.
+    #[cold]
+    pub(crate) fn change(&self) -> Result<(PeerState, bool)> {
+        let mut state = self.lock();
+        let live = self.peer.get().load(Ordering::Acquire);
+        let next = match (*state, self.role, live) {
+            (State::Broken(violation), ..) => return Err(violation.into()),
+            (State::Gone, ..) => State::Gone,
+            (State::Waiting, Role::Server, EXPECTED | GONE) => State::Waiting,
+            (State::Waiting, Role::Server, CONNECTED) => self.mark(),
+            (State::Connected, Role::Server, MARKED) => State::Connected,
+            // 1 after our 3: the client of this session left and another one has connected since.
+            (State::Connected, Role::Server, GONE | CONNECTED) => State::Gone,
+            (_, Role::Client, GONE) => State::Gone,
+            (State::Connected, Role::Client, CONNECTED) => State::Connected,
+            (State::Waiting, Role::Client, CONNECTED) => {
+                if self.awaits_mark && self.own.get().load(Ordering::Acquire) != MARKED {
+                    State::Waiting
+                } else {
+                    State::Connected
+                }
+            }
+            (_, _, value) => State::Broken(Violation::Live { value }),
+        };
+        let began = matches!((*state, next), (State::Waiting, State::Connected));
+        if began {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        *state = next;
+        self.running
+            .store(matches!(next, State::Connected), Ordering::Release);
+        match next {
+            State::Waiting => Ok((PeerState::Waiting, began)),
+            State::Connected => Ok((PeerState::Connected, began)),
+            State::Gone => Ok((PeerState::Gone, began)),
+            State::Broken(violation) => Err(violation.into()),
+        }
+    }
+
+    /// Replaces the client's 1 by our mark.
+    fn mark(&self) -> State {
+        let marked = self.peer.get().compare_exchange(
+            CONNECTED,
+            MARKED,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        // Lost the race: the client has just left again. There was no session.
+        if marked.is_ok() {
+            State::Connected
+        } else {
+            State::Waiting
+        }
+    }
+
+    /// Whether the peer that is gone has not been followed by another, so that the cursors are
+    /// still its own.
+    pub(crate) fn undisturbed(&self) -> bool {
+        self.role == Role::Client || self.peer.get().load(Ordering::Acquire) == GONE
+    }
+
+    /// Ends the channel for a violation; returns the one that counts, which is the first.
+    #[cold]
+    pub(crate) fn break_off(&self, violation: Violation) -> Error {
+        let mut state = self.lock();
+        self.running.store(false, Ordering::Release);
+        if let State::Broken(first) = *state {
+            return first.into();
+        }
+        *state = State::Broken(violation);
+        violation.into()
+    }
+
+    /// A server that has emptied the rings waits for the next client.
+    pub(crate) fn reopen(&self) -> Result<()> {
+        let mut state = self.lock();
+        if let State::Broken(violation) = *state {
+            return Err(violation.into());
+        }
+        self.running.store(false, Ordering::Release);
+        *state = State::Waiting;
+        Ok(())
+    }
+
+    /// How many sessions there have been, the present one included.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Says that we are gone. Everything published before is seen by whoever sees this.
+    pub(crate) fn leave(&self) {
+        self.own.get().store(GONE, Ordering::Release);
+    }
+}

@@ -1,0 +1,94 @@
+//! What both directions of a channel have in common, and what happens when the last of them is
+//! dropped.
+
+use std::time::Instant;
+
+use xen_gnttab::{MappedPages, SharedPages};
+
+use crate::handshake::Published;
+use crate::link::Link;
+use crate::ring::{Rings, Role};
+use crate::session::{PeerState, Session};
+use crate::{Error, Result};
+
+/// The pages of a channel, kept for their release.
+///
+/// Fields are dropped in order: the control page goes last of the pages, because its release is
+/// what tells the peer.
+#[derive(Debug)]
+#[allow(dead_code)] // held, never read
+pub(crate) enum Pages {
+    Ours {
+        rings: Vec<SharedPages>,
+        control: SharedPages,
+    },
+    Theirs {
+        rings: Vec<MappedPages>,
+        control: MappedPages,
+    },
+}
+
+/// Common to the reading and the writing half.
+///
+/// The field order is the order of release: first the store nodes, so that nobody new finds us;
+/// then the pages, whose unmap notification clears our live byte and rings the peer's bell even if
+/// this process was killed; the event channel last, because that notification needs it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) published: Option<Published>,
+    pub(crate) rings: Rings,
+    pub(crate) session: Session,
+    #[allow(dead_code)] // held, never read
+    pub(crate) pages: Pages,
+    pub(crate) link: Link,
+    pub(crate) role: Role,
+}
+
+impl Shared {
+    /// Looks at the peer's live byte. A server that takes note of a new client tells it so.
+    #[inline]
+    pub(crate) fn observe(&self) -> Result<PeerState> {
+        if self.session.runs() {
+            Ok(PeerState::Connected)
+        } else {
+            self.observe_change()
+        }
+    }
+
+    #[cold]
+    fn observe_change(&self) -> Result<PeerState> {
+        let (state, began) = self.session.change()?;
+        if began && self.role == Role::Server {
+            self.link.notify();
+        }
+        Ok(state)
+    }
+
+    /// Tells the peer that this side is done: no further byte will be written. What was published
+    /// stays readable.
+    pub(crate) fn leave(&self) {
+        self.session.leave();
+        self.link.notify();
+    }
+
+    /// Sleeps until something happened since `seen` was taken.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] when the deadline passes first.
+    pub(crate) fn sleep(&self, seen: u64, deadline: Option<Instant>) -> Result<()> {
+        if self.link.wait(seen, deadline)? {
+            Ok(())
+        } else {
+            Err(Error::Timeout)
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Before the live byte: who sees us gone must not find the nodes any more.
+        self.published = None;
+        self.leave();
+    }
+}

@@ -1,0 +1,209 @@
+//! A queue in the plainest form judges the ring: every operation, at every size, across the wrap of
+//! the cursors.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+use xen_vchan::ring::{Consumer, Producer, Rings, Role};
+use xen_vchan::{Geometry, Memory};
+
+const SIZES: [usize; 4] = [1 << 10, 1 << 11, 1 << 12, 1 << 16];
+
+/// The writing half of the client and the reading half of the server on a ring of `order`, with all
+/// cursors at `start`.
+fn ring(order: u16, start: u32) -> (Producer, Consumer) {
+    let other = if order == 10 { 11 } else { 10 };
+    let geometry = Geometry::new(order, other).unwrap();
+    let control = Memory::heap(4096);
+    for at in [0, 4, 8, 12] {
+        control
+            .atomic_u32(at)
+            .unwrap()
+            .store(start, Ordering::Relaxed);
+    }
+    let pages = Memory::heap(geometry.left_bytes() as usize);
+    let rings = Rings::new(&control, geometry, Some(&pages), None).unwrap();
+    (
+        rings.producer(Role::Client).unwrap(),
+        rings.consumer(Role::Server).unwrap(),
+    )
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Stage(usize),
+    Publish,
+    Discard,
+    Take(usize),
+    Release,
+    RefreshProducer,
+    RefreshConsumer,
+    RequestRead,
+    RequestWrite,
+}
+
+fn lengths(size: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 0..=64usize,
+        2 => Just(size - 1),
+        2 => Just(size),
+        1 => Just(size + 1),
+        2 => 0..=2 * size,
+    ]
+}
+
+fn ops(size: usize) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(
+        prop_oneof![
+            6 => lengths(size).prop_map(Op::Stage),
+            6 => Just(Op::Publish),
+            1 => Just(Op::Discard),
+            6 => lengths(size).prop_map(Op::Take),
+            6 => Just(Op::Release),
+            2 => Just(Op::RefreshProducer),
+            4 => Just(Op::RefreshConsumer),
+            1 => Just(Op::RequestRead),
+            1 => Just(Op::RequestWrite),
+        ],
+        1..200,
+    )
+}
+
+/// What a ring is, said without cursors.
+#[derive(Default)]
+struct Judge {
+    staged: VecDeque<u8>,
+    /// Visible to the reader.
+    published: VecDeque<u8>,
+    /// How much of `published` the reader has looked at.
+    known: usize,
+    /// Read, and the space not given back.
+    held: usize,
+    wants_read: bool,
+    wants_write: bool,
+}
+
+impl Judge {
+    fn space(&self, size: usize) -> usize {
+        size - self.staged.len() - self.published.len() - self.held
+    }
+}
+
+fn run(size: usize, start: u32, ops: Vec<Op>) {
+    let order = u16::try_from(size.trailing_zeros()).unwrap();
+    let (mut tx, mut rx) = ring(order, start);
+    let mut judge = Judge::default();
+    let mut next = 0u8;
+    for op in ops {
+        match op {
+            Op::Stage(len) => {
+                let bytes: Vec<u8> = (0..len).map(|i| next.wrapping_add(i as u8)).collect();
+                let did = tx.stage(&bytes).unwrap();
+                assert_eq!(did, len.min(judge.space(size)));
+                judge.staged.extend(&bytes[..did]);
+                next = next.wrapping_add(did as u8).wrapping_mul(3);
+            }
+            Op::Publish => {
+                let rings = tx.publish();
+                assert_eq!(rings, !judge.staged.is_empty() && judge.wants_write);
+                judge.wants_write &= judge.staged.is_empty();
+                judge.published.append(&mut judge.staged);
+            }
+            Op::Discard => {
+                tx.discard();
+                judge.staged.clear();
+            }
+            Op::Take(len) => {
+                let mut buf = vec![0xAA; len];
+                let did = rx.take(&mut buf);
+                assert_eq!(did, len.min(judge.known));
+                judge.known -= did;
+                judge.held += did;
+                let expected: Vec<u8> = judge.published.drain(..did).collect();
+                assert_eq!(&buf[..did], &expected[..]);
+                assert!(buf[did..].iter().all(|byte| *byte == 0xAA));
+            }
+            Op::Release => {
+                let rings = rx.release();
+                assert_eq!(rings, judge.held != 0 && judge.wants_read);
+                judge.wants_read &= judge.held == 0;
+                judge.held = 0;
+            }
+            Op::RefreshProducer => assert_eq!(tx.refresh().unwrap() as usize, judge.space(size)),
+            Op::RefreshConsumer => {
+                assert_eq!(rx.refresh().unwrap() as usize, judge.published.len());
+                judge.known = judge.published.len();
+            }
+            Op::RequestRead => {
+                tx.request();
+                judge.wants_read = true;
+            }
+            Op::RequestWrite => {
+                rx.request();
+                judge.wants_write = true;
+            }
+        }
+        assert_eq!(tx.staged() as usize, judge.staged.len());
+        assert_eq!(rx.known_ready() as usize, judge.known);
+        assert_eq!(rx.unreleased() as usize, judge.held);
+        assert!(tx.known_space() as usize <= judge.space(size));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_ring_does_what_a_queue_does(
+        (size, ops) in prop::sample::select(&SIZES[..]).prop_flat_map(|size| (Just(size), ops(size))),
+        start in prop_oneof![Just(0u32), Just(u32::MAX - 700), Just(u32::MAX), any::<u32>()],
+    ) {
+        run(size, start, ops);
+    }
+}
+
+#[test]
+fn two_threads_move_every_byte_across_the_wrap() {
+    for (order, total) in [(10u16, 400_000usize), (12, 1_000_000), (16, 4_000_000)] {
+        let (mut tx, mut rx) = ring(order, u32::MAX - 50_000);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut sent = 0usize;
+                let mut size = 1usize;
+                while sent < total {
+                    size = size * 7 % 3001 + 1;
+                    let bytes: Vec<u8> = (sent..(sent + size).min(total))
+                        .map(|i| ((i * 31) >> 3) as u8)
+                        .collect();
+                    let did = tx.stage(&bytes).unwrap();
+                    let _ = tx.publish();
+                    sent += did;
+                    if did == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                let mut got = 0usize;
+                let mut size = 1usize;
+                let mut buf = [0; 4096];
+                while got < total {
+                    size = size * 5 % 4093 + 1;
+                    if rx.refresh().unwrap() == 0 {
+                        std::thread::yield_now();
+                    }
+                    let did = rx.take(&mut buf[..size]);
+                    let _ = rx.release();
+                    for byte in &buf[..did] {
+                        assert_eq!(*byte, ((got * 31) >> 3) as u8, "byte {got}");
+                        got += 1;
+                    }
+                }
+                assert_eq!(got, total);
+            });
+        });
+    }
+}
