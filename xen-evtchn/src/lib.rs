@@ -21,10 +21,11 @@
 //! in between is not lost: it is delivered after the unmask. So the order that never misses
 //! anything is: receive, unmask, *then* look at the shared state.
 //!
-//! An event says "look", not "there is something": the peer can send as many as it likes, a
-//! binding starts with one already pending on Linux (the far end is told that somebody came),
-//! and a number that was received just before its port was closed may be of a port that is
-//! gone.
+//! An event says "look", not "there is something". The peer can send as many as it likes. The
+//! end that [binds interdomain](EventChannels::bind_interdomain) starts out pending, because
+//! what was sent before it bound is lost (`evtchn_bind_interdomain` in Xen's
+//! xen/common/event_channel.c); the other end is told nothing. And a number received just
+//! before its port was closed may be of a port that is gone.
 //!
 //! # Guarantees
 //!
@@ -121,12 +122,12 @@ impl EventChannels {
     }
 
     /// Makes a port that domain `remote` may bind to. `remote` may be this domain itself, by
-    /// its number.
+    /// its number, and need not exist yet.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`]: `ENOSPC` when the domain has no port left, `ESRCH` when there is no such
-    /// domain, `EACCES` when the handle is [restricted](Self::restrict).
+    /// [`Error::Os`]: `ENOSPC` when the domain has no port left, `EACCES` when the handle is
+    /// [restricted](Self::restrict).
     #[doc(alias = "xenevtchn_bind_unbound_port")]
     #[doc(alias = "IOCTL_EVTCHN_BIND_UNBOUND_PORT")]
     pub fn bind_unbound(&self, remote: DomId) -> Result<BoundPort> {

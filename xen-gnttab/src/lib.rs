@@ -77,9 +77,12 @@ pub enum Access {
     ReadWrite,
 }
 
-/// What the kernel does for us when pages are given back, in this order: the byte, the event.
+/// What the kernel does for us when pages are given back.
 ///
-/// Both, one or none; the last setting counts.
+/// Both, one or none; the last setting counts. The byte is cleared before the event is sent,
+/// except that some kernels do it the other way round for a *mapping* in an HVM or PVH domain
+/// (`gntdev_put_map` in Linux's drivers/xen/gntdev.c): there a peer that looks the moment the
+/// event arrives may still see the old byte.
 #[doc(alias = "UNMAP_NOTIFY_CLEAR_BYTE")]
 #[doc(alias = "UNMAP_NOTIFY_SEND_EVENT")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
