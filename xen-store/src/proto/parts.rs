@@ -1,0 +1,91 @@
+//! The names and values a shell passes in and out of a connection.
+
+use crate::error::{Error, Violation};
+use crate::wire;
+
+/// Names an outstanding request. Never 0 on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub(super) u32);
+
+/// Names a watch; its number in hexadecimal is the token on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WatchId(pub(super) u64);
+
+/// Something a shell may be waiting for has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ready {
+    /// [`Connection::poll_reply`](super::Connection::poll_reply) has an answer.
+    Reply(RequestId),
+    /// [`Connection::poll_event`](super::Connection::poll_event) has a first event.
+    Event(WatchId),
+}
+
+/// How a connection differs by transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quirks {
+    /// Largest payload that can be sent, in bytes.
+    pub max_payload: usize,
+    /// The kernel answers WATCH and UNWATCH itself, and some versions do so with request id 0.
+    pub anonymous_watch_replies: bool,
+}
+
+impl Quirks {
+    /// A socket to the daemon.
+    pub const SOCKET: Self = Self {
+        max_payload: wire::PAYLOAD_MAX,
+        anonymous_watch_replies: false,
+    };
+    /// `/dev/xen/xenbus`, whose buffer of 4096 bytes also holds the header
+    /// (`drivers/xen/xenbus/xenbus_dev_frontend.c`).
+    pub const XENBUS: Self = Self {
+        max_payload: wire::PAYLOAD_MAX - wire::Header::SIZE,
+        anonymous_watch_replies: true,
+    };
+}
+
+/// Why a connection is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The other side closed.
+    Closed,
+    /// The other side broke the protocol.
+    Protocol(Violation),
+    /// A system call failed: its name and errno.
+    Os(&'static str, i32),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Closed => Self::Closed,
+            Failure::Protocol(violation) => Self::Protocol(violation),
+            Failure::Os(op, errno) => Self::Os {
+                op,
+                source: std::io::Error::from_raw_os_error(errno),
+            },
+        }
+    }
+}
+
+/// A message on its way out.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub(super) id: RequestId,
+    pub(super) bytes: Vec<u8>,
+    pub(super) sent: usize,
+}
+
+impl Outgoing {
+    /// What is still to be written.
+    #[must_use]
+    pub fn unsent(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// Notes that `count` more bytes were written; whether the message is out now.
+    pub fn advance(&mut self, count: usize) -> bool {
+        self.sent = self.bytes.len().min(self.sent.saturating_add(count));
+        self.sent == self.bytes.len()
+    }
+}

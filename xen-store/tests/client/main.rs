@@ -1,0 +1,12 @@
+//! The client against a scripted daemon at the other end of a socketpair.
+
+// The lint exempts test functions, but not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod directory;
+mod endings;
+mod peer;
+mod requests;
+mod threads;
+mod transactions;
+mod watches;
