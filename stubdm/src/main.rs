@@ -1,3 +1,7 @@
-//! stubdm-run: init and supervisor of a Xen Linux stubdomain, and the host's QMP-over-vchan proxy.
+//! The `stubdm-run` program; everything it does is in the library beside it.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    stubdm::cli::main(std::env::args_os().collect())
+}

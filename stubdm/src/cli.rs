@@ -1,0 +1,174 @@
+//! The command line: which part of the program is meant, and one line for what is wrong with it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::error::{Failure, Result, one_line};
+use crate::init::InitOptions;
+use crate::proxy::options::ProxyOptions;
+use crate::qmp::person::QmpOptions;
+use crate::{init, log, proxy, qmp};
+
+/// The stubdomain's device-model runner, and the host's end of its QMP
+#[derive(Debug, Parser)]
+#[command(
+    name = "stubdm-run",
+    version,
+    infer_long_args = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring up a stubdomain: the job of its PID 1
+    Init(InitOptions),
+    /// Join a UNIX socket and a vchan, in the place of the program of that name
+    VchanSocketProxy(ProxyOptions),
+    /// Ask a guest's QEMU something and print the answer as JSON
+    Qmp(QmpOptions),
+}
+
+/// Join a UNIX socket and a vchan
+#[derive(Debug, Parser)]
+#[command(
+    name = "vchan-socket-proxy",
+    version,
+    infer_long_args = true,
+    max_term_width = 100
+)]
+struct ProxyCli {
+    #[command(flatten)]
+    options: ProxyOptions,
+}
+
+/// Runs the program. `args` begins with the name it was called by.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    if std::process::id() == 1 {
+        // Whatever the kernel's command line left as arguments: there is one thing to do.
+        return init::run(&InitOptions::default());
+    }
+    match dispatch(args) {
+        Ok(code) => code,
+        Err(failure) => {
+            log::complain(&failure);
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
+    let name = args.first().map(Path::new).and_then(Path::file_name);
+    if name == Some(OsStr::new("vchan-socket-proxy")) {
+        let Some(cli) = parse::<ProxyCli>(args)? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        return proxy::run::run(&cli.options).map(|()| ExitCode::SUCCESS);
+    }
+    if name == Some(OsStr::new("init")) {
+        return Ok(init::run(&InitOptions::default()));
+    }
+    let Some(cli) = parse::<Cli>(args)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    match cli.command {
+        Command::Init(options) => Ok(init::run(&options)),
+        Command::VchanSocketProxy(options) => proxy::run::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Qmp(options) => qmp::person::run(&options).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Parses; `None` when help or the version was asked for and printed.
+fn parse<P: Parser>(args: Vec<OsString>) -> Result<Option<P>> {
+    let error = match P::try_parse_from(args) {
+        Ok(parsed) => return Ok(Some(parsed)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            Ok(None)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Err(Failure::usage("a command is missing; see --help"))
+        }
+        _ => {
+            let text = error.to_string();
+            let what = text.split("\n\n").next().unwrap_or_default();
+            let what = what.strip_prefix("error: ").unwrap_or(what);
+            Err(Failure::usage(format_args!(
+                "{}; see --help",
+                one_line(what)
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+        ProxyCli::command().debug_assert();
+    }
+
+    fn proxy(line: &str) -> Result<ProxyOptions> {
+        let args = line.split(' ').map(OsString::from).collect();
+        Ok(parse::<ProxyCli>(args)?.unwrap().options)
+    }
+
+    #[test]
+    fn libxls_own_line_is_taken() {
+        let options = proxy(
+            "/usr/bin/vchan-socket-proxy --state-path=/local/domain/0/device-model/5/qmp-proxy-state \
+             5 /local/domain/5/device-model/4/qmp-vchan /var/run/xen/qmp-libxl-4",
+        )
+        .unwrap();
+        assert_eq!(options.domid, 5);
+        assert_eq!(options.mode, proxy::options::Mode::Client);
+        assert_eq!(options.socket, "/var/run/xen/qmp-libxl-4");
+    }
+
+    #[test]
+    fn every_spelling_upstream_takes() {
+        for line in [
+            "p -m server 0 a/b -",
+            "p --mode=server -v 0 a/b -",
+            "p 0 a/b - -mserver",
+        ] {
+            assert_eq!(
+                proxy(line).unwrap().mode,
+                proxy::options::Mode::Server,
+                "{line}"
+            );
+        }
+        assert!(proxy("p --verb 0 a/b 5").unwrap().verbose, "abbreviated");
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line() {
+        for line in [
+            "p --bogus",
+            "p",
+            "p 1",
+            "p x a b",
+            "p 99999999 a b",
+            "p -m both 1 a b",
+        ] {
+            let failure = proxy(line).unwrap_err();
+            let text = failure.to_string();
+            assert_eq!(failure.status(), 2, "{line}");
+            assert!(!text.contains('\n') && text.len() > 20, "{line}: {text}");
+        }
+    }
+}

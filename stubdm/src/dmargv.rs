@@ -1,0 +1,371 @@
+//! QEMU's argument vector as libxl hands it to the stubdomain, and what it asks for.
+//!
+//! libxl writes one store node per argument, `/vm/UUID/image/dm-argv/001`, `002`, …; the value is
+//! the argument's raw bytes, possibly empty, possibly with line breaks or non-ASCII in it.
+//! `%03d` stops sorting as text at 1000, so names are ordered as numbers.
+//!
+//! Nothing here does I/O: names and values come in, a checked vector comes out.
+//! (`tools/libs/light/libxl_dm.c`, `libxl__write_stub_dmargs`.)
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+
+/// What stands in `-incoming`'s value until the stubdomain knows its descriptor. It is replaced
+/// only where it is a whole argument: a guest may well be named like this.
+pub const INCOMING_PLACEHOLDER: &[u8] = b"$STUBDOM_RESTORE_INCOMING_ARG";
+
+/// Why an argument vector cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ArgvError {
+    /// There is no `dm-argv` directory.
+    Missing {
+        /// The Mini-OS protocol's `dmargs` string is there instead.
+        mini_os: bool,
+    },
+    /// The directory holds no argument.
+    Empty {
+        /// The Mini-OS protocol's `dmargs` string is there as well.
+        mini_os: bool,
+    },
+    /// A node in the directory is not a number.
+    NotANumber(String),
+    /// Two nodes name the same argument, e.g. `1` and `001`.
+    Twice(u32),
+    /// An argument between the first and the last is missing.
+    Gap(u32),
+    /// An argument holds a NUL byte, which no process can be given.
+    Nul(usize),
+}
+
+impl fmt::Display for ArgvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = |mini_os: &bool| {
+            if *mini_os {
+                "; the Mini-OS `dmargs` string is there instead: set \
+                 device_model_version=\"qemu-xen\" so that the toolstack uses the Linux protocol"
+            } else {
+                "; the toolstack could not write it (an argument over 4000 bytes?) or starts \
+                 another kind of stubdomain"
+            }
+        };
+        match self {
+            Self::Missing { mini_os } => write!(f, "no dm-argv directory{}", hint(mini_os)),
+            Self::Empty { mini_os } => write!(f, "the dm-argv directory is empty{}", hint(mini_os)),
+            Self::NotANumber(name) => write!(f, "dm-argv holds {name:?}, which is no number"),
+            Self::Twice(n) => write!(f, "dm-argv names argument {n} twice"),
+            Self::Gap(n) => write!(f, "dm-argv lacks argument {n}"),
+            Self::Nul(n) => write!(f, "argument {n} of dm-argv holds a NUL byte"),
+        }
+    }
+}
+
+impl std::error::Error for ArgvError {}
+
+/// Puts the directory's entries in argument order.
+///
+/// # Errors
+/// [`ArgvError::NotANumber`], [`ArgvError::Twice`], [`ArgvError::Gap`]: each means that QEMU would
+/// get other arguments than the toolstack meant. An empty list is returned as it is.
+pub fn in_order(names: Vec<String>) -> Result<Vec<String>, ArgvError> {
+    let mut numbered = Vec::with_capacity(names.len());
+    for name in names {
+        let digits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+        match name.parse::<u32>() {
+            Ok(number) if digits => numbered.push((number, name)),
+            _ => return Err(ArgvError::NotANumber(name)),
+        }
+    }
+    numbered.sort_by_key(|(number, _)| *number);
+    for pair in numbered.windows(2) {
+        if let [(a, _), (b, _)] = pair {
+            if a == b {
+                return Err(ArgvError::Twice(*a));
+            }
+            if a + 1 != *b {
+                return Err(ArgvError::Gap(a + 1));
+            }
+        }
+    }
+    Ok(numbered.into_iter().map(|(_, name)| name).collect())
+}
+
+/// A network interface QEMU will open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// The name QEMU gives the interface it makes.
+    pub ifname: String,
+    /// The bridge on the host; inside it only names the network.
+    pub bridge: Option<String>,
+}
+
+/// QEMU's arguments, in order, without the program's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmArgv {
+    args: Vec<Vec<u8>>,
+}
+
+impl DmArgv {
+    /// Takes the arguments in order.
+    ///
+    /// # Errors
+    /// [`ArgvError::Empty`] for none, [`ArgvError::Nul`] for one that no process can be given.
+    pub fn new(args: Vec<Vec<u8>>) -> Result<Self, ArgvError> {
+        if args.is_empty() {
+            return Err(ArgvError::Empty { mini_os: false });
+        }
+        match args.iter().position(|arg| arg.contains(&0)) {
+            Some(at) => Err(ArgvError::Nul(at + 1)),
+            None => Ok(Self { args }),
+        }
+    }
+
+    /// The arguments as they came.
+    pub fn args(&self) -> &[Vec<u8>] {
+        &self.args
+    }
+
+    /// The arguments as a process takes them.
+    pub fn into_os(self) -> Vec<OsString> {
+        self.args.into_iter().map(OsString::from_vec).collect()
+    }
+
+    /// Whether the guest's state is to be loaded: the placeholder is a whole argument.
+    pub fn wants_incoming(&self) -> bool {
+        self.args.iter().any(|arg| arg == INCOMING_PLACEHOLDER)
+    }
+
+    /// Replaces every argument that *is* the placeholder, and no other.
+    pub fn set_incoming(&mut self, value: &str) {
+        for arg in &mut self.args {
+            if arg == INCOMING_PLACEHOLDER {
+                *arg = value.as_bytes().to_vec();
+            }
+        }
+    }
+
+    /// The stubdomain's block devices QEMU will open: `/dev/xvd…` in `-drive file=`, each once.
+    pub fn disks(&self) -> Vec<String> {
+        let mut disks = Vec::new();
+        for options in self.values_of("-drive") {
+            for (key, value) in pairs(options) {
+                let device = value.starts_with("/dev/xvd");
+                if key == "file" && device && !disks.contains(&value) {
+                    disks.push(value);
+                }
+            }
+        }
+        disks
+    }
+
+    /// The interfaces QEMU will make: every `-netdev type=tap` (or `tap,…`) with a name.
+    pub fn taps(&self) -> Vec<Tap> {
+        let mut taps = Vec::new();
+        for options in self.values_of("-netdev") {
+            let pairs = pairs(options);
+            let find = |key: &str| pairs.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+            let tap = find("type").as_deref() == Some("tap") || find("tap").is_some();
+            if let (true, Some(ifname)) = (tap, find("ifname")) {
+                taps.push(Tap {
+                    ifname,
+                    bridge: find("br"),
+                });
+            }
+        }
+        taps
+    }
+
+    /// The consoles QEMU will open as serial ports: `-serial /dev/hvcN`.
+    pub fn serial_ttys(&self) -> Vec<String> {
+        let text = self
+            .values_of("-serial")
+            .map(|v| String::from_utf8_lossy(v).into_owned());
+        text.filter(|v| v.starts_with("/dev/hvc")).collect()
+    }
+
+    /// The models of the emulated network cards: the `MODEL` of each `-device MODEL,…,netdev=…`.
+    pub fn nic_models(&self) -> Vec<String> {
+        let mut models = Vec::new();
+        for options in self.values_of("-device") {
+            let pairs = pairs(options);
+            let model = match pairs.first() {
+                Some((key, value)) if key == "driver" => value.clone(),
+                Some((key, value)) if value.is_empty() => key.clone(),
+                _ => continue,
+            };
+            if pairs.iter().any(|(key, _)| key == "netdev") && !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// Options that name files of the host's, which do not exist in here: `(option, path)`.
+    pub fn host_paths(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for option in ["-kernel", "-initrd", "-chroot", "-dtb"] {
+            for value in self.values_of(option) {
+                found.push((
+                    option.to_owned(),
+                    String::from_utf8_lossy(value).into_owned(),
+                ));
+            }
+        }
+        found
+    }
+
+    /// The argument after each occurrence of `option`.
+    fn values_of<'a>(&'a self, option: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let named = move |pair: &'a [Vec<u8>]| match pair {
+            [name, value] if name == option.as_bytes() => Some(value.as_slice()),
+            _ => None,
+        };
+        self.args.windows(2).filter_map(named)
+    }
+}
+
+/// QEMU's `a=1,b=x,,y` syntax: pairs split at single commas, a doubled comma being a literal one.
+/// A word without `=` is a key with an empty value.
+fn pairs(options: &[u8]) -> Vec<(String, String)> {
+    let text = String::from_utf8_lossy(options);
+    let mut words = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.peek() != Some(&',') {
+            words.push(String::new());
+            continue;
+        }
+        if c == ',' {
+            chars.next();
+        }
+        if let Some(word) = words.last_mut() {
+            word.push(c);
+        }
+    }
+    let split = |word: String| match word.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (word, String::new()),
+    };
+    words.into_iter().map(split).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(args: &[&str]) -> DmArgv {
+        DmArgv::new(args.iter().map(|a| a.as_bytes().to_vec()).collect()).unwrap()
+    }
+
+    fn names(numbers: &[&str]) -> Vec<String> {
+        numbers.iter().map(|n| (*n).to_owned()).collect()
+    }
+
+    #[test]
+    fn names_sort_as_numbers_past_three_digits() {
+        let shuffled: Vec<String> = (1..=1001).rev().map(|n| format!("{n:03}")).collect();
+        let sorted = in_order(shuffled).unwrap();
+        assert_eq!(sorted.first().unwrap(), "001");
+        assert_eq!(&sorted[998..], ["999", "1000", "1001"]);
+    }
+
+    #[test]
+    fn a_lost_argument_is_not_passed_over() {
+        assert_eq!(in_order(names(&["001", "003"])), Err(ArgvError::Gap(2)));
+        assert_eq!(in_order(names(&["1", "001"])), Err(ArgvError::Twice(1)));
+        for bad in ["", "x", "+1", "1 ", "99999999999"] {
+            let error = in_order(names(&[bad])).unwrap_err();
+            assert_eq!(error, ArgvError::NotANumber(bad.to_owned()));
+        }
+        assert_eq!(in_order(Vec::new()), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn empty_and_odd_arguments_stay_as_they_are() {
+        let raw = vec![b"".to_vec(), b"a\nb\\".to_vec(), vec![0xff, 0xfe]];
+        let argv = DmArgv::new(raw.clone()).unwrap();
+        assert_eq!(argv.args(), raw);
+        let os: Vec<Vec<u8>> = argv.into_os().into_iter().map(OsString::into_vec).collect();
+        assert_eq!(os, raw);
+        assert_eq!(
+            DmArgv::new(vec![b"a".to_vec(), vec![0]]),
+            Err(ArgvError::Nul(2))
+        );
+        assert_eq!(
+            DmArgv::new(Vec::new()),
+            Err(ArgvError::Empty { mini_os: false })
+        );
+    }
+
+    #[test]
+    fn only_a_whole_argument_is_the_placeholder() {
+        let mut argv = argv(&[
+            "-name",
+            "x$STUBDOM_RESTORE_INCOMING_ARG",
+            "-incoming",
+            "$STUBDOM_RESTORE_INCOMING_ARG",
+        ]);
+        assert!(argv.wants_incoming());
+        argv.set_incoming("fd:7");
+        assert_eq!(argv.args()[1], b"x$STUBDOM_RESTORE_INCOMING_ARG");
+        assert_eq!(argv.args()[3], b"fd:7");
+        assert!(!argv.wants_incoming());
+    }
+
+    #[test]
+    fn devices_are_found_in_libxls_own_spelling() {
+        let argv = argv(&[
+            "-xen-domid",
+            "7",
+            "-serial",
+            "/dev/hvc3",
+            "-device",
+            "rtl8139,id=nic0,netdev=net0,mac=00:16:3e:00:00:01",
+            "-netdev",
+            "type=tap,id=net0,ifname=vif7.0-emu,br=xenbr0,script=no,downscript=no",
+            "-drive",
+            "file=/dev/xvda,if=ide,index=0,media=disk,format=host_device,cache=writeback",
+            "-drive",
+            "if=none,readonly=on,id=ide-5632,file=/dev/xvdc,format=host_device",
+            "-device",
+            "ide-cd,id=ide-5632,drive=ide-5632,bus=ide.1,unit=0",
+            "-name",
+            "-drive",
+            "file=/dev/xvdz",
+        ]);
+        // The last pair is a guest *named* `-drive`: harmless, for waiting is all it would cost.
+        assert_eq!(argv.disks(), ["/dev/xvda", "/dev/xvdc", "/dev/xvdz"]);
+        let tap = Tap {
+            ifname: "vif7.0-emu".into(),
+            bridge: Some("xenbr0".into()),
+        };
+        assert_eq!(argv.taps(), [tap]);
+        assert_eq!(argv.serial_ttys(), ["/dev/hvc3"]);
+        assert_eq!(argv.nic_models(), ["rtl8139"]);
+        assert!(argv.host_paths().is_empty());
+    }
+
+    #[test]
+    fn a_doubled_comma_is_a_comma() {
+        let pairs = pairs(b"file=/a,,b,id=x,,");
+        assert_eq!(
+            pairs,
+            [("file".into(), "/a,b".into()), ("id".into(), "x,".into())]
+        );
+    }
+
+    #[test]
+    fn mini_os_is_named_in_the_complaint() {
+        let line = ArgvError::Missing { mini_os: true }.to_string();
+        assert!(
+            line.contains("dmargs") && line.contains("qemu-xen"),
+            "{line}"
+        );
+        assert!(
+            !ArgvError::Empty { mini_os: false }
+                .to_string()
+                .contains("Mini-OS")
+        );
+    }
+}

@@ -1,0 +1,186 @@
+//! The stubdomain's init: from a bare kernel to a running device model, and to the end.
+//!
+//! ```text
+//!  mounts ─▶ log console ─▶ modules ─▶ store: target, dm-argv ─▶ disks ─▶ QEMU -S
+//!    ─▶ own monitor ─▶ vchan server ─▶ cont (QEMU writes `running`) ─▶ watch over it ─▶ power off
+//! ```
+//!
+//! Whatever goes wrong is said on the console (which the toolstack keeps as the guest's
+//! device-model log) and in the store, and then the domain is powered off.
+
+pub mod console;
+pub mod guest;
+pub mod incoming;
+pub mod modules;
+pub mod mounts;
+pub mod power;
+pub mod qemu;
+pub mod report;
+pub mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tracing::{info, warn};
+use xen_store::Store;
+use xen_sys::Xen;
+
+use crate::error::{Context, Failure, Result};
+use crate::log;
+use crate::signals::Signals;
+use guest::Guest;
+use report::Report;
+
+/// How long the guest's disks may take to appear.
+const DISK_LIMIT: Duration = Duration::from_secs(20);
+
+/// What can be changed about the init.
+#[derive(Args, Clone, Debug)]
+pub struct InitOptions {
+    /// The QEMU to run
+    #[arg(long, value_name = "PATH", default_value = qemu::DEFAULT)]
+    pub qemu: PathBuf,
+    /// Log every byte of QMP that passes
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl Default for InitOptions {
+    fn default() -> Self {
+        Self {
+            qemu: qemu::DEFAULT.into(),
+            verbose: false,
+        }
+    }
+}
+
+impl InitOptions {
+    /// Takes what the kernel's command line says: `stubdm.qemu=PATH`, `stubdm.verbose`.
+    fn with_kernel_command_line(mut self, line: &str) -> Self {
+        for word in line.split_whitespace() {
+            if let Some(path) = word.strip_prefix("stubdm.qemu=") {
+                self.qemu = path.into();
+            } else if word == "stubdm.verbose" {
+                self.verbose = true;
+            }
+        }
+        self
+    }
+}
+
+/// Runs the init. As PID 1 it ends by powering the domain off and does not return.
+pub fn run(options: &InitOptions) -> ExitCode {
+    let mut options = options.clone();
+    let mut notes = Vec::new();
+    if power::is_init() {
+        power::off_on_panic();
+        notes = mounts::all();
+        if let Err(failure) = console::take() {
+            notes.push(failure.to_string());
+        }
+        let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        options = options.with_kernel_command_line(&line);
+    }
+    log::to_console(options.verbose);
+    info!("stubdm-run {} starts", env!("CARGO_PKG_VERSION"));
+    for note in notes {
+        warn!("{note}");
+    }
+    let mut report = Report::default();
+    let status = match stubdomain(&options, &mut report) {
+        Ok(status) => status,
+        Err(failure) => {
+            report.failed(&failure.to_string());
+            ExitCode::from(failure.status())
+        }
+    };
+    power::off();
+    status
+}
+
+/// Everything after the console. Returns when QEMU has ended, with the reason.
+fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
+    let started = Instant::now();
+    let signals = Signals::take(watch::SIGNALS).context("taking over signals")?;
+    if power::is_init() {
+        modules::load_all();
+        mounts::xenfs();
+    }
+    let xen = Xen::open().context("no Xen here")?;
+    let store = Store::open(&xen).context("no store")?;
+    report.reaches(&store);
+    let guest = Guest::read(&store)?;
+    report.concerns(guest.domid);
+    info!(
+        "device model of domain {}, whose VM is {}",
+        guest.domid, guest.vm
+    );
+    let mut argv = guest.argv(&store)?;
+    for (option, path) in argv.host_paths() {
+        if !std::path::Path::new(&path).exists() {
+            warn!("{option} {path} names a file of the host's, which is not in here");
+        }
+    }
+    report.phase("waiting for disks");
+    wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;
+    report.phase("starting QEMU");
+    let incoming = incoming::prepare(&mut argv)?;
+    let launch = qemu::launch(&options.qemu, argv, incoming)?;
+    let world = watch::World {
+        xen: &xen,
+        store: &store,
+        guest: &guest,
+        report,
+        signals: &signals,
+        started,
+    };
+    watch::over(&world, launch)
+}
+
+/// Waits until the block devices QEMU will open exist.
+fn wait_for_disks(disks: &[String], deadline: Instant) -> Result<()> {
+    for disk in disks {
+        let mut said = false;
+        while !std::path::Path::new(disk).exists() {
+            if deadline <= Instant::now() {
+                return Err(Failure::new(format_args!(
+                    "{disk} did not appear within {} s: its backend on the host is not connected",
+                    DISK_LIMIT.as_secs()
+                )));
+            }
+            if !said {
+                info!("waiting for {disk}");
+                said = true;
+            }
+            // There is no event for a node in devtmpfs that this program could wait for.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_command_line_has_a_say() {
+        let line = "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose\n";
+        let options = InitOptions::default().with_kernel_command_line(line);
+        assert_eq!(options.qemu, PathBuf::from("/opt/qemu"));
+        assert!(options.verbose);
+        let options = InitOptions::default().with_kernel_command_line("quiet");
+        assert_eq!(options.qemu, PathBuf::from(qemu::DEFAULT));
+    }
+
+    #[test]
+    fn a_disk_that_does_not_come_is_named() {
+        let there = "/dev/null".to_owned();
+        assert!(wait_for_disks(std::slice::from_ref(&there), Instant::now()).is_ok());
+        let missing = "/dev/xvdzz".to_owned();
+        let error = wait_for_disks(&[there, missing], Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("/dev/xvdzz"), "{error}");
+    }
+}

@@ -1,0 +1,269 @@
+//! Kernel modules: what a stock kernel keeps apart and a device model needs.
+//!
+//! `/lib/modules/order`, if it is there, lists files under `/lib/modules` in the order to load
+//! them, one a line. Otherwise the names in [`WANTED`] are looked for anywhere under
+//! `/lib/modules`, with what `modules.dep` says they need loaded before them.
+//!
+//! # xen-privcmd's restriction (XSA-482)
+//! Kernels from 2026 on let `/dev/xen/privcmd` in a domU act on the domain named by the store's
+//! `target` only, and then refuse plain hypercalls. QEMU cannot live with that: libxendevicemodel
+//! probes with an invalid domain id, takes the refusal for an old kernel and falls back to plain
+//! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. What that gives
+//! away is bounded by the hypervisor: a stubdomain is privileged over its guest and nothing else.
+//! A kernel that has no such parameter ignores it.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::kmod::{ModuleInitFlags, finit_module};
+use tracing::{debug, info, warn};
+
+const ROOT: &str = "/lib/modules";
+
+/// What is looked for when there is no order file. `true`: QEMU cannot work without it.
+const WANTED: &[(&str, bool)] = &[
+    ("xen-privcmd", true),
+    ("xenfs", false),
+    ("xen-evtchn", true),
+    ("xen-gntdev", true),
+    ("xen-gntalloc", true),
+    ("xen-blkfront", true),
+    ("xen-netfront", false),
+    ("llc", false),
+    ("stp", false),
+    ("bridge", false),
+    ("tun", false),
+];
+
+/// Loads everything. What is missing is a line in the log: it may be built in, and if it is not,
+/// opening its device says so more clearly than anything that could be said here.
+pub fn load_all() {
+    let plan = match fs::read_to_string(format!("{ROOT}/order")) {
+        Ok(order) => listed(Path::new(ROOT), &order),
+        Err(_) => searched(Path::new(ROOT)),
+    };
+    for path in plan {
+        match load(&path) {
+            Ok(true) => debug!("loaded {}", path.display()),
+            Ok(false) => {}
+            Err(errno) => warn!("loading {}: {}", path.display(), errno.desc()),
+        }
+    }
+    report_restriction();
+}
+
+/// The files of an order list; a path that leaves the directory is passed over.
+fn listed(root: &Path, order: &str) -> Vec<PathBuf> {
+    let words = order
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    words
+        .filter(|name| !name.starts_with('#') && !name.split('/').any(|part| part == ".."))
+        .map(|name| root.join(name.trim_start_matches('/')))
+        .collect()
+}
+
+/// The wanted modules and what they depend on, dependencies first.
+fn searched(root: &Path) -> Vec<PathBuf> {
+    let mut files = HashMap::new();
+    let mut needs = HashMap::new();
+    collect(root, 6, &mut files, &mut needs);
+    let mut plan = Vec::new();
+    for (name, essential) in WANTED {
+        if !files.contains_key(&plain(name)) {
+            let weight = if *essential {
+                " (built in, or QEMU will fail)"
+            } else {
+                ""
+            };
+            info!("no module {name} under {}{weight}", root.display());
+        }
+        plan_for(&plain(name), &files, &needs, &mut plan, 16);
+    }
+    plan
+}
+
+fn plan_for(
+    name: &str,
+    files: &HashMap<String, PathBuf>,
+    needs: &HashMap<String, Vec<String>>,
+    plan: &mut Vec<PathBuf>,
+    depth: usize,
+) {
+    let Some(path) = files.get(name) else { return };
+    if plan.contains(path) || depth == 0 {
+        return;
+    }
+    for need in needs.get(name).into_iter().flatten() {
+        plan_for(need, files, needs, plan, depth - 1);
+    }
+    plan.push(path.clone());
+}
+
+/// A module's name: the kernel takes `-` and `_` for the same.
+fn plain(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// The name of the module in a file `NAME.ko` or `NAME.ko.xz`.
+fn module_name(path: &str) -> Option<String> {
+    let file = path.rsplit('/').next()?;
+    let (name, rest) = file.split_once(".ko")?;
+    matches!(rest, "" | ".xz" | ".zst" | ".gz").then(|| plain(name))
+}
+
+fn collect(
+    dir: &Path,
+    depth: usize,
+    files: &mut HashMap<String, PathBuf>,
+    needs: &mut HashMap<String, Vec<String>>,
+) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Some(text) = path.to_str() else { continue };
+        // Not followed: a kernel tree's `build` link leads out of here.
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        if kind.is_dir() && depth > 0 {
+            collect(&path, depth - 1, files, needs);
+        } else if text.ends_with("/modules.dep") {
+            needs.extend(dependencies(&fs::read_to_string(&path).unwrap_or_default()));
+        } else if let Some(name) = module_name(text) {
+            files.insert(name, path);
+        }
+    }
+}
+
+/// Reads `modules.dep`: `path/a.ko: path/b.ko path/c.ko`, needing all that is named.
+fn dependencies(text: &str) -> HashMap<String, Vec<String>> {
+    let line = |line: &str| {
+        let (module, needs) = line.split_once(':')?;
+        let mut needs: Vec<String> = needs.split_whitespace().filter_map(module_name).collect();
+        // depmod names the nearest first.
+        needs.reverse();
+        Some((module_name(module)?, needs))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Loads one file; `false` if it was loaded already.
+fn load(path: &Path) -> Result<bool, Errno> {
+    let name = path.to_str().and_then(module_name).unwrap_or_default();
+    let parameters = parameters_of(&name);
+    if !parameters.is_empty() {
+        let text = parameters.to_string_lossy();
+        info!("loading {name} with {text}: QEMU needs more of it than the restriction allows");
+    }
+    let file =
+        File::open(path).map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    // MODULE_INIT_COMPRESSED_FILE, which nix has no name for.
+    let compressed = path.extension().is_some_and(|end| end != "ko");
+    let flags = ModuleInitFlags::from_bits_retain(if compressed { 4 } else { 0 });
+    match finit_module(&file, &parameters, flags) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn parameters_of(name: &str) -> CString {
+    if name == "xen_privcmd" {
+        c"unrestricted=1".to_owned()
+    } else {
+        <CString as From<&CStr>>::from(c"")
+    }
+}
+
+/// Says what the kernel made of it.
+fn report_restriction() {
+    match fs::read_to_string("/sys/module/xen_privcmd/parameters/unrestricted") {
+        Ok(value) if value.trim() == "Y" || value.trim() == "1" => {
+            info!("xen-privcmd is unrestricted (XSA-482's restriction is off, knowingly)");
+        }
+        Ok(value) => warn!(
+            "xen-privcmd is restricted (unrestricted={}): QEMU will not get far; \
+             boot with xen_privcmd.unrestricted=1",
+            value.trim()
+        ),
+        Err(_) => info!("this kernel's xen-privcmd knows no restriction"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_any_spelling() {
+        assert_eq!(
+            module_name("kernel/drivers/xen/xen-evtchn.ko"),
+            Some("xen_evtchn".into())
+        );
+        assert_eq!(module_name("tun.ko.xz"), Some("tun".into()));
+        assert_eq!(module_name("a.ko.orig"), None);
+        assert_eq!(module_name("modules.dep"), None);
+    }
+
+    #[test]
+    fn an_order_list_is_kept_and_cannot_leave_the_directory() {
+        let plan = listed(
+            Path::new("/m"),
+            "xen-privcmd.ko\n\n# no\n../x.ko\nsub/tun.ko extra\n",
+        );
+        assert_eq!(
+            plan,
+            [
+                PathBuf::from("/m/xen-privcmd.ko"),
+                PathBuf::from("/m/sub/tun.ko")
+            ]
+        );
+    }
+
+    #[test]
+    fn dependencies_come_first_and_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("6.1.0/kernel/net");
+        fs::create_dir_all(&deep).unwrap();
+        for name in [
+            "bridge.ko",
+            "stp.ko",
+            "llc.ko",
+            "xenfs.ko",
+            "xen-privcmd.ko",
+        ] {
+            fs::write(deep.join(name), "").unwrap();
+        }
+        let dep = "kernel/net/bridge.ko: kernel/net/stp.ko kernel/net/llc.ko\n\
+                   kernel/net/stp.ko: kernel/net/llc.ko\nkernel/net/llc.ko:\n\
+                   kernel/net/xenfs.ko: kernel/net/xen-privcmd.ko\n";
+        fs::write(dir.path().join("6.1.0/modules.dep"), dep).unwrap();
+        let plan = searched(dir.path());
+        let names: Vec<_> = plan
+            .iter()
+            .filter_map(|p| p.file_name()?.to_str())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "xen-privcmd.ko",
+                "xenfs.ko",
+                "llc.ko",
+                "stp.ko",
+                "bridge.ko"
+            ]
+        );
+    }
+
+    #[test]
+    fn only_privcmd_gets_a_parameter() {
+        assert_eq!(parameters_of("xen_privcmd").as_c_str(), c"unrestricted=1");
+        assert!(parameters_of("tun").is_empty());
+    }
+}

@@ -1,0 +1,34 @@
+//! The end of the domain. As PID 1 this process must not exit: the kernel would panic, and say
+//! nothing of use about why.
+
+use nix::sys::reboot::{RebootMode, reboot};
+use tracing::{error, info};
+
+use crate::log;
+
+/// Whether this process is the domain's init.
+pub fn is_init() -> bool {
+    std::process::id() == 1
+}
+
+/// Powers the domain off, if this is its init.
+pub fn off() {
+    if !is_init() {
+        return;
+    }
+    info!("powering off");
+    nix::unistd::sync();
+    // It returns only to say that it failed.
+    let Err(errno) = reboot(RebootMode::RB_POWER_OFF);
+    error!("powering off: {}", errno.desc());
+    // The kernel's own way of ending a domain whose init is gone.
+    std::process::abort();
+}
+
+/// Makes a panic of ours end the domain, too: nobody else is left to notice it.
+pub fn off_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        log::complain(format_args!("internal error: {panic}"));
+        off();
+    }));
+}

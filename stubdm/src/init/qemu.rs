@@ -1,0 +1,164 @@
+//! Starting QEMU: stopped, with two monitors, its words on a pipe.
+//!
+//! * The monitor of our own is a socket we listen on and QEMU connects to: there is nothing to
+//!   wait for or to retry, and it stays connected for QEMU's whole life.
+//! * The monitor for the toolstack is a socket QEMU listens on; [`crate::proxy::server`] connects
+//!   to it anew for every client. It is there before our own monitor says its first word.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::unistd::Pid;
+use tracing::{debug, info};
+
+use crate::dmargv::DmArgv;
+use crate::error::{Context, Result};
+use crate::proxy::local::Local;
+
+/// Where Debian keeps the QEMU for Xen.
+pub const DEFAULT: &str = "/usr/libexec/xen-qemu-system-i386";
+
+/// Where our sockets are.
+const DIRECTORY: &str = "/run/stubdm";
+
+/// Where QEMU finds its firmware.
+const FIRMWARE: &[&str] = &[
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+    "/usr/lib/ipxe/qemu",
+    "/usr/share/qemu-firmware",
+];
+
+/// The boot ROM of each network card that has one of its own.
+const NIC_ROMS: &[(&str, &str)] = &[
+    ("e1000", "efi-e1000.rom"),
+    ("e1000e", "efi-e1000e.rom"),
+    ("ne2k_pci", "efi-ne2k_pci.rom"),
+    ("pcnet", "efi-pcnet.rom"),
+    ("rtl8139", "efi-rtl8139.rom"),
+    ("virtio-net-pci", "efi-virtio.rom"),
+    ("vmxnet3", "efi-vmxnet3.rom"),
+];
+
+/// A QEMU that was started.
+#[derive(Debug)]
+pub struct Launch {
+    /// Its process.
+    pub pid: Pid,
+    /// What it says on stdout and stderr, non-blocking.
+    pub output: Local,
+    /// Where it connects its end of our own monitor.
+    pub monitor: UnixListener,
+    /// Where it listens for the toolstack's.
+    pub toolstack: PathBuf,
+}
+
+/// Starts QEMU with the toolstack's arguments and our own before them.
+///
+/// # Errors
+/// The sockets or the process could not be made.
+pub fn launch(program: &Path, argv: DmArgv, incoming: Option<OwnedFd>) -> Result<Launch> {
+    let directory = Path::new(DIRECTORY);
+    launch_in(directory, program, argv, incoming)
+}
+
+/// As [`launch`], with the sockets in `directory`.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_in(
+    directory: &Path,
+    program: &Path,
+    argv: DmArgv,
+    incoming: Option<OwnedFd>,
+) -> Result<Launch> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .context(format_args!("making {}", directory.display()))?;
+    let own = directory.join("own");
+    let toolstack = directory.join("toolstack");
+    for socket in [&own, &toolstack] {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context(format_args!("removing {}", socket.display()));
+            }
+            _ => {}
+        }
+    }
+    let monitor = UnixListener::bind(&own).context(format_args!("{}", own.display()))?;
+    monitor
+        .set_nonblocking(true)
+        .context("our own monitor's socket")?;
+    let (output, words) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
+    let output = Local::socket(output).context("QEMU's output")?;
+    let mut command = Command::new(program);
+    command
+        .args(monitors(&own, &toolstack))
+        .args(missing_roms(&argv));
+    command.args(argv.into_os());
+    command
+        .stdin(Stdio::null())
+        .stdout(words.try_clone().context("QEMU's output")?)
+        .stderr(words);
+    debug!("{command:?}");
+    // From here to the spawn nothing else may be started: the descriptor is open to any child.
+    if let Some(fd) = &incoming {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("the state's pipe")?;
+    }
+    let child = command.spawn();
+    drop(incoming);
+    drop(command);
+    let child = child.context(format_args!("starting {}", program.display()))?;
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
+    info!("QEMU is process {pid}");
+    Ok(Launch {
+        pid,
+        output,
+        monitor,
+        toolstack,
+    })
+}
+
+/// `-S` and the two monitors.
+fn monitors(own: &Path, toolstack: &Path) -> Vec<String> {
+    let word = |text: &str| text.to_owned();
+    vec![
+        word("-S"),
+        word("-chardev"),
+        format!("socket,id=stubdm-own,path={},server=off", comma(own)),
+        word("-mon"),
+        word("chardev=stubdm-own,mode=control"),
+        word("-chardev"),
+        format!(
+            "socket,id=stubdm-toolstack,path={},server=on,wait=off",
+            comma(toolstack)
+        ),
+        word("-mon"),
+        word("chardev=stubdm-toolstack,mode=control"),
+    ]
+}
+
+/// QEMU's spelling of a comma in a value is two of them.
+fn comma(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// A network card without its boot ROM keeps QEMU from starting; one told to have none does not.
+fn missing_roms(argv: &DmArgv) -> Vec<String> {
+    let models = argv.nic_models();
+    let missing = NIC_ROMS.iter().filter(|(model, rom)| {
+        let there = || FIRMWARE.iter().any(|dir| Path::new(dir).join(rom).exists());
+        models.iter().any(|m| m == model) && !there()
+    });
+    missing
+        .flat_map(|(model, _)| ["-global".to_owned(), format!("{model}.romfile=")])
+        .collect()
+}

@@ -1,0 +1,22 @@
+#![doc = "`stubdm-run`: init and supervisor of a Xen Linux stubdomain, and the host's end of its QMP."]
+//!
+//! | run as | does | module |
+//! |---|---|---|
+//! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`init`], [`supervisor`] |
+//! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
+//! | `stubdm-run qmp DOMID COMMAND` | asks a guest's QEMU something | [`qmp::person`] |
+//!
+//! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
+//! [`qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.
+
+pub mod cli;
+pub mod dmargv;
+pub mod error;
+pub mod event;
+pub mod init;
+pub mod log;
+pub mod proxy;
+pub mod qmp;
+pub mod signals;
+pub mod supervisor;
+pub mod transport;

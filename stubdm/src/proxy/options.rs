@@ -1,0 +1,106 @@
+//! `vchan-socket-proxy`'s command line.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Which end of the vchan this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Connect to a vchan for each client of the socket.
+    Client,
+    /// Offer a vchan, and connect to the socket for each of its clients.
+    Server,
+}
+
+/// The options and operands, as upstream's program takes them.
+#[derive(Args, Clone, Debug)]
+pub struct ProxyOptions {
+    /// Which end of the vchan this is
+    #[arg(short, long, value_enum, default_value = "client")]
+    pub mode: Mode,
+    /// Write "running" to this store path once clients can come
+    #[arg(short, long, value_name = "PATH")]
+    pub state_path: Option<String>,
+    /// Log every byte that passes to stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// The domain at the other end
+    #[arg(value_name = "DOMID")]
+    pub domid: u16,
+    /// The store path of the vchan, absolute or relative to this domain's own
+    #[arg(value_name = "NODEPATH")]
+    pub node: String,
+    /// A socket's path, the number of an open descriptor, or - for stdin and stdout
+    #[arg(value_name = "SOCKET|FDNO|-")]
+    pub socket: OsString,
+}
+
+/// What the last operand says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// A UNIX socket's path.
+    Path(PathBuf),
+    /// An inherited descriptor.
+    Descriptor(RawFd),
+    /// stdin and stdout.
+    Stdio,
+}
+
+impl Socket {
+    /// Reads the operand as upstream does: a number is never a path.
+    pub fn parse(operand: &OsStr) -> Self {
+        let text = operand.to_string_lossy();
+        if text == "-" {
+            Self::Stdio
+        } else if let Ok(number) = text.parse() {
+            Self::Descriptor(number)
+        } else {
+            Self::Path(operand.into())
+        }
+    }
+}
+
+/// Whether `path` can be a store path at all; the store itself has the last word.
+pub fn is_store_path(path: &str) -> bool {
+    let limit = if path.starts_with('/') { 3072 } else { 2048 };
+    let trimmed = path.strip_prefix('/').unwrap_or(path);
+    !trimmed.is_empty()
+        && path.len() < limit
+        && trimmed.split('/').all(|part| {
+            let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'@' | b':');
+            !part.is_empty() && part.bytes().all(ok)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_operand_is_told_apart_as_upstream_does() {
+        assert_eq!(Socket::parse(OsStr::new("-")), Socket::Stdio);
+        assert_eq!(Socket::parse(OsStr::new("7")), Socket::Descriptor(7));
+        assert_eq!(
+            Socket::parse(OsStr::new("/run/s")),
+            Socket::Path("/run/s".into())
+        );
+        assert_eq!(Socket::parse(OsStr::new("7a")), Socket::Path("7a".into()));
+    }
+
+    #[test]
+    fn store_paths() {
+        for good in [
+            "/local/domain/3/device-model/2/qmp-vchan",
+            "device-model/2/qmp-vchan",
+            "a",
+        ] {
+            assert!(is_store_path(good), "{good}");
+        }
+        for bad in ["", "/", "//a", "a//b", "a/", "a b", "a\n", "é", "a.b"] {
+            assert!(!is_store_path(bad), "{bad:?}");
+        }
+    }
+}

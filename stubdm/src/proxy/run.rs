@@ -1,0 +1,279 @@
+//! `vchan-socket-proxy`, from its command line to its end.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
+use tracing::info;
+use xen_store::{Store, Watch};
+use xen_sys::{DomId, Xen};
+
+use super::Payload;
+use super::client::{Clients, Proxy, Turn};
+use super::inherit;
+use super::listen::{SocketFile, bind};
+use super::local::{Local, set_nonblocking};
+use super::options::{Mode, ProxyOptions, Socket, is_store_path};
+use super::server::{self, Backend, Server};
+use super::vchan::{Vchan, VchanConnect};
+use crate::error::{Context, Failure, Result};
+use crate::event::{Interest, sleep};
+use crate::log;
+use crate::signals::Signals;
+
+/// Fires when a domain ends.
+const RELEASE: &str = "@releaseDomain";
+
+/// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
+///
+/// # Errors
+/// What kept it from starting, or made it stop for good. Trouble with one client, or with the
+/// vchan while its domain lives, is logged and got over.
+pub fn run(options: &ProxyOptions) -> Result<()> {
+    log::to_stderr(options.verbose);
+    let domid = domain(options.domid)?;
+    for path in [Some(&options.node), options.state_path.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if !is_store_path(path) {
+            return Err(Failure::usage(format_args!("{path:?} is no store path")));
+        }
+    }
+    let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
+        .context("taking over signals")?;
+    // The socket comes first: with a wrong path nothing else needs to be touched.
+    let socket = Socket::parse(&options.socket);
+    match options.mode {
+        Mode::Client => {
+            let (clients, file) = clients(socket)?;
+            let world = World::open(domid)?;
+            let result = serve_clients(&world, options, clients, &signals);
+            drop(file);
+            result
+        }
+        Mode::Server => {
+            let backend = backend(socket)?;
+            let world = World::open(domid)?;
+            serve_vchan(&world, options, backend, &signals)
+        }
+    }
+}
+
+/// A domain id that a domain can have.
+fn domain(id: u16) -> Result<DomId> {
+    let domid = DomId::new(id);
+    if domid.is_reserved() {
+        return Err(Failure::usage(format_args!(
+            "{id} is no domain id: the largest is 32751"
+        )));
+    }
+    Ok(domid)
+}
+
+/// The hypervisor, the store, and the domain at the other end.
+struct World {
+    xen: Xen,
+    store: Store,
+    domid: DomId,
+    /// Without it (a store that has no such watch) the proxy only ends by a signal.
+    releases: Option<Watch>,
+}
+
+impl World {
+    fn open(domid: DomId) -> Result<Self> {
+        let xen = Xen::open().context("no Xen here")?;
+        let store = Store::open(&xen).context("no store")?;
+        let releases = store.watch(RELEASE).ok();
+        let world = Self {
+            xen,
+            store,
+            domid,
+            releases,
+        };
+        if !world.domain_lives() {
+            return Err(Failure::new(format_args!("there is no domain {domid}")));
+        }
+        Ok(world)
+    }
+
+    fn domain_lives(&self) -> bool {
+        // A domain is introduced to the store after its directory is made, and libxl may start us
+        // in between. Who may not ask (in a domU) assumes that it lives.
+        self.store.is_introduced(self.domid).unwrap_or(true)
+            || self
+                .store
+                .exists(&format!("/local/domain/{}", self.domid))
+                .unwrap_or(true)
+    }
+
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let watch = self
+            .releases
+            .as_ref()
+            .and_then(|watch| watch.poll_fd().ok());
+        watch
+            .map(|fd| (fd, PollFlags::POLLIN))
+            .into_iter()
+            .collect()
+    }
+
+    /// Whether the domain has ended since the last look.
+    fn domain_ended(&self) -> bool {
+        let Some(watch) = &self.releases else {
+            return false;
+        };
+        let mut fired = false;
+        while let Ok(Some(_)) = watch.try_next() {
+            fired = true;
+        }
+        fired && !self.domain_lives()
+    }
+
+    fn announce(&self, state_path: Option<&String>) -> Result<()> {
+        let Some(path) = state_path else {
+            return Ok(());
+        };
+        self.store
+            .write(path, "running")
+            .context(format_args!("writing {path}"))
+    }
+}
+
+/// Whether a signal told us to end.
+fn told_to_end(signals: &Signals) -> Result<bool> {
+    let signal = signals.next().context("reading signals")?;
+    if let Some(signal) = signal {
+        info!("{signal}: the proxy ends");
+    }
+    Ok(signal.is_some())
+}
+
+fn serve_clients(
+    world: &World,
+    options: &ProxyOptions,
+    clients: Clients,
+    signals: &Signals,
+) -> Result<()> {
+    let node = options.node.clone();
+    let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
+    let payload = Payload::of_node(&options.node);
+    let mut proxy = Proxy::new(clients, connect, payload, seed());
+    world.announce(options.state_path.as_ref())?;
+    info!("serving {} of domain {}", options.node, world.domid);
+    loop {
+        let turn = proxy.turn(Instant::now()).context("accepting clients")?;
+        let deadline = match turn {
+            Turn::Sleep(deadline) => deadline,
+            Turn::Again => Some(Instant::now()),
+            Turn::Done => return Ok(()),
+        };
+        let mut interests = proxy.interests();
+        interests.push((signals.as_fd(), PollFlags::POLLIN));
+        interests.extend(world.interests());
+        sleep(&interests, deadline).context("waiting")?;
+        if told_to_end(signals)? {
+            return Ok(());
+        }
+        if world.domain_ended() {
+            info!("domain {} has ended", world.domid);
+            return Ok(());
+        }
+    }
+}
+
+fn serve_vchan(
+    world: &World,
+    options: &ProxyOptions,
+    backend: Backend,
+    signals: &Signals,
+) -> Result<()> {
+    let channel = xen_vchan::Server::builder(world.domid, options.node.as_str())
+        .listen(&world.xen, &world.store)
+        .context(format_args!("offering a vchan at {}", options.node))?;
+    let mut server = Server::new(
+        Vchan::new(channel),
+        backend,
+        Payload::of_node(&options.node),
+    );
+    world.announce(options.state_path.as_ref())?;
+    info!("offering {} to domain {}", options.node, world.domid);
+    loop {
+        let deadline = match server.turn().context("the vchan")? {
+            server::Turn::Sleep => None,
+            server::Turn::Again => Some(Instant::now()),
+            server::Turn::Done => return Ok(()),
+        };
+        let mut interests = server.interests();
+        interests.push((signals.as_fd(), PollFlags::POLLIN));
+        sleep(&interests, deadline).context("waiting")?;
+        if told_to_end(signals)? {
+            return Ok(());
+        }
+    }
+}
+
+fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
+    match socket {
+        Socket::Path(path) => {
+            let (listener, file) = bind(&path)?;
+            Ok((Clients::Socket(listener), Some(file)))
+        }
+        Socket::Descriptor(number) => {
+            let what = format!("descriptor {number}");
+            let listener = inherit::duplicate(number).context(&what)?;
+            let listens =
+                nix::sys::socket::getsockopt(&listener, nix::sys::socket::sockopt::AcceptConn);
+            if !listens.context(&what)? {
+                return Err(Failure::new(format_args!("{what} is no listening socket")));
+            }
+            set_nonblocking(listener.as_fd()).context(&what)?;
+            Ok((Clients::Socket(listener), None))
+        }
+        Socket::Stdio => Ok((Clients::Once(Some(stdio()?)), None)),
+    }
+}
+
+fn backend(socket: Socket) -> Result<Backend> {
+    Ok(match socket {
+        Socket::Path(path) => Backend::Socket(existing_directory(path)?),
+        Socket::Descriptor(number) => {
+            let fd = inherit::duplicate(number).context(format_args!("descriptor {number}"))?;
+            Backend::Once(Some(
+                Local::socket(fd).context(format_args!("descriptor {number}"))?,
+            ))
+        }
+        Socket::Stdio => Backend::Once(Some(stdio()?)),
+    })
+}
+
+/// The socket may come later, but not into a directory that is not there.
+fn existing_directory(path: PathBuf) -> Result<PathBuf> {
+    let directory = path.parent().filter(|p| p.as_os_str() != OsStr::new(""));
+    if let Some(directory) = directory {
+        std::fs::metadata(directory).context(format_args!("{}", directory.display()))?;
+    }
+    Ok(path)
+}
+
+fn stdio() -> Result<Local> {
+    let clone = |fd: std::os::fd::BorrowedFd<'_>| -> Result<OwnedFd> {
+        fd.try_clone_to_owned().context("stdin or stdout")
+    };
+    let (input, output) = (
+        clone(std::io::stdin().as_fd())?,
+        clone(std::io::stdout().as_fd())?,
+    );
+    Local::pair(input, output).context("stdin or stdout")
+}
+
+/// Something another proxy for the same stubdomain, before or after this one, does not have.
+fn seed() -> u64 {
+    let time = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    (time.as_nanos() as u64) ^ (u64::from(std::process::id()) << 40)
+}

@@ -1,0 +1,215 @@
+//! The stubdomain's loop: serves vchan clients one after another, each with a monitor connection
+//! of its own. It is one part of the init's loop, and the whole of `vchan-socket-proxy
+//! --mode=server`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use nix::poll::PollFlags;
+use tracing::{debug, info, warn};
+
+use super::Payload;
+use super::guest::{GuestSession, Monitor};
+use super::local::{Local, Read};
+use crate::error::one_line;
+use crate::event::Interest;
+use crate::transport::{Peer, Transport};
+
+/// How many rounds a turn takes before others get theirs.
+const ROUNDS: usize = 64;
+
+/// Where the bytes of vchan clients go.
+#[derive(Debug)]
+pub enum Backend {
+    /// Connected to for each client.
+    Socket(PathBuf),
+    /// The one connection there is; its end is the server's end. `None` once in use.
+    Once(Option<Local>),
+}
+
+/// What came of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Sleep until one of the interests.
+    Sleep,
+    /// There is more to do at once.
+    Again,
+    /// The only connection there was is used up.
+    Done,
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Server<T> {
+    link: T,
+    session: GuestSession,
+    backend: Backend,
+    monitor: Option<Local>,
+}
+
+impl<T: Transport> Server<T> {
+    /// Serves the clients of `link`.
+    pub fn new(link: T, backend: Backend, payload: Payload) -> Self {
+        Self {
+            link,
+            session: GuestSession::new(payload),
+            backend,
+            monitor: None,
+        }
+    }
+
+    /// What to wait for.
+    pub fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = vec![(self.link.poll_fd(), PollFlags::POLLIN)];
+        if let Some(monitor) = &self.monitor {
+            let read = self.session.monitor_room() > 0;
+            let write = !self.session.monitor_out().is_empty();
+            interests.extend(monitor.interest(read, write));
+        }
+        interests
+    }
+
+    /// Does all that can be done without waiting.
+    ///
+    /// # Errors
+    /// The vchan is of no more use: the system's error, or a client that broke the protocol.
+    pub fn turn(&mut self) -> io::Result<Turn> {
+        for _ in 0..ROUNDS {
+            self.link.acknowledge()?;
+            match (self.link.peer()?, self.session.has_client()) {
+                (Peer::Connected, false) => {
+                    debug!("a vchan client is here");
+                    self.session.client_arrived();
+                }
+                (Peer::Gone, _) => {
+                    debug!("the vchan client has left");
+                    self.session.client_left();
+                    self.monitor = None;
+                    self.link.next_client()?;
+                    if matches!(self.backend, Backend::Once(None)) {
+                        return Ok(Turn::Done);
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            self.follow();
+            let moved = self.pump_link()? | self.pump_monitor();
+            if !moved {
+                return Ok(Turn::Sleep);
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    /// Opens and closes the monitor connection as the session says.
+    fn follow(&mut self) {
+        match self.session.monitor() {
+            Monitor::Keep => {}
+            Monitor::Close => self.monitor = None,
+            Monitor::Open => {
+                self.monitor = None;
+                let opened = match &mut self.backend {
+                    Backend::Socket(path) => {
+                        UnixStream::connect(&*path).and_then(|s| Local::socket(OwnedFd::from(s)))
+                    }
+                    Backend::Once(local) => local.take().ok_or(io::ErrorKind::NotConnected.into()),
+                };
+                match opened {
+                    Ok(monitor) => {
+                        self.monitor = Some(monitor);
+                        self.session.monitor_up();
+                    }
+                    Err(error) => {
+                        warn!("no connection to the monitor: {error}");
+                        self.session.monitor_lost();
+                    }
+                }
+            }
+        }
+    }
+
+    fn pump_link(&mut self) -> io::Result<bool> {
+        let mut moved = false;
+        let out = self.session.vchan_out();
+        if !out.is_empty() {
+            match self.link.try_write(out) {
+                Ok(count) => {
+                    self.session.vchan_wrote(count);
+                    moved |= count > 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return self.gone_or(error),
+            }
+        }
+        let mut buffer = [0; 4096];
+        let room = self.session.vchan_room().min(buffer.len());
+        if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
+            match self.link.try_read(buffer) {
+                Ok(0) => return Ok(true),
+                Ok(count) => {
+                    let bytes = buffer.get(..count).unwrap_or_default();
+                    debug!("from vchan: {}", one_line(&String::from_utf8_lossy(bytes)));
+                    self.session.vchan_bytes(bytes);
+                    moved = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return self.gone_or(error),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// A client's leaving is told by [`Transport::peer`] in the next round and is no error.
+    fn gone_or(&mut self, error: io::Error) -> io::Result<bool> {
+        if self.link.peer()? == Peer::Gone {
+            Ok(true)
+        } else {
+            Err(error)
+        }
+    }
+
+    fn pump_monitor(&mut self) -> bool {
+        let Some(monitor) = &mut self.monitor else {
+            return false;
+        };
+        let mut moved = false;
+        let mut lost = false;
+        let out = self.session.monitor_out();
+        if !out.is_empty() {
+            match monitor.write(out) {
+                Ok(count) => {
+                    self.session.monitor_wrote(count);
+                    moved |= count > 0;
+                }
+                Err(_) => lost = true,
+            }
+        }
+        let mut buffer = [0; 4096];
+        let room = self.session.monitor_room().min(buffer.len());
+        if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
+            match monitor.read(buffer) {
+                Ok(Read::Bytes(count)) => {
+                    let bytes = buffer.get(..count).unwrap_or_default();
+                    debug!(
+                        "from monitor: {}",
+                        one_line(&String::from_utf8_lossy(bytes))
+                    );
+                    self.session.monitor_bytes(bytes);
+                    return true;
+                }
+                Ok(Read::Nothing) => {}
+                Ok(Read::End) | Err(_) => lost = true,
+            }
+        }
+        if lost {
+            info!("the monitor closed its connection");
+            self.session.monitor_lost();
+            self.monitor = None;
+            moved = true;
+        }
+        moved
+    }
+}

@@ -1,0 +1,107 @@
+//! A vchan as a [`Transport`].
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+use xen_vchan::{Channel, Client, Error, PeerState};
+
+use crate::transport::{Connect, Peer, Transport};
+
+/// One end of a vchan.
+#[derive(Debug)]
+pub struct Vchan {
+    channel: Channel,
+    /// The most room there ever was for writing: the ring's size once it has been empty.
+    size: usize,
+}
+
+impl Vchan {
+    /// Takes a channel over.
+    pub fn new(channel: Channel) -> Self {
+        Self { channel, size: 0 }
+    }
+}
+
+impl Transport for Vchan {
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    fn acknowledge(&mut self) -> io::Result<()> {
+        Ok(self.channel.acknowledge_events()?)
+    }
+
+    fn peer(&mut self) -> io::Result<Peer> {
+        Ok(match self.channel.peer()? {
+            PeerState::Connected => Peer::Connected,
+            PeerState::Gone => Peer::Gone,
+            _ => Peer::Waiting,
+        })
+    }
+
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.channel.try_read(buffer) {
+            Err(Error::Closed) => Ok(0),
+            other => Ok(other?),
+        }
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(self.channel.try_write(bytes)?)
+    }
+
+    fn unread(&mut self) -> usize {
+        match self.channel.space() {
+            Ok(space) => {
+                self.size = self.size.max(space);
+                self.size - space
+            }
+            // Nobody is left who could take them.
+            Err(_) => 0,
+        }
+    }
+
+    fn next_client(&mut self) -> io::Result<()> {
+        Ok(self.channel.next_client()?)
+    }
+}
+
+/// Connects to the server a domain publishes in the store.
+#[derive(Debug)]
+pub struct VchanConnect {
+    xen: Xen,
+    store: Store,
+    server: DomId,
+    node: String,
+}
+
+impl VchanConnect {
+    /// The server `server` publishes at `node`.
+    pub fn new(xen: Xen, store: Store, server: DomId, node: String) -> Self {
+        Self {
+            xen,
+            store,
+            server,
+            node,
+        }
+    }
+}
+
+impl Connect for VchanConnect {
+    type Link = Vchan;
+
+    fn connect(&mut self) -> io::Result<Vchan> {
+        let client = Client::builder(self.server, self.node.as_str());
+        let channel = client.connect(&self.xen, &self.store)?;
+        let mut vchan = Vchan::new(channel);
+        vchan.unread();
+        Ok(vchan)
+    }
+
+    fn may_come(&mut self) -> bool {
+        // A store that cannot answer says nothing about the domain.
+        self.store.is_introduced(self.server).unwrap_or(true)
+    }
+}

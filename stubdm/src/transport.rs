@@ -1,0 +1,75 @@
+//! Anything that carries a session's bytes: a vchan, or in tests whatever stands in for one.
+//!
+//! A vchan's descriptor says only *that something happened*: after [`Transport::acknowledge`] the
+//! rings are to be looked at. [`Transport::try_read`] and [`Transport::try_write`] ask for the next
+//! notification when they answer `WouldBlock`, so a loop that tries until then may sleep in `poll`.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Nobody yet.
+    Waiting,
+    /// Somebody.
+    Connected,
+    /// Nobody any more; what was sent can still be read.
+    Gone,
+}
+
+/// A byte stream both ways that never blocks.
+pub trait Transport {
+    /// Readable when something happened.
+    fn poll_fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes note of what made the descriptor readable, so that the next thing makes it readable
+    /// again. Harmless when nothing happened.
+    ///
+    /// # Errors
+    /// The system's; the transport is of no more use.
+    fn acknowledge(&mut self) -> io::Result<()>;
+
+    /// Who is at the other end, as of now.
+    ///
+    /// # Errors
+    /// The other end broke the protocol, or the system's error.
+    fn peer(&mut self) -> io::Result<Peer>;
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// `WouldBlock` for nothing, with a notification asked for; anything else is the end.
+    /// `Ok(0)` means that the peer left and nothing is left of it.
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes what fits.
+    ///
+    /// # Errors
+    /// `WouldBlock` for no room, with a notification asked for; anything else is the end.
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// How many written bytes the peer has not taken yet.
+    fn unread(&mut self) -> usize;
+
+    /// For a server whose client is gone: forgets all of that session and waits for the next.
+    ///
+    /// # Errors
+    /// The system's, or that the rings cannot be made fit for another client.
+    fn next_client(&mut self) -> io::Result<()>;
+}
+
+/// Makes the client's end of a [`Transport`].
+pub trait Connect {
+    /// What it makes.
+    type Link: Transport;
+
+    /// Connects at once or not at all.
+    ///
+    /// # Errors
+    /// `NotFound` while there is no server; anything else for what else went wrong.
+    fn connect(&mut self) -> io::Result<Self::Link>;
+
+    /// Whether a server can still come: its domain exists.
+    fn may_come(&mut self) -> bool;
+}

@@ -1,0 +1,205 @@
+//! The built program, given things it cannot do: one line on stderr, a status, no panic.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_stubdm-run"))
+}
+
+fn has_xen() -> bool {
+    Path::new("/dev/xen/evtchn").exists() || Path::new("/proc/xen/capabilities").exists()
+}
+
+/// Runs it and returns the one line it has to say.
+fn complaint(command: &mut Command, status: i32) -> String {
+    let Output {
+        status: ended,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let text = String::from_utf8(stderr).unwrap();
+    assert_eq!(ended.code(), Some(status), "{command:?} said {text}");
+    assert!(stdout.is_empty(), "{command:?}");
+    assert_eq!(text.lines().count(), 1, "{command:?} said {text}");
+    assert!(
+        text.starts_with("stubdm-run: ") && text.ends_with('\n'),
+        "{text}"
+    );
+    assert!(
+        !text.contains("panicked") && !text.contains("RUST_BACKTRACE"),
+        "{text}"
+    );
+    text
+}
+
+#[test]
+fn wrong_command_lines_end_with_status_2() {
+    assert!(complaint(program().arg("--bogus"), 2).contains("--bogus"));
+    assert!(complaint(&mut program(), 2).contains("--help"));
+    assert!(complaint(program().args(["qmp", "1"]), 2).contains("COMMAND"));
+    assert!(complaint(program().args(["qmp", "1", "stop", "[1]"]), 2).contains("JSON object"));
+    assert!(complaint(program().args(["qmp", "1", "stop", "{"]), 2).contains("not JSON"));
+    assert!(complaint(program().args(["qmp", "x", "stop"]), 2).contains('x'));
+    let line = ["vchan-socket-proxy", "-x", "1", "a/b", "-"];
+    assert!(complaint(program().args(line), 2).contains("-x"));
+    let line = ["vchan-socket-proxy", "32752", "a/b", "-"];
+    assert!(complaint(program().args(line), 2).contains("32752"));
+    for path in ["no path", "a//b", "/", "a/b/"] {
+        let line = ["vchan-socket-proxy", "1", path, "/tmp/x"];
+        assert!(
+            complaint(program().args(line), 2).contains("store path"),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn called_by_upstreams_name_it_is_upstreams_program() {
+    let mut command = program();
+    command.arg0("/usr/lib/xen-4.17/bin/vchan-socket-proxy");
+    let text = complaint(command.args(["--mode=sideways", "1", "a/b", "-"]), 2);
+    assert!(text.contains("sideways"), "{text}");
+    let help = program()
+        .arg0("vchan-socket-proxy")
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert_eq!(help.status.code(), Some(0));
+    let help = String::from_utf8(help.stdout).unwrap();
+    for word in [
+        "--state-path",
+        "--mode",
+        "--verbose",
+        "DOMID",
+        "NODEPATH",
+        "SOCKET|FDNO|-",
+    ] {
+        assert!(help.contains(word), "{word} is missing in {help}");
+    }
+}
+
+#[test]
+fn every_command_has_help() {
+    for command in [&["--help"][..], &["init", "--help"], &["qmp", "--help"]] {
+        let output = program().args(command).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(
+            output.stdout.len() > 200 && output.stderr.is_empty(),
+            "{command:?}"
+        );
+    }
+}
+
+#[test]
+fn a_missing_socket_directory_is_named() {
+    let line = ["vchan-socket-proxy", "1", "a/b", "/nonexistent/dir/socket"];
+    let text = complaint(program().args(line), 1);
+    assert!(
+        text.contains("/nonexistent/dir/socket") && text.contains("No such file"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_wrong_descriptor_is_named() {
+    let text = complaint(program().args(["vchan-socket-proxy", "1", "a/b", "777"]), 1);
+    assert!(text.contains("descriptor 777"), "{text}");
+    let text = complaint(program().args(["vchan-socket-proxy", "1", "a/b", "2"]), 1);
+    assert!(text.contains("descriptor 2"), "{text}");
+}
+
+#[test]
+fn without_xen_it_says_so() {
+    if has_xen() {
+        eprintln!("skipped: this machine has Xen");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let mut command = program();
+    command
+        .args(["vchan-socket-proxy", "1", "a/b"])
+        .arg(&socket);
+    assert!(complaint(&mut command, 1).contains("/dev/xen"));
+    assert!(!socket.exists(), "the socket it made is gone with it");
+    assert!(complaint(program().args(["qmp", "1", "stop"]), 1).contains("/dev/xen"));
+    let init = program().arg("init").output().unwrap();
+    assert_eq!(init.status.code(), Some(1));
+    let text = String::from_utf8(init.stderr).unwrap();
+    assert!(
+        text.contains("error: ") && text.contains("/dev/xen"),
+        "{text}"
+    );
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+/// Answers one conversation and returns what was asked.
+fn monitor(listener: UnixListener, answer: &'static str) -> std::thread::JoinHandle<Vec<String>> {
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut out = stream.try_clone().unwrap();
+        out.write_all(b"{\"QMP\": {}}\r\n").unwrap();
+        let mut asked = Vec::new();
+        for line in BufReader::new(stream).lines() {
+            asked.push(line.unwrap());
+            let answer = if asked.len() == 1 {
+                "{\"return\": {}, \"id\": 0}"
+            } else {
+                answer
+            };
+            out.write_all(format!("{answer}\r\n").as_bytes()).unwrap();
+        }
+        asked
+    })
+}
+
+#[test]
+fn a_person_gets_the_answer_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qmp");
+    let server = monitor(
+        UnixListener::bind(&path).unwrap(),
+        r#"{"return": {"status": "running"}, "id": 1}"#,
+    );
+    let mut command = program();
+    command
+        .args(["qmp", "--socket"])
+        .arg(&path)
+        .args(["1", "query-status", "{\"a\": [1]}"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"{\"status\":\"running\"}\n");
+    let asked = server.join().unwrap();
+    let expected = r#"{"execute":"query-status","arguments":{"a":[1]},"id":1}"#;
+    assert_eq!(asked.get(1).map(String::as_str), Some(expected));
+}
+
+#[test]
+fn qemus_refusal_and_silence_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qmp");
+    let refusal = r#"{"id": 1, "error": {"class": "GenericError", "desc": "no\u001b[2J\nway"}}"#;
+    let server = monitor(UnixListener::bind(&path).unwrap(), refusal);
+    let mut command = program();
+    command.args(["qmp", "1", "stop", "--socket"]).arg(&path);
+    let text = complaint(&mut command, 1);
+    assert!(text.contains("GenericError: no [2J way"), "{text}");
+    server.join().unwrap();
+
+    std::fs::remove_file(&path).unwrap();
+    let _silent = UnixListener::bind(&path).unwrap();
+    let text = complaint(command.args(["--timeout", "0.05"]), 1);
+    assert!(text.contains("greeting within 50ms"), "{text}");
+    drop(_silent);
+    let text = complaint(&mut command, 1);
+    assert!(
+        text.contains("refused") && text.contains(path.to_str().unwrap()),
+        "{text}"
+    );
+}
