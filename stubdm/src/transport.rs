@@ -3,6 +3,7 @@
 //! A vchan's descriptor says only *that something happened*: after [`Transport::acknowledge`] the
 //! rings are to be looked at. [`Transport::try_read`] and [`Transport::try_write`] ask for the next
 //! notification when they answer `WouldBlock`, so a loop that tries until then may sleep in `poll`.
+//! One that did not try is told nothing, not even that a client came or the peer left.
 
 use std::io;
 use std::os::fd::BorrowedFd;

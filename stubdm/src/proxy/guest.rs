@@ -109,17 +109,20 @@ impl GuestSession {
         }
     }
 
-    /// How many bytes of the client's may be read now.
+    /// How many bytes of the client's may be read now. Without a client there are none, but the
+    /// vchan tells of one only to those who try to read.
     pub fn vchan_room(&self) -> usize {
         match self.phase {
-            Phase::Idle => 0,
-            Phase::Mute => 4096,
+            Phase::Idle | Phase::Mute => 4096,
             Phase::Opening | Phase::Pump => self.to_monitor.room(),
         }
     }
 
     /// The client said something.
     pub fn vchan_bytes(&mut self, mut bytes: &[u8]) {
+        if self.phase == Phase::Idle {
+            self.begin();
+        }
         if self.payload == Payload::Qmp {
             if let Some(at) = bytes.iter().rposition(|b| *b == MARKER) {
                 if self.heard || at > 0 {
@@ -238,6 +241,17 @@ mod tests {
         session.monitor_up();
         session.vchan_bytes(b"a\x01b");
         assert_eq!(session.monitor_out(), b"a\x01b");
+    }
+
+    #[test]
+    fn a_client_that_speaks_before_it_was_seen_has_arrived() {
+        let mut session = GuestSession::new(Payload::Qmp);
+        assert!(session.vchan_room() > 0, "who does not read is not told");
+        session.vchan_bytes(b"early");
+        assert!(session.has_client());
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        assert_eq!(session.monitor_out(), b"early");
     }
 
     #[test]
