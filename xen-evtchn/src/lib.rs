@@ -65,6 +65,8 @@
 
 mod dev;
 mod port;
+#[cfg(feature = "sim")]
+mod sim;
 mod wait;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -90,6 +92,8 @@ pub struct EventChannels(Arc<Backend>);
 #[derive(Debug)]
 enum Backend {
     Dev(dev::Evtchn),
+    #[cfg(feature = "sim")]
+    Sim(sim::Evtchn),
 }
 
 /// Does the same in either world; a missing operation does not compile.
@@ -97,6 +101,8 @@ macro_rules! on {
     ($self:expr, $backend:ident => $e:expr) => {
         match &*$self.0 {
             Backend::Dev($backend) => $e,
+            #[cfg(feature = "sim")]
+            Backend::Sim($backend) => $e,
         }
     };
 }
@@ -111,6 +117,8 @@ impl EventChannels {
     pub fn open(xen: &Xen) -> Result<Self> {
         let backend = match xen.host() {
             Host::Dev(root) => Backend::Dev(dev::Evtchn::open(root)?),
+            #[cfg(feature = "sim")]
+            Host::Sim(_) => Backend::Sim(sim::Evtchn::open(xen)?),
             #[allow(unreachable_patterns)]
             _ => {
                 return Err(Error::Unsupported {

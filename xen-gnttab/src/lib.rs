@@ -61,6 +61,8 @@ mod map;
 mod mapping;
 mod region;
 mod share;
+#[cfg(feature = "sim")]
+mod sim;
 
 pub use map::{MappedPages, map};
 pub use region::{MAX_RANGES, Region, RegionError};

@@ -31,6 +31,8 @@ pub struct MappedPages {
 pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: Access) -> Result<MappedPages> {
     let mapping = match xen.host() {
         Host::Dev(root) => dev::map(root, from, refs, access)?,
+        #[cfg(feature = "sim")]
+        Host::Sim(client) => crate::sim::map(xen, client, from, refs, access)?,
         #[allow(unreachable_patterns)]
         _ => return Err(Error::Unsupported { op: "map pages" }),
     };

@@ -23,6 +23,8 @@ pub(crate) struct Mapping {
 pub(crate) enum Release {
     GntAlloc(dev::Allocated),
     GntDev(dev::Announced),
+    #[cfg(feature = "sim")]
+    Sim(crate::sim::Object),
 }
 
 impl Mapping {
@@ -48,6 +50,8 @@ impl Mapping {
         match &self.release {
             Release::GntAlloc(grant) => grant.set_unmap_notify(offset, notify),
             Release::GntDev(grant) => grant.set_unmap_notify(offset, notify),
+            #[cfg(feature = "sim")]
+            Release::Sim(grant) => grant.set_unmap_notify(offset, notify),
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct SharedPages {
 pub fn share(xen: &Xen, to: DomId, pages: usize, access: Access) -> Result<SharedPages> {
     let (mapping, refs) = match xen.host() {
         Host::Dev(root) => dev::share(root, to, pages, access)?,
+        #[cfg(feature = "sim")]
+        Host::Sim(client) => crate::sim::share(xen, client, to, pages, access)?,
         #[allow(unreachable_patterns)]
         _ => return Err(Error::Unsupported { op: "share pages" }),
     };

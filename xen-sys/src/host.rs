@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(feature = "sim")]
+use crate::DomId;
 use crate::{Error, Result};
 
 /// A way to one hypervisor, as one domain on it.
@@ -33,6 +35,43 @@ impl Xen {
         Ok(Self(Arc::new(Host::Dev(DevRoot::open("/dev/xen")?))))
     }
 
+    /// A simulated host, over a connection to its broker that was made for one of its domains:
+    /// [`Simulation::invite`](crate::sim::Simulation::invite). What a child process does with
+    /// the descriptor it inherited.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] when the descriptor is no such connection, or the host or the domain is
+    /// gone.
+    #[cfg(feature = "sim")]
+    pub fn join(broker: OwnedFd) -> Result<Self> {
+        let client = crate::sim::Client::new(broker, None)?;
+        Ok(Self(Arc::new(Host::Sim(client))))
+    }
+
+    /// A simulated host, by the path of its broker's socket
+    /// ([`Simulation::listen`](crate::sim::Simulation::listen)), as a process of domain `me`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] when nobody listens there; [`Error::Os`]: `ESRCH` when the host has no
+    /// such domain.
+    #[cfg(feature = "sim")]
+    pub fn join_path(path: impl AsRef<Path>, me: DomId) -> Result<Self> {
+        let client = crate::sim::Client::connect(path.as_ref(), me)?;
+        Ok(Self(Arc::new(Host::Sim(client))))
+    }
+
+    /// The connection to a simulated host, if that is where this handle leads.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn simulated(&self) -> Option<&crate::sim::Client> {
+        match self.host() {
+            Host::Sim(client) => Some(client),
+            Host::Dev(_) => None,
+        }
+    }
+
     /// Which world this handle leads to; for the sibling crates.
     #[doc(hidden)]
     #[must_use]
@@ -52,6 +91,9 @@ impl Xen {
 pub enum Host {
     /// The kernel's drivers.
     Dev(DevRoot),
+    /// A simulation's broker.
+    #[cfg(feature = "sim")]
+    Sim(crate::sim::Client),
 }
 
 /// The directory with Xen's device nodes.

@@ -358,7 +358,7 @@ impl GntDev {
 }
 
 /// The `action` and `event_channel_port` of an unmap notification.
-fn unmap_action(clear: bool, event: Option<Port>) -> (u32, u32) {
+pub(crate) fn unmap_action(clear: bool, event: Option<Port>) -> (u32, u32) {
     let mut action = 0;
     if clear {
         action |= gntdev::UNMAP_NOTIFY_CLEAR_BYTE;

@@ -48,6 +48,8 @@ mod ids;
 pub mod ioctl;
 pub mod mmap;
 pub mod privcmd;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use error::{Error, Result};
 pub use host::Xen;

@@ -67,6 +67,62 @@ impl Pages {
         Self::map(Some(fd), offset, len, protection, libc::MAP_SHARED)
     }
 
+    /// Maps pages of `fd` side by side, by their numbers, in any order and any number of times.
+    ///
+    /// # Errors
+    ///
+    /// What `mmap(2)` says.
+    #[cfg(feature = "sim")]
+    pub(crate) fn map_frames(
+        fd: BorrowedFd<'_>,
+        frames: &[u32],
+        protection: Protection,
+    ) -> io::Result<Self> {
+        // Address space of our own first, which the pages then replace.
+        let len = frames.len() * PAGE_SIZE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let pages = Self::map(None, 0, len, protection, flags)?;
+        let mut at = 0;
+        while at < frames.len() {
+            // Neighbours in the file are one mapping.
+            let next = |i: &usize| frames[*i] == frames[*i - 1].wrapping_add(1);
+            let run = 1 + (at + 1..frames.len()).take_while(next).count();
+            let offset = libc::off_t::from(frames[at]) * PAGE_SIZE as libc::off_t;
+            // SAFETY: `at < frames.len()`, so the result is within the mapping `pages` owns.
+            let target = unsafe { pages.base.add(at * PAGE_SIZE) };
+            // SAFETY: `at + run <= frames.len()`, so the range is within the mapping that
+            // `pages` owns and nobody else knows; replacing it changes no other memory.
+            let base = unsafe {
+                libc::mmap(
+                    target.as_ptr().cast(),
+                    run * PAGE_SIZE,
+                    protection.flags(),
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    fd.as_raw_fd(),
+                    offset,
+                )
+            };
+            if base == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            at += run;
+        }
+        pages.dont_fork()?;
+        Ok(pages)
+    }
+
+    /// Leaves the mapping out of a forked child.
+    fn dont_fork(&self) -> io::Result<()> {
+        // SAFETY: the range is exactly the mapping this value owns; the advice changes what a
+        // child of fork inherits, not what is here.
+        let r = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
+        if r < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
     fn map(
         fd: Option<BorrowedFd<'_>>,
         offset: u64,
@@ -89,11 +145,7 @@ impl Pages {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         };
         let pages = Self { base, len };
-        // SAFETY: the range is exactly the mapping just made; the advice changes what a child
-        // of fork inherits, not what is here.
-        if unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_DONTFORK) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        pages.dont_fork()?;
         Ok(pages)
     }
 

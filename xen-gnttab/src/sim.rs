@@ -1,0 +1,84 @@
+//! Grants of a simulated host: frames of a memfd, known to the broker by an object's number.
+
+use xen_sys::mmap::Protection;
+use xen_sys::sim::{Client, Got};
+use xen_sys::{DomId, GrantRef, Host, Result, Xen};
+
+use crate::mapping::{Mapping, Release};
+use crate::{Access, UnmapNotify};
+
+/// Pages as the broker knows them, given back on drop. Giving back waits for the broker, so that
+/// afterwards the notification is sent, as it is on Linux when the ioctl returns.
+#[derive(Debug)]
+pub(crate) struct Object {
+    xen: Xen,
+    number: u64,
+}
+
+impl Object {
+    pub(crate) fn set_unmap_notify(&self, offset: u64, notify: UnmapNotify) -> Result<()> {
+        let Some(client) = client(&self.xen) else {
+            return Ok(());
+        };
+        client.set_unmap_notify(
+            self.number,
+            offset,
+            notify.clear_byte.is_some(),
+            notify.event,
+        )
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        if let Some(client) = client(&self.xen) {
+            // A host or domain that is gone has taken everything back.
+            let _ = client.release(self.number);
+        }
+    }
+}
+
+fn client(xen: &Xen) -> Option<&Client> {
+    match xen.host() {
+        Host::Sim(client) => Some(client),
+        _ => None,
+    }
+}
+
+pub(crate) fn share(
+    xen: &Xen,
+    client: &Client,
+    to: DomId,
+    pages: usize,
+    access: Access,
+) -> Result<(Mapping, Box<[GrantRef]>)> {
+    let Got {
+        object,
+        refs,
+        pages,
+    } = client.share(to, access == Access::ReadWrite, pages)?;
+    let release = Release::Sim(Object {
+        xen: xen.clone(),
+        number: object,
+    });
+    Ok((Mapping::new(pages, Access::ReadWrite, release), refs))
+}
+
+pub(crate) fn map(
+    xen: &Xen,
+    client: &Client,
+    from: DomId,
+    refs: &[GrantRef],
+    access: Access,
+) -> Result<Mapping> {
+    let protection = match access {
+        Access::ReadOnly => Protection::Read,
+        Access::ReadWrite => Protection::ReadWrite,
+    };
+    let Got { object, pages, .. } = client.map(from, refs, protection)?;
+    let release = Release::Sim(Object {
+        xen: xen.clone(),
+        number: object,
+    });
+    Ok(Mapping::new(pages, access, release))
+}

@@ -1,0 +1,272 @@
+//! Misfortune on request: what a test can make the simulated host do to its domains.
+
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+
+use super::ports::{bell, ring};
+use crate::DomId;
+
+/// What a process asks of the hypervisor, for a [`Fault`] to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Op {
+    /// `EventChannels::bind_unbound`.
+    BindUnbound,
+    /// `EventChannels::bind_interdomain`.
+    BindInterdomain,
+    /// A port is closed.
+    Unbind,
+    /// `xen_gnttab::share`.
+    Share,
+    /// `xen_gnttab::map`.
+    Map,
+    /// Shared or mapped pages are given back.
+    Release,
+    /// An unmap notification is set.
+    SetUnmapNotify,
+    /// A connection to the store is asked for.
+    Store,
+}
+
+/// Something to go wrong; see [`Simulation::inject`](super::Simulation::inject).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The `nth` next operation of this kind by `domain` (the first is 1) is refused with
+    /// `errno`, and nothing else about it happens.
+    Fail {
+        /// Who asks.
+        domain: DomId,
+        /// For what.
+        op: Op,
+        /// How many from now.
+        nth: u32,
+        /// The refusal, such as 28 for `ENOSPC`.
+        errno: i32,
+    },
+    /// `domain` dies when it asks for the `nth` next operation of this kind (the first is 1):
+    /// the operation does not happen, and everything the domain has is cleaned up.
+    Kill {
+        /// Who dies.
+        domain: DomId,
+        /// On what.
+        op: Op,
+        /// How many from now.
+        nth: u32,
+    },
+    /// Events to `domain` arrive late and perhaps more than once. For channels made from now
+    /// on.
+    Events {
+        /// Whose events.
+        to: DomId,
+        /// How late, at the least.
+        delay: Duration,
+        /// How many more times each arrives, with the same delay in between.
+        copies: u32,
+    },
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Go,
+    Fail(i32),
+    Kill,
+}
+
+/// The faults still to happen.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    list: Vec<Fault>,
+    interposers: HashMap<u64, Weak<Interposer>>,
+    next: u64,
+    late: BinaryHeap<Late>,
+}
+
+impl Faults {
+    pub(super) fn inject(&mut self, fault: Fault) {
+        self.list.push(fault);
+    }
+
+    /// Forgets the faults that have not happened. Channels made under [`Fault::Events`] stay as
+    /// they are.
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    /// Counts a request and says what becomes of it. The first fault that is due is used up.
+    pub(super) fn verdict(&mut self, by: DomId, what: Op) -> Verdict {
+        let mut due = None;
+        for (i, fault) in self.list.iter_mut().enumerate() {
+            let (Fault::Fail {
+                domain, op, nth, ..
+            }
+            | Fault::Kill { domain, op, nth }) = fault
+            else {
+                continue;
+            };
+            if (*domain, *op) == (by, what) {
+                *nth = nth.saturating_sub(1);
+                if *nth == 0 && due.is_none() {
+                    due = Some(i);
+                }
+            }
+        }
+        match due.map(|i| self.list.remove(i)) {
+            Some(Fault::Fail { errno, .. }) => Verdict::Fail(errno),
+            Some(Fault::Kill { .. }) => Verdict::Kill,
+            _ => Verdict::Go,
+        }
+    }
+
+    /// What sits between a new bell and those who ring it for `to`, if a fault says so.
+    /// `token` makes the epoll token of an interposer's number.
+    pub(super) fn interpose(
+        &mut self,
+        to: DomId,
+        wait: &OwnedFd,
+        set: &Arc<OwnedFd>,
+        token: fn(u64) -> u64,
+    ) -> io::Result<Option<Arc<Interposer>>> {
+        let fault = self.list.iter().rev().find_map(|f| match *f {
+            Fault::Events {
+                to: t,
+                delay,
+                copies,
+            } if t == to => Some((delay, copies)),
+            _ => None,
+        });
+        let Some((delay, copies)) = fault else {
+            return Ok(None);
+        };
+        self.next += 1;
+        let (ring, wait) = (bell()?, wait.try_clone()?);
+        let data = epoll::EventData::new_u64(token(self.next));
+        epoll::add(&**set, &ring, data, epoll::EventFlags::IN)?;
+        let interposer = Arc::new(Interposer {
+            ring,
+            wait,
+            delay,
+            copies,
+            set: Arc::clone(set),
+        });
+        self.interposers.retain(|_, i| i.strong_count() > 0);
+        self.interposers
+            .insert(self.next, Arc::downgrade(&interposer));
+        Ok(Some(interposer))
+    }
+
+    /// An interposer was rung: its event is on the way.
+    pub(super) fn rung(&mut self, number: u64, now: Instant) {
+        let Some(interposer) = self.interposers.get(&number).and_then(Weak::upgrade) else {
+            return;
+        };
+        let mut count = [0; 8];
+        if rustix::io::read(&interposer.ring, &mut count).is_err() {
+            return;
+        }
+        for copy in 1..=interposer.copies + 1 {
+            let due = now + interposer.delay * copy;
+            self.late.push(Late {
+                due,
+                interposer: Arc::clone(&interposer),
+            });
+        }
+    }
+
+    /// Delivers what is due, and says when the next is.
+    pub(super) fn deliver(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(late) = self.late.peek() {
+            if late.due > now {
+                return Some(late.due);
+            }
+            ring(&late.interposer.wait);
+            self.late.pop();
+        }
+        None
+    }
+}
+
+/// A fault in the way of a bell: rung by the sender, it rings the receiver later.
+#[derive(Debug)]
+pub(super) struct Interposer {
+    ring: OwnedFd,
+    wait: OwnedFd,
+    delay: Duration,
+    copies: u32,
+    /// The broker's set, which `ring` is in.
+    set: Arc<OwnedFd>,
+}
+
+impl Interposer {
+    pub(super) fn ring_end(&self) -> &OwnedFd {
+        &self.ring
+    }
+}
+
+impl Drop for Interposer {
+    fn drop(&mut self) {
+        // The sender has the same eventfd, so closing ours would leave it in the set.
+        let _ = epoll::delete(&*self.set, &self.ring);
+    }
+}
+
+/// An event on its way; the heap's greatest is the next.
+#[derive(Debug)]
+struct Late {
+    due: Instant,
+    interposer: Arc<Interposer>,
+}
+
+impl Ord for Late {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.due.cmp(&self.due)
+    }
+}
+
+impl PartialOrd for Late {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Late {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+
+impl Eq for Late {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nth_request_of_the_kind_fails_once() {
+        let (a, b) = (DomId::new(1), DomId::new(2));
+        let mut f = Faults::default();
+        f.inject(Fault::Fail {
+            domain: a,
+            op: Op::Map,
+            nth: 2,
+            errno: 12,
+        });
+        f.inject(Fault::Kill {
+            domain: a,
+            op: Op::Map,
+            nth: 3,
+        });
+        assert_eq!(f.verdict(a, Op::Map), Verdict::Go);
+        assert_eq!(f.verdict(b, Op::Map), Verdict::Go);
+        assert_eq!(f.verdict(a, Op::Share), Verdict::Go);
+        assert_eq!(f.verdict(a, Op::Map), Verdict::Fail(12));
+        assert_eq!(f.verdict(a, Op::Map), Verdict::Kill);
+        assert_eq!(f.verdict(a, Op::Map), Verdict::Go);
+    }
+}

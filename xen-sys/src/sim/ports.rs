@@ -1,0 +1,444 @@
+//! Event-channel ports: who may bind to whom, and the bells in between.
+//!
+//! A channel is two eventfds, its *bells*. Side `s` waits on `bells[s]` and rings
+//! `bells[1 - s]`. Both are made with the first end, before anybody is at the other, so an
+//! event needs no broker: notify is one write to the far bell. Ringing a bell nobody waits on is
+//! lost, as in Xen, because whoever binds later starts out pending anyway.
+//!
+//! ```text
+//!   domain 3, port 9                         domain 5, port 12
+//!      side 0        ── ring ──>  bells[1] ── wait ──>  side 1
+//!             <── wait ── bells[0]  <── ring ──
+//! ```
+//!
+//! A port is closed when nobody needs it: neither the handle that bound it nor a pending unmap
+//! notification (`evtchn_get`/`evtchn_put` in Linux's drivers/xen/events/events_base.c).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use super::faults::Interposer;
+use crate::{DomId, Port};
+
+/// One direction of a channel.
+#[derive(Debug)]
+pub(super) struct Bell {
+    /// What the receiver waits on.
+    wait: OwnedFd,
+    /// What the sender rings instead, if a fault sits in between.
+    interposed: Option<Arc<Interposer>>,
+}
+
+impl Bell {
+    /// A bell; with a fault in between if `interpose` makes one for it.
+    pub(super) fn new(
+        interpose: impl FnOnce(&OwnedFd) -> io::Result<Option<Arc<Interposer>>>,
+    ) -> io::Result<Self> {
+        let wait = bell()?;
+        let interposed = interpose(&wait)?;
+        Ok(Self { wait, interposed })
+    }
+
+    fn ring_end(&self) -> &OwnedFd {
+        self.interposed
+            .as_ref()
+            .map_or(&self.wait, |i| i.ring_end())
+    }
+}
+
+/// An eventfd as both worlds of its users want it.
+pub(super) fn bell() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Rings an eventfd. It refuses only when its counter is full: then it is ringing already.
+pub(super) fn ring(fd: &OwnedFd) {
+    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+}
+
+/// What is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Far {
+    /// Nobody yet; this domain may bind.
+    Unbound(DomId),
+    Connected(DomId, Port),
+}
+
+#[derive(Debug)]
+struct Entry {
+    far: Far,
+    bells: Arc<[Bell; 2]>,
+    side: usize,
+    /// The connection whose handle bound it, while that has it.
+    holder: Option<u64>,
+    /// Unmap notifications that will use it.
+    notifications: u32,
+}
+
+/// The ports of one domain.
+#[derive(Debug)]
+pub(super) struct Ports {
+    table: BTreeMap<u32, Entry>,
+}
+
+/// A new port and its owner's ends: what to wait on, what to ring.
+pub(super) type Bound = (Port, [OwnedFd; 2]);
+
+/// The lowest port given out: a kernel takes the first few for itself.
+const FIRST: u32 = 4;
+
+impl Ports {
+    pub(super) fn new() -> Self {
+        Self {
+            table: BTreeMap::new(),
+        }
+    }
+
+    /// The lowest free number, if the domain may have another port.
+    fn free(&self, limit: u32) -> Result<u32, Errno> {
+        if self.table.len() >= limit as usize {
+            return Err(Errno::NOSPC);
+        }
+        let mut free = FIRST;
+        for &used in self.table.keys() {
+            if used > free {
+                break;
+            }
+            free = used + 1;
+        }
+        Ok(free)
+    }
+
+    fn insert(&mut self, port: u32, entry: Entry) -> Result<Bound, Errno> {
+        let wait = entry.bells[entry.side].wait.try_clone().map_err(errno)?;
+        let ring = entry.bells[1 - entry.side]
+            .ring_end()
+            .try_clone()
+            .map_err(errno)?;
+        self.table.insert(port, entry);
+        Ok((Port::new(port), [wait, ring]))
+    }
+
+    /// A port `remote` may bind to. `bells[0]` is the one to wait on here.
+    pub(super) fn bind_unbound(
+        &mut self,
+        holder: u64,
+        limit: u32,
+        remote: DomId,
+        bells: [Bell; 2],
+    ) -> Result<Bound, Errno> {
+        let port = self.free(limit)?;
+        let far = Far::Unbound(remote);
+        let bells = Arc::new(bells);
+        let entry = Entry {
+            far,
+            bells,
+            side: 0,
+            holder: Some(holder),
+            notifications: 0,
+        };
+        self.insert(port, entry)
+    }
+
+    /// Delivers an event through `port` to its other end, if there is one.
+    fn notify(&self, port: Port) {
+        if let Some(entry) = self.table.get(&port.as_u32()) {
+            if matches!(entry.far, Far::Connected(..)) {
+                ring(entry.bells[1 - entry.side].ring_end());
+            }
+        }
+    }
+
+    /// Ports and their holders, for the account at the end.
+    pub(super) fn list(&self) -> impl Iterator<Item = String> + '_ {
+        self.table.iter().map(|(port, e)| match e.far {
+            Far::Unbound(d) => format!("port {port}, open for domain {d}"),
+            Far::Connected(d, p) => format!("port {port}, connected to port {p} of domain {d}"),
+        })
+    }
+
+    pub(super) fn numbers(&self) -> Vec<Port> {
+        self.table.keys().map(|&p| Port::new(p)).collect()
+    }
+}
+
+/// The ports of all domains, by domain.
+pub(super) trait AllPorts {
+    fn ports(&mut self, domain: DomId) -> Option<&mut Ports>;
+
+    /// Connects a new port of `local` to `port` of `remote`
+    /// (`evtchn_bind_interdomain`, xen/common/event_channel.c).
+    fn bind_interdomain(
+        &mut self,
+        holder: u64,
+        limit: u32,
+        (local, remote): (DomId, DomId),
+        port: Port,
+    ) -> Result<Bound, Errno> {
+        self.ports(remote).ok_or(Errno::SRCH)?;
+        let number = self.ports(local).ok_or(Errno::SRCH)?.free(limit)?;
+        let theirs = self.ports(remote).ok_or(Errno::SRCH)?;
+        let entry = theirs.table.get_mut(&port.as_u32()).ok_or(Errno::INVAL)?;
+        if entry.far != Far::Unbound(local) {
+            return Err(Errno::INVAL);
+        }
+        let (bells, side) = (Arc::clone(&entry.bells), 1 - entry.side);
+        entry.far = Far::Connected(local, Port::new(number));
+        // "We may have lost notifications on the remote unbound port": the local end starts out
+        // pending.
+        ring(&bells[side].wait);
+        let far = Far::Connected(remote, port);
+        let entry = Entry {
+            far,
+            bells,
+            side,
+            holder: Some(holder),
+            notifications: 0,
+        };
+        match self.ports(local).ok_or(Errno::SRCH)?.insert(number, entry) {
+            Ok(bound) => Ok(bound),
+            Err(e) => {
+                // Out of descriptors: as if it had not been asked.
+                if let Some(entry) = self
+                    .ports(remote)
+                    .and_then(|p| p.table.get_mut(&port.as_u32()))
+                {
+                    entry.far = Far::Unbound(local);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// The handle lets go of a port. `ENOTCONN` when it does not hold it.
+    fn unbind(&mut self, domain: DomId, holder: u64, port: Port) -> Result<(), Errno> {
+        let ports = self.ports(domain).ok_or(Errno::SRCH)?;
+        let entry = ports.table.get_mut(&port.as_u32()).ok_or(Errno::NOTCONN)?;
+        if entry.holder != Some(holder) {
+            return Err(Errno::NOTCONN);
+        }
+        entry.holder = None;
+        self.close_if_unused(domain, port);
+        Ok(())
+    }
+
+    /// An unmap notification will use the port. `EINVAL` when it is not bound.
+    fn hold(&mut self, domain: DomId, port: Port) -> Result<(), Errno> {
+        let ports = self.ports(domain).ok_or(Errno::SRCH)?;
+        let entry = ports.table.get_mut(&port.as_u32()).ok_or(Errno::INVAL)?;
+        entry.notifications += 1;
+        Ok(())
+    }
+
+    /// An unmap notification is performed or replaced.
+    fn let_go(&mut self, domain: DomId, port: Port, notify: bool) {
+        let Some(ports) = self.ports(domain) else {
+            return;
+        };
+        if notify {
+            ports.notify(port);
+        }
+        if let Some(entry) = ports.table.get_mut(&port.as_u32()) {
+            entry.notifications = entry.notifications.saturating_sub(1);
+        }
+        self.close_if_unused(domain, port);
+    }
+
+    fn close_if_unused(&mut self, domain: DomId, port: Port) {
+        let unused = |e: &Entry| e.holder.is_none() && e.notifications == 0;
+        let Some(ports) = self.ports(domain) else {
+            return;
+        };
+        if ports.table.get(&port.as_u32()).is_some_and(unused) {
+            self.close(domain, port);
+        }
+    }
+
+    /// Closes a port. Its far end is open again, for this domain, and is told nothing
+    /// (`evtchn_close`, xen/common/event_channel.c).
+    fn close(&mut self, domain: DomId, port: Port) {
+        let Some(ports) = self.ports(domain) else {
+            return;
+        };
+        let Some(entry) = ports.table.remove(&port.as_u32()) else {
+            return;
+        };
+        let Far::Connected(remote, far) = entry.far else {
+            return;
+        };
+        let Some(theirs) = self.ports(remote) else {
+            return;
+        };
+        if let Some(entry) = theirs.table.get_mut(&far.as_u32()) {
+            entry.far = Far::Unbound(domain);
+        }
+    }
+
+    /// Lets go of every port a connection holds in a domain.
+    fn unbind_all(&mut self, domain: DomId, holder: u64) {
+        let Some(ports) = self.ports(domain) else {
+            return;
+        };
+        let held = |(_, e): &(&u32, &Entry)| e.holder == Some(holder);
+        let held: Vec<Port> = ports
+            .table
+            .iter()
+            .filter(held)
+            .map(|(&p, _)| Port::new(p))
+            .collect();
+        for port in held {
+            // It is held: this cannot be refused.
+            let _ = self.unbind(domain, holder, port);
+        }
+    }
+}
+
+/// The errno of an error from std.
+pub(super) fn errno(e: io::Error) -> Errno {
+    Errno::from_io_error(&e).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const A: DomId = DomId::new(1);
+    const B: DomId = DomId::new(2);
+    const C: DomId = DomId::new(3);
+
+    impl AllPorts for HashMap<DomId, Ports> {
+        fn ports(&mut self, domain: DomId) -> Option<&mut Ports> {
+            self.get_mut(&domain)
+        }
+    }
+
+    fn world() -> HashMap<DomId, Ports> {
+        [A, B, C].into_iter().map(|d| (d, Ports::new())).collect()
+    }
+
+    fn unbound(w: &mut HashMap<DomId, Ports>, at: DomId, remote: DomId) -> (Port, [OwnedFd; 2]) {
+        let bells = [
+            Bell::new(|_| Ok(None)).unwrap(),
+            Bell::new(|_| Ok(None)).unwrap(),
+        ];
+        w.ports(at)
+            .unwrap()
+            .bind_unbound(1, 100, remote, bells)
+            .unwrap()
+    }
+
+    /// Takes the events of a bell: how many rings, zero if none.
+    fn take(fd: &OwnedFd) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(fd, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(e) => {
+                assert_eq!(e, Errno::AGAIN);
+                0
+            }
+        }
+    }
+
+    #[test]
+    fn the_binder_starts_pending_and_the_other_end_does_not() {
+        let mut w = world();
+        let (p, [wait_a, ring_a]) = unbound(&mut w, A, B);
+        let (_, [wait_b, ring_b]) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
+        assert_eq!((take(&wait_a), take(&wait_b)), (0, 1));
+        ring(&ring_a);
+        ring(&ring_a);
+        assert_eq!(
+            (take(&wait_a), take(&wait_b)),
+            (0, 2),
+            "coalesced, and to B only"
+        );
+        ring(&ring_b);
+        assert_eq!((take(&wait_a), take(&wait_b)), (1, 0));
+    }
+
+    #[test]
+    fn binding_is_for_the_named_domain_and_once() {
+        let mut w = world();
+        let (p, _fds) = unbound(&mut w, A, B);
+        let bind =
+            |w: &mut HashMap<_, _>, l, r, p| w.bind_interdomain(2, 100, (l, r), p).map(|b| b.0);
+        assert_eq!(bind(&mut w, C, A, p), Err(Errno::INVAL), "it is open for B");
+        assert_eq!(
+            bind(&mut w, B, A, Port::new(77)),
+            Err(Errno::INVAL),
+            "no such port"
+        );
+        assert_eq!(
+            bind(&mut w, B, DomId::new(9), p),
+            Err(Errno::SRCH),
+            "no such domain"
+        );
+        bind(&mut w, B, A, p).unwrap();
+        assert_eq!(bind(&mut w, B, A, p), Err(Errno::INVAL), "it is connected");
+    }
+
+    #[test]
+    fn a_closed_end_leaves_the_other_open_for_the_same_domain() {
+        let mut w = world();
+        let (p, [wait_a, _]) = unbound(&mut w, A, B);
+        let (q, _) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
+        w.unbind(B, 2, q).unwrap();
+        assert_eq!(take(&wait_a), 0, "closing tells nobody");
+        assert_eq!(
+            w.bind_interdomain(3, 100, (C, A), p).map(|b| b.0),
+            Err(Errno::INVAL)
+        );
+        let (_, [wait_b, _]) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
+        assert_ne!(take(&wait_b), 0);
+        // And the other way: the end that was there first leaves.
+        w.unbind(A, 1, p).unwrap();
+        assert!(w.bind_interdomain(1, 100, (A, B), q).is_ok());
+    }
+
+    #[test]
+    fn only_the_holder_unbinds() {
+        let mut w = world();
+        let (p, _fds) = unbound(&mut w, A, B);
+        assert_eq!(w.unbind(A, 99, p), Err(Errno::NOTCONN));
+        assert_eq!(w.unbind(B, 1, p), Err(Errno::NOTCONN));
+        assert_eq!(w.unbind(A, 1, p), Ok(()));
+        assert_eq!(w.unbind(A, 1, p), Err(Errno::NOTCONN));
+    }
+
+    #[test]
+    fn a_notification_keeps_its_port_until_it_is_performed() {
+        let mut w = world();
+        let (p, _fds) = unbound(&mut w, A, B);
+        let (q, [wait_b, _]) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
+        take(&wait_b);
+        w.hold(A, p).unwrap();
+        w.unbind(A, 1, p).unwrap();
+        assert!(w[&A].numbers().contains(&p), "still needed");
+        w.let_go(A, p, true);
+        assert_eq!(take(&wait_b), 1);
+        assert!(!w[&A].numbers().contains(&p));
+        assert_eq!(w.hold(A, p), Err(Errno::INVAL));
+        assert!(w[&B].numbers().contains(&q));
+    }
+
+    #[test]
+    fn the_lowest_free_number_is_next_up_to_the_limit() {
+        let mut w = world();
+        let ports: Vec<Port> = (0..3).map(|_| unbound(&mut w, A, B).0).collect();
+        w.unbind(A, 1, ports[1]).unwrap();
+        assert_eq!(unbound(&mut w, A, B).0, ports[1]);
+        let bells = [
+            Bell::new(|_| Ok(None)).unwrap(),
+            Bell::new(|_| Ok(None)).unwrap(),
+        ];
+        let full = w.ports(A).unwrap().bind_unbound(1, 3, B, bells);
+        assert_eq!(full.map(|b| b.0), Err(Errno::NOSPC));
+    }
+}
