@@ -10,10 +10,9 @@
 //! probes with an invalid domain id, takes the refusal for an old kernel and falls back to plain
 //! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. What that gives
 //! away is bounded by the hypervisor: a stubdomain is privileged over its guest and nothing else.
-//! A kernel that has no such parameter ignores it.
+//! A module that has no such parameter is loaded without it.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +21,8 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use tracing::{debug, info, warn};
 
 const ROOT: &str = "/lib/modules";
+/// The module whose restriction is lifted.
+const PRIVCMD: &str = "xen_privcmd";
 
 /// What is looked for when there is no order file. `true`: QEMU cannot work without it.
 const WANTED: &[(&str, bool)] = &[
@@ -47,12 +48,10 @@ pub fn load_all() {
     };
     for path in plan {
         match load(&path) {
-            Ok(true) => debug!("loaded {}", path.display()),
-            Ok(false) => {}
+            Ok(()) => debug!("loaded {}", path.display()),
             Err(errno) => warn!("loading {}: {}", path.display(), errno.desc()),
         }
     }
-    report_restriction();
 }
 
 /// The files of an order list; a path that leaves the directory is passed over.
@@ -153,47 +152,41 @@ fn dependencies(text: &str) -> HashMap<String, Vec<String>> {
     text.lines().filter_map(line).collect()
 }
 
-/// Loads one file; `false` if it was loaded already.
-fn load(path: &Path) -> Result<bool, Errno> {
+/// Loads one file.
+fn load(path: &Path) -> Result<(), Errno> {
     let name = path.to_str().and_then(module_name).unwrap_or_default();
-    let parameters = parameters_of(&name);
-    if !parameters.is_empty() {
-        let text = parameters.to_string_lossy();
-        info!("loading {name} with {text}: QEMU needs more of it than the restriction allows");
-    }
-    let file =
-        File::open(path).map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
-    // MODULE_INIT_COMPRESSED_FILE, which nix has no name for.
+    let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let file = File::open(path).map_err(errno)?;
     let compressed = path.extension().is_some_and(|end| end != "ko");
+    // MODULE_INIT_COMPRESSED_FILE, which nix has no name for.
     let flags = ModuleInitFlags::from_bits_retain(if compressed { 4 } else { 0 });
-    match finit_module(&file, &parameters, flags) {
-        Ok(()) => Ok(true),
-        Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn parameters_of(name: &str) -> CString {
-    if name == "xen_privcmd" {
-        c"unrestricted=1".to_owned()
-    } else {
-        <CString as From<&CStr>>::from(c"")
-    }
-}
-
-/// Says what the kernel made of it.
-fn report_restriction() {
-    match fs::read_to_string("/sys/module/xen_privcmd/parameters/unrestricted") {
-        Ok(value) if value.trim() == "Y" || value.trim() == "1" => {
-            info!("xen-privcmd is unrestricted (XSA-482's restriction is off, knowingly)");
+    let mut parameters = c"";
+    if name == PRIVCMD {
+        let known = compressed || fs::read(path).is_ok_and(|file| knows_restriction(&file));
+        if known {
+            info!("loading xen-privcmd with unrestricted=1: QEMU needs plain hypercalls (XSA-482)");
+            parameters = c"unrestricted=1";
+        } else {
+            info!("this kernel's xen-privcmd has no restriction to lift (XSA-482)");
         }
-        Ok(value) => warn!(
-            "xen-privcmd is restricted (unrestricted={}): QEMU will not get far; \
-             boot with xen_privcmd.unrestricted=1",
-            value.trim()
-        ),
-        Err(_) => info!("this kernel's xen-privcmd knows no restriction"),
     }
+    match finit_module(&file, parameters, flags) {
+        Err(Errno::EEXIST) if name == PRIVCMD => {
+            info!(
+                "xen-privcmd was there before us; if it is restricted (XSA-482), QEMU will not get \
+                   far without xen_privcmd.unrestricted=1 on the kernel's command line"
+            );
+            Ok(())
+        }
+        Err(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether a module file describes the parameter that lifts the restriction.
+fn knows_restriction(file: &[u8]) -> bool {
+    let word = b"parmtype=unrestricted:";
+    file.windows(word.len()).any(|window| window == word)
 }
 
 #[cfg(test)]
@@ -262,8 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn only_privcmd_gets_a_parameter() {
-        assert_eq!(parameters_of("xen_privcmd").as_c_str(), c"unrestricted=1");
-        assert!(parameters_of("tun").is_empty());
+    fn the_parameter_is_looked_for_where_modules_describe_themselves() {
+        assert!(knows_restriction(
+            b"\0parmtype=unrestricted:bool\0license=GPL\0"
+        ));
+        assert!(!knows_restriction(b"\0parmtype=something_unrestricted\0"));
+        assert!(!knows_restriction(b""));
     }
 }
