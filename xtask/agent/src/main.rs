@@ -1,3 +1,80 @@
-//! Runs inside the testbed's dom0 and domUs and carries out the real-Xen tests.
+//! The test program of the testbed: it runs in dom0 and in domUs and carries out the tests on real Xen.
+//!
+//! ```text
+//! xen-testbed-agent suite [--only PART] [--list]     in dom0: runs the tests
+//! xen-testbed-agent role ROLE ...                    anywhere: one process of a test
+//! as process 1                                       in a domU: runs roles for dom0
+//! ```
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod domu;
+mod guest;
+mod job;
+mod leftovers;
+mod qmp;
+mod roles;
+mod rpc;
+mod serve;
+mod stream;
+mod suite;
+mod tests;
+mod world;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "Carries out the tests on real Xen", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the tests: in dom0.
+    Suite {
+        /// Only the tests whose names contain this.
+        #[arg(long)]
+        only: Option<String>,
+        /// Says which tests there are and runs none.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Does one thing in a process of its own, for a test.
+    #[command(subcommand)]
+    Role(roles::Role),
+}
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        domu::run();
+    }
+    let name = std::env::args_os().next();
+    if name.is_some_and(|name| Path::new(&name).ends_with(roles::mortal::NAME)) {
+        return end(roles::mortal::run().map(|()| 0));
+    }
+    end(match Cli::parse().command {
+        Command::Suite { list: true, .. } => {
+            tests::all()
+                .iter()
+                .for_each(|test| println!("{}", test.name));
+            Ok(0)
+        }
+        Command::Suite { only, .. } => suite::run(only.as_deref()),
+        Command::Role(role) => role.run().map(|()| 0),
+    })
+}
+
+fn end(result: anyhow::Result<usize>) -> ExitCode {
+    match result {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

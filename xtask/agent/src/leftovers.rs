@@ -1,0 +1,168 @@
+//! What there is on the host, to be compared before and after a test: nothing may be left behind.
+//!
+//! Domains as `xl list` names them, xenstore nodes (their paths, not their values), processes that have a command line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use xen_store::Store;
+
+use crate::world::command;
+
+/// What there is at one moment.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    domains: BTreeSet<String>,
+    nodes: BTreeSet<String>,
+    processes: BTreeMap<i32, String>,
+}
+
+impl Snapshot {
+    pub(crate) fn take(store: &Store) -> Result<Self> {
+        let mut nodes = BTreeSet::new();
+        collect(store, "/", &mut nodes)?;
+        Ok(Self {
+            domains: domains()?,
+            nodes,
+            processes: processes()?,
+        })
+    }
+
+    /// What is in `self` and was not in `before`, one line each.
+    fn beyond(&self, before: &Self) -> Vec<String> {
+        let mut extra = Vec::new();
+        extra.extend(
+            self.domains
+                .difference(&before.domains)
+                .map(|domain| format!("domain {domain}")),
+        );
+        let nodes: Vec<&String> = self.nodes.difference(&before.nodes).collect();
+        extra.extend(
+            nodes
+                .iter()
+                .take(20)
+                .map(|node| format!("xenstore node {node}")),
+        );
+        if nodes.len() > 20 {
+            extra.push(format!("and {} more xenstore nodes", nodes.len() - 20));
+        }
+        for (pid, line) in &self.processes {
+            if before.processes.get(pid) != Some(line) {
+                extra.push(format!("process {pid}: {line}"));
+            }
+        }
+        extra
+    }
+}
+
+/// Fails when something stays that was not there in `before`. Things go away a moment after the command that ends them
+/// has returned, so they are given `patience`.
+pub(crate) fn assert_none(store: &Store, before: &Snapshot, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let extra = Snapshot::take(store)?.beyond(before);
+        if extra.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("left behind:\n    {}", extra.join("\n    "));
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn collect(store: &Store, path: &str, nodes: &mut BTreeSet<String>) -> Result<()> {
+    let children = match store.directory(path) {
+        Ok(children) => children,
+        // Removed between the listing of its parent and now.
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for child in children {
+        let child = if path == "/" {
+            format!("/{child}")
+        } else {
+            format!("{path}/{child}")
+        };
+        collect(store, &child, nodes)?;
+        nodes.insert(child);
+    }
+    Ok(())
+}
+
+/// `NAME (domain N)` for each line of `xl list`.
+fn domains() -> Result<BTreeSet<String>> {
+    let list = command(&["xl", "list"], Duration::from_secs(20))?;
+    Ok(list
+        .iter()
+        .skip(1)
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some(format!("{} (domain {})", words.next()?, words.next()?))
+        })
+        .collect())
+}
+
+/// Every process with a command line: kernel threads have none.
+pub(crate) fn processes() -> Result<BTreeMap<i32, String>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // Gone by now, or a zombie: it is its parent's to reap and runs no code.
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        if !line.is_empty() {
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            found.insert(pid, line.trim_end().to_owned());
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_is_left_behind() {
+        let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let before = Snapshot {
+            domains: set(&["Domain-0 (domain 0)"]),
+            nodes: set(&["/local", "/vm"]),
+            processes: [(1, "/init".to_owned()), (7, "xenstored".to_owned())].into(),
+        };
+        let after = Snapshot {
+            domains: set(&["Domain-0 (domain 0)", "hvm (domain 3)"]),
+            nodes: set(&["/local", "/local/domain/3"]),
+            processes: [(1, "/init".to_owned()), (7, "qemu".to_owned())].into(),
+        };
+        assert_eq!(
+            after.beyond(&before),
+            [
+                "domain hvm (domain 3)",
+                "xenstore node /local/domain/3",
+                "process 7: qemu"
+            ]
+        );
+        assert!(before.beyond(&before).is_empty());
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        assert!(
+            processes()
+                .unwrap()
+                .contains_key(&i32::try_from(std::process::id()).unwrap())
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! What a test has some process do, in dom0 or in the domU: one role is one run of this program.
+//!
+//! A role prints what the test waits for, one line each, and ends with exit status 0 when all it saw was right.
+
+mod evtchn;
+mod gnttab;
+mod isolated;
+pub(crate) mod mortal;
+mod privcmd;
+mod qmp;
+mod store;
+mod vchan;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// How long a role waits for the other side before it fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn patience() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Role {
+    /// Opens a port for another domain and answers every event with an event.
+    EvtchnEcho(evtchn::Echo),
+    /// Binds to another domain's port, sends events and waits for the answer to each.
+    EvtchnDrive(evtchn::Drive),
+    /// Both ends of a channel in one domain.
+    EvtchnLoopback(evtchn::Loopback),
+    /// Shares pages, sees what the mapper wrote, and notices its end.
+    GnttabShare(gnttab::Share),
+    /// Maps pages, checks and writes them, and leaves or waits for the sharer's end.
+    GnttabMap(gnttab::Map),
+    /// Tries to map pages in a way that has to be refused.
+    GnttabMapRefused(gnttab::MapRefused),
+    /// Every operation of the store, below a folder.
+    StoreBasics(store::Basics),
+    /// A folder whose listing does not fit one message.
+    StoreLarge(store::Large),
+    /// Several threads on one connection.
+    StoreThreads(store::Threads),
+    /// Reads one node.
+    StoreRead(store::Read),
+    /// Writes one node.
+    StoreWrite(store::Write),
+    /// Waits until a node has a value.
+    StoreAwait(store::Await),
+    /// One end of a vchan, as c-vchan-peer.c.
+    Vchan(vchan::Peer),
+    /// One end of a vchan on which a counter goes to and fro.
+    VchanPingpong(vchan::Pingpong),
+    /// A QMP client that waits to be killed.
+    QmpClient(qmp::Client),
+    /// Kills a process when dom0 says so.
+    Killer(mortal::Killer),
+    /// Asks the hypervisor for its version.
+    Version,
+    /// Prints a line for each time that privcmd is opened.
+    WatchPrivcmd,
+    /// Runs a program where there is no /dev/xen.
+    WithoutDevXen(isolated::WithoutDevXen),
+}
+
+impl Role {
+    pub(crate) fn run(&self) -> Result<()> {
+        match self {
+            Self::EvtchnEcho(role) => role.run(),
+            Self::EvtchnDrive(role) => role.run(),
+            Self::EvtchnLoopback(role) => role.run(),
+            Self::GnttabShare(role) => role.run(),
+            Self::GnttabMap(role) => role.run(),
+            Self::GnttabMapRefused(role) => role.run(),
+            Self::StoreBasics(role) => role.run(),
+            Self::StoreLarge(role) => role.run(),
+            Self::StoreThreads(role) => role.run(),
+            Self::StoreRead(role) => role.run(),
+            Self::StoreWrite(role) => role.run(),
+            Self::StoreAwait(role) => role.run(),
+            Self::Vchan(role) => role.run(),
+            Self::VchanPingpong(role) => role.run(),
+            Self::QmpClient(role) => role.run(),
+            Self::Killer(role) => role.run(),
+            Self::Version => privcmd::version(),
+            Self::WatchPrivcmd => privcmd::watch(),
+            Self::WithoutDevXen(role) => role.run(),
+        }
+    }
+}

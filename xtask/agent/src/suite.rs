@@ -1,0 +1,131 @@
+//! The runner of the tests on real Xen: one after the other, and nothing of any of them may stay.
+//!
+//! A test that cannot run fails: nothing is skipped. The last line is `N passed, N failed`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::leftovers::{Snapshot, assert_none};
+use crate::world::{Privcmd, World};
+
+/// What a test acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Dom0,
+    DomU(Privcmd),
+    /// The HVM guest with a stubdomain.
+    Guest,
+}
+
+type Body = Box<dyn Fn(&World) -> Result<()>>;
+
+/// One test.
+pub(crate) struct Test {
+    pub(crate) name: String,
+    pub(crate) needs: Needs,
+    body: Body,
+    /// It opens privcmd in the domU on purpose.
+    opens_privcmd: bool,
+}
+
+impl std::fmt::Debug for Test {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Test")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Test {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        needs: Needs,
+        body: impl Fn(&World) -> Result<()> + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            needs,
+            body: Box::new(body),
+            opens_privcmd: false,
+        }
+    }
+
+    pub(crate) fn opens_privcmd(self) -> Self {
+        Self {
+            opens_privcmd: true,
+            ..self
+        }
+    }
+}
+
+/// Runs the tests whose names contain `only`. Returns how many failed.
+pub(crate) fn run(only: Option<&str>) -> Result<usize> {
+    let tests: Vec<Test> = crate::tests::all()
+        .into_iter()
+        .filter(|test| only.is_none_or(|part| test.name.contains(part)))
+        .collect();
+    if tests.is_empty() {
+        bail!("no test has `{}` in its name", only.unwrap_or_default());
+    }
+    let world = World::new()?;
+    let began = Instant::now();
+    println!("running {} tests on real Xen", tests.len());
+    let mut failed = Vec::new();
+    for test in &tests {
+        let start = Instant::now();
+        let result = run_one(&world, test);
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("test {} ... ok ({seconds:.2} s)", test.name),
+            Err(error) => {
+                println!("test {} ... FAILED ({seconds:.2} s)", test.name);
+                for line in format!("{error:?}").lines() {
+                    println!("    {line}");
+                }
+                failed.push(test.name.as_str());
+            }
+        }
+    }
+    drop(world);
+    if !failed.is_empty() {
+        println!("\nfailed:");
+        failed.iter().for_each(|name| println!("    {name}"));
+    }
+    println!("\nfinished in {:.1} s", began.elapsed().as_secs_f64());
+    println!(
+        "{} passed, {} failed",
+        tests.len() - failed.len(),
+        failed.len()
+    );
+    Ok(failed.len())
+}
+
+fn run_one(world: &World, test: &Test) -> Result<()> {
+    world.provide(test.needs)?;
+    let before = Snapshot::take(&world.store)?;
+    let opens = world.privcmd_opens()?;
+    let result = (test.body)(world);
+    let clean = assert_none(&world.store, &before, Duration::from_secs(10));
+    if result.is_err() {
+        tidy(world);
+    }
+    match (result, clean) {
+        (Ok(()), clean) => clean?,
+        (Err(error), Ok(())) => return Err(error),
+        (Err(error), Err(left)) => return Err(error.context(format!("and {left}"))),
+    }
+    let opened = world.privcmd_opens()? - opens;
+    if test.opens_privcmd != (opened > 0) {
+        bail!("privcmd was opened {opened} times in the domU");
+    }
+    Ok(())
+}
+
+/// After a failure: takes away what the tests make, so that the next one has a fair start.
+fn tidy(world: &World) {
+    let _ = world.store.rm("/xen-testbed");
+    if !world.has_guest() {
+        crate::guest::destroy_leftover();
+    }
+}

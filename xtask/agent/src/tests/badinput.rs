@@ -1,0 +1,115 @@
+//! Requests that cannot be met: one clear line, a status that says failure, no panic.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::job::Exit;
+use crate::suite::{Needs, Test};
+use crate::world::outcome;
+
+/// What is run, what the line has to mention, and the test's name.
+const CASES: [(&str, &[&str], &str); 12] = [
+    ("unknown_flag", &["stubdm-run", "--nonsense"], "--nonsense"),
+    ("no_command", &["stubdm-run"], "command"),
+    (
+        "unknown_flag_to_proxy",
+        &["vchan-socket-proxy", "--nonsense", "1", "a", "b"],
+        "--nonsense",
+    ),
+    ("proxy_without_operands", &["vchan-socket-proxy"], "DOMID"),
+    (
+        "missing_socket_directory",
+        &[
+            "vchan-socket-proxy",
+            "0",
+            "/local/domain/0/nothing",
+            "/no/such/folder/socket",
+        ],
+        "/no/such/folder",
+    ),
+    (
+        "domain_that_is_not_there",
+        &["stubdm-run", "qmp", "4242", "query-status"],
+        "4242",
+    ),
+    (
+        "domain_that_is_no_number",
+        &["stubdm-run", "qmp", "hvm7x", "query-status"],
+        "hvm7x",
+    ),
+    (
+        "domain_out_of_range",
+        &["stubdm-run", "qmp", "99999", "query-status"],
+        "99999",
+    ),
+    (
+        "no_store_path",
+        &["vchan-socket-proxy", "1", "no store path", "/tmp/unused"],
+        "no store path",
+    ),
+    (
+        "arguments_that_are_no_json",
+        &["stubdm-run", "qmp", "4242", "stop", "{"],
+        "JSON",
+    ),
+    (
+        "no_dev_xen_for_the_proxy",
+        &[
+            "self",
+            "role",
+            "without-dev-xen",
+            "vchan-socket-proxy",
+            "--mode=server",
+            "1",
+            "data/x",
+            "/tmp/unused",
+        ],
+        "/dev/xen",
+    ),
+    (
+        "no_dev_xen_for_a_person",
+        &[
+            "self",
+            "role",
+            "without-dev-xen",
+            "stubdm-run",
+            "qmp",
+            "4242",
+            "query-status",
+        ],
+        "",
+    ),
+];
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    for (name, argv, mentions) in CASES {
+        tests.push(Test::new(
+            format!("badinput/{name}"),
+            Needs::Dom0,
+            move |_| one_line(argv, mentions),
+        ));
+    }
+}
+
+fn one_line(argv: &[&str], mentions: &str) -> Result<()> {
+    let (exit, lines) = outcome(argv, Duration::from_secs(60))?;
+    let shown = lines.join("\n");
+    match exit {
+        Exit::Status(status) => ensure!(status != 0, "exit status 0; it printed:\n{shown}"),
+        other => ensure!(false, "ended with {other}; it printed:\n{shown}"),
+    }
+    ensure!(
+        lines.len() == 1,
+        "{} lines instead of one:\n{shown}",
+        lines.len()
+    );
+    let line = lines.first().context("no line")?;
+    ensure!(line.len() > 20, "no clear line: {line}");
+    ensure!(!line.contains("panicked"), "{line}");
+    ensure!(
+        line.contains(mentions),
+        "nothing about `{mentions}`: {line}"
+    );
+    Ok(())
+}

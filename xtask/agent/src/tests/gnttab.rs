@@ -1,0 +1,116 @@
+//! Pages shared and mapped in both directions, and the kernel's word about each end that goes.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::job::{Exit, Job};
+use crate::suite::{Needs, Test};
+use crate::world::{Place, World, within};
+
+const PAGES: &str = "5";
+const KEY: &str = "77";
+
+pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
+    for sharer in [Place::Dom0, Place::DomU] {
+        let name = |what: &str| {
+            format!(
+                "gnttab/{}_shares_{}_maps_{what}",
+                sharer.name(),
+                sharer.other().name()
+            )
+        };
+        tests.push(Test::new(name("mapper_leaves"), needs, move |world| {
+            mapper_leaves(world, sharer)
+        }));
+        tests.push(Test::new(name("mapper_killed"), needs, move |world| {
+            mapper_killed(world, sharer)
+        }));
+        tests.push(Test::new(name("sharer_killed"), needs, move |world| {
+            sharer_killed(world, sharer)
+        }));
+        tests.push(Test::new(name("refused"), needs, move |world| {
+            refused(world, sharer)
+        }));
+    }
+}
+
+fn share(world: &World, sharer: Place) -> Result<(Job, String, String)> {
+    let mapper = world.domid(sharer.other())?.to_string();
+    let mut job = world.role(sharer, &["gnttab-share", &mapper, PAGES, KEY])?;
+    let refs = job.expect("refs ", within(30))?;
+    let port = job.expect("port ", within(30))?;
+    Ok((job, refs, port))
+}
+
+fn map(world: &World, sharer: Place, refs: &str, port: &str, then: &str) -> Result<Job> {
+    let from = world.domid(sharer)?.to_string();
+    let arguments = [
+        "gnttab-map",
+        &from,
+        refs,
+        "--port",
+        port,
+        "--key",
+        KEY,
+        "--then",
+        then,
+    ];
+    let mut job = world.role(sharer.other(), &arguments)?;
+    job.expect("mapped", within(30)).context("the mapper")?;
+    Ok(job)
+}
+
+fn mapper_leaves(world: &World, sharer: Place) -> Result<()> {
+    let (mut share, refs, port) = share(world, sharer)?;
+    let mut mapper = map(world, sharer, &refs, &port, "leave")?;
+    mapper.succeed(within(30)).context("the mapper")?;
+    share
+        .expect("mapper gone", within(10))
+        .context("the sharer")?;
+    share.succeed(within(10)).context("the sharer")
+}
+
+fn mapper_killed(world: &World, sharer: Place) -> Result<()> {
+    let (mut share, refs, port) = share(world, sharer)?;
+    let mut mapper = map(world, sharer, &refs, &port, "stay")?;
+    share.expect("written", within(10)).context("the sharer")?;
+    mapper.kill(Signal::SIGKILL)?;
+    share
+        .expect("mapper gone", within(10))
+        .context("the sharer")?;
+    share.succeed(within(10)).context("the sharer")?;
+    ensure!(
+        mapper.exit(within(10))? == Exit::Signal(9),
+        "the mapper was not killed"
+    );
+    Ok(())
+}
+
+fn sharer_killed(world: &World, sharer: Place) -> Result<()> {
+    let (mut share, refs, port) = share(world, sharer)?;
+    let mut mapper = map(world, sharer, &refs, &port, "stay")?;
+    share.expect("written", within(10)).context("the sharer")?;
+    share.kill(Signal::SIGKILL)?;
+    mapper
+        .expect("sharer gone", within(10))
+        .context("the mapper")?;
+    mapper.succeed(within(10)).context("the mapper")?;
+    ensure!(
+        share.exit(within(10))? == Exit::Signal(9),
+        "the sharer was not killed"
+    );
+    Ok(())
+}
+
+fn refused(world: &World, sharer: Place) -> Result<()> {
+    let (mut share, ..) = share(world, sharer)?;
+    let read_only = share.expect("read-only ", within(30))?;
+    let from = world.domid(sharer)?.to_string();
+    world.run_role(
+        sharer.other(),
+        &["gnttab-map-refused", &from, &read_only],
+        30,
+    )?;
+    share.kill(Signal::SIGKILL)?;
+    share.exit(within(10)).map(drop)
+}

@@ -1,0 +1,59 @@
+//! All tests on real Xen, in the order they run: those that share a domU stand together.
+
+mod badinput;
+mod evtchn;
+mod gnttab;
+mod privcmd;
+mod qmp;
+mod store;
+mod stubdom;
+mod vchan;
+
+use crate::suite::{Needs, Test};
+use crate::world::Privcmd;
+
+/// The tests in the order they run.
+pub(crate) fn all() -> Vec<Test> {
+    let mut tests = Vec::new();
+    privcmd::add_dom0(&mut tests);
+    evtchn::add_dom0(&mut tests);
+    store::add_dom0(&mut tests);
+    badinput::add(&mut tests);
+
+    let unrestricted = Needs::DomU(Privcmd::Unrestricted);
+    privcmd::add_unrestricted(&mut tests);
+    evtchn::add(&mut tests, unrestricted);
+    gnttab::add(&mut tests, unrestricted);
+    store::add(&mut tests, unrestricted);
+    vchan::add(&mut tests, unrestricted);
+
+    let refusing = Needs::DomU(Privcmd::Refusing);
+    privcmd::add_refusing(&mut tests);
+    store::add(&mut tests, refusing);
+    vchan::add(&mut tests, refusing);
+
+    qmp::add(&mut tests);
+    stubdom::add(&mut tests);
+    tests
+}
+
+/// The name of a test that runs in both kinds of domU.
+fn named(name: &str, needs: Needs) -> String {
+    match needs {
+        Needs::DomU(Privcmd::Refusing) => format!("{name}_privcmd_refusing"),
+        _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_test_has_a_name_of_its_own() {
+        let names: Vec<String> = super::all().into_iter().map(|test| test.name).collect();
+        let distinct: BTreeSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+        assert!(names.iter().all(|name| !name.contains(char::is_whitespace)));
+    }
+}

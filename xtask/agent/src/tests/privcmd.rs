@@ -1,0 +1,55 @@
+//! The hypervisor's version where it may be asked for, and the refusal where not.
+
+use anyhow::{Result, bail, ensure};
+
+use crate::suite::{Needs, Test};
+use crate::world::{Place, Privcmd, World, command, within};
+
+pub(super) fn add_dom0(tests: &mut Vec<Test>) {
+    tests.push(Test::new("sys/version_dom0", Needs::Dom0, |world| {
+        asks(world, Place::Dom0)
+    }));
+}
+
+pub(super) fn add_unrestricted(tests: &mut Vec<Test>) {
+    let needs = Needs::DomU(Privcmd::Unrestricted);
+    tests.push(
+        Test::new("sys/version_domu", needs, |world| asks(world, Place::DomU)).opens_privcmd(),
+    );
+}
+
+pub(super) fn add_refusing(tests: &mut Vec<Test>) {
+    let needs = Needs::DomU(Privcmd::Refusing);
+    // Opening it here also shows that an opening is seen: the tests after this one rely on that.
+    tests.push(Test::new("sys/privcmd_refuses_in_domu", needs, refused).opens_privcmd());
+}
+
+fn asks(world: &World, place: Place) -> Result<()> {
+    let mut job = world.role(place, &["version"])?;
+    let version = job.expect("version ", within(20))?;
+    job.succeed(within(20))?;
+    let info = command(&["xl", "info"], std::time::Duration::from_secs(20))?;
+    let expected = info.iter().find_map(|line| {
+        let value = line
+            .strip_prefix("xen_version")?
+            .trim_start()
+            .strip_prefix(':')?;
+        let mut parts = value.trim().split('.');
+        Some(format!("{}.{}", parts.next()?, parts.next()?))
+    });
+    ensure!(
+        expected.as_ref() == Some(&version),
+        "{version}; xl says {expected:?}"
+    );
+    Ok(())
+}
+
+fn refused(world: &World) -> Result<()> {
+    let mut job = world.role(Place::DomU, &["version"])?;
+    job.succeed(within(20))?;
+    let lines = job.lines()?;
+    match lines.iter().find_map(|line| line.strip_prefix("refused ")) {
+        Some(errno) if errno.contains("EPERM") => Ok(()),
+        _ => bail!("privcmd answered otherwise in a domU: {lines:?}"),
+    }
+}

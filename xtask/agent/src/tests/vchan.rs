@@ -1,0 +1,294 @@
+//! vchan between dom0 and a domU: with ourselves and with libxenvchan, every byte checked, and with a peer that is killed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use super::named;
+use crate::job::{Exit, Job};
+use crate::suite::{Needs, Test};
+use crate::world::{Place, World, within};
+
+/// Whose vchan a process uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Maker {
+    Ours,
+    C,
+}
+
+impl Maker {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::C => "c",
+        }
+    }
+}
+
+const PAIRS: [(Maker, Maker); 3] = [
+    (Maker::Ours, Maker::Ours),
+    (Maker::Ours, Maker::C),
+    (Maker::C, Maker::Ours),
+];
+
+const MIB: u64 = 1 << 20;
+
+/// What is sent both ways, and through what.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    bytes: u64,
+    ring: u32,
+    chunk: u32,
+    style: &'static str,
+}
+
+const LOADS: [(&str, Load); 3] = [
+    (
+        "16mib",
+        Load {
+            bytes: 16 * MIB,
+            ring: 65536,
+            chunk: 65536,
+            style: "poll",
+        },
+    ),
+    // The rings that libxl's proxy uses: in the control page, 1024 and 2048 bytes. Chunks that divide neither.
+    (
+        "small_rings",
+        Load {
+            bytes: MIB,
+            ring: 0,
+            chunk: 1000,
+            style: "wait",
+        },
+    ),
+    (
+        "odd_sizes",
+        Load {
+            bytes: 2 * MIB + 7,
+            ring: 4096,
+            chunk: 9999,
+            style: "threads",
+        },
+    ),
+];
+
+pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
+    for (server, client) in PAIRS {
+        for place in [Place::Dom0, Place::DomU] {
+            for (what, load) in LOADS {
+                // The last load is about our own calls.
+                if what == "odd_sizes" && (server, client) != (Maker::Ours, Maker::Ours) {
+                    continue;
+                }
+                let name = format!(
+                    "vchan/{}_server_in_{}_{}_client_{what}",
+                    server.name(),
+                    place.name(),
+                    client.name()
+                );
+                tests.push(Test::new(named(&name, needs), needs, move |world| {
+                    transfer(world, place, server, client, load)
+                }));
+            }
+        }
+    }
+    for place in [Place::Dom0, Place::DomU] {
+        let name = format!("vchan/pingpong_server_in_{}", place.name());
+        tests.push(Test::new(named(&name, needs), needs, move |world| {
+            pingpong(world, place)
+        }));
+        for victim in ["server", "client"] {
+            for busy in [true, false] {
+                let when = if busy { "mid_transfer" } else { "idle" };
+                let name = format!("vchan/{victim}_killed_{when}_server_in_{}", place.name());
+                tests.push(Test::new(named(&name, needs), needs, move |world| {
+                    killed(world, place, victim == "server", busy)
+                }));
+            }
+        }
+    }
+}
+
+/// A channel's two processes.
+struct Pair {
+    server: Job,
+    client: Job,
+    /// Where the server publishes, for dom0.
+    path: String,
+}
+
+fn start(
+    world: &World,
+    place: Place,
+    (server, server_words): (&[&str], &[&str]),
+    (client, client_words): (&[&str], &[&str]),
+) -> Result<Pair> {
+    let (here, there) = (
+        world.domid(place)?.to_string(),
+        world.domid(place.other())?.to_string(),
+    );
+    let folder = world.folder(place)?;
+    world.store.mkdir(&folder)?;
+    let path = format!("{folder}/vchan");
+    let words = |program: &[&'_ str], side: &str, domain: &str, more: &[&str]| -> Vec<String> {
+        let own = [side, domain, path.as_str()];
+        let all = program.iter().chain(&own).chain(more);
+        all.map(|&word| word.to_owned()).collect()
+    };
+    let begin = |place: Place, argv: Vec<String>| -> Result<Job> {
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        world.start(place, &argv)
+    };
+    let server = begin(place, words(server, "server", &there, server_words))?;
+    let client = begin(place.other(), words(client, "client", &here, client_words))?;
+    Ok(Pair {
+        server,
+        client,
+        path,
+    })
+}
+
+impl Pair {
+    fn connected(&mut self) -> Result<()> {
+        self.server
+            .expect("connected", within(40))
+            .context("the server")?;
+        self.client
+            .expect("connected", within(40))
+            .context("the client")?;
+        Ok(())
+    }
+
+    /// A server that ended takes its nodes with it.
+    fn unpublished(&self, world: &World) -> Result<()> {
+        for node in ["ring-ref", "event-channel"] {
+            let node = format!("{}/{node}", self.path);
+            ensure!(!world.store.exists(&node)?, "{node} is still there");
+        }
+        Ok(())
+    }
+}
+
+fn program(maker: Maker) -> &'static [&'static str] {
+    match maker {
+        Maker::Ours => &["self", "role", "vchan"],
+        Maker::C => &["/usr/bin/c-vchan-peer"],
+    }
+}
+
+fn transfer(world: &World, place: Place, server: Maker, client: Maker, load: Load) -> Result<()> {
+    let [bytes, ring, chunk] =
+        [load.bytes, load.ring.into(), load.chunk.into()].map(|n: u64| n.to_string());
+    let mut words = vec![
+        "--send", &bytes, "--recv", &bytes, "--key", "41", "--chunk", &chunk,
+    ];
+    let client_words = words.clone();
+    words.extend(["--read-min", &ring, "--write-min", &ring]);
+    let style = |maker: Maker, words: &[&str]| -> Vec<String> {
+        let own: &[&str] = if maker == Maker::Ours {
+            &["--style", load.style]
+        } else {
+            &[]
+        };
+        words
+            .iter()
+            .chain(own)
+            .map(|&word| word.to_owned())
+            .collect()
+    };
+    let (words, client_words) = (style(server, &words), style(client, &client_words));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let client_words: Vec<&str> = client_words.iter().map(String::as_str).collect();
+    let mut pair = start(
+        world,
+        place,
+        (program(server), &words),
+        (program(client), &client_words),
+    )?;
+    let moved = format!("ok sent={bytes} received={bytes}");
+    let deadline = within(120);
+    let ended = pair
+        .client
+        .succeed(deadline)
+        .context("the client")
+        .and_then(|()| pair.server.succeed(deadline).context("the server"));
+    if let Err(error) = ended {
+        let (server, client) = (pair.server.transcript(), pair.client.transcript());
+        return Err(error.context(format!("server{server}\nclient{client}")));
+    }
+    for job in [&mut pair.server, &mut pair.client] {
+        let lines = job.lines()?;
+        ensure!(lines.contains(&moved), "no line `{moved}`: {lines:?}");
+    }
+    pair.unpublished(world)?;
+    tidy(world, place)
+}
+
+fn pingpong(world: &World, place: Place) -> Result<()> {
+    let program: &[&str] = &["self", "role", "vchan-pingpong"];
+    let words: &[&str] = &["--rounds", "2000", "--timeout", "60"];
+    let mut pair = start(world, place, (program, words), (program, words))?;
+    pair.client.succeed(within(120)).context("the client")?;
+    pair.server.succeed(within(20)).context("the server")?;
+    pair.unpublished(world)?;
+    tidy(world, place)
+}
+
+/// Kills one side with SIGKILL; the other has to end with `gone` within a second.
+fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<()> {
+    let program: &[&str] = &["self", "role", "vchan"];
+    let endless = u64::MAX.to_string();
+    // Idle: both sides wait for bytes that nobody sends.
+    let sends = if busy { endless.as_str() } else { "0" };
+    let words: &[&str] = &[
+        "--send",
+        sends,
+        "--recv",
+        &endless,
+        "--key",
+        "5",
+        "--chunk",
+        "4096",
+        "--until-gone",
+    ];
+    let mut pair = start(world, place, (program, words), (program, words))?;
+    pair.connected()?;
+    if busy {
+        // Long enough for both directions to be under way, on any machine: the counts below tell.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let (victim, witness) = if kill_server {
+        (&mut pair.server, &mut pair.client)
+    } else {
+        (&mut pair.client, &mut pair.server)
+    };
+    // From before the order to kill until after the news of the noticing: an upper bound, ways included.
+    let began = Instant::now();
+    victim.kill(Signal::SIGKILL)?;
+    let news = witness
+        .expect("gone ", within(20))
+        .context("the survivor")?;
+    let took = began.elapsed();
+    witness.succeed(within(10)).context("the survivor")?;
+    ensure!(
+        victim.exit(within(10))? == Exit::Signal(9),
+        "the victim was not killed"
+    );
+    ensure!(
+        took < Duration::from_secs(1),
+        "noticed after {took:?}: {news}"
+    );
+    if busy && (news.contains("sent=0 ") || news.contains("received=0 ")) {
+        bail!("nothing had moved when the peer was killed: {news}");
+    }
+    if !kill_server {
+        pair.unpublished(world)?;
+    }
+    tidy(world, place)
+}
+
+fn tidy(world: &World, place: Place) -> Result<()> {
+    Ok(world.store.rm(&world.folder(place)?)?)
+}

@@ -1,0 +1,308 @@
+//! What the tests act on: dom0, where they run, and a domU that is booted when the first test asks for it.
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+
+use crate::guest::Guest;
+use crate::job::{Exit, Job, LocalJob};
+use crate::rpc::Agent;
+use crate::suite::Needs;
+
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Dom0,
+    DomU,
+}
+
+impl Place {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Dom0 => Self::DomU,
+            Self::DomU => Self::Dom0,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Dom0 => "dom0",
+            Self::DomU => "domu",
+        }
+    }
+}
+
+/// What privcmd does in the domU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Privcmd {
+    Unrestricted,
+    Refusing,
+}
+
+impl Privcmd {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unrestricted => "unrestricted",
+            Self::Refusing => "refusing",
+        }
+    }
+}
+
+/// The moment `seconds` from now.
+pub(crate) fn within(seconds: u64) -> Instant {
+    Instant::now() + Duration::from_secs(seconds)
+}
+
+/// Runs a program of dom0 to its end and gives its lines; anything but exit status 0 is an error that shows them.
+pub(crate) fn command(argv: &[&str], limit: Duration) -> Result<Vec<String>> {
+    let mut job = start_local(argv)?;
+    job.succeed(Instant::now() + limit)
+        .with_context(|| format!("`{}`", argv.join(" ")))?;
+    job.lines()
+}
+
+/// Runs a program of dom0 to its end, however it ends.
+pub(crate) fn outcome(argv: &[&str], limit: Duration) -> Result<(Exit, Vec<String>)> {
+    let mut job = start_local(argv)?;
+    let exit = job
+        .exit(Instant::now() + limit)
+        .with_context(|| format!("`{}`", argv.join(" ")))?;
+    Ok((exit, job.lines()?))
+}
+
+/// Starts a program of dom0; `self` is this program.
+pub(crate) fn start_local(argv: &[&str]) -> Result<Job> {
+    let (program, arguments) = argv.split_first().context("no program is named")?;
+    let program = if *program == "self" {
+        "/proc/self/exe"
+    } else {
+        program
+    };
+    Ok(Job::Local(LocalJob::start(
+        Command::new(program).args(arguments),
+    )?))
+}
+
+/// What all tests share.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) store: Store,
+    domu: RefCell<Option<DomU>>,
+    guest: RefCell<Option<Guest>>,
+}
+
+#[derive(Debug)]
+struct DomU {
+    agent: Agent,
+    privcmd: Privcmd,
+    /// Prints a line for each time that privcmd is opened.
+    opens: Job,
+}
+
+const DOMU_NAME: &str = "pv";
+const DOMU_CONFIG: &str = "/etc/xen/pv.cfg";
+
+impl World {
+    pub(crate) fn new() -> Result<Self> {
+        let store = Store::open(&Xen::open()?)?;
+        Ok(Self {
+            store,
+            domu: RefCell::new(None),
+            guest: RefCell::new(None),
+        })
+    }
+
+    /// Sees to it that what a test needs is there, and nothing that it does not need, except in dom0, where the domU
+    /// may stay.
+    pub(crate) fn provide(&self, needs: Needs) -> Result<()> {
+        if needs != Needs::Guest {
+            self.no_guest()?;
+        }
+        match needs {
+            Needs::Dom0 => {}
+            Needs::DomU(privcmd) => {
+                if self
+                    .domu
+                    .borrow()
+                    .as_ref()
+                    .is_none_or(|domu| domu.privcmd != privcmd)
+                {
+                    self.no_domu()?;
+                    *self.domu.borrow_mut() = Some(self.boot_domu(privcmd)?);
+                }
+            }
+            Needs::Guest => {
+                self.no_domu()?;
+                if self.guest.borrow().is_none() {
+                    *self.guest.borrow_mut() = Some(Guest::create(&self.store)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_guest(&self) -> bool {
+        self.guest.borrow().is_some()
+    }
+
+    pub(crate) fn with_guest(&self, body: fn(&Self, &mut Guest) -> Result<()>) -> Result<()> {
+        let mut guest = self.guest.borrow_mut();
+        body(self, guest.as_mut().context("no guest runs")?)
+    }
+
+    /// Gives the guest to a test that ends it.
+    pub(crate) fn take_guest(&self) -> Result<Guest> {
+        self.guest.borrow_mut().take().context("no guest runs")
+    }
+
+    fn no_guest(&self) -> Result<()> {
+        match self.guest.borrow_mut().take() {
+            Some(guest) => guest.destroy(),
+            None => Ok(()),
+        }
+    }
+
+    /// Destroys the domU, if there is one.
+    pub(crate) fn no_domu(&self) -> Result<()> {
+        if let Some(domu) = self.domu.borrow_mut().take() {
+            drop(domu);
+            command(&["xl", "destroy", DOMU_NAME], Duration::from_secs(30))?;
+        }
+        Ok(())
+    }
+
+    fn boot_domu(&self, privcmd: Privcmd) -> Result<DomU> {
+        if !Path::new(DOMU_CONFIG).exists() {
+            bail!("{DOMU_CONFIG} is missing: the testbed's dom0 image has it");
+        }
+        let command_line = format!(
+            "cmdline=\"console=hvc0 rdinit=/init quiet agent.privcmd={}\"",
+            privcmd.name()
+        );
+        command(
+            &["xl", "create", DOMU_CONFIG, &command_line],
+            Duration::from_secs(60),
+        )?;
+        let domid = command(&["xl", "domid", DOMU_NAME], Duration::from_secs(20))?;
+        let domid = domid
+            .first()
+            .context("`xl domid` printed nothing")?
+            .trim()
+            .parse::<u16>()?;
+        let booted = Agent::connect(&self.store, DomId::new(domid), within(60)).and_then(|agent| {
+            let report = agent.boot_report()?;
+            if !report.contains(&format!("privcmd={}", privcmd.name())) {
+                bail!("the domU reports `{report}`");
+            }
+            let mut opens = agent.start(&[
+                "self".to_owned(),
+                "role".to_owned(),
+                "watch-privcmd".to_owned(),
+            ])?;
+            opens.expect("watching", within(20))?;
+            Ok(DomU {
+                agent,
+                privcmd,
+                opens,
+            })
+        });
+        if booted.is_err() {
+            let _ = command(&["xl", "destroy", DOMU_NAME], Duration::from_secs(30));
+            for line in console_of(DOMU_NAME) {
+                println!("    {DOMU_NAME}'s console: {line}");
+            }
+        }
+        booted
+    }
+
+    /// How often privcmd was opened in the domU since it booted.
+    pub(crate) fn privcmd_opens(&self) -> Result<usize> {
+        match self.domu.borrow_mut().as_mut() {
+            Some(domu) => {
+                let lines = domu.opens.lines()?;
+                Ok(lines
+                    .iter()
+                    .filter(|line| line.starts_with("opened"))
+                    .count())
+            }
+            None => Ok(0),
+        }
+    }
+
+    pub(crate) fn domid(&self, place: Place) -> Result<DomId> {
+        match place {
+            Place::Dom0 => Ok(DomId::DOM0),
+            Place::DomU => {
+                let domu = self.domu.borrow();
+                Ok(domu.as_ref().context("no domU runs")?.agent.domain())
+            }
+        }
+    }
+
+    /// Starts a program; `self` is this program, which is in both places.
+    pub(crate) fn start(&self, place: Place, argv: &[&str]) -> Result<Job> {
+        match place {
+            Place::Dom0 => start_local(argv),
+            Place::DomU => {
+                let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
+                let domu = self.domu.borrow();
+                domu.as_ref().context("no domU runs")?.agent.start(&argv)
+            }
+        }
+    }
+
+    /// Starts one of this program's roles.
+    pub(crate) fn role(&self, place: Place, words: &[&str]) -> Result<Job> {
+        let argv: Vec<&str> = ["self", "role"]
+            .into_iter()
+            .chain(words.iter().copied())
+            .collect();
+        self.start(place, &argv)
+            .with_context(|| format!("in {}", place.name()))
+    }
+
+    /// Runs a role to its successful end.
+    pub(crate) fn run_role(&self, place: Place, words: &[&str], seconds: u64) -> Result<()> {
+        self.role(place, words)?
+            .succeed(within(seconds))
+            .with_context(|| format!("role `{}` in {}", words.join(" "), place.name()))
+    }
+
+    /// A folder in xenstore that a program in `place` may write to, as an absolute path.
+    pub(crate) fn folder(&self, place: Place) -> Result<String> {
+        Ok(match place {
+            Place::Dom0 => "/xen-testbed".to_owned(),
+            Place::DomU => format!("/local/domain/{}/data/test", self.domid(place)?),
+        })
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for result in [self.no_domu(), self.no_guest()] {
+            if let Err(error) = result {
+                println!("at the end: {error:#}");
+            }
+        }
+    }
+}
+
+/// The last lines of a domain's console, as far as the host keeps them.
+pub(crate) fn console_of(name: &str) -> Vec<String> {
+    let path = format!("/var/log/xen/console/guest-{name}.log");
+    let Ok(text) = fs::read(&path) else {
+        return vec![format!("(no {path})")];
+    };
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..]
+        .iter()
+        .map(|&line| line.to_owned())
+        .collect()
+}
