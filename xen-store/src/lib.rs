@@ -51,6 +51,8 @@ mod nodes;
 pub mod path;
 mod perms;
 pub mod proto;
+#[cfg(feature = "server")]
+pub mod server;
 mod shell;
 mod transport;
 mod txn;

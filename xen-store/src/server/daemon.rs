@@ -1,0 +1,331 @@
+//! The daemon as a state machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use xen_sys::DomId;
+
+use super::conn::Conn;
+use super::domain::{Domain, Domains, Oracle};
+use super::quota::Quota;
+use super::rights::{Identity, Need, Perms, Rights, owned_by};
+use super::tree::{Node, Tree};
+use super::view::Fire;
+use super::watch::{WatchKey, Watches};
+use crate::wire::TooLong;
+
+pub(super) const INTRODUCE_DOMAIN: &[u8] = b"@introduceDomain";
+pub(super) const RELEASE_DOMAIN: &[u8] = b"@releaseDomain";
+
+/// Names a connection for as long as the daemon lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub(super) u64);
+
+/// How a daemon behaves.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    pub(super) quota: Quota,
+    pub(super) extensions: bool,
+    oracle: Option<Oracle>,
+}
+
+impl Config {
+    /// As xenstored 4.17, with its default quotas.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The limits for all domains that have none of their own.
+    #[must_use]
+    pub fn quota(mut self, quota: Quota) -> Self {
+        self.quota = quota;
+        self
+    }
+
+    /// Whether to offer what came after 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA and
+    /// watches with a depth. Off by default, so they are `ENOSYS` or `EINVAL` as there.
+    #[must_use]
+    pub fn extensions(mut self, offer: bool) -> Self {
+        self.extensions = offer;
+        self
+    }
+
+    /// Asks `exists` about domains the daemon has not been told of. It is called while the daemon
+    /// works on a request: it must not wait, nor call the daemon.
+    #[must_use]
+    pub fn domain_exists(mut self, exists: impl Fn(DomId) -> bool + Send + Sync + 'static) -> Self {
+        self.oracle = Some(Oracle(Arc::new(exists)));
+        self
+    }
+}
+
+/// How much a daemon holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections.
+    pub connections: usize,
+    /// Domains it knows of, domain 0 included.
+    pub domains: usize,
+    /// Nodes, `/` included.
+    pub nodes: usize,
+    /// Watches of all connections.
+    pub watches: usize,
+    /// Transactions of all connections.
+    pub transactions: usize,
+}
+
+/// The store daemon: bytes from connections in, bytes to connections out.
+///
+/// * [`Daemon::connect`] and [`Daemon::disconnect`] tell it of connections;
+/// * [`Daemon::receive`] takes what was read, while [`Daemon::wants_input`] says so;
+/// * [`Daemon::take_dirty`] names the connections to look at again: those with
+///   [`Daemon::output`] to write (acknowledged by [`Daemon::wrote`]) and those that
+///   [`Daemon::is_closing`].
+#[derive(Debug)]
+pub struct Daemon {
+    pub(super) config: Config,
+    pub(super) tree: Tree,
+    pub(super) domains: Domains,
+    pub(super) conns: BTreeMap<ConnId, Conn>,
+    pub(super) watches: Watches,
+    pub(super) dirty: BTreeSet<ConnId>,
+    /// The watch that the request in hand set.
+    pub(super) granted: Option<WatchKey>,
+    pub(super) on_introduce: Perms,
+    pub(super) on_release: Perms,
+    next_conn: u64,
+}
+
+impl Daemon {
+    /// A daemon with an empty store: `/`, `/tool` and `/tool/xenstored`, as xenstored begins.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let nobody = owned_by(DomId::DOM0);
+        let mut tree = Tree::default();
+        for (path, child) in [
+            ("/", Some("tool")),
+            ("/tool", Some("xenstored")),
+            ("/tool/xenstored", None),
+        ] {
+            let mut node = Node::new(b"", Arc::clone(&nobody));
+            node.children.extend(child.map(Into::into));
+            node.generation = tree.tick();
+            tree.put(path, Arc::new(node));
+        }
+        let mut domains = Domains::new(config.oracle.clone());
+        domains.adjust_nodes(0, 3);
+        Self {
+            config,
+            tree,
+            domains,
+            conns: BTreeMap::new(),
+            watches: Watches::default(),
+            dirty: BTreeSet::new(),
+            granted: None,
+            on_introduce: Arc::clone(&nobody),
+            on_release: nobody,
+            next_conn: 1,
+        }
+    }
+
+    /// A new connection from `domain`. Domain 0 may do everything.
+    pub fn connect(&mut self, domain: DomId) -> ConnId {
+        let id = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.domains.add(domain, self.tree.generation());
+        self.conns.insert(id, Conn::new(domain));
+        id
+    }
+
+    /// A connection is gone; its watches and transactions go with it.
+    pub fn disconnect(&mut self, conn: ConnId) {
+        self.forget_state(conn);
+        self.conns.remove(&conn);
+        self.dirty.remove(&conn);
+    }
+
+    /// Takes bytes that a connection sent.
+    pub fn receive(&mut self, conn: ConnId, bytes: &[u8]) {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.input.extend_from_slice(bytes);
+            self.pump(conn);
+        }
+    }
+
+    /// Whether more bytes of this connection should be read now: everything received was carried
+    /// out, and the client reads its replies.
+    #[must_use]
+    pub fn wants_input(&self, conn: ConnId) -> bool {
+        self.conns
+            .get(&conn)
+            .is_some_and(|state| !state.closing && state.input.is_empty() && state.has_room())
+    }
+
+    /// The bytes to write to a connection next; empty if there are none.
+    #[must_use]
+    pub fn output(&mut self, conn: ConnId) -> &[u8] {
+        self.conns
+            .get_mut(&conn)
+            .map(Conn::output)
+            .unwrap_or_default()
+    }
+
+    /// Whether [`Daemon::output`] has something.
+    #[must_use]
+    pub fn has_output(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(Conn::has_output)
+    }
+
+    /// The first `count` bytes of [`Daemon::output`] are written. Requests that waited for room
+    /// are carried out now.
+    pub fn wrote(&mut self, conn: ConnId, count: usize) {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.wrote(count);
+            self.pump(conn);
+        }
+    }
+
+    /// Whether the connection is to be closed and [`Daemon::disconnect`]ed: it broke the
+    /// protocol, or its domain was released.
+    #[must_use]
+    pub fn is_closing(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_none_or(|state| state.closing)
+    }
+
+    /// The connections whose state changed since the last call.
+    #[must_use]
+    pub fn take_dirty(&mut self) -> Vec<ConnId> {
+        std::mem::take(&mut self.dirty).into_iter().collect()
+    }
+
+    /// How much there is of everything.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            connections: self.conns.len(),
+            domains: self.domains.len(),
+            nodes: self.tree.len(),
+            watches: self.watches.len(),
+            transactions: self
+                .conns
+                .values()
+                .map(|state| state.transactions.len())
+                .sum(),
+        }
+    }
+}
+
+impl Daemon {
+    /// Carries out what was received, as far as there is room for the replies.
+    fn pump(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        let input = std::mem::take(&mut state.input);
+        let mut rest = input.as_slice();
+        while let Some(state) = self.conns.get_mut(&conn) {
+            if state.closing || !state.has_room() {
+                break;
+            }
+            match state.decoder.next(&mut rest) {
+                Ok(Some(message)) => self.handle(conn, &message),
+                Ok(None) => break,
+                Err(TooLong { len }) => {
+                    tracing::warn!(?conn, len, "payload too long, closing the connection");
+                    state.closing = true;
+                    self.dirty.insert(conn);
+                }
+            }
+        }
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.input = rest.to_vec();
+        }
+    }
+
+    /// Who is behind a connection.
+    pub(super) fn identity(&self, conn: ConnId) -> Identity {
+        let domain = self
+            .conns
+            .get(&conn)
+            .map_or(DomId::INVALID, |state| state.domain);
+        Identity {
+            domain,
+            target: self.domains.get(domain).and_then(|entry| entry.target),
+        }
+    }
+
+    pub(super) fn quota_of(&self, domain: DomId) -> Quota {
+        self.domains
+            .get(domain)
+            .and_then(|entry| entry.quota)
+            .unwrap_or(self.config.quota)
+    }
+
+    /// Drops the watches and transactions of a connection.
+    pub(super) fn forget_state(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        let started = u32::try_from(state.transactions.len()).unwrap_or(u32::MAX);
+        state.transactions.clear();
+        let watches = std::mem::take(&mut state.watches);
+        if let Some(entry) = self.domains.get_mut(state.domain) {
+            entry.transactions = entry.transactions.saturating_sub(started);
+        }
+        watches.into_iter().for_each(|key| self.drop_watch(key));
+    }
+
+    pub(super) fn drop_watch(&mut self, key: WatchKey) {
+        let Some(watch) = self.watches.remove(key) else {
+            return;
+        };
+        let Some(state) = self.conns.get_mut(&watch.conn) else {
+            return;
+        };
+        state.watches.remove(&key);
+        if let Some(Domain {
+            watches, memory, ..
+        }) = self.domains.get_mut(state.domain)
+        {
+            *watches = watches.saturating_sub(1);
+            *memory -= i64::try_from(watch.path.len() + watch.token.len()).unwrap_or(0);
+        }
+    }
+
+    /// Queues the events for these changes.
+    pub(super) fn deliver(&mut self, fires: Vec<Fire>) {
+        for fire in fires {
+            self.announce(fire.path.as_bytes(), fire.exact, &fire.readable);
+        }
+    }
+
+    pub(super) fn announce(&mut self, path: &[u8], exact: bool, readable: &[Perms]) {
+        for key in self.watches.matching(path, exact) {
+            let Some(watch) = self.watches.get(key) else {
+                continue;
+            };
+            let who = self.identity(watch.conn);
+            if !readable
+                .iter()
+                .any(|perms| Rights::of(who, perms).allow(Need::Read))
+            {
+                continue;
+            }
+            if let Some(state) = self.conns.get_mut(&watch.conn) {
+                state.queue_event(key, watch, path);
+                self.dirty.insert(watch.conn);
+            }
+        }
+    }
+
+    /// Who may watch a special event.
+    pub(super) fn special_perms(&mut self, name: &[u8]) -> Option<&mut Perms> {
+        match name {
+            INTRODUCE_DOMAIN => Some(&mut self.on_introduce),
+            RELEASE_DOMAIN => Some(&mut self.on_release),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the daemon knows about each domain.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use xen_sys::DomId;
+
+use super::quota::Quota;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Domain {
+    pub(super) introduced: bool,
+    pub(super) shutdown: bool,
+    /// The store's generation when the domain was first heard of. Permission entries written
+    /// before that are about an earlier domain with the same id.
+    pub(super) generation: u64,
+    pub(super) nodes: i64,
+    pub(super) memory: i64,
+    pub(super) watches: u32,
+    pub(super) transactions: u32,
+    pub(super) target: Option<DomId>,
+    pub(super) quota: Option<Quota>,
+    pub(super) features: Option<u32>,
+}
+
+/// Tells whether a domain exists, for ids the daemon has not been told of.
+#[derive(Clone)]
+pub(super) struct Oracle(pub(super) Arc<dyn Fn(DomId) -> bool + Send + Sync>);
+
+impl fmt::Debug for Oracle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Oracle")
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Domains {
+    map: HashMap<u16, Domain>,
+    oracle: Option<Oracle>,
+}
+
+impl Domains {
+    /// Domain 0 is there from the beginning.
+    pub(super) fn new(oracle: Option<Oracle>) -> Self {
+        let dom0 = Domain {
+            introduced: true,
+            ..Domain::default()
+        };
+        Self {
+            map: HashMap::from([(0, dom0)]),
+            oracle,
+        }
+    }
+
+    pub(super) fn get(&self, id: DomId) -> Option<&Domain> {
+        self.map.get(&id.as_u16())
+    }
+
+    pub(super) fn get_mut(&mut self, id: DomId) -> Option<&mut Domain> {
+        self.map.get_mut(&id.as_u16())
+    }
+
+    /// The entry of a domain, made if the domain exists and was not heard of before.
+    pub(super) fn find_or_add(&mut self, id: DomId, generation: u64) -> Option<&mut Domain> {
+        let exists = self.map.contains_key(&id.as_u16())
+            || match &self.oracle {
+                Some(oracle) => (oracle.0)(id),
+                None => !id.is_reserved(),
+            };
+        exists.then(|| {
+            let fresh = || Domain {
+                generation,
+                ..Domain::default()
+            };
+            self.map.entry(id.as_u16()).or_insert_with(fresh)
+        })
+    }
+
+    /// As `find_or_add`, for a domain that is connected and therefore exists.
+    pub(super) fn add(&mut self, id: DomId, generation: u64) -> &mut Domain {
+        let fresh = || Domain {
+            generation,
+            ..Domain::default()
+        };
+        self.map.entry(id.as_u16()).or_insert_with(fresh)
+    }
+
+    pub(super) fn remove(&mut self, id: DomId) {
+        self.map.remove(&id.as_u16());
+        for domain in self
+            .map
+            .values_mut()
+            .filter(|domain| domain.target == Some(id))
+        {
+            domain.target = None;
+        }
+    }
+
+    /// Whether a permission entry for `id` in a node of `generation` is about the domain that
+    /// has this id now.
+    pub(super) fn is_current(&self, id: DomId, generation: u64) -> bool {
+        self.get(id)
+            .is_some_and(|domain| domain.generation <= generation)
+    }
+
+    pub(super) fn adjust_nodes(&mut self, owner: u16, by: i64) {
+        if let Some(domain) = self.map.get_mut(&owner) {
+            domain.nodes += by;
+        }
+    }
+
+    pub(super) fn adjust_memory(&mut self, owner: u16, by: i64) {
+        if let Some(domain) = self.map.get_mut(&owner) {
+            domain.memory += by;
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+}

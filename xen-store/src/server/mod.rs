@@ -1,0 +1,52 @@
+//! An embedded store daemon: the whole protocol, over sockets, in this process.
+//!
+//! For tests, simulations and tools that need a store where there is none. It keeps to
+//! xenstored of Xen 4.17 in what a client can see: results, errors and their precedence,
+//! conflicts, quotas, the order of events.
+//!
+//! ```text
+//!   Server    thread, descriptors         shell turns
+//!   Daemon    bytes in -> bytes out       request admin conn watch
+//!     View    one request's store         nodes view txn rights quota domain
+//!     Tree    nodes by path               tree
+//! ```
+//!
+//! [`Daemon`] does no I/O and knows no time; [`Server`] is the thin shell around it.
+//!
+//! # Differences from xenstored
+//!
+//! * There is no hypervisor to ask: any id below 0x7FF0 counts as a living domain, unless
+//!   [`Config::domain_exists`] says otherwise.
+//! * A domain may have several connections, where it has one ring in Xen. Its quotas are about all
+//!   of them together; transactions and watches belong to the connection that made them.
+//! * No domain is slowed down for writing a lot.
+//! * Events that a client is slow to read are merged (see [`MAX_EVENTS_PER_WATCH`]), where
+//!   xenstored drops them when the domain's memory quota is used up.
+//! * Memory is counted for nodes and watches, not for what is in flight.
+//! * CONTROL knows `check`, `help`, `log`, `print` and `quota`.
+//!
+//! # Guarantees, whatever clients send
+//!
+//! No panic, no request that waits for a client, memory bounded by the quotas and the number of
+//! connections. Domain 0 is trusted with its own quotas, as in Xen.
+
+mod admin;
+mod conn;
+mod daemon;
+mod domain;
+mod lifecycle;
+mod nodes;
+mod quota;
+mod request;
+mod rights;
+mod shell;
+mod tree;
+mod turns;
+mod txn;
+mod view;
+mod watch;
+
+pub use conn::MAX_EVENTS_PER_WATCH;
+pub use daemon::{Config, ConnId, Daemon, Stats};
+pub use quota::Quota;
+pub use shell::Server;

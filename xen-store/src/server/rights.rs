@@ -1,0 +1,186 @@
+//! Who may do what: permission lists as the daemon keeps them.
+
+use std::sync::Arc;
+
+use xen_sys::DomId;
+
+use crate::error::XsError;
+use crate::perms::{Access, Perm};
+use crate::wire;
+
+/// One entry of a permission list, with what the daemon knows about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) domain: DomId,
+    pub(super) access: Access,
+    /// The domain it was written for is gone; a new one with the same id inherits nothing.
+    pub(super) stale: bool,
+}
+
+pub(super) type Perms = Arc<[Entry]>;
+
+/// `owner` owns; nobody else has access.
+pub(super) fn owned_by(owner: DomId) -> Perms {
+    [Entry {
+        domain: owner,
+        access: Access::None,
+        stale: false,
+    }]
+    .into()
+}
+
+/// On whose behalf a request is carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    pub(super) domain: DomId,
+    pub(super) target: Option<DomId>,
+}
+
+impl Identity {
+    /// The daemon itself.
+    pub(super) const DAEMON: Self = Self {
+        domain: DomId::DOM0,
+        target: None,
+    };
+
+    pub(super) fn is_privileged(self) -> bool {
+        self.domain == DomId::DOM0
+    }
+
+    fn is(self, domain: DomId) -> bool {
+        self.domain == domain || self.target == Some(domain)
+    }
+}
+
+/// What somebody may do with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rights {
+    pub(super) access: Access,
+    pub(super) owner: bool,
+}
+
+impl Rights {
+    const ALL: Self = Self {
+        access: Access::ReadWrite,
+        owner: true,
+    };
+
+    /// Domain 0 and the owner have everything; then the first entry about the domain or its
+    /// target counts, then what the first entry gives to all.
+    pub(super) fn of(who: Identity, perms: &[Entry]) -> Self {
+        let Some((first, others)) = perms.split_first() else {
+            return Self {
+                access: Access::None,
+                owner: false,
+            };
+        };
+        if who.is_privileged() || who.is(first.domain) {
+            return Self::ALL;
+        }
+        let own = others
+            .iter()
+            .find(|entry| !entry.stale && who.is(entry.domain));
+        Self {
+            access: own.unwrap_or(first).access,
+            owner: false,
+        }
+    }
+
+    pub(super) fn allow(self, need: Need) -> bool {
+        match need {
+            Need::Read => self.access.can_read(),
+            Need::Write => self.access.can_write(),
+            Need::Own => self.owner && self.access.can_write(),
+        }
+    }
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    Read,
+    Write,
+    Own,
+}
+
+/// Reads the entries of SET_PERMS.
+pub(super) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
+    wire::strings(payload)
+        .map(|field| {
+            let text = std::str::from_utf8(field).map_err(|_| XsError::EINVAL)?;
+            let Perm { domain, access } = text.parse().map_err(|_| XsError::EINVAL)?;
+            Ok(Entry {
+                domain,
+                access,
+                stale: false,
+            })
+        })
+        .collect()
+}
+
+/// The reply to GET_PERMS.
+pub(super) fn format(perms: &[Entry]) -> Vec<u8> {
+    let text = |entry: &Entry| {
+        format!(
+            "{}\0",
+            Perm {
+                domain: entry.domain,
+                access: entry.access
+            }
+        )
+    };
+    perms.iter().map(text).collect::<String>().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(domain: u16, access: Access) -> Entry {
+        Entry {
+            domain: DomId::new(domain),
+            access,
+            stale: false,
+        }
+    }
+
+    fn access(domain: u16, target: Option<u16>, perms: &[Entry]) -> Access {
+        let who = Identity {
+            domain: DomId::new(domain),
+            target: target.map(DomId::new),
+        };
+        Rights::of(who, perms).access
+    }
+
+    #[test]
+    fn owner_entry_default_in_this_order() {
+        let perms = [
+            entry(3, Access::Read),
+            entry(5, Access::None),
+            entry(5, Access::ReadWrite),
+        ];
+        assert_eq!(access(3, None, &perms), Access::ReadWrite);
+        assert_eq!(
+            access(5, None, &perms),
+            Access::None,
+            "the first entry counts"
+        );
+        assert_eq!(access(9, None, &perms), Access::Read, "everyone else");
+        assert_eq!(access(0, None, &perms), Access::ReadWrite);
+    }
+
+    #[test]
+    fn a_target_lends_ownership_and_entries() {
+        let perms = [entry(3, Access::None), entry(5, Access::Write)];
+        assert_eq!(access(9, Some(3), &perms), Access::ReadWrite);
+        assert_eq!(access(9, Some(5), &perms), Access::Write);
+        assert_eq!(access(9, Some(7), &perms), Access::None);
+    }
+
+    #[test]
+    fn stale_entries_give_nothing() {
+        let mut perms = [entry(3, Access::None), entry(5, Access::ReadWrite)];
+        perms[1].stale = true;
+        assert_eq!(access(5, None, &perms), Access::None);
+    }
+}

@@ -1,0 +1,82 @@
+//! What one transaction has seen and changed.
+//!
+//! The first access to a node notes its generation (or that it does not exist) and keeps a copy;
+//! everything after that happens on the copy. A commit is refused if any noted generation is no
+//! longer the node's: then somebody else changed what the transaction is built on. That includes
+//! the parents looked at on the way, so two transactions that create children of one node conflict.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::rights::Perms;
+use super::tree::Node;
+
+#[derive(Debug)]
+pub(super) struct Accessed {
+    pub(super) path: Arc<str>,
+    /// The node's generation when it was first read; `None` if it did not exist.
+    pub(super) generation: Option<u64>,
+    /// Its permissions then, for the watch event.
+    pub(super) perms: Option<Perms>,
+    /// The node as the transaction sees it.
+    pub(super) now: Option<Arc<Node>>,
+    pub(super) modified: bool,
+    /// Fire watches at commit; `true` for watches on exactly this path only.
+    pub(super) fire: Option<bool>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    accessed: Vec<Accessed>,
+    index: HashMap<Arc<str>, usize>,
+    /// By how much the number of nodes of each owner changes.
+    pub(super) counts: HashMap<u16, i64>,
+    pub(super) created: bool,
+    /// Something in it failed half way: it must not be committed.
+    pub(super) failed: bool,
+}
+
+impl Transaction {
+    pub(super) fn find(&mut self, path: &str) -> Option<&mut Accessed> {
+        let at = *self.index.get(path)?;
+        self.accessed.get_mut(at)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.accessed.len()
+    }
+
+    /// Notes the first access to a node.
+    pub(super) fn note(&mut self, path: &str, node: Option<Arc<Node>>) {
+        let path: Arc<str> = path.into();
+        self.index.insert(Arc::clone(&path), self.accessed.len());
+        self.accessed.push(Accessed {
+            path,
+            generation: node.as_ref().map(|node| node.generation),
+            perms: node.as_ref().map(|node| Arc::clone(&node.perms)),
+            now: node,
+            modified: false,
+            fire: None,
+        });
+    }
+
+    /// Fires watches on `path` at commit. One for all watches replaces one for exact watches,
+    /// not the other way round.
+    pub(super) fn fire(&mut self, path: &str, exact: bool) {
+        if let Some(accessed) = self.find(path) {
+            accessed.fire = Some(accessed.fire.unwrap_or(true) && exact);
+        }
+    }
+
+    pub(super) fn count(&self, owner: u16) -> i64 {
+        self.counts.get(&owner).copied().unwrap_or(0)
+    }
+
+    pub(super) fn into_accessed(self) -> Vec<Accessed> {
+        self.accessed
+    }
+
+    pub(super) fn accessed(&self) -> &[Accessed] {
+        &self.accessed
+    }
+}

@@ -1,0 +1,347 @@
+//! The store as one request sees it: the tree, or a transaction's version of it.
+//!
+//! All reads and changes of nodes go through here, so accounting, conflict tracking and watch
+//! events cannot be forgotten by an operation.
+
+use std::sync::Arc;
+
+use super::domain::Domains;
+use super::quota::{Quota, exceeded, reached};
+use super::rights::{Entry, Identity, Need, Perms, Rights};
+use super::tree::{Node, Tree, ancestors, base, child_path, parent};
+use super::txn::Transaction;
+use crate::error::XsError;
+
+pub(super) type Outcome<T> = Result<T, XsError>;
+
+/// A change that watches are to hear of.
+#[derive(Debug)]
+pub(super) struct Fire {
+    pub(super) path: Arc<str>,
+    /// For watches on exactly this path only.
+    pub(super) exact: bool,
+    /// Who may read under any of these lists may hear of it.
+    pub(super) readable: Vec<Perms>,
+}
+
+#[derive(Debug)]
+pub(super) struct View<'a> {
+    pub(super) tree: &'a mut Tree,
+    pub(super) domains: &'a mut Domains,
+    pub(super) quota: Quota,
+    pub(super) who: Identity,
+    pub(super) tx: Option<&'a mut Transaction>,
+    pub(super) fires: &'a mut Vec<Fire>,
+}
+
+impl View<'_> {
+    /// The node at `path`, or that there is none; noted in the transaction.
+    pub(super) fn read(&mut self, path: &str) -> Outcome<Option<Arc<Node>>> {
+        if let Some(accessed) = self.tx.as_mut().and_then(|tx| tx.find(path)) {
+            return Ok(accessed.now.clone());
+        }
+        let node = self.tree.get(path).map(|node| self.without_stale(node));
+        if let Some(tx) = self.tx.as_mut() {
+            let full = reached(tx.len() as u64, self.quota.transaction_nodes);
+            if full && !self.who.is_privileged() {
+                tx.failed = true;
+                return Err(XsError::ENOSPC);
+            }
+            tx.note(path, node.clone());
+        }
+        Ok(node)
+    }
+
+    /// The node at `path` if the request may use it like this.
+    ///
+    /// Who may not see the node may not learn whether it exists either: then the nearest node
+    /// above decides between `ENOENT` and `EACCES`.
+    pub(super) fn get(&mut self, path: &str, need: Need) -> Outcome<Arc<Node>> {
+        let error = match self.read(path)? {
+            Some(node) if Rights::of(self.who, &node.perms).allow(need) => return Ok(node),
+            Some(_) => XsError::EACCES,
+            None => XsError::ENOENT,
+        };
+        for above in ancestors(path) {
+            if let Some(node) = self.read(above)? {
+                let told = Rights::of(self.who, &node.perms).allow(need);
+                return Err(if told { error } else { XsError::EACCES });
+            }
+        }
+        Err(XsError::EACCES)
+    }
+
+    /// Replaces a node that exists or is being created, within the quotas.
+    pub(super) fn write(&mut self, path: &str, node: Node) -> Outcome<()> {
+        let admitted = self.admit(path, &node);
+        if admitted.is_err() {
+            if let Some(tx) = self.tx.as_mut() {
+                tx.failed = true;
+            }
+            return admitted;
+        }
+        self.put(path, node)
+    }
+
+    /// Replaces a node without asking the quotas, for changes that only make it smaller.
+    pub(super) fn put(&mut self, path: &str, mut node: Node) -> Outcome<()> {
+        node.generation = self.tree.tick();
+        let node = Arc::new(node);
+        if self.tx.is_some() {
+            self.read(path)?;
+        }
+        match self.tx.as_mut().and_then(|tx| tx.find(path)) {
+            Some(accessed) => {
+                accessed.now = Some(node);
+                accessed.modified = true;
+            }
+            None => self.put_global(path, node),
+        }
+        Ok(())
+    }
+
+    /// Removes a node; its parent's list is the caller's business.
+    pub(super) fn erase(&mut self, path: &str) -> Outcome<()> {
+        self.tree.tick();
+        if self.tx.is_some() {
+            self.read(path)?;
+        }
+        match self.tx.as_mut().and_then(|tx| tx.find(path)) {
+            Some(accessed) => {
+                accessed.now = None;
+                accessed.modified = true;
+            }
+            None => self.erase_global(path),
+        }
+        Ok(())
+    }
+
+    /// Creates the missing nodes down to `path`, which gets `value`.
+    pub(super) fn create(&mut self, path: &str, value: &[u8]) -> Outcome<Arc<Node>> {
+        let mut missing = vec![path];
+        let mut above = parent(path);
+        let mut top = loop {
+            match self.read(above)? {
+                Some(node) => break Node::clone(&node),
+                None if above == "/" => return Err(XsError::ENOENT),
+                None => missing.push(above),
+            }
+            above = parent(above);
+        };
+        if let Some(tx) = self.tx.as_mut() {
+            tx.created = true;
+        }
+        let perms = self.inherited(&top.perms);
+        let mut nodes: Vec<Node> = Vec::with_capacity(missing.len());
+        for (level, path) in missing.iter().enumerate() {
+            let mut node = Node::new(if level == 0 { value } else { b"" }, Arc::clone(&perms));
+            if let Some(child) = level.checked_sub(1).and_then(|below| missing.get(below)) {
+                node.children.push(base(child).into());
+            }
+            self.admit(path, &node)?;
+            nodes.push(node);
+        }
+        if let Some(child) = missing.last() {
+            top.children.push(base(child).into());
+        }
+        self.admit(above, &top)?;
+        let owner = perms.first().map_or(0, |entry| entry.domain.as_u16());
+        let added = i64::try_from(missing.len()).unwrap_or(i64::MAX);
+        if !self.who.is_privileged() {
+            let used = self
+                .nodes_of(self.who.domain.as_u16())
+                .saturating_add(added);
+            if exceeded(u64::try_from(used).unwrap_or(0), self.quota.nodes) {
+                return Err(XsError::ENOSPC);
+            }
+        }
+        for (path, node) in missing.iter().zip(nodes) {
+            self.put(path, node)?;
+        }
+        self.put(above, top)?;
+        self.adjust_nodes(owner, added);
+        self.read(path)?.ok_or(XsError::EIO)
+    }
+
+    /// Removes `path` and everything below it. The events come deepest first.
+    pub(super) fn remove_tree(&mut self, path: &str) -> Outcome<()> {
+        let above = parent(path);
+        let mut top = Node::clone(&*self.read(above)?.ok_or(XsError::EINVAL)?);
+        let mut order = Vec::new();
+        let mut todo = vec![path.to_owned()];
+        while let Some(next) = todo.pop() {
+            let node = self.read(&next)?.ok_or(XsError::EIO)?;
+            todo.extend(node.children.iter().map(|child| child_path(&next, child)));
+            order.push((next, node));
+        }
+        for (next, node) in order.iter().rev() {
+            self.fire(next, next != path, Some(node), None)?;
+            self.erase(next)?;
+            self.adjust_nodes(node.owner(), -1);
+        }
+        top.children.retain(|child| &**child != base(path));
+        self.put(above, top)
+    }
+
+    /// Tells watches of a change at `path`; `node` is what is there, `old` the permissions it had
+    /// before. In a transaction that waits for the commit.
+    pub(super) fn fire(
+        &mut self,
+        path: &str,
+        exact: bool,
+        node: Option<&Node>,
+        old: Option<Perms>,
+    ) -> Outcome<()> {
+        if let Some(tx) = self.tx.as_mut() {
+            tx.fire(path, exact);
+            return Ok(());
+        }
+        let mut readable: Vec<Perms> = old.into_iter().collect();
+        if let Some(node) = node {
+            readable.push(Arc::clone(&node.perms));
+            if let Some(above) = self
+                .tree
+                .get(parent(path))
+                .map(|node| self.without_stale(node))
+            {
+                readable.push(Arc::clone(&above.perms));
+            }
+        }
+        self.fires.push(Fire {
+            path: path.into(),
+            exact,
+            readable,
+        });
+        Ok(())
+    }
+
+    pub(super) fn adjust_nodes(&mut self, owner: u16, by: i64) {
+        match self.tx.as_mut() {
+            Some(tx) => *tx.counts.entry(owner).or_insert(0) += by,
+            None => self.domains.adjust_nodes(owner, by),
+        }
+    }
+
+    /// Carries out a transaction.
+    pub(super) fn commit(&mut self, transaction: Transaction) -> Outcome<()> {
+        if transaction.failed {
+            return Err(XsError::ENOMEM);
+        }
+        if transaction.created && !self.who.is_privileged() {
+            for (&owner, &by) in &transaction.counts {
+                let used = self.nodes_of(owner).saturating_add(by);
+                if reached(u64::try_from(used).unwrap_or(0), self.quota.nodes) {
+                    return Err(XsError::ENOSPC);
+                }
+            }
+        }
+        for accessed in transaction.accessed() {
+            let now = self.tree.get(&accessed.path).map(|node| node.generation);
+            if now != accessed.generation {
+                return Err(XsError::EAGAIN);
+            }
+        }
+        for (&owner, &by) in &transaction.counts {
+            self.domains.adjust_nodes(owner, by);
+        }
+        for accessed in transaction
+            .into_accessed()
+            .into_iter()
+            .filter(|node| node.modified)
+        {
+            match accessed.now {
+                Some(node) => {
+                    let generation = self.tree.tick();
+                    let node = Node {
+                        generation,
+                        ..Node::clone(&node)
+                    };
+                    self.put_global(&accessed.path, Arc::new(node));
+                }
+                None => self.erase_global(&accessed.path),
+            }
+            if let Some(exact) = accessed.fire {
+                let node = self.tree.get(&accessed.path).cloned();
+                self.fire(&accessed.path, exact, node.as_deref(), accessed.perms)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_global(&mut self, path: &str, node: Arc<Node>) {
+        self.account(path, -1);
+        self.tree.put(path, node);
+        self.account(path, 1);
+    }
+
+    fn erase_global(&mut self, path: &str) {
+        self.account(path, -1);
+        self.tree.take(path);
+    }
+
+    /// Adds (`1`) or takes away (`-1`) the memory of the node now at `path`.
+    fn account(&mut self, path: &str, sign: i64) {
+        if let Some(node) = self.tree.get(path) {
+            let size = i64::try_from(node.size() + path.len()).unwrap_or(i64::MAX);
+            self.domains.adjust_memory(node.owner(), sign * size);
+        }
+    }
+
+    /// Whether the quotas let the request write this node.
+    fn admit(&self, path: &str, node: &Node) -> Outcome<()> {
+        if self.who.is_privileged() {
+            return Ok(());
+        }
+        if reached(node.size() as u64, self.quota.node_size) {
+            return Err(XsError::ENOSPC);
+        }
+        let used = self
+            .domains
+            .get(self.who.domain)
+            .map_or(0, |domain| domain.memory);
+        let used = u64::try_from(used)
+            .unwrap_or(0)
+            .saturating_add((node.size() + path.len()) as u64);
+        if exceeded(used, self.quota.memory) {
+            return Err(XsError::ENOMEM);
+        }
+        Ok(())
+    }
+
+    /// How many nodes `owner` has, as this request sees it.
+    fn nodes_of(&self, owner: u16) -> i64 {
+        let committed = self
+            .domains
+            .get(xen_sys::DomId::new(owner))
+            .map_or(0, |d| d.nodes);
+        committed + self.tx.as_ref().map_or(0, |tx| tx.count(owner))
+    }
+
+    /// The permissions of a new node below one with `perms`: the same, but unprivileged domains
+    /// own what they create.
+    fn inherited(&self, perms: &Perms) -> Perms {
+        let mut entries: Vec<Entry> = perms.to_vec();
+        if let (false, Some(first)) = (self.who.is_privileged(), entries.first_mut()) {
+            first.domain = self.who.domain;
+        }
+        entries.into()
+    }
+
+    /// `node` with the entries marked whose domain is no longer the one they were written for.
+    fn without_stale(&self, node: &Arc<Node>) -> Arc<Node> {
+        let outdated =
+            |entry: &Entry| !entry.stale && !self.domains.is_current(entry.domain, node.generation);
+        if !node.perms.iter().skip(1).any(outdated) {
+            return Arc::clone(node);
+        }
+        let mark = |(at, entry): (usize, &Entry)| Entry {
+            stale: entry.stale || (at > 0 && outdated(entry)),
+            ..*entry
+        };
+        let perms = node.perms.iter().enumerate().map(mark).collect();
+        Arc::new(Node {
+            perms,
+            ..Node::clone(node)
+        })
+    }
+}
