@@ -112,7 +112,10 @@ impl Daemon {
             return self.do_unwatch(conn, args);
         }
         let state = self.conns.get_mut(&conn).ok_or(XsError::EIO)?;
-        if tx_id != 0 && is_known(kind) && !state.transactions.contains_key(&tx_id) {
+        if tx_id != 0
+            && is_known(kind, self.config.extensions)
+            && !state.transactions.contains_key(&tx_id)
+        {
             return Err(XsError::ENOENT);
         }
         match kind {
@@ -297,8 +300,15 @@ fn is_for_domain_0(kind: MsgType) -> bool {
     )
 }
 
-fn is_known(kind: MsgType) -> bool {
-    kind.name().is_some() && kind != MsgType::WATCH_EVENT && kind != MsgType::ERROR
+/// Whether this daemon carries out such requests at all.
+fn is_known(kind: MsgType, extensions: bool) -> bool {
+    let last = if extensions {
+        MsgType::SET_QUOTA
+    } else {
+        MsgType::DIRECTORY_PART
+    };
+    let reply = kind == MsgType::WATCH_EVENT || kind == MsgType::ERROR;
+    kind.name().is_some() && kind.0 <= last.0 && !reply
 }
 
 #[cfg(test)]

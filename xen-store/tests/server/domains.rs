@@ -1,0 +1,224 @@
+//! Domains: introduced, released, shut down; and the requests about the daemon itself.
+
+use std::os::unix::net::UnixListener;
+
+use xen_store::Error;
+use xen_store::server::{Config, Server};
+use xen_store::wire::MsgType;
+use xen_sys::{DomId, Port};
+
+use crate::raw::{Raw, clients, dom, name, start, start_with};
+
+#[test]
+fn introduced_domains_are_known_until_released() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    assert!(!dom0.is_introduced(dom(9)).unwrap());
+    dom0.introduce(dom(9), 1, Port::new(3)).unwrap();
+    assert!(dom0.is_introduced(dom(9)).unwrap() && server.is_introduced(dom(9)));
+    assert!(dom0.is_introduced(dom(0)).unwrap());
+    assert!(dom0.is_introduced(DomId::SELF).unwrap());
+    dom0.release(dom(9)).unwrap();
+    assert!(!dom0.is_introduced(dom(9)).unwrap());
+    assert_eq!(name(dom0.release(dom(9))), "ENOENT");
+    assert_eq!(name(dom0.release(dom(0))), "EINVAL");
+    assert_eq!(name(dom0.resume(dom(9))), "ENOENT");
+    assert_eq!(name(dom0.set_target(dom(9), dom(5))), "ENOENT");
+    assert_eq!(name(dom0.introduce(dom(9), 1, Port::new(0))), "EINVAL");
+}
+
+#[test]
+fn requests_about_domains_are_for_domain_0() {
+    let server = start();
+    let mut raw = Raw::connect(&server, dom(5));
+    for kind in [
+        MsgType::INTRODUCE,
+        MsgType::RELEASE,
+        MsgType::RESUME,
+        MsgType::SET_TARGET,
+        MsgType::IS_DOMAIN_INTRODUCED,
+        MsgType::CONTROL,
+    ] {
+        assert_eq!(raw.ask(kind, b"5\x006\x001\0"), "ERROR EACCES", "{kind}");
+    }
+}
+
+/// "When a domain is being removed from Xenstore nodes owned by that domain will be removed
+/// together with all of those nodes' children."
+#[test]
+fn release_removes_what_the_domain_owned_and_ends_its_connections() {
+    let server = start();
+    let (dom0, dom5) = clients(&server);
+    dom5.write("data/a/b", "").unwrap();
+    dom0.write("/local/domain/5/data/a/by0", "").unwrap();
+    dom0.write("/elsewhere/of5", "").unwrap();
+    let perms = xen_store::Permissions::owner_none(dom(5));
+    dom0.set_perms("/elsewhere/of5", &perms).unwrap();
+    let watch = dom0.watch("/elsewhere/of5").unwrap();
+    watch.next(None).unwrap();
+    dom0.release(dom(5)).unwrap();
+    assert!(!dom0.exists("/local/domain/5/data").unwrap());
+    assert!(
+        dom0.exists("/local/domain/5").unwrap(),
+        "that one is domain 0's"
+    );
+    assert!(!dom0.exists("/elsewhere/of5").unwrap());
+    assert_eq!(&*watch.next(None).unwrap().unwrap().path, "/elsewhere/of5");
+    assert!(matches!(dom5.read("data"), Err(Error::Closed)));
+    assert_eq!(dom0.control("check", &[]).unwrap(), "OK");
+    assert_eq!(server.stats().domains, 2);
+}
+
+#[test]
+fn introducing_again_resets_the_domains_connections() {
+    let server = start();
+    let mut raw = Raw::connect(&server, dom(5));
+    raw.ask(MsgType::WATCH, b"data\0t\0");
+    raw.next();
+    raw.ask(MsgType::TRANSACTION_START, b"\0");
+    let (dom0, _) = clients(&server);
+    let told = dom0.watch("@introduceDomain").unwrap();
+    told.next(None).unwrap();
+    dom0.introduce(dom(5), 1, Port::new(3)).unwrap();
+    let stats = server.stats();
+    assert_eq!((stats.watches, stats.transactions), (1, 0));
+    assert_eq!(told.try_next().unwrap(), None, "it is no new domain");
+}
+
+#[test]
+fn resume_lets_a_shutdown_be_told_again() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    let told = dom0.watch("@releaseDomain").unwrap();
+    told.next(None).unwrap();
+    server.shutdown(dom(5));
+    dom0.mkdir("/sync").unwrap();
+    assert!(told.try_next().unwrap().is_some());
+    server.shutdown(dom(5));
+    dom0.resume(dom(5)).unwrap();
+    assert_eq!(told.try_next().unwrap(), None);
+    server.shutdown(dom(5));
+    dom0.mkdir("/sync").unwrap();
+    assert!(told.try_next().unwrap().is_some());
+}
+
+#[test]
+fn control_knows_some_commands() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    assert_eq!(dom0.control("print", &["hello"]).unwrap(), "OK");
+    assert!(dom0.control("help", &[]).unwrap().contains("quota"));
+    assert!(
+        dom0.control("quota", &[])
+            .unwrap()
+            .contains("nodes            :     1000")
+    );
+    assert!(
+        dom0.control("quota", &["5"])
+            .unwrap()
+            .starts_with("Domain 5:\nnodes           : ")
+    );
+    assert_eq!(dom0.control("quota", &["set", "nodes", "7"]).unwrap(), "OK");
+    assert!(
+        dom0.control("quota", &[])
+            .unwrap()
+            .contains("nodes            :        7")
+    );
+    for (command, arguments) in [
+        ("quota", &["set", "what", "7"][..]),
+        ("live-update", &[]),
+        ("", &[]),
+        ("check", &["x"]),
+    ] {
+        assert_eq!(
+            name(dom0.control(command, arguments)),
+            "EINVAL",
+            "{command}"
+        );
+    }
+    assert_eq!(name(dom0.control("quota", &["77"])), "ENOENT");
+}
+
+#[test]
+fn features_and_quotas_are_later_extensions() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    assert_eq!(name(dom0.features()), "ENOSYS");
+    let server = start_with(Config::new().extensions(true));
+    let (dom0, dom5) = clients(&server);
+    assert_eq!(dom0.features().unwrap(), 4);
+    assert_eq!(dom5.features().unwrap(), 4);
+    let mut raw = Raw::connect(&server, dom(0));
+    assert_eq!(
+        raw.ask(MsgType::SET_FEATURE, b"5\x000\0"),
+        "ERROR EBUSY",
+        "introduced"
+    );
+    assert_eq!(
+        raw.ask(MsgType::SET_FEATURE, b"9\x008\0"),
+        "ERROR EINVAL",
+        "no such feature"
+    );
+    assert_eq!(
+        raw.ask(MsgType::SET_FEATURE, b"9\x000\0"),
+        r#"SET_FEATURE "OK\x00""#
+    );
+    assert_eq!(
+        raw.ask(MsgType::GET_FEATURE, b"9\0"),
+        r#"GET_FEATURE "0\x00""#
+    );
+    assert_eq!(
+        raw.ask(MsgType::GET_QUOTA, b"nodes\0"),
+        r#"GET_QUOTA "1000\x00""#
+    );
+    assert_eq!(
+        raw.ask(MsgType::SET_QUOTA, b"5\0nodes\x007\0"),
+        r#"SET_QUOTA "OK\x00""#
+    );
+    assert_eq!(
+        raw.ask(MsgType::GET_QUOTA, b"5\0nodes\0"),
+        r#"GET_QUOTA "7\x00""#
+    );
+    assert_eq!(
+        raw.ask(MsgType::GET_QUOTA, b"6\0nodes\0"),
+        r#"GET_QUOTA "1000\x00""#
+    );
+    assert!(
+        raw.ask(MsgType::GET_QUOTA, b"")
+            .contains("watches transactions node-size")
+    );
+    assert_eq!(raw.ask(MsgType::GET_QUOTA, b"what\0"), "ERROR EINVAL");
+    let mut guest = Raw::connect(&server, dom(5));
+    for kind in [MsgType::SET_FEATURE, MsgType::GET_QUOTA, MsgType::SET_QUOTA] {
+        assert_eq!(guest.ask(kind, b"5\0nodes\x007\0"), "ERROR EACCES");
+    }
+    assert_eq!(guest.ask(MsgType::GET_FEATURE, b"5\0"), "ERROR EACCES");
+}
+
+#[test]
+fn a_server_listens_cleans_up_and_takes_over_what_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    // Left over: bound once, nobody listens any more.
+    drop(UnixListener::bind(&path).unwrap());
+    let server = Server::start(Config::new()).unwrap();
+    server.listen(&path).unwrap();
+    let store = xen_store::Store::connect(&path).unwrap();
+    store.write("/x", "by socket").unwrap();
+    let taken = Server::start(Config::new())
+        .unwrap()
+        .listen(&path)
+        .unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    assert_eq!(
+        store.read("/x").unwrap(),
+        b"by socket",
+        "the first one is undisturbed"
+    );
+    drop(server);
+    assert!(!path.exists());
+    assert!(matches!(store.read("/x"), Err(Error::Closed)));
+    let gone = xen_store::Store::connect(&path).unwrap_err();
+    assert!(matches!(gone, Error::Connect { .. }));
+    assert!(gone.to_string().contains("socket"), "{gone}");
+}

@@ -1,0 +1,17 @@
+//! The embedded daemon, through our client and as bytes on the wire.
+//!
+//! Where a test defends a sentence of `docs/misc/xenstore.txt` it says so; the rest is what
+//! xenstored 4.17 does.
+
+// The lint exempts test functions, but not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod domains;
+mod hostile;
+mod nodes;
+mod perms;
+mod quotas;
+mod raw;
+mod serial;
+mod transactions;
+mod watches;

@@ -1,0 +1,200 @@
+//! Transactions: seen by nobody until committed, refused when built on what has changed.
+
+use xen_store::Store;
+use xen_store::wire::MsgType;
+
+use crate::raw::{Raw, clients, dom, name, start};
+
+#[test]
+fn changes_are_seen_inside_at_once_and_outside_after_the_commit() {
+    let server = start();
+    let (store, _) = clients(&server);
+    store.write("/a", "old").unwrap();
+    let t = store.transaction().unwrap();
+    t.write("/a", "new").unwrap();
+    t.write("/b/c", "made").unwrap();
+    assert_eq!(t.read("/a").unwrap(), b"new");
+    assert_eq!(t.directory("/b").unwrap(), ["c"]);
+    assert_eq!(store.read("/a").unwrap(), b"old");
+    assert!(!store.exists("/b").unwrap());
+    assert!(t.commit().unwrap());
+    assert_eq!(store.read("/a").unwrap(), b"new");
+    assert_eq!(store.read("/b/c").unwrap(), b"made");
+    assert_eq!(store.control("check", &[]).unwrap(), "OK");
+}
+
+#[test]
+fn an_aborted_or_lost_transaction_leaves_nothing() {
+    let server = start();
+    let (store, _) = clients(&server);
+    let t = store.transaction().unwrap();
+    t.write("/a", "x").unwrap();
+    t.abort().unwrap();
+    let other = server.connect(dom(0)).unwrap();
+    let t = other.transaction().unwrap();
+    t.write("/a", "x").unwrap();
+    assert_eq!(server.stats().transactions, 1);
+    std::mem::forget(t);
+    drop(other);
+    server.drop_connections(dom(0));
+    let store = server.connect(dom(0)).unwrap();
+    assert!(!store.exists("/a").unwrap());
+    assert_eq!(server.stats().transactions, 0);
+}
+
+/// One transaction does `inside`, somebody else does `outside` before it commits.
+#[track_caller]
+fn check(inside: &str, outside: &str, commits: bool) {
+    let server = start();
+    let (store, _) = clients(&server);
+    for path in ["/a", "/a/b", "/c"] {
+        store.write(path, "old").unwrap();
+    }
+    let t = store.transaction().unwrap();
+    let split = |text: &str| {
+        text.split_once(' ')
+            .map(|(o, p)| (o.to_owned(), p.to_owned()))
+            .unwrap()
+    };
+    let (op, path) = split(inside);
+    // A node that is not there is a result too.
+    let _ = match op.as_str() {
+        "read" => t.read(&path).map(drop),
+        "write" => t.write(&path, "in"),
+        "rm" => t.rm(&path),
+        _ => t.directory(&path).map(drop),
+    };
+    let (op, path) = split(outside);
+    match op.as_str() {
+        "write" => store.write(&path, "out").unwrap(),
+        "rm" => store.rm(&path).unwrap(),
+        _ => {
+            let perms = store.get_perms(&path).unwrap();
+            store.set_perms(&path, &perms).unwrap();
+        }
+    }
+    let before = store.read("/a/b").ok();
+    assert_eq!(t.commit().unwrap(), commits, "{inside} against {outside}");
+    if !commits {
+        assert_eq!(store.read("/a/b").ok(), before, "nothing was carried out");
+    }
+}
+
+#[test]
+fn conflicts_are_about_what_the_transaction_used() {
+    check("read /a/b", "write /a/b", false);
+    check("read /a/b", "perms /a/b", false);
+    check("read /a/b", "rm /a/b", false);
+    check("read /a/b", "rm /a", false);
+    check("write /a/b", "write /a/b", false);
+    check("rm /a/b", "write /a/b", false);
+    check("read /none", "write /none", false);
+    check("dir /a", "write /a/new", false);
+    check("write /a/one", "write /a/two", false);
+    check("read /a/b", "write /c", true);
+    check("write /a/b", "write /c", true);
+    check("read /a/b", "write /a/c", true);
+    check("write /a/b", "write /a", true);
+    check("dir /a", "write /a/b", true);
+}
+
+#[test]
+fn of_two_conflicting_transactions_the_first_commits() {
+    let server = start();
+    let (store, _) = clients(&server);
+    store.write("/count", "0").unwrap();
+    let (first, second) = (store.transaction().unwrap(), store.transaction().unwrap());
+    for t in [&first, &second] {
+        let count: u32 = t.read_str("/count").unwrap().parse().unwrap();
+        t.write("/count", (count + 1).to_string()).unwrap();
+    }
+    assert!(second.commit().unwrap());
+    assert!(!first.commit().unwrap());
+    assert_eq!(store.read("/count").unwrap(), b"1");
+}
+
+#[test]
+fn created_and_removed_inside_is_as_if_it_never_was() {
+    let server = start();
+    let (store, _) = clients(&server);
+    let before = server.stats().nodes;
+    let t = store.transaction().unwrap();
+    t.write("/x/y", "").unwrap();
+    t.rm("/x").unwrap();
+    assert!(!t.exists("/x/y").unwrap());
+    assert!(t.commit().unwrap());
+    assert_eq!(server.stats().nodes, before);
+    assert_eq!(store.control("check", &[]).unwrap(), "OK");
+}
+
+#[test]
+fn with_transaction_counts_right_under_contention() {
+    let server = start();
+    let (store, _) = clients(&server);
+    store.write("/count", "0").unwrap();
+    let add = |store: Store| {
+        for _ in 0..25 {
+            // The bounded number of attempts may run out; the caller goes on.
+            while let Err(error) = store.with_transaction(|t| {
+                let count: u32 = t.read_str("/count")?.parse().unwrap();
+                t.write("/count", (count + 1).to_string())
+            }) {
+                assert!(error.is_again(), "{error}");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let store = server.connect(dom(0)).unwrap();
+            scope.spawn(move || add(store));
+        }
+        add(store.clone());
+    });
+    assert_eq!(store.read("/count").unwrap(), b"100");
+}
+
+#[test]
+fn ids_are_checked_and_belong_to_their_connection() {
+    let server = start();
+    let mut raw = Raw::connect(&server, dom(5));
+    let mut other = Raw::connect(&server, dom(5));
+    assert_eq!(raw.ask_in(1, MsgType::READ, b"data\0"), "ERROR ENOENT");
+    assert_eq!(raw.ask(MsgType::TRANSACTION_END, b"T\0"), "ERROR ENOENT");
+    assert_eq!(
+        raw.ask(MsgType::TRANSACTION_START, b"\0"),
+        r#"TRANSACTION_START "1\x00""#
+    );
+    assert_eq!(other.ask_in(1, MsgType::READ, b"data\0"), "ERROR ENOENT");
+    assert_eq!(
+        raw.ask_in(1, MsgType::TRANSACTION_START, b"\0"),
+        "ERROR EBUSY"
+    );
+    assert_eq!(
+        raw.ask_in(1, MsgType::TRANSACTION_END, b"X\0"),
+        "ERROR EINVAL"
+    );
+    assert_eq!(raw.ask_in(1, MsgType::READ, b"data\0"), r#"READ """#);
+    assert_eq!(
+        raw.ask_in(1, MsgType::TRANSACTION_END, b"T\0"),
+        r#"TRANSACTION_END "OK\x00""#
+    );
+    assert_eq!(
+        raw.ask_in(1, MsgType::TRANSACTION_END, b"T\0"),
+        "ERROR ENOENT"
+    );
+    // "The tx_id in a WATCH request is ignored."
+    assert_eq!(
+        raw.ask_in(99, MsgType::WATCH, b"data\0t\0"),
+        r#"WATCH "OK\x00""#
+    );
+}
+
+#[test]
+fn permissions_hold_inside_too() {
+    let server = start();
+    let (_, dom5) = clients(&server);
+    let t = dom5.transaction().unwrap();
+    assert_eq!(name(t.write("/x", "")), "EACCES");
+    t.write("data/x", "").unwrap();
+    assert!(t.commit().unwrap());
+}
