@@ -1,0 +1,409 @@
+//! Event channels.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xen_evtchn::{BoundPort, EventChannels};
+use xen_sys::{DomId, Port};
+
+use crate::{NOBODY, Rule, World, refused, soon};
+
+pub(crate) const RULES: &[Rule] = &[
+    Rule {
+        name: "the end that binds starts out pending, the other does not",
+        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
+        check: binder_starts_pending,
+    },
+    Rule {
+        name: "events that come before anyone looks are one event",
+        source: "xen/common/event_channel.c: evtchn_send",
+        check: events_coalesce,
+    },
+    Rule {
+        name: "a delivered port is masked, and an event that comes meanwhile is delivered at unmask",
+        source: "linux drivers/xen/evtchn.c: evtchn_interrupt, evtchn_write",
+        check: masked_until_unmasked,
+    },
+    Rule {
+        name: "unmasking what is not masked, or not ours, is nothing",
+        source: "linux drivers/xen/evtchn.c: evtchn_write",
+        check: idle_unmask,
+    },
+    Rule {
+        name: "a port is bound only by the domain it is open for",
+        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
+        check: wrong_domain,
+    },
+    Rule {
+        name: "a port is bound once",
+        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
+        check: bound_once,
+    },
+    Rule {
+        name: "a port that is not there cannot be bound to",
+        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
+        check: no_such_port,
+    },
+    Rule {
+        name: "a domain that is not there cannot be bound to",
+        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
+        check: no_such_domain,
+    },
+    Rule {
+        name: "a port may be opened for a domain that is not there yet",
+        source: "xen/common/event_channel.c: evtchn_alloc_unbound",
+        check: open_for_the_unborn,
+    },
+    Rule {
+        name: "notifying a port nobody is connected to is no error",
+        source: "xen/common/event_channel.c: evtchn_send, ECS_UNBOUND",
+        check: notify_nobody,
+    },
+    Rule {
+        name: "closing one end tells the other nothing, and leaves it open for the same domain",
+        source: "xen/common/event_channel.c: evtchn_close",
+        check: close_and_rebind,
+    },
+    Rule {
+        name: "several pending ports are read in one call",
+        source: "linux drivers/xen/evtchn.c: evtchn_read",
+        check: batch,
+    },
+    Rule {
+        name: "the descriptor polls readable exactly while an event waits to be read",
+        source: "linux drivers/xen/evtchn.c: evtchn_poll",
+        check: polls,
+    },
+    Rule {
+        name: "an event goes to the handle that bound the port and to no other",
+        source: "linux drivers/xen/evtchn.c: evtchn_interrupt",
+        check: one_handle,
+    },
+    Rule {
+        name: "ports are numbered per domain, not per handle",
+        source: "xen/common/event_channel.c: evtchn_get_port",
+        check: numbered_per_domain,
+    },
+    Rule {
+        name: "a restricted handle binds to one domain only, opens nothing, and stays restricted",
+        source: "linux drivers/xen/evtchn.c: IOCTL_EVTCHN_RESTRICT_DOMID",
+        check: restricted,
+    },
+    Rule {
+        name: "restricting to domain 0 or to a reserved number is refused",
+        source: "linux drivers/xen/evtchn.c: IOCTL_EVTCHN_RESTRICT_DOMID",
+        check: restrict_arguments,
+    },
+    Rule {
+        name: "a reset forgets what was waiting, and the port stays usable",
+        source: "linux drivers/xen/evtchn.c: IOCTL_EVTCHN_RESET",
+        check: reset,
+    },
+    Rule {
+        name: "a wait ends without an event when its deadline passes",
+        source: "xen-evtchn: EventChannels::wait",
+        check: deadline,
+    },
+];
+
+/// A connected pair with nothing pending: the end of `a`, which was open, and that of `b`.
+fn pair(w: &World) -> Result<(BoundPort, BoundPort)> {
+    let (a, b) = (
+        EventChannels::open(&w.a.xen)?,
+        EventChannels::open(&w.b.xen)?,
+    );
+    let a = a.bind_unbound(w.b.id)?;
+    let b = b.bind_interdomain(w.a.id, a.port())?;
+    take(&b).context("the event of binding")?;
+    Ok((a, b))
+}
+
+/// Waits for an event at a port and unmasks it.
+fn take(port: &BoundPort) -> Result<()> {
+    expect(port)?;
+    Ok(port.unmask()?)
+}
+
+/// Waits for an event at a port, which stays masked.
+fn expect(port: &BoundPort) -> Result<()> {
+    let got = port.channels().wait(soon())?;
+    ensure!(
+        got == Some(port.port()),
+        "port {}: got {got:?}",
+        port.port()
+    );
+    Ok(())
+}
+
+/// Checks that nothing is pending. What was to be pending is by now: every way to it is
+/// synchronous.
+fn quiet(port: &BoundPort) -> Result<()> {
+    let got = port.channels().pending()?;
+    ensure!(
+        got.is_none(),
+        "port {}: got {got:?}, not nothing",
+        port.port()
+    );
+    Ok(())
+}
+
+fn binder_starts_pending(w: &World) -> Result<()> {
+    let (a, b) = (
+        EventChannels::open(&w.a.xen)?,
+        EventChannels::open(&w.b.xen)?,
+    );
+    let a = a.bind_unbound(w.b.id)?;
+    let b = b.bind_interdomain(w.a.id, a.port())?;
+    expect(&b)?;
+    quiet(&a)
+}
+
+fn events_coalesce(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    // Masked, so that the second and third cannot be delivered one by one.
+    a.notify()?;
+    expect(&b)?;
+    for _ in 0..3 {
+        a.notify()?;
+    }
+    b.unmask()?;
+    take(&b)?;
+    quiet(&b)
+}
+
+fn masked_until_unmasked(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    a.notify()?;
+    expect(&b)?;
+    a.notify()?;
+    quiet(&b).context("masked")?;
+    b.unmask()?;
+    take(&b).context("after the unmask")?;
+    quiet(&b).context("after both")
+}
+
+fn idle_unmask(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    b.unmask()?;
+    b.channels().unmask(a.port())?;
+    b.channels().unmask(Port::new(u32::MAX))?;
+    quiet(&b)?;
+    a.notify()?;
+    take(&b)
+}
+
+fn wrong_domain(w: &World) -> Result<()> {
+    let channels = EventChannels::open(&w.a.xen)?;
+    let open = channels.bind_unbound(NOBODY)?;
+    let bind = EventChannels::open(&w.b.xen)?.bind_interdomain(w.a.id, open.port());
+    refused(
+        bind,
+        libc::EINVAL,
+        "binding to a port that is open for another domain",
+    )
+}
+
+fn bound_once(w: &World) -> Result<()> {
+    let (a, _b) = pair(w)?;
+    let bind = EventChannels::open(&w.b.xen)?.bind_interdomain(w.a.id, a.port());
+    refused(bind, libc::EINVAL, "binding to a connected port")
+}
+
+fn no_such_port(w: &World) -> Result<()> {
+    let channels = EventChannels::open(&w.b.xen)?;
+    for port in [0, 1000, 1 << 30, u32::MAX] {
+        let bind = channels.bind_interdomain(w.a.id, Port::new(port));
+        refused(bind, libc::EINVAL, &format!("binding to port {port}"))?;
+    }
+    Ok(())
+}
+
+fn no_such_domain(w: &World) -> Result<()> {
+    let bind = EventChannels::open(&w.a.xen)?.bind_interdomain(NOBODY, Port::new(1));
+    refused(bind, libc::ESRCH, "binding to a domain that is not there")
+}
+
+fn open_for_the_unborn(w: &World) -> Result<()> {
+    EventChannels::open(&w.a.xen)?.bind_unbound(NOBODY)?;
+    Ok(())
+}
+
+fn notify_nobody(w: &World) -> Result<()> {
+    let a = EventChannels::open(&w.a.xen)?.bind_unbound(w.b.id)?;
+    a.notify()?;
+    a.notify()?;
+    quiet(&a)
+}
+
+fn close_and_rebind(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    drop(b);
+    quiet(&a)?;
+    a.notify()?;
+    let channels = EventChannels::open(&w.b.xen)?;
+    let b = channels.bind_interdomain(w.a.id, a.port())?;
+    take(&b)?;
+    b.notify()?;
+    take(&a)?;
+    // And from the other side: the end that was open first leaves, the other can be bound to.
+    let far = a.channels().clone();
+    drop(a);
+    let a = far.bind_interdomain(w.b.id, b.port())?;
+    take(&a)?;
+    a.notify()?;
+    take(&b)
+}
+
+fn batch(w: &World) -> Result<()> {
+    let (ca, cb) = (
+        EventChannels::open(&w.a.xen)?,
+        EventChannels::open(&w.b.xen)?,
+    );
+    let open = (0..4)
+        .map(|_| Ok(ca.bind_unbound(w.b.id)?))
+        .collect::<Result<Vec<_>>>()?;
+    let bind = |a: &BoundPort| Ok(cb.bind_interdomain(w.a.id, a.port())?);
+    let bound = open.iter().map(bind).collect::<Result<Vec<_>>>()?;
+    let mut want: Vec<Port> = bound.iter().map(BoundPort::port).collect();
+    want.sort_unstable();
+    // Each is pending from its binding.
+    let mut out = [Port::default(); 8];
+    let n = cb.pending_batch(&mut out)?;
+    let got = &mut out[..n];
+    got.sort_unstable();
+    ensure!(got == want, "{got:?}, not {want:?}");
+    ensure!(
+        cb.pending_batch(&mut [])? == 0,
+        "an empty batch read something"
+    );
+    ensure!(
+        cb.pending_batch(&mut out)? == 0,
+        "masked ports were delivered"
+    );
+    Ok(())
+}
+
+fn polls(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    let readable = |timeout| -> Result<bool> {
+        let mut fds = [PollFd::new(b.channels().as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, timeout)?;
+        Ok(fds[0].any().unwrap_or(false))
+    };
+    ensure!(
+        !readable(PollTimeout::ZERO)?,
+        "readable with nothing pending"
+    );
+    a.notify()?;
+    ensure!(
+        readable(PollTimeout::from(10_000u16))?,
+        "not readable with an event pending"
+    );
+    ensure!(readable(PollTimeout::ZERO)?, "polling took the event");
+    expect(&b)?;
+    a.notify()?;
+    ensure!(!readable(PollTimeout::ZERO)?, "readable while masked");
+    b.unmask()?;
+    ensure!(
+        readable(PollTimeout::from(10_000u16))?,
+        "not readable after the unmask"
+    );
+    take(&b)
+}
+
+fn one_handle(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    let other = EventChannels::open(&w.b.xen)?;
+    let its = other.bind_unbound(w.a.id)?;
+    a.notify()?;
+    take(&b)?;
+    quiet(&its)?;
+    // Nor does another handle of the domain unmask it.
+    a.notify()?;
+    expect(&b)?;
+    other.unmask(b.port())?;
+    a.notify()?;
+    quiet(&b)
+}
+
+fn numbered_per_domain(w: &World) -> Result<()> {
+    let (c, d) = (
+        EventChannels::open(&w.a.xen)?,
+        EventChannels::open(&w.a.xen)?,
+    );
+    let (p, q) = (c.bind_unbound(w.b.id)?, d.bind_unbound(w.b.id)?);
+    ensure!(
+        p.port() != q.port(),
+        "two handles of a domain both got port {}",
+        p.port()
+    );
+    ensure!(p.port() != Port::new(0), "port 0 is never given out");
+    Ok(())
+}
+
+fn restricted(w: &World) -> Result<()> {
+    let channels = EventChannels::open(&w.a.xen)?;
+    let before = channels.bind_unbound(w.b.id)?;
+    let far = EventChannels::open(&w.b.xen)?.bind_interdomain(w.a.id, before.port())?;
+    channels.restrict(NOBODY)?;
+    refused(
+        channels.bind_unbound(NOBODY),
+        libc::EACCES,
+        "opening a port",
+    )?;
+    let bind = channels.bind_interdomain(w.b.id, Port::new(1));
+    refused(bind, libc::EACCES, "binding to another domain")?;
+    let bind = channels.bind_interdomain(NOBODY, Port::new(1));
+    refused(
+        bind,
+        libc::ESRCH,
+        "binding to the domain it is restricted to",
+    )?;
+    refused(channels.restrict(NOBODY), libc::EACCES, "restricting again")?;
+    far.notify()?;
+    take(&before).context("a port bound before")
+}
+
+fn restrict_arguments(w: &World) -> Result<()> {
+    let channels = EventChannels::open(&w.a.xen)?;
+    for domain in [DomId::DOM0, DomId::SELF, DomId::new(u16::MAX)] {
+        let restrict = channels.restrict(domain);
+        refused(
+            restrict,
+            libc::EINVAL,
+            &format!("restricting to domain {domain}"),
+        )?;
+    }
+    channels.restrict(DomId::new(1))?;
+    Ok(())
+}
+
+fn reset(w: &World) -> Result<()> {
+    let (a, b) = pair(w)?;
+    a.notify()?;
+    // It is in the buffer once the descriptor is readable.
+    let mut fds = [PollFd::new(b.channels().as_fd(), PollFlags::POLLIN)];
+    ensure!(
+        poll(&mut fds, PollTimeout::from(10_000u16))? == 1,
+        "no event"
+    );
+    b.channels().reset()?;
+    quiet(&b)?;
+    b.unmask()?;
+    quiet(&b)?;
+    a.notify()?;
+    take(&b)
+}
+
+fn deadline(w: &World) -> Result<()> {
+    let (_a, b) = pair(w)?;
+    let at = Instant::now() + std::time::Duration::from_millis(2);
+    ensure!(
+        b.channels().wait(Some(at))?.is_none(),
+        "an event nobody sent"
+    );
+    ensure!(Instant::now() >= at, "it did not wait");
+    Ok(())
+}
