@@ -14,7 +14,7 @@ use crate::cpio::{Archive, Content};
 use crate::images::{self, Parts, dom0::Guests};
 use crate::modules::Modules;
 use crate::progress::Step;
-use crate::qemu::{Boot, Emulator, Machine};
+use crate::qemu::{Boot, Clock, Emulator, Machine};
 use crate::release::{EMULATOR, Release};
 use crate::workspace::Workspace;
 use crate::{cparts, dist, guest, shell, store};
@@ -206,10 +206,15 @@ impl Host {
             emulator: &self.emulator,
             run: &run,
             hypervisor: &self.parts.hypervisor()?,
-            kernel: &self.parts.kernel()?,
+            kernel: &self.parts.plain_kernel()?,
             images: &[&self.dom0, &overlay],
             nonce: &nonce,
             memory: 4096,
+            clock: if job.shell {
+                Clock::Patient
+            } else {
+                Clock::Instructions
+            },
         })?;
         match drive(&mut machine, job, step, sink) {
             Ok(status) => Ok(status),

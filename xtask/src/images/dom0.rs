@@ -39,6 +39,8 @@ const FILES: &[&str] = &[
     "usr/libexec/xen-qemu-system-i386",
     // xl cancels threads, for which the C library loads this by name.
     "lib/x86_64-linux-gnu/libgcc_s.so.1",
+    // The device model in dom0 reads it even where there is no VNC.
+    "usr/share/qemu/keymaps/en-us",
     // The guest's BIOS, which libxl hands to hvmloader.
     "usr/share/seabios/bios-256k.bin",
 ];
@@ -144,7 +146,7 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
             .unwrap_or_default();
         parts.add_own(&mut archive, &format!("usr/bin/{name}"), file)?;
     }
-    archive.file("boot/vmlinuz", Content::File(parts.kernel()?));
+    archive.file("boot/vmlinuz", Content::File(parts.plain_kernel()?));
     archive.file("boot/stub.img", Content::File(guests.stub.to_owned()));
     archive.file("boot/domu.img", Content::File(guests.domu.to_owned()));
     archive.file("boot/guest.img", Content::File(parts.guest_disk.clone()));

@@ -42,5 +42,5 @@ pub(crate) fn build(parts: &Parts) -> Result<PathBuf> {
     if let Some(file) = &parts.stubdm_run {
         archive.program("usr/bin/stubdm-run", Content::File(file.clone()));
     }
-    parts.write("domu.img", &archive, Packing::Gzip)
+    parts.write("domu.img", &archive, Packing::Plain)
 }

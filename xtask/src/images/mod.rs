@@ -59,6 +59,44 @@ impl Parts {
         find_by_prefix(&self.tree.root.join("boot"), "vmlinuz-")
     }
 
+    /// The same kernel as a plain ELF file, which Xen and libxl load as well: unpacking it here takes a second,
+    /// in an emulated machine many, and there it would be done for every guest anew.
+    pub(crate) fn plain_kernel(&self) -> Result<PathBuf> {
+        let plain = self.out.join("vmlinux");
+        let mark = self.out.join("vmlinux.stamp");
+        if plain.exists() && fs::read_to_string(&mark).is_ok_and(|s| s == self.tree.stamp) {
+            return Ok(plain);
+        }
+        let step = Step::begin("unpacking the kernel");
+        let packed = self.out.join("vmlinux.xz");
+        let kernel = self.kernel()?;
+        fs::write(
+            &packed,
+            payload(&fs::read(&kernel)?).context("the kernel's payload")?,
+        )?;
+        let out = Command::new("xz")
+            .arg("-dc")
+            .arg(&packed)
+            .output()
+            .context("starting xz")?;
+        ensure!(
+            out.status.success(),
+            "xz -dc {}: {}",
+            packed.display(),
+            out.status
+        );
+        ensure!(
+            out.stdout.starts_with(b"\x7fELF"),
+            "{} holds no ELF file",
+            kernel.display()
+        );
+        fs::remove_file(&packed)?;
+        write_atomically(&plain, &out.stdout)?;
+        write_atomically(&mark, self.tree.stamp.as_bytes())?;
+        step.done();
+        Ok(plain)
+    }
+
     /// The hypervisor, uncompressed: QEMU loads it as a multiboot ELF file.
     pub(crate) fn hypervisor(&self) -> Result<PathBuf> {
         let plain = self.out.join("xen");
@@ -176,6 +214,25 @@ impl Parts {
         step.done();
         Ok(path)
     }
+}
+
+/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length),
+/// without the four bytes of its length that follow it.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| -> Option<usize> {
+        let bytes = image.get(at..at + 4)?;
+        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
+    };
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let setup = match usize::from(*image.get(0x1f1)?) {
+        0 => 4,
+        sectors => sectors,
+    };
+    let start = (setup + 1) * 512 + number(0x248)?;
+    let end = start.checked_add(number(0x24c)?)?.checked_sub(4)?;
+    image.get(start..end)
 }
 
 /// The one file of a folder whose name begins so.

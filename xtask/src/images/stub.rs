@@ -44,5 +44,5 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
             archive.program("init", Content::Bytes(script.as_bytes().to_vec()));
         }
     }
-    parts.write("stub.img", &archive, Packing::Gzip)
+    parts.write("stub.img", &archive, Packing::Plain)
 }
