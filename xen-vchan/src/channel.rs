@@ -1,6 +1,6 @@
 //! A connected channel: both halves, for one owner.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,24 +53,31 @@ impl Channel {
             shared.rings.blank(role)
         };
         Ok(Self {
-            rx: ReadHalf {
-                rx,
-                shared: Arc::clone(&shared),
-                attached,
-                timeout: None,
-            },
-            tx: WriteHalf {
-                tx,
-                shared,
-                attached,
-                timeout: None,
-            },
+            rx: ReadHalf::new(rx, Arc::clone(&shared), attached),
+            tx: WriteHalf::new(tx, shared, attached),
             nonblocking: false,
         })
     }
 
     fn shared(&self) -> &Shared {
         &self.rx.shared
+    }
+
+    /// A corked question must be seen before its answer is waited for.
+    #[inline]
+    fn publish_before_waiting(&mut self) {
+        if self.tx.tx.staged() != 0 && self.rx.rx.known_ready() == 0 {
+            self.tx.publish();
+        }
+    }
+
+    /// Both halves, for what only they have: packets ([`ReadHalf::recv`], [`WriteHalf::send`]),
+    /// loans ([`ReadHalf::incoming`], [`WriteHalf::reserve`]), transfers between the ring and a
+    /// descriptor, corking and spinning.
+    pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
+        self.publish_before_waiting();
+        self.rx.expect_answer();
+        (&mut self.rx, &mut self.tx)
     }
 
     /// Reads what is there, without blocking. See [`ReadHalf::try_read`].
@@ -80,6 +87,7 @@ impl Channel {
     /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] at the end of
     /// the peer's bytes; [`Error::Peer`]; [`Error::Os`].
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        self.publish_before_waiting();
         self.rx.try_read(buf)
     }
 
@@ -90,6 +98,7 @@ impl Channel {
     /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] if the peer is
     /// gone; [`Error::Peer`]; [`Error::Os`].
     pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.rx.expect_answer();
         self.tx.try_write(bytes)
     }
 
@@ -99,6 +108,7 @@ impl Channel {
     ///
     /// As [`ReadHalf::read_deadline`].
     pub fn read_deadline(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<usize> {
+        self.publish_before_waiting();
         self.rx.read_deadline(buf, deadline)
     }
 
@@ -109,6 +119,7 @@ impl Channel {
     ///
     /// As [`WriteHalf::write_deadline`].
     pub fn write_deadline(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<usize> {
+        self.rx.expect_answer();
         self.tx.write_deadline(bytes, deadline)
     }
 
@@ -154,21 +165,25 @@ impl Channel {
     #[doc(alias = "libxenvchan_wait")]
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let seen = self.shared().link.seen();
+        self.tx.publish();
         self.tx.tx.request();
-        match self.rx.arm() {
+        match self.rx.arm(1) {
             Ok(0) => self.shared().link.wait(seen, deadline),
             Ok(_) | Err(Error::Closed) => Ok(true),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether somebody is at the other end, as of now.
+    /// Whether somebody is at the other end, as of now. The next change makes the descriptor
+    /// readable.
     ///
     /// # Errors
     ///
-    /// [`Error::Peer`].
+    /// [`Error::Peer`]; [`Error::Os`].
     #[doc(alias = "libxenvchan_is_open")]
     pub fn peer(&self) -> Result<PeerState> {
+        // Before the look: an event that is delivered from now on is of a later change.
+        self.shared().link.unmask()?;
         self.shared().observe()
     }
 
@@ -225,8 +240,7 @@ impl Channel {
             }
             PeerState::Gone => {}
         }
-        let fetched = self.rx.rx.fetch();
-        let fetched = self.rx.checked(fetched)?;
+        let fetched = self.rx.fetch()?;
         self.rx.rx.adopt(fetched);
         self.rx.rx.skip();
         let wakes_reader = self.rx.rx.release();
@@ -271,6 +285,12 @@ impl Channel {
         drop(self);
     }
 
+    /// The longest a blocking call looks before it sleeps; see [`ReadHalf::set_spin`].
+    pub fn set_spin(&mut self, limit: Duration) {
+        self.rx.set_spin(limit);
+        self.tx.set_spin(limit);
+    }
+
     /// Splits into two halves that can be used by two threads. The channel closes when both are
     /// dropped.
     #[must_use]
@@ -292,6 +312,7 @@ impl Read for Channel {
         if self.nonblocking {
             end_as_zero(self.try_read(buf))
         } else {
+            self.publish_before_waiting();
             self.rx.read(buf)
         }
     }
@@ -300,14 +321,25 @@ impl Read for Channel {
 impl Write for Channel {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if self.nonblocking {
-            Ok(self.try_write(buf)?)
-        } else {
-            self.tx.write(buf)
+            return Ok(self.try_write(buf)?);
         }
+        self.rx.expect_answer();
+        self.tx.write(buf)
     }
 
-    /// Does nothing: every write is published before it returns.
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.nonblocking {
+            // Rare, and a short write is always allowed.
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return first.map_or(Ok(0), |buf| Ok(self.try_write(buf)?));
+        }
+        self.rx.expect_answer();
+        self.tx.write_vectored(bufs)
+    }
+
+    /// Publishes what a [corked](WriteHalf::set_cork) writer has gathered; otherwise there is
+    /// nothing to do.
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.tx.flush()
     }
 }

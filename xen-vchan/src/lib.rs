@@ -51,6 +51,8 @@ pub use mem::Memory;
 
 // Everything that needs a hypervisor; loom is shown the ring alone.
 #[cfg(not(loom))]
+mod batch;
+#[cfg(not(loom))]
 mod channel;
 #[cfg(not(loom))]
 mod client;
@@ -67,10 +69,15 @@ mod session;
 #[cfg(not(loom))]
 mod shared;
 #[cfg(not(loom))]
+mod spin;
+#[cfg(not(loom))]
+mod transfer;
+#[cfg(not(loom))]
 mod writer;
 
 #[cfg(not(loom))]
 pub use crate::{
+    batch::{Incoming, Outgoing},
     channel::Channel,
     client::{Client, ClientBuilder},
     reader::ReadHalf,

@@ -15,6 +15,9 @@ pub use xen_gnttab::Region as Memory;
 
 #[cfg(not(loom))]
 mod shared {
+    use std::io;
+    use std::os::fd::AsFd;
+
     use xen_gnttab::Region;
 
     use crate::sync::{AtomicU8, AtomicU32};
@@ -75,6 +78,26 @@ mod shared {
         pub(crate) fn copy_out(&self, at: usize, to: &mut [u8]) {
             let copied = self.0.copy_out(at, to);
             debug_assert_eq!(copied, Ok(()));
+        }
+
+        /// Reads from a descriptor into the ring: `first` bytes at `at`, then `second` at its
+        /// start.
+        pub(crate) fn fill_from(
+            &self,
+            fd: impl AsFd,
+            (at, first, second): (usize, usize, usize),
+        ) -> io::Result<usize> {
+            self.0.read_from_fd(fd, &[at..at + first, 0..second])
+        }
+
+        /// Writes to a descriptor from the ring: `first` bytes at `at`, then `second` from its
+        /// start.
+        pub(crate) fn drain_to(
+            &self,
+            fd: impl AsFd,
+            (at, first, second): (usize, usize, usize),
+        ) -> io::Result<usize> {
+            self.0.write_to_fd(fd, &[at..at + first, 0..second])
         }
     }
 }

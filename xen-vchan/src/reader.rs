@@ -1,86 +1,194 @@
 //! The receiving half of a channel.
 
-use std::io::{self, Read};
+use std::io::{self, IoSliceMut, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::batch::Incoming;
 use crate::ring::Consumer;
 use crate::session::PeerState;
-use crate::shared::Shared;
-use crate::{Error, Result};
+use crate::shared::{Shared, piece};
+use crate::spin::{Spinner, linger};
+use crate::{Error, Result, Violation};
+
+/// Short reads in a row that found their bytes at once before the reader holds back.
+const RIDES: u8 = 2;
+/// How long it holds back: the writer of a stream of small messages gets ahead, and both sides stop
+/// passing a cache line to and fro for every message.
+const LINGER: Duration = Duration::from_micros(1);
+/// A search that took longer was a wait for the peer, not a ride on its tail.
+const AT_ONCE: Duration = Duration::from_micros(3);
 
 /// The receiving half of a [`Channel`](crate::Channel): `Send`, for a thread of its own.
 ///
-/// Made by [`Channel::split`](crate::Channel::split). [`Read`] blocks, up to the
+/// Made by [`Channel::split`](crate::Channel::split), or lent by
+/// [`Channel::halves`](crate::Channel::halves). [`Read`] blocks, up to the
 /// [timeout](Self::set_timeout) if one is set; at the end of the peer's bytes it returns `Ok(0)`.
 #[derive(Debug)]
 pub struct ReadHalf {
     pub(crate) rx: Consumer,
     pub(crate) shared: Arc<Shared>,
     /// A client reads the cursors when the session begins, not before.
-    pub(crate) attached: bool,
-    pub(crate) timeout: Option<Duration>,
+    attached: bool,
+    timeout: Option<Duration>,
+    spinner: Spinner,
+    rides: u8,
 }
 
 impl ReadHalf {
-    /// Looks at the ring and the peer, without asking for a notification: the bytes ready, or 0 if
-    /// more may come.
+    pub(crate) fn new(rx: Consumer, shared: Arc<Shared>, attached: bool) -> Self {
+        Self {
+            rx,
+            shared,
+            attached,
+            timeout: None,
+            spinner: Spinner::new(),
+            rides: 0,
+        }
+    }
+
+    /// The bytes ready. Looks at the ring and the peer only if fewer than `least` are known, and
+    /// asks for no notification.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the peer is gone and everything was read.
-    pub(crate) fn look(&mut self) -> Result<usize> {
-        let ready = self.rx.known_ready();
-        if ready != 0 && self.attached && self.rx.fault().is_none() {
-            return Ok(ready as usize);
+    /// [`Error::Closed`] if the peer is gone and there will never be `least`.
+    pub(crate) fn look(&mut self, least: usize) -> Result<usize> {
+        let known = self.rx.known_ready() as usize;
+        if known >= least && self.rx.fault().is_none() {
+            return Ok(known);
         }
-        let state = self.shared.observe()?;
-        if !self.attached {
-            match state {
-                PeerState::Waiting => return Ok(0),
-                PeerState::Gone => return Err(Error::Closed),
-                PeerState::Connected => {
-                    self.rx = self.checked(self.shared.rings.consumer(self.shared.role))?;
-                    self.attached = true;
-                }
-            }
+        if !self.attached && !self.attach()? {
+            return Ok(0);
         }
-        let fetched = self.rx.fetch();
-        let fetched = self.checked(fetched)?;
+        let fetched = self.fetch()?;
         // The live byte after the cursor: if it still names this session, so does every byte up to
         // the cursor.
         match self.shared.observe()? {
             PeerState::Waiting | PeerState::Connected => Ok(self.rx.adopt(fetched) as usize),
             PeerState::Gone => {
                 // It may have written between our look at the cursor and its end.
-                let last = self.rx.fetch();
-                let last = self.checked(last)?;
-                if self.shared.session.undisturbed() && self.rx.adopt(last) != 0 {
-                    return Ok(self.rx.known_ready() as usize);
+                let last = self.fetch()?;
+                if self.shared.session.undisturbed() {
+                    self.rx.adopt(last);
                 }
-                Err(Error::Closed)
+                let ready = self.rx.known_ready() as usize;
+                if ready >= least {
+                    Ok(ready)
+                } else {
+                    Err(Error::Closed)
+                }
             }
         }
     }
 
-    pub(crate) fn checked<T>(&self, result: Result<T, crate::Violation>) -> Result<T> {
+    /// Takes the cursors of a session that has begun; `false` if it has not.
+    #[cold]
+    fn attach(&mut self) -> Result<bool> {
+        match self.shared.observe()? {
+            PeerState::Waiting => Ok(false),
+            PeerState::Gone => Err(Error::Closed),
+            PeerState::Connected => {
+                let rx = self.shared.rings.consumer(self.shared.role);
+                self.rx = self.checked(rx)?;
+                self.attached = true;
+                Ok(true)
+            }
+        }
+    }
+
+    pub(crate) fn fetch(&mut self) -> Result<crate::ring::Fetched> {
+        let fetched = self.rx.fetch();
+        self.checked(fetched)
+    }
+
+    fn checked<T>(&self, result: Result<T, Violation>) -> Result<T> {
         result.map_err(|violation| self.shared.session.break_off(violation))
     }
 
-    /// Asks to be told and looks once more: the bytes ready, or 0 if the bell will ring when that
-    /// changes.
-    pub(crate) fn arm(&mut self) -> Result<usize> {
+    /// Asks to be told and looks once more.
+    pub(crate) fn arm(&mut self, least: usize) -> Result<usize> {
         self.rx.request();
-        self.look()
+        self.look(least)
     }
 
-    /// Takes bytes that are ready.
+    /// Looks, and asks for the notification before it says that there is too little.
+    pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
+        self.shared.link.check()?;
+        if self.look(least)? < least && self.arm(least)? < least {
+            self.shared.link.unmask()?;
+            return Err(Error::WouldBlock);
+        }
+        Ok(())
+    }
+
+    /// Looks, searches and sleeps until `least` bytes are ready.
+    pub(crate) fn wait_for(&mut self, least: usize, deadline: Option<Instant>) -> Result<()> {
+        self.shared.link.check()?;
+        while self.look(least)? < least {
+            let mut spinner = self.spinner.clone();
+            let found = spinner.search(deadline, || Ok::<_, Error>(self.look(least)? >= least));
+            self.spinner = spinner;
+            if let Some(took) = found? {
+                if took > AT_ONCE {
+                    self.rides = 0;
+                }
+                return Ok(());
+            }
+            self.rides = 0;
+            let seen = self.shared.link.seen();
+            if self.arm(least)? >= least {
+                return Ok(());
+            }
+            self.shared.sleep(seen, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Before the cursor is looked at: lets a writer that we keep catching up with get ahead.
+    #[inline]
+    fn hold_back(&self) {
+        if self.rides >= RIDES && self.rx.known_ready() == 0 {
+            linger(LINGER);
+        }
+    }
+
+    /// The owner has written: what comes now is an answer, and worth no delay.
+    #[inline]
+    pub(crate) const fn expect_answer(&mut self) {
+        self.rides = 0;
+    }
+
+    /// Takes bytes that are ready, and, into a large buffer, those that come meanwhile. Space is
+    /// given back piece by piece so that the writer works at the same time.
     fn finish(&mut self, buf: &mut [u8]) -> usize {
-        let len = self.rx.take(buf);
+        let piece = piece(self.rx.capacity());
+        let mut done = 0;
+        loop {
+            let end = buf.len().min(done + piece);
+            let len = self.rx.take(&mut buf[done..end]);
+            done += len;
+            self.give_back();
+            // An error here is met again by the next call; these bytes were read.
+            let more =
+                done < buf.len() && len == piece && self.look(1).is_ok_and(|ready| ready != 0);
+            if !more {
+                break;
+            }
+        }
+        let short = done < buf.len() && done < piece / 2;
+        self.rides = if short {
+            self.rides.saturating_add(1)
+        } else {
+            0
+        };
+        done
+    }
+
+    pub(crate) fn give_back(&mut self) {
         if self.rx.release() {
             self.shared.link.notify();
         }
-        len
     }
 
     /// Reads what is there, without blocking; returns how many bytes, at least 1 unless `buf` is
@@ -97,11 +205,8 @@ impl ReadHalf {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.shared.link.check()?;
-        if self.look()? == 0 && self.arm()? == 0 {
-            self.shared.link.unmask()?;
-            return Err(Error::WouldBlock);
-        }
+        self.hold_back();
+        self.try_look(1)?;
         Ok(self.finish(buf))
     }
 
@@ -116,15 +221,60 @@ impl ReadHalf {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.shared.link.check()?;
-        while self.look()? == 0 {
-            let seen = self.shared.link.seen();
-            if self.arm()? != 0 {
-                break;
-            }
-            self.shared.sleep(seen, deadline)?;
-        }
+        self.hold_back();
+        self.wait_for(1, deadline)?;
         Ok(self.finish(buf))
+    }
+
+    /// Reads exactly `buf.len()` bytes or none, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Self::recv), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
+    pub fn try_recv(&mut self, buf: &mut [u8]) -> Result<()> {
+        self.fits(buf.len())?;
+        self.try_look(buf.len())?;
+        self.rx.take(buf);
+        self.give_back();
+        Ok(())
+    }
+
+    /// Reads exactly `buf.len()` bytes, sleeping until all of them are there; or none, in case of
+    /// an error. Their space is given back in one step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
+    /// before they were complete (those that came can still be [read](Read)); otherwise as
+    /// [`read_deadline`](Self::read_deadline).
+    #[doc(alias = "libxenvchan_recv")]
+    pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
+        self.fits(buf.len())?;
+        self.wait_for(buf.len(), deadline)?;
+        self.rx.take(buf);
+        self.give_back();
+        Ok(())
+    }
+
+    fn fits(&self, len: usize) -> Result<()> {
+        if len > self.rx.capacity() as usize {
+            return Err(Error::Invalid {
+                what: "a vchan packet cannot be larger than the ring",
+            });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until there is something, then lends all that is there: to be read in many small
+    /// steps, with the ring's space given back once, when the loan ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_deadline`](Self::read_deadline).
+    pub fn incoming(&mut self, deadline: Option<Instant>) -> Result<Incoming<'_>> {
+        self.hold_back();
+        self.wait_for(1, deadline)?;
+        Ok(Incoming::new(self))
     }
 
     /// Bytes that can be read now. Asks for no notification.
@@ -136,30 +286,49 @@ impl ReadHalf {
     /// [`Error::Closed`] if there are none and the peer is gone; [`Error::Peer`].
     #[doc(alias = "libxenvchan_data_ready")]
     pub fn bytes_readable(&mut self) -> Result<usize> {
-        if !self.attached {
-            return self.look();
+        match self.look(usize::MAX) {
+            Err(Error::Closed) if self.rx.known_ready() != 0 => Ok(self.rx.known_ready() as usize),
+            other => other,
         }
-        let known = self.rx.known_ready() as usize;
-        match self.rx.fetch() {
-            Err(violation) => Err(self.shared.session.break_off(violation)),
-            Ok(fetched) => match self.shared.observe()? {
-                PeerState::Waiting | PeerState::Connected => Ok(self.rx.adopt(fetched) as usize),
-                PeerState::Gone if known != 0 => Ok(known),
-                PeerState::Gone => self.look(),
-            },
-        }
+    }
+
+    /// How many bytes the ring holds.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.rx.capacity() as usize
     }
 
     /// How long [`Read::read`] may block; `None`, the default, is for ever.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
+
+    /// The longest a blocking call looks for bytes before it sleeps; zero switches that off.
+    ///
+    /// The default is 50 µs, on one CPU always zero. The search shortens itself while it finds
+    /// nothing.
+    pub fn set_spin(&mut self, limit: Duration) {
+        self.spinner.set_limit(limit);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
+    }
 }
 
 impl Read for ReadHalf {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
-        end_as_zero(self.read_deadline(buf, deadline))
+        end_as_zero(self.read_deadline(buf, self.deadline()))
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
+        match self.incoming(self.deadline()) {
+            Ok(mut incoming) => Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum()),
+            Err(error) => end_as_zero(Err(error)),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use xen_gnttab::{MappedPages, SharedPages};
 
 use crate::handshake::Published;
+use crate::layout::PAGE;
 use crate::link::Link;
 use crate::ring::{Rings, Role};
 use crate::session::{PeerState, Session};
@@ -91,4 +92,11 @@ impl Drop for Shared {
         self.published = None;
         self.leave();
     }
+}
+
+/// How much of a ring is moved at a time by a long read or write, so that both sides work at once.
+/// Small rings are not cut: each piece costs a publish.
+pub(crate) fn piece(capacity: u32) -> usize {
+    let capacity = capacity as usize;
+    (capacity / 4).max(PAGE.min(capacity))
 }

@@ -1,17 +1,23 @@
 //! The sending half of a channel.
 
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::batch::Outgoing;
 use crate::ring::Producer;
 use crate::session::PeerState;
-use crate::shared::Shared;
-use crate::{Error, Result};
+use crate::shared::{Shared, piece};
+use crate::spin::Spinner;
+use crate::{Error, Result, Violation};
+
+/// A corked writer publishes when this many bytes have gathered, or half the ring.
+const CORK: u32 = 4096;
 
 /// The sending half of a [`Channel`](crate::Channel): `Send`, for a thread of its own.
 ///
-/// Made by [`Channel::split`](crate::Channel::split). [`Write`] blocks, up to the
+/// Made by [`Channel::split`](crate::Channel::split), or lent by
+/// [`Channel::halves`](crate::Channel::halves). [`Write`] blocks, up to the
 /// [timeout](Self::set_timeout) if one is set. A call that wrote something says how much, whatever
 /// happened afterwards; what happened is reported by the next call.
 #[derive(Debug)]
@@ -19,46 +25,134 @@ pub struct WriteHalf {
     pub(crate) tx: Producer,
     pub(crate) shared: Arc<Shared>,
     /// A client reads the cursors when the session begins, not before.
-    pub(crate) attached: bool,
-    pub(crate) timeout: Option<Duration>,
+    attached: bool,
+    timeout: Option<Duration>,
+    spinner: Spinner,
+    corked: bool,
 }
 
 impl WriteHalf {
+    pub(crate) fn new(tx: Producer, shared: Arc<Shared>, attached: bool) -> Self {
+        Self {
+            tx,
+            shared,
+            attached,
+            timeout: None,
+            spinner: Spinner::new(),
+            corked: false,
+        }
+    }
+
     /// Whether bytes may be written now: `false` if that must wait for the session to begin.
     ///
     /// # Errors
     ///
     /// [`Error::Closed`] if the peer is gone.
+    #[inline]
     fn open(&mut self) -> Result<bool> {
         match self.shared.observe()? {
+            PeerState::Connected if self.attached => Ok(true),
+            PeerState::Connected => self.attach(),
             PeerState::Gone => Err(Error::Closed),
             // A server may write ahead; the first client finds it in the ring.
             PeerState::Waiting => Ok(self.attached),
-            PeerState::Connected => {
-                if !self.attached {
-                    self.tx = self.checked(self.shared.rings.producer(self.shared.role))?;
-                    self.attached = true;
-                }
-                Ok(true)
-            }
         }
     }
 
-    pub(crate) fn checked<T>(&self, result: Result<T, crate::Violation>) -> Result<T> {
+    #[cold]
+    fn attach(&mut self) -> Result<bool> {
+        let tx = self.shared.rings.producer(self.shared.role);
+        self.tx = self.checked(tx)?;
+        self.attached = true;
+        Ok(true)
+    }
+
+    pub(crate) fn checked<T>(&self, result: Result<T, Violation>) -> Result<T> {
         result.map_err(|violation| self.shared.session.break_off(violation))
     }
 
-    /// Copies and publishes what fits, without asking for a notification: how much.
+    /// Makes what is staged visible.
+    pub(crate) fn publish(&mut self) {
+        if self.tx.publish() {
+            self.shared.link.notify();
+        }
+    }
+
+    /// Copies and publishes what fits, without asking for a notification: how much. Long writes are
+    /// published piece by piece so that the reader works at the same time.
     fn put(&mut self, bytes: &[u8]) -> Result<usize> {
         if !self.open()? {
             return Ok(0);
         }
-        let staged = self.tx.stage(bytes);
-        let len = self.checked(staged)?;
-        if self.tx.publish() {
-            self.shared.link.notify();
+        let piece = piece(self.tx.capacity());
+        let mut done = 0;
+        loop {
+            let part = &bytes[done..bytes.len().min(done + piece)];
+            let staged = self.tx.stage(part);
+            let len = match self.checked(staged) {
+                Ok(len) => len,
+                // What went before was written; the error lasts and is met again.
+                Err(_) if done != 0 => return Ok(done),
+                Err(error) => return Err(error),
+            };
+            done += len;
+            if !self.corked || self.tx.staged() >= CORK.min(self.tx.capacity() / 2) {
+                self.publish();
+            }
+            if len < part.len() || done == bytes.len() {
+                return Ok(done);
+            }
         }
-        Ok(len)
+    }
+
+    /// The space there is. Looks at the peer's cursor if less than `least` is known.
+    pub(crate) fn look(&mut self, least: usize) -> Result<usize> {
+        if !self.open()? {
+            return Ok(0);
+        }
+        let known = self.tx.known_space() as usize;
+        if known >= least {
+            return Ok(known);
+        }
+        let space = self.tx.refresh();
+        Ok(self.checked(space)? as usize)
+    }
+
+    /// Asks to be told and looks once more. What is staged must be visible first, or the peer would
+    /// wait for it while we wait for the peer.
+    fn arm(&mut self, least: usize) -> Result<usize> {
+        self.publish();
+        self.tx.request();
+        self.look(least)
+    }
+
+    pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
+        self.shared.link.check()?;
+        if self.look(least)? < least && self.arm(least)? < least {
+            self.shared.link.unmask()?;
+            return Err(Error::WouldBlock);
+        }
+        Ok(())
+    }
+
+    /// Searches for `wanted` bytes of space, then sleeps until there are `least`.
+    fn wait_for(&mut self, wanted: usize, least: usize, deadline: Option<Instant>) -> Result<()> {
+        self.shared.link.check()?;
+        while self.look(wanted)? < wanted {
+            self.publish();
+            let mut spinner = self.spinner.clone();
+            let found = spinner.search(deadline, || Ok::<_, Error>(self.look(wanted)? >= wanted));
+            self.spinner = spinner;
+            if found?.is_some() {
+                return Ok(());
+            }
+            let seen = self.shared.link.seen();
+            if self.arm(least)? >= least {
+                return Ok(());
+            }
+            self.shared.sleep(seen, deadline)?;
+        }
+        Ok(())
     }
 
     /// Writes what fits, without blocking; returns how many bytes, at least 1 unless `bytes` is
@@ -76,16 +170,13 @@ impl WriteHalf {
             return Ok(0);
         }
         self.shared.link.check()?;
-        let mut len = self.put(bytes)?;
-        if len == 0 {
-            self.tx.request();
-            len = self.put(bytes)?;
+        match self.put(bytes)? {
+            0 => {
+                self.try_look(1)?;
+                self.put(bytes)
+            }
+            len => Ok(len),
         }
-        if len == 0 {
-            self.shared.link.unmask()?;
-            return Err(Error::WouldBlock);
-        }
-        Ok(len)
     }
 
     /// Writes all of `bytes`, sleeping while the ring is full, until `deadline` (`None`: for ever).
@@ -99,41 +190,91 @@ impl WriteHalf {
     /// [`try_write`](Self::try_write).
     #[doc(alias = "libxenvchan_write")]
     pub fn write_deadline(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<usize> {
-        let mut written = 0;
         if bytes.is_empty() {
             return Ok(0);
         }
-        let result = self
-            .shared
-            .link
-            .check()
-            .and_then(|()| self.write_on(bytes, &mut written, deadline));
-        match result {
-            // The cause lasts (a dead peer, a violation, a deadline), so the next call meets it
-            // again.
-            Err(_) if written != 0 => Ok(written),
-            other => other.map(|()| written),
+        self.shared.link.check()?;
+        let mut written = self.put(bytes)?;
+        while written < bytes.len() {
+            let wanted = (bytes.len() - written).min(piece(self.tx.capacity()));
+            let more = self
+                .wait_for(wanted, 1, deadline)
+                .and_then(|()| self.put(&bytes[written..]));
+            match more {
+                Ok(more) => written += more,
+                // The cause lasts (a dead peer, a violation, a deadline), so the next call meets
+                // it.
+                Err(_) if written != 0 => break,
+                Err(error) => return Err(error),
+            }
         }
+        Ok(written)
     }
 
-    fn write_on(
-        &mut self,
-        bytes: &[u8],
-        written: &mut usize,
-        deadline: Option<Instant>,
-    ) -> Result<()> {
-        loop {
-            *written += self.put(&bytes[*written..])?;
-            if *written == bytes.len() {
-                return Ok(());
-            }
-            let seen = self.shared.link.seen();
-            self.tx.request();
-            let more = self.put(&bytes[*written..])?;
-            *written += more;
-            if more == 0 {
-                self.shared.sleep(seen, deadline)?;
-            }
+    /// Writes all of `bytes` in one step or nothing, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
+    pub fn try_send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.fits(bytes.len())?;
+        self.try_look(bytes.len())?;
+        self.stage_whole(bytes)
+    }
+
+    /// Writes all of `bytes` in one step, sleeping until there is room for them; or nothing, in
+    /// case of an error. The reader never sees a part of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if the ring cannot hold that many; otherwise as
+    /// [`write_deadline`](Self::write_deadline).
+    #[doc(alias = "libxenvchan_send")]
+    pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
+        self.fits(bytes.len())?;
+        self.wait_for(bytes.len(), bytes.len(), deadline)?;
+        self.stage_whole(bytes)
+    }
+
+    fn stage_whole(&mut self, bytes: &[u8]) -> Result<()> {
+        let staged = self.tx.stage(bytes);
+        let len = self.checked(staged)?;
+        debug_assert_eq!(len, bytes.len(), "space cannot shrink");
+        if !self.corked || self.tx.staged() >= CORK.min(self.tx.capacity() / 2) {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    fn fits(&self, len: usize) -> Result<()> {
+        if len > self.tx.capacity() as usize {
+            return Err(Error::Invalid {
+                what: "a vchan packet cannot be larger than the ring",
+            });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until there are `least` bytes of space, then lends all the space there is: to be
+    /// filled in many small steps and published once, by [`Outgoing::commit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn reserve(&mut self, least: usize, deadline: Option<Instant>) -> Result<Outgoing<'_>> {
+        self.fits(least)?;
+        self.publish();
+        self.wait_for(least, least, deadline)?;
+        Ok(Outgoing::new(self))
+    }
+
+    /// While corked, small writes gather in the ring unseen and are published together: at 4 KiB
+    /// (or half the ring), by [`flush`](Write::flush), when the writer has to wait for space, when
+    /// the channel's owner reads and has to wait, and at the end. Uncorking publishes.
+    pub fn set_cork(&mut self, corked: bool) {
+        self.corked = corked;
+        if !corked {
+            self.publish();
         }
     }
 
@@ -146,27 +287,71 @@ impl WriteHalf {
     /// [`Error::Closed`] if the peer is gone; [`Error::Peer`].
     #[doc(alias = "libxenvchan_buffer_space")]
     pub fn space(&mut self) -> Result<usize> {
-        if !self.open()? {
-            return Ok(0);
-        }
-        let space = self.tx.refresh();
-        Ok(self.checked(space)? as usize)
+        self.look(usize::MAX)
+    }
+
+    /// How many bytes the ring holds.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.tx.capacity() as usize
     }
 
     /// How long [`Write::write`] may block; `None`, the default, is for ever.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
+
+    /// The longest a blocking call looks for space before it sleeps; zero switches that off.
+    ///
+    /// The default is 50 µs, on one CPU always zero. The search shortens itself while it finds
+    /// nothing.
+    pub fn set_spin(&mut self, limit: Duration) {
+        self.spinner.set_limit(limit);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
+    }
 }
 
 impl Write for WriteHalf {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
-        Ok(self.write_deadline(buf, deadline)?)
+        Ok(self.write_deadline(buf, self.deadline())?)
     }
 
-    /// Does nothing: every write is published before it returns.
+    /// Writes what fits of the buffers after one another, published in one step; blocks while
+    /// nothing fits.
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if total == 0 {
+            return Ok(0);
+        }
+        let deadline = self.deadline();
+        self.wait_for(total.min(piece(self.tx.capacity())), 1, deadline)?;
+        let mut done = 0;
+        for buf in bufs {
+            let staged = self.tx.stage(buf);
+            let len = self.checked(staged)?;
+            done += len;
+            if len < buf.len() {
+                break;
+            }
+        }
+        if !self.corked {
+            self.publish();
+        }
+        Ok(done)
+    }
+
+    /// Publishes what a [corked](Self::set_cork) writer has gathered.
     fn flush(&mut self) -> io::Result<()> {
+        self.publish();
         Ok(())
+    }
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        self.publish();
     }
 }

@@ -4,9 +4,9 @@
 //! RUSTFLAGS="--cfg loom" cargo test -p xen-vchan --release --test loom
 //! ```
 //!
-//! A lost wake-up shows as a deadlock, bytes that are not ordered by the cursors as wrong bytes. Each
-//! fence in `ring/` was removed in turn to see a model fail; which one fails for which fence is in
-//! `docs/ordering.md`.
+//! A lost wake-up shows as a deadlock, bytes that are not ordered by the cursors as wrong bytes.
+//! Each fence in `ring/` was removed in turn to see a model fail; which one fails for which fence
+//! is in `docs/ordering.md`.
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,8 @@
 //! The reading end of one ring.
 
+#[cfg(not(loom))]
+use std::{io, os::fd::AsFd};
+
 use super::producer::take_request;
 use super::{READ, Ring, WRITE};
 use crate::Violation;
@@ -120,6 +123,24 @@ impl Consumer {
         }
         self.next = self.next.wrapping_add(count);
         len
+    }
+
+    /// Writes the bytes known to be ready to a descriptor: `writev(2)`. Returns how many it took.
+    ///
+    /// # Errors
+    ///
+    /// What `writev` says; nothing was taken then.
+    #[cfg(not(loom))]
+    pub fn take_to(&mut self, fd: impl AsFd) -> io::Result<usize> {
+        let ready = self.known_ready();
+        let len = self
+            .ring
+            .data
+            .drain_to(fd, parts(self.next, ready, self.ring.size))?;
+        #[allow(clippy::cast_possible_truncation)] // at most `ready`
+        let count = (len as u32).min(ready);
+        self.next = self.next.wrapping_add(count);
+        Ok(len)
     }
 
     /// Forgets every byte known to be ready.

@@ -1,5 +1,8 @@
 //! The writing end of one ring.
 
+#[cfg(not(loom))]
+use std::{io, os::fd::AsFd};
+
 use super::{READ, Ring, WRITE};
 use crate::Violation;
 use crate::cursor::{accept_cons, filled, parts};
@@ -121,6 +124,27 @@ impl Producer {
             self.ring.data.copy_in(0, &bytes[first..]);
         }
         self.next = self.next.wrapping_add(len);
+    }
+
+    /// Reads from a descriptor into the space known, at most `max` bytes, behind what is staged
+    /// already: `readv(2)`. Returns how many bytes it was.
+    ///
+    /// # Errors
+    ///
+    /// What `readv` says; nothing was staged then.
+    #[cfg(not(loom))]
+    pub fn stage_from(&mut self, fd: impl AsFd, max: usize) -> io::Result<usize> {
+        let room = self
+            .known_space()
+            .min(u32::try_from(max).unwrap_or(u32::MAX));
+        let len = self
+            .ring
+            .data
+            .fill_from(fd, parts(self.next, room, self.ring.size))?;
+        #[allow(clippy::cast_possible_truncation)] // at most `room`
+        let count = (len as u32).min(room);
+        self.next = self.next.wrapping_add(count);
+        Ok(len)
     }
 
     /// Takes back what was staged and not published.

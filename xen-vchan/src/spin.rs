@@ -1,0 +1,194 @@
+//! How long to look before sleeping, learnt from how it went.
+//!
+//! A sleep costs both sides a system call and the sleeper a wake-up, tens of microseconds; in a
+//! stream the next bytes are often less than one microsecond away. So a blocking call looks for a
+//! while first, under these rules:
+//!
+//! * never longer at a time than the limit (50 µs unless set), about what a wake-up costs;
+//! * not at all on a machine or domain with one CPU, where the peer could not run meanwhile;
+//! * a search that finds nothing halves the next one, down to none; then only every so many sleeps
+//!   is a short one tried again (every 2nd, 4th, … 64th), so a channel whose peer is slow pays next
+//!   to nothing;
+//! * a call that sleeps stays asleep: an idle channel costs no CPU.
+
+use std::hint::spin_loop;
+use std::sync::OnceLock;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+/// The longest search unless the owner says otherwise.
+pub(crate) const LIMIT: Duration = Duration::from_micros(50);
+/// The shortest search worth its two looks at the clock; also the first one after a pause.
+const SHORTEST: Duration = Duration::from_micros(4);
+/// At most this many sleeps (as a power of two) without a search.
+const MAX_PAUSE: u32 = 6;
+/// Pauses between two looks: the peer needs the cache line more than we do.
+const PAUSES: u32 = 8;
+
+/// The state of one half's searches.
+#[derive(Clone, Debug)]
+pub(crate) struct Spinner {
+    limit: Duration,
+    budget: Duration,
+    /// Searches in a row that found nothing at the shortest budget.
+    failures: u32,
+    /// Sleeps until the next try.
+    skip: u32,
+}
+
+impl Spinner {
+    pub(crate) fn new() -> Self {
+        let limit = if one_cpu() { Duration::ZERO } else { LIMIT };
+        Self {
+            limit,
+            budget: limit,
+            failures: 0,
+            skip: 0,
+        }
+    }
+
+    /// Sets the limit; zero switches searching off. One CPU keeps it off.
+    pub(crate) fn set_limit(&mut self, limit: Duration) {
+        self.limit = if one_cpu() { Duration::ZERO } else { limit };
+        self.budget = self.limit;
+        (self.failures, self.skip) = (0, 0);
+    }
+
+    /// Looks until `look` finds something, and says how long that took; `None` when the budget is
+    /// used up.
+    pub(crate) fn search<E>(
+        &mut self,
+        deadline: Option<Instant>,
+        mut look: impl FnMut() -> Result<bool, E>,
+    ) -> Result<Option<Duration>, E> {
+        if self.limit.is_zero() {
+            return Ok(None);
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        let end = deadline.map_or(begin + self.budget, |at| at.min(begin + self.budget));
+        loop {
+            for _ in 0..PAUSES {
+                spin_loop();
+            }
+            if look()? {
+                self.found();
+                return Ok(Some(begin.elapsed()));
+            }
+            if Instant::now() >= end {
+                self.missed();
+                return Ok(None);
+            }
+        }
+    }
+
+    fn found(&mut self) {
+        self.budget = (self.budget * 2).min(self.limit);
+        self.failures = 0;
+    }
+
+    fn missed(&mut self) {
+        self.budget = (self.budget / 2).max(SHORTEST.min(self.limit));
+        if self.budget <= SHORTEST {
+            self.failures = (self.failures + 1).min(MAX_PAUSE);
+            self.skip = (1 << self.failures) - 1;
+        }
+    }
+}
+
+/// Stands still for `time`, which is far below a microsecond or two.
+pub(crate) fn linger(time: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        for _ in 0..PAUSES {
+            spin_loop();
+        }
+    }
+}
+
+/// Whether only one CPU may run us. Asked once.
+pub(crate) fn one_cpu() -> bool {
+    static ONE: OnceLock<bool> = OnceLock::new();
+    *ONE.get_or_init(|| available_parallelism().is_ok_and(|n| n.get() == 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn miss(spinner: &mut Spinner) -> u32 {
+        let mut looks = 0;
+        let found = spinner.search(None, || {
+            looks += 1;
+            Ok::<_, ()>(false)
+        });
+        assert_eq!(found, Ok(None));
+        looks
+    }
+
+    fn spinner() -> Spinner {
+        Spinner {
+            limit: LIMIT,
+            budget: LIMIT,
+            failures: 0,
+            skip: 0,
+        }
+    }
+
+    #[test]
+    fn searches_that_find_nothing_become_rare() {
+        let mut spinner = spinner();
+        let searched = (0..1000).filter(|_| miss(&mut spinner) != 0).count();
+        assert!(
+            searched < 32,
+            "{searched} of 1000 sleeps were preceded by a search"
+        );
+        let searched = (0..1000).filter(|_| miss(&mut spinner) != 0).count();
+        assert!(
+            (8..=16).contains(&searched),
+            "{searched}: it must go on trying now and then"
+        );
+    }
+
+    #[test]
+    fn a_search_that_finds_brings_the_budget_back() {
+        let mut spinner = spinner();
+        for _ in 0..1000 {
+            miss(&mut spinner);
+        }
+        while spinner.search(None, || Ok::<_, ()>(true)) == Ok(None) {}
+        for _ in 0..8 {
+            assert!(
+                spinner
+                    .search(None, || Ok::<_, ()>(true))
+                    .unwrap()
+                    .is_some()
+            );
+        }
+        assert_eq!(spinner.budget, LIMIT);
+    }
+
+    #[test]
+    fn no_limit_means_no_look() {
+        let mut spinner = Spinner {
+            limit: Duration::ZERO,
+            ..spinner()
+        };
+        assert_eq!(miss(&mut spinner), 0);
+    }
+
+    #[test]
+    fn a_passed_deadline_ends_the_search_after_one_look() {
+        let mut spinner = spinner();
+        let mut looks = 0;
+        let past = Instant::now();
+        let _ = spinner.search(Some(past), || {
+            looks += 1;
+            Ok::<_, ()>(false)
+        });
+        assert_eq!(looks, 1);
+    }
+}
