@@ -11,9 +11,11 @@
 //! ```
 
 mod apt;
+mod ci;
 mod console;
 mod cparts;
 mod cpio;
+mod demo;
 mod dist;
 mod elf;
 mod guest;
@@ -26,6 +28,7 @@ mod release;
 mod shell;
 mod sources;
 mod store;
+mod tests_cmd;
 mod workspace;
 mod xen_cmd;
 
@@ -64,6 +67,42 @@ enum Task {
         /// The command; without one, a shell (exit or Ctrl-] ends it)
         #[arg(last = true, value_name = "CMD")]
         command: Vec<String>,
+    },
+    /// Watch unmodified Xen and xl start a guest whose QEMU runs in our stubdomain
+    ///
+    /// Shows the Xen version, guest and stubdomain in xl list, the guest's own console line, QMP answers over vchan through
+    /// our proxy, and a destroy that leaves nothing. Fails if one of them was not seen.
+    Demo {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Kill the host when it takes longer, in seconds
+        #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Run the tests: the workspace's own, then the suite on real Xen
+    Test {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Only the tests whose names contain this
+        #[arg(long, value_name = "PART")]
+        only: Option<String>,
+        /// Leave the suite on real Xen out, and say so
+        #[arg(long)]
+        no_xen: bool,
+        /// Leave the workspace's own tests out, and say so
+        #[arg(long, conflicts_with = "no_xen")]
+        no_cargo: bool,
+        /// Kill the host when the suite takes longer, in seconds
+        #[arg(long, default_value_t = 2400, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Run the gate: formatting, clippy, documentation, static binaries, demo, tests
+    Ci {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Leave the tests out, and say so
+        #[arg(long)]
+        skip_tests: bool,
     },
     /// Build the static binaries and check that they are static
     Dist,
@@ -143,6 +182,26 @@ fn run(task: Task) -> Result<ExitCode> {
             };
             xen_cmd::run(&workspace, &request)
         }
+        Task::Demo { host, timeout } => {
+            demo::run(&workspace, &host.options()?, Duration::from_secs(timeout))
+        }
+        Task::Test {
+            host,
+            only,
+            no_xen,
+            no_cargo,
+            timeout,
+        } => {
+            let request = tests_cmd::Request {
+                options: host.options()?,
+                only,
+                no_xen,
+                no_cargo,
+                timeout: Duration::from_secs(timeout),
+            };
+            tests_cmd::run(&workspace, &request)
+        }
+        Task::Ci { host, skip_tests } => ci::run(&workspace, &host.options()?, skip_tests),
         Task::Dist => {
             dist::build(&workspace)?;
             dist::report(&workspace)?;

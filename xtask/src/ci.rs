@@ -1,0 +1,112 @@
+//! `cargo xtask ci`: every check there is, the cheap ones first.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::host::Options;
+use crate::workspace::Workspace;
+use crate::{demo, dist, tests_cmd};
+
+/// One cargo command of the gate.
+struct Check {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+}
+
+const CHECKS: &[Check] = &[
+    Check {
+        name: "formatting",
+        arguments: &["fmt", "--all", "--check"],
+        environment: &[],
+    },
+    Check {
+        name: "clippy",
+        arguments: &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        environment: &[],
+    },
+    // Without the features: what is shipped is built so.
+    Check {
+        name: "clippy, no features",
+        arguments: &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        environment: &[],
+    },
+    Check {
+        name: "documentation",
+        arguments: &["doc", "--workspace", "--all-features", "--no-deps"],
+        environment: &[("RUSTDOCFLAGS", "-D warnings")],
+    },
+];
+
+/// Runs everything; the first fault ends it.
+pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
+    for check in CHECKS {
+        stage(check.name, || {
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let status = Command::new(cargo)
+                .args(check.arguments)
+                .envs(check.environment.iter().copied())
+                .current_dir(workspace.root())
+                .status()
+                .context("starting cargo")?;
+            ensure!(
+                status.success(),
+                "cargo {} failed",
+                check.arguments.join(" ")
+            );
+            Ok(())
+        })?;
+    }
+    stage("static binaries", || {
+        dist::build(workspace)?;
+        dist::report(workspace)
+    })?;
+    let minutes = |m: u64| Duration::from_secs(m * 60);
+    stage("demo", || {
+        let code = demo::run(workspace, options, minutes(10))?;
+        ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
+        Ok(())
+    })?;
+    if skip_tests {
+        println!("\nThe tests were NOT RUN (--skip-tests).");
+        return Ok(ExitCode::SUCCESS);
+    }
+    tests_cmd::run(
+        workspace,
+        &tests_cmd::Request {
+            options: options.clone(),
+            only: None,
+            no_xen: false,
+            no_cargo: false,
+            timeout: minutes(40),
+        },
+    )
+}
+
+fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("\n== {name}");
+    let started = Instant::now();
+    work().with_context(|| format!("the gate's stage \"{name}\""))?;
+    println!(
+        "== {name}: passed in {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}

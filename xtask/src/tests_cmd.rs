@@ -1,0 +1,326 @@
+//! `cargo xtask test`: the workspace's tests, then the suite on real Xen, then one count of all.
+//!
+//! A part that did not say how many tests it ran has failed, whatever its exit status was.
+
+use std::io::{BufRead as _, BufReader, Read, Write as _, stdout};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::host::{Host, Job, Options};
+use crate::workspace::Workspace;
+
+/// What was asked for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// How the host is put together.
+    pub(crate) options: Options,
+    /// Only the tests whose names contain this.
+    pub(crate) only: Option<String>,
+    /// Leave the real-Xen suite out.
+    pub(crate) no_xen: bool,
+    /// Leave the cargo tests out.
+    pub(crate) no_cargo: bool,
+    /// How long the real-Xen suite may take.
+    pub(crate) timeout: Duration,
+}
+
+/// How many tests passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+/// One part's outcome, for the summary.
+#[derive(Debug)]
+struct Outcome {
+    name: String,
+    count: Count,
+    /// Why it failed although no single test did.
+    fault: Option<String>,
+    took: Duration,
+}
+
+/// Runs everything asked for and passes only if all of it did.
+pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
+    let mut outcomes = Vec::new();
+    if !request.no_cargo {
+        outcomes.extend(cargo_tests(workspace, request.only.as_deref())?);
+    }
+    if !request.no_xen {
+        outcomes.push(xen_suite(workspace, request));
+    }
+    println!();
+    let (mut total, mut faults) = (Count::default(), 0);
+    for outcome in &outcomes {
+        let Count { passed, failed } = outcome.count;
+        let took = outcome.took.as_secs_f64();
+        println!(
+            "{:<22} {passed:>5} passed, {failed:>3} failed  {took:>6.1} s",
+            outcome.name
+        );
+        total.passed += passed;
+        total.failed += failed;
+        if let Some(fault) = &outcome.fault {
+            faults += 1;
+            println!("    FAILED: {fault}");
+        }
+    }
+    if request.no_xen {
+        println!(
+            "\nThe real-Xen suite was NOT RUN (--no-xen): nothing above says that this works on Xen."
+        );
+    }
+    if request.no_cargo {
+        println!("\nThe workspace's own tests were NOT RUN (--no-cargo).");
+    }
+    // A part that broke down as a whole counts as one failure more.
+    println!(
+        "\n{} passed, {} failed",
+        total.passed,
+        total.failed + faults
+    );
+    let good = total.failed == 0 && faults == 0 && total.passed > 0;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The unit, integration and documentation tests.
+fn cargo_tests(workspace: &Workspace, only: Option<&str>) -> Result<Vec<Outcome>> {
+    let everything = ["--workspace", "--all-features"];
+    let nextest = cargo(workspace)
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success());
+    let mut all = Vec::new();
+    let filter: Vec<&str> = only.into_iter().collect();
+    if nextest {
+        let mut command = cargo(workspace);
+        command
+            .args(["nextest", "run", "--no-fail-fast", "--no-tests", "pass"])
+            .args(everything);
+        all.push(counted(
+            "cargo nextest",
+            command.args(&filter),
+            nextest_count,
+        )?);
+    } else {
+        let mut command = cargo(workspace);
+        command
+            .args(["test", "--no-fail-fast", "--all-targets"])
+            .args(everything);
+        all.push(counted("cargo test", command.args(&filter), libtest_count)?);
+    }
+    let mut command = cargo(workspace);
+    command
+        .args(["test", "--doc", "--no-fail-fast"])
+        .args(everything);
+    all.push(counted(
+        "documentation tests",
+        command.args(&filter),
+        libtest_count,
+    )?);
+    Ok(all)
+}
+
+fn cargo(workspace: &Workspace) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace.root());
+    command
+}
+
+/// Runs a test runner, shows what it says as it says it, and counts by its own words.
+fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) -> Result<Outcome> {
+    println!("\n== {name}");
+    let started = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {name}"))?;
+    let errors = child.stderr.take().context("the runner's messages")?;
+    let errors = thread::spawn(move || show(errors));
+    let mut text = show(child.stdout.take().context("the runner's output")?);
+    let status = child.wait()?;
+    text.push_str(&errors.join().unwrap_or_default());
+    let count = count(&text);
+    let fault = match (count, status.success()) {
+        (None, _) => Some(format!("it did not say how many tests ran ({status})")),
+        (Some(Count { failed: 0, .. }), false) => Some(format!("{status}")),
+        _ => None,
+    };
+    let count = count.unwrap_or_default();
+    Ok(Outcome {
+        name: name.to_owned(),
+        count,
+        fault,
+        took: started.elapsed(),
+    })
+}
+
+/// Copies a stream to the standard output line by line, and keeps it.
+fn show(stream: impl Read) -> String {
+    let mut all = String::new();
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    while matches!(stream.read_until(b'\n', &mut line), Ok(1..)) {
+        let mut out = stdout().lock();
+        let _ = out.write_all(&line).and_then(|()| out.flush());
+        all.push_str(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    all
+}
+
+/// The suite in dom0 of a fresh host.
+fn xen_suite(workspace: &Workspace, request: &Request) -> Outcome {
+    let name = format!("real Xen {}", request.options.release.name);
+    println!("\n== {name}");
+    let started = Instant::now();
+    let mut text = Vec::new();
+    let result = Host::prepare(workspace, &request.options).and_then(|host| {
+        let mut command = String::from("exec xen-testbed-agent suite");
+        if let Some(only) = &request.only {
+            command.push_str(&format!(" --only '{}'", only.replace('\'', r"'\''")));
+        }
+        let job = Job {
+            command: Some(command),
+            shell: false,
+            timeout: request.timeout,
+        };
+        let status = host.run(&job, &mut |bytes| {
+            text.extend_from_slice(bytes);
+            let mut out = stdout().lock();
+            out.write_all(bytes)?;
+            Ok(out.flush()?)
+        })?;
+        Ok((status, host.log()))
+    });
+    let count = suite_count(&String::from_utf8_lossy(&text));
+    let fault = match (&result, count) {
+        (Err(error), _) => Some(format!("{error:#}")),
+        (Ok((status, _)), None) => Some(format!(
+            "it ended with status {status} and without its count"
+        )),
+        (Ok((status, _)), Some(Count { failed: 0, .. })) if *status != 0 => {
+            Some(format!("every test passed and yet its status was {status}"))
+        }
+        _ => None,
+    };
+    let count = count.unwrap_or_default();
+    if let (Ok((_, log)), true) = (&result, fault.is_some() || count.failed > 0) {
+        println!("the host's console: {}", Workspace::show(log));
+    }
+    Outcome {
+        name,
+        count,
+        fault,
+        took: started.elapsed(),
+    }
+}
+
+/// The suite's last line, `N passed, N failed`.
+fn suite_count(text: &str) -> Option<Count> {
+    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
+    let (passed, failed) = line.trim().split_once(" passed, ")?;
+    Some(Count {
+        passed: passed.parse().ok()?,
+        failed: failed.strip_suffix(" failed")?.parse().ok()?,
+    })
+}
+
+/// libtest's summaries, `test result: ok. 3 passed; 0 failed; …`, added up.
+fn libtest_count(text: &str) -> Option<Count> {
+    let mut sum: Option<Count> = None;
+    for line in text.lines().filter_map(|l| l.strip_prefix("test result: ")) {
+        let number = |what: &str| -> Option<u64> {
+            let words: Vec<_> = line
+                .split([' ', ';', '.'])
+                .filter(|w| !w.is_empty())
+                .collect();
+            let at = words.iter().position(|w| *w == what)?;
+            words.get(at.checked_sub(1)?)?.parse().ok()
+        };
+        let sum = sum.get_or_insert_default();
+        sum.passed += number("passed")?;
+        sum.failed += number("failed")?;
+    }
+    sum
+}
+
+/// nextest's summary, `Summary [ 0.1s] 24 tests run: 23 passed, 1 failed, 0 skipped`: what ran and did not pass failed.
+fn nextest_count(text: &str) -> Option<Count> {
+    let line = text
+        .lines()
+        .rev()
+        .find(|l| l.trim_start().starts_with("Summary ["))?;
+    let (ran, rest) = line.split_once(']')?.1.split_once(" run: ")?;
+    // Where a run was cut short it says `20/24 tests`.
+    let ran = ran
+        .split_whitespace()
+        .next()?
+        .rsplit('/')
+        .next()?
+        .parse::<u64>()
+        .ok()?;
+    let passed = rest.split_once(" passed")?.0.trim().parse().ok()?;
+    Some(Count {
+        passed,
+        failed: ran.checked_sub(passed)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(passed: u64, failed: u64) -> Option<Count> {
+        Some(Count { passed, failed })
+    }
+
+    #[test]
+    fn the_suites_count_must_be_its_last_line() {
+        assert_eq!(
+            suite_count("test a ... ok\n12 passed, 1 failed\n\n"),
+            count(12, 1)
+        );
+        assert_eq!(suite_count("12 passed, 1 failed\nkilled"), None);
+        assert_eq!(suite_count(""), None);
+    }
+
+    #[test]
+    fn libtests_results_are_added_up() {
+        let text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured\nx\n\
+                    test result: FAILED. 4 passed; 2 failed; 0 ignored";
+        assert_eq!(libtest_count(text), count(7, 2));
+        assert_eq!(libtest_count("error: could not compile"), None);
+    }
+
+    #[test]
+    fn nextests_result_counts_whatever_did_not_pass() {
+        let summary = |s: &str| nextest_count(&format!("x\n     Summary [   0.084s] {s}\n"));
+        assert_eq!(summary("24 tests run: 24 passed, 0 skipped"), count(24, 0));
+        assert_eq!(
+            summary("1 test run: 0 passed, 1 timed out, 0 skipped"),
+            count(0, 1)
+        );
+        assert_eq!(
+            summary("20/24 tests run: 19 passed, 1 failed, 0 skipped"),
+            count(19, 5)
+        );
+        assert_eq!(
+            summary("24 tests run: 24 passed (1 slow, 1 flaky), 0 skipped"),
+            count(24, 0)
+        );
+        assert_eq!(nextest_count("error"), None);
+    }
+}
