@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::leftovers::{Snapshot, assert_none};
-use crate::world::{Privcmd, World};
+use crate::world::{Place, Privcmd, World};
 
 /// What a test acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,11 @@ fn run_one(world: &World, test: &Test) -> Result<()> {
 
 /// After a failure: takes away what the tests make, so that the next one has a fair start.
 fn tidy(world: &World) {
-    let _ = world.store.rm("/xen-testbed");
+    for place in [Place::Dom0, Place::DomU] {
+        if let Ok(folder) = world.folder(place) {
+            let _ = world.store.rm(&folder);
+        }
+    }
     if !world.has_guest() {
         crate::guest::destroy_leftover();
     }

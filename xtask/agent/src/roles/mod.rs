@@ -8,7 +8,7 @@ mod isolated;
 pub(crate) mod mortal;
 mod privcmd;
 mod qmp;
-mod store;
+pub(crate) mod store;
 mod vchan;
 
 use std::time::{Duration, Instant};

@@ -61,7 +61,7 @@ const CASES: [(&str, &[&str], &str); 12] = [
             "without-dev-xen",
             "vchan-socket-proxy",
             "--mode=server",
-            "1",
+            "0",
             "data/x",
             "/tmp/unused",
         ],

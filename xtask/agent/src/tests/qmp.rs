@@ -146,5 +146,5 @@ fn person(_: &World, guest: &mut Guest) -> Result<()> {
 fn quit(world: &World, guest: &mut Guest) -> Result<()> {
     // QEMU may be gone before its answer is through.
     let _ = Qmp::connect(guest.socket(), LIMIT)?.execute("quit", None);
-    ends_with_reason(&world.store, guest, "exit")
+    ends_with_reason(&world.store, guest, "status 0")
 }

@@ -5,6 +5,7 @@ use xen_store::Permissions;
 use xen_sys::DomId;
 
 use super::named;
+use crate::roles::store::Large;
 use crate::suite::{Needs, Test};
 use crate::world::{Place, World, within};
 
@@ -60,7 +61,13 @@ fn alone(world: &World, place: Place, role: &str) -> Result<()> {
             // The role compares with the paths of watch events, which come back as the watch was set.
             world.run_role(place, &[role, &domain, folder], 60)?;
         }
-        "store-large" => world.run_role(place, &[role, folder, "300"], 60)?,
+        "store-large" => {
+            let all = format!("{}/store", world.folder(place)?);
+            for name in Large::names(300) {
+                world.store.write(&format!("{all}/{name}"), "")?;
+            }
+            world.run_role(place, &[role, folder, "300"], 60)?;
+        }
         _ => world.run_role(place, &[role, folder], 60)?,
     }
     world.store.rm(&world.folder(place)?)?;
