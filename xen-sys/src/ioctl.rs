@@ -15,24 +15,40 @@
 //! # Safety
 //!
 //! This file is not safe code because `ioctl` hands the kernel an address. What makes the
-//! methods safe to call: the descriptor inside each type was opened by this file from a node in
-//! `/dev/xen`, so the driver that sees the request is the one whose header the request's struct
-//! follows; and the struct holds values, not addresses. The exception is a hypercall, whose
-//! arguments may be addresses: it is an `unsafe fn`.
+//! methods safe to call, and the modules below it safe code:
+//!
+//! * a request reaches the driver whose header its struct follows: a `Node` of a `Driver` is
+//!   made only by opening that driver's node in `/dev/xen`, and a request names its driver as a
+//!   type;
+//! * what the driver may read and write is stated by the request's type (`Argument`,
+//!   `Exchange`, both unsafe to implement and implemented only here), and is never more than
+//!   the memory handed over;
+//! * the structs hold values, not addresses. The exception is a hypercall, whose arguments may
+//!   be addresses: it is an `unsafe fn`.
 
 #![allow(unsafe_code)]
+
+mod evtchn;
+mod gntalloc;
+mod gntdev;
 
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::abi::{Opcode, evtchn, gntalloc, gntdev, privcmd};
+pub use self::evtchn::Evtchn;
+pub use self::gntalloc::GntAlloc;
+pub use self::gntdev::GntDev;
+#[cfg(feature = "sim")]
+pub(crate) use self::gntdev::unmap_action;
+use crate::abi::{Opcode, privcmd};
 use crate::mmap::HypercallBuffer;
-use crate::{DevRoot, DomId, Error, GrantRef, Port, Result};
+use crate::{DevRoot, DomId, Error, Result, abi};
 
 /// The most pages one share or one mapping may have: 256 MiB.
 ///
@@ -40,52 +56,115 @@ use crate::{DevRoot, DomId, Error, GrantRef, Port, Result};
 /// xen-gntalloc and xen-gntdev) are lower unless an administrator raised them.
 pub const MAX_PAGES: usize = 1 << 16;
 
+/// A driver, as a type.
+trait Driver {
+    /// The name of its node in `/dev/xen`.
+    const NODE: &'static str;
+}
+
+/// An open device node of one driver.
+#[derive(Debug)]
+struct Node<D> {
+    file: File,
+    driver: PhantomData<fn(D)>,
+}
+
+impl<D: Driver> Node<D> {
+    fn open(root: &DevRoot) -> Result<Self> {
+        let file = root.open_device(D::NODE)?.into();
+        Ok(Self {
+            file,
+            driver: PhantomData,
+        })
+    }
+}
+
 /// An argument the driver reads and does not write.
 ///
 /// # Safety
 ///
-/// The driver whose header defines `OPCODE` must read at most `size_of::<Self>()` bytes at the
-/// address it is given, write none, and find no address in them.
+/// `Driver` must, for `OPCODE`, read at most `size_of::<Self>()` bytes at the address it is
+/// given, write none, and find no address in them.
 unsafe trait Argument: Copy {
+    type Driver: Driver;
     const OPCODE: Opcode;
     const NAME: &'static str;
 }
 
+/// The head of an argument of variable length, which the driver reads and writes.
+///
+/// # Safety
+///
+/// `Driver` must, for `OPCODE`, read and write at most `size_of::<Self>() + self.tail()` bytes at
+/// the address it is given, rounded up to a multiple of eight, and find no address in them.
+unsafe trait Exchange: Copy + IntoBytes + FromBytes + Immutable + KnownLayout {
+    type Driver: Driver;
+    const OPCODE: Opcode;
+    const NAME: &'static str;
+
+    /// How many bytes follow the head.
+    fn tail(&self) -> usize;
+}
+
 macro_rules! arguments {
-    ($($type:path => $opcode:path;)*) => { $(
+    ($($driver:ty, $module:ident { $($type:ident => $opcode:ident;)* })*) => { $( $(
         // SAFETY: the type is the struct of the header that its module cites, the opcode is the
         // one defined next to it, the struct's fields are all values, and the driver only calls
         // `copy_from_user` on it (drivers/xen/{evtchn,gntdev,gntalloc,privcmd}.c).
-        unsafe impl Argument for $type {
-            const OPCODE: Opcode = $opcode;
-            const NAME: &'static str = {
-                // "evtchn::IOCTL_X" names the module first; a reader wants only the C name.
-                let path = stringify!($opcode).as_bytes();
-                let mut at = path.len();
-                while at > 0 && path[at - 1] != b':' && path[at - 1] != b' ' {
-                    at -= 1;
-                }
-                match std::str::from_utf8(path.split_at(at).1) {
-                    Ok(name) => name,
-                    Err(_) => panic!("an identifier is UTF-8"),
-                }
-            };
+        unsafe impl Argument for abi::$module::$type {
+            type Driver = $driver;
+            const OPCODE: Opcode = abi::$module::$opcode;
+            const NAME: &'static str = stringify!($opcode);
         }
-    )* };
+    )* )* };
 }
 
 arguments! {
-    evtchn::BindVirq => evtchn::IOCTL_EVTCHN_BIND_VIRQ;
-    evtchn::BindInterdomain => evtchn::IOCTL_EVTCHN_BIND_INTERDOMAIN;
-    evtchn::BindUnboundPort => evtchn::IOCTL_EVTCHN_BIND_UNBOUND_PORT;
-    evtchn::Unbind => evtchn::IOCTL_EVTCHN_UNBIND;
-    evtchn::Notify => evtchn::IOCTL_EVTCHN_NOTIFY;
-    evtchn::RestrictDomid => evtchn::IOCTL_EVTCHN_RESTRICT_DOMID;
-    gntdev::UnmapGrantRef => gntdev::IOCTL_GNTDEV_UNMAP_GRANT_REF;
-    gntdev::UnmapNotify => gntdev::IOCTL_GNTDEV_SET_UNMAP_NOTIFY;
-    gntalloc::DeallocGref => gntalloc::IOCTL_GNTALLOC_DEALLOC_GREF;
-    gntalloc::UnmapNotify => gntalloc::IOCTL_GNTALLOC_SET_UNMAP_NOTIFY;
-    privcmd::Restrict => privcmd::IOCTL_PRIVCMD_RESTRICT;
+    evtchn::EvtchnDriver, evtchn {
+        BindVirq => IOCTL_EVTCHN_BIND_VIRQ;
+        BindInterdomain => IOCTL_EVTCHN_BIND_INTERDOMAIN;
+        BindUnboundPort => IOCTL_EVTCHN_BIND_UNBOUND_PORT;
+        Unbind => IOCTL_EVTCHN_UNBIND;
+        Notify => IOCTL_EVTCHN_NOTIFY;
+        RestrictDomid => IOCTL_EVTCHN_RESTRICT_DOMID;
+    }
+    gntdev::GntDevDriver, gntdev {
+        UnmapGrantRef => IOCTL_GNTDEV_UNMAP_GRANT_REF;
+        UnmapNotify => IOCTL_GNTDEV_SET_UNMAP_NOTIFY;
+    }
+    gntalloc::GntAllocDriver, gntalloc {
+        DeallocGref => IOCTL_GNTALLOC_DEALLOC_GREF;
+        UnmapNotify => IOCTL_GNTALLOC_SET_UNMAP_NOTIFY;
+    }
+    PrivCmdDriver, privcmd {
+        Restrict => IOCTL_PRIVCMD_RESTRICT;
+    }
+}
+
+// SAFETY: `gntdev_ioctl_map_grant_ref` reads the head and `count` entries and writes the head.
+// It copies 24 bytes first, one entry with the head; `checked_count` sees to it that there is
+// one. Domain numbers and references are values.
+unsafe impl Exchange for abi::gntdev::MapGrantRefHead {
+    type Driver = gntdev::GntDevDriver;
+    const OPCODE: Opcode = abi::gntdev::IOCTL_GNTDEV_MAP_GRANT_REF;
+    const NAME: &'static str = "IOCTL_GNTDEV_MAP_GRANT_REF";
+
+    fn tail(&self) -> usize {
+        self.count as usize * size_of::<abi::gntdev::GrantRefEntry>()
+    }
+}
+
+// SAFETY: `gntalloc_ioctl_alloc` reads 24 bytes, which is the head and one reference rounded up
+// to a multiple of eight, writes those back, and writes `count` references. `checked_count`
+// sees to it that there is one. They are values.
+unsafe impl Exchange for abi::gntalloc::AllocGrefHead {
+    type Driver = gntalloc::GntAllocDriver;
+    const OPCODE: Opcode = abi::gntalloc::IOCTL_GNTALLOC_ALLOC_GREF;
+    const NAME: &'static str = "IOCTL_GNTALLOC_ALLOC_GREF";
+
+    fn tail(&self) -> usize {
+        self.count as usize * size_of::<u32>()
+    }
 }
 
 /// `ioctl(2)`: the result, which is not negative, or the errno.
@@ -110,19 +189,56 @@ unsafe fn ioctl(
 }
 
 /// Issues a request whose argument the driver only reads.
-fn set<A: Argument>(fd: impl AsFd, arg: &A) -> Result<c_int> {
-    // SAFETY: by the contract of `Argument` the driver reads at most the `A` that `arg` points
-    // to and writes nothing, so a pointer made from a shared reference will do. `fd` is that
-    // driver's: all callers are methods of the device types below, each of which holds a
-    // descriptor of its own node only.
+fn set<A: Argument>(node: &Node<A::Driver>, arg: &A) -> Result<c_int> {
+    // SAFETY: the node is of the argument's driver, which by the contract of `Argument` reads at
+    // most the `A` that `arg` points to and writes nothing, so a pointer made from a shared
+    // reference will do.
     unsafe {
         ioctl(
-            fd.as_fd(),
+            node.file.as_fd(),
             A::NAME,
             A::OPCODE,
             ptr::from_ref(arg).cast_mut().cast(),
         )
     }
+}
+
+/// Issues a request without an argument.
+fn set_nothing<D: Driver>(node: &Node<D>, name: &'static str, opcode: Opcode) -> Result<()> {
+    // SAFETY: there is no argument; a driver that expected one would find no memory at null and
+    // say EFAULT.
+    unsafe { ioctl(node.file.as_fd(), name, opcode, ptr::null_mut()) }.map(drop)
+}
+
+/// Issues a request of variable length, after `fill` wrote what follows the head. Returns the
+/// head and what follows it as the driver left them.
+fn exchange<H: Exchange>(
+    node: &Node<H::Driver>,
+    head: H,
+    fill: impl FnOnce(&mut [u8]),
+) -> Result<(H, Vec<u8>)> {
+    let (start, end) = (size_of::<H>(), size_of::<H>() + head.tail());
+    // Whole words, so that it is aligned for any field and rounded up as C's struct is.
+    let mut arg = vec![0u64; end.div_ceil(size_of::<u64>())];
+    let bytes = arg.as_mut_bytes();
+    bytes[..start].copy_from_slice(head.as_bytes());
+    fill(&mut bytes[start..end]);
+    // SAFETY:
+    // - the node is of the head's driver, which by the contract of `Exchange` reads and writes at
+    //   most `end` bytes rounded up to words: all of `arg`. The length is of `head`, a copy of
+    //   ours, which is what was written there;
+    // - `arg` is borrowed mutably and used through this pointer only, during the call.
+    unsafe {
+        ioctl(
+            node.file.as_fd(),
+            H::NAME,
+            H::OPCODE,
+            arg.as_mut_ptr().cast(),
+        )
+    }?;
+    let bytes = arg.as_bytes();
+    let head = H::read_from_bytes(&bytes[..start]).unwrap_or(head);
+    Ok((head, bytes[start..end].to_vec()))
 }
 
 /// Refuses a page count that is zero or beyond [`MAX_PAGES`].
@@ -137,360 +253,17 @@ fn checked_count(op: &'static str, pages: usize) -> Result<u32> {
     Ok(pages as u32)
 }
 
-/// An open `/dev/xen/evtchn`.
-#[derive(Debug)]
-pub struct Evtchn(File);
-
-impl Evtchn {
-    /// Opens the device, blocking or not as any file.
-    ///
-    /// # Errors
-    ///
-    /// What [`DevRoot::open_device`] says.
-    pub fn open(root: &DevRoot) -> Result<Self> {
-        root.open_device("evtchn").map(|fd| Self(fd.into()))
-    }
-
-    /// The open file, to read pending ports from and to write ports to unmask to.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.0
-    }
-
-    /// A local port bound to a virtual interrupt.
-    ///
-    /// # Errors
-    ///
-    /// The driver's.
-    pub fn bind_virq(&self, virq: u32) -> Result<Port> {
-        set(&self.0, &evtchn::BindVirq { virq }).map(port)
-    }
-
-    /// A local port bound to the port `remote` of domain `domain`.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `EINVAL` when the other side holds no such port open for us.
-    pub fn bind_interdomain(&self, domain: DomId, remote: Port) -> Result<Port> {
-        let arg = evtchn::BindInterdomain {
-            remote_domain: domain.as_u16().into(),
-            remote_port: remote.as_u32(),
-        };
-        set(&self.0, &arg).map(port)
-    }
-
-    /// A local port that `domain` may bind to.
-    ///
-    /// # Errors
-    ///
-    /// The driver's.
-    pub fn bind_unbound(&self, domain: DomId) -> Result<Port> {
-        let arg = evtchn::BindUnboundPort {
-            remote_domain: domain.as_u16().into(),
-        };
-        set(&self.0, &arg).map(port)
-    }
-
-    /// Closes a local port.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `ENOTCONN` when this file does not hold the port.
-    pub fn unbind(&self, port: Port) -> Result<()> {
-        set(
-            &self.0,
-            &evtchn::Unbind {
-                port: port.as_u32(),
-            },
-        )
-        .map(drop)
-    }
-
-    /// Sends an event through a local port.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `ENOTCONN` when this file does not hold the port.
-    #[inline]
-    pub fn notify(&self, port: Port) -> Result<()> {
-        set(
-            &self.0,
-            &evtchn::Notify {
-                port: port.as_u32(),
-            },
-        )
-        .map(drop)
-    }
-
-    /// Empties the event buffer and clears its overflow.
-    ///
-    /// # Errors
-    ///
-    /// The driver's.
-    pub fn reset(&self) -> Result<()> {
-        let (name, opcode) = ("IOCTL_EVTCHN_RESET", evtchn::IOCTL_EVTCHN_RESET);
-        // SAFETY: the request has no argument; the descriptor is of /dev/xen/evtchn.
-        unsafe { ioctl(self.0.as_fd(), name, opcode, ptr::null_mut()) }.map(drop)
-    }
-
-    /// Limits this file for good to binding interdomain to `domain`.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `EACCES` when it is limited already.
-    pub fn restrict(&self, domain: DomId) -> Result<()> {
-        set(&self.0, &evtchn::RestrictDomid { domid: domain }).map(drop)
-    }
-}
-
-/// The port a bind returned, which is never negative.
-fn port(n: c_int) -> Port {
-    Port::new(n as u32)
-}
-
-impl AsFd for Evtchn {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// An open `/dev/xen/gntdev`.
-#[derive(Debug)]
-pub struct GntDev(OwnedFd);
-
-impl GntDev {
-    /// Opens the device.
-    ///
-    /// # Errors
-    ///
-    /// What [`DevRoot::open_device`] says.
-    pub fn open(root: &DevRoot) -> Result<Self> {
-        root.open_device("gntdev").map(Self)
-    }
-
-    /// Announces the pages `refs` of `domain`; the index returned is the offset to give mmap.
-    /// Nothing is mapped, and no reference looked at, before that.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`]; else the driver's.
-    pub fn map_grant_ref(&self, domain: DomId, refs: &[GrantRef]) -> Result<u64> {
-        const NAME: &str = "IOCTL_GNTDEV_MAP_GRANT_REF";
-        const HEAD: usize = size_of::<gntdev::MapGrantRefHead>();
-        let count = checked_count(NAME, refs.len())?;
-        // One argument: head and entries in one run of memory aligned for both.
-        let words = (HEAD + size_of_val(refs) * 2) / size_of::<u64>();
-        let mut arg = vec![0u64; words];
-        let (head, entries) = arg.as_mut_bytes().split_at_mut(HEAD);
-        let domid = domain.as_u16().into();
-        for (slot, gref) in entries
-            .chunks_exact_mut(size_of::<gntdev::GrantRefEntry>())
-            .zip(refs)
-        {
-            let entry = gntdev::GrantRefEntry {
-                domid,
-                gref: gref.as_u32(),
-            };
-            slot.copy_from_slice(entry.as_bytes());
-        }
-        head.copy_from_slice(
-            gntdev::MapGrantRefHead {
-                count,
-                pad: 0,
-                index: 0,
-            }
-            .as_bytes(),
-        );
-        // SAFETY:
-        // - the driver reads the head and `count` entries and writes `index` in the head, all
-        //   within `arg`, which holds exactly that and is at least the 24 bytes the driver
-        //   copies first because `count >= 1`;
-        // - `arg` is borrowed mutably and used through this pointer only, during the call;
-        // - head and entries are values; the descriptor is of /dev/xen/gntdev.
-        unsafe {
-            ioctl(
-                self.0.as_fd(),
-                NAME,
-                gntdev::IOCTL_GNTDEV_MAP_GRANT_REF,
-                arg.as_mut_ptr().cast(),
-            )
-        }?;
-        // The index is the second word: offset 8 of the head (tests/layout.rs).
-        Ok(arg[1])
-    }
-
-    /// Gives up the pages of an index. Those still mapped stay until they are unmapped.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `ENOENT` when index and count are not those of one announcement.
-    pub fn unmap_grant_ref(&self, index: u64, pages: usize) -> Result<()> {
-        let count = checked_count("IOCTL_GNTDEV_UNMAP_GRANT_REF", pages)?;
-        set(
-            &self.0,
-            &gntdev::UnmapGrantRef {
-                index,
-                count,
-                pad: 0,
-            },
-        )
-        .map(drop)
-    }
-
-    /// Says what the kernel does when the pages around offset `index` are unmapped; see
-    /// [`gntdev::UnmapNotify`].
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
-    pub fn set_unmap_notify(&self, index: u64, clear: bool, event: Option<Port>) -> Result<()> {
-        let (action, event_channel_port) = unmap_action(clear, event);
-        set(
-            &self.0,
-            &gntdev::UnmapNotify {
-                index,
-                action,
-                event_channel_port,
-            },
-        )
-        .map(drop)
-    }
-}
-
-/// The `action` and `event_channel_port` of an unmap notification.
-pub(crate) fn unmap_action(clear: bool, event: Option<Port>) -> (u32, u32) {
-    let mut action = 0;
-    if clear {
-        action |= gntdev::UNMAP_NOTIFY_CLEAR_BYTE;
-    }
-    if event.is_some() {
-        action |= gntdev::UNMAP_NOTIFY_SEND_EVENT;
-    }
-    (action, event.map_or(0, Port::as_u32))
-}
-
-impl AsFd for GntDev {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// An open `/dev/xen/gntalloc`.
-#[derive(Debug)]
-pub struct GntAlloc(OwnedFd);
-
-impl GntAlloc {
-    /// Opens the device.
-    ///
-    /// # Errors
-    ///
-    /// What [`DevRoot::open_device`] says.
-    pub fn open(root: &DevRoot) -> Result<Self> {
-        root.open_device("gntalloc").map(Self)
-    }
-
-    /// Makes `pages` zeroed pages and grants them to `domain`: the offset to give mmap, and a
-    /// reference per page.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`]; else the driver's: `ENOSPC`
-    /// at the limit of the module or of the grant table.
-    pub fn alloc_gref(
-        &self,
-        domain: DomId,
-        writable: bool,
-        pages: usize,
-    ) -> Result<(u64, Box<[GrantRef]>)> {
-        const NAME: &str = "IOCTL_GNTALLOC_ALLOC_GREF";
-        const HEAD: usize = size_of::<gntalloc::AllocGrefHead>();
-        let count = checked_count(NAME, pages)?;
-        let flags = if writable {
-            gntalloc::GNTALLOC_FLAG_WRITABLE
-        } else {
-            0
-        };
-        // Rounded up to whole words, as C's struct is.
-        let words = (HEAD + pages * size_of::<GrantRef>()).div_ceil(size_of::<u64>());
-        let mut arg = vec![0u64; words];
-        let head = gntalloc::AllocGrefHead {
-            domid: domain,
-            flags,
-            count,
-            index: 0,
-        };
-        arg.as_mut_bytes()[..HEAD].copy_from_slice(head.as_bytes());
-        // SAFETY:
-        // - the driver reads the head and writes `index` and `count` references, all within
-        //   `arg`, which has room for them and is at least the 24 bytes the driver copies first
-        //   because `count >= 1`;
-        // - `arg` is borrowed mutably and used through this pointer only, during the call;
-        // - the head is values; the descriptor is of /dev/xen/gntalloc.
-        unsafe {
-            ioctl(
-                self.0.as_fd(),
-                NAME,
-                gntalloc::IOCTL_GNTALLOC_ALLOC_GREF,
-                arg.as_mut_ptr().cast(),
-            )
-        }?;
-        let refs = arg.as_bytes()[HEAD..]
-            .chunks_exact(size_of::<GrantRef>())
-            .take(pages)
-            .filter_map(|bytes| GrantRef::read_from_bytes(bytes).ok())
-            .collect();
-        // The index is the second word: offset 8 of the head (tests/layout.rs).
-        Ok((arg[1], refs))
-    }
-
-    /// Gives up the pages of an index. Those still mapped, here or by the peer, stay until they
-    /// are unmapped.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `EINVAL` when index and count are not pages of this file.
-    pub fn dealloc_gref(&self, index: u64, pages: usize) -> Result<()> {
-        let count = checked_count("IOCTL_GNTALLOC_DEALLOC_GREF", pages)?;
-        set(
-            &self.0,
-            &gntalloc::DeallocGref {
-                index,
-                count,
-                pad: 0,
-            },
-        )
-        .map(drop)
-    }
-
-    /// Says what the kernel does when the page around offset `index` is given up; see
-    /// [`gntalloc::UnmapNotify`].
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
-    pub fn set_unmap_notify(&self, index: u64, clear: bool, event: Option<Port>) -> Result<()> {
-        let (action, event_channel_port) = unmap_action(clear, event);
-        set(
-            &self.0,
-            &gntalloc::UnmapNotify {
-                index,
-                action,
-                event_channel_port,
-            },
-        )
-        .map(drop)
-    }
-}
-
-impl AsFd for GntAlloc {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// An open `/dev/xen/privcmd`. [`crate::privcmd`] has the typed operations.
 #[derive(Debug)]
-pub struct PrivCmd(OwnedFd);
+pub struct PrivCmd(Node<PrivCmdDriver>);
+
+/// The driver behind `/dev/xen/privcmd`.
+#[derive(Debug)]
+struct PrivCmdDriver;
+
+impl Driver for PrivCmdDriver {
+    const NODE: &'static str = "privcmd";
+}
 
 impl PrivCmd {
     /// Opens the device.
@@ -499,7 +272,7 @@ impl PrivCmd {
     ///
     /// What [`DevRoot::open_device`] says.
     pub fn open(root: &DevRoot) -> Result<Self> {
-        root.open_device("privcmd").map(Self)
+        Node::open(root).map(Self)
     }
 
     /// Makes hypercall `op`, and returns what it returned, which is not negative.
@@ -523,7 +296,7 @@ impl PrivCmd {
         // addresses in it; the descriptor is of /dev/xen/privcmd.
         unsafe {
             ioctl(
-                self.0.as_fd(),
+                self.0.file.as_fd(),
                 "IOCTL_PRIVCMD_HYPERCALL",
                 privcmd::IOCTL_PRIVCMD_HYPERCALL,
                 ptr::from_mut(&mut call).cast(),
@@ -594,7 +367,7 @@ impl PrivCmd {
 
 impl AsFd for PrivCmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.file.as_fd()
     }
 }
 
@@ -602,13 +375,40 @@ impl AsFd for PrivCmd {
 mod tests {
     use super::*;
 
+    /// A node that is none of the drivers', which refuses every request.
+    fn null<D>() -> Node<D> {
+        let file = DevRoot::at("/dev").open_device("null").unwrap().into();
+        Node {
+            file,
+            driver: PhantomData,
+        }
+    }
+
     #[test]
     fn errors_carry_the_c_name_of_the_request() {
-        assert_eq!(<evtchn::Notify as Argument>::NAME, "IOCTL_EVTCHN_NOTIFY");
-        let null = DevRoot::at("/dev").open_device("null").unwrap();
-        let e = set(&null, &evtchn::Notify { port: 1 }).unwrap_err();
+        let e = set(&null(), &abi::evtchn::Notify { port: 1 }).unwrap_err();
         assert_eq!(e.errno(), Some(libc::ENOTTY));
         assert!(e.to_string().starts_with("IOCTL_EVTCHN_NOTIFY: "), "{e}");
+    }
+
+    #[test]
+    fn what_follows_a_head_is_as_long_as_the_head_says() {
+        let head = abi::gntdev::MapGrantRefHead {
+            count: 3,
+            pad: 0,
+            index: 0,
+        };
+        let mut len = 0;
+        exchange(&null(), head, |tail| len = tail.len()).unwrap_err();
+        assert_eq!(len, 24);
+        let head = abi::gntalloc::AllocGrefHead {
+            domid: DomId::DOM0,
+            flags: 0,
+            count: 3,
+            index: 0,
+        };
+        exchange(&null(), head, |tail| len = tail.len()).unwrap_err();
+        assert_eq!(len, 12);
     }
 
     #[test]
@@ -620,13 +420,5 @@ mod tests {
             );
         }
         assert_eq!(checked_count("x", MAX_PAGES).unwrap(), 1 << 16);
-    }
-
-    #[test]
-    fn both_unmap_actions_go_into_one_request() {
-        assert_eq!(unmap_action(true, Some(Port::new(7))), (3, 7));
-        assert_eq!(unmap_action(true, None), (1, 0));
-        assert_eq!(unmap_action(false, Some(Port::new(7))), (2, 7));
-        assert_eq!(unmap_action(false, None), (0, 0));
     }
 }

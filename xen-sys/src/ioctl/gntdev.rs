@@ -1,0 +1,128 @@
+//! `/dev/xen/gntdev`.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use zerocopy::IntoBytes;
+
+use super::{Driver, Node, checked_count, exchange, set};
+use crate::abi::gntdev as abi;
+use crate::{DevRoot, DomId, GrantRef, Port, Result};
+
+/// An open `/dev/xen/gntdev`.
+#[derive(Debug)]
+pub struct GntDev(Node<GntDevDriver>);
+
+/// The driver behind `/dev/xen/gntdev`.
+#[derive(Debug)]
+pub(super) struct GntDevDriver;
+
+impl Driver for GntDevDriver {
+    const NODE: &'static str = "gntdev";
+}
+
+impl GntDev {
+    /// Opens the device.
+    ///
+    /// # Errors
+    ///
+    /// What [`DevRoot::open_device`] says.
+    pub fn open(root: &DevRoot) -> Result<Self> {
+        Node::open(root).map(Self)
+    }
+
+    /// Announces the pages `refs` of `domain`; the index returned is the offset to give mmap.
+    /// Nothing is mapped, and no reference looked at, before that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for no pages or more than
+    /// [`MAX_PAGES`](super::MAX_PAGES); else the driver's.
+    #[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]
+    pub fn map_grant_ref(&self, domain: DomId, refs: &[GrantRef]) -> Result<u64> {
+        let count = checked_count("IOCTL_GNTDEV_MAP_GRANT_REF", refs.len())?;
+        let head = abi::MapGrantRefHead {
+            count,
+            pad: 0,
+            index: 0,
+        };
+        let domid = domain.as_u16().into();
+        let (head, _) = exchange(&self.0, head, |entries| {
+            let slots = entries.chunks_exact_mut(size_of::<abi::GrantRefEntry>());
+            for (slot, gref) in slots.zip(refs) {
+                let gref = gref.as_u32();
+                slot.copy_from_slice(abi::GrantRefEntry { domid, gref }.as_bytes());
+            }
+        })?;
+        Ok(head.index)
+    }
+
+    /// Gives up the pages of an index. Those still mapped stay until they are unmapped.
+    ///
+    /// # Errors
+    ///
+    /// The driver's; `ENOENT` when index and count are not those of one announcement.
+    #[doc(alias = "IOCTL_GNTDEV_UNMAP_GRANT_REF")]
+    pub fn unmap_grant_ref(&self, index: u64, pages: usize) -> Result<()> {
+        let count = checked_count("IOCTL_GNTDEV_UNMAP_GRANT_REF", pages)?;
+        set(
+            &self.0,
+            &abi::UnmapGrantRef {
+                index,
+                count,
+                pad: 0,
+            },
+        )
+        .map(drop)
+    }
+
+    /// Says what the kernel does when the pages around offset `index` are unmapped; see
+    /// [`abi::UnmapNotify`].
+    ///
+    /// # Errors
+    ///
+    /// The driver's; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
+    #[doc(alias = "IOCTL_GNTDEV_SET_UNMAP_NOTIFY")]
+    pub fn set_unmap_notify(&self, index: u64, clear: bool, event: Option<Port>) -> Result<()> {
+        let (action, event_channel_port) = unmap_action(clear, event);
+        set(
+            &self.0,
+            &abi::UnmapNotify {
+                index,
+                action,
+                event_channel_port,
+            },
+        )
+        .map(drop)
+    }
+}
+
+/// The `action` and `event_channel_port` of an unmap notification.
+pub(crate) fn unmap_action(clear: bool, event: Option<Port>) -> (u32, u32) {
+    let mut action = 0;
+    if clear {
+        action |= abi::UNMAP_NOTIFY_CLEAR_BYTE;
+    }
+    if event.is_some() {
+        action |= abi::UNMAP_NOTIFY_SEND_EVENT;
+    }
+    (action, event.map_or(0, Port::as_u32))
+}
+
+impl AsFd for GntDev {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_unmap_actions_go_into_one_request() {
+        assert_eq!(unmap_action(true, Some(Port::new(7))), (3, 7));
+        assert_eq!(unmap_action(true, None), (1, 0));
+        assert_eq!(unmap_action(false, Some(Port::new(7))), (2, 7));
+        assert_eq!(unmap_action(false, None), (0, 0));
+    }
+}
