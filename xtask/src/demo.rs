@@ -126,6 +126,7 @@ impl Splitter {
             let line: Vec<u8> = self.partial.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
             // The guest's own console ends its lines with both characters.
+            let line = line.replace('\t', " ");
             let line: String = line.chars().filter(|c| !c.is_control()).collect();
             show(&line);
             if let Some(name) = line.strip_prefix(MARK) {
@@ -164,7 +165,12 @@ fn names(text: &str) -> Vec<&str> {
     rows.filter_map(|l| {
         let mut words = l.split_whitespace();
         let name = words.next()?;
-        words.next()?.parse::<u16>().is_ok().then_some(name)
+        // The domain's number, its memory and its processors make a row of it.
+        let numbers = words
+            .take(3)
+            .map(str::parse::<u64>)
+            .collect::<Result<Vec<_>, _>>();
+        numbers.is_ok_and(|n| n.len() == 3).then_some(name)
     })
     .collect()
 }

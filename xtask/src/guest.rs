@@ -191,7 +191,7 @@ mod tests {
             last > IMAGE_SECTORS * 9 / 10,
             "the last pattern sector is {last}"
         );
-        assert!(PATTERN_FIRST > 1 + STAGE_SECTORS);
+        const { assert!(PATTERN_FIRST > 1 + STAGE_SECTORS) };
         let seeds: std::collections::BTreeSet<Option<u32>> = pattern_sectors()
             .map(|number| pattern(number).next())
             .collect();

@@ -269,11 +269,6 @@ impl Machine {
         self.port.take()
     }
 
-    /// The console's log.
-    pub(crate) fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// The last line on the console, for a progress display.
     pub(crate) fn last_console_line(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{Packing, Parts};
+use super::Parts;
 use crate::cpio::{Archive, Content};
 
 /// Programs from the toolstack's private folder, which stay there and are linked from `/usr/bin`.
@@ -150,5 +150,5 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     archive.file("boot/stub.img", Content::File(guests.stub.to_owned()));
     archive.file("boot/domu.img", Content::File(guests.domu.to_owned()));
     archive.file("boot/guest.img", Content::File(parts.guest_disk.clone()));
-    parts.write("dom0.img", &archive, Packing::Plain)
+    parts.write("dom0.img", &archive)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Packing, Parts};
+use super::Parts;
 use crate::cpio::{Archive, Content};
 
 /// What the kernel package keeps as modules and our libraries need. `xen-privcmd` is there so that a test can see that
@@ -42,5 +42,5 @@ pub(crate) fn build(parts: &Parts) -> Result<PathBuf> {
     if let Some(file) = &parts.stubdm_run {
         archive.program("usr/bin/stubdm-run", Content::File(file.clone()));
     }
-    parts.write("domu.img", &archive, Packing::Plain)
+    parts.write("domu.img", &archive)
 }

@@ -8,13 +8,12 @@ pub(crate) mod domu;
 pub(crate) mod stub;
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use flate2::read::GzDecoder;
 
 use crate::cpio::{Archive, Content};
 use crate::elf;
@@ -42,15 +41,6 @@ pub(crate) struct Parts {
     pub(crate) c_programs: Vec<PathBuf>,
     /// The guest's disk.
     pub(crate) guest_disk: PathBuf,
-}
-
-/// How an image is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Packing {
-    /// As it is: nothing to unpack in an emulated machine.
-    Plain,
-    /// Compressed for speed rather than for size.
-    Gzip,
 }
 
 impl Parts {
@@ -105,18 +95,12 @@ impl Parts {
             return Ok(plain);
         }
         let packed = self.tree.root.join(self.release.hypervisor);
-        let out = Command::new("gzip")
-            .arg("-dc")
-            .arg(&packed)
-            .output()
-            .context("starting gzip")?;
-        ensure!(
-            out.status.success(),
-            "gzip -dc {}: {}",
-            packed.display(),
-            out.status
-        );
-        write_atomically(&plain, &out.stdout)?;
+        let file = File::open(&packed).with_context(|| format!("opening {}", packed.display()))?;
+        let mut bytes = Vec::new();
+        GzDecoder::new(file)
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("unpacking {}", packed.display()))?;
+        write_atomically(&plain, &bytes)?;
         write_atomically(&mark, self.tree.stamp.as_bytes())?;
         Ok(plain)
     }
@@ -184,14 +168,11 @@ impl Parts {
         Ok(())
     }
 
-    /// Writes an image unless the one there has the same contents; gives its path.
-    fn write(&self, name: &str, archive: &Archive, packing: Packing) -> Result<PathBuf> {
+    /// Writes an image, uncompressed (an emulated machine is slow to unpack anything), unless the one there has the same contents; gives its path.
+    fn write(&self, name: &str, archive: &Archive) -> Result<PathBuf> {
         let path = self.out.join(name);
         let mark = self.out.join(format!("{name}.stamp"));
-        let stamp = format!(
-            "{packing:?} {}",
-            archive.fingerprint(&self.tree.root, &self.tree.stamp)?
-        );
+        let stamp = archive.fingerprint(&self.tree.root, &self.tree.stamp)?;
         if path.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
             return Ok(path);
         }
@@ -199,14 +180,7 @@ impl Parts {
         let part = self.out.join(format!("{name}.part"));
         let file = File::create(&part).with_context(|| format!("creating {}", part.display()))?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
-        match packing {
-            Packing::Plain => archive.write(&mut file)?,
-            Packing::Gzip => {
-                let mut packer = GzEncoder::new(file, Compression::fast());
-                archive.write(&mut packer)?;
-                file = packer.finish()?;
-            }
-        }
+        archive.write(&mut file)?;
         file.flush()?;
         drop(file);
         fs::rename(&part, &path)?;

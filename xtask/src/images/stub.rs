@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::Parts;
 use super::dom0::QEMU_DATA;
-use super::{Packing, Parts};
 use crate::cpio::{Archive, Content};
 
 /// What the kernel package keeps as modules and the device model needs.
@@ -44,5 +44,5 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
             archive.program("init", Content::Bytes(script.as_bytes().to_vec()));
         }
     }
-    parts.write("stub.img", &archive, Packing::Plain)
+    parts.write("stub.img", &archive)
 }
