@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xen_sys::{Host, Xen};
+use xen_sys::Xen;
 
 use crate::error::{Error, Invalid, Result};
 use crate::proto::{Ready, WatchId};
@@ -54,10 +54,7 @@ impl Store {
     /// [`Error::Connect`] about the first of these that exists.
     #[doc(alias = "xs_open")]
     pub fn open(xen: &Xen) -> Result<Self> {
-        match xen.host() {
-            Host::Dev(_) => Ok(Self::new(Transport::find()?)),
-            _ => Err(Error::Unsupported),
-        }
+        Ok(Self::new(Transport::open(xen)?))
     }
 
     /// Connects to a daemon's socket.

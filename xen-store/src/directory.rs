@@ -16,41 +16,64 @@ const MAX_RESTARTS: u32 = 32;
 const MAX_LIST: usize = 64 << 20;
 
 pub(crate) fn list(view: View<'_>, path: &str) -> Result<Vec<String>> {
-    let kind = MsgType::DIRECTORY;
-    match view.path_call(kind, path, b"") {
-        Ok(payload) => names(kind, &payload),
-        Err(Error::Daemon {
-            code: XsError::E2BIG,
-            ..
-        }) => list_in_parts(view, path),
+    match view.path_call(MsgType::DIRECTORY, path, b"") {
+        Ok(payload) => names(MsgType::DIRECTORY, &payload),
+        Err(error) if is_too_long(&error) => {
+            let mut parts = Parts::default();
+            loop {
+                let offset = parts.offset();
+                let payload = view.path_call(MsgType::DIRECTORY_PART, path, offset.as_bytes())?;
+                if let Some(names) = parts.take(&payload)? {
+                    return Ok(names);
+                }
+            }
+        }
         Err(error) => Err(error),
     }
 }
 
-fn list_in_parts(view: View<'_>, path: &str) -> Result<Vec<String>> {
-    for _ in 0..MAX_RESTARTS {
-        if let Some(payload) = try_parts(view, path)? {
-            return names(MsgType::DIRECTORY_PART, &payload);
+/// Whether DIRECTORY failed because the list has to be read in parts.
+pub(crate) fn is_too_long(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Daemon {
+            code: XsError::E2BIG,
+            ..
         }
-    }
-    Err(Error::Conflict {
-        attempts: MAX_RESTARTS,
-    })
+    )
 }
 
-/// The whole list, or `None` if it changed while it was read.
-fn try_parts(view: View<'_>, path: &str) -> Result<Option<Vec<u8>>> {
-    let kind = MsgType::DIRECTORY_PART;
-    let mut list: Vec<u8> = Vec::new();
-    let mut generation: Option<Vec<u8>> = None;
-    while list.len() <= MAX_LIST {
-        let offset = format!("{}\0", list.len());
-        let payload = view.path_call(kind, path, offset.as_bytes())?;
-        let Some(at) = payload.iter().position(|&byte| byte == 0) else {
-            return Err(malformed(kind));
-        };
-        let (this, part) = (&payload[..at], &payload[at + 1..]);
-        if *generation.get_or_insert_with(|| this.to_vec()) != this {
+/// A list being put together from the replies to DIRECTORY_PART.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    list: Vec<u8>,
+    generation: Option<Vec<u8>>,
+    restarts: u32,
+}
+
+impl Parts {
+    /// The field that asks for the next part.
+    pub(crate) fn offset(&self) -> String {
+        format!("{}\0", self.list.len())
+    }
+
+    /// Takes a reply; the names if it was the last one.
+    pub(crate) fn take(&mut self, payload: &[u8]) -> Result<Option<Vec<String>>> {
+        let malformed = || malformed(MsgType::DIRECTORY_PART);
+        let at = payload
+            .iter()
+            .position(|&byte| byte == 0)
+            .ok_or_else(malformed)?;
+        let (generation, part) = (&payload[..at], &payload[at + 1..]);
+        if *self.generation.get_or_insert_with(|| generation.to_vec()) != generation {
+            let restarts = self.restarts + 1;
+            *self = Self {
+                restarts,
+                ..Self::default()
+            };
+            if restarts >= MAX_RESTARTS {
+                return Err(Error::Conflict { attempts: restarts });
+            }
             return Ok(None);
         }
         // The end is an empty name: a NUL that ends no name.
@@ -58,20 +81,19 @@ fn try_parts(view: View<'_>, path: &str) -> Result<Option<Vec<u8>>> {
             [0] => (&part[..0], true),
             [rest @ .., 0, 0] => (&part[..rest.len() + 1], true),
             [_, .., 0] => (part, false),
-            _ => return Err(malformed(kind)),
+            _ => return Err(malformed()),
         };
-        list.extend_from_slice(part);
-        if last {
-            return Ok(Some(list));
+        self.list.extend_from_slice(part);
+        if self.list.len() > MAX_LIST {
+            return Err(malformed());
         }
+        last.then(|| names(MsgType::DIRECTORY_PART, &self.list))
+            .transpose()
     }
-    Err(malformed(kind))
 }
 
-fn names(kind: MsgType, payload: &[u8]) -> Result<Vec<String>> {
-    let name = |bytes: &[u8]| String::from_utf8(bytes.to_vec());
-    wire::strings(payload)
-        .map(name)
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|_| malformed(kind))
+/// The names in a list of NUL-terminated ones.
+pub(crate) fn names(kind: MsgType, payload: &[u8]) -> Result<Vec<String>> {
+    let name = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| malformed(kind));
+    wire::strings(payload).map(name).collect()
 }

@@ -54,6 +54,8 @@ pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
 mod shell;
+#[cfg(feature = "tokio")]
+mod tokio;
 mod transport;
 mod txn;
 mod watch;
@@ -64,5 +66,7 @@ pub use error::{Error, Invalid, Result, Violation, XsError};
 pub use events::{MAX_DISTINCT_PATHS, WatchEvent};
 pub use path::StorePath;
 pub use perms::{Access, Perm, Permissions};
+#[cfg(feature = "tokio")]
+pub use tokio::{AsyncStore, AsyncTransaction, AsyncWatch};
 pub use txn::{MAX_ATTEMPTS, Transaction};
 pub use watch::Watch;

@@ -1,7 +1,5 @@
 //! The operations on nodes, the same inside and outside a transaction.
 
-use std::fmt::Write as _;
-
 use crate::client::{Store, malformed, text};
 use crate::directory;
 use crate::error::{Invalid, Result};
@@ -36,23 +34,30 @@ impl View<'_> {
     }
 
     fn get_perms(self, path: &str) -> Result<Permissions> {
-        let kind = MsgType::GET_PERMS;
-        let payload = self.path_call(kind, path, b"")?;
-        let entry = |field| std::str::from_utf8(field).ok()?.parse::<Perm>().ok();
-        let entries: Option<Vec<Perm>> = wire::strings(&payload).map(entry).collect();
-        let perms = entries.and_then(|entries| Permissions::from_entries(entries).ok());
-        perms.ok_or_else(|| malformed(kind))
+        parse_perms(&self.path_call(MsgType::GET_PERMS, path, b"")?)
     }
 
     fn set_perms(self, path: &str, perms: &Permissions) -> Result<()> {
-        let mut fields = String::new();
-        for perm in perms.entries() {
-            // Writing to a String cannot fail.
-            let _ = write!(fields, "{perm}\0");
-        }
-        self.path_call(MsgType::SET_PERMS, path, fields.as_bytes())
+        self.path_call(MsgType::SET_PERMS, path, format_perms(perms).as_bytes())
             .map(drop)
     }
+}
+
+/// The reply to GET_PERMS.
+pub(crate) fn parse_perms(payload: &[u8]) -> Result<Permissions> {
+    let entry = |field| std::str::from_utf8(field).ok()?.parse::<Perm>().ok();
+    let entries: Option<Vec<Perm>> = wire::strings(payload).map(entry).collect();
+    let perms = entries.and_then(|entries| Permissions::from_entries(entries).ok());
+    perms.ok_or_else(|| malformed(MsgType::GET_PERMS))
+}
+
+/// What follows the path in SET_PERMS.
+pub(crate) fn format_perms(perms: &Permissions) -> String {
+    perms
+        .entries()
+        .iter()
+        .map(|perm| format!("{perm}\0"))
+        .collect()
 }
 
 macro_rules! node_operations {
@@ -143,7 +148,8 @@ macro_rules! node_operations {
                 self.view().exists(path)
             }
 
-            /// The permissions of a node, or of `@introduceDomain` or `@releaseDomain`.
+            /// The permissions of a node. Those of `@introduceDomain` and `@releaseDomain` can be
+            /// set but not read (`EINVAL` from xenstored 4.17).
             ///
             /// # Errors
             ///

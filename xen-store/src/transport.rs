@@ -19,6 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::{SFlag, fstat};
+use xen_sys::{Host, Xen};
 
 use crate::error::{Error, Result};
 use crate::proto::Quirks;
@@ -82,11 +83,19 @@ impl Transport {
         }
     }
 
+    /// The store of the host that `xen` leads to.
+    pub(crate) fn open(xen: &Xen) -> Result<Self> {
+        match xen.host() {
+            Host::Dev(_) => Self::find(),
+            _ => Err(Error::Unsupported),
+        }
+    }
+
     /// The first of the usual places that answers.
     ///
     /// If none does, the error is about the first place that exists, because that is where
     /// something can be mended.
-    pub(crate) fn find() -> Result<Self> {
+    fn find() -> Result<Self> {
         let sockets = SOCKETS
             .into_iter()
             .map(|path| Self::connect(Path::new(path)));
@@ -171,6 +180,13 @@ impl Transport {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(os("poll", errno)),
         }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl std::os::fd::AsRawFd for Transport {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.fd)
     }
 }
 

@@ -232,3 +232,42 @@ fn the_first_event_is_announced_and_the_rest_wait_quietly() {
     connection.remove_watch(watch);
     assert!(connection.poll_event(watch).is_none());
 }
+
+/// The answer came between the end of the wait and the cancel: what was granted goes back too.
+#[test]
+fn an_answer_nobody_took_is_given_back_on_cancel() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    let start = connection
+        .request(MsgType::TRANSACTION_START, 0, &[b"\0"])
+        .unwrap();
+    let id = sent(&mut connection).req_id;
+    receive(&mut connection, MsgType::TRANSACTION_START, id, b"17\0");
+    connection.cancel(start, true, None);
+    let end = sent(&mut connection);
+    assert_eq!((end.kind, end.tx_id), (MsgType::TRANSACTION_END, 17));
+    assert_eq!(end.payload, b"F\0");
+
+    let watch = connection.add_watch("/w");
+    let set = connection
+        .request(MsgType::WATCH, 0, &[b"/w\0", b"1\0"])
+        .unwrap();
+    let id = sent(&mut connection).req_id;
+    receive(&mut connection, MsgType::WATCH, id, b"OK\0");
+    connection.cancel(set, true, Some(watch));
+    let unwatch = sent(&mut connection);
+    assert_eq!(
+        (unwatch.kind, unwatch.payload.as_slice()),
+        (MsgType::UNWATCH, &b"/w\x001\0"[..])
+    );
+}
+
+#[test]
+fn cancelling_what_was_answered_and_taken_does_nothing() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    let id = read(&mut connection);
+    let wire_id = sent(&mut connection).req_id;
+    receive(&mut connection, MsgType::READ, wire_id, b"x");
+    connection.poll_reply(id).unwrap().unwrap();
+    assert!(!connection.cancel(id, true, None));
+    assert!(!connection.has_outgoing());
+}

@@ -61,19 +61,8 @@ impl Connection {
         match (pending.slot, outcome) {
             (Slot::Abandoned { expired, watch }, outcome) => {
                 self.expired -= usize::from(expired);
-                let Outcome::Reply(payload) = outcome else {
-                    return;
-                };
-                // Both requests are far below any length limit, so only a finished connection
-                // can refuse them, and then the daemon gives everything back by itself.
-                if let Some((watch, path)) = watch {
-                    let token = Self::token(watch);
-                    let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
-                    drop(self.send_detached(MsgType::UNWATCH, 0, &parts));
-                } else if pending.kind == MsgType::TRANSACTION_START {
-                    if let Some(tx) = parse_transaction(&payload) {
-                        drop(self.send_detached(MsgType::TRANSACTION_END, tx, &[b"F\0"]));
-                    }
+                if let Outcome::Reply(payload) = outcome {
+                    self.give_back(pending.kind, watch, &payload);
                 }
             }
             (_, outcome) => {
@@ -85,6 +74,26 @@ impl Connection {
                     },
                 );
                 ready(Ready::Reply(RequestId(id)));
+            }
+        }
+    }
+
+    /// Returns what a request was granted whose requester is gone.
+    pub(super) fn give_back(
+        &mut self,
+        kind: MsgType,
+        watch: Option<(WatchId, Box<str>)>,
+        payload: &[u8],
+    ) {
+        // Both requests are far below any length limit, so only a finished connection can refuse
+        // them, and then the daemon takes everything back by itself.
+        if let Some((watch, path)) = watch {
+            let token = Self::token(watch);
+            let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
+            drop(self.send_detached(MsgType::UNWATCH, 0, &parts));
+        } else if kind == MsgType::TRANSACTION_START {
+            if let Some(tx) = parse_transaction(payload) {
+                drop(self.send_detached(MsgType::TRANSACTION_END, tx, &[b"F\0"]));
             }
         }
     }

@@ -237,16 +237,25 @@ impl Connection {
 
     /// The requester no longer waits for `id`, because its time is over (`expired`) or because it
     /// never meant to. If the daemon grants a watch or a transaction to it all the same, that is
-    /// given back; `watch` says which watch this request would set.
+    /// given back; `watch` says which watch this request would set. It may be called after the
+    /// answer was taken, and does nothing then.
     ///
     /// Returns whether nothing of the request was ever sent.
     pub fn cancel(&mut self, id: RequestId, expired: bool, watch: Option<WatchId>) -> bool {
         let Some(pending) = self.pending.get_mut(&id.0) else {
             return false;
         };
-        let done = !matches!(pending.slot, Slot::Waiting);
-        if done || self.failure.is_some() {
-            self.pending.remove(&id.0);
+        let watch = watch.and_then(|watch| {
+            let path = self.watches.get(&watch.0)?.watched();
+            Some((watch, path.into()))
+        });
+        if self.failure.is_some() || !matches!(pending.slot, Slot::Waiting) {
+            let Some(Pending { kind, slot }) = self.pending.remove(&id.0) else {
+                return false;
+            };
+            if let Slot::Done(Outcome::Reply(payload)) = slot {
+                self.give_back(kind, watch, &payload);
+            }
             return false;
         }
         if let Some(at) = self.outgoing.iter().position(|m| m.id == id && m.sent == 0) {
@@ -258,10 +267,6 @@ impl Connection {
                 return true;
             }
         }
-        let watch = watch.and_then(|watch| {
-            let path = self.watches.get(&watch.0)?.watched();
-            Some((watch, path.into()))
-        });
         pending.slot = Slot::Abandoned { expired, watch };
         self.expired += usize::from(expired);
         if self.expired > MAX_EXPIRED {
