@@ -7,7 +7,10 @@
 
 mod store;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::sync::Notify;
@@ -107,26 +110,32 @@ impl Inner {
         };
         loop {
             let news = self.news.notified();
-            let mut news = std::pin::pin!(news);
+            let mut news = pin!(news);
             // From here on no news is missed.
             news.as_mut().enable();
             let flushed = self.flush();
             if let Some(value) = ready(&mut self.lock()) {
                 return Ok(value);
             }
-            ::tokio::select! {
-                () = news => {}
-                readable = self.fd.readable() => {
-                    let mut guard = readable.map_err(os)?;
-                    if !self.read() {
-                        guard.clear_ready();
-                    }
+            let mut readable = pin!(self.fd.readable());
+            let mut writable = pin!(self.fd.writable());
+            let event = poll_fn(|cx| {
+                if news.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
                 }
-                writable = self.fd.writable(), if !flushed => {
-                    let mut guard = writable.map_err(os)?;
-                    if !self.flush() {
-                        guard.clear_ready();
-                    }
+                if let Poll::Ready(guard) = readable.as_mut().poll(cx) {
+                    return Poll::Ready(Some((guard, true)));
+                }
+                if flushed {
+                    return Poll::Pending;
+                }
+                writable.as_mut().poll(cx).map(|guard| Some((guard, false)))
+            });
+            if let Some((guard, to_read)) = event.await {
+                let mut guard = guard.map_err(os)?;
+                let more = if to_read { self.read() } else { self.flush() };
+                if !more {
+                    guard.clear_ready();
                 }
             }
         }
