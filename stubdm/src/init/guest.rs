@@ -6,6 +6,9 @@ use xen_sys::DomId;
 use crate::dmargv::{ArgvError, DmArgv, in_order};
 use crate::error::{Context, Failure, Result, one_line};
 
+/// How many nodes are asked for at a time.
+const READERS: usize = 8;
+
 /// The guest.
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -60,11 +63,35 @@ impl Guest {
             }
             Err(error) => return Err(Failure::new(format_args!("reading {directory}: {error}"))),
         };
-        let mut args = Vec::with_capacity(names.len());
-        for name in in_order(names).map_err(Failure::new)? {
-            let node = format!("{directory}/{name}");
-            args.push(store.read(&node).context(format_args!("reading {node}"))?);
-        }
-        DmArgv::new(args).map_err(Failure::new)
+        let names = in_order(names).map_err(Failure::new)?;
+        DmArgv::new(read_all(store, &directory, &names)?).map_err(Failure::new)
     }
+}
+
+/// Reads the named nodes of a directory, several at a time: each is a round trip to another domain,
+/// and there is one for every argument while libxl's clock runs.
+fn read_all(store: &Store, directory: &str, names: &[String]) -> Result<Vec<Vec<u8>>> {
+    let read = |names: &[String]| -> Result<Vec<Vec<u8>>> {
+        let one = |name: &String| {
+            let node = format!("{directory}/{name}");
+            store.read(&node).context(format_args!("reading {node}"))
+        };
+        names.iter().map(one).collect()
+    };
+    std::thread::scope(|scope| {
+        let share = names.len().div_ceil(READERS).max(1);
+        let threads: Vec<_> = names
+            .chunks(share)
+            .map(|names| scope.spawn(move || read(names)))
+            .collect();
+        let mut all = Vec::with_capacity(names.len());
+        for thread in threads {
+            // A panic there would be this program's own fault, and ends it as one here does.
+            let part = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            all.extend(part);
+        }
+        Ok(all)
+    })
 }

@@ -104,8 +104,9 @@ pub fn run(options: &InitOptions) -> ExitCode {
 fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
     let started = Instant::now();
     let signals = Signals::take(watch::SIGNALS).context("taking over signals")?;
-    if power::is_init() {
-        modules::load_all();
+    let modules = power::is_init().then(modules::Plan::make);
+    if let Some(modules) = &modules {
+        modules.load();
         mounts::xenfs();
     }
     let xen = Xen::open().context("no Xen here")?;
@@ -122,6 +123,9 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
         if !std::path::Path::new(&path).exists() {
             warn!("{option} {path} names a file of the host's, which is not in here");
         }
+    }
+    if let Some(modules) = modules.filter(|_| !argv.taps().is_empty()) {
+        modules.load_network();
     }
     report.phase("waiting for disks");
     wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;

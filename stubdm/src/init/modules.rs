@@ -39,15 +39,48 @@ const WANTED: &[(&str, bool)] = &[
     ("tun", false),
 ];
 
-/// Loads everything. What is missing is a line in the log: it may be built in, and if it is not,
-/// opening its device says so more clearly than anything that could be said here.
-pub fn load_all() {
-    let plan = match fs::read_to_string(format!("{ROOT}/order")) {
-        Ok(order) => listed(Path::new(ROOT), &order),
-        Err(_) => searched(Path::new(ROOT)),
-    };
-    for path in plan {
-        match load(&path) {
+/// What only a guest with a network card needs.
+const NETWORK: &[&str] = &["xen_netfront", "llc", "stp", "bridge", "tun"];
+
+/// The modules of this root, in the order to load them.
+#[derive(Debug)]
+pub struct Plan {
+    basic: Vec<PathBuf>,
+    network: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Finds out what there is.
+    pub fn make() -> Self {
+        let all = match fs::read_to_string(format!("{ROOT}/order")) {
+            Ok(order) => listed(Path::new(ROOT), &order),
+            Err(_) => searched(Path::new(ROOT)),
+        };
+        let is_network = |path: &PathBuf| {
+            path.to_str()
+                .and_then(module_name)
+                .is_some_and(|name| NETWORK.contains(&name.as_str()))
+        };
+        let (network, basic) = all.into_iter().partition(is_network);
+        Self { basic, network }
+    }
+
+    /// Loads what every guest needs.
+    pub fn load(&self) {
+        load_each(&self.basic);
+    }
+
+    /// Loads what a guest with a network card needs.
+    pub fn load_network(&self) {
+        load_each(&self.network);
+    }
+}
+
+/// What is missing is a line in the log: it may be built in, and if it is not, opening its device
+/// says so more clearly than anything that could be said here.
+fn load_each(paths: &[PathBuf]) {
+    for path in paths {
+        match load(path) {
             Ok(()) => debug!("loaded {}", path.display()),
             Err(errno) => warn!("loading {}: {}", path.display(), errno.desc()),
         }

@@ -44,6 +44,9 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// How long the last bytes of a client that left, or for one that is to be closed, may take.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
+/// How often it is looked whether the other end has taken a gone client's last bytes: what is
+/// written is told of when there is room for more, not when all of it is taken.
+const FLUSH_LOOK: Duration = Duration::from_millis(5);
 
 /// What is to happen with the vchan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,7 @@ enum Phase {
     /// The client is gone; what it said last is going out.
     Flush {
         until: Instant,
+        look_at: Instant,
     },
     End,
 }
@@ -138,7 +142,7 @@ impl HostSession {
             Phase::Down { retry_at } => Link::Connect(*retry_at),
             Phase::Sync(_) | Phase::Pump => Link::Keep,
             Phase::Finish { until } if *until <= now || self.to_client.is_empty() => Link::End,
-            Phase::Flush { until } if *until <= now => Link::End,
+            Phase::Flush { until, .. } if *until <= now => Link::End,
             Phase::Flush { .. } if self.to_vchan.is_empty() && unread == 0 => Link::End,
             Phase::Finish { .. } | Phase::Flush { .. } => Link::Keep,
             Phase::End => Link::End,
@@ -150,17 +154,18 @@ impl HostSession {
         match &self.phase {
             Phase::Down { retry_at } => Some(*retry_at),
             Phase::Sync(sync) => Some(sync.probe_at),
-            Phase::Finish { until } | Phase::Flush { until } => Some(*until),
+            Phase::Finish { until } => Some(*until),
+            Phase::Flush { look_at, .. } => Some(*look_at),
             Phase::Pump | Phase::End => None,
         }
     }
 
     /// Time has passed.
     pub fn tick(&mut self, memory: &mut Memory, now: Instant) {
-        if let Phase::Sync(sync) = &mut self.phase {
-            if sync.probe_at <= now {
-                sync.send_probe(memory, now);
-            }
+        match &mut self.phase {
+            Phase::Sync(sync) if sync.probe_at <= now => sync.send_probe(memory, now),
+            Phase::Flush { look_at, .. } => *look_at = now + FLUSH_LOOK,
+            _ => {}
         }
     }
 
@@ -225,6 +230,7 @@ impl HostSession {
             Phase::Pump => {
                 self.phase = Phase::Flush {
                     until: now + FLUSH_WAIT,
+                    look_at: now,
                 }
             }
             Phase::Flush { .. } => {}

@@ -1,0 +1,239 @@
+//! Both ends together without Xen: the init's loop in a simulated stubdomain, a process that plays
+//! QEMU, and the host's proxy in a simulated dom0 with clients that behave like libxl.
+//!
+//! Not run by the usual harness: the init's loop takes over SIGCHLD, which only the first thread
+//! of a process can do for all of them.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod client;
+mod host;
+mod qemu;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use host::Host;
+use serde_json::json;
+use stubdm::dmargv::{ArgvError, DmArgv};
+use stubdm::init::guest::Guest;
+use stubdm::init::report::Report;
+use stubdm::init::{qemu as launcher, watch};
+use stubdm::signals::Signals;
+
+type Test = (&'static str, fn(&Signals));
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|first| first == "-S") {
+        return qemu::play(&args);
+    }
+    if std::env::var_os("STUBDM_TEST_LOG").is_some() {
+        stubdm::log::to_console(true);
+    }
+    // Before any thread is started: they inherit it.
+    let signals = Signals::take(watch::SIGNALS).unwrap();
+    let tests: &[Test] = &[
+        (
+            "store_decides_what_is_wrong_with_dm_argv",
+            store_decides_what_is_wrong_with_dm_argv,
+        ),
+        (
+            "arguments_reach_qemu_byte_for_byte",
+            arguments_reach_qemu_byte_for_byte,
+        ),
+        (
+            "two_hundred_conversations_then_a_crash",
+            two_hundred_conversations_then_a_crash,
+        ),
+        (
+            "a_qemu_that_dies_at_once_is_explained",
+            a_qemu_that_dies_at_once_is_explained,
+        ),
+        (
+            "a_qemu_that_refuses_to_start_is_killed",
+            a_qemu_that_refuses_to_start_is_killed,
+        ),
+        ("a_missing_qemu_is_named", a_missing_qemu_is_named),
+    ];
+    for (name, test) in tests {
+        let started = Instant::now();
+        test(&signals);
+        println!(
+            "test {name} ... ok ({:.1} s)",
+            started.elapsed().as_secs_f64()
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+/// Launches this program as QEMU and watches over it to its end; `meanwhile` is the host.
+fn run(
+    host: &Host,
+    signals: &Signals,
+    extra: &[&[u8]],
+    meanwhile: impl FnOnce() + Send,
+) -> ExitCode {
+    let mut args = vec![
+        b"-store".to_vec(),
+        host.store_socket().as_os_str().as_encoded_bytes().to_vec(),
+    ];
+    args.extend(extra.iter().map(|arg| arg.to_vec()));
+    host.set_dm_argv(&args);
+    let store = host.stub_store();
+    let guest = Guest::read(&store).unwrap();
+    assert_eq!(guest.domid, host.guest);
+    let argv = guest.argv(&store).unwrap();
+    assert_eq!(argv.args(), args);
+    let mut report = Report::default();
+    report.reaches(&store);
+    report.concerns(guest.domid);
+    let me = std::env::current_exe().unwrap();
+    let launch = launcher::launch_in(&host.dir().join("run"), &me, argv, None).unwrap();
+    let xen = host.stub_xen();
+    let world = watch::World {
+        xen: &xen,
+        store: &store,
+        guest: &guest,
+        report: &report,
+        signals,
+        started: Instant::now(),
+    };
+    std::thread::scope(|scope| {
+        let meanwhile = scope.spawn(meanwhile);
+        let status = watch::over(&world, launch).unwrap();
+        meanwhile.join().unwrap();
+        status
+    })
+}
+
+fn is_failure(status: ExitCode) -> bool {
+    format!("{status:?}") == format!("{:?}", ExitCode::FAILURE)
+}
+
+fn two_hundred_conversations_then_a_crash(signals: &Signals) {
+    let host = Host::new();
+    let proxy = host.proxy();
+    let status = run(&host, signals, &[b"-name", b"x"], || {
+        host.wait_for_state(|state| state == "running");
+        for n in 0..200 {
+            let mut client = proxy.client();
+            client.negotiate();
+            let answer = client.ask("echo", json!({"n": n}));
+            assert_eq!(answer, json!({"n": n}));
+            if n % 3 == 0 {
+                // Gone in the middle of a command.
+                client.write(b"{\"execute\": \"ec");
+            }
+        }
+        let mut client = proxy.client();
+        client.negotiate();
+        client.say("crash", json!({}));
+        let state = host.wait_for_state(|state| state.starts_with("error: "));
+        assert!(
+            state.contains("SIGABRT") && state.contains("something broke"),
+            "{state}"
+        );
+    });
+    assert!(is_failure(status));
+    proxy.stop();
+    host.assert_clean();
+}
+
+fn a_qemu_that_dies_at_once_is_explained(signals: &Signals) {
+    let host = Host::new();
+    let status = run(
+        &host,
+        signals,
+        &[b"-die", b"could not open disk image"],
+        || {},
+    );
+    assert!(is_failure(status));
+    let state = host.state().unwrap();
+    let expected = "error: QEMU ended with status 1; its last words: could not open disk image";
+    assert_eq!(state, expected);
+    host.assert_clean();
+}
+
+fn a_qemu_that_refuses_to_start_is_killed(signals: &Signals) {
+    let host = Host::new();
+    let status = run(&host, signals, &[b"-refuse"], || {});
+    assert!(is_failure(status));
+    let state = host.state().unwrap();
+    assert!(
+        state.contains("refused to start the guest: GenericError: not today"),
+        "{state}"
+    );
+    host.assert_clean();
+}
+
+fn a_missing_qemu_is_named(_: &Signals) {
+    let dir = tempfile::tempdir().unwrap();
+    let argv = DmArgv::new(vec![b"-xen-domid".to_vec()]).unwrap();
+    let program = Path::new("/nonexistent/qemu");
+    let error = launcher::launch_in(dir.path(), program, argv, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("/nonexistent/qemu") && error.contains("No such file"),
+        "{error}"
+    );
+}
+
+fn arguments_reach_qemu_byte_for_byte(signals: &Signals) {
+    let host = Host::new();
+    let dump = host.dir().join("args");
+    let odd: &[&[u8]] = &[
+        b"",
+        b"two\nlines",
+        b"back\\slash",
+        b"\xff\xfe",
+        b" spaces ",
+        b"$HOME",
+        b"'\"",
+        b"",
+    ];
+    let mut args = vec![b"-dump".as_slice(), dump.as_os_str().as_encoded_bytes()];
+    args.extend(odd);
+    run(&host, signals, &args, || {});
+    let got = std::fs::read(&dump).unwrap();
+    let got: Vec<&[u8]> = got.split(|b| *b == 0).collect();
+    // The last element is what follows the last NUL.
+    assert_eq!(&got[got.len() - odd.len() - 1..got.len() - 1], odd);
+    host.assert_clean();
+}
+
+fn store_decides_what_is_wrong_with_dm_argv(_: &Signals) {
+    let host = Host::new();
+    let store = host.stub_store();
+    let guest = Guest::read(&store).unwrap();
+    let complaint = || guest.argv(&store).unwrap_err().to_string();
+    assert_eq!(
+        complaint(),
+        ArgvError::Missing { mini_os: false }.to_string()
+    );
+    host.write(&format!("{}/image/dmargs", guest.vm), b" -d 1");
+    assert_eq!(
+        complaint(),
+        ArgvError::Missing { mini_os: true }.to_string()
+    );
+    host.set_dm_argv(&[]);
+    assert_eq!(complaint(), ArgvError::Empty { mini_os: true }.to_string());
+    let many: Vec<Vec<u8>> = (0..1200).map(|n| format!("arg {n}").into_bytes()).collect();
+    host.set_dm_argv(&many);
+    assert_eq!(
+        guest.argv(&store).unwrap().args(),
+        many,
+        "past 999, in order"
+    );
+    host.remove(&format!("{}/image/dm-argv/500", guest.vm));
+    assert_eq!(complaint(), ArgvError::Gap(500).to_string());
+    host.remove(&format!("/local/domain/{}/target", host.stub));
+    assert!(
+        Guest::read(&store)
+            .unwrap_err()
+            .to_string()
+            .contains("no stubdomain")
+    );
+}
