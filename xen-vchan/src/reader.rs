@@ -87,8 +87,9 @@ impl ReadHalf {
     fn attach(&mut self) -> Result<bool> {
         match self.shared.observe()? {
             PeerState::Waiting => Ok(false),
-            PeerState::Gone => Err(Error::Closed),
-            PeerState::Connected => {
+            PeerState::Gone if !self.shared.session.begun() => Err(Error::Closed),
+            // Gone already, but it may have written before.
+            PeerState::Gone | PeerState::Connected => {
                 let rx = self.shared.rings.consumer(self.shared.role);
                 self.rx = self.checked(rx)?;
                 self.attached = true;

@@ -2,7 +2,9 @@
 //! begins.
 //!
 //! ```text
-//! cli_live   2 ──client connects──▶ 1 ──server takes note──▶ 3 ──client leaves or dies──▶ 0 ──next client──▶ 1 …
+//! cli_live   2 ──client connects──▶ 1 ──server takes note──▶ 3 ──client leaves or dies──▶ 0 ─┐
+//!            ▲                                                                               │
+//!            └──────────────────────── server is ready for the next ─────────────────────────┘
 //! srv_live   1 ──server leaves or dies──▶ 0
 //! ```
 //!
@@ -115,7 +117,9 @@ impl Session {
         let next = match (*state, self.role, live) {
             (State::Broken(violation), ..) => return Err(violation.into()),
             (State::Gone, ..) => State::Gone,
-            (State::Waiting, Role::Server, EXPECTED | GONE) => State::Waiting,
+            (State::Waiting, Role::Server, EXPECTED) => State::Waiting,
+            // 0 after our 2: a client came and left between two looks. What it wrote can be read.
+            (State::Waiting, Role::Server, GONE) => State::Gone,
             (State::Waiting, Role::Server, CONNECTED) => self.mark(),
             (State::Connected, Role::Server, MARKED) => State::Connected,
             // 1 after our 3: the client of this session left and another one has connected since.
@@ -131,7 +135,11 @@ impl Session {
             }
             (_, _, value) => State::Broken(Violation::Live { value }),
         };
-        let began = matches!((*state, next), (State::Waiting, State::Connected));
+        let began = match (*state, next) {
+            (State::Waiting, State::Connected) => true,
+            (State::Waiting, State::Gone) => self.begun(),
+            _ => false,
+        };
         if began {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
@@ -162,6 +170,14 @@ impl Session {
         }
     }
 
+    /// Whether there has been a session: always for a server that asks after the end of one.
+    pub(crate) fn begun(&self) -> bool {
+        self.role == Role::Server
+            || !self.awaits_mark
+            || self.count() != 0
+            || self.own.get().load(Ordering::Acquire) == MARKED
+    }
+
     /// Whether the peer that is gone has not been followed by another, so that the cursors are
     /// still its own.
     pub(crate) fn undisturbed(&self) -> bool {
@@ -187,6 +203,9 @@ impl Session {
             return Err(violation.into());
         }
         self.running.store(false, Ordering::Release);
+        // If the next client is there already, its 1 stays.
+        let peer = self.peer.get();
+        let _ = peer.compare_exchange(GONE, EXPECTED, Ordering::AcqRel, Ordering::Relaxed);
         *state = State::Waiting;
         Ok(())
     }

@@ -1,0 +1,141 @@
+//! How a client finds a server, or does not.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xen_store::Permissions;
+use xen_sys::DomId;
+use xen_vchan::{Client, Error, PeerState, Server, Violation};
+
+use crate::world::{PATH, World, soon};
+
+#[test]
+fn without_a_server_the_client_fails_at_once_and_says_where_it_looked() {
+    let world = World::new();
+    let (xen, store) = world.domu();
+    match Client::builder(DomId::DOM0, PATH).connect(&xen, &store) {
+        Err(Error::NoServer { path }) => assert_eq!(path, PATH),
+        other => panic!("{other:?}"),
+    }
+    world.end();
+}
+
+#[test]
+fn waiting_for_a_server_ends_at_the_deadline() {
+    let world = World::new();
+    let (xen, store) = world.domu();
+    let begin = Instant::now();
+    let waited = Client::builder(DomId::DOM0, PATH)
+        .wait_for_server(true)
+        .timeout(Duration::from_millis(50))
+        .connect(&xen, &store);
+    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert!(begin.elapsed() >= Duration::from_millis(50));
+    world.end();
+}
+
+#[test]
+fn a_waiting_client_finds_the_server_that_comes() {
+    let world = World::new();
+    thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let (xen, store) = world.domu();
+            let builder = Client::builder(DomId::DOM0, PATH).wait_for_server(true);
+            builder
+                .timeout(Duration::from_secs(20))
+                .connect(&xen, &store)
+                .unwrap()
+        });
+        let mut server = world.listen(0, 0);
+        server.wait_connected(soon()).unwrap();
+        let mut client = client.join().unwrap();
+        client.wait_connected(soon()).unwrap();
+        drop((server, client));
+    });
+    world.end();
+}
+
+#[test]
+fn a_second_client_waits_until_the_first_has_left() {
+    let world = World::new();
+    let (mut server, mut first) = world.pair(0, 0);
+    server.wait_connected(soon()).unwrap();
+    first.wait_connected(soon()).unwrap();
+    let (xen, store) = world.domu();
+    let at_once = Client::builder(DomId::DOM0, PATH).connect(&xen, &store);
+    assert!(matches!(at_once, Err(Error::Os(_))), "{at_once:?}");
+    thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            let builder = Client::builder(DomId::DOM0, PATH).wait_for_server(true);
+            builder
+                .timeout(Duration::from_secs(20))
+                .connect(&xen, &store)
+                .unwrap()
+        });
+        drop(first);
+        let mut second = second.join().unwrap();
+        crate::world::wait_gone(&mut server);
+        server.next_client().unwrap();
+        server.wait_connected(soon()).unwrap();
+        second.wait_connected(soon()).unwrap();
+        drop((server, second));
+    });
+    world.end();
+}
+
+#[test]
+fn a_path_longer_than_sixty_four_bytes_works() {
+    let world = World::new();
+    let path = format!("/local/domain/0/data/{}", "a-long-name/".repeat(20));
+    let (xen, store) = world.dom0();
+    let server = Server::builder(world.guest, &path)
+        .listen(&xen, &store)
+        .unwrap();
+    let (xen, store) = world.domu();
+    let client = Client::builder(DomId::DOM0, &path)
+        .connect(&xen, &store)
+        .unwrap();
+    drop((server, client));
+    assert!(!world.dom0().1.exists(path.trim_end_matches('/')).unwrap());
+    world.end();
+}
+
+#[test]
+fn rings_above_a_mebibyte_are_refused() {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    let refused = Server::builder(world.guest, PATH)
+        .rings((1 << 20) + 1, 0)
+        .listen(&xen, &store);
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    world.end();
+}
+
+#[test]
+fn the_nodes_of_a_later_server_survive_the_end_of_an_earlier_one() {
+    let world = World::new();
+    let first = world.listen(0, 0);
+    let second = world.listen(0, 0);
+    drop(first);
+    let client = world.connect();
+    assert_eq!(second.peer().unwrap(), PeerState::Connected);
+    drop((second, client));
+    world.end();
+}
+
+#[test]
+fn nodes_that_hold_no_number_are_the_servers_fault() {
+    let world = World::new();
+    let (_, store) = world.dom0();
+    let node = format!("{PATH}/ring-ref");
+    store.write(&node, "eight").unwrap();
+    let readable = Permissions::owner_none(DomId::DOM0).grant_read(world.guest);
+    store.set_perms(&node, &readable).unwrap();
+    let (xen, domu) = world.domu();
+    match Client::builder(DomId::DOM0, PATH).connect(&xen, &domu) {
+        Err(Error::Peer(Violation::Node { key })) => assert_eq!(key, "ring-ref"),
+        other => panic!("{other:?}"),
+    }
+    store.rm(PATH).unwrap();
+    world.end();
+}

@@ -1,0 +1,210 @@
+//! Packets, loans, corks, vectors and transfers.
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use xen_vchan::{Channel, Error};
+
+use crate::world::{World, bytes, soon};
+
+fn ready(left: usize, right: usize) -> (World, Channel, Channel) {
+    let world = World::new();
+    let (mut server, mut client) = world.pair(left, right);
+    server.wait_connected(soon()).unwrap();
+    client.wait_connected(soon()).unwrap();
+    (world, server, client)
+}
+
+#[test]
+fn packets_go_whole_or_not_at_all() {
+    let (world, mut server, mut client) = ready(4096, 4096);
+    let (_, tx) = client.halves();
+    tx.send(&bytes(0, 3000), soon()).unwrap();
+    assert!(matches!(
+        tx.try_send(&bytes(0, 2000)),
+        Err(Error::WouldBlock)
+    ));
+    assert!(matches!(
+        tx.try_send(&[0; 4097]),
+        Err(Error::Invalid { .. })
+    ));
+    let (rx, _) = server.halves();
+    assert_eq!(rx.bytes_readable().unwrap(), 3000);
+    assert!(matches!(
+        rx.try_recv(&mut [0; 3001]),
+        Err(Error::WouldBlock)
+    ));
+    assert!(matches!(
+        rx.recv(&mut [0; 3001], Some(Instant::now())),
+        Err(Error::Timeout)
+    ));
+    let mut got = vec![0; 3000];
+    rx.recv(&mut got, soon()).unwrap();
+    assert_eq!(got, bytes(0, 3000));
+    tx.try_send(b"rest").unwrap();
+    drop(client);
+    assert!(matches!(rx.recv(&mut [0; 5], soon()), Err(Error::Closed)));
+    assert_eq!(
+        rx.read(&mut [0; 5]).unwrap(),
+        4,
+        "what came can still be read"
+    );
+    drop(server);
+    world.end();
+}
+
+#[test]
+fn a_loan_is_published_once_or_forgotten() {
+    let (world, mut server, mut client) = ready(4096, 4096);
+    let (_, tx) = client.halves();
+    let mut loan = tx.reserve(100, soon()).unwrap();
+    assert_eq!(loan.remaining(), 4096);
+    for round in 0..10u8 {
+        assert!(loan.put_whole(&[round; 10]));
+    }
+    let (rx, _) = server.halves();
+    assert_eq!(rx.bytes_readable().unwrap(), 0);
+    loan.commit();
+    assert_eq!(rx.bytes_readable().unwrap(), 100);
+    let mut forgotten = tx.reserve(1, soon()).unwrap();
+    assert_eq!(forgotten.put(&[99; 5000]), 3996);
+    assert_eq!(forgotten.remaining(), 0);
+    assert!(!forgotten.put_whole(&[99]));
+    drop(forgotten);
+    assert_eq!(rx.bytes_readable().unwrap(), 100);
+
+    let mut incoming = rx.incoming(soon()).unwrap();
+    for round in 0..9u8 {
+        let mut got = [99; 10];
+        assert!(incoming.get_exact(&mut got));
+        assert_eq!(got, [round; 10]);
+    }
+    assert!(!incoming.get_exact(&mut [0; 11]));
+    assert_eq!(
+        tx.space().unwrap(),
+        3996,
+        "space comes back when the loan ends"
+    );
+    drop(incoming);
+    assert_eq!(tx.space().unwrap(), 4086);
+    assert_eq!(rx.bytes_readable().unwrap(), 10);
+    drop((server, client));
+    world.end();
+}
+
+#[test]
+fn a_corked_writer_publishes_when_it_should() {
+    let (world, mut server, mut client) = ready(1 << 16, 4096);
+    let (_, tx) = client.halves();
+    tx.set_cork(true);
+    let (rx, _) = server.halves();
+    for _ in 0..40 {
+        tx.write_all(&[1; 100]).unwrap();
+        assert_eq!(rx.bytes_readable().unwrap(), 0);
+    }
+    tx.write_all(&[1; 100]).unwrap();
+    assert_eq!(rx.bytes_readable().unwrap(), 4100);
+    tx.write_all(&[2; 100]).unwrap();
+    tx.flush().unwrap();
+    assert_eq!(rx.bytes_readable().unwrap(), 4200);
+    tx.write_all(&[3; 100]).unwrap();
+    // Its owner waits for an answer: the question must be out.
+    assert!(matches!(client.try_read(&mut [0]), Err(Error::WouldBlock)));
+    assert_eq!(rx.bytes_readable().unwrap(), 4300);
+    let (_, tx) = client.halves();
+    tx.write_all(&[4; 100]).unwrap();
+    drop(client);
+    let mut all = Vec::new();
+    rx.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 4400, "the end publishes");
+    drop(server);
+    world.end();
+}
+
+#[test]
+fn a_corked_writer_that_fills_the_ring_does_not_deadlock() {
+    let (world, mut server, mut client) = ready(0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (_, tx) = client.halves();
+            tx.set_cork(true);
+            for chunk in bytes(0, 50_000).chunks(77) {
+                tx.write_all(chunk).unwrap();
+            }
+            tx.set_cork(false);
+        });
+        let mut got = vec![0; 50_000];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(got, bytes(0, 50_000));
+    });
+    drop((server, client));
+    world.end();
+}
+
+#[test]
+fn vectors_are_written_and_read_in_order() {
+    let (world, mut server, mut client) = ready(4096, 4096);
+    let len = client
+        .write_vectored(&[
+            IoSlice::new(b"head"),
+            IoSlice::new(b""),
+            IoSlice::new(&[7; 5000]),
+        ])
+        .unwrap();
+    assert_eq!(len, 4096);
+    let (mut head, mut body) = ([0; 4], vec![0; 5000]);
+    let (rx, _) = server.halves();
+    let got = rx
+        .read_vectored(&mut [IoSliceMut::new(&mut head), IoSliceMut::new(&mut body)])
+        .unwrap();
+    assert_eq!((got, &head), (4096, b"head"));
+    assert!(body[..4092].iter().all(|b| *b == 7));
+    drop((server, client));
+    world.end();
+}
+
+#[test]
+fn a_file_goes_through_the_ring_and_out_again() {
+    let (world, mut server, mut client) = ready(4096, 4096);
+    let content = bytes(0, 100_000);
+    let mut source: File = tempfile::tempfile().unwrap();
+    source.write_all(&content).unwrap();
+    source.rewind().unwrap();
+    let mut target = tempfile::tempfile().unwrap();
+    let (_, tx) = client.halves();
+    let (rx, _) = server.halves();
+    let mut ended = false;
+    loop {
+        match tx.try_read_from(&source, 1000) {
+            Ok(0) => ended = true,
+            Ok(_) | Err(Error::WouldBlock) => {}
+            Err(error) => panic!("{error}"),
+        }
+        match rx.try_write_to(&target) {
+            Ok(_) => {}
+            Err(Error::WouldBlock) if ended => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let mut got = Vec::new();
+    target.rewind().unwrap();
+    target.read_to_end(&mut got).unwrap();
+    assert_eq!(got, content);
+
+    // A descriptor that would block is not mistaken for a ring that would.
+    let (a, _b) = UnixStream::pair().unwrap();
+    a.set_nonblocking(true).unwrap();
+    match tx.try_read_from(OwnedFd::from(a), 10) {
+        Err(Error::Os(error)) => assert_eq!(error.errno(), Some(libc_eagain())),
+        other => panic!("{other:?}"),
+    }
+    drop((server, client));
+    world.end();
+}
+
+fn libc_eagain() -> i32 {
+    nix::errno::Errno::EAGAIN as i32
+}

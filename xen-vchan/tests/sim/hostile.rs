@@ -1,0 +1,108 @@
+//! A peer that scribbles, seen through the whole channel.
+
+use xen_sys::{DomId, GrantRef};
+use xen_vchan::{Channel, Client, Error, Violation};
+
+use crate::world::{PATH, World, soon};
+
+/// The control page's reference, as published.
+fn control(world: &World) -> GrantRef {
+    let (_, store) = world.dom0();
+    GrantRef::new(
+        store
+            .read_str(&format!("{PATH}/ring-ref"))
+            .unwrap()
+            .parse()
+            .unwrap(),
+    )
+}
+
+fn scribble(world: &World, offset: usize, bytes: &[u8]) {
+    world
+        .host
+        .scribble(DomId::DOM0, control(world), offset, bytes)
+        .unwrap();
+}
+
+fn connected(world: &World) -> (Channel, Channel) {
+    let (mut server, mut client) = world.pair(0, 0);
+    server.wait_connected(soon()).unwrap();
+    client.wait_connected(soon()).unwrap();
+    (server, client)
+}
+
+#[test]
+fn a_violation_ends_both_directions_and_stays() {
+    let world = World::new();
+    let (mut server, client) = connected(&world);
+    scribble(&world, 4, &0x7000u32.to_ne_bytes());
+    let expected = Violation::Producer {
+        prod: 0x7000,
+        last: 0,
+        cons: 0,
+        size: 1024,
+    };
+    for _ in 0..3 {
+        match server.try_read(&mut [0; 10]) {
+            Err(Error::Peer(violation)) => assert_eq!(violation, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+    match server.try_write(b"x") {
+        Err(Error::Peer(violation)) => assert_eq!(violation, expected),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(server.peer(), Err(Error::Peer(_))));
+    assert!(matches!(server.next_client(), Err(Error::Peer(_))));
+    drop((server, client));
+    world.end();
+}
+
+#[test]
+fn a_live_byte_without_meaning_is_reported() {
+    let world = World::new();
+    let (server, mut client) = connected(&world);
+    scribble(&world, 20, &[77]);
+    assert!(matches!(
+        server.peer(),
+        Err(Error::Peer(Violation::Live { value: 77 }))
+    ));
+    scribble(&world, 21, &[9]);
+    assert!(matches!(
+        client.try_read(&mut [0]),
+        Err(Error::Peer(Violation::Live { value: 9 }))
+    ));
+    drop((server, client));
+    world.end();
+}
+
+#[test]
+fn orders_that_overlap_are_refused_by_the_client() {
+    for (left, right) in [(10u16, 10u16), (10, 20), (9, 12), (12, 21), (65535, 0)] {
+        let world = World::new();
+        let server = world.listen(0, 0);
+        let mut orders = left.to_ne_bytes().to_vec();
+        orders.extend_from_slice(&right.to_ne_bytes());
+        scribble(&world, 16, &orders);
+        let (xen, store) = world.domu();
+        let refused = Client::builder(DomId::DOM0, PATH).connect(&xen, &store);
+        assert!(
+            matches!(refused, Err(Error::Peer(_))),
+            "{left} {right}: {refused:?}"
+        );
+        drop(server);
+        world.end();
+    }
+}
+
+#[test]
+fn a_grant_list_of_nonsense_is_an_error_and_nothing_stays_mapped() {
+    let world = World::new();
+    let server = world.listen(1 << 16, 1 << 16);
+    scribble(&world, 24, &[0xff; 64]);
+    let (xen, store) = world.domu();
+    let refused = Client::builder(DomId::DOM0, PATH).connect(&xen, &store);
+    assert!(matches!(refused, Err(Error::Os(_))), "{refused:?}");
+    drop(server);
+    world.end();
+}
