@@ -7,12 +7,13 @@
 
 mod fake;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use fake::client::Client;
 use fake::qemu::Qemu;
 use fake::upstream::Upstream;
 use fake::{Connector, ServerLink, Shared, is_woken};
@@ -167,41 +168,6 @@ impl Bench {
         assert_eq!(answer["id"], 2_020_371_712);
         assert_eq!(answer["return"]["asked"], command, "{answer}");
         assert!(client.input.is_empty() && !client.ended);
-    }
-}
-
-struct Client {
-    stream: UnixStream,
-    input: Vec<u8>,
-    ended: bool,
-}
-
-impl Client {
-    fn say(&mut self, command: &Value) {
-        self.stream
-            .write_all(format!("{command}\r\n").as_bytes())
-            .unwrap();
-    }
-
-    fn message(&mut self) -> Option<Value> {
-        let mut buffer = [0; 4096];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(count) => self.input.extend_from_slice(&buffer[..count]),
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                    break;
-                }
-            }
-        }
-        let end = self.input.iter().position(|b| *b == b'\n')?;
-        let line: Vec<u8> = self.input.drain(..=end).collect();
-        assert!(line.ends_with(b"\r\n"), "libxl needs both");
-        Some(serde_json::from_slice(&line).unwrap())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Kernel modules: what a stock kernel keeps apart and a device model needs.
 //!
 //! `/lib/modules/order`, if it is there, lists files under `/lib/modules` in the order to load
-//! them, one a line. Otherwise the names in [`WANTED`] are looked for anywhere under
+//! them, one a line. Otherwise the wanted names are looked for anywhere under
 //! `/lib/modules`, with what `modules.dep` says they need loaded before them.
 //!
 //! # xen-privcmd's restriction (XSA-482)

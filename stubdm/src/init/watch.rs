@@ -12,7 +12,7 @@ use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
@@ -300,6 +300,7 @@ impl Watch<'_> {
                 }
             }
             Action::Log(line) => info!("{line}"),
+            Action::Detail(line) => debug!("{line}"),
             Action::ReportRunning => {
                 let seconds = self.world.started.elapsed().as_secs_f64();
                 self.world.report.phase("running");
