@@ -95,7 +95,7 @@ impl Bench {
                 Far::Ours(server) => {
                     let woken = self.first || is_woken(&server.interests());
                     woken && {
-                        while server.turn().unwrap() == server::Turn::Again {}
+                        while server.turn(self.now).unwrap() == server::Turn::Again {}
                         true
                     }
                 }

@@ -20,7 +20,7 @@ use super::guest::Guest;
 use super::qemu::Launch;
 use super::report::Report;
 use crate::error::{Context, Failure, Result, one_line};
-use crate::event::{Interest, sleep};
+use crate::event::{Interest, earlier, sleep};
 use crate::proxy::Payload;
 use crate::proxy::local::{Local, Read};
 use crate::proxy::server::{Backend, Server, Turn};
@@ -74,6 +74,7 @@ pub fn over(world: &World<'_>, launch: Launch) -> Result<ExitCode> {
         monitor: None,
         toolstack: launch.toolstack,
         server: None,
+        server_deadline: None,
         offers: 0,
         failed: false,
         again: false,
@@ -90,7 +91,7 @@ pub fn over(world: &World<'_>, launch: Launch) -> Result<ExitCode> {
         let deadline = if watch.again {
             Some(Instant::now())
         } else {
-            watch.machine.deadline()
+            earlier(watch.machine.deadline(), watch.server_deadline)
         };
         sleep(&watch.interests(), deadline).context("waiting")?;
     }
@@ -106,6 +107,7 @@ struct Watch<'a> {
     monitor: Option<(Local, Client)>,
     toolstack: PathBuf,
     server: Option<Server<Vchan>>,
+    server_deadline: Option<Instant>,
     offers: u32,
     failed: bool,
     again: bool,
@@ -250,14 +252,16 @@ impl Watch<'_> {
         let Some(server) = &mut self.server else {
             return;
         };
-        match server.turn() {
-            Ok(turn) => self.again |= turn == Turn::Again,
+        match server.turn(Instant::now()) {
+            Ok(Turn::Sleep(deadline)) => self.server_deadline = deadline,
+            Ok(Turn::Again | Turn::Done) => self.again = true,
             Err(error) => {
                 warn!(
                     "the vchan: {}; offering a new one",
                     one_line(&error.to_string())
                 );
                 self.server = None;
+                self.server_deadline = None;
                 self.offer();
             }
         }

@@ -39,7 +39,7 @@ pub const BUFFER: usize = 64 << 10;
 const GREETING_WAIT: Duration = Duration::from_millis(500);
 /// How long a probe's answer is waited for before another is sent.
 const PROBE_WAIT: Duration = Duration::from_secs(2);
-/// The first pause before connecting again; it doubles up to one second.
+/// The first pause before connecting again; it doubles up to 1 s.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// How long the last bytes of a client that left, or for one that is to be closed, may take.

@@ -4,9 +4,10 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use super::local::connect;
 use crate::error::{Context, Failure, Result};
 
 /// A bound socket file. Dropping it removes the file if it is still the one that was bound.
@@ -58,10 +59,13 @@ fn remove_stale(path: &Path) -> Result<()> {
     if !meta.file_type().is_socket() {
         return Err(Failure::new("what is there is no socket"));
     }
-    match UnixStream::connect(path) {
+    match connect(path) {
         Ok(_) => Err(Failure::new("another process is listening there")),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).context("removing the stale socket")
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(Failure::new("another process is listening there, and busy"))
         }
         Err(error) => Err(Failure::new(error)),
     }
@@ -86,6 +90,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_dead_socket_is_replaced_and_a_living_one_is_not() {

@@ -2,11 +2,13 @@
 //! stdout, read and written without blocking.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 
 /// A connection that may use one descriptor for each direction.
 #[derive(Debug)]
@@ -123,6 +125,18 @@ impl Local {
     }
 }
 
+/// Connects to a UNIX socket at once or not at all. The connection does not block either.
+///
+/// # Errors
+/// `WouldBlock` while the listener's queue is full, which a blocking connect would wait for
+/// without limit; otherwise the system's.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
 /// Makes a descriptor return `EAGAIN` where it would block.
 ///
 /// # Errors
@@ -139,6 +153,24 @@ mod tests {
     use std::io::Write;
     use std::net::Shutdown;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_full_queue_is_told_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert_eq!(connect(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        let refused = connect(&path).unwrap_err().kind();
+        assert_eq!(refused, io::ErrorKind::ConnectionRefused);
+        let one = nix::sys::socket::Backlog::new(1).unwrap();
+        nix::sys::socket::listen(&listener, one).unwrap();
+        let queued: Vec<_> = std::iter::repeat_with(|| connect(&path)).take(4).collect();
+        assert!(queued.first().unwrap().is_ok());
+        let last = queued.last().unwrap().as_ref().unwrap_err().kind();
+        assert_eq!(last, io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn half_closed_is_not_hung_up() {

@@ -202,8 +202,8 @@ fn serve_vchan(
     world.announce(options.state_path.as_ref())?;
     info!("offering {} to domain {}", options.node, world.domid);
     loop {
-        let deadline = match server.turn().context("the vchan")? {
-            server::Turn::Sleep => None,
+        let deadline = match server.turn(Instant::now()).context("the vchan")? {
+            server::Turn::Sleep(deadline) => deadline,
             server::Turn::Again => Some(Instant::now()),
             server::Turn::Done => return Ok(()),
         };

@@ -3,22 +3,24 @@
 //! --mode=server`.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use tracing::{debug, info, warn};
 
 use super::Payload;
 use super::guest::{GuestSession, Monitor};
-use super::local::{Local, Read};
+use super::local::{Local, Read, connect};
 use crate::error::one_line;
 use crate::event::Interest;
 use crate::transport::{Peer, Transport};
 
 /// How many rounds a turn takes before others get theirs.
 const ROUNDS: usize = 64;
+
+/// How long to wait for a monitor whose queue of connections is full.
+const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// Where the bytes of vchan clients go.
 #[derive(Debug)]
@@ -32,8 +34,8 @@ pub enum Backend {
 /// What came of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Sleep until one of the interests.
-    Sleep,
+    /// Sleep until one of the interests, or this deadline.
+    Sleep(Option<Instant>),
     /// There is more to do at once.
     Again,
     /// The only connection there was is used up.
@@ -47,6 +49,8 @@ pub struct Server<T> {
     session: GuestSession,
     backend: Backend,
     monitor: Option<Local>,
+    /// When to try again to connect to a monitor that has not taken its last connections yet.
+    retry_at: Option<Instant>,
 }
 
 impl<T: Transport> Server<T> {
@@ -57,6 +61,7 @@ impl<T: Transport> Server<T> {
             session: GuestSession::new(payload),
             backend,
             monitor: None,
+            retry_at: None,
         }
     }
 
@@ -75,7 +80,7 @@ impl<T: Transport> Server<T> {
     ///
     /// # Errors
     /// The vchan is of no more use: the system's error, or a client that broke the protocol.
-    pub fn turn(&mut self) -> io::Result<Turn> {
+    pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
         for _ in 0..ROUNDS {
             self.link.acknowledge()?;
             match (self.link.peer()?, self.session.has_client()) {
@@ -95,32 +100,38 @@ impl<T: Transport> Server<T> {
                 }
                 _ => {}
             }
-            self.follow();
+            self.follow(now);
             let moved = self.pump_link()? | self.pump_monitor();
             if !moved {
-                return Ok(Turn::Sleep);
+                return Ok(Turn::Sleep(self.retry_at));
             }
         }
         Ok(Turn::Again)
     }
 
     /// Opens and closes the monitor connection as the session says.
-    fn follow(&mut self) {
+    fn follow(&mut self, now: Instant) {
+        if self.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.retry_at = None;
         match self.session.monitor() {
             Monitor::Keep => {}
             Monitor::Close => self.monitor = None,
             Monitor::Open => {
                 self.monitor = None;
                 let opened = match &mut self.backend {
-                    Backend::Socket(path) => {
-                        UnixStream::connect(&*path).and_then(|s| Local::socket(OwnedFd::from(s)))
-                    }
+                    Backend::Socket(path) => connect(path).and_then(Local::socket),
                     Backend::Once(local) => local.take().ok_or(io::ErrorKind::NotConnected.into()),
                 };
                 match opened {
                     Ok(monitor) => {
                         self.monitor = Some(monitor);
                         self.session.monitor_up();
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        debug!("the monitor is busy");
+                        self.retry_at = Some(now + BUSY_WAIT);
                     }
                     Err(error) => {
                         warn!("no connection to the monitor: {error}");

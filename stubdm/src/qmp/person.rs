@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::client::{Client, Told};
 use crate::error::{Context, Failure, Result, one_line};
+use crate::proxy::local;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
@@ -94,14 +95,19 @@ fn guest_socket(domid: u16) -> Result<PathBuf> {
 }
 
 /// Connects; a proxy whose queue is full is asked again until the deadline.
-fn connect(path: &PathBuf, deadline: Instant) -> io::Result<UnixStream> {
+fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     loop {
-        match UnixStream::connect(path) {
+        match local::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 left(deadline)?;
                 std::thread::sleep(Duration::from_millis(20));
             }
-            other => return other,
+            Err(error) => return Err(error),
+            Ok(fd) => {
+                let stream = UnixStream::from(fd);
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
         }
     }
 }
