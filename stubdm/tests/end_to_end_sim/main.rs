@@ -10,9 +10,11 @@ mod client;
 mod host;
 mod qemu;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use host::Host;
 use serde_json::json;
@@ -22,6 +24,9 @@ use stubdm::init::report::Report;
 use stubdm::init::{qemu as launcher, watch};
 use stubdm::signals::Signals;
 
+/// The descriptors this process was started with; whoever started it may leave some open.
+static INHERITED: OnceLock<BTreeSet<u32>> = OnceLock::new();
+
 type Test = (&'static str, fn(&Signals));
 
 fn main() -> ExitCode {
@@ -29,6 +34,7 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|first| first == "-S") {
         return qemu::play(&args);
     }
+    INHERITED.get_or_init(qemu::descriptors);
     if std::env::var_os("STUBDM_TEST_LOG").is_some() {
         stubdm::log::to_console(true);
     }
@@ -117,7 +123,11 @@ fn two_hundred_conversations_then_a_crash(signals: &Signals) {
     let proxy = host.proxy();
     let status = run(&host, signals, &[b"-name", b"x"], || {
         host.wait_for_state(|state| state == "running");
+        let mut open_early = usize::MAX;
         for n in 0..200 {
+            if n == 20 {
+                open_early = qemu::descriptors().len();
+            }
             let mut client = proxy.client();
             client.negotiate();
             let answer = client.ask("echo", json!({"n": n}));
@@ -126,6 +136,15 @@ fn two_hundred_conversations_then_a_crash(signals: &Signals) {
                 // Gone in the middle of a command.
                 client.write(b"{\"execute\": \"ec");
             }
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while qemu::descriptors().len() > open_early {
+            assert!(
+                Instant::now() < deadline,
+                "descriptors leak: {:?}",
+                qemu::descriptors()
+            );
+            std::thread::yield_now();
         }
         let mut client = proxy.client();
         client.negotiate();
@@ -194,9 +213,23 @@ fn arguments_reach_qemu_byte_for_byte(signals: &Signals) {
         b"'\"",
         b"",
     ];
-    let mut args = vec![b"-dump".as_slice(), dump.as_os_str().as_encoded_bytes()];
+    let inherited = INHERITED
+        .get()
+        .unwrap()
+        .iter()
+        .map(u32::to_string)
+        .collect::<Vec<_>>();
+    let inherited = inherited.join(",");
+    let mut args = vec![
+        b"-inherited".as_slice(),
+        inherited.as_bytes(),
+        b"-dump".as_slice(),
+        dump.as_os_str().as_encoded_bytes(),
+    ];
     args.extend(odd);
-    run(&host, signals, &args, || {});
+    let status = run(&host, signals, &args, || {});
+    assert!(is_failure(status));
+    assert_eq!(host.state().unwrap(), "error: QEMU ended with status 0");
     let got = std::fs::read(&dump).unwrap();
     let got: Vec<&[u8]> = got.split(|b| *b == 0).collect();
     // The last element is what follows the last NUL.

@@ -6,8 +6,10 @@
 //! | `-store PATH` | where `running` is to be written |
 //! | `-die TEXT` | says so and ends before anything else |
 //! | `-dump PATH` | writes its arguments there, each with a NUL after it, and ends |
+//! | `-inherited N,N` | says so and ends if any descriptor but these is open |
 //! | `-refuse` | answers `cont` with an error |
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +18,24 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use xen_store::Store;
+
+/// The open descriptors of this process.
+pub(crate) fn descriptors() -> BTreeSet<u32> {
+    let names = std::fs::read_dir("/proc/self/fd").unwrap();
+    let numbers = names.map(|entry| {
+        entry
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    });
+    // The directory's own is gone by now.
+    let mut numbers: BTreeSet<u32> = numbers.collect();
+    numbers.retain(|n| std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok());
+    numbers
+}
 
 pub(crate) fn play(args: &[OsString]) -> ExitCode {
     let text: Vec<String> = args
@@ -27,6 +47,14 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
             .position(|a| a == name)
             .map(|at| text[at + 1].clone())
     };
+    if let Some(inherited) = after("-inherited") {
+        let known: BTreeSet<u32> = inherited.split(',').map(|n| n.parse().unwrap()).collect();
+        let more: Vec<u32> = descriptors().difference(&known).copied().collect();
+        if !more.is_empty() {
+            eprintln!("descriptors {more:?} are open in here");
+            return ExitCode::from(5);
+        }
+    }
     if let Some(path) = after("-dump") {
         let mut all = Vec::new();
         for arg in args {
