@@ -49,6 +49,15 @@ struct ProxyCli {
     options: ProxyOptions,
 }
 
+/// Reads `vchan-socket-proxy`'s command line, program name first. `None` when help or the version
+/// was asked for and printed.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn proxy_options(args: Vec<OsString>) -> Result<Option<ProxyOptions>> {
+    Ok(parse::<ProxyCli>(args)?.map(|cli| cli.options))
+}
+
 /// Runs the program. `args` begins with the name it was called by.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     if std::process::id() == 1 {
@@ -67,10 +76,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     let name = args.first().map(Path::new).and_then(Path::file_name);
     if name == Some(OsStr::new("vchan-socket-proxy")) {
-        let Some(cli) = parse::<ProxyCli>(args)? else {
+        let Some(options) = proxy_options(args)? else {
             return Ok(ExitCode::SUCCESS);
         };
-        return proxy::run::run(&cli.options).map(|()| ExitCode::SUCCESS);
+        return proxy::run::run(&options).map(|()| ExitCode::SUCCESS);
     }
     if name == Some(OsStr::new("init")) {
         return Ok(init::run(&InitOptions::default()));
@@ -124,7 +133,7 @@ mod tests {
 
     fn proxy(line: &str) -> Result<ProxyOptions> {
         let args = line.split(' ').map(OsString::from).collect();
-        Ok(parse::<ProxyCli>(args)?.unwrap().options)
+        Ok(proxy_options(args)?.unwrap())
     }
 
     #[test]

@@ -33,6 +33,18 @@ const RELEASE: &str = "@releaseDomain";
 /// What kept it from starting, or made it stop for good. Trouble with one client, or with the
 /// vchan while its domain lives, is logged and got over.
 pub fn run(options: &ProxyOptions) -> Result<()> {
+    run_on(options, || {
+        let xen = Xen::open().context("no Xen here")?;
+        let store = Store::open(&xen).context("no store")?;
+        Ok((xen, store))
+    })
+}
+
+/// As [`run`], on the host and the store that `open` leads to.
+///
+/// # Errors
+/// As [`run`], and those of `open`.
+pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)>) -> Result<()> {
     log::to_stderr(options.verbose);
     let domid = domain(options.domid)?;
     for path in [Some(&options.node), options.state_path.as_ref()]
@@ -50,14 +62,14 @@ pub fn run(options: &ProxyOptions) -> Result<()> {
     match options.mode {
         Mode::Client => {
             let (clients, file) = clients(socket)?;
-            let world = World::open(domid)?;
+            let world = World::open(domid, open)?;
             let result = serve_clients(&world, options, clients, &signals);
             drop(file);
             result
         }
         Mode::Server => {
             let backend = backend(socket)?;
-            let world = World::open(domid)?;
+            let world = World::open(domid, open)?;
             serve_vchan(&world, options, backend, &signals)
         }
     }
@@ -84,9 +96,8 @@ struct World {
 }
 
 impl World {
-    fn open(domid: DomId) -> Result<Self> {
-        let xen = Xen::open().context("no Xen here")?;
-        let store = Store::open(&xen).context("no store")?;
+    fn open(domid: DomId, open: impl FnOnce() -> Result<(Xen, Store)>) -> Result<Self> {
+        let (xen, store) = open()?;
         let releases = store.watch(RELEASE).ok();
         let world = Self {
             xen,

@@ -1,6 +1,8 @@
 //! A simulated host with a guest, its stubdomain, a store as libxl would have filled it, and the
 //! proxy libxl would have started.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +38,7 @@ impl Host {
         let simulation = Simulation::start().unwrap();
         let server = Server::start(Config::new()).unwrap();
         server.listen(dir.path().join("store")).unwrap();
+        simulation.listen(dir.path().join("broker")).unwrap();
         let store = server.connect(DomId::DOM0).unwrap();
         let guest = simulation.add_domain().unwrap();
         let stub = simulation.add_domain().unwrap();
@@ -91,6 +94,13 @@ impl Host {
         self.server.connect(self.stub).unwrap()
     }
 
+    /// A store connection of `domain`, to be handed to a process.
+    pub(crate) fn store_connection(&self, domain: DomId) -> OwnedFd {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.server.add_connection(ours.into(), domain);
+        theirs.into()
+    }
+
     pub(crate) fn stub_xen(&self) -> Xen {
         self.simulation.xen(self.stub).unwrap()
     }
@@ -127,15 +137,32 @@ impl Host {
         self.store.read_str(&self.state_path()).ok()
     }
 
+    /// Where the in-guest server publishes its vchan.
+    pub(crate) fn node(&self) -> String {
+        format!(
+            "/local/domain/{}/device-model/{}/qmp-vchan",
+            self.stub, self.guest
+        )
+    }
+
+    /// Where libxl waits for the proxy.
+    pub(crate) fn proxy_state(&self) -> String {
+        format!("/local/domain/0/device-model/{}/qmp-proxy-state", self.stub)
+    }
+
     /// Waits for the device model's state, as libxl does.
     pub(crate) fn wait_for_state(&self, wanted: impl Fn(&str) -> bool) -> String {
+        self.wait_for(&self.state_path(), wanted)
+    }
+
+    pub(crate) fn wait_for(&self, path: &str, wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + Duration::from_secs(30);
         let check = |value: Option<&[u8]>| {
             let text = String::from_utf8_lossy(value?).into_owned();
             wanted(&text).then_some(text)
         };
         self.store
-            .wait_for(&self.state_path(), Some(deadline), check)
+            .wait_for(path, Some(deadline), check)
             .unwrap()
             .unwrap()
     }
@@ -170,6 +197,20 @@ impl Host {
         RunningProxy { path, end, thread }
     }
 
+    /// As [`Host::assert_clean`], where there was no QEMU to write a state.
+    pub(crate) fn assert_clean_of(&self, child: &str) {
+        self.simulation.assert_clean();
+        let home = format!("/local/domain/{}/device-model/{}", self.stub, self.guest);
+        assert!(
+            !self
+                .store
+                .directory(&home)
+                .unwrap()
+                .iter()
+                .any(|name| name == child)
+        );
+    }
+
     /// Nothing of Xen's is left bound, shared or mapped, and nothing of ours in the store.
     pub(crate) fn assert_clean(&self) {
         self.simulation.assert_clean();
@@ -192,7 +233,7 @@ impl RunningProxy {
     pub(crate) fn stop(self) {
         self.end.store(true, Ordering::Release);
         // Wakes it; it then looks at the flag.
-        drop(std::os::unix::net::UnixStream::connect(&self.path));
+        drop(UnixStream::connect(&self.path));
         self.thread.join().unwrap();
         assert!(!self.path.exists());
     }

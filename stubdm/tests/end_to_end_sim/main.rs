@@ -8,6 +8,7 @@
 
 mod client;
 mod host;
+mod proxy;
 mod qemu;
 
 use std::collections::BTreeSet;
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     if args.get(1).is_some_and(|first| first == "-S") {
         return qemu::play(&args);
+    }
+    if args.get(1).is_some_and(|first| first == proxy::ROLE) {
+        return proxy::play(&args);
     }
     INHERITED.get_or_init(qemu::descriptors);
     if std::env::var_os("STUBDM_TEST_LOG").is_some() {
@@ -62,6 +66,13 @@ fn main() -> ExitCode {
             a_qemu_that_refuses_to_start_is_killed,
         ),
         ("a_missing_qemu_is_named", a_missing_qemu_is_named),
+        ("both_modes_with_paths", |_| proxy::both_modes_with_paths()),
+        ("stdin_stdout_and_descriptors", |_| {
+            proxy::stdin_stdout_and_descriptors()
+        }),
+        ("what_is_not_there_is_named", |_| {
+            proxy::what_is_not_there_is_named()
+        }),
     ];
     for (name, test) in tests {
         let started = Instant::now();

@@ -125,7 +125,7 @@ fn go_on(store: &Store) {
 }
 
 /// One conversation; `special` may refuse a command.
-fn monitor(stream: UnixStream, special: impl Fn(&str) -> Option<&'static str>) {
+pub(crate) fn monitor(stream: UnixStream, special: impl Fn(&str) -> Option<&'static str>) {
     let mut out = stream.try_clone().unwrap();
     let mut say = |message: Value| out.write_all(format!("{message}\r\n").as_bytes());
     let mut negotiated = false;
