@@ -57,7 +57,7 @@ impl Store {
         Ok(Self::new(Transport::open(xen)?))
     }
 
-    /// Connects to a daemon's socket.
+    /// Connects to a daemon's socket, or opens the kernel's device if that is what `path` names.
     ///
     /// # Errors
     ///

@@ -54,6 +54,8 @@ pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
 mod shell;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod transport;

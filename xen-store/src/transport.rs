@@ -8,8 +8,10 @@
 //! | a refused message | cannot be | `write` fails with the errno; the next one may succeed |
 //! | read | byte stream | byte stream, messages cut anywhere |
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
@@ -24,10 +26,13 @@ use xen_sys::{Host, Xen};
 use crate::error::{Error, Result};
 use crate::proto::Quirks;
 
-/// Where the daemon listens, in the order tried.
-pub(crate) const SOCKETS: [&str; 2] = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
-/// The kernel's way to it, in the order tried.
-pub(crate) const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
+/// The ways to the daemon, in the order tried: its socket, then the kernel's device.
+const PLACES: [&str; 4] = [
+    "/run/xenstored/socket",
+    "/var/run/xenstored/socket",
+    "/dev/xen/xenbus",
+    "/proc/xen/xenbus",
+];
 
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -63,19 +68,16 @@ impl Transport {
         Ok(Self { fd, is_socket })
     }
 
+    /// A socket, or anything else as the kernel's device.
     pub(crate) fn connect(path: &Path) -> Result<Self> {
-        match UnixStream::connect(path) {
-            Ok(stream) => Self::from_fd(stream.into()),
-            Err(source) => Err(Error::Connect {
-                path: path.into(),
-                source,
-            }),
-        }
-    }
-
-    fn open_device(path: &Path) -> Result<Self> {
-        match std::fs::File::options().read(true).write(true).open(path) {
-            Ok(file) => Self::from_fd(file.into()),
+        let attempt = || -> io::Result<OwnedFd> {
+            if std::fs::metadata(path)?.file_type().is_socket() {
+                return Ok(UnixStream::connect(path)?.into());
+            }
+            Ok(File::options().read(true).write(true).open(path)?.into())
+        };
+        match attempt() {
+            Ok(fd) => Self::from_fd(fd),
             Err(source) => Err(Error::Connect {
                 path: path.into(),
                 source,
@@ -87,6 +89,8 @@ impl Transport {
     pub(crate) fn open(xen: &Xen) -> Result<Self> {
         match xen.host() {
             Host::Dev(_) => Self::find(),
+            #[cfg(feature = "sim")]
+            Host::Sim(client) => Self::from_fd(crate::sim::connection(client)?),
             _ => Err(Error::Unsupported),
         }
     }
@@ -96,15 +100,9 @@ impl Transport {
     /// If none does, the error is about the first place that exists, because that is where
     /// something can be mended.
     fn find() -> Result<Self> {
-        let sockets = SOCKETS
-            .into_iter()
-            .map(|path| Self::connect(Path::new(path)));
-        let devices = DEVICES
-            .into_iter()
-            .map(|path| Self::open_device(Path::new(path)));
         let mut error = None;
-        for attempt in sockets.chain(devices) {
-            match attempt {
+        for place in PLACES {
+            match Self::connect(Path::new(place)) {
                 Ok(transport) => return Ok(transport),
                 Err(Error::Connect { source, .. })
                     if source.kind() == io::ErrorKind::NotFound && error.is_some() => {}

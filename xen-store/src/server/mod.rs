@@ -23,6 +23,8 @@
 //! * Events that a client is slow to read are merged (see [`MAX_EVENTS_PER_WATCH`]), where
 //!   xenstored drops them when the domain's memory quota is used up.
 //! * Memory is counted for nodes and watches, not for what is in flight.
+//! * A malformed request is `EINVAL`, where xenstored 4.17 leaves the error of an earlier request
+//!   in some cases.
 //! * CONTROL knows `check`, `help`, `log`, `print` and `quota`.
 //!
 //! # Guarantees, whatever clients send

@@ -44,7 +44,7 @@ fn a_rule_that_does_not_hold_is_noticed() {
     };
     let rules = script::parse("rule: wrong\n1 > READ /r/none|\n1 < READ value");
     let seen = script::check(&rules[0], &connect).unwrap_err();
-    assert_eq!(seen, "at `1 < READ value` came `ERROR ENOENT|`");
+    assert_eq!(seen, "at line 3, `1 < READ value`, came `ERROR ENOENT|`");
     let rules = script::parse("rule: too little\n1 > WATCH /r/w|t|\n1 < WATCH OK|\n1 ~");
     let seen = script::check(&rules[0], &connect).unwrap_err();
     assert!(seen.contains("EVENT"), "{seen}");

@@ -27,7 +27,8 @@ const FOLDER: &str = "/xen-store-rules";
 #[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) name: &'static str,
-    lines: Vec<&'static str>,
+    /// With their numbers.
+    lines: Vec<(usize, &'static str)>,
 }
 
 /// All rules.
@@ -38,17 +39,15 @@ pub(crate) fn rules() -> Vec<Rule> {
 /// The rules in a script.
 pub(crate) fn parse(scripts: &'static str) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
-    for line in scripts
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-    {
+    let text = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    for (number, line) in (1..).zip(scripts.lines()).filter(|(_, line)| text(line)) {
         if let Some(name) = line.strip_prefix("rule: ") {
             rules.push(Rule {
                 name,
                 lines: Vec::new(),
             });
         } else if let Some(rule) = rules.last_mut() {
-            rule.lines.push(line);
+            rule.lines.push((number, line));
         }
     }
     rules
@@ -70,7 +69,7 @@ pub(crate) fn check(
     let mut ids: BTreeMap<String, u32> = BTreeMap::new();
     let mut cleaner = Conn::new(connect).map_err(|error| error.to_string())?;
     cleaner.clean()?;
-    for line in &rule.lines {
+    for (number, line) in &rule.lines {
         let mut words = line.splitn(3, ' ');
         let (Some(name), Some(what)) = (words.next(), words.next()) else {
             return Err(format!("not a line of a script: {line}"));
@@ -82,7 +81,7 @@ pub(crate) fn check(
         let Some(conn) = conns.get_mut(name) else {
             continue;
         };
-        let told = |got: &str| format!("at `{line}` came `{got}`");
+        let told = |got: &str| format!("at line {number}, `{line}`, came `{got}`");
         match what {
             ">" => conn.send(&rest, &ids)?,
             "<" => {
