@@ -7,11 +7,12 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use xen_store::server::{Config, Server as StoreServer};
-use xen_store::{Permissions, Store, Watch};
+use xen_store::{Store, Watch};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState, Server};
@@ -27,7 +28,7 @@ struct Guest {
 
 struct Host {
     simulation: Simulation,
-    stored: StoreServer,
+    stored: Arc<StoreServer>,
     dom0: Xen,
     tools: Store,
 }
@@ -52,11 +53,9 @@ fn open_descriptors() -> usize {
 impl Host {
     fn start() -> Self {
         let simulation = Simulation::start().unwrap();
-        let stored = StoreServer::start(Config::new()).unwrap();
+        let stored = xen_store::sim::start(&simulation, Config::new()).unwrap();
         let dom0 = simulation.xen(DomId::DOM0).unwrap();
-        let tools = stored.connect(DomId::DOM0).unwrap();
-        // As xen-init-dom0 does.
-        tools.write("domid", "0").unwrap();
+        let tools = Store::open(&dom0).unwrap();
         Self {
             simulation,
             stored,
@@ -69,19 +68,12 @@ impl Host {
         let id = self.simulation.add_domain().unwrap();
         self.stored.add_domain(id);
         let home = format!("/local/domain/{id}/data");
-        self.tools.mkdir(&home).unwrap();
-        self.tools
-            .set_perms(&home, &Permissions::owner_none(id))
-            .unwrap();
-
         let path = format!("/local/domain/0/data/soak/{id}");
         let mut server = Server::builder(id, &path)
             .listen(&self.dom0, &self.tools)
             .unwrap();
-        let (xen, store) = (
-            self.simulation.xen(id).unwrap(),
-            self.stored.connect(id).unwrap(),
-        );
+        let xen = self.simulation.xen(id).unwrap();
+        let store = Store::open(&xen).unwrap();
         let watches = (0..10)
             .map(|n| store.watch(&format!("{home}/{n}")).unwrap())
             .collect();
@@ -186,7 +178,6 @@ fn a_thousand_domains_live_and_die_in_bounded_memory() {
                 continue;
             };
             host.simulation.destroy_domain(id).unwrap();
-            host.stored.release(id);
             killed += 1;
             // Its peer in domain 0 learns of it.
             let deadline = Some(Instant::now() + Duration::from_secs(30));
