@@ -46,6 +46,15 @@ impl Framing {
         events
     }
 
+    /// What is held back because it may be a marker's beginning, now that no more will come.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        if self.inside {
+            std::mem::take(&mut self.held)
+        } else {
+            Vec::new()
+        }
+    }
+
     /// One step; whether there may be another.
     fn step(&mut self, events: &mut Vec<Event>) -> bool {
         if !self.inside {
@@ -164,7 +173,8 @@ mod tests {
         let mut framing = Framing::new("n");
         framing.push(b"@@begin n@@\n");
         assert_eq!(framing.push(b"line\n"), [Event::Bytes(b"line".to_vec())]);
-        assert_eq!(framing.push(b"x"), [Event::Bytes(b"\nx".to_vec())]);
+        assert_eq!(framing.push(b"x\n"), [Event::Bytes(b"\nx".to_vec())]);
+        assert_eq!(framing.rest(), b"\n");
     }
 
     #[test]

@@ -54,7 +54,7 @@ enum Task {
     /// A shell, or one command, in dom0 of a fresh Xen host with our binaries on PATH
     ///
     /// The command's exit status is passed on. A single word is taken as a shell script, several as a command and its
-    /// arguments. In dom0: /etc/xen/hvm.cfg is an HVM guest with a Linux stubdomain, /etc/xen/pv.cfg a small PV guest.
+    /// arguments; without a command and without a terminal, the standard input is the script. In dom0: /etc/xen/hvm.cfg is an HVM guest with a Linux stubdomain, /etc/xen/pv.cfg a small PV guest.
     Xen {
         #[command(flatten)]
         host: HostArgs,

@@ -264,6 +264,11 @@ impl Machine {
         }
     }
 
+    /// The job's last bytes, when it will not say more.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        self.framing.rest()
+    }
+
     /// Takes the way to send keys to the job's port; there is one.
     pub(crate) fn take_port(&mut self) -> Option<ChildStdin> {
         self.port.take()

@@ -1,5 +1,6 @@
 //! A person's terminal joined to the job's port.
 //!
+//! A shell is for a person: without a terminal there is none (a script can be given as the standard input instead).
 //! The terminal is in raw mode meanwhile, so that every key (Ctrl-C too) reaches the shell in dom0; Ctrl-] leaves at once.
 
 use std::io::{IsTerminal as _, Read as _, Write as _, stdin, stdout};
@@ -48,19 +49,20 @@ impl Drop for Restore {
     }
 }
 
-/// Joins them until the shell ends or the person leaves.
-pub(crate) fn attend(machine: &mut Machine) -> Result<()> {
+/// Whether a person is there.
+pub(crate) fn is_possible() -> bool {
+    stdin().is_terminal()
+}
+
+/// Joins them until the shell ends, whose status is given, or the person leaves.
+pub(crate) fn attend(machine: &mut Machine) -> Result<i32> {
     let mut port = machine.take_port().context("the job's port is taken")?;
-    let _restore = if stdin().is_terminal() {
-        let before = tcgetattr(stdin().as_fd())?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(stdin().as_fd(), SetArg::TCSANOW, &raw)?;
-        eprint!("xtask: a shell in dom0; exit or Ctrl-] ends it\r\n");
-        Some(Restore(before))
-    } else {
-        None
-    };
+    let before = tcgetattr(stdin().as_fd()).context("a shell needs a terminal")?;
+    let mut raw = before.clone();
+    cfmakeraw(&mut raw);
+    tcsetattr(stdin().as_fd(), SetArg::TCSANOW, &raw)?;
+    let _restore = Restore(before);
+    eprint!("xtask: a shell in dom0; exit or Ctrl-] ends it\r\n");
     let left = Arc::new(AtomicBool::new(false));
     let leave = Arc::clone(&left);
     thread::spawn(move || {
@@ -74,9 +76,6 @@ pub(crate) fn attend(machine: &mut Machine) -> Result<()> {
                 return;
             }
         }
-        // The end of the input ends the shell as it would on a terminal.
-        let _ = send(&mut port, b"\x04");
-        thread::park();
     });
     let deadline = Instant::now() + NO_LIMIT;
     while !left.load(Ordering::Relaxed) {
@@ -86,9 +85,9 @@ pub(crate) fn attend(machine: &mut Machine) -> Result<()> {
                 out.write_all(&bytes)?;
                 out.flush()?;
             }
-            Some(Event::Exit(_)) => break,
+            Some(Event::Exit(status)) => return Ok(status),
             _ => {}
         }
     }
-    Ok(())
+    Ok(0)
 }

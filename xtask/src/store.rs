@@ -12,7 +12,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
@@ -116,24 +116,47 @@ fn unpack(state: &Path, name: &str, packages: &[Package], stamp: String) -> Resu
     fs::create_dir_all(&fresh)?;
     for (done, package) in packages.iter().enumerate() {
         step.note(&package.name);
-        let out = Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(state.join("debs").join(&package.file))
-            .arg(&fresh)
-            .output()
-            .context("starting dpkg-deb")?;
-        ensure!(
-            out.status.success(),
-            "dpkg-deb -x {}: {}",
-            package.file,
-            String::from_utf8_lossy(&out.stderr).trim_end()
-        );
+        extract(&state.join("debs").join(&package.file), &fresh)
+            .with_context(|| format!("unpacking {}", package.file))?;
         step.at(done as u64 + 1);
     }
     fs::rename(&fresh, &root)?;
     write_atomically(&mark, stamp.as_bytes())?;
     step.done();
     Ok(Tree { root, stamp })
+}
+
+/// Unpacks one package. Owners and special permissions are left out, which a root that is none (in a container) could
+/// not give.
+fn extract(deb: &Path, into: &Path) -> Result<()> {
+    let mut packed = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting dpkg-deb")?;
+    let stream = packed.stdout.take().context("dpkg-deb's output")?;
+    let out = Command::new("tar")
+        .args([
+            "-x",
+            "--no-same-owner",
+            "--no-same-permissions",
+            "--keep-directory-symlink",
+            "-C",
+        ])
+        .arg(into)
+        .stdin(stream)
+        .output()
+        .context("starting tar")?;
+    let status = packed.wait()?;
+    ensure!(status.success(), "dpkg-deb: {status}");
+    ensure!(
+        out.status.success(),
+        "tar: {}\n{}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr).trim_end()
+    );
+    Ok(())
 }
 
 /// Whether a file has a package's size and hash.

@@ -1,12 +1,13 @@
 //! `cargo xtask xen`: a shell, or one command, in dom0 of a fresh Xen host.
 
-use std::io::{Write as _, stdout};
+use std::io::{Read as _, Write as _, stdin, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::host::{Host, Job, Options};
+use crate::shell;
 use crate::workspace::Workspace;
 
 /// What was asked for.
@@ -24,10 +25,26 @@ pub(crate) struct Request {
 
 /// Boots, does it, and passes the command's status on.
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
+    let mut command = script(&request.command);
+    if command.is_none() && !shell::is_possible() {
+        let mut text = String::new();
+        stdin()
+            .read_to_string(&mut text)
+            .context("reading a script from the standard input")?;
+        ensure!(
+            !text.trim().is_empty(),
+            "no command, no script, and no terminal for a shell"
+        );
+        command = Some(text);
+    }
+    let shell = request.keep || command.is_none();
+    ensure!(
+        !shell || shell::is_possible(),
+        "--keep gives a shell, which needs a terminal"
+    );
     let host = Host::prepare(workspace, &request.options)?;
-    let command = script(&request.command);
     let job = Job {
-        shell: request.keep || command.is_none(),
+        shell,
         command,
         timeout: request.timeout,
     };

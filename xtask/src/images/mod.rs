@@ -68,7 +68,7 @@ impl Parts {
             .arg("-dc")
             .arg(&packed)
             .output()
-            .context("starting xz")?;
+            .context("starting xz (package xz-utils)")?;
         ensure!(
             out.status.success(),
             "xz -dc {}: {}",
