@@ -5,6 +5,7 @@ mod evtchn;
 mod gnttab;
 mod privcmd;
 mod qmp;
+mod rules;
 mod store;
 mod stubdom;
 mod vchan;
@@ -17,6 +18,7 @@ pub(crate) fn all() -> Vec<Test> {
     let mut tests = Vec::new();
     privcmd::add_dom0(&mut tests);
     evtchn::add_dom0(&mut tests);
+    rules::add_dom0(&mut tests);
     store::add_dom0(&mut tests);
     badinput::add(&mut tests);
 
