@@ -1,6 +1,8 @@
 //! Sends events round a loop inside one domain and says how long a round takes.
 //!
-//! `ping [DOMID [ROUNDS]]`: DOMID is this domain's own number, 0 unless given.
+//! On a Xen host: `ping [DOMID [ROUNDS]]`; DOMID is this domain's own number, 0 unless given.
+//! Without Xen, on a simulated host:
+//! `cargo run -p xen-evtchn --features sim --example ping -- --sim [DOMID [ROUNDS]]`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,13 +21,37 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    let simulated = args.next_if(|a| a == "--sim").is_some();
     let me = args.next().map_or(Ok(DomId::DOM0), |a| a.parse())?;
     let rounds = args.next().map_or(Ok(10_000), |a| a.parse::<u32>())?;
 
-    let xen = Xen::open()?;
+    if simulated {
+        on_simulated_host(me, rounds)
+    } else {
+        ping(&Xen::open()?, me, rounds)
+    }
+}
+
+#[cfg(feature = "sim")]
+fn on_simulated_host(me: DomId, rounds: u32) -> Result<(), Box<dyn std::error::Error>> {
+    let host = xen_sys::sim::Simulation::start()?;
+    if me != DomId::DOM0 {
+        host.add_domain_as(me)?;
+    }
+    ping(&host.xen(me)?, me, rounds)?;
+    host.assert_clean();
+    Ok(())
+}
+
+#[cfg(not(feature = "sim"))]
+fn on_simulated_host(_: DomId, _: u32) -> Result<(), Box<dyn std::error::Error>> {
+    Err("this was built without the feature `sim`".into())
+}
+
+fn ping(xen: &Xen, me: DomId, rounds: u32) -> Result<(), Box<dyn std::error::Error>> {
     // Two handles, as two programs would have.
-    let (left, right) = (EventChannels::open(&xen)?, EventChannels::open(&xen)?);
+    let (left, right) = (EventChannels::open(xen)?, EventChannels::open(xen)?);
     let here = left.bind_unbound(me)?;
     let there = right.bind_interdomain(me, here.port())?;
     println!(

@@ -1,6 +1,8 @@
-//! Shares a page, maps it back, and sees the unmap notification, all inside one domain.
+//! Shares pages, maps them back, and sees the unmap notification, all inside one domain.
 //!
-//! `loopback [DOMID]`: DOMID is this domain's own number, 0 unless given.
+//! On a Xen host: `loopback [DOMID]`; DOMID is this domain's own number, 0 unless given.
+//! Without Xen, on a simulated host:
+//! `cargo run -p xen-gnttab --features sim --example loopback -- --sim [DOMID]`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -25,9 +27,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         .map_or(Ok(DomId::DOM0), |a| a.parse())?;
     let xen = Xen::open()?;
 
-    let ours = share(&xen, me, 3, Access::ReadWrite)?;
+    let ours = share(xen, me, 3, Access::ReadWrite)?;
     println!("shared as {:?}", ours.refs());
-    let theirs = map(&xen, me, ours.refs(), Access::ReadWrite)?;
+    let theirs = map(xen, me, ours.refs(), Access::ReadWrite)?;
 
     // Bytes across a page boundary, both ways.
     let text = b"written on one side, read on the other";
@@ -45,18 +47,18 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     )?;
 
     // Reading only is enforced on our side, a wrong reference by Xen.
-    let readonly = map(&xen, me, &ours.refs()[1..2], Access::ReadOnly)?;
+    let readonly = map(xen, me, &ours.refs()[1..2], Access::ReadOnly)?;
     check(
         readonly.region().copy_in(0, &[0]).is_err(),
         "a mapping for reading refuses writes",
     )?;
     drop(readonly);
-    let wrong = map(&xen, me, &[GrantRef::new(u32::MAX)], Access::ReadOnly);
+    let wrong = map(xen, me, &[GrantRef::new(u32::MAX)], Access::ReadOnly);
     check(
         wrong.is_err(),
         "a reference that was never granted is refused",
     )?;
-    let (gone, channels) = (EventChannels::open(&xen)?, EventChannels::open(&xen)?);
+    let (gone, channels) = (EventChannels::open(xen)?, EventChannels::open(xen)?);
 
     // Both halves of an unmap notification: a byte and an event.
     let far = gone.bind_unbound(me)?;
@@ -86,7 +88,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     far.unmask()?;
 
     // The same from the side that shares.
-    let again = map(&xen, me, ours.refs(), Access::ReadWrite)?;
+    let again = map(xen, me, ours.refs(), Access::ReadWrite)?;
     ours.region().copy_in(7, &[1])?;
     ours.set_unmap_notify(UnmapNotify {
         clear_byte: Some(7),
