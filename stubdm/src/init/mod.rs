@@ -127,6 +127,9 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
     if let Some(modules) = modules.filter(|_| !argv.taps().is_empty()) {
         modules.load_network();
     }
+    for tap in argv.taps() {
+        warn!("{}: the emulated card is not bridged to a network", tap.ifname);
+    }
     report.phase("waiting for disks");
     wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;
     report.phase("starting QEMU");
