@@ -22,11 +22,33 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    let me = std::env::args()
-        .nth(1)
-        .map_or(Ok(DomId::DOM0), |a| a.parse())?;
-    let xen = Xen::open()?;
+    let mut args = std::env::args().skip(1).peekable();
+    let simulated = args.next_if(|a| a == "--sim").is_some();
+    let me = args.next().map_or(Ok(DomId::DOM0), |a| a.parse())?;
+    if simulated {
+        on_simulated_host(me)
+    } else {
+        loopback(&Xen::open()?, me)
+    }
+}
 
+#[cfg(feature = "sim")]
+fn on_simulated_host(me: DomId) -> Result<(), Box<dyn std::error::Error>> {
+    let host = xen_sys::sim::Simulation::start()?;
+    if me != DomId::DOM0 {
+        host.add_domain_as(me)?;
+    }
+    loopback(&host.xen(me)?, me)?;
+    host.assert_clean();
+    Ok(())
+}
+
+#[cfg(not(feature = "sim"))]
+fn on_simulated_host(_: DomId) -> Result<(), Box<dyn std::error::Error>> {
+    Err("this was built without the feature `sim`".into())
+}
+
+fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
     let ours = share(xen, me, 3, Access::ReadWrite)?;
     println!("shared as {:?}", ours.refs());
     let theirs = map(xen, me, ours.refs(), Access::ReadWrite)?;
