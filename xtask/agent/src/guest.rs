@@ -7,16 +7,15 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
-use std::process::{ChildStdin, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use xen_store::Store;
 use xen_sys::DomId;
 
-use crate::job::{Job, LocalJob};
+use crate::job::Job;
 use crate::qmp::Qmp;
-use crate::world::{command, start_local, within};
+use crate::world::{command, soon, start_local};
 
 pub(crate) const NAME: &str = "hvm";
 pub(crate) const STUB: &str = "hvm-dm";
@@ -25,15 +24,12 @@ pub(crate) const CONFIG: &str = "/etc/xen/hvm.cfg";
 /// What the stubdomain says on its first console, which libxl has written to this file.
 pub(crate) const LOG: &str = "/var/log/xen/qemu-dm-hvm.log";
 
-const XL: Duration = Duration::from_secs(60);
-
 /// A running guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) id: DomId,
     pub(crate) stub: DomId,
     console: Job,
-    input: ChildStdin,
     /// Console lines that were looked at.
     seen: usize,
 }
@@ -63,7 +59,7 @@ impl Guest {
             .collect();
         let mut create = start_local(&argv)?;
         let mut start = Start::default();
-        let deadline = within(90);
+        let deadline = soon();
         while start.state.is_none() {
             if let Some(event) = watch.next(Some(Instant::now() + Duration::from_millis(500)))? {
                 ensure!(!event.rescan, "events were lost");
@@ -82,23 +78,20 @@ impl Guest {
         }
         let answered = start.check();
         drop(watch);
-        create.succeed(within(90)).context("xl create")?;
+        create.succeed(soon()).context("xl create")?;
         answered?;
 
-        let mut xl = Command::new("xl");
-        let (console, input) = LocalJob::start_with_input(xl.args(["console", NAME]))?;
         Ok(Self {
             id: domid(NAME)?,
             stub: domid(STUB)?,
-            console: Job::Local(console),
-            input,
+            console: start_local(&["xl", "console", NAME])?,
             seen: 0,
         })
     }
 
     /// Waits for a console line that was not looked at yet and begins with `prefix`; gives what follows.
-    pub(crate) fn says(&mut self, prefix: &str, seconds: u64) -> Result<String> {
-        let deadline = within(seconds);
+    pub(crate) fn says(&mut self, prefix: &str) -> Result<String> {
+        let deadline = soon();
         loop {
             let line = self.console.line(self.seen, deadline).with_context(|| {
                 format!(
@@ -125,10 +118,16 @@ impl Guest {
         Ok(self.seen)
     }
 
-    /// Types on the guest's console.
-    pub(crate) fn types(&mut self, text: &str) -> Result<()> {
-        self.input.write_all(text.as_bytes())?;
-        Ok(self.input.flush()?)
+    /// Types on the guest's console: on the terminal that `xl console` opens, which by itself passes on nothing from a
+    /// program that is not a person's terminal.
+    pub(crate) fn types(&self, store: &Store, text: &str) -> Result<()> {
+        let node = format!("/local/domain/{}/device/console/3/tty", self.stub);
+        let terminal = store.read_str(&node).context(node)?;
+        let mut terminal = fs::File::options()
+            .write(true)
+            .open(&terminal)
+            .context(terminal)?;
+        Ok(terminal.write_all(text.as_bytes())?)
     }
 
     pub(crate) fn socket(&self) -> String {
@@ -137,9 +136,9 @@ impl Guest {
 
     /// Destroys the guest, and with it the stubdomain.
     pub(crate) fn destroy(mut self) -> Result<()> {
-        command(&["xl", "destroy", NAME], XL)?;
+        command(&["xl", "destroy", NAME])?;
         self.console
-            .exit(within(30))
+            .exit(soon())
             .context("xl console after the destruction")?;
         Ok(())
     }
@@ -177,7 +176,7 @@ impl Start {
             .next()
             .context("no guest")?
             .parse::<DomId>()?;
-        let mut qmp = Qmp::connect(Qmp::socket(guest), Duration::from_secs(20))
+        let mut qmp = Qmp::connect(Qmp::socket(guest))
             .context("QMP the moment the device model called itself running")?;
         let status = qmp.execute("query-status", None)?;
         ensure!(status["running"] == true, "running, but QEMU says {status}");
@@ -187,7 +186,7 @@ impl Start {
 
 /// A domain's number by its name.
 pub(crate) fn domid(name: &str) -> Result<DomId> {
-    let lines = command(&["xl", "domid", name], XL)?;
+    let lines = command(&["xl", "domid", name])?;
     let line = lines
         .first()
         .with_context(|| format!("`xl domid {name}` printed nothing"))?;
@@ -196,7 +195,7 @@ pub(crate) fn domid(name: &str) -> Result<DomId> {
 
 /// The names that `xl list` shows, with their state letters.
 pub(crate) fn listed() -> Result<HashMap<String, String>> {
-    let lines = command(&["xl", "list"], XL)?;
+    let lines = command(&["xl", "list"])?;
     Ok(lines
         .iter()
         .skip(1)
@@ -235,7 +234,7 @@ pub(crate) fn destroy_leftover() {
     if let Ok(listed) = listed() {
         for name in [NAME, STUB] {
             if listed.contains_key(name) {
-                let _ = command(&["xl", "destroy", name], XL);
+                let _ = command(&["xl", "destroy", name]);
             }
         }
     }

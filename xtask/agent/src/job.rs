@@ -8,7 +8,7 @@
 //! Every wait has a deadline, and a job that is dropped while it runs is killed.
 
 use std::io::{BufRead, BufReader};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -192,27 +192,17 @@ impl Shared {
 impl LocalJob {
     /// Starts `command` with an empty standard input; its two outputs become one sequence of lines.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
-        command.stdin(Stdio::null());
-        Ok(Self::spawn(command)?.0)
-    }
-
-    /// As [`start`](Self::start), with a standard input that stays open as long as what is returned.
-    pub(crate) fn start_with_input(command: &mut Command) -> Result<(Self, ChildStdin)> {
-        command.stdin(Stdio::piped());
-        let (job, input) = Self::spawn(command)?;
-        Ok((job, input.context("a standard input")?))
-    }
-
-    fn spawn(command: &mut Command) -> Result<(Self, Option<ChildStdin>)> {
         let name = command.get_program().to_string_lossy().into_owned();
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        command.stdout(writer.try_clone()?).stderr(writer);
+        command
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
         let mut child = command
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         // The command holds the pipe's writing ends until they are replaced.
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let input = child.stdin.take();
 
         let shared = Arc::new(Shared::default());
         let pid = Pid::from_raw(child.id().try_into()?);
@@ -239,13 +229,10 @@ impl LocalJob {
             drop(state);
             for_exit.changed.notify_all();
         });
-        Ok((
-            Self {
-                pid,
-                watcher: Watcher(shared),
-            },
-            input,
-        ))
+        Ok(Self {
+            pid,
+            watcher: Watcher(shared),
+        })
     }
 
     /// For a thread that follows this program.

@@ -15,6 +15,9 @@ use crate::world::command;
 /// The first job of every domU.
 const WATCHER: &str = "/data/agent/jobs/0/lines";
 
+/// How long things that are on their way out may take.
+const MOMENT: Duration = Duration::from_secs(30);
+
 /// What there is at one moment.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
@@ -62,9 +65,9 @@ impl Snapshot {
 }
 
 /// Fails when something stays that was not there in `before`. Things go away a moment after the command that ends them
-/// has returned, so they are given `patience`.
-pub(crate) fn assert_none(store: &Store, before: &Snapshot, patience: Duration) -> Result<()> {
-    let deadline = Instant::now() + patience;
+/// has returned, so they are given a [`MOMENT`].
+pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
+    let deadline = Instant::now() + MOMENT;
     loop {
         let extra = Snapshot::take(store)?.beyond(before);
         if extra.is_empty() {
@@ -102,7 +105,7 @@ fn collect(store: &Store, path: &str, nodes: &mut BTreeSet<String>) -> Result<()
 
 /// `NAME (domain N)` for each line of `xl list`.
 fn domains() -> Result<BTreeSet<String>> {
-    let list = command(&["xl", "list"], Duration::from_secs(20))?;
+    let list = command(&["xl", "list"])?;
     Ok(list
         .iter()
         .skip(1)

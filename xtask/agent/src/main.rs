@@ -39,6 +39,9 @@ enum Command {
         /// Only the tests whose names contain this.
         #[arg(long)]
         only: Option<String>,
+        /// How often all of them are run.
+        #[arg(long, default_value_t = 1)]
+        times: usize,
         /// Says which tests there are and runs none.
         #[arg(long)]
         list: bool,
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
                 .for_each(|test| println!("{}", test.name));
             Ok(0)
         }
-        Command::Suite { only, .. } => suite::run(only.as_deref()),
+        Command::Suite { only, times, .. } => suite::run(only.as_deref(), times),
         Command::Role(role) => role.run().map(|()| 0),
     })
 }

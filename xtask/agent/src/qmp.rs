@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use xen_sys::DomId;
+
+use crate::world::PATIENCE;
 
 /// One connection.
 #[derive(Debug)]
@@ -23,12 +24,12 @@ impl Qmp {
     }
 
     /// Connects and does nothing else: no byte has moved.
-    pub(crate) fn dial(socket: impl AsRef<Path>, limit: Duration) -> Result<Self> {
+    pub(crate) fn dial(socket: impl AsRef<Path>) -> Result<Self> {
         let socket = socket.as_ref();
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connecting to {}", socket.display()))?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.set_write_timeout(Some(limit))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self {
             reader: BufReader::new(stream),
             next_id: 0x786c_7100,
@@ -36,8 +37,8 @@ impl Qmp {
     }
 
     /// Connects, reads the greeting and leaves negotiation behind.
-    pub(crate) fn connect(socket: impl AsRef<Path>, limit: Duration) -> Result<Self> {
-        let mut qmp = Self::dial(socket, limit)?;
+    pub(crate) fn connect(socket: impl AsRef<Path>) -> Result<Self> {
+        let mut qmp = Self::dial(socket)?;
         qmp.greeting()?;
         qmp.execute("qmp_capabilities", None)?;
         Ok(qmp)

@@ -54,24 +54,28 @@ impl Privcmd {
     }
 }
 
-/// The moment `seconds` from now.
-pub(crate) fn within(seconds: u64) -> Instant {
-    Instant::now() + Duration::from_secs(seconds)
+/// How long anything may take before it counts as never: far longer than it does take, even on a machine that is busy
+/// with ten other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The moment from which on it counts as never.
+pub(crate) fn soon() -> Instant {
+    Instant::now() + PATIENCE
 }
 
 /// Runs a program of dom0 to its end and gives its lines; anything but exit status 0 is an error that shows them.
-pub(crate) fn command(argv: &[&str], limit: Duration) -> Result<Vec<String>> {
+pub(crate) fn command(argv: &[&str]) -> Result<Vec<String>> {
     let mut job = start_local(argv)?;
-    job.succeed(Instant::now() + limit)
+    job.succeed(soon())
         .with_context(|| format!("`{}`", argv.join(" ")))?;
     job.lines()
 }
 
 /// Runs a program of dom0 to its end, however it ends.
-pub(crate) fn outcome(argv: &[&str], limit: Duration) -> Result<(Exit, Vec<String>)> {
+pub(crate) fn outcome(argv: &[&str]) -> Result<(Exit, Vec<String>)> {
     let mut job = start_local(argv)?;
     let exit = job
-        .exit(Instant::now() + limit)
+        .exit(soon())
         .with_context(|| format!("`{}`", argv.join(" ")))?;
     Ok((exit, job.lines()?))
 }
@@ -172,7 +176,7 @@ impl World {
     pub(crate) fn no_domu(&self) -> Result<()> {
         if let Some(domu) = self.domu.borrow_mut().take() {
             drop(domu);
-            command(&["xl", "destroy", DOMU_NAME], Duration::from_secs(30))?;
+            command(&["xl", "destroy", DOMU_NAME])?;
         }
         Ok(())
     }
@@ -185,17 +189,14 @@ impl World {
             "cmdline=\"console=hvc0 rdinit=/init quiet agent.privcmd={}\"",
             privcmd.name()
         );
-        command(
-            &["xl", "create", DOMU_CONFIG, &command_line],
-            Duration::from_secs(60),
-        )?;
-        let domid = command(&["xl", "domid", DOMU_NAME], Duration::from_secs(20))?;
+        command(&["xl", "create", DOMU_CONFIG, &command_line])?;
+        let domid = command(&["xl", "domid", DOMU_NAME])?;
         let domid = domid
             .first()
             .context("`xl domid` printed nothing")?
             .trim()
             .parse::<u16>()?;
-        let booted = Agent::connect(&self.store, DomId::new(domid), within(60)).and_then(|agent| {
+        let booted = Agent::connect(&self.store, DomId::new(domid), soon()).and_then(|agent| {
             let report = agent.boot_report()?;
             if !report.contains(&format!("privcmd={}", privcmd.name())) {
                 bail!("the domU reports `{report}`");
@@ -205,7 +206,7 @@ impl World {
                 "role".to_owned(),
                 "watch-privcmd".to_owned(),
             ])?;
-            opens.expect("watching", within(20))?;
+            opens.expect("watching", soon())?;
             Ok(DomU {
                 agent,
                 privcmd,
@@ -213,7 +214,7 @@ impl World {
             })
         });
         if booted.is_err() {
-            let _ = command(&["xl", "destroy", DOMU_NAME], Duration::from_secs(30));
+            let _ = command(&["xl", "destroy", DOMU_NAME]);
             for line in console_of(DOMU_NAME) {
                 println!("    {DOMU_NAME}'s console: {line}");
             }
@@ -268,9 +269,9 @@ impl World {
     }
 
     /// Runs a role to its successful end.
-    pub(crate) fn run_role(&self, place: Place, words: &[&str], seconds: u64) -> Result<()> {
+    pub(crate) fn run_role(&self, place: Place, words: &[&str]) -> Result<()> {
         self.role(place, words)?
-            .succeed(within(seconds))
+            .succeed(soon())
             .with_context(|| format!("role `{}` in {}", words.join(" "), place.name()))
     }
 

@@ -17,7 +17,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 /// How long a role waits for the other side before it fails.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(100);
 
 fn patience() -> Instant {
     Instant::now() + PATIENCE

@@ -31,7 +31,7 @@ enum Stage {
 impl Client {
     /// Prints `there` when it is.
     pub(crate) fn run(&self) -> Result<()> {
-        let mut qmp = Qmp::dial(&self.socket, Duration::from_secs(20))?;
+        let mut qmp = Qmp::dial(&self.socket)?;
         if self.stage >= Stage::Greeted {
             qmp.greeting()?;
         }

@@ -110,9 +110,19 @@ struct Progress {
     send_total: u64,
     recv_total: u64,
     last: Instant,
+    announced: bool,
 }
 
 impl Progress {
+    /// Says, once, that bytes have moved both ways and more than the rings hold.
+    fn announce(&mut self) {
+        let least = self.send.position().min(self.recv.position());
+        if !self.announced && least > 64 * 1024 {
+            println!("moving");
+            self.announced = true;
+        }
+    }
+
     fn sending(&self) -> bool {
         self.send.position() < self.send_total
     }
@@ -148,6 +158,7 @@ impl Peer {
             send_total: self.send,
             recv_total: self.recv,
             last: Instant::now(),
+            announced: false,
         };
         let result = match self.style {
             Style::Poll | Style::Wait => self.one_thread(channel, &mut progress),
@@ -205,6 +216,7 @@ impl Peer {
                 }
             }
             if moved {
+                progress.announce();
                 continue;
             }
             ensure!(Instant::now() < deadline, "timed out");

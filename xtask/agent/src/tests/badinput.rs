@@ -1,7 +1,5 @@
 //! Requests that cannot be met: one clear line, a status that says failure, no panic.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
 use crate::job::Exit;
@@ -93,7 +91,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 fn one_line(argv: &[&str], mentions: &str) -> Result<()> {
-    let (exit, lines) = outcome(argv, Duration::from_secs(60))?;
+    let (exit, lines) = outcome(argv)?;
     let shown = lines.join("\n");
     match exit {
         Exit::Status(status) => ensure!(status != 0, "exit status 0; it printed:\n{shown}"),

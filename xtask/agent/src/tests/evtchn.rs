@@ -3,20 +3,20 @@
 use anyhow::{Context, Result};
 
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, within};
+use crate::world::{Place, World, soon};
 
 const ROUNDS: &str = "500";
 
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(Test::new("evtchn/loopback_dom0", Needs::Dom0, |world| {
-        world.run_role(Place::Dom0, &["evtchn-loopback", "0"], 60)
+        world.run_role(Place::Dom0, &["evtchn-loopback", "0"])
     }));
 }
 
 pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
     tests.push(Test::new("evtchn/loopback_domu", needs, |world| {
         let domain = world.domid(Place::DomU)?.to_string();
-        world.run_role(Place::DomU, &["evtchn-loopback", &domain], 60)
+        world.run_role(Place::DomU, &["evtchn-loopback", &domain])
     }));
     for opener in [Place::Dom0, Place::DomU] {
         let name = format!(
@@ -37,8 +37,8 @@ fn ping_pong(world: &World, opener: Place) -> Result<()> {
         world.domid(binder)?.to_string(),
     );
     let mut echo = world.role(opener, &["evtchn-echo", &binder_id, ROUNDS])?;
-    let port = echo.expect("port ", within(30))?;
+    let port = echo.expect("port ", soon())?;
     let mut drive = world.role(binder, &["evtchn-drive", &opener_id, &port, ROUNDS])?;
-    drive.succeed(within(60)).context("the one that bound")?;
-    echo.succeed(within(60)).context("the one that opened")
+    drive.succeed(soon()).context("the one that bound")?;
+    echo.succeed(soon()).context("the one that opened")
 }

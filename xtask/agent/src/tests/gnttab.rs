@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use crate::job::{Exit, Job};
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, within};
+use crate::world::{Place, World, soon};
 
 const PAGES: &str = "5";
 const KEY: &str = "77";
@@ -37,8 +37,8 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
 fn share(world: &World, sharer: Place) -> Result<(Job, String, String)> {
     let mapper = world.domid(sharer.other())?.to_string();
     let mut job = world.role(sharer, &["gnttab-share", &mapper, PAGES, KEY])?;
-    let refs = job.expect("refs ", within(30))?;
-    let port = job.expect("port ", within(30))?;
+    let refs = job.expect("refs ", soon())?;
+    let port = job.expect("port ", soon())?;
     Ok((job, refs, port))
 }
 
@@ -56,31 +56,27 @@ fn map(world: &World, sharer: Place, refs: &str, port: &str, then: &str) -> Resu
         then,
     ];
     let mut job = world.role(sharer.other(), &arguments)?;
-    job.expect("mapped", within(30)).context("the mapper")?;
+    job.expect("mapped", soon()).context("the mapper")?;
     Ok(job)
 }
 
 fn mapper_leaves(world: &World, sharer: Place) -> Result<()> {
     let (mut share, refs, port) = share(world, sharer)?;
     let mut mapper = map(world, sharer, &refs, &port, "leave")?;
-    mapper.succeed(within(30)).context("the mapper")?;
-    share
-        .expect("mapper gone", within(10))
-        .context("the sharer")?;
-    share.succeed(within(10)).context("the sharer")
+    mapper.succeed(soon()).context("the mapper")?;
+    share.expect("mapper gone", soon()).context("the sharer")?;
+    share.succeed(soon()).context("the sharer")
 }
 
 fn mapper_killed(world: &World, sharer: Place) -> Result<()> {
     let (mut share, refs, port) = share(world, sharer)?;
     let mut mapper = map(world, sharer, &refs, &port, "stay")?;
-    share.expect("written", within(10)).context("the sharer")?;
+    share.expect("written", soon()).context("the sharer")?;
     mapper.kill(Signal::SIGKILL)?;
-    share
-        .expect("mapper gone", within(10))
-        .context("the sharer")?;
-    share.succeed(within(10)).context("the sharer")?;
+    share.expect("mapper gone", soon()).context("the sharer")?;
+    share.succeed(soon()).context("the sharer")?;
     ensure!(
-        mapper.exit(within(10))? == Exit::Signal(9),
+        mapper.exit(soon())? == Exit::Signal(9),
         "the mapper was not killed"
     );
     Ok(())
@@ -89,14 +85,12 @@ fn mapper_killed(world: &World, sharer: Place) -> Result<()> {
 fn sharer_killed(world: &World, sharer: Place) -> Result<()> {
     let (mut share, refs, port) = share(world, sharer)?;
     let mut mapper = map(world, sharer, &refs, &port, "stay")?;
-    share.expect("written", within(10)).context("the sharer")?;
+    share.expect("written", soon()).context("the sharer")?;
     share.kill(Signal::SIGKILL)?;
-    mapper
-        .expect("sharer gone", within(10))
-        .context("the mapper")?;
-    mapper.succeed(within(10)).context("the mapper")?;
+    mapper.expect("sharer gone", soon()).context("the mapper")?;
+    mapper.succeed(soon()).context("the mapper")?;
     ensure!(
-        share.exit(within(10))? == Exit::Signal(9),
+        share.exit(soon())? == Exit::Signal(9),
         "the sharer was not killed"
     );
     Ok(())
@@ -104,13 +98,9 @@ fn sharer_killed(world: &World, sharer: Place) -> Result<()> {
 
 fn refused(world: &World, sharer: Place) -> Result<()> {
     let (mut share, ..) = share(world, sharer)?;
-    let read_only = share.expect("read-only ", within(30))?;
+    let read_only = share.expect("read-only ", soon())?;
     let from = world.domid(sharer)?.to_string();
-    world.run_role(
-        sharer.other(),
-        &["gnttab-map-refused", &from, &read_only],
-        30,
-    )?;
+    world.run_role(sharer.other(), &["gnttab-map-refused", &from, &read_only])?;
     share.kill(Signal::SIGKILL)?;
-    share.exit(within(10)).map(drop)
+    share.exit(soon()).map(drop)
 }

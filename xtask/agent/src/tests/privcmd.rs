@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 
 use crate::suite::{Needs, Test};
-use crate::world::{Place, Privcmd, World, command, within};
+use crate::world::{Place, Privcmd, World, command, soon};
 
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(Test::new("sys/version_dom0", Needs::Dom0, |world| {
@@ -26,9 +26,9 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
 
 fn asks(world: &World, place: Place) -> Result<()> {
     let mut job = world.role(place, &["version"])?;
-    let version = job.expect("version ", within(20))?;
-    job.succeed(within(20))?;
-    let info = command(&["xl", "info"], std::time::Duration::from_secs(20))?;
+    let version = job.expect("version ", soon())?;
+    job.succeed(soon())?;
+    let info = command(&["xl", "info"])?;
     let expected = info.iter().find_map(|line| {
         let value = line
             .strip_prefix("xen_version")?
@@ -46,7 +46,7 @@ fn asks(world: &World, place: Place) -> Result<()> {
 
 fn refused(world: &World) -> Result<()> {
     let mut job = world.role(Place::DomU, &["version"])?;
-    job.succeed(within(20))?;
+    job.succeed(soon())?;
     let lines = job.lines()?;
     match lines.iter().find_map(|line| line.strip_prefix("refused ")) {
         Some(errno) if errno.contains("EPERM") => Ok(()),

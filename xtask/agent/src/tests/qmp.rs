@@ -3,7 +3,6 @@
 //! These tests share one guest; the last one ends it.
 
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -14,10 +13,7 @@ use crate::guest::{Guest, NAME};
 use crate::job::Exit;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, outcome, start_local, within};
-
-const LIMIT: Duration = Duration::from_secs(20);
-const XL: Duration = Duration::from_secs(60);
+use crate::world::{World, command, outcome, soon, start_local};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     let mut on_guest = |name: &str, body: fn(&World, &mut Guest) -> Result<()>| {
@@ -42,7 +38,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 fn ask(guest: &Guest) -> Result<()> {
-    let mut qmp = Qmp::connect(guest.socket(), LIMIT)?;
+    let mut qmp = Qmp::connect(guest.socket())?;
     let status = qmp.execute("query-status", None)?;
     ensure!(status["running"] == true, "QEMU says {status}");
     Ok(())
@@ -62,21 +58,21 @@ fn client_killed(_: &World, guest: &mut Guest) -> Result<()> {
         for stage in ["dialled", "greeted", "half-sent", "sent", "much-to-come"] {
             let mut client = start_local(&["self", "role", "qmp-client", &socket, stage])?;
             client
-                .expect("there", within(20))
+                .expect("there", soon())
                 .with_context(|| format!("stage {stage}"))?;
             client.kill(Signal::SIGKILL)?;
             ensure!(
-                client.exit(within(10))? == Exit::Signal(9),
+                client.exit(soon())? == Exit::Signal(9),
                 "the client was not killed"
             );
             ask(guest).with_context(|| format!("after one killed when {stage}, round {round}"))?;
         }
     }
     // And libxl itself: pausing needs no QMP, unpausing does.
-    command(&["xl", "pause", NAME], XL)?;
-    command(&["xl", "unpause", NAME], XL)?;
+    command(&["xl", "pause", NAME])?;
+    command(&["xl", "unpause", NAME])?;
     guest.catch_up()?;
-    guest.says("xen-guest: alive second=", 60).map(drop)
+    guest.says("xen-guest: alive second=").map(drop)
 }
 
 /// The proxy serves one after the other; nobody is turned away and nobody gets another's answer.
@@ -88,7 +84,7 @@ fn at_the_same_time(_: &World, guest: &mut Guest) -> Result<()> {
                 let socket = socket.as_str();
                 scope.spawn(move || -> Result<()> {
                     for _ in 0..5 {
-                        let mut qmp = Qmp::connect(socket, Duration::from_secs(60))?;
+                        let mut qmp = Qmp::connect(socket)?;
                         let version = qmp.execute("query-version", None)?;
                         ensure!(version["qemu"]["major"].is_u64(), "no version: {version}");
                         // Longer than both rings.
@@ -111,14 +107,11 @@ fn at_the_same_time(_: &World, guest: &mut Guest) -> Result<()> {
 
 fn person(_: &World, guest: &mut Guest) -> Result<()> {
     let id = guest.id.to_string();
-    let lines = command(&["stubdm-run", "qmp", &id, "query-status"], XL)?;
+    let lines = command(&["stubdm-run", "qmp", &id, "query-status"])?;
     let status: Value = serde_json::from_str(&lines.join("\n")).context("the answer")?;
     ensure!(status["running"] == true, "{status}");
     let arguments = r#"{"command-line": "info version"}"#;
-    let lines = command(
-        &["stubdm-run", "qmp", &id, "human-monitor-command", arguments],
-        XL,
-    )?;
+    let lines = command(&["stubdm-run", "qmp", &id, "human-monitor-command", arguments])?;
     let version: String = serde_json::from_str(&lines.join("\n")).context("the answer")?;
     ensure!(version.contains('.'), "info version says {version}");
 
@@ -130,7 +123,7 @@ fn person(_: &World, guest: &mut Guest) -> Result<()> {
         ),
     ] {
         let argv: Vec<&str> = ["stubdm-run"].into_iter().chain(argv).collect();
-        let (exit, lines) = outcome(&argv, XL)?;
+        let (exit, lines) = outcome(&argv)?;
         ensure!(
             exit == Exit::Status(1),
             "{argv:?} ended with {exit}: {lines:?}"
@@ -145,6 +138,6 @@ fn person(_: &World, guest: &mut Guest) -> Result<()> {
 
 fn quit(world: &World, guest: &mut Guest) -> Result<()> {
     // QEMU may be gone before its answer is through.
-    let _ = Qmp::connect(guest.socket(), LIMIT)?.execute("quit", None);
+    let _ = Qmp::connect(guest.socket())?.execute("quit", None);
     ends_with_reason(&world.store, guest, "status 0")
 }

@@ -7,7 +7,7 @@ use xen_sys::DomId;
 use super::named;
 use crate::roles::store::Large;
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, within};
+use crate::world::{Place, World, soon};
 
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     for (name, role) in ROLES {
@@ -59,16 +59,16 @@ fn alone(world: &World, place: Place, role: &str) -> Result<()> {
     match role {
         "store-basics" => {
             // The role compares with the paths of watch events, which come back as the watch was set.
-            world.run_role(place, &[role, &domain, folder], 60)?;
+            world.run_role(place, &[role, &domain, folder])?;
         }
         "store-large" => {
             let all = format!("{}/store", world.folder(place)?);
             for name in Large::names(300) {
                 world.store.write(&format!("{all}/{name}"), "")?;
             }
-            world.run_role(place, &[role, folder, "300"], 60)?;
+            world.run_role(place, &[role, folder, "300"])?;
         }
-        _ => world.run_role(place, &[role, folder], 60)?,
+        _ => world.run_role(place, &[role, folder])?,
     }
     world.store.rm(&world.folder(place)?)?;
     Ok(())
@@ -81,7 +81,7 @@ fn rights(world: &World) -> Result<()> {
     world.store.write(&secret, "for some only")?;
     let answer = |role: &[&str]| -> Result<String> {
         let mut job = world.role(Place::DomU, role)?;
-        job.succeed(within(20))?;
+        job.succeed(soon())?;
         job.lines()?
             .first()
             .cloned()
@@ -121,11 +121,11 @@ fn watch(world: &World, waiter: Place) -> Result<()> {
     let node = format!("{folder}/signal");
     world.store.mkdir(&folder)?;
     let mut wait = world.role(waiter, &["store-await", &node, "now"])?;
-    wait.expect("watching", within(20))?;
+    wait.expect("watching", soon())?;
     let mut write = world.role(waiter.other(), &["store-write", &node, "now"])?;
-    write.succeed(within(20))?;
-    wait.expect("seen", within(20))?;
-    wait.succeed(within(20))?;
+    write.succeed(soon())?;
+    wait.expect("seen", soon())?;
+    wait.succeed(soon())?;
     world.store.rm(&folder)?;
     Ok(())
 }

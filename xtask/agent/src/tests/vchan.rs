@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::named;
 use crate::job::{Exit, Job};
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, within};
+use crate::world::{Place, World, soon};
 
 /// Whose vchan a process uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,10 +153,10 @@ fn start(
 impl Pair {
     fn connected(&mut self) -> Result<()> {
         self.server
-            .expect("connected", within(40))
+            .expect("connected", soon())
             .context("the server")?;
         self.client
-            .expect("connected", within(40))
+            .expect("connected", soon())
             .context("the client")?;
         Ok(())
     }
@@ -208,7 +208,7 @@ fn transfer(world: &World, place: Place, server: Maker, client: Maker, load: Loa
         (program(client), &client_words),
     )?;
     let moved = format!("ok sent={bytes} received={bytes}");
-    let deadline = within(120);
+    let deadline = soon();
     let ended = pair
         .client
         .succeed(deadline)
@@ -228,16 +228,34 @@ fn transfer(world: &World, place: Place, server: Maker, client: Maker, load: Loa
 
 fn pingpong(world: &World, place: Place) -> Result<()> {
     let program: &[&str] = &["self", "role", "vchan-pingpong"];
-    let words: &[&str] = &["--rounds", "2000", "--timeout", "60"];
+    let words: &[&str] = &["--rounds", "2000", "--timeout", "120"];
     let mut pair = start(world, place, (program, words), (program, words))?;
-    pair.client.succeed(within(120)).context("the client")?;
-    pair.server.succeed(within(20)).context("the server")?;
+    pair.client.succeed(soon()).context("the client")?;
+    pair.server.succeed(soon()).context("the server")?;
     pair.unpublished(world)?;
     tidy(world, place)
 }
 
-/// Kills one side with SIGKILL; the other has to end with `gone` within a second.
+/// What counts as noticed at once.
+const A_SECOND: Duration = Duration::from_secs(1);
+
+/// Kills one side with SIGKILL; the other has to notice within a second.
+///
+/// A machine that is busy with other things may be slow once, so the best of several tries counts. Something that
+/// looks for its peer only now and then would fail all of them.
 fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<()> {
+    let mut tries = Vec::new();
+    for _ in 0..5 {
+        let took = time_to_notice(world, place, kill_server, busy)?;
+        if took < A_SECOND {
+            return Ok(());
+        }
+        tries.push(took);
+    }
+    bail!("noticed, but only after {tries:?}")
+}
+
+fn time_to_notice(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<Duration> {
     let program: &[&str] = &["self", "role", "vchan"];
     let endless = u64::MAX.to_string();
     // Idle: both sides wait for bytes that nobody sends.
@@ -256,8 +274,10 @@ fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<
     let mut pair = start(world, place, (program, words), (program, words))?;
     pair.connected()?;
     if busy {
-        // Long enough for both directions to be under way, on any machine: the counts below tell.
-        std::thread::sleep(Duration::from_millis(300));
+        for (job, name) in [(&mut pair.server, "server"), (&mut pair.client, "client")] {
+            job.expect("moving", soon())
+                .with_context(|| format!("the {name}"))?;
+        }
     }
     let (victim, witness) = if kill_server {
         (&mut pair.server, &mut pair.client)
@@ -267,26 +287,18 @@ fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<
     // From before the order to kill until after the news of the noticing: an upper bound, ways included.
     let began = Instant::now();
     victim.kill(Signal::SIGKILL)?;
-    let news = witness
-        .expect("gone ", within(20))
-        .context("the survivor")?;
+    witness.expect("gone ", soon()).context("the survivor")?;
     let took = began.elapsed();
-    witness.succeed(within(10)).context("the survivor")?;
+    witness.succeed(soon()).context("the survivor")?;
     ensure!(
-        victim.exit(within(10))? == Exit::Signal(9),
+        victim.exit(soon())? == Exit::Signal(9),
         "the victim was not killed"
     );
-    ensure!(
-        took < Duration::from_secs(1),
-        "noticed after {took:?}: {news}"
-    );
-    if busy && (news.contains("sent=0 ") || news.contains("received=0 ")) {
-        bail!("nothing had moved when the peer was killed: {news}");
-    }
     if !kill_server {
         pair.unpublished(world)?;
     }
-    tidy(world, place)
+    tidy(world, place)?;
+    Ok(took)
 }
 
 fn tidy(world: &World, place: Place) -> Result<()> {
