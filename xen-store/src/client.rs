@@ -17,7 +17,8 @@ use crate::wire::MsgType;
 ///
 /// Cheap to clone; the clones share one connection. Any number of threads may use it at the same
 /// time, each request has its own id and nobody waits for anybody else's reply. There is no
-/// background thread: a thread that waits reads for all, see the module `shell`.
+/// background thread: a thread that waits reads for all the others too, and hands over when it
+/// leaves.
 ///
 /// Requests wait for their answer without limit, unless [`Store::with_timeout`] sets one.
 ///

@@ -39,7 +39,11 @@ impl Connection {
                 .payload
                 .strip_suffix(b"\0")
                 .unwrap_or(&message.payload);
-            Outcome::Refused(XsError::from_name(name).unwrap_or(XsError::UNKNOWN))
+            let code = XsError::from_name(name).unwrap_or_else(|| {
+                tracing::debug!(name = %name.escape_ascii(), "an error of the store unknown here");
+                XsError::UNKNOWN
+            });
+            Outcome::Refused(code)
         } else {
             Outcome::Reply(message.payload)
         };
