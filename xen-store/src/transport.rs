@@ -30,9 +30,11 @@ use crate::proto::Quirks;
 const PLACES: [&str; 4] = [
     "/run/xenstored/socket",
     "/var/run/xenstored/socket",
-    "/dev/xen/xenbus",
+    DEVICE,
     "/proc/xen/xenbus",
 ];
+/// What every domain with Linux's drivers has.
+const DEVICE: &str = "/dev/xen/xenbus";
 
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -88,35 +90,30 @@ impl Transport {
     /// The store of the host that `xen` leads to.
     pub(crate) fn open(xen: &Xen) -> Result<Self> {
         match xen.host() {
-            Host::Dev(_) => Self::find(),
+            Host::Dev(_) => Self::first_of(&PLACES, DEVICE),
             #[cfg(feature = "sim")]
             Host::Sim(client) => Self::from_fd(crate::sim::connection(client)?),
             _ => Err(Error::Unsupported),
         }
     }
 
-    /// The first of the usual places that answers.
+    /// The first of these places that answers.
     ///
-    /// If none does, the error is about the first place that exists, because that is where
-    /// something can be mended.
-    fn find() -> Result<Self> {
-        let mut error = None;
-        for place in PLACES {
+    /// If none does, the error is about the first one that exists, because that is where
+    /// something can be mended; if none exists, about `expected`.
+    fn first_of(places: &[&str], expected: &str) -> Result<Self> {
+        let (mut refused, mut missing) = (None, None);
+        for place in places {
             match Self::connect(Path::new(place)) {
                 Ok(transport) => return Ok(transport),
-                Err(Error::Connect { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound && error.is_some() => {}
-                Err(other) => {
-                    let keep = error
-                        .as_ref()
-                        .is_some_and(|e: &Error| e.errno() != libc::ENOENT);
-                    if !keep {
-                        error = Some(other);
-                    }
+                Err(error) if error.errno() != libc::ENOENT => {
+                    refused.get_or_insert(error);
                 }
+                Err(error) if *place == expected => missing = Some(error),
+                Err(_) => {}
             }
         }
-        Err(error.unwrap_or(Error::Unsupported))
+        Err(refused.or(missing).unwrap_or(Error::Unsupported))
     }
 
     pub(crate) fn quirks(&self) -> Quirks {
@@ -211,5 +208,48 @@ pub(crate) fn os(op: &'static str, errno: Errno) -> Error {
     Error::Os {
         op,
         source: errno.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn the_first_place_that_answers_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (none, left, live) = (place("none"), place("left"), place("live"));
+        drop(UnixListener::bind(&left).unwrap());
+        let _listener = UnixListener::bind(&live).unwrap();
+        let taken = Transport::first_of(&[&none, &left, &live], &none).unwrap();
+        assert_eq!(taken.quirks(), Quirks::SOCKET);
+    }
+
+    #[test]
+    fn if_none_answers_the_error_is_about_what_can_be_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (none, left, expected) = (place("none"), place("left"), place("expected"));
+        drop(UnixListener::bind(&left).unwrap());
+        let error = Transport::first_of(&[&none, &left, &expected], &expected).unwrap_err();
+        assert!(error.to_string().starts_with(&left), "{error}");
+        assert_eq!(error.errno(), libc::ECONNREFUSED);
+        let error = Transport::first_of(&[&none, &expected], &expected).unwrap_err();
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        assert_eq!(error.errno(), libc::ENOENT);
+    }
+
+    /// Anything that is no socket is used as the kernel's device is.
+    #[test]
+    fn a_device_is_opened_and_not_waited_for() {
+        let device = Transport::connect(Path::new("/dev/null")).unwrap();
+        assert_eq!(device.quirks(), Quirks::XENBUS);
+        assert!(matches!(device.write(b"x"), Written::Some(1)));
+        assert!(matches!(device.read(&mut [0; 8]), Ok(Some(0))));
+        let flags = fcntl(device.as_fd(), FcntlArg::F_GETFL).unwrap();
+        assert_ne!(flags & OFlag::O_NONBLOCK.bits(), 0);
     }
 }
