@@ -163,6 +163,15 @@ impl Region {
         self.writable
     }
 
+    /// The address of the first byte, for code in another language. It is good for
+    /// [`len`](Self::len) bytes while the region, a clone or a slice of it exists; writing needs
+    /// [`is_writable`](Self::is_writable). No reference may be made from it.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     /// The part of `len` bytes from `offset`, as a region of its own.
     ///
     /// # Errors
