@@ -155,8 +155,19 @@ fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<Str
     Ok(found)
 }
 
-/// The file behind a path in a tree, links followed as if the tree were the root.
+/// The file behind a path in a tree, links followed as if the tree were the root. Where packages already put
+/// everything below `/usr`, a path outside it is looked for there.
 pub(crate) fn resolve(tree: &Path, path: &str) -> Result<PathBuf> {
+    let outside = !path.trim_start_matches('/').starts_with("usr/");
+    match resolve_at(tree, path) {
+        Err(_) if outside && resolve_at(tree, &format!("usr/{path}")).is_ok() => {
+            resolve_at(tree, &format!("usr/{path}"))
+        }
+        result => result,
+    }
+}
+
+fn resolve_at(tree: &Path, path: &str) -> Result<PathBuf> {
     let mut parts: Vec<String> = Vec::new();
     let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
     let mut links = 0;
@@ -224,6 +235,12 @@ mod tests {
         );
         assert_eq!(needs(&tree.join("usr/lib/real")).unwrap(), None);
         assert!(resolve(tree, "lib/other").is_err());
+        fs::create_dir_all(tree.join("usr/lib64")).unwrap();
+        fs::write(tree.join("usr/lib64/merged"), "").unwrap();
+        assert_eq!(
+            resolve(tree, "lib64/merged").unwrap(),
+            tree.join("usr/lib64/merged")
+        );
         assert!(resolve(tree, "loop").is_err());
     }
 }

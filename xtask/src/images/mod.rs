@@ -5,6 +5,7 @@
 
 pub(crate) mod dom0;
 pub(crate) mod domu;
+mod kernel;
 pub(crate) mod stub;
 
 use std::fs::{self, File};
@@ -12,7 +13,7 @@ use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use flate2::read::GzDecoder;
 
 use crate::cpio::{Archive, Content};
@@ -58,30 +59,8 @@ impl Parts {
             return Ok(plain);
         }
         let step = Step::begin("unpacking the kernel");
-        let packed = self.out.join("vmlinux.xz");
-        let kernel = self.kernel()?;
-        fs::write(
-            &packed,
-            payload(&fs::read(&kernel)?).context("the kernel's payload")?,
-        )?;
-        let out = Command::new("xz")
-            .arg("-dc")
-            .arg(&packed)
-            .output()
-            .context("starting xz (package xz-utils)")?;
-        ensure!(
-            out.status.success(),
-            "xz -dc {}: {}",
-            packed.display(),
-            out.status
-        );
-        ensure!(
-            out.stdout.starts_with(b"\x7fELF"),
-            "{} holds no ELF file",
-            kernel.display()
-        );
-        fs::remove_file(&packed)?;
-        write_atomically(&plain, &out.stdout)?;
+        let bytes = kernel::unpack(&self.kernel()?, &self.out)?;
+        write_atomically(&plain, &bytes)?;
         write_atomically(&mark, self.tree.stamp.as_bytes())?;
         step.done();
         Ok(plain)
@@ -188,25 +167,6 @@ impl Parts {
         step.done();
         Ok(path)
     }
-}
-
-/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length),
-/// without the four bytes of its length that follow it.
-fn payload(image: &[u8]) -> Option<&[u8]> {
-    let number = |at: usize| -> Option<usize> {
-        let bytes = image.get(at..at + 4)?;
-        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
-    };
-    if image.get(0x202..0x206)? != b"HdrS" {
-        return None;
-    }
-    let setup = match usize::from(*image.get(0x1f1)?) {
-        0 => 4,
-        sectors => sectors,
-    };
-    let start = (setup + 1) * 512 + number(0x248)?;
-    let end = start.checked_add(number(0x24c)?)?.checked_sub(4)?;
-    image.get(start..end)
 }
 
 /// The one file of a folder whose name begins so.
