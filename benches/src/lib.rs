@@ -1,5 +1,7 @@
 //! What the benchmarks share: a ring to measure, bytes to move, and the check that they arrived.
 
+pub mod sim;
+
 use xen_vchan::ring::{Consumer, Producer, Rings, Role};
 use xen_vchan::{Geometry, Memory};
 
@@ -47,5 +49,14 @@ pub fn check(message: usize, count: usize, mut through: impl FnMut(&[u8], &mut [
         out.fill(0x55);
         through(bytes, &mut out);
         assert_eq!(out, bytes, "the channel changed the bytes");
+    }
+}
+
+/// Keeps this thread on one CPU, if there is such a CPU: two threads that share one measure the
+/// scheduler.
+pub fn pin(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
     }
 }

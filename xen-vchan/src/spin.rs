@@ -13,8 +13,9 @@
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
+
+use nix::unistd::{SysconfVar, sysconf};
 
 /// The longest search unless the owner says otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_micros(50);
@@ -109,10 +110,11 @@ pub(crate) fn linger(time: Duration) {
     }
 }
 
-/// Whether only one CPU may run us. Asked once.
+/// Whether this machine or domain has only one CPU. Asked once. A thread that is bound to one of
+/// several does not count: its peer can be on another.
 pub(crate) fn one_cpu() -> bool {
     static ONE: OnceLock<bool> = OnceLock::new();
-    *ONE.get_or_init(|| available_parallelism().is_ok_and(|n| n.get() == 1))
+    *ONE.get_or_init(|| matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1))))
 }
 
 #[cfg(test)]
