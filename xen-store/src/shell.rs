@@ -136,8 +136,9 @@ impl Shell {
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 break Ok(None);
             }
+            // A message that has to wait for another one's reply needs a reader, not room.
             let unsent = match key {
-                Ready::Reply(id) => state.proto.is_unsent(id),
+                Ready::Reply(id) => state.proto.has_outgoing() && state.proto.is_unsent(id),
                 Ready::Event(_) => false,
             };
             let polled;

@@ -5,6 +5,7 @@
 //! | | socket to the daemon | `/dev/xen/xenbus` |
 //! |---|---|---|
 //! | write | may be short, may say *not now*, `POLLOUT` follows | takes a whole message, may sleep; `POLLOUT` never comes |
+//! | several requests unanswered | as many as one likes | one: see [`Quirks::XENBUS`] |
 //! | a refused message | cannot be | `write` fails with the errno; the next one may succeed |
 //! | read | byte stream | byte stream, messages cut anywhere |
 

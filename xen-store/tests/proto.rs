@@ -110,7 +110,7 @@ fn xenbus_may_answer_watches_without_an_id() {
     assert_eq!(connection.failure(), Some(Failure::Protocol(expect)));
 }
 
-/// Newer kernels echo the id; then it decides, whatever the order.
+/// Newer kernels echo the id; then it decides.
 #[test]
 fn xenbus_watches_with_ids_match_by_id() {
     let mut connection = Connection::new(Quirks::XENBUS);
@@ -120,12 +120,13 @@ fn xenbus_watches_with_ids_match_by_id() {
     let second = connection
         .request(MsgType::WATCH, 0, &[b"/b\0", b"2\0"])
         .unwrap();
-    let (_, second_id) = (sent(&mut connection), sent(&mut connection).req_id);
-    receive(&mut connection, MsgType::WATCH, second_id, b"OK\0");
-    assert!(connection.poll_reply(second).is_some());
-    assert!(connection.poll_reply(first).is_none());
-    receive(&mut connection, MsgType::WATCH, 0, b"OK\0");
+    let first_id = sent(&mut connection).req_id;
+    receive(&mut connection, MsgType::WATCH, first_id, b"OK\0");
     assert!(connection.poll_reply(first).is_some());
+    sent(&mut connection);
+    assert!(connection.poll_reply(second).is_none());
+    receive(&mut connection, MsgType::WATCH, 0, b"OK\0");
+    assert!(connection.poll_reply(second).is_some());
 }
 
 /// Its buffer of 4096 bytes holds the header too.
@@ -270,4 +271,45 @@ fn cancelling_what_was_answered_and_taken_does_nothing() {
     connection.poll_reply(id).unwrap().unwrap();
     assert!(!connection.cancel(id, true, None));
     assert!(!connection.has_outgoing());
+}
+
+#[test]
+fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
+    let mut connection = Connection::new(Quirks::XENBUS);
+    let first = read(&mut connection);
+    connection
+        .send_detached(MsgType::TRANSACTION_END, 7, &[b"F\0"])
+        .unwrap();
+    let last = read(&mut connection);
+    assert!(connection.has_outgoing());
+    let id = sent(&mut connection).req_id;
+    assert!(!connection.has_outgoing() && connection.take_outgoing().is_none());
+
+    // An event is no reply.
+    receive(&mut connection, MsgType::WATCH_EVENT, 0, b"/a\0ff\0");
+    assert!(connection.take_outgoing().is_none());
+
+    receive(&mut connection, MsgType::READ, id, b"x");
+    assert_eq!(connection.poll_reply(first).unwrap().unwrap(), b"x");
+    // One that nobody asks about counts as well.
+    let id = sent(&mut connection).req_id;
+    assert!(connection.take_outgoing().is_none());
+    receive(&mut connection, MsgType::ERROR, id, b"ENOENT\0");
+
+    // One that was not written, and one that was refused, leave the way free.
+    let outgoing = connection.take_outgoing().unwrap();
+    assert!(connection.take_outgoing().is_none());
+    connection.put_back(outgoing);
+    let outgoing = connection.take_outgoing().unwrap();
+    connection.reject(&outgoing, libc::EINVAL, &mut |_| ());
+    assert!(connection.poll_reply(last).unwrap().is_err());
+    read(&mut connection);
+    assert!(connection.has_outgoing());
+    sent(&mut connection);
+
+    // One whose requester gave up is still on its way.
+    let waiting = read(&mut connection);
+    let answer = connection.cancel(waiting, true, None);
+    assert!(answer, "it was never sent");
+    assert!(connection.take_outgoing().is_none());
 }

@@ -47,6 +47,7 @@ impl Connection {
         } else {
             Outcome::Reply(message.payload)
         };
+        self.answered(id);
         self.watch_order.retain(|&other| other != id);
         if let Some(pending) = self.pending.remove(&id) {
             self.settle(id, pending, outcome, ready);

@@ -21,6 +21,8 @@
 //! * Memory is bounded by what the user asked for: the requests and watches it holds, not by what
 //!   the daemon sends.
 //! * A transaction or watch that was granted after its requester gave up is given back.
+//! * Where the transport wants it ([`Quirks::one_at_a_time`]), nothing is handed out to be written
+//!   while a request is unanswered, whether anyone waits for the answer or not.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -72,6 +74,8 @@ pub struct Connection {
     watch_order: VecDeque<u32>,
     expired: usize,
     outgoing: VecDeque<Outgoing>,
+    /// The request whose reply the next message has to wait for, if they go one at a time.
+    in_flight: Option<u32>,
     decoder: Decoder,
     watches: HashMap<u64, EventQueue>,
     failure: Option<Failure>,
@@ -89,6 +93,7 @@ impl Connection {
             watch_order: VecDeque::new(),
             expired: 0,
             outgoing: VecDeque::new(),
+            in_flight: None,
             decoder: Decoder::new(),
             watches: HashMap::new(),
             failure: None,
@@ -139,14 +144,23 @@ impl Connection {
     }
 
     /// The next message to write, to be handed back with [`Connection::put_back`] if it could
-    /// not be written whole before anything else is taken.
+    /// not be written whole before anything else is taken. After every [`Connection::receive`]
+    /// there may be one again.
     #[must_use]
     pub fn take_outgoing(&mut self) -> Option<Outgoing> {
-        self.outgoing.pop_front()
+        if self.in_flight.is_some() {
+            return None;
+        }
+        let message = self.outgoing.pop_front()?;
+        if self.quirks.one_at_a_time {
+            self.in_flight = Some(message.id.0);
+        }
+        Some(message)
     }
 
     /// Returns a message that is not out yet to the head of the queue.
     pub fn put_back(&mut self, message: Outgoing) {
+        self.answered(message.id.0);
         if self.failure.is_none() {
             self.outgoing.push_front(message);
         }
@@ -155,7 +169,7 @@ impl Connection {
     /// Whether [`Connection::take_outgoing`] has something.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty()
+        self.in_flight.is_none() && !self.outgoing.is_empty()
     }
 
     /// Whether (some of) this request is still in the queue.
@@ -170,6 +184,7 @@ impl Connection {
     pub fn reject(&mut self, message: &Outgoing, errno: i32, ready: &mut dyn FnMut(Ready)) {
         let id = message.id.0;
         let outcome = XsError::from_errno(errno).map_or(Outcome::Rejected(errno), Outcome::Refused);
+        self.answered(id);
         self.watch_order.retain(|&other| other != id);
         if let Some(pending) = self.pending.remove(&id) {
             self.settle(id, pending, outcome, ready);
@@ -206,6 +221,7 @@ impl Connection {
     pub fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);
         self.outgoing.clear();
+        self.in_flight = None;
         self.watch_order.clear();
         self.pending
             .retain(|_, pending| !matches!(pending.slot, Slot::Abandoned { .. }));
@@ -330,6 +346,13 @@ impl Connection {
                 .watches
                 .get(&watch.0)
                 .is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// The transport is done with message `id`.
+    fn answered(&mut self, id: u32) {
+        if self.in_flight == Some(id) {
+            self.in_flight = None;
+        }
     }
 
     fn fresh_id(&mut self) -> u32 {

@@ -27,6 +27,8 @@ pub struct Quirks {
     pub max_payload: usize,
     /// The kernel answers WATCH and UNWATCH itself, and some versions do so with request id 0.
     pub anonymous_watch_replies: bool,
+    /// A message may be written only when the one before has its reply.
+    pub one_at_a_time: bool,
 }
 
 impl Quirks {
@@ -34,12 +36,18 @@ impl Quirks {
     pub const SOCKET: Self = Self {
         max_payload: wire::PAYLOAD_MAX,
         anonymous_watch_replies: false,
+        one_at_a_time: false,
     };
     /// `/dev/xen/xenbus`, whose buffer of 4096 bytes also holds the header
     /// (`drivers/xen/xenbus/xenbus_dev_frontend.c`).
+    ///
+    /// The kernel queues a message by reference to that one buffer and returns from the write, so
+    /// a second message written before the first is on its way replaces the first one's payload
+    /// (`xenbus_dev_request_and_reply` in `xenbus_xs.c`). Only the reply tells that it is.
     pub const XENBUS: Self = Self {
         max_payload: wire::PAYLOAD_MAX - wire::Header::SIZE,
         anonymous_watch_replies: true,
+        one_at_a_time: true,
     };
 }
 
