@@ -16,7 +16,8 @@ use crate::wire::MsgType;
 /// A connection to the store daemon.
 ///
 /// Cheap to clone; the clones share one connection. Any number of threads may use it at the same
-/// time, each request has its own id and nobody waits for anybody else's reply. There is no
+/// time, each request has its own id and nobody waits for anybody else's reply (the kernel's
+/// device takes one request at a time, so there they take turns). There is no
 /// background thread: a thread that waits reads for all the others too, and hands over when it
 /// leaves.
 ///
