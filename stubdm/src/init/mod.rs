@@ -128,7 +128,10 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
         modules.load_network();
     }
     for tap in argv.taps() {
-        warn!("{}: the emulated card is not bridged to a network", tap.ifname);
+        warn!(
+            "{}: the emulated card is not bridged to a network",
+            tap.ifname
+        );
     }
     report.phase("waiting for disks");
     wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;
