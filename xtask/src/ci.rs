@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::Options;
 use crate::workspace::Workspace;
-use crate::{demo, dist, tests_cmd};
+use crate::{demo, dist, tests_cmd, tidy};
 
 /// One cargo command of the gate.
 struct Check {
@@ -57,6 +57,7 @@ const CHECKS: &[Check] = &[
 
 /// Runs everything; the first fault ends it.
 pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
+    stage("unsafe inventory", || tidy::check(workspace))?;
     for check in CHECKS {
         stage(check.name, || {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -29,6 +29,7 @@ mod shell;
 mod sources;
 mod store;
 mod tests_cmd;
+mod tidy;
 mod workspace;
 mod xen_cmd;
 

@@ -128,6 +128,18 @@ fn cargo_tests(workspace: &Workspace, only: Option<&str>) -> Result<Vec<Outcome>
         command.args(&filter),
         libtest_count,
     )?);
+    // The models replace the atomics, so they are a build of their own; explored in release, because they are many.
+    let mut command = cargo(workspace);
+    command
+        .args(["test", "--release", "-p", "xen-vchan", "--test", "loom"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_TARGET_DIR", workspace.loom());
+    all.push(counted(
+        "loom models",
+        command.args(&filter),
+        libtest_count,
+    )?);
     Ok(all)
 }
 

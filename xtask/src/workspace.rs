@@ -42,6 +42,11 @@ impl Workspace {
         self.root.join("target/dist")
     }
 
+    /// Where the loom models are built: they replace the atomics everywhere.
+    pub(crate) fn loom(&self) -> PathBuf {
+        self.root.join("target/loom")
+    }
+
     /// A path as a person would type it: relative to the current directory when below it.
     pub(crate) fn show(path: &Path) -> String {
         let here = env::current_dir().unwrap_or_default();

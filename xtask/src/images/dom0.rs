@@ -126,6 +126,8 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     for (path, text) in SCRIPTS {
         archive.program(path, Content::Bytes(text.as_bytes().to_vec()));
     }
+    // The name libxl uses where a disk names no script.
+    archive.link("etc/xen/scripts/block", "block-testbed");
     archive.text("etc/xen/release", &format!("{}\n", parts.release.name));
 
     // libxl starts its proxy under this name: ours, when there is one.
