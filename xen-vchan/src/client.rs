@@ -81,8 +81,8 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// * [`Error::NoServer`]: nothing is published there, or only what a dead server left behind
-    ///   (without [`wait_for_server`](Self::wait_for_server));
+    /// * [`Error::NoServer`]: nothing is published there, or by a server that has left;
+    /// * [`Error::Unreachable`]: the server is busy with another client, or dead;
     /// * [`Error::Timeout`]: no server came before the deadline;
     /// * [`Error::Peer`]: what is published there is no vchan;
     /// * [`Error::Os`], [`Error::Store`].
@@ -104,8 +104,8 @@ impl ClientBuilder {
                     arrival.next(self.deadline)?;
                 }
                 // Dead, or busy with another client; nothing tells when a client leaves.
-                (Err(Error::Os(error)), Some(arrival)) => {
-                    tracing::debug!(path = %self.path, %error, "the vchan server cannot be reached yet");
+                (Err(error @ Error::Unreachable { .. }), Some(arrival)) => {
+                    tracing::debug!(%error, "waiting");
                     arrival.next_or_retry(self.deadline)?;
                 }
                 (found, _) => return found,
@@ -121,8 +121,20 @@ impl ClientBuilder {
 
     fn attach(&self, xen: &Xen, address: Address) -> Result<Channel> {
         let events = EventChannels::open(xen)?;
-        let port = events.bind_interdomain(self.server, address.port)?;
-        let control = map(xen, self.server, &[address.control], Access::ReadWrite)?;
+        // The port is bound already, or gone, or of something else by now.
+        let refused = |source| match source {
+            xen_sys::Error::Os { .. } => {
+                let path = self.path.clone();
+                Error::Unreachable { path, source }
+            }
+            // No device, no event channel left in this process's reach: no server's fault.
+            other => Error::Os(other),
+        };
+        let port = events
+            .bind_interdomain(self.server, address.port)
+            .map_err(refused)?;
+        let control =
+            map(xen, self.server, &[address.control], Access::ReadWrite).map_err(refused)?;
         let page = control.region();
 
         // Each value once, into private memory; nothing below looks at them again.

@@ -36,6 +36,15 @@ pub enum Error {
         /// The path asked for.
         path: String,
     },
+    /// Something is published at this place, but nobody can be reached there now: the server is
+    /// busy with another client, or it died and left its nodes.
+    #[error("the vchan server at {path} is busy with another client or dead: {source}")]
+    Unreachable {
+        /// The path asked for.
+        path: String,
+        /// What the hypervisor said.
+        source: xen_sys::Error,
+    },
     /// The caller asked for something that cannot be.
     #[error("{what}")]
     Invalid {
@@ -174,6 +183,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error {
             Error::Os(source) => return source.into(),
+            Error::Unreachable { .. } => io::ErrorKind::ConnectionRefused,
             Error::Store(source) => return source.into(),
             Error::Peer(_) => io::ErrorKind::InvalidData,
             Error::Closed => io::ErrorKind::BrokenPipe,
