@@ -1,9 +1,9 @@
 //! Rules of Xen and of Linux's drivers, each with its source, checked wherever there is a host.
 //!
 //! A rule is a function that uses the public API of the library crates and fails with what it
-//! saw instead. The same functions run on the simulated host (`cargo test -p xen-fidelity
-//! --features sim`) and on a real one (the example `real`, which the testbed runs in dom0), so
-//! the simulation cannot drift from what it simulates without a rule noticing.
+//! saw instead. The same functions run on the simulated host (`cargo test -p xen-fidelity`) and
+//! on a real one (the example `real`, and a test of the testbed's agent), so the simulation
+//! cannot drift from what it simulates without a rule noticing.
 //!
 //! A [`World`] is two ends that rules play against each other. On the simulated host they are
 //! two domains. On a real one they are one domain that talks to itself, which Xen allows and

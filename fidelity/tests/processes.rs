@@ -2,7 +2,6 @@
 //!
 //! A test that needs another process starts this test binary again with one test's name and a
 //! role in the environment; a test that finds the role plays it.
-#![cfg(feature = "sim")]
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test fails, in its helpers too"

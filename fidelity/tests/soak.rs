@@ -1,6 +1,5 @@
 //! A thousand domains on one simulated host, each with a store connection, ten watches and a
 //! vchan to domain 0; domains that die at random; and what all of it costs.
-#![cfg(feature = "sim")]
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test fails, in its helpers too"
