@@ -149,7 +149,7 @@ impl Channel {
     ///
     /// [`Error::Os`].
     pub fn acknowledge_events(&mut self) -> Result<()> {
-        self.shared().link.acknowledge()
+        self.shared().acknowledge()
     }
 
     /// Sleeps until the peer does something: writes, reads, connects or leaves. `false` if the
@@ -168,7 +168,7 @@ impl Channel {
         self.tx.publish();
         self.tx.tx.request();
         match self.rx.arm(1) {
-            Ok(0) => self.shared().link.wait(seen, deadline),
+            Ok(0) => self.shared().wait(seen, deadline),
             Ok(_) | Err(Error::Closed) => Ok(true),
             Err(error) => Err(error),
         }
@@ -300,7 +300,8 @@ impl Channel {
 }
 
 impl AsFd for Channel {
-    /// The event channel's descriptor: poll it for reading.
+    /// The descriptor to poll for reading: the event channel's, or one for it and the watch for the
+    /// end of the peer's domain.
     #[doc(alias = "libxenvchan_fd_for_select")]
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared().link.as_fd()

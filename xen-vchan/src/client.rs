@@ -11,6 +11,7 @@ use crate::handshake::{Address, Arrival, read_address};
 use crate::layout::{
     CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
 };
+use crate::life::DomainLife;
 use crate::link::Link;
 use crate::mem::Word8;
 use crate::ring::{Rings, Role, WRITE};
@@ -44,6 +45,7 @@ impl Client {
             path: path.into(),
             wait: false,
             deadline: None,
+            notice: false,
         }
     }
 }
@@ -56,6 +58,7 @@ pub struct ClientBuilder {
     path: String,
     wait: bool,
     deadline: Option<Instant>,
+    notice: bool,
 }
 
 impl ClientBuilder {
@@ -77,6 +80,18 @@ impl ClientBuilder {
         self.deadline(Instant::now() + timeout)
     }
 
+    /// Whether the end of the peer's whole domain is to be noticed, as the peer's leaving is. Off
+    /// at first.
+    ///
+    /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
+    /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
+    /// (and to whom domain 0 permits it); and the channel's descriptor becomes readable when *any*
+    /// domain ends.
+    pub const fn notice_domain_end(mut self, notice: bool) -> Self {
+        self.notice = notice;
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors
@@ -95,7 +110,7 @@ impl ClientBuilder {
         };
         loop {
             let found = match read_address(store, &self.path)? {
-                Some(address) => self.attach(xen, address),
+                Some(address) => self.attach(xen, store, address),
                 None => Err(self.nobody()),
             };
             match (found, &arrival) {
@@ -119,7 +134,7 @@ impl ClientBuilder {
         }
     }
 
-    fn attach(&self, xen: &Xen, address: Address) -> Result<Channel> {
+    fn attach(&self, xen: &Xen, store: &Store, address: Address) -> Result<Channel> {
         let events = EventChannels::open(xen)?;
         // The port is bound already, or gone, or of something else by now.
         let refused = |source| match source {
@@ -183,6 +198,11 @@ impl ClientBuilder {
         }
         debug_assert!(page.len() >= PAGE);
 
+        let life = if self.notice {
+            Some(DomainLife::watch(store, self.server, &events)?)
+        } else {
+            None
+        };
         // If this process is killed the kernel says so in our place.
         control.set_unmap_notify(UnmapNotify {
             clear_byte: Some(CLI_LIVE),
@@ -199,7 +219,7 @@ impl ClientBuilder {
                 rings: left.into_iter().chain(right).collect(),
                 control,
             },
-            link: Link::new(events, port),
+            link: Link::new(events, port, life),
             role: Role::Client,
         };
         shared.link.notify();

@@ -59,7 +59,11 @@ mod client;
 #[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
+mod life;
+#[cfg(not(loom))]
 mod link;
+#[cfg(all(test, not(loom)))]
+mod race;
 #[cfg(not(loom))]
 mod reader;
 #[cfg(not(loom))]

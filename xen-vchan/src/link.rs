@@ -13,9 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{BoundPort, EventChannels};
 
 use crate::Result;
+use crate::life::DomainLife;
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -32,10 +35,16 @@ pub(crate) struct Link {
     /// it succeeded; the next one reports it.
     failed: Mutex<Option<xen_sys::Error>>,
     has_failed: AtomicBool,
+    /// For an owner who wants to know of the end of the peer's domain.
+    life: Option<DomainLife>,
 }
 
 impl Link {
-    pub(crate) const fn new(events: EventChannels, port: BoundPort) -> Self {
+    pub(crate) const fn new(
+        events: EventChannels,
+        port: BoundPort,
+        life: Option<DomainLife>,
+    ) -> Self {
         Self {
             port,
             events,
@@ -45,6 +54,7 @@ impl Link {
             woken: Condvar::new(),
             failed: Mutex::new(None),
             has_failed: AtomicBool::new(false),
+            life,
         }
     }
 
@@ -78,6 +88,7 @@ impl Link {
 
     /// Takes the event that made the descriptor readable, if there is one. Does not block.
     pub(crate) fn acknowledge(&self) -> Result<()> {
+        self.peer_domain_ended()?;
         // While the port is masked nothing can be waiting: the one system call is saved.
         if !self.masked.load(Ordering::Acquire) && self.events.pending()?.is_some() {
             self.happened();
@@ -131,12 +142,7 @@ impl Link {
         }
         *leader = true;
         drop(leader);
-        let result = self
-            .unmask()
-            .and_then(|()| Ok(self.events.wait(deadline)?.is_some()));
-        if let Ok(true) = result {
-            self.happened();
-        }
+        let result = self.unmask().and_then(|()| self.wait_for_any(deadline));
         *lock(&self.leader) = false;
         // Also after a deadline or an error: another waiter must take the lead.
         self.woken.notify_all();
@@ -144,9 +150,68 @@ impl Link {
     }
 }
 
+impl Link {
+    /// Sleeps for an event, or for the end of the peer's domain.
+    fn wait_for_any(&self, deadline: Option<Instant>) -> Result<bool> {
+        let Some(life) = &self.life else {
+            let happened = self.events.wait(deadline)?.is_some();
+            if happened {
+                self.happened();
+            }
+            return Ok(happened);
+        };
+        loop {
+            let ended = life.ended()?;
+            if self.events.pending()?.is_some() {
+                self.happened();
+                return Ok(true);
+            }
+            if ended {
+                // Not an event: the port is as it was. The waiters are to look all the same.
+                self.seen.fetch_add(1, Ordering::AcqRel);
+                return Ok(true);
+            }
+            if !readable(life.fd(), deadline)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Whether the peer's domain has come to its end, if that is watched.
+    pub(crate) fn peer_domain_ended(&self) -> Result<bool> {
+        self.life.as_ref().map_or(Ok(false), DomainLife::ended)
+    }
+}
+
+/// Waits until a descriptor is readable; `false` if the deadline passes first. Signals do not end
+/// the wait.
+fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+    loop {
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up, so that the deadline has passed when the time is over.
+                let millis = left.as_micros().div_ceil(1000).min(i32::MAX as u128);
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return Ok(false);
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(xen_sys::Error::os("poll", errno.into()).into()),
+        }
+    }
+}
+
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+        self.life
+            .as_ref()
+            .map_or_else(|| self.events.as_fd(), DomainLife::fd)
     }
 }
 

@@ -109,6 +109,8 @@ impl ReadHalf {
 
     /// Asks to be told and looks once more.
     pub(crate) fn arm(&mut self, least: usize) -> Result<usize> {
+        #[cfg(test)]
+        crate::race::window();
         self.rx.request();
         self.look(least)
     }

@@ -10,6 +10,7 @@ use crate::layout::{
     CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, RingSize,
     SRV_LIVE,
 };
+use crate::life::DomainLife;
 use crate::link::Link;
 use crate::mem::Word8;
 use crate::ring::{Rings, Role, WRITE};
@@ -47,6 +48,7 @@ impl Server {
             path: path.into(),
             left: RingSize::SMALLEST,
             right: RingSize::SMALLEST,
+            notice: false,
         }
     }
 }
@@ -59,6 +61,7 @@ pub struct ServerBuilder {
     path: String,
     left: RingSize,
     right: RingSize,
+    notice: bool,
 }
 
 impl ServerBuilder {
@@ -70,6 +73,18 @@ impl ServerBuilder {
     pub fn rings(mut self, left: impl Into<RingSize>, right: impl Into<RingSize>) -> Self {
         self.left = left.into();
         self.right = right.into();
+        self
+    }
+
+    /// Whether the end of the peer's whole domain is to be noticed, as the peer's leaving is. Off
+    /// at first.
+    ///
+    /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
+    /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
+    /// (and to whom domain 0 permits it); and the channel's descriptor becomes readable when *any*
+    /// domain ends.
+    pub const fn notice_domain_end(mut self, notice: bool) -> Self {
+        self.notice = notice;
         self
     }
 
@@ -137,6 +152,11 @@ impl ServerBuilder {
             clear_byte: Some(SRV_LIVE),
             event: Some(port.port()),
         })?;
+        let life = if self.notice {
+            Some(DomainLife::watch(store, self.peer, &events)?)
+        } else {
+            None
+        };
         let published =
             Published::publish(store, &self.path, self.peer, control.refs()[0], port.port())?;
         let shared = Shared {
@@ -147,7 +167,7 @@ impl ServerBuilder {
                 rings: left.into_iter().chain(right).collect(),
                 control,
             },
-            link: Link::new(events, port),
+            link: Link::new(events, port, life),
             role: Role::Server,
         };
         Ok(Channel::new(shared, true)?)

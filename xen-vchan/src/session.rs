@@ -196,6 +196,16 @@ impl Session {
         violation.into()
     }
 
+    /// The peer's domain has ended; its live byte will never change again.
+    #[cold]
+    pub(crate) fn vanish(&self) {
+        let mut state = self.lock();
+        self.running.store(false, Ordering::Release);
+        if !matches!(*state, State::Broken(_)) {
+            *state = State::Gone;
+        }
+    }
+
     /// A server that has emptied the rings waits for the next client.
     pub(crate) fn reopen(&self) -> Result<()> {
         let mut state = self.lock();

@@ -72,13 +72,33 @@ impl Shared {
         self.link.notify();
     }
 
+    /// As [`sleep`](Self::sleep), with `false` for a deadline that passed.
+    pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
+        let woken = self.link.wait(seen, deadline)?;
+        self.notice_domain()?;
+        Ok(woken)
+    }
+
+    /// Takes what made the descriptor readable.
+    pub(crate) fn acknowledge(&self) -> Result<()> {
+        self.link.acknowledge()?;
+        self.notice_domain()
+    }
+
+    fn notice_domain(&self) -> Result<()> {
+        if self.link.peer_domain_ended()? {
+            self.session.vanish();
+        }
+        Ok(())
+    }
+
     /// Sleeps until something happened since `seen` was taken.
     ///
     /// # Errors
     ///
     /// [`Error::Timeout`] when the deadline passes first.
     pub(crate) fn sleep(&self, seen: u64, deadline: Option<Instant>) -> Result<()> {
-        if self.link.wait(seen, deadline)? {
+        if self.wait(seen, deadline)? {
             Ok(())
         } else {
             Err(Error::Timeout)

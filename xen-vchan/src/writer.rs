@@ -122,6 +122,8 @@ impl WriteHalf {
     /// wait for it while we wait for the peer.
     fn arm(&mut self, least: usize) -> Result<usize> {
         self.publish();
+        #[cfg(test)]
+        crate::race::window();
         self.tx.request();
         self.look(least)
     }

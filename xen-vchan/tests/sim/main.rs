@@ -1,4 +1,5 @@
-//! Both ends on a simulated Xen host: real descriptors, real shared memory, real processes that die.
+//! Both ends on a simulated Xen host: real descriptors, real shared memory, real processes that
+//! die.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
