@@ -47,8 +47,12 @@ struct Outcome {
 /// Runs everything asked for and passes only if all of it did.
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
+    if !request.no_xen {
+        // First, because the tests with Debian's own libraries find them in what is unpacked here.
+        Host::prepare(workspace, &request.options)?;
+    }
     if !request.no_cargo {
-        outcomes.extend(cargo_tests(workspace, request.only.as_deref())?);
+        outcomes.extend(cargo_tests(workspace, request)?);
     }
     if !request.no_xen {
         outcomes.push(xen_suite(workspace, request));
@@ -71,7 +75,8 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     }
     if request.no_xen {
         println!(
-            "\nThe real-Xen suite was NOT RUN (--no-xen): nothing above says that this works on Xen."
+            "\nThe real-Xen suite and the tests with Debian's C libraries were NOT RUN (--no-xen): nothing above says that \
+             this works on Xen."
         );
     }
     if request.no_cargo {
@@ -92,8 +97,11 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
 }
 
 /// The unit, integration and documentation tests.
-fn cargo_tests(workspace: &Workspace, only: Option<&str>) -> Result<Vec<Outcome>> {
-    let everything = ["--workspace", "--all-features"];
+fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>> {
+    let mut everything = vec!["--workspace", "--all-features"];
+    if request.no_xen {
+        everything.extend(["--exclude", "xen-sim-preload"]);
+    }
     let nextest = cargo(workspace)
         .args(["nextest", "--version"])
         .stdout(Stdio::null())
@@ -101,12 +109,12 @@ fn cargo_tests(workspace: &Workspace, only: Option<&str>) -> Result<Vec<Outcome>
         .status()
         .is_ok_and(|s| s.success());
     let mut all = Vec::new();
-    let filter: Vec<&str> = only.into_iter().collect();
+    let filter: Vec<&str> = request.only.as_deref().into_iter().collect();
     if nextest {
         let mut command = cargo(workspace);
         command
             .args(["nextest", "run", "--no-fail-fast", "--no-tests", "pass"])
-            .args(everything);
+            .args(&everything);
         all.push(counted(
             "cargo nextest",
             command.args(&filter),
@@ -116,15 +124,26 @@ fn cargo_tests(workspace: &Workspace, only: Option<&str>) -> Result<Vec<Outcome>
         let mut command = cargo(workspace);
         command
             .args(["test", "--no-fail-fast", "--all-targets"])
-            .args(everything);
+            .args(&everything);
         all.push(counted("cargo test", command.args(&filter), libtest_count)?);
     }
     let mut command = cargo(workspace);
     command
         .args(["test", "--doc", "--no-fail-fast"])
-        .args(everything);
+        .args(&everything);
     all.push(counted(
         "documentation tests",
+        command.args(&filter),
+        libtest_count,
+    )?);
+    // A crate of a user's, in a workspace of its own.
+    let mut command = cargo(workspace);
+    command
+        .args(["test", "--no-fail-fast"])
+        .args(["--manifest-path", "examples/own-crate/Cargo.toml"])
+        .env("CARGO_TARGET_DIR", workspace.root().join("target"));
+    all.push(counted(
+        "a user's own crate",
         command.args(&filter),
         libtest_count,
     )?);
