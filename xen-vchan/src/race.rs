@@ -4,6 +4,8 @@
 //! after asking sleeps for ever; the window is a few nanoseconds wide, so no test finds it by
 //! chance.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::RefCell;
 use std::io::{Read, Write};
 

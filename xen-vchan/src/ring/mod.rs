@@ -15,7 +15,7 @@
 //!
 //! * Each half keeps its own cursor privately and never reads it back from shared memory.
 //! * A cursor of the peer is loaded once and judged against private values: it moves forward only,
-//!   and never further than the ring allows. Anything else is a [`Violation`](crate::Violation),
+//!   and never further than the ring allows. Anything else is a [`Violation`],
 //!   returned by that call and every later one.
 //! * No reference into shared memory is handed out: bytes are copied into and out of the caller's
 //!   memory.
