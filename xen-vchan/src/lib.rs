@@ -74,6 +74,8 @@ mod session;
 mod shared;
 #[cfg(not(loom))]
 mod spin;
+#[cfg(all(feature = "tokio", not(loom)))]
+pub mod tokio;
 #[cfg(not(loom))]
 mod transfer;
 #[cfg(not(loom))]

@@ -9,4 +9,6 @@ mod halves;
 mod hostile;
 mod sessions;
 mod stream;
+#[cfg(feature = "tokio")]
+mod tasks;
 mod world;

@@ -1,0 +1,96 @@
+//! Channels in a tokio runtime.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
+use tokio::runtime::Builder;
+use tokio::time::timeout;
+use xen_vchan::tokio::AsyncChannel;
+
+use crate::world::{World, bytes};
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn tasks_move_both_directions_at_once_and_see_the_end() {
+    let world = World::new();
+    let (server, client) = world.pair(0, 0);
+    let total = 200_000;
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let run = |channel| async move {
+            let (mut rx, mut tx) = split(AsyncChannel::new(channel).unwrap());
+            let sending = async {
+                for part in bytes(0, total).chunks(777) {
+                    tx.write_all(part).await.unwrap();
+                }
+                tx
+            };
+            let receiving = async {
+                let mut got = vec![0; total];
+                rx.read_exact(&mut got).await.unwrap();
+                assert!(got == bytes(0, total));
+            };
+            let (tx, ()) = futures_join(sending, receiving).await;
+            rx.unsplit(tx)
+        };
+        let both = futures_join(run(server), run(client));
+        let (server, mut client) = timeout(LONG, both).await.expect("a task slept for ever");
+        drop(server);
+        let end = timeout(LONG, client.read(&mut [0; 10]))
+            .await
+            .expect("the end woke nobody");
+        assert_eq!(end.unwrap(), 0);
+    });
+    drop(runtime);
+    world.end();
+}
+
+#[test]
+fn a_task_waits_for_its_client() {
+    let world = World::new();
+    let server = world.listen(0, 0);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut server = AsyncChannel::new(server).unwrap();
+        assert!(
+            timeout(Duration::from_millis(20), server.connected())
+                .await
+                .is_err()
+        );
+        let client = world.connect();
+        timeout(LONG, server.connected())
+            .await
+            .expect("its arrival woke nobody")
+            .unwrap();
+        drop((server, client));
+    });
+    drop(runtime);
+    world.end();
+}
+
+/// Both futures, to their ends.
+async fn futures_join<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let (mut first, mut second) = (None, None);
+    std::future::poll_fn(|cx| {
+        use std::task::Poll::{Pending, Ready};
+        if first.is_none() {
+            if let Ready(value) = a.as_mut().poll(cx) {
+                first = Some(value);
+            }
+        }
+        if second.is_none() {
+            if let Ready(value) = b.as_mut().poll(cx) {
+                second = Some(value);
+            }
+        }
+        if first.is_some() && second.is_some() {
+            Ready(())
+        } else {
+            Pending
+        }
+    })
+    .await;
+    (first.unwrap(), second.unwrap())
+}
