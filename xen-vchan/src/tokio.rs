@@ -23,7 +23,7 @@ use crate::{Channel, Error, Result};
 
 /// A [`Channel`] in a tokio runtime.
 ///
-/// [`tokio::io::split`](::tokio::io::split) makes halves of it that two tasks can use. Cancelling a
+/// `tokio::io::split` makes halves of it that two tasks can use. Cancelling a
 /// read or a write loses nothing: bytes leave or enter the ring in the same step in which the call
 /// is done.
 #[derive(Debug)]
@@ -46,8 +46,8 @@ impl AsyncChannel {
     ///
     /// Outside of a runtime whose I/O driver is enabled.
     pub fn new(channel: Channel) -> io::Result<Self> {
-        // Deprecated in favour of an unsafe function, for types whose descriptor can change or close
-        // behind their owner's back. An `OwnedFd`'s cannot.
+        // Deprecated in favour of an unsafe function, for types whose descriptor can change or
+        // close behind their owner's back. An `OwnedFd`'s cannot.
         #[allow(deprecated)]
         let registered = || AsyncFd::new(channel.as_fd().try_clone_to_owned()?);
         Ok(Self {
