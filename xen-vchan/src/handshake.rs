@@ -42,10 +42,7 @@ impl Published {
         port: Port,
     ) -> Result<Self> {
         let path = path.trim_end_matches('/');
-        let own = store.read_str("domid")?;
-        let own: DomId = own.trim().parse().map_err(|_| Error::Invalid {
-            what: "the store's node domid holds no domain id",
-        })?;
+        let own = own_domain(store)?;
         let readable = Permissions::owner_none(own).grant_read(peer);
         // What a server that was killed left behind must not be read together with our port.
         match store.rm(&node(path, RING_REF)) {
@@ -108,6 +105,23 @@ impl Drop for Published {
             }
         }
     }
+}
+
+/// The domain we are, which owns the nodes. The toolstack writes it for every domain it makes.
+fn own_domain(store: &Store) -> Result<DomId> {
+    let value = match store.read_str("domid") {
+        Ok(value) => value,
+        Err(error) if error.is_not_found() => {
+            return Err(Error::Invalid {
+                what: "the store does not say which domain this is (node domid)",
+            });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let invalid = Error::Invalid {
+        what: "the store's node domid holds no domain id",
+    };
+    value.trim().parse().map_err(|_| invalid)
 }
 
 /// Where a server can be reached.
