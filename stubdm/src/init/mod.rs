@@ -18,7 +18,7 @@ pub mod qemu;
 pub mod report;
 pub mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -88,20 +88,47 @@ pub fn run(options: &InitOptions) -> ExitCode {
     for note in notes {
         warn!("{note}");
     }
-    let mut report = Report::default();
-    let status = match stubdomain(&options, &mut report) {
-        Ok(status) => status,
-        Err(failure) => {
-            report.failed(&failure.to_string());
-            ExitCode::from(failure.status())
-        }
-    };
+    let status = or_reported(&options, Path::new(qemu::DIRECTORY), || {
+        let xen = Xen::open().context("no Xen here")?;
+        let store = Store::open(&xen).context("no store")?;
+        Ok((xen, store))
+    });
     power::off();
     status
 }
 
+/// What is left of [`run`] where nothing has to be mounted, loaded or powered off: on the host and
+/// the store that `open` leads to, with QEMU's sockets in `directory`.
+pub fn run_on(
+    options: &InitOptions,
+    directory: &Path,
+    open: impl FnOnce() -> Result<(Xen, Store)>,
+) -> ExitCode {
+    log::to_console(options.verbose);
+    info!("stubdm-run {} starts", env!("CARGO_PKG_VERSION"));
+    or_reported(options, directory, open)
+}
+
+/// Says in the log and in the store, as far as it is reached, what went wrong.
+fn or_reported(
+    options: &InitOptions,
+    directory: &Path,
+    open: impl FnOnce() -> Result<(Xen, Store)>,
+) -> ExitCode {
+    let mut report = Report::default();
+    stubdomain(options, directory, open, &mut report).unwrap_or_else(|failure| {
+        report.failed(&failure.to_string());
+        ExitCode::from(failure.status())
+    })
+}
+
 /// Everything after the console. Returns when QEMU has ended, with the reason.
-fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
+fn stubdomain(
+    options: &InitOptions,
+    directory: &Path,
+    open: impl FnOnce() -> Result<(Xen, Store)>,
+    report: &mut Report,
+) -> Result<ExitCode> {
     let started = Instant::now();
     let signals = Signals::take(watch::SIGNALS).context("taking over signals")?;
     let modules = power::is_init().then(modules::Plan::make);
@@ -109,8 +136,7 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
         modules.load();
         mounts::xenfs();
     }
-    let xen = Xen::open().context("no Xen here")?;
-    let store = Store::open(&xen).context("no store")?;
+    let (xen, store) = open()?;
     report.reaches(&store);
     let guest = Guest::read(&store)?;
     report.concerns(guest.domid);
@@ -120,7 +146,7 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
     );
     let mut argv = guest.argv(&store)?;
     for (option, path) in argv.host_paths() {
-        if !std::path::Path::new(&path).exists() {
+        if !Path::new(&path).exists() {
             warn!("{option} {path} names a file of the host's, which is not in here");
         }
     }
@@ -137,7 +163,7 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
     wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;
     report.phase("starting QEMU");
     let incoming = incoming::prepare(&mut argv)?;
-    let launch = qemu::launch(&options.qemu, argv, incoming)?;
+    let launch = qemu::launch_in(directory, &options.qemu, argv, incoming)?;
     let world = watch::World {
         xen: &xen,
         store: &store,
@@ -153,7 +179,7 @@ fn stubdomain(options: &InitOptions, report: &mut Report) -> Result<ExitCode> {
 fn wait_for_disks(disks: &[String], deadline: Instant) -> Result<()> {
     for disk in disks {
         let mut said = false;
-        while !std::path::Path::new(disk).exists() {
+        while !Path::new(disk).exists() {
             if deadline <= Instant::now() {
                 return Err(Failure::new(format_args!(
                     "{disk} did not appear within {} s: its backend on the host is not connected",

@@ -24,8 +24,8 @@ use crate::proxy::local::Local;
 /// Where Debian keeps the QEMU for Xen.
 pub const DEFAULT: &str = "/usr/libexec/xen-qemu-system-i386";
 
-/// Where our sockets are.
-const DIRECTORY: &str = "/run/stubdm";
+/// Where our sockets are in a stubdomain.
+pub const DIRECTORY: &str = "/run/stubdm";
 
 /// Where QEMU finds its firmware.
 const FIRMWARE: &[&str] = &[
@@ -59,19 +59,10 @@ pub struct Launch {
     pub toolstack: PathBuf,
 }
 
-/// Starts QEMU with the toolstack's arguments and our own before them.
+/// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`.
 ///
 /// # Errors
 /// The sockets or the process could not be made.
-pub fn launch(program: &Path, argv: DmArgv, incoming: Option<OwnedFd>) -> Result<Launch> {
-    let directory = Path::new(DIRECTORY);
-    launch_in(directory, program, argv, incoming)
-}
-
-/// As [`launch`], with the sockets in `directory`.
-///
-/// # Errors
-/// As [`launch`].
 pub fn launch_in(
     directory: &Path,
     program: &Path,
