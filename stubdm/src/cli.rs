@@ -11,6 +11,8 @@ use crate::error::{Failure, Result, one_line};
 use crate::init::InitOptions;
 use crate::proxy::options::ProxyOptions;
 use crate::qmp::person::QmpOptions;
+#[cfg(feature = "sim")]
+use crate::sim;
 use crate::{init, log, proxy, qmp};
 
 /// The stubdomain's device-model runner, and the host's end of its QMP
@@ -34,6 +36,13 @@ enum Command {
     VchanSocketProxy(ProxyOptions),
     /// Ask a guest's QEMU something and print the answer as JSON
     Qmp(QmpOptions),
+    /// See it work without Xen: a simulated host, a stubdomain, the proxy, one QMP answer
+    #[cfg(feature = "sim")]
+    Sim(sim::SimOptions),
+    /// A process of `sim`'s
+    #[cfg(feature = "sim")]
+    #[command(subcommand, hide = true)]
+    SimRole(sim::role::Role),
 }
 
 /// Join a UNIX socket and a vchan
@@ -84,6 +93,10 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     if name == Some(OsStr::new("init")) {
         return Ok(init::run(&InitOptions::default()));
     }
+    #[cfg(feature = "sim")]
+    if name == Some(OsStr::new(sim::peer::NAME)) {
+        return sim::peer::play(&args);
+    }
     let Some(cli) = parse::<Cli>(args)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -91,6 +104,10 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Command::Init(options) => Ok(init::run(&options)),
         Command::VchanSocketProxy(options) => proxy::run::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Qmp(options) => qmp::person::run(&options).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "sim")]
+        Command::Sim(options) => sim::run(&options).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "sim")]
+        Command::SimRole(role) => sim::role::play(role),
     }
 }
 

@@ -227,7 +227,7 @@ impl DmArgv {
 
 /// QEMU's `a=1,b=x,,y` syntax: pairs split at single commas, a doubled comma being a literal one.
 /// A word without `=` is a key with an empty value.
-fn pairs(options: &[u8]) -> Vec<(String, String)> {
+pub(crate) fn pairs(options: &[u8]) -> Vec<(String, String)> {
     let text = String::from_utf8_lossy(options);
     let mut words = vec![String::new()];
     let mut chars = text.chars().peekable();

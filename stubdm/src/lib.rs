@@ -5,6 +5,7 @@
 //! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`init`], [`supervisor`] |
 //! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
 //! | `stubdm-run qmp DOMID COMMAND` | asks a guest's QEMU something | [`qmp::person`] |
+//! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
 //! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
 //! [`qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.
@@ -18,5 +19,7 @@ pub mod log;
 pub mod proxy;
 pub mod qmp;
 pub mod signals;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod supervisor;
 pub mod transport;

@@ -45,7 +45,8 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-fn object(text: &str) -> std::result::Result<Value, String> {
+/// A command's arguments.
+pub(crate) fn object(text: &str) -> std::result::Result<Value, String> {
     match serde_json::from_str(text) {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err("not a JSON object".to_owned()),

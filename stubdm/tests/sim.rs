@@ -1,0 +1,350 @@
+//! `stubdm-run sim`, the built program: the answer, the exit status, and that nothing is left,
+//! however it ends.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// Marks the processes of one run, by their environment.
+const MARK: &str = "STUBDM_SIM_TEST";
+
+/// A place for a run's temporary files, and nothing else's; an empty one for PATH.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["tmp", "path"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn sim(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+        command.arg("sim").args(args).stdin(Stdio::null());
+        command.env("TMPDIR", self.dir.path().join("tmp"));
+        command.env("PATH", self.dir.path().join("path"));
+        command.env(MARK, self.dir.path());
+        command
+    }
+
+    /// A program to be used as QEMU.
+    fn script(&self, text: &str) -> PathBuf {
+        let path = self.dir.path().join("qemu");
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        path
+    }
+
+    /// The processes of this run.
+    fn processes(&self) -> Vec<String> {
+        let mark = format!("{MARK}={}", self.dir.path().display());
+        let marked = |process: &PathBuf| {
+            let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+            environment
+                .split(|b| *b == 0)
+                .any(|word| word == mark.as_bytes())
+        };
+        let all = std::fs::read_dir("/proc").unwrap();
+        all.map(|entry| entry.unwrap().path())
+            .filter(marked)
+            .map(|process| {
+                let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).replace('\0', " ")
+            })
+            .collect()
+    }
+
+    fn assert_no_process(&self) {
+        assert_eq!(self.processes(), Vec::<String>::new());
+    }
+
+    fn assert_nothing_left(&self) {
+        self.assert_no_process();
+        let tmp = std::fs::read_dir(self.dir.path().join("tmp")).unwrap();
+        let files: Vec<_> = tmp.map(|entry| entry.unwrap().path()).collect();
+        assert!(files.is_empty(), "{files:?}");
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// The last line of what was said, which is what went wrong.
+fn complaint(output: &Output) -> &str {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let said = text(&output.stderr);
+    let complaints = said.lines().filter(|line| line.starts_with("stubdm-run: "));
+    assert_eq!(complaints.count(), 1, "{said}");
+    said.lines().last().unwrap()
+}
+
+#[test]
+fn the_answer_comes_and_nothing_stays() {
+    let place = Place::new();
+    let output = place.sim(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    place.assert_nothing_left();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(answer["qemu"]["major"].is_u64(), "{answer}");
+    assert!(text(&output.stdout).ends_with("}\n"));
+    let said = text(&output.stderr);
+    let order = [
+        "host: ",
+        "toolstack: ",
+        "stubdomain: ",
+        "proxy: ",
+        "asking ",
+        "ended: ",
+    ];
+    let mut at = 0;
+    for word in order {
+        at += said[at..]
+            .find(word)
+            .unwrap_or_else(|| panic!("{word}: {said}"));
+    }
+    assert!(said.contains("a scripted peer"), "{said}");
+}
+
+#[test]
+fn any_command_can_be_asked_and_a_refusal_is_no_answer() {
+    let place = Place::new();
+    let output = place.sim(&["query-status", "{}"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let expected = "{\"running\":true,\"status\":\"running\"}\n";
+    assert_eq!(text(&output.stdout), expected, "after `cont`");
+    let output = place.sim(&["no-such-thing"]).output().unwrap();
+    assert!(complaint(&output).contains("CommandNotFound"), "{output:?}");
+    let output = place.sim(&["quit"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "{}\n");
+    let output = place.sim(&["query-status", "[]"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    place.assert_nothing_left();
+}
+
+#[test]
+fn a_qemu_that_is_missing_or_dies_is_explained() {
+    let place = Place::new();
+    let output = place
+        .sim(&["--qemu", "/nonexistent/qemu"])
+        .output()
+        .unwrap();
+    let why = complaint(&output);
+    assert!(why.contains("/nonexistent/qemu: No such file"), "{why}");
+    let dies = place.script("echo unsupported machine type >&2; exit 3");
+    let output = place.sim(&["--qemu", dies.to_str().unwrap()]).output();
+    let output = output.unwrap();
+    let why = complaint(&output);
+    assert!(
+        why.contains("status 3") && why.contains("unsupported machine type"),
+        "{why}"
+    );
+    let long = place.dir.path().join("tmp").join("x".repeat(100));
+    std::fs::create_dir(&long).unwrap();
+    let output = place.sim(&[]).env("TMPDIR", &long).output().unwrap();
+    let why = complaint(&output);
+    assert!(why.contains("/broker: "), "{why}");
+    std::fs::remove_dir(&long).unwrap();
+    place.assert_nothing_left();
+}
+
+/// A run in the background, its words line by line.
+struct Running {
+    child: Child,
+    words: BufReader<ChildStderr>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let words = BufReader::new(child.stderr.take().unwrap());
+        Self { child, words }
+    }
+
+    /// Reads on up to the line that begins so, and returns its rest.
+    fn hear(&mut self, begins: &str) -> String {
+        let mut heard = String::new();
+        loop {
+            let mut line = String::new();
+            let count = self.words.read_line(&mut line).unwrap();
+            assert!(count > 0, "no {begins:?} in {heard}");
+            if let Some(rest) = line.strip_prefix(begins) {
+                return rest.trim_end().to_owned();
+            }
+            heard.push_str(&line);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// Its end: status, answer, and what it said after what was heard.
+    fn end(mut self) -> (Option<i32>, String, String) {
+        let (mut answer, mut words) = (String::new(), String::new());
+        self.words.read_to_string(&mut words).unwrap();
+        let mut stdout = self.child.stdout.take().unwrap();
+        stdout.read_to_string(&mut answer).unwrap();
+        (self.child.wait().unwrap().code(), answer, words)
+    }
+}
+
+#[test]
+fn it_stays_up_for_more_questions_until_it_is_interrupted() {
+    let place = Place::new();
+    let mut running = Running::start(place.sim(&["--keep"]));
+    let hint = running.hear("staying up: stubdm-run ");
+    let words: Vec<&str> = hint.split(' ').collect();
+    let ask = |command: &str| {
+        let mut question = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+        question.args(words.get(..4).unwrap()).arg(command);
+        question.output().unwrap()
+    };
+    for _ in 0..3 {
+        let output = ask("query-status");
+        assert!(text(&output.stdout).contains("running"), "{output:?}");
+    }
+    assert!(!place.processes().is_empty());
+    running.signal(Signal::SIGINT);
+    let (status, answer, words) = running.end();
+    assert_eq!(status, Some(0), "{words}");
+    assert_eq!(answer.lines().count(), 1);
+    assert!(
+        words.contains("SIGINT") && words.contains("nothing is left"),
+        "{words}"
+    );
+    place.assert_nothing_left();
+    // The end of QEMU ends everything as well.
+    let mut running = Running::start(place.sim(&["--keep"]));
+    let hint = running.hear("staying up: stubdm-run ");
+    let mut question = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    question.args(hint.split(' ').take(4)).arg("quit");
+    assert_eq!(question.output().unwrap().status.code(), Some(0));
+    let (status, _, words) = running.end();
+    assert_eq!(status, Some(0), "{words}");
+    assert!(words.contains("ending: the stubdomain"), "{words}");
+    place.assert_nothing_left();
+}
+
+/// A QEMU that never says a word and does not end by itself; returns when it runs.
+fn with_silent_qemu(place: &Place) -> Running {
+    let fifo = place.dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    // With a process of its own, which nobody would wait for.
+    let text = format!("/bin/sleep 1000 & echo up > {}; wait", fifo.display());
+    let qemu = place.script(&text);
+    let running = Running::start(place.sim(&["--qemu", qemu.to_str().unwrap()]));
+    let mut up = String::new();
+    File::open(&fifo).unwrap().read_to_string(&mut up).unwrap();
+    assert_eq!(up, "up\n");
+    assert!(place.processes().len() >= 5, "{:?}", place.processes());
+    running
+}
+
+#[test]
+fn interrupted_before_the_answer_it_leaves_nothing_either() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let place = Place::new();
+        let running = with_silent_qemu(&place);
+        running.signal(signal);
+        let (status, answer, words) = running.end();
+        assert_eq!((status, answer.as_str()), (Some(1), ""), "{words}");
+        let last = format!("stubdm-run: interrupted by {signal}");
+        assert_eq!(words.lines().last(), Some(last.as_str()), "{words}");
+        place.assert_nothing_left();
+    }
+}
+
+/// The process whose command line contains `word`.
+fn find(place: &Place, word: &str) -> Pid {
+    let mark = format!("{MARK}={}", place.dir.path().display());
+    let found = std::fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let process = entry.unwrap().path();
+        let holds = |file: &str, word: &str| {
+            let bytes = std::fs::read(process.join(file)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes)
+                .split('\0')
+                .any(|w| w == word)
+        };
+        let number = process.file_name()?.to_str()?.parse().ok()?;
+        (holds("environ", &mark) && holds("cmdline", word)).then_some(number)
+    });
+    Pid::from_raw(found.unwrap())
+}
+
+#[test]
+fn a_process_that_is_killed_takes_everything_with_it() {
+    for (role, named) in [
+        ("stubdomain", "stubdomain was killed"),
+        ("vchan-socket-proxy", "proxy was killed"),
+    ] {
+        let place = Place::new();
+        let running = with_silent_qemu(&place);
+        kill(find(&place, role), Signal::SIGKILL).unwrap();
+        let (status, _, words) = running.end();
+        assert_eq!(status, Some(1), "{words}");
+        assert!(words.contains(named), "{words}");
+        place.assert_nothing_left();
+    }
+}
+
+#[test]
+fn killed_itself_it_leaves_no_process() {
+    let place = Place::new();
+    let mut running = Running::start(place.sim(&["--keep"]));
+    running.hear("staying up: ");
+    running.signal(Signal::SIGKILL);
+    let (status, ..) = running.end();
+    assert_eq!(status, None);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !place.processes().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    place.assert_no_process();
+}
+
+#[test]
+fn it_has_help() {
+    let place = Place::new();
+    let output = place.sim(&["--help"]).output().unwrap();
+    let help = text(&output.stdout);
+    for word in [
+        "--qemu",
+        "--keep",
+        "[COMMAND]",
+        "[JSON]",
+        "Ctrl-C",
+        "exit status",
+    ] {
+        assert!(help.contains(word), "{word} is missing in {help}");
+    }
+    let mut program = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    let output = program.arg("--help").output().unwrap();
+    let help = text(&output.stdout);
+    assert!(
+        help.contains("  sim ") && !help.contains("sim-role"),
+        "{help}"
+    );
+    assert!(
+        Path::new("/proc/self/environ").exists(),
+        "what these tests look at"
+    );
+}
