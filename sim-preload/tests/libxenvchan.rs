@@ -20,7 +20,7 @@ use xen_store::Store;
 use xen_store::server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, Server};
+use xen_vchan::{Channel, Client, Error, PeerState, Server};
 
 const MIB: u64 = 1 << 20;
 
@@ -281,4 +281,37 @@ fn a_c_client_notices_that_our_domain_died() {
     assert!(!c.child.wait().unwrap().success());
     drop((ours, c));
     world.host.assert_clean();
+}
+
+/// The live byte goes 1, 0, 1 before our server looks, and libxenvchan announces nothing else.
+#[test]
+fn a_c_client_replaced_unseen_is_two_sessions() {
+    let world = World::new();
+    let (xen, store) = world.guest();
+    let path = format!("/local/domain/{}/data/vchan", world.guest);
+    let mut ours = Server::builder(DomId::DOM0, &path)
+        .listen(&xen, &store)
+        .unwrap();
+    let mut first = world.c_peer("client", &path, &["--recv", "8"]);
+    assert_eq!(first.line(), "connected");
+    ours.wait_connected(soon()).unwrap();
+    drop(first);
+    let mut second = world.c_peer("client", &path, &["--recv", "65536"]);
+    assert_eq!(second.line(), "connected");
+
+    assert_eq!(ours.peer().unwrap(), PeerState::Gone);
+    assert_eq!(ours.sessions(), 1);
+    ours.next_client().unwrap();
+    assert_eq!(ours.peer().unwrap(), PeerState::Connected);
+    assert_eq!(ours.sessions(), 2);
+    stream_out(&mut ours, 65536, 1);
+    second.finish("ok sent=0 received=65536");
+    drop(ours);
+    world.end();
+}
+
+fn stream_out(channel: &mut Channel, bytes: usize, key: u64) {
+    let mut out = vec![0; bytes];
+    fill(key, 0, &mut out);
+    assert_eq!(channel.write_deadline(&out, soon()).unwrap(), bytes);
 }
