@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use tracing::info;
+use tracing::{info, warn};
 use xen_store::{Store, Watch};
 use xen_sys::{DomId, Xen};
 
@@ -62,8 +62,8 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     match options.mode {
         Mode::Client => {
             let (clients, file) = clients(socket)?;
-            let world = World::open(domid, open)?;
-            let result = serve_clients(&world, options, clients, &signals);
+            let mut world = World::open(domid, open)?;
+            let result = serve_clients(&mut world, options, clients, &signals);
             drop(file);
             result
         }
@@ -133,13 +133,22 @@ impl World {
     }
 
     /// Whether the domain has ended since the last look.
-    fn domain_ended(&self) -> bool {
+    fn domain_ended(&mut self) -> bool {
         let Some(watch) = &self.releases else {
             return false;
         };
         let mut fired = false;
-        while let Ok(Some(_)) = watch.try_next() {
-            fired = true;
+        loop {
+            match watch.try_next() {
+                Ok(Some(_)) => fired = true,
+                Ok(None) => break,
+                Err(error) => {
+                    // It would be readable for ever.
+                    warn!("the end of domain {} will not be told: {error}", self.domid);
+                    self.releases = None;
+                    break;
+                }
+            }
         }
         fired && !self.domain_lives()
     }
@@ -164,7 +173,7 @@ fn told_to_end(signals: &Signals) -> Result<bool> {
 }
 
 fn serve_clients(
-    world: &World,
+    world: &mut World,
     options: &ProxyOptions,
     clients: Clients,
     signals: &Signals,
@@ -287,4 +296,35 @@ fn seed() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     (time.as_nanos() as u64) ^ (u64::from(std::process::id()) << 40)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xen_store::server::{Config, Server as Daemon};
+    use xen_sys::sim::Simulation;
+
+    #[test]
+    fn a_store_that_is_lost_does_not_keep_the_proxy_awake() {
+        let simulation = Simulation::start().unwrap();
+        let daemon = Daemon::start(Config::new()).unwrap();
+        let domid = simulation.add_domain().unwrap();
+        daemon.add_domain(domid);
+        daemon.introduce(domid);
+        let open = || {
+            let xen = simulation.xen(DomId::DOM0).context("xen")?;
+            Ok((xen, daemon.connect(DomId::DOM0).context("store")?))
+        };
+        let mut world = World::open(domid, open).unwrap();
+        assert!(!world.domain_ended());
+        assert_eq!(world.interests().len(), 1);
+        daemon.drop_connections(DomId::DOM0);
+        sleep(
+            &world.interests(),
+            Some(Instant::now() + std::time::Duration::from_secs(30)),
+        )
+        .unwrap();
+        assert!(!world.domain_ended());
+        assert!(world.interests().is_empty());
+    }
 }
