@@ -160,7 +160,14 @@ impl Map {
 
         match self.then {
             Then::Leave => {
+                // What holds the pages is the last of the handle and the regions taken from it.
+                let kept = region.clone();
                 drop(pages);
+                ensure!(
+                    byte(&kept, mine)? == 1,
+                    "the pages were released with a region of them still there"
+                );
+                drop(kept);
                 println!("left");
             }
             Then::Stay => {
