@@ -197,6 +197,56 @@ fn a_sleeping_server_is_woken_by_its_clients_death() {
     world.end();
 }
 
+/// `VCHAN_KILLS=500` for a long run; the moments are the same in each.
+#[test]
+fn killed_at_any_moment_either_side_leaves_a_true_prefix_and_nothing_else() {
+    let kills = std::env::var("VCHAN_KILLS").map_or(6, |n| n.parse().unwrap());
+    let mut moment = 1u32;
+    for round in 0..kills {
+        moment = moment.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // From before the first byte to some way into the stream; most often early.
+        let after = ((moment >> 8) as usize % 600_000) >> (moment % 11);
+        let world = World::new();
+        let path = guest_path(world.guest);
+        let (xen, store) = world.domu();
+        let (mut victim, mut channel) = if round % 2 == 0 {
+            let server = Server::builder(DomId::DOM0, &path)
+                .listen(&xen, &store)
+                .unwrap();
+            (Victim::start(&world, "client"), server)
+        } else {
+            let victim = Victim::start(&world, "server");
+            let builder = Client::builder(DomId::DOM0, crate::world::PATH).wait_for_server(true);
+            (
+                victim,
+                builder
+                    .timeout(Duration::from_secs(20))
+                    .connect(&xen, &store)
+                    .unwrap(),
+            )
+        };
+        let mut first = vec![0; after];
+        channel.read_exact(&mut first).unwrap();
+        assert!(
+            first
+                .iter()
+                .enumerate()
+                .all(|(at, value)| *value == byte(at))
+        );
+        if after == 0 {
+            victim.wait_up();
+        }
+        let killed = victim.kill();
+        let (_, seen) = read_to_the_end(&mut channel, after);
+        assert!(seen - killed < AT_ONCE);
+        drop(channel);
+        victim.bury();
+        // The nodes of a killed server go with the next one.
+        drop(world.listen(0, 0));
+        world.end();
+    }
+}
+
 /// Only the store knows of it: the live byte stays as it is, and no event comes.
 #[test]
 fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
