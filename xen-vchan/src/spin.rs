@@ -23,8 +23,11 @@ pub(crate) const LIMIT: Duration = Duration::from_micros(50);
 const SHORTEST: Duration = Duration::from_micros(4);
 /// At most this many sleeps (as a power of two) without a search.
 const MAX_PAUSE: u32 = 6;
-/// Pauses between two looks: the peer needs the cache line more than we do.
-const PAUSES: u32 = 8;
+/// Pauses between two looks: one at first (50 ns or so), for an answer that is on its way; then
+/// more, because the peer needs the cache line more than we do.
+const PAUSES: (u32, u32) = (1, 8);
+/// So many looks are the first ones.
+const EAGER: u32 = 32;
 
 /// The state of one half's searches.
 #[derive(Clone, Debug)]
@@ -71,8 +74,11 @@ impl Spinner {
         }
         let begin = Instant::now();
         let end = deadline.map_or(begin + self.budget, |at| at.min(begin + self.budget));
+        let mut eager = EAGER;
         loop {
-            for _ in 0..PAUSES {
+            let pauses = if eager > 0 { PAUSES.0 } else { PAUSES.1 };
+            eager = eager.saturating_sub(1);
+            for _ in 0..pauses {
                 spin_loop();
             }
             if look()? {
@@ -80,10 +86,11 @@ impl Spinner {
                 return Ok(Some(begin.elapsed()));
             }
             if Instant::now() >= end {
-                self.missed();
-                return Ok(None);
+                break;
             }
         }
+        self.missed();
+        Ok(None)
     }
 
     fn found(&mut self) {
@@ -104,9 +111,7 @@ impl Spinner {
 pub(crate) fn linger(time: Duration) {
     let begin = Instant::now();
     while begin.elapsed() < time {
-        for _ in 0..PAUSES {
-            spin_loop();
-        }
+        spin_loop();
     }
 }
 
