@@ -1,7 +1,7 @@
 //! Whole channels between two threads on a simulated host: streams and round trips.
 //!
 //! ```text
-//! cargo bench -p benches --bench vchan
+//! cargo bench -p benches --bench vchan [-- RING [WRITE]]
 //! ```
 //!
 //! A table on stdout, medians of five. Every byte that arrives is compared. The simulated notify is
@@ -10,6 +10,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,13 +27,15 @@ fn median(mut run: impl FnMut() -> f64) -> f64 {
 
 /// GB/s of a stream of `message` byte writes.
 fn stream(mut tx: impl Write + Send, mut rx: impl Read + Send, message: usize) -> f64 {
-    let total = (message * 60_000).clamp(4 << 20, 256 << 20) / message * message;
+    let total = (message * 60_000).clamp(32 << 20, 256 << 20) / message * message;
     let bytes = pattern(message);
-    let begin = Instant::now();
+    let start = Barrier::new(2);
+    let mut begin = Instant::now();
     thread::scope(|scope| {
-        let bytes = &bytes;
+        let (bytes, start) = (&bytes, &start);
         scope.spawn(move || {
             pin(1);
+            start.wait();
             for _ in 0..total / message {
                 tx.write_all(bytes).unwrap();
             }
@@ -41,6 +44,8 @@ fn stream(mut tx: impl Write + Send, mut rx: impl Read + Send, message: usize) -
         });
         let mut buf = vec![0; 64 << 10];
         let mut got = 0;
+        start.wait();
+        begin = Instant::now();
         while got < total {
             let len = rx.read(&mut buf).unwrap();
             assert_ne!(len, 0, "the stream ended early");
@@ -95,18 +100,24 @@ fn main() {
     pin(0);
     println!("| ring | write | vchan GB/s | corked GB/s | asleep GB/s | unix socket GB/s |");
     println!("|---|---|---|---|---|---|");
-    let rings: &[usize] = if quick {
-        &[64 << 10]
-    } else {
-        &[4 << 10, 64 << 10, 1 << 20]
+    // Numbers on the command line pick a ring size and a write size.
+    let wanted: Vec<usize> = std::env::args()
+        .filter_map(|arg| arg.parse().ok())
+        .collect();
+    let picked = |at: usize, all: &[usize]| match wanted.get(at) {
+        Some(one) => vec![*one],
+        None => all.to_vec(),
     };
-    let writes: &[usize] = if quick {
-        &[65536]
+    let (rings, writes) = if quick {
+        (vec![64 << 10], vec![65536])
     } else {
-        &[64, 1024, 4096, 65536]
+        (
+            picked(0, &[4 << 10, 64 << 10, 1 << 20]),
+            picked(1, &[64, 1024, 4096, 65536]),
+        )
     };
-    for ring in rings {
-        for write in writes {
+    for ring in &rings {
+        for write in &writes {
             let vchan = |spin: Option<Duration>, cork: bool| {
                 median(|| {
                     let (mut server, mut client) = host.pair(*ring).unwrap();
