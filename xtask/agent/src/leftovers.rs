@@ -12,6 +12,15 @@ use xen_store::Store;
 
 use crate::world::command;
 
+/// Folders that libxl makes for the first guest of a host and keeps, empty, ever after.
+const TOOLSTACK_FOLDERS: [&str; 5] = [
+    "/libxl",
+    "/vm",
+    "/local/domain/0/backend",
+    "/local/domain/0/device",
+    "/local/domain/0/device-model",
+];
+
 /// The first job of every domU.
 const WATCHER: &str = "/data/agent/jobs/0/lines";
 
@@ -45,7 +54,11 @@ impl Snapshot {
                 .difference(&before.domains)
                 .map(|domain| format!("domain {domain}")),
         );
-        let nodes: Vec<&String> = self.nodes.difference(&before.nodes).collect();
+        let nodes: Vec<&String> = self
+            .nodes
+            .difference(&before.nodes)
+            .filter(|node| !TOOLSTACK_FOLDERS.contains(&node.as_str()))
+            .collect();
         extra.extend(
             nodes
                 .iter()
@@ -153,7 +166,7 @@ mod tests {
         };
         let after = Snapshot {
             domains: set(&["Domain-0 (domain 0)", "hvm (domain 3)"]),
-            nodes: set(&["/local", "/local/domain/3"]),
+            nodes: set(&["/local", "/local/domain/3", "/libxl"]),
             processes: [(1, "/init".to_owned()), (7, "qemu".to_owned())].into(),
         };
         assert_eq!(
