@@ -75,9 +75,11 @@ impl ClientBuilder {
         self
     }
 
-    /// As [`deadline`](Self::deadline), counted from now.
-    pub fn timeout(self, timeout: Duration) -> Self {
-        self.deadline(Instant::now() + timeout)
+    /// As [`deadline`](Self::deadline), counted from now; a time beyond what the clock can count is
+    /// for ever.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.deadline = Instant::now().checked_add(timeout);
+        self
     }
 
     /// Whether the end of the peer's whole domain is to be noticed, as the peer's leaving is. Off

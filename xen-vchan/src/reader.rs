@@ -301,7 +301,8 @@ impl ReadHalf {
         self.rx.capacity() as usize
     }
 
-    /// How long [`Read::read`] may block; `None`, the default, is for ever.
+    /// How long [`Read::read`] may block; `None`, the default, is for ever, and so is a time beyond
+    /// what the clock can count.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
@@ -315,7 +316,8 @@ impl ReadHalf {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.timeout.map(|timeout| Instant::now() + timeout)
+        self.timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout))
     }
 }
 

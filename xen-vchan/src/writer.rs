@@ -298,7 +298,8 @@ impl WriteHalf {
         self.tx.capacity() as usize
     }
 
-    /// How long [`Write::write`] may block; `None`, the default, is for ever.
+    /// How long [`Write::write`] may block; `None`, the default, is for ever, and so is a time beyond
+    /// what the clock can count.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
@@ -312,7 +313,8 @@ impl WriteHalf {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.timeout.map(|timeout| Instant::now() + timeout)
+        self.timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout))
     }
 }
 
