@@ -1,4 +1,11 @@
 //! The command line: which part of the program is meant, and one line for what is wrong with it.
+//!
+//! The commands come in groups, each in a file of its own: what it is called, and what runs it.
+
+mod qmp;
+#[cfg(feature = "sim")]
+mod sim;
+mod stubdomain;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -10,10 +17,7 @@ use clap::{Parser, Subcommand};
 use crate::error::{Failure, Result, one_line};
 use crate::init::InitOptions;
 use crate::proxy::options::ProxyOptions;
-use crate::qmp::person::QmpOptions;
-#[cfg(feature = "sim")]
-use crate::sim;
-use crate::{init, log, proxy, qmp};
+use crate::{init, log, proxy};
 
 /// The stubdomain's device-model runner, and the host's end of its QMP
 #[derive(Debug, Parser)]
@@ -30,19 +34,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring up a stubdomain: the job of its PID 1
-    Init(InitOptions),
-    /// Join a UNIX socket and a vchan, in the place of the program of that name
-    VchanSocketProxy(ProxyOptions),
-    /// Ask a guest's QEMU something and print the answer as JSON
-    Qmp(QmpOptions),
-    /// See it work without Xen: a simulated host, a stubdomain, the proxy, one QMP answer
+    #[command(flatten)]
+    Stubdomain(stubdomain::Command),
+    #[command(flatten)]
+    Qmp(qmp::Command),
     #[cfg(feature = "sim")]
-    Sim(sim::SimOptions),
-    /// A process of `sim`'s
-    #[cfg(feature = "sim")]
-    #[command(subcommand, hide = true)]
-    SimRole(sim::role::Role),
+    #[command(flatten)]
+    Sim(sim::Command),
 }
 
 /// Join a UNIX socket and a vchan
@@ -94,20 +92,17 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         return Ok(init::run(&InitOptions::default()));
     }
     #[cfg(feature = "sim")]
-    if name == Some(OsStr::new(sim::peer::NAME)) {
-        return sim::peer::play(&args);
+    if name == Some(OsStr::new(crate::sim::peer::NAME)) {
+        return crate::sim::peer::play(&args);
     }
     let Some(cli) = parse::<Cli>(args)? else {
         return Ok(ExitCode::SUCCESS);
     };
     match cli.command {
-        Command::Init(options) => Ok(init::run(&options)),
-        Command::VchanSocketProxy(options) => proxy::run::run(&options).map(|()| ExitCode::SUCCESS),
-        Command::Qmp(options) => qmp::person::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Stubdomain(command) => stubdomain::run(&command),
+        Command::Qmp(command) => qmp::run(&command),
         #[cfg(feature = "sim")]
-        Command::Sim(options) => sim::run(&options).map(|()| ExitCode::SUCCESS),
-        #[cfg(feature = "sim")]
-        Command::SimRole(role) => sim::role::play(role),
+        Command::Sim(command) => sim::run(command),
     }
 }
 

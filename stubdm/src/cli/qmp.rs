@@ -1,0 +1,25 @@
+//! QMP on the host: the proxy, and questions by hand.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::error::Result;
+use crate::proxy::{self, options::ProxyOptions};
+use crate::qmp::person::{self, QmpOptions};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Join a UNIX socket and a vchan, in the place of the program of that name
+    VchanSocketProxy(ProxyOptions),
+    /// Ask a guest's QEMU something and print the answer as JSON
+    Qmp(QmpOptions),
+}
+
+pub(super) fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::VchanSocketProxy(options) => proxy::run::run(options)?,
+        Command::Qmp(options) => person::run(options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
