@@ -7,6 +7,10 @@
 //! Nothing here does I/O: names and values come in, a checked vector comes out.
 //! (`tools/libs/light/libxl_dm.c`, `libxl__write_stub_dmargs`.)
 
+pub mod fit;
+pub mod mini_os;
+pub mod words;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
@@ -201,27 +205,12 @@ impl DmArgv {
         models
     }
 
-    /// Options that name files of the host's, which do not exist in here: `(option, path)`.
-    pub fn host_paths(&self) -> Vec<(String, String)> {
-        let mut found = Vec::new();
-        for option in ["-kernel", "-initrd", "-chroot", "-dtb"] {
-            for value in self.values_of(option) {
-                found.push((
-                    option.to_owned(),
-                    String::from_utf8_lossy(value).into_owned(),
-                ));
-            }
-        }
-        found
-    }
-
-    /// The argument after each occurrence of `option`.
+    /// The value of each occurrence of `option`.
     fn values_of<'a>(&'a self, option: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
-        let named = move |pair: &'a [Vec<u8>]| match pair {
-            [name, value] if name == option.as_bytes() => Some(value.as_slice()),
-            _ => None,
-        };
-        self.args.windows(2).filter_map(named)
+        let name = option.trim_start_matches('-').as_bytes();
+        let all = words::words(&self.args).into_iter();
+        all.filter(move |word| word.name == name)
+            .filter_map(|word| word.value)
     }
 }
 
@@ -250,5 +239,7 @@ pub(crate) fn pairs(options: &[u8]) -> Vec<(String, String)> {
     words.into_iter().map(split).collect()
 }
 
+#[cfg(test)]
+mod fit_tests;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 //! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`init`], [`supervisor`] |
 //! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
 //! | `stubdm-run qmp DOMID COMMAND` | asks a guest's QEMU something | [`qmp::person`] |
+//! | `stubdm-run dmargs …` and other tools | shows and mends what is on the host | [`tools`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
 //! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
@@ -22,4 +23,5 @@ pub mod signals;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod supervisor;
+pub mod tools;
 pub mod transport;

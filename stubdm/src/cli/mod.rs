@@ -6,6 +6,7 @@ mod qmp;
 #[cfg(feature = "sim")]
 mod sim;
 mod stubdomain;
+mod tools;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -38,6 +39,8 @@ enum Command {
     Stubdomain(stubdomain::Command),
     #[command(flatten)]
     Qmp(qmp::Command),
+    #[command(flatten)]
+    Tools(tools::Command),
     #[cfg(feature = "sim")]
     #[command(flatten)]
     Sim(sim::Command),
@@ -101,6 +104,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     match cli.command {
         Command::Stubdomain(command) => stubdomain::run(&command),
         Command::Qmp(command) => qmp::run(&command),
+        Command::Tools(command) => tools::run(&command),
         #[cfg(feature = "sim")]
         Command::Sim(command) => sim::run(command),
     }

@@ -82,8 +82,8 @@ fn devices_are_found_in_libxls_own_spelling() {
         "-drive",
         "file=/dev/xvdz",
     ]);
-    // The last pair is a guest *named* `-drive`: harmless, for waiting is all it would cost.
-    assert_eq!(argv.disks(), ["/dev/xvda", "/dev/xvdc", "/dev/xvdz"]);
+    // A guest *named* `-drive` has no disk more.
+    assert_eq!(argv.disks(), ["/dev/xvda", "/dev/xvdc"]);
     let tap = Tap {
         ifname: "vif7.0-emu".into(),
         bridge: Some("xenbr0".into()),
@@ -91,7 +91,6 @@ fn devices_are_found_in_libxls_own_spelling() {
     assert_eq!(argv.taps(), [tap]);
     assert_eq!(argv.serial_ttys(), ["/dev/hvc3"]);
     assert_eq!(argv.nic_models(), ["rtl8139"]);
-    assert!(argv.host_paths().is_empty());
 }
 
 #[test]

@@ -27,7 +27,8 @@ use tracing::{info, warn};
 use xen_store::Store;
 use xen_sys::Xen;
 
-use crate::error::{Context, Failure, Result};
+use crate::dmargv::fit::Finding;
+use crate::error::{Context, Failure, Result, one_line};
 use crate::log;
 use crate::signals::Signals;
 use guest::Guest;
@@ -144,11 +145,13 @@ fn stubdomain(
         "device model of domain {}, whose VM is {}",
         guest.domid, guest.vm
     );
-    let mut argv = guest.argv(&store)?;
-    for (option, path) in argv.host_paths() {
-        if !Path::new(&path).exists() {
-            warn!("{option} {path} names a file of the host's, which is not in here");
-        }
+    let in_here = |path: &str| Path::new(path).exists();
+    let (mut argv, findings) = guest
+        .argv(&store)?
+        .fit(&in_here)
+        .map_err(|finding| Failure::new(finding.line().unwrap_or_default()))?;
+    for line in findings.iter().filter_map(Finding::line) {
+        warn!("{}", one_line(&line));
     }
     if let Some(modules) = modules.filter(|_| !argv.taps().is_empty()) {
         modules.load_network();

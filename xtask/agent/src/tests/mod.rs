@@ -8,6 +8,7 @@ mod qmp;
 mod rules;
 mod store;
 mod stubdom;
+mod tools;
 mod vchan;
 
 use crate::suite::{Needs, Test};
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Test> {
     store::add(&mut tests, refusing);
     vchan::add(&mut tests, refusing);
 
+    tools::add(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
     tests

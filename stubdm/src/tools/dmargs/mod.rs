@@ -1,0 +1,71 @@
+//! `stubdm-run dmargs`: what the toolstack asked of a guest's QEMU, and what becomes of it in a stubdomain.
+//!
+//! ```text
+//!   store ──▶ gather: both protocols' nodes ──▶ dmargv: fit ──▶ show | check | explain
+//! ```
+
+mod gather;
+mod print;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use xen_sys::DomId;
+
+pub use gather::{Gathered, gather};
+
+use crate::error::{Context, Result};
+use crate::tools::store::{StoreOptions, domid};
+
+/// Which of the three.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DmargsCommand {
+    /// Print the arguments, one a line
+    Show(DmargsOptions),
+    /// Say what cannot work in a stubdomain; status 1 if the guest cannot start so
+    Check(DmargsOptions),
+    /// Say of every option what it is for and what becomes of it
+    Explain(DmargsOptions),
+}
+
+/// What the person typed.
+#[derive(Args, Clone, Debug)]
+pub struct DmargsOptions {
+    /// The guest, or its stubdomain
+    #[arg(value_name = "DOMID", value_parser = domid)]
+    pub domid: DomId,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    store: StoreOptions,
+}
+
+/// Runs one of the three. `check` gives status 1 for a guest that cannot start so.
+///
+/// # Errors
+/// No such domain, or a store that cannot be read.
+pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
+    let (DmargsCommand::Show(options)
+    | DmargsCommand::Check(options)
+    | DmargsCommand::Explain(options)) = command;
+    let store = options.store.open()?;
+    let gathered = gather(&store, options.domid)?;
+    // The host does not see into the stubdomain, and images are made without the host's files.
+    let report = print::Report::of(&gathered, &|_| false);
+    let text = match (command, options.json) {
+        (_, true) => report.json(),
+        (DmargsCommand::Show(_), false) => report.show(),
+        (DmargsCommand::Check(_), false) => report.check(),
+        (DmargsCommand::Explain(_), false) => report.explain(),
+    };
+    io::stdout()
+        .write_all(text.as_bytes())
+        .context("printing")?;
+    let checking = matches!(command, DmargsCommand::Check(_));
+    Ok(match checking && !report.usable() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}

@@ -1,0 +1,8 @@
+//! The commands a person runs on the host: what is there, what is wrong with it, and how to make it right.
+//!
+//! | command | module |
+//! |---|---|
+//! | `dmargs` | [`dmargs`] |
+
+pub mod dmargs;
+pub mod store;

@@ -1,0 +1,73 @@
+//! The commands a person runs in dom0, on a host with a guest and a stubdomain.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::guest::{Guest, LOG, diagnosis};
+use crate::suite::{Needs, Test};
+use crate::world::{World, command};
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    let mut on_guest = |name: &str, body: fn(&World, &mut Guest) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Guest, move |world| {
+            world.with_guest(body)
+        }));
+    };
+    on_guest("tools/dmargs_of_a_running_guest", dmargs);
+    tests.push(Test::new(
+        "tools/arguments_that_cannot_work_are_mended",
+        Needs::Dom0,
+        mended,
+    ));
+}
+
+/// What libxl wrote is found usable, from the guest's number and from the stubdomain's.
+fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
+    let domid = guest.id.to_string();
+    let said = command(&["stubdm-run", "dmargs", "check", &domid])?.join("\n");
+    ensure!(
+        said.contains("a stubdomain can start with these") && !said.contains("note:"),
+        "{said}"
+    );
+    let stub = guest.stub.to_string();
+    let json = command(&["stubdm-run", "dmargs", "show", "--json", &stub])?.join("\n");
+    let json: Value = serde_json::from_str(&json).context(json)?;
+    ensure!(
+        json["guest"] == guest.id.as_u16() && json["protocol"] == "linux",
+        "{json}"
+    );
+    let args = json["arguments"].as_array().context("no arguments")?;
+    ensure!(
+        args.first().is_some_and(|first| first == "-xen-domid"),
+        "{json}"
+    );
+    let explained = command(&["stubdm-run", "dmargs", "explain", &domid])?.join("\n");
+    ensure!(
+        explained.contains("the guest's domain id") && !explained.contains("not known here"),
+        "{explained}"
+    );
+    Ok(())
+}
+
+/// Each of these would keep QEMU from starting in the stubdomain, or from being watched over there.
+fn mended(world: &World) -> Result<()> {
+    let args =
+        "device_model_args=[\"-display\",\"gtk\",\"-pidfile\",\"/srv/x/pid\",\"-daemonize\"]";
+    let guest = Guest::create_with(&world.store, &[args])
+        .with_context(|| format!("creating the guest{}", diagnosis()))?;
+    let checked = (|| -> Result<()> {
+        let log = fs::read_to_string(LOG).with_context(|| format!("reading {LOG}"))?;
+        for part in [
+            "-display gtk: changed to \"none\"",
+            "-pidfile /srv/x/pid: left out",
+            "-daemonize: left out",
+        ] {
+            ensure!(log.contains(part), "no `{part}` in {LOG}:\n{log}");
+        }
+        Ok(())
+    })();
+    guest.destroy()?;
+    checked
+}
