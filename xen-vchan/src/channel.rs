@@ -157,16 +157,25 @@ impl Channel {
     ///
     /// Asks for both notifications, so the answer may be about either direction, or be a late echo
     /// of something already seen: look again afterwards. Returns at once if there are bytes to be
-    /// read.
+    /// read, or if the peer has read something since space was last looked at.
     ///
     /// # Errors
     ///
     /// [`Error::Os`].
     #[doc(alias = "libxenvchan_wait")]
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let known = self.tx.tx.known_space() as usize;
         let seen = self.shared().link.seen();
         self.tx.publish();
         self.tx.tx.request();
+        // Who found no space with `space`, say, has not asked: what the peer read before the request
+        // rings no bell.
+        match self.tx.look(usize::MAX) {
+            Ok(space) if space > known => return Ok(true),
+            Ok(_) => {}
+            Err(Error::Closed) => return Ok(true),
+            Err(error) => return Err(error),
+        }
         match self.rx.arm(1) {
             Ok(0) => self.shared().wait(seen, deadline),
             Ok(_) | Err(Error::Closed) => Ok(true),

@@ -91,3 +91,17 @@ fn a_wait_does_not_miss_them_either() {
     let mut byte = [0];
     assert_eq!(server.read_deadline(&mut byte, Some(deadline)).unwrap(), 1);
 }
+
+/// Found by the soak: `space` asks for nothing, and what was read before `wait` asked rang no bell.
+#[test]
+fn a_wait_sees_the_space_that_came_before_it() {
+    let (mut server, mut client, _host) = pair();
+    client.write_all(&[0; 1024]).unwrap();
+    assert_eq!(client.space().unwrap(), 0);
+    // Whatever has rung so far is over.
+    client.acknowledge_events().unwrap();
+    server.read_exact(&mut [0; 100]).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    assert!(client.wait(Some(deadline)).unwrap());
+    assert_eq!(client.space().unwrap(), 100);
+}

@@ -26,6 +26,7 @@ mod progress;
 mod qemu;
 mod release;
 mod shell;
+mod soak;
 mod sources;
 mod store;
 mod tests_cmd;
@@ -104,6 +105,11 @@ enum Task {
         /// Leave the tests out, and say so
         #[arg(long)]
         skip_tests: bool,
+    },
+    /// Run a test for as long as you like: random operations, kills, hostile inputs
+    Soak {
+        #[command(subcommand)]
+        what: soak::Soak,
     },
     /// Build the static binaries and check that they are static
     Dist,
@@ -203,6 +209,7 @@ fn run(task: Task) -> Result<ExitCode> {
             tests_cmd::run(&workspace, &request)
         }
         Task::Ci { host, skip_tests } => ci::run(&workspace, &host.options()?, skip_tests),
+        Task::Soak { what } => soak::run(&workspace, what),
         Task::Dist => {
             dist::build(&workspace)?;
             dist::report(&workspace)?;

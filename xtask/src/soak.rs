@@ -1,0 +1,72 @@
+//! `cargo xtask soak`: the tests that can run for as long as one likes, in release, with progress.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::workspace::Workspace;
+
+/// What to run, and how much of it.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub(crate) enum Soak {
+    /// vchan: random operations, kills, hostile inputs
+    ///
+    /// Each part says a seed when it fails; VCHAN_SOAK_SEED or VCHAN_FUZZ_SEED repeats it.
+    Vchan {
+        /// Random operations against the model, such as 1e10
+        #[arg(long, value_name = "COUNT")]
+        ops: Option<f64>,
+        /// Processes and domains that end at random moments
+        #[arg(long, value_name = "COUNT")]
+        kills: Option<u32>,
+        /// Seconds of hostile inputs, for each target
+        #[arg(long, value_name = "SECONDS")]
+        fuzz: Option<u32>,
+    },
+}
+
+/// Runs the parts that were asked for, one after the other.
+pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
+    let Soak::Vchan { ops, kills, fuzz } = soak;
+    let parts = [
+        ("VCHAN_SOAK_OPS", ops.map(|n| n.to_string()), "soak", ""),
+        (
+            "VCHAN_KILLS",
+            kills.map(|n| n.to_string()),
+            "sim",
+            "death::",
+        ),
+        (
+            "VCHAN_FUZZ_SECONDS",
+            fuzz.map(|n| n.to_string()),
+            "fuzz",
+            "",
+        ),
+    ];
+    if parts.iter().all(|(_, amount, ..)| amount.is_none()) {
+        anyhow::bail!("say how much: --ops, --kills or --fuzz");
+    }
+    for (variable, amount, target, filter) in parts {
+        let Some(amount) = amount else { continue };
+        println!("\n== {target}: {variable}={amount}");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["test", "--release", "-p", "xen-vchan", "--all-features"])
+            .args([
+                "--test",
+                target,
+                "--",
+                "--nocapture",
+                "--test-threads=1",
+                filter,
+            ])
+            .env(variable, amount)
+            .current_dir(workspace.root())
+            .status()
+            .context("starting cargo")?;
+        if !status.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
