@@ -120,6 +120,9 @@ impl Evtchn {
     }
 
     pub(crate) fn notify(&self, port: Port) -> Result<()> {
+        if let Err(errno) = self.client()?.before_notify() {
+            return Err(os("IOCTL_EVTCHN_NOTIFY")(Errno::from_raw(errno)));
+        }
         match self.with(port, |entry| write(&entry.bound.ring, &1u64.to_ne_bytes())) {
             // A full counter is a pending event.
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),

@@ -1,6 +1,6 @@
 //! A connected channel: both halves, for one owner.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -326,6 +326,15 @@ impl Read for Channel {
             self.rx.read(buf)
         }
     }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        self.publish_before_waiting();
+        if self.nonblocking {
+            end_as_zero(self.rx.try_read_vectored(bufs))
+        } else {
+            self.rx.read_vectored(bufs)
+        }
+    }
 }
 
 impl Write for Channel {
@@ -339,9 +348,8 @@ impl Write for Channel {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.nonblocking {
-            // Rare, and a short write is always allowed.
-            let first = bufs.iter().find(|buf| !buf.is_empty());
-            return first.map_or(Ok(0), |buf| Ok(self.try_write(buf)?));
+            self.rx.expect_answer();
+            return Ok(self.tx.try_write_vectored(bufs)?);
         }
         self.rx.expect_answer();
         self.tx.write_vectored(bufs)

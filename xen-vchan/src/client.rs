@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, MappedPages, UnmapNotify, map};
 use xen_store::Store;
@@ -140,11 +141,11 @@ impl ClientBuilder {
         let events = EventChannels::open(xen)?;
         // The port is bound already, or gone, or of something else by now.
         let refused = |source| match source {
-            xen_sys::Error::Os { .. } => {
+            xen_sys::Error::Os { .. } if !is_shortage(&source) => {
                 let path = self.path.clone();
                 Error::Unreachable { path, source }
             }
-            // No device, no event channel left in this process's reach: no server's fault.
+            // No device, nothing left of something: no server's fault.
             other => Error::Os(other),
         };
         let port = events
@@ -228,4 +229,12 @@ impl ClientBuilder {
         let attached = !address.accepts_sessions;
         Ok(Channel::new(shared, attached)?)
     }
+}
+
+/// Whether this side has run out of something: ports, pages, memory, descriptors.
+fn is_shortage(error: &xen_sys::Error) -> bool {
+    let shortages = [Errno::ENOSPC, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
+    error
+        .errno()
+        .is_some_and(|errno| shortages.contains(&Errno::from_raw(errno)))
 }

@@ -51,6 +51,16 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// More than a ring holds, or than rings there can be.
+    #[error("a vchan {what} of {asked} bytes where {limit} is the most")]
+    TooLarge {
+        /// What is too large: a packet, a ring.
+        what: &'static str,
+        /// The bytes asked for.
+        asked: usize,
+        /// The most there can be.
+        limit: usize,
+    },
     /// The kernel or the hypervisor refused.
     #[error(transparent)]
     Os(#[from] xen_sys::Error),
@@ -190,7 +200,9 @@ impl From<Error> for io::Error {
             Error::WouldBlock => io::ErrorKind::WouldBlock,
             Error::Timeout => io::ErrorKind::TimedOut,
             Error::NoServer { .. } => io::ErrorKind::NotFound,
-            Error::Invalid { .. } | Error::Memory(_) => io::ErrorKind::InvalidInput,
+            Error::Invalid { .. } | Error::TooLarge { .. } | Error::Memory(_) => {
+                io::ErrorKind::InvalidInput
+            }
         };
         Self::new(kind, error)
     }

@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{BoundPort, EventChannels};
 
-use crate::Result;
 use crate::life::DomainLife;
+use crate::{Error, Result};
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -31,9 +31,9 @@ pub(crate) struct Link {
     /// `true` while a thread sleeps in the kernel on behalf of all.
     leader: Mutex<bool>,
     woken: Condvar,
-    /// A notify that failed. The data it announced was published all the same, so the call that met
-    /// it succeeded; the next one reports it.
-    failed: Mutex<Option<xen_sys::Error>>,
+    /// What the system refused after bytes had moved: a notify, or a wait. The call that met it said
+    /// how many they were; the next one reports it.
+    failed: Mutex<Option<Error>>,
     has_failed: AtomicBool,
     /// For an owner who wants to know of the end of the peer's domain.
     life: Option<DomainLife>,
@@ -62,12 +62,27 @@ impl Link {
     /// [`check`](Self::check).
     pub(crate) fn notify(&self) {
         if let Err(error) = self.port.notify() {
-            *lock(&self.failed) = Some(error);
+            self.keep(error.into());
+        }
+    }
+
+    /// Keeps an error of the system's for the next call; one that lasts by itself needs no keeping.
+    #[cold]
+    pub(crate) fn keep(&self, error: Error) {
+        if matches!(error, Error::Os(_) | Error::Store(_)) {
+            // The first is the cause.
+            lock(&self.failed).get_or_insert(error);
             self.has_failed.store(true, Ordering::Release);
         }
     }
 
-    /// Reports a notify that failed earlier, once.
+    /// Whether an error waits to be reported.
+    #[inline]
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
+    }
+
+    /// Reports what failed earlier, once.
     #[inline]
     pub(crate) fn check(&self) -> Result<()> {
         if self.has_failed.load(Ordering::Relaxed) {
@@ -81,7 +96,7 @@ impl Link {
     fn report(&self) -> Result<()> {
         self.has_failed.store(false, Ordering::Relaxed);
         match lock(&self.failed).take() {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }

@@ -229,6 +229,22 @@ impl ReadHalf {
         Ok(self.finish(buf))
     }
 
+    /// Reads what is there into the buffers one after another, without blocking; returns how many
+    /// bytes, at least 1 unless all are empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_read`](Self::try_read).
+    pub fn try_read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
+        self.hold_back();
+        self.try_look(1)?;
+        let mut incoming = Incoming::new(self);
+        Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum())
+    }
+
     /// Reads exactly `buf.len()` bytes or none, without blocking.
     ///
     /// # Errors
@@ -247,7 +263,7 @@ impl ReadHalf {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
+    /// [`Error::TooLarge`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
     /// before they were complete (those that came can still be [read](Read)); otherwise as
     /// [`read_deadline`](Self::read_deadline).
     #[doc(alias = "libxenvchan_recv")]
@@ -261,8 +277,10 @@ impl ReadHalf {
 
     fn fits(&self, len: usize) -> Result<()> {
         if len > self.rx.capacity() as usize {
-            return Err(Error::Invalid {
-                what: "a vchan packet cannot be larger than the ring",
+            return Err(Error::TooLarge {
+                what: "packet",
+                asked: len,
+                limit: self.rx.capacity() as usize,
             });
         }
         Ok(())

@@ -95,11 +95,13 @@ impl ServerBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel
+    /// [`Error::TooLarge`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel
     /// cannot be had; [`Error::Store`] if the path cannot be written.
     pub fn listen(self, xen: &Xen, store: &Store) -> Result<Channel> {
-        let geometry = Geometry::choose(self.left, self.right).ok_or(Error::Invalid {
-            what: "a vchan ring holds at most 1 MiB",
+        let geometry = Geometry::choose(self.left, self.right).ok_or(Error::TooLarge {
+            what: "ring",
+            asked: self.left.max(self.right).bytes(),
+            limit: RingSize::LARGEST.bytes(),
         })?;
         let events = EventChannels::open(xen)?;
         let port = events.bind_unbound(self.peer)?;

@@ -11,7 +11,7 @@
 //! # Ok(()) }
 //! ```
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -138,6 +138,21 @@ impl AsyncWrite for AsyncChannel {
             .get_mut()
             .poll(cx, Direction::Write, |channel| channel.try_write(bytes));
         result.map_err(io::Error::from)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = self.get_mut().poll(cx, Direction::Write, |channel| {
+            channel.halves().1.try_write_vectored(bufs)
+        });
+        result.map_err(io::Error::from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -139,7 +139,6 @@ impl WriteHalf {
 
     /// Searches for `wanted` bytes of space, then sleeps until there are `least`.
     fn wait_for(&mut self, wanted: usize, least: usize, deadline: Option<Instant>) -> Result<()> {
-        self.shared.link.check()?;
         while self.look(wanted)? < wanted {
             self.publish();
             let mut spinner = self.spinner.clone();
@@ -181,10 +180,46 @@ impl WriteHalf {
         }
     }
 
+    /// Writes what fits of the buffers after one another, published in one step, without blocking;
+    /// returns how many bytes, at least 1 unless all are empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_write`](Self::try_write).
+    pub fn try_write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
+        self.try_look(1)?;
+        self.put_vectored(bufs)
+    }
+
+    fn put_vectored(&mut self, bufs: &[IoSlice<'_>]) -> Result<usize> {
+        let mut done = 0;
+        for buf in bufs {
+            let staged = self.tx.stage(buf);
+            let len = match self.checked(staged) {
+                Ok(len) => len,
+                // As in `put`: the error lasts.
+                Err(_) if done != 0 => break,
+                Err(error) => return Err(error),
+            };
+            done += len;
+            if len < buf.len() {
+                break;
+            }
+        }
+        if !self.corked {
+            self.publish();
+        }
+        Ok(done)
+    }
+
     /// Writes all of `bytes`, sleeping while the ring is full, until `deadline` (`None`: for ever).
     ///
     /// Returns how many bytes were written: all of them, or fewer if the deadline passed or an
-    /// error came in between; that error is then returned by the next call.
+    /// error came in between; that error is then returned by the next call (a deadline that passed
+    /// is not: the next call has its own). Signals do not end it.
     ///
     /// # Errors
     ///
@@ -197,16 +232,20 @@ impl WriteHalf {
         }
         self.shared.link.check()?;
         let mut written = self.put(bytes)?;
-        while written < bytes.len() {
+        // After a notify that failed nobody may be awake to make room.
+        while written < bytes.len() && !(written != 0 && self.shared.link.has_failed()) {
             let wanted = (bytes.len() - written).min(piece(self.tx.capacity()));
             let more = self
                 .wait_for(wanted, 1, deadline)
                 .and_then(|()| self.put(&bytes[written..]));
             match more {
                 Ok(more) => written += more,
-                // The cause lasts (a dead peer, a violation, a deadline), so the next call meets
-                // it.
-                Err(_) if written != 0 => break,
+                // The next call meets the cause again if it lasts (a dead peer, a violation), and
+                // is told of it if not.
+                Err(error) if written != 0 => {
+                    self.shared.link.keep(error);
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -229,11 +268,12 @@ impl WriteHalf {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if the ring cannot hold that many; otherwise as
+    /// [`Error::TooLarge`] if the ring cannot hold that many; otherwise as
     /// [`write_deadline`](Self::write_deadline).
     #[doc(alias = "libxenvchan_send")]
     pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
         self.fits(bytes.len())?;
+        self.shared.link.check()?;
         self.wait_for(bytes.len(), bytes.len(), deadline)?;
         self.stage_whole(bytes)
     }
@@ -250,8 +290,10 @@ impl WriteHalf {
 
     fn fits(&self, len: usize) -> Result<()> {
         if len > self.tx.capacity() as usize {
-            return Err(Error::Invalid {
-                what: "a vchan packet cannot be larger than the ring",
+            return Err(Error::TooLarge {
+                what: "packet",
+                asked: len,
+                limit: self.tx.capacity() as usize,
             });
         }
         Ok(())
@@ -266,6 +308,7 @@ impl WriteHalf {
     pub fn reserve(&mut self, least: usize, deadline: Option<Instant>) -> Result<Outgoing<'_>> {
         self.fits(least)?;
         self.publish();
+        self.shared.link.check()?;
         self.wait_for(least, least, deadline)?;
         Ok(Outgoing::new(self))
     }
@@ -330,21 +373,10 @@ impl Write for WriteHalf {
         if total == 0 {
             return Ok(0);
         }
+        self.shared.link.check()?;
         let deadline = self.deadline();
         self.wait_for(total.min(piece(self.tx.capacity())), 1, deadline)?;
-        let mut done = 0;
-        for buf in bufs {
-            let staged = self.tx.stage(buf);
-            let len = self.checked(staged)?;
-            done += len;
-            if len < buf.len() {
-                break;
-            }
-        }
-        if !self.corked {
-            self.publish();
-        }
-        Ok(done)
+        Ok(self.put_vectored(bufs)?)
     }
 
     /// Publishes what a [corked](Self::set_cork) writer has gathered.

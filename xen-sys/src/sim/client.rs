@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
@@ -24,6 +25,8 @@ pub struct Client {
     /// One request at a time.
     socket: Mutex<OwnedFd>,
     domain: DomId,
+    /// How many notifies still succeed, and one more; and the errno after that. 0: all of them.
+    notify_fault: AtomicU64,
 }
 
 /// A port and its eventfds.
@@ -54,6 +57,7 @@ impl Client {
         let mut client = Self {
             socket: Mutex::new(socket),
             domain: DomId::INVALID,
+            notify_fault: AtomicU64::new(0),
         };
         let a = domain.map_or(wire::ANY_DOMAIN, |d| d.as_u16().into());
         let hello = client.call("join a simulated host", wire::HELLO, a, 0)?;
@@ -78,6 +82,37 @@ impl Client {
             source: e.into(),
         })?;
         Self::new(socket, Some(domain))
+    }
+
+    /// Lets the `nth` next notify through this handle (the first is 1) and all after it fail with
+    /// `errno`, until it is called again; an `nth` of 0 mends it.
+    ///
+    /// A notify does not go through the broker, so this fault belongs to a handle.
+    pub fn fail_notify(&self, nth: u32, errno: i32) {
+        let fault = u64::from(nth) << 32 | u64::from(errno.unsigned_abs());
+        self.notify_fault.store(fault, Ordering::Release);
+    }
+
+    /// For xen-evtchn, before each notify.
+    ///
+    /// # Errors
+    ///
+    /// What [`fail_notify`](Self::fail_notify) said.
+    #[doc(hidden)]
+    #[inline]
+    pub fn before_notify(&self) -> std::result::Result<(), i32> {
+        if self.notify_fault.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let count_down = |fault: u64| match fault >> 32 {
+            0 | 1 => None,
+            nth => Some((nth - 1) << 32 | fault & 0xffff_ffff),
+        };
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        match self.notify_fault.fetch_update(order.0, order.1, count_down) {
+            Err(fault) if fault >> 32 == 1 => Err((fault & 0xffff_ffff) as i32),
+            _ => Ok(()),
+        }
     }
 
     /// The domain this is a process of.

@@ -110,7 +110,12 @@ fn rings_above_a_mebibyte_are_refused() {
     let refused = Server::builder(world.guest, PATH)
         .rings((1 << 20) + 1, 0)
         .listen(&xen, &store);
-    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    match refused {
+        Err(Error::TooLarge { asked, limit, .. }) => {
+            assert_eq!((asked, limit), ((1 << 20) + 1, 1 << 20));
+        }
+        other => panic!("{other:?}"),
+    }
     world.end();
 }
 

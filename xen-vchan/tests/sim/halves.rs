@@ -29,7 +29,11 @@ fn packets_go_whole_or_not_at_all() {
     ));
     assert!(matches!(
         tx.try_send(&[0; 4097]),
-        Err(Error::Invalid { .. })
+        Err(Error::TooLarge {
+            asked: 4097,
+            limit: 4096,
+            ..
+        })
     ));
     let (rx, _) = server.halves();
     assert_eq!(rx.bytes_readable().unwrap(), 3000);

@@ -7,6 +7,7 @@ mod death;
 mod find;
 mod halves;
 mod hostile;
+mod partial;
 mod sessions;
 mod stream;
 #[cfg(feature = "tokio")]
