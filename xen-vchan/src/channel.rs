@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use xen_sys::DomId;
+
 use crate::reader::{ReadHalf, end_as_zero};
 use crate::ring::Role;
 use crate::session::PeerState;
@@ -59,7 +61,7 @@ impl Channel {
         })
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.rx.shared
     }
 
@@ -196,6 +198,13 @@ impl Channel {
         self.shared().observe()
     }
 
+    /// The domain at the other end, as it was asked for when the channel was made. The hypervisor sees
+    /// to it that nobody else is.
+    #[must_use]
+    pub fn peer_domain(&self) -> DomId {
+        self.shared().peer
+    }
+
     /// How many clients a server has had, the present one included; 0 or 1 on a client.
     ///
     /// A server sees every client that it had a look at: one that left and was followed by another
@@ -233,11 +242,17 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] on a client, or while the client is connected; [`Error::Peer`].
+    /// [`Error::Invalid`] on a client, on what a [`Listener`](crate::Listener) accepted, or while the
+    /// client is connected; [`Error::Peer`].
     pub fn next_client(&mut self) -> Result<()> {
         if self.shared().role == Role::Client {
             return Err(Error::Invalid {
                 what: "a vchan client has one server only",
+            });
+        }
+        if self.shared().seat.get().is_some() {
+            return Err(Error::Invalid {
+                what: "what a listener accepted is for one client; accept the next one",
             });
         }
         match self.peer()? {
@@ -257,7 +272,8 @@ impl Channel {
         self.tx.checked(retracted)?;
         // As after creation: tell us about the first byte.
         self.rx.rx.request();
-        self.shared().session.reopen()?;
+        let untouched = (self.rx.rx.position(), self.tx.tx.believed());
+        self.shared().session.reopen(untouched)?;
         if wakes_reader {
             self.shared().link.notify();
         }

@@ -1,5 +1,6 @@
 //! The side that finds a published server and maps its memory.
 
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -8,7 +9,8 @@ use xen_gnttab::{Access, MappedPages, UnmapNotify, map};
 use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Xen};
 
-use crate::handshake::{Address, Arrival, read_address};
+use crate::connecting::Connecting;
+use crate::handshake::{Address, read_address};
 use crate::layout::{
     CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
 };
@@ -105,30 +107,47 @@ impl ClientBuilder {
     /// * [`Error::Peer`]: what is published there is no vchan;
     /// * [`Error::Os`], [`Error::Store`].
     pub fn connect(self, xen: &Xen, store: &Store) -> Result<Channel> {
-        // The watch before the first look: no server can slip in between.
-        let arrival = if self.wait {
-            Some(Arrival::watch(store, &self.path)?)
-        } else {
-            None
-        };
+        if !self.wait {
+            return self.attempt(xen, store);
+        }
+        let mut connecting = self.start(xen, store)?;
         loop {
-            let found = match read_address(store, &self.path)? {
-                Some(address) => self.attach(xen, store, address),
-                None => Err(self.nobody()),
-            };
-            match (found, &arrival) {
-                // A server that died leaves its nodes; the next one will write them anew.
-                (Err(Error::NoServer { .. }), Some(arrival)) => {
-                    arrival.next(self.deadline)?;
-                }
-                // Dead, or busy with another client; nothing tells when a client leaves.
-                (Err(error @ Error::Unreachable { .. }), Some(arrival)) => {
-                    tracing::debug!(%error, "waiting");
-                    arrival.next_or_retry(self.deadline)?;
-                }
-                (found, _) => return found,
+            match connecting.try_finish() {
+                Err(Error::WouldBlock) => connecting.sleep()?,
+                other => return other,
             }
         }
+    }
+
+    /// Begins to connect and waits for a server, whatever [`wait_for_server`](Self::wait_for_server)
+    /// says, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`], [`Error::Store`].
+    pub fn start(self, xen: &Xen, store: &Store) -> Result<Connecting> {
+        Connecting::new(self, xen, store)
+    }
+
+    /// One look, one try.
+    pub(crate) fn attempt(&self, xen: &Xen, store: &Store) -> Result<Channel> {
+        match read_address(store, &self.path)? {
+            Some(address) => self.attach(xen, store, address),
+            None => Err(self.nobody()),
+        }
+    }
+
+    pub(crate) const fn until_maybe(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    pub(crate) const fn until(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    pub(crate) fn place(&self) -> &str {
+        &self.path
     }
 
     fn nobody(&self) -> Error {
@@ -215,7 +234,9 @@ impl ClientBuilder {
         told.get().store(WRITE, Ordering::Relaxed);
         own.get().store(CONNECTED, Ordering::Release);
         let shared = Shared {
-            published: None,
+            published: Mutex::new(None),
+            seat: OnceLock::new(),
+            peer: self.server,
             rings,
             session: Session::new(Role::Client, peer, own, address.accepts_sessions),
             pages: Pages::Theirs {

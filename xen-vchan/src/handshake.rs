@@ -10,15 +10,10 @@
 //! first. That needs no transaction: libxenvchan's client reads `ring-ref` before `event-channel`,
 //! and so does this one. All nodes belong to the server and are readable by the peer domain only.
 
-use std::time::{Duration, Instant};
-
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, GrantRef, Port};
 
 use crate::{Error, Result, Violation};
-
-/// How often a client looks whether a busy server has become free.
-const RETRY: Duration = Duration::from_millis(250);
 
 const RING_REF: &str = "ring-ref";
 const EVENT_CHANNEL: &str = "event-channel";
@@ -166,40 +161,26 @@ fn read_number(store: &Store, path: &str, key: &'static str) -> Result<Option<u3
     number.map(Some).ok_or(Error::Peer(Violation::Node { key }))
 }
 
-/// Waits for a server to be published at `path`.
-pub(crate) struct Arrival {
-    watch: xen_store::Watch,
+/// Watches for a server to be published at `path`.
+pub(crate) fn watch(store: &Store, path: &str) -> Result<xen_store::Watch> {
+    Ok(store.watch(&node(path.trim_end_matches('/'), RING_REF))?)
 }
 
-impl Arrival {
-    pub(crate) fn watch(store: &Store, path: &str) -> Result<Self> {
-        Ok(Self {
-            watch: store.watch(&node(path.trim_end_matches('/'), RING_REF))?,
-        })
+/// Where the servers of OCaml's vchan library and of Qubes publish the service `name` of `server`
+/// for `client`: `/local/domain/SERVER/data/vchan/CLIENT/NAME`.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for a name with characters other than letters, digits, `_` and `-`, which
+/// that library refuses.
+pub fn service_path(server: DomId, client: DomId, name: &str) -> Result<String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.is_empty() || !name.chars().all(fine) {
+        return Err(Error::Invalid {
+            what: "a vchan service's name is made of letters, digits, _ and -",
+        });
     }
-
-    /// Sleeps until the node may have changed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Timeout`].
-    pub(crate) fn next(&self, deadline: Option<Instant>) -> Result<()> {
-        match self.watch.next(deadline)? {
-            Some(_) => Ok(()),
-            None => Err(Error::Timeout),
-        }
-    }
-}
-
-impl Arrival {
-    /// As [`next`](Self::next), but also returns after a quarter of a second.
-    pub(crate) fn next_or_retry(&self, deadline: Option<Instant>) -> Result<()> {
-        let soon = Instant::now() + RETRY;
-        match deadline {
-            Some(deadline) if deadline <= soon => self.next(Some(deadline)),
-            _ => self.watch.next(Some(soon)).map(drop).map_err(Error::from),
-        }
-    }
+    Ok(format!("/local/domain/{server}/data/vchan/{client}/{name}"))
 }
 
 fn node(path: &str, key: &str) -> String {

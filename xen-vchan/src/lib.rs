@@ -57,15 +57,21 @@ mod channel;
 #[cfg(not(loom))]
 mod client;
 #[cfg(not(loom))]
+mod connecting;
+#[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
 mod life;
 #[cfg(not(loom))]
 mod link;
+#[cfg(not(loom))]
+mod listener;
 #[cfg(all(test, not(loom)))]
 mod race;
 #[cfg(not(loom))]
 mod reader;
+#[cfg(not(loom))]
+mod redial;
 #[cfg(not(loom))]
 mod server;
 #[cfg(not(loom))]
@@ -86,7 +92,11 @@ pub use crate::{
     batch::{Incoming, Outgoing},
     channel::Channel,
     client::{Client, ClientBuilder},
+    connecting::Connecting,
+    handshake::service_path,
+    listener::{Listener, ListenerBuilder},
     reader::ReadHalf,
+    redial::{Backoff, Redial},
     server::{Server, ServerBuilder},
     session::PeerState,
     writer::WriteHalf,

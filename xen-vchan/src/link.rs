@@ -200,7 +200,7 @@ impl Link {
 
 /// Waits until a descriptor is readable; `false` if the deadline passes first. Signals do not end
 /// the wait.
-fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
     loop {
         let timeout = match deadline {
             None => PollTimeout::NONE,

@@ -1,5 +1,7 @@
 //! The side that owns the memory and publishes itself in the store.
 
+use std::sync::{Mutex, OnceLock};
+
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, SharedPages, UnmapNotify, share};
 use xen_store::Store;
@@ -162,7 +164,9 @@ impl ServerBuilder {
         let published =
             Published::publish(store, &self.path, self.peer, control.refs()[0], port.port())?;
         let shared = Shared {
-            published: Some(published),
+            published: Mutex::new(Some(published)),
+            seat: OnceLock::new(),
+            peer: self.peer,
             rings,
             session: Session::new(Role::Server, peer, own, false),
             pages: Pages::Ours {

@@ -64,6 +64,8 @@ pub(crate) struct Session {
     running: AtomicBool,
     count: AtomicU64,
     state: Mutex<State>,
+    /// On a server without a client: where the cursors that a client moves stand while none has.
+    untouched: Mutex<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +86,7 @@ impl Session {
             running: AtomicBool::new(false),
             count: AtomicU64::new(0),
             state: Mutex::new(State::Waiting),
+            untouched: Mutex::new((0, 0)),
         }
     }
 
@@ -109,16 +112,27 @@ impl Session {
     }
 
     /// Looks at the live bytes and draws the conclusion: the state, and whether a session began
-    /// just now.
+    /// just now. `cursors` are the two that a client moves, as they stand.
     #[cold]
-    pub(crate) fn change(&self) -> Result<(PeerState, bool)> {
+    pub(crate) fn change(&self, cursors: impl Fn() -> (u32, u32)) -> Result<(PeerState, bool)> {
         let mut state = self.lock();
-        let live = self.peer.get().load(Ordering::Acquire);
+        let mut live = self.peer.get().load(Ordering::Acquire);
+        if matches!(
+            (*state, self.role, live),
+            (State::Waiting, Role::Server, GONE)
+        ) && cursors()
+            == *self
+                .untouched
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        {
+            live = self.expect_again();
+        }
         let next = match (*state, self.role, live) {
             (State::Broken(violation), ..) => return Err(violation.into()),
             (State::Gone, ..) => State::Gone,
             (State::Waiting, Role::Server, EXPECTED) => State::Waiting,
-            // 0 after our 2: a client came and left between two looks. What it wrote can be read.
+            // 0 after our 2, and a cursor has moved: a client came and left between two looks.
             (State::Waiting, Role::Server, GONE) => State::Gone,
             (State::Waiting, Role::Server, CONNECTED) => self.mark(),
             (State::Connected, Role::Server, MARKED) => State::Connected,
@@ -151,6 +165,19 @@ impl Session {
             State::Connected => Ok((PeerState::Connected, began)),
             State::Gone => Ok((PeerState::Gone, began)),
             State::Broken(violation) => Err(violation.into()),
+        }
+    }
+
+    /// A 0 in place of our 2, and no cursor has moved since: what is left of the client before, whose
+    /// pages are unmapped after it said that it leaves (its kernel clears the byte then), or a client
+    /// that came and left without a word. Neither is a session. Puts the 2 back; returns what is
+    /// there.
+    fn expect_again(&self) -> u8 {
+        let peer = self.peer.get();
+        match peer.compare_exchange(GONE, EXPECTED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => EXPECTED,
+            // The next client is there.
+            Err(live) => live,
         }
     }
 
@@ -207,8 +234,14 @@ impl Session {
     }
 
     /// A server that has emptied the rings waits for the next client.
-    pub(crate) fn reopen(&self) -> Result<()> {
+    ///
+    /// `untouched`: where the cursors that a client moves stand.
+    pub(crate) fn reopen(&self, untouched: (u32, u32)) -> Result<()> {
         let mut state = self.lock();
+        *self
+            .untouched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = untouched;
         if let State::Broken(violation) = *state {
             return Err(violation.into());
         }

@@ -1,13 +1,16 @@
 //! What both directions of a channel have in common, and what happens when the last of them is
 //! dropped.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use xen_gnttab::{MappedPages, SharedPages};
+use xen_sys::DomId;
 
 use crate::handshake::Published;
 use crate::layout::PAGE;
 use crate::link::Link;
+use crate::listener::Seat;
 use crate::ring::{Rings, Role};
 use crate::session::{PeerState, Session};
 use crate::{Error, Result};
@@ -36,13 +39,16 @@ pub(crate) enum Pages {
 /// this process was killed; the event channel last, because that notification needs it.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) published: Option<Published>,
+    pub(crate) published: Mutex<Option<Published>>,
     pub(crate) rings: Rings,
     pub(crate) session: Session,
     #[allow(dead_code)] // held, never read
     pub(crate) pages: Pages,
     pub(crate) link: Link,
     pub(crate) role: Role,
+    pub(crate) peer: DomId,
+    /// A client that a listener accepted. Last, so that a place is free when its memory is.
+    pub(crate) seat: OnceLock<Seat>,
 }
 
 impl Shared {
@@ -58,7 +64,7 @@ impl Shared {
 
     #[cold]
     fn observe_change(&self) -> Result<PeerState> {
-        let (state, began) = self.session.change()?;
+        let (state, began) = self.session.change(|| self.rings.moved_by_client())?;
         if began && self.role == Role::Server {
             self.link.notify();
         }
@@ -70,6 +76,16 @@ impl Shared {
     pub(crate) fn leave(&self) {
         self.session.leave();
         self.link.notify();
+    }
+
+    /// Removes the store nodes: nobody else finds this channel.
+    pub(crate) fn withdraw(&self) {
+        let published = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(published);
     }
 
     /// As [`sleep`](Self::sleep), with `false` for a deadline that passed.
@@ -109,7 +125,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         // Before the live byte: who sees us gone must not find the nodes any more.
-        self.published = None;
+        self.withdraw();
         self.leave();
     }
 }

@@ -61,6 +61,12 @@ impl Consumer {
         filled(self.next, self.released)
     }
 
+    /// The own cursor as the peer was last told it.
+    #[cfg(not(loom))]
+    pub(crate) const fn position(&self) -> u32 {
+        self.released
+    }
+
     /// Looks at the peer's cursor and judges it, but does not believe it yet: see
     /// [`adopt`](Self::adopt).
     ///

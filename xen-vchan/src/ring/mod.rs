@@ -148,6 +148,15 @@ impl Rings {
         )
     }
 
+    /// The two cursors that a client moves, as they stand: not judged, only to be compared.
+    #[cfg(not(loom))]
+    pub(crate) fn moved_by_client(&self) -> (u32, u32) {
+        (
+            self.left.prod.get().load(Ordering::Acquire),
+            self.right.cons.get().load(Ordering::Acquire),
+        )
+    }
+
     const fn written_by(&self, role: Role) -> &Ring {
         match role {
             Role::Server => &self.right,

@@ -68,6 +68,12 @@ impl Producer {
         filled(self.published, self.seen)
     }
 
+    /// The last cursor of the peer's that was believed.
+    #[cfg(not(loom))]
+    pub(crate) const fn believed(&self) -> u32 {
+        self.seen
+    }
+
     /// Looks at the peer's cursor; returns the space there is now.
     ///
     /// # Errors

@@ -7,7 +7,9 @@ mod death;
 mod find;
 mod halves;
 mod hostile;
+mod listener;
 mod partial;
+mod redial;
 mod sessions;
 mod stream;
 #[cfg(feature = "tokio")]

@@ -104,18 +104,74 @@ fn a_client_replaced_before_the_server_looked_is_two_sessions() {
 }
 
 #[test]
-fn a_client_that_came_and_went_unseen_was_a_session() {
+fn a_client_that_came_and_went_unseen_was_a_session_if_it_left_anything() {
     let world = World::new();
     let mut server = world.listen(0, 0);
     for round in 1..=3 {
+        // Without a word: nothing has happened.
         drop(world.connect());
+        assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+        assert_eq!(server.sessions(), round - 1);
+        // As libxenvchan does, which does not wait for a mark.
+        let mut hasty = hasty(&world);
+        hasty.write_all(b"was here").unwrap();
+        drop(hasty);
         assert_eq!(server.peer().unwrap(), PeerState::Gone);
         assert_eq!(server.sessions(), round);
-        assert!(matches!(server.try_read(&mut [0]), Err(Error::Closed)));
+        assert_eq!(read_all(&mut server), b"was here");
         server.next_client().unwrap();
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+        // It took what had been written ahead for it.
+        server.write_all(b"hello").unwrap();
+        let mut hasty = self::hasty(&world);
+        hasty.read_exact(&mut [0; 5]).unwrap();
+        drop(hasty);
+        assert_eq!(server.peer().unwrap(), PeerState::Gone);
+        assert_eq!(server.sessions(), round + 1);
+        server.next_client().unwrap();
+        drop(server);
+        server = world.listen(0, 0);
+        for _ in 0..round {
+            let client = world.connect();
+            assert_eq!(server.peer().unwrap(), PeerState::Connected);
+            drop(client);
+            wait_gone(&mut server);
+            server.next_client().unwrap();
+        }
     }
     drop(server);
+    world.end();
+}
+
+/// A client that does not look for the server's mark.
+fn hasty(world: &World) -> xen_vchan::Channel {
+    let node = format!("{}/accepts-sessions", crate::world::PATH);
+    let (_, store) = world.dom0();
+    if store.exists(&node).unwrap() {
+        store.rm(&node).unwrap();
+    }
+    world.connect()
+}
+
+/// A client says that it leaves, and only then unmaps its pages, at which its kernel says it once
+/// more. That is one end, not the end of a second client that nobody saw.
+#[test]
+fn an_end_that_is_told_twice_is_one_end() {
+    let world = World::new();
+    let mut server = world.listen(0, 0);
+    for round in 1..=3 {
+        let mut client = world.connect();
+        server.wait_connected(soon()).unwrap();
+        client.shutdown();
+        wait_gone(&mut server);
+        server.next_client().unwrap();
+        drop(client);
+        assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+        assert_eq!(server.sessions(), round);
+    }
+    let client = world.connect();
+    server.wait_connected(soon()).unwrap();
+    drop((server, client));
     world.end();
 }
 

@@ -1,13 +1,16 @@
 //! Channels in a tokio runtime.
 
+use std::io::IoSlice;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::runtime::Builder;
 use tokio::time::timeout;
-use xen_vchan::tokio::AsyncChannel;
+use xen_sys::DomId;
+use xen_vchan::tokio::{AsyncChannel, AsyncListener, connect};
+use xen_vchan::{Client, Error, Listener};
 
-use crate::world::{World, bytes};
+use crate::world::{PATH, World, bytes};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -66,6 +69,49 @@ fn a_task_waits_for_its_client() {
         drop((server, client));
     });
     drop(runtime);
+    world.end();
+}
+
+#[test]
+fn tasks_listen_connect_and_send_packets() {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    let mut listener = Listener::builder().listen(&xen, &store).unwrap();
+    listener.serve(world.guest, PATH).unwrap();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut listener = AsyncListener::new(listener).unwrap();
+        let early = timeout(Duration::from_millis(20), listener.accept()).await;
+        assert!(early.is_err(), "nobody came");
+        for round in 0..5u8 {
+            let (xen, store) = world.domu();
+            let client = async {
+                let builder = Client::builder(DomId::DOM0, PATH);
+                let mut client = connect(builder, &xen, &store).await.unwrap();
+                // Ten packets through a ring for one of them and a bit.
+                for _ in 0..10 {
+                    client.send(&[round; 1000]).await.unwrap();
+                }
+                client.recv(&mut [0; 8]).await.unwrap();
+            };
+            let server = async {
+                let mut server = listener.accept().await.unwrap();
+                let mut packet = [0; 1000];
+                for _ in 0..10 {
+                    server.recv(&mut packet).await.unwrap();
+                    assert_eq!(packet, [round; 1000]);
+                }
+                let both = [IoSlice::new(b"than"), IoSlice::new(b"kyou")];
+                assert_eq!(server.write_vectored(&both).await.unwrap(), 8);
+                assert!(matches!(server.recv(&mut [0]).await, Err(Error::Closed)));
+            };
+            timeout(LONG, futures_join(client, server))
+                .await
+                .expect("a task slept for ever");
+        }
+        drop(listener);
+    });
+    drop((runtime, xen));
     world.end();
 }
 

@@ -11,6 +11,8 @@
 //! # Ok(()) }
 //! ```
 
+mod arrive;
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
@@ -19,6 +21,7 @@ use std::task::{Context, Poll, ready};
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub use self::arrive::{AsyncListener, connect};
 use crate::{Channel, Error, Result};
 
 /// A [`Channel`] in a tokio runtime.
@@ -73,6 +76,38 @@ impl AsyncChannel {
                 crate::PeerState::Connected => Ok(()),
                 crate::PeerState::Gone => Err(Error::Closed),
                 crate::PeerState::Waiting => Err(Error::WouldBlock),
+            })
+        })
+        .await
+    }
+
+    /// Writes all of `bytes` in one step, waiting until there is room for them; or nothing. See
+    /// [`WriteHalf::send`](crate::WriteHalf::send).
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::try_send`](crate::WriteHalf::try_send), without
+    /// [`WouldBlock`](Error::WouldBlock).
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        std::future::poll_fn(|cx| {
+            self.poll(cx, Direction::Write, |channel| {
+                channel.halves().1.try_send(bytes)
+            })
+        })
+        .await
+    }
+
+    /// Reads exactly `buf.len()` bytes, waiting until all of them are there; or none. See
+    /// [`ReadHalf::recv`](crate::ReadHalf::recv).
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadHalf::try_recv`](crate::ReadHalf::try_recv), without
+    /// [`WouldBlock`](Error::WouldBlock).
+    pub async fn recv(&mut self, buf: &mut [u8]) -> Result<()> {
+        std::future::poll_fn(|cx| {
+            self.poll(cx, Direction::Read, |channel| {
+                channel.halves().0.try_recv(buf)
             })
         })
         .await

@@ -1,0 +1,116 @@
+//! A client that waits for its server without blocking anybody.
+//!
+//! What it waits for is either told by the store (a server publishes itself) or by nobody (a server
+//! that is busy becomes free), so one descriptor stands for the store's watch and a timer.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use xen_store::{Store, Watch};
+use xen_sys::Xen;
+
+use crate::client::ClientBuilder;
+use crate::link::readable;
+use crate::{Channel, Error, Result, handshake};
+
+/// How often a client looks whether a busy server has become free.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// A client on its way, made by [`ClientBuilder::start`]. It can be given up by dropping it.
+///
+/// When the descriptor ([`AsFd`]) is readable, and once at the beginning, call
+/// [`try_finish`](Self::try_finish). The descriptor also becomes readable when the builder's
+/// deadline has passed.
+#[derive(Debug)]
+pub struct Connecting {
+    builder: ClientBuilder,
+    xen: Xen,
+    store: Store,
+    arrival: Watch,
+    timer: TimerFd,
+    both: Epoll,
+}
+
+impl Connecting {
+    pub(crate) fn new(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result<Self> {
+        // The watch before the first look: no server can slip in between.
+        let arrival = handshake::watch(store, builder.place())?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)?;
+        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let event = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        both.add(&timer, event()).map_err(failed)?;
+        both.add(arrival.poll_fd()?, event()).map_err(failed)?;
+        Ok(Self {
+            builder,
+            xen: xen.clone(),
+            store: store.clone(),
+            arrival,
+            timer,
+            both,
+        })
+    }
+
+    /// Connects if there is a server that is free. Never waits for one; it does ask the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldBlock`]: not yet, and the descriptor tells when to try again;
+    /// [`Error::Timeout`]: the builder's deadline has passed. Otherwise as
+    /// [`ClientBuilder::connect`], without [`Error::NoServer`] and [`Error::Unreachable`].
+    pub fn try_finish(&mut self) -> Result<Channel> {
+        // What has been told so far is seen by the look that follows.
+        while self.arrival.try_next()?.is_some() {}
+        let again = match self.builder.attempt(&self.xen, &self.store) {
+            // A server that died leaves its nodes; the next one will write them anew.
+            Err(Error::NoServer { .. }) => None,
+            // Dead, or busy with another client; nothing tells when a client leaves.
+            Err(error @ Error::Unreachable { .. }) => {
+                tracing::debug!(%error, "waiting");
+                Some(Instant::now() + RETRY)
+            }
+            other => return other,
+        };
+        let deadline = self.builder.until();
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Error::Timeout);
+        }
+        self.set_timer(match (again, deadline) {
+            (Some(again), Some(deadline)) => Some(again.min(deadline)),
+            (again, deadline) => again.or(deadline),
+        })?;
+        Err(Error::WouldBlock)
+    }
+
+    /// Sleeps until it is worth trying.
+    pub(crate) fn sleep(&self) -> Result<()> {
+        readable(self.as_fd(), None).map(drop)
+    }
+
+    fn set_timer(&self, at: Option<Instant>) -> Result<()> {
+        let Some(at) = at else {
+            return self.timer.unset().map_err(failed);
+        };
+        // Nothing would mean never.
+        let left = at
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_nanos(1));
+        let expiration = Expiration::OneShot(TimeSpec::from_duration(left));
+        let flags = TimerSetTimeFlags::empty();
+        self.timer.set(expiration, flags).map_err(failed)
+    }
+}
+
+impl AsFd for Connecting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.both.0.as_fd()
+    }
+}
+
+fn failed(errno: Errno) -> Error {
+    Error::Os(xen_sys::Error::os("epoll", errno.into()))
+}

@@ -1,0 +1,341 @@
+//! Many clients at once: a ring of its own for each.
+//!
+//! A vchan's memory is for one client of one domain. A listener keeps one ring *on offer* at each
+//! path it serves. When a client has come, its ring leaves the store and becomes the owner's, and
+//! a fresh one is offered at the same path:
+//!
+//! ```text
+//!   store                                       listener                    owner
+//!   …/data/vchan/3/echo   ring-ref, port ─────▶ on offer for domain 3
+//!        (client comes: nodes removed)          ───────────────────────▶    Channel, one session
+//!   …/data/vchan/3/echo   ring-ref, port ─────▶ on offer for domain 3
+//!   …/data/vchan/7/echo   ring-ref, port ─────▶ on offer for domain 7
+//! ```
+//!
+//! Clients need to know nothing of this: libxenvchan's find a server at the path each time. A path
+//! belongs to one domain, because the ring's pages are granted to it.
+//!
+//! # Guarantees, whatever clients do
+//!
+//! * Each domain has at most so many clients; more find nothing at the path until one is gone.
+//! * A client that scribbles, stays silent or dies costs its own ring. One that does so before it is
+//!   accepted is never seen; a fresh ring takes its place.
+//! * Work per call is bounded by the number of paths and events, never by a client.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+
+use crate::layout::RingSize;
+use crate::link::readable;
+use crate::session::PeerState;
+use crate::{Channel, Error, Result, Server};
+
+/// Clients a domain may have at once, unless the builder says otherwise.
+const CLIENTS: usize = 16;
+/// Events looked at in one call.
+const BATCH: usize = 64;
+/// The event that says that a client's place is free again.
+const VACATED: u64 = 0;
+
+/// Serves many clients of one or more domains. Made by [`Listener::builder`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (xen, store) = (xen_sys::Xen::open()?, xen_store::Store::open(&xen_sys::Xen::open()?)?);
+/// # let (me, guest) = (xen_sys::DomId::DOM0, xen_sys::DomId::new(3));
+/// let mut listener = xen_vchan::Listener::builder().clients_per_domain(4).listen(&xen, &store)?;
+/// listener.serve(guest, xen_vchan::service_path(me, guest, "echo")?)?;
+/// loop {
+///     let mut channel = listener.accept(None)?;
+///     std::thread::spawn(move || {
+///         let (rx, tx) = channel.halves();
+///         std::io::copy(rx, tx)
+///     });
+/// }
+/// # }
+/// ```
+///
+/// The descriptor ([`AsFd`]) is readable when [`try_accept`](Self::try_accept) has something to do.
+#[derive(Debug)]
+pub struct Listener {
+    xen: Xen,
+    store: Store,
+    settings: ListenerBuilder,
+    offers: HashMap<u64, Offer>,
+    /// Never used again, so that a late event of a path given up is nobody's.
+    last: u64,
+    arrived: VecDeque<Channel>,
+    set: Epoll,
+    vacated: Arc<EventFd>,
+}
+
+/// What a listener will be. Made by [`Listener::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `listen` is called"]
+pub struct ListenerBuilder {
+    left: RingSize,
+    right: RingSize,
+    clients: usize,
+    notice: bool,
+}
+
+/// One path.
+#[derive(Debug)]
+struct Offer {
+    domain: DomId,
+    path: String,
+    /// The ring on offer.
+    ring: Option<Channel>,
+    /// Clients accepted and not gone.
+    clients: Arc<AtomicUsize>,
+}
+
+/// A client's place, given back when its channel is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    clients: Arc<AtomicUsize>,
+    vacated: Arc<EventFd>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.clients.fetch_sub(1, Ordering::AcqRel);
+        // A full counter is a word that is being said.
+        let _ = self.vacated.write(1);
+    }
+}
+
+impl ListenerBuilder {
+    /// The least sizes of the rings, as [`ServerBuilder::rings`](crate::ServerBuilder::rings).
+    pub fn rings(mut self, left: impl Into<RingSize>, right: impl Into<RingSize>) -> Self {
+        self.left = left.into();
+        self.right = right.into();
+        self
+    }
+
+    /// How many clients each path may have at a time, at least 1; 16 unless set.
+    ///
+    /// Each costs its rings, and one ring more is on offer. Linux grants a domain 1024 pages unless
+    /// its `gntalloc` has another `limit`.
+    pub const fn clients_per_domain(mut self, clients: usize) -> Self {
+        self.clients = if clients == 0 { 1 } else { clients };
+        self
+    }
+
+    /// As [`ServerBuilder::notice_domain_end`](crate::ServerBuilder::notice_domain_end), for every
+    /// channel accepted.
+    pub const fn notice_domain_end(mut self, notice: bool) -> Self {
+        self.notice = notice;
+        self
+    }
+
+    /// Makes the listener. Nobody is [served](Listener::serve) yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if there is no descriptor left.
+    pub fn listen(self, xen: &Xen, store: &Store) -> Result<Listener> {
+        let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let vacated = Arc::new(EventFd::from_value_and_flags(0, flags).map_err(failed)?);
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, VACATED);
+        set.add(&*vacated, event).map_err(failed)?;
+        Ok(Listener {
+            xen: xen.clone(),
+            store: store.clone(),
+            settings: self,
+            offers: HashMap::new(),
+            last: VACATED,
+            arrived: VecDeque::new(),
+            set,
+            vacated,
+        })
+    }
+}
+
+impl Listener {
+    /// A listener with the rings inside the control page and 16 clients for each path.
+    pub const fn builder() -> ListenerBuilder {
+        ListenerBuilder {
+            left: RingSize::SMALLEST,
+            right: RingSize::SMALLEST,
+            clients: CLIENTS,
+            notice: false,
+        }
+    }
+
+    /// Serves clients of `domain` at `path`, absolute or relative to this domain's own directory;
+    /// [`service_path`](crate::service_path) makes one after a known scheme.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if that path is served already; otherwise as
+    /// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
+    pub fn serve(&mut self, domain: DomId, path: impl Into<String>) -> Result<()> {
+        let path = path.into();
+        if self.offers.values().any(|offer| offer.path == path) {
+            return Err(Error::Invalid {
+                what: "this listener serves that path already",
+            });
+        }
+        self.last += 1;
+        let mut offer = Offer {
+            domain,
+            path,
+            ring: None,
+            clients: Arc::default(),
+        };
+        offer.ring = Some(self.make(self.last, &offer)?);
+        self.offers.insert(self.last, offer);
+        Ok(())
+    }
+
+    /// Serves no more clients at `path`. Those accepted stay; one that has come and was not looked at
+    /// yet finds its channel closed.
+    pub fn stop(&mut self, path: &str) {
+        self.offers.retain(|_, offer| offer.path != path);
+    }
+
+    /// A ring for an offer, watched under `token`.
+    fn make(&self, token: u64, offer: &Offer) -> Result<Channel> {
+        let ring = Server::builder(offer.domain, &offer.path)
+            .rings(self.settings.left, self.settings.right)
+            .notice_domain_end(self.settings.notice)
+            .listen(&self.xen, &self.store)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+        self.set.add(&ring, event).map_err(failed)?;
+        Ok(ring)
+    }
+
+    /// A client that has come, without waiting for one.
+    ///
+    /// The channel is for one session: [`next_client`](Channel::next_client) is refused, and the
+    /// client's place is free again when the channel is dropped. A client that came, wrote and left
+    /// meanwhile can still be read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldBlock`]: nobody has come; the descriptor becomes readable when somebody does.
+    /// [`Error::Os`], [`Error::Store`]: a fresh ring could not be offered; the next call tries again,
+    /// and paths that have theirs are not concerned.
+    pub fn try_accept(&mut self) -> Result<Channel> {
+        self.look()?;
+        let offered = self.refill();
+        match (self.arrived.pop_front(), offered) {
+            (Some(channel), _) => Ok(channel),
+            (None, Err(error)) => Err(error),
+            (None, Ok(())) => Err(Error::WouldBlock),
+        }
+    }
+
+    /// A client that has come, or the next one; sleeps until there is one or the deadline passes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`]; otherwise as [`try_accept`](Self::try_accept).
+    pub fn accept(&mut self, deadline: Option<Instant>) -> Result<Channel> {
+        loop {
+            match self.try_accept() {
+                Err(Error::WouldBlock) => {}
+                other => return other,
+            }
+            if !readable(self.as_fd(), deadline)? {
+                return Err(Error::Timeout);
+            }
+        }
+    }
+
+    /// Looks at the rings that something has happened to.
+    fn look(&mut self) -> Result<()> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = match self.set.wait(&mut events, EpollTimeout::ZERO) {
+            Err(Errno::EINTR) => 0,
+            other => other.map_err(failed)?,
+        };
+        for event in &events[..count] {
+            if event.data() == VACATED {
+                // Looked at by `refill`. Empty is fine: somebody else's word was taken with it.
+                let _ = self.vacated.read();
+                continue;
+            }
+            let Some(offer) = self.offers.get_mut(&event.data()) else {
+                continue;
+            };
+            let Some(ring) = &offer.ring else { continue };
+            match ring.shared().acknowledge().and_then(|()| ring.peer()) {
+                Ok(PeerState::Waiting) => {}
+                // It came; perhaps it has left since, but it may have written.
+                Ok(PeerState::Connected | PeerState::Gone) => {
+                    if let Some(ring) = offer.ring.take() {
+                        self.set.delete(&ring).map_err(failed)?;
+                        offer.clients.fetch_add(1, Ordering::AcqRel);
+                        let _ = ring.shared().seat.set(Seat {
+                            clients: Arc::clone(&offer.clients),
+                            vacated: Arc::clone(&self.vacated),
+                        });
+                        // One client only, and who comes next is to find the next ring.
+                        ring.shared().withdraw();
+                        self.arrived.push_back(ring);
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(domain = %offer.domain, path = %offer.path, %error, "a ring on offer is replaced");
+                    if let Some(ring) = offer.ring.take() {
+                        let _ = self.set.delete(&ring);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers a fresh ring where there is none and room for a client.
+    fn refill(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        let lacking = |(token, offer): (&u64, &Offer)| {
+            let free = offer.clients.load(Ordering::Acquire) < self.settings.clients;
+            (offer.ring.is_none() && free).then_some(*token)
+        };
+        let lacking: Vec<u64> = self.offers.iter().filter_map(lacking).collect();
+        for token in lacking {
+            let Some(offer) = self.offers.get(&token) else {
+                continue;
+            };
+            match self.make(token, offer) {
+                Ok(ring) => {
+                    if let Some(offer) = self.offers.get_mut(&token) {
+                        offer.ring = Some(ring);
+                    }
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    /// How many clients of the paths served were accepted and have their channels still.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        let count = |offer: &Offer| offer.clients.load(Ordering::Acquire);
+        self.offers.values().map(count).sum()
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.set.0.as_fd()
+    }
+}
+
+fn failed(errno: Errno) -> Error {
+    Error::Os(xen_sys::Error::os("epoll", errno.into()))
+}
