@@ -48,6 +48,19 @@ const CHECKS: &[Check] = &[
         ],
         environment: &[],
     },
+    // A workspace of its own, because cargo-fuzz wants one.
+    Check {
+        name: "fuzz targets",
+        arguments: &[
+            "check",
+            "--locked",
+            "--manifest-path",
+            "xen-vchan/fuzz/Cargo.toml",
+            "--target-dir",
+            "target/fuzz",
+        ],
+        environment: &[("RUSTFLAGS", "-D warnings")],
+    },
     Check {
         name: "documentation",
         arguments: &["doc", "--workspace", "--all-features", "--no-deps"],
