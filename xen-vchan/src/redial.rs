@@ -35,11 +35,11 @@ impl Backoff {
     /// The next pause.
     pub fn pause(&mut self) -> Duration {
         let whole = self.next.min(self.longest);
-        self.next = (self.next * 2).min(self.longest);
+        self.next = self.next.saturating_mul(2).min(self.longest);
         let noise = SystemTime::UNIX_EPOCH
             .elapsed()
             .map_or(0, |time| time.subsec_nanos() >> 4);
-        whole / 2 + whole / 2 * (noise % 1024) / 1024
+        whole / 2 + whole / 2048 * (noise % 1024)
     }
 
     /// Begins anew with the shortest.
@@ -166,7 +166,10 @@ impl Redial {
     }
 
     fn pause(&mut self) {
-        self.not_before = Instant::now() + self.backoff.pause();
+        let now = Instant::now();
+        // Beyond what the clock can count is as good as a day.
+        let day = Duration::from_secs(86_400);
+        self.not_before = now.checked_add(self.backoff.pause()).unwrap_or(now + day);
     }
 
     /// Ends the session that runs, if one does.
