@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState, Server};
@@ -15,13 +17,16 @@ use crate::world::{World, byte, poll_one, soon, wait_gone};
 
 const ROLE: &str = "VCHAN_ROLE";
 const SOCKETS: &str = "VCHAN_SOCKETS";
-const GUEST: &str = "VCHAN_GUEST";
+/// The victim's domain.
+const DOMAIN: &str = "VCHAN_DOMAIN";
+/// The other end's.
+const PEER: &str = "VCHAN_PEER";
 /// On an idle machine it is a millisecond; the tests on Xen hold it to a second.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// The guest serves here when the victim is the client.
-fn guest_path(guest: DomId) -> String {
-    format!("/local/domain/{guest}/data/vchan-test")
+/// Where a domain serves.
+fn path_of(domain: DomId) -> String {
+    format!("/local/domain/{domain}/data/vchan-test")
 }
 
 /// Not a test of its own: what the victim does.
@@ -31,14 +36,15 @@ fn victim() {
         return;
     };
     let sockets = std::env::var(SOCKETS).unwrap();
-    let guest: DomId = std::env::var(GUEST).unwrap().parse().unwrap();
-    let xen = Xen::join_path(Path::new(&sockets).join("xen"), DomId::DOM0).unwrap();
-    let store = Store::connect(Path::new(&sockets).join("store")).unwrap();
+    let domain = |name| -> DomId { std::env::var(name).unwrap().parse().unwrap() };
+    let (me, peer) = (domain(DOMAIN), domain(PEER));
+    let xen = Xen::join_path(Path::new(&sockets).join("xen"), me).unwrap();
+    let store = Store::open(&xen).unwrap();
     let mut channel = if role == "server" {
-        let builder = Server::builder(guest, crate::world::PATH).rings(1 << 16, 1 << 16);
+        let builder = Server::builder(peer, path_of(me)).rings(1 << 16, 1 << 16);
         builder.listen(&xen, &store).unwrap()
     } else {
-        let builder = Client::builder(guest, guest_path(guest)).wait_for_server(true);
+        let builder = Client::builder(peer, path_of(peer)).wait_for_server(true);
         builder
             .timeout(Duration::from_secs(20))
             .connect(&xen, &store)
@@ -61,10 +67,14 @@ struct Victim {
 }
 
 impl Victim {
+    /// A process of domain 0.
     fn start(world: &World, role: &str) -> Self {
+        Self::start_in(world, role, DomId::DOM0, world.guest)
+    }
+
+    fn start_in(world: &World, role: &str, domain: DomId, peer: DomId) -> Self {
         let sockets = tempfile::tempdir().unwrap();
         world.host.listen(sockets.path().join("xen")).unwrap();
-        world.stored.listen(sockets.path().join("store")).unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -74,7 +84,8 @@ impl Victim {
             ])
             .env(ROLE, role)
             .env(SOCKETS, sockets.path())
-            .env(GUEST, world.guest.to_string())
+            .env(DOMAIN, domain.to_string())
+            .env(PEER, peer.to_string())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -95,6 +106,14 @@ impl Victim {
     fn kill(&mut self) -> Instant {
         let now = Instant::now();
         self.process.kill().unwrap();
+        now
+    }
+
+    /// Its processors stand still, and say nothing to anybody.
+    fn freeze(&self) -> Instant {
+        let pid = Pid::from_raw(self.process.id().try_into().unwrap());
+        let now = Instant::now();
+        kill(pid, Signal::SIGSTOP).unwrap();
         now
     }
 
@@ -156,7 +175,7 @@ fn a_server_killed_in_the_middle_of_a_transfer_is_noticed() {
 #[test]
 fn a_client_killed_in_the_middle_of_a_transfer_is_noticed_and_another_can_come() {
     let world = World::new();
-    let path = guest_path(world.guest);
+    let path = path_of(world.guest);
     let (xen, store) = world.domu();
     let builder = Server::builder(DomId::DOM0, &path).rings(1 << 16, 1 << 16);
     let mut server = builder.listen(&xen, &store).unwrap();
@@ -179,7 +198,7 @@ fn a_client_killed_in_the_middle_of_a_transfer_is_noticed_and_another_can_come()
 #[test]
 fn a_sleeping_server_is_woken_by_its_clients_death() {
     let world = World::new();
-    let path = guest_path(world.guest);
+    let path = path_of(world.guest);
     let (xen, store) = world.domu();
     // The victim fills this ring and then sleeps for space.
     let mut server = Server::builder(DomId::DOM0, &path)
@@ -197,53 +216,121 @@ fn a_sleeping_server_is_woken_by_its_clients_death() {
     world.end();
 }
 
-/// `VCHAN_KILLS=500` for a long run; the moments are the same in each.
-#[test]
-fn killed_at_any_moment_either_side_leaves_a_true_prefix_and_nothing_else() {
-    let kills = std::env::var("VCHAN_KILLS").map_or(6, |n| n.parse().unwrap());
-    let mut moment = 1u32;
-    for round in 0..kills {
-        moment = moment.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        // From before the first byte to some way into the stream; most often early.
-        let after = ((moment >> 8) as usize % 600_000) >> (moment % 11);
-        let world = World::new();
-        let path = guest_path(world.guest);
-        let (xen, store) = world.domu();
-        let (mut victim, mut channel) = if round % 2 == 0 {
-            let server = Server::builder(DomId::DOM0, &path)
-                .listen(&xen, &store)
-                .unwrap();
-            (Victim::start(&world, "client"), server)
-        } else {
-            let victim = Victim::start(&world, "server");
-            let builder = Client::builder(DomId::DOM0, crate::world::PATH).wait_for_server(true);
-            (
-                victim,
-                builder
-                    .timeout(Duration::from_secs(20))
-                    .connect(&xen, &store)
-                    .unwrap(),
-            )
-        };
-        let mut first = vec![0; after];
-        channel.read_exact(&mut first).unwrap();
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// SIGKILL: its kernel says it.
+    Killed,
+    /// Its domain is destroyed: the store says it.
+    Destroyed,
+    /// Its kernel panics: nobody says anything until the toolstack destroys the domain.
+    Panicked,
+}
+
+/// The victim's side ends at some moment of a transfer in both directions; what was read until then
+/// is a true beginning of what it sent.
+fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    // The victim is in the guest; domain 0 may ask the store about its end.
+    let (mut victim, mut channel) = if victim_serves {
+        let victim = Victim::start_in(&world, "server", world.guest, DomId::DOM0);
+        let builder = Client::builder(world.guest, path_of(world.guest))
+            .wait_for_server(true)
+            .notice_domain_end(true)
+            .timeout(Duration::from_secs(20));
+        (victim, builder.connect(&xen, &store).unwrap())
+    } else {
+        let server = Server::builder(world.guest, path_of(DomId::DOM0))
+            .notice_domain_end(true)
+            .listen(&xen, &store)
+            .unwrap();
+        let victim = Victim::start_in(&world, "client", world.guest, DomId::DOM0);
+        (victim, server)
+    };
+    let (mut got, mut buf) = (0, vec![0; 5000]);
+    while got < after {
+        let len = channel.read_deadline(&mut buf, soon()).unwrap();
         assert!(
-            first
+            buf[..len]
                 .iter()
                 .enumerate()
-                .all(|(at, value)| *value == byte(at))
+                .all(|(at, value)| *value == byte(got + at))
         );
-        if after == 0 {
-            victim.wait_up();
+        got += len;
+        // The other direction is busy too.
+        let _ = channel.try_write(&buf[..len]);
+    }
+    if after == 0 {
+        victim.wait_up();
+    }
+    // A busy loop, because the kernel's sleeps are coarse.
+    let begin = Instant::now();
+    while begin.elapsed() < pause {
+        std::hint::spin_loop();
+    }
+    let ended = match ending {
+        Ending::Killed => victim.kill(),
+        Ending::Destroyed => {
+            let now = victim.freeze();
+            world.host.destroy_domain(world.guest).unwrap();
+            now
         }
-        let killed = victim.kill();
-        let (_, seen) = read_to_the_end(&mut channel, after);
-        assert!(seen - killed < AT_ONCE);
-        drop(channel);
-        victim.bury();
-        // The nodes of a killed server go with the next one.
-        drop(world.listen(0, 0));
-        world.end();
+        Ending::Panicked => {
+            victim.freeze();
+            // Whatever it had sent, and then silence.
+            loop {
+                let deadline = Instant::now() + Duration::from_millis(5);
+                match channel.read_deadline(&mut buf, Some(deadline)) {
+                    Ok(len) => {
+                        let part = buf[..len].iter().enumerate();
+                        assert!(part.clone().all(|(at, value)| *value == byte(got + at)));
+                        got += len;
+                    }
+                    Err(Error::Timeout) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            let now = Instant::now();
+            world.host.destroy_domain(world.guest).unwrap();
+            now
+        }
+    };
+    let (_, seen) = read_to_the_end(&mut channel, got);
+    assert!(seen - ended < AT_ONCE, "{ending:?}: {:?}", seen - ended);
+    assert_eq!(channel.peer().unwrap(), PeerState::Gone);
+    assert!(matches!(channel.try_write(b"x"), Err(Error::Closed)));
+    drop((channel, xen));
+    victim.kill();
+    victim.bury();
+    // What xl does: a domain's nodes go with it.
+    let home = format!("/local/domain/{}", world.guest);
+    assert!(!matches!(store.rm(&home), Err(error) if !error.is_not_found()));
+    world.end();
+}
+
+/// `VCHAN_KILLS=500` for a long run; the moments are the same in each.
+#[test]
+fn ended_at_any_moment_either_side_leaves_a_true_prefix_and_nothing_else() {
+    let rounds = std::env::var("VCHAN_KILLS").map_or(12, |n| n.parse().unwrap());
+    let mut moment = 1u32;
+    let mut random = || {
+        moment = moment.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        moment >> 8
+    };
+    let begin = Instant::now();
+    for round in 0..rounds {
+        let endings = [Ending::Killed, Ending::Destroyed, Ending::Panicked];
+        // From before the first byte to some way into the stream; most often early.
+        let after = (random() as usize % 600_000) >> (random() % 11);
+        let pause = Duration::from_micros(u64::from(random() % 2000));
+        ends(endings[round % 3], (round / 3) % 2 == 0, after, pause);
+        if round % 100 == 99 {
+            println!(
+                "{} endings in {:.0} s",
+                round + 1,
+                begin.elapsed().as_secs_f64()
+            );
+        }
     }
 }
 
@@ -276,7 +363,7 @@ fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
 #[test]
 fn the_end_of_the_servers_domain_wakes_an_event_loop() {
     let world = World::new();
-    let path = guest_path(world.guest);
+    let path = path_of(world.guest);
     let (xen, store) = world.domu();
     let mut server = Server::builder(DomId::DOM0, &path)
         .listen(&xen, &store)

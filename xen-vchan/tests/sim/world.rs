@@ -1,6 +1,7 @@
 //! A host with a store and two domains, and the check that nothing is left behind.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,7 +17,7 @@ pub(crate) const PATH: &str = "/local/domain/0/data/vchan-test";
 /// Domain 0 serves, `guest` is the client.
 pub(crate) struct World {
     pub(crate) host: Simulation,
-    pub(crate) stored: StoreServer,
+    pub(crate) stored: Arc<StoreServer>,
     pub(crate) guest: DomId,
 }
 
@@ -24,7 +25,7 @@ impl World {
     pub(crate) fn new() -> Self {
         let host = Simulation::start().unwrap();
         let guest = host.add_domain().unwrap();
-        let stored = StoreServer::start(Config::new()).unwrap();
+        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
         stored.add_domain(guest);
         // As the toolstack does for each domain it makes.
         let toolstack = stored.connect(DomId::DOM0).unwrap();

@@ -90,6 +90,13 @@ impl Job {
         }
     }
 
+    /// The domain it ran in is gone.
+    pub(crate) fn forget(&mut self) {
+        if let Self::Remote(job) = self {
+            job.forget();
+        }
+    }
+
     /// All lines there are by now.
     pub(crate) fn lines(&mut self) -> Result<Vec<String>> {
         match self {

@@ -139,6 +139,11 @@ impl RemoteJob {
             .write(&format!("{}/kill", self.base), text.as_bytes())?)
     }
 
+    /// Its domain is gone, and its folder with it: nothing is to be written there again.
+    pub(crate) fn forget(&mut self) {
+        self.exit = Some(Exit::Signal(Signal::SIGKILL as i32));
+    }
+
     pub(crate) fn lines(&mut self) -> Result<Vec<String>> {
         while self.look()? {}
         Ok(self.lines.clone())

@@ -181,6 +181,23 @@ impl World {
         Ok(())
     }
 
+    /// The domU was ended by a test: waits until the toolstack has taken it away.
+    pub(crate) fn lost_domu(&self) -> Result<()> {
+        let Some(mut domu) = self.domu.borrow_mut().take() else {
+            return Ok(());
+        };
+        domu.opens.forget();
+        let home = format!("/local/domain/{}", domu.agent.domain());
+        let watch = self.store.watch(&home)?;
+        let deadline = soon();
+        while self.store.exists(&home)? {
+            if watch.next(Some(deadline))?.is_none() {
+                bail!("{home} is still there");
+            }
+        }
+        Ok(())
+    }
+
     fn boot_domu(&self, privcmd: Privcmd) -> Result<DomU> {
         if !Path::new(DOMU_CONFIG).exists() {
             bail!("{DOMU_CONFIG} is missing: the testbed's dom0 image has it");

@@ -57,6 +57,8 @@ pub(crate) enum Role {
     QmpClient(qmp::Client),
     /// Kills a process when dom0 says so.
     Killer(mortal::Killer),
+    /// Ends this domain: its kernel panics.
+    Panic,
     /// Asks the hypervisor for its version.
     Version,
     /// Prints a line for each time that privcmd is opened.
@@ -84,6 +86,7 @@ impl Role {
             Self::VchanPingpong(role) => role.run(),
             Self::QmpClient(role) => role.run(),
             Self::Killer(role) => role.run(),
+            Self::Panic => Ok(std::fs::write("/proc/sysrq-trigger", "c")?),
             Self::Version => privcmd::version(),
             Self::WatchPrivcmd => privcmd::watch(),
             Self::WithoutDevXen(role) => role.run(),

@@ -33,6 +33,9 @@ struct Place {
     /// Seconds until it gives up.
     #[arg(long, default_value_t = 120)]
     timeout: u64,
+    /// Also notices the end of the peer's whole domain.
+    #[arg(long)]
+    notice_domain_end: bool,
 }
 
 #[derive(Args, Debug)]
@@ -87,9 +90,11 @@ impl Place {
                     RingSize::at_least(self.read_min),
                     RingSize::at_least(self.write_min),
                 )
+                .notice_domain_end(self.notice_domain_end)
                 .listen(&xen, &store)?,
             Side::Client => Client::builder(self.domain, &self.path)
                 .wait_for_server(true)
+                .notice_domain_end(self.notice_domain_end)
                 .deadline(self.deadline())
                 .connect(&xen, &store)?,
         };

@@ -10,6 +10,7 @@ mod store;
 mod stubdom;
 mod tools;
 mod vchan;
+mod vchan_ends;
 
 use crate::suite::{Needs, Test};
 use crate::world::Privcmd;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Test> {
     privcmd::add_refusing(&mut tests);
     store::add(&mut tests, refusing);
     vchan::add(&mut tests, refusing);
+    vchan_ends::add(&mut tests, refusing);
 
     tools::add(&mut tests);
     qmp::add(&mut tests);

@@ -112,14 +112,14 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
 }
 
 /// A channel's two processes.
-struct Pair {
-    server: Job,
-    client: Job,
+pub(super) struct Pair {
+    pub(super) server: Job,
+    pub(super) client: Job,
     /// Where the server publishes, for dom0.
     path: String,
 }
 
-fn start(
+pub(super) fn start(
     world: &World,
     place: Place,
     (server, server_words): (&[&str], &[&str]),
@@ -156,7 +156,7 @@ fn start(
 }
 
 impl Pair {
-    fn connected(&mut self) -> Result<()> {
+    pub(super) fn connected(&mut self) -> Result<()> {
         self.server
             .expect("connected", soon())
             .context("the server")?;
@@ -167,7 +167,7 @@ impl Pair {
     }
 
     /// A server that ended takes its nodes with it.
-    fn unpublished(&self, world: &World) -> Result<()> {
+    pub(super) fn unpublished(&self, world: &World) -> Result<()> {
         for node in ["ring-ref", "event-channel"] {
             let node = format!("{}/{node}", self.path);
             ensure!(!world.store.exists(&node)?, "{node} is still there");
@@ -306,6 +306,6 @@ fn time_to_notice(world: &World, place: Place, kill_server: bool, busy: bool) ->
     Ok(took)
 }
 
-fn tidy(world: &World, place: Place) -> Result<()> {
+pub(super) fn tidy(world: &World, place: Place) -> Result<()> {
     Ok(world.store.rm(&world.folder(place)?)?)
 }

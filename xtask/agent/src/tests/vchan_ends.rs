@@ -1,0 +1,117 @@
+//! The end of a domU, or of a process in it, at a random moment of a transfer: what dom0 sees of it.
+//!
+//! | ending | how | what tells dom0's end |
+//! |---|---|---|
+//! | killed | SIGKILL of the process | the domU's kernel: live byte and event |
+//! | destroyed | `xl destroy` | the store: `@releaseDomain` |
+//! | panicked | the magic key `c` | the store, when the toolstack has taken the domain away |
+//!
+//! Each test is one ending. For many: `xen-testbed-agent suite --only vchan_ends --times 5`.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::named;
+use super::vchan::{Pair, start, tidy};
+use crate::job::Job;
+use crate::suite::{Needs, Test};
+use crate::world::{Place, World, command, soon};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Killed,
+    Destroyed,
+    Panicked,
+}
+
+/// Every ending of the domU's side, as server and as client.
+pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
+    for (ending, name) in [
+        (Ending::Killed, "killed"),
+        (Ending::Destroyed, "destroyed"),
+        (Ending::Panicked, "panicked"),
+    ] {
+        // Where the server is; the victim is in the domU.
+        for (place, side) in [(Place::DomU, "server"), (Place::Dom0, "client")] {
+            let name = format!("vchan_ends/{side}_in_domu_{name}");
+            tests.push(Test::new(named(&name, needs), needs, move |world| {
+                ended(world, place, ending)
+            }));
+        }
+    }
+}
+
+/// How long the end may take to be seen, the toolstack's work included.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
+    let program: &[&str] = &["self", "role", "vchan"];
+    let endless = u64::MAX.to_string();
+    let words: &[&str] = &[
+        "--send",
+        &endless,
+        "--recv",
+        &endless,
+        "--key",
+        "9",
+        "--chunk",
+        "3000",
+        "--until-gone",
+    ];
+    let watching: Vec<&str> = words
+        .iter()
+        .copied()
+        .chain(["--notice-domain-end"])
+        .collect();
+    let (server, client): (&[&str], &[&str]) = match place {
+        Place::DomU => (words, &watching),
+        Place::Dom0 => (&watching, words),
+    };
+    let mut pair = start(world, place, (program, server), (program, client))?;
+    pair.connected()?;
+    for job in [&mut pair.server, &mut pair.client] {
+        job.expect("moving", soon())?;
+    }
+    let noise = SystemTime::UNIX_EPOCH.elapsed()?.subsec_nanos();
+    sleep(Duration::from_micros(u64::from(noise % 300_000)));
+
+    let Pair { server, client, .. } = &mut pair;
+    let (victim, witness) = match place {
+        Place::DomU => (server, client),
+        Place::Dom0 => (client, server),
+    };
+    // Kept until its domain is gone: a job that is dropped is stopped.
+    let mut panic = None;
+    let began = Instant::now();
+    match ending {
+        Ending::Killed => victim.kill(Signal::SIGKILL)?,
+        Ending::Destroyed => drop(command(&["xl", "destroy", "pv"])?),
+        Ending::Panicked => panic = Some(world.role(Place::DomU, &["panic"])?),
+    }
+    let words = witness.expect("gone ", soon()).context("the survivor")?;
+    let took = began.elapsed();
+    // Its bytes are checked one by one as they come: what it read is a true beginning.
+    witness.succeed(soon()).context("the survivor")?;
+    println!(
+        "    {ending:?}: seen after {} ms; {words}",
+        took.as_millis()
+    );
+    ensure!(took < LIMIT, "seen only after {took:?}");
+    if ending == Ending::Killed {
+        victim.exit(soon())?;
+    } else {
+        victim.forget();
+        panic.iter_mut().for_each(Job::forget);
+        world.lost_domu()?;
+    }
+    if place == Place::Dom0 {
+        pair.unpublished(world)?;
+        tidy(world, Place::Dom0)?;
+    } else if ending == Ending::Killed {
+        tidy(world, Place::DomU)?;
+    }
+    Ok(())
+}
