@@ -13,6 +13,40 @@
 //!   └──────────────────────┴───────────────────────┘
 //! ```
 //!
+//! Both ends, with a simulated host in place of a real one (feature `sim`; on Xen, `Xen::open()` takes
+//! the place of the first three lines). `cargo run -p xen-vchan --features sim --example echo` runs it.
+//!
+#![cfg_attr(feature = "sim", doc = "```")]
+#![cfg_attr(not(feature = "sim"), doc = "```ignore")]
+//! use std::io::{Read, Write, copy};
+//! use xen_store::{Store, server::Config};
+//! use xen_sys::{DomId, sim::Simulation};
+//! use xen_vchan::{Client, Server};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = Simulation::start()?;
+//! let _stored = xen_store::sim::start(&host, Config::new())?;
+//! let xen = host.xen(DomId::DOM0)?;
+//! let store = Store::open(&xen)?;
+//! let mut server = Server::builder(DomId::DOM0, "data/echo").listen(&xen, &store)?;
+//! let mut client = Client::builder(DomId::DOM0, "data/echo").connect(&xen, &store)?;
+//! std::thread::spawn(move || { let (rx, tx) = server.halves(); copy(rx, tx) });
+//! client.write_all(b"hello")?;
+//! let mut answer = [0; 5];
+//! client.read_exact(&mut answer)?;
+//! # assert_eq!(&answer, b"hello");
+//! # Ok(()) }
+//! ```
+//!
+//! | to | take |
+//! |---|---|
+//! | serve many clients at once | [`Listener`] |
+//! | come back when the server does | [`Redial`] |
+//! | wait without blocking | [`Connecting`], [`Channel::try_read`], `AsFd`; feature `tokio` |
+//! | send messages | [`WriteHalf::send`], [`ReadHalf::recv`] |
+//! | send many small things | [`WriteHalf::reserve`], [`WriteHalf::set_cork`], [`ReadHalf::incoming`] |
+//! | pass bytes on | [`ReadHalf::try_write_to`], [`WriteHalf::try_read_from`] |
+//!
 //! # Guarantees
 //!
 //! * **The peer is not trusted.** Each shared word is read once and judged against private values;
