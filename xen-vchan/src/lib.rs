@@ -16,8 +16,7 @@
 //! Both ends, with a simulated host in place of a real one (feature `sim`; on Xen, `Xen::open()` takes
 //! the place of the first three lines). `cargo run -p xen-vchan --features sim --example echo` runs it.
 //!
-#![cfg_attr(feature = "sim", doc = "```")]
-#![cfg_attr(not(feature = "sim"), doc = "```ignore")]
+//! ```
 //! use std::io::{Read, Write, copy};
 //! use xen_store::{Store, server::Config};
 //! use xen_sys::{DomId, sim::Simulation};
