@@ -1,6 +1,7 @@
 //! All tests on real Xen, in the order they run: those that share a domU stand together.
 
 mod badinput;
+mod clients;
 mod evtchn;
 mod gnttab;
 mod privcmd;
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Vec<Test> {
     evtchn::add_dom0(&mut tests);
     rules::add_dom0(&mut tests);
     store::add_dom0(&mut tests);
+    clients::add_dom0(&mut tests);
     badinput::add(&mut tests);
 
     let unrestricted = Needs::DomU(Privcmd::Unrestricted);
