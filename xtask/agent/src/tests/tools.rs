@@ -53,8 +53,9 @@ fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
 
 /// Each of these would keep QEMU from starting in the stubdomain, or from being watched over there.
 fn mended(world: &World) -> Result<()> {
+    // Not device_model_args: the QEMU that libxl starts in dom0 for the stubdomain gets those as well.
     let args =
-        "device_model_args=[\"-display\",\"gtk\",\"-pidfile\",\"/srv/x/pid\",\"-daemonize\"]";
+        "device_model_args_hvm=[\"-display\",\"gtk\",\"-pidfile\",\"/srv/x/pid\",\"-daemonize\"]";
     let guest = Guest::create_with(&world.store, &[args])
         .with_context(|| format!("creating the guest{}", diagnosis()))?;
     let checked = (|| -> Result<()> {
