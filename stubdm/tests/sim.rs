@@ -50,22 +50,28 @@ impl Place {
     }
 
     /// The processes of this run.
-    fn processes(&self) -> Vec<String> {
+    fn pids(&self) -> Vec<Pid> {
         let mark = format!("{MARK}={}", self.dir.path().display());
-        let marked = |process: &PathBuf| {
-            let environment = std::fs::read(process.join("environ")).unwrap_or_default();
-            environment
-                .split(|b| *b == 0)
-                .any(|word| word == mark.as_bytes())
-        };
         let all = std::fs::read_dir("/proc").unwrap();
-        all.map(|entry| entry.unwrap().path())
-            .filter(marked)
-            .map(|process| {
-                let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&line).replace('\0', " ")
-            })
-            .collect()
+        all.filter_map(|entry| {
+            let process = entry.unwrap().path();
+            let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+            let marked = environment
+                .split(|byte| *byte == 0)
+                .any(|word| word == mark.as_bytes());
+            let number = process.file_name()?.to_str()?.parse().ok()?;
+            marked.then(|| Pid::from_raw(number))
+        })
+        .collect()
+    }
+
+    /// Their command lines.
+    fn processes(&self) -> Vec<String> {
+        let line = |pid: &Pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ")
+        };
+        self.pids().iter().map(line).collect()
     }
 
     fn assert_no_process(&self) {
@@ -275,19 +281,11 @@ fn interrupted_before_the_answer_it_leaves_nothing_either() {
 
 /// The process whose command line contains `word`.
 fn find(place: &Place, word: &str) -> Pid {
-    let mark = format!("{MARK}={}", place.dir.path().display());
-    let found = std::fs::read_dir("/proc").unwrap().find_map(|entry| {
-        let process = entry.unwrap().path();
-        let holds = |file: &str, word: &str| {
-            let bytes = std::fs::read(process.join(file)).unwrap_or_default();
-            String::from_utf8_lossy(&bytes)
-                .split('\0')
-                .any(|w| w == word)
-        };
-        let number = process.file_name()?.to_str()?.parse().ok()?;
-        (holds("environ", &mark) && holds("cmdline", word)).then_some(number)
-    });
-    Pid::from_raw(found.unwrap())
+    let named = |pid: &Pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|w| w == word.as_bytes())
+    };
+    place.pids().into_iter().find(named).unwrap()
 }
 
 #[test]
@@ -306,19 +304,62 @@ fn a_process_that_is_killed_takes_everything_with_it() {
     }
 }
 
-#[test]
-fn killed_itself_it_leaves_no_process() {
-    let place = Place::new();
-    let mut running = Running::start(place.sim(&["--keep"]));
-    running.hear("staying up: ");
-    running.signal(Signal::SIGKILL);
-    let (status, ..) = running.end();
-    assert_eq!(status, None);
+/// Waits for what ends only after its parent has.
+fn assert_soon_nothing_left(place: &Place) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !place.processes().is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
-    place.assert_no_process();
+    place.assert_nothing_left();
+}
+
+#[test]
+fn killed_itself_it_leaves_nothing() {
+    let place = Place::new();
+    let mut running = Running::start(place.sim(&["--keep"]));
+    running.hear("staying up: ");
+    running.signal(Signal::SIGKILL);
+    assert_eq!(running.end().0, None);
+    assert_soon_nothing_left(&place);
+    // Nor with a QEMU that has a process of its own and does not listen.
+    let running = with_silent_qemu(&place);
+    running.signal(Signal::SIGKILL);
+    assert_eq!(running.end().0, None);
+    assert_soon_nothing_left(&place);
+}
+
+#[test]
+fn without_its_broom_it_sweeps_up_itself() {
+    let place = Place::new();
+    let running = with_silent_qemu(&place);
+    kill(find(&place, "broom"), Signal::SIGKILL).unwrap();
+    running.signal(Signal::SIGTERM);
+    let (status, _, words) = running.end();
+    assert_eq!(status, Some(1), "{words}");
+    place.assert_nothing_left();
+}
+
+/// Each of the processes there are, killed at moments spread over the run's whole life.
+#[test]
+fn any_of_them_killed_at_any_moment_leaves_nothing() {
+    let begun = Instant::now();
+    let place = Place::new();
+    assert_eq!(place.sim(&[]).output().unwrap().status.code(), Some(0));
+    let whole = begun.elapsed();
+    for step in 0..24 {
+        let mut running = Running::start(place.sim(&[]));
+        std::thread::sleep(whole * step / 24);
+        let mut pids: Vec<Pid> = place.pids();
+        pids.sort();
+        if let Some(pid) = pids.get(step as usize % pids.len().max(1)) {
+            // It may have ended by itself.
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        let mut words = String::new();
+        running.words.read_to_string(&mut words).unwrap();
+        running.child.wait().unwrap();
+        assert_soon_nothing_left(&place);
+    }
 }
 
 #[test]

@@ -9,8 +9,9 @@
 //!
 //! The parts are those of a real host; what stands in for something else is the hypervisor
 //! ([`xen_sys::sim`]), the toolstack ([`host`]) and, where there is none, QEMU ([`peer`]).
-//! Whatever happens, no process, socket or file of it stays.
+//! Whatever happens, no process, socket or file of it stays: they belong to the [`broom`].
 
+pub mod broom;
 pub mod host;
 pub mod part;
 pub mod peer;
@@ -35,6 +36,7 @@ use crate::event::{Interest, sleep};
 use crate::qmp::person::{self, QmpOptions, object};
 use crate::signals::Signals;
 use crate::supervisor::LAUNCH_LIMIT;
+use broom::Broom;
 use host::Host;
 use part::Part;
 
@@ -84,11 +86,9 @@ pub struct SimOptions {
 pub fn run(options: &SimOptions) -> Result<()> {
     let signals = Signals::take(SIGNALS).context("taking over signals")?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper")?;
-    let directory = tempfile::Builder::new().prefix("stubdm-sim-").tempdir();
-    let directory = directory.context("a temporary directory")?;
-    let told = story(options, directory.path(), &signals);
-    let path = directory.path().display().to_string();
-    let removed = directory.close().context(format_args!("removing {path}"));
+    let broom = Broom::start()?;
+    let told = story(options, broom.directory(), &signals);
+    let removed = broom.sweep();
     if told.is_ok() && removed.is_ok() {
         step("ended: nothing is left");
     }

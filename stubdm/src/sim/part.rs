@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use super::broom::MARK;
 use crate::error::{Context, Result, one_line};
 use crate::event::sleep;
 use crate::signals::Signals;
@@ -41,6 +42,7 @@ impl Part {
         let log = directory.join(format!("{name}.log"));
         let words = File::create(&log).context(log.display())?;
         let child = command
+            .env(MARK, directory)
             .stdin(Stdio::null())
             .stdout(words.try_clone().context(log.display())?)
             .stderr(words)

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
+use super::broom;
 use crate::error::{Context, Result};
 use crate::init::{self, InitOptions};
 use crate::proxy;
@@ -41,6 +42,8 @@ pub enum Role {
         #[command(flatten)]
         options: ProxyOptions,
     },
+    /// What removes the others and their files
+    Broom,
 }
 
 /// A domain of a simulated host.
@@ -68,8 +71,10 @@ impl Place {
 /// # Errors
 /// As those of the program it stands for.
 pub fn play(role: Role) -> Result<ExitCode> {
-    // Should the other be gone already, joining its host fails.
-    set_pdeathsig(Signal::SIGTERM).context("asking to be told of the end")?;
+    if !matches!(role, Role::Broom) {
+        // Should the other be gone already, joining its host fails.
+        set_pdeathsig(Signal::SIGTERM).context("asking to be told of the end")?;
+    }
     match role {
         Role::Stubdomain {
             place,
@@ -79,5 +84,6 @@ pub fn play(role: Role) -> Result<ExitCode> {
         Role::VchanSocketProxy { place, options } => {
             proxy::run::run_on(&options, || place.join()).map(|()| ExitCode::SUCCESS)
         }
+        Role::Broom => broom::play(),
     }
 }

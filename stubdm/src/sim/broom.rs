@@ -1,0 +1,163 @@
+//! The simulation's directory, and a process that sweeps up when the simulation is killed.
+//!
+//! ```text
+//!   stubdm-run sim ── a pipe, held open ──▶ the broom: made the directory, and waits
+//!        │                                    end of the pipe: kills what is left of the run,
+//!        └─ parts, marked by their environment   removes the directory
+//! ```
+//!
+//! A process that is killed cannot remove its files. So they belong to another one, which hears of its
+//! end, in good order or not. Should the broom be killed instead, the simulation removes them itself.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Context, Failure, Result};
+
+/// Marks the processes of a run: the name of its directory, which is like no other.
+pub const MARK: &str = "STUBDM_SIM_DIRECTORY";
+/// How long killed processes may take to be gone.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A run's directory, and the process that it belongs to.
+#[derive(Debug)]
+pub struct Broom {
+    child: Child,
+    /// Closed by whatever ends this process.
+    life: Option<ChildStdin>,
+    directory: PathBuf,
+}
+
+impl Broom {
+    /// Starts the process and has it make the directory.
+    ///
+    /// # Errors
+    /// One of them could not be made.
+    pub fn start() -> Result<Self> {
+        let what = "a temporary directory";
+        let program = std::env::current_exe().context("this program's file")?;
+        let mut child = Command::new(program)
+            .args(["sim-role", "broom"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // A Ctrl-C at the terminal is not for it.
+            .process_group(0)
+            .spawn()
+            .context(what)?;
+        let life = child.stdin.take();
+        let mut line = Vec::new();
+        if let Some(told) = child.stdout.take() {
+            BufReader::new(told)
+                .read_until(b'\0', &mut line)
+                .context(what)?;
+        }
+        let directory = PathBuf::from(std::ffi::OsStr::from_bytes(
+            line.strip_suffix(b"\0").unwrap_or_default(),
+        ));
+        let broom = Self {
+            child,
+            life,
+            directory,
+        };
+        if broom.directory.as_os_str().is_empty() {
+            // It has said why.
+            return Err(Failure::new("no temporary directory could be made"));
+        }
+        Ok(broom)
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Has everything removed.
+    ///
+    /// # Errors
+    /// The directory is still there.
+    pub fn sweep(mut self) -> Result<()> {
+        self.end();
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context(format_args!("removing {}", self.directory.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn end(&mut self) {
+        drop(self.life.take());
+        // It ends by itself; if it was killed, that is an end as well.
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Broom {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Is the broom, to its end.
+///
+/// # Errors
+/// The directory could not be made or removed.
+pub fn play() -> Result<ExitCode> {
+    let directory = tempfile::Builder::new()
+        .prefix("stubdm-sim-")
+        .tempdir()
+        .context("a temporary directory")?;
+    let mut name = directory.path().as_os_str().as_bytes().to_vec();
+    name.push(b'\0');
+    // If nobody hears it, the end of the pipe comes next.
+    let _ = io::stdout()
+        .write_all(&name)
+        .and_then(|()| io::stdout().flush());
+    let _ = io::stdin().read(&mut [0]);
+    kill_marked(directory.path());
+    directory.close().context("removing the directory")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Kills the processes of the run until there are none.
+fn kill_marked(directory: &Path) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = marked(directory);
+        if found.is_empty() || deadline <= Instant::now() {
+            return;
+        }
+        for pid in found {
+            // It may have ended by itself meanwhile.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        // They are other processes' children: nobody tells of their ends.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The processes whose environment names the directory and that have not ended.
+fn marked(directory: &Path) -> Vec<Pid> {
+    let mark = [MARK.as_bytes(), b"=", directory.as_os_str().as_bytes()].concat();
+    let Ok(all) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    all.flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment
+                .split(|byte| *byte == 0)
+                .any(|word| word == mark)
+        })
+        .map(Pid::from_raw)
+        .collect()
+}
