@@ -88,3 +88,10 @@ fn pass(from: &BoundPort, to: &BoundPort) -> Result<(), Box<dyn std::error::Erro
         None => Err(format!("no event at port {} in five seconds", to.port()).into()),
     }
 }
+
+#[cfg(feature = "sim")]
+#[test]
+fn it_runs() {
+    on_simulated_host(DomId::DOM0, 100).unwrap();
+    on_simulated_host(DomId::new(7), 100).unwrap();
+}

@@ -134,3 +134,10 @@ fn check(holds: bool, what: &str) -> Result<(), Box<dyn std::error::Error>> {
     println!("{}: {what}", if holds { "ok" } else { "NOT SO" });
     if holds { Ok(()) } else { Err(what.into()) }
 }
+
+#[cfg(feature = "sim")]
+#[test]
+fn it_runs() {
+    on_simulated_host(DomId::DOM0).unwrap();
+    on_simulated_host(DomId::new(7)).unwrap();
+}
