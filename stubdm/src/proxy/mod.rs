@@ -17,6 +17,7 @@
 
 pub mod buffer;
 pub mod client;
+pub mod consoles;
 pub mod guest;
 pub mod host;
 pub mod inherit;

@@ -13,6 +13,7 @@ use xen_sys::{DomId, Xen};
 
 use super::Payload;
 use super::client::{Clients, Proxy, Turn};
+use super::consoles;
 use super::inherit;
 use super::listen::{SocketFile, bind};
 use super::local::{Local, set_nonblocking};
@@ -182,6 +183,9 @@ fn serve_clients(
     let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
     let payload = Payload::of_node(&options.node);
     let mut proxy = Proxy::new(clients, connect, payload, seed());
+    if payload == Payload::Qmp {
+        consoles::complete(&world.store, world.domid);
+    }
     world.announce(options.state_path.as_ref())?;
     info!("serving {} of domain {}", options.node, world.domid);
     loop {
