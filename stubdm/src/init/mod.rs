@@ -11,6 +11,7 @@
 pub mod console;
 pub mod guest;
 pub mod incoming;
+pub mod memory;
 pub mod modules;
 pub mod mounts;
 pub mod power;
@@ -136,6 +137,7 @@ fn stubdomain(
     if let Some(modules) = &modules {
         modules.load();
         mounts::xenfs();
+        memory::promise_freely();
     }
     let (xen, store) = open()?;
     report.reaches(&store);
