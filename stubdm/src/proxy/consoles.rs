@@ -110,10 +110,7 @@ mod tests {
         store.write(&output, "pipe:/var/lib/xen/resume").unwrap();
         complete(&store, STUB);
         assert!(!store.exists("/local/domain/8/console/state").unwrap());
-        assert_eq!(
-            store.read_str(&output).unwrap(),
-            "pipe:/var/lib/xen/resume"
-        );
+        assert_eq!(store.read_str(&output).unwrap(), "pipe:/var/lib/xen/resume");
     }
 
     #[test]
