@@ -205,6 +205,23 @@ impl DmArgv {
         models
     }
 
+    /// The CD-ROM drives, by libxl's numbers of their disks: the `id=ide-NUMBER` of each `-device ide-cd,…`.
+    pub fn cd_drives(&self) -> Vec<u32> {
+        let mut drives = Vec::new();
+        for options in self.values_of("-device") {
+            let pairs = pairs(options);
+            let cd = match pairs.first() {
+                Some((key, value)) if key == "driver" => value == "ide-cd",
+                Some((key, _)) => key == "ide-cd",
+                None => false,
+            };
+            let id = pairs.iter().find(|(key, _)| key == "id");
+            let number = id.and_then(|(_, id)| id.strip_prefix("ide-")?.parse::<u32>().ok());
+            drives.extend(number.filter(|_| cd));
+        }
+        drives
+    }
+
     /// The value of each occurrence of `option`.
     fn values_of<'a>(&'a self, option: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         let name = option.trim_start_matches('-').as_bytes();

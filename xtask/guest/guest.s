@@ -5,6 +5,7 @@
 #
 #   PIT, IRQ 0          HZ ticks a second, which the seconds are counted from
 #   IDE, IRQ 14         every disk transfer is programmed I/O whose completion arrives as an interrupt
+#   ATAPI, second IDE   a CD-ROM as the secondary master, read when asked for, by polling
 #   UART at 0x3f8       all output, by polling
 #
 # What it prints, each line after "xen-guest: ":
@@ -13,6 +14,7 @@
 #   disk ok sum=0xXXXXXXXX sectors=N    every pattern sector held exactly what its number says
 #   alive second=N disk=ok irq=N        once a second; the scratch sector was written and read back in between
 #   answer second=N                     for each '?' that arrives on the serial port
+#   cd holds TEXT, cd is not readable   for each '#' that arrives: the text that the CD-ROM begins with
 #
 # It waits with interrupts enabled (sti; hlt): Xen shuts a guest down that halts with interrupts off.
 #
@@ -27,6 +29,10 @@
         .equ COM1,          0x3f8
         .equ IDE,           0x1f0
         .equ IDE_CONTROL,   0x3f6
+        .equ CD,            0x170
+        .equ CD_CONTROL,    0x376
+        .equ CD_TRIES,      8
+        .equ CD_TEXT,       40          # at most so many bytes of its text are printed
         .equ PIC1,          0x20
         .equ PIC2,          0xa0
         .equ IRQ0_VECTOR,   0x20
@@ -362,6 +368,85 @@ disk_wait:
         stc
         ret
 
+# ---------------------------------------------------------------------------------------------------------- CD-ROM
+
+# Prints what the medium begins with. A new medium is announced by errors, each gone when its sense was asked for.
+cd_tell:
+        mov dword ptr [left], CD_TRIES
+1:      mov esi, offset cd_read_packet
+        call cd_command
+        jnc 2f
+        mov esi, offset cd_sense_packet
+        call cd_command
+        dec dword ptr [left]
+        jnz 1b
+        mov esi, offset text_cd_none
+        jmp put_text
+2:      mov esi, offset text_cd
+        call put_text
+        mov byte ptr [BUFFER + CD_TEXT], 0
+        mov esi, BUFFER
+        call put_text
+        jmp put_newline
+
+# In: esi = a packet. Out: its data at BUFFER, or carry set.
+cd_command:
+        mov edx, CD_CONTROL
+        mov al, 2                       # no interrupts
+        out dx, al
+        mov edx, CD + 6
+        mov al, 0xa0                    # master
+        out dx, al
+        call cd_wait                    # an error here is the last command's
+        mov edx, CD + 1
+        xor eax, eax
+        out dx, al                      # no DMA
+        mov edx, CD + 4
+        out dx, al
+        inc edx
+        mov al, 0x08                    # 2048 bytes at a time
+        out dx, al
+        mov edx, CD + 7
+        mov al, 0xa0                    # PACKET
+        out dx, al
+        call cd_wait
+        jc 2f
+        mov ecx, 6
+        mov edx, CD
+        rep outsw
+        mov edi, BUFFER
+1:      call cd_wait
+        jc 2f
+        test al, 0x08
+        jz 2f
+        xor ecx, ecx
+        mov edx, CD + 4
+        in al, dx
+        mov cl, al
+        inc edx
+        in al, dx
+        mov ch, al
+        shr ecx, 1
+        mov edx, CD
+        rep insw
+        jmp 1b
+2:      ret
+
+# Out: al = the status when the drive is no longer busy; carry set on an error.
+cd_wait:
+        mov ecx, 1000000
+        mov edx, CD + 7
+1:      in al, dx
+        test al, 0x80
+        jz 2f
+        dec ecx
+        jnz 1b
+3:      stc
+        ret
+2:      test al, 0x01                   # takes the carry away
+        jnz 3b
+        ret
+
 # ------------------------------------------------------------------------------------------------------ interrupts
 
 interrupts_init:
@@ -561,7 +646,7 @@ put_hex:
         pop ebx
         ret
 
-# Answers a '?'. Nothing this guest prints has one, so a terminal that echoes cannot start a conversation with it.
+# Answers a '?' and a '#'. Nothing this guest prints has one, so a terminal that echoes cannot start a conversation with it.
 serial_input:
         mov edx, COM1 + 5
         in al, dx
@@ -569,6 +654,8 @@ serial_input:
         jz 1f
         mov edx, COM1
         in al, dx
+        cmp al, '#'
+        je 2f
         cmp al, '?'
         jne serial_input
         mov esi, offset text_answer
@@ -576,6 +663,8 @@ serial_input:
         mov eax, [seconds]
         call put_decimal
         call put_newline
+        jmp serial_input
+2:      call cd_tell
         jmp serial_input
 1:      ret
 
@@ -590,7 +679,12 @@ text_alive:     .asciz "xen-guest: alive second="
 text_good:      .asciz " disk=ok irq="
 text_bad:       .asciz " disk=BAD irq="
 text_answer:    .asciz "xen-guest: answer second="
+text_cd:        .asciz "xen-guest: cd holds "
+text_cd_none:   .asciz "xen-guest: cd is not readable\r\n"
 text_exception: .asciz "xen-guest: processor exception\r\n"
+
+cd_read_packet: .byte 0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0     # READ(10): one block, the first
+cd_sense_packet:.byte 0x03, 0, 0, 0, 18, 0, 0, 0, 0, 0, 0, 0    # REQUEST SENSE
 
         .balign 8
 idt_pointer:

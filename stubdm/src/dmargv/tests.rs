@@ -91,6 +91,7 @@ fn devices_are_found_in_libxls_own_spelling() {
     assert_eq!(argv.taps(), [tap]);
     assert_eq!(argv.serial_ttys(), ["/dev/hvc3"]);
     assert_eq!(argv.nic_models(), ["rtl8139"]);
+    assert_eq!(argv.cd_drives(), [5632]);
 }
 
 #[test]

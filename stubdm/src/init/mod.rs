@@ -8,6 +8,7 @@
 //! Whatever goes wrong is said on the console (which the toolstack keeps as the guest's
 //! device-model log) and in the store, and then the domain is powered off.
 
+pub mod cdrom;
 pub mod console;
 pub mod guest;
 pub mod incoming;
@@ -167,6 +168,8 @@ fn stubdomain(
     report.phase("waiting for disks");
     wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;
     report.phase("starting QEMU");
+    let drives =
+        cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
     let incoming = incoming::prepare(&mut argv)?;
     let launch = qemu::launch_in(directory, &options.qemu, argv, incoming)?;
     let world = watch::World {
@@ -177,7 +180,7 @@ fn stubdomain(
         signals: &signals,
         started,
     };
-    watch::over(&world, launch)
+    watch::over(&world, launch, drives)
 }
 
 /// Waits until the block devices QEMU will open exist.

@@ -1,5 +1,6 @@
 //! The init's loop: the parts that can say something, and the machine that decides.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -16,6 +17,7 @@ use tracing::{debug, info, warn};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
+use super::cdrom::Drives;
 use super::guest::Guest;
 use super::qemu::Launch;
 use super::report::Report;
@@ -63,7 +65,7 @@ pub struct World<'a> {
 ///
 /// # Errors
 /// The system's, from the loop itself. QEMU's death is no error here: it was reported.
-pub fn over(world: &World<'_>, launch: Launch) -> Result<ExitCode> {
+pub fn over(world: &World<'_>, launch: Launch, drives: Option<Drives>) -> Result<ExitCode> {
     let mut watch = Watch {
         world,
         machine: Supervisor::new(Instant::now()),
@@ -72,10 +74,13 @@ pub fn over(world: &World<'_>, launch: Launch) -> Result<ExitCode> {
         words: Lines::new(WORDS_MAX),
         listener: Some(launch.monitor),
         monitor: None,
+        asked: VecDeque::new(),
+        drives,
         toolstack: launch.toolstack,
         server: None,
         server_deadline: None,
         offers: 0,
+        started: false,
         failed: false,
         again: false,
     };
@@ -97,6 +102,15 @@ pub fn over(world: &World<'_>, launch: Launch) -> Result<ExitCode> {
     }
 }
 
+/// What was asked for on our own monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// `cont`.
+    Start,
+    /// `add-fd` for a medium.
+    Medium,
+}
+
 struct Watch<'a> {
     world: &'a World<'a>,
     machine: Supervisor,
@@ -105,10 +119,14 @@ struct Watch<'a> {
     words: Lines,
     listener: Option<UnixListener>,
     monitor: Option<(Local, Client)>,
+    /// The commands that are not answered yet.
+    asked: VecDeque<Asked>,
+    drives: Option<Drives>,
     toolstack: PathBuf,
     server: Option<Server<Vchan>>,
     server_deadline: Option<Instant>,
     offers: u32,
+    started: bool,
     failed: bool,
     again: bool,
 }
@@ -124,6 +142,9 @@ impl Watch<'_> {
         }
         if let Some((local, client)) = &self.monitor {
             interests.extend(local.interest(true, !client.to_send().is_empty()));
+        }
+        if let Some(drives) = &self.drives {
+            interests.push((drives.as_fd(), PollFlags::POLLIN));
         }
         if let Some(server) = &self.server {
             interests.extend(server.interests());
@@ -142,6 +163,7 @@ impl Watch<'_> {
         self.hear_words();
         self.reap()?;
         self.hear_monitor();
+        self.change_media();
         self.serve();
         self.tell(Event::Tick);
         while let Some(action) = self.machine.action() {
@@ -229,9 +251,16 @@ impl Watch<'_> {
         while let Some(told) = client.told() {
             events.push(match told {
                 Told::Ready => Event::MonitorReady,
-                // `cont` is the only command given here.
-                Told::Answer(Ok(_)) => Event::Started,
-                Told::Answer(Err(error)) => Event::StartRefused(error.to_string()),
+                Told::Answer(answer) => match (self.asked.pop_front(), answer) {
+                    (Some(Asked::Medium), answer) => {
+                        if let Err(error) = answer {
+                            warn!("QEMU takes no medium: {error}");
+                        }
+                        continue;
+                    }
+                    (_, Ok(_)) => Event::Started,
+                    (_, Err(error)) => Event::StartRefused(error.to_string()),
+                },
                 Told::Event(name) => Event::Qmp(name),
                 Told::Broken(why) => {
                     lost = Some(why);
@@ -245,6 +274,22 @@ impl Watch<'_> {
         }
         for event in events {
             self.tell(event);
+        }
+    }
+
+    /// Passes new media to QEMU, one at a time, once it runs.
+    fn change_media(&mut self) {
+        let (Some(drives), Some((local, client))) = (&mut self.drives, &mut self.monitor) else {
+            return;
+        };
+        match drives.hear() {
+            Ok(more) => self.again |= more,
+            Err(error) => warn!("the kernel's words of new disks: {error}"),
+        }
+        let idle = self.asked.is_empty() && client.to_send().is_empty();
+        if idle && self.started && drives.offer(local, client) {
+            self.asked.push_back(Asked::Medium);
+            self.again = true;
         }
     }
 
@@ -300,12 +345,14 @@ impl Watch<'_> {
             Action::Start => {
                 if let Some((_, client)) = &mut self.monitor {
                     client.execute("cont", None);
+                    self.asked.push_back(Asked::Start);
                     self.again = true;
                 }
             }
             Action::Log(line) => info!("{line}"),
             Action::Detail(line) => debug!("{line}"),
             Action::ReportRunning => {
+                self.started = true;
                 let seconds = self.world.started.elapsed().as_secs_f64();
                 self.world.report.phase("running");
                 info!("up {seconds:.2} s after this program began");

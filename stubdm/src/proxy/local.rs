@@ -1,14 +1,16 @@
 //! The near side of the proxy: a connected UNIX socket, or a pair of descriptors such as stdin and
 //! stdout, read and written without blocking.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
+};
 
 /// A connection that may use one descriptor for each direction.
 #[derive(Debug)]
@@ -90,6 +92,24 @@ impl Local {
             return match nix::unistd::write(self.out(), bytes) {
                 Ok(count) => Ok(count),
                 Err(Errno::EAGAIN) => Ok(0),
+                Err(Errno::EINTR) => continue,
+                Err(errno) => Err(errno.into()),
+            };
+        }
+    }
+
+    /// As [`write`](Self::write) over a socket, with a duplicate of `fd` for the other side.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write); also if this is no UNIX socket.
+    pub fn write_with(&mut self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let fds = [fd.as_raw_fd()];
+        let extra = [ControlMessage::ScmRights(&fds)];
+        let bytes = [IoSlice::new(bytes)];
+        loop {
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            return match sendmsg::<()>(self.out().as_raw_fd(), &bytes, &extra, flags, None) {
+                Ok(count) => Ok(count),
                 Err(Errno::EINTR) => continue,
                 Err(errno) => Err(errno.into()),
             };

@@ -71,6 +71,16 @@ pub(crate) fn command(argv: &[&str]) -> Result<Vec<String>> {
     job.lines()
 }
 
+/// The Xen release that this dom0 was made of.
+pub(crate) fn host_release() -> (u32, u32) {
+    let text = fs::read_to_string("/etc/xen/release").unwrap_or_default();
+    let (major, minor) = text.trim().split_once('.').unwrap_or_default();
+    (
+        major.parse().unwrap_or_default(),
+        minor.parse().unwrap_or_default(),
+    )
+}
+
 /// Runs a program of dom0 to its end, however it ends.
 pub(crate) fn outcome(argv: &[&str]) -> Result<(Exit, Vec<String>)> {
     let mut job = start_local(argv)?;

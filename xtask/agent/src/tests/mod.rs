@@ -1,6 +1,7 @@
 //! All tests on real Xen, in the order they run: those that share a domU stand together.
 
 mod badinput;
+mod cdrom;
 mod clients;
 mod evtchn;
 mod gnttab;
@@ -42,6 +43,7 @@ pub(crate) fn all() -> Vec<Test> {
     tools::add(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
+    cdrom::add(&mut tests);
     tests
 }
 
