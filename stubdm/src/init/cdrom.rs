@@ -10,8 +10,8 @@
 //! ```
 //!
 //! An empty drive is a disk of no size to libxl and gets its fdset as well. A drive's first medium is
-//! opened by QEMU by name. We must keep no descriptor of our own: while one is open, the disk cannot
-//! be detached. (`tools/libs/light/libxl_disk.c`, `docs/misc/stubdom.txt`.)
+//! opened by QEMU by name. We keep no descriptor of our own: kernels of old do not let a disk go that
+//! somebody has open. (`tools/libs/light/libxl_disk.c`, `docs/misc/stubdom.txt`.)
 
 use std::collections::VecDeque;
 use std::fs::File;
