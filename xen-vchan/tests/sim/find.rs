@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_store::Permissions;
+use xen_store::server::Quota;
 use xen_sys::DomId;
 use xen_vchan::{Client, Error, PeerState, Server, Violation};
 
@@ -100,6 +101,67 @@ fn a_path_longer_than_sixty_four_bytes_works() {
         .unwrap();
     drop((server, client));
     assert!(!world.dom0().1.exists(path.trim_end_matches('/')).unwrap());
+    world.end();
+}
+
+/// 2048 bytes below a domain's folder are what a store takes, the longest node's name included.
+#[test]
+fn the_longest_path_works_and_one_byte_more_is_an_error_that_leaves_nothing() {
+    let world = World::new();
+    let root = "/local/domain/0/data/";
+    let longest = "/local/domain/0/".len() + 2048 - root.len() - "/accepts-sessions".len();
+    let (xen, store) = world.dom0();
+    for (len, fits) in [(longest, true), (longest + 1, false), (4000, false)] {
+        let folders = format!("{}/", "p".repeat(99)).repeat(len / 100);
+        let path = format!("{root}{folders}{}", "p".repeat(len % 100));
+        let listening = Server::builder(world.guest, &path).listen(&xen, &store);
+        if fits {
+            let server = listening.unwrap();
+            let (xen, store) = world.domu();
+            let client = Client::builder(DomId::DOM0, &path);
+            drop((server, client.connect(&xen, &store).unwrap()));
+        } else {
+            assert!(matches!(listening, Err(Error::Store(_))), "{listening:?}");
+        }
+        // The folders above it were made by the store and stay, as with libxenvchan.
+        assert!(!matches!(store.exists(&path), Ok(true)), "left behind");
+    }
+    drop(xen);
+    world.end();
+}
+
+#[test]
+fn a_server_that_nobody_came_to_leaves_nothing() {
+    let world = World::new();
+    drop(world.listen(1 << 16, 0));
+    world.end();
+}
+
+/// A store lets a guest have few transactions at once, and none of them is needed here.
+#[test]
+fn publishing_and_finding_take_no_transaction() {
+    let world = World::new();
+    let few = Quota {
+        transactions: 1,
+        ..Quota::default()
+    };
+    world.stored.set_quota(world.guest, Some(few));
+    let (xen, store) = world.domu();
+    let mut taken = Vec::new();
+    while let Ok(transaction) = store.transaction() {
+        taken.push(transaction);
+        assert!(taken.len() < 5, "the quota does not count");
+    }
+    let path = format!("/local/domain/{}/data/own", world.guest);
+    let server = Server::builder(DomId::DOM0, &path)
+        .listen(&xen, &store)
+        .unwrap();
+    let other = world.listen(0, 0);
+    let client = Client::builder(DomId::DOM0, PATH)
+        .connect(&xen, &store)
+        .unwrap();
+    drop((server, other, client, taken));
+    assert!(!store.exists(&path).unwrap());
     world.end();
 }
 

@@ -1,9 +1,12 @@
 //! A peer that scribbles, seen through the whole channel.
 
+use std::io::{Read, Write};
+
+use xen_gnttab::{Access, map};
 use xen_sys::{DomId, GrantRef};
 use xen_vchan::{Channel, Client, Error, Violation};
 
-use crate::world::{PATH, World, soon};
+use crate::world::{PATH, World, bytes, soon};
 
 /// The control page's reference, as published.
 fn control(world: &World) -> GrantRef {
@@ -73,6 +76,55 @@ fn a_live_byte_without_meaning_is_reported() {
         Err(Error::Peer(Violation::Live { value: 9 }))
     ));
     drop((server, client));
+    world.end();
+}
+
+#[test]
+fn orders_and_grants_rewritten_after_the_connection_change_nothing() {
+    let world = World::new();
+    let (mut server, mut client) = world.pair(4096, 8192);
+    scribble(&world, 16, &[0xff; 4]);
+    scribble(&world, 24, &[0xff; 1000]);
+    for round in 0..20 {
+        let question = bytes(round * 3000, 3000);
+        client.write_all(&question).unwrap();
+        let mut got = vec![0; 3000];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(got, question);
+        server.write_all(&question).unwrap();
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(got, question);
+    }
+    drop((server, client));
+    world.end();
+}
+
+/// The page is half the server's: its live byte, its cursors and all that it laid down.
+#[test]
+fn a_client_writes_only_the_words_that_are_its_own() {
+    let world = World::new();
+    let (xen, _) = world.domu();
+    let mut server = world.listen(4096, 4096);
+    server.write_all(&bytes(0, 100)).unwrap();
+    let page = map(&xen, DomId::DOM0, &[control(&world)], Access::ReadWrite).unwrap();
+    let theirs = || {
+        let mut all = [0; 4096];
+        page.region().copy_out(0, &mut all).unwrap();
+        // left.prod, right.cons, its live byte, and the notify bytes, in which both write.
+        for own in [4..12, 20..21, 22..24] {
+            all[own].fill(0);
+        }
+        all
+    };
+    let before = theirs();
+    let mut client = world.connect();
+    server.wait_connected(soon()).unwrap();
+    client.write_all(&bytes(0, 3000)).unwrap();
+    client.read_exact(&mut [0; 50]).unwrap();
+    client.shutdown();
+    drop(client);
+    assert_eq!(theirs(), before);
+    drop((page, server, xen));
     world.end();
 }
 

@@ -92,7 +92,10 @@ fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
     // The server has asked to be told of the first byte.
     fail_notifies(&xen, 1);
     let whole = bytes(0, 3000);
+    let begin = Instant::now();
     assert_eq!(client.write_deadline(&whole, soon()).unwrap(), 1024);
+    // Not after the deadline of twenty seconds: nobody was told, so nobody would have made room.
+    assert!(begin.elapsed() < Duration::from_secs(10));
     fail_notifies(&xen, 0);
     assert_not_connected(client.write_deadline(&whole[1024..], soon()));
     // Once; and no byte twice, none left out.
