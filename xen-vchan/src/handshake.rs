@@ -75,9 +75,11 @@ impl Published {
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
+        // One that cannot be removed (its name was too long to be written, say) keeps no other.
+        let mut failed = Ok(());
         for key in [EVENT_CHANNEL, ACCEPTS_SESSIONS] {
             match self.store.rm(&node(&self.path, key)) {
-                Err(error) if !error.is_not_found() => return Err(error),
+                Err(error) if !error.is_not_found() => failed = Err(error),
                 _ => {}
             }
         }
@@ -86,7 +88,7 @@ impl Published {
         if self.store.directory(&self.path)?.is_empty() {
             self.store.rm(&self.path)?;
         }
-        Ok(())
+        failed
     }
 }
 
