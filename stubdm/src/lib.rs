@@ -8,10 +8,13 @@
 //! | `stubdm-run dmargs …` and other tools | shows and mends what is on the host | [`tools`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
+//! [`console`] is a library: both ends of a PV console in user space. No program uses it yet.
+//!
 //! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
 //! [`qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.
 
 pub mod cli;
+pub mod console;
 pub mod dmargv;
 pub mod error;
 pub mod event;

@@ -1,0 +1,572 @@
+//! Both ends of a PV console on a simulated host: nothing lost, nothing altered, whatever either does.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use stubdm::console::{Backend, Error, Frontend, State};
+use stubdm::event::sleep;
+use xen_store::server::{Config, Server};
+use xen_store::{Permissions, Store};
+use xen_sys::sim::Simulation;
+use xen_sys::{DomId, Xen};
+
+const NODE: &str = "device/console/1";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A host with a domain that has one console, as libxl writes it.
+struct World {
+    simulation: Simulation,
+    _server: Arc<Server>,
+    store: Store,
+    domain: DomId,
+    path: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let simulation = Simulation::start().unwrap();
+        let server = xen_store::sim::start(&simulation, Config::new()).unwrap();
+        let domain = simulation.add_domain().unwrap();
+        server.add_domain(domain);
+        server.introduce(domain);
+        let store = server.connect(DomId::DOM0).unwrap();
+        let path = format!("/local/domain/0/backend/console/{domain}/1");
+        let frontend = format!("/local/domain/{domain}/{NODE}");
+        let set = |node: &str, value: &str, perms: &Permissions| {
+            store.write(node, value).unwrap();
+            store.set_perms(node, perms).unwrap();
+        };
+        let theirs = Permissions::owner_none(domain).grant_read(DomId::DOM0);
+        let ours = Permissions::owner_none(DomId::DOM0).grant_read(domain);
+        set(&frontend, "", &theirs);
+        set(&path, "", &ours);
+        store.write(&format!("{frontend}/backend"), &path).unwrap();
+        store.write(&format!("{frontend}/backend-id"), "0").unwrap();
+        set(&format!("{frontend}/state"), "1", &theirs);
+        store.write(&format!("{path}/frontend"), &frontend).unwrap();
+        store
+            .write(&format!("{path}/frontend-id"), domain.to_string())
+            .unwrap();
+        store.write(&format!("{path}/state"), "1").unwrap();
+        Self {
+            simulation,
+            _server: server,
+            store,
+            domain,
+            path,
+        }
+    }
+
+    fn dom0(&self) -> Xen {
+        self.simulation.xen(DomId::DOM0).unwrap()
+    }
+
+    fn backend(&self) -> Backend {
+        Backend::new(&self.dom0(), &self.store, &self.path).unwrap()
+    }
+
+    fn domu(&self) -> (Xen, Store) {
+        let xen = self.simulation.xen(self.domain).unwrap();
+        let store = Store::open(&xen).unwrap();
+        (xen, store)
+    }
+
+    fn frontend(&self) -> Frontend {
+        let (xen, store) = self.domu();
+        Frontend::publish(&xen, &store, NODE, &[]).unwrap()
+    }
+
+    fn node(&self, name: &str) -> String {
+        format!("/local/domain/{}/{NODE}/{name}", self.domain)
+    }
+
+    /// Nothing of either end stays.
+    fn end(self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.simulation.leaks().is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", self.simulation.leaks());
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// A stream of bytes that cannot be mistaken for another part of itself.
+struct Stream(u64);
+
+impl Stream {
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for byte in buffer {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            *byte = (self.0 >> 24) as u8;
+        }
+    }
+}
+
+/// How the receiving end takes what comes.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    Full,
+    /// A few bytes at a time.
+    Slow,
+    /// Nothing for a while, then everything.
+    Bursty,
+    /// Stops for good after so many bytes, until the other side has been seen stuck.
+    Stalled,
+}
+
+/// One direction's end that checks what comes.
+struct Receiver {
+    stream: Stream,
+    left: usize,
+    pace: Pace,
+    turns: usize,
+    resume: Arc<AtomicBool>,
+}
+
+impl Receiver {
+    fn new(seed: u64, left: usize, pace: Pace, resume: &Arc<AtomicBool>) -> Self {
+        Self {
+            stream: Stream(seed),
+            left,
+            pace,
+            turns: 0,
+            resume: Arc::clone(resume),
+        }
+    }
+
+    /// Takes what it likes; says whether it would look again without an event.
+    fn take(&mut self, link: &mut stubdm::console::Link) -> bool {
+        self.turns += 1;
+        let mut buffer = [0; 4096];
+        let most = match self.pace {
+            Pace::Full => 4096,
+            Pace::Slow => 251,
+            Pace::Bursty if self.turns % 8 < 7 => return true,
+            Pace::Bursty => 4096,
+            Pace::Stalled if !self.resume.load(Ordering::Acquire) && self.left < 1 << 16 => {
+                return true;
+            }
+            Pace::Stalled => 4096,
+        };
+        let got = link.try_read(&mut buffer[..most]).unwrap();
+        assert!(got <= self.left, "more came than was sent");
+        let mut wanted = [0; 4096];
+        self.stream.fill(&mut wanted[..got]);
+        assert_eq!(buffer[..got], wanted[..got], "with {} to go", self.left);
+        self.left -= got;
+        got > 0
+    }
+}
+
+struct Sender {
+    stream: Stream,
+    left: usize,
+    pending: VecDeque<u8>,
+}
+
+impl Sender {
+    fn new(seed: u64, left: usize) -> Self {
+        Self {
+            stream: Stream(seed),
+            left,
+            pending: VecDeque::new(),
+        }
+    }
+
+    fn give(&mut self, link: &mut stubdm::console::Link) -> usize {
+        if self.pending.is_empty() {
+            let mut chunk = [0; 3000];
+            let len = self.left.min(chunk.len());
+            self.stream.fill(&mut chunk[..len]);
+            self.left -= len;
+            self.pending.extend(&chunk[..len]);
+        }
+        let took = link.try_write(self.pending.make_contiguous()).unwrap();
+        self.pending.drain(..took);
+        took
+    }
+
+    fn done(&self) -> bool {
+        self.left == 0 && self.pending.is_empty()
+    }
+}
+
+/// `bytes` each way at once, the receivers at `pace`.
+fn both_ways(bytes: usize, pace: Pace) {
+    let world = World::new();
+    let resume = Arc::new(AtomicBool::new(false));
+    let mut backend = world.backend();
+    std::thread::scope(|scope| {
+        let domu = scope.spawn(|| {
+            let mut frontend = world.frontend();
+            let mut sender = Sender::new(1, bytes);
+            let mut receiver = Receiver::new(2, bytes, pace, &resume);
+            while receiver.left > 0 || !sender.done() {
+                frontend.turn().unwrap();
+                let again = receiver.take(frontend.link()) | (sender.give(frontend.link()) > 0);
+                if !again {
+                    sleep(
+                        &frontend.interests().unwrap(),
+                        Some(Instant::now() + PATIENCE),
+                    )
+                    .unwrap();
+                }
+            }
+            assert!(frontend.close(PATIENCE).unwrap(), "drained");
+        });
+        let mut sender = Sender::new(2, bytes);
+        let mut receiver = Receiver::new(1, bytes, pace, &resume);
+        let mut stuck = 0;
+        loop {
+            let state = backend.turn(Instant::now()).unwrap();
+            let mut again = false;
+            if let Some(link) = backend.link() {
+                again = receiver.take(link);
+                let gave = sender.give(link);
+                again |= gave > 0;
+                // Both receivers have stopped: the rings are full and nothing moves. It is theirs to go on.
+                stuck = if gave == 0 { stuck + 1 } else { 0 };
+                if stuck == 1000 {
+                    resume.store(true, Ordering::Release);
+                }
+            }
+            if state == State::Closing {
+                let link = backend.link().unwrap();
+                while receiver.take(link) {}
+                assert!(backend.let_go().unwrap().is_empty());
+                break;
+            }
+            if !again {
+                sleep(&backend.interests(), backend.deadline()).unwrap();
+            }
+        }
+        assert_eq!(receiver.left, 0);
+        assert!(sender.done());
+        // The frontend's last word is answered by another turn.
+        while backend.turn(Instant::now()).unwrap() != State::Closed || !domu.is_finished() {
+            sleep(
+                &backend.interests(),
+                Some(Instant::now() + Duration::from_millis(5)),
+            )
+            .unwrap();
+        }
+        domu.join().unwrap();
+    });
+    drop(backend);
+    world.end();
+}
+
+const VOLUME: usize = 64 << 20;
+
+#[test]
+fn sixty_four_mebibytes_each_way_at_full_speed() {
+    both_ways(VOLUME, Pace::Full);
+}
+
+#[test]
+fn sixty_four_mebibytes_each_way_to_bursty_ends() {
+    both_ways(VOLUME, Pace::Bursty);
+}
+
+#[test]
+fn sixty_four_mebibytes_each_way_to_ends_that_stall() {
+    both_ways(VOLUME, Pace::Stalled);
+}
+
+#[test]
+fn slow_ends_lose_nothing() {
+    both_ways(VOLUME, Pace::Slow);
+}
+
+/// A sender that never pauses, and a frontend that comes, reads a little, and goes: before, during and
+/// after each opening. What it had not read when it went comes with its next ring.
+#[test]
+fn a_thousand_openings_against_a_sender_at_full_speed() {
+    const OPENINGS: usize = 1000;
+    let world = World::new();
+    let mut backend = world.backend();
+    std::thread::scope(|scope| {
+        let domu = scope.spawn(|| {
+            let (xen, store) = world.domu();
+            let mut stream = Stream(3);
+            let mut lens = Stream(4);
+            let mut total = 0;
+            for _ in 0..OPENINGS {
+                let mut frontend = Frontend::publish(&xen, &store, NODE, &[]).unwrap();
+                let mut len = [0; 2];
+                lens.fill(&mut len);
+                let mut left = usize::from(u16::from_le_bytes(len)) % 5000 + 1;
+                while left > 0 {
+                    frontend.turn().unwrap();
+                    let mut buffer = [0; 512];
+                    let most = left.min(buffer.len());
+                    let got = frontend.link().try_read(&mut buffer[..most]).unwrap();
+                    let mut wanted = [0; 512];
+                    stream.fill(&mut wanted[..got]);
+                    assert_eq!(buffer[..got], wanted[..got], "after {total} bytes");
+                    left -= got;
+                    total += got;
+                    if got == 0 {
+                        sleep(
+                            &frontend.interests().unwrap(),
+                            Some(Instant::now() + PATIENCE),
+                        )
+                        .unwrap();
+                    }
+                }
+                frontend.close(PATIENCE).unwrap();
+            }
+            total
+        });
+        let mut sender = Sender::new(3, usize::MAX);
+        while !domu.is_finished() {
+            let state = backend.turn(Instant::now()).unwrap();
+            if state == State::Closing {
+                for byte in backend.let_go().unwrap().into_iter().rev() {
+                    sender.pending.push_front(byte);
+                }
+                continue;
+            }
+            if let Some(link) = backend.link() {
+                if sender.give(link) > 0 {
+                    continue;
+                }
+            }
+            let nap = Instant::now() + Duration::from_millis(20);
+            sleep(&backend.interests(), Some(nap)).unwrap();
+        }
+        assert!(domu.join().unwrap() > OPENINGS * 1000);
+    });
+    drop(backend);
+    world.end();
+}
+
+/// Turns the backend until `done`, and gives the errors it told of.
+fn until(backend: &mut Backend, mut done: impl FnMut(&mut Backend) -> bool) -> Vec<Error> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut errors = Vec::new();
+    loop {
+        if let Err(error) = backend.turn(Instant::now()) {
+            errors.push(error);
+        }
+        if done(backend) {
+            return errors;
+        }
+        assert!(Instant::now() < deadline, "{errors:?}");
+        let nap = Instant::now() + Duration::from_millis(10);
+        sleep(&backend.interests(), Some(nap)).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_published_before_it_is_asked_for() {
+    let world = World::new();
+    let mut backend = world.backend();
+    assert_eq!(backend.turn(Instant::now()).unwrap(), State::InitWait);
+    assert!(!backend.is_connected());
+    assert!(!world.store.exists(&world.node("ring-ref")).unwrap());
+    let frontend = world.frontend();
+    let errors = until(&mut backend, |backend| backend.is_connected());
+    assert!(errors.is_empty());
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn an_early_word_waits_for_the_backend() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    assert_eq!(frontend.link().try_write(b"early").unwrap(), 5);
+    assert!(
+        !frontend
+            .drain(Instant::now() + Duration::from_millis(20))
+            .unwrap()
+    );
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    let mut buffer = [0; 16];
+    assert_eq!(backend.link().unwrap().try_read(&mut buffer).unwrap(), 5);
+    assert_eq!(&buffer[..5], b"early");
+    assert!(frontend.drain(Instant::now() + PATIENCE).unwrap());
+    assert_eq!(frontend.turn().unwrap(), State::Connected);
+    assert_eq!(world.store.read(&world.node("state")).unwrap(), b"4");
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_backend_started_anew_goes_on_where_the_old_one_stopped() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    let mut old = world.backend();
+    until(&mut old, |backend| backend.is_connected());
+    frontend.link().try_write(b"abcdef").unwrap();
+    let mut buffer = [0; 3];
+    old.link().unwrap().try_read(&mut buffer).unwrap();
+    old.link().unwrap().try_write(b"xyz").unwrap();
+    drop(old);
+    let mut new = world.backend();
+    until(&mut new, |backend| backend.is_connected());
+    let mut rest = [0; 9];
+    assert_eq!(new.link().unwrap().try_read(&mut rest).unwrap(), 3);
+    assert_eq!(&rest[..3], b"def");
+    new.link().unwrap().try_write(b"!").unwrap();
+    frontend.turn().unwrap();
+    assert_eq!(frontend.link().try_read(&mut rest).unwrap(), 4);
+    assert_eq!(&rest[..4], b"xyz!");
+    drop(frontend);
+    drop(new);
+    world.end();
+}
+
+#[test]
+fn what_the_frontends_nodes_cannot_mean_is_told_and_survived() {
+    let world = World::new();
+    let (_xen, store) = world.domu();
+    let mut backend = world.backend();
+    for (reference, port) in [
+        ("x", "1"),
+        ("4000000000", "1"),
+        ("99999999999999", "1"),
+        ("7", "4000000000"),
+        ("", ""),
+        ("-1", "0"),
+    ] {
+        store.write(&format!("{NODE}/ring-ref"), reference).unwrap();
+        store.write(&format!("{NODE}/port"), port).unwrap();
+        store.write(&format!("{NODE}/state"), "3").unwrap();
+        let mut errors = until(&mut backend, |_| {
+            world
+                .store
+                .read(&format!("{}/state", world.path))
+                .is_ok_and(|s| s == b"5")
+        });
+        let error = errors.pop().unwrap();
+        assert!(
+            matches!(error, Error::Node { .. } | Error::Xen(_)),
+            "{error}"
+        );
+        assert!(!backend.is_connected());
+        store.write(&format!("{NODE}/state"), "6").unwrap();
+        until(&mut backend, |_| {
+            world
+                .store
+                .read(&format!("{}/state", world.path))
+                .is_ok_and(|s| s == b"6")
+        });
+    }
+    let frontend = world.frontend();
+    until(&mut backend, |backend| backend.is_connected());
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_broken_ring_ends_the_connection_and_not_the_console() {
+    let world = World::new();
+    let (xen, store) = world.domu();
+    let mut backend = world.backend();
+    // A frontend of its own that can write anything to its page.
+    let pages = xen_gnttab::share(&xen, DomId::DOM0, 1, xen_gnttab::Access::ReadWrite).unwrap();
+    let channels = xen_evtchn::EventChannels::open(&xen).unwrap();
+    let port = channels.bind_unbound(DomId::DOM0).unwrap();
+    store
+        .write(&format!("{NODE}/ring-ref"), pages.refs()[0].to_string())
+        .unwrap();
+    store
+        .write(&format!("{NODE}/port"), port.port().to_string())
+        .unwrap();
+    store.write(&format!("{NODE}/state"), "3").unwrap();
+    until(&mut backend, |backend| backend.is_connected());
+    let word = |offset| pages.region().atomic_u32(offset).unwrap();
+    word(3084).store(2049, Ordering::Release);
+    port.notify().unwrap();
+    let error = backend.link().unwrap().try_read(&mut [0; 64]).unwrap_err();
+    assert!(matches!(error, Error::Ring(_)), "{error}");
+    backend.give_up().unwrap();
+    assert!(!backend.is_connected());
+    // It is not taken up again before the frontend has let go.
+    store.write(&format!("{NODE}/state"), "4").unwrap();
+    until(&mut backend, |_| true);
+    assert!(!backend.is_connected());
+    drop((pages, port));
+    store.write(&format!("{NODE}/state"), "6").unwrap();
+    until(&mut backend, |_| {
+        world
+            .store
+            .read(&format!("{}/state", world.path))
+            .is_ok_and(|s| s == b"6")
+    });
+    let frontend = world.frontend();
+    until(&mut backend, |backend| backend.is_connected());
+    drop(frontend);
+    drop(channels);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_domain_that_is_gone_lets_the_backend_go() {
+    let world = World::new();
+    let frontend = world.frontend();
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    let home = format!("/local/domain/{}", world.domain);
+    world.simulation.destroy_domain(world.domain).unwrap();
+    drop(frontend);
+    world.store.rm(&home).unwrap();
+    until(&mut backend, |backend| {
+        backend.is_connected()
+            && backend
+                .turn(Instant::now())
+                .is_ok_and(|s| s == State::Closing)
+    });
+    backend.let_go().unwrap();
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_backend_that_is_gone_is_seen_and_what_it_wrote_is_read() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    backend.link().unwrap().try_write(b"last words").unwrap();
+    drop(backend);
+    world.store.rm(&world.path).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while frontend.turn().unwrap() != State::Closed {
+        sleep(&frontend.interests().unwrap(), Some(deadline)).unwrap();
+        assert!(Instant::now() < deadline);
+    }
+    let mut buffer = [0; 16];
+    assert_eq!(frontend.link().try_read(&mut buffer).unwrap(), 10);
+    frontend.link().try_write(b"nobody").unwrap();
+    assert!(!frontend.close(PATIENCE).unwrap());
+    world.end();
+}
+
+#[test]
+fn a_console_in_use_or_not_offered_is_refused() {
+    let world = World::new();
+    let (xen, store) = world.domu();
+    let frontend = world.frontend();
+    let again = Frontend::publish(&xen, &store, NODE, &[]);
+    assert!(matches!(again, Err(Error::Node { .. })));
+    let other = Frontend::publish(&xen, &store, "device/console/9", &[]);
+    assert!(matches!(other, Err(Error::Node { .. })));
+    assert!(stubdm::console::frontend::offered(&store, NODE).unwrap());
+    assert!(!stubdm::console::frontend::offered(&store, "device/console/9").unwrap());
+    drop(frontend);
+    world.end();
+}
