@@ -9,6 +9,7 @@
 //! device-model log) and in the store, and then the domain is powered off.
 
 pub mod cdrom;
+pub mod confine;
 pub mod console;
 pub mod guest;
 pub mod incoming;
@@ -171,7 +172,8 @@ fn stubdomain(
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
     let incoming = incoming::prepare(&mut argv)?;
-    let launch = qemu::launch_in(directory, &options.qemu, argv, incoming)?;
+    let user = power::is_init().then(|| confine::prepare(&argv)).flatten();
+    let launch = qemu::launch_in(directory, &options.qemu, argv, incoming, user)?;
     let world = watch::World {
         xen: &xen,
         store: &store,

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,6 +18,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::Pid;
 use tracing::{debug, info};
 
+use super::confine::User;
 use crate::dmargv::DmArgv;
 use crate::error::{Context, Result};
 use crate::proxy::local::Local;
@@ -59,7 +61,8 @@ pub struct Launch {
     pub toolstack: PathBuf,
 }
 
-/// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`.
+/// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`, as
+/// `user` if there is one.
 ///
 /// # Errors
 /// The sockets or the process could not be made.
@@ -68,6 +71,7 @@ pub fn launch_in(
     program: &Path,
     argv: DmArgv,
     incoming: Option<OwnedFd>,
+    user: Option<User>,
 ) -> Result<Launch> {
     DirBuilder::new()
         .recursive(true)
@@ -99,6 +103,13 @@ pub fn launch_in(
         .stdin(Stdio::null())
         .stdout(words.try_clone().context("QEMU's output")?)
         .stderr(words);
+    if let Some(user) = user {
+        // It connects to one socket and makes the other.
+        user.owns(directory);
+        user.owns(&own);
+        // The standard library takes the other groups away as well.
+        command.uid(user.id()).gid(user.id());
+    }
     debug!("{command:?}");
     // From here to the spawn nothing else may be started: the descriptor is open to any child.
     if let Some(fd) = &incoming {

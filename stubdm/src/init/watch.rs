@@ -18,6 +18,7 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use super::cdrom::Drives;
+use super::confine;
 use super::guest::Guest;
 use super::qemu::Launch;
 use super::report::Report;
@@ -356,6 +357,9 @@ impl Watch<'_> {
                 let seconds = self.world.started.elapsed().as_secs_f64();
                 self.world.report.phase("running");
                 info!("up {seconds:.2} s after this program began");
+                if let Some(pid) = self.qemu {
+                    info!("{}", confine::facts(pid));
+                }
             }
             Action::ReportError(reason) => {
                 self.failed = true;
