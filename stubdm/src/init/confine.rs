@@ -4,7 +4,8 @@
 //! as a user of its own who owns the devices it needs and nothing else. Switching to that user takes all
 //! capabilities away, and with no new privileges no program can give one back.
 //!
-//! With a network card QEMU makes its tap itself, for which it needs a capability, and stays root.
+//! It stays root with a network card, whose tap it makes itself, for which it needs a capability; and where it
+//! is to be, for PCI devices of the guest's own, which it reaches through files that are root's.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -56,7 +57,7 @@ impl User {
 
 /// Closes what can be closed, for this process and all that it starts. Gives the user QEMU is to run as;
 /// `None` if it has to be root.
-pub fn prepare(argv: &DmArgv) -> Option<User> {
+pub fn prepare(argv: &DmArgv, root: bool) -> Option<User> {
     if let Err(errno) = prctl::set_no_new_privs() {
         warn!("no new privileges: {}", errno.desc());
     }
@@ -69,8 +70,15 @@ pub fn prepare(argv: &DmArgv) -> Option<User> {
     if let Err(errno) = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>) {
         warn!("making the root read-only: {}", errno.desc());
     }
-    if !argv.taps().is_empty() {
-        warn!("QEMU stays root: it makes the taps of its network cards itself");
+    let why = if root {
+        "as it was told to"
+    } else if argv.taps().is_empty() {
+        ""
+    } else {
+        "it makes the taps of its network cards itself"
+    };
+    if !why.is_empty() {
+        warn!("QEMU stays root: {why}");
         return None;
     }
     let user = User(USER);

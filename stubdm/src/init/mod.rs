@@ -49,6 +49,9 @@ pub struct InitOptions {
     /// Log every byte of QMP that passes
     #[arg(short, long)]
     pub verbose: bool,
+    /// Let QEMU stay root, as it has to be for the guest's own PCI devices
+    #[arg(long)]
+    pub qemu_root: bool,
 }
 
 impl Default for InitOptions {
@@ -56,18 +59,22 @@ impl Default for InitOptions {
         Self {
             qemu: qemu::DEFAULT.into(),
             verbose: false,
+            qemu_root: false,
         }
     }
 }
 
 impl InitOptions {
-    /// Takes what the kernel's command line says: `stubdm.qemu=PATH`, `stubdm.verbose`.
+    /// Takes what the kernel's command line says: `stubdm.qemu=PATH`, `stubdm.qemu-root`,
+    /// `stubdm.verbose`.
     fn with_kernel_command_line(mut self, line: &str) -> Self {
         for word in line.split_whitespace() {
             if let Some(path) = word.strip_prefix("stubdm.qemu=") {
                 self.qemu = path.into();
             } else if word == "stubdm.verbose" {
                 self.verbose = true;
+            } else if word == "stubdm.qemu-root" {
+                self.qemu_root = true;
             }
         }
         self
@@ -172,7 +179,8 @@ fn stubdomain(
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
     let incoming = incoming::prepare(&mut argv)?;
-    let user = power::is_init().then(|| confine::prepare(&argv)).flatten();
+    let confined = || confine::prepare(&argv, options.qemu_root);
+    let user = power::is_init().then(confined).flatten();
     let launch = qemu::launch_in(directory, &options.qemu, argv, incoming, user)?;
     let world = watch::World {
         xen: &xen,
@@ -213,12 +221,14 @@ mod tests {
 
     #[test]
     fn the_kernel_command_line_has_a_say() {
-        let line = "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose\n";
+        let line =
+            "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose stubdm.qemu-root\n";
         let options = InitOptions::default().with_kernel_command_line(line);
         assert_eq!(options.qemu, PathBuf::from("/opt/qemu"));
-        assert!(options.verbose);
+        assert!(options.verbose && options.qemu_root);
         let options = InitOptions::default().with_kernel_command_line("quiet");
         assert_eq!(options.qemu, PathBuf::from(qemu::DEFAULT));
+        assert!(!options.qemu_root, "confined unless asked");
     }
 
     #[test]
