@@ -5,7 +5,7 @@
 //! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`init`], [`supervisor`] |
 //! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
 //! | `stubdm-run qmp DOMID COMMAND` | asks a guest's QEMU something | [`qmp::person`] |
-//! | `stubdm-run dmargs …` and other tools | shows and mends what is on the host | [`tools`] |
+//! | `stubdm-run dmargs`, `image` and the like | shows what is on the host and makes what it needs | [`tools`], [`image`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
 //! [`console`] is a library: both ends of a PV console in user space. No program uses it yet.
@@ -18,6 +18,7 @@ pub mod console;
 pub mod dmargv;
 pub mod error;
 pub mod event;
+pub mod image;
 pub mod init;
 pub mod log;
 pub mod proxy;

@@ -9,7 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::elf;
+use stubdm::image::elf;
+
 use crate::workspace::Workspace;
 
 /// Packages and the binaries they make.

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
+use stubdm::image;
+use stubdm::image::cpio::{Archive, Content};
+use stubdm::image::modules::Modules;
 
 use crate::apt::{self, Request};
 use crate::console::Event;
-use crate::cpio::{Archive, Content};
 use crate::images::{self, Parts, dom0::Guests};
-use crate::modules::Modules;
 use crate::progress::Step;
 use crate::qemu::{Boot, Clock, Emulator, Machine};
 use crate::release::{EMULATOR, Release};
@@ -161,7 +162,8 @@ impl Host {
             &request(release),
         )?;
         let out = state.join(release.name);
-        let modules = Modules::find(&tree.root, &out.join("modules"))?;
+        let version = image::pick_kernel(&tree.root, None, None)?;
+        let modules = Modules::find(&tree.root, &version)?;
         let built = |name| Some(dist::path(workspace, name)).filter(|p| p.is_file());
         let c_programs = cparts::build(&workspace.root().join("xtask/c"), &tree, &out.join("c"))?;
         let parts = Parts {

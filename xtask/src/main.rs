@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   release ─▶ apt, sources ─▶ store ─▶ a tree of unpacked packages
-//!                                         │ elf, modules, cparts, dist, guest
+//!                                         │ cparts, dist, guest, and stubdm::image
 //!                                         ▼
 //!                                   images (cpio): dom0, stubdomain, PV guest
 //!                                         │
@@ -14,14 +14,11 @@ mod apt;
 mod ci;
 mod console;
 mod cparts;
-mod cpio;
 mod demo;
 mod dist;
-mod elf;
 mod guest;
 mod host;
 mod images;
-mod modules;
 mod progress;
 mod qemu;
 mod release;

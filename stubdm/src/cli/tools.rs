@@ -6,16 +6,21 @@ use clap::Subcommand;
 
 use crate::error::Result;
 use crate::tools::dmargs::{self, DmargsCommand};
+use crate::tools::image::{self, ImageCommand};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Show, check or explain the arguments a guest's QEMU was given
     #[command(subcommand)]
     Dmargs(DmargsCommand),
+    /// Build a stubdomain's ramdisk, or list what is in one
+    #[command(subcommand)]
+    Image(ImageCommand),
 }
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Dmargs(command) => dmargs::run(command),
+        Command::Image(command) => image::run(command).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -3,6 +3,8 @@
 //! | command | module |
 //! |---|---|
 //! | `dmargs` | [`dmargs`] |
+//! | `image` | [`image`], over [`crate::image`] |
 
 pub mod dmargs;
+pub mod image;
 pub mod store;

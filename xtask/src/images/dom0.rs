@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use stubdm::image::QEMU_DATA;
+use stubdm::image::cpio::{Archive, Content};
 
 use super::Parts;
-use crate::cpio::{Archive, Content};
 
 /// Programs from the toolstack's private folder, which stay there and are linked from `/usr/bin`.
 const XEN_PROGRAMS: &[&str] = &[
@@ -43,14 +44,6 @@ const FILES: &[&str] = &[
     "usr/share/qemu/keymaps/en-us",
     // The guest's BIOS, which libxl hands to hvmloader.
     "usr/share/seabios/bios-256k.bin",
-];
-
-/// Firmware that the device model looks for.
-pub(super) const QEMU_DATA: &[&str] = &[
-    "usr/share/qemu/kvmvapic.bin",
-    "usr/share/qemu/linuxboot_dma.bin",
-    "usr/share/seabios/vgabios-cirrus.bin",
-    "usr/share/seabios/vgabios-stdvga.bin",
 ];
 
 /// What the kernel package keeps as modules and dom0 needs.

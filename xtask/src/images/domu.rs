@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use stubdm::image::cpio::{Archive, Content};
 
 use super::Parts;
-use crate::cpio::{Archive, Content};
 
 /// What the kernel package keeps as modules and our libraries need. `xen-privcmd` is there so that a test can see that
 /// it refuses everything in such a domain.

@@ -15,13 +15,15 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use flate2::read::GzDecoder;
+use sha2::{Digest as _, Sha256};
+use stubdm::image;
+use stubdm::image::cpio::{Archive, Content, Node};
+use stubdm::image::elf;
+use stubdm::image::modules::Modules;
 
-use crate::cpio::{Archive, Content};
-use crate::elf;
-use crate::modules::Modules;
 use crate::progress::Step;
 use crate::release::Release;
-use crate::store::{Tree, write_atomically};
+use crate::store::{Tree, hash_file, hex, write_atomically};
 
 /// What every image is made from.
 #[derive(Debug)]
@@ -84,48 +86,16 @@ impl Parts {
         Ok(plain)
     }
 
-    /// Puts files of the tree into an archive under their own names, with the libraries they need.
     fn add(&self, archive: &mut Archive, paths: &[&str]) -> Result<()> {
-        let roots: Vec<String> = paths.iter().map(|&p| p.to_owned()).collect();
-        for path in elf::closure(&self.tree.root, &roots)?
-            .into_iter()
-            .chain(roots)
-        {
-            if !archive.has(&path) {
-                let file = elf::resolve(&self.tree.root, &path)?;
-                archive.program(&path, Content::File(file));
-            }
-        }
-        Ok(())
+        image::add(archive, &self.tree.root, paths)
     }
 
-    /// Puts the libraries that a file of ours needs into an archive, and the file under `path`.
     fn add_own(&self, archive: &mut Archive, path: &str, file: &Path) -> Result<()> {
-        for library in elf::closure_of(&self.tree.root, file)? {
-            if !archive.has(&library) {
-                let file = elf::resolve(&self.tree.root, &library)?;
-                archive.program(&library, Content::File(file));
-            }
-        }
-        archive.program(path, Content::File(file.to_owned()));
-        Ok(())
+        image::add_own(archive, &self.tree.root, path, file)
     }
 
-    /// Puts modules and what they depend on into `lib/modules`, with their order in `lib/modules/order`.
     fn add_modules(&self, archive: &mut Archive, names: &[&str]) -> Result<()> {
-        let mut order = String::new();
-        for file in self.modules.closure(names)? {
-            let name = file
-                .file_name()
-                .and_then(|n| n.to_str())
-                .context("a module's name")?;
-            let name = name.to_owned();
-            archive.file(&format!("lib/modules/{name}"), Content::File(file));
-            order.push_str(&name);
-            order.push('\n');
-        }
-        archive.text("lib/modules/order", &order);
-        Ok(())
+        image::add_modules(archive, &self.modules, names)
     }
 
     /// Puts busybox with all its names into an archive.
@@ -151,7 +121,7 @@ impl Parts {
     fn write(&self, name: &str, archive: &Archive) -> Result<PathBuf> {
         let path = self.out.join(name);
         let mark = self.out.join(format!("{name}.stamp"));
-        let stamp = archive.fingerprint(&self.tree.root, &self.tree.stamp)?;
+        let stamp = fingerprint(archive, &self.tree.root, &self.tree.stamp)?;
         if path.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
             return Ok(path);
         }
@@ -167,6 +137,36 @@ impl Parts {
         step.done();
         Ok(path)
     }
+}
+
+/// A hash that changes whenever an archive would, without reading the unpacked packages: a file below
+/// `immutable` is known by its name and the tree's stamp, any other by what it holds.
+fn fingerprint(archive: &Archive, immutable: &Path, stamp: &str) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(stamp);
+    for (path, node) in archive.nodes() {
+        hash.update(format!("\n{path} "));
+        match node {
+            Node::File {
+                mode,
+                content: Content::Bytes(bytes),
+            } => {
+                hash.update(format!("{mode:o} "));
+                hash.update(Sha256::digest(bytes));
+            }
+            Node::File {
+                mode,
+                content: Content::File(file),
+            } => {
+                hash.update(format!("{mode:o} {} ", file.display()));
+                if !file.starts_with(immutable) {
+                    hash.update(hash_file(file)?);
+                }
+            }
+            other => hash.update(format!("{other:?}")),
+        }
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 /// The one file of a folder whose name begins so.
@@ -186,4 +186,24 @@ fn find_by_prefix(dir: &Path, prefix: &str) -> Result<PathBuf> {
     found
         .pop()
         .with_context(|| format!("no {prefix}* in {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_follows_the_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        fs::write(&path, "1").unwrap();
+        let mut archive = Archive::bare();
+        archive.file("x", Content::File(path.clone()));
+        let nowhere = Path::new("/nonexistent");
+        let before = fingerprint(&archive, nowhere, "s").unwrap();
+        assert_eq!(before, fingerprint(&archive, nowhere, "s").unwrap());
+        assert_ne!(before, fingerprint(&archive, nowhere, "t").unwrap());
+        fs::write(&path, "2").unwrap();
+        assert_ne!(before, fingerprint(&archive, nowhere, "s").unwrap());
+    }
 }

@@ -13,19 +13,22 @@ use object::{Endianness, StringTable};
 
 /// What the dynamic linker would be asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Needs {
+pub struct Needs {
     /// The program interpreter, an absolute path.
-    pub(crate) interpreter: Option<String>,
+    pub interpreter: Option<String>,
     /// The libraries' names.
-    pub(crate) libraries: Vec<String>,
+    pub libraries: Vec<String>,
     /// Folders the file itself names to look in, `$ORIGIN` not yet replaced.
-    pub(crate) run_path: Vec<String>,
+    pub run_path: Vec<String>,
     /// Whether there is a dynamic section at all.
-    pub(crate) dynamic: bool,
+    pub dynamic: bool,
 }
 
 /// Reads what a file needs; `None` if it is not a 64-bit ELF file.
-pub(crate) fn needs(path: &Path) -> Result<Option<Needs>> {
+///
+/// # Errors
+/// It cannot be read, or is broken.
+pub fn needs(path: &Path) -> Result<Option<Needs>> {
     let data = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     if !data.starts_with(b"\x7fELF\x02") {
         return Ok(None);
@@ -92,11 +95,20 @@ fn parse(data: &[u8]) -> Result<Needs> {
     Ok(needs)
 }
 
-/// Where Debian keeps shared libraries, in the order the dynamic linker looks.
-const LIBRARY_DIRS: &[&str] = &["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+/// Where distributions keep shared libraries, Debian's first.
+const LIBRARY_DIRS: &[&str] = &[
+    "lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu",
+    "lib64",
+    "usr/lib64",
+    "usr/lib",
+];
 
 /// The files that `roots` (relative to `tree`) need, relative to `tree` and under the names they are asked by.
-pub(crate) fn closure(tree: &Path, roots: &[String]) -> Result<BTreeSet<String>> {
+///
+/// # Errors
+/// One is missing; the error names it and who needs it.
+pub fn closure(tree: &Path, roots: &[String]) -> Result<BTreeSet<String>> {
     let mut roots: Vec<_> = roots
         .iter()
         .map(|r| Ok((r.clone(), resolve(tree, r)?)))
@@ -105,7 +117,10 @@ pub(crate) fn closure(tree: &Path, roots: &[String]) -> Result<BTreeSet<String>>
 }
 
 /// The same for one file outside the tree.
-pub(crate) fn closure_of(tree: &Path, file: &Path) -> Result<BTreeSet<String>> {
+///
+/// # Errors
+/// As [`closure`].
+pub fn closure_of(tree: &Path, file: &Path) -> Result<BTreeSet<String>> {
     follow(tree, &mut vec![(String::new(), file.to_owned())])
 }
 
@@ -144,8 +159,9 @@ fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<Str
                 .find_map(|place| resolve(tree, &place).ok().map(|file| (place, file)))
                 .with_context(|| {
                     format!(
-                        "{} needs {library}, which no package brought",
-                        file.display()
+                        "{} needs {library}, which is not below {}",
+                        file.display(),
+                        tree.display()
                     )
                 })?;
             found.insert(place.clone());
@@ -157,7 +173,10 @@ fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<Str
 
 /// The file behind a path in a tree, links followed as if the tree were the root. Where packages already put
 /// everything below `/usr`, a path outside it is looked for there.
-pub(crate) fn resolve(tree: &Path, path: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// There is no such file.
+pub fn resolve(tree: &Path, path: &str) -> Result<PathBuf> {
     let outside = !path.trim_start_matches('/').starts_with("usr/");
     match resolve_at(tree, path) {
         Err(_) if outside && resolve_at(tree, &format!("usr/{path}")).is_ok() => {
@@ -200,7 +219,7 @@ fn resolve_at(tree: &Path, path: &str) -> Result<PathBuf> {
     }
     let file = tree.join(parts.join("/"));
     if !file.exists() {
-        bail!("{path} is in no package ({})", file.display());
+        bail!("there is no {}", file.display());
     }
     Ok(file)
 }

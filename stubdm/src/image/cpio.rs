@@ -10,13 +10,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use sha2::{Digest as _, Sha256};
-
-use crate::store::hex;
 
 /// What a file holds.
 #[derive(Clone, Debug)]
-pub(crate) enum Content {
+pub enum Content {
     /// The bytes of a file on this machine.
     File(PathBuf),
     /// These bytes.
@@ -25,11 +22,25 @@ pub(crate) enum Content {
 
 /// One entry.
 #[derive(Clone, Debug)]
-enum Node {
+pub enum Node {
+    /// A folder.
     Dir,
-    File { mode: u32, content: Content },
+    /// A file.
+    File {
+        /// Its permissions.
+        mode: u32,
+        /// What it holds.
+        content: Content,
+    },
+    /// A symbolic link and where it leads.
     Link(String),
-    CharDevice { major: u32, minor: u32 },
+    /// A character device.
+    CharDevice {
+        /// Its driver's number.
+        major: u32,
+        /// Its number with the driver.
+        minor: u32,
+    },
 }
 
 /// The folders that are links in a merged `/usr`.
@@ -37,13 +48,13 @@ const MERGED: &[&str] = &["bin", "lib", "lib64", "sbin"];
 
 /// A root file system being put together.
 #[derive(Clone, Debug)]
-pub(crate) struct Archive {
+pub struct Archive {
     nodes: BTreeMap<String, Node>,
 }
 
 impl Archive {
     /// A root with a merged `/usr`, the usual empty folders and the device nodes that exist before devtmpfs.
-    pub(crate) fn root() -> Self {
+    pub fn root() -> Self {
         let mut archive = Self::bare();
         for name in MERGED {
             archive.dir(&format!("usr/{name}"));
@@ -63,21 +74,21 @@ impl Archive {
     }
 
     /// An archive with nothing in it, to be laid over another.
-    pub(crate) fn bare() -> Self {
+    pub fn bare() -> Self {
         Self {
             nodes: BTreeMap::new(),
         }
     }
 
     /// Adds a folder and those above it.
-    pub(crate) fn dir(&mut self, path: &str) {
+    pub fn dir(&mut self, path: &str) {
         let path = merged(path);
         self.parents(&path);
         self.nodes.entry(path).or_insert(Node::Dir);
     }
 
     /// Adds a file that can be run.
-    pub(crate) fn program(&mut self, path: &str, content: Content) {
+    pub fn program(&mut self, path: &str, content: Content) {
         self.add(
             path,
             Node::File {
@@ -88,7 +99,7 @@ impl Archive {
     }
 
     /// Adds a file.
-    pub(crate) fn file(&mut self, path: &str, content: Content) {
+    pub fn file(&mut self, path: &str, content: Content) {
         self.add(
             path,
             Node::File {
@@ -99,17 +110,17 @@ impl Archive {
     }
 
     /// Adds a text file.
-    pub(crate) fn text(&mut self, path: &str, text: &str) {
+    pub fn text(&mut self, path: &str, text: &str) {
         self.file(path, Content::Bytes(text.as_bytes().to_vec()));
     }
 
     /// Adds a symbolic link.
-    pub(crate) fn link(&mut self, path: &str, target: &str) {
+    pub fn link(&mut self, path: &str, target: &str) {
         self.add(path, Node::Link(target.to_owned()));
     }
 
     /// Whether there is an entry of that name.
-    pub(crate) fn has(&self, path: &str) -> bool {
+    pub fn has(&self, path: &str) -> bool {
         self.nodes.contains_key(&merged(path))
     }
 
@@ -125,38 +136,16 @@ impl Archive {
         }
     }
 
-    /// A hash that changes whenever the archive would, without reading the unpacked packages: a file below
-    /// `immutable` is known by its name and the tree's stamp, any other by its size and time.
-    pub(crate) fn fingerprint(&self, immutable: &std::path::Path, stamp: &str) -> Result<String> {
-        let mut hash = Sha256::new();
-        hash.update(stamp);
-        for (path, node) in &self.nodes {
-            hash.update(format!("\n{path} "));
-            match node {
-                Node::File {
-                    mode,
-                    content: Content::Bytes(bytes),
-                } => {
-                    hash.update(format!("{mode:o} "));
-                    hash.update(Sha256::digest(bytes));
-                }
-                Node::File {
-                    mode,
-                    content: Content::File(file),
-                } => {
-                    hash.update(format!("{mode:o} {} ", file.display()));
-                    if !file.starts_with(immutable) {
-                        hash.update(crate::store::hash_file(file)?);
-                    }
-                }
-                other => hash.update(format!("{other:?}")),
-            }
-        }
-        Ok(hex(&hash.finalize()))
+    /// Every entry with its path, sorted.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path.as_str(), node))
     }
 
     /// Writes the archive, padded so that another may follow it.
-    pub(crate) fn write(&self, out: &mut dyn Write) -> Result<()> {
+    ///
+    /// # Errors
+    /// A file cannot be read, or is too large for the format; or what `out` says.
+    pub fn write(&self, out: &mut dyn Write) -> Result<()> {
         for (index, (path, node)) in self.nodes.iter().enumerate() {
             let (mode, data, device) = match node {
                 Node::Dir => (0o040_755, Vec::new(), (0, 0)),
@@ -283,20 +272,5 @@ mod tests {
         let mut again = Vec::new();
         archive.write(&mut again).unwrap();
         assert_eq!(bytes, again);
-    }
-
-    #[test]
-    fn the_fingerprint_follows_the_contents() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        fs::write(&path, "1").unwrap();
-        let mut archive = Archive::bare();
-        archive.file("x", Content::File(path.clone()));
-        let nowhere = std::path::Path::new("/nonexistent");
-        let before = archive.fingerprint(nowhere, "s").unwrap();
-        assert_eq!(before, archive.fingerprint(nowhere, "s").unwrap());
-        assert_ne!(before, archive.fingerprint(nowhere, "t").unwrap());
-        fs::write(&path, "2").unwrap();
-        assert_ne!(before, archive.fingerprint(nowhere, "s").unwrap());
     }
 }
