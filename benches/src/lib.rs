@@ -1,5 +1,12 @@
 //! What the benchmarks share: a ring to measure, bytes to move, and the check that they arrived.
 
+pub mod end;
+#[cfg(feature = "sim")]
+pub mod local;
+pub mod plan;
+#[cfg(feature = "sim")]
+pub mod report;
+#[cfg(feature = "sim")]
 pub mod sim;
 
 use xen_vchan::ring::{Consumer, Producer, Rings, Role};

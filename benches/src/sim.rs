@@ -1,6 +1,9 @@
 //! A connected vchan on a simulated host: shared memory and event channels as on Xen, without its
 //! hypercalls.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use xen_store::Permissions;
 use xen_store::server::{Config, Server as StoreServer};
 use xen_sys::DomId;
@@ -58,5 +61,59 @@ impl Host {
         server.wait_connected(None)?;
         client.wait_connected(None)?;
         Ok((server, client))
+    }
+}
+
+/// A simulated host for processes that join it by a path, with a store that C programs can reach too.
+#[derive(Debug)]
+pub struct World {
+    _sim: Simulation,
+    _stored: Arc<StoreServer>,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// A host with domain 0.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no descriptor, thread or room left.
+    pub fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let sim = Simulation::start()?;
+        sim.listen(dir.path().join("host"))?;
+        let stored = xen_store::sim::start(&sim, Config::new())?;
+        stored.listen(dir.path().join("store"))?;
+        // As libxl does; a vchan's server looks there for its own number.
+        stored
+            .connect(DomId::DOM0)?
+            .write("/local/domain/0/domid", "0")?;
+        Ok(Self {
+            _sim: sim,
+            _stored: stored,
+            dir,
+        })
+    }
+
+    /// `XEN_SIM_SOCKET`.
+    #[must_use]
+    pub fn host_path(&self) -> PathBuf {
+        self.dir.path().join("host")
+    }
+
+    /// `XENSTORED_PATH`.
+    #[must_use]
+    pub fn store_path(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// A name for a UNIX socket.
+    #[must_use]
+    pub fn socket_path(&self) -> String {
+        self.dir
+            .path()
+            .join("socket")
+            .to_string_lossy()
+            .into_owned()
     }
 }

@@ -1,11 +1,13 @@
 //! What is behind C's handles, in safe code.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::env;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xen_evtchn::{BoundPort, EventChannels};
@@ -57,19 +59,41 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Events {
     channels: EventChannels,
-    bound: Mutex<HashMap<Port, BoundPort>>,
+    bound: Mutex<BTreeMap<Port, BoundPort>>,
+    /// Somebody has the descriptor and may have made it non-blocking.
+    lent: AtomicBool,
+}
+
+/// Calls that are a system call each on a real host: notifies, and all the others.
+static CALLS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Counts a call.
+fn count(which: usize) {
+    CALLS[which].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Notifies so far, and system calls that a real host would have seen.
+pub(crate) fn counts() -> [u64; 2] {
+    let [notifies, others] = [0, 1].map(|i: usize| CALLS[i].load(Ordering::Relaxed));
+    [notifies, notifies + others]
 }
 
 impl Events {
     pub(crate) fn open() -> Result<Self, Failed> {
         let channels = EventChannels::open(&xen()?)?;
+        let cost = env::var("XEN_SIM_NOTIFY_NS").ok();
+        if let Some(nanos) = cost.and_then(|text| text.parse().ok()) {
+            xen_evtchn::meter::set_notify_cost(Duration::from_nanos(nanos));
+        }
         Ok(Self {
             channels,
             bound: Mutex::default(),
+            lent: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn fd(&self) -> c_int {
+        self.lent.store(true, Ordering::Relaxed);
         self.channels.as_fd().as_raw_fd()
     }
 
@@ -95,26 +119,36 @@ impl Events {
     }
 
     pub(crate) fn notify(&self, port: Port) -> Result<c_int, Failed> {
+        count(0);
         let bound = lock(&self.bound);
         bound.get(&port).ok_or(Failed(libc::ENOTCONN))?.notify()?;
         Ok(0)
     }
 
     pub(crate) fn unmask(&self, port: Port) -> Result<c_int, Failed> {
+        count(1);
         self.channels.unmask(port)?;
         Ok(0)
     }
 
     /// As a read of the device: it waits unless somebody made the descriptor non-blocking.
     pub(crate) fn pending(&self) -> Result<c_int, Failed> {
-        let flags = fcntl(&self.channels, FcntlArg::F_GETFL).map_err(|e| Failed(e as c_int))?;
-        let port = if OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK) {
+        count(1);
+        let port = if self.is_nonblocking()? {
             self.channels.pending()?
         } else {
             self.channels.wait(None)?
         };
         port.map(|p| p.as_u32() as c_int)
             .ok_or(Failed(libc::EAGAIN))
+    }
+
+    fn is_nonblocking(&self) -> Result<bool, Failed> {
+        if !self.lent.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let flags = fcntl(&self.channels, FcntlArg::F_GETFL).map_err(|e| Failed(e as c_int))?;
+        Ok(OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK))
     }
 }
 

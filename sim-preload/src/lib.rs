@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `XEN_SIM_SOCKET` | the path the simulation listens at |
 //! | `XEN_SIM_DOMAIN` | the domain to be; 0 unless given |
+//! | `XEN_SIM_NOTIFY_NS` | how much longer a notify is to take, in nanoseconds, to stand for a hypercall |
 //!
 //! It is part of the tests: for what libxenvchan and its like call, not for all there is. What
 //! is missing (virtual interrupts, grant copy, dma-buf) is not exported, so a program that wants
@@ -150,6 +151,19 @@ evtchn! {
     fn xenevtchn_pending(h) { h.pending() }
     /// `xenevtchn_unmask`.
     fn xenevtchn_unmask(h, port: u32) { h.unmask(Port::new(port)) }
+}
+
+/// How often this process called, for benchmarks: notifies, and all that would have been system
+/// calls on a real host. To be found by `dlsym`.
+///
+/// # Safety
+///
+/// `out` has room for two elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xen_sim_counts(out: *mut u64) {
+    let counts = handles::counts();
+    // SAFETY: the caller's promise.
+    unsafe { ptr::copy_nonoverlapping(counts.as_ptr(), out, counts.len()) };
 }
 
 /// `xengnttab_open`: mappings of others' pages, or null.

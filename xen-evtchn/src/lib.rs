@@ -64,6 +64,8 @@
 #![forbid(unsafe_code)]
 
 mod dev;
+#[cfg(feature = "sim")]
+pub mod meter;
 mod port;
 #[cfg(feature = "sim")]
 mod sim;
@@ -194,13 +196,18 @@ impl EventChannels {
     ///
     /// [`Error::EventOverflow`]; see [`reset`](Self::reset). [`Error::Os`] from `poll(2)`.
     pub fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
+        #[cfg(feature = "sim")]
+        if let Backend::Sim(sim) = &*self.0 {
+            return sim.wait(deadline);
+        }
         loop {
-            if let Some(port) = self.pending()? {
-                return Ok(Some(port));
-            }
-            // Another thread may take the event between the two calls; then wait again.
+            // Callers have mostly looked already, so there is mostly nothing to be read yet.
             if !wait::readable(self.as_fd(), deadline)? {
                 return self.pending();
+            }
+            // Another thread may take the event between the two calls; then wait again.
+            if let Some(port) = self.pending()? {
+                return Ok(Some(port));
             }
         }
     }

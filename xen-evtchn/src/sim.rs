@@ -10,9 +10,10 @@
 //! | write: unmask | `EPOLL_CTL_MOD`: arm |
 //! | notify | write to the peer's eventfd |
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -20,12 +21,14 @@ use nix::unistd::{read, write};
 use xen_sys::sim::{Bound, Client};
 use xen_sys::{DomId, Error, Host, Port, Result, Xen};
 
+use crate::{meter, wait};
+
 #[derive(Debug)]
 pub(crate) struct Evtchn {
     set: Epoll,
     /// Keeps the connection to the broker.
     xen: Xen,
-    ports: RwLock<HashMap<Port, Entry>>,
+    ports: RwLock<BTreeMap<Port, Entry>>,
     state: Mutex<State>,
 }
 
@@ -123,6 +126,7 @@ impl Evtchn {
         if let Err(errno) = self.client()?.before_notify() {
             return Err(os("IOCTL_EVTCHN_NOTIFY")(Errno::from_raw(errno)));
         }
+        meter::notify();
         match self.with(port, |entry| write(&entry.bound.ring, &1u64.to_ne_bytes())) {
             // A full counter is a pending event.
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),
@@ -131,6 +135,7 @@ impl Evtchn {
     }
 
     pub(crate) fn unmask(&self, port: Port) -> Result<()> {
+        meter::call();
         let arm = |entry: &Entry| {
             self.set
                 .modify(&entry.bound.wait, &mut EpollEvent::new(ARMED, entry.token))
@@ -142,13 +147,40 @@ impl Evtchn {
     }
 
     pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
+        meter::call();
+        self.take(out, EpollTimeout::ZERO)
+    }
+
+    /// As [`EventChannels::wait`](crate::EventChannels::wait): what are a poll and a read of the
+    /// device is one `epoll_wait` here.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
+        meter::call();
+        meter::call();
+        let mut port = [Port::default()];
+        loop {
+            let timeout = wait::timeout(deadline, Instant::now()).as_millis();
+            let timeout = timeout.map_or(EpollTimeout::NONE, |ms| {
+                EpollTimeout::try_from(ms).unwrap_or(EpollTimeout::MAX)
+            });
+            if self.take(&mut port, timeout)? == 1 {
+                return Ok(Some(port[0]));
+            }
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes pending ports, after waiting for one if need be; none also if a signal came.
+    fn take(&self, out: &mut [Port], timeout: EpollTimeout) -> Result<usize> {
         let mut events = [EpollEvent::empty(); BATCH];
         let room = out.len().min(BATCH);
         loop {
-            let n = match self.set.wait(&mut events[..room], EpollTimeout::ZERO) {
+            let n = match self.set.wait(&mut events[..room], timeout) {
                 Ok(0) => return Ok(0),
                 Ok(n) => n,
-                Err(Errno::EINTR) => continue,
+                Err(Errno::EINTR) if timeout == EpollTimeout::ZERO => continue,
+                Err(Errno::EINTR) => return Ok(0),
                 Err(e) => return Err(os("epoll_wait")(e)),
             };
             let mut taken = 0;

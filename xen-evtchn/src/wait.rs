@@ -23,7 +23,7 @@ pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<
 }
 
 /// What is left, in whole milliseconds rounded up so that no wait ends before its deadline.
-fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
+pub(crate) fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
     let Some(deadline) = deadline else {
         return PollTimeout::NONE;
     };

@@ -11,6 +11,7 @@
 //! ```
 
 mod apt;
+mod bench;
 mod ci;
 mod console;
 mod cparts;
@@ -32,6 +33,7 @@ mod workspace;
 mod xen_cmd;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -108,12 +110,39 @@ enum Task {
         #[command(subcommand)]
         what: soak::Soak,
     },
+    /// Compare ours with libxenvchan, every byte checked; needs a quiet machine with two CPUs
+    #[command(subcommand)]
+    Bench(Bench),
     /// Build the static binaries and check that they are static
     Dist,
     /// Download and verify every package; nothing is unpacked or booted
     Fetch {
         #[command(flatten)]
         host: HostArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Throughput, round trips and their cost, of both ends ours, both ends C, and mixed
+    Vchan {
+        #[command(flatten)]
+        host: HostArgs,
+        /// A glance: fewer cells, shorter runs, in less than a minute
+        #[arg(long)]
+        quick: bool,
+        /// Only streams with this ring and write size in bytes, or `pair`, `pingpong`, `packets`
+        #[arg(long, value_name = "RING[,WRITE]")]
+        only: Option<String>,
+        /// The folder for vchan.md, vchan.svg and vchan.json
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
+        /// On real Xen between dom0 and a PV domain too
+        #[arg(long)]
+        xen: bool,
+        /// Kill the host when that takes longer, in seconds
+        #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+        timeout: u64,
     },
 }
 
@@ -207,6 +236,24 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Ci { host, skip_tests } => ci::run(&workspace, &host.options()?, skip_tests),
         Task::Soak { what } => soak::run(&workspace, what),
+        Task::Bench(Bench::Vchan {
+            host,
+            quick,
+            only,
+            out,
+            xen,
+            timeout,
+        }) => {
+            let request = bench::Request {
+                options: host.options()?,
+                quick,
+                only,
+                out,
+                xen,
+                timeout: Duration::from_secs(timeout),
+            };
+            bench::run(&workspace, &request)
+        }
         Task::Dist => {
             dist::build(&workspace)?;
             dist::report(&workspace)?;

@@ -1,0 +1,359 @@
+//! Runs xen-vchan and libxenvchan against themselves and each other and writes what came out.
+//!
+//! `cargo xtask bench vchan` builds and finds what this needs. Every end is a process of its own, on a CPU of
+//! its own: this program again (`vchan-compare end …`), or the C program under `LD_PRELOAD`.
+#![allow(clippy::unwrap_used, reason = "a mutex that is poisoned is a bug here")]
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _, stderr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use benches::end::{self, Seen};
+use benches::plan::{self, Both, Group, Maker, Row, Task, Variant, Work};
+use benches::report::{self, Circumstances, Report, Rows};
+use benches::sim::World;
+use benches::{local, pin};
+use clap::Parser;
+use xen_evtchn::meter;
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+
+#[derive(Debug, Parser)]
+#[command(about = "Compares xen-vchan with libxenvchan; run by `cargo xtask bench vchan`")]
+struct Cli {
+    /// A glance: fewer cells, shorter runs
+    #[arg(long)]
+    quick: bool,
+    /// Only streams with this ring and write size in bytes (RING or RING,WRITE), or `pair`, `pingpong`, `packets`
+    #[arg(long)]
+    only: Option<String>,
+    /// The C program
+    #[arg(long)]
+    c_program: PathBuf,
+    /// The folder with libxenvchan
+    #[arg(long)]
+    libraries: PathBuf,
+    /// The library that puts it on a simulated host
+    #[arg(long)]
+    preload: PathBuf,
+    /// The folder to write to; without it, the document goes to the standard output
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Rows measured on real Xen, one JSON object a line
+    #[arg(long)]
+    xen_rows: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.split_first() {
+        Some((first, rest)) if first == "end" => one_end(rest),
+        _ => compare(&Cli::parse()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vchan-compare: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn one_end(arguments: &[String]) -> Result<()> {
+    if let [work, maker, size, total] = arguments {
+        if work == "local" {
+            pin(1);
+            return local::run(maker, size.parse()?, total.parse()?);
+        }
+    }
+    if let Ok(cost) = std::env::var("XEN_SIM_NOTIFY_NS") {
+        meter::set_notify_cost(Duration::from_nanos(cost.parse()?));
+    }
+    let open = || {
+        let path = std::env::var_os("XEN_SIM_SOCKET").context("XEN_SIM_SOCKET is not set")?;
+        let xen = Xen::join_path(path, DomId::DOM0)?;
+        let store = Store::open(&xen)?;
+        Ok((xen, store))
+    };
+    let counts = || {
+        let counts = meter::counts();
+        (counts.notifies, counts.system_calls)
+    };
+    end::main(arguments, open, counts)
+}
+
+/// Where the ends run and what they are.
+struct Bench<'a> {
+    cli: &'a Cli,
+    world: World,
+    me: PathBuf,
+}
+
+/// What kills an end that is still there when it is no longer wanted.
+struct Guarded(Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const PATH: &str = "/local/domain/0/data/bench";
+/// Longer than any run; the C program gives up at the same time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Bench<'_> {
+    fn start(&self, maker: Maker, words: &[String], notify_ns: u64) -> Result<Guarded> {
+        let mut command = match maker {
+            Maker::C => {
+                let mut command = Command::new(&self.cli.c_program);
+                command
+                    .env("LD_PRELOAD", &self.cli.preload)
+                    .env("LD_LIBRARY_PATH", &self.cli.libraries)
+                    .env("XENSTORED_PATH", self.world.store_path());
+                command
+            }
+            _ => {
+                let mut command = Command::new(&self.me);
+                command.arg("end");
+                command
+            }
+        };
+        let child = command
+            .args(words)
+            .env("XEN_SIM_SOCKET", self.world.host_path())
+            .env("XEN_SIM_NOTIFY_NS", notify_ns.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {:?}", command.get_program()))?;
+        Ok(Guarded(child))
+    }
+
+    fn run(&self, task: &Task, variant: &Variant, total: u64) -> Result<Both> {
+        let words = |work: &str, side: &str, cpu: usize, maker: Maker| {
+            let unix = maker == Maker::Unix;
+            let path = if unix {
+                self.world.socket_path()
+            } else {
+                PATH.into()
+            };
+            let mut words: Vec<String> = vec![
+                format!("{}{work}", if unix { "unix-" } else { "" }),
+                side.into(),
+                "0".into(),
+                path,
+                task.size.to_string(),
+                total.to_string(),
+                task.ring.to_string(),
+                cpu.to_string(),
+            ];
+            if maker == Maker::Ours && variant.cork {
+                words.push("cork".into());
+            }
+            if maker == Maker::Ours && !variant.spin {
+                words.push("spin=0".into());
+            }
+            words
+        };
+        if task.work == Work::Pair {
+            let words = match variant.writer {
+                Maker::C | Maker::Ours => words("pair", "server", 1, variant.writer),
+                other => {
+                    let name = format!("{other:?}").to_lowercase();
+                    vec![
+                        "local".into(),
+                        name,
+                        task.size.to_string(),
+                        total.to_string(),
+                    ]
+                }
+            };
+            let end = self.start(variant.writer, &words, task.notify_ns)?;
+            let seen = reports(vec![end])?[0];
+            return Ok((Seen::default(), seen));
+        }
+        let (first, second) = match task.work {
+            Work::Stream => ("write", "read"),
+            Work::Packets => ("send", "recv"),
+            Work::Pingpong | Work::Pair => ("ping", "pong"),
+        };
+        if variant.writer == Maker::Unix {
+            let _ = fs::remove_file(self.world.socket_path());
+        }
+        let server = words(second, "server", 1, variant.reader);
+        let client = words(first, "client", 0, variant.writer);
+        let server = self.start(variant.reader, &server, task.notify_ns)?;
+        let client = self.start(variant.writer, &client, task.notify_ns)?;
+        let seen = reports(vec![client, server])?;
+        Ok((seen[0], seen[1]))
+    }
+}
+
+/// Waits for the line of each end; if one fails, the others are killed.
+fn reports(mut ends: Vec<Guarded>) -> Result<Vec<Seen>> {
+    let (tell, lines) = mpsc::channel();
+    for (i, end) in ends.iter_mut().enumerate() {
+        let (tell, out) = (
+            tell.clone(),
+            end.0.stdout.take().context("an end without output")?,
+        );
+        thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(out).read_line(&mut line);
+            let _ = tell.send((i, read.map(|_| line)));
+        });
+    }
+    let mut seen = vec![Seen::default(); ends.len()];
+    let until = Instant::now() + PATIENCE;
+    for _ in 0..ends.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        let (i, line) = lines
+            .recv_timeout(left)
+            .context("an end does not come to its end")?;
+        seen[i] = Seen::parse(&line?)?;
+    }
+    for end in &mut ends {
+        if !end.0.wait()?.success() {
+            bail!("an end failed after its report");
+        }
+    }
+    Ok(seen)
+}
+
+fn wanted(only: &str, task: &Task) -> bool {
+    let work = format!("{:?}", task.work).to_lowercase();
+    let sizes = format!("{},{}", task.ring, task.size);
+    only == work || (task.work == Work::Stream && (only == sizes || only == task.ring.to_string()))
+}
+
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ')
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(f64::NAN)
+}
+
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    line.and_then(|line| line.split_once(": "))
+        .map_or("an unnamed processor", |(_, name)| name)
+        .to_owned()
+}
+
+fn kernel() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn compare(cli: &Cli) -> Result<()> {
+    let mut groups = if cli.quick {
+        plan::quick()
+    } else {
+        plan::full()
+    };
+    if let Some(only) = &cli.only {
+        groups = if cli.quick { plan::full() } else { groups };
+        groups
+            .retain(|group| wanted(only, &group.task) && (!cli.quick || group.task.notify_ns == 0));
+    }
+    let length = if cli.quick { plan::QUICK } else { plan::FULL };
+    let bench = Bench {
+        cli,
+        world: World::new()?,
+        me: std::env::current_exe()?,
+    };
+    let (began, before) = (Instant::now(), load());
+    let mut rows = Vec::new();
+    for (i, group) in groups.iter().enumerate() {
+        progress(i, groups.len(), group, began);
+        rows.extend(group.measure(length, |task, variant, total| {
+            bench.run(task, variant, total)
+        })?);
+    }
+    if stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+    let circumstances = Circumstances {
+        processor: processor(),
+        processors: thread::available_parallelism()?.get(),
+        kernel: kernel(),
+        load: (before, load()),
+        seconds: began.elapsed().as_secs_f64(),
+        quick: cli.quick,
+    };
+    if let Some(file) = &cli.xen_rows {
+        let text =
+            fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            rows.push(serde_json::from_str::<Row>(line).context("a row of real Xen")?);
+        }
+    }
+    write(
+        &Report {
+            circumstances,
+            rows,
+        },
+        cli.out.as_deref(),
+    )
+}
+
+fn progress(done: usize, all: usize, group: &Group, began: Instant) {
+    let Task {
+        work,
+        ring,
+        size,
+        notify_ns,
+        ..
+    } = group.task;
+    let text = format!(
+        "{done}/{all}, {:.0} s: {work:?} of {size} B, ring {ring} B, notify +{notify_ns} ns",
+        began.elapsed().as_secs_f64()
+    );
+    if stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+        let _ = stderr().flush();
+    } else {
+        eprintln!("vchan-compare: {text}");
+    }
+}
+
+fn write(report: &Report, out: Option<&Path>) -> Result<()> {
+    let markdown = report::markdown(report, "vchan.svg");
+    let Some(out) = out else {
+        println!("{markdown}");
+        return Ok(());
+    };
+    fs::create_dir_all(out)?;
+    let mut json = String::from("{\"circumstances\":");
+    json.push_str(&serde_json::to_string(&report.circumstances)?);
+    json.push_str(",\"rows\":[");
+    for (i, row) in report.rows.iter().enumerate() {
+        json.push_str(if i == 0 { "\n" } else { ",\n" });
+        json.push_str(&serde_json::to_string(row)?);
+    }
+    json.push_str("\n]}\n");
+    let files: [(&str, OsString); 3] = [
+        ("vchan.md", markdown.into()),
+        ("vchan.json", json.into()),
+        ("vchan.svg", report::plot(Rows(&report.rows)).into()),
+    ];
+    for (name, text) in files {
+        let path = out.join(name);
+        fs::write(&path, text.as_encoded_bytes())
+            .with_context(|| format!("writing {}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}

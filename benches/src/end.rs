@@ -1,0 +1,523 @@
+//! One end of a channel in a process of its own, at a piece of work that is timed: the counterpart of
+//! `xtask/c/c-vchan-bench.c`, with the same arguments, the same loops, the same check and the same line.
+//!
+//! ```text
+//! WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NANOSECONDS]
+//! ```
+//!
+//! The reader sends one byte when it is ready and one when it has everything; between the two the clock
+//! runs. Every byte is compared with what it must be at its position in the stream: byte `p` is byte
+//! `p % PERIOD` of a pattern. The period is a prime, so a byte of another round of the ring is never right.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+use xen_vchan::{Channel, Client, RingSize, Server};
+
+use crate::pin;
+
+/// The length of the pattern, a prime.
+pub const PERIOD: usize = 4099;
+/// The largest operation, and what a stream's reader reads into.
+pub const BUFFER: usize = 65536;
+
+/// The pattern, long enough to take an operation from any place in its first period.
+#[must_use]
+pub fn pattern() -> Vec<u8> {
+    let byte = |i: usize| {
+        let x = (i % PERIOD) as u32;
+        (x.wrapping_mul(167) ^ x >> 4 ^ x >> 9) as u8
+    };
+    (0..PERIOD + BUFFER).map(byte).collect()
+}
+
+/// Compares bytes of the stream from `position` on: in pieces of a period, so that the pattern stays in
+/// the first cache and the check costs one more reading of bytes that were just written.
+///
+/// # Errors
+///
+/// Where they differ.
+#[inline]
+pub fn check(bytes: &[u8], position: u64, pattern: &[u8]) -> Result<()> {
+    let mut at = (position % PERIOD as u64) as usize;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (piece, more) = rest.split_at(rest.len().min(PERIOD - at));
+        if piece != &pattern[at..at + piece.len()] {
+            bail!("wrong bytes at {position} or after");
+        }
+        (rest, at) = (more, 0);
+    }
+    Ok(())
+}
+
+/// What one end has seen, in nanoseconds and bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// The time from the first operation to the last.
+    pub ns: u64,
+    /// The bytes moved, checked if this end received them.
+    pub bytes: u64,
+    /// Processor time, user and system.
+    pub cpu: u64,
+    /// Notifications sent.
+    pub notifies: u64,
+    /// System calls for event channels.
+    pub syscalls: u64,
+    /// The median round trip.
+    pub p50: u64,
+    /// The 99th percentile.
+    pub p99: u64,
+}
+
+impl Seen {
+    /// Reads the line that either end prints.
+    ///
+    /// # Errors
+    ///
+    /// If it is not such a line: then it is the error.
+    pub fn parse(line: &str) -> Result<Self> {
+        let mut seen = Self::default();
+        let fields = line
+            .trim()
+            .strip_prefix("ok ")
+            .with_context(|| format!("an end says `{line}`"))?;
+        for (name, value) in fields.split(' ').filter_map(|word| word.split_once('=')) {
+            let value = value.parse().with_context(|| format!("in `{line}`"))?;
+            match name {
+                "ns" => seen.ns = value,
+                "bytes" => seen.bytes = value,
+                "cpu" => seen.cpu = value,
+                "notifies" => seen.notifies = value,
+                "syscalls" => seen.syscalls = value,
+                "p50" => seen.p50 = value,
+                "p99" => seen.p99 = value,
+                _ => bail!("unknown field in `{line}`"),
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// What is asked of an end.
+#[derive(Debug)]
+struct Order<'a> {
+    work: &'a str,
+    server: bool,
+    domain: DomId,
+    path: &'a str,
+    size: usize,
+    total: u64,
+    ring: usize,
+    cork: bool,
+    spin: Option<Duration>,
+}
+
+/// Either thing that bytes go through.
+trait Pipe {
+    fn put_all(&mut self, bytes: &[u8]) -> Result<()>;
+    fn get(&mut self, into: &mut [u8]) -> Result<usize>;
+    fn send(&mut self, bytes: &[u8]) -> Result<()>;
+    fn recv(&mut self, into: &mut [u8]) -> Result<()>;
+    /// Receives packets of `buffer`'s size, all that are there at once if that is possible.
+    fn recv_many(
+        &mut self,
+        buffer: &mut [u8],
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
+    fn flush(&mut self) -> Result<()>;
+}
+
+impl Pipe for Channel {
+    #[inline]
+    fn put_all(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.write_all(bytes)?)
+    }
+
+    #[inline]
+    fn get(&mut self, into: &mut [u8]) -> Result<usize> {
+        Ok(self.read(into)?)
+    }
+
+    #[inline]
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.halves().1.send(bytes, None)?)
+    }
+
+    #[inline]
+    fn recv(&mut self, into: &mut [u8]) -> Result<()> {
+        Ok(self.halves().0.recv(into, None)?)
+    }
+
+    fn recv_many(
+        &mut self,
+        buffer: &mut [u8],
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let reader = self.halves().0;
+        reader.recv(buffer, None)?;
+        each(buffer)?;
+        if reader.bytes_readable()? >= buffer.len() {
+            let mut more = reader.incoming(None)?;
+            while more.get_exact(buffer) {
+                each(buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(Write::flush(self)?)
+    }
+}
+
+impl Pipe for UnixStream {
+    fn put_all(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.write_all(bytes)?)
+    }
+
+    fn get(&mut self, into: &mut [u8]) -> Result<usize> {
+        Ok(self.read(into)?)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.put_all(bytes)
+    }
+
+    fn recv(&mut self, into: &mut [u8]) -> Result<()> {
+        Ok(self.read_exact(into)?)
+    }
+
+    fn recv_many(
+        &mut self,
+        buffer: &mut [u8],
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.read_exact(buffer)?;
+        each(buffer)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Does what the arguments say and prints how it went, which for a failure is `FAILED` and the reason.
+/// `open` connects to the hypervisor and the store, `counts` says how many notifies and system calls there
+/// were.
+///
+/// # Errors
+///
+/// As it printed.
+pub fn main(
+    arguments: &[String],
+    open: impl FnOnce() -> Result<(Xen, Store)>,
+    counts: impl Fn() -> (u64, u64),
+) -> Result<()> {
+    match order(arguments).and_then(|order| obey(&order, open, counts)) {
+        Ok(seen) => {
+            let Seen {
+                ns,
+                bytes,
+                cpu,
+                notifies,
+                syscalls,
+                p50,
+                p99,
+            } = seen;
+            println!(
+                "ok ns={ns} bytes={bytes} cpu={cpu} notifies={notifies} syscalls={syscalls} p50={p50} p99={p99}"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            println!("FAILED {error:#}");
+            Err(error)
+        }
+    }
+}
+
+fn order(arguments: &[String]) -> Result<Order<'_>> {
+    let [
+        work,
+        side,
+        domain,
+        path,
+        size,
+        total,
+        ring,
+        cpu,
+        options @ ..,
+    ] = arguments
+    else {
+        bail!("usage: WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NS]");
+    };
+    let mut order = Order {
+        work,
+        server: side == "server",
+        domain: domain.parse()?,
+        path,
+        size: size.parse()?,
+        total: total.parse()?,
+        ring: ring.parse()?,
+        cork: false,
+        spin: None,
+    };
+    for option in options {
+        match option.split_once('=') {
+            None if option == "cork" => order.cork = true,
+            Some(("spin", nanos)) => order.spin = Some(Duration::from_nanos(nanos.parse()?)),
+            _ => bail!("unknown option {option}"),
+        }
+    }
+    ensure!(
+        (1..=BUFFER).contains(&order.size) && order.total % order.size as u64 == 0,
+        "impossible sizes"
+    );
+    pin(cpu.parse()?);
+    Ok(order)
+}
+
+fn obey(
+    order: &Order<'_>,
+    open: impl FnOnce() -> Result<(Xen, Store)>,
+    counts: impl Fn() -> (u64, u64),
+) -> Result<Seen> {
+    if order.work.starts_with("unix-") {
+        let stream = if order.server {
+            UnixListener::bind(order.path)?.accept()?.0
+        } else {
+            connect(order.path)?
+        };
+        return timed(order, stream, counts);
+    }
+    let (xen, store) = open()?;
+    let server = || {
+        let ring = RingSize::at_least(order.ring);
+        Server::builder(order.domain, order.path)
+            .rings(ring, ring)
+            .listen(&xen, &store)
+    };
+    let client = || {
+        Client::builder(order.domain, order.path)
+            .wait_for_server(true)
+            .connect(&xen, &store)
+    };
+    if order.work == "pair" {
+        let (mut a, mut b) = (server()?, client()?);
+        a.wait_connected(None)?;
+        b.wait_connected(None)?;
+        return pair(order, b, a, counts);
+    }
+    let mut channel = if order.server { server()? } else { client()? };
+    channel.wait_connected(None)?;
+    if let Some(spin) = order.spin {
+        channel.set_spin(spin);
+    }
+    channel.halves().1.set_cork(order.cork);
+    timed(order, channel, counts)
+}
+
+fn connect(path: &str) -> Result<UnixStream> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() > until => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// The byte from the reader that says that it is ready, the work, and the byte that says that all is there.
+fn timed(order: &Order<'_>, mut pipe: impl Pipe, counts: impl Fn() -> (u64, u64)) -> Result<Seen> {
+    let work = order.work.trim_start_matches("unix-");
+    let rounds = order.total / order.size as u64;
+    let pattern = pattern();
+    let mut byte = [1];
+    if matches!(work, "read" | "recv" | "pong") {
+        pipe.put_all(&byte)?;
+        pipe.flush()?;
+    } else {
+        pipe.recv(&mut byte)?;
+    }
+    let mut times = Vec::new();
+    let clock = Clock::start(&counts)?;
+    match work {
+        "write" | "send" => write(order, &mut pipe, work == "send", &pattern)?,
+        "read" => read(order, &mut pipe, &pattern)?,
+        "recv" => recv(order, &mut pipe, &pattern)?,
+        "ping" => times = ping(order, &mut pipe, rounds, &pattern)?,
+        "pong" => pong(order, &mut pipe, rounds)?,
+        _ => bail!("unknown work"),
+    }
+    let mut seen = clock.stop(&counts, order.total)?;
+    if matches!(work, "read" | "recv" | "ping") {
+        pipe.put_all(&byte)?;
+        pipe.flush()?;
+    } else {
+        pipe.recv(&mut byte)?;
+    }
+    if !times.is_empty() {
+        times.sort_unstable();
+        seen.p50 = times[times.len() / 2].into();
+        seen.p99 = times[times.len() * 99 / 100].into();
+    }
+    Ok(seen)
+}
+
+struct Clock {
+    began: Instant,
+    cpu: u64,
+    counts: (u64, u64),
+}
+
+impl Clock {
+    fn start(counts: &impl Fn() -> (u64, u64)) -> Result<Self> {
+        Ok(Self {
+            counts: counts(),
+            cpu: cpu_time()?,
+            began: Instant::now(),
+        })
+    }
+
+    fn stop(&self, counts: &impl Fn() -> (u64, u64), bytes: u64) -> Result<Seen> {
+        let ns = self.began.elapsed().as_nanos() as u64;
+        let (cpu, now) = (cpu_time()? - self.cpu, counts());
+        Ok(Seen {
+            ns,
+            bytes,
+            cpu,
+            notifies: now.0 - self.counts.0,
+            syscalls: now.1 - self.counts.1,
+            ..Seen::default()
+        })
+    }
+}
+
+fn cpu_time() -> Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let micros = |t: nix::sys::time::TimeVal| t.tv_sec() as u64 * 1_000_000 + t.tv_usec() as u64;
+    Ok((micros(usage.user_time()) + micros(usage.system_time())) * 1000)
+}
+
+fn write(order: &Order<'_>, pipe: &mut impl Pipe, packets: bool, pattern: &[u8]) -> Result<()> {
+    let (mut done, mut at) = (0, 0);
+    while done < order.total {
+        let bytes = &pattern[at..at + order.size];
+        if packets {
+            pipe.send(bytes)?;
+        } else {
+            pipe.put_all(bytes)?;
+        }
+        done += order.size as u64;
+        at = (at + order.size) % PERIOD;
+    }
+    pipe.flush()
+}
+
+fn read(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    let mut done = 0;
+    while done < order.total {
+        let count = pipe.get(&mut buffer)?;
+        ensure!(count != 0, "the end came early, at {done}");
+        check(&buffer[..count], done, pattern)?;
+        done += count as u64;
+    }
+    Ok(())
+}
+
+fn recv(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
+    let mut buffer = vec![0; order.size];
+    let mut done = 0;
+    while done < order.total {
+        if order.cork {
+            pipe.recv_many(&mut buffer, &mut |bytes| {
+                check(bytes, done, pattern)?;
+                done += bytes.len() as u64;
+                Ok(())
+            })?;
+        } else {
+            pipe.recv(&mut buffer)?;
+            check(&buffer, done, pattern)?;
+            done += order.size as u64;
+        }
+    }
+    Ok(())
+}
+
+fn get_all(pipe: &mut impl Pipe, into: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < into.len() {
+        let count = pipe.get(&mut into[done..])?;
+        ensure!(count != 0, "the end came early");
+        done += count;
+    }
+    Ok(())
+}
+
+fn ping(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64, pattern: &[u8]) -> Result<Vec<u32>> {
+    let mut buffer = vec![0; order.size];
+    let mut times = Vec::with_capacity(rounds as usize);
+    for _ in 0..rounds {
+        let began = Instant::now();
+        pipe.put_all(&pattern[..order.size])?;
+        get_all(pipe, &mut buffer)?;
+        times.push(u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX));
+        check(&buffer, 0, pattern)?;
+    }
+    Ok(times)
+}
+
+fn pong(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64) -> Result<()> {
+    let mut buffer = vec![0; order.size];
+    for _ in 0..rounds {
+        get_all(pipe, &mut buffer)?;
+        pipe.put_all(&buffer)?;
+    }
+    Ok(())
+}
+
+fn pair(
+    order: &Order<'_>,
+    mut tx: Channel,
+    mut rx: Channel,
+    counts: impl Fn() -> (u64, u64),
+) -> Result<Seen> {
+    let pattern = pattern();
+    let clock = Clock::start(&counts)?;
+    pairs(order.size, order.total, &pattern, |bytes, into| {
+        tx.put_all(bytes)?;
+        get_all(&mut rx, into)
+    })?;
+    clock.stop(&counts, order.total)
+}
+
+/// Writes and reads `size` bytes at a time through `through`, and checks them.
+///
+/// # Errors
+///
+/// If a byte is wrong, and those of `through`.
+#[inline]
+pub fn pairs(
+    size: usize,
+    total: u64,
+    pattern: &[u8],
+    mut through: impl FnMut(&[u8], &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = vec![0; size];
+    let (mut done, mut at) = (0, 0);
+    while done < total {
+        through(&pattern[at..at + size], &mut buffer)?;
+        check(&buffer, at as u64, pattern)?;
+        done += size as u64;
+        at = (at + size) % PERIOD;
+    }
+    Ok(())
+}

@@ -1,0 +1,439 @@
+//! What is compared with what, and how a comparison is run: the same for a simulated host and for Xen.
+//!
+//! A group is a set of variants of one thing: the same work, ring and sizes, with different ends. Its runs
+//! are interleaved (A B C, A B C, …), so that whatever else the machine does meets all of them, and the
+//! figure of each is the median. How many bytes a run moves is found by a first run, which is not counted.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::end::Seen;
+
+/// Whose code an end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Maker {
+    /// xen-vchan.
+    Ours,
+    /// libxenvchan.
+    C,
+    /// A UNIX socket, at both ends.
+    Unix,
+    /// The ring of xen-vchan, without a channel around it.
+    Core,
+    /// The crate rtrb.
+    Rtrb,
+    /// The crate ringbuf.
+    Ringbuf,
+    /// Two copies.
+    Memcpy,
+}
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    /// Writes of one size; the reader reads what there is, up to 64 KiB.
+    Stream,
+    /// Packets of one size, sent and received whole.
+    Packets,
+    /// A message there and back.
+    Pingpong,
+    /// A write and a read in one thread.
+    Pair,
+}
+
+/// One way to do a group's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Who writes; who asks, in a ping-pong.
+    pub writer: Maker,
+    /// Who reads; who answers.
+    pub reader: Maker,
+    /// Our writer is corked, and our reader takes packets as many as there are.
+    pub cork: bool,
+    /// Our ends search before they sleep, as is their default.
+    pub spin: bool,
+}
+
+impl Variant {
+    /// Two ends, in their default way.
+    #[must_use]
+    pub const fn of(writer: Maker, reader: Maker) -> Self {
+        Self {
+            writer,
+            reader,
+            cork: false,
+            spin: true,
+        }
+    }
+
+    /// The same, corked.
+    #[must_use]
+    pub const fn corked(self) -> Self {
+        Self { cork: true, ..self }
+    }
+
+    /// The same, without searching.
+    #[must_use]
+    pub const fn asleep(self) -> Self {
+        Self {
+            spin: false,
+            ..self
+        }
+    }
+}
+
+/// Work with everything but the ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// What is done.
+    pub work: Work,
+    /// The size of both rings.
+    pub ring: usize,
+    /// The size of one operation.
+    pub size: usize,
+    /// What a notify costs more than one write to an eventfd. Nothing on Xen, where it costs what it costs.
+    pub notify_ns: u64,
+    /// Whether it is real Xen.
+    pub xen: bool,
+}
+
+/// What is compared with each other.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// The work.
+    pub task: Task,
+    /// By whom.
+    pub variants: Vec<Variant>,
+    /// How many times each.
+    pub runs: usize,
+}
+
+/// What came out for one variant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The work.
+    #[serde(flatten)]
+    pub task: Task,
+    /// By whom.
+    #[serde(flatten)]
+    pub variant: Variant,
+    /// GB/s of each run; for a ping-pong, the median round trip of each in nanoseconds; for a pair,
+    /// nanoseconds each.
+    pub runs: Vec<f64>,
+    /// Their median.
+    pub median: f64,
+    /// Half the runs lie within so much of each other, relative to the median.
+    pub spread: f64,
+    /// The 99th percentile of a round trip, in nanoseconds.
+    pub p99: f64,
+    /// Notifications of both ends, per 10^6 bytes; for a ping-pong, per round trip.
+    pub notifies: f64,
+    /// System calls of both ends for event channels, per 10^6 bytes; for a ping-pong, per round trip.
+    pub syscalls: f64,
+    /// Processor time of both ends, in nanoseconds per 1000 bytes.
+    pub cpu: f64,
+}
+
+/// The ends' own reports: the writer's and the reader's.
+pub type Both = (Seen, Seen);
+
+/// How long one run should last.
+pub const QUICK: Duration = Duration::from_millis(40);
+/// The same for figures that are kept.
+pub const FULL: Duration = Duration::from_millis(100);
+
+impl Group {
+    /// Runs every variant and gives a row for each. `run` moves so many bytes once; `length` is how long
+    /// that should take.
+    ///
+    /// # Errors
+    ///
+    /// The first run that fails.
+    pub fn measure(
+        &self,
+        length: Duration,
+        mut run: impl FnMut(&Task, &Variant, u64) -> Result<Both>,
+    ) -> Result<Vec<Row>> {
+        let mut run = |variant: &Variant, total: u64| {
+            run(&self.task, variant, total).with_context(|| format!("{:?}, {variant:?}", self.task))
+        };
+        let mut totals = Vec::new();
+        for variant in &self.variants {
+            totals.push(self.total(length, |total| run(variant, total))?);
+        }
+        let mut seen = vec![Vec::new(); self.variants.len()];
+        for _ in 0..self.runs {
+            for (i, variant) in self.variants.iter().enumerate() {
+                seen[i].push(run(variant, totals[i])?);
+            }
+        }
+        Ok(self
+            .variants
+            .iter()
+            .zip(seen)
+            .map(|(variant, seen)| self.row(*variant, &seen))
+            .collect())
+    }
+
+    /// How many bytes take `length`, by a run that lasts long enough to tell.
+    fn total(&self, length: Duration, mut run: impl FnMut(u64) -> Result<Both>) -> Result<u64> {
+        let size = self.task.size as u64;
+        let mut total = match self.task.work {
+            Work::Stream | Work::Packets => (256 << 10) / size * size,
+            Work::Pingpong | Work::Pair => 64 * size,
+        };
+        loop {
+            let both = run(total)?;
+            let took = Duration::from_nanos(self.clock(&both).ns.max(1));
+            let times = length.as_secs_f64() / took.as_secs_f64();
+            let enough = times <= 8.0;
+            total = (((total as f64 * times.min(64.0)) as u64) / size).max(16) * size;
+            if enough {
+                return Ok(total);
+            }
+        }
+    }
+
+    /// The end whose clock counts: who knows that everything has arrived.
+    fn clock(&self, both: &Both) -> Seen {
+        match self.task.work {
+            Work::Pingpong => both.0,
+            _ => both.1,
+        }
+    }
+
+    fn row(&self, variant: Variant, seen: &[Both]) -> Row {
+        let bytes = |both: &Both| both.1.bytes as f64;
+        let rounds = |both: &Both| both.0.bytes as f64 / self.task.size as f64;
+        let value = |both: &Both| match self.task.work {
+            Work::Pingpong => both.0.p50 as f64,
+            Work::Pair => both.1.ns as f64 / rounds(both),
+            _ => bytes(both) / both.1.ns as f64,
+        };
+        let per = |both: &Both, count: fn(&Seen) -> u64| {
+            let count = (count(&both.0) + count(&both.1)) as f64;
+            match self.task.work {
+                Work::Pingpong => count / rounds(both),
+                _ => count * 1e6 / bytes(both),
+            }
+        };
+        let of = |f: &dyn Fn(&Both) -> f64| median(seen.iter().map(f).collect());
+        let runs: Vec<f64> = seen.iter().map(value).collect();
+        let middle = median(runs.clone());
+        Row {
+            task: self.task,
+            variant,
+            median: middle,
+            spread: spread(&runs) / middle,
+            p99: of(&|both| both.0.p99 as f64),
+            notifies: of(&|both| per(both, |s| s.notifies)),
+            syscalls: of(&|both| per(both, |s| s.syscalls)),
+            cpu: of(&|both| (both.0.cpu + both.1.cpu) as f64 * 1e3 / bytes(both)),
+            runs,
+        }
+    }
+}
+
+/// The middle one, or the mean of the two in the middle.
+#[must_use]
+pub fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    match all.len() {
+        0 => f64::NAN,
+        n => (all[(n - 1) / 2] + all[n / 2]) / 2.0,
+    }
+}
+
+/// The distance between the quartiles.
+fn spread(runs: &[f64]) -> f64 {
+    let mut all = runs.to_vec();
+    all.sort_by(f64::total_cmp);
+    let last = all.len().saturating_sub(1);
+    let at = |part: f64| {
+        all.get((part * last as f64).round() as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
+    at(0.75) - at(0.25)
+}
+
+const KIB: usize = 1 << 10;
+const OURS: Variant = Variant::of(Maker::Ours, Maker::Ours);
+const LIBXENVCHAN: Variant = Variant::of(Maker::C, Maker::C);
+const WE_READ: Variant = Variant::of(Maker::C, Maker::Ours);
+const WE_WRITE: Variant = Variant::of(Maker::Ours, Maker::C);
+const UNIX: Variant = Variant::of(Maker::Unix, Maker::Unix);
+
+fn stream(ring: usize, size: usize, notify_ns: u64, runs: usize) -> Group {
+    let mut variants = vec![LIBXENVCHAN, OURS, WE_READ, WE_WRITE];
+    if size <= 4 * KIB {
+        variants.extend([OURS.corked(), WE_WRITE.corked()]);
+    }
+    if notify_ns == 0 && ring == 64 * KIB {
+        variants.push(UNIX);
+    }
+    let task = Task {
+        work: Work::Stream,
+        ring,
+        size,
+        notify_ns,
+        xen: false,
+    };
+    Group {
+        task,
+        variants,
+        runs,
+    }
+}
+
+fn others(runs: usize) -> Vec<Group> {
+    let task = |work, size| Task {
+        work,
+        ring: 64 * KIB,
+        size,
+        notify_ns: 0,
+        xen: false,
+    };
+    let pingpong = vec![
+        LIBXENVCHAN,
+        OURS,
+        WE_READ,
+        WE_WRITE,
+        OURS.asleep(),
+        WE_READ.asleep(),
+        WE_WRITE.asleep(),
+        UNIX,
+    ];
+    let same = |maker| Variant::of(maker, maker);
+    let pair = [
+        Maker::C,
+        Maker::Ours,
+        Maker::Core,
+        Maker::Rtrb,
+        Maker::Ringbuf,
+        Maker::Memcpy,
+    ];
+    vec![
+        Group {
+            task: task(Work::Pair, 64),
+            variants: pair.map(same).into(),
+            runs: runs + 2,
+        },
+        Group {
+            task: task(Work::Pingpong, 64),
+            variants: pingpong,
+            runs,
+        },
+        Group {
+            task: task(Work::Packets, 32),
+            variants: vec![
+                LIBXENVCHAN,
+                OURS,
+                WE_READ,
+                WE_WRITE,
+                OURS.corked(),
+                WE_WRITE.corked(),
+            ],
+            runs,
+        },
+    ]
+}
+
+/// Everything on a simulated host.
+#[must_use]
+pub fn full() -> Vec<Group> {
+    let mut groups = others(5);
+    for (notify_ns, runs) in [(0, 5), (1000, 3), (3000, 3)] {
+        for ring in [4 * KIB, 64 * KIB, 1024 * KIB] {
+            for size in [64, KIB, 4 * KIB, 64 * KIB] {
+                groups.push(stream(ring, size, notify_ns, runs));
+            }
+        }
+    }
+    groups
+}
+
+/// A glance at the same.
+#[must_use]
+pub fn quick() -> Vec<Group> {
+    let mut groups = others(3);
+    for (ring, size) in [(4, 4), (64, 1), (64, 4), (64, 64), (1024, 64)] {
+        groups.push(stream(ring * KIB, size * KIB, 0, 3));
+    }
+    groups.push(stream(64 * KIB, 64, 0, 5));
+    groups.push(stream(64 * KIB, 64, 1000, 3));
+    groups.push(stream(64 * KIB, 64 * KIB, 1000, 3));
+    groups
+}
+
+/// What is run between domains on Xen.
+#[must_use]
+pub fn xen() -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (ring, size) in [
+        (4, 64),
+        (4, 4 * KIB),
+        (64, 64),
+        (64, KIB),
+        (64, 4 * KIB),
+        (64, 64 * KIB),
+        (1024, 64 * KIB),
+    ] {
+        groups.push(stream(ring * KIB, size, 0, 3));
+    }
+    groups.extend(
+        others(3)
+            .into_iter()
+            .filter(|group| group.task.work != Work::Pair),
+    );
+    for group in &mut groups {
+        group.task.xen = true;
+        group.variants.retain(|variant| *variant != UNIX);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_and_the_spread_of_five() {
+        let runs = vec![5.0, 1.0, 3.0, 100.0, 4.0];
+        assert_eq!(median(runs.clone()), 4.0);
+        assert_eq!(spread(&runs), 2.0);
+        assert_eq!(median(vec![1.0, 2.0]), 1.5);
+    }
+
+    #[test]
+    fn a_group_finds_out_how_much_to_move_and_takes_turns() {
+        let group = stream(64 * KIB, 64, 0, 3);
+        let mut order = Vec::new();
+        // One nanosecond per byte.
+        let rows = group.measure(Duration::from_millis(10), |_, variant, total| {
+            order.push((*variant, total));
+            let seen = Seen {
+                ns: total,
+                bytes: total,
+                cpu: total,
+                notifies: 7,
+                ..Seen::default()
+            };
+            Ok((seen, seen))
+        });
+        let rows = rows.unwrap();
+        assert_eq!(rows.len(), group.variants.len());
+        let measured = &order[order.len() - 3 * rows.len()..];
+        for (i, (variant, total)) in measured.iter().enumerate() {
+            assert_eq!(*variant, group.variants[i % rows.len()]);
+            assert!((9_900_000..=10_000_000).contains(total), "{total}");
+        }
+        assert_eq!(rows[0].median, 1.0);
+        assert_eq!(rows[0].cpu, 2000.0);
+        assert!((rows[0].notifies - 1.4).abs() < 0.1);
+    }
+}

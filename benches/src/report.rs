@@ -1,0 +1,355 @@
+//! What a comparison writes: tables with ratios, the targets, and a plot.
+
+mod plot;
+mod targets;
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Maker, Row, Task, Variant, Work, median};
+
+pub use plot::plot;
+pub use targets::{Outcome, targets};
+
+/// Where and how the rows were measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Circumstances {
+    /// The processor's name.
+    pub processor: String,
+    /// How many of them.
+    pub processors: usize,
+    /// The kernel.
+    pub kernel: String,
+    /// The load average of the last minute, before and after.
+    pub load: (f64, f64),
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// A shortened run.
+    pub quick: bool,
+}
+
+/// Everything that is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Where and how.
+    pub circumstances: Circumstances,
+    /// The figures.
+    pub rows: Vec<Row>,
+}
+
+/// Rows to be looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a>(pub &'a [Row]);
+
+impl<'a> Rows<'a> {
+    /// The row of one task and variant.
+    #[must_use]
+    pub fn find(&self, task: &Task, variant: Variant) -> Option<&'a Row> {
+        self.0
+            .iter()
+            .find(|row| row.task == *task && row.variant == variant)
+    }
+
+    /// The tasks of a kind of work, each once, in the order they were run.
+    fn tasks(&self, pick: impl Fn(&Task) -> bool) -> Vec<Task> {
+        let mut tasks: Vec<Task> = Vec::new();
+        for row in self.0 {
+            if pick(&row.task) && !tasks.contains(&row.task) {
+                tasks.push(row.task);
+            }
+        }
+        tasks
+    }
+}
+
+const C: Variant = Variant::of(Maker::C, Maker::C);
+const OURS: Variant = Variant::of(Maker::Ours, Maker::Ours);
+const WE_READ: Variant = Variant::of(Maker::C, Maker::Ours);
+const WE_WRITE: Variant = Variant::of(Maker::Ours, Maker::C);
+const UNIX: Variant = Variant::of(Maker::Unix, Maker::Unix);
+
+/// `4 KiB`.
+fn bytes(count: usize) -> String {
+    match count {
+        0..1024 => format!("{count} B"),
+        1024..1_048_576 => format!("{} KiB", count >> 10),
+        _ => format!("{} MiB", count >> 20),
+    }
+}
+
+/// Three digits.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        v if !v.is_finite() => "–".into(),
+        v if v >= 99.95 => format!("{value:.0}"),
+        v if v >= 9.995 => format!("{value:.1}"),
+        v if v >= 0.9995 => format!("{value:.2}"),
+        0.0 => "0".into(),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// The whole document.
+#[must_use]
+pub fn markdown(report: &Report, plot_name: &str) -> String {
+    let rows = Rows(&report.rows);
+    let mut out = String::new();
+    let c = &report.circumstances;
+    let spreads: Vec<f64> = report.rows.iter().map(|row| row.spread).collect();
+    let mut sorted = spreads.clone();
+    sorted.sort_by(f64::total_cmp);
+    let tenth = sorted
+        .get(sorted.len() * 9 / 10)
+        .copied()
+        .unwrap_or(f64::NAN);
+    let _ = write!(
+        out,
+        "# vchan: ours and libxenvchan\n\n\
+         Written by `cargo xtask bench vchan{}`; do not edit. What the columns mean, how the figures come about and how far to \
+         trust them: [README.md](README.md).\n\n\
+         {} × {}, Linux {}. {:.0} s. Load average {:.2} before, {:.2} after{}. Half the runs of a cell lie within {:.0} % of \
+         its median in the middle cell and within {:.0} % in nine cells of ten.\n\n![throughput]({plot_name})\n",
+        if c.quick { " --quick" } else { "" },
+        c.processors,
+        c.processor,
+        c.kernel,
+        c.seconds,
+        c.load.0,
+        c.load.1,
+        if c.load.0 > 1.5 {
+            ": **the machine was busy with other things, so read no figure as more than a hint**"
+        } else {
+            ""
+        },
+        median(spreads) * 100.0,
+        tenth * 100.0,
+    );
+    targets_table(&mut out, rows);
+    for xen in [false, true] {
+        one_host(&mut out, rows, xen);
+    }
+    out
+}
+
+fn targets_table(out: &mut String, rows: Rows<'_>) {
+    out.push_str("\n## Targets\n\n| what | target | measured | |\n|---|---|---|---|\n");
+    let mut notes = Vec::new();
+    for outcome in targets(rows) {
+        let mark = match (outcome.reached, outcome.reason) {
+            (None, _) => "not run".into(),
+            (Some(true), _) => "reached".into(),
+            (Some(false), "") => "**missed**".into(),
+            (Some(false), reason) => {
+                let number = notes.iter().position(|n| *n == reason).unwrap_or_else(|| {
+                    notes.push(reason);
+                    notes.len() - 1
+                });
+                format!("**missed** ({})", number + 1)
+            }
+        };
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {mark} |",
+            outcome.what, outcome.target, outcome.measured
+        );
+    }
+    for (number, note) in notes.iter().enumerate() {
+        let _ = write!(out, "\n{}. {note}", number + 1);
+    }
+    out.push('\n');
+}
+
+fn one_host(out: &mut String, rows: Rows<'_>, xen: bool) {
+    let on = |work: Work| move |task: &Task| task.work == work && task.xen == xen;
+    if rows.tasks(|task| task.xen == xen).is_empty() {
+        return;
+    }
+    let place = if xen {
+        "real Xen, dom0 and a PV domU"
+    } else {
+        "a simulated host"
+    };
+    let mut costs: Vec<u64> = rows
+        .tasks(on(Work::Stream))
+        .iter()
+        .map(|t| t.notify_ns)
+        .collect();
+    costs.dedup();
+    for cost in costs {
+        let notify = if xen {
+            String::new()
+        } else {
+            format!(", a notify costs +{} µs", cost as f64 / 1e3)
+        };
+        let pick = |task: &Task| on(Work::Stream)(task) && task.notify_ns == cost;
+        let _ = write!(out, "\n## Streams on {place}{notify}\n\n");
+        streams(out, rows, &rows.tasks(pick));
+        let _ = write!(out, "\n### Their cost{notify}\n\n");
+        costs_table(out, rows, &rows.tasks(pick));
+    }
+    for task in rows.tasks(on(Work::Packets)) {
+        let _ = write!(
+            out,
+            "\n## Messages of {} on {place}, ring {}\n\n",
+            bytes(task.size),
+            bytes(task.ring)
+        );
+        packets(out, rows, &task);
+    }
+    for task in rows.tasks(on(Work::Pingpong)) {
+        let _ = write!(
+            out,
+            "\n## Round trips of {} on {place}\n\n",
+            bytes(task.size)
+        );
+        round_trips(out, rows, &task);
+    }
+    for task in rows.tasks(on(Work::Pair)) {
+        let _ = write!(
+            out,
+            "\n## A write and a read of {} in one thread\n\n| | ns | to ours |\n|---|---|---|\n",
+            bytes(task.size)
+        );
+        let ours = rows.find(&task, OURS).map_or(f64::NAN, |row| row.median);
+        for row in rows.0.iter().filter(|row| row.task == task) {
+            let _ = writeln!(
+                out,
+                "| {} | {} | ×{} |",
+                name(row.variant.writer),
+                digits(row.median),
+                digits(row.median / ours)
+            );
+        }
+    }
+}
+
+const fn name(maker: Maker) -> &'static str {
+    match maker {
+        Maker::Ours => "xen-vchan, a channel at each end",
+        Maker::C => "libxenvchan",
+        Maker::Unix => "UNIX socket",
+        Maker::Core => "xen-vchan, the bare ring",
+        Maker::Rtrb => "rtrb",
+        Maker::Ringbuf => "ringbuf",
+        Maker::Memcpy => "memcpy, twice",
+    }
+}
+
+fn cell(row: Option<&Row>) -> String {
+    row.map_or_else(|| "–".into(), |row| digits(row.median))
+}
+
+fn ratio(row: Option<&Row>, base: Option<&Row>) -> String {
+    match (row, base) {
+        (Some(row), Some(base)) => format!(
+            "{} (×{})",
+            digits(row.median),
+            digits(row.median / base.median)
+        ),
+        _ => "–".into(),
+    }
+}
+
+fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
+    out.push_str(
+        "GB/s, in brackets the ratio to libxenvchan at both ends.\n\n\
+         | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads | ours writes, C reads | the same, corked | UNIX socket |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+    );
+    for task in tasks {
+        let base = rows.find(task, C);
+        let _ = write!(
+            out,
+            "| {} | {} | {} ",
+            bytes(task.ring),
+            bytes(task.size),
+            cell(base)
+        );
+        for variant in [OURS, OURS.corked(), WE_READ, WE_WRITE, WE_WRITE.corked()] {
+            let _ = write!(out, "| {} ", ratio(rows.find(task, variant), base));
+        }
+        let _ = writeln!(out, "| {} |", cell(rows.find(task, UNIX)));
+    }
+}
+
+fn costs_table(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
+    out.push_str(
+        "Notifications / system calls for event channels per MB, and processor time of both ends in ns per KB.\n\n\
+         | ring | write | C both ends | ours both ends | C writes, ours reads | ours writes, C reads |\n|---|---|---|---|---|---|\n",
+    );
+    for task in tasks {
+        let _ = write!(out, "| {} | {} ", bytes(task.ring), bytes(task.size));
+        for variant in [C, OURS, WE_READ, WE_WRITE] {
+            match rows.find(task, variant) {
+                Some(row) => {
+                    let _ = write!(
+                        out,
+                        "| {} / {}; {} ns ",
+                        digits(row.notifies),
+                        digits(row.syscalls),
+                        digits(row.cpu)
+                    );
+                }
+                None => out.push_str("| – "),
+            }
+        }
+        out.push_str("|\n");
+    }
+}
+
+fn packets(out: &mut String, rows: Rows<'_>, task: &Task) {
+    out.push_str("| ends | million a second | to C | notifications per MB |\n|---|---|---|---|\n");
+    let base = rows.find(task, C).map_or(f64::NAN, |row| row.median);
+    for row in rows.0.iter().filter(|row| row.task == *task) {
+        let _ = writeln!(
+            out,
+            "| {} | {} | ×{} | {} |",
+            ends(row.variant),
+            digits(row.median * 1e3 / task.size as f64),
+            digits(row.median / base),
+            digits(row.notifies)
+        );
+    }
+}
+
+fn round_trips(out: &mut String, rows: Rows<'_>, task: &Task) {
+    out.push_str(
+        "| ends | p50 µs | p99 µs | p50 to C | system calls per round trip | CPU µs per round trip |\n|---|---|---|---|---|---|\n",
+    );
+    let base = rows.find(task, C).map_or(f64::NAN, |row| row.median);
+    for row in rows.0.iter().filter(|row| row.task == *task) {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | ×{} | {} | {} |",
+            ends(row.variant),
+            digits(row.median / 1e3),
+            digits(row.p99 / 1e3),
+            digits(row.median / base),
+            if row.variant == UNIX {
+                "–".into()
+            } else {
+                digits(row.syscalls)
+            },
+            digits(row.cpu * task.size as f64 / 1e6),
+        );
+    }
+}
+
+fn ends(variant: Variant) -> String {
+    let mut text = match (variant.writer, variant.reader) {
+        (Maker::C, Maker::C) => "C both ends",
+        (Maker::Ours, Maker::Ours) => "ours both ends",
+        (Maker::C, _) => "C first, ours second",
+        (Maker::Ours, _) => "ours first, C second",
+        _ => "UNIX socket",
+    }
+    .to_owned();
+    if variant.cork {
+        text.push_str(", corked");
+    }
+    if !variant.spin {
+        text.push_str(", no searching");
+    }
+    text
+}
