@@ -208,7 +208,7 @@ impl Group {
 
     fn row(&self, variant: Variant, seen: &[Both]) -> Row {
         let bytes = |both: &Both| both.1.bytes as f64;
-        let rounds = |both: &Both| both.0.bytes as f64 / self.task.size as f64;
+        let rounds = |both: &Both| both.1.bytes as f64 / self.task.size as f64;
         let value = |both: &Both| match self.task.work {
             Work::Pingpong => both.0.p50 as f64,
             Work::Pair => both.1.ns as f64 / rounds(both),

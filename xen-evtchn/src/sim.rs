@@ -158,10 +158,10 @@ impl Evtchn {
         meter::call();
         let mut port = [Port::default()];
         loop {
-            let timeout = wait::timeout(deadline, Instant::now()).as_millis();
-            let timeout = timeout.map_or(EpollTimeout::NONE, |ms| {
-                EpollTimeout::try_from(ms).unwrap_or(EpollTimeout::MAX)
-            });
+            let timeout = match deadline {
+                None => EpollTimeout::NONE,
+                Some(_) => wait::timeout(deadline, Instant::now()).into(),
+            };
             if self.take(&mut port, timeout)? == 1 {
                 return Ok(Some(port[0]));
             }
