@@ -158,10 +158,7 @@ impl Evtchn {
         meter::call();
         let mut port = [Port::default()];
         loop {
-            let timeout = match deadline {
-                None => EpollTimeout::NONE,
-                Some(_) => wait::timeout(deadline, Instant::now()).into(),
-            };
+            let timeout = wait::timeout(deadline, Instant::now());
             if self.take(&mut port, timeout)? == 1 {
                 return Ok(Some(port[0]));
             }

@@ -47,7 +47,15 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     let target = workspace.root().join("target");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--locked", "--release", "-p", "benches", "-p", "xen-sim-preload"])
+        .args([
+            "build",
+            "--locked",
+            "--release",
+            "-p",
+            "benches",
+            "-p",
+            "xen-sim-preload",
+        ])
         .current_dir(workspace.root())
         .env("CARGO_TARGET_DIR", &target)
         .status()
@@ -113,9 +121,15 @@ fn on_xen(workspace: &Workspace, request: &Request, to: &Path) -> Result<()> {
         err.write_all(bytes)?;
         Ok(err.flush()?)
     })?;
-    ensure!(status == 0, "the comparison on real Xen ended with status {status}");
+    ensure!(
+        status == 0,
+        "the comparison on real Xen ended with status {status}"
+    );
     let text = String::from_utf8_lossy(&text);
-    let rows: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("row ")).collect();
+    let rows: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("row "))
+        .collect();
     ensure!(!rows.is_empty(), "the comparison on real Xen gave no rows");
     fs::create_dir_all(&request.out)?;
     fs::write(to, rows.join("\n") + "\n").with_context(|| format!("writing {}", to.display()))

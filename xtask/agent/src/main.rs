@@ -7,6 +7,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bench;
 mod domu;
 mod guest;
 mod job;
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Compares ours with libxenvchan, between dom0 and a domU: in dom0.
+    Bench,
     /// Does one thing in a process of its own, for a test.
     #[command(subcommand)]
     Role(roles::Role),
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
             Ok(0)
         }
         Command::Suite { only, times, .. } => suite::run(only.as_deref(), times),
+        Command::Bench => bench::run().map(|()| 0),
         Command::Role(role) => role.run().map(|()| 0),
     })
 }

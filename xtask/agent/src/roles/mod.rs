@@ -2,6 +2,7 @@
 //!
 //! A role prints what the test waits for, one line each, and ends with exit status 0 when all it saw was right.
 
+mod bench_end;
 mod evtchn;
 mod gnttab;
 mod isolated;
@@ -53,6 +54,8 @@ pub(crate) enum Role {
     Vchan(vchan::Peer),
     /// One end of a vchan on which a counter goes to and fro.
     VchanPingpong(vchan::Pingpong),
+    /// One end of a comparison of ours with libxenvchan.
+    BenchEnd(bench_end::BenchEnd),
     /// A QMP client that waits to be killed.
     QmpClient(qmp::Client),
     /// Kills a process when dom0 says so.
@@ -84,6 +87,7 @@ impl Role {
             Self::StoreAwait(role) => role.run(),
             Self::Vchan(role) => role.run(),
             Self::VchanPingpong(role) => role.run(),
+            Self::BenchEnd(role) => role.run(),
             Self::QmpClient(role) => role.run(),
             Self::Killer(role) => role.run(),
             Self::Panic => Ok(std::fs::write("/proc/sysrq-trigger", "c")?),
