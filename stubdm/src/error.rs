@@ -61,7 +61,7 @@ pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     let mut gap = false;
     for c in text.chars() {
-        if c.is_control() || c.is_whitespace() || is_bidi(c) {
+        if c.is_control() || c.is_whitespace() || is_deceptive(c) {
             gap = true;
         } else {
             if gap && !line.is_empty() {
@@ -75,7 +75,7 @@ pub fn one_line(text: &str) -> String {
 }
 
 /// Characters that change how the rest of a line is displayed.
-fn is_bidi(c: char) -> bool {
+pub(crate) fn is_deceptive(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

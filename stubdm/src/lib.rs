@@ -21,6 +21,7 @@ pub mod event;
 pub mod image;
 pub mod init;
 pub mod log;
+pub mod policy;
 pub mod proxy;
 pub mod qmp;
 pub mod signals;
