@@ -18,6 +18,7 @@ use fake::qemu::Qemu;
 use fake::upstream::Upstream;
 use fake::{Connector, ServerLink, Shared, is_woken};
 use serde_json::{Value, json};
+use stubdm::policy::Policy;
 use stubdm::proxy::Payload;
 use stubdm::proxy::client::{Clients, Proxy, Turn};
 use stubdm::proxy::listen::{SocketFile, bind};
@@ -45,6 +46,20 @@ struct Bench {
 
 impl Bench {
     fn new(ours: bool) -> Self {
+        Self::with_policy(ours, None)
+    }
+
+    /// Under a policy that allows the fake monitor's commands of these names.
+    fn filtered(ours: bool, names: &[&str]) -> Self {
+        let mut text = "version = 1\n".to_owned();
+        for name in names {
+            text +=
+                &format!("[[row]]\ncommand = \"{name}\"\nanswer.object.asked = {{ name = 64 }}\n");
+        }
+        Self::with_policy(ours, Some(Policy::from_toml(&text, "test").unwrap()))
+    }
+
+    fn with_policy(ours: bool, policy: Option<Policy>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("libxl");
         let monitor = dir.path().join("monitor");
@@ -58,7 +73,10 @@ impl Bench {
         };
         let (listener, file) = bind(&socket).unwrap();
         let connector = Connector(page.clone());
-        let proxy = Proxy::new(Clients::Socket(listener), connector, Payload::Qmp, 7);
+        let mut proxy = Proxy::new(Clients::Socket(listener), connector, Payload::Qmp, 7);
+        if let Some(policy) = policy {
+            proxy = proxy.under(policy);
+        }
         Self {
             _dir: dir,
             _file: file,
@@ -365,4 +383,116 @@ fn stdin_and_stdout_are_one_client() {
         "ends at the end of input"
     );
     assert!(far.as_fd().try_clone_to_owned().is_ok());
+}
+
+#[test]
+fn under_a_policy_two_hundred_clients_in_turn() {
+    for ours in [true, false] {
+        let mut bench = Bench::filtered(ours, &["allowed"]);
+        for _ in 0..200 {
+            bench.converse("allowed");
+        }
+        bench.settle();
+        assert_eq!(bench.qemu.accepted, 200, "one monitor session each");
+    }
+}
+
+#[test]
+fn under_a_policy_a_denied_command_is_answered_and_qemu_does_not_hear_it() {
+    let mut bench = Bench::filtered(true, &["allowed"]);
+    let mut client = bench.client();
+    let greeting = bench.hear(&mut client);
+    let numbers = json!({"micro": 22, "minor": 2, "major": 7});
+    let version = json!({"qemu": numbers, "package": ""});
+    assert_eq!(
+        greeting,
+        json!({"QMP": {"version": version, "capabilities": []}}),
+        "nothing of QEMU's but the numbers"
+    );
+    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
+    assert_eq!(bench.hear(&mut client), json!({"return": {}, "id": 1}));
+    client.say(&json!({"execute": "quit", "id": 2}));
+    let answer = bench.hear(&mut client);
+    assert_eq!(answer["error"]["class"], "CommandNotFound");
+    assert_eq!(answer["id"], 2);
+    assert!(
+        answer["error"]["desc"]
+            .as_str()
+            .unwrap()
+            .starts_with("stubdm-run: "),
+        "said by the proxy, not by QEMU: {answer}"
+    );
+    client.say(&json!({"execute": "allowed", "id": 3}));
+    assert_eq!(
+        bench.hear(&mut client),
+        json!({"return": {"asked": "allowed"}, "id": 3}),
+        "without what the row does not name"
+    );
+    assert!(!client.ended);
+}
+
+#[test]
+fn under_a_policy_an_answer_beyond_its_limits_is_an_error_and_the_session_goes_on() {
+    let mut bench = Bench::filtered(true, &["big", "allowed"]);
+    let mut client = bench.client();
+    bench.hear(&mut client);
+    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
+    bench.hear(&mut client);
+    client.say(&json!({"execute": "big", "id": 2}));
+    let answer = bench.hear(&mut client);
+    assert!(
+        answer["error"]["desc"]
+            .as_str()
+            .unwrap()
+            .contains("too long"),
+        "{answer}"
+    );
+    assert_eq!(answer["id"], 2);
+    client.say(&json!({"execute": "allowed", "id": 3}));
+    assert_eq!(bench.hear(&mut client)["return"]["asked"], "allowed");
+}
+
+#[test]
+fn under_a_policy_a_client_that_leaves_at_any_moment_leaves_nothing_to_the_next() {
+    for ours in [true, false] {
+        for moment in 0..40 {
+            let mut bench = Bench::filtered(ours, &["first", "big", "second"]);
+            bench.converse("first");
+            let mut client = bench.client();
+            client.say(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
+            client.say(&json!({"execute": "big", "id": 2_020_371_712}));
+            client.stream.write_all(b"{\"execute\": \"half").unwrap();
+            for _ in 0..moment {
+                bench.step();
+            }
+            drop(client);
+            bench.converse("second");
+        }
+    }
+}
+
+#[test]
+fn under_a_policy_a_lost_server_answers_what_was_asked_before_the_end() {
+    let mut bench = Bench::filtered(true, &["allowed"]);
+    let mut client = bench.client();
+    bench.hear(&mut client);
+    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
+    bench.hear(&mut client);
+    bench.far_runs = false;
+    client.say(&json!({"execute": "allowed", "id": 2}));
+    bench.settle();
+    {
+        let page = &mut *bench.page.borrow_mut();
+        page.server_live = false;
+        fake::ring(&mut page.client_bell);
+    }
+    let answer = bench.hear(&mut client);
+    assert_eq!(answer["id"], 2);
+    assert!(
+        answer["error"]["desc"]
+            .as_str()
+            .unwrap()
+            .contains("went away"),
+        "{answer}"
+    );
 }

@@ -25,7 +25,6 @@ struct File {
     row: Vec<RawRow>,
     #[serde(default)]
     event: Vec<RawEvent>,
-    events_per_second: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -36,8 +35,6 @@ struct RawLimits {
     depth: Option<usize>,
     elements: Option<usize>,
     text: Option<usize>,
-    clients: Option<usize>,
-    junk_per_second: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -87,8 +84,6 @@ const ANSWER_MAX: usize = 1 << 20;
 const COMMAND_MAX: usize = 256 << 10;
 const ELEMENTS_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 100;
-const CLIENTS_MAX: usize = 64;
-const JUNK_MAX: usize = 16 << 20;
 /// Rows a policy may have, and how deep its shapes may go.
 const ROWS_MAX: usize = 1000;
 const SHAPE_DEPTH: usize = 16;
@@ -150,9 +145,6 @@ pub(super) fn read(text: &str, built_in: impl FnOnce() -> Checked<Policy>) -> Ch
             data: Shape::Map(data),
         });
     }
-    if let Some(rate) = file.events_per_second {
-        policy.events_per_second = at_most("events_per_second", rate as usize, 1000)? as u32;
-    }
     Ok(policy)
 }
 
@@ -173,13 +165,6 @@ fn limits(limits: &mut Limits, raw: &RawLimits) -> Checked<()> {
     };
     set("command", &mut limits.command, raw.command, COMMAND_MAX)?;
     set("answer", &mut limits.answer, raw.answer, ANSWER_MAX)?;
-    set("clients", &mut limits.clients, raw.clients, CLIENTS_MAX)?;
-    set(
-        "junk_per_second",
-        &mut limits.junk_per_second,
-        raw.junk_per_second,
-        JUNK_MAX,
-    )?;
     let json::Limits {
         depth,
         elements,

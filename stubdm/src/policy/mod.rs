@@ -10,10 +10,12 @@
 //! | [`json`] | JSON under limits |
 //! | [`form`], [`shape`] | what a value has to look like |
 //! | `file`, `default.toml` | the policy as text |
+//! | [`filter`] | one conversation under a policy |
 //!
 //! Nothing here does I/O but the reading of a policy's file. `docs/qmp-policy.md` says what holds.
 
 mod file;
+pub mod filter;
 pub mod form;
 pub mod json;
 pub mod shape;
@@ -39,10 +41,6 @@ pub struct Limits {
     pub answer: usize,
     /// What one message may hold.
     pub json: json::Limits,
-    /// Connections served at the same time.
-    pub clients: usize,
-    /// Bytes a second that are read from a QEMU which says what nobody asked.
-    pub junk_per_second: usize,
 }
 
 /// A command with arguments of one kind, and its answer.
@@ -78,8 +76,6 @@ pub struct Policy {
     pub rows: Vec<Row>,
     /// The events.
     pub events: Vec<EventRow>,
-    /// How many events pass in a second.
-    pub events_per_second: u32,
 }
 
 /// A command that may pass.
@@ -121,12 +117,9 @@ impl Policy {
                     elements: 20_000,
                     text: 128 << 10,
                 },
-                clients: 16,
-                junk_per_second: 64 << 10,
             },
             rows: Vec::new(),
             events: Vec::new(),
-            events_per_second: 10,
         }
     }
 

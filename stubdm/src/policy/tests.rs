@@ -328,10 +328,10 @@ fn events_pass_only_if_the_policy_names_them() {
 
 #[test]
 fn a_policy_can_add_to_the_base_and_take_from_it() {
-    let text = "version = 1\ndeny = [\"human-monitor-command\"]\n[limits]\nclients = 2\n\
+    let text = "version = 1\ndeny = [\"human-monitor-command\"]\n[limits]\nelements = 2\n\
                 [[row]]\ncommand = \"query-name\"\nanswer.object.name = { line = 64, optional = true }\n";
     let policy = Policy::from_toml(text, "test").unwrap();
-    assert_eq!(policy.limits.clients, 2);
+    assert_eq!(policy.limits.json.elements, 2);
     assert_eq!(policy.limits.command, built_in().limits.command);
     assert_eq!(policy.rows.len(), built_in().rows.len());
     assert!(policy.command("query-name", None, OLD).is_ok());

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{debug, info, warn};
@@ -11,6 +12,7 @@ use super::host::{HostSession, Link, Memory};
 use super::local::{Local, Read};
 use crate::error::one_line;
 use crate::event::{Interest, earlier};
+use crate::policy::Policy;
 use crate::transport::{Connect, Peer, Transport};
 use nix::poll::PollFlags;
 
@@ -47,6 +49,7 @@ pub struct Proxy<C: Connect> {
     current: Option<(HostSession, Local)>,
     link: Option<C::Link>,
     complaint: Option<String>,
+    policy: Option<Arc<Policy>>,
 }
 
 impl<C: Connect> Proxy<C> {
@@ -61,7 +64,14 @@ impl<C: Connect> Proxy<C> {
             current: None,
             link: None,
             complaint: None,
+            policy: None,
         }
+    }
+
+    /// Lets only pass what this policy allows. For QMP.
+    pub fn under(mut self, policy: Policy) -> Self {
+        self.policy = Some(Arc::new(policy));
+        self
     }
 
     /// What to wait for.
@@ -95,7 +105,11 @@ impl<C: Connect> Proxy<C> {
                 match self.accept()? {
                     Some(local) => {
                         debug!("a client is here");
-                        self.current = Some((HostSession::new(self.payload, now), local));
+                        let session = match &self.policy {
+                            Some(policy) => HostSession::filtered(policy, &mut self.memory, now),
+                            None => HostSession::new(self.payload, now),
+                        };
+                        self.current = Some((session, local));
                     }
                     None if matches!(self.clients, Clients::Once(_)) => return Ok(Turn::Done),
                     None => return Ok(Turn::Sleep(None)),
@@ -118,10 +132,16 @@ impl<C: Connect> Proxy<C> {
             }
             let ends_at_eof = matches!(self.clients, Clients::Once(_));
             moved |= pump_local(session, local, ends_at_eof, now);
+            while let Some(line) = session.audit() {
+                info!("{line}");
+            }
             let unread = self.link.as_mut().map_or(0, Transport::unread);
             match session.link(now, unread) {
                 Link::Keep => {}
                 Link::End => {
+                    while let Some(line) = session.last_audit() {
+                        info!("{line}");
+                    }
                     debug!("the session is over");
                     self.link = None;
                     self.current = None;

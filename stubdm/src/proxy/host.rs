@@ -21,15 +21,21 @@
 //! The probe starts with `0xFF` and a line break when no greeting came first, which makes QEMU's
 //! parser forget half a command that an earlier client may have left in it.
 //!
+//! With a policy ([`HostSession::filtered`]) the session's bytes are not passed on but read, judged
+//! and written anew, the greeting included ([`Filter`]).
+//!
 //! With [`Payload::Opaque`] there is no such question to ask, and bytes flow as soon as the vchan
 //! is up.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::Payload;
 use super::buffer::Buffer;
+use crate::policy::Policy;
+use crate::policy::filter::{Filter, Out};
 use crate::qmp::lines::{LINE_MAX, Line, Lines};
 use crate::qmp::message::{Message, command};
 
@@ -120,6 +126,7 @@ pub struct HostSession {
     to_client: Buffer,
     client_reads_only: bool,
     retry: Duration,
+    filter: Option<Filter>,
 }
 
 impl HostSession {
@@ -132,7 +139,27 @@ impl HostSession {
             to_client: Buffer::new(BUFFER),
             client_reads_only: false,
             retry: RETRY_MIN,
+            filter: None,
         }
+    }
+
+    /// As [`HostSession::new`] for QMP, of which only what the policy allows passes.
+    pub fn filtered(policy: &Arc<Policy>, memory: &mut Memory, now: Instant) -> Self {
+        let filter = Filter::new(policy.clone(), memory.next_probe());
+        Self {
+            filter: Some(filter),
+            ..Self::new(Payload::Qmp, now)
+        }
+    }
+
+    /// The next line of the audit.
+    pub fn audit(&mut self) -> Option<String> {
+        self.filter.as_mut().filter(|f| f.has_audit())?.audit()
+    }
+
+    /// The last lines of the audit: those of a session that is over, what was dropped included.
+    pub fn last_audit(&mut self) -> Option<String> {
+        self.filter.as_mut()?.audit()
     }
 
     /// What is to happen with the vchan now. `unread` is how many bytes the other end has not
@@ -189,6 +216,10 @@ impl HostSession {
         match self.phase {
             Phase::Down { .. } | Phase::Sync(_) => self.reconnect(now),
             Phase::Pump => {
+                if let Some(filter) = &mut self.filter {
+                    let told = filter.lost();
+                    self.to_client.append(&told);
+                }
                 self.phase = Phase::Finish {
                     until: now + FLUSH_WAIT,
                 }
@@ -209,12 +240,32 @@ impl HostSession {
     pub fn client_room(&self) -> usize {
         let open =
             !self.client_reads_only && !matches!(self.phase, Phase::Finish { .. } | Phase::End);
-        if open { self.to_vchan.room() } else { 0 }
+        // What a command may hold is decided by the greeting, so a filter waits for that.
+        let ready = match &self.filter {
+            Some(filter) => matches!(self.phase, Phase::Pump) && filter.has_room(),
+            None => true,
+        };
+        if open && ready {
+            self.to_vchan.room()
+        } else {
+            0
+        }
     }
 
     /// The client said something.
     pub fn client_bytes(&mut self, bytes: &[u8]) {
-        self.to_vchan.append(bytes);
+        match &mut self.filter {
+            Some(filter) => {
+                let out = filter.client_bytes(bytes);
+                self.take(&out);
+            }
+            None => self.to_vchan.append(bytes),
+        }
+    }
+
+    fn take(&mut self, out: &Out) {
+        self.to_vchan.append(&out.to_qemu);
+        self.to_client.append(&out.to_client);
     }
 
     /// The client will say nothing more, but may still be listening.
@@ -267,7 +318,13 @@ impl HostSession {
             bytes = rest;
         }
         if let Phase::Pump = self.phase {
-            self.to_client.append(bytes);
+            match &mut self.filter {
+                Some(filter) => {
+                    let out = filter.qemu_bytes(bytes);
+                    self.take(&out);
+                }
+                None => self.to_client.append(bytes),
+            }
         }
     }
 
@@ -291,8 +348,18 @@ impl HostSession {
                     self.reconnect(now);
                     return;
                 };
-                self.to_client.append(&greeting);
-                self.to_client.append(b"\r\n");
+                match self
+                    .filter
+                    .as_mut()
+                    .map(|filter| filter.greeting(&greeting))
+                {
+                    Some(None) => return self.reconnect(now),
+                    Some(Some(clean)) => self.to_client.append(&clean),
+                    None => {
+                        self.to_client.append(&greeting);
+                        self.to_client.append(b"\r\n");
+                    }
+                }
                 memory.greeting = Some(greeting);
                 self.phase = Phase::Pump;
             }

@@ -15,6 +15,17 @@ pub enum Mode {
     Server,
 }
 
+/// Whether QMP is filtered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Filtering {
+    /// Only what the policy allows passes.
+    On,
+    /// All bytes pass unread, as with upstream's program.
+    Off,
+    /// On for QMP on a host whose administrator wrote a policy, otherwise off.
+    Auto,
+}
+
 /// The options and operands, as upstream's program takes them.
 #[derive(Args, Clone, Debug)]
 pub struct ProxyOptions {
@@ -27,6 +38,13 @@ pub struct ProxyOptions {
     /// Log every byte that passes to stderr
     #[arg(short, long)]
     pub verbose: bool,
+    /// Let only QMP pass that the policy allows; off passes all bytes unread; auto is on where
+    /// /etc/stubdm/qmp-policy.toml exists
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub filter: Filtering,
+    /// The policy, a TOML file, instead of the host's or the built-in one; turns the filter on
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// The domain at the other end
     #[arg(value_name = "DOMID")]
     pub domid: u16,

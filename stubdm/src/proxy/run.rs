@@ -17,12 +17,13 @@ use super::consoles;
 use super::inherit;
 use super::listen::{SocketFile, bind};
 use super::local::{Local, set_nonblocking};
-use super::options::{Mode, ProxyOptions, Socket, is_store_path};
+use super::options::{Filtering, Mode, ProxyOptions, Socket, is_store_path};
 use super::server::{self, Backend, Server};
 use super::vchan::{Vchan, VchanConnect};
 use crate::error::{Context, Failure, Result};
 use crate::event::{Interest, sleep};
 use crate::log;
+use crate::policy::{self, Policy};
 use crate::signals::Signals;
 
 /// Fires when a domain ends.
@@ -56,6 +57,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
             return Err(Failure::usage(format_args!("{path:?} is no store path")));
         }
     }
+    let policy = policy_for(options)?;
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
     // The socket comes first: with a wrong path nothing else needs to be touched.
@@ -64,7 +66,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
         Mode::Client => {
             let (clients, file) = clients(socket)?;
             let mut world = World::open(domid, open)?;
-            let result = serve_clients(&mut world, options, clients, &signals);
+            let result = serve_clients(&mut world, options, policy, clients, &signals);
             drop(file);
             result
         }
@@ -74,6 +76,42 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
             serve_vchan(&world, options, backend, &signals)
         }
     }
+}
+
+/// The policy, if there is to be one.
+fn policy_for(options: &ProxyOptions) -> Result<Option<Policy>> {
+    let carries_qmp = Payload::of_node(&options.node) == Payload::Qmp;
+    match (options.filter, &options.policy) {
+        (Filtering::Off, None) => return Ok(None),
+        (Filtering::Off, Some(_)) => {
+            return Err(Failure::usage("--policy does not go with --filter=off"));
+        }
+        (Filtering::Auto, None)
+            if options.mode == Mode::Server || !carries_qmp || !has_policy(policy::PATH) =>
+        {
+            return Ok(None);
+        }
+        (Filtering::On | Filtering::Auto, _) => {}
+    }
+    if options.mode == Mode::Server {
+        return Err(Failure::usage(
+            "a filter goes with client mode: the server is the one that is not trusted",
+        ));
+    }
+    if !carries_qmp {
+        return Err(Failure::usage(format_args!(
+            "no filter for {}: only nodes named qmp-vchan carry QMP",
+            options.node
+        )));
+    }
+    let (policy, source) = Policy::of_host(options.policy.as_deref())?;
+    info!("QMP passes under the policy: {source}");
+    Ok(Some(policy))
+}
+
+/// Whether an administrator wrote a policy; one that cannot be looked at counts.
+fn has_policy(path: &str) -> bool {
+    !matches!(std::fs::symlink_metadata(path), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// A domain id that a domain can have.
@@ -176,6 +214,7 @@ fn told_to_end(signals: &Signals) -> Result<bool> {
 fn serve_clients(
     world: &mut World,
     options: &ProxyOptions,
+    policy: Option<Policy>,
     clients: Clients,
     signals: &Signals,
 ) -> Result<()> {
@@ -183,6 +222,9 @@ fn serve_clients(
     let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
     let payload = Payload::of_node(&options.node);
     let mut proxy = Proxy::new(clients, connect, payload, seed());
+    if let Some(policy) = policy {
+        proxy = proxy.under(policy);
+    }
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);
     }
@@ -305,6 +347,48 @@ fn seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsString;
+
+    fn filtering(extra: &[&str], node: &str) -> Result<Option<Policy>> {
+        let rest = ["5", node, "/run/s"];
+        let args = ["vchan-socket-proxy"].iter().chain(extra).chain(&rest);
+        let options = crate::cli::proxy_options(args.map(OsString::from).collect())?;
+        policy_for(&options.unwrap())
+    }
+
+    #[test]
+    fn a_filter_is_there_when_asked_for_and_a_wrong_wish_is_one_line() {
+        let qmp = "/local/domain/5/device-model/4/qmp-vchan";
+        let on = filtering(&["--filter=on", "--policy=/dev/null"], qmp);
+        assert!(
+            on.unwrap_err().to_string().contains("policy /dev/null"),
+            "read, and empty"
+        );
+        assert_eq!(filtering(&["--filter=off"], qmp).unwrap(), None);
+        assert!(!has_policy("/nonexistent/policy"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.toml");
+        std::fs::write(&path, "version = 1\nbase = \"nothing\"").unwrap();
+        assert!(has_policy(path.to_str().unwrap()));
+        let named = format!("--policy={}", path.display());
+        assert_eq!(filtering(&[&named], qmp).unwrap(), Some(Policy::nothing()));
+        for (extra, node, word) in [
+            (&["--filter=off", named.as_str()][..], qmp, "--filter=off"),
+            (&["--filter=on", "--mode=server"], qmp, "client mode"),
+            (&[named.as_str()], "/local/domain/5/data/x", "qmp-vchan"),
+            (
+                &["--policy=/nonexistent/p.toml"],
+                qmp,
+                "/nonexistent/p.toml",
+            ),
+        ] {
+            let failure = filtering(extra, node).unwrap_err().to_string();
+            assert!(
+                failure.contains(word) && !failure.contains('\n'),
+                "{failure}"
+            );
+        }
+    }
     use xen_store::server::{Config, Server as Daemon};
     use xen_sys::sim::Simulation;
 

@@ -44,7 +44,10 @@ impl Qemu {
                 negotiated: false,
                 output: Vec::new(),
             };
-            monitor.say(&json!({"QMP": {"version": {}, "capabilities": [], "n": self.accepted}}));
+            monitor.say(
+                &json!({"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}},
+                "capabilities": [], "n": self.accepted}}),
+            );
             self.connections.push(monitor);
             busy = true;
         }
