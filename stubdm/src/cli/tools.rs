@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use crate::error::Result;
 use crate::tools::dmargs::{self, DmargsCommand};
+use crate::tools::doctor::{self, DoctorOptions};
 use crate::tools::image::{self, ImageCommand};
 
 #[derive(Debug, Subcommand)]
@@ -16,11 +17,14 @@ pub(super) enum Command {
     /// Build a stubdomain's ramdisk, or list what is in one
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Say what this host lacks for guests with stubdomains, and how to mend it
+    Doctor(DoctorOptions),
 }
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Dmargs(command) => dmargs::run(command),
+        Command::Doctor(options) => doctor::run(options),
         Command::Image(command) => image::run(command).map(|()| ExitCode::SUCCESS),
     }
 }

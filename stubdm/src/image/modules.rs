@@ -60,6 +60,23 @@ impl Modules {
         Ok(order)
     }
 
+    /// The parameters that a module says it takes.
+    ///
+    /// # Errors
+    /// There is no such module, or it cannot be read or unpacked.
+    pub fn parameters(&self, name: &str) -> Result<Vec<String>> {
+        let file = self
+            .by_name
+            .get(&key(name))
+            .with_context(|| format!("this kernel has no module {name}"))?;
+        let info = modinfo(file, &plain(file)?)?;
+        let records = info.split(|&b| b == 0);
+        let types = records.filter_map(|r| std::str::from_utf8(r).ok()?.strip_prefix("parmtype="));
+        Ok(types
+            .filter_map(|record| Some(record.split_once(':')?.0.to_owned()))
+            .collect())
+    }
+
     fn visit(&self, name: &str, order: &mut Vec<(String, Content)>, depth: usize) -> Result<()> {
         ensure!(depth < 32, "module {name}: dependencies go round");
         let file = self
@@ -130,11 +147,16 @@ fn walk(dir: &Path, by_name: &mut BTreeMap<String, PathBuf>) -> Result<()> {
 
 /// What a module's `.modinfo` section says it depends on.
 fn depends(file: &Path, data: &[u8]) -> Result<Vec<String>> {
+    modinfo(file, data).map(|info| parse_depends(&info))
+}
+
+/// A module's `.modinfo` section: records with a NUL after each.
+fn modinfo(file: &Path, data: &[u8]) -> Result<Vec<u8>> {
     let elf = object::File::parse(data).with_context(|| format!("reading {}", file.display()))?;
     let section = elf
         .section_by_name(".modinfo")
         .with_context(|| format!("{} has no .modinfo section", file.display()))?;
-    Ok(parse_depends(section.data()?))
+    Ok(section.data()?.to_vec())
 }
 
 /// The `depends=` record among NUL-separated records.

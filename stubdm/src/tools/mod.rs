@@ -3,8 +3,10 @@
 //! | command | module |
 //! |---|---|
 //! | `dmargs` | [`dmargs`] |
+//! | `doctor` | [`doctor`] |
 //! | `image` | [`image`], over [`crate::image`] |
 
 pub mod dmargs;
+pub mod doctor;
 pub mod image;
 pub mod store;

@@ -17,6 +17,11 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     };
     on_guest("tools/dmargs_of_a_running_guest", dmargs);
     tests.push(Test::new(
+        "tools/doctor_finds_dom0_well",
+        Needs::Dom0,
+        |_| doctor(),
+    ));
+    tests.push(Test::new(
         "tools/arguments_that_cannot_work_are_mended",
         Needs::Dom0,
         mended,
@@ -48,6 +53,20 @@ fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
         explained.contains("the guest's domain id") && !explained.contains("not known here"),
         "{explained}"
     );
+    Ok(())
+}
+
+/// The testbed's dom0 has everything, the guests' ramdisk included.
+fn doctor() -> Result<()> {
+    let said = command(&["stubdm-run", "doctor"])?.join("\n");
+    for part in [
+        "this is its control domain",
+        "vchan-socket-proxy is stubdm-run",
+        "/boot/stub.img: ",
+        "guests with stubdomains can be started here",
+    ] {
+        ensure!(said.contains(part), "no `{part}` in:\n{said}");
+    }
     Ok(())
 }
 

@@ -1,0 +1,116 @@
+//! `stubdm-run doctor`: looks at a host and says what is missing for guests with stubdomains, and how to mend it.
+//!
+//! It only reads files, below a root that may be made up: no device is opened and nothing is changed. Each thing looked at gives one line: `ok`,
+//! `note` (works, but a person should know) or `wrong` (does not work; with what to do about it).
+
+mod checks;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::error::{Context, Result, one_line};
+
+/// What the person typed.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorOptions {
+    /// Look at the host whose files are here
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// A stubdomain's ramdisk to look into, besides those that guests' configurations name
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// It works, but a person should know.
+    Note,
+    /// It does not work.
+    Wrong,
+}
+
+impl State {
+    /// The word for it, in text and in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Wrong => "wrong",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What it is about, one word.
+    pub name: &'static str,
+    /// How it is.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; empty if nothing.
+    pub mend: String,
+}
+
+/// Looks at everything.
+pub fn examine(options: &DoctorOptions) -> Vec<Check> {
+    checks::all(options)
+}
+
+/// Looks and prints; status 1 if something is wrong.
+///
+/// # Errors
+/// The result cannot be printed.
+pub fn run(options: &DoctorOptions) -> Result<ExitCode> {
+    let checks = examine(options);
+    let wrong = checks.iter().filter(|c| c.state == State::Wrong).count();
+    let text = match options.json {
+        true => {
+            let all = checks.iter().map(|check| {
+                json!({
+                    "name": check.name,
+                    "state": check.state.word(),
+                    "found": check.found,
+                    "mend": check.mend,
+                })
+            });
+            let value = json!({ "ok": wrong == 0, "checks": all.collect::<Vec<_>>() });
+            format!("{value:#}\n")
+        }
+        false => told(&checks, wrong),
+    };
+    io::stdout()
+        .write_all(text.as_bytes())
+        .context("printing")?;
+    Ok(match wrong {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn told(checks: &[Check], wrong: usize) -> String {
+    let mut text = String::new();
+    for check in checks {
+        let (state, found) = (check.state.word(), one_line(&check.found));
+        text += &format!("{state:<5}  {:<8}  {found}\n", check.name);
+        if !check.mend.is_empty() {
+            text += &format!("{:17}{}\n", "", one_line(&check.mend));
+        }
+    }
+    text + &match wrong {
+        0 => "guests with stubdomains can be started here\n".to_owned(),
+        1 => "1 thing is wrong\n".to_owned(),
+        more => format!("{more} things are wrong\n"),
+    }
+}

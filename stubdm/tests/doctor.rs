@@ -1,0 +1,248 @@
+//! `stubdm-run doctor` on made-up hosts: a whole one, and one thing taken away at a time.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use stubdm::image::cpio::{Archive, Content};
+use tempfile::TempDir;
+
+/// A host with everything a guest with a stubdomain needs.
+struct Host {
+    dir: TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let host = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for (path, text) in [
+            ("proc/xen/capabilities", "control_d\n"),
+            (
+                "proc/meminfo",
+                "MemTotal: 2000000 kB\nMemAvailable: 1000000 kB\n",
+            ),
+            ("sys/hypervisor/type", "xen\n"),
+            ("sys/hypervisor/version/major", "4\n"),
+            ("sys/hypervisor/version/minor", "21\n"),
+            (
+                "sys/hypervisor/properties/capabilities",
+                "xen-3.0-x86_64 hvm-3.0-x86_64 \n",
+            ),
+            ("dev/xen/evtchn", ""),
+            ("dev/xen/gntdev", ""),
+            ("dev/xen/privcmd", ""),
+            ("run/xenstored/socket", ""),
+            ("run/xen/x", ""),
+            ("var/lib/xen/x", ""),
+            ("var/log/xen/x", ""),
+            ("usr/lib/xen-4.21/bin/xl", ""),
+            ("usr/bin/stubdm-run", ""),
+            ("usr/libexec/xen-qemu-system-i386", ""),
+            (
+                "etc/xen/g.cfg",
+                "name=\"g\"\nstubdomain_ramdisk = '/boot/stub.img'\n",
+            ),
+        ] {
+            host.put(path, text.as_bytes());
+        }
+        // As a distribution may lay it out: the link is absolute, and means this root's file.
+        symlink(
+            "/usr/bin/stubdm-run",
+            host.path("usr/bin/vchan-socket-proxy"),
+        )
+        .unwrap();
+        host.image(&[
+            "usr/bin/stubdm-run",
+            "usr/libexec/xen-qemu-system-i386",
+            "lib/modules/xen-privcmd.ko",
+            "lib/modules/xen-gntalloc.ko",
+            "lib/modules/xen-evtchn.ko",
+        ]);
+        host
+    }
+
+    fn path(&self, path: &str) -> std::path::PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn put(&self, path: &str, bytes: &[u8]) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn image(&self, files: &[&str]) {
+        let mut archive = Archive::root();
+        for file in files {
+            archive.program(file, Content::Bytes(Vec::new()));
+        }
+        archive.link("init", "usr/bin/stubdm-run");
+        let mut bytes = Vec::new();
+        archive.write(&mut bytes).unwrap();
+        self.put("boot/stub.img", &bytes);
+    }
+
+    fn run(&self, more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+        command.args(["doctor", "--root"]).arg(self.dir.path());
+        command.args(more).output().unwrap()
+    }
+
+    /// What is said about one thing, with the status of the whole.
+    fn says(&self, name: &str) -> (String, String, i32) {
+        let output = self.run(&["--json"]);
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let status = output.status.code().unwrap();
+        assert_eq!(value["ok"].as_bool(), Some(status == 0), "{value}");
+        let mut all = value["checks"].as_array().unwrap().iter();
+        let found = all.find(|check| check["name"] == name);
+        let found = found.unwrap_or_else(|| panic!("nothing about {name} in {value}"));
+        let text = |key: &str| found[key].as_str().unwrap().to_owned();
+        (
+            text("state"),
+            format!("{}; {}", text("found"), text("mend")),
+            status,
+        )
+    }
+
+    /// That this one thing, and nothing else, is wrong.
+    fn only_wrong(&self, name: &str, part: &str) {
+        let (state, text, status) = self.says(name);
+        assert_eq!((state.as_str(), status), ("wrong", 1), "{text}");
+        assert!(text.contains(part), "no {part:?} in {text}");
+        let output = self.run(&[]);
+        let all = String::from_utf8(output.stdout).unwrap();
+        assert!(all.ends_with("1 thing is wrong\n"), "{all}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
+#[test]
+fn a_whole_host_is_found_whole() {
+    let host = Host::new();
+    let output = host.run(&[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.ends_with("guests with stubdomains can be started here\n"));
+    assert!(
+        text.lines()
+            .rev()
+            .skip(1)
+            .all(|line| line.starts_with("ok ")),
+        "{text}"
+    );
+    assert!(
+        text.contains("Xen 4.21, and this is its control domain"),
+        "{text}"
+    );
+    assert!(text.contains("vchan-socket-proxy is stubdm-run"), "{text}");
+    assert!(text.contains("/boot/stub.img: "), "{text}");
+}
+
+#[test]
+fn each_thing_that_is_missing_is_found_alone_and_the_mend_named() {
+    for (path, name, part) in [
+        ("dev/xen/gntdev", "devices", "modprobe -a xen-gntdev"),
+        ("run/xenstored/socket", "store", "xenstored"),
+        ("usr/lib/xen-4.21", "libxl", "xl"),
+        ("usr/bin/vchan-socket-proxy", "proxy", "dpkg-divert"),
+        (
+            "usr/libexec/xen-qemu-system-i386",
+            "qemu",
+            "qemu-system-xen",
+        ),
+        ("var/log/xen", "folders", "mkdir -p /var/log/xen"),
+        ("boot/stub.img", "image", "image build"),
+        ("etc/xen/g.cfg", "image", "stubdomain_ramdisk"),
+    ] {
+        let host = Host::new();
+        let path = host.path(path);
+        match path.is_dir() {
+            true => fs::remove_dir_all(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        }
+        host.only_wrong(name, part);
+    }
+}
+
+#[test]
+fn what_is_there_and_does_not_do_is_wrong_too() {
+    let host = Host::new();
+    host.put("proc/xen/capabilities", b"\n");
+    host.only_wrong("xen", "control_d");
+
+    let host = Host::new();
+    host.put(
+        "sys/hypervisor/properties/capabilities",
+        b"xen-3.0-x86_64\n",
+    );
+    host.only_wrong("hvm", "firmware");
+
+    let host = Host::new();
+    fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
+    host.put("usr/lib/xen-4.11/bin/xl", b"");
+    host.only_wrong("libxl", "4.14");
+
+    let host = Host::new();
+    host.image(&["usr/bin/stubdm-run", "usr/libexec/xen-qemu-system-i386"]);
+    host.only_wrong("image", "it lacks the module xen-privcmd");
+    host.put("boot/stub.img", b"not one");
+    host.only_wrong("image", "/boot/stub.img");
+}
+
+#[test]
+fn what_works_but_should_be_known_is_a_note() {
+    let host = Host::new();
+    fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
+    host.put("usr/lib/xen-4.17/bin/xl", b"");
+    let (state, text, status) = host.says("libxl");
+    assert_eq!((state.as_str(), status), ("note", 0));
+    assert!(text.contains("device_model_version"), "{text}");
+
+    fs::remove_file(host.path("usr/bin/vchan-socket-proxy")).unwrap();
+    host.put("usr/bin/vchan-socket-proxy", b"another program");
+    assert_eq!(host.says("proxy").0, "note");
+
+    host.put("proc/meminfo", b"MemAvailable: 1000 kB\n");
+    assert_eq!(host.says("memory").0, "note");
+
+    host.put("lib/modules/6.1.0/kernel/x.ko", b"");
+    host.put("boot/config-6.1.0", b"CONFIG_XEN_PRIVCMD=y\n");
+    let (state, text, _) = host.says("privcmd");
+    assert_eq!(state, "note");
+    assert!(text.contains("xen_privcmd.unrestricted=1"), "{text}");
+}
+
+#[test]
+fn an_image_may_be_named_and_an_empty_root_is_all_wrong() {
+    let host = Host::new();
+    let output = host.run(&["--image", "/nonexistent/image"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("/nonexistent/image"), "{text}");
+
+    let empty = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    let output = command
+        .args(["doctor", "--root"])
+        .arg(empty.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text.contains("does not run under Xen") && text.ends_with("things are wrong\n"),
+        "{text}"
+    );
+    assert!(output.stderr.is_empty());
+    assert!(
+        !Path::new(empty.path()).join("run").exists(),
+        "nothing was made"
+    );
+}
