@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::tools::dmargs::{self, DmargsCommand};
 use crate::tools::doctor::{self, DoctorOptions};
 use crate::tools::image::{self, ImageCommand};
+use crate::tools::status::{self, StatusOptions};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -19,11 +20,14 @@ pub(super) enum Command {
     Image(ImageCommand),
     /// Say what this host lacks for guests with stubdomains, and how to mend it
     Doctor(DoctorOptions),
+    /// Show the guests with stubdomains
+    Status(StatusOptions),
 }
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Dmargs(command) => dmargs::run(command),
+        Command::Status(options) => status::run(options).map(|()| ExitCode::SUCCESS),
         Command::Doctor(options) => doctor::run(options),
         Command::Image(command) => image::run(command).map(|()| ExitCode::SUCCESS),
     }

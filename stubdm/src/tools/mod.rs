@@ -5,8 +5,10 @@
 //! | `dmargs` | [`dmargs`] |
 //! | `doctor` | [`doctor`] |
 //! | `image` | [`image`], over [`crate::image`] |
+//! | `status` | [`status`] |
 
 pub mod dmargs;
 pub mod doctor;
 pub mod image;
+pub mod status;
 pub mod store;
