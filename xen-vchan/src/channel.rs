@@ -334,6 +334,7 @@ impl AsFd for Channel {
 }
 
 impl Read for Channel {
+    #[inline]
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.nonblocking {
             end_as_zero(self.try_read(buf))
@@ -354,6 +355,7 @@ impl Read for Channel {
 }
 
 impl Write for Channel {
+    #[inline]
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if self.nonblocking {
             return Ok(self.try_write(buf)?);

@@ -72,10 +72,32 @@ impl WriteHalf {
     }
 
     /// Makes what is staged visible.
+    #[inline]
     pub(crate) fn publish(&mut self) {
         if self.tx.publish() {
             self.shared.link.notify();
         }
+    }
+
+    /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
+    /// there. `None`, and nothing done, if it is any other. It does what [`put`](Self::put) would,
+    /// in one piece of code without a call, which for a small message is half of its cost.
+    #[inline]
+    fn put_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
+        let usual = !bytes.is_empty()
+            && self.attached
+            && bytes.len() <= (self.tx.known_space() as usize).min(piece(self.tx.capacity()))
+            && !self.shared.link.has_failed()
+            && self.shared.session.runs();
+        if !usual {
+            return None;
+        }
+        // A half that is broken refuses, and the long way says why.
+        let len = self.tx.stage(bytes).ok()?;
+        if !self.corked || self.tx.staged() >= CORK.min(self.tx.capacity() / 2) {
+            self.publish();
+        }
+        Some(len)
     }
 
     /// Copies and publishes what fits, without asking for a notification: how much. Long writes are
@@ -362,8 +384,12 @@ impl WriteHalf {
 }
 
 impl Write for WriteHalf {
+    #[inline]
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        Ok(self.write_deadline(buf, self.deadline())?)
+        match self.put_at_once(buf) {
+            Some(len) => Ok(len),
+            None => Ok(self.write_deadline(buf, self.deadline())?),
+        }
     }
 
     /// Writes what fits of the buffers after one another, published in one step; blocks while
