@@ -24,6 +24,7 @@ pub mod log;
 pub mod policy;
 pub mod proxy;
 pub mod qmp;
+pub mod save;
 pub mod signals;
 #[cfg(feature = "sim")]
 pub mod sim;

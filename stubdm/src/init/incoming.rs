@@ -8,15 +8,20 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use tracing::{info, warn};
+use tracing::{error, info};
 
 use crate::dmargv::DmArgv;
 use crate::error::{Context, Result};
+use crate::save::reader::{Found, Reader};
 
 /// Console 2. Kernels number consoles in the order they are found, which is the toolstack's.
 const CONSOLE: &str = "/dev/hvc2";
+/// The backend sends as fast as the ring is emptied: after this many milliseconds without a byte it has sent all.
+const SILENCE: u16 = 1000;
 
 /// If the arguments ask for a saved state, starts feeding it to a pipe and puts the pipe's
 /// descriptor number into the arguments. The descriptor is close-on-exec until QEMU is started.
@@ -27,12 +32,7 @@ pub fn prepare(argv: &mut DmArgv) -> Result<Option<OwnedFd>> {
     if !argv.wants_incoming() {
         return Ok(None);
     }
-    let console = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOCTTY)
-        .open(CONSOLE);
-    let console = console.context(format_args!("the saved state on {CONSOLE}"))?;
-    set_raw(&console)?;
+    let console = open_raw(CONSOLE, true)?;
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
     argv.set_incoming(&format!("fd:{}", reader.as_raw_fd()));
     let feeder = std::thread::Builder::new().name("incoming".into());
@@ -43,34 +43,77 @@ pub fn prepare(argv: &mut DmArgv) -> Result<Option<OwnedFd>> {
     Ok(Some(reader))
 }
 
-fn set_raw(console: &File) -> Result<()> {
-    let mut mode = tcgetattr(console.as_fd()).context(format_args!("the mode of {CONSOLE}"))?;
+/// Opens a console and sets it raw, for one direction.
+///
+/// # Errors
+/// It cannot be opened or set raw.
+pub fn open_raw(path: &str, read: bool) -> Result<File> {
+    let console = OpenOptions::new()
+        .read(read)
+        .write(!read)
+        .custom_flags(libc::O_NOCTTY)
+        .open(path);
+    let console = console.context(path)?;
+    let mut mode = tcgetattr(console.as_fd()).context(format_args!("the mode of {path}"))?;
     cfmakeraw(&mut mode);
     tcsetattr(console.as_fd(), SetArg::TCSANOW, &mode)
-        .context(format_args!("setting {CONSOLE} raw"))
+        .context(format_args!("setting {path} raw"))?;
+    Ok(console)
 }
 
-/// Ends when QEMU has closed its end: the state has no end mark that the tty could tell.
-fn feed(mut console: File, mut pipe: File) {
-    let mut buffer = [0; 4096];
+/// Ends when QEMU has closed its end, or has all: the console itself has no end.
+fn feed(mut console: File, pipe: File) {
+    match pass_on(&mut console, pipe) {
+        Ok(total) => info!("{total} bytes of saved state passed on"),
+        Err(why) => error!("restoring: {why}"),
+    }
+}
+
+/// Passes the state on. On an error QEMU finds the pipe's end, and ends.
+fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, String> {
+    let mut reader = Reader::default();
+    let mut last = None;
     let mut total = 0u64;
+    let mut buffer = [0; 4096];
     loop {
+        if !reader.is_plain() && !readable(console, SILENCE).map_err(|e| e.to_string())? {
+            if !reader.silence()? {
+                continue;
+            }
+            let (number, state): (u32, Vec<u8>) = last.take().ok_or("no state came")?;
+            info!("the state is that of save number {number}");
+            pipe.write_all(&state).map_err(|e| format!("QEMU: {e}"))?;
+            return Ok(state.len() as u64);
+        }
         let count = match console.read(&mut buffer) {
-            Ok(0) => break,
+            Ok(0) => return Ok(total),
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                warn!("reading {CONSOLE} after {total} bytes: {error}");
-                break;
-            }
+            Err(error) => return Err(format!("{CONSOLE}: {error}")),
         };
-        if pipe
-            .write_all(buffer.get(..count).unwrap_or_default())
-            .is_err()
-        {
-            break;
+        let mut bytes = buffer.get(..count).unwrap_or_default();
+        loop {
+            match reader.push(bytes)? {
+                Found::Nothing => break,
+                Found::Record(number, state) => last = Some((number, state)),
+                Found::Pass(bytes) => {
+                    total += bytes.len() as u64;
+                    if pipe.write_all(&bytes).is_err() {
+                        // QEMU has all it wants.
+                        return Ok(total);
+                    }
+                }
+            }
+            bytes = &[];
         }
-        total += count as u64;
     }
-    info!("{total} bytes of saved state passed on");
+}
+
+fn readable(console: &File, within: u16) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(console.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::from(within)) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(errno) => Err(errno),
+    }
 }

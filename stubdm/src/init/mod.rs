@@ -33,12 +33,16 @@ use xen_sys::Xen;
 use crate::dmargv::fit::Finding;
 use crate::error::{Context, Failure, Result, one_line};
 use crate::log;
+use crate::save::keeper::Keeper;
 use crate::signals::Signals;
 use guest::Guest;
 use report::Report;
 
 /// How long the guest's disks may take to appear.
 const DISK_LIMIT: Duration = Duration::from_secs(20);
+
+/// Console 1, whose other end libxl reads saved states from.
+const SAVE_CONSOLE: &str = "/dev/hvc1";
 
 /// What can be changed about the init.
 #[derive(Args, Clone, Debug)]
@@ -178,6 +182,7 @@ fn stubdomain(
     report.phase("starting QEMU");
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
+    let keeper = power::is_init().then(outgoing).flatten();
     let incoming = incoming::prepare(&mut argv)?;
     let confined = || confine::prepare(&argv, options.qemu_root);
     let user = power::is_init().then(confined).flatten();
@@ -190,7 +195,16 @@ fn stubdomain(
         signals: &signals,
         started,
     };
-    watch::over(&world, launch, drives)
+    watch::over(&world, launch, drives, keeper)
+}
+
+/// What is needed to save the guest; without it the guest runs and cannot be saved.
+fn outgoing() -> Option<Keeper> {
+    let console = incoming::open_raw(SAVE_CONSOLE, false)
+        .and_then(|console| Keeper::new(console.into()).context("the file to save to"));
+    console
+        .inspect_err(|failure| warn!("the guest cannot be saved: {failure}"))
+        .ok()
 }
 
 /// Waits until the block devices QEMU will open exist.

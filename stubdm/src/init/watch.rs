@@ -30,6 +30,7 @@ use crate::proxy::server::{Backend, Server, Turn};
 use crate::proxy::vchan::Vchan;
 use crate::qmp::client::{Client, Told};
 use crate::qmp::lines::{Line, Lines};
+use crate::save::keeper::Keeper;
 use crate::signals::Signals;
 use crate::supervisor::{Action, Event, Exit, Supervisor};
 
@@ -66,7 +67,12 @@ pub struct World<'a> {
 ///
 /// # Errors
 /// The system's, from the loop itself. QEMU's death is no error here: it was reported.
-pub fn over(world: &World<'_>, launch: Launch, drives: Option<Drives>) -> Result<ExitCode> {
+pub fn over(
+    world: &World<'_>,
+    launch: Launch,
+    drives: Option<Drives>,
+    keeper: Option<Keeper>,
+) -> Result<ExitCode> {
     let mut watch = Watch {
         world,
         machine: Supervisor::new(Instant::now()),
@@ -77,6 +83,7 @@ pub fn over(world: &World<'_>, launch: Launch, drives: Option<Drives>) -> Result
         monitor: None,
         asked: VecDeque::new(),
         drives,
+        keeper,
         toolstack: launch.toolstack,
         server: None,
         server_deadline: None,
@@ -110,6 +117,8 @@ enum Asked {
     Start,
     /// `add-fd` for a medium.
     Medium,
+    /// `add-fd` for the file to save to.
+    SaveFile,
 }
 
 struct Watch<'a> {
@@ -123,6 +132,8 @@ struct Watch<'a> {
     /// The commands that are not answered yet.
     asked: VecDeque<Asked>,
     drives: Option<Drives>,
+    /// Here until the vchan's server has it.
+    keeper: Option<Keeper>,
     toolstack: PathBuf,
     server: Option<Server<Vchan>>,
     server_deadline: Option<Instant>,
@@ -251,11 +262,26 @@ impl Watch<'_> {
         let mut events = Vec::new();
         while let Some(told) = client.told() {
             events.push(match told {
-                Told::Ready => Event::MonitorReady,
+                Told::Ready => {
+                    // Before anything else is asked: a toolstack may save as soon as it is served.
+                    if let Some(keeper) = &self.keeper {
+                        match keeper.offer(local, client) {
+                            Ok(()) => self.asked.push_back(Asked::SaveFile),
+                            Err(error) => warn!("QEMU gets no file to save to: {error}"),
+                        }
+                    }
+                    Event::MonitorReady
+                }
                 Told::Answer(answer) => match (self.asked.pop_front(), answer) {
                     (Some(Asked::Medium), answer) => {
                         if let Err(error) = answer {
                             warn!("QEMU takes no medium: {error}");
+                        }
+                        continue;
+                    }
+                    (Some(Asked::SaveFile), answer) => {
+                        if let Err(error) = answer {
+                            warn!("QEMU takes no file to save to: {error}");
                         }
                         continue;
                     }
@@ -306,7 +332,7 @@ impl Watch<'_> {
                     "the vchan: {}; offering a new one",
                     one_line(&error.to_string())
                 );
-                self.server = None;
+                self.keeper = self.server.take().and_then(Server::into_keeper);
                 self.server_deadline = None;
                 self.offer();
             }
@@ -319,7 +345,10 @@ impl Watch<'_> {
             Event::Failed(format!("the vchan broke {OFFERS_MAX} times"))
         } else {
             match self.listen() {
-                Ok(server) => {
+                Ok(mut server) => {
+                    if let Some(keeper) = self.keeper.take() {
+                        server = server.with_saves(keeper);
+                    }
                     self.server = Some(server);
                     // Its first look must not wait for an event that may have come already.
                     self.again = true;

@@ -19,6 +19,7 @@
 use super::Payload;
 use super::buffer::Buffer;
 use super::host::BUFFER;
+use crate::save::gate::Gate;
 
 /// The reconnect marker.
 const MARKER: u8 = 1;
@@ -50,6 +51,8 @@ pub struct GuestSession {
     heard: bool,
     to_vchan: Buffer,
     to_monitor: Buffer,
+    /// Only where saved states are looked after.
+    gate: Option<Gate>,
 }
 
 impl GuestSession {
@@ -61,6 +64,24 @@ impl GuestSession {
             heard: false,
             to_vchan: Buffer::new(BUFFER),
             to_monitor: Buffer::new(BUFFER),
+            gate: None,
+        }
+    }
+
+    /// Holds back QEMU's answer to a save until [`GuestSession::release`].
+    pub fn look_after_saves(&mut self) {
+        self.gate = Some(Gate::default());
+    }
+
+    /// Whether QEMU has saved and its answer waits.
+    pub fn holds_a_save(&self) -> bool {
+        self.gate.as_ref().is_some_and(Gate::holds)
+    }
+
+    /// Lets the answer through, or a refusal in its place.
+    pub fn release(&mut self, outcome: &Result<(), String>) {
+        if let Some(gate) = &mut self.gate {
+            gate.release(outcome, &mut self.to_vchan);
         }
     }
 
@@ -94,6 +115,9 @@ impl GuestSession {
         self.heard = false;
         self.to_vchan.clear();
         self.to_monitor.clear();
+        if let Some(gate) = &mut self.gate {
+            *gate = Gate::default();
+        }
     }
 
     /// The monitor connection asked for by [`Monitor::Open`] stands.
@@ -118,8 +142,8 @@ impl GuestSession {
         }
     }
 
-    /// The client said something.
-    pub fn vchan_bytes(&mut self, mut bytes: &[u8]) {
+    /// The client said something. `true` if it asks for a save.
+    pub fn vchan_bytes(&mut self, mut bytes: &[u8]) -> bool {
         if self.phase == Phase::Idle {
             self.begin();
         }
@@ -136,11 +160,13 @@ impl GuestSession {
         if self.phase != Phase::Mute {
             self.to_monitor.append(bytes);
         }
+        let gate = self.gate.as_mut().filter(|_| self.phase != Phase::Mute);
+        gate.is_some_and(|gate| gate.client_said(bytes))
     }
 
     /// How many bytes of the monitor's may be read now.
     pub fn monitor_room(&self) -> usize {
-        if self.phase == Phase::Pump {
+        if self.phase == Phase::Pump && !self.holds_a_save() {
             self.to_vchan.room()
         } else {
             0
@@ -149,7 +175,10 @@ impl GuestSession {
 
     /// The monitor said something.
     pub fn monitor_bytes(&mut self, bytes: &[u8]) {
-        self.to_vchan.append(bytes);
+        match &mut self.gate {
+            Some(gate) => gate.monitor_said(bytes, &mut self.to_vchan),
+            None => self.to_vchan.append(bytes),
+        }
     }
 
     /// Bytes for the client. What a monitor said before it closed still goes out.

@@ -14,6 +14,7 @@ use super::guest::{GuestSession, Monitor};
 use super::local::{Local, Read, connect};
 use crate::error::one_line;
 use crate::event::Interest;
+use crate::save::keeper::Keeper;
 use crate::transport::{Peer, Transport};
 
 /// How many rounds a turn takes before others get theirs.
@@ -51,6 +52,7 @@ pub struct Server<T> {
     monitor: Option<Local>,
     /// When to try again to connect to a monitor that has not taken its last connections yet.
     retry_at: Option<Instant>,
+    keeper: Option<Keeper>,
 }
 
 impl<T: Transport> Server<T> {
@@ -62,7 +64,20 @@ impl<T: Transport> Server<T> {
             backend,
             monitor: None,
             retry_at: None,
+            keeper: None,
         }
+    }
+
+    /// Sees to it that a saved state is on its console before the client hears of it.
+    pub fn with_saves(mut self, keeper: Keeper) -> Self {
+        self.session.look_after_saves();
+        self.keeper = Some(keeper);
+        self
+    }
+
+    /// Takes back what [`Server::with_saves`] was given.
+    pub fn into_keeper(self) -> Option<Keeper> {
+        self.keeper
     }
 
     /// What to wait for.
@@ -72,6 +87,9 @@ impl<T: Transport> Server<T> {
             let read = self.session.monitor_room() > 0;
             let write = !self.session.monitor_out().is_empty();
             interests.extend(monitor.interest(read, write));
+        }
+        if let Some(keeper) = &self.keeper {
+            interests.extend(keeper.interest());
         }
         interests
     }
@@ -101,7 +119,7 @@ impl<T: Transport> Server<T> {
                 _ => {}
             }
             self.follow(now);
-            let moved = self.pump_link()? | self.pump_monitor();
+            let moved = self.keep_save() | self.pump_link()? | self.pump_monitor();
             if !moved {
                 return Ok(Turn::Sleep(self.retry_at));
             }
@@ -142,6 +160,23 @@ impl<T: Transport> Server<T> {
         }
     }
 
+    /// Moves a saved state on; lets QEMU's answer through when it is out.
+    fn keep_save(&mut self) -> bool {
+        let Some(keeper) = &mut self.keeper else {
+            return false;
+        };
+        let outcome = keeper.turn(self.session.holds_a_save());
+        if let Some(outcome) = &outcome {
+            self.session.release(outcome);
+        }
+        outcome.is_some()
+    }
+
+    /// Whether a state is on its way out: until then nobody may ask QEMU for the next.
+    fn is_saving(&self) -> bool {
+        self.keeper.as_ref().is_some_and(Keeper::is_busy)
+    }
+
     fn pump_link(&mut self) -> io::Result<bool> {
         let mut moved = false;
         let out = self.session.vchan_out();
@@ -156,14 +191,21 @@ impl<T: Transport> Server<T> {
             }
         }
         let mut buffer = [0; 4096];
-        let room = self.session.vchan_room().min(buffer.len());
+        let mut room = self.session.vchan_room().min(buffer.len());
+        if self.is_saving() {
+            room = 0;
+        }
         if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
             match self.link.try_read(buffer) {
                 Ok(0) => return Ok(true),
                 Ok(count) => {
                     let bytes = buffer.get(..count).unwrap_or_default();
                     debug!("from vchan: {}", one_line(&String::from_utf8_lossy(bytes)));
-                    self.session.vchan_bytes(bytes);
+                    if self.session.vchan_bytes(bytes) {
+                        if let Some(keeper) = &mut self.keeper {
+                            keeper.begin();
+                        }
+                    }
                     moved = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,0 +1,168 @@
+//! Keeps the file QEMU saves to and its console together, for [`crate::proxy::server`].
+//!
+//! A record that was begun is sent to its end, even if the client that asked for it has left: the
+//! console's reader must find the next record where this one says it ends.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::FDSET;
+use super::drain::{Drain, SaveFile};
+use crate::event::Interest;
+use crate::proxy::local::Local;
+use crate::qmp::client::Client;
+
+/// The file, the console, and a record on its way.
+#[derive(Debug)]
+pub struct Keeper {
+    file: SaveFile,
+    console: Local,
+    drain: Option<Drain>,
+    /// Why no save can get through any more.
+    broken: Option<String>,
+}
+
+impl Keeper {
+    /// Saves go to `console`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(console: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            file: SaveFile::new()?,
+            console: Local::socket(console)?,
+            drain: None,
+            broken: None,
+        })
+    }
+
+    /// Gives QEMU the file, over a monitor on which nothing waits to be sent.
+    ///
+    /// # Errors
+    /// The monitor's.
+    pub fn offer(&self, monitor: &mut Local, client: &mut Client) -> io::Result<()> {
+        let file = self.file.for_qemu()?;
+        let arguments = json!({"fdset-id": FDSET, "opaque": "stubdm-save"});
+        client.execute("add-fd", Some(&arguments));
+        let sent = monitor.write_with(client.to_send(), file.as_fd())?;
+        client.sent(sent);
+        Ok(())
+    }
+
+    /// QEMU is about to be asked for a save.
+    pub fn begin(&mut self) {
+        if let Err(error) = self.file.rewind() {
+            warn!("the file to save to: {error}");
+        }
+    }
+
+    /// Whether a record is on its way.
+    pub fn is_busy(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// What to wait for.
+    pub fn interest(&self) -> Vec<Interest<'_>> {
+        if self.is_busy() {
+            self.console.interest(false, true)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Moves a record on; begins one if an `answer` waits for it. Tells what became of it at its end.
+    pub fn turn(&mut self, answer: bool) -> Option<Result<(), String>> {
+        if self.drain.is_none() {
+            if !answer {
+                return None;
+            }
+            let drain = match &self.broken {
+                Some(why) => Err(io::Error::other(why.clone())),
+                None => self.file.drain(),
+            };
+            match drain {
+                Ok(drain) => self.drain = Some(drain),
+                Err(error) => return Some(Err(format!("the saved state: {error}"))),
+            }
+        }
+        let drain = self.drain.as_mut()?;
+        let done = drain.turn(&self.file, &mut self.console);
+        if matches!(done, Ok(false)) {
+            return None;
+        }
+        let (number, length) = (drain.header().number, drain.header().length);
+        self.drain = None;
+        Some(match done {
+            Ok(_) => {
+                info!("save number {number}: {length} bytes of state are out");
+                Ok(())
+            }
+            Err(error) => {
+                let why = format!("the console for saved states: {error}");
+                warn!("{why}");
+                // Half a record is out; what follows it could not be found.
+                self.broken = Some(why.clone());
+                Err(why)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::record;
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn save(keeper: &mut Keeper, state: &[u8]) {
+        keeper.begin();
+        let mut copy = File::from(keeper.file.for_qemu().unwrap());
+        copy.set_len(0).unwrap();
+        copy.write_all(state).unwrap();
+    }
+
+    fn keeper() -> (Keeper, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.set_nonblocking(true).unwrap();
+        (Keeper::new(near.into()).unwrap(), far)
+    }
+
+    #[test]
+    fn a_record_is_sent_to_its_end_though_nobody_waits_for_it_any_more() {
+        let (mut keeper, mut far) = keeper();
+        let state = [&b"QEVM"[..], &[9; 2_000_000]].concat();
+        assert_eq!(keeper.turn(false), None);
+        save(&mut keeper, &state);
+        assert_eq!(keeper.turn(true), None, "the console is full");
+        let mut all = Vec::new();
+        while keeper.is_busy() {
+            let _ = far.read_to_end(&mut all);
+            keeper.turn(false);
+        }
+        let _ = far.read_to_end(&mut all);
+        assert!(all == record(1, &state));
+        assert!(keeper.interest().is_empty());
+    }
+
+    #[test]
+    fn a_save_that_fails_leaves_the_next_one_whole_unless_the_console_broke() {
+        let (mut keeper, mut far) = keeper();
+        save(&mut keeper, b"no state");
+        assert!(keeper.turn(true).unwrap().is_err());
+        save(&mut keeper, b"QEVM good");
+        assert_eq!(keeper.turn(true), Some(Ok(())));
+        let mut all = Vec::new();
+        let _ = far.read_to_end(&mut all);
+        assert!(all == record(1, b"QEVM good"));
+        drop(far);
+        for _ in 0..2 {
+            save(&mut keeper, b"QEVM lost");
+            assert!(keeper.turn(true).unwrap().is_err());
+        }
+    }
+}
