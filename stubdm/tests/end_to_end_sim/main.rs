@@ -119,7 +119,7 @@ fn run(
     };
     std::thread::scope(|scope| {
         let meanwhile = scope.spawn(meanwhile);
-        let status = watch::over(&world, launch, None).unwrap();
+        let status = watch::over(&world, launch, None, None).unwrap();
         meanwhile.join().unwrap();
         status
     })

@@ -81,6 +81,11 @@ impl Guest {
         create.succeed(soon()).context("xl create")?;
         answered?;
 
+        Self::running()
+    }
+
+    /// The guest as it runs now, however it came to be.
+    pub(crate) fn running() -> Result<Self> {
         Ok(Self {
             id: domid(NAME)?,
             stub: domid(STUB)?,
@@ -135,11 +140,16 @@ impl Guest {
     }
 
     /// Destroys the guest, and with it the stubdomain.
-    pub(crate) fn destroy(mut self) -> Result<()> {
+    pub(crate) fn destroy(self) -> Result<()> {
         command(&["xl", "destroy", NAME])?;
+        self.has_left()
+    }
+
+    /// The guest is gone from here by itself.
+    pub(crate) fn has_left(mut self) -> Result<()> {
         self.console
             .exit(soon())
-            .context("xl console after the destruction")?;
+            .context("xl console after the guest's end")?;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod gnttab;
 mod privcmd;
 mod qmp;
 mod rules;
+mod save;
 mod store;
 mod stubdom;
 mod tools;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Test> {
     tools::add(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
+    save::add(&mut tests);
     cdrom::add(&mut tests);
     tests
 }

@@ -1,0 +1,127 @@
+//! Saving and restoring the guest with its stubdomain, by unmodified xl.
+//!
+//! The guest counts its seconds and reads a mark back from its disk each second: a state that is stale or cut
+//! would show in its lines, or would not let it go on at all.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount, umount};
+
+use crate::guest::{Guest, LOG, NAME, diagnosis};
+use crate::job::Exit;
+use crate::suite::{Needs, Test};
+use crate::world::{World, command, outcome};
+
+/// Where guests are saved to.
+const IMAGE: &str = "/tmp/hvm.save";
+/// What the console's records are appended to until the domain's end.
+const RECORDS: &str = "/var/lib/xen/qemu-save";
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    let mut test = |name: &str, body: fn(&World) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Dom0, move |world| {
+            let result = body(world).with_context(diagnosis);
+            let _ = fs::remove_file(IMAGE);
+            result
+        }));
+    };
+    test("stubdom/save_and_restore", save_and_restore);
+    test("stubdom/saved_three_times", saved_three_times);
+    test("stubdom/save_to_a_full_disk", save_to_a_full_disk);
+}
+
+/// The second the guest says it lives, its disk being what it wrote.
+fn second(guest: &mut Guest) -> Result<u32> {
+    let line = guest.says("xen-guest: alive second=")?;
+    ensure!(line.contains("disk=ok"), "the guest says: {line}");
+    let number = line.split_whitespace().next().context("no second")?;
+    Ok(number.parse()?)
+}
+
+/// Goes on where it was: neither from its beginning nor from an older state, and with no time lost to speak of.
+fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
+    guest.catch_up()?;
+    let now = second(guest)?;
+    // A guest whose state is older than its memory would not get this far; one that was started anew would say 1.
+    ensure!(now > from, "second {now} comes after second {from}");
+    Ok(now)
+}
+
+/// The guest was saved by `xl save`, and is gone; brings it back.
+fn restore(guest: Guest) -> Result<Guest> {
+    guest.has_left()?;
+    command(&["xl", "restore", IMAGE])?;
+    Guest::running()
+}
+
+fn save_and_restore(world: &World) -> Result<()> {
+    let mut guest = Guest::create(&world.store)?;
+    let mut before = second(&mut guest)?;
+    for _ in 0..2 {
+        command(&["xl", "save", NAME, IMAGE])?;
+        guest = restore(guest)?;
+        before = goes_on(&mut guest, before)?;
+    }
+    let log = fs::read_to_string(LOG)?;
+    ensure!(
+        log.contains("that of save number 1"),
+        "each stubdomain counts its own saves:\n{log}"
+    );
+    guest.types(&world.store, "?")?;
+    guest.says("xen-guest: answer second=")?;
+    guest.destroy()
+}
+
+/// The host appends the three states to one file; the last one is the guest's.
+fn saved_three_times(world: &World) -> Result<()> {
+    let mut guest = Guest::create(&world.store)?;
+    let mut before = second(&mut guest)?;
+    let records = format!("{RECORDS}.{}", guest.id);
+    let mut length = 0;
+    for _ in 0..2 {
+        command(&["xl", "save", "-c", NAME, IMAGE])?;
+        before = goes_on(&mut guest, before)?;
+        let now = fs::metadata(&records).context(records.clone())?.len();
+        ensure!(now > length, "nothing was added to {records}");
+        length = now;
+    }
+    command(&["xl", "save", NAME, IMAGE])?;
+    guest = restore(guest)?;
+    goes_on(&mut guest, before)?;
+    let log = fs::read_to_string(LOG)?;
+    ensure!(
+        log.contains("that of save number 3"),
+        "another state was taken:\n{log}"
+    );
+    guest.destroy()
+}
+
+/// The save fails after QEMU's part of it is done; the guest runs on and is saved by the next one.
+fn save_to_a_full_disk(world: &World) -> Result<()> {
+    const SMALL: &str = "/tmp/small";
+    let mut guest = Guest::create(&world.store)?;
+    let mut before = second(&mut guest)?;
+    fs::create_dir_all(SMALL)?;
+    mount(
+        Some("tmpfs"),
+        SMALL,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=4m"),
+    )?;
+    let failed = outcome(&["xl", "save", NAME, "/tmp/small/hvm.save"]);
+    umount(SMALL)?;
+    fs::remove_dir(SMALL)?;
+    let (exit, lines) = failed?;
+    ensure!(
+        exit != Exit::Status(0),
+        "128 MiB fit into 4 MiB: {}",
+        lines.join("\n")
+    );
+    before = goes_on(&mut guest, before)?;
+    command(&["xl", "save", NAME, IMAGE])?;
+    guest = restore(guest)?;
+    goes_on(&mut guest, before)?;
+    guest.destroy()
+}
