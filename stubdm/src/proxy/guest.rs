@@ -52,7 +52,7 @@ pub struct GuestSession {
     to_vchan: Buffer,
     to_monitor: Buffer,
     /// Only where saved states are looked after.
-    gate: Option<Gate>,
+    gate: Option<Box<Gate>>,
 }
 
 impl GuestSession {
@@ -70,12 +70,12 @@ impl GuestSession {
 
     /// Holds back QEMU's answer to a save until [`GuestSession::release`].
     pub fn look_after_saves(&mut self) {
-        self.gate = Some(Gate::default());
+        self.gate = Some(Box::default());
     }
 
     /// Whether QEMU has saved and its answer waits.
     pub fn holds_a_save(&self) -> bool {
-        self.gate.as_ref().is_some_and(Gate::holds)
+        self.gate.as_ref().is_some_and(|gate| gate.holds())
     }
 
     /// Lets the answer through, or a refusal in its place.
@@ -116,7 +116,7 @@ impl GuestSession {
         self.to_vchan.clear();
         self.to_monitor.clear();
         if let Some(gate) = &mut self.gate {
-            *gate = Gate::default();
+            **gate = Gate::default();
         }
     }
 

@@ -52,7 +52,7 @@ pub struct Server<T> {
     monitor: Option<Local>,
     /// When to try again to connect to a monitor that has not taken its last connections yet.
     retry_at: Option<Instant>,
-    keeper: Option<Keeper>,
+    keeper: Option<Box<Keeper>>,
 }
 
 impl<T: Transport> Server<T> {
@@ -71,13 +71,13 @@ impl<T: Transport> Server<T> {
     /// Sees to it that a saved state is on its console before the client hears of it.
     pub fn with_saves(mut self, keeper: Keeper) -> Self {
         self.session.look_after_saves();
-        self.keeper = Some(keeper);
+        self.keeper = Some(Box::new(keeper));
         self
     }
 
     /// Takes back what [`Server::with_saves`] was given.
     pub fn into_keeper(self) -> Option<Keeper> {
-        self.keeper
+        self.keeper.map(|keeper| *keeper)
     }
 
     /// What to wait for.
@@ -174,7 +174,7 @@ impl<T: Transport> Server<T> {
 
     /// Whether a state is on its way out: until then nobody may ask QEMU for the next.
     fn is_saving(&self) -> bool {
-        self.keeper.as_ref().is_some_and(Keeper::is_busy)
+        self.keeper.as_ref().is_some_and(|keeper| keeper.is_busy())
     }
 
     fn pump_link(&mut self) -> io::Result<bool> {
