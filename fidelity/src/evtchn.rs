@@ -1,13 +1,11 @@
 //! Event channels.
 
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use xen_evtchn::{BoundPort, EventChannels};
 use xen_sys::{DomId, Port};
 
+use crate::handles::BoundPort;
 use crate::{NOBODY, Rule, World, refused, soon};
 
 pub(crate) const RULES: &[Rule] = &[
@@ -110,10 +108,7 @@ pub(crate) const RULES: &[Rule] = &[
 
 /// A connected pair with nothing pending: the end of `a`, which was open, and that of `b`.
 fn pair(w: &World) -> Result<(BoundPort, BoundPort)> {
-    let (a, b) = (
-        EventChannels::open(&w.a.xen)?,
-        EventChannels::open(&w.b.xen)?,
-    );
+    let (a, b) = (w.a.channels()?, w.b.channels()?);
     let a = a.bind_unbound(w.b.id)?;
     let b = b.bind_interdomain(w.a.id, a.port())?;
     take(&b).context("the event of binding")?;
@@ -137,10 +132,9 @@ fn expect(port: &BoundPort) -> Result<()> {
     Ok(())
 }
 
-/// Checks that nothing is pending. What was to be pending is by now: every way to it is
-/// synchronous.
-fn quiet(port: &BoundPort) -> Result<()> {
-    let got = port.channels().pending()?;
+/// Checks that nothing is pending, after the time an event may take here.
+fn quiet(w: &World, port: &BoundPort) -> Result<()> {
+    let got = port.channels().wait(w.settled())?;
     ensure!(
         got.is_none(),
         "port {}: got {got:?}, not nothing",
@@ -150,14 +144,11 @@ fn quiet(port: &BoundPort) -> Result<()> {
 }
 
 fn binder_starts_pending(w: &World) -> Result<()> {
-    let (a, b) = (
-        EventChannels::open(&w.a.xen)?,
-        EventChannels::open(&w.b.xen)?,
-    );
+    let (a, b) = (w.a.channels()?, w.b.channels()?);
     let a = a.bind_unbound(w.b.id)?;
     let b = b.bind_interdomain(w.a.id, a.port())?;
     expect(&b)?;
-    quiet(&a)
+    quiet(w, &a)
 }
 
 fn events_coalesce(w: &World) -> Result<()> {
@@ -170,7 +161,7 @@ fn events_coalesce(w: &World) -> Result<()> {
     }
     b.unmask()?;
     take(&b)?;
-    quiet(&b)
+    quiet(w, &b)
 }
 
 fn masked_until_unmasked(w: &World) -> Result<()> {
@@ -178,10 +169,10 @@ fn masked_until_unmasked(w: &World) -> Result<()> {
     a.notify()?;
     expect(&b)?;
     a.notify()?;
-    quiet(&b).context("masked")?;
+    quiet(w, &b).context("masked")?;
     b.unmask()?;
     take(&b).context("after the unmask")?;
-    quiet(&b).context("after both")
+    quiet(w, &b).context("after both")
 }
 
 fn idle_unmask(w: &World) -> Result<()> {
@@ -189,15 +180,15 @@ fn idle_unmask(w: &World) -> Result<()> {
     b.unmask()?;
     b.channels().unmask(a.port())?;
     b.channels().unmask(Port::new(u32::MAX))?;
-    quiet(&b)?;
+    quiet(w, &b)?;
     a.notify()?;
     take(&b)
 }
 
 fn wrong_domain(w: &World) -> Result<()> {
-    let channels = EventChannels::open(&w.a.xen)?;
+    let channels = w.a.channels()?;
     let open = channels.bind_unbound(NOBODY)?;
-    let bind = EventChannels::open(&w.b.xen)?.bind_interdomain(w.a.id, open.port());
+    let bind = w.b.channels()?.bind_interdomain(w.a.id, open.port());
     refused(
         bind,
         libc::EINVAL,
@@ -207,12 +198,12 @@ fn wrong_domain(w: &World) -> Result<()> {
 
 fn bound_once(w: &World) -> Result<()> {
     let (a, _b) = pair(w)?;
-    let bind = EventChannels::open(&w.b.xen)?.bind_interdomain(w.a.id, a.port());
+    let bind = w.b.channels()?.bind_interdomain(w.a.id, a.port());
     refused(bind, libc::EINVAL, "binding to a connected port")
 }
 
 fn no_such_port(w: &World) -> Result<()> {
-    let channels = EventChannels::open(&w.b.xen)?;
+    let channels = w.b.channels()?;
     for port in [0, 1000, 1 << 30, u32::MAX] {
         let bind = channels.bind_interdomain(w.a.id, Port::new(port));
         refused(bind, libc::EINVAL, &format!("binding to port {port}"))?;
@@ -221,28 +212,28 @@ fn no_such_port(w: &World) -> Result<()> {
 }
 
 fn no_such_domain(w: &World) -> Result<()> {
-    let bind = EventChannels::open(&w.a.xen)?.bind_interdomain(NOBODY, Port::new(1));
+    let bind = w.a.channels()?.bind_interdomain(NOBODY, Port::new(1));
     refused(bind, libc::ESRCH, "binding to a domain that is not there")
 }
 
 fn open_for_the_unborn(w: &World) -> Result<()> {
-    EventChannels::open(&w.a.xen)?.bind_unbound(NOBODY)?;
+    w.a.channels()?.bind_unbound(NOBODY)?;
     Ok(())
 }
 
 fn notify_nobody(w: &World) -> Result<()> {
-    let a = EventChannels::open(&w.a.xen)?.bind_unbound(w.b.id)?;
+    let a = w.a.channels()?.bind_unbound(w.b.id)?;
     a.notify()?;
     a.notify()?;
-    quiet(&a)
+    quiet(w, &a)
 }
 
 fn close_and_rebind(w: &World) -> Result<()> {
     let (a, b) = pair(w)?;
     drop(b);
-    quiet(&a)?;
+    quiet(w, &a)?;
     a.notify()?;
-    let channels = EventChannels::open(&w.b.xen)?;
+    let channels = w.b.channels()?;
     let b = channels.bind_interdomain(w.a.id, a.port())?;
     take(&b)?;
     b.notify()?;
@@ -257,10 +248,7 @@ fn close_and_rebind(w: &World) -> Result<()> {
 }
 
 fn batch(w: &World) -> Result<()> {
-    let (ca, cb) = (
-        EventChannels::open(&w.a.xen)?,
-        EventChannels::open(&w.b.xen)?,
-    );
+    let (ca, cb) = (w.a.channels()?, w.b.channels()?);
     let open = (0..4)
         .map(|_| Ok(ca.bind_unbound(w.b.id)?))
         .collect::<Result<Vec<_>>>()?;
@@ -269,7 +257,7 @@ fn batch(w: &World) -> Result<()> {
     let mut want: Vec<Port> = bound.iter().map(BoundPort::port).collect();
     want.sort_unstable();
     ensure!(
-        cb.pending_batch(&mut [])? == 0,
+        cb.pending_batch(0)?.is_empty(),
         "an empty batch read something"
     );
     // Each is pending from its binding, and then by notification. The processor that reads need
@@ -277,14 +265,8 @@ fn batch(w: &World) -> Result<()> {
     for _ in 0..100 {
         let (mut got, mut calls) = (Vec::new(), 0);
         while got.len() < want.len() {
-            let mut fds = [PollFd::new(cb.as_fd(), PollFlags::POLLIN)];
-            ensure!(
-                poll(&mut fds, PollTimeout::from(10_000u16))? == 1,
-                "only {got:?}"
-            );
-            let mut out = [Port::default(); 8];
-            let n = cb.pending_batch(&mut out)?;
-            got.extend_from_slice(&out[..n]);
+            ensure!(cb.readable(10_000)?, "only {got:?}");
+            got.extend(cb.pending_batch(8)?);
             calls += 1;
         }
         got.sort_unstable();
@@ -305,52 +287,36 @@ fn batch(w: &World) -> Result<()> {
 
 fn polls(w: &World) -> Result<()> {
     let (a, b) = pair(w)?;
-    let readable = |timeout| -> Result<bool> {
-        let mut fds = [PollFd::new(b.channels().as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, timeout)?;
-        Ok(fds[0].any().unwrap_or(false))
-    };
-    ensure!(
-        !readable(PollTimeout::ZERO)?,
-        "readable with nothing pending"
-    );
+    let readable = |millis| b.channels().readable(millis);
+    ensure!(!readable(0)?, "readable with nothing pending");
     a.notify()?;
-    ensure!(
-        readable(PollTimeout::from(10_000u16))?,
-        "not readable with an event pending"
-    );
-    ensure!(readable(PollTimeout::ZERO)?, "polling took the event");
+    ensure!(readable(10_000)?, "not readable with an event pending");
+    ensure!(readable(0)?, "polling took the event");
     expect(&b)?;
     a.notify()?;
-    ensure!(!readable(PollTimeout::ZERO)?, "readable while masked");
+    ensure!(!readable(0)?, "readable while masked");
     b.unmask()?;
-    ensure!(
-        readable(PollTimeout::from(10_000u16))?,
-        "not readable after the unmask"
-    );
+    ensure!(readable(10_000)?, "not readable after the unmask");
     take(&b)
 }
 
 fn one_handle(w: &World) -> Result<()> {
     let (a, b) = pair(w)?;
-    let other = EventChannels::open(&w.b.xen)?;
+    let other = w.b.channels()?;
     let its = other.bind_unbound(w.a.id)?;
     a.notify()?;
     take(&b)?;
-    quiet(&its)?;
+    quiet(w, &its)?;
     // Nor does another handle of the domain unmask it.
     a.notify()?;
     expect(&b)?;
     other.unmask(b.port())?;
     a.notify()?;
-    quiet(&b)
+    quiet(w, &b)
 }
 
 fn numbered_per_domain(w: &World) -> Result<()> {
-    let (c, d) = (
-        EventChannels::open(&w.a.xen)?,
-        EventChannels::open(&w.a.xen)?,
-    );
+    let (c, d) = (w.a.channels()?, w.a.channels()?);
     let (p, q) = (c.bind_unbound(w.b.id)?, d.bind_unbound(w.b.id)?);
     ensure!(
         p.port() != q.port(),
@@ -362,9 +328,9 @@ fn numbered_per_domain(w: &World) -> Result<()> {
 }
 
 fn restricted(w: &World) -> Result<()> {
-    let channels = EventChannels::open(&w.a.xen)?;
+    let channels = w.a.channels()?;
     let before = channels.bind_unbound(w.b.id)?;
-    let far = EventChannels::open(&w.b.xen)?.bind_interdomain(w.a.id, before.port())?;
+    let far = w.b.channels()?.bind_interdomain(w.a.id, before.port())?;
     channels.restrict(NOBODY)?;
     refused(
         channels.bind_unbound(NOBODY),
@@ -385,7 +351,7 @@ fn restricted(w: &World) -> Result<()> {
 }
 
 fn restrict_arguments(w: &World) -> Result<()> {
-    let channels = EventChannels::open(&w.a.xen)?;
+    let channels = w.a.channels()?;
     for domain in [DomId::DOM0, DomId::SELF, DomId::new(u16::MAX)] {
         let restrict = channels.restrict(domain);
         refused(
@@ -402,15 +368,11 @@ fn reset(w: &World) -> Result<()> {
     let (a, b) = pair(w)?;
     a.notify()?;
     // It is in the buffer once the descriptor is readable.
-    let mut fds = [PollFd::new(b.channels().as_fd(), PollFlags::POLLIN)];
-    ensure!(
-        poll(&mut fds, PollTimeout::from(10_000u16))? == 1,
-        "no event"
-    );
+    ensure!(b.channels().readable(10_000)?, "no event");
     b.channels().reset()?;
-    quiet(&b)?;
+    quiet(w, &b)?;
     b.unmask()?;
-    quiet(&b)?;
+    quiet(w, &b)?;
     a.notify()?;
     take(&b)
 }

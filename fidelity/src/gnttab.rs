@@ -1,10 +1,10 @@
 //! Grants.
 
 use anyhow::{Context as _, Result, ensure};
-use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, Region, SharedPages, UnmapNotify, map, share};
+use xen_gnttab::{Access, UnmapNotify};
 use xen_sys::{GrantRef, PAGE_SIZE, Port};
 
+use crate::handles::{BoundPort, Mapped, Shared, View};
 use crate::{NOBODY, Rule, World, refused, soon};
 
 pub(crate) const RULES: &[Rule] = &[
@@ -112,27 +112,22 @@ pub(crate) const RULES: &[Rule] = &[
 
 use Access::{ReadOnly, ReadWrite};
 
-fn shared(w: &World, pages: usize) -> Result<SharedPages> {
-    Ok(share(&w.a.xen, w.b.id, pages, ReadWrite)?)
+fn shared(w: &World, pages: usize) -> Result<Shared> {
+    Ok(w.a.share(w.b.id, pages, ReadWrite)?)
 }
 
-fn mapped(w: &World, refs: &[GrantRef]) -> Result<MappedPages> {
-    Ok(map(&w.b.xen, w.a.id, refs, ReadWrite)?)
+fn mapped(w: &World, refs: &[GrantRef]) -> Result<Mapped> {
+    Ok(w.b.map(w.a.id, refs, ReadWrite)?)
 }
 
-fn bytes(r: &Region, offset: usize, len: usize) -> Result<Vec<u8>> {
-    let mut out = vec![0; len];
-    r.copy_out(offset, &mut out)?;
-    Ok(out)
+fn bytes(r: &View, offset: usize, len: usize) -> Result<Vec<u8>> {
+    Ok(r.copy_out(offset, len)?)
 }
 
 /// Two ends of a channel: the one that hears and the one that a notification is sent through.
 fn channel(w: &World, from_a: bool) -> Result<(BoundPort, BoundPort)> {
     let (hears, sends) = if from_a { (&w.b, &w.a) } else { (&w.a, &w.b) };
-    let (h, s) = (
-        EventChannels::open(&hears.xen)?,
-        EventChannels::open(&sends.xen)?,
-    );
+    let (h, s) = (hears.channels()?, sends.channels()?);
     let h = h.bind_unbound(sends.id)?;
     let s = s.bind_interdomain(hears.id, h.port())?;
     Ok((h, s))
@@ -148,9 +143,9 @@ fn heard(port: &BoundPort) -> Result<()> {
     Ok(port.unmask()?)
 }
 
-fn not_heard(port: &BoundPort) -> Result<()> {
+fn not_heard(w: &World, port: &BoundPort) -> Result<()> {
     ensure!(
-        port.channels().pending()?.is_none(),
+        port.channels().wait(w.settled())?.is_none(),
         "an event at port {}",
         port.port()
     );
@@ -229,18 +224,18 @@ fn mapped_twice(w: &World) -> Result<()> {
 }
 
 fn not_granted(w: &World) -> Result<()> {
-    let m = map(&w.b.xen, w.a.id, &[GrantRef::new(u32::MAX)], ReadOnly);
+    let m = w.b.map(w.a.id, &[GrantRef::new(u32::MAX)], ReadOnly);
     refused(m, libc::EINVAL, "mapping a reference that was not granted")
 }
 
 fn other_grantee(w: &World) -> Result<()> {
-    let s = share(&w.a.xen, NOBODY, 1, ReadWrite)?;
-    let m = map(&w.b.xen, w.a.id, s.refs(), ReadOnly);
+    let s = w.a.share(NOBODY, 1, ReadWrite)?;
+    let m = w.b.map(w.a.id, s.refs(), ReadOnly);
     refused(m, libc::EINVAL, "mapping a page granted to another domain")
 }
 
 fn no_domain(w: &World) -> Result<()> {
-    let m = map(&w.b.xen, NOBODY, &[GrantRef::new(8)], ReadOnly);
+    let m = w.b.map(NOBODY, &[GrantRef::new(8)], ReadOnly);
     refused(
         m,
         libc::EINVAL,
@@ -249,15 +244,15 @@ fn no_domain(w: &World) -> Result<()> {
 }
 
 fn readonly_grant(w: &World) -> Result<()> {
-    let s = share(&w.a.xen, w.b.id, 1, ReadOnly)?;
+    let s = w.a.share(w.b.id, 1, ReadOnly)?;
     s.region().copy_in(0, &[7])?;
-    let m = map(&w.b.xen, w.a.id, s.refs(), ReadWrite);
+    let m = w.b.map(w.a.id, s.refs(), ReadWrite);
     refused(
         m,
         libc::EINVAL,
         "mapping a page for writing that was granted for reading",
     )?;
-    let m = map(&w.b.xen, w.a.id, s.refs(), ReadOnly)?;
+    let m = w.b.map(w.a.id, s.refs(), ReadOnly)?;
     ensure!(
         m.region().load_u8(0)? == 7,
         "the mapping shows another byte"
@@ -272,7 +267,7 @@ fn readonly_grant(w: &World) -> Result<()> {
 fn all_or_none(w: &World) -> Result<()> {
     let s = shared(w, 1)?;
     let refs = [s.refs()[0], GrantRef::new(u32::MAX)];
-    let m = map(&w.b.xen, w.a.id, &refs, ReadWrite);
+    let m = w.b.map(w.a.id, &refs, ReadWrite);
     refused(m, libc::EINVAL, "mapping a good reference with a bad one")?;
     // What was mapped of it is not mapped any more: the page can be given up and is gone.
     mapped(w, s.refs())?;
@@ -280,27 +275,26 @@ fn all_or_none(w: &World) -> Result<()> {
 }
 
 fn counts(w: &World) -> Result<()> {
-    use xen_sys::Error::Invalid;
-    let none = share(&w.a.xen, w.b.id, 0, ReadWrite);
+    let none = w.a.share(w.b.id, 0, ReadWrite);
     ensure!(
-        matches!(none, Err(Invalid { .. })),
+        none.as_ref().is_err_and(|e| e.kind == "Invalid"),
         "sharing no pages: {none:?}"
     );
-    let none = map(&w.b.xen, w.a.id, &[], ReadWrite);
+    let none = w.b.map(w.a.id, &[], ReadWrite);
     ensure!(
-        matches!(none, Err(Invalid { .. })),
+        none.as_ref().is_err_and(|e| e.kind == "Invalid"),
         "mapping no pages: {none:?}"
     );
-    let all = share(&w.a.xen, w.b.id, usize::MAX, ReadWrite);
+    let all = w.a.share(w.b.id, usize::MAX, ReadWrite);
     ensure!(
-        matches!(all, Err(Invalid { .. })),
+        all.as_ref().is_err_and(|e| e.kind == "Invalid"),
         "sharing everything: {all:?}"
     );
     Ok(())
 }
 
 fn limit(w: &World) -> Result<()> {
-    let all = share(&w.a.xen, w.b.id, w.shared_pages + 1, ReadWrite);
+    let all = w.a.share(w.b.id, w.shared_pages + 1, ReadWrite);
     refused(all, libc::ENOSPC, "sharing more than the limit")?;
     // It is a limit, not a fault: less still goes.
     shared(w, 1)?;
@@ -341,7 +335,7 @@ fn map_notify(w: &World) -> Result<()> {
     m.set_unmap_notify(both(at, &sends))?;
     let last = m.region().slice(at, 1)?;
     drop(m);
-    not_heard(&hears).context("while a slice is left")?;
+    not_heard(w, &hears).context("while a slice is left")?;
     ensure!(s.region().load_u8(at)? == 9, "cleared too early");
     drop(last);
     heard(&hears)?;
@@ -425,7 +419,7 @@ fn halves(w: &World) -> Result<()> {
         if event {
             heard(&hears).with_context(|| format!("{setting:?}"))?;
         }
-        not_heard(&hears).with_context(|| format!("{setting:?}"))?;
+        not_heard(w, &hears).with_context(|| format!("{setting:?}"))?;
     }
     Ok(())
 }
@@ -433,7 +427,7 @@ fn halves(w: &World) -> Result<()> {
 fn notify_needs_a_port(w: &World) -> Result<()> {
     let s = shared(w, 1)?;
     let m = mapped(w, s.refs())?;
-    let closed = EventChannels::open(&w.a.xen)?.bind_unbound(w.b.id)?.port();
+    let closed = w.a.channels()?.bind_unbound(w.b.id)?.port();
     for port in [closed, Port::new(u32::MAX)] {
         let notify = UnmapNotify {
             clear_byte: None,
@@ -472,14 +466,14 @@ fn notify_holds_its_port(w: &World) -> Result<()> {
         event: Some(sends.port()),
     })?;
     drop(sends);
-    not_heard(&hears)?;
+    not_heard(w, &hears)?;
     drop(m);
     heard(&hears)
 }
 
 fn no_clear_readonly(w: &World) -> Result<()> {
     let s = shared(w, 1)?;
-    let m = map(&w.b.xen, w.a.id, s.refs(), ReadOnly)?;
+    let m = w.b.map(w.a.id, s.refs(), ReadOnly)?;
     let clear = UnmapNotify {
         clear_byte: Some(0),
         event: None,

@@ -23,6 +23,7 @@ mod images;
 mod progress;
 mod qemu;
 mod release;
+mod rules;
 mod shell;
 mod soak;
 mod sources;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::host::{Host, Job, Options};
+use crate::rules::Rules;
 use crate::workspace::Workspace;
 
 /// What was asked for.
@@ -41,6 +42,8 @@ struct Outcome {
     count: Count,
     /// Why it failed although no single test did.
     fault: Option<String>,
+    /// What it said about rules.
+    rules: Rules,
     took: Duration,
 }
 
@@ -82,6 +85,11 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     if request.no_cargo {
         println!("\nThe workspace's own tests were NOT RUN (--no-cargo).");
     }
+    let mut rules = Rules::default();
+    outcomes
+        .iter()
+        .for_each(|outcome| rules.add(&outcome.rules));
+    print!("{rules}");
     // A part that broke down as a whole counts as one failure more.
     println!(
         "\n{} passed, {} failed",
@@ -180,6 +188,7 @@ fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) 
     let mut text = show(child.stdout.take().context("the runner's output")?);
     let status = child.wait()?;
     text.push_str(&errors.join().unwrap_or_default());
+    let rules = Rules::said(&text);
     let count = count(&text);
     let fault = match (count, status.success()) {
         (None, _) => Some(format!("it did not say how many tests ran ({status})")),
@@ -191,6 +200,7 @@ fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) 
         name: name.to_owned(),
         count,
         fault,
+        rules,
         took: started.elapsed(),
     })
 }
@@ -233,7 +243,9 @@ fn xen_suite(workspace: &Workspace, request: &Request) -> Outcome {
         })?;
         Ok((status, host.log()))
     });
-    let count = suite_count(&String::from_utf8_lossy(&text));
+    let text = String::from_utf8_lossy(&text);
+    let rules = Rules::said(&text);
+    let count = suite_count(&text);
     let fault = match (&result, count) {
         (Err(error), _) => Some(format!("{error:#}")),
         (Ok((status, _)), None) => Some(format!(
@@ -252,6 +264,7 @@ fn xen_suite(workspace: &Workspace, request: &Request) -> Outcome {
         name,
         count,
         fault,
+        rules,
         took: started.elapsed(),
     }
 }

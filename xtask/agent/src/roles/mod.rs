@@ -9,6 +9,7 @@ mod isolated;
 pub(crate) mod mortal;
 mod privcmd;
 mod qmp;
+mod rules;
 pub(crate) mod store;
 mod vchan;
 
@@ -58,6 +59,8 @@ pub(crate) enum Role {
     BenchEnd(bench_end::BenchEnd),
     /// A QMP client that waits to be killed.
     QmpClient(qmp::Client),
+    /// The other end of the rules.
+    RulesServe(rules::Serve),
     /// Kills a process when dom0 says so.
     Killer(mortal::Killer),
     /// Ends this domain: its kernel panics.
@@ -89,6 +92,7 @@ impl Role {
             Self::VchanPingpong(role) => role.run(),
             Self::BenchEnd(role) => role.run(),
             Self::QmpClient(role) => role.run(),
+            Self::RulesServe(role) => role.run(),
             Self::Killer(role) => role.run(),
             Self::Panic => Ok(std::fs::write("/proc/sysrq-trigger", "c")?),
             Self::Version => privcmd::version(),

@@ -34,6 +34,7 @@ pub(crate) fn all() -> Vec<Test> {
     gnttab::add(&mut tests, unrestricted);
     store::add(&mut tests, unrestricted);
     vchan::add(&mut tests, unrestricted);
+    rules::add(&mut tests);
 
     let refusing = Needs::DomU(Privcmd::Refusing);
     privcmd::add_refusing(&mut tests);

@@ -1,0 +1,28 @@
+//! The store: rules as scripts, played by connections of domain 0 and of the guest.
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::World;
+
+pub(crate) mod script;
+
+use script::Script;
+
+/// What domain 0 sees.
+pub(crate) const DOM0: &str = include_str!("dom0.txt");
+/// What a guest sees.
+pub(crate) const GUEST: &str = include_str!("guest.txt");
+/// What a guest with a target sees.
+pub(crate) const TARGET: &str = include_str!("target.txt");
+/// Where the embedded daemon and the C one differ.
+pub(crate) const DIFFERENCES: &str = include_str!("differences.txt");
+
+/// Carries out a script in a world that has the ends it names.
+pub(crate) fn check(script: &Script, world: &World) -> Result<()> {
+    let dom0 = world.dom0().context("no end is domain 0")?;
+    let guest = world.guest();
+    if guest.is_none() && script.needs_guest() {
+        bail!("no end is a guest");
+    }
+    script::play(script, world.kind, dom0, guest).map_err(anyhow::Error::msg)
+}
