@@ -205,3 +205,61 @@ fn qemus_refusal_and_silence_are_told_apart() {
         "{text}"
     );
 }
+
+#[test]
+fn a_policy_is_checked_and_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p.toml");
+    let policy = |args: &[&str]| {
+        let mut command = program();
+        command.arg("policy").args(args);
+        command
+    };
+    let file = path.to_str().unwrap();
+    let said = complaint(&mut policy(&["check", file]), 1);
+    assert!(
+        said.contains("p.toml") && said.contains("No such file"),
+        "{said}"
+    );
+    std::fs::write(
+        &path,
+        "version = 1\n[[row]]\ncommand = \"a\"\nsurprise = 1\n",
+    )
+    .unwrap();
+    let said = complaint(&mut policy(&["check", file]), 1);
+    assert!(
+        said.contains("line 4") && said.contains("surprise"),
+        "{said}"
+    );
+
+    std::fs::write(&path, "version = 1\nbase = \"built-in\"\n").unwrap();
+    let shown = |args: &[&str]| {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = policy(args).output().unwrap();
+        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        String::from_utf8(stdout).unwrap()
+    };
+    assert!(shown(&["check", file]).contains("rows"));
+    let table = shown(&["explain", "--policy", file]);
+    assert!(table.contains("device_add, PCI") && table.contains("pci-pt-{hex2}_{hex2}.{hex1}"));
+    let usb = r#"{"driver":"nec-usb-xhci","id":"xenusb-0","p2":"4","p3":"4"}"#;
+    let explain = [
+        "explain",
+        "--policy",
+        file,
+        "--qemu",
+        "9.2",
+        "device_add",
+        usb,
+    ];
+    let said = shown(&explain);
+    assert!(
+        said.contains("USB controller") && said.contains("\"p2\":4"),
+        "{said}"
+    );
+    let said = complaint(&mut policy(&["explain", "--policy", file, "quit"]), 1);
+    assert!(said.contains("quit is denied"), "{said}");
+}

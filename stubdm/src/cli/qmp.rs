@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::error::Result;
+use crate::policy::{self, person::PolicyCommand};
 use crate::proxy::{self, options::ProxyOptions};
 use crate::qmp::person::{self, QmpOptions};
 
@@ -12,6 +13,9 @@ use crate::qmp::person::{self, QmpOptions};
 pub(super) enum Command {
     /// Join a UNIX socket and a vchan, in the place of the program of that name
     VchanSocketProxy(ProxyOptions),
+    /// Check or explain which QMP the proxy lets pass
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Ask a guest's QEMU something and print the answer as JSON
     Qmp(QmpOptions),
 }
@@ -19,6 +23,7 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::VchanSocketProxy(options) => proxy::run::run(options)?,
+        Command::Policy(command) => policy::person::run(command)?,
         Command::Qmp(options) => person::run(options)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -222,7 +222,7 @@ fn ordered([low, high]: [i64; 2]) -> Checked<(i64, i64)> {
     }
 }
 
-fn version(text: &str) -> Checked<Version> {
+pub(super) fn version(text: &str) -> Checked<Version> {
     let mut parts = text.split('.').map(str::parse);
     let mut next = || parts.next().unwrap_or(Ok(0));
     match (next(), next(), next()) {

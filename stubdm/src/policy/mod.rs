@@ -11,13 +11,15 @@
 //! | [`form`], [`shape`] | what a value has to look like |
 //! | `file`, `default.toml` | the policy as text |
 //! | [`filter`] | one conversation under a policy |
+//! | [`person`] | `stubdm-run policy` |
 //!
-//! Nothing here does I/O but the reading of a policy's file. `docs/qmp-policy.md` says what holds.
+//! Nothing here does I/O but the reading of a policy's file and what a person is shown. `docs/qmp-policy.md` says what holds.
 
 mod file;
 pub mod filter;
 pub mod form;
 pub mod json;
+pub mod person;
 pub mod shape;
 
 use std::path::Path;
