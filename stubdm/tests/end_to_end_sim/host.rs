@@ -184,13 +184,17 @@ impl Host {
         let told = Arc::clone(&end);
         let thread = std::thread::spawn(move || {
             let _file = file;
-            while !told.load(Ordering::Acquire) {
+            loop {
                 let now = Instant::now();
                 let deadline = match proxy.turn(now).unwrap() {
                     Turn::Sleep(deadline) => deadline,
                     Turn::Again => Some(now),
                     Turn::Done => return,
                 };
+                // After the turn: it may have taken the connection that was to wake this thread.
+                if told.load(Ordering::Acquire) {
+                    return;
+                }
                 sleep(&proxy.interests(), deadline).unwrap();
             }
         });
