@@ -5,7 +5,7 @@
 //! other bytes pass unaltered and at once. A conversation without that command is never cut into
 //! lines at QEMU's side.
 //!
-//! No I/O. Memory: a client's line of up to [`REQUEST_MAX`] bytes, and while an answer is awaited a
+//! No I/O. Memory: a client's line of up to `REQUEST_MAX` bytes, and while an answer is awaited a
 //! line of QEMU's of up to [`LINE_MAX`].
 
 use serde_json::Value;

@@ -7,7 +7,7 @@ use xen_sys::Xen;
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchEnd {
-    /// WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NS]
+    /// WORK SIDE DOMID PATH SIZE TOTAL RING CPU (cork) (spin=NS)
     arguments: Vec<String>,
 }
 
