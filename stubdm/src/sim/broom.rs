@@ -1,7 +1,7 @@
 //! The simulation's directory, and a process that sweeps up when the simulation is killed.
 //!
 //! ```text
-//!   stubdm-run sim ── a pipe, held open ──▶ the broom: made the directory, and waits
+//!   stubdm-run sim ── a pipe, held open ──▶ the broom: makes the directory, and waits
 //!        │                                    end of the pipe: kills what is left of the run,
 //!        └─ parts, marked by their environment   removes the directory
 //! ```
@@ -10,8 +10,9 @@
 //! end, in good order or not. Should the broom be killed instead, the simulation removes them itself.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
@@ -43,9 +44,12 @@ impl Broom {
     /// One of them could not be made.
     pub fn start() -> Result<Self> {
         let what = "a temporary directory";
+        // Named here and made there: whichever of the two is killed, the other knows what to remove.
+        let directory = std::env::temp_dir().join(format!("stubdm-sim-{}", name().context(what)?));
         let program = std::env::current_exe().context("this program's file")?;
         let mut child = Command::new(program)
             .args(["sim-role", "broom"])
+            .arg(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // A Ctrl-C at the terminal is not for it.
@@ -53,25 +57,21 @@ impl Broom {
             .spawn()
             .context(what)?;
         let life = child.stdin.take();
-        let mut line = Vec::new();
-        if let Some(told) = child.stdout.take() {
-            BufReader::new(told)
-                .read_until(b'\0', &mut line)
-                .context(what)?;
-        }
-        let directory = PathBuf::from(std::ffi::OsStr::from_bytes(
-            line.strip_suffix(b"\0").unwrap_or_default(),
-        ));
+        let told = child.stdout.take();
         let broom = Self {
             child,
             life,
             directory,
         };
-        if broom.directory.as_os_str().is_empty() {
-            // It has said why.
-            return Err(Failure::new("no temporary directory could be made"));
+        let mut made = [0];
+        match told.map(|mut told| told.read_exact(&mut made)) {
+            Some(Ok(())) => Ok(broom),
+            // It has said why, unless it was killed.
+            _ => {
+                broom.sweep()?;
+                Err(Failure::new("no temporary directory could be made"))
+            }
         }
-        Ok(broom)
     }
 
     /// The directory.
@@ -106,24 +106,34 @@ impl Drop for Broom {
     }
 }
 
+/// A name that nobody else has or can guess.
+fn name() -> io::Result<String> {
+    let mut random = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Is the broom, to its end.
 ///
 /// # Errors
 /// The directory could not be made or removed.
-pub fn play() -> Result<ExitCode> {
-    let directory = tempfile::Builder::new()
-        .prefix("stubdm-sim-")
-        .tempdir()
-        .context("a temporary directory")?;
-    let mut name = directory.path().as_os_str().as_bytes().to_vec();
-    name.push(b'\0');
+pub fn play(directory: &Path) -> Result<ExitCode> {
+    let place = directory.display();
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .context(format_args!("making {place}"))?;
     // If nobody hears it, the end of the pipe comes next.
     let _ = io::stdout()
-        .write_all(&name)
+        .write_all(b"!")
         .and_then(|()| io::stdout().flush());
     let _ = io::stdin().read(&mut [0]);
-    kill_marked(directory.path());
-    directory.close().context("removing the directory")?;
+    kill_marked(directory);
+    match fs::remove_dir_all(directory) {
+        // The other has removed it already.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => result.context(format_args!("removing {place}"))?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

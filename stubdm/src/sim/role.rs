@@ -43,7 +43,10 @@ pub enum Role {
         options: ProxyOptions,
     },
     /// What removes the others and their files
-    Broom,
+    Broom {
+        /// The directory, which it makes
+        directory: PathBuf,
+    },
 }
 
 /// A domain of a simulated host.
@@ -71,7 +74,7 @@ impl Place {
 /// # Errors
 /// As those of the program it stands for.
 pub fn play(role: Role) -> Result<ExitCode> {
-    if !matches!(role, Role::Broom) {
+    if !matches!(role, Role::Broom { .. }) {
         // Should the other be gone already, joining its host fails.
         set_pdeathsig(Signal::SIGTERM).context("asking to be told of the end")?;
     }
@@ -84,6 +87,6 @@ pub fn play(role: Role) -> Result<ExitCode> {
         Role::VchanSocketProxy { place, options } => {
             proxy::run::run_on(&options, || place.join()).map(|()| ExitCode::SUCCESS)
         }
-        Role::Broom => broom::play(),
+        Role::Broom { directory } => broom::play(&directory),
     }
 }
