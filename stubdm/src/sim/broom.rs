@@ -27,6 +27,8 @@ use crate::error::{Context, Failure, Result};
 pub const MARK: &str = "STUBDM_SIM_DIRECTORY";
 /// How long killed processes may take to be gone.
 const LIMIT: Duration = Duration::from_secs(10);
+/// So many looks in a row have to find nothing.
+const CALM: u32 = 5;
 
 /// A run's directory, and the process that it belongs to.
 #[derive(Debug)]
@@ -85,12 +87,7 @@ impl Broom {
     /// The directory is still there.
     pub fn sweep(mut self) -> Result<()> {
         self.end();
-        match fs::remove_dir_all(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).context(format_args!("removing {}", self.directory.display()))
-            }
-            _ => Ok(()),
-        }
+        clear(&self.directory)
     }
 
     fn end(&mut self) {
@@ -128,13 +125,27 @@ pub fn play(directory: &Path) -> Result<ExitCode> {
         .write_all(b"!")
         .and_then(|()| io::stdout().flush());
     let _ = io::stdin().read(&mut [0]);
-    kill_marked(directory);
-    match fs::remove_dir_all(directory) {
-        // The other has removed it already.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        result => result.context(format_args!("removing {place}"))?,
-    }
+    clear(directory)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Kills what is left of the run and removes its directory, until neither is found any more: a process that was being
+/// started is found only once it runs, and may have made something by then.
+fn clear(directory: &Path) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    let mut calm = 0;
+    while calm < CALM {
+        kill_marked(directory);
+        // Whatever it says: what counts is whether the directory is there.
+        let removed = fs::remove_dir_all(directory);
+        let there = fs::symlink_metadata(directory).is_ok();
+        if there && deadline <= Instant::now() {
+            return removed.context(format_args!("removing {}", directory.display()));
+        }
+        calm = if there { 0 } else { calm + 1 };
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Kills the processes of the run until there are none.
