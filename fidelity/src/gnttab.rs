@@ -1,11 +1,13 @@
-//! Grants.
+//! Grants: who may map what, and what both see.
 
 use anyhow::{Context as _, Result, ensure};
-use xen_gnttab::{Access, UnmapNotify};
-use xen_sys::{GrantRef, PAGE_SIZE, Port};
+use xen_gnttab::Access;
+use xen_sys::{GrantRef, PAGE_SIZE};
 
-use crate::handles::{BoundPort, Mapped, Shared, View};
-use crate::{NOBODY, Rule, World, refused, soon};
+use crate::handles::{Mapped, Shared, View};
+use crate::{NOBODY, Rule, World, refused};
+
+pub(crate) mod unmap;
 
 pub(crate) const RULES: &[Rule] = &[
     Rule {
@@ -69,41 +71,6 @@ pub(crate) const RULES: &[Rule] = &[
         check: given_up_while_mapped,
     },
     Rule {
-        name: "a mapping's end clears the byte and sends the event",
-        source: "linux drivers/xen/gntdev.c: gntdev_put_map",
-        check: map_notify,
-    },
-    Rule {
-        name: "a share's end clears the byte and sends the event, though it is still mapped",
-        source: "linux drivers/xen/gntalloc.c: __del_gref",
-        check: share_notify,
-    },
-    Rule {
-        name: "each page of a share has a notification of its own",
-        source: "linux drivers/xen/gntalloc.c: gntalloc_ioctl_unmap_notify",
-        check: share_notify_per_page,
-    },
-    Rule {
-        name: "either half of a notification stands alone, and the last setting counts",
-        source: "linux drivers/xen/gntdev.c: gntdev_ioctl_notify",
-        check: halves,
-    },
-    Rule {
-        name: "a notification needs a port that is bound",
-        source: "linux drivers/xen/events/events_base.c: evtchn_get",
-        check: notify_needs_a_port,
-    },
-    Rule {
-        name: "a notification's port stays until it is used",
-        source: "linux drivers/xen/events/events_base.c: evtchn_get, evtchn_put",
-        check: notify_holds_its_port,
-    },
-    Rule {
-        name: "no byte is cleared in pages mapped for reading",
-        source: "linux drivers/xen/gntdev.c: gntdev_ioctl_notify",
-        check: no_clear_readonly,
-    },
-    Rule {
         name: "pages given back can be had again",
         source: "linux drivers/xen/gntalloc.c: do_cleanup",
         check: again,
@@ -122,41 +89,6 @@ fn mapped(w: &World, refs: &[GrantRef]) -> Result<Mapped> {
 
 fn bytes(r: &View, offset: usize, len: usize) -> Result<Vec<u8>> {
     Ok(r.copy_out(offset, len)?)
-}
-
-/// Two ends of a channel: the one that hears and the one that a notification is sent through.
-fn channel(w: &World, from_a: bool) -> Result<(BoundPort, BoundPort)> {
-    let (hears, sends) = if from_a { (&w.b, &w.a) } else { (&w.a, &w.b) };
-    let (h, s) = (hears.channels()?, sends.channels()?);
-    let h = h.bind_unbound(sends.id)?;
-    let s = s.bind_interdomain(hears.id, h.port())?;
-    Ok((h, s))
-}
-
-fn heard(port: &BoundPort) -> Result<()> {
-    let got = port.channels().wait(soon())?;
-    ensure!(
-        got == Some(port.port()),
-        "no event at port {}: {got:?}",
-        port.port()
-    );
-    Ok(port.unmask()?)
-}
-
-fn not_heard(w: &World, port: &BoundPort) -> Result<()> {
-    ensure!(
-        port.channels().wait(w.settled())?.is_none(),
-        "an event at port {}",
-        port.port()
-    );
-    Ok(())
-}
-
-fn both(at: usize, port: &BoundPort) -> UnmapNotify {
-    UnmapNotify {
-        clear_byte: Some(at),
-        event: Some(port.port()),
-    }
 }
 
 fn zeroed(w: &World) -> Result<()> {
@@ -324,165 +256,6 @@ fn given_up_while_mapped(w: &World) -> Result<()> {
         "the page was given out again"
     );
     Ok(())
-}
-
-fn map_notify(w: &World) -> Result<()> {
-    let s = shared(w, 2)?;
-    s.region().fill(0, 2 * PAGE_SIZE, 9)?;
-    let (hears, sends) = channel(w, false)?;
-    let m = mapped(w, s.refs())?;
-    let at = PAGE_SIZE + 5;
-    m.set_unmap_notify(both(at, &sends))?;
-    let last = m.region().slice(at, 1)?;
-    drop(m);
-    not_heard(w, &hears).context("while a slice is left")?;
-    ensure!(s.region().load_u8(at)? == 9, "cleared too early");
-    drop(last);
-    heard(&hears)?;
-    let around = bytes(s.region(), at - 1, 3)?;
-    ensure!(around == [9, 0, 9], "cleared {around:?}");
-    ensure!(s.region().load_u8(5)? == 9, "cleared in the wrong page");
-    Ok(())
-}
-
-fn share_notify(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    s.region().fill(0, PAGE_SIZE, 9)?;
-    let (hears, sends) = channel(w, true)?;
-    let m = mapped(w, s.refs())?;
-    s.set_unmap_notify(both(6, &sends))?;
-    drop(s);
-    heard(&hears)?;
-    let around = bytes(m.region(), 5, 3)?;
-    ensure!(around == [9, 0, 9], "cleared {around:?}");
-    Ok(())
-}
-
-fn share_notify_per_page(w: &World) -> Result<()> {
-    let s = shared(w, 2)?;
-    s.region().fill(0, 2 * PAGE_SIZE, 9)?;
-    let m = mapped(w, s.refs())?;
-    for at in [3, PAGE_SIZE + 4] {
-        s.set_unmap_notify(UnmapNotify {
-            clear_byte: Some(at),
-            event: None,
-        })?;
-    }
-    drop(s);
-    let got = (
-        bytes(m.region(), 3, 2)?,
-        bytes(m.region(), PAGE_SIZE + 3, 2)?,
-    );
-    ensure!(got == (vec![0, 9], vec![9, 0]), "cleared {got:?}");
-    Ok(())
-}
-
-fn halves(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let (hears, sends) = channel(w, false)?;
-    let event = Some(sends.port());
-    let settings = [
-        (
-            UnmapNotify {
-                clear_byte: Some(1),
-                event: None,
-            },
-            true,
-            false,
-        ),
-        (
-            UnmapNotify {
-                clear_byte: None,
-                event,
-            },
-            false,
-            true,
-        ),
-        (
-            UnmapNotify {
-                clear_byte: None,
-                event: None,
-            },
-            false,
-            false,
-        ),
-    ];
-    for (setting, cleared, event) in settings {
-        s.region().copy_in(1, &[9])?;
-        let m = mapped(w, s.refs())?;
-        // What is set before does not add to it.
-        m.set_unmap_notify(both(2, &sends))?;
-        m.set_unmap_notify(setting)?;
-        drop(m);
-        let byte = s.region().load_u8(1)?;
-        ensure!((byte == 0) == cleared, "{setting:?} left {byte}");
-        if event {
-            heard(&hears).with_context(|| format!("{setting:?}"))?;
-        }
-        not_heard(w, &hears).with_context(|| format!("{setting:?}"))?;
-    }
-    Ok(())
-}
-
-fn notify_needs_a_port(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = mapped(w, s.refs())?;
-    let closed = w.a.channels()?.bind_unbound(w.b.id)?.port();
-    for port in [closed, Port::new(u32::MAX)] {
-        let notify = UnmapNotify {
-            clear_byte: None,
-            event: Some(port),
-        };
-        refused(
-            s.set_unmap_notify(notify),
-            libc::EINVAL,
-            "a share's event without a port",
-        )?;
-        if w.a.id == w.b.id || port != closed {
-            refused(
-                m.set_unmap_notify(notify),
-                libc::EINVAL,
-                "a mapping's event without a port",
-            )?;
-        }
-    }
-    let outside = UnmapNotify {
-        clear_byte: Some(PAGE_SIZE),
-        event: None,
-    };
-    ensure!(
-        m.set_unmap_notify(outside).is_err(),
-        "a byte outside of the pages"
-    );
-    Ok(())
-}
-
-fn notify_holds_its_port(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = mapped(w, s.refs())?;
-    let (hears, sends) = channel(w, false)?;
-    m.set_unmap_notify(UnmapNotify {
-        clear_byte: None,
-        event: Some(sends.port()),
-    })?;
-    drop(sends);
-    not_heard(w, &hears)?;
-    drop(m);
-    heard(&hears)
-}
-
-fn no_clear_readonly(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = w.b.map(w.a.id, s.refs(), ReadOnly)?;
-    let clear = UnmapNotify {
-        clear_byte: Some(0),
-        event: None,
-    };
-    refused(
-        m.set_unmap_notify(clear),
-        libc::EINVAL,
-        "clearing a byte in pages mapped for reading",
-    )
 }
 
 fn again(w: &World) -> Result<()> {

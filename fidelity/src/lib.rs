@@ -158,16 +158,16 @@ impl Area {
     #[must_use]
     pub fn rules(self) -> Vec<&'static str> {
         match self.table() {
-            Table::Rules(rules) => rules.iter().map(|rule| rule.name).collect(),
+            Table::Rules(lists) => lists.iter().copied().flatten().map(|r| r.name).collect(),
             Table::Scripts(text) => store::script::parse(text).iter().map(|s| s.name).collect(),
         }
     }
 
     fn table(self) -> Table {
         match self {
-            Self::Evtchn => Table::Rules(evtchn::RULES),
-            Self::Gnttab => Table::Rules(gnttab::RULES),
-            Self::Vchan => Table::Rules(vchan::RULES),
+            Self::Evtchn => Table::Rules(&[evtchn::RULES]),
+            Self::Gnttab => Table::Rules(&[gnttab::RULES, gnttab::unmap::RULES]),
+            Self::Vchan => Table::Rules(&[vchan::RULES]),
             Self::Differences => Table::Scripts(store::DIFFERENCES),
             Self::Store => Table::Scripts(store::DOM0),
             Self::StoreGuest => Table::Scripts(store::GUEST),
@@ -177,7 +177,9 @@ impl Area {
 }
 
 enum Table {
-    Rules(&'static [Rule]),
+    /// Functions, in lists by what they are about.
+    Rules(&'static [&'static [Rule]]),
+    /// The text of scripts.
     Scripts(&'static str),
 }
 
@@ -216,8 +218,8 @@ pub fn run(world: &World, area: Area) -> Report {
         Err(error) => report.broken.push(format!("{name}: {error:#} [{source}]")),
     };
     match area.table() {
-        Table::Rules(rules) => {
-            for rule in rules {
+        Table::Rules(lists) => {
+            for rule in lists.iter().copied().flatten() {
                 note(rule.name, rule.source, (rule.check)(world));
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,12 @@ use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, MappedPages, Region, SharedPages, UnmapNotify, map, share};
 use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Port, Xen};
-use xen_vchan::{Channel, Client, PeerState, Server};
+use xen_vchan::Channel;
 
 use crate::call::{Answer, Call, Id, Refusal};
+
+mod store;
+mod vchan;
 
 /// Makes a connection to the store's daemon that nobody else uses.
 pub type Connect = Box<dyn Fn() -> io::Result<OwnedFd> + Send>;
@@ -254,133 +257,6 @@ impl Worker {
             self.store = Some(Store::open(&self.xen)?);
         }
         self.store.clone().ok_or_else(|| Refusal::other("no store"))
-    }
-
-    fn store(&mut self, call: Call) -> Done {
-        match call {
-            Call::StoreRead { path } => {
-                let bytes = self.client()?.read(&path)?;
-                Ok(Answer::Bytes { bytes })
-            }
-            Call::StorePerms { path } => {
-                let text = self.client()?.get_perms(&path)?.to_string();
-                Ok(Answer::Text { text })
-            }
-            Call::Wire => {
-                let wire = File::from((self.connect)()?);
-                let id = self.keep(Object::Wire(wire));
-                Ok(Answer::Made { id })
-            }
-            Call::WireSend { wire, bytes } => {
-                self.wire(wire)?.write_all(&bytes)?;
-                Ok(Answer::Done)
-            }
-            Call::WireRecv { wire, millis } => {
-                let mut wire = self.wire(wire)?;
-                if !readable(wire.as_fd(), millis)? {
-                    return Err(Refusal::other("nothing came from the store"));
-                }
-                let mut bytes = vec![0; 8192];
-                let count = wire.read(&mut bytes)?;
-                bytes.truncate(count);
-                Ok(Answer::Bytes { bytes })
-            }
-            other => Err(Refusal::other(format_args!("no such call: {other:?}"))),
-        }
-    }
-
-    fn wire(&self, id: Id) -> Result<&File, Refusal> {
-        match self.objects.get(&id) {
-            Some(Object::Wire(wire)) => Ok(wire),
-            _ => Err(unknown(id)),
-        }
-    }
-
-    fn vchan(&mut self, call: Call) -> Done {
-        match call {
-            Call::Listen {
-                peer,
-                path,
-                left,
-                right,
-            } => {
-                let store = self.client()?;
-                let builder = Server::builder(DomId::new(peer), path).rings(left, right);
-                let channel = builder.listen(&self.xen, &store)?;
-                let id = self.keep(Object::Vchan(Box::new(channel)));
-                Ok(Answer::Made { id })
-            }
-            Call::Connect {
-                server,
-                path,
-                micros,
-            } => {
-                let store = self.client()?;
-                let mut builder = Client::builder(DomId::new(server), path);
-                if micros > 0 {
-                    let timeout = Duration::from_micros(micros);
-                    builder = builder.wait_for_server(true).timeout(timeout);
-                }
-                let channel = builder.connect(&self.xen, &store)?;
-                let id = self.keep(Object::Vchan(Box::new(channel)));
-                Ok(Answer::Made { id })
-            }
-            Call::WaitConnected { vchan, micros } => {
-                self.channel(vchan)?.wait_connected(after(micros))?;
-                Ok(Answer::Done)
-            }
-            Call::NextClient { vchan } => {
-                self.channel(vchan)?.next_client()?;
-                Ok(Answer::Done)
-            }
-            Call::Peer { vchan } => {
-                let text = match self.channel(vchan)?.peer()? {
-                    PeerState::Waiting => "waiting",
-                    PeerState::Connected => "connected",
-                    PeerState::Gone => "gone",
-                    _ => "another state",
-                };
-                let text = text.to_owned();
-                Ok(Answer::Text { text })
-            }
-            Call::WaitEvent { vchan, micros } => {
-                let so = self.channel(vchan)?.wait(after(micros))?;
-                Ok(Answer::Is { so })
-            }
-            Call::Read {
-                vchan,
-                most,
-                micros,
-            } => {
-                let mut bytes = vec![0; most];
-                let channel = self.channel(vchan)?;
-                let count = channel.read_deadline(&mut bytes, after(micros))?;
-                bytes.truncate(count);
-                Ok(Answer::Bytes { bytes })
-            }
-            Call::Write {
-                vchan,
-                bytes,
-                micros,
-            } => {
-                let count = self.channel(vchan)?.write_deadline(&bytes, after(micros))?;
-                Ok(Answer::Count { count })
-            }
-            Call::TryRead { vchan, most } => {
-                let mut bytes = vec![0; most];
-                let count = self.channel(vchan)?.try_read(&mut bytes)?;
-                bytes.truncate(count);
-                Ok(Answer::Bytes { bytes })
-            }
-            other => Err(Refusal::other(format_args!("no such call: {other:?}"))),
-        }
-    }
-
-    fn channel(&mut self, id: Id) -> Result<&mut Channel, Refusal> {
-        match self.objects.get_mut(&id) {
-            Some(Object::Vchan(channel)) => Ok(channel),
-            _ => Err(unknown(id)),
-        }
     }
 }
 

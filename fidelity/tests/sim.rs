@@ -60,6 +60,15 @@ impl Host {
         self.worker(DomId::DOM0)
     }
 
+    /// A host, and domain 0 with a guest as a world.
+    fn pair() -> (Self, World) {
+        let host = Self::new();
+        let guest = host.guest();
+        let ends = [DomId::DOM0, guest].map(|id| End::near(id, host.worker(id)));
+        let [a, b] = ends;
+        (host, World::new(a, b, Kind::Simulated))
+    }
+
     fn check(&self, world: &World, place: &str, areas: &[Area]) {
         if let Err(broken) = xen_fidelity::tell(world, place, areas) {
             panic!("{broken:#}");
@@ -77,13 +86,7 @@ const BETWEEN_DOMAINS: [Area; 3] = [Area::Evtchn, Area::Gnttab, Area::Vchan];
 
 #[test]
 fn rules_between_two_domains() {
-    let host = Host::new();
-    let guest = host.guest();
-    let world = World::new(
-        End::near(DomId::DOM0, host.dom0()),
-        End::near(guest, host.worker(guest)),
-        Kind::Simulated,
-    );
+    let (host, world) = Host::pair();
     host.check(&world, "simulated-pair", &BETWEEN_DOMAINS);
     host.check(&world.turned(), "simulated-pair", &BETWEEN_DOMAINS);
     host.end(world);
@@ -107,13 +110,7 @@ fn rules_in_a_domain_that_talks_to_itself() {
 
 #[test]
 fn rules_of_a_guests_store() {
-    let host = Host::new();
-    let guest = host.guest();
-    let world = World::new(
-        End::near(DomId::DOM0, host.dom0()),
-        End::near(guest, host.worker(guest)),
-        Kind::Simulated,
-    );
+    let (host, world) = Host::pair();
     host.check(
         &world,
         "simulated-pair",

@@ -1,0 +1,50 @@
+//! What is checked before a request reaches a driver.
+
+use super::*;
+
+/// A node that is none of the drivers', which refuses every request.
+fn null<D>() -> Node<D> {
+    let file = DevRoot::at("/dev").open_device("null").unwrap().into();
+    Node {
+        file,
+        driver: PhantomData,
+    }
+}
+
+#[test]
+fn errors_carry_the_c_name_of_the_request() {
+    let e = set(&null(), &abi::evtchn::Notify { port: 1 }).unwrap_err();
+    assert_eq!(e.errno(), Some(libc::ENOTTY));
+    assert!(e.to_string().starts_with("IOCTL_EVTCHN_NOTIFY: "), "{e}");
+}
+
+#[test]
+fn what_follows_a_head_is_as_long_as_the_head_says() {
+    let head = abi::gntdev::MapGrantRefHead {
+        count: 3,
+        pad: 0,
+        index: 0,
+    };
+    let mut len = 0;
+    exchange(&null(), head, |tail| len = tail.len()).unwrap_err();
+    assert_eq!(len, 24);
+    let head = abi::gntalloc::AllocGrefHead {
+        domid: DomId::DOM0,
+        flags: 0,
+        count: 3,
+        index: 0,
+    };
+    exchange(&null(), head, |tail| len = tail.len()).unwrap_err();
+    assert_eq!(len, 12);
+}
+
+#[test]
+fn page_counts_are_bounded_before_anything_is_allocated() {
+    for pages in [0, MAX_PAGES + 1, usize::MAX] {
+        assert!(
+            matches!(checked_count("x", pages), Err(Error::Invalid { .. })),
+            "{pages}"
+        );
+    }
+    assert_eq!(checked_count("x", MAX_PAGES).unwrap(), 1 << 16);
+}

@@ -1,0 +1,223 @@
+//! Shared and mapped pages as the host keeps them: who has them, and what happens when they are given back.
+//!
+//! An object belongs to a connection. It is released by its owner or with the connection, in the order in which the
+//! kernel does it: the byte, the event, the pages.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::State;
+use crate::abi::gntdev::{UNMAP_NOTIFY_CLEAR_BYTE, UNMAP_NOTIFY_SEND_EVENT};
+use crate::sim::grants::Memory;
+use crate::sim::ports::AllPorts as _;
+use crate::{DomId, GrantRef, PAGE_SIZE, Port};
+
+/// The pages a process shares, or has mapped.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) connection: u64,
+    pub(super) domain: DomId,
+    /// Whose pages: of `domain` itself if it shares them.
+    pub(super) owner: DomId,
+    pub(super) what: What,
+    memory: Arc<Memory>,
+    pub(super) refs: Vec<u32>,
+    frames: Vec<u32>,
+    /// By page for a share, as gntalloc keeps them; one, under page 0, for a mapping.
+    notify: HashMap<usize, Notify>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Shared,
+    Mapped { writable: bool },
+}
+
+/// An unmap notification.
+#[derive(Clone, Copy, Debug)]
+struct Notify {
+    /// The byte to clear, by page and offset.
+    clear: Option<(usize, usize)>,
+    event: Option<Port>,
+}
+
+/// Pages as a process gets them: the object's number, the references, the frames, the memory.
+pub(in crate::sim) type Got = (u64, Vec<u32>, Vec<u32>, OwnedFd);
+
+impl State {
+    pub(in crate::sim) fn share(
+        &mut self,
+        connection: u64,
+        me: DomId,
+        to: DomId,
+        pages: usize,
+        writable: bool,
+    ) -> Result<Got, Errno> {
+        let domain = self.domains.get_mut(&me).ok_or(Errno::SRCH)?;
+        let limit = domain.limits.shared_pages;
+        let shared = domain.grants.share(to, pages, writable, limit)?;
+        // Whoever shares may write, whatever the peer may do.
+        let fd = match shared.memory.fd(true) {
+            Ok(fd) => fd,
+            Err(e) => {
+                domain.grants.unshare(&shared.refs);
+                return Err(e);
+            }
+        };
+        let (refs, frames) = (shared.refs.clone(), shared.frames.clone());
+        let id = self.insert(Object {
+            connection,
+            domain: me,
+            owner: me,
+            what: What::Shared,
+            memory: shared.memory,
+            refs: shared.refs,
+            frames: shared.frames,
+            notify: HashMap::new(),
+        });
+        Ok((id, refs, frames, fd))
+    }
+
+    pub(in crate::sim) fn map(
+        &mut self,
+        connection: u64,
+        me: DomId,
+        from: DomId,
+        refs: &[u32],
+        writable: bool,
+    ) -> Result<Got, Errno> {
+        let domain = self.domains.get(&me).ok_or(Errno::SRCH)?;
+        if refs.is_empty() || domain.mapped_pages + refs.len() > domain.limits.mapped_pages as usize
+        {
+            return Err(Errno::INVAL);
+        }
+        let grants = &mut self.domains.get_mut(&from).ok_or(Errno::INVAL)?.grants;
+        let mapped = grants.map(me, refs, writable)?;
+        let fd = match mapped.memory.fd(writable) {
+            Ok(fd) => fd,
+            Err(e) => {
+                grants.unmap(refs);
+                return Err(e);
+            }
+        };
+        if let Some(domain) = self.domains.get_mut(&me) {
+            domain.mapped_pages += refs.len();
+        }
+        let frames = mapped.frames.clone();
+        let id = self.insert(Object {
+            connection,
+            domain: me,
+            owner: from,
+            what: What::Mapped { writable },
+            memory: mapped.memory,
+            refs: mapped.refs,
+            frames: mapped.frames,
+            notify: HashMap::new(),
+        });
+        Ok((id, Vec::new(), frames, fd))
+    }
+
+    fn insert(&mut self, object: Object) -> u64 {
+        let id = self.next_object;
+        self.next_object += 1;
+        self.objects.insert(id, object);
+        id
+    }
+
+    /// Sets, replaces or (with no action) takes back an unmap notification. `EINVAL` when the
+    /// port is not bound in this domain, or a byte of pages mapped for reading is to be cleared.
+    pub(in crate::sim) fn set_unmap_notify(
+        &mut self,
+        connection: u64,
+        id: u64,
+        offset: usize,
+        action: u32,
+        port: Port,
+    ) -> Result<(), Errno> {
+        let object = self.objects.get(&id).filter(|o| o.connection == connection);
+        let object = object.ok_or(Errno::NOENT)?;
+        let (domain, (page, byte)) = (object.domain, (offset / PAGE_SIZE, offset % PAGE_SIZE));
+        let clear = action & UNMAP_NOTIFY_CLEAR_BYTE != 0;
+        let event = action & UNMAP_NOTIFY_SEND_EVENT != 0;
+        if action & !(UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT) != 0 {
+            return Err(Errno::INVAL);
+        }
+        if page >= object.frames.len() {
+            return Err(Errno::NOENT);
+        }
+        if clear && object.what == (What::Mapped { writable: false }) {
+            return Err(Errno::INVAL);
+        }
+        // The new port is held before the old is let go: it may be the same.
+        if event {
+            self.domains.hold(domain, port)?;
+        }
+        let slot = if object.what == What::Shared { page } else { 0 };
+        let notify = Notify {
+            clear: clear.then_some((page, byte)),
+            event: event.then_some(port),
+        };
+        let Some(object) = self.objects.get_mut(&id) else {
+            return Ok(());
+        };
+        let old = object.notify.insert(slot, notify);
+        if let Some(port) = old.and_then(|n| n.event) {
+            self.domains.let_go(domain, port, false);
+        }
+        Ok(())
+    }
+
+    /// Gives pages back: the byte, the event, the pages. `ENOENT` for an object of another.
+    pub(in crate::sim) fn release(&mut self, connection: u64, id: u64) -> Result<(), Errno> {
+        if self
+            .objects
+            .get(&id)
+            .is_none_or(|o| o.connection != connection)
+        {
+            return Err(Errno::NOENT);
+        }
+        let Some(object) = self.objects.remove(&id) else {
+            return Err(Errno::NOENT);
+        };
+        let mut notify: Vec<_> = object.notify.into_iter().collect();
+        notify.sort_unstable_by_key(|(page, _)| *page);
+        for (_, Notify { clear, event }) in notify {
+            if let Some((page, byte)) = clear {
+                if let Some(&frame) = object.frames.get(page) {
+                    // The range was checked; memory that cannot be had is not cleared either
+                    // way.
+                    let _ = object.memory.write(frame, byte, &[0]);
+                }
+            }
+            if let Some(port) = event {
+                self.domains.let_go(object.domain, port, true);
+            }
+        }
+        if let (What::Mapped { .. }, Some(me)) = (object.what, self.domains.get_mut(&object.domain))
+        {
+            me.mapped_pages = me.mapped_pages.saturating_sub(object.refs.len());
+        }
+        // The owner may be gone; then nobody counts any more.
+        if let Some(owner) = self.domains.get_mut(&object.owner) {
+            match object.what {
+                What::Shared => owner.grants.unshare(&object.refs),
+                What::Mapped { .. } => owner.grants.unmap(&object.refs),
+            }
+        }
+        Ok(())
+    }
+
+    pub(in crate::sim) fn scribble(
+        &self,
+        owner: DomId,
+        gref: GrantRef,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), Errno> {
+        let domain = self.domains.get(&owner).ok_or(Errno::SRCH)?;
+        domain.grants.scribble(gref, offset, bytes)
+    }
+}
