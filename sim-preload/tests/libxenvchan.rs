@@ -83,6 +83,14 @@ impl World {
         (xen, store)
     }
 
+    /// A server of the guest's, and where.
+    fn serve(&self) -> (String, Channel) {
+        let (xen, store) = self.guest();
+        let path = format!("/local/domain/{}/data/vchan", self.guest);
+        let server = Server::builder(DomId::DOM0, &path).listen(&xen, &store);
+        (path, server.unwrap())
+    }
+
     fn c_peer(&self, role: &str, path: &str, options: &[&str]) -> Peer {
         let root = c_root();
         let child = Command::new(root.join("c/c-vchan-peer"))
@@ -265,11 +273,7 @@ fn a_killed_c_server_is_noticed() {
 #[test]
 fn a_c_client_notices_that_our_domain_died() {
     let world = World::new();
-    let (xen, store) = world.guest();
-    let path = format!("/local/domain/{}/data/vchan", world.guest);
-    let mut ours = Server::builder(DomId::DOM0, &path)
-        .listen(&xen, &store)
-        .unwrap();
+    let (path, mut ours) = world.serve();
     let mut c = world.c_peer("client", &path, &["--recv", "8"]);
     assert_eq!(c.line(), "connected");
     ours.wait_connected(soon()).unwrap();
@@ -287,11 +291,7 @@ fn a_c_client_notices_that_our_domain_died() {
 #[test]
 fn a_c_client_replaced_unseen_is_two_sessions() {
     let world = World::new();
-    let (xen, store) = world.guest();
-    let path = format!("/local/domain/{}/data/vchan", world.guest);
-    let mut ours = Server::builder(DomId::DOM0, &path)
-        .listen(&xen, &store)
-        .unwrap();
+    let (path, mut ours) = world.serve();
     let mut first = world.c_peer("client", &path, &["--recv", "8"]);
     assert_eq!(first.line(), "connected");
     ours.wait_connected(soon()).unwrap();

@@ -2,16 +2,15 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used)]
 
+mod page;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use page::{LEFT_CONS, LEFT_PROD, RIGHT_CONS, RIGHT_PROD, peek, poke};
 use proptest::prelude::*;
 use xen_vchan::ring::{Consumer, Producer, Rings, Role};
 use xen_vchan::{Geometry, Memory, Violation};
 
-const LEFT_CONS: usize = 0;
-const LEFT_PROD: usize = 4;
-const RIGHT_CONS: usize = 8;
-const RIGHT_PROD: usize = 12;
 /// Size of the ring the server reads: order 10.
 const LEFT: u32 = 1024;
 /// Size of the ring the server writes: order 11.
@@ -24,17 +23,6 @@ fn server() -> (Producer, Consumer, Memory) {
     let tx = rings.producer(Role::Server).unwrap();
     let rx = rings.consumer(Role::Server).unwrap();
     (tx, rx, control)
-}
-
-fn poke(control: &Memory, at: usize, value: u32) {
-    control
-        .atomic_u32(at)
-        .unwrap()
-        .store(value, Ordering::Release);
-}
-
-fn peek(control: &Memory, at: usize) -> u32 {
-    control.atomic_u32(at).unwrap().load(Ordering::Acquire)
 }
 
 #[test]

@@ -10,18 +10,14 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 
+mod page;
+
 use loom::sync::atomic::{AtomicBool, Ordering, fence};
 use loom::sync::{Arc, Notify};
 use loom::thread;
+use page::{CLI_NOTIFY, LEFT_CONS, LEFT_PROD, READ, SRV_NOTIFY, WRITE};
 use xen_vchan::ring::{Consumer, Producer, Rings, Role};
 use xen_vchan::{Geometry, Memory};
-
-const LEFT_CONS: usize = 0;
-const LEFT_PROD: usize = 4;
-const CLI_NOTIFY: usize = 22;
-const SRV_NOTIFY: usize = 23;
-const WRITE: u8 = 1;
-const READ: u8 = 2;
 
 fn geometry() -> Geometry {
     Geometry::new(10, 11).unwrap()

@@ -3,34 +3,13 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used)]
 
+mod page;
+
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use xen_vchan::ring::{Consumer, Producer, Rings, Role};
-use xen_vchan::{Geometry, Memory};
 
 const SIZES: [usize; 4] = [1 << 10, 1 << 11, 1 << 12, 1 << 16];
-
-/// The writing half of the client and the reading half of the server on a ring of `order`, with all
-/// cursors at `start`.
-fn ring(order: u16, start: u32) -> (Producer, Consumer) {
-    let other = if order == 10 { 11 } else { 10 };
-    let geometry = Geometry::new(order, other).unwrap();
-    let control = Memory::heap(4096);
-    for at in [0, 4, 8, 12] {
-        control
-            .atomic_u32(at)
-            .unwrap()
-            .store(start, Ordering::Relaxed);
-    }
-    let pages = Memory::heap(geometry.left_bytes() as usize);
-    let rings = Rings::new(&control, geometry, Some(&pages), None).unwrap();
-    (
-        rings.producer(Role::Client).unwrap(),
-        rings.consumer(Role::Server).unwrap(),
-    )
-}
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -94,7 +73,7 @@ impl Judge {
 
 fn run(size: usize, start: u32, ops: Vec<Op>) {
     let order = u16::try_from(size.trailing_zeros()).unwrap();
-    let (mut tx, mut rx) = ring(order, start);
+    let (mut tx, mut rx) = page::ends(order, start, true);
     let mut judge = Judge::default();
     let mut next = 0u8;
     for op in ops {
@@ -168,7 +147,7 @@ proptest! {
 #[test]
 fn two_threads_move_every_byte_across_the_wrap() {
     for (order, total) in [(10u16, 400_000usize), (12, 1_000_000), (16, 4_000_000)] {
-        let (mut tx, mut rx) = ring(order, u32::MAX - 50_000);
+        let (mut tx, mut rx) = page::ends(order, u32::MAX - 50_000, true);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let mut sent = 0usize;

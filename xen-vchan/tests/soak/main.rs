@@ -12,6 +12,8 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../page/mod.rs"]
+mod page;
 mod processes;
 mod ring;
 mod stream;

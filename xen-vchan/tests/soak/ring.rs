@@ -1,49 +1,12 @@
 //! One ring, one thread, every operation judged by what a queue would do.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering;
-
-use xen_vchan::ring::{Consumer, Producer, Rings, Role};
-use xen_vchan::{Geometry, Memory};
-
+use crate::page::ends;
 use crate::stream::{LONGEST, piece};
 use crate::{Progress, Random, seed, share};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// Operations on one ring before the next is made.
 const EPISODE: u64 = 1 << 17;
-
-/// Both ends of one ring of `order`, with all cursors at `start`. Which ring of the page it is, and
-/// so who writes, alternates.
-pub(crate) fn ends(order: u16, start: u32, left: bool) -> (Producer, Consumer) {
-    let other = if order == 10 { 11 } else { 10 };
-    let other = if order == 20 { 12 } else { other };
-    let geometry = if left {
-        Geometry::new(order, other).unwrap()
-    } else {
-        Geometry::new(other, order).unwrap()
-    };
-    let control = Memory::heap(4096);
-    for at in [0, 4, 8, 12] {
-        control
-            .atomic_u32(at)
-            .unwrap()
-            .store(start, Ordering::Relaxed);
-    }
-    let (a, b) = (
-        Memory::heap(geometry.left_bytes() as usize),
-        Memory::heap(geometry.right_bytes() as usize),
-    );
-    let rings = Rings::new(&control, geometry, Some(&a), Some(&b)).unwrap();
-    let (writer, reader) = if left {
-        (Role::Client, Role::Server)
-    } else {
-        (Role::Server, Role::Client)
-    };
-    (
-        rings.producer(writer).unwrap(),
-        rings.consumer(reader).unwrap(),
-    )
-}
 
 /// Near the wrap, mostly.
 pub(crate) fn start(random: &mut Random) -> u32 {
@@ -74,6 +37,7 @@ struct Judge {
 fn episode(seed: u64, ops: u64, buf: &mut [u8]) -> u64 {
     let mut random = Random::new(seed);
     let (order, start) = (order(&mut random), start(&mut random));
+    // Which ring of the page it is, and so who writes, alternates.
     let (mut tx, mut rx) = ends(order, start, seed & 1 == 0);
     let size = 1u32 << order;
     let mut judge = Judge::default();

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use xen_vchan::ring::{Consumer, Producer, Rings, Role};
-use xen_vchan::{Geometry, Memory};
+use xen_vchan::Geometry;
+use xen_vchan::ring::{Consumer, Producer, Role};
 
+use crate::page;
 use crate::ring::{order, start};
 use crate::stream::{LONGEST, piece};
 use crate::{Progress, Random, seed, share};
@@ -141,21 +142,8 @@ fn episode(seed: u64, ops: u64) {
             break geometry;
         }
     };
-    let control = Memory::heap(4096);
-    for at in [0, 8] {
-        let start = start(&mut random);
-        for at in [at, at + 4] {
-            control
-                .atomic_u32(at)
-                .unwrap()
-                .store(start, Ordering::Relaxed);
-        }
-    }
-    let (left, right) = (
-        Memory::heap(geometry.left_bytes() as usize),
-        Memory::heap(geometry.right_bytes() as usize),
-    );
-    let rings = Rings::new(&control, geometry, Some(&left), Some(&right)).unwrap();
+    let control = page::control(start(&mut random), start(&mut random));
+    let rings = page::rings(&control, geometry);
     let side = |role, seed| Side {
         tx: rings.producer(role).unwrap(),
         rx: rings.consumer(role).unwrap(),
