@@ -151,7 +151,7 @@ fn each_thing_that_is_missing_is_found_alone_and_the_mend_named() {
         ("dev/xen/gntdev", "devices", "modprobe -a xen-gntdev"),
         ("run/xenstored/socket", "store", "xenstored"),
         ("usr/lib/xen-4.21", "libxl", "xl"),
-        ("usr/bin/vchan-socket-proxy", "proxy", "dpkg-divert"),
+        ("usr/bin/vchan-socket-proxy", "proxy", "stubdm-run install"),
         (
             "usr/libexec/xen-qemu-system-i386",
             "qemu",
@@ -245,4 +245,38 @@ fn an_image_may_be_named_and_an_empty_root_is_all_wrong() {
         !Path::new(empty.path()).join("run").exists(),
         "nothing was made"
     );
+}
+
+#[test]
+fn libxls_own_paths_are_looked_at_and_what_install_did() {
+    let host = Host::new();
+    host.put(
+        "usr/local/lib/libxenlight.so.4.21.0",
+        b"\0/usr/local/bin/vchan-socket-proxy\0/usr/local/lib/xen/boot\0",
+    );
+    host.only_wrong("proxy", "no /usr/local/bin/vchan-socket-proxy");
+    assert_eq!(host.says("install").0, "ok");
+
+    host.put("usr/local/bin/x", b"");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(host.path("usr/bin/stubdm-run"), mode).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    let output = command
+        .args(["install", "--root"])
+        .arg(host.dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(host.says("proxy").1.contains("put there by install"));
+    assert!(
+        host.says("install")
+            .1
+            .contains("/usr/local/bin/vchan-socket-proxy")
+    );
+
+    fs::remove_file(host.path("usr/local/bin/vchan-socket-proxy")).unwrap();
+    host.put("usr/local/bin/vchan-socket-proxy", b"stubdm-run: ");
+    host.only_wrong("install", "no longer what install put there");
+    host.put("var/lib/stubdm/installed.json", b"{");
+    host.only_wrong("install", "installed.json");
 }

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::tools::dmargs::{self, DmargsCommand};
 use crate::tools::doctor::{self, DoctorOptions};
 use crate::tools::image::{self, ImageCommand};
+use crate::tools::install::{self, InstallOptions, UninstallOptions};
 use crate::tools::status::{self, StatusOptions};
 
 #[derive(Debug, Subcommand)]
@@ -20,6 +21,10 @@ pub(super) enum Command {
     Image(ImageCommand),
     /// Say what this host lacks for guests with stubdomains, and how to mend it
     Doctor(DoctorOptions),
+    /// Put this program into libxl's places; what lies there is put aside
+    Install(InstallOptions),
+    /// Take out what `install` put there, and bring back what it put aside
+    Uninstall(UninstallOptions),
     /// Show the guests with stubdomains
     Status(StatusOptions),
 }
@@ -28,6 +33,8 @@ pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Dmargs(command) => dmargs::run(command),
         Command::Status(options) => status::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Install(options) => install::install(options).map(|()| ExitCode::SUCCESS),
+        Command::Uninstall(options) => install::uninstall(options).map(|()| ExitCode::SUCCESS),
         Command::Doctor(options) => doctor::run(options),
         Command::Image(command) => image::run(command).map(|()| ExitCode::SUCCESS),
     }

@@ -5,10 +5,13 @@
 //! | `dmargs` | [`dmargs`] |
 //! | `doctor` | [`doctor`] |
 //! | `image` | [`image`], over [`crate::image`] |
+//! | `install`, `uninstall` | [`install`], over [`libxl`] |
 //! | `status` | [`status`] |
 
 pub mod dmargs;
 pub mod doctor;
 pub mod image;
+pub mod install;
+pub mod libxl;
 pub mod status;
 pub mod store;

@@ -14,6 +14,7 @@ use clap::{Args, Subcommand};
 use xen_sys::DomId;
 
 pub use gather::{Gathered, gather};
+pub(in crate::tools) use print::quoted;
 
 use crate::error::{Context, Result};
 use crate::tools::store::{StoreOptions, domid};

@@ -264,7 +264,7 @@ fn disk_letters(number: u32) -> Option<String> {
 }
 
 /// An argument as a shell would take it, on one line.
-fn quoted(arg: &[u8]) -> String {
+pub(in crate::tools) fn quoted(arg: &[u8]) -> String {
     let text = String::from_utf8_lossy(arg);
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
     let intact = std::str::from_utf8(arg).is_ok();

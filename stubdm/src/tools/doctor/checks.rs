@@ -1,28 +1,27 @@
-//! The things the doctor looks at, in the order in which a person would mend them.
+//! The things the doctor looks at, in the order in which a person would mend them; here, those of the machine itself.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Check, DoctorOptions, State};
 use crate::image::elf::resolve;
-use crate::image::modules::Modules;
-use crate::image::read;
-use crate::init::qemu;
-
-/// Where libxl looks for the program that carries QMP.
-const PROXY: &str = "/usr/bin/vchan-socket-proxy";
+use crate::tools::libxl::Libxl;
 
 /// The least memory that dom0 should have left, in KiB.
 const SPARE: u64 = 128 << 10;
 
-struct Host<'a> {
-    root: &'a Path,
+/// The host, and what was said of it.
+pub(super) struct Host<'a> {
+    pub(super) root: &'a Path,
+    /// Every libxl there is.
+    pub(super) libxl: Vec<Libxl>,
     checks: Vec<Check>,
 }
 
 pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
     let mut host = Host {
         root: &options.root,
+        libxl: Libxl::all(&options.root),
         checks: Vec::new(),
     };
     host.xen();
@@ -31,6 +30,7 @@ pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
     host.store();
     host.toolstack();
     host.proxy();
+    host.installed();
     host.qemu();
     host.folders();
     host.privcmd();
@@ -40,15 +40,21 @@ pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
 }
 
 impl Host<'_> {
-    fn text(&self, path: &str) -> Option<String> {
+    pub(super) fn text(&self, path: &str) -> Option<String> {
         fs::read_to_string(resolve(self.root, path).ok()?).ok()
     }
 
-    fn has(&self, path: &str) -> bool {
+    pub(super) fn has(&self, path: &str) -> bool {
         resolve(self.root, path).is_ok()
     }
 
-    fn say(&mut self, name: &'static str, state: State, found: impl Into<String>, mend: &str) {
+    pub(super) fn say(
+        &mut self,
+        name: &'static str,
+        state: State,
+        found: impl Into<String>,
+        mend: &str,
+    ) {
         self.checks.push(Check {
             name,
             state,
@@ -57,7 +63,7 @@ impl Host<'_> {
         });
     }
 
-    fn ok(&mut self, name: &'static str, found: impl Into<String>) {
+    pub(super) fn ok(&mut self, name: &'static str, found: impl Into<String>) {
         self.say(name, State::Ok, found, "");
     }
 
@@ -145,206 +151,6 @@ impl Host<'_> {
         }
     }
 
-    fn toolstack(&mut self) {
-        let releases = self.releases();
-        let Some((major, minor)) = releases.last().copied() else {
-            return self.say(
-                "libxl",
-                State::Wrong,
-                "no toolstack below /usr/lib/xen-*",
-                "install xl (Debian: xen-utils-common with xen-utils-VERSION)",
-            );
-        };
-        let found = format!("Xen {major}.{minor}'s toolstack");
-        match (major, minor) {
-            (..=3, _) | (4, ..=13) => self.say(
-                "libxl",
-                State::Wrong,
-                format!("{found}, which knows no Linux stubdomains"),
-                "Xen 4.14 is the first that does",
-            ),
-            (4, 14..=20) => self.say(
-                "libxl",
-                State::Note,
-                found,
-                "guests with a stubdomain have to say device_model_version=\"qemu-xen\"",
-            ),
-            _ => self.ok("libxl", found),
-        }
-    }
-
-    /// The releases whose toolstacks are installed, sorted.
-    fn releases(&self) -> Vec<(u32, u32)> {
-        let Some(entries) = resolve(self.root, "/usr/lib")
-            .ok()
-            .and_then(|dir| fs::read_dir(dir).ok())
-        else {
-            return Vec::new();
-        };
-        let mut all: Vec<_> = entries
-            .flatten()
-            .filter(|entry| entry.path().join("bin").is_dir())
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let (major, minor) = name.strip_prefix("xen-")?.split_once('.')?;
-                Some((major.parse().ok()?, minor.parse().ok()?))
-            })
-            .collect();
-        all.sort_unstable();
-        all
-    }
-
-    fn proxy(&mut self) {
-        let link = "ln -s PATH_OF_STUBDM-RUN /usr/bin/vchan-socket-proxy, after dpkg-divert --local --rename --add \
-                    /usr/bin/vchan-socket-proxy where a package owns it";
-        match resolve(self.root, PROXY) {
-            Err(_) => self.say(
-                "proxy",
-                State::Wrong,
-                format!("no {PROXY}, which libxl starts for every stubdomain"),
-                link,
-            ),
-            Ok(file) if is_ours(&file) => self.ok("proxy", format!("{PROXY} is stubdm-run")),
-            Ok(_) => self.say(
-                "proxy",
-                State::Note,
-                format!("{PROXY} is not stubdm-run"),
-                link,
-            ),
-        }
-    }
-
-    fn qemu(&mut self) {
-        match self.has(qemu::DEFAULT) {
-            true => self.ok("qemu", qemu::DEFAULT),
-            false => self.say(
-                "qemu",
-                State::Wrong,
-                format!(
-                    "no {}, which ramdisks are made with and dom0 serves consoles with",
-                    qemu::DEFAULT
-                ),
-                "install QEMU for Xen (Debian: qemu-system-xen)",
-            ),
-        }
-    }
-
-    fn folders(&mut self) {
-        let missing: Vec<_> = ["/run/xen", "/var/lib/xen", "/var/log/xen"]
-            .into_iter()
-            .filter(|path| !self.has(path))
-            .collect();
-        match missing.is_empty() {
-            true => self.ok("folders", "/run/xen, /var/lib/xen and /var/log/xen"),
-            false => {
-                let mend = format!("mkdir -p {}", missing.join(" "));
-                let found = format!("no {}", missing.join(", "));
-                self.say("folders", State::Wrong, found, &mend);
-            }
-        }
-    }
-
-    /// XSA-482: kernels from 2026 on refuse plain hypercalls to every domU's userspace. QEMU in a stubdomain needs them.
-    fn privcmd(&mut self) {
-        for version in Modules::versions(self.root) {
-            let config = self
-                .text(&format!("/boot/config-{version}"))
-                .unwrap_or_default();
-            if config.lines().any(|line| line == "CONFIG_XEN_PRIVCMD=y") {
-                self.say(
-                    "privcmd",
-                    State::Note,
-                    format!("Linux {version} has xen-privcmd built in; if it restricts it (XSA-482), QEMU cannot start"),
-                    "add xen_privcmd.unrestricted=1 to stubdomain_cmdline",
-                );
-                continue;
-            }
-            let module = Modules::find(self.root, &version)
-                .and_then(|modules| modules.parameters("xen-privcmd"));
-            match module {
-                Ok(names) if names.iter().any(|name| name == "unrestricted") => self.ok(
-                    "privcmd",
-                    format!("Linux {version} restricts it in domUs (XSA-482); the stubdomain's init lifts that for QEMU"),
-                ),
-                Ok(_) => self.ok("privcmd", format!("Linux {version} does not restrict it (before XSA-482)")),
-                Err(error) => self.say(
-                    "privcmd",
-                    State::Note,
-                    format!("Linux {version}: {error:#}"),
-                    "a stubdomain cannot use this kernel",
-                ),
-            }
-        }
-    }
-
-    /// The ramdisks that guests are configured with, libxl's own place for one, and one that was named.
-    fn images(&mut self, named: Option<&Path>) {
-        let mut all: Vec<(String, Option<PathBuf>)> = Vec::new();
-        if let Some(path) = named {
-            all.push((path.display().to_string(), Some(path.to_owned())));
-        }
-        let mut add = |path: String| {
-            if !all.iter().any(|(known, _)| *known == path) {
-                let file = resolve(self.root, &path).ok();
-                all.push((path, file));
-            }
-        };
-        self.configured().into_iter().for_each(&mut add);
-        for (major, minor) in self.releases() {
-            let default = format!("/usr/lib/xen-{major}.{minor}/boot/qemu-stubdom-linux-rootfs");
-            if self.has(&default) {
-                add(default);
-            }
-        }
-        let build = "stubdm-run image build -o FILE";
-        if all.is_empty() {
-            return self.say(
-                "image",
-                State::Wrong,
-                "no guest in /etc/xen/*.cfg names a stubdomain_ramdisk, and none is in libxl's own place",
-                build,
-            );
-        }
-        for (path, file) in all {
-            let Some(file) = file else {
-                self.say("image", State::Wrong, format!("there is no {path}"), build);
-                continue;
-            };
-            match look_into(&file) {
-                Ok(found) => self.ok("image", format!("{path}: {found}")),
-                Err(why) => self.say("image", State::Wrong, format!("{path}: {why}"), build),
-            }
-        }
-    }
-
-    /// What `stubdomain_ramdisk=` says in the guests' configurations.
-    fn configured(&self) -> Vec<String> {
-        let Some(entries) = resolve(self.root, "/etc/xen")
-            .ok()
-            .and_then(|dir| fs::read_dir(dir).ok())
-        else {
-            return Vec::new();
-        };
-        let mut all = Vec::new();
-        for entry in entries.flatten() {
-            if entry.path().extension().is_none_or(|end| end != "cfg") {
-                continue;
-            }
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            for line in text.lines() {
-                let value = line.trim().strip_prefix("stubdomain_ramdisk");
-                let value = value.and_then(|rest| rest.trim_start().strip_prefix('='));
-                let Some(value) = value else { continue };
-                let value = value.trim_start();
-                let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''));
-                let inner = quote.and_then(|quote| value.get(1..)?.split(quote).next());
-                all.extend(inner.filter(|path| !path.is_empty()).map(str::to_owned));
-            }
-        }
-        all.sort();
-        all
-    }
-
     fn memory(&mut self) {
         let text = self.text("/proc/meminfo").unwrap_or_default();
         let line = text
@@ -365,40 +171,4 @@ impl Host<'_> {
             None => {}
         }
     }
-}
-
-/// Whether a program is this one, by its name or by the words it complains with.
-fn is_ours(file: &Path) -> bool {
-    let named = file.file_name().is_some_and(|name| name == "stubdm-run");
-    let mark = b"stubdm-run: ";
-    named || fs::read(file).is_ok_and(|data| data.windows(mark.len()).any(|part| part == mark))
-}
-
-/// Whether a ramdisk has what a stubdomain needs.
-fn look_into(file: &Path) -> Result<String, String> {
-    let data = fs::read(file).map_err(|error| error.to_string())?;
-    let listing = read::listing(&data).map_err(|error| format!("{error:#}"))?;
-    let has = |end: &str| {
-        listing
-            .entries
-            .iter()
-            .any(|entry| entry.path.ends_with(end))
-    };
-    for (end, what) in [
-        ("init", "an init"),
-        ("bin/stubdm-run", "stubdm-run"),
-        ("xen-qemu-system-i386", "QEMU"),
-        ("dev/null", "the node /dev/null"),
-        ("xen-privcmd.ko", "the module xen-privcmd"),
-        ("xen-gntalloc.ko", "the module xen-gntalloc"),
-        ("xen-evtchn.ko", "the module xen-evtchn"),
-    ] {
-        if !has(end) {
-            return Err(format!("it lacks {what}"));
-        }
-    }
-    let (count, size) = (listing.entries.len(), data.len() as f64 / 1_048_576.0);
-    Ok(format!(
-        "{count} entries, {size:.1} MiB, all that a stubdomain needs"
-    ))
 }

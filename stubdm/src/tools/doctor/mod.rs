@@ -4,6 +4,8 @@
 //! `note` (works, but a person should know) or `wrong` (does not work; with what to do about it).
 
 mod checks;
+mod image;
+mod toolstack;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

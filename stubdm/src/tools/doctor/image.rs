@@ -1,0 +1,142 @@
+//! What the doctor says of stubdomains: their kernels, and their ramdisks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::State;
+use super::checks::Host;
+use crate::image::elf::resolve;
+use crate::image::modules::Modules;
+use crate::image::read;
+
+impl Host<'_> {
+    /// XSA-482: kernels from 2026 on refuse plain hypercalls to every domU's userspace. QEMU in a stubdomain needs them.
+    pub(super) fn privcmd(&mut self) {
+        for version in Modules::versions(self.root) {
+            let config = self
+                .text(&format!("/boot/config-{version}"))
+                .unwrap_or_default();
+            if config.lines().any(|line| line == "CONFIG_XEN_PRIVCMD=y") {
+                self.say(
+                    "privcmd",
+                    State::Note,
+                    format!("Linux {version} has xen-privcmd built in; if it restricts it (XSA-482), QEMU cannot start"),
+                    "add xen_privcmd.unrestricted=1 to stubdomain_cmdline",
+                );
+                continue;
+            }
+            let module = Modules::find(self.root, &version)
+                .and_then(|modules| modules.parameters("xen-privcmd"));
+            match module {
+                Ok(names) if names.iter().any(|name| name == "unrestricted") => self.ok(
+                    "privcmd",
+                    format!("Linux {version} restricts it in domUs (XSA-482); the stubdomain's init lifts that for QEMU"),
+                ),
+                Ok(_) => self.ok("privcmd", format!("Linux {version} does not restrict it (before XSA-482)")),
+                Err(error) => self.say(
+                    "privcmd",
+                    State::Note,
+                    format!("Linux {version}: {error:#}"),
+                    "a stubdomain cannot use this kernel",
+                ),
+            }
+        }
+    }
+
+    /// The ramdisks that guests are configured with, libxl's own place for one, and one that was named.
+    pub(super) fn images(&mut self, named: Option<&Path>) {
+        let mut all: Vec<(String, Option<PathBuf>)> = Vec::new();
+        if let Some(path) = named {
+            all.push((path.display().to_string(), Some(path.to_owned())));
+        }
+        let mut add = |path: String| {
+            if !all.iter().any(|(known, _)| *known == path) {
+                let file = resolve(self.root, &path).ok();
+                all.push((path, file));
+            }
+        };
+        self.configured().into_iter().for_each(&mut add);
+        for default in self.ramdisk_places() {
+            if self.has(&default) {
+                add(default);
+            }
+        }
+        let build =
+            "stubdm-run image build -o /var/lib/stubdm/stubdom.img, then stubdm-run install image";
+        if all.is_empty() {
+            return self.say(
+                "image",
+                State::Wrong,
+                "no guest in /etc/xen/*.cfg names a stubdomain_ramdisk, and none is in libxl's own place",
+                build,
+            );
+        }
+        for (path, file) in all {
+            let Some(file) = file else {
+                self.say("image", State::Wrong, format!("there is no {path}"), build);
+                continue;
+            };
+            match look_into(&file) {
+                Ok(found) => self.ok("image", format!("{path}: {found}")),
+                Err(why) => self.say("image", State::Wrong, format!("{path}: {why}"), build),
+            }
+        }
+    }
+
+    /// What `stubdomain_ramdisk=` says in the guests' configurations.
+    fn configured(&self) -> Vec<String> {
+        let Some(entries) = resolve(self.root, "/etc/xen")
+            .ok()
+            .and_then(|dir| fs::read_dir(dir).ok())
+        else {
+            return Vec::new();
+        };
+        let mut all = Vec::new();
+        for entry in entries.flatten() {
+            if entry.path().extension().is_none_or(|end| end != "cfg") {
+                continue;
+            }
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            for line in text.lines() {
+                let value = line.trim().strip_prefix("stubdomain_ramdisk");
+                let value = value.and_then(|rest| rest.trim_start().strip_prefix('='));
+                let Some(value) = value else { continue };
+                let value = value.trim_start();
+                let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''));
+                let inner = quote.and_then(|quote| value.get(1..)?.split(quote).next());
+                all.extend(inner.filter(|path| !path.is_empty()).map(str::to_owned));
+            }
+        }
+        all.sort();
+        all
+    }
+}
+
+/// Whether a ramdisk has what a stubdomain needs.
+fn look_into(file: &Path) -> Result<String, String> {
+    let data = fs::read(file).map_err(|error| error.to_string())?;
+    let listing = read::listing(&data).map_err(|error| format!("{error:#}"))?;
+    let has = |end: &str| {
+        listing
+            .entries
+            .iter()
+            .any(|entry| entry.path.ends_with(end))
+    };
+    for (end, what) in [
+        ("init", "an init"),
+        ("bin/stubdm-run", "stubdm-run"),
+        ("xen-qemu-system-i386", "QEMU"),
+        ("dev/null", "the node /dev/null"),
+        ("xen-privcmd.ko", "the module xen-privcmd"),
+        ("xen-gntalloc.ko", "the module xen-gntalloc"),
+        ("xen-evtchn.ko", "the module xen-evtchn"),
+    ] {
+        if !has(end) {
+            return Err(format!("it lacks {what}"));
+        }
+    }
+    let (count, size) = (listing.entries.len(), data.len() as f64 / 1_048_576.0);
+    Ok(format!(
+        "{count} entries, {size:.1} MiB, all that a stubdomain needs"
+    ))
+}

@@ -1,0 +1,183 @@
+//! What the doctor says of libxl, of the programs it starts, and of ours in their places.
+
+use std::fs;
+use std::path::Path;
+
+use super::State;
+use super::checks::Host;
+use crate::image::elf::resolve;
+use crate::init::qemu;
+use crate::tools::install;
+
+/// Where a libxl that does not say looks for the program that carries QMP.
+const PROXY: &str = "/usr/bin/vchan-socket-proxy";
+
+/// What mends it.
+const INSTALL: &str = "stubdm-run install";
+
+impl Host<'_> {
+    pub(super) fn toolstack(&mut self) {
+        let releases = self.releases();
+        let Some((major, minor)) = releases.last().copied() else {
+            return self.say(
+                "libxl",
+                State::Wrong,
+                "no toolstack below /usr/lib/xen-*",
+                "install xl (Debian: xen-utils-common with xen-utils-VERSION)",
+            );
+        };
+        let found = format!("Xen {major}.{minor}'s toolstack");
+        match (major, minor) {
+            (..=3, _) | (4, ..=13) => self.say(
+                "libxl",
+                State::Wrong,
+                format!("{found}, which knows no Linux stubdomains"),
+                "Xen 4.14 is the first that does",
+            ),
+            (4, 14..=20) => self.say(
+                "libxl",
+                State::Note,
+                found,
+                "guests with a stubdomain have to say device_model_version=\"qemu-xen\"",
+            ),
+            _ => self.ok("libxl", found),
+        }
+    }
+
+    /// The releases whose toolstacks are installed, sorted.
+    fn releases(&self) -> Vec<(u32, u32)> {
+        let folders = resolve(self.root, "/usr/lib").and_then(|dir| Ok(fs::read_dir(dir)?));
+        let folders = folders.into_iter().flatten().flatten();
+        let names = folders
+            .filter(|entry| entry.path().join("bin").is_dir())
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                Some(name.strip_prefix("xen-")?.to_owned())
+            });
+        let known = self.libxl.iter().map(|libxl| libxl.version.clone());
+        let number = |name: String| {
+            let (major, minor) = name.split_once('.')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        };
+        let mut all: Vec<_> = names.chain(known).filter_map(number).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Where libxl looks for a ramdisk that a guest does not name.
+    pub(super) fn ramdisk_places(&self) -> Vec<String> {
+        let known = self.libxl.iter().filter_map(|libxl| libxl.boot.clone());
+        let usual = self.releases();
+        let usual = usual
+            .iter()
+            .map(|(major, minor)| format!("/usr/lib/xen-{major}.{minor}/boot"));
+        let mut all: Vec<_> = known
+            .chain(usual)
+            .map(|boot| format!("{boot}/qemu-stubdom-linux-rootfs"))
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The program that carries QMP, wherever a libxl looks for it.
+    pub(super) fn proxy(&mut self) {
+        let mut places: Vec<_> = self.libxl.iter().filter_map(|l| l.proxy.clone()).collect();
+        places.dedup();
+        if places.is_empty() {
+            places.push(PROXY.to_owned());
+        }
+        let ours = install::state(self.root).unwrap_or_default().places;
+        for place in places {
+            let by_install = ours.contains(&place);
+            match resolve(self.root, &place) {
+                Err(_) => self.say(
+                    "proxy",
+                    State::Wrong,
+                    format!("no {place}, which libxl starts for every stubdomain"),
+                    INSTALL,
+                ),
+                Ok(file) if is_ours(&file) => {
+                    let how = if by_install {
+                        ", put there by install"
+                    } else {
+                        ""
+                    };
+                    self.ok("proxy", format!("{place} is stubdm-run{how}"));
+                }
+                Ok(_) => self.say(
+                    "proxy",
+                    State::Note,
+                    format!("{place} is not stubdm-run"),
+                    INSTALL,
+                ),
+            }
+        }
+    }
+
+    /// That what `install` put somewhere is still there.
+    pub(super) fn installed(&mut self) {
+        match install::state(self.root) {
+            Ok(state) if state.lost.is_empty() => {
+                let found = match state.places.len() {
+                    0 => "nothing was put into libxl's places by install".to_owned(),
+                    _ => format!("in place: {}", state.places.join(", ")),
+                };
+                self.ok("install", found);
+            }
+            Ok(state) => self.say(
+                "install",
+                State::Wrong,
+                format!(
+                    "no longer what install put there: {}",
+                    state.lost.join(", ")
+                ),
+                "move that away, then stubdm-run install; or stubdm-run uninstall",
+            ),
+            Err(failure) => self.say(
+                "install",
+                State::Wrong,
+                failure.to_string(),
+                "bring that file back or remove it, then stubdm-run install",
+            ),
+        }
+    }
+
+    pub(super) fn qemu(&mut self) {
+        match self.has(qemu::DEFAULT) {
+            true => self.ok("qemu", qemu::DEFAULT),
+            false => self.say(
+                "qemu",
+                State::Wrong,
+                format!(
+                    "no {}, which ramdisks are made with and dom0 serves consoles with",
+                    qemu::DEFAULT
+                ),
+                "install QEMU for Xen (Debian: qemu-system-xen)",
+            ),
+        }
+    }
+
+    pub(super) fn folders(&mut self) {
+        let missing: Vec<_> = ["/run/xen", "/var/lib/xen", "/var/log/xen"]
+            .into_iter()
+            .filter(|path| !self.has(path))
+            .collect();
+        match missing.is_empty() {
+            true => self.ok("folders", "/run/xen, /var/lib/xen and /var/log/xen"),
+            false => {
+                let mend = format!("mkdir -p {}", missing.join(" "));
+                let found = format!("no {}", missing.join(", "));
+                self.say("folders", State::Wrong, found, &mend);
+            }
+        }
+    }
+}
+
+/// Whether a program is this one, by its name or by the words it complains with.
+fn is_ours(file: &Path) -> bool {
+    let named = file.file_name().is_some_and(|name| name == "stubdm-run");
+    let mark = b"stubdm-run: ";
+    named || fs::read(file).is_ok_and(|data| data.windows(mark.len()).any(|part| part == mark))
+}

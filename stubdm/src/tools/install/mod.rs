@@ -1,0 +1,372 @@
+//! `stubdm-run install` and `uninstall`: our parts in libxl's places, and back again.
+//!
+//! ```text
+//!   parts (a table) × libxl's own paths ──plan──▶ steps ──▶ record, then the host's files
+//!                                          │
+//!                                          └─ what is in the way: one line, and nothing is changed
+//! ```
+//!
+//! What lies in a place is put aside under the same name with `.distrib`: by `dpkg-divert`, so that upgrades of the
+//! package go there too, or by a plain rename where there is no dpkg. Everything is decided before the first
+//! change, the record is written before the files, and both commands can be repeated.
+
+mod dpkg;
+mod parts;
+mod plan;
+mod record;
+mod root;
+mod step;
+
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use nix::sys::utsname::uname;
+use serde_json::json;
+
+use self::parts::{PARTS, Part, What};
+use self::plan::{Facts, Way, Wish, Work};
+use self::record::{Lock, Put, Record};
+use self::root::Root;
+use super::libxl::Libxl;
+use crate::error::{Context, Failure, Result};
+use crate::image::{kernel_file, pick_kernel};
+
+/// Where a ramdisk is looked for when none is named.
+const RAMDISK: &str = "/var/lib/stubdm/stubdom.img";
+
+/// What both commands know.
+#[derive(Args, Clone, Debug)]
+struct Common {
+    /// The parts that are meant [default: for install proxy; for uninstall all that are installed]
+    #[arg(value_name = "PART", value_parser = PossibleValuesParser::new(parts::names()))]
+    parts: Vec<String>,
+    /// Change the host or image whose files are here
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Print the steps and take none
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the person typed.
+#[derive(Args, Clone, Debug)]
+pub struct InstallOptions {
+    #[command(flatten)]
+    common: Common,
+    /// What is linked to, below the root [default: this program]
+    #[arg(long, value_name = "PATH")]
+    program: Option<String>,
+    /// The stubdomain's ramdisk, below the root; for the part `image`
+    #[arg(long, value_name = "PATH", default_value = RAMDISK)]
+    image: String,
+    /// The stubdomain's kernel, below the root; for the part `image` [default: the only one, or the running one]
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<String>,
+    /// Move files aside without telling dpkg, also where there is dpkg
+    #[arg(long)]
+    rename: bool,
+    /// Do nothing, and succeed, where there is no libxl
+    #[arg(long)]
+    if_xen: bool,
+}
+
+/// What the person typed.
+#[derive(Args, Clone, Debug)]
+pub struct UninstallOptions {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Puts the parts into their places.
+///
+/// # Errors
+/// What is missing or in the way, or the step that failed. Before the first step, nothing was changed.
+pub fn install(options: &InstallOptions) -> Result<()> {
+    let common = &options.common;
+    let root = Root::new(&common.root)?;
+    let all = Libxl::all(root.dir());
+    let rows = common.rows();
+    if all
+        .iter()
+        .all(|libxl| rows.iter().all(|row| (row.place)(libxl).is_none()))
+    {
+        if options.if_xen {
+            return common.tell(&[]);
+        }
+        return Err(Failure::new(format_args!(
+            "there is no libxl that knows Linux stubdomains (libxenlight.so, 4.14 or newer) below {}",
+            root.dir().display()
+        )));
+    }
+    let wishes = wishes(options, &root, &rows, &all)?;
+    let way = match !options.rename && dpkg::is_there(&root)? {
+        true => Way::Dpkg,
+        false => Way::Rename,
+    };
+    common.carry_out(&root, |facts| {
+        wishes.iter().map(|wish| facts.install(wish, way)).collect()
+    })
+}
+
+/// Takes the parts out, and brings back what was there.
+///
+/// # Errors
+/// As [`install`].
+pub fn uninstall(options: &UninstallOptions) -> Result<()> {
+    let common = &options.common;
+    let root = Root::new(&common.root)?;
+    common.carry_out(&root, |facts| {
+        let entries = facts.record.entries.iter().rev();
+        let meant = entries.filter(|e| common.parts.is_empty() || common.parts.contains(&e.part));
+        meant.map(|entry| facts.uninstall(entry)).collect()
+    })
+}
+
+/// What became of an installation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Places that hold what `install` put there.
+    pub places: Vec<String>,
+    /// Places that no longer do.
+    pub lost: Vec<String>,
+}
+
+/// Looks at what `install` has put below `root`.
+///
+/// # Errors
+/// There is no such root, or the record cannot be read.
+pub fn state(root: &Path) -> Result<Installed> {
+    let root = Root::new(root)?;
+    let record = Record::read(&root)?;
+    let facts = Facts {
+        root: &root,
+        record: &record,
+        diversions: Vec::new(),
+    };
+    let mut state = Installed::default();
+    for entry in &record.entries {
+        match facts.is_put(&entry.place, &entry.put)? {
+            true => state.places.push(entry.place.clone()),
+            // A person's policy is no loss.
+            false if matches!(entry.put, Put::Text(_)) && root.real(&entry.place).is_file() => {}
+            false => state.lost.push(entry.place.clone()),
+        }
+    }
+    Ok(state)
+}
+
+impl Common {
+    fn rows(&self) -> Vec<&'static Part> {
+        PARTS
+            .iter()
+            .filter(|part| match self.parts.is_empty() {
+                true => part.usual,
+                false => self.parts.iter().any(|name| name == part.name),
+            })
+            .collect()
+    }
+
+    /// Plans everything, then does it.
+    fn carry_out(&self, root: &Root, plan: impl Fn(&Facts<'_>) -> Result<Vec<Work>>) -> Result<()> {
+        let _lock = match self.dry_run {
+            true => None,
+            false => Some(Lock::take(root)?),
+        };
+        let mut record = Record::read(root)?;
+        let works = plan(&Facts {
+            root,
+            record: &record,
+            diversions: dpkg::diversions(root),
+        })?;
+        if !self.dry_run {
+            for work in &works {
+                carry_out_one(root, &mut record, work)?;
+            }
+        }
+        self.tell(&works)
+    }
+
+    fn tell(&self, works: &[Work]) -> Result<()> {
+        let text = match self.json {
+            true => {
+                let all = works.iter().map(|work| {
+                    json!({
+                        "part": work.part,
+                        "place": work.place,
+                        "steps": work.steps.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                        "note": work.note,
+                    })
+                });
+                let value = json!({ "dry_run": self.dry_run, "places": all.collect::<Vec<_>>() });
+                format!("{value:#}\n")
+            }
+            false => self.told(works),
+        };
+        io::stdout().write_all(text.as_bytes()).context("printing")
+    }
+
+    fn told(&self, works: &[Work]) -> String {
+        let mut text = String::new();
+        for work in works {
+            let steps = work.steps.iter().map(ToString::to_string);
+            for line in steps.chain(work.note.iter().map(|note| format!("# {note}"))) {
+                text += &format!("{:<8} {line}\n", work.part);
+            }
+        }
+        let steps: usize = works.iter().map(|work| work.steps.len()).sum();
+        text + match (steps, self.dry_run) {
+            (0, _) => "nothing to do\n",
+            (_, true) => "dry run: nothing was changed\n",
+            (_, false) => "done\n",
+        }
+    }
+}
+
+/// Takes the steps for one place; the record knows of them before and after.
+fn carry_out_one(root: &Root, record: &mut Record, work: &Work) -> Result<()> {
+    let known = record
+        .entries
+        .iter()
+        .position(|entry| entry.place == work.place);
+    if let Some(entry) = &work.entry {
+        match known {
+            Some(at) => record.entries[at] = entry.clone(),
+            None => record.entries.push(entry.clone()),
+        }
+        record.write(root)?;
+    }
+    for step in &work.steps {
+        step.take()?;
+    }
+    if let (None, Some(at)) = (&work.entry, known) {
+        record.entries.remove(at);
+        record.write(root)?;
+    }
+    Ok(())
+}
+
+/// Each place of the rows in each libxl, once, with what belongs there.
+fn wishes(
+    options: &InstallOptions,
+    root: &Root,
+    rows: &[&Part],
+    all: &[Libxl],
+) -> Result<Vec<Wish>> {
+    let mut wishes: Vec<Wish> = Vec::new();
+    for row in rows {
+        let mut put = None;
+        for place in all.iter().filter_map(|libxl| (row.place)(libxl)) {
+            let place = root.plain(&place);
+            if wishes.iter().any(|wish| wish.place == place) {
+                continue;
+            }
+            let put = match &put {
+                Some(put) => put,
+                None => put.insert(what_to_put(options, root, row.what)?),
+            };
+            let wish = Wish {
+                part: row.name.to_owned(),
+                place,
+                put: put.clone(),
+            };
+            if put == &Put::Link(wish.place.clone()) {
+                return Err(Failure::usage(format_args!(
+                    "{} cannot be a link to itself",
+                    wish.place
+                )));
+            }
+            wishes.push(wish);
+        }
+    }
+    Ok(wishes)
+}
+
+fn what_to_put(options: &InstallOptions, root: &Root, what: What) -> Result<Put> {
+    let path = match what {
+        What::Text(text) => return Ok(Put::Text(text.to_owned())),
+        What::Program => return program(options, root).map(Put::Link),
+        What::Ramdisk => options.image.clone(),
+        What::Kernel => match &options.kernel {
+            Some(path) => path.clone(),
+            None => kernel(root)?,
+        },
+    };
+    require_file(root, &path).map_err(|failure| match what {
+        What::Ramdisk => Failure::new(format_args!(
+            "{failure}; stubdm-run image build -o FILE makes one, and --image FILE names it"
+        )),
+        _ => failure,
+    })?;
+    Ok(Put::Link(path))
+}
+
+/// The path of a file below the root, as a link has to say it.
+fn require_file(root: &Root, path: &str) -> Result<PathBuf> {
+    if !path.starts_with('/') {
+        return Err(Failure::usage(format_args!("{path} is no absolute path")));
+    }
+    match crate::image::elf::resolve(root.dir(), path) {
+        Ok(real) if real.is_file() => Ok(real),
+        Ok(_) => Err(Failure::new(format_args!("{path} is no file"))),
+        Err(_) => Err(Failure::new(format_args!(
+            "there is no {}",
+            root.real(path).display()
+        ))),
+    }
+}
+
+fn program(options: &InstallOptions, root: &Root) -> Result<String> {
+    let path = match &options.program {
+        Some(path) => path.clone(),
+        None if !root.is_own() => "/usr/bin/stubdm-run".to_owned(),
+        None => {
+            let own = std::env::current_exe().context("finding this program")?;
+            let own = own.into_os_string().into_string();
+            own.map_err(|_| Failure::new("this program's path is not UTF-8"))?
+        }
+    };
+    let real = require_file(root, &path)?;
+    let mode = real
+        .metadata()
+        .context(real.display())?
+        .permissions()
+        .mode();
+    // libxl starts it as root.
+    if mode & 0o022 != 0 {
+        return Err(Failure::new(format_args!(
+            "{} can be written by others than its owner (mode {:o}), and libxl would start it as root",
+            real.display(),
+            mode & 0o7777
+        )));
+    }
+    if mode & 0o111 == 0 {
+        return Err(Failure::new(format_args!(
+            "{} is no program",
+            real.display()
+        )));
+    }
+    Ok(path)
+}
+
+fn kernel(root: &Root) -> Result<String> {
+    let failed = |error: anyhow::Error| Failure::new(format_args!("{error:#}"));
+    let running = uname().ok().filter(|_| root.is_own());
+    let running = running.and_then(|names| names.release().to_str().map(str::to_owned));
+    let version = pick_kernel(root.dir(), None, running.as_deref()).map_err(failed)?;
+    let file = kernel_file(root.dir(), &version);
+    let inside = file
+        .as_deref()
+        .and_then(|file| file.strip_prefix(root.dir()).ok()?.to_str());
+    match inside {
+        Some(inside) => Ok(format!("/{inside}")),
+        None => Err(Failure::new(format_args!(
+            "no kernel {version} in /boot; --kernel names one"
+        ))),
+    }
+}

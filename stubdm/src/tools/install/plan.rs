@@ -1,0 +1,252 @@
+//! What has to be done, decided before anything is: steps, or what is in the way.
+
+use super::dpkg::{self, Diversion, SUFFIX};
+use super::record::{Aside, Entry, Put, Record};
+use super::root::{Root, There};
+use super::step::Step;
+use crate::error::{Failure, Result};
+
+/// A part's place, and what belongs there.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    pub(super) part: String,
+    pub(super) place: String,
+    pub(super) put: Put,
+}
+
+/// What is done for one place.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) part: String,
+    pub(super) place: String,
+    pub(super) steps: Vec<Step>,
+    /// What a person should know that is no step.
+    pub(super) note: Option<String>,
+    /// What the record says of this place once the steps are begun; `None` removes it once they are done.
+    pub(super) entry: Option<Entry>,
+}
+
+/// How files are put aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Dpkg,
+    Rename,
+}
+
+/// Everything decisions are made from.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) root: &'a Root,
+    pub(super) record: &'a Record,
+    pub(super) diversions: Vec<Diversion>,
+}
+
+impl Facts<'_> {
+    /// Whether exactly this lies there.
+    pub(super) fn is_put(&self, place: &str, put: &Put) -> Result<bool> {
+        Ok(match (self.root.look(place)?, put) {
+            (There::Link(to), Put::Link(ours)) => to == *ours,
+            (There::File, Put::Text(text)) => self.root.read(place).as_ref() == Some(text),
+            _ => false,
+        })
+    }
+
+    fn diversion(&self, place: &str) -> Option<&Diversion> {
+        self.diversions.iter().find(|known| known.place == place)
+    }
+
+    /// Whether what an entry says was done; it is written first, and what wrote it may have been ended.
+    fn was_done(&self, entry: &Entry) -> Result<bool> {
+        let put = self.is_put(&entry.place, &entry.put)?;
+        Ok(put
+            || match entry.aside {
+                Aside::Nothing => {
+                    matches!(entry.put, Put::Text(_))
+                        && self.root.look(&entry.place)? == There::File
+                }
+                Aside::Renamed => self.root.look(&aside_of(&entry.place))? != There::Nothing,
+                Aside::DivertedLocally | Aside::DivertedByPackage => self
+                    .diversion(&entry.place)
+                    .is_some_and(|known| known.to == aside_of(&entry.place)),
+            })
+    }
+
+    /// What `install` does at one place.
+    pub(super) fn install(&self, wish: &Wish, way: Way) -> Result<Work> {
+        let place = &wish.place;
+        let there = self.root.look(place)?;
+        let put = self.is_put(place, &wish.put)?;
+        let mut work = Work {
+            part: wish.part.clone(),
+            place: place.clone(),
+            steps: Vec::new(),
+            note: None,
+            entry: None,
+        };
+        let known = self.record.entry(place);
+        if let Some(entry) = known {
+            if self.was_done(entry)? {
+                work.entry = Some(Entry {
+                    put: wish.put.clone(),
+                    ..entry.clone()
+                });
+                match there {
+                    _ if put => work.note = Some(format!("{place} is in place")),
+                    There::Nothing => work.steps.push(self.step(wish)),
+                    _ if self.is_put(place, &entry.put)? => {
+                        work.steps.push(self.remove(place));
+                        work.steps.push(self.step(wish));
+                    }
+                    There::File if matches!(entry.put, Put::Text(_)) => {
+                        work.entry = Some(entry.clone());
+                        work.note = Some(format!("{place} was changed since and is left"));
+                    }
+                    _ => return Err(in_the_way(place, "is no longer what install put there")),
+                }
+                return Ok(work);
+            }
+        }
+        if put {
+            work.note = Some(format!("{place} is in place already, and not by install"));
+            return Ok(work);
+        }
+        let folders = self.root.missing_folders(place);
+        work.steps.extend(
+            folders
+                .iter()
+                .map(|folder| Step::MakeFolder(self.root.real(folder))),
+        );
+        let aside = match (&there, &wish.put) {
+            (There::Other, _) => return Err(in_the_way(place, "is no file")),
+            (There::Nothing, Put::Text(_)) => Aside::Nothing,
+            (_, Put::Text(_)) => {
+                work.note = Some(format!("{place} is there already and is left"));
+                return Ok(work);
+            }
+            (_, Put::Link(_)) => self.put_aside(place, &there, way, &mut work.steps)?,
+        };
+        work.steps.push(self.step(wish));
+        work.entry = Some(Entry {
+            part: wish.part.clone(),
+            place: place.clone(),
+            put: wish.put.clone(),
+            aside,
+            folders,
+        });
+        Ok(work)
+    }
+
+    fn put_aside(
+        &self,
+        place: &str,
+        there: &There,
+        way: Way,
+        steps: &mut Vec<Step>,
+    ) -> Result<Aside> {
+        let to = aside_of(place);
+        if let Some(other) = self.diversion(place) {
+            let whose = other.package.as_deref().unwrap_or("an administrator");
+            let what = format!("is diverted to {} already, by {whose}", other.to);
+            return Err(in_the_way(place, &what));
+        }
+        if self.root.look(&to)? != There::Nothing {
+            return Err(in_the_way(&to, "is there already"));
+        }
+        match way {
+            Way::Dpkg => {
+                let package = dpkg::calling_package();
+                let aside = match package {
+                    Some(_) => Aside::DivertedByPackage,
+                    None => Aside::DivertedLocally,
+                };
+                let place = place.to_owned();
+                let diversion = Diversion { place, to, package };
+                steps.push(Step::Divert(dpkg::arguments(
+                    self.root, "--add", &diversion,
+                )));
+                Ok(aside)
+            }
+            Way::Rename if *there == There::Nothing => Ok(Aside::Nothing),
+            Way::Rename => {
+                steps.push(Step::Move(self.root.real(place), self.root.real(&to)));
+                Ok(Aside::Renamed)
+            }
+        }
+    }
+
+    /// What `uninstall` does at one place.
+    pub(super) fn uninstall(&self, entry: &Entry) -> Result<Work> {
+        let place = &entry.place;
+        let mut work = Work {
+            part: entry.part.clone(),
+            place: place.clone(),
+            steps: Vec::new(),
+            note: None,
+            entry: None,
+        };
+        if !self.was_done(entry)? {
+            // With nothing put aside there is nothing to bring back, whatever lies there now.
+            work.note = Some(match (entry.aside, self.root.look(place)?) {
+                (Aside::Nothing, There::Link(_) | There::File | There::Other) => {
+                    format!("{place} is another's by now and is left")
+                }
+                _ => format!("{place} is as it was"),
+            });
+            return Ok(work);
+        }
+        let there = self.root.look(place)?;
+        if self.is_put(place, &entry.put)? {
+            work.steps.push(self.remove(place));
+        } else if there == There::File && matches!(entry.put, Put::Text(_)) {
+            work.note = Some(format!("{place} was changed since and is left"));
+            return Ok(work);
+        } else if there != There::Nothing {
+            return Err(in_the_way(place, "is no longer what install put there"));
+        }
+        let to = aside_of(place);
+        match entry.aside {
+            Aside::Nothing => {}
+            Aside::Renamed if self.root.look(&to)? == There::Nothing => {
+                return Err(Failure::new(format_args!(
+                    "{to} is gone, and with it what belongs at {place}: bring it back, or install its package anew"
+                )));
+            }
+            Aside::Renamed => {
+                let step = Step::Move(self.root.real(&to), self.root.real(place));
+                work.steps.push(step);
+            }
+            Aside::DivertedLocally | Aside::DivertedByPackage => {
+                // As the list has it: what took the diversion may have had another name for itself.
+                if let Some(known) = self.diversion(place) {
+                    work.steps
+                        .push(Step::Divert(dpkg::arguments(self.root, "--remove", known)));
+                }
+            }
+        }
+        for folder in entry.folders.iter().rev() {
+            work.steps.push(Step::RemoveFolder(self.root.real(folder)));
+        }
+        Ok(work)
+    }
+
+    fn step(&self, wish: &Wish) -> Step {
+        let at = self.root.real(&wish.place);
+        match &wish.put {
+            Put::Link(to) => Step::Link(to.clone(), at),
+            Put::Text(text) => Step::Write(text.clone(), at),
+        }
+    }
+
+    fn remove(&self, place: &str) -> Step {
+        Step::Remove(self.root.real(place))
+    }
+}
+
+/// The name a place's own file has while ours is there.
+pub(super) fn aside_of(place: &str) -> String {
+    format!("{place}{SUFFIX}")
+}
+
+fn in_the_way(path: &str, what: &str) -> Failure {
+    Failure::new(format_args!("{path} {what}; nothing was changed"))
+}
