@@ -10,7 +10,6 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::crc::Crc;
 use super::{FILLER, HEADER, Header, QEMU_MAGIC, STATE_MAX};
 use crate::proxy::local::Local;
 
@@ -71,7 +70,7 @@ impl SaveFile {
             let what = format!("the state has {length} bytes");
             return Err(io::Error::other(what));
         }
-        let mut crc = Crc::default();
+        let mut crc = crc32fast::Hasher::new();
         let mut reader = &self.file;
         reader.seek(SeekFrom::Start(0))?;
         let mut start = [0; QEMU_MAGIC.len()];
@@ -92,7 +91,7 @@ impl SaveFile {
         self.saves += 1;
         let header = Header {
             number: self.saves,
-            crc: crc.sum(),
+            crc: crc.finalize(),
             length,
             filler: FILLER,
         };

@@ -5,7 +5,8 @@
 //! a stubdomain that saved more than once appended each state to one file, and only the last
 //! belongs to the guest's memory. No I/O, no clock: silence is told by [`Reader::silence`].
 
-use super::crc::crc32;
+use crc32fast::hash as crc32;
+
 use super::{HEADER, Header, MAGIC, STATE_MAX};
 
 /// What is to be done with the bytes that came.
