@@ -4,22 +4,25 @@
 //! |---|---|---|
 //! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`init`], [`supervisor`] |
 //! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
+//! | the device model's name, or `stubdm-run consoled` | serves a stubdomain's consoles in the place of a QEMU | [`consoled`] |
 //! | `stubdm-run qmp DOMID COMMAND` | asks a guest's QEMU something | [`qmp::person`] |
 //! | `stubdm-run dmargs`, `image` and the like | shows what is on the host and makes what it needs | [`tools`], [`image`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
-//! [`console`] is a library: both ends of a PV console in user space. No program uses it yet.
+//! [`console`] is a library: both ends of a PV console in user space.
 //!
 //! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
 //! [`qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.
 
 pub mod cli;
 pub mod console;
+pub mod consoled;
 pub mod dmargv;
 pub mod error;
 pub mod event;
 pub mod image;
 pub mod init;
+pub mod lifetime;
 pub mod log;
 pub mod policy;
 pub mod proxy;

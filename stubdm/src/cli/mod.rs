@@ -2,6 +2,7 @@
 //!
 //! The commands come in groups, each in a file of its own: what it is called, and what runs it.
 
+mod consoled;
 mod qmp;
 #[cfg(feature = "sim")]
 mod sim;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::consoled::launch;
 use crate::error::{Failure, Result, one_line};
 use crate::init::InitOptions;
 use crate::proxy::options::ProxyOptions;
@@ -39,6 +41,8 @@ enum Command {
     Stubdomain(stubdomain::Command),
     #[command(flatten)]
     Qmp(qmp::Command),
+    #[command(flatten)]
+    Consoled(consoled::Command),
     #[command(flatten)]
     Tools(tools::Command),
     #[cfg(feature = "sim")]
@@ -94,6 +98,9 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     if name == Some(OsStr::new("init")) {
         return Ok(init::run(&InitOptions::default()));
     }
+    if name.is_some_and(launch::is_device_model) {
+        return launch::called(&args).map(|()| ExitCode::SUCCESS);
+    }
     #[cfg(feature = "sim")]
     if name == Some(OsStr::new(crate::sim::peer::NAME)) {
         return crate::sim::peer::play(&args);
@@ -104,6 +111,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     match cli.command {
         Command::Stubdomain(command) => stubdomain::run(&command),
         Command::Qmp(command) => qmp::run(&command),
+        Command::Consoled(command) => consoled::run(&command),
         Command::Tools(command) => tools::run(&command),
         #[cfg(feature = "sim")]
         Command::Sim(command) => sim::run(command),

@@ -240,8 +240,14 @@ impl Backend {
         if self.state == state {
             return Ok(());
         }
-        self.store
-            .write(&format!("{}/state", self.path), state.text())?;
+        let node = format!("{}/state", self.path);
+        // The toolstack removes the directory when it likes; writing would bring it back.
+        self.store.with_transaction(|tx| {
+            if tx.exists(&self.path)? {
+                tx.write(&node, state.text())?;
+            }
+            Ok(())
+        })?;
         self.state = state;
         Ok(())
     }

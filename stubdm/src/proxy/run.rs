@@ -7,8 +7,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use tracing::{info, warn};
-use xen_store::{Store, Watch};
+use tracing::info;
+use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use super::Payload;
@@ -21,13 +21,11 @@ use super::options::{Filtering, Mode, ProxyOptions, Socket, is_store_path};
 use super::server::{self, Backend, Server};
 use super::vchan::{Vchan, VchanConnect};
 use crate::error::{Context, Failure, Result};
-use crate::event::{Interest, sleep};
+use crate::event::sleep;
+use crate::lifetime::Lifetime;
 use crate::log;
 use crate::policy::{self, Policy};
 use crate::signals::Signals;
-
-/// Fires when a domain ends.
-const RELEASE: &str = "@releaseDomain";
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
 ///
@@ -130,66 +128,19 @@ struct World {
     xen: Xen,
     store: Store,
     domid: DomId,
-    /// Without it (a store that has no such watch) the proxy only ends by a signal.
-    releases: Option<Watch>,
+    lifetime: Lifetime,
 }
 
 impl World {
     fn open(domid: DomId, open: impl FnOnce() -> Result<(Xen, Store)>) -> Result<Self> {
         let (xen, store) = open()?;
-        let releases = store.watch(RELEASE).ok();
-        let world = Self {
+        let lifetime = Lifetime::of(&store, domid)?;
+        Ok(Self {
             xen,
             store,
             domid,
-            releases,
-        };
-        if !world.domain_lives() {
-            return Err(Failure::new(format_args!("there is no domain {domid}")));
-        }
-        Ok(world)
-    }
-
-    fn domain_lives(&self) -> bool {
-        // A domain is introduced to the store after its directory is made, and libxl may start us
-        // in between. Who may not ask (in a domU) assumes that it lives.
-        self.store.is_introduced(self.domid).unwrap_or(true)
-            || self
-                .store
-                .exists(&format!("/local/domain/{}", self.domid))
-                .unwrap_or(true)
-    }
-
-    fn interests(&self) -> Vec<Interest<'_>> {
-        let watch = self
-            .releases
-            .as_ref()
-            .and_then(|watch| watch.poll_fd().ok());
-        watch
-            .map(|fd| (fd, PollFlags::POLLIN))
-            .into_iter()
-            .collect()
-    }
-
-    /// Whether the domain has ended since the last look.
-    fn domain_ended(&mut self) -> bool {
-        let Some(watch) = &self.releases else {
-            return false;
-        };
-        let mut fired = false;
-        loop {
-            match watch.try_next() {
-                Ok(Some(_)) => fired = true,
-                Ok(None) => break,
-                Err(error) => {
-                    // It would be readable for ever.
-                    warn!("the end of domain {} will not be told: {error}", self.domid);
-                    self.releases = None;
-                    break;
-                }
-            }
-        }
-        fired && !self.domain_lives()
+            lifetime,
+        })
     }
 
     fn announce(&self, state_path: Option<&String>) -> Result<()> {
@@ -239,12 +190,12 @@ fn serve_clients(
         };
         let mut interests = proxy.interests();
         interests.push((signals.as_fd(), PollFlags::POLLIN));
-        interests.extend(world.interests());
+        interests.extend(world.lifetime.interests());
         sleep(&interests, deadline).context("waiting")?;
         if told_to_end(signals)? {
             return Ok(());
         }
-        if world.domain_ended() {
+        if world.lifetime.has_ended() {
             info!("domain {} has ended", world.domid);
             return Ok(());
         }
@@ -404,15 +355,15 @@ mod tests {
             Ok((xen, daemon.connect(DomId::DOM0).context("store")?))
         };
         let mut world = World::open(domid, open).unwrap();
-        assert!(!world.domain_ended());
-        assert_eq!(world.interests().len(), 1);
+        assert!(!world.lifetime.has_ended());
+        assert_eq!(world.lifetime.interests().len(), 1);
         daemon.drop_connections(DomId::DOM0);
         sleep(
-            &world.interests(),
+            &world.lifetime.interests(),
             Some(Instant::now() + std::time::Duration::from_secs(30)),
         )
         .unwrap();
-        assert!(!world.domain_ended());
-        assert!(world.interests().is_empty());
+        assert!(!world.lifetime.has_ended());
+        assert!(world.lifetime.interests().is_empty());
     }
 }

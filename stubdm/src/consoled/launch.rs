@@ -1,0 +1,152 @@
+//! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
+//!
+//! The real QEMU is the file of the same name with `.real` behind it, where `dpkg-divert` or an administrator put
+//! it. It gets the arguments, the environment and the descriptors as they came, and this process.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use xen_store::Store;
+use xen_sys::Xen;
+
+use super::argv::{Wanted, recognise};
+use super::logfile;
+use super::output::with_suffix;
+use super::run::{ConsoledOptions, serve};
+use super::survey::{Console, Survey, survey};
+use crate::error::{Context, Failure, Result, one_line};
+use crate::log;
+
+/// What the real QEMU's name ends with.
+pub const REAL: &str = ".real";
+
+/// The command line of `stubdm-run device-model`.
+#[derive(Args, Clone, Debug)]
+pub struct LaunchOptions {
+    /// The QEMU that is started for everything but consoles
+    #[arg(long, value_name = "PATH")]
+    pub real: PathBuf,
+    /// QEMU's arguments
+    #[arg(
+        value_name = "ARGUMENT",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub arguments: Vec<OsString>,
+}
+
+/// Whether a program of this name is a device model of libxl's.
+pub fn is_device_model(name: &OsStr) -> bool {
+    let name = name.to_str().unwrap_or_default();
+    ["qemu-system-i386", "qemu-system-x86_64"]
+        .iter()
+        .any(|model| {
+            name.strip_suffix(model)
+                .is_some_and(|rest| rest.is_empty() || rest == "xen-")
+        })
+}
+
+/// The program as it was called: its name first, then QEMU's arguments.
+///
+/// # Errors
+/// The real QEMU could not be started, or the consoles could not be served.
+pub fn called(args: &[OsString]) -> Result<()> {
+    let (name, arguments) = args
+        .split_first()
+        .ok_or_else(|| Failure::usage("no name"))?;
+    let name = Path::new(name);
+    if name.components().count() < 2 {
+        // libxl gives the whole path; for others it is where the shell found us.
+        let found = std::env::var_os("PATH").and_then(|path| {
+            let mut places = std::env::split_paths(&path).map(|dir| dir.join(name));
+            places.find(|place| place.exists())
+        });
+        let found = found
+            .ok_or_else(|| Failure::new(format_args!("{} is not on the path", name.display())))?;
+        return launch(&with_suffix(&found, REAL), arguments);
+    }
+    launch(&with_suffix(name, REAL), arguments)
+}
+
+/// Serves if that is all that is asked for, and becomes `real` otherwise.
+///
+/// # Errors
+/// As for [`called`].
+pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
+    let Some(wanted) = recognise(arguments) else {
+        return become_real(real, arguments);
+    };
+    match look(&wanted) {
+        Ok((xen, store, found)) => {
+            log::to_stderr(false);
+            let options = ConsoledOptions {
+                domain: wanted.domain,
+                qmp: [Some(wanted.libxl), wanted.libxenstat]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                log_limit: logfile::LIMIT,
+                verbose: false,
+            };
+            serve(&xen, &store, &options, &found)
+        }
+        Err(why) => {
+            log::complain(format_args!("QEMU serves this one: {why}"));
+            become_real(real, arguments)
+        }
+    }
+}
+
+/// Everything that is needed to serve; or why it is QEMU's to do.
+fn look(wanted: &Wanted) -> Result<(Xen, Store, Vec<Console>)> {
+    let xen = Xen::open().context("no Xen here")?;
+    let store = Store::open(&xen).context("no store")?;
+    match survey(&store, wanted.domain).context("the store")? {
+        Survey::Consoles(found) => Ok((xen, store, found)),
+        Survey::More(what) => Err(Failure::new(one_line(&what))),
+    }
+}
+
+/// Does not come back but with an error.
+fn become_real(real: &Path, arguments: &[OsString]) -> Result<()> {
+    let error = Command::new(real).args(arguments).exec();
+    Err(Failure::new(format_args!("{}: {error}", real.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_libxls_device_models() {
+        for name in [
+            "qemu-system-i386",
+            "xen-qemu-system-i386",
+            "qemu-system-x86_64",
+        ] {
+            assert!(is_device_model(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "xen-qemu-system-i386.real",
+            "qemu-system-arm",
+            "stubdm-run",
+            "",
+            "my-qemu-system-i386",
+        ] {
+            assert!(!is_device_model(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_missing_qemu_is_one_line() {
+        let args = ["/nonexistent/xen-qemu-system-i386", "-version"].map(OsString::from);
+        let failure = called(&args).unwrap_err().to_string();
+        assert!(
+            failure.starts_with("/nonexistent/xen-qemu-system-i386.real: "),
+            "{failure}"
+        );
+    }
+}

@@ -1,0 +1,119 @@
+//! A console's log: a file that is emptied first, as QEMU does, and never grows without bound.
+//!
+//! A file that would exceed its limit becomes `PATH.old`, in the place of the one before, and a new one is begun: the two
+//! hold the newest bytes, at least as many as the limit. What cannot be written (a full disk) is left out, and said once
+//! until something can be written again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use super::output::with_suffix;
+
+/// The largest log of a console unless said otherwise, in bytes.
+pub const LIMIT: u64 = 16 << 20;
+
+/// Opens a file of dom0's to write to it, made if it is not there.
+pub(super) fn open(path: &Path, empty: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(empty);
+    // Not waited for, whatever it turns out to be.
+    options
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    limit: u64,
+    lost: u64,
+}
+
+impl LogFile {
+    /// Opens and empties it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(path: &Path, limit: u64) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: open(path, true)?,
+            size: 0,
+            limit: limit.max(1),
+            lost: 0,
+        })
+    }
+
+    /// Writes all of `bytes`, or says in our own log why not.
+    pub fn take(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.write(bytes) {
+            if self.lost == 0 {
+                warn!("writing {}: {error}", self.path.display());
+            }
+            self.lost += bytes.len() as u64;
+        } else if self.lost > 0 {
+            warn!("{}: {} bytes were lost", self.path.display(), self.lost);
+            self.lost = 0;
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let length = bytes.len() as u64;
+        if self.size > 0 && self.size.saturating_add(length) > self.limit {
+            std::fs::rename(&self.path, with_suffix(&self.path, ".old"))?;
+            self.file = open(&self.path, true)?;
+            self.size = 0;
+        }
+        self.file.write_all(bytes)?;
+        self.size += length;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_bytes_stay_and_no_more_than_twice_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "of an earlier guest").unwrap();
+        let mut log = LogFile::create(&path, 100).unwrap();
+        let mut all = String::new();
+        for n in 0..1000 {
+            let line = format!("line {n}\n");
+            log.take(line.as_bytes());
+            all.push_str(&line);
+            let old = std::fs::read_to_string(with_suffix(&path, ".old")).unwrap_or_default();
+            let kept = old + &std::fs::read_to_string(&path).unwrap();
+            assert!(all.ends_with(&kept) && kept.len() <= 200);
+            assert!(
+                kept.len() == all.len() || kept.len() >= 100,
+                "{}",
+                kept.len()
+            );
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_full_disk_loses_bytes_and_nothing_else() {
+        let mut log = LogFile::create(Path::new("/dev/full"), 1 << 20).unwrap();
+        log.take(b"abc");
+        log.take(b"de");
+        assert_eq!((log.lost, log.size), (5, 0));
+        let dir = tempfile::tempdir().unwrap();
+        log.file = open(&dir.path().join("l"), true).unwrap();
+        log.take(b"f");
+        assert_eq!((log.lost, log.size), (0, 1));
+        assert!(LogFile::create(&dir.path().join("no/such"), 1).is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! `consoled`: serves a stubdomain's consoles from dom0, in the place of the QEMU that libxl starts for nothing else.
+//!
+//! ```text
+//!   libxl ── -xen-domid S … -machine xenpv ──▶ launch ──▶ everything but consoles, or not known ──▶ the real QEMU (execve)
+//!     │                                          │
+//!     │ ◀── device-model/S/state = running ──────┤ run
+//!     │ ◀── query-chardev ───── monitor ◀────────┤
+//!     └──── SIGHUP at the end ──────────────────▶│
+//!                                                │         console 0   a log        ──▶ file, rotated
+//!   stubdomain S ◀── rings ── service ◀──────────┤         console 1   saved states ──▶ file, one state
+//!                                                │         console 2   a state      ◀── file
+//!                                                          console 3…  serial ports ◀─▶ pty, file
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`argv`] | which command line of QEMU's asks for consoles only |
+//! | [`launch`] | serve, or hand over to QEMU |
+//! | [`survey`] | what the store says of the consoles and of what else QEMU would serve |
+//! | [`output`], [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
+//! | [`service`] | one console: its ring on one side, its sink on the other |
+//! | [`qmp`], [`monitor`] | the few questions libxl asks, and the sockets they come through |
+//! | [`run`] | the loop |
+//!
+//! # What the stubdomain can do
+//!
+//! Write anything to its rings and its own nodes, at any speed. What is kept of it has a limit: a log and the one
+//! before it, one state, the newest of what nobody reads on a pty. One turn of the loop takes a bounded part from
+//! each console. Where the bytes go is read from nodes that dom0 owns; a node of that name that the
+//! stubdomain may write to is not believed.
+
+pub mod argv;
+pub mod launch;
+pub mod logfile;
+pub mod monitor;
+pub mod output;
+pub mod pty;
+pub mod qmp;
+pub mod run;
+pub mod service;
+pub mod sink;
+pub mod statefile;
+pub mod survey;

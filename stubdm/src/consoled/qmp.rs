@@ -1,0 +1,234 @@
+//! The few questions libxl and its tools ask of the QEMU that serves a stubdomain, answered as QEMU would.
+//!
+//! | command | asked by | answer |
+//! |---|---|---|
+//! | `qmp_capabilities` | every client | nothing |
+//! | `query-chardev` | libxl, once it runs: for terminals of serial ports | the consoles' terminals |
+//! | `query-vnc` | libxl, for a guest with a display | there is none |
+//! | `query-status`, `query-version`, `query-name`, `query-commands` | people | |
+//! | `query-block`, `query-blockstats` | libxenstat | no disks |
+//! | `quit` | people | the end |
+//!
+//! Anything else is `CommandNotFound`. Lines in, lines out; no I/O.
+
+use serde_json::{Value, json};
+
+use crate::qmp::lines::{Line, Lines};
+
+/// The longest line of a client's.
+pub const LINE_MAX: usize = 64 << 10;
+
+/// The release of QEMU whose answers these are: libxl picks its commands by it.
+const RELEASE: [u32; 3] = [7, 2, 0];
+
+const COMMANDS: &[&str] = &[
+    "qmp_capabilities",
+    "query-block",
+    "query-blockstats",
+    "query-chardev",
+    "query-commands",
+    "query-name",
+    "query-status",
+    "query-version",
+    "query-vnc",
+    "quit",
+];
+
+/// What the answers are made of.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Each character device: its label, and its file name in QEMU's words.
+    pub chardevs: Vec<(String, String)>,
+}
+
+/// One client's conversation.
+#[derive(Debug)]
+pub struct Session {
+    lines: Lines,
+    negotiated: bool,
+    quit: bool,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            lines: Lines::new(LINE_MAX),
+            negotiated: false,
+            quit: false,
+        }
+    }
+}
+
+impl Session {
+    /// What every conversation begins with.
+    pub fn greeting() -> Vec<u8> {
+        line(&json!({"QMP": {"version": version(), "capabilities": []}}))
+    }
+
+    /// Takes what came and gives the answers.
+    pub fn push(&mut self, bytes: &[u8], facts: &Facts) -> Vec<u8> {
+        let mut found = Vec::new();
+        self.lines.push(bytes, |line| found.push(line));
+        let mut answers = Vec::new();
+        for one in found {
+            let answer = match one {
+                Line::Whole(text) => self.answer(&text, facts),
+                Line::TooLong(_) => error(None, "GenericError", "the line is too long"),
+            };
+            answers.extend(line(&answer));
+        }
+        answers
+    }
+
+    /// Whether the client asked for the end.
+    pub fn has_quit(&self) -> bool {
+        self.quit
+    }
+
+    fn answer(&mut self, text: &[u8], facts: &Facts) -> Value {
+        let Ok(Value::Object(mut request)) = serde_json::from_slice(text) else {
+            return error(None, "GenericError", "no JSON object");
+        };
+        let id = request.remove("id");
+        let Some(Value::String(command)) = request.remove("execute") else {
+            return error(id, "GenericError", "no command");
+        };
+        if !self.negotiated && command != "qmp_capabilities" {
+            let what = "Expecting capabilities negotiation with 'qmp_capabilities'";
+            return error(id, "CommandNotFound", what);
+        }
+        let value = match command.as_str() {
+            "qmp_capabilities" if self.negotiated => {
+                let what = "Capabilities negotiation is already complete, command ignored";
+                return error(id, "CommandNotFound", what);
+            }
+            "qmp_capabilities" => {
+                self.negotiated = true;
+                json!({})
+            }
+            "quit" => {
+                self.quit = true;
+                json!({})
+            }
+            "query-version" => version(),
+            "query-name" => json!({}),
+            "query-status" => json!({"running": true, "singlestep": false, "status": "running"}),
+            "query-vnc" => json!({"enabled": false, "auth": "none", "clients": []}),
+            "query-block" | "query-blockstats" => json!([]),
+            "query-chardev" => facts.chardevs.iter().map(chardev).collect(),
+            "query-commands" => COMMANDS.iter().map(|name| json!({"name": name})).collect(),
+            _ => {
+                let what = format!("The command {command} has not been found");
+                return error(id, "CommandNotFound", &what);
+            }
+        };
+        with_id(json!({"return": value}), id)
+    }
+}
+
+fn version() -> Value {
+    let [major, minor, micro] = RELEASE;
+    let package = concat!("stubdm-run ", env!("CARGO_PKG_VERSION"));
+    json!({"qemu": {"micro": micro, "minor": minor, "major": major}, "package": package})
+}
+
+fn chardev((label, file): &(String, String)) -> Value {
+    json!({"label": label, "filename": file, "frontend-open": true})
+}
+
+fn error(id: Option<Value>, class: &str, desc: &str) -> Value {
+    with_id(json!({"error": {"class": class, "desc": desc}}), id)
+}
+
+fn with_id(mut answer: Value, id: Option<Value>) -> Value {
+    if let (Some(object), Some(id)) = (answer.as_object_mut(), id) {
+        object.insert("id".to_owned(), id);
+    }
+    answer
+}
+
+fn line(value: &Value) -> Vec<u8> {
+    format!("{value}\r\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qmp::message::Message;
+    use proptest::prelude::*;
+
+    fn ask(session: &mut Session, text: &str) -> Value {
+        let facts = Facts {
+            chardevs: vec![("xencons3".into(), "pty:/dev/pts/3".into())],
+        };
+        let answer = session.push(format!("{text}\r\n").as_bytes(), &facts);
+        assert!(answer.ends_with(b"}\r\n"));
+        assert!(Message::parse(&answer).is_ok());
+        serde_json::from_slice(&answer).unwrap()
+    }
+
+    fn ready() -> Session {
+        let mut session = Session::default();
+        let answer = ask(
+            &mut session,
+            r#"{"execute":"qmp_capabilities","id":2020372737}"#,
+        );
+        assert_eq!(answer, json!({"return": {}, "id": 2_020_372_737u32}));
+        session
+    }
+
+    #[test]
+    fn libxls_own_conversation() {
+        let greeting: Value = serde_json::from_slice(&Session::greeting()).unwrap();
+        let major = &greeting["QMP"]["version"]["qemu"]["major"];
+        assert!(major.is_u64(), "{greeting}");
+        let answer = ask(
+            &mut ready(),
+            r#"{"execute":"query-chardev","id":2020372736}"#,
+        );
+        assert_eq!(answer["id"], 2_020_372_736u32);
+        assert_eq!(answer["return"][0]["filename"], "pty:/dev/pts/3");
+        assert_eq!(answer["return"][0]["label"], "xencons3");
+    }
+
+    #[test]
+    fn every_command_is_answered_and_others_are_refused() {
+        for command in COMMANDS.iter().skip(1) {
+            let mut session = ready();
+            let answer = ask(
+                &mut session,
+                &format!(r#"{{"execute":"{command}","id":"a"}}"#),
+            );
+            assert!(
+                answer["return"] != Value::Null && answer["id"] == "a",
+                "{answer}"
+            );
+            assert_eq!(session.has_quit(), *command == "quit");
+        }
+        for (text, class) in [
+            (r#"{"execute":"device_add"}"#, "CommandNotFound"),
+            (r#"{"execute":"qmp_capabilities"}"#, "CommandNotFound"),
+            (r#"{"execute":7}"#, "GenericError"),
+            ("[]", "GenericError"),
+            ("\u{ff}", "GenericError"),
+        ] {
+            let answer = ask(&mut ready(), text);
+            assert_eq!(answer["error"]["class"], class, "{text}");
+        }
+        let early = ask(
+            &mut Session::default(),
+            r#"{"execute":"query-status","id":1}"#,
+        );
+        assert!(early["error"]["desc"].to_string().contains("negotiation"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_has_one_answer_whatever_it_is(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let lines = bytes.split(|b| *b == b'\n').rev().skip(1);
+            let wanted = lines.filter(|l| !l.is_empty() && *l != b"\r").count();
+            let answers = ready().push(&bytes, &Facts::default());
+            prop_assert_eq!(answers.split(|b| *b == b'\n').count() - 1, wanted);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Serving a domain's consoles, from the first file opened to the last byte written.
+//!
+//! Readiness comes last: libxl takes the word `running` as the sign that files may be removed and that QMP answers.
+//! The end comes by SIGHUP, SIGTERM or SIGINT, by `quit`, or with the domain; what is still in the rings is
+//! taken out first, so that a domain's last words are in its log. The states in the store stay as they are then: the domain
+//! is about to go, or another `consoled` goes on with the same rings.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
+use tracing::info;
+use xen_store::Store;
+use xen_sys::{DomId, Xen};
+
+use super::logfile;
+use super::monitor::Monitor;
+use super::qmp::Facts;
+use super::service::Service;
+use super::survey::{Console, Survey, consoles};
+use crate::error::{Context, Failure, Result};
+use crate::event::{earlier, sleep};
+use crate::lifetime::Lifetime;
+use crate::log;
+use crate::signals::Signals;
+use crate::tools::store::domid;
+
+/// How long the last of what is in the rings may take.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The command line of `stubdm-run consoled`.
+#[derive(Args, Clone, Debug)]
+pub struct ConsoledOptions {
+    /// The domain whose consoles are served: those that libxl leaves to QEMU
+    #[arg(value_name = "DOMID", value_parser = domid)]
+    pub domain: DomId,
+    /// Answer QMP at this socket, as the QEMU that is replaced does
+    #[arg(long, value_name = "SOCKET")]
+    pub qmp: Vec<PathBuf>,
+    /// The largest log in bytes; the one before it is kept as well
+    #[arg(long, value_name = "BYTES", default_value_t = logfile::LIMIT)]
+    pub log_limit: u64,
+    /// Log everything to stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Serves the consoles until a signal or the domain's end.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn run(options: &ConsoledOptions) -> Result<()> {
+    log::to_stderr(options.verbose);
+    let xen = Xen::open().context("no Xen here")?;
+    let store = Store::open(&xen).context("no store")?;
+    let found = match consoles(&store, options.domain).context("the store")? {
+        Survey::Consoles(found) if found.is_empty() => {
+            let domain = options.domain;
+            return Err(Failure::new(format_args!(
+                "domain {domain} has no console that libxl leaves to QEMU"
+            )));
+        }
+        Survey::Consoles(found) => found,
+        Survey::More(what) => {
+            return Err(Failure::new(format_args!("{what}: only QEMU serves that")));
+        }
+    };
+    serve(&xen, &store, options, &found)
+}
+
+/// Serves `found`, and says that it does as QEMU would.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Console]) -> Result<()> {
+    let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
+        .context("taking over signals")?;
+    let domain = options.domain;
+    let mut server = Server {
+        lifetime: Lifetime::of(store, domain)?,
+        monitors: Vec::new(),
+        services: Vec::new(),
+        facts: Facts::default(),
+    };
+    for console in found {
+        server.add(Service::open(
+            xen,
+            store,
+            domain,
+            console,
+            options.log_limit,
+        )?);
+    }
+    for path in &options.qmp {
+        server.monitors.push(Monitor::listen(path)?);
+    }
+    let state = format!("/local/domain/0/device-model/{domain}/state");
+    store.write(&state, "running").context(&state)?;
+    info!("serving {} consoles of domain {domain}", found.len());
+    server.run(&signals)
+}
+
+/// Everything that is served.
+#[derive(Debug)]
+struct Server {
+    lifetime: Lifetime,
+    monitors: Vec<Monitor>,
+    services: Vec<Service>,
+    facts: Facts,
+}
+
+impl Server {
+    fn add(&mut self, service: Service) {
+        let file = match service.sink().terminal() {
+            Some(name) => format!("pty:{}", name.display()),
+            None => "null".to_owned(),
+        };
+        let label = format!("xencons{}", service.number());
+        self.facts.chardevs.push((label, file));
+        self.services.push(service);
+    }
+
+    fn run(mut self, signals: &Signals) -> Result<()> {
+        let ended = loop {
+            let now = Instant::now();
+            let mut deadline = None;
+            for service in &mut self.services {
+                let more = service.turn(now).then_some(now);
+                deadline = earlier(deadline, earlier(more, service.deadline()));
+            }
+            let mut quit = false;
+            for monitor in &mut self.monitors {
+                quit |= monitor.turn(&self.facts);
+            }
+            if quit {
+                break "asked to end".to_owned();
+            }
+            let mut interests = vec![(signals.as_fd(), PollFlags::POLLIN)];
+            interests.extend(self.lifetime.interests());
+            interests.extend(self.services.iter().flat_map(Service::interests));
+            interests.extend(self.monitors.iter().flat_map(Monitor::interests));
+            sleep(&interests, deadline).context("waiting")?;
+            if let Some(signal) = signals.next().context("reading signals")? {
+                break format!("{signal}");
+            }
+            if self.lifetime.has_ended() {
+                break "the domain has ended".to_owned();
+            }
+        };
+        info!("{ended}: taking the last out of the rings");
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.services.iter_mut().any(|s| s.turn(Instant::now())) && Instant::now() < deadline
+        {
+        }
+        Ok(())
+    }
+}

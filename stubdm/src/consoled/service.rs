@@ -1,0 +1,197 @@
+//! One console: what comes out of its ring goes to its sink, and what the sink has goes into the ring.
+
+use std::time::Instant;
+
+use tracing::{info, warn};
+use xen_store::{Permissions, Store};
+use xen_sys::{DomId, Xen};
+
+use super::sink::Sink;
+use super::survey::Console;
+use crate::console::ring::{IN_SIZE, OUT_SIZE};
+use crate::console::{Backend, Error, State};
+use crate::error::{Context, Result};
+use crate::event::Interest;
+
+/// How many times the ring is emptied before the other consoles have their turn.
+const ROUNDS: usize = 16;
+/// How many mishaps of one console are told in our log, which the domain could fill otherwise.
+const COMPLAINTS: u32 = 20;
+
+/// A console that is served.
+#[derive(Debug)]
+pub struct Service {
+    backend: Backend,
+    sink: Sink,
+    /// On its way to the domain.
+    pending: Vec<u8>,
+    complaints: u32,
+    /// The store has failed: the ring goes on without.
+    deaf: bool,
+}
+
+impl Service {
+    /// Opens the console's sink, says its terminal's name in the store, and takes on the console. A log is limited to
+    /// `limit` bytes.
+    ///
+    /// # Errors
+    /// The sink's, the store's.
+    pub fn open(
+        xen: &Xen,
+        store: &Store,
+        domain: DomId,
+        console: &Console,
+        limit: u64,
+    ) -> Result<Self> {
+        let Console {
+            number,
+            path,
+            frontend,
+            output,
+        } = console;
+        let what = format!("console {number}, {output:?}");
+        let sink = Sink::open(output, *number, limit).context(&what)?;
+        if let Some(terminal) = sink.terminal().and_then(|name| name.to_str()) {
+            let node = format!("{frontend}/tty");
+            let ours = Permissions::owner_none(DomId::DOM0).grant_read(domain);
+            store
+                .with_transaction(|t| {
+                    t.write(&node, terminal)?;
+                    t.set_perms(&node, &ours)
+                })
+                .context(&node)?;
+            info!("console {number} is {terminal}");
+        }
+        Ok(Self {
+            backend: Backend::new(xen, store, path).context(&what)?,
+            sink,
+            pending: Vec::new(),
+            complaints: 0,
+            deaf: false,
+        })
+    }
+
+    /// The console's number.
+    pub fn number(&self) -> u32 {
+        self.backend.number()
+    }
+
+    /// Where its bytes go.
+    pub fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    /// Moves what there is, a bounded part of it. Says whether there may be more at once.
+    pub fn turn(&mut self, now: Instant) -> bool {
+        let state = if self.deaf {
+            self.hear_the_ring()
+        } else {
+            self.backend.turn(now)
+        };
+        let state = state.unwrap_or_else(|error| {
+            if let Error::Store(error) = &error {
+                self.deaf = error.is_fatal();
+            }
+            self.complain(&error);
+            State::Connected
+        });
+        let moved = self.pass();
+        if moved.is_ok() && state == State::Closing && self.backend.is_connected() {
+            // What it wrote before it said so has been taken out above, unless it goes on writing.
+            if moved == Ok(true) {
+                return true;
+            }
+            match self.backend.let_go() {
+                Ok(back) => drop(self.pending.splice(0..0, back)),
+                Err(error) => self.complain(&error),
+            }
+        }
+        moved.unwrap_or(false)
+    }
+
+    fn hear_the_ring(&mut self) -> crate::console::Result<State> {
+        if let Some(link) = self.backend.link() {
+            link.acknowledge()?;
+        }
+        Ok(State::Connected)
+    }
+
+    /// Both ways. A broken ring is given up.
+    fn pass(&mut self) -> std::result::Result<bool, ()> {
+        let moved = self.out().and_then(|out| Ok(self.into()? || out));
+        moved.map_err(|error| {
+            self.complain(&error);
+            if let Err(error) = self.backend.give_up() {
+                self.complain(&error);
+            }
+        })
+    }
+
+    /// From the ring to the sink. Whether the ring may hold more.
+    fn out(&mut self) -> crate::console::Result<bool> {
+        let Some(link) = self.backend.link() else {
+            return Ok(false);
+        };
+        let mut buffer = [0; OUT_SIZE];
+        for _ in 0..ROUNDS {
+            let count = link.try_read(&mut buffer)?;
+            if count == 0 {
+                return Ok(false);
+            }
+            // Before the next reading: what a filler pushes out of the ring has been written.
+            self.sink.take(buffer.get(..count).unwrap_or_default());
+        }
+        Ok(true)
+    }
+
+    /// From the sink to the ring. Whether either may have more.
+    fn into(&mut self) -> crate::console::Result<bool> {
+        if let Sink::Pty(pty) = &mut self.sink {
+            pty.flush();
+        }
+        let Some(link) = self.backend.link() else {
+            return Ok(false);
+        };
+        for _ in 0..ROUNDS {
+            if self.pending.is_empty() {
+                let mut buffer = [0; IN_SIZE];
+                let count = self.sink.give(&mut buffer);
+                self.pending.extend(buffer.get(..count).unwrap_or_default());
+            }
+            if self.pending.is_empty() {
+                return Ok(false);
+            }
+            let took = link.try_write(&self.pending)?;
+            if took == 0 {
+                return Ok(false);
+            }
+            self.pending.drain(..took);
+        }
+        Ok(true)
+    }
+
+    /// What to wait for.
+    pub fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = self.backend.interests();
+        // Only what can be passed on is asked for.
+        let wanted = self.backend.is_connected() && self.pending.is_empty();
+        interests.extend(self.sink.interests(wanted));
+        interests
+    }
+
+    /// When to look again without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.backend.deadline().filter(|_| !self.deaf)
+    }
+
+    fn complain(&mut self, error: &Error) {
+        self.complaints = self.complaints.saturating_add(1);
+        let number = self.backend.number();
+        if self.complaints <= COMPLAINTS {
+            warn!("console {number}: {error}");
+        }
+        if self.complaints == COMPLAINTS {
+            warn!("console {number}: no more of this is told");
+        }
+    }
+}

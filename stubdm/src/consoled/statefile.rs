@@ -1,0 +1,311 @@
+//! Console 1: the file libxl takes a saved device model's state from.
+//!
+//! libxl reads the file whole as soon as QEMU in the stubdomain has answered, and removes it when a save has failed; it
+//! never empties it. dom0's QEMU appends every state to it, and goes on writing to the removed one. Here each *record*
+//! of ours (see [`crate::save`]) begins the file anew, at its path, so that it holds one state: the last. Its filler is not
+//! written: from the record's last byte on the file does not change, and the filler on the ring tells the stubdomain
+//! that it has been written.
+//!
+//! A stream that is no record (another stubdomain's) is appended as it comes. Either way the file is no longer than
+//! [`STATE_MAX`] and a header: a record cannot say more, and what follows of other streams is left out.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::logfile::open;
+use crate::save::crc::Crc;
+use crate::save::{HEADER, Header, MAGIC, STATE_MAX};
+
+/// Where in the stream we are.
+#[derive(Debug)]
+enum Place {
+    /// Before a record; what has come of its header.
+    Before(Vec<u8>),
+    /// In the state: what is left of it.
+    State { header: Header, left: u64, crc: Crc },
+    /// In the filler: what is left of it.
+    Filler(u64),
+    /// Something that is no record.
+    Plain,
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    place: Place,
+    /// Why what comes is not written any more: until the next record.
+    broken: bool,
+}
+
+impl StateFile {
+    /// Opens and empties it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: open(path, true)?,
+            size: 0,
+            place: Place::Before(Vec::new()),
+            broken: false,
+        })
+    }
+
+    /// Takes what came, to the last byte; what cannot be written is said in our own log.
+    pub fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = self.step(bytes);
+        }
+    }
+
+    /// Takes the bytes up to the next change of place, one at least; gives the rest.
+    fn step<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let up_to = |left: u64| {
+            bytes.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()))
+        };
+        match std::mem::replace(&mut self.place, Place::Plain) {
+            Place::Before(mut head) => {
+                let (more, rest) = up_to((HEADER - head.len()) as u64);
+                head.extend_from_slice(more);
+                self.place = self.begin(head);
+                rest
+            }
+            Place::State {
+                header,
+                left,
+                mut crc,
+            } => {
+                let (part, rest) = up_to(left);
+                self.write(part);
+                crc.update(part);
+                let left = left - part.len() as u64;
+                self.place = if left > 0 {
+                    Place::State { header, left, crc }
+                } else {
+                    self.end(&header, crc)
+                };
+                rest
+            }
+            Place::Filler(left) => {
+                let (part, rest) = up_to(left);
+                self.place = after_filler(left - part.len() as u64);
+                rest
+            }
+            Place::Plain => {
+                self.write(bytes);
+                &[]
+            }
+        }
+    }
+
+    /// What the beginning of a header, or all of it, turns out to be.
+    fn begin(&mut self, head: Vec<u8>) -> Place {
+        let known = head.len().min(MAGIC.len());
+        let Some(bytes) = head.first_chunk::<HEADER>() else {
+            if head.get(..known) == MAGIC.get(..known) {
+                return Place::Before(head);
+            }
+            self.write(&head);
+            return Place::Plain;
+        };
+        let Some(header) = Header::decode(bytes) else {
+            self.write(&head);
+            return Place::Plain;
+        };
+        self.broken = false;
+        if let Err(error) = self.renew() {
+            self.complain(&error);
+        }
+        self.write(&head);
+        let (left, crc) = (header.length, Crc::default());
+        match left {
+            0 => self.end(&header, crc),
+            _ => Place::State { header, left, crc },
+        }
+    }
+
+    fn end(&mut self, header: &Header, crc: Crc) -> Place {
+        let (number, length) = (header.number, header.length);
+        if crc.sum() != header.crc {
+            warn!("save {number}: {length} bytes that are not what was sent");
+        } else if !self.broken {
+            info!(
+                "save {number}: {length} bytes are in {}",
+                self.path.display()
+            );
+        }
+        after_filler(header.filler.into())
+    }
+
+    /// An empty file at our path: libxl may have removed the one there was.
+    fn renew(&mut self) -> io::Result<()> {
+        let same =
+            |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        let there =
+            std::fs::metadata(&self.path).and_then(|meta| Ok(same(meta, self.file.metadata()?)));
+        if there.unwrap_or(false) {
+            self.file.set_len(0)?;
+            self.file.seek(SeekFrom::Start(0))?;
+        } else {
+            self.file = open(&self.path, true)?;
+        }
+        self.size = 0;
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.broken {
+            return;
+        }
+        let length = bytes.len() as u64;
+        let written = if self.size.saturating_add(length) > STATE_MAX + HEADER as u64 {
+            Err(io::Error::other("more than a state can be"))
+        } else {
+            self.file.write_all(bytes)
+        };
+        match written {
+            Ok(()) => self.size += length,
+            Err(error) => self.complain(&error),
+        }
+    }
+
+    /// A state that lacks a part is of no use: it stays cut, which the restoring side sees.
+    fn complain(&mut self, error: &io::Error) {
+        self.broken = true;
+        warn!(
+            "writing {}: {error}; this state is lost",
+            self.path.display()
+        );
+    }
+}
+
+fn after_filler(left: u64) -> Place {
+    match left {
+        0 => Place::Before(Vec::new()),
+        _ => Place::Filler(left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::save::{FILLER, crc::crc32};
+
+    fn record(number: u32, state: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let header = Header {
+            number,
+            crc: crc32(state),
+            length: state.len() as u64,
+            filler: FILLER,
+        };
+        let kept = [&header.encode()[..], state].concat();
+        let mut sent = kept.clone();
+        sent.resize(sent.len() + FILLER as usize, 0);
+        (sent, kept)
+    }
+
+    #[test]
+    fn the_file_holds_the_last_state_however_the_bytes_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qemu-save.1");
+        let states = [
+            vec![7; 10_000],
+            b"QEVM short".to_vec(),
+            Vec::new(),
+            vec![9; 4096],
+        ];
+        for size in [1, 31, 32, 33, 100, 2048, 1 << 20] {
+            let mut file = StateFile::create(&path).unwrap();
+            for (number, state) in (1..).zip(&states) {
+                let (sent, kept) = record(number, state);
+                for piece in sent.chunks(size) {
+                    file.take(piece);
+                }
+                assert!(
+                    std::fs::read(&path).unwrap() == kept,
+                    "save {number}, pieces of {size}"
+                );
+                assert!(matches!(&file.place, Place::Before(head) if head.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_state_is_in_the_file_before_the_filler_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut file = StateFile::create(&path).unwrap();
+        let (sent, kept) = record(1, b"QEVM");
+        file.take(&sent[..kept.len()]);
+        assert_eq!(std::fs::read(&path).unwrap(), kept);
+    }
+
+    #[test]
+    fn a_file_that_libxl_removed_is_there_again_for_the_next_save() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut file = StateFile::create(&path).unwrap();
+        file.take(&record(1, b"first").0);
+        std::fs::remove_file(&path).unwrap();
+        let (sent, kept) = record(2, b"second");
+        file.take(&sent);
+        assert_eq!(std::fs::read(&path).unwrap(), kept);
+    }
+
+    #[test]
+    fn what_is_no_record_is_appended_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for stream in [
+            &b"QEVM and so on"[..],
+            b"stubdmS",
+            b"stubdmS1 with no header behind it at all",
+            b"s",
+            b"\0",
+        ] {
+            let mut file = StateFile::create(&path).unwrap();
+            for byte in stream {
+                file.take(&[*byte]);
+            }
+            let held = if let Place::Before(head) = &file.place {
+                head.len()
+            } else {
+                0
+            };
+            assert_eq!(std::fs::read(&path).unwrap(), stream[..stream.len() - held]);
+            assert!(held < HEADER);
+        }
+        let mut file = StateFile::create(&path).unwrap();
+        file.take(b"x");
+        file.size = STATE_MAX + 1;
+        file.take(&[1; HEADER]);
+        assert!(file.broken, "one byte too many");
+        file.take(b"more");
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_state_that_lost_a_part_stays_cut_and_the_next_one_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut file = StateFile::create(&path).unwrap();
+        let (sent, kept) = record(1, &[5; 5000]);
+        file.take(&sent[..1000]);
+        file.file = open(Path::new("/dev/full"), false).unwrap();
+        file.take(&sent[1000..2000]);
+        file.file = File::options().append(true).open(&path).unwrap();
+        file.take(&sent[2000..]);
+        assert_eq!(std::fs::read(&path).unwrap(), kept[..1000]);
+        let (sent, kept) = record(2, b"QEVM");
+        file.take(&sent);
+        assert_eq!(std::fs::read(&path).unwrap(), kept);
+    }
+}

@@ -1,0 +1,221 @@
+//! What the store says of a domain's consoles, and of anything else that only QEMU would serve.
+//!
+//! QEMU's command line does not name the disks, displays and the rest that it serves for a domain: it finds them in
+//! the store. So the store is asked before QEMU is left out, and what is not known is QEMU's.
+//!
+//! libxl has dom0 own the nodes `type` and `output` and lets the domain read them, in a folder that is the
+//! domain's. Where one is missing the domain can make it: what it may write to is not believed.
+
+use tracing::warn;
+use xen_store::{Access, Store};
+use xen_sys::DomId;
+
+use super::output::Output;
+
+/// Kinds of backends that dom0's kernel serves, by the names of their folders.
+const KERNELS: &[&str] = &["vbd", "vif", "pci"];
+
+/// One console to be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Console {
+    /// Its number.
+    pub number: u32,
+    /// The backend's folder.
+    pub path: String,
+    /// The frontend's.
+    pub frontend: String,
+    /// Where its bytes go.
+    pub output: Output,
+}
+
+/// What is to be done for a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Survey {
+    /// These consoles, and nothing else.
+    Consoles(Vec<Console>),
+    /// More than consoles; this, for one thing.
+    More(String),
+}
+
+/// Looks at what is to be served for `domain`.
+///
+/// # Errors
+/// The store's.
+pub fn survey(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
+    if !store.exists(&format!("/local/domain/{domain}/target"))? {
+        return Ok(Survey::More(format!("domain {domain} is no stubdomain")));
+    }
+    let backends = "/local/domain/0/backend";
+    for kind in list(store, backends)? {
+        let folder = format!("{backends}/{kind}/{domain}");
+        let served = kind == "console" || KERNELS.contains(&kind.as_str());
+        if !served && !list(store, &folder)?.is_empty() {
+            return Ok(Survey::More(format!("domain {domain} has a {kind}")));
+        }
+    }
+    consoles(store, domain)
+}
+
+/// The consoles that libxl wants QEMU to serve.
+///
+/// # Errors
+/// The store's.
+pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
+    let folder = format!("/local/domain/0/backend/console/{domain}");
+    let mut found = Vec::new();
+    for name in list(store, &folder)? {
+        let path = format!("{folder}/{name}");
+        let (Ok(number), Ok(frontend)) =
+            (name.parse(), store.read_str(&format!("{path}/frontend")))
+        else {
+            return Ok(Survey::More(format!("{path} is not known")));
+        };
+        if trusted(store, domain, &format!("{frontend}/type"))?.as_deref() != Some(b"ioemu") {
+            continue;
+        }
+        let word = trusted(store, domain, &format!("{frontend}/output"))?.unwrap_or_default();
+        match Output::parse(&word) {
+            Some(output) if output.is_plain() => found.push(Console {
+                number,
+                path,
+                frontend,
+                output,
+            }),
+            _ => {
+                let word = String::from_utf8_lossy(&word);
+                return Ok(Survey::More(format!("console {number} goes to {word:?}")));
+            }
+        }
+    }
+    found.sort_by_key(|console| console.number);
+    Ok(Survey::Consoles(found))
+}
+
+/// The value of a node that `domain` has no part in.
+fn trusted(store: &Store, domain: DomId, node: &str) -> xen_store::Result<Option<Vec<u8>>> {
+    let read = || -> xen_store::Result<Option<Vec<u8>>> {
+        let access = store.get_perms(node)?.access_of(domain);
+        if matches!(access, Access::Write | Access::ReadWrite) {
+            warn!("domain {domain} may write to {node}: not believed");
+            return Ok(None);
+        }
+        store.read(node).map(Some)
+    };
+    match read() {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => other,
+    }
+}
+
+/// The names in a folder, none if there is no such folder.
+fn list(store: &Store, folder: &str) -> xen_store::Result<Vec<String>> {
+    match store.directory(folder) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xen_store::Permissions;
+    use xen_store::server::{Config, Server};
+
+    const STUB: DomId = DomId::new(8);
+
+    fn host() -> (Server, Store) {
+        let server = Server::start(Config::new()).unwrap();
+        server.add_domain(STUB);
+        let store = server.connect(DomId::DOM0).unwrap();
+        store.write("/local/domain/8/target", "7").unwrap();
+        for (number, output) in [(0, Some("file:/var/log/l")), (1, Some("pty")), (2, None)] {
+            console(&store, number, output);
+        }
+        (server, store)
+    }
+
+    /// As libxl does.
+    fn console(store: &Store, number: u32, output: Option<&str>) {
+        let path = format!("/local/domain/0/backend/console/8/{number}");
+        let frontend = match number {
+            0 => "/local/domain/8/console".to_owned(),
+            n => format!("/local/domain/8/device/console/{n}"),
+        };
+        store.write(&format!("{path}/frontend"), &frontend).unwrap();
+        store.mkdir(&frontend).unwrap();
+        let theirs = Permissions::owner_none(STUB).grant_read(DomId::DOM0);
+        store.set_perms(&frontend, &theirs).unwrap();
+        let words = [("type", Some("ioemu")), ("output", output)];
+        for (name, word) in words {
+            let Some(word) = word else { continue };
+            let node = format!("{frontend}/{name}");
+            store.write(&node, word).unwrap();
+            let ours = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
+            store.set_perms(&node, &ours).unwrap();
+        }
+    }
+
+    fn outputs(store: &Store) -> Vec<Output> {
+        match survey(store, STUB).unwrap() {
+            Survey::Consoles(found) => found.into_iter().map(|c| c.output).collect(),
+            Survey::More(what) => panic!("{what}"),
+        }
+    }
+
+    #[test]
+    fn consoles_are_found_with_their_outputs() {
+        let (_server, store) = host();
+        let log = Output::File("/var/log/l".into());
+        assert_eq!(outputs(&store), [log, Output::Pty, Output::Null]);
+        // Disks and network cards are the kernel's, and folders of other domains say nothing.
+        for node in [
+            "vbd/8/51712/state",
+            "vif/8/0/state",
+            "qdisk/9/51712/state",
+            "vfb/8",
+        ] {
+            store
+                .write(&format!("/local/domain/0/backend/{node}"), "1")
+                .unwrap();
+        }
+        assert_eq!(outputs(&store).len(), 3);
+    }
+
+    #[test]
+    fn a_word_of_the_domains_own_is_not_believed() {
+        let (server, store) = host();
+        let theirs = server.connect(STUB).unwrap();
+        theirs
+            .write("device/console/2/output", "file:/etc/passwd")
+            .unwrap();
+        assert_eq!(outputs(&store)[2], Output::Null);
+        // And one of its folder's is: dom0 wrote it, but the domain may change it.
+        store
+            .write("/local/domain/8/device/console/1/type", "xenconsoled")
+            .unwrap();
+        assert_eq!(outputs(&store).len(), 2);
+    }
+
+    #[test]
+    fn whatever_else_there_is_is_qemus() {
+        for (node, value, word) in [
+            ("0/backend/qdisk/8/51712/state", "1", "qdisk"),
+            ("0/backend/vfb/8/0/state", "1", "vfb"),
+            ("0/backend/of-tomorrow/8/0/state", "1", "of-tomorrow"),
+            ("0/backend/console/8/x/frontend", "/y", "console/8/x"),
+            ("8/device/console/1/output", "tcp::1", "tcp::1"),
+        ] {
+            let (_server, store) = host();
+            store
+                .write(&format!("/local/domain/{node}"), value)
+                .unwrap();
+            match survey(&store, STUB).unwrap() {
+                Survey::More(what) => assert!(what.contains(word), "{what}"),
+                Survey::Consoles(_) => panic!("{node}"),
+            }
+        }
+        let (_server, store) = host();
+        store.rm("/local/domain/8/target").unwrap();
+        assert!(matches!(survey(&store, STUB).unwrap(), Survey::More(_)));
+    }
+}
