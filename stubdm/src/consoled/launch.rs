@@ -112,6 +112,8 @@ fn look(wanted: &Wanted) -> Result<(Xen, Store, Vec<Console>)> {
 
 /// Does not come back but with an error.
 fn become_real(real: &Path, arguments: &[OsString]) -> Result<()> {
+    // Looked at first: an attempt leaves this process with other signal settings.
+    std::fs::metadata(real).context(real.display())?;
     let error = Command::new(real).args(arguments).exec();
     Err(Failure::new(format_args!("{}: {error}", real.display())))
 }
