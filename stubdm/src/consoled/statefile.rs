@@ -14,10 +14,10 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crc32fast::Hasher;
 use tracing::{info, warn};
 
 use super::logfile::open;
-use crate::save::crc::Crc;
 use crate::save::{HEADER, Header, MAGIC, STATE_MAX};
 
 /// Where in the stream we are.
@@ -26,7 +26,11 @@ enum Place {
     /// Before a record; what has come of its header.
     Before(Vec<u8>),
     /// In the state: what is left of it.
-    State { header: Header, left: u64, crc: Crc },
+    State {
+        header: Header,
+        left: u64,
+        crc: Hasher,
+    },
     /// In the filler: what is left of it.
     Filler(u64),
     /// Something that is no record.
@@ -125,16 +129,16 @@ impl StateFile {
             self.complain(&error);
         }
         self.write(&head);
-        let (left, crc) = (header.length, Crc::default());
+        let (left, crc) = (header.length, Hasher::new());
         match left {
             0 => self.end(&header, crc),
             _ => Place::State { header, left, crc },
         }
     }
 
-    fn end(&mut self, header: &Header, crc: Crc) -> Place {
+    fn end(&mut self, header: &Header, crc: Hasher) -> Place {
         let (number, length) = (header.number, header.length);
-        if crc.sum() != header.crc {
+        if crc.finalize() != header.crc {
             warn!("save {number}: {length} bytes that are not what was sent");
         } else if !self.broken {
             info!(
@@ -197,7 +201,8 @@ fn after_filler(left: u64) -> Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::save::{FILLER, crc::crc32};
+    use crate::save::FILLER;
+    use crc32fast::hash as crc32;
 
     fn record(number: u32, state: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let header = Header {
