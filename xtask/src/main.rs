@@ -15,11 +15,13 @@ mod bench;
 mod ci;
 mod console;
 mod cparts;
+mod deb;
 mod demo;
 mod dist;
 mod guest;
 mod host;
 mod images;
+mod pages;
 mod progress;
 mod qemu;
 mod release;
@@ -114,8 +116,12 @@ enum Task {
     /// Compare ours with libxenvchan, every byte checked; needs a quiet machine with two CPUs
     #[command(subcommand)]
     Bench(Bench),
-    /// Build the static binaries and check that they are static
+    /// Build the static binaries, check that they are static, and write manual pages and completions beside them
     Dist,
+    /// Write the manual pages and the shells' completions to target/dist
+    Man,
+    /// Build the Debian package: the static binary, manual pages, completions, a unit, documents
+    Deb,
     /// Download and verify every package; nothing is unpacked or booted
     Fetch {
         #[command(flatten)]
@@ -258,6 +264,17 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Dist => {
             dist::build(&workspace)?;
             dist::report(&workspace)?;
+            pages::write(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Man => {
+            pages::write(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Deb => {
+            dist::build(&workspace)?;
+            let file = deb::build(&workspace)?;
+            println!("{}", Workspace::show(&file));
             Ok(ExitCode::SUCCESS)
         }
         Task::Fetch { host } => {

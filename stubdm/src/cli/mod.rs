@@ -72,6 +72,11 @@ pub fn proxy_options(args: Vec<OsString>) -> Result<Option<ProxyOptions>> {
     Ok(parse::<ProxyCli>(args)?.map(|cli| cli.options))
 }
 
+/// The definition of the whole command line, for manual pages and shells' completions.
+pub fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the program. `args` begins with the name it was called by.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     if std::process::id() == 1 {

@@ -20,6 +20,21 @@ pub enum Content {
     Bytes(Vec<u8>),
 }
 
+impl Content {
+    /// All of it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.clone()),
+            Self::File(path) => {
+                fs::read(path).with_context(|| format!("reading {}", path.display()))
+            }
+        }
+    }
+}
+
 /// One entry.
 #[derive(Clone, Debug)]
 pub enum Node {
@@ -151,22 +166,13 @@ impl Archive {
                 Node::Dir => (0o040_755, Vec::new(), (0, 0)),
                 Node::Link(target) => (0o120_777, target.clone().into_bytes(), (0, 0)),
                 Node::CharDevice { major, minor } => (0o020_600, Vec::new(), (*major, *minor)),
-                Node::File { mode, content } => (0o100_000 | mode, read(content)?, (0, 0)),
+                Node::File { mode, content } => (0o100_000 | mode, content.read()?, (0, 0)),
             };
             let number = u32::try_from(index + 1).context("too many files for one archive")?;
             write_entry(out, number, path, mode, &data, device)?;
         }
         write_entry(out, 0, "TRAILER!!!", 0, &[], (0, 0))?;
         Ok(())
-    }
-}
-
-fn read(content: &Content) -> Result<Vec<u8>> {
-    match content {
-        Content::Bytes(bytes) => Ok(bytes.clone()),
-        Content::File(path) => {
-            fs::read(path).with_context(|| format!("reading {}", path.display()))
-        }
     }
 }
 

@@ -1,0 +1,143 @@
+//! `cargo xtask deb`: the Debian package of `stubdm-run`.
+//!
+//! ```text
+//!   the static binary ─┐
+//!   pages: man, completions ─┼─▶ data ──▶ md5sums, control, scripts ──pack──▶ stubdm_VERSION_amd64.deb
+//!   assets/deb, docs ──┘
+//! ```
+//!
+//! The package brings no file of libxl's: its scripts call `stubdm-run install` and `uninstall`, which divert what is there. Its
+//! one unit is not enabled: libxl starts the proxies, so a host has nothing of ours to run permanently, and whether a
+//! boot should be called degraded for what `doctor` finds is the administrator's to say.
+
+mod pack;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use md5::{Digest as _, Md5};
+use stubdm::image::cpio::{Archive, Content, Node};
+
+use crate::store::{hex, write_atomically};
+use crate::workspace::Workspace;
+use crate::{dist, pages};
+
+/// The package's name.
+pub(crate) const NAME: &str = "stubdm";
+
+/// The time of everything in it, unless `SOURCE_DATE_EPOCH` says another: the changelog's.
+const TIME: u64 = 1_767_225_600;
+
+/// dpkg's scripts and the like.
+const CONTROL: &[(&str, &str)] = &[
+    ("postinst", include_str!("../../assets/deb/postinst")),
+    ("prerm", include_str!("../../assets/deb/prerm")),
+    ("postrm", include_str!("../../assets/deb/postrm")),
+];
+
+/// dpkg runs `postinst triggered` when a package brings one of these later.
+const TRIGGERS: &str = "\
+interest-noawait /usr/bin/vchan-socket-proxy
+interest-noawait /usr/libexec/xen-qemu-system-i386
+";
+
+/// What a person on a host may want to read.
+const DOCUMENTS: &[&str] = &[
+    "commands.md",
+    "qmp-policy.md",
+    "stubdomain-init.md",
+    "threat-model.md",
+];
+
+/// Builds the package from the static binary as it was last built.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let program = dist::path(workspace, dist::STUBDM_RUN);
+    let data = data(workspace, &program)?;
+    let time = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text.parse().context("SOURCE_DATE_EPOCH")?,
+        Err(_) => TIME,
+    };
+    let mut package = Vec::new();
+    pack::write(&mut package, &control(&data)?, &data, time)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let file = workspace.dist().join(format!("{NAME}_{version}_amd64.deb"));
+    write_atomically(&file, &package)?;
+    Ok(file)
+}
+
+/// The files that the package brings.
+fn data(workspace: &Workspace, program: &Path) -> Result<Archive> {
+    let mut data = Archive::bare();
+    data.program("usr/bin/stubdm-run", Content::File(program.to_owned()));
+    let packed = |bytes: &[u8]| pack::gzip(bytes).map(Content::Bytes);
+    for (name, page) in pages::manual()? {
+        data.file(&format!("usr/share/man/man1/{name}.gz"), packed(&page)?);
+    }
+    for (name, text) in pages::completions() {
+        let folder = match name.as_str() {
+            name if name.starts_with('_') => "usr/share/zsh/vendor-completions",
+            name if name.ends_with(".fish") => "usr/share/fish/vendor_completions.d",
+            _ => "usr/share/bash-completion/completions",
+        };
+        data.file(&format!("{folder}/{name}"), Content::Bytes(text));
+    }
+    data.text(
+        "usr/lib/systemd/system/stubdm-doctor.service",
+        include_str!("../../assets/deb/stubdm-doctor.service"),
+    );
+    let documents = format!("usr/share/doc/{NAME}");
+    for name in DOCUMENTS {
+        let text = Content::File(workspace.root().join("docs").join(name)).read()?;
+        data.file(&format!("{documents}/{name}.gz"), packed(&text)?);
+    }
+    let changelog = include_str!("../../assets/deb/changelog");
+    data.file(
+        &format!("{documents}/changelog.gz"),
+        packed(changelog.as_bytes())?,
+    );
+    data.text(
+        &format!("{documents}/copyright"),
+        &include_str!("../../assets/deb/copyright").replace("@MIT@", &licence(workspace)?),
+    );
+    Ok(data)
+}
+
+/// The MIT licence as Debian's copyright file wants it: indented, a dot on empty lines.
+fn licence(workspace: &Workspace) -> Result<String> {
+    let text = std::fs::read_to_string(workspace.root().join("LICENSE-MIT"))?;
+    let lines = text.trim().lines().map(|line| match line.trim() {
+        "" => " .".to_owned(),
+        line => format!(" {line}"),
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// What dpkg wants to know about them.
+fn control(data: &Archive) -> Result<Archive> {
+    let mut sums = String::new();
+    let mut size = 0;
+    for (path, node) in data.nodes() {
+        if let Node::File { content, .. } = node {
+            let bytes = content.read()?;
+            size += bytes.len().div_ceil(1024);
+            sums += &format!("{}  {path}\n", hex(&Md5::digest(&bytes)));
+        } else {
+            // As dpkg counts folders and links.
+            size += 1;
+        }
+    }
+    let mut control = Archive::bare();
+    let text = include_str!("../../assets/deb/control")
+        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@SIZE@", &size.to_string());
+    control.text("control", &text);
+    control.text("md5sums", &sums);
+    control.text("triggers", TRIGGERS);
+    for (name, text) in CONTROL {
+        control.program(name, Content::Bytes(text.as_bytes().to_vec()));
+    }
+    Ok(control)
+}
+
+#[cfg(test)]
+mod tests;
