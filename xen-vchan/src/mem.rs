@@ -73,6 +73,13 @@ mod shared {
             debug_assert_eq!(copied, Ok(()));
         }
 
+        /// Writes a byte that means nothing, in place of one that means nothing.
+        #[inline]
+        pub(crate) fn touch(&self, at: usize) {
+            let filled = self.0.fill(at, 1, 0);
+            debug_assert_eq!(filled, Ok(()));
+        }
+
         /// Copies out of the ring. The caller keeps within it.
         #[inline]
         pub(crate) fn copy_out(&self, at: usize, to: &mut [u8]) {
@@ -186,6 +193,9 @@ mod model {
                 self.0.0.data[(at + index) % DATA].store(*byte, Ordering::Relaxed);
             }
         }
+
+        /// No cache lines here.
+        pub(crate) fn touch(&self, _at: usize) {}
 
         pub(crate) fn copy_out(&self, at: usize, to: &mut [u8]) {
             for (index, byte) in to.iter_mut().enumerate() {

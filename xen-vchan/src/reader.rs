@@ -1,5 +1,7 @@
 //! The receiving half of a channel.
 
+mod packet;
+
 use std::io::{self, IoSliceMut, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +15,11 @@ use crate::{Error, Result, Violation};
 
 /// Short reads in a row that found their bytes at once before the reader holds back.
 const RIDES: u8 = 2;
-/// How long it holds back: the writer of a stream of small messages gets ahead, and both sides stop
-/// passing a cache line to and fro for every message.
-const LINGER: Duration = Duration::from_micros(1);
+/// How long it holds back at most: the writer of a stream of small messages gets ahead, and both
+/// sides stop passing a cache line to and fro for every message.
+const LINGER: Duration = Duration::from_micros(2);
+/// A read of more is not short: there is no need to gather.
+const SHORT: usize = 4096;
 /// A search that took longer was a wait for the peer, not a ride on its tail.
 const AT_ONCE: Duration = Duration::from_micros(3);
 
@@ -152,7 +156,8 @@ impl ReadHalf {
     #[inline]
     fn hold_back(&self) {
         if self.rides >= RIDES && self.rx.known_ready() == 0 {
-            linger(LINGER);
+            // Less than a small ring takes to fill: a writer that finds it full may go to sleep.
+            linger(LINGER.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))));
         }
     }
 
@@ -179,7 +184,7 @@ impl ReadHalf {
                 break;
             }
         }
-        self.note(done < buf.len() && done < piece / 2);
+        self.note(done < buf.len() && self.is_short(done));
         done
     }
 
@@ -210,8 +215,14 @@ impl ReadHalf {
         }
         self.rx.take(&mut buf[..len]);
         self.give_back();
-        self.note(len < buf.len() && len < piece / 2);
+        self.note(len < buf.len() && self.is_short(len));
         Some(len)
+    }
+
+    /// Whether a read of `len` bytes says that we keep catching up with the writer.
+    #[inline]
+    const fn is_short(&self, len: usize) -> bool {
+        len < SHORT && len < self.rx.capacity() as usize / 8
     }
 
     /// Counts short reads in a row.
@@ -280,59 +291,6 @@ impl ReadHalf {
         self.try_look(1)?;
         let mut incoming = Incoming::new(self);
         Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum())
-    }
-
-    /// Reads exactly `buf.len()` bytes or none, without blocking.
-    ///
-    /// # Errors
-    ///
-    /// As [`recv`](Self::recv), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
-    pub fn try_recv(&mut self, buf: &mut [u8]) -> Result<()> {
-        self.fits(buf.len())?;
-        self.try_look(buf.len())?;
-        self.rx.take(buf);
-        self.give_back();
-        Ok(())
-    }
-
-    /// Reads exactly `buf.len()` bytes, sleeping until all of them are there; or none, in case of
-    /// an error. Their space is given back in one step.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooLarge`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
-    /// before they were complete (those that came can still be [read](Read)); otherwise as
-    /// [`read_deadline`](Self::read_deadline).
-    #[doc(alias = "libxenvchan_recv")]
-    pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
-        self.fits(buf.len())?;
-        self.wait_for(buf.len(), deadline)?;
-        self.rx.take(buf);
-        self.give_back();
-        Ok(())
-    }
-
-    fn fits(&self, len: usize) -> Result<()> {
-        if len > self.rx.capacity() as usize {
-            return Err(Error::TooLarge {
-                what: "packet",
-                asked: len,
-                limit: self.rx.capacity() as usize,
-            });
-        }
-        Ok(())
-    }
-
-    /// Sleeps until there is something, then lends all that is there: to be read in many small
-    /// steps, with the ring's space given back once, when the loan ends.
-    ///
-    /// # Errors
-    ///
-    /// As [`read_deadline`](Self::read_deadline).
-    pub fn incoming(&mut self, deadline: Option<Instant>) -> Result<Incoming<'_>> {
-        self.hold_back();
-        self.wait_for(1, deadline)?;
-        Ok(Incoming::new(self))
     }
 
     /// Bytes that can be read now. Asks for no notification.

@@ -8,7 +8,6 @@ use xen_gnttab::{MappedPages, SharedPages};
 use xen_sys::DomId;
 
 use crate::handshake::Published;
-use crate::layout::PAGE;
 use crate::link::Link;
 use crate::listener::Seat;
 use crate::ring::{Rings, Role};
@@ -130,9 +129,10 @@ impl Drop for Shared {
     }
 }
 
-/// How much of a ring is moved at a time by a long read or write, so that both sides work at once.
-/// Small rings are not cut: each piece costs a publish.
+/// How much of a ring is moved at a time by a long read or write, so that both sides work at once:
+/// a quarter, but not less than what is worth a publish.
+#[inline]
 pub(crate) fn piece(capacity: u32) -> usize {
     let capacity = capacity as usize;
-    (capacity / 4).max(PAGE.min(capacity))
+    (capacity / 4).max(1024.min(capacity))
 }

@@ -23,12 +23,6 @@ pub(crate) const LIMIT: Duration = Duration::from_micros(50);
 const SHORTEST: Duration = Duration::from_micros(4);
 /// At most this many sleeps (as a power of two) without a search.
 const MAX_PAUSE: u32 = 6;
-/// Pauses between two looks: one at first (50 ns or so), for an answer that is on its way; then
-/// more, because the peer needs the cache line more than we do.
-const PAUSES: (u32, u32) = (1, 8);
-/// So many looks are the first ones.
-const EAGER: u32 = 32;
-
 /// The state of one half's searches.
 #[derive(Clone, Debug)]
 pub(crate) struct Spinner {
@@ -74,13 +68,8 @@ impl Spinner {
         }
         let begin = Instant::now();
         let end = deadline.map_or(begin + self.budget, |at| at.min(begin + self.budget));
-        let mut eager = EAGER;
         loop {
-            let pauses = if eager > 0 { PAUSES.0 } else { PAUSES.1 };
-            eager = eager.saturating_sub(1);
-            for _ in 0..pauses {
-                spin_loop();
-            }
+            spin_loop();
             if look()? {
                 self.found();
                 return Ok(Some(begin.elapsed()));

@@ -1,17 +1,18 @@
 //! The sending half of a channel.
 
+mod packet;
+
 use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::Outgoing;
 use crate::ring::Producer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
 use crate::spin::Spinner;
 use crate::{Error, Result, Violation};
 
-/// A corked writer publishes when this many bytes have gathered, or half the ring.
+/// A corked writer publishes when this many bytes have gathered, or an eighth of the ring.
 const CORK: u32 = 4096;
 
 /// The sending half of a [`Channel`](crate::Channel): `Send`, for a thread of its own.
@@ -29,6 +30,8 @@ pub struct WriteHalf {
     timeout: Option<Duration>,
     spinner: Spinner,
     corked: bool,
+    /// Space was waited for, and nothing was published since.
+    waited: bool,
 }
 
 impl WriteHalf {
@@ -40,6 +43,7 @@ impl WriteHalf {
             timeout: None,
             spinner: Spinner::new(),
             corked: false,
+            waited: false,
         }
     }
 
@@ -79,6 +83,16 @@ impl WriteHalf {
         }
     }
 
+    /// After bytes were staged. A reader that has just emptied a full ring looks again at once, and
+    /// goes to sleep if there is nothing; so the first bytes after a wait are not kept back.
+    #[inline]
+    fn publish_unless_corked(&mut self) {
+        if !self.corked || self.waited || self.tx.staged() >= CORK.min(self.tx.capacity() / 8) {
+            self.waited = false;
+            self.publish();
+        }
+    }
+
     /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
     /// there. `None`, and nothing done, if it is any other. It does what [`put`](Self::put) would,
     /// in one piece of code without a call, which for a small message is half of its cost.
@@ -94,9 +108,7 @@ impl WriteHalf {
         }
         // A half that is broken refuses, and the long way says why.
         let len = self.tx.stage(bytes).ok()?;
-        if !self.corked || self.tx.staged() >= CORK.min(self.tx.capacity() / 2) {
-            self.publish();
-        }
+        self.publish_unless_corked();
         Some(len)
     }
 
@@ -118,9 +130,7 @@ impl WriteHalf {
                 Err(error) => return Err(error),
             };
             done += len;
-            if !self.corked || self.tx.staged() >= CORK.min(self.tx.capacity() / 2) {
-                self.publish();
-            }
+            self.publish_unless_corked();
             if len < part.len() || done == bytes.len() {
                 return Ok(done);
             }
@@ -163,6 +173,7 @@ impl WriteHalf {
     fn wait_for(&mut self, wanted: usize, least: usize, deadline: Option<Instant>) -> Result<()> {
         while self.look(wanted)? < wanted {
             self.publish();
+            self.waited = true;
             let mut spinner = self.spinner.clone();
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(wanted)? >= wanted));
             self.spinner = spinner;
@@ -274,69 +285,8 @@ impl WriteHalf {
         Ok(written)
     }
 
-    /// Writes all of `bytes` in one step or nothing, without blocking.
-    ///
-    /// # Errors
-    ///
-    /// As [`send`](Self::send), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
-    pub fn try_send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.fits(bytes.len())?;
-        self.try_look(bytes.len())?;
-        self.stage_whole(bytes)
-    }
-
-    /// Writes all of `bytes` in one step, sleeping until there is room for them; or nothing, in
-    /// case of an error. The reader never sees a part of them.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooLarge`] if the ring cannot hold that many; otherwise as
-    /// [`write_deadline`](Self::write_deadline).
-    #[doc(alias = "libxenvchan_send")]
-    pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
-        self.fits(bytes.len())?;
-        self.shared.link.check()?;
-        self.wait_for(bytes.len(), bytes.len(), deadline)?;
-        self.stage_whole(bytes)
-    }
-
-    fn stage_whole(&mut self, bytes: &[u8]) -> Result<()> {
-        let staged = self.tx.stage(bytes);
-        let len = self.checked(staged)?;
-        debug_assert_eq!(len, bytes.len(), "space cannot shrink");
-        if !self.corked || self.tx.staged() >= CORK.min(self.tx.capacity() / 2) {
-            self.publish();
-        }
-        Ok(())
-    }
-
-    fn fits(&self, len: usize) -> Result<()> {
-        if len > self.tx.capacity() as usize {
-            return Err(Error::TooLarge {
-                what: "packet",
-                asked: len,
-                limit: self.tx.capacity() as usize,
-            });
-        }
-        Ok(())
-    }
-
-    /// Sleeps until there are `least` bytes of space, then lends all the space there is: to be
-    /// filled in many small steps and published once, by [`Outgoing::commit`].
-    ///
-    /// # Errors
-    ///
-    /// As [`send`](Self::send).
-    pub fn reserve(&mut self, least: usize, deadline: Option<Instant>) -> Result<Outgoing<'_>> {
-        self.fits(least)?;
-        self.publish();
-        self.shared.link.check()?;
-        self.wait_for(least, least, deadline)?;
-        Ok(Outgoing::new(self))
-    }
-
     /// While corked, small writes gather in the ring unseen and are published together: at 4 KiB
-    /// (or half the ring), by [`flush`](Write::flush), when the writer has to wait for space, when
+    /// (or an eighth of the ring), by [`flush`](Write::flush), when the writer has to wait for space, when
     /// the channel's owner reads and has to wait, and at the end. Uncorking publishes.
     pub fn set_cork(&mut self, corked: bool) {
         self.corked = corked;

@@ -1,0 +1,62 @@
+//! Reading whole packets, and many small steps at once.
+
+use std::time::Instant;
+
+use super::ReadHalf;
+use crate::batch::Incoming;
+use crate::{Error, Result};
+
+impl ReadHalf {
+    /// Reads exactly `buf.len()` bytes or none, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Self::recv), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
+    pub fn try_recv(&mut self, buf: &mut [u8]) -> Result<()> {
+        self.fits(buf.len())?;
+        self.try_look(buf.len())?;
+        self.rx.take(buf);
+        self.give_back();
+        Ok(())
+    }
+
+    /// Reads exactly `buf.len()` bytes, sleeping until all of them are there; or none, in case of
+    /// an error. Their space is given back in one step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
+    /// before they were complete (those that came can still be [read](Read)); otherwise as
+    /// [`read_deadline`](Self::read_deadline).
+    #[doc(alias = "libxenvchan_recv")]
+    pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
+        self.fits(buf.len())?;
+        self.wait_for(buf.len(), deadline)?;
+        self.rx.take(buf);
+        self.give_back();
+        Ok(())
+    }
+
+    fn fits(&self, len: usize) -> Result<()> {
+        if len > self.rx.capacity() as usize {
+            return Err(Error::TooLarge {
+                what: "packet",
+                asked: len,
+                limit: self.rx.capacity() as usize,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until there is something, then lends all that is there: to be read in many small
+    /// steps, with the ring's space given back once, when the loan ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_deadline`](Self::read_deadline).
+    pub fn incoming(&mut self, deadline: Option<Instant>) -> Result<Incoming<'_>> {
+        self.hold_back();
+        self.wait_for(1, deadline)?;
+        Ok(Incoming::new(self))
+    }
+}

@@ -1,0 +1,68 @@
+//! Writing whole packets, and many small steps at once: all of it is seen by the reader, or nothing.
+
+use std::time::Instant;
+
+use super::WriteHalf;
+use crate::batch::Outgoing;
+use crate::{Error, Result};
+
+impl WriteHalf {
+    /// Writes all of `bytes` in one step or nothing, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
+    pub fn try_send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.fits(bytes.len())?;
+        self.try_look(bytes.len())?;
+        self.stage_whole(bytes)
+    }
+
+    /// Writes all of `bytes` in one step, sleeping until there is room for them; or nothing, in
+    /// case of an error. The reader never sees a part of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] if the ring cannot hold that many; otherwise as
+    /// [`write_deadline`](Self::write_deadline).
+    #[doc(alias = "libxenvchan_send")]
+    pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
+        self.fits(bytes.len())?;
+        self.shared.link.check()?;
+        self.wait_for(bytes.len(), bytes.len(), deadline)?;
+        self.stage_whole(bytes)
+    }
+
+    fn stage_whole(&mut self, bytes: &[u8]) -> Result<()> {
+        let staged = self.tx.stage(bytes);
+        let len = self.checked(staged)?;
+        debug_assert_eq!(len, bytes.len(), "space cannot shrink");
+        self.publish_unless_corked();
+        Ok(())
+    }
+
+    fn fits(&self, len: usize) -> Result<()> {
+        if len > self.tx.capacity() as usize {
+            return Err(Error::TooLarge {
+                what: "packet",
+                asked: len,
+                limit: self.tx.capacity() as usize,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until there are `least` bytes of space, then lends all the space there is: to be
+    /// filled in many small steps and published once, by [`Outgoing::commit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn reserve(&mut self, least: usize, deadline: Option<Instant>) -> Result<Outgoing<'_>> {
+        self.fits(least)?;
+        self.publish();
+        self.shared.link.check()?;
+        self.wait_for(least, least, deadline)?;
+        Ok(Outgoing::new(self))
+    }
+}
