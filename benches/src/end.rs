@@ -9,15 +9,19 @@
 //! runs. Every byte is compared with what it must be at its position in the stream: byte `p` is byte
 //! `p % PERIOD` of a pattern. The period is a prime, so a byte of another round of the ring is never right.
 
-use std::io::{Read, Write};
+mod pipe;
+mod work;
+
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::resource::{UsageWho, getrusage};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, RingSize, Server};
+use xen_vchan::{Client, RingSize, Server};
+
+pub use work::pairs;
+use work::{pair, timed};
 
 use crate::pin;
 
@@ -116,95 +120,6 @@ struct Order<'a> {
     ring: usize,
     cork: bool,
     spin: Option<Duration>,
-}
-
-/// Either thing that bytes go through.
-trait Pipe {
-    fn put_all(&mut self, bytes: &[u8]) -> Result<()>;
-    fn get(&mut self, into: &mut [u8]) -> Result<usize>;
-    fn send(&mut self, bytes: &[u8]) -> Result<()>;
-    fn recv(&mut self, into: &mut [u8]) -> Result<()>;
-    /// Receives packets of `buffer`'s size, all that are there at once if that is possible.
-    fn recv_many(
-        &mut self,
-        buffer: &mut [u8],
-        each: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()>;
-    fn flush(&mut self) -> Result<()>;
-}
-
-impl Pipe for Channel {
-    #[inline]
-    fn put_all(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.write_all(bytes)?)
-    }
-
-    #[inline]
-    fn get(&mut self, into: &mut [u8]) -> Result<usize> {
-        Ok(self.read(into)?)
-    }
-
-    #[inline]
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.halves().1.send(bytes, None)?)
-    }
-
-    #[inline]
-    fn recv(&mut self, into: &mut [u8]) -> Result<()> {
-        Ok(self.halves().0.recv(into, None)?)
-    }
-
-    fn recv_many(
-        &mut self,
-        buffer: &mut [u8],
-        each: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let reader = self.halves().0;
-        reader.recv(buffer, None)?;
-        each(buffer)?;
-        if reader.bytes_readable()? >= buffer.len() {
-            let mut more = reader.incoming(None)?;
-            while more.get_exact(buffer) {
-                each(buffer)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        Ok(Write::flush(self)?)
-    }
-}
-
-impl Pipe for UnixStream {
-    fn put_all(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.write_all(bytes)?)
-    }
-
-    fn get(&mut self, into: &mut [u8]) -> Result<usize> {
-        Ok(self.read(into)?)
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.put_all(bytes)
-    }
-
-    fn recv(&mut self, into: &mut [u8]) -> Result<()> {
-        Ok(self.read_exact(into)?)
-    }
-
-    fn recv_many(
-        &mut self,
-        buffer: &mut [u8],
-        each: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        self.read_exact(buffer)?;
-        each(buffer)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// Does what the arguments say and prints how it went, which for a failure is `FAILED` and the reason.
@@ -332,192 +247,4 @@ fn connect(path: &str) -> Result<UnixStream> {
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
-}
-
-/// The byte from the reader that says that it is ready, the work, and the byte that says that all is there.
-fn timed(order: &Order<'_>, mut pipe: impl Pipe, counts: impl Fn() -> (u64, u64)) -> Result<Seen> {
-    let work = order.work.trim_start_matches("unix-");
-    let rounds = order.total / order.size as u64;
-    let pattern = pattern();
-    let mut byte = [1];
-    if matches!(work, "read" | "recv" | "pong") {
-        pipe.put_all(&byte)?;
-        pipe.flush()?;
-    } else {
-        pipe.recv(&mut byte)?;
-    }
-    let mut times = Vec::new();
-    let clock = Clock::start(&counts)?;
-    match work {
-        "write" | "send" => write(order, &mut pipe, work == "send", &pattern)?,
-        "read" => read(order, &mut pipe, &pattern)?,
-        "recv" => recv(order, &mut pipe, &pattern)?,
-        "ping" => times = ping(order, &mut pipe, rounds, &pattern)?,
-        "pong" => pong(order, &mut pipe, rounds)?,
-        _ => bail!("unknown work"),
-    }
-    let mut seen = clock.stop(&counts, order.total)?;
-    if matches!(work, "read" | "recv" | "ping") {
-        pipe.put_all(&byte)?;
-        pipe.flush()?;
-    } else {
-        pipe.recv(&mut byte)?;
-    }
-    if !times.is_empty() {
-        times.sort_unstable();
-        seen.p50 = times[times.len() / 2].into();
-        seen.p99 = times[times.len() * 99 / 100].into();
-    }
-    Ok(seen)
-}
-
-struct Clock {
-    began: Instant,
-    cpu: u64,
-    counts: (u64, u64),
-}
-
-impl Clock {
-    fn start(counts: &impl Fn() -> (u64, u64)) -> Result<Self> {
-        Ok(Self {
-            counts: counts(),
-            cpu: cpu_time()?,
-            began: Instant::now(),
-        })
-    }
-
-    fn stop(&self, counts: &impl Fn() -> (u64, u64), bytes: u64) -> Result<Seen> {
-        let ns = self.began.elapsed().as_nanos() as u64;
-        let (cpu, now) = (cpu_time()? - self.cpu, counts());
-        Ok(Seen {
-            ns,
-            bytes,
-            cpu,
-            notifies: now.0 - self.counts.0,
-            syscalls: now.1 - self.counts.1,
-            ..Seen::default()
-        })
-    }
-}
-
-fn cpu_time() -> Result<u64> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let micros = |t: nix::sys::time::TimeVal| t.tv_sec() as u64 * 1_000_000 + t.tv_usec() as u64;
-    Ok((micros(usage.user_time()) + micros(usage.system_time())) * 1000)
-}
-
-fn write(order: &Order<'_>, pipe: &mut impl Pipe, packets: bool, pattern: &[u8]) -> Result<()> {
-    let (mut done, mut at) = (0, 0);
-    while done < order.total {
-        let bytes = &pattern[at..at + order.size];
-        if packets {
-            pipe.send(bytes)?;
-        } else {
-            pipe.put_all(bytes)?;
-        }
-        done += order.size as u64;
-        at = (at + order.size) % PERIOD;
-    }
-    pipe.flush()
-}
-
-fn read(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    let mut done = 0;
-    while done < order.total {
-        let count = pipe.get(&mut buffer)?;
-        ensure!(count != 0, "the end came early, at {done}");
-        check(&buffer[..count], done, pattern)?;
-        done += count as u64;
-    }
-    Ok(())
-}
-
-fn recv(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
-    let mut buffer = vec![0; order.size];
-    let mut done = 0;
-    while done < order.total {
-        if order.cork {
-            pipe.recv_many(&mut buffer, &mut |bytes| {
-                check(bytes, done, pattern)?;
-                done += bytes.len() as u64;
-                Ok(())
-            })?;
-        } else {
-            pipe.recv(&mut buffer)?;
-            check(&buffer, done, pattern)?;
-            done += order.size as u64;
-        }
-    }
-    Ok(())
-}
-
-fn get_all(pipe: &mut impl Pipe, into: &mut [u8]) -> Result<()> {
-    let mut done = 0;
-    while done < into.len() {
-        let count = pipe.get(&mut into[done..])?;
-        ensure!(count != 0, "the end came early");
-        done += count;
-    }
-    Ok(())
-}
-
-fn ping(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64, pattern: &[u8]) -> Result<Vec<u32>> {
-    let mut buffer = vec![0; order.size];
-    let mut times = Vec::with_capacity(rounds as usize);
-    for _ in 0..rounds {
-        let began = Instant::now();
-        pipe.put_all(&pattern[..order.size])?;
-        get_all(pipe, &mut buffer)?;
-        times.push(u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX));
-        check(&buffer, 0, pattern)?;
-    }
-    Ok(times)
-}
-
-fn pong(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64) -> Result<()> {
-    let mut buffer = vec![0; order.size];
-    for _ in 0..rounds {
-        get_all(pipe, &mut buffer)?;
-        pipe.put_all(&buffer)?;
-    }
-    Ok(())
-}
-
-fn pair(
-    order: &Order<'_>,
-    mut tx: Channel,
-    mut rx: Channel,
-    counts: impl Fn() -> (u64, u64),
-) -> Result<Seen> {
-    let pattern = pattern();
-    let clock = Clock::start(&counts)?;
-    pairs(order.size, order.total, &pattern, |bytes, into| {
-        tx.put_all(bytes)?;
-        get_all(&mut rx, into)
-    })?;
-    clock.stop(&counts, order.total)
-}
-
-/// Writes and reads `size` bytes at a time through `through`, and checks them.
-///
-/// # Errors
-///
-/// If a byte is wrong, and those of `through`.
-#[inline]
-pub fn pairs(
-    size: usize,
-    total: u64,
-    pattern: &[u8],
-    mut through: impl FnMut(&[u8], &mut [u8]) -> Result<()>,
-) -> Result<()> {
-    let mut buffer = vec![0; size];
-    let (mut done, mut at) = (0, 0);
-    while done < total {
-        through(&pattern[at..at + size], &mut buffer)?;
-        check(&buffer, at as u64, pattern)?;
-        done += size as u64;
-        at = (at + size) % PERIOD;
-    }
-    Ok(())
 }

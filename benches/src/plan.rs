@@ -4,12 +4,16 @@
 //! are interleaved (A B C, A B C, …), so that whatever else the machine does meets all of them, and the
 //! figure of each is the median. How many bytes a run moves is found by a first run, which is not counted.
 
+mod groups;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::end::Seen;
+
+pub use groups::{full, quick, xen};
 
 /// Whose code an end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +25,7 @@ pub enum Maker {
     C,
     /// A UNIX socket, at both ends.
     Unix,
-    /// The ring of xen-vchan, without a channel around it.
+    /// The ring of xen-vchan, without a channel around it, and a peer that never sleeps.
     Core,
     /// The crate rtrb.
     Rtrb,
@@ -136,6 +140,9 @@ pub struct Row {
     pub syscalls: f64,
     /// Processor time of both ends, in nanoseconds per 1000 bytes.
     pub cpu: f64,
+    /// How long a cache line took to the other processor and back while the group ran, in nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<f64>,
 }
 
 /// The ends' own reports: the writer's and the reader's.
@@ -233,6 +240,7 @@ impl Group {
             notifies: of(&|both| per(both, |s| s.notifies)),
             syscalls: of(&|both| per(both, |s| s.syscalls)),
             cpu: of(&|both| (both.0.cpu + both.1.cpu) as f64 * 1e3 / bytes(both)),
+            line: None,
             runs,
         }
     }
@@ -261,144 +269,9 @@ fn spread(runs: &[f64]) -> f64 {
     at(0.75) - at(0.25)
 }
 
-const KIB: usize = 1 << 10;
-const OURS: Variant = Variant::of(Maker::Ours, Maker::Ours);
-const LIBXENVCHAN: Variant = Variant::of(Maker::C, Maker::C);
-const WE_READ: Variant = Variant::of(Maker::C, Maker::Ours);
-const WE_WRITE: Variant = Variant::of(Maker::Ours, Maker::C);
-const UNIX: Variant = Variant::of(Maker::Unix, Maker::Unix);
-
-fn stream(ring: usize, size: usize, notify_ns: u64, runs: usize) -> Group {
-    let mut variants = vec![LIBXENVCHAN, OURS, WE_READ, WE_WRITE];
-    if size <= 4 * KIB {
-        variants.extend([OURS.corked(), WE_WRITE.corked()]);
-    }
-    if notify_ns == 0 && ring == 64 * KIB {
-        variants.push(UNIX);
-    }
-    let task = Task {
-        work: Work::Stream,
-        ring,
-        size,
-        notify_ns,
-        xen: false,
-    };
-    Group {
-        task,
-        variants,
-        runs,
-    }
-}
-
-fn others(runs: usize) -> Vec<Group> {
-    let task = |work, size| Task {
-        work,
-        ring: 64 * KIB,
-        size,
-        notify_ns: 0,
-        xen: false,
-    };
-    let pingpong = vec![
-        LIBXENVCHAN,
-        OURS,
-        WE_READ,
-        WE_WRITE,
-        OURS.asleep(),
-        WE_READ.asleep(),
-        WE_WRITE.asleep(),
-        UNIX,
-    ];
-    let same = |maker| Variant::of(maker, maker);
-    let pair = [
-        Maker::C,
-        Maker::Ours,
-        Maker::Core,
-        Maker::Rtrb,
-        Maker::Ringbuf,
-        Maker::Memcpy,
-    ];
-    vec![
-        Group {
-            task: task(Work::Pair, 64),
-            variants: pair.map(same).into(),
-            runs: runs + 2,
-        },
-        Group {
-            task: task(Work::Pingpong, 64),
-            variants: pingpong,
-            runs,
-        },
-        Group {
-            task: task(Work::Packets, 32),
-            variants: vec![
-                LIBXENVCHAN,
-                OURS,
-                WE_READ,
-                WE_WRITE,
-                OURS.corked(),
-                WE_WRITE.corked(),
-            ],
-            runs,
-        },
-    ]
-}
-
-/// Everything on a simulated host.
-#[must_use]
-pub fn full() -> Vec<Group> {
-    let mut groups = others(5);
-    for (notify_ns, runs) in [(0, 5), (1000, 3), (3000, 3)] {
-        for ring in [4 * KIB, 64 * KIB, 1024 * KIB] {
-            for size in [64, KIB, 4 * KIB, 64 * KIB] {
-                groups.push(stream(ring, size, notify_ns, runs));
-            }
-        }
-    }
-    groups
-}
-
-/// A glance at the same.
-#[must_use]
-pub fn quick() -> Vec<Group> {
-    let mut groups = others(3);
-    for (ring, size) in [(4, 4), (64, 1), (64, 4), (64, 64), (1024, 64)] {
-        groups.push(stream(ring * KIB, size * KIB, 0, 3));
-    }
-    groups.push(stream(64 * KIB, 64, 0, 5));
-    groups.push(stream(64 * KIB, 64, 1000, 3));
-    groups.push(stream(64 * KIB, 64 * KIB, 1000, 3));
-    groups
-}
-
-/// What is run between domains on Xen.
-#[must_use]
-pub fn xen() -> Vec<Group> {
-    let mut groups = Vec::new();
-    for (ring, size) in [
-        (4, 64),
-        (4, 4 * KIB),
-        (64, 64),
-        (64, KIB),
-        (64, 4 * KIB),
-        (64, 64 * KIB),
-        (1024, 64 * KIB),
-    ] {
-        groups.push(stream(ring * KIB, size, 0, 3));
-    }
-    groups.extend(
-        others(3)
-            .into_iter()
-            .filter(|group| group.task.work != Work::Pair),
-    );
-    for group in &mut groups {
-        group.task.xen = true;
-        group.variants.retain(|variant| *variant != UNIX);
-    }
-    groups
-}
-
 #[cfg(test)]
 mod tests {
+    use super::groups::{KIB, stream};
     use super::*;
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a comparison writes: tables with ratios, the targets, and a plot.
 
 mod plot;
+mod reasons;
 mod targets;
 
 use std::fmt::Write as _;
@@ -68,6 +69,8 @@ const OURS: Variant = Variant::of(Maker::Ours, Maker::Ours);
 const WE_READ: Variant = Variant::of(Maker::C, Maker::Ours);
 const WE_WRITE: Variant = Variant::of(Maker::Ours, Maker::C);
 const UNIX: Variant = Variant::of(Maker::Unix, Maker::Unix);
+const CORE: Variant = Variant::of(Maker::Core, Maker::Core);
+const RTRB: Variant = Variant::of(Maker::Rtrb, Maker::Rtrb);
 
 /// `4 KiB`.
 fn bytes(count: usize) -> String {
@@ -109,7 +112,9 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
          Written by `cargo xtask bench vchan{}`; do not edit. What the columns mean, how the figures come about and how far to \
          trust them: [README.md](README.md).\n\n\
          {} × {}, Linux {}. {:.0} s. Load average {:.2} before, {:.2} after{}. Half the runs of a cell lie within {:.0} % of \
-         its median in the middle cell and within {:.0} % in nine cells of ten.\n\n![throughput]({plot_name})\n",
+         its median in the middle cell and within {:.0} % in nine cells of ten. A cache line took {} to the other processor and \
+         back; the last column of the streams has it for each group, because it decides the throughput (a virtual machine's processors \
+         move).\n\n![throughput]({plot_name})\n",
         if c.quick { " --quick" } else { "" },
         c.processors,
         c.processor,
@@ -124,6 +129,7 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
         },
         median(spreads) * 100.0,
         tenth * 100.0,
+        reasons::lines(rows),
     );
     targets_table(&mut out, rows);
     for xen in [false, true] {
@@ -136,13 +142,13 @@ fn targets_table(out: &mut String, rows: Rows<'_>) {
     out.push_str("\n## Targets\n\n| what | target | measured | |\n|---|---|---|---|\n");
     let mut notes = Vec::new();
     for outcome in targets(rows) {
-        let mark = match (outcome.reached, outcome.reason) {
+        let mark = match (outcome.reached, &outcome.reason) {
             (None, _) => "not run".into(),
             (Some(true), _) => "reached".into(),
-            (Some(false), "") => "**missed**".into(),
+            (Some(false), reason) if reason.is_empty() => "**missed**".into(),
             (Some(false), reason) => {
-                let number = notes.iter().position(|n| *n == reason).unwrap_or_else(|| {
-                    notes.push(reason);
+                let number = notes.iter().position(|n| n == reason).unwrap_or_else(|| {
+                    notes.push(reason.clone());
                     notes.len() - 1
                 });
                 format!("**missed** ({})", number + 1)
@@ -254,8 +260,8 @@ fn ratio(row: Option<&Row>, base: Option<&Row>) -> String {
 fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
     out.push_str(
         "GB/s, in brackets the ratio to libxenvchan at both ends.\n\n\
-         | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads | ours writes, C reads | the same, corked | UNIX socket |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+         | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads | ours writes, C reads | the same, corked | UNIX socket | bare ring | rtrb | line, ns |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for task in tasks {
         let base = rows.find(task, C);
@@ -269,7 +275,11 @@ fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
         for variant in [OURS, OURS.corked(), WE_READ, WE_WRITE, WE_WRITE.corked()] {
             let _ = write!(out, "| {} ", ratio(rows.find(task, variant), base));
         }
-        let _ = writeln!(out, "| {} |", cell(rows.find(task, UNIX)));
+        for variant in [UNIX, CORE, RTRB] {
+            let _ = write!(out, "| {} ", cell(rows.find(task, variant)));
+        }
+        let line = base.and_then(|row| row.line).unwrap_or(f64::NAN);
+        let _ = writeln!(out, "| {} |", digits(line));
     }
 }
 

@@ -1,23 +1,8 @@
 //! What the project set out to reach, beside what was measured.
 
+use super::reasons;
 use super::{C, OURS, Rows, UNIX, WE_READ, WE_WRITE, digits};
 use crate::plan::{Maker, Row, Task, Variant, Work};
-
-/// The processor matters more than the protocol where little is copied.
-const CHEAP_LOCKS: &str = "The targets were set on another machine (Ice Lake), where libxenvchan's locked instructions are dear: \
-     its write and read of 16 B took 64 ns, its stream of 64 B ran at 0.29 GB/s, its sleeps took 62 µs per round trip. What the \
-     same code does here is above; ours has that much less to save. Our own limit in the stream of 64 B is the writer, at 32 to 40 ns a \
-     message, where the same instructions take about 10 ns when no other processor reads the ring (the table of one thread). Fetching the \
-     ring's cache lines ahead (`prefetchw`, 512 B to 4 KiB) changed nothing beyond noise and was not kept.";
-
-/// Sleeps of the C end that nothing at our end can save.
-const C_SLEEPS: &str = "The C end sleeps whenever the ring is empty or full, whatever ours does, and asks for a notification on every \
-     short read: see its notifications per MB. And the sleeps of C at both ends cost it less here than on the machine the targets were \
-     set on (see the round trips).";
-
-/// The emulator.
-const INSTRUCTIONS: &str = "The testbed's clock counts instructions and its processors take turns, so a search for the peer costs in full and finds \
-     nothing before the other processor's turn: compare the round trips with and without searching, and the CPU per KB.";
 
 /// One target and how it went.
 #[derive(Clone, Debug)]
@@ -31,10 +16,10 @@ pub struct Outcome {
     /// Whether that is so; nothing if it was not run.
     pub reached: Option<bool>,
     /// Why it cannot be, as far as that is known.
-    pub reason: &'static str,
+    pub reason: String,
 }
 
-const fn stream(ring: usize, size: usize, notify_ns: u64) -> Task {
+pub(super) const fn stream(ring: usize, size: usize, notify_ns: u64) -> Task {
     Task {
         work: Work::Stream,
         ring: ring << 10,
@@ -44,7 +29,7 @@ const fn stream(ring: usize, size: usize, notify_ns: u64) -> Task {
     }
 }
 
-const fn other(work: Work, size: usize) -> Task {
+pub(super) const fn other(work: Work, size: usize) -> Task {
     Task {
         work,
         ring: 64 << 10,
@@ -67,14 +52,7 @@ impl Figures<'_> {
     }
 
     /// A target that all of `values` have to reach: at least, or at most.
-    fn add(
-        &mut self,
-        what: &str,
-        least: bool,
-        bound: f64,
-        values: Vec<Option<f64>>,
-        reason: &'static str,
-    ) {
+    fn add(&mut self, what: &str, least: bool, bound: f64, values: Vec<Option<f64>>, reason: &str) {
         let known: Option<Vec<f64>> = values.into_iter().collect();
         let sign = if least { "≥" } else { "≤" };
         let within = |v: &f64| if least { *v >= bound } else { *v <= bound };
@@ -91,7 +69,7 @@ impl Figures<'_> {
                 },
             ),
             reached: known.as_ref().map(|all| all.iter().all(within)),
-            reason,
+            reason: reason.into(),
         });
     }
 
@@ -102,7 +80,7 @@ impl Figures<'_> {
         least: f64,
         tasks: &[Task],
         variants: &[Variant],
-        reason: &'static str,
+        reason: &str,
     ) {
         let each = tasks
             .iter()
@@ -130,6 +108,7 @@ pub fn targets(rows: Rows<'_>) -> Vec<Outcome> {
 
 fn in_one_thread(all: &mut Figures<'_>) {
     let task = other(Work::Pair, 64);
+    let why = reasons::pair(all.rows);
     let same = |maker| Variant::of(maker, maker);
     let value = all.ratio(&task, C, OURS);
     all.add(
@@ -137,48 +116,45 @@ fn in_one_thread(all: &mut Figures<'_>) {
         true,
         2.2,
         vec![value],
-        CHEAP_LOCKS,
+        &why,
     );
     let value = all.ratio(&task, OURS, same(Maker::Rtrb));
-    all.add(
-        "the same: ours to rtrb's",
-        false,
-        2.5,
-        vec![value],
-        CHEAP_LOCKS,
-    );
+    all.add("the same: ours to rtrb's", false, 2.5, vec![value], &why);
 }
 
 fn streams(all: &mut Figures<'_>) {
     let both = [WE_READ, WE_WRITE];
+    let limit = reasons::limit(all.rows);
+    let writes = reasons::c_writes(all.rows);
+    let sleeps = reasons::c_sleeps(all.rows);
     let small = stream(64, 64, 0);
     all.streams(
         "64 B writes, 64 KiB ring, ours both ends",
         10.0,
         &[small],
         &[OURS],
-        CHEAP_LOCKS,
+        &limit,
     );
     all.streams(
         "the same at +1 µs",
         4.0,
         &[stream(64, 64, 1000)],
         &[OURS],
-        CHEAP_LOCKS,
+        &limit,
     );
     all.streams(
         "the same, C writes, ours reads",
         3.0,
         &[small],
         &[WE_READ],
-        CHEAP_LOCKS,
+        &writes,
     );
     all.streams(
         "the same, ours writes corked, C reads",
         8.0,
         &[small],
         &[WE_WRITE.corked()],
-        CHEAP_LOCKS,
+        &limit,
     );
     let middle = [stream(64, 1 << 10, 0), stream(64, 4 << 10, 0)];
     all.streams(
@@ -186,14 +162,14 @@ fn streams(all: &mut Figures<'_>) {
         8.0,
         &middle,
         &[OURS],
-        CHEAP_LOCKS,
+        &limit,
     );
     all.streams(
         "the same, ours with C, in either role",
         5.0,
         &middle,
         &both,
-        C_SLEEPS,
+        &sleeps,
     );
     let large = stream(64, 64 << 10, 0);
     all.streams(
@@ -201,16 +177,16 @@ fn streams(all: &mut Figures<'_>) {
         10.0,
         &[large],
         &[OURS],
-        CHEAP_LOCKS,
+        &limit,
     );
     let value = all.ratio(&large, OURS, UNIX);
-    all.add("the same, to a UNIX socket", true, 2.0, vec![value], "");
+    all.add("the same, to a UNIX socket", true, 2.0, vec![value], &limit);
     all.streams(
         "the same, ours with C, at +1 µs",
         3.5,
         &[stream(64, 64 << 10, 1000)],
         &both,
-        C_SLEEPS,
+        &sleeps,
     );
     let tiny: Vec<Task> = [64, 1 << 10, 4 << 10, 64 << 10]
         .map(|size| stream(4, size, 0))
@@ -237,7 +213,7 @@ fn streams(all: &mut Figures<'_>) {
         4.0,
         &tiny,
         &both,
-        C_SLEEPS,
+        &sleeps,
     );
     let huge = stream(1024, 64 << 10, 0);
     all.streams(
@@ -261,7 +237,7 @@ fn streams(all: &mut Figures<'_>) {
         false,
         0.4,
         vec![value],
-        "",
+        &limit,
     );
 }
 
@@ -277,7 +253,7 @@ fn round_trips(all: &mut Figures<'_>) {
         false,
         1.1,
         asleep.into(),
-        "",
+        &reasons::asleep(all.rows),
     );
 }
 
@@ -326,20 +302,20 @@ fn on_xen(all: &mut Figures<'_>) {
         true,
         1.0,
         ours,
-        INSTRUCTIONS,
+        reasons::INSTRUCTIONS,
     );
     all.add(
         "real Xen, the worst cell, ours with C",
         true,
         1.0,
         mixed,
-        INSTRUCTIONS,
+        reasons::INSTRUCTIONS,
     );
     all.add(
         "real Xen, half the cells up to 4 KiB writes, ours both ends",
         true,
         2.0,
         vec![most],
-        INSTRUCTIONS,
+        reasons::INSTRUCTIONS,
     );
 }

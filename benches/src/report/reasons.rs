@@ -1,0 +1,129 @@
+//! Why a target cannot be reached on this machine: what was measured in the same run that shows it.
+
+use super::targets::{other, stream};
+use super::{C, CORE, OURS, RTRB, Rows, UNIX, WE_READ, WE_WRITE, digits};
+use crate::plan::{Maker, Task, Variant, Work};
+
+/// The emulator.
+pub(super) const INSTRUCTIONS: &str = "The testbed's clock counts instructions and its two processors take turns: nothing is done at the \
+     same time, so neither searching nor publishing early can pay, and what is left to save are instructions and sleeps. Compare \
+     the CPU per KB.";
+
+fn figure(rows: Rows<'_>, task: &Task, variant: Variant) -> String {
+    digits(rows.find(task, variant).map_or(f64::NAN, |row| row.median))
+}
+
+/// A write and a read in one thread.
+pub(super) fn pair(rows: Rows<'_>) -> String {
+    let task = other(Work::Pair, 64);
+    let of = |maker| figure(rows, &task, Variant::of(maker, maker));
+    let goal = rows.find(&task, C).map_or(f64::NAN, |row| row.median / 2.2);
+    format!(
+        "The target is {} ns here. Two copies and the check, with no ring at all, take {} ns, rtrb, which needs no barrier, {} ns, our bare \
+         ring {} ns. libxenvchan's eight locked instructions, which make it slow on the machine the target was set on (62 ns), cost next \
+         to nothing on this one ({} ns).",
+        digits(goal),
+        of(Maker::Memcpy),
+        of(Maker::Rtrb),
+        of(Maker::Core),
+        of(Maker::C)
+    )
+}
+
+/// What two processors can pass to each other.
+pub(super) fn limit(rows: Rows<'_>) -> String {
+    let each = [64, 1 << 10, 4 << 10, 64 << 10].map(|size| {
+        let task = stream(64, size, 0);
+        let of = |variant| figure(rows, &task, variant);
+        format!(
+            "{}: {} / {} / {} / {}",
+            super::bytes(size),
+            of(OURS),
+            of(CORE),
+            of(RTRB),
+            of(UNIX)
+        )
+    });
+    format!(
+        "This is what the two processors can pass to each other. GB/s of ours / our bare ring between two threads that never sleep \
+         / rtrb in the same way, without notifications and barriers / a UNIX socket: {}. Every cache line must come from the other \
+         processor before it can be read or written; one there and back took {}. Taken apart with a probe: without reading the \
+         bytes (only the cursor) the same writer is four to ten times as fast, without the check of the bytes no faster. The targets \
+         were set on an Ice Lake server, where libxenvchan moved 0.29 GB/s of 64 B writes; here it moves {}.",
+        each.join("; "),
+        lines(rows),
+        figure(rows, &stream(64, 64, 0), C),
+    )
+}
+
+/// How far the processors were from each other, at the least and at the most.
+pub(super) fn lines(rows: Rows<'_>) -> String {
+    let all = || rows.0.iter().filter_map(|row| row.line);
+    let (low, high) = (
+        all().fold(f64::INFINITY, f64::min),
+        all().fold(0.0, f64::max),
+    );
+    format!("{} to {} ns", digits(low), digits(high))
+}
+
+/// A stream that C writes cannot be faster than C.
+pub(super) fn c_writes(rows: Rows<'_>) -> String {
+    let task = stream(64, 64, 0);
+    let row = |variant| rows.find(&task, variant);
+    let per_write = row(WE_READ).map_or(f64::NAN, |row| 64.0 / row.median);
+    format!(
+        "C's writer sets the pace: it takes {} ns for each write of 64 B, and it is never asked for a notification nor kept waiting ({} \
+         notifications per MB). It fetches every cache line by itself and waits for it, which nothing at the reader's end can change.",
+        digits(per_write),
+        row(WE_READ).map_or_else(|| "–".into(), |row| digits(row.notifies)),
+    )
+}
+
+/// Sleeps of the C end.
+pub(super) fn c_sleeps(rows: Rows<'_>) -> String {
+    let task = stream(4, 64 << 10, 0);
+    let of = |variant| {
+        rows.find(&task, variant).map_or_else(
+            || "–".into(),
+            |row| {
+                format!(
+                    "{} notifications and {} system calls",
+                    digits(row.notifies),
+                    digits(row.syscalls)
+                )
+            },
+        )
+    };
+    format!(
+        "The C end goes to sleep whenever it finds the ring empty or full, whatever ours does, and a woken process takes {} µs to \
+         answer (half a round trip of C's). 4 KiB ring, 64 KiB writes, per MB: C at both ends {}; ours writing {}; ours reading {}; one \
+         in 4096 bytes is 244. Ours removes its own sleep of the two in each ringful, so two is the limit where C cannot be kept \
+         awake. It can be where our answer comes before C looks again, which is a matter of some hundred nanoseconds and so of the \
+         placement of the processors: these cells vary most from run to run.",
+        rows.find(&other(Work::Pingpong, 64), C)
+            .map_or_else(|| "–".into(), |row| digits(row.median / 2e3)),
+        of(C),
+        of(WE_WRITE),
+        of(WE_READ),
+    )
+}
+
+/// Round trips of ends that sleep.
+pub(super) fn asleep(rows: Rows<'_>) -> String {
+    let task = other(Work::Pingpong, 64);
+    let of = |variant: Variant| {
+        rows.find(&task, variant)
+            .map_or(f64::NAN, |row| row.cpu * 64.0 / 1e6)
+    };
+    format!(
+        "Two wake-ups of the operating system are the round trip: a UNIX socket takes {} µs. Ours waits with `poll` and `read` where \
+         libxenvchan only reads, because a wait may have a deadline and may be shared by two threads: one call more at each end, {} \
+         against {} µs of processor time.",
+        digits(
+            rows.find(&task, UNIX)
+                .map_or(f64::NAN, |row| row.median / 1e3)
+        ),
+        digits(of(OURS.asleep())),
+        digits(of(C)),
+    )
+}
