@@ -278,3 +278,39 @@ pub(super) fn take_request(ring: &Ring, bit: u8) -> bool {
     told.get().load(Ordering::Relaxed) & bit != 0
         && told.get().fetch_and(!bit, Ordering::Relaxed) & bit != 0
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::layout::Geometry;
+    use crate::mem::Memory;
+    use crate::ring::{Rings, Role};
+
+    /// Every fill level, with messages of every size about that of a cache line: a writer that reached
+    /// for lines which hold unread bytes would destroy one.
+    #[test]
+    fn reaching_ahead_stops_at_what_is_not_read() {
+        let geometry = Geometry::new(12, 11).unwrap();
+        let (control, pages) = (Memory::heap(4096), Memory::heap(4096));
+        let rings = Rings::new(&control, geometry, Some(&pages), None).unwrap();
+        let mut tx = rings.producer(Role::Client).unwrap();
+        let mut rx = rings.consumer(Role::Server).unwrap();
+        let (mut sent, mut received) = (0u32, 0u32);
+        let byte = |position: u32| (position % 251) as u8 + 1;
+        for round in 0..5000 {
+            let message: Vec<u8> = (sent..sent + 1 + round % 130).map(byte).collect();
+            sent += u32::try_from(tx.stage(&message).unwrap()).unwrap();
+            let _ = tx.publish();
+            // Now the ring is filled, now it is emptied, always by odd steps.
+            let take = if round / 100 % 2 == 0 { 1 } else { 190 };
+            let mut out = vec![0; take];
+            rx.refresh().unwrap();
+            let count = rx.take(&mut out);
+            let _ = rx.release();
+            for got in &out[..count] {
+                assert_eq!(*got, byte(received), "at {received}");
+                received += 1;
+            }
+        }
+        assert!(received > 100_000);
+    }
+}
