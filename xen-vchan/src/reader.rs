@@ -10,7 +10,7 @@ use crate::batch::Incoming;
 use crate::ring::Consumer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
-use crate::spin::{Spinner, linger};
+use crate::spin::{AtOnce, Spinner, linger};
 use crate::{Error, Result, Violation};
 
 /// Short reads in a row that found their bytes at once before the reader holds back.
@@ -20,8 +20,6 @@ const RIDES: u8 = 2;
 const LINGER: Duration = Duration::from_micros(2);
 /// A read of more is not short: there is no need to gather.
 const SHORT: usize = 4096;
-/// A search that took longer was a wait for the peer, not a ride on its tail.
-const AT_ONCE: Duration = Duration::from_micros(3);
 
 /// The receiving half of a [`Channel`](crate::Channel): `Send`, for a thread of its own.
 ///
@@ -136,8 +134,9 @@ impl ReadHalf {
             let mut spinner = self.spinner.clone();
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(least)? >= least));
             self.spinner = spinner;
-            if let Some(took) = found? {
-                if took > AT_ONCE {
+            if let Some(at_once) = found? {
+                // A longer search was a wait for the peer, not a ride on its tail.
+                if at_once != AtOnce(true) {
                     self.rides = 0;
                 }
                 return Ok(());
