@@ -6,6 +6,8 @@
 //!
 //! * never longer at a time than the limit (50 µs unless set), about what a wake-up costs;
 //! * not at all on a machine or domain with one CPU, where the peer could not run meanwhile;
+//! * nor where looking goes slowly, because the CPU is shared (or emulated) and the peer may be who
+//!   waits for it: that search ends and counts as one that found nothing at the shortest;
 //! * a search that finds nothing halves the next one, down to none; then only every so many sleeps
 //!   is a short one tried again (every 2nd, 4th, … 64th), so a channel whose peer is slow pays next
 //!   to nothing;
@@ -25,6 +27,10 @@ const SHORTEST: Duration = Duration::from_micros(4);
 const MAX_PAUSE: u32 = 6;
 /// Looks between two questions to the clock: a microsecond or two of them.
 const LOOKS: u32 = 32;
+
+/// So long takes a CPU for [`LOOKS`] only if it has something else to do meanwhile (another process,
+/// another guest, an emulated machine's other CPU). While it looks, the peer may be what waits for it.
+const SLOW: Duration = Duration::from_micros(12);
 
 /// Whether a search found something in its first microsecond or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,23 +81,28 @@ impl Spinner {
             self.skip -= 1;
             return Ok(None);
         }
-        let mut end = None;
+        let mut times: Option<(Instant, Instant)> = None;
         loop {
             for _ in 0..LOOKS {
                 spin_loop();
                 if look()? {
                     self.found();
-                    return Ok(Some(AtOnce(end.is_none())));
+                    return Ok(Some(AtOnce(times.is_none())));
                 }
             }
             let now = Instant::now();
-            let end = *end.get_or_insert_with(|| {
+            let (last, end) = times.unwrap_or_else(|| {
                 let end = now + self.budget;
-                deadline.map_or(end, |deadline| deadline.min(end))
+                (now, deadline.map_or(end, |deadline| deadline.min(end)))
             });
+            if now - last > SLOW {
+                self.hindered();
+                return Ok(None);
+            }
             if now >= end {
                 break;
             }
+            times = Some((now, end));
         }
         self.missed();
         Ok(None)
@@ -100,6 +111,12 @@ impl Spinner {
     fn found(&mut self) {
         self.budget = (self.budget * 2).min(self.limit);
         self.failures = 0;
+    }
+
+    /// This CPU is shared with others, perhaps with the peer.
+    fn hindered(&mut self) {
+        self.budget = Duration::ZERO;
+        self.missed();
     }
 
     fn missed(&mut self) {
@@ -180,6 +197,23 @@ mod tests {
             );
         }
         assert_eq!(spinner.budget, LIMIT);
+    }
+
+    #[test]
+    fn a_shared_cpu_is_not_searched_on() {
+        let mut spinner = spinner();
+        let mut slow = |looks: &mut u32| {
+            spinner.search(None, || {
+                *looks += 1;
+                std::thread::sleep(SLOW / LOOKS + Duration::from_micros(1));
+                Ok::<_, ()>(false)
+            })
+        };
+        let mut looks = 0;
+        assert_eq!(slow(&mut looks), Ok(None));
+        assert_eq!(looks, 2 * LOOKS, "one batch is timed");
+        assert_eq!(slow(&mut looks), Ok(None));
+        assert_eq!(looks, 2 * LOOKS, "then there is a pause");
     }
 
     #[test]
