@@ -4,11 +4,6 @@ use super::targets::{other, stream};
 use super::{C, CORE, OURS, RTRB, Rows, UNIX, WE_READ, WE_WRITE, digits};
 use crate::plan::{Maker, Task, Variant, Work};
 
-/// The emulator.
-pub(super) const INSTRUCTIONS: &str = "The testbed's clock counts instructions and its two processors take turns: nothing is done at the \
-     same time, so neither searching nor publishing early can pay, and what is left to save are instructions and sleeps. Compare \
-     the CPU per KB.";
-
 fn figure(rows: Rows<'_>, task: &Task, variant: Variant) -> String {
     digits(rows.find(task, variant).map_or(f64::NAN, |row| row.median))
 }
@@ -53,6 +48,39 @@ pub(super) fn limit(rows: Rows<'_>) -> String {
         each.join("; "),
         lines(rows),
         figure(rows, &stream(64, 64, 0), C),
+    )
+}
+
+/// The emulator.
+pub(super) fn emulator(rows: Rows<'_>) -> String {
+    let task = Task {
+        xen: true,
+        ..other(Work::Pingpong, 64)
+    };
+    let of = |variant| {
+        let row = rows.find(&task, variant);
+        digits(row.map_or(f64::NAN, |row| row.median / 1e3))
+    };
+    format!(
+        "The testbed's clock counts instructions and its two processors take turns: nothing is done at the same time and no cache line \
+         travels, so searching, publishing early and fewer barriers gain nothing, and what counts is the number of instructions and of \
+         system calls. A round trip of ours without searching takes {} µs to C's {} µs: the difference is one `poll` for each sleep \
+         (ours may have a deadline and may be shared by two threads). With searching {} µs. See the CPU per KB.",
+        of(OURS.asleep()),
+        of(C),
+        of(OURS)
+    )
+}
+
+/// A round trip of ends that search.
+pub(super) fn round_trip(rows: Rows<'_>) -> String {
+    let row = rows.find(&other(Work::Pingpong, 64), OURS);
+    let line = row.and_then(|row| row.line).unwrap_or(f64::NAN);
+    format!(
+        "A message crosses with two cache lines, its bytes and its cursor, one after the other; a single line took {} ns there and back \
+         during this group, because the host had placed the processors that far apart: ours is {} of that.",
+        digits(line),
+        digits(row.map_or(f64::NAN, |row| row.median / line)),
     )
 }
 

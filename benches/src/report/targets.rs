@@ -245,7 +245,8 @@ fn round_trips(all: &mut Figures<'_>) {
     let task = other(Work::Pingpong, 64);
     let of = |f: fn(&Row) -> f64| all.rows.find(&task, OURS).map(f);
     let (p50, calls) = (of(|row| row.median / 1e3), of(|row| row.syscalls));
-    all.add("round trip of 64 B, p50 in µs", false, 0.6, vec![p50], "");
+    let far = reasons::round_trip(all.rows);
+    all.add("round trip of 64 B, p50 in µs", false, 0.6, vec![p50], &far);
     all.add("the same, system calls", false, 0.005, vec![calls], "");
     let asleep = [OURS, WE_READ, WE_WRITE].map(|v| all.ratio(&task, v.asleep(), C));
     all.add(
@@ -258,6 +259,7 @@ fn round_trips(all: &mut Figures<'_>) {
 }
 
 fn on_xen(all: &mut Figures<'_>) {
+    let why = reasons::emulator(all.rows);
     let tasks = all.rows.tasks(|task| task.xen && task.work != Work::Pair);
     let speed = |task: &Task, variant| {
         let ratio = all.ratio(task, variant, C)?;
@@ -302,20 +304,20 @@ fn on_xen(all: &mut Figures<'_>) {
         true,
         1.0,
         ours,
-        reasons::INSTRUCTIONS,
+        &why,
     );
     all.add(
         "real Xen, the worst cell, ours with C",
         true,
         1.0,
         mixed,
-        reasons::INSTRUCTIONS,
+        &why,
     );
     all.add(
         "real Xen, half the cells up to 4 KiB writes, ours both ends",
         true,
         2.0,
         vec![most],
-        reasons::INSTRUCTIONS,
+        &why,
     );
 }
