@@ -20,9 +20,10 @@ pub enum Mode {
 pub enum Filtering {
     /// Only what the policy allows passes.
     On,
-    /// All bytes pass unread, as with upstream's program.
+    /// All bytes pass unread, as with upstream's program: what a hostile stubdomain says reaches
+    /// the toolstack as it is.
     Off,
-    /// On for QMP on a host whose administrator wrote a policy, otherwise off.
+    /// On for the client's end of a node named `qmp-vchan`, otherwise off.
     Auto,
 }
 
@@ -38,11 +39,11 @@ pub struct ProxyOptions {
     /// Log every byte that passes to stderr
     #[arg(short, long)]
     pub verbose: bool,
-    /// Let only QMP pass that the policy allows; off passes all bytes unread; auto is on where
-    /// /etc/stubdm/qmp-policy.toml exists
+    /// Let only QMP pass that the policy allows; off protects from nothing: all bytes pass unread
+    /// both ways; auto is on for QMP in client mode
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     pub filter: Filtering,
-    /// The policy, a TOML file, instead of the host's or the built-in one; turns the filter on
+    /// The policy, a TOML file, instead of /etc/stubdm/qmp-policy.toml or the built-in one
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// The domain at the other end

@@ -24,7 +24,7 @@ use crate::error::{Context, Failure, Result};
 use crate::event::sleep;
 use crate::lifetime::Lifetime;
 use crate::log;
-use crate::policy::{self, Policy};
+use crate::policy::Policy;
 use crate::signals::Signals;
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
@@ -76,17 +76,15 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     }
 }
 
-/// The policy, if there is to be one.
-fn policy_for(options: &ProxyOptions) -> Result<Option<Policy>> {
+/// The policy and where it is from, if there is to be one.
+fn policy_for(options: &ProxyOptions) -> Result<Option<(Policy, String)>> {
     let carries_qmp = Payload::of_node(&options.node) == Payload::Qmp;
     match (options.filter, &options.policy) {
         (Filtering::Off, None) => return Ok(None),
         (Filtering::Off, Some(_)) => {
             return Err(Failure::usage("--policy does not go with --filter=off"));
         }
-        (Filtering::Auto, None)
-            if options.mode == Mode::Server || !carries_qmp || !has_policy(policy::PATH) =>
-        {
+        (Filtering::Auto, None) if options.mode == Mode::Server || !carries_qmp => {
             return Ok(None);
         }
         (Filtering::On | Filtering::Auto, _) => {}
@@ -102,14 +100,7 @@ fn policy_for(options: &ProxyOptions) -> Result<Option<Policy>> {
             options.node
         )));
     }
-    let (policy, source) = Policy::of_host(options.policy.as_deref())?;
-    info!("QMP passes under the policy: {source}");
-    Ok(Some(policy))
-}
-
-/// Whether an administrator wrote a policy; one that cannot be looked at counts.
-fn has_policy(path: &str) -> bool {
-    !matches!(std::fs::symlink_metadata(path), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+    Policy::of_host(options.policy.as_deref()).map(Some)
 }
 
 /// A domain id that a domain can have.
@@ -165,7 +156,7 @@ fn told_to_end(signals: &Signals) -> Result<bool> {
 fn serve_clients(
     world: &mut World,
     options: &ProxyOptions,
-    policy: Option<Policy>,
+    policy: Option<(Policy, String)>,
     clients: Clients,
     signals: &Signals,
 ) -> Result<()> {
@@ -173,14 +164,21 @@ fn serve_clients(
     let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
     let payload = Payload::of_node(&options.node);
     let mut proxy = Proxy::new(clients, connect, payload, seed());
-    if let Some(policy) = policy {
-        proxy = proxy.under(policy);
-    }
+    let passes = match policy {
+        Some((policy, source)) => {
+            proxy = proxy.under(policy);
+            format!("what the policy allows passes: {source}")
+        }
+        None => "all bytes pass unread both ways".to_owned(),
+    };
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);
     }
     world.announce(options.state_path.as_ref())?;
-    info!("serving {} of domain {}", options.node, world.domid);
+    info!(
+        "serving {} of domain {}: {passes}",
+        options.node, world.domid
+    );
     loop {
         let turn = proxy.turn(Instant::now()).context("accepting clients")?;
         let deadline = match turn {
@@ -304,7 +302,7 @@ mod tests {
         let rest = ["5", node, "/run/s"];
         let args = ["vchan-socket-proxy"].iter().chain(extra).chain(&rest);
         let options = crate::cli::proxy_options(args.map(OsString::from).collect())?;
-        policy_for(&options.unwrap())
+        Ok(policy_for(&options.unwrap())?.map(|(policy, _)| policy))
     }
 
     #[test]
@@ -316,11 +314,16 @@ mod tests {
             "read, and empty"
         );
         assert_eq!(filtering(&["--filter=off"], qmp).unwrap(), None);
-        assert!(!has_policy("/nonexistent/policy"));
+        assert!(
+            filtering(&[], qmp).unwrap().is_some(),
+            "as libxl starts it, it filters"
+        );
+        let other = "/local/domain/5/data/x";
+        assert_eq!(filtering(&[], other).unwrap(), None, "no QMP");
+        assert_eq!(filtering(&["--mode=server"], qmp).unwrap(), None);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.toml");
         std::fs::write(&path, "version = 1\nbase = \"nothing\"").unwrap();
-        assert!(has_policy(path.to_str().unwrap()));
         let named = format!("--policy={}", path.display());
         assert_eq!(filtering(&[&named], qmp).unwrap(), Some(Policy::nothing()));
         for (extra, node, word) in [

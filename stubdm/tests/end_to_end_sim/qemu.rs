@@ -129,7 +129,7 @@ pub(crate) fn monitor(stream: UnixStream, special: impl Fn(&str) -> Option<&'sta
     let mut out = stream.try_clone().unwrap();
     let mut say = |message: Value| out.write_all(format!("{message}\r\n").as_bytes());
     let mut negotiated = false;
-    if say(json!({"QMP": {"version": {}, "capabilities": []}})).is_err() {
+    if say(json!({"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": []}})).is_err() {
         return;
     }
     let mut lines = BufReader::new(stream);

@@ -44,7 +44,7 @@ impl Client {
             Stage::Sent => qmp.send(b"{\"execute\": \"query-status\", \"id\": 1}\r\n")?,
             Stage::MuchToCome => {
                 for id in 0..3 {
-                    let line = format!("{{\"execute\": \"qom-list-types\", \"id\": {id}}}\r\n");
+                    let line = format!("{{\"execute\": \"query-commands\", \"id\": {id}}}\r\n");
                     qmp.send(line.as_bytes())?;
                 }
             }
