@@ -127,6 +127,9 @@ fn the_answer_comes_and_nothing_stays() {
     assert!(said.contains("a scripted peer"), "{said}");
 }
 
+/// What the policy lets end QEMU.
+const PERSONS_QUIT: [&str; 2] = ["human-monitor-command", r#"{"command-line": "quit"}"#];
+
 #[test]
 fn any_command_can_be_asked_and_a_refusal_is_no_answer() {
     let place = Place::new();
@@ -138,8 +141,13 @@ fn any_command_can_be_asked_and_a_refusal_is_no_answer() {
     let output = place.sim(&["no-such-thing"]).output().unwrap();
     assert!(complaint(&output).contains("CommandNotFound"), "{output:?}");
     let output = place.sim(&["quit"]).output().unwrap();
+    assert!(
+        complaint(&output).contains("not in the policy"),
+        "{output:?}"
+    );
+    let output = place.sim(&PERSONS_QUIT).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert_eq!(text(&output.stdout), "{}\n");
+    assert_eq!(text(&output.stdout), "\"\"\n");
     let output = place.sim(&["query-status", "[]"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     place.assert_nothing_left();
@@ -242,7 +250,7 @@ fn it_stays_up_for_more_questions_until_it_is_interrupted() {
     let mut running = Running::start(place.sim(&["--keep"]));
     let hint = running.hear("staying up: stubdm-run ");
     let mut question = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
-    question.args(hint.split(' ').take(4)).arg("quit");
+    question.args(hint.split(' ').take(4)).args(PERSONS_QUIT);
     assert_eq!(question.output().unwrap().status.code(), Some(0));
     let (status, _, words) = running.end();
     assert_eq!(status, Some(0), "{words}");

@@ -10,15 +10,20 @@
 //! | [`json`] | JSON under limits |
 //! | [`form`], [`shape`] | what a value has to look like |
 //! | `file`, `default.toml` | the policy as text |
-//! | [`filter`] | one conversation under a policy |
+//! | [`conversation`] | one client's conversation under a policy |
+//! | [`monitor`] | QEMU's side of it |
+//! | [`message`], [`audit`] | the lines this program writes itself |
 //! | [`person`] | `stubdm-run policy` |
 //!
 //! Nothing here does I/O but the reading of a policy's file and what a person is shown. `docs/qmp-policy.md` says what holds.
 
+pub mod audit;
+pub mod conversation;
 mod file;
-pub mod filter;
 pub mod form;
 pub mod json;
+pub mod message;
+pub mod monitor;
 pub mod person;
 pub mod shape;
 

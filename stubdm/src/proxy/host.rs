@@ -6,48 +6,26 @@
 //!   └────────────┘          client gone, anywhere ─▶ End ◀──────┘
 //! ```
 //!
-//! # Finding the session's first byte
-//! The ring keeps what an earlier client did not read, and the server may not even have noticed
-//! that the client changed. So before a client of ours hears anything we ask QEMU something that
-//! is refused while capabilities are not negotiated (`query-version`, under an id nobody used before)
-//! and read until its answer:
-//!
-//! * refused: this is a new monitor session; the last greeting before the answer is its greeting
-//!   and everything else was stale. The greeting goes to the client, and from here on bytes are
-//!   passed on as they are;
-//! * obeyed: the server still serves the client before. The vchan is closed, and opened again
-//!   after a pause in which the server can notice.
-//!
-//! The probe starts with `0xFF` and a line break when no greeting came first, which makes QEMU's
-//! parser forget half a command that an earlier client may have left in it.
-//!
-//! With a policy ([`HostSession::filtered`]) the session's bytes are not passed on but read, judged
-//! and written anew, the greeting included ([`Filter`]).
+//! Before a client of ours hears anything, [`Sync`] finds the session's first byte; its greeting then
+//! goes to the client, and from here on bytes are passed on as they are. A server that still serves the
+//! client before has the vchan closed, and opened again after a pause in which it can notice.
 //!
 //! With [`Payload::Opaque`] there is no such question to ask, and bytes flow as soon as the vchan
-//! is up.
+//! is up. QMP under a policy is [`super::exchange`]'s.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use serde_json::Value;
 
 use super::Payload;
 use super::buffer::Buffer;
-use crate::policy::Policy;
-use crate::policy::filter::{Filter, Out};
-use crate::qmp::lines::{LINE_MAX, Line, Lines};
-use crate::qmp::message::{Message, command};
+pub use super::sync::Memory;
+use super::sync::{Found, Sync};
 
 /// Bytes held for each direction.
 pub const BUFFER: usize = 64 << 10;
-/// How long a greeting is waited for before probing without one.
-const GREETING_WAIT: Duration = Duration::from_millis(500);
-/// How long a probe's answer is waited for before another is sent.
-const PROBE_WAIT: Duration = Duration::from_secs(2);
-/// The first pause before connecting again; it doubles up to 1 s.
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(1);
+/// The first pause before connecting again.
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(50);
+/// It doubles up to this.
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(1);
 /// How long the last bytes of a client that left, or for one that is to be closed, may take.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 /// How often it is looked whether the other end has taken a gone client's last bytes: what is
@@ -63,15 +41,6 @@ pub enum Link {
     Connect(Instant),
     /// The session is over: close the vchan and the client's socket.
     End,
-}
-
-#[derive(Debug)]
-struct Sync {
-    lines: Lines,
-    greeting: Option<Vec<u8>>,
-    probe: Option<String>,
-    probe_at: Instant,
-    out: Buffer,
 }
 
 #[derive(Debug)]
@@ -93,30 +62,6 @@ enum Phase {
     End,
 }
 
-/// What outlives a session: the greeting last seen, and ids that are never used twice.
-#[derive(Debug)]
-pub struct Memory {
-    greeting: Option<Vec<u8>>,
-    seed: u64,
-    probes: u64,
-}
-
-impl Memory {
-    /// `seed` distinguishes this process's probes from those of another before it.
-    pub fn new(seed: u64) -> Self {
-        Self {
-            greeting: None,
-            seed,
-            probes: 0,
-        }
-    }
-
-    fn next_probe(&mut self) -> String {
-        self.probes += 1;
-        format!("stubdm-{:x}-{}", self.seed, self.probes)
-    }
-}
-
 /// The session.
 #[derive(Debug)]
 pub struct HostSession {
@@ -126,7 +71,6 @@ pub struct HostSession {
     to_client: Buffer,
     client_reads_only: bool,
     retry: Duration,
-    filter: Option<Filter>,
 }
 
 impl HostSession {
@@ -139,27 +83,7 @@ impl HostSession {
             to_client: Buffer::new(BUFFER),
             client_reads_only: false,
             retry: RETRY_MIN,
-            filter: None,
         }
-    }
-
-    /// As [`HostSession::new`] for QMP, of which only what the policy allows passes.
-    pub fn filtered(policy: &Arc<Policy>, memory: &mut Memory, now: Instant) -> Self {
-        let filter = Filter::new(policy.clone(), memory.next_probe());
-        Self {
-            filter: Some(filter),
-            ..Self::new(Payload::Qmp, now)
-        }
-    }
-
-    /// The next line of the audit.
-    pub fn audit(&mut self) -> Option<String> {
-        self.filter.as_mut().filter(|f| f.has_audit())?.audit()
-    }
-
-    /// The last lines of the audit: those of a session that is over, what was dropped included.
-    pub fn last_audit(&mut self) -> Option<String> {
-        self.filter.as_mut()?.audit()
     }
 
     /// What is to happen with the vchan now. `unread` is how many bytes the other end has not
@@ -180,7 +104,7 @@ impl HostSession {
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Down { retry_at } => Some(*retry_at),
-            Phase::Sync(sync) => Some(sync.probe_at),
+            Phase::Sync(sync) => Some(sync.deadline()),
             Phase::Finish { until } => Some(*until),
             Phase::Flush { look_at, .. } => Some(*look_at),
             Phase::Pump | Phase::End => None,
@@ -190,7 +114,7 @@ impl HostSession {
     /// Time has passed.
     pub fn tick(&mut self, memory: &mut Memory, now: Instant) {
         match &mut self.phase {
-            Phase::Sync(sync) if sync.probe_at <= now => sync.send_probe(memory, now),
+            Phase::Sync(sync) => sync.tick(memory, now),
             Phase::Flush { look_at, .. } => *look_at = now + FLUSH_LOOK,
             _ => {}
         }
@@ -200,13 +124,7 @@ impl HostSession {
     pub fn vchan_up(&mut self, now: Instant) {
         self.phase = match self.payload {
             Payload::Opaque => Phase::Pump,
-            Payload::Qmp => Phase::Sync(Box::new(Sync {
-                lines: Lines::new(LINE_MAX),
-                greeting: None,
-                probe: None,
-                probe_at: now + GREETING_WAIT,
-                out: Buffer::new(BUFFER),
-            })),
+            Payload::Qmp => Phase::Sync(Box::new(Sync::new(now))),
         };
     }
 
@@ -216,10 +134,6 @@ impl HostSession {
         match self.phase {
             Phase::Down { .. } | Phase::Sync(_) => self.reconnect(now),
             Phase::Pump => {
-                if let Some(filter) = &mut self.filter {
-                    let told = filter.lost();
-                    self.to_client.append(&told);
-                }
                 self.phase = Phase::Finish {
                     until: now + FLUSH_WAIT,
                 }
@@ -240,32 +154,12 @@ impl HostSession {
     pub fn client_room(&self) -> usize {
         let open =
             !self.client_reads_only && !matches!(self.phase, Phase::Finish { .. } | Phase::End);
-        // What a command may hold is decided by the greeting, so a filter waits for that.
-        let ready = match &self.filter {
-            Some(filter) => matches!(self.phase, Phase::Pump) && filter.has_room(),
-            None => true,
-        };
-        if open && ready {
-            self.to_vchan.room()
-        } else {
-            0
-        }
+        if open { self.to_vchan.room() } else { 0 }
     }
 
     /// The client said something.
     pub fn client_bytes(&mut self, bytes: &[u8]) {
-        match &mut self.filter {
-            Some(filter) => {
-                let out = filter.client_bytes(bytes);
-                self.take(&out);
-            }
-            None => self.to_vchan.append(bytes),
-        }
-    }
-
-    fn take(&mut self, out: &Out) {
-        self.to_vchan.append(&out.to_qemu);
-        self.to_client.append(&out.to_client);
+        self.to_vchan.append(bytes);
     }
 
     /// The client will say nothing more, but may still be listening.
@@ -305,73 +199,26 @@ impl HostSession {
 
     /// The other end said something.
     pub fn vchan_bytes(&mut self, memory: &mut Memory, mut bytes: &[u8], now: Instant) {
-        while let Phase::Sync(_) = self.phase {
-            let end = bytes
-                .iter()
-                .position(|b| *b == b'\n')
-                .map_or(bytes.len(), |at| at + 1);
-            if end == 0 {
-                return;
+        if let Phase::Sync(sync) = &mut self.phase {
+            match sync.bytes(memory, &mut bytes, now) {
+                None => return,
+                Some(Found::Old) => return self.reconnect(now),
+                Some(Found::New(greeting)) => {
+                    self.to_client.append(&greeting);
+                    self.to_client.append(b"\r\n");
+                    self.phase = Phase::Pump;
+                }
             }
-            let (line, rest) = bytes.split_at(end);
-            self.sync_bytes(memory, line, now);
-            bytes = rest;
         }
         if let Phase::Pump = self.phase {
-            match &mut self.filter {
-                Some(filter) => {
-                    let out = filter.qemu_bytes(bytes);
-                    self.take(&out);
-                }
-                None => self.to_client.append(bytes),
-            }
-        }
-    }
-
-    fn sync_bytes(&mut self, memory: &mut Memory, bytes: &[u8], now: Instant) {
-        let Phase::Sync(sync) = &mut self.phase else {
-            return;
-        };
-        let mut found = None;
-        sync.lines.push(bytes, |line| found = Some(line));
-        let Some(Line::Whole(line)) = found else {
-            return;
-        };
-        match Message::parse(&line) {
-            Ok(Message::Greeting(_)) => {
-                sync.greeting = Some(line);
-                sync.send_probe(memory, now);
-            }
-            Ok(Message::Error { id, .. }) if sync.is_answer(&id) => {
-                let Some(greeting) = sync.greeting.take().or_else(|| memory.greeting.clone())
-                else {
-                    self.reconnect(now);
-                    return;
-                };
-                match self
-                    .filter
-                    .as_mut()
-                    .map(|filter| filter.greeting(&greeting))
-                {
-                    Some(None) => return self.reconnect(now),
-                    Some(Some(clean)) => self.to_client.append(&clean),
-                    None => {
-                        self.to_client.append(&greeting);
-                        self.to_client.append(b"\r\n");
-                    }
-                }
-                memory.greeting = Some(greeting);
-                self.phase = Phase::Pump;
-            }
-            Ok(Message::Return { id, .. }) if sync.is_answer(&id) => self.reconnect(now),
-            _ => {}
+            self.to_client.append(bytes);
         }
     }
 
     /// Bytes for the vchan.
     pub fn vchan_out(&self) -> &[u8] {
         match &self.phase {
-            Phase::Sync(sync) => sync.out.front(),
+            Phase::Sync(sync) => sync.out(),
             Phase::Pump | Phase::Flush { .. } => self.to_vchan.front(),
             Phase::Down { .. } | Phase::Finish { .. } | Phase::End => &[],
         }
@@ -380,7 +227,7 @@ impl HostSession {
     /// `count` bytes of [`HostSession::vchan_out`] went out.
     pub fn vchan_wrote(&mut self, count: usize) {
         match &mut self.phase {
-            Phase::Sync(sync) => sync.out.consume(count),
+            Phase::Sync(sync) => sync.wrote(count),
             _ => self.to_vchan.consume(count),
         }
     }
@@ -393,22 +240,5 @@ impl HostSession {
     /// `count` bytes of [`HostSession::client_out`] went out.
     pub fn client_wrote(&mut self, count: usize) {
         self.to_client.consume(count);
-    }
-}
-
-impl Sync {
-    fn send_probe(&mut self, memory: &mut Memory, now: Instant) {
-        let id = memory.next_probe();
-        if self.greeting.is_none() || self.probe.is_some() {
-            self.out.append(b"\xff\n");
-        }
-        self.out
-            .append(&command("query-version", None, &Value::from(id.as_str())));
-        self.probe = Some(id);
-        self.probe_at = now + PROBE_WAIT;
-    }
-
-    fn is_answer(&self, id: &Value) -> bool {
-        self.probe.is_some() && id.as_str() == self.probe.as_deref()
     }
 }

@@ -3,11 +3,18 @@
 //! ```text
 //!   dom0                                              stubdomain
 //!   libxl ──unix──▶ client mode ══vchan══▶ server mode ──unix──▶ QEMU's monitor
-//!          (host::HostSession)            (guest::GuestSession)
+//!          (exchange::Exchange,           (guest::GuestSession)
+//!           host::HostSession)
 //! ```
 //!
-//! The two session types hold every decision and do no I/O; [`client`] and [`server`] are the
-//! loops that move bytes for them between a socket and a [`crate::transport::Transport`].
+//! The sessions hold every decision and do no I/O; the loops move bytes for them between sockets and
+//! a [`crate::transport::Transport`].
+//!
+//! | | decisions | loop |
+//! |---|---|---|
+//! | the host, QMP under a policy: all clients on one connection | [`exchange`], [`trunk`] | [`hub`] |
+//! | the host, bytes as they are: a connection for each client | [`host`] | [`pump`] |
+//! | the stubdomain | [`guest`] | [`server`] |
 //!
 //! # What holds
 //! * No byte of one session reaches another, in either direction (how: `docs/qmp-proxy.md`).
@@ -18,14 +25,21 @@
 pub mod buffer;
 pub mod client;
 pub mod consoles;
+pub mod exchange;
 pub mod guest;
 pub mod host;
+pub mod hub;
 pub mod inherit;
 pub mod listen;
 pub mod local;
+pub mod meter;
 pub mod options;
+pub mod pump;
 pub mod run;
 pub mod server;
+pub mod sides;
+pub mod sync;
+pub mod trunk;
 pub mod vchan;
 
 /// What the bytes are, which decides how a session boundary can be found.

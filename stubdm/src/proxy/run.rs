@@ -163,13 +163,15 @@ fn serve_clients(
     let node = options.node.clone();
     let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
     let payload = Payload::of_node(&options.node);
-    let mut proxy = Proxy::new(clients, connect, payload, seed());
-    let passes = match policy {
-        Some((policy, source)) => {
-            proxy = proxy.under(policy);
-            format!("what the policy allows passes: {source}")
-        }
-        None => "all bytes pass unread both ways".to_owned(),
+    let (mut proxy, passes) = match policy {
+        Some((policy, source)) => (
+            Proxy::under(clients, connect, policy, seed()),
+            format!("what the policy allows passes: {source}"),
+        ),
+        None => (
+            Proxy::new(clients, connect, payload, seed()),
+            "all bytes pass unread both ways".to_owned(),
+        ),
     };
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);

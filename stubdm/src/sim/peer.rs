@@ -3,7 +3,7 @@
 //!
 //! It keeps QEMU's manners, which is what the proxy relies on: a greeting for every conversation,
 //! nothing but `qmp_capabilities` before that was given, ids returned, errors for what it does not
-//! know. It ends when the monitor it connected to is closed, or by `quit`.
+//! know. It ends when the monitor it connected to is closed, or by `quit`, a person's `quit` included.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -128,7 +128,12 @@ impl Machine {
                 ("CommandNotFound", desc)
             }),
         };
-        let ends = name == Some("quit") && outcome.is_ok();
+        let said = command.pointer("/arguments/command-line");
+        let ends = match name {
+            Some("quit") => outcome.is_ok(),
+            Some("human-monitor-command") => said.is_some_and(|said| said == "quit"),
+            _ => false,
+        };
         let mut answer = match outcome {
             Ok(value) => json!({"return": value}),
             Err((class, desc)) => refuse(class, &desc),
@@ -141,7 +146,7 @@ impl Machine {
 
     /// The script.
     fn execute(&self, name: &str) -> Option<Value> {
-        const COMMANDS: [&str; 7] = [
+        const COMMANDS: [&str; 8] = [
             "query-version",
             "query-status",
             "query-name",
@@ -149,6 +154,7 @@ impl Machine {
             "cont",
             "stop",
             "quit",
+            "human-monitor-command",
         ];
         Some(match name {
             "query-version" => version(),
@@ -164,6 +170,7 @@ impl Machine {
                 json!({})
             }
             "quit" => json!({}),
+            "human-monitor-command" => json!(""),
             _ => return None,
         })
     }

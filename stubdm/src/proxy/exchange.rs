@@ -1,0 +1,338 @@
+//! All clients of a filtering proxy and the one session with QEMU, without I/O.
+//!
+//! ```text
+//!   client 1 ─▶ Conversation ─┐ in turns, one                 ┌─▶ the client
+//!   client 2 ─▶ Conversation ─┼─command at a time─▶ Trunk ─▶ QEMU whose command it was
+//!   client 3 ─▶ (not greeted) ┘
+//! ```
+//!
+//! A client is greeted from what is known of QEMU as soon as the session with it stands; its commands
+//! wait for their turn. A client that leaves takes with it what QEMU does not have yet.
+//!
+//! # Memory
+//! Whatever the stubdomain says: one line of its, the value read from it and that value rebuilt; for each
+//! client one answer that it has not taken yet, for a client is given no turn while more than
+//! [`BUFFER`] waits for it; [`EVENTS`] events. The limits are the policy's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::buffer::Buffer;
+use super::host::{BUFFER, Link};
+use super::trunk::{Told, Trunk};
+use crate::policy::Policy;
+use crate::policy::audit::Audit;
+use crate::policy::conversation::Conversation;
+use crate::policy::json::Json;
+use crate::policy::monitor::Reply;
+
+/// Clients served at once; others wait in the socket's queue.
+pub const CLIENTS: usize = 16;
+/// Events passed to one client in a second.
+const EVENTS: u32 = 20;
+/// How long a command waits for a session with QEMU that was lost.
+const ABSENT: Duration = Duration::from_secs(5);
+
+/// One client.
+#[derive(Debug)]
+struct Seat {
+    number: u64,
+    /// `None` until it is greeted.
+    talk: Option<Conversation>,
+    out: Buffer,
+    ends: bool,
+    events: (Instant, u32),
+}
+
+/// The exchange.
+#[derive(Debug)]
+pub struct Exchange {
+    policy: Arc<Policy>,
+    trunk: Trunk,
+    seats: Vec<Seat>,
+    count: u64,
+    /// The client that was given the last turn.
+    last: u64,
+    absent: Option<Instant>,
+    audit: Audit,
+    /// A client left since it was told how much was dropped: a flood makes no lines of its own.
+    tells_dropped: bool,
+}
+
+impl Exchange {
+    /// Without clients. `seed` as for [`super::sync::Memory::new`].
+    pub fn new(policy: Arc<Policy>, seed: u64, now: Instant) -> Self {
+        Self {
+            trunk: Trunk::new(policy.clone(), seed, now),
+            policy,
+            seats: Vec::new(),
+            count: 0,
+            last: 0,
+            absent: None,
+            audit: Audit::default(),
+            tells_dropped: false,
+        }
+    }
+
+    /// Whether another client may come.
+    pub fn has_seat(&self) -> bool {
+        self.seats.len() < CLIENTS
+    }
+
+    /// A client was accepted; its number.
+    pub fn client_arrived(&mut self, now: Instant) -> u64 {
+        self.count += 1;
+        self.seats.push(Seat {
+            number: self.count,
+            talk: None,
+            out: Buffer::new(BUFFER),
+            ends: false,
+            events: (now, 0),
+        });
+        self.greet();
+        self.advance(now);
+        self.count
+    }
+
+    fn greet(&mut self) {
+        let Some(version) = self.trunk.ready() else {
+            return;
+        };
+        for seat in self.seats.iter_mut().filter(|seat| seat.talk.is_none()) {
+            let (talk, greeting) = Conversation::begin(self.policy.clone(), seat.number, version);
+            seat.talk = Some(talk);
+            seat.out.append(&greeting);
+        }
+    }
+
+    fn seat(&self, client: u64) -> Option<&Seat> {
+        self.seats.iter().find(|seat| seat.number == client)
+    }
+
+    fn seat_mut(&mut self, client: u64) -> Option<&mut Seat> {
+        self.seats.iter_mut().find(|seat| seat.number == client)
+    }
+
+    /// How many bytes of the client's may be read now.
+    pub fn client_room(&self, client: u64) -> usize {
+        let open = self.seat(client).filter(|seat| !seat.ends);
+        let talk = open.and_then(|seat| seat.talk.as_ref());
+        let full = open.is_some_and(|seat| seat.out.room() == 0);
+        // What a command may hold is decided by QEMU's version, so the greeting comes first.
+        if talk.is_some_and(Conversation::has_room) && !full {
+            4096
+        } else {
+            0
+        }
+    }
+
+    /// The client said something.
+    pub fn client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
+        let found = self.seats.iter_mut().find(|seat| seat.number == client);
+        if let Some(seat) = found {
+            if let Some(talk) = &mut seat.talk {
+                seat.out.append(&talk.client_bytes(bytes, &mut self.audit));
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The client will say nothing more, but may still be listening.
+    pub fn client_ended(&mut self, client: u64) {
+        if let Some(seat) = self.seat_mut(client) {
+            seat.ends = true;
+        }
+    }
+
+    /// Whether nothing is left to be said to a client that has ended.
+    pub fn is_over(&self, client: u64) -> bool {
+        self.seat(client).is_none_or(|seat| {
+            seat.ends
+                && seat.out.is_empty()
+                && seat.talk.as_ref().is_none_or(|talk| !talk.is_open())
+        })
+    }
+
+    /// The client is gone.
+    pub fn client_gone(&mut self, client: u64, now: Instant) {
+        self.trunk.client_left(client, now);
+        let at = self.seats.iter().position(|seat| seat.number == client);
+        if let Some(talk) = at.and_then(|at| self.seats.remove(at).talk) {
+            talk.abandon(&mut self.audit);
+        }
+        self.tells_dropped = true;
+        self.advance(now);
+    }
+
+    /// Bytes for the client.
+    pub fn client_out(&self, client: u64) -> &[u8] {
+        self.seat(client).map_or(&[], |seat| seat.out.front())
+    }
+
+    /// `count` bytes of [`Exchange::client_out`] went out.
+    pub fn client_wrote(&mut self, client: u64, count: usize, now: Instant) {
+        if let Some(seat) = self.seat_mut(client) {
+            seat.out.consume(count);
+        }
+        self.advance(now);
+    }
+
+    /// Gives QEMU the next command, of the client whose turn it is.
+    fn advance(&mut self, now: Instant) {
+        self.trunk.wanted(self.wants(), now);
+        if !self.trunk.is_free() {
+            return;
+        }
+        let last = self.last;
+        let waiting = self.seats.iter_mut().filter(|seat| {
+            let has = seat.talk.as_ref().is_some_and(Conversation::has_request);
+            has && seat.out.room() > 0
+        });
+        // The first after the last, round and round.
+        let next = waiting.min_by_key(|seat| (seat.number <= last, seat.number));
+        let Some(seat) = next else {
+            return;
+        };
+        self.last = seat.number;
+        if let Some(request) = seat.talk.as_mut().and_then(Conversation::next_request) {
+            self.trunk.send(self.last, request, now);
+        }
+    }
+
+    /// Whether a client waits for QEMU: to be greeted, or to be given a turn.
+    fn wants(&self) -> bool {
+        self.seats
+            .iter()
+            .any(|seat| seat.talk.as_ref().is_none_or(Conversation::has_request))
+    }
+
+    /// What is to happen with the vchan; [`Link::End`] is to close it until it is wanted again.
+    pub fn link(&self) -> Link {
+        self.trunk.link()
+    }
+
+    /// When [`Exchange::tick`] is wanted next.
+    pub fn deadline(&self) -> Option<Instant> {
+        let absent = self.absent.filter(|_| self.wants()).map(|at| at + ABSENT);
+        crate::event::earlier(self.trunk.deadline(self.wants()), absent)
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        let wants = self.wants();
+        let told = self.trunk.tick(wants, &mut self.audit, now);
+        self.tell(told, now);
+        if self.absent.is_some_and(|at| at + ABSENT <= now) {
+            self.absent = Some(now);
+            for seat in &mut self.seats {
+                if let Some(talk) = &mut seat.talk {
+                    let why = "the device model cannot be reached";
+                    seat.out.append(&talk.give_up(why, &mut self.audit));
+                }
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The vchan is connected.
+    pub fn vchan_up(&mut self, now: Instant) {
+        self.trunk.vchan_up(now);
+    }
+
+    /// The vchan could not be connected, or is gone.
+    pub fn vchan_lost(&mut self, now: Instant) {
+        let told = self.trunk.vchan_lost(now);
+        self.tell([told], now);
+    }
+
+    /// How many bytes of the vchan's may be read now.
+    pub fn vchan_room(&self) -> usize {
+        self.trunk.vchan_room()
+    }
+
+    /// The other end said something.
+    pub fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let told = self.trunk.vchan_bytes(bytes, &mut self.audit, now);
+        self.tell(told, now);
+    }
+
+    /// Bytes for the vchan.
+    pub fn vchan_out(&self) -> &[u8] {
+        self.trunk.vchan_out()
+    }
+
+    /// `count` bytes of [`Exchange::vchan_out`] went out.
+    pub fn vchan_wrote(&mut self, count: usize) {
+        self.trunk.vchan_wrote(count);
+    }
+
+    fn tell(&mut self, told: impl IntoIterator<Item = Told>, now: Instant) {
+        for told in told {
+            match told {
+                Told::Answer(client, reply) => self.answer(client, reply),
+                Told::Event(name, data) => self.event(&name, data.as_ref(), now),
+                Told::Lost(client) => self.lost(client, now),
+            }
+        }
+        if self.trunk.ready().is_some() {
+            self.absent = None;
+        }
+        self.greet();
+        self.advance(now);
+    }
+
+    fn answer(&mut self, client: u64, reply: Reply) {
+        let found = self.seats.iter_mut().find(|seat| seat.number == client);
+        if let Some(seat) = found {
+            if let Some(talk) = &mut seat.talk {
+                seat.out.append(&talk.answered(reply, &mut self.audit));
+            }
+        }
+    }
+
+    /// QEMU's session is gone, and with it what it knew: all that was asked is answered.
+    fn lost(&mut self, client: Option<u64>, now: Instant) {
+        self.absent.get_or_insert(now);
+        let found = self
+            .seats
+            .iter_mut()
+            .find(|seat| Some(seat.number) == client);
+        if let Some(seat) = found {
+            if let Some(talk) = &mut seat.talk {
+                let why = "the device model went away";
+                seat.out.append(&talk.give_up(why, &mut self.audit));
+            }
+        }
+    }
+
+    fn event(&mut self, name: &str, data: Option<&Json>, now: Instant) {
+        let mut passed = false;
+        for seat in &mut self.seats {
+            let (since, count) = &mut seat.events;
+            if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
+                (*since, *count) = (now, 0);
+            }
+            let event = seat.talk.as_ref().and_then(|talk| talk.event(name, data));
+            if let Some(event) = event.filter(|_| *count < EVENTS && seat.out.room() > 0) {
+                *count += 1;
+                passed = true;
+                seat.out.append(&event);
+            }
+        }
+        if !passed {
+            self.audit.drop_one();
+        }
+    }
+
+    /// The next line of the audit.
+    pub fn audit(&mut self) -> Option<String> {
+        let line = self.audit.next_line();
+        if line.is_some() || !std::mem::take(&mut self.tells_dropped) {
+            return line;
+        }
+        self.audit.dropped()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! The loop of a proxy that filters: several clients at once on one vchan connection that stays.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+use tracing::{debug, info, warn};
+
+use super::client::{Clients, ROUNDS, Turn};
+use super::exchange::Exchange;
+use super::host::Link;
+use super::local::Local;
+use super::sides::{ClientSide, VchanSide, pump_client, pump_vchan};
+use crate::error::one_line;
+use crate::event::Interest;
+use crate::policy::Policy;
+use crate::transport::{Connect, Transport};
+
+/// The loop.
+#[derive(Debug)]
+pub struct Hub<C: Connect> {
+    clients: Clients,
+    connect: C,
+    exchange: Exchange,
+    here: Vec<(u64, Local)>,
+    link: Option<C::Link>,
+    complaint: Option<String>,
+}
+
+impl<C: Connect> Hub<C> {
+    /// `seed` as for [`super::sync::Memory::new`].
+    pub fn new(clients: Clients, connect: C, policy: Policy, seed: u64) -> Self {
+        Self {
+            clients,
+            connect,
+            exchange: Exchange::new(Arc::new(policy), seed, Instant::now()),
+            here: Vec::new(),
+            link: None,
+            complaint: None,
+        }
+    }
+
+    /// What to wait for.
+    pub fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = Vec::new();
+        match &self.clients {
+            Clients::Socket(fd) if self.exchange.has_seat() => {
+                interests.push((fd.as_fd(), PollFlags::POLLIN));
+            }
+            _ => {}
+        }
+        for (client, local) in &self.here {
+            let read = self.exchange.client_room(*client) > 0;
+            let write = !self.exchange.client_out(*client).is_empty();
+            interests.extend(local.interest(read, write));
+        }
+        // While nothing may be read, a deadline says when to look again.
+        let link = self
+            .link
+            .as_ref()
+            .filter(|_| self.exchange.vchan_room() > 0);
+        interests.extend(link.map(|link| (link.poll_fd(), PollFlags::POLLIN)));
+        interests
+    }
+
+    /// Does all that can be done without waiting.
+    ///
+    /// # Errors
+    /// The listening socket is of no more use.
+    pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
+        for _ in 0..ROUNDS {
+            let mut moved = self.accept(now)?;
+            if self.here.is_empty() && matches!(self.clients, Clients::Once(_)) {
+                return Ok(Turn::Done);
+            }
+            self.exchange.tick(now);
+            if let Some(link) = &mut self.link {
+                match pump_vchan(&mut self.exchange, link, now) {
+                    Ok(some) => moved |= some,
+                    Err(error) => {
+                        info!("the vchan is gone: {}", one_line(&error.to_string()));
+                        self.exchange.vchan_lost(now);
+                        self.link = None;
+                    }
+                }
+            }
+            moved |= self.pump_clients(now);
+            while let Some(line) = self.exchange.audit() {
+                info!("{line}");
+            }
+            match self.exchange.link() {
+                Link::Keep => {}
+                Link::End => self.link = None,
+                Link::Connect(at) => {
+                    self.link = None;
+                    if at <= now {
+                        if !self.connect(now) {
+                            return Ok(Turn::Done);
+                        }
+                        moved = true;
+                    }
+                }
+            }
+            if !moved {
+                return Ok(Turn::Sleep(self.exchange.deadline()));
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    fn accept(&mut self, now: Instant) -> io::Result<bool> {
+        let mut moved = false;
+        while self.exchange.has_seat() {
+            let Some(local) = self.clients.accept()? else {
+                break;
+            };
+            let client = self.exchange.client_arrived(now);
+            debug!("client {client} is here");
+            self.here.push((client, local));
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    fn pump_clients(&mut self, now: Instant) -> bool {
+        let once = matches!(self.clients, Clients::Once(_));
+        let exchange = &mut self.exchange;
+        let mut moved = false;
+        self.here.retain_mut(|(client, local)| {
+            let client = *client;
+            let seen = pump_client(&mut (&mut *exchange, client), local, now);
+            moved |= seen.moved;
+            if seen.ended {
+                exchange.client_ended(client);
+            }
+            let over = once && exchange.is_over(client);
+            if (seen.gone && !seen.moved) || over {
+                debug!("client {client} has left");
+                exchange.client_gone(client, now);
+                moved = true;
+                return false;
+            }
+            true
+        });
+        moved
+    }
+
+    /// Tries to connect; `false` if nobody will ever be there.
+    fn connect(&mut self, now: Instant) -> bool {
+        match self.connect.connect() {
+            Ok(link) => {
+                debug!("vchan connected");
+                self.link = Some(link);
+                self.complaint = None;
+                self.exchange.vchan_up(now);
+            }
+            Err(error) if !self.connect.may_come() => {
+                warn!("the server's domain is gone: {error}");
+                return false;
+            }
+            Err(error) => {
+                let line = one_line(&error.to_string());
+                if self.complaint.as_ref() != Some(&line) {
+                    info!("no vchan yet: {line}");
+                    self.complaint = Some(line);
+                }
+                self.exchange.vchan_lost(now);
+            }
+        }
+        true
+    }
+}
+
+impl VchanSide for Exchange {
+    fn vchan_out(&self) -> &[u8] {
+        self.vchan_out()
+    }
+
+    fn vchan_wrote(&mut self, count: usize) {
+        self.vchan_wrote(count);
+    }
+
+    fn vchan_room(&self) -> usize {
+        self.vchan_room()
+    }
+
+    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.vchan_bytes(bytes, now);
+    }
+}
+
+impl ClientSide for (&mut Exchange, u64) {
+    fn room(&self) -> usize {
+        self.0.client_room(self.1)
+    }
+
+    fn bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.0.client_bytes(self.1, bytes, now);
+    }
+
+    fn out(&self) -> &[u8] {
+        self.0.client_out(self.1)
+    }
+
+    fn wrote(&mut self, count: usize, now: Instant) {
+        self.0.client_wrote(self.1, count, now);
+    }
+}
