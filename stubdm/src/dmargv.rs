@@ -13,6 +13,7 @@ pub mod words;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 
 /// What stands in `-incoming`'s value until the stubdomain knows its descriptor. It is replaced
@@ -95,13 +96,20 @@ pub fn in_order(names: Vec<String>) -> Result<Vec<String>, ArgvError> {
     Ok(numbered.into_iter().map(|(_, name)| name).collect())
 }
 
-/// A network interface QEMU will open.
+/// The network side of an emulated card, as libxl names it: `-netdev type=tap,id=netN,…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tap {
-    /// The name QEMU gives the interface it makes.
-    pub ifname: String,
-    /// The bridge on the host; inside it only names the network.
-    pub bridge: Option<String>,
+    /// libxl's number of the card, which is that of the stubdomain's own as well.
+    pub number: u32,
+    /// The emulated card's address.
+    pub mac: Option<String>,
+}
+
+impl Tap {
+    /// Its `id`.
+    pub fn netdev(&self) -> String {
+        format!("net{}", self.number)
+    }
 }
 
 /// QEMU's arguments, in order, without the program's name.
@@ -163,21 +171,41 @@ impl DmArgv {
         disks
     }
 
-    /// The interfaces QEMU will make: every `-netdev type=tap` (or `tap,…`) with a name.
+    /// The taps: every `-netdev type=tap,id=netN` (or `tap,…`).
     pub fn taps(&self) -> Vec<Tap> {
-        let mut taps = Vec::new();
-        for options in self.values_of("-netdev") {
+        let numbers = self.values_of("-netdev").filter_map(tap_number);
+        let tap = |number| {
+            let mut tap = Tap { number, mac: None };
+            tap.mac = self.mac_of(&tap.netdev());
+            tap
+        };
+        numbers.map(tap).collect()
+    }
+
+    /// The address of the emulated card that has this network side.
+    fn mac_of(&self, netdev: &str) -> Option<String> {
+        self.values_of("-device").find_map(|options| {
             let pairs = pairs(options);
-            let find = |key: &str| pairs.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
-            let tap = find("type").as_deref() == Some("tap") || find("tap").is_some();
-            if let (true, Some(ifname)) = (tap, find("ifname")) {
-                taps.push(Tap {
-                    ifname,
-                    bridge: find("br"),
-                });
+            let own = pairs.iter().any(|(k, v)| k == "netdev" && v == netdev);
+            let mac = pairs.into_iter().find(|(key, _)| key == "mac");
+            mac.filter(|_| own).map(|(_, mac)| mac)
+        })
+    }
+
+    /// Lets a tap be the open descriptor `fd` instead of an interface that QEMU makes.
+    pub fn set_tap(&mut self, netdev: &str, fd: RawFd) {
+        let all = words::words(&self.args).into_iter();
+        let taps = all.filter(|word| word.name == b"netdev");
+        let own = taps.filter(|word| {
+            let number = word.value.and_then(tap_number);
+            number.is_some_and(|number| Tap { number, mac: None }.netdev() == netdev)
+        });
+        let places: Vec<usize> = own.map(|word| word.at + 1).collect();
+        for place in places {
+            if let Some(arg) = self.args.get_mut(place) {
+                *arg = format!("type=tap,id={netdev},fd={fd}").into_bytes();
             }
         }
-        taps
     }
 
     /// The consoles QEMU will open as serial ports: `-serial /dev/hvcN`.
@@ -229,6 +257,16 @@ impl DmArgv {
         all.filter(move |word| word.name == name)
             .filter_map(|word| word.value)
     }
+}
+
+/// The number of a `-netdev` that is a tap of libxl's.
+pub(crate) fn tap_number(options: &[u8]) -> Option<u32> {
+    let pairs = pairs(options);
+    let find = |key: &str| pairs.iter().find(|(k, _)| k == key).map(|(_, v)| v);
+    let tap = find("type").is_some_and(|kind| kind == "tap") || find("tap").is_some();
+    let digits = find("id").filter(|_| tap)?.strip_prefix("net")?;
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain)
 }
 
 /// QEMU's `a=1,b=x,,y` syntax: pairs split at single commas, a doubled comma being a literal one.

@@ -38,8 +38,8 @@ impl Root {
                 &module_with(""),
             );
         }
-        root.put("lib/modules/6.1.0/kernel/bridge.ko", &module_with("llc"));
-        root.put("lib/modules/6.1.0/kernel/net/llc.ko", &module_with(""));
+        root.put("lib/modules/6.1.0/kernel/macvtap.ko", &module_with("tap"));
+        root.put("lib/modules/6.1.0/kernel/net/tap.ko", &module_with(""));
         root
     }
 
@@ -196,7 +196,7 @@ fn a_ramdisk_is_built_listed_and_built_again_the_same() {
     assert_eq!(find("dev/null")["mode"], "20600");
     assert_eq!(find("usr/libexec/xen-qemu-system-i386")["mode"], "100755");
     find("usr/lib/x86_64-linux-gnu/libc.so.6");
-    find("usr/lib/modules/llc.ko");
+    find("usr/lib/modules/tap.ko");
     find("usr/share/seabios/vgabios-stdvga.bin");
     assert_eq!(listing["compressed"], true);
     assert!(listing["unpacked"].as_u64() > listing["size"].as_u64());

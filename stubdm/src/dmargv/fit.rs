@@ -15,7 +15,7 @@
 //! `dmargs check` at an image's list of contents.
 
 use super::words::{Word, words};
-use super::{DmArgv, INCOMING_PLACEHOLDER, pairs};
+use super::{DmArgv, INCOMING_PLACEHOLDER, pairs, tap_number};
 
 /// What becomes of one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -282,7 +282,7 @@ fn line(value: &str, missing: &dyn Fn(&str) -> bool) -> Verdict {
     }
 }
 
-/// The init joins QEMU's taps to the stubdomain's cards; scripts of the host's are not in here, nor a shell.
+/// The init joins the taps that libxl names to the stubdomain's cards; scripts of the host's are not in here, nor a shell.
 fn netdev(value: &str) -> Verdict {
     let pairs = pairs(value.as_bytes());
     let kind = pairs.first().map(|(key, value)| match key.as_str() {
@@ -293,6 +293,9 @@ fn netdev(value: &str) -> Verdict {
         "bridge" => refused("the host's bridge cannot be reached from here; use `vif=[...]`"),
         "user" | "socket" | "stream" | "dgram" | "l2tpv3" | "vde" | "vhost-user" => {
             Verdict::Noted("reaches nothing outside the stubdomain".to_owned())
+        }
+        "tap" if tap_number(value.as_bytes()).is_none() => {
+            refused("the stubdomain has no card to join it to; use `vif=[...]`")
         }
         "tap" => {
             let script = |key: &str| matches!(key, "script" | "downscript");

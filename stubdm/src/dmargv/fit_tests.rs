@@ -112,8 +112,8 @@ fn what_can_be_meant_otherwise_is_changed() {
         ["-audiodev", "none,id=a,,b"]
     );
     assert_eq!(
-        fitted(&["-netdev", "tap,id=n,ifname=t,script=/etc/qemu-ifup"]),
-        ["-netdev", "tap,id=n,ifname=t,script=no,downscript=no"]
+        fitted(&["-netdev", "tap,id=net1,ifname=t,script=/etc/qemu-ifup"]),
+        ["-netdev", "tap,id=net1,ifname=t,script=no,downscript=no"]
     );
     let same = [
         "-serial",
@@ -140,6 +140,7 @@ fn what_would_make_another_guest_is_refused_with_its_path() {
         (&["-drive", "file=nbd:host:10809"], "network"),
         (&["-device", "rtl8139,romfile=/srv/rom"], "/srv/rom"),
         (&["-netdev", "bridge,id=n,br=br0"], "vif"),
+        (&["-netdev", "tap,id=n,ifname=t"], "vif"),
         (&["-incoming", "exec:cat /x"], "console 2"),
         (&["-loadvm", "x"], "snapshot"),
         (

@@ -85,13 +85,51 @@ fn devices_are_found_in_libxls_own_spelling() {
     // A guest *named* `-drive` has no disk more.
     assert_eq!(argv.disks(), ["/dev/xvda", "/dev/xvdc"]);
     let tap = Tap {
-        ifname: "vif7.0-emu".into(),
-        bridge: Some("xenbr0".into()),
+        number: 0,
+        mac: Some("00:16:3e:00:00:01".into()),
     };
     assert_eq!(argv.taps(), [tap]);
     assert_eq!(argv.serial_ttys(), ["/dev/hvc3"]);
     assert_eq!(argv.nic_models(), ["rtl8139"]);
     assert_eq!(argv.cd_drives(), [5632]);
+}
+
+#[test]
+fn each_tap_becomes_the_descriptor_that_is_meant_for_it() {
+    let net = |id: &str| format!("tap,id={id},ifname=vif7.{id}-emu,script=no");
+    let (one, two) = (net("net1"), net("net10"));
+    let mut argv = argv(&[
+        "-netdev",
+        &one,
+        "-netdev",
+        &two,
+        "-netdev",
+        "user,id=net1",
+        "-name",
+        "-netdev",
+        &one,
+    ]);
+    let numbers: Vec<u32> = argv.taps().iter().map(|tap| tap.number).collect();
+    assert_eq!(numbers, [1, 10]);
+    argv.set_tap("net1", 7);
+    let text: Vec<_> = argv
+        .args()
+        .iter()
+        .map(|a| String::from_utf8_lossy(a))
+        .collect();
+    assert_eq!(text[1], "type=tap,id=net1,fd=7");
+    assert_eq!(text[3], two);
+    assert_eq!(text[5], "user,id=net1");
+    assert_eq!(text[8], one, "the value of no option");
+    for other in [
+        "tap,id=net",
+        "tap,id=net+1",
+        "tap,id=other0",
+        "tap",
+        "user,id=net0",
+    ] {
+        assert_eq!(tap_number(other.as_bytes()), None, "{other}");
+    }
 }
 
 #[test]

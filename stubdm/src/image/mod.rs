@@ -30,8 +30,8 @@ pub const MODULES: &[&str] = &[
     "xen-gntalloc",
     "xen-blkfront",
     "xen-netfront",
-    "bridge",
-    "tun",
+    "macvtap",
+    "xen-pcifront",
 ];
 
 /// The firmware QEMU looks for with what libxl asks of it.

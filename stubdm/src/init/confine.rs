@@ -4,8 +4,7 @@
 //! as a user of its own who owns the devices it needs and nothing else. Switching to that user takes all
 //! capabilities away, and with no new privileges no program can give one back.
 //!
-//! It stays root with a network card, whose tap it makes itself, for which it needs a capability; and where it
-//! is to be, for PCI devices of the guest's own, which it reaches through files that are root's.
+//! It stays root where it is to be, for PCI devices of the guest's own, which it reaches through files that are root's.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -70,15 +69,8 @@ pub fn prepare(argv: &DmArgv, root: bool) -> Option<User> {
     if let Err(errno) = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>) {
         warn!("making the root read-only: {}", errno.desc());
     }
-    let why = if root {
-        "as it was told to"
-    } else if argv.taps().is_empty() {
-        ""
-    } else {
-        "it makes the taps of its network cards itself"
-    };
-    if !why.is_empty() {
-        warn!("QEMU stays root: {why}");
+    if root {
+        warn!("QEMU stays root, as it was told to");
         return None;
     }
     let user = User(USER);

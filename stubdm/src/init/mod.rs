@@ -16,11 +16,14 @@ pub mod incoming;
 pub mod memory;
 pub mod modules;
 pub mod mounts;
+pub mod net;
+pub mod pci;
 pub mod power;
 pub mod qemu;
 pub mod report;
 pub mod watch;
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -38,8 +41,8 @@ use crate::signals::Signals;
 use guest::Guest;
 use report::Report;
 
-/// How long the guest's disks may take to appear.
-const DISK_LIMIT: Duration = Duration::from_secs(20);
+/// How long the guest's disks and network cards may take to appear.
+const DEVICE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Console 1, whose other end libxl reads saved states from.
 const SAVE_CONSOLE: &str = "/dev/hvc1";
@@ -168,25 +171,30 @@ fn stubdomain(
     for line in findings.iter().filter_map(Finding::line) {
         warn!("{}", one_line(&line));
     }
-    if let Some(modules) = modules.filter(|_| !argv.taps().is_empty()) {
-        modules.load_network();
-    }
-    for tap in argv.taps() {
-        warn!(
-            "{}: the emulated card is not bridged to a network",
-            tap.ifname
-        );
+    let mut ports = Vec::new();
+    if let Some(modules) = modules {
+        if !argv.taps().is_empty() {
+            report.phase("waiting for network cards");
+            net::be_silent();
+            modules.load_network();
+            ports = net::join(&argv.taps(), Instant::now() + DEVICE_LIMIT)?;
+        }
+        pci::attend(&store, options.qemu_root, move || modules.load_pci())?;
     }
     report.phase("waiting for disks");
-    wait_for_disks(&argv.disks(), Instant::now() + DISK_LIMIT)?;
+    wait_for_disks(&argv.disks(), Instant::now() + DEVICE_LIMIT)?;
     report.phase("starting QEMU");
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
     let keeper = power::is_init().then(outgoing).flatten();
-    let incoming = incoming::prepare(&mut argv)?;
+    let mut inherited = Vec::from_iter(incoming::prepare(&mut argv)?);
+    for port in ports {
+        argv.set_tap(&port.netdev, port.end.as_raw_fd());
+        inherited.push(port.end);
+    }
     let confined = || confine::prepare(&argv, options.qemu_root);
     let user = power::is_init().then(confined).flatten();
-    let launch = qemu::launch_in(directory, &options.qemu, argv, incoming, user)?;
+    let launch = qemu::launch_in(directory, &options.qemu, argv, inherited, user)?;
     let world = watch::World {
         xen: &xen,
         store: &store,
@@ -209,24 +217,31 @@ fn outgoing() -> Option<Keeper> {
 
 /// Waits until the block devices QEMU will open exist.
 fn wait_for_disks(disks: &[String], deadline: Instant) -> Result<()> {
-    for disk in disks {
-        let mut said = false;
-        while !Path::new(disk).exists() {
-            if deadline <= Instant::now() {
-                return Err(Failure::new(format_args!(
-                    "{disk} did not appear within {} s: its backend on the host is not connected",
-                    DISK_LIMIT.as_secs()
-                )));
-            }
-            if !said {
-                info!("waiting for {disk}");
-                said = true;
-            }
-            // There is no event for a node in devtmpfs that this program could wait for.
-            std::thread::sleep(Duration::from_millis(10));
+    disks
+        .iter()
+        .try_for_each(|disk| wait_for(disk, deadline, || Path::new(disk).exists().then_some(())))
+}
+
+/// Waits until a device is found.
+fn wait_for<T>(what: &str, deadline: Instant, find: impl Fn() -> Option<T>) -> Result<T> {
+    let mut said = false;
+    loop {
+        if let Some(found) = find() {
+            return Ok(found);
         }
+        if deadline <= Instant::now() {
+            return Err(Failure::new(format_args!(
+                "{what} did not appear within {} s: its backend on the host is not connected",
+                DEVICE_LIMIT.as_secs()
+            )));
+        }
+        if !said {
+            info!("waiting for {what}");
+            said = true;
+        }
+        // There is no event for a node in devtmpfs that this program could wait for.
+        std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
 }
 
 #[cfg(test)]

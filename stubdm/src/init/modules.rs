@@ -33,20 +33,22 @@ const WANTED: &[(&str, bool)] = &[
     ("xen-gntalloc", true),
     ("xen-blkfront", true),
     ("xen-netfront", false),
-    ("llc", false),
-    ("stp", false),
-    ("bridge", false),
-    ("tun", false),
+    ("macvtap", false),
+    ("xen-pcifront", false),
 ];
 
 /// What only a guest with a network card needs.
-const NETWORK: &[&str] = &["xen_netfront", "llc", "stp", "bridge", "tun"];
+const NETWORK: &[&str] = &["xen_netfront", "macvlan", "tap", "macvtap"];
+
+/// What only a guest with PCI devices of the host's needs.
+const PCI: &[&str] = &["xen_pcifront"];
 
 /// The modules of this root, in the order to load them.
 #[derive(Debug)]
 pub struct Plan {
     basic: Vec<PathBuf>,
     network: Vec<PathBuf>,
+    pci: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -56,13 +58,19 @@ impl Plan {
             Ok(order) => listed(Path::new(ROOT), &order),
             Err(_) => searched(Path::new(ROOT)),
         };
-        let is_network = |path: &PathBuf| {
-            path.to_str()
-                .and_then(module_name)
-                .is_some_and(|name| NETWORK.contains(&name.as_str()))
+        let is_one_of = |names: &'static [&str]| {
+            move |path: &PathBuf| {
+                let name = path.to_str().and_then(module_name);
+                name.is_some_and(|name| names.contains(&name.as_str()))
+            }
         };
-        let (network, basic) = all.into_iter().partition(is_network);
-        Self { basic, network }
+        let (network, rest): (_, Vec<_>) = all.into_iter().partition(is_one_of(NETWORK));
+        let (pci, basic) = rest.into_iter().partition(is_one_of(PCI));
+        Self {
+            basic,
+            network,
+            pci,
+        }
     }
 
     /// Loads what every guest needs.
@@ -73,6 +81,11 @@ impl Plan {
     /// Loads what a guest with a network card needs.
     pub fn load_network(&self) {
         load_each(&self.network);
+    }
+
+    /// Loads what a guest with PCI devices of the host's needs.
+    pub fn load_pci(&self) {
+        load_each(&self.pci);
     }
 }
 
@@ -258,16 +271,16 @@ mod tests {
         let deep = dir.path().join("6.1.0/kernel/net");
         fs::create_dir_all(&deep).unwrap();
         for name in [
-            "bridge.ko",
-            "stp.ko",
-            "llc.ko",
+            "macvtap.ko",
+            "tap.ko",
+            "macvlan.ko",
             "xenfs.ko",
             "xen-privcmd.ko",
         ] {
             fs::write(deep.join(name), "").unwrap();
         }
-        let dep = "kernel/net/bridge.ko: kernel/net/stp.ko kernel/net/llc.ko\n\
-                   kernel/net/stp.ko: kernel/net/llc.ko\nkernel/net/llc.ko:\n\
+        let dep = "kernel/net/macvtap.ko: kernel/net/tap.ko kernel/net/macvlan.ko\n\
+                   kernel/net/tap.ko: kernel/net/macvlan.ko\nkernel/net/macvlan.ko:\n\
                    kernel/net/xenfs.ko: kernel/net/xen-privcmd.ko\n";
         fs::write(dir.path().join("6.1.0/modules.dep"), dep).unwrap();
         let plan = searched(dir.path());
@@ -280,9 +293,9 @@ mod tests {
             [
                 "xen-privcmd.ko",
                 "xenfs.ko",
-                "llc.ko",
-                "stp.ko",
-                "bridge.ko"
+                "macvlan.ko",
+                "tap.ko",
+                "macvtap.ko"
             ]
         );
     }

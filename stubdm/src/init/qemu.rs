@@ -62,7 +62,7 @@ pub struct Launch {
 }
 
 /// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`, as
-/// `user` if there is one.
+/// `user` if there is one. It gets the descriptors in `inherited` under their own numbers.
 ///
 /// # Errors
 /// The sockets or the process could not be made.
@@ -70,7 +70,7 @@ pub fn launch_in(
     directory: &Path,
     program: &Path,
     argv: DmArgv,
-    incoming: Option<OwnedFd>,
+    inherited: Vec<OwnedFd>,
     user: Option<User>,
 ) -> Result<Launch> {
     DirBuilder::new()
@@ -111,12 +111,12 @@ pub fn launch_in(
         command.uid(user.id()).gid(user.id());
     }
     debug!("{command:?}");
-    // From here to the spawn nothing else may be started: the descriptor is open to any child.
-    if let Some(fd) = &incoming {
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("the state's pipe")?;
+    // From here to the spawn nothing else may be started: the descriptors are open to any child.
+    for fd in &inherited {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("a descriptor for QEMU")?;
     }
     let child = command.spawn();
-    drop(incoming);
+    drop(inherited);
     drop(command);
     let child = child.context(format_args!("starting {}", program.display()))?;
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());

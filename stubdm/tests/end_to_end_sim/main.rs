@@ -107,7 +107,7 @@ fn run(
     report.reaches(&store);
     report.concerns(guest.domid);
     let me = std::env::current_exe().unwrap();
-    let launch = launcher::launch_in(&host.dir().join("run"), &me, argv, None, None).unwrap();
+    let launch = launcher::launch_in(&host.dir().join("run"), &me, argv, Vec::new(), None).unwrap();
     let xen = host.stub_xen();
     let world = watch::World {
         xen: &xen,
@@ -202,7 +202,7 @@ fn a_missing_qemu_is_named(_: &Signals) {
     let dir = tempfile::tempdir().unwrap();
     let argv = DmArgv::new(vec![b"-xen-domid".to_vec()]).unwrap();
     let program = Path::new("/nonexistent/qemu");
-    let error = launcher::launch_in(dir.path(), program, argv, None, None)
+    let error = launcher::launch_in(dir.path(), program, argv, Vec::new(), None)
         .unwrap_err()
         .to_string();
     assert!(
