@@ -7,7 +7,7 @@
 //! * never longer at a time than the limit (50 µs unless set), about what a wake-up costs;
 //! * not at all on a machine or domain with one CPU, where the peer could not run meanwhile;
 //! * nor where looking goes slowly, because the CPU is shared (or emulated) and the peer may be who
-//!   waits for it: that search ends and counts as one that found nothing at the shortest;
+//!   waits for it: that search ends, and becomes rare like the next;
 //! * a search that finds nothing halves the next one, down to none; then only every so many sleeps
 //!   is a short one tried again (every 2nd, 4th, … 64th), so a channel whose peer is slow pays next
 //!   to nothing;
@@ -31,6 +31,8 @@ const LOOKS: u32 = 32;
 /// So long takes a CPU for [`LOOKS`] only if it has something else to do meanwhile (another process,
 /// another guest, an emulated machine's other CPU). While it looks, the peer may be what waits for it.
 const SLOW: Duration = Duration::from_micros(12);
+/// So often in a row.
+const SLOW_IN_A_ROW: u32 = 4;
 
 /// Whether a search found something in its first microsecond or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub(crate) struct Spinner {
     failures: u32,
     /// Sleeps until the next try.
     skip: u32,
+    /// Slow looks in a row, see [`SLOW`].
+    slow: u32,
 }
 
 impl Spinner {
@@ -55,6 +59,7 @@ impl Spinner {
             budget: limit,
             failures: 0,
             skip: 0,
+            slow: 0,
         }
     }
 
@@ -95,8 +100,8 @@ impl Spinner {
                 let end = now + self.budget;
                 (now, deadline.map_or(end, |deadline| deadline.min(end)))
             });
-            if now - last > SLOW {
-                self.hindered();
+            if times.is_some() && self.is_shared(now - last) {
+                self.missed_at_the_shortest();
                 return Ok(None);
             }
             if now >= end {
@@ -111,20 +116,31 @@ impl Spinner {
     fn found(&mut self) {
         self.budget = (self.budget * 2).min(self.limit);
         self.failures = 0;
+        self.slow = 0;
     }
 
-    /// This CPU is shared with others, perhaps with the peer.
-    fn hindered(&mut self) {
-        self.budget = Duration::ZERO;
-        self.missed();
+    /// Whether this CPU is shared with others, perhaps with the peer: [`LOOKS`] took `time`, and were
+    /// as slow several times in a row. Once may be an interrupt.
+    fn is_shared(&mut self, time: Duration) -> bool {
+        self.slow = if time > SLOW { self.slow + 1 } else { 0 };
+        let shared = self.slow == SLOW_IN_A_ROW;
+        if shared {
+            // The next one is enough, after the pause.
+            self.slow -= 1;
+        }
+        shared
     }
 
     fn missed(&mut self) {
         self.budget = (self.budget / 2).max(SHORTEST.min(self.limit));
         if self.budget <= SHORTEST {
-            self.failures = (self.failures + 1).min(MAX_PAUSE);
-            self.skip = (1 << self.failures) - 1;
+            self.missed_at_the_shortest();
         }
+    }
+
+    fn missed_at_the_shortest(&mut self) {
+        self.failures = (self.failures + 1).min(MAX_PAUSE);
+        self.skip = (1 << self.failures) - 1;
     }
 }
 
@@ -163,6 +179,7 @@ mod tests {
             budget: LIMIT,
             failures: 0,
             skip: 0,
+            slow: 0,
         }
     }
 
@@ -201,7 +218,10 @@ mod tests {
 
     #[test]
     fn a_shared_cpu_is_not_searched_on() {
-        let mut spinner = spinner();
+        let mut spinner = Spinner {
+            budget: Duration::from_secs(1),
+            ..spinner()
+        };
         let mut slow = |looks: &mut u32| {
             spinner.search(None, || {
                 *looks += 1;
@@ -211,9 +231,10 @@ mod tests {
         };
         let mut looks = 0;
         assert_eq!(slow(&mut looks), Ok(None));
-        assert_eq!(looks, 2 * LOOKS, "one batch is timed");
+        let all = LOOKS * (1 + SLOW_IN_A_ROW);
+        assert_eq!(looks, all, "the first are not timed");
         assert_eq!(slow(&mut looks), Ok(None));
-        assert_eq!(looks, 2 * LOOKS, "then there is a pause");
+        assert_eq!(looks, all, "then there is a pause");
     }
 
     #[test]
