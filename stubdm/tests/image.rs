@@ -210,6 +210,19 @@ fn a_ramdisk_is_built_listed_and_built_again_the_same() {
     assert!(!left.iter().any(|f| f.to_str().unwrap().ends_with(".part")));
 }
 
+#[test]
+fn where_the_launcher_has_qemus_place_the_real_one_goes_in() {
+    let root = Root::new();
+    let qemu = "usr/libexec/xen-qemu-system-i386";
+    let (one, two) = (root.dir.path().join("1.img"), root.dir.path().join("2.img"));
+    root.build(&one, &[]);
+    let place = root.dir.path().join(qemu);
+    fs::rename(&place, root.dir.path().join(format!("{qemu}.distrib"))).unwrap();
+    root.put(qemu, b"our launcher");
+    root.build(&two, &[]);
+    assert!(fs::read(one).unwrap() == fs::read(two).unwrap());
+}
+
 fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {

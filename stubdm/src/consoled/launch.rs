@@ -1,7 +1,7 @@
 //! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
 //!
-//! The real QEMU is the file of the same name with `.real` behind it, where `dpkg-divert` or an administrator put
-//! it. It gets the arguments, the environment and the descriptors as they came, and this process.
+//! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where `dpkg-divert` or an administrator
+//! put it. It gets the arguments, the environment and the descriptors as they came, and this process.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -20,8 +20,8 @@ use super::survey::{Console, Survey, survey};
 use crate::error::{Context, Failure, Result, one_line};
 use crate::log;
 
-/// What the real QEMU's name ends with.
-pub const REAL: &str = ".real";
+/// What the real QEMU's name ends with: the first that is there. The second is `dpkg-divert`'s own.
+pub const SUFFIXES: [&str; 2] = [".real", ".distrib"];
 
 /// The command line of `stubdm-run device-model`.
 #[derive(Args, Clone, Debug)]
@@ -66,9 +66,16 @@ pub fn called(args: &[OsString]) -> Result<()> {
         });
         let found = found
             .ok_or_else(|| Failure::new(format_args!("{} is not on the path", name.display())))?;
-        return launch(&with_suffix(&found, REAL), arguments);
+        return launch(&real(&found), arguments);
     }
-    launch(&with_suffix(name, REAL), arguments)
+    launch(&real(name), arguments)
+}
+
+/// Where the real QEMU is whose place we have.
+fn real(name: &Path) -> PathBuf {
+    let names = SUFFIXES.map(|suffix| with_suffix(name, suffix));
+    let there = names.iter().find(|name| name.exists());
+    there.or(names.first()).cloned().unwrap_or_default()
 }
 
 /// Serves if that is all that is asked for, and becomes `real` otherwise.
@@ -139,6 +146,17 @@ mod tests {
             "my-qemu-system-i386",
         ] {
             assert!(!is_device_model(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_real_one_is_where_it_was_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().join("qemu-system-i386");
+        assert_eq!(real(&name), with_suffix(&name, ".real"));
+        for suffix in [".distrib", ".real"] {
+            std::fs::write(with_suffix(&name, suffix), "").unwrap();
+            assert_eq!(real(&name), with_suffix(&name, suffix));
         }
     }
 

@@ -21,6 +21,8 @@ use anyhow::{Context as _, Result};
 use cpio::{Archive, Content};
 use modules::Modules;
 
+use crate::consoled::launch::SUFFIXES;
+
 /// The kernel modules a device model needs, each with what it depends on.
 pub const MODULES: &[&str] = &[
     "xen-privcmd",
@@ -63,7 +65,7 @@ pub struct Recipe<'a> {
 /// Something it is made of is missing or cannot be read; the error names it.
 pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Archive> {
     let mut archive = Archive::root();
-    add(&mut archive, recipe.root, &[recipe.qemu])?;
+    add_qemu(&mut archive, recipe.root, recipe.qemu)?;
     add(&mut archive, recipe.root, QEMU_DATA)?;
     let files: Vec<&str> = recipe.files.iter().map(String::as_str).collect();
     add(&mut archive, recipe.root, &files)?;
@@ -78,6 +80,17 @@ pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Archive> {
         archive.link("init", "usr/bin/stubdm-run");
     }
     Ok(archive)
+}
+
+/// Puts QEMU into an archive: where our launcher has its place, the real one under its own name.
+fn add_qemu(archive: &mut Archive, tree: &Path, path: &str) -> Result<()> {
+    let moved = SUFFIXES
+        .iter()
+        .find_map(|suffix| elf::resolve(tree, &format!("{path}{suffix}")).ok());
+    match moved {
+        Some(file) => add_own(archive, tree, path, &file),
+        None => add(archive, tree, &[path]),
+    }
 }
 
 /// Puts files of a tree into an archive under their own names, with the libraries they need.

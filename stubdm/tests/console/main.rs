@@ -2,98 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod served;
 mod traffic;
+mod world;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use stubdm::console::{Backend, Error, Frontend, State};
 use stubdm::event::sleep;
-use xen_store::server::{Config, Server};
-use xen_store::{Permissions, Store};
-use xen_sys::sim::Simulation;
-use xen_sys::{DomId, Xen};
+use xen_sys::DomId;
 
-const NODE: &str = "device/console/1";
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A host with a domain that has one console, as libxl writes it.
-struct World {
-    simulation: Simulation,
-    _server: Arc<Server>,
-    store: Store,
-    domain: DomId,
-    path: String,
-}
-
-impl World {
-    fn new() -> Self {
-        let simulation = Simulation::start().unwrap();
-        let server = xen_store::sim::start(&simulation, Config::new()).unwrap();
-        let domain = simulation.add_domain().unwrap();
-        server.add_domain(domain);
-        server.introduce(domain);
-        let store = server.connect(DomId::DOM0).unwrap();
-        let path = format!("/local/domain/0/backend/console/{domain}/1");
-        let frontend = format!("/local/domain/{domain}/{NODE}");
-        let set = |node: &str, value: &str, perms: &Permissions| {
-            store.write(node, value).unwrap();
-            store.set_perms(node, perms).unwrap();
-        };
-        let theirs = Permissions::owner_none(domain).grant_read(DomId::DOM0);
-        let ours = Permissions::owner_none(DomId::DOM0).grant_read(domain);
-        set(&frontend, "", &theirs);
-        set(&path, "", &ours);
-        store.write(&format!("{frontend}/backend"), &path).unwrap();
-        store.write(&format!("{frontend}/backend-id"), "0").unwrap();
-        set(&format!("{frontend}/state"), "1", &theirs);
-        store.write(&format!("{path}/frontend"), &frontend).unwrap();
-        store
-            .write(&format!("{path}/frontend-id"), domain.to_string())
-            .unwrap();
-        store.write(&format!("{path}/state"), "1").unwrap();
-        Self {
-            simulation,
-            _server: server,
-            store,
-            domain,
-            path,
-        }
-    }
-
-    fn dom0(&self) -> Xen {
-        self.simulation.xen(DomId::DOM0).unwrap()
-    }
-
-    fn backend(&self) -> Backend {
-        Backend::new(&self.dom0(), &self.store, &self.path).unwrap()
-    }
-
-    fn domu(&self) -> (Xen, Store) {
-        let xen = self.simulation.xen(self.domain).unwrap();
-        let store = Store::open(&xen).unwrap();
-        (xen, store)
-    }
-
-    fn frontend(&self) -> Frontend {
-        let (xen, store) = self.domu();
-        Frontend::publish(&xen, &store, NODE, &[]).unwrap()
-    }
-
-    fn node(&self, name: &str) -> String {
-        format!("/local/domain/{}/{NODE}/{name}", self.domain)
-    }
-
-    /// Nothing of either end stays.
-    fn end(self) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.simulation.leaks().is_empty() {
-            assert!(Instant::now() < deadline, "{:?}", self.simulation.leaks());
-            std::thread::yield_now();
-        }
-    }
-}
+use world::{NODE, PATIENCE, World};
 
 /// Turns the backend until `done`, and gives the errors it told of.
 fn until(backend: &mut Backend, mut done: impl FnMut(&mut Backend) -> bool) -> Vec<Error> {
@@ -278,7 +198,9 @@ fn a_domain_that_is_gone_lets_the_backend_go() {
                 .turn(Instant::now())
                 .is_ok_and(|s| s == State::Closing)
     });
+    world.store.rm(&world.path).unwrap();
     backend.let_go().unwrap();
+    assert!(!world.store.exists(&world.path).unwrap(), "brought back");
     drop(backend);
     world.end();
 }

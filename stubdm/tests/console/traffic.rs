@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use stubdm::console::{Frontend, State};
 use stubdm::event::sleep;
 
-use crate::{NODE, PATIENCE, World};
+use crate::world::{NODE, PATIENCE, World};
 
 /// A stream of bytes that cannot be mistaken for another part of itself.
-struct Stream(u64);
+pub(crate) struct Stream(pub(crate) u64);
 
 impl Stream {
-    fn fill(&mut self, buffer: &mut [u8]) {
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
         for byte in buffer {
             self.0 ^= self.0 << 13;
             self.0 ^= self.0 >> 7;

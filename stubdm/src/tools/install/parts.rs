@@ -37,6 +37,12 @@ pub(super) const PARTS: &[Part] = &[
         what: What::Program,
     },
     Part {
+        name: "device-model",
+        usual: false,
+        place: |libxl| libxl.qemu.clone(),
+        what: What::Program,
+    },
+    Part {
         name: "image",
         usual: false,
         place: |libxl| {
@@ -93,6 +99,6 @@ mod tests {
         std::fs::write(&path, POLICY).unwrap();
         let (read, _) = Policy::of_host(Some(&path)).unwrap();
         assert_eq!(read, Policy::built_in().unwrap());
-        assert_eq!(names(), ["proxy", "image", "policy"]);
+        assert_eq!(names(), ["proxy", "device-model", "image", "policy"]);
     }
 }

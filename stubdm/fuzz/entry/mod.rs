@@ -1,0 +1,260 @@
+//! What a hostile frontend may do to a console that `consoled` serves, as a program in bytes: an entry function for a
+//! fuzzer and for `tests/fuzz.rs`.
+//!
+//! Every input is a valid program. A finding is a panic, a file over its limit, something that stays, or a server that an
+//! honest frontend cannot use afterwards.
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use stubdm::console::Frontend;
+use stubdm::consoled::output::Output;
+use stubdm::consoled::service::Service;
+use stubdm::consoled::survey::Console;
+use xen_evtchn::{BoundPort, EventChannels};
+use xen_gnttab::{Access, SharedPages, share};
+use xen_store::server::{Config, Server};
+use xen_store::{Permissions, Store};
+use xen_sys::sim::Simulation;
+use xen_sys::{DomId, Xen};
+
+/// The largest log here, in bytes.
+const LIMIT: u64 = 5000;
+/// Longer than any input may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// More than the time between two connections of one backend.
+const STEP: Duration = Duration::from_millis(30);
+
+/// A host for one input after another.
+struct World {
+    host: Simulation,
+    _stored: Arc<Server>,
+    guest: DomId,
+    dom0: (Xen, Store),
+    domu: (Xen, Store),
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let host = Simulation::start().unwrap();
+        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
+        let guest = host.add_domain().unwrap();
+        stored.add_domain(guest);
+        stored.introduce(guest);
+        let open = |domain| (host.xen(domain).unwrap(), stored.connect(domain).unwrap());
+        Self {
+            dom0: open(DomId::DOM0),
+            domu: open(guest),
+            _stored: stored,
+            host,
+            guest,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// The console of that number as libxl writes it, and where its bytes go.
+    fn console(&self, number: u32) -> Console {
+        let store = &self.dom0.1;
+        let guest = self.guest;
+        let path = format!("/local/domain/0/backend/console/{guest}/{number}");
+        let frontend = format!("/local/domain/{guest}/device/console/{number}");
+        let _ = store.rm(&frontend);
+        store.mkdir(&frontend).unwrap();
+        let theirs = Permissions::owner_none(guest).grant_read(DomId::DOM0);
+        store.set_perms(&frontend, &theirs).unwrap();
+        for (name, value) in [
+            ("backend", path.as_str()),
+            ("backend-id", "0"),
+            ("state", "1"),
+        ] {
+            let node = format!("{frontend}/{name}");
+            store.write(&node, value).unwrap();
+            store.set_perms(&node, &theirs).unwrap();
+        }
+        for (name, value) in [
+            ("frontend", frontend.clone()),
+            ("frontend-id", guest.to_string()),
+        ] {
+            store.write(&format!("{path}/{name}"), value).unwrap();
+        }
+        let ours = Permissions::owner_none(DomId::DOM0).grant_read(guest);
+        store.set_perms(&path, &ours).unwrap();
+        let file = self.dir.path().join(format!("f{number}"));
+        let output = match number {
+            1 | 4 => Output::File(file),
+            2 => {
+                std::fs::write(&file, [1; 3000]).unwrap();
+                Output::Pipe(file)
+            }
+            _ => Output::Pty,
+        };
+        Console {
+            number,
+            path,
+            frontend,
+            output,
+        }
+    }
+}
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
+/// The rest of an input; zeroes after its end.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    fn word(&mut self) -> u32 {
+        u32::from_le_bytes([(); 4].map(|()| self.byte()))
+    }
+}
+
+/// Runs an input.
+pub(crate) fn console(data: &[u8]) {
+    WORLD.with_borrow_mut(|slot| {
+        let world = slot.get_or_insert_with(World::new);
+        let began = Instant::now();
+        let mut input = Input(data);
+        let console = world.console(1 + u32::from(input.byte() % 4));
+        let (xen, store) = &world.dom0;
+        let mut service = Service::open(xen, store, world.guest, &console, LIMIT).unwrap();
+        // Times are an argument: those between two connections pass at once.
+        let mut now = Instant::now();
+        let mut turn = |service: &mut Service| {
+            now += STEP;
+            service.turn(now)
+        };
+        let hostile = Hostile::new(&world.domu, &console.frontend);
+        while !input.0.is_empty() {
+            hostile.act(&mut input);
+            turn(&mut service);
+            bounded(&console.output);
+        }
+        drop(hostile);
+        honest(world, &console, &mut service, &mut turn);
+        drop(service);
+        assert_eq!(world.host.leaks(), [""; 0], "something stays");
+        assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    });
+}
+
+/// A page and a port, which may or may not be what the nodes say.
+struct Hostile<'a> {
+    store: &'a Store,
+    node: &'a str,
+    pages: SharedPages,
+    port: BoundPort,
+    _events: EventChannels,
+}
+
+impl<'a> Hostile<'a> {
+    fn new((xen, store): &'a (Xen, Store), node: &'a str) -> Self {
+        let events = EventChannels::open(xen).unwrap();
+        let hostile = Self {
+            store,
+            node,
+            pages: share(xen, DomId::DOM0, 1, Access::ReadWrite).unwrap(),
+            port: events.bind_unbound(DomId::DOM0).unwrap(),
+            _events: events,
+        };
+        hostile.publish();
+        hostile
+    }
+
+    fn write(&self, name: &str, value: &[u8]) {
+        self.store
+            .write(&format!("{}/{name}", self.node), value)
+            .unwrap();
+    }
+
+    fn publish(&self) {
+        let reference = self.pages.refs()[0].as_u32().to_string();
+        self.write("ring-ref", reference.as_bytes());
+        self.write("port", self.port.port().as_u32().to_string().as_bytes());
+        self.write("state", b"3");
+    }
+
+    fn act(&self, input: &mut Input<'_>) {
+        let page = self.pages.region();
+        let index = |which: u8| page.atomic_u32(3072 + 4 * usize::from(which % 4)).unwrap();
+        match input.byte() % 16 {
+            // Bytes, and a cursor that could be meant: what an honest one does.
+            0..=4 => {
+                let (byte, count) = (input.byte(), u32::from(input.byte()) * 9);
+                let start = index(3).load(Ordering::Relaxed);
+                for at in 0..count {
+                    let place = 1024 + start.wrapping_add(at) as usize % 2048;
+                    page.copy_in(place, &[byte.wrapping_add(at as u8)]).unwrap();
+                }
+                index(3).store(start.wrapping_add(count), Ordering::Release);
+                let _ = self.port.notify();
+            }
+            // What is in the other ring is taken out.
+            5 => index(0).store(index(1).load(Ordering::Acquire), Ordering::Release),
+            6 => index(input.byte()).store(input.word(), Ordering::Release),
+            7 => {
+                let which = index(input.byte());
+                let near = u32::from(input.byte()).wrapping_sub(128);
+                which.fetch_add(near, Ordering::AcqRel);
+            }
+            8 => drop(self.port.notify()),
+            9 => self.write("ring-ref", input.word().to_string().as_bytes()),
+            10 => self.write("port", input.word().to_string().as_bytes()),
+            11 => {
+                let name = ["ring-ref", "port", "state"][usize::from(input.byte() % 3)];
+                self.write(name, &[input.byte(); 3]);
+            }
+            12 => drop(self.store.rm(&format!("{}/ring-ref", self.node))),
+            13 => self.publish(),
+            _ => self.write("state", &[b'0' + input.byte() % 8]),
+        }
+    }
+}
+
+/// No file is longer than it may be.
+fn bounded(output: &Output) {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    if let Output::File(path) = output {
+        let old = path.with_extension("old");
+        // The state's limit is out of reach here; what one turn takes out of a ring is not.
+        let limit = if path.ends_with("f4") { LIMIT } else { 1 << 26 };
+        assert!(length(path) <= limit && length(&old) <= limit, "{path:?}");
+    }
+}
+
+/// The one that comes next finds a console that works.
+fn honest(
+    world: &World,
+    console: &Console,
+    service: &mut Service,
+    turn: &mut impl FnMut(&mut Service) -> bool,
+) {
+    let (xen, store) = &world.domu;
+    let state = format!("{}/state", console.frontend);
+    store.write(&state, "6").unwrap();
+    let ended = Instant::now() + PATIENCE;
+    let theirs = format!("{}/state", console.path);
+    while world.dom0.1.read_str(&theirs).unwrap() != "6" {
+        turn(service);
+        assert!(Instant::now() < ended, "not let go");
+    }
+    let mut frontend = Frontend::publish(xen, store, &console.frontend, &[]).unwrap();
+    assert_eq!(frontend.link().try_write(b"honest").unwrap(), 6);
+    while frontend.link().unread().unwrap() > 0 {
+        turn(service);
+        frontend.turn().unwrap();
+        assert!(Instant::now() < ended, "not served");
+    }
+}

@@ -1,0 +1,247 @@
+//! What `consoled` makes of a console: the right bytes in the right file, whatever the frontend does.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use stubdm::console::Frontend;
+use stubdm::consoled::output::Output;
+use stubdm::consoled::service::Service;
+use stubdm::consoled::survey::{Survey, consoles};
+use stubdm::event::sleep;
+use stubdm::save::{FILLER, Header};
+
+use crate::traffic::Stream;
+use crate::world::{PATIENCE, World};
+
+const LIMIT: u64 = 1 << 20;
+
+/// The service of one console, as the store describes it.
+fn service(world: &World, number: u32, output: &str) -> Service {
+    world.console(number, Some(output));
+    let Survey::Consoles(found) = consoles(&world.store, world.domain).unwrap() else {
+        panic!("not ours");
+    };
+    let console = found.iter().find(|c| c.number == number).unwrap();
+    Service::open(&world.dom0(), &world.store, world.domain, console, LIMIT).unwrap()
+}
+
+/// Both sides have their turns until `done`.
+fn until(
+    service: &mut Service,
+    frontend: &mut Frontend,
+    mut done: impl FnMut(&mut Frontend) -> bool,
+) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let more = service.turn(Instant::now());
+        frontend.turn().unwrap();
+        if done(frontend) {
+            return;
+        }
+        assert!(Instant::now() < deadline);
+        if !more {
+            let mut interests = service.interests();
+            interests.extend(frontend.interests().unwrap());
+            let nap = Instant::now() + Duration::from_millis(5);
+            sleep(&interests, Some(nap)).unwrap();
+        }
+    }
+}
+
+/// Writes all of it and waits until it has been taken out.
+fn say(service: &mut Service, frontend: &mut Frontend, bytes: &[u8]) {
+    let mut sent = 0;
+    until(service, frontend, |frontend| {
+        sent += frontend.link().try_write(&bytes[sent..]).unwrap();
+        sent == bytes.len() && frontend.link().unread().unwrap() == 0
+    });
+}
+
+fn random(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    Stream(7).fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_log_has_every_byte_in_order_across_openings() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let world = World::new();
+    let mut service = service(&world, 3, &format!("file:{}", path.display()));
+    let bytes = random(300_000);
+    for part in bytes.chunks(100_000) {
+        let mut frontend = world.frontend_at("device/console/3");
+        say(&mut service, &mut frontend, part);
+        let mut closed = false;
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| frontend.close(PATIENCE).unwrap());
+            while !closed {
+                service.turn(Instant::now());
+                closed = end.is_finished();
+            }
+            assert!(end.join().unwrap());
+        });
+    }
+    assert!(fs::read(&path).unwrap() == bytes);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_saved_state_is_in_its_file_when_half_of_the_filler_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qemu-save.1");
+    let world = World::new();
+    let mut service = service(&world, 1, &format!("file:{}", path.display()));
+    let mut frontend = world.frontend();
+    for number in 1..=3 {
+        let state = random(number as usize * 50_001);
+        let header = Header {
+            number,
+            crc: crc32fast::hash(&state),
+            length: state.len() as u64,
+            filler: FILLER,
+        };
+        let record = [&header.encode()[..], &state].concat();
+        // All but the filler's second half is on its way: the ring holds the last of it at most.
+        let mut sent = record.clone();
+        sent.resize(record.len() + FILLER as usize, 0);
+        let mut at = 0;
+        until(&mut service, &mut frontend, |frontend| {
+            at += frontend.link().try_write(&sent[at..]).unwrap();
+            at == sent.len()
+        });
+        assert!(fs::read(&path).unwrap() == record, "save {number}");
+    }
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_state_to_restore_is_given_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qemu-resume.1");
+    let state = random(100_000);
+    fs::write(&path, &state).unwrap();
+    let world = World::new();
+    let mut service = service(&world, 2, &format!("pipe:{}", path.display()));
+    // As libxl does as soon as the consoles are served.
+    fs::remove_file(&path).unwrap();
+    let mut got = Vec::new();
+    let mut frontend = world.frontend_at("device/console/2");
+    until(&mut service, &mut frontend, |frontend| {
+        let mut buffer = [0; 700];
+        let count = frontend.link().try_read(&mut buffer).unwrap();
+        got.extend_from_slice(&buffer[..count]);
+        got.len() == state.len()
+    });
+    assert!(got == state);
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_terminal_is_named_in_the_store_and_carries_both_ways() {
+    let world = World::new();
+    let mut service = service(&world, 3, "pty");
+    let node = format!("/local/domain/{}/device/console/3/tty", world.domain);
+    let name = world.store.read_str(&node).unwrap();
+    let (_, theirs) = world.domu();
+    assert!(
+        theirs.write(&node, "/dev/pts/0").is_err(),
+        "not the domain's"
+    );
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut service, &mut frontend, b"a history\r\n");
+    let mut person = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name)
+        .unwrap();
+    let mut seen = [0; 11];
+    person.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"a history\r\n");
+    // More than the ring and the terminal hold, and nothing of it is lost or altered.
+    let typed = random(20_000);
+    let mut got = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| person.write_all(&typed).unwrap());
+        until(&mut service, &mut frontend, |frontend| {
+            let mut buffer = [0; 100];
+            let count = frontend.link().try_read(&mut buffer).unwrap();
+            got.extend_from_slice(&buffer[..count]);
+            got.len() == typed.len()
+        });
+    });
+    assert!(got == typed);
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_frontend_that_breaks_its_ring_is_served_again_when_it_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let world = World::new();
+    let mut service = service(&world, 3, &format!("file:{}", path.display()));
+    let (xen, store) = world.domu();
+    let node = "device/console/3";
+    let backend = format!("/local/domain/0/backend/console/{}/3/state", world.domain);
+    let wait_for = |service: &mut Service, state: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while world.store.read_str(&backend).unwrap() != state {
+            service.turn(Instant::now());
+            assert!(Instant::now() < deadline);
+        }
+    };
+    for index in [3072, 3084] {
+        let pages = xen_gnttab::share(&xen, xen_sys::DomId::DOM0, 1, xen_gnttab::Access::ReadWrite);
+        let pages = pages.unwrap();
+        let channels = xen_evtchn::EventChannels::open(&xen).unwrap();
+        let port = channels.bind_unbound(xen_sys::DomId::DOM0).unwrap();
+        let write =
+            |name: &str, value: String| store.write(&format!("{node}/{name}"), value).unwrap();
+        write("ring-ref", pages.refs()[0].to_string());
+        write("port", port.port().to_string());
+        write("state", "3".to_owned());
+        wait_for(&mut service, "4");
+        let word = pages.region().atomic_u32(index).unwrap();
+        word.store(0x8000_0000, Ordering::Release);
+        if index == 3072 {
+            // That ring is only looked at when there is something to put in.
+            drop((pages, port));
+            write("state", "6".to_owned());
+            wait_for(&mut service, "6");
+            continue;
+        }
+        port.notify().unwrap();
+        wait_for(&mut service, "5");
+        drop((pages, port));
+        write("state", "6".to_owned());
+        wait_for(&mut service, "6");
+    }
+    let mut frontend = world.frontend_at(node);
+    say(&mut service, &mut frontend, b"good again");
+    assert_eq!(fs::read(&path).unwrap(), b"good again");
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_null_console_takes_everything() {
+    let world = World::new();
+    let mut service = service(&world, 3, "null");
+    assert_eq!(Output::parse(b"null"), Some(Output::Null));
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut service, &mut frontend, &random(50_000));
+    drop(frontend);
+    drop(service);
+    world.end();
+}

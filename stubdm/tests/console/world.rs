@@ -1,0 +1,105 @@
+//! A host with a domain that has consoles, as libxl writes them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stubdm::console::{Backend, Frontend};
+use xen_store::server::{Config, Server};
+use xen_store::{Permissions, Store};
+use xen_sys::sim::Simulation;
+use xen_sys::{DomId, Xen};
+
+pub(crate) const NODE: &str = "device/console/1";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct World {
+    pub(crate) simulation: Simulation,
+    _server: Arc<Server>,
+    pub(crate) store: Store,
+    pub(crate) domain: DomId,
+    pub(crate) path: String,
+}
+
+impl World {
+    /// With console 1, which goes nowhere in particular.
+    pub(crate) fn new() -> Self {
+        let simulation = Simulation::start().unwrap();
+        let server = xen_store::sim::start(&simulation, Config::new()).unwrap();
+        let domain = simulation.add_domain().unwrap();
+        server.add_domain(domain);
+        server.introduce(domain);
+        let store = server.connect(DomId::DOM0).unwrap();
+        let world = Self {
+            simulation,
+            _server: server,
+            store,
+            domain,
+            path: format!("/local/domain/0/backend/console/{domain}/1"),
+        };
+        world.console(1, None);
+        world
+    }
+
+    /// Another console, or another output for one; `None` is no output at all.
+    pub(crate) fn console(&self, number: u32, output: Option<&str>) {
+        let Self { store, domain, .. } = self;
+        let path = format!("/local/domain/0/backend/console/{domain}/{number}");
+        let frontend = format!("/local/domain/{domain}/device/console/{number}");
+        let set = |node: &str, value: &str, perms: &Permissions| {
+            store.write(node, value).unwrap();
+            store.set_perms(node, perms).unwrap();
+        };
+        let theirs = Permissions::owner_none(*domain).grant_read(DomId::DOM0);
+        let ours = Permissions::owner_none(DomId::DOM0).grant_read(*domain);
+        set(&frontend, "", &theirs);
+        set(&path, "", &ours);
+        store.write(&format!("{frontend}/backend"), &path).unwrap();
+        store.write(&format!("{frontend}/backend-id"), "0").unwrap();
+        set(&format!("{frontend}/state"), "1", &theirs);
+        set(&format!("{frontend}/type"), "ioemu", &ours);
+        if let Some(output) = output {
+            set(&format!("{frontend}/output"), output, &ours);
+        }
+        store.write(&format!("{path}/frontend"), &frontend).unwrap();
+        store
+            .write(&format!("{path}/frontend-id"), domain.to_string())
+            .unwrap();
+        store.write(&format!("{path}/state"), "1").unwrap();
+    }
+
+    pub(crate) fn dom0(&self) -> Xen {
+        self.simulation.xen(DomId::DOM0).unwrap()
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        Backend::new(&self.dom0(), &self.store, &self.path).unwrap()
+    }
+
+    pub(crate) fn domu(&self) -> (Xen, Store) {
+        let xen = self.simulation.xen(self.domain).unwrap();
+        let store = Store::open(&xen).unwrap();
+        (xen, store)
+    }
+
+    pub(crate) fn frontend(&self) -> Frontend {
+        self.frontend_at(NODE)
+    }
+
+    pub(crate) fn frontend_at(&self, node: &str) -> Frontend {
+        let (xen, store) = self.domu();
+        Frontend::publish(&xen, &store, node, &[]).unwrap()
+    }
+
+    pub(crate) fn node(&self, name: &str) -> String {
+        format!("/local/domain/{}/{NODE}/{name}", self.domain)
+    }
+
+    /// Nothing of either end stays.
+    pub(crate) fn end(self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.simulation.leaks().is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", self.simulation.leaks());
+            std::thread::yield_now();
+        }
+    }
+}
