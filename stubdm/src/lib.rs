@@ -31,6 +31,7 @@ pub mod save;
 pub mod signals;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod stats;
 pub mod supervisor;
 pub mod tools;
 pub mod transport;

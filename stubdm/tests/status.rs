@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use xen_store::Store;
 use xen_store::server::{Config, Server};
@@ -22,6 +25,8 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     let server = Server::start(Config::new()).unwrap();
     server.listen(&socket).unwrap();
     let store = Store::connect(&socket).unwrap();
+    std::fs::write(dir.path().join("log"), "1234567").unwrap();
+    let log = format!("file:{}", dir.path().join("log").display());
     let own = std::process::id().to_string();
     for (node, value) in [
         ("/local/domain/0/name", "Domain-0"),
@@ -32,6 +37,14 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
         ("/local/domain/6/device-model/5/state", "running"),
         ("/local/domain/6/image/qmp-proxy-pid", own.as_str()),
         ("/local/domain/6/memory/target", "409600"),
+        ("/local/domain/6/console/output", log.as_str()),
+        (
+            "/local/domain/6/device/console/1/output",
+            "file:/nonexistent",
+        ),
+        ("/local/domain/6/device/console/2/output", "pty"),
+        ("/local/domain/13/console/output", "file:/"),
+        ("/local/domain/13/image/device-model-pid", "4194305"),
         ("/local/domain/12/name", "two"),
         ("/local/domain/12/image/device-model-domid", "13"),
         (
@@ -49,16 +62,38 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
         .lines()
         .map(|l| l.split_whitespace().collect())
         .collect();
-    assert_eq!(rows[1], ["one", "5", "6", "400", own.as_str(), "running"]);
-    assert_eq!(rows[2][..5], ["two", "12", "13", "-", "gone"]);
+    let one = [
+        "one",
+        "5",
+        "6",
+        "400",
+        own.as_str(),
+        "-",
+        "-",
+        "-",
+        "-",
+        "7",
+        "running",
+    ];
+    assert_eq!(rows[1], one);
+    let two = ["two", "12", "13", "-", "gone", "-", "-", "-", "gone", "-"];
+    assert_eq!(rows[2][..10], two);
     assert!(text.ends_with("error: no [2J disk x\n"), "{text}");
     assert_eq!(rows.len(), 3, "{text}");
 
     let value: Value = serde_json::from_slice(&status(&socket, &["--json"]).stdout).unwrap();
+    let first = &value["guests"][0];
+    assert!(
+        first["proxy"]["memory_kib"].as_u64().unwrap() > 0,
+        "{first}"
+    );
+    let mut first = first.clone();
+    first["proxy"]["memory_kib"] = Value::Null;
     assert_eq!(
-        value["guests"][0],
+        first,
         json!({"guest": 5, "name": "one", "stubdomain": 6, "state": "running",
-               "proxy": {"pid": std::process::id(), "alive": true}, "memory_kib": 409_600})
+               "proxy": {"pid": std::process::id(), "alive": true, "memory_kib": null},
+               "qmp": null, "consoles": null, "console_bytes": 7, "memory_kib": 409_600})
     );
     assert_eq!(value["guests"][1]["proxy"]["alive"], false);
     assert_eq!(value["guests"].as_array().unwrap().len(), 2);
@@ -73,4 +108,92 @@ fn a_store_that_is_not_there_is_one_line() {
         text.contains("/nonexistent/store") && text.lines().count() == 1,
         "{text}"
     );
+}
+
+/// `status --watch` as a process, and its lines.
+fn watching(socket: &Path, more: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    command
+        .args(["status", "--watch"])
+        .args(more)
+        .arg("--store")
+        .arg(socket);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
+fn end(mut child: Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{signal}");
+}
+
+#[test]
+fn watched_guests_come_and_go_until_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let server = Server::start(Config::new()).unwrap();
+    server.listen(&socket).unwrap();
+    let store = Store::connect(&socket).unwrap();
+    store.write("/local/domain/0/name", "Domain-0").unwrap();
+
+    let (child, mut lines) = watching(&socket, &["0.1", "--json"]);
+    let mut wait = |count: usize| loop {
+        let line = lines.next().unwrap().unwrap();
+        let value: Value = serde_json::from_str(&line).unwrap();
+        if value["guests"].as_array().unwrap().len() == count {
+            return value;
+        }
+    };
+    wait(0);
+    store
+        .write("/local/domain/5/image/device-model-domid", "6")
+        .unwrap();
+    assert_eq!(wait(1)["guests"][0]["state"], Value::Null);
+    store
+        .write("/local/domain/7/image/device-model-domid", "8")
+        .unwrap();
+    wait(2);
+    store.rm("/local/domain/5").unwrap();
+    assert_eq!(wait(1)["guests"][0]["guest"], 7);
+    end(child, Signal::SIGTERM);
+
+    // Without a terminal, one table after another, and nothing meant for one.
+    let (child, mut lines) = watching(&socket, &[]);
+    let head = lines.next().unwrap().unwrap();
+    assert!(
+        head.starts_with("NAME ") && !head.contains('\u{1b}'),
+        "{head}"
+    );
+    assert!(lines.next().unwrap().unwrap().contains(" 7 "));
+    end(child, Signal::SIGINT);
+
+    // Nobody reads any more.
+    let (mut child, lines) = watching(&socket, &["0.1", "--json"]);
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    // The store ends: one line.
+    let (child, mut lines) = watching(&socket, &["0.1", "--json"]);
+    lines.next().unwrap().unwrap();
+    drop(store);
+    drop(server);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn a_time_that_is_none_is_one_line_and_status_2() {
+    for time in ["0", "-1", "x", "nan", "1e9"] {
+        let output = status(Path::new("/nonexistent"), &[&format!("--watch={time}")]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{time}: {text}");
+        assert!(
+            text.lines().count() == 1 && text.contains("seconds"),
+            "{text}"
+        );
+    }
 }

@@ -1,0 +1,60 @@
+//! `stubdm-run status`: the guests with stubdomains, as the store, the host's processes and the proxies show them, once or as it changes.
+
+mod rows;
+mod show;
+mod watch;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::Args;
+
+pub use rows::{Process, Row, rows};
+
+use super::store::StoreOptions;
+use crate::error::{Context, Result};
+
+/// What the person typed.
+#[derive(Args, Clone, Debug)]
+pub struct StatusOptions {
+    /// Print JSON; with --watch one line each time
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again each time a guest comes or goes, and after this many seconds, until q or Ctrl-C
+    #[arg(
+        short,
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = seconds
+    )]
+    pub watch: Option<Duration>,
+    #[command(flatten)]
+    store: StoreOptions,
+}
+
+/// A time between two looks.
+fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("from 0.1 to 86400 seconds".to_owned()),
+    }
+}
+
+/// Reads and prints, once or until told to stop.
+///
+/// # Errors
+/// The store's, or the result cannot be printed.
+pub fn run(options: &StatusOptions) -> Result<()> {
+    let store = options.store.open()?;
+    if let Some(pace) = options.watch {
+        return watch::run(&store, pace, options.json);
+    }
+    let rows = rows(&store)?;
+    let text = match options.json {
+        true => format!("{:#}\n", show::json(&rows)),
+        false => show::table(&rows),
+    };
+    io::stdout().write_all(text.as_bytes()).context("printing")
+}

@@ -1,0 +1,126 @@
+//! Reads what there is to show of each guest with a stubdomain.
+//!
+//! A domain or a process may go at any moment between two reads: what is not there any more is `None`, and a
+//! domain that has gone is left out.
+
+use std::fs;
+use std::path::Path;
+
+use xen_store::Store;
+use xen_sys::DomId;
+
+use crate::error::{Context, Result};
+use crate::stats::{self, Counters};
+use crate::tools::store::optional;
+
+/// A process on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number, as the toolstack noted it.
+    pub pid: u32,
+    /// Whether it is still there.
+    pub alive: bool,
+    /// What it has of the host's memory, in KiB.
+    pub memory: Option<u64>,
+}
+
+/// A guest with a stubdomain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The guest.
+    pub guest: DomId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its stubdomain.
+    pub stubdomain: DomId,
+    /// What the device model says of itself: `running`, or why it is not.
+    pub state: Option<String>,
+    /// The process that carries QMP on the host.
+    pub proxy: Option<Process>,
+    /// What that process has told of itself.
+    pub counters: Option<Counters>,
+    /// The process that serves the stubdomain's consoles on the host.
+    pub consoles: Option<Process>,
+    /// The bytes in the files that the stubdomain's consoles are written to.
+    pub console_bytes: Option<u64>,
+    /// The memory the toolstack gave the stubdomain, in KiB.
+    pub memory: Option<u64>,
+}
+
+/// Reads the store. A domain that goes meanwhile is left out.
+///
+/// # Errors
+/// The store's.
+pub fn rows(store: &Store) -> Result<Vec<Row>> {
+    let mut domains: Vec<DomId> = store
+        .directory("/local/domain")
+        .context("/local/domain")?
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .collect();
+    domains.sort_unstable();
+    let mut rows = Vec::new();
+    for guest in domains {
+        let home = format!("/local/domain/{guest}");
+        let number = optional(store, &format!("{home}/image/device-model-domid"))?;
+        let Some(stubdomain) = number.and_then(|text| text.trim().parse::<DomId>().ok()) else {
+            continue;
+        };
+        let stub = format!("/local/domain/{stubdomain}");
+        let proxy = process(store, &format!("{stub}/image/qmp-proxy-pid"))?;
+        let memory = optional(store, &format!("{stub}/memory/target"))?;
+        let told = stats::read(Path::new(stats::FOLDER), stubdomain.as_u16());
+        // A file that another process left says nothing of this one.
+        let told = told.filter(|told| proxy.is_some_and(|proxy| proxy.pid == told.pid));
+        rows.push(Row {
+            guest,
+            name: optional(store, &format!("{home}/name"))?,
+            stubdomain,
+            state: optional(store, &format!("{stub}/device-model/{guest}/state"))?,
+            proxy,
+            counters: told.map(|told| told.counters),
+            consoles: process(store, &format!("{stub}/image/device-model-pid"))?,
+            console_bytes: console_bytes(store, &stub)?,
+            memory: memory.and_then(|text| text.trim().parse().ok()),
+        });
+    }
+    Ok(rows)
+}
+
+/// The process whose number a node holds.
+fn process(store: &Store, node: &str) -> Result<Option<Process>> {
+    let text = optional(store, node)?;
+    let pid = text.and_then(|text| text.trim().parse().ok());
+    Ok(pid.map(|pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"));
+        let status = status.as_deref().unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        Process {
+            pid,
+            alive: !status.is_empty(),
+            memory: line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()),
+        }
+    }))
+}
+
+/// How long the files are that a stubdomain's consoles are written to; `None` if there are none.
+fn console_bytes(store: &Store, stub: &str) -> Result<Option<u64>> {
+    let others = store.directory(&format!("{stub}/device/console"));
+    let others = others.unwrap_or_default();
+    let others = others
+        .iter()
+        .map(|name| format!("{stub}/device/console/{name}/output"));
+    let mut sum = None;
+    for node in [format!("{stub}/console/output")].into_iter().chain(others) {
+        let output = optional(store, &node)?.unwrap_or_default();
+        let Some(path) = output.strip_prefix("file:") else {
+            continue;
+        };
+        if let Ok(meta) = fs::symlink_metadata(path) {
+            if meta.is_file() {
+                sum = Some(sum.unwrap_or(0) + meta.len());
+            }
+        }
+    }
+    Ok(sum)
+}

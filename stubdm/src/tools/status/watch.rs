@@ -1,0 +1,176 @@
+//! `status --watch`: the table again and again, on a terminal in its place and otherwise one after another.
+//!
+//! Nothing flickers: a frame is one write, drawn over the one before, each line cleared behind its end. The terminal is
+//! left as it was found, whatever ends this: `q`, a signal, an error.
+
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::termios::{
+    LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+};
+use xen_store::{Store, Watch};
+
+use super::{rows, show};
+use crate::error::{Context, Result};
+use crate::event::{Interest, sleep};
+use crate::signals::Signals;
+
+/// The other screen, no cursor, long lines cut at the edge.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
+const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
+
+/// Domains come and go in bursts; a burst is one frame.
+const BURST: Duration = Duration::from_millis(100);
+
+pub(super) fn run(store: &Store, pace: Duration, json: bool) -> Result<()> {
+    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    let signals = Signals::take(&[&ends[..], &[Signal::SIGWINCH, Signal::SIGTSTP]].concat())
+        .context("taking over signals")?;
+    // Without them (in a domU) only time brings the next frame.
+    let watches: Vec<Watch> = ["@introduceDomain", "@releaseDomain"]
+        .iter()
+        .filter_map(|event| store.watch(event).ok())
+        .collect();
+    let terminal = (!json && io::stdout().is_terminal()).then(Terminal::take);
+    let mut keys = io::stdin().is_terminal() && terminal.is_some();
+    loop {
+        let rows = rows(store)?;
+        let frame = match (&terminal, json) {
+            (_, true) => format!("{}\n", show::json(&rows)),
+            (Some(_), _) => frame(&show::table(&rows)),
+            (None, _) => format!("{}\n", show::table(&rows)),
+        };
+        if let Err(error) = print(&frame) {
+            // Nobody looks any more.
+            return match error.kind() {
+                io::ErrorKind::BrokenPipe => Ok(()),
+                _ => Err(error).context("printing"),
+            };
+        }
+        let mut next = Instant::now() + pace;
+        while Instant::now() < next {
+            let mut interests: Vec<Interest<'_>> = vec![(signals.as_fd(), PollFlags::POLLIN)];
+            interests.extend(
+                watches
+                    .iter()
+                    .filter_map(|w| Some((w.poll_fd().ok()?, PollFlags::POLLIN))),
+            );
+            let stdin = io::stdin();
+            if keys {
+                interests.push((stdin.as_fd(), PollFlags::POLLIN));
+            }
+            sleep(&interests, Some(next)).context("waiting")?;
+            match signals.next().context("reading signals")? {
+                // Stopped, it would leave the terminal as it is.
+                Some(Signal::SIGWINCH | Signal::SIGTSTP) => next = Instant::now(),
+                Some(_) => return Ok(()),
+                None => {}
+            }
+            if keys {
+                match key() {
+                    Some(b'q' | b'Q' | 3) => return Ok(()),
+                    Some(_) => {}
+                    None => keys = false,
+                }
+            }
+            let mut event = false;
+            for watch in &watches {
+                while watch.try_next().context("the store")?.is_some() {
+                    event = true;
+                }
+            }
+            if event {
+                next = next.min(Instant::now() + BURST);
+            }
+        }
+    }
+}
+
+/// A key; 0 when none was pressed, `None` when none will be.
+fn key() -> Option<u8> {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(0) | Err(Errno::EINTR) => return Some(0),
+        Ok(_) => {}
+        Err(_) => return None,
+    }
+    let mut byte = [0];
+    match nix::unistd::read(stdin.as_fd(), &mut byte) {
+        Ok(0) => None,
+        Ok(_) => Some(byte[0]),
+        Err(Errno::EINTR | Errno::EAGAIN) => Some(0),
+        Err(_) => None,
+    }
+}
+
+fn print(frame: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(frame.as_bytes())?;
+    out.flush()
+}
+
+/// A table as a frame over the one before.
+fn frame(table: &str) -> String {
+    let mut frame = String::from("\x1b[H");
+    for line in table.lines() {
+        frame += line;
+        frame += "\x1b[K\r\n";
+    }
+    frame + "\x1b[K\r\nq ends this\x1b[J"
+}
+
+/// A terminal of our own until it is dropped.
+struct Terminal {
+    before: Option<Termios>,
+}
+
+impl Terminal {
+    fn take() -> Self {
+        let before = tcgetattr(io::stdin()).ok();
+        if let Some(before) = &before {
+            let mut raw = before.clone();
+            raw.local_flags
+                .remove(LocalFlags::ICANON | LocalFlags::ECHO);
+            // A read never waits.
+            for index in [
+                SpecialCharacterIndices::VMIN,
+                SpecialCharacterIndices::VTIME,
+            ] {
+                if let Some(slot) = raw.control_chars.get_mut(index as usize) {
+                    *slot = 0;
+                }
+            }
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &raw);
+        }
+        let _ = print(ENTER);
+        Self { before }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = print(LEAVE);
+        if let Some(before) = &self.before {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_begins_at_the_corner_and_clears_what_it_does_not_fill() {
+        assert_eq!(
+            frame("a\nb\n"),
+            "\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[K\r\nq ends this\x1b[J"
+        );
+    }
+}
