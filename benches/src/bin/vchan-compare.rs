@@ -2,6 +2,8 @@
 //!
 //! `cargo xtask bench vchan` builds and finds what this needs. Every end is a process of its own, on a CPU of
 //! its own: this program again (`vchan-compare end …`), or the C program under `LD_PRELOAD`.
+//!
+//! `vchan-compare render vchan.json FOLDER` writes the document again from the rows of an earlier run.
 #![allow(clippy::unwrap_used, reason = "a mutex that is poisoned is a bug here")]
 
 use std::ffi::OsString;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.split_first() {
         Some((first, rest)) if first == "end" => one_end(rest),
+        Some((first, [json, out])) if first == "render" => render(json, out.as_ref()),
         _ => compare(&Cli::parse()),
     };
     match result {
@@ -91,6 +94,11 @@ fn one_end(arguments: &[String]) -> Result<()> {
         (counts.notifies, counts.system_calls)
     };
     end::main(arguments, open, counts)
+}
+
+fn render(json: &str, out: &Path) -> Result<()> {
+    let text = fs::read_to_string(json).with_context(|| format!("reading {json}"))?;
+    write(&serde_json::from_str(&text)?, Some(out))
 }
 
 /// Where the ends run and what they are.
@@ -313,7 +321,7 @@ fn compare(cli: &Cli) -> Result<()> {
 }
 
 /// How many groups may be measured again, so that a run comes to its end on any machine.
-const AGAIN: u32 = 8;
+const AGAIN: u32 = 4;
 
 /// Measures a group between two looks at how far the processors are from each other. A group during
 /// which that changed is measured again: its ratios would compare two machines.
