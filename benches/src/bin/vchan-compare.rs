@@ -3,7 +3,8 @@
 //! `cargo xtask bench vchan` builds and finds what this needs. Every end is a process of its own, on a CPU of
 //! its own: this program again (`vchan-compare end …`), or the C program under `LD_PRELOAD`.
 //!
-//! `vchan-compare render vchan.json FOLDER` writes the document again from the rows of an earlier run.
+//! `vchan-compare render RUN.json… FOLDER` writes one document from the rows of several runs, each of a part
+//! (`--only`); a group that is in two of them is taken from the later.
 #![allow(clippy::unwrap_used, reason = "a mutex that is poisoned is a bug here")]
 
 use std::ffi::OsString;
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.split_first() {
         Some((first, rest)) if first == "end" => one_end(rest),
-        Some((first, [json, out])) if first == "render" => render(json, out.as_ref()),
+        Some((first, [runs @ .., out])) if first == "render" => render(runs, out.as_ref()),
         _ => compare(&Cli::parse()),
     };
     match result {
@@ -96,9 +97,17 @@ fn one_end(arguments: &[String]) -> Result<()> {
     end::main(arguments, open, counts)
 }
 
-fn render(json: &str, out: &Path) -> Result<()> {
-    let text = fs::read_to_string(json).with_context(|| format!("reading {json}"))?;
-    write(&serde_json::from_str(&text)?, Some(out))
+fn render(runs: &[String], out: &Path) -> Result<()> {
+    let mut all: Option<Report> = None;
+    for run in runs {
+        let text = fs::read_to_string(run).with_context(|| format!("reading {run}"))?;
+        let run: Report = serde_json::from_str(&text)?;
+        match &mut all {
+            None => all = Some(run),
+            Some(all) => all.merge(run),
+        }
+    }
+    write(&all.context("no run to render")?, Some(out))
 }
 
 /// Where the ends run and what they are.
