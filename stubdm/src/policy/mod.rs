@@ -13,6 +13,7 @@
 //! | [`conversation`] | one client's conversation under a policy |
 //! | [`monitor`] | QEMU's side of it |
 //! | [`message`], [`audit`] | the lines this program writes itself |
+//! | [`learn`] | a policy from what was seen |
 //! | [`person`] | `stubdm-run policy` |
 //!
 //! Nothing here does I/O but the reading of a policy's file and what a person is shown. `docs/qmp-policy.md` says what holds.
@@ -22,6 +23,7 @@ pub mod conversation;
 mod file;
 pub mod form;
 pub mod json;
+pub mod learn;
 pub mod message;
 pub mod monitor;
 pub mod person;

@@ -1,12 +1,13 @@
 //! `stubdm-run policy`: is a policy well-formed, what does it say, and what becomes of a command.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
 use super::Policy;
 use super::json::Json;
+use super::learn::{LOG_MAX, learn};
 use super::shape::{Shape, Version};
 use crate::error::{Context, Failure, Result};
 
@@ -33,6 +34,17 @@ pub enum PolicyCommand {
         /// Its arguments, a JSON object
         #[arg(value_name = "JSON")]
         arguments: Option<String>,
+    },
+    /// Print a policy for what was seen in a proxy's log, or in QMP messages line by line
+    ///
+    /// The log is what `vchan-socket-proxy --filter=off --verbose` writes to stderr.
+    Learn {
+        /// Write rows for all that was seen, not only for what the built-in policy denies
+        #[arg(long)]
+        all: bool,
+        /// The log; - for the standard input
+        #[arg(value_name = "LOG")]
+        log: PathBuf,
     },
 }
 
@@ -63,9 +75,35 @@ pub fn run(command: &PolicyCommand) -> Result<()> {
                 Some(name) => one(&policy, name, arguments.as_deref(), *qemu)?,
             }
         }
+        PolicyCommand::Learn { all, log } => {
+            let base = if *all {
+                None
+            } else {
+                Some(Policy::built_in()?)
+            };
+            learn(&read(log)?, base.as_ref())?
+        }
     };
     let written = std::io::stdout().write_all(text.as_bytes());
     written.context("printing")
+}
+
+/// A log, of whatever bytes.
+fn read(path: &Path) -> Result<String> {
+    let what = format!("{}", path.display());
+    let mut bytes = Vec::new();
+    let count = if path == Path::new("-") {
+        std::io::stdin().take(LOG_MAX + 1).read_to_end(&mut bytes)
+    } else {
+        let file = std::fs::File::open(path).context(&what)?;
+        file.take(LOG_MAX + 1).read_to_end(&mut bytes)
+    };
+    if count.context(&what)? as u64 > LOG_MAX {
+        return Err(Failure::new(format_args!(
+            "{what}: longer than {LOG_MAX} bytes"
+        )));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn members(shape: &Shape) -> Vec<String> {
