@@ -18,7 +18,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 const SOURCE: &str = include_str!("../guest/guest.s");
 
-const SECTOR: usize = 512;
+/// Bytes in a sector.
+pub(crate) const SECTOR: usize = 512;
 const IMAGE_SECTORS: usize = 32 * 1024;
 const STAGE_SECTORS: usize = 7;
 const PATTERN_FIRST: usize = 64;
@@ -37,7 +38,21 @@ const LOAD_ADDRESS: usize = 0x7c00;
 /// Needs `as` and `ld` of binutils, which the Rust toolchain's linker comes with.
 pub(crate) fn build(out_dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(out_dir).with_context(|| format!("creating {}", out_dir.display()))?;
-    let code = assemble(out_dir)?;
+    let code = assemble(
+        out_dir,
+        "guest",
+        SOURCE,
+        LOAD_ADDRESS,
+        &[
+            ("STAGE_SECTORS", STAGE_SECTORS),
+            ("HZ", HZ),
+            ("PIT_DIVISOR", PIT_DIVISOR),
+            ("PATTERN_FIRST", PATTERN_FIRST),
+            ("PATTERN_STRIDE", PATTERN_STRIDE),
+            ("PATTERN_COUNT", PATTERN_COUNT),
+            ("SCRATCH_SECTOR", SCRATCH_SECTOR),
+        ],
+    )?;
     let image = layout(&code)?;
     let path = out_dir.join("guest.img");
     fs::write(&path, image).with_context(|| format!("writing {}", path.display()))?;
@@ -52,25 +67,24 @@ pub(crate) fn disk_line() -> String {
     format!("xen-guest: disk ok sum=0x{sum:08x} sectors={PATTERN_COUNT}")
 }
 
-fn assemble(out_dir: &Path) -> Result<Vec<u8>> {
-    let source = out_dir.join("guest.s");
-    let object = out_dir.join("guest.o");
-    let binary = out_dir.join("guest.bin");
-    fs::write(&source, SOURCE).with_context(|| format!("writing {}", source.display()))?;
+/// Assembles a source whose symbols have these values, to be run at `address`; gives the code.
+///
+/// The intermediate files are `out_dir/NAME.*`.
+pub(crate) fn assemble(
+    out_dir: &Path,
+    name: &str,
+    text: &str,
+    address: usize,
+    symbols: &[(&str, usize)],
+) -> Result<Vec<u8>> {
+    let [source, object, binary] = ["s", "o", "bin"].map(|e| out_dir.join(format!("{name}.{e}")));
+    fs::write(&source, text).with_context(|| format!("writing {}", source.display()))?;
 
     let mut assembler = Command::new("as");
     assembler
         .args(["--32", "--fatal-warnings", "-o"])
         .arg(&object);
-    for (name, value) in [
-        ("STAGE_SECTORS", STAGE_SECTORS),
-        ("HZ", HZ),
-        ("PIT_DIVISOR", PIT_DIVISOR),
-        ("PATTERN_FIRST", PATTERN_FIRST),
-        ("PATTERN_STRIDE", PATTERN_STRIDE),
-        ("PATTERN_COUNT", PATTERN_COUNT),
-        ("SCRATCH_SECTOR", SCRATCH_SECTOR),
-    ] {
+    for (name, value) in symbols {
         assembler.arg("--defsym").arg(format!("{name}={value}"));
     }
     run(assembler.arg(&source))?;
@@ -84,7 +98,7 @@ fn assemble(out_dir: &Path) -> Result<Vec<u8>> {
             "_start",
             "-Ttext",
         ])
-        .arg(format!("{LOAD_ADDRESS:#x}"))
+        .arg(format!("{address:#x}"))
         .arg("-o")
         .arg(&binary)
         .arg(&object))?;

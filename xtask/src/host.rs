@@ -181,11 +181,13 @@ impl Host {
         }
         let stub = images::stub::build(&parts, options.shell_init)?;
         let domu = images::domu::build(&parts)?;
+        let linux = images::linux::build(&parts)?;
         let dom0 = images::dom0::build(
             &parts,
             &Guests {
                 stub: &stub,
                 domu: &domu,
+                linux: linux.as_deref(),
             },
         )?;
         Ok(Self {

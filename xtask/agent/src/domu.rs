@@ -54,6 +54,7 @@ fn serve_dom0() -> Result<()> {
             _ => c"",
         };
         load(name, parameters)?;
+        println!("agent: module {name} {}", parameters.to_string_lossy());
     }
     // Where it is mounted when it is: some programs look here for the files of /dev/xen.
     mount_on("xenfs", "/proc/xen")?;
@@ -83,7 +84,8 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-fn mount_on(kind: &str, target: &str) -> Result<()> {
+/// Mounts a file system of the kernel's own; one that is mounted already is fine.
+pub(crate) fn mount_on(kind: &str, target: &str) -> Result<()> {
     fs::create_dir_all(target).with_context(|| format!("creating {target}"))?;
     let flags = MsFlags::MS_NOSUID;
     match mount(Some(kind), target, Some(kind), flags, None::<&str>) {
@@ -94,20 +96,16 @@ fn mount_on(kind: &str, target: &str) -> Result<()> {
 }
 
 /// Loads a module of the ramdisk; one that is built into the kernel or loaded already is fine.
-fn load(name: &str, parameters: &std::ffi::CStr) -> Result<()> {
+pub(crate) fn load(name: &str, parameters: &std::ffi::CStr) -> Result<()> {
     let sysfs_name = name.replace('-', "_");
     if Path::new("/sys/module").join(&sysfs_name).exists() {
-        println!("agent: module {name} is there already");
         return Ok(());
     }
     let path = find(Path::new("/lib/modules"), &format!("{name}.ko"))
         .with_context(|| format!("no {name}.ko below /lib/modules"))?;
     let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     match finit_module(file, parameters, ModuleInitFlags::empty()) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => {
-            println!("agent: module {name} {}", parameters.to_string_lossy());
-            Ok(())
-        }
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno).with_context(|| format!("loading {}", path.display())),
     }
 }

@@ -4,6 +4,7 @@
 //! xen-testbed-agent suite [--only PART] [--list]     in dom0: runs the tests
 //! xen-testbed-agent role ROLE ...                    anywhere: one process of a test
 //! as process 1                                       in a domU: runs roles for dom0
+//! as process 1, with `boot` or `userland`            the Linux guest's two inits
 //! ```
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,7 @@ mod domu;
 mod guest;
 mod job;
 mod leftovers;
+mod linux;
 mod qmp;
 mod roles;
 mod rpc;
@@ -56,7 +58,11 @@ enum Command {
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
-        domu::run();
+        // The Linux guest's kernel, and then its boot, say so; a PV domU's passes on no more than words it does not know.
+        match std::env::args().skip(1).last() {
+            Some(part) if linux::PARTS.contains(&part.as_str()) => linux::run(&part),
+            _ => domu::run(),
+        }
     }
     let name = std::env::args_os().next();
     if name.is_some_and(|name| Path::new(&name).ends_with(roles::mortal::NAME)) {

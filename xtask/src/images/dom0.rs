@@ -90,6 +90,8 @@ pub(crate) struct Guests<'a> {
     pub(crate) stub: &'a Path,
     /// The PV guest's.
     pub(crate) domu: &'a Path,
+    /// The Linux guest's disk, without its kernel.
+    pub(crate) linux: Option<&'a Path>,
 }
 
 /// Builds dom0's image.
@@ -145,5 +147,8 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     archive.file("boot/stub.img", Content::File(guests.stub.to_owned()));
     archive.file("boot/domu.img", Content::File(guests.domu.to_owned()));
     archive.file("boot/guest.img", Content::File(parts.guest_disk.clone()));
+    if let Some(linux) = guests.linux {
+        archive.file("boot/linux.img", Content::File(linux.to_owned()));
+    }
     parts.write("dom0.img", &archive)
 }

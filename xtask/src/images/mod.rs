@@ -6,6 +6,7 @@
 pub(crate) mod dom0;
 pub(crate) mod domu;
 mod kernel;
+pub(crate) mod linux;
 pub(crate) mod stub;
 
 use std::fs::{self, File};
