@@ -8,7 +8,7 @@
 //! | `evtchn` | [`Evtchn`] | bind, unbind, notify, reset, restrict |
 //! | `gntdev` | [`GntDev`] | map, unmap, set_unmap_notify |
 //! | `gntalloc` | [`GntAlloc`] | alloc, dealloc, set_unmap_notify |
-//! | `privcmd` | [`PrivCmd`] | hypercall, restrict |
+//! | `privcmd` | [`PrivCmd`] | hypercall, dm_op, restrict |
 //!
 //! None of the requests waits for anything but the hypervisor itself.
 //!
@@ -18,25 +18,26 @@
 //! methods safe to call, and the modules below it safe code:
 //!
 //! * a request reaches the driver whose header its struct follows: a `Node` of a `Driver` is
-//!   made only by opening that driver's node in `/dev/xen`, and a request names its driver as a
-//!   type;
+//!   made only by opening that driver's node in `/dev/xen`, or from a descriptor of the same
+//!   device, and a request names its driver as a type;
 //! * what the driver may read and write is stated by the request's type (`Argument`,
 //!   `Exchange`, both unsafe to implement and implemented only here), and is never more than
 //!   the memory handed over;
-//! * the structs hold values, not addresses. The exception is a hypercall, whose arguments may
-//!   be addresses: it is an `unsafe fn`.
+//! * the structs hold values, not addresses. The exceptions are privcmd's (`ioctl/privcmd.rs`).
 
 #![allow(unsafe_code)]
 
 mod evtchn;
 mod gntalloc;
 mod gntdev;
+mod privcmd;
 
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -46,9 +47,9 @@ pub use self::gntalloc::GntAlloc;
 pub use self::gntdev::GntDev;
 #[cfg(feature = "sim")]
 pub(crate) use self::gntdev::unmap_action;
-use crate::abi::{Opcode, privcmd};
-use crate::mmap::HypercallBuffer;
-use crate::{DevRoot, DomId, Error, Result, abi};
+pub use self::privcmd::PrivCmd;
+use crate::abi::Opcode;
+use crate::{DevRoot, Error, Result, abi};
 
 /// The most pages one share or one mapping may have: 256 MiB.
 ///
@@ -72,6 +73,30 @@ struct Node<D> {
 impl<D: Driver> Node<D> {
     fn open(root: &DevRoot) -> Result<Self> {
         let file = root.open_device(D::NODE)?.into();
+        Ok(Self {
+            file,
+            driver: PhantomData,
+        })
+    }
+
+    /// Takes a descriptor that was opened elsewhere, if it is of the very device that
+    /// [`open`](Self::open) would open.
+    fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
+        let file = File::from(fd);
+        let device = |file: &File| {
+            let metadata = file.metadata().map_err(|e| Error::os(D::NODE, e))?;
+            let special = metadata.file_type().is_char_device();
+            Ok(special.then_some(metadata.rdev()))
+        };
+        let theirs = device(&file)?;
+        if theirs.is_none() || theirs != device(&Self::open(root)?.file)? {
+            let value = theirs.unwrap_or_default();
+            return Err(Error::Invalid {
+                op: D::NODE,
+                what: "the descriptor's device",
+                value,
+            });
+        }
         Ok(Self {
             file,
             driver: PhantomData,
@@ -136,7 +161,7 @@ arguments! {
         DeallocGref => IOCTL_GNTALLOC_DEALLOC_GREF;
         UnmapNotify => IOCTL_GNTALLOC_SET_UNMAP_NOTIFY;
     }
-    PrivCmdDriver, privcmd {
+    privcmd::PrivCmdDriver, privcmd {
         Restrict => IOCTL_PRIVCMD_RESTRICT;
     }
 }
@@ -251,124 +276,6 @@ fn checked_count(op: &'static str, pages: usize) -> Result<u32> {
         });
     }
     Ok(pages as u32)
-}
-
-/// An open `/dev/xen/privcmd`. [`crate::privcmd`] has the typed operations.
-#[derive(Debug)]
-pub struct PrivCmd(Node<PrivCmdDriver>);
-
-/// The driver behind `/dev/xen/privcmd`.
-#[derive(Debug)]
-struct PrivCmdDriver;
-
-impl Driver for PrivCmdDriver {
-    const NODE: &'static str = "privcmd";
-}
-
-impl PrivCmd {
-    /// Opens the device.
-    ///
-    /// # Errors
-    ///
-    /// What [`DevRoot::open_device`] says.
-    pub fn open(root: &DevRoot) -> Result<Self> {
-        Node::open(root).map(Self)
-    }
-
-    /// Makes hypercall `op`, and returns what it returned, which is not negative.
-    ///
-    /// # Errors
-    ///
-    /// The hypercall's errno, or the driver's: `EPERM` from a restricted file, or in a domain
-    /// whose kernel refuses privileged hypercalls.
-    ///
-    /// # Safety
-    ///
-    /// Arguments that are addresses must be valid, for as long as and for what that hypercall
-    /// reads and writes, and the hypercall itself must not change memory this program relies
-    /// on. Memory that Xen writes must not be reachable by a live reference. An address should
-    /// be in a [`HypercallBuffer`]: Xen does not fault pages in, so the call fails with
-    /// `EFAULT` when ordinary memory happens not to be mapped.
-    #[doc(alias = "IOCTL_PRIVCMD_HYPERCALL")]
-    pub unsafe fn hypercall(&self, op: u64, arg: [u64; 5]) -> Result<c_int> {
-        let mut call = privcmd::Hypercall { op, arg };
-        // SAFETY: the driver reads one `Hypercall`, which `call` is; the caller vouches for the
-        // addresses in it; the descriptor is of /dev/xen/privcmd.
-        unsafe {
-            ioctl(
-                self.0.file.as_fd(),
-                "IOCTL_PRIVCMD_HYPERCALL",
-                privcmd::IOCTL_PRIVCMD_HYPERCALL,
-                ptr::from_mut(&mut call).cast(),
-            )
-        }
-    }
-
-    /// `xen_version(XENVER_version)`: `(major, minor)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`hypercall`](Self::hypercall).
-    pub fn xenver_version(&self) -> Result<(u16, u16)> {
-        let arg = [privcmd::XENVER_VERSION, 0, 0, 0, 0];
-        // SAFETY: this operation takes no address (xen/include/public/version.h: "arg == NULL").
-        let v = unsafe { self.hypercall(privcmd::HYPERVISOR_XEN_VERSION, arg) }? as u32;
-        Ok(((v >> 16) as u16, v as u16))
-    }
-
-    /// `xen_version(cmd)` for one of the two operations that write text: the bytes Xen wrote,
-    /// which end at the first zero.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] for an operation other than [`privcmd::XENVER_EXTRAVERSION`] and
-    /// [`privcmd::XENVER_CAPABILITIES`] or a buffer too small for it; else as
-    /// [`hypercall`](Self::hypercall).
-    pub fn xenver_text<'b>(&self, cmd: u64, buffer: &'b mut HypercallBuffer) -> Result<&'b [u8]> {
-        const OP: &str = "xen_version";
-        let len = match cmd {
-            privcmd::XENVER_EXTRAVERSION => privcmd::XEN_EXTRAVERSION_LEN,
-            privcmd::XENVER_CAPABILITIES => privcmd::XEN_CAPABILITIES_INFO_LEN,
-            _ => {
-                return Err(Error::Invalid {
-                    op: OP,
-                    what: "the operation",
-                    value: cmd,
-                });
-            }
-        };
-        if buffer.len() < len {
-            let value = buffer.len() as u64;
-            return Err(Error::Invalid {
-                op: OP,
-                what: "the buffer's length",
-                value,
-            });
-        }
-        let arg = [cmd, buffer.as_ptr().as_ptr() as u64, 0, 0, 0];
-        // SAFETY: this operation writes `len` bytes at its second argument
-        // (xen/include/public/version.h) and nothing else; the buffer has that many, and is
-        // borrowed mutably, so no reference into it is live.
-        unsafe { self.hypercall(privcmd::HYPERVISOR_XEN_VERSION, arg) }?;
-        let bytes = &buffer.bytes()[..len];
-        let end = bytes.iter().position(|&b| b == 0).unwrap_or(len);
-        Ok(&bytes[..end])
-    }
-
-    /// Limits this file for good to operations on `domain`.
-    ///
-    /// # Errors
-    ///
-    /// The driver's; `EINVAL` when it is limited to another domain already.
-    pub fn restrict(&self, domain: DomId) -> Result<()> {
-        set(&self.0, &privcmd::Restrict { domid: domain }).map(drop)
-    }
-}
-
-impl AsFd for PrivCmd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.file.as_fd()
-    }
 }
 
 #[cfg(test)]

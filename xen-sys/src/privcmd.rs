@@ -12,10 +12,12 @@
 //! ```
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use crate::abi::privcmd::{XEN_CAPABILITIES_INFO_LEN, XENVER_CAPABILITIES, XENVER_EXTRAVERSION};
+use crate::abi::privcmd::{
+    SHUTDOWN_CRASH, XEN_CAPABILITIES_INFO_LEN, XENVER_CAPABILITIES, XENVER_EXTRAVERSION,
+};
 use crate::ioctl::PrivCmd;
 use crate::mmap::HypercallBuffer;
 use crate::{DomId, Error, Host, Result, Xen};
@@ -42,6 +44,27 @@ impl Privcmd {
         match xen.host() {
             Host::Dev(root) => {
                 let dev = PrivCmd::open(root)?;
+                let buffer = HypercallBuffer::new(root, XEN_CAPABILITIES_INFO_LEN)?;
+                Ok(Self {
+                    dev,
+                    buffer: Mutex::new(buffer),
+                })
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: "privcmd" }),
+        }
+    }
+
+    /// Takes a descriptor of the device that some other program opened: what is restricted here is
+    /// restricted there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if it is of something else; as [`open`](Self::open).
+    pub fn adopt(xen: &Xen, fd: OwnedFd) -> Result<Self> {
+        match xen.host() {
+            Host::Dev(root) => {
+                let dev = PrivCmd::adopt(root, fd)?;
                 let buffer = HypercallBuffer::new(root, XEN_CAPABILITIES_INFO_LEN)?;
                 Ok(Self {
                     dev,
@@ -134,6 +157,24 @@ impl RestrictedPrivcmd {
     #[must_use]
     pub fn domain(&self) -> DomId {
         self.domain
+    }
+
+    /// Declares that the domain has crashed, which its device model may do. The toolstack then does with it what
+    /// its configuration says.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` if this is not its device model.
+    #[doc(alias = "xendevicemodel_shutdown")]
+    pub fn crash(&self) -> Result<()> {
+        self.dev.remote_shutdown(self.domain, SHUTDOWN_CRASH)
+    }
+
+    /// Whether hypercalls are refused, as they have to be: the proof that the kernel restricts this file.
+    #[must_use]
+    pub fn refuses_hypercalls(&self) -> bool {
+        let refused = self.dev.xenver_version().err();
+        refused.and_then(|error| error.errno()) == Some(libc::EPERM)
     }
 }
 

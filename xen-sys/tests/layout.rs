@@ -38,6 +38,7 @@ fn gntalloc_opcodes() {
 #[test]
 fn privcmd_opcodes() {
     assert_eq!(privcmd::IOCTL_PRIVCMD_HYPERCALL, 0x305000);
+    assert_eq!(privcmd::IOCTL_PRIVCMD_DM_OP, 0x105005);
     assert_eq!(privcmd::IOCTL_PRIVCMD_RESTRICT, 0x25006);
 }
 
@@ -82,6 +83,9 @@ fn gntalloc_layouts() {
 #[test]
 fn privcmd_layouts() {
     layout!(privcmd::Hypercall, 48, 8, op @ 0, arg @ 8);
+    layout!(privcmd::DmOp, 16, 8, domid @ 0, count @ 2, buffers @ 8);
+    layout!(privcmd::DmOpBuffer, 16, 8, address @ 0, size @ 8);
+    assert_eq!(size_of::<privcmd::RemoteShutdown>(), 16);
     layout!(privcmd::Restrict, 2, 2, domid @ 0);
 }
 

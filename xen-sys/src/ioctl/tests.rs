@@ -1,6 +1,7 @@
 //! What is checked before a request reaches a driver.
 
 use super::*;
+use crate::DomId;
 
 /// A node that is none of the drivers', which refuses every request.
 fn null<D>() -> Node<D> {
