@@ -5,22 +5,37 @@
 //!    │ deadline, QEMU dies, anything fails │                │                      │
 //!    └────────────────────────────────────┴───────┬────────┴──────────────────────┘
 //!                                                  ▼
-//!                              Ending (QEMU killed if it lives) ──▶ PowerOff
+//!                              Ending (QEMU killed if it lives) ──▶ the guest told ──▶ PowerOff
 //! ```
+//!
+//! While it runs QEMU is asked for a sign of life ([`pulse`]); one that gives none is reported and left alone. What it says
+//! goes into the log within bounds ([`quota`]).
 //!
 //! No I/O and no clock. Readiness is QEMU's own word: it writes `running` when its processors
 //! start, so `cont` is given only after everything else is up, and that order is kept here.
 //!
+//! A guest that has started loses its device model with QEMU, and is told by way of the hypervisor: it has crashed, and the
+//! toolstack does with it what its configuration says (`on_crash`).
+//!
 //! Every path ends in [`Action::PowerOff`]: a stubdomain that cannot do its work does not stay.
+
+pub mod pulse;
+pub mod quota;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::error::one_line;
+use crate::event::earlier;
+use pulse::{Beat, Pulse};
+use quota::{Quota, Verdict};
 
 /// How long everything up to `running` may take. libxl gives up on a stubdomain 30 seconds after
 /// it was started; its kernel and our own preparations have had their part of that.
 pub const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
+/// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl itself waits for an
+/// answer to most commands.
+pub const HANG_LIMIT: Duration = Duration::from_secs(20);
 /// How long QEMU may live on after its monitor closed, or after it was told to die.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 /// How many of QEMU's last lines are kept to say why it died.
@@ -60,6 +75,8 @@ pub enum Event {
     Started,
     /// `cont` was refused.
     StartRefused(String),
+    /// QEMU has answered [`Action::Ask`].
+    Answered,
     /// A QMP event.
     Qmp(String),
     /// A line on QEMU's stdout or stderr.
@@ -85,12 +102,20 @@ pub enum Action {
     Log(String),
     /// Say this in the log if it is to hold everything.
     Detail(String),
+    /// Ask QEMU for anything; answered by [`Event::Answered`].
+    Ask,
     /// Record that everything is up.
     ReportRunning,
+    /// Record that QEMU does not answer, in the log and in the store.
+    ReportHung(String),
+    /// Record that it answers again.
+    ReportBack(String),
     /// Record why this stubdomain ends, in the log and in the store.
     ReportError(String),
     /// Kill QEMU.
     KillQemu,
+    /// Tell the hypervisor that the guest has crashed: it has no device model any more.
+    CrashGuest,
     /// Power this domain off. The last action there is.
     PowerOff,
 }
@@ -110,17 +135,24 @@ enum Phase {
 pub struct Supervisor {
     phase: Phase,
     deadline: Option<Instant>,
+    /// Since the guest was started.
+    pulse: Option<Pulse>,
+    hang_limit: Duration,
+    quota: Quota,
     last_words: VecDeque<String>,
     monitor_lost: Option<String>,
     actions: VecDeque<Action>,
 }
 
 impl Supervisor {
-    /// QEMU was just started, stopped (`-S`).
-    pub fn new(now: Instant) -> Self {
+    /// QEMU was just started, stopped (`-S`). Later a silence of `hang_limit`, usually [`HANG_LIMIT`], is reported.
+    pub fn new(now: Instant, hang_limit: Duration) -> Self {
         Self {
             phase: Phase::Launch,
             deadline: Some(now + LAUNCH_LIMIT),
+            pulse: None,
+            hang_limit,
+            quota: Quota::new(now),
             last_words: VecDeque::new(),
             monitor_lost: None,
             actions: VecDeque::new(),
@@ -129,7 +161,7 @@ impl Supervisor {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        earlier(self.deadline, self.pulse.as_ref().and_then(Pulse::deadline))
     }
 
     /// The next thing to do.
@@ -146,7 +178,7 @@ impl Supervisor {
     pub fn event(&mut self, event: Event, now: Instant) {
         match (self.phase, event) {
             (Phase::Over, _) => {}
-            (_, Event::Line(line)) => self.line(&line),
+            (_, Event::Line(line)) => self.line(&line, now),
             (Phase::Launch, Event::MonitorReady) => {
                 self.phase = Phase::Prepare;
                 self.actions.push_back(Action::OfferVchan);
@@ -158,6 +190,7 @@ impl Supervisor {
             (Phase::Start, Event::Started) => {
                 self.phase = Phase::Running;
                 self.deadline = None;
+                self.pulse = Some(Pulse::new(self.hang_limit, now));
                 self.actions.push_back(Action::ReportRunning);
             }
             (Phase::Start, Event::StartRefused(why)) => {
@@ -165,7 +198,8 @@ impl Supervisor {
             }
             (Phase::Ending, Event::QemuExited(_)) => self.power_off(),
             (_, Event::QemuExited(exit)) => {
-                let reason = self.death(&exit);
+                self.count_dropped();
+                let reason = self.with_last_words(format!("QEMU {exit}"));
                 self.actions.push_back(Action::ReportError(reason));
                 self.power_off();
             }
@@ -181,12 +215,26 @@ impl Supervisor {
             (_, Event::Failed(why)) => self.end(why, now),
             (_, Event::Terminate(signal)) => self.end(format!("told to end by {signal}"), now),
             (_, Event::Qmp(name)) => {
-                self.actions
-                    .push_back(Action::Log(format!("QEMU says {}", one_line(&name))));
+                self.log(format!("QEMU says {}", one_line(&name)), now);
+            }
+            (_, Event::Answered) => {
+                if let Some(silent) = self.pulse.as_mut().and_then(|p| p.answered(now)) {
+                    let again = format!("QEMU answers again, after {} s", silent.as_secs());
+                    self.actions.push_back(Action::ReportBack(again));
+                }
             }
             (_, Event::Tick) => {
                 if self.deadline.is_some_and(|deadline| deadline <= now) {
                     self.late(now);
+                }
+                match self.pulse.as_mut().and_then(|pulse| pulse.tick(now)) {
+                    Some(Beat::Ask) => self.actions.push_back(Action::Ask),
+                    Some(Beat::Hung) => {
+                        let limit = self.hang_limit.as_secs();
+                        let hung = format!("QEMU has not answered for {limit} s");
+                        self.actions.push_back(Action::ReportHung(hung));
+                    }
+                    None => {}
                 }
             }
             (_, Event::MonitorReady | Event::VchanUp | Event::Started | Event::StartRefused(_)) => {
@@ -215,6 +263,7 @@ impl Supervisor {
     fn end(&mut self, reason: String, now: Instant) {
         self.phase = Phase::Ending;
         self.deadline = Some(now + DEATH_LIMIT);
+        self.count_dropped();
         self.actions.push_back(Action::ReportError(reason));
         self.actions.push_back(Action::KillQemu);
     }
@@ -222,10 +271,14 @@ impl Supervisor {
     fn power_off(&mut self) {
         self.phase = Phase::Over;
         self.deadline = None;
+        // There is a pulse once the guest has been started.
+        if self.pulse.take().is_some() {
+            self.actions.push_back(Action::CrashGuest);
+        }
         self.actions.push_back(Action::PowerOff);
     }
 
-    fn line(&mut self, line: &str) {
+    fn line(&mut self, line: &str, now: Instant) {
         let line = one_line(line);
         if line.is_empty() {
             return;
@@ -238,12 +291,36 @@ impl Supervisor {
         if self.last_words.len() == LAST_WORDS {
             self.last_words.pop_front();
         }
-        self.actions.push_back(Action::Log(format!("qemu: {line}")));
+        self.log(format!("qemu: {line}"), now);
         self.last_words.push_back(line);
     }
 
-    fn death(&self, exit: &Exit) -> String {
-        self.with_last_words(format!("QEMU {exit}"))
+    /// Puts something of QEMU's into the log, if there is room for it.
+    fn log(&mut self, line: String, now: Instant) {
+        match self.quota.admit(line.len(), now) {
+            Verdict::Pass => {}
+            Verdict::PassAfter(dropped) => self.left_out(dropped),
+            Verdict::Stop => {
+                let stop =
+                    "QEMU says more than goes into this log: lines are left out from here on";
+                self.actions.push_back(Action::Log(stop.to_owned()));
+                return;
+            }
+            Verdict::Drop => return,
+        }
+        self.actions.push_back(Action::Log(line));
+    }
+
+    fn left_out(&mut self, dropped: u64) {
+        let count = format!("{dropped} lines were left out");
+        self.actions.push_back(Action::Log(count));
+    }
+
+    fn count_dropped(&mut self) {
+        let dropped = self.quota.dropped();
+        if dropped > 0 {
+            self.left_out(dropped);
+        }
     }
 
     fn with_last_words(&self, mut reason: String) -> String {

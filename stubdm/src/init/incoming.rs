@@ -3,17 +3,16 @@
 //! On restore the toolstack feeds the state file into console 2, a tty in here. QEMU gets a pipe:
 //! it must never see a tty, whose line discipline would alter and echo what passes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use tracing::{error, info};
 
+use super::tty::{Direction, open_raw};
 use crate::dmargv::DmArgv;
 use crate::error::{Context, Result};
 use crate::save::reader::{Found, Reader};
@@ -32,7 +31,7 @@ pub fn prepare(argv: &mut DmArgv) -> Result<Option<OwnedFd>> {
     if !argv.wants_incoming() {
         return Ok(None);
     }
-    let console = open_raw(CONSOLE, true)?;
+    let console = open_raw(CONSOLE, Direction::In)?;
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
     argv.set_incoming(&format!("fd:{}", reader.as_raw_fd()));
     let feeder = std::thread::Builder::new().name("incoming".into());
@@ -43,24 +42,6 @@ pub fn prepare(argv: &mut DmArgv) -> Result<Option<OwnedFd>> {
     Ok(Some(reader))
 }
 
-/// Opens a console and sets it raw, for one direction.
-///
-/// # Errors
-/// It cannot be opened or set raw.
-pub fn open_raw(path: &str, read: bool) -> Result<File> {
-    let console = OpenOptions::new()
-        .read(read)
-        .write(!read)
-        .custom_flags(libc::O_NOCTTY)
-        .open(path);
-    let console = console.context(path)?;
-    let mut mode = tcgetattr(console.as_fd()).context(format_args!("the mode of {path}"))?;
-    cfmakeraw(&mut mode);
-    tcsetattr(console.as_fd(), SetArg::TCSANOW, &mode)
-        .context(format_args!("setting {path} raw"))?;
-    Ok(console)
-}
-
 /// Ends when QEMU has closed its end, or has all: the console itself has no end.
 fn feed(mut console: File, pipe: File) {
     match pass_on(&mut console, pipe) {
@@ -69,8 +50,12 @@ fn feed(mut console: File, pipe: File) {
     }
 }
 
-/// Passes the state on. On an error QEMU finds the pipe's end, and ends.
-fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, String> {
+/// Passes the state on and says how many bytes that was. Blocks until QEMU has it all: it says so by closing its end if
+/// the state came without a header.
+///
+/// # Errors
+/// What came is no state, or cut short or altered; the console's, the pipe's. QEMU finds the pipe's end, and ends.
+pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, String> {
     let mut reader = Reader::default();
     let mut last = None;
     let mut total = 0u64;

@@ -19,10 +19,14 @@ pub mod mounts;
 pub mod net;
 pub mod pci;
 pub mod power;
+pub mod privcmd;
 pub mod qemu;
 pub mod report;
+pub mod tty;
+pub mod urgent;
 pub mod watch;
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +42,7 @@ use crate::error::{Context, Failure, Result, one_line};
 use crate::log;
 use crate::save::keeper::Keeper;
 use crate::signals::Signals;
+use crate::supervisor::HANG_LIMIT;
 use guest::Guest;
 use report::Report;
 
@@ -59,6 +64,15 @@ pub struct InitOptions {
     /// Let QEMU stay root, as it has to be for the guest's own PCI devices
     #[arg(long)]
     pub qemu_root: bool,
+    /// Leave xen-privcmd restricted, for a QEMU that can live with that
+    #[arg(long)]
+    pub privcmd_restricted: bool,
+    /// Do not tell the hypervisor of the guest's crash when its QEMU has died
+    #[arg(long)]
+    pub keep_guest: bool,
+    /// After how many seconds without an answer a running QEMU is reported as hung
+    #[arg(long, value_name = "SECONDS", default_value_t = HANG_LIMIT.as_secs())]
+    pub hang_after: u64,
 }
 
 impl Default for InitOptions {
@@ -67,21 +81,33 @@ impl Default for InitOptions {
             qemu: qemu::DEFAULT.into(),
             verbose: false,
             qemu_root: false,
+            privcmd_restricted: false,
+            keep_guest: false,
+            hang_after: HANG_LIMIT.as_secs(),
         }
     }
 }
 
 impl InitOptions {
-    /// Takes what the kernel's command line says: `stubdm.qemu=PATH`, `stubdm.qemu-root`,
-    /// `stubdm.verbose`.
+    /// The silence of QEMU's that is reported.
+    pub(crate) fn hang_limit(&self) -> Duration {
+        Duration::from_secs(self.hang_after.max(1))
+    }
+
+    /// Takes what the kernel's command line says: the options, as `stubdm.` and their name.
     fn with_kernel_command_line(mut self, line: &str) -> Self {
         for word in line.split_whitespace() {
             if let Some(path) = word.strip_prefix("stubdm.qemu=") {
                 self.qemu = path.into();
-            } else if word == "stubdm.verbose" {
-                self.verbose = true;
-            } else if word == "stubdm.qemu-root" {
-                self.qemu_root = true;
+            } else if let Some(seconds) = word.strip_prefix("stubdm.hang-after=") {
+                self.hang_after = seconds.parse().unwrap_or(self.hang_after);
+            }
+            match word {
+                "stubdm.verbose" => self.verbose = true,
+                "stubdm.qemu-root" => self.qemu_root = true,
+                "stubdm.privcmd-restricted" => self.privcmd_restricted = true,
+                "stubdm.keep-guest" => self.keep_guest = true,
+                _ => {}
             }
         }
         self
@@ -111,7 +137,7 @@ pub fn run(options: &InitOptions) -> ExitCode {
         let store = Store::open(&xen).context("no store")?;
         Ok((xen, store))
     });
-    power::off();
+    power::end(status == ExitCode::SUCCESS);
     status
 }
 
@@ -151,9 +177,10 @@ fn stubdomain(
     let signals = Signals::take(watch::SIGNALS).context("taking over signals")?;
     let modules = power::is_init().then(modules::Plan::make);
     if let Some(modules) = &modules {
-        modules.load();
+        modules.load(options.privcmd_restricted);
         mounts::xenfs();
         memory::promise_freely();
+        tty::prepare();
     }
     let (xen, store) = open()?;
     report.reaches(&store);
@@ -192,6 +219,8 @@ fn stubdomain(
         argv.set_tap(&port.netdev, port.end.as_raw_fd());
         inherited.push(port.end);
     }
+    // Open as long as we live: so they are raw when QEMU opens them, and stay so.
+    let _serial_ports = power::is_init().then(|| serial_ports(&argv.serial_ttys()));
     let confined = || confine::prepare(&argv, options.qemu_root);
     let user = power::is_init().then(confined).flatten();
     let launch = qemu::launch_in(directory, &options.qemu, argv, inherited, user)?;
@@ -202,17 +231,28 @@ fn stubdomain(
         report,
         signals: &signals,
         started,
+        options,
     };
     watch::over(&world, launch, drives, keeper)
 }
 
 /// What is needed to save the guest; without it the guest runs and cannot be saved.
 fn outgoing() -> Option<Keeper> {
-    let console = incoming::open_raw(SAVE_CONSOLE, false)
+    let console = tty::open_raw(SAVE_CONSOLE, tty::Direction::Out)
         .and_then(|console| Keeper::new(console.into()).context("the file to save to"));
     console
         .inspect_err(|failure| warn!("the guest cannot be saved: {failure}"))
         .ok()
+}
+
+/// The ttys of the guest's serial ports, set raw.
+fn serial_ports(ttys: &[String]) -> Vec<File> {
+    let open = |path: &String| {
+        tty::open_raw(path, tty::Direction::Both)
+            .inspect_err(|failure| warn!("a serial port: {failure}"))
+            .ok()
+    };
+    ttys.iter().filter_map(open).collect()
 }
 
 /// Waits until the block devices QEMU will open exist.
@@ -250,11 +290,13 @@ mod tests {
 
     #[test]
     fn the_kernel_command_line_has_a_say() {
-        let line =
-            "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose stubdm.qemu-root\n";
+        let line = "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose stubdm.qemu-root \
+                    stubdm.hang-after=3 stubdm.keep-guest stubdm.privcmd-restricted\n";
         let options = InitOptions::default().with_kernel_command_line(line);
         assert_eq!(options.qemu, PathBuf::from("/opt/qemu"));
         assert!(options.verbose && options.qemu_root);
+        assert!(options.keep_guest && options.privcmd_restricted);
+        assert_eq!(options.hang_limit(), Duration::from_secs(3));
         let options = InitOptions::default().with_kernel_command_line("quiet");
         assert_eq!(options.qemu, PathBuf::from(qemu::DEFAULT));
         assert!(!options.qemu_root, "confined unless asked");

@@ -73,27 +73,27 @@ impl Plan {
         }
     }
 
-    /// Loads what every guest needs.
-    pub fn load(&self) {
-        load_each(&self.basic);
+    /// Loads what every guest needs; `restricted` leaves xen-privcmd as it comes.
+    pub fn load(&self, restricted: bool) {
+        load_each(&self.basic, restricted);
     }
 
     /// Loads what a guest with a network card needs.
     pub fn load_network(&self) {
-        load_each(&self.network);
+        load_each(&self.network, false);
     }
 
     /// Loads what a guest with PCI devices of the host's needs.
     pub fn load_pci(&self) {
-        load_each(&self.pci);
+        load_each(&self.pci, false);
     }
 }
 
 /// What is missing is a line in the log: it may be built in, and if it is not, opening its device
 /// says so more clearly than anything that could be said here.
-fn load_each(paths: &[PathBuf]) {
+fn load_each(paths: &[PathBuf], restricted: bool) {
     for path in paths {
-        match load(path) {
+        match load(path, restricted) {
             Ok(()) => debug!("loaded {}", path.display()),
             Err(errno) => warn!("loading {}: {}", path.display(), errno.desc()),
         }
@@ -199,7 +199,7 @@ fn dependencies(text: &str) -> HashMap<String, Vec<String>> {
 }
 
 /// Loads one file.
-fn load(path: &Path) -> Result<(), Errno> {
+fn load(path: &Path, restricted: bool) -> Result<(), Errno> {
     let name = path.to_str().and_then(module_name).unwrap_or_default();
     let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let file = File::open(path).map_err(errno)?;
@@ -207,7 +207,9 @@ fn load(path: &Path) -> Result<(), Errno> {
     // MODULE_INIT_COMPRESSED_FILE, which nix has no name for.
     let flags = ModuleInitFlags::from_bits_retain(if compressed { 4 } else { 0 });
     let mut parameters = c"";
-    if name == PRIVCMD {
+    if name == PRIVCMD && restricted {
+        info!("xen-privcmd stays restricted, as it was asked to (XSA-482)");
+    } else if name == PRIVCMD {
         let known = compressed || fs::read(path).is_ok_and(|file| knows_restriction(&file));
         if known {
             info!("loading xen-privcmd with unrestricted=1: QEMU needs plain hypercalls (XSA-482)");

@@ -3,9 +3,9 @@
 //! | node, relative to the stubdomain's own | value |
 //! |---|---|
 //! | `device-model/G/state` | `running`, by QEMU; `error: …`, by us. libxl waits for the first |
-//! | `data/stubdm` | the phase, or the same `error: …`; there also when no guest is known |
+//! | `data/stubdm` | the phase, `trouble: …` while something is wrong, or the same `error: …`; there also when no guest is known |
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 use xen_store::Store;
 use xen_sys::DomId;
 
@@ -38,9 +38,16 @@ impl Report {
         self.write("data/stubdm", phase);
     }
 
+    /// Says what is wrong with a stubdomain that goes on.
+    pub fn trouble(&self, what: &str) {
+        let value = marked("trouble", what);
+        warn!("{value}");
+        self.write("data/stubdm", &value);
+    }
+
     /// Says why this stubdomain ends.
     pub fn failed(&self, reason: &str) {
-        let value = error_value(reason);
+        let value = marked("error", reason);
         error!("{value}");
         self.write("data/stubdm", &value);
         if let Some(guest) = self.guest {
@@ -57,8 +64,8 @@ impl Report {
 }
 
 /// One line, never `running`, and short enough.
-fn error_value(reason: &str) -> String {
-    let mut value = format!("error: {}", one_line(reason));
+fn marked(mark: &str, reason: &str) -> String {
+    let mut value = format!("{mark}: {}", one_line(reason));
     if value.len() > VALUE_MAX {
         let mut end = VALUE_MAX;
         while !value.is_char_boundary(end) {
@@ -75,9 +82,9 @@ mod tests {
 
     #[test]
     fn a_reason_is_never_taken_for_success_and_always_fits() {
-        assert_eq!(error_value("running"), "error: running");
-        assert_eq!(error_value("a\nb"), "error: a b");
-        let long = error_value(&"ä".repeat(5000));
+        assert_eq!(marked("error", "running"), "error: running");
+        assert_eq!(marked("error", "a\nb"), "error: a b");
+        let long = marked("error", &"ä".repeat(5000));
         assert!(long.len() <= VALUE_MAX && long.len() > VALUE_MAX - 4);
     }
 }

@@ -11,7 +11,7 @@ impl Bench {
     fn new() -> Self {
         let now = Instant::now();
         Self {
-            machine: Supervisor::new(now),
+            machine: Supervisor::new(now, HANG_LIMIT),
             now,
         }
     }
@@ -55,10 +55,81 @@ fn the_guest_starts_only_after_the_vchan_is_offered() {
 }
 
 #[test]
-fn a_running_guest_has_no_deadline() {
+fn a_running_guest_has_no_deadline_but_its_qemu_is_asked_for_signs_of_life() {
     let mut bench = Bench::running();
+    for _ in 0..1000 {
+        assert_eq!(bench.wait(pulse::ASK_EVERY), [Action::Ask]);
+        assert_eq!(bench.tell(Event::Answered), []);
+    }
+}
+
+/// Told, once, and left alone: it may come back, and what the guest has in its memory is lost with it.
+#[test]
+fn a_qemu_that_hangs_is_reported_and_not_killed() {
+    let mut bench = Bench::running();
+    assert_eq!(bench.wait(pulse::ASK_EVERY), [Action::Ask]);
+    assert_eq!(bench.wait(HANG_LIMIT - Duration::from_millis(1)), []);
+    let hung = Action::ReportHung("QEMU has not answered for 20 s".to_owned());
+    assert_eq!(bench.wait(Duration::from_millis(1)), [hung]);
     assert_eq!(bench.machine.deadline(), None);
     assert_eq!(bench.wait(Duration::from_secs(1_000_000)), []);
+    let back = "QEMU answers again, after 1000020 s".to_owned();
+    assert_eq!(bench.tell(Event::Answered), [Action::ReportBack(back)]);
+    assert_eq!(bench.wait(pulse::ASK_EVERY), [Action::Ask]);
+    let actions = bench.tell(Event::QemuExited(Exit::Signal("SIGKILL".to_owned())));
+    assert_eq!(error(&actions), "QEMU was killed by SIGKILL");
+}
+
+/// A guest that never ran is the toolstack's to take away; one that ran is told that it cannot go on.
+#[test]
+fn the_guest_is_told_if_it_has_run() {
+    let killed = || Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
+    let actions = Bench::running().tell(killed());
+    assert_eq!(actions[1..], [Action::CrashGuest, Action::PowerOff]);
+    let mut bench = Bench::new();
+    bench.tell(Event::MonitorReady);
+    bench.tell(Event::VchanUp);
+    assert_eq!(bench.tell(killed())[1..], [Action::PowerOff]);
+    // However it ends.
+    let mut bench = Bench::running();
+    bench.tell(Event::Failed("the vchan broke".to_owned()));
+    let told = [Action::CrashGuest, Action::PowerOff];
+    assert_eq!(bench.tell(killed()), told);
+}
+
+#[test]
+fn a_flood_of_words_or_events_fills_no_log_and_hides_neither_the_end_nor_the_hang() {
+    let mut bench = Bench::running();
+    let mut logged = 0;
+    for n in 0..50_000 {
+        let event = if n % 2 == 0 {
+            Event::Line(format!("line {n}"))
+        } else {
+            Event::Qmp("FLOOD".to_owned())
+        };
+        for action in bench.tell(event) {
+            match action {
+                Action::Log(line) => logged += line.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(logged < 70_000, "{logged} bytes");
+    assert_eq!(bench.wait(pulse::ASK_EVERY), [Action::Ask]);
+    assert!(matches!(
+        bench.wait(HANG_LIMIT)[..],
+        [Action::ReportHung(_)]
+    ));
+    let mut actions = bench.tell(Event::QemuExited(Exit::Status(1)));
+    let Action::Log(count) = actions.remove(0) else {
+        panic!("{actions:?}")
+    };
+    assert!(count.ends_with("lines were left out"), "{count}");
+    // The last words are those that were not logged.
+    assert!(
+        error(&actions).ends_with("line 49994 | line 49996 | line 49998"),
+        "{actions:?}"
+    );
 }
 
 #[test]

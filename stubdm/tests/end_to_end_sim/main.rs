@@ -18,11 +18,13 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use host::Host;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use stubdm::dmargv::{ArgvError, DmArgv};
 use stubdm::init::guest::Guest;
 use stubdm::init::report::Report;
-use stubdm::init::{qemu as launcher, watch};
+use stubdm::init::{InitOptions, qemu as launcher, watch};
 use stubdm::signals::Signals;
 
 /// The descriptors this process was started with; whoever started it may leave some open.
@@ -64,6 +66,14 @@ fn main() -> ExitCode {
         (
             "a_qemu_that_refuses_to_start_is_killed",
             a_qemu_that_refuses_to_start_is_killed,
+        ),
+        (
+            "a_qemu_that_hangs_is_reported_and_its_return_as_well",
+            a_qemu_that_hangs_is_reported_and_its_return_as_well,
+        ),
+        (
+            "a_flood_of_words_and_events_leaves_everything_else_as_it_is",
+            a_flood_of_words_and_events_leaves_everything_else_as_it_is,
         ),
         ("a_missing_qemu_is_named", a_missing_qemu_is_named),
         ("both_modes_with_paths", |_| proxy::both_modes_with_paths()),
@@ -116,6 +126,10 @@ fn run(
         report: &report,
         signals,
         started: Instant::now(),
+        options: &InitOptions {
+            hang_after: 1,
+            ..InitOptions::default()
+        },
     };
     std::thread::scope(|scope| {
         let meanwhile = scope.spawn(meanwhile);
@@ -195,6 +209,49 @@ fn a_qemu_that_refuses_to_start_is_killed(signals: &Signals) {
         state.contains("refused to start the guest: GenericError: not today"),
         "{state}"
     );
+    host.assert_clean();
+}
+
+fn a_qemu_that_hangs_is_reported_and_its_return_as_well(signals: &Signals) {
+    let host = Host::new();
+    let phase = format!("/local/domain/{}/data/stubdm", host.stub);
+    let status = run(&host, signals, &[b"-sleepy"], || {
+        host.wait_for(&phase, |phase| phase == "running");
+        let said = host.wait_for(&phase, |phase| phase != "running");
+        assert_eq!(said, "trouble: QEMU has not answered for 1 s");
+        assert_eq!(host.state().unwrap(), "running", "libxl's own node");
+        let pid = host.wait_for("/qemu", |_| true).parse().unwrap();
+        let signal = |signal| kill(Pid::from_raw(pid), signal).unwrap();
+        signal(Signal::SIGCONT);
+        host.wait_for(&phase, |phase| phase == "running");
+        signal(Signal::SIGKILL);
+        host.wait_for_state(|state| state == "error: QEMU was killed by SIGKILL");
+    });
+    assert!(is_failure(status));
+    host.assert_clean();
+}
+
+fn a_flood_of_words_and_events_leaves_everything_else_as_it_is(signals: &Signals) {
+    let host = Host::new();
+    let proxy = host.proxy();
+    let status = run(&host, signals, &[b"-flood"], || {
+        host.wait_for_state(|state| state == "running");
+        for n in 0..20 {
+            let mut client = proxy.client();
+            client.negotiate();
+            assert_eq!(client.ask("echo", json!({"n": n})), json!({"n": n}));
+        }
+        let phase = host.wait_for(&format!("/local/domain/{}/data/stubdm", host.stub), |_| {
+            true
+        });
+        assert_eq!(phase, "running", "its signs of life are seen all the same");
+        let mut client = proxy.client();
+        client.negotiate();
+        client.say("crash", json!({}));
+        host.wait_for_state(|state| state.starts_with("error: QEMU was killed by SIGABRT"));
+    });
+    assert!(is_failure(status));
+    proxy.stop();
     host.assert_clean();
 }
 

@@ -7,8 +7,11 @@
 //! | `-die TEXT` | says so and ends before anything else |
 //! | `-dump PATH` | writes its arguments there, each with a NUL after it, and ends |
 //! | `-inherited N,N` | says so and ends if any descriptor but these is open |
+//! | `-sleepy` | stops, as by a signal, when it is asked for a sign of life for the first time |
+//! | `-flood` | talks without end, on stderr and in events on the init's monitor |
 //! | `-refuse` | answers `cont` with an error |
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use xen_store::Store;
 
@@ -91,8 +96,28 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
         }
     });
     let store = after("-store").map(|path| Store::connect(path).unwrap());
+    let has = |name: &str| text.iter().any(|a| a == name);
+    let (sleepy, flood) = (has("-sleepy"), has("-flood"));
+    let asleep = Cell::new(!sleepy);
     let refuses = text.iter().any(|a| a == "-refuse");
-    monitor(own, |name| {
+    let events = own.try_clone().unwrap();
+    monitor(own, move |name| {
+        if name == "query-status" && !asleep.replace(true) {
+            kill(Pid::this(), Signal::SIGSTOP).unwrap();
+        }
+        if name == "cont" && flood {
+            std::thread::spawn(|| {
+                let line = "word ".repeat(20);
+                loop {
+                    eprintln!("{line}");
+                }
+            });
+            // The answer to `cont` must not be cut: one event is one write, and so is an answer.
+            let mut events = events.try_clone().unwrap();
+            std::thread::spawn(
+                move || while events.write_all(b"{\"event\": \"FLOOD\"}\r\n").is_ok() {},
+            );
+        }
         if name != "cont" {
             return None;
         }
@@ -121,6 +146,8 @@ fn go_on(store: &Store) {
         eprintln!("started before the vchan of {guest} was offered");
         std::process::exit(7);
     }
+    let pid = std::process::id().to_string();
+    store.write("/qemu", pid).unwrap();
     store.write(&format!("{home}/state"), "running").unwrap();
 }
 

@@ -1,0 +1,240 @@
+//! The init's loop: the parts that can say something, and the machine that decides.
+//!
+//! | module | part |
+//! |---|---|
+//! | `children` | QEMU's words and its end |
+//! | `monitor` | our own monitor |
+//! | `service` | the vchan for the toolstack |
+
+mod children;
+mod monitor;
+mod service;
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tracing::{debug, info, warn};
+use xen_store::Store;
+use xen_sys::Xen;
+
+use super::cdrom::Drives;
+use super::guest::Guest;
+use super::qemu::Launch;
+use super::report::Report;
+use super::{InitOptions, confine, power, privcmd};
+use crate::error::{Context, Result};
+use crate::event::{Interest, earlier, sleep};
+use crate::proxy::local::Local;
+use crate::proxy::server::Server;
+use crate::proxy::vchan::Vchan;
+use crate::qmp::client::Client;
+use crate::qmp::lines::Lines;
+use crate::save::keeper::Keeper;
+use crate::signals::Signals;
+use crate::supervisor::{Action, Event, Supervisor};
+use children::WORDS_MAX;
+use monitor::Asked;
+
+/// The phase of a stubdomain in which everything is as it should be.
+const RUNNING: &str = "running";
+/// The signals the loop must own before QEMU is started.
+pub const SIGNALS: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+];
+
+/// What the loop needs to know.
+#[derive(Debug)]
+pub struct World<'a> {
+    /// The hypervisor.
+    pub xen: &'a Xen,
+    /// The store.
+    pub store: &'a Store,
+    /// The guest.
+    pub guest: &'a Guest,
+    /// Where to report to.
+    pub report: &'a Report,
+    /// [`SIGNALS`], taken over before QEMU was started.
+    pub signals: &'a Signals,
+    /// When this program began.
+    pub started: Instant,
+    /// How it is to be done.
+    pub options: &'a InitOptions,
+}
+
+/// Watches over QEMU until everything is over.
+///
+/// # Errors
+/// The system's, from the loop itself. QEMU's death is no error here: it was reported.
+pub fn over(
+    world: &World<'_>,
+    launch: Launch,
+    drives: Option<Drives>,
+    keeper: Option<Keeper>,
+) -> Result<ExitCode> {
+    let mut watch = Watch {
+        world,
+        machine: Supervisor::new(Instant::now(), world.options.hang_limit()),
+        qemu: Some(launch.pid),
+        output: launch.output,
+        words: Lines::new(WORDS_MAX),
+        listener: Some(launch.monitor),
+        monitor: None,
+        asked: VecDeque::new(),
+        drives,
+        keeper,
+        toolstack: launch.toolstack,
+        server: None,
+        server_deadline: None,
+        offers: 0,
+        started: false,
+        failed: false,
+        again: false,
+    };
+    loop {
+        watch.turn()?;
+        if watch.machine.is_over() {
+            return Ok(if watch.failed {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            });
+        }
+        let deadline = if watch.again {
+            Some(Instant::now())
+        } else {
+            earlier(watch.machine.deadline(), watch.server_deadline)
+        };
+        sleep(&watch.interests(), deadline).context("waiting")?;
+    }
+}
+
+struct Watch<'a> {
+    world: &'a World<'a>,
+    machine: Supervisor,
+    qemu: Option<Pid>,
+    output: Local,
+    words: Lines,
+    listener: Option<UnixListener>,
+    monitor: Option<(Local, Client)>,
+    /// The commands that are not answered yet.
+    asked: VecDeque<Asked>,
+    drives: Option<Drives>,
+    /// Here until the vchan's server has it.
+    keeper: Option<Keeper>,
+    toolstack: PathBuf,
+    server: Option<Server<Vchan>>,
+    server_deadline: Option<Instant>,
+    offers: u32,
+    started: bool,
+    failed: bool,
+    again: bool,
+}
+
+impl Watch<'_> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = vec![(self.world.signals.as_fd(), PollFlags::POLLIN)];
+        if !self.output.has_ended() {
+            interests.extend(self.output.interest(true, false));
+        }
+        if let Some(listener) = &self.listener {
+            interests.push((listener.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some((local, client)) = &self.monitor {
+            interests.extend(local.interest(true, !client.to_send().is_empty()));
+        }
+        if let Some(drives) = &self.drives {
+            interests.push((drives.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some(server) = &self.server {
+            interests.extend(server.interests());
+        }
+        interests
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.machine.event(event, Instant::now());
+    }
+
+    /// Looks at every part once, then does what the machine asks for.
+    fn turn(&mut self) -> Result<()> {
+        self.again = false;
+        self.hear_signals()?;
+        self.hear_words();
+        self.reap()?;
+        self.hear_monitor();
+        self.change_media();
+        self.serve();
+        self.tell(Event::Tick);
+        while let Some(action) = self.machine.action() {
+            self.act(action);
+        }
+        Ok(())
+    }
+
+    fn hear_signals(&mut self) -> Result<()> {
+        while let Some(signal) = self.world.signals.next().context("reading signals")? {
+            if signal != Signal::SIGCHLD {
+                self.tell(Event::Terminate(signal.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::OfferVchan => self.offer(),
+            Action::Start => {
+                if let Some(pid) = self.qemu.filter(|_| power::is_init()) {
+                    if !self.world.options.qemu_root {
+                        privcmd::tie_down(self.world.xen, pid, self.world.guest.domid);
+                    }
+                }
+                self.ask(Asked::Start, "cont");
+            }
+            Action::Ask => self.ask(Asked::Alive, "query-status"),
+            Action::ReportHung(why) => self.world.report.trouble(&why),
+            Action::ReportBack(what) => {
+                info!("{what}");
+                self.world.report.phase(RUNNING);
+            }
+            Action::CrashGuest => {
+                if power::is_init() && !self.world.options.keep_guest {
+                    privcmd::crash(self.world.xen, self.world.guest.domid);
+                }
+            }
+            Action::Log(line) => info!("{line}"),
+            Action::Detail(line) => debug!("{line}"),
+            Action::ReportRunning => {
+                self.started = true;
+                let seconds = self.world.started.elapsed().as_secs_f64();
+                self.world.report.phase(RUNNING);
+                info!("up {seconds:.2} s after this program began");
+                if let Some(pid) = self.qemu {
+                    info!("{}", confine::facts(pid));
+                }
+            }
+            Action::ReportError(reason) => {
+                self.failed = true;
+                self.world.report.failed(&reason);
+            }
+            Action::KillQemu => {
+                if let Some(pid) = self.qemu {
+                    if let Err(errno) = kill(pid, Signal::SIGKILL) {
+                        warn!("killing QEMU: {}", errno.desc());
+                    }
+                }
+            }
+            Action::PowerOff => {}
+        }
+    }
+}
