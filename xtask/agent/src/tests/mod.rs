@@ -5,6 +5,7 @@ mod cdrom;
 mod clients;
 mod evtchn;
 mod gnttab;
+mod outcomes;
 mod privcmd;
 mod qmp;
 mod rules;
@@ -45,6 +46,7 @@ pub(crate) fn all() -> Vec<Test> {
     tools::add(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
+    outcomes::add(&mut tests);
     save::add(&mut tests);
     cdrom::add(&mut tests);
     tests

@@ -20,7 +20,6 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         Needs::Dom0,
         three_in_turn,
     ));
-    tests.push(Test::new("stubdom/qemu_killed", Needs::Dom0, qemu_killed));
     tests.push(Test::new(
         "stubdom/dm_argv_emptied",
         Needs::Dom0,
@@ -65,7 +64,7 @@ fn three_in_turn(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn is_alive(guest: &mut Guest) -> Result<()> {
+pub(super) fn is_alive(guest: &mut Guest) -> Result<()> {
     let line = guest.says("xen-guest: alive second=")?;
     ensure!(line.contains("disk=ok"), "the guest says: {line}");
     Ok(())
@@ -121,44 +120,16 @@ fn log_tells_of_the_start() -> Result<()> {
     Ok(())
 }
 
-/// The ramdisk with one program more, which runs QEMU and kills it when dom0 says so.
-fn ramdisk_with_killer() -> Result<&'static str> {
-    const IMAGE: &str = "/tmp/stub-killer.img";
-    const SCRIPT: &str = "set -e; rm -rf /tmp/killer; mkdir -p /tmp/killer/usr/bin; \
-        cp /usr/bin/xen-testbed-agent /tmp/killer/usr/bin/mortal-qemu; cd /tmp/killer; \
-        cp /boot/stub.img /tmp/stub-killer.img; \
-        find . | cpio -o -H newc 2>/dev/null | gzip -1 >> /tmp/stub-killer.img; rm -rf /tmp/killer";
-    command(&["sh", "-c", SCRIPT])?;
-    Ok(IMAGE)
-}
-
-fn qemu_killed(world: &World) -> Result<()> {
-    let image = ramdisk_with_killer()?;
-    let result = (|| {
-        let ramdisk = format!("stubdomain_ramdisk=\"{image}\"");
-        let line = "stubdomain_cmdline=\"console=hvc0 rdinit=/init quiet stubdm.qemu=/usr/bin/mortal-qemu\"";
-        let mut guest = Guest::create_with(&world.store, &[&ramdisk, line])
-            .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
-        let ended = is_alive(&mut guest).and_then(|()| {
-            let order = format!("/local/domain/{}/data/kill-qemu", guest.stub);
-            world.store.write(&order, "now")?;
-            ends_with_reason(&world.store, &guest, "SIGKILL")
-        });
-        guest.destroy()?;
-        ended
-    })();
-    fs::remove_file(image)?;
-    result
-}
-
 /// Waits until the stubdomain is down, and looks for the reason where a person would.
 pub(super) fn ends_with_reason(store: &Store, guest: &Guest, word: &str) -> Result<()> {
     let deadline = soon();
     loop {
         match listed()?.get(STUB) {
-            // s: shut down; what is left of it is the toolstack's to destroy.
-            Some(state) if !state.contains('s') => {}
-            _ => break,
+            // c: crashed, as the reason of its end; what is left of it is the toolstack's to destroy.
+            Some(state) if state.contains('c') => break,
+            Some(state) if state.contains('s') => bail!("the stubdomain's state is {state}"),
+            Some(_) => {}
+            None => bail!("there is no stubdomain"),
         }
         ensure!(
             Instant::now() < deadline,

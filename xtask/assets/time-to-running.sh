@@ -1,0 +1,79 @@
+# In dom0: how long a stubdomain takes from its init's first instruction to `running`, and `xl create` in all, with
+# stubdm-run as its init and with a shell script that does the same work. For `cargo xtask xen`.
+set -e
+shell=/tmp/shell-stub
+rm -rf $shell; mkdir -p $shell/usr/bin $shell/usr/lib/x86_64-linux-gnu
+cp /usr/bin/busybox $shell/usr/bin/
+for name in sh mount mkdir mkfifo insmod sort sleep poweroff grep cat ls; do ln -s busybox $shell/usr/bin/$name; done
+cp -L /usr/bin/xenstore-read /usr/bin/xenstore-list $shell/usr/bin/
+cp -L /usr/lib/xen-*/bin/vchan-socket-proxy $shell/usr/bin/vchan-socket-proxy
+for lib in $(find / -xdev -name 'libxen*.so*' 2>/dev/null); do
+    mkdir -p $shell/$(dirname $lib); cp -a $lib $shell/$lib
+done
+cat > $shell/init <<'INIT'
+#!/usr/bin/sh
+export PATH=/usr/bin
+mount -t proc proc /proc
+read -r began _ < /proc/uptime
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+# The network's modules only where there is a card, as the other init does.
+while read -r module; do
+    options=
+    case $module in
+        *privcmd*) options=unrestricted=1 ;;
+        *netfront*|*llc*|*stp*|*bridge*|*tun*) continue ;;
+    esac
+    insmod "/lib/modules/$module" $options
+done < /lib/modules/order
+mount -t xenfs xenfs /proc/xen
+echo 1 > /proc/sys/vm/overcommit_memory
+guest=$(xenstore-read target)
+vm=$(xenstore-read "/local/domain/$guest/vm")
+set --
+for node in $(xenstore-list "$vm/image/dm-argv" | sort -n); do
+    set -- "$@" "$(xenstore-read "$vm/image/dm-argv/$node")"
+done
+for word; do
+    case $word in
+        file=/dev/xvd*) disk=${word#file=}; disk=${disk%%,*}; while [ ! -e "$disk" ]; do sleep 0.01; done ;;
+    esac
+done
+mkdir -p /run/q
+mkfifo /run/q/own.in /run/q/own.out
+/usr/libexec/xen-qemu-system-i386 -S -chardev pipe,id=own,path=/run/q/own -mon chardev=own,mode=control \
+    -chardev socket,id=q,path=/run/q/toolstack,server=on,wait=off -mon chardev=q,mode=control "$@" &
+exec 3<>/run/q/own.in 4<>/run/q/own.out
+read -r greeting <&4
+echo '{"execute":"qmp_capabilities"}' >&3
+read -r answer <&4
+vchan-socket-proxy --mode=server 0 "device-model/$guest/qmp-vchan" /run/q/toolstack &
+while ! xenstore-read "device-model/$guest/qmp-vchan/event-channel" > /dev/null 2>&1; do sleep 0.01; done
+echo '{"execute":"cont"}' >&3
+while [ "$(xenstore-read "device-model/$guest/state" 2> /dev/null)" != running ]; do sleep 0.01; done
+read -r now _ < /proc/uptime
+echo "shell init: from $began to $now"
+wait
+poweroff -f
+INIT
+chmod +x $shell/init
+cp /boot/stub.img /tmp/shell-stub.img
+(cd $shell; find . | cpio -o -H newc 2> /dev/null >> /tmp/shell-stub.img)
+# Twice, so that neither has the first creation's extra work alone.
+for turn in 1 2; do
+    for image in /boot/stub.img /tmp/shell-stub.img; do
+        read -r before _ < /proc/uptime
+        xl create /etc/xen/hvm.cfg "stubdomain_ramdisk=\"$image\"" > /dev/null 2>&1 || echo "xl create failed"
+        read -r after _ < /proc/uptime
+        sleep 1
+        echo "$image: xl create from $before to $after;" $(grep -a -o 'up [0-9.]* s after.*\|shell init: .*' /var/log/xen/qemu-dm-hvm.log)
+        xl destroy hvm
+    done
+done
+tail -5 /var/log/xen/qemu-dm-hvm.log
+rm -rf $shell /tmp/shell-stub.img
