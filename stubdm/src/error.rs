@@ -74,6 +74,12 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
+/// At most `limit` bytes of a text, whole characters.
+pub fn cut(text: &str, limit: usize) -> &str {
+    let end = (0..=limit.min(text.len())).rfind(|n| text.is_char_boundary(*n));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
 /// Characters that change how the rest of a line is displayed.
 pub(crate) fn is_deceptive(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -287,11 +287,13 @@ fn interrupted_before_the_answer_it_leaves_nothing_either() {
     }
 }
 
-/// The process whose command line contains `word`.
+/// The process whose command line contains `word`; of a proxy's two the one libxl would know.
 fn find(place: &Place, word: &str) -> Pid {
     let named = |pid: &Pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|w| w == word.as_bytes())
+        let mut words = line.split(|byte| *byte == 0);
+        let caged = words.clone().any(|w| w.starts_with(b"--caged="));
+        !caged && words.any(|w| w == word.as_bytes())
     };
     place.pids().into_iter().find(named).unwrap()
 }

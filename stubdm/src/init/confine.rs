@@ -83,10 +83,14 @@ pub fn prepare(argv: &DmArgv, root: bool) -> Option<User> {
 
 /// How a process is confined, as the kernel sees it.
 pub fn facts(pid: Pid) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let read_only = statvfs("/").is_ok_and(|root| root.flags().contains(FsFlags::ST_RDONLY));
     let root = if read_only { "read-only" } else { "writable" };
-    format!("QEMU: {}; root {root}", summary(&status))
+    format!("QEMU: {}; root {root}", status(pid))
+}
+
+/// The user, capabilities and restrictions of a process, as the kernel sees them, in one line.
+pub fn status(pid: Pid) -> String {
+    summary(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
 }
 
 /// The lines of `/proc/PID/status` that matter, in one.

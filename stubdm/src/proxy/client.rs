@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::Payload;
@@ -28,6 +28,14 @@ pub enum Clients {
 }
 
 impl Clients {
+    /// The descriptors they come through.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Socket(fd) => vec![fd.as_fd()],
+            Self::Once(local) => local.iter().flat_map(Local::descriptors).collect(),
+        }
+    }
+
     /// The next client, if one is there.
     ///
     /// # Errors

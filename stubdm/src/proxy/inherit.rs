@@ -26,6 +26,16 @@ pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     borrowed.try_clone_to_owned()
 }
 
+/// As [`duplicate`], and closes the original: for a descriptor that was inherited to be owned here.
+///
+/// # Errors
+/// As for [`duplicate`].
+pub fn take(number: RawFd) -> io::Result<OwnedFd> {
+    let own = duplicate(number)?;
+    nix::unistd::close(number)?;
+    Ok(own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,6 +116,16 @@ impl Local {
         }
     }
 
+    /// Its descriptors.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [
+            Some(self.input.as_fd()),
+            self.output.as_ref().map(AsFd::as_fd),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
     /// Whether [`Read::End`] was told.
     pub fn has_ended(&self) -> bool {
         self.ended
@@ -123,12 +133,7 @@ impl Local {
 
     /// Whether nobody can be listening any more: the other side closed both directions.
     pub fn hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(self.out(), PollFlags::empty())];
-        let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-        poll(&mut fds, PollTimeout::ZERO).is_ok()
-            && fds
-                .iter()
-                .any(|fd| fd.revents().is_some_and(|events| events.intersects(gone)))
+        hung_up(self.out())
     }
 
     /// What to wait for, given what the caller is willing to do. A hang-up is always told.
@@ -143,6 +148,16 @@ impl Local {
             Some(fd) => vec![(self.input.as_fd(), input), (fd.as_fd(), output)],
         }
     }
+}
+
+/// Whether the other side of a socket or pipe is gone altogether.
+pub fn hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::empty())];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds
+            .iter()
+            .any(|fd| fd.revents().is_some_and(|events| events.intersects(gone)))
 }
 
 /// Connects to a UNIX socket at once or not at all. The connection does not block either.

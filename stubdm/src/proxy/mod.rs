@@ -23,6 +23,7 @@
 //! * Nothing blocks for ever: every wait also watches for the client's leaving.
 
 pub mod buffer;
+pub mod cage;
 pub mod client;
 pub mod consoles;
 pub mod exchange;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::cage::Given;
+
 /// Which end of the vchan this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -27,6 +29,15 @@ pub enum Filtering {
     Auto,
 }
 
+/// Whether QMP is parsed in a process that can do nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Caging {
+    /// In a process of its own without powers.
+    On,
+    /// In this one, with all the powers it was started with: for debugging.
+    Off,
+}
+
 /// The options and operands, as upstream's program takes them.
 #[derive(Args, Clone, Debug)]
 pub struct ProxyOptions {
@@ -46,6 +57,16 @@ pub struct ProxyOptions {
     /// The policy, a TOML file, instead of /etc/stubdm/qmp-policy.toml or the built-in one
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// In client mode, parse what the domain says in a process of its own that can do nothing else;
+    /// off is for debugging
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "on")]
+    pub cage: Caging,
+    /// The user, and group, of that process instead of 2013265920 plus DOMID
+    #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..=0xffff_fffe))]
+    pub user: Option<u32>,
+    /// Be that process
+    #[arg(long, hide = true, value_name = "DESCRIPTORS")]
+    pub caged: Option<Given>,
     /// The domain at the other end
     #[arg(value_name = "DOMID")]
     pub domid: u16,

@@ -98,7 +98,9 @@ impl<C: Connect> Pump<C> {
             }
             let ends_at_eof = matches!(self.clients, Clients::Once(_));
             moved |= pump_local(session, local, ends_at_eof, now);
-            let unread = self.link.as_mut().map_or(0, Transport::unread);
+            // Asking may cost a round trip, and only the ending of a session depends on it.
+            let link = self.link.as_mut().filter(|_| session.client_is_gone());
+            let unread = link.map_or(0, Transport::unread);
             match session.link(now, unread) {
                 Link::Keep => {}
                 Link::End => {

@@ -1,31 +1,35 @@
 //! `vchan-socket-proxy`, from its command line to its end.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use tracing::info;
+use tracing::{info, warn};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use super::Payload;
+use super::cage::inside;
+use super::cage::keeper::Keeper;
 use super::client::{Clients, Proxy, Turn};
 use super::consoles;
 use super::inherit;
 use super::listen::{SocketFile, bind};
 use super::local::{Local, set_nonblocking};
-use super::options::{Filtering, Mode, ProxyOptions, Socket, is_store_path};
+use super::options::{Caging, Filtering, Mode, ProxyOptions, Socket, is_store_path};
 use super::server::{self, Backend, Server};
 use super::vchan::{Vchan, VchanConnect};
 use crate::error::{Context, Failure, Result};
-use crate::event::sleep;
+use crate::event::{Interest, sleep};
 use crate::lifetime::Lifetime;
 use crate::log;
 use crate::policy::Policy;
 use crate::signals::Signals;
+use crate::transport::Connect;
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
 ///
@@ -56,6 +60,10 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
         }
     }
     let policy = policy_for(options)?;
+    if let Some(given) = options.caged {
+        let stdio = || stdio().map(|local| Clients::Once(Some(local)));
+        return inside::run(options, given, policy.map(|one| one.0), stdio, seed());
+    }
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
     // The socket comes first: with a wrong path nothing else needs to be touched.
@@ -163,32 +171,76 @@ fn serve_clients(
     let node = options.node.clone();
     let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
     let payload = Payload::of_node(&options.node);
-    let (mut proxy, passes) = match policy {
-        Some((policy, source)) => (
-            Proxy::under(clients, connect, policy, seed()),
-            format!("what the policy allows passes: {source}"),
-        ),
-        None => (
-            Proxy::new(clients, connect, payload, seed()),
-            "all bytes pass unread both ways".to_owned(),
-        ),
+    let passes = match &policy {
+        Some((_, source)) => format!("what the policy allows passes: {source}"),
+        None => "all bytes pass unread both ways".to_owned(),
     };
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);
     }
+    match options.cage {
+        Caging::On => {
+            let arguments = std::env::args_os().collect();
+            let keeper = Keeper::start(connect, clients, arguments)?;
+            serve(world, options, signals, &passes, keeper)
+        }
+        Caging::Off => {
+            warn!("--cage=off: what the domain says is parsed with all the powers of this process");
+            let proxy = match policy {
+                Some((policy, _)) => Proxy::under(clients, connect, policy, seed()),
+                None => Proxy::new(clients, connect, payload, seed()),
+            };
+            serve(world, options, signals, &passes, proxy)
+        }
+    }
+}
+
+/// What is done turn by turn, until a signal or the end of the domain.
+trait Work {
+    fn interests(&self) -> Vec<Interest<'_>>;
+    fn turn(&mut self, now: Instant) -> io::Result<Turn>;
+}
+
+impl<C: Connect> Work for Proxy<C> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        self.interests()
+    }
+
+    fn turn(&mut self, now: Instant) -> io::Result<Turn> {
+        self.turn(now)
+    }
+}
+
+impl<C: Connect> Work for Keeper<C> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        self.interests()
+    }
+
+    fn turn(&mut self, now: Instant) -> io::Result<Turn> {
+        self.turn(now)
+    }
+}
+
+fn serve(
+    world: &mut World,
+    options: &ProxyOptions,
+    signals: &Signals,
+    passes: &str,
+    mut work: impl Work,
+) -> Result<()> {
     world.announce(options.state_path.as_ref())?;
     info!(
         "serving {} of domain {}: {passes}",
         options.node, world.domid
     );
     loop {
-        let turn = proxy.turn(Instant::now()).context("accepting clients")?;
+        let turn = work.turn(Instant::now()).context("serving clients")?;
         let deadline = match turn {
             Turn::Sleep(deadline) => deadline,
             Turn::Again => Some(Instant::now()),
             Turn::Done => return Ok(()),
         };
-        let mut interests = proxy.interests();
+        let mut interests = work.interests();
         interests.push((signals.as_fd(), PollFlags::POLLIN));
         interests.extend(world.lifetime.interests());
         sleep(&interests, deadline).context("waiting")?;
@@ -280,10 +332,7 @@ fn stdio() -> Result<Local> {
     let clone = |fd: std::os::fd::BorrowedFd<'_>| -> Result<OwnedFd> {
         fd.try_clone_to_owned().context("stdin or stdout")
     };
-    let (input, output) = (
-        clone(std::io::stdin().as_fd())?,
-        clone(std::io::stdout().as_fd())?,
-    );
+    let (input, output) = (clone(io::stdin().as_fd())?, clone(io::stdout().as_fd())?);
     Local::pair(input, output).context("stdin or stdout")
 }
 

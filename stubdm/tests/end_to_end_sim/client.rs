@@ -27,6 +27,12 @@ impl Client {
         }
     }
 
+    /// Waits until the other side closes; it may not say anything before.
+    pub(crate) fn closed(&mut self) {
+        let mut rest = String::new();
+        assert_eq!(self.stream.read_line(&mut rest).unwrap_or(0), 0, "{rest}");
+    }
+
     fn hear(&mut self) -> Value {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();

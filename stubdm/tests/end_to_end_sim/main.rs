@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod cage;
 mod client;
 mod host;
 mod proxy;
@@ -79,6 +80,9 @@ fn main() -> ExitCode {
         ("both_modes_with_paths", |_| proxy::both_modes_with_paths()),
         ("stdin_stdout_and_descriptors", |_| {
             proxy::stdin_stdout_and_descriptors()
+        }),
+        ("the_halves_of_the_proxy_end_as_they_should", |_| {
+            cage::the_halves_of_the_proxy_end_as_they_should()
         }),
         ("what_is_not_there_is_named", |_| {
             proxy::what_is_not_there_is_named()

@@ -54,10 +54,10 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
 }
 
 /// The proxy, running.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(host: &Host, me: DomId, args: &[&str], stdio: bool) -> Self {
+    pub(crate) fn start(host: &Host, me: DomId, args: &[&str], stdio: bool) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let store = inheritable(host.store_connection(me));
         command.arg(ROLE).arg(host.dir()).arg(me.to_string());
@@ -71,7 +71,7 @@ impl Process {
         Self(command.spawn().unwrap())
     }
 
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let mut text = String::new();
         if let Some(mut stderr) = self.0.stderr.take() {
             stderr.read_to_string(&mut text).unwrap();
@@ -79,15 +79,19 @@ impl Process {
         (self.0.wait().unwrap().code(), text)
     }
 
-    fn hang_up(self) {
-        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGHUP).unwrap();
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id() as i32)
+    }
+
+    pub(crate) fn hang_up(self) {
+        kill(self.pid(), Signal::SIGHUP).unwrap();
         let (status, text) = self.end();
         assert_eq!(status, Some(0), "{text}");
     }
 }
 
 /// A monitor in this process, for servers to connect to.
-fn monitor(path: PathBuf) {
+pub(crate) fn monitor(path: PathBuf) {
     let listener = UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -97,7 +101,7 @@ fn monitor(path: PathBuf) {
     });
 }
 
-fn path(host: &Host, name: &str) -> String {
+pub(crate) fn path(host: &Host, name: &str) -> String {
     host.dir().join(name).to_str().unwrap().to_owned()
 }
 

@@ -1,0 +1,235 @@
+//! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
+//!
+//! The caged half may be anybody's by now. All it can have done is what [`Order`] names: connect to
+//! this stubdomain's vchan, close it, write to it, read from it. One that breaks the rules of the
+//! [`wire`](super::wire) is refused any more.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::poll::PollFlags;
+
+use super::wire::{CHUNK, HALF, Notice, Order, Received, WINDOW, Wire};
+use crate::error::one_line;
+use crate::event::Interest;
+use crate::transport::{Connect, Peer, Transport};
+
+/// How many rounds a turn takes before others get theirs.
+const ROUNDS: usize = 64;
+
+/// Joins a [`Wire`] to what `connect` leads to.
+pub struct Carrier<C: Connect> {
+    connect: C,
+    link: Option<C::Link>,
+    wire: Wire,
+    /// Messages of bytes for the vchan, and how much of the first is gone.
+    out: VecDeque<Vec<u8>>,
+    written: usize,
+    /// Messages taken since the caged half was told.
+    taken: usize,
+    /// Messages given to the caged half that it has not said it took.
+    lent: usize,
+}
+
+impl<C: Connect> std::fmt::Debug for Carrier<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Carrier").finish_non_exhaustive()
+    }
+}
+
+impl<C: Connect> Carrier<C> {
+    /// Nothing is connected until the caged half asks.
+    pub fn new(connect: C, wire: Wire) -> Self {
+        Self {
+            connect,
+            link: None,
+            wire,
+            out: VecDeque::new(),
+            written: 0,
+            taken: 0,
+            lent: 0,
+        }
+    }
+
+    /// Another caged half takes the place of the one there was; the vchan is closed.
+    pub fn restart(&mut self, wire: Wire) {
+        self.close();
+        self.wire = wire;
+    }
+
+    /// Closes the vchan.
+    pub fn close(&mut self) {
+        self.link = None;
+        self.out.clear();
+        (self.written, self.taken, self.lent) = (0, 0, 0);
+    }
+
+    /// What to wait for.
+    pub fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = vec![(self.wire.as_fd(), PollFlags::POLLIN)];
+        if let Some(link) = &self.link {
+            interests.push((link.poll_fd(), PollFlags::POLLIN));
+        }
+        interests
+    }
+
+    /// Does all that can be done without waiting; says whether there is more to do at once.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the caged half is gone, `InvalidData` when it broke the rules.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        for _ in 0..ROUNDS {
+            let mut moved = match self.wire.receive()? {
+                Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Received::Nothing => false,
+                Received::Message(message) => {
+                    let order = Order::decode(&message)
+                        .ok_or_else(|| against("it said what nobody says"))?;
+                    self.obey(order)?;
+                    true
+                }
+            };
+            moved |= self.pump()?;
+            if !moved {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn tell(&self, notice: Notice<'_>) -> io::Result<()> {
+        self.wire
+            .send(&notice.encode())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => against("it does not listen"),
+                _ => io::ErrorKind::UnexpectedEof.into(),
+            })
+    }
+
+    fn obey(&mut self, order: Order<'_>) -> io::Result<()> {
+        match order {
+            Order::Ready => Ok(()),
+            Order::Close => {
+                self.close();
+                Ok(())
+            }
+            Order::Connect => {
+                self.close();
+                match self.connect.connect() {
+                    Ok(link) => {
+                        self.link = Some(link);
+                        self.tell(Notice::Up)
+                    }
+                    Err(error) => {
+                        let may_come = self.connect.may_come();
+                        let why = &one_line(&error.to_string());
+                        self.tell(Notice::Down { may_come, why })
+                    }
+                }
+            }
+            Order::Bytes(_) if self.link.is_none() => Ok(()),
+            Order::Bytes(_) if self.out.len() >= WINDOW => {
+                Err(against("it says more than it may at once"))
+            }
+            Order::Bytes(bytes) => {
+                self.out.push_back(bytes.to_vec());
+                Ok(())
+            }
+            Order::Unread => {
+                let waiting: usize = self.out.iter().map(Vec::len).sum();
+                let unread = self.link.as_mut().map_or(0, Transport::unread);
+                let count = waiting - self.written + unread;
+                self.tell(Notice::Unread(u32::try_from(count).unwrap_or(u32::MAX)))
+            }
+            Order::Took => {
+                // What was lent before the vchan was closed is forgotten on both sides.
+                self.lent = self.lent.saturating_sub(HALF);
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves bytes between the vchan and the wire; says whether any moved.
+    fn pump(&mut self) -> io::Result<bool> {
+        let Some(link) = &mut self.link else {
+            return Ok(false);
+        };
+        let (lost, moved) = match step(link, &mut self.out, &mut self.written, self.lent) {
+            Ok(Step { took, read }) => {
+                let moved = took.is_some() || read.is_some();
+                if took == Some(true) {
+                    self.taken += 1;
+                    if self.taken == HALF {
+                        self.taken = 0;
+                        self.tell(Notice::Took)?;
+                    }
+                }
+                match read {
+                    Some(bytes) if bytes.is_empty() => (Some((true, String::new())), true),
+                    Some(bytes) => {
+                        self.lent += 1;
+                        self.tell(Notice::Bytes(&bytes))?;
+                        (None, true)
+                    }
+                    None => (None, moved),
+                }
+            }
+            Err(error) => (Some((false, one_line(&error.to_string()))), true),
+        };
+        if let Some((ended, why)) = lost {
+            self.close();
+            self.tell(Notice::Lost { ended, why: &why })?;
+        }
+        Ok(moved)
+    }
+}
+
+/// What a look at the vchan came to.
+struct Step {
+    /// Something was written; `true` if that was the end of a message.
+    took: Option<bool>,
+    /// What was read; empty at the end.
+    read: Option<Vec<u8>>,
+}
+
+fn step<L: Transport>(
+    link: &mut L,
+    out: &mut VecDeque<Vec<u8>>,
+    written: &mut usize,
+    lent: usize,
+) -> io::Result<Step> {
+    link.acknowledge()?;
+    let mut took = None;
+    if let Some(message) = out.front() {
+        match link.try_write(message.get(*written..).unwrap_or_default()) {
+            Ok(count) => {
+                *written += count;
+                let whole = *written >= message.len();
+                if whole {
+                    *written = 0;
+                    out.pop_front();
+                }
+                took = Some(whole);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // What the server sent before it left is still to be read.
+            Err(error) if link.peer()? != Peer::Gone => return Err(error),
+            Err(_) => {}
+        }
+    }
+    if lent >= WINDOW {
+        return Ok(Step { took, read: None });
+    }
+    let mut buffer = [0; CHUNK];
+    let read = match link.try_read(&mut buffer) {
+        Ok(count) => Some(buffer.get(..count).unwrap_or_default().to_vec()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => return Err(error),
+    };
+    Ok(Step { took, read })
+}
+
+fn against(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

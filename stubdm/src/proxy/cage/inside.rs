@@ -1,0 +1,62 @@
+//! The caged half: the proxy, once the walls are up.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+
+use super::remote::RemoteConnect;
+use super::walls;
+use super::wire::{Order, Wire};
+use super::{Given, user_of};
+use crate::error::{Context, Result};
+use crate::event::sleep;
+use crate::policy::Policy;
+use crate::proxy::client::{Clients, Proxy, Turn};
+use crate::proxy::local::hung_up;
+use crate::proxy::options::ProxyOptions;
+use crate::proxy::{Payload, inherit};
+
+/// Goes behind the walls and serves clients until no more can come, or the carrier ends.
+///
+/// # Errors
+/// A wall could not be put up, or the listening socket is of no more use.
+pub fn run(
+    options: &ProxyOptions,
+    given: Given,
+    policy: Option<Policy>,
+    stdio: impl FnOnce() -> Result<Clients>,
+    seed: u64,
+) -> Result<()> {
+    let wire = inherit::take(given.wire).context("the wire")?;
+    let clients = match given.listener {
+        Some(number) => Clients::Socket(inherit::take(number).context("the listening socket")?),
+        None => stdio()?,
+    };
+    let mut keep = clients.descriptors();
+    keep.push(wire.as_fd());
+    let user = options.user.unwrap_or_else(|| user_of(options.domid));
+    walls::enter(&keep, user, std::io::stderr().as_fd())?;
+    let wire = Arc::new(Wire::new(wire));
+    let gone = "the carrier";
+    wire.send(&Order::Ready.encode()).context(gone)?;
+    let payload = Payload::of_node(&options.node);
+    let connect = RemoteConnect::new(wire.clone());
+    let mut proxy = match policy {
+        Some(policy) => Proxy::under(clients, connect, policy, seed),
+        None => Proxy::new(clients, connect, payload, seed),
+    };
+    while !hung_up(wire.as_fd()) {
+        let turn = proxy.turn(Instant::now()).context("accepting clients")?;
+        let deadline = match turn {
+            Turn::Sleep(deadline) => deadline,
+            Turn::Again => Some(Instant::now()),
+            Turn::Done => return Ok(()),
+        };
+        let mut interests = proxy.interests();
+        interests.push((wire.as_fd(), PollFlags::empty()));
+        sleep(&interests, deadline).context("waiting")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! The vchan as the caged half sees it: a socket to the carrier, which has the vchan.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::wire::{CHUNK, HALF, Notice, Order, Received, WINDOW, Wire};
+use crate::transport::{Connect, Peer, Transport};
+
+/// Asks the carrier to connect.
+#[derive(Debug)]
+pub struct RemoteConnect {
+    wire: Arc<Wire>,
+    may_come: bool,
+}
+
+impl RemoteConnect {
+    /// Over this wire.
+    pub fn new(wire: Arc<Wire>) -> Self {
+        Self {
+            wire,
+            may_come: true,
+        }
+    }
+}
+
+fn carrier_is_gone() -> io::Error {
+    io::Error::other("the carrier is gone")
+}
+
+impl Connect for RemoteConnect {
+    type Link = Remote;
+
+    fn connect(&mut self) -> io::Result<Remote> {
+        self.wire.send(&Order::Connect.encode())?;
+        loop {
+            let Some(message) = self.wire.wait(None)? else {
+                self.may_come = false;
+                return Err(carrier_is_gone());
+            };
+            match Notice::decode(&message) {
+                Some(Notice::Up) => return Ok(Remote::new(self.wire.clone())),
+                Some(Notice::Down { may_come, why }) => {
+                    self.may_come = may_come;
+                    return Err(io::Error::new(io::ErrorKind::NotFound, why.to_owned()));
+                }
+                // Of the vchan there was before.
+                _ => {}
+            }
+        }
+    }
+
+    fn may_come(&mut self) -> bool {
+        self.may_come
+    }
+}
+
+/// One connection of the carrier's. Dropping it closes that.
+#[derive(Debug)]
+pub struct Remote {
+    wire: Arc<Wire>,
+    inbox: VecDeque<Vec<u8>>,
+    /// How much of the inbox's first message is read.
+    read: usize,
+    /// Messages read since the carrier was told.
+    taken: usize,
+    /// Messages that may still be sent.
+    credit: usize,
+    /// Something was sent since it was last known that nothing is unread.
+    unsure: bool,
+    unread: Option<u32>,
+    lost: Option<Result<(), String>>,
+}
+
+impl Remote {
+    fn new(wire: Arc<Wire>) -> Self {
+        Self {
+            wire,
+            inbox: VecDeque::new(),
+            read: 0,
+            taken: 0,
+            credit: WINDOW,
+            unsure: false,
+            unread: None,
+            lost: None,
+        }
+    }
+
+    fn hear(&mut self, message: &[u8]) {
+        match Notice::decode(message) {
+            Some(Notice::Bytes(bytes)) => self.inbox.push_back(bytes.to_vec()),
+            Some(Notice::Took) => self.credit += HALF,
+            Some(Notice::Unread(count)) => self.unread = Some(count),
+            Some(Notice::Lost { ended: true, .. }) => self.lost = Some(Ok(())),
+            Some(Notice::Lost { why, .. }) => self.lost = Some(Err(why.to_owned())),
+            Some(Notice::Up | Notice::Down { .. }) | None => {}
+        }
+    }
+
+    /// Takes what has come: within the carrier's window, so no more than fits the inbox.
+    fn listen(&mut self) -> io::Result<()> {
+        while self.lost.is_none() {
+            match self.wire.receive()? {
+                Received::Message(message) => self.hear(&message),
+                Received::Nothing => break,
+                Received::End => self.lost = Some(Err(carrier_is_gone().to_string())),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // If the carrier is gone, so is the vchan.
+        let _ = self.wire.send(&Order::Close.encode());
+    }
+}
+
+impl Transport for Remote {
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        (*self.wire).as_fd()
+    }
+
+    fn acknowledge(&mut self) -> io::Result<()> {
+        self.listen()
+    }
+
+    fn peer(&mut self) -> io::Result<Peer> {
+        Ok(if self.lost.is_some() {
+            Peer::Gone
+        } else {
+            Peer::Connected
+        })
+    }
+
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.inbox.is_empty() {
+            self.listen()?;
+        }
+        let Some(message) = self.inbox.front() else {
+            return match &self.lost {
+                None => Err(io::ErrorKind::WouldBlock.into()),
+                Some(Ok(())) => Ok(0),
+                Some(Err(why)) => Err(io::Error::other(why.clone())),
+            };
+        };
+        let left = message.get(self.read..).unwrap_or_default();
+        let count = left.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(left) {
+            *to = *from;
+        }
+        self.read += count;
+        if self.read >= message.len() {
+            self.inbox.pop_front();
+            (self.read, self.taken) = (0, self.taken + 1);
+            if self.taken == HALF {
+                self.taken = 0;
+                self.wire.send(&Order::Took.encode())?;
+            }
+        }
+        Ok(count)
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.credit == 0 {
+            self.listen()?;
+        }
+        if self.lost.is_some() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let chunk = bytes.get(..bytes.len().min(CHUNK)).unwrap_or_default();
+        if chunk.is_empty() {
+            return Ok(0);
+        }
+        if self.credit == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.wire.send(&Order::Bytes(chunk).encode())?;
+        self.credit -= 1;
+        self.unsure = true;
+        Ok(chunk.len())
+    }
+
+    fn unread(&mut self) -> usize {
+        if !self.unsure || self.lost.is_some() {
+            return 0;
+        }
+        self.unread = None;
+        if self.wire.send(&Order::Unread.encode()).is_err() {
+            return 0;
+        }
+        while self.unread.is_none() && self.lost.is_none() {
+            match self.wire.wait(None) {
+                Ok(Some(message)) => self.hear(&message),
+                _ => self.lost = Some(Err(carrier_is_gone().to_string())),
+            }
+        }
+        // Nobody is left who could take them.
+        let count = self.unread.filter(|_| self.lost.is_none()).unwrap_or(0);
+        self.unsure = count > 0;
+        usize::try_from(count).unwrap_or(usize::MAX)
+    }
+
+    fn next_client(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}

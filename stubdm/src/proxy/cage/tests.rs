@@ -1,0 +1,240 @@
+//! Both ends of the wire: bytes arrive whole, and who breaks the rules is found out.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::carrier::Carrier;
+use super::remote::RemoteConnect;
+use super::wire::{CHUNK, Notice, Order, Received, WINDOW, Wire};
+use super::{Given, user_of};
+use crate::event::sleep;
+use crate::transport::{Connect, Peer, Transport};
+
+/// A socket in the place of a vchan.
+struct Pipe(UnixStream);
+
+impl Transport for Pipe {
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn acknowledge(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn peer(&mut self) -> io::Result<Peer> {
+        Ok(Peer::Connected)
+    }
+
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn unread(&mut self) -> usize {
+        7
+    }
+
+    fn next_client(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Leads to these, one after another.
+struct Pipes(Vec<UnixStream>);
+
+impl Connect for Pipes {
+    type Link = Pipe;
+
+    fn connect(&mut self) -> io::Result<Pipe> {
+        let stream = self.0.pop().ok_or(io::ErrorKind::NotFound)?;
+        stream.set_nonblocking(true)?;
+        Ok(Pipe(stream))
+    }
+
+    fn may_come(&mut self) -> bool {
+        false
+    }
+}
+
+fn carrier(streams: Vec<UnixStream>) -> (Carrier<Pipes>, Wire) {
+    let (near, far) = Wire::pair().unwrap();
+    (Carrier::new(Pipes(streams), near), far)
+}
+
+/// A carrier that works until the other side of its wire is gone.
+fn working(streams: Vec<UnixStream>) -> (std::thread::JoinHandle<io::ErrorKind>, Wire) {
+    let (mut carrier, far) = carrier(streams);
+    let thread = std::thread::spawn(move || {
+        loop {
+            match carrier.turn() {
+                Ok(true) => {}
+                // A socket has no doorbell for room to write; a vchan has.
+                Ok(false) => {
+                    let soon = Instant::now() + Duration::from_millis(1);
+                    sleep(&carrier.interests(), Some(soon)).unwrap();
+                }
+                Err(error) => return error.kind(),
+            }
+        }
+    });
+    (thread, far)
+}
+
+#[test]
+fn a_megabyte_there_and_back_arrives_whole() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let echo = std::thread::spawn(move || {
+        let mut buffer = [0; 5000];
+        loop {
+            match far.read(&mut buffer).unwrap() {
+                0 => return,
+                count => far.write_all(&buffer[..count]).unwrap(),
+            }
+        }
+    });
+    let (thread, wire) = working(vec![near]);
+    let wire = Arc::new(wire);
+    let mut connect = RemoteConnect::new(wire.clone());
+    let mut remote = connect.connect().unwrap();
+    let sent: Vec<u8> = (0..1_000_003u32).map(|n| ((n * 7) >> 3) as u8).collect();
+    let (mut at, mut heard) = (0, Vec::new());
+    // Odd pieces, so that messages are read in parts.
+    let mut buffer = [0; 1237];
+    while heard.len() < sent.len() {
+        remote.acknowledge().unwrap();
+        let mut moved = false;
+        match remote.try_write(&sent[at..]) {
+            Ok(count) => (at, moved) = (at + count, count > 0),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+        match remote.try_read(&mut buffer) {
+            Ok(count) => {
+                heard.extend_from_slice(&buffer[..count]);
+                moved = true;
+            }
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+        if !moved {
+            let limit = Instant::now() + Duration::from_secs(60);
+            sleep(&[(remote.poll_fd(), PollFlags::POLLIN)], Some(limit)).unwrap();
+            assert!(Instant::now() < limit, "stuck at {at} and {}", heard.len());
+        }
+    }
+    assert!(heard == sent);
+    assert_eq!(remote.unread(), 7);
+    drop(remote);
+    assert!(connect.connect().is_err());
+    assert!(!connect.may_come());
+    drop((connect, wire));
+    assert_eq!(thread.join().unwrap(), io::ErrorKind::UnexpectedEof);
+    echo.join().unwrap();
+}
+
+#[test]
+fn what_the_far_end_said_last_is_heard_before_its_end() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    far.write_all(b"last words").unwrap();
+    drop(far);
+    let (_thread, wire) = working(vec![near]);
+    let wire = Arc::new(wire);
+    let mut remote = RemoteConnect::new(wire).connect().unwrap();
+    let mut said = Vec::new();
+    loop {
+        let mut buffer = [0; 4];
+        match remote.try_read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => said.extend_from_slice(&buffer[..count]),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                sleep(&[(remote.poll_fd(), PollFlags::POLLIN)], None).unwrap();
+            }
+        }
+    }
+    assert_eq!(said, b"last words");
+    assert_eq!(remote.peer().unwrap(), Peer::Gone);
+    assert!(remote.try_write(b"x").is_err());
+}
+
+/// Turns until the carrier has had enough.
+fn verdict(mut carrier: Carrier<Pipes>) -> io::ErrorKind {
+    for _ in 0..100 {
+        if let Err(error) = carrier.turn() {
+            return error.kind();
+        }
+    }
+    panic!("it bears with it");
+}
+
+#[test]
+fn who_breaks_the_rules_is_found_out() {
+    let (with, wire) = carrier(Vec::new());
+    wire.send(b"?").unwrap();
+    assert_eq!(verdict(with), io::ErrorKind::InvalidData);
+
+    // Questions without an ear for the answers.
+    let (mut with, wire) = carrier(Vec::new());
+    let error = loop {
+        for _ in 0..50 {
+            wire.send(&Order::Unread.encode()).unwrap();
+        }
+        if let Err(error) = with.turn() {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+
+    // More bytes than the window while nobody reads them. The far end stays open and deaf.
+    let (near, _far) = UnixStream::pair().unwrap();
+    let (mut with, wire) = carrier(vec![near]);
+    wire.send(&Order::Connect.encode()).unwrap();
+    let error = loop {
+        for _ in 0..WINDOW {
+            wire.send(&Order::Bytes(&[0; CHUNK]).encode()).unwrap();
+        }
+        if let Err(error) = with.turn() {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn nobody_who_does_not_read_is_given_more_than_the_window() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    far.set_nonblocking(true).unwrap();
+    let (mut with, wire) = carrier(vec![near]);
+    wire.send(&Order::Connect.encode()).unwrap();
+    for _ in 0..100 {
+        let _ = far.write(&[1; CHUNK]);
+        while with.turn().unwrap() {}
+    }
+    let Received::Message(first) = wire.receive().unwrap() else {
+        panic!("nothing came")
+    };
+    assert_eq!(Notice::decode(&first), Some(Notice::Up));
+    let mut given = 0;
+    while let Received::Message(message) = wire.receive().unwrap() {
+        assert!(matches!(Notice::decode(&message), Some(Notice::Bytes(_))));
+        given += 1;
+    }
+    assert_eq!(given, WINDOW);
+}
+
+#[test]
+fn what_is_given_survives_the_command_line() {
+    for listener in [None, Some(12)] {
+        let given = Given { wire: 7, listener };
+        assert_eq!(given.to_string().parse(), Ok(given));
+    }
+    assert!("7,".parse::<Given>().is_err());
+    assert_eq!(user_of(32751), 2_013_298_671);
+}

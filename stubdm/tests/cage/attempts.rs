@@ -1,0 +1,271 @@
+//! What is tried from inside.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::process::{Command, ExitCode};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::kill;
+use nix::unistd::{Gid, Pid, Uid, chroot, setgroups, setresgid, setresuid};
+use stubdm::proxy::cage::{calls, user_of, walls};
+use stubdm::proxy::inherit;
+
+use crate::raw;
+
+/// What is there to be reached.
+pub(crate) struct Outside {
+    pub(crate) directory: String,
+    pub(crate) tcp: u16,
+    pub(crate) victim: i32,
+    pub(crate) left_open: RawFd,
+}
+
+impl Outside {
+    pub(crate) fn to_args(&self) -> [String; 4] {
+        [
+            self.directory.clone(),
+            self.tcp.to_string(),
+            self.victim.to_string(),
+            self.left_open.to_string(),
+        ]
+    }
+
+    pub(crate) fn from_args(args: &[String]) -> Self {
+        let [directory, tcp, victim, left_open] = args else {
+            panic!("{args:?}");
+        };
+        Self {
+            directory: directory.clone(),
+            tcp: tcp.parse().unwrap(),
+            victim: victim.parse().unwrap(),
+            left_open: left_open.parse().unwrap(),
+        }
+    }
+
+    fn socket(&self) -> String {
+        format!("{}/socket", self.directory)
+    }
+}
+
+/// Which wall is to refuse an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The list of system calls.
+    Everything,
+    /// That, and by itself already what it means to be nobody in an empty directory.
+    Powers,
+}
+
+type Attempt = (&'static str, Reach, fn(&Outside) -> io::Result<()>);
+
+/// How many of them come to something for a process without walls, on any machine.
+pub(crate) const POSSIBLE: usize = 14;
+
+fn nothing<T>(result: io::Result<T>) -> io::Result<()> {
+    result.map(drop)
+}
+
+fn nix<T>(result: nix::Result<T>) -> io::Result<()> {
+    Ok(result.map(drop)?)
+}
+
+const ATTEMPTS: &[Attempt] = &[
+    ("read a file", Reach::Powers, |_| {
+        nothing(File::open("/etc/passwd"))
+    }),
+    ("list the root", Reach::Powers, |_| {
+        // An empty directory that nobody may search would also do.
+        match fs::read_dir("/")?.count() {
+            0 => Err(io::ErrorKind::NotFound.into()),
+            _ => Ok(()),
+        }
+    }),
+    ("look at /proc", Reach::Powers, |_| {
+        nothing(fs::metadata("/proc/1/status"))
+    }),
+    ("leave by ..", Reach::Powers, |_| {
+        nothing(fs::metadata("../../../../proc/1/status"))
+    }),
+    ("open a device", Reach::Powers, |_| {
+        nothing(File::open("/dev/null"))
+    }),
+    ("make a file", Reach::Powers, |outside| {
+        let path = format!("{}/made", outside.directory);
+        nothing(File::create(&path))?;
+        fs::remove_file(path)
+    }),
+    ("make a file here", Reach::Powers, |_| {
+        nothing(
+            File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open("made-here"),
+        )?;
+        fs::remove_file("made-here")
+    }),
+    ("make a link", Reach::Powers, |outside| {
+        let path = format!("{}/link", outside.directory);
+        symlink("/", &path)?;
+        fs::remove_file(path)
+    }),
+    ("connect to a socket file", Reach::Powers, |outside| {
+        nothing(UnixStream::connect(outside.socket()))
+    }),
+    (
+        "connect to an abstract socket",
+        Reach::Everything,
+        |outside| {
+            let address = SocketAddr::from_abstract_name(&outside.directory)?;
+            nothing(UnixStream::connect_addr(&address))
+        },
+    ),
+    ("connect over TCP", Reach::Everything, |outside| {
+        nothing(TcpStream::connect(("127.0.0.1", outside.tcp)))
+    }),
+    ("make a socket", Reach::Everything, |_| {
+        nothing(UnixDatagram::unbound())
+    }),
+    ("make a socket pair", Reach::Everything, |_| {
+        nothing(UnixStream::pair())
+    }),
+    ("listen", Reach::Powers, |outside| {
+        let path = format!("{}/listen", outside.directory);
+        drop(UnixListener::bind(&path)?);
+        fs::remove_file(path)
+    }),
+    ("use what was left open", Reach::Everything, |outside| {
+        let mut file = File::from(inherit::duplicate(outside.left_open)?);
+        file.write_all(b"x")
+    }),
+    ("kill a process", Reach::Powers, |outside| {
+        // Whether it could, which is all that should come of it if it can.
+        nix(kill(Pid::from_raw(outside.victim), None))
+    }),
+    ("kill the parent", Reach::Powers, |_| {
+        nix(kill(Pid::parent(), None))
+    }),
+    ("become root", Reach::Powers, |_| {
+        let root = Uid::from_raw(0);
+        nix(setresuid(root, root, root))
+    }),
+    ("become another user", Reach::Powers, |_| {
+        let (uid, gid) = (Uid::from_raw(user_of(78)), Gid::from_raw(user_of(78)));
+        nix(setgroups(&[gid]))?;
+        nix(setresgid(gid, gid, gid))?;
+        nix(setresuid(uid, uid, uid))
+    }),
+    ("execute a program", Reach::Powers, |_| {
+        nothing(Command::new("/bin/true").status())
+    }),
+    ("mount", Reach::Powers, |_| {
+        // Nothing of this kind exists, so who may mount is told that, and nothing is mounted.
+        let (none, kind) = (None::<&str>, Some("no-such-kind"));
+        match mount(none, "/", kind, MsFlags::empty(), none) {
+            Err(Errno::ENODEV) => Ok(()),
+            other => nix(other),
+        }
+    }),
+    ("another root", Reach::Powers, |_| {
+        nix(chroot("/nonexistent/.."))
+    }),
+    ("have more memory", Reach::Powers, |_| {
+        let (_, most) = getrlimit(Resource::RLIMIT_DATA)?;
+        let more = most.saturating_add(1);
+        nix(setrlimit(Resource::RLIMIT_DATA, more, more))
+    }),
+];
+
+pub(crate) fn names(reach: Reach) -> impl Iterator<Item = &'static str> {
+    let own = ATTEMPTS
+        .iter()
+        .filter(move |attempt| reach == Reach::Everything || attempt.1 == Reach::Powers)
+        .map(|attempt| attempt.0);
+    own.chain(raw::names(reach))
+}
+
+/// Tries everything behind these walls, and prints what came of it.
+pub(crate) fn play(which: &str, outside: &Outside) -> ExitCode {
+    let (log, output) = (io::stderr(), io::stdout());
+    // stdout stays, as a standard descriptor.
+    let keep = [];
+    let reach = match which {
+        "user" => Reach::Powers,
+        _ => Reach::Everything,
+    };
+    match which {
+        "none" => {}
+        "all" | "hungry" => walls::enter(&keep, user_of(77), log.as_fd()).unwrap(),
+        "calls" => {
+            walls::close_others(&keep).unwrap();
+            calls::restrict().unwrap();
+        }
+        "user" => {
+            walls::limit(log.as_fd()).unwrap();
+            walls::leave_the_files().unwrap();
+            walls::become_nobody(user_of(77)).unwrap();
+        }
+        other => panic!("no walls of the name {other}"),
+    }
+    let mut output = output.lock();
+    if which == "hungry" {
+        return hungry(&mut output);
+    }
+    let own = ATTEMPTS
+        .iter()
+        .filter(|attempt| reach == Reach::Everything || attempt.1 == Reach::Powers);
+    for (name, _, attempt) in own {
+        if which == "none" && name.starts_with("become") {
+            // The attempts after it would be another's.
+            continue;
+        }
+        let line = match attempt(outside) {
+            Ok(()) => format!("{name}: done"),
+            Err(error) => format!("{name}: refused, {error}"),
+        };
+        writeln!(output, "{line}").unwrap();
+    }
+    if which != "none" {
+        for (name, result) in raw::attempt(reach) {
+            let line = match result {
+                Ok(()) => format!("{name}: done"),
+                Err(error) => format!("{name}: refused, {error}"),
+            };
+            writeln!(output, "{line}").unwrap();
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Takes what it can get.
+fn hungry(output: &mut impl Write) -> ExitCode {
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(4096);
+    while blocks.len() < 4096 {
+        let mut block = Vec::new();
+        if block.try_reserve_exact(1 << 20).is_err() {
+            break;
+        }
+        block.resize(1 << 20, 1);
+        blocks.push(block);
+    }
+    let had = blocks.len();
+    drop(blocks);
+    let mut descriptors = Vec::new();
+    while let Ok(copy) = io::stderr().as_fd().try_clone_to_owned() {
+        descriptors.push(copy);
+    }
+    writeln!(
+        output,
+        "MiB {had}\ndescriptors {}\ncore 0",
+        descriptors.len()
+    )
+    .unwrap();
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,122 @@
+//! The proxy's two processes: what the caged one holds, and what the end of either means.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use serde_json::json;
+use stubdm::proxy::cage::user_of;
+use xen_sys::DomId;
+
+use crate::client::Client;
+use crate::host::Host;
+use crate::proxy::{Process, monitor, path};
+
+/// The process whose parent is `parent` and that is not `other`.
+fn child(parent: Pid, other: Option<Pid>) -> Pid {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let all = std::fs::read_dir("/proc").unwrap();
+        let mut pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let found = pids.find(|pid: &i32| {
+            let named = |name: &str| field(Pid::from_raw(*pid), name);
+            named("PPid:") == Some(parent.to_string())
+                && named("Seccomp:") == Some("2".to_owned())
+                && Some(Pid::from_raw(*pid)) != other
+        });
+        if let Some(pid) = found {
+            return Pid::from_raw(pid);
+        }
+        assert!(Instant::now() < deadline, "there is no caged half");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn field(pid: Pid, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.split_whitespace().next()?.to_owned())
+}
+
+fn asked(socket: &str) -> Client {
+    let mut client = Client::connect(Path::new(socket));
+    client.negotiate();
+    assert_eq!(client.ask("echo", json!([1])), json!([1]));
+    client
+}
+
+/// It has no powers, and its descriptors are the standard ones, the carrier's and clients' sockets.
+fn assert_caged(pid: Pid, host: &Host) {
+    for (name, value) in [
+        ("CapPrm:", "0000000000000000"),
+        ("CapEff:", "0000000000000000"),
+        ("NoNewPrivs:", "1"),
+    ] {
+        // Who is not root keeps what little there was.
+        if Uid::effective().is_root() || !name.starts_with("Cap") {
+            assert_eq!(field(pid, name).unwrap(), value, "{name}");
+        }
+    }
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let user = user_of(host.stub.as_u16()).to_string();
+    assert_eq!(field(pid, "Uid:").unwrap(), user);
+    let root = std::fs::read_link(format!("/proc/{pid}/root")).unwrap();
+    assert!(root.to_str().unwrap().ends_with("(deleted)"), "{root:?}");
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open: Vec<_> = open
+        .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap())
+        .collect();
+    let sockets = open
+        .iter()
+        .filter(|to| to.to_str().unwrap().starts_with("socket:"));
+    assert_eq!((open.len(), sockets.count()), (5, 2), "{open:?}");
+}
+
+pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
+    let host = Host::new();
+    monitor(host.dir().join("monitor"));
+    let (socket, monitor) = (path(&host, "libxl"), path(&host, "monitor"));
+    let relative = format!("device-model/{}/qmp-vchan", host.guest);
+    let server = Process::start(
+        &host,
+        host.stub,
+        &["-mserver", "0", &relative, &monitor],
+        false,
+    );
+    let (stub, node) = (host.stub.to_string(), host.node());
+    let start = || {
+        Process::start(
+            &host,
+            DomId::DOM0,
+            &["--filter=off", &stub, &node, &socket],
+            false,
+        )
+    };
+    let proxy = start();
+    let caged = child(proxy.pid(), None);
+    assert_caged(caged, &host);
+
+    // Killed: its client hears no more, and the next client finds another in its place.
+    let mut client = asked(&socket);
+    kill(caged, Signal::SIGKILL).unwrap();
+    client.closed();
+    let next = child(proxy.pid(), Some(caged));
+    drop(asked(&socket));
+    // Those who came while there was none have only waited.
+    kill(next, Signal::SIGKILL).unwrap();
+    drop(asked(&socket));
+    proxy.hang_up();
+
+    // The other one killed: both end.
+    let proxy = start();
+    child(proxy.pid(), None);
+    let mut client = asked(&socket);
+    kill(proxy.pid(), Signal::SIGKILL).unwrap();
+    client.closed();
+    proxy.end();
+    server.hang_up();
+    host.assert_clean_of("qmp-vchan");
+}
