@@ -3,6 +3,7 @@
 mod badinput;
 mod cdrom;
 mod clients;
+mod consoled;
 mod evtchn;
 mod gnttab;
 mod outcomes;
@@ -44,6 +45,7 @@ pub(crate) fn all() -> Vec<Test> {
     vchan_ends::add(&mut tests, refusing);
 
     tools::add(&mut tests);
+    consoled::add(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);

@@ -14,7 +14,7 @@ use crate::suite::{Needs, Test};
 use crate::world::{World, command, outcome};
 
 /// Where guests are saved to.
-const IMAGE: &str = "/tmp/hvm.save";
+pub(super) const IMAGE: &str = "/tmp/hvm.save";
 /// What the console's records are appended to until the domain's end.
 const RECORDS: &str = "/var/lib/xen/qemu-save";
 
@@ -32,7 +32,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 /// The second the guest says it lives, its disk being what it wrote.
-fn second(guest: &mut Guest) -> Result<u32> {
+pub(super) fn second(guest: &mut Guest) -> Result<u32> {
     let line = guest.says("xen-guest: alive second=")?;
     ensure!(line.contains("disk=ok"), "the guest says: {line}");
     let number = line.split_whitespace().next().context("no second")?;
@@ -40,7 +40,7 @@ fn second(guest: &mut Guest) -> Result<u32> {
 }
 
 /// Goes on where it was: neither from its beginning nor from an older state, and with no time lost to speak of.
-fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
+pub(super) fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
     guest.catch_up()?;
     let now = second(guest)?;
     // A guest whose state is older than its memory would not get this far; one that was started anew would say 1.
@@ -49,7 +49,7 @@ fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
 }
 
 /// The guest was saved by `xl save`, and is gone; brings it back.
-fn restore(guest: Guest) -> Result<Guest> {
+pub(super) fn restore(guest: Guest) -> Result<Guest> {
     guest.has_left()?;
     command(&["xl", "restore", IMAGE])?;
     Guest::running()

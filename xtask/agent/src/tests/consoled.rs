@@ -1,0 +1,145 @@
+//! The stubdomain's consoles in dom0: served without a QEMU, and by the real one where more than consoles is asked for.
+//!
+//! The launcher is in its place for this test only; everywhere else dom0's QEMU serves the consoles.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::guest::{Guest, NAME, destroy_leftover, diagnosis};
+use crate::leftovers::processes;
+use crate::qmp::Qmp;
+use crate::suite::{Needs, Test};
+use crate::tests::save::{IMAGE, goes_on, restore, second};
+use crate::world::{World, command};
+
+/// What libxl starts as a device model.
+const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
+/// What it says for the stubdomain.
+const LOG: &str = "/var/log/xen/qemu-dm-hvm-dm.log";
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    tests.push(Test::new(
+        "consoled/no_qemu_in_dom0_and_handed_over",
+        Needs::Dom0,
+        |world| {
+            let launcher = Launcher::install()?;
+            let result = no_qemu(world)
+                .and_then(|()| handed_over(world))
+                .with_context(diagnosis);
+            destroy_leftover();
+            let _ = fs::remove_file(IMAGE);
+            launcher.uninstall().and(result)
+        },
+    ));
+}
+
+/// Our program in the device model's place, for as long as the test takes.
+#[derive(Debug)]
+struct Launcher {
+    real: String,
+}
+
+impl Launcher {
+    fn install() -> Result<Self> {
+        let real = format!("{MODEL}.distrib");
+        fs::rename(MODEL, &real)?;
+        symlink("/usr/bin/stubdm-run", MODEL)?;
+        Ok(Self { real })
+    }
+
+    fn uninstall(self) -> Result<()> {
+        Ok(fs::rename(self.real, MODEL)?)
+    }
+}
+
+/// A process that runs as the device model of a domain, and what it takes of dom0's memory.
+#[derive(Debug)]
+struct Model {
+    program: String,
+    /// KiB in memory, its share of pages that others have as well included.
+    share: u64,
+    resident: u64,
+}
+
+impl Model {
+    fn all() -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for (pid, line) in processes()? {
+            if line.starts_with(MODEL) {
+                let proc = format!("/proc/{pid}");
+                found.push(Self {
+                    program: fs::read_link(format!("{proc}/exe"))?.display().to_string(),
+                    share: field(&format!("{proc}/smaps_rollup"), "Pss:")?,
+                    resident: field(&format!("{proc}/status"), "VmRSS:")?,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The only one, which runs `program`.
+    fn one(program: &str) -> Result<Self> {
+        let mut all = Self::all()?;
+        ensure!(
+            all.len() == 1 && all.iter().all(|model| model.program == program),
+            "the device models in dom0 are {all:?}, not one {program}"
+        );
+        let model = all.remove(0);
+        println!(
+            "    {program} for the stubdomain's consoles: {} KiB resident, {} KiB its own share",
+            model.resident, model.share
+        );
+        Ok(model)
+    }
+}
+
+/// The number of KiB behind a name.
+fn field(file: &str, name: &str) -> Result<u64> {
+    let text = fs::read_to_string(file).with_context(|| file.to_owned())?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .with_context(|| format!("no {name} in {file}"))?
+        .parse()
+        .context(file.to_owned())
+}
+
+/// The one process is ours, small, and answers QMP with the terminal that the store names.
+fn no_qemu(world: &World) -> Result<()> {
+    let mut guest = Guest::create(&world.store)?;
+    second(&mut guest)?;
+    let model = Model::one("/usr/bin/stubdm-run")?;
+    ensure!(model.resident < 8 << 10, "{model:?}");
+    let node = format!("/local/domain/{}/device/console/3/tty", guest.stub);
+    let terminal = world.store.read_str(&node)?;
+    for socket in ["libxl", "libxenstat"] {
+        let path = format!("/var/run/xen/qmp-{socket}-{}", guest.stub);
+        let mut qmp = Qmp::connect(path)?;
+        let chardevs = qmp.execute("query-chardev", None)?.to_string();
+        ensure!(
+            chardevs.contains(&format!("pty:{terminal}")),
+            "no {terminal} in {chardevs}"
+        );
+        ensure!(qmp.execute("device_add", None).is_err(), "device_add");
+    }
+    guest.types(&world.store, "?")?;
+    guest.says("xen-guest: answer second=")?;
+    guest.destroy()
+}
+
+/// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and restored as with ours.
+fn handed_over(world: &World) -> Result<()> {
+    let mut guest = Guest::create_with(&world.store, &["vnc=1"])?;
+    let mut before = second(&mut guest)?;
+    Model::one(&format!("{MODEL}.distrib"))?;
+    let log = fs::read_to_string(LOG).context(LOG)?;
+    command(&["xl", "save", NAME, IMAGE])?;
+    guest = restore(guest)?;
+    before = goes_on(&mut guest, before)?;
+    Model::one(&format!("{MODEL}.distrib"))?;
+    guest.destroy()?;
+    ensure!(before > 0 && !log.contains("serving"), "{log}");
+    Ok(())
+}
