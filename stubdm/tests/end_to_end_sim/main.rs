@@ -240,15 +240,14 @@ fn a_flood_of_words_and_events_leaves_everything_else_as_it_is(signals: &Signals
     let proxy = host.proxy();
     let status = run(&host, signals, &[b"-flood"], || {
         host.wait_for_state(|state| state == "running");
-        for n in 0..20 {
+        for n in 0..5 {
             let mut client = proxy.client();
             client.negotiate();
             assert_eq!(client.ask("echo", json!({"n": n})), json!({"n": n}));
         }
-        let phase = host.wait_for(&format!("/local/domain/{}/data/stubdm", host.stub), |_| {
-            true
-        });
-        assert_eq!(phase, "running", "its signs of life are seen all the same");
+        // Its signs of life are seen all the same.
+        let phase = format!("/local/domain/{}/data/stubdm", host.stub);
+        host.wait_for(&phase, |phase| phase == "running");
         let mut client = proxy.client();
         client.negotiate();
         client.say("crash", json!({}));
