@@ -22,6 +22,7 @@ mod end;
 mod evtchn;
 mod gnttab;
 mod handles;
+pub mod hostile;
 mod store;
 mod vchan;
 mod worker;

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::proxy::{Process, monitor, path};
 
 /// The process whose parent is `parent` and that is not `other`.
-fn child(parent: Pid, other: Option<Pid>) -> Pid {
+pub(crate) fn child(parent: Pid, other: Option<Pid>) -> Pid {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let all = std::fs::read_dir("/proc").unwrap();
@@ -33,7 +33,7 @@ fn child(parent: Pid, other: Option<Pid>) -> Pid {
     }
 }
 
-fn field(pid: Pid, name: &str) -> Option<String> {
+pub(crate) fn field(pid: Pid, name: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.split_whitespace().next()?.to_owned())

@@ -9,6 +9,7 @@
 mod cage;
 mod client;
 mod host;
+mod hostile;
 mod proxy;
 mod qemu;
 
@@ -84,11 +85,15 @@ fn main() -> ExitCode {
         ("the_halves_of_the_proxy_end_as_they_should", |_| {
             cage::the_halves_of_the_proxy_end_as_they_should()
         }),
+        ("hostile_stubdomains", |_| hostile::hostile_stubdomains()),
         ("what_is_not_there_is_named", |_| {
             proxy::what_is_not_there_is_named()
         }),
     ];
-    for (name, test) in tests {
+    let words = args.iter().skip(1).filter_map(|word| word.to_str());
+    let only = words.clone().find(|word| !word.starts_with('-'));
+    let chosen = |name: &str| only.is_none_or(|part| name.contains(part));
+    for (name, test) in tests.iter().filter(|test| chosen(test.0)) {
         let started = Instant::now();
         test(&signals);
         println!(

@@ -56,6 +56,14 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
 /// The proxy, running.
 pub(crate) struct Process(Child);
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        // If it has ended it is waited for already, or waits for this.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Process {
     pub(crate) fn start(host: &Host, me: DomId, args: &[&str], stdio: bool) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -83,10 +91,12 @@ impl Process {
         Pid::from_raw(self.0.id() as i32)
     }
 
-    pub(crate) fn hang_up(self) {
+    /// Ends it as libxl does; gives what it said.
+    pub(crate) fn hang_up(self) -> String {
         kill(self.pid(), Signal::SIGHUP).unwrap();
         let (status, text) = self.end();
         assert_eq!(status, Some(0), "{text}");
+        text
     }
 }
 
