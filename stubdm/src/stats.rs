@@ -4,9 +4,9 @@
 //!   proxy ──pwrite, at most once a second──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
 //! ```
 //!
-//! The file is opened once, before the process gives up the file system, and rewritten in place: [`SIZE`] bytes, a JSON object padded
+//! The file is opened once, before the process gives up the file system, and rewritten in place: 512 bytes, a JSON object padded
 //! with spaces and its checksum. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
-//! The reader believes nothing: it reads [`SIZE`] bytes of a plain file of root's or its own, and takes
+//! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 
 use std::fs::{self, File, OpenOptions};

@@ -12,7 +12,7 @@
 //! # Memory
 //! Whatever the stubdomain says: one line of its, the value read from it and that value rebuilt; for each
 //! client one answer that it has not taken yet, for a client is given no turn while more than
-//! [`BUFFER`] waits for it; [`EVENTS`] events. The limits are the policy's.
+//! [`BUFFER`] waits for it; at most 20 events a second. The limits are the policy's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -26,7 +26,7 @@ impl ReadHalf {
     /// # Errors
     ///
     /// [`Error::TooLarge`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
-    /// before they were complete (those that came can still be [read](Read)); otherwise as
+    /// before they were complete (those that came can still be [read](std::io::Read)); otherwise as
     /// [`read_deadline`](Self::read_deadline).
     #[doc(alias = "libxenvchan_recv")]
     pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {

@@ -26,8 +26,8 @@ pub(super) struct Seen {
     texts: BTreeSet<String>,
     longest: Option<usize>,
     breaks: bool,
-    items: Option<(Box<Seen>, usize)>,
-    members: Option<BTreeMap<String, Seen>>,
+    items: Option<(Box<Self>, usize)>,
+    members: Option<BTreeMap<String, Self>>,
     objects: usize,
     other: Option<&'static str>,
 }
