@@ -27,6 +27,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         }));
     };
     test("stubdom/save_and_restore", save_and_restore);
+    test("stubdom/migrated_to_the_same_host", migrated);
     test("stubdom/saved_three_times", saved_three_times);
     test("stubdom/save_to_a_full_disk", save_to_a_full_disk);
 }
@@ -67,6 +68,33 @@ fn save_and_restore(world: &World) -> Result<()> {
     ensure!(
         log.contains("that of save number 1"),
         "each stubdomain counts its own saves:\n{log}"
+    );
+    guest.types(&world.store, "?")?;
+    guest.says("xen-guest: answer second=")?;
+    guest.destroy()
+}
+
+/// A guest on its way here has another name until it has arrived.
+const INCOMING_LOG: &str = "/var/log/xen/qemu-dm-hvm--incoming.log";
+
+/// To this same host: another domain with another stubdomain, while the old ones still run.
+fn migrated(world: &World) -> Result<()> {
+    let mut guest = Guest::create(&world.store)?;
+    let before = second(&mut guest)?;
+    let (id, stub) = (guest.id, guest.stub);
+    // With an empty `-s` the host's name is the command that receives.
+    command(&["xl", "migrate", "-s", "", NAME, "xl migrate-receive"])?;
+    guest.has_left()?;
+    guest = Guest::running()?;
+    ensure!(
+        guest.id != id && guest.stub != stub,
+        "the guest is domain {id} as before"
+    );
+    goes_on(&mut guest, before)?;
+    let log = fs::read_to_string(INCOMING_LOG).with_context(|| INCOMING_LOG.to_owned())?;
+    ensure!(
+        log.contains("that of save number 1"),
+        "another state was taken:\n{log}"
     );
     guest.types(&world.store, "?")?;
     guest.says("xen-guest: answer second=")?;
