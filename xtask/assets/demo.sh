@@ -13,6 +13,20 @@ ours() {
         esac
     done
 }
+# What a guest says on its console, up to the line that matches.
+listen() {
+    [ -p /tmp/keys ] || mkfifo /tmp/keys
+    sleep 1000 > /tmp/keys &
+    timeout 120 xl console "$1" < /tmp/keys | sed "/$2/q"
+    kill $!
+}
+# Waits until domains and processes that are on their way out are gone, for as long as is reasonable.
+settle() {
+    for second in 1 2 3 4 5 6 7 8 9 10; do
+        [ "$(xl list | wc -l)" -gt 2 ] || [ -n "$(ours)" ] || break
+        sleep 1
+    done
+}
 
 part xen
 xl info | grep -E '^(host|release|xen_version|virt_caps|total_memory)'
@@ -26,11 +40,7 @@ part list
 xl list
 
 part guest
-mkfifo /tmp/keys
-sleep 1000 > /tmp/keys &
-holder=$!
-timeout 120 xl console hvm < /tmp/keys | sed '/alive second=2/q'
-kill $holder
+listen hvm 'alive second=2'
 
 part qmp
 ours
@@ -40,13 +50,26 @@ domid=$(xl domid hvm)
 echo "a person asks (stubdm-run qmp $domid query-version):"
 stubdm-run qmp "$domid" query-version
 
+part save
+xl save hvm /tmp/hvm.save > /tmp/save.out 2>&1
+status=$?
+# It counts its way up on one line.
+tr '\r' '\n' < /tmp/save.out | grep -vE '^(xc: (Frames|End of stream).*| *)$'
+rm /tmp/save.out
+echo "xl save: status $status"
+settle
+xl list
+
+part restore
+xl restore /tmp/hvm.save
+echo "xl restore: status $?"
+rm /tmp/hvm.save
+listen hvm 'alive second='
+
 part destroy
 xl destroy hvm
 echo "xl destroy: status $?"
-for second in 1 2 3 4 5 6 7 8 9 10; do
-    [ "$(xl list | wc -l)" -gt 2 ] || [ -n "$(ours)" ] || break
-    sleep 1
-done
+settle
 xl list
 ours
 nodes > /tmp/after

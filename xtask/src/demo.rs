@@ -49,6 +49,16 @@ const PARTS: &[Part] = &[
         check: qmp,
     },
     Part {
+        name: "save",
+        title: "xl save: the guest is in a file, its domains are gone",
+        check: save,
+    },
+    Part {
+        name: "restore",
+        title: "xl restore: the guest goes on where it was",
+        check: restore,
+    },
+    Part {
         name: "destroy",
         title: "xl destroy: nothing is left",
         check: destroy,
@@ -71,8 +81,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, timeout: Duration) -
     let status = host.run(&job, &mut |bytes| {
         parts.take(bytes, &mut |line| {
             if let Some(name) = line.strip_prefix(MARK) {
-                if let Some(part) = PARTS.iter().find(|p| p.name == name) {
-                    println!("\n== {}", part.title);
+                if let Some((index, part)) = numbered(name) {
+                    println!("\n== {index}/{} {}", PARTS.len(), part.title);
                 }
             } else {
                 println!("   {line}");
@@ -109,6 +119,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, timeout: Duration) -
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A part and its number, from 1.
+fn numbered(name: &str) -> Option<(usize, &'static Part)> {
+    (1..).zip(PARTS).find(|(_, part)| part.name == name)
 }
 
 /// Cuts the job's output into lines and keeps each with its part.
@@ -199,6 +214,34 @@ fn guest_speaks(text: &str, _: &Options) -> Result<String> {
     Ok(format!("the guest's own line: \"{}\"", alive.trim()))
 }
 
+fn save(text: &str, _: &Options) -> Result<String> {
+    if !text.lines().any(|l| l == "xl save: status 0") {
+        bail!("xl save failed");
+    }
+    let names = names(text);
+    if names != ["Domain-0"] {
+        bail!("domains after the save: {}", names.join(", "));
+    }
+    Ok("xl save: guest and stubdomain are in a file and gone".to_owned())
+}
+
+fn restore(text: &str, _: &Options) -> Result<String> {
+    if !text.lines().any(|l| l == "xl restore: status 0") {
+        bail!("xl restore failed");
+    }
+    let Some((_, alive)) = text.lines().find_map(|l| l.split_once("alive second=")) else {
+        bail!("the restored guest says nothing");
+    };
+    let second = alive.split_whitespace().next().unwrap_or_default();
+    // It was seen at second 2 before it was saved; one started anew would begin with 1.
+    if second.parse::<u32>().map_or(true, |second| second <= 2) || !alive.contains("disk=ok") {
+        bail!("the restored guest says: alive second={alive}");
+    }
+    Ok(format!(
+        "xl restore: the guest goes on at second {second}, its disk is what it was"
+    ))
+}
+
 fn qmp(text: &str, _: &Options) -> Result<String> {
     if !text
         .lines()
@@ -283,6 +326,19 @@ mod tests {
         assert!(destroy(&domain, &options()).is_err());
         assert!(destroy(&format!("{good}process 7: stubdm-run x\n"), &options()).is_err());
         assert!(destroy(&good.replace("the same as before", ""), &options()).is_err());
+    }
+
+    #[test]
+    fn a_restored_guest_must_go_on() {
+        let said = |second| {
+            format!("xl restore: status 0\nxen-guest: alive second={second} disk=ok irq=9\n")
+        };
+        assert!(restore(&said("5"), &options()).is_ok());
+        for stale in ["1", "2", "x"] {
+            assert!(restore(&said(stale), &options()).is_err(), "{stale}");
+        }
+        assert!(restore(&said("5").replace("=ok", "=bad"), &options()).is_err());
+        assert!(restore(&said("5").replace("status 0", "status 1"), &options()).is_err());
     }
 
     #[test]

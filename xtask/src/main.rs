@@ -75,7 +75,7 @@ enum Task {
     /// Watch unmodified Xen and xl start a guest whose QEMU runs in our stubdomain
     ///
     /// Shows the Xen version, guest and stubdomain in xl list, the guest's own console line, QMP answers over vchan through
-    /// our proxy, and a destroy that leaves nothing. Fails if one of them was not seen.
+    /// our proxy, a save and a restore, and a destroy that leaves nothing. Fails if one of them was not seen.
     Demo {
         #[command(flatten)]
         host: HostArgs,
