@@ -5,6 +5,7 @@
 mod bench_end;
 mod evtchn;
 mod gnttab;
+mod hostile;
 mod isolated;
 pub(crate) mod mortal;
 mod privcmd;
@@ -61,6 +62,12 @@ pub(crate) enum Role {
     QmpClient(qmp::Client),
     /// The other end of the rules.
     RulesServe(rules::Serve),
+    /// A hostile stubdomain's QMP server.
+    Hostile(hostile::Hostile),
+    /// Runs a program and says how much memory it needed.
+    Measured(hostile::Measured),
+    /// What libxl makes of all hostile stubdomains through one proxy.
+    HostileTable(hostile::HostileTable),
     /// Kills a process when dom0 says so.
     Killer(mortal::Killer),
     /// Ends this domain: its kernel panics.
@@ -93,6 +100,9 @@ impl Role {
             Self::BenchEnd(role) => role.run(),
             Self::QmpClient(role) => role.run(),
             Self::RulesServe(role) => role.run(),
+            Self::Hostile(role) => role.run(),
+            Self::Measured(role) => role.run(),
+            Self::HostileTable(role) => role.run(),
             Self::Killer(role) => role.run(),
             Self::Panic => Ok(std::fs::write("/proc/sysrq-trigger", "c")?),
             Self::Version => privcmd::version(),

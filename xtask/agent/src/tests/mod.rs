@@ -6,6 +6,7 @@ mod clients;
 mod consoled;
 mod evtchn;
 mod gnttab;
+pub(crate) mod hostile;
 mod outcomes;
 mod privcmd;
 mod qmp;
@@ -46,6 +47,7 @@ pub(crate) fn all() -> Vec<Test> {
 
     tools::add(&mut tests);
     consoled::add(&mut tests);
+    hostile::add(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);

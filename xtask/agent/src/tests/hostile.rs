@@ -1,0 +1,289 @@
+//! libxl against the corpus of hostile stubdomains.
+//!
+//! One guest for all of it. Its stubdomain has the test agent as its init, and so does what dom0 says: calls itself
+//! running, and then is one hostile QMP server after another, each for one `xl vcpu-set`, which asks QEMU two things and
+//! tells it a third, with libxl's time-out of ten seconds for each. The guest stays paused, for nobody emulates its devices.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use xen_fidelity::hostile::Behaviour;
+use xen_store::Store;
+use xen_sys::DomId;
+
+use crate::guest::{CONFIG, NAME, STUB, destroy_leftover, diagnosis, domid};
+use crate::job::{Exit, Job};
+use crate::rpc::Agent;
+use crate::suite::{Needs, Test};
+use crate::world::{World, command, soon, start_local};
+
+/// What libxl starts as its proxy.
+const PROXY: &str = "/usr/bin/vchan-socket-proxy";
+/// How many bytes much is: twice what libxl buffers.
+const FLOOD: usize = 2 << 20;
+/// The most resident memory xl or a process of the proxy may have had, in KiB.
+const MOST: u64 = 48 << 10;
+/// More than libxl's time-outs for all that one command asks.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    tests.push(Test::new("hostile/through_us", Needs::Dom0, |world| {
+        world.no_domu()?;
+        let rows = corpus(&world.store, None)?;
+        print!("{}", written(&rows));
+        judge(&rows)
+    }));
+}
+
+/// Prints the table of one proxy.
+pub(crate) fn table(proxy: Option<&str>) -> Result<()> {
+    let world = World::new()?;
+    print!("{}", written(&corpus(&world.store, proxy)?));
+    Ok(())
+}
+
+/// What came of one behaviour.
+#[derive(Debug)]
+struct Row {
+    name: &'static str,
+    /// xl's status; `None` when it had to be killed.
+    status: Option<i32>,
+    /// What xl said last.
+    word: String,
+    seconds: f64,
+    xl: u64,
+    /// Of each process of the proxy; empty if it was dead.
+    proxy: Vec<u64>,
+    /// Whether the proxy was the same before and after.
+    lived: bool,
+}
+
+fn judge(rows: &[Row]) -> Result<()> {
+    for row in rows {
+        let Row { name, word, .. } = row;
+        let Some(status) = row.status else {
+            bail!("{name}: xl hung: {word}");
+        };
+        ensure!(row.lived, "{name}: the proxy died");
+        let most = row.proxy.iter().chain([&row.xl]).max();
+        ensure!(most.is_some_and(|most| *most < MOST), "{name}: {row:?}");
+        ensure!(status == 0 || !word.is_empty(), "{name}: no word from xl");
+        if *name == Behaviour::Honest.name() {
+            ensure!(status == 0, "after {name}: {word}");
+        }
+    }
+    ensure!(rows.len() == Behaviour::ALL.len() + 1);
+    Ok(())
+}
+
+fn written(rows: &[Row]) -> String {
+    let mut text = "| stubdomain | xl | after | xl's memory | the proxy's | its last word |\n|---|---|---|---|---|---|\n".to_owned();
+    for row in rows {
+        let status = match row.status {
+            Some(0) => "succeeded".to_owned(),
+            Some(status) => format!("failed ({status})"),
+            None => "hung, killed".to_owned(),
+        };
+        let memory: Vec<String> = row.proxy.iter().map(|kib| format!("{kib} KiB")).collect();
+        let died = if row.lived { "" } else { "**died** " };
+        let _ = writeln!(
+            text,
+            "| {} | {status} | {:.1} s | {} KiB | {died}{} | {} |",
+            row.name,
+            row.seconds,
+            row.xl,
+            memory.join(" + "),
+            row.word.replace('|', "/"),
+        );
+    }
+    text
+}
+
+fn corpus(store: &Store, proxy: Option<&str>) -> Result<Vec<Row>> {
+    let own = fs::read_link(PROXY)?;
+    let place = |target: &std::path::Path| -> Result<()> {
+        fs::remove_file(PROXY)?;
+        Ok(std::os::unix::fs::symlink(target, PROXY)?)
+    };
+    if let Some(other) = proxy {
+        place(other.as_ref())?;
+    }
+    let rows = on_guest(store);
+    destroy_leftover();
+    place(&own)?;
+    rows
+}
+
+fn on_guest(store: &Store) -> Result<Vec<Row>> {
+    let mut create = start_local(&[
+        "xl",
+        "create",
+        "-p",
+        CONFIG,
+        "stubdomain_ramdisk=\"/boot/domu.img\"",
+        "maxvcpus=2",
+    ])?;
+    let (stub, agent) = match stubdomain(store, &mut create) {
+        Ok(found) => found,
+        Err(error) => return Err(error.context(format!("{}{}", create.transcript(), diagnosis()))),
+    };
+    let home = store.directory(&format!("/local/domain/{stub}/device-model"))?;
+    let guest = home.first().context("no device model")?.clone();
+    let state = format!("device-model/{guest}/state");
+    agent
+        .start(&words(&["self", "role", "store-write", &state, "running"]))?
+        .succeed(soon())?;
+    create
+        .succeed(soon())
+        .with_context(|| format!("xl create{}", diagnosis()))?;
+
+    let mut proxy = Watched::find(store, stub)?;
+    let path = format!("device-model/{guest}/qmp-vchan");
+    let mut rows = Vec::new();
+    // The honest one once more at the end.
+    for &(name, _) in Behaviour::ALL.iter().chain(Behaviour::ALL.first()) {
+        let flood = FLOOD.to_string();
+        let role = ["self", "role", "hostile", "0", &path, name, &flood];
+        let mut server = agent.start(&words(&role))?;
+        server.expect("behaves", soon())?;
+        let before = proxy.pids.clone();
+        let mut row = ask(name)?;
+        server.kill(Signal::SIGKILL)?;
+        server.exit(soon())?;
+        let after = Watched::find(store, stub).map(|found| found.pids.clone());
+        row.lived = after.is_ok_and(|after| after == before);
+        row.proxy = proxy.resident();
+        if !row.lived {
+            proxy.replace(store, stub, &guest)?;
+        }
+        println!("    {row:?}");
+        rows.push(row);
+    }
+    command(&["xl", "destroy", NAME])?;
+    Ok(rows)
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// The stubdomain, once its init takes orders.
+fn stubdomain(store: &Store, create: &mut Job) -> Result<(DomId, Agent)> {
+    let watch = store.watch("/local/domain")?;
+    let deadline = soon();
+    loop {
+        if let Ok(stub) = domid(STUB) {
+            return Ok((stub, Agent::connect(store, stub, deadline)?));
+        }
+        if let Ok(exit) = create.exit(Instant::now()) {
+            bail!("xl create ended with {exit}");
+        }
+        ensure!(Instant::now() < deadline, "no stubdomain");
+        watch.next(Some(Instant::now() + Duration::from_millis(300)))?;
+    }
+}
+
+fn ask(name: &'static str) -> Result<Row> {
+    let began = Instant::now();
+    let argv = ["self", "role", "measured", "xl", "vcpu-set", NAME, "2"];
+    let mut xl = start_local(&argv)?;
+    let status = match xl.exit(began + PATIENCE) {
+        Ok(Exit::Status(status)) => Some(status),
+        _ => {
+            xl.kill(Signal::SIGKILL)?;
+            None
+        }
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    let lines = xl.lines()?;
+    let measured = lines.iter().find_map(|line| {
+        let rest = line.strip_prefix("measured: ")?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    let said = |line: &&String| !line.starts_with("measured: ") && !line.starts_with("FAILED: ");
+    let word = lines.iter().filter(said).next_back();
+    let word: String = word.map_or("", String::as_str).chars().take(160).collect();
+    Ok(Row {
+        name,
+        status,
+        word: word.escape_debug().to_string(),
+        seconds,
+        xl: measured.unwrap_or(0),
+        proxy: Vec::new(),
+        lived: false,
+    })
+}
+
+/// The processes of the proxy, libxl's first.
+struct Watched {
+    pids: Vec<i32>,
+    /// One of our own in the place of one that died.
+    own: Option<Job>,
+}
+
+/// Where libxl keeps the proxy's number.
+fn pid_node(stub: DomId) -> String {
+    format!("/local/domain/{stub}/image/qmp-proxy-pid")
+}
+
+fn field(pid: i32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.split_whitespace().next()?.to_owned())
+}
+
+impl Watched {
+    fn find(store: &Store, stub: DomId) -> Result<Self> {
+        let node = pid_node(stub);
+        let pid: i32 = store.read_str(&node).context(node)?.parse()?;
+        let state = field(pid, "State:").context("the proxy is gone")?;
+        ensure!(state != "Z", "the proxy is dead");
+        let mut pids = vec![pid];
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(child) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            if field(child, "PPid:") == Some(pid.to_string()) {
+                pids.push(child);
+            }
+        }
+        Ok(Self { pids, own: None })
+    }
+
+    fn resident(&self) -> Vec<u64> {
+        let all = self.pids.iter();
+        all.filter_map(|pid| field(*pid, "VmHWM:")?.parse().ok())
+            .collect()
+    }
+
+    /// Starts another as libxl did: libxl itself never does.
+    fn replace(&mut self, store: &Store, stub: DomId, guest: &str) -> Result<()> {
+        let socket = format!("/var/run/xen/qmp-libxl-{guest}");
+        let _ = fs::remove_file(&socket);
+        let node = format!("/local/domain/{stub}/device-model/{guest}/qmp-vchan");
+        let script = format!(
+            "xenstore-write {} $$; exec {PROXY} {stub} {node} {socket}",
+            pid_node(stub)
+        );
+        self.own = Some(start_local(&["sh", "-c", &script])?);
+        let deadline = soon();
+        while !std::path::Path::new(&socket).exists() {
+            ensure!(Instant::now() < deadline, "no other proxy");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.pids = Self::find(store, stub)?.pids.clone();
+        Ok(())
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(own) = &mut self.own {
+            let _ = own.kill(Signal::SIGKILL);
+        }
+    }
+}
