@@ -204,7 +204,7 @@ fn ask(name: &'static str) -> Result<Row> {
         rest.split(' ').next()?.parse().ok()
     });
     let said = |line: &&String| !line.starts_with("measured: ") && !line.starts_with("FAILED: ");
-    let word = lines.iter().filter(said).next_back();
+    let word = lines.iter().rfind(said);
     let word: String = word.map_or("", String::as_str).chars().take(160).collect();
     Ok(Row {
         name,
