@@ -28,7 +28,8 @@ use crate::policy::message::greeted;
 use crate::policy::monitor::{Heard, Monitor, Reply};
 use crate::policy::shape::Version;
 
-/// How long QEMU may take to agree on capabilities before it is tried anew.
+/// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the vchan is connected
+/// anew. A server that died without a trace in the ring is left behind so.
 const NEGOTIATION: Duration = Duration::from_secs(10);
 /// When a command that takes long is reported first; six times as long for each further time.
 const REPORT: Duration = Duration::from_secs(10);
@@ -39,7 +40,7 @@ const GIVEN_UP: Duration = Duration::from_secs(2);
 enum Phase {
     Idle,
     Down { retry_at: Instant },
-    Sync(Box<Sync>),
+    Sync { sync: Box<Sync>, until: Instant },
     Negotiating { until: Instant },
     Ready,
 }
@@ -134,7 +135,7 @@ impl Trunk {
         let phase = match &self.phase {
             Phase::Idle => None,
             Phase::Down { retry_at } => Some(*retry_at),
-            Phase::Sync(sync) => Some(sync.deadline()),
+            Phase::Sync { sync, until } => Some(sync.deadline().min(*until)),
             Phase::Negotiating { until } => Some(*until),
             Phase::Ready => None,
         };
@@ -158,8 +159,10 @@ impl Trunk {
             return Some(self.vchan_lost(now));
         }
         match &mut self.phase {
-            Phase::Sync(sync) => sync.tick(&mut self.memory, now),
-            Phase::Negotiating { until } if *until <= now => return Some(self.vchan_lost(now)),
+            Phase::Sync { until, .. } | Phase::Negotiating { until } if *until <= now => {
+                return Some(self.vchan_lost(now));
+            }
+            Phase::Sync { sync, .. } => sync.tick(&mut self.memory, now),
             _ => {}
         }
         None
@@ -169,7 +172,10 @@ impl Trunk {
     pub fn vchan_up(&mut self, now: Instant) {
         self.monitor = Monitor::new(self.policy.clone());
         self.out.clear();
-        self.phase = Phase::Sync(Box::new(Sync::new(now)));
+        self.phase = Phase::Sync {
+            sync: Box::new(Sync::new(now)),
+            until: now + NEGOTIATION,
+        };
     }
 
     /// The vchan could not be connected, or is gone: it is connected again for those who want it.
@@ -215,7 +221,7 @@ impl Trunk {
     /// The other end said something.
     pub fn vchan_bytes(&mut self, mut bytes: &[u8], audit: &mut Audit, now: Instant) -> Vec<Told> {
         self.meter.take(bytes.len());
-        if let Phase::Sync(sync) = &mut self.phase {
+        if let Phase::Sync { sync, .. } = &mut self.phase {
             let found = sync.bytes(&mut self.memory, &mut bytes, now);
             let greeting = match found {
                 None => return Vec::new(),
@@ -265,7 +271,7 @@ impl Trunk {
     pub fn vchan_out(&self) -> &[u8] {
         match &self.phase {
             Phase::Idle | Phase::Down { .. } => &[],
-            Phase::Sync(sync) => sync.out(),
+            Phase::Sync { sync, .. } => sync.out(),
             Phase::Negotiating { .. } | Phase::Ready => self.out.front(),
         }
     }
@@ -273,7 +279,7 @@ impl Trunk {
     /// `count` bytes of [`Trunk::vchan_out`] went out.
     pub fn vchan_wrote(&mut self, count: usize) {
         match &mut self.phase {
-            Phase::Sync(sync) => sync.wrote(count),
+            Phase::Sync { sync, .. } => sync.wrote(count),
             _ => self.out.consume(count),
         }
     }

@@ -124,6 +124,25 @@ fn a_greeting_that_is_none_leads_nowhere_and_is_tried_again() {
     }
 }
 
+/// As one that died and left its side of the ring alive: the next server is found on another.
+#[test]
+fn a_server_that_says_nothing_is_left_and_looked_for_anew() {
+    let mut bench = Bench::new();
+    let client = bench.exchange.client_arrived(bench.now);
+    let Link::Connect(at) = bench.exchange.link() else {
+        panic!("{:?}", bench.exchange.link())
+    };
+    bench.now = bench.now.max(at);
+    bench.exchange.vchan_up(bench.now);
+    for _ in 0..9 {
+        bench.wait(Duration::from_secs(1));
+        assert_eq!(bench.exchange.link(), Link::Keep);
+    }
+    bench.wait(Duration::from_secs(1));
+    bench.connect();
+    bench.negotiate(client);
+}
+
 #[test]
 fn a_flood_costs_no_memory_and_no_lines() {
     let (mut bench, client) = Bench::talking();
