@@ -1,16 +1,26 @@
-//! Random programs of a hostile stubdomain against the consoles' server, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
+//! Random programs of a hostile stubdomain against the proxy that filters and the consoles' server, for as long as
+//! `VCHAN_FUZZ_SECONDS` says (2 unless set).
 //!
-//! `fuzz/` has the same entry function for cargo-fuzz.
+//! `fuzz/` has the same entry functions for cargo-fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../fuzz/entry/mod.rs"]
-mod entry;
+#[path = "../fuzz/entry/console.rs"]
+mod console;
+#[path = "../fuzz/entry/filter.rs"]
+mod filter;
 #[path = "../../xen-vchan/fuzz/harness.rs"]
 mod harness;
+#[path = "../fuzz/entry/input.rs"]
+mod input;
 
 use harness::fuzz;
 
 #[test]
 fn a_console_with_a_hostile_frontend() {
-    fuzz("console", entry::console, 500);
+    fuzz("console", console::console, 500);
+}
+
+#[test]
+fn a_proxy_between_hostile_clients_and_a_hostile_qemu() {
+    fuzz("filter", filter::filter, 600);
 }

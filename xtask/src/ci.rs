@@ -48,14 +48,26 @@ const CHECKS: &[Check] = &[
         ],
         environment: &[],
     },
-    // A workspace of its own, because cargo-fuzz wants one.
+    // Workspaces of their own, because cargo-fuzz wants them so.
     Check {
-        name: "fuzz targets",
+        name: "fuzz targets of xen-vchan",
         arguments: &[
             "check",
             "--locked",
             "--manifest-path",
             "xen-vchan/fuzz/Cargo.toml",
+            "--target-dir",
+            "target/fuzz",
+        ],
+        environment: &[("RUSTFLAGS", "-D warnings")],
+    },
+    Check {
+        name: "fuzz targets of stubdm",
+        arguments: &[
+            "check",
+            "--locked",
+            "--manifest-path",
+            "stubdm/fuzz/Cargo.toml",
             "--target-dir",
             "target/fuzz",
         ],

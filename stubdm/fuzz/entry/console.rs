@@ -1,7 +1,6 @@
-//! What a hostile frontend may do to a console that `consoled` serves, as a program in bytes: an entry function for a
-//! fuzzer and for `tests/fuzz.rs`.
+//! What a hostile frontend may do to a console that `consoled` serves.
 //!
-//! Every input is a valid program. A finding is a panic, a file over its limit, something that stays, or a server that an
+//! A finding is a panic, a file over its limit, something that stays, or a server that an
 //! honest frontend cannot use afterwards.
 #![allow(clippy::unwrap_used)]
 
@@ -21,6 +20,8 @@ use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
+
+use super::input::Input;
 
 /// The largest log here, in bytes.
 const LIMIT: u64 = 5000;
@@ -104,21 +105,6 @@ impl World {
 
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
-}
-
-/// The rest of an input; zeroes after its end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
-    fn word(&mut self) -> u32 {
-        u32::from_le_bytes([(); 4].map(|()| self.byte()))
-    }
 }
 
 /// Runs an input.
