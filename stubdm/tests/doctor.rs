@@ -280,3 +280,19 @@ fn libxls_own_paths_are_looked_at_and_what_install_did() {
     host.put("var/lib/stubdm/installed.json", b"{");
     host.only_wrong("install", "installed.json");
 }
+
+#[test]
+fn qemu_is_looked_for_behind_the_launcher() {
+    let host = Host::new();
+    let qemu = "usr/libexec/xen-qemu-system-i386";
+    fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
+    symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
+    let (state, text, _) = host.says("qemu");
+    assert_eq!(state, "ok");
+    assert!(
+        text.contains("QEMU is /usr/libexec/xen-qemu-system-i386.distrib"),
+        "{text}"
+    );
+    fs::remove_file(host.path(&format!("{qemu}.distrib"))).unwrap();
+    assert_eq!(host.says("qemu").0, "note");
+}

@@ -39,6 +39,15 @@ echo "xl create: status $?"
 part list
 xl list
 
+part consoles
+ours
+for exe in /proc/[0-9]*/exe; do
+    case $(tr '\0' ' ' < "${exe%exe}cmdline") in
+    *'stubdm-run consoled '*) sed -n 's/^VmRSS:[ \t]*/its resident memory: /p' "${exe%exe}status" ;;
+    esac
+done
+echo "processes in ps that have qemu in their line: $(ps | grep -c '[q]emu')"
+
 part guest
 listen hvm 'alive second=2'
 

@@ -39,6 +39,11 @@ const PARTS: &[Part] = &[
         check: list,
     },
     Part {
+        name: "consoles",
+        title: "ps in dom0: no QEMU serves this guest",
+        check: consoles,
+    },
+    Part {
         name: "guest",
         title: "xl console: the guest speaks",
         check: guest_speaks,
@@ -198,6 +203,30 @@ fn list(text: &str, _: &Options) -> Result<String> {
         }
     }
     Ok("xl list: hvm and its stubdomain hvm-dm".to_owned())
+}
+
+fn consoles(text: &str, _: &Options) -> Result<String> {
+    let served = text
+        .lines()
+        .any(|l| l.starts_with("process ") && l.contains("stubdm-run consoled "));
+    if !served {
+        bail!("no process of ours serves the stubdomain's consoles");
+    }
+    if !text
+        .lines()
+        .any(|l| l == "processes in ps that have qemu in their line: 0")
+    {
+        bail!("ps shows a QEMU in dom0");
+    }
+    let memory = text
+        .lines()
+        .find_map(|l| l.strip_prefix("its resident memory: "));
+    let Some(memory) = memory else {
+        bail!("its memory is not known");
+    };
+    Ok(format!(
+        "no QEMU in dom0: stubdm-run consoled serves the consoles with {memory}"
+    ))
 }
 
 fn guest_speaks(text: &str, _: &Options) -> Result<String> {

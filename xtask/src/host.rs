@@ -18,7 +18,7 @@ use crate::progress::Step;
 use crate::qemu::{Boot, Clock, Emulator, Machine};
 use crate::release::{EMULATOR, Release};
 use crate::workspace::Workspace;
-use crate::{cparts, dist, guest, shell, store};
+use crate::{cparts, deb, dist, guest, shell, store};
 
 /// How a host is put together.
 #[derive(Clone, Debug)]
@@ -170,6 +170,10 @@ impl Host {
             release,
             tree,
             modules,
+            package: match built(dist::STUBDM_RUN) {
+                Some(_) => Some(deb::build(workspace)?),
+                None => None,
+            },
             stubdm_run: built(dist::STUBDM_RUN),
             agent: built(dist::AGENT),
             c_programs,

@@ -1,7 +1,8 @@
 //! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where `dpkg-divert` or an administrator
-//! put it. It gets the arguments, the environment and the descriptors as they came, and this process.
+//! put it. It gets the arguments, the environment and the descriptors as they came, and this process. Who serves does so
+//! as `stubdm-run consoled`, in this process as well: whoever looks for QEMUs in dom0 finds those that are.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -13,10 +14,8 @@ use xen_store::Store;
 use xen_sys::Xen;
 
 use super::argv::{Wanted, recognise};
-use super::logfile;
 use super::output::with_suffix;
-use super::run::{ConsoledOptions, serve};
-use super::survey::{Console, Survey, survey};
+use super::survey::{Survey, survey};
 use crate::error::{Context, Failure, Result, one_line};
 use crate::log;
 
@@ -87,19 +86,7 @@ pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
         return become_real(real, arguments);
     };
     match look(&wanted) {
-        Ok((xen, store, found)) => {
-            log::to_stderr(false);
-            let options = ConsoledOptions {
-                domain: wanted.domain,
-                qmp: [Some(wanted.libxl), wanted.libxenstat]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
-                log_limit: logfile::LIMIT,
-                verbose: false,
-            };
-            serve(&xen, &store, &options, &found)
-        }
+        Ok(()) => become_consoled(&wanted),
         Err(why) => {
             log::complain(format_args!("QEMU serves this one: {why}"));
             become_real(real, arguments)
@@ -107,14 +94,30 @@ pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
     }
 }
 
-/// Everything that is needed to serve; or why it is QEMU's to do.
-fn look(wanted: &Wanted) -> Result<(Xen, Store, Vec<Console>)> {
+/// That there is nothing but consoles; or why it is QEMU's to do.
+fn look(wanted: &Wanted) -> Result<()> {
     let xen = Xen::open().context("no Xen here")?;
     let store = Store::open(&xen).context("no store")?;
     match survey(&store, wanted.domain).context("the store")? {
-        Survey::Consoles(found) => Ok((xen, store, found)),
+        Survey::Consoles(_) => Ok(()),
         Survey::More(what) => Err(Failure::new(one_line(&what))),
     }
+}
+
+/// Does not come back but with an error.
+fn become_consoled(wanted: &Wanted) -> Result<()> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(&own);
+    command.arg("consoled").arg(wanted.domain.to_string());
+    for socket in [Some(&wanted.libxl), wanted.libxenstat.as_ref()] {
+        command.args(
+            socket
+                .iter()
+                .flat_map(|path| ["--qmp".as_ref(), path.as_os_str()]),
+        );
+    }
+    let error = command.exec();
+    Err(Failure::new(format_args!("{}: {error}", own.display())))
 }
 
 /// Does not come back but with an error.

@@ -36,12 +36,19 @@ const FILES: &[&str] = &[
     "usr/bin/xenstore-rm",
     "usr/bin/xenstore-watch",
     "usr/bin/xenstore-write",
-    // Serves the stubdomain's consoles 1 and up, and is the device model of a guest without a stubdomain.
+    // The device model of a guest without a stubdomain, and of a stubdomain where ours hands over to it.
     "usr/libexec/xen-qemu-system-i386",
     // xl cancels threads, for which the C library loads this by name.
     "lib/x86_64-linux-gnu/libgcc_s.so.1",
     // The device model in dom0 reads it even where there is no VNC.
     "usr/share/qemu/keymaps/en-us",
+    // Our package is installed with these.
+    "bin/tar",
+    "usr/bin/dpkg",
+    "usr/bin/dpkg-deb",
+    "usr/bin/dpkg-divert",
+    "usr/bin/dpkg-query",
+    "usr/bin/dpkg-split",
     // The guest's BIOS, which libxl hands to hvmloader.
     "usr/share/seabios/bios-256k.bin",
 ];
@@ -69,6 +76,9 @@ const TEXTS: &[(&str, &str)] = &[
         include_str!("../../assets/hvm-plain.cfg"),
     ),
     ("etc/xen/pv.cfg", include_str!("../../assets/pv.cfg")),
+    // dpkg's database, of no package: ours depends on none.
+    ("var/lib/dpkg/status", ""),
+    ("var/lib/dpkg/available", ""),
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/group", "root:x:0:\n"),
     ("etc/profile", include_str!("../../assets/profile")),
@@ -81,7 +91,12 @@ const SCRIPTS: &[(&str, &str)] = &[
         "etc/xen/scripts/block-testbed",
         include_str!("../../assets/block-testbed"),
     ),
+    // dpkg wants one to be there.
+    ("usr/sbin/ldconfig", "#!/bin/sh\n"),
 ];
+
+/// Our package, which dom0's init installs.
+const PACKAGE: &str = "root/stubdm.deb";
 
 /// The guests' ramdisks, to be found below `/boot` in dom0.
 #[derive(Debug)]
@@ -125,13 +140,13 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     archive.link("etc/xen/scripts/block", "block-testbed");
     archive.text("etc/xen/release", &format!("{}\n", parts.release.name));
 
-    // libxl starts its proxy under this name: ours, when there is one.
-    match &parts.stubdm_run {
-        Some(file) => {
-            archive.program("usr/bin/stubdm-run", Content::File(file.clone()));
-            archive.link("usr/bin/vchan-socket-proxy", "stubdm-run");
-        }
-        None => archive.link("usr/bin/vchan-socket-proxy", &format!("/{proxy}")),
+    // libxl starts its proxy under this name: upstream's, until our package is installed.
+    archive.link("usr/bin/vchan-socket-proxy", &format!("/{proxy}"));
+    for folder in ["info", "updates", "triggers"] {
+        archive.dir(&format!("var/lib/dpkg/{folder}"));
+    }
+    if let Some(file) = &parts.package {
+        archive.file(PACKAGE, Content::File(file.clone()));
     }
     if let Some(file) = &parts.agent {
         archive.program("usr/bin/xen-testbed-agent", Content::File(file.clone()));

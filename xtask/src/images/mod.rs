@@ -39,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) out: PathBuf,
     /// Our static `stubdm-run`, if it was built.
     pub(crate) stubdm_run: Option<PathBuf>,
+    /// The same as a Debian package.
+    pub(crate) package: Option<PathBuf>,
     /// Our static test agent, if it was built.
     pub(crate) agent: Option<PathBuf>,
     /// The C programs to test against.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::State;
 use super::checks::Host;
+use crate::consoled::launch::SUFFIXES;
 use crate::image::elf::resolve;
 use crate::init::qemu;
 use crate::tools::install;
@@ -144,18 +145,35 @@ impl Host<'_> {
         }
     }
 
+    /// QEMU where each libxl looks for it, or behind our launcher there.
     pub(super) fn qemu(&mut self) {
-        match self.has(qemu::DEFAULT) {
-            true => self.ok("qemu", qemu::DEFAULT),
-            false => self.say(
-                "qemu",
-                State::Wrong,
-                format!(
-                    "no {}, which ramdisks are made with and dom0 serves consoles with",
-                    qemu::DEFAULT
+        let mut places: Vec<_> = self.libxl.iter().filter_map(|l| l.qemu.clone()).collect();
+        places.dedup();
+        if places.is_empty() {
+            places.push(qemu::DEFAULT.to_owned());
+        }
+        for place in places {
+            let mut behind = SUFFIXES.iter().map(|suffix| format!("{place}{suffix}"));
+            let ours = resolve(self.root, &place).map(|file| is_ours(&file));
+            match (ours, behind.find(|path| self.has(path))) {
+                (Ok(true), Some(real)) => self.ok(
+                    "qemu",
+                    format!("{place} is stubdm-run, which serves stubdomains' consoles; QEMU is {real}"),
                 ),
-                "install QEMU for Xen (Debian: qemu-system-xen)",
-            ),
+                (Ok(true), None) => self.say(
+                    "qemu",
+                    State::Note,
+                    format!("{place} is stubdm-run, and no QEMU is behind it: stubdomains' consoles are served and nothing else"),
+                    "install QEMU for Xen (Debian: qemu-system-xen)",
+                ),
+                (Ok(false), _) => self.ok("qemu", place),
+                (Err(_), _) => self.say(
+                    "qemu",
+                    State::Wrong,
+                    format!("no {place}, which ramdisks are made with and dom0 serves consoles with"),
+                    "install QEMU for Xen (Debian: qemu-system-xen)",
+                ),
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 //! The stubdomain's consoles in dom0: served without a QEMU, and by the real one where more than consoles is asked for.
 //!
-//! The launcher is in its place for this test only; everywhere else dom0's QEMU serves the consoles.
+//! That the bytes are right is what every test with a guest sees: it speaks through console 3, is saved through
+//! console 1 and restored through console 2, and the stubdomain's log is console 0.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::{Guest, NAME, destroy_leftover, diagnosis};
+use crate::guest::{Guest, NAME, diagnosis};
 use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
@@ -18,40 +18,24 @@ use crate::world::{World, command};
 const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
 /// What it says for the stubdomain.
 const LOG: &str = "/var/log/xen/qemu-dm-hvm-dm.log";
+/// What it becomes where there are only consoles.
+const CONSOLED: &str = "/usr/bin/stubdm-run consoled ";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
-        "consoled/no_qemu_in_dom0_and_handed_over",
+        "consoled/handed_over_to_qemu",
         Needs::Dom0,
         |world| {
-            let launcher = Launcher::install()?;
-            let result = no_qemu(world)
-                .and_then(|()| handed_over(world))
-                .with_context(diagnosis);
-            destroy_leftover();
+            let result = handed_over(world).with_context(diagnosis);
             let _ = fs::remove_file(IMAGE);
-            launcher.uninstall().and(result)
+            result
         },
     ));
-}
-
-/// Our program in the device model's place, for as long as the test takes.
-#[derive(Debug)]
-struct Launcher {
-    real: String,
-}
-
-impl Launcher {
-    fn install() -> Result<Self> {
-        let real = format!("{MODEL}.distrib");
-        fs::rename(MODEL, &real)?;
-        symlink("/usr/bin/stubdm-run", MODEL)?;
-        Ok(Self { real })
-    }
-
-    fn uninstall(self) -> Result<()> {
-        Ok(fs::rename(self.real, MODEL)?)
-    }
+    tests.push(Test::new(
+        "consoled/no_qemu_in_dom0",
+        Needs::Guest,
+        |world| world.with_guest(no_qemu),
+    ));
 }
 
 /// A process that runs as the device model of a domain, and what it takes of dom0's memory.
@@ -67,7 +51,7 @@ impl Model {
     fn all() -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for (pid, line) in processes()? {
-            if line.starts_with(MODEL) {
+            if line.starts_with(MODEL) || line.starts_with(CONSOLED) {
                 let proc = format!("/proc/{pid}");
                 found.push(Self {
                     program: fs::read_link(format!("{proc}/exe"))?.display().to_string(),
@@ -106,12 +90,17 @@ fn field(file: &str, name: &str) -> Result<u64> {
         .context(file.to_owned())
 }
 
-/// The one process is ours, small, and answers QMP with the terminal that the store names.
-fn no_qemu(world: &World) -> Result<()> {
-    let mut guest = Guest::create(&world.store)?;
-    second(&mut guest)?;
+/// The one process is ours, small, and answers QMP with the terminal that the store names; none is called QEMU.
+fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
+    second(guest)?;
     let model = Model::one("/usr/bin/stubdm-run")?;
     ensure!(model.resident < 8 << 10, "{model:?}");
+    let listed = command(&["ps"])?;
+    ensure!(
+        !listed.iter().any(|line| line.contains("qemu"))
+            && listed.iter().any(|line| line.contains(CONSOLED)),
+        "ps: {listed:#?}"
+    );
     let node = format!("/local/domain/{}/device/console/3/tty", guest.stub);
     let terminal = world.store.read_str(&node)?;
     for socket in ["libxl", "libxenstat"] {
@@ -124,9 +113,7 @@ fn no_qemu(world: &World) -> Result<()> {
         );
         ensure!(qmp.execute("device_add", None).is_err(), "device_add");
     }
-    guest.types(&world.store, "?")?;
-    guest.says("xen-guest: answer second=")?;
-    guest.destroy()
+    Ok(())
 }
 
 /// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and restored as with ours.

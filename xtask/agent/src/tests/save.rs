@@ -15,7 +15,7 @@ use crate::world::{World, command, outcome};
 
 /// Where guests are saved to.
 pub(super) const IMAGE: &str = "/tmp/hvm.save";
-/// What the console's records are appended to until the domain's end.
+/// What the console's records are written to until the domain's end.
 const RECORDS: &str = "/var/lib/xen/qemu-save";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
@@ -101,18 +101,30 @@ fn migrated(world: &World) -> Result<()> {
     guest.destroy()
 }
 
-/// The host appends the three states to one file; the last one is the guest's.
+/// Each state replaces the one before in the file that libxl takes it from; the last one is the guest's.
 fn saved_three_times(world: &World) -> Result<()> {
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
     let records = format!("{RECORDS}.{}", guest.id);
-    let mut length = 0;
-    for _ in 0..2 {
+    for number in 1..=2 {
         command(&["xl", "save", "-c", NAME, IMAGE])?;
         before = goes_on(&mut guest, before)?;
-        let now = fs::metadata(&records).context(records.clone())?.len();
-        ensure!(now > length, "nothing was added to {records}");
-        length = now;
+        let file = fs::read(&records).context(records.clone())?;
+        // The record's header has 32 bytes: a word, the save's number, a sum, the state's length, and more.
+        let number_at = |at: usize| {
+            file.get(at..at + 4)
+                .map(|b| b.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b)))
+        };
+        let (saved, length) = (number_at(8), number_at(16));
+        ensure!(
+            file.starts_with(b"stubdmS1") && saved == Some(number),
+            "{records} begins with save {saved:?}, not {number}"
+        );
+        ensure!(
+            length.is_some_and(|length| file.len() == length as usize + 32),
+            "{records} has {} bytes, its state {length:?}",
+            file.len()
+        );
     }
     command(&["xl", "save", NAME, IMAGE])?;
     guest = restore(guest)?;

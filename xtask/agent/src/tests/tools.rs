@@ -1,6 +1,7 @@
 //! The commands a person runs in dom0, on a host with a guest and a stubdomain.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -20,6 +21,15 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         "tools/doctor_finds_dom0_well",
         Needs::Dom0,
         |_| doctor(),
+    ));
+    tests.push(Test::new(
+        "tools/package_removed_and_installed_again",
+        Needs::Dom0,
+        |_| {
+            let removed = removed();
+            // Also for the tests after this one.
+            installed_again().and(removed)
+        },
     ));
     tests.push(Test::new(
         "tools/arguments_that_cannot_work_are_mended",
@@ -61,13 +71,57 @@ fn doctor() -> Result<()> {
     let said = command(&["stubdm-run", "doctor"])?.join("\n");
     for part in [
         "this is its control domain",
-        "vchan-socket-proxy is stubdm-run",
+        "vchan-socket-proxy is stubdm-run, put there by install",
+        "QEMU is /usr/libexec/xen-qemu-system-i386.distrib",
         "/boot/stub.img: ",
         "guests with stubdomains can be started here",
     ] {
         ensure!(said.contains(part), "no `{part}` in:\n{said}");
     }
     Ok(())
+}
+
+/// Where libxl looks for what ours takes the place of.
+const PLACES: [&str; 2] = [
+    "/usr/bin/vchan-socket-proxy",
+    "/usr/libexec/xen-qemu-system-i386",
+];
+
+/// Whether both places lead to our program, or neither does; and the files put aside are there only with ours.
+fn places_are(ours: bool) -> Result<()> {
+    for place in PLACES {
+        let file = fs::canonicalize(place).context(place)?;
+        ensure!(
+            (file == Path::new("/usr/bin/stubdm-run")) == ours,
+            "{place} leads to {}",
+            file.display()
+        );
+        let aside = format!("{place}.distrib");
+        ensure!(fs::symlink_metadata(&aside).is_ok() == ours, "{aside}");
+    }
+    Ok(())
+}
+
+/// What dom0 had before the package is back in its places.
+fn removed() -> Result<()> {
+    places_are(true)?;
+    command(&["/usr/bin/dpkg", "-r", "stubdm"])?;
+    places_are(false)?;
+    ensure!(
+        !fs::exists("/usr/bin/stubdm-run")?,
+        "the program is still there"
+    );
+    let diversions = fs::read_to_string("/var/lib/dpkg/diversions")?;
+    ensure!(diversions.is_empty(), "diversions are left: {diversions}");
+    Ok(())
+}
+
+/// As dom0's init does it.
+fn installed_again() -> Result<()> {
+    command(&["/usr/bin/dpkg", "-i", "/root/stubdm.deb"])?;
+    command(&["stubdm-run", "install", "device-model"])?;
+    places_are(true)?;
+    doctor()
 }
 
 /// Each of these would keep QEMU from starting in the stubdomain, or from being watched over there.
