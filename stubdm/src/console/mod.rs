@@ -18,6 +18,7 @@
 //! | [`ring`] | the shared page, without I/O |
 //! | [`link`](mod@link) | the ring with its event channel |
 //! | [`frontend`], [`backend`] | the handshake of either end in the store |
+//! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
 //!
 //! A kernel with xen's console driver claims the nodes `device/console/N` of its domain the moment
 //! it boots, before any program runs. [`frontend::claimed`] tells; a claimed console is to be left alone.
@@ -25,6 +26,7 @@
 pub mod backend;
 pub mod frontend;
 pub mod link;
+pub mod ready;
 pub mod ring;
 
 pub use backend::Backend;

@@ -8,10 +8,11 @@ use xen_sys::{DomId, Xen};
 
 use super::sink::Sink;
 use super::survey::Console;
+use crate::console::ready::{self, Gate};
 use crate::console::ring::{IN_SIZE, OUT_SIZE};
 use crate::console::{Backend, Error, State};
 use crate::error::{Context, Result};
-use crate::event::Interest;
+use crate::event::{Interest, earlier};
 
 /// How many times the ring is emptied before the other consoles have their turn.
 const ROUNDS: usize = 16;
@@ -26,6 +27,8 @@ pub struct Service {
     /// On its way to the domain.
     pending: Vec<u8>,
     complaints: u32,
+    /// Whether the domain reads what is sent.
+    gate: Gate,
     /// The store has failed: the ring goes on without.
     deaf: bool,
 }
@@ -62,7 +65,13 @@ impl Service {
                 .context(&node)?;
             info!("console {number} is {terminal}");
         }
+        let mut gate = Gate::Open;
+        if matches!(sink, Sink::Source(_)) {
+            ready::ask(store, path).context(path)?;
+            gate = Gate::Shut;
+        }
         Ok(Self {
+            gate,
             backend: Backend::new(xen, store, path).context(&what)?,
             sink,
             pending: Vec::new(),
@@ -95,6 +104,10 @@ impl Service {
             self.complain(&error);
             State::Connected
         });
+        if self.gate.turn(self.backend.is_connected(), now) {
+            let number = self.backend.number();
+            info!("console {number}: no word that anybody reads; it is sent what there is");
+        }
         let moved = self.pass();
         if moved.is_ok() && state == State::Closing && self.backend.is_connected() {
             // What it wrote before it said so has been taken out above, unless it goes on writing.
@@ -139,7 +152,9 @@ impl Service {
                 return Ok(false);
             }
             // Before the next reading: what a filler pushes out of the ring has been written.
-            self.sink.take(buffer.get(..count).unwrap_or_default());
+            let bytes = buffer.get(..count).unwrap_or_default();
+            self.gate.heard(bytes);
+            self.sink.take(bytes);
         }
         Ok(true)
     }
@@ -149,7 +164,7 @@ impl Service {
         if let Sink::Pty(pty) = &mut self.sink {
             pty.flush();
         }
-        let Some(link) = self.backend.link() else {
+        let Some(link) = self.backend.link().filter(|_| self.gate.is_open()) else {
             return Ok(false);
         };
         for _ in 0..ROUNDS {
@@ -181,7 +196,8 @@ impl Service {
 
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        self.backend.deadline().filter(|_| !self.deaf)
+        let backend = self.backend.deadline().filter(|_| !self.deaf);
+        earlier(backend, self.gate.deadline())
     }
 
     fn complain(&mut self, error: &Error) {

@@ -1,7 +1,8 @@
 //! The guest's saved state, from console 2 to QEMU.
 //!
 //! On restore the toolstack feeds the state file into console 2, a tty in here. QEMU gets a pipe:
-//! it must never see a tty, whose line discipline would alter and echo what passes.
+//! it must never see a tty, whose line discipline would alter and echo what passes. A host that asks for it is told with a
+//! [ready byte](crate::console::ready) when the tty is raw.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,15 +11,19 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing::{error, info};
+use tracing::{error, info, warn};
+use xen_store::Store;
 
 use super::tty::{Direction, open_raw};
+use crate::console::ready;
 use crate::dmargv::DmArgv;
 use crate::error::{Context, Result};
 use crate::save::reader::{Found, Reader};
 
 /// Console 2. Kernels number consoles in the order they are found, which is the toolstack's.
 const CONSOLE: &str = "/dev/hvc2";
+/// Its number in the store.
+const NUMBER: u32 = 2;
 /// The backend sends as fast as the ring is emptied: after this many milliseconds without a byte it has sent all.
 const SILENCE: u16 = 1000;
 
@@ -27,11 +32,11 @@ const SILENCE: u16 = 1000;
 ///
 /// # Errors
 /// The console cannot be opened or set raw.
-pub fn prepare(argv: &mut DmArgv) -> Result<Option<OwnedFd>> {
+pub fn prepare(argv: &mut DmArgv, store: &Store) -> Result<Option<OwnedFd>> {
     if !argv.wants_incoming() {
         return Ok(None);
     }
-    let console = open_raw(CONSOLE, Direction::In)?;
+    let console = open(ready::is_asked(store, NUMBER))?;
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
     argv.set_incoming(&format!("fd:{}", reader.as_raw_fd()));
     let feeder = std::thread::Builder::new().name("incoming".into());
@@ -40,6 +45,19 @@ pub fn prepare(argv: &mut DmArgv) -> Result<Option<OwnedFd>> {
         .context("a thread")?;
     info!("the guest's saved state comes from {CONSOLE}");
     Ok(Some(reader))
+}
+
+/// The console, and the host told that it is read, if it is to be told.
+fn open(tell: bool) -> Result<File> {
+    if !tell {
+        return open_raw(CONSOLE, Direction::In);
+    }
+    let mut console = open_raw(CONSOLE, Direction::Both)?;
+    match console.write_all(&[ready::BYTE]) {
+        Ok(()) => info!("the host is told that {CONSOLE} is read"),
+        Err(error) => warn!("telling the host that {CONSOLE} is read: {error}"),
+    }
+    Ok(console)
 }
 
 /// Ends when QEMU has closed its end, or has all: the console itself has no end.

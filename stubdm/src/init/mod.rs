@@ -214,7 +214,7 @@ fn stubdomain(
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
     let keeper = power::is_init().then(outgoing).flatten();
-    let mut inherited = Vec::from_iter(incoming::prepare(&mut argv)?);
+    let mut inherited = Vec::from_iter(incoming::prepare(&mut argv, &store)?);
     for port in ports {
         argv.set_tap(&port.netdev, port.end.as_raw_fd());
         inherited.push(port.end);

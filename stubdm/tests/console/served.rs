@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use stubdm::console::Frontend;
+use stubdm::console::{Frontend, ready};
 use stubdm::consoled::output::Output;
 use stubdm::consoled::service::Service;
 use stubdm::consoled::survey::{Survey, consoles};
@@ -121,25 +121,66 @@ fn a_saved_state_is_in_its_file_when_half_of_the_filler_has_gone() {
     world.end();
 }
 
-#[test]
-fn a_state_to_restore_is_given_to_its_end() {
+/// A state to restore, as console 2 of a domain.
+fn restored(world: &World, state: &[u8]) -> (Service, Frontend) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qemu-resume.1");
-    let state = random(100_000);
-    fs::write(&path, &state).unwrap();
-    let world = World::new();
-    let mut service = service(&world, 2, &format!("pipe:{}", path.display()));
+    fs::write(&path, state).unwrap();
+    let service = service(world, 2, &format!("pipe:{}", path.display()));
     // As libxl does as soon as the consoles are served.
     fs::remove_file(&path).unwrap();
+    (service, world.frontend_at("device/console/2"))
+}
+
+/// Reads a state to its end.
+fn take(service: &mut Service, frontend: &mut Frontend, state: &[u8]) {
     let mut got = Vec::new();
-    let mut frontend = world.frontend_at("device/console/2");
-    until(&mut service, &mut frontend, |frontend| {
+    until(service, frontend, |frontend| {
         let mut buffer = [0; 700];
         let count = frontend.link().try_read(&mut buffer).unwrap();
         got.extend_from_slice(&buffer[..count]);
         got.len() == state.len()
     });
     assert!(got == state);
+}
+
+/// The console is connected, and nothing is sent.
+fn nothing_comes(service: &mut Service, frontend: &mut Frontend) {
+    let mut turns = 0;
+    until(service, frontend, |frontend| {
+        assert_eq!(frontend.link().try_read(&mut [0; 8]).unwrap(), 0);
+        turns += 1;
+        turns == 50
+    });
+}
+
+#[test]
+fn a_state_to_restore_is_given_to_its_end_once_the_domain_says_that_it_reads() {
+    let state = random(100_000);
+    let world = World::new();
+    let (mut service, mut frontend) = restored(&world, &state);
+    let theirs = world.domu().1;
+    assert!(ready::is_asked(&theirs, 2) && !ready::is_asked(&theirs, 3));
+    nothing_comes(&mut service, &mut frontend);
+    say(&mut service, &mut frontend, b"anything else");
+    nothing_comes(&mut service, &mut frontend);
+    say(&mut service, &mut frontend, &[ready::BYTE]);
+    take(&mut service, &mut frontend, &state);
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_domain_that_says_nothing_is_given_its_state_after_a_time() {
+    let state = random(5000);
+    let world = World::new();
+    let (mut service, mut frontend) = restored(&world, &state);
+    nothing_comes(&mut service, &mut frontend);
+    let at = service.deadline().unwrap();
+    assert!(at <= Instant::now() + ready::PATIENCE);
+    service.turn(at);
+    take(&mut service, &mut frontend, &state);
     drop(frontend);
     drop(service);
     world.end();
