@@ -69,6 +69,10 @@ fn save_and_restore(world: &World) -> Result<()> {
         log.contains("that of save number 1"),
         "each stubdomain counts its own saves:\n{log}"
     );
+    ensure!(
+        log.contains("the host is told that /dev/hvc2 is read"),
+        "dom0's end did not ask for the ready byte:\n{log}"
+    );
     guest.types(&world.store, "?")?;
     guest.says("xen-guest: answer second=")?;
     guest.destroy()
