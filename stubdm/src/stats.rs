@@ -1,11 +1,11 @@
 //! What a proxy has done so far, in a small file that others may read while it runs.
 //!
 //! ```text
-//!   proxy ──pwrite, at most once a second──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
+//!   caged half ──counters, at most once a second──▶ carrier ──pwrite──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
 //! ```
 //!
-//! The file is opened once, before the process gives up the file system, and rewritten in place: 512 bytes, a JSON object padded
-//! with spaces and its checksum. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
+//! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The caged half,
+//! which does the counting, does not have it: it says eight numbers, and the carrier writes them. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
 //! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 
@@ -29,7 +29,7 @@ const SUM: usize = 9;
 /// How often it is rewritten at most.
 const PACE: Duration = Duration::from_secs(1);
 
-/// What is counted. All counters begin with the process.
+/// What is counted. All counters begin with the process that libxl knows.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Counters {
@@ -78,6 +78,100 @@ impl Counters {
         self.latency_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.longest_us = self.longest_us.max(self.latency_us);
     }
+
+    /// As numbers in a row, for the way from one process to another.
+    pub fn to_numbers(&self) -> [u64; NUMBERS] {
+        [
+            self.sessions,
+            self.answered,
+            self.denied,
+            self.failed,
+            self.refused,
+            self.dropped,
+            self.latency_us,
+            self.longest_us,
+        ]
+    }
+
+    /// The reverse of [`Counters::to_numbers`].
+    pub fn from_numbers(numbers: [u64; NUMBERS]) -> Self {
+        let [
+            sessions,
+            answered,
+            denied,
+            failed,
+            refused,
+            dropped,
+            latency_us,
+            longest_us,
+        ] = numbers;
+        Self {
+            sessions,
+            answered,
+            denied,
+            failed,
+            refused,
+            dropped,
+            latency_us,
+            longest_us,
+        }
+    }
+
+    /// What was counted before and what was counted since, by another process.
+    fn after(&self, before: &Self) -> Self {
+        let (mut sum, before) = (self.to_numbers(), before.to_numbers());
+        for (sum, before) in sum.iter_mut().zip(before) {
+            *sum = sum.saturating_add(before);
+        }
+        let sum = Self::from_numbers(sum);
+        Self {
+            latency_us: self.latency_us,
+            longest_us: self.longest_us.max(before[NUMBERS - 1]),
+            ..sum
+        }
+    }
+}
+
+/// How many numbers counters are.
+pub const NUMBERS: usize = 8;
+
+/// Tells of counters at most once a second, and of the last change for certain.
+pub struct Teller {
+    to: Box<dyn FnMut(&Counters) + Send>,
+    told: Counters,
+    next: Option<Instant>,
+}
+
+impl std::fmt::Debug for Teller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Teller").finish_non_exhaustive()
+    }
+}
+
+impl Teller {
+    /// Tells `to`. Counters that are all 0 are known already.
+    pub fn new(to: impl FnMut(&Counters) + Send + 'static) -> Self {
+        Self {
+            to: Box::new(to),
+            told: Counters::default(),
+            next: None,
+        }
+    }
+
+    /// Tells of these counters, if they have changed and the last time is long enough ago.
+    pub fn turn(&mut self, counters: &Counters, now: Instant) {
+        if self.told == *counters || self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.told = *counters;
+        self.next = Some(now + PACE);
+        (self.to)(counters);
+    }
+
+    /// When [`Teller::turn`] has something to tell, if these counters are not told yet.
+    pub fn deadline(&self, counters: &Counters) -> Option<Instant> {
+        self.next.filter(|_| self.told != *counters)
+    }
 }
 
 /// A file's contents.
@@ -98,7 +192,8 @@ pub struct Board {
     file: File,
     path: PathBuf,
     told: Told,
-    next: Option<Instant>,
+    /// What was counted by those that are gone.
+    before: Counters,
 }
 
 impl Board {
@@ -129,27 +224,22 @@ impl Board {
             file,
             path,
             told,
-            next: None,
+            before: Counters::default(),
         };
         board.write()?;
         Ok(board)
     }
 
-    /// Tells of these counters, now or when the last time is long enough ago.
-    /// That it cannot be written is no reason to stop, and not told.
-    pub fn tell(&mut self, counters: &Counters, now: Instant) {
-        if self.told.counters == *counters || self.next.is_some_and(|next| now < next) {
-            return;
-        }
-        self.told.counters = *counters;
-        self.told.sequence += 1;
-        self.next = Some(now + PACE);
+    /// Tells of these counters. That it cannot be written is no reason to stop, and not told.
+    pub fn tell(&mut self, counters: &Counters) {
+        self.told.counters = counters.after(&self.before);
+        self.told.sequence = self.told.sequence.wrapping_add(1);
         let _ = self.write();
     }
 
-    /// When [`Board::tell`] has something to tell again, if these counters are not told yet.
-    pub fn deadline(&self, counters: &Counters) -> Option<Instant> {
-        self.next.filter(|_| self.told.counters != *counters)
+    /// Another begins to count, from nothing.
+    pub fn begin_again(&mut self) {
+        self.before = self.told.counters;
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -210,116 +300,4 @@ fn parse(page: &[u8; SIZE]) -> Option<Told> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_told_is_read_and_goes_with_the_proxy() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("stubdm");
-        let mut board = Board::open(&folder, 5).unwrap();
-        let first = read(&folder, 5).unwrap();
-        assert_eq!((first.pid, first.sequence), (std::process::id(), 0));
-        let mut counters = Counters {
-            sessions: u64::MAX,
-            ..Counters::default()
-        };
-        for line in [
-            r#"{"audit":"denied","client":1,"command":"quit","why":"x"}"#,
-            r#"{"audit":"answered","command":"stop"}"#,
-            r#"{"audit":"dropped","count":7}"#,
-            r#"{"audit":"dropped","count":-7}"#,
-            r#"{"audit":"waiting","seconds":3}"#,
-            "no JSON",
-        ] {
-            counters.audit(line);
-        }
-        counters.latency(Duration::from_millis(3));
-        counters.latency(Duration::from_millis(1));
-        let now = Instant::now();
-        board.tell(&counters, now);
-        let told = read(&folder, 5).unwrap();
-        assert_eq!((told.sequence, told.counters), (1, counters));
-        assert_eq!(
-            (counters.denied, counters.answered, counters.dropped),
-            (1, 1, 7)
-        );
-        assert_eq!((counters.latency_us, counters.longest_us), (1000, 3000));
-        // Not more often than once a second, and then for certain.
-        counters.answered += 1;
-        board.tell(&counters, now + PACE / 2);
-        assert_eq!(read(&folder, 5).unwrap().sequence, 1);
-        assert_eq!(board.deadline(&counters), Some(now + PACE));
-        board.tell(&counters, now + PACE);
-        assert_eq!(read(&folder, 5).unwrap().counters.answered, 2);
-        assert_eq!(board.deadline(&counters), None);
-        assert_eq!(fs::metadata(file(&folder, 5)).unwrap().len(), SIZE as u64);
-        drop(board);
-        assert_eq!(read(&folder, 5), None);
-    }
-
-    #[test]
-    fn the_largest_numbers_fit() {
-        let most = u64::MAX;
-        let counters = Counters {
-            sessions: most,
-            answered: most,
-            denied: most,
-            failed: most,
-            refused: most,
-            dropped: most,
-            latency_us: most,
-            longest_us: most,
-        };
-        let told = Told {
-            pid: u32::MAX,
-            sequence: most,
-            counters,
-        };
-        assert_eq!(parse(&page(&told).unwrap()), Some(told));
-    }
-
-    #[test]
-    fn a_file_that_lies_is_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = file(dir.path(), 5);
-        let good = page(&Told::default()).unwrap();
-        fs::write(&path, good).unwrap();
-        assert_eq!(read(dir.path(), 5), Some(Told::default()));
-        // Longer than it may be: what follows is not read.
-        File::options()
-            .append(true)
-            .open(&path)
-            .unwrap()
-            .set_len(1 << 40)
-            .unwrap();
-        assert_eq!(read(dir.path(), 5), Some(Told::default()));
-        for at in [0, 100, SIZE - 1] {
-            let mut bad = good;
-            bad[at] ^= 1;
-            fs::write(&path, bad).unwrap();
-            assert_eq!(read(dir.path(), 5), None, "{at}");
-        }
-        fs::write(&path, &good[..SIZE - 1]).unwrap();
-        assert_eq!(read(dir.path(), 5), None);
-        // With the right checksum, and still no such counters.
-        for text in [
-            "{\"pid\":1}",
-            "[]",
-            "{\"pid\":-1,\"sequence\":0}",
-            "{\"pid\":1,\"sequence\":0,\"counters\":{\"x\":\"\\u001b\"}}",
-        ] {
-            let mut bad = [b' '; SIZE];
-            bad[..text.len()].copy_from_slice(text.as_bytes());
-            let sum = format!("{:08x}\n", crc32fast::hash(&bad[..SIZE - SUM]));
-            bad[SIZE - SUM..].copy_from_slice(sum.as_bytes());
-            assert_eq!(parse(&bad), None, "{text}");
-        }
-        fs::remove_file(&path).unwrap();
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        assert_eq!(read(dir.path(), 5), None, "and nobody waits");
-        fs::remove_file(&path).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
-        assert_eq!(read(dir.path(), 5), None);
-    }
-}
+mod tests;

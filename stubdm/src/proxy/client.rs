@@ -16,6 +16,7 @@ use super::local::Local;
 use super::pump::Pump;
 use crate::event::Interest;
 use crate::policy::Policy;
+use crate::stats::Teller;
 use crate::transport::Connect;
 
 /// Where clients come from.
@@ -91,6 +92,14 @@ impl<C: Connect> Proxy<C> {
     /// A proxy that lets only pass what this policy allows. For QMP.
     pub fn under(clients: Clients, connect: C, policy: Policy, seed: u64) -> Self {
         Self::Filtered(Box::new(Hub::new(clients, connect, policy, seed)))
+    }
+
+    /// Tells of what it counts; one that passes bytes as they are counts nothing.
+    pub fn telling(self, teller: Teller) -> Self {
+        match self {
+            Self::Plain(pump) => Self::Plain(pump),
+            Self::Filtered(hub) => Self::Filtered(Box::new(hub.telling(teller))),
+        }
     }
 
     /// What to wait for.

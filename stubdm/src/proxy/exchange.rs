@@ -25,6 +25,7 @@ use crate::policy::audit::Audit;
 use crate::policy::conversation::Conversation;
 use crate::policy::json::Json;
 use crate::policy::monitor::Reply;
+use crate::stats::Counters;
 
 /// Clients served at once; others wait in the socket's queue.
 pub const CLIENTS: usize = 16;
@@ -57,6 +58,9 @@ pub struct Exchange {
     audit: Audit,
     /// A client left since it was told how much was dropped: a flood makes no lines of its own.
     tells_dropped: bool,
+    counters: Counters,
+    /// When QEMU was given the command it has.
+    asked: Instant,
 }
 
 impl Exchange {
@@ -71,7 +75,14 @@ impl Exchange {
             absent: None,
             audit: Audit::default(),
             tells_dropped: false,
+            counters: Counters::default(),
+            asked: now,
         }
+    }
+
+    /// What has been done so far, as far as the audit was taken.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Whether another client may come.
@@ -82,6 +93,7 @@ impl Exchange {
     /// A client was accepted; its number.
     pub fn client_arrived(&mut self, now: Instant) -> u64 {
         self.count += 1;
+        self.counters.sessions = self.count;
         self.seats.push(Seat {
             number: self.count,
             talk: None,
@@ -196,6 +208,7 @@ impl Exchange {
         self.last = seat.number;
         if let Some(request) = seat.talk.as_mut().and_then(Conversation::next_request) {
             self.trunk.send(self.last, request, now);
+            self.asked = now;
         }
     }
 
@@ -269,7 +282,11 @@ impl Exchange {
     fn tell(&mut self, told: impl IntoIterator<Item = Told>, now: Instant) {
         for told in told {
             match told {
-                Told::Answer(client, reply) => self.answer(client, reply),
+                Told::Answer(client, reply) => {
+                    let took = now.saturating_duration_since(self.asked);
+                    self.counters.latency(took);
+                    self.answer(client, reply);
+                }
                 Told::Event(name, data) => self.event(&name, data.as_ref(), now),
                 Told::Lost(client) => self.lost(client, now),
             }
@@ -326,11 +343,14 @@ impl Exchange {
 
     /// The next line of the audit.
     pub fn audit(&mut self) -> Option<String> {
-        let line = self.audit.next_line();
-        if line.is_some() || !std::mem::take(&mut self.tells_dropped) {
-            return line;
+        let mut line = self.audit.next_line();
+        if line.is_none() && std::mem::take(&mut self.tells_dropped) {
+            line = self.audit.dropped();
         }
-        self.audit.dropped()
+        if let Some(line) = &line {
+            self.counters.audit(line);
+        }
+        line
     }
 }
 

@@ -14,8 +14,9 @@ use super::host::Link;
 use super::local::Local;
 use super::sides::{ClientSide, VchanSide, pump_client, pump_vchan};
 use crate::error::one_line;
-use crate::event::Interest;
+use crate::event::{Interest, earlier};
 use crate::policy::Policy;
+use crate::stats::Teller;
 use crate::transport::{Connect, Transport};
 
 /// The loop.
@@ -27,6 +28,7 @@ pub struct Hub<C: Connect> {
     here: Vec<(u64, Local)>,
     link: Option<C::Link>,
     complaint: Option<String>,
+    teller: Option<Teller>,
 }
 
 impl<C: Connect> Hub<C> {
@@ -39,6 +41,15 @@ impl<C: Connect> Hub<C> {
             here: Vec::new(),
             link: None,
             complaint: None,
+            teller: None,
+        }
+    }
+
+    /// Tells of what it counts.
+    pub fn telling(self, teller: Teller) -> Self {
+        Self {
+            teller: Some(teller),
+            ..self
         }
     }
 
@@ -104,10 +115,18 @@ impl<C: Connect> Hub<C> {
                 }
             }
             if !moved {
-                return Ok(Turn::Sleep(self.exchange.deadline()));
+                let tell = self.tell(now);
+                return Ok(Turn::Sleep(earlier(self.exchange.deadline(), tell)));
             }
         }
         Ok(Turn::Again)
+    }
+
+    /// Tells of the counters, or says when it will.
+    fn tell(&mut self, now: Instant) -> Option<Instant> {
+        let (teller, counters) = (self.teller.as_mut()?, self.exchange.counters());
+        teller.turn(counters, now);
+        teller.deadline(counters)
     }
 
     fn accept(&mut self, now: Instant) -> io::Result<bool> {

@@ -64,6 +64,9 @@ pub struct ProxyOptions {
     /// The user, and group, of that process instead of 2013265920 plus DOMID
     #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..=0xffff_fffe))]
     pub user: Option<u32>,
+    /// The folder of the file that `stubdm-run status` reads, instead of /run/stubdm
+    #[arg(long, value_name = "DIR")]
+    pub counters: Option<PathBuf>,
     /// Be that process
     #[arg(long, hide = true, value_name = "DESCRIPTORS")]
     pub caged: Option<Given>,

@@ -29,6 +29,7 @@ use crate::lifetime::Lifetime;
 use crate::log;
 use crate::policy::Policy;
 use crate::signals::Signals;
+use crate::stats::{self, Board, Teller};
 use crate::transport::Connect;
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
@@ -37,6 +38,11 @@ use crate::transport::Connect;
 /// What kept it from starting, or made it stop for good. Trouble with one client, or with the
 /// vchan while its domain lives, is logged and got over.
 pub fn run(options: &ProxyOptions) -> Result<()> {
+    let folder = || Some(PathBuf::from(stats::FOLDER));
+    let options = &ProxyOptions {
+        counters: options.counters.clone().or_else(folder),
+        ..options.clone()
+    };
     run_on(options, || {
         let xen = Xen::open().context("no Xen here")?;
         let store = Store::open(&xen).context("no store")?;
@@ -175,19 +181,38 @@ fn serve_clients(
         Some((_, source)) => format!("what the policy allows passes: {source}"),
         None => "all bytes pass unread both ways".to_owned(),
     };
+    let folder = options.counters.as_ref().filter(|_| policy.is_some());
+    let board = folder.and_then(|folder| match Board::open(folder, options.domid) {
+        Ok(board) => Some(board),
+        Err(error) => {
+            info!(
+                "stubdm-run status will not know: {}: {error}",
+                folder.display()
+            );
+            None
+        }
+    });
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);
     }
     match options.cage {
         Caging::On => {
             let arguments = std::env::args_os().collect();
-            let keeper = Keeper::start(connect, clients, arguments)?;
+            let keeper = Keeper::start(connect, clients, arguments, board)?;
             serve(world, options, signals, &passes, keeper)
         }
         Caging::Off => {
             warn!("--cage=off: what the domain says is parsed with all the powers of this process");
             let proxy = match policy {
-                Some((policy, _)) => Proxy::under(clients, connect, policy, seed()),
+                Some((policy, _)) => {
+                    let proxy = Proxy::under(clients, connect, policy, seed());
+                    match board {
+                        Some(mut board) => {
+                            proxy.telling(Teller::new(move |counters| board.tell(counters)))
+                        }
+                        None => proxy,
+                    }
+                }
                 None => Proxy::new(clients, connect, payload, seed()),
             };
             serve(world, options, signals, &passes, proxy)
@@ -345,79 +370,4 @@ fn seed() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::ffi::OsString;
-
-    fn filtering(extra: &[&str], node: &str) -> Result<Option<Policy>> {
-        let rest = ["5", node, "/run/s"];
-        let args = ["vchan-socket-proxy"].iter().chain(extra).chain(&rest);
-        let options = crate::cli::proxy_options(args.map(OsString::from).collect())?;
-        Ok(policy_for(&options.unwrap())?.map(|(policy, _)| policy))
-    }
-
-    #[test]
-    fn a_filter_is_there_when_asked_for_and_a_wrong_wish_is_one_line() {
-        let qmp = "/local/domain/5/device-model/4/qmp-vchan";
-        let on = filtering(&["--filter=on", "--policy=/dev/null"], qmp);
-        assert!(
-            on.unwrap_err().to_string().contains("policy /dev/null"),
-            "read, and empty"
-        );
-        assert_eq!(filtering(&["--filter=off"], qmp).unwrap(), None);
-        assert!(
-            filtering(&[], qmp).unwrap().is_some(),
-            "as libxl starts it, it filters"
-        );
-        let other = "/local/domain/5/data/x";
-        assert_eq!(filtering(&[], other).unwrap(), None, "no QMP");
-        assert_eq!(filtering(&["--mode=server"], qmp).unwrap(), None);
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p.toml");
-        std::fs::write(&path, "version = 1\nbase = \"nothing\"").unwrap();
-        let named = format!("--policy={}", path.display());
-        assert_eq!(filtering(&[&named], qmp).unwrap(), Some(Policy::nothing()));
-        for (extra, node, word) in [
-            (&["--filter=off", named.as_str()][..], qmp, "--filter=off"),
-            (&["--filter=on", "--mode=server"], qmp, "client mode"),
-            (&[named.as_str()], "/local/domain/5/data/x", "qmp-vchan"),
-            (
-                &["--policy=/nonexistent/p.toml"],
-                qmp,
-                "/nonexistent/p.toml",
-            ),
-        ] {
-            let failure = filtering(extra, node).unwrap_err().to_string();
-            assert!(
-                failure.contains(word) && !failure.contains('\n'),
-                "{failure}"
-            );
-        }
-    }
-    use xen_store::server::{Config, Server as Daemon};
-    use xen_sys::sim::Simulation;
-
-    #[test]
-    fn a_store_that_is_lost_does_not_keep_the_proxy_awake() {
-        let simulation = Simulation::start().unwrap();
-        let daemon = Daemon::start(Config::new()).unwrap();
-        let domid = simulation.add_domain().unwrap();
-        daemon.add_domain(domid);
-        daemon.introduce(domid);
-        let open = || {
-            let xen = simulation.xen(DomId::DOM0).context("xen")?;
-            Ok((xen, daemon.connect(DomId::DOM0).context("store")?))
-        };
-        let mut world = World::open(domid, open).unwrap();
-        assert!(!world.lifetime.has_ended());
-        assert_eq!(world.lifetime.interests().len(), 1);
-        daemon.drop_connections(DomId::DOM0);
-        sleep(
-            &world.lifetime.interests(),
-            Some(Instant::now() + std::time::Duration::from_secs(30)),
-        )
-        .unwrap();
-        assert!(!world.lifetime.has_ended());
-        assert!(world.lifetime.interests().is_empty());
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::json;
 use stubdm::proxy::cage::user_of;
+use stubdm::stats::{self, Counters};
 use xen_sys::DomId;
 
 use crate::client::Client;
@@ -119,4 +120,58 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
     proxy.end();
     server.hang_up();
     host.assert_clean_of("qmp-vchan");
+}
+
+/// Waits until the proxy to the host's stubdomain has told of counters that fit.
+fn told(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let told = stats::read(folder, host.stub.as_u16());
+        match told.map(|told| told.counters).filter(&fit) {
+            Some(counters) => return counters,
+            None => assert!(Instant::now() < deadline, "{told:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The carrier writes it down, also when the caged half is another by then; the file goes with the proxy.
+pub(crate) fn what_the_caged_half_counts_can_be_read() {
+    let host = Host::new();
+    monitor(host.dir().join("monitor"));
+    let (socket, monitor) = (path(&host, "libxl"), path(&host, "monitor"));
+    let relative = format!("device-model/{}/qmp-vchan", host.guest);
+    let server = ["-mserver", "0", &relative, &monitor];
+    let server = Process::start(&host, host.stub, &server, false);
+    let folder = host.dir().join("counters");
+    let option = format!("--counters={}", folder.display());
+    let (stub, node) = (host.stub.to_string(), host.node());
+    let proxy = [option.as_str(), &stub, &node, &socket];
+    let proxy = Process::start(&host, DomId::DOM0, &proxy, false);
+    let caged = child(proxy.pid(), None);
+    let first = stats::read(&folder, host.stub.as_u16()).unwrap();
+    assert_eq!(first.pid.to_string(), proxy.pid().to_string());
+    assert_eq!(first.counters, Counters::default());
+
+    let mut client = Client::connect(Path::new(&socket));
+    client.negotiate();
+    client.ask("xen-set-global-dirty-log", json!({"enable": true}));
+    client.ask("quit", json!({}));
+    // This QEMU says of it what no QEMU does.
+    client.ask("query-status", json!({}));
+    let counters = told(&folder, &host, |counters| counters.refused > 0);
+    let seen = (counters.sessions, counters.answered, counters.denied);
+    assert_eq!((seen, counters.refused), ((1, 1, 1), 1), "{counters:?}");
+    assert!(counters.longest_us >= counters.latency_us && counters.latency_us > 0);
+
+    kill(caged, Signal::SIGKILL).unwrap();
+    client.closed();
+    let mut client = Client::connect(Path::new(&socket));
+    client.negotiate();
+    client.ask("xen-set-global-dirty-log", json!({"enable": true}));
+    let after = told(&folder, &host, |counters| counters.answered > 1);
+    assert_eq!((after.sessions, after.answered, after.denied), (2, 2, 1));
+    proxy.hang_up();
+    assert_eq!(stats::read(&folder, host.stub.as_u16()), None);
+    server.hang_up();
 }

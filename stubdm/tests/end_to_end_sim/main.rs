@@ -85,6 +85,9 @@ fn main() -> ExitCode {
         ("the_halves_of_the_proxy_end_as_they_should", |_| {
             cage::the_halves_of_the_proxy_end_as_they_should()
         }),
+        ("what_the_caged_half_counts_can_be_read", |_| {
+            cage::what_the_caged_half_counts_can_be_read()
+        }),
         ("hostile_stubdomains", |_| hostile::hostile_stubdomains()),
         ("what_is_not_there_is_named", |_| {
             proxy::what_is_not_there_is_named()

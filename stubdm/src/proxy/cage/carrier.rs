@@ -1,7 +1,7 @@
 //! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
 //!
 //! The caged half may be anybody's by now. All it can have done is what [`Order`] names: connect to
-//! this stubdomain's vchan, close it, write to it, read from it. One that breaks the rules of the
+//! this stubdomain's vchan, close it, write to it, read from it, and say numbers that the host's people may read. One that breaks the rules of the
 //! [`wire`](super::wire) is refused any more.
 
 use std::collections::VecDeque;
@@ -13,6 +13,7 @@ use nix::poll::PollFlags;
 use super::wire::{CHUNK, HALF, Notice, Order, Received, WINDOW, Wire};
 use crate::error::one_line;
 use crate::event::Interest;
+use crate::stats::Board;
 use crate::transport::{Connect, Peer, Transport};
 
 /// How many rounds a turn takes before others get theirs.
@@ -30,6 +31,8 @@ pub struct Carrier<C: Connect> {
     taken: usize,
     /// Messages given to the caged half that it has not said it took.
     lent: usize,
+    /// Where what it counted is written.
+    board: Option<Board>,
 }
 
 impl<C: Connect> std::fmt::Debug for Carrier<C> {
@@ -49,13 +52,22 @@ impl<C: Connect> Carrier<C> {
             written: 0,
             taken: 0,
             lent: 0,
+            board: None,
         }
+    }
+
+    /// With a file for what the caged half counts.
+    pub fn with_board(self, board: Option<Board>) -> Self {
+        Self { board, ..self }
     }
 
     /// Another caged half takes the place of the one there was; the vchan is closed.
     pub fn restart(&mut self, wire: Wire) {
         self.close();
         self.wire = wire;
+        if let Some(board) = &mut self.board {
+            board.begin_again();
+        }
     }
 
     /// Closes the vchan.
@@ -141,6 +153,12 @@ impl<C: Connect> Carrier<C> {
                 let unread = self.link.as_mut().map_or(0, Transport::unread);
                 let count = waiting - self.written + unread;
                 self.tell(Notice::Unread(u32::try_from(count).unwrap_or(u32::MAX)))
+            }
+            Order::Counted(counters) => {
+                if let Some(board) = &mut self.board {
+                    board.tell(&counters);
+                }
+                Ok(())
             }
             Order::Took => {
                 // What was lent before the vchan was closed is forgotten on both sides.

@@ -17,6 +17,7 @@ use crate::proxy::client::{Clients, Proxy, Turn};
 use crate::proxy::local::hung_up;
 use crate::proxy::options::ProxyOptions;
 use crate::proxy::{Payload, inherit};
+use crate::stats::Teller;
 
 /// Goes behind the walls and serves clients until no more can come, or the carrier ends.
 ///
@@ -44,7 +45,12 @@ pub fn run(
     let payload = Payload::of_node(&options.node);
     let connect = RemoteConnect::new(wire.clone());
     let mut proxy = match policy {
-        Some(policy) => Proxy::under(clients, connect, policy, seed),
+        Some(policy) => {
+            let wire = wire.clone();
+            // A carrier that does not take it is gone, which is found out below.
+            let tell = move |counters: &_| drop(wire.send(&Order::Counted(*counters).encode()));
+            Proxy::under(clients, connect, policy, seed).telling(Teller::new(tell))
+        }
         None => Proxy::new(clients, connect, payload, seed),
     };
     while !hung_up(wire.as_fd()) {

@@ -18,6 +18,7 @@ use crate::error::{Context, Failure, Result};
 use crate::event::Interest;
 use crate::init::confine;
 use crate::proxy::client::{Clients, Turn};
+use crate::stats::Board;
 use crate::transport::Connect;
 
 /// How long a new process may take to get behind its walls.
@@ -62,14 +63,19 @@ pub struct Keeper<C: Connect> {
 
 impl<C: Connect> Keeper<C> {
     /// Starts the caged half and waits until it is behind its walls. `arguments` is this program's
-    /// command line, name first; the other gets the same and what it was given.
+    /// command line, name first; the other gets the same and what it was given. What it counts is written to `board`.
     ///
     /// # Errors
     /// It could not be started, or ended before it was ready, and has said why.
-    pub fn start(connect: C, clients: Clients, arguments: Vec<OsString>) -> Result<Self> {
+    pub fn start(
+        connect: C,
+        clients: Clients,
+        arguments: Vec<OsString>,
+        board: Option<Board>,
+    ) -> Result<Self> {
         let (caged, wire) = launch(&clients, &arguments)?;
         Ok(Self {
-            carrier: Carrier::new(connect, wire),
+            carrier: Carrier::new(connect, wire).with_board(board),
             caged: Some(caged),
             clients,
             arguments,

@@ -2,7 +2,7 @@
 //!
 //! Neither side lets the other's words pile up. At most [`WINDOW`] messages of bytes are on their
 //! way in each direction; who has taken half a window says [`Order::Took`] or [`Notice::Took`].
-//! Everything else is one question and one answer. A socket buffer holds far more than that, so
+//! Everything else is one question and one answer, or comes once a second at most. A socket buffer holds far more than that, so
 //! one that is full means a partner that broke the rules.
 
 use std::io;
@@ -13,6 +13,7 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::event::sleep;
+use crate::stats::{Counters, NUMBERS};
 
 /// The most bytes in one message.
 pub const CHUNK: usize = 3072;
@@ -37,6 +38,8 @@ pub enum Order<'a> {
     Unread,
     /// [`HALF`] messages of bytes were taken.
     Took,
+    /// What was counted so far, for the host's people to read; once a second at most.
+    Counted(Counters),
 }
 
 /// From the carrier to the caged half.
@@ -76,6 +79,11 @@ impl<'a> Order<'a> {
             Self::Bytes(bytes) => tagged(b'b', bytes),
             Self::Unread => vec![b'u'],
             Self::Took => vec![b't'],
+            Self::Counted(counters) => {
+                let numbers = counters.to_numbers();
+                let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
+                tagged(b'n', &bytes)
+            }
         }
     }
 
@@ -88,6 +96,16 @@ impl<'a> Order<'a> {
             [b'b', bytes @ ..] if !bytes.is_empty() => Self::Bytes(bytes),
             [b'u'] => Self::Unread,
             [b't'] => Self::Took,
+            [b'n', bytes @ ..] => {
+                if bytes.len() != NUMBERS * 8 {
+                    return None;
+                }
+                let mut numbers = [0; NUMBERS];
+                for (number, word) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
+                    *number = u64::from_ne_bytes(word.try_into().ok()?);
+                }
+                Self::Counted(Counters::from_numbers(numbers))
+            }
             _ => return None,
         })
     }
@@ -243,6 +261,11 @@ mod tests {
             Order::Bytes(&bytes),
             Order::Unread,
             Order::Took,
+            Order::Counted(Counters {
+                sessions: 1,
+                longest_us: u64::MAX,
+                ..Counters::default()
+            }),
         ] {
             assert_eq!(Order::decode(&order.encode()), Some(order));
         }
@@ -262,7 +285,16 @@ mod tests {
         ] {
             assert_eq!(Notice::decode(&notice.encode()), Some(notice));
         }
-        for wrong in [&b""[..], b"b", b"cc", b"?", b"\0\0"] {
+        for wrong in [
+            &b""[..],
+            b"b",
+            b"cc",
+            b"?",
+            b"\0\0",
+            b"n",
+            &[b'n'; 64],
+            &[b'n'; 66],
+        ] {
             assert_eq!(Order::decode(wrong), None, "{wrong:?}");
         }
         let long = "é".repeat(CHUNK);

@@ -169,6 +169,7 @@ fn a_denied_command_never_reaches_qemu_and_is_answered_in_its_turn() {
     assert_eq!(bench.say(client, r#"{"execute":"quit","id":2}"#), "");
     assert_eq!(bench.say(client, r#"{"execute":"cont","id":3}"#), "");
     assert_eq!(bench.sent(), None, "one command at a time");
+    bench.wait(Duration::from_millis(5));
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{id}"}}"#));
     let told = bench.told(client);
     let lines: Vec<&str> = told.lines().collect();
@@ -182,6 +183,9 @@ fn a_denied_command_never_reaches_qemu_and_is_answered_in_its_turn() {
             r#"{"audit":"answered","client":1,"command":"stop"}"#
         ]
     );
+    let counters = bench.exchange.counters();
+    let counted = (counters.sessions, counters.answered, counters.denied);
+    assert_eq!((counted, counters.latency_us), ((1, 1, 1), 5000));
 }
 
 #[test]

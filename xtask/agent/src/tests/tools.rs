@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{Guest, LOG, diagnosis};
+use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command};
+use crate::world::{World, command, soon};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     let mut on_guest = |name: &str, body: fn(&World, &mut Guest) -> Result<()>| {
@@ -17,6 +20,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         }));
     };
     on_guest("tools/dmargs_of_a_running_guest", dmargs);
+    on_guest("tools/status_of_a_running_guest", status);
     tests.push(Test::new(
         "tools/doctor_finds_dom0_well",
         Needs::Dom0,
@@ -62,6 +66,44 @@ fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
     ensure!(
         explained.contains("the guest's domain id") && !explained.contains("not known here"),
         "{explained}"
+    );
+    Ok(())
+}
+
+/// What the proxy counts is shown a second later; what serves the consoles is there.
+fn status(_: &World, guest: &mut Guest) -> Result<()> {
+    let shown = || -> Result<Value> {
+        let json = command(&["stubdm-run", "status", "--json"])?.join("\n");
+        let mut all: Value = serde_json::from_str(&json).context(json)?;
+        ensure!(all["guests"][0]["guest"] == guest.id.as_u16(), "{all}");
+        Ok(all["guests"][0].take())
+    };
+    let count = |row: &Value, name: &str| row["qmp"][name].as_u64().unwrap_or_default();
+    let before = shown()?;
+    let mut qmp = Qmp::connect(guest.socket())?;
+    qmp.execute("query-status", None)?;
+    ensure!(qmp.execute("quit", None).is_err(), "quit was not denied");
+    let deadline = soon();
+    let mut after = shown()?;
+    while count(&after, "denied") == count(&before, "denied") {
+        ensure!(Instant::now() < deadline, "{after}");
+        thread::sleep(Duration::from_millis(200));
+        after = shown()?;
+    }
+    for name in ["sessions", "answered", "denied"] {
+        let (before, after) = (count(&before, name), count(&after, name));
+        // What others asked for just before may have been told in between.
+        ensure!(after > before, "{name}: {before}, then {after}");
+    }
+    ensure!(
+        count(&after, "latency_us") > 0 && after["consoles"]["alive"] == true,
+        "{after}"
+    );
+    let table = command(&["stubdm-run", "status"])?;
+    println!("    {}", table.join("\n    "));
+    ensure!(
+        table.len() == 2 && table[1].ends_with("running"),
+        "{table:?}"
     );
     Ok(())
 }
