@@ -8,6 +8,7 @@ mod evtchn;
 mod gnttab;
 pub(crate) mod hostile;
 mod outcomes;
+mod policy;
 mod privcmd;
 mod qmp;
 mod rules;
@@ -53,6 +54,7 @@ pub(crate) fn all() -> Vec<Test> {
     outcomes::add(&mut tests);
     save::add(&mut tests);
     cdrom::add(&mut tests);
+    policy::add(&mut tests);
     tests
 }
 
