@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sector 0                 boot sector (guest/guest.s)
-//! 1 ..= STAGE_SECTORS      the rest of guest/guest.s
+//! 1 ..= STAGE_SECTORS      the rest of guest/guest.s, and the parts that it names
 //! PATTERN_FIRST + k*STRIDE pattern sector k: a stream that depends on the sector's number
 //! last sector              scratch: written and read back every second, counts the boots
 //! ```
@@ -16,7 +16,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-const SOURCE: &str = include_str!("../guest/guest.s");
+/// In an order in which every number has its name before it is used: the assembler takes another name for that of a place.
+const SOURCE: &str = concat!(
+    include_str!("../guest/guest.s"),
+    include_str!("../guest/disk.s"),
+    include_str!("../guest/cd.s"),
+    include_str!("../guest/rtl8139.s"),
+    include_str!("../guest/net.s"),
+    include_str!("../guest/interrupts.s"),
+    include_str!("../guest/serial.s"),
+);
 
 /// Bytes in a sector.
 pub(crate) const SECTOR: usize = 512;

@@ -14,6 +14,8 @@ mod guest;
 mod job;
 mod leftovers;
 mod linux;
+mod medium;
+mod net;
 mod qmp;
 mod roles;
 mod rpc;

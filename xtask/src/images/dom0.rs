@@ -93,6 +93,10 @@ const SCRIPTS: &[(&str, &str)] = &[
     ),
     // dpkg wants one to be there.
     ("usr/sbin/ldconfig", "#!/bin/sh\n"),
+    (
+        "etc/xen/scripts/vif-testbed",
+        include_str!("../../assets/vif-testbed"),
+    ),
 ];
 
 /// Our package, which dom0's init installs.

@@ -1,10 +1,9 @@
 //! A CD-ROM changed under a running guest, by libxl and the stubdomain together. libxl does that since Xen 4.20.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Guest, diagnosis};
+use crate::medium::Medium;
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, host_release};
 
@@ -15,42 +14,13 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     }
 }
 
-/// Two media on loop devices of dom0: for the guest's drive libxl wants a block device.
-struct Media([String; 2]);
-
-impl Media {
-    fn make() -> Result<Self> {
-        let device = |name: &str| {
-            let file = format!("/tmp/{name}.iso");
-            let mut medium = format!("medium {name}").into_bytes();
-            medium.resize(64 * 1024, 0);
-            fs::write(&file, medium)?;
-            let free = command(&["losetup", "-f"])?;
-            let device = free.first().context("no loop device")?.trim().to_owned();
-            command(&["losetup", "-r", &device, &file])?;
-            anyhow::Ok(device)
-        };
-        Ok(Self([device("one")?, device("two")?]))
-    }
-
-    fn remove(&self) -> Result<()> {
-        for device in &self.0 {
-            command(&["losetup", "-d", device])?;
-        }
-        fs::remove_file("/tmp/one.iso")?;
-        fs::remove_file("/tmp/two.iso")?;
-        Ok(())
-    }
-}
-
 fn changed(world: &World) -> Result<()> {
-    let media = Media::make()?;
-    let result = changed_with(world, &media);
-    media.remove().and(result)
+    let (one, two) = (Medium::make("one", false)?, Medium::make("two", false)?);
+    let result = changed_with(world, &one.device, &two.device);
+    one.remove().and(two.remove()).and(result)
 }
 
-fn changed_with(world: &World, media: &Media) -> Result<()> {
-    let [one, two] = &media.0;
+fn changed_with(world: &World, one: &str, two: &str) -> Result<()> {
     let disks = format!(
         "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target=/dev/loop0\", \
          \"format=raw,vdev=hdc,access=ro,devtype=cdrom,backendtype=phy,script=block-testbed,target={one}\"]"
@@ -80,7 +50,7 @@ fn changed_with(world: &World, media: &Media) -> Result<()> {
 }
 
 /// What the guest itself reads from its drive.
-fn holds(world: &World, guest: &mut Guest, words: &str) -> Result<()> {
+pub(super) fn holds(world: &World, guest: &mut Guest, words: &str) -> Result<()> {
     guest.types(&world.store, "#")?;
     let seen = guest.says("xen-guest: cd ")?;
     ensure!(seen == words, "the guest says that its drive {seen}");

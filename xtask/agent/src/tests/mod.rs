@@ -4,6 +4,7 @@ mod badinput;
 mod cdrom;
 mod clients;
 mod consoled;
+mod devices;
 mod evtchn;
 mod gnttab;
 pub(crate) mod hostile;
@@ -49,12 +50,14 @@ pub(crate) fn all() -> Vec<Test> {
     tools::add(&mut tests);
     consoled::add(&mut tests);
     hostile::add(&mut tests);
+    devices::add_shared(&mut tests);
     qmp::add(&mut tests);
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
     save::add(&mut tests);
     cdrom::add(&mut tests);
     policy::add(&mut tests);
+    devices::add(&mut tests);
     tests
 }
 
