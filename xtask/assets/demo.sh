@@ -75,10 +75,31 @@ echo "xl restore: status $?"
 rm /tmp/hvm.save
 listen hvm 'alive second='
 
+part network
+cp /boot/guest.img /tmp/net.img
+losetup /dev/loop7 /tmp/net.img
+brctl addbr demo
+# A port that is new forwards at once, not after 15 seconds of learning.
+echo 0 > /sys/class/net/demo/bridge/forward_delay
+ip link set demo address 02:00:00:77:00:01
+ip addr add 10.77.1.1/24 dev demo
+ip link set demo up
+xl create /etc/xen/hvm.cfg 'name="net"' \
+    'vif=["mac=00:16:3e:77:01:0a,bridge=demo,script=vif-testbed"]' \
+    'disk=["format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target=/dev/loop7"]'
+echo "xl create: status $?"
+xl list
+listen net 'net0 mac=.*'
+echo "whom dom0's kernel (10.77.1.1, 02:00:00:77:00:01) has heard on the bridge:"
+grep demo /proc/net/arp
+
 part destroy
-xl destroy hvm
+xl destroy hvm && xl destroy net
 echo "xl destroy: status $?"
 settle
+losetup -d /dev/loop7
+ip link set demo down
+brctl delbr demo
 xl list
 ours
 nodes > /tmp/after
