@@ -108,11 +108,23 @@ fn c_side(workspace: &Workspace, options: &Options) -> Result<(PathBuf, PathBuf)
 
 /// Runs the cells of real Xen in a fresh host and keeps their rows.
 fn on_xen(workspace: &Workspace, request: &Request, to: &Path) -> Result<()> {
-    let host = Host::prepare(workspace, &request.options)?;
+    let rows = rows(workspace, &request.options, "bench", request.timeout)?;
+    fs::create_dir_all(&request.out)?;
+    fs::write(to, rows.join("\n") + "\n").with_context(|| format!("writing {}", to.display()))
+}
+
+/// What a comparison of the agent's says in a fresh host, line by line.
+pub(crate) fn rows(
+    workspace: &Workspace,
+    options: &Options,
+    command: &str,
+    timeout: Duration,
+) -> Result<Vec<String>> {
+    let host = Host::prepare(workspace, options)?;
     let job = Job {
-        command: Some("exec xen-testbed-agent bench".into()),
+        command: Some(format!("exec xen-testbed-agent {command}")),
         shell: false,
-        timeout: request.timeout,
+        timeout,
     };
     let mut text = Vec::new();
     let status = host.run(&job, &mut |bytes| {
@@ -126,11 +138,11 @@ fn on_xen(workspace: &Workspace, request: &Request, to: &Path) -> Result<()> {
         "the comparison on real Xen ended with status {status}"
     );
     let text = String::from_utf8_lossy(&text);
-    let rows: Vec<&str> = text
+    let rows = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("row "))
-        .collect();
+        .map(str::to_owned);
+    let rows: Vec<String> = rows.collect();
     ensure!(!rows.is_empty(), "the comparison on real Xen gave no rows");
-    fs::create_dir_all(&request.out)?;
-    fs::write(to, rows.join("\n") + "\n").with_context(|| format!("writing {}", to.display()))
+    Ok(rows)
 }

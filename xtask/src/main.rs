@@ -12,6 +12,7 @@
 
 mod apt;
 mod bench;
+mod bench_qmp;
 mod ci;
 mod console;
 mod cparts;
@@ -151,6 +152,17 @@ enum Bench {
         #[arg(long, default_value_t = 900, value_name = "SECONDS")]
         timeout: u64,
     },
+    /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
+    Qmp {
+        #[command(flatten)]
+        host: HostArgs,
+        /// The folder for qmp.md
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
+        /// Kill the host when it takes longer, in seconds
+        #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+        timeout: u64,
+    },
 }
 
 /// What the host is made of.
@@ -261,6 +273,12 @@ fn run(task: Task) -> Result<ExitCode> {
             };
             bench::run(&workspace, &request)
         }
+        Task::Bench(Bench::Qmp { host, out, timeout }) => bench_qmp::run(
+            &workspace,
+            &host.options()?,
+            &out,
+            Duration::from_secs(timeout),
+        ),
         Task::Dist => {
             dist::build(&workspace)?;
             dist::report(&workspace)?;

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_qmp;
 mod domu;
 mod guest;
 mod job;
@@ -53,6 +54,8 @@ enum Command {
     },
     /// Compares ours with libxenvchan, between dom0 and a domU: in dom0.
     Bench,
+    /// Compares our proxy with upstream's on one guest: in dom0.
+    BenchQmp,
     /// Does one thing in a process of its own, for a test.
     #[command(subcommand)]
     Role(roles::Role),
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         }
         Command::Suite { only, times, .. } => suite::run(only.as_deref(), times),
         Command::Bench => bench::run().map(|()| 0),
+        Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::Role(role) => role.run().map(|()| 0),
     })
 }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -25,11 +26,15 @@ impl Qmp {
 
     /// Connects and does nothing else: no byte has moved.
     pub(crate) fn dial(socket: impl AsRef<Path>) -> Result<Self> {
+        Self::dial_within(socket, PATIENCE)
+    }
+
+    fn dial_within(socket: impl AsRef<Path>, patience: Duration) -> Result<Self> {
         let socket = socket.as_ref();
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connecting to {}", socket.display()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self {
             reader: BufReader::new(stream),
             next_id: 0x786c_7100,
@@ -38,7 +43,12 @@ impl Qmp {
 
     /// Connects, reads the greeting and leaves negotiation behind.
     pub(crate) fn connect(socket: impl AsRef<Path>) -> Result<Self> {
-        let mut qmp = Self::dial(socket)?;
+        Self::connect_within(socket, PATIENCE)
+    }
+
+    /// As [`connect`](Self::connect), each answer being waited for no longer than stated.
+    pub(crate) fn connect_within(socket: impl AsRef<Path>, patience: Duration) -> Result<Self> {
+        let mut qmp = Self::dial_within(socket, patience)?;
         qmp.greeting()?;
         qmp.execute("qmp_capabilities", None)?;
         Ok(qmp)

@@ -1,0 +1,174 @@
+//! Ours and upstream's `vchan-socket-proxy` side by side on one guest: the same stubdomain and the same server in it,
+//! one proxy after another.
+//!
+//! One line for each proxy, `row` and a JSON object. The testbed's clock counts instructions: the ratios say who needs
+//! less work, and nothing about a real machine.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::guest::Guest;
+use crate::job::Job;
+use crate::qmp::Qmp;
+use crate::suite::Needs;
+use crate::world::{World, command, soon, start_local};
+
+/// Ours, by the name that libxl starts.
+const OURS: &str = "/usr/bin/vchan-socket-proxy";
+/// Debian's, where our package has put it.
+const UPSTREAMS: &str = "/usr/bin/vchan-socket-proxy.distrib";
+/// Who is measured: a name, a program, its options, and whether connections in a row are made.
+const PROXIES: &[(&str, &str, &[&str], bool)] = &[
+    ("vchan-socket-proxy", UPSTREAMS, &[], true),
+    ("stubdm-run", OURS, &[], true),
+    ("stubdm-run --cage=off", OURS, &["--cage=off"], false),
+    ("stubdm-run --filter=off", OURS, &["--filter=off"], false),
+    (
+        "stubdm-run --filter=off --cage=off",
+        OURS,
+        &["--filter=off", "--cage=off"],
+        false,
+    ),
+];
+/// Connections in a row.
+const CONNECTIONS: usize = 1000;
+/// Commands on one connection.
+const COMMANDS: usize = 300;
+/// How long an answer may take before it counts as lost: several hundred times what it does take.
+const LOST: Duration = Duration::from_secs(3);
+/// So many connections are waited for in vain before the rest is not tried.
+const ENOUGH: usize = 40;
+/// Starts of each proxy.
+const STARTS: usize = 15;
+
+/// Runs both.
+pub(crate) fn run() -> Result<()> {
+    let world = World::new()?;
+    world.provide(Needs::Guest)?;
+    let guest = world.take_guest()?;
+    let measured = both(&world, &guest);
+    guest.destroy()?;
+    measured
+}
+
+fn both(world: &World, guest: &Guest) -> Result<()> {
+    // The vchan takes one client: libxl's proxy has to go.
+    let node = format!("/local/domain/{}/image/qmp-proxy-pid", guest.stub);
+    let pid = world.store.read_str(&node).context(node)?;
+    command(&["kill", "-HUP", &pid])?;
+    for proxy in PROXIES {
+        println!("row {}", one(world, guest, proxy)?);
+    }
+    Ok(())
+}
+
+/// A proxy between the guest's stubdomain and a socket of its own.
+fn start(
+    world: &World,
+    guest: &Guest,
+    program: &str,
+    options: &[&str],
+    socket: &str,
+) -> Result<(Job, Duration)> {
+    const STATE: &str = "/xen-testbed/qmp-proxy-state";
+    let _ = fs::remove_file(socket);
+    let _ = world.store.rm(STATE);
+    let watch = world.store.watch(STATE)?;
+    let stub = guest.stub.to_string();
+    let node = format!(
+        "/local/domain/{}/device-model/{}/qmp-vchan",
+        guest.stub, guest.id
+    );
+    let state = format!("--state-path={STATE}");
+    let began = Instant::now();
+    let argv = [&[program, &state], options, &[&stub, &node, socket]].concat();
+    let mut job = start_local(&argv)?;
+    while world.store.read_str(STATE).is_err() {
+        let event = watch.next(Some(soon()))?;
+        ensure!(
+            event.is_some(),
+            "{program} does not start{}",
+            job.transcript()
+        );
+    }
+    let took = began.elapsed();
+    drop(watch);
+    world.store.rm("/xen-testbed")?;
+    Ok((job, took))
+}
+
+fn stop(mut job: Job) -> Result<()> {
+    job.kill(Signal::SIGHUP)?;
+    job.exit(soon()).map(drop)
+}
+
+fn one(
+    world: &World,
+    guest: &Guest,
+    (name, program, options, many): &(&str, &str, &[&str], bool),
+) -> Result<serde_json::Value> {
+    const SOCKET: &str = "/tmp/qmp-bench";
+    let mut starts = Vec::new();
+    for _ in 0..STARTS {
+        let (job, took) = start(world, guest, program, options, SOCKET)?;
+        starts.push(took);
+        stop(job)?;
+    }
+    let (job, _) = start(world, guest, program, options, SOCKET)?;
+    let mut trips =
+        round_trips(SOCKET).with_context(|| format!("a conversation through {name}"))?;
+    let (mut tried, mut failed, mut whole) = (0, 0, Vec::new());
+    while *many && tried < CONNECTIONS && failed < ENOUGH {
+        tried += 1;
+        let began = Instant::now();
+        match conversation(SOCKET) {
+            Ok(()) => whole.push(began.elapsed()),
+            Err(error) => {
+                failed += 1;
+                println!("{name}, connection {tried}: {error:#}");
+            }
+        }
+    }
+    stop(job)?;
+    let _ = fs::remove_file(SOCKET);
+    Ok(json!({
+        "proxy": name,
+        "start_us": spread(&mut starts),
+        "command_us": spread(&mut trips),
+        "conversation_us": spread(&mut whole),
+        "connections": tried,
+        "failed": failed,
+    }))
+}
+
+/// What libxl does for each operation.
+fn conversation(socket: &str) -> Result<()> {
+    let mut qmp = Qmp::connect_within(socket, LOST)?;
+    let status = qmp.execute("query-status", None)?;
+    ensure!(status["running"] == true, "QEMU says {status}");
+    Ok(())
+}
+
+fn round_trips(socket: &str) -> Result<Vec<Duration>> {
+    let mut qmp = Qmp::connect(socket)?;
+    let trip = |_| {
+        let began = Instant::now();
+        qmp.execute("query-status", None)?;
+        Ok(began.elapsed())
+    };
+    (0..COMMANDS).map(trip).collect()
+}
+
+/// The median and what 99 of 100 do not exceed, in microseconds; none of nothing.
+fn spread(times: &mut [Duration]) -> Option<[u64; 2]> {
+    times.sort();
+    let at = |percent: usize| {
+        let index = (times.len() * percent).div_ceil(100).saturating_sub(1);
+        u64::try_from(times.get(index)?.as_micros()).ok()
+    };
+    Some([at(50)?, at(99)?])
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask bench qmp`: our proxy and the distribution's on one guest, and the page that shows it.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::bench;
+use crate::host::Options;
+use crate::workspace::Workspace;
+
+/// Runs it and writes `qmp.md` into the folder.
+pub(crate) fn run(
+    workspace: &Workspace,
+    options: &Options,
+    out: &Path,
+    timeout: Duration,
+) -> Result<ExitCode> {
+    let rows = bench::rows(workspace, options, "bench-qmp", timeout)?;
+    let rows = rows.iter().map(|row| serde_json::from_str(row));
+    let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
+    let page = page(&rows, options.release.name);
+    println!("{page}");
+    fs::create_dir_all(out)?;
+    let path = out.join("qmp.md");
+    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+    // A connection of ours that fails is a fault, whatever the others do.
+    let failed = rows.iter().find(|row| row["proxy"] == "stubdm-run");
+    let failed = failed.and_then(|row| row["failed"].as_u64());
+    Ok(match failed {
+        Some(0) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn page(rows: &[Value], release: &str) -> String {
+    let mut page = format!(
+        "# The host's QMP proxy and upstream's\n\n\
+         Written by `cargo xtask bench qmp`. Xen {release} in QEMU, one guest whose QEMU runs in a stubdomain, our server in it; the proxies\n\
+         one after another in dom0. `stubdm-run` is ours as libxl starts it: under the built-in policy, in a cage. A conversation is what libxl does\n\
+         for each operation: connect, greeting, capabilities, one command (`query-status`), close. A connection counts as failed if a step\n\
+         takes three seconds, and after forty of those no more are tried. Times are the median and what 99 of 100 do not exceed.\n\n\
+         The machine's clock counts instructions, so the times say who needs less work and not how long it takes on a real machine.\n\n\
+         | proxy | start | one command | one conversation | connections in a row | failed |\n\
+         |---|---|---|---|---|---|\n"
+    );
+    for row in rows {
+        let time = |key: &str| match (row[key][0].as_u64(), row[key][1].as_u64()) {
+            (Some(half), Some(most)) => {
+                let milli = |micros| micros as f64 / 1000.0;
+                format!("{:.2} ms, {:.2} ms", milli(half), milli(most))
+            }
+            _ => String::new(),
+        };
+        let name = row["proxy"].as_str().unwrap_or_default();
+        let (tried, failed) = match row["connections"].as_u64() {
+            Some(0) | None => (String::new(), String::new()),
+            Some(tried) => (tried.to_string(), row["failed"].to_string()),
+        };
+        page += &format!(
+            "| {name} | {} | {} | {} | {tried} | {failed} |\n",
+            time("start_us"),
+            time("command_us"),
+            time("conversation_us"),
+        );
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_page_has_a_line_for_each_proxy() {
+        let ours = json!({"proxy": "stubdm-run", "start_us": [1500, 1600], "command_us": [700, 800],
+            "conversation_us": [900, 1000], "connections": 1000, "failed": 0});
+        let theirs = json!({"proxy": "vchan-socket-proxy", "start_us": [1, 2], "command_us": [1, 2],
+            "conversation_us": null, "connections": 40, "failed": 40});
+        let page = page(&[ours, theirs], "4.17");
+        assert!(page.contains(
+            "| stubdm-run | 1.50 ms, 1.60 ms | 0.70 ms, 0.80 ms | 0.90 ms, 1.00 ms | 1000 | 0 |"
+        ));
+        assert!(page.contains("|  | 40 | 40 |"), "{page}");
+    }
+}
