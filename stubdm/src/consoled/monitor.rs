@@ -1,6 +1,7 @@
 //! A QMP socket: any number of clients one after another, a few at a time.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::poll::PollFlags;
@@ -20,7 +21,7 @@ const BACKLOG: usize = 256 << 10;
 /// A listening socket with its clients.
 #[derive(Debug)]
 pub struct Monitor {
-    listener: OwnedFd,
+    listener: UnixListener,
     _file: SocketFile,
     clients: Vec<Client>,
 }
@@ -50,7 +51,7 @@ impl Monitor {
     /// Takes in who has come, answers what was asked. Says whether somebody asked for the end.
     pub fn turn(&mut self, facts: &Facts) -> bool {
         while self.clients.len() < CLIENTS {
-            match accept(self.listener.as_fd()) {
+            match accept(&self.listener) {
                 Ok(Some(fd)) => self.clients.extend(Client::new(fd)),
                 Ok(None) => break,
                 Err(error) => {

@@ -29,7 +29,7 @@ pub mod monitor;
 pub mod person;
 pub mod shape;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use self::json::{Json, map};
 use self::shape::{Misfit, Shape, Version, Way};
@@ -114,6 +114,54 @@ impl std::fmt::Display for Denied {
     }
 }
 
+/// The policy that holds on a host, before it is needed.
+#[derive(Debug)]
+pub enum Found {
+    /// The built-in one, which is right for certain and is not read yet.
+    BuiltIn,
+    /// One from a file.
+    File(Box<Policy>, PathBuf),
+}
+
+impl Found {
+    /// Looks as [`Policy::of_host`] says.
+    ///
+    /// # Errors
+    /// As for it.
+    pub fn on_host(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(PATH));
+        match std::fs::symlink_metadata(path) {
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::BuiltIn)
+            }
+            _ => Ok(Self::File(
+                Box::new(Policy::from_file(path)?),
+                path.to_owned(),
+            )),
+        }
+    }
+
+    /// The policy.
+    ///
+    /// # Errors
+    /// None that a test of this program has not seen.
+    pub fn policy(self) -> Result<Policy> {
+        match self {
+            Self::BuiltIn => Policy::built_in(),
+            Self::File(policy, _) => Ok(*policy),
+        }
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::BuiltIn => f.write_str("built-in"),
+            Self::File(_, path) => path.display().fmt(f),
+        }
+    }
+}
+
 impl Policy {
     /// Nothing passes, under the built-in limits.
     pub fn nothing() -> Self {
@@ -173,13 +221,9 @@ impl Policy {
     /// # Errors
     /// As [`Policy::from_file`]. A policy that is there and wrong is never passed over.
     pub fn of_host(named: Option<&Path>) -> Result<(Self, String)> {
-        let path = named.unwrap_or(Path::new(PATH));
-        match std::fs::symlink_metadata(path) {
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-                Ok((Self::built_in()?, "built-in".to_owned()))
-            }
-            _ => Ok((Self::from_file(path)?, path.display().to_string())),
-        }
+        let found = Found::on_host(named)?;
+        let source = found.to_string();
+        Ok((found.policy()?, source))
     }
 
     /// Whether a command may pass to a QEMU of this version.

@@ -7,7 +7,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use super::Payload;
@@ -23,7 +24,7 @@ use crate::transport::Connect;
 #[derive(Debug)]
 pub enum Clients {
     /// A listening, non-blocking socket.
-    Socket(OwnedFd),
+    Socket(UnixListener),
     /// The one client that is there from the start, e.g. stdin and stdout. `None` once served.
     Once(Option<Local>),
 }
@@ -44,7 +45,7 @@ impl Clients {
     pub fn accept(&mut self) -> io::Result<Option<Local>> {
         match self {
             Self::Once(local) => Ok(local.take()),
-            Self::Socket(listener) => super::listen::accept(listener.as_fd())?
+            Self::Socket(listener) => super::listen::accept(listener)?
                 .map(Local::socket)
                 .transpose(),
         }

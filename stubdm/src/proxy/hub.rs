@@ -12,7 +12,7 @@ use super::client::{Clients, ROUNDS, Turn};
 use super::exchange::Exchange;
 use super::host::Link;
 use super::local::Local;
-use super::sides::{ClientSide, VchanSide, pump_client, pump_vchan};
+use super::sides::{ClientSide, VchanSide, flush_vchan, pump_client, pump_vchan};
 use crate::error::one_line;
 use crate::event::{Interest, earlier};
 use crate::policy::Policy;
@@ -81,23 +81,16 @@ impl<C: Connect> Hub<C> {
     /// # Errors
     /// The listening socket is of no more use.
     pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
+        // Who comes during the rounds is still there for the next turn.
+        let mut moved = self.accept(now)?;
         for _ in 0..ROUNDS {
-            let mut moved = self.accept(now)?;
             if self.here.is_empty() && matches!(self.clients, Clients::Once(_)) {
                 return Ok(Turn::Done);
             }
             self.exchange.tick(now);
-            if let Some(link) = &mut self.link {
-                match pump_vchan(&mut self.exchange, link, now) {
-                    Ok(some) => moved |= some,
-                    Err(error) => {
-                        info!("the vchan is gone: {}", one_line(&error.to_string()));
-                        self.exchange.vchan_lost(now);
-                        self.link = None;
-                    }
-                }
-            }
+            moved |= self.pump_link(now, |exchange, link| pump_vchan(exchange, link, now));
             moved |= self.pump_clients(now);
+            moved |= self.pump_link(now, flush_vchan);
             while let Some(line) = self.exchange.audit() {
                 info!("{line}");
             }
@@ -114,12 +107,32 @@ impl<C: Connect> Hub<C> {
                     }
                 }
             }
-            if !moved {
+            if !std::mem::take(&mut moved) {
                 let tell = self.tell(now);
                 return Ok(Turn::Sleep(earlier(self.exchange.deadline(), tell)));
             }
         }
         Ok(Turn::Again)
+    }
+
+    /// Moves bytes between the exchange and the vchan, as far as it lasts.
+    fn pump_link(
+        &mut self,
+        now: Instant,
+        pump: impl FnOnce(&mut Exchange, &mut C::Link) -> io::Result<bool>,
+    ) -> bool {
+        let Some(link) = &mut self.link else {
+            return false;
+        };
+        match pump(&mut self.exchange, link) {
+            Ok(moved) => moved,
+            Err(error) => {
+                info!("the vchan is gone: {}", one_line(&error.to_string()));
+                self.exchange.vchan_lost(now);
+                self.link = None;
+                false
+            }
+        }
     }
 
     /// Tells of the counters, or says when it will.

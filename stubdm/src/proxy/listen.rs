@@ -2,7 +2,7 @@
 //! the proxy ends.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// The directory is missing, somebody is listening there, or something that is no socket is there.
-pub fn bind(path: &Path) -> Result<(OwnedFd, SocketFile)> {
+pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile)> {
     let what = format!("cannot listen at {}", path.display());
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -51,7 +51,7 @@ pub fn bind(path: &Path) -> Result<(OwnedFd, SocketFile)> {
         path: path.to_owned(),
         identity: identity(path),
     };
-    Ok((listener.into(), file))
+    Ok((listener, file))
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -75,8 +75,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The socket does not listen any more.
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
-    let listener = UnixListener::from(listener.try_clone_to_owned()?);
+pub fn accept(listener: &UnixListener) -> io::Result<Option<OwnedFd>> {
     match listener.accept() {
         Ok((stream, _)) => Ok(Some(stream.into())),
         Err(error) => match error.raw_os_error() {
@@ -89,7 +88,6 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
@@ -105,12 +103,9 @@ mod tests {
                 .contains("another process")
         );
         assert!(UnixStream::connect(&path).is_ok());
-        assert!(
-            accept(listener.as_fd()).unwrap().is_some(),
-            "bind's own look"
-        );
-        assert!(accept(listener.as_fd()).unwrap().is_some());
-        assert!(accept(listener.as_fd()).unwrap().is_none());
+        assert!(accept(&listener).unwrap().is_some(), "bind's own look");
+        assert!(accept(&listener).unwrap().is_some());
+        assert!(accept(&listener).unwrap().is_none());
         drop(file);
         assert!(!path.exists());
     }

@@ -126,6 +126,11 @@ impl Local {
         .flatten()
     }
 
+    /// Whether one socket carries both directions.
+    pub fn is_one(&self) -> bool {
+        self.output.is_none()
+    }
+
     /// Whether [`Read::End`] was told.
     pub fn has_ended(&self) -> bool {
         self.ended

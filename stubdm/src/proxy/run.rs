@@ -27,7 +27,7 @@ use crate::error::{Context, Failure, Result};
 use crate::event::{Interest, sleep};
 use crate::lifetime::Lifetime;
 use crate::log;
-use crate::policy::Policy;
+use crate::policy::Found;
 use crate::signals::Signals;
 use crate::stats::{self, Board, Teller};
 use crate::transport::Connect;
@@ -68,7 +68,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     let policy = policy_for(options)?;
     if let Some(given) = options.caged {
         let stdio = || stdio().map(|local| Clients::Once(Some(local)));
-        return inside::run(options, given, policy.map(|one| one.0), stdio, seed());
+        return inside::run(options, given, policy, stdio, seed());
     }
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
@@ -90,8 +90,8 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     }
 }
 
-/// The policy and where it is from, if there is to be one.
-fn policy_for(options: &ProxyOptions) -> Result<Option<(Policy, String)>> {
+/// The policy, if there is to be one.
+fn policy_for(options: &ProxyOptions) -> Result<Option<Found>> {
     let carries_qmp = Payload::of_node(&options.node) == Payload::Qmp;
     match (options.filter, &options.policy) {
         (Filtering::Off, None) => return Ok(None),
@@ -114,7 +114,7 @@ fn policy_for(options: &ProxyOptions) -> Result<Option<(Policy, String)>> {
             options.node
         )));
     }
-    Policy::of_host(options.policy.as_deref()).map(Some)
+    Found::on_host(options.policy.as_deref()).map(Some)
 }
 
 /// A domain id that a domain can have.
@@ -170,7 +170,7 @@ fn told_to_end(signals: &Signals) -> Result<bool> {
 fn serve_clients(
     world: &mut World,
     options: &ProxyOptions,
-    policy: Option<(Policy, String)>,
+    policy: Option<Found>,
     clients: Clients,
     signals: &Signals,
 ) -> Result<()> {
@@ -178,7 +178,7 @@ fn serve_clients(
     let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
     let payload = Payload::of_node(&options.node);
     let passes = match &policy {
-        Some((_, source)) => format!("what the policy allows passes: {source}"),
+        Some(found) => format!("what the policy allows passes: {found}"),
         None => "all bytes pass unread both ways".to_owned(),
     };
     let folder = options.counters.as_ref().filter(|_| policy.is_some());
@@ -204,8 +204,8 @@ fn serve_clients(
         Caging::Off => {
             warn!("--cage=off: what the domain says is parsed with all the powers of this process");
             let proxy = match policy {
-                Some((policy, _)) => {
-                    let proxy = Proxy::under(clients, connect, policy, seed());
+                Some(found) => {
+                    let proxy = Proxy::under(clients, connect, found.policy()?, seed());
                     match board {
                         Some(mut board) => {
                             proxy.telling(Teller::new(move |counters| board.tell(counters)))
@@ -325,7 +325,7 @@ fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
                 return Err(Failure::new(format_args!("{what} is no listening socket")));
             }
             set_nonblocking(listener.as_fd()).context(&what)?;
-            Ok((Clients::Socket(listener), None))
+            Ok((Clients::Socket(listener.into()), None))
         }
         Socket::Stdio => Ok((Clients::Once(Some(stdio()?)), None)),
     }

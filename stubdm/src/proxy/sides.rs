@@ -42,21 +42,8 @@ pub fn pump_vchan<L: Transport>(
     link: &mut L,
     now: Instant,
 ) -> io::Result<bool> {
-    let mut moved = false;
     link.acknowledge()?;
-    let out = session.vchan_out();
-    if !out.is_empty() {
-        match link.try_write(out) {
-            Ok(count) => {
-                session.vchan_wrote(count);
-                moved |= count > 0;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // What the server sent before it left is still to be read.
-            Err(error) if link.peer()? != Peer::Gone => return Err(error),
-            Err(_) => {}
-        }
-    }
+    let mut moved = flush_vchan(session, link)?;
     let mut buffer = [0; 4096];
     let room = session.vchan_room().min(buffer.len());
     if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
@@ -75,6 +62,28 @@ pub fn pump_vchan<L: Transport>(
     Ok(moved)
 }
 
+/// The half of [`pump_vchan`] that only writes.
+///
+/// # Errors
+/// The vchan is of no more use.
+pub fn flush_vchan<L: Transport>(session: &mut impl VchanSide, link: &mut L) -> io::Result<bool> {
+    let out = session.vchan_out();
+    if out.is_empty() {
+        return Ok(false);
+    }
+    match link.try_write(out) {
+        Ok(count) => {
+            session.vchan_wrote(count);
+            return Ok(count > 0);
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        // What the server sent before it left is still to be read.
+        Err(error) if link.peer()? != Peer::Gone => return Err(error),
+        Err(_) => {}
+    }
+    Ok(false)
+}
+
 /// What was seen of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
@@ -90,6 +99,7 @@ pub struct Seen {
 /// there was room for, was read.
 pub fn pump_client(session: &mut impl ClientSide, local: &mut Local, now: Instant) -> Seen {
     let mut seen = Seen::default();
+    let mut listens = false;
     let mut buffer = [0; 4096];
     let room = session.room().min(buffer.len());
     if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
@@ -102,7 +112,8 @@ pub fn pump_client(session: &mut impl ClientSide, local: &mut Local, now: Instan
                 return seen;
             }
             Ok(Read::End) => seen.ended = true,
-            Ok(Read::Nothing) => {}
+            // Of a socket that nobody has any more there would be an end to read.
+            Ok(Read::Nothing) => listens = local.is_one(),
             Err(_) => seen.gone = true,
         }
     }
@@ -116,6 +127,6 @@ pub fn pump_client(session: &mut impl ClientSide, local: &mut Local, now: Instan
             Err(_) => seen.gone = true,
         }
     }
-    seen.gone |= local.hung_up();
+    seen.gone |= !listens && local.hung_up();
     seen
 }

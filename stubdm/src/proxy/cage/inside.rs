@@ -12,7 +12,7 @@ use super::wire::{Order, Wire};
 use super::{Given, user_of};
 use crate::error::{Context, Result};
 use crate::event::sleep;
-use crate::policy::Policy;
+use crate::policy::Found;
 use crate::proxy::client::{Clients, Proxy, Turn};
 use crate::proxy::local::hung_up;
 use crate::proxy::options::ProxyOptions;
@@ -26,13 +26,16 @@ use crate::stats::Teller;
 pub fn run(
     options: &ProxyOptions,
     given: Given,
-    policy: Option<Policy>,
+    policy: Option<Found>,
     stdio: impl FnOnce() -> Result<Clients>,
     seed: u64,
 ) -> Result<()> {
     let wire = inherit::take(given.wire).context("the wire")?;
     let clients = match given.listener {
-        Some(number) => Clients::Socket(inherit::take(number).context("the listening socket")?),
+        Some(number) => {
+            let listener = inherit::take(number).context("the listening socket")?;
+            Clients::Socket(listener.into())
+        }
         None => stdio()?,
     };
     let mut keep = clients.descriptors();
@@ -45,11 +48,12 @@ pub fn run(
     let payload = Payload::of_node(&options.node);
     let connect = RemoteConnect::new(wire.clone());
     let mut proxy = match policy {
-        Some(policy) => {
+        // The built-in one is read now that the carrier knows: clients that come meanwhile wait.
+        Some(found) => {
             let wire = wire.clone();
             // A carrier that does not take it is gone, which is found out below.
             let tell = move |counters: &_| drop(wire.send(&Order::Counted(*counters).encode()));
-            Proxy::under(clients, connect, policy, seed).telling(Teller::new(tell))
+            Proxy::under(clients, connect, found.policy()?, seed).telling(Teller::new(tell))
         }
         None => Proxy::new(clients, connect, payload, seed),
     };

@@ -34,6 +34,8 @@ const SETTLED: Duration = Duration::from_secs(30);
 struct Caged {
     child: Child,
     since: Instant,
+    /// Not yet in the log.
+    new: bool,
 }
 
 impl Caged {
@@ -109,6 +111,11 @@ impl<C: Connect> Keeper<C> {
                 Err(why) => return Ok(self.again(now, &why.to_string())),
             }
         }
+        if let Some(caged) = self.caged.as_mut().filter(|caged| caged.new) {
+            caged.new = false;
+            let pid = Pid::from_raw(i32::try_from(caged.child.id()).unwrap_or_default());
+            info!("the caged half: process {pid}, {}", confine::status(pid));
+        }
         match self.carrier.turn() {
             Ok(true) => Ok(Turn::Again),
             Ok(false) => Ok(Turn::Sleep(None)),
@@ -178,6 +185,7 @@ fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Caged, Wire)> {
     let mut caged = Caged {
         child: command.spawn().context(what)?,
         since: Instant::now(),
+        new: true,
     };
     drop((far, listener));
     let said = near.wait(Some(caged.since + START)).context(what)?;
@@ -189,8 +197,6 @@ fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Caged, Wire)> {
             return Err(Failure::new(line));
         }
     }
-    let pid = Pid::from_raw(i32::try_from(caged.child.id()).unwrap_or_default());
-    info!("the caged half: process {pid}, {}", confine::status(pid));
     Ok((caged, near))
 }
 

@@ -61,6 +61,8 @@ impl Connect for RemoteConnect {
 pub struct Remote {
     wire: Arc<Wire>,
     inbox: VecDeque<Vec<u8>>,
+    /// What has come was taken a moment ago.
+    fresh: bool,
     /// How much of the inbox's first message is read.
     read: usize,
     /// Messages read since the carrier was told.
@@ -78,6 +80,7 @@ impl Remote {
         Self {
             wire,
             inbox: VecDeque::new(),
+            fresh: false,
             read: 0,
             taken: 0,
             credit: WINDOW,
@@ -124,6 +127,7 @@ impl Transport for Remote {
     }
 
     fn acknowledge(&mut self) -> io::Result<()> {
+        self.fresh = true;
         self.listen()
     }
 
@@ -136,7 +140,8 @@ impl Transport for Remote {
     }
 
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.inbox.is_empty() {
+        // A message that comes in between is still there to wake whoever sleeps on the wire.
+        if !std::mem::take(&mut self.fresh) && self.inbox.is_empty() {
             self.listen()?;
         }
         let Some(message) = self.inbox.front() else {

@@ -6,12 +6,15 @@ use xen_store::server::{Config, Server as Daemon};
 use xen_sys::sim::Simulation;
 
 use super::*;
+use crate::policy::Policy;
 
 fn filtering(extra: &[&str], node: &str) -> Result<Option<Policy>> {
     let rest = ["5", node, "/run/s"];
     let args = ["vchan-socket-proxy"].iter().chain(extra).chain(&rest);
     let options = crate::cli::proxy_options(args.map(OsString::from).collect())?;
-    Ok(policy_for(&options.unwrap())?.map(|(policy, _)| policy))
+    policy_for(&options.unwrap())?
+        .map(Found::policy)
+        .transpose()
 }
 
 #[test]
