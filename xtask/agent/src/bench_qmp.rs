@@ -4,18 +4,19 @@
 //! One line for each proxy, `row` and a JSON object. The testbed's clock counts instructions: the ratios say who needs
 //! less work, and nothing about a real machine.
 
-use std::fs;
+use std::fs::{self, File};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::guest::Guest;
-use crate::job::Job;
 use crate::qmp::Qmp;
 use crate::suite::Needs;
-use crate::world::{World, command, soon, start_local};
+use crate::world::{World, command, soon};
 
 /// Ours, by the name that libxl starts.
 const OURS: &str = "/usr/bin/vchan-socket-proxy";
@@ -66,44 +67,64 @@ fn both(world: &World, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// A proxy between the guest's stubdomain and a socket of its own.
-fn start(
-    world: &World,
-    guest: &Guest,
-    program: &str,
-    options: &[&str],
-    socket: &str,
-) -> Result<(Job, Duration)> {
-    const STATE: &str = "/xen-testbed/qmp-proxy-state";
-    let _ = fs::remove_file(socket);
-    let _ = world.store.rm(STATE);
-    let watch = world.store.watch(STATE)?;
-    let stub = guest.stub.to_string();
-    let node = format!(
-        "/local/domain/{}/device-model/{}/qmp-vchan",
-        guest.stub, guest.id
-    );
-    let state = format!("--state-path={STATE}");
-    let began = Instant::now();
-    let argv = [&[program, &state], options, &[&stub, &node, socket]].concat();
-    let mut job = start_local(&argv)?;
-    while world.store.read_str(STATE).is_err() {
-        let event = watch.next(Some(soon()))?;
-        ensure!(
-            event.is_some(),
-            "{program} does not start{}",
-            job.transcript()
-        );
+/// A proxy that runs; its log is a file, as libxl has it. Dropping it ends it.
+#[derive(Debug)]
+struct Proxy(Child);
+
+impl Proxy {
+    /// Between the guest's stubdomain and a socket of its own; and how long it took to be ready.
+    fn start(
+        world: &World,
+        guest: &Guest,
+        program: &str,
+        options: &[&str],
+        socket: &str,
+    ) -> Result<(Self, Duration)> {
+        const STATE: &str = "/xen-testbed/qmp-proxy-state";
+        const LOG: &str = "/tmp/qmp-bench.log";
+        let _ = fs::remove_file(socket);
+        let _ = world.store.rm(STATE);
+        let watch = world.store.watch(STATE)?;
+        let log = File::create(LOG)?;
+        let began = Instant::now();
+        let child = Command::new(program)
+            .arg(format!("--state-path={STATE}"))
+            .args(options)
+            .arg(guest.stub.to_string())
+            .arg(format!(
+                "/local/domain/{}/device-model/{}/qmp-vchan",
+                guest.stub, guest.id
+            ))
+            .arg(socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context(program.to_owned())?;
+        let proxy = Self(child);
+        while world.store.read_str(STATE).is_err() {
+            let event = watch.next(Some(soon()))?;
+            ensure!(
+                event.is_some(),
+                "{program} does not start: {}",
+                fs::read_to_string(LOG)?
+            );
+        }
+        let took = began.elapsed();
+        drop(watch);
+        world.store.rm("/xen-testbed")?;
+        Ok((proxy, took))
     }
-    let took = began.elapsed();
-    drop(watch);
-    world.store.rm("/xen-testbed")?;
-    Ok((job, took))
 }
 
-fn stop(mut job: Job) -> Result<()> {
-    job.kill(Signal::SIGHUP)?;
-    job.exit(soon()).map(drop)
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // As libxl ends it.
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
+        }
+        let _ = self.0.wait();
+    }
 }
 
 fn one(
@@ -114,11 +135,9 @@ fn one(
     const SOCKET: &str = "/tmp/qmp-bench";
     let mut starts = Vec::new();
     for _ in 0..STARTS {
-        let (job, took) = start(world, guest, program, options, SOCKET)?;
-        starts.push(took);
-        stop(job)?;
+        starts.push(Proxy::start(world, guest, program, options, SOCKET)?.1);
     }
-    let (job, _) = start(world, guest, program, options, SOCKET)?;
+    let (proxy, _) = Proxy::start(world, guest, program, options, SOCKET)?;
     let mut trips =
         round_trips(SOCKET).with_context(|| format!("a conversation through {name}"))?;
     let (mut tried, mut failed, mut whole) = (0, 0, Vec::new());
@@ -133,7 +152,7 @@ fn one(
             }
         }
     }
-    stop(job)?;
+    drop(proxy);
     let _ = fs::remove_file(SOCKET);
     Ok(json!({
         "proxy": name,
