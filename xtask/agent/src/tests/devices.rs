@@ -1,4 +1,4 @@
-//! A guest's devices in numbers: two network cards, three disks, four serial ports; and what is attached while it runs.
+//! A guest's devices in numbers: two network cards, three disks, four serial ports, before a save and after it; and what is attached while it runs.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use xen_store::Store;
 
+use super::save::{IMAGE, restore};
 use super::stubdom::is_alive;
 use crate::guest::{Guest, LOG, NAME, diagnosis};
 use crate::medium::Medium;
@@ -87,8 +88,23 @@ fn with_devices(world: &World, networks: &[Network; 2], media: &[Medium; 2]) -> 
         disks_are_read(&world.store, &mut guest)?;
         ports_speak(&world.store, &guest)
     })();
+    if seen.is_err() {
+        guest.destroy()?;
+        return seen;
+    }
+    command(&["xl", "save", NAME, IMAGE])?;
+    let restored = restore(guest);
+    fs::remove_file(IMAGE)?;
+    let mut guest = restored?;
+    let seen = (|| {
+        is_alive(&mut guest)?;
+        guest.types(&world.store, "&")?;
+        answered(&mut guest, networks, "datagram=ok")?;
+        cards_are_joined(&world.store, &guest, networks)?;
+        disks_are_read(&world.store, &mut guest)
+    })();
     guest.destroy()?;
-    seen
+    seen.context("restored")
 }
 
 /// Each card is answered by its own network, with a frame of the full length as well, and nobody else was heard there.
