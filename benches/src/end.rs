@@ -203,13 +203,15 @@ fn obey(
     open: impl FnOnce() -> Result<(Xen, Store)>,
     counts: impl Fn() -> (u64, u64),
 ) -> Result<Seen> {
+    // Before anybody is connected: a peer that is ready earlier has its clock running.
+    let pattern = pattern();
     if order.work.starts_with("unix-") {
         let stream = if order.server {
             UnixListener::bind(order.path)?.accept()?.0
         } else {
             connect(order.path)?
         };
-        return timed(order, stream, counts);
+        return timed(order, stream, &pattern, counts);
     }
     let (xen, store) = open()?;
     let server = || {
@@ -235,7 +237,7 @@ fn obey(
         channel.set_spin(spin);
     }
     channel.halves().1.set_cork(order.cork);
-    timed(order, channel, counts)
+    timed(order, channel, &pattern, counts)
 }
 
 fn connect(path: &str) -> Result<UnixStream> {

@@ -59,6 +59,13 @@ pub fn check(message: usize, count: usize, mut through: impl FnMut(&[u8], &mut [
     }
 }
 
+/// The notifies and the system calls for event channels, notifies included, that this process has made.
+#[must_use]
+pub fn counts() -> (u64, u64) {
+    let counts = xen_evtchn::meter::counts();
+    (counts.notifies, counts.system_calls)
+}
+
 /// Keeps this thread on one CPU, if there is such a CPU: two threads that share one measure the
 /// scheduler.
 pub fn pin(cpu: usize) {

@@ -105,6 +105,17 @@ pub struct Task {
     pub xen: bool,
 }
 
+impl Task {
+    /// Whether `only` names it: `pair`, `pingpong`, `packets`, or for a stream `RING` or `RING,SIZE`.
+    #[must_use]
+    pub fn is_called(&self, only: &str) -> bool {
+        let work = format!("{:?}", self.work).to_lowercase();
+        let sizes = format!("{},{}", self.ring, self.size);
+        only == work
+            || (self.work == Work::Stream && (only == sizes || only == self.ring.to_string()))
+    }
+}
+
 /// What is compared with each other.
 #[derive(Clone, Debug)]
 pub struct Group {

@@ -304,10 +304,6 @@ fn costs_table(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
         let _ = write!(out, "| {} | {} ", bytes(task.ring), bytes(task.size));
         for variant in [C, OURS, WE_READ, WE_WRITE] {
             match rows.find(task, variant) {
-                // Nobody counts calls on Xen.
-                Some(row) if row.task.xen => {
-                    let _ = write!(out, "| {} ns ", digits(row.cpu));
-                }
                 Some(row) => {
                     let _ = write!(
                         out,
@@ -352,7 +348,7 @@ fn round_trips(out: &mut String, rows: Rows<'_>, task: &Task) {
             digits(row.median / 1e3),
             digits(row.p99 / 1e3),
             digits(row.median / base),
-            if row.variant == UNIX || task.xen {
+            if row.variant == UNIX {
                 "–".into()
             } else {
                 digits(row.syscalls)

@@ -7,47 +7,52 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xen_sys::{DevRoot, DomId, Error, Port, Result, ioctl};
 use zerocopy::IntoBytes;
 
+use crate::blocking::Blocking;
+use crate::wait;
+
 #[derive(Debug)]
-pub(crate) struct Evtchn(ioctl::Evtchn);
+pub(crate) struct Evtchn {
+    dev: ioctl::Evtchn,
+    blocking: Blocking,
+}
 
 impl Evtchn {
     pub(crate) fn open(root: &DevRoot) -> Result<Self> {
         let dev = ioctl::Evtchn::open(root)?;
-        let flags = fcntl(dev.file(), FcntlArg::F_GETFL).map_err(fcntl_error)?;
-        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-        fcntl(dev.file(), FcntlArg::F_SETFL(flags)).map_err(fcntl_error)?;
-        Ok(Self(dev))
+        let blocking = Blocking::new(&dev)?;
+        Ok(Self { dev, blocking })
     }
 
     pub(crate) fn bind_unbound(&self, remote: DomId) -> Result<Port> {
-        self.0.bind_unbound(remote)
+        self.dev.bind_unbound(remote)
     }
 
     pub(crate) fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port> {
-        self.0.bind_interdomain(remote, port)
+        self.dev.bind_interdomain(remote, port)
     }
 
     pub(crate) fn unbind(&self, port: Port) -> Result<()> {
-        self.0.unbind(port)
+        self.dev.unbind(port)
     }
 
     #[inline]
     pub(crate) fn notify(&self, port: Port) -> Result<()> {
-        self.0.notify(port)
+        #[cfg(feature = "meter")]
+        crate::meter::notify();
+        self.dev.notify(port)
     }
 
     pub(crate) fn reset(&self) -> Result<()> {
-        self.0.reset()
+        self.dev.reset()
     }
 
     pub(crate) fn restrict(&self, domain: DomId) -> Result<()> {
-        match self.0.restrict(domain) {
+        match self.dev.restrict(domain) {
             Err(e) if matches!(e.errno(), Some(libc::ENOSYS | libc::ENOTTY)) => {
                 Err(Error::Unsupported {
                     op: "IOCTL_EVTCHN_RESTRICT_DOMID",
@@ -59,28 +64,49 @@ impl Evtchn {
 
     #[inline]
     pub(crate) fn unmask(&self, port: Port) -> Result<()> {
-        write_port(self.0.file(), port)
+        #[cfg(feature = "meter")]
+        crate::meter::call();
+        write_port(self.dev.file(), port)
     }
 
     #[inline]
     pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
-        read_ports(self.0.file(), out)
+        self.blocking
+            .without(&self.dev, || read_ports(self.dev.file(), out))
+    }
+
+    /// As [`EventChannels::wait`](crate::EventChannels::wait): one system call if there is no
+    /// deadline, and otherwise poll and read.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
+        let mut port = [Port::default()];
+        loop {
+            let (taken, over) = if deadline.is_none() && self.blocking.begin(&self.dev)? {
+                (read_ports(self.dev.file(), &mut port)?, false)
+            } else {
+                // Callers have mostly looked already, so there is mostly nothing to be read yet.
+                let over = !wait::readable(self.as_fd(), deadline)?;
+                (self.read(&mut port)?, over)
+            };
+            // Another thread may have taken the event, or may have looked and so ended our sleep;
+            // then wait again.
+            if taken != 0 || over {
+                return Ok(port.into_iter().take(taken).next());
+            }
+        }
     }
 }
 
 impl AsFd for Evtchn {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.dev.as_fd()
     }
-}
-
-fn fcntl_error(e: Errno) -> Error {
-    Error::os("fcntl", e.into())
 }
 
 /// Reads as many whole ports as there are and fit; none, when none is pending.
 fn read_ports(mut from: impl Read, out: &mut [Port]) -> Result<usize> {
     loop {
+        #[cfg(feature = "meter")]
+        crate::meter::call();
         match from.read(out.as_mut_bytes()) {
             // The driver hands out whole ports only.
             Ok(bytes) => return Ok(bytes / size_of::<Port>()),

@@ -59,12 +59,13 @@
 //! # The two backends
 //!
 //! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `unbind`, `notify`,
-//! `unmask`, `read`, `reset`, `restrict` and `AsFd`, all taking `&self` and none blocking.
+//! `unmask`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only `wait` blocks.
 
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod dev;
-#[cfg(feature = "sim")]
+#[cfg(feature = "meter")]
 pub mod meter;
 mod port;
 #[cfg(feature = "sim")]
@@ -196,20 +197,7 @@ impl EventChannels {
     ///
     /// [`Error::EventOverflow`]; see [`reset`](Self::reset). [`Error::Os`] from `poll(2)`.
     pub fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
-        #[cfg(feature = "sim")]
-        if let Backend::Sim(sim) = &*self.0 {
-            return sim.wait(deadline);
-        }
-        loop {
-            // Callers have mostly looked already, so there is mostly nothing to be read yet.
-            if !wait::readable(self.as_fd(), deadline)? {
-                return self.pending();
-            }
-            // Another thread may take the event between the two calls; then wait again.
-            if let Some(port) = self.pending()? {
-                return Ok(Some(port));
-            }
-        }
+        on!(self, b => b.wait(deadline))
     }
 
     /// Lets `port` be delivered again, at once if an event came while it was masked. Of a port

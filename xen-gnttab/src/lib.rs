@@ -57,15 +57,18 @@
 //! and xen-gntdev, and the size of the domain's grant table.
 
 mod dev;
+mod heap;
 mod map;
 mod mapping;
+mod refused;
 mod region;
 mod share;
 #[cfg(feature = "sim")]
 mod sim;
 
 pub use map::{MappedPages, map};
-pub use region::{MAX_RANGES, Region, RegionError};
+pub use refused::RegionError;
+pub use region::{MAX_RANGES, Region};
 pub use share::{SharedPages, share};
 pub use xen_sys::ioctl::MAX_PAGES;
 use xen_sys::{Error, Port, Result};

@@ -39,39 +39,18 @@
 
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
-use xen_sys::PAGE_SIZE;
-
 use crate::Access;
+use crate::heap::Heap;
 use crate::mapping::Mapping;
-
-/// Why an access to a [`Region`] was refused; nothing was read or written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RegionError {
-    /// Part of the access lies outside the region.
-    #[error("access outside of a shared region")]
-    OutOfRange,
-    /// The region is mapped for reading only.
-    #[error("write to a shared region that is mapped for reading only")]
-    ReadOnly,
-    /// A word is not aligned to its size.
-    #[error("misaligned access to a word of a shared region")]
-    Misaligned,
-}
-
-impl From<RegionError> for io::Error {
-    fn from(e: RegionError) -> Self {
-        Self::new(io::ErrorKind::InvalidInput, e)
-    }
-}
+use crate::refused::RegionError;
 
 /// A view of shared memory; keeps the memory.
 ///
@@ -260,6 +239,34 @@ impl Region {
         Ok(())
     }
 
+    /// Writes `byte` to every `step`-th byte of the `len` from `offset`, the first included; so
+    /// that this CPU has their cache lines, if `step` is the length of one.
+    ///
+    /// # Errors
+    ///
+    /// [`RegionError::OutOfRange`], [`RegionError::ReadOnly`].
+    #[inline]
+    pub fn touch(
+        &self,
+        offset: usize,
+        len: usize,
+        step: NonZeroUsize,
+        byte: u8,
+    ) -> Result<(), RegionError> {
+        let dst = self.at_mut(offset, len)?;
+        let mut at = 0;
+        while at < len {
+            // SAFETY: `at < len`, so it is within the range that `at_mut` checked (premise 1).
+            let byte_at = unsafe { dst.add(at) };
+            // SAFETY: it is valid for writes: `at_mut` checked that the region is writable
+            // (premise 1). Volatile, because the write is meant for what it does to the cache. The
+            // peer may access the byte at any time; it is not read here.
+            unsafe { byte_at.write_volatile(byte) };
+            at += step.get();
+        }
+        Ok(())
+    }
+
     /// The address of a `T` at `offset`, checked for range and alignment.
     #[inline]
     fn word<T>(&self, offset: usize) -> Result<NonNull<T>, RegionError> {
@@ -389,39 +396,4 @@ words! {
     AtomicU8, u8, atomic_u8, load_u8, "one byte";
     AtomicU16, u16, atomic_u16, load_u16, "two bytes";
     AtomicU32, u32, atomic_u32, load_u32, "four bytes";
-}
-
-/// Zeroed memory from the allocator, aligned to a page.
-#[derive(Debug)]
-struct Heap {
-    base: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: memory from the allocator belongs to no thread and may be freed by any.
-unsafe impl Send for Heap {}
-// SAFETY: `Heap` has no methods that access the memory.
-unsafe impl Sync for Heap {}
-
-impl Heap {
-    fn new(len: usize) -> Self {
-        let Ok(layout) = Layout::from_size_align(len.max(1), PAGE_SIZE) else {
-            // As std's own collections do with a size no machine has.
-            handle_alloc_error(Layout::new::<u8>());
-        };
-        // SAFETY: the layout's size is not zero.
-        let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else {
-            handle_alloc_error(layout)
-        };
-        Self { base, layout }
-    }
-}
-
-impl Drop for Heap {
-    fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this layout and is freed once, here;
-        // every region that has the address keeps this value alive.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
-    }
 }

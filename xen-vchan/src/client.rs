@@ -20,6 +20,7 @@ use crate::mem::Word8;
 use crate::ring::{Rings, Role, WRITE};
 use crate::session::{CONNECTED, GONE, Session};
 use crate::shared::{Pages, Shared};
+use crate::spin::Peer;
 use crate::sync::Ordering;
 use crate::{Channel, Error, Result};
 
@@ -237,6 +238,7 @@ impl ClientBuilder {
             published: Mutex::new(None),
             seat: OnceLock::new(),
             peer: self.server,
+            runs: Peer::of(xen),
             rings,
             session: Session::new(Role::Client, peer, own, address.accepts_sessions),
             pages: Pages::Theirs {

@@ -28,8 +28,7 @@ pub(crate) struct Link {
     masked: AtomicBool,
     /// Counts events; a waiter sleeps only while it stands where the waiter last saw it.
     seen: AtomicU64,
-    /// `true` while a thread sleeps in the kernel on behalf of all.
-    leader: Mutex<bool>,
+    waiters: Mutex<Waiters>,
     woken: Condvar,
     /// What the system refused after bytes had moved: a notify, or a wait. The call that met it said
     /// how many they were; the next one reports it.
@@ -37,6 +36,15 @@ pub(crate) struct Link {
     has_failed: AtomicBool,
     /// For an owner who wants to know of the end of the peer's domain.
     life: Option<DomainLife>,
+}
+
+/// Who waits.
+#[derive(Debug, Default)]
+struct Waiters {
+    /// A thread sleeps in the kernel on behalf of all.
+    led: bool,
+    /// So many others sleep on the condition variable.
+    followers: usize,
 }
 
 impl Link {
@@ -50,7 +58,10 @@ impl Link {
             events,
             masked: AtomicBool::new(false),
             seen: AtomicU64::new(0),
-            leader: Mutex::new(false),
+            waiters: Mutex::new(Waiters {
+                led: false,
+                followers: 0,
+            }),
             woken: Condvar::new(),
             failed: Mutex::new(None),
             has_failed: AtomicBool::new(false),
@@ -131,36 +142,46 @@ impl Link {
 
     /// Sleeps until an event comes after `seen` was taken: `true`; or until the deadline: `false`.
     pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
-        let mut leader = lock(&self.leader);
+        let mut waiters = lock(&self.waiters);
         loop {
             if self.seen() != seen {
                 return Ok(true);
             }
-            if !*leader {
+            if !waiters.led {
                 break;
             }
-            leader = match deadline {
+            let left = match deadline {
+                None => None,
+                Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                    None => return Ok(false),
+                    left => left,
+                },
+            };
+            waiters.followers += 1;
+            waiters = match left {
                 None => self
                     .woken
-                    .wait(leader)
+                    .wait(waiters)
                     .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                        return Ok(false);
-                    };
+                Some(left) => {
                     self.woken
-                        .wait_timeout(leader, left)
+                        .wait_timeout(waiters, left)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0
                 }
             };
+            waiters.followers -= 1;
         }
-        *leader = true;
-        drop(leader);
+        waiters.led = true;
+        drop(waiters);
         let result = self.unmask().and_then(|()| self.wait_for_any(deadline));
-        *lock(&self.leader) = false;
-        // Also after a deadline or an error: another waiter must take the lead.
-        self.woken.notify_all();
+        let mut waiters = lock(&self.waiters);
+        waiters.led = false;
+        // Also after a deadline or an error: another waiter must take the lead. Mostly there is none,
+        // and to wake nobody is a system call too.
+        if waiters.followers != 0 {
+            self.woken.notify_all();
+        }
         result
     }
 }

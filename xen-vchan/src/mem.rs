@@ -13,13 +13,18 @@ pub(crate) use shared::{Bytes, Word8, Word32};
 #[doc(no_inline)]
 pub use xen_gnttab::Region as Memory;
 
+/// A cache line, on most machines; no harm is done on others.
+pub(crate) const LINE: u32 = 64;
+
 #[cfg(not(loom))]
 mod shared {
     use std::io;
+    use std::num::NonZeroUsize;
     use std::os::fd::AsFd;
 
     use xen_gnttab::Region;
 
+    use super::LINE;
     use crate::sync::{AtomicU8, AtomicU32};
 
     macro_rules! word {
@@ -73,11 +78,13 @@ mod shared {
             debug_assert_eq!(copied, Ok(()));
         }
 
-        /// Writes a byte that means nothing, in place of one that means nothing.
+        /// Writes a byte that means nothing to each cache line of a part of the ring that means
+        /// nothing.
         #[inline]
-        pub(crate) fn touch(&self, at: usize) {
-            let filled = self.0.fill(at, 1, 0);
-            debug_assert_eq!(filled, Ok(()));
+        pub(crate) fn touch(&self, at: usize, len: usize) {
+            const STEP: NonZeroUsize = NonZeroUsize::new(LINE as usize).unwrap();
+            let touched = self.0.touch(at, len, STEP, 0);
+            debug_assert_eq!(touched, Ok(()));
         }
 
         /// Copies out of the ring. The caller keeps within it.
@@ -195,7 +202,7 @@ mod model {
         }
 
         /// No cache lines here.
-        pub(crate) fn touch(&self, _at: usize) {}
+        pub(crate) fn touch(&self, _at: usize, _len: usize) {}
 
         pub(crate) fn copy_out(&self, at: usize, to: &mut [u8]) {
             for (index, byte) in to.iter_mut().enumerate() {

@@ -41,10 +41,10 @@ impl ReadHalf {
     pub(crate) fn new(rx: Consumer, shared: Arc<Shared>, attached: bool) -> Self {
         Self {
             rx,
+            spinner: Spinner::new(shared.runs),
             shared,
             attached,
             timeout: None,
-            spinner: Spinner::new(),
             rides: 0,
         }
     }
@@ -321,8 +321,8 @@ impl ReadHalf {
 
     /// The longest a blocking call looks for bytes before it sleeps; zero switches that off.
     ///
-    /// The default is 50 µs, on one CPU always zero. The search shortens itself while it finds
-    /// nothing.
+    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself while
+    /// it finds nothing; in a domain with one CPU it begins short.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }

@@ -18,6 +18,7 @@ use crate::mem::Word8;
 use crate::ring::{Rings, Role, WRITE};
 use crate::session::{CONNECTED, EXPECTED, Session};
 use crate::shared::{Pages, Shared};
+use crate::spin::Peer;
 use crate::sync::Ordering;
 use crate::{Channel, Error, Result};
 
@@ -167,6 +168,7 @@ impl ServerBuilder {
             published: Mutex::new(Some(published)),
             seat: OnceLock::new(),
             peer: self.peer,
+            runs: Peer::of(xen),
             rings,
             session: Session::new(Role::Server, peer, own, false),
             pages: Pages::Ours {

@@ -12,6 +12,7 @@ use crate::link::Link;
 use crate::listener::Seat;
 use crate::ring::{Rings, Role};
 use crate::session::{PeerState, Session};
+use crate::spin::Peer;
 use crate::{Error, Result};
 
 /// The pages of a channel, kept for their release.
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) link: Link,
     pub(crate) role: Role,
     pub(crate) peer: DomId,
+    /// Where the peer runs.
+    pub(crate) runs: Peer,
     /// A client that a listener accepted. Last, so that a place is free when its memory is.
     pub(crate) seat: OnceLock<Seat>,
 }

@@ -5,23 +5,29 @@
 //! while first, under these rules:
 //!
 //! * never longer at a time than the limit (50 µs unless set), about what a wake-up costs;
-//! * not at all on a machine or domain with one CPU, where the peer could not run meanwhile;
+//! * not at all on a machine with one CPU, where the peer could not run meanwhile. A domain with one
+//!   CPU has its peer in another domain, mostly on another CPU: there the first search is a short
+//!   one, and only those that find something make longer ones;
 //! * nor where looking goes slowly, because the CPU is shared (or emulated) and the peer may be who
 //!   waits for it: that search ends, and becomes rare like the next;
 //! * a search that finds nothing halves the next one, down to none; then only every so many sleeps
 //!   is a short one tried again (every 2nd, 4th, … 64th), so a channel whose peer is slow pays next
 //!   to nothing;
 //! * a call that sleeps stays asleep: an idle channel costs no CPU.
+//!
+//! The clock is a system call in some domains, dearer than all the looking. A short search and a
+//! [`linger`] do without: what a look takes is measured once.
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{SysconfVar, sysconf};
+use xen_sys::{Host, Xen};
 
 /// The longest search unless the owner says otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_micros(50);
-/// The shortest search worth its look at the clock; also the first one after a pause.
+/// The shortest search worth its while; also the first one after a pause.
 const SHORTEST: Duration = Duration::from_micros(4);
 /// At most this many sleeps (as a power of two) without a search.
 const MAX_PAUSE: u32 = 6;
@@ -34,6 +40,25 @@ const SLOW: Duration = Duration::from_micros(12);
 /// So often in a row.
 const SLOW_IN_A_ROW: u32 = 4;
 
+/// Where the peer runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// On the CPUs that this system counts.
+    Here,
+    /// In another domain: on CPUs of which nothing is known.
+    Elsewhere,
+}
+
+impl Peer {
+    /// Domains of a simulated host are processes of one system.
+    pub(crate) fn of(xen: &Xen) -> Self {
+        match xen.host() {
+            Host::Dev(_) => Self::Elsewhere,
+            _ => Self::Here,
+        }
+    }
+}
+
 /// Whether a search found something in its first microsecond or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AtOnce(pub(crate) bool);
@@ -41,6 +66,7 @@ pub(crate) struct AtOnce(pub(crate) bool);
 /// The state of one half's searches.
 #[derive(Clone, Debug)]
 pub(crate) struct Spinner {
+    cpus: Cpus,
     limit: Duration,
     budget: Duration,
     /// Searches in a row that found nothing at the shortest budget.
@@ -51,12 +77,36 @@ pub(crate) struct Spinner {
     slow: u32,
 }
 
+/// Whether the peer can run while we look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cpus {
+    /// There is none for it.
+    One,
+    /// There may be.
+    Unknown,
+    Several,
+}
+
 impl Spinner {
-    pub(crate) fn new() -> Self {
-        let limit = if one_cpu() { Duration::ZERO } else { LIMIT };
+    pub(crate) fn new(peer: Peer) -> Self {
+        let cpus = match (one_cpu(), peer) {
+            (false, _) => Cpus::Several,
+            (true, Peer::Elsewhere) => Cpus::Unknown,
+            (true, Peer::Here) => Cpus::One,
+        };
+        Self::with(cpus, LIMIT)
+    }
+
+    const fn with(cpus: Cpus, limit: Duration) -> Self {
+        let (limit, budget) = match cpus {
+            Cpus::One => (Duration::ZERO, Duration::ZERO),
+            Cpus::Unknown => (limit, SHORTEST),
+            Cpus::Several => (limit, limit),
+        };
         Self {
+            cpus,
             limit,
-            budget: limit,
+            budget,
             failures: 0,
             skip: 0,
             slow: 0,
@@ -65,15 +115,11 @@ impl Spinner {
 
     /// Sets the limit; zero switches searching off. One CPU keeps it off.
     pub(crate) fn set_limit(&mut self, limit: Duration) {
-        self.limit = if one_cpu() { Duration::ZERO } else { limit };
-        self.budget = self.limit;
-        (self.failures, self.skip) = (0, 0);
+        *self = Self::with(self.cpus, limit);
     }
 
     /// Looks until `look` finds something, and says whether that was at once; `None` when the budget
     /// is used up.
-    ///
-    /// The clock, which is a system call on some guests, is asked only between so many looks.
     pub(crate) fn search<E>(
         &mut self,
         deadline: Option<Instant>,
@@ -86,14 +132,31 @@ impl Spinner {
             self.skip -= 1;
             return Ok(None);
         }
-        let mut times: Option<(Instant, Instant)> = None;
-        loop {
-            for _ in 0..LOOKS {
+        let mut found = |looks| -> Result<bool, E> {
+            for _ in 0..looks {
                 spin_loop();
                 if look()? {
-                    self.found();
-                    return Ok(Some(AtOnce(times.is_none())));
+                    return Ok(true);
                 }
+            }
+            Ok(false)
+        };
+        let mut times: Option<(Instant, Instant)> = None;
+        loop {
+            if found(LOOKS)? {
+                self.found();
+                return Ok(Some(AtOnce(times.is_none())));
+            }
+            if self.budget <= SHORTEST {
+                if found(
+                    Costs::get()
+                        .looks(self.budget.min(self.limit))
+                        .saturating_sub(LOOKS),
+                )? {
+                    self.found();
+                    return Ok(Some(AtOnce(false)));
+                }
+                break;
             }
             let now = Instant::now();
             let (last, end) = times.unwrap_or_else(|| {
@@ -122,10 +185,13 @@ impl Spinner {
     /// Whether this CPU is shared with others, perhaps with the peer: [`LOOKS`] took `time`, and were
     /// as slow several times in a row. Once may be an interrupt.
     fn is_shared(&mut self, time: Duration) -> bool {
-        self.slow = if time > SLOW { self.slow + 1 } else { 0 };
+        self.slow = if time > SLOW + Costs::get().clock {
+            self.slow + 1
+        } else {
+            0
+        };
         let shared = self.slow == SLOW_IN_A_ROW;
         if shared {
-            // The next one is enough, after the pause.
             self.slow -= 1;
         }
         shared
@@ -144,11 +210,47 @@ impl Spinner {
     }
 }
 
-/// Stands still for `time`, which is far below a microsecond or two.
+/// Stands still for `time`, which is a microsecond or two.
 pub(crate) fn linger(time: Duration) {
-    let begin = Instant::now();
-    while begin.elapsed() < time {
+    for _ in 0..Costs::get().looks(time) {
         spin_loop();
+    }
+}
+
+/// What looking and the clock take.
+#[derive(Clone, Copy, Debug)]
+struct Costs {
+    /// [`MEASURED`](Self::MEASURED) times [`spin_loop`].
+    looks: Duration,
+    clock: Duration,
+}
+
+impl Costs {
+    const MEASURED: u32 = 128;
+
+    /// Measures once, in some ten microseconds; the best of a few, because anything may come in between.
+    fn get() -> Self {
+        static COSTS: OnceLock<Costs> = OnceLock::new();
+        *COSTS.get_or_init(|| {
+            let best = |looks| {
+                let time = || {
+                    let begin = Instant::now();
+                    (0..looks).for_each(|_| spin_loop());
+                    begin.elapsed()
+                };
+                time().min(time()).min(time())
+            };
+            let clock = best(0);
+            let looks = best(Self::MEASURED).saturating_sub(clock);
+            Self { looks, clock }
+        })
+    }
+
+    /// So many looks take about `time`.
+    fn looks(self, time: Duration) -> u32 {
+        let each = self.looks.as_nanos().max(u128::from(Self::MEASURED));
+        let looks = time.as_nanos() * u128::from(Self::MEASURED) / each;
+        u32::try_from(looks).unwrap_or(u32::MAX)
     }
 }
 
@@ -174,13 +276,7 @@ mod tests {
     }
 
     fn spinner() -> Spinner {
-        Spinner {
-            limit: LIMIT,
-            budget: LIMIT,
-            failures: 0,
-            skip: 0,
-            slow: 0,
-        }
+        Spinner::with(Cpus::Several, LIMIT)
     }
 
     #[test]
@@ -239,11 +335,37 @@ mod tests {
 
     #[test]
     fn no_limit_means_no_look() {
-        let mut spinner = Spinner {
-            limit: Duration::ZERO,
-            ..spinner()
-        };
+        let mut spinner = spinner();
+        spinner.set_limit(Duration::ZERO);
         assert_eq!(miss(&mut spinner), 0);
+    }
+
+    #[test]
+    fn one_cpu_keeps_it_off() {
+        let mut spinner = Spinner::with(Cpus::One, LIMIT);
+        assert_eq!(miss(&mut spinner), 0);
+        spinner.set_limit(LIMIT);
+        assert_eq!(miss(&mut spinner), 0);
+    }
+
+    #[test]
+    fn a_domain_with_one_cpu_begins_with_a_short_search() {
+        let mut spinner = Spinner::with(Cpus::Unknown, LIMIT);
+        assert_eq!(spinner.budget, SHORTEST);
+        let looks = miss(&mut spinner);
+        assert!(
+            looks >= LOOKS && looks <= Costs::get().looks(SHORTEST).max(LOOKS),
+            "{looks}"
+        );
+        assert_eq!(
+            miss(&mut spinner),
+            0,
+            "a pause after the first that is in vain"
+        );
+        for _ in 0..10 {
+            let _ = spinner.search(None, || Ok::<_, ()>(true));
+        }
+        assert_eq!(spinner.budget, LIMIT, "what finds may search longer");
     }
 
     #[test]

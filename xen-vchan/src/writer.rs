@@ -38,10 +38,10 @@ impl WriteHalf {
     pub(crate) fn new(tx: Producer, shared: Arc<Shared>, attached: bool) -> Self {
         Self {
             tx,
+            spinner: Spinner::new(shared.runs),
             shared,
             attached,
             timeout: None,
-            spinner: Spinner::new(),
             corked: false,
             waited: false,
         }
@@ -94,8 +94,9 @@ impl WriteHalf {
     }
 
     /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
-    /// there. `None`, and nothing done, if it is any other. It does what [`put`](Self::put) would,
-    /// in one piece of code without a call, which for a small message is half of its cost.
+    /// there. `None`, and nothing done, if it is any other; otherwise they are published in one step,
+    /// if corking allows. It does what [`put`](Self::put) would, in one piece of code without a call,
+    /// which for a small message is half of its cost.
     #[inline]
     fn put_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
         let usual = !bytes.is_empty()
@@ -321,8 +322,8 @@ impl WriteHalf {
 
     /// The longest a blocking call looks for space before it sleeps; zero switches that off.
     ///
-    /// The default is 50 µs, on one CPU always zero. The search shortens itself while it finds
-    /// nothing.
+    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself while
+    /// it finds nothing; in a domain with one CPU it begins short.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }

@@ -90,11 +90,7 @@ fn one_end(arguments: &[String]) -> Result<()> {
         let store = Store::open(&xen)?;
         Ok((xen, store))
     };
-    let counts = || {
-        let counts = meter::counts();
-        (counts.notifies, counts.system_calls)
-    };
-    end::main(arguments, open, counts)
+    end::main(arguments, open, benches::counts)
 }
 
 fn render(runs: &[String], out: &Path) -> Result<()> {
@@ -246,12 +242,6 @@ fn reports(mut ends: Vec<Guarded>) -> Result<Vec<Seen>> {
     Ok(seen)
 }
 
-fn wanted(only: &str, task: &Task) -> bool {
-    let work = format!("{:?}", task.work).to_lowercase();
-    let sizes = format!("{},{}", task.ring, task.size);
-    only == work || (task.work == Work::Stream && (only == sizes || only == task.ring.to_string()))
-}
-
 fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ')
@@ -283,8 +273,9 @@ fn compare(cli: &Cli) -> Result<()> {
     };
     if let Some(only) = &cli.only {
         groups = if cli.quick { plan::full() } else { groups };
-        groups
-            .retain(|group| wanted(only, &group.task) && (!cli.quick || group.task.notify_ns == 0));
+        groups.retain(|group| {
+            group.task.is_called(only) && (!cli.quick || group.task.notify_ns == 0)
+        });
     }
     let length = if cli.quick { plan::QUICK } else { plan::FULL };
     let bench = Bench {

@@ -13,11 +13,11 @@ use super::{BUFFER, Order, PERIOD, Seen, check, pattern};
 pub(super) fn timed(
     order: &Order<'_>,
     mut pipe: impl Pipe,
+    pattern: &[u8],
     counts: impl Fn() -> (u64, u64),
 ) -> Result<Seen> {
     let work = order.work.trim_start_matches("unix-");
     let rounds = order.total / order.size as u64;
-    let pattern = pattern();
     let mut byte = [1];
     if matches!(work, "read" | "recv" | "pong") {
         pipe.put_all(&byte)?;
@@ -28,10 +28,10 @@ pub(super) fn timed(
     let mut times = Vec::new();
     let clock = Clock::start(&counts)?;
     match work {
-        "write" | "send" => write(order, &mut pipe, work == "send", &pattern)?,
-        "read" => read(order, &mut pipe, &pattern)?,
-        "recv" => recv(order, &mut pipe, &pattern)?,
-        "ping" => times = ping(order, &mut pipe, rounds, &pattern)?,
+        "write" | "send" => write(order, &mut pipe, work == "send", pattern)?,
+        "read" => read(order, &mut pipe, pattern)?,
+        "recv" => recv(order, &mut pipe, pattern)?,
+        "ping" => times = ping(order, &mut pipe, rounds, pattern)?,
         "pong" => pong(order, &mut pipe, rounds)?,
         _ => bail!("unknown work"),
     }

@@ -6,6 +6,7 @@ use std::{io, os::fd::AsFd};
 use super::{READ, Ring, WRITE};
 use crate::Violation;
 use crate::cursor::{accept_cons, filled, parts};
+use crate::mem::LINE;
 use crate::sync::{Ordering, fence};
 
 /// The writing end of one ring.
@@ -31,11 +32,11 @@ pub struct Producer {
     fault: Option<Violation>,
 }
 
-/// A cache line, on most machines; no harm is done on others.
-const LINE: u32 = 64;
 /// So far ahead of the bytes written their cache lines are fetched, and so many bytes of them at a
 /// time: less than the reader's CPU reads ahead by itself would be in vain.
 const AHEAD: u32 = 512;
+/// The same in a long write, which does not stop at every cache line: fewer steps.
+const FAR_AHEAD: u32 = 1024;
 
 impl Producer {
     pub(super) const fn new(ring: Ring, prod: u32, cons: u32) -> Self {
@@ -132,7 +133,7 @@ impl Producer {
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
         if bytes.len() <= AHEAD as usize {
-            self.put_piece(bytes);
+            self.put_piece(bytes, AHEAD);
         } else {
             self.put_long(bytes);
         }
@@ -140,17 +141,17 @@ impl Producer {
 
     #[inline(never)]
     fn put_long(&mut self, bytes: &[u8]) {
-        for piece in bytes.chunks(AHEAD as usize) {
-            self.put_piece(piece);
+        for piece in bytes.chunks(FAR_AHEAD as usize) {
+            self.put_piece(piece, FAR_AHEAD);
         }
     }
 
-    /// Copies at most [`AHEAD`] bytes.
+    /// Copies at most `ahead` bytes.
     #[inline]
-    fn put_piece(&mut self, bytes: &[u8]) {
-        // It is between one and two times `AHEAD` as a rule.
-        if filled(self.reached, self.next).wrapping_sub(AHEAD) > AHEAD {
-            self.reach_ahead();
+    fn put_piece(&mut self, bytes: &[u8], ahead: u32) {
+        // It is between one and two times `ahead` as a rule.
+        if filled(self.reached, self.next).wrapping_sub(ahead) > ahead {
+            self.reach_ahead(ahead);
         }
         #[allow(clippy::cast_possible_truncation)] // at most the ring's size
         let len = bytes.len() as u32;
@@ -170,18 +171,19 @@ impl Producer {
     /// of small messages would wait for every line by itself; lines that are written to one after the
     /// other come at the same time.
     #[inline(never)]
-    fn reach_ahead(&mut self) {
-        if filled(self.reached, self.next) > 2 * AHEAD {
+    fn reach_ahead(&mut self, ahead: u32) {
+        if filled(self.reached, self.next) > 2 * ahead {
             // The writer overtook it, or took bytes back.
             self.reached = line_from(self.next);
         }
-        let space = self.known_space();
-        let end = filled(self.reached, self.next) + AHEAD;
-        while filled(self.reached, self.next) < space.min(end) {
-            let (at, ..) = parts(self.reached, 1, self.ring.size);
-            self.ring.data.touch(at);
-            self.reached = self.reached.wrapping_add(LINE);
-        }
+        let reach = filled(self.reached, self.next);
+        let bytes = self.known_space().saturating_sub(reach).min(ahead);
+        // A line is touched at its first byte, if that is within the space.
+        let (at, first, second) = parts(self.reached, bytes, self.ring.size);
+        self.ring.data.touch(at, first);
+        self.ring.data.touch(0, second);
+        let lines = bytes.div_ceil(LINE);
+        self.reached = self.reached.wrapping_add(lines * LINE);
     }
 
     /// Reads from a descriptor into the space known, at most `max` bytes, behind what is staged

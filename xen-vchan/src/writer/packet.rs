@@ -27,6 +27,10 @@ impl WriteHalf {
     /// [`write_deadline`](Self::write_deadline).
     #[doc(alias = "libxenvchan_send")]
     pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
+        // In one piece, if at all.
+        if self.put_at_once(bytes).is_some() {
+            return Ok(());
+        }
         self.fits(bytes.len())?;
         self.shared.link.check()?;
         self.wait_for(bytes.len(), bytes.len(), deadline)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use benches::end::Seen;
-use benches::plan::{self, Both, Maker, Task, Variant, Work};
+use benches::plan::{self, Both, Group, Maker, Task, Variant, Work};
 
 use crate::suite::Needs;
 use crate::world::{Place, Privcmd, World, soon};
@@ -15,11 +15,13 @@ use crate::world::{Place, Privcmd, World, soon};
 /// How long a run should last, by the machine's own clock.
 const LENGTH: Duration = Duration::from_millis(30);
 
-/// Runs every group.
-pub(crate) fn run() -> Result<()> {
+/// Runs every group, or those that `only` names.
+pub(crate) fn run(only: &[String]) -> Result<()> {
     let world = World::new()?;
     world.provide(Needs::DomU(Privcmd::Refusing))?;
-    for group in plan::xen() {
+    let is_meant =
+        |group: &Group| only.is_empty() || only.iter().any(|name| group.task.is_called(name));
+    for group in plan::xen().into_iter().filter(is_meant) {
         eprintln!("{:?}", group.task);
         for row in group.measure(LENGTH, |task, variant, total| {
             once(&world, task, variant, total)

@@ -53,7 +53,11 @@ enum Command {
         list: bool,
     },
     /// Compares ours with libxenvchan, between dom0 and a domU: in dom0.
-    Bench,
+    Bench {
+        /// Only streams with this ring and write size in bytes (RING or RING,WRITE), or `pingpong`, `packets`
+        #[arg(long)]
+        only: Vec<String>,
+    },
     /// Compares our proxy with upstream's on one guest: in dom0.
     BenchQmp,
     /// Does one thing in a process of its own, for a test.
@@ -81,7 +85,7 @@ fn main() -> ExitCode {
             Ok(0)
         }
         Command::Suite { only, times, .. } => suite::run(only.as_deref(), times),
-        Command::Bench => bench::run().map(|()| 0),
+        Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::Role(role) => role.run().map(|()| 0),
     })
