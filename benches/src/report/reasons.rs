@@ -71,8 +71,8 @@ pub(super) fn emulator(rows: Rows<'_>) -> String {
          searching; ours both ends search instead and need {} notifications per MB where C needs {} (64 KiB writes, 64 KiB ring). And the \
          work of each message where no sleep is left to save: a packet of 32 B through 64 KiB takes {} ns to C's {}, sent, received and \
          compared. Fetching cache lines ahead, which the native figures owe much to, is work without use there: a build without it moved 0.68 GB/s of 64 KiB \
-         writes, and of 64 B writes 1.1 times as much. With a C end, that end sleeps once a ringful whatever ours does; with a C reader of a ring of 1 MiB \
-         neither end ran for two thirds of the time, whoever wrote. Copying and comparing 64 KiB \
+         writes, and of 64 B writes 1.1 times as much. With a C end, that end sleeps once a ringful whatever ours does; with C at both ends of a ring of 1 MiB \
+         neither ran for two thirds of the time. Copying and comparing 64 KiB \
          takes 90 µs by itself, which is more than a third of what C needs in all: no ring can be three times as fast there.",
         trip(C),
         trip(OURS.asleep()),
