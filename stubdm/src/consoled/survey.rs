@@ -6,6 +6,8 @@
 //! libxl has dom0 own the nodes `type` and `output` and lets the domain read them, in a folder that is the
 //! domain's. Where one is missing the domain can make it: what it may write to is not believed.
 
+use std::path::PathBuf;
+
 use tracing::warn;
 use xen_store::{Access, Store};
 use xen_sys::DomId;
@@ -89,6 +91,20 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
     }
     found.sort_by_key(|console| console.number);
     Ok(Survey::Consoles(found))
+}
+
+/// The file that a stubdomain's saved states go to, which libxl takes them from.
+///
+/// # Errors
+/// The store's.
+pub fn saves_to(store: &Store, domain: DomId) -> xen_store::Result<Option<PathBuf>> {
+    const SAVE: u32 = 1;
+    let node = format!("/local/domain/{domain}/device/console/{SAVE}/output");
+    let word = trusted(store, domain, &node)?.unwrap_or_default();
+    Ok(match Output::parse(&word) {
+        Some(Output::File(path)) => Some(path),
+        _ => None,
+    })
 }
 
 /// The value of a node that `domain` has no part in.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::buffer::Buffer;
 use super::host::{BUFFER, Link};
 use super::trunk::{Told, Trunk};
+use crate::error::one_line;
 use crate::policy::Policy;
 use crate::policy::audit::Audit;
 use crate::policy::conversation::Conversation;
@@ -55,6 +56,8 @@ pub struct Exchange {
     /// The client that was given the last turn.
     last: u64,
     absent: Option<Instant>,
+    /// Answers to saves, with whose they are.
+    saved: Vec<(Option<u64>, Reply)>,
     audit: Audit,
     /// A client left since it was told how much was dropped: a flood makes no lines of its own.
     tells_dropped: bool,
@@ -73,6 +76,7 @@ impl Exchange {
             count: 0,
             last: 0,
             absent: None,
+            saved: Vec::new(),
             audit: Audit::default(),
             tells_dropped: false,
             counters: Counters::default(),
@@ -287,6 +291,11 @@ impl Exchange {
                     self.counters.latency(took);
                     self.answer(client, reply);
                 }
+                Told::Saved(client, reply) => {
+                    let took = now.saturating_duration_since(self.asked);
+                    self.counters.latency(took);
+                    self.saved.push((client, reply));
+                }
                 Told::Event(name, data) => self.event(&name, data.as_ref(), now),
                 Told::Lost(client) => self.lost(client, now),
             }
@@ -295,6 +304,29 @@ impl Exchange {
             self.absent = None;
         }
         self.greet();
+        self.advance(now);
+    }
+
+    /// Whether QEMU says that it has saved, and the answer waits for [`Exchange::stored`].
+    pub fn has_saved(&self) -> bool {
+        !self.saved.is_empty()
+    }
+
+    /// What became of the state that QEMU says it has saved: its answer goes out, or the reason why it is of no use.
+    pub fn stored(&mut self, outcome: &Result<(), String>, now: Instant) {
+        let Some((client, reply)) = self.saved.pop() else {
+            return;
+        };
+        let reply = match outcome {
+            Ok(()) => reply,
+            Err(why) => Reply::Error {
+                class: "GenericError",
+                desc: format!("stubdm-run: {}", one_line(why)),
+            },
+        };
+        if let Some(client) = client {
+            self.answer(client, reply);
+        }
         self.advance(now);
     }
 

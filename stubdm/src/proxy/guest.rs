@@ -78,6 +78,11 @@ impl GuestSession {
         self.gate.as_ref().is_some_and(|gate| gate.holds())
     }
 
+    /// Whether QEMU has refused a save; told once.
+    pub fn was_refused_a_save(&mut self) -> bool {
+        self.gate.as_mut().is_some_and(|gate| gate.was_refused())
+    }
+
     /// Lets the answer through, or a refusal in its place.
     pub fn release(&mut self, outcome: &Result<(), String>) {
         if let Some(gate) = &mut self.gate {

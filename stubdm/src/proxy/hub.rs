@@ -89,6 +89,7 @@ impl<C: Connect> Hub<C> {
             }
             self.exchange.tick(now);
             moved |= self.pump_link(now, |exchange, link| pump_vchan(exchange, link, now));
+            moved |= self.look_after_saves(now);
             moved |= self.pump_clients(now);
             moved |= self.pump_link(now, flush_vchan);
             while let Some(line) = self.exchange.audit() {
@@ -140,6 +141,20 @@ impl<C: Connect> Hub<C> {
         let (teller, counters) = (self.teller.as_mut()?, self.exchange.counters());
         teller.turn(counters, now);
         teller.deadline(counters)
+    }
+
+    /// Sees to it that libxl hears of a save only when the state is where it looks for it.
+    fn look_after_saves(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while self.exchange.has_saved() {
+            let stored = match &mut self.link {
+                Some(link) => self.connect.stored(link),
+                None => Err("the device model went away".to_owned()),
+            };
+            self.exchange.stored(&stored, now);
+            moved = true;
+        }
+        moved
     }
 
     fn accept(&mut self, now: Instant) -> io::Result<bool> {

@@ -80,6 +80,11 @@ impl<T: Transport> Server<T> {
         self.keeper.map(|keeper| *keeper)
     }
 
+    /// What [`Server::with_saves`] was given.
+    pub fn keeper(&mut self) -> Option<&mut Keeper> {
+        self.keeper.as_deref_mut()
+    }
+
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = vec![(self.link.poll_fd(), PollFlags::POLLIN)];
@@ -251,6 +256,13 @@ impl<T: Transport> Server<T> {
                         one_line(&String::from_utf8_lossy(bytes))
                     );
                     self.session.monitor_bytes(bytes);
+                    if let Some(keeper) = self
+                        .keeper
+                        .as_mut()
+                        .filter(|_| self.session.was_refused_a_save())
+                    {
+                        keeper.was_refused();
+                    }
                     return true;
                 }
                 Ok(Read::Nothing) => {}

@@ -28,6 +28,8 @@ use crate::policy::message::greeted;
 use crate::policy::monitor::{Heard, Monitor, Reply};
 use crate::policy::shape::Version;
 
+/// The command after whose success libxl takes the state.
+const SAVE: &str = "xen-save-devices-state";
 /// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the vchan is connected
 /// anew. A server that died without a trace in the ring is left behind so.
 const NEGOTIATION: Duration = Duration::from_secs(10);
@@ -60,6 +62,8 @@ struct Sent {
 pub enum Told {
     /// The answer to the command of this client.
     Answer(u64, Reply),
+    /// QEMU says it has saved, to the command of this client if it is still there: the answer waits for a look at the state.
+    Saved(Option<u64>, Reply),
     /// An event.
     Event(String, Option<Json>),
     /// The session with QEMU is gone. The client whose command QEMU had, if it is still there.
@@ -255,7 +259,10 @@ impl Trunk {
                 (Heard::Reply(reply), _) => {
                     self.retry = RETRY_MIN;
                     let sent = self.sent.take();
+                    let saved = matches!(reply, Reply::Return(_))
+                        && sent.as_ref().is_some_and(|sent| sent.name == SAVE);
                     match sent.and_then(|sent| sent.client) {
+                        client if saved => told.push(Told::Saved(client, reply)),
                         Some(client) => told.push(Told::Answer(client, reply)),
                         None => audit.drop_one(),
                     }

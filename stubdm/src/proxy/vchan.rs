@@ -3,10 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use tracing::warn;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState};
 
+use crate::consoled::survey::saves_to;
+use crate::save::shelf::Shelf;
 use crate::transport::{Connect, Peer, Transport};
 
 /// One end of a vchan.
@@ -75,6 +78,7 @@ pub struct VchanConnect {
     store: Store,
     server: DomId,
     node: String,
+    shelf: Option<Shelf>,
 }
 
 impl VchanConnect {
@@ -85,7 +89,22 @@ impl VchanConnect {
             store,
             server,
             node,
+            shelf: None,
         }
+    }
+
+    /// The file for saved states, if the server is a stubdomain that has one.
+    fn shelf(&mut self) -> Option<&mut Shelf> {
+        if self.shelf.is_none() {
+            self.shelf = match saves_to(&self.store, self.server) {
+                Ok(path) => path.map(Shelf::new),
+                Err(error) => {
+                    warn!("where domain {} saves to: {error}", self.server);
+                    None
+                }
+            };
+        }
+        self.shelf.as_mut()
     }
 }
 
@@ -95,6 +114,9 @@ impl Connect for VchanConnect {
     fn connect(&mut self) -> io::Result<Vchan> {
         let client = Client::builder(self.server, self.node.as_str());
         let channel = client.connect(&self.xen, &self.store)?;
+        if let Some(shelf) = self.shelf() {
+            shelf.hold();
+        }
         let mut vchan = Vchan::new(channel);
         vchan.unread();
         Ok(vchan)
@@ -103,5 +125,13 @@ impl Connect for VchanConnect {
     fn may_come(&mut self) -> bool {
         // A store that cannot answer says nothing about the domain.
         self.store.is_introduced(self.server).unwrap_or(true)
+    }
+
+    fn stored(&mut self, _: &mut Vchan) -> Result<(), String> {
+        let stored = self.shelf().map_or(Ok(()), Shelf::stored);
+        if let Err(why) = &stored {
+            warn!("the guest is not saved: {why}");
+        }
+        stored
     }
 }

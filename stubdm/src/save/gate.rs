@@ -43,6 +43,7 @@ pub struct Gate {
     request: Vec<u8>,
     too_long: bool,
     line: Vec<u8>,
+    refused: bool,
 }
 
 impl Gate {
@@ -114,10 +115,16 @@ impl Gate {
             }
             Ok(Message::Error { id, .. }) if id == *awaited => {
                 self.state = State::Open;
+                self.refused = true;
                 true
             }
             _ => true,
         }
+    }
+
+    /// Whether QEMU has refused a save; told once.
+    pub fn was_refused(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
     }
 
     /// Whether QEMU has saved and its answer waits for [`Gate::release`].
@@ -204,6 +211,7 @@ mod tests {
         gate.client_said(SAVE);
         gate.monitor_said(ANSWER, &mut out);
         gate.release(&Err("the console \"broke\"".into()), &mut out);
+        assert!(!gate.was_refused(), "not by QEMU");
         let line = taken(&mut out);
         assert!(line.ends_with(b"}\r\n"));
         assert_eq!(
@@ -225,6 +233,7 @@ mod tests {
         gate.monitor_said(refusal, &mut out);
         gate.monitor_said(ANSWER, &mut out);
         assert!(!gate.holds());
+        assert!(gate.was_refused() && !gate.was_refused());
         assert_eq!(taken(&mut out), [&refusal[..], ANSWER].concat());
     }
 

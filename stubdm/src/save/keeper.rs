@@ -23,6 +23,8 @@ pub struct Keeper {
     drain: Option<Drain>,
     /// Why no save can get through any more.
     broken: Option<String>,
+    /// QEMU has the file, as far as is known.
+    offered: bool,
 }
 
 impl Keeper {
@@ -36,6 +38,7 @@ impl Keeper {
             console: Local::socket(console)?,
             drain: None,
             broken: None,
+            offered: false,
         })
     }
 
@@ -43,13 +46,25 @@ impl Keeper {
     ///
     /// # Errors
     /// The monitor's.
-    pub fn offer(&self, monitor: &mut Local, client: &mut Client) -> io::Result<()> {
+    pub fn offer(&mut self, monitor: &mut Local, client: &mut Client) -> io::Result<()> {
         let file = self.file.for_qemu()?;
         let arguments = json!({"fdset-id": FDSET, "opaque": "stubdm-save"});
         client.execute("add-fd", Some(&arguments));
         let sent = monitor.write_with(client.to_send(), file.as_fd())?;
         client.sent(sent);
+        self.offered = true;
         Ok(())
+    }
+
+    /// QEMU refused a save: whoever can remove descriptor sets may have taken the file from it. One more of it in the set
+    /// does no harm.
+    pub fn was_refused(&mut self) {
+        self.offered = false;
+    }
+
+    /// Whether QEMU is to be given the file.
+    pub fn is_to_be_offered(&self) -> bool {
+        !self.offered
     }
 
     /// QEMU is about to be asked for a save.

@@ -9,7 +9,8 @@
 //! console is a stream whose reader appends to one file for the stubdomain's whole life, and libxl
 //! takes that file as soon as QEMU answers. So each state goes out as a *record*, which says where it
 //! ends, and QEMU's answer is let through when the record is through ([`gate`]). On restore the
-//! [`reader`] finds the last record in what was appended.
+//! [`reader`] finds the last record in what was appended. On the host the [`shelf`] makes sure that the
+//! record is in the file before libxl hears of success.
 //!
 //! # The record
 //! | bytes | what |
@@ -29,6 +30,7 @@ pub mod drain;
 pub mod gate;
 pub mod keeper;
 pub mod reader;
+pub mod shelf;
 
 use crc32fast::hash as crc32;
 

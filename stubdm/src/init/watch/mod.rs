@@ -174,6 +174,7 @@ impl Watch<'_> {
         self.hear_monitor();
         self.change_media();
         self.serve();
+        self.offer_file_again();
         self.tell(Event::Tick);
         while let Some(action) = self.machine.action() {
             self.act(action);

@@ -8,6 +8,7 @@ use tracing::warn;
 use super::Watch;
 use crate::error::one_line;
 use crate::proxy::local::{Local, Read};
+use crate::proxy::server::Server;
 use crate::qmp::client::{Client, Told};
 use crate::supervisor::Event;
 
@@ -52,7 +53,7 @@ impl Watch<'_> {
             events.push(match told {
                 Told::Ready => {
                     // Before anything else is asked: a toolstack may save as soon as it is served.
-                    if let Some(keeper) = &self.keeper {
+                    if let Some(keeper) = &mut self.keeper {
                         match keeper.offer(local, client) {
                             Ok(()) => self.asked.push_back(Asked::SaveFile),
                             Err(error) => warn!("QEMU gets no file to save to: {error}"),
@@ -107,6 +108,22 @@ impl Watch<'_> {
         if idle && self.started && drives.offer(local, client) {
             self.asked.push_back(Asked::Medium);
             self.again = true;
+        }
+    }
+
+    /// Gives QEMU the file to save to once more, if a save was refused.
+    pub(super) fn offer_file_again(&mut self) {
+        let keeper = self.server.as_mut().and_then(Server::keeper);
+        let keeper = keeper.filter(|keeper| self.started && keeper.is_to_be_offered());
+        let (Some(keeper), Some((local, client))) = (keeper, &mut self.monitor) else {
+            return;
+        };
+        self.again = true;
+        if client.to_send().is_empty() {
+            match keeper.offer(local, client) {
+                Ok(()) => self.asked.push_back(Asked::SaveFile),
+                Err(error) => warn!("QEMU gets no file to save to: {error}"),
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
 //!
 //! The caged half may be anybody's by now. All it can have done is what [`Order`] names: connect to
-//! this stubdomain's vchan, close it, write to it, read from it, and say numbers that the host's people may read. One that breaks the rules of the
+//! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and say numbers that the
+//! host's people may read. One that breaks the rules of the
 //! [`wire`](super::wire) is refused any more.
 
 use std::collections::VecDeque;
@@ -159,6 +160,16 @@ impl<C: Connect> Carrier<C> {
                     board.tell(&counters);
                 }
                 Ok(())
+            }
+            Order::Stored => {
+                let stored = match &mut self.link {
+                    Some(link) => self.connect.stored(link),
+                    None => Err("the device model is gone".to_owned()),
+                };
+                let stored = stored.map_err(|why| one_line(&why));
+                self.tell(Notice::Stored(
+                    stored.as_ref().map(drop).map_err(|why| why.as_str()),
+                ))
             }
             Order::Took => {
                 // What was lent before the vchan was closed is forgotten on both sides.

@@ -54,6 +54,10 @@ impl Connect for RemoteConnect {
     fn may_come(&mut self) -> bool {
         self.may_come
     }
+
+    fn stored(&mut self, link: &mut Remote) -> Result<(), String> {
+        link.stored()
+    }
 }
 
 /// One connection of the carrier's. Dropping it closes that.
@@ -72,6 +76,7 @@ pub struct Remote {
     /// Something was sent since it was last known that nothing is unread.
     unsure: bool,
     unread: Option<u32>,
+    stored: Option<Result<(), String>>,
     lost: Option<Result<(), String>>,
 }
 
@@ -86,7 +91,29 @@ impl Remote {
             credit: WINDOW,
             unsure: false,
             unread: None,
+            stored: None,
             lost: None,
+        }
+    }
+
+    /// Asks the carrier whether the saved state is where it has to be.
+    fn stored(&mut self) -> Result<(), String> {
+        self.stored = None;
+        if self.wire.send(&Order::Stored.encode()).is_err() {
+            return Err(carrier_is_gone().to_string());
+        }
+        self.wait(|this| this.stored.is_some());
+        let gone = || Err("the device model went away".to_owned());
+        self.stored.take().unwrap_or_else(gone)
+    }
+
+    /// Hears what the carrier says until that is so, or the vchan is lost.
+    fn wait(&mut self, answered: impl Fn(&Self) -> bool) {
+        while !answered(self) && self.lost.is_none() {
+            match self.wire.wait(None) {
+                Ok(Some(message)) => self.hear(&message),
+                _ => self.lost = Some(Err(carrier_is_gone().to_string())),
+            }
         }
     }
 
@@ -95,6 +122,7 @@ impl Remote {
             Some(Notice::Bytes(bytes)) => self.inbox.push_back(bytes.to_vec()),
             Some(Notice::Took) => self.credit += HALF,
             Some(Notice::Unread(count)) => self.unread = Some(count),
+            Some(Notice::Stored(stored)) => self.stored = Some(stored.map_err(str::to_owned)),
             Some(Notice::Lost { ended: true, .. }) => self.lost = Some(Ok(())),
             Some(Notice::Lost { why, .. }) => self.lost = Some(Err(why.to_owned())),
             Some(Notice::Up | Notice::Down { .. }) | None => {}
@@ -196,12 +224,7 @@ impl Transport for Remote {
         if self.wire.send(&Order::Unread.encode()).is_err() {
             return 0;
         }
-        while self.unread.is_none() && self.lost.is_none() {
-            match self.wire.wait(None) {
-                Ok(Some(message)) => self.hear(&message),
-                _ => self.lost = Some(Err(carrier_is_gone().to_string())),
-            }
-        }
+        self.wait(|this| this.unread.is_some());
         // Nobody is left who could take them.
         let count = self.unread.filter(|_| self.lost.is_none()).unwrap_or(0);
         self.unsure = count > 0;

@@ -63,6 +63,10 @@ impl Connect for Pipes {
     fn may_come(&mut self) -> bool {
         false
     }
+
+    fn stored(&mut self, _: &mut Pipe) -> Result<(), String> {
+        Err("cut\nshort".to_owned())
+    }
 }
 
 fn carrier(streams: Vec<UnixStream>) -> (Carrier<Pipes>, Wire) {
@@ -162,6 +166,30 @@ fn what_the_far_end_said_last_is_heard_before_its_end() {
     assert_eq!(said, b"last words");
     assert_eq!(remote.peer().unwrap(), Peer::Gone);
     assert!(remote.try_write(b"x").is_err());
+}
+
+#[test]
+fn a_look_at_the_saved_state_is_the_carriers_and_loses_no_byte() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    far.write_all(b"for a client").unwrap();
+    let (thread, wire) = working(vec![near]);
+    let mut connect = RemoteConnect::new(Arc::new(wire));
+    let mut remote = connect.connect().unwrap();
+    for _ in 0..3 {
+        assert_eq!(connect.stored(&mut remote), Err("cut short".to_owned()));
+    }
+    let mut buffer = [0; 16];
+    let heard = loop {
+        match remote.try_read(&mut buffer) {
+            Ok(count) => break &buffer[..count],
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+        sleep(&[(remote.poll_fd(), PollFlags::POLLIN)], None).unwrap();
+    };
+    assert_eq!(heard, b"for a client");
+    drop(far);
+    drop((remote, connect));
+    assert_eq!(thread.join().unwrap(), io::ErrorKind::UnexpectedEof);
 }
 
 /// Turns until the carrier has had enough.

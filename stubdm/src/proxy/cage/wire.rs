@@ -40,6 +40,8 @@ pub enum Order<'a> {
     Took,
     /// What was counted so far, for the host's people to read; once a second at most.
     Counted(Counters),
+    /// Is the saved state where the toolstack looks for it? Answered with [`Notice::Stored`].
+    Stored,
 }
 
 /// From the carrier to the caged half.
@@ -67,6 +69,8 @@ pub enum Notice<'a> {
     Unread(u32),
     /// [`HALF`] messages of bytes were taken.
     Took,
+    /// The answer to [`Order::Stored`]: it is, or why not.
+    Stored(Result<(), &'a str>),
 }
 
 impl<'a> Order<'a> {
@@ -84,6 +88,7 @@ impl<'a> Order<'a> {
                 let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
                 tagged(b'n', &bytes)
             }
+            Self::Stored => vec![b's'],
         }
     }
 
@@ -106,6 +111,7 @@ impl<'a> Order<'a> {
                 }
                 Self::Counted(Counters::from_numbers(numbers))
             }
+            [b's'] => Self::Stored,
             _ => return None,
         })
     }
@@ -121,6 +127,8 @@ impl<'a> Notice<'a> {
             Self::Lost { ended, why } => told(if ended { b'l' } else { b'L' }, why),
             Self::Unread(count) => tagged(b'n', &count.to_ne_bytes()),
             Self::Took => vec![b't'],
+            Self::Stored(Ok(())) => vec![b's'],
+            Self::Stored(Err(why)) => told(b'S', why),
         }
     }
 
@@ -141,6 +149,8 @@ impl<'a> Notice<'a> {
             },
             b'n' => Self::Unread(u32::from_ne_bytes(rest.try_into().ok()?)),
             b't' => Self::Took,
+            b's' => Self::Stored(Ok(())),
+            b'S' => Self::Stored(Err(why)),
             _ => return None,
         })
     }
@@ -266,6 +276,7 @@ mod tests {
                 longest_us: u64::MAX,
                 ..Counters::default()
             }),
+            Order::Stored,
         ] {
             assert_eq!(Order::decode(&order.encode()), Some(order));
         }
@@ -282,6 +293,8 @@ mod tests {
             },
             Notice::Unread(77),
             Notice::Took,
+            Notice::Stored(Ok(())),
+            Notice::Stored(Err("cut short")),
         ] {
             assert_eq!(Notice::decode(&notice.encode()), Some(notice));
         }

@@ -144,6 +144,45 @@ fn libxls_conversation() {
 }
 
 #[test]
+fn a_save_is_answered_after_a_look_at_the_state() {
+    let save = r#"{"execute":"xen-save-devices-state","id":9,"arguments":{"live":true,"filename":"/dev/fdset/1"}}"#;
+    let (mut bench, client) = Bench::talking();
+    for (outcome, word) in [
+        (Ok(()), "{\"return\":{},\"id\":9}\r\n"),
+        (Err("it is cut\nshort".to_owned()), "it is cut short"),
+    ] {
+        assert_eq!(bench.say(client, save), "");
+        let id = bench.id();
+        assert!(!bench.exchange.has_saved());
+        bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
+        assert!(bench.exchange.has_saved());
+        assert_eq!(bench.told(client), "");
+        bench.exchange.stored(&outcome, bench.now);
+        let told = bench.told(client);
+        assert!(
+            told.contains(word) && told.ends_with("\"id\":9}\r\n"),
+            "{told}"
+        );
+        assert_eq!(told.contains("GenericError"), outcome.is_err());
+        assert!(!bench.exchange.has_saved());
+    }
+    // QEMU's own refusal has nothing to be looked at; a client that left is not told, but its record counts.
+    bench.say(client, save);
+    let id = bench.id();
+    bench.qemu(&format!(
+        r#"{{"error": {{"class": "GenericError", "desc": "no"}}, "id": "{id}"}}"#
+    ));
+    assert!(!bench.exchange.has_saved() && bench.told(client).contains("\"no\""));
+    bench.say(client, save);
+    let id = bench.id();
+    bench.exchange.client_gone(client, bench.now);
+    bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
+    assert!(bench.exchange.has_saved());
+    bench.exchange.stored(&Ok(()), bench.now);
+    assert!(!bench.exchange.has_saved());
+}
+
+#[test]
 fn capabilities_come_first_and_once_as_with_qemu() {
     let mut bench = Bench::new();
     let client = bench.exchange.client_arrived(bench.now);

@@ -3,13 +3,15 @@
 //! The guest counts its seconds and reads a mark back from its disk each second: a state that is stale or cut
 //! would show in its lines, or would not let it go on at all.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::guest::{Guest, LOG, NAME, diagnosis};
 use crate::job::Exit;
+use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, outcome};
 
@@ -29,7 +31,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     test("stubdom/save_and_restore", save_and_restore);
     test("stubdom/migrated_to_the_same_host", migrated);
     test("stubdom/saved_three_times", saved_three_times);
-    test("stubdom/save_to_a_full_disk", save_to_a_full_disk);
+    test("stubdom/saves_that_fail", saves_that_fail);
 }
 
 /// The second the guest says it lives, its disk being what it wrote.
@@ -141,31 +143,78 @@ fn saved_three_times(world: &World) -> Result<()> {
     guest.destroy()
 }
 
-/// The save fails after QEMU's part of it is done; the guest runs on and is saved by the next one.
-fn save_to_a_full_disk(world: &World) -> Result<()> {
-    const SMALL: &str = "/tmp/small";
+/// A small disk on a folder of dom0's.
+struct Small(&'static str);
+
+impl Small {
+    fn mount(folder: &'static str) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let (tmpfs, none) = (Some("tmpfs"), MsFlags::empty());
+        mount(tmpfs, folder, tmpfs, none, Some("size=4m")).context(folder)?;
+        Ok(Self(folder))
+    }
+
+    /// Takes all its room. What is begun of a page is still there for the file it is of.
+    fn fill(&self) -> Result<()> {
+        let mut filler = File::create(self.filler())?;
+        while filler.write_all(&[1; 4096]).is_ok() {}
+        Ok(())
+    }
+
+    fn filler(&self) -> String {
+        format!("{}/filler", self.0)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // What is still open in it, by a process on its way out, goes with that.
+        let _ = umount2(self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Saves that fail in three ways. After each the guest goes on; at last it is saved and restored.
+fn saves_that_fail(world: &World) -> Result<()> {
+    let folder = Small::mount("/var/lib/xen")?;
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
-    fs::create_dir_all(SMALL)?;
-    mount(
-        Some("tmpfs"),
-        SMALL,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("size=4m"),
-    )?;
-    let failed = outcome(&["xl", "save", NAME, "/tmp/small/hvm.save"]);
-    umount(SMALL)?;
-    fs::remove_dir(SMALL)?;
-    let (exit, lines) = failed?;
-    ensure!(
-        exit != Exit::Status(0),
-        "128 MiB fit into 4 MiB: {}",
-        lines.join("\n")
-    );
+
+    // After the device model's part of it is done: the image's own disk is full.
+    let small = Small::mount("/tmp/small")?;
+    before = fails(&mut guest, before, "/tmp/small/hvm.save")?;
+    drop(small);
+    fs::remove_dir("/tmp/small")?;
+
+    // The state does not fit where libxl takes it from, and QEMU knows nothing of that.
+    folder.fill()?;
+    before = fails(&mut guest, before, IMAGE)?;
+    fs::remove_file(folder.filler())?;
+
+    // QEMU refuses: its file was taken from it.
+    let set = serde_json::json!({"fdset-id": 1});
+    Qmp::connect(guest.socket())?.execute("remove-fd", Some(set))?;
+    before = fails(&mut guest, before, IMAGE)?;
+
+    command(&["xl", "save", "-c", NAME, IMAGE])?;
     before = goes_on(&mut guest, before)?;
     command(&["xl", "save", NAME, IMAGE])?;
     guest = restore(guest)?;
     goes_on(&mut guest, before)?;
+    let log = fs::read_to_string(LOG)?;
+    ensure!(
+        log.contains("that of save number 4"),
+        "another state was taken:\n{log}"
+    );
     guest.destroy()
+}
+
+/// The save fails and the guest goes on.
+fn fails(guest: &mut Guest, before: u32, image: &str) -> Result<u32> {
+    let (exit, lines) = outcome(&["xl", "save", NAME, image])?;
+    let said = lines.join("\n");
+    ensure!(
+        exit != Exit::Status(0),
+        "saved, though it cannot be: {said}"
+    );
+    goes_on(guest, before).with_context(|| format!("after a save that failed:\n{said}"))
 }
