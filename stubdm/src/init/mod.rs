@@ -214,7 +214,10 @@ fn stubdomain(
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
     let keeper = power::is_init().then(outgoing).flatten();
-    let mut inherited = Vec::from_iter(incoming::prepare(&mut argv, &store)?);
+    let (pipe, outcome) = incoming::prepare(&mut argv, &store)?
+        .map(|incoming| (incoming.pipe, incoming.outcome))
+        .unzip();
+    let mut inherited = Vec::from_iter(pipe);
     for port in ports {
         argv.set_tap(&port.netdev, port.end.as_raw_fd());
         inherited.push(port.end);
@@ -223,7 +226,8 @@ fn stubdomain(
     let _serial_ports = power::is_init().then(|| serial_ports(&argv.serial_ttys()));
     let confined = || confine::prepare(&argv, options.qemu_root);
     let user = power::is_init().then(confined).flatten();
-    let launch = qemu::launch_in(directory, &options.qemu, argv, inherited, user)?;
+    let mut launch = qemu::launch_in(directory, &options.qemu, argv, inherited, user)?;
+    launch.incoming = outcome;
     let world = watch::World {
         xen: &xen,
         store: &store,

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use tracing::{debug, info};
 
 use super::confine::User;
+use super::incoming::Outcome;
 use crate::dmargv::DmArgv;
 use crate::error::{Context, Result};
 use crate::proxy::local::Local;
@@ -59,6 +60,8 @@ pub struct Launch {
     pub monitor: UnixListener,
     /// Where it listens for the toolstack's.
     pub toolstack: PathBuf,
+    /// What becomes of the state it is to load, if there is one.
+    pub incoming: Option<Outcome>,
 }
 
 /// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`, as
@@ -126,6 +129,7 @@ pub fn launch_in(
         output,
         monitor,
         toolstack,
+        incoming: None,
     })
 }
 

@@ -26,6 +26,7 @@ use xen_sys::Xen;
 
 use super::cdrom::Drives;
 use super::guest::Guest;
+use super::incoming::Outcome;
 use super::qemu::Launch;
 use super::report::Report;
 use super::{InitOptions, confine, power, privcmd};
@@ -91,6 +92,7 @@ pub fn over(
         monitor: None,
         asked: VecDeque::new(),
         drives,
+        incoming: launch.incoming,
         keeper,
         toolstack: launch.toolstack,
         server: None,
@@ -129,6 +131,8 @@ struct Watch<'a> {
     /// The commands that are not answered yet.
     asked: VecDeque<Asked>,
     drives: Option<Drives>,
+    /// Until it is known what became of the state.
+    incoming: Option<Outcome>,
     /// Here until the vchan's server has it.
     keeper: Option<Keeper>,
     toolstack: PathBuf,
@@ -152,6 +156,9 @@ impl Watch<'_> {
         if let Some((local, client)) = &self.monitor {
             interests.extend(local.interest(true, !client.to_send().is_empty()));
         }
+        if let Some(incoming) = &self.incoming {
+            interests.extend(incoming.interest());
+        }
         if let Some(drives) = &self.drives {
             interests.push((drives.as_fd(), PollFlags::POLLIN));
         }
@@ -172,6 +179,7 @@ impl Watch<'_> {
         self.hear_words();
         self.reap()?;
         self.hear_monitor();
+        self.hear_incoming();
         self.change_media();
         self.serve();
         self.offer_file_again();
@@ -180,6 +188,17 @@ impl Watch<'_> {
             self.act(action);
         }
         Ok(())
+    }
+
+    /// A saved state that is of no use is the end: QEMU would wait for it for ever.
+    fn hear_incoming(&mut self) {
+        let told = self.incoming.as_mut().and_then(Outcome::told);
+        if let Some(told) = told {
+            self.incoming = None;
+            if let Err(why) = told {
+                self.tell(Event::Failed(format!("restoring: {why}")));
+            }
+        }
     }
 
     fn hear_signals(&mut self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! All tests on real Xen, in the order they run: those that share a domU stand together.
 
+mod altered;
 mod badinput;
 mod cdrom;
 mod clients;

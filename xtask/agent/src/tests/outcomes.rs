@@ -82,8 +82,21 @@ fn does_not_start(world: &World) -> Result<()> {
 
 /// Starts the guest with one line more of configuration. Its stubdomain has to end, with a reason in which `words` are QEMU's.
 fn fails(store: &Store, more: &str, words: &str) -> Result<()> {
+    let said = does_not_run(store, &["xl", "create", CONFIG, more])?;
+    ensure!(
+        said.starts_with("error: QEMU ended with status 1; its last words: ")
+            && said.contains(words),
+        "the store says {said}"
+    );
+    let log = fs::read_to_string(LOG).context(LOG)?;
+    ensure!(log.contains(&said), "the log does not say `{said}`");
+    Ok(())
+}
+
+/// Has `xl` make a guest whose stubdomain ends before it is running; gives the reason in the store.
+pub(super) fn does_not_run(store: &Store, xl: &[&str]) -> Result<String> {
     let changes = store.watch("/local/domain")?;
-    let mut create = start_local(&["xl", "create", CONFIG, more])?;
+    let mut create = start_local(xl)?;
     let deadline = soon();
     let said = loop {
         let event = changes
@@ -97,17 +110,11 @@ fn fails(store: &Store, more: &str, words: &str) -> Result<()> {
             break store.read_str(&event.path)?;
         }
     };
-    ensure!(
-        said.starts_with("error: QEMU ended with status 1; its last words: ")
-            && said.contains(words),
-        "the store says {said}"
-    );
     state_of(STUB, 'c')?;
-    let log = fs::read_to_string(LOG).context(LOG)?;
-    ensure!(log.contains(&said), "the log does not say `{said}`");
     // libxl would wait for the word `running` until its 30 seconds are over.
     create.kill(Signal::SIGKILL)?;
-    create.exit(soon()).map(drop)
+    create.exit(soon())?;
+    Ok(said)
 }
 
 /// Waits until a domain's state, as `xl list` shows it, has this letter.

@@ -9,6 +9,7 @@ use std::io::Write as _;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::altered;
 use crate::guest::{Guest, LOG, NAME, diagnosis};
 use crate::job::Exit;
 use crate::qmp::Qmp;
@@ -36,7 +37,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 /// The second the guest says it lives, its disk being what it wrote.
 pub(super) fn second(guest: &mut Guest) -> Result<u32> {
-    let line = guest.says("xen-guest: alive second=")?;
+    // Whatever the guest is.
+    let line = guest.says("-guest: alive second=")?;
     ensure!(line.contains("disk=ok"), "the guest says: {line}");
     let number = line.split_whitespace().next().context("no second")?;
     Ok(number.parse()?)
@@ -51,21 +53,26 @@ pub(super) fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
     Ok(now)
 }
 
-/// The guest was saved by `xl save`, and is gone; brings it back.
+/// The guest was saved by `xl save`, and goes; brings it back.
 pub(super) fn restore(guest: Guest) -> Result<Guest> {
     guest.has_left()?;
     command(&["xl", "restore", IMAGE])?;
     Guest::running()
 }
 
+/// Twice, and the second time only after the state was altered in several ways, each of which is refused.
 fn save_and_restore(world: &World) -> Result<()> {
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
-    for _ in 0..2 {
-        command(&["xl", "save", NAME, IMAGE])?;
-        guest = restore(guest)?;
-        before = goes_on(&mut guest, before)?;
-    }
+    command(&["xl", "save", NAME, IMAGE])?;
+    guest = restore(guest)?;
+    before = goes_on(&mut guest, before)?;
+    command(&["xl", "save", NAME, IMAGE])?;
+    guest.has_left()?;
+    altered::states_are_refused(&world.store)?;
+    command(&["xl", "restore", IMAGE])?;
+    guest = Guest::running()?;
+    goes_on(&mut guest, before)?;
     let log = fs::read_to_string(LOG)?;
     ensure!(
         log.contains("that of save number 1"),
@@ -143,6 +150,9 @@ fn saved_three_times(world: &World) -> Result<()> {
     guest.destroy()
 }
 
+/// What the host's proxy says.
+const PROXY_LOG: &str = "/var/log/xen/qmp-proxy-hvm-dm.log";
+
 /// A small disk on a folder of dom0's.
 struct Small(&'static str);
 
@@ -189,6 +199,11 @@ fn saves_that_fail(world: &World) -> Result<()> {
     folder.fill()?;
     before = fails(&mut guest, before, IMAGE)?;
     fs::remove_file(folder.filler())?;
+    let said = fs::read_to_string(PROXY_LOG).context(PROXY_LOG)?;
+    ensure!(
+        said.contains("the guest is not saved: /var/lib/xen/qemu-save."),
+        "the proxy does not say why:\n{said}"
+    );
 
     // QEMU refuses: its file was taken from it.
     let set = serde_json::json!({"fdset-id": 1});
