@@ -10,10 +10,13 @@ use super::outcomes::does_not_run;
 use super::save::IMAGE;
 use crate::guest::{LOG, destroy_leftover, diagnosis};
 
+/// Changes libxl's record, in which the state begins at that byte.
+type Alteration = fn(&mut Vec<u8>, usize);
+
 /// Restores the image, which nobody has changed yet, with each alteration, and leaves it as it was.
 pub(super) fn states_are_refused(store: &Store) -> Result<()> {
     let image = Image::open()?;
-    let alterations: [(&str, fn(&mut Vec<u8>, usize)); 3] = [
+    let alterations: [(&str, Alteration); 3] = [
         ("altered on its way", |body, state| body[state + 1000] ^= 4),
         ("cut short", |body, state| body.truncate(state + 1000)),
         // An older one behind it.

@@ -189,13 +189,8 @@ fn saves_that_fail(world: &World) -> Result<()> {
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
 
-    // After the device model's part of it is done: the image's own disk is full.
-    let small = Small::mount("/tmp/small")?;
-    before = fails(&mut guest, before, "/tmp/small/hvm.save")?;
-    drop(small);
-    fs::remove_dir("/tmp/small")?;
-
-    // The state does not fit where libxl takes it from, and QEMU knows nothing of that.
+    // The state does not fit where libxl takes it from, and QEMU knows nothing of that. No state is there yet whose room
+    // this one could have.
     folder.fill()?;
     before = fails(&mut guest, before, IMAGE)?;
     fs::remove_file(folder.filler())?;
@@ -204,6 +199,12 @@ fn saves_that_fail(world: &World) -> Result<()> {
         said.contains("the guest is not saved: /var/lib/xen/qemu-save."),
         "the proxy does not say why:\n{said}"
     );
+
+    // After the device model's part of it is done: the image's own disk is full.
+    let small = Small::mount("/tmp/small")?;
+    before = fails(&mut guest, before, "/tmp/small/hvm.save")?;
+    drop(small);
+    fs::remove_dir("/tmp/small")?;
 
     // QEMU refuses: its file was taken from it.
     let set = serde_json::json!({"fdset-id": 1});
