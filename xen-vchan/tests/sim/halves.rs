@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use xen_vchan::{Channel, Error};
 
@@ -145,6 +147,46 @@ fn a_corked_writer_that_fills_the_ring_does_not_deadlock() {
         assert_eq!(got, bytes(0, 50_000));
     });
     drop((server, client));
+    world.end();
+}
+
+/// One of them sleeps in the kernel, the other behind it; what comes is for both.
+#[test]
+fn whoever_sleeps_behind_the_other_half_is_woken_too() {
+    let (world, server, mut client) = ready(4096, 4096);
+    let (mut rx, mut tx) = server.split();
+    rx.set_spin(Duration::ZERO);
+    tx.set_spin(Duration::ZERO);
+    while tx.try_write(&[0; 4096]).is_ok() {}
+    let (tell, sleepers) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let me = || std::fs::read_link("/proc/thread-self").unwrap();
+        let also = tell.clone();
+        let reader = scope.spawn(move || {
+            tell.send(me()).unwrap();
+            rx.read_deadline(&mut [0], soon())
+        });
+        let writer = scope.spawn(move || {
+            also.send(me()).unwrap();
+            tx.write_deadline(&[1], soon())
+        });
+        for _ in 0..2 {
+            let stat = Path::new("/proc")
+                .join(sleepers.recv().unwrap())
+                .join("stat");
+            while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+                std::thread::yield_now();
+            }
+        }
+        client.write_all(&[1]).unwrap();
+        let mut read = 0;
+        while read < 4097 {
+            read += client.read(&mut [0; 4097]).unwrap();
+        }
+        assert_eq!(reader.join().unwrap().unwrap(), 1);
+        assert_eq!(writer.join().unwrap().unwrap(), 1);
+    });
+    drop(client);
     world.end();
 }
 
