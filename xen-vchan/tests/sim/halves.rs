@@ -178,6 +178,7 @@ fn whoever_sleeps_behind_the_other_half_is_woken_too() {
                 std::thread::yield_now();
             }
         }
+        let begin = Instant::now();
         client.write_all(&[1]).unwrap();
         let mut read = 0;
         while read < 4097 {
@@ -185,6 +186,8 @@ fn whoever_sleeps_behind_the_other_half_is_woken_too() {
         }
         assert_eq!(reader.join().unwrap().unwrap(), 1);
         assert_eq!(writer.join().unwrap().unwrap(), 1);
+        // Half of what `soon` is: by then nobody's own deadline has passed.
+        assert!(begin.elapsed() < Duration::from_secs(10), "not woken");
     });
     drop(client);
     world.end();
