@@ -201,6 +201,8 @@ impl Disk {
         let room = self.aligned(bytes.len() / SECTOR);
         room.copy_from_slice(bytes);
         file.write_all_at(room, (first * SECTOR) as u64)
-            .context("writing the disk")
+            .context("writing the disk")?;
+        // The device model may keep what it was given until it is told to flush.
+        file.sync_data().context("flushing the disk")
     }
 }

@@ -9,6 +9,7 @@ mod devices;
 mod evtchn;
 mod gnttab;
 pub(crate) mod hostile;
+mod linux;
 mod outcomes;
 mod policy;
 mod privcmd;
@@ -56,6 +57,7 @@ pub(crate) fn all() -> Vec<Test> {
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
     save::add(&mut tests);
+    linux::add(&mut tests);
     cdrom::add(&mut tests);
     policy::add(&mut tests);
     devices::add(&mut tests);

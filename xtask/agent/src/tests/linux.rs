@@ -1,0 +1,116 @@
+//! Linux as the guest: it boots from the disk that the stubdomain's QEMU emulates, to its own userland there, and is saved
+//! and restored with it.
+//!
+//! What the guest reads is what the test wrote into the disk's file in dom0, and what the guest writes is looked up there.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+
+use super::save::{IMAGE, goes_on, restore, second};
+use crate::guest::{Guest, NAME, diagnosis};
+use crate::linux::{DATA_SECTORS, SECTOR, data, sum};
+use crate::suite::{Needs, Test};
+use crate::world::{World, command};
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    tests.push(Test::new(
+        "stubdom/linux_from_the_emulated_disk",
+        Needs::Dom0,
+        |world| {
+            let disk = Disk::make()?;
+            let result = from_the_emulated_disk(world, &disk).with_context(diagnosis);
+            let _ = fs::remove_file(IMAGE);
+            disk.remove().and(result)
+        },
+    ));
+}
+
+/// The guest's disk: a file, on a loop device.
+struct Disk {
+    device: String,
+    /// The sum of the data in it.
+    sum: u32,
+    /// Where the data begins, in bytes.
+    at: u64,
+}
+
+/// The loader, the initramfs and the userland; the kernel follows.
+const HEAD: &str = "/boot/linux.img";
+const KERNEL: &str = "/boot/vmlinuz";
+const FILE: &str = "/tmp/linux.img";
+
+impl Disk {
+    fn make() -> Result<Self> {
+        let mut head = fs::read(HEAD).with_context(|| HEAD.to_owned())?;
+        // The second entry of the partition table.
+        let first: [u8; 4] = head[446 + 16 + 8..][..4].try_into()?;
+        let at = u64::from(u32::from_le_bytes(first)) * SECTOR as u64;
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
+        let data = data(seed);
+        head[usize::try_from(at)?..][..data.len()].copy_from_slice(&data);
+        let mut file = File::create(FILE)?;
+        file.write_all(&head)?;
+        std::io::copy(&mut File::open(KERNEL)?, &mut file)?;
+        let free = command(&["losetup", "-f"])?;
+        let device = free.first().context("no loop device")?.trim().to_owned();
+        command(&["losetup", &device, FILE])?;
+        Ok(Self {
+            device,
+            sum: sum(&data),
+            at,
+        })
+    }
+
+    fn remove(&self) -> Result<()> {
+        command(&["losetup", "-d", &self.device])?;
+        Ok(fs::remove_file(FILE)?)
+    }
+
+    /// Whether the sector behind the data holds the stamp of this second of the guest's or a later one.
+    fn has_stamp(&self, second: u32) -> Result<bool> {
+        // The loop device's own pages are not the file's: what was written there has to be passed on first.
+        File::open(&self.device)?.sync_all()?;
+        let mut stamp = [0; SECTOR];
+        let at = self.at + (DATA_SECTORS * SECTOR) as u64;
+        File::open(FILE)?.read_exact_at(&mut stamp, at)?;
+        Ok((second..second + 100).any(|later| data(later)[..SECTOR] == stamp))
+    }
+}
+
+fn from_the_emulated_disk(world: &World, disk: &Disk) -> Result<()> {
+    let disks = format!(
+        "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target={}\"]",
+        disk.device
+    );
+    let mut guest = Guest::create_with(&world.store, &[&disks])?;
+    let seen = (|| -> Result<u32> {
+        let userland = guest.says("linux-guest: userland on ")?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        // dom0's kernel and the guest's are the same file.
+        let wanted = format!(
+            "/dev/sda1 (romfs), disk driver ata_piix, kernel {}",
+            kernel.trim()
+        );
+        ensure!(userland == wanted, "the guest's userland: {userland}");
+        let data = guest.says("linux-guest: data ")?;
+        let wanted = format!("sum=0x{:08x} sectors={DATA_SECTORS}", disk.sum);
+        ensure!(data == wanted, "the guest's data: {data}, not {wanted}");
+        second(&mut guest)
+    })()?;
+    ensure!(
+        disk.has_stamp(seen)?,
+        "what the guest wrote is not in {FILE}"
+    );
+    command(&["xl", "save", NAME, IMAGE])?;
+    guest = restore(guest)?;
+    let later = goes_on(&mut guest, seen)?;
+    ensure!(
+        disk.has_stamp(later)?,
+        "after restoring, nothing reaches {FILE}"
+    );
+    guest.destroy()
+}
