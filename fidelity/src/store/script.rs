@@ -15,6 +15,8 @@
 //! g ! 200 MKDIR /g/#| => ...               so many requests, whatever comes of them
 //! 1 <sim ERROR EINVAL|        this line on the simulated host only
 //! 1 <real ERROR ENOENT|       and this on a real one
+//! 1 <4.17 ERROR ENOENT|       of Xen before 4.20
+//! 1 <4.20 ERROR EINVAL|       of Xen 4.20 or later
 //! ```
 //!
 //! `/r` stands for a folder of the rule's own, `/g` for one of the guest's, `@G` for its number, `{x*9}` for nine times `x`, and
@@ -101,11 +103,8 @@ pub(crate) fn play(
         let (Some(name), Some(what)) = (words.next(), words.next()) else {
             return Err(format!("not a line of a script: {line}"));
         };
-        let what = match (what.strip_suffix("sim"), what.strip_suffix("real")) {
-            (None, None) => what,
-            (Some(what), _) if kind == Kind::Simulated => what,
-            (_, Some(what)) if kind == Kind::Real => what,
-            _ => continue,
+        let Some(what) = here(what, kind) else {
+            continue;
         };
         let rest = expand(words.next().unwrap_or_default(), number);
         if !conns.contains_key(name) {
@@ -166,6 +165,32 @@ pub(crate) fn play(
     }
     drop(conns);
     cleaner.clean(guest)
+}
+
+/// A line's sign without the host it is for; `None` if that is another.
+fn here(sign: &str, kind: Kind) -> Option<&str> {
+    let (real, newer) = (kind == Kind::Real, || minor() >= 20);
+    let hosts = [
+        ("sim", !real),
+        ("real", real),
+        ("4.17", real && !newer()),
+        ("4.20", real && newer()),
+    ];
+    let found = hosts
+        .iter()
+        .find_map(|(host, is)| Some((sign.strip_suffix(host)?, *is)));
+    match found {
+        Some((sign, is)) => is.then_some(sign),
+        None => Some(sign),
+    }
+}
+
+/// The minor number of this host's Xen 4, as Linux tells it; 0 where it does not.
+fn minor() -> u32 {
+    let told = std::fs::read_to_string("/sys/hypervisor/version/minor");
+    told.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn matches(got: &str, expect: &str) -> bool {

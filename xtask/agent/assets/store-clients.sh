@@ -43,7 +43,8 @@ run xenstore-read ''
 run xenstore-read '@releaseDomain'
 run xenstore-read xen-testbed-relative
 long=$(printf '%1000s' '' | tr ' ' a)
-run xenstore-write $T/$long$long$long x
+# From 4.20 on the length of a path is a quota, which xenstored does not apply to dom0; ours is like 4.17's.
+grep -q 4.17 /etc/xen/release && run xenstore-write $T/$long$long$long x
 run xenstore-write $T/$long x
 run xenstore-read $T/$long
 run xenstore-rm $T/$long
