@@ -6,6 +6,8 @@
 
 #[path = "../fuzz/entry/console.rs"]
 mod console;
+#[path = "../fuzz/entry/ends.rs"]
+mod ends;
 #[path = "../fuzz/entry/filter.rs"]
 mod filter;
 #[path = "../../xen-vchan/fuzz/harness.rs"]

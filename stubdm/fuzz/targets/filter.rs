@@ -1,6 +1,8 @@
 //! A proxy that filters, with hostile clients and a hostile QEMU.
 #![cfg_attr(fuzzing, no_main)]
 
+#[path = "../entry/ends.rs"]
+mod ends;
 #[path = "../entry/filter.rs"]
 mod filter;
 #[path = "../entry/input.rs"]
