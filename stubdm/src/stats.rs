@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The folder of these files.
 pub const FOLDER: &str = "/run/stubdm";
@@ -29,8 +30,22 @@ const SUM: usize = 9;
 /// How often it is rewritten at most.
 const PACE: Duration = Duration::from_secs(1);
 
-/// What is counted. All counters begin with the process that libxl knows.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+/// What is counted. All counters begin with the process that libxl knows. As bytes, on the way from one process of the proxy to the
+/// other, they are what they are in memory.
+#[repr(C)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Deserialize,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    PartialEq,
+    Eq,
+    Serialize,
+)]
 #[serde(deny_unknown_fields, default)]
 pub struct Counters {
     /// Clients that were accepted.
@@ -79,61 +94,20 @@ impl Counters {
         self.longest_us = self.longest_us.max(self.latency_us);
     }
 
-    /// As numbers in a row, for the way from one process to another.
-    pub fn to_numbers(&self) -> [u64; NUMBERS] {
-        [
-            self.sessions,
-            self.answered,
-            self.denied,
-            self.failed,
-            self.refused,
-            self.dropped,
-            self.latency_us,
-            self.longest_us,
-        ]
-    }
-
-    /// The reverse of [`Counters::to_numbers`].
-    pub fn from_numbers(numbers: [u64; NUMBERS]) -> Self {
-        let [
-            sessions,
-            answered,
-            denied,
-            failed,
-            refused,
-            dropped,
-            latency_us,
-            longest_us,
-        ] = numbers;
-        Self {
-            sessions,
-            answered,
-            denied,
-            failed,
-            refused,
-            dropped,
-            latency_us,
-            longest_us,
-        }
-    }
-
     /// What was counted before and what was counted since, by another process.
     fn after(&self, before: &Self) -> Self {
-        let (mut sum, before) = (self.to_numbers(), before.to_numbers());
-        for (sum, before) in sum.iter_mut().zip(before) {
-            *sum = sum.saturating_add(before);
-        }
-        let sum = Self::from_numbers(sum);
         Self {
+            sessions: self.sessions.saturating_add(before.sessions),
+            answered: self.answered.saturating_add(before.answered),
+            denied: self.denied.saturating_add(before.denied),
+            failed: self.failed.saturating_add(before.failed),
+            refused: self.refused.saturating_add(before.refused),
+            dropped: self.dropped.saturating_add(before.dropped),
             latency_us: self.latency_us,
-            longest_us: self.longest_us.max(before[NUMBERS - 1]),
-            ..sum
+            longest_us: self.longest_us.max(before.longest_us),
         }
     }
 }
-
-/// How many numbers counters are.
-pub const NUMBERS: usize = 8;
 
 /// Tells of counters at most once a second, and of the last change for certain.
 pub struct Teller {

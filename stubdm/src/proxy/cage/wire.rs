@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::event::sleep;
-use crate::stats::{Counters, NUMBERS};
+use crate::stats::Counters;
 
 /// The most bytes in one message.
 pub const CHUNK: usize = 3072;
@@ -83,11 +84,7 @@ impl<'a> Order<'a> {
             Self::Bytes(bytes) => tagged(b'b', bytes),
             Self::Unread => vec![b'u'],
             Self::Took => vec![b't'],
-            Self::Counted(counters) => {
-                let numbers = counters.to_numbers();
-                let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
-                tagged(b'n', &bytes)
-            }
+            Self::Counted(counters) => tagged(b'n', counters.as_bytes()),
             Self::Stored => vec![b's'],
         }
     }
@@ -101,16 +98,7 @@ impl<'a> Order<'a> {
             [b'b', bytes @ ..] if !bytes.is_empty() => Self::Bytes(bytes),
             [b'u'] => Self::Unread,
             [b't'] => Self::Took,
-            [b'n', bytes @ ..] => {
-                if bytes.len() != NUMBERS * 8 {
-                    return None;
-                }
-                let mut numbers = [0; NUMBERS];
-                for (number, word) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
-                    *number = u64::from_ne_bytes(word.try_into().ok()?);
-                }
-                Self::Counted(Counters::from_numbers(numbers))
-            }
+            [b'n', bytes @ ..] => Self::Counted(Counters::read_from_bytes(bytes).ok()?),
             [b's'] => Self::Stored,
             _ => return None,
         })
