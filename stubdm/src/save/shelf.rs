@@ -204,7 +204,11 @@ fn ending(file: &File, from: u64, ours: bool) -> io::Result<Ending> {
         for start in (0..count).filter(|start| begins(bytes, *start)) {
             let place = at + start as u64;
             seen |= ours || place == from;
-            match ending_at(file, place, size)? {
+            let here = match bytes.get(start..).and_then(<[u8]>::first_chunk) {
+                Some(header) => judge(header, place, size),
+                None => ending_at(file, place, size)?,
+            };
+            match here {
                 // Whatever looks like a record in what there is of this one is the guest's.
                 At::Cut => return Ok(Ending::Broken),
                 At::Last(record, header) => {
@@ -237,18 +241,22 @@ fn ending_at(file: &File, at: u64, size: u64) -> io::Result<At> {
         return Ok(At::Other);
     }
     file.read_exact_at(&mut header, at)?;
-    let Some(header) = Header::decode(&header) else {
-        return Ok(At::Other);
+    Ok(judge(&header, at, size))
+}
+
+fn judge(header: &[u8; HEADER], at: u64, size: u64) -> At {
+    let Some(header) = Header::decode(header) else {
+        return At::Other;
     };
     let end = at + HEADER as u64 + header.length;
     let number = header.number;
-    Ok(if end > size {
+    if end > size {
         At::Cut
     } else if size - end > u64::from(header.filler) {
         At::Other
     } else {
         At::Last(Record { at, end, number }, header)
-    })
+    }
 }
 
 /// Whether a record's first bytes are here, as many as there are.
