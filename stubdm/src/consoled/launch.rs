@@ -109,12 +109,8 @@ fn become_consoled(wanted: &Wanted) -> Result<()> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new(&own);
     command.arg("consoled").arg(wanted.domain.to_string());
-    for socket in [Some(&wanted.libxl), wanted.libxenstat.as_ref()] {
-        command.args(
-            socket
-                .iter()
-                .flat_map(|path| ["--qmp".as_ref(), path.as_os_str()]),
-        );
+    for socket in std::iter::once(&wanted.libxl).chain(&wanted.libxenstat) {
+        command.arg("--qmp").arg(socket);
     }
     let error = command.exec();
     Err(Failure::new(format_args!("{}: {error}", own.display())))

@@ -13,6 +13,7 @@ use xen_store::{Access, Store};
 use xen_sys::DomId;
 
 use super::output::Output;
+use super::sink::SAVE;
 
 /// Kinds of backends that dom0's kernel serves, by the names of their folders.
 const KERNELS: &[&str] = &["vbd", "vif", "pci"];
@@ -98,7 +99,6 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
 /// # Errors
 /// The store's.
 pub fn saves_to(store: &Store, domain: DomId) -> xen_store::Result<Option<PathBuf>> {
-    const SAVE: u32 = 1;
     let node = format!("/local/domain/{domain}/device/console/{SAVE}/output");
     let word = trusted(store, domain, &node)?.unwrap_or_default();
     Ok(match Output::parse(&word) {

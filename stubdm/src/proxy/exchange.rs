@@ -14,6 +14,7 @@
 //! client one answer that it has not taken yet, for a client is given no turn while more than
 //! [`BUFFER`] waits for it; at most 20 events a second. The limits are the policy's.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,8 +57,8 @@ pub struct Exchange {
     /// The client that was given the last turn.
     last: u64,
     absent: Option<Instant>,
-    /// Answers to saves, with whose they are.
-    saved: Vec<(Option<u64>, Reply)>,
+    /// Answers to saves, with whose they are, oldest first.
+    saved: VecDeque<(Option<u64>, Reply)>,
     audit: Audit,
     /// A client left since it was told how much was dropped: a flood makes no lines of its own.
     tells_dropped: bool,
@@ -76,7 +77,7 @@ impl Exchange {
             count: 0,
             last: 0,
             absent: None,
-            saved: Vec::new(),
+            saved: VecDeque::new(),
             audit: Audit::default(),
             tells_dropped: false,
             counters: Counters::default(),
@@ -294,7 +295,7 @@ impl Exchange {
                 Told::Saved(client, reply) => {
                     let took = now.saturating_duration_since(self.asked);
                     self.counters.latency(took);
-                    self.saved.push((client, reply));
+                    self.saved.push_back((client, reply));
                 }
                 Told::Event(name, data) => self.event(&name, data.as_ref(), now),
                 Told::Lost(client) => self.lost(client, now),
@@ -314,7 +315,7 @@ impl Exchange {
 
     /// What became of the state that QEMU says it has saved: its answer goes out, or the reason why it is of no use.
     pub fn stored(&mut self, outcome: &Result<(), String>, now: Instant) {
-        let Some((client, reply)) = self.saved.pop() else {
+        let Some((client, reply)) = self.saved.pop_front() else {
             return;
         };
         let reply = match outcome {

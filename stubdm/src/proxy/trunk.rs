@@ -27,9 +27,8 @@ use crate::policy::json::Json;
 use crate::policy::message::greeted;
 use crate::policy::monitor::{Heard, Monitor, Reply};
 use crate::policy::shape::Version;
+use crate::save;
 
-/// The command after whose success libxl takes the state.
-const SAVE: &str = "xen-save-devices-state";
 /// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the vchan is connected
 /// anew. A server that died without a trace in the ring is left behind so.
 const NEGOTIATION: Duration = Duration::from_secs(10);
@@ -260,7 +259,7 @@ impl Trunk {
                     self.retry = RETRY_MIN;
                     let sent = self.sent.take();
                     let saved = matches!(reply, Reply::Return(_))
-                        && sent.as_ref().is_some_and(|sent| sent.name == SAVE);
+                        && sent.as_ref().is_some_and(|sent| sent.name == save::COMMAND);
                     match sent.and_then(|sent| sent.client) {
                         client if saved => told.push(Told::Saved(client, reply)),
                         Some(client) => told.push(Told::Answer(client, reply)),

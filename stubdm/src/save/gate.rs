@@ -10,13 +10,11 @@
 
 use serde_json::Value;
 
-use super::FDSET;
+use super::{COMMAND, FDSET};
 use crate::proxy::buffer::Buffer;
 use crate::qmp::lines::LINE_MAX;
 use crate::qmp::message::Message;
 
-/// The command.
-const COMMAND: &str = "xen-save-devices-state";
 /// The longest request that is looked at; libxl's has under 200 bytes.
 const REQUEST_MAX: usize = 4096;
 

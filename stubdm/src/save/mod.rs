@@ -34,6 +34,8 @@ pub mod shelf;
 
 use crc32fast::hash as crc32;
 
+/// The command that libxl saves with: it takes the state as soon as QEMU says that it has obeyed.
+pub const COMMAND: &str = "xen-save-devices-state";
 /// What a record begins with.
 pub const MAGIC: [u8; 8] = *b"stubdmS1";
 /// What QEMU's state begins with.
