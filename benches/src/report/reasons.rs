@@ -73,7 +73,9 @@ pub(super) fn emulator(rows: Rows<'_>) -> String {
          compared. Fetching cache lines ahead, which the native figures owe much to, is work without use there: a build without it moved 0.68 GB/s of 64 KiB \
          writes, and of 64 B writes 1.1 times as much. With a C end, that end sleeps once a ringful whatever ours does; with C at both ends of a ring of 1 MiB \
          neither ran for two thirds of the time. Copying and comparing 64 KiB \
-         takes 90 µs by itself, which is more than a third of what C needs in all: no ring can be three times as fast there.",
+         takes 90 µs by itself, which is more than a third of what C needs in all: no ring can be three times as fast there. (The build \
+         without fetching, the two thirds and the 90 µs were measured once and by hand; no row has them. Why ours is slower than C when it \
+         writes to C through 1 MiB was not found.)",
         trip(C),
         trip(OURS.asleep()),
         notifies(OURS),
