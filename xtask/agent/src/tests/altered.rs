@@ -61,8 +61,8 @@ const EMULATOR_CONTEXT: u32 = 3;
 /// The emulator's kind and index, which precede its state.
 const ID: usize = 8;
 /// Our record begins with that (`stubdm::save` has its layout).
-const MAGIC: &[u8] = b"stubdmS1";
-const HEADER: usize = 32;
+pub(super) const MAGIC: &[u8] = b"stubdmS1";
+pub(super) const HEADER: usize = 32;
 
 impl Image {
     fn open() -> Result<Self> {
@@ -103,12 +103,12 @@ impl Image {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> Result<u32> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Result<u32> {
     let bytes = bytes.get(at..at + 4).context("cut short")?;
     Ok(u32::from_le_bytes(bytes.try_into()?))
 }
 
 /// How long the state is in a record of ours.
-fn length(record: &[u8]) -> usize {
+pub(super) fn length(record: &[u8]) -> usize {
     word(record, 16).map_or(0, |length| length as usize)
 }

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::altered;
+use super::altered::{self, HEADER, MAGIC, length, word};
 use crate::guest::{Guest, LOG, NAME, diagnosis};
 use crate::job::Exit;
 use crate::qmp::Qmp;
@@ -123,19 +123,15 @@ fn saved_three_times(world: &World) -> Result<()> {
         command(&["xl", "save", "-c", NAME, IMAGE])?;
         before = goes_on(&mut guest, before)?;
         let file = fs::read(&records).context(records.clone())?;
-        // The record's header has 32 bytes: a word, the save's number, a sum, the state's length, and more.
-        let number_at = |at: usize| {
-            file.get(at..at + 4)
-                .map(|b| b.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b)))
-        };
-        let (saved, length) = (number_at(8), number_at(16));
+        let saved = word(&file, 8)?;
         ensure!(
-            file.starts_with(b"stubdmS1") && saved == Some(number),
-            "{records} begins with save {saved:?}, not {number}"
+            file.starts_with(MAGIC) && saved == number,
+            "{records} begins with save {saved}, not {number}"
         );
+        let length = length(&file);
         ensure!(
-            length.is_some_and(|length| file.len() == length as usize + 32),
-            "{records} has {} bytes, its state {length:?}",
+            file.len() == HEADER + length,
+            "{records} has {} bytes, its state {length}",
             file.len()
         );
     }
