@@ -13,6 +13,7 @@
 //! open, a broken ring: the backend lets go, says why, and goes on when the frontend closes and begins
 //! anew. Nodes that change while the ring is mapped are not looked at, but for the state.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
@@ -109,12 +110,15 @@ impl Backend {
         self.link.is_some()
     }
 
-    /// What to poll for input.
+    /// What to poll for input from the ring, while it is connected.
+    pub fn ring(&self) -> Option<Interest<'_>> {
+        let link = self.link.as_ref()?;
+        Some((link.as_fd(), PollFlags::POLLIN))
+    }
+
+    /// What to poll for input: the ring and the frontend's nodes. Once the store is lost its descriptor stays readable.
     pub fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = Vec::with_capacity(2);
-        if let Some(link) = &self.link {
-            interests.push((std::os::fd::AsFd::as_fd(link), PollFlags::POLLIN));
-        }
+        let mut interests = Vec::from_iter(self.ring());
         if let Ok(fd) = self.nodes.poll_fd() {
             interests.push((fd, PollFlags::POLLIN));
         }

@@ -16,10 +16,13 @@ use super::output::with_suffix;
 /// The largest log of a console unless said otherwise, in bytes.
 pub const LIMIT: u64 = 16 << 20;
 
-/// Opens a file of dom0's to write to it, made if it is not there.
-pub(super) fn open(path: &Path, empty: bool) -> io::Result<File> {
+/// What others may do with a log that is made: what QEMU's umask leaves them on most hosts, and no more on any.
+const MODE: u32 = 0o644;
+
+/// Opens a file of dom0's and empties it; made with `mode` if it is not there.
+pub(super) fn open(path: &Path, mode: u32) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(empty);
+    let options = options.write(true).create(true).truncate(true).mode(mode);
     // Not waited for, whatever it turns out to be.
     options
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -44,7 +47,7 @@ impl LogFile {
     pub fn create(path: &Path, limit: u64) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: open(path, true)?,
+            file: open(path, MODE)?,
             size: 0,
             limit: limit.max(1),
             lost: 0,
@@ -67,8 +70,12 @@ impl LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let length = bytes.len() as u64;
         if self.size > 0 && self.size.saturating_add(length) > self.limit {
-            std::fs::rename(&self.path, with_suffix(&self.path, ".old"))?;
-            self.file = open(&self.path, true)?;
+            match std::fs::rename(&self.path, with_suffix(&self.path, ".old")) {
+                // Somebody took it away, or the new one could not be made the last time.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+            self.file = open(&self.path, MODE)?;
             self.size = 0;
         }
         self.file.write_all(bytes)?;
@@ -105,13 +112,25 @@ mod tests {
     }
 
     #[test]
+    fn a_log_whose_name_somebody_took_is_begun_anew_at_its_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogFile::create(&path, 10).unwrap();
+        log.take(b"before");
+        std::fs::remove_file(&path).unwrap();
+        log.take(b"after that");
+        assert_eq!(std::fs::read(&path).unwrap(), b"after that");
+        assert_eq!(log.lost, 0);
+    }
+
+    #[test]
     fn a_full_disk_loses_bytes_and_nothing_else() {
         let mut log = LogFile::create(Path::new("/dev/full"), 1 << 20).unwrap();
         log.take(b"abc");
         log.take(b"de");
         assert_eq!((log.lost, log.size), (5, 0));
         let dir = tempfile::tempdir().unwrap();
-        log.file = open(&dir.path().join("l"), true).unwrap();
+        log.file = open(&dir.path().join("l"), MODE).unwrap();
         log.take(b"f");
         assert_eq!((log.lost, log.size), (0, 1));
         assert!(LogFile::create(&dir.path().join("no/such"), 1).is_err());

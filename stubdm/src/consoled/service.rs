@@ -16,6 +16,8 @@ use crate::event::{Interest, earlier};
 
 /// How many times the ring is emptied before the other consoles have their turn.
 const ROUNDS: usize = 16;
+/// How much is on its way to the domain at the most: what was put into one ring, and what was taken up for it meanwhile.
+const PENDING: usize = 2 * IN_SIZE;
 /// How many mishaps of one console are told in our log, which the domain could fill otherwise.
 const COMPLAINTS: u32 = 20;
 
@@ -115,7 +117,11 @@ impl Service {
                 return true;
             }
             match self.backend.let_go() {
-                Ok(back) => drop(self.pending.splice(0..0, back)),
+                Ok(mut back) => {
+                    // More than that was never sent, whatever the ring says.
+                    back.truncate(PENDING.saturating_sub(self.pending.len()));
+                    drop(self.pending.splice(0..0, back));
+                }
                 Err(error) => self.complain(&error),
             }
         }
@@ -187,7 +193,12 @@ impl Service {
 
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = self.backend.interests();
+        let mut interests = if self.deaf {
+            // The store's is readable from now on.
+            self.backend.ring().into_iter().collect()
+        } else {
+            self.backend.interests()
+        };
         // Only what can be passed on is asked for.
         let wanted = self.backend.is_connected() && self.pending.is_empty();
         interests.extend(self.sink.interests(wanted));

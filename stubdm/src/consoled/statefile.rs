@@ -20,6 +20,11 @@ use tracing::{info, warn};
 use super::logfile::open;
 use crate::save::{HEADER, Header, MAGIC, STATE_MAX};
 
+/// What is in a state is the guest's: nobody else is to read it.
+const MODE: u32 = 0o600;
+/// How many lines about states our log gets: the domain could fill it otherwise, with states of no length.
+const LINES: u32 = 100;
+
 /// Where in the stream we are.
 #[derive(Debug)]
 enum Place {
@@ -46,6 +51,8 @@ pub struct StateFile {
     place: Place,
     /// Why what comes is not written any more: until the next record.
     broken: bool,
+    /// Lines told.
+    lines: u32,
 }
 
 impl StateFile {
@@ -56,10 +63,11 @@ impl StateFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: open(path, true)?,
+            file: open(path, MODE)?,
             size: 0,
             place: Place::Before(Vec::new()),
             broken: false,
+            lines: 0,
         })
     }
 
@@ -139,8 +147,10 @@ impl StateFile {
     fn end(&mut self, header: &Header, crc: Hasher) -> Place {
         let (number, length) = (header.number, header.length);
         if crc.finalize() != header.crc {
-            warn!("save {number}: {length} bytes that are not what was sent");
-        } else if !self.broken {
+            if self.may_tell() {
+                warn!("save {number}: {length} bytes that are not what was sent");
+            }
+        } else if !self.broken && self.may_tell() {
             info!(
                 "save {number}: {length} bytes are in {}",
                 self.path.display()
@@ -159,7 +169,7 @@ impl StateFile {
             self.file.set_len(0)?;
             self.file.seek(SeekFrom::Start(0))?;
         } else {
-            self.file = open(&self.path, true)?;
+            self.file = open(&self.path, MODE)?;
         }
         self.size = 0;
         Ok(())
@@ -184,10 +194,21 @@ impl StateFile {
     /// A state that lacks a part is of no use: it stays cut, which the restoring side sees.
     fn complain(&mut self, error: &io::Error) {
         self.broken = true;
-        warn!(
-            "writing {}: {error}; this state is lost",
-            self.path.display()
-        );
+        if self.may_tell() {
+            warn!(
+                "writing {}: {error}; this state is lost",
+                self.path.display()
+            );
+        }
+    }
+
+    /// Counts a line of our log.
+    fn may_tell(&mut self) -> bool {
+        self.lines = self.lines.saturating_add(1);
+        if self.lines == LINES {
+            warn!("{}: no more of this is told", self.path.display());
+        }
+        self.lines < LINES
     }
 }
 
@@ -203,6 +224,21 @@ mod tests {
     use super::*;
     use crate::save::FILLER;
     use crc32fast::hash as crc32;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Told {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     fn record(number: u32, state: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let header = Header {
@@ -298,13 +334,34 @@ mod tests {
     }
 
     #[test]
+    fn states_are_for_their_owner_and_of_many_records_not_every_one_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut file = StateFile::create(&path).unwrap();
+        let told = Told::default();
+        let subscriber = tracing_subscriber::fmt().with_writer({
+            let told = told.clone();
+            move || told.clone()
+        });
+        tracing::subscriber::with_default(subscriber.finish(), || {
+            for number in 1..10_000 {
+                file.take(&record(number, b"").0);
+            }
+        });
+        let told = told.0.lock().unwrap().clone();
+        let lines = told.iter().filter(|byte| **byte == b'\n').count();
+        assert!((2..200).contains(&lines), "{lines} lines");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
     fn a_state_that_lost_a_part_stays_cut_and_the_next_one_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let mut file = StateFile::create(&path).unwrap();
         let (sent, kept) = record(1, &[5; 5000]);
         file.take(&sent[..1000]);
-        file.file = open(Path::new("/dev/full"), false).unwrap();
+        file.file = open(Path::new("/dev/full"), MODE).unwrap();
         file.take(&sent[1000..2000]);
         file.file = File::options().append(true).open(&path).unwrap();
         file.take(&sent[2000..]);

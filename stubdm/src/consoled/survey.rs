@@ -107,18 +107,21 @@ pub fn saves_to(store: &Store, domain: DomId) -> xen_store::Result<Option<PathBu
     })
 }
 
-/// The value of a node that `domain` has no part in.
+/// The value of a node that `domain` has no part in: both are looked at in one transaction, so that they are the same node's.
 fn trusted(store: &Store, domain: DomId, node: &str) -> xen_store::Result<Option<Vec<u8>>> {
-    let read = || -> xen_store::Result<Option<Vec<u8>>> {
-        let access = store.get_perms(node)?.access_of(domain);
+    let read = store.with_transaction(|transaction| {
+        let access = transaction.get_perms(node)?.access_of(domain);
         if matches!(access, Access::Write | Access::ReadWrite) {
-            warn!("domain {domain} may write to {node}: not believed");
             return Ok(None);
         }
-        store.read(node).map(Some)
-    };
-    match read() {
+        transaction.read(node).map(Some)
+    });
+    match read {
         Err(error) if error.is_not_found() => Ok(None),
+        Ok(None) => {
+            warn!("domain {domain} may write to {node}: not believed");
+            Ok(None)
+        }
         other => other,
     }
 }
@@ -134,6 +137,8 @@ fn list(store: &Store, folder: &str) -> xen_store::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
     use xen_store::Permissions;
     use xen_store::server::{Config, Server};
 
@@ -148,6 +153,36 @@ mod tests {
             console(&store, number, output);
         }
         (server, store)
+    }
+
+    /// A connection of dom0's that calls `swap` once, after dom0 was told the permissions of an `output`.
+    fn swapped(server: &Server, swap: impl FnOnce() + Send + 'static) -> Store {
+        let (mut near, ours) = UnixStream::pair().unwrap();
+        let (mut far, theirs) = UnixStream::pair().unwrap();
+        server.add_connection(theirs.into(), DomId::DOM0);
+        let mut swap = Some(swap);
+        std::thread::spawn(move || {
+            while let Some(request) = message(&mut near) {
+                far.write_all(&request).unwrap();
+                let reply = message(&mut far).unwrap();
+                let told = request.first() == Some(&3) && request.ends_with(b"/output\0");
+                if let Some(swap) = told.then(|| swap.take()).flatten() {
+                    swap();
+                }
+                near.write_all(&reply).unwrap();
+            }
+        });
+        Store::from_fd(ours.into()).unwrap()
+    }
+
+    /// One message of the protocol: a header of 16 bytes, of which the last four are the length of the rest.
+    fn message(stream: &mut UnixStream) -> Option<Vec<u8>> {
+        let mut message = vec![0; 16];
+        stream.read_exact(&mut message).ok()?;
+        let length = u32::from_ne_bytes(message[12..].try_into().unwrap());
+        message.resize(16 + length as usize, 0);
+        stream.read_exact(&mut message[16..]).ok()?;
+        Some(message)
     }
 
     /// As libxl does.
@@ -210,6 +245,33 @@ mod tests {
             .write("/local/domain/8/device/console/1/type", "xenconsoled")
             .unwrap();
         assert_eq!(outputs(&store).len(), 2);
+    }
+
+    #[test]
+    fn a_word_that_takes_the_place_of_dom0s_between_two_looks_is_not_believed() {
+        let theirs = "file:/etc/passwd";
+        for node in ["console/output", "device/console/1/output"] {
+            let (server, store) = host();
+            console(&store, 1, Some("file:/var/lib/xen/qemu-save.7"));
+            let domain = server.connect(STUB).unwrap();
+            let dom0 = store.clone();
+            let swapped = swapped(&server, move || {
+                dom0.rm(&format!("/local/domain/{STUB}/{node}")).unwrap();
+                domain.write(node, theirs).unwrap();
+            });
+            let known = if node.starts_with("device") {
+                let known = saves_to(&swapped, STUB).unwrap();
+                known.map_or(Output::Null, Output::File)
+            } else {
+                match consoles(&swapped, STUB).unwrap() {
+                    Survey::Consoles(found) => found[0].output.clone(),
+                    Survey::More(what) => panic!("{what}"),
+                }
+            };
+            assert_eq!(known, Output::Null, "{node}");
+            let now = store.read(&format!("/local/domain/{STUB}/{node}")).unwrap();
+            assert_eq!(now, theirs.as_bytes(), "it was swapped");
+        }
     }
 
     #[test]

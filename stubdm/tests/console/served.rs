@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollTimeout, poll};
 use stubdm::console::{Frontend, ready};
 use stubdm::consoled::output::Output;
 use stubdm::consoled::service::Service;
@@ -270,6 +271,77 @@ fn a_frontend_that_breaks_its_ring_is_served_again_when_it_begins_anew() {
     let mut frontend = world.frontend_at(node);
     say(&mut service, &mut frontend, b"good again");
     assert_eq!(fs::read(&path).unwrap(), b"good again");
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_frontend_that_says_it_took_nothing_does_not_make_what_waits_for_it_grow() {
+    let world = World::new();
+    let mut service = service(&world, 3, "null");
+    let (xen, store) = world.domu();
+    let node = "device/console/3";
+    let path = format!("/local/domain/0/backend/console/{}/3/state", world.domain);
+    let wait_for = |service: &mut Service, state: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while world.store.read_str(&path).unwrap() != state {
+            service.turn(Instant::now());
+            assert!(Instant::now() < deadline);
+        }
+    };
+    for _ in 0..8 {
+        let pages = xen_gnttab::share(&xen, xen_sys::DomId::DOM0, 1, xen_gnttab::Access::ReadWrite);
+        let pages = pages.unwrap();
+        // A full ring, of bytes that nobody ever sent.
+        let filled = pages.region().atomic_u32(3076).unwrap();
+        filled.store(1024, Ordering::Release);
+        let channels = xen_evtchn::EventChannels::open(&xen).unwrap();
+        let port = channels.bind_unbound(xen_sys::DomId::DOM0).unwrap();
+        let write =
+            |name: &str, value: String| store.write(&format!("{node}/{name}"), value).unwrap();
+        write("ring-ref", pages.refs()[0].to_string());
+        write("port", port.port().to_string());
+        write("state", "3".to_owned());
+        wait_for(&mut service, "4");
+        write("state", "6".to_owned());
+        wait_for(&mut service, "6");
+    }
+    let mut frontend = world.frontend_at(node);
+    let mut got = 0;
+    let mut idle = 0;
+    until(&mut service, &mut frontend, |frontend| {
+        let count = frontend.link().try_read(&mut [0; 1024]).unwrap();
+        got += count;
+        idle = if got > 0 && count == 0 { idle + 1 } else { 0 };
+        idle == 20
+    });
+    assert!(got <= 2048, "{got} bytes waited");
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_store_that_is_lost_leaves_the_ring_and_no_descriptor_that_is_always_ready() {
+    let world = World::new();
+    let mut service = service(&world, 3, "null");
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut service, &mut frontend, b"with a store");
+    world.server.drop_connections(xen_sys::DomId::DOM0);
+    say(&mut service, &mut frontend, b"without one");
+    let deadline = Instant::now() + PATIENCE;
+    let is_ready = |service: &Service| {
+        let interests = service.interests();
+        let mut fds: Vec<PollFd<'_>> = interests
+            .iter()
+            .map(|(fd, flags)| PollFd::new(*fd, *flags))
+            .collect();
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+    };
+    while service.turn(Instant::now()) || is_ready(&service) {
+        assert!(Instant::now() < deadline, "it would never sleep again");
+    }
     drop(frontend);
     drop(service);
     world.end();

@@ -14,7 +14,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct World {
     pub(crate) simulation: Simulation,
-    _server: Arc<Server>,
+    pub(crate) server: Arc<Server>,
     pub(crate) store: Store,
     pub(crate) domain: DomId,
     pub(crate) path: String,
@@ -31,7 +31,7 @@ impl World {
         let store = server.connect(DomId::DOM0).unwrap();
         let world = Self {
             simulation,
-            _server: server,
+            server,
             store,
             domain,
             path: format!("/local/domain/0/backend/console/{domain}/1"),
