@@ -9,9 +9,9 @@
 //! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -176,7 +176,8 @@ impl Board {
     /// # Errors
     /// The system's: the folder or the file cannot be made.
     pub fn open(folder: &Path, domain: u16) -> io::Result<Self> {
-        match fs::create_dir(folder) {
+        // Whatever the umask: nobody else puts a file there.
+        match DirBuilder::new().mode(0o755).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }

@@ -245,6 +245,18 @@ fn an_image_may_be_named_and_an_empty_root_is_all_wrong() {
         !Path::new(empty.path()).join("run").exists(),
         "nothing was made"
     );
+
+    let output = Command::new(env!("CARGO_BIN_EXE_stubdm-run"))
+        .args(["doctor", "--root", "/nonexistent"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    assert!(
+        text.starts_with("stubdm-run: /nonexistent: ") && text.lines().count() == 1,
+        "{text}"
+    );
 }
 
 #[test]

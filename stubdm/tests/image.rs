@@ -281,6 +281,15 @@ fn what_is_no_ramdisk_and_where_nothing_can_be_written_is_one_line() {
             "/nonexistent",
         ),
         (
+            // It has no end.
+            image().args(["inspect", "/dev/zero"]).output().unwrap(),
+            "/dev/zero: it is no file",
+        ),
+        (
+            image().arg("inspect").arg(dir.path()).output().unwrap(),
+            "it is a folder",
+        ),
+        (
             root.build(Path::new("/nonexistent/a/b"), &[]),
             "/nonexistent/a/b",
         ),

@@ -2,12 +2,15 @@
 //!
 //! The file may be anything: every length is checked against what is left, and no more is unpacked than a kernel could use.
 
+use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use flate2::bufread::MultiGzDecoder;
 
-/// The most that is unpacked: 2 GiB.
+/// The most that is read, and the most that is unpacked: 2 GiB.
 const LIMIT: u64 = 2 << 30;
 
 /// One entry of a ramdisk.
@@ -32,6 +35,25 @@ pub struct Listing {
     pub unpacked: u64,
     /// Whether it is compressed.
     pub compressed: bool,
+}
+
+/// Reads a ramdisk's file, which has to be a plain one.
+///
+/// # Errors
+/// The system's; it is none, or too long for one.
+pub fn contents(path: &Path) -> Result<Vec<u8>> {
+    // Not waited for, whatever it turns out to be.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let meta = file.metadata()?;
+    ensure!(!meta.is_dir(), "it is a folder");
+    ensure!(meta.is_file(), "it is no file");
+    let mut data = Vec::new();
+    file.take(LIMIT).read_to_end(&mut data)?;
+    ensure!((data.len() as u64) < LIMIT, "it is over 2 GiB");
+    Ok(data)
 }
 
 /// Reads a ramdisk.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::client::{Client, Told};
 use crate::error::{Context, Failure, Result, one_line};
 use crate::proxy::local;
+use crate::tools::store::domid;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
@@ -27,8 +28,8 @@ pub struct QmpOptions {
     #[arg(long)]
     pub pretty: bool,
     /// The guest (not its stubdomain)
-    #[arg(value_name = "DOMID")]
-    pub domid: u16,
+    #[arg(value_name = "DOMID", value_parser = domid)]
+    pub domid: DomId,
     /// The QMP command, e.g. query-status
     #[arg(value_name = "COMMAND")]
     pub command: String,
@@ -77,8 +78,7 @@ pub fn run(options: &QmpOptions) -> Result<()> {
 }
 
 /// Where the host's proxy listens for this guest.
-fn guest_socket(domid: u16) -> Result<PathBuf> {
-    let guest = DomId::new(domid);
+fn guest_socket(guest: DomId) -> Result<PathBuf> {
     let xen = Xen::open().context("no Xen here")?;
     let store = Store::open(&xen).context("no store")?;
     let home = format!("/local/domain/{guest}");

@@ -195,7 +195,7 @@ impl Parts<'_> {
             socket: Some(socket.clone()),
             timeout: ANSWER_LIMIT,
             pretty: false,
-            domid: host.guest.as_u16(),
+            domid: host.guest,
             command: options.command.clone(),
             arguments: options.arguments.clone(),
         })?;

@@ -259,7 +259,7 @@ fn mebibytes(bytes: u64) -> String {
 
 fn inspect(options: &InspectOptions) -> Result<String> {
     let what = options.file.display();
-    let file = fs::read(&options.file).context(&what)?;
+    let file = read::contents(&options.file).context(&what)?;
     let listing = read::listing(&file).map_err(|error| {
         Failure::new(format_args!(
             "{what} is no ramdisk that can be read: {error:#}"

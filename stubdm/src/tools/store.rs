@@ -23,7 +23,7 @@ impl StoreOptions {
     /// No Xen here, or nobody at the socket.
     pub fn open(&self) -> Result<Store> {
         match &self.store {
-            Some(path) => Store::connect(path).context(path.display()),
+            Some(path) => Store::connect(path).context("no store"),
             None => {
                 let xen = Xen::open().context("no Xen here")?;
                 Store::open(&xen).context("no store")

@@ -114,7 +114,7 @@ impl Host<'_> {
 
 /// Whether a ramdisk has what a stubdomain needs.
 fn look_into(file: &Path) -> Result<String, String> {
-    let data = fs::read(file).map_err(|error| error.to_string())?;
+    let data = read::contents(file).map_err(|error| error.to_string())?;
     let listing = read::listing(&data).map_err(|error| format!("{error:#}"))?;
     let has = |end: &str| {
         listing

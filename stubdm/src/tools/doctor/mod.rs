@@ -73,8 +73,9 @@ pub fn examine(options: &DoctorOptions) -> Vec<Check> {
 /// Looks and prints; status 1 if something is wrong.
 ///
 /// # Errors
-/// The result cannot be printed.
+/// There is no such root; the result cannot be printed.
 pub fn run(options: &DoctorOptions) -> Result<ExitCode> {
+    std::fs::read_dir(&options.root).context(options.root.display())?;
     let checks = examine(options);
     let wrong = checks.iter().filter(|c| c.state == State::Wrong).count();
     let text = match options.json {

@@ -18,7 +18,7 @@ mod root;
 mod step;
 
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -332,19 +332,17 @@ fn program(options: &InstallOptions, root: &Root) -> Result<String> {
         }
     };
     let real = require_file(root, &path)?;
+    let owner = root.is_own().then_some(0);
+    if let Some(whose) = replaceable(&real, root.dir(), owner)? {
+        return Err(Failure::new(format_args!(
+            "{whose}, and libxl would start it as root"
+        )));
+    }
     let mode = real
         .metadata()
         .context(real.display())?
         .permissions()
         .mode();
-    // libxl starts it as root.
-    if mode & 0o022 != 0 {
-        return Err(Failure::new(format_args!(
-            "{} can be written by others than its owner (mode {:o}), and libxl would start it as root",
-            real.display(),
-            mode & 0o7777
-        )));
-    }
     if mode & 0o111 == 0 {
         return Err(Failure::new(format_args!(
             "{} is no program",
@@ -352,6 +350,32 @@ fn program(options: &InstallOptions, root: &Root) -> Result<String> {
         )));
     }
     Ok(path)
+}
+
+/// Who but its owner could change a program or put another in its place, in words. All of it that is below `top` has to be
+/// `owner`'s, if that is given.
+fn replaceable(program: &Path, top: &Path, owner: Option<u32>) -> Result<Option<String>> {
+    for path in program.ancestors().filter(|path| path.starts_with(top)) {
+        let meta = path.metadata().context(path.display())?;
+        let (mode, uid) = (meta.mode(), meta.uid());
+        // In a folder with the sticky bit nobody replaces what is another's. Of folders a group may be in charge.
+        let others = match meta.is_dir() {
+            true if mode & 0o1000 != 0 => 0,
+            true => 0o002,
+            false => 0o022,
+        };
+        let path = path.display();
+        if mode & others != 0 {
+            return Ok(Some(format!(
+                "{path} can be written by others than its owner (mode {:o})",
+                mode & 0o7777
+            )));
+        }
+        if owner.is_some_and(|owner| owner != uid) {
+            return Ok(Some(format!("{path} belongs to user {uid}")));
+        }
+    }
+    Ok(None)
 }
 
 fn kernel(root: &Root) -> Result<String> {
@@ -368,5 +392,40 @@ fn kernel(root: &Root) -> Result<String> {
         None => Err(Failure::new(format_args!(
             "no kernel {version} in /boot; --kernel names one"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::geteuid;
+    use std::fs;
+
+    #[test]
+    fn a_program_that_others_could_replace_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("bin");
+        let program = folder.join("p");
+        fs::create_dir(&folder).unwrap();
+        fs::write(&program, "").unwrap();
+        let set = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode));
+        let me = geteuid().as_raw();
+        for (folder_mode, mode, owner, part) in [
+            (0o755, 0o755, None, ""),
+            (0o775, 0o755, Some(me), ""),
+            (0o1777, 0o755, Some(me), ""),
+            (0o755, 0o755, Some(me ^ 1), "p belongs to user"),
+            (0o757, 0o755, None, "bin can be written"),
+            (0o755, 0o775, None, "p can be written"),
+            (0o755, 0o757, None, "mode 757"),
+        ] {
+            set(&folder, folder_mode).unwrap();
+            set(&program, mode).unwrap();
+            let found = replaceable(&program, dir.path(), owner).unwrap();
+            match part {
+                "" => assert_eq!(found, None),
+                part => assert!(found.clone().unwrap().contains(part), "{found:?}"),
+            }
+        }
     }
 }

@@ -32,9 +32,7 @@ impl Step {
             Self::Divert(arguments) => dpkg::divert(arguments),
             Self::Move(from, to) => fs::rename(from, to).context(self),
             Self::Link(to, at) => symlink(to, at).context(self),
-            Self::Write(text, at) => fs::File::create_new(at)
-                .and_then(|mut file| file.write_all(text.as_bytes()))
-                .context(at.display()),
+            Self::Write(text, at) => write_new(text, at).context(at.display()),
             Self::Remove(path) => fs::remove_file(path).context(self),
             Self::MakeFolder(path) => fs::create_dir(path).context(self),
             Self::RemoveFolder(path) => match fs::remove_dir(path) {
@@ -71,6 +69,16 @@ impl fmt::Display for Step {
             }
         }
     }
+}
+
+/// A file that was not there, whole or not at all: a part of it would be taken for what a person made of it.
+fn write_new(text: &str, at: &Path) -> io::Result<()> {
+    let mut file = fs::File::create_new(at)?;
+    let written = file.write_all(text.as_bytes());
+    if written.is_err() {
+        let _ = fs::remove_file(at);
+    }
+    written
 }
 
 fn shown(path: &Path) -> String {
