@@ -88,6 +88,7 @@ use xen_sys::{DomId, Error, Host, Port, Result, Xen};
 /// something. It must not be read from or written to.
 #[doc(alias = "xenevtchn_handle")]
 #[doc(alias = "xenevtchn_fd")]
+#[doc(alias = "xenevtchn_close")]
 #[derive(Clone, Debug)]
 pub struct EventChannels(Arc<Backend>);
 

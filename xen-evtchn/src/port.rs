@@ -8,6 +8,8 @@ use crate::EventChannels;
 ///
 /// Keeps the set alive. After the drop the peer's end is as before its connection, unbound, and
 /// what it sends goes nowhere; the port number may be given out again.
+#[doc(alias = "xenevtchn_unbind")]
+#[doc(alias = "IOCTL_EVTCHN_UNBIND")]
 #[derive(Debug)]
 pub struct BoundPort {
     channels: EventChannels,

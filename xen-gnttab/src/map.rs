@@ -9,6 +9,8 @@ use crate::{Access, Region, UnmapNotify, dev};
 ///
 /// Released with the last clone of its [`Region`]; see the crate's documentation.
 #[doc(alias = "xengnttab_handle")]
+#[doc(alias = "xengnttab_close")]
+#[doc(alias = "xengnttab_unmap")]
 #[derive(Debug)]
 pub struct MappedPages {
     region: Region,
@@ -25,6 +27,8 @@ pub struct MappedPages {
 /// [`Error::Device`] when `/dev/xen/gntdev` does not open; [`Error::Os`]: `EINVAL` when a
 /// reference is not one granted to this domain, or for reading only and `access` asks for more;
 /// `EAGAIN` when a page stayed paged out.
+#[doc(alias = "xengnttab_open")]
+#[doc(alias = "xengnttab_map_grant_ref")]
 #[doc(alias = "xengnttab_map_grant_refs")]
 #[doc(alias = "xengnttab_map_domain_grant_refs")]
 #[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]

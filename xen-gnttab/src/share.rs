@@ -9,6 +9,8 @@ use crate::{Access, Region, UnmapNotify, dev};
 ///
 /// Released with the last clone of its [`Region`]; see the crate's documentation.
 #[doc(alias = "xengntshr_handle")]
+#[doc(alias = "xengntshr_close")]
+#[doc(alias = "xengntshr_unshare")]
 #[derive(Debug)]
 pub struct SharedPages {
     region: Region,
@@ -23,6 +25,7 @@ pub struct SharedPages {
 /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](crate::MAX_PAGES);
 /// [`Error::Device`] when `/dev/xen/gntalloc` does not open; [`Error::Os`]: `ENOSPC` at the
 /// limit of the driver or the grant table, `ENOMEM`.
+#[doc(alias = "xengntshr_open")]
 #[doc(alias = "xengntshr_share_pages")]
 #[doc(alias = "IOCTL_GNTALLOC_ALLOC_GREF")]
 pub fn share(xen: &Xen, to: DomId, pages: usize, access: Access) -> Result<SharedPages> {

@@ -39,6 +39,8 @@ use crate::wire::MsgType;
 /// parent and child would read each other's replies. Open a new one.
 #[derive(Clone, Debug)]
 #[doc(alias = "xs_handle")]
+#[doc(alias = "xs_close")]
+#[doc(alias = "xs_daemon_close")]
 pub struct Store {
     pub(crate) shell: Arc<Shell>,
     timeout: Option<Duration>,
@@ -55,6 +57,9 @@ impl Store {
     ///
     /// [`Error::Connect`] about the first of these that exists.
     #[doc(alias = "xs_open")]
+    #[doc(alias = "xs_daemon_open")]
+    #[doc(alias = "xs_daemon_open_readonly")]
+    #[doc(alias = "xs_domain_open")]
     pub fn open(xen: &Xen) -> Result<Self> {
         Ok(Self::new(Transport::open(xen)?))
     }

@@ -98,6 +98,7 @@ impl Store {
     ///
     /// Those of any request; [`Invalid::Nul`](crate::Invalid::Nul).
     #[doc(alias = "xs_control_command")]
+    #[doc(alias = "xs_debug_command")]
     pub fn control(&self, command: &str, arguments: &[&str]) -> Result<String> {
         let mut parts = vec![field(command)?, b"\0"];
         for argument in arguments {

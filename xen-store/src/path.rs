@@ -92,6 +92,7 @@ impl<'a> StorePath<'a> {
     /// Whether `self` is `ancestor` or lies below it.
     ///
     /// As in the protocol's definition of a child, a path is at or below itself.
+    #[doc(alias = "xs_path_is_subpath")]
     #[must_use]
     pub fn is_at_or_below(self, ancestor: StorePath<'_>) -> bool {
         if ancestor.0 == "/" {

@@ -21,6 +21,7 @@ use crate::wire::MsgType;
 /// [`WatchEvent::rescan`] for what happens if many pile up.
 ///
 /// Dropping it withdraws the watch, without waiting.
+#[doc(alias = "xs_unwatch")]
 #[derive(Debug)]
 pub struct Watch {
     store: Store,

@@ -180,6 +180,9 @@ impl Drop for Pages {
 /// locked and touched, which the kernel may still undo for a moment to move them; the call then
 /// fails with `EFAULT` and may be made again.
 #[doc(alias = "xencall_alloc_buffer")]
+#[doc(alias = "xencall_alloc_buffer_pages")]
+#[doc(alias = "xencall_free_buffer")]
+#[doc(alias = "xencall_free_buffer_pages")]
 #[derive(Debug)]
 pub struct HypercallBuffer(Pages);
 

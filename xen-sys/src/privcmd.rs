@@ -24,6 +24,8 @@ use crate::{DomId, Error, Host, Result, Xen};
 
 /// An open privcmd device, unrestricted.
 #[doc(alias = "xencall_handle")]
+#[doc(alias = "xencall_close")]
+#[doc(alias = "xencall_fd")]
 #[derive(Debug)]
 pub struct Privcmd {
     dev: PrivCmd,

@@ -82,7 +82,7 @@ const CHECKS: &[Check] = &[
 
 /// Runs everything; the first fault ends it.
 pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
-    stage("unsafe inventory", || tidy::check(workspace))?;
+    stage("inventories", || tidy::check(workspace))?;
     for check in CHECKS {
         stage(check.name, || {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

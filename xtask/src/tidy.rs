@@ -1,4 +1,5 @@
-//! House rules that no lint knows: the unsafe inventory in `docs/unsafe.md` names exactly the files that allow unsafe code.
+//! House rules that no lint knows: the unsafe inventory in `docs/unsafe.md` names exactly the files that allow unsafe code,
+//! and every C function that `docs/c-functions.md` has an equivalent for leads to it in the documentation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,11 +12,65 @@ use crate::workspace::Workspace;
 /// What a file says that is not safe code. Split so that this file does not say it.
 const MARK: &str = concat!("#![allow(", "unsafe_code)]");
 
-/// Fails, naming the files, if the inventory and the tree differ.
+/// The heading in `docs/c-functions.md` from which on there is nothing to lead to.
+const NOTHING: &str = "## What there is nothing for";
+
+/// Fails, naming the files, if the inventory and the tree differ, and if a C function leads nowhere.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let root = workspace.root();
+    check_inventory(root)?;
+    check_c_functions(root)
+}
+
+/// The C functions with an equivalent each stand in a `doc(alias)` of a library's.
+fn check_c_functions(root: &Path) -> Result<()> {
+    let table = root.join("docs/c-functions.md");
+    let text = fs::read_to_string(&table).with_context(|| format!("{}", table.display()))?;
+    let (with, _) = text.split_once(NOTHING).context("no such heading")?;
+    let names: BTreeSet<&str> = with
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next())
+        .flat_map(|cell| cell.split(", "))
+        .map(|name| name.trim_matches('`'))
+        .collect();
+    let mut known = BTreeSet::new();
+    for library in [
+        "xen-sys",
+        "xen-evtchn",
+        "xen-gnttab",
+        "xen-store",
+        "xen-vchan",
+    ] {
+        each_source(&root.join(library).join("src"), &mut |_, text| {
+            known.extend(aliases(text).map(str::to_owned));
+        })?;
+    }
+    let lost: Vec<_> = names
+        .iter()
+        .filter(|name| !known.contains(**name))
+        .collect();
+    ensure!(
+        names.len() > 50 && lost.is_empty(),
+        "C functions of docs/c-functions.md without a doc(alias): {lost:?}"
+    );
+    println!("{} C functions lead to ours", names.len());
+    Ok(())
+}
+
+fn aliases(text: &str) -> impl Iterator<Item = &str> {
+    let after = text.split("doc(alias = \"").skip(1);
+    after.filter_map(|rest| rest.split('"').next())
+}
+
+fn check_inventory(root: &Path) -> Result<()> {
     let mut found = BTreeSet::new();
-    search(workspace.root(), workspace.root(), &mut found)?;
-    let inventory = workspace.root().join("docs/unsafe.md");
+    each_source(root, &mut |path, text| {
+        if text.contains(MARK) {
+            let path = path.strip_prefix(root).unwrap_or(path);
+            found.insert(path.to_string_lossy().into_owned());
+        }
+    })?;
+    let inventory = root.join("docs/unsafe.md");
     let text =
         fs::read_to_string(&inventory).with_context(|| format!("{}", inventory.display()))?;
     let listed = listed(&text);
@@ -43,7 +98,8 @@ fn listed(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn search(root: &Path, folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
+/// Every Rust file below a folder, with its text.
+fn each_source(folder: &Path, take: &mut impl FnMut(&Path, &str)) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
         let path = entry?.path();
         let name = path
@@ -53,11 +109,10 @@ fn search(root: &Path, folder: &Path, found: &mut BTreeSet<String>) -> Result<()
             .into_owned();
         if path.is_dir() {
             if name != "target" && !name.starts_with('.') {
-                search(root, &path, found)?;
+                each_source(&path, take)?;
             }
-        } else if name.ends_with(".rs") && fs::read_to_string(&path)?.contains(MARK) {
-            let path = path.strip_prefix(root).unwrap_or(&path);
-            found.insert(path.to_string_lossy().into_owned());
+        } else if name.ends_with(".rs") {
+            take(&path, &fs::read_to_string(&path)?);
         }
     }
     Ok(())
@@ -75,7 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn the_inventory_is_true() {
+    fn aliases_are_found() {
+        let text = "#[doc(alias = \"a_b\")]\n#[doc(alias = \"c\")] x \"d\"";
+        assert_eq!(aliases(text).collect::<Vec<_>>(), ["a_b", "c"]);
+    }
+
+    #[test]
+    fn the_inventory_and_the_table_are_true() {
         check(&Workspace::find().unwrap()).unwrap();
     }
 }

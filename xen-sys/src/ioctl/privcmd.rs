@@ -62,6 +62,12 @@ impl PrivCmd {
     /// be in a [`HypercallBuffer`]: Xen does not fault pages in, so the call fails with
     /// `EFAULT` when ordinary memory happens not to be mapped.
     #[doc(alias = "IOCTL_PRIVCMD_HYPERCALL")]
+    #[doc(alias = "xencall0")]
+    #[doc(alias = "xencall1")]
+    #[doc(alias = "xencall2")]
+    #[doc(alias = "xencall3")]
+    #[doc(alias = "xencall4")]
+    #[doc(alias = "xencall5")]
     pub unsafe fn hypercall(&self, op: u64, arg: [u64; 5]) -> Result<c_int> {
         let mut call = privcmd::Hypercall { op, arg };
         // SAFETY: the driver reads one `Hypercall`, which `call` is; the caller vouches for the
