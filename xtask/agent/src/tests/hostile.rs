@@ -266,16 +266,17 @@ impl Watched {
         let socket = format!("/var/run/xen/qmp-libxl-{guest}");
         let _ = fs::remove_file(&socket);
         let node = format!("/local/domain/{stub}/device-model/{guest}/qmp-vchan");
+        let state = format!("/local/domain/{stub}/image/qmp-proxy-state");
+        store.rm(&state)?;
         let script = format!(
-            "xenstore-write {} $$; exec {PROXY} {stub} {node} {socket}",
+            "xenstore-write {} $$; exec {PROXY} --state-path={state} {stub} {node} {socket}",
             pid_node(stub)
         );
         self.own = Some(start_local(&["sh", "-c", &script])?);
-        let deadline = soon();
-        while !std::path::Path::new(&socket).exists() {
-            ensure!(Instant::now() < deadline, "no other proxy");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let running = |value: Option<&[u8]>| value.filter(|value| *value == b"running").map(drop);
+        store
+            .wait_for(&state, Some(soon()), running)?
+            .context("no other proxy")?;
         self.pids = Self::find(store, stub)?.pids.clone();
         Ok(())
     }

@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod place;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,76 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Marks the processes of one run, by their environment.
-const MARK: &str = "STUBDM_SIM_TEST";
-
-/// A place for a run's temporary files, and nothing else's; an empty one for PATH.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["tmp", "path"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        Self { dir }
-    }
-
-    fn sim(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
-        command.arg("sim").args(args).stdin(Stdio::null());
-        command.env("TMPDIR", self.dir.path().join("tmp"));
-        command.env("PATH", self.dir.path().join("path"));
-        command.env(MARK, self.dir.path());
-        command
-    }
-
-    /// A program to be used as QEMU.
-    fn script(&self, text: &str) -> PathBuf {
-        let path = self.dir.path().join("qemu");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
-        path
-    }
-
-    /// The processes of this run.
-    fn pids(&self) -> Vec<Pid> {
-        let mark = format!("{MARK}={}", self.dir.path().display());
-        let all = std::fs::read_dir("/proc").unwrap();
-        all.filter_map(|entry| {
-            let process = entry.unwrap().path();
-            let environment = std::fs::read(process.join("environ")).unwrap_or_default();
-            let marked = environment
-                .split(|byte| *byte == 0)
-                .any(|word| word == mark.as_bytes());
-            let number = process.file_name()?.to_str()?.parse().ok()?;
-            marked.then(|| Pid::from_raw(number))
-        })
-        .collect()
-    }
-
-    /// Their command lines.
-    fn processes(&self) -> Vec<String> {
-        let line = |pid: &Pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).replace('\0', " ")
-        };
-        self.pids().iter().map(line).collect()
-    }
-
-    fn assert_no_process(&self) {
-        assert_eq!(self.processes(), Vec::<String>::new());
-    }
-
-    fn assert_nothing_left(&self) {
-        self.assert_no_process();
-        let tmp = std::fs::read_dir(self.dir.path().join("tmp")).unwrap();
-        let files: Vec<_> = tmp.map(|entry| entry.unwrap().path()).collect();
-        assert!(files.is_empty(), "{files:?}");
-    }
-}
+use place::Place;
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
