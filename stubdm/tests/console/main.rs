@@ -6,12 +6,10 @@ mod served;
 mod traffic;
 mod world;
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use stubdm::console::{Backend, Error, Frontend, State};
 use stubdm::event::sleep;
-use xen_sys::DomId;
 
 use world::{NODE, PATIENCE, World};
 
@@ -111,12 +109,7 @@ fn what_the_frontends_nodes_cannot_mean_is_told_and_survived() {
         store.write(&format!("{NODE}/ring-ref"), reference).unwrap();
         store.write(&format!("{NODE}/port"), port).unwrap();
         store.write(&format!("{NODE}/state"), "3").unwrap();
-        let mut errors = until(&mut backend, |_| {
-            world
-                .store
-                .read(&format!("{}/state", world.path))
-                .is_ok_and(|s| s == b"5")
-        });
+        let mut errors = until(&mut backend, |_| world.state(1) == "5");
         let error = errors.pop().unwrap();
         assert!(
             matches!(error, Error::Node { .. } | Error::Xen(_)),
@@ -124,12 +117,7 @@ fn what_the_frontends_nodes_cannot_mean_is_told_and_survived() {
         );
         assert!(!backend.is_connected());
         store.write(&format!("{NODE}/state"), "6").unwrap();
-        until(&mut backend, |_| {
-            world
-                .store
-                .read(&format!("{}/state", world.path))
-                .is_ok_and(|s| s == b"6")
-        });
+        until(&mut backend, |_| world.state(1) == "6");
     }
     let frontend = world.frontend();
     until(&mut backend, |backend| backend.is_connected());
@@ -141,43 +129,25 @@ fn what_the_frontends_nodes_cannot_mean_is_told_and_survived() {
 #[test]
 fn a_broken_ring_ends_the_connection_and_not_the_console() {
     let world = World::new();
-    let (xen, store) = world.domu();
     let mut backend = world.backend();
-    // A frontend of its own that can write anything to its page.
-    let pages = xen_gnttab::share(&xen, DomId::DOM0, 1, xen_gnttab::Access::ReadWrite).unwrap();
-    let channels = xen_evtchn::EventChannels::open(&xen).unwrap();
-    let port = channels.bind_unbound(DomId::DOM0).unwrap();
-    store
-        .write(&format!("{NODE}/ring-ref"), pages.refs()[0].to_string())
-        .unwrap();
-    store
-        .write(&format!("{NODE}/port"), port.port().to_string())
-        .unwrap();
-    store.write(&format!("{NODE}/state"), "3").unwrap();
+    let bare = world.bare(NODE);
+    bare.write("state", "3");
     until(&mut backend, |backend| backend.is_connected());
-    let word = |offset| pages.region().atomic_u32(offset).unwrap();
-    word(3084).store(2049, Ordering::Release);
-    port.notify().unwrap();
+    bare.set(3084, 2049);
+    bare.port.notify().unwrap();
     let error = backend.link().unwrap().try_read(&mut [0; 64]).unwrap_err();
     assert!(matches!(error, Error::Ring(_)), "{error}");
     backend.give_up().unwrap();
     assert!(!backend.is_connected());
     // It is not taken up again before the frontend has let go.
-    store.write(&format!("{NODE}/state"), "4").unwrap();
+    bare.write("state", "4");
     until(&mut backend, |_| true);
     assert!(!backend.is_connected());
-    drop((pages, port));
-    store.write(&format!("{NODE}/state"), "6").unwrap();
-    until(&mut backend, |_| {
-        world
-            .store
-            .read(&format!("{}/state", world.path))
-            .is_ok_and(|s| s == b"6")
-    });
+    bare.close();
+    until(&mut backend, |_| world.state(1) == "6");
     let frontend = world.frontend();
     until(&mut backend, |backend| backend.is_connected());
     drop(frontend);
-    drop(channels);
     drop(backend);
     world.end();
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout, poll};
@@ -226,47 +225,34 @@ fn a_terminal_is_named_in_the_store_and_carries_both_ways() {
     world.end();
 }
 
+/// The service has its turns until its backend is in that state.
+fn wait_for(world: &World, service: &mut Service, state: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while world.state(3) != state {
+        service.turn(Instant::now());
+        assert!(Instant::now() < deadline);
+    }
+}
+
 #[test]
 fn a_frontend_that_breaks_its_ring_is_served_again_when_it_begins_anew() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let world = World::new();
     let mut service = service(&world, 3, &format!("file:{}", path.display()));
-    let (xen, store) = world.domu();
     let node = "device/console/3";
-    let backend = format!("/local/domain/0/backend/console/{}/3/state", world.domain);
-    let wait_for = |service: &mut Service, state: &str| {
-        let deadline = Instant::now() + PATIENCE;
-        while world.store.read_str(&backend).unwrap() != state {
-            service.turn(Instant::now());
-            assert!(Instant::now() < deadline);
-        }
-    };
     for index in [3072, 3084] {
-        let pages = xen_gnttab::share(&xen, xen_sys::DomId::DOM0, 1, xen_gnttab::Access::ReadWrite);
-        let pages = pages.unwrap();
-        let channels = xen_evtchn::EventChannels::open(&xen).unwrap();
-        let port = channels.bind_unbound(xen_sys::DomId::DOM0).unwrap();
-        let write =
-            |name: &str, value: String| store.write(&format!("{node}/{name}"), value).unwrap();
-        write("ring-ref", pages.refs()[0].to_string());
-        write("port", port.port().to_string());
-        write("state", "3".to_owned());
-        wait_for(&mut service, "4");
-        let word = pages.region().atomic_u32(index).unwrap();
-        word.store(0x8000_0000, Ordering::Release);
-        if index == 3072 {
-            // That ring is only looked at when there is something to put in.
-            drop((pages, port));
-            write("state", "6".to_owned());
-            wait_for(&mut service, "6");
-            continue;
+        let bare = world.bare(node);
+        bare.write("state", "3");
+        wait_for(&world, &mut service, "4");
+        bare.set(index, 0x8000_0000);
+        // The other ring is only looked at when there is something to put in.
+        if index == 3084 {
+            bare.port.notify().unwrap();
+            wait_for(&world, &mut service, "5");
         }
-        port.notify().unwrap();
-        wait_for(&mut service, "5");
-        drop((pages, port));
-        write("state", "6".to_owned());
-        wait_for(&mut service, "6");
+        bare.close();
+        wait_for(&world, &mut service, "6");
     }
     let mut frontend = world.frontend_at(node);
     say(&mut service, &mut frontend, b"good again");
@@ -280,32 +266,15 @@ fn a_frontend_that_breaks_its_ring_is_served_again_when_it_begins_anew() {
 fn a_frontend_that_says_it_took_nothing_does_not_make_what_waits_for_it_grow() {
     let world = World::new();
     let mut service = service(&world, 3, "null");
-    let (xen, store) = world.domu();
     let node = "device/console/3";
-    let path = format!("/local/domain/0/backend/console/{}/3/state", world.domain);
-    let wait_for = |service: &mut Service, state: &str| {
-        let deadline = Instant::now() + PATIENCE;
-        while world.store.read_str(&path).unwrap() != state {
-            service.turn(Instant::now());
-            assert!(Instant::now() < deadline);
-        }
-    };
     for _ in 0..8 {
-        let pages = xen_gnttab::share(&xen, xen_sys::DomId::DOM0, 1, xen_gnttab::Access::ReadWrite);
-        let pages = pages.unwrap();
+        let bare = world.bare(node);
         // A full ring, of bytes that nobody ever sent.
-        let filled = pages.region().atomic_u32(3076).unwrap();
-        filled.store(1024, Ordering::Release);
-        let channels = xen_evtchn::EventChannels::open(&xen).unwrap();
-        let port = channels.bind_unbound(xen_sys::DomId::DOM0).unwrap();
-        let write =
-            |name: &str, value: String| store.write(&format!("{node}/{name}"), value).unwrap();
-        write("ring-ref", pages.refs()[0].to_string());
-        write("port", port.port().to_string());
-        write("state", "3".to_owned());
-        wait_for(&mut service, "4");
-        write("state", "6".to_owned());
-        wait_for(&mut service, "6");
+        bare.set(3076, 1024);
+        bare.write("state", "3");
+        wait_for(&world, &mut service, "4");
+        bare.close();
+        wait_for(&world, &mut service, "6");
     }
     let mut frontend = world.frontend_at(node);
     let mut got = 0;

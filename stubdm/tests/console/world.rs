@@ -1,9 +1,12 @@
 //! A host with a domain that has consoles, as libxl writes them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use stubdm::console::{Backend, Frontend};
+use xen_evtchn::{BoundPort, EventChannels};
+use xen_gnttab::{Access, SharedPages, share};
 use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
 use xen_sys::sim::Simulation;
@@ -90,6 +93,29 @@ impl World {
         Frontend::publish(&xen, &store, node, &[]).unwrap()
     }
 
+    /// A frontend of a console that can write anything to its ring.
+    pub(crate) fn bare(&self, node: &'static str) -> Bare {
+        let (xen, store) = self.domu();
+        let pages = share(&xen, DomId::DOM0, 1, Access::ReadWrite).unwrap();
+        let channels = EventChannels::open(&xen).unwrap();
+        let port = channels.bind_unbound(DomId::DOM0).unwrap();
+        let bare = Bare {
+            pages,
+            port,
+            store,
+            node,
+        };
+        bare.write("ring-ref", &bare.pages.refs()[0].to_string());
+        bare.write("port", &bare.port.port().to_string());
+        bare
+    }
+
+    /// The state of a console's backend.
+    pub(crate) fn state(&self, number: u32) -> String {
+        let path = format!("/local/domain/0/backend/console/{}/{number}", self.domain);
+        self.store.read_str(&format!("{path}/state")).unwrap()
+    }
+
     pub(crate) fn node(&self, name: &str) -> String {
         format!("/local/domain/{}/{NODE}/{name}", self.domain)
     }
@@ -101,5 +127,36 @@ impl World {
             assert!(Instant::now() < deadline, "{:?}", self.simulation.leaks());
             std::thread::yield_now();
         }
+    }
+}
+
+/// See [`World::bare`]. Published, and without a state of its own.
+pub(crate) struct Bare {
+    pages: SharedPages,
+    pub(crate) port: BoundPort,
+    store: Store,
+    node: &'static str,
+}
+
+impl Bare {
+    pub(crate) fn write(&self, name: &str, value: &str) {
+        self.store
+            .write(&format!("{}/{name}", self.node), value)
+            .unwrap();
+    }
+
+    /// Sets one of the ring's indices.
+    pub(crate) fn set(&self, offset: usize, index: u32) {
+        let word = self.pages.region().atomic_u32(offset).unwrap();
+        word.store(index, Ordering::Release);
+    }
+
+    /// Gives the ring back, and says so.
+    pub(crate) fn close(self) {
+        let Self {
+            pages, port, store, ..
+        } = self;
+        drop((pages, port));
+        store.write(&format!("{}/state", self.node), "6").unwrap();
     }
 }
