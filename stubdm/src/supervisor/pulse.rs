@@ -47,7 +47,7 @@ impl Pulse {
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Quiet { until } => Some(until),
-            State::Asked { at } => Some(at + self.limit),
+            State::Asked { at } => at.checked_add(self.limit),
             State::Hung { .. } => None,
         }
     }
@@ -109,6 +109,17 @@ mod tests {
             let silence = pulse.answered(asked + 10 * LIMIT);
             assert_eq!(silence, Some(10 * LIMIT));
         }
+    }
+
+    #[test]
+    fn a_limit_beyond_all_time_is_never_reached() {
+        let now = Instant::now();
+        let mut pulse = Pulse::new(Duration::MAX, now);
+        let asked = pulse.deadline().unwrap();
+        assert_eq!(pulse.tick(asked), Some(Beat::Ask));
+        assert_eq!(pulse.deadline(), None);
+        assert_eq!(pulse.tick(asked + 1_000_000 * LIMIT), None);
+        assert_eq!(pulse.answered(asked), None);
     }
 
     #[test]
