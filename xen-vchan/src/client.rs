@@ -179,13 +179,23 @@ impl ClientBuilder {
         let (mut left, mut right) = ([0; 2], [0; 2]);
         page.copy_out(LEFT_ORDER, &mut left)?;
         page.copy_out(RIGHT_ORDER, &mut right)?;
-        let geometry = Geometry::new(u16::from_ne_bytes(left), u16::from_ne_bytes(right))?;
+        let orders = (u16::from_ne_bytes(left), u16::from_ne_bytes(right));
+        // A page in the making: a server that was killed has left its nodes, and another has got the
+        // same numbers just now. It will publish itself.
+        if orders == (0, 0) {
+            return Err(self.nobody());
+        }
+        let geometry = Geometry::new(orders.0, orders.1)?;
         let mut list = vec![0; 4 * geometry.grants()];
         page.copy_out(GRANTS, &mut list)?;
         let list: Vec<GrantRef> = list
             .chunks_exact(4)
             .map(|four| GrantRef::new(u32::from_ne_bytes([four[0], four[1], four[2], four[3]])))
             .collect();
+        // Xen keeps the first grants to itself.
+        if list.contains(&GrantRef::new(0)) {
+            return Err(self.nobody());
+        }
 
         let pages = |place: Place, access: Access| -> Result<Option<MappedPages>> {
             let Place::Pages { first, count } = place else {

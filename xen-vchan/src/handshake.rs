@@ -39,12 +39,6 @@ impl Published {
         let path = path.trim_end_matches('/');
         let own = own_domain(store)?;
         let readable = Permissions::owner_none(own).grant_read(peer);
-        // What a server that was killed left behind must not be read together with our port.
-        match store.rm(&node(path, RING_REF)) {
-            Ok(()) => {}
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error.into()),
-        }
         let ring_ref = control.as_u32().to_string().into_bytes();
         // From here on a failure removes what was written.
         let this = Self {
@@ -101,6 +95,18 @@ impl Drop for Published {
                 tracing::warn!(path = %self.path, %error, "the vchan's store nodes could not be removed");
             }
         }
+    }
+}
+
+/// Removes the `ring-ref` that a server which was killed has left at `path`.
+///
+/// Before the next server opens a port and grants a page: both may get the numbers that the old node
+/// and its neighbour hold, and a client that reads those would find a page in the making.
+pub(crate) fn clear(store: &Store, path: &str) -> Result<()> {
+    match store.rm(&node(path.trim_end_matches('/'), RING_REF)) {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -7,7 +7,7 @@ use xen_gnttab::{Access, SharedPages, UnmapNotify, share};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use crate::handshake::Published;
+use crate::handshake::{self, Published};
 use crate::layout::{
     CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, RingSize,
     SRV_LIVE,
@@ -106,6 +106,7 @@ impl ServerBuilder {
             asked: self.left.max(self.right).bytes(),
             limit: RingSize::LARGEST.bytes(),
         })?;
+        handshake::clear(store, &self.path)?;
         let events = EventChannels::open(xen)?;
         let port = events.bind_unbound(self.peer)?;
         let control = share(xen, self.peer, 1, Access::ReadWrite)?;

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use xen_store::Store;
@@ -58,6 +58,7 @@ impl World {
             .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn();
         Running(child.unwrap())
     }
@@ -85,6 +86,16 @@ struct Running(Child);
 impl Running {
     fn wait(mut self) {
         assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Running {
+    /// What it said of its own accord, when it is over.
+    fn complaint(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        let mut stderr = self.0.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        (self.0.wait().unwrap().code(), said)
     }
 }
 
@@ -117,7 +128,7 @@ fn a_file_goes_from_one_to_the_other() {
 }
 
 #[test]
-fn a_command_serves_one_client_after_another_where_ocaml_looks_for_it() {
+fn a_command_serves_one_client_after_another_where_xencat_looks_for_it() {
     let world = World::new();
     let server = world.start(&["listen", "0", "echo", "--keep", "--exec", "cat"]);
     let path = service_path(DomId::DOM0, DomId::DOM0, "echo").unwrap();
@@ -137,7 +148,7 @@ fn a_command_serves_one_client_after_another_where_ocaml_looks_for_it() {
 }
 
 #[test]
-fn without_a_place_it_is_where_xencat_looks_for_it() {
+fn without_a_place_it_is_at_data_vchan() {
     let world = World::new();
     let mut server = world.start(&["listen", "0"]);
     let mut channel = world.connect("/local/domain/0/data/vchan");
@@ -184,4 +195,200 @@ fn one_command_shows_both_ends() {
         .unwrap();
     assert_eq!(got, "goodbye there\n", "after {:?}", begin.elapsed());
     demo.wait();
+}
+
+/// A filter between two pipes is full when nobody reads what it says: what goes in must not be
+/// waited for.
+#[test]
+fn a_command_that_answers_as_it_reads_does_not_stall() {
+    let world = World::new();
+    let server = world.start(&[
+        "listen",
+        "0",
+        "data/other",
+        "--rings",
+        "1048576",
+        "1048576",
+        "--exec",
+        "cat",
+    ]);
+    let mut channel = world.connect("/local/domain/0/data/other");
+    channel.set_write_timeout(Some(Duration::from_secs(20)));
+    let content: Vec<u8> = (0..6_000_000u32).map(|i| (i >> 3) as u8).collect();
+    let mut got = vec![0; content.len()];
+    std::thread::scope(|scope| {
+        let (rx, tx) = channel.halves();
+        scope.spawn(|| tx.write_all(&content).unwrap());
+        rx.read_exact(&mut got).unwrap();
+    });
+    assert!(got == content);
+    drop(channel);
+    server.wait();
+    world.end();
+}
+
+#[test]
+fn a_command_that_ends_first_ends_the_session_and_its_failure_is_told() {
+    let world = World::new();
+    let script = "head -c 6; exit 3";
+    let server = world.start(&["listen", "0", "data/other", "--exec", "sh", "-c", script]);
+    let mut channel = world.connect("/local/domain/0/data/other");
+    channel.write_all(b"twelve bytes").unwrap();
+    let mut answer = String::new();
+    channel.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "twelve");
+    let (status, said) = server.complaint();
+    assert_eq!((status, &*said), (Some(1), "vcat: sh: exit status: 3\n"));
+    drop(channel);
+    world.end();
+}
+
+#[test]
+fn a_command_may_close_its_output_and_read_on_or_its_input_and_talk_on() {
+    let world = World::new();
+    let file = world.dir.path().join("copy");
+    let script = format!("exec cat > '{}'", file.display());
+    let server = world.start(&["listen", "0", "data/other", "--exec", "sh", "-c", &script]);
+    let mut channel = world.connect("/local/domain/0/data/other");
+    for _ in 0..100 {
+        channel.write_all(&[7; 1000]).unwrap();
+    }
+    drop(channel);
+    server.wait();
+    assert!(std::fs::read(file).unwrap() == [7; 100_000]);
+
+    // It goes on when somebody writes to the other pipe.
+    let pipe = world.dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!(
+        "read -r line; exec <&-; echo \"$line\"; cat '{}'",
+        pipe.display()
+    );
+    let server = world.start(&["listen", "0", "data/other", "--exec", "sh", "-c", &script]);
+    let mut channel = world.connect("/local/domain/0/data/other");
+    channel.write_all(b"hello\n").unwrap();
+    // Nobody reads this.
+    for _ in 0..100 {
+        channel.write_all(&[7; 1000]).unwrap();
+    }
+    std::fs::write(pipe, "that was all\n").unwrap();
+    let mut answer = String::new();
+    channel.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello\nthat was all\n");
+    drop(channel);
+    server.wait();
+    world.end();
+}
+
+#[test]
+fn one_clients_command_that_fails_does_not_end_the_service() {
+    let world = World::new();
+    let script = "read -r line; echo \"$line\"; exit 1";
+    let server = world.start(&[
+        "listen",
+        "0",
+        "data/other",
+        "--keep",
+        "--exec",
+        "sh",
+        "-c",
+        script,
+    ]);
+    for _ in 0..3 {
+        let mut channel = world.connect("/local/domain/0/data/other");
+        channel.write_all(b"and again\n").unwrap();
+        let mut answer = String::new();
+        channel.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "and again\n");
+    }
+    drop(server);
+    let next = Server::builder(DomId::DOM0, "data/other").listen(&world.xen, &world.store);
+    drop(next.unwrap());
+    world.end();
+}
+
+fn answer(words: &[&str]) -> Output {
+    vcat().args(words).output().unwrap()
+}
+
+#[test]
+fn it_says_how_it_is_called_and_what_is_wrong_with_a_call() {
+    for help in ["--help", "-h", "help"] {
+        let help = answer(&[help]);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(help.stdout.starts_with(b"usage: vcat "));
+        assert_eq!(help.stderr, b"");
+    }
+    for (words, complaint) in [
+        (&[][..], "a role is missing"),
+        (&["serve", "1"], "\"serve\" is no role"),
+        (&["listen"], "the peer's domain id is missing"),
+        (&["listen", "dom0"], "DOMID: \"dom0\": "),
+        (&["listen", "1", "a", "b"], "\"b\" is no option of listen"),
+        (
+            &["connect", "1", "--keep"],
+            "\"--keep\" is no option of connect",
+        ),
+        (
+            &["listen", "1", "--wait", "1"],
+            "\"--wait\" is no option of listen",
+        ),
+        (
+            &["connect", "1", "--wait"],
+            "the number of seconds is missing",
+        ),
+        (&["connect", "1", "--wait", "soon"], "--wait: \"soon\": "),
+        (&["connect", "1", "--close", "-1"], "--close: "),
+        (
+            &["listen", "1", "--rings", "4096"],
+            "RIGHT of --rings is missing",
+        ),
+        (&["listen", "1", "--exec"], "a command is missing"),
+        (&["sim"], "a command is missing"),
+    ] {
+        let refused = answer(words);
+        assert_eq!(refused.status.code(), Some(2), "{words:?}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            said.starts_with(&format!("vcat: {complaint}")),
+            "{words:?}: {said}"
+        );
+        assert!(said.contains("\nusage: vcat "), "{said}");
+    }
+}
+
+#[test]
+fn what_fails_is_said_in_one_line() {
+    let world = World::new();
+    for (words, complaint) in [
+        (
+            &["connect", "0", "nobody"][..],
+            "no vchan server at /local/domain/0/data/vchan/0/nobody",
+        ),
+        (
+            &["connect", "0", "nobody", "--wait", "0"],
+            "the deadline of the vchan operation passed",
+        ),
+        (
+            &["listen", "0", "a name"],
+            "a vchan service's name is made of letters, digits, _ and -",
+        ),
+        (
+            &["listen", "0", "--rings", "1048577", "0"],
+            "a vchan ring of 1048577 bytes where 1048576 is the most",
+        ),
+    ] {
+        let (status, said) = world.start(words).complaint();
+        assert_eq!((status, said), (Some(1), format!("vcat: {complaint}\n")));
+    }
+    let server = world.start(&["listen", "0", "data/other", "--exec", "/no/such/command"]);
+    let client = world.connect("/local/domain/0/data/other");
+    let (status, said) = server.complaint();
+    drop(client);
+    assert_eq!(status, Some(1));
+    assert!(
+        said.starts_with("vcat: /no/such/command: No such file"),
+        "{said}"
+    );
+    world.end();
 }

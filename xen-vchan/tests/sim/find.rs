@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use xen_store::Permissions;
 use xen_store::server::Quota;
 use xen_sys::DomId;
+use xen_sys::sim::{Fault, Op};
 use xen_vchan::{Client, Error, PeerState, Server, Violation};
 
-use crate::world::{PATH, World, soon};
+use crate::hostile::scribble;
+use crate::world::{PATH, World, poll_one, soon};
 
 #[test]
 fn without_a_server_the_client_fails_at_once_and_says_where_it_looked() {
@@ -207,5 +209,51 @@ fn nodes_that_hold_no_number_are_the_servers_fault() {
         other => panic!("{other:?}"),
     }
     store.rm(PATH).unwrap();
+    world.end();
+}
+
+/// The nodes of a server that was killed, and the next one has just got the same port and grant.
+#[test]
+fn a_page_in_the_making_is_no_server_yet() {
+    let world = World::new();
+    // Where the orders are, and the first grant of the list.
+    for (offset, unfinished) in [(16, &[0; 4]), (24, &[0; 4])] {
+        let old = world.listen(4096, 4096);
+        let (xen, store) = world.domu();
+        scribble(&world, offset, unfinished);
+        let builder = Client::builder(DomId::DOM0, PATH);
+        let at_once = builder.clone().connect(&xen, &store);
+        assert!(
+            matches!(at_once, Err(Error::NoServer { .. })),
+            "{at_once:?}"
+        );
+        let mut waits = builder.start(&xen, &store).unwrap();
+        assert!(matches!(waits.try_finish(), Err(Error::WouldBlock)));
+        let new = world.listen(4096, 4096);
+        assert!(poll_one(&waits, 20_000), "nobody said that it is there");
+        drop((waits.try_finish().unwrap(), waits, new, old));
+    }
+    world.end();
+}
+
+#[test]
+fn the_nodes_of_a_killed_server_go_before_the_next_one_has_a_port() {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    let node = format!("{PATH}/ring-ref");
+    for op in [Op::BindUnbound, Op::Share] {
+        store.write(&node, "8").unwrap();
+        world.host.inject(Fault::Fail {
+            domain: DomId::DOM0,
+            op,
+            nth: 1,
+            errno: nix::errno::Errno::ENOSPC as i32,
+        });
+        let refused = Server::builder(world.guest, PATH).listen(&xen, &store);
+        assert!(matches!(refused, Err(Error::Os(_))), "{refused:?}");
+        assert!(!store.exists(&node).unwrap());
+    }
+    store.rm(PATH).unwrap();
+    drop(xen);
     world.end();
 }

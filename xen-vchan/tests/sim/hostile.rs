@@ -20,7 +20,7 @@ fn control(world: &World) -> GrantRef {
     )
 }
 
-fn scribble(world: &World, offset: usize, bytes: &[u8]) {
+pub(crate) fn scribble(world: &World, offset: usize, bytes: &[u8]) {
     world
         .host
         .scribble(DomId::DOM0, control(world), offset, bytes)
