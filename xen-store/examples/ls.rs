@@ -3,11 +3,22 @@
 //! With `XENSTORED_PATH` set it connects there, otherwise to the daemon of this Xen host.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use xen_store::{Result, Store, path};
 use xen_sys::Xen;
 
-fn main() -> std::result::Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ls: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> std::result::Result<(), Box<dyn Error>> {
     let store = match std::env::var_os("XENSTORED_PATH") {
         Some(socket) => Store::connect(socket)?,
         None => Store::open(&Xen::open()?)?,

@@ -3,12 +3,23 @@
 //! With `XENSTORED_PATH` set it connects there, otherwise to the daemon of this Xen host.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::{Store, Watch};
 use xen_sys::Xen;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("watch: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let store = match std::env::var_os("XENSTORED_PATH") {
         Some(socket) => Store::connect(socket)?,
         None => Store::open(&Xen::open()?)?,
