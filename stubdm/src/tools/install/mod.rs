@@ -335,7 +335,7 @@ fn program(options: &InstallOptions, root: &Root) -> Result<String> {
     let owner = root.is_own().then_some(0);
     if let Some(whose) = replaceable(&real, root.dir(), owner)? {
         return Err(Failure::new(format_args!(
-            "{whose}, and libxl would start it as root"
+            "{whose}, and libxl would start it as root; put it where only root can write, such as /usr/local/bin"
         )));
     }
     let mode = real

@@ -97,7 +97,10 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
     ensure!(model.resident < 8 << 10, "{model:?}");
     let listed = command(&["ps"])?;
     ensure!(
-        !listed.iter().any(|line| line.contains("qemu"))
+        // Whoever runs these tests by name has the word in their own command line.
+        !listed
+            .iter()
+            .any(|line| line.contains("qemu") && !line.contains(" suite "))
             && listed.iter().any(|line| line.contains(CONSOLED)),
         "ps: {listed:#?}"
     );
