@@ -145,7 +145,7 @@ fn write(archive: &Archive, output: &Path, compress: Compress) -> Result<u64> {
 }
 
 fn write_part(archive: &Archive, part: &Path, compress: Compress) -> Result<u64> {
-    let file = File::create(part).context(format_args!("creating {}", part.display()))?;
+    let file = File::create_new(part).context(format_args!("creating {}", part.display()))?;
     let failed = |error: anyhow::Error| Failure::new(format_args!("{error:#}"));
     let mut out = Counted {
         out: BufWriter::new(file),
@@ -302,4 +302,21 @@ fn inspect(options: &InspectOptions) -> Result<String> {
         mebibytes(listing.unpacked)
     );
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a folder that others can write to as well, such as /tmp.
+    #[test]
+    fn what_somebody_put_in_the_way_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, part) = (dir.path().join("precious"), dir.path().join("x.1.part"));
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &part).unwrap();
+        let error = write_part(&Archive::root(), &part, Compress::None).unwrap_err();
+        assert!(error.to_string().contains("x.1.part"), "{error}");
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    }
 }
