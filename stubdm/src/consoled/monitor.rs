@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use tracing::warn;
@@ -17,6 +18,10 @@ use crate::proxy::local::{Local, Read};
 const CLIENTS: usize = 8;
 /// A client that takes nothing of this much, in bytes, is let go.
 const BACKLOG: usize = 256 << 10;
+/// How long nobody is let in after that failed.
+const REST: Duration = Duration::from_secs(1);
+/// How many of these failures are told in our log.
+const COMPLAINTS: u32 = 20;
 
 /// A listening socket with its clients.
 #[derive(Debug)]
@@ -24,6 +29,9 @@ pub struct Monitor {
     listener: UnixListener,
     _file: SocketFile,
     clients: Vec<Client>,
+    /// After nobody could be let in, for want of descriptors for one: not looked at before this.
+    rest: Option<Instant>,
+    failures: u32,
 }
 
 #[derive(Debug)]
@@ -45,20 +53,16 @@ impl Monitor {
             listener,
             _file: file,
             clients: Vec::new(),
+            rest: None,
+            failures: 0,
         })
     }
 
     /// Takes in who has come, answers what was asked. Says whether somebody asked for the end.
-    pub fn turn(&mut self, facts: &Facts) -> bool {
-        while self.clients.len() < CLIENTS {
-            match accept(&self.listener) {
-                Ok(Some(fd)) => self.clients.extend(Client::new(fd)),
-                Ok(None) => break,
-                Err(error) => {
-                    warn!("accepting a QMP client: {error}");
-                    break;
-                }
-            }
+    pub fn turn(&mut self, facts: &Facts, now: Instant) -> bool {
+        if self.rest.is_none_or(|rest| rest <= now) {
+            self.rest = None;
+            self.let_in(now);
         }
         for client in &mut self.clients {
             client.turn(facts);
@@ -68,10 +72,33 @@ impl Monitor {
         quit
     }
 
+    fn let_in(&mut self, now: Instant) {
+        while self.clients.len() < CLIENTS {
+            match accept(&self.listener) {
+                Ok(Some(fd)) => self.clients.extend(Client::new(fd)),
+                Ok(None) => break,
+                // Who waits there keeps the socket readable.
+                Err(error) => {
+                    self.rest = Some(now + REST);
+                    self.failures = self.failures.saturating_add(1);
+                    if self.failures <= COMPLAINTS {
+                        warn!("accepting a QMP client: {error}");
+                    }
+                    break;
+                }
+            }
+        }
+    }
+
+    /// When to look again without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.rest
+    }
+
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::new();
-        if self.clients.len() < CLIENTS {
+        if self.clients.len() < CLIENTS && self.rest.is_none() {
             interests.push((self.listener.as_fd(), PollFlags::POLLIN));
         }
         for client in &self.clients {
@@ -129,7 +156,7 @@ mod tests {
 
     /// One line, while the monitor has its turns.
     fn line(monitor: &mut Monitor, stream: &UnixStream) -> String {
-        monitor.turn(&Facts::default());
+        monitor.turn(&Facts::default(), Instant::now());
         let mut text = String::new();
         BufReader::new(stream).read_line(&mut text).unwrap();
         text
@@ -149,16 +176,34 @@ mod tests {
                 .unwrap();
             assert_eq!(line(&mut monitor, &stream), "{\"return\":{}}\r\n");
             drop(stream);
-            monitor.turn(&Facts::default());
+            monitor.turn(&Facts::default(), Instant::now());
             assert_eq!(monitor.clients.len(), 1);
         }
         for _ in 0..20 {
             std::mem::forget(UnixStream::connect(&path).unwrap());
-            assert!(!monitor.turn(&Facts::default()));
+            assert!(!monitor.turn(&Facts::default(), Instant::now()));
             assert!(monitor.clients.len() <= CLIENTS);
         }
         drop(monitor);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_lets_nobody_in_is_not_looked_at_all_the_time() {
+        use std::os::fd::OwnedFd;
+        let dir = tempfile::tempdir().unwrap();
+        let mut monitor = Monitor::listen(&dir.path().join("q")).unwrap();
+        let (no_listener, _far) = UnixStream::pair().unwrap();
+        monitor.listener = OwnedFd::from(no_listener).into();
+        let now = Instant::now();
+        assert_eq!(monitor.interests().len(), 1);
+        for _ in 0..3 {
+            monitor.turn(&Facts::default(), now);
+            assert!(monitor.interests().is_empty());
+            assert_eq!(monitor.failures, 1);
+        }
+        monitor.turn(&Facts::default(), monitor.deadline().unwrap());
+        assert_eq!(monitor.failures, 2);
     }
 
     #[test]
@@ -170,7 +215,7 @@ mod tests {
         stream.set_nonblocking(true).unwrap();
         for _ in 0..10_000 {
             let _ = stream.write(b"{\"execute\":\"x\"}\n{\n{\n{\n{\n{\n");
-            monitor.turn(&Facts::default());
+            monitor.turn(&Facts::default(), Instant::now());
             assert!(monitor.clients.iter().all(|c| c.answers.len() <= BACKLOG));
         }
     }

@@ -133,7 +133,8 @@ impl Server {
             }
             let mut quit = false;
             for monitor in &mut self.monitors {
-                quit |= monitor.turn(&self.facts);
+                quit |= monitor.turn(&self.facts, now);
+                deadline = earlier(deadline, monitor.deadline());
             }
             if quit {
                 break "asked to end".to_owned();
@@ -152,9 +153,14 @@ impl Server {
         };
         info!("{ended}: taking the last out of the rings");
         let deadline = Instant::now() + LAST_WORDS;
-        while self.services.iter_mut().any(|s| s.turn(Instant::now())) && Instant::now() < deadline
-        {
+        loop {
+            let now = Instant::now();
+            // Each has its turn, whatever the others still have.
+            let turns = self.services.iter_mut().map(|service| service.turn(now));
+            let more = turns.fold(false, |more, again| more | again);
+            if !more || deadline <= now {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }
