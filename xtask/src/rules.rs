@@ -19,9 +19,10 @@ impl Rules {
                 continue;
             };
             let words: Vec<&str> = words.split(' ').collect();
-            if let [area, place, count] = words[..]
-                && let Ok(count) = count.parse()
-            {
+            let [area, place, count] = words[..] else {
+                continue;
+            };
+            if let Ok(count) = count.parse() {
                 rules.note(area, place, count);
             }
         }

@@ -1,5 +1,6 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/unsafe.md` names exactly the files that allow unsafe code,
-//! and every C function that `docs/c-functions.md` has an equivalent for leads to it in the documentation.
+//! and every C function that `docs/c-functions.md` has an equivalent for leads to it in the documentation. And what clippy does not
+//! hold against the oldest Rust that is promised: a syntax newer than that.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +13,9 @@ use crate::workspace::Workspace;
 /// What a file says that is not safe code. Split so that this file does not say it.
 const MARK: &str = concat!("#![allow(", "unsafe_code)]");
 
+/// A `let` in the middle of a condition, which Rust has since 1.88.
+const LET_CHAIN: &str = concat!("&", "& let ");
+
 /// The heading in `docs/c-functions.md` from which on there is nothing to lead to.
 const NOTHING: &str = "## What there is nothing for";
 
@@ -19,7 +23,20 @@ const NOTHING: &str = "## What there is nothing for";
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let root = workspace.root();
     check_inventory(root)?;
+    check_syntax(root)?;
     check_c_functions(root)
+}
+
+/// No file needs a Rust that is newer than `rust-version` says.
+fn check_syntax(root: &Path) -> Result<()> {
+    let mut newer = Vec::new();
+    each_source(root, &mut |path, text| {
+        if text.contains(LET_CHAIN) {
+            newer.push(path.display().to_string());
+        }
+    })?;
+    ensure!(newer.is_empty(), "let chains need Rust 1.88: {newer:?}");
+    Ok(())
 }
 
 /// The C functions with an equivalent each stand in a `doc(alias)` of a library's.
