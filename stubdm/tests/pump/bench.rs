@@ -1,5 +1,6 @@
 //! The proxy, a far side and a monitor, stepped by hand: each is called only if `poll` would have woken it or its deadline has come.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -179,5 +180,16 @@ impl Bench {
         assert_eq!(answer["id"], 2_020_371_712);
         assert_eq!(answer["return"]["asked"], command, "{answer}");
         assert!(client.input.is_empty() && !client.ended);
+    }
+
+    /// A client that asks for much, begins to say something else, and leaves after so many steps of the others.
+    pub(crate) fn leave_after(&mut self, steps: usize) {
+        let mut client = self.client();
+        client.say(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
+        client.say(&json!({"execute": "big", "id": 2_020_371_712}));
+        client.stream.write_all(b"{\"execute\": \"half").unwrap();
+        for _ in 0..steps {
+            self.step();
+        }
     }
 }

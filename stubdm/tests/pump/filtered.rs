@@ -1,7 +1,5 @@
 //! The same under a policy: what it lets nobody hear, answers it does not let pass, and one monitor session for all.
 
-use std::io::Write;
-
 use serde_json::json;
 
 use crate::bench::Bench;
@@ -80,14 +78,7 @@ fn a_client_that_leaves_at_any_moment_leaves_nothing_to_the_next() {
         for moment in 0..40 {
             let mut bench = Bench::filtered(ours, &["first", "big", "second"]);
             bench.converse("first");
-            let mut client = bench.client();
-            client.say(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
-            client.say(&json!({"execute": "big", "id": 2_020_371_712}));
-            client.stream.write_all(b"{\"execute\": \"half").unwrap();
-            for _ in 0..moment {
-                bench.step();
-            }
-            drop(client);
+            bench.leave_after(moment);
             bench.converse("second");
         }
     }
