@@ -9,8 +9,9 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use xen_store::Store;
 use xen_store::server::{Config, Server};
+use xen_store::{Permissions, Store};
+use xen_sys::DomId;
 
 fn status(socket: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
@@ -42,6 +43,7 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
             "/local/domain/6/device/console/1/output",
             "file:/nonexistent",
         ),
+        ("/local/domain/6/device/console/3/output", log.as_str()),
         ("/local/domain/6/device/console/2/output", "pty"),
         ("/local/domain/13/console/output", "file:/"),
         ("/local/domain/13/image/device-model-pid", "4194305"),
@@ -55,6 +57,10 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     ] {
         store.write(node, value).unwrap();
     }
+    // What the stubdomain says of its own is not looked at.
+    let theirs = Permissions::owner_none(DomId::new(6));
+    let node = "/local/domain/6/device/console/3/output";
+    store.set_perms(node, &theirs).unwrap();
     let output = status(&socket, &[]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();

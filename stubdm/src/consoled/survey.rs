@@ -100,7 +100,15 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
 /// The store's.
 pub fn saves_to(store: &Store, domain: DomId) -> xen_store::Result<Option<PathBuf>> {
     let node = format!("/local/domain/{domain}/device/console/{SAVE}/output");
-    let word = trusted(store, domain, &node)?.unwrap_or_default();
+    goes_to(store, domain, &node)
+}
+
+/// The file that `output`, a console's node, names; `None` for anything else, and for what is not dom0's word.
+///
+/// # Errors
+/// The store's.
+pub fn goes_to(store: &Store, domain: DomId, output: &str) -> xen_store::Result<Option<PathBuf>> {
+    let word = trusted(store, domain, output)?.unwrap_or_default();
     Ok(match Output::parse(&word) {
         Some(Output::File(path)) => Some(path),
         _ => None,

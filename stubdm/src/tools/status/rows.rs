@@ -9,6 +9,7 @@ use std::path::Path;
 use xen_store::Store;
 use xen_sys::DomId;
 
+use crate::consoled::survey::goes_to;
 use crate::error::{Context, Result};
 use crate::stats::{self, Counters};
 use crate::tools::store::optional;
@@ -80,7 +81,7 @@ pub fn rows(store: &Store) -> Result<Vec<Row>> {
             proxy,
             counters: told.map(|told| told.counters),
             consoles: process(store, &format!("{stub}/image/device-model-pid"))?,
-            console_bytes: console_bytes(store, &stub)?,
+            console_bytes: console_bytes(store, stubdomain)?,
             memory: memory.and_then(|text| text.trim().parse().ok()),
         });
     }
@@ -104,7 +105,8 @@ fn process(store: &Store, node: &str) -> Result<Option<Process>> {
 }
 
 /// How long the files are that a stubdomain's consoles are written to; `None` if there are none.
-fn console_bytes(store: &Store, stub: &str) -> Result<Option<u64>> {
+fn console_bytes(store: &Store, stubdomain: DomId) -> Result<Option<u64>> {
+    let stub = format!("/local/domain/{stubdomain}");
     let others = store.directory(&format!("{stub}/device/console"));
     let others = others.unwrap_or_default();
     let others = others
@@ -112,8 +114,7 @@ fn console_bytes(store: &Store, stub: &str) -> Result<Option<u64>> {
         .map(|name| format!("{stub}/device/console/{name}/output"));
     let mut sum = None;
     for node in [format!("{stub}/console/output")].into_iter().chain(others) {
-        let output = optional(store, &node)?.unwrap_or_default();
-        let Some(path) = output.strip_prefix("file:") else {
+        let Some(path) = goes_to(store, stubdomain, &node).context(&node)? else {
             continue;
         };
         if let Ok(meta) = fs::symlink_metadata(path) {
