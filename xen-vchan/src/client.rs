@@ -138,9 +138,8 @@ impl ClientBuilder {
         }
     }
 
-    pub(crate) const fn until_maybe(mut self, deadline: Option<Instant>) -> Self {
+    pub(crate) const fn set_deadline(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
-        self
     }
 
     pub(crate) const fn until(&self) -> Option<Instant> {

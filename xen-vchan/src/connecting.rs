@@ -39,8 +39,7 @@ impl Connecting {
     pub(crate) fn new(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result<Self> {
         // The watch before the first look: no server can slip in between.
         let arrival = handshake::watch(store, builder.place())?;
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)?;
+        let timer = new_timer()?;
         let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
         let event = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
         both.add(&timer, event()).map_err(failed)?;
@@ -79,29 +78,23 @@ impl Connecting {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::Timeout);
         }
-        self.set_timer(match (again, deadline) {
+        let at = match (again, deadline) {
             (Some(again), Some(deadline)) => Some(again.min(deadline)),
             (again, deadline) => again.or(deadline),
-        })?;
+        };
+        set_timer(&self.timer, at)?;
         Err(Error::WouldBlock)
+    }
+
+    /// Another deadline, from the next try on.
+    #[cfg(feature = "tokio")]
+    pub(crate) const fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.builder.set_deadline(deadline);
     }
 
     /// Sleeps until it is worth trying.
     pub(crate) fn sleep(&self) -> Result<()> {
         readable(self.as_fd(), None).map(drop)
-    }
-
-    fn set_timer(&self, at: Option<Instant>) -> Result<()> {
-        let Some(at) = at else {
-            return self.timer.unset().map_err(failed);
-        };
-        // Nothing would mean never.
-        let left = at
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_nanos(1));
-        let expiration = Expiration::OneShot(TimeSpec::from_duration(left));
-        let flags = TimerSetTimeFlags::empty();
-        self.timer.set(expiration, flags).map_err(failed)
     }
 }
 
@@ -109,6 +102,25 @@ impl AsFd for Connecting {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.both.0.as_fd()
     }
+}
+
+pub(crate) fn new_timer() -> Result<TimerFd> {
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)
+}
+
+/// When the timer is to become readable; `None` is never.
+pub(crate) fn set_timer(timer: &TimerFd, at: Option<Instant>) -> Result<()> {
+    let Some(at) = at else {
+        return timer.unset().map_err(failed);
+    };
+    // Nothing would mean never.
+    let left = at
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_nanos(1));
+    let expiration = Expiration::OneShot(TimeSpec::from_duration(left));
+    let flags = TimerSetTimeFlags::empty();
+    timer.set(expiration, flags).map_err(failed)
 }
 
 fn failed(errno: Errno) -> Error {

@@ -40,7 +40,7 @@
 //! | to | take |
 //! |---|---|
 //! | serve many clients at once | [`Listener`] |
-//! | come back when the server does | [`Redial`] |
+//! | come back when the server does | [`Redial`]; feature `tokio`: `tokio::AsyncRedial` |
 //! | wait without blocking | [`Connecting`], [`Channel::try_read`], `AsFd`; feature `tokio` |
 //! | send messages | [`WriteHalf::send`], [`ReadHalf::recv`] |
 //! | send many small things | [`WriteHalf::reserve`], [`WriteHalf::set_cork`], [`ReadHalf::incoming`] |
@@ -99,6 +99,8 @@ mod life;
 mod link;
 #[cfg(not(loom))]
 mod listener;
+#[cfg(not(loom))]
+mod pace;
 #[cfg(all(test, not(loom)))]
 mod race;
 #[cfg(not(loom))]
@@ -128,8 +130,9 @@ pub use crate::{
     connecting::Connecting,
     handshake::service_path,
     listener::{Listener, ListenerBuilder},
+    pace::Backoff,
     reader::ReadHalf,
-    redial::{Backoff, Redial},
+    redial::Redial,
     server::{Server, ServerBuilder},
     session::PeerState,
     writer::WriteHalf,

@@ -9,7 +9,7 @@ use xen_sys::Xen;
 
 use super::AsyncChannel;
 use crate::client::ClientBuilder;
-use crate::{Error, Listener, Result};
+use crate::{Connecting, Error, Listener, Result};
 
 /// Connects, waiting for the server without blocking the runtime; give it up by dropping the future.
 ///
@@ -22,6 +22,14 @@ use crate::{Error, Listener, Result};
 pub async fn connect(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result<AsyncChannel> {
     let mut connecting = builder.start(xen, store)?;
     let ready = registered(&connecting)?;
+    finish(&mut connecting, &ready).await
+}
+
+/// Connects; cancelling leaves the client on its way.
+pub(super) async fn finish(
+    connecting: &mut Connecting,
+    ready: &AsyncFd<OwnedFd>,
+) -> Result<AsyncChannel> {
     loop {
         let mut guard = match connecting.try_finish() {
             Ok(channel) => return AsyncChannel::new(channel).map_err(failed),
@@ -78,13 +86,13 @@ impl AsyncListener {
     }
 }
 
-fn registered(source: impl AsFd) -> Result<AsyncFd<OwnedFd>> {
+pub(super) fn registered(source: impl AsFd) -> Result<AsyncFd<OwnedFd>> {
     let fd = source.as_fd().try_clone_to_owned().map_err(failed)?;
     // As in `AsyncChannel::new`.
     #[allow(deprecated)]
     AsyncFd::new(fd).map_err(failed)
 }
 
-fn failed(error: io::Error) -> Error {
+pub(super) fn failed(error: io::Error) -> Error {
     Error::Os(xen_sys::Error::os("poll", error))
 }

@@ -12,6 +12,7 @@
 //! ```
 
 mod arrive;
+mod redial;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,7 +23,8 @@ use ::tokio::io::unix::AsyncFd;
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub use self::arrive::{AsyncListener, connect};
-use crate::{Channel, Error, Result};
+pub use self::redial::AsyncRedial;
+use crate::{Channel, Error, PeerState, Result};
 
 /// A [`Channel`] in a tokio runtime.
 ///
@@ -71,14 +73,15 @@ impl AsyncChannel {
     ///
     /// As [`Channel::wait_connected`].
     pub async fn connected(&mut self) -> Result<()> {
-        std::future::poll_fn(|cx| {
-            self.poll(cx, Direction::Read, |channel| match channel.peer()? {
-                crate::PeerState::Connected => Ok(()),
-                crate::PeerState::Gone => Err(Error::Closed),
-                crate::PeerState::Waiting => Err(Error::WouldBlock),
-            })
+        std::future::poll_fn(|cx| self.poll_connected(cx)).await
+    }
+
+    fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll(cx, Direction::Read, |channel| match channel.peer()? {
+            PeerState::Connected => Ok(()),
+            PeerState::Gone => Err(Error::Closed),
+            PeerState::Waiting => Err(Error::WouldBlock),
         })
-        .await
     }
 
     /// Writes all of `bytes` in one step, waiting until there is room for them; or nothing. See

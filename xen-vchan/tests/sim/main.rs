@@ -14,4 +14,6 @@ mod sessions;
 mod stream;
 #[cfg(feature = "tokio")]
 mod tasks;
+#[cfg(feature = "tokio")]
+mod tasks_redial;
 mod world;

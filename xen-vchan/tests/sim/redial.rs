@@ -9,7 +9,7 @@ use xen_vchan::{Backoff, Client, Error, Redial};
 
 use crate::world::{PATH, World, poll_one, soon};
 
-fn redial(world: &World) -> Redial {
+pub(crate) fn redial(world: &World) -> Redial {
     let (xen, store) = world.domu();
     let quick = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
     Client::builder(DomId::DOM0, PATH)

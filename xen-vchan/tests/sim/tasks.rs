@@ -12,7 +12,7 @@ use xen_vchan::{Client, Error, Listener};
 
 use crate::world::{PATH, World, bytes};
 
-const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 #[test]
 fn tasks_move_both_directions_at_once_and_see_the_end() {
@@ -116,7 +116,10 @@ fn tasks_listen_connect_and_send_packets() {
 }
 
 /// Both futures, to their ends.
-async fn futures_join<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+pub(crate) async fn futures_join<A, B>(
+    a: impl Future<Output = A>,
+    b: impl Future<Output = B>,
+) -> (A, B) {
     let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
     let (mut first, mut second) = (None, None);
     std::future::poll_fn(|cx| {

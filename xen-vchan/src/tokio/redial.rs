@@ -1,0 +1,197 @@
+//! A client that dials again, in a runtime.
+
+use std::future::poll_fn;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use ::tokio::io::unix::AsyncFd;
+use nix::sys::timerfd::TimerFd;
+
+use super::AsyncChannel;
+use super::arrive::{failed, finish, registered};
+use crate::connecting::{new_timer, set_timer};
+use crate::redial::over;
+use crate::{Connecting, Error, Redial, Result};
+
+/// A [`Redial`] in a tokio runtime.
+///
+/// ```no_run
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use xen_vchan::{Client, tokio::AsyncRedial};
+/// # async fn run(xen: xen_sys::Xen, store: xen_store::Store) -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = xen_sys::DomId::new(5);
+/// let line = Client::builder(server, "/local/domain/5/data/echo").redial(&xen, &store);
+/// let mut line = AsyncRedial::new(line)?;
+/// loop {
+///     let channel = line.session(None).await?; // a new one whenever the last has ended
+///     let mut answer = [0; 5];
+///     if channel.write_all(b"hello").await.is_err() || channel.read_exact(&mut answer).await.is_err() {
+///         line.hang_up(); // whatever was half said is void; the next session begins clean
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct AsyncRedial {
+    /// The numbers, the pauses and how to connect; its channel is in `stage`.
+    line: Redial,
+    stage: Stage,
+    alarm: Alarm,
+}
+
+/// What a call has reached; if it is cancelled, the next one goes on from here.
+#[derive(Debug)]
+enum Stage {
+    Pausing,
+    Connecting {
+        connecting: Box<Connecting>,
+        ready: AsyncFd<OwnedFd>,
+    },
+    /// The server has not taken note of this client yet.
+    Arrived(AsyncChannel),
+    Session(AsyncChannel),
+}
+
+impl AsyncRedial {
+    /// Takes a client into the runtime of the calling task, with the session that runs, if one does.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor left.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime whose I/O driver is enabled.
+    pub fn new(mut line: Redial) -> Result<Self> {
+        let stage = match line.channel.take() {
+            Some(channel) => Stage::Session(AsyncChannel::new(channel).map_err(failed)?),
+            None => Stage::Pausing,
+        };
+        let alarm = Alarm::new()?;
+        Ok(Self { line, stage, alarm })
+    }
+
+    /// The session that runs, or the next one, as [`Redial::session`].
+    ///
+    /// A cancelled call loses nothing: the next one goes on waiting where it was, as the same client
+    /// if a server was found already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Redial::session`].
+    pub async fn session(&mut self, deadline: Option<Instant>) -> Result<&mut AsyncChannel> {
+        if let Stage::Session(channel) = &mut self.stage {
+            if over(channel.get_mut()) {
+                self.hang_up();
+            }
+        }
+        while !matches!(self.stage, Stage::Session(_)) {
+            let attempt = self.dial(deadline).await;
+            if !matches!(attempt, Ok(()) | Err(Error::Timeout)) {
+                self.stage = Stage::Pausing;
+            }
+            if let ControlFlow::Break(told) = self.line.pace.judge(attempt, Instant::now()) {
+                told?;
+            }
+        }
+        match &mut self.stage {
+            Stage::Session(channel) => Ok(channel),
+            _ => unreachable!("the loop ends with a session"),
+        }
+    }
+
+    /// From the stage reached to a session.
+    async fn dial(&mut self, deadline: Option<Instant>) -> Result<()> {
+        loop {
+            self.stage = match &mut self.stage {
+                Stage::Pausing => {
+                    let (wait, late) = self.line.pace.wait(Instant::now(), deadline);
+                    if !wait.is_zero() {
+                        self.alarm.set(Instant::now().checked_add(wait))?;
+                        poll_fn(|cx| self.alarm.poll(cx)).await?;
+                    }
+                    if late {
+                        return Err(Error::Timeout);
+                    }
+                    let builder = self.line.builder.clone();
+                    let connecting = builder.start(&self.line.xen, &self.line.store)?;
+                    Stage::Connecting {
+                        ready: registered(&connecting)?,
+                        connecting: Box::new(connecting),
+                    }
+                }
+                Stage::Connecting { connecting, ready } => {
+                    connecting.set_deadline(deadline);
+                    Stage::Arrived(finish(connecting, ready).await?)
+                }
+                Stage::Arrived(channel) => {
+                    self.alarm.set(deadline)?;
+                    poll_fn(|cx| match channel.poll_connected(cx) {
+                        Poll::Pending => self
+                            .alarm
+                            .poll(cx)
+                            .map(|rung| rung.and(Err(Error::Timeout))),
+                        noted => noted,
+                    })
+                    .await?;
+                    match std::mem::replace(&mut self.stage, Stage::Pausing) {
+                        Stage::Arrived(channel) => Stage::Session(channel),
+                        other => other,
+                    }
+                }
+                Stage::Session(_) => return Ok(()),
+            };
+        }
+    }
+
+    /// Ends the session that runs, or the attempt, if there is one.
+    pub fn hang_up(&mut self) {
+        self.stage = Stage::Pausing;
+        self.line.pace.ended(Instant::now());
+    }
+
+    /// How many sessions there have been, the one that runs included: its number.
+    #[must_use]
+    pub const fn sessions(&self) -> u64 {
+        self.line.sessions()
+    }
+}
+
+/// A moment to be woken at. tokio's own timers would have to be enabled in the runtime.
+#[derive(Debug)]
+struct Alarm {
+    timer: TimerFd,
+    rings: AsyncFd<OwnedFd>,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    fn new() -> Result<Self> {
+        let timer = new_timer()?;
+        let rings = registered(&timer)?;
+        Ok(Self {
+            timer,
+            rings,
+            at: None,
+        })
+    }
+
+    fn set(&mut self, at: Option<Instant>) -> Result<()> {
+        self.at = at;
+        set_timer(&self.timer, at)
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            if self.at.is_some_and(|at| at <= Instant::now()) {
+                return Poll::Ready(Ok(()));
+            }
+            let mut rung = ready!(self.rings.poll_read_ready(cx)).map_err(failed)?;
+            // Of an earlier setting, or a moment too soon; setting it again quiets the descriptor.
+            rung.clear_ready();
+            set_timer(&self.timer, self.at)?;
+        }
+    }
+}
