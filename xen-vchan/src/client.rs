@@ -105,7 +105,7 @@ impl ClientBuilder {
     /// * [`Error::NoServer`]: nothing is published there, or by a server that has left;
     /// * [`Error::Unreachable`]: the server is busy with another client, or dead;
     /// * [`Error::Timeout`]: no server came before the deadline;
-    /// * [`Error::Peer`]: what is published there is no vchan;
+    /// * [`Error::Peer`], [`Error::Node`]: what is published there is no vchan;
     /// * [`Error::Os`], [`Error::Store`].
     pub fn connect(self, xen: &Xen, store: &Store) -> Result<Channel> {
         if !self.wait {

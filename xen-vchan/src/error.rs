@@ -3,12 +3,15 @@
 //! | variant | who | afterwards |
 //! |---|---|---|
 //! | [`Error::Peer`] | the other domain broke the protocol | the channel is finished: every later call returns the same error |
+//! | [`Error::Node`] | the other domain published what is no address | try again, if another server may come |
 //! | [`Error::Closed`] | the other side left or died | bytes it had sent can still be read; then the end |
 //! | [`Error::WouldBlock`], [`Error::Timeout`] | nobody | try again |
 //! | [`Error::Os`], [`Error::Store`] | the kernel or xenstored refused | as the source says |
 
 use std::fmt;
 use std::io;
+
+use crate::NodeValue;
 
 /// The result of a channel operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -20,6 +23,14 @@ pub enum Error {
     /// The peer broke the protocol. Nothing more is read from it; the error is sticky.
     #[error("the peer broke the vchan protocol: {0}")]
     Peer(#[source] Violation),
+    /// A store node that the server published holds no number in range.
+    #[error("the vchan server's store node {key} holds no valid number: {value}")]
+    Node {
+        /// The node's last component.
+        key: &'static str,
+        /// What it holds.
+        value: NodeValue,
+    },
     /// The peer left or died, and everything it had sent was read.
     #[error("the vchan peer is gone")]
     Closed,
@@ -131,11 +142,6 @@ pub enum Violation {
         /// The value read.
         value: u8,
     },
-    /// A store node that holds no number in range.
-    Node {
-        /// The node's last component.
-        key: &'static str,
-    },
 }
 
 impl fmt::Display for Violation {
@@ -176,7 +182,6 @@ impl fmt::Display for Violation {
                 "grant list of ring orders {left} and {right} ends at byte {end}, a ring begins at {limit}"
             ),
             Self::Live { value } => write!(f, "live byte {value}"),
-            Self::Node { key } => write!(f, "store node {key} holds no valid number"),
         }
     }
 }
@@ -195,7 +200,7 @@ impl From<Error> for io::Error {
             Error::Os(source) => return source.into(),
             Error::Unreachable { .. } => io::ErrorKind::ConnectionRefused,
             Error::Store(source) => return source.into(),
-            Error::Peer(_) => io::ErrorKind::InvalidData,
+            Error::Peer(_) | Error::Node { .. } => io::ErrorKind::InvalidData,
             Error::Closed => io::ErrorKind::BrokenPipe,
             Error::WouldBlock => io::ErrorKind::WouldBlock,
             Error::Timeout => io::ErrorKind::TimedOut,

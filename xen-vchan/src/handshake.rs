@@ -13,7 +13,7 @@
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, GrantRef, Port};
 
-use crate::{Error, Result, Violation};
+use crate::{Error, NodeValue, Result};
 
 const RING_REF: &str = "ring-ref";
 const EVENT_CHANNEL: &str = "event-channel";
@@ -166,7 +166,10 @@ fn read_number(store: &Store, path: &str, key: &'static str) -> Result<Option<u3
     let number = std::str::from_utf8(&value)
         .ok()
         .and_then(|text| text.trim().parse().ok());
-    number.map(Some).ok_or(Error::Peer(Violation::Node { key }))
+    number.map(Some).ok_or_else(|| Error::Node {
+        key,
+        value: NodeValue::new(&value),
+    })
 }
 
 /// Watches for a server to be published at `path`.

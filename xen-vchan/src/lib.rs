@@ -77,10 +77,12 @@ mod layout;
 mod mem;
 pub mod ring;
 mod sync;
+mod value;
 
 pub use error::{Error, Result, Violation};
 pub use layout::{Geometry, Place, RingSize};
 pub use mem::Memory;
+pub use value::NodeValue;
 
 // Everything that needs a hypervisor; loom is shown the ring alone.
 #[cfg(not(loom))]

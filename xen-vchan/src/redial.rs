@@ -72,7 +72,7 @@ impl Redial {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] at the deadline; [`Error::Peer`], [`Error::Os`], [`Error::Store`] of an
+    /// [`Error::Timeout`] at the deadline; what else [`ClientBuilder::connect`] says of an
     /// attempt: the next call tries again, after a pause.
     pub fn session(&mut self, deadline: Option<Instant>) -> Result<&mut Channel> {
         if self.channel.as_mut().is_some_and(over) {

@@ -1,5 +1,6 @@
 //! How a client finds a server, or does not.
 
+use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use xen_store::Permissions;
 use xen_store::server::Quota;
 use xen_sys::DomId;
 use xen_sys::sim::{Fault, Op};
-use xen_vchan::{Client, Error, PeerState, Server, Violation};
+use xen_vchan::{Client, Error, PeerState, Server};
 
 use crate::hostile::scribble;
 use crate::world::{PATH, World, poll_one, soon};
@@ -200,14 +201,33 @@ fn nodes_that_hold_no_number_are_the_servers_fault() {
     let world = World::new();
     let (_, store) = world.dom0();
     let node = format!("{PATH}/ring-ref");
-    store.write(&node, "eight").unwrap();
-    let readable = Permissions::owner_none(DomId::DOM0).grant_read(world.guest);
-    store.set_perms(&node, &readable).unwrap();
     let (xen, domu) = world.domu();
-    match Client::builder(DomId::DOM0, PATH).connect(&xen, &domu) {
-        Err(Error::Peer(Violation::Node { key })) => assert_eq!(key, "ring-ref"),
-        other => panic!("{other:?}"),
+    let long = [b"8".as_slice(), &[b'\n'; 1999]].concat();
+    for (value, shown) in [
+        (b"eight".as_slice(), r#"holds no valid number: "eight""#),
+        (b"4294967296", r#"holds no valid number: "4294967296""#),
+        (b"8\x1b[2J", r#"holds no valid number: "8\x1b[2J""#),
+        (
+            &[long.as_slice(), b"!"].concat(),
+            r#"\n" and 1937 bytes more"#,
+        ),
+    ] {
+        store.write(&node, value).unwrap();
+        let readable = Permissions::owner_none(DomId::DOM0).grant_read(world.guest);
+        store.set_perms(&node, &readable).unwrap();
+        let refused = Client::builder(DomId::DOM0, PATH).connect(&xen, &domu);
+        let Err(
+            error @ Error::Node {
+                key: "ring-ref", ..
+            },
+        ) = refused
+        else {
+            panic!("{refused:?}");
+        };
+        assert!(error.to_string().ends_with(shown), "{error}");
+        assert_eq!(std::io::Error::from(error).kind(), ErrorKind::InvalidData);
     }
+    drop(xen);
     store.rm(PATH).unwrap();
     world.end();
 }
