@@ -139,3 +139,8 @@ pub use crate::{
     session::PeerState,
     writer::WriteHalf,
 };
+
+/// The program in the page is one that runs.
+#[cfg(all(doctest, not(loom)))]
+#[doc = include_str!("../../docs/vchan.md")]
+struct Page;
