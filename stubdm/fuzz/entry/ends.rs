@@ -181,8 +181,11 @@ impl Qemu {
         let name = said["execute"].as_str().unwrap();
         assert!(ALLOWED.contains(&name), "{said}");
         let id = said["id"].as_str().unwrap();
-        let number = id.strip_prefix("stubdm-7-").expect("a client's id");
-        let number: u64 = number.parse().unwrap();
+        let number = match name {
+            "query-version" => id.strip_prefix("stubdm-7-").unwrap_or(id),
+            _ => id,
+        };
+        let number: u64 = number.parse().expect("a client's id");
         assert!(number > self.count, "an id is used twice: {said}");
         self.count = number;
         if name != "query-version" {

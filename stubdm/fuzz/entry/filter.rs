@@ -187,7 +187,7 @@ impl Bench {
             (12 | 13, ..) => {
                 let id = match (input.byte(), &self.qemu.last) {
                     (0..160, Some(last)) => format!("{last:?}"),
-                    (160..200, _) => format!("\"stubdm-7-{}\"", self.qemu.count + 1),
+                    (160..200, _) => format!("\"{}\"", self.qemu.count + 1),
                     (byte, _) => byte.to_string(),
                 };
                 let said = line(input, ANSWERS, &id);

@@ -40,11 +40,15 @@ fn with_id(mut members: Vec<(String, Json)>, id: Option<Json>) -> Vec<u8> {
     line_of(&Json::Map(members))
 }
 
-/// A command.
+/// A command for QEMU, as short as it can be: QEMU reads it byte by byte, each with a turn of its main loop.
 pub fn command(name: &str, arguments: Option<Json>, id: &str) -> Vec<u8> {
     let mut members = vec![("execute".to_owned(), Json::from(name))];
     members.extend(arguments.map(|arguments| ("arguments".to_owned(), arguments)));
-    with_id(members, Some(Json::from(id)))
+    members.push(("id".to_owned(), Json::from(id)));
+    let mut line = Vec::new();
+    Json::Map(members).write(&mut line);
+    line.push(b'\n');
+    line
 }
 
 /// The answer to a command that was obeyed.

@@ -45,10 +45,17 @@ impl Memory {
         }
     }
 
-    /// An id nobody used before.
-    pub fn next_id(&mut self) -> String {
+    /// An id nobody used before, this program's predecessors included.
+    fn probe_id(&mut self) -> String {
         self.ids += 1;
         format!("stubdm-{:x}-{}", self.seed, self.ids)
+    }
+
+    /// An id this process has not used before, for use in a session whose first byte was found: nobody else has spoken in it.
+    /// It is short because QEMU reads its monitor byte by byte, each with a turn of its main loop.
+    pub fn next_id(&mut self) -> String {
+        self.ids += 1;
+        self.ids.to_string()
     }
 }
 
@@ -147,7 +154,7 @@ impl Sync {
         if self.out.room() == 0 {
             return;
         }
-        let id = memory.next_id();
+        let id = memory.probe_id();
         if self.greeting.is_none() || self.probe.is_some() {
             self.out.append(b"\xff\n");
         }
