@@ -1,6 +1,7 @@
 //! The proxy's two processes: what the caged one holds, and what the end of either means.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -120,6 +121,31 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
     proxy.end();
     server.hang_up();
     host.assert_clean_of("qmp-vchan");
+}
+
+/// It has announced itself by then; whoever connects hears at once that nobody will answer.
+pub(crate) fn a_cage_that_cannot_be_made_ends_the_proxy() {
+    if !Uid::effective().is_root() {
+        println!("not root: walls that only root puts up are not seen to fail");
+        return;
+    }
+    let host = Host::new();
+    let socket = path(&host, "libxl");
+    let (stub, node) = (host.stub.to_string(), host.node());
+    let mut without = Command::new("setpriv");
+    without.args(["--bounding-set=-sys_chroot", "--inh-caps=-sys_chroot"]);
+    without.arg(std::env::current_exe().unwrap());
+    let options = [stub.as_str(), &node, &socket];
+    let proxy = Process::start_by(without, &host, DomId::DOM0, &options, false);
+    let (status, said) = proxy.end();
+    assert_eq!(status, Some(1), "{said}");
+    let lines: Vec<_> = said.lines().collect();
+    let [.., why, end] = lines[..] else {
+        panic!("{said}");
+    };
+    assert!(why.contains("an empty root directory: chroot:"), "{said}");
+    assert!(end.contains("the caged half does not start"), "{said}");
+    assert!(!Path::new(&socket).exists());
 }
 
 /// Waits until the proxy to the host's stubdomain has told of counters that fit.

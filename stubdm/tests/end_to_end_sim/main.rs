@@ -85,6 +85,9 @@ fn main() -> ExitCode {
         ("the_halves_of_the_proxy_end_as_they_should", |_| {
             cage::the_halves_of_the_proxy_end_as_they_should()
         }),
+        ("a_cage_that_cannot_be_made_ends_the_proxy", |_| {
+            cage::a_cage_that_cannot_be_made_ends_the_proxy()
+        }),
         ("what_the_caged_half_counts_can_be_read", |_| {
             cage::what_the_caged_half_counts_can_be_read()
         }),

@@ -66,7 +66,18 @@ impl Drop for Process {
 
 impl Process {
     pub(crate) fn start(host: &Host, me: DomId, args: &[&str], stdio: bool) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let command = Command::new(std::env::current_exe().unwrap());
+        Self::start_by(command, host, me, args, stdio)
+    }
+
+    /// By a command that ends in this program's name.
+    pub(crate) fn start_by(
+        mut command: Command,
+        host: &Host,
+        me: DomId,
+        args: &[&str],
+        stdio: bool,
+    ) -> Self {
         let store = inheritable(host.store_connection(me));
         command.arg(ROLE).arg(host.dir()).arg(me.to_string());
         command.arg(store.as_raw_fd().to_string()).args(args);

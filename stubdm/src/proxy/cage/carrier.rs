@@ -34,6 +34,8 @@ pub struct Carrier<C: Connect> {
     lent: usize,
     /// Where what it counted is written.
     board: Option<Board>,
+    /// The caged half is behind its walls.
+    ready: bool,
 }
 
 impl<C: Connect> std::fmt::Debug for Carrier<C> {
@@ -54,7 +56,13 @@ impl<C: Connect> Carrier<C> {
             taken: 0,
             lent: 0,
             board: None,
+            ready: false,
         }
+    }
+
+    /// Whether the caged half has said that it is behind its walls. It says nothing else before.
+    pub fn is_ready(&self) -> bool {
+        self.ready
     }
 
     /// With a file for what the caged half counts.
@@ -66,6 +74,7 @@ impl<C: Connect> Carrier<C> {
     pub fn restart(&mut self, wire: Wire) {
         self.close();
         self.wire = wire;
+        self.ready = false;
         if let Some(board) = &mut self.board {
             board.begin_again();
         }
@@ -122,7 +131,11 @@ impl<C: Connect> Carrier<C> {
 
     fn obey(&mut self, order: Order<'_>) -> io::Result<()> {
         match order {
-            Order::Ready => Ok(()),
+            Order::Ready => {
+                self.ready = true;
+                Ok(())
+            }
+            _ if !self.ready => Err(against("it speaks before it is ready")),
             Order::Close => {
                 self.close();
                 Ok(())

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::Given;
 use super::carrier::Carrier;
-use super::wire::{Order, Wire};
+use super::wire::Wire;
 use crate::error::{Context, Failure, Result};
 use crate::event::Interest;
 use crate::init::confine;
@@ -34,8 +34,8 @@ const SETTLED: Duration = Duration::from_secs(30);
 struct Caged {
     child: Child,
     since: Instant,
-    /// Not yet in the log.
-    new: bool,
+    /// Behind its walls, and in the log.
+    ready: bool,
 }
 
 impl Caged {
@@ -59,16 +59,21 @@ pub struct Keeper<C: Connect> {
     caged: Option<Caged>,
     clients: Clients,
     arguments: Vec<OsString>,
+    /// There was one that got behind its walls.
+    stood: bool,
     start_at: Instant,
     pause: Duration,
 }
 
 impl<C: Connect> Keeper<C> {
-    /// Starts the caged half and waits until it is behind its walls. `arguments` is this program's
+    /// Starts the caged half. `arguments` is this program's
     /// command line, name first; the other gets the same and what it was given. What it counts is written to `board`.
     ///
+    /// It takes clients as soon as it is behind its walls, which is not waited for: those who come before that wait,
+    /// as they do when another takes its place.
+    ///
     /// # Errors
-    /// It could not be started, or ended before it was ready, and has said why.
+    /// It could not be started.
     pub fn start(
         connect: C,
         clients: Clients,
@@ -81,6 +86,7 @@ impl<C: Connect> Keeper<C> {
             caged: Some(caged),
             clients,
             arguments,
+            stood: false,
             start_at: Instant::now(),
             pause: PAUSE_MIN,
         })
@@ -94,10 +100,10 @@ impl<C: Connect> Keeper<C> {
         }
     }
 
-    /// Does all that can be done without waiting, but for the start of another caged half.
+    /// Does all that can be done without waiting.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; also if the first caged half does not get behind its walls. It has said why.
     pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
         if self.caged.is_none() {
             if now < self.start_at {
@@ -111,16 +117,26 @@ impl<C: Connect> Keeper<C> {
                 Err(why) => return Ok(self.again(now, &why.to_string())),
             }
         }
-        if let Some(caged) = self.caged.as_mut().filter(|caged| caged.new) {
-            caged.new = false;
-            let pid = Pid::from_raw(i32::try_from(caged.child.id()).unwrap_or_default());
-            info!("the caged half: process {pid}, {}", confine::status(pid));
-        }
         match self.carrier.turn() {
             Ok(true) => Ok(Turn::Again),
-            Ok(false) => Ok(Turn::Sleep(None)),
+            Ok(false) => match self.look_at_start() {
+                Some(late) if late <= now => self.lost(now, &io::ErrorKind::TimedOut.into()),
+                late => Ok(Turn::Sleep(late)),
+            },
             Err(error) => self.lost(now, &error),
         }
+    }
+
+    /// When the caged half is too late to get behind its walls; `None` if it is there.
+    fn look_at_start(&mut self) -> Option<Instant> {
+        let caged = self.caged.as_mut().filter(|caged| !caged.ready)?;
+        if !self.carrier.is_ready() {
+            return Some(caged.since + START);
+        }
+        (caged.ready, self.stood) = (true, true);
+        let pid = Pid::from_raw(i32::try_from(caged.child.id()).unwrap_or_default());
+        info!("the caged half: process {pid}, {}", confine::status(pid));
+        None
     }
 
     /// The caged half is gone or has to go.
@@ -136,17 +152,22 @@ impl<C: Connect> Keeper<C> {
         } else {
             caged.end()
         }?;
+        let why = if left {
+            String::new()
+        } else {
+            format!("{error}; ")
+        };
+        if !self.stood {
+            return Err(io::Error::other(format!(
+                "the caged half does not start: {why}{status}; --cage=off does without"
+            )));
+        }
         if left && status.success() || matches!(self.clients, Clients::Once(_)) {
             return Ok(Turn::Done);
         }
         if caged.since.elapsed() >= SETTLED {
             self.pause = PAUSE_MIN;
         }
-        let why = if left {
-            String::new()
-        } else {
-            format!("{error}; ")
-        };
         Ok(self.again(now, &format!("the caged half is gone: {why}{status}")))
     }
 
@@ -182,21 +203,11 @@ fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Caged, Wire)> {
     if listener.is_some() {
         command.stdin(Stdio::null()).stdout(Stdio::null());
     }
-    let mut caged = Caged {
+    let caged = Caged {
         child: command.spawn().context(what)?,
         since: Instant::now(),
-        new: true,
+        ready: false,
     };
-    drop((far, listener));
-    let said = near.wait(Some(caged.since + START)).context(what)?;
-    match said.as_deref().map(Order::decode) {
-        Some(Some(Order::Ready)) => {}
-        _ => {
-            let status = caged.end().context(what)?;
-            let line = format_args!("{what}: it is not ready ({status}); --cage=off does without");
-            return Err(Failure::new(line));
-        }
-    }
     Ok((caged, near))
 }
 

@@ -35,7 +35,7 @@ impl Connect for RemoteConnect {
     fn connect(&mut self) -> io::Result<Remote> {
         self.wire.send(&Order::Connect.encode())?;
         loop {
-            let Some(message) = self.wire.wait(None)? else {
+            let Some(message) = self.wire.wait()? else {
                 self.may_come = false;
                 return Err(carrier_is_gone());
             };
@@ -110,7 +110,7 @@ impl Remote {
     /// Hears what the carrier says until that is so, or the vchan is lost.
     fn wait(&mut self, answered: impl Fn(&Self) -> bool) {
         while !answered(self) && self.lost.is_none() {
-            match self.wire.wait(None) {
+            match self.wire.wait() {
                 Ok(Some(message)) => self.hear(&message),
                 _ => self.lost = Some(Err(carrier_is_gone().to_string())),
             }

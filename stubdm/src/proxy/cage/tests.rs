@@ -71,6 +71,7 @@ impl Connect for Pipes {
 
 fn carrier(streams: Vec<UnixStream>) -> (Carrier<Pipes>, Wire) {
     let (near, far) = Wire::pair().unwrap();
+    far.send(&Order::Ready.encode()).unwrap();
     (Carrier::new(Pipes(streams), near), far)
 }
 
@@ -206,6 +207,12 @@ fn verdict(mut carrier: Carrier<Pipes>) -> io::ErrorKind {
 fn who_breaks_the_rules_is_found_out() {
     let (with, wire) = carrier(Vec::new());
     wire.send(b"?").unwrap();
+    assert_eq!(verdict(with), io::ErrorKind::InvalidData);
+
+    // Before the walls are said to be up.
+    let (near, wire) = Wire::pair().unwrap();
+    wire.send(&Order::Connect.encode()).unwrap();
+    let with = Carrier::new(Pipes(Vec::new()), near);
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // Questions without an ear for the answers.

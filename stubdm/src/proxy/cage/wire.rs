@@ -223,18 +223,15 @@ impl Wire {
     /// Sleeps until there is a message and takes it; `None` if the other half is gone.
     ///
     /// # Errors
-    /// The system's; `TimedOut` at the deadline.
-    pub fn wait(&self, deadline: Option<std::time::Instant>) -> io::Result<Option<Vec<u8>>> {
+    /// The system's.
+    pub fn wait(&self) -> io::Result<Option<Vec<u8>>> {
         loop {
             match self.receive()? {
                 Received::Message(message) => return Ok(Some(message)),
                 Received::End => return Ok(None),
                 Received::Nothing => {}
             }
-            if deadline.is_some_and(|at| at <= std::time::Instant::now()) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            sleep(&[(self.0.as_fd(), PollFlags::POLLIN)], deadline)?;
+            sleep(&[(self.0.as_fd(), PollFlags::POLLIN)], None)?;
         }
     }
 }
