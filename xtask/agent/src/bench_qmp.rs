@@ -72,14 +72,14 @@ fn both(world: &World, guest: &Guest) -> Result<()> {
 struct Proxy(Child);
 
 impl Proxy {
-    /// Between the guest's stubdomain and a socket of its own; and how long it took to be ready.
+    /// Between the guest's stubdomain and a socket of its own; when it was started, and how long it took to be ready.
     fn start(
         world: &World,
         guest: &Guest,
         program: &str,
         options: &[&str],
         socket: &str,
-    ) -> Result<(Self, Duration)> {
+    ) -> Result<(Self, Instant, Duration)> {
         const STATE: &str = "/xen-testbed/qmp-proxy-state";
         const LOG: &str = "/tmp/qmp-bench.log";
         let _ = fs::remove_file(socket);
@@ -113,7 +113,7 @@ impl Proxy {
         let took = began.elapsed();
         drop(watch);
         world.store.rm("/xen-testbed")?;
-        Ok((proxy, took))
+        Ok((proxy, began, took))
     }
 }
 
@@ -133,11 +133,17 @@ fn one(
     (name, program, options, many): &(&str, &str, &[&str], bool),
 ) -> Result<serde_json::Value> {
     const SOCKET: &str = "/tmp/qmp-bench";
-    let mut starts = Vec::new();
+    let (mut starts, mut answers) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        starts.push(Proxy::start(world, guest, program, options, SOCKET)?.1);
+        let (proxy, began, took) = Proxy::start(world, guest, program, options, SOCKET)?;
+        starts.push(took);
+        // One that fails fails among the connections in a row too, and is counted there.
+        if conversation(SOCKET).is_ok() {
+            answers.push(began.elapsed());
+        }
+        drop(proxy);
     }
-    let (proxy, _) = Proxy::start(world, guest, program, options, SOCKET)?;
+    let (proxy, ..) = Proxy::start(world, guest, program, options, SOCKET)?;
     let mut trips =
         round_trips(SOCKET).with_context(|| format!("a conversation through {name}"))?;
     let (mut tried, mut failed, mut whole) = (0, 0, Vec::new());
@@ -157,6 +163,7 @@ fn one(
     Ok(json!({
         "proxy": name,
         "start_us": spread(&mut starts),
+        "answer_us": spread(&mut answers),
         "command_us": spread(&mut trips),
         "conversation_us": spread(&mut whole),
         "connections": tried,
