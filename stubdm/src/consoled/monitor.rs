@@ -1,37 +1,26 @@
 //! A QMP socket: any number of clients one after another, a few at a time.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-use nix::poll::PollFlags;
-use tracing::warn;
+use std::time::Instant;
 
 use super::qmp::{Facts, Session};
 use crate::error::Result;
 use crate::event::Interest;
-use crate::proxy::listen::{SocketFile, accept, bind};
+use crate::proxy::listen::{Door, SocketFile, bind};
 use crate::proxy::local::{Local, Read};
 
 /// How many clients may be connected at one time; libxl is one, and asks alone.
 const CLIENTS: usize = 8;
 /// A client that takes nothing of this much, in bytes, is let go.
 const BACKLOG: usize = 256 << 10;
-/// How long nobody is let in after that failed.
-const REST: Duration = Duration::from_secs(1);
-/// How many of these failures are told in our log.
-const COMPLAINTS: u32 = 20;
 
 /// A listening socket with its clients.
 #[derive(Debug)]
 pub struct Monitor {
-    listener: UnixListener,
+    door: Door,
     _file: SocketFile,
     clients: Vec<Client>,
-    /// After nobody could be let in, for want of descriptors for one: not looked at before this.
-    rest: Option<Instant>,
-    failures: u32,
 }
 
 #[derive(Debug)]
@@ -50,19 +39,19 @@ impl Monitor {
     pub fn listen(path: &Path) -> Result<Self> {
         let (listener, file) = bind(path)?;
         Ok(Self {
-            listener,
+            door: listener.into(),
             _file: file,
             clients: Vec::new(),
-            rest: None,
-            failures: 0,
         })
     }
 
     /// Takes in who has come, answers what was asked. Says whether somebody asked for the end.
     pub fn turn(&mut self, facts: &Facts, now: Instant) -> bool {
-        if self.rest.is_none_or(|rest| rest <= now) {
-            self.rest = None;
-            self.let_in(now);
+        while self.clients.len() < CLIENTS {
+            let Some(fd) = self.door.accept(now) else {
+                break;
+            };
+            self.clients.extend(Client::new(fd));
         }
         for client in &mut self.clients {
             client.turn(facts);
@@ -72,34 +61,16 @@ impl Monitor {
         quit
     }
 
-    fn let_in(&mut self, now: Instant) {
-        while self.clients.len() < CLIENTS {
-            match accept(&self.listener) {
-                Ok(Some(fd)) => self.clients.extend(Client::new(fd)),
-                Ok(None) => break,
-                // Who waits there keeps the socket readable.
-                Err(error) => {
-                    self.rest = Some(now + REST);
-                    self.failures = self.failures.saturating_add(1);
-                    if self.failures <= COMPLAINTS {
-                        warn!("accepting a QMP client: {error}");
-                    }
-                    break;
-                }
-            }
-        }
-    }
-
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        self.rest
+        self.door.deadline()
     }
 
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::new();
-        if self.clients.len() < CLIENTS && self.rest.is_none() {
-            interests.push((self.listener.as_fd(), PollFlags::POLLIN));
+        if self.clients.len() < CLIENTS {
+            interests.extend(self.door.interest());
         }
         for client in &self.clients {
             let waiting = !client.answers.is_empty();
@@ -186,24 +157,6 @@ mod tests {
         }
         drop(monitor);
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_socket_that_lets_nobody_in_is_not_looked_at_all_the_time() {
-        use std::os::fd::OwnedFd;
-        let dir = tempfile::tempdir().unwrap();
-        let mut monitor = Monitor::listen(&dir.path().join("q")).unwrap();
-        let (no_listener, _far) = UnixStream::pair().unwrap();
-        monitor.listener = OwnedFd::from(no_listener).into();
-        let now = Instant::now();
-        assert_eq!(monitor.interests().len(), 1);
-        for _ in 0..3 {
-            monitor.turn(&Facts::default(), now);
-            assert!(monitor.interests().is_empty());
-            assert_eq!(monitor.failures, 1);
-        }
-        monitor.turn(&Facts::default(), monitor.deadline().unwrap());
-        assert_eq!(monitor.failures, 2);
     }
 
     #[test]

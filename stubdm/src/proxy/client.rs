@@ -8,11 +8,11 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use super::Payload;
 use super::hub::Hub;
+use super::listen::Door;
 use super::local::Local;
 use super::pump::Pump;
 use crate::event::Interest;
@@ -23,8 +23,8 @@ use crate::transport::Connect;
 /// Where clients come from.
 #[derive(Debug)]
 pub enum Clients {
-    /// A listening, non-blocking socket.
-    Socket(UnixListener),
+    /// A listening socket.
+    Socket(Door),
     /// The one client that is there from the start, e.g. stdin and stdout. `None` once served.
     Once(Option<Local>),
 }
@@ -41,13 +41,27 @@ impl Clients {
     /// The next client, if one is there.
     ///
     /// # Errors
-    /// The listening socket is of no more use.
-    pub fn accept(&mut self) -> io::Result<Option<Local>> {
+    /// The system's, about the client.
+    pub fn accept(&mut self, now: Instant) -> io::Result<Option<Local>> {
         match self {
             Self::Once(local) => Ok(local.take()),
-            Self::Socket(listener) => super::listen::accept(listener)?
-                .map(Local::socket)
-                .transpose(),
+            Self::Socket(door) => door.accept(now).map(Local::socket).transpose(),
+        }
+    }
+
+    /// What to wait for, if another may come.
+    pub fn interest(&self) -> Option<Interest<'_>> {
+        match self {
+            Self::Once(_) => None,
+            Self::Socket(door) => door.interest(),
+        }
+    }
+
+    /// When to look for one without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Once(_) => None,
+            Self::Socket(door) => door.deadline(),
         }
     }
 }
@@ -114,7 +128,7 @@ impl<C: Connect> Proxy<C> {
     /// Does all that can be done without waiting.
     ///
     /// # Errors
-    /// The listening socket is of no more use. Trouble with one client or one connection is
+    /// The system's, about the client. Trouble with one client or one connection is
     /// logged and ends that one only.
     pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
         match self {

@@ -1,7 +1,6 @@
 //! The loop of a proxy that filters: several clients at once on one vchan connection that stays.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,11 +55,8 @@ impl<C: Connect> Hub<C> {
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::new();
-        match &self.clients {
-            Clients::Socket(fd) if self.exchange.has_seat() => {
-                interests.push((fd.as_fd(), PollFlags::POLLIN));
-            }
-            _ => {}
+        if self.exchange.has_seat() {
+            interests.extend(self.clients.interest());
         }
         for (client, local) in &self.here {
             let read = self.exchange.client_room(*client) > 0;
@@ -79,7 +75,7 @@ impl<C: Connect> Hub<C> {
     /// Does all that can be done without waiting.
     ///
     /// # Errors
-    /// The listening socket is of no more use.
+    /// The system's, about a new client.
     pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
         // Who comes during the rounds is still there for the next turn.
         let mut moved = self.accept(now)?;
@@ -110,7 +106,8 @@ impl<C: Connect> Hub<C> {
             }
             if !std::mem::take(&mut moved) {
                 let tell = self.tell(now);
-                return Ok(Turn::Sleep(earlier(self.exchange.deadline(), tell)));
+                let deadline = earlier(self.exchange.deadline(), tell);
+                return Ok(Turn::Sleep(earlier(deadline, self.clients.deadline())));
             }
         }
         Ok(Turn::Again)
@@ -160,7 +157,7 @@ impl<C: Connect> Hub<C> {
     fn accept(&mut self, now: Instant) -> io::Result<bool> {
         let mut moved = false;
         while self.exchange.has_seat() {
-            let Some(local) = self.clients.accept()? else {
+            let Some(local) = self.clients.accept(now)? else {
                 break;
             };
             let client = self.exchange.client_arrived(now);

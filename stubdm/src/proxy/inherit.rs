@@ -1,4 +1,3 @@
-#![allow(unsafe_code)]
 //! A descriptor that the parent process left open and named on the command line by its number.
 //!
 //! # Safety
@@ -6,6 +5,7 @@
 //! into a descriptor only by an unsafe call: nothing in the language says that it is open and
 //! whose it is. The number is borrowed just long enough to duplicate it, so nothing is ever
 //! closed that this program did not open.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -24,16 +24,6 @@ pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     //   answers `EBADF` for a number that is not open and changes nothing about one that is.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     borrowed.try_clone_to_owned()
-}
-
-/// As [`duplicate`], and closes the original: for a descriptor that was inherited to be owned here.
-///
-/// # Errors
-/// As for [`duplicate`].
-pub fn take(number: RawFd) -> io::Result<OwnedFd> {
-    let own = duplicate(number)?;
-    nix::unistd::close(number)?;
-    Ok(own)
 }
 
 #[cfg(test)]

@@ -1,14 +1,24 @@
-//! The proxy's listening socket: bound over a dead one, never over a living one, and removed when
-//! the proxy ends.
+//! A listening socket: bound over a dead one, never over a living one, removed at the end, and left alone for a second
+//! when nobody can be let in.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+use tracing::warn;
 
 use super::local::connect;
 use crate::error::{Context, Failure, Result};
+use crate::event::Interest;
+
+/// How long nobody is let in after that failed.
+const REST: Duration = Duration::from_secs(1);
+/// How many of these failures are told in the log.
+const COMPLAINTS: u32 = 20;
 
 /// A bound socket file. Dropping it removes the file if it is still the one that was bound.
 #[derive(Debug)]
@@ -71,17 +81,67 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes the next waiting client, `None` for none.
+/// A listening, non-blocking socket, and whether it is looked at.
 ///
-/// # Errors
-/// The socket does not listen any more.
-pub fn accept(listener: &UnixListener) -> io::Result<Option<OwnedFd>> {
-    match listener.accept() {
-        Ok((stream, _)) => Ok(Some(stream.into())),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EINTR | libc::ECONNABORTED) => Ok(None),
-            _ => Err(error),
-        },
+/// Who waits there while there are no descriptors or no memory keeps the socket readable, so it has to rest, or the
+/// caller would never sleep.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    rest: Option<Instant>,
+    failures: u32,
+}
+
+impl From<UnixListener> for Door {
+    fn from(listener: UnixListener) -> Self {
+        Self {
+            listener,
+            rest: None,
+            failures: 0,
+        }
+    }
+}
+
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Door {
+    /// Takes the next waiting client; `None` for none, or none now.
+    pub fn accept(&mut self, now: Instant) -> Option<OwnedFd> {
+        if self.rest.is_some_and(|rest| now < rest) {
+            return None;
+        }
+        self.rest = None;
+        let error = match self.listener.accept() {
+            Ok((stream, _)) => return Some(stream.into()),
+            Err(error) => error,
+        };
+        let for_nothing = [libc::EAGAIN, libc::EINTR, libc::ECONNABORTED];
+        if !error
+            .raw_os_error()
+            .is_some_and(|n| for_nothing.contains(&n))
+        {
+            self.rest = Some(now + REST);
+            self.failures = self.failures.saturating_add(1);
+            if self.failures <= COMPLAINTS {
+                warn!("nobody can be let in: {error}");
+            }
+        }
+        None
+    }
+
+    /// When to look again without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.rest
+    }
+
+    /// What to wait for, if anybody may come.
+    pub fn interest(&self) -> Option<Interest<'_>> {
+        let rests = self.rest.is_some();
+        (!rests).then(|| (self.listener.as_fd(), PollFlags::POLLIN))
     }
 }
 
@@ -103,11 +163,27 @@ mod tests {
                 .contains("another process")
         );
         assert!(UnixStream::connect(&path).is_ok());
-        assert!(accept(&listener).unwrap().is_some(), "bind's own look");
-        assert!(accept(&listener).unwrap().is_some());
-        assert!(accept(&listener).unwrap().is_none());
+        let (mut door, now) = (Door::from(listener), Instant::now());
+        assert!(door.accept(now).is_some(), "bind's own look");
+        assert!(door.accept(now).is_some());
+        assert!(door.accept(now).is_none());
         drop(file);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_lets_nobody_in_is_not_looked_at_all_the_time() {
+        let (no_listener, _far) = UnixStream::pair().unwrap();
+        let mut door = Door::from(UnixListener::from(OwnedFd::from(no_listener)));
+        let now = Instant::now();
+        assert!(door.interest().is_some());
+        for _ in 0..3 {
+            assert!(door.accept(now).is_none());
+            assert!(door.interest().is_none());
+            assert_eq!(door.failures, 1);
+        }
+        door.accept(door.deadline().unwrap());
+        assert_eq!(door.failures, 2);
     }
 
     #[test]

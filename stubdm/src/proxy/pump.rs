@@ -2,7 +2,6 @@
 //! connection of its own.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use tracing::{debug, info, warn};
@@ -47,10 +46,7 @@ impl<C: Connect> Pump<C> {
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let Some((session, local)) = &self.current else {
-            return match &self.clients {
-                Clients::Socket(fd) => vec![(fd.as_fd(), PollFlags::POLLIN)],
-                Clients::Once(_) => Vec::new(),
-            };
+            return self.clients.interest().into_iter().collect();
         };
         let mut interests = Vec::new();
         // A client that is gone stays readable for ever: it is not asked about again.
@@ -67,18 +63,18 @@ impl<C: Connect> Pump<C> {
     /// Does all that can be done without waiting.
     ///
     /// # Errors
-    /// The listening socket is of no more use. Trouble with one client or one connection is
+    /// The system's, about a new client. Trouble with one client or one connection is
     /// logged and ends that one only.
     pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
         for _ in 0..ROUNDS {
             if self.current.is_none() {
-                match self.clients.accept()? {
+                match self.clients.accept(now)? {
                     Some(local) => {
                         debug!("a client is here");
                         self.current = Some((HostSession::new(self.payload, now), local));
                     }
                     None if matches!(self.clients, Clients::Once(_)) => return Ok(Turn::Done),
-                    None => return Ok(Turn::Sleep(None)),
+                    None => return Ok(Turn::Sleep(self.clients.deadline())),
                 }
             }
             let Some((session, local)) = &mut self.current else {

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -314,7 +315,7 @@ fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
     match socket {
         Socket::Path(path) => {
             let (listener, file) = bind(&path)?;
-            Ok((Clients::Socket(listener), Some(file)))
+            Ok((Clients::Socket(listener.into()), Some(file)))
         }
         Socket::Descriptor(number) => {
             let what = format!("descriptor {number}");
@@ -325,7 +326,7 @@ fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
                 return Err(Failure::new(format_args!("{what} is no listening socket")));
             }
             set_nonblocking(listener.as_fd()).context(&what)?;
-            Ok((Clients::Socket(listener.into()), None))
+            Ok((Clients::Socket(UnixListener::from(listener).into()), None))
         }
         Socket::Stdio => Ok((Clients::Once(Some(stdio()?)), None)),
     }

@@ -179,7 +179,7 @@ impl Host {
         let xen = self.simulation.xen(DomId::DOM0).unwrap();
         let store = self.server.connect(DomId::DOM0).unwrap();
         let connect = VchanConnect::new(xen, store, self.stub, node);
-        let mut proxy = Proxy::new(Clients::Socket(listener), connect, payload, 1);
+        let mut proxy = Proxy::new(Clients::Socket(listener.into()), connect, payload, 1);
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
         let thread = std::thread::spawn(move || {

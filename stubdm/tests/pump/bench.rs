@@ -66,7 +66,7 @@ impl Bench {
         };
         let (listener, file) = bind(&socket).unwrap();
         let connector = Connector(page.clone());
-        let clients = Clients::Socket(listener);
+        let clients = Clients::Socket(listener.into());
         let proxy = match policy {
             Some(policy) => Proxy::under(clients, connector, policy, 7),
             None => Proxy::new(clients, connector, Payload::Qmp, 7),

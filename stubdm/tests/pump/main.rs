@@ -10,8 +10,8 @@ mod fake;
 mod filtered;
 
 use std::io::Write;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -181,6 +181,30 @@ fn many_clients_at_once_are_served_one_after_another() {
         assert!(bench.hear(&mut client).get("QMP").is_some());
     }
     bench.converse("last");
+}
+
+/// As with no descriptors left: who waits keeps the socket readable.
+#[test]
+fn a_socket_that_lets_nobody_in_is_looked_at_once_a_second() {
+    let policy = stubdm::policy::Policy::built_in().unwrap();
+    for policy in [Some(policy), None] {
+        let (no_listener, _far) = UnixStream::pair().unwrap();
+        let listener = UnixListener::from(OwnedFd::from(no_listener));
+        let (clients, connector) = (
+            Clients::Socket(listener.into()),
+            Connector(fake::page(true)),
+        );
+        let mut proxy = match policy {
+            Some(policy) => Proxy::under(clients, connector, policy, 7),
+            None => Proxy::new(clients, connector, Payload::Qmp, 7),
+        };
+        let now = Instant::now();
+        for _ in 0..3 {
+            let second = Some(now + Duration::from_secs(1));
+            assert_eq!(proxy.turn(now).unwrap(), Turn::Sleep(second));
+            assert_eq!(proxy.interests().len(), 0);
+        }
+    }
 }
 
 #[test]

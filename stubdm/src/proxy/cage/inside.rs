@@ -1,6 +1,7 @@
 //! The caged half: the proxy, once the walls are up.
 
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,7 +23,7 @@ use crate::stats::Teller;
 /// Goes behind the walls and serves clients until no more can come, or the carrier ends.
 ///
 /// # Errors
-/// A wall could not be put up, or the listening socket is of no more use.
+/// A wall could not be put up, or the system's, about a new client.
 pub fn run(
     options: &ProxyOptions,
     given: Given,
@@ -30,11 +31,12 @@ pub fn run(
     stdio: impl FnOnce() -> Result<Clients>,
     seed: u64,
 ) -> Result<()> {
-    let wire = inherit::take(given.wire).context("the wire")?;
+    // Duplicates; the originals are closed with all else that is not kept.
+    let wire = inherit::duplicate(given.wire).context("the wire")?;
     let clients = match given.listener {
         Some(number) => {
-            let listener = inherit::take(number).context("the listening socket")?;
-            Clients::Socket(listener.into())
+            let listener = inherit::duplicate(number).context("the listening socket")?;
+            Clients::Socket(UnixListener::from(listener).into())
         }
         None => stdio()?,
     };
