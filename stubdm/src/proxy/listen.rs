@@ -2,13 +2,15 @@
 //! when nobody can be let in.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
 use tracing::warn;
 
 use super::local::connect;
@@ -42,26 +44,35 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
         .map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Binds and listens at `path`. A socket file nobody listens on any more is replaced.
+/// Binds and listens at `path`, for this user only, whatever the umask. A socket file nobody listens on any more is replaced.
 ///
 /// # Errors
 /// The directory is missing, somebody is listening there, or something that is no socket is there.
 pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile)> {
     let what = format!("cannot listen at {}", path.display());
-    let listener = match UnixListener::bind(path) {
+    let listener = match bind_new(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path).context(&what)?;
-            UnixListener::bind(path)
+            bind_new(path)
         }
         other => other,
     };
     let listener = listener.context(&what)?;
-    listener.set_nonblocking(true).context(&what)?;
     let file = SocketFile {
         path: path.to_owned(),
         identity: identity(path),
     };
     Ok((listener, file))
+}
+
+fn bind_new(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // Linux makes the file with the mode that the socket has by then: nobody can be quicker.
+    fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&listener, Backlog::MAXALLOWABLE)?;
+    Ok(listener.into())
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -204,6 +215,15 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop(file);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn nobody_else_may_connect() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _bound = bind(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]
