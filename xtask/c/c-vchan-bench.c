@@ -250,6 +250,14 @@ static struct libxenvchan *server(int domid, const char *path, size_t ring)
 	return c;
 }
 
+/* A client announces itself by an event. Before it is there no clock may run: how long it takes to come is not measured. */
+static void wait_for_client(struct libxenvchan *c)
+{
+	while (libxenvchan_is_open(c) == 2)
+		if (libxenvchan_wait(c))
+			fail("libxenvchan_wait: %s", strerror(errno));
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t began, took, cpu, before[2], after[2], rounds;
@@ -285,6 +293,7 @@ int main(int argc, char **argv)
 		channel = client(atoi(argv[3]), argv[4]);
 	} else if (!strcmp(argv[2], "server")) {
 		channel = server(atoi(argv[3]), argv[4], strtoull(argv[7], NULL, 0));
+		wait_for_client(channel);
 	} else {
 		channel = client(atoi(argv[3]), argv[4]);
 	}
