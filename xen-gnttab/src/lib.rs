@@ -68,7 +68,7 @@ mod sim;
 
 pub use map::{MappedPages, map};
 pub use refused::RegionError;
-pub use region::{MAX_RANGES, Region};
+pub use region::{MAX_RANGES, Region, Word};
 pub use share::{SharedPages, share};
 pub use xen_sys::ioctl::MAX_PAGES;
 use xen_sys::{Error, Port, Result};

@@ -23,12 +23,12 @@
 //! # Safety
 //!
 //! This file is not safe code because it reads and writes through an address. Two premises
-//! carry every block, and both are private to this file:
+//! carry every block, and both are private to this file and [`words`]:
 //!
 //! 1. `base..base + len` is allocated, readable, and (if `writable`) writable memory while
 //!    `backing` lives. [`Region::of`] and [`Region::heap`] establish it, [`Region::slice`] only
 //!    narrows it.
-//! 2. No reference to any of these bytes exists in this process but the atomics lent out here.
+//! 2. No reference to any of these bytes exists in this process but the atomics that [`words`] lends.
 //!    Whatever else has the address (a mapping, another domain) never makes one.
 //!
 //! The language's memory model ends at the process. A peer's write that races with a copy is
@@ -45,12 +45,15 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use crate::Access;
 use crate::heap::Heap;
 use crate::mapping::Mapping;
 use crate::refused::RegionError;
+
+mod words;
+
+pub use words::Word;
 
 /// A view of shared memory; keeps the memory.
 ///
@@ -254,15 +257,24 @@ impl Region {
         byte: u8,
     ) -> Result<(), RegionError> {
         let dst = self.at_mut(offset, len)?;
-        let mut at = 0;
-        while at < len {
-            // SAFETY: `at < len`, so it is within the range that `at_mut` checked (premise 1).
+        let put = |at: usize| {
+            // SAFETY: every call below has `at < len`, so it is within the range that `at_mut`
+            // checked (premise 1).
             let byte_at = unsafe { dst.add(at) };
             // SAFETY: it is valid for writes: `at_mut` checked that the region is writable
             // (premise 1). Volatile, because the write is meant for what it does to the cache. The
             // peer may access the byte at any time; it is not read here.
             unsafe { byte_at.write_volatile(byte) };
-            at += step.get();
+        };
+        let (mut at, step) = (0usize, step.get());
+        // Eight in a row without a question, while the last of them is within.
+        while at.saturating_add(step.saturating_mul(7)) < len {
+            (0..8).for_each(|n| put(at + n * step));
+            at += 8 * step;
+        }
+        while at < len {
+            put(at);
+            at += step;
         }
         Ok(())
     }
@@ -348,52 +360,3 @@ impl Region {
 /// The most ranges one [`Region::read_from_fd`] or [`Region::write_to_fd`] takes: a ring needs
 /// two, and a pair of rings four.
 pub const MAX_RANGES: usize = 4;
-
-/// The access to one size of word.
-macro_rules! words {
-    ($($atomic:ident, $int:ty, $lend:ident, $load:ident, $bytes:literal;)*) => { impl Region { $(
-        #[doc = concat!("The word of ", $bytes, " at `offset`, as an atomic.")]
-        ///
-        /// `None` if it is not within the region, not aligned to its size, or the region is for
-        /// reading only. The peer may change it at any time: load once, use the copy.
-        #[inline]
-        #[must_use]
-        pub fn $lend(&self, offset: usize) -> Option<&$atomic> {
-            if !self.writable {
-                return None;
-            }
-            let word = self.word::<$int>(offset).ok()?;
-            // SAFETY:
-            // - `word` is aligned and valid for reads and writes: `word` checked range and
-            //   alignment, and the region is writable (premise 1);
-            // - it stays so for the lifetime of the result, which borrows `self` and so keeps
-            //   `backing`;
-            // - all access through it is atomic; a copy of this process over the same bytes is
-            //   for the caller to order (the copy rule), one of the peer is outside the model.
-            Some(unsafe { $atomic::from_ptr(word.as_ptr()) })
-        }
-
-        #[doc = concat!("The word of ", $bytes, " at `offset`, loaded once and with no ordering")]
-        /// (`Relaxed`). Also of a region for reading only.
-        ///
-        /// # Errors
-        ///
-        /// [`RegionError::OutOfRange`], [`RegionError::Misaligned`].
-        #[inline]
-        pub fn $load(&self, offset: usize) -> Result<$int, RegionError> {
-            let word = self.word::<$int>(offset)?;
-            // SAFETY: `word` is aligned and valid for reads (checked by `word`, premise 1), and
-            // the atomic does not outlive this statement. A relaxed load of at most four bytes
-            // is allowed on memory that is mapped for reading only (std::sync::atomic,
-            // "Atomic accesses to read-only memory").
-            let atomic = unsafe { $atomic::from_ptr(word.as_ptr()) };
-            Ok(atomic.load(Ordering::Relaxed))
-        }
-    )* } };
-}
-
-words! {
-    AtomicU8, u8, atomic_u8, load_u8, "one byte";
-    AtomicU16, u16, atomic_u16, load_u16, "two bytes";
-    AtomicU32, u32, atomic_u32, load_u32, "four bytes";
-}

@@ -22,31 +22,26 @@ mod shared {
     use std::num::NonZeroUsize;
     use std::os::fd::AsFd;
 
-    use xen_gnttab::Region;
+    use xen_gnttab::{Region, Word};
 
     use super::LINE;
     use crate::sync::{AtomicU8, AtomicU32};
 
     macro_rules! word {
-        ($(#[$doc:meta])* $name:ident, $atomic:ident, $lend:ident) => {
+        ($(#[$doc:meta])* $name:ident, $atomic:ident, $hold:ident) => {
             $(#[$doc])*
             #[derive(Clone, Debug)]
-            pub(crate) struct $name(Region);
+            pub(crate) struct $name(Word<$atomic>);
 
             impl $name {
                 /// `None` if there is no such word, aligned and writable, in `region`.
                 pub(crate) fn new(region: &Region, offset: usize) -> Option<Self> {
-                    let word = region.slice(offset, size_of::<$atomic>()).ok()?;
-                    word.$lend(0)?;
-                    Some(Self(word))
+                    region.$hold(offset).map(Self)
                 }
 
                 #[inline]
                 pub(crate) fn get(&self) -> &$atomic {
-                    match self.0.$lend(0) {
-                        Some(word) => word,
-                        None => unreachable!("checked in `new`; a region does not change"),
-                    }
+                    &self.0
                 }
             }
         };
@@ -54,11 +49,11 @@ mod shared {
 
     word!(
         /// A cursor.
-        Word32, AtomicU32, atomic_u32
+        Word32, AtomicU32, hold_u32
     );
     word!(
         /// A notify or live byte.
-        Word8, AtomicU8, atomic_u8
+        Word8, AtomicU8, hold_u8
     );
 
     /// The bytes of a ring.
