@@ -40,6 +40,9 @@ impl<'a> Incoming<'a> {
     /// Copies exactly `buf.len()` bytes, or none and says `false`.
     #[inline]
     pub fn get_exact(&mut self, buf: &mut [u8]) -> bool {
+        if self.half.rx.take_at_once(buf) {
+            return true;
+        }
         let enough = self.remaining() >= buf.len();
         if enough {
             self.half.rx.take(buf);

@@ -11,7 +11,7 @@ use crate::reader::{ReadHalf, end_as_zero};
 use crate::ring::Role;
 use crate::session::PeerState;
 use crate::shared::Shared;
-use crate::writer::WriteHalf;
+use crate::writer::{BySteps, WriteHalf};
 use crate::{Error, Result, Violation};
 
 /// A channel to the peer, made by [`Server`](crate::Server) or [`Client`](crate::Client).
@@ -76,6 +76,7 @@ impl Channel {
     /// Both halves, for what only they have: packets ([`ReadHalf::recv`], [`WriteHalf::send`]),
     /// loans ([`ReadHalf::incoming`], [`WriteHalf::reserve`]), transfers between the ring and a
     /// descriptor, corking and spinning.
+    #[inline]
     pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
         self.publish_before_waiting();
         self.rx.expect_answer();
@@ -362,6 +363,16 @@ impl Write for Channel {
         }
         self.rx.expect_answer();
         self.tx.write(buf)
+    }
+
+    #[inline]
+    fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
+        self.rx.expect_answer();
+        // It does not block, whether it may or not.
+        match self.tx.put_at_once(buf) {
+            Some(_) => Ok(()),
+            None => BySteps(self).write_all(buf),
+        }
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -20,7 +20,7 @@
 //! session before. With a libxenvchan client the server can only do what
 //! [`Channel::next_client`](crate::Channel::next_client) says.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::mem::Word8;
@@ -36,6 +36,8 @@ pub(crate) const CONNECTED: u8 = 1;
 pub(crate) const EXPECTED: u8 = 2;
 /// Live byte of a client whose connection the server has taken note of.
 pub(crate) const MARKED: u8 = 3;
+/// No live byte reads so.
+const NO_SESSION: u32 = 256;
 
 /// What is known about the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +61,9 @@ pub(crate) struct Session {
     own: Word8,
     /// A client of a server that marks sessions waits for this value in its own byte.
     awaits_mark: bool,
-    /// `true` while `peer` held the value of a running session at the last change of state: the
-    /// fast path's premise.
-    running: AtomicBool,
+    /// What `peer` reads as while the session goes on, the fast path's premise; [`NO_SESSION`] while there is
+    /// none.
+    expected: AtomicU32,
     count: AtomicU64,
     state: Mutex<State>,
     /// On a server without a client: where the cursors that a client moves stand while none has.
@@ -83,7 +85,7 @@ impl Session {
             peer,
             own,
             awaits_mark,
-            running: AtomicBool::new(false),
+            expected: AtomicU32::new(NO_SESSION),
             count: AtomicU64::new(0),
             state: Mutex::new(State::Waiting),
             untouched: Mutex::new((0, 0)),
@@ -108,7 +110,16 @@ impl Session {
     pub(crate) fn runs(&self) -> bool {
         // Acquire: a byte that says «gone» comes after everything the peer's process had written.
         let live = self.peer.get().load(Ordering::Acquire);
-        live == self.running_value() && self.running.load(Ordering::Acquire)
+        u32::from(live) == self.expected.load(Ordering::Acquire)
+    }
+
+    fn set_running(&self, running: bool) {
+        let expected = if running {
+            self.running_value().into()
+        } else {
+            NO_SESSION
+        };
+        self.expected.store(expected, Ordering::Release);
     }
 
     /// Looks at the live bytes and draws the conclusion: the state, and whether a session began
@@ -158,8 +169,7 @@ impl Session {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         *state = next;
-        self.running
-            .store(matches!(next, State::Connected), Ordering::Release);
+        self.set_running(matches!(next, State::Connected));
         match next {
             State::Waiting => Ok((PeerState::Waiting, began)),
             State::Connected => Ok((PeerState::Connected, began)),
@@ -215,7 +225,7 @@ impl Session {
     #[cold]
     pub(crate) fn break_off(&self, violation: Violation) -> Error {
         let mut state = self.lock();
-        self.running.store(false, Ordering::Release);
+        self.set_running(false);
         if let State::Broken(first) = *state {
             return first.into();
         }
@@ -227,7 +237,7 @@ impl Session {
     #[cold]
     pub(crate) fn vanish(&self) {
         let mut state = self.lock();
-        self.running.store(false, Ordering::Release);
+        self.set_running(false);
         if !matches!(*state, State::Broken(_)) {
             *state = State::Gone;
         }
@@ -245,7 +255,7 @@ impl Session {
         if let State::Broken(violation) = *state {
             return Err(violation.into());
         }
-        self.running.store(false, Ordering::Release);
+        self.set_running(false);
         // If the next client is there already, its 1 stays.
         let peer = self.peer.get();
         let _ = peer.compare_exchange(GONE, EXPECTED, Ordering::AcqRel, Ordering::Relaxed);

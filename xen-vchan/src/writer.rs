@@ -1,10 +1,13 @@
 //! The sending half of a channel.
 
+mod at_once;
 mod packet;
 
 use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub(crate) use at_once::BySteps;
 
 use crate::ring::Producer;
 use crate::session::PeerState;
@@ -30,8 +33,8 @@ pub struct WriteHalf {
     timeout: Option<Duration>,
     spinner: Spinner,
     corked: bool,
-    /// Space was waited for, and nothing was published since.
-    waited: bool,
+    /// So many bytes are published, and fewer gather: 1 unless corked, and after space was waited for.
+    enough: u32,
 }
 
 impl WriteHalf {
@@ -43,7 +46,7 @@ impl WriteHalf {
             attached,
             timeout: None,
             corked: false,
-            waited: false,
+            enough: 1,
         }
     }
 
@@ -87,30 +90,12 @@ impl WriteHalf {
     /// goes to sleep if there is nothing; so the first bytes after a wait are not kept back.
     #[inline]
     fn publish_unless_corked(&mut self) {
-        if !self.corked || self.waited || self.tx.staged() >= CORK.min(self.tx.capacity() / 8) {
-            self.waited = false;
+        if self.tx.staged() >= self.enough {
+            if self.corked {
+                self.enough = CORK.min(self.tx.capacity() / 8);
+            }
             self.publish();
         }
-    }
-
-    /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
-    /// there. `None`, and nothing done, if it is any other; otherwise they are published in one step,
-    /// if corking allows. It does what [`put`](Self::put) would, in one piece of code without a call,
-    /// which for a small message is half of its cost.
-    #[inline]
-    fn put_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
-        let usual = !bytes.is_empty()
-            && self.attached
-            && bytes.len() <= (self.tx.known_space() as usize).min(piece(self.tx.capacity()))
-            && !self.shared.link.has_failed()
-            && self.shared.session.runs();
-        if !usual {
-            return None;
-        }
-        // A half that is broken refuses, and the long way says why.
-        let len = self.tx.stage(bytes).ok()?;
-        self.publish_unless_corked();
-        Some(len)
     }
 
     /// Copies and publishes what fits, without asking for a notification: how much. Long writes are
@@ -174,7 +159,7 @@ impl WriteHalf {
     fn wait_for(&mut self, wanted: usize, least: usize, deadline: Option<Instant>) -> Result<()> {
         while self.look(wanted)? < wanted {
             self.publish();
-            self.waited = true;
+            self.enough = 1;
             let mut spinner = self.spinner.clone();
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(wanted)? >= wanted));
             self.spinner = spinner;
@@ -291,7 +276,10 @@ impl WriteHalf {
     /// the channel's owner reads and has to wait, and at the end. Uncorking publishes.
     pub fn set_cork(&mut self, corked: bool) {
         self.corked = corked;
-        if !corked {
+        if corked {
+            self.enough = CORK.min(self.tx.capacity() / 8);
+        } else {
+            self.enough = 1;
             self.publish();
         }
     }
@@ -340,6 +328,14 @@ impl Write for WriteHalf {
         match self.put_at_once(buf) {
             Some(len) => Ok(len),
             None => Ok(self.write_deadline(buf, self.deadline())?),
+        }
+    }
+
+    #[inline]
+    fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
+        match self.put_at_once(buf) {
+            Some(_) => Ok(()),
+            None => BySteps(self).write_all(buf),
         }
     }
 

@@ -29,23 +29,25 @@ impl ReadHalf {
     /// before they were complete (those that came can still be [read](std::io::Read)); otherwise as
     /// [`read_deadline`](Self::read_deadline).
     #[doc(alias = "libxenvchan_recv")]
+    #[inline]
     pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
-        // The usual packet is one of several that are known to be there.
-        if !self.has_all_of(buf) {
-            self.fits(buf.len())?;
-            self.wait_for(buf.len(), deadline)?;
+        // The usual packet is one of several that are known to be there, and nothing else is to be
+        // reported first.
+        if !self.shared.link.has_failed() && self.rx.take_at_once(buf) {
+            self.give_back();
+            Ok(())
+        } else {
+            self.recv_patiently(buf, deadline)
         }
+    }
+
+    #[inline(never)]
+    fn recv_patiently(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
+        self.fits(buf.len())?;
+        self.wait_for(buf.len(), deadline)?;
         self.rx.take(buf);
         self.give_back();
         Ok(())
-    }
-
-    /// Whether so many bytes are known to be there, and nothing else is to be reported first.
-    #[inline]
-    fn has_all_of(&self, buf: &[u8]) -> bool {
-        self.rx.known_ready() as usize >= buf.len()
-            && self.rx.fault().is_none()
-            && !self.shared.link.has_failed()
     }
 
     fn fits(&self, len: usize) -> Result<()> {

@@ -26,6 +26,9 @@ pub struct Consumer {
     released: u32,
     /// The last producer cursor believed. May be stale, which only hides bytes.
     seen: u32,
+    /// So many bytes from `next` on may be taken without any question: they are known to be ready and lie in
+    /// one piece, and the half is not broken. May be too small.
+    run: u32,
     fault: Option<Violation>,
 }
 
@@ -36,6 +39,7 @@ impl Consumer {
             next: cons,
             released: cons,
             seen: prod,
+            run: 0,
             fault: None,
         }
     }
@@ -100,6 +104,7 @@ impl Consumer {
     #[allow(clippy::needless_pass_by_value)] // a permission, used up
     pub const fn adopt(&mut self, fetched: Fetched) -> u32 {
         self.seen = fetched.0;
+        self.run = self.next_run();
         self.known_ready()
     }
 
@@ -112,6 +117,29 @@ impl Consumer {
     pub fn refresh(&mut self) -> Result<u32, Violation> {
         let fetched = self.fetch()?;
         Ok(self.adopt(fetched))
+    }
+
+    /// See the field.
+    #[inline]
+    const fn next_run(&self) -> u32 {
+        let ready = self.known_ready();
+        let to_end = self.ring.size - (self.next & (self.ring.size - 1));
+        if ready < to_end { ready } else { to_end }
+    }
+
+    /// Fills `into`, if that are bytes of the run; `false`, and nothing done, if not, or if it is empty.
+    #[inline]
+    pub(crate) fn take_at_once(&mut self, into: &mut [u8]) -> bool {
+        if into.len().wrapping_sub(1) >= self.run as usize {
+            return false;
+        }
+        #[allow(clippy::cast_possible_truncation)] // at most `run`
+        let len = into.len() as u32;
+        let at = self.next & (self.ring.size - 1);
+        self.ring.data.copy_out(at as usize, into);
+        self.next = self.next.wrapping_add(len);
+        self.run -= len;
+        true
     }
 
     /// Copies bytes known to be ready into `into`; returns how many. Does not look at shared
@@ -128,6 +156,7 @@ impl Consumer {
             self.ring.data.copy_out(0, &mut into[first..]);
         }
         self.next = self.next.wrapping_add(count);
+        self.run = self.next_run();
         len
     }
 
@@ -146,12 +175,14 @@ impl Consumer {
         #[allow(clippy::cast_possible_truncation)] // at most `ready`
         let count = (len as u32).min(ready);
         self.next = self.next.wrapping_add(count);
+        self.run = 0;
         Ok(len)
     }
 
     /// Forgets every byte known to be ready.
     pub const fn skip(&mut self) {
         self.next = self.seen;
+        self.run = 0;
     }
 
     /// Gives the space of what was taken back to the peer. `true`: the peer asked to be told, ring
@@ -185,6 +216,7 @@ impl Consumer {
     /// Ends the use of this half: every later call returns `violation`. Returns the violation that
     /// counts, which is the first.
     pub fn poison(&mut self, violation: Violation) -> Violation {
+        self.run = 0;
         *self.fault.get_or_insert(violation)
     }
 

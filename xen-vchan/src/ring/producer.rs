@@ -29,14 +29,18 @@ pub struct Producer {
     seen: u32,
     /// Up to here cache lines were fetched; a multiple of [`LINE`].
     reached: u32,
+    /// So many bytes from `next` on may be written without any question: there is known space for them, in
+    /// one piece, they are far enough from `reached`, and the half is not broken. May be too small.
+    run: u32,
     fault: Option<Violation>,
 }
 
 /// So far ahead of the bytes written their cache lines are fetched, and so many bytes of them at a
 /// time: less than the reader's CPU reads ahead by itself would be in vain.
 const AHEAD: u32 = 512;
-/// The same in a long write, which does not stop at every cache line: fewer steps.
-const FAR_AHEAD: u32 = 1024;
+/// The same in a long write, which does not stop at every cache line: a sixteenth of the ring within these
+/// bounds. Fewer steps are less work, but what was fetched must still be there when it is written.
+const FAR_AHEAD: (u32, u32) = (1024, 16384);
 
 impl Producer {
     pub(super) const fn new(ring: Ring, prod: u32, cons: u32) -> Self {
@@ -46,6 +50,7 @@ impl Producer {
             published: prod,
             seen: cons,
             reached: line_from(prod),
+            run: 0,
             fault: None,
         }
     }
@@ -117,6 +122,32 @@ impl Producer {
     /// As [`refresh`](Self::refresh).
     #[inline]
     pub fn stage(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        if self.stage_at_once(bytes) {
+            Ok(bytes.len())
+        } else {
+            self.stage_by_steps(bytes)
+        }
+    }
+
+    /// Copies all of `bytes`, if they are a part of the run; `false`, and nothing done, if not, or if there
+    /// are none.
+    #[inline]
+    pub(crate) fn stage_at_once(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len().wrapping_sub(1) >= self.run as usize {
+            return false;
+        }
+        #[allow(clippy::cast_possible_truncation)] // at most `run`
+        let len = bytes.len() as u32;
+        let at = self.next & (self.ring.size - 1);
+        self.ring.data.copy_in(at as usize, bytes);
+        self.next = self.next.wrapping_add(len);
+        self.run -= len;
+        true
+    }
+
+    /// The same for bytes of any number, and what makes the next run.
+    #[inline(never)]
+    fn stage_by_steps(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
@@ -125,32 +156,25 @@ impl Producer {
             space = self.refresh()? as usize;
         }
         let len = bytes.len().min(space);
-        self.put(&bytes[..len]);
+        #[allow(clippy::cast_possible_truncation)] // at most the ring's size
+        if len <= AHEAD as usize {
+            self.put(&bytes[..len], AHEAD, AHEAD + len as u32);
+        } else {
+            let ahead = (self.ring.size / 16).clamp(FAR_AHEAD.0, FAR_AHEAD.1);
+            for piece in bytes[..len].chunks(ahead as usize) {
+                self.put(piece, ahead, ahead);
+            }
+        }
+        self.run = self.next_run();
         Ok(len)
     }
 
-    /// Copies `bytes`, which are known to fit.
+    /// Copies `bytes`, which are known to fit; before that, if fewer than `least` bytes from `next` on were
+    /// fetched, fetches `ahead` more.
     #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        if bytes.len() <= AHEAD as usize {
-            self.put_piece(bytes, AHEAD);
-        } else {
-            self.put_long(bytes);
-        }
-    }
-
-    #[inline(never)]
-    fn put_long(&mut self, bytes: &[u8]) {
-        for piece in bytes.chunks(FAR_AHEAD as usize) {
-            self.put_piece(piece, FAR_AHEAD);
-        }
-    }
-
-    /// Copies at most `ahead` bytes.
-    #[inline]
-    fn put_piece(&mut self, bytes: &[u8], ahead: u32) {
-        // It is between one and two times `ahead` as a rule.
-        if filled(self.reached, self.next).wrapping_sub(ahead) > ahead {
+    fn put(&mut self, bytes: &[u8], ahead: u32, least: u32) {
+        let reach = filled(self.reached, self.next);
+        if reach < least || reach > self.ring.size {
             self.reach_ahead(ahead);
         }
         #[allow(clippy::cast_possible_truncation)] // at most the ring's size
@@ -163,6 +187,19 @@ impl Producer {
         self.next = self.next.wrapping_add(len);
     }
 
+    /// See the field.
+    fn next_run(&self) -> u32 {
+        let space = self.known_space();
+        let to_end = self.ring.size - (self.next & (self.ring.size - 1));
+        let reach = filled(self.reached, self.next);
+        let fetched = if reach < space {
+            reach.saturating_sub(AHEAD)
+        } else {
+            space
+        };
+        fetched.min(to_end)
+    }
+
     /// Fetches the cache lines that will be written soon, by writing a byte to each: only where
     /// there is space, so nobody minds what it is.
     ///
@@ -170,10 +207,9 @@ impl Producer {
     /// must be fetched from there before a byte of it is written. A publish waits for that. A stream
     /// of small messages would wait for every line by itself; lines that are written to one after the
     /// other come at the same time.
-    #[inline(never)]
     fn reach_ahead(&mut self, ahead: u32) {
-        if filled(self.reached, self.next) > 2 * ahead {
-            // The writer overtook it, or took bytes back.
+        if filled(self.reached, self.next) > self.ring.size {
+            // The writer overtook it.
             self.reached = line_from(self.next);
         }
         let reach = filled(self.reached, self.next);
@@ -181,7 +217,9 @@ impl Producer {
         // A line is touched at its first byte, if that is within the space.
         let (at, first, second) = parts(self.reached, bytes, self.ring.size);
         self.ring.data.touch(at, first);
-        self.ring.data.touch(0, second);
+        if second != 0 {
+            self.ring.data.touch(0, second);
+        }
         let lines = bytes.div_ceil(LINE);
         self.reached = self.reached.wrapping_add(lines * LINE);
     }
@@ -204,12 +242,14 @@ impl Producer {
         #[allow(clippy::cast_possible_truncation)] // at most `room`
         let count = (len as u32).min(room);
         self.next = self.next.wrapping_add(count);
+        self.run = 0;
         Ok(len)
     }
 
     /// Takes back what was staged and not published.
     pub const fn discard(&mut self) {
         self.next = self.published;
+        self.run = 0;
     }
 
     /// Makes the staged bytes visible. `true`: the peer asked to be told, ring its bell.
@@ -244,6 +284,7 @@ impl Producer {
     /// Ends the use of this half: every later call returns `violation`. Returns the violation that
     /// counts, which is the first.
     pub fn poison(&mut self, violation: Violation) -> Violation {
+        self.run = 0;
         *self.fault.get_or_insert(violation)
     }
 
@@ -256,6 +297,7 @@ impl Producer {
     pub fn retract(&mut self) -> Result<(), Violation> {
         self.refresh()?;
         self.next = self.seen;
+        self.run = 0;
         self.published = self.seen;
         self.ring.prod.get().store(self.seen, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -314,5 +356,35 @@ mod tests {
             }
         }
         assert!(received > 100_000);
+    }
+
+    /// Bytes taken back across the ring's end, and a broken half: what was counted before does not count.
+    #[test]
+    fn a_run_ends_with_what_it_was_counted_for() {
+        let geometry = Geometry::new(12, 11).unwrap();
+        for len in 97..600 {
+            let (control, pages) = (Memory::heap(4096), Memory::heap(4096));
+            let rings = Rings::new(&control, geometry, Some(&pages), None).unwrap();
+            let mut tx = rings.producer(Role::Client).unwrap();
+            let mut rx = rings.consumer(Role::Server).unwrap();
+            let mut pass = |tx: &mut super::Producer, bytes: &[u8]| {
+                assert_eq!(tx.stage(bytes), Ok(bytes.len()));
+                let _ = tx.publish();
+                let mut out = vec![0; bytes.len()];
+                rx.refresh().unwrap();
+                assert_eq!(rx.take(&mut out), bytes.len());
+                let _ = rx.release();
+                assert_eq!(out, bytes);
+            };
+            pass(&mut tx, &[1; 4000]);
+            tx.refresh().unwrap();
+            assert_eq!(tx.stage(&vec![2; len]), Ok(len), "across the end");
+            assert_eq!(tx.stage(&[2; 64]), Ok(64));
+            tx.discard();
+            pass(&mut tx, &[3; 97]);
+            pass(&mut tx, &[4]);
+            tx.poison(crate::Violation::Live { value: 9 });
+            assert!(tx.stage(&[5]).is_err());
+        }
     }
 }

@@ -26,11 +26,18 @@ impl WriteHalf {
     /// [`Error::TooLarge`] if the ring cannot hold that many; otherwise as
     /// [`write_deadline`](Self::write_deadline).
     #[doc(alias = "libxenvchan_send")]
+    #[inline]
     pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
         // In one piece, if at all.
         if self.put_at_once(bytes).is_some() {
-            return Ok(());
+            Ok(())
+        } else {
+            self.send_patiently(bytes, deadline)
         }
+    }
+
+    #[inline(never)]
+    fn send_patiently(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
         self.fits(bytes.len())?;
         self.shared.link.check()?;
         self.wait_for(bytes.len(), bytes.len(), deadline)?;

@@ -1,0 +1,52 @@
+//! The usual write: one piece of code without a call, up to the copy of the bytes.
+
+use std::io::{self, Write};
+
+use super::WriteHalf;
+use crate::shared::piece;
+
+impl WriteHalf {
+    /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
+    /// there. `None`, and nothing done, if it is any other; otherwise they are published in one step,
+    /// if corking allows. It does what [`put`](Self::put) would, in one piece of code without a call,
+    /// which for a small message is half of its cost; so it belongs to who calls it.
+    #[inline(always)]
+    pub(crate) fn put_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
+        if self.shared.link.has_failed() || !self.shared.session.runs() {
+            return None;
+        }
+        // A half that is not attached has no run.
+        if !self.tx.stage_at_once(bytes) {
+            self.stage_in_one(bytes)?;
+        }
+        self.publish_unless_corked();
+        Some(bytes.len())
+    }
+
+    /// The same for bytes that the ring takes by steps.
+    #[inline(never)]
+    fn stage_in_one(&mut self, bytes: &[u8]) -> Option<usize> {
+        let usual = !bytes.is_empty()
+            && self.attached
+            && bytes.len() <= (self.tx.known_space() as usize).min(piece(self.tx.capacity()));
+        if !usual {
+            return None;
+        }
+        // A half that is broken refuses, and the long way says why.
+        self.tx.stage(bytes).ok()
+    }
+}
+
+/// Writes all of a buffer as a [`Write`] does that has only `write`.
+pub(crate) struct BySteps<'a, W>(pub(crate) &'a mut W);
+
+impl<W: Write> Write for BySteps<'_, W> {
+    #[inline(never)]
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
