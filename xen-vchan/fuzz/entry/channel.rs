@@ -225,8 +225,13 @@ fn client(world: &World, input: &mut Input<'_>) {
             }
             drive(input, channel, &mut hostile, [0, 4, 12, 8]);
         }
-        Err(Error::Peer(_) | Error::NoServer { .. } | Error::Unreachable { .. } | Error::Os(_)) => {
-        }
+        Err(
+            Error::Peer(_)
+            | Error::NoServer { .. }
+            | Error::Node { .. }
+            | Error::Unreachable { .. }
+            | Error::Os(_),
+        ) => {}
         Err(error) => panic!("connecting: {error:?}"),
     }
     drop(hostile);
