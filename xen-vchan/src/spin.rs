@@ -27,6 +27,8 @@ use xen_sys::{Host, Xen};
 
 /// The longest search unless the owner says otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_micros(50);
+/// The longest search of all, whatever the owner says.
+const GREATEST_LIMIT: Duration = Duration::from_secs(1);
 /// The shortest search worth its while; also the first one after a pause.
 const SHORTEST: Duration = Duration::from_micros(4);
 /// At most this many sleeps (as a power of two) without a search.
@@ -113,9 +115,9 @@ impl Spinner {
         }
     }
 
-    /// Sets the limit; zero switches searching off. One CPU keeps it off.
+    /// Sets the limit, to a second at most; zero switches searching off. One CPU keeps it off.
     pub(crate) fn set_limit(&mut self, limit: Duration) {
-        *self = Self::with(self.cpus, limit);
+        *self = Self::with(self.cpus, limit.min(GREATEST_LIMIT));
     }
 
     /// Looks until `look` finds something, and says whether that was at once; `None` when the budget
@@ -338,6 +340,20 @@ mod tests {
         let mut spinner = spinner();
         spinner.set_limit(Duration::ZERO);
         assert_eq!(miss(&mut spinner), 0);
+    }
+
+    #[test]
+    fn the_greatest_limit_is_a_second() {
+        let mut spinner = spinner();
+        spinner.set_limit(Duration::MAX);
+        // The clock is asked, and what finds something asks for twice as long.
+        let mut looks = 0;
+        let found = spinner.search(None, || {
+            looks += 1;
+            Ok::<_, ()>(looks > 2 * LOOKS)
+        });
+        assert_eq!(found, Ok(Some(AtOnce(false))));
+        assert_eq!(spinner.budget, GREATEST_LIMIT);
     }
 
     #[test]

@@ -308,7 +308,8 @@ impl WriteHalf {
         self.timeout = timeout;
     }
 
-    /// The longest a blocking call looks for space before it sleeps; zero switches that off.
+    /// The longest a blocking call looks for space before it sleeps; zero switches that off, and more than a
+    /// second counts as a second.
     ///
     /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself while
     /// it finds nothing; in a domain with one CPU it begins short.
