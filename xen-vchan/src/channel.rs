@@ -283,7 +283,9 @@ impl Channel {
     }
 
     /// Whether [`Read`] and [`Write`] return `WouldBlock` instead of sleeping. Off at first.
-    #[doc(alias = "libxenvchan_set_blocking")]
+    ///
+    /// C: the field `blocking` of `struct libxenvchan`, the other way round.
+    #[doc(alias = "blocking")]
     pub const fn set_nonblocking(&mut self, nonblocking: bool) {
         self.nonblocking = nonblocking;
     }

@@ -19,7 +19,17 @@ const LET_CHAIN: &str = concat!("&", "& let ");
 /// The heading in `docs/c-functions.md` from which on there is nothing to lead to.
 const NOTHING: &str = "## What there is nothing for";
 
-/// Fails, naming the files, if the inventory and the tree differ, and if a C function leads nowhere.
+/// How the names of the C libraries begin.
+const LIBRARIES: &[&str] = &[
+    "xenevtchn_",
+    "xengnttab_",
+    "xengntshr_",
+    "xs_",
+    "xencall",
+    "libxenvchan_",
+];
+
+/// Fails, naming the files, if the inventory and the tree differ, and if a C function leads nowhere or is none.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let root = workspace.root();
     check_inventory(root)?;
@@ -39,7 +49,7 @@ fn check_syntax(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The C functions with an equivalent each stand in a `doc(alias)` of a library's.
+/// The C functions with an equivalent each stand in a `doc(alias)` of a library's, and no alias is of a C name that is not there.
 fn check_c_functions(root: &Path) -> Result<()> {
     let table = root.join("docs/c-functions.md");
     let text = fs::read_to_string(&table).with_context(|| format!("{}", table.display()))?;
@@ -70,8 +80,21 @@ fn check_c_functions(root: &Path) -> Result<()> {
         names.len() > 50 && lost.is_empty(),
         "C functions of docs/c-functions.md without a doc(alias): {lost:?}"
     );
+    let wrong = unnamed(with, known.iter().map(String::as_str));
+    ensure!(
+        wrong.is_empty(),
+        "a doc(alias) of a C name that docs/c-functions.md does not have: {wrong:?}"
+    );
     println!("{} C functions lead to ours", names.len());
     Ok(())
+}
+
+/// The C libraries' names among `aliases` that a text does not have, which are perhaps no C names at all.
+fn unnamed<'a>(text: &str, aliases: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    aliases
+        .filter(|alias| LIBRARIES.iter().any(|library| alias.starts_with(library)))
+        .filter(|alias| !text.contains(&format!("`{alias}`")))
+        .collect()
 }
 
 fn aliases(text: &str) -> impl Iterator<Item = &str> {
@@ -150,6 +173,15 @@ mod tests {
     fn aliases_are_found() {
         let text = "#[doc(alias = \"a_b\")]\n#[doc(alias = \"c\")] x \"d\"";
         assert_eq!(aliases(text).collect::<Vec<_>>(), ["a_b", "c"]);
+    }
+
+    #[test]
+    fn an_alias_of_no_c_name_is_found() {
+        let aliases = ["xs_read", "xs_reed", "EventChannels", "domid_t"];
+        assert_eq!(
+            unnamed("| `xs_read` | `read` |", aliases.into_iter()),
+            ["xs_reed"]
+        );
     }
 
     #[test]
