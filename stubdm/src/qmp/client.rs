@@ -101,6 +101,12 @@ impl Client {
         self.out.extend(command(name, arguments, &Value::from(id)));
     }
 
+    /// Takes back the command given last, when nothing else waits to be sent and no byte of it was.
+    pub fn take_back(&mut self) {
+        self.open.pop_back();
+        self.out.clear();
+    }
+
     /// The next thing to tell.
     pub fn told(&mut self) -> Option<Told> {
         self.told.pop_front()
@@ -212,6 +218,22 @@ mod tests {
         };
         assert_eq!(client.told(), Some(Told::Answer(Err(error))));
         assert_eq!(client.told(), None);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_neither_sent_nor_answered() {
+        let mut client = ready();
+        client.execute("cont", None);
+        sent(&mut client);
+        client.execute("add-fd", None);
+        client.take_back();
+        assert_eq!(client.to_send(), b"");
+        client.receive(b"{\"return\": {}, \"id\": 1}\r\n");
+        assert_eq!(client.told(), Some(Told::Answer(Ok(json!({})))));
+        client.execute("stop", None);
+        assert_eq!(sent(&mut client).lines().count(), 1);
+        client.receive(b"{\"return\": {}, \"id\": 3}\r\n");
+        assert_eq!(client.told(), Some(Told::Answer(Ok(json!({})))));
     }
 
     #[test]

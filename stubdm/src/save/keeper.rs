@@ -42,18 +42,27 @@ impl Keeper {
         })
     }
 
-    /// Gives QEMU the file, over a monitor on which nothing waits to be sent.
+    /// Gives QEMU the file, over a monitor on which nothing waits to be sent. A failure leaves the conversation as it was.
     ///
     /// # Errors
-    /// The monitor's.
+    /// `WouldBlock` while the monitor is full: the file is to be offered again when that has room. After any other error,
+    /// the monitor's or the system's, it is not, until a save is refused.
     pub fn offer(&mut self, monitor: &mut Local, client: &mut Client) -> io::Result<()> {
+        self.offered = true;
         let file = self.file.for_qemu()?;
         let arguments = json!({"fdset-id": FDSET, "opaque": "stubdm-save"});
         client.execute("add-fd", Some(&arguments));
-        let sent = monitor.write_with(client.to_send(), file.as_fd())?;
-        client.sent(sent);
-        self.offered = true;
-        Ok(())
+        match monitor.write_with(client.to_send(), file.as_fd()) {
+            Ok(sent) => {
+                client.sent(sent);
+                Ok(())
+            }
+            Err(error) => {
+                client.take_back();
+                self.offered = error.kind() != io::ErrorKind::WouldBlock;
+                Err(error)
+            }
+        }
     }
 
     /// QEMU refused a save: whoever can remove descriptor sets may have taken the file from it. One more of it in the set
@@ -162,6 +171,43 @@ mod tests {
         let _ = far.read_to_end(&mut all);
         assert!(all == record(1, &state));
         assert!(keeper.interest().is_empty());
+    }
+
+    #[test]
+    fn a_full_monitor_gets_the_file_when_it_has_room_and_nothing_before() {
+        let (mut keeper, _console) = keeper();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.set_nonblocking(true).unwrap();
+        let mut monitor = Local::socket(near.into()).unwrap();
+        while monitor.write(&[b' '; 4096]).unwrap() > 0 {}
+        let mut client = Client::new();
+        let error = keeper.offer(&mut monitor, &mut client).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(keeper.is_to_be_offered());
+        assert_eq!(
+            client.to_send(),
+            b"",
+            "without the file it would be refused"
+        );
+        let mut got = Vec::new();
+        let _ = far.read_to_end(&mut got);
+        keeper.offer(&mut monitor, &mut client).unwrap();
+        assert!(!keeper.is_to_be_offered());
+        got.clear();
+        let _ = far.read_to_end(&mut got);
+        assert!(got.starts_with(b"{\"execute\":\"add-fd\""));
+        assert_eq!(client.to_send(), b"");
+    }
+
+    #[test]
+    fn a_monitor_that_is_gone_is_not_offered_the_file_again() {
+        let (mut keeper, _console) = keeper();
+        let (near, _) = UnixStream::pair().unwrap();
+        let mut monitor = Local::socket(near.into()).unwrap();
+        assert!(keeper.offer(&mut monitor, &mut Client::new()).is_err());
+        assert!(!keeper.is_to_be_offered());
+        keeper.was_refused();
+        assert!(keeper.is_to_be_offered());
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub fn over(
         listener: Some(launch.monitor),
         monitor: None,
         asked: VecDeque::new(),
+        full: false,
         drives,
         incoming: launch.incoming,
         keeper,
@@ -130,6 +131,8 @@ struct Watch<'a> {
     monitor: Option<(Local, Client)>,
     /// The commands that are not answered yet.
     asked: VecDeque<Asked>,
+    /// Our own monitor had no room for the file to save to.
+    full: bool,
     drives: Option<Drives>,
     /// Until it is known what became of the state.
     incoming: Option<Outcome>,
@@ -154,7 +157,7 @@ impl Watch<'_> {
             interests.push((listener.as_fd(), PollFlags::POLLIN));
         }
         if let Some((local, client)) = &self.monitor {
-            interests.extend(local.interest(true, !client.to_send().is_empty()));
+            interests.extend(local.interest(true, self.full || !client.to_send().is_empty()));
         }
         if let Some(incoming) = &self.incoming {
             interests.extend(incoming.interest());

@@ -111,19 +111,23 @@ impl Watch<'_> {
         }
     }
 
-    /// Gives QEMU the file to save to once more, if a save was refused.
+    /// Gives QEMU the file to save to once more, if a save was refused. While the monitor is full, its having room is
+    /// waited for.
     pub(super) fn offer_file_again(&mut self) {
+        self.full = false;
         let keeper = self.server.as_mut().and_then(Server::keeper);
         let keeper = keeper.filter(|keeper| self.started && keeper.is_to_be_offered());
         let (Some(keeper), Some((local, client))) = (keeper, &mut self.monitor) else {
             return;
         };
-        self.again = true;
-        if client.to_send().is_empty() {
-            match keeper.offer(local, client) {
-                Ok(()) => self.asked.push_back(Asked::SaveFile),
-                Err(error) => warn!("QEMU gets no file to save to: {error}"),
-            }
+        if !self.asked.is_empty() || !client.to_send().is_empty() {
+            // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that came last.
+            return;
+        }
+        match keeper.offer(local, client) {
+            Ok(()) => self.asked.push_back(Asked::SaveFile),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.full = true,
+            Err(error) => warn!("QEMU gets no file to save to: {error}"),
         }
     }
 
