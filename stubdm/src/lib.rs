@@ -9,7 +9,7 @@
 //! | `stubdm-run dmargs`, `image` and the like | shows what is on the host and makes what it needs | [`tools`], [`image`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
-//! [`console`] is a library: both ends of a PV console in user space.
+//! [`console`] has both ends of a PV console in user space; the program serves the backend's, the tests play the other.
 //!
 //! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
 //! [`qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.

@@ -9,9 +9,12 @@
 //! ```
 //!
 //! Bytes written before the backend is there wait in the ring.
+//!
+//! `stubdm-run` itself publishes no console: in a stubdomain the kernel's driver has claimed them all. This is
+//! [`Backend`](super::Backend)'s other end, over the same ring code, for its tests and its fuzz target. It is public
+//! because those are crates of their own.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
@@ -22,11 +25,6 @@ use xen_sys::Xen;
 
 use super::{Error, Link, Result, State, domid, read, ring};
 use crate::event::{Interest, sleep};
-
-/// Whether this domain's kernel has claimed the console of that number: it has, if it has the driver.
-pub fn claimed(number: u32) -> bool {
-    Path::new(&format!("/sys/bus/xen/devices/console-{number}/driver")).exists()
-}
 
 /// Whether there is such a console at all: the toolstack offers it.
 ///

@@ -21,7 +21,8 @@
 //! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
 //!
 //! A kernel with xen's console driver claims the nodes `device/console/N` of its domain the moment
-//! it boots, before any program runs. [`frontend::claimed`] tells; a claimed console is to be left alone.
+//! it boots, before any program runs; so in a stubdomain the kernel is the frontend, and [`Frontend`] is what the
+//! backend's tests have in its place.
 
 pub mod backend;
 pub mod frontend;
