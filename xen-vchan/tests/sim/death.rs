@@ -2,7 +2,7 @@
 //!
 //! The victim is this test program, started again with `VCHAN_ROLE` set: a process of domain 0.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState, Server};
 
-use crate::world::{World, byte, poll_one, soon, wait_gone};
+use crate::world::{World, byte, soon, wait_gone};
 
 const ROLE: &str = "VCHAN_ROLE";
 const SOCKETS: &str = "VCHAN_SOCKETS";
@@ -332,70 +332,4 @@ fn ended_at_any_moment_either_side_leaves_a_true_prefix_and_nothing_else() {
             );
         }
     }
-}
-
-/// Only the store knows of it: the live byte stays as it is, and no event comes.
-#[test]
-fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
-    let builder = Server::builder(world.guest, crate::world::PATH).notice_domain_end(true);
-    let mut server = builder.listen(&xen, &store).unwrap();
-    let mut client = world.connect();
-    server.wait_connected(soon()).unwrap();
-    client.wait_connected(soon()).unwrap();
-    client.write_all(b"last").unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut last = [0; 4];
-            server.read_exact(&mut last).unwrap();
-            assert_eq!(&last, b"last");
-            let ended = server.read_deadline(&mut last, soon());
-            assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
-        });
-        world.stored.release(world.guest);
-    });
-    assert_eq!(server.peer().unwrap(), PeerState::Gone);
-    drop((server, client));
-    world.end();
-}
-
-#[test]
-fn the_end_of_the_servers_domain_wakes_an_event_loop() {
-    let world = World::new();
-    let path = path_of(world.guest);
-    let (xen, store) = world.domu();
-    let mut server = Server::builder(DomId::DOM0, &path)
-        .listen(&xen, &store)
-        .unwrap();
-    let (xen, store) = world.dom0();
-    let builder = Client::builder(world.guest, &path).notice_domain_end(true);
-    let mut client = builder.connect(&xen, &store).unwrap();
-    server.wait_connected(soon()).unwrap();
-    client.wait_connected(soon()).unwrap();
-    // The end of another domain is not the end.
-    let other = DomId::new(77);
-    world.stored.add_domain(other);
-    world.stored.introduce(other);
-    for (ended, expected) in [
-        (other, PeerState::Connected),
-        (world.guest, PeerState::Gone),
-    ] {
-        while client.try_read(&mut [0; 10]).is_ok() {}
-        world.stored.release(ended);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            assert!(
-                Instant::now() < deadline && poll_one(&client, 20_000),
-                "no word of {ended}"
-            );
-            client.acknowledge_events().unwrap();
-            if client.peer().unwrap() == expected {
-                break;
-            }
-        }
-    }
-    assert!(matches!(client.try_read(&mut [0; 10]), Err(Error::Closed)));
-    drop((client, server));
-    world.host.assert_clean();
 }

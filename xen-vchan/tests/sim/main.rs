@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod death;
+mod domain_end;
 mod find;
 mod halves;
 mod hostile;
