@@ -23,6 +23,10 @@ pub(crate) enum Call {
         remote: u16,
         port: u32,
     },
+    BindVirq {
+        channels: Id,
+        virq: u32,
+    },
     Pending {
         channels: Id,
     },

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use xen_sys::{DomId, Port};
+use xen_sys::{DomId, Port, Virq};
 
 use crate::handles::BoundPort;
 use crate::{NOBODY, Rule, World, refused, soon};
+
+pub(crate) mod bind;
 
 pub(crate) const RULES: &[Rule] = &[
     Rule {
@@ -28,31 +30,6 @@ pub(crate) const RULES: &[Rule] = &[
         name: "unmasking what is not masked, or not ours, is nothing",
         source: "linux drivers/xen/evtchn.c: evtchn_write",
         check: idle_unmask,
-    },
-    Rule {
-        name: "a port is bound only by the domain it is open for",
-        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
-        check: wrong_domain,
-    },
-    Rule {
-        name: "a port is bound once",
-        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
-        check: bound_once,
-    },
-    Rule {
-        name: "a port that is not there cannot be bound to",
-        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
-        check: no_such_port,
-    },
-    Rule {
-        name: "a domain that is not there cannot be bound to",
-        source: "xen/common/event_channel.c: evtchn_bind_interdomain",
-        check: no_such_domain,
-    },
-    Rule {
-        name: "a port may be opened for a domain that is not there yet",
-        source: "xen/common/event_channel.c: evtchn_alloc_unbound",
-        check: open_for_the_unborn,
     },
     Rule {
         name: "notifying a port nobody is connected to is no error",
@@ -185,42 +162,6 @@ fn idle_unmask(w: &World) -> Result<()> {
     take(&b)
 }
 
-fn wrong_domain(w: &World) -> Result<()> {
-    let channels = w.a.channels()?;
-    let open = channels.bind_unbound(NOBODY)?;
-    let bind = w.b.channels()?.bind_interdomain(w.a.id, open.port());
-    refused(
-        bind,
-        libc::EINVAL,
-        "binding to a port that is open for another domain",
-    )
-}
-
-fn bound_once(w: &World) -> Result<()> {
-    let (a, _b) = pair(w)?;
-    let bind = w.b.channels()?.bind_interdomain(w.a.id, a.port());
-    refused(bind, libc::EINVAL, "binding to a connected port")
-}
-
-fn no_such_port(w: &World) -> Result<()> {
-    let channels = w.b.channels()?;
-    for port in [0, 1000, 1 << 30, u32::MAX] {
-        let bind = channels.bind_interdomain(w.a.id, Port::new(port));
-        refused(bind, libc::EINVAL, &format!("binding to port {port}"))?;
-    }
-    Ok(())
-}
-
-fn no_such_domain(w: &World) -> Result<()> {
-    let bind = w.a.channels()?.bind_interdomain(NOBODY, Port::new(1));
-    refused(bind, libc::ESRCH, "binding to a domain that is not there")
-}
-
-fn open_for_the_unborn(w: &World) -> Result<()> {
-    w.a.channels()?.bind_unbound(NOBODY)?;
-    Ok(())
-}
-
 fn notify_nobody(w: &World) -> Result<()> {
     let a = w.a.channels()?.bind_unbound(w.b.id)?;
     a.notify()?;
@@ -336,6 +277,11 @@ fn restricted(w: &World) -> Result<()> {
         channels.bind_unbound(NOBODY),
         libc::EACCES,
         "opening a port",
+    )?;
+    refused(
+        channels.bind_virq(Virq::ARGO),
+        libc::EACCES,
+        "binding a virtual interrupt",
     )?;
     let bind = channels.bind_interdomain(w.b.id, Port::new(1));
     refused(bind, libc::EACCES, "binding to another domain")?;

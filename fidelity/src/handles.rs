@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use xen_gnttab::{Access, UnmapNotify};
-use xen_sys::{DomId, GrantRef, Port};
+use xen_sys::{DomId, GrantRef, Port, Virq};
 
 use crate::call::{Answer, Call, Id, Refusal};
 use crate::end::End;
@@ -175,6 +175,11 @@ impl Channels {
             remote: remote.as_u16(),
             port: port.as_u32(),
         })
+    }
+
+    pub(crate) fn bind_virq(&self, virq: Virq) -> Result<BoundPort> {
+        let (channels, virq) = (self.0.id, virq.as_u32());
+        self.port(Call::BindVirq { channels, virq })
     }
 
     pub(crate) fn pending(&self) -> Result<Option<Port>> {

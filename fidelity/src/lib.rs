@@ -166,7 +166,7 @@ impl Area {
 
     fn table(self) -> Table {
         match self {
-            Self::Evtchn => Table::Rules(&[evtchn::RULES]),
+            Self::Evtchn => Table::Rules(&[evtchn::RULES, evtchn::bind::RULES]),
             Self::Gnttab => Table::Rules(&[gnttab::RULES, gnttab::unmap::RULES]),
             Self::Vchan => Table::Rules(&[vchan::RULES]),
             Self::Differences => Table::Scripts(store::DIFFERENCES),

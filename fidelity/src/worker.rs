@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, MappedPages, Region, SharedPages, UnmapNotify, map, share};
 use xen_store::Store;
-use xen_sys::{DomId, GrantRef, Port, Xen};
+use xen_sys::{DomId, GrantRef, Port, Virq, Xen};
 use xen_vchan::Channel;
 
 use crate::call::{Answer, Call, Id, Refusal};
@@ -76,6 +76,7 @@ impl Worker {
             Call::Channels
             | Call::BindUnbound { .. }
             | Call::BindInterdomain { .. }
+            | Call::BindVirq { .. }
             | Call::Pending { .. }
             | Call::PendingBatch { .. }
             | Call::Wait { .. }
@@ -128,6 +129,10 @@ impl Worker {
             } => {
                 let channels = self.channels(channels)?;
                 let port = channels.bind_interdomain(DomId::new(remote), Port::new(port))?;
+                Ok(self.port(port))
+            }
+            Call::BindVirq { channels, virq } => {
+                let port = self.channels(channels)?.bind_virq(Virq::new(virq))?;
                 Ok(self.port(port))
             }
             Call::Pending { channels } => Ok(found(self.channels(channels)?.pending()?)),

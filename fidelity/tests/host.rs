@@ -10,10 +10,29 @@ use std::time::{Duration, Instant};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, UnmapNotify, map, share};
 use xen_sys::sim::{Fault, Limits, Op, Simulation};
-use xen_sys::{DomId, GrantRef};
+use xen_sys::{DomId, GrantRef, Virq};
 
 fn soon() -> Option<Instant> {
     Some(Instant::now() + Duration::from_secs(30))
+}
+
+#[test]
+fn a_domains_end_is_an_interrupt_of_domain_0s() {
+    let host = Simulation::start().unwrap();
+    let ids = [(); 2].map(|()| host.add_domain().unwrap());
+    let dom0 = EventChannels::open(&host.xen(DomId::DOM0).unwrap()).unwrap();
+    let domu = EventChannels::open(&host.xen(ids[1]).unwrap()).unwrap();
+    let here = dom0.bind_virq(Virq::DOM_EXC).unwrap();
+    let argo = dom0.bind_virq(Virq::ARGO).unwrap();
+    // As before Xen 4.21: it is let, and nothing comes.
+    let there = domu.bind_virq(Virq::DOM_EXC).unwrap();
+    assert_eq!(dom0.pending().unwrap(), None);
+    host.destroy_domain(ids[0]).unwrap();
+    assert_eq!(dom0.pending().unwrap(), Some(here.port()));
+    assert_eq!(dom0.pending().unwrap(), None);
+    assert_eq!(domu.pending().unwrap(), None);
+    drop((here, argo, there));
+    host.assert_clean();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use xen_sys::{DevRoot, DomId, Error, Port, Result, ioctl};
+use xen_sys::{DevRoot, DomId, Error, Port, Result, Virq, ioctl};
 use zerocopy::IntoBytes;
 
 use crate::blocking::Blocking;
@@ -34,6 +34,10 @@ impl Evtchn {
 
     pub(crate) fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port> {
         self.dev.bind_interdomain(remote, port)
+    }
+
+    pub(crate) fn bind_virq(&self, virq: Virq) -> Result<Port> {
+        self.dev.bind_virq(virq)
     }
 
     pub(crate) fn unbind(&self, port: Port) -> Result<()> {

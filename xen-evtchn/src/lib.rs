@@ -58,8 +58,8 @@
 //!
 //! # The two backends
 //!
-//! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `unbind`, `notify`,
-//! `unmask`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only `wait` blocks.
+//! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `bind_virq`, `unbind`,
+//! `notify`, `unmask`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only `wait` blocks.
 
 #![forbid(unsafe_code)]
 
@@ -77,7 +77,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use port::BoundPort;
-use xen_sys::{DomId, Error, Host, Port, Result, Xen};
+use xen_sys::{DomId, Error, Host, Port, Result, Virq, Xen};
 
 /// A set of event-channel ports with one descriptor to wait on.
 ///
@@ -159,6 +159,21 @@ impl EventChannels {
     #[doc(alias = "IOCTL_EVTCHN_BIND_INTERDOMAIN")]
     pub fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<BoundPort> {
         let port = on!(self, b => b.bind_interdomain(remote, port))?;
+        Ok(BoundPort::new(self.clone(), port))
+    }
+
+    /// Makes a port at which a virtual interrupt of this domain arrives, that of its first virtual CPU if each has one.
+    /// [`notify`](BoundPort::notify) does nothing there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `EEXIST` when this domain has it bound already, by whatever process or by its kernel; `EINVAL` when
+    /// there is no such virtual interrupt; `EBUSY`, from Xen 4.21 on, when it is global and sent to another domain (older
+    /// ones let it be bound, and no event comes); `EACCES` when the handle is [restricted](Self::restrict).
+    #[doc(alias = "xenevtchn_bind_virq")]
+    #[doc(alias = "IOCTL_EVTCHN_BIND_VIRQ")]
+    pub fn bind_virq(&self, virq: Virq) -> Result<BoundPort> {
+        let port = on!(self, b => b.bind_virq(virq))?;
         Ok(BoundPort::new(self.clone(), port))
     }
 

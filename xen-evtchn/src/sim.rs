@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::{read, write};
 use xen_sys::sim::{Bound, Client};
-use xen_sys::{DomId, Error, Host, Port, Result, Xen};
+use xen_sys::{DomId, Error, Host, Port, Result, Virq, Xen};
 
 use crate::{meter, wait};
 
@@ -84,6 +84,14 @@ impl Evtchn {
             return Err(os(NAME)(Errno::EACCES));
         }
         self.insert(self.client()?.bind_interdomain(remote, port)?)
+    }
+
+    pub(crate) fn bind_virq(&self, virq: Virq) -> Result<Port> {
+        const NAME: &str = "IOCTL_EVTCHN_BIND_VIRQ";
+        if self.state().restricted.is_some() {
+            return Err(os(NAME)(Errno::EACCES));
+        }
+        self.insert(self.client()?.bind_virq(virq)?)
     }
 
     fn insert(&self, bound: Bound) -> Result<Port> {

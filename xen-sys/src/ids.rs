@@ -93,6 +93,71 @@ impl Port {
     }
 }
 
+/// A virtual interrupt: something Xen itself has to say to a domain, through a port bound to it.
+///
+/// Those marked *global* Xen sends to one domain only, domain 0 unless told otherwise (`XEN_DOMCTL_set_virq_handler`); the
+/// others each domain has for itself, and [`TIMER`](Self::TIMER), [`DEBUG`](Self::DEBUG), [`XENOPROF`](Self::XENOPROF) and
+/// [`XENPMU`](Self::XENPMU) each of its virtual CPUs.
+///
+/// C: `VIRQ_*`, xen/include/public/xen.h.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Virq(u32);
+
+impl Virq {
+    /// The time has come, or has changed. The kernel has it.
+    #[doc(alias = "VIRQ_TIMER")]
+    pub const TIMER: Self = Self(0);
+    /// The domain is asked to say what it does. Some kernels have it.
+    #[doc(alias = "VIRQ_DEBUG")]
+    pub const DEBUG: Self = Self(1);
+    /// Global: something was typed at the emergency console. Domain 0's kernel has it.
+    #[doc(alias = "VIRQ_CONSOLE")]
+    pub const CONSOLE: Self = Self(2);
+    /// Global: something became of a domain, such as its end. xenstored has it.
+    #[doc(alias = "VIRQ_DOM_EXC")]
+    pub const DOM_EXC: Self = Self(3);
+    /// Global: the trace buffer has records.
+    #[doc(alias = "VIRQ_TBUF")]
+    pub const TBUF: Self = Self(4);
+    /// Global: a domain was paused for its debugger.
+    #[doc(alias = "VIRQ_DEBUGGER")]
+    pub const DEBUGGER: Self = Self(6);
+    /// A sample of the profiler.
+    #[doc(alias = "VIRQ_XENOPROF")]
+    pub const XENOPROF: Self = Self(7);
+    /// Global: there is more in Xen's console ring.
+    #[doc(alias = "VIRQ_CON_RING")]
+    pub const CON_RING: Self = Self(8);
+    /// Global: a physical CPU came or went.
+    #[doc(alias = "VIRQ_PCPU_STATE")]
+    pub const PCPU_STATE: Self = Self(9);
+    /// Global: something happened to memory that is shared between domains.
+    #[doc(alias = "VIRQ_MEM_EVENT")]
+    pub const MEM_EVENT: Self = Self(10);
+    /// A message of Argo's.
+    #[doc(alias = "VIRQ_ARGO")]
+    pub const ARGO: Self = Self(11);
+    /// Global: Xen is short of memory.
+    #[doc(alias = "VIRQ_ENOMEM")]
+    pub const ENOMEM: Self = Self(12);
+    /// A performance counter's interrupt.
+    #[doc(alias = "VIRQ_XENPMU")]
+    pub const XENPMU: Self = Self(13);
+
+    /// The virtual interrupt numbered `virq`, of which there need be none.
+    #[must_use]
+    pub const fn new(virq: u32) -> Self {
+        Self(virq)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+}
+
 /// A grant reference: the granting domain's name for one page it lets one other domain map.
 ///
 /// It means something only together with the granting domain's [`DomId`].
@@ -177,6 +242,7 @@ macro_rules! number {
 
 number!(DomId, u16, "domain id");
 number!(Port, u32, "port");
+number!(Virq, u32, "virtual interrupt");
 number!(GrantRef, u32, "grant reference");
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ pub use error::{Error, Result};
 pub use host::Xen;
 #[doc(hidden)]
 pub use host::{DevRoot, Host};
-pub use ids::{DomId, GrantRef, ParseIdError, Port};
+pub use ids::{DomId, GrantRef, ParseIdError, Port, Virq};
 
 /// Bytes in a page, the unit of sharing between domains.
 ///

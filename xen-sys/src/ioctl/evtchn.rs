@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Driver, Node, set, set_nothing};
 use crate::abi::evtchn as abi;
-use crate::{DevRoot, DomId, Port, Result};
+use crate::{DevRoot, DomId, Port, Result, Virq};
 
 /// An open `/dev/xen/evtchn`.
 #[derive(Debug)]
@@ -40,9 +40,10 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's.
+    /// The driver's; `EEXIST` when this domain has it bound already.
     #[doc(alias = "IOCTL_EVTCHN_BIND_VIRQ")]
-    pub fn bind_virq(&self, virq: u32) -> Result<Port> {
+    pub fn bind_virq(&self, virq: Virq) -> Result<Port> {
+        let virq = virq.as_u32();
         set(&self.0, &abi::BindVirq { virq }).map(port)
     }
 

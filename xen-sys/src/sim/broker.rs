@@ -23,7 +23,7 @@ use super::domain::{Got, State};
 use super::faults::{Op, Verdict};
 use super::ports::{bell, errno, ring};
 use super::wire::{self, Packet, Reply, Request};
-use crate::{DomId, Port};
+use crate::{DomId, Port, Virq};
 
 /// What the broker's thread and the handle on the simulation share.
 pub(super) struct Shared {
@@ -279,6 +279,7 @@ fn handle(
         wire::BIND_INTERDOMAIN => state
             .bind_interdomain(id, me, other?, Port::new(b))
             .map(bound),
+        wire::BIND_VIRQ => state.bind_virq(id, me, Virq::new(a)).map(bound),
         wire::UNBIND => state.unbind(id, me, Port::new(a)).map(done),
         wire::SHARE => {
             if b as usize > wire::MAX_PAGES {
@@ -335,6 +336,7 @@ fn op(op: u32) -> Option<Op> {
     Some(match op {
         wire::BIND_UNBOUND => Op::BindUnbound,
         wire::BIND_INTERDOMAIN => Op::BindInterdomain,
+        wire::BIND_VIRQ => Op::BindVirq,
         wire::UNBIND => Op::Unbind,
         wire::SHARE => Op::Share,
         wire::MAP => Op::Map,

@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 
 use super::wire::{self, Packet, Reply, Request};
 use crate::mmap::{Pages, Protection};
-use crate::{DomId, Error, GrantRef, Port, Result};
+use crate::{DomId, Error, GrantRef, Port, Result, Virq};
 
 /// A process of one domain of a simulated host.
 #[derive(Debug)]
@@ -185,6 +185,16 @@ impl Client {
         let name = "IOCTL_EVTCHN_BIND_INTERDOMAIN";
         let (a, b) = (remote.as_u16().into(), port.as_u32());
         bound(name, self.call(name, wire::BIND_INTERDOMAIN, a, b)?)
+    }
+
+    /// A port bound to a virtual interrupt.
+    ///
+    /// # Errors
+    ///
+    /// As `EVTCHNOP_bind_virq`.
+    pub fn bind_virq(&self, virq: Virq) -> Result<Bound> {
+        let name = "IOCTL_EVTCHN_BIND_VIRQ";
+        bound(name, self.call(name, wire::BIND_VIRQ, virq.as_u32(), 0)?)
     }
 
     /// Closes a port.

@@ -15,7 +15,7 @@ use super::faults::{Faults, Op, Verdict};
 use super::grants::Grants;
 use super::ports::{AllPorts, Bell, Bound, Ports, errno};
 use super::{Limits, StoreServer};
-use crate::{DomId, Port};
+use crate::{DomId, Port, Virq};
 
 mod objects;
 
@@ -131,6 +131,9 @@ impl State {
         if let Some(store) = &mut self.store {
             store.domain_destroyed(id);
         }
+        if let Some(ports) = self.domains.ports(DomId::DOM0) {
+            ports.raise(Virq::DOM_EXC);
+        }
         Ok(())
     }
 
@@ -232,6 +235,19 @@ impl State {
         let limit = self.limits(me)?.ports;
         self.domains
             .bind_interdomain(connection, limit, (me, remote), port)
+    }
+
+    pub(super) fn bind_virq(
+        &mut self,
+        connection: u64,
+        me: DomId,
+        virq: Virq,
+    ) -> Result<Bound, Errno> {
+        let limit = self.limits(me)?.ports;
+        // Nobody waits at the second: what is sent through the port goes nowhere.
+        let bells = [self.bell(me).map_err(errno)?, self.bell(me).map_err(errno)?];
+        let ports = self.domains.ports(me).ok_or(Errno::SRCH)?;
+        ports.bind_virq(connection, limit, virq, bells)
     }
 
     pub(super) fn unbind(&mut self, connection: u64, me: DomId, port: Port) -> Result<(), Errno> {

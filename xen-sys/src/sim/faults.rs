@@ -19,6 +19,8 @@ pub enum Op {
     BindUnbound,
     /// `EventChannels::bind_interdomain`.
     BindInterdomain,
+    /// `EventChannels::bind_virq`.
+    BindVirq,
     /// A port is closed.
     Unbind,
     /// `xen_gnttab::share`.

@@ -23,7 +23,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::faults::Interposer;
-use crate::{DomId, Port};
+use crate::{DomId, Port, Virq};
 
 /// One direction of a channel.
 #[derive(Debug)]
@@ -67,6 +67,8 @@ enum Far {
     /// Nobody yet; this domain may bind.
     Unbound(DomId),
     Connected(DomId, Port),
+    /// Xen itself.
+    Virq(Virq),
 }
 
 #[derive(Debug)]
@@ -91,6 +93,8 @@ pub(super) type Bound = (Port, [OwnedFd; 2]);
 
 /// The lowest port given out: a kernel takes the first few for itself.
 const FIRST: u32 = 4;
+/// How many virtual interrupts there may be: `NR_VIRQS` of xen/include/public/xen.h.
+const VIRQS: u32 = 24;
 
 impl Ports {
     pub(super) fn new() -> Self {
@@ -145,6 +149,42 @@ impl Ports {
         self.insert(port, entry)
     }
 
+    /// A port for a virtual interrupt, of which a domain has one (`evtchn_bind_virq`, xen/common/event_channel.c).
+    pub(super) fn bind_virq(
+        &mut self,
+        holder: u64,
+        limit: u32,
+        virq: Virq,
+        bells: [Bell; 2],
+    ) -> Result<Bound, Errno> {
+        if virq.as_u32() >= VIRQS {
+            return Err(Errno::INVAL);
+        }
+        let far = Far::Virq(virq);
+        // A kernel keeps the time for itself.
+        if virq == Virq::TIMER || self.table.values().any(|entry| entry.far == far) {
+            return Err(Errno::EXIST);
+        }
+        let port = self.free(limit)?;
+        let entry = Entry {
+            far,
+            bells: Arc::new(bells),
+            side: 0,
+            holder: Some(holder),
+            notifications: 0,
+        };
+        self.insert(port, entry)
+    }
+
+    /// Xen's event for whoever has a virtual interrupt bound.
+    pub(super) fn raise(&self, virq: Virq) {
+        for entry in self.table.values() {
+            if entry.far == Far::Virq(virq) {
+                ring(&entry.bells[entry.side].wait);
+            }
+        }
+    }
+
     /// Delivers an event through `port` to its other end, if there is one.
     fn notify(&self, port: Port) {
         if let Some(entry) = self.table.get(&port.as_u32()) {
@@ -158,6 +198,7 @@ impl Ports {
     pub(super) fn list(&self) -> impl Iterator<Item = String> + '_ {
         self.table.iter().map(|(port, e)| match e.far {
             Far::Unbound(d) => format!("port {port}, open for domain {d}"),
+            Far::Virq(v) => format!("port {port}, of virtual interrupt {v}"),
             Far::Connected(d, p) => format!("port {port}, connected to port {p} of domain {d}"),
         })
     }

@@ -8,6 +8,7 @@
 //! | [`HELLO`] | domain | | | | | domain | | | |
 //! | [`BIND_UNBOUND`] | remote | | | | | port | | | wait, ring |
 //! | [`BIND_INTERDOMAIN`] | remote | its port | | | | port | | | wait, ring |
+//! | [`BIND_VIRQ`] | virtual interrupt | | | | | port | | | wait, ring |
 //! | [`UNBIND`] | port | | | | | | | | |
 //! | [`SHARE`] | to | pages | writable | | | | id | references, frames | memory |
 //! | [`MAP`] | from | writable | | | references | | id | frames | memory |
@@ -39,6 +40,7 @@ pub(super) const SET_UNMAP_NOTIFY: u32 = 8;
 pub(super) const STORE: u32 = 9;
 pub(super) const CREATE_DOMAIN: u32 = 10;
 pub(super) const DESTROY_DOMAIN: u32 = 11;
+pub(super) const BIND_VIRQ: u32 = 12;
 
 /// In place of a domain's number: whichever the connection is of, or the next free one.
 pub(super) const ANY_DOMAIN: u32 = u32::MAX;
