@@ -1,9 +1,12 @@
 //! Event channels within a domain and between two.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use xen_evtchn::EventChannels;
+use xen_sys::{Error, Virq, Xen};
 
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, soon};
+use crate::world::{Place, World, command, soon};
 
 const ROUNDS: &str = "500";
 
@@ -11,6 +14,11 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(Test::new("evtchn/loopback_dom0", Needs::Dom0, |world| {
         world.run_role(Place::Dom0, &["evtchn-loopback", "0"])
     }));
+    tests.push(Test::new(
+        "evtchn/virtual_interrupts_of_dom0",
+        Needs::Dom0,
+        |_| virtual_interrupts(),
+    ));
 }
 
 pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
@@ -28,6 +36,26 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
             ping_pong(world, opener)
         }));
     }
+}
+
+/// What Xen says on its console is an event for who asked for it; what xenstored has is not to be had.
+fn virtual_interrupts() -> Result<()> {
+    let channels = EventChannels::open(&Xen::open()?)?;
+    let taken = channels.bind_virq(Virq::DOM_EXC);
+    let errno = taken.as_ref().map_err(Error::errno).err().flatten();
+    ensure!(
+        errno == Some(Errno::EEXIST as i32),
+        "xenstored's: {taken:?}"
+    );
+    let port = channels.bind_virq(Virq::CON_RING)?;
+    command(&["xl", "debug-keys", "h"])?;
+    let told = channels.wait(Some(soon()))?;
+    ensure!(
+        told == Some(port.port()),
+        "{told:?}, not port {}",
+        port.port()
+    );
+    Ok(())
 }
 
 fn ping_pong(world: &World, opener: Place) -> Result<()> {
