@@ -90,9 +90,10 @@ impl ClientBuilder {
     /// at first.
     ///
     /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
-    /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
-    /// (and to whom domain 0 permits it); and the channel's descriptor becomes readable when *any*
-    /// domain ends.
+    /// shared page, so this costs two watches in the store, and the channel's descriptor becomes readable when *any*
+    /// domain ends. `@releaseDomain` tells domain 0 (and whom domain 0 permits it) at once. Others
+    /// see the server's node vanish, which a toolstack removes with the domain, and take that for the end after a
+    /// second; not that of a [`Listener`](crate::Listener)'s, which withdraws its offer to a client that has come.
     pub const fn notice_domain_end(mut self, notice: bool) -> Self {
         self.notice = notice;
         self
@@ -230,8 +231,9 @@ impl ClientBuilder {
         }
         debug_assert!(page.len() >= PAGE);
 
+        let path = (!address.withdraws).then_some(&*self.path);
         let life = if self.notice {
-            Some(DomainLife::watch(store, self.server, &events)?)
+            Some(DomainLife::watch(store, self.server, &events, path)?)
         } else {
             None
         };

@@ -5,6 +5,7 @@
 //! | `ring-ref` | grant reference of the control page, decimal | every server |
 //! | `event-channel` | the server's unbound port, decimal | every server |
 //! | `accepts-sessions` | `1`: this server marks sessions (see `session.rs`) | servers of this crate |
+//! | `withdraws` | `1`: the nodes go when a client has come, and say nothing of the server's life | listeners of this crate |
 //!
 //! Order: a client that can read `ring-ref` may go on at once, so it is written last and removed
 //! first. That needs no transaction: libxenvchan's client reads `ring-ref` before `event-channel`,
@@ -18,6 +19,7 @@ use crate::{Error, NodeValue, Result};
 const RING_REF: &str = "ring-ref";
 const EVENT_CHANNEL: &str = "event-channel";
 const ACCEPTS_SESSIONS: &str = "accepts-sessions";
+const WITHDRAWS: &str = "withdraws";
 
 /// The nodes a server published; removed when dropped.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ impl Published {
         peer: DomId,
         control: GrantRef,
         port: Port,
+        withdraws: bool,
     ) -> Result<Self> {
         let path = path.trim_end_matches('/');
         let own = own_domain(store)?;
@@ -47,11 +50,14 @@ impl Published {
             ring_ref,
         };
         let port = port.as_u32().to_string();
-        for (key, value) in [
-            (EVENT_CHANNEL, port.as_bytes()),
-            (ACCEPTS_SESSIONS, b"1"),
-            (RING_REF, &this.ring_ref),
-        ] {
+        let withdraws: &[_] = if withdraws {
+            &[(WITHDRAWS, &b"1"[..])]
+        } else {
+            &[]
+        };
+        let others = [(EVENT_CHANNEL, port.as_bytes()), (ACCEPTS_SESSIONS, b"1")];
+        let last = [(RING_REF, &this.ring_ref[..])];
+        for (key, value) in withdraws.iter().chain(&others).chain(&last) {
             let node = node(path, key);
             store.write(&node, value)?;
             store.set_perms(&node, &readable)?;
@@ -71,7 +77,7 @@ impl Published {
         }
         // One that cannot be removed (its name was too long to be written, say) keeps no other.
         let mut failed = Ok(());
-        for key in [EVENT_CHANNEL, ACCEPTS_SESSIONS] {
+        for key in [EVENT_CHANNEL, ACCEPTS_SESSIONS, WITHDRAWS] {
             match self.store.rm(&node(&self.path, key)) {
                 Err(error) if !error.is_not_found() => failed = Err(error),
                 _ => {}
@@ -133,6 +139,7 @@ pub(crate) struct Address {
     pub(crate) control: GrantRef,
     pub(crate) port: Port,
     pub(crate) accepts_sessions: bool,
+    pub(crate) withdraws: bool,
 }
 
 /// Reads what a server published: `None` if nothing (readable) is there yet.
@@ -145,6 +152,7 @@ pub(crate) fn read_address(store: &Store, path: &str) -> Result<Option<Address>>
         return Ok(None);
     };
     let accepts_sessions = read_number(store, path, ACCEPTS_SESSIONS)?.is_some_and(|n| n == 1);
+    let withdraws = read_number(store, path, WITHDRAWS)?.is_some_and(|n| n == 1);
     // Not a snapshot: if the server was replaced meanwhile, the reference has changed.
     if read_number(store, path, RING_REF)? != Some(control) {
         return Ok(None);
@@ -153,7 +161,17 @@ pub(crate) fn read_address(store: &Store, path: &str) -> Result<Option<Address>>
         control: GrantRef::new(control),
         port: Port::new(port),
         accepts_sessions,
+        withdraws,
     }))
+}
+
+/// Whether there is a `ring-ref` at `path` that we may read.
+pub(crate) fn is_published(store: &Store, path: &str) -> Result<bool> {
+    match store.exists(&node(path.trim_end_matches('/'), RING_REF)) {
+        Ok(exists) => Ok(exists),
+        Err(error) if error.is_denied() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn read_number(store: &Store, path: &str, key: &'static str) -> Result<Option<u32>> {

@@ -2,41 +2,75 @@
 //!
 //! A process that ends is reported by its kernel: live byte and event. When the domain itself is
 //! destroyed or its kernel is gone, nobody is left to do that: Xen takes its end of the event
-//! channel away without an event, and the shared pages stay as they are. Only the store knows. It
-//! tells those who watch `@releaseDomain` that *some* domain has ended (domain 0, and whom it
-//! permits), and answers whether a given domain still exists.
+//! channel away without an event, and the shared pages stay as they are. Only the store knows, and
+//! answers whether a given domain still exists. When to ask:
+//!
+//! | what is seen | by whom | then |
+//! |---|---|---|
+//! | `@releaseDomain`: *some* domain has ended | domain 0, and whom it permits | the store is asked |
+//! | the server's node is gone for a second | its client | the store is asked; to whom it does not answer (all but domain 0) this is the end |
+//!
+//! A toolstack removes the nodes of a domain with the domain, and nobody else those of a server that lives: one that
+//! withdraws its offer while it serves says so in the store.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use xen_evtchn::EventChannels;
 use xen_store::{Store, Watch};
 use xen_sys::DomId;
 
-use crate::Result;
+use crate::{Result, handshake};
+
+/// How long the node is gone before that counts: a server that leaves in good order removes it too, and says in the shared page
+/// that it leaves.
+const GONE_FOR: Duration = Duration::from_secs(1);
 
 /// A watch for the end of one domain, and one descriptor for it and the event channel together.
 #[derive(Debug)]
 pub(crate) struct DomainLife {
     both: Epoll,
     watch: Watch,
+    node: Option<Node>,
     store: Store,
     peer: DomId,
     ended: AtomicBool,
 }
 
+fn failed(call: &'static str) -> impl Fn(Errno) -> xen_sys::Error {
+    move |errno| xen_sys::Error::os(call, errno.into())
+}
+
 impl DomainLife {
-    pub(crate) fn watch(store: &Store, peer: DomId, events: &EventChannels) -> Result<Self> {
+    /// Of a client's `peer`, whose server stays published at `path`, or of any other.
+    pub(crate) fn watch(
+        store: &Store,
+        peer: DomId,
+        events: &EventChannels,
+        path: Option<&str>,
+    ) -> Result<Self> {
         let watch = store.watch("@releaseDomain")?;
-        let failed = |errno: nix::errno::Errno| xen_sys::Error::os("epoll", errno.into());
-        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-        let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
-        both.add(events, readable()).map_err(failed)?;
-        both.add(watch.poll_fd()?, readable()).map_err(failed)?;
+        let node = path.map(|path| Node::watch(store, path)).transpose()?;
+        let failed = failed("epoll");
+        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&failed)?;
+        let add = |fd: BorrowedFd<'_>| {
+            let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+            both.add(fd, readable).map_err(&failed)
+        };
+        add(events.as_fd())?;
+        add(watch.poll_fd()?)?;
+        if let Some(node) = &node {
+            add(node.watch.poll_fd()?)?;
+            add(node.clock.as_fd())?;
+        }
         Ok(Self {
             both,
             watch,
+            node,
             store: store.clone(),
             peer,
             ended: AtomicBool::new(false),
@@ -58,10 +92,65 @@ impl DomainLife {
         while self.watch.try_next()?.is_some() {
             any = true;
         }
-        let ended = any && !self.store.is_introduced(self.peer)?;
+        let gone = match &self.node {
+            Some(node) => node.is_gone(&self.store)?,
+            None => false,
+        };
+        let ended = (any || gone) && !self.is_there(gone)?;
         if ended {
             self.ended.store(true, Ordering::Release);
         }
         Ok(ended)
+    }
+
+    /// Whether the domain exists. Where the store does not tell us, it is gone with its node.
+    fn is_there(&self, gone: bool) -> Result<bool> {
+        match self.store.is_introduced(self.peer) {
+            Ok(introduced) => Ok(introduced),
+            Err(error) if error.is_denied() => Ok(!gone),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The server's node in the store, and the clock that runs once it has vanished.
+#[derive(Debug)]
+struct Node {
+    path: String,
+    watch: Watch,
+    clock: TimerFd,
+}
+
+impl Node {
+    fn watch(store: &Store, path: &str) -> Result<Self> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        Ok(Self {
+            path: path.to_owned(),
+            watch: handshake::watch(store, path)?,
+            clock: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)
+                .map_err(failed("timerfd_create"))?,
+        })
+    }
+
+    /// Whether it is gone, and was when last looked at.
+    fn is_gone(&self, store: &Store) -> Result<bool> {
+        let mut changed = false;
+        while self.watch.try_next()?.is_some() {
+            changed = true;
+        }
+        if changed {
+            let set = if handshake::is_published(store, &self.path)? {
+                self.clock.unset()
+            } else {
+                let later = Expiration::OneShot(GONE_FOR.into());
+                self.clock.set(later, TimerSetTimeFlags::empty())
+            };
+            set.map_err(failed("timerfd_settime"))?;
+        }
+        match self.clock.wait() {
+            Ok(()) => Ok(!handshake::is_published(store, &self.path)?),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
+            Err(errno) => Err(failed("reading a timerfd")(errno).into()),
+        }
     }
 }

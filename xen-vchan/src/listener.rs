@@ -208,6 +208,7 @@ impl Listener {
     /// A ring for an offer, watched under `token`.
     fn make(&self, token: u64, offer: &Offer) -> Result<Channel> {
         let ring = Server::builder(offer.domain, &offer.path)
+            .withdraws()
             .rings(self.settings.left, self.settings.right)
             .notice_domain_end(self.settings.notice)
             .listen(&self.xen, &self.store)?;

@@ -52,6 +52,7 @@ impl Server {
             left: RingSize::SMALLEST,
             right: RingSize::SMALLEST,
             notice: false,
+            withdraws: false,
         }
     }
 }
@@ -65,9 +66,16 @@ pub struct ServerBuilder {
     left: RingSize,
     right: RingSize,
     notice: bool,
+    withdraws: bool,
 }
 
 impl ServerBuilder {
+    /// The nodes go while a client is served.
+    pub(crate) const fn withdraws(mut self) -> Self {
+        self.withdraws = true;
+        self
+    }
+
     /// The least sizes of the two rings: `left`, from the client to the server, and `right`, from
     /// the server to the client.
     ///
@@ -159,12 +167,18 @@ impl ServerBuilder {
             event: Some(port.port()),
         })?;
         let life = if self.notice {
-            Some(DomainLife::watch(store, self.peer, &events)?)
+            Some(DomainLife::watch(store, self.peer, &events, None)?)
         } else {
             None
         };
-        let published =
-            Published::publish(store, &self.path, self.peer, control.refs()[0], port.port())?;
+        let published = Published::publish(
+            store,
+            &self.path,
+            self.peer,
+            control.refs()[0],
+            port.port(),
+            self.withdraws,
+        )?;
         let shared = Shared {
             published: Mutex::new(Some(published)),
             seat: OnceLock::new(),

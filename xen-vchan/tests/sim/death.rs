@@ -25,7 +25,7 @@ const PEER: &str = "VCHAN_PEER";
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Where a domain serves.
-fn path_of(domain: DomId) -> String {
+pub(crate) fn path_of(domain: DomId) -> String {
     format!("/local/domain/{domain}/data/vchan-test")
 }
 

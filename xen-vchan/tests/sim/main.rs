@@ -17,4 +17,5 @@ mod stream;
 mod tasks;
 #[cfg(feature = "tokio")]
 mod tasks_redial;
+mod vanish;
 mod world;

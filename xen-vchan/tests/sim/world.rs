@@ -26,34 +26,47 @@ impl World {
         let host = Simulation::start().unwrap();
         let guest = host.add_domain().unwrap();
         let stored = xen_store::sim::start(&host, Config::new()).unwrap();
-        stored.add_domain(guest);
-        // As the toolstack does for each domain it makes.
-        let toolstack = stored.connect(DomId::DOM0).unwrap();
-        for domain in [DomId::DOM0, guest] {
-            let node = format!("/local/domain/{domain}/domid");
-            toolstack.write(&node, domain.to_string()).unwrap();
-            let readable = Permissions::owner_none(DomId::DOM0).grant_read(domain);
-            toolstack.set_perms(&node, &readable).unwrap();
-        }
-        Self {
+        let world = Self {
             host,
             stored,
             guest,
-        }
+        };
+        world.add(DomId::DOM0);
+        world.stored.add_domain(guest);
+        world.add(guest);
+        world
+    }
+
+    /// A domain besides domain 0 and `guest`.
+    pub(crate) fn another(&self) -> DomId {
+        let domain = self.host.add_domain().unwrap();
+        self.stored.add_domain(domain);
+        self.add(domain);
+        domain
+    }
+
+    /// As the toolstack does for each domain it makes.
+    fn add(&self, domain: DomId) {
+        let (_, toolstack) = self.dom0();
+        let node = format!("/local/domain/{domain}/domid");
+        toolstack.write(&node, domain.to_string()).unwrap();
+        let readable = Permissions::owner_none(DomId::DOM0).grant_read(domain);
+        toolstack.set_perms(&node, &readable).unwrap();
+    }
+
+    pub(crate) fn of(&self, domain: DomId) -> (Xen, Store) {
+        (
+            self.host.xen(domain).unwrap(),
+            self.stored.connect(domain).unwrap(),
+        )
     }
 
     pub(crate) fn dom0(&self) -> (Xen, Store) {
-        (
-            self.host.xen(DomId::DOM0).unwrap(),
-            self.stored.connect(DomId::DOM0).unwrap(),
-        )
+        self.of(DomId::DOM0)
     }
 
     pub(crate) fn domu(&self) -> (Xen, Store) {
-        (
-            self.host.xen(self.guest).unwrap(),
-            self.stored.connect(self.guest).unwrap(),
-        )
+        self.of(self.guest)
     }
 
     pub(crate) fn listen(&self, left: usize, right: usize) -> Channel {

@@ -1,0 +1,80 @@
+//! The end of a server's domain, seen by a client whom the store does not tell of ends.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use xen_vchan::{Client, Error, Listener, PeerState, Server, service_path};
+
+use crate::death::path_of;
+use crate::world::{World, soon};
+
+/// As libxl does it: the nodes first, then the domain.
+#[test]
+fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
+    let world = World::new();
+    let other = world.another();
+    let path = path_of(world.guest);
+    let (xen, store) = world.domu();
+    let mut server = Server::builder(other, &path).listen(&xen, &store).unwrap();
+    let (xen, store) = world.of(other);
+    let mut client = Client::builder(world.guest, &path)
+        .notice_domain_end(true)
+        .connect(&xen, &store)
+        .unwrap();
+    server.wait_connected(soon()).unwrap();
+    client.wait_connected(soon()).unwrap();
+    // A node that is back within the second is no end.
+    let (_, toolstack) = world.dom0();
+    let node = format!("{path}/ring-ref");
+    let value = toolstack.read(&node).unwrap();
+    let rights = toolstack.get_perms(&node).unwrap();
+    toolstack.rm(&node).unwrap();
+    toolstack.write(&node, value).unwrap();
+    toolstack.set_perms(&node, &rights).unwrap();
+    let later = Some(Instant::now() + Duration::from_millis(1500));
+    let waited = client.read_deadline(&mut [0; 4], later);
+    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert_eq!(client.peer().unwrap(), PeerState::Connected);
+
+    // What was said before is still there.
+    server.write_all(b"last").unwrap();
+    toolstack.rm(&path).unwrap();
+    world.stored.release(world.guest);
+    let mut last = [0; 4];
+    client.read_exact(&mut last).unwrap();
+    assert_eq!(&last, b"last");
+    let ended = client.read_deadline(&mut last, soon());
+    assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+    assert_eq!(client.peer().unwrap(), PeerState::Gone);
+    drop((client, server));
+    world.host.assert_clean();
+}
+
+/// What a listener takes back when its client has come says nothing of its life.
+#[test]
+fn an_offer_withdrawn_is_no_end() {
+    let world = World::new();
+    let other = world.another();
+    let path = service_path(world.guest, other, "echo").unwrap();
+    let (xen, store) = world.domu();
+    let mut listener = Listener::builder()
+        .clients_per_domain(1)
+        .listen(&xen, &store)
+        .unwrap();
+    listener.serve(other, &path).unwrap();
+    let (xen, store) = world.of(other);
+    let mut client = Client::builder(world.guest, &path)
+        .notice_domain_end(true)
+        .connect(&xen, &store)
+        .unwrap();
+    let server = listener.accept(soon()).unwrap();
+    client.wait_connected(soon()).unwrap();
+    let (_, toolstack) = world.dom0();
+    assert!(!toolstack.exists(&format!("{path}/ring-ref")).unwrap());
+    let later = Some(Instant::now() + Duration::from_millis(1500));
+    let waited = client.read_deadline(&mut [0; 4], later);
+    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert_eq!(client.peer().unwrap(), PeerState::Connected);
+    drop((client, server, listener));
+    world.host.assert_clean();
+}
