@@ -1,6 +1,7 @@
 //! What unmodified xl does to a guest with a stubdomain, through the built-in policy: the rows that no other test has.
 //!
-//! One guest for all of it. A step is done when xl has ended as it should and the proxy's audit says that QEMU answered
+//! One guest for all of it, and one that does not run for its second processor: when such a guest started, the emulated machine
+//! stood still now and then (two of four times), and the emulator translated the same code of the guest's BIOS for ever. A step is done when xl has ended as it should and the proxy's audit says that QEMU answered
 //! the command, or refused it itself: what the policy had denied would not have reached QEMU.
 
 use std::fs;
@@ -19,18 +20,29 @@ const LOG: &str = "/var/log/xen/qmp-proxy-hvm-dm.log";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new("policy/xl_on_one_guest", Needs::Dom0, |world| {
-        let mut guest = Guest::create_with(&world.store, &["maxvcpus=2"])
-            .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
-        let done = steps(world, &mut guest).with_context(diagnosis);
-        guest.destroy()?;
-        done
+        on_a_guest(world, &["-p", "maxvcpus=2"], |guest| {
+            vcpu_set(guest).context("vcpu-set")?;
+            nothing_was_denied()
+        })?;
+        on_a_guest(world, &[], steps)
     }));
 }
 
-fn steps(_: &World, guest: &mut Guest) -> Result<()> {
+fn on_a_guest(
+    world: &World,
+    more: &[&str],
+    steps: impl FnOnce(&mut Guest) -> Result<()>,
+) -> Result<()> {
+    let mut guest = Guest::create_with(&world.store, more)
+        .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
+    let done = steps(&mut guest).with_context(diagnosis);
+    guest.destroy()?;
+    done
+}
+
+fn steps(guest: &mut Guest) -> Result<()> {
     is_alive(guest)?;
     let step = |name: &'static str, done: Result<()>| done.context(name);
-    step("vcpu-set", vcpu_set(guest))?;
     step("USB", usb(guest))?;
     step("PCI", pci(guest))?;
     step("s3resume", s3resume())?;
@@ -132,8 +144,7 @@ fn usb(guest: &Guest) -> Result<()> {
             &ports,
         ];
         command(&attach).with_context(|| version.clone())?;
-        // The processor was the first.
-        audited("answered", "device_add", 2 + number)?;
+        audited("answered", "device_add", 1 + number)?;
     }
     let listed = command(&["xl", "usb-list", NAME])?.join("\n");
     ensure!(listed.matches("devicemodel").count() == 3, "{listed}");
