@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use stubdm::image;
 use stubdm::image::cpio::{Archive, Content};
@@ -42,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) shell: bool,
     /// How long the command may take.
     pub(crate) timeout: Duration,
+    /// How long it may print nothing, if it is one that prints as it goes: the emulator stands still then.
+    pub(crate) silence: Option<Duration>,
 }
 
 /// The longest a boot may take: it takes half a minute or so.
@@ -258,11 +260,23 @@ fn drive(
     let mut status = 0;
     if job.command.is_some() {
         let deadline = Instant::now() + job.timeout;
+        let mut heard = Instant::now();
         status = loop {
             match machine.next(deadline) {
-                Ok(Some(Event::Bytes(bytes))) => sink(&bytes)?,
+                Ok(Some(Event::Bytes(bytes))) => {
+                    heard = Instant::now();
+                    sink(&bytes)?;
+                }
                 Ok(Some(Event::Exit(status))) => break status,
-                Ok(_) => {}
+                Ok(_) => {
+                    if let Some(limit) = job.silence.filter(|limit| heard.elapsed() > *limit) {
+                        sink(&machine.rest())?;
+                        bail!(
+                            "nothing came from the machine for {} s: the emulator stands still, or what runs in it does",
+                            limit.as_secs()
+                        );
+                    }
+                }
                 Err(e) => {
                     sink(&machine.rest())?;
                     return Err(e.context(format!("a limit of {} s", job.timeout.as_secs())));

@@ -219,6 +219,9 @@ fn show(stream: impl Read) -> String {
     all
 }
 
+/// The longest that the suite may print nothing. Its longest test takes two minutes on an idle machine.
+const SILENCE: Duration = Duration::from_secs(600);
+
 /// The suite in dom0 of a fresh host.
 fn xen_suite(workspace: &Workspace, request: &Request) -> Outcome {
     let name = format!("real Xen {}", request.options.release.name);
@@ -234,6 +237,7 @@ fn xen_suite(workspace: &Workspace, request: &Request) -> Outcome {
             command: Some(command),
             shell: false,
             timeout: request.timeout,
+            silence: Some(SILENCE),
         };
         let status = host.run(&job, &mut |bytes| {
             text.extend_from_slice(bytes);
