@@ -23,8 +23,8 @@ pub(crate) const AGENT: &str = "xen-testbed-agent";
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The machine's C library and the linker must offer a static form; these flags ask for it, at a fixed address.
-const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+/// The machine's C library must offer a static form; the program is position independent all the same, so that the kernel may put it anywhere.
+const FLAGS: &str = "-C target-feature=+crt-static";
 
 /// Where a binary is once built.
 pub(crate) fn path(workspace: &Workspace, name: &str) -> PathBuf {
@@ -99,6 +99,11 @@ fn check_static(file: &Path) -> Result<()> {
         "{} is not static: it needs {}",
         file.display(),
         needs.libraries.join(", ")
+    );
+    ensure!(
+        needs.anywhere,
+        "{} is made for one address: nothing of it would be hard to find for who can write to its memory",
+        file.display()
     );
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use object::elf::{
-    DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, FileHeader64, PT_DYNAMIC, PT_INTERP,
+    DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ET_DYN, FileHeader64, PT_DYNAMIC, PT_INTERP,
 };
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, StringTable};
@@ -22,6 +22,8 @@ pub struct Needs {
     pub run_path: Vec<String>,
     /// Whether there is a dynamic section at all.
     pub dynamic: bool,
+    /// Whether it may be loaded at any address, and the kernel chooses one at random.
+    pub anywhere: bool,
 }
 
 /// Reads what a file needs; `None` if it is not a 64-bit ELF file.
@@ -42,7 +44,10 @@ fn parse(data: &[u8]) -> Result<Needs> {
     let header = FileHeader64::<Endianness>::parse(data)?;
     let endian = header.endian()?;
     let segments = header.program_headers(endian, data)?;
-    let mut needs = Needs::default();
+    let mut needs = Needs {
+        anywhere: header.e_type(endian) == ET_DYN,
+        ..Needs::default()
+    };
     for segment in segments {
         if segment.p_type(endian) == PT_INTERP {
             let bytes = segment.data(endian, data).ok().context("its interpreter")?;
