@@ -14,6 +14,8 @@ use crate::world::{Place, Privcmd, World};
 pub(crate) enum Needs {
     Dom0,
     DomU(Privcmd),
+    /// Two domUs that talk to each other; privcmd refuses in both.
+    TwoDomUs,
     /// The HVM guest with a stubdomain.
     Guest,
 }
@@ -125,7 +127,7 @@ fn run_one(world: &World, test: &Test) -> Result<()> {
 
 /// After a failure: takes away what the tests make, so that the next one has a fair start.
 fn tidy(world: &World) {
-    for place in [Place::Dom0, Place::DomU] {
+    for place in [Place::Dom0, Place::DomU, Place::Second] {
         if let Ok(folder) = world.folder(place) {
             let _ = world.store.rm(&folder);
         }

@@ -1,4 +1,4 @@
-//! What the tests act on: dom0, where they run, and a domU that is booted when the first test asks for it.
+//! What the tests act on: dom0, where they run, and the domUs that are booted when the first test asks for them.
 
 use std::cell::RefCell;
 use std::fs;
@@ -20,13 +20,16 @@ use crate::suite::Needs;
 pub(crate) enum Place {
     Dom0,
     DomU,
+    /// A domU beside the other.
+    Second,
 }
 
 impl Place {
+    /// The other of dom0 and the domU.
     pub(crate) fn other(self) -> Self {
         match self {
             Self::Dom0 => Self::DomU,
-            Self::DomU => Self::Dom0,
+            Self::DomU | Self::Second => Self::Dom0,
         }
     }
 
@@ -34,6 +37,7 @@ impl Place {
         match self {
             Self::Dom0 => "dom0",
             Self::DomU => "domu",
+            Self::Second => "second domu",
         }
     }
 }
@@ -108,6 +112,7 @@ pub(crate) fn start_local(argv: &[&str]) -> Result<Job> {
 pub(crate) struct World {
     pub(crate) store: Store,
     domu: RefCell<Option<DomU>>,
+    second: RefCell<Option<DomU>>,
     guest: RefCell<Option<Guest>>,
 }
 
@@ -119,7 +124,9 @@ struct DomU {
     opens: Job,
 }
 
-const DOMU_NAME: &str = "pv";
+/// The domU's name, and the second one's.
+pub(crate) const DOMU_NAME: &str = "pv";
+pub(crate) const SECOND_NAME: &str = "pv-second";
 const DOMU_CONFIG: &str = "/etc/xen/pv.cfg";
 
 impl World {
@@ -128,6 +135,7 @@ impl World {
         Ok(Self {
             store,
             domu: RefCell::new(None),
+            second: RefCell::new(None),
             guest: RefCell::new(None),
         })
     }
@@ -138,18 +146,15 @@ impl World {
         if needs != Needs::Guest {
             self.no_guest()?;
         }
+        if needs != Needs::TwoDomUs {
+            self.end(Place::Second)?;
+        }
         match needs {
             Needs::Dom0 => {}
-            Needs::DomU(privcmd) => {
-                if self
-                    .domu
-                    .borrow()
-                    .as_ref()
-                    .is_none_or(|domu| domu.privcmd != privcmd)
-                {
-                    self.no_domu()?;
-                    *self.domu.borrow_mut() = Some(self.boot_domu(privcmd)?);
-                }
+            Needs::DomU(privcmd) => self.provide_domu(Place::DomU, privcmd)?,
+            Needs::TwoDomUs => {
+                self.provide_domu(Place::DomU, Privcmd::Refusing)?;
+                self.provide_domu(Place::Second, Privcmd::Refusing)?;
             }
             Needs::Guest => {
                 self.no_domu()?;
@@ -159,6 +164,25 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn provide_domu(&self, place: Place, privcmd: Privcmd) -> Result<()> {
+        let (domu, name) = self.domu_in(place)?;
+        let known = domu.borrow().as_ref().map(|domu| domu.privcmd);
+        if known != Some(privcmd) {
+            self.end(place)?;
+            *domu.borrow_mut() = Some(self.boot_domu(name, privcmd)?);
+        }
+        Ok(())
+    }
+
+    /// The domU of that place, and its name.
+    fn domu_in(&self, place: Place) -> Result<(&RefCell<Option<DomU>>, &'static str)> {
+        match place {
+            Place::Dom0 => bail!("dom0 is no domU"),
+            Place::DomU => Ok((&self.domu, DOMU_NAME)),
+            Place::Second => Ok((&self.second, SECOND_NAME)),
+        }
     }
 
     pub(crate) fn has_guest(&self) -> bool {
@@ -182,18 +206,25 @@ impl World {
         }
     }
 
-    /// Destroys the domU, if there is one.
+    /// Destroys the domUs, if there are any.
     pub(crate) fn no_domu(&self) -> Result<()> {
-        if let Some(domu) = self.domu.borrow_mut().take() {
+        self.end(Place::Second)?;
+        self.end(Place::DomU)
+    }
+
+    fn end(&self, place: Place) -> Result<()> {
+        let (domu, name) = self.domu_in(place)?;
+        if let Some(domu) = domu.borrow_mut().take() {
             drop(domu);
-            command(&["xl", "destroy", DOMU_NAME])?;
+            command(&["xl", "destroy", name])?;
         }
         Ok(())
     }
 
-    /// The domU was ended by a test: waits until the toolstack has taken it away.
-    pub(crate) fn lost_domu(&self) -> Result<()> {
-        let Some(mut domu) = self.domu.borrow_mut().take() else {
+    /// A domU was ended by a test: waits until the toolstack has taken it away.
+    pub(crate) fn lost_domu(&self, place: Place) -> Result<()> {
+        let (domu, _) = self.domu_in(place)?;
+        let Some(mut domu) = domu.borrow_mut().take() else {
             return Ok(());
         };
         domu.opens.forget();
@@ -208,7 +239,7 @@ impl World {
         Ok(())
     }
 
-    fn boot_domu(&self, privcmd: Privcmd) -> Result<DomU> {
+    fn boot_domu(&self, name: &str, privcmd: Privcmd) -> Result<DomU> {
         if !Path::new(DOMU_CONFIG).exists() {
             bail!("{DOMU_CONFIG} is missing: the testbed's dom0 image has it");
         }
@@ -216,8 +247,9 @@ impl World {
             "cmdline=\"console=hvc0 rdinit=/init quiet agent.privcmd={}\"",
             privcmd.name()
         );
-        command(&["xl", "create", DOMU_CONFIG, &command_line])?;
-        let domid = command(&["xl", "domid", DOMU_NAME])?;
+        let named = format!("name=\"{name}\"");
+        command(&["xl", "create", DOMU_CONFIG, &command_line, &named])?;
+        let domid = command(&["xl", "domid", name])?;
         let domid = domid
             .first()
             .context("`xl domid` printed nothing")?
@@ -241,9 +273,9 @@ impl World {
             })
         });
         if booted.is_err() {
-            let _ = command(&["xl", "destroy", DOMU_NAME]);
-            for line in console_of(DOMU_NAME) {
-                println!("    {DOMU_NAME}'s console: {line}");
+            let _ = command(&["xl", "destroy", name]);
+            for line in console_of(name) {
+                println!("    {name}'s console: {line}");
             }
         }
         booted
@@ -266,8 +298,8 @@ impl World {
     pub(crate) fn domid(&self, place: Place) -> Result<DomId> {
         match place {
             Place::Dom0 => Ok(DomId::DOM0),
-            Place::DomU => {
-                let domu = self.domu.borrow();
+            Place::DomU | Place::Second => {
+                let domu = self.domu_in(place)?.0.borrow();
                 Ok(domu.as_ref().context("no domU runs")?.agent.domain())
             }
         }
@@ -277,9 +309,9 @@ impl World {
     pub(crate) fn start(&self, place: Place, argv: &[&str]) -> Result<Job> {
         match place {
             Place::Dom0 => start_local(argv),
-            Place::DomU => {
+            Place::DomU | Place::Second => {
                 let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
-                let domu = self.domu.borrow();
+                let domu = self.domu_in(place)?.0.borrow();
                 domu.as_ref().context("no domU runs")?.agent.start(&argv)
             }
         }
@@ -306,7 +338,9 @@ impl World {
     pub(crate) fn folder(&self, place: Place) -> Result<String> {
         Ok(match place {
             Place::Dom0 => "/xen-testbed".to_owned(),
-            Place::DomU => format!("/local/domain/{}/data/test", self.domid(place)?),
+            Place::DomU | Place::Second => {
+                format!("/local/domain/{}/data/test", self.domid(place)?)
+            }
         })
     }
 }

@@ -19,6 +19,7 @@ mod save;
 mod store;
 mod stubdom;
 mod tools;
+mod two_domus;
 mod vchan;
 mod vchan_ends;
 
@@ -48,6 +49,7 @@ pub(crate) fn all() -> Vec<Test> {
     store::add(&mut tests, refusing);
     vchan::add(&mut tests, refusing);
     vchan_ends::add(&mut tests, refusing);
+    two_domus::add(&mut tests);
 
     tools::add(&mut tests);
     consoled::add(&mut tests);

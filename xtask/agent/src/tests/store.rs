@@ -53,7 +53,7 @@ fn alone(world: &World, place: Place, role: &str) -> Result<()> {
     // A domU uses relative paths, as its drivers do.
     let folder = match place {
         Place::Dom0 => "/xen-testbed/store",
-        Place::DomU => "data/test/store",
+        Place::DomU | Place::Second => "data/test/store",
     };
     world.store.mkdir(&world.folder(place)?)?;
     match role {

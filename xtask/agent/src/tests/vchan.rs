@@ -122,12 +122,22 @@ pub(super) struct Pair {
 pub(super) fn start(
     world: &World,
     place: Place,
+    server: (&[&str], &[&str]),
+    client: (&[&str], &[&str]),
+) -> Result<Pair> {
+    start_in(world, (place, place.other()), server, client)
+}
+
+/// The same with the server in one place and the client in another.
+pub(super) fn start_in(
+    world: &World,
+    (place, other): (Place, Place),
     (server, server_words): (&[&str], &[&str]),
     (client, client_words): (&[&str], &[&str]),
 ) -> Result<Pair> {
     let (here, there) = (
         world.domid(place)?.to_string(),
-        world.domid(place.other())?.to_string(),
+        world.domid(other)?.to_string(),
     );
     let folder = world.folder(place)?;
     world.store.mkdir(&folder)?;
@@ -147,7 +157,7 @@ pub(super) fn start(
         world.start(place, &argv)
     };
     let server = begin(place, words(server, "server", &there, server_words))?;
-    let client = begin(place.other(), words(client, "client", &here, client_words))?;
+    let client = begin(other, words(client, "client", &here, client_words))?;
     Ok(Pair {
         server,
         client,

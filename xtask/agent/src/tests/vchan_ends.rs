@@ -67,8 +67,8 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
         .chain(["--notice-domain-end"])
         .collect();
     let (server, client): (&[&str], &[&str]) = match place {
-        Place::DomU => (words, &watching),
         Place::Dom0 => (&watching, words),
+        _ => (words, &watching),
     };
     let mut pair = start(world, place, (program, server), (program, client))?;
     pair.connected()?;
@@ -80,8 +80,8 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
 
     let Pair { server, client, .. } = &mut pair;
     let (victim, witness) = match place {
-        Place::DomU => (server, client),
         Place::Dom0 => (client, server),
+        _ => (server, client),
     };
     // Kept until its domain is gone: a job that is dropped is stopped.
     let mut panic = None;
@@ -105,7 +105,7 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
     } else {
         victim.forget();
         panic.iter_mut().for_each(Job::forget);
-        world.lost_domu()?;
+        world.lost_domu(Place::DomU)?;
     }
     if place == Place::Dom0 {
         pair.unpublished(world)?;

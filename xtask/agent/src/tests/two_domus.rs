@@ -1,0 +1,157 @@
+//! vchan between two domains of which neither is domain 0: the store tells them less than it tells dom0.
+//!
+//! | ending | what tells the other domain |
+//! |---|---|
+//! | a process is killed | its kernel: live byte and event |
+//! | the server's domain is destroyed, or panics | the store: the server's node vanishes with its domain |
+//! | the client's domain is destroyed | nothing; the server's own deadline |
+//!
+//! The server is in the first domU, the client in the second.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::vchan::{start_in, tidy};
+use crate::job::{Exit, Job};
+use crate::suite::{Needs, Test};
+use crate::world::{DOMU_NAME, Place, SECOND_NAME, World, command, soon};
+
+const SERVER: Place = Place::DomU;
+const CLIENT: Place = Place::Second;
+const PEER: &[&str] = &["self", "role", "vchan"];
+
+/// How long an end may take to be seen, the toolstack's work included.
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    ServerKilled,
+    ClientKilled,
+    ServerDestroyed,
+    ServerPanicked,
+    ClientDestroyed,
+}
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    let mut test = |name: &str, body: fn(&World) -> Result<()>| {
+        let name = format!("two_domus/{name}");
+        tests.push(Test::new(name, Needs::TwoDomUs, body));
+    };
+    test("vchan_4mib", transfer);
+    test("server_killed", |world| ended(world, Ending::ServerKilled));
+    test("client_killed", |world| ended(world, Ending::ClientKilled));
+    test("client_destroyed", |world| {
+        ended(world, Ending::ClientDestroyed)
+    });
+    test("server_destroyed", |world| {
+        ended(world, Ending::ServerDestroyed)
+    });
+    test("server_panicked", |world| {
+        ended(world, Ending::ServerPanicked)
+    });
+}
+
+fn transfer(world: &World) -> Result<()> {
+    let words = [
+        "--send", "4194304", "--recv", "4194304", "--key", "6", "--chunk", "9999",
+    ];
+    let rings = ["--read-min", "65536", "--write-min", "65536"];
+    let server = [&words[..], &rings].concat();
+    let mut pair = start_in(world, (SERVER, CLIENT), (PEER, &server), (PEER, &words))?;
+    pair.connected()?;
+    let deadline = soon();
+    pair.client.succeed(deadline).context("the client")?;
+    pair.server.succeed(deadline).context("the server")?;
+    pair.unpublished(world)?;
+    tidy(world, SERVER)
+}
+
+fn ended(world: &World, ending: Ending) -> Result<()> {
+    let endless = u64::MAX.to_string();
+    let words = [
+        "--send",
+        &endless,
+        "--recv",
+        &endless,
+        "--key",
+        "7",
+        "--chunk",
+        "3000",
+        "--until-gone",
+    ];
+    let client_words = [&words[..], &["--notice-domain-end"]].concat();
+    // Long enough to connect, and for the client that nobody will tell of.
+    let server_words = match ending {
+        Ending::ClientDestroyed => [&words[..], &["--timeout", "15"]].concat(),
+        _ => client_words.clone(),
+    };
+    let mut pair = start_in(
+        world,
+        (SERVER, CLIENT),
+        (PEER, &server_words),
+        (PEER, &client_words),
+    )?;
+    pair.connected()?;
+    for job in [&mut pair.server, &mut pair.client] {
+        job.expect("moving", soon())?;
+    }
+    let noise = SystemTime::UNIX_EPOCH.elapsed()?.subsec_nanos();
+    sleep(Duration::from_micros(u64::from(noise % 300_000)));
+
+    // Kept until its domain is gone: a job that is dropped is stopped.
+    let mut panic = None;
+    let began = Instant::now();
+    match ending {
+        Ending::ServerKilled => pair.server.kill(Signal::SIGKILL)?,
+        Ending::ClientKilled => pair.client.kill(Signal::SIGKILL)?,
+        Ending::ServerDestroyed => drop(command(&["xl", "destroy", DOMU_NAME])?),
+        Ending::ClientDestroyed => drop(command(&["xl", "destroy", SECOND_NAME])?),
+        Ending::ServerPanicked => panic = Some(world.role(SERVER, &["panic"])?),
+    }
+    let client_ends = matches!(ending, Ending::ClientKilled | Ending::ClientDestroyed);
+    let (victim, witness) = if client_ends {
+        (&mut pair.client, &mut pair.server)
+    } else {
+        (&mut pair.server, &mut pair.client)
+    };
+    if ending == Ending::ClientDestroyed {
+        // Its bytes are checked as they come, so all it can fail by is time.
+        ensure!(
+            witness.exit(soon())? == Exit::Status(1),
+            "the server did not end by its deadline"
+        );
+        let lines = witness.lines()?;
+        ensure!(
+            lines.iter().any(|line| line.contains("timed out")),
+            "the server says {lines:?}"
+        );
+    } else {
+        let words = witness.expect("gone ", soon()).context("the survivor")?;
+        let took = began.elapsed();
+        witness.succeed(soon()).context("the survivor")?;
+        println!(
+            "    {ending:?}: seen after {} ms; {words}",
+            took.as_millis()
+        );
+        ensure!(took < LIMIT, "seen only after {took:?}");
+    }
+    match ending {
+        Ending::ServerKilled | Ending::ClientKilled => drop(victim.exit(soon())?),
+        Ending::ServerDestroyed | Ending::ServerPanicked | Ending::ClientDestroyed => {
+            victim.forget();
+            panic.iter_mut().for_each(Job::forget);
+            world.lost_domu(if client_ends { CLIENT } else { SERVER })?;
+        }
+    }
+    if client_ends {
+        pair.unpublished(world)?;
+    }
+    // A killed server's kernel does not know its nodes.
+    if client_ends || ending == Ending::ServerKilled {
+        tidy(world, SERVER)?;
+    }
+    Ok(())
+}
