@@ -162,6 +162,30 @@ impl EventChannels {
         Ok(BoundPort::new(self.clone(), port))
     }
 
+    /// Whether the hypervisor knows a domain of that number. For programs in a domain that the store does not tell: it
+    /// needs no privilege and changes nothing. Does not block.
+    ///
+    /// What is tried is to [bind](Self::bind_interdomain) to port 0, which no domain has open for another. A
+    /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed is there until nobody has any of its pages mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`], and the question is open: `EACCES` when the handle is [restricted](Self::restrict) to another domain,
+    /// `EPERM` when the hypervisor's security policy forbids it, `ENOSPC` when this domain has no port left.
+    pub fn domain_exists(&self, domain: DomId) -> Result<bool> {
+        match self.bind_interdomain(domain, Port::new(0)) {
+            Ok(bound) => {
+                drop(bound);
+                Ok(true)
+            }
+            Err(error) => match error.errno() {
+                Some(libc::ESRCH) => Ok(false),
+                Some(libc::EINVAL) => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Makes a port at which a virtual interrupt of this domain arrives, that of its first virtual CPU if each has one.
     /// [`notify`](BoundPort::notify) does nothing there.
     ///

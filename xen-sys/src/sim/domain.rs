@@ -115,6 +115,11 @@ impl State {
         let of = |(&c, (_, d)): (&u64, &(_, Option<DomId>))| (*d == Some(id)).then_some(c);
         let connections: Vec<u64> = self.connections.iter().filter_map(of).collect();
         for connection in connections {
+            // What it had asked of its kernel nobody does: the kernel is gone too.
+            self.objects
+                .values_mut()
+                .filter(|object| object.connection == connection)
+                .for_each(Object::forget_notify);
             self.disconnect(connection);
         }
         let ports = self

@@ -247,8 +247,8 @@ impl Simulation {
         made.map(drop).map_err(|e| refused("add a domain", e))
     }
 
-    /// Ends a domain at once: its ports close, its pages are given back, and the notifications
-    /// its peers wait for are sent. Its processes are cut off.
+    /// Ends a domain at once, its kernel included: its ports close and its pages are given back, and no unmap notification
+    /// tells its peers. Its processes are cut off.
     ///
     /// # Errors
     ///

@@ -30,6 +30,13 @@ pub(super) struct Object {
     notify: HashMap<usize, Notify>,
 }
 
+impl Object {
+    /// Its unmap notification will not come.
+    pub(super) fn forget_notify(&mut self) {
+        self.notify.clear();
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     Shared,
