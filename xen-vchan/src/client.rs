@@ -93,7 +93,10 @@ impl ClientBuilder {
     /// shared page, so this costs two watches in the store, and the channel's descriptor becomes readable when *any*
     /// domain ends. `@releaseDomain` tells domain 0 (and whom domain 0 permits it) at once. Others
     /// see the server's node vanish, which a toolstack removes with the domain, and take that for the end after a
-    /// second; not that of a [`Listener`](crate::Listener)'s, which withdraws its offer to a client that has come.
+    /// second. A [`Listener`](crate::Listener) withdraws its offer to a client that has come: there the hypervisor is
+    /// [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for which the descriptor becomes readable too.
+    ///
+    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
     pub const fn notice_domain_end(mut self, notice: bool) -> Self {
         self.notice = notice;
         self

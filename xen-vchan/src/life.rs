@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `@releaseDomain`: *some* domain has ended | domain 0, and whom it permits | the store is asked |
 //! | the server's node is gone for a second | its client | the store is asked; to whom it does not answer (all but domain 0) this is the end |
+//! | the hypervisor knows no such domain (any more) | whom the store does not answer, if no node tells either: a server, a listener's client | it is the end; asked every five seconds |
 //!
 //! A toolstack removes the nodes of a domain with the domain, and nobody else those of a server that lives: one that
 //! withdraws its offer while it serves says so in the store.
@@ -29,6 +30,8 @@ use crate::{Result, handshake};
 /// How long the node is gone before that counts: a server that leaves in good order removes it too, and says in the shared page
 /// that it leaves.
 const GONE_FOR: Duration = Duration::from_secs(1);
+/// How often the hypervisor is asked.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// A watch for the end of one domain, and one descriptor for it and the event channel together.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ pub(crate) struct DomainLife {
     both: Epoll,
     watch: Watch,
     node: Option<Node>,
+    asked: Option<Asked>,
     store: Store,
     peer: DomId,
     ended: AtomicBool,
@@ -55,6 +59,13 @@ impl DomainLife {
     ) -> Result<Self> {
         let watch = store.watch("@releaseDomain")?;
         let node = path.map(|path| Node::watch(store, path)).transpose()?;
+        let answer = store.is_introduced(peer);
+        let silent = node.is_none() && answer.is_err_and(|error| error.is_denied());
+        let asked = if silent {
+            Some(Asked::start(events, peer)?)
+        } else {
+            None
+        };
         let failed = failed("epoll");
         let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&failed)?;
         let add = |fd: BorrowedFd<'_>| {
@@ -67,10 +78,14 @@ impl DomainLife {
             add(node.watch.poll_fd()?)?;
             add(node.clock.as_fd())?;
         }
+        if let Some(asked) = &asked {
+            add(asked.clock.as_fd())?;
+        }
         Ok(Self {
             both,
             watch,
             node,
+            asked,
             store: store.clone(),
             peer,
             ended: AtomicBool::new(false),
@@ -92,9 +107,10 @@ impl DomainLife {
         while self.watch.try_next()?.is_some() {
             any = true;
         }
-        let gone = match &self.node {
-            Some(node) => node.is_gone(&self.store)?,
-            None => false,
+        let gone = match (&self.node, &self.asked) {
+            (Some(node), _) => node.is_gone(&self.store)?,
+            (None, Some(asked)) => asked.is_gone(any, self.peer)?,
+            (None, None) => false,
         };
         let ended = (any || gone) && !self.is_there(gone)?;
         if ended {
@@ -103,7 +119,14 @@ impl DomainLife {
         Ok(ended)
     }
 
-    /// Whether the domain exists. Where the store does not tell us, it is gone with its node.
+    /// The peer has come: its domain exists.
+    pub(crate) fn peer_came(&self) {
+        if let Some(asked) = &self.asked {
+            asked.known.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the domain exists. Where the store does not tell us, it is gone with its node, or for the hypervisor.
     fn is_there(&self, gone: bool) -> Result<bool> {
         match self.store.is_introduced(self.peer) {
             Ok(introduced) => Ok(introduced),
@@ -152,5 +175,48 @@ impl Node {
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
             Err(errno) => Err(failed("reading a timerfd")(errno).into()),
         }
+    }
+}
+
+/// The hypervisor's word, for whom nobody else tells.
+#[derive(Debug)]
+struct Asked {
+    events: EventChannels,
+    clock: TimerFd,
+    /// The domain has been there: a server may offer a vchan to one that is still to be made.
+    known: AtomicBool,
+}
+
+impl Asked {
+    fn start(events: &EventChannels, peer: DomId) -> Result<Self> {
+        let failed = failed("timerfd");
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let clock = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(&failed)?;
+        let each = Expiration::Interval(ASK_EVERY.into());
+        clock
+            .set(each, TimerSetTimeFlags::empty())
+            .map_err(&failed)?;
+        Ok(Self {
+            known: AtomicBool::new(events.domain_exists(peer).unwrap_or(false)),
+            events: events.clone(),
+            clock,
+        })
+    }
+
+    /// Asks, if it is time or `now`. Where the answer is refused the domain counts as there.
+    fn is_gone(&self, now: bool, peer: DomId) -> Result<bool> {
+        let due = match self.clock.wait() {
+            Ok(()) => true,
+            Err(Errno::EAGAIN | Errno::EINTR) => false,
+            Err(errno) => return Err(failed("reading a timerfd")(errno).into()),
+        };
+        if !due && !now {
+            return Ok(false);
+        }
+        if self.events.domain_exists(peer).unwrap_or(true) {
+            self.known.store(true, Ordering::Release);
+            return Ok(false);
+        }
+        Ok(self.known.load(Ordering::Acquire))
     }
 }

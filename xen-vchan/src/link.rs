@@ -213,6 +213,11 @@ impl Link {
         }
     }
 
+    /// A client has come: its domain exists.
+    pub(crate) fn peer_came(&self) {
+        self.life.iter().for_each(DomainLife::peer_came);
+    }
+
     /// Whether the peer's domain has come to its end, if that is watched.
     pub(crate) fn peer_domain_ended(&self) -> Result<bool> {
         self.life.as_ref().map_or(Ok(false), DomainLife::ended)

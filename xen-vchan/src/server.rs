@@ -93,7 +93,10 @@ impl ServerBuilder {
     /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
     /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
     /// (and to whom domain 0 permits it); and the channel's descriptor becomes readable when *any*
-    /// domain ends.
+    /// domain ends. Elsewhere the hypervisor is [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for
+    /// which the descriptor becomes readable too. A peer whose domain is still to be made has not ended.
+    ///
+    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
     pub const fn notice_domain_end(mut self, notice: bool) -> Self {
         self.notice = notice;
         self

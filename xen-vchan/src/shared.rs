@@ -68,6 +68,7 @@ impl Shared {
     fn observe_change(&self) -> Result<PeerState> {
         let (state, began) = self.session.change(|| self.rings.moved_by_client())?;
         if began && self.role == Role::Server {
+            self.link.peer_came();
             self.link.notify();
         }
         Ok(state)

@@ -1,8 +1,9 @@
-//! The end of a server's domain, seen by a client whom the store does not tell of ends.
+//! The end of a domain, seen by another whom the store does not tell of ends.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+use xen_sys::DomId;
 use xen_vchan::{Client, Error, Listener, PeerState, Server, service_path};
 
 use crate::death::path_of;
@@ -76,5 +77,63 @@ fn an_offer_withdrawn_is_no_end() {
     assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
     assert_eq!(client.peer().unwrap(), PeerState::Connected);
     drop((client, server, listener));
+    world.host.assert_clean();
+}
+
+/// Nothing tells a server in a domU of it: it asks the hypervisor.
+#[test]
+fn a_client_whose_domain_ends_is_missed_by_a_server_in_a_domu() {
+    let world = World::new();
+    let other = world.another();
+    let path = path_of(world.guest);
+    let (xen, store) = world.domu();
+    let mut server = Server::builder(other, &path)
+        .notice_domain_end(true)
+        .listen(&xen, &store)
+        .unwrap();
+    let (xen, store) = world.of(other);
+    let mut client = Client::builder(world.guest, &path)
+        .connect(&xen, &store)
+        .unwrap();
+    server.wait_connected(soon()).unwrap();
+    client.write_all(b"last").unwrap();
+    world.host.destroy_domain(other).unwrap();
+    let mut last = [0; 4];
+    server.read_exact(&mut last).unwrap();
+    assert_eq!(&last, b"last");
+    let ended = server.read_deadline(&mut last, soon());
+    assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+    assert_eq!(server.peer().unwrap(), PeerState::Gone);
+    drop((client, server));
+    world.host.assert_clean();
+}
+
+/// A domain that is not there when its vchan is offered may come later, and its end counts then.
+#[test]
+fn a_domain_that_is_still_to_be_made_has_not_ended() {
+    let world = World::new();
+    let later = DomId::new(77);
+    let path = path_of(world.guest);
+    let (xen, store) = world.domu();
+    let mut server = Server::builder(later, &path)
+        .notice_domain_end(true)
+        .listen(&xen, &store)
+        .unwrap();
+    let two_questions = Some(Instant::now() + Duration::from_secs(11));
+    let waited = server.read_deadline(&mut [0; 4], two_questions);
+    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+
+    world.host.add_domain_as(later).unwrap();
+    world.stored.add_domain(later);
+    let (xen, store) = world.of(later);
+    let client = Client::builder(world.guest, &path)
+        .connect(&xen, &store)
+        .unwrap();
+    server.wait_connected(soon()).unwrap();
+    world.host.destroy_domain(later).unwrap();
+    let ended = server.read_deadline(&mut [0; 4], soon());
+    assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+    drop((client, server));
     world.host.assert_clean();
 }
