@@ -1,11 +1,12 @@
 //! A fresh Xen host: everything fetched, built and booted, and one job done in its dom0.
 
+use std::fmt;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 use stubdm::image;
 use stubdm::image::cpio::{Archive, Content};
@@ -42,9 +43,25 @@ pub(crate) struct Job {
     pub(crate) shell: bool,
     /// How long the command may take.
     pub(crate) timeout: Duration,
-    /// How long it may print nothing, if it is one that prints as it goes: the emulator stands still then.
+    /// How long it may print nothing, if it is one that says that time passes.
     pub(crate) silence: Option<Duration>,
 }
+
+/// Nothing came from a machine for so long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoodStill(Duration);
+
+impl fmt::Display for StoodStill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        write!(
+            f,
+            "the emulated machine stood still: nothing came from it for {seconds} s"
+        )
+    }
+}
+
+impl std::error::Error for StoodStill {}
 
 /// The longest a boot may take: it takes half a minute or so.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -231,7 +248,11 @@ impl Host {
         })?;
         match drive(&mut machine, job, step, sink) {
             Ok(status) => Ok(status),
-            Err(error) => Err(machine.explain(error)),
+            // What it is stays to be asked for.
+            Err(error) => Err(match error.downcast_ref::<StoodStill>() {
+                Some(&still) => machine.explain(error).context(still),
+                None => machine.explain(error),
+            }),
         }
     }
 
@@ -271,10 +292,7 @@ fn drive(
                 Ok(_) => {
                     if let Some(limit) = job.silence.filter(|limit| heard.elapsed() > *limit) {
                         sink(&machine.rest())?;
-                        bail!(
-                            "nothing came from the machine for {} s: the emulator stands still, or what runs in it does",
-                            limit.as_secs()
-                        );
+                        return Err(StoodStill(limit).into());
                     }
                 }
                 Err(e) => {

@@ -31,6 +31,7 @@ mod shell;
 mod soak;
 mod sources;
 mod store;
+mod suite;
 mod tests_cmd;
 mod tidy;
 mod workspace;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::host::{Host, Job, Options};
+use crate::host::{Host, Options};
 use crate::rules::Rules;
+use crate::suite;
 use crate::workspace::Workspace;
 
 /// What was asked for.
@@ -30,21 +31,23 @@ pub(crate) struct Request {
 
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Count {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 /// One part's outcome, for the summary.
 #[derive(Debug)]
-struct Outcome {
-    name: String,
-    count: Count,
+pub(crate) struct Outcome {
+    pub(crate) name: String,
+    pub(crate) count: Count,
     /// Why it failed although no single test did.
-    fault: Option<String>,
+    pub(crate) fault: Option<String>,
+    /// What went otherwise than usual and is no failure.
+    pub(crate) note: Option<String>,
     /// What it said about rules.
-    rules: Rules,
-    took: Duration,
+    pub(crate) rules: Rules,
+    pub(crate) took: Duration,
 }
 
 /// Runs everything asked for and passes only if all of it did.
@@ -58,7 +61,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
         outcomes.extend(cargo_tests(workspace, request)?);
     }
     if !request.no_xen {
-        outcomes.push(xen_suite(workspace, request));
+        outcomes.push(suite::run(workspace, request));
     }
     println!();
     let (mut total, mut faults) = (Count::default(), 0);
@@ -74,6 +77,9 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
         if let Some(fault) = &outcome.fault {
             faults += 1;
             println!("    FAILED: {fault}");
+        }
+        if let Some(note) = &outcome.note {
+            println!("    {note}");
         }
     }
     if request.no_xen {
@@ -200,6 +206,7 @@ fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) 
         name: name.to_owned(),
         count,
         fault,
+        note: None,
         rules,
         took: started.elapsed(),
     })
@@ -217,70 +224,6 @@ fn show(stream: impl Read) -> String {
         line.clear();
     }
     all
-}
-
-/// The longest that the suite may print nothing. Its longest test takes two minutes on an idle machine.
-const SILENCE: Duration = Duration::from_secs(600);
-
-/// The suite in dom0 of a fresh host.
-fn xen_suite(workspace: &Workspace, request: &Request) -> Outcome {
-    let name = format!("real Xen {}", request.options.release.name);
-    println!("\n== {name}");
-    let started = Instant::now();
-    let mut text = Vec::new();
-    let result = Host::prepare(workspace, &request.options).and_then(|host| {
-        let mut command = String::from("exec xen-testbed-agent suite");
-        if let Some(only) = &request.only {
-            command.push_str(&format!(" --only '{}'", only.replace('\'', r"'\''")));
-        }
-        let job = Job {
-            command: Some(command),
-            shell: false,
-            timeout: request.timeout,
-            silence: Some(SILENCE),
-        };
-        let status = host.run(&job, &mut |bytes| {
-            text.extend_from_slice(bytes);
-            let mut out = stdout().lock();
-            out.write_all(bytes)?;
-            Ok(out.flush()?)
-        })?;
-        Ok((status, host.log()))
-    });
-    let text = String::from_utf8_lossy(&text);
-    let rules = Rules::said(&text);
-    let count = suite_count(&text);
-    let fault = match (&result, count) {
-        (Err(error), _) => Some(format!("{error:#}")),
-        (Ok((status, _)), None) => Some(format!(
-            "it ended with status {status} and without its count"
-        )),
-        (Ok((status, _)), Some(Count { failed: 0, .. })) if *status != 0 => {
-            Some(format!("every test passed and yet its status was {status}"))
-        }
-        _ => None,
-    };
-    let count = count.unwrap_or_default();
-    if let (Ok((_, log)), true) = (&result, fault.is_some() || count.failed > 0) {
-        println!("the host's console: {}", Workspace::show(log));
-    }
-    Outcome {
-        name,
-        count,
-        fault,
-        rules,
-        took: started.elapsed(),
-    }
-}
-
-/// The suite's last line, `N passed, N failed`.
-fn suite_count(text: &str) -> Option<Count> {
-    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
-    let (passed, failed) = line.trim().split_once(" passed, ")?;
-    Some(Count {
-        passed: passed.parse().ok()?,
-        failed: failed.strip_suffix(" failed")?.parse().ok()?,
-    })
 }
 
 /// libtest's summaries, `test result: ok. 3 passed; 0 failed; …`, added up.
@@ -308,16 +251,6 @@ mod tests {
 
     fn count(passed: u64, failed: u64) -> Option<Count> {
         Some(Count { passed, failed })
-    }
-
-    #[test]
-    fn the_suites_count_must_be_its_last_line() {
-        assert_eq!(
-            suite_count("test a ... ok\n12 passed, 1 failed\n\n"),
-            count(12, 1)
-        );
-        assert_eq!(suite_count("12 passed, 1 failed\nkilled"), None);
-        assert_eq!(suite_count(""), None);
     }
 
     #[test]

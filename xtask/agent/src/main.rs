@@ -48,6 +48,12 @@ enum Command {
         /// How often all of them are run.
         #[arg(long, default_value_t = 1)]
         times: usize,
+        /// Begins with this test.
+        #[arg(long)]
+        from: Option<String>,
+        /// Says on lines of its own which test begins, and every few seconds that time passes.
+        #[arg(long)]
+        beat: bool,
         /// Says which tests there are and runs none.
         #[arg(long)]
         list: bool,
@@ -84,7 +90,18 @@ fn main() -> ExitCode {
                 .for_each(|test| println!("{}", test.name));
             Ok(0)
         }
-        Command::Suite { only, times, .. } => suite::run(only.as_deref(), times),
+        Command::Suite {
+            only,
+            times,
+            from,
+            beat,
+            ..
+        } => {
+            if beat {
+                suite::beat();
+            }
+            suite::run(only.as_deref(), times, from.as_deref())
+        }
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::Role(role) => role.run().map(|()| 0),

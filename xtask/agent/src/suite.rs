@@ -2,7 +2,9 @@
 //!
 //! A test that cannot run fails: nothing is skipped. The last line is `N passed, N failed`.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -61,10 +63,27 @@ impl Test {
     }
 }
 
-/// Runs the tests whose names contain `only`, each `times` times. Returns how many failed.
-pub(crate) fn run(only: Option<&str>, times: usize) -> Result<usize> {
+/// What a line begins with that is for the program that follows the suite from outside.
+const MARK: char = '\u{1}';
+/// Whether such lines are wanted.
+static BEATS: AtomicBool = AtomicBool::new(false);
+
+/// From now on says when a test begins, and every few seconds that this machine's time passes: an emulator can stand still.
+pub(crate) fn beat() {
+    BEATS.store(true, Ordering::Relaxed);
+    thread::spawn(|| {
+        loop {
+            thread::sleep(Duration::from_secs(5));
+            println!("{MARK}beat");
+        }
+    });
+}
+
+/// Runs the tests whose names contain `only`, from the one called `from` on, each `times` times. Returns how many failed.
+pub(crate) fn run(only: Option<&str>, times: usize, from: Option<&str>) -> Result<usize> {
     let tests: Vec<Test> = (0..times)
         .flat_map(|_| crate::tests::all())
+        .skip_while(|test| from.is_some_and(|first| test.name != first))
         .filter(|test| only.is_none_or(|part| test.name.contains(part)))
         .collect();
     if tests.is_empty() {
@@ -75,6 +94,9 @@ pub(crate) fn run(only: Option<&str>, times: usize) -> Result<usize> {
     println!("running {} tests on real Xen", tests.len());
     let mut failed = Vec::new();
     for test in &tests {
+        if BEATS.load(Ordering::Relaxed) {
+            println!("{MARK}begin {}", test.name);
+        }
         let start = Instant::now();
         let result = run_one(&world, test);
         let seconds = start.elapsed().as_secs_f64();
