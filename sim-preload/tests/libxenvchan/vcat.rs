@@ -104,6 +104,24 @@ fn vcat_serves_c_clients_in_turn_each_with_its_own_command() {
 }
 
 #[test]
+fn a_c_client_notices_that_our_process_was_killed() {
+    let world = World::new();
+    let guest = world.guest.to_string();
+    let vcat = world.vcat(&["listen", &guest, "brief"]);
+    let path = service_path(DomId::DOM0, world.guest, "brief").unwrap();
+    let mut c = c_peer(&world, "client", &path, &["--recv", "8"]);
+    assert_eq!(c.line(), "connected");
+    vcat.kill();
+    assert_eq!(
+        c.line(),
+        "FAILED sent=0 received=0: libxenvchan_read: the peer is gone"
+    );
+    assert!(!c.child.wait().unwrap().success());
+    drop(c);
+    world.host.assert_clean();
+}
+
+#[test]
 fn a_command_of_vcat_talks_to_a_c_server() {
     let world = World::new();
     let path = service_path(world.guest, DomId::DOM0, "swap").unwrap();
