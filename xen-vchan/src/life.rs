@@ -59,8 +59,10 @@ impl DomainLife {
     ) -> Result<Self> {
         let watch = store.watch("@releaseDomain")?;
         let node = path.map(|path| Node::watch(store, path)).transpose()?;
-        let answer = store.is_introduced(peer);
-        let silent = node.is_none() && answer.is_err_and(|error| error.is_denied());
+        let silent = node.is_none()
+            && store
+                .is_introduced(peer)
+                .is_err_and(|error| error.is_denied());
         let asked = if silent {
             Some(Asked::start(events, peer)?)
         } else {
