@@ -8,13 +8,13 @@
 //!
 //! The server is in the first domU, the client in the second.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::vchan::{start_in, tidy};
+use super::vchan_ends::{in_the_middle, outlives};
 use crate::job::Job;
 use crate::suite::{Needs, Test};
 use crate::world::{DOMU_NAME, Place, SECOND_NAME, World, command, soon};
@@ -22,9 +22,6 @@ use crate::world::{DOMU_NAME, Place, SECOND_NAME, World, command, soon};
 const SERVER: Place = Place::DomU;
 const CLIENT: Place = Place::Second;
 const PEER: &[&str] = &["self", "role", "vchan"];
-
-/// How long an end may take to be seen, the toolstack's work included.
-const LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -84,12 +81,7 @@ fn ended(world: &World, ending: Ending) -> Result<()> {
     ];
     let words = [&words[..], &["--notice-domain-end"]].concat();
     let mut pair = start_in(world, (SERVER, CLIENT), (PEER, &words), (PEER, &words))?;
-    pair.connected()?;
-    for job in [&mut pair.server, &mut pair.client] {
-        job.expect("moving", soon())?;
-    }
-    let noise = SystemTime::UNIX_EPOCH.elapsed()?.subsec_nanos();
-    sleep(Duration::from_micros(u64::from(noise % 300_000)));
+    in_the_middle(&mut pair)?;
 
     // Kept until its domain is gone: a job that is dropped is stopped.
     let mut panic = None;
@@ -107,15 +99,7 @@ fn ended(world: &World, ending: Ending) -> Result<()> {
     } else {
         (&mut pair.server, &mut pair.client)
     };
-    let words = witness.expect("gone ", soon()).context("the survivor")?;
-    let took = began.elapsed();
-    // Its bytes are checked one by one as they come: what it read is a true beginning.
-    witness.succeed(soon()).context("the survivor")?;
-    println!(
-        "    {ending:?}: seen after {} ms; {words}",
-        took.as_millis()
-    );
-    ensure!(took < LIMIT, "seen only after {took:?}");
+    outlives(witness, ending, began)?;
     match ending {
         Ending::ServerKilled | Ending::ClientKilled => drop(victim.exit(soon())?),
         Ending::ServerDestroyed | Ending::ServerPanicked | Ending::ClientDestroyed => {

@@ -8,6 +8,7 @@
 //!
 //! Each test is one ending. For many: `xen-testbed-agent suite --only vchan_ends --times 5`.
 
+use std::fmt::Debug;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +19,7 @@ use super::named;
 use super::vchan::{Pair, start, tidy};
 use crate::job::Job;
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, command, soon};
+use crate::world::{DOMU_NAME, Place, World, command, soon};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -47,6 +48,31 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
 /// How long the end may take to be seen, the toolstack's work included.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Waits until both ends move bytes, and a random moment more.
+pub(super) fn in_the_middle(pair: &mut Pair) -> Result<()> {
+    pair.connected()?;
+    for job in [&mut pair.server, &mut pair.client] {
+        job.expect("moving", soon())?;
+    }
+    let noise = SystemTime::UNIX_EPOCH.elapsed()?.subsec_nanos();
+    sleep(Duration::from_micros(u64::from(noise % 300_000)));
+    Ok(())
+}
+
+/// The other end sees an `ending` that `began` to come about, in time, and ends well.
+pub(super) fn outlives(witness: &mut Job, ending: impl Debug, began: Instant) -> Result<()> {
+    let words = witness.expect("gone ", soon()).context("the survivor")?;
+    let took = began.elapsed();
+    // Its bytes are checked one by one as they come: what it read is a true beginning.
+    witness.succeed(soon()).context("the survivor")?;
+    println!(
+        "    {ending:?}: seen after {} ms; {words}",
+        took.as_millis()
+    );
+    ensure!(took < LIMIT, "seen only after {took:?}");
+    Ok(())
+}
+
 fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
     let program: &[&str] = &["self", "role", "vchan"];
     let endless = u64::MAX.to_string();
@@ -71,12 +97,7 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
         _ => (words, &watching),
     };
     let mut pair = start(world, place, (program, server), (program, client))?;
-    pair.connected()?;
-    for job in [&mut pair.server, &mut pair.client] {
-        job.expect("moving", soon())?;
-    }
-    let noise = SystemTime::UNIX_EPOCH.elapsed()?.subsec_nanos();
-    sleep(Duration::from_micros(u64::from(noise % 300_000)));
+    in_the_middle(&mut pair)?;
 
     let Pair { server, client, .. } = &mut pair;
     let (victim, witness) = match place {
@@ -88,18 +109,10 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
     let began = Instant::now();
     match ending {
         Ending::Killed => victim.kill(Signal::SIGKILL)?,
-        Ending::Destroyed => drop(command(&["xl", "destroy", "pv"])?),
+        Ending::Destroyed => drop(command(&["xl", "destroy", DOMU_NAME])?),
         Ending::Panicked => panic = Some(world.role(Place::DomU, &["panic"])?),
     }
-    let words = witness.expect("gone ", soon()).context("the survivor")?;
-    let took = began.elapsed();
-    // Its bytes are checked one by one as they come: what it read is a true beginning.
-    witness.succeed(soon()).context("the survivor")?;
-    println!(
-        "    {ending:?}: seen after {} ms; {words}",
-        took.as_millis()
-    );
-    ensure!(took < LIMIT, "seen only after {took:?}");
+    outlives(witness, ending, began)?;
     if ending == Ending::Killed {
         victim.exit(soon())?;
     } else {
