@@ -245,6 +245,15 @@ mod tests {
     }
 
     #[test]
+    fn a_program_made_for_one_address_is_known() {
+        let mut program = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(parse(&program).unwrap().anywhere);
+        // e_type of the header, now ET_EXEC.
+        program[16] = 2;
+        assert!(!parse(&program).unwrap().anywhere);
+    }
+
+    #[test]
     fn links_are_followed_inside_the_tree() {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path();
