@@ -5,7 +5,7 @@
 //! new one begins with the test that was running. A test in which two machines stood still has failed.
 
 use std::io::{Write as _, stdout};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -16,7 +16,7 @@ use crate::workspace::Workspace;
 
 /// The longest that the suite may say nothing; it says something every five seconds of the machine's clock, which a busy
 /// host may make a minute.
-const SILENCE: std::time::Duration = std::time::Duration::from_secs(240);
+const SILENCE: Duration = Duration::from_secs(240);
 /// So many machines are tried.
 const MACHINES: usize = 4;
 
