@@ -12,7 +12,7 @@ use stubdm::image;
 use stubdm::image::cpio::{Archive, Content};
 use stubdm::image::modules::Modules;
 
-use crate::apt::{self, Request};
+use crate::apt::Request;
 use crate::console::Event;
 use crate::images::{self, Parts, dom0::Guests};
 use crate::progress::Step;
@@ -47,17 +47,31 @@ pub(crate) struct Job {
     pub(crate) silence: Option<Duration>,
 }
 
-/// Nothing came from a machine for so long.
+/// Nothing, or much too little, came from a machine for so long.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StoodStill(Duration);
+pub(crate) struct StoodStill {
+    what: &'static str,
+    time: Duration,
+}
+
+impl StoodStill {
+    /// Not a byte came.
+    fn wholly(time: Duration) -> Self {
+        let what = "stood still: nothing came from it for";
+        Self { what, time }
+    }
+
+    /// Its time passed, but one thing that takes a minute took this long.
+    pub(crate) fn nearly(time: Duration) -> Self {
+        let what = "crawled: one test was not over after";
+        Self { what, time }
+    }
+}
 
 impl fmt::Display for StoodStill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs();
-        write!(
-            f,
-            "the emulated machine stood still: nothing came from it for {seconds} s"
-        )
+        let seconds = self.time.as_secs();
+        write!(f, "the emulated machine {} {seconds} s", self.what)
     }
 }
 
@@ -107,8 +121,8 @@ pub(crate) fn lock(workspace: &Workspace) -> Result<Flock<fs::File>> {
 
 /// The emulator: the machine's own, else unpacked from Debian's packages.
 pub(crate) fn emulator(workspace: &Workspace, mirror: Option<&str>) -> Result<Emulator> {
-    if let Some(path) = apt::on_path("qemu-system-x86_64") {
-        return Ok(Emulator::installed(path));
+    if let Some(emulator) = Emulator::installed() {
+        return Ok(emulator);
     }
     let request = Request {
         whole: EMULATOR.whole,
@@ -122,7 +136,7 @@ pub(crate) fn emulator(workspace: &Workspace, mirror: Option<&str>) -> Result<Em
         &request,
     )
     .context(
-        "this machine has no qemu-system-x86_64 and it could not be fetched; to install it: \
+        "this machine has no qemu-system-x86_64 of version 10 or later, and it could not be fetched; to install it: \
              sudo apt-get install -y --no-install-recommends qemu-system-x86 seabios",
     )?;
     Emulator::unpacked(&tree.root)
@@ -137,7 +151,7 @@ pub(crate) fn fetch(workspace: &Workspace, options: &Options) -> Result<()> {
         options.release,
     );
     let mut count = 0;
-    if apt::on_path("qemu-system-x86_64").is_none() {
+    if Emulator::installed().is_none() {
         let request = Request {
             whole: EMULATOR.whole,
             ..Request::default()
@@ -292,7 +306,7 @@ fn drive(
                 Ok(_) => {
                     if let Some(limit) = job.silence.filter(|limit| heard.elapsed() > *limit) {
                         sink(&machine.rest())?;
-                        return Err(StoodStill(limit).into());
+                        return Err(StoodStill::wholly(limit).into());
                     }
                 }
                 Err(e) => {

@@ -99,7 +99,7 @@ enum Task {
         #[arg(long, conflicts_with = "no_xen")]
         no_cargo: bool,
         /// Kill the host when the suite takes longer, in seconds
-        #[arg(long, default_value_t = 2400, value_name = "SECONDS")]
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
         timeout: u64,
     },
     /// Run the gate: formatting, clippy, documentation, static binaries, demo, tests

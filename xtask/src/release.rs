@@ -79,9 +79,9 @@ pub(crate) const RELEASES: &[Release] = &[
     },
 ];
 
-/// The emulator used when the machine has none.
+/// The emulator used when the machine has none that is new enough.
 pub(crate) const EMULATOR: Emulator = Emulator {
-    suite: "bookworm",
+    suite: "trixie",
     whole: &["qemu-system-x86", "seabios"],
 };
 

@@ -24,6 +24,7 @@ mod serve;
 mod stream;
 mod suite;
 mod tests;
+mod watch;
 mod world;
 
 use std::path::Path;
@@ -96,12 +97,7 @@ fn main() -> ExitCode {
             from,
             beat,
             ..
-        } => {
-            if beat {
-                suite::beat();
-            }
-            suite::run(only.as_deref(), times, from.as_deref())
-        }
+        } => suite::run(only.as_deref(), times, from.as_deref(), beat),
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::Role(role) => role.run().map(|()| 0),

@@ -2,13 +2,12 @@
 //!
 //! A test that cannot run fails: nothing is skipped. The last line is `N passed, N failed`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
 use crate::leftovers::{Snapshot, assert_none};
+use crate::watch::Watch;
 use crate::world::{Place, Privcmd, World};
 
 /// What a test acts on.
@@ -63,24 +62,14 @@ impl Test {
     }
 }
 
-/// What a line begins with that is for the program that follows the suite from outside.
-const MARK: char = '\u{1}';
-/// Whether such lines are wanted.
-static BEATS: AtomicBool = AtomicBool::new(false);
-
-/// From now on says when a test begins, and every few seconds that this machine's time passes: an emulator can stand still.
-pub(crate) fn beat() {
-    BEATS.store(true, Ordering::Relaxed);
-    thread::spawn(|| {
-        loop {
-            thread::sleep(Duration::from_secs(5));
-            println!("{MARK}beat");
-        }
-    });
-}
-
-/// Runs the tests whose names contain `only`, from the one called `from` on, each `times` times. Returns how many failed.
-pub(crate) fn run(only: Option<&str>, times: usize, from: Option<&str>) -> Result<usize> {
+/// Runs the tests whose names contain `only`, from the one called `from` on, each `times` times; with `beat`, lines for the
+/// program that follows from outside are among what is printed. Returns how many failed.
+pub(crate) fn run(
+    only: Option<&str>,
+    times: usize,
+    from: Option<&str>,
+    beat: bool,
+) -> Result<usize> {
     let tests: Vec<Test> = (0..times)
         .flat_map(|_| crate::tests::all())
         .skip_while(|test| from.is_some_and(|first| test.name != first))
@@ -90,14 +79,12 @@ pub(crate) fn run(only: Option<&str>, times: usize, from: Option<&str>) -> Resul
         bail!("no test has `{}` in its name", only.unwrap_or_default());
     }
     let world = World::new()?;
+    let watch = Watch::start(beat);
     let began = Instant::now();
     println!("running {} tests on real Xen", tests.len());
     let mut failed = Vec::new();
     for test in &tests {
-        if BEATS.load(Ordering::Relaxed) {
-            println!("{MARK}begin {}", test.name);
-        }
-        let start = Instant::now();
+        let start = watch.begin(&test.name);
         let result = run_one(&world, test);
         let seconds = start.elapsed().as_secs_f64();
         match result {
@@ -111,6 +98,7 @@ pub(crate) fn run(only: Option<&str>, times: usize, from: Option<&str>) -> Resul
             }
         }
     }
+    watch.begin("the end of the domUs");
     drop(world);
     if !failed.is_empty() {
         println!("\nfailed:");

@@ -1,0 +1,123 @@
+//! The thread that looks on while the tests run: says that time passes, and ends the suite when a test does not end.
+//!
+//! Every wait in a test has a limit of its own. One that waits for ever all the same, in a system call say, would otherwise
+//! be seen by nobody but the program that follows from outside, which can tell no more than that nothing came of it. Here it
+//! has failed, and what every thread and child of the suite is waiting in is printed.
+
+use std::fs;
+use std::path::Path;
+use std::process::exit;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a line begins with that is for the program that follows the suite from outside.
+const MARK: char = '\u{1}';
+/// How often it is told that this machine's time passes: an emulator can stand still.
+const BEAT: Duration = Duration::from_secs(5);
+/// The longest that a test may take of this machine's time: several times what the longest does take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What runs, for the thread that looks on.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    running: Arc<Mutex<(String, Instant)>>,
+    beat: bool,
+}
+
+impl Watch {
+    /// Looks on from now until this process ends; `beat`: says so from time to time.
+    pub(crate) fn start(beat: bool) -> Self {
+        let running = Arc::new(Mutex::new(("the start".to_owned(), Instant::now())));
+        let seen = Arc::clone(&running);
+        thread::spawn(move || {
+            loop {
+                thread::sleep(BEAT);
+                if beat {
+                    println!("{MARK}beat");
+                }
+                let (name, since) = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if since.elapsed() > LIMIT {
+                    println!(
+                        "test {name} ... FAILED ({} s, without an end)",
+                        LIMIT.as_secs()
+                    );
+                    print!("{}", waits());
+                    exit(1);
+                }
+            }
+        });
+        Self { running, beat }
+    }
+
+    /// Something begins. Gives the moment.
+    pub(crate) fn begin(&self, name: &str) -> Instant {
+        if self.beat {
+            println!("{MARK}begin {name}");
+        }
+        let now = Instant::now();
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = (name.to_owned(), now);
+        now
+    }
+}
+
+/// What the threads and the children of this process wait in, a line each.
+fn waits() -> String {
+    let own = std::process::id().to_string();
+    let mut text = String::new();
+    for process in folders("/proc") {
+        let at = Path::new("/proc").join(&process);
+        if process == own || parent(&at).as_deref() == Some(&own) {
+            let command = read(&at.join("cmdline")).replace('\0', " ");
+            text.push_str(&format!("    {process} {}\n", command.trim()));
+            for task in folders(&at.join("task").to_string_lossy()) {
+                let task = at.join("task").join(task);
+                let [name, place, call] = ["comm", "wchan", "syscall"].map(|file| {
+                    let words = read(&task.join(file));
+                    words.trim().to_owned()
+                });
+                text.push_str(&format!("        {name}: {place}, {call}\n"));
+            }
+        }
+    }
+    text
+}
+
+/// The names in a folder that are numbers.
+fn folders(path: &str) -> Vec<String> {
+    let number = |name: &String| name.bytes().all(|byte| byte.is_ascii_digit());
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(number).collect()
+}
+
+/// The number of a process's parent, from its `stat`: `NUMBER (NAME) STATE PARENT ...`.
+fn parent(process: &Path) -> Option<String> {
+    let stat = read(&process.join("stat"));
+    let (_, after) = stat.rsplit_once(')')?;
+    after.split_whitespace().nth(1).map(str::to_owned)
+}
+
+fn read(path: &Path) -> String {
+    fs::read(path).map_or_else(
+        |_| String::new(),
+        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_child_and_what_it_waits_in_are_named() {
+        let mut child = Command::new("sleep").arg("1000.25").spawn().unwrap();
+        let lines = waits();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let sleeper = format!("    {} sleep 1000.25\n", child.id());
+        assert!(lines.contains(&sleeper), "{lines}");
+        assert!(lines.contains("        sleep: "), "{lines}");
+    }
+}
