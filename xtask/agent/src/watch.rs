@@ -108,16 +108,26 @@ fn read(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_child_and_what_it_waits_in_are_named() {
-        let mut child = Command::new("sleep").arg("1000.25").spawn().unwrap();
+        let mut child = Command::new("cat")
+            .arg("-")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has answered: its command line is its own by now.
+        let (stdin, stdout) = (child.stdin.as_mut(), child.stdout.as_mut());
+        stdin.unwrap().write_all(b"x").unwrap();
+        stdout.unwrap().read_exact(&mut [0]).unwrap();
         let lines = waits();
-        child.kill().unwrap();
+        let id = child.id();
+        drop(child.stdin.take());
         child.wait().unwrap();
-        let sleeper = format!("    {} sleep 1000.25\n", child.id());
-        assert!(lines.contains(&sleeper), "{lines}");
-        assert!(lines.contains("        sleep: "), "{lines}");
+        assert!(lines.contains(&format!("    {id} cat -\n")), "{lines}");
+        assert!(lines.contains("        cat: "), "{lines}");
     }
 }
