@@ -136,8 +136,7 @@ pub(crate) fn emulator(workspace: &Workspace, mirror: Option<&str>) -> Result<Em
         &request,
     )
     .context(
-        "this machine has no qemu-system-x86_64 of version 10 or later, and it could not be fetched; to install it: \
-             sudo apt-get install -y --no-install-recommends qemu-system-x86 seabios",
+        "this machine has no qemu-system-x86_64 of version 7, and Debian 12's could not be fetched",
     )?;
     Emulator::unpacked(&tree.root)
 }
