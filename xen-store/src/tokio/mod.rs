@@ -81,12 +81,15 @@ impl Inner {
     fn read(&self) -> bool {
         let mut buf = [0; READ_SIZE];
         for _ in 0..READS_PER_TURN {
+            // Two workers may read at the same time, so bytes are read under the lock that orders
+            // them.
+            let mut proto = self.lock();
             let failure = match self.fd.get_ref().read(&mut buf) {
                 Ok(None) => return false,
                 Ok(Some(0)) => Failure::Closed,
                 Ok(Some(count)) => {
                     let mut any = false;
-                    let received = self.lock().receive(&buf[..count], &mut |_| any = true);
+                    let received = proto.receive(&buf[..count], &mut |_| any = true);
                     if any {
                         self.news.notify_waiters();
                     }
@@ -97,6 +100,7 @@ impl Inner {
                 }
                 Err(errno) => Failure::Os("read from the store", errno as i32),
             };
+            drop(proto);
             self.fail(failure);
             return true;
         }

@@ -3,6 +3,9 @@
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod runtimes;
+mod sharing;
+
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
