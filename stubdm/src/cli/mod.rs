@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 use crate::consoled::launch;
 use crate::error::{Failure, Result, one_line};
 use crate::init::InitOptions;
-use crate::proxy::options::ProxyOptions;
+use crate::proxy::options::{OPERANDS, ProxyOptions, known_only};
 use crate::{init, log, proxy};
 
 /// The stubdomain's device-model runner, and the host's end of its QMP
@@ -64,12 +64,22 @@ struct ProxyCli {
 }
 
 /// Reads `vchan-socket-proxy`'s command line, program name first. `None` when help or the version
-/// was asked for and printed.
+/// was asked for and printed. Options that are not known here are passed over, and reported on stderr.
 ///
 /// # Errors
 /// What is wrong with it, in one line.
 pub fn proxy_options(args: Vec<OsString>) -> Result<Option<ProxyOptions>> {
-    Ok(parse::<ProxyCli>(args)?.map(|cli| cli.options))
+    let definition = <ProxyCli as clap::CommandFactory>::command();
+    let (args, unknown) = known_only(definition, args, OPERANDS);
+    let options = parse::<ProxyCli>(args)?.map(|cli| cli.options);
+    // The caged half is started with the same line, whose faults are in the log by then.
+    if options.as_ref().is_none_or(|o| o.caged.is_none()) {
+        for arg in unknown {
+            let arg = one_line(&arg.to_string_lossy());
+            log::complain(format_args!("{arg} is not known here and is passed over"));
+        }
+    }
+    Ok(options)
 }
 
 /// The definition of the whole command line, for manual pages and shells' completions.
@@ -175,6 +185,38 @@ mod tests {
         assert_eq!(options.domid, 5);
         assert_eq!(options.mode, proxy::options::Mode::Client);
         assert_eq!(options.socket, "/var/run/xen/qmp-libxl-4");
+    }
+
+    #[test]
+    fn an_option_that_is_not_known_is_passed_over_with_its_value() {
+        let plain = proxy("p -v --state-path=a/s 5 a/b /s").unwrap();
+        for line in [
+            "p -v --state-path=a/s --new 5 a/b /s",
+            "p -v --new=7 --state-path=a/s 5 a/b /s --newer",
+            "p --new 7 -v --state-path a/s 5 a/b /s",
+            "p -v -x --state-path=a/s -y7 5 a/b /s",
+            "p -v -x 7 --state-path=a/s --new -- 5 a/b /s",
+            "p -v --c=7 --state-path=a/s 5 a/b /s",
+        ] {
+            let options = proxy(line).unwrap();
+            assert_eq!(format!("{options:?}"), format!("{plain:?}"), "{line}");
+        }
+        assert!(proxy("p --new").is_err(), "operands are needed");
+        let args = ["p", "--new", "--help"].map(OsString::from);
+        assert!(proxy_options(args.to_vec()).unwrap().is_none());
+        let strict = ["p", "vchan-socket-proxy", "--new", "5", "a/b", "/s"].map(OsString::from);
+        assert_eq!(parse::<Cli>(strict.to_vec()).unwrap_err().status(), 2);
+    }
+
+    #[test]
+    fn the_reconnect_marker_is_a_byte() {
+        for line in ["p --reconnect-marker=1 5 a/b /s", "p -r 1 5 a/b /s"] {
+            assert_eq!(proxy(line).unwrap().reconnect_marker, Some(1), "{line}");
+        }
+        for bad in ["256", "-1", "x"] {
+            let line = format!("p --reconnect-marker={bad} 5 a/b /s");
+            assert_eq!(proxy(&line).unwrap_err().status(), 2, "{line}");
+        }
     }
 
     #[test]

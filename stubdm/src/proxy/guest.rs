@@ -21,7 +21,7 @@ use super::buffer::Buffer;
 use super::host::BUFFER;
 use crate::save::gate::Gate;
 
-/// The reconnect marker.
+/// The reconnect marker in QMP.
 const MARKER: u8 = 1;
 
 /// What is to happen with the monitor connection.
@@ -46,7 +46,7 @@ enum Phase {
 /// The vchan server's side of things.
 #[derive(Debug)]
 pub struct GuestSession {
-    payload: Payload,
+    marker: Option<u8>,
     phase: Phase,
     heard: bool,
     to_vchan: Buffer,
@@ -59,13 +59,18 @@ impl GuestSession {
     /// No client yet.
     pub fn new(payload: Payload) -> Self {
         Self {
-            payload,
+            marker: (payload == Payload::Qmp).then_some(MARKER),
             phase: Phase::Idle,
             heard: false,
             to_vchan: Buffer::new(BUFFER),
             to_monitor: Buffer::new(BUFFER),
             gate: None,
         }
+    }
+
+    /// Takes this byte for the beginning of a session, whatever the payload.
+    pub fn set_marker(&mut self, marker: u8) {
+        self.marker = Some(marker);
     }
 
     /// Holds back QEMU's answer to a save until [`GuestSession::release`].
@@ -152,8 +157,8 @@ impl GuestSession {
         if self.phase == Phase::Idle {
             self.begin();
         }
-        if self.payload == Payload::Qmp {
-            if let Some(at) = bytes.iter().rposition(|b| *b == MARKER) {
+        if let Some(marker) = self.marker {
+            if let Some(at) = bytes.iter().rposition(|b| *b == marker) {
                 if self.heard || at > 0 {
                     self.begin();
                 }
@@ -275,6 +280,20 @@ mod tests {
         session.monitor_up();
         session.vchan_bytes(b"a\x01b");
         assert_eq!(session.monitor_out(), b"a\x01b");
+    }
+
+    #[test]
+    fn a_marker_that_was_asked_for_is_honoured_whatever_the_payload() {
+        let mut session = GuestSession::new(Payload::Opaque);
+        session.set_marker(7);
+        session.client_arrived();
+        session.monitor_up();
+        session.vchan_bytes(b"\x07a\x01b");
+        assert_eq!(session.monitor_out(), b"a\x01b");
+        session.vchan_bytes(b"c\x07d");
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        assert_eq!(session.monitor_out(), b"d");
     }
 
     #[test]

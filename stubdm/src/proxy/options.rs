@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -38,6 +39,9 @@ pub enum Caging {
     Off,
 }
 
+/// How many operands there are: DOMID, NODEPATH and the socket.
+pub const OPERANDS: usize = 3;
+
 /// The options and operands, as upstream's program takes them.
 #[derive(Args, Clone, Debug)]
 pub struct ProxyOptions {
@@ -47,6 +51,10 @@ pub struct ProxyOptions {
     /// Write "running" to this store path once clients can come
     #[arg(short, long, value_name = "PATH")]
     pub state_path: Option<String>,
+    /// In client mode, begin each vchan connection with the byte of this value; in server mode, take
+    /// it for the beginning of a session. QubesOS's and OpenXT's libxl pass 1
+    #[arg(short, long, value_name = "BYTE")]
+    pub reconnect_marker: Option<u8>,
     /// Log every byte that passes to stderr
     #[arg(short, long)]
     pub verbose: bool,
@@ -103,6 +111,97 @@ impl Socket {
         } else {
             Self::Path(operand.into())
         }
+    }
+}
+
+/// The arguments that `definition` knows, and those that were taken out.
+///
+/// Each downstream libxl may add options to upstream's. Without an option that is not known here, a guest can
+/// still be served; a proxy that ends serves nobody. `args` begins with the program's name. An unknown option
+/// takes along the argument behind it only if there are more operands than `operands` otherwise.
+pub fn known_only(
+    mut definition: clap::Command,
+    args: Vec<OsString>,
+    operands: usize,
+) -> (Vec<OsString>, Vec<OsString>) {
+    definition.build();
+    let mut words = Vec::with_capacity(args.len());
+    let mut args = args.into_iter();
+    let mut is_value = true;
+    while let Some(arg) = args.next() {
+        let word = match is_value {
+            true => Spelling::Known { value_next: false },
+            false if arg == "--" => {
+                words.push((arg, Spelling::Known { value_next: false }));
+                words.extend(args.by_ref().map(|arg| (arg, Spelling::Operand)));
+                break;
+            }
+            false => Spelling::of(&definition, &arg),
+        };
+        is_value = matches!(word, Spelling::Known { value_next: true });
+        words.push((arg, word));
+    }
+    let given = words.iter().filter(|(_, word)| *word == Spelling::Operand);
+    let mut surplus = given.count().saturating_sub(operands);
+    let (mut kept, mut unknown) = (Vec::new(), Vec::new());
+    let mut takes_next = false;
+    for (arg, word) in words {
+        let taken = takes_next && word == Spelling::Operand && surplus > 0;
+        surplus -= usize::from(taken);
+        takes_next = word == Spelling::Unknown && !arg.as_bytes().contains(&b'=');
+        match taken || word == Spelling::Unknown {
+            true => unknown.push(arg),
+            false => kept.push(arg),
+        }
+    }
+    (kept, unknown)
+}
+
+/// What an argument is on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spelling {
+    /// An option, the value of one, or the program's name.
+    Known {
+        value_next: bool,
+    },
+    Unknown,
+    Operand,
+}
+
+impl Spelling {
+    fn of(definition: &clap::Command, arg: &OsStr) -> Self {
+        let bytes = arg.as_bytes();
+        let known = |option: &clap::Arg, has_value: bool| Self::Known {
+            value_next: option.get_action().takes_values() && !has_value,
+        };
+        if let Some(long) = bytes.strip_prefix(b"--") {
+            let name = long.split(|&b| b == b'=').next().unwrap_or_default();
+            let options = definition.get_arguments().filter_map(|option| {
+                let own = option.get_long()?.as_bytes();
+                own.starts_with(name).then_some((own == name, option))
+            });
+            let options: Vec<_> = options.collect();
+            let exact = options.iter().find(|(exact, _)| *exact);
+            return match (exact, options.as_slice()) {
+                (Some((_, option)), _) | (None, [(_, option)]) => {
+                    known(option, name.len() < long.len())
+                }
+                _ => Self::Unknown,
+            };
+        }
+        let Some(letters) = bytes.strip_prefix(b"-").filter(|rest| !rest.is_empty()) else {
+            return Self::Operand;
+        };
+        for (at, &letter) in letters.iter().enumerate() {
+            let mut options = definition.get_arguments();
+            let Some(option) = options.find(|o| o.get_short() == Some(char::from(letter))) else {
+                return Self::Unknown;
+            };
+            if option.get_action().takes_values() {
+                return known(option, at + 1 < letters.len());
+            }
+        }
+        Self::Known { value_next: false }
     }
 }
 

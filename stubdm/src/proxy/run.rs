@@ -176,7 +176,8 @@ fn serve_clients(
     signals: &Signals,
 ) -> Result<()> {
     let node = options.node.clone();
-    let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node);
+    let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node)
+        .with_marker(options.reconnect_marker);
     let payload = Payload::of_node(&options.node);
     let passes = match &policy {
         Some(found) => format!("what the policy allows passes: {found}"),
@@ -293,7 +294,8 @@ fn serve_vchan(
         Vchan::new(channel),
         backend,
         Payload::of_node(&options.node),
-    );
+    )
+    .with_marker(options.reconnect_marker);
     world.announce(options.state_path.as_ref())?;
     info!("offering {} to domain {}", options.node, world.domid);
     loop {

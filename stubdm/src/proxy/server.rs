@@ -68,6 +68,15 @@ impl<T: Transport> Server<T> {
         }
     }
 
+    /// Takes the byte `marker` for the beginning of a session, as [`GuestSession::set_marker`] says.
+    #[must_use]
+    pub fn with_marker(mut self, marker: Option<u8>) -> Self {
+        if let Some(marker) = marker {
+            self.session.set_marker(marker);
+        }
+        self
+    }
+
     /// Sees to it that a saved state is on its console before the client hears of it.
     pub fn with_saves(mut self, keeper: Keeper) -> Self {
         self.session.look_after_saves();

@@ -18,12 +18,27 @@ pub struct Vchan {
     channel: Channel,
     /// The most room there ever was for writing: the ring's size once it has been empty.
     size: usize,
+    /// The byte that goes out before all others.
+    marker: Option<u8>,
 }
 
 impl Vchan {
     /// Takes a channel over.
     pub fn new(channel: Channel) -> Self {
-        Self { channel, size: 0 }
+        Self {
+            channel,
+            size: 0,
+            marker: None,
+        }
+    }
+
+    /// Sends the marker if it has not gone out.
+    fn send_marker(&mut self) -> io::Result<()> {
+        if let Some(marker) = self.marker {
+            self.channel.try_write(&[marker])?;
+            self.marker = None;
+        }
+        Ok(())
     }
 }
 
@@ -33,7 +48,10 @@ impl Transport for Vchan {
     }
 
     fn acknowledge(&mut self) -> io::Result<()> {
-        Ok(self.channel.acknowledge_events()?)
+        self.channel.acknowledge_events()?;
+        // There may be room by now. What else went wrong is found out by whoever reads or writes.
+        let _ = self.send_marker();
+        Ok(())
     }
 
     fn peer(&mut self) -> io::Result<Peer> {
@@ -52,6 +70,7 @@ impl Transport for Vchan {
     }
 
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_marker()?;
         Ok(self.channel.try_write(bytes)?)
     }
 
@@ -78,6 +97,7 @@ pub struct VchanConnect {
     store: Store,
     server: DomId,
     node: String,
+    marker: Option<u8>,
     shelf: Option<Shelf>,
 }
 
@@ -89,8 +109,15 @@ impl VchanConnect {
             store,
             server,
             node,
+            marker: None,
             shelf: None,
         }
+    }
+
+    /// Begins each connection with the byte `marker`, by which servers that look for it notice that the client is another one.
+    #[must_use]
+    pub fn with_marker(self, marker: Option<u8>) -> Self {
+        Self { marker, ..self }
     }
 
     /// The file for saved states, if the server is a stubdomain that has one.
@@ -119,7 +146,11 @@ impl Connect for VchanConnect {
         }
         let mut vchan = Vchan::new(channel);
         vchan.unread();
-        Ok(vchan)
+        vchan.marker = self.marker;
+        match vchan.send_marker() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(vchan),
+        }
     }
 
     fn may_come(&mut self) -> bool {

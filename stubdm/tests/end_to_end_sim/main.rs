@@ -79,6 +79,9 @@ fn main() -> ExitCode {
         ),
         ("a_missing_qemu_is_named", a_missing_qemu_is_named),
         ("both_modes_with_paths", |_| proxy::both_modes_with_paths()),
+        ("each_vchan_connection_begins_with_the_marker", |_| {
+            proxy::each_vchan_connection_begins_with_the_marker()
+        }),
         ("stdin_stdout_and_descriptors", |_| {
             proxy::stdin_stdout_and_descriptors()
         }),

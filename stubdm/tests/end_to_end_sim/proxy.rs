@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +17,7 @@ use stubdm::proxy::inherit;
 use stubdm::{cli, log, proxy};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
+use xen_vchan::PeerState;
 
 use crate::client::Client;
 use crate::host::Host;
@@ -165,6 +167,53 @@ pub(crate) fn both_modes_with_paths() {
     server.hang_up();
     host.remove(&state);
     host.assert_clean_of("qmp-vchan");
+}
+
+/// QubesOS's server finds out about a client that came quickly after the last one by this byte alone.
+pub(crate) fn each_vchan_connection_begins_with_the_marker() {
+    for (more, first) in [
+        (&["--filter=off", "--reconnect-marker=1"][..], 1),
+        (&["--reconnect-marker=1"], 1),
+        (&["--cage=off", "-r", "7"], 7),
+        (&["--filter=off"], 0xff),
+    ] {
+        let host = Host::new();
+        let (node, stub) = (host.node(), host.stub.to_string());
+        let relative = format!("device-model/{}/qmp-vchan", host.guest);
+        let channel = xen_vchan::Server::builder(DomId::DOM0, relative);
+        let mut channel = channel
+            .listen(&host.stub_xen(), &host.stub_store())
+            .unwrap();
+        let socket = path(&host, "libxl");
+        let state = host.proxy_state();
+        let state_path = format!("--state-path={state}");
+        let mut args = vec![state_path.as_str()];
+        args.extend_from_slice(more);
+        args.extend([stub.as_str(), &node, &socket]);
+        let proxy = Process::start(&host, DomId::DOM0, &args, false);
+        host.wait_for(&state, |value| value == "running");
+        // Under a filter the connection is kept when its client leaves.
+        let sessions = if more.contains(&"--filter=off") { 2 } else { 1 };
+        let patience = || Some(Instant::now() + Duration::from_secs(60));
+        for _ in 0..sessions {
+            let client = UnixStream::connect(&socket).unwrap();
+            channel.wait_connected(patience()).unwrap();
+            let mut byte = [0];
+            assert_eq!(channel.read_deadline(&mut byte, patience()).unwrap(), 1);
+            assert_eq!(byte[0], first, "{more:?}");
+            if sessions > 1 {
+                drop(client);
+                while !matches!(channel.peer().unwrap(), PeerState::Gone) {
+                    channel.wait(patience()).unwrap();
+                }
+                channel.next_client().unwrap();
+            }
+        }
+        proxy.hang_up();
+        drop(channel);
+        host.remove(&state);
+        host.assert_clean_of("qmp-vchan");
+    }
 }
 
 pub(crate) fn stdin_stdout_and_descriptors() {
