@@ -17,7 +17,7 @@ use crate::console::Event;
 use crate::images::{self, Parts, dom0::Guests};
 use crate::progress::Step;
 use crate::qemu::{Boot, Clock, Emulator, Machine};
-use crate::release::{EMULATOR, Release};
+use crate::release::{EMULATOR, RELEASES, Release};
 use crate::workspace::Workspace;
 use crate::{cparts, deb, dist, guest, shell, store};
 
@@ -100,6 +100,16 @@ pub(crate) fn request(release: &Release) -> Request<'static> {
         bare: release.bare,
         kernel: Some(release.kernel),
     }
+}
+
+/// Unpacks the default release, whose store daemons the native tests run whichever release the
+/// suite is about: its programs are the ones that the oldest supported C library can run.
+pub(crate) fn unpack_default(workspace: &Workspace, options: &Options) -> Result<()> {
+    let (state, mirror) = (workspace.state(), options.mirror.as_deref());
+    let _lock = lock(workspace)?;
+    let release = &RELEASES[0];
+    let request = request(release);
+    store::prepare(&state, release.name, release.suite, mirror, &request).map(drop)
 }
 
 /// Keeps other hosts from being made ready or running until dropped.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::host::{Host, Options};
+use crate::host::{self, Host, Options};
 use crate::rules::Rules;
 use crate::suite;
 use crate::workspace::Workspace;
@@ -55,6 +55,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     let mut outcomes = Vec::new();
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
+        host::unpack_default(workspace, &request.options)?;
         Host::prepare(workspace, &request.options)?;
     }
     if !request.no_cargo {
@@ -115,6 +116,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
     let mut everything = vec!["--workspace", "--all-features"];
     if request.no_xen {
         everything.extend(["--exclude", "xen-sim-preload"]);
+        everything.extend(["--exclude", "xen-stored-preload"]);
     }
     let mut all = Vec::new();
     let filter: Vec<&str> = request.only.as_deref().into_iter().collect();

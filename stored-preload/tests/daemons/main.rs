@@ -1,0 +1,34 @@
+//! The client against three daemons: Debian's xenstored and oxenstored, on a fake hypervisor, and ours.
+//!
+//! Each test runs once for each of them. What only shows now and then is repeated:
+//!
+//! | environment | |
+//! |---|---|
+//! | `STORE_ROUNDS` | how often; once unless given |
+
+// The lint exempts test functions, but not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod asynchronous;
+mod domains;
+mod endings;
+mod ring;
+mod rounds;
+mod world;
+
+/// Makes a test of each function and each daemon.
+macro_rules! with_each_daemon {
+    ($($name:ident),* $(,)?) => {
+        mod xenstored { $(#[test] fn $name() { super::$name(crate::world::Kind::C); })* }
+        mod oxenstored { $(#[test] fn $name() { super::$name(crate::world::Kind::OCaml); })* }
+        mod embedded { $(#[test] fn $name() { super::$name(crate::world::Kind::Embedded); })* }
+    };
+}
+/// As [`with_each_daemon`], for what asks a daemon to stand still, which a thread of ours does not.
+macro_rules! with_each_process {
+    ($($name:ident),* $(,)?) => {
+        mod xenstored_stopped { $(#[test] fn $name() { super::$name(crate::world::Kind::C); })* }
+        mod oxenstored_stopped { $(#[test] fn $name() { super::$name(crate::world::Kind::OCaml); })* }
+    };
+}
+use {with_each_daemon, with_each_process};

@@ -1,0 +1,208 @@
+//! A store daemon for one test: Debian's xenstored or oxenstored on a fake hypervisor, or ours.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use xen_store::Store;
+use xen_store::server::{Config, Server};
+use xen_sys::{DomId, Port};
+
+use crate::ring::Ring;
+
+/// How long a daemon may take to be there.
+const START: Duration = Duration::from_secs(60);
+/// The domain that virtual interrupts come from, and the one about domains that end.
+const VIRQ_DOM_EXC: [u32; 2] = [u32::MAX, 3];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    C,
+    OCaml,
+    Embedded,
+}
+
+enum Running {
+    Process(Child),
+    Server(Option<Server>),
+}
+
+/// A running daemon; it and its folder are gone when dropped. What it logged is printed if the test fails.
+pub(crate) struct Daemon {
+    pub(crate) kind: Kind,
+    running: Running,
+    dir: tempfile::TempDir,
+}
+
+/// The unpacked packages of a Xen whose programs run here.
+fn tree() -> PathBuf {
+    let state = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xen/4.17");
+    let root = std::env::var_os("XEN_C_ROOT").map_or(state, PathBuf::from);
+    let tree = root.join("tree");
+    assert!(
+        tree.join("usr/lib/xen-4.17/bin/xenstored").exists(),
+        "no xenstored under {}: boot a host once",
+        tree.display()
+    );
+    tree
+}
+
+/// The preloaded library, which cargo has put next to this test's own program.
+fn preload() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let path = here.parent().unwrap().join("libxen_stored_preload.so");
+    assert!(path.exists(), "{} was not built", path.display());
+    path
+}
+
+impl Daemon {
+    pub(crate) fn start(kind: Kind) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let running = match kind {
+            Kind::Embedded => {
+                let server = Server::start(Config::new()).unwrap();
+                server.listen(dir.path().join("socket")).unwrap();
+                Running::Server(Some(server))
+            }
+            Kind::C | Kind::OCaml => Running::Process(start_process(kind, dir.path())),
+        };
+        let mut daemon = Self { kind, running, dir };
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    pub(crate) fn store(&self) -> Store {
+        Store::connect(self.socket()).unwrap()
+    }
+
+    /// A new domain and its connection to the store: of C's daemons through its ring.
+    pub(crate) fn domain(&self, number: u16) -> Store {
+        let id = DomId::new(number);
+        if let Running::Server(Some(server)) = &self.running {
+            server.add_domain(id);
+            return server.connect(id).unwrap();
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let folder = self.dir.path();
+        Ring::start(folder, number, theirs);
+        fs::write(folder.join(format!("domain-{number}")), "").unwrap();
+        self.store()
+            .introduce(id, 1, Port::new(Ring::PORT))
+            .unwrap();
+        Store::from_fd(OwnedFd::from(ours)).unwrap()
+    }
+
+    /// The hypervisor says that a domain has ended.
+    pub(crate) fn end_domain(&self, number: u16) {
+        if let Running::Server(Some(server)) = &self.running {
+            return server.release(DomId::new(number));
+        }
+        let folder = self.dir.path();
+        fs::remove_file(folder.join(format!("domain-{number}"))).unwrap();
+        let event = VIRQ_DOM_EXC.map(u32::to_ne_bytes).concat();
+        let socket = UnixDatagram::unbound().unwrap();
+        socket.send_to(&event, folder.join("events")).unwrap();
+    }
+
+    /// It is gone when this returns, however busy it was.
+    pub(crate) fn kill(&mut self) {
+        match &mut self.running {
+            Running::Process(child) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+            Running::Server(server) => drop(server.take()),
+        }
+    }
+
+    /// It stands still until dropped: it accepts, and answers nothing.
+    pub(crate) fn stop(&self) {
+        if let Running::Process(child) = &self.running {
+            kill(pid(child), Signal::SIGSTOP).unwrap();
+        }
+    }
+
+    fn wait_ready(&mut self) {
+        let limit = Instant::now() + START;
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Running::Process(child) = &mut self.running {
+                let ended = child.try_wait().unwrap();
+                assert!(ended.is_none(), "it ended: {ended:?}");
+            }
+            assert!(Instant::now() < limit, "it does not listen");
+            // A bound socket is no event that it listens.
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
+fn start_process(kind: Kind, folder: &Path) -> Child {
+    let file = |name: &str| folder.join(name);
+    File::create(file("kva")).unwrap().set_len(4096).unwrap();
+    fs::write(file("port"), "1").unwrap();
+    let tree = tree();
+    let bin = tree.join("usr/lib/xen-4.17/bin");
+    let mut command = match kind {
+        Kind::OCaml => {
+            let settings = format!(
+                "pid-file = {0}/pid\npersistent = false\nxenstored-log-file = {0}/log\n\
+                 access-log-file = /dev/null\nxenstored-kva = /proc/xen/xsd_kva\n\
+                 xenstored-port = /proc/xen/xsd_port\n",
+                folder.display()
+            );
+            fs::write(file("settings"), settings).unwrap();
+            let mut command = Command::new(bin.join("oxenstored"));
+            command
+                .args(["--no-fork", "--config-file"])
+                .arg(file("settings"));
+            command
+        }
+        _ => {
+            let mut command = Command::new(bin.join("xenstored"));
+            command.args(["--no-fork", "--internal-db=on"]);
+            command
+        }
+    };
+    let said = File::create(file("said")).unwrap();
+    command
+        .env("LD_PRELOAD", preload())
+        .env("LD_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu"))
+        .env("XEN_STORED_PRELOAD", folder)
+        .env("XENSTORED_RUNDIR", folder)
+        .stdin(Stdio::null())
+        .stdout(said.try_clone().unwrap())
+        .stderr(said)
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Running::Process(child) = &mut self.running {
+            let _ = child.kill();
+            let ended = child.wait();
+            if thread::panicking() {
+                eprintln!("{:?}: {ended:?}", self.kind);
+                for name in ["said", "log"] {
+                    let text = fs::read_to_string(self.dir.path().join(name));
+                    eprint!("{}", text.unwrap_or_default());
+                }
+            }
+        }
+    }
+}
