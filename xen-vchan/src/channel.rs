@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
 
+use crate::doorbell::Half;
 use crate::reader::{ReadHalf, end_as_zero};
 use crate::ring::Role;
 use crate::session::PeerState;
@@ -168,7 +169,7 @@ impl Channel {
     #[doc(alias = "libxenvchan_wait")]
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let known = self.tx.tx.known_space() as usize;
-        let seen = self.shared().link.seen();
+        let seen = self.shared().doorbell.seen();
         self.tx.publish();
         self.tx.tx.request();
         // Who found no space with `space`, say, has not asked: what the peer read before the request
@@ -195,7 +196,7 @@ impl Channel {
     #[doc(alias = "libxenvchan_is_open")]
     pub fn peer(&self) -> Result<PeerState> {
         // Before the look: an event that is delivered from now on is of a later change.
-        self.shared().link.unmask()?;
+        self.shared().doorbell.unmask()?;
         self.shared().observe()
     }
 
@@ -223,7 +224,7 @@ impl Channel {
     /// [`next_client`](Self::next_client)).
     pub fn wait_connected(&mut self, deadline: Option<Instant>) -> Result<()> {
         loop {
-            let seen = self.shared().link.seen();
+            let seen = self.shared().doorbell.seen();
             match self.peer()? {
                 PeerState::Connected => return Ok(()),
                 PeerState::Gone => return Err(Error::Closed),
@@ -276,7 +277,7 @@ impl Channel {
         let untouched = (self.rx.rx.position(), self.tx.tx.believed());
         self.shared().session.reopen(untouched)?;
         if wakes_reader {
-            self.shared().link.notify();
+            self.shared().doorbell.notify_for(Half::Reader);
         }
         // The next client may be there already.
         self.peer().map(drop)
@@ -304,7 +305,7 @@ impl Channel {
     /// wrote stays readable here; vchan has no half-close, so the peer takes both directions as
     /// ended.
     pub fn shutdown(&mut self) {
-        self.shared().leave();
+        let _ = self.shared().leave();
     }
 
     /// Closes the channel. The same as dropping it.
@@ -332,7 +333,7 @@ impl AsFd for Channel {
     /// end of the peer's domain.
     #[doc(alias = "libxenvchan_fd_for_select")]
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared().link.as_fd()
+        self.shared().doorbell.as_fd()
     }
 }
 

@@ -10,12 +10,13 @@ use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Xen};
 
 use crate::connecting::Connecting;
+use crate::delivery::Delivery;
+use crate::doorbell::Doorbell;
 use crate::handshake::{Address, read_address};
 use crate::layout::{
     CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
 };
 use crate::life::DomainLife;
-use crate::link::Link;
 use crate::mem::Word8;
 use crate::ring::{Rings, Role, WRITE};
 use crate::session::{CONNECTED, GONE, Session};
@@ -259,10 +260,10 @@ impl ClientBuilder {
                 rings: left.into_iter().chain(right).collect(),
                 control,
             },
-            link: Link::new(events, port, life),
+            doorbell: Doorbell::new(events, port, Delivery::default(), life),
             role: Role::Client,
         };
-        shared.link.notify();
+        shared.doorbell.notify()?;
         let attached = !address.accepts_sessions;
         Ok(Channel::new(shared, attached)?)
     }

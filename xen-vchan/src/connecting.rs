@@ -14,7 +14,7 @@ use xen_store::{Store, Watch};
 use xen_sys::Xen;
 
 use crate::client::ClientBuilder;
-use crate::link::readable;
+use crate::doorbell::readable;
 use crate::{Channel, Error, Result, handshake};
 
 /// How often a client looks whether a busy server has become free.

@@ -72,6 +72,12 @@
 #![forbid(unsafe_code)]
 
 mod cursor;
+// Public to the models alone.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod delivery;
+#[cfg(not(loom))]
+mod delivery;
 mod error;
 mod layout;
 mod mem;
@@ -94,11 +100,11 @@ mod client;
 #[cfg(not(loom))]
 mod connecting;
 #[cfg(not(loom))]
+mod doorbell;
+#[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
 mod life;
-#[cfg(not(loom))]
-mod link;
 #[cfg(not(loom))]
 mod listener;
 #[cfg(not(loom))]

@@ -99,6 +99,11 @@ impl DomainLife {
         self.both.0.as_fd()
     }
 
+    /// Whether [`ended`](Self::ended) has returned `true`.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Takes the words of ends that have come and asks, if there were any, whether ours is one.
     /// `true` once it is.
     pub(crate) fn ended(&self) -> Result<bool> {

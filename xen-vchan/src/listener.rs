@@ -34,8 +34,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
+use crate::doorbell::readable;
 use crate::layout::RingSize;
-use crate::link::readable;
 use crate::session::PeerState;
 use crate::{Channel, Error, Result, Server};
 

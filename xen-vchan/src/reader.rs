@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Incoming;
+use crate::doorbell::Half;
 use crate::ring::Consumer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
@@ -119,9 +120,9 @@ impl ReadHalf {
 
     /// Looks, and asks for the notification before it says that there is too little.
     pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Reader)?;
         if self.look(least)? < least && self.arm(least)? < least {
-            self.shared.link.unmask()?;
+            self.shared.doorbell.unmask()?;
             return Err(Error::WouldBlock);
         }
         Ok(())
@@ -129,7 +130,7 @@ impl ReadHalf {
 
     /// Looks, searches and sleeps until `least` bytes are ready.
     pub(crate) fn wait_for(&mut self, least: usize, deadline: Option<Instant>) -> Result<()> {
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Reader)?;
         while self.look(least)? < least {
             let mut spinner = self.spinner.clone();
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(least)? >= least));
@@ -142,7 +143,7 @@ impl ReadHalf {
                 return Ok(());
             }
             self.rides = 0;
-            let seen = self.shared.link.seen();
+            let seen = self.shared.doorbell.seen();
             if self.arm(least)? >= least {
                 return Ok(());
             }
@@ -192,7 +193,10 @@ impl ReadHalf {
     /// code without a call.
     #[inline]
     fn take_at_once(&mut self, buf: &mut [u8]) -> Option<usize> {
-        if !self.attached || self.rx.fault().is_some() || self.shared.link.has_failed() {
+        if !self.attached
+            || self.rx.fault().is_some()
+            || self.shared.doorbell.has_failed(Half::Reader)
+        {
             return None;
         }
         if self.rx.known_ready() == 0 {
@@ -237,7 +241,7 @@ impl ReadHalf {
     #[inline]
     pub(crate) fn give_back(&mut self) {
         if self.rx.release() {
-            self.shared.link.notify();
+            self.shared.doorbell.notify_for(Half::Reader);
         }
     }
 

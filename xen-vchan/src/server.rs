@@ -7,13 +7,14 @@ use xen_gnttab::{Access, SharedPages, UnmapNotify, share};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
+use crate::delivery::Delivery;
+use crate::doorbell::Doorbell;
 use crate::handshake::{self, Published};
 use crate::layout::{
     CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, RingSize,
     SRV_LIVE,
 };
 use crate::life::DomainLife;
-use crate::link::Link;
 use crate::mem::Word8;
 use crate::ring::{Rings, Role, WRITE};
 use crate::session::{CONNECTED, EXPECTED, Session};
@@ -193,7 +194,7 @@ impl ServerBuilder {
                 rings: left.into_iter().chain(right).collect(),
                 control,
             },
-            link: Link::new(events, port, life),
+            doorbell: Doorbell::new(events, port, Delivery::default(), life),
             role: Role::Server,
         };
         Ok(Channel::new(shared, true)?)

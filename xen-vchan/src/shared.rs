@@ -7,8 +7,8 @@ use std::time::Instant;
 use xen_gnttab::{MappedPages, SharedPages};
 use xen_sys::DomId;
 
+use crate::doorbell::Doorbell;
 use crate::handshake::Published;
-use crate::link::Link;
 use crate::listener::Seat;
 use crate::ring::{Rings, Role};
 use crate::session::{PeerState, Session};
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) session: Session,
     #[allow(dead_code)] // held, never read
     pub(crate) pages: Pages,
-    pub(crate) link: Link,
+    pub(crate) doorbell: Doorbell,
     pub(crate) role: Role,
     pub(crate) peer: DomId,
     /// Where the peer runs.
@@ -68,17 +68,21 @@ impl Shared {
     fn observe_change(&self) -> Result<PeerState> {
         let (state, began) = self.session.change(|| self.rings.moved_by_client())?;
         if began && self.role == Role::Server {
-            self.link.peer_came();
-            self.link.notify();
+            self.doorbell.peer_came();
+            self.doorbell.notify()?;
         }
         Ok(state)
     }
 
     /// Tells the peer that this side is done: no further byte will be written. What was published
     /// stays readable.
-    pub(crate) fn leave(&self) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if the peer could not be notified; it sees the end when it looks.
+    pub(crate) fn leave(&self) -> Result<()> {
         self.session.leave();
-        self.link.notify();
+        self.doorbell.notify()
     }
 
     /// Removes the store nodes: nobody else finds this channel.
@@ -93,19 +97,19 @@ impl Shared {
 
     /// As [`sleep`](Self::sleep), with `false` for a deadline that passed.
     pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
-        let woken = self.link.wait(seen, deadline)?;
+        let woken = self.doorbell.wait(seen, deadline)?;
         self.notice_domain()?;
         Ok(woken)
     }
 
     /// Takes what made the descriptor readable.
     pub(crate) fn acknowledge(&self) -> Result<()> {
-        self.link.acknowledge()?;
+        self.doorbell.acknowledge()?;
         self.notice_domain()
     }
 
     fn notice_domain(&self) -> Result<()> {
-        if self.link.peer_domain_ended()? {
+        if self.doorbell.peer_domain_ended()? {
             self.session.vanish();
         }
         Ok(())
@@ -129,7 +133,8 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // Before the live byte: who sees us gone must not find the nodes any more.
         self.withdraw();
-        self.leave();
+        // Nobody could act on a refusal.
+        let _ = self.leave();
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use at_once::BySteps;
 
+use crate::doorbell::Half;
 use crate::ring::Producer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
@@ -82,7 +83,7 @@ impl WriteHalf {
     #[inline]
     pub(crate) fn publish(&mut self) {
         if self.tx.publish() {
-            self.shared.link.notify();
+            self.shared.doorbell.notify_for(Half::Writer);
         }
     }
 
@@ -147,9 +148,9 @@ impl WriteHalf {
     }
 
     pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Writer)?;
         if self.look(least)? < least && self.arm(least)? < least {
-            self.shared.link.unmask()?;
+            self.shared.doorbell.unmask()?;
             return Err(Error::WouldBlock);
         }
         Ok(())
@@ -166,7 +167,7 @@ impl WriteHalf {
             if found?.is_some() {
                 return Ok(());
             }
-            let seen = self.shared.link.seen();
+            let seen = self.shared.doorbell.seen();
             if self.arm(least)? >= least {
                 return Ok(());
             }
@@ -189,7 +190,7 @@ impl WriteHalf {
         if bytes.is_empty() {
             return Ok(0);
         }
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Writer)?;
         match self.put(bytes)? {
             0 => {
                 self.try_look(1)?;
@@ -249,10 +250,12 @@ impl WriteHalf {
         if bytes.is_empty() {
             return Ok(0);
         }
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Writer)?;
         let mut written = self.put(bytes)?;
         // After a notify that failed nobody may be awake to make room.
-        while written < bytes.len() && !(written != 0 && self.shared.link.has_failed()) {
+        while written < bytes.len()
+            && !(written != 0 && self.shared.doorbell.has_failed(Half::Writer))
+        {
             let wanted = (bytes.len() - written).min(piece(self.tx.capacity()));
             let more = self
                 .wait_for(wanted, 1, deadline)
@@ -262,7 +265,7 @@ impl WriteHalf {
                 // The next call meets the cause again if it lasts (a dead peer, a violation), and
                 // is told of it if not.
                 Err(error) if written != 0 => {
-                    self.shared.link.keep(error);
+                    self.shared.doorbell.keep(Half::Writer, error);
                     break;
                 }
                 Err(error) => return Err(error),
@@ -347,7 +350,7 @@ impl Write for WriteHalf {
         if total == 0 {
             return Ok(0);
         }
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Writer)?;
         let deadline = self.deadline();
         self.wait_for(total.min(piece(self.tx.capacity())), 1, deadline)?;
         Ok(self.put_vectored(bufs)?)

@@ -10,6 +10,7 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 
+mod delivery;
 mod page;
 
 use loom::sync::atomic::{AtomicBool, Ordering, fence};

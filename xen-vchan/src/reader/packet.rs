@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::ReadHalf;
 use crate::batch::Incoming;
+use crate::doorbell::Half;
 use crate::{Error, Result};
 
 impl ReadHalf {
@@ -33,7 +34,7 @@ impl ReadHalf {
     pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
         // The usual packet is one of several that are known to be there, and nothing else is to be
         // reported first.
-        if !self.shared.link.has_failed() && self.rx.take_at_once(buf) {
+        if !self.shared.doorbell.has_failed(Half::Reader) && self.rx.take_at_once(buf) {
             self.give_back();
             Ok(())
         } else {

@@ -17,26 +17,30 @@ mod redial;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use ::tokio::io::unix::AsyncFd;
+use ::tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use ::tokio::task::coop;
 
+use self::arrive::failed;
 pub use self::arrive::{AsyncListener, connect};
 pub use self::redial::AsyncRedial;
+use crate::delivery::{Interest, Readiness, Tasks, poll_task};
 use crate::{Channel, Error, PeerState, Result};
 
 /// A [`Channel`] in a tokio runtime.
 ///
-/// `tokio::io::split` makes halves of it that two tasks can use. Cancelling a
+/// `tokio::io::split` makes halves of it that two tasks can use, on any workers. Cancelling a
 /// read or a write loses nothing: bytes leave or enter the ring in the same step in which the call
-/// is done.
+/// is done. Each read and write spends the task's cooperative budget, so a peer that always has
+/// bytes does not starve the runtime's other tasks.
 #[derive(Debug)]
 pub struct AsyncChannel {
-    // One registration per direction, because each keeps one task to be woken; both are of the same
-    // open file, so an event wakes both.
-    readers: AsyncFd<OwnedFd>,
-    writers: AsyncFd<OwnedFd>,
+    // Remembers one waker, which is that of all `tasks`.
+    ready: AsyncFd<OwnedFd>,
+    tasks: Arc<Tasks>,
     channel: Channel,
 }
 
@@ -54,17 +58,24 @@ impl AsyncChannel {
         // Deprecated in favour of an unsafe function, for types whose descriptor can change or
         // close behind their owner's back. An `OwnedFd`'s cannot.
         #[allow(deprecated)]
-        let registered = || AsyncFd::new(channel.as_fd().try_clone_to_owned()?);
+        let ready = AsyncFd::new(channel.as_fd().try_clone_to_owned()?)?;
         Ok(Self {
-            readers: registered()?,
-            writers: registered()?,
+            ready,
+            tasks: Arc::clone(channel.shared().doorbell.delivery.tasks()),
             channel,
         })
     }
 
-    /// The channel. What is done to it is seen by the waiting tasks at the next event only.
+    /// The channel, for what only it can do. An event that the caller takes there wakes the tasks
+    /// that wait.
     pub const fn get_mut(&mut self) -> &mut Channel {
         &mut self.channel
+    }
+
+    /// Takes the channel out of the runtime, for another runtime or none. Nothing is lost.
+    #[must_use]
+    pub fn into_inner(self) -> Channel {
+        self.channel
     }
 
     /// Waits until the peer is connected.
@@ -77,7 +88,7 @@ impl AsyncChannel {
     }
 
     fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.poll(cx, Direction::Read, |channel| match channel.peer()? {
+        self.poll(cx, Interest::Connected, |channel| match channel.peer()? {
             PeerState::Connected => Ok(()),
             PeerState::Gone => Err(Error::Closed),
             PeerState::Waiting => Err(Error::WouldBlock),
@@ -93,7 +104,7 @@ impl AsyncChannel {
     /// [`WouldBlock`](Error::WouldBlock).
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         std::future::poll_fn(|cx| {
-            self.poll(cx, Direction::Write, |channel| {
+            self.poll(cx, Interest::Write, |channel| {
                 channel.halves().1.try_send(bytes)
             })
         })
@@ -109,7 +120,7 @@ impl AsyncChannel {
     /// [`WouldBlock`](Error::WouldBlock).
     pub async fn recv(&mut self, buf: &mut [u8]) -> Result<()> {
         std::future::poll_fn(|cx| {
-            self.poll(cx, Direction::Read, |channel| {
+            self.poll(cx, Interest::Read, |channel| {
                 channel.halves().0.try_recv(buf)
             })
         })
@@ -119,32 +130,37 @@ impl AsyncChannel {
     fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
-        direction: Direction,
+        interest: Interest,
         mut attempt: impl FnMut(&mut Channel) -> Result<T>,
     ) -> Poll<Result<T>> {
-        loop {
-            match attempt(&mut self.channel) {
-                Err(Error::WouldBlock) => {}
-                other => return Poll::Ready(other),
-            }
-            let registered = match direction {
-                Direction::Read => &self.readers,
-                Direction::Write => &self.writers,
-            };
-            let failed = |error| Error::Os(xen_sys::Error::os("poll", error));
-            let mut guard = ready!(registered.poll_read_ready(cx)).map_err(failed)?;
-            // In this order: the port is masked from the first step until the next attempt unmasks
-            // it, so no event can come in between and be cleared with the old one.
-            self.channel.acknowledge_events()?;
-            guard.clear_ready();
-        }
+        let turn = ready!(coop::poll_proceed(cx));
+        let done = ready!(poll_task(
+            &mut self.channel,
+            (&self.tasks, interest),
+            &self.ready,
+            cx,
+            |channel| match attempt(channel) {
+                Err(Error::WouldBlock) => None,
+                other => Some(other),
+            },
+            |channel| channel.acknowledge_events(),
+        ));
+        turn.made_progress();
+        Poll::Ready(done?)
     }
 }
 
-#[derive(Clone, Copy)]
-enum Direction {
-    Read,
-    Write,
+impl Readiness for AsyncFd<OwnedFd> {
+    type Error = Error;
+    type Ready<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
+
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<Self::Ready<'_>>> {
+        self.poll_read_ready(cx).map_err(failed)
+    }
+
+    fn forget(mut ready: Self::Ready<'_>) {
+        ready.clear_ready();
+    }
 }
 
 impl AsyncRead for AsyncChannel {
@@ -156,7 +172,7 @@ impl AsyncRead for AsyncChannel {
         let into = buf.initialize_unfilled();
         let result = self
             .get_mut()
-            .poll(cx, Direction::Read, |channel| channel.try_read(into));
+            .poll(cx, Interest::Read, |channel| channel.try_read(into));
         match ready!(result) {
             Ok(len) => buf.advance(len),
             Err(Error::Closed) => {}
@@ -174,7 +190,7 @@ impl AsyncWrite for AsyncChannel {
     ) -> Poll<io::Result<usize>> {
         let result = self
             .get_mut()
-            .poll(cx, Direction::Write, |channel| channel.try_write(bytes));
+            .poll(cx, Interest::Write, |channel| channel.try_write(bytes));
         result.map_err(io::Error::from)
     }
 
@@ -183,7 +199,7 @@ impl AsyncWrite for AsyncChannel {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = self.get_mut().poll(cx, Direction::Write, |channel| {
+        let result = self.get_mut().poll(cx, Interest::Write, |channel| {
             channel.halves().1.try_write_vectored(bufs)
         });
         result.map_err(io::Error::from)

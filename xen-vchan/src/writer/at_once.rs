@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::WriteHalf;
+use crate::doorbell::Half;
 use crate::shared::piece;
 
 impl WriteHalf {
@@ -12,7 +13,7 @@ impl WriteHalf {
     /// which for a small message is half of its cost; so it belongs to who calls it.
     #[inline(always)]
     pub(crate) fn put_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
-        if self.shared.link.has_failed() || !self.shared.session.runs() {
+        if self.shared.doorbell.has_failed(Half::Writer) || !self.shared.session.runs() {
             return None;
         }
         // A half that is not attached has no run.

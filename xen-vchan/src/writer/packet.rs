@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::WriteHalf;
 use crate::batch::Outgoing;
+use crate::doorbell::Half;
 use crate::{Error, Result};
 
 impl WriteHalf {
@@ -39,7 +40,7 @@ impl WriteHalf {
     #[inline(never)]
     fn send_patiently(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
         self.fits(bytes.len())?;
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Writer)?;
         self.wait_for(bytes.len(), bytes.len(), deadline)?;
         self.stage_whole(bytes)
     }
@@ -72,7 +73,7 @@ impl WriteHalf {
     pub fn reserve(&mut self, least: usize, deadline: Option<Instant>) -> Result<Outgoing<'_>> {
         self.fits(least)?;
         self.publish();
-        self.shared.link.check()?;
+        self.shared.doorbell.check(Half::Writer)?;
         self.wait_for(least, least, deadline)?;
         Ok(Outgoing::new(self))
     }

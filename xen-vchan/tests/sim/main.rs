@@ -16,6 +16,8 @@ mod stream;
 #[cfg(feature = "tokio")]
 mod tasks;
 #[cfg(feature = "tokio")]
+mod tasks_events;
+#[cfg(feature = "tokio")]
 mod tasks_redial;
 mod vanish;
 mod world;

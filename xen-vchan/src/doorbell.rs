@@ -1,0 +1,251 @@
+//! The event channel of one vchan: notifying the peer, and sleeping until the peer notifies us.
+//!
+//! One port serves both directions. A wait therefore ends when *anything* happened, and the caller
+//! looks at its ring again. `delivery.rs` sees to it that every waiter is told of an event that one
+//! of them took.
+//!
+//! The kernel masks the port when it hands out an event. It stays masked while there is work to do
+//! and is unmasked only before the next sleep: an event that comes meanwhile stays pending in Xen
+//! and is delivered then.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xen_evtchn::{BoundPort, EventChannels};
+
+use crate::delivery::Delivery;
+use crate::life::DomainLife;
+use crate::{Error, Result};
+
+#[derive(Debug)]
+pub(crate) struct Doorbell {
+    port: BoundPort,
+    events: EventChannels,
+    pub(crate) delivery: Delivery,
+    reader: Kept,
+    writer: Kept,
+    /// For an owner who wants to know of the end of the peer's domain.
+    life: Option<DomainLife>,
+}
+
+/// The half of a channel on whose behalf something is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Half {
+    Reader,
+    Writer,
+}
+
+/// What the system refused a half after bytes had moved: a notify, or a wait. The call that met it
+/// returned their number; that half's next call reports it.
+#[derive(Debug)]
+struct Kept {
+    error: Mutex<Option<Error>>,
+    any: AtomicBool,
+}
+
+impl Kept {
+    const fn new() -> Self {
+        Self {
+            error: Mutex::new(None),
+            any: AtomicBool::new(false),
+        }
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
+        // A plain value: a panic cannot have left it half written.
+        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Doorbell {
+    pub(crate) const fn new(
+        events: EventChannels,
+        port: BoundPort,
+        delivery: Delivery,
+        life: Option<DomainLife>,
+    ) -> Self {
+        Self {
+            port,
+            events,
+            delivery,
+            reader: Kept::new(),
+            writer: Kept::new(),
+            life,
+        }
+    }
+
+    /// Notifies the peer of something that is not a half's: a session's begin or end.
+    pub(crate) fn notify(&self) -> Result<()> {
+        Ok(self.port.notify()?)
+    }
+
+    /// Notifies the peer of what `half` did. Never undoes or repeats what was published: an error is
+    /// kept for that half's [`check`](Self::check).
+    pub(crate) fn notify_for(&self, half: Half) {
+        if let Err(error) = self.port.notify() {
+            self.keep(half, error.into());
+        }
+    }
+
+    #[inline]
+    const fn kept(&self, half: Half) -> &Kept {
+        match half {
+            Half::Reader => &self.reader,
+            Half::Writer => &self.writer,
+        }
+    }
+
+    /// Keeps an error of the system's for the half's next call; one that lasts by itself needs no
+    /// keeping.
+    #[cold]
+    pub(crate) fn keep(&self, half: Half, error: Error) {
+        if matches!(error, Error::Os(_) | Error::Store(_)) {
+            let kept = self.kept(half);
+            // The first is the cause.
+            kept.slot().get_or_insert(error);
+            kept.any.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether an error waits to be reported by `half`.
+    #[inline]
+    pub(crate) fn has_failed(&self, half: Half) -> bool {
+        self.kept(half).any.load(Ordering::Acquire)
+    }
+
+    /// Reports what failed earlier on behalf of `half`, once.
+    #[inline]
+    pub(crate) fn check(&self, half: Half) -> Result<()> {
+        let kept = self.kept(half);
+        if kept.any.load(Ordering::Relaxed) {
+            Self::report(kept)
+        } else {
+            Ok(())
+        }
+    }
+
+    #[cold]
+    fn report(kept: &Kept) -> Result<()> {
+        kept.any.store(false, Ordering::Relaxed);
+        kept.slot().take().map_or(Ok(()), Err)
+    }
+
+    /// Takes the event that made the descriptor readable, if there is one. Does not block.
+    pub(crate) fn acknowledge(&self) -> Result<()> {
+        self.peer_domain_ended()?;
+        // While the port is masked nothing can be waiting: the one system call is saved.
+        if !self.delivery.is_masked() && self.events.pending()?.is_some() {
+            self.delivery.event_taken();
+        }
+        Ok(())
+    }
+
+    /// Lets the next event through. Before every sleep, ours or the caller's.
+    pub(crate) fn unmask(&self) -> Result<()> {
+        if self.delivery.begin_unmask() {
+            self.port.unmask()?;
+        }
+        Ok(())
+    }
+
+    /// As [`Delivery::seen`].
+    pub(crate) fn seen(&self) -> u64 {
+        self.delivery.seen()
+    }
+
+    /// Blocks until an event comes after `seen` was taken, and returns `true`; or until the
+    /// deadline, and returns `false`.
+    pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
+        self.delivery.wait(seen, deadline, || {
+            self.unmask()?;
+            self.wait_for_any(deadline)
+        })
+    }
+
+    /// Blocks until an event, or the end of the peer's domain.
+    fn wait_for_any(&self, deadline: Option<Instant>) -> Result<bool> {
+        let Some(life) = &self.life else {
+            let happened = self.events.wait(deadline)?.is_some();
+            if happened {
+                self.delivery.event_taken();
+            }
+            return Ok(happened);
+        };
+        let mut late = false;
+        loop {
+            let ended = self.peer_domain_ended()?;
+            if self.events.pending()?.is_some() {
+                self.delivery.event_taken();
+                return Ok(true);
+            }
+            if ended {
+                // Not an event: the port is as it was.
+                return Ok(true);
+            }
+            // The descriptor also becomes readable at the end of any other domain.
+            if late || !readable(life.fd(), deadline)? {
+                return Ok(false);
+            }
+            late = has_passed(deadline);
+        }
+    }
+
+    /// A client has come: its domain exists.
+    pub(crate) fn peer_came(&self) {
+        self.life.iter().for_each(DomainLife::peer_came);
+    }
+
+    /// Whether the peer's domain has come to its end, if that is watched.
+    pub(crate) fn peer_domain_ended(&self) -> Result<bool> {
+        let Some(life) = &self.life else {
+            return Ok(false);
+        };
+        let known = life.has_ended();
+        let ended = life.ended()?;
+        if ended && !known {
+            // What told us of it was taken here: the other waiters are to look as well.
+            self.delivery.changed();
+        }
+        Ok(ended)
+    }
+}
+
+/// Whether a deadline has passed. Without one the clock is not asked.
+pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
+}
+
+/// Waits until a descriptor is readable; `false` if the deadline passes first. Signals do not end
+/// the wait.
+pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+    loop {
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up, so that the deadline has passed when the time is over.
+                let millis = left.as_micros().div_ceil(1000).min(i32::MAX as u128);
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            // A timeout longer than poll can express; or a signal, of which there may be many.
+            Ok(0) | Err(Errno::EINTR) if has_passed(deadline) => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(xen_sys::Error::os("poll", errno.into()).into()),
+        }
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.life
+            .as_ref()
+            .map_or_else(|| self.events.as_fd(), DomainLife::fd)
+    }
+}
