@@ -14,6 +14,9 @@
 //! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
 //! [`qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.
 
+// Tests may read what they wrote themselves.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod console;
 pub mod consoled;

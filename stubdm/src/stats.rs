@@ -67,25 +67,17 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts a line of the audit: the one stream that tells of every command.
-    pub fn audit(&mut self, line: &str) {
-        #[derive(Deserialize)]
-        struct Line<'a> {
-            audit: &'a str,
-            #[serde(default)]
-            count: u64,
-        }
-        let Ok(line) = serde_json::from_str::<Line<'_>>(line) else {
-            return;
+    /// Counts what a line of the audit is about: the one stream that tells of every command.
+    pub fn decided(&mut self, verdict: &str, count: u64) {
+        let counter = match verdict {
+            "answered" => &mut self.answered,
+            "denied" => &mut self.denied,
+            "failed" => &mut self.failed,
+            "refused" => &mut self.refused,
+            "dropped" => &mut self.dropped,
+            _ => return,
         };
-        match line.audit {
-            "answered" => self.answered += 1,
-            "denied" => self.denied += 1,
-            "failed" => self.failed += 1,
-            "refused" => self.refused += 1,
-            "dropped" => self.dropped = self.dropped.saturating_add(line.count),
-            _ => {}
-        }
+        *counter = counter.saturating_add(count);
     }
 
     /// An answer came this long after what was asked.
@@ -267,6 +259,7 @@ pub fn read(folder: &Path, domain: u16) -> Option<Told> {
     })
 }
 
+#[allow(clippy::disallowed_methods)] // 500 bytes with the right checksum, of root's or our own.
 fn parse(page: &[u8; SIZE]) -> Option<Told> {
     let (body, end) = page.split_at(SIZE - SUM);
     let sum = format!("{:08x}\n", crc32fast::hash(body));

@@ -13,7 +13,9 @@
 
 use serde_json::{Value, json};
 
+use crate::policy::json::Json;
 use crate::qmp::lines::{Line, Lines};
+use crate::qmp::message::LIMITS;
 
 /// The longest line of a client's.
 pub const LINE_MAX: usize = 64 << 10;
@@ -86,7 +88,8 @@ impl Session {
     }
 
     fn answer(&mut self, text: &[u8], facts: &Facts) -> Value {
-        let Ok(Value::Object(mut request)) = serde_json::from_slice(text) else {
+        let read = Json::read(text, &LIMITS).map(Value::from);
+        let Ok(Value::Object(mut request)) = read else {
             return error(None, "GenericError", "no JSON object");
         };
         let id = request.remove("id");

@@ -166,6 +166,7 @@ fn limits(limits: &mut Limits, raw: &RawLimits) -> Checked<()> {
     set("command", &mut limits.command, raw.command, COMMAND_MAX)?;
     set("answer", &mut limits.answer, raw.answer, ANSWER_MAX)?;
     let json::Limits {
+        bytes: _,
         depth,
         elements,
         text,

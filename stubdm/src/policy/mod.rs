@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use self::json::{Json, map};
 use self::shape::{Misfit, Shape, Version, Way};
 use crate::error::{Context, Failure, Result};
+use crate::qmp::lines::LINE_MAX;
 
 /// The policy that is built in.
 pub const BUILT_IN: &str = include_str!("default.toml");
@@ -170,6 +171,7 @@ impl Policy {
                 command: 64 << 10,
                 answer: 256 << 10,
                 json: json::Limits {
+                    bytes: LINE_MAX,
                     depth: 32,
                     elements: 20_000,
                     text: 128 << 10,

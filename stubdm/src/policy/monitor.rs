@@ -83,24 +83,28 @@ impl Monitor {
     }
 
     fn hear(&mut self, line: &[u8]) -> Heard {
-        let said = match Json::read(line, &self.policy.limits.json) {
+        let mut said = match Json::read(line, &self.policy.limits.json) {
             Ok(said @ Json::Map(_)) => said,
             Ok(_) => return self.unusable("the answer is no object"),
             Err(why) => return self.unusable(&format!("the answer is no proper JSON: {why}")),
         };
         if let Some(name) = said.get("event").and_then(Json::text) {
-            return Heard::Event(name.to_owned(), said.get("data").cloned());
+            let name = name.to_owned();
+            return Heard::Event(name, said.take("data"));
         }
         if let Some(version) = greeted(&said) {
             return Heard::Greeting(version);
         }
-        let id = said.get("id").and_then(Json::text);
-        if self.sent.is_none() || id != self.sent.as_deref() {
+        // QEMU answers a command that it cannot parse with an error without its id.
+        let id = said.get("id");
+        let is_unparsed = id.is_none() && said.get("error").is_some();
+        let is_due = is_unparsed || id.and_then(Json::text) == self.sent.as_deref();
+        if self.sent.is_none() || !is_due {
             return Heard::Noise;
         }
         self.sent = None;
-        Heard::Reply(match (said.get("return"), said.get("error")) {
-            (Some(value), None) => Reply::Return(value.clone()),
+        Heard::Reply(match (said.take("return"), said.get("error")) {
+            (Some(value), None) => Reply::Return(value),
             (None, Some(problem)) => {
                 let text = |key| problem.get(key).and_then(Json::text).unwrap_or_default();
                 Reply::Error {

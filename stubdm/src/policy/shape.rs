@@ -235,11 +235,20 @@ fn clean(text: &str, most: usize, lines: bool, way: Way) -> Result<Json> {
         return misfit(format_args!("{} bytes, more than {most}", text.len()));
     }
     let break_or_tab = |c| lines && matches!(c, '\n' | '\r' | '\t');
-    let bad = |c: char| !break_or_tab(c) && (c.is_control() || is_deceptive(c));
+    let bad =
+        |c: char| !break_or_tab(c) && (c.is_control() || is_deceptive(c) || is_noncharacter(c));
     match way {
+        // QEMU's parser would refuse the whole command, in an answer without its id.
+        Way::ToQemu(_) if text.contains(is_noncharacter) => misfit("what is no character"),
         Way::ToQemu(_) if text.contains(bad) => misfit("a control character"),
         _ => Ok(Json::Text(text.replace(bad, " "))),
     }
+}
+
+/// The code points that Unicode sets aside as noncharacters, such as U+FFFE.
+fn is_noncharacter(c: char) -> bool {
+    let code = u32::from(c);
+    matches!(code, 0xfdd0..=0xfdef) || code & 0xfffe == 0xfffe
 }
 
 fn object(members: &[Member], given: &[(String, Json)], way: Way) -> Result<Json> {

@@ -380,10 +380,9 @@ impl Exchange {
         if line.is_none() && std::mem::take(&mut self.tells_dropped) {
             line = self.audit.dropped();
         }
-        if let Some(line) = &line {
-            self.counters.audit(line);
-        }
-        line
+        let line = line?;
+        self.counters.decided(line.verdict, line.count);
+        Some(line.text)
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::buffer::Buffer;
+use crate::policy::json::Json;
 use crate::qmp::lines::{LINE_MAX, Line, Lines};
 use crate::qmp::message::{Message, command};
 
@@ -163,7 +164,8 @@ impl Sync {
         self.probe = Some(id);
     }
 
-    fn is_answer(&self, id: &Value) -> bool {
-        self.probe.is_some() && id.as_str() == self.probe.as_deref()
+    /// An error without an id is none: it is QEMU's to the `0xFF`.
+    fn is_answer(&self, id: &Json) -> bool {
+        self.probe.is_some() && id.text() == self.probe.as_deref()
     }
 }

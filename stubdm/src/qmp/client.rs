@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::lines::{LINE_MAX, Line, Lines};
 use super::message::{Message, command};
+use crate::policy::json::Json;
 
 /// What the conversation has to tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +17,7 @@ pub enum Told {
     /// Greeted and negotiated: commands may be sent.
     Ready,
     /// The answer to the oldest command still open.
-    Answer(Result<Value, QmpError>),
+    Answer(Result<Json, QmpError>),
     /// An event, by name.
     Event(String),
     /// The other end does not speak QMP as it should; the conversation is over.
@@ -133,7 +134,12 @@ impl Client {
             (State::Greeting, _) => self.broken("no greeting came first".into()),
             (_, Message::Greeting(_)) => self.broken("a second greeting came".into()),
             (_, Message::Event { name, .. }) => self.told.push_back(Told::Event(name)),
-            (State::Negotiating, Message::Return { id, .. }) if id == 0 => {
+            (
+                State::Negotiating,
+                Message::Return {
+                    id: Json::Int(0), ..
+                },
+            ) => {
                 self.state = State::Ready;
                 self.told.push_back(Told::Ready);
             }
@@ -142,14 +148,19 @@ impl Client {
             }
             (_, Message::Return { id, value }) => self.answer(&id, Ok(value)),
             (_, Message::Error { id, class, desc }) => {
+                // QEMU answers a command that it cannot parse without its id.
+                let id = match (id, self.open.front()) {
+                    (Json::Null, Some(open)) => id_of(*open),
+                    (id, _) => id,
+                };
                 self.answer(&id, Err(QmpError { class, desc }));
             }
         }
     }
 
-    fn answer(&mut self, id: &Value, answer: Result<Value, QmpError>) {
+    fn answer(&mut self, id: &Json, answer: Result<Json, QmpError>) {
         match self.open.front() {
-            Some(open) if *id == *open => {
+            Some(open) if *id == id_of(*open) => {
                 self.open.pop_front();
                 self.told.push_back(Told::Answer(answer));
             }
@@ -163,6 +174,10 @@ impl Client {
             self.told.push_back(Told::Broken(why));
         }
     }
+}
+
+fn id_of(number: u64) -> Json {
+    i64::try_from(number).map_or(Json::Null, Json::Int)
 }
 
 #[cfg(test)]
@@ -209,7 +224,7 @@ mod tests {
         assert_eq!(sent(&mut client).lines().count(), 2);
         client.receive(b"{\"event\": \"STOP\"}\r\n{\"return\": {}, \"id\": 1}\r\n");
         assert_eq!(client.told(), Some(Told::Event("STOP".into())));
-        assert_eq!(client.told(), Some(Told::Answer(Ok(json!({})))));
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
         client
             .receive(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n");
         let error = QmpError {
@@ -229,11 +244,30 @@ mod tests {
         client.take_back();
         assert_eq!(client.to_send(), b"");
         client.receive(b"{\"return\": {}, \"id\": 1}\r\n");
-        assert_eq!(client.told(), Some(Told::Answer(Ok(json!({})))));
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
         client.execute("stop", None);
         assert_eq!(sent(&mut client).lines().count(), 1);
         client.receive(b"{\"return\": {}, \"id\": 3}\r\n");
-        assert_eq!(client.told(), Some(Told::Answer(Ok(json!({})))));
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+    }
+
+    #[test]
+    fn an_error_without_an_id_answers_the_command_that_is_out() {
+        let mut client = ready();
+        client.execute("cont", None);
+        client.execute("stop", None);
+        let refusal = b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"not parsed\"}}\r\n";
+        client.receive(refusal);
+        assert!(
+            matches!(client.told(), Some(Told::Answer(Err(error))) if error.desc == "not parsed")
+        );
+        client.receive(b"{\"return\": {}, \"id\": 2}\r\n");
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+        client.receive(refusal);
+        assert!(
+            matches!(client.told(), Some(Told::Broken(_))),
+            "none is out"
+        );
     }
 
     #[test]

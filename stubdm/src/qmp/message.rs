@@ -1,28 +1,38 @@
 //! What a line from QEMU is: the greeting, an answer, or an event.
 //!
-//! The text comes from a domain that may be hostile. Depth is bounded by the parser (128), size by
-//! [`super::lines`]; a line that is no message is an error of its own, never a guess.
+//! The text comes from a domain that may be hostile: it is read under [`LIMITS`]. A line that is no
+//! message is an error of its own, never a guess.
 
 use serde_json::Value;
 
+use super::lines::LINE_MAX;
 use crate::error::one_line;
+use crate::policy::json::{Json, Limits};
+
+/// How much a message may hold where no policy says so.
+pub const LIMITS: Limits = Limits {
+    bytes: LINE_MAX,
+    depth: 64,
+    elements: 50_000,
+    text: LINE_MAX,
+};
 
 /// One message from QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     /// The first message of every conversation.
-    Greeting(Value),
+    Greeting(Json),
     /// A command succeeded.
     Return {
         /// The id the command carried, `Null` for none.
-        id: Value,
+        id: Json,
         /// What it returned.
-        value: Value,
+        value: Json,
     },
     /// A command failed, or (without an id) a request could not even be parsed.
     Error {
         /// The id the command carried, `Null` for none.
-        id: Value,
+        id: Json,
         /// QEMU's error class, e.g. `CommandNotFound`.
         class: String,
         /// QEMU's words, made fit for one line.
@@ -33,7 +43,7 @@ pub enum Message {
         /// Its name, e.g. `SHUTDOWN`.
         name: String,
         /// What came with it.
-        data: Value,
+        data: Json,
     },
 }
 
@@ -55,27 +65,27 @@ impl Message {
     /// # Errors
     /// The line is not JSON, not an object, or an object that is none of the four.
     pub fn parse(line: &[u8]) -> Result<Self, NotAMessage> {
-        let value: Value =
-            serde_json::from_slice(line).map_err(|e| NotAMessage(one_line(&e.to_string())))?;
-        let Value::Object(mut object) = value else {
+        let read = Json::read(line, &LIMITS);
+        let mut object = read.map_err(|error| NotAMessage(error.to_string()))?;
+        if !matches!(object, Json::Map(_)) {
             return Err(NotAMessage("not an object".into()));
-        };
-        let id = object.remove("id").unwrap_or(Value::Null);
-        if let Some(greeting) = object.remove("QMP") {
+        }
+        let id = object.take("id").unwrap_or(Json::Null);
+        if let Some(greeting) = object.take("QMP") {
             Ok(Self::Greeting(greeting))
-        } else if let Some(value) = object.remove("return") {
+        } else if let Some(value) = object.take("return") {
             Ok(Self::Return { id, value })
-        } else if let Some(error) = object.remove("error") {
-            let text = |key| one_line(error.get(key).and_then(Value::as_str).unwrap_or("?"));
+        } else if let Some(error) = object.take("error") {
+            let text = |key| one_line(error.get(key).and_then(Json::text).unwrap_or("?"));
             Ok(Self::Error {
                 id,
                 class: text("class"),
                 desc: text("desc"),
             })
-        } else if let Some(Value::String(name)) = object.remove("event") {
+        } else if let Some(Json::Text(name)) = object.take("event") {
             Ok(Self::Event {
                 name: one_line(&name),
-                data: object.remove("data").unwrap_or_default(),
+                data: object.take("data").unwrap_or(Json::Null),
             })
         } else {
             Err(NotAMessage("neither greeting, answer nor event".into()))
@@ -109,8 +119,8 @@ mod tests {
         assert_eq!(
             Message::parse(br#"{"return": {}, "id": 1}"#),
             Ok(Message::Return {
-                id: json!(1),
-                value: json!({})
+                id: Json::Int(1),
+                value: Json::Map(Vec::new())
             })
         );
         let error = br#"{"id": "n", "error": {"class": "CommandNotFound", "desc": "a\nb"}}"#;
@@ -118,7 +128,7 @@ mod tests {
         assert_eq!(
             Message::parse(error),
             Ok(Message::Error {
-                id: json!("n"),
+                id: Json::from("n"),
                 class,
                 desc
             })
@@ -129,7 +139,7 @@ mod tests {
             Message::parse(event),
             Ok(Message::Event {
                 name,
-                data: Value::Null
+                data: Json::Null
             })
         );
     }

@@ -9,7 +9,9 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::{Client, Told};
+use super::message::LIMITS;
 use crate::error::{Context, Failure, Result, one_line};
+use crate::policy::json::Json;
 use crate::proxy::local;
 use crate::tools::store::domid;
 use xen_store::Store;
@@ -48,8 +50,8 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 
 /// A command's arguments.
 pub(crate) fn object(text: &str) -> std::result::Result<Value, String> {
-    match serde_json::from_str(text) {
-        Ok(value @ Value::Object(_)) => Ok(value),
+    match Json::read(text.as_bytes(), &LIMITS) {
+        Ok(value @ Json::Map(_)) => Ok(value.into()),
         Ok(_) => Err("not a JSON object".to_owned()),
         Err(error) => Err(format!("not JSON: {error}")),
     }
@@ -132,7 +134,7 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
                     greeted = true;
                     client.execute(&options.command, options.arguments.as_ref());
                 }
-                Told::Answer(Ok(answer)) => return Ok(answer),
+                Told::Answer(Ok(answer)) => return Ok(answer.into()),
                 Told::Answer(Err(error)) => {
                     return Err(Failure::new(format_args!(
                         "QEMU refused {}: {error}",

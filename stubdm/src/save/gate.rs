@@ -8,15 +8,22 @@
 //! No I/O. Memory: a client's line of up to `REQUEST_MAX` bytes, and while an answer is awaited a
 //! line of QEMU's of up to [`LINE_MAX`].
 
-use serde_json::Value;
-
 use super::{COMMAND, FDSET};
+use crate::policy::json::{Json, Limits};
+use crate::policy::message::error;
 use crate::proxy::buffer::Buffer;
 use crate::qmp::lines::LINE_MAX;
 use crate::qmp::message::Message;
 
 /// The longest request that is looked at; libxl's has under 200 bytes.
 const REQUEST_MAX: usize = 4096;
+/// What such a request may hold.
+const LIMITS: Limits = Limits {
+    bytes: REQUEST_MAX,
+    depth: 8,
+    elements: 64,
+    text: REQUEST_MAX,
+};
 
 /// Where a save stands.
 #[derive(Debug, Default)]
@@ -25,10 +32,10 @@ enum State {
     #[default]
     Open,
     /// Asked for, under this id.
-    Awaited(Value),
+    Awaited(Json),
     /// Done by QEMU; its answer, and what came after it in the same piece, wait here.
     Held {
-        id: Value,
+        id: Json,
         answer: Vec<u8>,
         rest: Vec<u8>,
     },
@@ -116,6 +123,8 @@ impl Gate {
                 self.refused = true;
                 true
             }
+            // Nor is an error without an id the answer: it may be to a command before. Should it be
+            // the save's, lines go on passing one by one until the next answer or request.
             _ => true,
         }
     }
@@ -136,9 +145,8 @@ impl Gate {
             match outcome {
                 Ok(()) => out.append(&answer),
                 Err(why) => {
-                    let error = serde_json::json!({"class": "GenericError", "desc": why});
-                    let refusal = serde_json::json!({"id": id, "error": error});
-                    out.append(format!("{refusal}\r\n").as_bytes());
+                    let id = Some(id).filter(|id| *id != Json::Null);
+                    out.append(&error("GenericError", why, id));
                 }
             }
             out.append(&rest);
@@ -147,7 +155,7 @@ impl Gate {
 }
 
 /// The id of a request to save into our file, if this line is one.
-fn save_request(line: &[u8]) -> Option<Value> {
+fn save_request(line: &[u8]) -> Option<Json> {
     // Most lines are something else and need no parsing.
     if !line
         .windows(COMMAND.len())
@@ -155,15 +163,13 @@ fn save_request(line: &[u8]) -> Option<Value> {
     {
         return None;
     }
-    let Ok(Value::Object(mut request)) = serde_json::from_slice(line) else {
-        return None;
-    };
-    let named = request.get("execute").and_then(Value::as_str) == Some(COMMAND);
+    let mut request = Json::read(line, &LIMITS).ok()?;
+    let named = request.get("execute").and_then(Json::text) == Some(COMMAND);
     let file = request
         .get("arguments")
         .and_then(|arguments| arguments.get("filename"));
-    let ours = file.and_then(Value::as_str) == Some(format!("/dev/fdset/{FDSET}").as_str());
-    (named && ours).then(|| request.remove("id").unwrap_or_default())
+    let ours = file.and_then(Json::text) == Some(format!("/dev/fdset/{FDSET}").as_str());
+    (named && ours).then(|| request.take("id").unwrap_or(Json::Null))
 }
 
 #[cfg(test)]
@@ -215,7 +221,7 @@ mod tests {
         assert_eq!(
             Message::parse(&line),
             Ok(Message::Error {
-                id: Value::from(7),
+                id: Json::Int(7),
                 class: "GenericError".into(),
                 desc: "the console \"broke\"".into(),
             })

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use crate::dmargv::pairs;
 use crate::error::{Context, Failure, Result};
+use crate::policy::json::Json;
 use crate::qmp::lines::{Line, Lines};
+use crate::qmp::message::LIMITS;
 
 /// What this program is called when it is to be the peer.
 pub const NAME: &str = "scripted-qmp-peer";
@@ -103,7 +105,7 @@ impl Machine {
     fn answer(&self, line: &Line, negotiated: &mut bool) -> (Value, bool) {
         let refuse = |class: &str, desc: &str| json!({"error": {"class": class, "desc": desc}});
         let command = match line {
-            Line::Whole(line) => serde_json::from_slice::<Value>(line).ok(),
+            Line::Whole(line) => Json::read(line, &LIMITS).ok().map(Value::from),
             Line::TooLong(_) => None,
         };
         let Some(command) = command else {

@@ -8,14 +8,20 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::kill;
+use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Gid, Pid, Uid, chroot, setgroups, setresgid, setresuid};
+use stubdm::policy::Policy;
+use stubdm::policy::json::Limits;
 use stubdm::proxy::cage::{calls, user_of, walls};
+use stubdm::proxy::exchange::Exchange;
 use stubdm::proxy::inherit;
+use stubdm::qmp::lines::LINE_MAX;
 
 use crate::raw;
 
@@ -212,11 +218,22 @@ pub(crate) fn play(which: &str, outside: &Outside) -> ExitCode {
             walls::leave_the_files().unwrap();
             walls::become_nobody(user_of(77)).unwrap();
         }
+        "wide" => {
+            walls::limit(log.as_fd()).unwrap();
+            let half = walls::MEMORY / 2;
+            // One that is short of memory is to end, not to handle a signal of its own for ever.
+            SigSet::all().thread_block().unwrap();
+            setrlimit(Resource::RLIMIT_DATA, half, half).unwrap();
+            calls::restrict().unwrap();
+        }
         other => panic!("no walls of the name {other}"),
     }
     let mut output = output.lock();
     if which == "hungry" {
         return hungry(&mut output);
+    }
+    if which == "wide" {
+        return wide(&mut output);
     }
     let own = ATTEMPTS
         .iter()
@@ -267,5 +284,93 @@ fn hungry(output: &mut impl Write) -> ExitCode {
         descriptors.len()
     )
     .unwrap();
+    ExitCode::SUCCESS
+}
+
+/// A line as long as one may be, and a value in it that takes as much memory as it can.
+fn widest(item: impl Fn(usize) -> String, open: &str, close: &str) -> Vec<u8> {
+    let mut line = open.as_bytes().to_vec();
+    for n in 0.. {
+        let item = item(n);
+        if line.len() + item.len() + close.len() > LINE_MAX {
+            break;
+        }
+        line.extend_from_slice(item.as_bytes());
+    }
+    line.extend_from_slice(close.as_bytes());
+    line
+}
+
+/// A name, what is repeated, and what is around it.
+type Kind = (
+    &'static str,
+    fn(usize) -> String,
+    &'static str,
+    &'static str,
+);
+
+/// Takes the widest lines under the largest limits a policy can have: where a session begins, and
+/// as the answer to a command.
+fn wide(output: &mut impl Write) -> ExitCode {
+    let mut policy = Policy::built_in().unwrap();
+    policy.limits.answer = LINE_MAX;
+    policy.limits.json = Limits {
+        bytes: LINE_MAX,
+        depth: 100,
+        elements: 100_000,
+        text: LINE_MAX,
+    };
+    let now = Instant::now();
+    let mut exchange = Exchange::new(Arc::new(policy), 1, now);
+    let client = exchange.client_arrived(now);
+    let kinds: [Kind; 6] = [
+        ("objects", |_| "{\"\":0},".into(), "[", "0]"),
+        ("arrays", |_| "[0],".into(), "[", "0]"),
+        ("members", |n| format!("\"{n:x}\":0,"), "{", "\"\":0}"),
+        ("texts", |n| format!("\"{n:x}\":\"{n:x}\","), "{", "\"\":0}"),
+        ("escapes", |_| "\\u0020".into(), "\"", "\""),
+        ("deep", |n| ["[", "{\"a\":", "[0,"][n % 3].into(), "", ""),
+    ];
+    for (name, item, open, close) in kinds {
+        exchange.vchan_up(now);
+        let say = |exchange: &mut Exchange, line: &[u8]| {
+            for piece in line.chunks(4096).chain([&b"\n"[..]]) {
+                exchange.vchan_bytes(piece, now);
+            }
+        };
+        // A greeting that nobody forgets, then whatever else comes before the answer to the probe.
+        let greeting = r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7}},"x":"#;
+        say(
+            &mut exchange,
+            &widest(item, &format!("{greeting}{open}"), &format!("{close}}}}}")),
+        );
+        say(&mut exchange, &widest(item, open, close));
+        say(&mut exchange, format!("{greeting}0}}}}").as_bytes());
+        let id = |exchange: &mut Exchange| {
+            let out = String::from_utf8_lossy(exchange.vchan_out()).into_owned();
+            exchange.vchan_wrote(exchange.vchan_out().len());
+            let (_, id) = out.rsplit_once("\"id\":\"").unwrap();
+            id.split('"').next().unwrap().to_owned()
+        };
+        let probe = id(&mut exchange);
+        say(
+            &mut exchange,
+            format!("{{\"error\":{{}},\"id\":\"{probe}\"}}").as_bytes(),
+        );
+        let negotiation = id(&mut exchange);
+        say(
+            &mut exchange,
+            format!("{{\"return\":{{}},\"id\":\"{negotiation}\"}}").as_bytes(),
+        );
+        let command = b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-cpus-fast\"}\n";
+        exchange.client_bytes(client, command, now);
+        let asked = id(&mut exchange);
+        let open = format!("{{\"id\":\"{asked}\",\"return\":{open}");
+        say(&mut exchange, &widest(item, &open, &format!("{close}}}")));
+        let told = exchange.client_out(client).len();
+        exchange.client_wrote(client, told, now);
+        writeln!(output, "{name} {told}").unwrap();
+        exchange.vchan_lost(now);
+    }
     ExitCode::SUCCESS
 }

@@ -29,11 +29,12 @@ fn main() -> ExitCode {
             return attempts::play(walls, &Outside::from_args(rest));
         }
     }
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         ("nothing_leads_out", nothing_leads_out),
         ("calls_alone_keep_it_in", calls_alone_keep_it_in),
         ("the_user_and_the_root_alone_keep_it_in", user_alone),
         ("memory_and_descriptors_run_out", memory_runs_out),
+        ("a_wide_line_takes_half_of_the_memory", wide_lines_fit),
     ];
     for (name, test) in tests {
         test();
@@ -160,4 +161,12 @@ fn memory_runs_out() {
     assert!((most / 2..=most).contains(&number("MiB ")), "{said}");
     assert!((16..=64).contains(&number("descriptors ")), "{said}");
     assert_eq!(number("core "), 0);
+}
+
+/// At most: a process with half of it is not short of any.
+fn wide_lines_fit() {
+    let output = Targets::new().run("wide");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}: {said}", output.status);
+    assert_eq!(said.lines().count(), 6, "{said}");
 }

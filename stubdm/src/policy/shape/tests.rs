@@ -6,6 +6,7 @@ const NEW: Way = Way::ToQemu(Version(9, 2, 0));
 
 fn json(text: &str) -> Json {
     let limits = Limits {
+        bytes: 1 << 20,
         depth: 9,
         elements: 99,
         text: 999,

@@ -143,6 +143,75 @@ fn libxls_conversation() {
     assert_eq!(bench.exchange.deadline(), None, "nothing is waited for");
 }
 
+/// QEMU names no command in its answer to one that it cannot parse.
+#[test]
+fn an_error_without_an_id_answers_the_command_that_is_out() {
+    let refusal = r#"{"error":{"class":"GenericError","desc":"JSON parse error"}}"#;
+    let (mut bench, client) = Bench::talking();
+    bench.say(client, r#"{"execute":"stop","id":1}"#);
+    let id = bench.id();
+    bench.qemu(refusal);
+    let told = bench.told(client);
+    assert!(
+        told.contains("JSON parse error") && told.ends_with("\"id\":1}\r\n"),
+        "{told}"
+    );
+    bench.say(client, r#"{"execute":"cont","id":2}"#);
+    let next = bench.id();
+    bench.qemu(&format!(r#"{{"return":{{}},"id":"{id}"}}"#));
+    assert_eq!(bench.told(client), "", "the late answer is nobody's");
+    bench.qemu(&format!(r#"{{"return":{{}},"id":"{next}"}}"#));
+    assert_eq!(bench.told(client), "{\"return\":{},\"id\":2}\r\n");
+    bench.qemu(refusal);
+    assert_eq!(bench.told(client), "", "no command is out");
+}
+
+#[test]
+fn what_qemu_could_not_parse_is_denied_under_its_id() {
+    let (mut bench, client) = Bench::talking();
+    for code in [
+        "\\ufffe",
+        "\\uffff",
+        "\\ufdd0",
+        "\\ud83f\\udfff",
+        "\u{10fffe}",
+    ] {
+        let line = format!(
+            r#"{{"execute":"human-monitor-command","id":5,"arguments":{{"command-line":"info {code}"}}}}"#
+        );
+        let told = bench.say(client, &line);
+        assert!(
+            told.contains("GenericError") && told.ends_with("\"id\":5}\r\n"),
+            "{told}"
+        );
+        assert_eq!(bench.sent(), None, "{code}");
+    }
+    for line in [
+        r#"{"execute":"stop","id":"\ud800"}"#,
+        "{\"execute\":\"stop\",\"id\":\"\u{1}\"}",
+    ] {
+        assert!(bench.say(client, line).contains("no proper JSON"), "{line}");
+        assert_eq!(bench.sent(), None, "{line}");
+    }
+}
+
+#[test]
+fn one_read_of_denied_commands_is_counted_to_the_last() {
+    let (mut bench, client) = Bench::talking();
+    bench.audit();
+    let many = "{}\n".repeat(4096 / 3);
+    bench
+        .exchange
+        .client_bytes(client, many.as_bytes(), bench.now);
+    let lines = bench.audit();
+    assert_eq!(lines.len(), 65);
+    assert_eq!(
+        lines.last().unwrap(),
+        r#"{"audit":"denied","left-out":1301}"#
+    );
+    assert_eq!(bench.exchange.counters().denied, 4096 / 3);
+}
+
 /// QEMU takes a turn of its main loop for each byte of a command.
 #[test]
 fn qemu_has_no_more_to_read_than_libxl_wrote() {

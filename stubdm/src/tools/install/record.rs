@@ -77,6 +77,7 @@ impl Record {
             }
             Err(error) => return Err(error).context(path.display()),
         };
+        #[allow(clippy::disallowed_methods)] // This program's own file.
         let record: Self = serde_json::from_slice(&text).context(path.display())?;
         if record.version != 1 {
             return Err(Failure::new(format_args!(
