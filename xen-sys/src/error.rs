@@ -3,15 +3,19 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::DomId;
+
 /// The result of an operation on the hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why an operation on the hypervisor did not happen.
 ///
 /// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
-/// module or gain a privilege ([`Device`](Self::Device)), look at the errno
-/// ([`Os`](Self::Os)), correct the call ([`Invalid`](Self::Invalid)), do without
-/// ([`Unsupported`](Self::Unsupported)), or start over ([`EventOverflow`](Self::EventOverflow)).
+/// module or gain a privilege ([`Device`](Self::Device), [`NotPermitted`](Self::NotPermitted),
+/// [`HypercallsRefused`](Self::HypercallsRefused)), look at the errno ([`Os`](Self::Os)), correct
+/// the call ([`Invalid`](Self::Invalid), [`NoDomain`](Self::NoDomain)), do without
+/// ([`Unsupported`](Self::Unsupported), [`InterfaceVersion`](Self::InterfaceVersion)), or start
+/// over ([`EventOverflow`](Self::EventOverflow)).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -56,6 +60,46 @@ pub enum Error {
         /// The operation.
         op: &'static str,
     },
+    /// Xen does not let this domain make the call (`EPERM`), or its security policy does not
+    /// (`EACCES`).
+    #[error("{op}: this domain may not do that: {source}")]
+    NotPermitted {
+        /// The hypercall's operation by its C name.
+        op: &'static str,
+        /// The errno.
+        source: io::Error,
+    },
+    /// The kernel lets no hypercall through this file (`EPERM`), so Xen was not asked.
+    ///
+    /// So it is in a domain that is no control domain, from the kernels with the fix for XSA-482
+    /// on (they log `No target domain found`), and on a file that is restricted to one domain.
+    #[error(
+        "{op}: the kernel refuses hypercalls from this program (XSA-482, or a restricted file)"
+    )]
+    HypercallsRefused {
+        /// The hypercall's operation by its C name.
+        op: &'static str,
+    },
+    /// Xen's interface is of a version that this crate does not know.
+    ///
+    /// Never a matter of permission: Xen looks at the version first.
+    #[error("{op}: Xen has none of interface versions {lowest:#x} to {highest:#x}")]
+    InterfaceVersion {
+        /// `domctl` or `sysctl`.
+        op: &'static str,
+        /// The lowest version known.
+        lowest: u32,
+        /// The highest version known.
+        highest: u32,
+    },
+    /// There is no such domain (`ESRCH`).
+    #[error("{op}: there is no domain {domain}")]
+    NoDomain {
+        /// The hypercall's operation by its C name.
+        op: &'static str,
+        /// The domain.
+        domain: DomId,
+    },
     /// The kernel's event buffer overflowed and no event is delivered until a reset.
     ///
     /// Linux: `EFBIG` from `/dev/xen/evtchn`.
@@ -84,7 +128,12 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Device { source, .. } | Self::Os { source, .. } => source.raw_os_error(),
+            Self::Device { source, .. }
+            | Self::Os { source, .. }
+            | Self::NotPermitted { source, .. } => source.raw_os_error(),
+            Self::HypercallsRefused { .. } => Some(libc::EPERM),
+            Self::InterfaceVersion { .. } => Some(libc::EACCES),
+            Self::NoDomain { .. } => Some(libc::ESRCH),
             Self::NoXen { .. } => Some(libc::ENOENT),
             Self::EventOverflow => Some(libc::EFBIG),
             Self::Invalid { .. } | Self::Unsupported { .. } => None,
@@ -96,9 +145,12 @@ impl Error {
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Device { source, .. } | Self::Os { source, .. } => source.kind(),
-            Self::NoXen { .. } => io::ErrorKind::NotFound,
+            Self::NoXen { .. } | Self::NoDomain { .. } => io::ErrorKind::NotFound,
+            Self::NotPermitted { .. } | Self::HypercallsRefused { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
             Self::Invalid { .. } => io::ErrorKind::InvalidInput,
-            Self::Unsupported { .. } => io::ErrorKind::Unsupported,
+            Self::Unsupported { .. } | Self::InterfaceVersion { .. } => io::ErrorKind::Unsupported,
             Self::EventOverflow => io::ErrorKind::Other,
         }
     }

@@ -30,7 +30,7 @@
 mod evtchn;
 mod gntalloc;
 mod gntdev;
-mod privcmd;
+pub(crate) mod privcmd;
 
 use std::ffi::{c_int, c_void};
 use std::fs::File;

@@ -23,8 +23,10 @@
 //! | `IOCTL_GNTDEV_*` | [`abi::gntdev`], issued by [`ioctl::GntDev`] |
 //! | `IOCTL_GNTALLOC_*` | [`abi::gntalloc`], issued by [`ioctl::GntAlloc`] |
 //! | `IOCTL_PRIVCMD_*` | [`abi::privcmd`], issued by [`ioctl::PrivCmd`] |
-//! | `xencall_open`, `xencall_alloc_buffer` | [`privcmd::Privcmd`], [`mmap::HypercallBuffer`] |
-//! | `xc_version` | [`privcmd::Privcmd::xen_version`] |
+//! | hypercalls' structs | [`abi::hypercall`], [`abi::version`], [`abi::domctl`], [`abi::sysctl`] |
+//! | `xencall_open`, `xc_interface_open` | [`privcmd::Privcmd`] |
+//! | `xencall1` to `xencall5`, `xencall_alloc_buffer` | [`privcmd::Privcmd::hypercall`], [`privcmd::Privcmd::buffer`] |
+//! | `xc_version`, `xc_domain_getinfolist`, ... | [`privcmd::Privcmd::xen_version`], [`privcmd::Privcmd::domains`], ... |
 //!
 //! # Example
 //!

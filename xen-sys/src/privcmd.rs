@@ -1,8 +1,42 @@
 //! `/dev/xen/privcmd`: hypercalls from user space, typed.
 //!
+//! ```
+//! use xen_sys::{Error, Xen, privcmd::Privcmd};
+//!
+//! fn show(xen: &Xen) -> Result<(), Error> {
+//!     let privcmd = Privcmd::open(xen)?;
+//!     println!("Xen {}", privcmd.xen_version()?);
+//!     for domain in privcmd.domains()? {
+//!         println!("{}: {:?}, {} pages", domain.id, domain.flags, domain.pages);
+//!     }
+//!     Ok(())
+//! }
+//! # #[cfg(feature = "sim")] {
+//! # let host = xen_sys::sim::Simulation::start()?;
+//! # show(&host.xen(xen_sys::DomId::DOM0)?)?;
+//! # }
+//! # Ok::<(), Error>(())
+//! ```
+//!
+//! | what | calls |
+//! |---|---|
+//! | the hypervisor | [`xen_version`](Privcmd::xen_version) and its neighbours |
+//! | domains | [`domains`](Privcmd::domains), [`domain_info`](Privcmd::domain_info), [`pause`](Privcmd::pause), [`destroy`](Privcmd::destroy), ... |
+//! | the machine | [`phys_info`](Privcmd::phys_info), [`cpu_topology`](Privcmd::cpu_topology), [`console_ring`](Privcmd::console_ring), ... |
+//! | one guest | [`hvm_param`](Privcmd::hvm_param), [`port_status`](Privcmd::port_status), [`maximum_gpfn`](Privcmd::maximum_gpfn), ... |
+//! | anything else | [`hypercall`](Privcmd::hypercall) and [`multicall`](Privcmd::multicall), which are `unsafe` |
+//!
 //! Nothing else in the workspace needs this device: event channels, grants and the store have
 //! devices of their own. In a domain that is not privileged, kernels with the fix for XSA-482
-//! refuse hypercalls through it altogether (`EPERM`).
+//! refuse hypercalls through it altogether: [`Error::HypercallsRefused`].
+//!
+//! # Versions
+//!
+//! Xen's interfaces for its toolstack, domctl and sysctl, have version numbers, and Xen answers
+//! one version only. The first such call asks for the version
+//! ([`interfaces`](Privcmd::interfaces)), so one program serves Xen 4.17 to 4.22.
+//!
+//! # Restriction
 //!
 //! A restricted handle is a type of its own, so that what the kernel would refuse does not
 //! compile:
@@ -11,50 +45,66 @@
 //!   Privcmd ── restrict(dom) ──> RestrictedPrivcmd     for good; no hypercall any more
 //! ```
 
-use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+mod backend;
+mod domain;
+mod guest;
+mod machine;
+mod pool;
+mod raw;
+mod version;
 
-use crate::abi::privcmd::{
-    SHUTDOWN_CRASH, XEN_CAPABILITIES_INFO_LEN, XENVER_CAPABILITIES, XENVER_EXTRAVERSION,
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use self::backend::Backend;
+pub use self::domain::{
+    CapabilityFlags, DomainFlags, DomainInfo, DomainState, ShutdownReason, StateFlags, VcpuInfo,
 };
+pub use self::guest::{GrantTableSize, HvmParam, PortState, PortStatus};
+pub use self::machine::{ConsoleChunk, CpuTopology, NodeMemory, PhysCaps, PhysInfo};
+pub use self::pool::Buffer;
+pub use self::version::{CompileInfo, DomainHandle, Features, XenVersion};
+pub use crate::abi::hypercall::MulticallEntry;
+use crate::abi::privcmd::SHUTDOWN_CRASH;
 use crate::ioctl::PrivCmd;
-use crate::mmap::HypercallBuffer;
-use crate::{DomId, Error, Host, Result, Xen};
+use crate::{DomId, Error, Result, Xen};
 
 /// An open privcmd device, unrestricted.
+///
+/// Any number of threads may make calls at once.
 #[doc(alias = "xencall_handle")]
 #[doc(alias = "xencall_close")]
 #[doc(alias = "xencall_fd")]
+#[doc(alias = "xc_interface")]
+#[doc(alias = "xc_interface_close")]
 #[derive(Debug)]
 pub struct Privcmd {
-    dev: PrivCmd,
-    /// Memory for what a hypercall writes; one call at a time uses it.
-    buffer: Mutex<HypercallBuffer>,
+    backend: Backend,
+}
+
+/// The versions of Xen's interfaces for its toolstack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Interfaces {
+    /// domctl's.
+    #[doc(alias = "XEN_DOMCTL_INTERFACE_VERSION")]
+    pub domctl: u32,
+    /// sysctl's.
+    #[doc(alias = "XEN_SYSCTL_INTERFACE_VERSION")]
+    pub sysctl: u32,
 }
 
 impl Privcmd {
-    /// Opens the device, which usually takes root.
+    /// Opens the device, which usually takes root. On a simulated host, a process of domain 0 may
+    /// make the typed calls.
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] when the node does not open; [`Error::Os`] without memory for a buffer;
-    /// [`Error::Unsupported`] on a host that is not real: a simulated hypervisor takes no
-    /// hypercalls.
+    /// [`Error::Device`] when the node does not open.
     #[doc(alias = "xencall_open")]
+    #[doc(alias = "xc_interface_open")]
     pub fn open(xen: &Xen) -> Result<Self> {
-        match xen.host() {
-            Host::Dev(root) => {
-                let dev = PrivCmd::open(root)?;
-                let buffer = HypercallBuffer::new(root, XEN_CAPABILITIES_INFO_LEN)?;
-                Ok(Self {
-                    dev,
-                    buffer: Mutex::new(buffer),
-                })
-            }
-            #[allow(unreachable_patterns)]
-            _ => Err(Error::Unsupported { op: "privcmd" }),
-        }
+        let backend = Backend::open(xen)?;
+        Ok(Self { backend })
     }
 
     /// Takes a descriptor of the device that some other program opened: what is restricted here is
@@ -62,67 +112,45 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if it is of something else; as [`open`](Self::open).
+    /// [`Error::Invalid`] if it is of something else; [`Error::Unsupported`] on a simulated host;
+    /// as [`open`](Self::open).
     pub fn adopt(xen: &Xen, fd: OwnedFd) -> Result<Self> {
-        match xen.host() {
-            Host::Dev(root) => {
-                let dev = PrivCmd::adopt(root, fd)?;
-                let buffer = HypercallBuffer::new(root, XEN_CAPABILITIES_INFO_LEN)?;
-                Ok(Self {
-                    dev,
-                    buffer: Mutex::new(buffer),
-                })
-            }
-            #[allow(unreachable_patterns)]
-            _ => Err(Error::Unsupported { op: "privcmd" }),
-        }
+        let backend = Backend::adopt(xen, fd)?;
+        Ok(Self { backend })
     }
 
-    /// The hypervisor's version.
+    fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// The versions of Xen's interfaces, asked for once.
     ///
     /// # Errors
     ///
-    /// `EPERM` where the kernel refuses hypercalls.
-    ///
-    /// ```no_run
-    /// # use xen_sys::{Xen, privcmd::Privcmd};
-    /// let v = Privcmd::open(&Xen::open()?)?.xen_version()?;
-    /// println!("{v}"); // 4.17.5
-    /// # Ok::<(), xen_sys::Error>(())
-    /// ```
-    #[doc(alias = "xc_version")]
-    #[doc(alias = "XENVER_version")]
-    pub fn xen_version(&self) -> Result<XenVersion> {
-        let (major, minor) = self.dev.xenver_version()?;
-        let extra = self.text(XENVER_EXTRAVERSION)?;
-        Ok(XenVersion {
-            major,
-            minor,
-            extra,
+    /// [`Error::InterfaceVersion`] when Xen's is none that is known here;
+    /// [`Error::HypercallsRefused`] where the kernel refuses hypercalls. A domain that may make no
+    /// such call is told the versions all the same.
+    pub fn interfaces(&self) -> Result<Interfaces> {
+        Ok(Interfaces {
+            domctl: self.backend.domctl_version()?,
+            sysctl: self.backend.sysctl_version()?,
         })
     }
 
-    /// The guest types the hypervisor can run, such as `xen-3.0-x86_64 hvm-3.0-x86_64`.
+    /// Memory to name in a [`hypercall`](Self::hypercall): zeroed, at least `len` bytes, whole
+    /// pages. It is pooled: making one and dropping it costs little.
     ///
     /// # Errors
     ///
-    /// As [`xen_version`](Self::xen_version).
-    #[doc(alias = "XENVER_capabilities")]
-    pub fn capabilities(&self) -> Result<String> {
-        self.text(XENVER_CAPABILITIES)
-    }
-
-    fn text(&self, cmd: u64) -> Result<String> {
-        // A poisoned lock guards bytes that the next call overwrites anyway.
-        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = self.dev.xenver_text(cmd, &mut buffer)?;
-        Ok(String::from_utf8_lossy(bytes).trim_end().to_owned())
-    }
-
-    /// The device, for raw hypercalls.
-    #[must_use]
-    pub fn device(&self) -> &PrivCmd {
-        &self.dev
+    /// [`Error::Invalid`] for no bytes or more than 1 MiB; [`Error::Os`] when there is no memory,
+    /// or none may be locked where there is no `/dev/xen/hypercall`; [`Error::Unsupported`] on a
+    /// simulated host.
+    #[doc(alias = "xencall_alloc_buffer")]
+    #[doc(alias = "xencall_alloc_buffer_pages")]
+    pub fn buffer(&self, len: usize) -> Result<Buffer<'_>> {
+        let mut buffer = self.backend.buffer(len)?;
+        buffer.bytes_mut().fill(0);
+        Ok(buffer)
     }
 
     /// Gives up, for good and for every copy of the descriptor, all but device-model operations
@@ -134,16 +162,20 @@ impl Privcmd {
     /// closed in any case.
     #[doc(alias = "IOCTL_PRIVCMD_RESTRICT")]
     pub fn restrict(self, domain: DomId) -> Result<RestrictedPrivcmd> {
-        match self.dev.restrict(domain) {
-            Ok(()) => Ok(RestrictedPrivcmd {
-                dev: self.dev,
-                domain,
-            }),
-            Err(e) if e.errno() == Some(libc::ENOTTY) => Err(Error::Unsupported {
-                op: "IOCTL_PRIVCMD_RESTRICT",
-            }),
+        let op = "IOCTL_PRIVCMD_RESTRICT";
+        let dev = self.backend.into_device(op)?;
+        match dev.restrict(domain) {
+            Ok(()) => Ok(RestrictedPrivcmd { dev, domain }),
+            Err(e) if e.errno() == Some(libc::ENOTTY) => Err(Error::Unsupported { op }),
             Err(e) => Err(e),
         }
+    }
+}
+
+/// The device. On a simulated host, a descriptor that refuses every request.
+impl AsFd for Privcmd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.backend.fd()
     }
 }
 
@@ -183,38 +215,5 @@ impl RestrictedPrivcmd {
 impl AsFd for RestrictedPrivcmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dev.as_fd()
-    }
-}
-
-/// A hypervisor's version; prints as Xen's own tools print it, `4.17.5`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct XenVersion {
-    /// 4 of `4.17.5`.
-    pub major: u16,
-    /// 17 of `4.17.5`.
-    pub minor: u16,
-    /// `.5` of `4.17.5`; a distribution may put anything here, in at most 15 bytes.
-    pub extra: String,
-}
-
-impl fmt::Display for XenVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}{}", self.major, self.minor, self.extra)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn version_prints_as_xens_tools_do() {
-        let v = XenVersion {
-            major: 4,
-            minor: 17,
-            extra: ".6-pre".into(),
-        };
-        assert_eq!(v.to_string(), "4.17.6-pre");
     }
 }

@@ -26,6 +26,7 @@ const LIBRARIES: &[&str] = &[
     "xengntshr_",
     "xs_",
     "xencall",
+    "xc_",
     "libxenvchan_",
 ];
 

@@ -1,14 +1,30 @@
 //! What crosses the boundary to the kernel: layouts and opcodes.
 //!
-//! One module per device. Each struct is `repr(C)` with the fields of the C header it cites, in
-//! its order; padding that C leaves implicit is a named field here, so that what we send is
-//! always initialised. Opcodes are computed from the struct's size and never typed in;
-//! `tests/layout.rs` compares both with the numbers a C compiler makes of the headers.
+//! One module per device, and one per hypercall or group of hypercalls. Each struct is `repr(C)`
+//! with the fields of the C header it cites, in its order; padding that C leaves implicit is a
+//! named field here, so that what we send is always initialised. Opcodes are computed from the
+//! struct's size and never typed in. `tests/layout.rs` compares both with the numbers a C compiler
+//! made of the headers once; the test `headers` of sim-preload compiles the headers and compares.
 
+use zerocopy::IntoBytes as _;
+
+pub mod domctl;
 pub mod evtchn;
 pub mod gntalloc;
 pub mod gntdev;
+pub mod hypercall;
 pub mod privcmd;
+pub mod sysctl;
+pub mod version;
+
+/// The 128 bytes of a domctl's or sysctl's body that start with `bytes`, the rest zero.
+fn words(bytes: &[u8]) -> [u64; 16] {
+    let mut words = [0u64; 16];
+    let room = words.as_mut_bytes();
+    let len = bytes.len().min(room.len());
+    room[..len].copy_from_slice(&bytes[..len]);
+    words
+}
 
 /// The number of an ioctl.
 pub type Opcode = u32;

@@ -2,19 +2,33 @@
 //!
 //! # Safety
 //!
-//! This file is not safe code because a hypercall's arguments may be addresses that the hypervisor reads and writes: making one
-//! with arguments of the caller's choice is an `unsafe fn`, and the typed ones prove that theirs are of memory of their own.
+//! This file is not safe code because a hypercall's arguments may be addresses that the hypervisor
+//! reads and writes. Making one with arguments of the caller's choice is an `unsafe fn`. The typed
+//! ones are safe to call, because
+//!
+//! * the only address they pass is that of a [`HypercallBuffer`] they borrow mutably for the whole
+//!   call, so it is mapped and no reference into it is live;
+//! * what Xen reads and writes there is stated by the argument's type ([`Operation`],
+//!   [`DomctlBody`], [`SysctlBody`], [`SysctlArray`]: unsafe to implement, and implemented only
+//!   here), and is checked against the buffer's length before the call;
+//! * the call is one `ioctl(2)` of the calling thread: it has returned before anything can unwind
+//!   or be cancelled, and the buffer outlives it in any case.
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::{Driver, Node, ioctl, set};
-use crate::abi::privcmd;
+use crate::abi::domctl::{self, Domctl};
+use crate::abi::hypercall::{self, MulticallEntry};
+use crate::abi::sysctl::{self, Sysctl};
+use crate::abi::{privcmd, version};
 use crate::mmap::HypercallBuffer;
-use crate::{DevRoot, DomId, Error, Result};
+use crate::{DevRoot, DomId, Error, PAGE_SIZE, Result};
 
 /// An open `/dev/xen/privcmd`. [`crate::privcmd`] has the typed operations.
 #[derive(Debug)]
@@ -26,6 +40,284 @@ pub(super) struct PrivCmdDriver;
 
 impl Driver for PrivCmdDriver {
     const NODE: &'static str = "privcmd";
+}
+
+/// The struct that one operation reads and overwrites.
+///
+/// # Safety
+///
+/// Xen must, for operation `COMMAND` of hypercall `CALL`, read and write at most
+/// `size_of::<Self>()` bytes, or a page if that is more, at the address it is given; and find no
+/// address in what [`bounded`](Self::bounded) returns.
+pub(crate) unsafe trait Operation: Copy + FromBytes + IntoBytes + Immutable {
+    const CALL: u64;
+    const COMMAND: u64;
+    const NAME: &'static str;
+
+    /// The argument with its own lengths in it, where it has any.
+    fn bounded(self) -> Self {
+        self
+    }
+}
+
+macro_rules! operations {
+    ($($type:path = $call:ident, $command:path, $name:literal;)*) => { $(
+        // SAFETY: the type is the struct of the header its module cites; its fields are values, and
+        // Xen copies it in and out whole (xen/common: kernel.c, memory.c, grant_table.c,
+        // sched/core.c, event_channel.c; xen/arch/x86/hvm/hvm.c). `XENVER_commandline` writes its
+        // array of 1024 bytes.
+        unsafe impl Operation for $type {
+            const CALL: u64 = hypercall::$call;
+            const COMMAND: u64 = $command;
+            const NAME: &'static str = $name;
+        }
+    )* };
+}
+
+operations! {
+    version::ExtraVersion =
+        HYPERVISOR_XEN_VERSION, version::XENVER_EXTRAVERSION, "XENVER_extraversion";
+    version::CompileInfo =
+        HYPERVISOR_XEN_VERSION, version::XENVER_COMPILE_INFO, "XENVER_compile_info";
+    version::Capabilities =
+        HYPERVISOR_XEN_VERSION, version::XENVER_CAPABILITIES, "XENVER_capabilities";
+    version::Changeset =
+        HYPERVISOR_XEN_VERSION, version::XENVER_CHANGESET, "XENVER_changeset";
+    version::PlatformParameters =
+        HYPERVISOR_XEN_VERSION, version::XENVER_PLATFORM_PARAMETERS, "XENVER_platform_parameters";
+    version::FeatureInfo =
+        HYPERVISOR_XEN_VERSION, version::XENVER_GET_FEATURES, "XENVER_get_features";
+    version::GuestHandle =
+        HYPERVISOR_XEN_VERSION, version::XENVER_GUEST_HANDLE, "XENVER_guest_handle";
+    version::CommandLine =
+        HYPERVISOR_XEN_VERSION, version::XENVER_COMMANDLINE, "XENVER_commandline";
+    hypercall::GnttabQuerySize =
+        HYPERVISOR_GRANT_TABLE_OP, hypercall::GNTTABOP_QUERY_SIZE, "GNTTABOP_query_size";
+    hypercall::SchedRemoteShutdown =
+        HYPERVISOR_SCHED_OP, hypercall::SCHEDOP_REMOTE_SHUTDOWN, "SCHEDOP_remote_shutdown";
+    hypercall::EvtchnStatus =
+        HYPERVISOR_EVENT_CHANNEL_OP, hypercall::EVTCHNOP_STATUS, "EVTCHNOP_status";
+    GetHvmParam = HYPERVISOR_HVM_OP, hypercall::HVMOP_GET_PARAM, "HVMOP_get_param";
+    SetHvmParam = HYPERVISOR_HVM_OP, hypercall::HVMOP_SET_PARAM, "HVMOP_set_param";
+    CurrentReservation =
+        HYPERVISOR_MEMORY_OP, hypercall::XENMEM_CURRENT_RESERVATION, "XENMEM_current_reservation";
+    MaximumReservation =
+        HYPERVISOR_MEMORY_OP, hypercall::XENMEM_MAXIMUM_RESERVATION, "XENMEM_maximum_reservation";
+    MaximumGpfn = HYPERVISOR_MEMORY_OP, hypercall::XENMEM_MAXIMUM_GPFN, "XENMEM_maximum_gpfn";
+}
+
+/// A struct that several operations take, as a type for each of them.
+macro_rules! of {
+    ($($name:ident($struct:ty);)*) => { $(
+        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+        #[repr(transparent)]
+        pub(crate) struct $name(pub(crate) $struct);
+    )* };
+}
+
+of! {
+    GetHvmParam(hypercall::HvmParamOp);
+    SetHvmParam(hypercall::HvmParamOp);
+    CurrentReservation(hypercall::MemoryDomain);
+    MaximumReservation(hypercall::MemoryDomain);
+    MaximumGpfn(hypercall::MemoryDomain);
+}
+
+macro_rules! buffers {
+    ($($type:ident = $command:ident, $name:literal;)*) => { $(
+        // SAFETY: Xen reads `len`, which `bounded` sets to the length of `buf`, and writes at most
+        // that many bytes of `buf` (xenver_varbuf_op in xen/common/kernel.c). There is no address.
+        unsafe impl Operation for version::$type {
+            const CALL: u64 = hypercall::HYPERVISOR_XEN_VERSION;
+            const COMMAND: u64 = version::$command;
+            const NAME: &'static str = $name;
+
+            fn bounded(self) -> Self {
+                Self { len: version::VARBUF_LEN as u32, ..self }
+            }
+        }
+    )* };
+}
+
+buffers! {
+    BuildId = XENVER_BUILD_ID, "XENVER_build_id";
+    ExtraVersion2 = XENVER_EXTRAVERSION2, "XENVER_extraversion2";
+    Capabilities2 = XENVER_CAPABILITIES2, "XENVER_capabilities2";
+    Changeset2 = XENVER_CHANGESET2, "XENVER_changeset2";
+    CommandLine2 = XENVER_COMMANDLINE2, "XENVER_commandline2";
+}
+
+/// The body of a domctl.
+///
+/// # Safety
+///
+/// For operation `COMMAND`, Xen must find no address in the body.
+pub(crate) unsafe trait DomctlBody: Copy + FromBytes + IntoBytes + Immutable {
+    const COMMAND: u32;
+    const NAME: &'static str;
+    /// Whether the operation takes interface version 0.
+    const STABLE: bool = false;
+}
+
+macro_rules! domctls {
+    ($($type:ident = $command:ident, $name:literal $(, stable $stable:literal)?;)*) => { $(
+        // SAFETY: the type is the operation's member of the union in `struct xen_domctl`, or empty
+        // for an operation without one; its fields are values.
+        unsafe impl DomctlBody for domctl::$type {
+            const COMMAND: u32 = domctl::$command;
+            const NAME: &'static str = $name;
+            $(const STABLE: bool = $stable;)?
+        }
+        const _: () = assert!(size_of::<domctl::$type>() <= 128);
+    )* };
+}
+
+domctls! {
+    Destroy = XEN_DOMCTL_DESTROYDOMAIN, "XEN_DOMCTL_destroydomain";
+    Pause = XEN_DOMCTL_PAUSEDOMAIN, "XEN_DOMCTL_pausedomain";
+    Unpause = XEN_DOMCTL_UNPAUSEDOMAIN, "XEN_DOMCTL_unpausedomain";
+    GetDomainInfo = XEN_DOMCTL_GETDOMAININFO, "XEN_DOMCTL_getdomaininfo";
+    MaxMem = XEN_DOMCTL_MAX_MEM, "XEN_DOMCTL_max_mem";
+    GetVcpuInfo = XEN_DOMCTL_GETVCPUINFO, "XEN_DOMCTL_getvcpuinfo";
+    GetDomainState = XEN_DOMCTL_GET_DOMAIN_STATE, "XEN_DOMCTL_get_domain_state", stable true;
+}
+
+/// The body of a sysctl.
+///
+/// # Safety
+///
+/// For operation `COMMAND`, Xen must find no address in the body.
+pub(crate) unsafe trait SysctlBody: Copy + FromBytes + IntoBytes + Immutable {
+    const COMMAND: u32;
+    const NAME: &'static str;
+}
+
+// SAFETY: `struct xen_sysctl_physinfo` holds values.
+unsafe impl SysctlBody for sysctl::PhysInfo {
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_PHYSINFO;
+    const NAME: &'static str = "XEN_SYSCTL_physinfo";
+}
+
+/// The body of a sysctl that fills an array.
+///
+/// # Safety
+///
+/// For operation `COMMAND`, Xen must write at most `items` items at the address that
+/// [`set_array`](Self::set_array) was given together with `items`, and find no other address in the
+/// body that it returned.
+pub(crate) unsafe trait SysctlArray:
+    Copy + FromBytes + IntoBytes + Immutable
+{
+    type Item: FromBytes;
+    const COMMAND: u32;
+    const NAME: &'static str;
+
+    /// The body with the array's address and length in it.
+    fn set_array(self, address: u64, items: u32) -> Self;
+
+    /// How many items Xen says there are, which may be more than were asked for.
+    fn items(&self) -> u32;
+}
+
+// SAFETY: Xen writes at most `count` bytes at `buffer` (read_console_ring in
+// xen/drivers/char/console.c); the other fields are values.
+unsafe impl SysctlArray for sysctl::ReadConsole {
+    type Item = u8;
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_READCONSOLE;
+    const NAME: &'static str = "XEN_SYSCTL_readconsole";
+
+    fn set_array(self, address: u64, items: u32) -> Self {
+        Self {
+            buffer: address,
+            count: items,
+            ..self
+        }
+    }
+
+    fn items(&self) -> u32 {
+        self.count
+    }
+}
+
+// SAFETY: Xen writes at most `max_domains` structs at `buffer` (do_sysctl in xen/common/sysctl.c);
+// they are as long as ours in the versions it accepts; the other fields are values.
+unsafe impl SysctlArray for sysctl::GetDomainInfoList {
+    type Item = domctl::GetDomainInfo;
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_GETDOMAININFOLIST;
+    const NAME: &'static str = "XEN_SYSCTL_getdomaininfolist";
+
+    fn set_array(self, address: u64, items: u32) -> Self {
+        Self {
+            buffer: address,
+            max_domains: items,
+            num_domains: 0,
+            ..self
+        }
+    }
+
+    fn items(&self) -> u32 {
+        self.num_domains
+    }
+}
+
+// SAFETY: Xen writes at most `num_cpus` structs at `cputopo` (do_sysctl); there is no other address.
+unsafe impl SysctlArray for sysctl::CpuTopoInfo {
+    type Item = sysctl::CpuTopo;
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_CPUTOPOINFO;
+    const NAME: &'static str = "XEN_SYSCTL_cputopoinfo";
+
+    fn set_array(self, address: u64, items: u32) -> Self {
+        Self {
+            cputopo: address,
+            num_cpus: items,
+            ..self
+        }
+    }
+
+    fn items(&self) -> u32 {
+        self.num_cpus
+    }
+}
+
+// SAFETY: Xen writes at most `num_nodes` structs at `meminfo` (do_sysctl), and nothing at
+// `distance`, which is null.
+unsafe impl SysctlArray for sysctl::NumaInfo {
+    type Item = sysctl::MemInfo;
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_NUMAINFO;
+    const NAME: &'static str = "XEN_SYSCTL_numainfo";
+
+    fn set_array(self, address: u64, items: u32) -> Self {
+        Self {
+            meminfo: address,
+            distance: 0,
+            num_nodes: items,
+            ..self
+        }
+    }
+
+    fn items(&self) -> u32 {
+        self.num_nodes
+    }
+}
+
+/// Where a sysctl's array starts in its buffer.
+const ARRAY: usize = 256;
+const _: () = assert!(size_of::<Sysctl>() <= ARRAY);
+
+/// Bytes that [`PrivCmd::sysctl_array`] needs for `items` items.
+pub(crate) fn array_buffer<B: SysctlArray>(items: u32) -> usize {
+    let array = (items as usize).saturating_mul(size_of::<B::Item>());
+    array.saturating_add(ARRAY)
+}
+
+/// Bytes that [`PrivCmd::multicall`] needs for `calls` calls.
+pub(crate) fn multicall_buffer(calls: usize) -> usize {
+    calls.saturating_mul(size_of::<MulticallEntry>())
+}
+
+/// Bytes that [`PrivCmd::domctls`] needs for `calls` calls.
+pub(crate) fn domctls_buffer(calls: usize) -> usize {
+    multicall_buffer(calls).saturating_add(calls.saturating_mul(size_of::<Domctl>()))
 }
 
 impl PrivCmd {
@@ -47,7 +339,7 @@ impl PrivCmd {
         Node::adopt(root, fd).map(Self)
     }
 
-    /// Makes hypercall `op`, and returns what it returned, which is not negative.
+    /// Makes hypercall `op`, and returns what it returned, which is not an error.
     ///
     /// # Errors
     ///
@@ -56,81 +348,227 @@ impl PrivCmd {
     ///
     /// # Safety
     ///
-    /// Arguments that are addresses must be valid, for as long as and for what that hypercall
-    /// reads and writes, and the hypercall itself must not change memory this program relies
-    /// on. Memory that Xen writes must not be reachable by a live reference. An address should
-    /// be in a [`HypercallBuffer`]: Xen does not fault pages in, so the call fails with
-    /// `EFAULT` when ordinary memory happens not to be mapped.
-    #[doc(alias = "IOCTL_PRIVCMD_HYPERCALL")]
-    #[doc(alias = "xencall0")]
-    #[doc(alias = "xencall1")]
-    #[doc(alias = "xencall2")]
-    #[doc(alias = "xencall3")]
-    #[doc(alias = "xencall4")]
-    #[doc(alias = "xencall5")]
-    pub unsafe fn hypercall(&self, op: u64, arg: [u64; 5]) -> Result<c_int> {
+    /// As [`Privcmd::hypercall`](crate::privcmd::Privcmd::hypercall).
+    pub(crate) unsafe fn hypercall(&self, op: u64, arg: [u64; 5]) -> Result<i64> {
+        // SAFETY: the caller's promise.
+        unsafe { self.call("IOCTL_PRIVCMD_HYPERCALL", op, arg) }
+    }
+
+    /// [`hypercall`](Self::hypercall) under the name `name`.
+    ///
+    /// # Safety
+    ///
+    /// The driver's errno, or the hypercall's.
+    unsafe fn call(&self, name: &'static str, op: u64, arg: [u64; 5]) -> Result<i64> {
         let mut call = privcmd::Hypercall { op, arg };
+        // Not `ioctl(3)`, whose result is an `int`: a hypercall's is a `long`.
         // SAFETY: the driver reads one `Hypercall`, which `call` is; the caller vouches for the
         // addresses in it; the descriptor is of /dev/xen/privcmd.
-        unsafe {
-            ioctl(
-                self.0.file.as_fd(),
-                "IOCTL_PRIVCMD_HYPERCALL",
-                privcmd::IOCTL_PRIVCMD_HYPERCALL,
-                ptr::from_mut(&mut call).cast(),
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_ioctl,
+                self.0.file.as_raw_fd(),
+                libc::c_ulong::from(privcmd::IOCTL_PRIVCMD_HYPERCALL),
+                ptr::from_mut(&mut call),
             )
+        };
+        if result == -1 {
+            Err(Error::os(name, io::Error::last_os_error()))
+        } else {
+            #[allow(clippy::useless_conversion, reason = "a long of 32 bits elsewhere")]
+            Ok(i64::from(result))
         }
+    }
+
+    /// `xen_version` for an operation without an argument.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's.
+    pub(crate) fn xen_version(&self, name: &'static str, command: u64) -> Result<i64> {
+        let op = hypercall::HYPERVISOR_XEN_VERSION;
+        // SAFETY: the only address is null: an operation that expects one fails with EFAULT or, if
+        // null is a question for a length, answers it (xen/common/kernel.c).
+        unsafe { self.call(name, op, [command, 0, 0, 0, 0]) }
     }
 
     /// `xen_version(XENVER_version)`: `(major, minor)`.
     ///
     /// # Errors
     ///
-    /// As [`hypercall`](Self::hypercall).
+    /// The driver's errno, or the hypercall's.
     pub fn xenver_version(&self) -> Result<(u16, u16)> {
-        let arg = [privcmd::XENVER_VERSION, 0, 0, 0, 0];
-        // SAFETY: this operation takes no address (xen/include/public/version.h: "arg == NULL").
-        let v = unsafe { self.hypercall(privcmd::HYPERVISOR_XEN_VERSION, arg) }? as u32;
+        let v = self.xen_version("XENVER_version", version::XENVER_VERSION)? as u32;
         Ok(((v >> 16) as u16, v as u16))
     }
 
-    /// `xen_version(cmd)` for one of the two operations that write text: the bytes Xen wrote,
-    /// which end at the first zero.
+    /// Makes an operation whose argument is one struct; returns its result, and the struct as Xen
+    /// left it.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for an operation other than [`privcmd::XENVER_EXTRAVERSION`] and
-    /// [`privcmd::XENVER_CAPABILITIES`] or a buffer too small for it; else as
-    /// [`hypercall`](Self::hypercall).
-    pub fn xenver_text<'b>(&self, cmd: u64, buffer: &'b mut HypercallBuffer) -> Result<&'b [u8]> {
-        const OP: &str = "xen_version";
-        let len = match cmd {
-            privcmd::XENVER_EXTRAVERSION => privcmd::XEN_EXTRAVERSION_LEN,
-            privcmd::XENVER_CAPABILITIES => privcmd::XEN_CAPABILITIES_INFO_LEN,
-            _ => {
-                return Err(Error::Invalid {
-                    op: OP,
-                    what: "the operation",
-                    value: cmd,
-                });
-            }
+    /// The driver's errno, or the hypercall's.
+    pub(crate) fn operation<A: Operation>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        argument: A,
+    ) -> Result<(i64, A)> {
+        need(A::NAME, buffer, size_of::<A>().max(PAGE_SIZE))?;
+        put(buffer, 0, &argument.bounded());
+        let address = buffer.as_ptr().as_ptr() as u64;
+        // The third argument is the count that grant_table_op wants; the others look at none.
+        // SAFETY: by the contract of `Operation`, Xen reads and writes at most a page or the size of
+        // `A` at `address`, and the buffer is at least that long and borrowed mutably; what is there
+        // is an `A` from `bounded`, so it holds no address.
+        let result = unsafe { self.call(A::NAME, A::CALL, [A::COMMAND, address, 1, 0, 0]) }?;
+        Ok((result, get(buffer, 0).unwrap_or(argument)))
+    }
+
+    /// Makes a domctl; returns the domain and the body as Xen left them.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's. `EACCES` when Xen's interface is of another version.
+    pub(crate) fn domctl<B: DomctlBody>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        interface: u32,
+        domain: DomId,
+        body: B,
+    ) -> Result<(DomId, B)> {
+        need(B::NAME, buffer, size_of::<Domctl>())?;
+        let whole = Domctl::new(B::COMMAND, interface, domain, &body);
+        put(buffer, 0, &whole);
+        let address = buffer.as_ptr().as_ptr() as u64;
+        // SAFETY: Xen reads and writes one `struct xen_domctl` at `address`, where the buffer, which
+        // is borrowed mutably, has room for one; by the contract of `DomctlBody`, there is no
+        // address in it.
+        unsafe { self.call(B::NAME, hypercall::HYPERVISOR_DOMCTL, [address, 0, 0, 0, 0]) }?;
+        let whole = get(buffer, 0).unwrap_or(whole);
+        Ok((whole.domain, whole.body().unwrap_or(body)))
+    }
+
+    /// Makes the same domctl on several domains by one multicall. The results are Xen's: an error
+    /// is negative.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's.
+    pub(crate) fn domctls<B: DomctlBody>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        interface: u32,
+        domains: &[DomId],
+        body: B,
+    ) -> Result<Vec<(i64, DomId, B)>> {
+        need(B::NAME, buffer, domctls_buffer(domains.len()))?;
+        let at = |i: usize| multicall_buffer(domains.len()) + i * size_of::<Domctl>();
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let call = |i: usize| MulticallEntry {
+            op: hypercall::HYPERVISOR_DOMCTL,
+            args: [address + at(i) as u64, 0, 0, 0, 0, 0],
+            ..MulticallEntry::default()
         };
-        if buffer.len() < len {
-            let value = buffer.len() as u64;
-            return Err(Error::Invalid {
-                op: OP,
-                what: "the buffer's length",
-                value,
-            });
+        let mut calls: Vec<MulticallEntry> = (0..domains.len()).map(call).collect();
+        for (i, &domain) in domains.iter().enumerate() {
+            let whole = Domctl::new(B::COMMAND, interface, domain, &body);
+            put(buffer, at(i), &whole);
         }
-        let arg = [cmd, buffer.as_ptr().as_ptr() as u64, 0, 0, 0];
-        // SAFETY: this operation writes `len` bytes at its second argument
-        // (xen/include/public/version.h) and nothing else; the buffer has that many, and is
-        // borrowed mutably, so no reference into it is live.
-        unsafe { self.hypercall(privcmd::HYPERVISOR_XEN_VERSION, arg) }?;
-        let bytes = &buffer.bytes()[..len];
-        let end = bytes.iter().position(|&b| b == 0).unwrap_or(len);
-        Ok(&bytes[..end])
+        // SAFETY: each call is a domctl as in `domctl`, whose struct is at `at(i)`, which with its
+        // length is within the buffer, behind the room for the entries, and no two overlap.
+        unsafe { self.multicall(buffer, &mut calls) }?;
+        let result = |(i, call): (usize, &MulticallEntry)| {
+            let whole: Option<Domctl> = get(buffer, at(i));
+            let domain = whole.map_or(DomId::INVALID, |whole| whole.domain);
+            let body = whole.and_then(|whole| whole.body()).unwrap_or(body);
+            (call.result as i64, domain, body)
+        };
+        Ok(calls.iter().enumerate().map(result).collect())
+    }
+
+    /// Makes several hypercalls by one; `calls` gets their results. The start of `buffer` is used
+    /// for the entries; what is behind them is left alone.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's. what a single call returned is in its entry.
+    ///
+    /// # Safety
+    ///
+    /// The driver's errno, or the hypercall's. for each of the calls.
+    pub(crate) unsafe fn multicall(
+        &self,
+        buffer: &mut HypercallBuffer,
+        calls: &mut [MulticallEntry],
+    ) -> Result<()> {
+        const NAME: &str = "multicall";
+        need(NAME, buffer, multicall_buffer(calls.len()))?;
+        let bytes = calls.as_bytes();
+        buffer.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let arg = [address, calls.len() as u64, 0, 0, 0];
+        // SAFETY: Xen reads that many entries at `address` and writes their results (do_multicall in
+        // xen/common/multicall.c); the buffer has them and is borrowed mutably; the caller vouches
+        // for the addresses in them.
+        unsafe { self.call(NAME, hypercall::HYPERVISOR_MULTICALL, arg) }?;
+        let bytes = &buffer.bytes()[..size_of_val(calls)];
+        calls.as_mut_bytes().copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Makes a sysctl; returns the body as Xen left it.
+    ///
+    /// # Errors
+    ///
+    /// As [`domctl`](Self::domctl).
+    pub(crate) fn sysctl<B: SysctlBody>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        interface: u32,
+        body: B,
+    ) -> Result<B> {
+        need(B::NAME, buffer, size_of::<Sysctl>())?;
+        let whole = Sysctl::new(B::COMMAND, interface, &body);
+        put(buffer, 0, &whole);
+        let address = buffer.as_ptr().as_ptr() as u64;
+        // SAFETY: as in `domctl`: one `struct xen_sysctl`, in which the contract of `SysctlBody` has
+        // no address.
+        unsafe { self.call(B::NAME, hypercall::HYPERVISOR_SYSCTL, [address, 0, 0, 0, 0]) }?;
+        let whole: Sysctl = get(buffer, 0).unwrap_or(whole);
+        Ok(whole.body().unwrap_or(body))
+    }
+
+    /// Makes a sysctl that fills an array of at most `items` items; returns the body and the items
+    /// that were written.
+    ///
+    /// # Errors
+    ///
+    /// As [`domctl`](Self::domctl).
+    pub(crate) fn sysctl_array<B: SysctlArray>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        interface: u32,
+        body: B,
+        items: u32,
+    ) -> Result<(B, Vec<B::Item>)> {
+        need(B::NAME, buffer, array_buffer::<B>(items))?;
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let body = body.set_array(address + ARRAY as u64, items);
+        let whole = Sysctl::new(B::COMMAND, interface, &body);
+        put(buffer, 0, &whole);
+        // SAFETY: one `struct xen_sysctl` is at `address`, and it ends before `ARRAY`. By the
+        // contract of `SysctlArray`, the only address in it is the one `set_array` put there, at
+        // which Xen writes at most `items` items: `need` saw that they are within the buffer, which
+        // is borrowed mutably.
+        unsafe { self.call(B::NAME, hypercall::HYPERVISOR_SYSCTL, [address, 0, 0, 0, 0]) }?;
+        let whole: Sysctl = get(buffer, 0).unwrap_or(whole);
+        let body: B = whole.body().unwrap_or(body);
+        let written = body.items().min(items) as usize;
+        let size = size_of::<B::Item>();
+        let bytes = &buffer.bytes()[ARRAY..ARRAY + written * size];
+        let items = bytes.chunks_exact(size);
+        let items = items.filter_map(|bytes| B::Item::read_from_bytes(bytes).ok());
+        Ok((body, items.collect()))
     }
 
     /// `dm_op(remote_shutdown)`: declares that `domain`, whose device model this domain is, has shut
@@ -178,6 +616,30 @@ impl PrivCmd {
     }
 }
 
+/// Refuses a buffer that is too small.
+fn need(op: &'static str, buffer: &HypercallBuffer, bytes: usize) -> Result<()> {
+    if buffer.len() >= bytes {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        op,
+        what: "the buffer's length",
+        value: buffer.len() as u64,
+    })
+}
+
+/// Writes a struct into a buffer that [`need`] found long enough.
+fn put(buffer: &mut HypercallBuffer, at: usize, value: &(impl IntoBytes + Immutable)) {
+    let bytes = value.as_bytes();
+    buffer.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Reads a struct from a buffer that [`need`] found long enough.
+fn get<T: FromBytes>(buffer: &HypercallBuffer, at: usize) -> Option<T> {
+    let bytes = buffer.bytes().get(at..)?;
+    T::read_from_prefix(bytes).ok().map(|(value, _)| value)
+}
+
 impl AsFd for PrivCmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.file.as_fd()
@@ -208,5 +670,59 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
         let error = same.unwrap().remote_shutdown(DomId::DOM0, 3).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOTTY));
+    }
+
+    /// A privcmd that refuses every request, and a buffer of one page.
+    fn null() -> (PrivCmd, HypercallBuffer) {
+        let root = DevRoot::at("/nonexistent");
+        let file = DevRoot::at("/dev").open_device("null").unwrap().into();
+        let node = Node {
+            file,
+            driver: std::marker::PhantomData,
+        };
+        (PrivCmd(node), HypercallBuffer::new(&root, 1).unwrap())
+    }
+
+    #[test]
+    fn a_refused_call_names_the_operation() {
+        let (privcmd, mut buffer) = null();
+        let text = |error: Error| {
+            assert_eq!(error.errno(), Some(libc::ENOTTY), "{error}");
+            error.to_string()
+        };
+        let e = privcmd.operation(&mut buffer, version::Changeset::default());
+        assert!(text(e.unwrap_err()).starts_with("XENVER_changeset: "));
+        let e = privcmd.domctl(&mut buffer, 0x15, DomId::DOM0, domctl::Pause);
+        assert!(text(e.unwrap_err()).starts_with("XEN_DOMCTL_pausedomain: "));
+        let e = privcmd.sysctl(&mut buffer, 0x15, sysctl::PhysInfo::default());
+        assert!(text(e.unwrap_err()).starts_with("XEN_SYSCTL_physinfo: "));
+    }
+
+    #[test]
+    fn an_array_is_within_its_buffer_before_xen_is_asked() {
+        let (privcmd, mut buffer) = null();
+        let room = (PAGE_SIZE - ARRAY) as u32;
+        let body = sysctl::ReadConsole::default();
+        let mut ask = |bytes| {
+            let refused = privcmd.sysctl_array(&mut buffer, 0x15, body, bytes);
+            refused.unwrap_err()
+        };
+        assert_eq!(ask(room).errno(), Some(libc::ENOTTY));
+        for bytes in [room + 1, u32::MAX] {
+            let error = ask(bytes);
+            assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        }
+        let domains = [DomId::DOM0; 32];
+        let error = privcmd.domctls(&mut buffer, 0x15, &domains, domctl::Pause);
+        assert!(matches!(error, Err(Error::Invalid { .. })));
+    }
+
+    #[test]
+    fn the_length_that_bounds_xen_is_ours() {
+        let told = version::BuildId {
+            len: u32::MAX,
+            ..version::BuildId::default()
+        };
+        assert_eq!(told.bounded().len as usize, version::VARBUF_LEN);
     }
 }

@@ -21,6 +21,7 @@ use zerocopy::IntoBytes;
 
 use super::domain::{Got, State};
 use super::faults::{Op, Verdict};
+use super::hypercalls::hypercall;
 use super::ports::{bell, errno, ring};
 use super::wire::{self, Packet, Reply, Request};
 use crate::{DomId, Port, Virq};
@@ -301,6 +302,17 @@ fn handle(
             Ok((value(made.as_u16().into()), Vec::new(), Vec::new()))
         }
         wire::DESTROY_DOMAIN => state.destroy_domain(other?).map(done),
+        wire::HYPERCALL => {
+            let room = (c as usize).min(wire::MAX_PACKET - size_of::<Reply>());
+            let (call, command) = (a.into(), b.into());
+            let bytes = numbers.as_bytes();
+            let (value, bytes) = hypercall(state, me, call, command, bytes, room)?;
+            let head = Reply {
+                object: value as u64,
+                ..Reply::default()
+            };
+            Ok((head, wire::numbers(&bytes), Vec::new()))
+        }
         _ => Err(Errno::NOSYS),
     }
 }
@@ -343,6 +355,7 @@ fn op(op: u32) -> Option<Op> {
         wire::RELEASE => Op::Release,
         wire::SET_UNMAP_NOTIFY => Op::SetUnmapNotify,
         wire::STORE => Op::Store,
+        wire::HYPERCALL => Op::Hypercall,
         _ => return None,
     })
 }

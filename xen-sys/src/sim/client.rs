@@ -350,6 +350,32 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Makes a hypercall: its number, its operation, the struct it is about. Returns the result
+    /// and the bytes that came back, at least those of the struct, and about `room` at the most.
+    pub(crate) fn hypercall(
+        &self,
+        name: &'static str,
+        call: u64,
+        command: u64,
+        bytes: &[u8],
+        room: usize,
+    ) -> Result<(i64, Vec<u8>)> {
+        let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let request = Request {
+            op: wire::HYPERCALL,
+            a: number(call),
+            b: number(command),
+            c: number(room as u64),
+            object: 0,
+        };
+        // A page's worth of reply is two numbers.
+        let pages = room.max(bytes.len()).div_ceil(8) + 1;
+        let reply = self.exchange(name, request, &wire::numbers(bytes), pages)?;
+        Ok((reply.head.object as i64, reply.numbers.as_bytes().to_vec()))
+    }
+}
+
 fn domain_of(n: u32) -> DomId {
     u16::try_from(n).map_or(DomId::INVALID, DomId::new)
 }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::faults::{Faults, Op, Verdict};
 use super::grants::Grants;
+use super::hypercalls::Hypervisor;
 use super::ports::{AllPorts, Bell, Bound, Ports, errno};
 use super::{Limits, StoreServer};
 use crate::{DomId, Port, Virq};
@@ -39,6 +40,7 @@ pub(super) struct State {
     connections: HashMap<u64, (Arc<OwnedFd>, Option<DomId>)>,
     next_connection: u64,
     pub(super) faults: Faults,
+    pub(super) hypervisor: Hypervisor,
     pub(super) store: Option<Box<dyn StoreServer>>,
     /// The broker's epoll set.
     set: Arc<OwnedFd>,
@@ -62,6 +64,7 @@ impl State {
             connections: HashMap::new(),
             next_connection: 1,
             faults: Faults::default(),
+            hypervisor: Hypervisor::new(),
             store: None,
             set,
             bell_token,
@@ -79,6 +82,7 @@ impl State {
             limits,
         };
         self.domains.insert(id, domain);
+        self.hypervisor.created(id);
     }
 
     pub(super) fn domains(&self) -> Vec<DomId> {
@@ -133,13 +137,32 @@ impl State {
         // Pages of its that others have mapped stay theirs until they unmap them: the memory
         // lives with their mappings.
         self.domains.remove(&id);
+        self.hypervisor.destroyed(id);
         if let Some(store) = &mut self.store {
             store.domain_destroyed(id);
         }
-        if let Some(ports) = self.domains.ports(DomId::DOM0) {
-            ports.raise(Virq::DOM_EXC);
-        }
+        self.raise(Virq::DOM_EXC);
         Ok(())
+    }
+
+    /// Sends domain 0 a virtual interrupt.
+    pub(super) fn raise(&mut self, virq: Virq) {
+        if let Some(ports) = self.domains.ports(DomId::DOM0) {
+            ports.raise(virq);
+        }
+    }
+
+    /// What a port is bound to, as `EVTCHNOP_status` has it: the status, the union, and the remote
+    /// port. `ESRCH` when there is no such domain.
+    pub(super) fn port_status(&self, id: DomId, port: Port) -> Result<(u32, u32, Port), Errno> {
+        let domain = self.domains.get(&id).ok_or(Errno::SRCH)?;
+        Ok(domain.ports.status(port))
+    }
+
+    /// How many grants a domain has. `ESRCH` when there is no such domain.
+    pub(super) fn grants(&self, id: DomId) -> Result<u32, Errno> {
+        let domain = self.domains.get(&id).ok_or(Errno::SRCH)?;
+        Ok(domain.grants.list().count() as u32)
     }
 
     pub(super) fn set_limits(&mut self, id: DomId, limits: Limits) -> Result<(), Errno> {

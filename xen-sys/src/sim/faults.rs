@@ -33,6 +33,9 @@ pub enum Op {
     SetUnmapNotify,
     /// A connection to the store is asked for.
     Store,
+    /// A hypercall through `Privcmd`; after `EPERM` that call asks for the hypervisor's version,
+    /// which is one more.
+    Hypercall,
 }
 
 /// Something to go wrong; see [`Simulation::inject`](super::Simulation::inject).

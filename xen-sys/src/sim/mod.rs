@@ -46,6 +46,10 @@
 //! | its port must be bound, and stays until it is used | linux `evtchn_get` |
 //! | no byte is cleared in pages mapped for reading: `EINVAL` | linux `gntdev_ioctl_notify` |
 //! | a process that dies gives everything back | linux file release |
+//! | a domctl or sysctl of another interface version: `EACCES`, before anything else is looked at | xen `do_domctl`, `do_sysctl` |
+//! | before 4.18, `getdomaininfo` answers for the next domain if there is no such one | xen `do_domctl` |
+//! | nobody pauses itself, and nobody unpauses what is not paused: `EINVAL` | same |
+//! | a domU's kernel lets no hypercall through: `EPERM` | linux `privcmd_ioctl` (XSA-482) |
 //!
 //! # Where it differs
 //!
@@ -53,6 +57,8 @@
 //!   driver's next operation.
 //! * A share or mapping has at most 8192 pages.
 //! * The event buffer never overflows.
+//! * Of the hypercalls there are those that [`Privcmd`](crate::privcmd::Privcmd) has types for, for
+//!   domain 0. To pause a domain, or to shut it down, is a note about it: its processes go on.
 //! * Destroying a domain cuts its processes off but does not stop them: what they have mapped
 //!   they can still write to, and bells they hold they can still ring.
 //! * It keeps no secrets: whoever may map a page of a domain gets a descriptor of all its shared
@@ -63,6 +69,7 @@ mod client;
 mod domain;
 mod faults;
 mod grants;
+mod hypercalls;
 mod ports;
 mod wire;
 
@@ -288,6 +295,13 @@ impl Simulation {
             .state()
             .limits(id)
             .map_err(|e| refused("limits", e))
+    }
+
+    /// Changes which versions of domctl and sysctl the hypervisor takes. At first they are those of
+    /// Xen 4.20.
+    pub fn set_interfaces(&self, domctl: u32, sysctl: u32) {
+        let mut state = self.shared.state();
+        (state.hypervisor.domctl, state.hypervisor.sysctl) = (domctl, sysctl);
     }
 
     /// Gives the host a store. A second one replaces the first for connections to come.

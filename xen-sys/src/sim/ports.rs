@@ -23,6 +23,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::faults::Interposer;
+use crate::abi::hypercall::{
+    EVTCHNSTAT_CLOSED, EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ,
+};
 use crate::{DomId, Port, Virq};
 
 /// One direction of a channel.
@@ -201,6 +204,19 @@ impl Ports {
             Far::Virq(v) => format!("port {port}, of virtual interrupt {v}"),
             Far::Connected(d, p) => format!("port {port}, connected to port {p} of domain {d}"),
         })
+    }
+
+    /// The status, the union and the remote port of `struct evtchn_status`.
+    pub(super) fn status(&self, port: Port) -> (u32, u32, Port) {
+        let none = Port::new(0);
+        match self.table.get(&port.as_u32()).map(|entry| entry.far) {
+            None => (EVTCHNSTAT_CLOSED, 0, none),
+            Some(Far::Unbound(remote)) => (EVTCHNSTAT_UNBOUND, remote.as_u16().into(), none),
+            Some(Far::Connected(remote, port)) => {
+                (EVTCHNSTAT_INTERDOMAIN, remote.as_u16().into(), port)
+            }
+            Some(Far::Virq(virq)) => (EVTCHNSTAT_VIRQ, virq.as_u32(), none),
+        }
     }
 
     pub(super) fn numbers(&self) -> Vec<Port> {

@@ -17,6 +17,7 @@
 //! | [`STORE`] | | | | | | | | | connection |
 //! | [`CREATE_DOMAIN`] | domain | | | | | domain | | | |
 //! | [`DESTROY_DOMAIN`] | domain | | | | | | | | |
+//! | [`HYPERCALL`] | number | operation | bytes wanted | | the struct | | result | struct, array | |
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -41,6 +42,7 @@ pub(super) const STORE: u32 = 9;
 pub(super) const CREATE_DOMAIN: u32 = 10;
 pub(super) const DESTROY_DOMAIN: u32 = 11;
 pub(super) const BIND_VIRQ: u32 = 12;
+pub(super) const HYPERCALL: u32 = 13;
 
 /// In place of a domain's number: whichever the connection is of, or the next free one.
 pub(super) const ANY_DOMAIN: u32 = u32::MAX;
@@ -54,6 +56,13 @@ pub(super) const MAX_PACKET: usize = size_of::<Reply>() + 2 * MAX_PAGES * size_o
 
 /// The most descriptors beside a packet.
 pub(super) const MAX_FDS: usize = 2;
+
+/// Bytes as numbers, the last one filled up with zeros.
+pub(super) fn numbers(bytes: &[u8]) -> Vec<u32> {
+    let mut numbers = vec![0; bytes.len().div_ceil(size_of::<u32>())];
+    numbers.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+    numbers
+}
 
 /// The head of a request.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -1,0 +1,213 @@
+//! `domctl`: xen/include/public/domctl.h.
+//!
+//! The structs here are the same in every interface version of
+//! [`INTERFACE_VERSIONS`], so one binary serves all of them.
+
+use std::ops::RangeInclusive;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::DomId;
+
+/// The interface versions with these layouts.
+///
+/// | version | Xen |
+/// |---|---|
+/// | 0x15 | 4.17 |
+/// | 0x16 | 4.18 |
+/// | 0x17 | 4.19, 4.20, 4.21 |
+/// | 0x18 | 4.22 |
+#[doc(alias = "XEN_DOMCTL_INTERFACE_VERSION")]
+pub const INTERFACE_VERSIONS: RangeInclusive<u32> = 0x15..=0x18;
+
+/// The head of every operation, and room for its body.
+///
+/// C: `struct xen_domctl`.
+#[doc(alias = "xen_domctl")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Domctl {
+    /// `XEN_DOMCTL_*`.
+    pub cmd: u32,
+    /// One of [`INTERFACE_VERSIONS`]; 0 for the operations whose interface is stable.
+    pub interface_version: u32,
+    /// The domain.
+    pub domain: DomId,
+    /// Zero.
+    pub pad: [u16; 3],
+    /// The body.
+    pub u: [u64; 16],
+}
+
+impl Domctl {
+    /// The operation `cmd` on `domain`; what of `body` does not fit is left out, which is nothing
+    /// for the bodies here.
+    pub(crate) fn new(
+        cmd: u32,
+        version: u32,
+        domain: DomId,
+        body: &(impl IntoBytes + Immutable),
+    ) -> Self {
+        Self {
+            cmd,
+            interface_version: version,
+            domain,
+            pad: [0; 3],
+            u: super::words(body.as_bytes()),
+        }
+    }
+
+    /// The body.
+    pub(crate) fn body<B: FromBytes>(&self) -> Option<B> {
+        B::read_from_prefix(self.u.as_bytes()).ok().map(|(b, _)| b)
+    }
+}
+
+/// Ends a domain: [`Destroy`].
+#[doc(alias = "XEN_DOMCTL_destroydomain")]
+pub const XEN_DOMCTL_DESTROYDOMAIN: u32 = 2;
+/// [`Pause`].
+#[doc(alias = "XEN_DOMCTL_pausedomain")]
+pub const XEN_DOMCTL_PAUSEDOMAIN: u32 = 3;
+/// [`Unpause`].
+#[doc(alias = "XEN_DOMCTL_unpausedomain")]
+pub const XEN_DOMCTL_UNPAUSEDOMAIN: u32 = 4;
+/// [`GetDomainInfo`].
+#[doc(alias = "XEN_DOMCTL_getdomaininfo")]
+pub const XEN_DOMCTL_GETDOMAININFO: u32 = 5;
+/// [`MaxMem`].
+#[doc(alias = "XEN_DOMCTL_max_mem")]
+pub const XEN_DOMCTL_MAX_MEM: u32 = 11;
+/// [`GetVcpuInfo`].
+#[doc(alias = "XEN_DOMCTL_getvcpuinfo")]
+pub const XEN_DOMCTL_GETVCPUINFO: u32 = 14;
+/// [`GetDomainState`]; Xen 4.21 and later.
+#[doc(alias = "XEN_DOMCTL_get_domain_state")]
+pub const XEN_DOMCTL_GET_DOMAIN_STATE: u32 = 90;
+
+/// No body: ends the domain.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Destroy;
+
+/// No body: pauses the domain.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Pause;
+
+/// No body: takes back one [`Pause`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Unpause;
+
+/// Bytes in `struct xen_arch_domainconfig`, rounded up as they are in [`GetDomainInfo`].
+#[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
+pub const ARCH_CONFIG_LEN: usize = 8;
+/// Bytes in `struct xen_arch_domainconfig`, rounded up as they are in [`GetDomainInfo`].
+#[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
+pub const ARCH_CONFIG_LEN: usize = 16;
+
+/// What Xen says of a domain.
+///
+/// C: `struct xen_domctl_getdomaininfo`.
+#[doc(alias = "xen_domctl_getdomaininfo")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GetDomainInfo {
+    /// The domain this is about.
+    pub domain: DomId,
+    /// Zero.
+    pub pad1: u16,
+    /// `XEN_DOMINF_*`.
+    pub flags: u32,
+    /// Pages it has.
+    pub tot_pages: u64,
+    /// Pages it may have.
+    pub max_pages: u64,
+    /// Pages claimed for it and not given yet.
+    pub outstanding_pages: u64,
+    /// Pages it shares copy-on-write.
+    pub shr_pages: u64,
+    /// Pages that are paged out.
+    pub paged_pages: u64,
+    /// The guest frame of its shared info page.
+    pub shared_info_frame: u64,
+    /// Nanoseconds its virtual CPUs ran.
+    pub cpu_time: u64,
+    /// Virtual CPUs online.
+    pub nr_online_vcpus: u32,
+    /// The highest virtual CPU.
+    pub max_vcpu_id: u32,
+    /// Its security label.
+    pub ssidref: u32,
+    /// Its UUID, in the order of its text form.
+    pub handle: [u8; 16],
+    /// Its pool of CPUs.
+    pub cpupool: u32,
+    /// Bits in a guest-physical address.
+    pub gpaddr_bits: u8,
+    /// Zero.
+    pub pad2: [u8; 7],
+    /// What differs between architectures.
+    pub arch_config: [u8; ARCH_CONFIG_LEN],
+}
+
+/// [`GetDomainInfo::max_vcpu_id`] of a domain without virtual CPUs.
+pub const XEN_INVALID_MAX_VCPU_ID: u32 = !0;
+/// Bits of [`GetDomainInfo::flags`] from which the shutdown code starts.
+pub const XEN_DOMINF_SHUTDOWNSHIFT: u32 = 16;
+/// The shutdown code after that shift.
+pub const XEN_DOMINF_SHUTDOWNMASK: u32 = 255;
+
+/// The most memory a domain may have.
+///
+/// C: `struct xen_domctl_max_mem`.
+#[doc(alias = "xen_domctl_max_mem")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MaxMem {
+    /// In KiB.
+    pub max_memkb: u64,
+}
+
+/// What Xen says of a virtual CPU.
+///
+/// C: `struct xen_domctl_getvcpuinfo`.
+#[doc(alias = "xen_domctl_getvcpuinfo")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GetVcpuInfo {
+    /// In: which.
+    pub vcpu: u32,
+    /// Out: whether it is online.
+    pub online: u8,
+    /// Out: whether it waits for an event.
+    pub blocked: u8,
+    /// Out: whether it is on a CPU now.
+    pub running: u8,
+    /// C leaves it implicit.
+    pub pad: u8,
+    /// Out: nanoseconds it ran.
+    pub cpu_time: u64,
+    /// Out: the CPU it is on, or was on last.
+    pub cpu: u32,
+    /// C leaves it implicit.
+    pub pad2: u32,
+}
+
+/// The state of a domain; a stable interface.
+///
+/// C: `struct xen_domctl_get_domain_state`.
+#[doc(alias = "xen_domctl_get_domain_state")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GetDomainState {
+    /// Out: `XEN_DOMCTL_GETDOMSTATE_STATE_*`.
+    pub state: u16,
+    /// Out: `XEN_DOMCTL_GETDOMSTATE_CAP_*`.
+    pub caps: u16,
+    /// Zero.
+    pub pad0: u32,
+    /// Out: a number no other domain gets until the host is started again.
+    pub unique_id: u64,
+}

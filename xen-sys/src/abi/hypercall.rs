@@ -1,0 +1,176 @@
+//! Hypercalls: their numbers (xen/include/public/xen.h) and the structs of the small ones.
+//!
+//! Version, domctl and sysctl have modules of their own.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{DomId, Port};
+
+/// `memory_op(cmd, arg)`: xen/include/public/memory.h.
+#[doc(alias = "__HYPERVISOR_memory_op")]
+pub const HYPERVISOR_MEMORY_OP: u64 = 12;
+/// `multicall(entries, count)`.
+#[doc(alias = "__HYPERVISOR_multicall")]
+pub const HYPERVISOR_MULTICALL: u64 = 13;
+/// `xen_version(cmd, arg)`: xen/include/public/version.h.
+#[doc(alias = "__HYPERVISOR_xen_version")]
+pub const HYPERVISOR_XEN_VERSION: u64 = 17;
+/// `grant_table_op(cmd, arg, count)`: xen/include/public/grant_table.h.
+#[doc(alias = "__HYPERVISOR_grant_table_op")]
+pub const HYPERVISOR_GRANT_TABLE_OP: u64 = 20;
+/// `sched_op(cmd, arg)`: xen/include/public/sched.h.
+#[doc(alias = "__HYPERVISOR_sched_op")]
+pub const HYPERVISOR_SCHED_OP: u64 = 29;
+/// `event_channel_op(cmd, arg)`: xen/include/public/event_channel.h.
+#[doc(alias = "__HYPERVISOR_event_channel_op")]
+pub const HYPERVISOR_EVENT_CHANNEL_OP: u64 = 32;
+/// `hvm_op(cmd, arg)`: xen/include/public/hvm/hvm_op.h.
+#[doc(alias = "__HYPERVISOR_hvm_op")]
+pub const HYPERVISOR_HVM_OP: u64 = 34;
+/// `sysctl(arg)`: xen/include/public/sysctl.h.
+#[doc(alias = "__HYPERVISOR_sysctl")]
+pub const HYPERVISOR_SYSCTL: u64 = 35;
+/// `domctl(arg)`: xen/include/public/domctl.h.
+#[doc(alias = "__HYPERVISOR_domctl")]
+pub const HYPERVISOR_DOMCTL: u64 = 36;
+
+/// One hypercall of a multicall.
+///
+/// C: `struct multicall_entry`, xen/include/public/xen.h.
+#[doc(alias = "multicall_entry")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MulticallEntry {
+    /// `__HYPERVISOR_*`.
+    pub op: u64,
+    /// Written by Xen: what the hypercall returned; negative errors as Xen's errno.
+    pub result: u64,
+    /// The arguments; addresses are of this process.
+    pub args: [u64; 6],
+}
+
+/// The domain that a memory operation asks about.
+///
+/// C: `struct xen_memory_domain`.
+#[doc(alias = "xen_memory_domain")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryDomain {
+    /// The domain, or [`DomId::SELF`].
+    pub domid: DomId,
+}
+
+/// Returns the pages a domain has.
+pub const XENMEM_CURRENT_RESERVATION: u64 = 3;
+/// Returns the pages a domain may have.
+pub const XENMEM_MAXIMUM_RESERVATION: u64 = 4;
+/// Returns the highest guest frame number in use.
+pub const XENMEM_MAXIMUM_GPFN: u64 = 14;
+
+/// The size of a domain's grant table.
+///
+/// C: `struct gnttab_query_size`.
+#[doc(alias = "gnttab_query_size")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GnttabQuerySize {
+    /// In: the domain, or [`DomId::SELF`].
+    pub dom: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// Out: frames there are.
+    pub nr_frames: u32,
+    /// Out: frames there may be.
+    pub max_nr_frames: u32,
+    /// Out: `GNTST_*`.
+    pub status: i16,
+    /// C leaves it implicit.
+    pub pad2: u16,
+}
+
+/// [`GnttabQuerySize`].
+pub const GNTTABOP_QUERY_SIZE: u64 = 6;
+/// Done.
+pub const GNTST_OKAY: i16 = 0;
+/// No such domain.
+pub const GNTST_BAD_DOMAIN: i16 = -2;
+/// Not enough privilege.
+pub const GNTST_PERMISSION_DENIED: i16 = -8;
+
+/// Declares that a domain has shut down.
+///
+/// C: `struct sched_remote_shutdown`.
+#[doc(alias = "sched_remote_shutdown")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SchedRemoteShutdown {
+    /// The domain.
+    pub domain_id: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// `SHUTDOWN_*`.
+    pub reason: u32,
+}
+
+/// [`SchedRemoteShutdown`].
+pub const SCHEDOP_REMOTE_SHUTDOWN: u64 = 4;
+
+/// The state of one event-channel port.
+///
+/// C: `struct evtchn_status`.
+#[doc(alias = "evtchn_status")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct EvtchnStatus {
+    /// In: the domain, or [`DomId::SELF`].
+    pub dom: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// In: its port.
+    pub port: Port,
+    /// Out: `EVTCHNSTAT_*`.
+    pub status: u32,
+    /// Out: the virtual CPU that is notified.
+    pub vcpu: u32,
+    /// Out: a union: the remote domain (two bytes), or a number of four bytes.
+    pub u: u32,
+    /// Out: the remote port of an interdomain channel.
+    pub remote_port: Port,
+}
+
+/// [`EvtchnStatus`].
+pub const EVTCHNOP_STATUS: u64 = 5;
+/// Not in use.
+pub const EVTCHNSTAT_CLOSED: u32 = 0;
+/// Waits for a domain to bind to it.
+pub const EVTCHNSTAT_UNBOUND: u32 = 1;
+/// Connected to a port of a domain.
+pub const EVTCHNSTAT_INTERDOMAIN: u32 = 2;
+/// Bound to a physical interrupt.
+pub const EVTCHNSTAT_PIRQ: u32 = 3;
+/// Bound to a virtual interrupt.
+pub const EVTCHNSTAT_VIRQ: u32 = 4;
+/// Bound to an interrupt between virtual CPUs.
+pub const EVTCHNSTAT_IPI: u32 = 5;
+
+/// A parameter of an HVM guest.
+///
+/// C: `struct xen_hvm_param`, xen/include/public/hvm/hvm_op.h.
+#[doc(alias = "xen_hvm_param")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HvmParamOp {
+    /// In: the guest.
+    pub domid: DomId,
+    /// Zero.
+    pub pad: u16,
+    /// In: `HVM_PARAM_*`.
+    pub index: u32,
+    /// The value, in or out.
+    pub value: u64,
+}
+
+/// Sets [`HvmParamOp`].
+pub const HVMOP_SET_PARAM: u64 = 0;
+/// Gets [`HvmParamOp`].
+pub const HVMOP_GET_PARAM: u64 = 1;

@@ -1,0 +1,372 @@
+//! Where the typed calls go: privcmd's driver, or a simulated host's broker. Both take and give
+//! Xen's own structs, so that the conversion above them is the same.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+#[cfg(feature = "sim")]
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::pool::{Buffer, Pool};
+use crate::abi::{domctl, sysctl};
+use crate::ioctl::privcmd::{
+    DomctlBody, Operation, PrivCmd, SysctlArray, SysctlBody, array_buffer, domctls_buffer,
+};
+use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
+
+/// An open privcmd, and what is known of the hypervisor behind it.
+#[derive(Debug)]
+pub(super) struct Backend {
+    xen: Xen,
+    dev: Device,
+    pool: Pool,
+    /// The interface versions found, or 0.
+    domctl: AtomicU32,
+    sysctl: AtomicU32,
+}
+
+/// The device, or what stands for its descriptor on a simulated host.
+#[derive(Debug)]
+enum Device {
+    Real(PrivCmd),
+    #[cfg(feature = "sim")]
+    Simulated(OwnedFd),
+}
+
+/// The two interfaces that have versions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Interface {
+    Domctl,
+    Sysctl,
+}
+
+impl Backend {
+    pub(super) fn open(xen: &Xen) -> Result<Self> {
+        match xen.host() {
+            Host::Dev(root) => Ok(Self::new(xen, Device::Real(PrivCmd::open(root)?))),
+            #[cfg(feature = "sim")]
+            Host::Sim(_) => {
+                let null = std::fs::File::open("/dev/null");
+                let fd = null.map_err(|e| Error::os("open privcmd", e))?.into();
+                Ok(Self::new(xen, Device::Simulated(fd)))
+            }
+        }
+    }
+
+    pub(super) fn adopt(xen: &Xen, fd: OwnedFd) -> Result<Self> {
+        match xen.host() {
+            Host::Dev(root) => Ok(Self::new(xen, Device::Real(PrivCmd::adopt(root, fd)?))),
+            #[cfg(feature = "sim")]
+            Host::Sim(_) => Err(Error::Unsupported { op: "privcmd" }),
+        }
+    }
+
+    fn new(xen: &Xen, dev: Device) -> Self {
+        Self {
+            xen: xen.clone(),
+            dev,
+            pool: Pool::default(),
+            domctl: AtomicU32::new(0),
+            sysctl: AtomicU32::new(0),
+        }
+    }
+
+    /// The device, for what a simulated host does not do.
+    pub(super) fn device(&self, op: &'static str) -> Result<&PrivCmd> {
+        match &self.dev {
+            Device::Real(dev) => Ok(dev),
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op }),
+        }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match &self.dev {
+            Device::Real(dev) => dev.as_fd(),
+            #[cfg(feature = "sim")]
+            Device::Simulated(fd) => fd.as_fd(),
+        }
+    }
+
+    pub(super) fn into_device(self, op: &'static str) -> Result<PrivCmd> {
+        match self.dev {
+            Device::Real(dev) => Ok(dev),
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op }),
+        }
+    }
+
+    pub(super) fn buffer(&self, len: usize) -> Result<Buffer<'_>> {
+        match self.xen.host() {
+            Host::Dev(root) => self.pool.take(root, len),
+            #[cfg(feature = "sim")]
+            Host::Sim(_) => Err(Error::Unsupported {
+                op: "allocate a hypercall buffer",
+            }),
+        }
+    }
+
+    /// `xen_version` for an operation without an argument.
+    pub(super) fn xen_version(&self, name: &'static str, command: u64) -> Result<i64> {
+        self.named(name, None, || match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => dev.xen_version(name, command),
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                let call = crate::abi::hypercall::HYPERVISOR_XEN_VERSION;
+                client.hypercall(name, call, command, &[], 0).map(|a| a.0)
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: name }),
+        })
+    }
+
+    /// An operation whose argument is one struct; `domain` is whom it is about.
+    pub(super) fn operation<A: Operation>(
+        &self,
+        domain: Option<DomId>,
+        argument: A,
+    ) -> Result<(i64, A)> {
+        self.named(A::NAME, domain, || match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => {
+                let mut buffer = self.buffer(PAGE_SIZE.max(size_of::<A>()))?;
+                dev.operation(&mut buffer, argument)
+            }
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                let argument = argument.bounded();
+                let bytes = argument.as_bytes();
+                let (value, bytes) =
+                    client.hypercall(A::NAME, A::CALL, A::COMMAND, bytes, bytes.len())?;
+                let argument = A::read_from_prefix(&bytes).map_or(argument, |(a, _)| a);
+                Ok((value, argument))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: A::NAME }),
+        })
+    }
+
+    fn domctl_of<B: DomctlBody>(
+        &self,
+        interface: u32,
+        domain: DomId,
+        body: B,
+    ) -> Result<(DomId, B)> {
+        match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => {
+                let mut buffer = self.buffer(PAGE_SIZE)?;
+                dev.domctl(&mut buffer, interface, domain, body)
+            }
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                let whole = domctl::Domctl::new(B::COMMAND, interface, domain, &body);
+                let call = crate::abi::hypercall::HYPERVISOR_DOMCTL;
+                let bytes = whole.as_bytes();
+                let (_, bytes) = client.hypercall(B::NAME, call, 0, bytes, bytes.len())?;
+                let whole = domctl::Domctl::read_from_prefix(&bytes).map_or(whole, |(w, _)| w);
+                Ok((whole.domain, whole.body().unwrap_or(body)))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: B::NAME }),
+        }
+    }
+
+    /// A domctl; returns the domain that Xen answered for, and the body.
+    pub(super) fn domctl<B: DomctlBody>(&self, domain: DomId, body: B) -> Result<(DomId, B)> {
+        let interface = match B::STABLE {
+            true => 0,
+            false => self.domctl_version()?,
+        };
+        self.named(B::NAME, Some(domain), || {
+            self.domctl_of(interface, domain, body)
+        })
+    }
+
+    /// The same domctl on several domains, by one hypercall where that is possible.
+    pub(super) fn domctls<B: DomctlBody>(
+        &self,
+        domains: &[DomId],
+        body: B,
+    ) -> Result<Vec<Result<(DomId, B)>>> {
+        let interface = self.domctl_version()?;
+        let Ok(dev) = self.device(B::NAME) else {
+            return Ok(domains.iter().map(|&d| self.domctl(d, body)).collect());
+        };
+        let mut results = Vec::with_capacity(domains.len());
+        for domains in domains.chunks(64) {
+            let answers = self.named(B::NAME, None, || {
+                let mut buffer = self.buffer(domctls_buffer(domains.len()))?;
+                dev.domctls(&mut buffer, interface, domains, body)
+            })?;
+            for (&domain, (value, answered, body)) in domains.iter().zip(answers) {
+                results.push(self.named(B::NAME, Some(domain), || {
+                    if value >= 0 {
+                        return Ok((answered, body));
+                    }
+                    let errno = i32::try_from(value.unsigned_abs()).unwrap_or(libc::EIO);
+                    let source = std::io::Error::from_raw_os_error(errno);
+                    Err(Error::os(B::NAME, source))
+                }));
+            }
+        }
+        Ok(results)
+    }
+
+    /// A sysctl.
+    pub(super) fn sysctl<B: SysctlBody>(&self, body: B) -> Result<B> {
+        let interface = self.sysctl_version()?;
+        self.named(B::NAME, None, || self.sysctl_of(interface, body))
+    }
+
+    fn sysctl_of<B: SysctlBody>(&self, interface: u32, body: B) -> Result<B> {
+        match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => dev.sysctl(&mut *self.buffer(PAGE_SIZE)?, interface, body),
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                let whole = sysctl::Sysctl::new(B::COMMAND, interface, &body);
+                let call = crate::abi::hypercall::HYPERVISOR_SYSCTL;
+                let bytes = whole.as_bytes();
+                let (_, bytes) = client.hypercall(B::NAME, call, 0, bytes, bytes.len())?;
+                let whole = sysctl::Sysctl::read_from_prefix(&bytes).map_or(whole, |(w, _)| w);
+                Ok(whole.body().unwrap_or(body))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: B::NAME }),
+        }
+    }
+
+    /// A sysctl that fills an array of at most `items` items.
+    pub(super) fn sysctl_array<B: SysctlArray>(
+        &self,
+        body: B,
+        items: u32,
+    ) -> Result<(B, Vec<B::Item>)> {
+        let interface = self.sysctl_version()?;
+        self.named(B::NAME, None, || match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => {
+                let mut buffer = self.buffer(array_buffer::<B>(items))?;
+                dev.sysctl_array(&mut buffer, interface, body, items)
+            }
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                let body = body.set_array(1, items);
+                let whole = sysctl::Sysctl::new(B::COMMAND, interface, &body);
+                let call = crate::abi::hypercall::HYPERVISOR_SYSCTL;
+                let bytes = whole.as_bytes();
+                let room = array_buffer::<B>(items);
+                let (_, bytes) = client.hypercall(B::NAME, call, 0, bytes, room)?;
+                let Ok((whole, array)) = sysctl::Sysctl::read_from_prefix(&bytes) else {
+                    return Ok((body, Vec::new()));
+                };
+                let body: B = whole.body().unwrap_or(body);
+                let items = body.items().min(items) as usize;
+                let chunks = array.chunks_exact(size_of::<B::Item>()).take(items);
+                let items = chunks.filter_map(|bytes| B::Item::read_from_bytes(bytes).ok());
+                Ok((body, items.collect()))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: B::NAME }),
+        })
+    }
+
+    /// The version of Xen's domctl interface.
+    pub(super) fn domctl_version(&self) -> Result<u32> {
+        self.version(Interface::Domctl, || {
+            // Xen looks at the version first and at the domain next, before any privilege: of a
+            // domain that cannot be, it says so only when the version is right.
+            let body = domctl::GetVcpuInfo::default();
+            move |version| self.domctl_of(version, DomId::INVALID, body).map(drop)
+        })
+    }
+
+    /// The version of Xen's sysctl interface.
+    pub(super) fn sysctl_version(&self) -> Result<u32> {
+        self.version(Interface::Sysctl, || {
+            // Here a privilege is next.
+            move |version| {
+                self.sysctl_of(version, sysctl::PhysInfo::default())
+                    .map(drop)
+            }
+        })
+    }
+
+    /// The version that is known, or that `ask` finds to be the hypervisor's.
+    fn version<F: Fn(u32) -> Result<()>>(
+        &self,
+        which: Interface,
+        ask: impl FnOnce() -> F,
+    ) -> Result<u32> {
+        let (op, known, versions) = match which {
+            Interface::Domctl => ("domctl", &self.domctl, domctl::INTERFACE_VERSIONS),
+            Interface::Sysctl => ("sysctl", &self.sysctl, sysctl::INTERFACE_VERSIONS),
+        };
+        match known.load(Ordering::Relaxed) {
+            0 => {}
+            version => return Ok(version),
+        }
+        let ask = ask();
+        for version in versions.clone().rev() {
+            match ask(version) {
+                Err(e) if e.errno() == Some(libc::EACCES) => {}
+                // The call itself was refused, perhaps before anybody looked at the version.
+                Err(e) if e.errno() == Some(libc::EPERM) && self.refuses_hypercalls() => {
+                    return Err(Error::HypercallsRefused { op });
+                }
+                Err(
+                    e @ (Error::Unsupported { .. } | Error::Device { .. } | Error::Invalid { .. }),
+                ) => return Err(e),
+                Err(e) if matches!(e.errno(), Some(libc::ENOTTY | libc::ENOMEM | libc::EFAULT)) => {
+                    return Err(e);
+                }
+                _ => {
+                    known.store(version, Ordering::Relaxed);
+                    return Ok(version);
+                }
+            }
+        }
+        Err(Error::InterfaceVersion {
+            op,
+            lowest: *versions.start(),
+            highest: *versions.end(),
+        })
+    }
+
+    /// Whether even the call that Xen refuses nobody is refused, which the kernel must have done.
+    fn refuses_hypercalls(&self) -> bool {
+        let op = crate::abi::version::XENVER_VERSION;
+        let asked = match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => dev.xen_version("XENVER_version", op),
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                let call = crate::abi::hypercall::HYPERVISOR_XEN_VERSION;
+                let answer = client.hypercall("XENVER_version", call, op, &[], 0);
+                answer.map(|a| a.0)
+            }
+            #[allow(unreachable_patterns)]
+            _ => return false,
+        };
+        asked.err().and_then(|e| e.errno()) == Some(libc::EPERM)
+    }
+
+    /// Makes a call, and an error of it one that says what the matter is.
+    fn named<T>(
+        &self,
+        op: &'static str,
+        domain: Option<DomId>,
+        call: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let source = match call() {
+            Err(Error::Os { source, .. }) => source,
+            result => return result,
+        };
+        Err(match source.raw_os_error() {
+            Some(libc::EPERM) if self.refuses_hypercalls() => Error::HypercallsRefused { op },
+            Some(libc::EPERM | libc::EACCES) => Error::NotPermitted { op, source },
+            Some(libc::ESRCH) if domain.is_some() => Error::NoDomain {
+                op,
+                domain: domain.unwrap_or(DomId::INVALID),
+            },
+            Some(libc::ENOSYS) => Error::Unsupported { op },
+            _ => Error::os(op, source),
+        })
+    }
+}

@@ -1,0 +1,517 @@
+//! Domains: `domctl`, and what of sysctl lists them.
+
+use std::fmt;
+use std::time::Duration;
+
+use bitflags::bitflags;
+
+use super::{DomainHandle, Privcmd};
+use crate::abi::{domctl as abi, hypercall, sysctl};
+use crate::{DomId, Error, PAGE_SIZE, Result};
+
+bitflags! {
+    /// What state a domain is in, and of what kind it is: `XEN_DOMINF_*`. Bits without a name here
+    /// are kept; the shutdown code is not among them.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct DomainFlags: u32 {
+        /// It is being destroyed.
+        #[doc(alias = "XEN_DOMINF_dying")]
+        const DYING = 1 << 0;
+        /// It is an HVM guest, PVH included, and no PV guest.
+        #[doc(alias = "XEN_DOMINF_hvm_guest")]
+        const HVM = 1 << 1;
+        /// It has shut down, see [`DomainInfo::shutdown`].
+        #[doc(alias = "XEN_DOMINF_shutdown")]
+        const SHUTDOWN = 1 << 2;
+        /// The toolstack has paused it.
+        #[doc(alias = "XEN_DOMINF_paused")]
+        const PAUSED = 1 << 3;
+        /// All its virtual CPUs wait for events.
+        #[doc(alias = "XEN_DOMINF_blocked")]
+        const BLOCKED = 1 << 4;
+        /// One of its virtual CPUs is on a CPU now.
+        #[doc(alias = "XEN_DOMINF_running")]
+        const RUNNING = 1 << 5;
+        /// A debugger is attached.
+        #[doc(alias = "XEN_DOMINF_debugged")]
+        const DEBUGGED = 1 << 6;
+        /// It is the domain of xenstored.
+        #[doc(alias = "XEN_DOMINF_xs_domain")]
+        const XENSTORE = 1 << 7;
+        /// Its memory is translated by the hardware.
+        #[doc(alias = "XEN_DOMINF_hap")]
+        const HAP = 1 << 8;
+
+        const _ = 0xffff;
+    }
+}
+
+/// Why a domain has shut down: `SHUTDOWN_*`, xen/include/public/sched.h. A guest may give any.
+#[doc(alias = "sched_shutdown_reason")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShutdownReason(u8);
+
+impl ShutdownReason {
+    /// It has ended as it should.
+    #[doc(alias = "SHUTDOWN_poweroff")]
+    pub const POWEROFF: Self = Self(0);
+    /// It wants to be started again.
+    #[doc(alias = "SHUTDOWN_reboot")]
+    pub const REBOOT: Self = Self(1);
+    /// It waits to be saved.
+    #[doc(alias = "SHUTDOWN_suspend")]
+    pub const SUSPEND: Self = Self(2);
+    /// It has crashed.
+    #[doc(alias = "SHUTDOWN_crash")]
+    pub const CRASH: Self = Self(3);
+    /// Its watchdog has ended it.
+    #[doc(alias = "SHUTDOWN_watchdog")]
+    pub const WATCHDOG: Self = Self(4);
+    /// It wants to be reset without an end.
+    #[doc(alias = "SHUTDOWN_soft_reset")]
+    pub const SOFT_RESET: Self = Self(5);
+
+    /// The reason numbered `reason`.
+    #[must_use]
+    pub const fn new(reason: u8) -> Self {
+        Self(reason)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn as_u8(self) -> u8 {
+        self.0
+    }
+}
+
+impl fmt::Display for ShutdownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::POWEROFF => f.write_str("poweroff"),
+            Self::REBOOT => f.write_str("reboot"),
+            Self::SUSPEND => f.write_str("suspend"),
+            Self::CRASH => f.write_str("crash"),
+            Self::WATCHDOG => f.write_str("watchdog"),
+            Self::SOFT_RESET => f.write_str("soft reset"),
+            Self(other) => write!(f, "reason {other}"),
+        }
+    }
+}
+
+/// A domain at one moment, as Xen sees it.
+///
+/// C: `struct xen_domctl_getdomaininfo`, xen/include/public/domctl.h.
+#[doc(alias = "xen_domctl_getdomaininfo")]
+#[doc(alias = "xc_domaininfo_t")]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DomainInfo {
+    /// Its number.
+    pub id: DomId,
+    /// Its state and kind.
+    pub flags: DomainFlags,
+    /// Why it has shut down, if it has.
+    pub shutdown: Option<ShutdownReason>,
+    /// Pages of memory it has, [`PAGE_SIZE`] bytes each.
+    pub pages: u64,
+    /// Pages it may have. Domain 0's is the highest number there is, unless it was given one.
+    pub max_pages: u64,
+    /// Pages claimed for it that it does not have yet.
+    pub outstanding_pages: u64,
+    /// Pages it shares copy-on-write.
+    pub shared_pages: u64,
+    /// Pages that are paged out.
+    pub paged_pages: u64,
+    /// The guest frame of its shared info page.
+    pub shared_info_frame: u64,
+    /// How long its virtual CPUs ran, all together, since it was made.
+    pub cpu_time: Duration,
+    /// Virtual CPUs online.
+    pub online_vcpus: u32,
+    /// The highest number of a virtual CPU; `None` before it was given any.
+    pub max_vcpu_id: Option<u32>,
+    /// Its security label's number.
+    pub ssid: u32,
+    /// Its UUID.
+    pub handle: DomainHandle,
+    /// The pool of CPUs it runs on.
+    pub cpupool: u32,
+    /// Bits in its physical addresses.
+    pub physical_address_bits: u8,
+}
+
+impl DomainInfo {
+    /// [`pages`](Self::pages) in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.pages.saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// Virtual CPUs it was given, online or not.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.max_vcpu_id.map_or(0, |last| last.saturating_add(1))
+    }
+
+    fn new(raw: &abi::GetDomainInfo) -> Self {
+        let flags = DomainFlags::from_bits_truncate(raw.flags);
+        let code = raw.flags >> abi::XEN_DOMINF_SHUTDOWNSHIFT & abi::XEN_DOMINF_SHUTDOWNMASK;
+        let shutdown = flags.contains(DomainFlags::SHUTDOWN);
+        let last = Some(raw.max_vcpu_id).filter(|&id| id != abi::XEN_INVALID_MAX_VCPU_ID);
+        Self {
+            id: raw.domain,
+            flags,
+            shutdown: shutdown.then_some(ShutdownReason::new(code as u8)),
+            pages: raw.tot_pages,
+            max_pages: raw.max_pages,
+            outstanding_pages: raw.outstanding_pages,
+            shared_pages: raw.shr_pages,
+            paged_pages: raw.paged_pages,
+            shared_info_frame: raw.shared_info_frame,
+            cpu_time: Duration::from_nanos(raw.cpu_time),
+            online_vcpus: raw.nr_online_vcpus,
+            max_vcpu_id: last,
+            ssid: raw.ssidref,
+            handle: DomainHandle(raw.handle),
+            cpupool: raw.cpupool,
+            physical_address_bits: raw.gpaddr_bits,
+        }
+    }
+}
+
+/// A virtual CPU at one moment.
+///
+/// C: `struct xen_domctl_getvcpuinfo`, xen/include/public/domctl.h.
+#[doc(alias = "xen_domctl_getvcpuinfo")]
+#[doc(alias = "xc_vcpuinfo_t")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VcpuInfo {
+    /// Its number in the domain.
+    pub id: u32,
+    /// Whether the guest has it online.
+    pub online: bool,
+    /// Whether it waits for an event.
+    pub blocked: bool,
+    /// Whether it is on a CPU now.
+    pub running: bool,
+    /// How long it ran since the domain was made.
+    pub cpu_time: Duration,
+    /// The CPU it is on, or was on last.
+    pub cpu: u32,
+}
+
+bitflags! {
+    /// `XEN_DOMCTL_GETDOMSTATE_STATE_*`. Bits without a name here are kept.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct StateFlags: u16 {
+        /// There is such a domain.
+        const EXIST = 1 << 0;
+        /// It has shut down.
+        const SHUTDOWN = 1 << 1;
+        /// It is being destroyed.
+        const DYING = 1 << 2;
+        /// It is destroyed, but memory of its is still in use.
+        const DEAD = 1 << 3;
+
+        const _ = !0;
+    }
+}
+
+bitflags! {
+    /// `XEN_DOMCTL_GETDOMSTATE_CAP_*`. Bits without a name here are kept.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct CapabilityFlags: u16 {
+        /// It may create domains.
+        const CONTROL = 1 << 0;
+        /// It has the machine's devices.
+        const HARDWARE = 1 << 1;
+        /// It is the domain of xenstored.
+        const XENSTORE = 1 << 2;
+
+        const _ = !0;
+    }
+}
+
+/// What has become of a domain.
+///
+/// C: `struct xen_domctl_get_domain_state`, xen/include/public/domctl.h of Xen 4.21.
+#[doc(alias = "xen_domctl_get_domain_state")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DomainState {
+    /// Its state.
+    pub state: StateFlags,
+    /// What it may do.
+    pub capabilities: CapabilityFlags,
+    /// A number that no other domain gets until the host is started again, unlike its
+    /// [`DomId`].
+    pub unique_id: u64,
+}
+
+/// Domains asked for by one call.
+const PER_CALL: u32 = 256;
+
+/// Domains: xen/include/public/domctl.h and sysctl.h. For domain 0 and other control domains;
+/// [`domain_info`](Self::domain_info) and [`domains`](Self::domains) for the store's domain, too.
+///
+/// All of them fail with [`Error::NotPermitted`] where Xen refuses this domain,
+/// [`Error::HypercallsRefused`] where the kernel refuses every hypercall, and
+/// [`Error::InterfaceVersion`] on a hypervisor whose interface is of an unknown version. None
+/// waits for anything but the hypervisor.
+impl Privcmd {
+    /// A domain at this moment.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_getinfo_single")]
+    #[doc(alias = "XEN_DOMCTL_getdomaininfo")]
+    pub fn domain_info(&self, domain: DomId) -> Result<DomainInfo> {
+        let found = self.backend().domctl(domain, no_info());
+        Self::found(domain, found)
+    }
+
+    /// Several domains, one by one: by one hypercall for 64 of them.
+    ///
+    /// # Errors
+    ///
+    /// As all of them; that there is no such domain, and whatever else is of one domain, is in the
+    /// place of that domain.
+    #[doc(alias = "xc_domain_getinfo_single")]
+    pub fn domain_infos(&self, domains: &[DomId]) -> Result<Vec<Result<DomainInfo>>> {
+        let found = self.backend().domctls(domains, no_info())?;
+        let found = domains.iter().zip(found);
+        Ok(found.map(|(&domain, f)| Self::found(domain, f)).collect())
+    }
+
+    /// `domain`, if that is what was found: before Xen 4.18 it is the next domain if there is no
+    /// such one.
+    fn found(domain: DomId, found: Result<(DomId, abi::GetDomainInfo)>) -> Result<DomainInfo> {
+        let op = "XEN_DOMCTL_getdomaininfo";
+        match found {
+            Ok((_, raw)) if raw.domain == domain => Ok(DomainInfo::new(&raw)),
+            Ok(_) => Err(Error::NoDomain { op, domain }),
+            // A reserved number, in those versions.
+            Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                Err(Error::NoDomain { op, domain })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Every domain, by ascending number.
+    ///
+    /// Domains come and go between the calls it takes when there are more than 256; none that is
+    /// there all the time is missing.
+    ///
+    /// # Errors
+    ///
+    /// As all of them.
+    ///
+    /// ```no_run
+    /// # use xen_sys::{Xen, privcmd::Privcmd};
+    /// for domain in Privcmd::open(&Xen::open()?)?.domains()? {
+    ///     println!("{} {} MiB", domain.id, domain.memory_bytes() >> 20);
+    /// }
+    /// # Ok::<(), xen_sys::Error>(())
+    /// ```
+    #[doc(alias = "xc_domain_getinfolist")]
+    #[doc(alias = "XEN_SYSCTL_getdomaininfolist")]
+    pub fn domains(&self) -> Result<Vec<DomainInfo>> {
+        let mut domains = Vec::new();
+        let mut next = 0;
+        // Each turn begins above all that was found, so there are no more turns than domains.
+        loop {
+            let body = sysctl::GetDomainInfoList {
+                first_domain: DomId::new(next),
+                pad: 0,
+                max_domains: 0,
+                buffer: 0,
+                num_domains: 0,
+                pad2: 0,
+            };
+            let (_, found) = self.backend().sysctl_array(body, PER_CALL)?;
+            let ascending = |raw: &&abi::GetDomainInfo| {
+                let id = raw.domain.as_u16();
+                let new = id >= next;
+                next = next.max(id.saturating_add(1));
+                new
+            };
+            domains.extend(found.iter().filter(ascending).map(DomainInfo::new));
+            if found.len() < PER_CALL as usize || next >= DomId::FIRST_RESERVED.as_u16() {
+                return Ok(domains);
+            }
+        }
+    }
+
+    /// What has become of a domain; Xen 4.21 and later, by an interface that stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] before; [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "XEN_DOMCTL_get_domain_state")]
+    pub fn domain_state(&self, domain: DomId) -> Result<DomainState> {
+        let op = "XEN_DOMCTL_get_domain_state";
+        if domain == DomId::INVALID {
+            // Xen would answer for whichever domain has changed, and take note of that.
+            return Err(Error::NoDomain { op, domain });
+        }
+        match self
+            .backend()
+            .domctl(domain, abi::GetDomainState::default())
+        {
+            Ok((_, raw)) => Ok(DomainState {
+                state: StateFlags::from_bits_retain(raw.state),
+                capabilities: CapabilityFlags::from_bits_retain(raw.caps),
+                unique_id: raw.unique_id,
+            }),
+            // To an earlier Xen it is a call of another version.
+            Err(Error::NotPermitted { source, .. })
+                if source.raw_os_error() == Some(libc::EACCES)
+                    && self.version_numbers()? < (4, 21) =>
+            {
+                Err(Error::Unsupported { op })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Pauses a domain: its virtual CPUs are off their CPUs when this returns. Pauses add up.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for this domain itself; `EOVERFLOW` at 255 pauses; [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_pause")]
+    #[doc(alias = "XEN_DOMCTL_pausedomain")]
+    pub fn pause(&self, domain: DomId) -> Result<()> {
+        self.backend().domctl(domain, abi::Pause).map(drop)
+    }
+
+    /// Takes back one [`pause`](Self::pause), or lets a new domain run.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is not paused; [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_unpause")]
+    #[doc(alias = "XEN_DOMCTL_unpausedomain")]
+    pub fn unpause(&self, domain: DomId) -> Result<()> {
+        self.backend().domctl(domain, abi::Unpause).map(drop)
+    }
+
+    /// Ends a domain at once and frees its memory. The store and the devices are the toolstack's
+    /// to clear away; a domain that `xl` manages is better ended by it.
+    ///
+    /// A large domain takes as long as its memory takes to be freed.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for this domain itself; [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_destroy")]
+    #[doc(alias = "XEN_DOMCTL_destroydomain")]
+    pub fn destroy(&self, domain: DomId) -> Result<()> {
+        self.backend().domctl(domain, abi::Destroy).map(drop)
+    }
+
+    /// Declares that a domain has shut down, and so stops its virtual CPUs. Its toolstack then does
+    /// with it what its configuration says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDomain`]; as all of them, but the interface has no version.
+    #[doc(alias = "xc_domain_shutdown")]
+    #[doc(alias = "SCHEDOP_remote_shutdown")]
+    pub fn shutdown(&self, domain: DomId, reason: ShutdownReason) -> Result<()> {
+        let argument = hypercall::SchedRemoteShutdown {
+            domain_id: domain,
+            pad: 0,
+            reason: reason.0.into(),
+        };
+        let done = self.backend().operation(Some(domain), argument);
+        done.map(drop)
+    }
+
+    /// Sets how much memory a domain may have, in bytes, rounded down to whole pages. What it has
+    /// beyond that it keeps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_setmaxmem")]
+    #[doc(alias = "XEN_DOMCTL_max_mem")]
+    pub fn set_max_memory(&self, domain: DomId, bytes: u64) -> Result<()> {
+        let body = abi::MaxMem {
+            max_memkb: bytes >> 10,
+        };
+        self.backend().domctl(domain, body).map(drop)
+    }
+
+    /// A virtual CPU at this moment; `None` if the domain was given none of that number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_vcpu_getinfo")]
+    #[doc(alias = "XEN_DOMCTL_getvcpuinfo")]
+    pub fn vcpu_info(&self, domain: DomId, vcpu: u32) -> Result<Option<VcpuInfo>> {
+        let body = abi::GetVcpuInfo {
+            vcpu,
+            ..abi::GetVcpuInfo::default()
+        };
+        match self.backend().domctl(domain, body) {
+            Ok((_, raw)) => Ok(Some(VcpuInfo {
+                id: vcpu,
+                online: raw.online != 0,
+                blocked: raw.blocked != 0,
+                running: raw.running != 0,
+                cpu_time: Duration::from_nanos(raw.cpu_time),
+                cpu: raw.cpu,
+            })),
+            Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn no_info() -> abi::GetDomainInfo {
+    zerocopy::FromZeros::new_zeroed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shutdown_code_is_none_of_the_flags() {
+        let mut raw = no_info();
+        raw.flags = 0xff00_0002 | 3 << 16;
+        raw.max_vcpu_id = !0;
+        let info = DomainInfo::new(&raw);
+        assert_eq!(info.flags, DomainFlags::HVM);
+        assert_eq!(
+            (info.shutdown, info.max_vcpu_id, info.vcpus()),
+            (None, None, 0)
+        );
+        raw.flags |= 4;
+        let crashed = DomainInfo::new(&raw).shutdown;
+        assert_eq!(crashed, Some(ShutdownReason::CRASH));
+        raw.max_vcpu_id = 1;
+        raw.tot_pages = u64::MAX;
+        let info = DomainInfo::new(&raw);
+        assert_eq!((info.vcpus(), info.memory_bytes()), (2, u64::MAX));
+    }
+
+    #[test]
+    fn the_next_domain_is_not_the_one_that_was_asked_for() {
+        let mut raw = no_info();
+        raw.domain = DomId::new(8);
+        let asked = |n| Privcmd::found(DomId::new(n), Ok((raw.domain, raw)));
+        assert!(asked(8).is_ok());
+        let error = asked(7).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "XEN_DOMCTL_getdomaininfo: there is no domain 7"
+        );
+        assert_eq!(error.errno(), Some(libc::ESRCH));
+    }
+}

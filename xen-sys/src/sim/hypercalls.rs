@@ -1,0 +1,477 @@
+//! The typed hypercalls of the simulated hypervisor: the structs of the public headers in, the same
+//! structs out, as Xen does it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::domain::State;
+use crate::abi::domctl::{self, Domctl};
+use crate::abi::hypercall as call;
+use crate::abi::sysctl::{self, Sysctl};
+use crate::abi::version;
+use crate::{DomId, PAGE_SIZE, Virq};
+
+/// The version the simulated hypervisor says it has.
+const VERSION: (i64, i64) = (4, 20);
+const EXTRA: &str = ".0-simulated";
+/// Its command line.
+const COMMAND_LINE: &str = "placeholder simulated";
+/// Its CPUs, and its memory in pages: 16 GiB.
+const CPUS: u32 = 4;
+const PAGES: u64 = 16 << 30 >> 12;
+/// What domain 0 and a guest have of that.
+const DOM0_PAGES: u64 = 1 << 30 >> 12;
+const GUEST_PAGES: u64 = 64 << 20 >> 12;
+/// Bytes in the console ring.
+const RING: usize = 16 << 10;
+/// The highest parameter of an HVM guest, and one: `HVM_NR_PARAMS`.
+const PARAMS: u32 = 39;
+/// Frames a grant table may have: Xen's default, `max_grant_frames` of xl.cfg.
+const GRANT_FRAMES: u32 = 64;
+/// Grants in a frame of version 1.
+const GRANTS_PER_FRAME: u32 = 512;
+
+/// Of one domain, what no other part of the simulation looks at.
+#[derive(Debug)]
+pub(super) struct Control {
+    hvm: bool,
+    pages: u64,
+    max_pages: u64,
+    pauses: u32,
+    shutdown: Option<u8>,
+    params: BTreeMap<u32, u64>,
+    born: Instant,
+    /// A number that no other domain had before.
+    unique: u64,
+}
+
+impl Control {
+    fn new(id: DomId, unique: u64) -> Self {
+        let guest = id != DomId::DOM0;
+        let pages = if guest { GUEST_PAGES } else { DOM0_PAGES };
+        Self {
+            hvm: guest,
+            pages,
+            max_pages: pages,
+            pauses: 0,
+            shutdown: None,
+            params: BTreeMap::new(),
+            born: Instant::now(),
+            unique,
+        }
+    }
+
+    /// Nanoseconds it ran: it needs a hundredth of a CPU.
+    fn cpu_time(&self) -> u64 {
+        let nanoseconds = self.born.elapsed().as_nanos() / 100;
+        u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+    }
+
+    fn info(&self, id: DomId) -> domctl::GetDomainInfo {
+        let mut info: domctl::GetDomainInfo = zerocopy::FromZeros::new_zeroed();
+        let idle = self.pauses == 0 && self.shutdown.is_none();
+        info.domain = id;
+        info.flags = u32::from(self.hvm) << 1
+            | u32::from(self.shutdown.is_some()) << 2
+            | u32::from(self.pauses > 0) << 3
+            | u32::from(idle && id != DomId::DOM0) << 4
+            | u32::from(idle && id == DomId::DOM0) << 5
+            | u32::from(self.hvm) << 8
+            | u32::from(self.shutdown.unwrap_or_default()) << domctl::XEN_DOMINF_SHUTDOWNSHIFT;
+        info.tot_pages = self.pages;
+        info.max_pages = self.max_pages;
+        info.cpu_time = self.cpu_time();
+        info.nr_online_vcpus = 1;
+        info.max_vcpu_id = 0;
+        if id != DomId::DOM0 {
+            info.handle = handle(self.unique);
+        }
+        info.gpaddr_bits = 48;
+        info
+    }
+}
+
+/// A UUID made of a number: of version 8, which is anyone's to make.
+fn handle(unique: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[6] = 0x80;
+    bytes[8..].copy_from_slice(&unique.to_be_bytes());
+    bytes[8] |= 0x80;
+    bytes
+}
+
+/// The hypervisor itself.
+#[derive(Debug)]
+pub(super) struct Hypervisor {
+    domains: BTreeMap<DomId, Control>,
+    unique: u64,
+    /// The interface versions it takes.
+    pub(super) domctl: u32,
+    pub(super) sysctl: u32,
+    console: Vec<u8>,
+    /// The index of the byte behind the last one in `console`.
+    end: u32,
+}
+
+impl Hypervisor {
+    pub(super) fn new() -> Self {
+        Self {
+            domains: BTreeMap::new(),
+            unique: 0,
+            domctl: 0x17,
+            sysctl: 0x15,
+            console: Vec::new(),
+            end: 0,
+        }
+    }
+
+    pub(super) fn created(&mut self, id: DomId) {
+        self.domains.insert(id, Control::new(id, self.unique));
+        self.unique += 1;
+        self.log(&format!("d{id} is created"));
+    }
+
+    pub(super) fn destroyed(&mut self, id: DomId) {
+        self.domains.remove(&id);
+        self.log(&format!("d{id} is destroyed"));
+    }
+
+    /// A line on the console.
+    fn log(&mut self, line: &str) {
+        let line = format!("(XEN) {line}\n");
+        self.console.extend_from_slice(line.as_bytes());
+        self.end = self.end.wrapping_add(line.len() as u32);
+        let beyond = self.console.len().saturating_sub(RING);
+        self.console.drain(..beyond);
+    }
+
+    /// What `sysctl(readconsole)` does: read_console_ring in xen/drivers/char/console.c.
+    fn read_console(&mut self, op: &mut sysctl::ReadConsole, room: usize) -> Vec<u8> {
+        let start = self.end.wrapping_sub(self.console.len() as u32);
+        let ahead = op.index.wrapping_sub(start) as usize;
+        let skipped = match op.incremental != 0 && ahead <= self.console.len() {
+            true => ahead,
+            false => 0,
+        };
+        let rest = &self.console[skipped..];
+        let bytes = rest[..rest.len().min(room).min(op.count as usize)].to_vec();
+        let read = skipped + bytes.len();
+        op.index = start.wrapping_add(read as u32);
+        op.count = bytes.len() as u32;
+        if op.clear != 0 {
+            self.console.drain(..read);
+        }
+        bytes
+    }
+}
+
+/// What comes back: the hypercall's result, and the bytes.
+type Answer = (i64, Vec<u8>);
+
+/// Makes the hypercall numbered `number` for domain `me`; `room` bounds the bytes that come back.
+pub(super) fn hypercall(
+    state: &mut State,
+    me: DomId,
+    number: u64,
+    command: u64,
+    bytes: &[u8],
+    room: usize,
+) -> Result<Answer, Errno> {
+    if me != DomId::DOM0 {
+        // As the kernel does in a domain without a target: XSA-482.
+        return Err(Errno::PERM);
+    }
+    match number {
+        call::HYPERVISOR_XEN_VERSION => xen_version(command, bytes),
+        call::HYPERVISOR_DOMCTL => domctl(state, &read(bytes)?),
+        call::HYPERVISOR_SYSCTL => sysctl(state, read(bytes)?, room),
+        call::HYPERVISOR_HVM_OP => hvm_op(state, command, read(bytes)?),
+        call::HYPERVISOR_SCHED_OP if command == call::SCHEDOP_REMOTE_SHUTDOWN => {
+            let op: call::SchedRemoteShutdown = read(bytes)?;
+            let domain = control(state, op.domain_id)?;
+            if domain.shutdown.is_none() {
+                domain.shutdown = Some(op.reason as u8);
+                state.raise(Virq::DOM_EXC);
+            }
+            Ok((0, bytes.to_vec()))
+        }
+        call::HYPERVISOR_EVENT_CHANNEL_OP if command == call::EVTCHNOP_STATUS => {
+            let mut op: call::EvtchnStatus = read(bytes)?;
+            let domain = myself(op.dom);
+            let limit = state.limits(domain)?.ports;
+            if op.port.as_u32() > limit {
+                return Err(Errno::INVAL);
+            }
+            (op.status, op.u, op.remote_port) = state.port_status(domain, op.port)?;
+            Ok((0, op.as_bytes().to_vec()))
+        }
+        call::HYPERVISOR_GRANT_TABLE_OP if command == call::GNTTABOP_QUERY_SIZE => {
+            let mut op: call::GnttabQuerySize = read(bytes)?;
+            match state.grants(myself(op.dom)) {
+                Ok(grants) => {
+                    op.nr_frames = grants.div_ceil(GRANTS_PER_FRAME).max(1);
+                    op.max_nr_frames = GRANT_FRAMES;
+                    op.status = call::GNTST_OKAY;
+                }
+                Err(_) => op.status = call::GNTST_BAD_DOMAIN,
+            }
+            Ok((0, op.as_bytes().to_vec()))
+        }
+        call::HYPERVISOR_MEMORY_OP => {
+            let op: call::MemoryDomain = read(bytes)?;
+            let domain = control(state, op.domid)?;
+            let value = match command {
+                call::XENMEM_CURRENT_RESERVATION => domain.pages,
+                call::XENMEM_MAXIMUM_RESERVATION => domain.max_pages,
+                call::XENMEM_MAXIMUM_GPFN => domain.pages - 1,
+                _ => return Err(Errno::NOSYS),
+            };
+            Ok((value as i64, bytes.to_vec()))
+        }
+        _ => Err(Errno::NOSYS),
+    }
+}
+
+fn read<T: FromBytes>(bytes: &[u8]) -> Result<T, Errno> {
+    let read = T::read_from_prefix(bytes);
+    read.map(|(value, _)| value).map_err(|_| Errno::FAULT)
+}
+
+/// The domain meant: all callers are of domain 0.
+fn myself(domain: DomId) -> DomId {
+    match domain {
+        DomId::SELF => DomId::DOM0,
+        domain => domain,
+    }
+}
+
+fn control(state: &mut State, domain: DomId) -> Result<&mut Control, Errno> {
+    let domains = &mut state.hypervisor.domains;
+    domains.get_mut(&myself(domain)).ok_or(Errno::SRCH)
+}
+
+fn xen_version(command: u64, bytes: &[u8]) -> Result<Answer, Errno> {
+    let text = |text: &str| {
+        let mut padded = vec![0; bytes.len()];
+        let len = text.len().min(bytes.len().saturating_sub(1));
+        padded[..len].copy_from_slice(&text.as_bytes()[..len]);
+        Ok((0, padded))
+    };
+    let buffer = |text: &[u8]| {
+        let len = text.len().min(version::VARBUF_LEN);
+        let mut whole = bytes.to_vec();
+        let room = whole.get_mut(4..4 + len).ok_or(Errno::FAULT)?;
+        room.copy_from_slice(&text[..len]);
+        Ok((len as i64, whole))
+    };
+    let capabilities = "xen-3.0-x86_64 hvm-3.0-x86_64 ";
+    let changeset = "simulated";
+    match command {
+        version::XENVER_VERSION => Ok((VERSION.0 << 16 | VERSION.1, Vec::new())),
+        version::XENVER_EXTRAVERSION => text(EXTRA),
+        version::XENVER_EXTRAVERSION2 => buffer(EXTRA.as_bytes()),
+        version::XENVER_CAPABILITIES => text(capabilities),
+        version::XENVER_CAPABILITIES2 => buffer(capabilities.as_bytes()),
+        version::XENVER_CHANGESET => text(changeset),
+        version::XENVER_CHANGESET2 => buffer(changeset.as_bytes()),
+        version::XENVER_COMMANDLINE => text(COMMAND_LINE),
+        version::XENVER_COMMANDLINE2 => buffer(COMMAND_LINE.as_bytes()),
+        version::XENVER_BUILD_ID => buffer(&[0x5d; 20]),
+        version::XENVER_COMPILE_INFO => {
+            let mut info: version::CompileInfo = zerocopy::FromZeros::new_zeroed();
+            info.compiler[..5].copy_from_slice(b"rustc");
+            Ok((0, info.as_bytes().to_vec()))
+        }
+        version::XENVER_PLATFORM_PARAMETERS => text(""),
+        version::XENVER_GET_FEATURES => {
+            let mut info: version::FeatureInfo = read(bytes)?;
+            if info.submap_idx != 0 {
+                return Err(Errno::INVAL);
+            }
+            // Domain 0, of a kind that shares its address space with Xen.
+            info.submap = 1 << 11 | 1 << 17;
+            Ok((0, info.as_bytes().to_vec()))
+        }
+        version::XENVER_PAGESIZE => Ok((PAGE_SIZE as i64, Vec::new())),
+        version::XENVER_GUEST_HANDLE => text(""),
+        _ => Err(Errno::NOSYS),
+    }
+}
+
+/// do_domctl in xen/common/domctl.c: the version, the domain, the operation.
+fn domctl(state: &mut State, op: &Domctl) -> Result<Answer, Errno> {
+    let stable = op.cmd == domctl::XEN_DOMCTL_GET_DOMAIN_STATE;
+    let version = if stable { 0 } else { state.hypervisor.domctl };
+    if op.interface_version != version {
+        return Err(Errno::ACCESS);
+    }
+    let mut id = op.domain;
+    if op.cmd == domctl::XEN_DOMCTL_GETDOMAININFO && version == 0x15 {
+        // Before Xen 4.18: that domain or the next.
+        if id.is_reserved() {
+            return Err(Errno::INVAL);
+        }
+        let next = state.hypervisor.domains.range(id..).next();
+        id = *next.ok_or(Errno::SRCH)?.0;
+    }
+    let domain = state.hypervisor.domains.get_mut(&id).ok_or(Errno::SRCH)?;
+    let body = |body: &dyn Body| {
+        let answer = Domctl {
+            domain: id,
+            ..body.domctl(op)
+        };
+        Ok((0, answer.as_bytes().to_vec()))
+    };
+    match op.cmd {
+        domctl::XEN_DOMCTL_GETDOMAININFO => body(&domain.info(id)),
+        domctl::XEN_DOMCTL_GET_DOMAIN_STATE => body(&domctl::GetDomainState {
+            state: 1 | u16::from(domain.shutdown.is_some()) << 1,
+            caps: if id == DomId::DOM0 { 3 } else { 0 },
+            pad0: 0,
+            unique_id: domain.unique,
+        }),
+        domctl::XEN_DOMCTL_GETVCPUINFO => {
+            let mut info: domctl::GetVcpuInfo = op.body().ok_or(Errno::FAULT)?;
+            if info.vcpu != 0 {
+                return Err(Errno::NOENT);
+            }
+            let idle = domain.pauses == 0 && domain.shutdown.is_none();
+            info.online = 1;
+            info.blocked = (idle && id != DomId::DOM0).into();
+            info.running = (idle && id == DomId::DOM0).into();
+            info.cpu_time = domain.cpu_time();
+            info.cpu = u32::from(id.as_u16()) % CPUS;
+            body(&info)
+        }
+        domctl::XEN_DOMCTL_PAUSEDOMAIN if id == DomId::DOM0 => Err(Errno::INVAL),
+        domctl::XEN_DOMCTL_PAUSEDOMAIN if domain.pauses == 255 => Err(Errno::OVERFLOW),
+        domctl::XEN_DOMCTL_PAUSEDOMAIN => {
+            domain.pauses += 1;
+            body(&domctl::Pause)
+        }
+        domctl::XEN_DOMCTL_UNPAUSEDOMAIN => {
+            domain.pauses = domain.pauses.checked_sub(1).ok_or(Errno::INVAL)?;
+            body(&domctl::Unpause)
+        }
+        domctl::XEN_DOMCTL_MAX_MEM => {
+            let max: domctl::MaxMem = op.body().ok_or(Errno::FAULT)?;
+            domain.max_pages = max.max_memkb >> 2;
+            body(&max)
+        }
+        domctl::XEN_DOMCTL_DESTROYDOMAIN => {
+            state.destroy_domain(id)?;
+            body(&domctl::Destroy)
+        }
+        _ => Err(Errno::NOSYS),
+    }
+}
+
+/// A domctl's body, put back into its operation.
+trait Body {
+    fn domctl(&self, op: &Domctl) -> Domctl;
+}
+
+impl<B: IntoBytes + Immutable> Body for B {
+    fn domctl(&self, op: &Domctl) -> Domctl {
+        Domctl::new(op.cmd, op.interface_version, op.domain, self)
+    }
+}
+
+/// do_sysctl in xen/common/sysctl.c. The array follows the struct.
+fn sysctl(state: &mut State, op: Sysctl, room: usize) -> Result<Answer, Errno> {
+    let hypervisor = &mut state.hypervisor;
+    if op.interface_version != hypervisor.sysctl {
+        return Err(Errno::ACCESS);
+    }
+    let room = room.saturating_sub(size_of::<Sysctl>());
+    let answer = |body: &dyn SysctlBody, array: &[u8]| {
+        let mut bytes = body.sysctl(&op).as_bytes().to_vec();
+        bytes.extend_from_slice(&array[..array.len().min(room)]);
+        Ok((0, bytes))
+    };
+    match op.cmd {
+        sysctl::XEN_SYSCTL_GETDOMAININFOLIST => {
+            let mut list: sysctl::GetDomainInfoList = op.body().ok_or(Errno::FAULT)?;
+            let domains = hypervisor.domains.range(list.first_domain..);
+            let domains = domains.take(list.max_domains as usize);
+            let infos: Vec<_> = domains.map(|(&id, domain)| domain.info(id)).collect();
+            list.num_domains = infos.len() as u32;
+            answer(&list, infos.as_bytes())
+        }
+        sysctl::XEN_SYSCTL_PHYSINFO => {
+            let used: u64 = hypervisor.domains.values().map(|d| d.pages).sum();
+            let info = sysctl::PhysInfo {
+                threads_per_core: 1,
+                cores_per_socket: CPUS,
+                nr_cpus: CPUS,
+                max_cpu_id: CPUS - 1,
+                nr_nodes: 1,
+                cpu_khz: 2_000_000,
+                // HVM and PV guests, HAP and shadow, grant tables of version 1.
+                capabilities: 0b1_0001_1011,
+                total_pages: PAGES,
+                free_pages: PAGES.saturating_sub(used),
+                max_mfn: PAGES - 1,
+                ..sysctl::PhysInfo::default()
+            };
+            answer(&info, &[])
+        }
+        sysctl::XEN_SYSCTL_CPUTOPOINFO => {
+            let mut info: sysctl::CpuTopoInfo = op.body().ok_or(Errno::FAULT)?;
+            info.num_cpus = info.num_cpus.min(CPUS);
+            let cpu = |core| sysctl::CpuTopo {
+                core,
+                socket: 0,
+                node: 0,
+            };
+            let cpus: Vec<_> = (0..info.num_cpus).map(cpu).collect();
+            answer(&info, cpus.as_bytes())
+        }
+        sysctl::XEN_SYSCTL_NUMAINFO => {
+            let mut info: sysctl::NumaInfo = op.body().ok_or(Errno::FAULT)?;
+            let used: u64 = hypervisor.domains.values().map(|d| d.pages).sum();
+            let node = sysctl::MemInfo {
+                memsize: PAGES * PAGE_SIZE as u64,
+                memfree: PAGES.saturating_sub(used) * PAGE_SIZE as u64,
+            };
+            info.num_nodes = info.num_nodes.min(1);
+            answer(&info, &[node].as_bytes()[..info.num_nodes as usize * 16])
+        }
+        sysctl::XEN_SYSCTL_READCONSOLE => {
+            let mut read: sysctl::ReadConsole = op.body().ok_or(Errno::FAULT)?;
+            let bytes = hypervisor.read_console(&mut read, room);
+            answer(&read, &bytes)
+        }
+        _ => Err(Errno::NOSYS),
+    }
+}
+
+/// A sysctl's body, put back into its operation.
+trait SysctlBody {
+    fn sysctl(&self, op: &Sysctl) -> Sysctl;
+}
+
+impl<B: IntoBytes + Immutable> SysctlBody for B {
+    fn sysctl(&self, op: &Sysctl) -> Sysctl {
+        Sysctl::new(op.cmd, op.interface_version, self)
+    }
+}
+
+fn hvm_op(state: &mut State, command: u64, mut op: call::HvmParamOp) -> Result<Answer, Errno> {
+    if op.index >= PARAMS {
+        return Err(Errno::INVAL);
+    }
+    let domain = control(state, op.domid)?;
+    if !domain.hvm {
+        return Err(Errno::INVAL);
+    }
+    match command {
+        call::HVMOP_GET_PARAM => op.value = domain.params.get(&op.index).copied().unwrap_or(0),
+        call::HVMOP_SET_PARAM => drop(domain.params.insert(op.index, op.value)),
+        _ => return Err(Errno::NOSYS),
+    }
+    Ok((0, op.as_bytes().to_vec()))
+}

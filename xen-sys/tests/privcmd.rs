@@ -1,0 +1,327 @@
+//! The typed hypercalls, by the public interface, on a simulated host.
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used)]
+
+use std::os::fd::AsFd as _;
+
+use xen_sys::privcmd::{
+    DomainFlags, HvmParam, MulticallEntry, PhysCaps, PortState, Privcmd, ShutdownReason, StateFlags,
+};
+use xen_sys::sim::{Fault, Op, Simulation};
+use xen_sys::{DomId, Error, Port, Virq};
+
+fn host() -> (Simulation, Privcmd) {
+    let host = Simulation::start().unwrap();
+    let privcmd = Privcmd::open(&host.xen(DomId::DOM0).unwrap()).unwrap();
+    (host, privcmd)
+}
+
+#[test]
+fn fifty_domains_are_listed_without_root() {
+    let (host, privcmd) = host();
+    let guests: Vec<DomId> = (0..50).map(|_| host.add_domain().unwrap()).collect();
+    let list = privcmd.domains().unwrap();
+    assert_eq!(list.len(), 51);
+    assert_eq!(list[0].id, DomId::DOM0);
+    assert!(!list[0].flags.contains(DomainFlags::HVM));
+    let listed: Vec<DomId> = list[1..].iter().map(|d| d.id).collect();
+    assert_eq!(listed, guests);
+    assert!(list[1..].iter().all(|d| d.flags.contains(DomainFlags::HVM)));
+    assert_eq!((list[7].memory_bytes(), list[7].vcpus()), (64 << 20, 1));
+    let infos = privcmd.domain_infos(&guests).unwrap();
+    assert!(infos.iter().zip(&list[1..]).all(|(a, b)| {
+        let a = a.as_ref().unwrap();
+        (a.id, a.handle) == (b.id, b.handle)
+    }));
+    host.assert_clean();
+}
+
+#[test]
+fn more_domains_than_one_call_lists_are_all_there() {
+    let (host, privcmd) = host();
+    for _ in 0..600 {
+        host.add_domain().unwrap();
+    }
+    host.destroy_domain(DomId::new(256)).unwrap();
+    host.add_domain_as(DomId::new(0x7FEF)).unwrap();
+    let ids = privcmd.domains().unwrap();
+    let ids: Vec<u16> = ids.iter().map(|d| d.id.as_u16()).collect();
+    assert_eq!(ids.len(), 601);
+    assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
+    assert_eq!(ids.last(), Some(&0x7FEF));
+}
+
+#[test]
+fn one_program_serves_every_known_version_and_says_which() {
+    for domctl in 0x15..=0x18 {
+        for sysctl in 0x15..=0x16 {
+            let host = Simulation::start().unwrap();
+            host.set_interfaces(domctl, sysctl);
+            let guest = host.add_domain().unwrap();
+            let privcmd = Privcmd::open(&host.xen(DomId::DOM0).unwrap()).unwrap();
+            let seen = privcmd.interfaces().unwrap();
+            assert_eq!((seen.domctl, seen.sysctl), (domctl, sysctl));
+            assert_eq!(privcmd.domain_info(guest).unwrap().id, guest);
+            assert_eq!(privcmd.domains().unwrap().len(), 2);
+        }
+    }
+}
+
+#[test]
+fn another_version_is_told_from_a_refusal() {
+    let (host, privcmd) = host();
+    host.set_interfaces(0x14, 0x99);
+    let error = privcmd.domain_info(DomId::DOM0).unwrap_err();
+    assert!(
+        matches!(error, Error::InterfaceVersion { op: "domctl", .. }),
+        "{error:?}"
+    );
+    let error = privcmd.phys_info().unwrap_err();
+    assert!(
+        matches!(error, Error::InterfaceVersion { op: "sysctl", .. }),
+        "{error:?}"
+    );
+
+    // The versions are found, and then Xen refuses.
+    host.set_interfaces(0x17, 0x15);
+    privcmd.interfaces().unwrap();
+    for errno in [1, 13] {
+        host.inject(Fault::Fail {
+            domain: DomId::DOM0,
+            op: Op::Hypercall,
+            nth: 1,
+            errno,
+        });
+        let error = privcmd.pause(DomId::new(1)).unwrap_err();
+        assert!(matches!(error, Error::NotPermitted { .. }), "{error:?}");
+        assert_eq!(error.errno(), Some(errno));
+        assert!(error.to_string().starts_with("XEN_DOMCTL_pausedomain: "));
+    }
+}
+
+#[test]
+fn a_kernel_that_refuses_every_hypercall_is_told_from_xen() {
+    let (host, _) = host();
+    let guest = host.add_domain().unwrap();
+    let privcmd = Privcmd::open(&host.xen(guest).unwrap()).unwrap();
+    let refused = |error: Error, op: &str| {
+        assert!(
+            matches!(error, Error::HypercallsRefused { op: named } if named == op),
+            "{error:?}"
+        );
+        assert_eq!(error.errno(), Some(1));
+    };
+    refused(privcmd.xen_version().unwrap_err(), "XENVER_version");
+    refused(privcmd.domains().unwrap_err(), "sysctl");
+    refused(privcmd.domain_info(guest).unwrap_err(), "domctl");
+    refused(privcmd.interfaces().unwrap_err(), "domctl");
+    let param = privcmd.hvm_param(guest, HvmParam::STORE_PFN);
+    refused(param.unwrap_err(), "HVMOP_get_param");
+}
+
+#[test]
+fn a_domain_is_paused_shut_down_and_destroyed() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    let flags = || privcmd.domain_info(guest).unwrap().flags;
+    privcmd.pause(guest).unwrap();
+    privcmd.pause(guest).unwrap();
+    assert!(flags().contains(DomainFlags::PAUSED));
+    privcmd.unpause(guest).unwrap();
+    assert!(flags().contains(DomainFlags::PAUSED));
+    privcmd.unpause(guest).unwrap();
+    assert!(!flags().contains(DomainFlags::PAUSED));
+    assert_eq!(privcmd.unpause(guest).unwrap_err().errno(), Some(22));
+    assert_eq!(privcmd.pause(DomId::DOM0).unwrap_err().errno(), Some(22));
+
+    privcmd.set_max_memory(guest, (32 << 20) + 4095).unwrap();
+    assert_eq!(privcmd.domain_info(guest).unwrap().max_pages, 8192);
+    assert_eq!(privcmd.maximum_pages(guest).unwrap(), 8192);
+    assert_eq!(privcmd.current_pages(guest).unwrap(), 16384);
+    assert_eq!(privcmd.maximum_gpfn(guest).unwrap(), 16383);
+
+    let vcpu = privcmd.vcpu_info(guest, 0).unwrap().unwrap();
+    assert!(vcpu.online && vcpu.blocked && !vcpu.running);
+    assert_eq!(privcmd.vcpu_info(guest, 1).unwrap(), None);
+
+    privcmd.shutdown(guest, ShutdownReason::CRASH).unwrap();
+    let info = privcmd.domain_info(guest).unwrap();
+    assert_eq!(info.shutdown, Some(ShutdownReason::CRASH));
+    assert!(info.flags.contains(DomainFlags::SHUTDOWN));
+    let state = privcmd.domain_state(guest).unwrap();
+    assert_eq!(state.state, StateFlags::EXIST | StateFlags::SHUTDOWN);
+
+    privcmd.destroy(guest).unwrap();
+    assert_eq!(host.domains(), [DomId::DOM0]);
+    for error in [
+        privcmd.domain_info(guest).unwrap_err(),
+        privcmd.pause(guest).unwrap_err(),
+        privcmd.destroy(guest).unwrap_err(),
+        privcmd.vcpu_info(guest, 0).unwrap_err(),
+        privcmd.shutdown(guest, ShutdownReason::CRASH).unwrap_err(),
+        privcmd.maximum_gpfn(guest).unwrap_err(),
+        privcmd.grant_table_size(guest).unwrap_err(),
+        privcmd.port_status(guest, Port::new(1)).unwrap_err(),
+        privcmd.domain_state(guest).unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, Error::NoDomain { domain, .. } if domain == guest),
+            "{error:?}"
+        );
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn the_domain_after_a_missing_one_is_not_taken_for_it() {
+    for domctl in [0x15, 0x17] {
+        let (host, privcmd) = host();
+        host.set_interfaces(domctl, 0x15);
+        host.add_domain_as(DomId::new(9)).unwrap();
+        let wanted = [4, 9, 10, 0x7FF4].map(DomId::new);
+        let infos = privcmd.domain_infos(&wanted).unwrap();
+        for (wanted, info) in wanted.iter().zip(infos) {
+            match info {
+                Ok(info) => assert_eq!((info.id, wanted.as_u16()), (*wanted, 9)),
+                Err(error) => {
+                    assert!(matches!(error, Error::NoDomain { .. }), "{error:?}");
+                    assert_ne!(wanted.as_u16(), 9);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_machine_and_its_console_are_read() {
+    let (host, privcmd) = host();
+    let before = privcmd.phys_info().unwrap();
+    assert!(before.capabilities.contains(PhysCaps::HVM | PhysCaps::PV));
+    let topology = privcmd.cpu_topology().unwrap();
+    assert_eq!(topology.len() as u32, before.cpus);
+    assert_eq!(topology[2].core, Some(2));
+    let nodes = privcmd.numa_memory().unwrap();
+    assert_eq!(nodes[0].unwrap().bytes, before.total_bytes());
+    host.add_domain().unwrap();
+    let after = privcmd.phys_info().unwrap();
+    assert_eq!(before.free_bytes() - after.free_bytes(), 64 << 20);
+
+    let all = privcmd.console_ring().unwrap();
+    assert!(all.ends_with(b"(XEN) d1 is created\n"), "{all:?}");
+    let first = privcmd.console_ring_from(0).unwrap();
+    assert_eq!(first.bytes, all);
+    assert!(
+        privcmd
+            .console_ring_from(first.next)
+            .unwrap()
+            .bytes
+            .is_empty()
+    );
+    host.add_domain().unwrap();
+    let more = privcmd.console_ring_from(first.next).unwrap();
+    assert_eq!(more.bytes, b"(XEN) d2 is created\n");
+    privcmd.clear_console_ring().unwrap();
+    assert!(privcmd.console_ring().unwrap().is_empty());
+    for _ in 0..2000 {
+        let guest = host.add_domain().unwrap();
+        host.destroy_domain(guest).unwrap();
+    }
+    // The ring has lost its start, so what was asked for is not there; and it is bounded.
+    let rest = privcmd.console_ring_from(first.next).unwrap();
+    assert_eq!(rest.bytes.len(), 16 << 10);
+}
+
+#[test]
+fn a_guests_parameters_ports_and_grants_are_read() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    let param = HvmParam::STORE_EVTCHN;
+    assert_eq!(privcmd.hvm_param(guest, param).unwrap(), 0);
+    privcmd.set_hvm_param(guest, param, 1 << 40 | 3).unwrap();
+    assert_eq!(privcmd.hvm_param(guest, param).unwrap(), 1 << 40 | 3);
+    for (domain, param) in [(guest, HvmParam::new(39)), (DomId::DOM0, param)] {
+        let error = privcmd.hvm_param(domain, param).unwrap_err();
+        assert_eq!(error.errno(), Some(22), "{error}");
+    }
+
+    let (ours, theirs) = (host.xen(DomId::DOM0).unwrap(), host.xen(guest).unwrap());
+    let open = ours.simulated().unwrap().bind_unbound(guest).unwrap();
+    let status = |domain, port| privcmd.port_status(domain, port).unwrap().state;
+    assert_eq!(
+        status(DomId::SELF, open.port),
+        PortState::Unbound { remote: guest }
+    );
+    let client = theirs.simulated().unwrap();
+    let bound = client.bind_interdomain(DomId::DOM0, open.port).unwrap();
+    let (remote, port) = (DomId::DOM0, open.port);
+    assert_eq!(
+        status(guest, bound.port),
+        PortState::Interdomain { remote, port }
+    );
+    let virq = ours.simulated().unwrap().bind_virq(Virq::CON_RING).unwrap();
+    assert_eq!(
+        status(DomId::DOM0, virq.port),
+        PortState::Virq(Virq::CON_RING)
+    );
+    assert_eq!(status(guest, Port::new(900)), PortState::Closed);
+    assert!(privcmd.port_status(guest, Port::new(5000)).is_err());
+
+    let shared = client.share(DomId::DOM0, true, 600).unwrap();
+    let size = privcmd.grant_table_size(guest).unwrap();
+    assert_eq!((size.frames, size.max_frames), (2, 64));
+    drop(shared);
+}
+
+#[test]
+fn the_hypervisor_describes_itself() {
+    let (_host, privcmd) = host();
+    let version = privcmd.xen_version().unwrap();
+    assert_eq!(version.to_string(), "4.20.0-simulated");
+    assert!(privcmd.capabilities().unwrap().contains("hvm-3.0"));
+    assert_eq!(privcmd.changeset().unwrap(), "simulated");
+    assert!(privcmd.command_line().unwrap().contains("simulated"));
+    assert_eq!(privcmd.compile_info().unwrap().compiler, "rustc");
+    assert_eq!(privcmd.build_id().unwrap(), Some(vec![0x5d; 20]));
+    assert_eq!(privcmd.xen_page_size().unwrap(), 4096);
+    assert_eq!(privcmd.virt_start().unwrap(), 0);
+    let own = privcmd.own_handle().unwrap().to_string();
+    assert_eq!(own, "00000000-0000-0000-0000-000000000000");
+    let features = privcmd.features().unwrap();
+    assert!(features.contains(xen_sys::privcmd::Features::DOM0));
+}
+
+#[test]
+fn a_simulated_hypervisor_takes_no_hypercall_of_the_callers_choice() {
+    let (_host, privcmd) = host();
+    assert!(matches!(privcmd.buffer(1), Err(Error::Unsupported { .. })));
+    // SAFETY: the call takes no address, and is not made.
+    #[allow(unsafe_code)]
+    let refused = unsafe { privcmd.hypercall(17, [0; 5]) };
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
+    let mut calls = [MulticallEntry::default()];
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    let refused = unsafe { privcmd.multicall(&mut calls) };
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
+    let request = std::os::fd::AsRawFd::as_raw_fd(&privcmd.as_fd());
+    assert!(request >= 0);
+}
+
+#[test]
+fn threads_make_calls_through_one_handle() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let privcmd = &privcmd;
+            scope.spawn(move || {
+                for value in 0..200 {
+                    let param = HvmParam::new(i);
+                    privcmd.set_hvm_param(guest, param, value).unwrap();
+                    assert_eq!(privcmd.hvm_param(guest, param).unwrap(), value);
+                    assert_eq!(privcmd.domains().unwrap().len(), 2);
+                }
+            });
+        }
+    });
+}
