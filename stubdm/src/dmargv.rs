@@ -251,7 +251,7 @@ impl DmArgv {
     }
 
     /// The value of each occurrence of `option`.
-    fn values_of<'a>(&'a self, option: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+    pub(crate) fn values_of<'a>(&'a self, option: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         let name = option.trim_start_matches('-').as_bytes();
         let all = words::words(&self.args).into_iter();
         all.filter(move |word| word.name == name)

@@ -93,6 +93,8 @@ const GOOD: &[&[u8]] = &[
     b"file=/dev/xvda,if=ide,index=0,format=host_device",
     b"-drive",
     b"if=none,id=ide-5632,file=/dev/xvdc,format=host_device",
+    b"-serial",
+    b"/dev/hvc3",
 ];
 
 #[test]
@@ -102,7 +104,7 @@ fn what_libxl_wrote_is_shown_raw_and_in_order() {
         let (text, status) = host.says(&["show", domid]);
         assert_eq!(status, 0);
         let mut lines = text.lines();
-        let heading = "guest 7, stubdomain 8: dm-argv (Linux), 8 arguments";
+        let heading = "guest 7, stubdomain 8: dm-argv (Linux), 10 arguments";
         assert_eq!(lines.next(), Some(heading), "asked by {domid}");
         assert_eq!(lines.next(), Some("001  -xen-domid"));
         assert_eq!(lines.nth(2), Some(r"004  'it'\''s me'"));
@@ -158,6 +160,27 @@ fn what_cannot_work_is_a_problem_and_what_can_be_mended_a_note() {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert_eq!(host.json(&["check", "7", "--json"])["usable"], false);
+}
+
+#[test]
+fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
+    let host = Host::new().argv(&GOOD[..8]);
+    for (node, value) in [
+        ("/local/domain/8/device/vfb/0/state", "1"),
+        ("/local/domain/8/memory/target", "139264"),
+    ] {
+        host.store.write(node, value).unwrap();
+    }
+    let (text, status) = host.says(&["check", "7"]);
+    assert_eq!(status, 0, "{text}");
+    for part in [
+        "set vnc=0",
+        "has 136 MiB",
+        "set stubdomain_memory",
+        "set serial=\"pty\"",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
 }
 
 #[test]

@@ -11,6 +11,11 @@ use serde_json::Value;
 use stubdm::image::cpio::{Archive, Content};
 use tempfile::TempDir;
 
+/// A guest's configuration without fault.
+const GOOD: &str = "name=\"g\"\ntype=\"hvm\"\ndevice_model_stubdomain_override=1\n\
+    device_model_version=\"qemu-xen\"\n\
+    stubdomain_ramdisk = '/boot/stub.img'\nstubdomain_memory=320\nvnc=0\nserial=\"pty\"\n";
+
 /// A host with everything a guest with a stubdomain needs.
 struct Host {
     dir: TempDir,
@@ -44,10 +49,7 @@ impl Host {
             ("usr/lib/xen-4.21/bin/xl", ""),
             ("usr/bin/stubdm-run", ""),
             ("usr/libexec/xen-qemu-system-i386", ""),
-            (
-                "etc/xen/g.cfg",
-                "name=\"g\"\nstubdomain_ramdisk = '/boot/stub.img'\n",
-            ),
+            ("etc/xen/g.cfg", GOOD),
         ] {
             host.put(path, text.as_bytes());
         }
@@ -194,6 +196,65 @@ fn what_is_there_and_does_not_do_is_wrong_too() {
     host.only_wrong("image", "it lacks the module xen-privcmd");
     host.put("boot/stub.img", b"not one");
     host.only_wrong("image", "/boot/stub.img");
+}
+
+#[test]
+fn each_setting_that_hurts_is_named_with_its_mend() {
+    for (line, instead, part) in [
+        ("vnc=0", "", "vnc is on, which is xl's default"),
+        ("vnc=0", "vnc=1", "vnc=0; the guest's screen stays black"),
+        ("stubdomain_memory=320", "", "stubdomain_memory=304"),
+        (
+            "stubdomain_memory=320",
+            "stubdomain_memory=191",
+            "too little to start in",
+        ),
+        ("type=\"hvm\"", "type=\"pvh\"", "type=\"hvm\""),
+        (
+            "device_model_stubdomain_override=1",
+            "",
+            "device_model_stubdomain_override=1",
+        ),
+    ] {
+        let host = Host::new();
+        host.put("etc/xen/g.cfg", GOOD.replace(line, instead).as_bytes());
+        host.only_wrong("guest", part);
+    }
+    for (line, instead, part) in [
+        ("serial=\"pty\"", "", "xl console"),
+        ("vnc=0", "vnc=0\nsdl=1", "sdl=0"),
+        (
+            "stubdomain_memory=320",
+            "stubdomain_memory=200",
+            "leaves QEMU little",
+        ),
+    ] {
+        let host = Host::new();
+        host.put("etc/xen/g.cfg", GOOD.replace(line, instead).as_bytes());
+        let (state, text, status) = host.says("guest");
+        assert_eq!((state.as_str(), status), ("note", 0), "{text}");
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    let host = Host::new();
+    fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
+    host.put("usr/lib/xen-4.17/bin/xl", b"");
+    let mut text = GOOD.to_owned();
+    assert_eq!(host.says("guest").0, "ok");
+    host.put(
+        "etc/xen/g.cfg",
+        text.replace("device_model_version", "x").as_bytes(),
+    );
+    host.only_wrong("guest", "device_model_version=\"qemu-xen\"");
+    text = text.replace("vnc=0", "");
+    host.put("etc/xen/g.cfg", text.as_bytes());
+    let (state, text, status) = host.says("guest");
+    assert_eq!((state.as_str(), status), ("note", 0), "{text}");
+    host.put("etc/xen/pv.cfg", b"name='pv'\nkernel='/boot/vmlinuz'\n");
+    assert!(
+        !String::from_utf8(host.run(&[]).stdout)
+            .unwrap()
+            .contains("pv.cfg")
+    );
 }
 
 #[test]

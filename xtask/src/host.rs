@@ -226,12 +226,14 @@ impl Host {
             eprintln!("xtask: the static binaries are not built; this host does without them");
         }
         let stub = images::stub::build(&parts, options.shell_init)?;
+        let printed = images::stub::printed(&parts)?;
         let domu = images::domu::build(&parts)?;
         let linux = images::linux::build(&parts)?;
         let dom0 = images::dom0::build(
             &parts,
             &Guests {
                 stub: &stub,
+                printed: &printed,
                 domu: &domu,
                 linux: linux.as_deref(),
             },

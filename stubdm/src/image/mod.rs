@@ -44,6 +44,16 @@ pub const QEMU_DATA: &[&str] = &[
     "usr/share/seabios/vgabios-stdvga.bin",
 ];
 
+/// The least memory a stubdomain with such a ramdisk starts in, in MiB.
+pub const LEAST_MEMORY: u64 = 192;
+
+/// The memory to give a stubdomain, in MiB, for a ramdisk of `size` bytes that unpacks to `unpacked`: while the kernel unpacks
+/// it, the ramdisk is there twice; the rest is for the kernel and QEMU.
+pub fn memory(unpacked: u64, size: u64) -> u64 {
+    let ramdisk = (unpacked + size).div_ceil(1 << 20);
+    (ramdisk + 288).next_multiple_of(16)
+}
+
 /// What a stubdomain's ramdisk is made from.
 #[derive(Clone, Debug)]
 pub struct Recipe<'a> {

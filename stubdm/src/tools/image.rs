@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::error::{Context, Failure, Result, one_line};
 use crate::image::cpio::{Archive, Node};
 use crate::image::modules::Modules;
-use crate::image::{Recipe, kernel_file, pick_kernel, read, stubdomain};
+use crate::image::{Recipe, kernel_file, memory, pick_kernel, read, stubdomain};
 use crate::init::qemu;
 
 /// Which of the two.
@@ -89,7 +89,11 @@ pub fn run(command: &ImageCommand) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).context("printing")
 }
 
-fn build(options: &BuildOptions) -> Result<String> {
+/// Builds a ramdisk, and gives what is printed for it.
+///
+/// # Errors
+/// What is missing, cannot be read or cannot be written, by name.
+pub fn build(options: &BuildOptions) -> Result<String> {
     let failed = |error: anyhow::Error| Failure::new(format_args!("{error:#}"));
     let own = match &options.init {
         Some(path) => path.clone(),
@@ -204,10 +208,8 @@ struct Built {
 }
 
 impl Built {
-    /// The stubdomain's memory in MiB: while the kernel unpacks it, the ramdisk is there twice; the rest is for the kernel and QEMU.
     fn memory(&self) -> u64 {
-        let ramdisk = (self.unpacked + self.size).div_ceil(1 << 20);
-        (ramdisk + 288).next_multiple_of(16)
+        memory(self.unpacked, self.size)
     }
 
     /// Lines for the guest's configuration.
@@ -219,7 +221,8 @@ impl Built {
              stubdomain_kernel=\"{}\"\n\
              stubdomain_ramdisk=\"{}\"\n\
              stubdomain_cmdline=\"console=hvc0 rdinit=/init quiet\"\n\
-             stubdomain_memory={}\n",
+             stubdomain_memory={}\n\
+             vnc=0\n",
             self.kernel.display(),
             self.output.display(),
             self.memory()
@@ -242,7 +245,7 @@ impl Built {
         }
         format!(
             "# {}: {} files, {}, unpacked {}, for Linux {}\n\
-             # for the guest's configuration:\n{}",
+             # for the guest's configuration; its screen stays black, serial=\"pty\" gives it a console:\n{}",
             self.output.display(),
             self.files,
             mebibytes(self.size),

@@ -15,3 +15,4 @@ pub mod install;
 pub mod libxl;
 pub mod status;
 pub mod store;
+pub mod xlcfg;

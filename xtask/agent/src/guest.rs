@@ -51,8 +51,13 @@ impl Guest {
 
     /// As [`create`](Self::create), with more lines of configuration.
     pub(crate) fn create_with(store: &Store, more: &[&str]) -> Result<Self> {
+        Self::create_from(store, CONFIG, more)
+    }
+
+    /// As [`create`](Self::create), from another configuration of a guest of this name.
+    pub(crate) fn create_from(store: &Store, config: &str, more: &[&str]) -> Result<Self> {
         let watch = store.watch("/local/domain")?;
-        let argv: Vec<&str> = ["xl", "create", CONFIG]
+        let argv: Vec<&str> = ["xl", "create", config]
             .iter()
             .chain(more)
             .copied()

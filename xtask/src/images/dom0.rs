@@ -107,6 +107,8 @@ const PACKAGE: &str = "root/stubdm.deb";
 pub(crate) struct Guests<'a> {
     /// The stubdomain's.
     pub(crate) stub: &'a Path,
+    /// What `stubdm-run image build` prints for it.
+    pub(crate) printed: &'a str,
     /// The PV guest's.
     pub(crate) domu: &'a Path,
     /// The Linux guest's disk, without its kernel.
@@ -137,6 +139,7 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     for (path, text) in TEXTS {
         archive.text(path, text);
     }
+    archive.text("etc/xen/printed-lines", guests.printed);
     for (path, text) in SCRIPTS {
         archive.program(path, Content::Bytes(text.as_bytes().to_vec()));
     }

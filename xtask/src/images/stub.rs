@@ -1,12 +1,15 @@
 //! The stubdomain's root: as `stubdm-run image build` makes it.
 
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use stubdm::image::cpio::Content;
 use stubdm::image::{self, Recipe};
+use stubdm::tools::image::{BuildOptions, Compress, build as build_image};
 
 use super::Parts;
+use crate::store::write_atomically;
 
 /// Builds the stubdomain's image; `shell_init` puts a shell script in our init's place.
 pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
@@ -31,4 +34,41 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
         archive.program("init", Content::Bytes(script.as_bytes().to_vec()));
     }
     parts.write("stub.img", &archive)
+}
+
+/// What `stubdm-run image build` prints for the same image, with the paths that it and its kernel have in dom0; empty if
+/// there is no `stubdm-run`.
+pub(crate) fn printed(parts: &Parts) -> Result<String> {
+    let Some(init) = parts.stubdm_run.clone() else {
+        return Ok(String::new());
+    };
+    let stamp = fs::read_to_string(parts.out.join("stub.img.stamp"))?;
+    let (file, mark) = (parts.out.join("printed"), parts.out.join("printed.stamp"));
+    if fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
+        return Ok(fs::read_to_string(&file)?);
+    }
+    let output = parts.out.join("printed.img");
+    let options = BuildOptions {
+        output: output.clone(),
+        root: parts.tree.root.clone(),
+        kernel: None,
+        qemu: "usr/libexec/xen-qemu-system-i386".to_owned(),
+        init: Some(init),
+        modules: Vec::new(),
+        files: Vec::new(),
+        compress: Compress::None,
+        json: false,
+    };
+    let text = build_image(&options).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    fs::remove_file(&output)?;
+    let kernel = text
+        .lines()
+        .find_map(|line| line.strip_prefix("stubdomain_kernel="));
+    let kernel = kernel.context("no kernel among the printed lines")?;
+    let text = text.replace(kernel, "\"/boot/vmlinuz\"");
+    let output = std::path::absolute(&output)?.display().to_string();
+    let text = text.replace(&output, "/boot/stub.img");
+    write_atomically(&file, text.as_bytes())?;
+    write_atomically(&mark, stamp.as_bytes())?;
+    Ok(text)
 }

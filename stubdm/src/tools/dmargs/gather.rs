@@ -27,6 +27,10 @@ pub struct Gathered {
     pub disks: Vec<u32>,
     /// How many network cards the stubdomain has.
     pub cards: usize,
+    /// Whether libxl gave the stubdomain a framebuffer, for which a QEMU stays in dom0.
+    pub screen: bool,
+    /// The stubdomain's memory in KiB, if the store says.
+    pub memory: Option<u64>,
 }
 
 /// Reads the store. Nothing is changed there.
@@ -44,6 +48,8 @@ pub fn gather(store: &Store, domain: DomId) -> Result<Gathered> {
         readable: None,
         disks: Vec::new(),
         cards: 0,
+        screen: false,
+        memory: None,
         vm: vm.clone(),
     };
     if let Some(vm) = vm {
@@ -77,6 +83,9 @@ pub fn gather(store: &Store, domain: DomId) -> Result<Gathered> {
         let vbd = devices("vbd")?;
         all.disks = vbd.iter().filter_map(|name| name.parse().ok()).collect();
         all.cards = devices("vif")?.len();
+        all.screen = !devices("vfb")?.is_empty();
+        let memory = optional(store, &format!("/local/domain/{stub}/memory/target"))?;
+        all.memory = memory.and_then(|text| text.trim().parse().ok());
     }
     Ok(all)
 }

@@ -8,6 +8,7 @@ use super::Gathered;
 use crate::dmargv::fit::{Finding, Verdict};
 use crate::dmargv::{DmArgv, mini_os};
 use crate::error::one_line;
+use crate::image::LEAST_MEMORY;
 
 /// The judged arguments of one guest.
 #[derive(Debug)]
@@ -98,12 +99,35 @@ impl<'a> Report<'a> {
                 ));
             }
         }
+        self.defaults(&argv);
         let taps = argv.taps().len();
         if taps > self.all.cards {
             self.notes.push(format!(
                 "{taps} emulated network cards, but the stubdomain has {} to reach a network by",
                 self.all.cards
             ));
+        }
+    }
+
+    /// What xl's defaults make of a guest whose configuration does not say otherwise.
+    fn defaults(&mut self, argv: &DmArgv) {
+        if self.all.screen {
+            self.notes.push(
+                "the guest has a screen for VNC or SDL, which nothing draws on, and a QEMU stays in dom0 for it: set vnc=0"
+                    .to_owned(),
+            );
+        }
+        if let Some(kib) = self.all.memory.filter(|kib| *kib < LEAST_MEMORY << 10) {
+            self.notes.push(format!(
+                "the stubdomain has {} MiB; with less than {LEAST_MEMORY} one that image build makes does not start: set stubdomain_memory",
+                kib >> 10
+            ));
+        }
+        if argv.values_of("-serial").next().is_none() {
+            self.notes.push(
+                "there is no serial port, and the screen stays black: set serial=\"pty\" for xl console"
+                    .to_owned(),
+            );
         }
     }
 

@@ -35,6 +35,7 @@ pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
     host.folders();
     host.privcmd();
     host.images(options.image.as_deref());
+    host.guests();
     host.memory();
     host.checks
 }

@@ -1,6 +1,5 @@
 //! What the doctor says of stubdomains: their kernels, and their ramdisks.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::State;
@@ -55,7 +54,11 @@ impl Host<'_> {
                 all.push((path, file));
             }
         };
-        self.configured().into_iter().for_each(&mut add);
+        for (_, settings) in self.configured() {
+            if let Some(path) = settings.text("stubdomain_ramdisk") {
+                add(path.to_owned());
+            }
+        }
         for default in self.ramdisk_places() {
             if self.has(&default) {
                 add(default);
@@ -81,34 +84,6 @@ impl Host<'_> {
                 Err(why) => self.say("image", State::Wrong, format!("{path}: {why}"), build),
             }
         }
-    }
-
-    /// What `stubdomain_ramdisk=` says in the guests' configurations.
-    fn configured(&self) -> Vec<String> {
-        let Some(entries) = resolve(self.root, "/etc/xen")
-            .ok()
-            .and_then(|dir| fs::read_dir(dir).ok())
-        else {
-            return Vec::new();
-        };
-        let mut all = Vec::new();
-        for entry in entries.flatten() {
-            if entry.path().extension().is_none_or(|end| end != "cfg") {
-                continue;
-            }
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            for line in text.lines() {
-                let value = line.trim().strip_prefix("stubdomain_ramdisk");
-                let value = value.and_then(|rest| rest.trim_start().strip_prefix('='));
-                let Some(value) = value else { continue };
-                let value = value.trim_start();
-                let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''));
-                let inner = quote.and_then(|quote| value.get(1..)?.split(quote).next());
-                all.extend(inner.filter(|path| !path.is_empty()).map(str::to_owned));
-            }
-        }
-        all.sort();
-        all
     }
 }
 

@@ -4,6 +4,7 @@
 //! `note` (works, but a person should know) or `wrong` (does not work; with what to do about it).
 
 mod checks;
+mod guests;
 mod image;
 mod toolstack;
 

@@ -46,7 +46,7 @@ impl Host<'_> {
     }
 
     /// The releases whose toolstacks are installed, sorted.
-    fn releases(&self) -> Vec<(u32, u32)> {
+    pub(super) fn releases(&self) -> Vec<(u32, u32)> {
         let folders = resolve(self.root, "/usr/lib").and_then(|dir| Ok(fs::read_dir(dir)?));
         let folders = folders.into_iter().flatten().flatten();
         let names = folders

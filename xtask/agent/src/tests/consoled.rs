@@ -79,6 +79,11 @@ impl Model {
     }
 }
 
+/// The one device model in dom0 is ours.
+pub(super) fn no_qemu_in_dom0() -> Result<()> {
+    Model::one("/usr/bin/stubdm-run").map(drop)
+}
+
 /// The number of KiB behind a name.
 fn field(file: &str, name: &str) -> Result<u64> {
     let text = fs::read_to_string(file).with_context(|| file.to_owned())?;

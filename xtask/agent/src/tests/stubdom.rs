@@ -12,6 +12,7 @@ use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, destroy_leftover, diagnosis, 
 use crate::job::{Exit, Job};
 use crate::leftovers::{Snapshot, assert_none};
 use crate::suite::{Needs, Test};
+use crate::tests::consoled::no_qemu_in_dom0;
 use crate::world::{World, command, soon, start_local};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
@@ -19,6 +20,11 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         "stubdom/three_guests_in_turn",
         Needs::Dom0,
         three_in_turn,
+    ));
+    tests.push(Test::new(
+        "stubdom/printed_lines_pasted",
+        Needs::Dom0,
+        printed_lines,
     ));
     tests.push(Test::new(
         "stubdom/dm_argv_emptied",
@@ -62,6 +68,23 @@ fn three_in_turn(world: &World) -> Result<()> {
         "the boots are {boots:?}"
     );
     Ok(())
+}
+
+/// What `image build` prints is enough of a configuration, besides a name, memory and a disk, and leaves no QEMU in dom0.
+fn printed_lines(world: &World) -> Result<()> {
+    let lines = "/etc/xen/printed-lines";
+    let printed = fs::read_to_string(lines).context(lines)?;
+    let config = "/run/printed.cfg";
+    let disk =
+        "format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target=/dev/loop0";
+    let own = format!("name=\"{NAME}\"\nmemory=128\ndisk=[\"{disk}\"]\n");
+    fs::write(config, format!("{own}{printed}"))?;
+    let guest = Guest::create_from(&world.store, config, &[])
+        .with_context(|| format!("creating the guest from\n{own}{printed}{}", diagnosis()))?;
+    let served = no_qemu_in_dom0();
+    guest.destroy()?;
+    fs::remove_file(config)?;
+    served
 }
 
 pub(super) fn is_alive(guest: &mut Guest) -> Result<()> {

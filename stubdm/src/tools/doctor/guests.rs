@@ -1,0 +1,148 @@
+//! What the doctor says of each guest's configuration: xl's defaults that hurt a guest with a stubdomain.
+
+use std::fs;
+
+use super::State;
+use super::checks::Host;
+use crate::image::elf::resolve;
+use crate::image::{LEAST_MEMORY, memory};
+use crate::tools::xlcfg::Settings;
+
+/// What xl gives a stubdomain if its configuration does not say, in MiB. (`LIBXL_LINUX_STUBDOM_MEM`.)
+const DEFAULT_MEMORY: u64 = 128;
+
+impl Host<'_> {
+    /// The configurations of guests with stubdomains below `/etc/xen`, by path.
+    pub(super) fn configured(&self) -> Vec<(String, Settings)> {
+        let folder = resolve(self.root, "/etc/xen").and_then(|dir| Ok(fs::read_dir(dir)?));
+        let mut all = Vec::new();
+        for entry in folder.into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.ends_with(".cfg") {
+                continue;
+            }
+            let text = fs::read(entry.path()).unwrap_or_default();
+            let settings = Settings::parse(&String::from_utf8_lossy(&text));
+            if settings.is_on("device_model_stubdomain_override")
+                || settings.text("stubdomain_ramdisk").is_some()
+            {
+                all.push((format!("/etc/xen/{name}"), settings));
+            }
+        }
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Each setting that keeps a guest from starting, or from doing what its owner expects.
+    pub(super) fn guests(&mut self) {
+        let newest = self.releases().last().copied();
+        for (path, settings) in self.configured() {
+            let mut said = false;
+            for (state, found, mend) in self.objections(&settings, newest) {
+                said = true;
+                self.say("guest", state, format!("{path}: {found}"), &mend);
+            }
+            if !said {
+                self.ok("guest", format!("{path}: nothing that hurts"));
+            }
+        }
+    }
+
+    fn objections(
+        &self,
+        settings: &Settings,
+        newest: Option<(u32, u32)>,
+    ) -> Vec<(State, String, String)> {
+        let mut all = Vec::new();
+        let mut say = |state, found: String, mend: &str| all.push((state, found, mend.to_owned()));
+        if !settings.is_on("device_model_stubdomain_override") {
+            say(
+                State::Wrong,
+                "names a stubdomain's ramdisk, but asks for no stubdomain".to_owned(),
+                "device_model_stubdomain_override=1",
+            );
+        }
+        let hvm = settings.text("type") == Some("hvm") || settings.text("builder") == Some("hvm");
+        if !hvm {
+            say(
+                State::Wrong,
+                "is no HVM guest, and only those have stubdomains".to_owned(),
+                "type=\"hvm\"",
+            );
+        }
+        let old = newest.is_some_and(|release| release <= (4, 20));
+        if old && settings.text("device_model_version") != Some("qemu-xen") {
+            say(
+                State::Wrong,
+                "names no device model, so that libxl up to 4.20 picks Mini-OS's".to_owned(),
+                "device_model_version=\"qemu-xen\"",
+            );
+        }
+        let screens = ["vnc", "sdl", "spice"].into_iter();
+        // VNC is on unless it is switched off.
+        let on =
+            screens.filter(|name| settings.number(name).unwrap_or(u64::from(*name == "vnc")) != 0);
+        for name in on {
+            let default = match settings.number(name) {
+                None => ", which is xl's default",
+                Some(_) => "",
+            };
+            let off = format!("{name}=0; the guest's screen stays black in any case");
+            match newest {
+                Some(release) if release >= (4, 20) && name == "vnc" => say(
+                    State::Wrong,
+                    format!(
+                        "vnc is on{default}: with libxl 4.20 and QEMU 10 such a guest does not start"
+                    ),
+                    &off,
+                ),
+                _ => say(
+                    State::Note,
+                    format!(
+                        "{name} is on{default}: a QEMU stays in dom0 for a screen that nothing draws on"
+                    ),
+                    &off,
+                ),
+            }
+        }
+        let given = settings.number("stubdomain_memory");
+        let ramdisk = settings.text("stubdomain_ramdisk");
+        let wanted = ramdisk.and_then(|path| memory_for(&resolve(self.root, path).ok()?));
+        let mend = |mib: u64| format!("stubdomain_memory={mib}");
+        match (given.unwrap_or(DEFAULT_MEMORY), wanted) {
+            (has, _) if has < LEAST_MEMORY => say(
+                State::Wrong,
+                match given {
+                    Some(has) => {
+                        format!("gives the stubdomain {has} MiB, which is too little to start in")
+                    }
+                    None => format!(
+                        "does not say stubdomain_memory, and xl's default of {DEFAULT_MEMORY} MiB is too little to start in"
+                    ),
+                },
+                &mend(wanted.unwrap_or(LEAST_MEMORY)),
+            ),
+            (has, Some(wanted)) if has < wanted => say(
+                State::Note,
+                format!("gives the stubdomain {has} MiB, which leaves QEMU little"),
+                &mend(wanted),
+            ),
+            _ => {}
+        }
+        if settings.get("serial").is_none() {
+            say(
+                State::Note,
+                "has no serial port, and the screen stays black: the guest can be reached by its network only".to_owned(),
+                "serial=\"pty\", then xl console",
+            );
+        }
+        all
+    }
+}
+
+/// What `image build` would print for a ramdisk, in MiB.
+fn memory_for(file: &std::path::Path) -> Option<u64> {
+    let data = crate::image::read::contents(file).ok()?;
+    let listing = crate::image::read::listing(&data).ok()?;
+    Some(memory(listing.unpacked, data.len() as u64))
+}
