@@ -83,26 +83,36 @@ impl Evtchn {
     /// deadline, and otherwise poll and read.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
         let mut port = [Port::default()];
-        loop {
-            let (taken, over) = if deadline.is_none() && self.blocking.begin(&self.dev)? {
-                (read_ports(self.dev.file(), &mut port)?, false)
-            } else {
-                // Callers have mostly looked already, so there is mostly nothing to be read yet.
-                let over = !wait::readable(self.as_fd(), deadline)?;
-                (self.read(&mut port)?, over)
-            };
-            // Another thread may have taken the event, or may have looked and so ended our sleep;
-            // then wait again.
-            if taken != 0 || over {
-                return Ok(port.into_iter().take(taken).next());
+        let taken = until(deadline, || {
+            if deadline.is_none() && self.blocking.begin(&self.dev)? {
+                return Ok((read_ports(self.dev.file(), &mut port)?, false));
             }
-        }
+            // Callers have mostly looked already, so there is mostly nothing to be read yet.
+            let over = !wait::readable(self.as_fd(), deadline)?;
+            Ok((self.read(&mut port)?, over))
+        })?;
+        Ok(port.into_iter().take(taken).next())
     }
 }
 
 impl AsFd for Evtchn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dev.as_fd()
+    }
+}
+
+/// Repeats `turn`, which returns how many ports it took and whether the time is over. Another thread
+/// may have taken the event, or may have looked and so ended our sleep: then it waits again, but not
+/// beyond the deadline, however often that happens.
+fn until(
+    deadline: Option<Instant>,
+    mut turn: impl FnMut() -> Result<(usize, bool)>,
+) -> Result<usize> {
+    loop {
+        let (taken, over) = turn()?;
+        if taken != 0 || over || wait::has_passed(deadline) {
+            return Ok(taken);
+        }
     }
 }
 
@@ -191,6 +201,19 @@ mod tests {
             Err(Error::EventOverflow)
         ));
         assert_eq!(read([Err(libc::EIO)]).unwrap_err().errno(), Some(libc::EIO));
+    }
+
+    #[test]
+    fn a_deadline_holds_while_others_take_every_event() {
+        let deadline = Instant::now() + std::time::Duration::from_millis(20);
+        let mut turns = 0;
+        let taken = until(Some(deadline), || {
+            turns += 1;
+            assert!(turns < 100_000_000, "far beyond the deadline");
+            Ok((0, false))
+        });
+        assert_eq!(taken.unwrap(), 0);
+        assert!(Instant::now() >= deadline);
     }
 
     #[test]

@@ -29,8 +29,9 @@
 //!
 //! # Guarantees
 //!
-//! Whatever the peer does, no call here blocks except [`wait`](EventChannels::wait), and
-//! nothing grows: a port is pending or it is not.
+//! Whatever the peer does, no call here blocks except [`wait`](EventChannels::wait), which ends at
+//! its deadline, and nothing grows: a port is pending or it is not. A peer that notifies without end
+//! wakes this side as often as it is unmasked; [`EventPacer`] limits that.
 //!
 //! # Threads and fork
 //!
@@ -67,6 +68,7 @@ mod blocking;
 mod dev;
 #[cfg(feature = "meter")]
 pub mod meter;
+mod pacer;
 mod port;
 #[cfg(feature = "sim")]
 mod sim;
@@ -76,6 +78,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use pacer::EventPacer;
 pub use port::BoundPort;
 use xen_sys::{DomId, Error, Host, Port, Result, Virq, Xen};
 

@@ -172,7 +172,7 @@ impl Evtchn {
             if self.take(&mut port, timeout)? == 1 {
                 return Ok(Some(port[0]));
             }
-            if deadline.is_some_and(|d| Instant::now() >= d) {
+            if wait::has_passed(deadline) {
                 return Ok(None);
             }
         }
@@ -206,7 +206,8 @@ impl Evtchn {
                     taken += 1;
                 }
             }
-            if taken > 0 {
+            // With a time to wait, the caller counts anew what is left of it.
+            if taken > 0 || timeout != EpollTimeout::ZERO {
                 return Ok(taken);
             }
         }

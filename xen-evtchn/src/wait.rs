@@ -14,13 +14,18 @@ pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<
         #[cfg(feature = "meter")]
         crate::meter::call();
         match poll(&mut fds, timeout(deadline)) {
-            Ok(0) if deadline.is_some_and(|d| Instant::now() >= d) => return Ok(false),
-            // A timeout longer than poll can express; or a signal.
+            // A timeout longer than poll can express; or a signal, of which there may be many.
+            Ok(0) | Err(Errno::EINTR) if has_passed(deadline) => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(true),
             Err(e) => return Err(Error::os("poll", e.into())),
         }
     }
+}
+
+/// Whether a deadline has passed. Without one the clock is not asked.
+pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 /// What is left, in whole milliseconds rounded up so that no wait ends before its deadline.

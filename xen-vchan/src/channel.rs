@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use xen_evtchn::EventPacer;
 use xen_sys::DomId;
 
 use crate::doorbell::Half;
@@ -196,7 +197,7 @@ impl Channel {
     #[doc(alias = "libxenvchan_is_open")]
     pub fn peer(&self) -> Result<PeerState> {
         // Before the look: an event that is delivered from now on is of a later change.
-        self.shared().doorbell.unmask()?;
+        self.shared().unmask()?;
         self.shared().observe()
     }
 
@@ -223,12 +224,14 @@ impl Channel {
     /// [`Error::Timeout`]; [`Error::Closed`] if it is gone already (on a server: see
     /// [`next_client`](Self::next_client)).
     pub fn wait_connected(&mut self, deadline: Option<Instant>) -> Result<()> {
+        let mut late = false;
         loop {
             let seen = self.shared().doorbell.seen();
             match self.peer()? {
                 PeerState::Connected => return Ok(()),
                 PeerState::Gone => return Err(Error::Closed),
-                PeerState::Waiting => self.shared().sleep(seen, deadline)?,
+                PeerState::Waiting if late => return Err(Error::Timeout),
+                PeerState::Waiting => late = !self.shared().sleep(seen, deadline)?,
             }
         }
     }
@@ -318,6 +321,34 @@ impl Channel {
     pub fn set_spin(&mut self, limit: Duration) {
         self.rx.set_spin(limit);
         self.tx.set_spin(limit);
+    }
+
+    /// Limits how often the peer's events wake this side for nothing: the event's port stays masked
+    /// for a while after such a wake-up ([`EventPacer`] says how long, and what that costs). Off
+    /// (`None`) at first.
+    ///
+    /// An event was for nothing if the peer has moved no cursor and has neither come nor left since
+    /// the event before. Blocking calls and `AsyncChannel` need nothing more. In an event loop the
+    /// descriptor stays silent while the port is masked: see [`poll_timeout`](Self::poll_timeout).
+    pub fn set_event_pacer(&mut self, pacer: Option<EventPacer>) {
+        self.shared().doorbell.pace(pacer);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called, of a channel whose events are
+    /// [paced](Self::set_event_pacer). Ask after each [`Error::WouldBlock`]: until then the
+    /// descriptor does not become readable. `None`: nothing is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.shared().doorbell.masked_until()
+    }
+
+    /// Lets the next event through, if it is time. Harmless at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`].
+    pub fn handle_timeout(&mut self) -> Result<()> {
+        self.shared().unmask()
     }
 
     /// Splits into two halves that can be used by two threads. The channel closes when both are

@@ -10,12 +10,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use xen_evtchn::{BoundPort, EventChannels};
+use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 
 use crate::delivery::Delivery;
 use crate::life::DomainLife;
@@ -28,6 +28,7 @@ pub(crate) struct Doorbell {
     pub(crate) delivery: Delivery,
     reader: Kept,
     writer: Kept,
+    pacing: Pacing,
     /// For an owner who wants to know of the end of the peer's domain.
     life: Option<DomainLife>,
 }
@@ -55,9 +56,76 @@ impl Kept {
         }
     }
 
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
+    fn slot(&self) -> MutexGuard<'_, Option<Error>> {
         // A plain value: a panic cannot have left it half written.
         self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The peer's cursors and live byte.
+pub(crate) type Standing = ((u32, u32), u8);
+
+/// Whether events that were for nothing are let through at once.
+#[derive(Debug)]
+struct Pacing {
+    on: AtomicBool,
+    state: Mutex<Option<Paced>>,
+}
+
+#[derive(Debug)]
+struct Paced {
+    pacer: EventPacer,
+    /// The number of the event judged last, and what it was judged by.
+    judged: u64,
+    standing: Option<Standing>,
+}
+
+impl Pacing {
+    const fn new() -> Self {
+        Self {
+            on: AtomicBool::new(false),
+            state: Mutex::new(None),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<Paced>> {
+        // Plain values, as above.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, pacer: Option<EventPacer>) {
+        let mut state = self.state();
+        self.on.store(pacer.is_some(), Ordering::Release);
+        *state = pacer.map(|pacer| Paced {
+            pacer,
+            judged: 0,
+            standing: None,
+        });
+    }
+
+    /// Judges event number `event`, if it was not yet; returns until when the port stays masked.
+    fn judge(&self, event: u64, standing: impl FnOnce() -> Standing) -> Option<Instant> {
+        if !self.on.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut state = self.state();
+        let paced = state.as_mut()?;
+        let now = Instant::now();
+        if paced.judged != event {
+            let standing = standing();
+            let found = paced.standing != Some(standing);
+            (paced.judged, paced.standing) = (event, Some(standing));
+            paced.pacer.handle_event(found, now);
+        }
+        paced.pacer.handle_timeout(now);
+        paced.pacer.poll_timeout()
+    }
+
+    fn until(&self) -> Option<Instant> {
+        if !self.on.load(Ordering::Acquire) {
+            return None;
+        }
+        self.state().as_ref()?.pacer.poll_timeout()
     }
 }
 
@@ -74,6 +142,7 @@ impl Doorbell {
             delivery,
             reader: Kept::new(),
             writer: Kept::new(),
+            pacing: Pacing::new(),
             life,
         }
     }
@@ -144,12 +213,36 @@ impl Doorbell {
         Ok(())
     }
 
-    /// Lets the next event through. Before every sleep, ours or the caller's.
-    pub(crate) fn unmask(&self) -> Result<()> {
+    /// Lets the next event through. Before every sleep, ours or the caller's. Returns until when the
+    /// port stays masked, if it does because events are paced.
+    ///
+    /// `standing`: what the peer can change. An event after which it is as it was before was for
+    /// nothing.
+    pub(crate) fn unmask(&self, standing: impl FnOnce() -> Standing) -> Result<Option<Instant>> {
+        if !self.delivery.is_masked() {
+            return Ok(None);
+        }
+        if let Some(until) = self.pacing.judge(self.seen(), standing) {
+            return Ok(Some(until));
+        }
         if self.delivery.begin_unmask() {
             self.port.unmask()?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Limits how often the peer's events wake this side for nothing.
+    pub(crate) fn pace(&self, pacer: Option<EventPacer>) {
+        self.pacing.set(pacer);
+    }
+
+    /// Until when the port stays masked because events are paced.
+    pub(crate) fn masked_until(&self) -> Option<Instant> {
+        if self.delivery.is_masked() {
+            self.pacing.until()
+        } else {
+            None
+        }
     }
 
     /// As [`Delivery::seen`].
@@ -159,9 +252,21 @@ impl Doorbell {
 
     /// Blocks until an event comes after `seen` was taken, and returns `true`; or until the
     /// deadline, and returns `false`.
-    pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
+    pub(crate) fn wait(
+        &self,
+        seen: u64,
+        deadline: Option<Instant>,
+        standing: impl Fn() -> Standing,
+    ) -> Result<bool> {
         self.delivery.wait(seen, deadline, || {
-            self.unmask()?;
+            while let Some(until) = self.unmask(&standing)? {
+                let now = Instant::now();
+                if deadline.is_some_and(|deadline| deadline <= now) {
+                    return Ok(false);
+                }
+                let until = deadline.map_or(until, |deadline| deadline.min(until));
+                std::thread::sleep(until.saturating_duration_since(now));
+            }
             self.wait_for_any(deadline)
         })
     }

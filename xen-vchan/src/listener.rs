@@ -34,7 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use crate::doorbell::readable;
+use crate::doorbell::{has_passed, readable};
 use crate::layout::RingSize;
 use crate::session::PeerState;
 use crate::{Channel, Error, Result, Server};
@@ -244,14 +244,15 @@ impl Listener {
     ///
     /// [`Error::Timeout`]; otherwise as [`try_accept`](Self::try_accept).
     pub fn accept(&mut self, deadline: Option<Instant>) -> Result<Channel> {
+        let mut late = false;
         loop {
             match self.try_accept() {
+                Err(Error::WouldBlock) if late => return Err(Error::Timeout),
                 Err(Error::WouldBlock) => {}
                 other => return other,
             }
-            if !readable(self.as_fd(), deadline)? {
-                return Err(Error::Timeout);
-            }
+            // A client may ring before each sleep, and not come.
+            late = !readable(self.as_fd(), deadline)? || has_passed(deadline);
         }
     }
 

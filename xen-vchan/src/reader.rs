@@ -122,7 +122,7 @@ impl ReadHalf {
     pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
         self.shared.doorbell.check(Half::Reader)?;
         if self.look(least)? < least && self.arm(least)? < least {
-            self.shared.doorbell.unmask()?;
+            self.shared.unmask()?;
             return Err(Error::WouldBlock);
         }
         Ok(())
@@ -131,7 +131,11 @@ impl ReadHalf {
     /// Looks, searches and sleeps until `least` bytes are ready.
     pub(crate) fn wait_for(&mut self, least: usize, deadline: Option<Instant>) -> Result<()> {
         self.shared.doorbell.check(Half::Reader)?;
+        let mut late = false;
         while self.look(least)? < least {
+            if late {
+                return Err(Error::Timeout);
+            }
             let mut spinner = self.spinner.clone();
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(least)? >= least));
             self.spinner = spinner;
@@ -147,7 +151,7 @@ impl ReadHalf {
             if self.arm(least)? >= least {
                 return Ok(());
             }
-            self.shared.sleep(seen, deadline)?;
+            late = !self.shared.sleep(seen, deadline)?;
         }
         Ok(())
     }

@@ -113,6 +113,11 @@ impl Session {
         u32::from(live) == self.expected.load(Ordering::Acquire)
     }
 
+    /// The peer's live byte, only to be compared.
+    pub(crate) fn live(&self) -> u8 {
+        self.peer.get().load(Ordering::Acquire)
+    }
+
     fn set_running(&self, running: bool) {
         let expected = if running {
             self.running_value().into()

@@ -7,13 +7,13 @@ use std::time::Instant;
 use xen_gnttab::{MappedPages, SharedPages};
 use xen_sys::DomId;
 
-use crate::doorbell::Doorbell;
+use crate::Result;
+use crate::doorbell::{Doorbell, Standing, has_passed};
 use crate::handshake::Published;
 use crate::listener::Seat;
 use crate::ring::{Rings, Role};
 use crate::session::{PeerState, Session};
 use crate::spin::Peer;
-use crate::{Error, Result};
 
 /// The pages of a channel, kept for their release.
 ///
@@ -66,7 +66,7 @@ impl Shared {
 
     #[cold]
     fn observe_change(&self) -> Result<PeerState> {
-        let (state, began) = self.session.change(|| self.rings.moved_by_client())?;
+        let (state, began) = self.session.change(|| self.rings.moved_by(Role::Client))?;
         if began && self.role == Role::Server {
             self.doorbell.peer_came();
             self.doorbell.notify()?;
@@ -95,11 +95,29 @@ impl Shared {
         drop(published);
     }
 
-    /// As [`sleep`](Self::sleep), with `false` for a deadline that passed.
+    /// Sleeps until something happened since `seen` was taken; `false` if the deadline has passed,
+    /// also if something happened. A caller that loops looks once more and ends then, so a peer that
+    /// rings before each sleep does not keep it.
+    pub(crate) fn sleep(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
+        Ok(self.wait(seen, deadline)? && !has_passed(deadline))
+    }
+
+    /// Sleeps until something happened since `seen` was taken; `false` if the deadline passed first.
     pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
-        let woken = self.doorbell.wait(seen, deadline)?;
+        let woken = self.doorbell.wait(seen, deadline, || self.standing())?;
         self.notice_domain()?;
         Ok(woken)
+    }
+
+    /// Lets the next event through, unless it is paced. Before every sleep of the caller's.
+    pub(crate) fn unmask(&self) -> Result<()> {
+        self.doorbell.unmask(|| self.standing()).map(drop)
+    }
+
+    /// What the peer can change: its cursors and its live byte, only to be compared.
+    fn standing(&self) -> Standing {
+        let cursors = self.rings.moved_by(self.role.other());
+        (cursors, self.session.live())
     }
 
     /// Takes what made the descriptor readable.
@@ -113,19 +131,6 @@ impl Shared {
             self.session.vanish();
         }
         Ok(())
-    }
-
-    /// Sleeps until something happened since `seen` was taken.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Timeout`] when the deadline passes first.
-    pub(crate) fn sleep(&self, seen: u64, deadline: Option<Instant>) -> Result<()> {
-        if self.wait(seen, deadline)? {
-            Ok(())
-        } else {
-            Err(Error::Timeout)
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use at_once::BySteps;
 
-use crate::doorbell::Half;
+use crate::doorbell::{Half, has_passed};
 use crate::ring::Producer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
@@ -150,7 +150,7 @@ impl WriteHalf {
     pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
         self.shared.doorbell.check(Half::Writer)?;
         if self.look(least)? < least && self.arm(least)? < least {
-            self.shared.doorbell.unmask()?;
+            self.shared.unmask()?;
             return Err(Error::WouldBlock);
         }
         Ok(())
@@ -158,7 +158,16 @@ impl WriteHalf {
 
     /// Searches for `wanted` bytes of space, then sleeps until there are `least`.
     fn wait_for(&mut self, wanted: usize, least: usize, deadline: Option<Instant>) -> Result<()> {
+        let mut late = false;
         while self.look(wanted)? < wanted {
+            if late {
+                // Less than wanted may have come with the last event.
+                return if self.look(least)? >= least {
+                    Ok(())
+                } else {
+                    Err(Error::Timeout)
+                };
+            }
             self.publish();
             self.enough = 1;
             let mut spinner = self.spinner.clone();
@@ -171,7 +180,7 @@ impl WriteHalf {
             if self.arm(least)? >= least {
                 return Ok(());
             }
-            self.shared.sleep(seen, deadline)?;
+            late = !self.shared.sleep(seen, deadline)?;
         }
         Ok(())
     }
@@ -256,6 +265,10 @@ impl WriteHalf {
         while written < bytes.len()
             && !(written != 0 && self.shared.doorbell.has_failed(Half::Writer))
         {
+            // Each turn may move a single byte, of a reader that takes no more at a time.
+            if written != 0 && has_passed(deadline) {
+                break;
+            }
             let wanted = (bytes.len() - written).min(piece(self.tx.capacity()));
             let more = self
                 .wait_for(wanted, 1, deadline)

@@ -148,12 +148,15 @@ impl Rings {
         )
     }
 
-    /// The two cursors that a client moves, as they stand: not judged, only to be compared.
+    /// The two cursors that the `role` moves, as they stand: not judged, only to be compared.
     #[cfg(not(loom))]
-    pub(crate) fn moved_by_client(&self) -> (u32, u32) {
+    pub(crate) fn moved_by(&self, role: Role) -> (u32, u32) {
         (
-            self.left.prod.get().load(Ordering::Acquire),
-            self.right.cons.get().load(Ordering::Acquire),
+            self.written_by(role).prod.get().load(Ordering::Acquire),
+            self.written_by(role.other())
+                .cons
+                .get()
+                .load(Ordering::Acquire),
         )
     }
 
@@ -166,7 +169,7 @@ impl Rings {
 }
 
 impl Role {
-    const fn other(self) -> Self {
+    pub(crate) const fn other(self) -> Self {
         match self {
             Self::Server => Self::Client,
             Self::Client => Self::Server,

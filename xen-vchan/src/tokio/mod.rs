@@ -11,6 +11,7 @@
 //! # Ok(()) }
 //! ```
 
+mod alarm;
 mod arrive;
 mod redial;
 
@@ -18,12 +19,14 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use ::tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use ::tokio::task::coop;
 
+use self::alarm::Alarm;
 use self::arrive::failed;
 pub use self::arrive::{AsyncListener, connect};
 pub use self::redial::AsyncRedial;
@@ -42,6 +45,8 @@ pub struct AsyncChannel {
     ready: AsyncFd<OwnedFd>,
     tasks: Arc<Tasks>,
     channel: Channel,
+    /// Made when events are paced.
+    alarm: Option<Alarm>,
 }
 
 impl AsyncChannel {
@@ -63,6 +68,7 @@ impl AsyncChannel {
             ready,
             tasks: Arc::clone(channel.shared().doorbell.delivery.tasks()),
             channel,
+            alarm: None,
         })
     }
 
@@ -134,19 +140,40 @@ impl AsyncChannel {
         mut attempt: impl FnMut(&mut Channel) -> Result<T>,
     ) -> Poll<Result<T>> {
         let turn = ready!(coop::poll_proceed(cx));
-        let done = ready!(poll_task(
-            &mut self.channel,
-            (&self.tasks, interest),
-            &self.ready,
-            cx,
-            |channel| match attempt(channel) {
-                Err(Error::WouldBlock) => None,
-                other => Some(other),
-            },
-            |channel| channel.acknowledge_events(),
-        ));
-        turn.made_progress();
-        Poll::Ready(done?)
+        loop {
+            let polled = poll_task(
+                &mut self.channel,
+                (&self.tasks, interest),
+                &self.ready,
+                cx,
+                |channel| match attempt(channel) {
+                    Err(Error::WouldBlock) => None,
+                    other => Some(other),
+                },
+                |channel| channel.acknowledge_events(),
+            );
+            if let Poll::Ready(done) = polled {
+                turn.made_progress();
+                return Poll::Ready(done?);
+            }
+            let Some(at) = self.channel.poll_timeout() else {
+                return Poll::Pending;
+            };
+            ready!(self.poll_alarm(at))?;
+            self.channel.handle_timeout()?;
+        }
+    }
+
+    /// Waits until paced events may be let through; wakes every task then.
+    #[cold]
+    fn poll_alarm(&mut self, at: Instant) -> Poll<Result<()>> {
+        let alarm = match &mut self.alarm {
+            Some(alarm) => alarm,
+            none => none.insert(Alarm::new()?),
+        };
+        alarm.set(Some(at))?;
+        let everybody = Waker::from(Arc::clone(&self.tasks));
+        alarm.poll(&mut Context::from_waker(&everybody))
     }
 }
 

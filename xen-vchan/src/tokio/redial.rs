@@ -3,15 +3,14 @@
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Instant;
 
 use ::tokio::io::unix::AsyncFd;
-use nix::sys::timerfd::TimerFd;
 
 use super::AsyncChannel;
+use super::alarm::Alarm;
 use super::arrive::{failed, finish, registered};
-use crate::connecting::{new_timer, set_timer};
 use crate::redial::over;
 use crate::{Connecting, Error, Redial, Result};
 
@@ -156,42 +155,5 @@ impl AsyncRedial {
     #[must_use]
     pub const fn sessions(&self) -> u64 {
         self.line.sessions()
-    }
-}
-
-/// A moment to be woken at. tokio's own timers would have to be enabled in the runtime.
-#[derive(Debug)]
-struct Alarm {
-    timer: TimerFd,
-    rings: AsyncFd<OwnedFd>,
-    at: Option<Instant>,
-}
-
-impl Alarm {
-    fn new() -> Result<Self> {
-        let timer = new_timer()?;
-        let rings = registered(&timer)?;
-        Ok(Self {
-            timer,
-            rings,
-            at: None,
-        })
-    }
-
-    fn set(&mut self, at: Option<Instant>) -> Result<()> {
-        self.at = at;
-        set_timer(&self.timer, at)
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        loop {
-            if self.at.is_some_and(|at| at <= Instant::now()) {
-                return Poll::Ready(Ok(()));
-            }
-            let mut rung = ready!(self.rings.poll_read_ready(cx)).map_err(failed)?;
-            // Of an earlier setting, or a moment too soon; setting it again quiets the descriptor.
-            rung.clear_ready();
-            set_timer(&self.timer, self.at)?;
-        }
     }
 }

@@ -127,6 +127,31 @@ fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
 }
 
 #[test]
+fn a_notify_that_fails_is_reported_to_the_half_that_made_it() {
+    let world = World::new();
+    let (mut server, mut client, xen) = pair(&world);
+    // The writer's: the server has asked to be told of the first byte.
+    fail_notifies(&xen, 1);
+    assert_eq!(client.write_deadline(b"x", soon()).unwrap(), 1);
+    fail_notifies(&xen, 0);
+    assert!(matches!(client.try_read(&mut [0]), Err(Error::WouldBlock)));
+    assert_not_connected(client.write_deadline(b"y", soon()));
+    assert_eq!(client.write_deadline(b"y", soon()).unwrap(), 1);
+
+    // The reader's: the server waits for room.
+    server.write_all(&[7; 2048]).unwrap();
+    assert!(matches!(server.try_write(&[8]), Err(Error::WouldBlock)));
+    fail_notifies(&xen, 1);
+    assert_eq!(client.try_read(&mut [0; 2048]).unwrap(), 2048);
+    fail_notifies(&xen, 0);
+    assert_eq!(client.write_deadline(b"z", soon()).unwrap(), 1);
+    assert_not_connected(client.try_read(&mut [0]));
+    assert!(matches!(client.try_read(&mut [0]), Err(Error::WouldBlock)));
+    drop((server, client, xen));
+    world.end();
+}
+
+#[test]
 fn a_peer_that_leaves_in_the_middle_leaves_a_true_count() {
     let world = World::new();
     let (mut server, mut client) = world.pair(0, 0);

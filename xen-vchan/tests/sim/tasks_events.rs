@@ -10,10 +10,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, split};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
+use xen_evtchn::EventPacer;
 use xen_sys::DomId;
 use xen_vchan::tokio::AsyncChannel;
 use xen_vchan::{Channel, Client, Server};
 
+use crate::deadlines::{stormed, write_one};
 use crate::tasks::LONG;
 use crate::world::{World, bytes};
 
@@ -255,4 +257,31 @@ fn a_channel_that_is_always_ready_does_not_starve_its_runtime() {
     });
     drop((runtime, client));
     world.end();
+}
+
+/// A peer that rings without a pause, and at last for something.
+#[test]
+fn a_paced_channel_in_a_task_is_served_when_it_is_time() {
+    for (name, runtime) in runtimes() {
+        let world = World::new();
+        let (server, bell) = stormed(&world);
+        runtime.block_on(async {
+            let mut server = AsyncChannel::new(server).unwrap();
+            let pacer = EventPacer::new(Duration::from_millis(100));
+            server.get_mut().set_event_pacer(Some(pacer));
+            let mut buf = [0; 2];
+            let mut reading = pin!(server.read(&mut buf));
+            for _ in 0..2 * EventPacer::BURST {
+                bell.notify().unwrap();
+                let early = timeout(Duration::from_millis(2), reading.as_mut()).await;
+                assert!(early.is_err(), "nothing was written");
+            }
+            write_one(&world);
+            bell.notify().unwrap();
+            let len = timeout(LONG, reading).await;
+            assert_eq!(len.expect(&name).unwrap(), 1);
+        });
+        drop((runtime, bell));
+        world.end();
+    }
 }

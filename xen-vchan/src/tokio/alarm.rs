@@ -1,0 +1,49 @@
+//! A timer of this crate's own: tokio's would have to be enabled in the runtime.
+
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use ::tokio::io::unix::AsyncFd;
+use nix::sys::timerfd::TimerFd;
+
+use super::arrive::{failed, registered};
+use crate::Result;
+use crate::connecting::{new_timer, set_timer};
+
+/// A moment to be woken at.
+#[derive(Debug)]
+pub(super) struct Alarm {
+    timer: TimerFd,
+    rings: AsyncFd<OwnedFd>,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    pub(super) fn new() -> Result<Self> {
+        let timer = new_timer()?;
+        let rings = registered(&timer)?;
+        Ok(Self {
+            timer,
+            rings,
+            at: None,
+        })
+    }
+
+    pub(super) fn set(&mut self, at: Option<Instant>) -> Result<()> {
+        self.at = at;
+        set_timer(&self.timer, at)
+    }
+
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            if self.at.is_some_and(|at| at <= Instant::now()) {
+                return Poll::Ready(Ok(()));
+            }
+            let mut rung = ready!(self.rings.poll_read_ready(cx)).map_err(failed)?;
+            // Of an earlier setting, or a moment too soon; setting it again quiets the descriptor.
+            rung.clear_ready();
+            set_timer(&self.timer, self.at)?;
+        }
+    }
+}
