@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use xen_sys::Xen;
 
+use crate::driver::Driver;
 use crate::error::{Error, Invalid, Result};
 use crate::proto::{Ready, WatchId};
-use crate::shell::Shell;
 use crate::transport::Transport;
 use crate::wire::MsgType;
 
@@ -42,7 +42,7 @@ use crate::wire::MsgType;
 #[doc(alias = "xs_close")]
 #[doc(alias = "xs_daemon_close")]
 pub struct Store {
-    pub(crate) shell: Arc<Shell>,
+    pub(crate) driver: Arc<Driver>,
     timeout: Option<Duration>,
 }
 
@@ -84,7 +84,7 @@ impl Store {
 
     fn new(transport: Transport) -> Self {
         Self {
-            shell: Arc::new(Shell::new(transport)),
+            driver: Arc::new(Driver::new(transport)),
             timeout: None,
         }
     }
@@ -97,7 +97,7 @@ impl Store {
     #[must_use]
     pub fn with_timeout(&self, timeout: Option<Duration>) -> Self {
         Self {
-            shell: Arc::clone(&self.shell),
+            driver: Arc::clone(&self.driver),
             timeout,
         }
     }
@@ -107,7 +107,7 @@ impl Store {
     /// For poll loops that want watches filled without asking any one of them. Errors show in
     /// the next request or event.
     pub fn process(&self) {
-        self.shell.turn();
+        self.driver.turn();
     }
 
     /// One request and its answer.
@@ -126,18 +126,18 @@ impl Store {
         let deadline = self
             .timeout
             .and_then(|timeout| Instant::now().checked_add(timeout));
-        let id = self.shell.lock().proto.request(kind, tx_id, parts)?;
-        let answer = self.shell.wait(Ready::Reply(id), deadline, |state| {
+        let id = self.driver.lock().proto.request(kind, tx_id, parts)?;
+        let answer = self.driver.wait(Ready::Reply(id), deadline, |state| {
             state.proto.poll_reply(id)
         });
         match answer {
             Ok(Some(reply)) => reply,
             Ok(None) => {
-                self.shell.lock().proto.cancel(id, true, watch);
+                self.driver.lock().proto.cancel(id, true, watch);
                 Err(Error::TimedOut { op: kind })
             }
             Err(error) => {
-                self.shell.lock().proto.cancel(id, true, watch);
+                self.driver.lock().proto.cancel(id, true, watch);
                 Err(error)
             }
         }
@@ -145,17 +145,17 @@ impl Store {
 
     /// A request whose answer does not matter, sent now if that needs no waiting.
     pub(crate) fn send_detached(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
-        let mut state = self.shell.lock();
+        let mut state = self.driver.lock();
         // A finished connection has nothing to give back.
         if state.proto.send_detached(kind, tx_id, parts).is_ok() {
-            drop(self.shell.flush(state));
+            drop(self.driver.flush(state));
         }
     }
 }
 
 impl AsFd for Store {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shell.transport().as_fd()
+        self.driver.transport().as_fd()
     }
 }
 

@@ -24,7 +24,7 @@
 //!
 //! ```text
 //!   Store  Watch  Transaction      blocking, any number of threads      client watch txn nodes
-//!          shell                   who reads, who writes, who sleeps    shell transport alarm
+//!          shell                   who reads, who writes, who sleeps    shell transport ready_fd
 //!        Connection                requests <-> replies, events         proto events
 //!   Header  Decoder  StorePath     bytes                                wire path perms error
 //! ```
@@ -41,19 +41,19 @@
 
 #![forbid(unsafe_code)]
 
-mod alarm;
 mod client;
 mod directory;
 mod domains;
+mod driver;
 mod error;
 mod events;
 mod nodes;
 pub mod path;
 mod perms;
 pub mod proto;
+mod ready_fd;
 #[cfg(feature = "server")]
 pub mod server;
-mod shell;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "tokio")]

@@ -4,13 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::alarm::Alarm;
 use crate::client::Store;
+use crate::driver::State;
 use crate::error::Result;
 use crate::events::WatchEvent;
 use crate::path::StorePath;
 use crate::proto::{Connection, Ready, WatchId};
-use crate::shell::State;
+use crate::ready_fd::ReadyFd;
 use crate::wire::MsgType;
 
 /// A watch on a path and everything below it.
@@ -27,7 +27,7 @@ pub struct Watch {
     store: Store,
     id: WatchId,
     path: Box<str>,
-    alarm: OnceLock<Arc<Alarm>>,
+    ready_fd: OnceLock<Arc<ReadyFd>>,
 }
 
 impl Store {
@@ -57,7 +57,7 @@ impl Store {
 
     fn watch_with(&self, path: &str, depth: Option<u32>) -> Result<Watch> {
         let path = StorePath::new(path)?.as_str();
-        let id = self.shell.lock().proto.add_watch(path);
+        let id = self.driver.lock().proto.add_watch(path);
         let token = Connection::token(id);
         let depth = depth.map(|depth| format!("{depth}\0")).unwrap_or_default();
         let parts: [&[u8]; 5] = [
@@ -72,10 +72,10 @@ impl Store {
                 store: self.clone(),
                 id,
                 path: path.into(),
-                alarm: OnceLock::new(),
+                ready_fd: OnceLock::new(),
             }),
             Err(error) => {
-                self.shell.lock().proto.remove_watch(id);
+                self.driver.lock().proto.remove_watch(id);
                 Err(error)
             }
         }
@@ -153,7 +153,7 @@ impl Watch {
     pub fn next(&self, deadline: Option<Instant>) -> Result<Option<WatchEvent>> {
         let key = Ready::Event(self.id);
         self.store
-            .shell
+            .driver
             .wait(key, deadline, |state| self.take(state))?
             .transpose()
     }
@@ -165,10 +165,10 @@ impl Watch {
     /// As [`Watch::next`].
     #[doc(alias = "xs_check_watch")]
     pub fn try_next(&self) -> Result<Option<WatchEvent>> {
-        if !self.store.shell.lock().proto.has_event(self.id) {
-            self.store.shell.turn();
+        if !self.store.driver.lock().proto.has_event(self.id) {
+            self.store.driver.turn();
         }
-        self.take(&mut self.store.shell.lock()).transpose()
+        self.take(&mut self.store.driver.lock()).transpose()
     }
 
     /// A descriptor to poll for input: readable whenever [`Watch::try_next`] may have something,
@@ -181,23 +181,26 @@ impl Watch {
     /// [`Error::Os`](crate::Error::Os) if the descriptors for it cannot be made.
     #[doc(alias = "xs_fileno")]
     pub fn poll_fd(&self) -> Result<BorrowedFd<'_>> {
-        if let Some(alarm) = self.alarm.get() {
-            return Ok((**alarm).as_fd());
+        if let Some(ready_fd) = self.ready_fd.get() {
+            return Ok((**ready_fd).as_fd());
         }
-        let fresh = Arc::new(Alarm::new(self.store.as_fd())?);
-        let alarm = self.alarm.get_or_init(|| fresh);
-        let mut state = self.store.shell.lock();
-        state.alarms.insert(self.id, Arc::clone(alarm));
+        let fresh = Arc::new(ReadyFd::new(self.store.as_fd())?);
+        let ready_fd = self.ready_fd.get_or_init(|| fresh);
+        let mut state = self.store.driver.lock();
+        state.ready_fds.insert(self.id, Arc::clone(ready_fd));
         if state.proto.has_event(self.id) {
-            alarm.raise();
+            ready_fd.raise();
         }
-        Ok((**alarm).as_fd())
+        Ok((**ready_fd).as_fd())
     }
 
     fn take(&self, state: &mut State) -> Option<Result<WatchEvent>> {
         let event = state.proto.poll_event(self.id);
         if !state.proto.has_event(self.id) {
-            state.alarms.get(&self.id).inspect(|alarm| alarm.lower());
+            state
+                .ready_fds
+                .get(&self.id)
+                .inspect(|ready_fd| ready_fd.lower());
         }
         event
     }
@@ -205,9 +208,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut state = self.store.shell.lock();
+        let mut state = self.store.driver.lock();
         state.proto.remove_watch(self.id);
-        state.alarms.remove(&self.id);
+        state.ready_fds.remove(&self.id);
         drop(state);
         let token = Connection::token(self.id);
         let parts: [&[u8]; 4] = [self.path.as_bytes(), b"\0", token.as_bytes(), b"\0"];

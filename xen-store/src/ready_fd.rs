@@ -1,7 +1,7 @@
 //! A descriptor that tells a poll loop when one watch has something to say.
 //!
 //! The connection's own descriptor is not enough when several threads share it: another thread
-//! may already have read the event into memory. An [`Alarm`] is an epoll set of two: the
+//! may already have read the event into memory. An [`ReadyFd`] is an epoll set of two: the
 //! connection (bytes to read), and an event counter that is non-zero exactly while events of this
 //! watch wait in memory.
 
@@ -14,12 +14,12 @@ use crate::error::Result;
 use crate::transport::os;
 
 #[derive(Debug)]
-pub(crate) struct Alarm {
+pub(crate) struct ReadyFd {
     set: Epoll,
     counter: EventFd,
 }
 
-impl Alarm {
+impl ReadyFd {
     pub(crate) fn new(connection: BorrowedFd<'_>) -> Result<Self> {
         let counter = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| os("eventfd", errno))?;
@@ -33,7 +33,7 @@ impl Alarm {
     }
 
     pub(crate) fn raise(&self) {
-        // The only failure is a full counter, and that is a raised alarm.
+        // The only failure is a full counter, and that is a raised ready_fd.
         let _ = self.counter.write(1);
     }
 
@@ -43,7 +43,7 @@ impl Alarm {
     }
 }
 
-impl AsFd for Alarm {
+impl AsFd for ReadyFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.set.0.as_fd()
     }

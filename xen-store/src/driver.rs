@@ -22,9 +22,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::alarm::Alarm;
 use crate::error::Result;
 use crate::proto::{Connection, Failure, Ready, WatchId};
+use crate::ready_fd::ReadyFd;
 use crate::transport::{Transport, Written};
 
 /// Reads per turn under the lock: a flood does not keep other threads out for ever.
@@ -34,7 +34,7 @@ const READ_SIZE: usize = 8192;
 const FAREWELL_TURNS: usize = 64;
 
 #[derive(Debug)]
-pub(crate) struct Shell {
+pub(crate) struct Driver {
     transport: Transport,
     state: Mutex<State>,
 }
@@ -46,7 +46,7 @@ pub(crate) struct State {
     writing: bool,
     waiters: Vec<Waiter>,
     /// Raised when their watch gets its first event or the connection ends.
-    pub(crate) alarms: HashMap<WatchId, Arc<Alarm>>,
+    pub(crate) ready_fds: HashMap<WatchId, Arc<ReadyFd>>,
 }
 
 #[derive(Debug)]
@@ -57,13 +57,13 @@ struct Waiter {
 
 impl State {
     /// Wakes whoever waits for `ready`.
-    fn announce(waiters: &[Waiter], alarms: &HashMap<WatchId, Arc<Alarm>>, ready: Ready) {
+    fn announce(waiters: &[Waiter], ready_fds: &HashMap<WatchId, Arc<ReadyFd>>, ready: Ready) {
         waiters
             .iter()
             .filter(|waiter| waiter.key == ready)
             .for_each(|w| w.wake.notify_all());
         if let Ready::Event(watch) = ready {
-            alarms.get(&watch).inspect(|alarm| alarm.raise());
+            ready_fds.get(&watch).inspect(|ready_fd| ready_fd.raise());
         }
     }
 
@@ -88,11 +88,13 @@ impl State {
     fn fail(&mut self, failure: Failure) {
         self.proto.fail(failure);
         self.wake_all();
-        self.alarms.values().for_each(|alarm| alarm.raise());
+        self.ready_fds
+            .values()
+            .for_each(|ready_fd| ready_fd.raise());
     }
 }
 
-impl Shell {
+impl Driver {
     pub(crate) fn new(transport: Transport) -> Self {
         let proto = Connection::new(transport.quirks());
         let state = State {
@@ -100,7 +102,7 @@ impl Shell {
             reading: false,
             writing: false,
             waiters: Vec::new(),
-            alarms: HashMap::new(),
+            ready_fds: HashMap::new(),
         };
         Self {
             transport,
@@ -193,11 +195,11 @@ impl Shell {
                     let State {
                         proto,
                         waiters,
-                        alarms,
+                        ready_fds,
                         ..
                     } = &mut *state;
                     proto.reject(&message, errno, &mut |r| {
-                        State::announce(waiters, alarms, r)
+                        State::announce(waiters, ready_fds, r)
                     });
                 }
                 Written::Gone => {
@@ -237,11 +239,12 @@ impl Shell {
             let State {
                 proto,
                 waiters,
-                alarms,
+                ready_fds,
                 ..
             } = &mut *state;
-            let received =
-                proto.receive(&buf[..count], &mut |r| State::announce(waiters, alarms, r));
+            let received = proto.receive(&buf[..count], &mut |r| {
+                State::announce(waiters, ready_fds, r)
+            });
             if let Err(failure) = received {
                 state.fail(failure);
                 return false;
