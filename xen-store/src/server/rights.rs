@@ -93,6 +93,14 @@ impl Rights {
             Need::Own => self.owner && self.access.can_write(),
         }
     }
+
+    /// Whether a part of `need` is allowed: enough to learn that a node below does not exist.
+    pub(super) fn allow_part(self, need: Need) -> bool {
+        match need {
+            Need::Own => self.owner || self.access.can_write(),
+            Need::Read | Need::Write => self.allow(need),
+        }
+    }
 }
 
 /// What a request needs.

@@ -64,7 +64,7 @@ impl View<'_> {
         };
         for above in ancestors(path) {
             if let Some(node) = self.read(above)? {
-                let told = Rights::of(self.who, &node.perms).allow(need);
+                let told = Rights::of(self.who, &node.perms).allow_part(need);
                 return Err(if told { error } else { XsError::EACCES });
             }
         }
@@ -73,13 +73,7 @@ impl View<'_> {
 
     /// Replaces a node that exists or is being created, within the quotas.
     pub(super) fn write(&mut self, path: &str, node: Node) -> Outcome<()> {
-        let admitted = self.admit(path, &node);
-        if admitted.is_err() {
-            if let Some(tx) = self.tx.as_mut() {
-                tx.failed = true;
-            }
-            return admitted;
-        }
+        self.admit_or_fail(path, &node)?;
         self.put(path, node)
     }
 
@@ -117,6 +111,10 @@ impl View<'_> {
     }
 
     /// Creates the missing nodes down to `path`, which gets `value`.
+    ///
+    /// The quotas are asked as xenstored does, from the lowest node up. If one says no to any node
+    /// but for the number of nodes to the lowest, the transaction cannot be committed: xenstored
+    /// has written some of the nodes by then.
     pub(super) fn create(&mut self, path: &str, value: &[u8]) -> Outcome<Arc<Node>> {
         let mut missing = vec![path];
         let mut above = parent(path);
@@ -138,23 +136,19 @@ impl View<'_> {
             if let Some(child) = level.checked_sub(1).and_then(|below| missing.get(below)) {
                 node.children.push(base(child).into());
             }
-            self.admit(path, &node)?;
+            if !self.may_own_more(level) {
+                self.fail_transaction(level > 0);
+                return Err(XsError::ENOSPC);
+            }
+            self.admit_or_fail(path, &node)?;
             nodes.push(node);
         }
         if let Some(child) = missing.last() {
             top.children.push(base(child).into());
         }
-        self.admit(above, &top)?;
+        self.admit_or_fail(above, &top)?;
         let owner = perms.first().map_or(0, |entry| entry.domain.as_u16());
         let added = i64::try_from(missing.len()).unwrap_or(i64::MAX);
-        if !self.who.is_privileged() {
-            let used = self
-                .nodes_of(self.who.domain.as_u16())
-                .saturating_add(added);
-            if exceeded(u64::try_from(used).unwrap_or(0), self.quota.nodes) {
-                return Err(XsError::ENOSPC);
-            }
-        }
         for (path, node) in missing.iter().zip(nodes) {
             self.put(path, node)?;
         }
@@ -167,6 +161,10 @@ impl View<'_> {
     pub(super) fn remove_tree(&mut self, path: &str) -> Outcome<()> {
         let above = parent(path);
         let mut top = Node::clone(&*self.read(above)?.ok_or(XsError::EINVAL)?);
+        // In a transaction the parent may have been read before the node was created outside.
+        if !top.children.iter().any(|child| &**child == base(path)) {
+            return Err(XsError::EIO);
+        }
         let mut order = Vec::new();
         let mut todo = vec![path.to_owned()];
         while let Some(next) = todo.pop() {
@@ -285,6 +283,27 @@ impl View<'_> {
             let size = i64::try_from(node.size() + path.len()).unwrap_or(i64::MAX);
             self.domains.adjust_memory(node.owner(), sign * size);
         }
+    }
+
+    /// As `admit`; a transaction in which a write fails cannot be committed.
+    fn admit_or_fail(&mut self, path: &str, node: &Node) -> Outcome<()> {
+        let admitted = self.admit(path, node);
+        self.fail_transaction(admitted.is_err());
+        admitted
+    }
+
+    /// If `failed`, the transaction cannot be committed.
+    fn fail_transaction(&mut self, failed: bool) {
+        if let Some(tx) = self.tx.as_mut() {
+            tx.failed |= failed;
+        }
+    }
+
+    /// Whether the requester may own a node more than it has and `new` ones.
+    fn may_own_more(&self, new: usize) -> bool {
+        let used = self.nodes_of(self.who.domain.as_u16());
+        let used = u64::try_from(used).unwrap_or(0).saturating_add(new as u64);
+        self.who.is_privileged() || !reached(used, self.quota.nodes)
     }
 
     /// Whether the quotas let the request write this node.

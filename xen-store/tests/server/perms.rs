@@ -24,6 +24,23 @@ fn the_first_entry_owns_and_is_the_default_of_all_others() {
     assert_eq!(dom0.read("/n").unwrap(), b"blind");
 }
 
+/// The right to write above is enough to be told, although SET_PERMS needs to own.
+#[test]
+fn set_perms_on_a_missing_node_below_a_writable_one_says_so() {
+    let server = start();
+    let (dom0, dom5) = clients(&server);
+    dom0.write("/shared", "").unwrap();
+    let perms = Permissions::owner_none(dom(5));
+    assert_eq!(name(dom5.set_perms("/shared/none", &perms)), "EACCES");
+    dom0.set_perms(
+        "/shared",
+        &Permissions::owner_none(dom(0)).grant_write(dom(5)),
+    )
+    .unwrap();
+    assert_eq!(name(dom5.set_perms("/shared/none", &perms)), "ENOENT");
+    assert_eq!(name(dom5.set_perms("/shared", &perms)), "EACCES");
+}
+
 /// Whether a node exists is told only to those who may see the nearest node above it.
 #[test]
 fn absence_is_told_only_to_who_may_look() {

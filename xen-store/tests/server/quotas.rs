@@ -54,6 +54,26 @@ fn a_transaction_that_creates_too_many_cannot_be_committed() {
     assert!(t.commit().unwrap());
 }
 
+/// xenstored writes the nodes of one request from the lowest up: one that cannot be written leaves
+/// others behind, which a transaction cannot undo.
+#[test]
+fn a_transaction_in_which_a_create_fails_half_way_cannot_be_committed() {
+    let server = limited(|quota| quota.nodes = 5);
+    let (_, dom5) = clients(&server);
+    let t = dom5.transaction().unwrap();
+    for n in 0..3 {
+        t.write(&format!("data/{n}"), "").unwrap();
+    }
+    assert_eq!(name(t.write("data/x/y", "")), "ENOSPC");
+    assert_eq!(name(t.commit()), "ENOMEM");
+
+    let t = dom5.transaction().unwrap();
+    assert_eq!(name(t.write("data/big", vec![b'v'; 2048])), "ENOSPC");
+    assert_eq!(name(t.commit()), "ENOMEM");
+    assert_eq!(dom5.directory("data").unwrap(), [""; 0]);
+    assert_eq!(server.stats().transactions, 0);
+}
+
 /// One more than the number says is admitted.
 #[test]
 fn watches_are_limited_and_come_back() {

@@ -1,7 +1,9 @@
 //! Transactions: seen by nobody until committed, refused when built on what has changed.
 
-use xen_store::Store;
+use std::thread;
+
 use xen_store::wire::MsgType;
+use xen_store::{Error, Store, Transaction};
 
 use crate::raw::{Raw, clients, dom, name, start};
 
@@ -143,7 +145,7 @@ fn with_transaction_counts_right_under_contention() {
             }
         }
     };
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for _ in 0..3 {
             let store = server.connect(dom(0)).unwrap();
             scope.spawn(move || add(store));
@@ -151,6 +153,56 @@ fn with_transaction_counts_right_under_contention() {
         add(store.clone());
     });
     assert_eq!(store.read("/count").unwrap(), b"100");
+}
+
+/// Far more clients in each other's way than a host has; the back-off spreads them out.
+#[test]
+fn many_clients_that_count_all_get_their_turn() {
+    const CLIENTS: usize = 32;
+    const EACH: usize = 20;
+    let server = start();
+    let (store, _) = clients(&server);
+    store.write("/count", "0").unwrap();
+    let conflicts: usize = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let store = server.connect(dom(0)).unwrap();
+                scope.spawn(move || {
+                    let increment = |t: &Transaction| {
+                        let count: usize = t.read_str("/count")?.parse().unwrap();
+                        t.write("/count", (count + 1).to_string())
+                    };
+                    (0..EACH)
+                        .filter(|_| match store.with_transaction(increment) {
+                            Ok(()) => false,
+                            Err(Error::Conflict { .. }) => true,
+                            Err(error) => panic!("{error:?}"),
+                        })
+                        .count()
+                })
+            })
+            .collect();
+        clients.into_iter().map(|c| c.join().unwrap()).sum()
+    });
+    let count: usize = store.read_str("/count").unwrap().parse().unwrap();
+    assert_eq!((conflicts, count), (0, CLIENTS * EACH));
+    assert_eq!(server.stats().transactions, 0);
+}
+
+/// What its list of children says and what is there do not agree.
+#[test]
+fn a_node_created_outside_meanwhile_cannot_be_removed_inside() {
+    let server = start();
+    let (store, _) = clients(&server);
+    store.write("/a/b", "").unwrap();
+    let t = store.transaction().unwrap();
+    assert_eq!(t.directory("/a").unwrap(), ["b"]);
+    store.write("/a/new", "").unwrap();
+    assert_eq!(name(t.rm("/a/new")), "EIO");
+    assert!(!t.commit().unwrap());
+    assert!(store.exists("/a/new").unwrap());
+    store.rm("/a/new").unwrap();
+    assert_eq!(store.control("check", &[]).unwrap(), "OK");
 }
 
 #[test]
