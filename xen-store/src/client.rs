@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use xen_sys::Xen;
 
-use crate::driver::Driver;
 use crate::error::{Error, Invalid, Result};
+use crate::mux::Mux;
 use crate::proto::{Ready, WatchId};
-use crate::transport::Transport;
+use crate::transport::{Polled, Transport};
 use crate::wire::MsgType;
 
 /// A connection to the store daemon.
@@ -35,16 +35,41 @@ use crate::wire::MsgType;
 ///
 /// # After `fork`
 ///
-/// The descriptor is close-on-exec. A child that goes on without exec must not use the store:
-/// parent and child would read each other's replies. Open a new one.
+/// The descriptor is close-on-exec. In a child that goes on without exec the connection is the
+/// parent's: every call fails with [`Error::Forked`], and dropping a store, watch or transaction
+/// there sends nothing. Open a new one. The price is one `getpid` a request.
+///
+/// # Deadlines
+///
+/// A deadline ends the call once it has passed, whatever the daemon or other threads do. What has
+/// arrived by then still counts: a call whose deadline passed before it began reads the connection
+/// once, without waiting.
+///
+/// | call | its deadline limits | when it has passed |
+/// |---|---|---|
+/// | a request, with [`Store::with_timeout`] | the wait for its answer | [`Error::TimedOut`] |
+/// | [`Watch::next`](crate::Watch::next) | the wait for an event | `Ok(None)` |
+/// | [`Store::wait_for`], [`Store::wait_until`] | the whole call, its requests included | `Ok(None)` |
+///
+/// [`Store::wait_for`] and [`Store::wait_until`] cannot look without asking the daemon. If their
+/// deadline passed before the call began, they look once and give the daemon [`LOOK_ONCE`] to
+/// answer.
+///
+/// One thing no deadline ends: a write to the kernel's device, which sleeps in the kernel until the
+/// daemon has answered if the request sets or withdraws a watch.
 #[derive(Clone, Debug)]
 #[doc(alias = "xs_handle")]
 #[doc(alias = "xs_close")]
 #[doc(alias = "xs_daemon_close")]
 pub struct Store {
-    pub(crate) driver: Arc<Driver>,
+    pub(crate) mux: Arc<Mux<Polled>>,
     timeout: Option<Duration>,
+    /// No request made through this handle waits longer.
+    deadline: Option<Instant>,
 }
+
+/// How long a look that must not wait gives the daemon to answer.
+pub const LOOK_ONCE: Duration = Duration::from_secs(1);
 
 impl Store {
     /// Connects to the daemon of this host.
@@ -61,16 +86,17 @@ impl Store {
     #[doc(alias = "xs_daemon_open_readonly")]
     #[doc(alias = "xs_domain_open")]
     pub fn open(xen: &Xen) -> Result<Self> {
-        Ok(Self::new(Transport::open(xen)?))
+        Self::new(Transport::open(xen)?)
     }
 
     /// Connects to a daemon's socket, or opens the kernel's device if that is what `path` names.
+    /// Blocks while the daemon's backlog is full.
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`].
+    /// [`Error::Connect`], with `ENOTSOCK` if the file is neither; it is left as it is.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self::new(Transport::connect(path.as_ref())?))
+        Self::new(Transport::connect(path.as_ref())?)
     }
 
     /// Talks over a connected stream socket or an open xenbus device.
@@ -79,14 +105,16 @@ impl Store {
     ///
     /// [`Error::Os`] if the descriptor is neither.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
-        Ok(Self::new(Transport::from_fd(fd)?))
+        Self::new(Transport::from_fd(fd)?)
     }
 
-    fn new(transport: Transport) -> Self {
-        Self {
-            driver: Arc::new(Driver::new(transport)),
+    fn new(transport: Transport) -> Result<Self> {
+        let quirks = transport.quirks();
+        Ok(Self {
+            mux: Arc::new(Mux::new(Polled::new(transport)?, quirks)),
             timeout: None,
-        }
+            deadline: None,
+        })
     }
 
     /// The same connection, with a limit on how long each request made through *this* handle (and
@@ -97,9 +125,33 @@ impl Store {
     #[must_use]
     pub fn with_timeout(&self, timeout: Option<Duration>) -> Self {
         Self {
-            driver: Arc::clone(&self.driver),
             timeout,
+            ..self.clone()
         }
+    }
+
+    /// The same connection; no request made through this handle waits beyond `deadline`.
+    pub(crate) fn until(&self, deadline: Instant) -> Self {
+        Self {
+            deadline: Some(self.deadline.map_or(deadline, |own| own.min(deadline))),
+            ..self.clone()
+        }
+    }
+
+    /// Sleeps, but not beyond the deadline of this handle.
+    pub(crate) fn pause(&self, time: Duration) {
+        let left = self
+            .deadline
+            .map_or(time, |end| end.saturating_duration_since(Instant::now()));
+        std::thread::sleep(time.min(left));
+    }
+
+    /// When a request made now is to be given up.
+    pub(crate) fn request_deadline(&self) -> Option<Instant> {
+        let timeout = self
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        [timeout, self.deadline].into_iter().flatten().min()
     }
 
     /// Takes in what has arrived and sends what is queued, without waiting.
@@ -107,7 +159,10 @@ impl Store {
     /// For poll loops that want watches filled without asking any one of them. Errors show in
     /// the next request or event.
     pub fn process(&self) {
-        self.driver.turn();
+        // In a child of the process that made it there is nothing to take in.
+        if let Ok(state) = self.mux.enter() {
+            drop(self.mux.turn(state));
+        }
     }
 
     /// One request and its answer.
@@ -123,21 +178,19 @@ impl Store {
         parts: &[&[u8]],
         watch: Option<WatchId>,
     ) -> Result<Vec<u8>> {
-        let deadline = self
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
-        let id = self.driver.lock().proto.request(kind, tx_id, parts)?;
-        let answer = self.driver.wait(Ready::Reply(id), deadline, |state| {
+        let deadline = self.request_deadline();
+        let id = self.mux.request(kind, tx_id, parts)?;
+        let answer = self.mux.wait(Ready::Reply(id), deadline, |state| {
             state.proto.poll_reply(id)
         });
         match answer {
             Ok(Some(reply)) => reply,
             Ok(None) => {
-                self.driver.lock().proto.cancel(id, true, watch);
+                self.mux.cancel(id, watch);
                 Err(Error::TimedOut { op: kind })
             }
             Err(error) => {
-                self.driver.lock().proto.cancel(id, true, watch);
+                self.mux.cancel(id, watch);
                 Err(error)
             }
         }
@@ -145,17 +198,13 @@ impl Store {
 
     /// A request whose answer does not matter, sent now if that needs no waiting.
     pub(crate) fn send_detached(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
-        let mut state = self.driver.lock();
-        // A finished connection has nothing to give back.
-        if state.proto.send_detached(kind, tx_id, parts).is_ok() {
-            drop(self.driver.flush(state));
-        }
+        self.mux.send_detached(kind, tx_id, parts);
     }
 }
 
 impl AsFd for Store {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.driver.transport().as_fd()
+        self.mux.stream().as_fd()
     }
 }
 

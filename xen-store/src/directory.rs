@@ -1,6 +1,7 @@
 //! A node's children, however many.
 //!
-//! DIRECTORY answers with all names at once and fails with `E2BIG` if they do not fit a message.
+//! DIRECTORY answers with all names at once and fails with `E2BIG` if they do not fit a message
+//! (oxenstored sends a message beyond the protocol's limit, which counts as the same).
 //! DIRECTORY_PART answers with the node's generation and the names from a byte offset on; the last
 //! part ends in an empty name. If the generation is not the same in all parts the list changed in
 //! between and is read again from the start.
@@ -19,10 +20,11 @@ pub(crate) fn list(view: View<'_>, path: &str) -> Result<Vec<String>> {
     match view.path_call(MsgType::DIRECTORY, path, b"") {
         Ok(payload) => names(MsgType::DIRECTORY, &payload),
         Err(error) if is_too_long(&error) => {
-            let mut parts = Parts::default();
+            let mut parts = Parts::after(error);
             loop {
                 let offset = parts.offset();
-                let payload = view.path_call(MsgType::DIRECTORY_PART, path, offset.as_bytes())?;
+                let part = view.path_call(MsgType::DIRECTORY_PART, path, offset.as_bytes());
+                let payload = parts.received(part)?;
                 if let Some(names) = parts.take(&payload)? {
                     return Ok(names);
                 }
@@ -36,10 +38,11 @@ pub(crate) fn list(view: View<'_>, path: &str) -> Result<Vec<String>> {
 pub(crate) fn is_too_long(error: &Error) -> bool {
     matches!(
         error,
-        Error::Daemon {
-            code: XsError::E2BIG,
-            ..
-        }
+        Error::TooLong { .. }
+            | Error::Daemon {
+                code: XsError::E2BIG,
+                ..
+            }
     )
 }
 
@@ -49,9 +52,35 @@ pub(crate) struct Parts {
     list: Vec<u8>,
     generation: Option<Vec<u8>>,
     restarts: u32,
+    /// Why DIRECTORY failed, until the first part came.
+    whole: Option<Error>,
 }
 
 impl Parts {
+    /// Parts of a list that DIRECTORY failed to give at once, with `error`.
+    pub(crate) fn after(error: Error) -> Self {
+        Self {
+            whole: Some(error),
+            ..Self::default()
+        }
+    }
+
+    /// The payload of a part. If the daemon does not know DIRECTORY_PART, the error is the one of
+    /// DIRECTORY.
+    pub(crate) fn received(&mut self, part: Result<Vec<u8>>) -> Result<Vec<u8>> {
+        let whole = self.whole.take();
+        match (part, whole) {
+            (
+                Err(Error::Daemon {
+                    code: XsError::ENOSYS | XsError::EINVAL | XsError::UNKNOWN,
+                    ..
+                }),
+                Some(whole),
+            ) => Err(whole),
+            (part, _) => part,
+        }
+    }
+
     /// The field that asks for the next part.
     pub(crate) fn offset(&self) -> String {
         format!("{}\0", self.list.len())

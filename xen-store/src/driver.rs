@@ -1,124 +1,47 @@
 //! How several threads share one connection without a thread of its own.
 //!
-//! Whoever waits for something may become the *reader*: the one thread that sleeps in `poll(2)`
-//! on the descriptor. It reads for everybody and wakes exactly those whose answers came. When
-//! its own answer is there it leaves, and one of the others takes over.
+//! A thread that waits may become the *poller*: the one thread that sleeps in `poll(2)` on the
+//! transport. It reads for everybody; the [`Mux`] wakes exactly those whose answers came. When its
+//! own answer is there it leaves, and one of the others takes over.
 //!
 //! ```text
 //!            lock                         not locked
 //!   +-----------------------------+   +------------------+
-//!   | my answer there?  -> leave  |   |                  |
 //!   | something to send? -> send -+-->| write (one role) |
-//!   | nobody reads?     -> I do  -+-->| poll  (one role) |
+//!   | my answer there?  -> leave  |   |                  |
+//!   | nobody polls?     -> I do  -+-->| poll  (one role) |
 //!   | else              -> sleep  |   | (condvar)        |
 //!   +-----------------------------+   +------------------+
 //! ```
 //!
-//! Bytes are always *read* under the lock and without waiting, so they reach the state machine in
-//! order no matter who reads. Bytes are *written* by one thread at a time, outside the lock, since
-//! the xenbus device may sleep in `write`.
+//! A thread that does not wait may read as well (`try_next`, `process`, a deadline that has
+//! passed). If the answer of the poller is among what it takes, the poller is interrupted: an
+//! event counter is in its poll set, and that one is written to then only.
+//!
+//! # Deadlines
+//!
+//! One that has passed ends the wait at its next turn, whatever else happens; a turn is one bounded
+//! flush, one look, one sleep and one bounded read. Before that the transport is read once without
+//! waiting, so a wait whose deadline has passed at the start still sees what has arrived.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use crate::error::Result;
-use crate::proto::{Connection, Failure, Ready, WatchId};
-use crate::ready_fd::ReadyFd;
-use crate::transport::{Transport, Written};
+use crate::mux::{Locked, Mux, Poller, State, Stream};
+use crate::proto::Ready;
+use crate::sync::{Condvar, MutexGuard};
 
-/// Reads per turn under the lock: a flood does not keep other threads out for ever.
-const READS_PER_TURN: usize = 16;
-const READ_SIZE: usize = 8192;
-/// Turns spent on what a peer sent before it stopped taking our bytes.
-const FAREWELL_TURNS: usize = 64;
-
-#[derive(Debug)]
-pub(crate) struct Driver {
-    transport: Transport,
-    state: Mutex<State>,
+/// A stream that a thread can sleep on.
+pub(crate) trait Pollable: Stream {
+    /// Sleeps until there is something to read, there is room (if `output`), an interruption, a
+    /// signal, or `deadline` has passed.
+    fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()>;
+    /// The interruption was seen: the next sleep is not ended by it.
+    fn rearm(&self);
 }
 
-#[derive(Debug)]
-pub(crate) struct State {
-    pub(crate) proto: Connection,
-    reading: bool,
-    writing: bool,
-    waiters: Vec<Waiter>,
-    /// Raised when their watch gets its first event or the connection ends.
-    pub(crate) ready_fds: HashMap<WatchId, Arc<ReadyFd>>,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    key: Ready,
-    wake: Arc<Condvar>,
-}
-
-impl State {
-    /// Wakes whoever waits for `ready`.
-    fn announce(waiters: &[Waiter], ready_fds: &HashMap<WatchId, Arc<ReadyFd>>, ready: Ready) {
-        waiters
-            .iter()
-            .filter(|waiter| waiter.key == ready)
-            .for_each(|w| w.wake.notify_all());
-        if let Ready::Event(watch) = ready {
-            ready_fds.get(&watch).inspect(|ready_fd| ready_fd.raise());
-        }
-    }
-
-    /// After the write role was given up with messages left: one whose message is among them
-    /// has to wait for room now. It takes the role at once, so others need not wake.
-    fn wake_one_sender(&self) {
-        let unsent = |waiter: &&Waiter| match waiter.key {
-            Ready::Reply(id) => self.proto.is_unsent(id),
-            Ready::Event(_) => false,
-        };
-        if let Some(waiter) = self.waiters.iter().find(unsent) {
-            waiter.wake.notify_all();
-        }
-    }
-
-    fn wake_all(&self) {
-        self.waiters
-            .iter()
-            .for_each(|waiter| waiter.wake.notify_all());
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        self.proto.fail(failure);
-        self.wake_all();
-        self.ready_fds
-            .values()
-            .for_each(|ready_fd| ready_fd.raise());
-    }
-}
-
-impl Driver {
-    pub(crate) fn new(transport: Transport) -> Self {
-        let proto = Connection::new(transport.quirks());
-        let state = State {
-            proto,
-            reading: false,
-            writing: false,
-            waiters: Vec::new(),
-            ready_fds: HashMap::new(),
-        };
-        Self {
-            transport,
-            state: Mutex::new(state),
-        }
-    }
-
-    pub(crate) fn transport(&self) -> &Transport {
-        &self.transport
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // No code under the lock can panic half way through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl<S: Pollable> Mux<S> {
     /// Waits until `ready` gives a value; `Ok(None)` once `deadline` has passed.
     ///
     /// `key` is what `ready` looks at. The value of a failed connection is up to `ready`, which
@@ -129,188 +52,69 @@ impl Driver {
         deadline: Option<Instant>,
         mut ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<Option<T>> {
-        let mut state = self.lock();
+        let mut state = self.enter()?;
+        let mut last_look = false;
         let outcome = loop {
             state = self.flush(state);
             if let Some(value) = ready(&mut state) {
                 break Ok(Some(value));
             }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if last_look {
                 break Ok(None);
             }
-            // A message that has to wait for another one's reply needs a reader, not room.
-            let unsent = match key {
-                Ready::Reply(id) => state.proto.has_outgoing() && state.proto.is_unsent(id),
-                Ready::Event(_) => false,
-            };
-            let polled;
-            (state, polled) = if !state.reading {
-                self.poll_as_reader(state, deadline)
-            } else if unsent && !state.writing {
-                self.poll_for_room(state, deadline)
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.read(&mut state);
+                last_look = true;
+            } else if state.can_write() {
+                // The flush was cut short; the deadline was looked at in between.
+            } else if state.poller.is_none() {
+                let polled;
+                (state, polled) = self.poll_transport(state, key, deadline);
+                if let Err(error) = polled {
+                    break Err(error);
+                }
             } else {
-                (self.sleep(state, key, deadline), Ok(()))
-            };
-            if let Err(error) = polled {
-                break Err(error);
+                state = state.sleep(key, |condvar, guard| sleep(condvar, guard, deadline));
             }
         };
-        if !state.reading {
-            // The next reader, if anyone is left; each passes it on when it leaves.
-            if let Some(waiter) = state.waiters.first() {
-                waiter.wake.notify_all();
-            }
+        if state.poller.is_none() {
+            // The next poller, if anyone is left; each passes it on when it leaves.
+            state.pass_on();
         }
         outcome
     }
 
-    /// Reads what is there and sends what can be sent, without waiting.
-    pub(crate) fn turn(&self) {
-        let mut state = self.flush(self.lock());
-        self.read_some(&mut state);
-        drop(self.flush(state));
-    }
-
-    /// Sends what can be sent, without waiting for room.
-    pub(crate) fn flush<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        if state.writing || !state.proto.has_outgoing() {
-            return state;
-        }
-        state.writing = true;
-        while let Some(mut message) = state.proto.take_outgoing() {
-            drop(state);
-            let written = self.transport.write(message.unsent());
-            state = self.lock();
-            match written {
-                Written::Some(count) => {
-                    if !message.advance(count) {
-                        state.proto.put_back(message);
-                    }
-                }
-                Written::NotNow => {
-                    state.proto.put_back(message);
-                    break;
-                }
-                Written::Refused(errno) => {
-                    let State {
-                        proto,
-                        waiters,
-                        ready_fds,
-                        ..
-                    } = &mut *state;
-                    proto.reject(&message, errno, &mut |r| {
-                        State::announce(waiters, ready_fds, r)
-                    });
-                }
-                Written::Gone => {
-                    // Replies sent before the peer went are still wanted.
-                    (0..FAREWELL_TURNS).any(|_| !self.read_some(&mut state));
-                    state.fail(Failure::Closed);
-                }
-                Written::Failed(op, errno) => state.fail(Failure::Os(op, errno)),
-            }
-        }
-        state.writing = false;
-        if state.proto.has_outgoing() {
-            state.wake_one_sender();
-        }
-        state
-    }
-
-    /// Takes in what can be read now. Whether there may be more.
-    fn read_some(&self, state: &mut State) -> bool {
-        let mut buf = [0; READ_SIZE];
-        for _ in 0..READS_PER_TURN {
-            if state.proto.failure().is_some() {
-                return false;
-            }
-            let count = match self.transport.read(&mut buf) {
-                Ok(None) => return false,
-                Ok(Some(count)) => count,
-                Err(errno) => {
-                    state.fail(Failure::Os("read from the store", errno as i32));
-                    return false;
-                }
-            };
-            if count == 0 {
-                state.fail(Failure::Closed);
-                return false;
-            }
-            let State {
-                proto,
-                waiters,
-                ready_fds,
-                ..
-            } = &mut *state;
-            let received = proto.receive(&buf[..count], &mut |r| {
-                State::announce(waiters, ready_fds, r)
-            });
-            if let Err(failure) = received {
-                state.fail(failure);
-                return false;
-            }
-            if count < buf.len() {
-                return false;
-            }
-        }
-        true
-    }
-
-    fn poll_as_reader<'a>(
+    fn poll_transport<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State>,
-        deadline: Option<Instant>,
-    ) -> (MutexGuard<'a, State>, Result<()>) {
-        let output = !state.writing && state.proto.has_outgoing();
-        state.reading = true;
-        state.writing |= output;
-        drop(state);
-        let polled = self.transport.poll(true, output, deadline);
-        let mut state = self.lock();
-        state.reading = false;
-        if output {
-            state.writing = false;
-        }
-        self.read_some(&mut state);
-        (state, polled)
-    }
-
-    fn poll_for_room<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        deadline: Option<Instant>,
-    ) -> (MutexGuard<'a, State>, Result<()>) {
-        state.writing = true;
-        drop(state);
-        let polled = self.transport.poll(false, true, deadline);
-        let mut state = self.lock();
-        state.writing = false;
-        (state, polled)
-    }
-
-    fn sleep<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
+        mut state: Locked<'a, S>,
         key: Ready,
         deadline: Option<Instant>,
-    ) -> MutexGuard<'a, State> {
-        let wake = Arc::new(Condvar::new());
-        state.waiters.push(Waiter {
-            key,
-            wake: Arc::clone(&wake),
-        });
-        let mut state = match deadline {
-            None => wake.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                wake.wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
-            }
-        };
-        state
-            .waiters
-            .retain(|waiter| !Arc::ptr_eq(&waiter.wake, &wake));
-        state
+    ) -> (Locked<'a, S>, Result<()>) {
+        let output = state.no_room && state.proto.has_outgoing();
+        state.poller = Some(Poller { key, output });
+        drop(state);
+        let polled = self.stream().poll(output, deadline);
+        let mut state = self.lock();
+        state.poller = None;
+        if std::mem::take(&mut state.interrupted) {
+            self.stream().rearm();
+        }
+        self.read(&mut state);
+        (state, polled)
     }
+}
+
+fn sleep<'a>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, State>,
+    deadline: Option<Instant>,
+) -> MutexGuard<'a, State> {
+    let Some(deadline) = deadline else {
+        return condvar.wait(guard).unwrap_or_else(PoisonError::into_inner);
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    condvar
+        .wait_timeout(guard, left)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
 }

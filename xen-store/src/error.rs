@@ -5,12 +5,13 @@
 //! | [`Error::Invalid`] | the caller; nothing was sent | usable |
 //! | [`Error::Daemon`] | the daemon refused this request | usable |
 //! | [`Error::NotText`] | whoever wrote the value | usable |
-//! | [`Error::Malformed`] | the daemon answered this request with nonsense | usable |
+//! | [`Error::Malformed`], [`Error::TooLong`] | the daemon answered this request with nonsense | usable |
 //! | [`Error::Conflict`], [`Error::TimedOut`] | nobody in particular | usable |
 //! | [`Error::Protocol`] | the daemon broke the protocol | finished |
 //! | [`Error::Closed`] | the daemon left | finished |
 //! | [`Error::Os`] | the system; `op` names the call | finished |
 //! | [`Error::Connect`], [`Error::Unsupported`] | there is no way to a daemon | never began |
+//! | [`Error::Forked`] | the caller, in a forked child | usable in the parent |
 
 use std::path::PathBuf;
 use std::{fmt, io};
@@ -47,6 +48,14 @@ pub enum Error {
         /// The request it answers.
         op: MsgType,
     },
+    /// The reply to this request is longer than the protocol allows. It was skipped.
+    #[error("{op}: a reply of {len} bytes, more than the protocol allows")]
+    TooLong {
+        /// The request it answers.
+        op: MsgType,
+        /// The length in bytes that its header claimed.
+        len: usize,
+    },
     /// Every attempt at a transaction met a conflicting change.
     #[error("the transaction met a conflict {attempts} times in a row")]
     Conflict {
@@ -65,6 +74,9 @@ pub enum Error {
     /// The daemon closed the connection.
     #[error("the store daemon closed the connection")]
     Closed,
+    /// This process is a child of the one that made the connection. Nothing was sent or read.
+    #[error("this store connection belongs to the process that made it, not to its child")]
+    Forked,
     /// No way to the daemon could be opened.
     #[error("{}: {source}", path.display())]
     Connect {
@@ -128,7 +140,11 @@ impl Error {
     pub fn is_fatal(&self) -> bool {
         matches!(
             self,
-            Self::Protocol(_) | Self::Closed | Self::Os { .. } | Self::Connect { .. }
+            Self::Protocol(_)
+                | Self::Closed
+                | Self::Forked
+                | Self::Os { .. }
+                | Self::Connect { .. }
         )
     }
 
@@ -140,6 +156,8 @@ impl Error {
                 libc::E2BIG
             }
             Self::Invalid(_) => libc::EINVAL,
+            Self::TooLong { .. } => libc::E2BIG,
+            Self::Forked => libc::EBADF,
             Self::Daemon { code, .. } => code.errno(),
             Self::NotText { .. } => libc::EILSEQ,
             Self::Conflict { .. } => libc::EAGAIN,
@@ -225,7 +243,8 @@ pub enum Invalid {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// A message longer than the protocol allows.
+    /// A message longer than the protocol allows that is no reply, or too long to be skipped
+    /// ([`MAX_SKIPPED`](crate::proto::MAX_SKIPPED)).
     #[error("a message of {len} payload bytes")]
     TooLong {
         /// The length its header claimed.
@@ -253,8 +272,9 @@ pub enum Violation {
         /// The type of the message.
         kind: MsgType,
     },
-    /// The daemon left too many requests unanswered after their deadline.
-    #[error("{expired} requests unanswered after their deadline")]
+    /// The daemon left too many requests unanswered that were given up, while it answered later
+    /// ones.
+    #[error("{expired} requests unanswered although later ones were answered")]
     Unresponsive {
         /// How many.
         expired: usize,

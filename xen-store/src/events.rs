@@ -29,6 +29,8 @@ pub(crate) struct EventQueue {
     order: VecDeque<Arc<str>>,
     waiting: HashSet<Arc<str>>,
     rescan: bool,
+    /// Its first event waits to be announced.
+    pub(crate) announced: bool,
 }
 
 impl EventQueue {
@@ -38,6 +40,7 @@ impl EventQueue {
             order: VecDeque::new(),
             waiting: HashSet::new(),
             rescan: false,
+            announced: false,
         }
     }
 

@@ -24,7 +24,8 @@
 //!
 //! ```text
 //!   Store  Watch  Transaction      blocking, any number of threads      client watch txn nodes
-//!          shell                   who reads, who writes, who sleeps    shell transport ready_fd
+//!         driver                   who sleeps on the transport          driver tokio transport
+//!           Mux                    who reads, writes, who is woken      mux ready_fd
 //!        Connection                requests <-> replies, events         proto events
 //!   Header  Decoder  StorePath     bytes                                wire path perms error
 //! ```
@@ -47,6 +48,7 @@ mod domains;
 mod driver;
 mod error;
 mod events;
+mod mux;
 mod nodes;
 pub mod path;
 mod perms;
@@ -56,6 +58,7 @@ mod ready_fd;
 pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod sync;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod transport;
@@ -63,12 +66,12 @@ mod txn;
 mod watch;
 pub mod wire;
 
-pub use client::Store;
+pub use client::{LOOK_ONCE, Store};
 pub use error::{Error, Invalid, Result, Violation, XsError};
 pub use events::{MAX_DISTINCT_PATHS, WatchEvent};
 pub use path::StorePath;
 pub use perms::{Access, Perm, Permissions};
 #[cfg(feature = "tokio")]
 pub use tokio::{AsyncStore, AsyncTransaction, AsyncWatch};
-pub use txn::{MAX_ATTEMPTS, Transaction};
+pub use txn::{MAX_ATTEMPTS, MAX_PAUSE, Transaction};
 pub use watch::Watch;

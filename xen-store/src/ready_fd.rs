@@ -33,7 +33,7 @@ impl ReadyFd {
     }
 
     pub(crate) fn raise(&self) {
-        // The only failure is a full counter, and that is a raised ready_fd.
+        // The only failure is a full counter, and that is a raised descriptor.
         let _ = self.counter.write(1);
     }
 

@@ -14,17 +14,21 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{FsType, fstatfs};
 use xen_sys::{Host, Xen};
 
+use crate::driver::Pollable;
 use crate::error::{Error, Result};
+use crate::mux::Stream;
 use crate::proto::Quirks;
 
 /// The ways to the daemon, in the order tried: its socket, then the kernel's device.
@@ -36,6 +40,9 @@ const PLACES: [&str; 4] = [
 ];
 /// What every domain with Linux's drivers has.
 const DEVICE: &str = "/dev/xen/xenbus";
+
+/// The file system at `/proc/xen`, where the device is a regular file (`XENFS_SUPER_MAGIC`).
+const XENFS: FsType = FsType(0xabba_1974);
 
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -61,7 +68,17 @@ pub(crate) enum Written {
 impl Transport {
     pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
         let stat = fstat(&fd).map_err(|errno| os("fstat", errno))?;
-        let is_socket = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits();
+        let is_socket = match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFSOCK => true,
+            SFlag::S_IFCHR => false,
+            SFlag::S_IFREG if fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == XENFS) => false,
+            _ => {
+                return Err(os(
+                    "a file that is neither a socket nor a device",
+                    Errno::ENOTSOCK,
+                ));
+            }
+        };
         if !is_socket {
             // Sockets are asked per call; the device only knows the flag of the open file.
             let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| os("fcntl", errno))?;
@@ -71,27 +88,55 @@ impl Transport {
         Ok(Self { fd, is_socket })
     }
 
-    /// A socket, or anything else as the kernel's device.
+    /// Connects to a socket, or opens the kernel's device. Nothing is written to what is neither.
+    ///
+    /// Waits while the daemon's backlog is full.
     pub(crate) fn connect(path: &Path) -> Result<Self> {
-        let attempt = || -> io::Result<OwnedFd> {
-            if std::fs::metadata(path)?.file_type().is_socket() {
-                return Ok(UnixStream::connect(path)?.into());
-            }
-            Ok(File::options().read(true).write(true).open(path)?.into())
+        Self::connect_with(path, UnixStream::connect)
+    }
+
+    /// As `connect`, without waiting: `WouldBlock` while the daemon's backlog is full.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_connect(path: &Path) -> Result<Self> {
+        Self::connect_with(path, connect_at_once)
+    }
+
+    fn connect_with<F: Into<OwnedFd>>(
+        path: &Path,
+        connect: impl FnOnce(PathBuf) -> io::Result<F>,
+    ) -> Result<Self> {
+        let attempt = || -> io::Result<Self> {
+            let kind = std::fs::metadata(path)?.file_type();
+            let fd = if kind.is_socket() {
+                connect(path.to_owned())?.into()
+            } else if kind.is_char_device() || kind.is_file() {
+                File::options().read(true).write(true).open(path)?.into()
+            } else {
+                return Err(Errno::ENOTSOCK.into());
+            };
+            // Of the descriptor itself: the file may be another one by now.
+            Self::from_fd(fd).map_err(|error| io::Error::from_raw_os_error(error.errno()))
         };
-        match attempt() {
-            Ok(fd) => Self::from_fd(fd),
-            Err(source) => Err(Error::Connect {
-                path: path.into(),
-                source,
-            }),
-        }
+        attempt().map_err(|source| Error::Connect {
+            path: path.into(),
+            source,
+        })
     }
 
     /// The store of the host that `xen` leads to.
     pub(crate) fn open(xen: &Xen) -> Result<Self> {
+        Self::open_with(xen, Self::connect)
+    }
+
+    /// As `open`, without waiting: `WouldBlock` while the daemon's backlog is full.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_open(xen: &Xen) -> Result<Self> {
+        Self::open_with(xen, Self::try_connect)
+    }
+
+    fn open_with(xen: &Xen, connect: impl Fn(&Path) -> Result<Self>) -> Result<Self> {
         match xen.host() {
-            Host::Dev(_) => Self::first_of(&PLACES, DEVICE),
+            Host::Dev(_) => Self::first_of(&PLACES, DEVICE, connect),
             #[cfg(feature = "sim")]
             Host::Sim(client) => Self::from_fd(crate::sim::connection(client)?),
             _ => Err(Error::Unsupported),
@@ -101,12 +146,18 @@ impl Transport {
     /// The first of these places that answers.
     ///
     /// If none does, the error is about the first one that exists, because that is where
-    /// something can be mended; if none exists, about `expected`.
-    fn first_of(places: &[&str], expected: &str) -> Result<Self> {
+    /// something can be mended; if none exists, about `expected`. A daemon whose backlog is full
+    /// is there, and no other place is tried.
+    fn first_of(
+        places: &[&str],
+        expected: &str,
+        connect: impl Fn(&Path) -> Result<Self>,
+    ) -> Result<Self> {
         let (mut refused, mut missing) = (None, None);
         for place in places {
-            match Self::connect(Path::new(place)) {
+            match connect(Path::new(place)) {
                 Ok(transport) => return Ok(transport),
+                Err(error) if error.errno() == libc::EAGAIN => return Err(error),
                 Err(error) if error.errno() != libc::ENOENT => {
                     refused.get_or_insert(error);
                 }
@@ -124,9 +175,10 @@ impl Transport {
             Quirks::XENBUS
         }
     }
+}
 
-    /// Reads without waiting; `Ok(None)` if there is nothing now, `Ok(Some(0))` at the end.
-    pub(crate) fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
+impl Stream for Transport {
+    fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
         loop {
             let got = if self.is_socket {
                 use std::os::fd::AsRawFd;
@@ -144,8 +196,7 @@ impl Transport {
         }
     }
 
-    /// Writes without waiting (a socket) or until the kernel has the message (the device).
-    pub(crate) fn write(&self, bytes: &[u8]) -> Written {
+    fn write(&self, bytes: &[u8]) -> Written {
         loop {
             let sent = if self.is_socket {
                 use std::os::fd::AsRawFd;
@@ -165,18 +216,84 @@ impl Transport {
         }
     }
 
-    /// Sleeps until the descriptor is readable (if `input`) or writable (if `output`), a signal
-    /// comes, or `deadline` passes.
-    pub(crate) fn poll(&self, input: bool, output: bool, deadline: Option<Instant>) -> Result<()> {
-        let mut flags = PollFlags::empty();
-        flags.set(PollFlags::POLLIN, input);
+    fn is_drained(&self, count: usize, size: usize) -> bool {
+        // The device may give one message at a time.
+        self.is_socket && count < size
+    }
+}
+
+/// A transport that threads sleep on.
+#[derive(Debug)]
+pub(crate) struct Polled {
+    transport: Transport,
+    /// Non-zero while an interruption was not seen.
+    interruption: EventFd,
+}
+
+impl Polled {
+    /// # Errors
+    ///
+    /// [`Error::Os`] if there is no descriptor left.
+    pub(crate) fn new(transport: Transport) -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let interruption = EventFd::from_flags(flags).map_err(|errno| os("eventfd", errno))?;
+        Ok(Self {
+            transport,
+            interruption,
+        })
+    }
+}
+
+impl Stream for Polled {
+    fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
+        self.transport.read(buf)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Written {
+        self.transport.write(bytes)
+    }
+
+    fn interrupt(&self) {
+        // The only failure is a full counter, and that interrupts as well.
+        let _ = self.interruption.write(1);
+    }
+}
+
+impl Pollable for Polled {
+    fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()> {
+        let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, output);
-        let mut fds = [PollFd::new(self.fd.as_fd(), flags)];
+        let mut fds = [
+            PollFd::new(self.transport.fd.as_fd(), flags),
+            PollFd::new(self.interruption.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut fds, timeout(deadline)) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(os("poll", errno)),
         }
     }
+
+    fn rearm(&self) {
+        // The only failure is an empty counter.
+        let _ = self.interruption.read();
+    }
+}
+
+impl AsFd for Polled {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.transport.as_fd()
+    }
+}
+
+/// Connects without waiting for room in the backlog.
+#[cfg(feature = "tokio")]
+fn connect_at_once(path: PathBuf) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(&path)?)?;
+    Ok(fd)
 }
 
 #[cfg(feature = "tokio")]
@@ -225,7 +342,7 @@ mod tests {
         let (none, left, live) = (place("none"), place("left"), place("live"));
         drop(UnixListener::bind(&left).unwrap());
         let _listener = UnixListener::bind(&live).unwrap();
-        let taken = Transport::first_of(&[&none, &left, &live], &none).unwrap();
+        let taken = Transport::first_of(&[&none, &left, &live], &none, Transport::connect).unwrap();
         assert_eq!(taken.quirks(), Quirks::SOCKET);
     }
 
@@ -235,15 +352,17 @@ mod tests {
         let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (none, left, expected) = (place("none"), place("left"), place("expected"));
         drop(UnixListener::bind(&left).unwrap());
-        let error = Transport::first_of(&[&none, &left, &expected], &expected).unwrap_err();
+        let error = Transport::first_of(&[&none, &left, &expected], &expected, Transport::connect)
+            .unwrap_err();
         assert!(error.to_string().starts_with(&left), "{error}");
         assert_eq!(error.errno(), libc::ECONNREFUSED);
-        let error = Transport::first_of(&[&none, &expected], &expected).unwrap_err();
+        let error =
+            Transport::first_of(&[&none, &expected], &expected, Transport::connect).unwrap_err();
         assert!(error.to_string().starts_with(&expected), "{error}");
         assert_eq!(error.errno(), libc::ENOENT);
     }
 
-    /// Anything that is no socket is used as the kernel's device is.
+    /// A character device is used as the kernel's device is.
     #[test]
     fn a_device_is_opened_and_not_waited_for() {
         let device = Transport::connect(Path::new("/dev/null")).unwrap();
@@ -252,5 +371,20 @@ mod tests {
         assert!(matches!(device.read(&mut [0; 8]), Ok(Some(0))));
         let flags = fcntl(device.as_fd(), FcntlArg::F_GETFL).unwrap();
         assert_ne!(flags & OFlag::O_NONBLOCK.bits(), 0);
+    }
+    #[test]
+    fn a_file_that_is_neither_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "important").unwrap();
+        for path in [&file, dir.path()] {
+            let error = Transport::connect(path).unwrap_err();
+            assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+            assert_eq!(error.errno(), libc::ENOTSOCK);
+        }
+        let opened = File::options().read(true).write(true).open(&file).unwrap();
+        let error = Transport::from_fd(opened.into()).unwrap_err();
+        assert_eq!(error.errno(), libc::ENOTSOCK);
+        assert_eq!(std::fs::read(&file).unwrap(), b"important");
     }
 }

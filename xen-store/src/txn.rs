@@ -1,5 +1,9 @@
 //! Transactions: several changes that happen together or not at all.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
 use crate::client::{Store, malformed};
 use crate::error::{Error, Result};
 use crate::proto::parse_transaction;
@@ -7,6 +11,10 @@ use crate::wire::MsgType;
 
 /// How often [`Store::with_transaction`] tries.
 pub const MAX_ATTEMPTS: u32 = 64;
+/// The longest pause of [`Store::with_transaction`] between two attempts.
+pub const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// A pause is drawn from at most so many times the duration of the attempt before it.
+const MAX_SPREAD: u32 = 64;
 
 /// A set of reads and changes that the daemon carries out as one, or refuses as one.
 ///
@@ -45,6 +53,10 @@ impl Store {
     /// Runs `body` in a transaction and commits it, again from the start for as long as it meets
     /// conflicts, [`MAX_ATTEMPTS`] times at most.
     ///
+    /// After a conflict it pauses for a random time, so that clients in each other's way spread
+    /// out: less than the attempt took at first, twice as long a span after each further conflict,
+    /// up to 64 times what an attempt took and never more than [`MAX_PAUSE`].
+    ///
     /// `body` may run several times; only what it does through the transaction is undone. If it
     /// fails with anything but a conflict, the transaction is aborted and the error returned.
     ///
@@ -65,7 +77,8 @@ impl Store {
         &self,
         mut body: impl FnMut(&Transaction) -> Result<T>,
     ) -> Result<T> {
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 1..=MAX_ATTEMPTS {
+            let begun = Instant::now();
             let transaction = self.transaction()?;
             match body(&transaction) {
                 Ok(value) => {
@@ -73,14 +86,26 @@ impl Store {
                         return Ok(value);
                     }
                 }
-                Err(error) if error.is_again() => {}
+                Err(error) if error.is_again() => drop(transaction),
                 Err(error) => return Err(error),
+            }
+            if attempt < MAX_ATTEMPTS {
+                self.pause(pause(attempt, begun.elapsed()));
             }
         }
         Err(Error::Conflict {
             attempts: MAX_ATTEMPTS,
         })
     }
+}
+
+/// How long to stay away after so many conflicts, the last of which took `took`.
+fn pause(conflicts: u32, took: Duration) -> Duration {
+    let spread = 2_u32.saturating_pow(conflicts - 1).min(MAX_SPREAD);
+    let span = took.saturating_mul(spread).min(MAX_PAUSE);
+    // The standard library's only source of chance; each state is another one.
+    let chance = RandomState::new().hash_one(conflicts) >> 32;
+    span.mul_f64(chance as f64 / 2_f64.powi(32))
 }
 
 impl Transaction {
@@ -133,5 +158,26 @@ impl Drop for Transaction {
             self.store
                 .send_detached(MsgType::TRANSACTION_END, self.id, &[b"F\0"]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_spread_and_stay_within_their_bound() {
+        let took = Duration::from_millis(2);
+        for conflicts in 1..=MAX_ATTEMPTS {
+            let span = took * 2_u32.saturating_pow(conflicts - 1).min(MAX_SPREAD);
+            let pauses: Vec<_> = (0..100).map(|_| pause(conflicts, took)).collect();
+            assert!(pauses.iter().all(|pause| *pause < span));
+            assert!(pauses.iter().any(|pause| *pause > span / 8), "no chance");
+            assert!(
+                pauses.iter().any(|pause| *pause < span / 8 * 7),
+                "no chance"
+            );
+        }
+        assert!(pause(MAX_ATTEMPTS, Duration::MAX) <= MAX_PAUSE);
     }
 }

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::client::Store;
-use crate::driver::State;
-use crate::error::Result;
+use crate::client::{LOOK_ONCE, Store};
+use crate::error::{Error, Result};
 use crate::events::WatchEvent;
+use crate::mux::State;
 use crate::path::StorePath;
 use crate::proto::{Connection, Ready, WatchId};
 use crate::ready_fd::ReadyFd;
@@ -57,7 +57,7 @@ impl Store {
 
     fn watch_with(&self, path: &str, depth: Option<u32>) -> Result<Watch> {
         let path = StorePath::new(path)?.as_str();
-        let id = self.driver.lock().proto.add_watch(path);
+        let id = self.mux.enter()?.proto.add_watch(path);
         let token = Connection::token(id);
         let depth = depth.map(|depth| format!("{depth}\0")).unwrap_or_default();
         let parts: [&[u8]; 5] = [
@@ -75,7 +75,9 @@ impl Store {
                 ready_fd: OnceLock::new(),
             }),
             Err(error) => {
-                self.driver.lock().proto.remove_watch(id);
+                if let Ok(mut state) = self.mux.enter() {
+                    state.proto.remove_watch(id);
+                }
                 Err(error)
             }
         }
@@ -85,7 +87,9 @@ impl Store {
     /// changed; `Ok(None)` once `deadline` has passed.
     ///
     /// `check` gets the store and may look at any number of nodes; those outside `path` do not
-    /// cause another look.
+    /// cause another look. Requests it makes through the handle it gets end with the deadline too.
+    /// If the deadline has passed at the call, `check` is asked once, without a watch, and the
+    /// daemon has [`LOOK_ONCE`](crate::LOOK_ONCE) to answer it.
     ///
     /// # Errors
     ///
@@ -96,10 +100,36 @@ impl Store {
         deadline: Option<Instant>,
         mut check: impl FnMut(&Self) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
+        let Some(deadline) = deadline else {
+            return self.look_at_changes(path, None, check);
+        };
+        let now = Instant::now();
+        let (end, outcome) = if deadline <= now {
+            let end = now + LOOK_ONCE;
+            (end, check(&self.until(end)))
+        } else {
+            let within = self.until(deadline);
+            (
+                deadline,
+                within.look_at_changes(path, Some(deadline), check),
+            )
+        };
+        match outcome {
+            Err(Error::TimedOut { .. }) if end <= Instant::now() => Ok(None),
+            outcome => outcome,
+        }
+    }
+
+    fn look_at_changes<T>(
+        &self,
+        path: &str,
+        deadline: Option<Instant>,
+        mut check: impl FnMut(&Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         let watch = self.watch(path)?;
         while watch.next(deadline)?.is_some() {
-            // One look answers all events there are.
-            while watch.try_next()?.is_some() {}
+            // One look answers the events there are. No more of them: others may keep coming.
+            watch.forget_events()?;
             if let Some(value) = check(self)? {
                 return Ok(Some(value));
             }
@@ -146,6 +176,8 @@ impl Watch {
 
     /// Waits for the next event; `Ok(None)` once `deadline` has passed, never with `None`.
     ///
+    /// With a deadline that has passed the connection is read once, without waiting.
+    ///
     /// # Errors
     ///
     /// Why the connection is finished. Events that came before are given out first.
@@ -153,7 +185,7 @@ impl Watch {
     pub fn next(&self, deadline: Option<Instant>) -> Result<Option<WatchEvent>> {
         let key = Ready::Event(self.id);
         self.store
-            .driver
+            .mux
             .wait(key, deadline, |state| self.take(state))?
             .transpose()
     }
@@ -165,10 +197,20 @@ impl Watch {
     /// As [`Watch::next`].
     #[doc(alias = "xs_check_watch")]
     pub fn try_next(&self) -> Result<Option<WatchEvent>> {
-        if !self.store.driver.lock().proto.has_event(self.id) {
-            self.store.driver.turn();
+        let mut state = self.store.mux.enter()?;
+        if !state.proto.has_event(self.id) {
+            state = self.store.mux.turn(state);
         }
-        self.take(&mut self.store.driver.lock()).transpose()
+        self.take(&mut state).transpose()
+    }
+
+    /// Takes the events that are in memory, without a look at the connection.
+    fn forget_events(&self) -> Result<()> {
+        let mut state = self.store.mux.enter()?;
+        while let Some(event) = self.take(&mut state) {
+            event?;
+        }
+        Ok(())
     }
 
     /// A descriptor to poll for input: readable whenever [`Watch::try_next`] may have something,
@@ -181,12 +223,13 @@ impl Watch {
     /// [`Error::Os`](crate::Error::Os) if the descriptors for it cannot be made.
     #[doc(alias = "xs_fileno")]
     pub fn poll_fd(&self) -> Result<BorrowedFd<'_>> {
+        let state = self.store.mux.enter()?;
         if let Some(ready_fd) = self.ready_fd.get() {
             return Ok((**ready_fd).as_fd());
         }
         let fresh = Arc::new(ReadyFd::new(self.store.as_fd())?);
         let ready_fd = self.ready_fd.get_or_init(|| fresh);
-        let mut state = self.store.driver.lock();
+        let mut state = state;
         state.ready_fds.insert(self.id, Arc::clone(ready_fd));
         if state.proto.has_event(self.id) {
             ready_fd.raise();
@@ -208,7 +251,10 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut state = self.store.driver.lock();
+        // In a child of the process that set it, the watch is the parent's.
+        let Ok(mut state) = self.store.mux.enter() else {
+            return;
+        };
         state.proto.remove_watch(self.id);
         state.ready_fds.remove(&self.id);
         drop(state);

@@ -205,6 +205,8 @@ pub struct Decoder {
     header_have: usize,
     /// `Some` once the header is complete and its length was accepted.
     body: Option<(Header, Vec<u8>)>,
+    /// Payload bytes that are still to be dropped.
+    skip: usize,
 }
 
 impl Decoder {
@@ -220,9 +222,15 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// [`TooLong`] if a header claims more than [`PAYLOAD_MAX`] bytes. The stream cannot be
-    /// followed any further; the decoder gives the same answer if called again with input.
+    /// [`TooLong`] if a header claims more than [`PAYLOAD_MAX`] bytes. The decoder gives the same
+    /// answer when called again, until [`Decoder::skip_payload`] was called.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Message>, TooLong> {
+        let skipped = self.skip.min(input.len());
+        *input = &input[skipped..];
+        self.skip -= skipped;
+        if self.skip > 0 {
+            return Ok(None);
+        }
         if self.body.is_none() {
             let take = input.len().min(Header::SIZE - self.header_have);
             let (now, rest) = input.split_at(take);
@@ -258,10 +266,25 @@ impl Decoder {
         }))
     }
 
+    /// After [`TooLong`]: drops exactly the claimed number of bytes from the following input,
+    /// without keeping any, and goes on with the message behind them. Returns the header of the
+    /// message that is dropped.
+    ///
+    /// `None`, without effect, if the last call of [`Decoder::next`] did not fail.
+    pub fn skip_payload(&mut self) -> Option<Header> {
+        if self.header_have < Header::SIZE || self.body.is_some() {
+            return None;
+        }
+        let header = Header::from_bytes(&self.header);
+        self.header_have = 0;
+        self.skip = header.len as usize;
+        Some(header)
+    }
+
     /// Whether the stream stopped in the middle of a message.
     #[must_use]
     pub fn is_mid_message(&self) -> bool {
-        self.header_have != 0
+        self.header_have != 0 || self.skip != 0
     }
 }
 

@@ -3,8 +3,10 @@
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use xen_store::proto::{Connection, Failure, MAX_EXPIRED, Quirks, Ready, RequestId};
-use xen_store::wire::{Decoder, Message, MsgType, PAYLOAD_MAX, encode};
+use xen_store::proto::{
+    Connection, Failure, MAX_OVERTAKEN, MAX_SKIPPED, MAX_UNANSWERED, Quirks, Ready, RequestId,
+};
+use xen_store::wire::{Decoder, Header, Message, MsgType, PAYLOAD_MAX, encode};
 use xen_store::{Error, Invalid, Violation, XsError};
 
 /// Takes the next message out as a transport that takes everything would.
@@ -19,11 +21,14 @@ fn sent(connection: &mut Connection) -> Message {
 }
 
 fn receive(connection: &mut Connection, kind: MsgType, id: u32, payload: &[u8]) -> Vec<Ready> {
-    let mut ready = Vec::new();
     let bytes = encode(kind, id, 0, &[payload]).unwrap();
     // The reason for a failure is looked at by the tests that expect one.
-    let _ = connection.receive(&bytes, &mut |r| ready.push(r));
-    ready
+    let _ = connection.receive(&bytes);
+    ready(connection)
+}
+
+fn ready(connection: &mut Connection) -> Vec<Ready> {
+    std::iter::from_fn(|| connection.poll_ready()).collect()
 }
 
 fn read(connection: &mut Connection) -> RequestId {
@@ -158,12 +163,14 @@ fn a_rejected_message_is_that_requests_failure_only() {
     let other = connection
         .request(MsgType::WATCH, 0, &[b"/b\0", b"2\0"])
         .unwrap();
-    let mut ready = Vec::new();
     for errno in [libc::EACCES, libc::ENODEV] {
         let message = connection.take_outgoing().unwrap();
-        connection.reject(&message, errno, &mut |r| ready.push(r));
+        connection.reject(&message, errno);
     }
-    assert_eq!(ready, [Ready::Reply(watch), Ready::Reply(other)]);
+    assert_eq!(
+        ready(&mut connection),
+        [Ready::Reply(watch), Ready::Reply(other)]
+    );
     let denied = connection.poll_reply(watch).unwrap().unwrap_err();
     assert!(matches!(
         denied,
@@ -191,19 +198,121 @@ fn an_unsent_request_is_taken_back_and_a_sent_one_forgotten_with_its_reply() {
     assert_eq!(connection.failure(), None);
 }
 
+/// Requests that are given up say nothing about the daemon, which may not have had its turn yet.
 #[test]
-fn a_daemon_that_answers_nothing_is_given_up() {
+fn giving_up_any_number_of_requests_ends_no_connection() {
     let mut connection = Connection::new(Quirks::SOCKET);
-    for _ in 0..=MAX_EXPIRED {
-        assert_eq!(connection.failure(), None);
+    let mut sent_ids = Vec::new();
+    for _ in 0..100 * MAX_UNANSWERED {
         let id = read(&mut connection);
+        if connection.has_outgoing() {
+            sent_ids.push(sent(&mut connection).req_id);
+        }
+        connection.cancel(id, true, None);
+    }
+    assert_eq!(connection.failure(), None);
+    assert_eq!(sent_ids.len(), MAX_UNANSWERED, "the rest was not sent");
+
+    let waiting = read(&mut connection);
+    assert!(!connection.has_outgoing(), "until answers are read");
+    receive(&mut connection, MsgType::READ, sent_ids[0], b"late");
+    let id = sent(&mut connection).req_id;
+    for &late in &sent_ids[1..] {
+        assert_eq!(receive(&mut connection, MsgType::READ, late, b"late"), []);
+    }
+    receive(&mut connection, MsgType::READ, id, b"x");
+    assert_eq!(connection.poll_reply(waiting).unwrap().unwrap(), b"x");
+}
+
+#[test]
+fn a_message_that_was_begun_is_finished_whatever_is_unanswered() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    read(&mut connection);
+    let mut begun = connection.take_outgoing().unwrap();
+    assert!(!begun.advance(5));
+    connection.put_back(begun);
+    let mut rest = Vec::new();
+    for _ in 0..MAX_UNANSWERED {
+        rest.push(read(&mut connection));
+    }
+    let mut begun = connection.take_outgoing().unwrap();
+    for id in rest {
         sent(&mut connection);
         connection.cancel(id, true, None);
     }
+    assert!(!begun.advance(5));
+    connection.put_back(begun);
+    assert!(connection.has_outgoing());
+}
+
+/// A daemon answers in order, so what later answers have overtaken is not answered any more.
+#[test]
+fn a_daemon_that_skips_requests_is_given_up() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    let mut aborts = 0;
+    while connection.failure().is_none() {
+        let start = connection
+            .request(MsgType::TRANSACTION_START, 0, &[b"\0"])
+            .unwrap();
+        let id = sent(&mut connection).req_id;
+        let told = receive(&mut connection, MsgType::TRANSACTION_START, id, b"7\0");
+        if connection.failure().is_some() {
+            assert_eq!(told, [Ready::Reply(start), Ready::Ended]);
+            break;
+        }
+        connection.poll_reply(start).unwrap().unwrap();
+        connection
+            .send_detached(MsgType::TRANSACTION_END, 7, &[b"F\0"])
+            .unwrap();
+        sent(&mut connection);
+        aborts += 1;
+        assert!(aborts <= MAX_OVERTAKEN + 1);
+    }
     let expect = Violation::Unresponsive {
-        expired: MAX_EXPIRED + 1,
+        expired: MAX_OVERTAKEN + 1,
     };
     assert_eq!(connection.failure(), Some(Failure::Protocol(expect)));
+}
+
+#[test]
+fn a_reply_that_is_too_long_ends_its_request_only() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    for len in [PAYLOAD_MAX + 1, 66_000, 1 << 20] {
+        let (long, next) = (read(&mut connection), read(&mut connection));
+        let (long_id, next_id) = (sent(&mut connection).req_id, sent(&mut connection).req_id);
+        connection.receive(&header(long_id, len)).unwrap();
+        assert_eq!(ready(&mut connection), [Ready::Reply(long)]);
+        let error = connection.poll_reply(long).unwrap().unwrap_err();
+        assert!(
+            matches!(error, Error::TooLong { op: MsgType::READ, len: l } if l == len),
+            "{error:?}"
+        );
+        assert!(!error.is_fatal());
+        // What looks like a message in the skipped bytes is none.
+        let mut payload = encode(MsgType::READ, next_id, 0, &[b"forged"]).unwrap();
+        payload.resize(len, 0);
+        for piece in payload.chunks(1000) {
+            connection.receive(piece).unwrap();
+            assert_eq!(ready(&mut connection), []);
+        }
+        receive(&mut connection, MsgType::READ, next_id, b"x");
+        assert_eq!(connection.poll_reply(next).unwrap().unwrap(), b"x");
+    }
+    read(&mut connection);
+    let id = sent(&mut connection).req_id;
+    let len = MAX_SKIPPED + 1;
+    let failure = connection.receive(&header(id, len)).unwrap_err();
+    assert_eq!(failure, Failure::Protocol(Violation::TooLong { len }));
+}
+
+fn header(req_id: u32, len: usize) -> [u8; Header::SIZE] {
+    let header = Header {
+        kind: MsgType::READ,
+        req_id,
+        tx_id: 0,
+        len: len.try_into().unwrap(),
+    };
+    header.to_bytes()
 }
 
 #[test]
@@ -301,7 +410,7 @@ fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
     assert!(connection.take_outgoing().is_none());
     connection.put_back(outgoing);
     let outgoing = connection.take_outgoing().unwrap();
-    connection.reject(&outgoing, libc::EINVAL, &mut |_| ());
+    connection.reject(&outgoing, libc::EINVAL);
     assert!(connection.poll_reply(last).unwrap().is_err());
     read(&mut connection);
     assert!(connection.has_outgoing());

@@ -1,40 +1,20 @@
 //! What happens to a message from the daemon.
 
-use super::{Connection, Outcome, Pending, Ready, RequestId, Slot, WatchId, is_watch_op};
+use super::{
+    Connection, MAX_OVERTAKEN, MAX_SKIPPED, Outcome, Pending, Ready, RequestId, Slot, WatchId,
+    is_watch_op,
+};
 use crate::error::{Violation, XsError};
 use crate::wire::{self, Message, MsgType};
 
 impl Connection {
     /// Takes one message.
-    pub(super) fn accept(
-        &mut self,
-        message: Message,
-        ready: &mut dyn FnMut(Ready),
-    ) -> Result<(), Violation> {
+    pub(super) fn accept(&mut self, message: Message) -> Result<(), Violation> {
         if message.kind == MsgType::WATCH_EVENT {
-            return self.accept_event(&message.payload, ready);
+            return self.accept_event(&message.payload);
         }
-        let id = match message.req_id {
-            0 if self.quirks.anonymous_watch_replies && is_watch_op(message.kind) => {
-                self.watch_order.front().copied().unwrap_or(0)
-            }
-            id => id,
-        };
-        let Some(pending) = self
-            .pending
-            .get(&id)
-            .filter(|p| !matches!(p.slot, Slot::Done(_)))
-        else {
-            return Err(Violation::UnknownRequest {
-                kind: message.kind,
-                req_id: message.req_id,
-            });
-        };
-        let (sent, got) = (pending.kind, message.kind);
-        if got != sent && got != MsgType::ERROR {
-            return Err(Violation::ReplyType { sent, got });
-        }
-        let outcome = if got == MsgType::ERROR {
+        let id = self.outstanding(message.kind, message.req_id)?;
+        let outcome = if message.kind == MsgType::ERROR {
             let name = message
                 .payload
                 .strip_suffix(b"\0")
@@ -47,40 +27,75 @@ impl Connection {
         } else {
             Outcome::Reply(message.payload)
         };
-        self.answered(id);
-        self.watch_order.retain(|&other| other != id);
-        if let Some(pending) = self.pending.remove(&id) {
-            self.settle(id, pending, outcome, ready);
+        self.answer(id, outcome)
+    }
+
+    /// Takes a header that claims `len` payload bytes, more than the protocol allows. The payload
+    /// of a reply is skipped as it comes in.
+    pub(super) fn accept_too_long(&mut self, len: usize) -> Result<(), Violation> {
+        let violation = Violation::TooLong { len };
+        if len > MAX_SKIPPED {
+            return Err(violation);
+        }
+        let header = self.decoder.skip_payload().ok_or(violation)?;
+        // An event without its token could be about any watch; no daemon makes one that long.
+        let id = self
+            .outstanding(header.kind, header.req_id)
+            .map_err(|_| violation)?;
+        self.answer(id, Outcome::TooLong(len))
+    }
+
+    /// The unanswered request that a reply of this type with this id is about.
+    fn outstanding(&self, got: MsgType, req_id: u32) -> Result<u32, Violation> {
+        let id = match req_id {
+            0 if self.quirks.anonymous_watch_replies && is_watch_op(got) => {
+                self.watch_order.front().copied().unwrap_or(0)
+            }
+            id => id,
+        };
+        let pending = self
+            .pending
+            .get(&id)
+            .filter(|pending| !matches!(pending.slot, Slot::Done(_)))
+            .ok_or(Violation::UnknownRequest { kind: got, req_id })?;
+        let sent = pending.kind;
+        if got != sent && got != MsgType::ERROR {
+            return Err(Violation::ReplyType { sent, got });
+        }
+        Ok(id)
+    }
+
+    /// The daemon answered `id`, and nothing else of what came before is answered out of order
+    /// without limit.
+    fn answer(&mut self, id: u32, outcome: Outcome) -> Result<(), Violation> {
+        if let Some(seq) = self.finish(id, outcome) {
+            self.newest_answer = self.newest_answer.max(seq);
+        }
+        let expired = self.given_up.range(..self.newest_answer).count();
+        if expired > MAX_OVERTAKEN {
+            return Err(Violation::Unresponsive { expired });
         }
         Ok(())
     }
 
-    /// Hands an outcome to whoever waits, or gives back what nobody wants any more.
-    pub(super) fn settle(
-        &mut self,
-        id: u32,
-        pending: Pending,
-        outcome: Outcome,
-        ready: &mut dyn FnMut(Ready),
-    ) {
-        match (pending.slot, outcome) {
-            (Slot::Abandoned { expired, watch }, outcome) => {
-                self.expired -= usize::from(expired);
-                if let Outcome::Reply(payload) = outcome {
-                    self.give_back(pending.kind, watch, &payload);
-                }
+    /// Hands an outcome to whoever waits, or gives back what nobody wants any more. Returns the
+    /// place of the request in their order.
+    pub(super) fn finish(&mut self, id: u32, outcome: Outcome) -> Option<u64> {
+        self.answered(id);
+        self.watch_order.retain(|&other| other != id);
+        let pending = self.pending.get_mut(&id)?;
+        let seq = pending.seq;
+        if matches!(pending.slot, Slot::Abandoned { .. }) {
+            self.given_up.remove(&seq);
+            let Pending { kind, slot, .. } = self.pending.remove(&id)?;
+            if let (Slot::Abandoned { watch }, Outcome::Reply(payload)) = (slot, outcome) {
+                self.give_back(kind, watch, &payload);
             }
-            (_, outcome) => {
-                self.pending.insert(
-                    id,
-                    Pending {
-                        slot: Slot::Done(outcome),
-                        ..pending
-                    },
-                );
-                ready(Ready::Reply(RequestId(id)));
-            }
+        } else {
+            pending.slot = Slot::Done(outcome);
+            self.ready.push_back(Ready::Reply(RequestId(id)));
         }
+        Some(seq)
     }
 
     /// Returns what a request was granted whose requester is gone.
@@ -103,11 +118,7 @@ impl Connection {
         }
     }
 
-    fn accept_event(
-        &mut self,
-        payload: &[u8],
-        ready: &mut dyn FnMut(Ready),
-    ) -> Result<(), Violation> {
+    fn accept_event(&mut self, payload: &[u8]) -> Result<(), Violation> {
         let mut fields = wire::strings(payload);
         let (Some(path), Some(token), true) =
             (fields.next(), fields.next(), payload.ends_with(&[0]))
@@ -123,8 +134,8 @@ impl Connection {
         if let Some((id, queue)) = id.and_then(|id| Some((id, self.watches.get_mut(&id)?))) {
             let was_empty = queue.is_empty();
             queue.push(std::str::from_utf8(path).ok());
-            if was_empty {
-                ready(Ready::Event(WatchId(id)));
+            if was_empty && !std::mem::replace(&mut queue.announced, true) {
+                self.ready.push_back(Ready::Event(WatchId(id)));
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! One client connection as a state machine: bytes and requests in, bytes and answers out.
 //!
-//! No descriptor, no clock, no lock: the shells ([`Store`](crate::Store), and `AsyncStore` with
-//! feature `tokio`) bring those. Four kinds of method:
+//! No descriptor, no clock, no lock: the drivers ([`Store`](crate::Store), and `AsyncStore` with
+//! feature `tokio`) bring those. Five kinds of method:
 //!
 //! * *commands* by the user: [`Connection::request`], [`Connection::cancel`],
 //!   [`Connection::add_watch`], [`Connection::remove_watch`];
@@ -9,24 +9,43 @@
 //!   [`Connection::put_back`] what a short write left;
 //! * *inputs*: [`Connection::receive`] with whatever was read, [`Connection::fail`] when the
 //!   transport ended, [`Connection::reject`] when it refused one message;
-//! * *answers*: [`Connection::poll_reply`], [`Connection::poll_event`].
+//! * *answers*: [`Connection::poll_reply`], [`Connection::poll_event`];
+//! * *notices*: [`Connection::poll_ready`], which names each answer that somebody may be waiting
+//!   for. After any other method there may be some; the end of the connection is one of them.
 //!
 //! # Guarantees
 //!
 //! * Every request gets exactly one answer: the reply, or the reason why none will come.
 //! * A reply is matched by its id and must have the type of the request; anything else is a
 //!   [`Violation`] and ends the connection.
+//! * A reply longer than the protocol allows ends its request with [`Error::TooLong`]; its bytes
+//!   are skipped and not kept. Only a length above [`MAX_SKIPPED`] ends the connection.
 //! * Watch events never wait for their reader and never hold up a reply; see
 //!   [`WatchEvent`] for how they are merged.
-//! * Memory is bounded by what the user asked for: the requests and watches it holds, not by what
-//!   the daemon sends.
+//! * Memory is bounded by what the user holds at the same time (requests, watches, transactions)
+//!   and by [`MAX_UNANSWERED`], not by what the daemon sends or leaves unanswered.
 //! * A transaction or watch that was granted after its requester gave up is given back.
 //! * Where the transport wants it ([`Quirks::one_at_a_time`]), nothing is handed out to be written
 //!   while a request is unanswered, whether anyone waits for the answer or not.
+//!
+//! # Requests that were given up
+//!
+//! A request that was sent and then cancelled (its deadline passed, its future was dropped), or
+//! that nobody waits for (an abort, an unwatch), stays known until its answer was read. Giving up
+//! is healthy use and says nothing about the daemon, however often it happens. Two bounds keep a
+//! daemon that does not answer from filling the memory, and neither uses a clock:
+//!
+//! * *Back-pressure*: while [`MAX_UNANSWERED`] such requests are unanswered, nothing more is
+//!   handed out to be written. New requests wait in the queue, are taken out whole if they are
+//!   cancelled there, and go out as answers are read.
+//! * *Overtaking*: xenstored and oxenstored answer one connection in order. When more than
+//!   [`MAX_OVERTAKEN`] given-up requests are still unanswered although requests made after them
+//!   were answered, these answers will not come:
+//!   [`Violation::Unresponsive`](crate::Violation::Unresponsive) ends the connection.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::error::{Error, Invalid, Violation, XsError};
+use crate::error::{Error, Invalid, XsError};
 use crate::events::{EventQueue, WatchEvent};
 use crate::wire::{self, Decoder, MsgType};
 mod input;
@@ -35,13 +54,22 @@ mod parts;
 pub(crate) use input::parse_transaction;
 pub use parts::{Failure, Outgoing, Quirks, Ready, RequestId, WatchId};
 
-/// Unanswered requests past their deadline that are tolerated before the daemon counts as dead.
-pub const MAX_EXPIRED: usize = 1024;
+/// Requests given up after they were sent and not answered yet, at which no more are sent.
+pub const MAX_UNANSWERED: usize = 1024;
+/// Requests given up and still unanswered, although later ones were answered, that are tolerated.
+pub const MAX_OVERTAKEN: usize = 512;
+/// Payload bytes of the longest message that is skipped and does not end the connection.
+///
+/// oxenstored answers DIRECTORY with all names in one message, whatever the protocol's limit. A
+/// list of this length names some hundred thousand nodes.
+pub const MAX_SKIPPED: usize = 16 << 20;
 
 #[derive(Debug)]
 enum Outcome {
     Reply(Vec<u8>),
     Refused(XsError),
+    /// A reply of so many bytes, more than the protocol allows.
+    TooLong(usize),
     /// The transport refused the message with an errno that is not the daemon's.
     Rejected(i32),
 }
@@ -52,7 +80,6 @@ enum Slot {
     Done(Outcome),
     /// Nobody waits any more. `watch` is to be withdrawn if it is granted after all.
     Abandoned {
-        expired: bool,
         watch: Option<(WatchId, Box<str>)>,
     },
 }
@@ -60,6 +87,8 @@ enum Slot {
 #[derive(Debug)]
 struct Pending {
     kind: MsgType,
+    /// Its place in the order of requests; ids may be used again, these are not.
+    seq: u64,
     slot: Slot,
 }
 
@@ -72,13 +101,18 @@ pub struct Connection {
     pending: HashMap<u32, Pending>,
     /// WATCH and UNWATCH ids in the order sent, kept only for transports that answer with id 0.
     watch_order: VecDeque<u32>,
-    expired: usize,
+    next_seq: u64,
+    /// The `seq` of each request that was given up, may have been sent and is not answered.
+    given_up: BTreeSet<u64>,
+    /// The largest `seq` that was answered.
+    newest_answer: u64,
     outgoing: VecDeque<Outgoing>,
     /// The request whose reply the next message has to wait for, if they go one at a time.
     in_flight: Option<u32>,
     decoder: Decoder,
     watches: HashMap<u64, EventQueue>,
     failure: Option<Failure>,
+    ready: VecDeque<Ready>,
 }
 
 impl Connection {
@@ -91,12 +125,15 @@ impl Connection {
             next_watch: 1,
             pending: HashMap::new(),
             watch_order: VecDeque::new(),
-            expired: 0,
+            next_seq: 1,
+            given_up: BTreeSet::new(),
+            newest_answer: 0,
             outgoing: VecDeque::new(),
             in_flight: None,
             decoder: Decoder::new(),
             watches: HashMap::new(),
             failure: None,
+            ready: VecDeque::new(),
         }
     }
 
@@ -125,10 +162,13 @@ impl Connection {
         }
         let id = self.fresh_id();
         let bytes = wire::encode(kind, id, tx_id, parts).map_err(|_| too_long())?;
+        let seq = self.next_seq;
+        self.next_seq += 1;
         self.pending.insert(
             id,
             Pending {
                 kind,
+                seq,
                 slot: Slot::Waiting,
             },
         );
@@ -148,12 +188,15 @@ impl Connection {
     /// there may be one again.
     #[must_use]
     pub fn take_outgoing(&mut self) -> Option<Outgoing> {
-        if self.in_flight.is_some() {
+        if !self.has_outgoing() {
             return None;
         }
         let message = self.outgoing.pop_front()?;
         if self.quirks.one_at_a_time {
             self.in_flight = Some(message.id.0);
+        }
+        if let Some(seq) = self.given_up_seq(message.id) {
+            self.given_up.insert(seq);
         }
         Some(message)
     }
@@ -161,15 +204,31 @@ impl Connection {
     /// Returns a message that is not out yet to the head of the queue.
     pub fn put_back(&mut self, message: Outgoing) {
         self.answered(message.id.0);
-        if self.failure.is_none() {
-            self.outgoing.push_front(message);
+        if self.failure.is_some() {
+            return;
         }
+        if message.sent == 0 {
+            if let Some(seq) = self.given_up_seq(message.id) {
+                self.given_up.remove(&seq);
+            }
+        }
+        self.outgoing.push_front(message);
     }
 
     /// Whether [`Connection::take_outgoing`] has something.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
-        self.in_flight.is_none() && !self.outgoing.is_empty()
+        let open = |first: &Outgoing| {
+            // What was begun is finished: the daemon cannot answer in the middle of a message.
+            first.sent > 0 || self.given_up.len() < MAX_UNANSWERED
+        };
+        self.in_flight.is_none() && self.outgoing.front().is_some_and(open)
+    }
+
+    /// The `seq` of a request that nobody waits for.
+    fn given_up_seq(&self, id: RequestId) -> Option<u64> {
+        let pending = self.pending.get(&id.0)?;
+        matches!(pending.slot, Slot::Abandoned { .. }).then_some(pending.seq)
     }
 
     /// Whether (some of) this request is still in the queue.
@@ -181,50 +240,60 @@ impl Connection {
     /// The transport refused a whole message with `errno` and stays usable.
     ///
     /// The kernel's xenbus device reports a refused watch this way.
-    pub fn reject(&mut self, message: &Outgoing, errno: i32, ready: &mut dyn FnMut(Ready)) {
+    pub fn reject(&mut self, message: &Outgoing, errno: i32) {
         let id = message.id.0;
         let outcome = XsError::from_errno(errno).map_or(Outcome::Rejected(errno), Outcome::Refused);
-        self.answered(id);
-        self.watch_order.retain(|&other| other != id);
-        if let Some(pending) = self.pending.remove(&id) {
-            self.settle(id, pending, outcome, ready);
-        }
+        self.finish(id, outcome);
     }
 
     /// Takes bytes that were read.
     ///
-    /// `ready` hears of each reply somebody waits for and of each watch that has its first event.
-    ///
     /// # Errors
     ///
     /// The reason why the connection is now finished.
-    pub fn receive(
-        &mut self,
-        mut bytes: &[u8],
-        ready: &mut dyn FnMut(Ready),
-    ) -> Result<(), Failure> {
+    pub fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
         while self.failure.is_none() {
-            let violation = match self.decoder.next(&mut bytes) {
+            let accepted = match self.decoder.next(&mut bytes) {
                 Ok(None) => return Ok(()),
-                Ok(Some(message)) => match self.accept(message, ready) {
-                    Ok(()) => continue,
-                    Err(violation) => violation,
-                },
-                Err(wire::TooLong { len }) => Violation::TooLong { len },
+                Ok(Some(message)) => self.accept(message),
+                Err(wire::TooLong { len }) => self.accept_too_long(len),
             };
-            self.fail(Failure::Protocol(violation));
+            if let Err(violation) = accepted {
+                self.fail(Failure::Protocol(violation));
+            }
         }
         self.failure.map_or(Ok(()), Err)
     }
 
-    /// Ends the connection; the first reason stays. All waiting requests have their answer now.
+    /// Ends the connection; the first reason stays. All waiting requests have their answer now,
+    /// and [`Ready::Ended`] is announced.
     pub fn fail(&mut self, failure: Failure) {
-        self.failure.get_or_insert(failure);
+        if self.failure.is_some() {
+            return;
+        }
+        self.failure = Some(failure);
         self.outgoing.clear();
         self.in_flight = None;
         self.watch_order.clear();
+        self.given_up.clear();
         self.pending
             .retain(|_, pending| !matches!(pending.slot, Slot::Abandoned { .. }));
+        self.ready.push_back(Ready::Ended);
+    }
+
+    /// What has become ready since it was last asked, in order.
+    ///
+    /// Each reply that somebody waits for is named once, each watch when it has its first event,
+    /// and the end of the connection once.
+    #[must_use]
+    pub fn poll_ready(&mut self) -> Option<Ready> {
+        let ready = self.ready.pop_front()?;
+        if let Ready::Event(watch) = ready {
+            if let Some(queue) = self.watches.get_mut(&watch.0) {
+                queue.announced = false;
+            }
+        }
+        Some(ready)
     }
 
     /// Why the connection is finished, if it is.
@@ -240,10 +309,11 @@ impl Connection {
         if matches!(pending.slot, Slot::Waiting) && self.failure.is_none() {
             return None;
         }
-        let Pending { kind: op, slot } = self.pending.remove(&id.0)?;
+        let Pending { kind: op, slot, .. } = self.pending.remove(&id.0)?;
         Some(match (slot, self.failure) {
             (Slot::Done(Outcome::Reply(payload)), _) => Ok(payload),
             (Slot::Done(Outcome::Refused(code)), _) => Err(Error::Daemon { op, code }),
+            (Slot::Done(Outcome::TooLong(len)), _) => Err(Error::TooLong { op, len }),
             (Slot::Done(Outcome::Rejected(errno)), _) => {
                 Err(Failure::Os("write to the xenbus device", errno).into())
             }
@@ -261,12 +331,15 @@ impl Connection {
         let Some(pending) = self.pending.get_mut(&id.0) else {
             return false;
         };
+        if matches!(pending.slot, Slot::Abandoned { .. }) {
+            return false;
+        }
         let watch = watch.and_then(|watch| {
             let path = self.watches.get(&watch.0)?.watched();
             Some((watch, path.into()))
         });
         if self.failure.is_some() || !matches!(pending.slot, Slot::Waiting) {
-            let Some(Pending { kind, slot }) = self.pending.remove(&id.0) else {
+            let Some(Pending { kind, slot, .. }) = self.pending.remove(&id.0) else {
                 return false;
             };
             if let Slot::Done(Outcome::Reply(payload)) = slot {
@@ -283,11 +356,11 @@ impl Connection {
                 return true;
             }
         }
-        pending.slot = Slot::Abandoned { expired, watch };
-        self.expired += usize::from(expired);
-        if self.expired > MAX_EXPIRED {
-            let expired = self.expired;
-            self.fail(Failure::Protocol(Violation::Unresponsive { expired }));
+        pending.slot = Slot::Abandoned { watch };
+        let seq = pending.seq;
+        let unsent = |message: &Outgoing| message.id == id && message.sent == 0;
+        if !self.outgoing.iter().any(unsent) {
+            self.given_up.insert(seq);
         }
         false
     }

@@ -1,23 +1,25 @@
-//! The names and values a shell passes in and out of a connection.
+//! The names and values a driver passes in and out of a connection.
 
 use crate::error::{Error, Violation};
 use crate::wire;
 
 /// Names an outstanding request. Never 0 on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(super) u32);
 
 /// Names a watch; its number in hexadecimal is the token on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatchId(pub(super) u64);
 
-/// Something a shell may be waiting for has arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Something that somebody may be waiting for has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ready {
     /// [`Connection::poll_reply`](super::Connection::poll_reply) has an answer.
     Reply(RequestId),
     /// [`Connection::poll_event`](super::Connection::poll_event) has a first event.
     Event(WatchId),
+    /// The connection is finished: every wait has its answer.
+    Ended,
 }
 
 /// How a connection differs by transport.

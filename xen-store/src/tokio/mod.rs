@@ -1,148 +1,105 @@
-//! The client for tokio: the same [`Connection`] behind an [`AsyncFd`].
+//! The client for tokio: the same [`Mux`] behind an [`AsyncFd`].
 //!
-//! Like the blocking one it has no task of its own: whoever waits reads for all. Dropping a future
-//! gives its request up, and gives back what the daemon grants to it all the same. Deadlines are
-//! the caller's, by `tokio::time::timeout`. Sending on the kernel's device may block for as long as
-//! the kernel takes to pass a watch on; sockets never block.
+//! Each connection has one small task, on the runtime that it was made in: it waits on the
+//! transport, reads for all and wakes exactly those whose answers came. A task that waits for an
+//! answer is therefore never in charge of another one's, however seldom it is polled. The task
+//! ends with the last handle; if its runtime ends first, so does the connection.
+//!
+//! Dropping a future gives its request up, and gives back what the daemon grants to it all the
+//! same. Deadlines are the caller's, by `tokio::time::timeout`. Sending on the kernel's device may
+//! block for as long as the kernel takes to pass a watch on; sockets never block.
 
 mod store;
 
 use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 
 use ::tokio::io::unix::AsyncFd;
-use ::tokio::sync::Notify;
+use ::tokio::runtime::Handle;
+use ::tokio::task::coop;
+use nix::errno::Errno;
 
 pub use store::{AsyncTransaction, AsyncWatch};
 
-use crate::error::{Error, Result};
-use crate::proto::{Connection, Failure, RequestId, WatchId};
+use crate::error::Result;
+use crate::mux::{Mux, Place, State, Stream};
+use crate::proto::{Failure, Ready, RequestId, WatchId};
 use crate::transport::{Transport, Written};
 use crate::wire::MsgType;
 
-/// Bytes read in one go, and how often before other tasks get a turn.
-const READ_SIZE: usize = 8192;
-const READS_PER_TURN: usize = 16;
-
 /// A connection to the store daemon, for tokio. As [`Store`](crate::Store), with futures.
+///
+/// It belongs to the runtime that it was made in and may be used from any. A child that is forked
+/// must not use it, as it must not use the runtime itself; requests there fail with
+/// [`Error::Forked`](crate::Error::Forked).
 #[derive(Clone, Debug)]
 pub struct AsyncStore(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    fd: AsyncFd<Transport>,
-    proto: Mutex<Connection>,
-    /// Something arrived: look whether it is yours.
-    news: Notify,
+    mux: Mux<AsyncFd<Transport>>,
+}
+
+impl Stream for AsyncFd<Transport> {
+    fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
+        self.get_ref().read(buf)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Written {
+        self.get_ref().write(bytes)
+    }
+
+    fn is_drained(&self, count: usize, size: usize) -> bool {
+        self.get_ref().is_drained(count, size)
+    }
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.proto.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Serves the transport until the connection ends.
+    fn poll_drive(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let driven = ready!(self.poll_transport(cx));
+        if let Err(error) = driven {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            self.mux.abandon(Failure::Os("wait for the store", errno));
+        }
+        Poll::Ready(())
     }
 
-    fn fail(&self, failure: Failure) {
-        self.lock().fail(failure);
-        self.news.notify_waiters();
-    }
-
-    /// Sends what can be sent now; `false` if the socket is full.
-    fn flush(&self) -> bool {
-        let mut proto = self.lock();
-        while let Some(mut message) = proto.take_outgoing() {
-            match self.fd.get_ref().write(message.unsent()) {
-                Written::Some(count) => {
-                    if !message.advance(count) {
-                        proto.put_back(message);
+    fn poll_transport(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let fd = self.mux.stream();
+        while self.mux.drive(cx) {
+            if self.mux.lock().no_room {
+                if let Poll::Ready(guard) = fd.poll_write_ready(cx) {
+                    let mut guard = guard?;
+                    if self.mux.flush(self.mux.lock()).no_room {
+                        guard.clear_ready();
                     }
-                }
-                Written::NotNow => {
-                    proto.put_back(message);
-                    return false;
-                }
-                Written::Refused(errno) => {
-                    proto.reject(&message, errno, &mut |_| self.news.notify_waiters());
-                }
-                // What the daemon said last is still to be read; the end shows there.
-                Written::Gone => break,
-                Written::Failed(op, errno) => {
-                    drop(proto);
-                    self.fail(Failure::Os(op, errno));
-                    break;
+                    continue;
                 }
             }
-        }
-        true
-    }
-
-    /// Takes in what can be read now; `false` if that was all.
-    fn read(&self) -> bool {
-        let mut buf = [0; READ_SIZE];
-        for _ in 0..READS_PER_TURN {
-            // Two workers may read at the same time, so bytes are read under the lock that orders
-            // them.
-            let mut proto = self.lock();
-            let failure = match self.fd.get_ref().read(&mut buf) {
-                Ok(None) => return false,
-                Ok(Some(0)) => Failure::Closed,
-                Ok(Some(count)) => {
-                    let mut any = false;
-                    let received = proto.receive(&buf[..count], &mut |_| any = true);
-                    if any {
-                        self.news.notify_waiters();
-                    }
-                    match received {
-                        Ok(()) => continue,
-                        Err(failure) => failure,
-                    }
-                }
-                Err(errno) => Failure::Os("read from the store", errno as i32),
-            };
-            drop(proto);
-            self.fail(failure);
-            return true;
-        }
-        true
-    }
-
-    async fn wait<T>(&self, mut ready: impl FnMut(&mut Connection) -> Option<T>) -> Result<T> {
-        let os = |source| Error::Os {
-            op: "wait for the store",
-            source,
-        };
-        loop {
-            let news = self.news.notified();
-            let mut news = pin!(news);
-            // From here on no news is missed.
-            news.as_mut().enable();
-            let flushed = self.flush();
-            if let Some(value) = ready(&mut self.lock()) {
-                return Ok(value);
-            }
-            let mut readable = pin!(self.fd.readable());
-            let mut writable = pin!(self.fd.writable());
-            let event = poll_fn(|cx| {
-                if news.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                if let Poll::Ready(guard) = readable.as_mut().poll(cx) {
-                    return Poll::Ready(Some((guard, true)));
-                }
-                if flushed {
-                    return Poll::Pending;
-                }
-                writable.as_mut().poll(cx).map(|guard| Some((guard, false)))
-            });
-            if let Some((guard, to_read)) = event.await {
-                let mut guard = guard.map_err(os)?;
-                let more = if to_read { self.read() } else { self.flush() };
-                if !more {
-                    guard.clear_ready();
-                }
+            let mut guard = ready!(fd.poll_read_ready(cx))?;
+            if !self.mux.read(&mut self.mux.lock()) {
+                guard.clear_ready();
             }
         }
+        Poll::Ready(Ok(()))
+    }
+
+    async fn wait<T>(
+        &self,
+        place: &mut Place,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T> {
+        poll_fn(|cx| {
+            // One that always finds its answer there still lets the other tasks of its thread run.
+            let budget = ready!(coop::poll_proceed(cx));
+            let value = ready!(self.mux.poll_wait(place, cx, &mut ready));
+            budget.made_progress();
+            Poll::Ready(value)
+        })
+        .await
     }
 
     async fn call(
@@ -152,32 +109,76 @@ impl Inner {
         parts: &[&[u8]],
         watch: Option<WatchId>,
     ) -> Result<Vec<u8>> {
-        let id = self.lock().request(kind, tx, parts)?;
-        let _given_up = GiveUp {
+        let id = self.mux.request(kind, tx, parts)?;
+        let mut wait = Wait {
             inner: self,
-            id,
-            watch,
+            place: Place::new(Ready::Reply(id)),
+            request: Some((id, watch)),
         };
-        self.wait(|proto| proto.poll_reply(id)).await?
+        let reply = self.wait(&mut wait.place, |state| state.proto.poll_reply(id));
+        let reply = reply.await?;
+        wait.request = None;
+        reply
     }
 
     fn send_detached(&self, kind: MsgType, tx: u32, parts: &[&[u8]]) {
-        // A finished connection has nothing to give back.
-        if self.lock().send_detached(kind, tx, parts).is_ok() {
-            self.flush();
+        self.mux.send_detached(kind, tx, parts);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.mux.release();
+    }
+}
+
+/// The task of a connection. It holds the connection only while it is polled, so that the last
+/// handle closes it at once.
+struct Driver(Weak<Inner>);
+
+impl Driver {
+    fn spawn(inner: &Arc<Inner>, runtime: &Handle) {
+        let driver = Self(Arc::downgrade(inner));
+        runtime.spawn(async move {
+            poll_fn(|cx| match driver.0.upgrade() {
+                Some(inner) => inner.poll_drive(cx),
+                None => Poll::Ready(()),
+            })
+            .await;
+        });
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // After the end of the connection, or of the runtime.
+        if let Some(inner) = self.0.upgrade() {
+            let failure = Failure::Os("the runtime of the store connection", libc::ECANCELED);
+            inner.mux.abandon(failure);
         }
     }
 }
 
-/// Cancels a request unless its answer was taken.
-struct GiveUp<'a> {
+/// A wait that leaves no trace when it is dropped.
+struct Wait<'a> {
     inner: &'a Inner,
-    id: RequestId,
-    watch: Option<WatchId>,
+    place: Place,
+    /// To be given up unless its answer was taken.
+    request: Option<(RequestId, Option<WatchId>)>,
 }
 
-impl Drop for GiveUp<'_> {
+impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        self.inner.lock().cancel(self.id, true, self.watch);
+        if self.request.is_none() && !self.place.is_taken() {
+            return;
+        }
+        let Ok(mut state) = self.inner.mux.enter() else {
+            return;
+        };
+        self.place.leave(&mut state);
+        if let Some((id, watch)) = self.request {
+            state.proto.cancel(id, true, watch);
+            drop(self.inner.mux.flush(state));
+        }
     }
 }

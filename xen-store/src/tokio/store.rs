@@ -1,41 +1,53 @@
 //! The operations, watches and transactions, as futures.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::Duration;
 
 use ::tokio::io::unix::AsyncFd;
-use ::tokio::sync::Notify;
+use ::tokio::runtime::Handle;
 
-use super::{AsyncStore, Inner};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::{AsyncStore, Driver, Inner, Wait};
 use crate::client::{malformed, text};
 use crate::directory::{self, Parts};
 use crate::error::{Error, Result};
 use crate::events::WatchEvent;
+use crate::mux::{Mux, Place};
 use crate::nodes::{format_perms, parse_perms};
 use crate::path::StorePath;
 use crate::perms::Permissions;
-use crate::proto::{Connection, WatchId, parse_transaction};
+use crate::proto::{Connection, Ready, WatchId, parse_transaction};
 use crate::transport::Transport;
 use crate::wire::MsgType;
 
+/// The first and the longest pause between two attempts to connect to a daemon whose backlog is
+/// full.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
 impl AsyncStore {
-    /// As [`Store::connect`](crate::Store::connect); connecting to a local socket does not wait.
+    /// As [`Store::connect`](crate::Store::connect). While the daemon's backlog is full it tries
+    /// again, after pauses of 1 ms to 50 ms, and blocks no thread. No runtime timer is needed.
     ///
     /// # Errors
     ///
     /// [`Error::Connect`]; [`Error::Os`] outside a tokio runtime with I/O enabled.
-    pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
-        Self::new(Transport::connect(path.as_ref())?)
+    pub async fn connect(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::new(patiently(|| Transport::try_connect(path)).await?)
     }
 
-    /// As [`Store::open`](crate::Store::open).
+    /// As [`Store::open`](crate::Store::open), waiting as [`AsyncStore::connect`] does.
     ///
     /// # Errors
     ///
     /// As [`AsyncStore::connect`].
-    pub fn open(xen: &xen_sys::Xen) -> Result<Self> {
-        Self::new(Transport::open(xen)?)
+    pub async fn open(xen: &xen_sys::Xen) -> Result<Self> {
+        Self::new(patiently(|| Transport::try_open(xen)).await?)
     }
 
     /// As [`Store::from_fd`](crate::Store::from_fd).
@@ -48,19 +60,21 @@ impl AsyncStore {
     }
 
     fn new(transport: Transport) -> Result<Self> {
-        let proto = Mutex::new(Connection::new(transport.quirks()));
+        let quirks = transport.quirks();
+        let os = |source| Error::Os {
+            op: "register with tokio",
+            source,
+        };
+        let runtime = Handle::try_current().map_err(|error| os(io::Error::other(error)))?;
         // The deprecation is about types that do not own the descriptor they report. `Transport`
         // owns it until it is dropped, so the replacement's contract is met without its `unsafe`.
         #[allow(deprecated)]
-        let fd = AsyncFd::new(transport).map_err(|source| Error::Os {
-            op: "register with tokio",
-            source,
-        })?;
-        Ok(Self(Arc::new(Inner {
-            fd,
-            proto,
-            news: Notify::new(),
-        })))
+        let fd = AsyncFd::new(transport).map_err(os)?;
+        let inner = Arc::new(Inner {
+            mux: Mux::new(fd, quirks),
+        });
+        Driver::spawn(&inner, &runtime);
+        Ok(Self(inner))
     }
 
     /// Starts a transaction; dropping it aborts it.
@@ -86,7 +100,7 @@ impl AsyncStore {
     /// As [`Store::watch`](crate::Store::watch).
     pub async fn watch(&self, path: &str) -> Result<AsyncWatch> {
         let path = StorePath::new(path)?.as_str();
-        let id = self.0.lock().add_watch(path);
+        let id = self.0.mux.enter()?.proto.add_watch(path);
         let mut watch = AsyncWatch {
             store: self.clone(),
             id,
@@ -123,17 +137,30 @@ impl AsyncWatch {
     ///
     /// Why the connection is finished. Events that came before are given out first.
     pub async fn next(&self) -> Result<WatchEvent> {
-        self.store.0.wait(|proto| proto.poll_event(self.id)).await?
+        let inner = &*self.store.0;
+        let mut wait = Wait {
+            inner,
+            place: Place::new(Ready::Event(self.id)),
+            request: None,
+        };
+        let event = inner.wait(&mut wait.place, |state| state.proto.poll_event(self.id));
+        event.await?
     }
 }
 
 impl Drop for AsyncWatch {
     fn drop(&mut self) {
-        self.store.0.lock().remove_watch(self.id);
+        let inner = &self.store.0;
+        // In a child of the process that set it, the watch is the parent's.
+        let Ok(mut state) = inner.mux.enter() else {
+            return;
+        };
+        state.proto.remove_watch(self.id);
+        drop(state);
         if self.set {
             let token = Connection::token(self.id);
             let parts: [&[u8]; 4] = [self.path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
-            self.store.0.send_detached(MsgType::UNWATCH, 0, &parts);
+            inner.send_detached(MsgType::UNWATCH, 0, &parts);
         }
     }
 }
@@ -218,15 +245,15 @@ macro_rules! node_operations {
             /// The names of a node's children.
             pub async fn directory(&self, path: &str) -> Result<Vec<String>> {
                 let kind = MsgType::DIRECTORY;
-                match self.path_call(kind, path, b"").await {
-                    Err(error) if directory::is_too_long(&error) => {}
+                let mut parts = match self.path_call(kind, path, b"").await {
+                    Err(error) if directory::is_too_long(&error) => Parts::after(error),
                     other => return directory::names(kind, &other?),
-                }
-                let mut parts = Parts::default();
+                };
                 loop {
                     let offset = parts.offset();
                     let kind = MsgType::DIRECTORY_PART;
-                    let payload = self.path_call(kind, path, offset.as_bytes()).await?;
+                    let part = self.path_call(kind, path, offset.as_bytes()).await;
+                    let payload = parts.received(part)?;
                     if let Some(names) = parts.take(&payload)? {
                         return Ok(names);
                     }
@@ -249,3 +276,41 @@ macro_rules! node_operations {
 
 node_operations!(AsyncStore, self => self.0, 0);
 node_operations!(AsyncTransaction, self => self.store.0, self.id);
+
+/// Tries until it is no longer the daemon's backlog that is full.
+async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match attempt() {
+            Err(Error::Connect { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                let sleep = sleep(pause).await;
+                sleep.map_err(|source| Error::Os {
+                    op: "wait for the backlog of the store daemon",
+                    source,
+                })?;
+                pause = LONGEST_PAUSE.min(pause * 2);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// By a timer of the system's, because a runtime may have none.
+async fn sleep(time: Duration) -> io::Result<()> {
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+    timer.set(Expiration::OneShot(time.into()), TimerSetTimeFlags::empty())?;
+    // The deprecation is about types that do not own the descriptor they report; this one does.
+    #[allow(deprecated)]
+    let timer = AsyncFd::new(TimerSource(timer))?;
+    timer.readable().await.map(drop)
+}
+
+/// A timer's descriptor, for tokio.
+struct TimerSource(TimerFd);
+
+impl AsRawFd for TimerSource {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}

@@ -3,7 +3,7 @@
 use std::thread;
 
 use xen_store::Error;
-use xen_store::wire::MsgType;
+use xen_store::wire::{Header, MsgType};
 
 use crate::peer::{Peer, pair};
 
@@ -96,6 +96,39 @@ fn a_list_that_never_stands_still_is_a_conflict() {
     });
     let error = store.directory("/d").unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error:?}");
+    drop(store);
+    daemon.join().unwrap();
+}
+
+/// oxenstored sends such a list in one message, whatever the protocol's limit.
+#[test]
+fn a_list_too_long_for_the_protocol_is_read_in_parts() {
+    let (store, mut peer) = pair();
+    let daemon = thread::spawn(move || {
+        for known in [true, false] {
+            let whole = peer.expect(MsgType::DIRECTORY, b"/a\0");
+            let header = Header {
+                kind: MsgType::DIRECTORY,
+                req_id: whole.req_id,
+                tx_id: 0,
+                len: 66_000,
+            };
+            peer.send_raw(&header.to_bytes());
+            peer.send_raw(&b"name\0".repeat(66_000 / 5));
+            let part = peer.expect(MsgType::DIRECTORY_PART, b"/a\x000\0");
+            if known {
+                peer.reply(&part, b"7\0name\0other\0\0");
+            } else {
+                peer.refuse(&part, "ENOSYS");
+            }
+        }
+        peer.serve_ok();
+    });
+    assert_eq!(store.directory("/a").unwrap(), ["name", "other"]);
+    let error = store.directory("/a").unwrap_err();
+    let expect = "DIRECTORY: a reply of 66000 bytes, more than the protocol allows";
+    assert_eq!(error.to_string(), expect);
+    store.mkdir("/the/connection/goes/on").unwrap();
     drop(store);
     daemon.join().unwrap();
 }

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Barrier;
 use std::thread;
 
-use xen_store::wire::{Header, MsgType, PAYLOAD_MAX};
+use xen_store::proto::MAX_SKIPPED;
+use xen_store::wire::{Header, MsgType};
 use xen_store::{Error, Store, Violation};
 
 use crate::peer::{Peer, pair};
@@ -158,8 +159,8 @@ fn a_reply_of_another_type_is_a_violation() {
 }
 
 #[test]
-fn a_reply_beyond_the_length_limit_is_a_violation() {
-    for len in [PAYLOAD_MAX + 1, u32::MAX as usize] {
+fn a_reply_too_long_to_be_skipped_is_a_violation() {
+    for len in [MAX_SKIPPED + 1, u32::MAX as usize] {
         let header = move |id| {
             let len = u32::try_from(len).unwrap();
             let header = Header {

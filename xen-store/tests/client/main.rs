@@ -3,10 +3,12 @@
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod deadlines;
 mod directory;
 mod endings;
 mod peer;
 mod requests;
+mod sharing;
 mod threads;
 mod transactions;
 mod watches;

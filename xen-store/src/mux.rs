@@ -1,0 +1,484 @@
+//! One connection shared by many waits: who reads, in what order, and who is woken.
+//!
+//! Both drivers are built on this, the blocking one (`driver`) and the one for tokio. They differ
+//! in who sleeps on the transport; all else is here, so that each rule is kept in one place:
+//!
+//! * Bytes are *read* under the lock that guards the state machine, so they reach it in the order
+//!   in which they came, whoever reads them ([`Mux::read`]).
+//! * Messages are *written* by one caller at a time, outside the lock, because the xenbus device
+//!   may sleep in `write` ([`Mux::flush`]).
+//! * The state machine is reachable through [`Locked`] only, and nobody releases the lock without
+//!   waking exactly those whose wait may be over: whatever was done under the lock (bytes taken
+//!   by a thread that waits for something else, a request given up, a failure), whoever did it.
+//!   The end of the connection wakes all.
+//!
+//! | waits for | is woken by |
+//! |---|---|
+//! | an answer or event, as a thread | its condition variable |
+//! | an answer or event, as a task | its waker |
+//! | an event, in a poll loop | the watch's [`ReadyFd`] |
+//! | the transport, in `poll(2)` | the transport, or [`Stream::interrupt`] if its own answer, room to ask for, or the end is seen by another thread |
+//! | the transport, as the connection's task | the transport, or its waker |
+
+use std::collections::{BTreeMap, HashMap};
+use std::mem::take;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+use crate::proto::{Connection, Failure, Quirks, Ready, RequestId, WatchId};
+use crate::ready_fd::ReadyFd;
+use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::transport::Written;
+use crate::wire::MsgType;
+
+/// Reads per turn under the lock: a flood does not keep other callers out without end.
+const READS_PER_TURN: usize = 16;
+const READ_SIZE: usize = 8192;
+/// Messages written per call of [`Mux::flush`]: the requests of others do not keep a caller from
+/// its deadline.
+const MESSAGES_PER_FLUSH: usize = 32;
+/// Turns spent on what a peer sent before it stopped taking our bytes.
+const FAREWELL_TURNS: usize = 64;
+
+/// The transport, as the state machine's bytes need it. Nothing here waits.
+pub(crate) trait Stream {
+    /// Reads; `Ok(None)` if there is nothing now, `Ok(Some(0))` at the end.
+    fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno>;
+    /// Writes without waiting for room; the xenbus device sleeps until it has the message.
+    fn write(&self, bytes: &[u8]) -> Written;
+    /// Whether a read of `count` bytes into a buffer of `size` took all there was.
+    fn is_drained(&self, count: usize, size: usize) -> bool {
+        count < size
+    }
+    /// Ends the sleep of the thread that sleeps on the transport, or its next one.
+    fn interrupt(&self) {}
+}
+
+#[derive(Debug)]
+pub(crate) struct Mux<S> {
+    stream: S,
+    state: Mutex<State>,
+    /// The process it belongs to. Asking for it costs one system call a request (about 0.1 µs of
+    /// 5 or more), and a child of that process is recognised without the lock, which another
+    /// thread of the parent may have held while it forked.
+    process: u32,
+}
+
+/// Everything under the lock.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) proto: Connection,
+    /// Those who wait, by what they wait for; the number tells several of one kind apart.
+    waiters: BTreeMap<(Ready, u64), Wake>,
+    next_waiter: u64,
+    /// Raised when their watch gets its first event or the connection ends.
+    pub(crate) ready_fds: HashMap<WatchId, Arc<ReadyFd>>,
+    /// Somebody is in `write`, outside the lock.
+    writing: bool,
+    /// The transport took no more: whoever sleeps on it is to wait for room as well.
+    pub(crate) no_room: bool,
+    /// The thread that sleeps on the transport.
+    pub(crate) poller: Option<Poller>,
+    /// [`Stream::interrupt`] was called and not seen yet.
+    pub(crate) interrupted: bool,
+    /// The task that waits on the transport.
+    driver: Option<Waker>,
+}
+
+/// A thread asleep on the transport.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Poller {
+    /// What it waits for itself.
+    pub(crate) key: Ready,
+    /// It wakes up when there is room.
+    pub(crate) output: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Wake {
+    Thread(Arc<Condvar>),
+    Task(Waker),
+}
+
+impl Wake {
+    fn wake(self) {
+        match self {
+            Self::Thread(condvar) => condvar.notify_all(),
+            Self::Task(waker) => waker.wake(),
+        }
+    }
+}
+
+/// The lock, held. Releasing it wakes those whose wait may be over.
+#[derive(Debug)]
+pub(crate) struct Locked<'a, S: Stream> {
+    mux: &'a Mux<S>,
+    /// `None` only while it is being given up.
+    guard: Option<MutexGuard<'a, State>>,
+    /// To be woken when the lock is released.
+    wakes: Vec<Wake>,
+}
+
+impl<S: Stream> Mux<S> {
+    pub(crate) fn new(stream: S, quirks: Quirks) -> Self {
+        let state = State {
+            proto: Connection::new(quirks),
+            waiters: BTreeMap::new(),
+            next_waiter: 0,
+            ready_fds: HashMap::new(),
+            writing: false,
+            no_room: false,
+            poller: None,
+            interrupted: false,
+            driver: None,
+        };
+        Self {
+            stream,
+            state: Mutex::new(state),
+            process: std::process::id(),
+        }
+    }
+
+    pub(crate) fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// The lock, for a caller that begins something.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Forked`] in a child of the process that made the connection: the transport and
+    /// everything in memory belong to the parent.
+    pub(crate) fn enter(&self) -> Result<Locked<'_, S>> {
+        if std::process::id() == self.process {
+            Ok(self.lock())
+        } else {
+            Err(Error::Forked)
+        }
+    }
+
+    /// The lock, for a caller that is inside already.
+    pub(crate) fn lock(&self) -> Locked<'_, S> {
+        // No code under the lock can panic half way through a change.
+        let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked {
+            mux: self,
+            guard: Some(guard),
+            wakes: Vec::new(),
+        }
+    }
+
+    /// Sends what can be sent, without waiting for room.
+    pub(crate) fn flush<'a>(&'a self, mut state: Locked<'a, S>) -> Locked<'a, S> {
+        let mut left = MESSAGES_PER_FLUSH;
+        while !state.writing {
+            if left == 0 && state.proto.has_outgoing() {
+                state.pass_on();
+                break;
+            }
+            let Some(mut message) = state.proto.take_outgoing() else {
+                break;
+            };
+            left -= 1;
+            state.writing = true;
+            drop(state);
+            let written = self.stream.write(message.unsent());
+            state = self.lock();
+            state.writing = false;
+            match written {
+                Written::Some(count) => {
+                    state.no_room = false;
+                    if !message.advance(count) {
+                        state.proto.put_back(message);
+                    }
+                }
+                Written::NotNow => {
+                    state.proto.put_back(message);
+                    state.ask_for_room();
+                    break;
+                }
+                Written::Refused(errno) => state.proto.reject(&message, errno),
+                Written::Gone => {
+                    // Replies sent before the peer left are still wanted.
+                    (0..FAREWELL_TURNS).any(|_| !self.read(&mut state));
+                    state.proto.fail(Failure::Closed);
+                }
+                Written::Failed(op, errno) => state.proto.fail(Failure::Os(op, errno)),
+            }
+        }
+        state
+    }
+
+    /// Takes in what can be read now. Returns whether there may be more.
+    pub(crate) fn read(&self, state: &mut Locked<'_, S>) -> bool {
+        let mut buf = [0; READ_SIZE];
+        for _ in 0..READS_PER_TURN {
+            if state.proto.failure().is_some() {
+                return false;
+            }
+            match self.stream.read(&mut buf) {
+                Ok(None) => return false,
+                Ok(Some(0)) => state.proto.fail(Failure::Closed),
+                Ok(Some(count)) => {
+                    let received = state.proto.receive(&buf[..count]);
+                    if received.is_err() || self.stream.is_drained(count, buf.len()) {
+                        return false;
+                    }
+                }
+                Err(errno) => {
+                    let failure = Failure::Os("read from the store", errno as i32);
+                    state.proto.fail(failure);
+                }
+            }
+        }
+        true
+    }
+
+    /// Reads what is there and sends what can be sent, without waiting.
+    pub(crate) fn turn<'a>(&'a self, state: Locked<'a, S>) -> Locked<'a, S> {
+        let mut state = self.flush(state);
+        self.read(&mut state);
+        // What was read may let more be sent, or be given back.
+        self.flush(state)
+    }
+
+    /// Makes a request and sends it, if that needs no waiting.
+    pub(crate) fn request(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) -> Result<RequestId> {
+        let mut state = self.enter()?;
+        let id = state.proto.request(kind, tx_id, parts)?;
+        drop(self.flush(state));
+        Ok(id)
+    }
+
+    /// Gives a request up, and what the daemon grants to it all the same is given back.
+    pub(crate) fn cancel(&self, id: RequestId, watch: Option<WatchId>) {
+        // In a child there is nothing to give back.
+        if let Ok(mut state) = self.enter() {
+            state.proto.cancel(id, true, watch);
+            drop(self.flush(state));
+        }
+    }
+
+    /// A request whose answer does not matter, sent now if that needs no waiting.
+    pub(crate) fn send_detached(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
+        let Ok(mut state) = self.enter() else {
+            return;
+        };
+        // A finished connection has nothing to give back.
+        if state.proto.send_detached(kind, tx_id, parts).is_ok() {
+            drop(self.flush(state));
+        }
+    }
+}
+
+/// A task's place among those who wait.
+#[derive(Debug)]
+pub(crate) struct Place {
+    key: Ready,
+    /// Its number, once it waits.
+    number: Option<u64>,
+}
+
+impl Place {
+    pub(crate) fn new(key: Ready) -> Self {
+        Self { key, number: None }
+    }
+
+    pub(crate) fn is_taken(&self) -> bool {
+        self.number.is_some()
+    }
+
+    /// Leaves, so that nothing is woken in vain.
+    pub(crate) fn leave(&mut self, state: &mut State) {
+        if let Some(number) = self.number.take() {
+            state.waiters.remove(&(self.key, number));
+        }
+    }
+}
+
+impl<S: Stream> Mux<S> {
+    /// The value of `ready`, or a place among those who wait for it.
+    pub(crate) fn poll_wait<T>(
+        &self,
+        place: &mut Place,
+        cx: &mut Context<'_>,
+        ready: impl FnOnce(&mut State) -> Option<T>,
+    ) -> Poll<Result<T>> {
+        let mut state = match self.enter() {
+            Ok(state) => state,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        if let Some(value) = ready(&mut state) {
+            place.leave(&mut state);
+            return Poll::Ready(Ok(value));
+        }
+        let number = match place.number {
+            Some(number) => number,
+            None => *place.number.insert(state.fresh_waiter()),
+        };
+        let wake = Wake::Task(cx.waker().clone());
+        state.waiters.insert((place.key, number), wake);
+        Poll::Pending
+    }
+
+    /// Makes the current task the one that waits on the transport, and sends what can be sent.
+    /// Returns whether there is anything left to wait for.
+    pub(crate) fn drive(&self, cx: &Context<'_>) -> bool {
+        let mut state = self.lock();
+        state.driver = Some(cx.waker().clone());
+        if state.can_write() {
+            state = self.flush(state);
+        }
+        state.proto.failure().is_none()
+    }
+
+    /// The task that waited on the transport is no more, and with it nobody reads.
+    pub(crate) fn abandon(&self, failure: Failure) {
+        let mut state = self.lock();
+        state.driver = None;
+        state.proto.fail(failure);
+    }
+
+    /// The last handle is gone: the task that waits on the transport ends.
+    pub(crate) fn release(&self) {
+        self.lock().wake_driver();
+    }
+}
+
+impl State {
+    /// Whether a call of [`Mux::flush`] would write.
+    pub(crate) fn can_write(&self) -> bool {
+        !self.writing && !self.no_room && self.proto.has_outgoing()
+    }
+
+    fn fresh_waiter(&mut self) -> u64 {
+        self.next_waiter += 1;
+        self.next_waiter
+    }
+}
+
+impl<'a, S: Stream> Locked<'a, S> {
+    /// Sleeps until it is woken for `key`, `deadline` passes, or for no reason.
+    pub(crate) fn sleep(
+        mut self,
+        key: Ready,
+        wait: impl FnOnce(&Condvar, MutexGuard<'a, State>) -> MutexGuard<'a, State>,
+    ) -> Self {
+        self.announce();
+        take(&mut self.wakes).into_iter().for_each(Wake::wake);
+        let number = self.fresh_waiter();
+        let condvar = Arc::new(Condvar::new());
+        let wake = Wake::Thread(Arc::clone(&condvar));
+        self.waiters.insert((key, number), wake);
+        self.guard = self.guard.take().map(|guard| wait(&condvar, guard));
+        self.waiters.remove(&(key, number));
+        self
+    }
+
+    /// Wakes one of those who wait, for it to read or write in the place of the caller.
+    ///
+    /// A watcher first, then the newest request: they are likely to stay longest.
+    pub(crate) fn pass_on(&mut self) {
+        if self.poller.is_some() {
+            self.interrupt();
+        } else if let Some((_, wake)) = self.waiters.last_key_value() {
+            let wake = wake.clone();
+            self.wakes.push(wake);
+        }
+        self.wake_driver();
+    }
+
+    /// The transport took no more.
+    fn ask_for_room(&mut self) {
+        self.no_room = true;
+        if self.poller.is_some_and(|poller| !poller.output) {
+            self.interrupt();
+        }
+        self.wake_driver();
+    }
+
+    fn wake_driver(&mut self) {
+        if let Some(waker) = self.driver.clone() {
+            self.wakes.push(Wake::Task(waker));
+        }
+    }
+
+    /// Under the lock, so that the sleeper cannot have left and come back in between.
+    fn interrupt(&mut self) {
+        if !self.interrupted {
+            self.interrupted = true;
+            self.mux.stream.interrupt();
+        }
+    }
+
+    /// Notes whom to wake for what has become ready.
+    fn announce(&mut self) {
+        while let Some(ready) = self.proto.poll_ready() {
+            let ended = ready == Ready::Ended;
+            if self
+                .poller
+                .is_some_and(|poller| ended || poller.key == ready)
+            {
+                self.interrupt();
+            }
+            let State {
+                proto,
+                waiters,
+                ready_fds,
+                ..
+            } = &mut **self;
+            if ended {
+                let all: Vec<Wake> = waiters.values().cloned().collect();
+                ready_fds.values().for_each(|fd| fd.raise());
+                self.wakes.extend(all);
+                self.wake_driver();
+            } else {
+                if let Ready::Event(watch) = ready {
+                    // Unless it was taken already by who read it.
+                    let waits = |_: &&Arc<ReadyFd>| proto.has_event(watch);
+                    ready_fds.get(&watch).filter(waits).inspect(|fd| fd.raise());
+                }
+                let mine: Vec<Wake> = waiters
+                    .range((ready, 0)..=(ready, u64::MAX))
+                    .map(|(_, wake)| wake.clone())
+                    .collect();
+                self.wakes.extend(mine);
+            }
+        }
+    }
+}
+
+impl<S: Stream> Deref for Locked<'_, S> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        match &self.guard {
+            Some(guard) => guard,
+            None => unreachable!("the guard is taken by `sleep` and `drop` only, for themselves"),
+        }
+    }
+}
+
+impl<S: Stream> DerefMut for Locked<'_, S> {
+    fn deref_mut(&mut self) -> &mut State {
+        match &mut self.guard {
+            Some(guard) => guard,
+            None => unreachable!("the guard is taken by `sleep` and `drop` only, for themselves"),
+        }
+    }
+}
+
+impl<S: Stream> Drop for Locked<'_, S> {
+    fn drop(&mut self) {
+        if self.guard.is_some() {
+            self.announce();
+        }
+        // Released first: who is woken wants the lock.
+        self.guard = None;
+        take(&mut self.wakes).into_iter().for_each(Wake::wake);
+    }
+}
