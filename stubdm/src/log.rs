@@ -3,9 +3,76 @@
 //! On the host stderr is libxl's log file for the proxy. In the stubdomain the init points it at
 //! the domain's console, which the toolstack keeps as the guest's device-model log.
 
-use std::io::{self, Write};
+pub mod budget;
 
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use nix::sys::stat::{SFlag, fstat};
 use tracing::Level;
+
+use self::budget::{Budget, Size, Verdict};
+
+/// Bytes that the log of a stubdomain's proxy may have altogether from its caged half.
+pub const CAGED: Size = Size {
+    life: 64 << 20,
+    burst: 1 << 20,
+    each_second: 4 << 10,
+};
+/// Bytes more for what the carrier says of it.
+pub const OWN: Size = Size {
+    life: 4 << 20,
+    burst: 256 << 10,
+    each_second: 256,
+};
+/// What a log that is full already may still grow by at each start.
+const LAST_WORDS: u64 = 64 << 10;
+
+/// What this process's own lines may cost, if that is limited.
+static BUDGET: Mutex<Option<Budget>> = Mutex::new(None);
+
+/// Limits this process's own lines to [`OWN`], for good. The bytes that a log file has already
+/// count: starting anew is no new budget. Returns the budget for what the caged half says.
+pub fn limit(now: Instant) -> Budget {
+    let stderr = io::stderr();
+    let file = fstat(stderr.as_fd())
+        .ok()
+        .filter(|file| SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG);
+    let present = file.map_or(0, |file| u64::try_from(file.st_size).unwrap_or(0));
+    let (own, caged) = left_of(present);
+    *BUDGET.lock().unwrap_or_else(PoisonError::into_inner) = Some(Budget::new(own, now));
+    Budget::new(caged, now)
+}
+
+/// The budgets with a log of `present` bytes.
+fn left_of(present: u64) -> (Size, Size) {
+    let all = CAGED.life + OWN.life;
+    let own = OWN.life.min(all.saturating_sub(present)).max(LAST_WORDS);
+    let caged = CAGED.life.saturating_sub(present).max(LAST_WORDS);
+    (
+        Size { life: own, ..OWN },
+        Size {
+            life: caged,
+            ..CAGED
+        },
+    )
+}
+
+/// Writes a line under a budget, and how many were left out before it.
+pub fn write_within(budget: &mut Budget, line: &[u8], now: Instant) {
+    let note = match budget.admit(line.len(), now) {
+        Verdict::Pass(0) => String::new(),
+        Verdict::Pass(before) => format!("{before} lines were left out here\n"),
+        Verdict::LeaveOut => return,
+        Verdict::Last => {
+            let _ = io::stderr().write_all(b"the log is full: no more lines of this kind\n");
+            return;
+        }
+    };
+    let _ = io::stderr().write_all(&[note.as_bytes(), line].concat());
+}
 
 /// A stderr that never fails and never panics: a log that cannot be written is no reason to stop.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,7 +80,11 @@ pub struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = io::stderr().write_all(bytes);
+        let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
+        match budget.as_mut() {
+            Some(budget) => write_within(budget, bytes, Instant::now()),
+            None => drop(io::stderr().write_all(bytes)),
+        }
         Ok(bytes.len())
     }
 
@@ -52,4 +123,24 @@ pub fn to_console(verbose: bool) {
 /// One line on stderr for the person who typed the command.
 pub fn complain(line: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "stubdm-run: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_log_has_already_counts_at_each_start() {
+        let most = CAGED.life + OWN.life;
+        for present in (0..=most).step_by(1 << 20) {
+            let (own, caged) = left_of(present);
+            let slack = 2 * LAST_WORDS;
+            assert!(
+                present + own.life.max(caged.life) <= most + slack,
+                "{present}"
+            );
+        }
+        assert_eq!(left_of(0), (OWN, CAGED));
+        assert_eq!(left_of(u64::MAX).1.life, LAST_WORDS);
+    }
 }

@@ -79,8 +79,5 @@ pub trait Connect {
     ///
     /// # Errors
     /// Why it is not: one line for people.
-    fn stored(&mut self, link: &mut Self::Link) -> Result<(), String> {
-        let _ = link;
-        Ok(())
-    }
+    fn stored(&mut self, link: &mut Self::Link) -> Result<(), String>;
 }

@@ -120,18 +120,26 @@ impl VchanConnect {
         Self { marker, ..self }
     }
 
-    /// The file for saved states, if the server is a stubdomain that has one.
-    fn shelf(&mut self) -> Option<&mut Shelf> {
+    /// The file for saved states.
+    fn shelf(&mut self) -> Result<&mut Shelf, String> {
         if self.shelf.is_none() {
-            self.shelf = match saves_to(&self.store, self.server) {
-                Ok(path) => path.map(Shelf::new),
-                Err(error) => {
-                    warn!("where domain {} saves to: {error}", self.server);
-                    None
-                }
-            };
+            let path = saves_to(&self.store, self.server)
+                .map_err(|error| format!("where domain {} saves to: {error}", self.server))?
+                .ok_or_else(|| {
+                    format!("no file of domain {}'s saved states is known", self.server)
+                })?;
+            self.shelf = Some(Shelf::new(path));
         }
-        self.shelf.as_mut()
+        self.shelf.as_mut().ok_or_else(String::new)
+    }
+
+    /// As [`Connect::stored`]. Where no file is known, no state can be where libxl looks for it.
+    fn look(&mut self) -> Result<(), String> {
+        let stored = self.shelf().and_then(Shelf::stored);
+        if let Err(why) = &stored {
+            warn!("the guest is not saved: {why}");
+        }
+        stored
     }
 }
 
@@ -141,7 +149,7 @@ impl Connect for VchanConnect {
     fn connect(&mut self) -> io::Result<Vchan> {
         let client = Client::builder(self.server, self.node.as_str());
         let channel = client.connect(&self.xen, &self.store)?;
-        if let Some(shelf) = self.shelf() {
+        if let Ok(shelf) = self.shelf() {
             shelf.hold();
         }
         let mut vchan = Vchan::new(channel);
@@ -159,10 +167,34 @@ impl Connect for VchanConnect {
     }
 
     fn stored(&mut self, _: &mut Vchan) -> Result<(), String> {
-        let stored = self.shelf().map_or(Ok(()), Shelf::stored);
-        if let Err(why) = &stored {
-            warn!("the guest is not saved: {why}");
-        }
-        stored
+        self.look()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xen_store::Permissions;
+    use xen_store::server::{Config, Server};
+    use xen_sys::sim::Simulation;
+
+    #[test]
+    fn a_state_is_not_stored_where_no_file_is_known() {
+        let host = Simulation::start().unwrap();
+        let server = Server::start(Config::new()).unwrap();
+        let store = server.connect(DomId::DOM0).unwrap();
+        let stub = host.add_domain().unwrap();
+        server.add_domain(stub);
+        let xen = host.xen(DomId::DOM0).unwrap();
+        let mut connect = VchanConnect::new(xen, store.clone(), stub, "n/qmp-vchan".to_owned());
+        let why = connect.look().unwrap_err();
+        assert!(why.contains("no file of domain"), "{why}");
+        // A file that the stubdomain names itself is none.
+        let node = format!("/local/domain/{stub}/device/console/1/output");
+        store.write(&node, "file:/dev/null").unwrap();
+        store
+            .set_perms(&node, &Permissions::owner_none(stub))
+            .unwrap();
+        assert!(connect.look().unwrap_err().contains("no file of domain"));
     }
 }

@@ -7,13 +7,115 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::json;
-use stubdm::proxy::cage::user_of;
+use stubdm::proxy::cage::wire::{Order, Wire};
+use stubdm::proxy::cage::{Given, user_of};
+use stubdm::proxy::inherit;
 use stubdm::stats::{self, Counters};
 use xen_sys::DomId;
 
 use crate::client::Client;
 use crate::host::Host;
 use crate::proxy::{Process, monitor, path};
+
+/// Is a caged half that somebody took over as soon as it was ready. There are no walls: what it does could be done behind
+/// them.
+pub(crate) fn taken_over(given: Given, how: &str) -> ! {
+    let number = given.wire;
+    let wire = Wire::new(inherit::duplicate(number).unwrap());
+    nix::unistd::close(number).unwrap();
+    wire.send(&Order::Ready.encode()).unwrap();
+    match how {
+        "closes its wire and lives" => drop(wire),
+        "ends as if all was done" => std::process::exit(0),
+        "fills the log" => loop {
+            eprintln!("{}", "\u{1b}[2J".repeat(100));
+        },
+        "says what nobody says" => wire.send(b"?").unwrap(),
+        "has states looked at" => loop {
+            let _ = wire.send(&Order::Stored.encode());
+            while let Ok(stubdm::proxy::cage::wire::Received::Message(_)) = wire.receive() {}
+        },
+        other => panic!("{other}"),
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The children of a process, whatever they are.
+fn children(parent: Pid) -> Vec<Pid> {
+    let all = std::fs::read_dir("/proc").unwrap();
+    let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let pids = pids.map(Pid::from_raw);
+    pids.filter(|pid| field(*pid, "PPid:") == Some(parent.to_string()))
+        .collect()
+}
+
+fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < deadline, "not {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whatever it does, the proxy stays, starts another, and ends at once when it is told to; neither process is left.
+pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
+    for how in [
+        "closes its wire and lives",
+        "ends as if all was done",
+        "says what nobody says",
+    ] {
+        let host = Host::new();
+        let (socket, stub, node) = (path(&host, "libxl"), host.stub.to_string(), host.node());
+        let log = host.dir().join("log");
+        let proxy = Process::start_taken_over(&host, how, &[&stub, &node, &socket], &log);
+        let said = || std::fs::read_to_string(&log).unwrap();
+        let gone = || said().matches("the caged half is gone").count();
+        until("replaced", || gone() >= 2);
+        let asked = Instant::now();
+        proxy.hang_up();
+        assert!(
+            asked.elapsed() < Duration::from_secs(5),
+            "{how}: {:?}",
+            asked.elapsed()
+        );
+        let said = said();
+        let all = said.split("the caged half: process ").skip(1);
+        let left: Vec<_> = all
+            .filter_map(|rest| rest.split(',').next())
+            .filter(|pid| {
+                // A number that was used again is another's.
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(host.dir().to_str().unwrap())
+            })
+            .collect();
+        assert!(left.is_empty(), "{how}: {left:?}");
+    }
+}
+
+/// Its words pass within the budget, without what acts on a terminal, and the proxy ends when it is told to.
+pub(crate) fn a_caged_half_that_fills_the_log_fills_little_of_it() {
+    for how in ["fills the log", "has states looked at"] {
+        let host = Host::new();
+        let (socket, stub, node) = (path(&host, "libxl"), host.stub.to_string(), host.node());
+        let log = host.dir().join("log");
+        let proxy = Process::start_taken_over(&host, how, &[&stub, &node, &socket], &log);
+        until("running", || !children(proxy.pid()).is_empty());
+        std::thread::sleep(Duration::from_secs(5));
+        let asked = Instant::now();
+        proxy.hang_up();
+        assert!(
+            asked.elapsed() < Duration::from_secs(5),
+            "{how}: {:?}",
+            asked.elapsed()
+        );
+        let said = std::fs::read(&log).unwrap();
+        println!("    {how}: {} bytes of log", said.len());
+        assert!(said.len() < 2 << 20, "{how}: {} bytes", said.len());
+        assert!(!said.contains(&0x1b), "{how}");
+    }
+}
 
 /// The process whose parent is `parent` and that is not `other`.
 pub(crate) fn child(parent: Pid, other: Option<Pid>) -> Pid {

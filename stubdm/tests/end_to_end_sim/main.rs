@@ -85,6 +85,13 @@ fn main() -> ExitCode {
         ("stdin_stdout_and_descriptors", |_| {
             proxy::stdin_stdout_and_descriptors()
         }),
+        (
+            "a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy",
+            |_| cage::a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy(),
+        ),
+        ("a_caged_half_that_fills_the_log_fills_little_of_it", |_| {
+            cage::a_caged_half_that_fills_the_log_fills_little_of_it()
+        }),
         ("the_halves_of_the_proxy_end_as_they_should", |_| {
             cage::the_halves_of_the_proxy_end_as_they_should()
         }),

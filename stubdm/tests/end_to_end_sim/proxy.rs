@@ -26,11 +26,20 @@ use crate::qemu;
 /// What the first argument says when this program is to be the proxy.
 pub(crate) const ROLE: &str = "play-proxy";
 
+/// The variable that says how the caged half behaves once it is another's.
+pub(crate) const TAKEN_OVER: &str = "STUBDM_TEST_TAKEN_OVER";
+
 /// Is the proxy: `ROLE DIRECTORY DOMAIN STORE-DESCRIPTOR ARGS…`.
 pub(crate) fn play(args: &[OsString]) -> ExitCode {
     let [_, _, directory, me, store, rest @ ..] = args else {
         return ExitCode::from(9);
     };
+    let given = rest
+        .iter()
+        .find_map(|arg| arg.to_str()?.strip_prefix("--caged="));
+    if let (Some(given), Ok(how)) = (given, std::env::var(TAKEN_OVER)) {
+        crate::cage::taken_over(given.parse().unwrap(), &how);
+    }
     let store = store.to_str().unwrap().parse().unwrap();
     let me = DomId::new(me.to_str().unwrap().parse().unwrap());
     let line = [OsString::from("vchan-socket-proxy")]
@@ -89,6 +98,20 @@ impl Process {
         if std::env::var_os("STUBDM_TEST_LOG").is_none() {
             command.stderr(Stdio::piped());
         }
+        Self(command.spawn().unwrap())
+    }
+
+    /// With a caged half that is another's, and a file for the log.
+    pub(crate) fn start_taken_over(host: &Host, how: &str, args: &[&str], log: &Path) -> Self {
+        let store = inheritable(host.store_connection(DomId::DOM0));
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .arg(ROLE)
+            .arg(host.dir())
+            .arg("0")
+            .env(TAKEN_OVER, how);
+        command.arg(store.as_raw_fd().to_string()).args(args);
+        command.stderr(std::fs::File::create(log).unwrap());
         Self(command.spawn().unwrap())
     }
 

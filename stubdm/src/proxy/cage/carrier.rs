@@ -1,19 +1,22 @@
 //! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
 //!
 //! The caged half may be anybody's by now. All it can have done is what [`Order`] names: connect to
-//! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and say numbers that the
-//! host's people may read. One that breaks the rules of the
-//! [`wire`](super::wire) is refused any more.
+//! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and
+//! say numbers that the host's people may read, each at a [rate](super::rates). One that breaks the
+//! rules of the [`wire`](super::wire) is not served any more.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use nix::poll::PollFlags;
 
+use super::rates::Rates;
 use super::wire::{CHUNK, HALF, Notice, Order, Received, WINDOW, Wire};
 use crate::error::one_line;
 use crate::event::Interest;
+use crate::proxy::local::hung_up;
 use crate::stats::Board;
 use crate::transport::{Connect, Peer, Transport};
 
@@ -36,6 +39,9 @@ pub struct Carrier<C: Connect> {
     board: Option<Board>,
     /// The caged half is behind its walls.
     ready: bool,
+    rates: Rates,
+    /// An order that came too early, and when it is not.
+    held: Option<(Vec<u8>, Instant)>,
 }
 
 impl<C: Connect> std::fmt::Debug for Carrier<C> {
@@ -46,8 +52,10 @@ impl<C: Connect> std::fmt::Debug for Carrier<C> {
 
 impl<C: Connect> Carrier<C> {
     /// Nothing is connected until the caged half asks.
-    pub fn new(connect: C, wire: Wire) -> Self {
+    pub fn new(connect: C, wire: Wire, now: Instant) -> Self {
         Self {
+            rates: Rates::new(now),
+            held: None,
             connect,
             link: None,
             wire,
@@ -75,9 +83,15 @@ impl<C: Connect> Carrier<C> {
         self.close();
         self.wire = wire;
         self.ready = false;
+        self.held = None;
         if let Some(board) = &mut self.board {
             board.begin_again();
         }
+    }
+
+    /// Whether a server can still come: its domain exists.
+    pub fn may_come(&mut self) -> bool {
+        self.connect.may_come()
     }
 
     /// Closes the vchan.
@@ -89,29 +103,61 @@ impl<C: Connect> Carrier<C> {
 
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = vec![(self.wire.as_fd(), PollFlags::POLLIN)];
+        let orders = match self.held {
+            // The end of the caged half is seen all the same.
+            Some(_) => PollFlags::empty(),
+            None => PollFlags::POLLIN,
+        };
+        let mut interests = vec![(self.wire.as_fd(), orders)];
         if let Some(link) = &self.link {
             interests.push((link.poll_fd(), PollFlags::POLLIN));
         }
         interests
     }
 
+    /// When [`Carrier::turn`] is wanted without an event: an order waits until it is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.held.as_ref().map(|(_, at)| *at)
+    }
+
     /// Does all that can be done without waiting; says whether there is more to do at once.
     ///
     /// # Errors
     /// `UnexpectedEof` when the caged half is gone, `InvalidData` when it broke the rules.
-    pub fn turn(&mut self) -> io::Result<bool> {
+    pub fn turn(&mut self, now: Instant) -> io::Result<bool> {
         for _ in 0..ROUNDS {
-            let mut moved = match self.wire.receive()? {
-                Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Received::Nothing => false,
-                Received::Message(message) => {
-                    let order = Order::decode(&message)
-                        .ok_or_else(|| against("it said what nobody says"))?;
-                    self.obey(order)?;
-                    true
+            let message = match self.held.take() {
+                Some((message, at)) if at <= now => Some(message),
+                Some(_) if hung_up(self.wire.as_fd()) => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
+                Some(held) => {
+                    self.held = Some(held);
+                    None
+                }
+                None => match self.wire.receive()? {
+                    Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Received::Nothing => None,
+                    Received::Message(message) => Some(message),
+                },
             };
+            let mut moved = false;
+            if let Some(message) = message {
+                let order =
+                    Order::decode(&message).ok_or_else(|| against("it said what nobody says"))?;
+                match self.rates.take(&order, now) {
+                    Ok(()) => {
+                        let long = order == Order::Stored;
+                        self.obey(order)?;
+                        if long {
+                            // Signals are looked at before the next one.
+                            return Ok(true);
+                        }
+                        moved = true;
+                    }
+                    Err(at) => self.held = Some((message, at)),
+                }
+            }
             moved |= self.pump()?;
             if !moved {
                 return Ok(false);
@@ -131,6 +177,7 @@ impl<C: Connect> Carrier<C> {
 
     fn obey(&mut self, order: Order<'_>) -> io::Result<()> {
         match order {
+            Order::Ready if self.ready => Err(against("it was ready before")),
             Order::Ready => {
                 self.ready = true;
                 Ok(())

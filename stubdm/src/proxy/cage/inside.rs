@@ -33,17 +33,17 @@ pub fn run(
 ) -> Result<()> {
     // Duplicates; the originals are closed with all else that is not kept.
     let wire = inherit::duplicate(given.wire).context("the wire")?;
-    let clients = match given.listener {
+    let (clients, output) = match given.listener {
         Some(number) => {
             let listener = inherit::duplicate(number).context("the listening socket")?;
-            Clients::Socket(UnixListener::from(listener).into())
+            (Clients::Socket(UnixListener::from(listener).into()), 0)
         }
-        None => stdio()?,
+        None => (stdio()?, walls::OUTPUT),
     };
     let mut keep = clients.descriptors();
     keep.push(wire.as_fd());
     let user = options.user.unwrap_or_else(|| user_of(options.domid));
-    walls::enter(&keep, user, std::io::stderr().as_fd())?;
+    walls::enter(&keep, user, output)?;
     let wire = Arc::new(Wire::new(wire));
     let gone = "the carrier";
     wire.send(&Order::Ready.encode()).context(gone)?;

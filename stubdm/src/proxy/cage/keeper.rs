@@ -1,4 +1,11 @@
-//! Starts the caged half, and another if that ends in disorder.
+//! Starts the caged half, and another if that ends before its time.
+//!
+//! ```text
+//!   start ──▶ runs ──the wire closed, a rule broken, or too late──▶ ends ──reaped──▶ a pause ──▶ start
+//! ```
+//!
+//! Nothing that the caged half controls is waited for without a limit: one that closed its wire has
+//! [`GRACE`] to end by itself, which tells its own exit status, and is killed then.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,48 +15,87 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::PollFlags;
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
 use tracing::{info, warn};
 
 use super::Given;
 use super::carrier::Carrier;
+use super::relay::Relay;
 use super::wire::Wire;
 use crate::error::{Context, Failure, Result};
-use crate::event::Interest;
+use crate::event::{Interest, earlier, sleep};
 use crate::init::confine;
+use crate::log::{self, budget::Budget};
 use crate::proxy::client::{Clients, Turn};
 use crate::stats::Board;
 use crate::transport::Connect;
 
 /// How long a new process may take to get behind its walls.
 const START: Duration = Duration::from_secs(20);
+/// How long one that closed its wire may take to end.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often a process without a pidfd is looked at, and any that was killed.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the end of a killed process is waited for when the proxy ends.
+const LAST: Duration = Duration::from_secs(2);
 /// The first pause before another is started; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// Who lived this long was no failure to start.
+/// One that lived this long was no failure to start.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// The caged half as a process. Dropping it ends the process and waits for that.
+/// The caged half as a process. Dropping it kills the process.
 #[derive(Debug)]
 struct Caged {
     child: Child,
+    /// Readable when the process has ended. Kernels before 5.3 have none.
+    pidfd: Option<OwnedFd>,
+    relay: Relay,
     since: Instant,
     /// Behind its walls, and in the log.
     ready: bool,
 }
 
 impl Caged {
-    fn end(&mut self) -> io::Result<ExitStatus> {
-        // It may have ended; until it is waited for its number is nobody else's.
+    fn kill(&mut self) {
+        // Until it is waited for, its number is nobody else's.
         let _ = self.child.kill();
-        self.child.wait()
+    }
+
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let pidfd = self.pidfd.as_ref();
+        let pidfd = pidfd.map(|fd| (fd.as_fd(), PollFlags::POLLIN));
+        self.relay.interest().into_iter().chain(pidfd).collect()
     }
 }
 
 impl Drop for Caged {
     fn drop(&mut self) {
-        let _ = self.end();
+        self.kill();
+        let until = Instant::now() + LAST;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            let look = Instant::now() + LOOK;
+            let pidfd = self.pidfd.as_ref();
+            let ended: Vec<_> = pidfd
+                .map(|fd| (fd.as_fd(), PollFlags::POLLIN))
+                .into_iter()
+                .collect();
+            if sleep(&ended, Some(look)).is_err() {
+                return;
+            }
+        }
     }
+}
+
+/// One that has to go.
+#[derive(Debug)]
+struct Leaving {
+    caged: Caged,
+    /// What it did, if it did not just close its wire.
+    why: Option<String>,
+    kill_at: Instant,
 }
 
 /// The carrier with its caged half.
@@ -57,8 +103,10 @@ impl Drop for Caged {
 pub struct Keeper<C: Connect> {
     carrier: Carrier<C>,
     caged: Option<Caged>,
+    leaving: Option<Leaving>,
     clients: Clients,
     arguments: Vec<OsString>,
+    log: Budget,
     /// There was one that got behind its walls.
     stood: bool,
     start_at: Instant,
@@ -70,7 +118,7 @@ impl<C: Connect> Keeper<C> {
     /// command line, name first; the other gets the same and what it was given. What it counts is written to `board`.
     ///
     /// It takes clients as soon as it is behind its walls, which is not waited for: those who come before that wait,
-    /// as they do when another takes its place.
+    /// as they do when another takes its place. From here on this process's log is limited.
     ///
     /// # Errors
     /// It could not be started.
@@ -81,30 +129,42 @@ impl<C: Connect> Keeper<C> {
         board: Option<Board>,
     ) -> Result<Self> {
         let (caged, wire) = launch(&clients, &arguments)?;
+        let now = Instant::now();
         Ok(Self {
-            carrier: Carrier::new(connect, wire).with_board(board),
+            carrier: Carrier::new(connect, wire, now).with_board(board),
             caged: Some(caged),
+            leaving: None,
             clients,
             arguments,
+            log: log::limit(now),
             stood: false,
-            start_at: Instant::now(),
+            start_at: now,
             pause: PAUSE_MIN,
         })
     }
 
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
-        match self.caged {
-            Some(_) => self.carrier.interests(),
-            None => Vec::new(),
+        let mut interests = Vec::new();
+        if let Some(caged) = &self.caged {
+            interests.extend(self.carrier.interests());
+            interests.extend(caged.relay.interest());
         }
+        if let Some(leaving) = &self.leaving {
+            interests.extend(leaving.caged.interests());
+        }
+        interests
     }
 
     /// Does all that can be done without waiting.
     ///
     /// # Errors
-    /// The system's; also if the first caged half does not get behind its walls. It has said why.
+    /// The system's; also if the first caged half does not get behind its walls, which is in the log,
+    /// or if the only client's did not end in good order.
     pub fn turn(&mut self, now: Instant) -> io::Result<Turn> {
+        if let Some(leaving) = self.leaving.take() {
+            return self.see_off(leaving, now);
+        }
         if self.caged.is_none() {
             if now < self.start_at {
                 return Ok(Turn::Sleep(Some(self.start_at)));
@@ -117,13 +177,21 @@ impl<C: Connect> Keeper<C> {
                 Err(why) => return Ok(self.again(now, &why.to_string())),
             }
         }
-        match self.carrier.turn() {
+        let mut logged = None;
+        if let Some(caged) = &mut self.caged {
+            caged.relay.turn(&mut self.log, now);
+            logged = caged.relay.deadline();
+        }
+        match self.carrier.turn(now) {
             Ok(true) => Ok(Turn::Again),
             Ok(false) => match self.look_at_start() {
-                Some(late) if late <= now => self.lost(now, &io::ErrorKind::TimedOut.into()),
-                late => Ok(Turn::Sleep(late)),
+                Some(late) if late <= now => Ok(self.dismiss(&io::ErrorKind::TimedOut.into(), now)),
+                late => {
+                    let due = earlier(self.carrier.deadline(), logged);
+                    Ok(Turn::Sleep(earlier(late, due)))
+                }
             },
-            Err(error) => self.lost(now, &error),
+            Err(error) => Ok(self.dismiss(&error, now)),
         }
     }
 
@@ -140,35 +208,66 @@ impl<C: Connect> Keeper<C> {
     }
 
     /// The caged half is gone or has to go.
-    fn lost(&mut self, now: Instant, error: &io::Error) -> io::Result<Turn> {
+    fn dismiss(&mut self, error: &io::Error, now: Instant) -> Turn {
+        self.stood |= self.carrier.is_ready();
         self.carrier.close();
-        let Some(mut caged) = self.caged.take() else {
-            return Ok(Turn::Again);
+        if let Some(caged) = self.caged.take() {
+            // One that closed its end is ending by itself, and its status says how.
+            let left = error.kind() == io::ErrorKind::UnexpectedEof;
+            self.leaving = Some(Leaving {
+                caged,
+                why: (!left).then(|| error.to_string()),
+                kill_at: if left { now + GRACE } else { now },
+            });
+        }
+        Turn::Again
+    }
+
+    /// Kills and reaps.
+    fn see_off(&mut self, mut leaving: Leaving, now: Instant) -> io::Result<Turn> {
+        if leaving.kill_at <= now {
+            leaving.caged.kill();
+            if leaving.why.is_none() {
+                leaving.why = Some("it closed its wire and did not end".to_owned());
+            }
+        }
+        leaving.caged.relay.turn(&mut self.log, now);
+        let Some(status) = leaving.caged.child.try_wait()? else {
+            let look = match (&leaving.caged.pidfd, &leaving.why) {
+                (Some(_), None) => leaving.kill_at,
+                _ => now + LOOK,
+            };
+            self.leaving = Some(leaving);
+            return Ok(Turn::Sleep(Some(look)));
         };
-        let left = error.kind() == io::ErrorKind::UnexpectedEof;
-        // One that closed its end is ending by itself, and its status says how.
-        let status = if left {
-            caged.child.wait()
-        } else {
-            caged.end()
-        }?;
-        let why = if left {
-            String::new()
-        } else {
-            format!("{error}; ")
-        };
+        // What it said last.
+        leaving.caged.relay.turn(&mut self.log, now);
+        self.lost(&leaving, status, now)
+    }
+
+    fn lost(&mut self, leaving: &Leaving, status: ExitStatus, now: Instant) -> io::Result<Turn> {
+        let in_order = leaving.why.is_none() && status.success();
+        let why = leaving.why.as_ref().map(|why| format!("{why}; "));
+        let why = format!("{}{status}", why.unwrap_or_default());
         if !self.stood {
             return Err(io::Error::other(format!(
-                "the caged half does not start: {why}{status}; --cage=off does without"
+                "the caged half does not start: {why}; --cage=off does without"
             )));
         }
-        if left && status.success() || matches!(self.clients, Clients::Once(_)) {
+        if matches!(self.clients, Clients::Once(_)) {
+            return match in_order {
+                true => Ok(Turn::Done),
+                false => Err(io::Error::other(format!("the caged half is gone: {why}"))),
+            };
+        }
+        // Its word alone does not end the proxy.
+        if in_order && !self.carrier.may_come() {
             return Ok(Turn::Done);
         }
-        if caged.since.elapsed() >= SETTLED {
+        if leaving.caged.since.elapsed() >= SETTLED {
             self.pause = PAUSE_MIN;
         }
-        Ok(self.again(now, &format!("the caged half is gone: {why}{status}")))
+        Ok(self.again(now, &format!("the caged half is gone: {why}")))
     }
 
     fn again(&mut self, now: Instant, why: &str) -> Turn {
@@ -203,8 +302,14 @@ fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Caged, Wire)> {
     if listener.is_some() {
         command.stdin(Stdio::null()).stdout(Stdio::null());
     }
+    let (relay, log) = Relay::new().context(what)?;
+    let child = command.stderr(log).spawn().context(what)?;
+    let pid = i32::try_from(child.id()).ok();
+    let pid = pid.and_then(rustix::process::Pid::from_raw);
     let caged = Caged {
-        child: command.spawn().context(what)?,
+        pidfd: pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()),
+        child,
+        relay,
         since: Instant::now(),
         ready: false,
     };

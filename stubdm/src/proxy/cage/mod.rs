@@ -20,6 +20,8 @@ pub mod calls;
 pub mod carrier;
 pub mod inside;
 pub mod keeper;
+pub mod rates;
+pub mod relay;
 pub mod remote;
 pub mod walls;
 pub mod wire;

@@ -72,7 +72,7 @@ impl Connect for Pipes {
 fn carrier(streams: Vec<UnixStream>) -> (Carrier<Pipes>, Wire) {
     let (near, far) = Wire::pair().unwrap();
     far.send(&Order::Ready.encode()).unwrap();
-    (Carrier::new(Pipes(streams), near), far)
+    (Carrier::new(Pipes(streams), near, Instant::now()), far)
 }
 
 /// A carrier that works until the other side of its wire is gone.
@@ -80,7 +80,7 @@ fn working(streams: Vec<UnixStream>) -> (std::thread::JoinHandle<io::ErrorKind>,
     let (mut carrier, far) = carrier(streams);
     let thread = std::thread::spawn(move || {
         loop {
-            match carrier.turn() {
+            match carrier.turn(Instant::now()) {
                 Ok(true) => {}
                 // A socket has no doorbell for room to write; a vchan has.
                 Ok(false) => {
@@ -196,7 +196,7 @@ fn a_look_at_the_saved_state_is_the_carriers_and_loses_no_byte() {
 /// Turns until the carrier has had enough.
 fn verdict(mut carrier: Carrier<Pipes>) -> io::ErrorKind {
     for _ in 0..100 {
-        if let Err(error) = carrier.turn() {
+        if let Err(error) = carrier.turn(Instant::now()) {
             return error.kind();
         }
     }
@@ -212,7 +212,12 @@ fn who_breaks_the_rules_is_found_out() {
     // Before the walls are said to be up.
     let (near, wire) = Wire::pair().unwrap();
     wire.send(&Order::Connect.encode()).unwrap();
-    let with = Carrier::new(Pipes(Vec::new()), near);
+    let with = Carrier::new(Pipes(Vec::new()), near, Instant::now());
+    assert_eq!(verdict(with), io::ErrorKind::InvalidData);
+
+    // More than once.
+    let (with, wire) = carrier(Vec::new());
+    wire.send(&Order::Ready.encode()).unwrap();
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // Questions without an ear for the answers.
@@ -221,7 +226,7 @@ fn who_breaks_the_rules_is_found_out() {
         for _ in 0..50 {
             wire.send(&Order::Unread.encode()).unwrap();
         }
-        if let Err(error) = with.turn() {
+        if let Err(error) = with.turn(Instant::now()) {
             break error;
         }
     };
@@ -235,7 +240,7 @@ fn who_breaks_the_rules_is_found_out() {
         for _ in 0..WINDOW {
             wire.send(&Order::Bytes(&[0; CHUNK]).encode()).unwrap();
         }
-        if let Err(error) = with.turn() {
+        if let Err(error) = with.turn(Instant::now()) {
             break error;
         }
     };
@@ -250,7 +255,7 @@ fn nobody_who_does_not_read_is_given_more_than_the_window() {
     wire.send(&Order::Connect.encode()).unwrap();
     for _ in 0..100 {
         let _ = far.write(&[1; CHUNK]);
-        while with.turn().unwrap() {}
+        while with.turn(Instant::now()).unwrap() {}
     }
     let Received::Message(first) = wire.receive().unwrap() else {
         panic!("nothing came")
@@ -272,4 +277,62 @@ fn what_is_given_survives_the_command_line() {
     }
     assert!("7,".parse::<Given>().is_err());
     assert_eq!(user_of(32751), 2_013_298_671);
+}
+
+#[test]
+fn looks_at_the_saved_state_are_held_to_their_rate_and_lose_no_order() {
+    let (near, _far) = UnixStream::pair().unwrap();
+    let (mut with, wire) = carrier(vec![near]);
+    wire.send(&Order::Connect.encode()).unwrap();
+    let mut now = Instant::now();
+    let looks = |with: &mut Carrier<Pipes>, now| {
+        let mut count = 0;
+        for _ in 0..100 {
+            with.turn(now).unwrap();
+            while let Received::Message(message) = wire.receive().unwrap() {
+                count += usize::from(matches!(Notice::decode(&message), Some(Notice::Stored(_))));
+            }
+        }
+        count
+    };
+    for _ in 0..18 {
+        wire.send(&Order::Stored.encode()).unwrap();
+    }
+    assert_eq!(looks(&mut with, now), 16);
+    let due = with.deadline().unwrap();
+    assert!(due > now && due <= now + Duration::from_secs(5));
+    let orders = with.interests().remove(0).1;
+    assert!(orders.is_empty(), "nothing more is asked for meanwhile");
+    now = due;
+    assert_eq!(looks(&mut with, now), 1);
+    // Another in its place gets no new burst.
+    let (near, wire) = Wire::pair().unwrap();
+    with.restart(near);
+    wire.send(&Order::Ready.encode()).unwrap();
+    wire.send(&Order::Stored.encode()).unwrap();
+    for _ in 0..100 {
+        with.turn(now).unwrap();
+    }
+    assert_eq!(wire.receive().unwrap(), Received::Nothing);
+    drop(wire);
+    let end = with.turn(now).unwrap_err();
+    assert_eq!(
+        end.kind(),
+        io::ErrorKind::UnexpectedEof,
+        "its end is seen meanwhile"
+    );
+}
+
+#[test]
+fn one_look_is_taken_in_a_turn() {
+    let (mut with, wire) = carrier(Vec::new());
+    for _ in 0..3 {
+        wire.send(&Order::Stored.encode()).unwrap();
+    }
+    let now = Instant::now();
+    for _ in 0..3 {
+        assert!(with.turn(now).unwrap(), "there is more to do");
+        assert!(matches!(wire.receive(), Ok(Received::Message(_))));
+        assert_eq!(wire.receive().unwrap(), Received::Nothing);
+    }
 }

@@ -3,7 +3,7 @@
 //! | wall | what it keeps from what is inside |
 //! |---|---|
 //! | descriptors | all that were inherited, but those it was given |
-//! | limits | memory, descriptors, processes, core files, more than so much log |
+//! | limits | memory, descriptors, processes, core files, bytes in files |
 //! | root directory | an empty one that is deleted already: no file is there and none can be made |
 //! | user | one that owns nothing and that no other process has; no capabilities, for good |
 //! | system calls | all but those that move bytes between open descriptors and manage its own memory |
@@ -18,7 +18,6 @@ use std::path::Path;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::stat::fstat;
 use nix::unistd::{Gid, Uid, chroot, fchdir, mkdtemp, setgroups, setresgid, setresuid};
 use tracing::warn;
 
@@ -31,18 +30,19 @@ pub const MEMORY: rlim_t = 32 << 20;
 const SPACE: rlim_t = 192 << 20;
 /// Descriptors open at once.
 const DESCRIPTORS: rlim_t = 64;
-/// Bytes the log may grow by.
-const LOG: rlim_t = 64 << 20;
+/// Bytes of a file that stdout may be. The log is a pipe of the carrier's.
+pub const OUTPUT: rlim_t = 64 << 20;
 /// Where an empty directory can be made for a moment.
 const NURSERIES: [&str; 2] = ["/run", "/tmp"];
 
-/// Puts all walls up, for good. `keep` are the descriptors that stay open besides the standard ones.
+/// Puts all walls up, for good. `keep` are the descriptors that stay open besides the standard ones; `output` is how many
+/// bytes a file that is one of them may have.
 ///
 /// # Errors
 /// A wall could not be put up; those before it stand.
-pub fn enter(keep: &[BorrowedFd<'_>], user: u32, log: BorrowedFd<'_>) -> Result<()> {
+pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
     close_others(keep)?;
-    limit(log)?;
+    limit(output)?;
     if Uid::effective().is_root() {
         leave_the_files().context("an empty root directory")?;
         become_nobody(user).context(format_args!("becoming user {user}"))?;
@@ -79,14 +79,13 @@ pub fn close_others(keep: &[BorrowedFd<'_>]) -> Result<()> {
 ///
 /// # Errors
 /// The system's.
-pub fn limit(log: BorrowedFd<'_>) -> Result<()> {
-    let size = fstat(log).map_or(0, |log| rlim_t::try_from(log.st_size).unwrap_or(0));
+pub fn limit(output: rlim_t) -> Result<()> {
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_DATA, MEMORY),
         (Resource::RLIMIT_AS, SPACE),
         (Resource::RLIMIT_NOFILE, DESCRIPTORS),
-        (Resource::RLIMIT_FSIZE, size + LOG),
+        (Resource::RLIMIT_FSIZE, output),
         (Resource::RLIMIT_NPROC, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
         (Resource::RLIMIT_MSGQUEUE, 0),
@@ -138,6 +137,6 @@ fn alone() -> nix::Result<()> {
     prctl::set_dumpable(false)?;
     // Becoming another user would have undone this.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // SIGXFSZ too: a full log is no reason to stop.
+    // SIGXFSZ too: a full file is no reason to stop.
     SigSet::all().thread_block()
 }

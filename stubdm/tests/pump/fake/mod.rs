@@ -244,6 +244,10 @@ impl Connect for Connector {
     fn may_come(&mut self) -> bool {
         self.0.borrow().domain_lives
     }
+
+    fn stored(&mut self, _: &mut ClientLink) -> Result<(), String> {
+        Err("this host has no file for it".to_owned())
+    }
 }
 
 /// The server's end, which marks sessions as ours does.

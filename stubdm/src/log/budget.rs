@@ -1,0 +1,120 @@
+//! How many bytes of log a stubdomain may cost: so many in its life, and a burst and a trickle
+//! within that. What is left out is counted, and the count is a line of its own.
+
+use std::time::{Duration, Instant};
+
+/// What a line may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is written; this many before it were not.
+    Pass(u64),
+    /// It is left out.
+    LeaveOut,
+    /// It is left out, and so is all that follows: told once.
+    Last,
+}
+
+/// The size of a [`Budget`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes in all.
+    pub life: u64,
+    /// Bytes at once.
+    pub burst: u64,
+    /// Bytes each second in the long run.
+    pub each_second: u64,
+}
+
+/// What is left of it.
+#[derive(Debug)]
+pub struct Budget {
+    size: Size,
+    life: u64,
+    burst: u64,
+    filled: Instant,
+    left_out: u64,
+    told: bool,
+}
+
+impl Budget {
+    /// A whole one.
+    pub fn new(size: Size, now: Instant) -> Self {
+        Self {
+            size,
+            life: size.life,
+            burst: size.burst,
+            filled: now,
+            left_out: 0,
+            told: false,
+        }
+    }
+
+    /// Decides about a line of `bytes` bytes.
+    pub fn admit(&mut self, bytes: usize, now: Instant) -> Verdict {
+        let passed = now.saturating_duration_since(self.filled);
+        let seconds = passed.as_secs();
+        if seconds > 0 {
+            let gained = seconds.saturating_mul(self.size.each_second);
+            self.burst = self.burst.saturating_add(gained).min(self.size.burst);
+            self.filled += Duration::from_secs(seconds);
+        }
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if self.life < bytes {
+            self.life = 0;
+            self.left_out = self.left_out.saturating_add(1);
+            return match std::mem::replace(&mut self.told, true) {
+                false => Verdict::Last,
+                true => Verdict::LeaveOut,
+            };
+        }
+        if self.burst < bytes {
+            self.left_out = self.left_out.saturating_add(1);
+            return Verdict::LeaveOut;
+        }
+        self.life -= bytes;
+        self.burst -= bytes;
+        Verdict::Pass(std::mem::take(&mut self.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size {
+        life: 10_000,
+        burst: 1000,
+        each_second: 100,
+    };
+
+    #[test]
+    fn a_flood_costs_a_burst_a_trickle_and_never_more_than_the_life() {
+        let start = Instant::now();
+        let mut budget = Budget::new(SIZE, start);
+        let (mut passed, mut told, mut last) = (0, 0, 0);
+        for step in 0..100_000u64 {
+            // Ten lines each second.
+            match budget.admit(100, start + Duration::from_millis(step * 100)) {
+                Verdict::Pass(before) => (passed, told) = (passed + 1, told + before),
+                Verdict::LeaveOut => {}
+                Verdict::Last => last += 1,
+            }
+            if step == 99 {
+                assert!((1000..=2000).contains(&(passed * 100)), "{passed}");
+            }
+        }
+        assert_eq!((passed, last), (100, 1));
+        assert_eq!(passed + told + budget.left_out, 100_000, "all are counted");
+    }
+
+    #[test]
+    fn ordinary_lines_all_pass() {
+        let start = Instant::now();
+        let mut budget = Budget::new(SIZE, start);
+        for second in 0..100 {
+            let now = start + Duration::from_secs(second);
+            assert_eq!(budget.admit(100, now), Verdict::Pass(0));
+        }
+        assert_eq!(budget.admit(100, start), Verdict::Last, "a clock may stand");
+    }
+}
