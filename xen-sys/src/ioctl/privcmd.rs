@@ -356,9 +356,13 @@ impl PrivCmd {
 
     /// [`hypercall`](Self::hypercall) under the name `name`.
     ///
-    /// # Safety
+    /// # Errors
     ///
     /// The driver's errno, or the hypercall's.
+    ///
+    /// # Safety
+    ///
+    /// As [`hypercall`](Self::hypercall).
     unsafe fn call(&self, name: &'static str, op: u64, arg: [u64; 5]) -> Result<i64> {
         let mut call = privcmd::Hypercall { op, arg };
         // Not `ioctl(3)`, whose result is an `int`: a hypercall's is a `long`.
@@ -491,11 +495,11 @@ impl PrivCmd {
     ///
     /// # Errors
     ///
-    /// The driver's errno, or the hypercall's. what a single call returned is in its entry.
+    /// The driver's errno, or the hypercall's. What a single call returned is in its entry.
     ///
     /// # Safety
     ///
-    /// The driver's errno, or the hypercall's. for each of the calls.
+    /// As [`hypercall`](Self::hypercall), for each of the calls.
     pub(crate) unsafe fn multicall(
         &self,
         buffer: &mut HypercallBuffer,
