@@ -1,4 +1,11 @@
 //! What the benchmarks share: a ring to measure, bytes to move, and the check that they arrived.
+//!
+//! # Safety
+//!
+//! This file is not safe code because both ends of a ring are made over one piece of memory, which
+//! [`Memory`] gives to one owner.
+
+#![allow(unsafe_code)]
 
 pub mod end;
 #[cfg(feature = "sim")]
@@ -23,18 +30,25 @@ pub fn ring(bytes: usize) -> (Producer, Consumer) {
     let pair = || {
         let order = u16::try_from(bytes.trailing_zeros()).ok()?;
         let geometry = Geometry::new(order, 11).ok()?;
-        let control = Memory::heap(4096);
-        let pages = Memory::heap(bytes);
-        let rings = Rings::new(&control, geometry, Some(&pages), None)?;
-        Some((
-            rings.producer(Role::Client).ok()?,
-            rings.consumer(Role::Server).ok()?,
-        ))
+        let (control, pages) = (Memory::heap(4096), Memory::heap(bytes));
+        let twins = (twin(&control), twin(&pages));
+        let client = Rings::new(control, geometry, Some(pages), None)?;
+        let server = Rings::new(twins.0, geometry, Some(twins.1), None)?;
+        let (producer, _) = client.attach(Role::Client).ok()?;
+        let (_, consumer) = server.attach(Role::Server).ok()?;
+        Some((producer, consumer))
     };
     match pair() {
         Some(pair) => pair,
         None => panic!("no ring has {bytes} bytes"),
     }
+}
+
+fn twin(memory: &Memory) -> Memory {
+    // SAFETY: `ring` gives the memory and its twin to the two ends of one channel, which take the
+    // words out at the same widths. Of these it gives out the producer and the consumer of one ring,
+    // whose copies the cursors order (docs/ordering.md). Nothing else has the cursors.
+    unsafe { memory.alias() }
 }
 
 /// Bytes that differ from their neighbours and from one position modulo a ring to the next.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, Region, SharedPages, UnmapNotify, map, share};
+use xen_gnttab::{Access, MappedPages, Region, RegionError, SharedPages, UnmapNotify, map, share};
 use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Port, Virq, Xen};
 use xen_vchan::Channel;
@@ -216,7 +216,11 @@ impl Worker {
                 Ok(Answer::Done)
             }
             Call::Slice { view, offset, len } => {
-                let slice = self.view(view)?.slice(offset, len)?;
+                let view = self.view_mut(view)?;
+                // Nothing is taken unless all of it is there.
+                let end = offset.checked_add(len).filter(|end| *end <= view.len());
+                end.ok_or(RegionError::OutOfRange)?;
+                let slice = view.split_off(offset)?.split_to(len)?;
                 let id = self.keep(Object::View(slice));
                 Ok(Answer::Made { id })
             }
@@ -225,7 +229,7 @@ impl Worker {
                 offset,
                 bytes,
             } => {
-                self.view(view)?.copy_in(offset, &bytes)?;
+                self.view_mut(view)?.copy_in(offset, &bytes)?;
                 Ok(Answer::Done)
             }
             Call::CopyOut { view, offset, len } => {
@@ -240,7 +244,7 @@ impl Worker {
                 len,
                 byte,
             } => {
-                self.view(view)?.fill(offset, len, byte)?;
+                self.view_mut(view)?.fill(offset, len, byte)?;
                 Ok(Answer::Done)
             }
             other => Err(Refusal::other(format_args!("no such call: {other:?}"))),
@@ -251,6 +255,15 @@ impl Worker {
         match self.objects.get(&id) {
             Some(Object::Shared(shared)) => Ok(shared.region()),
             Some(Object::Mapped(mapped)) => Ok(mapped.region()),
+            Some(Object::View(view)) => Ok(view),
+            _ => Err(unknown(id)),
+        }
+    }
+
+    fn view_mut(&mut self, id: Id) -> Result<&mut Region, Refusal> {
+        match self.objects.get_mut(&id) {
+            Some(Object::Shared(shared)) => Ok(shared.region_mut()),
+            Some(Object::Mapped(mapped)) => Ok(mapped.region_mut()),
             Some(Object::View(view)) => Ok(view),
             _ => Err(unknown(id)),
         }

@@ -46,8 +46,8 @@ fn a_destroyed_domain_is_cut_off_and_its_peers_are_not_told() {
     );
     let near = here.bind_unbound(id).unwrap();
     let far = there.bind_interdomain(DomId::DOM0, near.port()).unwrap();
-    let page = share(&dom0, id, 1, Access::ReadWrite).unwrap();
-    page.region().copy_in(3, &[1]).unwrap();
+    let mut page = share(&dom0, id, 1, Access::ReadWrite).unwrap();
+    page.region_mut().copy_in(3, &[1]).unwrap();
     let theirs = map(&domu, DomId::DOM0, page.refs(), Access::ReadWrite).unwrap();
     let notify = UnmapNotify {
         clear_byte: Some(3),
@@ -256,9 +256,9 @@ fn many_threads_share_a_handle() {
             let (dom0, domu) = (&dom0, &domu);
             s.spawn(move || {
                 for _ in 0..25 {
-                    let page = share(dom0, id, 2, Access::ReadWrite).unwrap();
+                    let mut page = share(dom0, id, 2, Access::ReadWrite).unwrap();
                     let m = map(domu, DomId::DOM0, page.refs(), Access::ReadWrite).unwrap();
-                    page.region().copy_in(4095, &[n, n]).unwrap();
+                    page.region_mut().copy_in(4095, &[n, n]).unwrap();
                     let mut seen = [0; 2];
                     m.region().copy_out(4095, &mut seen).unwrap();
                     assert_eq!(seen, [n, n]);

@@ -131,19 +131,19 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
             .bind_interdomain(DomId::DOM0, Port::new(port))
             .unwrap();
         let gref: u32 = hear().parse().unwrap();
-        let theirs = map(&xen, DomId::DOM0, &[GrantRef::new(gref)], Access::ReadWrite).unwrap();
+        let mut theirs = map(&xen, DomId::DOM0, &[GrantRef::new(gref)], Access::ReadWrite).unwrap();
         let mut text = [0; 5];
         theirs.region().copy_out(0, &mut text).unwrap();
         assert_eq!(&text, b"hello");
-        theirs.region().copy_in(100, &[1]).unwrap();
+        theirs.region_mut().copy_in(100, &[1]).unwrap();
         let notify = UnmapNotify {
             clear_byte: Some(100),
             event: Some(port.port()),
         };
         theirs.set_unmap_notify(notify).unwrap();
         // And something of its own, for the broker to find.
-        let own = share(&xen, DomId::DOM0, 4, Access::ReadWrite).unwrap();
-        own.region().copy_in(0, b"mine").unwrap();
+        let mut own = share(&xen, DomId::DOM0, 4, Access::ReadWrite).unwrap();
+        own.region_mut().copy_in(0, b"mine").unwrap();
         say(own.refs()[0]);
         port.notify().unwrap();
         hang();
@@ -156,8 +156,8 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
     let channels = EventChannels::open(&xen).unwrap();
     for _ in 0..3 {
         let port = channels.bind_unbound(me).unwrap();
-        let page = share(&xen, me, 1, Access::ReadWrite).unwrap();
-        page.region().copy_in(0, b"hello").unwrap();
+        let mut page = share(&xen, me, 1, Access::ReadWrite).unwrap();
+        page.region_mut().copy_in(0, b"hello").unwrap();
 
         let mut peer = Peer::start(TEST, &folder.socket());
         peer.tell(&port.port().to_string());

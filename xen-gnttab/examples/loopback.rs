@@ -49,29 +49,29 @@ fn on_simulated_host(_: DomId) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
-    let ours = share(xen, me, 3, Access::ReadWrite)?;
+    let mut ours = share(xen, me, 3, Access::ReadWrite)?;
     println!("shared as {:?}", ours.refs());
-    let theirs = map(xen, me, ours.refs(), Access::ReadWrite)?;
+    let mut theirs = map(xen, me, ours.refs(), Access::ReadWrite)?;
 
     // Bytes across a page boundary, both ways.
     let text = b"written on one side, read on the other";
-    ours.region().copy_in(4096 - 10, text)?;
+    ours.region_mut().copy_in(4096 - 10, text)?;
     let mut seen = [0; 38];
     theirs.region().copy_out(4096 - 10, &mut seen)?;
     check(
         &seen == text,
         "the mapping shows what was written to the share",
     )?;
-    theirs.region().copy_in(2 * 4096, &[1])?;
+    theirs.region_mut().copy_in(2 * 4096, &[1])?;
     check(
         ours.region().load_u8(2 * 4096)? == 1,
         "and the other way round",
     )?;
 
     // Reading only is enforced on our side, a wrong reference by Xen.
-    let readonly = map(xen, me, &ours.refs()[1..2], Access::ReadOnly)?;
+    let mut readonly = map(xen, me, &ours.refs()[1..2], Access::ReadOnly)?;
     check(
-        readonly.region().copy_in(0, &[0]).is_err(),
+        readonly.region_mut().copy_in(0, &[0]).is_err(),
         "a mapping for reading refuses writes",
     )?;
     drop(readonly);
@@ -93,14 +93,14 @@ fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
         clear_byte: Some(at),
         event: Some(near.port()),
     })?;
-    let slice = theirs.region().slice(at, 1)?;
+    let part = theirs.region_mut().split_off(at)?;
     drop(theirs);
     check(
         ours.region().load_u8(at)? == 1,
-        "a slice keeps the pages mapped",
+        "a part keeps the pages mapped",
     )?;
     check(gone.pending()?.is_none(), "and nothing is announced yet")?;
-    drop(slice);
+    drop(part);
     let event = gone.wait(Some(Instant::now() + Duration::from_secs(5)))?;
     check(
         event == Some(far.port()),
@@ -111,7 +111,7 @@ fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
 
     // The same from the side that shares.
     let again = map(xen, me, ours.refs(), Access::ReadWrite)?;
-    ours.region().copy_in(7, &[1])?;
+    ours.region_mut().copy_in(7, &[1])?;
     ours.set_unmap_notify(UnmapNotify {
         clear_byte: Some(7),
         event: Some(near.port()),

@@ -8,9 +8,9 @@
 //!        region() ─────────────> one page <──────────────────────┘
 //! ```
 //!
-//! Both sides end up with a [`Region`]: a bounds-checked view that copies bytes in and out and
-//! lends out atomics. It is the only access to shared bytes there is; see there for the rule
-//! about copies.
+//! Both sides end up with a [`Region`]: bytes that are copied in and out within checked bounds and
+//! have one owner in this process, who takes them apart into smaller regions and into atomics. It
+//! is the only access to shared bytes there is; see there for the rule about copies.
 //!
 //! # What the peer can do to you
 //!
@@ -21,8 +21,8 @@
 //!
 //! # Release, and telling the peer
 //!
-//! Pages are given back when the last of the [`SharedPages`] or [`MappedPages`] and all clones
-//! and slices of its [`Region`] are gone; also when the process dies, in any way. Then the kernel
+//! Pages are given back when the last of the [`SharedPages`] or [`MappedPages`] and all parts of
+//! its [`Region`] are gone; also when the process dies, in any way. Then the kernel
 //! performs the [`UnmapNotify`] that was set: it clears one byte of the pages and sends one
 //! event, which is how a peer learns of a death that nobody was left to announce.
 //!
@@ -38,9 +38,9 @@
 //! use xen_sys::{DomId, Xen};
 //!
 //! let xen = Xen::open()?;
-//! let pages = share(&xen, DomId::new(5), 1, Access::ReadWrite)?;
+//! let mut pages = share(&xen, DomId::new(5), 1, Access::ReadWrite)?;
 //! pages.set_unmap_notify(UnmapNotify { clear_byte: Some(0), event: None })?;
-//! pages.region().copy_in(0, &[1])?;
+//! pages.region_mut().copy_in(0, &[1])?;
 //! println!("grant reference {}", pages.refs()[0]);
 //!
 //! // In domain 5, if this is domain 3 and the reference is 9:
@@ -57,18 +57,18 @@
 //! and xen-gntdev, and the size of the domain's grant table.
 
 mod dev;
+mod error;
 mod heap;
 mod map;
 mod mapping;
-mod refused;
 mod region;
 mod share;
 #[cfg(feature = "sim")]
 mod sim;
 
+pub use error::RegionError;
 pub use map::{MappedPages, map};
-pub use refused::RegionError;
-pub use region::{MAX_RANGES, Region, Word};
+pub use region::{Atomic, MAX_RANGES, Region, Word, Words};
 pub use share::{SharedPages, share};
 pub use xen_sys::ioctl::MAX_PAGES;
 use xen_sys::{Error, Port, Result};

@@ -7,13 +7,15 @@ use crate::{Access, Region, UnmapNotify, dev};
 
 /// Mapped pages of another domain.
 ///
-/// Released with the last clone of its [`Region`]; see the crate's documentation.
+/// Released with the last part of its [`Region`]; see the crate's documentation.
 #[doc(alias = "xengnttab_handle")]
 #[doc(alias = "xengnttab_close")]
 #[doc(alias = "xengnttab_unmap")]
 #[derive(Debug)]
 pub struct MappedPages {
     region: Region,
+    /// None of the bytes: keeps the mapping, for its notification.
+    kept: Region,
 }
 
 /// Maps the pages `refs` of domain `from`, contiguous and in that order. A reference may occur
@@ -40,16 +42,30 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: Access) -> Result<
         #[allow(unreachable_patterns)]
         _ => return Err(Error::Unsupported { op: "map pages" }),
     };
-    Ok(MappedPages {
-        region: Region::of(mapping),
-    })
+    let mut kept = Region::of(mapping);
+    let region = kept.take();
+    Ok(MappedPages { region, kept })
 }
 
 impl MappedPages {
-    /// The bytes. Writing to a region mapped [`Access::ReadOnly`] is refused.
+    /// The bytes, for reading.
     #[must_use]
     pub fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// The bytes, for writing and for taking apart. Writing to a region mapped
+    /// [`Access::ReadOnly`] is refused.
+    #[must_use]
+    pub fn region_mut(&mut self) -> &mut Region {
+        &mut self.region
+    }
+
+    /// Takes all the bytes out; a region without any is left. The pages stay until this value and
+    /// every part of them is gone.
+    #[must_use]
+    pub fn take_region(&mut self) -> Region {
+        self.region.take()
     }
 
     /// Says what happens when the pages are unmapped.
@@ -61,7 +77,7 @@ impl MappedPages {
     #[doc(alias = "xengnttab_map_grant_ref_notify")]
     #[doc(alias = "IOCTL_GNTDEV_SET_UNMAP_NOTIFY")]
     pub fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {
-        self.region
+        self.kept
             .mapping()
             .map_or(Ok(()), |m: &Mapping| m.set_unmap_notify(notify))
     }

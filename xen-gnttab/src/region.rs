@@ -1,41 +1,63 @@
-//! A bounds-checked view of memory that somebody else may write to while we look at it.
+//! Bytes that somebody outside this process may write to while we look at them, and their one owner
+//! in it.
 //!
 //! ```text
-//!   Region ── base, len, writable ──> the bytes        all that an access looks at
-//!      └───── Arc ──> Mapping | heap                   keeps the bytes there
+//!   Region ── base, len, writable ──> bytes of its own     copies, through & and &mut as a Vec's
+//!   Words  ── base, count ──────────> bytes of its own     atomics of one width, shared freely
+//!      └───── Arc ──> Mapping | heap                       keeps the memory
 //! ```
 //!
 //! # The copy rule
 //!
-//! * **Payload** moves by [`copy_in`](Region::copy_in) and [`copy_out`](Region::copy_out) (or
-//!   straight to and from a descriptor). What was copied out is private; what is still in the
-//!   region means nothing, and is never looked at in place.
-//! * **Control words** are atomics, of one, two or four bytes. A word is loaded once, the copy is
-//!   checked against values the peer cannot reach, and only the copy is used.
-//! * There is no `&[u8]` and no `&mut [u8]` into a region, and no way to make one.
+//! * **Payload** moves by [`copy_in`](Region::copy_in) and [`copy_out`](Region::copy_out), or straight
+//!   to and from a descriptor. A copy is private; bytes still in the region are never looked at in
+//!   place.
+//! * **Control words** are atomics of one, two or four bytes, taken out of the region once, at one
+//!   width ([`take_words`](Region::take_words)). A word is loaded once, the copy is checked against
+//!   values the peer cannot reach, and only the copy is used.
+//! * There is no `&[u8]` and no `&mut [u8]` into shared memory, and no way to make one.
+//!
+//! # Taking a page apart
+//!
+//! ```
+//! # use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+//! # use xen_gnttab::{Region, RegionError};
+//! # fn main() -> Result<(), RegionError> {
+//! // A console's page, made of: two rings, four indices, one flag.
+//! let mut page = Region::heap(4096); // or `SharedPages::take_region`
+//! let (input, mut output) = (page.split_to(1024)?, page.split_to(2048)?);
+//! let indices = page.take_words::<AtomicU32>(4)?;
+//! let connection = page.take_words::<AtomicU8>(1)?;
+//! output.copy_in(0, b"hello")?;
+//! indices[3].store(5, Ordering::Release);
+//! # let mut there = [0; 4]; input.copy_out(0, &mut there)?; assert_eq!(connection.len(), 1);
+//! # Ok(()) }
+//! ```
 //!
 //! # Guarantees
 //!
-//! Every access is inside the region or refused with a [`RegionError`]; the bytes stay mapped as
-//! long as any clone or slice exists. No access can fault: pages another domain granted stay
-//! readable, and a region for reading only refuses writes.
+//! Every byte of the memory belongs to one [`Region`] or to one set of [`Words`] at a time. A region
+//! is written through `&mut` and is not `Clone`; so no safe code has a data race, nor two atomic
+//! accesses of different widths to one byte. Every access is inside or refused with a
+//! [`RegionError`]; the bytes stay mapped while any part exists. No access can fault: pages another
+//! domain granted stay readable, and a region for reading only refuses writes.
 //!
 //! # Safety
 //!
-//! This file is not safe code because it reads and writes through an address. Two premises
-//! carry every block, and both are private to this file and [`words`]:
+//! This file is not safe code because it reads and writes through an address. Three premises carry
+//! every block, and all are private to this file and [`words`]:
 //!
-//! 1. `base..base + len` is allocated, readable, and (if `writable`) writable memory while
-//!    `backing` lives. [`Region::of`] and [`Region::heap`] establish it, [`Region::slice`] only
-//!    narrows it.
-//! 2. No reference to any of these bytes exists in this process but the atomics that [`words`] lends.
-//!    Whatever else has the address (a mapping, another domain) never makes one.
+//! 1. `base..base + len` is allocated, readable, and (if `writable`) writable memory while `backing`
+//!    lives. [`Region::of`] and [`Region::heap`] establish it; taking apart only narrows it.
+//! 2. No reference to any of these bytes exists in this process. Whatever else has the address (a
+//!    mapping, another domain) makes none.
+//! 3. No other `Region` or `Words` has any of these bytes: `of` and `heap` make one for all of them,
+//!    taking apart gives each byte to one part. [`Region::alias`] makes its caller responsible.
 //!
-//! The language's memory model ends at the process. A peer's write that races with a copy is
-//! outside it; the copy is made of plain machine loads or stores, the bytes it yields are
-//! arbitrary, and nothing depends on their being the same twice. Within one process (tests, a
-//! domain that maps its own pages) both ends must order their copies by the atomics, as the
-//! vchan ring does.
+//! The language's memory model ends at the process. A peer's write that races with a copy is outside
+//! it; the copy is made of plain machine loads or stores, the bytes it yields are arbitrary, and
+//! nothing depends on their being the same twice. The same page mapped a second time, at another
+//! address, is a peer in this sense, in whichever process (`docs/unsafe.md`).
 
 #![allow(unsafe_code)]
 
@@ -47,19 +69,33 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use crate::Access;
+use crate::error::RegionError;
 use crate::heap::Heap;
 use crate::mapping::Mapping;
-use crate::refused::RegionError;
 
 mod words;
 
-pub use words::Word;
+pub use words::{Atomic, Word, Words};
 
-/// A view of shared memory; keeps the memory.
+/// Bytes of shared memory that belong to this value; it keeps the memory.
 ///
-/// Cloning and slicing make further views of the same bytes. It is `Send + Sync`: several
-/// threads may use it, and order their accesses through the atomics.
-#[derive(Clone, Debug)]
+/// Reading takes `&self` and writing `&mut self`, as with a `Vec<u8>`. Threads that use different
+/// bytes at the same time each have a part of their own: [`split_to`](Self::split_to),
+/// [`split_off`](Self::split_off), [`take_words`](Self::take_words).
+///
+/// Two threads cannot copy on clones, since there are none, and no thread reads what another writes:
+///
+/// ```compile_fail,E0599
+/// let twin = xen_gnttab::Region::heap(64).clone();
+/// ```
+/// ```compile_fail,E0502
+/// let mut region = xen_gnttab::Region::heap(64);
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| region.fill(0, 64, 1));
+///     region.load_u32(0)
+/// });
+/// ```
+#[derive(Debug)]
 pub struct Region {
     base: NonNull<u8>,
     len: usize,
@@ -67,7 +103,7 @@ pub struct Region {
     backing: Arc<Backing>,
 }
 
-/// What keeps the bytes there.
+/// The owner of the memory.
 #[derive(Debug)]
 enum Backing {
     Mapped(Mapping),
@@ -75,11 +111,11 @@ enum Backing {
     Heap(Heap),
 }
 
-// SAFETY: the bytes belong to the process, not to a thread, and what keeps them is `Send + Sync`
-// itself (asserted below); through a region they are accessed by atomics, and by copies that the
-// copy rule makes the caller order.
+// SAFETY: the bytes belong to the process, not to a thread, and `backing` is `Send + Sync` itself
+// (asserted below). No other value accesses them (premise 3), so they go where this one goes.
 unsafe impl Send for Region {}
-// SAFETY: as for `Send`; no method takes `&mut self`, so sharing adds nothing to cloning.
+// SAFETY: through `&Region` bytes are only read; writing needs `&mut Region`, and no other value
+// accesses them (premise 3).
 unsafe impl Sync for Region {}
 
 const _: fn() = || {
@@ -92,7 +128,7 @@ impl Region {
     /// All of a mapping.
     pub(crate) fn of(mapping: Mapping) -> Self {
         // Premise 1: `Pages` vouches for its range, by its protection, until it is dropped.
-        // Premise 2: `Pages` gives out the address only.
+        // Premise 2: `Pages` gives out the address only. Premise 3: the mapping is moved in here.
         let (base, len) = (mapping.pages().as_ptr(), mapping.pages().len());
         let writable = mapping.access() == Access::ReadWrite;
         Self {
@@ -131,7 +167,7 @@ impl Region {
         self.len
     }
 
-    /// Whether the region has no bytes.
+    /// Whether the region has no bytes (left).
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -146,27 +182,74 @@ impl Region {
     }
 
     /// The address of the first byte, for code in another language. It is good for
-    /// [`len`](Self::len) bytes while the region, a clone or a slice of it exists; writing needs
-    /// [`is_writable`](Self::is_writable). No reference may be made from it.
+    /// [`len`](Self::len) bytes while any part of the memory exists; writing needs
+    /// [`is_writable`](Self::is_writable). No reference may be made from it, and no access through it
+    /// may race with one through this value.
     #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.base.as_ptr()
     }
 
-    /// The part of `len` bytes from `offset`, as a region of its own.
+    /// Takes the first `len` bytes out; the region goes on behind them.
     ///
     /// # Errors
     ///
-    /// [`RegionError::OutOfRange`].
-    pub fn slice(&self, offset: usize, len: usize) -> Result<Self, RegionError> {
-        let base = self.at(offset, len)?;
-        Ok(Self {
+    /// [`RegionError::OutOfRange`]; nothing was taken.
+    pub fn split_to(&mut self, len: usize) -> Result<Self, RegionError> {
+        let rest = self.split_off(len)?;
+        Ok(std::mem::replace(self, rest))
+    }
+
+    /// Takes everything from `at` on out; the region ends there.
+    ///
+    /// # Errors
+    ///
+    /// [`RegionError::OutOfRange`]; nothing was taken.
+    pub fn split_off(&mut self, at: usize) -> Result<Self, RegionError> {
+        let base = self.at(at, 0)?;
+        let rest = Self {
             base,
-            len,
+            len: self.len - at,
             writable: self.writable,
             backing: Arc::clone(&self.backing),
-        })
+        };
+        // Premise 3: from here on the bytes behind `at` are those of `rest` only.
+        self.len = at;
+        Ok(rest)
+    }
+
+    /// Takes all bytes out and leaves a region without any, which keeps the memory all the same.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        let rest = Self {
+            base: self.base,
+            len: self.len,
+            writable: self.writable,
+            backing: Arc::clone(&self.backing),
+        };
+        // Premise 3: the bytes are those of `rest` only.
+        self.len = 0;
+        rest
+    }
+
+    /// A second region over the same bytes, for two ends in one process or for threads that write to
+    /// one part by an order of their own.
+    ///
+    /// # Safety
+    ///
+    /// Until one of the two, with every part taken out of it, is gone: no write through one may race
+    /// with an access to the same byte through the other, unless both are atomic accesses of one
+    /// width. To race means that no happens-before order, such as a release store that an acquire
+    /// load has read, stands between them.
+    #[must_use]
+    pub unsafe fn alias(&self) -> Self {
+        Self {
+            base: self.base,
+            len: self.len,
+            writable: self.writable,
+            backing: Arc::clone(&self.backing),
+        }
     }
 
     /// The address of `offset`, from which `len` bytes are within the region.
@@ -182,7 +265,7 @@ impl Region {
 
     /// As [`at`](Self::at), for a write.
     #[inline]
-    fn at_mut(&self, offset: usize, len: usize) -> Result<NonNull<u8>, RegionError> {
+    fn at_mut(&mut self, offset: usize, len: usize) -> Result<NonNull<u8>, RegionError> {
         if self.writable {
             self.at(offset, len)
         } else {
@@ -197,14 +280,15 @@ impl Region {
     ///
     /// [`RegionError::OutOfRange`], [`RegionError::ReadOnly`].
     #[inline]
-    pub fn copy_in(&self, offset: usize, src: &[u8]) -> Result<(), RegionError> {
+    pub fn copy_in(&mut self, offset: usize, src: &[u8]) -> Result<(), RegionError> {
         let dst = self.at_mut(offset, src.len())?;
         // SAFETY:
         // - `dst` is valid for writes of `src.len()` bytes: `at_mut` checked the range and that
         //   the region is writable (premise 1);
         // - `src` is private memory: no reference points into a region (premise 2), so the two
         //   do not overlap;
-        // - the peer may access these bytes at any time; none of them is read here.
+        // - nobody in this process accesses the bytes meanwhile: they are this region's (premise 3),
+        //   which is borrowed mutably. The peer may at any time; none of them is read here.
         unsafe { ptr::copy_nonoverlapping(src.as_ptr(), dst.as_ptr(), src.len()) };
         Ok(())
     }
@@ -222,7 +306,8 @@ impl Region {
         // - `src` is valid for reads of `dst.len()` bytes: `at` checked the range (premise 1);
         // - `dst` is private memory: no reference points into a region (premise 2), so the two
         //   do not overlap;
-        // - the peer may write these bytes at any time: no reference to them is formed, and any
+        // - nobody in this process writes the bytes meanwhile: they are this region's (premise 3),
+        //   which is borrowed. The peer may at any time: no reference to them is formed, and any
         //   value of a byte is a valid `u8`.
         unsafe { ptr::copy_nonoverlapping(src.as_ptr(), dst.as_mut_ptr(), dst.len()) };
         Ok(())
@@ -234,10 +319,11 @@ impl Region {
     ///
     /// [`RegionError::OutOfRange`], [`RegionError::ReadOnly`].
     #[inline]
-    pub fn fill(&self, offset: usize, len: usize, byte: u8) -> Result<(), RegionError> {
+    pub fn fill(&mut self, offset: usize, len: usize, byte: u8) -> Result<(), RegionError> {
         let dst = self.at_mut(offset, len)?;
         // SAFETY: `dst` is valid for writes of `len` bytes: `at_mut` checked the range and that
-        // the region is writable (premise 1). The peer may access them; none is read here.
+        // the region is writable (premise 1). Nobody in this process accesses them meanwhile
+        // (premise 3, `&mut self`). The peer may; none is read here.
         unsafe { ptr::write_bytes(dst.as_ptr(), byte, len) };
         Ok(())
     }
@@ -250,7 +336,7 @@ impl Region {
     /// [`RegionError::OutOfRange`], [`RegionError::ReadOnly`].
     #[inline]
     pub fn touch(
-        &self,
+        &mut self,
         offset: usize,
         len: usize,
         step: NonZeroUsize,
@@ -262,8 +348,9 @@ impl Region {
             // checked (premise 1).
             let byte_at = unsafe { dst.add(at) };
             // SAFETY: it is valid for writes: `at_mut` checked that the region is writable
-            // (premise 1). Volatile, because the write is meant for what it does to the cache. The
-            // peer may access the byte at any time; it is not read here.
+            // (premise 1). Volatile, because the write is meant for what it does to the cache.
+            // Nobody in this process accesses the byte meanwhile (premise 3, `&mut self`). The
+            // peer may; it is not read here.
             unsafe { byte_at.write_volatile(byte) };
         };
         let (mut at, step) = (0usize, step.get());
@@ -279,17 +366,6 @@ impl Region {
         Ok(())
     }
 
-    /// The address of a `T` at `offset`, checked for range and alignment.
-    #[inline]
-    fn word<T>(&self, offset: usize) -> Result<NonNull<T>, RegionError> {
-        let at = self.at(offset, size_of::<T>())?.cast::<T>();
-        if at.is_aligned() {
-            Ok(at)
-        } else {
-            Err(RegionError::Misaligned)
-        }
-    }
-
     /// Reads what is at `fd` into `ranges` of the region in turn, in one call: `readv(2)`.
     /// Returns how many bytes it was; zero is the end of the file. Blocks if `fd` does. At most
     /// [`MAX_RANGES`] ranges.
@@ -299,16 +375,17 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`RegionError`] as the source of an [`io::ErrorKind::InvalidInput`]; else what `readv`
-    /// says, [`Interrupted`](io::ErrorKind::Interrupted) included.
-    pub fn read_from_fd(&self, fd: impl AsFd, ranges: &[Range<usize>]) -> io::Result<usize> {
+    /// [`RegionError`] as the source of an [`io::ErrorKind::InvalidInput`]; else the error of
+    /// `readv`, [`Interrupted`](io::ErrorKind::Interrupted) included.
+    pub fn read_from_fd(&mut self, fd: impl AsFd, ranges: &[Range<usize>]) -> io::Result<usize> {
         if !self.writable {
             return Err(RegionError::ReadOnly.into());
         }
         let (iov, n) = self.iovecs(ranges)?;
         // SAFETY: the first `n` entries are ranges of this region, checked by `iovecs`, writable
         // as checked above, and mapped for the duration of the call (premise 1). The kernel
-        // writes bytes to them and forms no Rust reference.
+        // writes bytes to them and forms no Rust reference; nobody else in this process accesses
+        // them meanwhile (premise 3, `&mut self`).
         let r = unsafe { libc::readv(fd.as_fd().as_raw_fd(), iov.as_ptr(), n) };
         usize::try_from(r).map_err(|_| io::Error::last_os_error())
     }
@@ -316,16 +393,17 @@ impl Region {
     /// Writes `ranges` of the region in turn to `fd`, in one call: `writev(2)`. Returns how many
     /// bytes were taken, which may be fewer. Blocks if `fd` does. At most [`MAX_RANGES`] ranges.
     ///
-    /// If the peer writes to them meanwhile, what goes out is any mixture of old and new.
+    /// If the peer writes to them meanwhile, the bytes are any mixture of old and new.
     ///
     /// # Errors
     ///
-    /// [`RegionError`] as the source of an [`io::ErrorKind::InvalidInput`]; else what `writev`
-    /// says, [`Interrupted`](io::ErrorKind::Interrupted) included.
+    /// [`RegionError`] as the source of an [`io::ErrorKind::InvalidInput`]; else the error of
+    /// `writev`, [`Interrupted`](io::ErrorKind::Interrupted) included.
     pub fn write_to_fd(&self, fd: impl AsFd, ranges: &[Range<usize>]) -> io::Result<usize> {
         let (iov, n) = self.iovecs(ranges)?;
         // SAFETY: the first `n` entries are ranges of this region, checked by `iovecs`, and
-        // mapped for the duration of the call (premise 1). The kernel only reads them.
+        // mapped for the duration of the call (premise 1). The kernel only reads them, and nobody
+        // in this process writes them meanwhile (premise 3, `&self`).
         let r = unsafe { libc::writev(fd.as_fd().as_raw_fd(), iov.as_ptr(), n) };
         usize::try_from(r).map_err(|_| io::Error::last_os_error())
     }

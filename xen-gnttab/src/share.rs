@@ -7,13 +7,15 @@ use crate::{Access, Region, UnmapNotify, dev};
 
 /// Pages shared with another domain, with the references it maps them by.
 ///
-/// Released with the last clone of its [`Region`]; see the crate's documentation.
+/// Released with the last part of its [`Region`]; see the crate's documentation.
 #[doc(alias = "xengntshr_handle")]
 #[doc(alias = "xengntshr_close")]
 #[doc(alias = "xengntshr_unshare")]
 #[derive(Debug)]
 pub struct SharedPages {
     region: Region,
+    /// None of the bytes: keeps the mapping, for its notification.
+    kept: Region,
     refs: Box<[GrantRef]>,
 }
 
@@ -36,10 +38,9 @@ pub fn share(xen: &Xen, to: DomId, pages: usize, access: Access) -> Result<Share
         #[allow(unreachable_patterns)]
         _ => return Err(Error::Unsupported { op: "share pages" }),
     };
-    Ok(SharedPages {
-        region: Region::of(mapping),
-        refs,
-    })
+    let mut kept = Region::of(mapping);
+    let region = kept.take();
+    Ok(SharedPages { region, kept, refs })
 }
 
 impl SharedPages {
@@ -49,10 +50,23 @@ impl SharedPages {
         &self.refs
     }
 
-    /// The bytes.
+    /// The bytes, for reading.
     #[must_use]
     pub fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// The bytes, for writing and for taking apart.
+    #[must_use]
+    pub fn region_mut(&mut self) -> &mut Region {
+        &mut self.region
+    }
+
+    /// Takes all the bytes out; a region without any is left. The pages stay until this value and
+    /// every part of them is gone.
+    #[must_use]
+    pub fn take_region(&mut self) -> Region {
+        self.region.take()
     }
 
     /// Says what happens when we give the pages back. Note that they are given back when *we*
@@ -68,7 +82,7 @@ impl SharedPages {
     #[doc(alias = "xengntshr_share_page_notify")]
     #[doc(alias = "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY")]
     pub fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {
-        self.region
+        self.kept
             .mapping()
             .map_or(Ok(()), |m: &Mapping| m.set_unmap_notify(notify))
     }

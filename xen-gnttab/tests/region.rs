@@ -1,8 +1,10 @@
-//! A region refuses everything outside its bounds and does what it says inside.
+//! A region refuses everything outside its bounds, each byte has one owner, and whatever safe code does
+//! with the parts at the same time is no race: `cargo miri test -p xen-gnttab --test region` checks it.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::thread;
 
 use xen_gnttab::{MAX_RANGES, Region, RegionError};
@@ -10,25 +12,27 @@ use xen_gnttab::{MAX_RANGES, Region, RegionError};
 /// Lengths around the interesting ones.
 const LENS: [usize; 7] = [0, 1, 7, 4095, 4096, 4097, 3 * 4096];
 
+fn bytes(region: &Region) -> Vec<u8> {
+    let mut bytes = vec![0xAA; region.len()];
+    region.copy_out(0, &mut bytes).unwrap();
+    bytes
+}
+
 #[test]
 fn heap_is_zeroed_and_starts_at_a_page() {
     for len in LENS {
         let r = Region::heap(len);
         assert_eq!(r.len(), len);
         assert_eq!(r.is_empty(), len == 0);
-        let mut bytes = vec![0xAA; len];
-        r.copy_out(0, &mut bytes).unwrap();
-        assert!(bytes.iter().all(|&b| b == 0));
-        if let Some(word) = r.atomic_u8(0) {
-            assert_eq!(word.as_ptr().addr() % 4096, 0);
-        }
+        assert!(bytes(&r).iter().all(|&b| b == 0));
+        assert_eq!(r.as_ptr().addr() % 4096, 0);
     }
 }
 
 #[test]
 fn copies_are_exact_at_every_edge() {
     for len in LENS {
-        let r = Region::heap(len);
+        let mut r = Region::heap(len);
         let mut model = vec![0u8; len];
         for (offset, n) in [
             (0, len),
@@ -40,16 +44,14 @@ fn copies_are_exact_at_every_edge() {
             r.copy_in(offset, &src).unwrap();
             model[offset..offset + n].copy_from_slice(&src);
         }
-        let mut all = vec![0; len];
-        r.copy_out(0, &mut all).unwrap();
-        assert_eq!(all, model);
+        assert_eq!(bytes(&r), model);
     }
 }
 
 #[test]
-fn what_is_partly_outside_is_refused_and_changes_nothing() {
+fn an_access_partly_outside_is_refused_and_changes_nothing() {
     for len in LENS {
-        let r = Region::heap(len);
+        let mut r = Region::heap(len);
         r.fill(0, len, 7).unwrap();
         for (offset, n) in [(len + 1, 0), (len, 1), (0, len + 1), (usize::MAX, 1)] {
             let refused = Err(RegionError::OutOfRange);
@@ -57,73 +59,142 @@ fn what_is_partly_outside_is_refused_and_changes_nothing() {
             assert_eq!(r.copy_in(offset, &buf), refused, "{len} {offset} {n}");
             assert_eq!(r.copy_out(offset, &mut buf), refused);
             assert_eq!(r.fill(offset, n, 1), refused);
-            assert_eq!(r.slice(offset, n).map(drop), refused);
             assert!(buf.iter().all(|&b| b == 9));
         }
-        assert_eq!(
-            r.slice(1, usize::MAX).map(drop),
-            Err(RegionError::OutOfRange)
-        );
-        let mut all = vec![0; len];
-        r.copy_out(0, &mut all).unwrap();
-        assert!(all.iter().all(|&b| b == 7));
+        for at in [len + 1, usize::MAX] {
+            assert_eq!(r.split_to(at).err(), Some(RegionError::OutOfRange));
+            assert_eq!(r.split_off(at).err(), Some(RegionError::OutOfRange));
+            let words = r.take_words::<AtomicU8>(at);
+            assert_eq!(words.err(), Some(RegionError::OutOfRange));
+        }
+        assert_eq!(bytes(&r), vec![7; len]);
     }
 }
 
 #[test]
-fn a_slice_is_a_region_with_its_own_bounds() {
-    let r = Region::heap(64);
-    let s = r.slice(16, 8).unwrap();
-    s.copy_in(0, b"12345678").unwrap();
-    assert_eq!(s.copy_in(1, b"12345678"), Err(RegionError::OutOfRange));
-    let t = s.slice(4, 4).unwrap();
-    drop((r, s));
-    let mut out = [0; 4];
-    t.copy_out(0, &mut out).unwrap();
-    assert_eq!(&out, b"5678");
+fn the_parts_are_the_whole_each_with_its_own_bounds() {
+    let mut whole = Region::heap(64);
+    whole.copy_in(0, &(0..64).collect::<Vec<u8>>()).unwrap();
+    let head = whole.split_to(16).unwrap();
+    let tail = whole.split_off(8).unwrap();
+    assert_eq!(bytes(&head), (0..16).collect::<Vec<u8>>());
+    assert_eq!(bytes(&whole), (16..24).collect::<Vec<u8>>());
+    assert_eq!(bytes(&tail), (24..64).collect::<Vec<u8>>());
+    assert_eq!(whole.copy_in(1, &[0; 8]), Err(RegionError::OutOfRange));
+    let mut part = whole.take();
+    assert!(whole.is_empty());
+    assert_eq!(whole.fill(0, 1, 0), Err(RegionError::OutOfRange));
+    let rest = part.split_off(4).unwrap();
+    drop((whole, head, tail, part));
+    assert_eq!(bytes(&rest), [20, 21, 22, 23], "a part keeps the memory");
 }
 
 #[test]
 fn words_are_checked_for_bounds_and_alignment() {
-    let r = Region::heap(12);
-    assert!(r.atomic_u32(8).is_some());
-    assert!(r.atomic_u32(12).is_none());
-    assert!(r.atomic_u32(9).is_none());
-    assert!(r.atomic_u32(6).is_none());
-    assert!(r.atomic_u16(10).is_some());
-    assert!(r.atomic_u16(11).is_none());
-    assert!(r.atomic_u8(11).is_some());
-    assert!(r.atomic_u8(12).is_none());
-    assert!(r.atomic_u32(usize::MAX - 3).is_none());
+    let mut r = Region::heap(12);
+    for count in [4, usize::MAX / 4, usize::MAX] {
+        let refused = r.take_words::<AtomicU32>(count).err();
+        assert_eq!(refused, Some(RegionError::OutOfRange), "{count}");
+    }
+    assert_eq!(r.len(), 12, "nothing is lost on error");
     assert_eq!(r.load_u32(6), Err(RegionError::Misaligned));
     assert_eq!(r.load_u32(12), Err(RegionError::OutOfRange));
-    // A slice at an odd offset: alignment is that of the address, not of the offset.
-    let odd = r.slice(1, 11).unwrap();
-    assert_eq!(odd.load_u16(0), Err(RegionError::Misaligned));
-    assert!(odd.load_u16(1).is_ok());
+    assert_eq!(r.load_u32(usize::MAX - 3), Err(RegionError::OutOfRange));
+    let words = r.take_words::<AtomicU32>(1).unwrap();
+    assert_eq!((words.len(), r.len()), (1, 8));
+    assert!(words.word(0).is_some() && words.word(1).is_none());
+    // At an odd address: alignment is that of the address, not of the offset.
+    let byte = r.take_words::<AtomicU8>(1).unwrap();
+    let refused = r.take_words::<AtomicU16>(1).err();
+    assert_eq!(refused, Some(RegionError::Misaligned));
+    assert_eq!(r.load_u16(0), Err(RegionError::Misaligned));
+    assert_eq!(r.load_u16(1), Ok(0));
+    assert_eq!(r.len(), 7);
+    drop((r, words));
+    byte[0].store(1, Ordering::Relaxed);
+}
+
+/// The bytes that are words of one width are neither payload nor words of another.
+#[test]
+fn a_byte_is_lent_at_one_width_only() {
+    let mut r = Region::heap(16);
+    let base = r.as_ptr().addr();
+    let wide = r.take_words::<AtomicU32>(1).unwrap();
+    let narrow = r.take_words::<AtomicU8>(4).unwrap();
+    let at = |first: usize, count: usize| first - base..first - base + count;
+    let wide_at = at(wide.as_ptr().addr(), 4 * wide.len());
+    let narrow_at = at(narrow.as_ptr().addr(), narrow.len());
+    let payload_at = at(r.as_ptr().addr(), r.len());
+    assert_eq!([wide_at, narrow_at, payload_at], [0..4, 4..8, 8..16]);
+
+    // All at once.
+    thread::scope(|scope| {
+        scope.spawn(|| narrow.iter().for_each(|b| b.store(1, Ordering::Relaxed)));
+        scope.spawn(|| narrow[3].fetch_add(1, Ordering::Relaxed));
+        scope.spawn(|| wide[0].store(2, Ordering::Relaxed));
+        let word = wide.word(0).unwrap();
+        scope.spawn(move || word.load(Ordering::Relaxed));
+        scope.spawn(|| r.fill(0, 8, 3).unwrap());
+    });
+    assert_eq!(wide[0].load(Ordering::Relaxed), 2);
+    assert_eq!(bytes(&r), [3; 8]);
 }
 
 #[test]
-fn words_and_copies_see_the_same_bytes() {
-    let r = Region::heap(16);
-    r.atomic_u32(4)
-        .unwrap()
-        .store(0x0403_0201, Ordering::Relaxed);
-    r.atomic_u16(8).unwrap().store(0x0605, Ordering::Relaxed);
-    r.atomic_u8(10).unwrap().store(7, Ordering::Relaxed);
-    let mut out = [0; 7];
-    r.copy_out(4, &mut out).unwrap();
-    if cfg!(target_endian = "little") {
-        assert_eq!(out, [1, 2, 3, 4, 5, 6, 7]);
+fn parts_are_written_by_threads_at_the_same_time() {
+    let mut one = Region::heap(4096);
+    let mut two = one.split_off(100).unwrap();
+    let three = two.split_off(3000).unwrap();
+    let other = thread::spawn(move || {
+        one.copy_in(0, &[1; 100]).unwrap();
+        one
+    });
+    two.fill(0, 3000, 2).unwrap();
+    two.touch(1, 2999, 64.try_into().unwrap(), 2).unwrap();
+    let one = other.join().unwrap();
+    assert_eq!(bytes(&one), [1; 100]);
+    assert_eq!(bytes(&two), [2; 3000]);
+    assert_eq!(bytes(&three), [0; 996]);
+}
+
+#[test]
+fn readers_of_every_width_share_a_region() {
+    let mut r = Region::heap(64);
+    r.copy_in(0, &0x0403_0201_u32.to_le_bytes()).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(r.load_u32(0).map(u32::from_le), Ok(0x0403_0201)));
+        scope.spawn(|| assert_eq!(r.load_u16(2).map(u16::from_le), Ok(0x0403)));
+        scope.spawn(|| assert_eq!(r.load_u8(3), Ok(4)));
+        assert_eq!(&bytes(&r)[..4], [1, 2, 3, 4]);
+    });
+}
+
+/// A region goes to another thread by an atomic of its own memory: copies that the order of the atomic
+/// separates are not a race.
+#[test]
+fn an_atomic_orders_the_copies_of_two_threads() {
+    let mut r = Region::heap(4096);
+    let flag = r.take_words::<AtomicU32>(1).unwrap().word(0).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let theirs = flag.clone();
+    let t = thread::spawn(move || {
+        r.copy_in(64, &[42; 100]).unwrap();
+        sender.send(r).unwrap();
+        theirs.store(1, Ordering::Release);
+    });
+    while flag.load(Ordering::Acquire) == 0 {
+        thread::yield_now();
     }
-    assert_eq!(r.load_u32(4), Ok(0x0403_0201));
-    assert_eq!(r.load_u16(8), Ok(0x0605));
-    assert_eq!(r.load_u8(10), Ok(7));
+    let mut out = [0; 100];
+    receiver.recv().unwrap().copy_out(64, &mut out).unwrap();
+    assert_eq!(out, [42; 100]);
+    t.join().unwrap();
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "descriptors")]
 fn ranges_go_to_and_from_a_descriptor_in_order() {
-    let r = Region::heap(32);
+    let mut r = Region::heap(32);
     r.copy_in(24, b"hello, w").unwrap();
     r.copy_in(0, b"orld").unwrap();
     let (mut a, mut b) = UnixStream::pair().unwrap();
@@ -149,8 +220,9 @@ fn ranges_go_to_and_from_a_descriptor_in_order() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "descriptors")]
 fn bad_ranges_move_nothing() {
-    let r = Region::heap(32);
+    let mut r = Region::heap(32);
     let (a, mut b) = UnixStream::pair().unwrap();
     b.set_nonblocking(true).unwrap();
     #[expect(clippy::reversed_empty_ranges, reason = "a bad range is the point")]
@@ -168,23 +240,4 @@ fn bad_ranges_move_nothing() {
     }
     let e = b.read(&mut [0; 8]).unwrap_err();
     assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock);
-}
-
-/// The copy rule between threads: copies ordered by an atomic are not a race (miri and
-/// ThreadSanitizer would say so if they were).
-#[test]
-fn an_atomic_orders_the_copies_of_two_threads() {
-    let r = Region::heap(4096);
-    let writer = r.clone();
-    let t = thread::spawn(move || {
-        writer.copy_in(64, &[42; 100]).unwrap();
-        writer.atomic_u32(0).unwrap().store(1, Ordering::Release);
-    });
-    while r.atomic_u32(0).unwrap().load(Ordering::Acquire) == 0 {
-        thread::yield_now();
-    }
-    let mut out = [0; 100];
-    r.copy_out(64, &mut out).unwrap();
-    assert_eq!(out, [42; 100]);
-    t.join().unwrap();
 }

@@ -10,7 +10,7 @@ use xen_sys::DomId;
 
 use crate::doorbell::Half;
 use crate::reader::{ReadHalf, end_as_zero};
-use crate::ring::Role;
+use crate::ring::{Rings, Role};
 use crate::session::PeerState;
 use crate::shared::Shared;
 use crate::writer::{BySteps, WriteHalf};
@@ -49,13 +49,13 @@ pub struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(shared: Shared, attached: bool) -> Result<Self, Violation> {
-        let (role, shared) = (shared.role, Arc::new(shared));
-        let (rx, tx) = if attached {
-            (shared.rings.consumer(role)?, shared.rings.producer(role)?)
+    pub(crate) fn new(shared: Shared, rings: Rings, attached: bool) -> Result<Self, Violation> {
+        let (tx, rx) = if attached {
+            rings.attach(shared.role)?
         } else {
-            shared.rings.blank(role)
+            rings.halves(shared.role)
         };
+        let shared = Arc::new(shared);
         Ok(Self {
             rx: ReadHalf::new(rx, Arc::clone(&shared), attached),
             tx: WriteHalf::new(tx, shared, attached),

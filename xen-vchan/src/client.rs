@@ -14,11 +14,11 @@ use crate::delivery::Delivery;
 use crate::doorbell::Doorbell;
 use crate::handshake::{Address, read_address};
 use crate::layout::{
-    CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
+    CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
 };
 use crate::life::DomainLife;
 use crate::mem::Word8;
-use crate::ring::{Rings, Role, WRITE};
+use crate::ring::{Cursors, Rings, Role, WRITE};
 use crate::session::{CONNECTED, GONE, Session};
 use crate::shared::{Pages, Shared};
 use crate::spin::Peer;
@@ -175,15 +175,12 @@ impl ClientBuilder {
         let port = events
             .bind_interdomain(self.server, address.port)
             .map_err(refused)?;
-        let control =
+        let mut control =
             map(xen, self.server, &[address.control], Access::ReadWrite).map_err(refused)?;
         let page = control.region();
 
         // Each value once, into private memory; nothing below looks at them again.
-        let (mut left, mut right) = ([0; 2], [0; 2]);
-        page.copy_out(LEFT_ORDER, &mut left)?;
-        page.copy_out(RIGHT_ORDER, &mut right)?;
-        let orders = (u16::from_ne_bytes(left), u16::from_ne_bytes(right));
+        let orders = (page.load_u16(LEFT_ORDER)?, page.load_u16(RIGHT_ORDER)?);
         // A page in the making: a server that was killed has left its nodes, and another has got the
         // same numbers just now. It will publish itself.
         if orders == (0, 0) {
@@ -212,29 +209,23 @@ impl ClientBuilder {
                 access,
             )?))
         };
-        let left = pages(geometry.left_place(), Access::ReadWrite)?;
-        let right = pages(geometry.right_place(), Access::ReadOnly)?;
-        let rings = Rings::new(
-            page,
-            geometry,
-            left.as_ref().map(MappedPages::region),
-            right.as_ref().map(MappedPages::region),
-        );
-        let bytes = (
-            Word8::new(page, SRV_LIVE),
-            Word8::new(page, CLI_LIVE),
-            Word8::new(page, SRV_NOTIFY),
-        );
-        let (Some(rings), (Some(peer), Some(own), Some(told))) = (rings, bytes) else {
-            return Err(Error::Invalid {
-                what: "fewer mapped pages than asked for",
-            });
+        let mut left = pages(geometry.left_place(), Access::ReadWrite)?;
+        let mut right = pages(geometry.right_place(), Access::ReadOnly)?;
+        let short = || Error::Invalid {
+            what: "fewer mapped pages than asked for",
         };
+        let rings = Rings::new(
+            control.take_region(),
+            geometry,
+            left.as_mut().map(MappedPages::take_region),
+            right.as_mut().map(MappedPages::take_region),
+        )
+        .ok_or_else(short)?;
+        let byte = |at| Word8::new(rings.words(), at).ok_or_else(short);
+        let (peer, own, told) = (byte(SRV_LIVE)?, byte(CLI_LIVE)?, byte(SRV_NOTIFY)?);
         if peer.get().load(Ordering::Acquire) == GONE {
             return Err(self.nobody());
         }
-        debug_assert!(page.len() >= PAGE);
-
         let path = (!address.withdraws).then_some(&*self.path);
         let life = if self.notice {
             Some(DomainLife::watch(store, self.server, &events, path)?)
@@ -254,7 +245,7 @@ impl ClientBuilder {
             seat: OnceLock::new(),
             peer: self.server,
             runs: Peer::of(xen),
-            rings,
+            cursors: Cursors::new(&rings),
             session: Session::new(Role::Client, peer, own, address.accepts_sessions),
             pages: Pages::Theirs {
                 rings: left.into_iter().chain(right).collect(),
@@ -265,7 +256,7 @@ impl ClientBuilder {
         };
         shared.doorbell.notify()?;
         let attached = !address.accepts_sessions;
-        Ok(Channel::new(shared, attached)?)
+        Ok(Channel::new(shared, rings, attached)?)
     }
 }
 

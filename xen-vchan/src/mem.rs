@@ -1,14 +1,16 @@
-//! The memory under a ring: typed cells and a block of bytes, over a [`Region`](xen_gnttab::Region)
-//! or over loom's atomics.
+//! The memory under a ring: words and a block of bytes, taken out of a
+//! [`Region`](xen_gnttab::Region), or loom's atomics.
 //!
-//! Ranges are checked when a cell is made, once; using it cannot fail.
+//! Ranges are checked when the memory is taken apart, once; using a part cannot fail.
 
 #[cfg(loom)]
-pub use model::Memory;
+pub(crate) use model::{Bytes, Control, Word8, Word32};
 #[cfg(loom)]
-pub(crate) use model::{Bytes, Word8, Word32};
+pub use model::{ControlWords, Memory};
 #[cfg(not(loom))]
-pub(crate) use shared::{Bytes, Word8, Word32};
+pub use shared::ControlWords;
+#[cfg(not(loom))]
+pub(crate) use shared::{Bytes, Control, Word8, Word32};
 #[cfg(not(loom))]
 #[doc(no_inline)]
 pub use xen_gnttab::Region as Memory;
@@ -22,53 +24,104 @@ mod shared {
     use std::num::NonZeroUsize;
     use std::os::fd::AsFd;
 
-    use xen_gnttab::{Region, Word};
+    use xen_gnttab::{Region, Word, Words};
 
     use super::LINE;
+    use crate::layout::{CLI_LIVE, GRANTS, LEFT, LEFT_ORDER};
     use crate::sync::{AtomicU8, AtomicU32};
 
-    macro_rules! word {
-        ($(#[$doc:meta])* $name:ident, $atomic:ident, $hold:ident) => {
-            $(#[$doc])*
-            #[derive(Clone, Debug)]
-            pub(crate) struct $name(Word<$atomic>);
-
-            impl $name {
-                /// `None` if there is no such word, aligned and writable, in `region`.
-                pub(crate) fn new(region: &Region, offset: usize) -> Option<Self> {
-                    region.$hold(offset).map(Self)
-                }
-
-                #[inline]
-                pub(crate) fn get(&self) -> &$atomic {
-                    &self.0
-                }
-            }
-        };
+    /// A control page, taken apart.
+    #[derive(Debug)]
+    pub(crate) struct Control {
+        pub(crate) words: ControlWords,
+        /// All bytes behind the live and notify bytes that are left.
+        rest: Region,
     }
 
-    word!(
-        /// A cursor.
-        Word32, AtomicU32, hold_u32
-    );
-    word!(
-        /// A notify or live byte.
-        Word8, AtomicU8, hold_u8
-    );
+    impl Control {
+        /// `None` if `page` is too short, not aligned or for reading only.
+        pub(crate) fn new(mut page: Region) -> Option<Self> {
+            const { assert!(LEFT == 0) };
+            let cursors = page.take_words(LEFT_ORDER / size_of::<u32>()).ok()?;
+            // The orders, which nobody looks at any more.
+            page.split_to(CLI_LIVE - LEFT_ORDER).ok()?;
+            let bytes = page.take_words(GRANTS - CLI_LIVE).ok()?;
+            let words = ControlWords { cursors, bytes };
+            Some(Self { words, rest: page })
+        }
+
+        /// Takes the last `len` bytes from `offset` of the page; there is nothing behind them then.
+        pub(crate) fn take(&mut self, offset: usize, len: usize) -> Option<Region> {
+            let mut taken = self.rest.split_off(offset.checked_sub(GRANTS)?).ok()?;
+            taken.split_to(len).ok()
+        }
+    }
+
+    /// The words of a control page: cursors, live and notify bytes. Clones are the same words.
+    #[derive(Clone, Debug)]
+    pub struct ControlWords {
+        cursors: Words<AtomicU32>,
+        bytes: Words<AtomicU8>,
+    }
+
+    impl ControlWords {
+        /// The cursor at `offset` of the page, in bytes.
+        #[must_use]
+        pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
+            self.cursors.get(offset / 4).filter(|_| offset % 4 == 0)
+        }
+
+        /// The live or notify byte at `offset` of the page.
+        #[must_use]
+        pub fn atomic_u8(&self, offset: usize) -> Option<&AtomicU8> {
+            self.bytes.get(offset.checked_sub(CLI_LIVE)?)
+        }
+    }
+
+    /// A cursor.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Word32(Word<AtomicU32>);
+
+    impl Word32 {
+        pub(crate) fn new(words: &ControlWords, offset: usize) -> Option<Self> {
+            words.cursors.word(offset / 4).map(Self)
+        }
+
+        #[inline]
+        pub(crate) fn get(&self) -> &AtomicU32 {
+            &self.0
+        }
+    }
+
+    /// A notify or live byte.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Word8(Word<AtomicU8>);
+
+    impl Word8 {
+        pub(crate) fn new(words: &ControlWords, offset: usize) -> Option<Self> {
+            words.bytes.word(offset.checked_sub(CLI_LIVE)?).map(Self)
+        }
+
+        #[inline]
+        pub(crate) fn get(&self) -> &AtomicU8 {
+            &self.0
+        }
+    }
 
     /// The bytes of a ring.
-    #[derive(Clone, Debug)]
+    #[derive(Debug)]
     pub(crate) struct Bytes(Region);
 
     impl Bytes {
-        pub(crate) fn new(region: &Region, offset: usize, len: usize) -> Option<Self> {
-            Some(Self(region.slice(offset, len).ok()?))
+        /// The first `len` bytes of `region`.
+        pub(crate) fn new(mut region: Region, len: usize) -> Option<Self> {
+            Some(Self(region.split_to(len).ok()?))
         }
 
         /// Copies into the ring. The caller keeps within it; the ring of the other direction may be
         /// mapped for reading only and is never written to.
         #[inline]
-        pub(crate) fn copy_in(&self, at: usize, from: &[u8]) {
+        pub(crate) fn copy_in(&mut self, at: usize, from: &[u8]) {
             let copied = self.0.copy_in(at, from);
             debug_assert_eq!(copied, Ok(()));
         }
@@ -76,7 +129,7 @@ mod shared {
         /// Writes a byte that means nothing to each cache line of a part of the ring that means
         /// nothing.
         #[inline]
-        pub(crate) fn touch(&self, at: usize, len: usize) {
+        pub(crate) fn touch(&mut self, at: usize, len: usize) {
             const STEP: NonZeroUsize = NonZeroUsize::new(LINE as usize).unwrap();
             let touched = self.0.touch(at, len, STEP, 0);
             debug_assert_eq!(touched, Ok(()));
@@ -92,7 +145,7 @@ mod shared {
         /// Reads from a descriptor into the ring: `first` bytes at `at`, then `second` at its
         /// start.
         pub(crate) fn fill_from(
-            &self,
+            &mut self,
             fd: impl AsFd,
             (at, first, second): (usize, usize, usize),
         ) -> io::Result<usize> {
@@ -125,7 +178,7 @@ mod model {
     const DATA: usize = 4;
 
     /// A control page under loom, with a handful of payload bytes for both rings.
-    #[derive(Clone, Debug)]
+    #[derive(Debug)]
     pub struct Memory(Arc<Cells>);
 
     #[derive(Debug)]
@@ -146,6 +199,35 @@ mod model {
             }))
         }
 
+        /// The same page for the other end: all cells are atomics.
+        #[must_use]
+        pub fn alias(&self) -> Self {
+            Self(Arc::clone(&self.0))
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Control {
+        pub(crate) words: ControlWords,
+        page: Memory,
+    }
+
+    impl Control {
+        pub(crate) fn new(page: Memory) -> Option<Self> {
+            let words = ControlWords(Arc::clone(&page.0));
+            Some(Self { words, page })
+        }
+
+        pub(crate) fn take(&mut self, _offset: usize, _len: usize) -> Option<Memory> {
+            Some(self.page.alias())
+        }
+    }
+
+    /// The words of a control page.
+    #[derive(Clone, Debug)]
+    pub struct ControlWords(Arc<Cells>);
+
+    impl ControlWords {
         /// A cursor.
         #[must_use]
         pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
@@ -162,12 +244,12 @@ mod model {
     macro_rules! word {
         ($name:ident, $atomic:ident, $lend:ident) => {
             #[derive(Clone, Debug)]
-            pub(crate) struct $name(Memory, usize);
+            pub(crate) struct $name(ControlWords, usize);
 
             impl $name {
-                pub(crate) fn new(memory: &Memory, offset: usize) -> Option<Self> {
-                    memory.$lend(offset)?;
-                    Some(Self(memory.clone(), offset))
+                pub(crate) fn new(words: &ControlWords, offset: usize) -> Option<Self> {
+                    words.$lend(offset)?;
+                    Some(Self(words.clone(), offset))
                 }
 
                 pub(crate) fn get(&self) -> &$atomic {
@@ -182,22 +264,22 @@ mod model {
     word!(Word32, AtomicU32, atomic_u32);
     word!(Word8, AtomicU8, atomic_u8);
 
-    #[derive(Clone, Debug)]
+    #[derive(Debug)]
     pub(crate) struct Bytes(Memory);
 
     impl Bytes {
-        pub(crate) fn new(memory: &Memory, _offset: usize, _len: usize) -> Option<Self> {
-            Some(Self(memory.clone()))
+        pub(crate) fn new(memory: Memory, _len: usize) -> Option<Self> {
+            Some(Self(memory))
         }
 
-        pub(crate) fn copy_in(&self, at: usize, from: &[u8]) {
+        pub(crate) fn copy_in(&mut self, at: usize, from: &[u8]) {
             for (index, byte) in from.iter().enumerate() {
                 self.0.0.data[(at + index) % DATA].store(*byte, Ordering::Relaxed);
             }
         }
 
         /// No cache lines here.
-        pub(crate) fn touch(&self, _at: usize, _len: usize) {}
+        pub(crate) fn touch(&mut self, _at: usize, _len: usize) {}
 
         pub(crate) fn copy_out(&self, at: usize, to: &mut [u8]) {
             for (index, byte) in to.iter_mut().enumerate() {

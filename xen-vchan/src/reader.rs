@@ -93,8 +93,8 @@ impl ReadHalf {
             PeerState::Gone if !self.shared.session.begun() => Err(Error::Closed),
             // Gone already, but it may have written before.
             PeerState::Gone | PeerState::Connected => {
-                let rx = self.shared.rings.consumer(self.shared.role);
-                self.rx = self.checked(rx)?;
+                let attached = self.rx.attach();
+                self.checked(attached)?;
                 self.attached = true;
                 Ok(true)
             }

@@ -11,12 +11,11 @@ use crate::delivery::Delivery;
 use crate::doorbell::Doorbell;
 use crate::handshake::{self, Published};
 use crate::layout::{
-    CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, PAGE, Place, RIGHT_ORDER, RingSize,
-    SRV_LIVE,
+    CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, Place, RIGHT_ORDER, RingSize, SRV_LIVE,
 };
 use crate::life::DomainLife;
 use crate::mem::Word8;
-use crate::ring::{Rings, Role, WRITE};
+use crate::ring::{Cursors, Rings, Role, WRITE};
 use crate::session::{CONNECTED, EXPECTED, Session};
 use crate::shared::{Pages, Shared};
 use crate::spin::Peer;
@@ -121,7 +120,7 @@ impl ServerBuilder {
         handshake::clear(store, &self.path)?;
         let events = EventChannels::open(xen)?;
         let port = events.bind_unbound(self.peer)?;
-        let control = share(xen, self.peer, 1, Access::ReadWrite)?;
+        let mut control = share(xen, self.peer, 1, Access::ReadWrite)?;
 
         // The client never reads `left` and never writes `right`, but existing clients map both
         // writable.
@@ -134,36 +133,31 @@ impl ServerBuilder {
             list.extend(pages.refs().iter().map(|grant| grant.as_u32()));
             Ok(Some(pages))
         };
-        let left = pages(geometry.left_place())?;
-        let right = pages(geometry.right_place())?;
+        let mut left = pages(geometry.left_place())?;
+        let mut right = pages(geometry.right_place())?;
 
-        let page = control.region();
+        let page = control.region_mut();
         let (left_order, right_order) = geometry.orders();
         page.copy_in(LEFT_ORDER, &left_order.to_ne_bytes())?;
         page.copy_in(RIGHT_ORDER, &right_order.to_ne_bytes())?;
         for (index, grant) in list.iter().enumerate() {
             page.copy_in(GRANTS + 4 * index, &grant.to_ne_bytes())?;
         }
-        let rings = Rings::new(
-            page,
-            geometry,
-            left.as_ref().map(SharedPages::region),
-            right.as_ref().map(SharedPages::region),
-        );
-        let bytes = (
-            Word8::new(page, CLI_LIVE),
-            Word8::new(page, SRV_LIVE),
-            Word8::new(page, CLI_NOTIFY),
-        );
-        let (Some(rings), (Some(peer), Some(own), Some(told))) = (rings, bytes) else {
-            return Err(Error::Invalid {
-                what: "fewer granted pages than asked for",
-            });
+        let short = || Error::Invalid {
+            what: "fewer granted pages than asked for",
         };
+        let rings = Rings::new(
+            control.take_region(),
+            geometry,
+            left.as_mut().map(SharedPages::take_region),
+            right.as_mut().map(SharedPages::take_region),
+        )
+        .ok_or_else(short)?;
+        let byte = |at| Word8::new(rings.words(), at).ok_or_else(short);
+        let (peer, own, told) = (byte(CLI_LIVE)?, byte(SRV_LIVE)?, byte(CLI_NOTIFY)?);
         peer.get().store(EXPECTED, Ordering::Relaxed);
         own.get().store(CONNECTED, Ordering::Relaxed);
         told.get().store(WRITE, Ordering::Relaxed);
-        debug_assert!(page.len() >= PAGE);
 
         // If this process is killed the kernel says so in our place.
         control.set_unmap_notify(UnmapNotify {
@@ -188,7 +182,7 @@ impl ServerBuilder {
             seat: OnceLock::new(),
             peer: self.peer,
             runs: Peer::of(xen),
-            rings,
+            cursors: Cursors::new(&rings),
             session: Session::new(Role::Server, peer, own, false),
             pages: Pages::Ours {
                 rings: left.into_iter().chain(right).collect(),
@@ -197,6 +191,6 @@ impl ServerBuilder {
             doorbell: Doorbell::new(events, port, Delivery::default(), life),
             role: Role::Server,
         };
-        Ok(Channel::new(shared, true)?)
+        Ok(Channel::new(shared, rings, true)?)
     }
 }

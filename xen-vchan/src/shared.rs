@@ -11,7 +11,7 @@ use crate::Result;
 use crate::doorbell::{Doorbell, Standing, has_passed};
 use crate::handshake::Published;
 use crate::listener::Seat;
-use crate::ring::{Rings, Role};
+use crate::ring::{Cursors, Role};
 use crate::session::{PeerState, Session};
 use crate::spin::Peer;
 
@@ -40,7 +40,7 @@ pub(crate) enum Pages {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) published: Mutex<Option<Published>>,
-    pub(crate) rings: Rings,
+    pub(crate) cursors: Cursors,
     pub(crate) session: Session,
     #[allow(dead_code)] // held, never read
     pub(crate) pages: Pages,
@@ -66,7 +66,9 @@ impl Shared {
 
     #[cold]
     fn observe_change(&self) -> Result<PeerState> {
-        let (state, began) = self.session.change(|| self.rings.moved_by(Role::Client))?;
+        let (state, began) = self
+            .session
+            .change(|| self.cursors.moved_by(Role::Client))?;
         if began && self.role == Role::Server {
             self.doorbell.peer_came();
             self.doorbell.notify()?;
@@ -116,7 +118,7 @@ impl Shared {
 
     /// What the peer can change: its cursors and its live byte, only to be compared.
     fn standing(&self) -> Standing {
-        let cursors = self.rings.moved_by(self.role.other());
+        let cursors = self.cursors.moved_by(self.role.other());
         (cursors, self.session.live())
     }
 

@@ -69,8 +69,8 @@ impl WriteHalf {
 
     #[cold]
     fn attach(&mut self) -> Result<bool> {
-        let tx = self.shared.rings.producer(self.shared.role);
-        self.tx = self.checked(tx)?;
+        let attached = self.tx.attach();
+        self.checked(attached)?;
         self.attached = true;
         Ok(true)
     }

@@ -17,33 +17,30 @@ use loom::sync::atomic::{AtomicBool, Ordering, fence};
 use loom::sync::{Arc, Notify};
 use loom::thread;
 use page::{CLI_NOTIFY, LEFT_CONS, LEFT_PROD, READ, SRV_NOTIFY, WRITE};
-use xen_vchan::ring::{Consumer, Producer, Rings, Role};
-use xen_vchan::{Geometry, Memory};
+use xen_vchan::Geometry;
+use xen_vchan::ring::{Consumer, ControlWords, Producer, Role};
 
 fn geometry() -> Geometry {
     Geometry::new(10, 11).unwrap()
 }
 
-fn rings(page: &Memory) -> Rings {
-    Rings::new(page, geometry(), None, None).unwrap()
+/// The ring from client to server, with both its cursors at 0, and its words.
+fn left() -> (Producer, Consumer, ControlWords) {
+    let [client, server] = page::pair(geometry(), 0, 0);
+    let words = client.words().clone();
+    let (tx, _) = client.attach(Role::Client).unwrap();
+    let (_, rx) = server.attach(Role::Server).unwrap();
+    (tx, rx, words)
 }
 
-/// The ring from client to server.
-fn left(page: &Memory) -> (Producer, Consumer) {
-    let rings = rings(page);
-    (
-        rings.producer(Role::Client).unwrap(),
-        rings.consumer(Role::Server).unwrap(),
-    )
-}
-
-/// A page whose left ring is full of zeroes.
-fn full() -> Memory {
-    let page = Memory::heap(4096);
-    page.atomic_u32(LEFT_PROD)
-        .unwrap()
-        .store(1024, Ordering::Release);
-    page
+/// The same, full of zeroes.
+fn full() -> (Producer, Consumer, ControlWords) {
+    let [client, server] = page::pair(geometry(), 0, 0);
+    let words = client.words().clone();
+    page::poke(&words, LEFT_PROD, 1024);
+    let (tx, _) = client.attach(Role::Client).unwrap();
+    let (_, rx) = server.attach(Role::Server).unwrap();
+    (tx, rx, words)
 }
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
@@ -92,8 +89,7 @@ fn send(tx: &mut Producer, byte: u8, bell: &Notify) -> bool {
 #[test]
 fn a_sleeping_reader_is_woken_and_sees_the_bytes() {
     model(|| {
-        let page = Memory::heap(4096);
-        let (mut tx, mut rx) = left(&page);
+        let (mut tx, mut rx, _) = left();
         let bell = Arc::new(Notify::new());
         let reader = {
             let bell = bell.clone();
@@ -117,8 +113,7 @@ fn a_sleeping_reader_is_woken_and_sees_the_bytes() {
 #[test]
 fn a_sleeping_writer_is_woken_and_may_overwrite() {
     model(|| {
-        let page = full();
-        let (mut tx, mut rx) = left(&page);
+        let (mut tx, mut rx, _) = full();
         let bell = Arc::new(Notify::new());
         let canary = Arc::new(AtomicBool::new(false));
         let writer = {
@@ -152,16 +147,9 @@ fn a_sleeping_writer_is_woken_and_may_overwrite() {
 #[test]
 fn both_directions_share_the_notify_bytes_without_losing_a_request() {
     model(|| {
-        let page = Memory::heap(4096);
-        let rings = rings(&page);
-        let (mut client_tx, mut client_rx) = (
-            rings.producer(Role::Client).unwrap(),
-            rings.consumer(Role::Client).unwrap(),
-        );
-        let (mut server_tx, mut server_rx) = (
-            rings.producer(Role::Server).unwrap(),
-            rings.consumer(Role::Server).unwrap(),
-        );
+        let [client, server] = page::pair(geometry(), 0, 0);
+        let (mut client_tx, mut client_rx) = client.attach(Role::Client).unwrap();
+        let (mut server_tx, mut server_rx) = server.attach(Role::Server).unwrap();
         let (to_server, to_client) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let server = {
             let (to_server, to_client) = (to_server.clone(), to_client.clone());
@@ -191,8 +179,7 @@ fn both_directions_share_the_notify_bytes_without_losing_a_request() {
 #[test]
 fn what_was_written_before_death_is_found_after_it() {
     model(|| {
-        let page = Memory::heap(4096);
-        let (mut tx, mut rx) = left(&page);
+        let (mut tx, mut rx, _) = left();
         let live = Arc::new(AtomicBool::new(true));
         let writer = {
             let live = live.clone();
@@ -217,8 +204,7 @@ fn what_was_written_before_death_is_found_after_it() {
 #[test]
 fn a_c_writer_wakes_our_reader() {
     model(|| {
-        let page = Memory::heap(4096);
-        let (_, mut rx) = left(&page);
+        let (_, mut rx, page) = left();
         let bell = Arc::new(Notify::new());
         let reader = {
             let bell = bell.clone();
@@ -244,8 +230,7 @@ fn a_c_writer_wakes_our_reader() {
 #[test]
 fn our_writer_wakes_a_c_reader() {
     model(|| {
-        let page = Memory::heap(4096);
-        let (mut tx, _) = left(&page);
+        let (mut tx, _, page) = left();
         let bell = Arc::new(Notify::new());
         let reader = {
             let (page, bell) = (page.clone(), bell.clone());
@@ -275,8 +260,7 @@ fn our_writer_wakes_a_c_reader() {
 #[test]
 fn our_reader_wakes_a_c_writer() {
     model(|| {
-        let page = full();
-        let (_, mut rx) = left(&page);
+        let (_, mut rx, page) = full();
         let bell = Arc::new(Notify::new());
         let writer = {
             let (page, bell) = (page.clone(), bell.clone());
@@ -307,8 +291,7 @@ fn our_reader_wakes_a_c_writer() {
 #[test]
 fn a_c_reader_wakes_our_writer() {
     model(|| {
-        let page = full();
-        let (mut tx, _) = left(&page);
+        let (mut tx, _, page) = full();
         let bell = Arc::new(Notify::new());
         let writer = {
             let bell = bell.clone();

@@ -50,12 +50,12 @@ impl Fault {
 }
 
 struct Page<'a> {
-    region: &'a Region,
+    region: &'a mut Region,
     port: &'a BoundPort,
 }
 
 impl Page<'_> {
-    fn put(&self, at: usize, value: &[u8]) {
+    fn put(&mut self, at: usize, value: &[u8]) {
         // Within the page: all offsets are constants above.
         let _ = self.region.copy_in(at, value);
         let _ = self.port.notify();
@@ -68,7 +68,7 @@ impl Page<'_> {
     }
 
     /// Everything at its beginning, and a greeting in the ring.
-    fn reset(&self) {
+    fn reset(&mut self) {
         for at in [LEFT_CONS, LEFT_PROD, RIGHT_CONS, RIGHT_PROD] {
             self.put(at, &[0; 4]);
         }
@@ -88,7 +88,7 @@ impl Page<'_> {
         self.put(SRV_LIVE, &[1]);
     }
 
-    fn spoil(&self, fault: Fault, round: u32) {
+    fn spoil(&mut self, fault: Fault, round: u32) {
         // Near and far from what is true, and across the wrap.
         const WORDS: [u32; 6] = [2049, 0x8000_0000, u32::MAX, 4096, 1, 0x7fff_ffff];
         let word = WORDS
@@ -121,16 +121,17 @@ pub(super) fn play(
     fault: Fault,
     stop: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let pages = share(xen, client, 1, Access::ReadWrite).context("sharing a page")?;
+    let mut pages = share(xen, client, 1, Access::ReadWrite).context("sharing a page")?;
     let events = EventChannels::open(xen).context("event channels")?;
+    let mut region = pages.take_region();
     let mut round = 0;
     while !stop() {
         let port = events.bind_unbound(client).context("a port")?;
-        let page = Page {
-            region: pages.region(),
+        let mut page = Page {
+            region: &mut region,
             port: &port,
         };
-        let _ = pages.region().fill(0, PAGE, 0);
+        let _ = page.region.fill(0, PAGE, 0);
         page.reset();
         // The folder is this domain's own.
         let home = path.rsplit_once('/').map_or(path, |(home, _)| home);

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use stubdm::console::Frontend;
@@ -15,7 +15,7 @@ use stubdm::consoled::output::Output;
 use stubdm::consoled::service::Service;
 use stubdm::consoled::survey::Console;
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, SharedPages, share};
+use xen_gnttab::{Access, Region, SharedPages, Words, share};
 use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
 use xen_sys::sim::Simulation;
@@ -122,7 +122,7 @@ pub(crate) fn console(data: &[u8]) {
             now += STEP;
             service.turn(now)
         };
-        let hostile = Hostile::new(&world.domu, &console.frontend);
+        let mut hostile = Hostile::new(&world.domu, &console.frontend);
         while !input.0.is_empty() {
             hostile.act(&mut input);
             turn(&mut service);
@@ -141,6 +141,8 @@ struct Hostile<'a> {
     store: &'a Store,
     node: &'a str,
     pages: SharedPages,
+    output: Region,
+    indices: Words<AtomicU32>,
     port: BoundPort,
     _events: EventChannels,
 }
@@ -148,10 +150,15 @@ struct Hostile<'a> {
 impl<'a> Hostile<'a> {
     fn new((xen, store): &'a (Xen, Store), node: &'a str) -> Self {
         let events = EventChannels::open(xen).unwrap();
+        let mut pages = share(xen, DomId::DOM0, 1, Access::ReadWrite).unwrap();
+        let mut page = pages.take_region();
+        page.split_to(1024).unwrap();
         let hostile = Self {
             store,
             node,
-            pages: share(xen, DomId::DOM0, 1, Access::ReadWrite).unwrap(),
+            pages,
+            output: page.split_to(2048).unwrap(),
+            indices: page.take_words(4).unwrap(),
             port: events.bind_unbound(DomId::DOM0).unwrap(),
             _events: events,
         };
@@ -172,17 +179,17 @@ impl<'a> Hostile<'a> {
         self.write("state", b"3");
     }
 
-    fn act(&self, input: &mut Input<'_>) {
-        let page = self.pages.region();
-        let index = |which: u8| page.atomic_u32(3072 + 4 * usize::from(which % 4)).unwrap();
+    fn act(&mut self, input: &mut Input<'_>) {
+        let index = |which: u8| &self.indices[usize::from(which % 4)];
         match input.byte() % 16 {
             // Bytes, and a cursor that could be meant: what an honest one does.
             0..=4 => {
                 let (byte, count) = (input.byte(), u32::from(input.byte()) * 9);
                 let start = index(3).load(Ordering::Relaxed);
                 for at in 0..count {
-                    let place = 1024 + start.wrapping_add(at) as usize % 2048;
-                    page.copy_in(place, &[byte.wrapping_add(at as u8)]).unwrap();
+                    let place = start.wrapping_add(at) as usize % 2048;
+                    let byte = [byte.wrapping_add(at as u8)];
+                    self.output.copy_in(place, &byte).unwrap();
                 }
                 index(3).store(start.wrapping_add(count), Ordering::Release);
                 let _ = self.port.notify();

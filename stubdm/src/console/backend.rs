@@ -211,8 +211,8 @@ impl Backend {
         let (Some(reference), Some(port)) = (reference, port) else {
             return Ok(None);
         };
-        let pages = map(&self.xen, self.domain, &[reference], Access::ReadWrite)?;
-        let ends = ring::backend(pages.region())?;
+        let mut pages = map(&self.xen, self.domain, &[reference], Access::ReadWrite)?;
+        let ends = ring::backend(pages.take_region())?;
         let channels = EventChannels::open(&self.xen)?;
         let port = channels.bind_interdomain(self.domain, Port::new(port))?;
         Ok(Some(Link::new(ends, port, channels)))

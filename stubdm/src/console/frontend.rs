@@ -79,8 +79,8 @@ impl Frontend {
         }
         let channels = EventChannels::open(xen)?;
         let port = channels.bind_unbound(peer)?;
-        let pages = share(xen, peer, 1, Access::ReadWrite)?;
-        let ends = ring::frontend(pages.region())?;
+        let mut pages = share(xen, peer, 1, Access::ReadWrite)?;
+        let ends = ring::frontend(pages.take_region())?;
         let reference = pages.refs().first().copied().unwrap_or_default();
         store.with_transaction(|tx| {
             tx.write(&format!("{node}/ring-ref"), reference.as_u32().to_string())?;

@@ -28,38 +28,75 @@
 //!
 //! Layout: `struct xencons_interface` of Xen's public/io/console.h.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use xen_gnttab::{Region, RegionError};
+use xen_gnttab::{Region, RegionError, Word, Words};
 
 /// Bytes in the ring from the backend to the frontend.
 pub const IN_SIZE: usize = 1024;
 /// Bytes in the ring from the frontend to the backend.
 pub const OUT_SIZE: usize = 2048;
-/// Where the byte `connection` is: 1 until the backend has connected, if it knows of it.
-pub const CONNECTION: usize = 3088;
 
-/// One of the two rings: where it is in the page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Half {
-    start: usize,
-    size: usize,
-    cons: usize,
-    prod: usize,
+/// The page, taken apart.
+#[derive(Debug)]
+struct Page {
+    input: Region,
+    output: Region,
+    /// `in_cons`, `in_prod`, `out_cons`, `out_prod`.
+    indices: Words<AtomicU32>,
+    connection: Word<AtomicU8>,
 }
 
-const IN: Half = Half {
-    start: 0,
-    size: IN_SIZE,
-    cons: 3072,
-    prod: 3076,
-};
-const OUT: Half = Half {
-    start: IN_SIZE,
-    size: OUT_SIZE,
-    cons: 3080,
-    prod: 3084,
-};
+impl Page {
+    fn new(mut page: Region) -> Result<Self, Error> {
+        Ok(Self {
+            input: page.split_to(IN_SIZE)?,
+            output: page.split_to(OUT_SIZE)?,
+            indices: page.take_words(4)?,
+            connection: page.take_words(1)?.word(0).ok_or(RegionError::OutOfRange)?,
+        })
+    }
+
+    /// The two rings, each with its indices as they stand.
+    fn rings(self) -> Result<(Ring, Ring), Error> {
+        let ring = |data, cons, prod| {
+            Ok::<_, RegionError>(Ring {
+                data,
+                cons: self.indices.word(cons).ok_or(RegionError::OutOfRange)?,
+                prod: self.indices.word(prod).ok_or(RegionError::OutOfRange)?,
+            })
+        };
+        Ok((ring(self.input, 0, 1)?, ring(self.output, 2, 3)?))
+    }
+}
+
+/// One of the two rings.
+#[derive(Debug)]
+struct Ring {
+    data: Region,
+    cons: Word<AtomicU32>,
+    prod: Word<AtomicU32>,
+}
+
+impl Ring {
+    /// How far `prod` is ahead of `cons`, if that can be.
+    fn filled(&self, prod: u32, cons: u32) -> Result<usize, Error> {
+        let size = self.data.len();
+        // Without loss: usize has at least 32 bits wherever Xen runs.
+        let filled = prod.wrapping_sub(cons) as usize;
+        if filled > size {
+            return Err(Error::Indices { prod, cons, size });
+        }
+        Ok(filled)
+    }
+
+    /// The runs of the ring that `len` bytes from `index` lie in: the second is empty unless it wraps.
+    fn runs(&self, index: u32, len: usize) -> [(usize, usize); 2] {
+        let at = index as usize % self.data.len();
+        let first = len.min(self.data.len() - at);
+        [(at, first), (0, len - first)]
+    }
+}
 
 /// Why a ring is of no more use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,39 +117,10 @@ pub enum Error {
     Page(#[from] RegionError),
 }
 
-/// How far `prod` is ahead of `cons`, if that can be.
-fn filled(prod: u32, cons: u32, half: Half) -> Result<usize, Error> {
-    let size = half.size;
-    // Without loss: usize has at least 32 bits wherever Xen runs.
-    let filled = prod.wrapping_sub(cons) as usize;
-    if filled > size {
-        return Err(Error::Indices { prod, cons, size });
-    }
-    Ok(filled)
-}
-
-/// A word of the page, as an atomic.
-fn word(page: &Region, offset: usize) -> Result<&AtomicU32, Error> {
-    page.atomic_u32(offset)
-        .ok_or(Error::Page(if page.is_writable() {
-            RegionError::OutOfRange
-        } else {
-            RegionError::ReadOnly
-        }))
-}
-
-/// The runs of the ring that `len` bytes from `index` lie in: the second is empty unless it wraps.
-fn runs(half: Half, index: u32, len: usize) -> [(usize, usize); 2] {
-    let at = index as usize % half.size;
-    let first = len.min(half.size - at);
-    [(half.start + at, first), (half.start, len - first)]
-}
-
 /// The end of a ring that fills it.
 #[derive(Debug)]
 pub struct Producer {
-    page: Region,
-    half: Half,
+    ring: Ring,
     prod: u32,
 }
 
@@ -122,7 +130,7 @@ impl Producer {
     /// # Errors
     /// [`Error`]; the ring is of no more use.
     pub fn space(&self) -> Result<usize, Error> {
-        Ok(self.half.size - self.unread()?)
+        Ok(self.ring.data.len() - self.unread()?)
     }
 
     /// How many bytes the peer has not taken yet, as of now: `0..=` the ring's size.
@@ -131,8 +139,8 @@ impl Producer {
     /// [`Error`]; the ring is of no more use.
     pub fn unread(&self) -> Result<usize, Error> {
         // Acquire: the peer's reads of the room it gives back are over.
-        let cons = word(&self.page, self.half.cons)?.load(Ordering::Acquire);
-        filled(self.prod, cons, self.half)
+        let cons = self.ring.cons.load(Ordering::Acquire);
+        self.ring.filled(self.prod, cons)
     }
 
     /// Puts in as much of `bytes` as fits and says how much that was; 0 if the ring is full. Notify
@@ -145,14 +153,15 @@ impl Producer {
         if len == 0 {
             return Ok(0);
         }
-        let [first, second] = runs(self.half, self.prod, len);
+        let [first, second] = self.ring.runs(self.prod, len);
         let (head, tail) = bytes.split_at(first.1);
-        self.page.copy_in(first.0, head)?;
-        self.page
+        self.ring.data.copy_in(first.0, head)?;
+        self.ring
+            .data
             .copy_in(second.0, tail.get(..second.1).unwrap_or_default())?;
         self.prod = self.prod.wrapping_add(len as u32);
         // Release: the bytes are in place before the index says so.
-        word(&self.page, self.half.prod)?.store(self.prod, Ordering::Release);
+        self.ring.prod.store(self.prod, Ordering::Release);
         Ok(len)
     }
 
@@ -164,10 +173,11 @@ impl Producer {
     pub fn take_back(self) -> Result<Vec<u8>, Error> {
         let len = self.unread()?;
         let mut bytes = vec![0; len];
-        let [first, second] = runs(self.half, self.prod.wrapping_sub(len as u32), len);
+        let [first, second] = self.ring.runs(self.prod.wrapping_sub(len as u32), len);
         let (head, tail) = bytes.split_at_mut(first.1);
-        self.page.copy_out(first.0, head)?;
-        self.page
+        self.ring.data.copy_out(first.0, head)?;
+        self.ring
+            .data
             .copy_out(second.0, tail.get_mut(..second.1).unwrap_or_default())?;
         Ok(bytes)
     }
@@ -176,8 +186,7 @@ impl Producer {
 /// The end of a ring that empties it.
 #[derive(Debug)]
 pub struct Consumer {
-    page: Region,
-    half: Half,
+    ring: Ring,
     cons: u32,
 }
 
@@ -188,8 +197,8 @@ impl Consumer {
     /// [`Error`]; the ring is of no more use.
     pub fn available(&self) -> Result<usize, Error> {
         // Acquire: the bytes are not read before the index that says that they are there.
-        let prod = word(&self.page, self.half.prod)?.load(Ordering::Acquire);
-        filled(prod, self.cons, self.half)
+        let prod = self.ring.prod.load(Ordering::Acquire);
+        self.ring.filled(prod, self.cons)
     }
 
     /// Takes out as much as there is and `buffer` holds, and says how much that was. Notify the
@@ -202,14 +211,15 @@ impl Consumer {
         if len == 0 {
             return Ok(0);
         }
-        let [first, second] = runs(self.half, self.cons, len);
+        let [first, second] = self.ring.runs(self.cons, len);
         let (head, tail) = buffer.split_at_mut(first.1);
-        self.page.copy_out(first.0, head)?;
-        self.page
+        self.ring.data.copy_out(first.0, head)?;
+        self.ring
+            .data
             .copy_out(second.0, tail.get_mut(..second.1).unwrap_or_default())?;
         self.cons = self.cons.wrapping_add(len as u32);
         // Release: the bytes have been read before the room is given back.
-        word(&self.page, self.half.cons)?.store(self.cons, Ordering::Release);
+        self.ring.cons.store(self.cons, Ordering::Release);
         Ok(len)
     }
 }
@@ -218,26 +228,23 @@ impl Consumer {
 ///
 /// # Errors
 /// [`Error::Page`].
-pub fn frontend(page: &Region) -> Result<(Consumer, Producer), Error> {
-    for half in [IN, OUT] {
-        for index in [half.cons, half.prod] {
-            word(page, index)?.store(0, Ordering::Relaxed);
-        }
+pub fn frontend(page: Region) -> Result<(Consumer, Producer), Error> {
+    let page = Page::new(page)?;
+    for index in page.indices.iter() {
+        index.store(0, Ordering::Relaxed);
     }
-    if let Some(connection) = page.atomic_u8(CONNECTION) {
-        connection.store(1, Ordering::Release);
-    }
-    let consumer = Consumer {
-        page: page.clone(),
-        half: IN,
-        cons: 0,
-    };
-    let producer = Producer {
-        page: page.clone(),
-        half: OUT,
-        prod: 0,
-    };
-    Ok((consumer, producer))
+    page.connection.store(1, Ordering::Release);
+    let (input, output) = page.rings()?;
+    Ok((
+        Consumer {
+            ring: input,
+            cons: 0,
+        },
+        Producer {
+            ring: output,
+            prod: 0,
+        },
+    ))
 }
 
 /// The backend's ends of a page that a frontend has published, perhaps used with another backend
@@ -245,27 +252,26 @@ pub fn frontend(page: &Region) -> Result<(Consumer, Producer), Error> {
 /// this once, and checked as the frontend's are.
 ///
 /// # Errors
-/// [`Error`]: what the page says cannot be.
-pub fn backend(page: &Region) -> Result<(Consumer, Producer), Error> {
-    let load = |offset| word(page, offset).map(|word| word.load(Ordering::Acquire));
-    let (in_prod, in_cons) = (load(IN.prod)?, load(IN.cons)?);
-    let (out_prod, out_cons) = (load(OUT.prod)?, load(OUT.cons)?);
-    filled(in_prod, in_cons, IN)?;
-    filled(out_prod, out_cons, OUT)?;
-    if let Some(connection) = page.atomic_u8(CONNECTION) {
-        connection.store(0, Ordering::Release);
-    }
-    let consumer = Consumer {
-        page: page.clone(),
-        half: OUT,
-        cons: out_cons,
+/// [`Error`]: the page is unfit, or its indices cannot be.
+pub fn backend(page: Region) -> Result<(Consumer, Producer), Error> {
+    resume(Page::new(page)?)
+}
+
+fn resume(page: Page) -> Result<(Consumer, Producer), Error> {
+    let connection = page.connection.clone();
+    let (input, output) = page.rings()?;
+    let load = |ring: &Ring| {
+        let prod = ring.prod.load(Ordering::Acquire);
+        let cons = ring.cons.load(Ordering::Acquire);
+        ring.filled(prod, cons)?;
+        Ok::<_, Error>((prod, cons))
     };
-    let producer = Producer {
-        page: page.clone(),
-        half: IN,
-        prod: in_prod,
-    };
-    Ok((consumer, producer))
+    let ((prod, _), (_, cons)) = (load(&input)?, load(&output)?);
+    connection.store(0, Ordering::Release);
+    Ok((
+        Consumer { ring: output, cons },
+        Producer { ring: input, prod },
+    ))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! A host with a domain that has consoles, as libxl writes them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use stubdm::console::{Backend, Frontend};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, SharedPages, share};
+use xen_gnttab::{Access, SharedPages, Words, share};
 use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
 use xen_sys::sim::Simulation;
@@ -96,11 +96,15 @@ impl World {
     /// A frontend of a console that can write anything to its ring.
     pub(crate) fn bare(&self, node: &'static str) -> Bare {
         let (xen, store) = self.domu();
-        let pages = share(&xen, DomId::DOM0, 1, Access::ReadWrite).unwrap();
+        let mut pages = share(&xen, DomId::DOM0, 1, Access::ReadWrite).unwrap();
+        let mut page = pages.take_region();
+        page.split_to(3072).unwrap();
+        let indices = page.take_words(4).unwrap();
         let channels = EventChannels::open(&xen).unwrap();
         let port = channels.bind_unbound(DomId::DOM0).unwrap();
         let bare = Bare {
             pages,
+            indices,
             port,
             store,
             node,
@@ -133,6 +137,8 @@ impl World {
 /// See [`World::bare`]. Published, and without a state of its own.
 pub(crate) struct Bare {
     pages: SharedPages,
+    /// `in_cons`, `in_prod`, `out_cons`, `out_prod`.
+    indices: Words<AtomicU32>,
     pub(crate) port: BoundPort,
     store: Store,
     node: &'static str,
@@ -147,16 +153,19 @@ impl Bare {
 
     /// Sets one of the ring's indices.
     pub(crate) fn set(&self, offset: usize, index: u32) {
-        let word = self.pages.region().atomic_u32(offset).unwrap();
-        word.store(index, Ordering::Release);
+        self.indices[(offset - 3072) / 4].store(index, Ordering::Release);
     }
 
     /// Gives the ring back, and says so.
     pub(crate) fn close(self) {
         let Self {
-            pages, port, store, ..
+            pages,
+            indices,
+            port,
+            store,
+            ..
         } = self;
-        drop((pages, port));
+        drop((pages, indices, port));
         store.write(&format!("{}/state", self.node), "6").unwrap();
     }
 }

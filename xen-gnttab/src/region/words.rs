@@ -1,33 +1,101 @@
-//! The control words of a region, as atomics: lent for a moment, or held.
+//! The control words of shared memory: atomics of one width, taken out of a region.
 //!
 //! # Safety
 //!
-//! This file is not safe code because an atomic is made from an address. It rests on the premises of
-//! [`region`](super), of which it is a part: what a region spans is readable memory, and writable if
-//! the region says so, as long as `backing` lives; nothing but atomics refers to it.
+//! This file is not safe code because atomics are made from an address. It rests on the premises of
+//! [`region`](super), of which it is a part: a region spans readable memory, and writable if it says
+//! so, while `backing` lives, and no other value has those bytes.
 
 #![allow(unsafe_code)]
 
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use super::{Backing, Region};
-use crate::refused::RegionError;
+use crate::error::RegionError;
 
-/// A word of shared memory that keeps the memory: a [`Region`] of one word, whose place was checked
-/// when it was made. The peer may change it at any time: load once, use the copy.
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// The atomics that [`Words`] can be made of: of one, two and four bytes.
+pub trait Atomic: sealed::Sealed + Send + Sync + 'static {}
+
+macro_rules! atomic {
+    ($($atomic:ident),*) => { $(
+        impl sealed::Sealed for $atomic {}
+        impl Atomic for $atomic {}
+    )* };
+}
+atomic!(AtomicU8, AtomicU16, AtomicU32);
+
+/// Words of shared memory, of one width: a slice of atomics that keeps the memory.
+///
+/// Clones are the same words. The peer may change a word at any time: load once, use the copy.
+pub struct Words<A> {
+    at: NonNull<A>,
+    count: usize,
+    backing: Arc<Backing>,
+}
+
+// SAFETY: as for `Region`: an address and the owner of the memory, neither of which belongs to a
+// thread. Access is by shared references to `A` only.
+unsafe impl<A: Sync> Send for Words<A> {}
+// SAFETY: as for `Send`.
+unsafe impl<A: Sync> Sync for Words<A> {}
+
+impl<A> Words<A> {
+    /// The word of this number, for code that has to do with one only: no range check is left then.
+    #[must_use]
+    pub fn word(&self, index: usize) -> Option<Word<A>> {
+        let at = NonNull::from(self.get(index)?);
+        let backing = Arc::clone(&self.backing);
+        Some(Word { at, backing })
+    }
+}
+
+impl<A> Deref for Words<A> {
+    type Target = [A];
+
+    #[inline]
+    fn deref(&self) -> &[A] {
+        // SAFETY: `take_words` checked that `at` is aligned and begins `count` words of a writable
+        // region, which `backing` keeps (premise 1) until the result's borrow of `self` is over. An
+        // `A` is an atomic: any bytes are one, and a shared reference allows others to write. The
+        // bytes left the region then, so within this process everybody has them as `A` (premise 3).
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.count) }
+    }
+}
+
+impl<A> Clone for Words<A> {
+    fn clone(&self) -> Self {
+        Self {
+            at: self.at,
+            count: self.count,
+            backing: Arc::clone(&self.backing),
+        }
+    }
+}
+
+impl<A: fmt::Debug> fmt::Debug for Words<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Words").field(&&**self).finish()
+    }
+}
+
+/// One of the [`Words`]: an atomic that keeps the memory. Clones are the same word.
 pub struct Word<A> {
     at: NonNull<A>,
     backing: Arc<Backing>,
 }
 
-// SAFETY: as for `Region`: an address and what keeps it, of which neither belongs to a thread. Through it
-// there is nothing to be had but a shared reference to `A`.
+// SAFETY: as for `Words`.
 unsafe impl<A: Sync> Send for Word<A> {}
-// SAFETY: as for `Send`.
+// SAFETY: as for `Words`.
 unsafe impl<A: Sync> Sync for Word<A> {}
 
 impl<A> Deref for Word<A> {
@@ -35,9 +103,9 @@ impl<A> Deref for Word<A> {
 
     #[inline]
     fn deref(&self) -> &A {
-        // SAFETY: `at` is where an atomic was lent by the region that `backing` keeps, so it is aligned and
-        // valid for reads and writes (premise 1) until the result's borrow of `self` is over; other
-        // references to it are shared ones of the same kind (premise 2).
+        // SAFETY: `at` is one of the atomics of `Words`, whose memory `backing` keeps, so it is
+        // aligned and valid for reads and writes until the result's borrow of `self` is over; within
+        // this process everybody has these bytes as the same `A` (premise 3).
         unsafe { self.at.as_ref() }
     }
 }
@@ -57,42 +125,47 @@ impl<A: fmt::Debug> fmt::Debug for Word<A> {
     }
 }
 
-/// The access to one size of word.
-macro_rules! words {
-    ($($atomic:ident, $int:ty, $lend:ident, $load:ident, $hold:ident, $bytes:literal;)*) => { impl Region { $(
-        #[doc = concat!("The word of ", $bytes, " at `offset`, as an atomic.")]
-        ///
-        /// `None` if it is not within the region, not aligned to its size, or the region is for
-        /// reading only. The peer may change it at any time: load once, use the copy.
-        #[inline]
-        #[must_use]
-        pub fn $lend(&self, offset: usize) -> Option<&$atomic> {
-            if !self.writable {
-                return None;
-            }
-            let word = self.word::<$int>(offset).ok()?;
-            // SAFETY:
-            // - `word` is aligned and valid for reads and writes: `word` checked range and
-            //   alignment, and the region is writable (premise 1);
-            // - it stays so for the lifetime of the result, which borrows `self` and so keeps
-            //   `backing`;
-            // - all access through it is atomic; a copy of this process over the same bytes is
-            //   for the caller to order (the copy rule), one of the peer is outside the model.
-            Some(unsafe { $atomic::from_ptr(word.as_ptr()) })
+impl Region {
+    /// Takes the first `count` words out, as atomics; the region goes on behind them.
+    ///
+    /// # Errors
+    ///
+    /// [`RegionError::OutOfRange`], [`RegionError::Misaligned`] for the first word's address,
+    /// [`RegionError::ReadOnly`]: an atomic can always be stored to. Nothing was taken.
+    pub fn take_words<A: Atomic>(&mut self, count: usize) -> Result<Words<A>, RegionError> {
+        let len = count.checked_mul(size_of::<A>());
+        let at = self
+            .at_mut(0, len.ok_or(RegionError::OutOfRange)?)?
+            .cast::<A>();
+        if !at.is_aligned() {
+            return Err(RegionError::Misaligned);
         }
+        // Premise 3: the bytes leave the region.
+        let taken = self.split_to(count * size_of::<A>())?;
+        Ok(Words {
+            at,
+            count,
+            backing: taken.backing,
+        })
+    }
 
-        #[doc = concat!("The word of ", $bytes, " at `offset`, as an atomic that keeps the region: for")]
-        /// words that are used often, since nothing is left to be checked then.
-        ///
-        #[doc = concat!("`None` as for [`", stringify!($lend), "`](Self::", stringify!($lend), ").")]
-        #[must_use]
-        pub fn $hold(&self, offset: usize) -> Option<Word<$atomic>> {
-            let at = NonNull::from(self.$lend(offset)?);
-            Some(Word { at, backing: Arc::clone(&self.backing) })
+    /// The address of a `T` at `offset`, checked for range and alignment.
+    #[inline]
+    fn word<T>(&self, offset: usize) -> Result<NonNull<T>, RegionError> {
+        let at = self.at(offset, size_of::<T>())?.cast::<T>();
+        if at.is_aligned() {
+            Ok(at)
+        } else {
+            Err(RegionError::Misaligned)
         }
+    }
+}
 
-        #[doc = concat!("The word of ", $bytes, " at `offset`, loaded once and with no ordering")]
-        /// (`Relaxed`). Also of a region for reading only.
+/// One load of each size.
+macro_rules! load {
+    ($($atomic:ident, $int:ty, $load:ident, $bytes:literal;)*) => { impl Region { $(
+        #[doc = concat!("Loads ", $bytes, " at `offset` in one access without ordering (`Relaxed`). The peer may")]
+        /// write there at any time: use the copy. Also of a region for reading only.
         ///
         /// # Errors
         ///
@@ -103,15 +176,16 @@ macro_rules! words {
             // SAFETY: `word` is aligned and valid for reads (checked by `word`, premise 1), and
             // the atomic does not outlive this statement. A relaxed load of at most four bytes
             // is allowed on memory that is mapped for reading only (std::sync::atomic,
-            // "Atomic accesses to read-only memory").
+            // "Atomic accesses to read-only memory"). Nobody in this process writes the bytes
+            // meanwhile (premise 3, `&self`), and reads of other widths are no race.
             let atomic = unsafe { $atomic::from_ptr(word.as_ptr()) };
             Ok(atomic.load(Ordering::Relaxed))
         }
     )* } };
 }
 
-words! {
-    AtomicU8, u8, atomic_u8, load_u8, hold_u8, "one byte";
-    AtomicU16, u16, atomic_u16, load_u16, hold_u16, "two bytes";
-    AtomicU32, u32, atomic_u32, load_u32, hold_u32, "four bytes";
+load! {
+    AtomicU8, u8, load_u8, "the byte";
+    AtomicU16, u16, load_u16, "the two bytes";
+    AtomicU32, u32, load_u32, "the four bytes";
 }

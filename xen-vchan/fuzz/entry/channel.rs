@@ -71,7 +71,7 @@ enum Held {
 }
 
 impl Hostile {
-    fn poke(&self, at: usize, bytes: &[u8]) {
+    fn poke(&mut self, at: usize, bytes: &[u8]) {
         self.region.copy_in(at, bytes).unwrap();
     }
 
@@ -121,11 +121,11 @@ fn server(world: &World, input: &mut Input<'_>) {
         let (xen, _) = &world.domu;
         let events = EventChannels::open(xen).unwrap();
         let port = events.bind_interdomain(DomId::DOM0, remote).unwrap();
-        let pages = map(xen, DomId::DOM0, &[page], Access::ReadWrite).unwrap();
+        let mut pages = map(xen, DomId::DOM0, &[page], Access::ReadWrite).unwrap();
         Hostile {
             port: Some(port),
             _events: events,
-            region: pages.region().clone(),
+            region: pages.take_region(),
             pages: Some(Held::Mapped(pages)),
         }
     };
@@ -143,7 +143,7 @@ fn client(world: &World, input: &mut Input<'_>) {
     let (xen, store) = &world.dom0;
     let events = EventChannels::open(xen).unwrap();
     let port = events.bind_unbound(world.guest).unwrap();
-    let control = share(xen, world.guest, 1, Access::ReadWrite).unwrap();
+    let mut control = share(xen, world.guest, 1, Access::ReadWrite).unwrap();
     let order = |byte: u8| -> u16 {
         match byte {
             0..=250 => 10 + u16::from(byte % 5),
@@ -156,7 +156,8 @@ fn client(world: &World, input: &mut Input<'_>) {
     };
     let orders = [order(input.byte()), order(input.byte())];
     let rings = share(xen, world.guest, 8, Access::ReadWrite).unwrap();
-    let hostile = |bytes: &[u8], at: usize| control.region().copy_in(at, bytes).unwrap();
+    let mut page = control.take_region();
+    let mut hostile = |bytes: &[u8], at: usize| page.copy_in(at, bytes).unwrap();
     hostile(&orders[0].to_ne_bytes(), 16);
     hostile(&orders[1].to_ne_bytes(), 18);
     for (index, gref) in rings.refs().iter().enumerate() {
@@ -211,12 +212,11 @@ fn client(world: &World, input: &mut Input<'_>) {
         "connecting took {:?}",
         began.elapsed()
     );
-    let region = control.region().clone();
     let mut hostile = Hostile {
         port: Some(port),
         _events: events,
         pages: Some(Held::Shared(vec![control, rings])),
-        region,
+        region: page,
     };
     match connected {
         Ok(channel) => {

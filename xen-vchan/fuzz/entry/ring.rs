@@ -41,10 +41,10 @@ pub(crate) fn run(data: &[u8]) {
     let Ok(geometry) = Geometry::new(left, right) else {
         return;
     };
-    let control = Memory::heap(4096);
-    let pages =
-        [geometry.left_bytes(), geometry.right_bytes()].map(|len| Memory::heap(len as usize));
-    let rings = Rings::new(&control, geometry, Some(&pages[0]), Some(&pages[1])).unwrap();
+    let pages = |bytes| Some(Memory::heap(bytes as usize));
+    let (left, right) = (pages(geometry.left_bytes()), pages(geometry.right_bytes()));
+    let rings = Rings::new(Memory::heap(4096), geometry, left, right).unwrap();
+    let control = rings.words().clone();
     let (role, words) = if input.byte() & 1 == 0 {
         (Role::Server, SERVER)
     } else {
@@ -60,7 +60,7 @@ pub(crate) fn run(data: &[u8]) {
         word(words[0]).store(input.word(), Ordering::Relaxed);
         word(words[2]).store(input.word(), Ordering::Relaxed);
     }
-    let (Ok(mut tx), Ok(mut rx)) = (rings.producer(role), rings.consumer(role)) else {
+    let Ok((mut tx, mut rx)) = rings.attach(role) else {
         return;
     };
     let (out, into) = (tx.capacity(), rx.capacity());
@@ -129,12 +129,15 @@ pub(crate) fn run(data: &[u8]) {
                 word(words[2]).store(value, Ordering::Relaxed);
             }
             _ => {
-                // Our own words, orders, live and notify bytes, the grant list.
+                // Our own words, live and notify bytes. The rest is not looked at any more.
                 let (at, value) = (usize::from(input.byte()), input.byte());
-                control
-                    .atomic_u8(at)
-                    .unwrap()
-                    .store(value, Ordering::Relaxed);
+                if let Some(byte) = control.atomic_u8(at) {
+                    byte.store(value, Ordering::Relaxed);
+                } else if let Some(word) = control.atomic_u32(at & !3) {
+                    let shift = 8 * (at & 3);
+                    let old = word.load(Ordering::Relaxed) & !(0xff << shift);
+                    word.store(old | u32::from(value) << shift, Ordering::Relaxed);
+                }
             }
         }
         assert!(tx.known_space() <= out && tx.staged() <= out && tx.known_unread() <= out);

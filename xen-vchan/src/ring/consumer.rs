@@ -33,15 +33,27 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    pub(super) const fn new(ring: Ring, prod: u32, cons: u32) -> Self {
+    pub(super) const fn new(ring: Ring) -> Self {
         Self {
             ring,
-            next: cons,
-            released: cons,
-            seen: prod,
+            next: 0,
+            released: 0,
+            seen: 0,
             run: 0,
             fault: None,
         }
+    }
+
+    /// Takes both cursors as they stand.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation::Attach`]: they are further apart than the ring is large; nothing has changed.
+    pub(crate) fn attach(&mut self) -> Result<(), Violation> {
+        let (prod, cons) = self.ring.cursors()?;
+        (self.next, self.released, self.seen) = (cons, cons, prod);
+        self.run = 0;
+        Ok(())
     }
 
     /// The ring's size in bytes.

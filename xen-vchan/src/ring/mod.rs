@@ -27,9 +27,11 @@ mod producer;
 pub use consumer::{Consumer, Fetched};
 pub use producer::Producer;
 
+pub use crate::mem::ControlWords;
+
 use crate::Violation;
 use crate::layout::{CLI_NOTIFY, Geometry, LEFT, PROD, Place, RIGHT, SRV_NOTIFY};
-use crate::mem::{Bytes, Memory, Word8, Word32};
+use crate::mem::{Bytes, Control, Memory, Word8, Word32};
 use crate::sync::Ordering;
 
 /// Bit of a notify byte: tell me when you have written.
@@ -47,7 +49,7 @@ pub enum Role {
 }
 
 /// One ring: its words, its bytes, its size.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Ring {
     cons: Word32,
     prod: Word32,
@@ -59,121 +61,135 @@ pub(crate) struct Ring {
     size: u32,
 }
 
-/// The two rings of a channel in one role's view, before any cursor was read.
-#[derive(Clone, Debug)]
+/// The memory of a channel, taken apart for one of its ends, before any cursor was read.
+#[derive(Debug)]
 pub struct Rings {
+    words: ControlWords,
     left: Ring,
     right: Ring,
 }
 
 impl Rings {
-    /// Views `control` as a control page with rings as `geometry` says. `left` and `right` are the
-    /// granted pages of the rings that have any.
+    /// Takes `control` apart as a control page with rings as `geometry` says. `left` and `right` are
+    /// the granted pages of the rings that have any.
     ///
-    /// `None` if memory is missing or too small, which is the caller's error: the peer has no say
-    /// in it.
+    /// `None` if memory is missing, too small or misaligned, or the control page is for reading
+    /// only, which is the caller's error: the peer has no say in it.
     #[must_use]
     pub fn new(
-        control: &Memory,
+        control: Memory,
         geometry: Geometry,
-        left: Option<&Memory>,
-        right: Option<&Memory>,
+        left: Option<Memory>,
+        right: Option<Memory>,
     ) -> Option<Self> {
-        let ring = |at: usize, place: Place, size: u32, pages: Option<&Memory>, writer, reader| {
-            let data = match place {
-                Place::InPage { offset } => Bytes::new(control, offset, size as usize)?,
-                Place::Pages { .. } => Bytes::new(pages?, 0, size as usize)?,
+        let mut control = Control::new(control)?;
+        let words = control.words.clone();
+        let mut bytes = |place: Place, pages: Option<Memory>, size: u32| {
+            let memory = match place {
+                Place::InPage { offset } => control.take(offset, size as usize)?,
+                Place::Pages { .. } => pages?,
             };
+            Bytes::new(memory, size as usize)
+        };
+        // Of two rings in the page the larger one comes behind the other.
+        let (left, right) = if geometry.left_bytes() < geometry.right_bytes() {
+            let right = bytes(geometry.right_place(), right, geometry.right_bytes())?;
+            let left = bytes(geometry.left_place(), left, geometry.left_bytes())?;
+            (left, right)
+        } else {
+            let left = bytes(geometry.left_place(), left, geometry.left_bytes())?;
+            let right = bytes(geometry.right_place(), right, geometry.right_bytes())?;
+            (left, right)
+        };
+        let ring = |at: usize, data, size, writer, reader| {
             Some(Ring {
-                cons: Word32::new(control, at)?,
-                prod: Word32::new(control, at + PROD)?,
-                writer_told: Word8::new(control, writer)?,
-                reader_told: Word8::new(control, reader)?,
+                cons: Word32::new(&words, at)?,
+                prod: Word32::new(&words, at + PROD)?,
+                writer_told: Word8::new(&words, writer)?,
+                reader_told: Word8::new(&words, reader)?,
                 data,
                 size,
             })
         };
         // The client writes `left`, so the requests for its writer stand in cli_notify.
         Some(Self {
-            left: ring(
-                LEFT,
-                geometry.left_place(),
-                geometry.left_bytes(),
-                left,
-                CLI_NOTIFY,
-                SRV_NOTIFY,
-            )?,
-            right: ring(
-                RIGHT,
-                geometry.right_place(),
-                geometry.right_bytes(),
-                right,
-                SRV_NOTIFY,
-                CLI_NOTIFY,
-            )?,
+            left: ring(LEFT, left, geometry.left_bytes(), CLI_NOTIFY, SRV_NOTIFY)?,
+            right: ring(RIGHT, right, geometry.right_bytes(), SRV_NOTIFY, CLI_NOTIFY)?,
+            words,
         })
     }
 
-    /// Takes the cursors of the ring this role writes as they stand, and makes its writing half
-    /// from them.
+    /// The words of the control page.
+    #[must_use]
+    pub fn words(&self) -> &ControlWords {
+        &self.words
+    }
+
+    /// Takes the cursors as they stand and makes the two halves of this end from them.
     ///
     /// A server that has just zeroed the page starts at 0; a client goes on where the one before it
-    /// stopped. From here on the own cursor is private.
+    /// stopped. From here on the own cursors are private.
     ///
     /// # Errors
     ///
-    /// [`Violation::Attach`]: the cursors are further apart than the ring is large.
-    pub fn producer(&self, role: Role) -> Result<Producer, Violation> {
-        let ring = self.written_by(role);
-        let (prod, cons) = ring.cursors()?;
-        Ok(Producer::new(ring.clone(), prod, cons))
+    /// [`Violation::Attach`]: the cursors of a ring are further apart than it is large.
+    pub fn attach(self, role: Role) -> Result<(Producer, Consumer), Violation> {
+        let (mut producer, mut consumer) = self.halves(role);
+        producer.attach()?;
+        consumer.attach()?;
+        Ok((producer, consumer))
     }
 
-    /// As [`producer`](Self::producer), for the reading half.
-    ///
-    /// # Errors
-    ///
-    /// As [`producer`](Self::producer).
-    pub fn consumer(&self, role: Role) -> Result<Consumer, Violation> {
-        let ring = self.written_by(role.other());
-        let (prod, cons) = ring.cursors()?;
-        Ok(Consumer::new(ring.clone(), prod, cons))
-    }
-
-    /// Halves with nothing to read and nothing written, to be replaced before use.
-    pub(crate) fn blank(&self, role: Role) -> (Consumer, Producer) {
-        (
-            Consumer::new(self.written_by(role.other()).clone(), 0, 0),
-            Producer::new(self.written_by(role).clone(), 0, 0),
-        )
-    }
-
-    /// The two cursors that the `role` moves, as they stand: not judged, only to be compared.
-    #[cfg(not(loom))]
-    pub(crate) fn moved_by(&self, role: Role) -> (u32, u32) {
-        (
-            self.written_by(role).prod.get().load(Ordering::Acquire),
-            self.written_by(role.other())
-                .cons
-                .get()
-                .load(Ordering::Acquire),
-        )
-    }
-
-    const fn written_by(&self, role: Role) -> &Ring {
-        match role {
-            Role::Server => &self.right,
-            Role::Client => &self.left,
-        }
+    /// The two halves of this end, with nothing to read and nothing written. The cursors are taken
+    /// later, by [`Producer::attach`] and [`Consumer::attach`].
+    pub(crate) fn halves(self, role: Role) -> (Producer, Consumer) {
+        let (written, read) = match role {
+            Role::Server => (self.right, self.left),
+            Role::Client => (self.left, self.right),
+        };
+        (Producer::new(written), Consumer::new(read))
     }
 }
 
 impl Role {
+    #[cfg(not(loom))]
     pub(crate) const fn other(self) -> Self {
         match self {
             Self::Server => Self::Client,
             Self::Client => Self::Server,
         }
+    }
+}
+
+/// The cursors of both rings, not judged, only to be compared with what they were.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Cursors {
+    /// Those that the client moves: `prod` of `left` and `cons` of `right`.
+    client: (Word32, Word32),
+    server: (Word32, Word32),
+}
+
+#[cfg(not(loom))]
+impl Cursors {
+    pub(crate) fn new(rings: &Rings) -> Self {
+        let moved = |writes: &Ring, reads: &Ring| (writes.prod.clone(), reads.cons.clone());
+        Self {
+            client: moved(&rings.left, &rings.right),
+            server: moved(&rings.right, &rings.left),
+        }
+    }
+
+    /// The two cursors that the `role` moves, as they stand.
+    pub(crate) fn moved_by(&self, role: Role) -> (u32, u32) {
+        let (prod, cons) = match role {
+            Role::Client => &self.client,
+            Role::Server => &self.server,
+        };
+        (
+            prod.get().load(Ordering::Acquire),
+            cons.get().load(Ordering::Acquire),
+        )
     }
 }
 

@@ -43,16 +43,29 @@ const AHEAD: u32 = 512;
 const FAR_AHEAD: (u32, u32) = (1024, 16384);
 
 impl Producer {
-    pub(super) const fn new(ring: Ring, prod: u32, cons: u32) -> Self {
+    pub(super) const fn new(ring: Ring) -> Self {
         Self {
             ring,
-            next: prod,
-            published: prod,
-            seen: cons,
-            reached: line_from(prod),
+            next: 0,
+            published: 0,
+            seen: 0,
+            reached: 0,
             run: 0,
             fault: None,
         }
+    }
+
+    /// Takes both cursors as they stand.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation::Attach`]: they are further apart than the ring is large; nothing has changed.
+    pub(crate) fn attach(&mut self) -> Result<(), Violation> {
+        let (prod, cons) = self.ring.cursors()?;
+        (self.next, self.published, self.seen) = (prod, prod, cons);
+        self.reached = line_from(prod);
+        self.run = 0;
+        Ok(())
     }
 
     /// The ring's size in bytes.
@@ -321,70 +334,4 @@ pub(super) fn take_request(ring: &Ring, bit: u8) -> bool {
     };
     told.get().load(Ordering::Relaxed) & bit != 0
         && told.get().fetch_and(!bit, Ordering::Relaxed) & bit != 0
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use crate::layout::Geometry;
-    use crate::mem::Memory;
-    use crate::ring::{Rings, Role};
-
-    /// Every fill level, with messages of every size about that of a cache line: a writer that reached
-    /// for lines which hold unread bytes would destroy one.
-    #[test]
-    fn reaching_ahead_stops_at_what_is_not_read() {
-        let geometry = Geometry::new(12, 11).unwrap();
-        let (control, pages) = (Memory::heap(4096), Memory::heap(4096));
-        let rings = Rings::new(&control, geometry, Some(&pages), None).unwrap();
-        let mut tx = rings.producer(Role::Client).unwrap();
-        let mut rx = rings.consumer(Role::Server).unwrap();
-        let (mut sent, mut received) = (0u32, 0u32);
-        let byte = |position: u32| (position % 251) as u8 + 1;
-        for round in 0..5000 {
-            let message: Vec<u8> = (sent..sent + 1 + round % 130).map(byte).collect();
-            sent += u32::try_from(tx.stage(&message).unwrap()).unwrap();
-            let _ = tx.publish();
-            // Now the ring is filled, now it is emptied, always by odd steps.
-            let take = if round / 100 % 2 == 0 { 1 } else { 190 };
-            let mut out = vec![0; take];
-            rx.refresh().unwrap();
-            let count = rx.take(&mut out);
-            let _ = rx.release();
-            for got in &out[..count] {
-                assert_eq!(*got, byte(received), "at {received}");
-                received += 1;
-            }
-        }
-        assert!(received > 100_000);
-    }
-
-    /// Bytes taken back across the ring's end, and a broken half: what was counted before does not count.
-    #[test]
-    fn a_run_ends_with_what_it_was_counted_for() {
-        let geometry = Geometry::new(12, 11).unwrap();
-        for len in 97..600 {
-            let (control, pages) = (Memory::heap(4096), Memory::heap(4096));
-            let rings = Rings::new(&control, geometry, Some(&pages), None).unwrap();
-            let mut tx = rings.producer(Role::Client).unwrap();
-            let mut rx = rings.consumer(Role::Server).unwrap();
-            let mut pass = |tx: &mut super::Producer, bytes: &[u8]| {
-                assert_eq!(tx.stage(bytes), Ok(bytes.len()));
-                let _ = tx.publish();
-                let mut out = vec![0; bytes.len()];
-                rx.refresh().unwrap();
-                assert_eq!(rx.take(&mut out), bytes.len());
-                let _ = rx.release();
-                assert_eq!(out, bytes);
-            };
-            pass(&mut tx, &[1; 4000]);
-            tx.refresh().unwrap();
-            assert_eq!(tx.stage(&vec![2; len]), Ok(len), "across the end");
-            assert_eq!(tx.stage(&[2; 64]), Ok(64));
-            tx.discard();
-            pass(&mut tx, &[3; 97]);
-            pass(&mut tx, &[4]);
-            tx.poison(crate::Violation::Live { value: 9 });
-            assert!(tx.stage(&[5]).is_err());
-        }
-    }
 }

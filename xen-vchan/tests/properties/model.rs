@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use xen_vchan::ring::{Consumer, Producer, Rings, Role};
-use xen_vchan::{Geometry, Memory};
+use xen_vchan::Geometry;
+use xen_vchan::ring::{Consumer, ControlWords, Producer, Role};
 
 use crate::page::{self, CLI_NOTIFY, LEFT_CONS, LEFT_PROD, READ, SRV_NOTIFY, WRITE};
 
@@ -51,7 +51,7 @@ pub(crate) enum Receiver {
 pub(crate) type Step = (u8, u8);
 
 pub(crate) struct Model {
-    page: Memory,
+    words: ControlWords,
     pub(crate) tx: Producer,
     pub(crate) rx: Consumer,
     pub(crate) sender: Sender,
@@ -76,12 +76,15 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new() -> Self {
         // Just before the wrap of the cursors.
-        let page = page::control(u32::MAX - 511, u32::MAX - 511);
-        let rings = Rings::new(&page, Geometry::new(10, 11).unwrap(), None, None).unwrap();
+        let start = u32::MAX - 511;
+        let [client, server] = page::pair(Geometry::new(10, 11).unwrap(), start, start);
+        let words = client.words().clone();
+        let (tx, _) = client.attach(Role::Client).unwrap();
+        let (_, rx) = server.attach(Role::Server).unwrap();
         Self {
-            tx: rings.producer(Role::Client).unwrap(),
-            rx: rings.consumer(Role::Server).unwrap(),
-            page,
+            tx,
+            rx,
+            words,
             sender: Sender::Ready,
             receiver: Receiver::Fetch,
             asked: false,
@@ -272,7 +275,7 @@ impl Model {
     }
 
     fn word(&self, at: usize) -> u32 {
-        page::peek(&self.page, at)
+        page::peek(&self.words, at)
     }
 
     /// Units in the buffer.
@@ -281,7 +284,7 @@ impl Model {
     }
 
     pub(crate) fn flag(&self, at: usize, bit: u8) -> bool {
-        self.page.atomic_u8(at).unwrap().load(Ordering::Relaxed) & bit != 0
+        self.words.atomic_u8(at).unwrap().load(Ordering::Relaxed) & bit != 0
     }
 
     pub(crate) fn key(&self) -> Vec<u32> {

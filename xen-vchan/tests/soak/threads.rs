@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use xen_vchan::Geometry;
-use xen_vchan::ring::{Consumer, Producer, Role};
+use xen_vchan::ring::{Consumer, Producer, Rings, Role};
 
 use crate::page;
 use crate::ring::{order, start};
@@ -142,20 +142,19 @@ fn episode(seed: u64, ops: u64) {
             break geometry;
         }
     };
-    let control = page::control(start(&mut random), start(&mut random));
-    let rings = page::rings(&control, geometry);
-    let side = |role, seed| Side {
-        tx: rings.producer(role).unwrap(),
-        rx: rings.consumer(role).unwrap(),
-        random: Random::new(seed),
-        staged: 0,
-        published: 0,
-        read: 0,
+    let [client, server] = page::pair(geometry, start(&mut random), start(&mut random));
+    let mut side = |rings: Rings, role| {
+        let (tx, rx) = rings.attach(role).unwrap();
+        Side {
+            tx,
+            rx,
+            random: Random::new(random.next()),
+            staged: 0,
+            published: 0,
+            read: 0,
+        }
     };
-    let (client, server) = (
-        side(Role::Client, random.next()),
-        side(Role::Server, random.next()),
-    );
+    let (client, server) = (side(client, Role::Client), side(server, Role::Server));
     let [one, two, broken] = [(); 3].map(|()| AtomicBool::new(false));
     thread::scope(|scope| {
         let client = scope.spawn(|| client.run(ops, &two, &one, &broken));

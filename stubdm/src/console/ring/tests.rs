@@ -1,42 +1,60 @@
 //! The rings against a model that is a queue, and against a peer that writes what it likes.
+//!
+//! # Safety
+//!
+//! This file is not safe code because both ends of a console are made over one page of memory, which
+//! [`Region`] gives to one owner. One thread uses them.
+
+#![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use xen_gnttab::Region;
+use xen_gnttab::{Region, Words};
 
 use super::*;
 
 const PAGE: usize = 4096;
+/// Numbers of the peer's indices, if the backend is under test.
+const IN_CONS: usize = 0;
+const OUT_PROD: usize = 3;
 
-/// A page whose rings have been in use for `start` bytes.
-fn used(start: u32) -> Region {
-    let page = Region::heap(PAGE);
-    for offset in [IN.cons, IN.prod, OUT.cons, OUT.prod] {
-        page.atomic_u32(offset)
-            .unwrap()
-            .store(start, Ordering::Relaxed);
-    }
-    page
+/// The same page for another end.
+fn twin(page: &Region) -> Region {
+    // SAFETY: one thread uses all of them, so one access comes after the other; each takes the words
+    // out at the same widths.
+    unsafe { page.alias() }
 }
 
-/// Both ends of both rings of a page whose indices are at `start`.
-fn ends(start: u32) -> (Region, [(Producer, Consumer); 2]) {
-    let page = used(start);
-    let (out_consumer, in_producer) = backend(&page).unwrap();
-    let (in_consumer, out_producer) = (
-        Consumer {
-            page: page.clone(),
-            half: IN,
-            cons: start,
-        },
-        Producer {
-            page: page.clone(),
-            half: OUT,
-            prod: start,
-        },
-    );
+/// A page whose indices are as given, taken apart for the end under test, and its words for its peer.
+fn page(indices: [u32; 4]) -> (Page, Words<AtomicU32>) {
+    let page = Page::new(Region::heap(PAGE)).unwrap();
+    let words = page.indices.clone();
+    for (word, index) in words.iter().zip(indices) {
+        word.store(index, Ordering::Relaxed);
+    }
+    (page, words)
+}
+
+/// Both ends of both rings of a page whose indices are at `start`, and the page once more.
+fn ends(start: u32) -> (Page, [(Producer, Consumer); 2]) {
+    let whole = Region::heap(PAGE);
+    let (second, third) = (twin(&whole), twin(&whole));
+    let page = Page::new(whole).unwrap();
+    for index in page.indices.iter() {
+        index.store(start, Ordering::Relaxed);
+    }
+    let (out_consumer, in_producer) = backend(second).unwrap();
+    let (input, output) = Page::new(third).unwrap().rings().unwrap();
+    let in_consumer = Consumer {
+        ring: input,
+        cons: start,
+    };
+    let out_producer = Producer {
+        ring: output,
+        prod: start,
+    };
     (
         page,
         [(in_producer, in_consumer), (out_producer, out_consumer)],
@@ -109,14 +127,13 @@ proptest! {
         start in starts(),
         words in proptest::collection::vec((0usize..4, prop_oneof![any::<u32>(), 0u32..5000], 0usize..3000), 1..60),
     ) {
-        let page = used(start);
-        let (mut consumer, mut producer) = backend(&page).unwrap();
+        let (page, shared) = page([start; 4]);
+        let (mut consumer, mut producer) = resume(page).unwrap();
         let (mut own_cons, mut own_prod) = (start, start);
         for (index, value, len) in words {
-            let offset = [IN.cons, IN.prod, OUT.cons, OUT.prod][index];
-            page.atomic_u32(offset).unwrap().store(value, Ordering::Relaxed);
-            let peer_prod = page.load_u32(OUT.prod).unwrap();
-            let peer_cons = page.load_u32(IN.cons).unwrap();
+            shared[index].store(value, Ordering::Relaxed);
+            let peer_prod = shared[OUT_PROD].load(Ordering::Relaxed);
+            let peer_cons = shared[IN_CONS].load(Ordering::Relaxed);
             let mut buffer = vec![0; len];
             match consumer.read(&mut buffer) {
                 Ok(got) => {
@@ -146,18 +163,14 @@ proptest! {
     /// A page found in use is taken up where it is, or refused.
     #[test]
     fn a_page_in_use_is_checked(words in any::<[u32; 4]>(), near in any::<bool>()) {
-        let page = Region::heap(PAGE);
         let [in_cons, in_prod, out_cons, out_prod] = if near {
             [words[0], words[0].wrapping_add(words[1] % 1100), words[2], words[2].wrapping_add(words[3] % 2200)]
         } else {
             words
         };
-        for (offset, value) in [(IN.cons, in_cons), (IN.prod, in_prod), (OUT.cons, out_cons), (OUT.prod, out_prod)] {
-            page.atomic_u32(offset).unwrap().store(value, Ordering::Relaxed);
-        }
         let sound = in_prod.wrapping_sub(in_cons) as usize <= IN_SIZE
             && out_prod.wrapping_sub(out_cons) as usize <= OUT_SIZE;
-        match backend(&page) {
+        match resume(page([in_cons, in_prod, out_cons, out_prod]).0) {
             Ok((consumer, producer)) => {
                 prop_assert!(sound);
                 prop_assert_eq!(consumer.available().unwrap(), out_prod.wrapping_sub(out_cons) as usize);
@@ -171,12 +184,33 @@ proptest! {
 #[test]
 fn the_layout_is_xens() {
     // offsetof of struct xencons_interface.
-    assert_eq!((IN.start, IN.size, IN.cons, IN.prod), (0, 1024, 3072, 3076));
+    let whole = Region::heap(PAGE);
+    let base = whole.as_ptr().addr();
+    let page = Page::new(whole).unwrap();
     assert_eq!(
-        (OUT.start, OUT.size, OUT.cons, OUT.prod),
-        (1024, 2048, 3080, 3084)
+        (page.input.as_ptr().addr() - base, page.input.len()),
+        (0, 1024)
     );
-    assert_eq!(CONNECTION, 3088);
+    assert_eq!(
+        (page.output.as_ptr().addr() - base, page.output.len()),
+        (1024, 2048)
+    );
+    let offsets: Vec<usize> = page
+        .indices
+        .iter()
+        .map(|w| w.as_ptr().addr() - base)
+        .collect();
+    assert_eq!(offsets, [3072, 3076, 3080, 3084]);
+    assert_eq!(page.connection.as_ptr().addr() - base, 3088);
+    // The producer of a ring moves `prod`, its consumer `cons`.
+    let (page, words) = self::page([0; 4]);
+    let (_, mut producer) = resume(page).unwrap();
+    producer.write(b"x").unwrap();
+    assert_eq!(words[1].load(Ordering::Relaxed), 1);
+    let (page, words) = self::page([0, 0, 0, 1]);
+    let (mut consumer, _) = resume(page).unwrap();
+    assert_eq!(consumer.read(&mut [0; 9]).unwrap(), 1);
+    assert_eq!(words[2].load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -184,29 +218,30 @@ fn every_byte_goes_to_the_place_its_index_says() {
     let (page, [_, (mut producer, _)]) = ends(u32::MAX - 2);
     producer.write(b"abcdef").unwrap();
     let mut wrapped = [0; 3];
-    page.copy_out(OUT.start + OUT.size - 3, &mut wrapped)
-        .unwrap();
+    page.output.copy_out(OUT_SIZE - 3, &mut wrapped).unwrap();
     assert_eq!(&wrapped, b"abc");
-    page.copy_out(OUT.start, &mut wrapped).unwrap();
+    page.output.copy_out(0, &mut wrapped).unwrap();
     assert_eq!(&wrapped, b"def");
-    assert_eq!(page.load_u32(OUT.prod).unwrap(), 3);
+    assert_eq!(page.indices[OUT_PROD].load(Ordering::Relaxed), 3);
 }
 
 #[test]
 fn the_frontend_says_that_nobody_serves_it_yet() {
-    let page = Region::heap(PAGE);
-    let _frontend = frontend(&page).unwrap();
-    assert_eq!(page.load_u8(CONNECTION).unwrap(), 1);
-    let _backend = backend(&page).unwrap();
-    assert_eq!(page.load_u8(CONNECTION).unwrap(), 0);
+    let whole = Region::heap(PAGE);
+    let (second, third) = (twin(&whole), twin(&whole));
+    let page = Page::new(whole).unwrap();
+    let _frontend = frontend(second).unwrap();
+    assert_eq!(page.connection.load(Ordering::Relaxed), 1);
+    let _backend = backend(third).unwrap();
+    assert_eq!(page.connection.load(Ordering::Relaxed), 0);
 }
 
 #[test]
 fn a_page_too_short_is_refused() {
-    let page = Region::heap(3084);
-    assert!(matches!(
-        frontend(&page),
-        Err(Error::Page(RegionError::OutOfRange))
-    ));
-    assert!(matches!(backend(&page), Err(Error::Page(_))));
+    for len in [0, 1024, 3072, 3084, 3088] {
+        let short = || Region::heap(len);
+        let refused = Error::Page(RegionError::OutOfRange);
+        assert_eq!(frontend(short()).err(), Some(refused), "{len}");
+        assert_eq!(backend(short()).err(), Some(refused), "{len}");
+    }
 }

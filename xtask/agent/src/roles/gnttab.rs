@@ -61,8 +61,8 @@ impl Share {
         let xen = Xen::open()?;
         let channels = EventChannels::open(&xen)?;
         let port = channels.bind_unbound(self.to)?;
-        let pages = share(&xen, self.to, self.pages, Access::ReadWrite)?;
-        let region = pages.region();
+        let mut pages = share(&xen, self.to, self.pages, Access::ReadWrite)?;
+        let mut region = pages.take_region();
         ensure!(
             region.len() == self.pages * 4096,
             "{} bytes are shared",
@@ -104,7 +104,7 @@ impl Share {
             .check(&found[half..])
             .map_err(|wrong| anyhow::anyhow!("own half: {wrong}"))?;
         ensure!(
-            byte(region, theirs)? == 1,
+            byte(&region, theirs)? == 1,
             "the mapper's byte is clear though it lives"
         );
         println!("written");
@@ -113,7 +113,7 @@ impl Share {
         event(&channels, &port, None).context("waiting for the mapper's end")?;
         // The kernel clears the byte before it sends the event.
         ensure!(
-            byte(region, theirs)? == 0,
+            byte(&region, theirs)? == 0,
             "an event without the byte cleared"
         );
         println!("mapper gone");
@@ -129,8 +129,8 @@ impl Map {
         let port = channels.bind_interdomain(self.from, Port::new(self.port))?;
         event(&channels, &port, Some(patience())).context("the event of the connection itself")?;
         let refs: Vec<GrantRef> = self.refs.iter().copied().map(GrantRef::new).collect();
-        let pages = map(&xen, self.from, &refs, Access::ReadWrite)?;
-        let region = pages.region();
+        let mut pages = map(&xen, self.from, &refs, Access::ReadWrite)?;
+        let mut region = pages.take_region();
         ensure!(
             region.len() == refs.len() * 4096,
             "{} bytes are mapped",
@@ -147,7 +147,7 @@ impl Map {
         Stream::new(self.key + 1).peek(&mut bytes[..half]);
         region.copy_in(0, &bytes[..half])?;
         ensure!(
-            byte(region, mine)? == 1 && byte(region, theirs)? == 1,
+            byte(&region, mine)? == 1 && byte(&region, theirs)? == 1,
             "the two bytes are not set"
         );
         pages.set_unmap_notify(UnmapNotify {
@@ -160,12 +160,13 @@ impl Map {
 
         match self.then {
             Then::Leave => {
-                // What holds the pages is the last of the handle and the regions taken from it.
-                let kept = region.clone();
+                // The pages are held by the handle and each part of their region.
                 drop(pages);
+                let kept = region.split_off(mine)?;
+                drop(region);
                 ensure!(
-                    byte(&kept, mine)? == 1,
-                    "the pages were released with a region of them still there"
+                    byte(&kept, 0)? == 1,
+                    "the pages were released with a part of them still there"
                 );
                 drop(kept);
                 println!("left");
@@ -173,7 +174,7 @@ impl Map {
             Then::Stay => {
                 event(&channels, &port, None).context("waiting for the sharer's end")?;
                 ensure!(
-                    byte(region, theirs)? == 0,
+                    byte(&region, theirs)? == 0,
                     "an event without the byte cleared"
                 );
                 // What the sharer left behind is still there.

@@ -1,8 +1,9 @@
-//! Why an access to shared bytes was refused.
+//! The errors of an access to shared bytes.
 
 use std::io;
 
-/// Why an access to a [`Region`](crate::Region) was refused; nothing was read or written.
+/// The reason why an access to a [`Region`](crate::Region) was refused; nothing was read, written or
+/// taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionError {
