@@ -1,5 +1,8 @@
-//! The end of a connection, told to all who wait.
+//! The end of a connection, and what must not be one.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -11,6 +14,8 @@ use crate::world::{Daemon, Kind};
 use crate::{with_each_daemon, with_each_process};
 
 const REQUESTS: usize = 100;
+/// More than the client lets expire.
+const DROPPED: usize = 1025;
 
 /// Each of a hundred threads reads until it is told that the daemon is gone.
 fn the_end_is_told_to_every_thread(kind: Kind) {
@@ -89,8 +94,61 @@ fn the_end_is_told_to_every_request_that_is_owed(kind: Kind) {
     });
 }
 
+/// Futures that are polled once and dropped, with a daemon that answers each before the next.
+fn dropped_futures_leave_the_connection_alive(kind: Kind) {
+    for workers in [0, 2] {
+        rounds(
+            format_args!("{kind:?}, dropped futures, {workers} workers"),
+            || {
+                let daemon = Daemon::start(kind);
+                daemon.store().write("/value", "v").unwrap();
+                let runtime = runtime(workers);
+                let other = daemon.store();
+                let outcome = runtime.block_on(async {
+                    let store = connect(&daemon.socket());
+                    for _ in 0..DROPPED {
+                        let mut read = pin!(store.read("/value"));
+                        poll_fn(|cx| {
+                            let _ = read.as_mut().poll(cx);
+                            Poll::Ready(())
+                        })
+                        .await;
+                        other.read("/value").unwrap();
+                    }
+                    timeout(LIMIT, store.read("/value")).await
+                });
+                runtime.shutdown_background();
+                match outcome {
+                    Ok(Ok(value)) if value == b"v" => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            },
+        );
+    }
+}
+
+/// Calls that are given no time at all, with a daemon that answers each before the next.
+fn calls_without_time_leave_the_connection_alive(kind: Kind) {
+    rounds(format_args!("{kind:?}, calls without time"), || {
+        let daemon = Daemon::start(kind);
+        let (store, other) = (daemon.store(), daemon.store());
+        store.write("/value", "v").unwrap();
+        let hasty = store.with_timeout(Some(Duration::ZERO));
+        for _ in 0..DROPPED {
+            let _ = hasty.read("/value");
+            other.read("/value").unwrap();
+        }
+        match store.with_timeout(Some(LIMIT)).read("/value") {
+            Ok(value) if value == b"v" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
 with_each_daemon!(
     the_end_is_told_to_every_thread,
     the_end_is_told_to_every_task,
+    dropped_futures_leave_the_connection_alive,
+    calls_without_time_leave_the_connection_alive,
 );
 with_each_process!(the_end_is_told_to_every_request_that_is_owed);

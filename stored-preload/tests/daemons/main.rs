@@ -5,15 +5,19 @@
 //! | environment | |
 //! |---|---|
 //! | `STORE_ROUNDS` | how often; once unless given |
+//! | `STORE_READS` | reads of each task in a round; 100 unless given |
 
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod asynchronous;
+mod deadlines;
 mod domains;
 mod endings;
+mod reads;
 mod ring;
 mod rounds;
+mod wakes;
 mod world;
 
 /// Makes a test of each function and each daemon.

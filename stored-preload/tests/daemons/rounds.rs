@@ -14,6 +14,11 @@ fn number(name: &str, otherwise: usize) -> usize {
     env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
+/// Reads of each task in a round.
+pub(crate) fn reads() -> usize {
+    number("STORE_READS", 100)
+}
+
 /// Runs a test as often as it is asked for, prints how often it failed, and fails if it ever did.
 pub(crate) fn rounds(what: impl Display, mut round: impl FnMut() -> Result<(), String>) {
     let all = number("STORE_ROUNDS", 1);
