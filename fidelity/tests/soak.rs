@@ -70,7 +70,7 @@ impl Host {
         let home = format!("/local/domain/{id}/data");
         let path = format!("/local/domain/0/data/soak/{id}");
         let mut server = Server::builder(id, &path)
-            .notice_domain_end(true)
+            .watch_peer_domain(true)
             .listen(&self.dom0, &self.tools[usize::from(id.as_u16()) % 4])
             .unwrap();
         let xen = self.simulation.xen(id).unwrap();

@@ -179,6 +179,8 @@ impl Channel {
             Ok(space) if space > known => return Ok(true),
             Ok(_) => {}
             Err(Error::Closed) => return Ok(true),
+            // There is still something to read.
+            Err(Error::ShutDown) => {}
             Err(error) => return Err(error),
         }
         match self.rx.arm(1) {
@@ -236,19 +238,28 @@ impl Channel {
         }
     }
 
-    /// A server whose client is gone gets ready for the next one: empties both rings and waits in
-    /// state [`Waiting`](PeerState::Waiting). Does not block.
+    /// A server whose client is gone gets ready for the next one: makes fresh rings and a fresh port,
+    /// publishes them, and waits in state [`Waiting`](PeerState::Waiting). The descriptor stays the same.
     ///
-    /// A client of this crate touches the rings only after this call, so no byte of one session
-    /// reaches the next. A libxenvchan client does not wait: if it connected before this call, what
-    /// it has written so far is discarded with the old client's bytes (they cannot be told apart),
-    /// and it may have read an answer meant for the old one. Call this as soon as [`Error::Closed`]
-    /// is seen.
+    /// The client that left may keep the old rings mapped and write into them; nobody reads them any
+    /// more, so no byte of one session reaches the next, whatever its client does. A client that came
+    /// to the old rings before this call sees their end and has to come again. Call this as soon as
+    /// [`Error::Closed`] is seen. It asks the store and waits for the answers, as
+    /// [`ServerBuilder::listen`](crate::ServerBuilder::listen) does, and both rings' memory is held
+    /// for a moment.
+    ///
+    /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings instead,
+    /// asks nobody, and serves a client that came before this call. A client of this crate touches the
+    /// rings only after it. What a libxenvchan client has written before is discarded with the old
+    /// client's bytes (they cannot be told apart), and it may have read an answer meant for the old one.
+    /// The promise holds there among clients that write nothing after they have left.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] on a client, on what a [`Listener`](crate::Listener) accepted, or while the
-    /// client is connected; [`Error::Peer`].
+    /// client is connected; [`Error::Peer`]; [`Error::ShutDown`] with reused memory. [`Error::Os`],
+    /// [`Error::Store`] if fresh rings could not be made or published: nothing is on offer then, and the
+    /// next call tries again.
     pub fn next_client(&mut self) -> Result<()> {
         if self.shared().role == Role::Client {
             return Err(Error::Invalid {
@@ -268,6 +279,22 @@ impl Channel {
                 });
             }
             PeerState::Gone => {}
+        }
+        if let Some(origin) = &self.shared().origin {
+            let (fresh, rings) = origin.renew(self.shared())?;
+            let fresh = Arc::new(fresh);
+            let (tx, rx) = rings.attach(Role::Server)?;
+            let former = Arc::clone(&self.rx.shared);
+            self.rx.renew(rx, Arc::clone(&fresh));
+            self.tx.renew(tx, fresh);
+            // The old memory goes, and a client that came to it in vain sees the end.
+            drop(former);
+            // Tasks that waited for something of the old session are to look.
+            self.shared().doorbell.delivery.changed();
+            return Ok(());
+        }
+        if self.tx.shut {
+            return Err(Error::ShutDown);
         }
         let fetched = self.rx.fetch()?;
         self.rx.rx.adopt(fetched);
@@ -307,8 +334,17 @@ impl Channel {
     /// Tells the peer that this side is done. What was written stays readable for it, and what it
     /// wrote stays readable here; vchan has no half-close, so the peer takes both directions as
     /// ended.
-    pub fn shutdown(&mut self) {
-        let _ = self.shared().leave();
+    ///
+    /// Publishes what a [corked](WriteHalf::set_cork) writer has gathered. Every write after that fails
+    /// with [`Error::ShutDown`]. A server can serve the [next client](Self::next_client), unless it
+    /// [reuses its memory](crate::ServerBuilder::reuse_memory).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if the peer could not be notified: it sees the end when it looks.
+    pub fn shutdown(&mut self) -> Result<()> {
+        self.tx.shut();
+        self.shared().leave()
     }
 
     /// Closes the channel. The same as dropping it.

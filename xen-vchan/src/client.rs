@@ -98,7 +98,7 @@ impl ClientBuilder {
     /// [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for which the descriptor becomes readable too.
     ///
     /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
-    pub const fn notice_domain_end(mut self, notice: bool) -> Self {
+    pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
         self
     }
@@ -242,6 +242,7 @@ impl ClientBuilder {
         own.get().store(CONNECTED, Ordering::Release);
         let shared = Shared {
             published: Mutex::new(None),
+            origin: None,
             seat: OnceLock::new(),
             peer: self.server,
             runs: Peer::of(xen),

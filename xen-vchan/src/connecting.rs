@@ -19,6 +19,8 @@ use crate::{Channel, Error, Result, handshake};
 
 /// How often a client looks whether a busy server has become free.
 const RETRY: Duration = Duration::from_millis(250);
+/// Words of the store that are taken in one go.
+const DRAIN: usize = 256;
 
 /// A client on its way, made by [`ClientBuilder::start`]. It can be given up by dropping it.
 ///
@@ -62,8 +64,15 @@ impl Connecting {
     /// [`Error::Timeout`]: the builder's deadline has passed. Otherwise as
     /// [`ClientBuilder::connect`], without [`Error::NoServer`] and [`Error::Unreachable`].
     pub fn try_finish(&mut self) -> Result<Channel> {
-        // What has been told so far is seen by the look that follows.
-        while self.arrival.try_next()?.is_some() {}
+        // What has been told so far is seen by the look that follows. A server may write its node
+        // again and again, so this ends.
+        let mut flooded = true;
+        for _ in 0..DRAIN {
+            if self.arrival.try_next()?.is_none() {
+                flooded = false;
+                break;
+            }
+        }
         let again = match self.builder.attempt(&self.xen, &self.store) {
             // A server that died leaves its nodes; the next one will write them anew.
             Err(Error::NoServer { .. }) => None,
@@ -78,6 +87,8 @@ impl Connecting {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::Timeout);
         }
+        // What is left makes nothing readable *again*; the timer does.
+        let again = if flooded { Some(Instant::now()) } else { again };
         let at = match (again, deadline) {
             (Some(again), Some(deadline)) => Some(again.min(deadline)),
             (again, deadline) => again.or(deadline),

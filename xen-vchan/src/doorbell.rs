@@ -10,12 +10,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{BoundPort, EventChannels, EventPacer};
+use xen_sys::Port;
 
 use crate::delivery::Delivery;
 use crate::life::DomainLife;
@@ -30,7 +31,7 @@ pub(crate) struct Doorbell {
     writer: Kept,
     pacing: Pacing,
     /// For an owner who wants to know of the end of the peer's domain.
-    life: Option<DomainLife>,
+    life: Option<Arc<DomainLife>>,
 }
 
 /// The half of a channel on whose behalf something is done.
@@ -103,6 +104,10 @@ impl Pacing {
         });
     }
 
+    fn pacer(&self) -> Option<EventPacer> {
+        self.state().as_ref().map(|paced| paced.pacer.clone())
+    }
+
     /// Judges event number `event`, if it was not yet; returns until when the port stays masked.
     fn judge(&self, event: u64, standing: impl FnOnce() -> Standing) -> Option<Instant> {
         if !self.on.load(Ordering::Acquire) {
@@ -130,11 +135,28 @@ impl Pacing {
 }
 
 impl Doorbell {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         events: EventChannels,
         port: BoundPort,
         delivery: Delivery,
         life: Option<DomainLife>,
+    ) -> Self {
+        Self::with(events, port, delivery, life.map(Arc::new))
+    }
+
+    /// Another port of the same set, with the same descriptor, for the same waiters.
+    pub(crate) fn succeeded_by(&self, port: BoundPort) -> Self {
+        let delivery = Delivery::new(Arc::clone(self.delivery.tasks()));
+        let next = Self::with(self.events.clone(), port, delivery, self.life.clone());
+        next.pace(self.pacing.pacer());
+        next
+    }
+
+    const fn with(
+        events: EventChannels,
+        port: BoundPort,
+        delivery: Delivery,
+        life: Option<Arc<DomainLife>>,
     ) -> Self {
         Self {
             port,
@@ -145,6 +167,14 @@ impl Doorbell {
             pacing: Pacing::new(),
             life,
         }
+    }
+
+    pub(crate) const fn events(&self) -> &EventChannels {
+        &self.events
+    }
+
+    pub(crate) fn port(&self) -> Port {
+        self.port.port()
     }
 
     /// Notifies the peer of something that is not a half's: a session's begin or end.
@@ -301,7 +331,7 @@ impl Doorbell {
 
     /// A client has come: its domain exists.
     pub(crate) fn peer_came(&self) {
-        self.life.iter().for_each(DomainLife::peer_came);
+        self.life.iter().for_each(|life| life.peer_came());
     }
 
     /// Whether the peer's domain has come to its end, if that is watched.
@@ -351,6 +381,6 @@ impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.life
             .as_ref()
-            .map_or_else(|| self.events.as_fd(), DomainLife::fd)
+            .map_or_else(|| self.events.as_fd(), |life| life.fd())
     }
 }

@@ -5,6 +5,7 @@
 //! | [`Error::Peer`] | the other domain broke the protocol | the channel is finished: every later call returns the same error |
 //! | [`Error::Node`] | the other domain published what is no address | try again, if another server may come |
 //! | [`Error::Closed`] | the other side left or died | bytes it had sent can still be read; then the end |
+//! | [`Error::ShutDown`] | the caller, who has said that it is done | bytes of the peer can still be read |
 //! | [`Error::WouldBlock`], [`Error::Timeout`] | nobody | try again |
 //! | [`Error::Os`], [`Error::Store`] | the kernel or xenstored refused | as the source says |
 
@@ -34,6 +35,9 @@ pub enum Error {
     /// The peer left or died, and everything it had sent was read.
     #[error("the vchan peer is gone")]
     Closed,
+    /// This side has [shut down](crate::Channel::shutdown) the channel, so it writes no more.
+    #[error("this side has shut the vchan down")]
+    ShutDown,
     /// Nothing can be done now. The notification was asked for before this was returned, so the
     /// channel's descriptor becomes readable when that changes.
     #[error("the vchan operation would block")]
@@ -201,7 +205,7 @@ impl From<Error> for io::Error {
             Error::Unreachable { .. } => io::ErrorKind::ConnectionRefused,
             Error::Store(source) => return source.into(),
             Error::Peer(_) | Error::Node { .. } => io::ErrorKind::InvalidData,
-            Error::Closed => io::ErrorKind::BrokenPipe,
+            Error::Closed | Error::ShutDown => io::ErrorKind::BrokenPipe,
             Error::WouldBlock => io::ErrorKind::WouldBlock,
             Error::Timeout => io::ErrorKind::TimedOut,
             Error::NoServer { .. } => io::ErrorKind::NotFound,

@@ -76,6 +76,8 @@ pub struct Listener {
     arrived: VecDeque<Channel>,
     set: Epoll,
     vacated: Arc<EventFd>,
+    /// See [`has_more`](Self::has_more).
+    more: bool,
 }
 
 /// What a listener will be. Made by [`Listener::builder`].
@@ -131,9 +133,9 @@ impl ListenerBuilder {
         self
     }
 
-    /// As [`ServerBuilder::notice_domain_end`](crate::ServerBuilder::notice_domain_end), for every
+    /// As [`ServerBuilder::watch_peer_domain`](crate::ServerBuilder::watch_peer_domain), for every
     /// channel accepted.
-    pub const fn notice_domain_end(mut self, notice: bool) -> Self {
+    pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
         self
     }
@@ -158,6 +160,7 @@ impl ListenerBuilder {
             arrived: VecDeque::new(),
             set,
             vacated,
+            more: false,
         })
     }
 }
@@ -210,7 +213,7 @@ impl Listener {
         let ring = Server::builder(offer.domain, &offer.path)
             .withdraws()
             .rings(self.settings.left, self.settings.right)
-            .notice_domain_end(self.settings.notice)
+            .watch_peer_domain(self.settings.notice)
             .listen(&self.xen, &self.store)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         self.set.add(&ring, event).map_err(failed)?;
@@ -256,12 +259,36 @@ impl Listener {
         }
     }
 
-    /// Looks at the rings that something has happened to.
+    /// Looks at the rings that something has happened to, batch by batch, until there is no more. Clients
+    /// that ring again and again add no work: after as many batches as all paths can fill the rest
+    /// is for the next call.
     fn look(&mut self) -> Result<()> {
+        for _ in 0..=self.offers.len() / BATCH {
+            // Also if it fails: what was not looked at is still there.
+            self.more = true;
+            self.more = self.look_at_batch()? == BATCH;
+            if !self.more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the last call left events for the next one, of which the descriptor tells nobody who
+    /// waits for it to *become* readable.
+    #[cfg(feature = "tokio")]
+    pub(crate) const fn has_more(&self) -> bool {
+        self.more
+    }
+
+    /// Looks at a batch of events; returns their number.
+    fn look_at_batch(&mut self) -> Result<usize> {
         let mut events = [EpollEvent::empty(); BATCH];
-        let count = match self.set.wait(&mut events, EpollTimeout::ZERO) {
-            Err(Errno::EINTR) => 0,
-            other => other.map_err(failed)?,
+        let count = loop {
+            match self.set.wait(&mut events, EpollTimeout::ZERO) {
+                Err(Errno::EINTR) => {}
+                other => break other.map_err(failed)?,
+            }
         };
         for event in &events[..count] {
             if event.data() == VACATED {
@@ -297,7 +324,7 @@ impl Listener {
                 }
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Offers a fresh ring where there is none and room for a client.

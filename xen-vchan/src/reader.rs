@@ -50,6 +50,14 @@ impl ReadHalf {
         }
     }
 
+    /// Goes over to fresh memory.
+    pub(crate) fn renew(&mut self, rx: Consumer, shared: Arc<Shared>) {
+        self.rx = rx;
+        self.shared = shared;
+        self.attached = true;
+        self.rides = 0;
+    }
+
     /// The bytes ready. Looks at the ring and the peer only if fewer than `least` are known, and
     /// asks for no notification.
     ///

@@ -53,6 +53,7 @@ impl Server {
             right: RingSize::SMALLEST,
             notice: false,
             withdraws: false,
+            reuse: false,
         }
     }
 }
@@ -67,6 +68,7 @@ pub struct ServerBuilder {
     right: RingSize,
     notice: bool,
     withdraws: bool,
+    reuse: bool,
 }
 
 impl ServerBuilder {
@@ -97,8 +99,19 @@ impl ServerBuilder {
     /// which the descriptor becomes readable too. A peer whose domain is still to be made has not ended.
     ///
     /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
-    pub const fn notice_domain_end(mut self, notice: bool) -> Self {
+    pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
+        self
+    }
+
+    /// Whether all clients, one after another, are served on the same memory. Off at first:
+    /// [`next_client`](Channel::next_client) makes fresh rings, because a client that has left can keep the
+    /// old ones mapped and write into them at any time.
+    ///
+    /// For a server that trusts every program of its client's domain. It then serves a client that
+    /// came before `next_client`, and `next_client` asks the store nothing.
+    pub const fn reuse_memory(mut self, reuse: bool) -> Self {
+        self.reuse = reuse;
         self
     }
 
@@ -112,13 +125,23 @@ impl ServerBuilder {
     /// [`Error::TooLarge`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel
     /// cannot be had; [`Error::Store`] if the path cannot be written.
     pub fn listen(self, xen: &Xen, store: &Store) -> Result<Channel> {
+        let (shared, rings) = self.publish(xen, store, None)?;
+        Ok(Channel::new(shared, rings, true)?)
+    }
+
+    /// Makes the rings and publishes them, in succession to those of `former`, if there were any.
+    fn publish(self, xen: &Xen, store: &Store, former: Option<&Shared>) -> Result<(Shared, Rings)> {
         let geometry = Geometry::choose(self.left, self.right).ok_or(Error::TooLarge {
             what: "ring",
             asked: self.left.max(self.right).bytes(),
             limit: RingSize::LARGEST.bytes(),
         })?;
         handshake::clear(store, &self.path)?;
-        let events = EventChannels::open(xen)?;
+        let events = match former {
+            // The descriptor stays the same, wherever it is registered.
+            Some(former) => former.doorbell.events().clone(),
+            None => EventChannels::open(xen)?,
+        };
         let port = events.bind_unbound(self.peer)?;
         let mut control = share(xen, self.peer, 1, Access::ReadWrite)?;
 
@@ -164,33 +187,64 @@ impl ServerBuilder {
             clear_byte: Some(SRV_LIVE),
             event: Some(port.port()),
         })?;
-        let life = if self.notice {
-            Some(DomainLife::watch(store, self.peer, &events, None)?)
-        } else {
-            None
+        let doorbell = match former {
+            Some(former) => former.doorbell.succeeded_by(port),
+            None => {
+                let life = if self.notice {
+                    Some(DomainLife::watch(store, self.peer, &events, None)?)
+                } else {
+                    None
+                };
+                Doorbell::new(events, port, Delivery::default(), life)
+            }
         };
         let published = Published::publish(
             store,
             &self.path,
             self.peer,
             control.refs()[0],
-            port.port(),
+            doorbell.port(),
             self.withdraws,
         )?;
+        let sessions = former.map_or(0, |former| former.session.count());
+        let origin = Origin {
+            builder: self.clone(),
+            xen: xen.clone(),
+            store: store.clone(),
+        };
         let shared = Shared {
+            origin: (!self.reuse).then(|| Box::new(origin)),
             published: Mutex::new(Some(published)),
             seat: OnceLock::new(),
             peer: self.peer,
             runs: Peer::of(xen),
             cursors: Cursors::new(&rings),
-            session: Session::new(Role::Server, peer, own, false),
+            session: Session::new(Role::Server, peer, own, false).after(sessions),
             pages: Pages::Ours {
                 rings: left.into_iter().chain(right).collect(),
                 control,
             },
-            doorbell: Doorbell::new(events, port, Delivery::default(), life),
+            doorbell,
             role: Role::Server,
         };
-        Ok(Channel::new(shared, rings, true)?)
+        Ok((shared, rings))
+    }
+}
+
+/// What a server makes fresh rings from, for its next client.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    builder: ServerBuilder,
+    xen: Xen,
+    store: Store,
+}
+
+impl Origin {
+    /// Fresh rings, published in place of those of `former`.
+    pub(crate) fn renew(&self, former: &Shared) -> Result<(Shared, Rings)> {
+        // The old `ring-ref` is removed first, so that no client comes to the old rings any more. Their
+        // owner finds another one when it goes, and leaves it alone.
+        let builder = self.builder.clone();
+        builder.publish(&self.xen, &self.store, Some(former))
     }
 }

@@ -92,6 +92,12 @@ impl Session {
         }
     }
 
+    /// The same, after `count` sessions on other memory.
+    pub(crate) fn after(self, count: u64) -> Self {
+        self.count.store(count, Ordering::Relaxed);
+        self
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is a plain value: a panic elsewhere cannot have left it half written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -12,6 +12,7 @@ use crate::doorbell::{Doorbell, Standing, has_passed};
 use crate::handshake::Published;
 use crate::listener::Seat;
 use crate::ring::{Cursors, Role};
+use crate::server::Origin;
 use crate::session::{PeerState, Session};
 use crate::spin::Peer;
 
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) peer: DomId,
     /// Where the peer runs.
     pub(crate) runs: Peer,
+    /// Of a server that has fresh memory for each client.
+    pub(crate) origin: Option<Box<Origin>>,
     /// A client that a listener accepted. Last, so that a place is free when its memory is.
     pub(crate) seat: OnceLock<Seat>,
 }
@@ -84,6 +87,8 @@ impl Shared {
     /// [`Error::Os`] if the peer could not be notified; it sees the end when it looks.
     pub(crate) fn leave(&self) -> Result<()> {
         self.session.leave();
+        // Tasks of this side that wait to write are to look as well.
+        self.doorbell.delivery.changed();
         self.doorbell.notify()
     }
 

@@ -36,6 +36,8 @@ pub struct WriteHalf {
     corked: bool,
     /// So many bytes are published, and fewer gather: 1 unless corked, and after space was waited for.
     enough: u32,
+    /// This side has said that it is done. `tx` has no space then.
+    pub(crate) shut: bool,
 }
 
 impl WriteHalf {
@@ -48,16 +50,37 @@ impl WriteHalf {
             timeout: None,
             corked: false,
             enough: 1,
+            shut: false,
         }
+    }
+
+    /// Publishes what has gathered; nothing can be written any more.
+    pub(crate) fn shut(&mut self) {
+        self.publish();
+        // It has no space that is known, so every way of writing comes by `open`.
+        self.tx.shut();
+        self.shut = true;
+    }
+
+    /// Goes over to fresh memory.
+    pub(crate) fn renew(&mut self, tx: Producer, shared: Arc<Shared>) {
+        self.tx = tx;
+        self.shared = shared;
+        self.attached = true;
+        self.shut = false;
+        self.set_cork(self.corked);
     }
 
     /// Whether bytes may be written now: `false` if that must wait for the session to begin.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the peer is gone.
+    /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`] if this side has said that it is done.
     #[inline]
     fn open(&mut self) -> Result<bool> {
+        if self.shut {
+            return Err(Error::ShutDown);
+        }
         match self.shared.observe()? {
             PeerState::Connected if self.attached => Ok(true),
             PeerState::Connected => self.attach(),

@@ -30,9 +30,18 @@ fn done() -> String {
 }
 
 #[test]
+fn c_clients_one_after_another_on_fresh_rings() {
+    one_after_another(false);
+}
+
+#[test]
 fn c_clients_one_after_another_on_the_same_ring() {
+    one_after_another(true);
+}
+
+fn one_after_another(reuse: bool) {
     let world = World::new();
-    let mut ours = world.serve(4096);
+    let mut ours = world.serve_with(4096, reuse);
     for round in 0..6 {
         let key = 10 * round;
         if round % 3 == 1 {

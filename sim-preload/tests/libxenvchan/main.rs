@@ -100,7 +100,7 @@ fn a_killed_c_server_is_noticed() {
 #[test]
 fn a_c_client_replaced_unseen_is_two_sessions() {
     let world = World::new();
-    let mut ours = world.serve(0);
+    let mut ours = world.serve_with(0, true);
     let path = world.guest_path();
     let mut first = world.c_peer("client", &path, &["--recv", "8"]);
     assert_eq!(first.line(), "connected");

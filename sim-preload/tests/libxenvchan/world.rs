@@ -87,10 +87,15 @@ impl World {
 
     /// A server of the guest's, with rings of at least so many bytes.
     pub(crate) fn serve(&self, ring: usize) -> Channel {
+        self.serve_with(ring, false)
+    }
+
+    /// A server that has the same memory for all clients, if it is to `reuse` it.
+    pub(crate) fn serve_with(&self, ring: usize, reuse: bool) -> Channel {
         let (xen, store) = self.guest();
         let ring = RingSize::at_least(ring);
         let server = Server::builder(DomId::DOM0, self.guest_path()).rings(ring, ring);
-        server.listen(&xen, &store).unwrap()
+        server.reuse_memory(reuse).listen(&xen, &store).unwrap()
     }
 
     /// A C program of domain 0, for the guest.

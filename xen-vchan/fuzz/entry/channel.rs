@@ -108,7 +108,7 @@ fn server(world: &World, input: &mut Input<'_>) {
     let (left, right) = sizes(input);
     let channel = Server::builder(world.guest, PATH)
         .rings(left, right)
-        .notice_domain_end(input.byte() & 7 == 0)
+        .watch_peer_domain(input.byte() & 7 == 0)
         .listen(xen, store)
         .unwrap();
     let number = |key: &str| -> u32 {
@@ -350,7 +350,7 @@ fn drive(input: &mut Input<'_>, mut channel: Channel, hostile: &mut Hostile, wor
                 Ok(())
             }
             25 if input.byte() & 15 == 0 => {
-                channel.shutdown();
+                let _ = channel.shutdown();
                 Ok(())
             }
             _ => channel.wait_connected(now),

@@ -265,6 +265,13 @@ impl Producer {
         self.run = 0;
     }
 
+    /// Takes all space away, for good.
+    #[cfg(not(loom))]
+    pub(crate) const fn shut(&mut self) {
+        self.seen = self.next.wrapping_sub(self.ring.size);
+        self.run = 0;
+    }
+
     /// Makes the staged bytes visible. `true`: the peer asked to be told, ring its bell.
     ///
     /// One full barrier stands between the store of the cursor and the load of the peer's request;

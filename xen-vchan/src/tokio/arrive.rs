@@ -75,7 +75,13 @@ impl AsyncListener {
                 Err(Error::WouldBlock) => {}
                 Err(error) => return Err(error),
             }
+            if self.listener.has_more() {
+                // Clients keep ringing. The runtime would not tell of what it has told already.
+                ::tokio::task::yield_now().await;
+                continue;
+            }
             let mut guard = self.ready.readable().await.map_err(failed)?;
+            // Before the next look, which takes every event that is there.
             guard.clear_ready();
         }
     }

@@ -242,7 +242,7 @@ impl AsyncWrite for AsyncChannel {
 
     /// Tells the peer that this side is done, in both directions: vchan has no half-close.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().channel.shutdown();
-        Poll::Ready(Ok(()))
+        let ended = self.get_mut().channel.shutdown();
+        Poll::Ready(ended.map_err(io::Error::from))
     }
 }

@@ -236,12 +236,12 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
         let victim = Victim::start_in(&world, "server", world.guest, DomId::DOM0);
         let builder = Client::builder(world.guest, path_of(world.guest))
             .wait_for_server(true)
-            .notice_domain_end(true)
+            .watch_peer_domain(true)
             .timeout(Duration::from_secs(20));
         (victim, builder.connect(&xen, &store).unwrap())
     } else {
         let server = Server::builder(world.guest, path_of(DomId::DOM0))
-            .notice_domain_end(true)
+            .watch_peer_domain(true)
             .listen(&xen, &store)
             .unwrap();
         let victim = Victim::start_in(&world, "client", world.guest, DomId::DOM0);

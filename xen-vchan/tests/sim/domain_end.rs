@@ -13,7 +13,7 @@ use crate::world::{PATH, World, poll_one, soon};
 fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
     let world = World::new();
     let (xen, store) = world.dom0();
-    let builder = Server::builder(world.guest, PATH).notice_domain_end(true);
+    let builder = Server::builder(world.guest, PATH).watch_peer_domain(true);
     let mut server = builder.listen(&xen, &store).unwrap();
     let mut client = world.connect();
     server.wait_connected(soon()).unwrap();
@@ -43,7 +43,7 @@ fn the_end_of_the_servers_domain_wakes_an_event_loop() {
         .listen(&xen, &store)
         .unwrap();
     let (xen, store) = world.dom0();
-    let builder = Client::builder(world.guest, &path).notice_domain_end(true);
+    let builder = Client::builder(world.guest, &path).watch_peer_domain(true);
     let mut client = builder.connect(&xen, &store).unwrap();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();

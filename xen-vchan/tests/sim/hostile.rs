@@ -121,7 +121,7 @@ fn a_client_writes_only_the_words_that_are_its_own() {
     server.wait_connected(soon()).unwrap();
     client.write_all(&bytes(0, 3000)).unwrap();
     client.read_exact(&mut [0; 50]).unwrap();
-    client.shutdown();
+    client.shutdown().unwrap();
     drop(client);
     assert_eq!(theirs(), before);
     drop((page, server, xen));

@@ -1,10 +1,15 @@
 //! Where one client's session ends and the next begins.
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
+use xen_evtchn::{BoundPort, EventChannels};
+use xen_gnttab::{Access, MappedPages, map};
+use xen_sys::{DomId, GrantRef, Port};
 use xen_vchan::{Error, PeerState};
 
-use crate::world::{World, bytes, read_all, soon, wait_gone};
+use crate::world::{World, bytes, poll_one, read_all, soon, wait_gone};
 
 #[test]
 fn what_the_peer_wrote_before_it_left_is_read_before_the_end() {
@@ -46,8 +51,13 @@ fn a_server_may_write_before_anybody_is_there() {
 
 #[test]
 fn no_byte_of_one_session_reaches_the_next() {
+    each_session_has_its_own_bytes(false);
+    each_session_has_its_own_bytes(true);
+}
+
+fn each_session_has_its_own_bytes(reuse: bool) {
     let world = World::new();
-    let mut server = world.listen(4096, 4096);
+    let mut server = world.listen_with(4096, 4096, reuse);
     for round in 1..=20u8 {
         let mut client = world.connect();
         server.wait_connected(soon()).unwrap();
@@ -72,7 +82,8 @@ fn no_byte_of_one_session_reaches_the_next() {
 #[test]
 fn a_client_replaced_before_the_server_looked_is_two_sessions() {
     let world = World::new();
-    let (mut server, mut first) = world.pair(4096, 4096);
+    let mut server = world.listen_with(4096, 4096, true);
+    let mut first = world.connect();
     server.wait_connected(soon()).unwrap();
     first.write_all(b"from the first").unwrap();
     server.write_all(b"for the first").unwrap();
@@ -100,6 +111,155 @@ fn a_client_replaced_before_the_server_looked_is_two_sessions() {
         Err(Error::WouldBlock)
     ));
     drop((server, second));
+    world.end();
+}
+
+#[test]
+fn a_client_that_comes_to_rings_of_the_session_before_sees_their_end_and_comes_again() {
+    let world = World::new();
+    let (mut server, first) = world.pair(4096, 4096);
+    drop(first);
+    let mut early = world.connect();
+    assert_eq!(early.peer().unwrap(), PeerState::Waiting);
+    assert_eq!(server.peer().unwrap(), PeerState::Gone);
+    server.next_client().unwrap();
+    assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+    assert!(matches!(early.wait_connected(soon()), Err(Error::Closed)));
+    assert_eq!(early.sessions(), 0);
+    let mut again = world.connect();
+    server.wait_connected(soon()).unwrap();
+    assert_eq!(server.sessions(), 2);
+    again.write_all(b"hello").unwrap();
+    let mut got = [0; 5];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    drop((server, early, again));
+    world.end();
+}
+
+/// A client that keeps its memory and its port, and uses both at any time after it has left.
+struct Lingering {
+    pages: MappedPages,
+    port: BoundPort,
+}
+
+impl Lingering {
+    fn come(world: &World) -> Self {
+        let (xen, store) = world.domu();
+        let number = |key: &str| -> u32 {
+            let value = store.read_str(&format!("{}/{key}", crate::world::PATH));
+            value.unwrap().parse().unwrap()
+        };
+        let port = Port::new(number("event-channel"));
+        let page = GrantRef::new(number("ring-ref"));
+        let events = EventChannels::open(&xen).unwrap();
+        let mut this = Self {
+            port: events.bind_interdomain(DomId::DOM0, port).unwrap(),
+            pages: map(&xen, DomId::DOM0, &[page], Access::ReadWrite).unwrap(),
+        };
+        this.live(1);
+        this
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.pages.region_mut().copy_in(at, bytes).unwrap();
+        self.port.notify().unwrap();
+    }
+
+    fn live(&mut self, live: u8) {
+        self.put(20, &[live]);
+    }
+
+    fn write(&mut self, bytes: &[u8], at: u32) {
+        self.put(1024 + at as usize, bytes);
+        let prod = at + bytes.len() as u32;
+        self.put(4, &prod.to_ne_bytes());
+    }
+}
+
+#[test]
+fn a_client_that_writes_after_it_left_is_read_by_nobody() {
+    // When the second write is made: before and after `next_client`, with the next client there, and
+    // after its first bytes.
+    for moment in 0..4 {
+        let world = World::new();
+        let mut server = world.listen(0, 0);
+        let mut evil = Lingering::come(&world);
+        server.wait_connected(soon()).unwrap();
+        evil.write(b"own", 0);
+        let mut got = [0; 3];
+        server.read_exact(&mut got).unwrap();
+        evil.live(0);
+        let mut at = |now| {
+            if moment == now {
+                evil.write(b"EVIL2", 3);
+                evil.live(1);
+                evil.live(3);
+            }
+        };
+        assert_eq!(server.peer().unwrap(), PeerState::Gone);
+        at(0);
+        server.next_client().unwrap();
+        at(1);
+        assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+        let mut client = world.connect();
+        at(2);
+        server.wait_connected(soon()).unwrap();
+        assert_eq!(server.sessions(), 2);
+        client.write_all(b"he").unwrap();
+        at(3);
+        client.write_all(b"llo").unwrap();
+        drop(client);
+        assert_eq!(read_all(&mut server), b"hello", "moment {moment}");
+        drop((server, evil));
+        world.end();
+    }
+}
+
+#[test]
+fn a_server_keeps_its_descriptor_and_its_settings_from_client_to_client() {
+    let world = World::new();
+    let mut server = world.listen(4096, 4096);
+    let fd = server.as_fd().as_raw_fd();
+    server.set_read_timeout(Some(Duration::from_millis(20)));
+    for _ in 0..3 {
+        let client = world.connect();
+        assert!(poll_one(&server, 10_000), "its arrival is not told");
+        server.acknowledge_events().unwrap();
+        server.wait_connected(soon()).unwrap();
+        drop(client);
+        wait_gone(&mut server);
+        server.next_client().unwrap();
+        assert_eq!(server.as_fd().as_raw_fd(), fd);
+        let early = server.read(&mut [0]).unwrap_err();
+        assert_eq!(early.kind(), std::io::ErrorKind::TimedOut);
+    }
+    drop(server);
+    world.end();
+}
+
+#[test]
+fn a_server_that_cannot_have_fresh_rings_tries_again() {
+    let world = World::new();
+    let (mut server, client) = world.pair(0, 0);
+    drop(client);
+    wait_gone(&mut server);
+    let whole = world.host.limits(DomId::DOM0).unwrap();
+    let mut limits = whole;
+    limits.shared_pages = 1;
+    world.host.set_limits(DomId::DOM0, limits).unwrap();
+    assert!(matches!(server.next_client(), Err(Error::Os(_))));
+    assert_eq!(server.peer().unwrap(), PeerState::Gone);
+    let node = format!("{}/ring-ref", crate::world::PATH);
+    assert!(
+        !world.dom0().1.exists(&node).unwrap(),
+        "the old ring is on offer"
+    );
+    world.host.set_limits(DomId::DOM0, whole).unwrap();
+    server.next_client().unwrap();
+    let client = world.connect();
+    server.wait_connected(soon()).unwrap();
+    drop((server, client));
     world.end();
 }
 
@@ -158,11 +318,11 @@ fn hasty(world: &World) -> xen_vchan::Channel {
 #[test]
 fn an_end_that_is_told_twice_is_one_end() {
     let world = World::new();
-    let mut server = world.listen(0, 0);
+    let mut server = world.listen_with(0, 0, true);
     for round in 1..=3 {
         let mut client = world.connect();
         server.wait_connected(soon()).unwrap();
-        client.shutdown();
+        client.shutdown().unwrap();
         wait_gone(&mut server);
         server.next_client().unwrap();
         drop(client);
@@ -191,13 +351,76 @@ fn next_client_is_for_servers_without_one() {
 }
 
 #[test]
+fn shutdown_publishes_what_was_corked_and_ends_every_way_of_writing() {
+    for server_shuts in [true, false] {
+        let world = World::new();
+        let (mut one, mut other) = world.pair(4096, 4096);
+        if !server_shuts {
+            std::mem::swap(&mut one, &mut other);
+        }
+        one.halves().1.set_cork(true);
+        one.write_all(b"last words").unwrap();
+        other.write_all(b"an answer").unwrap();
+        one.shutdown().unwrap();
+        one.shutdown().unwrap();
+        let shut = |result: Result<usize, Error>| {
+            assert!(matches!(result, Err(Error::ShutDown)), "{result:?}");
+        };
+        let pipe = |result: std::io::Result<usize>| {
+            assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+        };
+        let both = [IoSlice::new(b"x"), IoSlice::new(b"y")];
+        shut(one.try_write(b"x"));
+        shut(one.write_deadline(b"x", soon()));
+        pipe(one.write(b"x"));
+        pipe(one.write_all(b"x").map(|()| 0));
+        pipe(one.write_vectored(&both));
+        shut(one.space());
+        let (_, tx) = one.halves();
+        shut(tx.try_write_vectored(&both));
+        shut(tx.try_send(b"x").map(|()| 0));
+        shut(tx.send(b"x", soon()).map(|()| 0));
+        shut(tx.reserve(1, soon()).map(|_| 0));
+        let (file, mut end) = std::os::unix::net::UnixStream::pair().unwrap();
+        end.write_all(b"x").unwrap();
+        shut(tx.try_read_from(&file, 1));
+        tx.set_cork(false);
+        tx.flush().unwrap();
+        assert_eq!(read_all(&mut other), b"last words");
+        let mut got = [0; 9];
+        one.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"an answer");
+        drop((one, other));
+        world.end();
+    }
+}
+
+#[test]
+fn a_server_that_shut_down_serves_the_next_client() {
+    let world = World::new();
+    let (mut server, client) = world.pair(0, 0);
+    server.shutdown().unwrap();
+    drop(client);
+    wait_gone(&mut server);
+    server.next_client().unwrap();
+    let mut client = world.connect();
+    server.wait_connected(soon()).unwrap();
+    server.write_all(b"hello").unwrap();
+    let mut got = [0; 5];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    drop((server, client));
+    world.end();
+}
+
+#[test]
 fn shutdown_ends_both_directions_and_loses_nothing() {
     let world = World::new();
     let (mut server, mut client) = world.pair(4096, 4096);
     server.wait_connected(soon()).unwrap();
     client.write_all(b"last words").unwrap();
     server.write_all(b"an answer").unwrap();
-    client.shutdown();
+    client.shutdown().unwrap();
     assert_eq!(read_all(&mut server), b"last words");
     let mut got = [0; 9];
     client.read_exact(&mut got).unwrap();

@@ -115,6 +115,41 @@ fn tasks_listen_connect_and_send_packets() {
     world.end();
 }
 
+/// More paths than a listener looks at in one batch have had clients that came and left.
+#[test]
+fn a_task_accepts_the_client_behind_many_that_came_and_left() {
+    for (name, runtime) in crate::tasks_events::runtimes() {
+        let world = World::new();
+        let (xen, store) = world.dom0();
+        let mut listener = Listener::builder().listen(&xen, &store).unwrap();
+        let path = |index| format!("{PATH}-{index}");
+        const PATHS: usize = 200;
+        for index in 0..PATHS {
+            listener.serve(world.guest, path(index)).unwrap();
+        }
+        let (their_xen, their_store) = world.domu();
+        let dial = |index| {
+            let builder = Client::builder(DomId::DOM0, path(index));
+            builder.connect(&their_xen, &their_store).unwrap()
+        };
+        runtime.block_on(async {
+            let mut listener = AsyncListener::new(listener).unwrap();
+            for last in [PATHS - 1, 0, PATHS / 2] {
+                for index in 0..PATHS {
+                    drop(dial(index));
+                }
+                let client = dial(last);
+                let server = timeout(LONG, listener.accept()).await;
+                let server = server.unwrap_or_else(|_| panic!("asleep on {name}"));
+                drop((server.unwrap(), client));
+            }
+            drop(listener);
+        });
+        drop((runtime, xen));
+        world.end();
+    }
+}
+
 /// Both futures, to their ends.
 pub(crate) async fn futures_join<A, B>(
     a: impl Future<Output = A>,

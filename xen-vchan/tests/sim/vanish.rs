@@ -19,7 +19,7 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     let mut server = Server::builder(other, &path).listen(&xen, &store).unwrap();
     let (xen, store) = world.of(other);
     let mut client = Client::builder(world.guest, &path)
-        .notice_domain_end(true)
+        .watch_peer_domain(true)
         .connect(&xen, &store)
         .unwrap();
     server.wait_connected(soon()).unwrap();
@@ -65,7 +65,7 @@ fn an_offer_withdrawn_is_no_end() {
     listener.serve(other, &path).unwrap();
     let (xen, store) = world.of(other);
     let mut client = Client::builder(world.guest, &path)
-        .notice_domain_end(true)
+        .watch_peer_domain(true)
         .connect(&xen, &store)
         .unwrap();
     let server = listener.accept(soon()).unwrap();
@@ -88,7 +88,7 @@ fn a_client_whose_domain_ends_is_missed_by_a_server_in_a_domu() {
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
     let mut server = Server::builder(other, &path)
-        .notice_domain_end(true)
+        .watch_peer_domain(true)
         .listen(&xen, &store)
         .unwrap();
     let (xen, store) = world.of(other);
@@ -116,7 +116,7 @@ fn a_domain_that_is_still_to_be_made_has_not_ended() {
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
     let mut server = Server::builder(later, &path)
-        .notice_domain_end(true)
+        .watch_peer_domain(true)
         .listen(&xen, &store)
         .unwrap();
     let two_questions = Some(Instant::now() + Duration::from_secs(11));

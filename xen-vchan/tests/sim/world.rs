@@ -70,10 +70,16 @@ impl World {
     }
 
     pub(crate) fn listen(&self, left: usize, right: usize) -> Channel {
+        self.listen_with(left, right, false)
+    }
+
+    /// A server that has the same memory for all clients, if it is to `reuse` it.
+    pub(crate) fn listen_with(&self, left: usize, right: usize, reuse: bool) -> Channel {
         let (xen, store) = self.dom0();
         let rings = (RingSize::at_least(left), RingSize::at_least(right));
         Server::builder(self.guest, PATH)
             .rings(rings.0, rings.1)
+            .reuse_memory(reuse)
             .listen(&xen, &store)
             .unwrap()
     }

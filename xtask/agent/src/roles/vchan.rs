@@ -35,7 +35,7 @@ struct Place {
     timeout: u64,
     /// Also notices the end of the peer's whole domain.
     #[arg(long)]
-    notice_domain_end: bool,
+    watch_peer_domain: bool,
 }
 
 #[derive(Args, Debug)]
@@ -90,11 +90,11 @@ impl Place {
                     RingSize::at_least(self.read_min),
                     RingSize::at_least(self.write_min),
                 )
-                .notice_domain_end(self.notice_domain_end)
+                .watch_peer_domain(self.watch_peer_domain)
                 .listen(&xen, &store)?,
             Side::Client => Client::builder(self.domain, &self.path)
                 .wait_for_server(true)
-                .notice_domain_end(self.notice_domain_end)
+                .watch_peer_domain(self.watch_peer_domain)
                 .deadline(self.deadline())
                 .connect(&xen, &store)?,
         };
