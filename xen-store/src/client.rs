@@ -31,7 +31,9 @@ use crate::wire::MsgType;
 /// `as_fd()` is the connection itself, to be polled for input. With only one thread using the
 /// store: call [`Watch::try_next`](crate::Watch::try_next) until it gives `None`, *then* poll;
 /// a request made in between may have read events into memory, so look before each sleep. With
-/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd).
+/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd). What such a loop reads for
+/// others reaches them: it may share the connection with threads that block in requests or
+/// [`Watch::next`](crate::Watch::next).
 ///
 /// # After `fork`
 ///

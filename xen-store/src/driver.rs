@@ -69,7 +69,7 @@ impl<S: Pollable> Mux<S> {
                 // The flush was cut short; the deadline was looked at in between.
             } else if state.poller.is_none() {
                 let polled;
-                (state, polled) = self.poll_transport(state, key, deadline);
+                (state, polled) = self.sleep_on_transport(state, key, deadline);
                 if let Err(error) = polled {
                     break Err(error);
                 }
@@ -84,7 +84,7 @@ impl<S: Pollable> Mux<S> {
         outcome
     }
 
-    fn poll_transport<'a>(
+    fn sleep_on_transport<'a>(
         &'a self,
         mut state: Locked<'a, S>,
         key: Ready,

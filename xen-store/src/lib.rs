@@ -48,6 +48,8 @@ mod domains;
 mod driver;
 mod error;
 mod events;
+#[cfg(all(test, loom))]
+mod models;
 mod mux;
 mod nodes;
 pub mod path;

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::mem::take;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use nix::errno::Errno;
 
@@ -56,6 +56,27 @@ pub(crate) trait Stream {
     }
     /// Ends the sleep of the thread that sleeps on the transport, or its next one.
     fn interrupt(&self) {}
+}
+
+/// What a transport is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+pub(crate) enum Direction {
+    Read,
+    Write,
+}
+
+/// A stream that a task can wait on.
+#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+pub(crate) trait Reactor: Stream {
+    /// Runs `io` if the stream is ready; `io` returns whether it used that up. Otherwise the task
+    /// is woken when it is.
+    fn poll_io(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        io: &mut dyn FnMut() -> bool,
+    ) -> Poll<std::io::Result<()>>;
 }
 
 #[derive(Debug)]
@@ -277,12 +298,14 @@ impl<S: Stream> Mux<S> {
 
 /// A task's place among those who wait.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
 pub(crate) struct Place {
     key: Ready,
     /// Its number, once it waits.
     number: Option<u64>,
 }
 
+#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
 impl Place {
     pub(crate) fn new(key: Ready) -> Self {
         Self { key, number: None }
@@ -300,6 +323,8 @@ impl Place {
     }
 }
 
+/// For tasks.
+#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
 impl<S: Stream> Mux<S> {
     /// The value of `ready`, or a place among those who wait for it.
     pub(crate) fn poll_wait<T>(
@@ -327,9 +352,15 @@ impl<S: Stream> Mux<S> {
 
     /// Makes the current task the one that waits on the transport, and sends what can be sent.
     /// Returns whether there is anything left to wait for.
-    pub(crate) fn drive(&self, cx: &Context<'_>) -> bool {
+    fn drive(&self, cx: &Context<'_>) -> bool {
         let mut state = self.lock();
-        state.driver = Some(cx.waker().clone());
+        if !state
+            .driver
+            .as_ref()
+            .is_some_and(|own| own.will_wake(cx.waker()))
+        {
+            state.driver = Some(cx.waker().clone());
+        }
         if state.can_write() {
             state = self.flush(state);
         }
@@ -341,6 +372,26 @@ impl<S: Stream> Mux<S> {
         let mut state = self.lock();
         state.driver = None;
         state.proto.fail(failure);
+    }
+
+    /// Waits on the transport and serves it until the connection has ended.
+    pub(crate) fn poll_transport(&self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>>
+    where
+        S: Reactor,
+    {
+        while self.drive(cx) {
+            if self.lock().no_room {
+                let mut send = || self.flush(self.lock()).no_room;
+                let sent = self.stream.poll_io(cx, Direction::Write, &mut send);
+                if let Poll::Ready(sent) = sent {
+                    sent?;
+                    continue;
+                }
+            }
+            let mut receive = || !self.read(&mut self.lock());
+            ready!(self.stream.poll_io(cx, Direction::Read, &mut receive))?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// The last handle is gone: the task that waits on the transport ends.

@@ -172,6 +172,17 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
         command.args(&filter),
         libtest_count,
     )?);
+    let mut command = cargo(workspace);
+    command
+        .args(["test", "--release", "-p", "xen-store", "--lib", "models"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_TARGET_DIR", workspace.loom());
+    all.push(counted(
+        "loom models (store)",
+        command.args(&filter),
+        libtest_count,
+    )?);
     Ok(all)
 }
 

@@ -24,7 +24,7 @@ use nix::errno::Errno;
 pub use store::{AsyncTransaction, AsyncWatch};
 
 use crate::error::Result;
-use crate::mux::{Mux, Place, State, Stream};
+use crate::mux::{Direction, Mux, Place, Reactor, State, Stream};
 use crate::proto::{Failure, Ready, RequestId, WatchId};
 use crate::transport::{Transport, Written};
 use crate::wire::MsgType;
@@ -56,35 +56,33 @@ impl Stream for AsyncFd<Transport> {
     }
 }
 
+impl Reactor for AsyncFd<Transport> {
+    fn poll_io(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        io: &mut dyn FnMut() -> bool,
+    ) -> Poll<io::Result<()>> {
+        let mut guard = ready!(match direction {
+            Direction::Read => self.poll_read_ready(cx),
+            Direction::Write => self.poll_write_ready(cx),
+        })?;
+        if io() {
+            guard.clear_ready();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl Inner {
     /// Serves the transport until the connection ends.
     fn poll_drive(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let driven = ready!(self.poll_transport(cx));
+        let driven = ready!(self.mux.poll_transport(cx));
         if let Err(error) = driven {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             self.mux.abandon(Failure::Os("wait for the store", errno));
         }
         Poll::Ready(())
-    }
-
-    fn poll_transport(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let fd = self.mux.stream();
-        while self.mux.drive(cx) {
-            if self.mux.lock().no_room {
-                if let Poll::Ready(guard) = fd.poll_write_ready(cx) {
-                    let mut guard = guard?;
-                    if self.mux.flush(self.mux.lock()).no_room {
-                        guard.clear_ready();
-                    }
-                    continue;
-                }
-            }
-            let mut guard = ready!(fd.poll_read_ready(cx))?;
-            if !self.mux.read(&mut self.mux.lock()) {
-                guard.clear_ready();
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 
     async fn wait<T>(

@@ -1,0 +1,345 @@
+//! Every interleaving of the drivers' hand-overs, tried by loom.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p xen-store --release --lib models
+//! ```
+//!
+//! Somebody who was not woken shows as a deadlock. The transport is a pipe in memory that is filled
+//! by the model's main thread. What each model fails without is said at each.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use loom::future::block_on;
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+use nix::errno::Errno;
+
+use crate::driver::Pollable;
+use crate::error::{Error, Result};
+use crate::mux::{Direction, Mux, Place, Reactor, Stream};
+use crate::proto::{Failure, Quirks, Ready, RequestId};
+use crate::transport::Written;
+use crate::wire::{self, Header, MsgType};
+
+#[derive(Debug, Default)]
+struct Pipe {
+    state: Mutex<Inside>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// For the client to read.
+    bytes: VecDeque<u8>,
+    closed: bool,
+    /// Writes find no room.
+    full: bool,
+    /// What is written is answered at once.
+    echo: bool,
+    interrupted: bool,
+    readers: Option<Waker>,
+    writers: Option<Waker>,
+}
+
+impl Pipe {
+    fn change(&self, change: impl FnOnce(&mut Inside)) {
+        let mut inside = self.state.lock().unwrap();
+        change(&mut inside);
+        let wakers = [inside.readers.take(), inside.writers.take()];
+        self.changed.notify_all();
+        drop(inside);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// The daemon answers the request with this number on the wire.
+    fn answer(&self, id: u32) {
+        let bytes = wire::encode(MsgType::READ, id, 0, &[b"x"]).unwrap();
+        self.change(|inside| inside.bytes.extend(bytes));
+    }
+}
+
+impl Stream for Pipe {
+    fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
+        let mut inside = self.state.lock().unwrap();
+        if inside.bytes.is_empty() {
+            return Ok(inside.closed.then_some(0));
+        }
+        let count = inside.bytes.len().min(buf.len());
+        for (to, from) in buf.iter_mut().zip(inside.bytes.drain(..count)) {
+            *to = from;
+        }
+        Ok(Some(count))
+    }
+
+    fn write(&self, bytes: &[u8]) -> Written {
+        let inside = self.state.lock().unwrap();
+        if inside.full {
+            return Written::NotNow;
+        }
+        let echo = inside.echo;
+        drop(inside);
+        if echo {
+            let header: &[u8; Header::SIZE] = bytes.first_chunk().unwrap();
+            self.answer(Header::from_bytes(header).req_id);
+        }
+        Written::Some(bytes.len())
+    }
+
+    fn interrupt(&self) {
+        self.change(|inside| inside.interrupted = true);
+    }
+}
+
+impl Pollable for Pipe {
+    fn poll(&self, output: bool, _: Option<Instant>) -> Result<()> {
+        let mut inside = self.state.lock().unwrap();
+        while inside.bytes.is_empty()
+            && !inside.closed
+            && !inside.interrupted
+            && (!output || inside.full)
+        {
+            inside = self.changed.wait(inside).unwrap();
+        }
+        Ok(())
+    }
+
+    fn rearm(&self) {
+        self.state.lock().unwrap().interrupted = false;
+    }
+}
+
+impl Reactor for Pipe {
+    fn poll_io(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        io: &mut dyn FnMut() -> bool,
+    ) -> Poll<std::io::Result<()>> {
+        let mut inside = self.state.lock().unwrap();
+        let (ready, waker) = match direction {
+            Direction::Read => (
+                inside.closed || !inside.bytes.is_empty(),
+                &mut inside.readers,
+            ),
+            Direction::Write => (!inside.full, &mut inside.writers),
+        };
+        if !ready {
+            *waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        drop(inside);
+        io();
+        Poll::Ready(Ok(()))
+    }
+}
+
+type Shared = Arc<Mux<Pipe>>;
+
+fn shared() -> Shared {
+    Arc::new(Mux::new(Pipe::default(), Quirks::SOCKET))
+}
+
+fn model(test: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // Enough for every order of the hand-overs; unbounded takes hours.
+    builder.preemption_bound = Some(3);
+    builder.check(test);
+}
+
+fn request(mux: &Shared) -> RequestId {
+    mux.request(MsgType::READ, 0, &[b"/a\0"]).unwrap()
+}
+
+/// Waits for the answer to `id` as a thread does.
+fn wait(mux: &Shared, id: RequestId) -> Result<Vec<u8>> {
+    let answer = mux.wait(Ready::Reply(id), None, |state| state.proto.poll_reply(id));
+    answer.unwrap().expect("there is no deadline")
+}
+
+fn waiting(mux: &Shared, id: RequestId) -> thread::JoinHandle<Result<Vec<u8>>> {
+    let mux = Arc::clone(mux);
+    thread::spawn(move || wait(&mux, id))
+}
+
+/// Waits for the answer to `id` as a task does.
+async fn task(mux: &Shared, id: RequestId) -> Result<Vec<u8>> {
+    let mut place = Place::new(Ready::Reply(id));
+    poll_fn(|cx| mux.poll_wait(&mut place, cx, |state| state.proto.poll_reply(id)))
+        .await
+        .unwrap()
+}
+
+/// The task that reads, until the connection has ended.
+fn driving(mux: &Shared) -> thread::JoinHandle<()> {
+    let mux = Arc::clone(mux);
+    thread::spawn(move || block_on(poll_fn(|cx| mux.poll_transport(cx))).unwrap())
+}
+
+/// Without the interruption in `announce` the sleeper is not woken.
+#[test]
+fn a_reader_that_only_looks_wakes_the_one_that_sleeps_in_poll() {
+    model(|| {
+        let mux = shared();
+        let id = request(&mux);
+        let sleeper = waiting(&mux, id);
+        mux.stream().answer(1);
+        drop(mux.turn(mux.lock()));
+        assert_eq!(sleeper.join().unwrap().unwrap(), b"x");
+    });
+}
+
+/// Without `pass_on` nobody reads once the first has left.
+#[test]
+fn the_role_of_the_poller_is_handed_over() {
+    model(|| {
+        let mux = shared();
+        let (first, second) = (request(&mux), request(&mux));
+        let threads = [waiting(&mux, first), waiting(&mux, second)];
+        mux.stream().answer(1);
+        mux.stream().answer(2);
+        for thread in threads {
+            assert_eq!(thread.join().unwrap().unwrap(), b"x");
+        }
+    });
+}
+
+/// One that leaves because its time is over passes on what it was woken for. Without `pass_on` the
+/// other one sleeps on.
+#[test]
+fn one_whose_time_is_over_hands_over_too() {
+    model(|| {
+        let mux = shared();
+        let (first, second) = (request(&mux), request(&mux));
+        let patient = waiting(&mux, second);
+        let past = Some(Instant::now());
+        let ready = Ready::Reply(first);
+        let looked = mux.wait(ready, past, |state| state.proto.poll_reply(first));
+        assert!(looked.unwrap().is_none());
+        mux.cancel(first, None);
+        mux.stream().answer(1);
+        mux.stream().answer(2);
+        assert_eq!(patient.join().unwrap().unwrap(), b"x");
+    });
+}
+
+/// Without `announce` on release, or without its arm for the end, one of them is not told.
+#[test]
+fn an_end_seen_by_one_reaches_all_threads() {
+    model(|| {
+        let mux = shared();
+        let (first, second) = (request(&mux), request(&mux));
+        let threads = [waiting(&mux, first), waiting(&mux, second)];
+        mux.lock().proto.fail(Failure::Closed);
+        for thread in threads {
+            assert!(matches!(thread.join().unwrap(), Err(Error::Closed)));
+        }
+    });
+}
+
+/// Without the interruption in `ask_for_room` the poller does not wait for room.
+#[test]
+fn the_poller_waits_for_room_on_behalf_of_others() {
+    model(|| {
+        let mux = shared();
+        let quiet = request(&mux);
+        mux.stream().change(|inside| {
+            inside.full = true;
+            inside.echo = true;
+        });
+        let poller = waiting(&mux, quiet);
+        let other = {
+            let mux = Arc::clone(&mux);
+            thread::spawn(move || {
+                let id = request(&mux);
+                wait(&mux, id)
+            })
+        };
+        mux.stream().change(|inside| inside.full = false);
+        assert_eq!(other.join().unwrap().unwrap(), b"x");
+        mux.stream().answer(1);
+        assert_eq!(poller.join().unwrap().unwrap(), b"x");
+    });
+}
+
+/// Without the waker in `announce` the task is not woken.
+#[test]
+fn a_task_is_woken_by_its_answer() {
+    model(|| {
+        let mux = shared();
+        let id = request(&mux);
+        let driver = driving(&mux);
+        let waiter = {
+            let mux = Arc::clone(&mux);
+            thread::spawn(move || block_on(task(&mux, id)))
+        };
+        mux.stream().answer(1);
+        assert_eq!(waiter.join().unwrap().unwrap(), b"x");
+        mux.stream().change(|inside| inside.closed = true);
+        driver.join().unwrap();
+    });
+}
+
+/// Two workers that write and wait: each gets its own answer. Without `Mux::read` under the lock
+/// the stream is cut in the wrong places.
+#[test]
+fn tasks_on_two_workers_get_their_own_answers() {
+    model(|| {
+        let mux = shared();
+        mux.stream().change(|inside| inside.echo = true);
+        let other = {
+            let mux = Arc::clone(&mux);
+            thread::spawn(move || drop(mux.turn(mux.lock())))
+        };
+        let id = request(&mux);
+        let driver = driving(&mux);
+        assert_eq!(block_on(task(&mux, id)).unwrap(), b"x");
+        other.join().unwrap();
+        mux.stream().change(|inside| inside.closed = true);
+        driver.join().unwrap();
+    });
+}
+
+/// Without the driver's waker in `ask_for_room` the message is never sent.
+#[test]
+fn the_driver_waits_for_room_on_behalf_of_a_task() {
+    model(|| {
+        let mux = shared();
+        mux.stream().change(|inside| {
+            inside.full = true;
+            inside.echo = true;
+        });
+        let driver = driving(&mux);
+        let waiter = {
+            let mux = Arc::clone(&mux);
+            thread::spawn(move || {
+                let id = request(&mux);
+                block_on(task(&mux, id))
+            })
+        };
+        mux.stream().change(|inside| inside.full = false);
+        assert_eq!(waiter.join().unwrap().unwrap(), b"x");
+        mux.stream().change(|inside| inside.closed = true);
+        driver.join().unwrap();
+    });
+}
+
+/// The end, seen by a caller under the lock, ends the tasks and the one that reads. Without the
+/// driver's waker in `announce` that one stays.
+#[test]
+fn an_end_seen_by_one_reaches_all_tasks() {
+    model(|| {
+        let mux = shared();
+        let id = request(&mux);
+        let driver = driving(&mux);
+        let waiter = {
+            let mux = Arc::clone(&mux);
+            thread::spawn(move || block_on(task(&mux, id)))
+        };
+        mux.lock().proto.fail(Failure::Closed);
+        assert!(matches!(waiter.join().unwrap(), Err(Error::Closed)));
+        driver.join().unwrap();
+    });
+}
