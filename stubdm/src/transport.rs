@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,12 @@ pub trait Transport {
     /// # Errors
     /// The system's; the transport is of no more use.
     fn acknowledge(&mut self) -> io::Result<()>;
+
+    /// When [`Transport::acknowledge`] is wanted although the descriptor is silent: events of a peer that rings for nothing
+    /// are held back until then.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
 
     /// Who is at the other end, as of now.
     ///

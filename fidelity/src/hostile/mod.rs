@@ -64,6 +64,12 @@ pub enum Behaviour {
     ErrorTricks,
     /// Answers with numbers no type holds.
     HugeNumbers,
+    /// Says a line of a megabyte before its greeting, and as its answer, in which every seven bytes are an object.
+    WideLine,
+    /// Answers as QEMU does what it cannot parse: with an error without an id.
+    IdlessError,
+    /// Rings without a pause, and hears nothing.
+    BellStorm,
     /// Claims to have written more than the ring holds.
     RingProducer,
     /// Claims to have read what was not written.
@@ -99,6 +105,9 @@ impl Behaviour {
         ("both-answers", Self::BothAnswers),
         ("error-tricks", Self::ErrorTricks),
         ("huge-numbers", Self::HugeNumbers),
+        ("wide-line", Self::WideLine),
+        ("idless-error", Self::IdlessError),
+        ("bell-storm", Self::BellStorm),
         ("ring-producer", Self::RingProducer),
         ("ring-consumer", Self::RingConsumer),
         ("ring-orders", Self::RingOrders),

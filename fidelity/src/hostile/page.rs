@@ -35,6 +35,7 @@ pub(super) enum Fault {
     Consumer,
     Orders,
     Lives,
+    Bell,
 }
 
 impl Fault {
@@ -44,6 +45,7 @@ impl Fault {
             Behaviour::RingConsumer => Self::Consumer,
             Behaviour::RingOrders => Self::Orders,
             Behaviour::RingLives => Self::Lives,
+            Behaviour::BellStorm => Self::Bell,
             _ => return None,
         })
     }
@@ -103,6 +105,13 @@ impl Page<'_> {
                 self.put(LEFT_ORDER, &order.to_ne_bytes());
                 self.put(RIGHT_ORDER, &order.swap_bytes().to_ne_bytes());
                 self.put(GRANTS, &[0xff; 64]);
+            }
+            Fault::Bell => {
+                // As often as a peer can that wants it before each sleep of the other side.
+                let until = Instant::now() + BEAT;
+                while Instant::now() < until {
+                    let _ = self.port.notify();
+                }
             }
             Fault::Lives => {
                 let live = u8::try_from(round % 4).unwrap_or_default();

@@ -112,6 +112,12 @@ impl Script {
                 }
                 said.extend(b"{\"QMP\": {}}\r\n{\"QMP\": 3}\r\n[]\r\n\"QMP\"\r\nQMP\r\n\r\n");
             }
+            Behaviour::WideLine => {
+                let mut wide = wide();
+                wide.extend_from_slice(b"\r\n");
+                wide.append(&mut said);
+                said = wide;
+            }
             Behaviour::LeavesAfterGreeting => return vec![Act::Say(said), Act::Leave],
             Behaviour::GuessesIds => said.extend(guesses()),
             _ => {}
@@ -250,9 +256,27 @@ impl Script {
                 "{{\"return\": [1e999999, -1e400, {}, 0.1e-999, -0], \"id\": {id}}}\r\n",
                 "9".repeat(5000)
             )),
+            Behaviour::WideLine => {
+                let mut said = b"{\"return\": ".to_vec();
+                said.extend(wide());
+                said.extend(format!(", \"id\": {id}}}\r\n").into_bytes());
+                vec![Act::Say(said)]
+            }
+            Behaviour::IdlessError => text(
+                "{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n"
+                    .to_owned(),
+            ),
             _ => vec![Act::Say(answer.to_vec())],
         }
     }
+}
+
+/// An array of many objects, a little shorter than libxl's buffer.
+fn wide() -> Vec<u8> {
+    let mut said = b"[".to_vec();
+    said.extend(b"{\"\":0},".repeat(((1 << 20) - 200) / 7));
+    said.extend(b"0]");
+    said
 }
 
 /// Successful answers under ids that libxl has not used yet.

@@ -107,6 +107,8 @@ impl<C: Connect> Hub<C> {
             if !std::mem::take(&mut moved) {
                 let tell = self.tell(now);
                 let deadline = earlier(self.exchange.deadline(), tell);
+                let link = self.link.as_ref().and_then(Transport::deadline);
+                let deadline = earlier(deadline, link);
                 return Ok(Turn::Sleep(earlier(deadline, self.clients.deadline())));
             }
         }

@@ -133,7 +133,8 @@ impl<C: Connect> Pump<C> {
                 }
             }
             if !moved {
-                return Ok(Turn::Sleep(earlier(session.deadline(), None)));
+                let link = self.link.as_ref().and_then(Transport::deadline);
+                return Ok(Turn::Sleep(earlier(session.deadline(), link)));
             }
         }
         Ok(Turn::Again)

@@ -109,6 +109,7 @@ fn allowed(behaviour: Behaviour) -> &'static [&'static str] {
         | Behaviour::RingProducer
         | Behaviour::RingConsumer
         | Behaviour::RingOrders
+        | Behaviour::BellStorm
         | Behaviour::RingLives => &["silence"],
         // The greeting of a conversation before serves as well.
         Behaviour::GreetingFlood | Behaviour::GreetingLong | Behaviour::GreetingLies => {

@@ -15,7 +15,7 @@ use nix::poll::PollFlags;
 use super::rates::Rates;
 use super::wire::{CHUNK, HALF, Notice, Order, Received, WINDOW, Wire};
 use crate::error::one_line;
-use crate::event::Interest;
+use crate::event::{Interest, earlier};
 use crate::proxy::local::hung_up;
 use crate::stats::Board;
 use crate::transport::{Connect, Peer, Transport};
@@ -115,9 +115,10 @@ impl<C: Connect> Carrier<C> {
         interests
     }
 
-    /// When [`Carrier::turn`] is wanted without an event: an order waits until it is due.
+    /// When [`Carrier::turn`] is wanted without an event: an order waits until it is due, or the vchan's events do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.held.as_ref().map(|(_, at)| *at)
+        let held = self.held.as_ref().map(|(_, at)| *at);
+        earlier(held, self.link.as_ref().and_then(Transport::deadline))
     }
 
     /// Does all that can be done without waiting; says whether there is more to do at once.

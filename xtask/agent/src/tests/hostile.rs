@@ -26,6 +26,8 @@ const PROXY: &str = "/usr/bin/vchan-socket-proxy";
 const FLOOD: usize = 2 << 20;
 /// The most resident memory xl or a process of the proxy may have had, in KiB.
 const MOST: u64 = 48 << 10;
+/// The most bytes of log on dom0's disk that the whole corpus may cost.
+const LOG_MOST: u64 = 1 << 20;
 /// More than libxl's time-outs for all that one command asks.
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -57,6 +59,8 @@ struct Row {
     xl: u64,
     /// Of each process of the proxy; empty if it was dead.
     proxy: Vec<u64>,
+    /// Bytes of the proxy's log, from the first row on.
+    log: u64,
     /// Whether the proxy was the same before and after.
     lived: bool,
 }
@@ -71,6 +75,7 @@ fn judge(rows: &[Row]) -> Result<()> {
         let most = row.proxy.iter().chain([&row.xl]).max();
         ensure!(most.is_some_and(|most| *most < MOST), "{name}: {row:?}");
         ensure!(status == 0 || !word.is_empty(), "{name}: no word from xl");
+        ensure!(row.log < LOG_MOST, "{name}: {} bytes of log", row.log);
         if *name == Behaviour::Honest.name() {
             ensure!(status == 0, "after {name}: {word}");
         }
@@ -80,7 +85,7 @@ fn judge(rows: &[Row]) -> Result<()> {
 }
 
 fn written(rows: &[Row]) -> String {
-    let mut text = "| stubdomain | xl | after | xl's memory | the proxy's | its last word |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut text = "| stubdomain | xl | after | xl's memory | the proxy's | its log | its last word |\n|---|---|---|---|---|---|---|\n".to_owned();
     for row in rows {
         let status = match row.status {
             Some(0) => "succeeded".to_owned(),
@@ -91,11 +96,12 @@ fn written(rows: &[Row]) -> String {
         let died = if row.lived { "" } else { "**died** " };
         let _ = writeln!(
             text,
-            "| {} | {status} | {:.1} s | {} KiB | {died}{} | {} |",
+            "| {} | {status} | {:.1} s | {} KiB | {died}{} | {} B | {} |",
             row.name,
             row.seconds,
             row.xl,
             memory.join(" + "),
+            row.log,
             row.word.replace('|', "/"),
         );
     }
@@ -157,6 +163,7 @@ fn on_guest(store: &Store, from: Option<&str>) -> Result<Vec<Row>> {
         let after = Watched::find(store, stub).map(|found| found.pids.clone());
         row.lived = after.is_ok_and(|after| after == before);
         row.proxy = proxy.resident();
+        row.log = proxy.log();
         if !row.lived {
             proxy.replace(store, stub, &guest)?;
         }
@@ -214,6 +221,7 @@ fn ask(name: &'static str) -> Result<Row> {
         seconds,
         xl: measured.unwrap_or(0),
         proxy: Vec::new(),
+        log: 0,
         lived: false,
     })
 }
@@ -259,6 +267,14 @@ impl Watched {
         let all = self.pids.iter();
         all.filter_map(|pid| field(*pid, "VmHWM:")?.parse().ok())
             .collect()
+    }
+
+    /// Bytes of the file that libxl gave it for its log.
+    fn log(&self) -> u64 {
+        let file = self.pids.first().map(|pid| format!("/proc/{pid}/fd/2"));
+        let meta = file.and_then(|file| fs::metadata(file).ok());
+        meta.filter(fs::Metadata::is_file)
+            .map_or(0, |meta| meta.len())
     }
 
     /// Starts another as libxl did: libxl itself never does.
