@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::Options;
 use crate::workspace::Workspace;
-use crate::{demo, dist, tests_cmd, tidy};
+use crate::{demo, dist, miri, tests_cmd, tidy};
 
 /// One cargo command of the gate.
 struct Check {
@@ -100,6 +100,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
             Ok(())
         })?;
     }
+    stage("Miri", || miri::check(workspace))?;
     stage("static binaries", || {
         dist::build(workspace)?;
         dist::report(workspace)

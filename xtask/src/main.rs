@@ -22,6 +22,7 @@ mod dist;
 mod guest;
 mod host;
 mod images;
+mod miri;
 mod pages;
 mod progress;
 mod qemu;
