@@ -98,6 +98,7 @@ impl ClientBuilder {
     /// [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for which the descriptor becomes readable too.
     ///
     /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
+    /// A guest's quota of watches (128 unless its xenstored has another) may be reached before.
     pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
         self

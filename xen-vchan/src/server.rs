@@ -99,6 +99,7 @@ impl ServerBuilder {
     /// which the descriptor becomes readable too. A peer whose domain is still to be made has not ended.
     ///
     /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
+    /// A guest's quota of watches (128 unless its xenstored has another) may be reached before.
     pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
         self

@@ -22,3 +22,8 @@ fn a_ring_with_a_hostile_peer() {
 fn a_channel_with_a_hostile_peer() {
     fuzz("channel", entry::channel, 500);
 }
+
+#[test]
+fn sessions_with_hostile_clients_among_them() {
+    fuzz("sessions", entry::sessions, 200);
+}

@@ -20,16 +20,16 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// A host for one input after another. Domain 0 is under test, `guest` is hostile, or they are the
 /// same for a hostile server.
-struct World {
-    host: Simulation,
+pub(super) struct World {
+    pub(super) host: Simulation,
     _stored: StoreServer,
-    guest: DomId,
-    dom0: (Xen, Store),
-    domu: (Xen, Store),
+    pub(super) guest: DomId,
+    pub(super) dom0: (Xen, Store),
+    pub(super) domu: (Xen, Store),
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let host = Simulation::start().unwrap();
         let guest = host.add_domain().unwrap();
         let stored = StoreServer::start(Config::new()).unwrap();
@@ -108,6 +108,8 @@ fn server(world: &World, input: &mut Input<'_>) {
     let (left, right) = sizes(input);
     let channel = Server::builder(world.guest, PATH)
         .rings(left, right)
+        // It keeps the pages that it has mapped.
+        .reuse_memory(true)
         .watch_peer_domain(input.byte() & 7 == 0)
         .listen(xen, store)
         .unwrap();
@@ -368,6 +370,7 @@ fn drive(input: &mut Input<'_>, mut channel: Channel, hostile: &mut Hostile, wor
             }
             Err(
                 Error::Closed
+                | Error::ShutDown
                 | Error::WouldBlock
                 | Error::Timeout
                 | Error::Invalid { .. }

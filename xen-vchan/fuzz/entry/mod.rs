@@ -6,9 +6,11 @@
 
 mod channel;
 mod ring;
+mod sessions;
 
 pub(crate) use channel::run as channel;
 pub(crate) use ring::run as ring;
+pub(crate) use sessions::run as sessions;
 
 /// The rest of an input.
 struct Input<'a>(&'a [u8]);

@@ -73,3 +73,45 @@ fn the_end_of_the_servers_domain_wakes_an_event_loop() {
     drop((client, server));
     world.host.assert_clean();
 }
+
+/// One connection to the store for all of them, used by as many threads as there are channels.
+#[test]
+fn many_channels_watch_their_peers_domain_on_one_store() {
+    const CHANNELS: usize = 120;
+    let world = World::new();
+    let ends = [world.dom0(), world.domu()];
+    let (done, all) = std::sync::mpsc::channel();
+    let threads: Vec<_> = (0..CHANNELS)
+        .map(|index| {
+            let ([(xen, store), (their_xen, their_store)], done) = (ends.clone(), done.clone());
+            let (guest, path) = (world.guest, format!("{PATH}-{index}"));
+            std::thread::spawn(move || {
+                let server = Server::builder(guest, &path).watch_peer_domain(true);
+                let mut server = server.listen(&xen, &store).unwrap();
+                // Two watches each: more clients than 64 are beyond a guest's quota.
+                let client = Client::builder(DomId::DOM0, &path).watch_peer_domain(index < 40);
+                let mut client = client.connect(&their_xen, &their_store).unwrap();
+                server.wait_connected(soon()).unwrap();
+                client.wait_connected(soon()).unwrap();
+                for round in 0..20u8 {
+                    client.write_all(&[round; 10]).unwrap();
+                    let mut got = [0; 10];
+                    server.read_exact(&mut got).unwrap();
+                    assert_eq!(got, [round; 10]);
+                    assert!(store.exists(&format!("{path}/ring-ref")).unwrap());
+                }
+                drop((server, client));
+                done.send(()).unwrap();
+            })
+        })
+        .collect();
+    let ended = (0..CHANNELS)
+        .take_while(|_| all.recv_timeout(Duration::from_secs(60)).is_ok())
+        .count();
+    assert_eq!(ended, CHANNELS, "the others wait for the store");
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    drop(ends);
+    world.end();
+}

@@ -12,6 +12,8 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[cfg(feature = "tokio")]
+mod channels;
 #[path = "../page/mod.rs"]
 mod page;
 mod processes;
