@@ -206,26 +206,25 @@ fn the_role_of_the_poller_is_handed_over() {
     });
 }
 
-/// One that leaves because its time is over passes on what it was woken for. Without `pass_on` the
-/// other one sleeps on.
+/// One whose time is over looks once more, and takes the other one's answer. Without the
+/// interruption in `announce` that one sleeps on.
 #[test]
-fn one_whose_time_is_over_hands_over_too() {
+fn one_whose_time_is_over_wakes_the_one_whose_answer_it_takes() {
     model(|| {
         let mux = shared();
         let (first, second) = (request(&mux), request(&mux));
         let patient = waiting(&mux, second);
+        mux.stream().answer(2);
         let past = Some(Instant::now());
         let ready = Ready::Reply(first);
         let looked = mux.wait(ready, past, |state| state.proto.poll_reply(first));
         assert!(looked.unwrap().is_none());
         mux.cancel(first, None);
-        mux.stream().answer(1);
-        mux.stream().answer(2);
         assert_eq!(patient.join().unwrap().unwrap(), b"x");
     });
 }
 
-/// Without `announce` on release, or without its arm for the end, one of them is not told.
+/// Without `announce` on release, or the interruption in it, one of them is not told.
 #[test]
 fn an_end_seen_by_one_reaches_all_threads() {
     model(|| {
@@ -282,10 +281,10 @@ fn a_task_is_woken_by_its_answer() {
     });
 }
 
-/// Two workers that write and wait: each gets its own answer. Without `Mux::read` under the lock
-/// the stream is cut in the wrong places.
+/// The answer may be taken in by another worker than the one that reads for all. Without the waker
+/// in `announce` the task is not woken.
 #[test]
-fn tasks_on_two_workers_get_their_own_answers() {
+fn a_task_is_woken_by_its_answer_whoever_reads_it() {
     model(|| {
         let mux = shared();
         mux.stream().change(|inside| inside.echo = true);
