@@ -16,6 +16,8 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 
+use crate::policy::json::{Json, Limits};
+
 /// What stands in `-incoming`'s value until the stubdomain knows its descriptor. It is replaced
 /// only where it is a whole argument: a guest may well be named like this.
 pub const INCOMING_PLACEHOLDER: &[u8] = b"$STUBDOM_RESTORE_INCOMING_ARG";
@@ -221,13 +223,10 @@ impl DmArgv {
         let mut models = Vec::new();
         for options in self.values_of("-device") {
             let pairs = pairs(options);
-            let model = match pairs.first() {
-                Some((key, value)) if key == "driver" => value.clone(),
-                Some((key, value)) if value.is_empty() => key.clone(),
-                _ => continue,
-            };
-            if pairs.iter().any(|(key, _)| key == "netdev") && !models.contains(&model) {
-                models.push(model);
+            let model = fit::model_of(&pairs);
+            let new = !model.is_empty() && !models.iter().any(|known| known == model);
+            if pairs.iter().any(|(key, _)| key == "netdev") && new {
+                models.push(model.to_owned());
             }
         }
         models
@@ -238,11 +237,7 @@ impl DmArgv {
         let mut drives = Vec::new();
         for options in self.values_of("-device") {
             let pairs = pairs(options);
-            let cd = match pairs.first() {
-                Some((key, value)) if key == "driver" => value == "ide-cd",
-                Some((key, _)) => key == "ide-cd",
-                None => false,
-            };
+            let cd = fit::model_of(&pairs) == "ide-cd";
             let id = pairs.iter().find(|(key, _)| key == "id");
             let number = id.and_then(|(_, id)| id.strip_prefix("ide-")?.parse::<u32>().ok());
             drives.extend(number.filter(|_| cd));
@@ -270,9 +265,16 @@ pub(crate) fn tap_number(options: &[u8]) -> Option<u32> {
 }
 
 /// QEMU's `a=1,b=x,,y` syntax: pairs split at single commas, a doubled comma being a literal one.
-/// A word without `=` is a key with an empty value.
+/// A word without `=` is a key with an empty value. Instead there may be a JSON object, whose inner names are joined by dots.
 pub(crate) fn pairs(options: &[u8]) -> Vec<(String, String)> {
     let text = String::from_utf8_lossy(options);
+    if text.starts_with('{') {
+        if let Some(object) = json(options) {
+            let mut all = Vec::new();
+            flatten("", &object, &mut all);
+            return all;
+        }
+    }
     let mut words = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -292,6 +294,43 @@ pub(crate) fn pairs(options: &[u8]) -> Vec<(String, String)> {
         None => (word, String::new()),
     };
     words.into_iter().map(split).collect()
+}
+
+/// More than a store's node can hold.
+const JSON: Limits = Limits {
+    bytes: 16 << 10,
+    depth: 16,
+    elements: 1000,
+    text: 16 << 10,
+};
+
+/// A value that is JSON, if it can be read.
+pub(crate) fn json(value: &[u8]) -> Option<Json> {
+    Json::read(value, &JSON).ok()
+}
+
+/// The leaves of a JSON value, each under the names that lead to it. The reader has bounded the depth.
+fn flatten(name: &str, value: &Json, all: &mut Vec<(String, String)>) {
+    let inner = |key: &str| match name {
+        "" => key.to_owned(),
+        _ => format!("{name}.{key}"),
+    };
+    let mut leaf = |text: String| all.push((name.to_owned(), text));
+    match value {
+        Json::Map(members) => {
+            for (key, value) in members {
+                flatten(&inner(key), value, all);
+            }
+        }
+        Json::List(items) => {
+            for (at, value) in items.iter().enumerate() {
+                flatten(&inner(&at.to_string()), value, all);
+            }
+        }
+        Json::Text(text) => leaf(text.clone()),
+        Json::Bool(on) => leaf(if *on { "on" } else { "off" }.to_owned()),
+        other => leaf(other.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,11 @@ fn what_the_guest_does_not_need_is_left_out() {
         &["-runas", "nobody", "-S"],
         &["-xen-domid-restrict", "-S"],
         &["-vnc", "127.0.0.1:0,to=99", "-S"],
+        &["-vnc", "unix:/run/v", "-S"],
+        &["-cpu", "host,kvm=off", "-S"],
+        &["-enable-kvm", "-S"],
+        &["-device", "usb-redir,chardev=c", "-S"],
+        &["-chardev", "spicevmc,name=usbredir,id=c", "-S"],
         &["-spice", "port=5", "-S"],
         &["-k", "de", "-S"],
         &["-pidfile", "/var/run/x", "-S"],
@@ -115,16 +120,15 @@ fn what_can_be_meant_otherwise_is_changed() {
         fitted(&["-netdev", "tap,id=net1,ifname=t,script=/etc/qemu-ifup"]),
         ["-netdev", "tap,id=net1,ifname=t,script=no,downscript=no"]
     );
-    let same = [
-        "-serial",
-        "pty",
-        "-monitor",
-        "none",
-        "-vnc",
-        "unix:/run/v",
-        "-vnc",
-        "none",
+    assert_eq!(fitted(&["-serial", "/dev/ttyS0"]), ["-serial", "null"]);
+    let silent = [
+        "-device",
+        "AC97,audiodev=stubdm-silence",
+        "-audiodev",
+        "none,id=stubdm-silence",
     ];
+    assert_eq!(fitted(&["-device", "AC97"]), silent);
+    let same = ["-serial", "pty", "-monitor", "none", "-vnc", "none"];
     assert_eq!(fitted(&same), same);
 }
 
@@ -139,6 +143,23 @@ fn what_would_make_another_guest_is_refused_with_its_path() {
         (&["/srv/bare.img"], "/srv/bare.img"),
         (&["-drive", "file=nbd:host:10809"], "network"),
         (&["-device", "rtl8139,romfile=/srv/rom"], "/srv/rom"),
+        (&["-drive", "file=/dev/sda"], "/dev/sda"),
+        (&["-drive", r#"file=json:{"filename":"/srv/j"}"#], "/srv/j"),
+        (
+            &[
+                "-blockdev",
+                r#"{"driver":"raw","file":{"filename":"/srv/b"}}"#,
+            ],
+            "/srv/b",
+        ),
+        (&["-blockdev", r#"{"driver":"nbd"}"#], "network"),
+        (&["-fw_cfg", "name=opt/x,file=/srv/f"], "/srv/f"),
+        (&["-append", "root=/dev/xvda"], "-kernel"),
+        (&["-usbdevice", "host:1.2"], "USB"),
+        (&["-device", "usb-host,hostbus=1,hostaddr=2"], "USB"),
+        (&["-device", "qxl-vga"], "vgabios-qxl.bin"),
+        (&["-netdev", "user,id=n"], "vif"),
+        (&["-net", "user"], "vif"),
         (&["-netdev", "bridge,id=n,br=br0"], "vif"),
         (&["-netdev", "tap,id=n,ifname=t"], "vif"),
         (&["-incoming", "exec:cat /x"], "console 2"),
@@ -174,12 +195,27 @@ fn a_device_that_will_come_and_a_value_that_looks_like_an_option_are_kept() {
         Verdict::Kept
     );
     assert_eq!(verdict(&["-name", "-daemonize"]), Verdict::Kept);
-    assert_eq!(verdict(&["-append", "/boot/x"]), Verdict::Kept);
-    assert_eq!(verdict(&["-unknown", "/srv/x"]), Verdict::Kept);
-    assert!(matches!(
-        verdict(&["-netdev", "user,id=n"]),
-        Verdict::Noted(_)
-    ));
+    assert_eq!(verdict(&["-name", "/boot/x"]), Verdict::Kept);
+}
+
+#[test]
+fn what_is_not_known_to_be_harmless_is_noted() {
+    for args in [
+        &["-unknown", "/srv/x"][..],
+        &["-balloon", "virtio"],
+        &["-device", "nosuchdevice"],
+        &["-object", "memory-backend-file,id=m,mem-path=/dev/shm/x"],
+        &["-boot", "menu=on,splash=/srv/x.bmp"],
+        &["-machine", "q35"],
+        &["-vga", "xengt"],
+        &["-netdev", "vde,id=n"],
+        &["-sandbox", "on"],
+        &["-device", r#"{"driver":"nosuchdevice"}"#],
+    ] {
+        assert!(matches!(verdict(args), Verdict::Noted(_)), "{args:?}");
+    }
+    let json = ["-device", r#"{"driver":"virtio-balloon-pci","id":"b"}"#];
+    assert_eq!(verdict(&json), Verdict::Kept);
 }
 
 #[test]

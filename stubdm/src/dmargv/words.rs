@@ -211,6 +211,8 @@ const KNOWN: &[Known] = &[
     with("gdb", "a debugger's port"),
     with("msg", "how messages look"),
     with("add-fd", "a descriptor from the starter"),
+    with("fw_cfg", "a file of the firmware's"),
+    with("debugcon", "a debug port"),
     with("compat", "what to do about deprecated things"),
 ];
 

@@ -41,6 +41,7 @@ pub const QEMU_DATA: &[&str] = &[
     "usr/share/qemu/kvmvapic.bin",
     "usr/share/qemu/linuxboot_dma.bin",
     "usr/share/seabios/vgabios-cirrus.bin",
+    "usr/share/seabios/vgabios-qxl.bin",
     "usr/share/seabios/vgabios-stdvga.bin",
 ];
 

@@ -42,9 +42,13 @@ const FIRMWARE: &[&str] = &[
 const NIC_ROMS: &[(&str, &str)] = &[
     ("e1000", "efi-e1000.rom"),
     ("e1000e", "efi-e1000e.rom"),
+    ("i82551", "pxe-eepro100.rom"),
+    ("i82557b", "pxe-eepro100.rom"),
+    ("i82559er", "pxe-eepro100.rom"),
     ("ne2k_pci", "efi-ne2k_pci.rom"),
     ("pcnet", "efi-pcnet.rom"),
     ("rtl8139", "efi-rtl8139.rom"),
+    ("virtio-net", "efi-virtio.rom"),
     ("virtio-net-pci", "efi-virtio.rom"),
     ("vmxnet3", "efi-vmxnet3.rom"),
 ];
@@ -100,7 +104,7 @@ pub fn launch_in(
     let mut command = Command::new(program);
     command
         .args(monitors(&own, &toolstack))
-        .args(missing_roms(&argv));
+        .args(missing_roms(&argv, &|path| Path::new(path).exists()));
     command.args(argv.into_os());
     command
         .stdin(Stdio::null())
@@ -157,11 +161,12 @@ fn comma(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// A network card without its boot ROM keeps QEMU from starting; one told to have none does not.
-fn missing_roms(argv: &DmArgv) -> Vec<String> {
+/// What QEMU is told for the network cards whose boot ROM is not there: one without it keeps QEMU from starting, one told to
+/// have none does not.
+pub fn missing_roms(argv: &DmArgv, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
     let models = argv.nic_models();
     let missing = NIC_ROMS.iter().filter(|(model, rom)| {
-        let there = || FIRMWARE.iter().any(|dir| Path::new(dir).join(rom).exists());
+        let there = || FIRMWARE.iter().any(|dir| exists(&format!("{dir}/{rom}")));
         models.iter().any(|m| m == model) && !there()
     });
     missing

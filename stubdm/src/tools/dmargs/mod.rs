@@ -17,6 +17,7 @@ pub use gather::{Gathered, gather};
 pub(in crate::tools) use print::quoted;
 
 use crate::error::{Context, Result};
+use crate::image::QEMU_DATA;
 use crate::tools::store::{StoreOptions, domid};
 
 /// Which of the three.
@@ -53,8 +54,9 @@ pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
     | DmargsCommand::Explain(options)) = command;
     let store = options.store.open()?;
     let gathered = gather(&store, options.domid)?;
-    // The host does not see into the stubdomain, and images are made without the host's files.
-    let report = print::Report::of(&gathered, &|_| false);
+    // The host does not see into the stubdomain, and images are made with no more of the host's files than these.
+    let there = |path: &str| QEMU_DATA.contains(&path.trim_start_matches('/'));
+    let report = print::Report::of(&gathered, &there);
     let text = match (command, options.json) {
         (_, true) => report.json(),
         (DmargsCommand::Show(_), false) => report.show(),

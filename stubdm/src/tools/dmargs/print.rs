@@ -157,8 +157,12 @@ impl<'a> Report<'a> {
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");
         }
-        if self.usable() {
-            text.push_str("a stubdomain can start with these\n");
+        let doubtful = |finding: &Finding| matches!(finding.verdict, Verdict::Noted(_));
+        match self.findings.iter().any(doubtful) {
+            _ if !self.usable() => {}
+            true => text
+                .push_str("a stubdomain can start with these, unless QEMU ends on what is noted\n"),
+            false => text.push_str("a stubdomain can start with these\n"),
         }
         text
     }
