@@ -1,4 +1,5 @@
 //! Random inputs for an entry function, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
+//! Before them, the inputs kept in `fuzz/seeds/NAME`, with which cargo-fuzz begins.
 //! What fails is printed with its seed, for `VCHAN_FUZZ_SEED`, and as bytes.
 
 use std::panic::{catch_unwind, resume_unwind};
@@ -39,6 +40,15 @@ pub(crate) fn fuzz(name: &str, entry: fn(&[u8]), longest: u64) {
         },
         |text| text.parse().unwrap(),
     );
+    // Tests run in their crate's folder.
+    let kept = std::fs::read_dir(format!("fuzz/seeds/{name}")).unwrap();
+    for path in kept.map(|entry| entry.unwrap().path()) {
+        let bytes = std::fs::read(&path).unwrap();
+        if let Err(panic) = catch_unwind(|| entry(&bytes)) {
+            println!("{name}: found with {}", path.display());
+            resume_unwind(panic);
+        }
+    }
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut count = 0u64;
     while Instant::now() < end {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::Options;
 use crate::workspace::Workspace;
-use crate::{demo, dist, miri, tests_cmd, tidy};
+use crate::{demo, dist, fuzz, miri, tests_cmd, tidy};
 
 /// One cargo command of the gate.
 struct Check {
@@ -48,31 +48,6 @@ const CHECKS: &[Check] = &[
         ],
         environment: &[],
     },
-    // Workspaces of their own, because cargo-fuzz wants them so.
-    Check {
-        name: "fuzz targets of xen-vchan",
-        arguments: &[
-            "check",
-            "--locked",
-            "--manifest-path",
-            "xen-vchan/fuzz/Cargo.toml",
-            "--target-dir",
-            "target/fuzz",
-        ],
-        environment: &[("RUSTFLAGS", "-D warnings")],
-    },
-    Check {
-        name: "fuzz targets of stubdm",
-        arguments: &[
-            "check",
-            "--locked",
-            "--manifest-path",
-            "stubdm/fuzz/Cargo.toml",
-            "--target-dir",
-            "target/fuzz",
-        ],
-        environment: &[("RUSTFLAGS", "-D warnings")],
-    },
     Check {
         name: "documentation",
         arguments: &["doc", "--workspace", "--all-features", "--no-deps"],
@@ -101,6 +76,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
         })?;
     }
     stage("Miri", || miri::check(workspace))?;
+    stage("fuzz targets", || {
+        let code = fuzz::run(workspace, fuzz::GATE, None)?;
+        ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
+        Ok(())
+    })?;
     stage("static binaries", || {
         dist::build(workspace)?;
         dist::report(workspace)

@@ -19,6 +19,7 @@ mod cparts;
 mod deb;
 mod demo;
 mod dist;
+mod fuzz;
 mod guest;
 mod host;
 mod images;
@@ -103,7 +104,7 @@ enum Task {
         #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
         timeout: u64,
     },
-    /// Run the gate: formatting, clippy, documentation, static binaries, demo, tests
+    /// Run the gate: formatting, clippy, documentation, fuzz targets, static binaries, demo, tests
     Ci {
         #[command(flatten)]
         host: HostArgs,

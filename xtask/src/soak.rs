@@ -4,10 +4,11 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use crate::fuzz;
 use crate::workspace::Workspace;
 
 /// What to run, and how much of it.
-#[derive(Clone, Copy, Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Soak {
     /// vchan: random operations, kills, hostile inputs
     ///
@@ -23,11 +24,27 @@ pub(crate) enum Soak {
         #[arg(long, value_name = "SECONDS")]
         fuzz: Option<u32>,
     },
+    /// Hostile inputs that cargo-fuzz steers by coverage, for every fuzz target
+    ///
+    /// What is found stays in target/fuzz/corpus, and the next run begins with it.
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, value_name = "SECONDS")]
+        seconds: u32,
+        /// Only the targets whose names (CRATE-TARGET) contain this
+        #[arg(long, value_name = "PART")]
+        target: Option<String>,
+    },
 }
 
 /// Runs the parts that were asked for, one after the other.
 pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
-    let Soak::Vchan { ops, kills, fuzz } = soak;
+    let (ops, kills, fuzz) = match soak {
+        Soak::Vchan { ops, kills, fuzz } => (ops, kills, fuzz),
+        Soak::Fuzz { seconds, target } => {
+            return fuzz::run(workspace, seconds, target.as_deref());
+        }
+    };
     let parts = [
         ("VCHAN_SOAK_OPS", ops.map(|n| n.to_string()), "soak", ""),
         (

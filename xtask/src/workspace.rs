@@ -47,6 +47,11 @@ impl Workspace {
         self.root.join("target/loom")
     }
 
+    /// Where cargo-fuzz builds, and keeps what it finds.
+    pub(crate) fn fuzz(&self) -> PathBuf {
+        self.root.join("target/fuzz")
+    }
+
     /// A path as a person would type it: relative to the current directory when below it.
     pub(crate) fn show(path: &Path) -> String {
         let here = env::current_dir().unwrap_or_default();
