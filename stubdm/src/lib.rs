@@ -38,3 +38,4 @@ pub mod stats;
 pub mod supervisor;
 pub mod tools;
 pub mod transport;
+pub mod trusted;

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -99,10 +100,79 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
         first,
         json!({"guest": 5, "name": "one", "stubdomain": 6, "state": "running",
                "proxy": {"pid": std::process::id(), "alive": true, "memory_kib": null},
-               "qmp": null, "consoles": null, "console_bytes": 7, "memory_kib": 409_600})
+               "qmp": null, "consoles": null, "console_bytes": 7, "memory_kib": 409_600, "fault": null})
     );
     assert_eq!(value["guests"][1]["proxy"]["alive"], false);
     assert_eq!(value["guests"].as_array().unwrap().len(), 2);
+}
+
+/// Serves dom0's connections at `socket` for the daemon, and rewrites `node` whenever its permissions were told.
+fn rewritten_at_each_look(server: &std::sync::Arc<Server>, socket: &Path, node: &'static str) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let dom0 = server.connect(DomId::DOM0).unwrap();
+    let server = std::sync::Arc::clone(server);
+    std::thread::spawn(move || {
+        while let Ok((mut near, _)) = listener.accept() {
+            let (mut far, theirs) = UnixStream::pair().unwrap();
+            server.add_connection(theirs.into(), DomId::DOM0);
+            while let Some(request) = message(&mut near) {
+                far.write_all(&request).unwrap();
+                let reply = message(&mut far).unwrap();
+                if request[0] == 3 && request[16..] == *format!("{node}\0").as_bytes() {
+                    dom0.write(node, "again").unwrap();
+                }
+                near.write_all(&reply).unwrap();
+            }
+        }
+    });
+}
+
+/// One message of the store's protocol.
+fn message(stream: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut message = vec![0; 16];
+    stream.read_exact(&mut message).ok()?;
+    let length = u32::from_ne_bytes(message[12..].try_into().unwrap());
+    message.resize(16 + length as usize, 0);
+    stream.read_exact(&mut message[16..]).ok()?;
+    Some(message)
+}
+
+#[test]
+fn a_stubdomain_that_rewrites_its_own_node_or_has_an_accomplice_fails_no_other_guests_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = std::sync::Arc::new(Server::start(Config::new()).unwrap());
+    let store = server.connect(DomId::DOM0).unwrap();
+    let victim = dir.path().join("victim");
+    std::fs::write(&victim, "1234567").unwrap();
+    let victim = format!("file:{}", victim.display());
+    for (node, value) in [
+        ("/local/domain/5/image/device-model-domid", "6"),
+        ("/local/domain/6/device/console/1/output", "null"),
+        ("/local/domain/6/console/output", victim.as_str()),
+        ("/local/domain/7/image/device-model-domid", "8"),
+        ("/local/domain/7/name", "honest"),
+    ] {
+        store.write(node, value).unwrap();
+    }
+    // The stubdomain may only read what its accomplice, domain 9, says.
+    server.add_domain(DomId::new(6));
+    server.add_domain(DomId::new(9));
+    let accomplices = Permissions::owner_none(DomId::new(9)).grant_read(DomId::new(6));
+    let node = "/local/domain/6/console/output";
+    store.set_perms(node, &accomplices).unwrap();
+    let own = Permissions::owner_none(DomId::new(6));
+    let node = "/local/domain/6/device/console/1/output";
+    for perms in [own, Permissions::owner_none(DomId::DOM0)] {
+        store.set_perms(node, &perms).unwrap();
+        let socket = dir.path().join(perms.to_string());
+        rewritten_at_each_look(&server, &socket, node);
+        let output = status(&socket, &["--json"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(value["guests"][1]["name"], "honest", "{value}");
+        let bytes = &value["guests"][0]["console_bytes"];
+        assert_eq!(*bytes, Value::Null, "the accomplice's file: {value}");
+    }
 }
 
 #[test]

@@ -191,6 +191,21 @@ impl Permissions {
             .find(|perm| perm.domain == domain)
             .map_or(self.0[0].access, |perm| perm.access)
     }
+
+    /// Whether `domain` owns the node and no other domain may write to it: by the default, by an entry of its own,
+    /// or by the entry of a domain that it is a target's device model of.
+    ///
+    /// Domain 0 may always write. A domain that recreates a node owns it, unless it is domain 0, so a node for which
+    /// this holds with domain 0 has kept domain 0's value, whoever may write to its parents. Permissions and value have
+    /// to be read in one transaction for that.
+    #[must_use]
+    pub fn written_only_by(&self, domain: DomId) -> bool {
+        self.owner() == domain
+            && !self.0[0].access.can_write()
+            && self.0[1..]
+                .iter()
+                .all(|perm| perm.domain == domain || !perm.access.can_write())
+    }
 }
 
 impl fmt::Display for Permissions {
@@ -226,6 +241,27 @@ mod tests {
         assert_eq!(perms.access_of(peer), Access::Write);
         assert_eq!(perms.access_of(DomId::new(9)), Access::Read);
         assert_eq!(perms.grant_read(peer).access_of(peer), Access::ReadWrite);
+    }
+
+    #[test]
+    fn a_node_is_written_only_by_its_owner_if_neither_default_nor_entry_lets_another_write() {
+        for (text, holds) in [
+            ("n0", true),
+            ("r0", true),
+            ("n0 r8 n9", true),
+            ("n0 b0 r8", true),
+            ("n9 r8", false),
+            ("n8 n0", false),
+            ("w0", false),
+            ("b0 n8", false),
+            ("n0 w8", false),
+            ("n0 r8 b9", false),
+            ("n0 n9 w9", false),
+        ] {
+            let entries = text.split(' ').map(|entry| entry.parse().unwrap());
+            let perms = Permissions::from_entries(entries.collect()).unwrap();
+            assert_eq!(perms.written_only_by(DomId::DOM0), holds, "{text}");
+        }
     }
 
     #[test]

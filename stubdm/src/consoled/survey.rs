@@ -4,16 +4,17 @@
 //! the store. So the store is asked before QEMU is left out, and what is not known is QEMU's.
 //!
 //! libxl has dom0 own the nodes `type` and `output` and lets the domain read them, in a folder that is the
-//! domain's. Where one is missing the domain can make it: what it may write to is not believed.
+//! domain's. Where one is missing the domain, or one that it lets write there, can make it: only what [`crate::trusted`]
+//! believes is taken.
 
 use std::path::PathBuf;
 
-use tracing::warn;
-use xen_store::{Access, Store};
+use xen_store::Store;
 use xen_sys::DomId;
 
 use super::output::Output;
 use super::sink::SAVE;
+use crate::trusted;
 
 /// Kinds of backends that dom0's kernel serves, by the names of their folders.
 const KERNELS: &[&str] = &["vbd", "vif", "pci"];
@@ -45,7 +46,7 @@ pub enum Survey {
 /// # Errors
 /// The store's.
 pub fn survey(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
-    if !store.exists(&format!("/local/domain/{domain}/target"))? {
+    if trusted::read(store, &format!("/local/domain/{domain}/target"))?.is_none() {
         return Ok(Survey::More(format!("domain {domain} is no stubdomain")));
     }
     let backends = "/local/domain/0/backend";
@@ -68,15 +69,16 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
     let mut found = Vec::new();
     for name in list(store, &folder)? {
         let path = format!("{folder}/{name}");
-        let (Ok(number), Ok(frontend)) =
-            (name.parse(), store.read_str(&format!("{path}/frontend")))
-        else {
+        let frontend = trusted::read_str(store, &format!("{path}/frontend"))?;
+        let id = trusted::read_str(store, &format!("{path}/frontend-id"))?;
+        let its_own = id.is_some_and(|id| id.parse() == Ok(domain));
+        let (Ok(number), Some(frontend), true) = (name.parse(), frontend, its_own) else {
             return Ok(Survey::More(format!("{path} is not known")));
         };
-        if trusted(store, domain, &format!("{frontend}/type"))?.as_deref() != Some(b"ioemu") {
+        if trusted::read(store, &format!("{frontend}/type"))?.as_deref() != Some(b"ioemu") {
             continue;
         }
-        let word = trusted(store, domain, &format!("{frontend}/output"))?.unwrap_or_default();
+        let word = trusted::read(store, &format!("{frontend}/output"))?.unwrap_or_default();
         match Output::parse(&word) {
             Some(output) if output.is_plain() => found.push(Console {
                 number,
@@ -100,38 +102,19 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Survey> {
 /// The store's.
 pub fn saves_to(store: &Store, domain: DomId) -> xen_store::Result<Option<PathBuf>> {
     let node = format!("/local/domain/{domain}/device/console/{SAVE}/output");
-    goes_to(store, domain, &node)
+    goes_to(store, &node)
 }
 
 /// The file that `output`, a console's node, names; `None` for anything else, and for what is not dom0's word.
 ///
 /// # Errors
 /// The store's.
-pub fn goes_to(store: &Store, domain: DomId, output: &str) -> xen_store::Result<Option<PathBuf>> {
-    let word = trusted(store, domain, output)?.unwrap_or_default();
+pub fn goes_to(store: &Store, output: &str) -> xen_store::Result<Option<PathBuf>> {
+    let word = trusted::read(store, output)?.unwrap_or_default();
     Ok(match Output::parse(&word) {
         Some(Output::File(path)) => Some(path),
         _ => None,
     })
-}
-
-/// The value of a node that `domain` has no part in: both are looked at in one transaction, so that they are the same node's.
-fn trusted(store: &Store, domain: DomId, node: &str) -> xen_store::Result<Option<Vec<u8>>> {
-    let read = store.with_transaction(|transaction| {
-        let access = transaction.get_perms(node)?.access_of(domain);
-        if matches!(access, Access::Write | Access::ReadWrite) {
-            return Ok(None);
-        }
-        transaction.read(node).map(Some)
-    });
-    match read {
-        Err(error) if error.is_not_found() => Ok(None),
-        Ok(None) => {
-            warn!("domain {domain} may write to {node}: not believed");
-            Ok(None)
-        }
-        other => other,
-    }
 }
 
 /// The names in a folder, none if there is no such folder.
@@ -201,6 +184,7 @@ mod tests {
             n => format!("/local/domain/8/device/console/{n}"),
         };
         store.write(&format!("{path}/frontend"), &frontend).unwrap();
+        store.write(&format!("{path}/frontend-id"), "8").unwrap();
         store.mkdir(&frontend).unwrap();
         let theirs = Permissions::owner_none(STUB).grant_read(DomId::DOM0);
         store.set_perms(&frontend, &theirs).unwrap();

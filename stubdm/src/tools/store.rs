@@ -7,6 +7,7 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use crate::error::{Context, Failure, Result, one_line};
+use crate::trusted;
 
 /// Which store to ask.
 #[derive(Args, Clone, Debug, Default)]
@@ -77,9 +78,9 @@ impl Pair {
     }
 }
 
-/// A node that holds a domain's number; `None` if there is none.
+/// A node of dom0's that holds a domain's number; `None` if there is none.
 fn number(store: &Store, node: &str) -> Result<Option<DomId>> {
-    let Some(text) = optional(store, node)? else {
+    let Some(text) = trusted::read_str(store, node).context(node)? else {
         return Ok(None);
     };
     let number = text.trim().parse::<DomId>();

@@ -12,7 +12,7 @@ use xen_sys::DomId;
 use crate::consoled::survey::goes_to;
 use crate::error::{Context, Result};
 use crate::stats::{self, Counters};
-use crate::tools::store::optional;
+use crate::trusted;
 
 /// A process on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +46,15 @@ pub struct Row {
     pub console_bytes: Option<u64>,
     /// The memory the toolstack gave the stubdomain, in KiB.
     pub memory: Option<u64>,
+    /// The first thing that could not be read of this guest, and why.
+    pub fault: Option<String>,
 }
 
-/// Reads the store. A domain that goes meanwhile is left out.
+/// Reads the store. A domain that goes meanwhile is left out. What cannot be read of one guest is that row's
+/// [`fault`](Row::fault).
 ///
 /// # Errors
-/// The store's.
+/// The connection to the store failed, or its list of domains cannot be read.
 pub fn rows(store: &Store) -> Result<Vec<Row>> {
     let mut domains: Vec<DomId> = store
         .directory("/local/domain")
@@ -62,66 +65,103 @@ pub fn rows(store: &Store) -> Result<Vec<Row>> {
     domains.sort_unstable();
     let mut rows = Vec::new();
     for guest in domains {
+        let mut reader = Reader { store, fault: None };
         let home = format!("/local/domain/{guest}");
-        let number = optional(store, &format!("{home}/image/device-model-domid"))?;
+        let number = reader.dom0s(&format!("{home}/image/device-model-domid"))?;
         let Some(stubdomain) = number.and_then(|text| text.trim().parse::<DomId>().ok()) else {
             continue;
         };
         let stub = format!("/local/domain/{stubdomain}");
-        let proxy = process(store, &format!("{stub}/image/qmp-proxy-pid"))?;
-        let memory = optional(store, &format!("{stub}/memory/target"))?;
+        let proxy = reader.process(&format!("{stub}/image/qmp-proxy-pid"))?;
+        let memory = reader.text(&format!("{stub}/memory/target"))?;
         let told = stats::read(Path::new(stats::FOLDER), stubdomain.as_u16());
         // A file that another process left says nothing of this one.
         let told = told.filter(|told| proxy.is_some_and(|proxy| proxy.pid == told.pid));
         rows.push(Row {
             guest,
-            name: optional(store, &format!("{home}/name"))?,
+            name: reader.text(&format!("{home}/name"))?,
             stubdomain,
-            state: optional(store, &format!("{stub}/device-model/{guest}/state"))?,
+            state: reader.text(&format!("{stub}/device-model/{guest}/state"))?,
             proxy,
             counters: told.map(|told| told.counters),
-            consoles: process(store, &format!("{stub}/image/device-model-pid"))?,
-            console_bytes: console_bytes(store, stubdomain)?,
+            consoles: reader.process(&format!("{stub}/image/device-model-pid"))?,
+            console_bytes: reader.console_bytes(stubdomain)?,
             memory: memory.and_then(|text| text.trim().parse().ok()),
+            fault: reader.fault,
         });
     }
     Ok(rows)
 }
 
-/// The process whose number a node holds.
-fn process(store: &Store, node: &str) -> Result<Option<Process>> {
-    let text = optional(store, node)?;
-    let pid = text.and_then(|text| text.trim().parse().ok());
-    Ok(pid.map(|pid: u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"));
-        let status = status.as_deref().unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        Process {
-            pid,
-            alive: !status.is_empty(),
-            memory: line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()),
-        }
-    }))
+/// Reads one row's nodes: an error is kept as the row's fault, unless it is the connection's end.
+struct Reader<'a> {
+    store: &'a Store,
+    fault: Option<String>,
 }
 
-/// How long the files are that a stubdomain's consoles are written to; `None` if there are none.
-fn console_bytes(store: &Store, stubdomain: DomId) -> Result<Option<u64>> {
-    let stub = format!("/local/domain/{stubdomain}");
-    let others = store.directory(&format!("{stub}/device/console"));
-    let others = others.unwrap_or_default();
-    let others = others
-        .iter()
-        .map(|name| format!("{stub}/device/console/{name}/output"));
-    let mut sum = None;
-    for node in [format!("{stub}/console/output")].into_iter().chain(others) {
-        let Some(path) = goes_to(store, stubdomain, &node).context(&node)? else {
-            continue;
-        };
-        if let Ok(meta) = fs::symlink_metadata(path) {
-            if meta.is_file() {
-                sum = Some(sum.unwrap_or(0) + meta.len());
+impl Reader<'_> {
+    fn keep<T>(&mut self, node: &str, read: xen_store::Result<Option<T>>) -> Result<Option<T>> {
+        match read {
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) if !error.is_fatal() => {
+                self.fault.get_or_insert_with(|| format!("{node}: {error}"));
+                Ok(None)
             }
+            other => other.context(node),
         }
     }
-    Ok(sum)
+
+    /// A node's value, to be shown.
+    fn text(&mut self, node: &str) -> Result<Option<String>> {
+        let value = self.keep(node, self.store.read(node).map(Some))?;
+        Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
+    }
+
+    /// A node's value, if it is dom0's.
+    fn dom0s(&mut self, node: &str) -> Result<Option<String>> {
+        self.keep(node, trusted::read_str(self.store, node))
+    }
+
+    /// The process whose number a node holds.
+    fn process(&mut self, node: &str) -> Result<Option<Process>> {
+        let text = self.dom0s(node)?;
+        let pid = text.and_then(|text| text.trim().parse().ok());
+        Ok(pid.map(process))
+    }
+
+    /// How long the files are that a stubdomain's consoles are written to; `None` if there are none.
+    fn console_bytes(&mut self, stubdomain: DomId) -> Result<Option<u64>> {
+        let stub = format!("/local/domain/{stubdomain}");
+        let folder = format!("{stub}/device/console");
+        let others = self.keep(&folder, self.store.directory(&folder).map(Some))?;
+        let others = others.unwrap_or_default();
+        let others = others
+            .iter()
+            // The stubdomain may have made any number of others.
+            .filter(|name| name.parse::<u8>().is_ok())
+            .map(|name| format!("{folder}/{name}/output"));
+        let mut sum = None;
+        for node in [format!("{stub}/console/output")].into_iter().chain(others) {
+            let Some(path) = self.keep(&node, goes_to(self.store, &node))? else {
+                continue;
+            };
+            if let Ok(meta) = fs::symlink_metadata(path) {
+                if meta.is_file() {
+                    sum = Some(sum.unwrap_or(0) + meta.len());
+                }
+            }
+        }
+        Ok(sum)
+    }
+}
+
+fn process(pid: u32) -> Process {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    let status = status.as_deref().unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    Process {
+        pid,
+        alive: !status.is_empty(),
+        memory: line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()),
+    }
 }

@@ -29,6 +29,7 @@ pub(super) fn json(rows: &[Row]) -> Value {
             "consoles": process(row.consoles),
             "console_bytes": row.console_bytes,
             "memory_kib": row.memory,
+            "fault": row.fault,
         })
     });
     json!({ "guests": all.collect::<Vec<_>>() })
@@ -67,6 +68,9 @@ pub(super) fn table(rows: &[Row]) -> String {
             or_none(row.console_bytes.map(bytes)),
             or_none(row.state.as_deref().map(short)),
         );
+        if let Some(fault) = &row.fault {
+            text += &format!("  not all could be read: {}\n", short(fault));
+        }
     }
     text
 }
