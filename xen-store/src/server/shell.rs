@@ -1,9 +1,8 @@
 //! The handle on a running daemon.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 use xen_sys::DomId;
 
 use super::daemon::{Config, ConnId, Daemon, Stats};
@@ -84,24 +87,22 @@ impl Server {
         })
     }
 
-    /// Listens on a socket; who connects there is domain 0. The file is made for its owner only,
-    /// and one that nobody listens on any more is replaced.
+    /// Listens on a socket; who connects there is domain 0. The file is its owner's from the first
+    /// moment on, whatever the umask; one that nobody listens on any more is replaced.
     ///
     /// # Errors
     ///
     /// What the system said, `AddrInUse` if somebody listens there.
     pub fn listen(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
-        let listener = match UnixListener::bind(path) {
+        let listener = match bind_for_owner(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
                 fs::remove_file(path)?;
-                UnixListener::bind(path)?
+                bind_for_owner(path)?
             }
             other => other?,
         };
         lock(&self.sockets).push(path.to_owned());
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
         self.arrive(Arrival::Listener(listener));
         Ok(())
     }
@@ -209,6 +210,16 @@ impl Shared {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A listening, non-blocking socket. Linux makes its file with the mode that the socket has by then.
+fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&listener, Backlog::MAXALLOWABLE)?;
+    Ok(listener.into())
 }
 
 /// Whether the socket file is left over from a daemon that is gone.

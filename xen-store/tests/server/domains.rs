@@ -1,7 +1,9 @@
 //! Domains: introduced, released, shut down; and the requests about the daemon itself.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use xen_store::Error;
 use xen_store::server::{Config, Server};
 use xen_store::wire::MsgType;
@@ -193,6 +195,23 @@ fn features_and_quotas_are_later_extensions() {
         assert_eq!(guest.ask(kind, b"5\0nodes\x007\0"), "ERROR EACCES");
     }
     assert_eq!(guest.ask(MsgType::GET_FEATURE, b"5\0"), "ERROR EACCES");
+}
+
+#[test]
+fn a_socket_is_its_owners_from_the_first_moment_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let changes = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).unwrap();
+    let kinds = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB;
+    changes.add_watch(dir.path(), kinds).unwrap();
+    let server = Server::start(Config::new()).unwrap();
+    server.listen(&path).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // It was made so: between making and changing it others could have connected, as domain 0.
+    let seen = changes.read_events().unwrap();
+    let seen: Vec<AddWatchFlags> = seen.iter().map(|event| event.mask).collect();
+    assert_eq!(seen, [AddWatchFlags::IN_CREATE]);
 }
 
 #[test]

@@ -76,6 +76,7 @@ mod wire;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -202,8 +203,8 @@ impl Simulation {
         Ok(theirs)
     }
 
-    /// Lets processes join by a path, with [`Xen::join_path`], as any domain there is. The
-    /// socket is removed with the simulation; one left over by a broker that was killed is
+    /// Lets processes of the same user join by a path, with [`Xen::join_path`], as any domain there
+    /// is. The socket is removed with the simulation; one left over by a broker that was killed is
     /// replaced.
     ///
     /// # Errors
@@ -215,7 +216,15 @@ impl Simulation {
         let error = |e: Errno| refused(OP, e);
         let socket = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(error)
+            let kind = SocketType::SEQPACKET;
+            let socket = socket_with(AddressFamily::UNIX, kind, flags, None).map_err(error)?;
+            // Linux makes the file with the mode that the socket has when it is bound.
+            let socket = std::fs::File::from(socket);
+            let owners = std::fs::Permissions::from_mode(0o600);
+            socket
+                .set_permissions(owners)
+                .map_err(|e| Error::os(OP, e))?;
+            Ok(OwnedFd::from(socket))
         };
         let address = SocketAddrUnix::new(path).map_err(error)?;
         let listener = socket()?;
