@@ -22,6 +22,7 @@ pub mod power;
 pub mod privcmd;
 pub mod qemu;
 pub mod report;
+pub mod seccomp;
 pub mod tty;
 pub mod urgent;
 pub mod watch;
@@ -67,6 +68,9 @@ pub struct InitOptions {
     /// Leave xen-privcmd restricted, for a QEMU that can live with that
     #[arg(long)]
     pub privcmd_restricted: bool,
+    /// Start QEMU and the guest although QEMU could not be confined as it should be
+    #[arg(long)]
+    pub allow_unconfined: bool,
     /// Do not tell the hypervisor of the guest's crash when its QEMU has died
     #[arg(long)]
     pub keep_guest: bool,
@@ -82,6 +86,7 @@ impl Default for InitOptions {
             verbose: false,
             qemu_root: false,
             privcmd_restricted: false,
+            allow_unconfined: false,
             keep_guest: false,
             hang_after: HANG_LIMIT.as_secs(),
         }
@@ -106,6 +111,7 @@ impl InitOptions {
                 "stubdm.verbose" => self.verbose = true,
                 "stubdm.qemu-root" => self.qemu_root = true,
                 "stubdm.privcmd-restricted" => self.privcmd_restricted = true,
+                "stubdm.allow-unconfined" => self.allow_unconfined = true,
                 "stubdm.keep-guest" => self.keep_guest = true,
                 _ => {}
             }
@@ -224,9 +230,8 @@ fn stubdomain(
     }
     // Open as long as we live: so they are raw when QEMU opens them, and stay so.
     let _serial_ports = power::is_init().then(|| serial_ports(&argv.serial_ttys()));
-    let confined = || confine::prepare(&argv, options.qemu_root);
-    let user = power::is_init().then(confined).flatten();
-    let mut launch = qemu::launch_in(directory, &options.qemu, argv, inherited, user)?;
+    let confinement = power::is_init().then(|| confine::prepare(&argv, options));
+    let mut launch = qemu::launch_in(directory, &options.qemu, argv, inherited, confinement)?;
     launch.incoming = outcome;
     let world = watch::World {
         xen: &xen,
@@ -295,15 +300,19 @@ mod tests {
     #[test]
     fn the_kernel_command_line_has_a_say() {
         let line = "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose stubdm.qemu-root \
-                    stubdm.hang-after=3 stubdm.keep-guest stubdm.privcmd-restricted\n";
+                    stubdm.hang-after=3 stubdm.keep-guest stubdm.privcmd-restricted \
+                    stubdm.allow-unconfined\n";
         let options = InitOptions::default().with_kernel_command_line(line);
         assert_eq!(options.qemu, PathBuf::from("/opt/qemu"));
         assert!(options.verbose && options.qemu_root);
-        assert!(options.keep_guest && options.privcmd_restricted);
+        assert!(options.keep_guest && options.privcmd_restricted && options.allow_unconfined);
         assert_eq!(options.hang_limit(), Duration::from_secs(3));
         let options = InitOptions::default().with_kernel_command_line("quiet");
         assert_eq!(options.qemu, PathBuf::from(qemu::DEFAULT));
-        assert!(!options.qemu_root, "confined unless asked");
+        assert!(
+            !options.qemu_root && !options.allow_unconfined,
+            "confined unless asked"
+        );
     }
 
     #[test]

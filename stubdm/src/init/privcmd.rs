@@ -24,30 +24,78 @@ const DEVICES: &[&str] = &["/dev/xen/privcmd", "/proc/xen/privcmd"];
 /// What QEMU needed for its first hypercalls only.
 const TAKEN: &[&str] = &["/dev/xen/privcmd", "/dev/xen/hypercall"];
 
-/// Ties QEMU's privcmd to its guest. What fails is a line in the log.
-pub fn tie_down(xen: &Xen, qemu: Pid, guest: DomId) {
-    for device in TAKEN.iter().map(Path::new).filter(|path| path.exists()) {
-        let mode = fs::Permissions::from_mode(0o600);
-        let taken =
-            chown(device, Some(0), Some(0)).and_then(|()| fs::set_permissions(device, mode));
-        if let Err(error) = taken {
-            warn!("taking {} from QEMU: {error}", device.display());
-        }
-    }
-    match tie(xen, qemu, guest) {
+/// Ties to its guest what QEMU, or a process that it has started, has of privcmd.
+///
+/// # Errors
+/// A descriptor stays free, or may have been missed: the guest must not run with it. With `optional` that is a line in the log.
+pub fn tie_down(xen: &Xen, qemu: Pid, guest: DomId, optional: bool) -> Result<()> {
+    verdict(
+        take_away().and_then(|()| tie_all(xen, qemu, guest)),
+        guest,
+        optional,
+    )
+}
+
+/// What comes of tying so many descriptors down, or of having failed to.
+fn verdict(tied: Result<usize>, guest: DomId, optional: bool) -> Result<()> {
+    match tied {
         Ok(count) => info!(
             "privcmd: {count} descriptors of QEMU's are tied to domain {guest}, and refuse hypercalls"
         ),
-        Err(failure) => warn!("privcmd: QEMU stays unrestricted: {failure}"),
+        Err(failure) if optional => warn!("privcmd: QEMU stays unrestricted: {failure}"),
+        Err(failure) => {
+            return Err(Failure::new(format_args!(
+                "QEMU's privcmd cannot be tied to domain {guest}: {failure}; \
+                 the kernel parameter stubdm.allow-unconfined starts the guest all the same"
+            )));
+        }
     }
+    Ok(())
+}
+
+/// No process but root's opens the device from now on.
+fn take_away() -> Result<()> {
+    for device in TAKEN.iter().map(Path::new).filter(|path| path.exists()) {
+        let mode = fs::Permissions::from_mode(0o600);
+        chown(device, Some(0), Some(0))
+            .and_then(|()| fs::set_permissions(device, mode))
+            .context(format_args!("taking {} from QEMU", device.display()))?;
+    }
+    Ok(())
+}
+
+/// QEMU's and those of every other process but this one: QEMU may have handed one on.
+fn tie_all(xen: &Xen, qemu: Pid, guest: DomId) -> Result<usize> {
+    let mut count = tie(xen, qemu, guest)?;
+    for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = number.map(Pid::from_raw) else {
+            continue;
+        };
+        if pid == qemu || pid == Pid::this() {
+            continue;
+        }
+        match tie(xen, pid, guest) {
+            Ok(more) => count += more,
+            // It has ended.
+            Err(_) if !Path::new("/proc").join(&name).exists() => {}
+            Err(failure) => return Err(failure).context(format_args!("process {pid}")),
+        }
+    }
+    Ok(count)
 }
 
 fn tie(xen: &Xen, qemu: Pid, guest: DomId) -> Result<usize> {
     let process =
         rustix::process::Pid::from_raw(qemu.as_raw()).ok_or_else(|| Failure::new("no process"))?;
-    let handle = pidfd_open(process, PidfdFlags::empty()).context("QEMU's process")?;
+    let numbers = descriptors(qemu)?;
+    if numbers.is_empty() {
+        return Ok(0);
+    }
+    let handle = pidfd_open(process, PidfdFlags::empty()).context("the process")?;
     let mut count = 0;
-    for number in descriptors(qemu)? {
+    for number in numbers {
         let fd: OwnedFd = pidfd_getfd(&handle, number, PidfdGetfdFlags::empty())
             .context(format_args!("descriptor {number}"))?;
         let privcmd = Privcmd::adopt(xen, fd).context(format_args!("descriptor {number}"))?;
@@ -64,9 +112,9 @@ fn tie(xen: &Xen, qemu: Pid, guest: DomId) -> Result<usize> {
     Ok(count)
 }
 
-/// The numbers of QEMU's descriptors of privcmd.
-fn descriptors(qemu: Pid) -> Result<Vec<i32>> {
-    let folder = format!("/proc/{qemu}/fd");
+/// The numbers of a process's descriptors of privcmd.
+fn descriptors(process: Pid) -> Result<Vec<i32>> {
+    let folder = format!("/proc/{process}/fd");
     let mut numbers = Vec::new();
     for entry in fs::read_dir(&folder).context(&folder)?.flatten() {
         let Ok(file) = fs::read_link(entry.path()) else {
@@ -90,5 +138,27 @@ pub fn crash(xen: &Xen, guest: DomId) {
     match crashed {
         Ok(()) => info!("domain {guest} has crashed: it has no device model any more"),
         Err(error) => warn!("domain {guest} goes on without a device model: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_qemu_is_not_tied_down_does_not_start_unless_that_is_allowed() {
+        let guest = DomId::new(5);
+        let failed = || Err(Failure::new("descriptor 7: not the device"));
+        let failure = verdict(failed(), guest, false).unwrap_err().to_string();
+        for part in ["domain 5", "descriptor 7", "stubdm.allow-unconfined"] {
+            assert!(failure.contains(part), "{failure}");
+        }
+        assert_eq!(verdict(failed(), guest, true), Ok(()));
+        assert_eq!(verdict(Ok(2), guest, false), Ok(()));
+    }
+
+    #[test]
+    fn a_process_without_privcmd_has_none_to_be_tied() {
+        assert_eq!(descriptors(Pid::this()), Ok(Vec::new()));
     }
 }

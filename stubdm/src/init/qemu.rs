@@ -12,16 +12,16 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::Pid;
 use tracing::{debug, info};
 
-use super::confine::User;
+use super::confine::Confinement;
 use super::incoming::Outcome;
 use crate::dmargv::DmArgv;
-use crate::error::{Context, Result};
+use crate::error::{Context, Failure, Result};
 use crate::proxy::local::Local;
 
 /// Where Debian keeps the QEMU for Xen.
@@ -69,16 +69,16 @@ pub struct Launch {
 }
 
 /// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`, as
-/// `user` if there is one. It gets the descriptors in `inherited` under their own numbers.
+/// `confinement` says, if there is one. It gets the descriptors in `inherited` under their own numbers.
 ///
 /// # Errors
-/// The sockets or the process could not be made.
+/// The sockets or the process could not be made, or QEMU could not be confined.
 pub fn launch_in(
     directory: &Path,
     program: &Path,
     argv: DmArgv,
     inherited: Vec<OwnedFd>,
-    user: Option<User>,
+    confinement: Option<Confinement>,
 ) -> Result<Launch> {
     DirBuilder::new()
         .recursive(true)
@@ -110,7 +110,7 @@ pub fn launch_in(
         .stdin(Stdio::null())
         .stdout(words.try_clone().context("QEMU's output")?)
         .stderr(words);
-    if let Some(user) = user {
+    if let Some(user) = confinement.and_then(|confinement| confinement.user) {
         // It connects to one socket and makes the other.
         user.owns(directory);
         user.owns(&own);
@@ -122,7 +122,7 @@ pub fn launch_in(
     for fd in &inherited {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("a descriptor for QEMU")?;
     }
-    let child = command.spawn();
+    let child = spawn(&mut command, confinement);
     drop(inherited);
     drop(command);
     let child = child.context(format_args!("starting {}", program.display()))?;
@@ -134,6 +134,24 @@ pub fn launch_in(
         monitor,
         toolstack,
         incoming: None,
+    })
+}
+
+/// Starts the program in a thread of its own, which is confined for good: this one has work left that QEMU has not.
+fn spawn(command: &mut Command, confinement: Option<Confinement>) -> Result<Child> {
+    let Some(confinement) = confinement else {
+        return command.spawn().map_err(Failure::new);
+    };
+    std::thread::scope(|scope| {
+        let starter = std::thread::Builder::new().name("starter".into());
+        let starter = starter
+            .spawn_scoped(scope, || {
+                confinement.enter()?;
+                command.spawn().map_err(Failure::new)
+            })
+            .context("a thread")?;
+        let started = starter.join();
+        started.unwrap_or_else(|_| Err(Failure::new("the thread panicked")))
     })
 }
 

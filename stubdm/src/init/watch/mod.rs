@@ -213,17 +213,27 @@ impl Watch<'_> {
         Ok(())
     }
 
+    /// The guest's first instruction comes after this.
+    fn tie_down(&self) -> Result<()> {
+        let options = self.world.options;
+        match self.qemu.filter(|_| power::is_init() && !options.qemu_root) {
+            Some(qemu) => privcmd::tie_down(
+                self.world.xen,
+                qemu,
+                self.world.guest.domid,
+                options.allow_unconfined,
+            ),
+            None => Ok(()),
+        }
+    }
+
     fn act(&mut self, action: Action) {
         match action {
             Action::OfferVchan => self.offer(),
-            Action::Start => {
-                if let Some(pid) = self.qemu.filter(|_| power::is_init()) {
-                    if !self.world.options.qemu_root {
-                        privcmd::tie_down(self.world.xen, pid, self.world.guest.domid);
-                    }
-                }
-                self.ask(Asked::Start, "cont");
-            }
+            Action::Start => match self.tie_down() {
+                Ok(()) => self.ask(Asked::Start, "cont"),
+                Err(failure) => self.tell(Event::Failed(failure.to_string())),
+            },
             Action::Ask => self.ask(Asked::Alive, "query-status"),
             Action::ReportHung(why) => self.world.report.trouble(&why),
             Action::ReportBack(what) => {

@@ -7,7 +7,8 @@
 //!
 //! A test puts this program into the stubdomain's ramdisk under the name `mortal-qemu` and names it to the init. What
 //! dom0 writes to `data/qemu/order` of the stubdomain is done and the order repeated in `data/qemu/done`:
-//! `flood-log N`, `flood-monitors N` (so many lines or events, as fast as they are taken), or a signal's name.
+//! `flood-log N`, `flood-monitors N` (so many lines or events, as fast as they are taken), `break-out` (what a QEMU that was taken
+//! over would try first, all of which has to fail), or a signal's name.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,9 +18,12 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::Pid;
 use xen_store::Store;
 use xen_sys::Xen;
@@ -30,6 +34,8 @@ const QEMU: &str = "/usr/libexec/xen-qemu-system-i386";
 pub(crate) const NAME: &str = "mortal-qemu";
 /// Where dom0's word is found.
 pub(crate) const ORDER: &str = "data/qemu/order";
+/// The order to try what must not succeed; it is repeated only if nothing did.
+pub(crate) const BREAK_OUT: &str = "break-out";
 /// Where it is repeated.
 pub(crate) const DONE: &str = "data/qemu/done";
 
@@ -145,11 +151,46 @@ impl Killer {
                     }
                 }
             }
+            None if order == BREAK_OUT => break_out()?,
             None => kill(Pid::from_raw(self.pid), order.parse::<Signal>()?)?,
             Some(_) => bail!("`{order}` is no order"),
         }
         Ok(())
     }
+}
+
+/// Tries to gain capabilities, as whoever took over QEMU would: this process is its child.
+fn break_out() -> Result<()> {
+    let refused = |what: &str, result: nix::Result<()>| match result {
+        Err(Errno::EPERM) => Ok(()),
+        other => bail!("{what}: {other:?}"),
+    };
+    for flags in [
+        CloneFlags::CLONE_NEWUSER,
+        CloneFlags::CLONE_NEWNS,
+        CloneFlags::CLONE_NEWNET,
+    ] {
+        refused(&format!("{flags:?}"), unshare(flags))?;
+    }
+    let family = AddressFamily::Packet;
+    let packet = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
+    refused("a packet socket", packet.map(drop))?;
+    // Where no filter stands either: the domain has no namespace left to give.
+    for kind in ["user", "mnt", "net", "pid"] {
+        let limit = format!("/proc/sys/user/max_{kind}_namespaces");
+        let limit = std::fs::read_to_string(&limit).context(limit)?;
+        ensure!(limit.trim() == "0", "{kind} namespaces: {limit}");
+    }
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    for line in [
+        "CapPrm:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        ensure!(status.contains(line), "no `{line}` in {status}");
+    }
+    Ok(())
 }
 
 /// Passes everything on between a client and QEMU, and makes the client known to the flood.

@@ -145,7 +145,9 @@ fn cards_are_joined(store: &Store, guest: &Guest, networks: &[Network; 2]) -> Re
         ensure!(line.contains(&card(number, host)), "the log says: {line}");
     }
     ensure!(
-        log.contains("QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000, "),
+        log.contains(
+            "QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000 of 0000000000000000, "
+        ),
         "QEMU is more than it has to be:\n{log}"
     );
     Ok(())

@@ -11,7 +11,7 @@ use xen_store::Store;
 use super::stubdom::{ends_with_reason, is_alive};
 use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, destroy_leftover, diagnosis, listed};
 use crate::qmp::Qmp;
-use crate::roles::mortal::{DONE, ORDER};
+use crate::roles::mortal::{BREAK_OUT, DONE, ORDER};
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, host_release, soon, start_local};
 
@@ -157,6 +157,7 @@ fn floods_hangs_and_crashes(world: &World) -> Result<()> {
         let mut guest = Guest::create_with(&world.store, &[&ramdisk, &line])
             .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
         let spoiled = is_alive(&mut guest)
+            .and_then(|()| is_kept_in(&world.store, &guest))
             .and_then(|()| floods(&world.store, &mut guest))
             .and_then(|()| hangs(&world.store, &mut guest))
             .and_then(|()| crashes(&world.store, &guest))
@@ -183,6 +184,12 @@ fn says(store: &Store, guest: &Guest, name: &str, wanted: &str) -> Result<()> {
     let found = |value: Option<&[u8]>| (value? == wanted.as_bytes()).then_some(());
     let said = store.wait_for(&path, Some(soon()), found)?;
     said.with_context(|| format!("{path} says {:?} and not `{wanted}`", store.read_str(&path)))
+}
+
+/// A process of QEMU's identity makes no namespace and gains no capability. Why it failed is in the stubdomain's log.
+fn is_kept_in(store: &Store, guest: &Guest) -> Result<()> {
+    order(store, guest, BREAK_OUT)?;
+    says(store, guest, DONE, BREAK_OUT)
 }
 
 /// More than the log takes, on QEMU's standard error and as events on all its monitors: the log stays small, the guest

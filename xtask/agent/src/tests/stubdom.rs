@@ -135,8 +135,7 @@ fn pauses(guest: &mut Guest) -> Result<()> {
 /// How QEMU is confined is what the stubdomain's kernel said of the running process.
 fn log_tells_of_the_start() -> Result<()> {
     let log = fs::read_to_string(LOG).with_context(|| format!("reading {LOG}"))?;
-    let confined =
-        "QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000, no new privileges 1, ";
+    let confined = "QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000 of 0000000000000000, no new privileges 1, seccomp 2";
     for part in ["stubdm-run", "privcmd", confined, "; root read-only"] {
         ensure!(log.contains(part), "nothing about {part} in {LOG}:\n{log}");
     }
