@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+pub use crate::text::{cut, one_line};
+
 /// What goes wrong in `stubdm-run`, ready to be shown: one line, and the exit status it deserves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -55,36 +57,6 @@ impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
     }
 }
 
-/// Makes any text fit for one line of a log, a terminal or a store node: control characters and
-/// line breaks become single spaces, so text from another domain cannot forge a line.
-pub fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    let mut gap = false;
-    for c in text.chars() {
-        if c.is_control() || c.is_whitespace() || is_deceptive(c) {
-            gap = true;
-        } else {
-            if gap && !line.is_empty() {
-                line.push(' ');
-            }
-            gap = false;
-            line.push(c);
-        }
-    }
-    line
-}
-
-/// At most `limit` bytes of a text, whole characters.
-pub fn cut(text: &str, limit: usize) -> &str {
-    let end = (0..=limit.min(text.len())).rfind(|n| text.is_char_boundary(*n));
-    text.get(..end.unwrap_or(0)).unwrap_or_default()
-}
-
-/// Characters that change how the rest of a line is displayed.
-pub(crate) fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,10 +68,5 @@ mod tests {
         assert_eq!(failure.to_string(), "reading x: first second [31m");
         assert_eq!(failure.status(), 1);
         assert_eq!(Failure::usage("no").status(), 2);
-    }
-
-    #[test]
-    fn display_order_cannot_be_changed_by_foreign_text() {
-        assert_eq!(one_line("a\u{202e}b"), "a b");
     }
 }

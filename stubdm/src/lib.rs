@@ -36,6 +36,7 @@ pub mod signals;
 pub mod sim;
 pub mod stats;
 pub mod supervisor;
+pub mod text;
 pub mod tools;
 pub mod transport;
 pub mod trusted;

@@ -1,4 +1,4 @@
-//! Log lines on stderr, one line each, whatever is in them.
+//! Log lines on stderr, one line each, whatever is in them: the writer takes out what [`crate::text`] calls active.
 //!
 //! On the host stderr is libxl's log file for the proxy. In the stubdomain the init points it at
 //! the domain's console, which the toolstack keeps as the guest's device-model log.
@@ -14,6 +14,7 @@ use nix::sys::stat::{SFlag, fstat};
 use tracing::Level;
 
 use self::budget::{Budget, Size, Verdict};
+use crate::text::{is_active, one_line};
 
 /// Bytes that the log of a stubdomain's proxy may have altogether from its caged half.
 pub const CAGED: Size = Size {
@@ -62,6 +63,7 @@ fn left_of(present: u64) -> (Size, Size) {
 
 /// Writes a line under a budget, and how many were left out before it.
 pub fn write_within(budget: &mut Budget, line: &[u8], now: Instant) {
+    let line = one(line);
     let note = match budget.admit(line.len(), now) {
         Verdict::Pass(0) => String::new(),
         Verdict::Pass(before) => format!("{before} lines were left out here\n"),
@@ -71,7 +73,7 @@ pub fn write_within(budget: &mut Budget, line: &[u8], now: Instant) {
             return;
         }
     };
-    let _ = io::stderr().write_all(&[note.as_bytes(), line].concat());
+    let _ = io::stderr().write_all(&[note.as_bytes(), line.as_bytes()].concat());
 }
 
 /// A stderr that never fails and never panics: a log that cannot be written is no reason to stop.
@@ -83,7 +85,7 @@ impl Write for Stderr {
         let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
         match budget.as_mut() {
             Some(budget) => write_within(budget, bytes, Instant::now()),
-            None => drop(io::stderr().write_all(bytes)),
+            None => drop(io::stderr().write_all(one(bytes).as_bytes())),
         }
         Ok(bytes.len())
     }
@@ -91,6 +93,15 @@ impl Write for Stderr {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An event as the one line that it is.
+fn one(event: &[u8]) -> String {
+    let event = event.strip_suffix(b"\n").unwrap_or(event);
+    // What stands before the text, a time and a level, is aligned with spaces.
+    let mut line = String::from_utf8_lossy(event).replace(is_active, " ");
+    line.push('\n');
+    line
 }
 
 /// Sends the log to stderr: everything if `verbose`, otherwise what a person wants to know.
@@ -122,12 +133,18 @@ pub fn to_console(verbose: bool) {
 
 /// One line on stderr for the person who typed the command.
 pub fn complain(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "stubdm-run: {line}");
+    let _ = writeln!(io::stderr(), "stubdm-run: {}", one_line(&line.to_string()));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        let event = b"  INFO a\r\nWARN forged\xc2\x9b2J \xe2\x80\xae\xff\n";
+        assert_eq!(one(event), "  INFO a  WARN forged 2J  \u{fffd}\n");
+    }
 
     #[test]
     fn what_a_log_has_already_counts_at_each_start() {

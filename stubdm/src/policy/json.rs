@@ -25,6 +25,7 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::error::one_line;
+use crate::text::{escape, is_active};
 
 /// A JSON value. Members of an object keep their order.
 #[derive(Clone, Debug, PartialEq)]
@@ -220,9 +221,7 @@ fn write_text(text: &str, out: &mut Vec<u8>) {
             '\n' => out.extend_from_slice(b"\\n"),
             '\r' => out.extend_from_slice(b"\\r"),
             '\t' => out.extend_from_slice(b"\\t"),
-            c if c.is_control() => {
-                out.extend_from_slice(format!("\\u{:04x}", u32::from(c)).as_bytes());
-            }
+            c if is_active(c) => out.extend_from_slice(escape(c).as_bytes()),
             c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
@@ -447,7 +446,7 @@ impl Visitor<'_> for Key {
         if key.len() > KEY_MAX {
             return Err(E::custom(format_args!("a key of {} bytes", key.len())));
         }
-        if key.chars().any(char::is_control) {
+        if key.contains(is_active) {
             return Err(E::custom("a key with a control character in it"));
         }
         Ok(key.to_owned())

@@ -10,6 +10,7 @@ use super::json::Json;
 use super::learn::{LOG_MAX, learn};
 use super::shape::{Shape, Version};
 use crate::error::{Context, Failure, Result};
+use crate::text::lines;
 
 /// What to do with a policy.
 #[derive(Clone, Debug, Subcommand)]
@@ -84,7 +85,7 @@ pub fn run(command: &PolicyCommand) -> Result<()> {
             learn(&read(log)?, base.as_ref())?
         }
     };
-    let written = std::io::stdout().write_all(text.as_bytes());
+    let written = std::io::stdout().write_all(lines(&text).as_bytes());
     written.context("printing")
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::form::Form;
 use super::json::Json;
-use crate::error::is_deceptive;
+use crate::text::{is_active, lines as clean_lines};
 
 /// Which way the value travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,14 +234,16 @@ fn clean(text: &str, most: usize, lines: bool, way: Way) -> Result<Json> {
     if text.len() > most {
         return misfit(format_args!("{} bytes, more than {most}", text.len()));
     }
-    let break_or_tab = |c| lines && matches!(c, '\n' | '\r' | '\t');
-    let bad =
-        |c: char| !break_or_tab(c) && (c.is_control() || is_deceptive(c) || is_noncharacter(c));
+    let cleaned = match lines {
+        true => clean_lines(text).into_owned(),
+        false => text.replace(is_active, " "),
+    };
+    let cleaned = cleaned.replace(is_noncharacter, " ");
     match way {
         // QEMU's parser would refuse the whole command, in an answer without its id.
         Way::ToQemu(_) if text.contains(is_noncharacter) => misfit("what is no character"),
-        Way::ToQemu(_) if text.contains(bad) => misfit("a control character"),
-        _ => Ok(Json::Text(text.replace(bad, " "))),
+        Way::ToQemu(_) if cleaned != text => misfit("a control character"),
+        _ => Ok(Json::Text(cleaned)),
     }
 }
 

@@ -13,6 +13,7 @@ use super::message::LIMITS;
 use crate::error::{Context, Failure, Result, one_line};
 use crate::policy::json::Json;
 use crate::proxy::local;
+use crate::text::{json, json_line};
 use crate::tools::store::domid;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
@@ -71,11 +72,10 @@ pub fn run(options: &QmpOptions) -> Result<()> {
     let stream = connect(&path, deadline).context(&what)?;
     let answer = converse(stream, options, deadline)?;
     let text = if options.pretty {
-        serde_json::to_string_pretty(&answer)
+        json(&answer)
     } else {
-        serde_json::to_string(&answer)
+        json_line(&answer)
     };
-    let text = text.context("printing the answer")?;
     writeln!(io::stdout(), "{text}").context("printing the answer")
 }
 

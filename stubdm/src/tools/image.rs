@@ -241,7 +241,9 @@ impl Built {
                 "memory": self.memory(),
                 "config": self.config(),
             });
-            return format!("{value:#}\n");
+            return crate::text::json(&value)
+                + "
+";
         }
         format!(
             "# {}: {} files, {}, unpacked {}, for Linux {}\n\
@@ -283,7 +285,9 @@ fn inspect(options: &InspectOptions) -> Result<String> {
             "compressed": listing.compressed,
             "entries": entries.collect::<Vec<_>>(),
         });
-        return Ok(format!("{value:#}\n"));
+        return Ok(crate::text::json(&value)
+            + "
+");
     }
     let mut text = String::new();
     for entry in &listing.entries {

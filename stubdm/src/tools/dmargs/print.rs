@@ -220,7 +220,9 @@ impl<'a> Report<'a> {
             "notes": self.notes,
             "usable": self.usable(),
         });
-        format!("{value:#}\n")
+        crate::text::json(&value)
+            + "
+"
     }
 }
 
@@ -298,7 +300,7 @@ pub(in crate::tools) fn quoted(arg: &[u8]) -> String {
     let intact = std::str::from_utf8(arg).is_ok();
     match intact && !text.is_empty() && text.chars().all(plain) {
         true => text.into_owned(),
-        false if intact && !text.chars().any(char::is_control) => {
+        false if intact && !text.contains(crate::text::is_active) => {
             format!("'{}'", text.replace('\'', r"'\''"))
         }
         false => {
@@ -343,5 +345,6 @@ mod tests {
         assert_eq!(quoted(b""), "''");
         assert_eq!(quoted(b"a b'c"), r"'a b'\''c'");
         assert_eq!(quoted(b"a\nb\xff\\"), r"$'a\nb\xff\\'");
+        assert_eq!(quoted("a\u{202e}".as_bytes()), r"$'a\xe2\x80\xae'");
     }
 }

@@ -90,7 +90,9 @@ pub fn run(options: &DoctorOptions) -> Result<ExitCode> {
                 })
             });
             let value = json!({ "ok": wrong == 0, "checks": all.collect::<Vec<_>>() });
-            format!("{value:#}\n")
+            crate::text::json(&value)
+                + "
+"
         }
         false => told(&checks, wrong),
     };

@@ -13,6 +13,7 @@ pub use rows::{Process, Row, rows};
 
 use super::store::StoreOptions;
 use crate::error::{Context, Result};
+use crate::text;
 
 /// What the person typed.
 #[derive(Args, Clone, Debug)]
@@ -52,9 +53,9 @@ pub fn run(options: &StatusOptions) -> Result<()> {
         return watch::run(&store, pace, options.json);
     }
     let rows = rows(&store)?;
-    let text = match options.json {
-        true => format!("{:#}\n", show::json(&rows)),
+    let shown = match options.json {
+        true => text::json(&show::json(&rows)) + "\n",
         false => show::table(&rows),
     };
-    io::stdout().write_all(text.as_bytes()).context("printing")
+    io::stdout().write_all(shown.as_bytes()).context("printing")
 }

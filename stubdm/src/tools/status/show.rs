@@ -1,4 +1,4 @@
-//! The rows as a table and as JSON. Text from the store may be a guest's: it is printed without control characters.
+//! The rows as a table and as JSON. Text from the store may be a guest's: it is printed as [`crate::text`] says.
 
 use serde_json::{Value, json};
 

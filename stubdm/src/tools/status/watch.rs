@@ -19,6 +19,7 @@ use super::{rows, show};
 use crate::error::{Context, Result};
 use crate::event::{Interest, sleep};
 use crate::signals::Signals;
+use crate::text::json_line;
 
 /// The other screen, no cursor, long lines cut at the edge.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
@@ -41,7 +42,7 @@ pub(super) fn run(store: &Store, pace: Duration, json: bool) -> Result<()> {
     loop {
         let rows = rows(store)?;
         let frame = match (&terminal, json) {
-            (_, true) => format!("{}\n", show::json(&rows)),
+            (_, true) => json_line(&show::json(&rows)) + "\n",
             (Some(_), _) => frame(&show::table(&rows)),
             (None, _) => format!("{}\n", show::table(&rows)),
         };
