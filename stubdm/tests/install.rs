@@ -74,6 +74,9 @@ impl Host {
             PermissionsExt::from_mode(0o755),
         )
         .unwrap();
+        for file in ["boot/vmlinuz-6.1", "boot/stub.img"] {
+            fs::set_permissions(host.path(file), PermissionsExt::from_mode(0o644)).unwrap();
+        }
         symlink(WRAPPER, host.path(PROXY)).unwrap();
         host
     }
@@ -387,4 +390,63 @@ fn another_program_and_json() {
     assert_eq!(host.link(PROXY), "/opt/stubdm-run");
     host.says(&["uninstall"]);
     assert_eq!(host.link(PROXY), WRAPPER);
+}
+
+/// A folder in which everybody may put links, on the way to a program that nobody may replace.
+#[test]
+fn what_is_linked_to_is_what_was_checked_and_no_link_of_others_is_on_the_way() {
+    let host = Host::new();
+    let mode = |path: &str, mode| {
+        fs::set_permissions(host.path(path), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    fs::create_dir(host.path("srv")).unwrap();
+    for file in ["usr/bin/stubdm-run", "boot/stub.img", "boot/vmlinuz-6.1"] {
+        let name = file.rsplit('/').next().unwrap();
+        symlink(format!("/{file}"), host.path(&format!("srv/{name}"))).unwrap();
+    }
+    let args = [
+        ["install", "proxy", "--program", "/srv/stubdm-run"],
+        ["install", "image", "--image", "/srv/stub.img"],
+    ];
+    mode("srv", 0o777);
+    for args in args {
+        host.refuses(&args, "/srv can be written by others");
+    }
+    let kernel = [&args[1][..], &["--kernel", "/srv/vmlinuz-6.1"]].concat();
+    host.refuses(&kernel, "/srv can be written by others");
+    // Where nobody else can, the link says what was found, not the way to it.
+    mode("srv", 0o755);
+    host.says(&args[0]);
+    assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
+    host.says(&kernel);
+    let boot = "usr/lib/xen-4.17/boot";
+    let linked = |name: &str| host.link(&format!("{boot}/qemu-stubdom-linux-{name}"));
+    assert_eq!(linked("rootfs"), "/boot/stub.img");
+    assert_eq!(linked("kernel"), "/boot/vmlinuz-6.1");
+    host.says(&["uninstall"]);
+    mode("boot/stub.img", 0o666);
+    let plain = ["install", "image", "--image", "/boot/stub.img"];
+    host.refuses(&plain, "/boot/stub.img can be written by others");
+    mode("boot/stub.img", 0o644);
+    mode("boot/vmlinuz-6.1", 0o664);
+    host.refuses(&plain, "/boot/vmlinuz-6.1 can be written by others");
+}
+
+/// The record's own file, and the folder of a place, as links to the outside.
+#[test]
+fn nothing_is_written_outside_of_the_root() {
+    let host = Host::new();
+    let outside = tempfile::tempdir().unwrap();
+    let victim = outside.path().join("victim");
+    fs::write(&victim, "untouched").unwrap();
+    fs::create_dir_all(host.path("var/lib/stubdm")).unwrap();
+    symlink(&victim, host.path(&format!("{RECORD}.part"))).unwrap();
+    host.says(&["install"]);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    host.says(&["uninstall"]);
+    fs::remove_dir_all(host.path("etc")).unwrap();
+    symlink(outside.path(), host.path("etc")).unwrap();
+    // Below the root there is no such folder; outside there is.
+    host.refuses(&["install", "policy"], "/etc is no folder");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
 }

@@ -26,7 +26,7 @@ pub(super) struct Diversion {
 
 /// Whether there is dpkg below the root; an error where it is and cannot be used.
 pub(super) fn is_there(root: &Root) -> Result<bool> {
-    if !root.real(DATABASE).is_dir() {
+    if !root.is_folder(DATABASE) {
         return Ok(false);
     }
     let path = env::var_os("PATH").unwrap_or_default();

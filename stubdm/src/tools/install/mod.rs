@@ -28,7 +28,7 @@ use serde_json::json;
 use self::parts::{PARTS, Part};
 use self::plan::{Facts, Way, Wish, Work};
 use self::record::{Lock, Put, Record};
-use self::root::Root;
+use self::root::{Root, There};
 use self::source::what_to_put;
 use super::libxl::Libxl;
 use crate::error::{Context, Failure, Result};
@@ -153,7 +153,9 @@ pub fn state(root: &Path) -> Result<Installed> {
         match facts.is_put(&entry.place, &entry.put)? {
             true => state.places.push(entry.place.clone()),
             // A person's policy is no loss.
-            false if matches!(entry.put, Put::Text(_)) && root.real(&entry.place).is_file() => {}
+            false
+                if matches!(entry.put, Put::Text(_)) && root.look(&entry.place)? == There::File => {
+            }
             false => state.lost.push(entry.place.clone()),
         }
     }
@@ -203,7 +205,9 @@ impl Common {
                     })
                 });
                 let value = json!({ "dry_run": self.dry_run, "places": all.collect::<Vec<_>>() });
-                format!("{value:#}\n")
+                crate::text::json(&value)
+                    + "
+"
             }
             false => self.told(works),
         };
@@ -241,7 +245,7 @@ fn carry_out_one(root: &Root, record: &mut Record, work: &Work) -> Result<()> {
         record.write(root)?;
     }
     for step in &work.steps {
-        step.take()?;
+        step.take(root)?;
     }
     if let (None, Some(at)) = (&work.entry, known) {
         record.entries.remove(at);

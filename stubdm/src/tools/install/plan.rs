@@ -111,10 +111,16 @@ impl Facts<'_> {
             return Ok(work);
         }
         let folders = self.root.missing_folders(place);
+        // A link to nowhere below the root, for one.
+        for folder in &folders {
+            if self.root.look(folder)? != There::Nothing {
+                return Err(in_the_way(folder, "is no folder"));
+            }
+        }
         work.steps.extend(
             folders
                 .iter()
-                .map(|folder| Step::MakeFolder(self.root.real(folder))),
+                .map(|folder| Step::MakeFolder(self.root.place(folder))),
         );
         let aside = match (&there, &wish.put) {
             (There::Other, _) => return Err(in_the_way(place, "is no file")),
@@ -168,7 +174,7 @@ impl Facts<'_> {
             }
             Way::Rename if *there == There::Nothing => Ok(Aside::Nothing),
             Way::Rename => {
-                steps.push(Step::Move(self.root.real(place), self.root.real(&to)));
+                steps.push(Step::Move(self.root.place(place), self.root.place(&to)));
                 Ok(Aside::Renamed)
             }
         }
@@ -212,7 +218,7 @@ impl Facts<'_> {
                 )));
             }
             Aside::Renamed => {
-                let step = Step::Move(self.root.real(&to), self.root.real(place));
+                let step = Step::Move(self.root.place(&to), self.root.place(place));
                 work.steps.push(step);
             }
             Aside::DivertedLocally | Aside::DivertedByPackage => {
@@ -224,13 +230,13 @@ impl Facts<'_> {
             }
         }
         for folder in entry.folders.iter().rev() {
-            work.steps.push(Step::RemoveFolder(self.root.real(folder)));
+            work.steps.push(Step::RemoveFolder(self.root.place(folder)));
         }
         Ok(work)
     }
 
     fn step(&self, wish: &Wish) -> Step {
-        let at = self.root.real(&wish.place);
+        let at = self.root.place(&wish.place);
         match &wish.put {
             Put::Link(to) => Step::Link(to.clone(), at),
             Put::Text(text) => Step::Write(text.clone(), at),
@@ -238,7 +244,7 @@ impl Facts<'_> {
     }
 
     fn remove(&self, place: &str) -> Step {
-        Step::Remove(self.root.real(place))
+        Step::Remove(self.root.place(place))
     }
 }
 

@@ -4,12 +4,15 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use super::root::Root;
+use super::root::{Place, Root, read_at};
 use crate::error::{Context, Failure, Result};
 
 /// The folder of the record.
@@ -66,8 +69,12 @@ pub(super) struct Record {
 impl Record {
     /// Reads the record below a root; an empty one where there is none.
     pub(super) fn read(root: &Root) -> Result<Self> {
-        let path = file(root);
-        let text = match fs::read(&path) {
+        let path = root.real(PATH);
+        let place = root.place(PATH);
+        let read = root
+            .folder(&place)
+            .and_then(|(folder, name)| read_at(folder.as_fd(), name));
+        let text = match read {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Self {
@@ -90,26 +97,29 @@ impl Record {
 
     /// Writes it so that it is there whole or as it was; without entries, it goes.
     pub(super) fn write(&self, root: &Root) -> Result<()> {
-        let path = file(root);
-        let what = path.display();
+        let place = root.place(PATH);
+        self.write_at(root, &place).context(place.shown.display())
+    }
+
+    fn write_at(&self, root: &Root, place: &Place) -> io::Result<()> {
+        let (folder, name) = root.folder(place)?;
+        let remove = |name: &str| match unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => Ok(()),
+            other => other,
+        };
         if self.entries.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context(what),
-                _ => Ok(()),
-            };
+            return Ok(remove(name)?);
         }
-        let mut part = path.clone().into_os_string();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let text = serde_json::to_vec_pretty(self).context(&what)?;
-        let written = fs::File::create(&part).and_then(|mut file| {
-            file.write_all(&text)?;
-            file.write_all(b"\n")?;
-            file.sync_all()
-        });
-        written
-            .and_then(|()| fs::rename(&part, &path))
-            .context(what)
+        let part = format!("{name}.part");
+        // Whatever was left there, it is not written through.
+        remove(&part)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o644);
+        let mut file = fs::File::from(openat(&folder, part.as_str(), flags, mode)?);
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        Ok(renameat(&folder, part.as_str(), &folder, name)?)
     }
 
     pub(super) fn entry(&self, place: &str) -> Option<&Entry> {
@@ -117,15 +127,11 @@ impl Record {
     }
 }
 
-fn file(root: &Root) -> PathBuf {
-    root.real(PATH)
-}
-
 /// Keeps another `install` or `uninstall` below the same root out until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
     _folder: Flock<fs::File>,
-    path: PathBuf,
+    root: Root,
 }
 
 impl Lock {
@@ -133,21 +139,43 @@ impl Lock {
     pub(super) fn take(root: &Root) -> Result<Self> {
         let path = root.real(FOLDER);
         let what = path.display();
-        fs::create_dir_all(&path).context(&what)?;
-        let folder = fs::File::open(&path).context(&what)?;
+        let folder = Self::folder(root).context(&what)?;
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(_folder) => Ok(Self { _folder, path }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Failure::new(format_args!(
+            Ok(_folder) => Ok(Self {
+                _folder,
+                root: root.clone(),
+            }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(Failure::new(format_args!(
                 "another install or uninstall is at work in {what}"
             ))),
             Err((_, error)) => Err(error).context(what),
         }
+    }
+
+    fn folder(root: &Root) -> io::Result<fs::File> {
+        let missing = root.missing_folders(FOLDER);
+        let folders = missing.iter().map(String::as_str).chain([FOLDER]);
+        for path in folders {
+            let place = root.place(path);
+            let (folder, name) = root.folder(&place)?;
+            match mkdirat(&folder, name, Mode::from_bits_truncate(0o755)) {
+                Err(Errno::EEXIST) | Ok(()) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let place = root.place(FOLDER);
+        let (folder, name) = root.folder(&place)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(openat(&folder, name, flags, Mode::empty())?.into())
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // It stays while there is a record in it.
-        let _ = fs::remove_dir(&self.path);
+        let place = self.root.place(FOLDER);
+        if let Ok((folder, name)) = self.root.folder(&place) {
+            let _ = unlinkat(&folder, name, UnlinkatFlags::RemoveDir);
+        }
     }
 }

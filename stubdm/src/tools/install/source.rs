@@ -1,15 +1,15 @@
 //! What is linked to, or written: looked for below the root, and refused if it is no such thing, or if others than root could put
 //! something else in its place.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
 
+use nix::sys::stat::{FileStat, SFlag};
 use nix::sys::utsname::uname;
 
 use super::InstallOptions;
 use super::parts::What;
 use super::record::Put;
-use super::root::Root;
+use super::root::{Found, Links, Root, kind};
 use crate::error::{Context, Failure, Result};
 use crate::image::{kernel_file, pick_kernel};
 
@@ -27,27 +27,49 @@ pub(super) fn what_to_put(options: &InstallOptions, root: &Root, what: What) -> 
             None => kernel(root)?,
         },
     };
-    require_file(root, &path).map_err(|failure| match what {
+    let found = required(root, &path).map_err(|failure| match what {
         What::Ramdisk => Failure::new(format_args!(
             "{failure}; stubdm-run image build -o FILE makes one, and --image FILE names it"
         )),
         _ => failure,
     })?;
-    Ok(Put::Link(path))
+    Ok(Put::Link(found.path))
 }
 
-/// The path of a file below the root, as a link has to say it.
-fn require_file(root: &Root, path: &str) -> Result<PathBuf> {
+/// Walks to a file below the root: only its owner, who is root on this machine, may change it, the links and the folders that lead to it.
+fn required(root: &Root, path: &str) -> Result<Found> {
     if !path.starts_with('/') {
         return Err(Failure::usage(format_args!("{path} is no absolute path")));
     }
-    match crate::image::elf::resolve(root.dir(), path) {
-        Ok(real) if real.is_file() => Ok(real),
-        Ok(_) => Err(Failure::new(format_args!("{path} is no file"))),
-        Err(_) => Err(Failure::new(format_args!(
-            "there is no {}",
-            root.real(path).display()
-        ))),
+    let owner = root.is_own().then_some(0);
+    let mut whose = None;
+    let found = root.walk(path, Links::All, |path, stat| {
+        whose = whose.take().or_else(|| replaceable(path, stat, owner));
+        match whose {
+            Some(_) => Err(io::ErrorKind::PermissionDenied.into()),
+            None => Ok(()),
+        }
+    });
+    let found = match (found, whose) {
+        (_, Some(whose)) => {
+            return Err(Failure::new(format_args!(
+                "{whose}, and the toolstack would use {path} as root; put it where only root can write"
+            )));
+        }
+        (Ok(found), None) => found,
+        (Err(error), None) => {
+            let shown = root.real(path);
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound => {
+                    Failure::new(format_args!("there is no {}", shown.display()))
+                }
+                _ => Failure::new(format_args!("{}: {error}", shown.display())),
+            });
+        }
+    };
+    match kind(&found.stat) {
+        SFlag::S_IFREG => Ok(found),
+        _ => Err(Failure::new(format_args!("{path} is no file"))),
     }
 }
 
@@ -61,51 +83,38 @@ fn program(options: &InstallOptions, root: &Root) -> Result<String> {
             own.map_err(|_| Failure::new("this program's path is not UTF-8"))?
         }
     };
-    let real = require_file(root, &path)?;
-    let owner = root.is_own().then_some(0);
-    if let Some(whose) = replaceable(&real, root.dir(), owner)? {
-        return Err(Failure::new(format_args!(
-            "{whose}, and libxl would start it as root; put it where only root can write, such as /usr/local/bin"
-        )));
-    }
-    let mode = real
-        .metadata()
-        .context(real.display())?
-        .permissions()
-        .mode();
-    if mode & 0o111 == 0 {
+    let found = required(root, &path)?;
+    if found.stat.st_mode & 0o111 == 0 {
         return Err(Failure::new(format_args!(
             "{} is no program",
-            real.display()
+            root.real(&path).display()
         )));
     }
-    Ok(path)
+    Ok(found.path)
 }
 
-/// Who but its owner could change a program or put another in its place, in words. All of it that is below `top` has to be
-/// `owner`'s, if that is given.
-fn replaceable(program: &Path, top: &Path, owner: Option<u32>) -> Result<Option<String>> {
-    for path in program.ancestors().filter(|path| path.starts_with(top)) {
-        let meta = path.metadata().context(path.display())?;
-        let (mode, uid) = (meta.mode(), meta.uid());
-        // In a folder with the sticky bit nobody replaces what is another's. Of folders a group may be in charge.
-        let others = match meta.is_dir() {
-            true if mode & 0o1000 != 0 => 0,
-            true => 0o002,
-            false => 0o022,
-        };
-        let path = path.display();
-        if mode & others != 0 {
-            return Ok(Some(format!(
-                "{path} can be written by others than its owner (mode {:o})",
-                mode & 0o7777
-            )));
-        }
-        if owner.is_some_and(|owner| owner != uid) {
-            return Ok(Some(format!("{path} belongs to user {uid}")));
-        }
+/// Who but its owner could change what is there, or put another in its place, in words. It has to be `owner`'s, if that is given.
+fn replaceable(path: &str, stat: &FileStat, owner: Option<u32>) -> Option<String> {
+    let mode = stat.st_mode;
+    // In a folder with the sticky bit nobody replaces what is another's. Of folders a group may be in charge. A link's mode means nothing.
+    let others = match kind(stat) {
+        SFlag::S_IFLNK => 0,
+        SFlag::S_IFDIR if mode & 0o1000 != 0 => 0,
+        SFlag::S_IFDIR => 0o002,
+        _ => 0o022,
+    };
+    if mode & others != 0 {
+        return Some(format!(
+            "{path} can be written by others than its owner (mode {:o})",
+            mode & 0o7777
+        ));
     }
-    Ok(None)
+    match owner {
+        Some(owner) if owner != stat.st_uid => {
+            Some(format!("{path} belongs to user {}", stat.st_uid))
+        }
+        _ => None,
+    }
 }
 
 fn kernel(root: &Root) -> Result<String> {
@@ -128,11 +137,15 @@ fn kernel(root: &Root) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::unistd::geteuid;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use nix::sys::stat::stat;
+    use nix::unistd::geteuid;
 
     #[test]
-    fn a_program_that_others_could_replace_is_known() {
+    fn what_others_could_replace_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("bin");
         let program = folder.join("p");
@@ -144,14 +157,16 @@ mod tests {
             (0o755, 0o755, None, ""),
             (0o775, 0o755, Some(me), ""),
             (0o1777, 0o755, Some(me), ""),
-            (0o755, 0o755, Some(me ^ 1), "p belongs to user"),
-            (0o757, 0o755, None, "bin can be written"),
-            (0o755, 0o775, None, "p can be written"),
+            (0o755, 0o755, Some(me ^ 1), "/bin belongs to user"),
+            (0o757, 0o755, None, "/bin can be written"),
+            (0o755, 0o775, None, "/p can be written"),
             (0o755, 0o757, None, "mode 757"),
         ] {
             set(&folder, folder_mode).unwrap();
             set(&program, mode).unwrap();
-            let found = replaceable(&program, dir.path(), owner).unwrap();
+            let found = [("/bin", &folder), ("/p", &program)]
+                .iter()
+                .find_map(|(name, path)| replaceable(name, &stat(path.as_path()).unwrap(), owner));
             match part {
                 "" => assert_eq!(found, None),
                 part => assert!(found.clone().unwrap().contains(part), "{found:?}"),
