@@ -28,9 +28,13 @@ use crate::event::Interest;
 /// The grant reference of console 0, which the domain's builder made (`GNTTAB_RESERVED_CONSOLE`). The node
 /// `ring-ref` of that console is a frame number.
 const RESERVED: GrantRef = GrantRef::new(0);
-/// The least time between two connections: a frontend that comes and goes as fast as it can is not to keep us
-/// from everything else.
+/// The least time between two looks at the frontend's nodes. A frontend writes to them as fast as it can, and a look costs the
+/// store a read, and a transaction if our state follows.
 const BREATH: Duration = Duration::from_millis(20);
+/// The pause grows up to this with looks that come closer than it: a frontend is done after a few.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// So many looks have the shortest pause.
+const FREE: u32 = 16;
 
 /// One console of one domain, served by us.
 #[derive(Debug)]
@@ -44,10 +48,14 @@ pub struct Backend {
     number: u32,
     nodes: Watch,
     state: State,
+    /// The frontend wants the ring back, and has it back only with [`let_go`](Self::let_go).
+    closing: bool,
     /// What the frontend's state must leave before another connection is tried.
     refused: bool,
-    /// Not before this.
+    /// No look at the nodes before this.
     next: Instant,
+    /// Looks that came in a row without a pause of [`PAUSE_MAX`] before them.
+    looks: u32,
     /// Something may have changed since the nodes were looked at.
     stale: bool,
 }
@@ -77,8 +85,10 @@ impl Backend {
             number,
             nodes,
             state: State::Initialising,
+            closing: false,
             refused: false,
             next: Instant::now(),
+            looks: 0,
             stale: true,
         };
         backend.set(State::InitWait)?;
@@ -119,7 +129,8 @@ impl Backend {
     /// What to poll for input: the ring and the frontend's nodes. Once the store is lost its descriptor stays readable.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::from_iter(self.ring());
-        if let Ok(fd) = self.nodes.poll_fd() {
+        // What else changes before the next look makes no difference to it.
+        if let (false, Ok(fd)) = (self.stale, self.nodes.poll_fd()) {
             interests.push((fd, PollFlags::POLLIN));
         }
         interests
@@ -127,7 +138,7 @@ impl Backend {
 
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        (self.stale && self.link.is_none()).then_some(self.next)
+        self.stale.then_some(self.next)
     }
 
     /// Takes note of events; connects when the frontend has published, and says `Closing` when the frontend wants
@@ -143,20 +154,24 @@ impl Backend {
         while self.nodes.try_next()?.is_some() {
             self.stale = true;
         }
-        if !self.stale || (self.link.is_none() && now < self.next) {
+        if self.closing && self.link.is_some() {
+            return Ok(State::Closing);
+        }
+        if !self.stale || now < self.next {
             return Ok(self.state);
         }
         self.stale = false;
+        self.rest(now);
         let theirs = self.frontend_state()?;
         if self.link.is_some() {
             if matches!(theirs, None | Some(State::Closing | State::Closed)) {
-                self.stale = true;
+                self.closing = true;
                 return Ok(State::Closing);
             }
             return Ok(self.state);
         }
         match theirs {
-            Some(State::Initialised | State::Connected) if !self.refused => self.connect(now)?,
+            Some(State::Initialised | State::Connected) if !self.refused => self.connect()?,
             Some(State::Initialising) => {
                 self.refused = false;
                 self.set(State::InitWait)?;
@@ -170,6 +185,18 @@ impl Backend {
         Ok(self.state)
     }
 
+    /// Puts off the next look.
+    fn rest(&mut self, now: Instant) {
+        let quiet = now.saturating_duration_since(self.next) >= PAUSE_MAX;
+        self.looks = if quiet {
+            0
+        } else {
+            self.looks.saturating_add(1)
+        };
+        let doublings = self.looks.saturating_sub(FREE).min(16);
+        self.next = now + BREATH.saturating_mul(1 << doublings).min(PAUSE_MAX);
+    }
+
     /// What the frontend says. Console 0 has no state of its own: it is there from the start.
     fn frontend_state(&self) -> Result<Option<State>> {
         if self.number == 0 {
@@ -180,8 +207,7 @@ impl Backend {
         Ok(state.as_deref().and_then(State::of))
     }
 
-    fn connect(&mut self, now: Instant) -> Result<()> {
-        self.next = now + BREATH;
+    fn connect(&mut self) -> Result<()> {
         match self.attach() {
             Ok(Some(link)) => {
                 // What it wrote before we were there was notified to nobody.
@@ -225,6 +251,7 @@ impl Backend {
     /// The store's.
     pub fn let_go(&mut self) -> Result<Vec<u8>> {
         let back = self.link.take().map(Link::take_back);
+        self.closing = false;
         self.stale = true;
         self.set(State::Closed)?;
         Ok(back.unwrap_or_default())
@@ -236,6 +263,7 @@ impl Backend {
     /// The store's.
     pub fn give_up(&mut self) -> Result<()> {
         self.link = None;
+        self.closing = false;
         self.refused = true;
         self.set(State::Closing)
     }

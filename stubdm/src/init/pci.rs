@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use xen_store::Store;
 
 use crate::error::{Context, Result, one_line};
+use crate::supervisor::quota::{Quota, Verdict};
 
 /// The one frontend that all devices share.
 const FRONTEND: &str = "device/pci/0";
@@ -24,6 +25,8 @@ const FRONTEND: &str = "device/pci/0";
 const CONNECTED: &str = "4";
 /// As long as libxl waits for it.
 const LIMIT: Duration = Duration::from_secs(60);
+/// What is logged of an outcome at most, in bytes, without its reason.
+const LINE: usize = 160;
 /// Where the kernel shows what it found.
 const DEVICES: &str = "/sys/bus/pci/devices";
 
@@ -45,7 +48,12 @@ pub enum Outcome {
 pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -> Result<()> {
     let store = store.clone();
     let body = move || {
-        let said = attend_to(&store, LIMIT, load, |outcome| say(&outcome, root));
+        let mut quota = Quota::new(Instant::now());
+        let said = attend_to(&store, LIMIT, load, |outcome| {
+            if admits(&mut quota, &outcome, Instant::now()) {
+                say(&outcome, root);
+            }
+        });
         if let Err(error) = said {
             warn!("PCI: {error}");
         }
@@ -53,6 +61,26 @@ pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -
     let thread = std::thread::Builder::new().name("pci".into());
     thread.spawn(body).context("a thread for PCI")?;
     Ok(())
+}
+
+/// Whether an outcome goes into the log: QEMU can write the frontend's state as well, as often as it likes.
+fn admits(quota: &mut Quota, outcome: &Outcome, now: Instant) -> bool {
+    let length = match outcome {
+        Outcome::Stuck(why) => LINE + why.len(),
+        _ => LINE,
+    };
+    match quota.admit(length, now) {
+        Verdict::Pass => true,
+        Verdict::PassAfter(count) => {
+            info!("PCI: {count} lines were left out");
+            true
+        }
+        Verdict::Stop => {
+            warn!("PCI: the devices come and go: lines are left out from here on");
+            false
+        }
+        Verdict::Drop => false,
+    }
 }
 
 fn say(outcome: &Outcome, root: bool) {
@@ -120,6 +148,22 @@ mod tests {
     use xen_store::server::{Config, Server};
 
     use super::*;
+    use crate::supervisor::quota;
+
+    #[test]
+    fn devices_that_come_and_go_all_the_time_do_not_fill_the_log() {
+        let start = Instant::now();
+        let mut quota = Quota::new(start);
+        let outcomes = [Outcome::Gone, Outcome::Connected];
+        let logged = (0..100_000u32).filter(|step| {
+            let now = start + Duration::from_millis(10) * *step;
+            admits(&mut quota, &outcomes[*step as usize % 2], now)
+        });
+        // A thousand seconds.
+        let most = (quota::BURST + 1000 * quota::EACH_SECOND) / (LINE as u64 + 32);
+        let logged = logged.count() as u64;
+        assert!((most / 2..=most).contains(&logged), "{logged} of {most}");
+    }
 
     const BACKEND: &str = "/local/domain/0/backend/pci/9/0";
 

@@ -210,3 +210,30 @@ fn a_console_in_use_or_not_offered_is_refused() {
     drop(frontend);
     world.end();
 }
+
+/// In 70 seconds of a frontend that writes its state every seven milliseconds.
+#[test]
+fn a_frontend_that_toggles_its_state_costs_the_store_a_look_a_second() {
+    let world = World::new();
+    let (_xen, store) = world.domu();
+    let mut backend = world.backend();
+    let start = Instant::now();
+    let mut followed = 0;
+    let mut last = backend.turn(start).unwrap();
+    for step in 0..10_000 {
+        let state = ["6", "1"][step % 2];
+        store.write(&format!("{NODE}/state"), state).unwrap();
+        let now = start + Duration::from_millis(7) * u32::try_from(step).unwrap();
+        let state = backend.turn(now).unwrap();
+        followed += usize::from(state != last);
+        last = state;
+    }
+    assert!((20..200).contains(&followed), "{followed} transactions");
+    // Nothing is missed for that: the last word is followed.
+    store.write(&format!("{NODE}/state"), "6").unwrap();
+    backend.turn(start + Duration::from_secs(1000)).unwrap();
+    let state = backend.turn(start + Duration::from_secs(2000)).unwrap();
+    assert_eq!(state, State::Closed);
+    drop(backend);
+    world.end();
+}
