@@ -321,8 +321,8 @@ impl Privcmd {
     pub fn domains(&self) -> Result<Vec<DomainInfo>> {
         let mut domains = Vec::new();
         let mut next = 0;
-        // Each turn begins above all that was found, so there are no more turns than domains.
         loop {
+            let before = next;
             let body = sysctl::GetDomainInfoList {
                 first_domain: DomId::new(next),
                 pad: 0,
@@ -339,7 +339,9 @@ impl Privcmd {
                 new
             };
             domains.extend(found.iter().filter(ascending).map(DomainInfo::new));
-            if found.len() < PER_CALL as usize || next >= DomId::FIRST_RESERVED.as_u16() {
+            // Each turn begins above all that was found, so there are no more turns than numbers.
+            let last = found.len() < PER_CALL as usize || next == before;
+            if last || next >= DomId::FIRST_RESERVED.as_u16() {
                 return Ok(domains);
             }
         }

@@ -86,9 +86,6 @@ bitflags! {
         /// The domain is domain 0.
         #[doc(alias = "XENFEAT_dom0")]
         const DOM0 = 1 << 11;
-        /// Grant mappings are at the address of the machine frame.
-        #[doc(alias = "XENFEAT_grant_map_identity")]
-        const GRANT_MAP_IDENTITY = 1 << 12;
         /// Memory operations may name a virtual NUMA node.
         #[doc(alias = "XENFEAT_memory_op_vnode_supported")]
         const MEMORY_OP_VNODE_SUPPORTED = 1 << 13;

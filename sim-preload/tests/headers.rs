@@ -1,0 +1,702 @@
+//! Every struct, constant and request number of `xen_sys::abi` against the C headers, compiled here.
+//!
+//! Two sets: the public headers of each Xen release that the testbed has unpacked under `target/xen` (`cargo xtask fetch`
+//! and any boot; `XEN_C_ROOT` names one other place), and Linux's, which come with the C library. Needs `cc`.
+#![cfg(feature = "c-libraries")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
+use std::fmt::Write as _;
+use std::mem::offset_of;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use xen_sys::abi::{domctl, evtchn, gntalloc, gntdev, hypercall, privcmd, sysctl, version};
+use xen_sys::privcmd::{
+    CapabilityFlags, DomainFlags, Features, HvmParam, PhysCaps, ShutdownReason, StateFlags,
+};
+use xen_sys::{DomId, GrantRef, Port, Virq};
+
+/// C expressions and what they are here.
+#[derive(Default)]
+struct Facts {
+    list: Vec<Fact>,
+    /// The macro that the headers must define for what follows.
+    guard: Option<&'static str>,
+}
+
+struct Fact {
+    c: String,
+    ours: u64,
+    guard: Option<&'static str>,
+}
+
+impl Facts {
+    fn is(&mut self, c: impl Into<String>, ours: impl Into<u64>) {
+        self.list.push(Fact {
+            c: c.into(),
+            ours: ours.into(),
+            guard: self.guard,
+        });
+    }
+
+    fn size<T>(&mut self, c: &str) {
+        self.is(format!("sizeof({c})"), size_of::<T>() as u64);
+    }
+}
+
+/// The size of what a field's reference leads to.
+fn size_at<T, F>(_: fn(&T) -> &F) -> u64 {
+    size_of::<F>() as u64
+}
+
+/// A struct's size, and each field's offset and size.
+macro_rules! layout {
+    ($facts:ident, $c:literal, $type:ty, $($field:ident $(= $c_field:literal)?),*) => {
+        $facts.size::<$type>($c);
+        $(
+            let name = stringify!($field);
+            $(let name = { let _ = name; $c_field };)?
+            $facts.is(format!("offsetof({}, {name})", $c), offset_of!($type, $field) as u64);
+            let size = size_at(|value: &$type| &value.$field);
+            $facts.is(format!("sizeof((({} *)0)->{name})", $c), size);
+        )*
+    };
+}
+
+/// Constants, under their C names.
+macro_rules! values {
+    ($facts:ident, $($c:literal = $ours:expr),* $(,)?) => {
+        $($facts.is($c, $ours as u64);)*
+    };
+}
+
+fn xen() -> Facts {
+    let mut f = Facts::default();
+    f.size::<DomId>("domid_t");
+    f.size::<Port>("evtchn_port_t");
+    f.size::<GrantRef>("grant_ref_t");
+    values!(
+        f,
+        "DOMID_SELF" = DomId::SELF.as_u16(),
+        "DOMID_FIRST_RESERVED" = DomId::FIRST_RESERVED.as_u16(),
+        "DOMID_INVALID" = DomId::INVALID.as_u16(),
+        "DOMID_IDLE" = DomId::IDLE.as_u16(),
+        "VIRQ_TIMER" = Virq::TIMER.as_u32(),
+        "VIRQ_DEBUG" = Virq::DEBUG.as_u32(),
+        "VIRQ_CONSOLE" = Virq::CONSOLE.as_u32(),
+        "VIRQ_DOM_EXC" = Virq::DOM_EXC.as_u32(),
+        "VIRQ_TBUF" = Virq::TBUF.as_u32(),
+        "VIRQ_DEBUGGER" = Virq::DEBUGGER.as_u32(),
+        "VIRQ_XENOPROF" = Virq::XENOPROF.as_u32(),
+        "VIRQ_CON_RING" = Virq::CON_RING.as_u32(),
+        "VIRQ_PCPU_STATE" = Virq::PCPU_STATE.as_u32(),
+        "VIRQ_MEM_EVENT" = Virq::MEM_EVENT.as_u32(),
+        "VIRQ_ARGO" = Virq::ARGO.as_u32(),
+        "VIRQ_ENOMEM" = Virq::ENOMEM.as_u32(),
+        "VIRQ_XENPMU" = Virq::XENPMU.as_u32(),
+        "__HYPERVISOR_memory_op" = hypercall::HYPERVISOR_MEMORY_OP,
+        "__HYPERVISOR_multicall" = hypercall::HYPERVISOR_MULTICALL,
+        "__HYPERVISOR_xen_version" = hypercall::HYPERVISOR_XEN_VERSION,
+        "__HYPERVISOR_grant_table_op" = hypercall::HYPERVISOR_GRANT_TABLE_OP,
+        "__HYPERVISOR_sched_op" = hypercall::HYPERVISOR_SCHED_OP,
+        "__HYPERVISOR_event_channel_op" = hypercall::HYPERVISOR_EVENT_CHANNEL_OP,
+        "__HYPERVISOR_hvm_op" = hypercall::HYPERVISOR_HVM_OP,
+        "__HYPERVISOR_sysctl" = hypercall::HYPERVISOR_SYSCTL,
+        "__HYPERVISOR_domctl" = hypercall::HYPERVISOR_DOMCTL,
+    );
+    small(&mut f);
+    versions(&mut f);
+    domctls(&mut f);
+    sysctls(&mut f);
+    f
+}
+
+fn small(f: &mut Facts) {
+    use hypercall::*;
+    layout!(
+        f,
+        "struct multicall_entry",
+        MulticallEntry,
+        op,
+        result,
+        args
+    );
+    layout!(f, "struct xen_memory_domain", MemoryDomain, domid);
+    layout!(
+        f,
+        "struct gnttab_query_size",
+        GnttabQuerySize,
+        dom,
+        nr_frames,
+        max_nr_frames,
+        status
+    );
+    layout!(
+        f,
+        "struct sched_remote_shutdown",
+        SchedRemoteShutdown,
+        domain_id,
+        reason
+    );
+    layout!(
+        f,
+        "struct evtchn_status",
+        EvtchnStatus,
+        dom,
+        port,
+        status,
+        vcpu
+    );
+    f.is(
+        "offsetof(struct evtchn_status, u.virq)",
+        offset_of!(EvtchnStatus, u) as u64,
+    );
+    f.is(
+        "offsetof(struct evtchn_status, u.pirq)",
+        offset_of!(EvtchnStatus, u) as u64,
+    );
+    f.is(
+        "offsetof(struct evtchn_status, u.unbound.dom)",
+        offset_of!(EvtchnStatus, u) as u64,
+    );
+    f.is(
+        "offsetof(struct evtchn_status, u.interdomain.dom)",
+        offset_of!(EvtchnStatus, u) as u64,
+    );
+    f.is(
+        "offsetof(struct evtchn_status, u.interdomain.port)",
+        offset_of!(EvtchnStatus, remote_port) as u64,
+    );
+    layout!(f, "struct xen_hvm_param", HvmParamOp, domid, index, value);
+    values!(
+        f,
+        "XENMEM_current_reservation" = XENMEM_CURRENT_RESERVATION,
+        "XENMEM_maximum_reservation" = XENMEM_MAXIMUM_RESERVATION,
+        "XENMEM_maximum_gpfn" = XENMEM_MAXIMUM_GPFN,
+        "GNTTABOP_query_size" = GNTTABOP_QUERY_SIZE,
+        "GNTST_okay" = GNTST_OKAY,
+        "GNTST_bad_domain" = GNTST_BAD_DOMAIN,
+        "GNTST_permission_denied" = GNTST_PERMISSION_DENIED,
+        "SCHEDOP_remote_shutdown" = SCHEDOP_REMOTE_SHUTDOWN,
+        "EVTCHNOP_status" = EVTCHNOP_STATUS,
+        "EVTCHNSTAT_closed" = EVTCHNSTAT_CLOSED,
+        "EVTCHNSTAT_unbound" = EVTCHNSTAT_UNBOUND,
+        "EVTCHNSTAT_interdomain" = EVTCHNSTAT_INTERDOMAIN,
+        "EVTCHNSTAT_pirq" = EVTCHNSTAT_PIRQ,
+        "EVTCHNSTAT_virq" = EVTCHNSTAT_VIRQ,
+        "EVTCHNSTAT_ipi" = EVTCHNSTAT_IPI,
+        "HVMOP_set_param" = HVMOP_SET_PARAM,
+        "HVMOP_get_param" = HVMOP_GET_PARAM,
+        "SHUTDOWN_poweroff" = ShutdownReason::POWEROFF.as_u8(),
+        "SHUTDOWN_reboot" = ShutdownReason::REBOOT.as_u8(),
+        "SHUTDOWN_suspend" = ShutdownReason::SUSPEND.as_u8(),
+        "SHUTDOWN_crash" = ShutdownReason::CRASH.as_u8(),
+        "SHUTDOWN_watchdog" = ShutdownReason::WATCHDOG.as_u8(),
+        "SHUTDOWN_soft_reset" = ShutdownReason::SOFT_RESET.as_u8(),
+        "XEN_DMOP_remote_shutdown" = 16,
+        "offsetof(struct xen_dm_op, u.remote_shutdown.reason)" = 8,
+    );
+    for (param, name) in HvmParam::NAMED {
+        f.is(*name, param.as_u32());
+    }
+}
+
+fn versions(f: &mut Facts) {
+    use version::*;
+    f.size::<ExtraVersion>("xen_extraversion_t");
+    f.size::<Capabilities>("xen_capabilities_info_t");
+    f.size::<Changeset>("xen_changeset_info_t");
+    f.size::<CommandLine>("xen_commandline_t");
+    f.size::<GuestHandle>("xen_domain_handle_t");
+    layout!(
+        f,
+        "struct xen_compile_info",
+        CompileInfo,
+        compiler,
+        compile_by,
+        compile_domain,
+        compile_date
+    );
+    layout!(
+        f,
+        "struct xen_platform_parameters",
+        PlatformParameters,
+        virt_start
+    );
+    layout!(
+        f,
+        "struct xen_feature_info",
+        FeatureInfo,
+        submap_idx,
+        submap
+    );
+    f.is(
+        "offsetof(struct xen_build_id, len)",
+        offset_of!(BuildId, len) as u64,
+    );
+    f.is(
+        "offsetof(struct xen_build_id, buf)",
+        offset_of!(BuildId, buf) as u64,
+    );
+    values!(
+        f,
+        "XENVER_version" = XENVER_VERSION,
+        "XENVER_extraversion" = XENVER_EXTRAVERSION,
+        "XENVER_compile_info" = XENVER_COMPILE_INFO,
+        "XENVER_capabilities" = XENVER_CAPABILITIES,
+        "XENVER_changeset" = XENVER_CHANGESET,
+        "XENVER_platform_parameters" = XENVER_PLATFORM_PARAMETERS,
+        "XENVER_get_features" = XENVER_GET_FEATURES,
+        "XENVER_pagesize" = XENVER_PAGESIZE,
+        "XENVER_guest_handle" = XENVER_GUEST_HANDLE,
+        "XENVER_commandline" = XENVER_COMMANDLINE,
+        "XENVER_build_id" = XENVER_BUILD_ID,
+    );
+    for (name, flag) in Features::all().iter_names() {
+        // C mixes the cases of these.
+        let name = match name {
+            "ARM_SMCCC_SUPPORTED" => "ARM_SMCCC_supported".to_owned(),
+            name => name.to_lowercase(),
+        };
+        f.is(format!("1u << XENFEAT_{name}"), flag.bits());
+    }
+    f.guard = Some("XENVER_extraversion2");
+    f.is(
+        "offsetof(struct xen_varbuf, len)",
+        offset_of!(CommandLine2, len) as u64,
+    );
+    f.is(
+        "offsetof(struct xen_varbuf, buf)",
+        offset_of!(CommandLine2, buf) as u64,
+    );
+    values!(
+        f,
+        "XENVER_extraversion2" = XENVER_EXTRAVERSION2,
+        "XENVER_capabilities2" = XENVER_CAPABILITIES2,
+        "XENVER_changeset2" = XENVER_CHANGESET2,
+        "XENVER_commandline2" = XENVER_COMMANDLINE2,
+    );
+    f.guard = None;
+}
+
+fn domctls(f: &mut Facts) {
+    use domctl::*;
+    layout!(
+        f,
+        "struct xen_domctl",
+        Domctl,
+        cmd,
+        interface_version,
+        domain,
+        u
+    );
+    let (low, high) = (INTERFACE_VERSIONS.start(), INTERFACE_VERSIONS.end());
+    let known = "XEN_DOMCTL_INTERFACE_VERSION";
+    f.is(format!("{known} >= {low} && {known} <= {high}"), 1u64);
+    layout!(
+        f,
+        "struct xen_domctl_getdomaininfo",
+        GetDomainInfo,
+        domain,
+        flags,
+        tot_pages,
+        max_pages,
+        outstanding_pages,
+        shr_pages,
+        paged_pages,
+        shared_info_frame,
+        cpu_time,
+        nr_online_vcpus,
+        max_vcpu_id,
+        ssidref,
+        handle,
+        cpupool,
+        gpaddr_bits,
+        arch_config
+    );
+    layout!(f, "struct xen_domctl_max_mem", MaxMem, max_memkb);
+    layout!(
+        f,
+        "struct xen_domctl_getvcpuinfo",
+        GetVcpuInfo,
+        vcpu,
+        online,
+        blocked,
+        running,
+        cpu_time,
+        cpu
+    );
+    values!(
+        f,
+        "XEN_DOMCTL_destroydomain" = XEN_DOMCTL_DESTROYDOMAIN,
+        "XEN_DOMCTL_pausedomain" = XEN_DOMCTL_PAUSEDOMAIN,
+        "XEN_DOMCTL_unpausedomain" = XEN_DOMCTL_UNPAUSEDOMAIN,
+        "XEN_DOMCTL_getdomaininfo" = XEN_DOMCTL_GETDOMAININFO,
+        "XEN_DOMCTL_max_mem" = XEN_DOMCTL_MAX_MEM,
+        "XEN_DOMCTL_getvcpuinfo" = XEN_DOMCTL_GETVCPUINFO,
+        "XEN_INVALID_MAX_VCPU_ID" = XEN_INVALID_MAX_VCPU_ID,
+        "XEN_DOMINF_shutdownshift" = XEN_DOMINF_SHUTDOWNSHIFT,
+        "XEN_DOMINF_shutdownmask" = XEN_DOMINF_SHUTDOWNMASK,
+        "XEN_DOMINF_dying" = DomainFlags::DYING.bits(),
+        "XEN_DOMINF_hvm_guest" = DomainFlags::HVM.bits(),
+        "XEN_DOMINF_shutdown" = DomainFlags::SHUTDOWN.bits(),
+        "XEN_DOMINF_paused" = DomainFlags::PAUSED.bits(),
+        "XEN_DOMINF_blocked" = DomainFlags::BLOCKED.bits(),
+        "XEN_DOMINF_running" = DomainFlags::RUNNING.bits(),
+        "XEN_DOMINF_debugged" = DomainFlags::DEBUGGED.bits(),
+        "XEN_DOMINF_xs_domain" = DomainFlags::XENSTORE.bits(),
+        "XEN_DOMINF_hap" = DomainFlags::HAP.bits(),
+    );
+    // Xen 4.21: in none of the packages the testbed takes.
+    f.guard = Some("XEN_DOMCTL_get_domain_state");
+    layout!(
+        f,
+        "struct xen_domctl_get_domain_state",
+        GetDomainState,
+        state,
+        caps,
+        pad0,
+        unique_id
+    );
+    values!(
+        f,
+        "XEN_DOMCTL_get_domain_state" = XEN_DOMCTL_GET_DOMAIN_STATE,
+        "XEN_DOMCTL_GETDOMSTATE_STATE_EXIST" = StateFlags::EXIST.bits(),
+        "XEN_DOMCTL_GETDOMSTATE_STATE_SHUTDOWN" = StateFlags::SHUTDOWN.bits(),
+        "XEN_DOMCTL_GETDOMSTATE_STATE_DYING" = StateFlags::DYING.bits(),
+        "XEN_DOMCTL_GETDOMSTATE_STATE_DEAD" = StateFlags::DEAD.bits(),
+        "XEN_DOMCTL_GETDOMSTATE_CAP_CONTROL" = CapabilityFlags::CONTROL.bits(),
+        "XEN_DOMCTL_GETDOMSTATE_CAP_HARDWARE" = CapabilityFlags::HARDWARE.bits(),
+        "XEN_DOMCTL_GETDOMSTATE_CAP_XENSTORE" = CapabilityFlags::XENSTORE.bits(),
+    );
+    f.guard = None;
+}
+
+fn sysctls(f: &mut Facts) {
+    use sysctl::*;
+    layout!(f, "struct xen_sysctl", Sysctl, cmd, interface_version, u);
+    let (low, high) = (INTERFACE_VERSIONS.start(), INTERFACE_VERSIONS.end());
+    let known = "XEN_SYSCTL_INTERFACE_VERSION";
+    f.is(format!("{known} >= {low} && {known} <= {high}"), 1u64);
+    layout!(
+        f,
+        "struct xen_sysctl_readconsole",
+        ReadConsole,
+        clear,
+        incremental,
+        pad0,
+        pad1,
+        index,
+        buffer,
+        count
+    );
+    layout!(
+        f,
+        "struct xen_sysctl_physinfo",
+        PhysInfo,
+        threads_per_core,
+        cores_per_socket,
+        nr_cpus,
+        max_cpu_id,
+        nr_nodes,
+        max_node_id,
+        cpu_khz,
+        capabilities,
+        arch_capabilities,
+        total_pages,
+        free_pages,
+        scrub_pages,
+        outstanding_pages,
+        max_mfn,
+        hw_cap
+    );
+    layout!(
+        f,
+        "struct xen_sysctl_getdomaininfolist",
+        GetDomainInfoList,
+        first_domain,
+        max_domains,
+        buffer,
+        num_domains
+    );
+    layout!(f, "struct xen_sysctl_cputopo", CpuTopo, core, socket, node);
+    layout!(
+        f,
+        "struct xen_sysctl_cputopoinfo",
+        CpuTopoInfo,
+        num_cpus,
+        cputopo
+    );
+    layout!(f, "struct xen_sysctl_meminfo", MemInfo, memsize, memfree);
+    layout!(
+        f,
+        "struct xen_sysctl_numainfo",
+        NumaInfo,
+        num_nodes,
+        meminfo,
+        distance
+    );
+    values!(
+        f,
+        "XEN_SYSCTL_readconsole" = XEN_SYSCTL_READCONSOLE,
+        "XEN_SYSCTL_physinfo" = XEN_SYSCTL_PHYSINFO,
+        "XEN_SYSCTL_getdomaininfolist" = XEN_SYSCTL_GETDOMAININFOLIST,
+        "XEN_SYSCTL_cputopoinfo" = XEN_SYSCTL_CPUTOPOINFO,
+        "XEN_SYSCTL_numainfo" = XEN_SYSCTL_NUMAINFO,
+        "XEN_INVALID_CORE_ID" = XEN_INVALID_ID,
+        "XEN_INVALID_SOCKET_ID" = XEN_INVALID_ID,
+        "XEN_INVALID_NODE_ID" = XEN_INVALID_ID,
+        "XEN_INVALID_MEM_SZ" = XEN_INVALID_MEM_SZ,
+        "XEN_SYSCTL_PHYSCAP_hvm" = PhysCaps::HVM.bits(),
+        "XEN_SYSCTL_PHYSCAP_pv" = PhysCaps::PV.bits(),
+        "XEN_SYSCTL_PHYSCAP_directio" = PhysCaps::DIRECT_IO.bits(),
+        "XEN_SYSCTL_PHYSCAP_hap" = PhysCaps::HAP.bits(),
+        "XEN_SYSCTL_PHYSCAP_shadow" = PhysCaps::SHADOW.bits(),
+        "XEN_SYSCTL_PHYSCAP_iommu_hap_pt_share" = PhysCaps::IOMMU_HAP_PT_SHARE.bits(),
+        "XEN_SYSCTL_PHYSCAP_vmtrace" = PhysCaps::VMTRACE.bits(),
+        "XEN_SYSCTL_PHYSCAP_vpmu" = PhysCaps::VPMU.bits(),
+        "XEN_SYSCTL_PHYSCAP_gnttab_v1" = PhysCaps::GRANT_TABLE_V1.bits(),
+        "XEN_SYSCTL_PHYSCAP_gnttab_v2" = PhysCaps::GRANT_TABLE_V2.bits(),
+    );
+}
+
+fn linux() -> Facts {
+    let mut f = Facts::default();
+    {
+        use evtchn::*;
+        values!(
+            f,
+            "IOCTL_EVTCHN_BIND_VIRQ" = IOCTL_EVTCHN_BIND_VIRQ,
+            "IOCTL_EVTCHN_BIND_INTERDOMAIN" = IOCTL_EVTCHN_BIND_INTERDOMAIN,
+            "IOCTL_EVTCHN_BIND_UNBOUND_PORT" = IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+            "IOCTL_EVTCHN_UNBIND" = IOCTL_EVTCHN_UNBIND,
+            "IOCTL_EVTCHN_NOTIFY" = IOCTL_EVTCHN_NOTIFY,
+            "IOCTL_EVTCHN_RESET" = IOCTL_EVTCHN_RESET,
+            "IOCTL_EVTCHN_RESTRICT_DOMID" = IOCTL_EVTCHN_RESTRICT_DOMID,
+        );
+        layout!(f, "struct ioctl_evtchn_bind_virq", BindVirq, virq);
+        layout!(
+            f,
+            "struct ioctl_evtchn_bind_interdomain",
+            BindInterdomain,
+            remote_domain,
+            remote_port
+        );
+        layout!(
+            f,
+            "struct ioctl_evtchn_bind_unbound_port",
+            BindUnboundPort,
+            remote_domain
+        );
+        layout!(f, "struct ioctl_evtchn_unbind", Unbind, port);
+        layout!(f, "struct ioctl_evtchn_notify", Notify, port);
+        layout!(
+            f,
+            "struct ioctl_evtchn_restrict_domid",
+            RestrictDomid,
+            domid
+        );
+    }
+    {
+        use gntdev::*;
+        values!(
+            f,
+            "IOCTL_GNTDEV_MAP_GRANT_REF" = IOCTL_GNTDEV_MAP_GRANT_REF,
+            "IOCTL_GNTDEV_UNMAP_GRANT_REF" = IOCTL_GNTDEV_UNMAP_GRANT_REF,
+            "IOCTL_GNTDEV_SET_UNMAP_NOTIFY" = IOCTL_GNTDEV_SET_UNMAP_NOTIFY,
+        );
+        layout!(
+            f,
+            "struct ioctl_gntdev_grant_ref",
+            GrantRefEntry,
+            domid,
+            gref = "ref"
+        );
+        f.is(
+            "offsetof(struct ioctl_gntdev_map_grant_ref, refs)",
+            size_of::<MapGrantRefHead>() as u64,
+        );
+        layout!(
+            f,
+            "struct ioctl_gntdev_unmap_grant_ref",
+            UnmapGrantRef,
+            index,
+            count,
+            pad
+        );
+        layout!(
+            f,
+            "struct ioctl_gntdev_unmap_notify",
+            UnmapNotify,
+            index,
+            action,
+            event_channel_port
+        );
+    }
+    {
+        use gntalloc::*;
+        values!(
+            f,
+            "IOCTL_GNTALLOC_ALLOC_GREF" = IOCTL_GNTALLOC_ALLOC_GREF,
+            "IOCTL_GNTALLOC_DEALLOC_GREF" = IOCTL_GNTALLOC_DEALLOC_GREF,
+            "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY" = IOCTL_GNTALLOC_SET_UNMAP_NOTIFY,
+        );
+        f.size::<AllocGref>("struct ioctl_gntalloc_alloc_gref");
+        f.is(
+            "offsetof(struct ioctl_gntalloc_alloc_gref, gref_ids)",
+            offset_of!(AllocGref, gref_ids) as u64,
+        );
+        layout!(
+            f,
+            "struct ioctl_gntalloc_dealloc_gref",
+            DeallocGref,
+            index,
+            count
+        );
+        layout!(
+            f,
+            "struct ioctl_gntalloc_unmap_notify",
+            UnmapNotify,
+            index,
+            action,
+            event_channel_port
+        );
+    }
+    {
+        use privcmd::*;
+        values!(
+            f,
+            "IOCTL_PRIVCMD_HYPERCALL" = IOCTL_PRIVCMD_HYPERCALL,
+            "IOCTL_PRIVCMD_DM_OP" = IOCTL_PRIVCMD_DM_OP,
+            "IOCTL_PRIVCMD_RESTRICT" = IOCTL_PRIVCMD_RESTRICT,
+        );
+        layout!(f, "struct privcmd_hypercall", Hypercall, op, arg);
+        layout!(
+            f,
+            "struct privcmd_dm_op",
+            DmOp,
+            domid = "dom",
+            count = "num",
+            buffers = "ubufs"
+        );
+        layout!(
+            f,
+            "struct privcmd_dm_op_buf",
+            DmOpBuffer,
+            address = "uptr",
+            size
+        );
+    }
+    f
+}
+
+/// Compiles a program that prints each fact, runs it, and compares.
+fn check(what: &str, facts: &Facts, prologue: &str, include: Option<&Path>) -> usize {
+    let mut source =
+        format!("#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n{prologue}\n");
+    source.push_str("int main(void)\n{\n");
+    for (i, fact) in facts.list.iter().enumerate() {
+        if let Some(guard) = fact.guard {
+            let _ = writeln!(source, "#ifdef {guard}");
+        }
+        // To 64 bits by way of the expression's own type, so that -2 is -2.
+        let _ = writeln!(
+            source,
+            "    printf(\"{i} %llu\\n\", (unsigned long long)({}));",
+            fact.c
+        );
+        if fact.guard.is_some() {
+            source.push_str("#endif\n");
+        }
+    }
+    source.push_str("    return 0;\n}\n");
+    let dir = tempfile::tempdir().unwrap();
+    let (file, program) = (dir.path().join("facts.c"), dir.path().join("facts"));
+    std::fs::write(&file, source).unwrap();
+    // One of Linux's headers includes one of the kernel's own; the prologue has what it needs of it.
+    let interface = dir.path().join("xen/interface");
+    std::fs::create_dir_all(&interface).unwrap();
+    std::fs::write(interface.join("xen.h"), "").unwrap();
+    let mut cc = Command::new("cc");
+    cc.arg("-idirafter").arg(dir.path());
+    if let Some(include) = include {
+        cc.arg("-I").arg(include);
+    }
+    let built = cc
+        .args(["-std=gnu11", "-w", "-o"])
+        .args([&program, &file])
+        .output()
+        .expect("cc is needed: package gcc");
+    let said = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{what}: {said}");
+    let output = Command::new(&program).output().unwrap();
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let (i, theirs) = line.split_once(' ').unwrap();
+        let fact = &facts.list[i.parse::<usize>().unwrap()];
+        let theirs: u64 = theirs.parse().unwrap();
+        seen += 1;
+        if theirs != fact.ours {
+            wrong.push(format!("{}: {theirs} in C, {} here", fact.c, fact.ours));
+        }
+    }
+    assert!(wrong.is_empty(), "{what}:\n{}", wrong.join("\n"));
+    let sure = facts.list.iter().filter(|f| f.guard.is_none()).count();
+    assert!(seen >= sure, "{what}: {seen} of {sure} facts");
+    println!("{what}: {seen} facts");
+    seen
+}
+
+/// The include folders of the releases there are.
+fn releases() -> Vec<(String, PathBuf)> {
+    if let Some(root) = std::env::var_os("XEN_C_ROOT") {
+        return vec![(
+            "XEN_C_ROOT".into(),
+            Path::new(&root).join("tree/usr/include"),
+        )];
+    }
+    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xen");
+    let entries = std::fs::read_dir(&xen).into_iter().flatten().flatten();
+    let release = |entry: std::fs::DirEntry| {
+        let include = entry.path().join("tree/usr/include");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        include
+            .join("xen/domctl.h")
+            .exists()
+            .then_some((name, include))
+    };
+    let found: Vec<_> = entries.filter_map(release).collect();
+    assert!(
+        !found.is_empty(),
+        "no headers under {}: boot a host once",
+        xen.display()
+    );
+    found
+}
+
+#[test]
+fn xens_public_headers() {
+    let prologue = "#define __XEN_TOOLS__ 1\n\
+        #include <xen/xen.h>\n#include <xen/domctl.h>\n#include <xen/sysctl.h>\n\
+        #include <xen/version.h>\n#include <xen/memory.h>\n#include <xen/sched.h>\n\
+        #include <xen/event_channel.h>\n#include <xen/grant_table.h>\n\
+        #include <xen/hvm/hvm_op.h>\n#include <xen/hvm/params.h>\n#include <xen/hvm/dm_op.h>";
+    for (release, include) in releases() {
+        let facts = check(&format!("Xen {release}"), &xen(), prologue, Some(&include));
+        assert!(facts > 250, "{release}: only {facts} facts");
+    }
+}
+
+#[test]
+fn linuxs_headers() {
+    let prologue = "#include <sys/ioctl.h>\n#include <linux/ioctl.h>\n#include <linux/types.h>\n\
+        typedef uint16_t domid_t;\ntypedef uint32_t grant_ref_t;\n\
+        typedef unsigned long xen_pfn_t;\n\
+        #include <xen/evtchn.h>\n#include <xen/gntdev.h>\n#include <xen/gntalloc.h>\n\
+        #include <xen/privcmd.h>";
+    assert!(check("Linux", &linux(), prologue, None) > 60);
+}
