@@ -5,6 +5,7 @@
 #![cfg(feature = "c-libraries")]
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
