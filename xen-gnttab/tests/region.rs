@@ -1,6 +1,7 @@
 //! A region refuses everything outside its bounds, each byte has one owner, and whatever safe code does
 //! with the parts at the same time is no race: `cargo miri test -p xen-gnttab --test region` checks it.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
