@@ -8,14 +8,17 @@
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
+use xen_evtchn::EventPacer;
 use xen_store::server::{Config, Server as StoreServer};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 
-use crate::{Channel, Client, Server};
+use crate::{Channel, Client, Error, Server};
 
-type Peer = Box<dyn FnOnce()>;
+/// Returns whether it acts in the next such moment as well.
+type Peer = Box<dyn FnMut() -> bool>;
 
 thread_local! {
     static PEER: RefCell<Option<Peer>> = const { RefCell::new(None) };
@@ -24,13 +27,32 @@ thread_local! {
 /// Called in the moment itself.
 pub(crate) fn window() {
     let peer = PEER.with_borrow_mut(Option::take);
-    if let Some(act) = peer {
-        act();
+    if let Some(mut act) = peer {
+        if act() {
+            PEER.set(Some(act));
+        }
     }
 }
 
 fn in_the_window(act: impl FnOnce() + 'static) {
-    PEER.set(Some(Box::new(act)));
+    let mut act = Some(act);
+    PEER.set(Some(Box::new(move || {
+        act.take().into_iter().for_each(|act| act());
+        false
+    })));
+}
+
+/// The peer rings before each sleep, for four seconds. Returns how long `call` took.
+fn rung_before_each_sleep<T>(peer: Channel, call: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    PEER.set(Some(Box::new(move || {
+        peer.shared().doorbell.notify().unwrap();
+        began.elapsed() < Duration::from_secs(4)
+    })));
+    let result = call();
+    let took = began.elapsed();
+    PEER.set(None);
+    (result, took)
 }
 
 fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
@@ -87,7 +109,7 @@ fn a_wait_does_not_miss_them_either() {
         client.write_all(b"y").unwrap();
         std::mem::forget(client);
     });
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     let mut byte = [0];
     assert_eq!(server.read_deadline(&mut byte, Some(deadline)).unwrap(), 1);
 }
@@ -101,7 +123,60 @@ fn a_wait_sees_the_space_that_came_before_it() {
     // Whatever has rung so far is over.
     client.acknowledge_events().unwrap();
     server.read_exact(&mut [0; 100]).unwrap();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     assert!(client.wait(Some(deadline)).unwrap());
     assert_eq!(client.space().unwrap(), 100);
+}
+
+#[track_caller]
+fn assert_kept<T: std::fmt::Debug>((result, took): (crate::Result<T>, Duration)) {
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(matches!(result, Err(Error::Timeout)), "{result:?}");
+}
+
+#[test]
+fn a_peer_that_rings_before_each_sleep_keeps_no_deadline_waiting() {
+    let shortly = || Some(Instant::now() + Duration::from_millis(50));
+    let (mut server, client, _host) = pair();
+    assert_kept(rung_before_each_sleep(client, || {
+        server.read_deadline(&mut [0], shortly())
+    }));
+    let (mut server, client, _host) = pair();
+    assert_kept(rung_before_each_sleep(client, || {
+        server.halves().0.recv(&mut [0; 9], shortly())
+    }));
+    let (mut server, client, _host) = pair();
+    server.write_all(&[0; 2048]).unwrap();
+    assert_kept(rung_before_each_sleep(client, || {
+        server.write_deadline(b"x", shortly())
+    }));
+    let (mut server, client, _host) = pair();
+    server.write_all(&[0; 2048]).unwrap();
+    assert_kept(rung_before_each_sleep(client, || {
+        server.halves().1.send(b"x", shortly())
+    }));
+}
+
+#[test]
+fn paced_events_bound_how_often_a_storm_wakes() {
+    for paced in [false, true] {
+        let (mut server, client, _host) = pair();
+        if paced {
+            server.set_event_pacer(Some(EventPacer::new(Duration::from_millis(50))));
+        }
+        let sleeps = std::rc::Rc::new(std::cell::Cell::new(0));
+        let (count, began) = (std::rc::Rc::clone(&sleeps), Instant::now());
+        PEER.set(Some(Box::new(move || {
+            client.shared().doorbell.notify().unwrap();
+            count.set(count.get() + 1);
+            began.elapsed() < Duration::from_secs(4)
+        })));
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let result = server.read_deadline(&mut [0], Some(deadline));
+        PEER.set(None);
+        assert_kept((result, began.elapsed()));
+        // The burst, and one each 50 ms; without a pacer, thousands.
+        let most = 2 + EventPacer::BURST + 300 / 50;
+        assert_eq!(sleeps.get() <= most, paced, "{}", sleeps.get());
+    }
 }
