@@ -29,12 +29,15 @@ fn poll_events(store: &Store, path: &str) -> Result<()> {
 /// As an event loop that looks whenever its descriptor is readable, and asks for nothing itself.
 fn poll_only(store: &Store, path: &str, ended: &AtomicBool) -> Result<()> {
     let watch = store.watch(path)?;
-    while !ended.load(Ordering::Relaxed) {
+    loop {
         while watch.try_next()?.is_some() {}
+        // It is set before the last event is made: whoever took that one sees it here.
+        if ended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let mut fds = [PollFd::new(watch.poll_fd()?, PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::NONE).unwrap();
     }
-    Ok(())
 }
 
 /// Calls of one thread beside one that polls. The daemon's end wakes what is stuck.
@@ -50,7 +53,7 @@ fn beside_poll_fd(kind: Kind, what: &str, call: fn(&Store, &Store, usize) -> Res
         let mut calls = Calls::new();
         calls.spawn(move || {
             let called = (0..CALLS).try_for_each(|n| call(&store, &other, n));
-            ended.store(true, Ordering::Relaxed);
+            ended.store(true, Ordering::SeqCst);
             other.write("/watched", "end")?;
             called.and(poller.join().unwrap())
         });
