@@ -6,8 +6,8 @@
 //!
 //! | fails with | calls |
 //! |---|---|
-//! | `EPERM` | [`REFUSED`], `clone` with a flag for a new namespace, sockets of other families than [`FAMILIES`], `TIOCSTI` |
-//! | `ENOSYS` | [`MISSING`]: their callers have another way; every call of the x32 ABI |
+//! | `EPERM` | `REFUSED`, `clone` with a flag for a new namespace, sockets of other families than `FAMILIES`, `TIOCSTI` |
+//! | `ENOSYS` | `MISSING`: their callers have another way; every call of the x32 ABI |
 //! | the process is killed | calls of another architecture (`int 0x80`) |
 //!
 //! `clone3` has its flags in memory, where a filter cannot look; the C library goes on with `clone`.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Nothing that the caged half controls is waited for without a limit: one that closed its wire has
-//! [`GRACE`] to end by itself, which tells its own exit status, and is killed then.
+//! `GRACE` to end by itself, which tells its own exit status, and is killed then.
 
 use std::ffi::OsString;
 use std::io;
