@@ -17,7 +17,7 @@
 //!
 //! * Every request gets exactly one answer: the reply, or the reason why none will come.
 //! * A reply is matched by its id and must have the type of the request; anything else is a
-//!   [`Violation`] and ends the connection.
+//!   [`Violation`](crate::Violation) and ends the connection.
 //! * A reply longer than the protocol allows ends its request with [`Error::TooLong`]; its bytes
 //!   are skipped and not kept. Only a length above [`MAX_SKIPPED`] ends the connection.
 //! * Watch events never wait for their reader and never hold up a reply; see
