@@ -24,7 +24,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::mem::take;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::Waker;
+#[cfg(any(feature = "tokio", all(test, loom)))]
+use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
 
@@ -60,14 +62,14 @@ pub(crate) trait Stream {
 
 /// What a transport is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 pub(crate) enum Direction {
     Read,
     Write,
 }
 
 /// A stream that a task can wait on.
-#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 pub(crate) trait Reactor: Stream {
     /// Runs `io` if the stream is ready; `io` returns whether it used that up. Otherwise the task
     /// is woken when it is.
@@ -298,14 +300,14 @@ impl<S: Stream> Mux<S> {
 
 /// A task's place among those who wait.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 pub(crate) struct Place {
     key: Ready,
     /// Its number, once it waits.
     number: Option<u64>,
 }
 
-#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 impl Place {
     pub(crate) fn new(key: Ready) -> Self {
         Self { key, number: None }
@@ -324,7 +326,7 @@ impl Place {
 }
 
 /// For tasks.
-#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 impl<S: Stream> Mux<S> {
     /// The value of `ready`, or a place among those who wait for it.
     pub(crate) fn poll_wait<T>(
