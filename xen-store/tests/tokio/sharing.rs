@@ -209,8 +209,20 @@ fn the_last_handle_closes_the_connection_at_once() {
 }
 
 /// A full backlog holds up the task that connects and nobody else, on one thread.
-#[tokio::test]
-async fn connecting_to_a_daemon_with_a_full_backlog_blocks_no_thread() {
+#[test]
+fn connecting_to_a_daemon_with_a_full_backlog_blocks_no_thread() {
+    let (done, told) = std::sync::mpsc::channel();
+    // A thread of its own: one that is blocked fails the test and does not hang it.
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(connect_to_a_full_backlog());
+        done.send(()).unwrap();
+    });
+    told.recv_timeout(2 * STUCK).expect("the thread is blocked");
+}
+
+async fn connect_to_a_full_backlog() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
     let listener = UnixListener::bind(&socket).unwrap();
