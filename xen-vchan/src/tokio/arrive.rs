@@ -13,7 +13,7 @@ use crate::{Connecting, Error, Listener, Result};
 
 /// Connects, waiting for the server without blocking the runtime; give it up by dropping the future.
 ///
-/// It asks the store now and then, which answers at once.
+/// Its requests to the store block the thread; see [`AsyncRedial`](super::AsyncRedial#blocking).
 ///
 /// # Errors
 ///
@@ -42,6 +42,26 @@ pub(super) async fn finish(
 }
 
 /// A [`Listener`] in a tokio runtime.
+///
+/// # Blocking
+///
+/// Waiting for clients never blocks a thread. Requests to the store do, inside the call: each takes
+/// one round trip to the daemon (5 µs or more over its socket). A daemon that does not answer blocks
+/// the thread without limit, unless the store was given one with [`Store::with_timeout`], which
+/// holds for each request.
+///
+/// | call | requests |
+/// |---|---|
+/// | [`accept`](Self::accept) | for each client that came or whose ring failed: removing the old ring's nodes and publishing a fresh ring, about twenty |
+/// | [`Listener::serve`] through [`get_mut`](Self::get_mut) | publishing a ring |
+/// | [`Listener::stop`], dropping the listener | removing the nodes of each ring on offer |
+/// | a channel that [watches the peer's domain](crate::ListenerBuilder::watch_peer_domain) | one or two after the end of any domain |
+/// | dropping an accepted channel | none: its nodes went when it was accepted |
+///
+/// A runtime that cannot afford this gives the listener a `Store` connection of its own, so that
+/// no other user of the connection is waited for, with a limit; calls `serve` and drops the
+/// listener in `tokio::task::spawn_blocking`; or runs the blocking [`Listener::accept`] there or in
+/// a thread, and takes each channel into the runtime with [`AsyncChannel::new`].
 #[derive(Debug)]
 pub struct AsyncListener {
     ready: AsyncFd<OwnedFd>,
@@ -63,7 +83,7 @@ impl AsyncListener {
         Ok(Self { ready, listener })
     }
 
-    /// The next client. Cancelling loses none.
+    /// The next client. Cancelling loses none. Its requests to the store [block](Self#blocking).
     ///
     /// # Errors
     ///

@@ -32,6 +32,24 @@ use crate::{Connecting, Error, Redial, Result};
 /// }
 /// # }
 /// ```
+///
+/// # Blocking
+///
+/// Waiting for a server, and pausing, never blocks a thread. Requests to the store do, inside the
+/// call: each takes one round trip to the daemon (5 µs or more over its socket). A daemon that does
+/// not answer blocks the thread without limit, unless the store was given one with
+/// [`Store::with_timeout`](xen_store::Store::with_timeout), which holds for each request. The
+/// deadline of [`session`](Self::session) does not end a request.
+///
+/// | call | requests |
+/// |---|---|
+/// | [`session`](Self::session) | one when an attempt begins (a watch); one to five for each look at the server's nodes: at once, after each change of them, and every 250 ms while the server is busy |
+/// | a channel that [watches the peer's domain](crate::ClientBuilder::watch_peer_domain) | two when it is made; one or two after the end of any domain |
+/// | [`hang_up`](Self::hang_up), dropping it | none that is waited for: a watch is withdrawn without its answer |
+///
+/// A runtime that cannot afford this gives the client a `Store` connection of its own, so that no
+/// other user of the connection is waited for, with a limit; or runs the blocking [`Redial`] in a
+/// thread or in `tokio::task::spawn_blocking`.
 #[derive(Debug)]
 pub struct AsyncRedial {
     /// The numbers, the pauses and how to connect; its channel is in `stage`.
