@@ -233,7 +233,11 @@ impl Channel {
                 PeerState::Connected => return Ok(()),
                 PeerState::Gone => return Err(Error::Closed),
                 PeerState::Waiting if late => return Err(Error::Timeout),
-                PeerState::Waiting => late = !self.shared().sleep(seen, deadline)?,
+                PeerState::Waiting => {
+                    #[cfg(test)]
+                    crate::race::window();
+                    late = !self.shared().sleep(seen, deadline)?;
+                }
             }
         }
     }

@@ -254,6 +254,8 @@ impl Listener {
                 Err(Error::WouldBlock) => {}
                 other => return other,
             }
+            #[cfg(test)]
+            crate::race::window();
             // A client may ring before each sleep, and not come.
             late = !readable(self.as_fd(), deadline)? || has_passed(deadline);
         }

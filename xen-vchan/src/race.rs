@@ -10,12 +10,13 @@ use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use xen_evtchn::EventPacer;
+use xen_evtchn::{BoundPort, EventChannels, EventPacer};
+use xen_store::Store;
 use xen_store::server::{Config, Server as StoreServer};
-use xen_sys::DomId;
 use xen_sys::sim::Simulation;
+use xen_sys::{DomId, Port, Xen};
 
-use crate::{Channel, Client, Error, Server};
+use crate::{Channel, Client, Error, Listener, Server};
 
 /// Returns whether it acts in the next such moment as well.
 type Peer = Box<dyn FnMut() -> bool>;
@@ -44,9 +45,14 @@ fn in_the_window(act: impl FnOnce() + 'static) {
 
 /// The peer rings before each sleep, for four seconds. Returns how long `call` took.
 fn rung_before_each_sleep<T>(peer: Channel, call: impl FnOnce() -> T) -> (T, Duration) {
+    before_each_sleep(move || peer.shared().doorbell.notify().unwrap(), call)
+}
+
+/// As `rung_before_each_sleep`, by a peer that is no channel.
+fn before_each_sleep<T>(ring: impl Fn() + 'static, call: impl FnOnce() -> T) -> (T, Duration) {
     let began = Instant::now();
     PEER.set(Some(Box::new(move || {
-        peer.shared().doorbell.notify().unwrap();
+        ring();
         began.elapsed() < Duration::from_secs(4)
     })));
     let result = call();
@@ -55,12 +61,16 @@ fn rung_before_each_sleep<T>(peer: Channel, call: impl FnOnce() -> T) -> (T, Dur
     (result, took)
 }
 
-fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
+fn host() -> (Xen, Store, (Simulation, StoreServer)) {
     let host = Simulation::start().unwrap();
     let stored = StoreServer::start(Config::new()).unwrap();
     let store = stored.connect(DomId::DOM0).unwrap();
     store.write("domid", "0").unwrap();
-    let xen = host.xen(DomId::DOM0).unwrap();
+    (host.xen(DomId::DOM0).unwrap(), store, (host, stored))
+}
+
+fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
+    let (xen, store, host) = host();
     let mut server = Server::builder(DomId::DOM0, "race")
         .listen(&xen, &store)
         .unwrap();
@@ -69,7 +79,7 @@ fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
         .unwrap();
     server.wait_connected(None).unwrap();
     client.wait_connected(None).unwrap();
-    (server, client, (host, stored))
+    (server, client, host)
 }
 
 #[test]
@@ -155,6 +165,37 @@ fn a_peer_that_rings_before_each_sleep_keeps_no_deadline_waiting() {
     assert_kept(rung_before_each_sleep(client, || {
         server.halves().1.send(b"x", shortly())
     }));
+}
+
+/// A client that has bound the port of the server at `race`, and does nothing more.
+fn bound_client(xen: &Xen, store: &Store) -> BoundPort {
+    let port = store.read_str("race/event-channel").unwrap();
+    let port = Port::new(port.parse().unwrap());
+    let events = EventChannels::open(xen).unwrap();
+    events.bind_interdomain(DomId::DOM0, port).unwrap()
+}
+
+#[test]
+fn a_client_that_rings_and_does_not_come_keeps_no_deadline_waiting() {
+    let shortly = || Some(Instant::now() + Duration::from_millis(50));
+    let (xen, store, _host) = host();
+    let mut server = Server::builder(DomId::DOM0, "race")
+        .listen(&xen, &store)
+        .unwrap();
+    let bell = bound_client(&xen, &store);
+    assert_kept(before_each_sleep(
+        move || bell.notify().unwrap(),
+        || server.wait_connected(shortly()),
+    ));
+    drop(server);
+
+    let mut listener = Listener::builder().listen(&xen, &store).unwrap();
+    listener.serve(DomId::DOM0, "race").unwrap();
+    let bell = bound_client(&xen, &store);
+    assert_kept(before_each_sleep(
+        move || bell.notify().unwrap(),
+        || listener.accept(shortly()),
+    ));
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! Deadlines hold whatever the peer does: here it rings before each sleep, and says nothing.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 use xen_gnttab::{Access, share};
+use xen_store::wire::{Decoder, MsgType, encode};
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, GrantRef, Port};
 use xen_vchan::{Channel, Client, Error, Listener, PeerState};
@@ -89,7 +92,7 @@ fn a_peer_that_rings_before_each_sleep_keeps_no_reader() {
     assert_kept(in_a_storm(&bell, || rx.recv(&mut buf, shortly())));
     assert_kept(in_a_storm(&bell, || rx.incoming(shortly()).map(drop)));
     rx.set_timeout(Some(SHORT));
-    let (result, took) = in_a_storm(&bell, || std::io::Read::read(rx, &mut buf));
+    let (result, took) = in_a_storm(&bell, || rx.read(&mut buf));
     assert!(took < STORM / 2, "{took:?}");
     assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     drop((server, bell));
@@ -255,6 +258,65 @@ fn a_server_that_writes_its_node_again_and_again_keeps_no_client() {
     assert_kept(result);
     server.store.rm(PATH).unwrap();
     drop((other, server));
+    world.end();
+}
+
+/// Events of one watch, as many as a client keeps apart.
+fn batch(token: &[u8]) -> Vec<u8> {
+    let event = |n| {
+        let path = format!("/n/{n}\0");
+        encode(MsgType::WATCH_EVENT, 0, 0, &[path.as_bytes(), token]).unwrap()
+    };
+    (0..500).flat_map(event).collect()
+}
+
+/// A store that always has another event of a watch, for as long as a storm lasts.
+fn flood(mut socket: UnixStream) {
+    let (mut decoder, mut events, began) = (Decoder::new(), Vec::new(), Instant::now());
+    loop {
+        // Each request is answered between two batches of events.
+        while events.is_empty() || poll_one(&socket, 0) || began.elapsed() >= STORM {
+            let mut bytes = [0; 4096];
+            let count = socket.read(&mut bytes).unwrap_or(0);
+            if count == 0 {
+                return;
+            }
+            let mut bytes = &bytes[..count];
+            while let Some(request) = decoder.next(&mut bytes).unwrap() {
+                let (kind, payload): (_, &[u8]) = match request.kind {
+                    MsgType::READ => (MsgType::ERROR, b"ENOENT\0"),
+                    other => (other, b"OK\0"),
+                };
+                if request.kind == MsgType::WATCH {
+                    let at = request.payload.iter().position(|byte| *byte == 0).unwrap();
+                    events = batch(&request.payload[at + 1..]);
+                }
+                let reply = encode(kind, request.req_id, 0, &[payload]).unwrap();
+                if socket.write_all(&reply).is_err() {
+                    return;
+                }
+            }
+        }
+        if socket.write_all(&events).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn events_without_end_keep_no_client() {
+    let world = World::new();
+    let (xen, _) = world.domu();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let store = Store::from_fd(ours.into()).unwrap();
+    let daemon = thread::spawn(move || flood(theirs));
+    let builder = Client::builder(DomId::DOM0, PATH).wait_for_server(true);
+    let began = Instant::now();
+    let result = builder.timeout(SHORT).connect(&xen, &store).map(drop);
+    assert_kept((result, began.elapsed()));
+    drop(store);
+    daemon.join().unwrap();
+    drop(xen);
     world.end();
 }
 

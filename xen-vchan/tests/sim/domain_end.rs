@@ -1,6 +1,8 @@
 //! The end of the peer's domain, of which only the store tells: who asked for it notices.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
@@ -74,13 +76,26 @@ fn the_end_of_the_servers_domain_wakes_an_event_loop() {
     world.host.assert_clean();
 }
 
-/// One connection to the store for all of them, used by as many threads as there are channels.
+/// One connection to the store for all of them, used by as many threads as there are channels. One
+/// channel's owner looks without a pause, and so reads the answers to the others' requests.
 #[test]
 fn many_channels_watch_their_peers_domain_on_one_store() {
     const CHANNELS: usize = 120;
     let world = World::new();
     let ends = [world.dom0(), world.domu()];
     let (done, all) = std::sync::mpsc::channel();
+    let looks = Arc::new(AtomicBool::new(true));
+    let looker = std::thread::spawn({
+        let ([(xen, store), _], looks) = (ends.clone(), Arc::clone(&looks));
+        let server = Server::builder(world.guest, format!("{PATH}-looks")).watch_peer_domain(true);
+        let mut server = server.listen(&xen, &store).unwrap();
+        move || {
+            while looks.load(Ordering::Relaxed) {
+                server.acknowledge_events().unwrap();
+                std::thread::yield_now();
+            }
+        }
+    });
     let threads: Vec<_> = (0..CHANNELS)
         .map(|index| {
             let ([(xen, store), (their_xen, their_store)], done) = (ends.clone(), done.clone());
@@ -109,7 +124,18 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
         .take_while(|_| all.recv_timeout(Duration::from_secs(60)).is_ok())
         .count();
     assert_eq!(ended, CHANNELS, "the others wait for the store");
-    for thread in threads {
+    // Nobody else makes the store say anything now.
+    let last = std::thread::spawn({
+        let ([(_, store), _], done) = (ends.clone(), done.clone());
+        move || {
+            (0..500).for_each(|_| assert!(!store.exists(PATH).unwrap()));
+            done.send(()).unwrap();
+        }
+    });
+    all.recv_timeout(Duration::from_secs(60))
+        .expect("the last one waits for the store");
+    looks.store(false, Ordering::Relaxed);
+    for thread in threads.into_iter().chain([looker, last]) {
         thread.join().unwrap();
     }
     drop(ends);

@@ -113,11 +113,10 @@ fn a_client_on_its_way_blocks_nobody() {
     // A deadline makes the descriptor readable too.
     let soon = builder.timeout(Duration::from_millis(20));
     let mut third = soon.start(&xen, &store).unwrap();
-    assert!(matches!(third.try_finish(), Err(Error::WouldBlock)));
     let over = loop {
-        assert!(poll_one(&third, 20_000));
+        // On a busy machine the deadline may have passed before the first look.
         match third.try_finish() {
-            Err(Error::WouldBlock) => {}
+            Err(Error::WouldBlock) => assert!(poll_one(&third, 20_000)),
             other => break other,
         }
     };
