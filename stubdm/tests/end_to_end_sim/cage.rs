@@ -290,7 +290,7 @@ pub(crate) fn what_the_caged_half_counts_can_be_read() {
     let counters = told(&folder, &host, |counters| counters.refused > 0);
     let seen = (counters.sessions, counters.answered, counters.denied);
     assert_eq!((seen, counters.refused), ((1, 1, 1), 1), "{counters:?}");
-    assert!(counters.longest_us >= counters.latency_us && counters.latency_us > 0);
+    assert!(counters.longest_us >= counters.latency_us, "{counters:?}");
 
     kill(caged, Signal::SIGKILL).unwrap();
     client.closed();
