@@ -7,14 +7,9 @@ use crate::suite::{Needs, Test};
 use crate::world::outcome;
 
 /// What is run, what the line has to mention, and the test's name.
-const CASES: [(&str, &[&str], &str); 12] = [
+const CASES: [(&str, &[&str], &str); 11] = [
     ("unknown_flag", &["stubdm-run", "--nonsense"], "--nonsense"),
     ("no_command", &["stubdm-run"], "command"),
-    (
-        "unknown_flag_to_proxy",
-        &["vchan-socket-proxy", "--nonsense", "1", "a", "b"],
-        "--nonsense",
-    ),
     ("proxy_without_operands", &["vchan-socket-proxy"], "DOMID"),
     (
         "missing_socket_directory",
@@ -85,16 +80,33 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         tests.push(Test::new(
             format!("badinput/{name}"),
             Needs::Dom0,
-            move |_| one_line(argv, mentions),
+            move |_| {
+                let (exit, lines) = outcome(argv)?;
+                one_line(&exit, &lines, mentions)
+            },
         ));
     }
+    tests.push(Test::new(
+        "badinput/unknown_flag_to_proxy".to_owned(),
+        Needs::Dom0,
+        |_| unknown_flag_to_proxy(),
+    ));
 }
 
-fn one_line(argv: &[&str], mentions: &str) -> Result<()> {
-    let (exit, lines) = outcome(argv)?;
+/// By upstream's name the program takes the options of every libxl: one that is not known is reported
+/// in a line of its own and passed over, and what follows is judged without it.
+fn unknown_flag_to_proxy() -> Result<()> {
+    let argv = ["vchan-socket-proxy", "--nonsense", "4242", "a", "b"];
+    let (exit, lines) = outcome(&argv)?;
+    let (first, rest) = lines.split_first().context("no line")?;
+    ensure!(first.contains("--nonsense"), "{first}");
+    one_line(&exit, rest, "4242")
+}
+
+fn one_line(exit: &Exit, lines: &[String], mentions: &str) -> Result<()> {
     let shown = lines.join("\n");
     match exit {
-        Exit::Status(status) => ensure!(status != 0, "exit status 0; it printed:\n{shown}"),
+        Exit::Status(status) => ensure!(*status != 0, "exit status 0; it printed:\n{shown}"),
         other => ensure!(false, "ended with {other}; it printed:\n{shown}"),
     }
     ensure!(
