@@ -79,7 +79,7 @@ fn ended(world: &World, ending: Ending) -> Result<()> {
         "3000",
         "--until-gone",
     ];
-    let words = [&words[..], &["--notice-domain-end"]].concat();
+    let words = [&words[..], &["--watch-peer-domain"]].concat();
     let mut pair = start_in(world, (SERVER, CLIENT), (PEER, &words), (PEER, &words))?;
     in_the_middle(&mut pair)?;
 

@@ -90,7 +90,7 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
     let watching: Vec<&str> = words
         .iter()
         .copied()
-        .chain(["--notice-domain-end"])
+        .chain(["--watch-peer-domain"])
         .collect();
     let (server, client): (&[&str], &[&str]) = match place {
         Place::Dom0 => (&watching, words),
