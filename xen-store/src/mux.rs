@@ -313,6 +313,7 @@ impl Place {
         Self { key, number: None }
     }
 
+    #[cfg(feature = "tokio")]
     pub(crate) fn is_taken(&self) -> bool {
         self.number.is_some()
     }
@@ -370,6 +371,7 @@ impl<S: Stream> Mux<S> {
     }
 
     /// The task that waited on the transport is no more, and with it nobody reads.
+    #[cfg(feature = "tokio")]
     pub(crate) fn abandon(&self, failure: Failure) {
         let mut state = self.lock();
         state.driver = None;
@@ -397,6 +399,7 @@ impl<S: Stream> Mux<S> {
     }
 
     /// The last handle is gone: the task that waits on the transport ends.
+    #[cfg(feature = "tokio")]
     pub(crate) fn release(&self) {
         self.lock().wake_driver();
     }
