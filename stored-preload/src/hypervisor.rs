@@ -40,7 +40,7 @@ fn file(name: &str) -> io::Result<PathBuf> {
     Ok(folder.join(name))
 }
 
-/// What to open in the place of `path`.
+/// The file of the test's folder that is opened in the place of `path`.
 pub(crate) fn instead(path: &[u8]) -> Option<PathBuf> {
     let folder = folder()?;
     match path {
@@ -59,7 +59,7 @@ pub(crate) fn ring(domain: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-/// Whether a domain is there, and is well.
+/// The state of a simulated domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
     Running,

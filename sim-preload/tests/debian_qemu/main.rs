@@ -1,5 +1,5 @@
-//! What is said of device-model arguments, held against Debian's own QEMU for Xen: with nothing but the image's
-//! firmware, does it end?
+//! Holds the verdicts on device-model arguments against Debian's own QEMU for Xen, which has only the
+//! image's firmware: does QEMU start or end?
 //!
 //! QEMU runs without Xen (`-M pc -accel qtest -S`), by the dynamic linker and the libraries that came with it. The tree is what the
 //! testbed has unpacked under `target/xen`; `XEN_C_ROOT` names another place.
@@ -57,7 +57,7 @@ impl Qemu {
         Self { tree, firmware }
     }
 
-    /// Whether it gets as far as its monitor; what it said otherwise.
+    /// Starts QEMU with `args`. Returns `Err` with QEMU's output if it ends before its monitor opens.
     fn starts(&self, args: &[OsString]) -> Result<(), String> {
         let find = |path: &str| stubdm::image::elf::resolve(&self.tree, path).unwrap();
         let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
@@ -89,10 +89,10 @@ fn in_image(path: &str) -> bool {
     QEMU_DATA.contains(&path.trim_start_matches('/'))
 }
 
-/// What people put into `device_model_args`, and what libxl makes of settings of xl.cfg. `refused` and `noted` are those of which that is
-/// said; everything else has to start.
+/// Argument lists that people publish for `device_model_args`, and those that libxl makes of settings in xl.cfg,
+/// each with its verdict. QEMU has to start with every list but the `refused` and `noted` ones.
 const PUBLISHED: &[(&str, &str)] = &[
-    // What libxl makes of vga=, usbdevice=, usbversion=, spiceusbredirection=, soundhw=, cmdline=.
+    // libxl's arguments for vga=, usbdevice=, usbversion=, spiceusbredirection=, soundhw=, cmdline=.
     ("-device VGA,vgamem_mb=16", "kept"),
     ("-device cirrus-vga,vgamem_mb=8", "kept"),
     ("-device qxl-vga,vram_size_mb=64,ram_size_mb=64", "kept"),
@@ -183,7 +183,7 @@ const PUBLISHED: &[(&str, &str)] = &[
     ("-usb -device usb-host,hostbus=1,hostaddr=2", "refused"),
     ("-device vfio-pci,host=01:00.0", "refused"),
     ("-tpmdev passthrough,id=tpm0,path=/dev/tpm0", "noted"),
-    // What is of the host's screen, sound or processor.
+    // Use of the host's screen, sound or processor.
     ("-vga std", "kept"),
     ("-vga qxl", "kept"),
     ("-vga virtio", "refused"),
@@ -198,7 +198,7 @@ const PUBLISHED: &[(&str, &str)] = &[
     ("-cpu host,kvm=off", "dropped"),
     ("-enable-kvm", "dropped"),
     ("-chroot /var/empty -runas nobody", "dropped"),
-    // What one QEMU has and another has not.
+    // Options that only some QEMU releases have.
     ("-sandbox on", "noted"),
     ("-soundhw hda", "noted"),
     ("-balloon virtio", "noted"),
