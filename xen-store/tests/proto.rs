@@ -198,6 +198,22 @@ fn an_unsent_request_is_taken_back_and_a_sent_one_forgotten_with_its_reply() {
     assert_eq!(connection.failure(), None);
 }
 
+/// A driver that asks once more after it gave up must not end the connection.
+#[test]
+fn asking_for_the_reply_to_a_cancelled_request_does_not_forget_it() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    let start = connection
+        .request(MsgType::TRANSACTION_START, 0, &[b"\0"])
+        .unwrap();
+    let id = sent(&mut connection).req_id;
+    connection.cancel(start, true, None);
+    assert!(connection.poll_reply(start).is_none());
+    receive(&mut connection, MsgType::TRANSACTION_START, id, b"17\0");
+    assert_eq!(connection.failure(), None);
+    assert_eq!(sent(&mut connection).tx_id, 17, "it is given back");
+    assert!(connection.poll_reply(start).is_none());
+}
+
 /// Requests that are given up say nothing about the daemon, which may not have had its turn yet.
 #[test]
 fn giving_up_any_number_of_requests_ends_no_connection() {

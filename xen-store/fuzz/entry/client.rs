@@ -213,6 +213,7 @@ impl Bench {
                 let (id, _) = self.waiting.swap_remove(at);
                 let watch = self.watches.first().copied().filter(|_| input.byte() < 128);
                 self.connection.cancel(id, code < 128, watch);
+                assert!(self.connection.poll_reply(id).is_none(), "it was given up");
             }
             (11, ..) if self.watches.len() < MOST => {
                 self.watches.push(self.connection.add_watch("/w"));

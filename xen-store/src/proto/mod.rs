@@ -15,7 +15,8 @@
 //!
 //! # Guarantees
 //!
-//! * Every request gets exactly one answer: the reply, or the reason why none will come.
+//! * Every request that is not cancelled gets exactly one answer: the reply, or the reason why
+//!   none will come.
 //! * A reply is matched by its id and must have the type of the request; anything else is a
 //!   [`Violation`](crate::Violation) and ends the connection.
 //! * A reply longer than the protocol allows ends its request with [`Error::TooLong`]; its bytes
@@ -302,12 +303,15 @@ impl Connection {
         self.failure
     }
 
-    /// The answer to `id`, once: the payload of the reply, or why there is none.
+    /// The answer to `id`, once: the payload of the reply, or why there is none. A cancelled
+    /// request has no answer.
     #[must_use]
     pub fn poll_reply(&mut self, id: RequestId) -> Option<Result<Vec<u8>, Error>> {
-        let pending = self.pending.get(&id.0)?;
-        if matches!(pending.slot, Slot::Waiting) && self.failure.is_none() {
-            return None;
+        match self.pending.get(&id.0)?.slot {
+            Slot::Waiting if self.failure.is_none() => return None,
+            // It stays known until the daemon has answered it.
+            Slot::Abandoned { .. } => return None,
+            Slot::Waiting | Slot::Done(_) => {}
         }
         let Pending { kind: op, slot, .. } = self.pending.remove(&id.0)?;
         Some(match (slot, self.failure) {
