@@ -67,41 +67,18 @@ fn complain(node: &str, why: &str) {
     }
 }
 
+/// Connections of dom0's on which a test acts between a request and its reply.
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod intercept {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use xen_store::Permissions;
-    use xen_store::server::{Config, Server};
 
-    const STUB: DomId = DomId::new(8);
-    const ACCOMPLICE: DomId = DomId::new(9);
-    const NODE: &str = "/local/domain/8/device/console/1/output";
-    const LIE: &str = "file:/etc/cron.d/x";
+    use xen_store::Store;
+    use xen_store::server::Server;
+    use xen_sys::DomId;
 
-    /// A host whose stubdomain lets its accomplice write to its folder.
-    fn host() -> (Server, Store) {
-        let server = Server::start(Config::new()).unwrap();
-        server.add_domain(STUB);
-        server.add_domain(ACCOMPLICE);
-        let store = server.connect(DomId::DOM0).unwrap();
-        let theirs = Permissions::owner_none(STUB)
-            .grant_read(DomId::DOM0)
-            .grant(ACCOMPLICE, xen_store::Access::ReadWrite);
-        for folder in ["device", "device/console", "device/console/1"] {
-            let folder = format!("/local/domain/8/{folder}");
-            store.mkdir(&folder).unwrap();
-            store.set_perms(&folder, &theirs).unwrap();
-        }
-        store.write(NODE, "file:/var/lib/xen/save").unwrap();
-        let ours = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
-        store.set_perms(NODE, &ours).unwrap();
-        (server, store)
-    }
-
-    /// A connection of dom0's on which `alter` may change each reply, told the request.
-    fn between(
+    /// A connection of dom0's on which `alter` is called with each request and its reply, which it may change.
+    pub(crate) fn between(
         server: &Server,
         mut alter: impl FnMut(&[u8], &mut Vec<u8>) + Send + 'static,
     ) -> Store {
@@ -129,9 +106,42 @@ mod tests {
         Some(message)
     }
 
-    /// Whether it asks for the permissions of [`NODE`].
-    fn asks_for_perms(request: &[u8]) -> bool {
+    /// Whether it asks for the permissions of a node `output`.
+    pub(crate) fn asks_for_perms(request: &[u8]) -> bool {
         request.first() == Some(&3) && request.ends_with(b"/output\0")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::intercept::{asks_for_perms, between};
+    use super::*;
+    use xen_store::Permissions;
+    use xen_store::server::{Config, Server};
+
+    const STUB: DomId = DomId::new(8);
+    const ACCOMPLICE: DomId = DomId::new(9);
+    const NODE: &str = "/local/domain/8/device/console/1/output";
+    const LIE: &str = "file:/etc/cron.d/x";
+
+    /// A host whose stubdomain lets its accomplice write to its folder.
+    fn host() -> (Server, Store) {
+        let server = Server::start(Config::new()).unwrap();
+        server.add_domain(STUB);
+        server.add_domain(ACCOMPLICE);
+        let store = server.connect(DomId::DOM0).unwrap();
+        let theirs = Permissions::owner_none(STUB)
+            .grant_read(DomId::DOM0)
+            .grant(ACCOMPLICE, xen_store::Access::ReadWrite);
+        for folder in ["device", "device/console", "device/console/1"] {
+            let folder = format!("/local/domain/8/{folder}");
+            store.mkdir(&folder).unwrap();
+            store.set_perms(&folder, &theirs).unwrap();
+        }
+        store.write(NODE, "file:/var/lib/xen/save").unwrap();
+        let ours = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
+        store.set_perms(NODE, &ours).unwrap();
+        (server, store)
     }
 
     #[test]

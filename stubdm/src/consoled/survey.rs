@@ -128,8 +128,7 @@ fn list(store: &Store, folder: &str) -> xen_store::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
+    use crate::trusted::intercept::{asks_for_perms, between};
     use xen_store::Permissions;
     use xen_store::server::{Config, Server};
 
@@ -146,34 +145,14 @@ mod tests {
         (server, store)
     }
 
-    /// A connection of dom0's that calls `swap` once, after dom0 was told the permissions of an `output`.
+    /// A connection of dom0's that calls `swap` once, after the permissions of an `output` were read.
     fn swapped(server: &Server, swap: impl FnOnce() + Send + 'static) -> Store {
-        let (mut near, ours) = UnixStream::pair().unwrap();
-        let (mut far, theirs) = UnixStream::pair().unwrap();
-        server.add_connection(theirs.into(), DomId::DOM0);
         let mut swap = Some(swap);
-        std::thread::spawn(move || {
-            while let Some(request) = message(&mut near) {
-                far.write_all(&request).unwrap();
-                let reply = message(&mut far).unwrap();
-                let told = request.first() == Some(&3) && request.ends_with(b"/output\0");
-                if let Some(swap) = told.then(|| swap.take()).flatten() {
-                    swap();
-                }
-                near.write_all(&reply).unwrap();
+        between(server, move |request, _| {
+            if let Some(swap) = asks_for_perms(request).then(|| swap.take()).flatten() {
+                swap();
             }
-        });
-        Store::from_fd(ours.into()).unwrap()
-    }
-
-    /// One message of the protocol: a header of 16 bytes, of which the last four are the length of the rest.
-    fn message(stream: &mut UnixStream) -> Option<Vec<u8>> {
-        let mut message = vec![0; 16];
-        stream.read_exact(&mut message).ok()?;
-        let length = u32::from_ne_bytes(message[12..].try_into().unwrap());
-        message.resize(16 + length as usize, 0);
-        stream.read_exact(&mut message[16..]).ok()?;
-        Some(message)
+        })
     }
 
     /// As libxl does.
