@@ -1,9 +1,11 @@
 //! A deadline that has passed ends the call; what has arrived by then still counts.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::server::{Config, Server};
 use xen_store::wire::MsgType;
 use xen_store::{Error, LOOK_ONCE};
@@ -121,6 +123,23 @@ fn a_deadline_ends_the_wait_although_others_are_busy() {
         assert!(begun.elapsed() < LONG);
     });
     drop(other);
+}
+
+/// At each look there is another change already.
+#[test]
+fn wait_until_returns_at_its_deadline_although_changes_keep_coming() {
+    let server = Server::start(Config::new()).unwrap();
+    let store = server.connect(DomId::DOM0).unwrap();
+    let writer = server.connect(DomId::DOM0).unwrap();
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let late = deadline + LONG;
+    let found = store.wait_until("/busy", Some(deadline), |_| {
+        writer.write("/busy", "x")?;
+        let mut fds = [PollFd::new(store.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(20_000_u16)).unwrap(), 1);
+        Ok((Instant::now() >= late).then_some(()))
+    });
+    assert_eq!(found.unwrap(), None, "it went on beyond its deadline");
 }
 
 /// `body` in a thread of its own; fails if it takes longer than `limit`.
