@@ -198,6 +198,30 @@ fn an_unsent_request_is_taken_back_and_a_sent_one_forgotten_with_its_reply() {
     assert_eq!(connection.failure(), None);
 }
 
+/// Its transaction would stay open with the daemon, which allows a domain only a few.
+#[test]
+fn the_end_of_a_transaction_that_is_given_up_unsent_becomes_an_abort() {
+    for end in [b"T\0", b"F\0"] {
+        let mut connection = Connection::new(Quirks::SOCKET);
+        let end = connection
+            .request(MsgType::TRANSACTION_END, 17, &[end])
+            .unwrap();
+        assert!(connection.cancel(end, true, None), "it was never sent");
+        let abort = sent(&mut connection);
+        assert_eq!((abort.kind, abort.tx_id), (MsgType::TRANSACTION_END, 17));
+        assert_eq!(abort.payload, b"F\0");
+        assert!(!connection.has_outgoing());
+        let answered = receive(
+            &mut connection,
+            MsgType::TRANSACTION_END,
+            abort.req_id,
+            b"OK\0",
+        );
+        assert_eq!(answered, []);
+        assert_eq!(connection.failure(), None);
+    }
+}
+
 /// A driver that asks once more after it gave up must not end the connection.
 #[test]
 fn asking_for_the_reply_to_a_cancelled_request_does_not_forget_it() {

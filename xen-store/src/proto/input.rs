@@ -113,9 +113,15 @@ impl Connection {
             drop(self.send_detached(MsgType::UNWATCH, 0, &parts));
         } else if kind == MsgType::TRANSACTION_START {
             if let Some(tx) = parse_transaction(payload) {
-                drop(self.send_detached(MsgType::TRANSACTION_END, tx, &[b"F\0"]));
+                self.abort(tx);
             }
         }
+    }
+
+    /// Ends a transaction that nobody will end.
+    pub(super) fn abort(&mut self, tx_id: u32) {
+        // As above.
+        drop(self.send_detached(MsgType::TRANSACTION_END, tx_id, &[b"F\0"]));
     }
 
     fn accept_event(&mut self, payload: &[u8]) -> Result<(), Violation> {

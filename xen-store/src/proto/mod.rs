@@ -327,8 +327,9 @@ impl Connection {
 
     /// The requester no longer waits for `id`, because its time is over (`expired`) or because it
     /// never meant to. If the daemon grants a watch or a transaction to it all the same, that is
-    /// given back; `watch` says which watch this request would set. It may be called after the
-    /// answer was taken, and does nothing then.
+    /// given back; `watch` says which watch this request would set. The end of a transaction that
+    /// was not sent becomes an abort, because nobody else ends that transaction. It may be called
+    /// after the answer was taken, and does nothing then.
     ///
     /// Returns whether nothing of the request was ever sent.
     pub fn cancel(&mut self, id: RequestId, expired: bool, watch: Option<WatchId>) -> bool {
@@ -354,9 +355,13 @@ impl Connection {
         if let Some(at) = self.outgoing.iter().position(|m| m.id == id && m.sent == 0) {
             // Detached requests (an abort, an unwatch) stay: they are what gives things back.
             if expired {
-                self.outgoing.remove(at);
+                let message = self.outgoing.remove(at);
                 self.watch_order.retain(|&other| other != id.0);
                 self.pending.remove(&id.0);
+                let ended = message.as_ref().and_then(Outgoing::ended_transaction);
+                if let Some(tx_id) = ended {
+                    self.abort(tx_id);
+                }
                 return true;
             }
         }

@@ -1,7 +1,7 @@
 //! The names and values a driver passes in and out of a connection.
 
 use crate::error::{Error, Violation};
-use crate::wire;
+use crate::wire::{self, Header, MsgType};
 
 /// Names an outstanding request. Never 0 on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +47,7 @@ impl Quirks {
     /// a second message written before the first is on its way replaces the first one's payload
     /// (`xenbus_dev_request_and_reply` in `xenbus_xs.c`). Only the reply tells that it is.
     pub const XENBUS: Self = Self {
-        max_payload: wire::PAYLOAD_MAX - wire::Header::SIZE,
+        max_payload: wire::PAYLOAD_MAX - Header::SIZE,
         anonymous_watch_replies: true,
         one_at_a_time: true,
     };
@@ -91,6 +91,12 @@ impl Outgoing {
     #[must_use]
     pub fn unsent(&self) -> &[u8] {
         &self.bytes[self.sent..]
+    }
+
+    /// The transaction that this message ends.
+    pub(super) fn ended_transaction(&self) -> Option<u32> {
+        let header = Header::from_bytes(self.bytes.first_chunk()?);
+        (header.kind == MsgType::TRANSACTION_END).then_some(header.tx_id)
     }
 
     /// Notes that `count` more bytes were written; whether the message is out now.
