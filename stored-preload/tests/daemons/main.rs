@@ -12,11 +12,13 @@
 
 mod asynchronous;
 mod deadlines;
+mod directories;
 mod domains;
 mod endings;
 mod reads;
 mod ring;
 mod rounds;
+mod transactions;
 mod wakes;
 mod world;
 
