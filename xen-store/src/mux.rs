@@ -85,9 +85,9 @@ pub(crate) trait Reactor: Stream {
 pub(crate) struct Mux<S> {
     stream: S,
     state: Mutex<State>,
-    /// The process it belongs to. Asking for it costs one system call a request (about 0.1 µs of
-    /// 5 or more), and a child of that process is recognised without the lock, which another
-    /// thread of the parent may have held while it forked.
+    /// The process it belongs to. Asking for it costs one system call a request, and a child of that
+    /// process is recognised without the lock, which another thread of the parent may have held
+    /// while it forked.
     process: u32,
 }
 
