@@ -15,12 +15,11 @@ use xen_sys::Xen;
 
 use crate::client::ClientBuilder;
 use crate::doorbell::readable;
-use crate::{Channel, Error, Result, handshake};
+use crate::handshake::{self, DRAIN};
+use crate::{Channel, Error, Result};
 
 /// How often a client looks whether a busy server has become free.
 const RETRY: Duration = Duration::from_millis(250);
-/// Words of the store that are taken in one go.
-const DRAIN: usize = 256;
 
 /// A client on its way, made by [`ClientBuilder::start`]. It can be given up by dropping it.
 ///
@@ -64,15 +63,8 @@ impl Connecting {
     /// [`Error::Timeout`]: the builder's deadline has passed. Otherwise as
     /// [`ClientBuilder::connect`], without [`Error::NoServer`] and [`Error::Unreachable`].
     pub fn try_finish(&mut self) -> Result<Channel> {
-        // What has been told so far is seen by the look that follows. A server may write its node
-        // again and again, so this ends.
-        let mut flooded = true;
-        for _ in 0..DRAIN {
-            if self.arrival.try_next()?.is_none() {
-                flooded = false;
-                break;
-            }
-        }
+        // The look that follows sees what these events announce.
+        let flooded = handshake::drain(&self.arrival)? == DRAIN;
         let again = match self.builder.attempt(&self.xen, &self.store) {
             // A server that died leaves its nodes; the next one will write them anew.
             Err(Error::NoServer { .. }) => None,

@@ -11,7 +11,7 @@
 //! first. That needs no transaction: libxenvchan's client reads `ring-ref` before `event-channel`,
 //! and so does this one. All nodes belong to the server and are readable by the peer domain only.
 
-use xen_store::{Permissions, Store};
+use xen_store::{Permissions, Store, Watch};
 use xen_sys::{DomId, GrantRef, Port};
 
 use crate::{Error, NodeValue, Result};
@@ -20,6 +20,8 @@ const RING_REF: &str = "ring-ref";
 const EVENT_CHANNEL: &str = "event-channel";
 const ACCEPTS_SESSIONS: &str = "accepts-sessions";
 const WITHDRAWS: &str = "withdraws";
+/// The most events of a watch that are taken at a time.
+pub(crate) const DRAIN: usize = 256;
 
 /// The nodes a server published; removed when dropped.
 #[derive(Debug)]
@@ -191,8 +193,19 @@ fn read_number(store: &Store, path: &str, key: &'static str) -> Result<Option<u3
 }
 
 /// Watches for a server to be published at `path`.
-pub(crate) fn watch(store: &Store, path: &str) -> Result<xen_store::Watch> {
+pub(crate) fn watch(store: &Store, path: &str) -> Result<Watch> {
     Ok(store.watch(&node(path.trim_end_matches('/'), RING_REF))?)
+}
+
+/// Takes the events of a watch, at most [`DRAIN`]; returns their number. A peer writes to its nodes
+/// as often as it likes. While there are more, the watch's descriptor stays readable.
+pub(crate) fn drain(watch: &Watch) -> Result<usize> {
+    for taken in 0..DRAIN {
+        if watch.try_next()?.is_none() {
+            return Ok(taken);
+        }
+    }
+    Ok(DRAIN)
 }
 
 /// Where the servers of OCaml's vchan library and of Qubes publish the service `name` of `server`
@@ -214,4 +227,28 @@ pub fn service_path(server: DomId, client: DomId, name: &str) -> Result<String> 
 
 fn node(path: &str, key: &str) -> String {
     format!("{path}/{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use xen_store::server::{Config, Server};
+
+    use super::*;
+
+    #[test]
+    fn the_events_taken_at_a_time_are_bounded() {
+        let stored = Server::start(Config::new()).unwrap();
+        let store = stored.connect(DomId::DOM0).unwrap();
+        let watch = watch(&store, "n").unwrap();
+        // Events for different nodes are kept apart, and those of the last write have come before its
+        // answer. One more stands for the watch itself.
+        for index in 0..DRAIN + 9 {
+            store.write(&format!("n/ring-ref/{index}"), "").unwrap();
+        }
+        store.exists("n").unwrap();
+        assert_eq!(drain(&watch).unwrap(), DRAIN);
+        let rest = drain(&watch).unwrap();
+        assert!((9..DRAIN).contains(&rest), "{rest}");
+        assert_eq!(drain(&watch).unwrap(), 0);
+    }
 }

@@ -32,8 +32,6 @@ use crate::{Result, handshake};
 const GONE_FOR: Duration = Duration::from_secs(1);
 /// How often the hypervisor is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// Events of a watch that are taken at a time. A peer can write below its own node without end.
-const DRAIN: usize = 256;
 
 /// A watch for the end of one domain, and one descriptor for it and the event channel together.
 #[derive(Debug)]
@@ -112,7 +110,7 @@ impl DomainLife {
         if self.ended.load(Ordering::Acquire) {
             return Ok(true);
         }
-        let any = drain(&self.watch)?;
+        let any = handshake::drain(&self.watch)? != 0;
         let gone = match (&self.node, &self.asked) {
             (Some(node), _) => node.is_gone(&self.store)?,
             (None, Some(asked)) => asked.is_gone(any, self.peer)?,
@@ -142,17 +140,6 @@ impl DomainLife {
     }
 }
 
-/// Takes the events of a watch, at most [`DRAIN`], and returns whether there were any. While there are
-/// more, its descriptor stays readable.
-fn drain(watch: &Watch) -> Result<bool> {
-    for taken in 0..DRAIN {
-        if watch.try_next()?.is_none() {
-            return Ok(taken != 0);
-        }
-    }
-    Ok(true)
-}
-
 /// The server's node in the store, and the clock that runs once it has vanished.
 #[derive(Debug)]
 struct Node {
@@ -174,7 +161,7 @@ impl Node {
 
     /// Whether it is gone, and was when last looked at.
     fn is_gone(&self, store: &Store) -> Result<bool> {
-        if drain(&self.watch)? {
+        if handshake::drain(&self.watch)? != 0 {
             let set = if handshake::is_published(store, &self.path)? {
                 self.clock.unset()
             } else {
