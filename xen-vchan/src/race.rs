@@ -43,16 +43,19 @@ fn in_the_window(act: impl FnOnce() + 'static) {
     })));
 }
 
-/// The peer rings before each sleep, for four seconds. Returns how long `call` took.
+/// As `before_each_sleep`: the peer rings.
 fn rung_before_each_sleep<T>(peer: Channel, call: impl FnOnce() -> T) -> (T, Duration) {
     before_each_sleep(move || peer.shared().doorbell.notify().unwrap(), call)
 }
 
-/// As `rung_before_each_sleep`, by a peer that is no channel.
-fn before_each_sleep<T>(ring: impl Fn() + 'static, call: impl FnOnce() -> T) -> (T, Duration) {
+/// The peer acts before each sleep, for four seconds. Returns how long `call` took.
+fn before_each_sleep<T>(
+    mut act: impl FnMut() + 'static,
+    call: impl FnOnce() -> T,
+) -> (T, Duration) {
     let began = Instant::now();
     PEER.set(Some(Box::new(move || {
-        ring();
+        act();
         began.elapsed() < Duration::from_secs(4)
     })));
     let result = call();
@@ -161,10 +164,82 @@ fn a_peer_that_rings_before_each_sleep_keeps_no_deadline_waiting() {
         server.write_deadline(b"x", shortly())
     }));
     let (mut server, client, _host) = pair();
+    assert_kept(rung_before_each_sleep(client, || {
+        server.halves().0.incoming(shortly()).map(drop)
+    }));
+    let (mut server, client, _host) = pair();
     server.write_all(&[0; 2048]).unwrap();
     assert_kept(rung_before_each_sleep(client, || {
         server.halves().1.send(b"x", shortly())
     }));
+    let (mut server, client, _host) = pair();
+    server.write_all(&[0; 2048]).unwrap();
+    assert_kept(rung_before_each_sleep(client, || {
+        server.halves().1.reserve(1, shortly()).map(drop)
+    }));
+}
+
+#[test]
+fn a_peer_that_makes_little_room_before_each_sleep_keeps_no_deadline_waiting() {
+    let (mut server, mut client, _host) = pair();
+    let (written, took) = before_each_sleep(
+        move || client.read_exact(&mut [0]).unwrap(),
+        || {
+            let deadline = Instant::now() + Duration::from_millis(50);
+            server.write_deadline(&[0; 1 << 20], Some(deadline))
+        },
+    );
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let written = written.unwrap();
+    assert!((2048..1 << 20).contains(&written), "{written}");
+}
+
+#[test]
+fn a_server_that_takes_no_note_and_rings_before_each_sleep_keeps_no_deadline_waiting() {
+    let shortly = || Some(Instant::now() + Duration::from_millis(50));
+    let (xen, store, _host) = host();
+    let server = Server::builder(DomId::DOM0, "race").listen(&xen, &store);
+    let server = std::rc::Rc::new(server.unwrap());
+    let bell = || {
+        let server = std::rc::Rc::clone(&server);
+        move || server.shared().doorbell.notify().unwrap()
+    };
+    let builder = Client::builder(DomId::DOM0, "race");
+    let mut client = builder.clone().connect(&xen, &store).unwrap();
+    assert_kept(before_each_sleep(bell(), || {
+        client.wait_connected(shortly())
+    }));
+    assert_kept(before_each_sleep(bell(), || {
+        client.read_deadline(&mut [0], shortly())
+    }));
+    assert_kept(before_each_sleep(bell(), || {
+        client.write_deadline(b"x", shortly())
+    }));
+    drop(client);
+    let mut line = builder.redial(&xen, &store);
+    assert_kept(before_each_sleep(bell(), || {
+        line.session(shortly()).map(drop)
+    }));
+}
+
+#[test]
+fn a_server_that_writes_its_node_before_each_sleep_keeps_no_deadline_waiting() {
+    let (xen, store, _host) = host();
+    let mut server = Server::builder(DomId::DOM0, "race")
+        .listen(&xen, &store)
+        .unwrap();
+    let mut client = Client::builder(DomId::DOM0, "race")
+        .watch_peer_domain(true)
+        .connect(&xen, &store)
+        .unwrap();
+    server.wait_connected(None).unwrap();
+    client.wait_connected(None).unwrap();
+    let value = store.read("race/ring-ref").unwrap();
+    let deadline = Instant::now() + Duration::from_millis(50);
+    assert_kept(before_each_sleep(
+        move || store.write("race/ring-ref", &value).unwrap(),
+        || client.read_deadline(&mut [0], Some(deadline)),
+    ));
 }
 
 /// A client that has bound the port of the server at `race`, and does nothing more.

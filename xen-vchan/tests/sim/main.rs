@@ -3,13 +3,13 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod deadlines;
 mod death;
 mod domain_end;
 mod find;
 mod halves;
 mod hostile;
 mod listener;
+mod pacing;
 mod partial;
 mod redial;
 mod sessions;

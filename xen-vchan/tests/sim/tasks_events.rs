@@ -15,7 +15,7 @@ use xen_sys::DomId;
 use xen_vchan::tokio::AsyncChannel;
 use xen_vchan::{Channel, Client, Server};
 
-use crate::deadlines::{stormed, write_one};
+use crate::pacing::{stormed, write_one};
 use crate::tasks::LONG;
 use crate::world::{World, bytes};
 
@@ -69,6 +69,22 @@ fn poll_write(channel: &mut AsyncChannel, count: &Arc<Count>, len: usize) -> Pol
         .map(Result::unwrap)
 }
 
+/// The writer was woken since it was woken `before` times, and can write.
+async fn assert_woken_to_write(
+    channel: &mut AsyncChannel,
+    writer: &Arc<Count>,
+    before: usize,
+    runtime: &str,
+) {
+    turns().await;
+    assert_ne!(
+        writer.get(),
+        before,
+        "{runtime}: the writer sleeps beside its space"
+    );
+    assert!(poll_write(channel, writer, 1).is_ready());
+}
+
 /// The reader has readiness left from an event that the writer took, and with it takes the writer's
 /// next event before the runtime has seen that.
 #[test]
@@ -92,13 +108,7 @@ fn an_event_that_one_direction_takes_wakes_the_other() {
             let before = writer.get();
             client.read_exact(&mut [0; 2000]).unwrap();
             assert!(poll_read(&mut server, &reader, 1).is_pending());
-            turns().await;
-            assert_ne!(
-                writer.get(),
-                before,
-                "{name}: the writer sleeps beside its space"
-            );
-            assert!(poll_write(&mut server, &writer, 1).is_ready());
+            assert_woken_to_write(&mut server, &writer, before, &name).await;
         });
         drop((runtime, client));
         world.end();
@@ -117,13 +127,7 @@ fn an_event_that_the_owner_takes_wakes_the_tasks() {
             let before = writer.get();
             client.read_exact(&mut [0; 2000]).unwrap();
             server.get_mut().acknowledge_events().unwrap();
-            turns().await;
-            assert_ne!(
-                writer.get(),
-                before,
-                "{name}: the writer sleeps beside its space"
-            );
-            assert!(poll_write(&mut server, &writer, 1).is_ready());
+            assert_woken_to_write(&mut server, &writer, before, &name).await;
         });
         drop((runtime, client));
         world.end();
