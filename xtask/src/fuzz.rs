@@ -11,13 +11,14 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::nightly;
 use crate::workspace::Workspace;
 
 /// How long each target runs in the gate, in seconds.
@@ -28,6 +29,9 @@ const INPUT_LIMIT: u32 = 20;
 const MEMORY_LIMIT: u32 = 2048;
 /// Runs at the same time, if there are as many processors.
 const AT_ONCE: usize = 2;
+/// How a machine gets what the runs need.
+const INSTALL: &str =
+    "rustup toolchain install nightly --profile minimal && cargo install cargo-fuzz --locked";
 /// Lines of a failed run that are shown.
 const SHOWN: usize = 60;
 
@@ -52,10 +56,7 @@ struct Outcome {
 
 /// Builds and runs all targets, or those whose name contains `only`, for so many seconds each.
 pub(crate) fn run(workspace: &Workspace, seconds: u32, only: Option<&str>) -> Result<ExitCode> {
-    if let Err(why) = available() {
-        let what = format!("the fuzz targets were NOT RUN: {why:#}");
-        ensure!(!is_ci(), "{what}");
-        println!("{what}");
+    if !nightly::has("fuzz", "the fuzz targets were", INSTALL)? {
         return Ok(ExitCode::SUCCESS);
     }
     let mut targets = targets(workspace.root())?;
@@ -96,42 +97,6 @@ pub(crate) fn run(workspace: &Workspace, seconds: u32, only: Option<&str>) -> Re
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// Whether a failure to get the tools is one of the gate.
-fn is_ci() -> bool {
-    std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1")
-}
-
-/// A cargo command of the nightly toolchain, whichever runs this program.
-fn nightly(arguments: &[&str]) -> Command {
-    let mut command = Command::new("rustup");
-    command.args(["run", "nightly", "cargo"]).args(arguments);
-    for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS"] {
-        command.env_remove(variable);
-    }
-    command
-}
-
-/// Fails if there is no nightly toolchain or no cargo-fuzz.
-fn available() -> Result<()> {
-    for (arguments, what, hint) in [
-        (
-            ["--version"].as_slice(),
-            "a nightly toolchain",
-            "rustup toolchain install nightly --profile minimal",
-        ),
-        (
-            ["fuzz", "--version"].as_slice(),
-            "cargo-fuzz",
-            "cargo install cargo-fuzz --locked",
-        ),
-    ] {
-        let out = nightly(arguments).output();
-        let found = out.is_ok_and(|out| out.status.success());
-        ensure!(found, "{what} is missing; type: {hint}");
-    }
-    Ok(())
 }
 
 /// Every target of every crate that has a `fuzz/` folder, in the order of their names.
@@ -185,7 +150,7 @@ fn state(workspace: &Workspace, kind: &str, target: &Target) -> Result<PathBuf> 
 }
 
 fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
-    let status = nightly(&["fuzz", "build", "--fuzz-dir"])
+    let status = nightly::cargo(&["fuzz", "build", "--fuzz-dir"])
         .arg(folder)
         .arg("--target-dir")
         .arg(workspace.fuzz())
@@ -241,7 +206,7 @@ fn run_one(workspace: &Workspace, seconds: u32, target: &Target) -> Result<Outco
     let artifacts = state(workspace, "artifacts", target)?;
     let log = corpus.with_extension("log");
     let seeds = target.folder.join("seeds").join(&target.bin);
-    let mut command = nightly(&["fuzz", "run", "--fuzz-dir"]);
+    let mut command = nightly::cargo(&["fuzz", "run", "--fuzz-dir"]);
     command
         .arg(&target.folder)
         .arg("--target-dir")

@@ -24,6 +24,7 @@ mod guest;
 mod host;
 mod images;
 mod miri;
+mod nightly;
 mod pages;
 mod progress;
 mod qemu;

@@ -5,10 +5,9 @@
 //! It runs what makes no system call beyond clocks and files: rings on heap memory, protocol cores,
 //! parsers. Random tests run a few cases only, which `PROPTEST_CASES` and `cfg(miri)` say.
 
-use std::process::{Command, Stdio};
+use anyhow::{Context as _, Result, ensure};
 
-use anyhow::{Context as _, Result, bail, ensure};
-
+use crate::nightly;
 use crate::workspace::Workspace;
 
 /// Tests of one package.
@@ -39,47 +38,18 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// The environment variable that a machine which only runs gates has set.
-const CI: &str = "CI";
-
 /// Runs everything; the first fault ends it.
 ///
-/// Without Miri the stage says so and passes, but for a machine that runs gates: there it fails.
+/// Without Miri the stage passes, except where `CI` is set: see [`nightly::has`].
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
-    if !installed(workspace) {
-        let wanted = "rustup component add miri rust-src --toolchain nightly";
-        if std::env::var_os(CI).is_some_and(|ci| ci == "true") {
-            bail!("Miri is not installed: {wanted}");
-        }
-        println!("NOT RUN: Miri is not installed ({wanted})");
+    let install = "rustup component add miri rust-src --toolchain nightly";
+    if !nightly::has("miri", "Miri was", install)? {
         return Ok(());
     }
     for part in PARTS {
         run(workspace, part)?;
     }
     Ok(())
-}
-
-/// A cargo of the nightly toolchain. That of this process has set variables which name its own.
-fn cargo(workspace: &Workspace) -> Command {
-    let mut command = Command::new("cargo");
-    command
-        .arg("+nightly")
-        .env_remove("CARGO")
-        .env_remove("RUSTC")
-        .env_remove("RUSTDOC")
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .current_dir(workspace.root());
-    command
-}
-
-fn installed(workspace: &Workspace) -> bool {
-    let version = cargo(workspace)
-        .args(["miri", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    version.is_ok_and(|status| status.success())
 }
 
 fn run(workspace: &Workspace, part: &Part) -> Result<()> {
@@ -89,13 +59,13 @@ fn run(workspace: &Workspace, part: &Part) -> Result<()> {
         flags += &format!(" -Zmiri-many-seeds=0..{}", part.seeds);
     }
     println!("{} {}", part.package, part.arguments.join(" "));
-    let status = cargo(workspace)
-        .args(["miri", "test", "--quiet", "--locked", "-p", part.package])
+    let status = nightly::cargo(&["miri", "test", "--quiet", "--locked", "-p", part.package])
         .args(part.arguments)
         .env("MIRIFLAGS", flags)
         .env("PROPTEST_CASES", "4")
         .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
         .env("CARGO_TARGET_DIR", workspace.root().join("target/miri"))
+        .current_dir(workspace.root())
         .status()
         .context("starting cargo miri")?;
     ensure!(status.success(), "Miri: {} failed", part.package);
