@@ -150,6 +150,16 @@ fn state(workspace: &Workspace, kind: &str, target: &Target) -> Result<PathBuf> 
 }
 
 fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
+    // cargo-fuzz has no `--locked`: it would write a new lock file where the kept one is out of date.
+    let locked = nightly::cargo(&["fetch", "--quiet", "--locked"])
+        .current_dir(folder)
+        .status()
+        .context("starting cargo fetch")?;
+    ensure!(
+        locked.success(),
+        "cargo fetch --locked fails in {}",
+        folder.display()
+    );
     let status = nightly::cargo(&["fuzz", "build", "--fuzz-dir"])
         .arg(folder)
         .arg("--target-dir")

@@ -152,7 +152,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
     // A crate of a user's, in a workspace of its own.
     let mut command = cargo(workspace);
     command
-        .args(["test", "--no-fail-fast"])
+        .args(["test", "--locked", "--no-fail-fast"])
         .args(["--manifest-path", "examples/own-crate/Cargo.toml"])
         .env("CARGO_TARGET_DIR", workspace.root().join("target"));
     all.push(counted(
@@ -161,28 +161,26 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
         libtest_count,
     )?);
     // The models replace the atomics, so they are a build of their own; explored in release, because they are many.
-    let mut command = cargo(workspace);
-    command
-        .args(["test", "--release", "-p", "xen-vchan", "--test", "loom"])
-        .env("RUSTFLAGS", "--cfg loom")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("CARGO_TARGET_DIR", workspace.loom());
-    all.push(counted(
-        "loom models",
-        command.args(&filter),
-        libtest_count,
-    )?);
-    let mut command = cargo(workspace);
-    command
-        .args(["test", "--release", "-p", "xen-store", "--lib", "models"])
-        .env("RUSTFLAGS", "--cfg loom")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("CARGO_TARGET_DIR", workspace.loom());
-    all.push(counted(
-        "loom models (store)",
-        command.args(&filter),
-        libtest_count,
-    )?);
+    for (name, tests) in [
+        (
+            "loom models",
+            ["-p", "xen-vchan", "--test", "loom"].as_slice(),
+        ),
+        (
+            "loom models (store)",
+            ["-p", "xen-store", "--lib", "models"].as_slice(),
+        ),
+    ] {
+        let mut command = cargo(workspace);
+        command
+            .args(["test", "--release"])
+            .args(tests)
+            .args(&filter)
+            .env("RUSTFLAGS", "--cfg loom")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("CARGO_TARGET_DIR", workspace.loom());
+        all.push(counted(name, &mut command, libtest_count)?);
+    }
     Ok(all)
 }
 
