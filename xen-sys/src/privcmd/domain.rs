@@ -252,6 +252,28 @@ pub struct DomainState {
 /// Domains asked for by one call.
 const PER_CALL: u32 = 256;
 
+/// Every domain, from calls that return at most [`PER_CALL`] domains, the given one the first.
+fn list(mut call: impl FnMut(DomId) -> Result<Vec<abi::GetDomainInfo>>) -> Result<Vec<DomainInfo>> {
+    let mut domains = Vec::new();
+    let mut next = 0;
+    loop {
+        let before = next;
+        let found = call(DomId::new(next))?;
+        let ascending = |raw: &&abi::GetDomainInfo| {
+            let id = raw.domain.as_u16();
+            let new = id >= next;
+            next = next.max(id.saturating_add(1));
+            new
+        };
+        domains.extend(found.iter().filter(ascending).map(DomainInfo::new));
+        // Each turn begins above all that was found, so there are no more turns than numbers.
+        let last = found.len() < PER_CALL as usize || next == before;
+        if last || next >= DomId::FIRST_RESERVED.as_u16() {
+            return Ok(domains);
+        }
+    }
+}
+
 /// Domains: xen/include/public/domctl.h and sysctl.h. For domain 0 and other control domains;
 /// [`domain_info`](Self::domain_info) and [`domains`](Self::domains) for the store's domain, too.
 ///
@@ -319,12 +341,9 @@ impl Privcmd {
     #[doc(alias = "xc_domain_getinfolist")]
     #[doc(alias = "XEN_SYSCTL_getdomaininfolist")]
     pub fn domains(&self) -> Result<Vec<DomainInfo>> {
-        let mut domains = Vec::new();
-        let mut next = 0;
-        loop {
-            let before = next;
+        list(|first_domain| {
             let body = sysctl::GetDomainInfoList {
-                first_domain: DomId::new(next),
+                first_domain,
                 pad: 0,
                 max_domains: 0,
                 buffer: 0,
@@ -332,19 +351,8 @@ impl Privcmd {
                 pad2: 0,
             };
             let (_, found) = self.backend().sysctl_array(body, PER_CALL)?;
-            let ascending = |raw: &&abi::GetDomainInfo| {
-                let id = raw.domain.as_u16();
-                let new = id >= next;
-                next = next.max(id.saturating_add(1));
-                new
-            };
-            domains.extend(found.iter().filter(ascending).map(DomainInfo::new));
-            // Each turn begins above all that was found, so there are no more turns than numbers.
-            let last = found.len() < PER_CALL as usize || next == before;
-            if last || next >= DomId::FIRST_RESERVED.as_u16() {
-                return Ok(domains);
-            }
-        }
+            Ok(found)
+        })
     }
 
     /// What has become of a domain; Xen 4.21 and later, by an interface that stays as it is.
@@ -501,6 +509,23 @@ mod tests {
         raw.tot_pages = u64::MAX;
         let info = DomainInfo::new(&raw);
         assert_eq!((info.vcpus(), info.memory_bytes()), (2, u64::MAX));
+    }
+
+    #[test]
+    fn a_list_that_repeats_itself_ends() {
+        let raw = |id| abi::GetDomainInfo {
+            domain: DomId::new(id),
+            ..no_info()
+        };
+        let mut firsts = Vec::new();
+        let listed = list(|first| {
+            firsts.push(first.as_u16());
+            assert!(firsts.len() < 4, "calls from {firsts:?}");
+            Ok((0..PER_CALL as u16).map(raw).collect())
+        });
+        let ids: Vec<u16> = listed.unwrap().iter().map(|d| d.id.as_u16()).collect();
+        assert!(ids.into_iter().eq(0..256));
+        assert_eq!(firsts, [0, 256]);
     }
 
     #[test]
