@@ -148,5 +148,5 @@ pub use crate::{
 
 /// The program in the page is one that runs.
 #[cfg(all(doctest, not(loom)))]
-#[doc = include_str!("../../docs/vchan.md")]
+#[doc = include_str!("../../docs/xen-vchan.md")]
 struct Page;

@@ -17,7 +17,7 @@
 //! | the stubdomain | [`guest`] | [`server`] |
 //!
 //! # What holds
-//! * No byte of one session reaches another, in either direction (how: `docs/qmp-proxy.md`).
+//! * No byte of one session reaches another, in either direction (how: `docs/proxy.md`).
 //! * The socket's side is never closed first while its client is there and the vchan stands.
 //! * Buffers are bounded: what does not fit stays in the ring or in the socket.
 //! * Nothing blocks for ever: every wait also watches for the client's leaving.

@@ -45,8 +45,8 @@ interest-noawait /usr/libexec/xen-qemu-system-i386
 const DOCUMENTS: &[&str] = &[
     "commands.md",
     "qmp-policy.md",
-    "stubdomain-init.md",
-    "threat-model.md",
+    "init.md",
+    "security.md",
 ];
 
 /// Builds the package from the static binary as it was last built.
