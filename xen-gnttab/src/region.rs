@@ -57,7 +57,7 @@
 //! The language's memory model ends at the process. A peer's write that races with a copy is outside
 //! it; the copy is made of plain machine loads or stores, the bytes it yields are arbitrary, and
 //! nothing depends on their being the same twice. The same page mapped a second time, at another
-//! address, is a peer in this sense, in whichever process (`docs/unsafe.md`).
+//! address, is a peer in this sense, in whichever process (`docs/security.md`).
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! House rules that no lint knows: the unsafe inventory in `docs/unsafe.md` names exactly the files that allow unsafe code,
+//! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the files that allow unsafe code,
 //! and every C function that `docs/c-functions.md` has an equivalent for leads to it in the documentation. And what clippy does not
 //! hold against the oldest Rust that is promised: a syntax newer than that.
 
@@ -111,19 +111,19 @@ fn check_inventory(root: &Path) -> Result<()> {
             found.insert(path.to_string_lossy().into_owned());
         }
     })?;
-    let inventory = root.join("docs/unsafe.md");
+    let inventory = root.join("docs/security.md");
     let text =
         fs::read_to_string(&inventory).with_context(|| format!("{}", inventory.display()))?;
     let listed = listed(&text);
     let unlisted: Vec<_> = found.difference(&listed).collect();
     ensure!(
         unlisted.is_empty(),
-        "unsafe code outside the files of docs/unsafe.md: {unlisted:?}"
+        "unsafe code outside the files of docs/security.md: {unlisted:?}"
     );
     let gone: Vec<_> = listed.difference(&found).collect();
     ensure!(
         gone.is_empty(),
-        "docs/unsafe.md lists files without unsafe code: {gone:?}"
+        "docs/security.md lists files without unsafe code: {gone:?}"
     );
     println!("{} files may hold unsafe code, all listed", found.len());
     Ok(())
