@@ -47,7 +47,7 @@ pub fn ring(bytes: usize) -> (Producer, Consumer) {
 fn twin(memory: &Memory) -> Memory {
     // SAFETY: `ring` gives the memory and its twin to the two ends of one channel, which take the
     // words out at the same widths. Of these it gives out the producer and the consumer of one ring,
-    // whose copies the cursors order (docs/ordering.md). Nothing else has the cursors.
+    // whose copies the cursors order (docs/xen-vchan.md). Nothing else has the cursors.
     unsafe { memory.alias() }
 }
 

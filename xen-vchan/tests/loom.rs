@@ -6,7 +6,7 @@
 //!
 //! A lost wake-up shows as a deadlock, bytes that are not ordered by the cursors as wrong bytes.
 //! Each fence in `ring/` was removed in turn to see a model fail; which one fails for which fence
-//! is in `docs/ordering.md`.
+//! is in `docs/xen-vchan.md`.
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 

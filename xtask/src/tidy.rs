@@ -1,6 +1,6 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the files that allow unsafe code,
-//! and every C function that `docs/c-functions.md` has an equivalent for leads to it in the documentation. And what clippy does not
-//! hold against the oldest Rust that is promised: a syntax newer than that.
+//! and every C function that has an equivalent in the tables of `docs/CRATE.md` is a `doc(alias)` there. And no
+//! file uses a syntax newer than the oldest Rust that is promised, which clippy does not check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,8 +16,18 @@ const MARK: &str = concat!("#![allow(", "unsafe_code)]");
 /// A `let` in the middle of a condition, which Rust has since 1.88.
 const LET_CHAIN: &str = concat!("&", "& let ");
 
-/// The heading in `docs/c-functions.md` from which on there is nothing to lead to.
-const NOTHING: &str = "## What there is nothing for";
+/// The library crates. Each has a page in `docs`, with a table of C functions.
+const CRATES: &[&str] = &[
+    "xen-sys",
+    "xen-evtchn",
+    "xen-gnttab",
+    "xen-store",
+    "xen-vchan",
+];
+
+/// The heading of a page's C functions, and the one of those without an equivalent.
+const FROM_C: &str = "## From C";
+const NOTHING: &str = "### No equivalent";
 
 /// How the names of the C libraries begin.
 const LIBRARIES: &[&str] = &[
@@ -52,39 +62,37 @@ fn check_syntax(root: &Path) -> Result<()> {
 
 /// The C functions with an equivalent each stand in a `doc(alias)` of a library's, and no alias is of a C name that is not there.
 fn check_c_functions(root: &Path) -> Result<()> {
-    let table = root.join("docs/c-functions.md");
-    let text = fs::read_to_string(&table).with_context(|| format!("{}", table.display()))?;
-    let (with, _) = text.split_once(NOTHING).context("no such heading")?;
+    let mut with = String::new();
+    let mut known = BTreeSet::new();
+    for library in CRATES {
+        let page = root.join(format!("docs/{library}.md"));
+        let text = fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
+        let (_, table) = text
+            .split_once(FROM_C)
+            .with_context(|| format!("{}: no heading {FROM_C:?}", page.display()))?;
+        with.push_str(table.split(NOTHING).next().unwrap_or_default());
+        each_source(&root.join(library).join("src"), &mut |_, text| {
+            known.extend(aliases(text).map(str::to_owned));
+        })?;
+    }
     let names: BTreeSet<&str> = with
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next())
         .flat_map(|cell| cell.split(", "))
         .map(|name| name.trim_matches('`'))
         .collect();
-    let mut known = BTreeSet::new();
-    for library in [
-        "xen-sys",
-        "xen-evtchn",
-        "xen-gnttab",
-        "xen-store",
-        "xen-vchan",
-    ] {
-        each_source(&root.join(library).join("src"), &mut |_, text| {
-            known.extend(aliases(text).map(str::to_owned));
-        })?;
-    }
     let lost: Vec<_> = names
         .iter()
         .filter(|name| !known.contains(**name))
         .collect();
     ensure!(
         names.len() > 50 && lost.is_empty(),
-        "C functions of docs/c-functions.md without a doc(alias): {lost:?}"
+        "C functions of docs/CRATE.md without a doc(alias): {lost:?}"
     );
-    let wrong = unnamed(with, known.iter().map(String::as_str));
+    let wrong = unnamed(&with, known.iter().map(String::as_str));
     ensure!(
         wrong.is_empty(),
-        "a doc(alias) of a C name that docs/c-functions.md does not have: {wrong:?}"
+        "a doc(alias) of a C name that docs/CRATE.md does not have: {wrong:?}"
     );
     println!("{} C functions lead to ours", names.len());
     Ok(())

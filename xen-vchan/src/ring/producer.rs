@@ -276,7 +276,7 @@ impl Producer {
     ///
     /// One full barrier stands between the store of the cursor and the load of the peer's request;
     /// the peer has one between its request and its look at the cursor, so at least one of the two
-    /// sees the other (`docs/ordering.md`).
+    /// sees the other (`docs/xen-vchan.md`).
     #[inline]
     #[must_use = "`true` means that the peer sleeps until its event channel is notified"]
     pub fn publish(&mut self) -> bool {

@@ -5,7 +5,7 @@
 //!
 //! This file is not safe code because both ends of a ring are made over one piece of memory, which
 //! [`Region`](xen_gnttab::Region) gives to one owner. The cursors order the copies of the two ends
-//! (`docs/ordering.md`); Miri checks that they do.
+//! (`docs/xen-vchan.md`); Miri checks that they do.
 #![allow(dead_code, reason = "no test file needs all of it")]
 #![allow(unsafe_code)]
 
@@ -70,7 +70,7 @@ fn alias(memory: &Memory) -> Memory {
     // taken out at the same widths by both. A payload byte is accessed by the producer or the
     // consumer of its ring only; the producer writes it when an acquire load of `cons` has read the
     // release store that came after the consumer's read of it, and the other way round with `prod`
-    // (docs/ordering.md, which loom and, on this very memory, Miri check).
+    // (docs/xen-vchan.md, which loom and, on this very memory, Miri check).
     unsafe { memory.alias() }
 }
 

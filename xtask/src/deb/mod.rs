@@ -44,8 +44,10 @@ interest-noawait /usr/libexec/xen-qemu-system-i386
 /// What a person on a host may want to read.
 const DOCUMENTS: &[&str] = &[
     "commands.md",
-    "qmp-policy.md",
+    "proxy.md",
+    "consoled.md",
     "init.md",
+    "operators.md",
     "security.md",
 ];
 
