@@ -16,7 +16,7 @@
 //! | [`learn`] | a policy from what was seen |
 //! | [`person`] | `stubdm-run policy` |
 //!
-//! Nothing here does I/O but the reading of a policy's file and what a person is shown. `docs/qmp-policy.md` says what holds.
+//! Nothing here does I/O but the reading of a policy's file and what a person is shown. `docs/proxy.md` says what holds.
 
 pub mod audit;
 pub mod conversation;
