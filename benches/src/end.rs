@@ -1,5 +1,5 @@
 //! One end of a channel in a process of its own, at a piece of work that is timed: the counterpart of
-//! `xtask/c/c-vchan-bench.c`, with the same arguments, the same loops, the same check and the same line.
+//! `testing/c/c-vchan-bench.c`, with the same arguments, the same loops, the same check and the same line.
 //!
 //! ```text
 //! WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NANOSECONDS]

@@ -98,11 +98,11 @@ fn c_side(workspace: &Workspace, options: &Options) -> Result<(PathBuf, PathBuf)
         &host::request(release),
     )?;
     let out = workspace.state().join(release.name).join("c");
-    let programs = cparts::build(&workspace.root().join("xtask/c"), &tree, &out)?;
+    let programs = cparts::build(&workspace.root().join("testing/c"), &tree, &out)?;
     let program = programs
         .into_iter()
         .find(|path| path.ends_with("c-vchan-bench"))
-        .context("xtask/c has no c-vchan-bench")?;
+        .context("testing/c has no c-vchan-bench")?;
     Ok((program, tree.root.join("usr/lib/x86_64-linux-gnu")))
 }
 

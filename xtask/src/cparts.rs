@@ -1,4 +1,4 @@
-//! The C programs that tests run against: every `xtask/c/NAME.c`, built with the unpacked libxen-dev.
+//! The C programs that tests run against: every `testing/c/NAME.c`, built with the unpacked libxen-dev.
 //!
 //! A source says what it links with in its first line: `// link: -lxenvchan -lxenstore`.
 

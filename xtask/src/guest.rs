@@ -1,8 +1,8 @@
 //! A bootable disk whose code reads the disk, takes interrupts and writes to the serial port.
 //!
 //! ```text
-//! sector 0                 boot sector (guest/guest.s)
-//! 1 ..= STAGE_SECTORS      the rest of guest/guest.s, and the parts that it names
+//! sector 0                 boot sector (testing/guest/guest.s)
+//! 1 ..= STAGE_SECTORS      the rest of testing/guest/guest.s, and the parts that it names
 //! PATTERN_FIRST + k*STRIDE pattern sector k: a stream that depends on the sector's number
 //! last sector              scratch: written and read back every second, counts the boots
 //! ```
@@ -18,13 +18,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// In an order in which every number has its name before it is used: the assembler takes another name for that of a place.
 const SOURCE: &str = concat!(
-    include_str!("../guest/guest.s"),
-    include_str!("../guest/disk.s"),
-    include_str!("../guest/cd.s"),
-    include_str!("../guest/rtl8139.s"),
-    include_str!("../guest/net.s"),
-    include_str!("../guest/interrupts.s"),
-    include_str!("../guest/serial.s"),
+    include_str!("../../testing/guest/guest.s"),
+    include_str!("../../testing/guest/disk.s"),
+    include_str!("../../testing/guest/cd.s"),
+    include_str!("../../testing/guest/rtl8139.s"),
+    include_str!("../../testing/guest/net.s"),
+    include_str!("../../testing/guest/interrupts.s"),
+    include_str!("../../testing/guest/serial.s"),
 );
 
 /// Bytes in a sector.

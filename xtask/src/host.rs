@@ -207,7 +207,7 @@ impl Host {
         let version = image::pick_kernel(&tree.root, None, None)?;
         let modules = Modules::find(&tree.root, &version)?;
         let built = |name| Some(dist::path(workspace, name)).filter(|p| p.is_file());
-        let c_programs = cparts::build(&workspace.root().join("xtask/c"), &tree, &out.join("c"))?;
+        let c_programs = cparts::build(&workspace.root().join("testing/c"), &tree, &out.join("c"))?;
         let parts = Parts {
             release,
             tree,

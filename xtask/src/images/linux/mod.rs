@@ -1,8 +1,8 @@
 //! The Linux guest's disk: a boot loader, an initramfs, a root file system and room for data, all for an emulated IDE disk.
 //!
 //! ```text
-//! sector 0            boot sector (guest/linux.s) with the partition table
-//! 1 ..= STAGE         the rest of guest/linux.s, the kernel's boot parameters, the loader's table, the command line
+//! sector 0            boot sector (testing/guest/linux.s) with the partition table
+//! 1 ..= STAGE         the rest of testing/guest/linux.s, the kernel's boot parameters, the loader's table, the command line
 //! INITRD              initramfs: the test agent, the modules of the emulated disk and network card
 //! partition 1         romfs: the guest's own userland, the test agent once more
 //! partition 2         data, which the test writes and the guest reads
@@ -28,7 +28,7 @@ use crate::guest::{SECTOR, assemble};
 use crate::store::write_atomically;
 use romfs::{Entry, Folder};
 
-const SOURCE: &str = include_str!("../../../guest/linux.s");
+const SOURCE: &str = include_str!("../../../../testing/guest/linux.s");
 
 /// For the emulated disk, the userland's file system, and the emulated network card.
 const MODULES: &[&str] = &["ata_piix", "sd_mod", "romfs", "e1000"];

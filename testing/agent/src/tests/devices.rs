@@ -32,7 +32,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-/// The card of host number `host` on a network. (The guest's own rule, in guest/net.s.)
+/// The card of host number `host` on a network. (The guest's own rule, in testing/guest/net.s.)
 fn card(network: u8, host: u8) -> String {
     format!("00:16:3e:77:{network:02x}:{host:02x}")
 }

@@ -25,7 +25,7 @@ fn trees() -> Vec<PathBuf> {
     if let Some(root) = std::env::var_os("XEN_C_ROOT") {
         return vec![PathBuf::from(root).join("tree")];
     }
-    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xen");
+    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/xen");
     let entries = fs::read_dir(&xen).into_iter().flatten().flatten();
     let trees = entries.map(|entry| entry.path().join("tree"));
     let all: Vec<_> = trees

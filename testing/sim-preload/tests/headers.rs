@@ -660,7 +660,7 @@ fn releases() -> Vec<(String, PathBuf)> {
             Path::new(&root).join("tree/usr/include"),
         )];
     }
-    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xen");
+    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/xen");
     let entries = std::fs::read_dir(&xen).into_iter().flatten().flatten();
     let release = |entry: std::fs::DirEntry| {
         let include = entry.path().join("tree/usr/include");

@@ -1,4 +1,4 @@
-//! Streams in which the byte at every position is determined by a key, as xtask/c/c-vchan-peer.c
+//! Streams in which the byte at every position is determined by a key, as testing/c/c-vchan-peer.c
 //! computes them.
 
 use std::io::{self, Read, Write};

@@ -42,7 +42,7 @@ pub(crate) struct Daemon {
 
 /// The unpacked packages of a Xen whose programs run here.
 fn tree() -> PathBuf {
-    let state = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xen/4.17");
+    let state = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/xen/4.17");
     let root = std::env::var_os("XEN_C_ROOT").map_or(state, PathBuf::from);
     let tree = root.join("tree");
     assert!(

@@ -21,7 +21,7 @@ fn c_root() -> PathBuf {
     if let Some(root) = std::env::var_os("XEN_C_ROOT") {
         return root.into();
     }
-    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xen");
+    let xen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/xen");
     let release = |entry: std::io::Result<std::fs::DirEntry>| {
         let path = entry.ok()?.path();
         path.join("c/c-vchan-peer").exists().then_some(path)
