@@ -53,14 +53,31 @@ fn size_at<T, F>(_: fn(&T) -> &F) -> u64 {
     size_of::<F>() as u64
 }
 
+/// A field's name in C: its own or another one.
+macro_rules! c_name {
+    ($field:ident) => {
+        stringify!($field)
+    };
+    ($field:ident $c_field:literal) => {
+        $c_field
+    };
+}
+
+/// Fields' offsets.
+macro_rules! offsets {
+    ($facts:ident, $c:literal, $type:ty, $($field:ident $(= $c_field:literal)?),*) => { $(
+        let c = format!("offsetof({}, {})", $c, c_name!($field $($c_field)?));
+        $facts.is(c, offset_of!($type, $field) as u64);
+    )* };
+}
+
 /// A struct's size, and each field's offset and size.
 macro_rules! layout {
     ($facts:ident, $c:literal, $type:ty, $($field:ident $(= $c_field:literal)?),*) => {
         $facts.size::<$type>($c);
         $(
-            let name = stringify!($field);
-            $(let name = { let _ = name; $c_field };)?
-            $facts.is(format!("offsetof({}, {name})", $c), offset_of!($type, $field) as u64);
+            offsets!($facts, $c, $type, $field $(= $c_field)?);
+            let name = c_name!($field $($c_field)?);
             let size = size_at(|value: &$type| &value.$field);
             $facts.is(format!("sizeof((({} *)0)->{name})", $c), size);
         )*
@@ -151,25 +168,15 @@ fn small(f: &mut Facts) {
         status,
         vcpu
     );
-    f.is(
-        "offsetof(struct evtchn_status, u.virq)",
-        offset_of!(EvtchnStatus, u) as u64,
-    );
-    f.is(
-        "offsetof(struct evtchn_status, u.pirq)",
-        offset_of!(EvtchnStatus, u) as u64,
-    );
-    f.is(
-        "offsetof(struct evtchn_status, u.unbound.dom)",
-        offset_of!(EvtchnStatus, u) as u64,
-    );
-    f.is(
-        "offsetof(struct evtchn_status, u.interdomain.dom)",
-        offset_of!(EvtchnStatus, u) as u64,
-    );
-    f.is(
-        "offsetof(struct evtchn_status, u.interdomain.port)",
-        offset_of!(EvtchnStatus, remote_port) as u64,
+    offsets!(
+        f,
+        "struct evtchn_status",
+        EvtchnStatus,
+        u = "u.virq",
+        u = "u.pirq",
+        u = "u.unbound.dom",
+        u = "u.interdomain.dom",
+        remote_port = "u.interdomain.port"
     );
     layout!(f, "struct xen_hvm_param", HvmParamOp, domid, index, value);
     values!(
@@ -234,14 +241,7 @@ fn versions(f: &mut Facts) {
         submap_idx,
         submap
     );
-    f.is(
-        "offsetof(struct xen_build_id, len)",
-        offset_of!(BuildId, len) as u64,
-    );
-    f.is(
-        "offsetof(struct xen_build_id, buf)",
-        offset_of!(BuildId, buf) as u64,
-    );
+    offsets!(f, "struct xen_build_id", BuildId, len, buf);
     values!(
         f,
         "XENVER_version" = XENVER_VERSION,
@@ -265,14 +265,7 @@ fn versions(f: &mut Facts) {
         f.is(format!("1u << XENFEAT_{name}"), flag.bits());
     }
     f.guard = Some("XENVER_extraversion2");
-    f.is(
-        "offsetof(struct xen_varbuf, len)",
-        offset_of!(CommandLine2, len) as u64,
-    );
-    f.is(
-        "offsetof(struct xen_varbuf, buf)",
-        offset_of!(CommandLine2, buf) as u64,
-    );
+    offsets!(f, "struct xen_varbuf", CommandLine2, len, buf);
     values!(
         f,
         "XENVER_extraversion2" = XENVER_EXTRAVERSION2,
@@ -546,10 +539,7 @@ fn linux() -> Facts {
             "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY" = IOCTL_GNTALLOC_SET_UNMAP_NOTIFY,
         );
         f.size::<AllocGref>("struct ioctl_gntalloc_alloc_gref");
-        f.is(
-            "offsetof(struct ioctl_gntalloc_alloc_gref, gref_ids)",
-            offset_of!(AllocGref, gref_ids) as u64,
-        );
+        offsets!(f, "struct ioctl_gntalloc_alloc_gref", AllocGref, gref_ids);
         layout!(
             f,
             "struct ioctl_gntalloc_dealloc_gref",
