@@ -50,10 +50,10 @@ pub struct Channel {
 
 impl Channel {
     pub(crate) fn new(shared: Shared, rings: Rings, attached: bool) -> Result<Self, Violation> {
-        let (tx, rx) = if attached {
-            rings.attach(shared.role)?
-        } else {
-            rings.halves(shared.role)
+        let (tx, rx) = match shared.role {
+            Role::Client if attached => rings.attach(Role::Client)?,
+            // The memory is fresh, so a server starts at 0. A client may have been there already.
+            role => rings.halves(role),
         };
         let shared = Arc::new(shared);
         Ok(Self {
@@ -287,7 +287,7 @@ impl Channel {
         if let Some(origin) = &self.shared().origin {
             let (fresh, rings) = origin.renew(self.shared())?;
             let fresh = Arc::new(fresh);
-            let (tx, rx) = rings.attach(Role::Server)?;
+            let (tx, rx) = rings.halves(Role::Server);
             let former = Arc::clone(&self.rx.shared);
             self.rx.renew(rx, Arc::clone(&fresh));
             self.tx.renew(tx, fresh);

@@ -11,12 +11,13 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use xen_evtchn::{BoundPort, EventChannels, EventPacer};
+use xen_gnttab::{Access, map};
 use xen_store::Store;
 use xen_store::server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
-use xen_sys::{DomId, Port, Xen};
+use xen_sys::{DomId, GrantRef, Port, Xen};
 
-use crate::{Channel, Client, Error, Listener, Server};
+use crate::{Channel, Client, Error, Listener, PeerState, Server};
 
 /// Returns whether it acts in the next such moment as well.
 type Peer = Box<dyn FnMut() -> bool>;
@@ -139,6 +140,41 @@ fn a_wait_sees_the_space_that_came_before_it() {
     let deadline = Instant::now() + Duration::from_secs(5);
     assert!(client.wait(Some(deadline)).unwrap());
     assert_eq!(client.space().unwrap(), 100);
+}
+
+/// As soon as the nodes are there a client can write to the page, and the server is not done yet.
+#[test]
+fn cursors_moved_while_a_server_publishes_itself_fail_neither_listen_nor_next_client() {
+    let (xen, store, (host, _stored)) = host();
+    let scribble = |host: &Simulation| {
+        let (store, xen) = (store.clone(), host.xen(DomId::DOM0).unwrap());
+        in_the_window(move || {
+            let control = store.read_str("race/ring-ref").unwrap();
+            let control = GrantRef::new(control.parse().unwrap());
+            let mut page = map(&xen, DomId::DOM0, &[control], Access::ReadWrite).unwrap();
+            // The cursors of both rings, each further apart than its ring is large.
+            let cursors = [1u32, 5000, 1, 5000].map(u32::to_ne_bytes).concat();
+            page.region_mut().copy_in(0, &cursors).unwrap();
+        });
+    };
+    scribble(&host);
+    let builder = Server::builder(DomId::DOM0, "race");
+    let mut server = builder.listen(&xen, &store).unwrap();
+    let broken = server.try_read(&mut [0]);
+    assert!(matches!(broken, Err(Error::Peer(_))), "{broken:?}");
+    drop(server);
+
+    let mut server = Server::builder(DomId::DOM0, "race")
+        .listen(&xen, &store)
+        .unwrap();
+    let client = Client::builder(DomId::DOM0, "race").connect(&xen, &store);
+    server.wait_connected(None).unwrap();
+    drop(client);
+    while server.peer().unwrap() != PeerState::Gone {}
+    scribble(&host);
+    server.next_client().unwrap();
+    let broken = server.try_read(&mut [0]);
+    assert!(matches!(broken, Err(Error::Peer(_))), "{broken:?}");
 }
 
 #[track_caller]

@@ -207,6 +207,8 @@ impl ServerBuilder {
             doorbell.port(),
             self.withdraws,
         )?;
+        #[cfg(test)]
+        crate::race::window();
         let sessions = former.map_or(0, |former| former.session.count());
         let origin = Origin {
             builder: self.clone(),

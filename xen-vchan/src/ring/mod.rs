@@ -140,8 +140,8 @@ impl Rings {
         Ok((producer, consumer))
     }
 
-    /// The two halves of this end, with nothing to read and nothing written. The cursors are taken
-    /// later, by [`Producer::attach`] and [`Consumer::attach`].
+    /// The two halves of this end, with nothing to read and nothing written: all cursors are 0, or are
+    /// taken later by [`Producer::attach`] and [`Consumer::attach`].
     pub(crate) fn halves(self, role: Role) -> (Producer, Consumer) {
         let (written, read) = match role {
             Role::Server => (self.right, self.left),
