@@ -177,11 +177,16 @@ impl<S: Stream> Mux<S> {
     /// [`Error::Forked`] in a child of the process that made the connection: the transport and
     /// everything in memory belong to the parent.
     pub(crate) fn enter(&self) -> Result<Locked<'_, S>> {
-        if std::process::id() == self.process {
-            Ok(self.lock())
-        } else {
+        if self.is_inherited() {
             Err(Error::Forked)
+        } else {
+            Ok(self.lock())
         }
+    }
+
+    /// Whether this is a child of the process that made the connection.
+    pub(crate) fn is_inherited(&self) -> bool {
+        std::process::id() != self.process
     }
 
     /// The lock, for a caller that is inside already.
@@ -373,9 +378,11 @@ impl<S: Stream> Mux<S> {
     /// The task that waited on the transport is no more, and with it nobody reads.
     #[cfg(feature = "tokio")]
     pub(crate) fn abandon(&self, failure: Failure) {
-        let mut state = self.lock();
-        state.driver = None;
-        state.proto.fail(failure);
+        // In a child the task is the parent's.
+        if let Ok(mut state) = self.enter() {
+            state.driver = None;
+            state.proto.fail(failure);
+        }
     }
 
     /// Waits on the transport and serves it until the connection has ended.

@@ -8,20 +8,28 @@
 //! answering before it is asked.
 
 // The lint exempts test functions, but not the helpers beside them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use tokio::runtime::Builder;
+use tokio::time::timeout;
 use xen_store::wire::{Decoder, MsgType, encode};
-use xen_store::{Error, Store};
+use xen_store::{AsyncStore, Error, Store};
+
+/// Nothing here takes that long unless the answer is never read.
+const STUCK: Duration = Duration::from_secs(20);
 
 fn main() {
     a_child_that_drops_what_it_inherited_sends_nothing();
-    println!("test a_child_that_drops_what_it_inherited_sends_nothing ... ok\n");
-    println!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    println!("test a_child_that_drops_what_it_inherited_sends_nothing ... ok");
+    a_child_that_drops_an_async_store_leaves_the_parents_alive();
+    println!("test a_child_that_drops_an_async_store_leaves_the_parents_alive ... ok\n");
+    println!("test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
 }
 
 /// Puts the answer to the request with this number where the client will look for it.
@@ -75,4 +83,34 @@ fn a_child_that_drops_what_it_inherited_sends_nothing() {
     drop((watch, transaction));
     let sent = [MsgType::READ, MsgType::UNWATCH, MsgType::TRANSACTION_END];
     assert_eq!(requests(&mut daemon), sent);
+}
+
+/// Both have the descriptor in one epoll set, which the kernel shares between them.
+fn a_child_that_drops_an_async_store_leaves_the_parents_alive() {
+    let (ours, mut daemon) = UnixStream::pair().unwrap();
+    // It polls in the thread that calls it, and starts no other.
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    answer(&mut daemon, 1, MsgType::WATCH, b"OK\0");
+    let (store, watch) = runtime.block_on(async {
+        let store = AsyncStore::from_fd(ours.into()).unwrap();
+        let watch = store.watch("/w").await.unwrap();
+        (store, watch)
+    });
+    // SAFETY: the process has one thread (see the head of this file), so the child may do anything.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            drop((watch, store));
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => {
+            let status = waitpid(child, None).unwrap();
+            assert_eq!(status, WaitStatus::Exited(child, 0));
+        }
+    }
+    assert_eq!(requests(&mut daemon), [MsgType::WATCH]);
+    answer(&mut daemon, 2, MsgType::READ, b"x");
+    let read = runtime.block_on(async { timeout(STUCK, store.read("/a")).await });
+    assert_eq!(read.expect("the answer is not read").unwrap(), b"x");
+    drop(watch);
+    assert_eq!(requests(&mut daemon), [MsgType::READ, MsgType::UNWATCH]);
 }

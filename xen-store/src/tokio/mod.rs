@@ -33,7 +33,8 @@ use crate::wire::MsgType;
 ///
 /// It belongs to the runtime that it was made in and may be used from any. A child that is forked
 /// must not use it, as it must not use the runtime itself; requests there fail with
-/// [`Error::Forked`](crate::Error::Forked).
+/// [`Error::Forked`](crate::Error::Forked), and a drop does nothing: the descriptor stays open
+/// until the child ends or executes another program.
 #[derive(Clone, Debug)]
 pub struct AsyncStore(Arc<Inner>);
 
@@ -127,6 +128,16 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.mux.release();
+    }
+}
+
+impl Drop for AsyncStore {
+    fn drop(&mut self) {
+        if self.0.mux.is_inherited() {
+            // The descriptor is never dropped here: tokio would take it out of the epoll set that
+            // the parent's runtime waits on.
+            std::mem::forget(Arc::clone(&self.0));
+        }
     }
 }
 
