@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use xen_store::Permissions;
-use xen_store::server::{Config, Server as StoreServer};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 use xen_vchan::{Channel, Client, RingSize, Server};
@@ -82,7 +82,7 @@ impl World {
         let dir = tempfile::tempdir()?;
         let sim = Simulation::start()?;
         sim.listen(dir.path().join("host"))?;
-        let stored = xen_store::sim::start(&sim, Config::new())?;
+        let stored = xen_store_server::sim::start(&sim, Config::new())?;
         stored.listen(dir.path().join("store"))?;
         // As libxl does; a vchan's server looks there for its own number.
         stored

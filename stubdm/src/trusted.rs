@@ -74,7 +74,7 @@ pub(crate) mod intercept {
     use std::os::unix::net::UnixStream;
 
     use xen_store::Store;
-    use xen_store::server::Server;
+    use xen_store_server::Server;
     use xen_sys::DomId;
 
     /// A connection of dom0's on which `alter` is called with each request and its reply, which it may change.
@@ -117,7 +117,7 @@ mod tests {
     use super::intercept::{asks_for_perms, between};
     use super::*;
     use xen_store::Permissions;
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
 
     const STUB: DomId = DomId::new(8);
     const ACCOMPLICE: DomId = DomId::new(9);

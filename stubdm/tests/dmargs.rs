@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 const GUEST: DomId = DomId::new(7);

@@ -10,8 +10,8 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 fn status(socket: &Path, more: &[&str]) -> Output {

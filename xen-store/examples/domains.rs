@@ -9,8 +9,8 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use xen_store::server::Config;
-use xen_store::{Permissions, Store, sim};
+use xen_store::{Permissions, Store};
+use xen_store_server::{Config, sim};
 use xen_sys::{DomId, sim::Simulation};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -56,10 +56,6 @@ pub mod path;
 mod perms;
 pub mod proto;
 mod ready_fd;
-#[cfg(feature = "server")]
-pub mod server;
-#[cfg(feature = "sim")]
-pub mod sim;
 mod sync;
 #[cfg(feature = "tokio")]
 mod tokio;

@@ -138,7 +138,7 @@ impl Transport {
         match xen.host() {
             Host::Dev(_) => Self::first_of(&PLACES, DEVICE, connect),
             #[cfg(feature = "sim")]
-            Host::Sim(client) => Self::from_fd(crate::sim::connection(client)?),
+            Host::Sim(client) => Self::from_fd(simulated(client)?),
             _ => Err(Error::Unsupported),
         }
     }
@@ -320,6 +320,15 @@ fn timeout(deadline: Option<Instant>) -> PollTimeout {
         .ok()
         .and_then(|ms| ms.try_into().ok())
         .unwrap_or(PollTimeout::MAX)
+}
+
+/// A connection to the store of a simulated host.
+#[cfg(feature = "sim")]
+fn simulated(host: &xen_sys::sim::Client) -> Result<OwnedFd> {
+    host.store().map_err(|error| match error {
+        xen_sys::Error::Os { op, source } => Error::Os { op, source },
+        _ => Error::Unsupported,
+    })
 }
 
 pub(crate) fn os(op: &'static str, errno: Errno) -> Error {

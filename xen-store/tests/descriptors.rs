@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use xen_store::server::{Config, Server};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 /// Open descriptors and their flags.

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xen_store::{Store, server::Config};
+use xen_store::Store;
+use xen_store_server::Config;
 use xen_sys::{DomId, Xen, sim::Simulation};
 use xen_vchan::{Channel, Client, Error, Listener, Redial, Result, service_path};
 
@@ -93,7 +94,7 @@ fn ask(line: &mut Redial, question: &str) -> Result<String> {
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let host = Simulation::start()?;
-    let _stored = xen_store::sim::start(&host, Config::new())?;
+    let _stored = xen_store_server::sim::start(&host, Config::new())?;
     let xen = host.xen(DomId::DOM0)?;
     let store = Store::open(&xen)?;
     thread::scope(|scope| {

@@ -231,7 +231,7 @@ fn node(path: &str, key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
 
     use super::*;
 

@@ -18,13 +18,14 @@
 //!
 //! ```
 //! use std::io::{Read, Write, copy};
-//! use xen_store::{Store, server::Config};
+//! use xen_store::Store;
+//! use xen_store_server::Config;
 //! use xen_sys::{DomId, sim::Simulation};
 //! use xen_vchan::{Client, Server};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = Simulation::start()?;
-//! let _stored = xen_store::sim::start(&host, Config::new())?;
+//! let _stored = xen_store_server::sim::start(&host, Config::new())?;
 //! let xen = host.xen(DomId::DOM0)?;
 //! let store = Store::open(&xen)?;
 //! let mut server = Server::builder(DomId::DOM0, "data/echo").listen(&xen, &store)?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 use xen_gnttab::{Access, map};
 use xen_store::Store;
-use xen_store::server::{Config, Server as StoreServer};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, GrantRef, Port, Xen};
 

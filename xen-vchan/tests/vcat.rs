@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use xen_store::Store;
-use xen_store::server::Config;
+use xen_store_server::Config;
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Server, service_path};
@@ -29,14 +29,14 @@ struct World {
     host: Simulation,
     xen: Xen,
     store: Store,
-    _stored: std::sync::Arc<xen_store::server::Server>,
+    _stored: std::sync::Arc<xen_store_server::Server>,
     dir: tempfile::TempDir,
 }
 
 impl World {
     fn new() -> Self {
         let host = Simulation::start().unwrap();
-        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
+        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         host.listen(dir.path().join("xen")).unwrap();
         stored.listen(dir.path().join("store")).unwrap();

@@ -73,7 +73,7 @@ fn build_with(workspace: &Workspace, without: &[String]) -> Result<()> {
 fn check_shipped(file: &Path) -> Result<()> {
     let program = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     // Parts of these libraries' source names, which stand in a program for its panics.
-    for part in ["xen-sys/src/sim", "xen-store/src/server"] {
+    for part in ["xen-sys/src/sim", "xen-store/server/src"] {
         ensure!(
             !program.windows(part.len()).any(|at| at == part.as_bytes()),
             "{} contains {part}, which is for tests",

@@ -5,14 +5,14 @@ use std::thread;
 
 use thermometer::{Thermometer, how_warm};
 use xen_store::Store;
-use xen_store::server::{Config, Server};
+use xen_store_server::{Config, Server};
 use xen_sys::sim::{Fault, Op, Simulation};
 use xen_sys::{DomId, Xen};
 
 /// A host with a store and one guest.
 fn host() -> (Simulation, Arc<Server>, DomId) {
     let host = Simulation::start().unwrap();
-    let store = xen_store::sim::start(&host, Config::new()).unwrap();
+    let store = xen_store_server::sim::start(&host, Config::new()).unwrap();
     let guest = host.add_domain().unwrap();
     store.add_domain(guest);
     (host, store, guest)

@@ -16,8 +16,8 @@ use stubdm::consoled::service::Service;
 use stubdm::consoled::survey::Console;
 use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, Region, SharedPages, Words, share};
-use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 
@@ -43,7 +43,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let host = Simulation::start().unwrap();
-        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
+        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
         let guest = host.add_domain().unwrap();
         stored.add_domain(guest);
         stored.introduce(guest);

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::trusted::intercept::{asks_for_perms, between};
     use xen_store::Permissions;
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
 
     const STUB: DomId = DomId::new(8);
 

@@ -145,7 +145,7 @@ fn describe(store: &Store, limit: Duration) -> String {
 mod tests {
     use std::sync::mpsc;
 
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
 
     use super::*;
     use crate::supervisor::quota;

@@ -63,8 +63,8 @@ mod tests {
 
     const STUB: DomId = DomId::new(8);
 
-    fn host() -> (xen_store::server::Server, Store) {
-        let server = xen_store::server::Server::start(xen_store::server::Config::new()).unwrap();
+    fn host() -> (xen_store_server::Server, Store) {
+        let server = xen_store_server::Server::start(xen_store_server::Config::new()).unwrap();
         server.add_domain(STUB);
         let store = server.connect(DomId::DOM0).unwrap();
         (server, store)

@@ -186,7 +186,7 @@ impl Connect for VchanConnect {
 mod tests {
     use super::*;
     use xen_store::Permissions;
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
     use xen_sys::sim::Simulation;
 
     #[test]

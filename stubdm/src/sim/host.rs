@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 
@@ -42,7 +42,7 @@ impl Host {
     pub fn start(directory: &Path) -> Result<Self> {
         let what = "starting a simulated host";
         let simulation = Simulation::start().context(what)?;
-        let server = xen_store::sim::start(&simulation, Config::new()).context(what)?;
+        let server = xen_store_server::sim::start(&simulation, Config::new()).context(what)?;
         let broker = directory.join("broker");
         let place = format!("the broker's socket {}", broker.display());
         simulation.listen(&broker).context(place)?;

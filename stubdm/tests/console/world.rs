@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use stubdm::console::{Backend, Frontend};
 use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, SharedPages, Words, share};
-use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 
@@ -27,7 +27,7 @@ impl World {
     /// With console 1, which goes nowhere in particular.
     pub(crate) fn new() -> Self {
         let simulation = Simulation::start().unwrap();
-        let server = xen_store::sim::start(&simulation, Config::new()).unwrap();
+        let server = xen_store_server::sim::start(&simulation, Config::new()).unwrap();
         let domain = simulation.add_domain().unwrap();
         server.add_domain(domain);
         server.introduce(domain);

@@ -14,8 +14,8 @@ use stubdm::proxy::Payload;
 use stubdm::proxy::client::{Clients, Proxy, Turn};
 use stubdm::proxy::listen::bind;
 use stubdm::proxy::vchan::VchanConnect;
-use xen_store::server::{Config, Server};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xen_fidelity::{Area, End, Kind, Worker, World, serve};
-use xen_store::server::{Config, Server};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 
@@ -21,7 +21,7 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let host = Simulation::start().unwrap();
-        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
+        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
         Self { host, stored }
     }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use xen_store::server::{Config, Server as StoreServer};
 use xen_store::{Store, Watch};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState, Server};
@@ -53,7 +53,7 @@ fn open_descriptors() -> usize {
 impl Host {
     fn start() -> Self {
         let simulation = Simulation::start().unwrap();
-        let stored = xen_store::sim::start(&simulation, Config::new()).unwrap();
+        let stored = xen_store_server::sim::start(&simulation, Config::new()).unwrap();
         let dom0 = simulation.xen(DomId::DOM0).unwrap();
         let tools = std::array::from_fn(|_| Store::open(&dom0).unwrap());
         Self {

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use xen_store::server::{Config, ConnId, Daemon, Quota};
 use xen_store::wire::{Decoder, MsgType, encode};
+use xen_store_server::{Config, ConnId, Daemon, Quota};
 use xen_sys::DomId;
 
 use super::input::Input;

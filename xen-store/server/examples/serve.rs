@@ -1,13 +1,13 @@
 //! A store daemon on a socket, for trying clients without Xen:
 //!
 //! ```text
-//! cargo run -p xen-store --features server --example serve -- /tmp/store.sock
+//! cargo run -p xen-store-server --example serve -- /tmp/store.sock
 //! XENSTORED_PATH=/tmp/store.sock xenstore-ls -f
 //! ```
 //!
 //! It serves until its standard input ends.
 
-use xen_store::server::{Config, Server};
+use xen_store_server::{Config, Server};
 
 fn main() -> std::io::Result<()> {
     let Some(path) = std::env::args_os().nth(1).map(std::path::PathBuf::from) else {

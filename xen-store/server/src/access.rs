@@ -4,23 +4,23 @@ use std::sync::Arc;
 
 use xen_sys::DomId;
 
-use crate::error::XsError;
-use crate::perms::{Access, Perm};
-use crate::wire;
+use xen_store::XsError;
+use xen_store::wire;
+use xen_store::{Access, Perm};
 
 /// One entry of a permission list, with what the daemon knows about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) domain: DomId,
-    pub(super) access: Access,
+pub(crate) struct Entry {
+    pub(crate) domain: DomId,
+    pub(crate) access: Access,
     /// The domain it was written for is gone; a new one with the same id inherits nothing.
-    pub(super) stale: bool,
+    pub(crate) stale: bool,
 }
 
-pub(super) type Perms = Arc<[Entry]>;
+pub(crate) type Perms = Arc<[Entry]>;
 
 /// `owner` owns; nobody else has access.
-pub(super) fn owned_by(owner: DomId) -> Perms {
+pub(crate) fn owned_by(owner: DomId) -> Perms {
     [Entry {
         domain: owner,
         access: Access::None,
@@ -31,19 +31,19 @@ pub(super) fn owned_by(owner: DomId) -> Perms {
 
 /// On whose behalf a request is carried out.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Identity {
-    pub(super) domain: DomId,
-    pub(super) target: Option<DomId>,
+pub(crate) struct Identity {
+    pub(crate) domain: DomId,
+    pub(crate) target: Option<DomId>,
 }
 
 impl Identity {
     /// The daemon itself.
-    pub(super) const DAEMON: Self = Self {
+    pub(crate) const DAEMON: Self = Self {
         domain: DomId::DOM0,
         target: None,
     };
 
-    pub(super) fn is_privileged(self) -> bool {
+    pub(crate) fn is_privileged(self) -> bool {
         self.domain == DomId::DOM0
     }
 
@@ -54,9 +54,9 @@ impl Identity {
 
 /// What somebody may do with a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rights {
-    pub(super) access: Access,
-    pub(super) owner: bool,
+pub(crate) struct Rights {
+    pub(crate) access: Access,
+    pub(crate) owner: bool,
 }
 
 impl Rights {
@@ -67,7 +67,7 @@ impl Rights {
 
     /// Domain 0 and the owner have everything; then the first entry about the domain or its
     /// target counts, then what the first entry gives to all.
-    pub(super) fn of(who: Identity, perms: &[Entry]) -> Self {
+    pub(crate) fn of(who: Identity, perms: &[Entry]) -> Self {
         let Some((first, others)) = perms.split_first() else {
             return Self {
                 access: Access::None,
@@ -86,7 +86,7 @@ impl Rights {
         }
     }
 
-    pub(super) fn allow(self, need: Need) -> bool {
+    pub(crate) fn allow(self, need: Need) -> bool {
         match need {
             Need::Read => self.access.can_read(),
             Need::Write => self.access.can_write(),
@@ -95,7 +95,7 @@ impl Rights {
     }
 
     /// Whether a part of `need` is allowed: enough to learn that a node below does not exist.
-    pub(super) fn allow_part(self, need: Need) -> bool {
+    pub(crate) fn allow_part(self, need: Need) -> bool {
         match need {
             Need::Own => self.owner || self.access.can_write(),
             Need::Read | Need::Write => self.allow(need),
@@ -105,14 +105,14 @@ impl Rights {
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(crate) enum Need {
     Read,
     Write,
     Own,
 }
 
 /// Reads the entries of SET_PERMS.
-pub(super) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
+pub(crate) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
     wire::strings(payload)
         .map(|field| {
             let text = std::str::from_utf8(field).map_err(|_| XsError::EINVAL)?;
@@ -127,7 +127,7 @@ pub(super) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
 }
 
 /// The reply to GET_PERMS.
-pub(super) fn format(perms: &[Entry]) -> Vec<u8> {
+pub(crate) fn format(perms: &[Entry]) -> Vec<u8> {
     let text = |entry: &Entry| {
         format!(
             "{}\0",

@@ -2,13 +2,13 @@
 
 use xen_sys::DomId;
 
-use super::nodes::{OK, usage};
-use super::quota::Quota;
-use super::request::{Args, number};
-use super::view::Outcome;
-use super::{ConnId, Daemon};
-use crate::error::XsError;
-use crate::wire::MsgType;
+use crate::nodes::{OK, usage};
+use crate::quota::Quota;
+use crate::request::{Args, number};
+use crate::view::Outcome;
+use crate::{ConnId, Daemon};
+use xen_store::XsError;
+use xen_store::wire::MsgType;
 
 /// WATCH takes a depth (`docs/misc/xenstore-ring.txt`, bit 2). Bits 0 and 1 are about the ring
 /// page, which connections of this daemon do not have.
@@ -22,7 +22,7 @@ const COMMANDS: &str = "check\t\n\
     help\t\n";
 
 impl Daemon {
-    pub(super) fn dispatch_domains(
+    pub(crate) fn dispatch_domains(
         &mut self,
         conn: ConnId,
         kind: MsgType,
@@ -188,7 +188,7 @@ impl Daemon {
     }
 
     /// The entry of an existing domain.
-    fn known(&mut self, text: &[u8]) -> Outcome<&mut super::domain::Domain> {
+    fn known(&mut self, text: &[u8]) -> Outcome<&mut crate::domain::Domain> {
         let generation = self.tree.generation();
         let id = domid(number(text)).ok_or(XsError::EINVAL)?;
         self.domains

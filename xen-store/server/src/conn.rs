@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use xen_sys::DomId;
 
-use super::txn::Transaction;
-use super::watch::{Watch, WatchKey};
-use crate::wire::{self, Decoder, MsgType};
+use crate::txn::Transaction;
+use crate::watch::{Watch, WatchKey};
+use xen_store::wire::{self, Decoder, MsgType};
 
 /// Different events of one watch that wait before they are merged.
 pub const MAX_EVENTS_PER_WATCH: usize = 64;
@@ -37,15 +37,15 @@ enum Out {
 }
 
 #[derive(Debug)]
-pub(super) struct Conn {
-    pub(super) domain: DomId,
-    pub(super) input: Vec<u8>,
-    pub(super) decoder: Decoder,
-    pub(super) watches: BTreeSet<WatchKey>,
-    pub(super) transactions: HashMap<u32, Transaction>,
-    pub(super) next_transaction: u32,
+pub(crate) struct Conn {
+    pub(crate) domain: DomId,
+    pub(crate) input: Vec<u8>,
+    pub(crate) decoder: Decoder,
+    pub(crate) watches: BTreeSet<WatchKey>,
+    pub(crate) transactions: HashMap<u32, Transaction>,
+    pub(crate) next_transaction: u32,
     /// It is to be closed as soon as the shell gets to it.
-    pub(super) closing: bool,
+    pub(crate) closing: bool,
     out: VecDeque<Out>,
     out_bytes: usize,
     waiting: HashMap<WatchKey, Waiting>,
@@ -61,7 +61,7 @@ struct Waiting {
 }
 
 impl Conn {
-    pub(super) fn new(domain: DomId) -> Self {
+    pub(crate) fn new(domain: DomId) -> Self {
         Self {
             domain,
             input: Vec::new(),
@@ -79,17 +79,17 @@ impl Conn {
     }
 
     /// Whether another request may be carried out now.
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.out_bytes < MAX_QUEUED_BYTES && self.out.len() < MAX_QUEUED_MESSAGES
     }
 
-    pub(super) fn queue_reply(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn queue_reply(&mut self, bytes: Vec<u8>) {
         self.out_bytes += bytes.len();
         self.out.push_back(Out::Reply(bytes));
     }
 
     /// Queues an event of `watch` for a change at `path`.
-    pub(super) fn queue_event(&mut self, key: WatchKey, watch: &Watch, path: &[u8]) {
+    pub(crate) fn queue_event(&mut self, key: WatchKey, watch: &Watch, path: &[u8]) {
         let waiting = self.waiting.entry(key).or_default();
         if waiting.merged || waiting.paths.contains(path) {
             return;
@@ -125,7 +125,7 @@ impl Conn {
     }
 
     /// The bytes to write next; empty if there are none.
-    pub(super) fn output(&mut self) -> &[u8] {
+    pub(crate) fn output(&mut self) -> &[u8] {
         if self.staged_done == self.staged.len() {
             self.staged.clear();
             self.staged_done = 0;
@@ -147,12 +147,12 @@ impl Conn {
         self.staged.get(self.staged_done..).unwrap_or_default()
     }
 
-    pub(super) fn has_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         self.staged_done < self.staged.len() || !self.out.is_empty()
     }
 
     /// Notes that the first `count` bytes of [`Conn::output`] are written.
-    pub(super) fn wrote(&mut self, count: usize) {
+    pub(crate) fn wrote(&mut self, count: usize) {
         self.staged_done = self
             .staged
             .len()
@@ -173,7 +173,7 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::ConnId;
+    use crate::ConnId;
 
     fn watch() -> Watch {
         let (path, token) = (b"/w"[..].into(), b"t"[..].into());

@@ -5,27 +5,27 @@ use std::sync::Arc;
 
 use xen_sys::DomId;
 
-use super::conn::Conn;
-use super::domain::{Domain, Domains, Oracle};
-use super::quota::Quota;
-use super::rights::{Identity, Need, Perms, Rights, owned_by};
-use super::tree::{Node, Tree};
-use super::view::Fire;
-use super::watch::{WatchKey, Watches};
-use crate::wire::TooLong;
+use crate::access::{Identity, Need, Perms, Rights, owned_by};
+use crate::conn::Conn;
+use crate::domain::{Domain, Domains, Oracle};
+use crate::quota::Quota;
+use crate::tree::{Node, Tree};
+use crate::view::Fire;
+use crate::watch::{WatchKey, Watches};
+use xen_store::wire::TooLong;
 
-pub(super) const INTRODUCE_DOMAIN: &[u8] = b"@introduceDomain";
-pub(super) const RELEASE_DOMAIN: &[u8] = b"@releaseDomain";
+pub(crate) const INTRODUCE_DOMAIN: &[u8] = b"@introduceDomain";
+pub(crate) const RELEASE_DOMAIN: &[u8] = b"@releaseDomain";
 
 /// Names a connection for as long as the daemon lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId(pub(super) u64);
+pub struct ConnId(pub(crate) u64);
 
 /// How a daemon behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    pub(super) quota: Quota,
-    pub(super) extensions: bool,
+    pub(crate) quota: Quota,
+    pub(crate) extensions: bool,
     oracle: Option<Oracle>,
 }
 
@@ -85,16 +85,16 @@ pub struct Stats {
 ///   [`Daemon::is_closing`].
 #[derive(Debug)]
 pub struct Daemon {
-    pub(super) config: Config,
-    pub(super) tree: Tree,
-    pub(super) domains: Domains,
-    pub(super) conns: BTreeMap<ConnId, Conn>,
-    pub(super) watches: Watches,
-    pub(super) dirty: BTreeSet<ConnId>,
+    pub(crate) config: Config,
+    pub(crate) tree: Tree,
+    pub(crate) domains: Domains,
+    pub(crate) conns: BTreeMap<ConnId, Conn>,
+    pub(crate) watches: Watches,
+    pub(crate) dirty: BTreeSet<ConnId>,
     /// The watch that the request in hand set.
-    pub(super) granted: Option<WatchKey>,
-    pub(super) on_introduce: Perms,
-    pub(super) on_release: Perms,
+    pub(crate) granted: Option<WatchKey>,
+    pub(crate) on_introduce: Perms,
+    pub(crate) on_release: Perms,
     next_conn: u64,
 }
 
@@ -245,7 +245,7 @@ impl Daemon {
     }
 
     /// Who is behind a connection.
-    pub(super) fn identity(&self, conn: ConnId) -> Identity {
+    pub(crate) fn identity(&self, conn: ConnId) -> Identity {
         let domain = self
             .conns
             .get(&conn)
@@ -256,7 +256,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn quota_of(&self, domain: DomId) -> Quota {
+    pub(crate) fn quota_of(&self, domain: DomId) -> Quota {
         self.domains
             .get(domain)
             .and_then(|entry| entry.quota)
@@ -264,7 +264,7 @@ impl Daemon {
     }
 
     /// Drops the watches and transactions of a connection.
-    pub(super) fn forget_state(&mut self, conn: ConnId) {
+    pub(crate) fn forget_state(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else {
             return;
         };
@@ -277,7 +277,7 @@ impl Daemon {
         watches.into_iter().for_each(|key| self.drop_watch(key));
     }
 
-    pub(super) fn drop_watch(&mut self, key: WatchKey) {
+    pub(crate) fn drop_watch(&mut self, key: WatchKey) {
         let Some(watch) = self.watches.remove(key) else {
             return;
         };
@@ -295,13 +295,13 @@ impl Daemon {
     }
 
     /// Queues the events for these changes.
-    pub(super) fn deliver(&mut self, fires: Vec<Fire>) {
+    pub(crate) fn deliver(&mut self, fires: Vec<Fire>) {
         for fire in fires {
             self.announce(fire.path.as_bytes(), fire.exact, &fire.readable);
         }
     }
 
-    pub(super) fn announce(&mut self, path: &[u8], exact: bool, readable: &[Perms]) {
+    pub(crate) fn announce(&mut self, path: &[u8], exact: bool, readable: &[Perms]) {
         for key in self.watches.matching(path, exact) {
             let Some(watch) = self.watches.get(key) else {
                 continue;
@@ -321,7 +321,7 @@ impl Daemon {
     }
 
     /// Who may watch a special event.
-    pub(super) fn special_perms(&mut self, name: &[u8]) -> Option<&mut Perms> {
+    pub(crate) fn special_perms(&mut self, name: &[u8]) -> Option<&mut Perms> {
         match name {
             INTRODUCE_DOMAIN => Some(&mut self.on_introduce),
             RELEASE_DOMAIN => Some(&mut self.on_release),

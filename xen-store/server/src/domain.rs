@@ -6,27 +6,27 @@ use std::sync::Arc;
 
 use xen_sys::DomId;
 
-use super::quota::Quota;
+use crate::quota::Quota;
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Domain {
-    pub(super) introduced: bool,
-    pub(super) shutdown: bool,
+pub(crate) struct Domain {
+    pub(crate) introduced: bool,
+    pub(crate) shutdown: bool,
     /// The store's generation when the domain was first heard of. Permission entries written
     /// before that are about an earlier domain with the same id.
-    pub(super) generation: u64,
-    pub(super) nodes: i64,
-    pub(super) memory: i64,
-    pub(super) watches: u32,
-    pub(super) transactions: u32,
-    pub(super) target: Option<DomId>,
-    pub(super) quota: Option<Quota>,
-    pub(super) features: Option<u32>,
+    pub(crate) generation: u64,
+    pub(crate) nodes: i64,
+    pub(crate) memory: i64,
+    pub(crate) watches: u32,
+    pub(crate) transactions: u32,
+    pub(crate) target: Option<DomId>,
+    pub(crate) quota: Option<Quota>,
+    pub(crate) features: Option<u32>,
 }
 
 /// Tells whether a domain exists, for ids the daemon has not been told of.
 #[derive(Clone)]
-pub(super) struct Oracle(pub(super) Arc<dyn Fn(DomId) -> bool + Send + Sync>);
+pub(crate) struct Oracle(pub(crate) Arc<dyn Fn(DomId) -> bool + Send + Sync>);
 
 impl fmt::Debug for Oracle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,14 +35,14 @@ impl fmt::Debug for Oracle {
 }
 
 #[derive(Debug)]
-pub(super) struct Domains {
+pub(crate) struct Domains {
     map: HashMap<u16, Domain>,
     oracle: Option<Oracle>,
 }
 
 impl Domains {
     /// Domain 0 is there from the beginning.
-    pub(super) fn new(oracle: Option<Oracle>) -> Self {
+    pub(crate) fn new(oracle: Option<Oracle>) -> Self {
         let dom0 = Domain {
             introduced: true,
             ..Domain::default()
@@ -53,16 +53,16 @@ impl Domains {
         }
     }
 
-    pub(super) fn get(&self, id: DomId) -> Option<&Domain> {
+    pub(crate) fn get(&self, id: DomId) -> Option<&Domain> {
         self.map.get(&id.as_u16())
     }
 
-    pub(super) fn get_mut(&mut self, id: DomId) -> Option<&mut Domain> {
+    pub(crate) fn get_mut(&mut self, id: DomId) -> Option<&mut Domain> {
         self.map.get_mut(&id.as_u16())
     }
 
     /// The entry of a domain, made if the domain exists and was not heard of before.
-    pub(super) fn find_or_add(&mut self, id: DomId, generation: u64) -> Option<&mut Domain> {
+    pub(crate) fn find_or_add(&mut self, id: DomId, generation: u64) -> Option<&mut Domain> {
         let exists = self.map.contains_key(&id.as_u16())
             || match &self.oracle {
                 Some(oracle) => (oracle.0)(id),
@@ -78,7 +78,7 @@ impl Domains {
     }
 
     /// As `find_or_add`, for a domain that is connected and therefore exists.
-    pub(super) fn add(&mut self, id: DomId, generation: u64) -> &mut Domain {
+    pub(crate) fn add(&mut self, id: DomId, generation: u64) -> &mut Domain {
         let fresh = || Domain {
             generation,
             ..Domain::default()
@@ -86,7 +86,7 @@ impl Domains {
         self.map.entry(id.as_u16()).or_insert_with(fresh)
     }
 
-    pub(super) fn remove(&mut self, id: DomId) {
+    pub(crate) fn remove(&mut self, id: DomId) {
         self.map.remove(&id.as_u16());
         for domain in self
             .map
@@ -99,24 +99,24 @@ impl Domains {
 
     /// Whether a permission entry for `id` in a node of `generation` is about the domain that
     /// has this id now.
-    pub(super) fn is_current(&self, id: DomId, generation: u64) -> bool {
+    pub(crate) fn is_current(&self, id: DomId, generation: u64) -> bool {
         self.get(id)
             .is_some_and(|domain| domain.generation <= generation)
     }
 
-    pub(super) fn adjust_nodes(&mut self, owner: u16, by: i64) {
+    pub(crate) fn adjust_nodes(&mut self, owner: u16, by: i64) {
         if let Some(domain) = self.map.get_mut(&owner) {
             domain.nodes += by;
         }
     }
 
-    pub(super) fn adjust_memory(&mut self, owner: u16, by: i64) {
+    pub(crate) fn adjust_memory(&mut self, owner: u16, by: i64) {
         if let Some(domain) = self.map.get_mut(&owner) {
             domain.memory += by;
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
 }

@@ -13,8 +13,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, recv, send};
 use xen_sys::DomId;
 
-use super::daemon::{ConnId, Daemon};
-use super::shell::{Arrival, Shared, lock};
+use crate::daemon::{ConnId, Daemon};
+use crate::server::{Arrival, Shared, lock};
 
 /// Bytes read from a client in one go.
 const READ_SIZE: usize = 8192;
@@ -26,7 +26,7 @@ const LISTENERS: u64 = 1 << 63;
 
 /// What the thread owns.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(crate) struct EventLoop {
     shared: Arc<Shared>,
     epoll: Epoll,
     conns: HashMap<ConnId, Peer>,
@@ -41,8 +41,8 @@ struct Peer {
     interest: EpollFlags,
 }
 
-impl Turns {
-    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
+impl EventLoop {
+    pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&shared.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let spare = File::open("/dev/null").ok();
@@ -56,7 +56,7 @@ impl Turns {
     }
 
     /// Waits for something to do and does it; `false` when it is time to stop.
-    pub(super) fn turn(&mut self) -> bool {
+    pub(crate) fn turn(&mut self) -> bool {
         let mut events = [EpollEvent::empty(); 64];
         let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => count,

@@ -5,9 +5,9 @@
 //! conflicts, quotas, the order of events.
 //!
 //! ```text
-//!   Server    thread, descriptors         shell turns
+//!   Server    thread, descriptors         server event_loop
 //!   Daemon    bytes in -> bytes out       request admin conn watch
-//!     View    one request's store         nodes view txn rights quota domain
+//!     View    one request's store         nodes view txn access quota domain
 //!     Tree    nodes by path               tree
 //! ```
 //!
@@ -32,18 +32,22 @@
 //! No panic, no request that waits for a client, memory bounded by the quotas and the number of
 //! connections. Domain 0 is trusted with its own quotas, as in Xen.
 
+#![forbid(unsafe_code)]
+
+mod access;
 mod admin;
 mod conn;
 mod daemon;
 mod domain;
+mod event_loop;
 mod lifecycle;
 mod nodes;
 mod quota;
 mod request;
-mod rights;
-mod shell;
+mod server;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod tree;
-mod turns;
 mod txn;
 mod view;
 mod watch;
@@ -51,4 +55,4 @@ mod watch;
 pub use conn::MAX_EVENTS_PER_WATCH;
 pub use daemon::{Config, ConnId, Daemon, Stats};
 pub use quota::Quota;
-pub use shell::Server;
+pub use server::Server;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use xen_sys::DomId;
 
-use super::daemon::{ConnId, Daemon, INTRODUCE_DOMAIN, RELEASE_DOMAIN};
-use super::nodes::home;
-use super::quota::Quota;
-use super::rights::{Entry, Identity, Perms, owned_by};
-use super::tree::Node;
-use super::view::{Outcome, View};
-use crate::perms::Access;
+use crate::access::{Entry, Identity, Perms, owned_by};
+use crate::daemon::{ConnId, Daemon, INTRODUCE_DOMAIN, RELEASE_DOMAIN};
+use crate::nodes::home;
+use crate::quota::Quota;
+use crate::tree::Node;
+use crate::view::{Outcome, View};
+use xen_store::Access;
 
 impl Daemon {
     /// Makes a domain as a toolstack does: its home `/local/domain/<id>`, which it may read, and

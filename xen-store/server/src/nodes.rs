@@ -1,26 +1,26 @@
 //! The requests on nodes.
 
-use super::domain::Domain;
-use super::quota::exceeded;
-use super::request::Args;
-use super::rights::{self, Need};
-use super::tree::Node;
-use super::view::{Outcome, View};
-use crate::error::XsError;
-use crate::path::is_allowed;
-use crate::wire::{ABS_PATH_MAX, PAYLOAD_MAX, REL_PATH_MAX};
+use crate::access::{self, Need};
+use crate::domain::Domain;
+use crate::quota::exceeded;
+use crate::request::Args;
+use crate::tree::Node;
+use crate::view::{Outcome, View};
+use xen_store::XsError;
+use xen_store::path::is_allowed;
+use xen_store::wire::{ABS_PATH_MAX, PAYLOAD_MAX, REL_PATH_MAX};
 
-pub(super) const OK: &[u8] = b"OK\0";
+pub(crate) const OK: &[u8] = b"OK\0";
 
 impl View<'_> {
     /// READ
-    pub(super) fn do_read(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_read(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let path = self.path(args.only()?)?;
         Ok(self.get(&path, Need::Read)?.value.to_vec())
     }
 
     /// WRITE: everything after the path's NUL is the value.
-    pub(super) fn do_write(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_write(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let (name, value) = args.split_first()?;
         let path = self.path(name)?;
         let node = match self.get(&path, Need::Write) {
@@ -42,7 +42,7 @@ impl View<'_> {
     }
 
     /// MKDIR
-    pub(super) fn do_mkdir(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_mkdir(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let path = self.path(args.only()?)?;
         match self.get(&path, Need::Write) {
             Ok(_) => {}
@@ -56,14 +56,14 @@ impl View<'_> {
     }
 
     /// RM
-    pub(super) fn do_rm(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_rm(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let path = self.path(args.only()?)?;
         match self.get(&path, Need::Write) {
             Ok(_) if path == "/" => return Err(XsError::EINVAL),
             Ok(_) => self.remove_tree(&path)?,
             Err(XsError::ENOENT) => {
                 // What is not there may be removed, if the place it would be in exists.
-                self.read(super::tree::parent(&path))?
+                self.read(crate::tree::parent(&path))?
                     .ok_or(XsError::ENOENT)?;
             }
             Err(error) => return Err(error),
@@ -72,18 +72,18 @@ impl View<'_> {
     }
 
     /// DIRECTORY
-    pub(super) fn do_directory(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_directory(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let path = self.path(args.only()?)?;
         Ok(self.get(&path, Need::Read)?.child_list())
     }
 
     /// DIRECTORY_PART
-    pub(super) fn do_directory_part(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_directory_part(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let [name, offset] = args.exactly()?;
         let path = self.path(name)?;
         let node = self.get(&path, Need::Read)?;
         let list = node.child_list();
-        let offset = usize::try_from(super::request::number(offset)).unwrap_or(usize::MAX);
+        let offset = usize::try_from(crate::request::number(offset)).unwrap_or(usize::MAX);
         let mut reply = format!("{}\0", node.generation).into_bytes();
         let rest = list.get(offset..).unwrap_or_default();
         // Whole names for as long as they fit, and room for the NUL that marks the end.
@@ -104,20 +104,20 @@ impl View<'_> {
     }
 
     /// GET_PERMS
-    pub(super) fn do_get_perms(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
+    pub(crate) fn do_get_perms(&mut self, args: Args<'_>) -> Outcome<Vec<u8>> {
         let path = self.path(args.only()?)?;
-        Ok(rights::format(&self.get(&path, Need::Read)?.perms))
+        Ok(access::format(&self.get(&path, Need::Read)?.perms))
     }
 
     /// SET_PERMS on a node; `entries` were read by [`View::parse_perms`].
-    pub(super) fn do_set_perms(
+    pub(crate) fn do_set_perms(
         &mut self,
         name: &[u8],
-        entries: Vec<rights::Entry>,
+        entries: Vec<access::Entry>,
     ) -> Outcome<Vec<u8>> {
         let path = self.path(name)?;
         let node = self.get(&path, Need::Own)?;
-        let perms: rights::Perms = entries.into();
+        let perms: access::Perms = entries.into();
         let new = Node {
             perms,
             ..Node::clone(&node)
@@ -135,7 +135,7 @@ impl View<'_> {
     }
 
     /// The entries of a SET_PERMS request, those about domains that do not exist marked.
-    pub(super) fn parse_perms(&mut self, text: &[u8]) -> Outcome<Vec<rights::Entry>> {
+    pub(crate) fn parse_perms(&mut self, text: &[u8]) -> Outcome<Vec<access::Entry>> {
         let count = text.iter().filter(|&&byte| byte == 0).count();
         if count == 0 {
             return Err(XsError::EINVAL);
@@ -143,7 +143,7 @@ impl View<'_> {
         if exceeded(count as u64, self.quota.permissions) && !self.who.is_privileged() {
             return Err(XsError::ENOSPC);
         }
-        let mut entries = rights::parse(text)?;
+        let mut entries = access::parse(text)?;
         let generation = self.tree.generation();
         for entry in &mut entries {
             entry.stale = self.domains.find_or_add(entry.domain, generation).is_none();
@@ -155,18 +155,18 @@ impl View<'_> {
     }
 
     /// The absolute path a request names.
-    pub(super) fn path(&self, name: &[u8]) -> Outcome<String> {
+    pub(crate) fn path(&self, name: &[u8]) -> Outcome<String> {
         absolute(self.who.domain.as_u16(), name)
     }
 }
 
 /// The path that relative ones of `domain` start from.
-pub(super) fn home(domain: u32) -> String {
+pub(crate) fn home(domain: u32) -> String {
     format!("/local/domain/{domain}")
 }
 
 /// `name` as an absolute path, if that is the name of a node.
-pub(super) fn absolute(domain: u16, name: &[u8]) -> Outcome<String> {
+pub(crate) fn absolute(domain: u16, name: &[u8]) -> Outcome<String> {
     let name = std::str::from_utf8(name).map_err(|_| XsError::EINVAL)?;
     let path = match name.as_bytes().first() {
         Some(b'/' | b'@') => name.to_owned(),
@@ -198,7 +198,7 @@ fn home_prefix(path: &str) -> usize {
 }
 
 /// One line per count, as CONTROL `quota <domid>` prints them.
-pub(super) fn usage(id: u32, domain: &Domain) -> String {
+pub(crate) fn usage(id: u32, domain: &Domain) -> String {
     format!(
         "Domain {id}:\n{:<16}: {:>8}\n{:<16}: {:>8}\n{:<16}: {:>8}\n{:<16}: {:>8}\n",
         "nodes",

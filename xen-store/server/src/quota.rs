@@ -63,18 +63,18 @@ impl Quota {
         ]
     }
 
-    pub(super) fn names() -> String {
+    pub(crate) fn names() -> String {
         Self::default().fields().map(|(name, ..)| name).join(" ")
     }
 
-    pub(super) fn get(mut self, name: &[u8]) -> Option<u32> {
+    pub(crate) fn get(mut self, name: &[u8]) -> Option<u32> {
         self.fields()
             .into_iter()
             .find(|field| field.0.as_bytes() == name)
             .map(|field| *field.1)
     }
 
-    pub(super) fn set(&mut self, name: &[u8], value: u32) -> bool {
+    pub(crate) fn set(&mut self, name: &[u8], value: u32) -> bool {
         let field = self
             .fields()
             .into_iter()
@@ -83,7 +83,7 @@ impl Quota {
     }
 
     /// One line per quota, as CONTROL `quota` prints them.
-    pub(super) fn report(mut self) -> String {
+    pub(crate) fn report(mut self) -> String {
         let line = |(name, value, about): (&str, &mut u32, &str)| {
             format!("{name:<17}: {value:>8} {about}\n")
         };
@@ -92,12 +92,12 @@ impl Quota {
 }
 
 /// Whether `used` has reached `limit`; never if there is none.
-pub(super) fn reached(used: u64, limit: u32) -> bool {
+pub(crate) fn reached(used: u64, limit: u32) -> bool {
     limit != 0 && used >= u64::from(limit)
 }
 
 /// Whether `used` is beyond `limit`; never if there is none.
-pub(super) fn exceeded(used: u64, limit: u32) -> bool {
+pub(crate) fn exceeded(used: u64, limit: u32) -> bool {
     limit != 0 && used > u64::from(limit)
 }
 

@@ -1,28 +1,29 @@
 //! From a message to its reply.
 
-use super::nodes::{OK, absolute, home};
-use super::rights::{Need, Rights};
-use super::view::{Outcome, View};
-use super::watch::Watch;
-use super::{ConnId, Daemon, txn::Transaction};
-use crate::error::XsError;
-use crate::server::quota::exceeded;
-use crate::wire::{self, Message, MsgType, REL_PATH_MAX};
+use crate::access::{Need, Rights};
+use crate::nodes::{OK, absolute, home};
+use crate::quota::exceeded;
+use crate::txn::Transaction;
+use crate::view::{Outcome, View};
+use crate::watch::Watch;
+use crate::{ConnId, Daemon};
+use xen_store::XsError;
+use xen_store::wire::{self, Message, MsgType, REL_PATH_MAX};
 
 /// A payload made of NUL-terminated strings.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Args<'a>(pub(super) &'a [u8]);
+pub(crate) struct Args<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Args<'a> {
     /// The terminated strings; what follows the last NUL is not among them.
-    pub(super) fn strings(self) -> Vec<&'a [u8]> {
+    pub(crate) fn strings(self) -> Vec<&'a [u8]> {
         let mut fields: Vec<&[u8]> = self.0.split(|&byte| byte == 0).collect();
         fields.pop();
         fields
     }
 
     /// The one string of a payload that is nothing else.
-    pub(super) fn only(self) -> Outcome<&'a [u8]> {
+    pub(crate) fn only(self) -> Outcome<&'a [u8]> {
         match self.0.split_last() {
             Some((0, text)) if !text.contains(&0) => Ok(text),
             _ => Err(XsError::EINVAL),
@@ -30,18 +31,18 @@ impl<'a> Args<'a> {
     }
 
     /// Exactly so many strings.
-    pub(super) fn exactly<const N: usize>(self) -> Outcome<[&'a [u8]; N]> {
+    pub(crate) fn exactly<const N: usize>(self) -> Outcome<[&'a [u8]; N]> {
         self.strings().try_into().map_err(|_| XsError::EINVAL)
     }
 
     /// So many strings, and maybe more.
-    pub(super) fn at_least<const N: usize>(self) -> Outcome<[&'a [u8]; N]> {
+    pub(crate) fn at_least<const N: usize>(self) -> Outcome<[&'a [u8]; N]> {
         let strings = self.strings();
         strings.first_chunk().copied().ok_or(XsError::EINVAL)
     }
 
     /// The first string and all bytes after its NUL.
-    pub(super) fn split_first(self) -> Outcome<(&'a [u8], &'a [u8])> {
+    pub(crate) fn split_first(self) -> Outcome<(&'a [u8], &'a [u8])> {
         let at = self
             .0
             .iter()
@@ -52,7 +53,7 @@ impl<'a> Args<'a> {
 }
 
 /// The number at the front of `text`, 0 if there is none: what C programs send and expect.
-pub(super) fn number(text: &[u8]) -> u32 {
+pub(crate) fn number(text: &[u8]) -> u32 {
     let digits = text
         .trim_ascii_start()
         .iter()
@@ -65,7 +66,7 @@ pub(super) fn number(text: &[u8]) -> u32 {
 
 impl Daemon {
     /// Carries out one message and queues its reply.
-    pub(super) fn handle(&mut self, conn: ConnId, message: &Message) {
+    pub(crate) fn handle(&mut self, conn: ConnId, message: &Message) {
         let Message {
             kind,
             req_id,
@@ -143,7 +144,7 @@ impl Daemon {
     }
 
     /// Runs `body` on the nodes as transaction `tx_id` sees them.
-    pub(super) fn on_nodes<T>(
+    pub(crate) fn on_nodes<T>(
         &mut self,
         conn: ConnId,
         tx_id: u32,

@@ -16,16 +16,16 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 use xen_sys::DomId;
 
-use super::daemon::{Config, ConnId, Daemon, Stats};
-use super::quota::Quota;
-use super::turns::Turns;
-use crate::client::Store;
+use crate::daemon::{Config, ConnId, Daemon, Stats};
+use crate::event_loop::EventLoop;
+use crate::quota::Quota;
+use xen_store::Store;
 
 /// A running store daemon. Dropping it stops its thread, closes all connections and removes the
 /// sockets it listens on.
 ///
 /// ```
-/// use xen_store::server::{Config, Server};
+/// use xen_store_server::{Config, Server};
 /// use xen_sys::DomId;
 ///
 /// let server = Server::start(Config::new())?;
@@ -48,16 +48,16 @@ pub struct Server {
 
 /// What the thread and the handle share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) daemon: Mutex<Daemon>,
-    pub(super) inbox: Mutex<Vec<Arrival>>,
-    pub(super) wake: EventFd,
-    pub(super) stop: AtomicBool,
+pub(crate) struct Shared {
+    pub(crate) daemon: Mutex<Daemon>,
+    pub(crate) inbox: Mutex<Vec<Arrival>>,
+    pub(crate) wake: EventFd,
+    pub(crate) stop: AtomicBool,
 }
 
 /// Something new for the thread to serve.
 #[derive(Debug)]
-pub(super) enum Arrival {
+pub(crate) enum Arrival {
     Connection(OwnedFd, ConnId),
     Listener(UnixListener),
 }
@@ -76,10 +76,10 @@ impl Server {
             wake,
             stop: AtomicBool::new(false),
         });
-        let mut turns = Turns::new(Arc::clone(&shared))?;
+        let mut event_loop = EventLoop::new(Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()
             .name("xenstored".to_owned())
-            .spawn(move || while turns.turn() {})?;
+            .spawn(move || while event_loop.turn() {})?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -118,8 +118,8 @@ impl Server {
     /// # Errors
     ///
     /// If there is no descriptor left.
-    pub fn connect(&self, domain: DomId) -> crate::Result<Store> {
-        let (ours, theirs) = UnixStream::pair().map_err(|source| crate::Error::Os {
+    pub fn connect(&self, domain: DomId) -> xen_store::Result<Store> {
+        let (ours, theirs) = UnixStream::pair().map_err(|source| xen_store::Error::Os {
             op: "socketpair",
             source,
         })?;
@@ -208,7 +208,7 @@ impl Shared {
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,17 +1,17 @@
 //! The embedded daemon as the store of a simulated host.
 //!
-//! With a daemon attached, [`Store::open`](crate::Store::open) on a handle of the simulation
+//! With a daemon attached, [`Store::open`](xen_store::Store::open) on a handle of the simulation
 //! gives a connection as the handle's domain, in whichever process the handle is, and a domain
 //! that is destroyed there is gone from the store.
 //!
 //! ```
 //! use xen_store::Store;
-//! use xen_store::server::Config;
+//! use xen_store_server::Config;
 //! use xen_sys::DomId;
 //! use xen_sys::sim::Simulation;
 //!
 //! let host = Simulation::start()?;
-//! let daemon = xen_store::sim::start(&host, Config::new())?;
+//! let daemon = xen_store_server::sim::start(&host, Config::new())?;
 //! let guest = host.add_domain()?;
 //! daemon.add_domain(guest);
 //!
@@ -27,11 +27,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use xen_store::{Error, Result};
 use xen_sys::DomId;
-use xen_sys::sim::{Client, Simulation, StoreServer};
+use xen_sys::sim::{Simulation, StoreServer};
 
-use crate::error::{Error, Result};
-use crate::server::{Config, Server};
+use crate::{Config, Server};
 
 /// Starts a daemon and attaches it to a host. Domain 0 finds its number in `domid`, where
 /// xen-init-dom0 writes it.
@@ -65,12 +65,4 @@ impl StoreServer for Attached {
     fn domain_destroyed(&mut self, domain: DomId) {
         self.0.release(domain);
     }
-}
-
-/// A connection from the host that `client` is a process of.
-pub(crate) fn connection(client: &Client) -> Result<OwnedFd> {
-    client.store().map_err(|error| match error {
-        xen_sys::Error::Os { op, source } => Error::Os { op, source },
-        _ => Error::Unsupported,
-    })
 }

@@ -6,23 +6,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::rights::Perms;
+use crate::access::Perms;
 
 /// What xenstored's record header costs in its accounting, and one permission entry.
 const HEADER_COST: usize = 24;
 const PERM_COST: usize = 8;
 
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) value: Arc<[u8]>,
-    pub(super) perms: Perms,
-    pub(super) children: Vec<Arc<str>>,
+pub(crate) struct Node {
+    pub(crate) value: Arc<[u8]>,
+    pub(crate) perms: Perms,
+    pub(crate) children: Vec<Arc<str>>,
     /// When it last changed, in ticks of [`Tree::generation`].
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
 }
 
 impl Node {
-    pub(super) fn new(value: &[u8], perms: Perms) -> Self {
+    pub(crate) fn new(value: &[u8], perms: Perms) -> Self {
         Self {
             value: value.into(),
             perms,
@@ -32,12 +32,12 @@ impl Node {
     }
 
     /// The owner's entry is the first; every node has one.
-    pub(super) fn owner(&self) -> u16 {
+    pub(crate) fn owner(&self) -> u16 {
         self.perms.first().map_or(0, |entry| entry.domain.as_u16())
     }
 
     /// The child names, each with a NUL, as DIRECTORY sends them.
-    pub(super) fn child_list(&self) -> Vec<u8> {
+    pub(crate) fn child_list(&self) -> Vec<u8> {
         let mut list = Vec::with_capacity(self.child_bytes());
         for child in &self.children {
             list.extend_from_slice(child.as_bytes());
@@ -46,37 +46,37 @@ impl Node {
         list
     }
 
-    pub(super) fn child_bytes(&self) -> usize {
+    pub(crate) fn child_bytes(&self) -> usize {
         self.children.iter().map(|child| child.len() + 1).sum()
     }
 
     /// Its size as the quotas count it.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         HEADER_COST + PERM_COST * self.perms.len() + self.value.len() + self.child_bytes()
     }
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     nodes: HashMap<Arc<str>, Arc<Node>>,
     generation: u64,
 }
 
 impl Tree {
-    pub(super) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    pub(super) fn tick(&mut self) -> u64 {
+    pub(crate) fn tick(&mut self) -> u64 {
         self.generation += 1;
         self.generation
     }
 
-    pub(super) fn get(&self, path: &str) -> Option<&Arc<Node>> {
+    pub(crate) fn get(&self, path: &str) -> Option<&Arc<Node>> {
         self.nodes.get(path)
     }
 
-    pub(super) fn put(&mut self, path: &str, node: Arc<Node>) {
+    pub(crate) fn put(&mut self, path: &str, node: Arc<Node>) {
         match self.nodes.get_mut(path) {
             Some(slot) => *slot = node,
             None => {
@@ -85,16 +85,16 @@ impl Tree {
         }
     }
 
-    pub(super) fn take(&mut self, path: &str) {
+    pub(crate) fn take(&mut self, path: &str) {
         self.nodes.remove(path);
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }
 
     /// The topmost nodes that `domain` owns: none of them lies below another.
-    pub(super) fn owned_roots(&self, domain: u16) -> Vec<Arc<str>> {
+    pub(crate) fn owned_roots(&self, domain: u16) -> Vec<Arc<str>> {
         let owned = |path: &str| self.get(path).is_some_and(|node| node.owner() == domain);
         let mut roots: Vec<_> = self
             .nodes
@@ -108,7 +108,7 @@ impl Tree {
     }
 
     /// The first rule of the tree that does not hold, for tests and for CONTROL `check`.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         for (path, node) in &self.nodes {
             if &**path != "/" {
                 let parent = self
@@ -137,7 +137,7 @@ impl Tree {
 }
 
 /// The path one level up; `/` for `/`.
-pub(super) fn parent(path: &str) -> &str {
+pub(crate) fn parent(path: &str) -> &str {
     match path.rfind('/') {
         Some(0) | None => "/",
         Some(at) => &path[..at],
@@ -145,17 +145,17 @@ pub(super) fn parent(path: &str) -> &str {
 }
 
 /// The last component.
-pub(super) fn base(path: &str) -> &str {
+pub(crate) fn base(path: &str) -> &str {
     path.rfind('/').map_or(path, |at| &path[at + 1..])
 }
 
 /// All paths strictly above `path`, nearest first, ending in `/`.
-pub(super) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let first = (path != "/").then(|| parent(path));
     std::iter::successors(first, |path| (*path != "/").then(|| parent(path)))
 }
 
-pub(super) fn child_path(path: &str, child: &str) -> String {
+pub(crate) fn child_path(path: &str, child: &str) -> String {
     if path == "/" {
         format!("/{child}")
     } else {

@@ -8,46 +8,46 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::rights::Perms;
-use super::tree::Node;
+use crate::access::Perms;
+use crate::tree::Node;
 
 #[derive(Debug)]
-pub(super) struct Accessed {
-    pub(super) path: Arc<str>,
+pub(crate) struct Accessed {
+    pub(crate) path: Arc<str>,
     /// The node's generation when it was first read; `None` if it did not exist.
-    pub(super) generation: Option<u64>,
+    pub(crate) generation: Option<u64>,
     /// Its permissions then, for the watch event.
-    pub(super) perms: Option<Perms>,
+    pub(crate) perms: Option<Perms>,
     /// The node as the transaction sees it.
-    pub(super) now: Option<Arc<Node>>,
-    pub(super) modified: bool,
+    pub(crate) now: Option<Arc<Node>>,
+    pub(crate) modified: bool,
     /// Fire watches at commit; `true` for watches on exactly this path only.
-    pub(super) fire: Option<bool>,
+    pub(crate) fire: Option<bool>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Transaction {
+pub(crate) struct Transaction {
     accessed: Vec<Accessed>,
     index: HashMap<Arc<str>, usize>,
     /// By how much the number of nodes of each owner changes.
-    pub(super) counts: HashMap<u16, i64>,
-    pub(super) created: bool,
+    pub(crate) counts: HashMap<u16, i64>,
+    pub(crate) created: bool,
     /// Something in it failed half way: it must not be committed.
-    pub(super) failed: bool,
+    pub(crate) failed: bool,
 }
 
 impl Transaction {
-    pub(super) fn find(&mut self, path: &str) -> Option<&mut Accessed> {
+    pub(crate) fn find(&mut self, path: &str) -> Option<&mut Accessed> {
         let at = *self.index.get(path)?;
         self.accessed.get_mut(at)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.accessed.len()
     }
 
     /// Notes the first access to a node.
-    pub(super) fn note(&mut self, path: &str, node: Option<Arc<Node>>) {
+    pub(crate) fn note(&mut self, path: &str, node: Option<Arc<Node>>) {
         let path: Arc<str> = path.into();
         self.index.insert(Arc::clone(&path), self.accessed.len());
         self.accessed.push(Accessed {
@@ -62,21 +62,21 @@ impl Transaction {
 
     /// Fires watches on `path` at commit. One for all watches replaces one for exact watches,
     /// not the other way round.
-    pub(super) fn fire(&mut self, path: &str, exact: bool) {
+    pub(crate) fn fire(&mut self, path: &str, exact: bool) {
         if let Some(accessed) = self.find(path) {
             accessed.fire = Some(accessed.fire.unwrap_or(true) && exact);
         }
     }
 
-    pub(super) fn count(&self, owner: u16) -> i64 {
+    pub(crate) fn count(&self, owner: u16) -> i64 {
         self.counts.get(&owner).copied().unwrap_or(0)
     }
 
-    pub(super) fn into_accessed(self) -> Vec<Accessed> {
+    pub(crate) fn into_accessed(self) -> Vec<Accessed> {
         self.accessed
     }
 
-    pub(super) fn accessed(&self) -> &[Accessed] {
+    pub(crate) fn accessed(&self) -> &[Accessed] {
         &self.accessed
     }
 }

@@ -5,38 +5,38 @@
 
 use std::sync::Arc;
 
-use super::domain::Domains;
-use super::quota::{Quota, exceeded, reached};
-use super::rights::{Entry, Identity, Need, Perms, Rights};
-use super::tree::{Node, Tree, ancestors, base, child_path, parent};
-use super::txn::Transaction;
-use crate::error::XsError;
+use crate::access::{Entry, Identity, Need, Perms, Rights};
+use crate::domain::Domains;
+use crate::quota::{Quota, exceeded, reached};
+use crate::tree::{Node, Tree, ancestors, base, child_path, parent};
+use crate::txn::Transaction;
+use xen_store::XsError;
 
-pub(super) type Outcome<T> = Result<T, XsError>;
+pub(crate) type Outcome<T> = Result<T, XsError>;
 
 /// A change that watches are to hear of.
 #[derive(Debug)]
-pub(super) struct Fire {
-    pub(super) path: Arc<str>,
+pub(crate) struct Fire {
+    pub(crate) path: Arc<str>,
     /// For watches on exactly this path only.
-    pub(super) exact: bool,
+    pub(crate) exact: bool,
     /// Who may read under any of these lists may hear of it.
-    pub(super) readable: Vec<Perms>,
+    pub(crate) readable: Vec<Perms>,
 }
 
 #[derive(Debug)]
-pub(super) struct View<'a> {
-    pub(super) tree: &'a mut Tree,
-    pub(super) domains: &'a mut Domains,
-    pub(super) quota: Quota,
-    pub(super) who: Identity,
-    pub(super) tx: Option<&'a mut Transaction>,
-    pub(super) fires: &'a mut Vec<Fire>,
+pub(crate) struct View<'a> {
+    pub(crate) tree: &'a mut Tree,
+    pub(crate) domains: &'a mut Domains,
+    pub(crate) quota: Quota,
+    pub(crate) who: Identity,
+    pub(crate) tx: Option<&'a mut Transaction>,
+    pub(crate) fires: &'a mut Vec<Fire>,
 }
 
 impl View<'_> {
     /// The node at `path`, or that there is none; noted in the transaction.
-    pub(super) fn read(&mut self, path: &str) -> Outcome<Option<Arc<Node>>> {
+    pub(crate) fn read(&mut self, path: &str) -> Outcome<Option<Arc<Node>>> {
         if let Some(accessed) = self.tx.as_mut().and_then(|tx| tx.find(path)) {
             return Ok(accessed.now.clone());
         }
@@ -56,7 +56,7 @@ impl View<'_> {
     ///
     /// Who may not see the node may not learn whether it exists either: then the nearest node
     /// above decides between `ENOENT` and `EACCES`.
-    pub(super) fn get(&mut self, path: &str, need: Need) -> Outcome<Arc<Node>> {
+    pub(crate) fn get(&mut self, path: &str, need: Need) -> Outcome<Arc<Node>> {
         let error = match self.read(path)? {
             Some(node) if Rights::of(self.who, &node.perms).allow(need) => return Ok(node),
             Some(_) => XsError::EACCES,
@@ -72,13 +72,13 @@ impl View<'_> {
     }
 
     /// Replaces a node that exists or is being created, within the quotas.
-    pub(super) fn write(&mut self, path: &str, node: Node) -> Outcome<()> {
+    pub(crate) fn write(&mut self, path: &str, node: Node) -> Outcome<()> {
         self.admit_or_fail(path, &node)?;
         self.put(path, node)
     }
 
     /// Replaces a node without asking the quotas, for changes that only make it smaller.
-    pub(super) fn put(&mut self, path: &str, mut node: Node) -> Outcome<()> {
+    pub(crate) fn put(&mut self, path: &str, mut node: Node) -> Outcome<()> {
         node.generation = self.tree.tick();
         let node = Arc::new(node);
         if self.tx.is_some() {
@@ -95,7 +95,7 @@ impl View<'_> {
     }
 
     /// Removes a node; its parent's list is the caller's business.
-    pub(super) fn erase(&mut self, path: &str) -> Outcome<()> {
+    pub(crate) fn erase(&mut self, path: &str) -> Outcome<()> {
         self.tree.tick();
         if self.tx.is_some() {
             self.read(path)?;
@@ -115,7 +115,7 @@ impl View<'_> {
     /// The quotas are asked as xenstored does, from the lowest node up. If one says no to any node
     /// but for the number of nodes to the lowest, the transaction cannot be committed: xenstored
     /// has written some of the nodes by then.
-    pub(super) fn create(&mut self, path: &str, value: &[u8]) -> Outcome<Arc<Node>> {
+    pub(crate) fn create(&mut self, path: &str, value: &[u8]) -> Outcome<Arc<Node>> {
         let mut missing = vec![path];
         let mut above = parent(path);
         let mut top = loop {
@@ -158,7 +158,7 @@ impl View<'_> {
     }
 
     /// Removes `path` and everything below it. The events come deepest first.
-    pub(super) fn remove_tree(&mut self, path: &str) -> Outcome<()> {
+    pub(crate) fn remove_tree(&mut self, path: &str) -> Outcome<()> {
         let above = parent(path);
         let mut top = Node::clone(&*self.read(above)?.ok_or(XsError::EINVAL)?);
         // In a transaction the parent may have been read before the node was created outside.
@@ -183,7 +183,7 @@ impl View<'_> {
 
     /// Tells watches of a change at `path`; `node` is what is there, `old` the permissions it had
     /// before. In a transaction that waits for the commit.
-    pub(super) fn fire(
+    pub(crate) fn fire(
         &mut self,
         path: &str,
         exact: bool,
@@ -213,7 +213,7 @@ impl View<'_> {
         Ok(())
     }
 
-    pub(super) fn adjust_nodes(&mut self, owner: u16, by: i64) {
+    pub(crate) fn adjust_nodes(&mut self, owner: u16, by: i64) {
         match self.tx.as_mut() {
             Some(tx) => *tx.counts.entry(owner).or_insert(0) += by,
             None => self.domains.adjust_nodes(owner, by),
@@ -221,7 +221,7 @@ impl View<'_> {
     }
 
     /// Carries out a transaction.
-    pub(super) fn commit(&mut self, transaction: Transaction) -> Outcome<()> {
+    pub(crate) fn commit(&mut self, transaction: Transaction) -> Outcome<()> {
         if transaction.failed {
             return Err(XsError::ENOMEM);
         }

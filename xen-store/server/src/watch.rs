@@ -6,26 +6,26 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::ConnId;
+use crate::ConnId;
 
 /// Names a watch for as long as the daemon lives.
-pub(super) type WatchKey = u64;
+pub(crate) type WatchKey = u64;
 
 #[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) conn: ConnId,
+pub(crate) struct Watch {
+    pub(crate) conn: ConnId,
     /// Absolute, or beginning with `@`.
-    pub(super) path: Arc<[u8]>,
-    pub(super) token: Arc<[u8]>,
+    pub(crate) path: Arc<[u8]>,
+    pub(crate) token: Arc<[u8]>,
     /// How much of an event's path is left out, because the watch was set by a relative one.
-    pub(super) strip: usize,
+    pub(crate) strip: usize,
     /// How many levels below its path are watched; all if `None`.
-    pub(super) depth: Option<u32>,
+    pub(crate) depth: Option<u32>,
 }
 
 impl Watch {
     /// The event's path as the watcher named its own.
-    pub(super) fn shown<'a>(&self, path: &'a [u8]) -> &'a [u8] {
+    pub(crate) fn shown<'a>(&self, path: &'a [u8]) -> &'a [u8] {
         path.get(self.strip..).unwrap_or_default()
     }
 
@@ -42,14 +42,14 @@ impl Watch {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Watches {
+pub(crate) struct Watches {
     all: BTreeMap<WatchKey, Watch>,
     by_path: HashMap<Arc<[u8]>, Vec<WatchKey>>,
     next: WatchKey,
 }
 
 impl Watches {
-    pub(super) fn add(&mut self, watch: Watch) -> WatchKey {
+    pub(crate) fn add(&mut self, watch: Watch) -> WatchKey {
         let key = self.next;
         self.next += 1;
         self.by_path
@@ -60,11 +60,11 @@ impl Watches {
         key
     }
 
-    pub(super) fn get(&self, key: WatchKey) -> Option<&Watch> {
+    pub(crate) fn get(&self, key: WatchKey) -> Option<&Watch> {
         self.all.get(&key)
     }
 
-    pub(super) fn find(&self, conn: ConnId, path: &[u8], token: &[u8]) -> Option<WatchKey> {
+    pub(crate) fn find(&self, conn: ConnId, path: &[u8], token: &[u8]) -> Option<WatchKey> {
         let same = |key: &&WatchKey| {
             self.get(**key)
                 .is_some_and(|watch| watch.conn == conn && *watch.token == *token)
@@ -72,7 +72,7 @@ impl Watches {
         self.by_path.get(path)?.iter().find(same).copied()
     }
 
-    pub(super) fn remove(&mut self, key: WatchKey) -> Option<Watch> {
+    pub(crate) fn remove(&mut self, key: WatchKey) -> Option<Watch> {
         let watch = self.all.remove(&key)?;
         if let Some(keys) = self.by_path.get_mut(&watch.path) {
             keys.retain(|&other| other != key);
@@ -85,7 +85,7 @@ impl Watches {
 
     /// The watches that hear of a change at `path`, oldest first: those on it and above it, or
     /// those on exactly it.
-    pub(super) fn matching(&self, path: &[u8], exact: bool) -> Vec<WatchKey> {
+    pub(crate) fn matching(&self, path: &[u8], exact: bool) -> Vec<WatchKey> {
         let on = |path: &[u8]| self.by_path.get(path).into_iter().flatten().copied();
         let mut keys: Vec<WatchKey> = on(path).collect();
         if !exact && path.first() == Some(&b'/') && path.len() > 1 {
@@ -99,7 +99,7 @@ impl Watches {
         keys
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
 }

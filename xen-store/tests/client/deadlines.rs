@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use xen_store::server::{Config, Server};
 use xen_store::wire::MsgType;
 use xen_store::{Error, LOOK_ONCE};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 use crate::peer::pair;

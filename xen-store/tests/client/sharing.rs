@@ -112,7 +112,7 @@ fn process_wakes_the_thread_whose_answer_it_reads() {
 /// Beside a poll loop for one watch another thread waits for a node.
 #[test]
 fn wait_for_beside_a_poll_loop_returns() {
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
     let server = Server::start(Config::new()).unwrap();
     let store = server.connect(xen_sys::DomId::DOM0).unwrap();
     let writer = server.connect(xen_sys::DomId::DOM0).unwrap();
@@ -277,7 +277,7 @@ fn calls_without_time_end_no_healthy_connection() {
 /// Replies and events of one thread's making, in numbers, with every kind of caller at once.
 #[test]
 fn all_kinds_of_callers_together_lose_nothing() {
-    use xen_store::server::{Config, Server};
+    use xen_store_server::{Config, Server};
     let server = Server::start(Config::new()).unwrap();
     let store = server.connect(xen_sys::DomId::DOM0).unwrap();
     let (tell, finished) = channel();

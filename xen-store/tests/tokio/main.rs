@@ -10,9 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use xen_store::server::{Config, Server};
 use xen_store::wire::{Decoder, MsgType, encode};
 use xen_store::{AsyncStore, Error, Permissions};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 fn server() -> (Server, AsyncStore) {

@@ -182,7 +182,7 @@ fn join(dir: &std::path::Path) -> Outcome<(Xen, Store)> {
 #[cfg(feature = "sim")]
 fn host(dir: &std::path::Path) -> Outcome<impl Sized + use<>> {
     let host = xen_sys::sim::Simulation::start()?;
-    let stored = xen_store::sim::start(&host, xen_store::server::Config::new())?;
+    let stored = xen_store_server::sim::start(&host, xen_store_server::Config::new())?;
     host.listen(dir.join("xen"))?;
     stored.listen(dir.join("store"))?;
     Ok((host, stored))

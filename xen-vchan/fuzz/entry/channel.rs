@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, MappedPages, Region, SharedPages, map, share};
-use xen_store::server::{Config, Server as StoreServer};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, GrantRef, Port, Xen};
 use xen_vchan::{Channel, Client, Error, Server, Violation};

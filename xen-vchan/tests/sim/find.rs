@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_store::Permissions;
-use xen_store::server::Quota;
+use xen_store_server::Quota;
 use xen_sys::DomId;
 use xen_sys::sim::{Fault, Op};
 use xen_vchan::{Client, Error, PeerState, Server};

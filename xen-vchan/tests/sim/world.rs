@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use xen_store::server::{Config, Server as StoreServer};
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState, RingSize, Server};
@@ -25,7 +25,7 @@ impl World {
     pub(crate) fn new() -> Self {
         let host = Simulation::start().unwrap();
         let guest = host.add_domain().unwrap();
-        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
+        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
         let world = Self {
             host,
             stored,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
-use xen_store::server::Config;
+use xen_store_server::Config;
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 use xen_vchan::tokio::AsyncChannel;
@@ -67,7 +67,7 @@ fn channels_echo_in_two_workers_without_a_sleeper() {
     let first = seed();
     println!("channels: VCHAN_SOAK_SEED={first}");
     let host = Simulation::start().unwrap();
-    let _stored = xen_store::sim::start(&host, Config::new()).unwrap();
+    let _stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
     let xen = host.xen(DomId::DOM0).unwrap();
     let store = xen_store::Store::open(&xen).unwrap();
     let pairs: Vec<_> = (0..count)

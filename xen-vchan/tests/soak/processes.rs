@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use xen_store::Store;
-use xen_store::server::{Config, Server as StoreServer};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, Server};

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use xen_store::server::{Config, Server as Daemon};
+use xen_store_server::{Config, Server as Daemon};
 use xen_sys::sim::Simulation;
 
 use super::*;

@@ -1,11 +1,11 @@
-//! Debian's own store clients, run against xenstored and against the daemon inside xen-store: they must print the same.
+//! Debian's own store clients, run against xenstored and against the daemon of xen-store-server: they must print the same.
 //!
 //! The script is `assets/store-clients.sh`. A line that only one of the two transcripts has fails the test.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use xen_store::server::{Config, Server};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 use crate::suite::{Needs, Test};

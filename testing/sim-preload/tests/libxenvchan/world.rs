@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use xen_store::Store;
-use xen_store::server::{Config, Server as StoreServer};
+use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, PeerState, RingSize, Server};
@@ -58,7 +58,7 @@ impl World {
         let host = Simulation::start().unwrap();
         // The names that the example vcat knows.
         host.listen(dir.path().join("xen")).unwrap();
-        let stored = xen_store::sim::start(&host, Config::new()).unwrap();
+        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
         stored.listen(dir.path().join("store")).unwrap();
         let guest = host.add_domain().unwrap();
         stored.add_domain(guest);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xen_store::Store;
-use xen_store::server::{Config, Server};
+use xen_store_server::{Config, Server};
 use xen_sys::{DomId, Port};
 
 use crate::ring::Ring;

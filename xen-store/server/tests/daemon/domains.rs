@@ -5,8 +5,8 @@ use std::os::unix::net::UnixListener;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use xen_store::Error;
-use xen_store::server::{Config, Server};
 use xen_store::wire::MsgType;
+use xen_store_server::{Config, Server};
 use xen_sys::{DomId, Port};
 
 use crate::raw::{Raw, clients, dom, name, start, start_with};

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xen_store::server::{Config, Daemon, MAX_EVENTS_PER_WATCH};
 use xen_store::wire::{MsgType, encode};
+use xen_store_server::{Config, Daemon, MAX_EVENTS_PER_WATCH};
 
 use crate::raw::{Raw, clients, dom, start};
 
@@ -121,7 +121,7 @@ fn requests_sent_before_leaving_are_carried_out() {
 
 #[test]
 fn many_domains_do_not_disturb_each_other() {
-    let server = xen_store::server::Server::start(Config::new()).unwrap();
+    let server = xen_store_server::Server::start(Config::new()).unwrap();
     let guests: Vec<_> = (1..=150)
         .map(|id| {
             assert!(server.add_domain(dom(id)));

@@ -6,7 +6,7 @@ use crate::raw::{Raw, clients, dom, name, start};
 
 #[test]
 fn a_new_store_has_the_nodes_xenstored_begins_with() {
-    let server = xen_store::server::Server::start(Default::default()).unwrap();
+    let server = xen_store_server::Server::start(Default::default()).unwrap();
     let store = server.connect(dom(0)).unwrap();
     assert_eq!(store.directory("/").unwrap(), ["tool"]);
     assert_eq!(store.directory("/tool").unwrap(), ["xenstored"]);

@@ -146,7 +146,7 @@ fn malformed_permissions_are_refused() {
 
 #[test]
 fn domains_that_the_oracle_denies_cannot_own() {
-    let config = xen_store::server::Config::new().domain_exists(|id| id.as_u16() < 10);
+    let config = xen_store_server::Config::new().domain_exists(|id| id.as_u16() < 10);
     let server = crate::raw::start_with(config);
     let (dom0, _) = clients(&server);
     dom0.mkdir("/n").unwrap();

@@ -1,12 +1,12 @@
 //! Quotas: where each one bites, and that what was used comes back.
 
-use xen_store::server::{Config, Quota};
 use xen_store::wire::MsgType;
 use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Quota};
 
 use crate::raw::{Raw, clients, dom, name, start, start_with};
 
-fn limited(change: impl FnOnce(&mut Quota)) -> xen_store::server::Server {
+fn limited(change: impl FnOnce(&mut Quota)) -> xen_store_server::Server {
     let mut quota = Quota::default();
     change(&mut quota);
     start_with(Config::new().quota(quota))

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use xen_store::Store;
-use xen_store::server::{Config, Server};
 use xen_store::wire::{Decoder, Message, MsgType, encode, strings};
+use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 /// Bytes instead of a [`Store`].

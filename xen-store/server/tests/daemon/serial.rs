@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xen_store::server::{Config, ConnId, Daemon};
 use xen_store::wire::{Decoder, MsgType, encode};
+use xen_store_server::{Config, ConnId, Daemon};
 
 use crate::raw::dom;
 

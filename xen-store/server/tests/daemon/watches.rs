@@ -1,15 +1,15 @@
 //! Watches: which events come, in which order, with which path.
 
-use xen_store::server::Config;
 use xen_store::wire::MsgType;
 use xen_store::{Access, Permissions};
+use xen_store_server::Config;
 
 use crate::raw::{Raw, clients, dom, start, start_with};
 
 const OK: &str = r#" "OK\x00""#;
 
 /// A raw client of domain 0 with a watch, its first event taken.
-fn watching(server: &xen_store::server::Server, id: u16, path: &str) -> Raw {
+fn watching(server: &xen_store_server::Server, id: u16, path: &str) -> Raw {
     let mut raw = Raw::connect(server, dom(id));
     add(&mut raw, path, "t");
     raw
