@@ -124,17 +124,14 @@ const X32: u32 = 0x4000_0000;
 /// # Errors
 /// The kernel has no seccomp filters.
 pub fn apply() -> Result<()> {
-    let (refused, missing) = programs().context("QEMU's seccomp filters")?;
-    let x32 = x32();
-    for program in [&x32, &missing, &refused] {
-        seccompiler::apply_filter(program).context("seccomp")?;
+    for program in programs().context("QEMU's seccomp filters")? {
+        seccompiler::apply_filter(&program).context("seccomp")?;
     }
     Ok(())
 }
 
-type Programs = (BpfProgram, BpfProgram);
-
-fn programs() -> std::result::Result<Programs, seccompiler::BackendError> {
+/// In the order in which they are applied.
+fn programs() -> std::result::Result<[BpfProgram; 3], seccompiler::BackendError> {
     let condition = |index, operator, value| {
         SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
     };
@@ -172,10 +169,11 @@ fn programs() -> std::result::Result<Programs, seccompiler::BackendError> {
         )?
         .try_into()
     };
-    Ok((
-        filter(refused, libc::EPERM)?,
+    Ok([
+        x32(),
         filter(plain(MISSING), libc::ENOSYS)?,
-    ))
+        filter(refused, libc::EPERM)?,
+    ])
 }
 
 /// By hand, since a list of numbers cannot say "all from here on".
@@ -207,6 +205,106 @@ mod tests {
 
     use nix::errno::Errno;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
+
+    /// What the kernel's interpreter of filters returns for a call.
+    fn result(program: &[sock_filter], number: c_long, args: [u64; 2]) -> u32 {
+        let arch = match std::env::consts::ARCH {
+            "x86_64" => 0xc000_003e,
+            "aarch64" => 0xc000_00b7,
+            other => panic!("{other}"),
+        };
+        // `struct seccomp_data`: the number, the architecture, the instruction's address, the arguments.
+        let words = [number as u32, arch, 0, 0];
+        let args = args
+            .iter()
+            .flat_map(|arg| [*arg as u32, (*arg >> 32) as u32]);
+        let words: Vec<u32> = words.into_iter().chain(args).collect();
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let step = &program[at];
+            let jump = |is: bool| usize::from(if is { step.jt } else { step.jf });
+            at += 1 + match step.code {
+                0x20 => {
+                    value = words[step.k as usize / 4];
+                    0
+                }
+                0x54 => {
+                    value &= step.k;
+                    0
+                }
+                0x05 => step.k as usize,
+                0x15 => jump(value == step.k),
+                0x25 => jump(value > step.k),
+                0x35 => jump(value >= step.k),
+                0x06 => return step.k,
+                other => panic!("an instruction {other:#x}"),
+            };
+        }
+    }
+
+    /// The error number that a call gets from the filters, `None` if it reaches the kernel.
+    fn errno_of(number: c_long, args: [u64; 2]) -> Option<i32> {
+        let programs = programs().unwrap();
+        let results = programs
+            .iter()
+            .map(|program| result(program, number, args))
+            .filter(|result| *result != libc::SECCOMP_RET_ALLOW);
+        // Of several the lowest action counts, and of the same action the filter applied last.
+        let refusal = results.last()?;
+        assert_eq!(
+            refusal & libc::SECCOMP_RET_ACTION_FULL,
+            libc::SECCOMP_RET_ERRNO
+        );
+        Some((refusal & libc::SECCOMP_RET_DATA) as i32)
+    }
+
+    #[test]
+    fn each_call_is_refused_as_the_table_states() {
+        for call in REFUSED {
+            assert_eq!(errno_of(*call, [0; 2]), Some(libc::EPERM), "call {call}");
+        }
+        for call in MISSING {
+            assert_eq!(errno_of(*call, [0; 2]), Some(libc::ENOSYS), "call {call}");
+        }
+        for call in [
+            libc::SYS_read,
+            libc::SYS_mmap,
+            libc::SYS_futex,
+            libc::SYS_execve,
+        ] {
+            assert_eq!(errno_of(call, [0; 2]), None, "call {call}");
+            let x32 = call | c_long::from(X32);
+            assert_eq!(
+                errno_of(x32, [0; 2]),
+                Some(libc::ENOSYS),
+                "call {call} of x32"
+            );
+        }
+        // A thread's and a process's flags, then each namespace beside them.
+        for plain in [0x3d_0f00, libc::SIGCHLD.unsigned_abs().into()] {
+            assert_eq!(errno_of(libc::SYS_clone, [plain, 0]), None, "{plain:#x}");
+            for flag in NAMESPACES {
+                let flags = plain | u64::from(flag.unsigned_abs());
+                let errno = errno_of(libc::SYS_clone, [flags, 0]);
+                assert_eq!(errno, Some(libc::EPERM), "{flags:#x}");
+            }
+        }
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            for family in 0..64 {
+                let errno = errno_of(call, [family, 0]);
+                let needed = FAMILIES
+                    .iter()
+                    .any(|one| u64::from(one.unsigned_abs()) == family);
+                assert_eq!(errno, (!needed).then_some(libc::EPERM), "family {family}");
+            }
+        }
+        let refused = |request| errno_of(libc::SYS_ioctl, [0, request]);
+        // The kernel looks at the lower half only.
+        for request in [libc::TIOCSTI, libc::TIOCSTI | 1 << 32] {
+            assert_eq!(refused(request), Some(libc::EPERM), "{request:#x}");
+        }
+        assert_eq!(refused(libc::TCGETS), None);
+    }
 
     /// Runs `body` in a thread of its own, behind the filter.
     fn behind<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
