@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 
-use crate::policy::json::{Json, Limits};
+use stubdm_qmp::json::{Json, Limits};
 
 /// What stands in `-incoming`'s value until the stubdomain knows its descriptor. It is replaced
 /// only where it is a whole argument: a guest may well be named like this.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-pub use crate::text::{cut, one_line};
+use stubdm_qmp::policy::PolicyError;
+use stubdm_qmp::text::one_line;
 
 /// What goes wrong in `stubdm-run`, ready to be shown: one line, and the exit status it deserves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,12 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<PolicyError> for Failure {
+    fn from(error: PolicyError) -> Self {
+        Self::new(error)
+    }
+}
 
 /// Says what was being done when something failed.
 pub trait Context<T> {

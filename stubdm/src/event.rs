@@ -10,6 +10,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// A descriptor and what to wait for on it.
 pub type Interest<'a> = (BorrowedFd<'a>, PollFlags);
 
+/// Interest in input on a descriptor.
+pub fn readable(fd: BorrowedFd<'_>) -> Interest<'_> {
+    (fd, PollFlags::POLLIN)
+}
+
 /// Sleeps until one of the descriptors has something, or the deadline has come. Which of them it
 /// was is not told: after every wake-up each part of the program looks at its own.
 ///

@@ -1,4 +1,4 @@
-//! Log lines on stderr, one line each, whatever is in them: the writer takes out what [`crate::text`] calls active.
+//! Log lines on stderr, one line each, whatever is in them: the writer takes out what [`stubdm_qmp::text`] calls active.
 //!
 //! On the host stderr is libxl's log file for the proxy. In the stubdomain the init points it at
 //! the domain's console, which the toolstack keeps as the guest's device-model log.
@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use nix::sys::stat::{SFlag, fstat};
+use stubdm_qmp::text::{is_active, one_line};
 use tracing::Level;
 
 use self::budget::{Budget, Size, Verdict};
-use crate::text::{is_active, one_line};
 
 /// Bytes that the log of a stubdomain's proxy may have altogether from its caged half.
 pub const CAGED: Size = Size {

@@ -25,10 +25,10 @@ pub mod quota;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::error::one_line;
 use crate::event::earlier;
 use pulse::{Beat, Pulse};
 use quota::{Quota, Verdict};
+use stubdm_qmp::text::one_line;
 
 /// How long everything up to `running` may take. libxl gives up on a stubdomain 30 seconds after
 /// it was started; its kernel and our own preparations have had their part of that.

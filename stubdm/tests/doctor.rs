@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use stubdm::image::cpio::{Archive, Content};
+use stubdm_image::cpio::{Archive, Content};
 use tempfile::TempDir;
 
 /// A guest's configuration without fault.

@@ -12,10 +12,10 @@ use serde_json::Value;
 use stubdm::cli;
 use stubdm::dmargv::DmArgv;
 use stubdm::dmargv::fit::Verdict;
-use stubdm::policy::Policy;
-use stubdm::policy::json::Json;
-use stubdm::policy::shape::Version;
 use stubdm::proxy::options::{Mode, Socket};
+use stubdm_qmp::json::Json;
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::policy::schema::Version;
 
 /// The fixtures, by name.
 fn all() -> BTreeMap<String, Value> {

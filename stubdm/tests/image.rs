@@ -29,10 +29,10 @@ impl Root {
             };
             root.copy(&library, &place);
         }
-        for file in stubdm::image::QEMU_DATA {
+        for file in stubdm_image::QEMU_DATA {
             root.put(file, b"firmware");
         }
-        for module in stubdm::image::MODULES {
+        for module in stubdm_image::MODULES {
             root.put(
                 &format!("lib/modules/6.1.0/kernel/{module}.ko"),
                 &module_with(""),

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-
-use stubdm::image::elf;
+use stubdm_image::elf;
 
 use crate::workspace::Workspace;
 

@@ -1,16 +1,14 @@
 //! A fresh Xen host: everything fetched, built and booted, and one job done in its dom0.
 
-use std::fmt;
-use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
-use stubdm::image;
-use stubdm::image::cpio::{Archive, Content};
-use stubdm::image::modules::Modules;
+use stubdm_image::cpio::{Archive, Content};
+use stubdm_image::modules::Modules;
 
 use crate::apt::Request;
 use crate::console::Event;
@@ -204,7 +202,7 @@ impl Host {
             &request(release),
         )?;
         let out = state.join(release.name);
-        let version = image::pick_kernel(&tree.root, None, None)?;
+        let version = stubdm_image::pick_kernel(&tree.root, None, None)?;
         let modules = Modules::find(&tree.root, &version)?;
         let built = |name| Some(dist::path(workspace, name)).filter(|p| p.is_file());
         let c_programs = cparts::build(&workspace.root().join("testing/c"), &tree, &out.join("c"))?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   release ─▶ apt, sources ─▶ store ─▶ a tree of unpacked packages
-//!                                         │ cparts, dist, guest, and stubdm::image
+//!                                         │ cparts, dist, guest, and stubdm_image
 //!                                         ▼
 //!                                   images (cpio): dom0, stubdomain, PV guest
 //!                                         │

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use stubdm::console::Frontend;
 use stubdm::consoled::output::Output;
 use stubdm::consoled::service::Service;
 use stubdm::consoled::survey::Console;
+use xen_console::Frontend;
 use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, Region, SharedPages, Words, share};
 use xen_store::{Permissions, Store};

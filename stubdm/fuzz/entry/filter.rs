@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stubdm::policy::Policy;
 use stubdm::proxy::exchange::Exchange;
 use stubdm::proxy::host::{BUFFER, Link};
+use stubdm_qmp::policy::Policy;
 
 use super::ends::{ANSWERS, COMMANDS, Client, Due, Qemu, line};
 use super::input::Input;

@@ -15,12 +15,13 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use stubdm_qmp::text::one_line;
 
 use crate::consoled::launch;
-use crate::error::{Failure, Result, one_line};
-use crate::init::InitOptions;
+use crate::error::{Failure, Result};
+use crate::init::{self, InitOptions};
 use crate::proxy::options::{OPERANDS, ProxyOptions, known_only};
-use crate::{init, log, proxy};
+use crate::{log, proxy};
 
 /// The stubdomain's device-model runner, and the host's end of its QMP
 #[derive(Debug, Parser)]

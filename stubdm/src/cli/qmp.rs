@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::error::Result;
-use crate::policy::{self, person::PolicyCommand};
-use crate::proxy::{self, options::ProxyOptions};
-use crate::qmp::person::{self, QmpOptions};
+use crate::proxy;
+use crate::proxy::options::ProxyOptions;
+use crate::tools::policy::{self, PolicyCommand};
+use crate::tools::qmp::{self, QmpOptions};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -23,8 +24,8 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::VchanSocketProxy(options) => proxy::run::run(options)?,
-        Command::Policy(command) => policy::person::run(command)?,
-        Command::Qmp(options) => person::run(options)?,
+        Command::Policy(command) => policy::run(command)?,
+        Command::Qmp(options) => qmp::run(options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,17 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
+use stubdm_image::SUFFIXES;
+use stubdm_qmp::text::one_line;
 use xen_store::Store;
 use xen_sys::Xen;
 
 use super::argv::{Wanted, recognise};
 use super::output::with_suffix;
 use super::survey::{Survey, survey};
-use crate::error::{Context, Failure, Result, one_line};
+use crate::error::{Context, Failure, Result};
 use crate::log;
-
-/// What the real QEMU's name ends with: the first that is there. The second is `dpkg-divert`'s own.
-pub const SUFFIXES: [&str; 2] = [".real", ".distrib"];
 
 /// The command line of `stubdm-run device-model`.
 #[derive(Args, Clone, Debug)]

@@ -12,10 +12,9 @@
 //! Anything else is `CommandNotFound`. Lines in, lines out; no I/O.
 
 use serde_json::{Value, json};
-
-use crate::policy::json::Json;
-use crate::qmp::lines::{Line, Lines};
-use crate::qmp::message::LIMITS;
+use stubdm_qmp::json::Json;
+use stubdm_qmp::lines::{Line, Lines};
+use stubdm_qmp::message::LIMITS;
 
 /// The longest line of a client's.
 pub const LINE_MAX: usize = 64 << 10;
@@ -157,8 +156,8 @@ fn line(value: &Value) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qmp::message::Message;
     use proptest::prelude::*;
+    use stubdm_qmp::message::Message;
 
     fn ask(session: &mut Session, text: &str) -> Value {
         let facts = Facts {

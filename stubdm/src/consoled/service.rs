@@ -3,16 +3,16 @@
 use std::time::Instant;
 
 use tracing::{info, warn};
+use xen_console::ready::{self, Gate};
+use xen_console::ring::{IN_SIZE, OUT_SIZE};
+use xen_console::{Backend, Error, State};
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
 use super::sink::Sink;
 use super::survey::Console;
-use crate::console::ready::{self, Gate};
-use crate::console::ring::{IN_SIZE, OUT_SIZE};
-use crate::console::{Backend, Error, State};
 use crate::error::{Context, Result};
-use crate::event::{Interest, earlier};
+use crate::event::{Interest, earlier, readable};
 
 /// How many times the ring is emptied before the other consoles have their turn.
 const ROUNDS: usize = 16;
@@ -128,7 +128,7 @@ impl Service {
         moved.unwrap_or(false)
     }
 
-    fn hear_the_ring(&mut self) -> crate::console::Result<State> {
+    fn hear_the_ring(&mut self) -> xen_console::Result<State> {
         if let Some(link) = self.backend.link() {
             link.acknowledge()?;
         }
@@ -147,7 +147,7 @@ impl Service {
     }
 
     /// From the ring to the sink. Whether the ring may hold more.
-    fn out(&mut self) -> crate::console::Result<bool> {
+    fn out(&mut self) -> xen_console::Result<bool> {
         let Some(link) = self.backend.link() else {
             return Ok(false);
         };
@@ -166,7 +166,7 @@ impl Service {
     }
 
     /// From the sink to the ring. Whether either may have more.
-    fn into(&mut self) -> crate::console::Result<bool> {
+    fn into(&mut self) -> xen_console::Result<bool> {
         if let Sink::Pty(pty) = &mut self.sink {
             pty.flush();
         }
@@ -193,12 +193,13 @@ impl Service {
 
     /// What to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = if self.deaf {
+        let fds = if self.deaf {
             // The store's is readable from now on.
-            self.backend.ring().into_iter().collect()
+            self.backend.ring_fd().into_iter().collect()
         } else {
-            self.backend.interests()
+            self.backend.poll_fds()
         };
+        let mut interests: Vec<_> = fds.into_iter().map(readable).collect();
         // Only what can be passed on is asked for.
         let wanted = self.backend.is_connected() && self.pending.is_empty();
         interests.extend(self.sink.interests(wanted));

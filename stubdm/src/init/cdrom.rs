@@ -23,10 +23,10 @@ use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, socket,
 };
 use serde_json::json;
+use stubdm_qmp::client::Client;
 use tracing::{info, warn};
 
 use crate::proxy::local::Local;
-use crate::qmp::client::Client;
 
 /// The kernel's own messages; a device manager's would come as group 2.
 const KERNEL: u32 = 1;

@@ -1,10 +1,11 @@
 //! Which guest this stubdomain serves, and with what arguments: from the store.
 
+use stubdm_qmp::text::one_line;
 use xen_store::Store;
 use xen_sys::DomId;
 
 use crate::dmargv::{ArgvError, DmArgv, in_order};
-use crate::error::{Context, Failure, Result, one_line};
+use crate::error::{Context, Failure, Result};
 
 /// How many nodes are asked for at a time.
 const READERS: usize = 8;

@@ -2,7 +2,7 @@
 //!
 //! On restore the toolstack feeds the state file into console 2, a tty in here. QEMU gets a pipe:
 //! it must never see a tty, whose line discipline would alter and echo what passes. A host that asks for it is told with a
-//! [ready byte](crate::console::ready) when the tty is raw.
+//! [ready byte](xen_console::ready) when the tty is raw.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,10 +13,10 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, warn};
+use xen_console::ready;
 use xen_store::Store;
 
 use super::tty::{Direction, open_raw};
-use crate::console::ready;
 use crate::dmargv::DmArgv;
 use crate::error::{Context, Result};
 use crate::event::Interest;

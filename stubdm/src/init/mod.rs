@@ -34,12 +34,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use stubdm_qmp::text::one_line;
 use tracing::{info, warn};
 use xen_store::Store;
 use xen_sys::Xen;
 
 use crate::dmargv::fit::Finding;
-use crate::error::{Context, Failure, Result, one_line};
+use crate::error::{Context, Failure, Result};
 use crate::log;
 use crate::save::keeper::Keeper;
 use crate::signals::Signals;

@@ -13,10 +13,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use stubdm_qmp::text::one_line;
 use tracing::{error, info, warn};
 use xen_store::Store;
 
-use crate::error::{Context, Result, one_line};
+use crate::error::{Context, Result};
 use crate::supervisor::quota::{Quota, Verdict};
 
 /// The one frontend that all devices share.

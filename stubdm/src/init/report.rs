@@ -5,11 +5,10 @@
 //! | `device-model/G/state` | `running`, by QEMU; `error: …`, by us. libxl waits for the first |
 //! | `data/stubdm` | the phase, `trouble: …` while something is wrong, or the same `error: …`; there also when no guest is known |
 
+use stubdm_qmp::text::one_line;
 use tracing::{debug, error, info, warn};
 use xen_store::Store;
 use xen_sys::DomId;
-
-use crate::error::one_line;
 
 /// The longest value written: what a store always takes.
 const VALUE_MAX: usize = 1024;

@@ -13,7 +13,7 @@
 //!
 //! A tty keeps its mode as long as somebody has it open, and falls back to the edited mode after the last close.
 //!
-//! The way round that needs no argument of this kind is [`crate::console`], whose ring is published only when somebody reads. It
+//! The way round that needs no argument of this kind is [`xen_console`], whose ring is published only when somebody reads. It
 //! is not for these consoles: the distributions' kernels claim them at boot, a claimed console's driver cannot be unbound
 //! while the backend has the ring, and what the backend has put into it by then would be lost.
 

@@ -5,10 +5,11 @@
 //! | [`Pump`] | bytes passed as they are |
 //! | [`Hub`] | QMP under a policy |
 
-use std::fmt;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
+use std::{fmt, io};
+
+use stubdm_qmp::policy::Policy;
 
 use super::Payload;
 use super::hub::Hub;
@@ -16,7 +17,6 @@ use super::listen::Door;
 use super::local::Local;
 use super::pump::Pump;
 use crate::event::Interest;
-use crate::policy::Policy;
 use crate::stats::Teller;
 use crate::transport::Connect;
 

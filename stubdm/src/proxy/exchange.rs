@@ -18,15 +18,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stubdm_qmp::audit::Audit;
+use stubdm_qmp::conversation::Conversation;
+use stubdm_qmp::json::Json;
+use stubdm_qmp::monitor::Reply;
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::text::one_line;
+
 use super::buffer::Buffer;
 use super::host::{BUFFER, Link};
 use super::trunk::{Told, Trunk};
-use crate::error::one_line;
-use crate::policy::Policy;
-use crate::policy::audit::Audit;
-use crate::policy::conversation::Conversation;
-use crate::policy::json::Json;
-use crate::policy::monitor::Reply;
 use crate::stats::Counters;
 
 /// Clients served at once; others wait in the socket's queue.

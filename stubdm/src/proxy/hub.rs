@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::poll::PollFlags;
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
 use super::client::{Clients, ROUNDS, Turn};
@@ -12,9 +14,7 @@ use super::exchange::Exchange;
 use super::host::Link;
 use super::local::Local;
 use super::sides::{ClientSide, VchanSide, flush_vchan, pump_client, pump_vchan};
-use crate::error::one_line;
 use crate::event::{Interest, earlier};
-use crate::policy::Policy;
 use crate::stats::Teller;
 use crate::transport::{Connect, Transport};
 

@@ -35,6 +35,7 @@ pub mod listen;
 pub mod local;
 pub mod meter;
 pub mod options;
+pub mod policy;
 pub mod pump;
 pub mod run;
 pub mod server;

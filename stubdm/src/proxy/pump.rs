@@ -4,6 +4,7 @@
 use std::io;
 use std::time::Instant;
 
+use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
 use super::Payload;
@@ -11,7 +12,6 @@ use super::client::{Clients, ROUNDS, Turn};
 use super::host::{HostSession, Link, Memory};
 use super::local::Local;
 use super::sides::{ClientSide, VchanSide, pump_client, pump_vchan};
-use crate::error::one_line;
 use crate::event::{Interest, earlier};
 use crate::transport::{Connect, Transport};
 use nix::poll::PollFlags;

@@ -13,22 +13,20 @@ use tracing::{info, warn};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use super::Payload;
 use super::cage::inside;
 use super::cage::keeper::Keeper;
 use super::client::{Clients, Proxy, Turn};
-use super::consoles;
-use super::inherit;
 use super::listen::{SocketFile, bind};
 use super::local::{Local, set_nonblocking};
 use super::options::{Caging, Filtering, Mode, ProxyOptions, Socket, is_store_path};
 use super::server::{self, Backend, Server};
 use super::vchan::{Vchan, VchanConnect};
+use super::{Payload, consoles, inherit};
 use crate::error::{Context, Failure, Result};
 use crate::event::{Interest, sleep};
 use crate::lifetime::Lifetime;
 use crate::log;
-use crate::policy::Found;
+use crate::proxy::policy::HostPolicy;
 use crate::signals::Signals;
 use crate::stats::{self, Board, Teller};
 use crate::transport::Connect;
@@ -92,7 +90,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
 }
 
 /// The policy, if there is to be one.
-fn policy_for(options: &ProxyOptions) -> Result<Option<Found>> {
+fn policy_for(options: &ProxyOptions) -> Result<Option<HostPolicy>> {
     let carries_qmp = Payload::of_node(&options.node) == Payload::Qmp;
     match (options.filter, &options.policy) {
         (Filtering::Off, None) => return Ok(None),
@@ -115,7 +113,7 @@ fn policy_for(options: &ProxyOptions) -> Result<Option<Found>> {
             options.node
         )));
     }
-    Found::on_host(options.policy.as_deref()).map(Some)
+    HostPolicy::find(options.policy.as_deref()).map(Some)
 }
 
 /// A domain id that a domain can have.
@@ -171,7 +169,7 @@ fn told_to_end(signals: &Signals) -> Result<bool> {
 fn serve_clients(
     world: &mut World,
     options: &ProxyOptions,
-    policy: Option<Found>,
+    policy: Option<HostPolicy>,
     clients: Clients,
     signals: &Signals,
 ) -> Result<()> {
@@ -207,7 +205,7 @@ fn serve_clients(
             warn!("--cage=off: what the domain says is parsed with all the powers of this process");
             let proxy = match policy {
                 Some(found) => {
-                    let proxy = Proxy::under(clients, connect, found.policy()?, seed());
+                    let proxy = Proxy::under(clients, connect, found.into_policy()?, seed());
                     match board {
                         Some(mut board) => {
                             proxy.telling(Teller::new(move |counters| board.tell(counters)))

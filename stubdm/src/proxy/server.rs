@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
+use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
 use super::Payload;
 use super::guest::{GuestSession, Monitor};
 use super::local::{Local, Read, connect};
-use crate::error::one_line;
 use crate::event::Interest;
 use crate::save::keeper::Keeper;
 use crate::transport::{Peer, Transport};

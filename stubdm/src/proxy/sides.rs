@@ -3,10 +3,10 @@
 use std::io;
 use std::time::Instant;
 
+use stubdm_qmp::text::one_line;
 use tracing::debug;
 
 use super::local::{Local, Read};
-use crate::error::one_line;
 use crate::transport::{Peer, Transport};
 
 /// A session, seen from the vchan.

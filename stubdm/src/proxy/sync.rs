@@ -15,11 +15,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use stubdm_qmp::json::Json;
+use stubdm_qmp::lines::{LINE_MAX, Line, Lines};
+use stubdm_qmp::message::{Message, command};
 
 use super::buffer::Buffer;
-use crate::policy::json::Json;
-use crate::qmp::lines::{LINE_MAX, Line, Lines};
-use crate::qmp::message::{Message, command};
 
 /// How long a greeting is waited for before probing without one.
 const GREETING_WAIT: Duration = Duration::from_millis(500);

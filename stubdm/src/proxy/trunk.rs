@@ -16,17 +16,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stubdm_qmp::audit::Audit;
+use stubdm_qmp::conversation::Request;
+use stubdm_qmp::encode::greeted;
+use stubdm_qmp::json::Json;
+use stubdm_qmp::monitor::{Heard, Monitor, Reply};
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::policy::schema::Version;
+
 use super::buffer::Buffer;
 use super::host::{BUFFER, Link, RETRY_MAX, RETRY_MIN};
 use super::meter::Meter;
 use super::sync::{Found, Memory, Sync};
-use crate::policy::Policy;
-use crate::policy::audit::Audit;
-use crate::policy::conversation::Request;
-use crate::policy::json::Json;
-use crate::policy::message::greeted;
-use crate::policy::monitor::{Heard, Monitor, Reply};
-use crate::policy::shape::Version;
 use crate::save;
 
 /// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the vchan is connected

@@ -8,12 +8,13 @@
 //! No I/O. Memory: a client's line of up to `REQUEST_MAX` bytes, and while an answer is awaited a
 //! line of QEMU's of up to [`LINE_MAX`].
 
+use stubdm_qmp::encode::error;
+use stubdm_qmp::json::{Json, Limits};
+use stubdm_qmp::lines::LINE_MAX;
+use stubdm_qmp::message::Message;
+
 use super::{COMMAND, FDSET};
-use crate::policy::json::{Json, Limits};
-use crate::policy::message::error;
 use crate::proxy::buffer::Buffer;
-use crate::qmp::lines::LINE_MAX;
-use crate::qmp::message::Message;
 
 /// The longest request that is looked at; libxl's has under 200 bytes.
 const REQUEST_MAX: usize = 4096;

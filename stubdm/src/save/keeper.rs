@@ -7,13 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use serde_json::json;
+use stubdm_qmp::client::Client;
 use tracing::{info, warn};
 
 use super::FDSET;
 use super::drain::{Drain, SaveFile};
 use crate::event::Interest;
 use crate::proxy::local::Local;
-use crate::qmp::client::Client;
 
 /// The file, the console, and a record on its way.
 #[derive(Debug)]

@@ -30,12 +30,13 @@ use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, Pid, access};
 use serde_json::Value;
+use stubdm_qmp::text::one_line;
 
-use crate::error::{Context, Failure, Result, one_line};
+use crate::error::{Context, Failure, Result};
 use crate::event::{Interest, sleep};
-use crate::qmp::person::{self, QmpOptions, object};
 use crate::signals::Signals;
 use crate::supervisor::LAUNCH_LIMIT;
+use crate::tools::qmp::{self, QmpOptions, object};
 use broom::Broom;
 use host::Host;
 use part::Part;
@@ -258,7 +259,7 @@ impl Parts<'_> {
         let end = ours.try_clone().context("a socket")?;
         std::thread::scope(|scope| {
             let asking = scope.spawn(move || {
-                let answer = person::run(&question);
+                let answer = qmp::run(&question);
                 // Closing it is what the other thread waits for.
                 drop(theirs);
                 answer

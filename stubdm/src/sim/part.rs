@@ -15,9 +15,10 @@ use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+use stubdm_qmp::text::one_line;
 
 use super::broom::MARK;
-use crate::error::{Context, Result, one_line};
+use crate::error::{Context, Result};
 use crate::event::sleep;
 use crate::signals::Signals;
 

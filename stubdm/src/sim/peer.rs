@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use stubdm_qmp::json::Json;
+use stubdm_qmp::lines::{Line, Lines};
+use stubdm_qmp::message::LIMITS;
 
 use crate::dmargv::pairs;
 use crate::error::{Context, Failure, Result};
-use crate::policy::json::Json;
-use crate::qmp::lines::{Line, Lines};
-use crate::qmp::message::LIMITS;
 
 /// What this program is called when it is to be the peer.
 pub const NAME: &str = "scripted-qmp-peer";

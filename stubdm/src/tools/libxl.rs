@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::image::elf::resolve;
+use stubdm_image::elf::resolve;
 
 /// The folders that shared libraries are in; below `usr/lib` also one for each architecture.
 const LIBRARY_DIRS: &[&str] = &[

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `dmargs` | [`dmargs`] |
 //! | `doctor` | [`doctor`] |
-//! | `image` | [`image`], over [`crate::image`] |
+//! | `image` | [`image`], over [`stubdm_image`] |
 //! | `install`, `uninstall` | [`install`], over [`libxl`] |
+//! | `policy`, `qmp` | [`policy`](mod@policy), [`qmp`] |
 //! | `status` | [`status`] |
 
 pub mod dmargs;
@@ -13,6 +14,8 @@ pub mod doctor;
 pub mod image;
 pub mod install;
 pub mod libxl;
+pub mod policy;
+pub mod qmp;
 pub mod status;
 pub mod store;
 pub mod xlcfg;

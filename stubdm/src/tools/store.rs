@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use stubdm_qmp::text::one_line;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use crate::error::{Context, Failure, Result, one_line};
+use crate::error::{Context, Failure, Result};
 use crate::trusted;
 
 /// Which store to ask.

@@ -16,12 +16,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Gid, Pid, Uid, chroot, setgroups, setresgid, setresuid};
-use stubdm::policy::Policy;
-use stubdm::policy::json::Limits;
 use stubdm::proxy::cage::{calls, user_of, walls};
 use stubdm::proxy::exchange::Exchange;
 use stubdm::proxy::inherit;
-use stubdm::qmp::lines::LINE_MAX;
+use stubdm_qmp::json::Limits;
+use stubdm_qmp::lines::LINE_MAX;
+use stubdm_qmp::policy::Policy;
 
 use crate::raw;
 

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stubdm::policy::Policy;
 use stubdm::proxy::Payload;
 use stubdm::proxy::client::{Clients, Proxy, Turn};
 use stubdm::proxy::listen::{SocketFile, bind};
 use stubdm::proxy::server::{self, Backend, Server};
+use stubdm_qmp::policy::Policy;
 
 use crate::fake::client::Client;
 use crate::fake::qemu::Qemu;

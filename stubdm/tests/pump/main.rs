@@ -186,7 +186,7 @@ fn many_clients_at_once_are_served_one_after_another() {
 /// As with no descriptors left: who waits keeps the socket readable.
 #[test]
 fn a_socket_that_lets_nobody_in_is_looked_at_once_a_second() {
-    let policy = stubdm::policy::Policy::built_in().unwrap();
+    let policy = stubdm_qmp::policy::Policy::built_in().unwrap();
     for policy in [Some(policy), None] {
         let (no_listener, _far) = UnixStream::pair().unwrap();
         let listener = UnixListener::from(OwnedFd::from(no_listener));

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use md5::{Digest as _, Md5};
-use stubdm::image::cpio::{Archive, Content, Node};
+use stubdm_image::cpio::{Archive, Content, Node};
 
 use crate::store::{hex, write_atomically};
 use crate::workspace::Workspace;

@@ -7,7 +7,7 @@ use std::io::Write;
 
 use anyhow::{Context as _, Result, bail};
 use flate2::{Compression, GzBuilder};
-use stubdm::image::cpio::{Archive, Node};
+use stubdm_image::cpio::{Archive, Node};
 use tar::{EntryType, Header};
 
 /// Writes a package.

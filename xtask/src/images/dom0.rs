@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use stubdm::image::QEMU_DATA;
-use stubdm::image::cpio::{Archive, Content};
+use stubdm_image::QEMU_DATA;
+use stubdm_image::cpio::{Archive, Content};
 
 use super::Parts;
 

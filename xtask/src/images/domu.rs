@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use stubdm::image::cpio::{Archive, Content};
+use stubdm_image::cpio::{Archive, Content};
 
 use super::Parts;
 

@@ -17,10 +17,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use flate2::read::GzDecoder;
 use sha2::{Digest as _, Sha256};
-use stubdm::image;
-use stubdm::image::cpio::{Archive, Content, Node};
-use stubdm::image::elf;
-use stubdm::image::modules::Modules;
+use stubdm_image::cpio::{Archive, Content, Node};
+use stubdm_image::elf;
+use stubdm_image::modules::Modules;
 
 use crate::progress::Step;
 use crate::release::Release;
@@ -90,15 +89,15 @@ impl Parts {
     }
 
     fn add(&self, archive: &mut Archive, paths: &[&str]) -> Result<()> {
-        image::add(archive, &self.tree.root, paths)
+        stubdm_image::add(archive, &self.tree.root, paths)
     }
 
     fn add_own(&self, archive: &mut Archive, path: &str, file: &Path) -> Result<()> {
-        image::add_own(archive, &self.tree.root, path, file)
+        stubdm_image::add_own(archive, &self.tree.root, path, file)
     }
 
     fn add_modules(&self, archive: &mut Archive, names: &[&str]) -> Result<()> {
-        image::add_modules(archive, &self.modules, names)
+        stubdm_image::add_modules(archive, &self.modules, names)
     }
 
     /// Puts busybox with all its names into an archive.

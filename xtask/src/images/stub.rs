@@ -4,9 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use stubdm::image::cpio::Content;
-use stubdm::image::{self, Recipe};
-use stubdm::tools::image::{BuildOptions, Compress, build as build_image};
+use stubdm_image::Recipe;
+use stubdm_image::build::{Build, Compress};
+use stubdm_image::cpio::Content;
 
 use super::Parts;
 use crate::store::write_atomically;
@@ -21,7 +21,7 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
         modules: &[],
         files: &[],
     };
-    let mut archive = image::stubdomain(&recipe, &parts.modules)?;
+    let mut archive = stubdm_image::stubdomain(&recipe, &parts.modules)?;
     if init.is_none() {
         parts.add_busybox(&mut archive)?;
         let proxy = format!("{}/vchan-socket-proxy", parts.release.xen_bin);
@@ -48,18 +48,19 @@ pub(crate) fn printed(parts: &Parts) -> Result<String> {
         return Ok(fs::read_to_string(&file)?);
     }
     let output = parts.out.join("printed.img");
-    let options = BuildOptions {
-        output: output.clone(),
-        root: parts.tree.root.clone(),
+    let build = Build {
+        output: &output,
         kernel: None,
-        qemu: "usr/libexec/xen-qemu-system-i386".to_owned(),
-        init: Some(init),
-        modules: Vec::new(),
-        files: Vec::new(),
+        recipe: Recipe {
+            root: &parts.tree.root,
+            qemu: "usr/libexec/xen-qemu-system-i386",
+            init: Some(&init),
+            modules: &[],
+            files: &[],
+        },
         compress: Compress::None,
-        json: false,
     };
-    let text = build_image(&options).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let text = build.run()?.to_string();
     fs::remove_file(&output)?;
     let kernel = text
         .lines()

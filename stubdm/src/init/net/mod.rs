@@ -19,12 +19,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use stubdm_qmp::text::one_line;
 use tracing::{info, warn};
 
 use self::netlink::Links;
 use super::wait_for;
 use crate::dmargv::Tap;
-use crate::error::{Context, Failure, Result, one_line};
+use crate::error::{Context, Failure, Result};
 
 /// Where the kernel shows its interfaces.
 const INTERFACES: &str = "/sys/class/net";

@@ -2,11 +2,11 @@
 
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use stubdm_qmp::lines::Line;
 
 use super::Watch;
 use crate::error::{Failure, Result};
 use crate::proxy::local::Read;
-use crate::qmp::lines::Line;
 use crate::supervisor::{Event, Exit};
 
 /// The longest line of QEMU's output that is kept whole.

@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use stubdm_qmp::client::{Client, Told};
+use stubdm_qmp::text::one_line;
 use tracing::warn;
 
 use super::Watch;
-use crate::error::one_line;
 use crate::proxy::local::{Local, Read};
 use crate::proxy::server::Server;
-use crate::qmp::client::{Client, Told};
 use crate::supervisor::Event;
 
 /// What was asked for on our own monitor.

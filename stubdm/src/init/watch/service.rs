@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use stubdm_qmp::text::one_line;
 use tracing::warn;
 use xen_sys::DomId;
 
 use super::Watch;
-use crate::error::{Context, Result, one_line};
+use crate::error::{Context, Result};
 use crate::proxy::Payload;
 use crate::proxy::server::{Backend, Server, Turn};
 use crate::proxy::vchan::Vchan;

@@ -11,10 +11,10 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use nix::poll::PollFlags;
+use stubdm_qmp::text::one_line;
 
 use super::rates::Rates;
 use super::wire::{CHUNK, HALF, Notice, Order, Received, WINDOW, Wire};
-use crate::error::one_line;
 use crate::event::{Interest, earlier};
 use crate::proxy::local::hung_up;
 use crate::stats::Board;

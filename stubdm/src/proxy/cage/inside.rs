@@ -8,15 +8,14 @@ use std::time::Instant;
 use nix::poll::PollFlags;
 
 use super::remote::RemoteConnect;
-use super::walls;
 use super::wire::{Order, Wire};
-use super::{Given, user_of};
+use super::{Given, user_of, walls};
 use crate::error::{Context, Result};
 use crate::event::sleep;
-use crate::policy::Found;
 use crate::proxy::client::{Clients, Proxy, Turn};
 use crate::proxy::local::hung_up;
 use crate::proxy::options::ProxyOptions;
+use crate::proxy::policy::HostPolicy;
 use crate::proxy::{Payload, inherit};
 use crate::stats::Teller;
 
@@ -27,7 +26,7 @@ use crate::stats::Teller;
 pub fn run(
     options: &ProxyOptions,
     given: Given,
-    policy: Option<Found>,
+    policy: Option<HostPolicy>,
     stdio: impl FnOnce() -> Result<Clients>,
     seed: u64,
 ) -> Result<()> {
@@ -55,7 +54,7 @@ pub fn run(
             let wire = wire.clone();
             // A carrier that does not take it is gone, which is found out below.
             let tell = move |counters: &_| drop(wire.send(&Order::Counted(*counters).encode()));
-            Proxy::under(clients, connect, found.policy()?, seed).telling(Teller::new(tell))
+            Proxy::under(clients, connect, found.into_policy()?, seed).telling(Teller::new(tell))
         }
         None => Proxy::new(clients, connect, payload, seed),
     };

@@ -9,13 +9,13 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
 use nix::unistd::pipe2;
+use stubdm_qmp::lines::{Line, Lines};
+use stubdm_qmp::text::one_line;
 
-use crate::error::one_line;
 use crate::event::Interest;
 use crate::log::budget::Budget;
 use crate::log::write_within;
 use crate::proxy::local::set_nonblocking;
-use crate::qmp::lines::{Line, Lines};
 
 /// Bytes of a line.
 const LINE: usize = 4096;

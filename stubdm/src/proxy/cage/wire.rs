@@ -153,7 +153,7 @@ fn tagged(tag: u8, bytes: &[u8]) -> Vec<u8> {
 
 /// A message with a line of text that is cut to fit.
 fn told(tag: u8, text: &str) -> Vec<u8> {
-    tagged(tag, crate::error::cut(text, CHUNK / 2).as_bytes())
+    tagged(tag, stubdm_qmp::text::cut(text, CHUNK / 2).as_bytes())
 }
 
 /// One end of the pair.

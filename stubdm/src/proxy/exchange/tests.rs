@@ -349,7 +349,7 @@ fn a_client_that_does_not_wait_is_held_back() {
         said += 1;
         assert!(said < 100);
     }
-    assert_eq!(said, crate::policy::conversation::WAITING);
+    assert_eq!(said, stubdm_qmp::conversation::WAITING);
 }
 
 #[test]

@@ -2,18 +2,18 @@
 
 use std::ffi::OsString;
 
+use stubdm_qmp::policy::Policy;
 use xen_store_server::{Config, Server as Daemon};
 use xen_sys::sim::Simulation;
 
 use super::*;
-use crate::policy::Policy;
 
 fn filtering(extra: &[&str], node: &str) -> Result<Option<Policy>> {
     let rest = ["5", node, "/run/s"];
     let args = ["vchan-socket-proxy"].iter().chain(extra).chain(&rest);
     let options = crate::cli::proxy_options(args.map(OsString::from).collect())?;
     policy_for(&options.unwrap())?
-        .map(Found::policy)
+        .map(HostPolicy::into_policy)
         .transpose()
 }
 

@@ -15,9 +15,9 @@ use xen_sys::DomId;
 
 pub use gather::{Gathered, gather};
 pub(in crate::tools) use print::quoted;
+use stubdm_image::QEMU_DATA;
 
 use crate::error::{Context, Result};
-use crate::image::QEMU_DATA;
 use crate::tools::store::{StoreOptions, domid};
 
 /// Which of the three.

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
+use stubdm_image::LEAST_MEMORY;
+use stubdm_qmp::text::one_line;
 
 use super::Gathered;
 use crate::dmargv::fit::{Finding, Verdict};
 use crate::dmargv::{DmArgv, mini_os};
-use crate::error::one_line;
-use crate::image::LEAST_MEMORY;
 
 /// The judged arguments of one guest.
 #[derive(Debug)]
@@ -220,7 +220,7 @@ impl<'a> Report<'a> {
             "notes": self.notes,
             "usable": self.usable(),
         });
-        crate::text::json(&value)
+        stubdm_qmp::text::json(&value)
             + "
 "
     }
@@ -300,7 +300,7 @@ pub(in crate::tools) fn quoted(arg: &[u8]) -> String {
     let intact = std::str::from_utf8(arg).is_ok();
     match intact && !text.is_empty() && text.chars().all(plain) {
         true => text.into_owned(),
-        false if intact && !text.contains(crate::text::is_active) => {
+        false if intact && !text.contains(stubdm_qmp::text::is_active) => {
             format!("'{}'", text.replace('\'', r"'\''"))
         }
         false => {

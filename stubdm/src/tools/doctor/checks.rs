@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use stubdm_image::elf::resolve;
+
 use super::{Check, DoctorOptions, State};
-use crate::image::elf::resolve;
 use crate::tools::libxl::Libxl;
 
 /// The least memory that dom0 should have left, in KiB.

@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use stubdm_image::elf::resolve;
+use stubdm_image::{LEAST_MEMORY, memory};
+
 use super::State;
 use super::checks::Host;
-use crate::image::elf::resolve;
-use crate::image::{LEAST_MEMORY, memory};
 use crate::tools::xlcfg::Settings;
 
 /// What xl gives a stubdomain if its configuration does not say, in MiB. (`LIBXL_LINUX_STUBDOM_MEM`.)
@@ -142,7 +143,7 @@ impl Host<'_> {
 
 /// What `image build` would print for a ramdisk, in MiB.
 fn memory_for(file: &std::path::Path) -> Option<u64> {
-    let data = crate::image::read::contents(file).ok()?;
-    let listing = crate::image::read::listing(&data).ok()?;
+    let data = stubdm_image::read::contents(file).ok()?;
+    let listing = stubdm_image::read::listing(&data).ok()?;
     Some(memory(listing.unpacked, data.len() as u64))
 }

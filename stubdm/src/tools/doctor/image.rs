@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use stubdm_image::elf::resolve;
+use stubdm_image::modules::Modules;
+use stubdm_image::read;
+
 use super::State;
 use super::checks::Host;
-use crate::image::elf::resolve;
-use crate::image::modules::Modules;
-use crate::image::read;
 
 impl Host<'_> {
     /// XSA-482: kernels from 2026 on refuse plain hypercalls to every domU's userspace. QEMU in a stubdomain needs them.

@@ -14,8 +14,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
+use stubdm_qmp::text::one_line;
 
-use crate::error::{Context, Result, one_line};
+use crate::error::{Context, Result};
 
 /// What the person typed.
 #[derive(Args, Clone, Debug)]
@@ -90,7 +91,7 @@ pub fn run(options: &DoctorOptions) -> Result<ExitCode> {
                 })
             });
             let value = json!({ "ok": wrong == 0, "checks": all.collect::<Vec<_>>() });
-            crate::text::json(&value)
+            stubdm_qmp::text::json(&value)
                 + "
 "
         }

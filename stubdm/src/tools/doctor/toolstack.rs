@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use stubdm_image::SUFFIXES;
+use stubdm_image::elf::resolve;
+
 use super::State;
 use super::checks::Host;
-use crate::consoled::launch::SUFFIXES;
-use crate::image::elf::resolve;
 use crate::init::qemu;
 use crate::tools::install;
 

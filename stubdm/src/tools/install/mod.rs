@@ -205,7 +205,7 @@ impl Common {
                     })
                 });
                 let value = json!({ "dry_run": self.dry_run, "places": all.collect::<Vec<_>>() });
-                crate::text::json(&value)
+                stubdm_qmp::text::json(&value)
                     + "
 "
             }

@@ -1,6 +1,6 @@
 //! The parts that can be put into libxl's places: one row each.
 
-use crate::policy;
+use crate::proxy::policy::PATH;
 use crate::tools::libxl::Libxl;
 
 /// What is put into a part's places.
@@ -67,7 +67,7 @@ pub(super) const PARTS: &[Part] = &[
     Part {
         name: "policy",
         usual: false,
-        place: |_| Some(policy::PATH.to_owned()),
+        place: |_| Some(PATH.to_owned()),
         what: What::Text(POLICY),
     },
 ];
@@ -90,15 +90,16 @@ pub(super) fn names() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Policy;
+    use crate::proxy::policy::HostPolicy;
+    use stubdm_qmp::policy::Policy;
 
     #[test]
     fn the_policy_that_is_written_is_a_policy() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.toml");
         std::fs::write(&path, POLICY).unwrap();
-        let (read, _) = Policy::of_host(Some(&path)).unwrap();
-        assert_eq!(read, Policy::built_in().unwrap());
+        let read = HostPolicy::find(Some(&path)).and_then(HostPolicy::into_policy);
+        assert_eq!(read.unwrap(), Policy::built_in().unwrap());
         assert_eq!(names(), ["proxy", "device-model", "image", "policy"]);
     }
 }

@@ -5,13 +5,13 @@ use std::io;
 
 use nix::sys::stat::{FileStat, SFlag};
 use nix::sys::utsname::uname;
+use stubdm_image::{kernel_file, pick_kernel};
 
 use super::InstallOptions;
 use super::parts::What;
 use super::record::Put;
 use super::root::{Found, Links, Root, kind};
 use crate::error::{Context, Failure, Result};
-use crate::image::{kernel_file, pick_kernel};
 
 /// What belongs into the places of a part.
 ///

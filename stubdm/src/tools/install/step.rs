@@ -1,10 +1,9 @@
 //! One change of a host's files, shown as the command a person could type.
 
-use std::fmt;
-use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::{fmt, fs};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};

@@ -10,10 +10,10 @@ use std::time::Duration;
 use clap::Args;
 
 pub use rows::{Process, Row, rows};
+use stubdm_qmp::text;
 
 use super::store::StoreOptions;
 use crate::error::{Context, Result};
-use crate::text;
 
 /// What the person typed.
 #[derive(Args, Clone, Debug)]

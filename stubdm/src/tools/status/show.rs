@@ -1,9 +1,9 @@
-//! The rows as a table and as JSON. Text from the store may be a guest's: it is printed as [`crate::text`] says.
+//! The rows as a table and as JSON. Text from the store may be a guest's: it is printed as [`stubdm_qmp::text`] says.
 
 use serde_json::{Value, json};
+use stubdm_qmp::text::one_line;
 
 use super::{Process, Row};
-use crate::error::one_line;
 
 /// The longest text from the store that is shown.
 const TEXT: usize = 120;

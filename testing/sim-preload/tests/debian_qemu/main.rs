@@ -16,8 +16,8 @@ use std::process::{Command, Stdio};
 
 use stubdm::dmargv::DmArgv;
 use stubdm::dmargv::fit::Verdict;
-use stubdm::image::QEMU_DATA;
 use stubdm::init::qemu::missing_roms;
+use stubdm_image::QEMU_DATA;
 use tempfile::TempDir;
 
 /// The unpacked packages, of each release there is.
@@ -50,7 +50,7 @@ impl Qemu {
         let firmware = tempfile::tempdir().unwrap();
         // The BIOS of the machine used here; under Xen it is hvmloader's.
         for file in QEMU_DATA.iter().chain(&["usr/share/seabios/bios-256k.bin"]) {
-            let from = stubdm::image::elf::resolve(&tree, file).unwrap();
+            let from = stubdm_image::elf::resolve(&tree, file).unwrap();
             let name = Path::new(file).file_name().unwrap();
             fs::copy(from, firmware.path().join(name)).unwrap();
         }
@@ -59,7 +59,7 @@ impl Qemu {
 
     /// Starts QEMU with `args`. Returns `Err` with QEMU's output if it ends before its monitor opens.
     fn starts(&self, args: &[OsString]) -> Result<(), String> {
-        let find = |path: &str| stubdm::image::elf::resolve(&self.tree, path).unwrap();
+        let find = |path: &str| stubdm_image::elf::resolve(&self.tree, path).unwrap();
         let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
             .map(|dir| self.tree.join(dir).display().to_string());
         let mut command = Command::new(find("lib64/ld-linux-x86-64.so.2"));

@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
-use stubdm::image::cpio::{Archive, Content};
+use stubdm_image::cpio::{Archive, Content};
 
 use super::Parts;
 use crate::guest::{SECTOR, assemble};

@@ -1,0 +1,231 @@
+//! The frontend: offers a ring in the store once somebody is ready to read from it.
+//!
+//! ```text
+//!   state   what                                                 the backend's
+//!   1       made by the toolstack; nothing is published          1, 2
+//!   3       ring-ref and port are there, in one transaction      2
+//!   4       the backend has mapped the ring                      4
+//!   5, 6    what was written has been taken, or nobody will      4, 5, 6
+//! ```
+//!
+//! Bytes written before the backend is there wait in the ring.
+//!
+//! `stubdm-run` itself publishes no console: in a stubdomain the kernel's driver has claimed them all. This is
+//! [`Backend`](crate::Backend)'s other end, over the same ring code, for its tests and its fuzz target. It is public
+//! because those are crates of their own.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xen_evtchn::EventChannels;
+use xen_gnttab::{Access, SharedPages, share};
+use xen_store::{Store, Watch};
+use xen_sys::Xen;
+
+use crate::{Error, Link, Result, State, domid, read, ring};
+
+/// Whether there is such a console at all: the toolstack offers it.
+///
+/// # Errors
+/// The store's.
+pub fn offered(store: &Store, node: &str) -> Result<bool> {
+    Ok(read(store, &format!("{node}/backend"))?.is_some())
+}
+
+/// A published console.
+///
+/// Dropping it gives the ring back without a word, which a backend that has it mapped sees as silence:
+/// [`close`](Self::close) it.
+#[derive(Debug)]
+pub struct Frontend {
+    link: Link,
+    store: Store,
+    node: String,
+    state: State,
+    /// The backend's, as of the last event of its node.
+    theirs: State,
+    backend: Watch,
+    backend_state: String,
+    closing: bool,
+    // Last: the ring in `link` goes first.
+    _pages: SharedPages,
+}
+
+impl Frontend {
+    /// Publishes the console whose frontend directory is `node`, such as `device/console/2`. From now on
+    /// the backend may write to its ring. Does not wait for it.
+    ///
+    /// `extra` are more nodes, by name and value, that the backend is to find together with the ring.
+    ///
+    /// # Errors
+    /// There is no such console, or it is in use; the store's, the hypervisor's.
+    pub fn publish(xen: &Xen, store: &Store, node: &str, extra: &[(&str, &str)]) -> Result<Self> {
+        let own = format!("{node}/state");
+        let free = |state| matches!(state, None | Some(State::Initialising | State::Closed));
+        let state = read(store, &own)?;
+        if !free(state.as_deref().and_then(State::of)) {
+            let what = "the console is in use";
+            return Err(Error::Node { node: own, what });
+        }
+        let peer = domid(store, &format!("{node}/backend-id"))?;
+        let path = format!("{node}/backend");
+        let backend = store.read_str(&path)?;
+        let backend_state = format!("{backend}/state");
+        let watch = store.watch(&backend_state)?;
+        if read(store, &own)?.as_deref() == Some(b"6") {
+            store.write(&own, State::Initialising.text())?;
+        }
+        let channels = EventChannels::open(xen)?;
+        let port = channels.bind_unbound(peer)?;
+        let mut pages = share(xen, peer, 1, Access::ReadWrite)?;
+        let ends = ring::frontend(pages.take_region())?;
+        let reference = pages.refs().first().copied().unwrap_or_default();
+        store.with_transaction(|tx| {
+            tx.write(&format!("{node}/ring-ref"), reference.as_u32().to_string())?;
+            tx.write(&format!("{node}/port"), port.port().as_u32().to_string())?;
+            for (name, value) in extra {
+                tx.write(&format!("{node}/{name}"), value)?;
+            }
+            tx.write(&own, State::Initialised.text())
+        })?;
+        Ok(Self {
+            link: Link::new(ends, port, channels),
+            store: store.clone(),
+            node: node.to_owned(),
+            state: State::Initialised,
+            theirs: State::Initialising,
+            backend: watch,
+            backend_state,
+            closing: false,
+            _pages: pages,
+        })
+    }
+
+    /// The ring. Reading and writing are of use from the first moment.
+    pub fn link(&mut self) -> &mut Link {
+        &mut self.link
+    }
+
+    /// The frontend directory.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// What to poll for input: the ring's events and the backend's state.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn poll_fds(&self) -> Result<[BorrowedFd<'_>; 2]> {
+        Ok([self.link.as_fd(), self.backend.poll_fd()?])
+    }
+
+    /// Takes note of events and of the backend's state, answers it, and says what it is.
+    /// [`State::Closed`] also stands for a backend that is gone. What it wrote can still be read.
+    ///
+    /// # Errors
+    /// The store's, the system's.
+    pub fn turn(&mut self) -> Result<State> {
+        self.link.acknowledge()?;
+        let mut changed = false;
+        while self.backend.try_next()?.is_some() {
+            changed = true;
+        }
+        if changed {
+            self.theirs = match read(&self.store, &self.backend_state) {
+                Ok(None) => State::Closed,
+                // A state that is none is not acted upon.
+                Ok(Some(value)) => State::of(&value).unwrap_or(State::Initialising),
+                // What is gone may not even be asked for, where its parent is not ours to read.
+                Err(Error::Store(error)) if error.is_denied() => State::Closed,
+                Err(error) => return Err(error),
+            };
+        }
+        if self.theirs == State::Connected && self.state == State::Initialised {
+            self.set(State::Connected)?;
+        }
+        Ok(self.theirs)
+    }
+
+    fn set(&mut self, state: State) -> Result<()> {
+        self.store
+            .write(&format!("{}/state", self.node), state.text())?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// Waits until the backend has taken out everything that was written, and says whether it has:
+    /// not if the deadline passes or the backend goes first.
+    ///
+    /// # Errors
+    /// As [`turn`](Self::turn); the peer broke the ring.
+    pub fn drain(&mut self, deadline: Instant) -> Result<bool> {
+        loop {
+            let theirs = self.turn()?;
+            if self.link.unread()? == 0 {
+                return Ok(true);
+            }
+            if theirs >= State::Closing || deadline <= Instant::now() {
+                return Ok(false);
+            }
+            self.wait(deadline)?;
+        }
+    }
+
+    /// Ends the console: lets the backend take what was written, then let go, for `limit` at most, and
+    /// only then gives the page back. Says whether everything was taken.
+    ///
+    /// # Errors
+    /// As [`drain`](Self::drain).
+    pub fn close(mut self, limit: Duration) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        let drained = self.drain(deadline);
+        self.closing = true;
+        self.set(State::Closing)?;
+        // Some backends let go at this word and say so, others go through both states with us.
+        self.wait_for(State::Closing, deadline)?;
+        self.set(State::Closed)?;
+        self.wait_for(State::Closed, deadline)?;
+        drained
+    }
+
+    /// Blocks until there is an event, or until the deadline.
+    fn wait(&self, deadline: Instant) -> Result<()> {
+        let mut fds = self
+            .poll_fds()?
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: waking just before the deadline would make the caller spin.
+        let millis = left.as_micros().div_ceil(1000).min(3_600_000);
+        match poll(
+            &mut fds,
+            PollTimeout::try_from(millis).unwrap_or(PollTimeout::ZERO),
+        ) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(std::io::Error::from(errno).into()),
+        }
+    }
+
+    fn wait_for(&mut self, state: State, deadline: Instant) -> Result<()> {
+        while self.turn()? < state && Instant::now() < deadline {
+            self.wait(deadline)?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Frontend {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
+    }
+}
+
+impl Drop for Frontend {
+    fn drop(&mut self) {
+        if !self.closing {
+            // Nobody is left to hear of an error.
+            let _ = self.set(State::Closed);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Both ends of a PV console on a simulated host: nothing lost, nothing altered, whatever either does.
+
+#![allow(clippy::unwrap_used)]
+
+mod stream;
+mod traffic;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use xen_console::{Backend, Error, Frontend, State};
+
+use world::{NODE, PATIENCE, World, sleep};
+
+/// Turns the backend until `done`, and gives the errors it told of.
+fn until(backend: &mut Backend, mut done: impl FnMut(&mut Backend) -> bool) -> Vec<Error> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut errors = Vec::new();
+    loop {
+        if let Err(error) = backend.turn(Instant::now()) {
+            errors.push(error);
+        }
+        if done(backend) {
+            return errors;
+        }
+        assert!(Instant::now() < deadline, "{errors:?}");
+        let nap = Instant::now() + Duration::from_millis(10);
+        sleep(&backend.poll_fds(), Some(nap)).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_published_before_it_is_asked_for() {
+    let world = World::new();
+    let mut backend = world.backend();
+    assert_eq!(backend.turn(Instant::now()).unwrap(), State::InitWait);
+    assert!(!backend.is_connected());
+    assert!(!world.store.exists(&world.node("ring-ref")).unwrap());
+    let frontend = world.frontend();
+    let errors = until(&mut backend, |backend| backend.is_connected());
+    assert!(errors.is_empty());
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn an_early_word_waits_for_the_backend() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    assert_eq!(frontend.link().try_write(b"early").unwrap(), 5);
+    assert!(
+        !frontend
+            .drain(Instant::now() + Duration::from_millis(20))
+            .unwrap()
+    );
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    let mut buffer = [0; 16];
+    assert_eq!(backend.link().unwrap().try_read(&mut buffer).unwrap(), 5);
+    assert_eq!(&buffer[..5], b"early");
+    assert!(frontend.drain(Instant::now() + PATIENCE).unwrap());
+    assert_eq!(frontend.turn().unwrap(), State::Connected);
+    assert_eq!(world.store.read(&world.node("state")).unwrap(), b"4");
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_backend_started_anew_goes_on_where_the_old_one_stopped() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    let mut old = world.backend();
+    until(&mut old, |backend| backend.is_connected());
+    frontend.link().try_write(b"abcdef").unwrap();
+    let mut buffer = [0; 3];
+    old.link().unwrap().try_read(&mut buffer).unwrap();
+    old.link().unwrap().try_write(b"xyz").unwrap();
+    drop(old);
+    let mut new = world.backend();
+    until(&mut new, |backend| backend.is_connected());
+    let mut rest = [0; 9];
+    assert_eq!(new.link().unwrap().try_read(&mut rest).unwrap(), 3);
+    assert_eq!(&rest[..3], b"def");
+    new.link().unwrap().try_write(b"!").unwrap();
+    frontend.turn().unwrap();
+    assert_eq!(frontend.link().try_read(&mut rest).unwrap(), 4);
+    assert_eq!(&rest[..4], b"xyz!");
+    drop(frontend);
+    drop(new);
+    world.end();
+}
+
+#[test]
+fn what_the_frontends_nodes_cannot_mean_is_told_and_survived() {
+    let world = World::new();
+    let (_xen, store) = world.domu();
+    let mut backend = world.backend();
+    for (reference, port) in [
+        ("x", "1"),
+        ("4000000000", "1"),
+        ("99999999999999", "1"),
+        ("7", "4000000000"),
+        ("", ""),
+        ("-1", "0"),
+    ] {
+        store.write(&format!("{NODE}/ring-ref"), reference).unwrap();
+        store.write(&format!("{NODE}/port"), port).unwrap();
+        store.write(&format!("{NODE}/state"), "3").unwrap();
+        let mut errors = until(&mut backend, |_| world.state(1) == "5");
+        let error = errors.pop().unwrap();
+        assert!(
+            matches!(error, Error::Node { .. } | Error::Xen(_)),
+            "{error}"
+        );
+        assert!(!backend.is_connected());
+        store.write(&format!("{NODE}/state"), "6").unwrap();
+        until(&mut backend, |_| world.state(1) == "6");
+    }
+    let frontend = world.frontend();
+    until(&mut backend, |backend| backend.is_connected());
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_broken_ring_ends_the_connection_and_not_the_console() {
+    let world = World::new();
+    let mut backend = world.backend();
+    let bare = world.bare(NODE);
+    bare.write("state", "3");
+    until(&mut backend, |backend| backend.is_connected());
+    bare.set(3084, 2049);
+    bare.port.notify().unwrap();
+    let error = backend.link().unwrap().try_read(&mut [0; 64]).unwrap_err();
+    assert!(matches!(error, Error::Ring(_)), "{error}");
+    backend.give_up().unwrap();
+    assert!(!backend.is_connected());
+    // It is not taken up again before the frontend has let go.
+    bare.write("state", "4");
+    until(&mut backend, |_| true);
+    assert!(!backend.is_connected());
+    bare.close();
+    until(&mut backend, |_| world.state(1) == "6");
+    let frontend = world.frontend();
+    until(&mut backend, |backend| backend.is_connected());
+    drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_domain_that_is_gone_lets_the_backend_go() {
+    let world = World::new();
+    let frontend = world.frontend();
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    let home = format!("/local/domain/{}", world.domain);
+    world.simulation.destroy_domain(world.domain).unwrap();
+    drop(frontend);
+    world.store.rm(&home).unwrap();
+    until(&mut backend, |backend| {
+        backend.is_connected()
+            && backend
+                .turn(Instant::now())
+                .is_ok_and(|s| s == State::Closing)
+    });
+    world.store.rm(&world.path).unwrap();
+    backend.let_go().unwrap();
+    assert!(!world.store.exists(&world.path).unwrap(), "brought back");
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_backend_that_is_gone_is_seen_and_what_it_wrote_is_read() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    backend.link().unwrap().try_write(b"last words").unwrap();
+    drop(backend);
+    world.store.rm(&world.path).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while frontend.turn().unwrap() != State::Closed {
+        sleep(&frontend.poll_fds().unwrap(), Some(deadline)).unwrap();
+        assert!(Instant::now() < deadline);
+    }
+    let mut buffer = [0; 16];
+    assert_eq!(frontend.link().try_read(&mut buffer).unwrap(), 10);
+    frontend.link().try_write(b"nobody").unwrap();
+    assert!(!frontend.close(PATIENCE).unwrap());
+    world.end();
+}
+
+#[test]
+fn a_console_in_use_or_not_offered_is_refused() {
+    let world = World::new();
+    let (xen, store) = world.domu();
+    let frontend = world.frontend();
+    let again = Frontend::publish(&xen, &store, NODE, &[]);
+    assert!(matches!(again, Err(Error::Node { .. })));
+    let other = Frontend::publish(&xen, &store, "device/console/9", &[]);
+    assert!(matches!(other, Err(Error::Node { .. })));
+    assert!(xen_console::frontend::offered(&store, NODE).unwrap());
+    assert!(!xen_console::frontend::offered(&store, "device/console/9").unwrap());
+    drop(frontend);
+    world.end();
+}
+
+/// In 70 seconds of a frontend that writes its state every seven milliseconds.
+#[test]
+fn a_frontend_that_toggles_its_state_costs_the_store_a_look_a_second() {
+    let world = World::new();
+    let (_xen, store) = world.domu();
+    let mut backend = world.backend();
+    let start = Instant::now();
+    let mut followed = 0;
+    let mut last = backend.turn(start).unwrap();
+    for step in 0..10_000 {
+        let state = ["6", "1"][step % 2];
+        store.write(&format!("{NODE}/state"), state).unwrap();
+        let now = start + Duration::from_millis(7) * u32::try_from(step).unwrap();
+        let state = backend.turn(now).unwrap();
+        followed += usize::from(state != last);
+        last = state;
+    }
+    assert!((20..200).contains(&followed), "{followed} transactions");
+    // Nothing is missed for that: the last word is followed.
+    store.write(&format!("{NODE}/state"), "6").unwrap();
+    backend.turn(start + Duration::from_secs(1000)).unwrap();
+    let state = backend.turn(start + Duration::from_secs(2000)).unwrap();
+    assert_eq!(state, State::Closed);
+    drop(backend);
+    world.end();
+}

@@ -1,0 +1,251 @@
+//! Random bytes both ways at every pace, and openings against a sender that never pauses: nothing is lost or altered.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use xen_console::{Frontend, State};
+
+use crate::stream::Stream;
+use crate::world::{NODE, PATIENCE, World, sleep};
+
+/// How the receiving end takes what comes.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    Full,
+    /// A few bytes at a time.
+    Slow,
+    /// Nothing for a while, then everything.
+    Bursty,
+    /// Stops for good after so many bytes, until the other side has been seen stuck.
+    Stalled,
+}
+
+/// One direction's end that checks what comes.
+struct Receiver {
+    stream: Stream,
+    left: usize,
+    pace: Pace,
+    turns: usize,
+    resume: Arc<AtomicBool>,
+}
+
+impl Receiver {
+    fn new(seed: u64, left: usize, pace: Pace, resume: &Arc<AtomicBool>) -> Self {
+        Self {
+            stream: Stream(seed),
+            left,
+            pace,
+            turns: 0,
+            resume: Arc::clone(resume),
+        }
+    }
+
+    /// Takes what it likes; says whether it would look again without an event.
+    fn take(&mut self, link: &mut xen_console::Link) -> bool {
+        self.turns += 1;
+        let mut buffer = [0; 4096];
+        let most = match self.pace {
+            Pace::Full => 4096,
+            Pace::Slow => 251,
+            Pace::Bursty if self.turns % 8 < 7 => return true,
+            Pace::Bursty => 4096,
+            Pace::Stalled if !self.resume.load(Ordering::Acquire) && self.left < 1 << 16 => {
+                return true;
+            }
+            Pace::Stalled => 4096,
+        };
+        let got = link.try_read(&mut buffer[..most]).unwrap();
+        assert!(got <= self.left, "more came than was sent");
+        let mut wanted = [0; 4096];
+        self.stream.fill(&mut wanted[..got]);
+        assert_eq!(buffer[..got], wanted[..got], "with {} to go", self.left);
+        self.left -= got;
+        got > 0
+    }
+}
+
+struct Sender {
+    stream: Stream,
+    left: usize,
+    pending: VecDeque<u8>,
+}
+
+impl Sender {
+    fn new(seed: u64, left: usize) -> Self {
+        Self {
+            stream: Stream(seed),
+            left,
+            pending: VecDeque::new(),
+        }
+    }
+
+    fn give(&mut self, link: &mut xen_console::Link) -> usize {
+        if self.pending.is_empty() {
+            let mut chunk = [0; 3000];
+            let len = self.left.min(chunk.len());
+            self.stream.fill(&mut chunk[..len]);
+            self.left -= len;
+            self.pending.extend(&chunk[..len]);
+        }
+        let took = link.try_write(self.pending.make_contiguous()).unwrap();
+        self.pending.drain(..took);
+        took
+    }
+
+    fn done(&self) -> bool {
+        self.left == 0 && self.pending.is_empty()
+    }
+}
+
+/// `bytes` each way at once, the receivers at `pace`.
+fn both_ways(bytes: usize, pace: Pace) {
+    let world = World::new();
+    let resume = Arc::new(AtomicBool::new(false));
+    let mut backend = world.backend();
+    std::thread::scope(|scope| {
+        let domu = scope.spawn(|| {
+            let mut frontend = world.frontend();
+            let mut sender = Sender::new(1, bytes);
+            let mut receiver = Receiver::new(2, bytes, pace, &resume);
+            while receiver.left > 0 || !sender.done() {
+                frontend.turn().unwrap();
+                let again = receiver.take(frontend.link()) | (sender.give(frontend.link()) > 0);
+                if !again {
+                    sleep(
+                        &frontend.poll_fds().unwrap(),
+                        Some(Instant::now() + PATIENCE),
+                    )
+                    .unwrap();
+                }
+            }
+            assert!(frontend.close(PATIENCE).unwrap(), "drained");
+        });
+        let mut sender = Sender::new(2, bytes);
+        let mut receiver = Receiver::new(1, bytes, pace, &resume);
+        let mut stuck = 0;
+        loop {
+            let state = backend.turn(Instant::now()).unwrap();
+            let mut again = false;
+            if let Some(link) = backend.link() {
+                again = receiver.take(link);
+                let gave = sender.give(link);
+                again |= gave > 0;
+                // Both receivers have stopped: the rings are full and nothing moves. It is theirs to go on.
+                stuck = if gave == 0 { stuck + 1 } else { 0 };
+                if stuck == 1000 {
+                    resume.store(true, Ordering::Release);
+                }
+            }
+            if state == State::Closing {
+                let link = backend.link().unwrap();
+                while receiver.take(link) {}
+                assert!(backend.let_go().unwrap().is_empty());
+                break;
+            }
+            if !again {
+                sleep(&backend.poll_fds(), backend.deadline()).unwrap();
+            }
+        }
+        assert_eq!(receiver.left, 0);
+        assert!(sender.done());
+        // The frontend's last word is answered by another turn.
+        while backend.turn(Instant::now()).unwrap() != State::Closed || !domu.is_finished() {
+            sleep(
+                &backend.poll_fds(),
+                Some(Instant::now() + Duration::from_millis(5)),
+            )
+            .unwrap();
+        }
+        domu.join().unwrap();
+    });
+    drop(backend);
+    world.end();
+}
+
+const VOLUME: usize = 64 << 20;
+
+/// Every pace at both ends, [`VOLUME`] each way.
+macro_rules! paces {
+    ($($name:ident: $pace:ident,)*) => {$(
+        #[test]
+        fn $name() {
+            both_ways(VOLUME, Pace::$pace);
+        }
+    )*};
+}
+
+paces! {
+    sixty_four_mebibytes_each_way_at_full_speed: Full,
+    sixty_four_mebibytes_each_way_to_bursty_ends: Bursty,
+    sixty_four_mebibytes_each_way_to_ends_that_stall: Stalled,
+    slow_ends_lose_nothing: Slow,
+}
+
+/// A sender that never pauses, and a frontend that comes, reads a little, and goes: before, during and
+/// after each opening. What it had not read when it went comes with its next ring.
+#[test]
+fn a_thousand_openings_against_a_sender_at_full_speed() {
+    const OPENINGS: usize = 1000;
+    let world = World::new();
+    let mut backend = world.backend();
+    std::thread::scope(|scope| {
+        let domu = scope.spawn(|| {
+            let (xen, store) = world.domu();
+            let mut stream = Stream(3);
+            let mut lens = Stream(4);
+            let mut total = 0;
+            for _ in 0..OPENINGS {
+                let mut frontend = Frontend::publish(&xen, &store, NODE, &[]).unwrap();
+                let mut len = [0; 2];
+                lens.fill(&mut len);
+                let mut left = usize::from(u16::from_le_bytes(len)) % 5000 + 1;
+                while left > 0 {
+                    frontend.turn().unwrap();
+                    let mut buffer = [0; 512];
+                    let most = left.min(buffer.len());
+                    let got = frontend.link().try_read(&mut buffer[..most]).unwrap();
+                    let mut wanted = [0; 512];
+                    stream.fill(&mut wanted[..got]);
+                    assert_eq!(buffer[..got], wanted[..got], "after {total} bytes");
+                    left -= got;
+                    total += got;
+                    if got == 0 {
+                        sleep(
+                            &frontend.poll_fds().unwrap(),
+                            Some(Instant::now() + PATIENCE),
+                        )
+                        .unwrap();
+                    }
+                }
+                frontend.close(PATIENCE).unwrap();
+            }
+            total
+        });
+        let mut sender = Sender::new(3, usize::MAX);
+        // A clock on which seconds pass between two turns: the backend rates its looks at the nodes,
+        // and a thousand openings in a row would take a quarter of an hour.
+        let mut clock = Instant::now();
+        while !domu.is_finished() {
+            clock += Duration::from_secs(3);
+            let state = backend.turn(clock).unwrap();
+            if state == State::Closing {
+                for byte in backend.let_go().unwrap().into_iter().rev() {
+                    sender.pending.push_front(byte);
+                }
+                continue;
+            }
+            if let Some(link) = backend.link() {
+                if sender.give(link) > 0 {
+                    continue;
+                }
+            }
+            let nap = Instant::now() + Duration::from_millis(20);
+            sleep(&backend.poll_fds(), Some(nap)).unwrap();
+        }
+        assert!(domu.join().unwrap() > OPENINGS * 1000);
+    });
+    drop(backend);
+    world.end();
+}

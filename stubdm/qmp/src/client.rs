@@ -1,0 +1,289 @@
+//! The client's half of a QMP conversation: greeting, capabilities, then one command at a time.
+//!
+//! No I/O and no clock: bytes from QEMU go in by [`Client::receive`], bytes for QEMU come out by
+//! [`Client::to_send`], and what happened is told as [`Told`] values.
+
+use std::collections::VecDeque;
+
+use serde_json::Value;
+
+use crate::json::Json;
+use crate::lines::{LINE_MAX, Line, Lines};
+use crate::message::{Message, command};
+
+/// What the conversation has to tell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// Greeted and negotiated: commands may be sent.
+    Ready,
+    /// The answer to the oldest command still open.
+    Answer(Result<Json, QmpError>),
+    /// An event, by name.
+    Event(String),
+    /// The other end does not speak QMP as it should; the conversation is over.
+    Broken(String),
+}
+
+/// QEMU's refusal of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QmpError {
+    /// The error class, e.g. `GenericError`.
+    pub class: String,
+    /// QEMU's words, in one line.
+    pub desc: String,
+}
+
+impl std::fmt::Display for QmpError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.class, self.desc)
+    }
+}
+
+impl std::error::Error for QmpError {}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Greeting,
+    Negotiating,
+    Ready,
+    Broken,
+}
+
+/// The conversation.
+#[derive(Debug)]
+pub struct Client {
+    state: State,
+    lines: Lines,
+    out: VecDeque<u8>,
+    told: VecDeque<Told>,
+    open: VecDeque<u64>,
+    next: u64,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Client {
+    /// A conversation of which nothing was heard yet.
+    pub fn new() -> Self {
+        Self {
+            state: State::Greeting,
+            lines: Lines::new(LINE_MAX),
+            out: VecDeque::new(),
+            told: VecDeque::new(),
+            open: VecDeque::new(),
+            next: 1,
+        }
+    }
+
+    /// Takes bytes from QEMU.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        let mut found = Vec::new();
+        self.lines.push(bytes, |line| found.push(line));
+        for line in found {
+            match line {
+                Line::Whole(line) => match Message::parse(&line) {
+                    Ok(message) => self.message(message),
+                    Err(error) => self.broken(error.to_string()),
+                },
+                Line::TooLong(length) => self.broken(format!("a message of {length} bytes")),
+            }
+        }
+    }
+
+    /// Queues a command. Its answer is told in the order commands were given.
+    pub fn execute(&mut self, name: &str, arguments: Option<&Value>) {
+        let id = self.next;
+        self.next += 1;
+        self.open.push_back(id);
+        self.out.extend(command(name, arguments, &Value::from(id)));
+    }
+
+    /// Takes back the command given last, when nothing else waits to be sent and no byte of it was.
+    pub fn take_back(&mut self) {
+        self.open.pop_back();
+        self.out.clear();
+    }
+
+    /// The next thing to tell.
+    pub fn told(&mut self) -> Option<Told> {
+        self.told.pop_front()
+    }
+
+    /// Bytes that wait to be sent; [`Client::sent`] says how many were.
+    pub fn to_send(&self) -> &[u8] {
+        self.out.as_slices().0
+    }
+
+    /// `count` bytes of [`Client::to_send`] are gone.
+    pub fn sent(&mut self, count: usize) {
+        self.out.drain(..count.min(self.out.len()));
+    }
+
+    fn message(&mut self, message: Message) {
+        match (&self.state, message) {
+            (State::Broken, _) => {}
+            (State::Greeting, Message::Greeting(_)) => {
+                self.state = State::Negotiating;
+                self.out
+                    .extend(command("qmp_capabilities", None, &Value::from(0)));
+            }
+            (State::Greeting, _) => self.broken("no greeting came first".into()),
+            (_, Message::Greeting(_)) => self.broken("a second greeting came".into()),
+            (_, Message::Event { name, .. }) => self.told.push_back(Told::Event(name)),
+            (
+                State::Negotiating,
+                Message::Return {
+                    id: Json::Int(0), ..
+                },
+            ) => {
+                self.state = State::Ready;
+                self.told.push_back(Told::Ready);
+            }
+            (State::Negotiating, Message::Error { class, desc, .. }) => {
+                self.broken(format!("capabilities were refused: {class}: {desc}"));
+            }
+            (_, Message::Return { id, value }) => self.answer(&id, Ok(value)),
+            (_, Message::Error { id, class, desc }) => {
+                // QEMU answers a command that it cannot parse without its id.
+                let id = match (id, self.open.front()) {
+                    (Json::Null, Some(open)) => id_of(*open),
+                    (id, _) => id,
+                };
+                self.answer(&id, Err(QmpError { class, desc }));
+            }
+        }
+    }
+
+    fn answer(&mut self, id: &Json, answer: Result<Json, QmpError>) {
+        match self.open.front() {
+            Some(open) if *id == id_of(*open) => {
+                self.open.pop_front();
+                self.told.push_back(Told::Answer(answer));
+            }
+            _ => self.broken(format!("an answer to {id}, which was not asked")),
+        }
+    }
+
+    fn broken(&mut self, why: String) {
+        if self.state != State::Broken {
+            self.state = State::Broken;
+            self.told.push_back(Told::Broken(why));
+        }
+    }
+}
+
+fn id_of(number: u64) -> Json {
+    i64::try_from(number).map_or(Json::Null, Json::Int)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}}}\r\n";
+
+    fn sent(client: &mut Client) -> String {
+        let mut text = Vec::new();
+        while !client.to_send().is_empty() {
+            text.extend_from_slice(client.to_send());
+            client.sent(client.to_send().len());
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    fn ready() -> Client {
+        let mut client = Client::new();
+        client.receive(GREETING);
+        assert_eq!(
+            sent(&mut client),
+            "{\"execute\":\"qmp_capabilities\",\"id\":0}\r\n"
+        );
+        client.receive(b"{\"return\": {}, \"id\": 0}\r\n");
+        assert_eq!(client.told(), Some(Told::Ready));
+        client
+    }
+
+    #[test]
+    fn nothing_is_sent_before_the_greeting() {
+        let mut client = Client::new();
+        assert_eq!(sent(&mut client), "");
+        client.receive(b"{\"event\": \"STOP\"}\r\n");
+        assert!(matches!(client.told(), Some(Told::Broken(_))));
+    }
+
+    #[test]
+    fn answers_pair_with_commands_in_order() {
+        let mut client = ready();
+        client.execute("stop", None);
+        client.execute("cont", Some(&json!({"a": 1})));
+        assert_eq!(sent(&mut client).lines().count(), 2);
+        client.receive(b"{\"event\": \"STOP\"}\r\n{\"return\": {}, \"id\": 1}\r\n");
+        assert_eq!(client.told(), Some(Told::Event("STOP".into())));
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+        client
+            .receive(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n");
+        let error = QmpError {
+            class: "GenericError".into(),
+            desc: "no".into(),
+        };
+        assert_eq!(client.told(), Some(Told::Answer(Err(error))));
+        assert_eq!(client.told(), None);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_neither_sent_nor_answered() {
+        let mut client = ready();
+        client.execute("cont", None);
+        sent(&mut client);
+        client.execute("add-fd", None);
+        client.take_back();
+        assert_eq!(client.to_send(), b"");
+        client.receive(b"{\"return\": {}, \"id\": 1}\r\n");
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+        client.execute("stop", None);
+        assert_eq!(sent(&mut client).lines().count(), 1);
+        client.receive(b"{\"return\": {}, \"id\": 3}\r\n");
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+    }
+
+    #[test]
+    fn an_error_without_an_id_answers_the_command_that_is_out() {
+        let mut client = ready();
+        client.execute("cont", None);
+        client.execute("stop", None);
+        let refusal = b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"not parsed\"}}\r\n";
+        client.receive(refusal);
+        assert!(
+            matches!(client.told(), Some(Told::Answer(Err(error))) if error.desc == "not parsed")
+        );
+        client.receive(b"{\"return\": {}, \"id\": 2}\r\n");
+        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+        client.receive(refusal);
+        assert!(
+            matches!(client.told(), Some(Told::Broken(_))),
+            "none is out"
+        );
+    }
+
+    #[test]
+    fn an_answer_nobody_asked_for_ends_it() {
+        for line in [
+            &b"{\"return\":{},\"id\":9}\n"[..],
+            b"{\"return\":{}}\n",
+            GREETING,
+            b"x\n",
+        ] {
+            let mut client = ready();
+            client.execute("cont", None);
+            client.receive(line);
+            assert!(matches!(client.told(), Some(Told::Broken(_))), "{line:?}");
+            client.receive(b"{\"return\": {}, \"id\": 1}\r\n");
+            assert_eq!(client.told(), None);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! QEMU's side of the conversation, without I/O: one command at a time under an id made here, and
+//! what QEMU says sorted into the answer that is due and everything else.
+//!
+//! Memory: one line of up to the policy's limit, and the value it holds, whatever QEMU says.
+
+use std::sync::Arc;
+
+use crate::encode::{class, command, cut, greeted};
+use crate::json::Json;
+use crate::lines::{Line, Lines};
+use crate::policy::Policy;
+use crate::policy::schema::Version;
+use crate::text::one_line;
+
+/// What QEMU said to a command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// It was obeyed; the value is not checked yet.
+    Return(Json),
+    /// It was not: one of QEMU's classes, and one line.
+    Error {
+        /// The class.
+        class: &'static str,
+        /// QEMU's words, made harmless.
+        desc: String,
+    },
+    /// Nothing that anybody should see; why.
+    Unusable(String),
+}
+
+/// One thing QEMU said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    /// The answer to the command it has, which it now has no longer.
+    Reply(Reply),
+    /// An event.
+    Event(String, Option<Json>),
+    /// A greeting: a session of the monitor began.
+    Greeting(Version),
+    /// Late, twice, guessed, or no message at all.
+    Noise,
+}
+
+/// The monitor, as far as it was heard.
+#[derive(Debug)]
+pub struct Monitor {
+    policy: Arc<Policy>,
+    lines: Lines,
+    sent: Option<String>,
+}
+
+impl Monitor {
+    /// A monitor of which nothing was heard.
+    pub fn new(policy: Arc<Policy>) -> Self {
+        Self {
+            lines: Lines::new(policy.limits.answer),
+            policy,
+            sent: None,
+        }
+    }
+
+    /// A command for QEMU, which must have none. `id` must not have been used before.
+    pub fn send(&mut self, name: &str, arguments: Option<Json>, id: String) -> Vec<u8> {
+        let line = command(name, arguments, &id);
+        self.sent = Some(id);
+        line
+    }
+
+    /// Whether QEMU has a command.
+    pub fn is_busy(&self) -> bool {
+        self.sent.is_some()
+    }
+
+    /// QEMU said something. Callers bring at most a few KiB at a time.
+    pub fn said(&mut self, bytes: &[u8]) -> Vec<Heard> {
+        let mut lines = Vec::new();
+        self.lines.push(bytes, |line| lines.push(line));
+        let heard = lines.into_iter().map(|line| match line {
+            Line::Whole(line) => self.hear(&line),
+            Line::TooLong(_) => self.unusable("the answer is too long"),
+        });
+        heard.collect()
+    }
+
+    fn hear(&mut self, line: &[u8]) -> Heard {
+        let mut said = match Json::read(line, &self.policy.limits.json) {
+            Ok(said @ Json::Map(_)) => said,
+            Ok(_) => return self.unusable("the answer is no object"),
+            Err(why) => return self.unusable(&format!("the answer is no proper JSON: {why}")),
+        };
+        if let Some(name) = said.get("event").and_then(Json::text) {
+            let name = name.to_owned();
+            return Heard::Event(name, said.take("data"));
+        }
+        if let Some(version) = greeted(&said) {
+            return Heard::Greeting(version);
+        }
+        // QEMU answers a command that it cannot parse with an error without its id.
+        let id = said.get("id");
+        let is_unparsed = id.is_none() && said.get("error").is_some();
+        let is_due = is_unparsed || id.and_then(Json::text) == self.sent.as_deref();
+        if self.sent.is_none() || !is_due {
+            return Heard::Noise;
+        }
+        self.sent = None;
+        Heard::Reply(match (said.take("return"), said.get("error")) {
+            (Some(value), None) => Reply::Return(value),
+            (None, Some(problem)) => {
+                let text = |key| problem.get(key).and_then(Json::text).unwrap_or_default();
+                Reply::Error {
+                    class: class(text("class")),
+                    desc: cut(&one_line(text("desc"))).to_owned(),
+                }
+            }
+            _ => Reply::Unusable("the answer is neither return nor error".into()),
+        })
+    }
+
+    /// What is no answer anybody should see counts as the answer, if one is due: nobody waits for
+    /// ever because QEMU lied.
+    fn unusable(&mut self, why: &str) -> Heard {
+        match self.sent.take() {
+            Some(_) => Heard::Reply(Reply::Unusable(cut(why).to_owned())),
+            None => Heard::Noise,
+        }
+    }
+}

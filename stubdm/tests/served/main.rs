@@ -1,0 +1,337 @@
+//! What `consoled` makes of a console: the right bytes in the right file, whatever the frontend does.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../console/tests/console/stream.rs"]
+mod stream;
+#[path = "../../console/tests/console/world.rs"]
+#[allow(dead_code, reason = "the console's own tests use more of it")]
+mod world;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollTimeout, poll};
+use stubdm::consoled::output::Output;
+use stubdm::consoled::service::Service;
+use stubdm::consoled::survey::{Survey, consoles};
+use stubdm::event::{readable, sleep};
+use stubdm::save::{FILLER, Header};
+use xen_console::{Frontend, ready};
+
+use stream::Stream;
+use world::{PATIENCE, World};
+
+const LIMIT: u64 = 1 << 20;
+
+/// The service of one console, as the store describes it.
+fn service(world: &World, number: u32, output: &str) -> Service {
+    world.console(number, Some(output));
+    let Survey::Consoles(found) = consoles(&world.store, world.domain).unwrap() else {
+        panic!("not ours");
+    };
+    let console = found.iter().find(|c| c.number == number).unwrap();
+    Service::open(&world.dom0(), &world.store, world.domain, console, LIMIT).unwrap()
+}
+
+/// Both sides have their turns until `done`.
+fn until(
+    service: &mut Service,
+    frontend: &mut Frontend,
+    mut done: impl FnMut(&mut Frontend) -> bool,
+) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let more = service.turn(Instant::now());
+        frontend.turn().unwrap();
+        if done(frontend) {
+            return;
+        }
+        assert!(Instant::now() < deadline);
+        if !more {
+            let mut interests = service.interests();
+            interests.extend(frontend.poll_fds().unwrap().map(readable));
+            let nap = Instant::now() + Duration::from_millis(5);
+            sleep(&interests, Some(nap)).unwrap();
+        }
+    }
+}
+
+/// Writes all of it and waits until it has been taken out.
+fn say(service: &mut Service, frontend: &mut Frontend, bytes: &[u8]) {
+    let mut sent = 0;
+    until(service, frontend, |frontend| {
+        sent += frontend.link().try_write(&bytes[sent..]).unwrap();
+        sent == bytes.len() && frontend.link().unread().unwrap() == 0
+    });
+}
+
+fn random(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    Stream(7).fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_log_has_every_byte_in_order_across_openings() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let world = World::new();
+    let mut service = service(&world, 3, &format!("file:{}", path.display()));
+    let bytes = random(300_000);
+    for part in bytes.chunks(100_000) {
+        let mut frontend = world.frontend_at("device/console/3");
+        say(&mut service, &mut frontend, part);
+        let mut closed = false;
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| frontend.close(PATIENCE).unwrap());
+            while !closed {
+                service.turn(Instant::now());
+                closed = end.is_finished();
+            }
+            assert!(end.join().unwrap());
+        });
+    }
+    assert!(fs::read(&path).unwrap() == bytes);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_saved_state_is_in_its_file_when_half_of_the_filler_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qemu-save.1");
+    let world = World::new();
+    let mut service = service(&world, 1, &format!("file:{}", path.display()));
+    let mut frontend = world.frontend();
+    for number in 1..=3 {
+        let state = random(number as usize * 50_001);
+        let header = Header {
+            number,
+            crc: crc32fast::hash(&state),
+            length: state.len() as u64,
+            filler: FILLER,
+        };
+        let record = [&header.encode()[..], &state].concat();
+        // All but the filler's second half is on its way: the ring holds the last of it at most.
+        let mut sent = record.clone();
+        sent.resize(record.len() + FILLER as usize, 0);
+        let mut at = 0;
+        until(&mut service, &mut frontend, |frontend| {
+            at += frontend.link().try_write(&sent[at..]).unwrap();
+            at == sent.len()
+        });
+        assert!(fs::read(&path).unwrap() == record, "save {number}");
+    }
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+/// A state to restore, as console 2 of a domain.
+fn restored(world: &World, state: &[u8]) -> (Service, Frontend) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qemu-resume.1");
+    fs::write(&path, state).unwrap();
+    let service = service(world, 2, &format!("pipe:{}", path.display()));
+    // As libxl does as soon as the consoles are served.
+    fs::remove_file(&path).unwrap();
+    (service, world.frontend_at("device/console/2"))
+}
+
+/// Reads a state to its end.
+fn take(service: &mut Service, frontend: &mut Frontend, state: &[u8]) {
+    let mut got = Vec::new();
+    until(service, frontend, |frontend| {
+        let mut buffer = [0; 700];
+        let count = frontend.link().try_read(&mut buffer).unwrap();
+        got.extend_from_slice(&buffer[..count]);
+        got.len() == state.len()
+    });
+    assert!(got == state);
+}
+
+/// The console is connected, and nothing is sent.
+fn nothing_comes(service: &mut Service, frontend: &mut Frontend) {
+    let mut turns = 0;
+    until(service, frontend, |frontend| {
+        assert_eq!(frontend.link().try_read(&mut [0; 8]).unwrap(), 0);
+        turns += 1;
+        turns == 50
+    });
+}
+
+#[test]
+fn a_state_to_restore_is_given_to_its_end_once_the_domain_says_that_it_reads() {
+    let state = random(100_000);
+    let world = World::new();
+    let (mut service, mut frontend) = restored(&world, &state);
+    let theirs = world.domu().1;
+    assert!(ready::is_asked(&theirs, 2) && !ready::is_asked(&theirs, 3));
+    nothing_comes(&mut service, &mut frontend);
+    say(&mut service, &mut frontend, b"anything else");
+    nothing_comes(&mut service, &mut frontend);
+    say(&mut service, &mut frontend, &[ready::BYTE]);
+    take(&mut service, &mut frontend, &state);
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_domain_that_says_nothing_is_given_its_state_after_a_time() {
+    let state = random(5000);
+    let world = World::new();
+    let (mut service, mut frontend) = restored(&world, &state);
+    nothing_comes(&mut service, &mut frontend);
+    let at = service.deadline().unwrap();
+    assert!(at <= Instant::now() + ready::PATIENCE);
+    service.turn(at);
+    take(&mut service, &mut frontend, &state);
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_terminal_is_named_in_the_store_and_carries_both_ways() {
+    let world = World::new();
+    let mut service = service(&world, 3, "pty");
+    let node = format!("/local/domain/{}/device/console/3/tty", world.domain);
+    let name = world.store.read_str(&node).unwrap();
+    let (_, theirs) = world.domu();
+    assert!(
+        theirs.write(&node, "/dev/pts/0").is_err(),
+        "not the domain's"
+    );
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut service, &mut frontend, b"a history\r\n");
+    let mut person = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name)
+        .unwrap();
+    let mut seen = [0; 11];
+    person.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"a history\r\n");
+    // More than the ring and the terminal hold, and nothing of it is lost or altered.
+    let typed = random(20_000);
+    let mut got = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| person.write_all(&typed).unwrap());
+        until(&mut service, &mut frontend, |frontend| {
+            let mut buffer = [0; 100];
+            let count = frontend.link().try_read(&mut buffer).unwrap();
+            got.extend_from_slice(&buffer[..count]);
+            got.len() == typed.len()
+        });
+    });
+    assert!(got == typed);
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+/// The service has its turns until its backend is in that state.
+fn wait_for(world: &World, service: &mut Service, state: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while world.state(3) != state {
+        service.turn(Instant::now());
+        assert!(Instant::now() < deadline);
+    }
+}
+
+#[test]
+fn a_frontend_that_breaks_its_ring_is_served_again_when_it_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let world = World::new();
+    let mut service = service(&world, 3, &format!("file:{}", path.display()));
+    let node = "device/console/3";
+    for index in [3072, 3084] {
+        let bare = world.bare(node);
+        bare.write("state", "3");
+        wait_for(&world, &mut service, "4");
+        bare.set(index, 0x8000_0000);
+        // The other ring is only looked at when there is something to put in.
+        if index == 3084 {
+            bare.port.notify().unwrap();
+            wait_for(&world, &mut service, "5");
+        }
+        bare.close();
+        wait_for(&world, &mut service, "6");
+    }
+    let mut frontend = world.frontend_at(node);
+    say(&mut service, &mut frontend, b"good again");
+    assert_eq!(fs::read(&path).unwrap(), b"good again");
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_frontend_that_says_it_took_nothing_does_not_make_what_waits_for_it_grow() {
+    let world = World::new();
+    let mut service = service(&world, 3, "null");
+    let node = "device/console/3";
+    for _ in 0..8 {
+        let bare = world.bare(node);
+        // A full ring, of bytes that nobody ever sent.
+        bare.set(3076, 1024);
+        bare.write("state", "3");
+        wait_for(&world, &mut service, "4");
+        bare.close();
+        wait_for(&world, &mut service, "6");
+    }
+    let mut frontend = world.frontend_at(node);
+    let mut got = 0;
+    let mut idle = 0;
+    until(&mut service, &mut frontend, |frontend| {
+        let count = frontend.link().try_read(&mut [0; 1024]).unwrap();
+        got += count;
+        idle = if got > 0 && count == 0 { idle + 1 } else { 0 };
+        idle == 20
+    });
+    assert!(got <= 2048, "{got} bytes waited");
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_store_that_is_lost_leaves_the_ring_and_no_descriptor_that_is_always_ready() {
+    let world = World::new();
+    let mut service = service(&world, 3, "null");
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut service, &mut frontend, b"with a store");
+    world.server.drop_connections(xen_sys::DomId::DOM0);
+    say(&mut service, &mut frontend, b"without one");
+    let deadline = Instant::now() + PATIENCE;
+    let is_ready = |service: &Service| {
+        let interests = service.interests();
+        let mut fds: Vec<PollFd<'_>> = interests
+            .iter()
+            .map(|(fd, flags)| PollFd::new(*fd, *flags))
+            .collect();
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+    };
+    while service.turn(Instant::now()) || is_ready(&service) {
+        assert!(Instant::now() < deadline, "it would never sleep again");
+    }
+    drop(frontend);
+    drop(service);
+    world.end();
+}
+
+#[test]
+fn a_null_console_takes_everything() {
+    let world = World::new();
+    let mut service = service(&world, 3, "null");
+    assert_eq!(Output::parse(b"null"), Some(Output::Null));
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut service, &mut frontend, &random(50_000));
+    drop(frontend);
+    drop(service);
+    world.end();
+}
