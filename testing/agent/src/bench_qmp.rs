@@ -22,7 +22,7 @@ use crate::world::{World, command, soon};
 const OURS: &str = "/usr/bin/vchan-socket-proxy";
 /// Debian's, where our package has put it.
 const UPSTREAMS: &str = "/usr/bin/vchan-socket-proxy.distrib";
-/// Who is measured: a name, a program, its options, and whether connections in a row are made.
+/// The measured proxies: a name, a program, its options, and whether connections in a row are made.
 const PROXIES: &[(&str, &str, &[&str], bool)] = &[
     ("vchan-socket-proxy", UPSTREAMS, &[], true),
     ("stubdm-run", OURS, &[], true),
@@ -137,7 +137,7 @@ fn one(
     for _ in 0..STARTS {
         let (proxy, began, took) = Proxy::start(world, guest, program, options, SOCKET)?;
         starts.push(took);
-        // One that fails fails among the connections in a row too, and is counted there.
+        // A failure here is counted among the connections in a row.
         if conversation(SOCKET).is_ok() {
             answers.push(began.elapsed());
         }
@@ -171,7 +171,7 @@ fn one(
     }))
 }
 
-/// What libxl does for each operation.
+/// Does what libxl does for each operation.
 fn conversation(socket: &str) -> Result<()> {
     let mut qmp = Qmp::connect_within(socket, LOST)?;
     let status = qmp.execute("query-status", None)?;

@@ -21,7 +21,7 @@ pub(crate) const NAME: &str = "hvm";
 pub(crate) const STUB: &str = "hvm-dm";
 pub(crate) const CONFIG: &str = "/etc/xen/hvm.cfg";
 
-/// What the stubdomain says on its first console, which libxl has written to this file.
+/// The file to which libxl has the stubdomain's first console written.
 pub(crate) const LOG: &str = "/var/log/xen/qemu-dm-hvm.log";
 
 /// A running guest.
@@ -34,7 +34,7 @@ pub(crate) struct Guest {
     seen: usize,
 }
 
-/// What was seen while the guest was created.
+/// Observations while the guest was created.
 #[derive(Debug, Default)]
 struct Start {
     /// The first moment of each path, counted in events.
@@ -221,7 +221,7 @@ pub(crate) fn listed() -> Result<HashMap<String, String>> {
         .collect())
 }
 
-/// What the logs say, for an error message.
+/// Returns the logs, for an error message.
 pub(crate) fn diagnosis() -> String {
     let mut text = String::new();
     for path in [

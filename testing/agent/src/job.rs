@@ -135,7 +135,7 @@ impl Job {
         Ok(())
     }
 
-    /// What was printed so far, for an error message.
+    /// Returns the output so far, for an error message.
     pub(crate) fn transcript(&mut self) -> String {
         match self.lines() {
             Ok(lines) if lines.is_empty() => "; it printed nothing".to_owned(),
@@ -152,7 +152,7 @@ pub(crate) struct LocalJob {
     watcher: Watcher,
 }
 
-/// What can be seen of a child of this process, from any thread.
+/// A child of this process, as any thread sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Watcher(Arc<Shared>);
 

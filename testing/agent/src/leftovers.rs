@@ -1,4 +1,4 @@
-//! What there is on the host, to be compared before and after a test: nothing may be left behind.
+//! The host's domains, nodes and processes, compared before and after a test: nothing may be left.
 //!
 //! Domains as `xl list` names them, xenstore nodes (their paths, not their values), processes that have a command line.
 
@@ -27,7 +27,7 @@ const WATCHER: &str = "/data/agent/jobs/0/lines";
 /// How long things that are on their way out may take.
 const MOMENT: Duration = Duration::from_secs(30);
 
-/// What there is at one moment.
+/// The host at one moment.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     domains: BTreeSet<String>,
@@ -46,7 +46,7 @@ impl Snapshot {
         })
     }
 
-    /// What is in `self` and was not in `before`, one line each.
+    /// Returns a line for each thing in `self` that `before` lacks.
     fn beyond(&self, before: &Self) -> Vec<String> {
         let mut extra = Vec::new();
         extra.extend(

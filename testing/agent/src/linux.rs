@@ -5,7 +5,7 @@
 //! userland   from that disk: says what it runs on, reads the data, and counts seconds for ever
 //! ```
 //!
-//! What it prints, each line after "linux-guest: ":
+//! It prints, each line after "linux-guest: ":
 //!
 //! ```text
 //! userland on /dev/sda1 (romfs), disk driver ata_piix, kernel N
@@ -38,7 +38,7 @@ pub(crate) const DATA_SECTORS: usize = 64;
 const ROOT: &str = "/dev/sda1";
 const DATA: &str = "/dev/sda2";
 
-/// What its process 1 is called with.
+/// The arguments of its process 1.
 pub(crate) const PARTS: [&str; 2] = ["boot", "userland"];
 
 /// Runs as process 1. Never returns: powers off when something is not as it should be.

@@ -4,8 +4,8 @@
 //!   guest 10.77.N.H ══ vif ── bridge 10.77.N.1: dom0's kernel answers ARP and ICMP, a thread of ours UDP on port 7
 //! ```
 //!
-//! Whom the kernel has heard on a network stands in its table of neighbours, with the card's address. A datagram of this
-//! machine's own is what its kernel leaves without a checksum, for the card to add: an ARP or ICMP reply is not.
+//! The kernel's table of neighbours holds the peers heard on a network, with their cards' addresses. The
+//! kernel leaves the checksum of its own datagrams to the card, but not that of an ARP or ICMP reply.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,7 +69,7 @@ impl Network {
         fs::exists(format!("/sys/class/net/{}/brif/{interface}", self.bridge)).unwrap_or_default()
     }
 
-    /// Who was heard here: the hardware addresses, and by what IP addresses they call themselves.
+    /// Returns the hardware addresses heard here, each with its IP address.
     pub(crate) fn heard(&self) -> Result<BTreeMap<String, String>> {
         const TABLE: &str = "/proc/net/arp";
         let table = fs::read_to_string(TABLE).context(TABLE)?;

@@ -66,7 +66,7 @@ impl Agent {
         self.domain
     }
 
-    /// What the agent said about its boot.
+    /// Returns the agent's report of its boot.
     pub(crate) fn boot_report(&self) -> Result<String> {
         Ok(self
             .store

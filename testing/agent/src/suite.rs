@@ -10,7 +10,7 @@ use crate::leftovers::{Snapshot, assert_none};
 use crate::watch::Watch;
 use crate::world::{Place, Privcmd, World};
 
-/// What a test acts on.
+/// The domains that a test acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
     Dom0,

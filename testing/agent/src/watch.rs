@@ -1,8 +1,8 @@
 //! The thread that looks on while the tests run: says that time passes, and ends the suite when a test does not end.
 //!
-//! Every wait in a test has a limit of its own. One that waits for ever all the same, in a system call say, would otherwise
-//! be seen by nobody but the program that follows from outside, which can tell no more than that nothing came of it. Here it
-//! has failed, and what every thread and child of the suite is waiting in is printed.
+//! Every wait in a test has a limit of its own. This module fails a test that waits forever all the same,
+//! in a system call for example, and prints what every thread and child of the suite waits in. The program
+//! that follows from outside could report only that no output came.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a line begins with that is for the program that follows the suite from outside.
+/// The first character of a line for the program that follows the suite from outside.
 const MARK: char = '\u{1}';
 /// How often it is told that this machine's time passes: an emulator can stand still.
 const BEAT: Duration = Duration::from_secs(5);
 /// The longest that a test may take of this machine's time: several times what the longest does take.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What runs, for the thread that looks on.
+/// The running test, for the watching thread.
 #[derive(Debug)]
 pub(crate) struct Watch {
     running: Arc<Mutex<(String, Instant)>>,
@@ -61,7 +61,7 @@ impl Watch {
     }
 }
 
-/// What the threads and the children of this process wait in, a line each.
+/// Returns a line for each thread and child of this process: what it waits in.
 fn waits() -> String {
     let own = std::process::id().to_string();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! What the tests act on: dom0, where they run, and the domUs that are booted when the first test asks for them.
+//! The domains that the tests act on: dom0, where they run, and the domUs that are booted when the first test asks for them.
 
 use std::cell::RefCell;
 use std::fs;
@@ -42,7 +42,7 @@ impl Place {
     }
 }
 
-/// What privcmd does in the domU.
+/// Whether the domU's kernel lets privcmd make hypercalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Privcmd {
     Unrestricted,
@@ -107,7 +107,7 @@ pub(crate) fn start_local(argv: &[&str]) -> Result<Job> {
     )?))
 }
 
-/// What all tests share.
+/// State that all tests share.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) store: Store,

@@ -1,4 +1,4 @@
-//! What a rule asks of an end, and what comes back: plain data, so that an end may be in another domain.
+//! Calls that a rule makes at an end, and their results: plain data, so that an end may be in another domain.
 //!
 //! Objects (handles, ports, pages, channels) stay where they were made and are named by number.
 
@@ -160,7 +160,7 @@ pub(crate) enum Call {
     },
 }
 
-/// What a call gave.
+/// The result of a call.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,

@@ -82,7 +82,7 @@ impl End {
     }
 }
 
-/// Carries out what comes through a stream until it ends. What was not given back is, then.
+/// Carries out the calls of a stream until it ends, then releases what is left.
 ///
 /// # Errors
 ///

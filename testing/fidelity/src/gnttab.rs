@@ -201,7 +201,7 @@ fn all_or_none(w: &World) -> Result<()> {
     let refs = [s.refs()[0], GrantRef::new(u32::MAX)];
     let m = w.b.map(w.a.id, &refs, ReadWrite);
     refused(m, libc::EINVAL, "mapping a good reference with a bad one")?;
-    // What was mapped of it is not mapped any more: the page can be given up and is gone.
+    // No mapping is left: the page can be given up and is gone.
     mapped(w, s.refs())?;
     Ok(())
 }

@@ -3,8 +3,8 @@
 //! A rule is a function, or a script, that uses the public API of the library crates and fails
 //! with what it saw instead. The same rules run on the simulated host (`cargo test -p
 //! xen-fidelity`) and on a real one (the tests `rules/…` of the testbed's agent), so the simulation
-//! cannot drift from what it simulates without a rule noticing. What differs on purpose is a rule,
-//! too, which expects the one on the one host and the other on the other ([`Area::Differences`]).
+//! cannot drift from what it simulates without a rule noticing. An intended difference is a rule too,
+//! which expects one answer on each kind of host ([`Area::Differences`]).
 //!
 //! A [`World`] is two ends that rules play against each other: two domains, or one that talks to
 //! itself, which Xen allows and treats as it treats two. An [`End`] is in this process, or in
@@ -31,7 +31,7 @@ pub use call::Refusal;
 pub use end::{Duplex, End, serve};
 pub use worker::{Connect, Worker};
 
-/// What kind of host it is.
+/// The kind of host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The simulated one.
@@ -110,22 +110,22 @@ impl World {
 /// A number no domain has.
 const NOBODY: DomId = DomId::new(0x7FE0);
 
-/// What a rule is about.
+/// The subject of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Area {
     /// Event channels.
     Evtchn,
     /// Grants.
     Gnttab,
-    /// What domain 0 sees of the store.
+    /// The store, as domain 0 sees it.
     Store,
-    /// What a guest sees of it.
+    /// The store, as a guest sees it.
     StoreGuest,
     /// The same, where it leaves the guest with other rights than it had: the guest is not to be used afterwards.
     StoreTarget,
     /// vchan.
     Vchan,
-    /// What the simulated host does otherwise, and says so.
+    /// Documented differences of the simulated host.
     Differences,
 }
 
@@ -187,15 +187,15 @@ enum Table {
 /// One rule.
 #[derive(Clone, Copy, Debug)]
 struct Rule {
-    /// What holds.
+    /// The statement that holds.
     name: &'static str,
-    /// Who says so: file and function.
+    /// Its source: file and function.
     source: &'static str,
     /// The check.
     check: fn(&World) -> Result<()>,
 }
 
-/// What came of an area's rules.
+/// The results of an area's rules.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The area.
@@ -243,7 +243,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What the lines begin with that [`tell`] writes.
+/// The first word of the lines that [`tell`] writes.
 pub const MARK: &str = "fidelity:";
 
 /// Checks areas on a world, says on the standard output how many rules held there (for `cargo xtask test`, which adds it up),

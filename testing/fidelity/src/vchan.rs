@@ -246,13 +246,13 @@ fn told(w: &World) -> Result<()> {
     let (server, page) = server(w, 0, 0)?;
     let client = client(w)?;
     server.wait_connected(soon())?;
-    // What came of connecting is of no interest.
+    // The result of connecting does not matter.
     while server.wait(w.settled())? {}
     match server.try_read(1) {
         Err(refusal) if refusal.kind == "WouldBlock" => {}
         other => bail!("reading an empty ring: {other:?}"),
     }
-    // What the server wants to hear of is in the client's byte, for that is whom it tells.
+    // The server's requests are in the client's notify byte.
     let asked = page.region().load_u8(CLI_NOTIFY)?;
     ensure!(asked & WRITE != 0, "the server asked for {asked:#x}");
     client.write(b"x", soon())?;

@@ -75,7 +75,7 @@ impl Host {
         }
     }
 
-    /// What the rules leave behind is nothing.
+    /// Fails if the rules left anything behind.
     fn end(self, world: World) {
         drop(world);
         self.host.assert_clean();
@@ -148,7 +148,7 @@ fn a_rule_that_does_not_hold_is_noticed() {
     world.shared_pages = 500;
     let broken = xen_fidelity::run(&world, Area::Gnttab).broken;
     assert!(!broken.is_empty(), "a limit of 500 pages was found true");
-    // What is so on a real host only.
+    // This holds on a real host only.
     world.kind = Kind::Real;
     let broken = xen_fidelity::run(&world, Area::Differences).broken;
     let all = Area::Differences.rules().len();

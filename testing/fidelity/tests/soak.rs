@@ -16,7 +16,7 @@ use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, Client, Error, PeerState, Server};
 
-/// What one domain and its peer in domain 0 hold.
+/// The handles of one domain and of its peer in domain 0.
 struct Guest {
     server: Channel,
     client: Channel,

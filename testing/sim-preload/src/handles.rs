@@ -1,4 +1,4 @@
-//! What is behind C's handles, in safe code.
+//! The objects behind C's handles, in safe code.
 
 use std::collections::{BTreeMap, HashMap};
 use std::env;

@@ -11,9 +11,9 @@
 //! | `XEN_SIM_DOMAIN` | the domain to be; 0 unless given |
 //! | `XEN_SIM_NOTIFY_NS` | how much longer a notify is to take, in nanoseconds, to stand for a hypercall |
 //!
-//! It is part of the tests: for what libxenvchan and its like call, not for all there is. What
-//! is missing (virtual interrupts, grant copy, dma-buf) is not exported, so a program that wants
-//! it finds the real library's, which fails for want of a device.
+//! It is part of the tests and has the functions that libxenvchan and similar programs call. Others
+//! (virtual interrupts, grant copy, dma-buf) are not exported, so a program that wants them finds the
+//! real library's, which fail for want of a device.
 //!
 //! # Safety
 //!

@@ -62,7 +62,7 @@ unsafe fn bytes<'a>(path: *const c_char) -> &'a [u8] {
     unsafe { CStr::from_ptr(path) }.to_bytes()
 }
 
-/// What C is to see at a path: the same, or a file of the fake host's folder.
+/// Maps a path that C opens: the same, or a file of the fake host's folder.
 ///
 /// # Safety
 ///

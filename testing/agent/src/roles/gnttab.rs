@@ -37,7 +37,7 @@ pub(crate) struct Map {
     then: Then,
 }
 
-/// What the mapper does after it has seen and written the pages.
+/// The mapper's action after it has seen and written the pages.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Then {
     /// Releases them.
@@ -48,7 +48,7 @@ enum Then {
 
 #[derive(Args, Debug)]
 pub(crate) struct MapRefused {
-    /// Whose read-only share is mapped for writing.
+    /// The domain whose read-only share is mapped for writing.
     from: DomId,
     #[arg(value_delimiter = ',')]
     refs: Vec<u32>,
@@ -177,7 +177,7 @@ impl Map {
                     byte(&region, theirs)? == 0,
                     "an event without the byte cleared"
                 );
-                // What the sharer left behind is still there.
+                // The pages that the sharer left are still there.
                 let mut still = vec![0; half];
                 region.copy_out(0, &mut still)?;
                 ensure!(

@@ -1,4 +1,4 @@
-//! What a test has some process do, in dom0 or in the domU: one role is one run of this program.
+//! Roles: one run of this program each, in dom0 or in a domU, on behalf of a test.
 //!
 //! A role prints what the test waits for, one line each, and ends with exit status 0 when all it saw was right.
 
@@ -66,7 +66,7 @@ pub(crate) enum Role {
     Hostile(hostile::Hostile),
     /// Runs a program and says how much memory it needed.
     Measured(hostile::Measured),
-    /// What libxl makes of all hostile stubdomains through one proxy.
+    /// Prints libxl's reaction to each hostile stubdomain through one proxy.
     HostileTable(hostile::HostileTable),
     /// Kills a process when dom0 says so.
     Killer(mortal::Killer),

@@ -5,10 +5,10 @@
 //!   init's proxy ──toolstack──▶   companion ──toolstack.behind──▶ QEMU
 //! ```
 //!
-//! A test puts this program into the stubdomain's ramdisk under the name `mortal-qemu` and names it to the init. What
-//! dom0 writes to `data/qemu/order` of the stubdomain is done and the order repeated in `data/qemu/done`:
-//! `flood-log N`, `flood-monitors N` (so many lines or events, as fast as they are taken), `break-out` (what a QEMU that was taken
-//! over would try first, all of which has to fail), or a signal's name.
+//! A test puts this program into the stubdomain's ramdisk as `mortal-qemu` and names it to the init. The
+//! program obeys the order in the stubdomain's node `data/qemu/order` and repeats it in `data/qemu/done`:
+//! `flood-log N` and `flood-monitors N` (N lines or events as fast as they are taken), `break-out` (the
+//! first attempts of a QEMU under an attacker's control, all of which must fail), or a signal's name.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

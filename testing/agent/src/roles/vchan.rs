@@ -107,7 +107,7 @@ impl Place {
     }
 }
 
-/// What has moved, and when something last did.
+/// Bytes moved, and the time of the last move.
 #[derive(Debug)]
 struct Progress {
     send: Stream,

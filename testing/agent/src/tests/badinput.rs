@@ -6,7 +6,7 @@ use crate::job::Exit;
 use crate::suite::{Needs, Test};
 use crate::world::outcome;
 
-/// What is run, what the line has to mention, and the test's name.
+/// The test's name, the command, and words that its error line must contain.
 const CASES: [(&str, &[&str], &str); 11] = [
     ("unknown_flag", &["stubdm-run", "--nonsense"], "--nonsense"),
     ("no_command", &["stubdm-run"], "command"),

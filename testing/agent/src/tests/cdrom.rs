@@ -49,7 +49,7 @@ fn changed_with(world: &World, one: &str, two: &str) -> Result<()> {
     seen
 }
 
-/// What the guest itself reads from its drive.
+/// Fails unless the guest reads these words from its drive.
 pub(super) fn holds(world: &World, guest: &mut Guest, words: &str) -> Result<()> {
     guest.types(&world.store, "#")?;
     let seen = guest.says("xen-guest: cd ")?;

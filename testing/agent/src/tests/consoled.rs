@@ -1,7 +1,7 @@
 //! The stubdomain's consoles in dom0: served without a QEMU, and by the real one where more than consoles is asked for.
 //!
-//! That the bytes are right is what every test with a guest sees: it speaks through console 3, is saved through
-//! console 1 and restored through console 2, and the stubdomain's log is console 0.
+//! Every test with a guest checks the bytes: it speaks through console 3, is saved through console 1 and
+//! restored through console 2, and the stubdomain's log is console 0.
 
 use std::fs;
 
@@ -14,11 +14,11 @@ use crate::suite::{Needs, Test};
 use crate::tests::save::{IMAGE, goes_on, restore, second};
 use crate::world::{World, command, host_release};
 
-/// What libxl starts as a device model.
+/// The device model that libxl starts.
 const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
-/// What it says for the stubdomain.
+/// Its log for the stubdomain.
 const LOG: &str = "/var/log/xen/qemu-dm-hvm-dm.log";
-/// What it becomes where there are only consoles.
+/// Its command line where there are only consoles.
 const CONSOLED: &str = "/usr/bin/stubdm-run consoled ";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
@@ -102,7 +102,7 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
     ensure!(model.resident < 8 << 10, "{model:?}");
     let listed = command(&["ps"])?;
     ensure!(
-        // Whoever runs these tests by name has the word in their own command line.
+        // A run of these tests by name has the word in its own command line.
         !listed
             .iter()
             .any(|line| line.contains("qemu") && !line.contains(" suite "))

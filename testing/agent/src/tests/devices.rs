@@ -169,7 +169,7 @@ fn connected(store: &Store, guest: &Guest, kind: &str, number: &str) -> Result<(
     Ok(())
 }
 
-/// What the guest reads by its emulated controller is what is on each disk.
+/// The guest reads each disk's bytes through its emulated controller.
 fn disks_are_read(store: &Store, guest: &mut Guest) -> Result<()> {
     for (number, _) in DISKS {
         connected(store, guest, "vbd", number)?;
@@ -186,14 +186,14 @@ fn disks_are_read(store: &Store, guest: &mut Guest) -> Result<()> {
     is_alive(guest)
 }
 
-/// What the guest writes on its other ports arrives on the consoles after the first.
+/// Bytes that the guest writes to its other ports arrive on the later consoles.
 fn ports_speak(store: &Store, guest: &Guest) -> Result<()> {
     for (port, console) in (2..=4).zip(4..) {
         let node = format!("/local/domain/{}/device/console/{console}/tty", guest.stub);
         let terminal = store.read_str(&node).context(node)?;
         let mut reader = start_local(&["cat", &terminal])?;
         let deadline = soon();
-        // What is written before dom0's QEMU has noticed the reader is lost: so again.
+        // Bytes written before dom0's QEMU has noticed the reader are lost: so again.
         let heard = loop {
             guest.types(store, "@")?;
             let moment = Instant::now() + Duration::from_secs(2);

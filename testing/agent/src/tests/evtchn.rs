@@ -38,7 +38,7 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
     }
 }
 
-/// What Xen says on its console is an event for who asked for it; what xenstored has is not to be had.
+/// Xen's console output is an event for the binder of its interrupt; xenstored's interrupt is refused.
 fn virtual_interrupts() -> Result<()> {
     let channels = EventChannels::open(&Xen::open()?)?;
     let taken = channels.bind_virq(Virq::DOM_EXC);

@@ -20,7 +20,7 @@ use crate::rpc::Agent;
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, soon, start_local};
 
-/// What libxl starts as its proxy.
+/// The proxy that libxl starts.
 const PROXY: &str = "/usr/bin/vchan-socket-proxy";
 /// How many bytes much is: twice what libxl buffers.
 const FLOOD: usize = 2 << 20;
@@ -47,13 +47,13 @@ pub(crate) fn table(proxy: Option<&str>, from: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// What came of one behaviour.
+/// The outcome of one behaviour.
 #[derive(Debug)]
 struct Row {
     name: &'static str,
     /// xl's status; `None` when it had to be killed.
     status: Option<i32>,
-    /// What xl said last.
+    /// The last line of xl.
     word: String,
     seconds: f64,
     xl: u64,

@@ -1,7 +1,7 @@
 //! Linux as the guest: it boots from the disk that the stubdomain's QEMU emulates, to its own userland there, and is saved
 //! and restored with it.
 //!
-//! What the guest reads is what the test wrote into the disk's file in dom0, and what the guest writes is looked up there.
+//! The guest reads what the test wrote into the disk's file in dom0; the test finds there what the guest wrote.
 
 use std::fs::{self, File};
 use std::io::Write as _;

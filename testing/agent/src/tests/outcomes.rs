@@ -1,4 +1,4 @@
-//! What comes of a QEMU that does not start, floods, hangs or crashes: a reason in the log and in the store, `crash` as the
+//! A QEMU that does not start, floods, hangs or crashes leaves a reason in the log and in the store, `crash` as the
 //! way in which stubdomain and guest ended, and a toolstack that goes on as ever.
 
 use std::fs;
@@ -217,7 +217,7 @@ fn floods(store: &Store, guest: &mut Guest) -> Result<()> {
         log.contains(tied),
         "nothing of privcmd's restriction:\n{log}"
     );
-    // What passes on the monitors is nobody's affair unless it is asked for.
+    // The log has QMP only on request.
     ensure!(!log.contains("query-status"), "QMP is in the log:\n{log}");
     says(store, guest, "data/stubdm", "running")
 }

@@ -1,4 +1,4 @@
-//! What unmodified xl does to a guest with a stubdomain, through the built-in policy: the rows that no other test has.
+//! Unmodified xl acts on a guest with a stubdomain through the built-in policy: the rows that no other test has.
 //!
 //! One guest for all of it, and one that does not run for its second processor: when such a guest started, the emulated machine
 //! stood still now and then (two of four times), and the emulator translated the same code of the guest's BIOS for ever. A step is done when xl has ended as it should and the proxy's audit says that QEMU answered
@@ -15,7 +15,7 @@ use crate::job::Exit;
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, outcome};
 
-/// What the proxy says.
+/// The proxy's log.
 const LOG: &str = "/var/log/xen/qmp-proxy-hvm-dm.log";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
@@ -50,7 +50,7 @@ fn steps(guest: &mut Guest) -> Result<()> {
     nothing_was_denied()
 }
 
-/// What the audit says of each command so far: its verdict and its name.
+/// Returns the audit so far: verdict and name of each command.
 fn audit() -> Result<Vec<(String, String)>> {
     let log = fs::read_to_string(LOG).context(LOG)?;
     let lines = log
@@ -65,7 +65,7 @@ fn audit() -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// That this was the verdict about the latest of these commands, and so often in all.
+/// Fails unless the audit has this verdict on the latest of these commands, and so often in all.
 fn audited(verdict: &str, command: &str, times: usize) -> Result<()> {
     let all = audit()?;
     let found = all.iter().filter(|line| line.1 == command);
@@ -169,7 +169,7 @@ fn pci(guest: &Guest) -> Result<()> {
         "hostaddr": "0000:00:02.0", "addr": "6.0"}"#;
     refused_by_qemu(guest, "device_add", arguments)?;
     refused_by_qemu(guest, "device_del", r#"{"id": "pci-pt-00_02.0"}"#)?;
-    // What libxl looks for after it has added one, or taken one away.
+    // libxl asks this after it has added or removed a device.
     let (exit, said) = asked(guest, "query-pci", "{}")?;
     ensure!(
         exit == Exit::Status(0) && said.contains("qdev_id"),

@@ -18,7 +18,7 @@ use crate::world::{World, command, outcome};
 
 /// Where guests are saved to.
 pub(super) const IMAGE: &str = "/tmp/hvm.save";
-/// What the console's records are written to until the domain's end.
+/// The file that takes the console's records until the domain's end.
 const RECORDS: &str = "/var/lib/xen/qemu-save";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
@@ -146,7 +146,7 @@ fn saved_three_times(world: &World) -> Result<()> {
     guest.destroy()
 }
 
-/// What the host's proxy says.
+/// The log of the host's proxy.
 const PROXY_LOG: &str = "/var/log/xen/qmp-proxy-hvm-dm.log";
 
 /// A small disk on a folder of dom0's.
@@ -160,7 +160,7 @@ impl Small {
         Ok(Self(folder))
     }
 
-    /// Takes all its room. What is begun of a page is still there for the file it is of.
+    /// Fills the file system. A file may still grow to the end of its last page.
     fn fill(&self) -> Result<()> {
         let mut filler = File::create(self.filler())?;
         while filler.write_all(&[1; 4096]).is_ok() {}
@@ -174,7 +174,7 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        // What is still open in it, by a process on its way out, goes with that.
+        // A file still open in it goes with the process that is ending.
         let _ = umount2(self.0, MntFlags::MNT_DETACH);
     }
 }

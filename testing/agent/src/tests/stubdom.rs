@@ -70,7 +70,7 @@ fn three_in_turn(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What `image build` prints is enough of a configuration, besides a name, memory and a disk, and leaves no QEMU in dom0.
+/// The lines of `image build`, with a name, memory and a disk, are a configuration and leave no QEMU in dom0.
 fn printed_lines(world: &World) -> Result<()> {
     let lines = "/etc/xen/printed-lines";
     let printed = fs::read_to_string(lines).context(lines)?;
@@ -114,7 +114,7 @@ fn pauses(guest: &mut Guest) -> Result<()> {
     let mut last = guest.catch_up()?;
     let mut quiet_since = Instant::now();
     let deadline = soon();
-    // What was under way may still arrive. A guest that runs would print three lines in this time.
+    // Output under way may still arrive. A guest that runs would print three lines in this time.
     while quiet_since.elapsed() < Duration::from_secs(3) {
         ensure!(
             Instant::now() < deadline,
@@ -179,7 +179,7 @@ pub(super) fn ends_with_reason(store: &Store, guest: &Guest, word: &str) -> Resu
     Ok(())
 }
 
-/// What is done to the arguments after libxl has written them and before the stubdomain reads them.
+/// A change of the arguments after libxl has written them and before the stubdomain reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spoiled {
     /// Taken away one by one.

@@ -42,7 +42,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-/// What libxl wrote is found usable, from the guest's number and from the stubdomain's.
+/// `dmargs` finds libxl's arguments usable, by the guest's number and by the stubdomain's.
 fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
     let domid = guest.id.to_string();
     let said = command(&["stubdm-run", "dmargs", "check", &domid])?.join("\n");
@@ -70,7 +70,7 @@ fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// What the proxy counts is shown a second later; what serves the consoles is there.
+/// `status` shows the proxy's counters a second later, and the console server.
 fn status(_: &World, guest: &mut Guest) -> Result<()> {
     let shown = || -> Result<Value> {
         let json = command(&["stubdm-run", "status", "--json"])?.join("\n");
@@ -92,7 +92,7 @@ fn status(_: &World, guest: &mut Guest) -> Result<()> {
     }
     for name in ["sessions", "answered", "denied"] {
         let (before, after) = (count(&before, name), count(&after, name));
-        // What others asked for just before may have been told in between.
+        // Events of earlier commands may have arrived in between.
         ensure!(after > before, "{name}: {before}, then {after}");
     }
     ensure!(
@@ -144,7 +144,7 @@ fn places_are(ours: bool) -> Result<()> {
     Ok(())
 }
 
-/// What dom0 had before the package is back in its places.
+/// The files that dom0 had before the package are back in their places.
 fn removed() -> Result<()> {
     places_are(true)?;
     command(&["/usr/bin/dpkg", "-r", "stubdm"])?;

@@ -10,7 +10,7 @@ use crate::job::{Exit, Job};
 use crate::suite::{Needs, Test};
 use crate::world::{Place, World, soon};
 
-/// Whose vchan a process uses.
+/// The vchan library that a process uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Maker {
     Ours,
@@ -34,7 +34,7 @@ const PAIRS: [(Maker, Maker); 3] = [
 
 const MIB: u64 = 1 << 20;
 
-/// What is sent both ways, and through what.
+/// The bytes sent both ways, and the rings.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     bytes: u64,
@@ -251,7 +251,7 @@ fn pingpong(world: &World, place: Place) -> Result<()> {
     tidy(world, place)
 }
 
-/// What counts as noticed at once.
+/// The longest time that counts as noticed at once.
 const A_SECOND: Duration = Duration::from_secs(1);
 
 /// Kills one side with SIGKILL; the other has to notice within a second.

@@ -1,4 +1,4 @@
-//! What a port may be bound to.
+//! Rules of binding ports.
 
 use anyhow::{Context as _, Result};
 use xen_sys::{Port, Virq};

@@ -1,4 +1,4 @@
-//! What is done when a grant's pages are unmapped or given up: a byte is cleared, an event is sent.
+//! Unmapping or giving up a grant's pages clears a byte and sends an event.
 
 use anyhow::{Context as _, Result, ensure};
 use xen_gnttab::{Access, UnmapNotify};
@@ -165,7 +165,7 @@ fn halves(w: &World) -> Result<()> {
     for (setting, cleared, event) in settings {
         s.region().copy_in(1, &[9])?;
         let m = mapped(w, s.refs())?;
-        // What is set before does not add to it.
+        // A later notification replaces an earlier one.
         m.set_unmap_notify(both(2, &sends))?;
         m.set_unmap_notify(setting)?;
         drop(m);

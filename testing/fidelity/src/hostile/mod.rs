@@ -17,7 +17,7 @@ mod script;
 pub use play::play;
 pub use script::{Act, Script};
 
-/// What a hostile stubdomain does.
+/// A behaviour of a hostile stubdomain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     /// Nothing wrong; the others are measured against it.
@@ -121,7 +121,7 @@ impl Behaviour {
         found.map(|one| one.1)
     }
 
-    /// What it is called.
+    /// Returns its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|one| one.1 == self);

@@ -28,7 +28,7 @@ const RIGHT_RING: usize = 2048;
 /// How long a fault is left to be seen before the next.
 const BEAT: Duration = Duration::from_millis(20);
 
-/// What is wrong with the page.
+/// The fault of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     Producer,

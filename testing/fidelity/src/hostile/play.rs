@@ -107,7 +107,7 @@ fn converse(channel: &mut Channel, mut script: Script, stop: &dyn Fn() -> bool) 
                 acts.pop_front();
             }
             Some(Act::Leave) => {
-                // What was said last is to be heard.
+                // The peer must still read the last bytes.
                 if channel.wait(Some(now + 2 * LOOK)).is_err() {
                     return End::Over;
                 }

@@ -1,4 +1,4 @@
-//! What a hostile QMP server says, and when; no I/O.
+//! The script of a hostile QMP server, without I/O.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const DRIP: Duration = Duration::from_millis(400);
 /// The most bytes in one [`Act::Say`].
 const CHUNK: usize = 16 << 10;
 
-/// What the server does next.
+/// The server's next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Says these bytes.
@@ -30,9 +30,9 @@ pub enum Act {
 #[derive(Debug)]
 pub struct Script {
     behaviour: Behaviour,
-    /// What is left to be said of a flood.
+    /// Bytes left of a flood.
     left: usize,
-    /// What is said over and over until then, and what afterwards.
+    /// The repeated bytes of a flood, and the bytes after it.
     flood: Vec<u8>,
     then: Vec<u8>,
     drip: Vec<u8>,

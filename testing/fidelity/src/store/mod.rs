@@ -8,11 +8,11 @@ pub(crate) mod script;
 
 use script::Script;
 
-/// What domain 0 sees.
+/// The rules as domain 0.
 pub(crate) const DOM0: &str = include_str!("dom0.txt");
-/// What a guest sees.
+/// The rules as a guest.
 pub(crate) const GUEST: &str = include_str!("guest.txt");
-/// What a guest with a target sees.
+/// The rules as a guest with a target.
 pub(crate) const TARGET: &str = include_str!("target.txt");
 /// Where the embedded daemon and the C one differ.
 pub(crate) const DIFFERENCES: &str = include_str!("differences.txt");

@@ -1,4 +1,4 @@
-//! What is asked of the store: a value, its rights, and bytes on a connection of its own.
+//! Calls on the store: a value, its permissions, and bytes on a connection of its own.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};

@@ -1,4 +1,4 @@
-//! What is asked of a vchan, at either end.
+//! Calls on a vchan, at either end.
 
 use std::time::Duration;
 

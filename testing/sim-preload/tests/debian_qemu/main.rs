@@ -74,7 +74,7 @@ impl Qemu {
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let quit = b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}";
-        // One that has ended already does not take it.
+        // A QEMU that has ended already does not take it.
         let _ = child.stdin.take().unwrap().write_all(quit);
         let output = child.wait_with_output().unwrap();
         match output.status.success() {
@@ -251,7 +251,7 @@ fn what_is_said_of_published_arguments_is_what_debians_qemu_does() {
             seen += 1;
             wrong.extend(outcome.err().map(|why| format!("{line}: {why}")));
         }
-        // That it says nothing about anything would be a fault of this test's.
+        // Arguments that do start show that the test can tell the difference.
         assert_eq!(qemu.starts(&["-m".into(), "64".into()]), Ok(()));
     }
     assert!(

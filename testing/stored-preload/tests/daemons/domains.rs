@@ -1,4 +1,4 @@
-//! That the fake hypervisor is enough of one: domains come, talk through their rings, and go.
+//! The fake hypervisor suffices: domains come, talk through their rings, and go.
 
 use xen_store::Permissions;
 use xen_sys::DomId;

@@ -1,6 +1,6 @@
 //! The client against three daemons: Debian's xenstored and oxenstored, on a fake hypervisor, and ours.
 //!
-//! Each test runs once for each of them. What only shows now and then is repeated:
+//! Each test runs once for each of them. Tests of rare orders are repeated:
 //!
 //! | environment | |
 //! |---|---|

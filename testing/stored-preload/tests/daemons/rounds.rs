@@ -53,7 +53,7 @@ impl<T: Any + Send> Calls<T> {
         thread::spawn(move || sent.send(call()));
     }
 
-    /// What they returned; how many did not.
+    /// Returns their results, or how many did not end.
     pub(crate) fn join(self) -> Result<Vec<T>, String> {
         drop(self.sent);
         let mut all = Vec::new();

@@ -33,7 +33,7 @@ enum Running {
     Server(Option<Server>),
 }
 
-/// A running daemon; it and its folder are gone when dropped. What it logged is printed if the test fails.
+/// A running daemon; drop removes it and its folder. Its log is printed if the test fails.
 pub(crate) struct Daemon {
     pub(crate) kind: Kind,
     running: Running,
