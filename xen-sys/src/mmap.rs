@@ -1,21 +1,22 @@
-//! Memory from `mmap(2)`, unmapped on drop.
+//! Memory from `mmap(2)`, unmapped on drop: [`memmap2`] with what Xen asks for on top.
 //!
 //! [`Pages`] is a mapping another domain may write to: it gives out its address and length and
-//! never a reference. [`HypercallBuffer`] is memory of our own that is safe to name in a
-//! hypercall, so it gives out byte slices.
+//! never a reference, as [`memmap2::MmapRaw`]. [`HypercallBuffer`] is memory of this process that
+//! a hypercall may name, so it gives out byte slices.
 //!
 //! # Safety
 //!
-//! This file is not safe code because it maps and unmaps addresses. Mappings are only ever made
-//! at addresses the kernel picks, so no memory Rust already uses is replaced; each is unmapped
-//! once, by the `Drop` of the value that owns it.
+//! memmap2 makes and removes the mappings. Two things it cannot do safely are left: vouching that
+//! nobody else writes to a hypercall buffer, and (for the simulated host) placing several ranges
+//! of a file side by side, for which it has no function.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::ptr::{self, NonNull};
-use std::slice;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
 use crate::{DevRoot, Error, PAGE_SIZE, Result};
 
@@ -28,75 +29,74 @@ pub enum Protection {
     ReadWrite,
 }
 
-impl Protection {
-    fn flags(self) -> libc::c_int {
-        match self {
-            Self::Read => libc::PROT_READ,
-            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-        }
-    }
-}
-
 /// A mapping: some whole pages of address space that belong to this value.
 ///
 /// They stay mapped, at one address, until it is dropped, and are absent in a forked child.
 #[derive(Debug)]
-pub struct Pages {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread; `munmap` may be called anywhere.
-unsafe impl Send for Pages {}
-// SAFETY: through a shared reference only the address and the length can be read.
-unsafe impl Sync for Pages {}
+pub struct Pages(MmapRaw);
 
 impl Pages {
-    /// Maps `len` bytes of `fd` from `offset`, shared with whoever else maps them.
+    /// Maps `len` bytes, at least 1, of `fd` from `offset`, shared with whoever else maps them.
     ///
     /// # Errors
     ///
-    /// What `mmap(2)` says; from gntdev, `EINVAL` when the other domain does not grant us the
-    /// pages and `EAGAIN` when it has paged one out.
+    /// `EOVERFLOW` for an offset beyond `off_t`, and the errors of `mmap(2)`; from gntdev,
+    /// `EINVAL` when the other domain does not grant the pages and `EAGAIN` when it has paged one
+    /// out.
     pub fn map_shared(
         fd: BorrowedFd<'_>,
         offset: u64,
         len: usize,
         protection: Protection,
     ) -> io::Result<Self> {
-        Self::map(Some(fd), offset, len, protection, libc::MAP_SHARED)
+        // memmap2 would truncate it.
+        libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+        let mut options = MmapOptions::new();
+        options.offset(offset).len(len);
+        let pages = match protection {
+            Protection::Read => options.map_raw_read_only(&fd),
+            Protection::ReadWrite => options.map_raw(&fd),
+        }?;
+        pages.advise(Advice::DontFork)?;
+        Ok(Self(pages))
     }
 
     /// Maps pages of `fd` side by side, by their numbers, in any order and any number of times.
     ///
     /// # Errors
     ///
-    /// What `mmap(2)` says.
+    /// The errors of `mmap(2)`.
     #[cfg(feature = "sim")]
     pub(crate) fn map_frames(
         fd: BorrowedFd<'_>,
         frames: &[u32],
         protection: Protection,
     ) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+
+        let flags = match protection {
+            Protection::Read => libc::PROT_READ,
+            Protection::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
         // Address space of our own first, which the pages then replace.
-        let len = frames.len() * PAGE_SIZE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let pages = Self::map(None, 0, len, protection, flags)?;
+        let pages: MmapRaw = MmapOptions::new()
+            .len(frames.len() * PAGE_SIZE)
+            .map_anon()?
+            .into();
         let mut at = 0;
         while at < frames.len() {
             // Neighbours in the file are one mapping.
             let next = |i: &usize| frames[*i] == frames[*i - 1].wrapping_add(1);
             let run = 1 + (at + 1..frames.len()).take_while(next).count();
             let offset = libc::off_t::from(frames[at]) * PAGE_SIZE as libc::off_t;
-            // SAFETY: `at < frames.len()`, so the result is within the mapping `pages` owns.
-            let target = unsafe { pages.base.add(at * PAGE_SIZE) };
-            // SAFETY: `at + run <= frames.len()`, so the range is within the mapping that
-            // `pages` owns and nobody else knows; replacing it changes no other memory.
+            let target = pages.as_mut_ptr().wrapping_add(at * PAGE_SIZE);
+            // SAFETY: `at + run <= frames.len()`, so the range is within the mapping that `pages`
+            // owns and nobody else knows; replacing it changes no other memory.
             let base = unsafe {
                 libc::mmap(
-                    target.as_ptr().cast(),
+                    target.cast(),
                     run * PAGE_SIZE,
-                    protection.flags(),
+                    flags,
                     libc::MAP_SHARED | libc::MAP_FIXED,
                     fd.as_raw_fd(),
                     offset,
@@ -107,69 +107,23 @@ impl Pages {
             }
             at += run;
         }
-        pages.dont_fork()?;
-        Ok(pages)
-    }
-
-    /// Leaves the mapping out of a forked child.
-    fn dont_fork(&self) -> io::Result<()> {
-        // SAFETY: the range is exactly the mapping this value owns; the advice changes what a
-        // child of fork inherits, not what is here.
-        let r = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
-        if r < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
-    }
-
-    fn map(
-        fd: Option<BorrowedFd<'_>>,
-        offset: u64,
-        len: usize,
-        protection: Protection,
-        flags: libc::c_int,
-    ) -> io::Result<Self> {
-        let offset = libc::off_t::try_from(offset)
-            .map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
-        let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
-        // SAFETY: a null hint without MAP_FIXED makes the kernel choose unused addresses, so no
-        // memory in use is changed.
-        let base =
-            unsafe { libc::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let Some(base) = NonNull::new(base.cast::<u8>()) else {
-            // Only a hint asks for address zero.
-            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
-        };
-        let pages = Self { base, len };
-        pages.dont_fork()?;
-        Ok(pages)
+        pages.advise(Advice::DontFork)?;
+        Ok(Self(pages))
     }
 
     /// The first byte. Valid for [`len`](Self::len) bytes, by the protection it was mapped
     /// with, while this value lives. Another process or domain may write there at any time.
     #[must_use]
     pub fn as_ptr(&self) -> NonNull<u8> {
-        self.base
+        // The kernel chose the address, and never chooses zero.
+        NonNull::new(self.0.as_mut_ptr()).unwrap_or(NonNull::dangling())
     }
 
     /// Bytes mapped, as asked for.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "mmap refuses a length of zero")]
+    #[expect(clippy::len_without_is_empty, reason = "a mapping has at least a page")]
     pub fn len(&self) -> usize {
-        self.len
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: `base` and `len` are those of a mapping `map` made and gave to this value,
-        // the only one that unmaps it; whoever uses the address keeps this value alive.
-        let r = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
-        debug_assert_eq!(r, 0, "munmap of our own mapping");
+        self.0.len()
     }
 }
 
@@ -177,17 +131,17 @@ impl Drop for Pages {
 ///
 /// Xen does not fault pages in: memory named in a hypercall must be mapped for the whole call.
 /// `/dev/xen/hypercall` (Linux 4.18 and later) gives such memory. Without it the pages are
-/// locked and touched, which the kernel may still undo for a moment to move them; the call then
-/// fails with `EFAULT` and may be made again.
+/// locked, which the kernel may still undo for a moment to move them; the call then fails with
+/// `EFAULT` and may be made again.
 #[doc(alias = "xencall_alloc_buffer")]
 #[doc(alias = "xencall_alloc_buffer_pages")]
 #[doc(alias = "xencall_free_buffer")]
 #[doc(alias = "xencall_free_buffer_pages")]
 #[derive(Debug)]
-pub struct HypercallBuffer(Pages);
+pub struct HypercallBuffer(MmapMut);
 
 impl HypercallBuffer {
-    /// A buffer of at least `len` bytes, rounded up to whole pages.
+    /// Allocates a buffer of at least `len` bytes, rounded up to whole pages.
     ///
     /// # Errors
     ///
@@ -202,58 +156,56 @@ impl HypercallBuffer {
                 value: len as u64,
             });
         }
-        let len = len.next_multiple_of(PAGE_SIZE);
-        let pages = match root.open_device("hypercall") {
-            Ok(fd) => Pages::map_shared(fd.as_fd(), 0, len, Protection::ReadWrite),
-            Err(_) => Self::locked(len),
+        let mut options = MmapOptions::new();
+        options.len(len.next_multiple_of(PAGE_SIZE));
+        let buffer = match root.open_device("hypercall") {
+            // SAFETY: each mapping of the device is pages of its own, which no other process maps.
+            // Xen writes to them during a call only, for which the caller borrows the buffer
+            // mutably (`as_ptr` takes `&mut self`), so no reference exists meanwhile.
+            Ok(fd) => unsafe { options.map_mut(&fd) },
+            Err(_) => options.map_anon().and_then(|pages| {
+                pages.lock()?;
+                Ok(pages)
+            }),
         };
-        pages.map(Self).map_err(|e| Error::os(OP, e))
-    }
-
-    fn locked(len: usize) -> io::Result<Pages> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_LOCKED;
-        let pages = Pages::map(None, 0, len, Protection::ReadWrite, flags)?;
-        // MAP_LOCKED faults pages in but does not say when it could not; mlock does.
-        // SAFETY: the range is exactly the mapping `pages` owns; locking changes no content.
-        if unsafe { libc::mlock(pages.base.as_ptr().cast(), len) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(pages)
+        let buffer = buffer.and_then(|pages| {
+            pages.advise(Advice::DontFork)?;
+            Ok(pages)
+        });
+        buffer.map(Self).map_err(|e| Error::os(OP, e))
     }
 
     /// Bytes in the buffer.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a buffer has at least a page")]
     pub fn len(&self) -> usize {
-        self.0.len
+        self.0.len()
     }
 
     /// The address to name in a hypercall. Xen may write there only during a call made with
     /// this buffer borrowed mutably.
     #[must_use]
     pub fn as_ptr(&mut self) -> NonNull<u8> {
-        self.0.base
+        NonNull::from(&mut *self.0).cast()
     }
 
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is `len` readable bytes, initialised (zeroed by the kernel) and
-        // alive as long as `self`; no other process maps it, and whoever lets Xen write to it
-        // does so while holding `self` mutably (`as_ptr` takes `&mut`), so not during this borrow.
-        unsafe { slice::from_raw_parts(self.0.base.as_ptr(), self.0.len) }
+        &self.0
     }
 
     /// The bytes, to fill in before a call.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and the mapping is writable and borrowed mutably.
-        unsafe { slice::from_raw_parts_mut(self.0.base.as_ptr(), self.0.len) }
+        &mut self.0
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,9 @@
 //! `/dev/xen/gntalloc`, which makes pages and grants them out: include/uapi/xen/gntalloc.h.
 
+use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::gntdev::UnmapAction;
 use super::{Opcode, opcode};
 use crate::DomId;
 
@@ -15,8 +17,8 @@ use crate::DomId;
 pub struct AllocGrefHead {
     /// Who may map the pages.
     pub domid: DomId,
-    /// [`GNTALLOC_FLAG_WRITABLE`] or zero.
-    pub flags: u16,
+    /// How they may be mapped.
+    pub flags: AllocFlags,
     /// How many pages.
     pub count: u32,
     /// Out: the offset to give `mmap(2)`.
@@ -34,8 +36,18 @@ pub struct AllocGref {
     pub gref_ids: [u32; 1],
 }
 
-/// The peer may write to the pages.
-pub const GNTALLOC_FLAG_WRITABLE: u16 = 1;
+/// How the other domain may map the pages.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct AllocFlags(u16);
+
+bitflags! {
+    impl AllocFlags: u16 {
+        /// It may write to them.
+        #[doc(alias = "GNTALLOC_FLAG_WRITABLE")]
+        const WRITABLE = 1 << 0;
+    }
+}
 
 /// Gives up pages by the index [`AllocGrefHead`] returned.
 #[doc(alias = "ioctl_gntalloc_dealloc_gref")]
@@ -58,8 +70,8 @@ pub struct DeallocGref {
 pub struct UnmapNotify {
     /// The index plus the offset of the byte to clear.
     pub index: u64,
-    /// The actions; zero for none.
-    pub action: u32,
+    /// What to do; empty for nothing.
+    pub action: UnmapAction,
     /// The local port to send an event through.
     pub event_channel_port: u32,
 }

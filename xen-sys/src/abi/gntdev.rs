@@ -1,5 +1,6 @@
 //! `/dev/xen/gntdev`, which maps pages other domains grant us: include/uapi/xen/gntdev.h.
 
+use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Opcode, opcode};
@@ -51,16 +52,25 @@ pub struct UnmapGrantRef {
 pub struct UnmapNotify {
     /// The index plus the offset of the byte to clear.
     pub index: u64,
-    /// [`UNMAP_NOTIFY_CLEAR_BYTE`] | [`UNMAP_NOTIFY_SEND_EVENT`]; zero for neither.
-    pub action: u32,
+    /// What to do; empty for nothing.
+    pub action: UnmapAction,
     /// The local port to send an event through.
     pub event_channel_port: u32,
 }
 
-/// Clear the byte at [`UnmapNotify::index`].
-pub const UNMAP_NOTIFY_CLEAR_BYTE: u32 = 0x1;
-/// Send an event through [`UnmapNotify::event_channel_port`].
-pub const UNMAP_NOTIFY_SEND_EVENT: u32 = 0x2;
+bitflags! {
+    /// The actions of [`UnmapNotify`] and of gntalloc's.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(transparent)]
+    pub struct UnmapAction: u32 {
+        /// Clear the byte at [`UnmapNotify::index`].
+        #[doc(alias = "UNMAP_NOTIFY_CLEAR_BYTE")]
+        const CLEAR_BYTE = 1 << 0;
+        /// Send an event through [`UnmapNotify::event_channel_port`].
+        #[doc(alias = "UNMAP_NOTIFY_SEND_EVENT")]
+        const SEND_EVENT = 1 << 1;
+    }
+}
 
 /// [`MapGrantRefHead`] and its entries. The size in the opcode is that of one entry.
 pub const IOCTL_GNTDEV_MAP_GRANT_REF: Opcode = opcode(

@@ -47,11 +47,8 @@ impl GntAlloc {
         pages: usize,
     ) -> Result<(u64, Box<[GrantRef]>)> {
         let count = checked_count("IOCTL_GNTALLOC_ALLOC_GREF", pages)?;
-        let flags = if writable {
-            abi::GNTALLOC_FLAG_WRITABLE
-        } else {
-            0
-        };
+        let mut flags = abi::AllocFlags::empty();
+        flags.set(abi::AllocFlags::WRITABLE, writable);
         let head = abi::AllocGrefHead {
             domid: domain,
             flags,

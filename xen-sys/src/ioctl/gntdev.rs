@@ -97,14 +97,10 @@ impl GntDev {
 }
 
 /// The `action` and `event_channel_port` of an unmap notification.
-pub(crate) fn unmap_action(clear: bool, event: Option<Port>) -> (u32, u32) {
-    let mut action = 0;
-    if clear {
-        action |= abi::UNMAP_NOTIFY_CLEAR_BYTE;
-    }
-    if event.is_some() {
-        action |= abi::UNMAP_NOTIFY_SEND_EVENT;
-    }
+pub(crate) fn unmap_action(clear: bool, event: Option<Port>) -> (abi::UnmapAction, u32) {
+    let mut action = abi::UnmapAction::empty();
+    action.set(abi::UnmapAction::CLEAR_BYTE, clear);
+    action.set(abi::UnmapAction::SEND_EVENT, event.is_some());
     (action, event.map_or(0, Port::as_u32))
 }
 
@@ -120,9 +116,13 @@ mod tests {
 
     #[test]
     fn both_unmap_actions_go_into_one_request() {
-        assert_eq!(unmap_action(true, Some(Port::new(7))), (3, 7));
-        assert_eq!(unmap_action(true, None), (1, 0));
-        assert_eq!(unmap_action(false, Some(Port::new(7))), (2, 7));
-        assert_eq!(unmap_action(false, None), (0, 0));
+        let words = |clear, event| {
+            let (action, port) = unmap_action(clear, event);
+            (action.bits(), port)
+        };
+        assert_eq!(words(true, Some(Port::new(7))), (3, 7));
+        assert_eq!(words(true, None), (1, 0));
+        assert_eq!(words(false, Some(Port::new(7))), (2, 7));
+        assert_eq!(words(false, None), (0, 0));
     }
 }

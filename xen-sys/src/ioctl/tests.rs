@@ -31,7 +31,7 @@ fn what_follows_a_head_is_as_long_as_the_head_says() {
     assert_eq!(len, 24);
     let head = abi::gntalloc::AllocGrefHead {
         domid: DomId::DOM0,
-        flags: 0,
+        flags: abi::gntalloc::AllocFlags::empty(),
         count: 3,
         index: 0,
     };

@@ -306,7 +306,7 @@ impl Client {
         let c = u32::try_from(offset).unwrap_or(u32::MAX);
         let request = Request {
             op: wire::SET_UNMAP_NOTIFY,
-            a: action,
+            a: action.bits(),
             b: port,
             c,
             object,

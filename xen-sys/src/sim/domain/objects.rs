@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::State;
-use crate::abi::gntdev::{UNMAP_NOTIFY_CLEAR_BYTE, UNMAP_NOTIFY_SEND_EVENT};
+use crate::abi::gntdev::UnmapAction;
 use crate::sim::grants::Memory;
 use crate::sim::ports::AllPorts as _;
 use crate::{DomId, GrantRef, PAGE_SIZE, Port};
@@ -147,11 +147,9 @@ impl State {
         let object = self.objects.get(&id).filter(|o| o.connection == connection);
         let object = object.ok_or(Errno::NOENT)?;
         let (domain, (page, byte)) = (object.domain, (offset / PAGE_SIZE, offset % PAGE_SIZE));
-        let clear = action & UNMAP_NOTIFY_CLEAR_BYTE != 0;
-        let event = action & UNMAP_NOTIFY_SEND_EVENT != 0;
-        if action & !(UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT) != 0 {
-            return Err(Errno::INVAL);
-        }
+        let action = UnmapAction::from_bits(action).ok_or(Errno::INVAL)?;
+        let clear = action.contains(UnmapAction::CLEAR_BYTE);
+        let event = action.contains(UnmapAction::SEND_EVENT);
         if page >= object.frames.len() {
             return Err(Errno::NOENT);
         }
