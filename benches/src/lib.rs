@@ -76,7 +76,7 @@ pub fn check(message: usize, count: usize, mut through: impl FnMut(&[u8], &mut [
 /// The notifies and the system calls for event channels, notifies included, that this process has made.
 #[must_use]
 pub fn counts() -> (u64, u64) {
-    let counts = xen_evtchn::meter::counts();
+    let counts = xen_evtchn::counters::counts();
     (counts.notifies, counts.system_calls)
 }
 

@@ -46,8 +46,8 @@ impl Evtchn {
 
     #[inline]
     pub(crate) fn notify(&self, port: Port) -> Result<()> {
-        #[cfg(feature = "meter")]
-        crate::meter::notify();
+        #[cfg(feature = "unstable-counters")]
+        crate::counters::notify();
         self.dev.notify(port)
     }
 
@@ -68,8 +68,8 @@ impl Evtchn {
 
     #[inline]
     pub(crate) fn unmask(&self, port: Port) -> Result<()> {
-        #[cfg(feature = "meter")]
-        crate::meter::call();
+        #[cfg(feature = "unstable-counters")]
+        crate::counters::call();
         write_port(self.dev.file(), port)
     }
 
@@ -119,8 +119,8 @@ fn until(
 /// Reads as many whole ports as there are and fit; none, when none is pending.
 fn read_ports(mut from: impl Read, out: &mut [Port]) -> Result<usize> {
     loop {
-        #[cfg(feature = "meter")]
-        crate::meter::call();
+        #[cfg(feature = "unstable-counters")]
+        crate::counters::call();
         match from.read(out.as_mut_bytes()) {
             // The driver hands out whole ports only.
             Ok(bytes) => return Ok(bytes / size_of::<Port>()),

@@ -65,9 +65,10 @@
 #![forbid(unsafe_code)]
 
 mod blocking;
+#[cfg(feature = "unstable-counters")]
+#[doc(hidden)]
+pub mod counters;
 mod dev;
-#[cfg(feature = "meter")]
-pub mod meter;
 mod pacer;
 mod port;
 #[cfg(feature = "sim")]

@@ -21,7 +21,7 @@ use nix::unistd::{read, write};
 use xen_sys::sim::{Bound, Client};
 use xen_sys::{DomId, Error, Host, Port, Result, Virq, Xen};
 
-use crate::{meter, wait};
+use crate::{counters, wait};
 
 #[derive(Debug)]
 pub(crate) struct Evtchn {
@@ -134,7 +134,7 @@ impl Evtchn {
         if let Err(errno) = self.client()?.before_notify() {
             return Err(os("IOCTL_EVTCHN_NOTIFY")(Errno::from_raw(errno)));
         }
-        meter::notify();
+        counters::notify();
         match self.with(port, |entry| write(&entry.bound.ring, &1u64.to_ne_bytes())) {
             // A full counter is a pending event.
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),
@@ -143,7 +143,7 @@ impl Evtchn {
     }
 
     pub(crate) fn unmask(&self, port: Port) -> Result<()> {
-        meter::call();
+        counters::call();
         let arm = |entry: &Entry| {
             self.set
                 .modify(&entry.bound.wait, &mut EpollEvent::new(ARMED, entry.token))
@@ -155,16 +155,16 @@ impl Evtchn {
     }
 
     pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
-        meter::call();
+        counters::call();
         self.take(out, EpollTimeout::ZERO)
     }
 
     /// As [`EventChannels::wait`](crate::EventChannels::wait): what with a deadline are a poll and a
     /// read of the device is one `epoll_wait` here.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
-        meter::call();
+        counters::call();
         if deadline.is_some() {
-            meter::call();
+            counters::call();
         }
         let mut port = [Port::default()];
         loop {

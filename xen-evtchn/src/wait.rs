@@ -11,8 +11,8 @@ use xen_sys::{Error, Result};
 pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     loop {
-        #[cfg(feature = "meter")]
-        crate::meter::call();
+        #[cfg(feature = "unstable-counters")]
+        crate::counters::call();
         match poll(&mut fds, timeout(deadline)) {
             // A timeout longer than poll can express; or a signal, of which there may be many.
             Ok(0) | Err(Errno::EINTR) if has_passed(deadline) => return Ok(false),

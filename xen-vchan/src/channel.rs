@@ -235,7 +235,7 @@ impl Channel {
                 PeerState::Waiting if late => return Err(Error::Timeout),
                 PeerState::Waiting => {
                     #[cfg(test)]
-                    crate::race::window();
+                    crate::test_window::window();
                     late = !self.shared().sleep(seen, deadline)?;
                 }
             }

@@ -11,12 +11,12 @@ use xen_sys::{DomId, GrantRef, Xen};
 
 use crate::connecting::Connecting;
 use crate::delivery::Delivery;
+use crate::domain_watch::DomainLife;
 use crate::doorbell::Doorbell;
 use crate::handshake::{Address, read_address};
 use crate::layout::{
     CLI_LIVE, GRANTS, Geometry, LEFT_ORDER, Place, RIGHT_ORDER, SRV_LIVE, SRV_NOTIFY,
 };
-use crate::life::DomainLife;
 use crate::mem::Word8;
 use crate::ring::{Cursors, Rings, Role, WRITE};
 use crate::session::{CONNECTED, GONE, Session};

@@ -19,7 +19,7 @@ use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 use xen_sys::Port;
 
 use crate::delivery::Delivery;
-use crate::life::DomainLife;
+use crate::domain_watch::DomainLife;
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -322,7 +322,7 @@ impl Doorbell {
                 return Ok(true);
             }
             #[cfg(test)]
-            crate::race::window();
+            crate::test_window::window();
             // The descriptor also becomes readable at the end of any other domain.
             if late || !readable(life.fd(), deadline)? {
                 return Ok(false);

@@ -93,29 +93,27 @@ pub use value::NodeValue;
 
 // Everything that needs a hypervisor; loom is shown the ring alone.
 #[cfg(not(loom))]
-mod batch;
+mod backoff;
 #[cfg(not(loom))]
 mod channel;
+#[cfg(not(loom))]
+mod chunk;
 #[cfg(not(loom))]
 mod client;
 #[cfg(not(loom))]
 mod connecting;
 #[cfg(not(loom))]
+mod domain_watch;
+#[cfg(not(loom))]
 mod doorbell;
 #[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
-mod life;
-#[cfg(not(loom))]
 mod listener;
-#[cfg(not(loom))]
-mod pace;
-#[cfg(all(test, not(loom)))]
-mod race;
 #[cfg(not(loom))]
 mod reader;
 #[cfg(not(loom))]
-mod redial;
+mod reconnecting;
 #[cfg(not(loom))]
 mod server;
 #[cfg(not(loom))]
@@ -124,24 +122,26 @@ mod session;
 mod shared;
 #[cfg(not(loom))]
 mod spin;
+#[cfg(not(loom))]
+mod splice;
+#[cfg(all(test, not(loom)))]
+mod test_window;
 #[cfg(all(feature = "tokio", not(loom)))]
 pub mod tokio;
-#[cfg(not(loom))]
-mod transfer;
 #[cfg(not(loom))]
 mod writer;
 
 #[cfg(not(loom))]
 pub use crate::{
-    batch::{Incoming, Outgoing},
+    backoff::Backoff,
     channel::Channel,
+    chunk::{Incoming, Outgoing},
     client::{Client, ClientBuilder},
     connecting::Connecting,
     handshake::service_path,
     listener::{Listener, ListenerBuilder},
-    pace::Backoff,
     reader::ReadHalf,
-    redial::Redial,
+    reconnecting::Redial,
     server::{Server, ServerBuilder},
     session::PeerState,
     writer::WriteHalf,

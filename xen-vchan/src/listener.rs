@@ -255,7 +255,7 @@ impl Listener {
                 other => return other,
             }
             #[cfg(test)]
-            crate::race::window();
+            crate::test_window::window();
             // A client may ring before each sleep, and not come.
             late = !readable(self.as_fd(), deadline)? || has_passed(deadline);
         }

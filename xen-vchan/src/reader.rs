@@ -6,7 +6,7 @@ use std::io::{self, IoSliceMut, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::Incoming;
+use crate::chunk::Incoming;
 use crate::doorbell::Half;
 use crate::ring::Consumer;
 use crate::session::PeerState;
@@ -121,7 +121,7 @@ impl ReadHalf {
     /// Asks to be told and looks once more.
     pub(crate) fn arm(&mut self, least: usize) -> Result<usize> {
         #[cfg(test)]
-        crate::race::window();
+        crate::test_window::window();
         self.rx.request();
         self.look(least)
     }

@@ -8,12 +8,12 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use crate::delivery::Delivery;
+use crate::domain_watch::DomainLife;
 use crate::doorbell::Doorbell;
 use crate::handshake::{self, Published};
 use crate::layout::{
     CLI_LIVE, CLI_NOTIFY, GRANTS, Geometry, LEFT_ORDER, Place, RIGHT_ORDER, RingSize, SRV_LIVE,
 };
-use crate::life::DomainLife;
 use crate::mem::Word8;
 use crate::ring::{Cursors, Rings, Role, WRITE};
 use crate::session::{CONNECTED, EXPECTED, Session};
@@ -208,7 +208,7 @@ impl ServerBuilder {
             self.withdraws,
         )?;
         #[cfg(test)]
-        crate::race::window();
+        crate::test_window::window();
         let sessions = former.map_or(0, |former| former.session.count());
         let origin = Origin {
             builder: self.clone(),

@@ -1,13 +1,13 @@
 //! The sending half of a channel.
 
-mod at_once;
+mod fast;
 mod packet;
 
 use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(crate) use at_once::BySteps;
+pub(crate) use fast::BySteps;
 
 use crate::doorbell::{Half, has_passed};
 use crate::ring::Producer;
@@ -165,7 +165,7 @@ impl WriteHalf {
     fn arm(&mut self, least: usize) -> Result<usize> {
         self.publish();
         #[cfg(test)]
-        crate::race::window();
+        crate::test_window::window();
         self.tx.request();
         self.look(least)
     }

@@ -23,7 +23,7 @@ use benches::report::{self, Circumstances, Report, Rows};
 use benches::sim::World;
 use benches::{local, pin};
 use clap::Parser;
-use xen_evtchn::meter;
+use xen_evtchn::counters;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
@@ -82,7 +82,7 @@ fn one_end(arguments: &[String]) -> Result<()> {
         }
     }
     if let Ok(cost) = std::env::var("XEN_SIM_NOTIFY_NS") {
-        meter::set_notify_cost(Duration::from_nanos(cost.parse()?));
+        counters::set_notify_cost(Duration::from_nanos(cost.parse()?));
     }
     let open = || {
         let path = std::env::var_os("XEN_SIM_SOCKET").context("XEN_SIM_SOCKET is not set")?;

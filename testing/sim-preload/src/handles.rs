@@ -83,7 +83,7 @@ impl Events {
         let channels = EventChannels::open(&xen()?)?;
         let cost = env::var("XEN_SIM_NOTIFY_NS").ok();
         if let Some(nanos) = cost.and_then(|text| text.parse().ok()) {
-            xen_evtchn::meter::set_notify_cost(Duration::from_nanos(nanos));
+            xen_evtchn::counters::set_notify_cost(Duration::from_nanos(nanos));
         }
         Ok(Self {
             channels,

@@ -50,10 +50,10 @@ use crate::error::{Error, Invalid, XsError};
 use crate::events::{EventQueue, WatchEvent};
 use crate::wire::{self, Decoder, MsgType};
 mod input;
-mod parts;
+mod types;
 
 pub(crate) use input::parse_transaction;
-pub use parts::{Failure, Outgoing, Quirks, Ready, RequestId, WatchId};
+pub use types::{Failure, Outgoing, Quirks, Ready, RequestId, WatchId};
 
 /// Requests given up after they were sent and not answered yet, at which no more are sent.
 pub const MAX_UNANSWERED: usize = 1024;

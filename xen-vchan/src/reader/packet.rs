@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::ReadHalf;
-use crate::batch::Incoming;
+use crate::chunk::Incoming;
 use crate::doorbell::Half;
 use crate::{Error, Result};
 

@@ -11,9 +11,9 @@
 //! # Ok(()) }
 //! ```
 
-mod alarm;
-mod arrive;
-mod redial;
+mod listener;
+mod reconnecting;
+mod timer;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,10 +26,10 @@ use ::tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use ::tokio::task::coop;
 
-use self::alarm::Alarm;
-use self::arrive::failed;
-pub use self::arrive::{AsyncListener, connect};
-pub use self::redial::AsyncRedial;
+use self::listener::failed;
+pub use self::listener::{AsyncListener, connect};
+pub use self::reconnecting::AsyncRedial;
+use self::timer::Alarm;
 use crate::delivery::{Interest, Readiness, Tasks, poll_task};
 use crate::{Channel, Error, PeerState, Result};
 

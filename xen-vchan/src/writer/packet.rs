@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::WriteHalf;
-use crate::batch::Outgoing;
+use crate::chunk::Outgoing;
 use crate::doorbell::Half;
 use crate::{Error, Result};
 

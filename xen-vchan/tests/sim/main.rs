@@ -11,7 +11,7 @@ mod hostile;
 mod listener;
 mod pacing;
 mod partial;
-mod redial;
+mod reconnecting;
 mod sessions;
 mod stream;
 #[cfg(feature = "tokio")]
@@ -19,6 +19,6 @@ mod tasks;
 #[cfg(feature = "tokio")]
 mod tasks_events;
 #[cfg(feature = "tokio")]
-mod tasks_redial;
+mod tasks_reconnecting;
 mod vanish;
 mod world;

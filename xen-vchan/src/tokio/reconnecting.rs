@@ -9,9 +9,9 @@ use std::time::Instant;
 use ::tokio::io::unix::AsyncFd;
 
 use super::AsyncChannel;
-use super::alarm::Alarm;
-use super::arrive::{failed, finish, registered};
-use crate::redial::over;
+use super::listener::{failed, finish, registered};
+use super::timer::Alarm;
+use crate::reconnecting::over;
 use crate::{Connecting, Error, Redial, Result};
 
 /// A [`Redial`] in a tokio runtime.

@@ -8,8 +8,8 @@ use std::time::Instant;
 use xen_store::Store;
 use xen_sys::Xen;
 
+use crate::backoff::{Backoff, Pace};
 use crate::client::ClientBuilder;
-use crate::pace::{Backoff, Pace};
 use crate::session::PeerState;
 use crate::{Channel, Error, Result};
 

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use xen_vchan::tokio::AsyncRedial;
 use xen_vchan::{Channel, Error, PeerState};
 
-use crate::redial::redial;
+use crate::reconnecting::redial;
 use crate::tasks::{LONG, futures_join};
 use crate::world::{PATH, World, poll_one, soon, wait_gone};
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use ::tokio::io::unix::AsyncFd;
 use nix::sys::timerfd::TimerFd;
 
-use super::arrive::{failed, registered};
+use super::listener::{failed, registered};
 use crate::Result;
 use crate::connecting::{new_timer, set_timer};
 
