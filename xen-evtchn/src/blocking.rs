@@ -1,10 +1,10 @@
 //! A descriptor whose reads block for those who wait, and for nobody else.
 //!
 //! To wait with poll and then to read are two system calls; a read that blocks is one, and a sleep
-//! is what costs most of a channel that is seldom busy. But whether reads block is a property of the
-//! open file, not of a call, and someone who asks what is pending must never be made to wait. So the
-//! file is made to block when somebody first waits without a deadline, and back for good when
-//! somebody reads who may not block:
+//! is what costs most of a channel that is seldom busy. But whether reads block is a property of
+//! the open file, not of a call, and someone who asks what is pending must never be made to wait.
+//! So the file is made to block when somebody first waits without a deadline, and back for good
+//! when somebody reads who may not block:
 //!
 //! ```text
 //!   Polled ──wait without deadline──> Blocks ──any other read──> Both
@@ -46,15 +46,16 @@ impl Blocking {
     ) -> Result<T> {
         let mut mode = self.mode();
         if *mode == Mode::Blocks {
-            // Who is asleep in a read stays there until there is something.
+            // A thread asleep in a read stays there until an event.
             set(file, false)?;
             *mode = Mode::Both;
         }
         read()
     }
 
-    /// Makes reads of `file` block, if that is how it is used. `false`: they do not, poll first. And
-    /// at any moment somebody else may bring the file back: a read that finds nothing is no error.
+    /// Makes reads of `file` block, if that is how it is used. `false`: they do not, poll first.
+    /// And at any moment somebody else may bring the file back: a read that finds nothing is no
+    /// error.
     pub(crate) fn begin(&self, file: impl AsFd) -> Result<bool> {
         let mut mode = self.mode();
         if *mode == Mode::Polled {

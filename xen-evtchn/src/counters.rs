@@ -1,11 +1,11 @@
 //! What the event channels of a simulated host cost, and how often they are used: for benchmarks.
 //!
-//! A simulated notify is one write to an eventfd. On Xen it is a system call with a hypercall inside, so
-//! that figures from a simulated host mean something only beside the cost they assume.
+//! A simulated notify is one write to an eventfd. On Xen it is a system call with a hypercall
+//! inside, so that figures from a simulated host mean something only beside the cost they assume.
 //! [`set_notify_cost`] adds to it, by keeping the caller busy.
 //!
-//! Counted is what the same use would be on `/dev/xen/evtchn`, in system calls. All of it is one sum per
-//! process.
+//! Counted is what the same use would be on `/dev/xen/evtchn`, in system calls. All of it is one
+//! sum per process.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -101,9 +101,9 @@ impl AsFd for Evtchn {
     }
 }
 
-/// Repeats `turn`, which returns how many ports it took and whether the time is over. Another thread
-/// may have taken the event, or may have looked and so ended our sleep: then it waits again, but not
-/// beyond the deadline, however often that happens.
+/// Repeats `turn`, which returns how many ports it took and whether the time is over. Another
+/// thread may have taken the event, or may have looked and so ended our sleep: then it waits again,
+/// but not beyond the deadline, however often that happens.
 fn until(
     deadline: Option<Instant>,
     mut turn: impl FnMut() -> Result<(usize, bool)>,
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// What a driver answers, in order.
+    /// A driver's answers, in order.
     struct Script(VecDeque<std::result::Result<Vec<u8>, i32>>);
 
     impl Read for Script {

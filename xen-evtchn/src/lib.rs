@@ -1,7 +1,7 @@
 //! Xen event channels from user space.
 //!
 //! An event channel joins one *port* in each of two domains. Either side can *notify*: the
-//! other side's port becomes pending. That is all: no data, and many notifications before the
+//! other side's port becomes pending. An event carries no data, and many notifications before the
 //! other side looks are one event.
 //!
 //! ```text
@@ -30,8 +30,8 @@
 //! # Guarantees
 //!
 //! Whatever the peer does, no call here blocks except [`wait`](EventChannels::wait), which ends at
-//! its deadline, and nothing grows: a port is pending or it is not. A peer that notifies without end
-//! wakes this side as often as it is unmasked; [`EventPacer`] limits that.
+//! its deadline, and nothing grows: a port is pending or it is not. A peer that notifies without
+//! end wakes this side as often as it is unmasked; [`EventPacer`] limits that.
 //!
 //! # Threads and fork
 //!
@@ -60,7 +60,8 @@
 //! # The two backends
 //!
 //! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `bind_virq`, `unbind`,
-//! `notify`, `unmask`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only `wait` blocks.
+//! `notify`, `unmask`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only
+//! `wait` blocks.
 
 #![forbid(unsafe_code)]
 
@@ -166,16 +167,18 @@ impl EventChannels {
         Ok(BoundPort::new(self.clone(), port))
     }
 
-    /// Whether the hypervisor knows a domain of that number. For programs in a domain that the store does not tell: it
-    /// needs no privilege and changes nothing. Does not block.
+    /// Whether the hypervisor knows a domain of that number. For programs in a domain that the
+    /// store does not tell: it needs no privilege and changes nothing. Does not block.
     ///
-    /// What is tried is to [bind](Self::bind_interdomain) to port 0, which no domain has open for another. A
-    /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed is there until nobody has any of its pages mapped.
+    /// Tries to [bind](Self::bind_interdomain) to port 0, which no domain has open for another. A
+    /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed is
+    /// there until nobody has any of its pages mapped.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`], and the question is open: `EACCES` when the handle is [restricted](Self::restrict) to another domain,
-    /// `EPERM` when the hypervisor's security policy forbids it, `ENOSPC` when this domain has no port left.
+    /// [`Error::Os`], and the question is open: `EACCES` when the handle is
+    /// [restricted](Self::restrict) to another domain, `EPERM` when the hypervisor's security
+    /// policy forbids it, `ENOSPC` when this domain has no port left.
     pub fn domain_exists(&self, domain: DomId) -> Result<bool> {
         match self.bind_interdomain(domain, Port::new(0)) {
             Ok(bound) => {
@@ -190,14 +193,15 @@ impl EventChannels {
         }
     }
 
-    /// Makes a port at which a virtual interrupt of this domain arrives, that of its first virtual CPU if each has one.
-    /// [`notify`](BoundPort::notify) does nothing there.
+    /// Makes a port at which a virtual interrupt of this domain arrives, that of its first virtual
+    /// CPU if each has one. [`notify`](BoundPort::notify) does nothing there.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`]: `EEXIST` when this domain has it bound already, by whatever process or by its kernel; `EINVAL` when
-    /// there is no such virtual interrupt; `EBUSY`, from Xen 4.21 on, when it is global and sent to another domain (older
-    /// ones let it be bound, and no event comes); `EACCES` when the handle is [restricted](Self::restrict).
+    /// [`Error::Os`]: `EEXIST` when this domain has it bound already, by whatever process or by its
+    /// kernel; `EINVAL` when there is no such virtual interrupt; `EBUSY`, from Xen 4.21 on, when it
+    /// is global and sent to another domain (older ones let it be bound, and no event comes);
+    /// `EACCES` when the handle is [restricted](Self::restrict).
     #[doc(alias = "xenevtchn_bind_virq")]
     #[doc(alias = "IOCTL_EVTCHN_BIND_VIRQ")]
     pub fn bind_virq(&self, virq: Virq) -> Result<BoundPort> {
@@ -272,8 +276,8 @@ impl EventChannels {
         on!(self, b => b.reset())
     }
 
-    /// Gives up, for good and for every clone, binding to any domain but `domain`. What is
-    /// bound stays bound.
+    /// Gives up, for good and for every clone, binding to any domain but `domain`. Bound ports stay
+    /// bound.
     ///
     /// # Errors
     ///

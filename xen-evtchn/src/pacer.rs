@@ -4,19 +4,19 @@
 //! (`xen_irq_lateeoi` with `XEN_EOI_FLAG_SPURIOUS`, since XSA-332). The driver behind
 //! `/dev/xen/evtchn` never reports one: `evtchn_write` passes no flag, because the kernel cannot
 //! know what the process found. Its other delay needs more than 256 events and two ticks within one
-//! interrupt, and an unmask from within it. So a port that its process unmasks after each wake-up is
-//! delivered as fast as the peer notifies, and costs this side up to a processor.
+//! interrupt, and an unmask from within it. So a port that its process unmasks after each wake-up
+//! is delivered as fast as the peer notifies, and costs this side up to a processor.
 
 use std::time::{Duration, Instant};
 
 /// Decides how long a port stays masked after a wake-up that found nothing.
 ///
-/// The first [`BURST`](Self::BURST) such wake-ups in quick succession cost no delay, and one more per interval
-/// does not either; beyond that the port stays masked until the interval has passed. Meanwhile the
-/// peer's events are one pending event, and nothing is lost.
+/// The first [`BURST`](Self::BURST) such wake-ups in quick succession cost no delay, and one more
+/// per interval does not either; beyond that the port stays masked until the interval has passed.
+/// Meanwhile the peer's events are one pending event, and nothing is lost.
 ///
-/// The cost: a peer that has rung for nothing that often, and then rings for something, is served up
-/// to one interval later. A wake-up that found something is never delayed.
+/// The cost: a peer that has rung for nothing that often, and then rings for something, is served
+/// up to one interval later. A wake-up that found something is never delayed.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -99,7 +99,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The number of wake-ups for nothing within a second, by a peer that always rings again at once.
+    /// The number of wake-ups for nothing within a second, by a peer that always rings again at
+    /// once.
     fn storm(pacer: &mut EventPacer, one_costs: Duration) -> u32 {
         let begin = Instant::now();
         let (mut now, mut count) = (begin, 0);

@@ -35,7 +35,7 @@ pub(crate) struct Evtchn {
 #[derive(Debug)]
 struct Entry {
     bound: Bound,
-    /// What the set reports: the port in the low half, and above it a number that is not used
+    /// The set's report: the port in the low half, and above it a number that is not used
     /// again, so that a late report of a closed port is not taken for its successor.
     token: u64,
 }
@@ -124,7 +124,7 @@ impl Evtchn {
         self.client()?.unbind(port)
     }
 
-    /// What a port of this set allows to do, or `ENOTCONN`.
+    /// Calls `f` with a port of this set, or returns `ENOTCONN`.
     fn with<T>(&self, port: Port, f: impl FnOnce(&Entry) -> nix::Result<T>) -> nix::Result<T> {
         let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
         f(ports.get(&port).ok_or(Errno::ENOTCONN)?)
@@ -159,8 +159,8 @@ impl Evtchn {
         self.take(out, EpollTimeout::ZERO)
     }
 
-    /// As [`EventChannels::wait`](crate::EventChannels::wait): what with a deadline are a poll and a
-    /// read of the device is one `epoll_wait` here.
+    /// As [`EventChannels::wait`](crate::EventChannels::wait): what with a deadline are a poll and
+    /// a read of the device is one `epoll_wait` here.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
         counters::call();
         if deadline.is_some() {

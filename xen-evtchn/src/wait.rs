@@ -28,7 +28,7 @@ pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
-/// What is left, in whole milliseconds rounded up so that no wait ends before its deadline.
+/// Returns the time left in milliseconds, rounded up so that no wait ends before its deadline.
 ///
 /// Without a deadline the clock is not asked: that is a system call of its own in many domains.
 pub(crate) fn timeout(deadline: Option<Instant>) -> PollTimeout {

@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// The reason why an access to a [`Region`](crate::Region) was refused; nothing was read, written or
-/// taken.
+/// The reason why an access to a [`Region`](crate::Region) was refused; nothing was read, written
+/// or taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionError {

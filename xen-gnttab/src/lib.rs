@@ -73,7 +73,7 @@ pub use share::{SharedPages, share};
 pub use xen_sys::ioctl::MAX_PAGES;
 use xen_sys::{Error, Port, Result};
 
-/// What may be done to pages: by the peer if we share them, by us if we map them.
+/// Access to pages: the peer's if we share them, ours if we map them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Reading only.
@@ -82,7 +82,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// What the kernel does for us when pages are given back.
+/// The kernel's notification to the peer when pages are given back.
 ///
 /// Both, one or none; the last setting counts. The byte is cleared before the event is sent,
 /// except that some kernels do it the other way round for a *mapping* in an HVM or PVH domain

@@ -18,7 +18,7 @@ pub(crate) struct Mapping {
     release: Release,
 }
 
-/// What gives the pages back when dropped.
+/// Gives the pages back when dropped.
 #[derive(Debug)]
 pub(crate) enum Release {
     GntAlloc(dev::Allocated),

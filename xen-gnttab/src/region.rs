@@ -9,9 +9,9 @@
 //!
 //! # The copy rule
 //!
-//! * **Payload** moves by [`copy_in`](Region::copy_in) and [`copy_out`](Region::copy_out), or straight
-//!   to and from a descriptor. A copy is private; bytes still in the region are never looked at in
-//!   place.
+//! * **Payload** moves by [`copy_in`](Region::copy_in) and [`copy_out`](Region::copy_out), or
+//!   straight to and from a descriptor. A copy is private; bytes still in the region are never
+//!   looked at in place.
 //! * **Control words** are atomics of one, two or four bytes, taken out of the region once, at one
 //!   width ([`take_words`](Region::take_words)). A word is loaded once, the copy is checked against
 //!   values the peer cannot reach, and only the copy is used.
@@ -36,9 +36,9 @@
 //!
 //! # Guarantees
 //!
-//! Every byte of the memory belongs to one [`Region`] or to one set of [`Words`] at a time. A region
-//! is written through `&mut` and is not `Clone`; so no safe code has a data race, nor two atomic
-//! accesses of different widths to one byte. Every access is inside or refused with a
+//! Every byte of the memory belongs to one [`Region`] or to one set of [`Words`] at a time. A
+//! region is written through `&mut` and is not `Clone`; so no safe code has a data race, nor two
+//! atomic accesses of different widths to one byte. Every access is inside or refused with a
 //! [`RegionError`]; the bytes stay mapped while any part exists. No access can fault: pages another
 //! domain granted stay readable, and a region for reading only refuses writes.
 //!
@@ -47,17 +47,19 @@
 //! This file is not safe code because it reads and writes through an address. Three premises carry
 //! every block, and all are private to this file and [`words`]:
 //!
-//! 1. `base..base + len` is allocated, readable, and (if `writable`) writable memory while `backing`
-//!    lives. [`Region::of`] and [`Region::heap`] establish it; taking apart only narrows it.
+//! 1. `base..base + len` is allocated, readable, and (if `writable`) writable memory while
+//!    `backing` lives. [`Region::of`] and [`Region::heap`] establish it; taking apart only narrows
+//!    it.
 //! 2. No reference to any of these bytes exists in this process. Whatever else has the address (a
 //!    mapping, another domain) makes none.
-//! 3. No other `Region` or `Words` has any of these bytes: `of` and `heap` make one for all of them,
-//!    taking apart gives each byte to one part. [`Region::alias`] makes its caller responsible.
+//! 3. No other `Region` or `Words` has any of these bytes: `of` and `heap` make one for all of
+//!    them, taking apart gives each byte to one part. [`Region::alias`] makes its caller
+//!    responsible.
 //!
-//! The language's memory model ends at the process. A peer's write that races with a copy is outside
-//! it; the copy is made of plain machine loads or stores, the bytes it yields are arbitrary, and
-//! nothing depends on their being the same twice. The same page mapped a second time, at another
-//! address, is a peer in this sense, in whichever process (`docs/security.md`).
+//! The language's memory model ends at the process. A peer's write that races with a copy is
+//! outside it; the copy is made of plain machine loads or stores, the bytes it yields are
+//! arbitrary, and nothing depends on their being the same twice. The same page mapped a second
+//! time, at another address, is a peer in this sense, in whichever process (`docs/security.md`).
 
 #![allow(unsafe_code)]
 
@@ -83,7 +85,8 @@ pub use words::{Atomic, Word, Words};
 /// bytes at the same time each have a part of their own: [`split_to`](Self::split_to),
 /// [`split_off`](Self::split_off), [`take_words`](Self::take_words).
 ///
-/// Two threads cannot copy on clones, since there are none, and no thread reads what another writes:
+/// Two threads cannot copy on clones, since there are none, and no thread reads what another
+/// writes:
 ///
 /// ```compile_fail,E0599
 /// let twin = xen_gnttab::Region::heap(64).clone();
@@ -183,8 +186,8 @@ impl Region {
 
     /// The address of the first byte, for code in another language. It is good for
     /// [`len`](Self::len) bytes while any part of the memory exists; writing needs
-    /// [`is_writable`](Self::is_writable). No reference may be made from it, and no access through it
-    /// may race with one through this value.
+    /// [`is_writable`](Self::is_writable). No reference may be made from it, and no access through
+    /// it may race with one through this value.
     #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -233,15 +236,15 @@ impl Region {
         rest
     }
 
-    /// A second region over the same bytes, for two ends in one process or for threads that write to
-    /// one part by an order of their own.
+    /// A second region over the same bytes, for two ends in one process or for threads that write
+    /// to one part by an order of their own.
     ///
     /// # Safety
     ///
-    /// Until one of the two, with every part taken out of it, is gone: no write through one may race
-    /// with an access to the same byte through the other, unless both are atomic accesses of one
-    /// width. To race means that no happens-before order, such as a release store that an acquire
-    /// load has read, stands between them.
+    /// Until one of the two, with every part taken out of it, is gone: no write through one may
+    /// race with an access to the same byte through the other, unless both are atomic accesses of
+    /// one width. To race means that no happens-before order, such as a release store that an
+    /// acquire load has read, stands between them.
     #[must_use]
     pub unsafe fn alias(&self) -> Self {
         Self {
@@ -287,8 +290,8 @@ impl Region {
         //   the region is writable (premise 1);
         // - `src` is private memory: no reference points into a region (premise 2), so the two
         //   do not overlap;
-        // - nobody in this process accesses the bytes meanwhile: they are this region's (premise 3),
-        //   which is borrowed mutably. The peer may at any time; none of them is read here.
+        // - nobody in this process accesses the bytes meanwhile: they are this region's (premise
+        //   3), which is borrowed mutably. The peer may at any time; none of them is read here.
         unsafe { ptr::copy_nonoverlapping(src.as_ptr(), dst.as_ptr(), src.len()) };
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! A region refuses everything outside its bounds, each byte has one owner, and whatever safe code does
-//! with the parts at the same time is no race: `cargo miri test -p xen-gnttab --test region` checks it.
+//! A region refuses everything outside its bounds, each byte has one owner, and whatever safe code
+//! does with the parts at the same time is no race: `cargo miri test -p xen-gnttab --test region`
+//! checks it.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
@@ -170,8 +171,8 @@ fn readers_of_every_width_share_a_region() {
     });
 }
 
-/// A region goes to another thread by an atomic of its own memory: copies that the order of the atomic
-/// separates are not a race.
+/// A region goes to another thread by an atomic of its own memory: copies that the order of the
+/// atomic separates are not a race.
 #[test]
 fn an_atomic_orders_the_copies_of_two_threads() {
     let mut r = Region::heap(4096);

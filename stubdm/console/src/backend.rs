@@ -9,9 +9,10 @@
 //!
 //! # What the frontend can do
 //!
-//! Write anything to its nodes and to the ring, at any time. A reference that is not granted, a port that is not
-//! open, a broken ring: the backend lets go, says why, and goes on when the frontend closes and begins
-//! anew. Nodes that change while the ring is mapped are not looked at, but for the state.
+//! Write anything to its nodes and to the ring, at any time. A reference that is not granted, a
+//! port that is not open, a broken ring: the backend lets go, says why, and goes on when the
+//! frontend closes and begins anew. Nodes that change while the ring is mapped are not looked at,
+//! but for the state.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -23,11 +24,11 @@ use xen_sys::{DomId, GrantRef, Port, Xen};
 
 use crate::{Error, Link, Result, State, domid, number, read, ring};
 
-/// The grant reference of console 0, which the domain's builder made (`GNTTAB_RESERVED_CONSOLE`). The node
-/// `ring-ref` of that console is a frame number.
+/// The grant reference of console 0, which the domain's builder made (`GNTTAB_RESERVED_CONSOLE`).
+/// The node `ring-ref` of that console is a frame number.
 const RESERVED: GrantRef = GrantRef::new(0);
-/// The least time between two looks at the frontend's nodes. A frontend writes to them as fast as it can, and a look costs the
-/// store a read, and a transaction if our state follows.
+/// The least time between two looks at the frontend's nodes. A frontend writes to them as fast as
+/// it can, and a look costs the store a read, and a transaction if our state follows.
 const BREATH: Duration = Duration::from_millis(20);
 /// The pause grows up to this with looks that come closer than it: a frontend is done after a few.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -48,7 +49,7 @@ pub struct Backend {
     state: State,
     /// The frontend wants the ring back, and has it back only with [`let_go`](Self::let_go).
     closing: bool,
-    /// What the frontend's state must leave before another connection is tried.
+    /// The frontend must leave its state before another connection is tried.
     refused: bool,
     /// No look at the nodes before this.
     next: Instant,
@@ -59,8 +60,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Takes on the console whose backend directory is `path`, such as `/local/domain/0/backend/console/5/1`, and
-    /// says so in its state.
+    /// Takes on the console whose backend directory is `path`, such as
+    /// `/local/domain/0/backend/console/5/1`, and says so in its state.
     ///
     /// # Errors
     /// The directory does not describe a console; the store's.
@@ -123,11 +124,11 @@ impl Backend {
         self.link.as_ref().map(AsFd::as_fd)
     }
 
-    /// The descriptors to be polled for input: the ring's and that of the frontend's nodes. Once the store is lost, its
-    /// descriptor stays readable.
+    /// The descriptors to be polled for input: the ring's and that of the frontend's nodes. Once
+    /// the store is lost, its descriptor stays readable.
     pub fn poll_fds(&self) -> Vec<BorrowedFd<'_>> {
         let mut fds = Vec::from_iter(self.ring_fd());
-        // What else changes before the next look makes no difference to it.
+        // Later changes before the next look make no difference.
         if let (false, Ok(fd)) = (self.stale, self.nodes.poll_fd()) {
             fds.push(fd);
         }
@@ -139,12 +140,12 @@ impl Backend {
         self.stale.then_some(self.next)
     }
 
-    /// Takes note of events; connects when the frontend has published, and says `Closing` when the frontend wants
-    /// the ring back. Then take out what is in it and call [`let_go`](Self::let_go).
+    /// Takes note of events; connects when the frontend has published, and says `Closing` when the
+    /// frontend wants the ring back. Then take out what is in it and call [`let_go`](Self::let_go).
     ///
     /// # Errors
-    /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed, and the frontend is told by the state. The
-    /// backend stays of use. [`Error::Store`]: it is not.
+    /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed, and the frontend
+    /// is told by the state. The backend stays of use. [`Error::Store`]: it is not.
     pub fn turn(&mut self, now: Instant) -> Result<State> {
         if let Some(link) = &self.link {
             link.acknowledge()?;
@@ -195,7 +196,7 @@ impl Backend {
         self.next = now + BREATH.saturating_mul(1 << doublings).min(PAUSE_MAX);
     }
 
-    /// What the frontend says. Console 0 has no state of its own: it is there from the start.
+    /// Returns the frontend's state. Console 0 has none of its own: it is there from the start.
     fn frontend_state(&self) -> Result<Option<State>> {
         if self.number == 0 {
             let there = read(&self.store, &format!("{}/port", self.frontend))?;
@@ -208,7 +209,7 @@ impl Backend {
     fn connect(&mut self) -> Result<()> {
         match self.attach() {
             Ok(Some(link)) => {
-                // What it wrote before we were there was notified to nobody.
+                // Nobody was notified of what it wrote before this connection.
                 link.notify()?;
                 self.link = Some(link);
                 self.set(State::Connected)
@@ -242,8 +243,8 @@ impl Backend {
         Ok(Some(Link::new(ends, port, channels)))
     }
 
-    /// Unmaps the ring and says so. Gives what the frontend has not taken out: it will want it from its
-    /// next ring.
+    /// Unmaps the ring and says so. Gives what the frontend has not taken out: it will want it from
+    /// its next ring.
     ///
     /// # Errors
     /// The store's.
@@ -255,7 +256,8 @@ impl Backend {
         Ok(back.unwrap_or_default())
     }
 
-    /// As [`let_go`](Self::let_go), after the peer broke its ring: no other connection until it closes.
+    /// As [`let_go`](Self::let_go), after the peer broke its ring: no other connection until it
+    /// closes.
     ///
     /// # Errors
     /// The store's.

@@ -10,9 +10,9 @@
 //!
 //! Bytes written before the backend is there wait in the ring.
 //!
-//! `stubdm-run` itself publishes no console: in a stubdomain the kernel's driver has claimed them all. This is
-//! [`Backend`](crate::Backend)'s other end, over the same ring code, for its tests and its fuzz target. It is public
-//! because those are crates of their own.
+//! `stubdm-run` itself publishes no console: in a stubdomain the kernel's driver has claimed them
+//! all. This is [`Backend`](crate::Backend)'s other end, over the same ring code, for its tests and
+//! its fuzz target. It is public because those are crates of their own.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -36,8 +36,8 @@ pub fn offered(store: &Store, node: &str) -> Result<bool> {
 
 /// A published console.
 ///
-/// Dropping it gives the ring back without a word, which a backend that has it mapped sees as silence:
-/// [`close`](Self::close) it.
+/// Dropping it gives the ring back without a word, which a backend that has it mapped sees as
+/// silence: [`close`](Self::close) it.
 #[derive(Debug)]
 pub struct Frontend {
     link: Link,
@@ -54,10 +54,11 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Publishes the console whose frontend directory is `node`, such as `device/console/2`. From now on
-    /// the backend may write to its ring. Does not wait for it.
+    /// Publishes the console whose frontend directory is `node`, such as `device/console/2`. From
+    /// now on the backend may write to its ring. Does not wait for it.
     ///
-    /// `extra` are more nodes, by name and value, that the backend is to find together with the ring.
+    /// `extra` are more nodes, by name and value, that the backend is to find together with the
+    /// ring.
     ///
     /// # Errors
     /// There is no such console, or it is in use; the store's, the hypervisor's.
@@ -113,7 +114,7 @@ impl Frontend {
         &self.node
     }
 
-    /// What to poll for input: the ring's events and the backend's state.
+    /// Returns the descriptors to poll for input: the ring's events and the backend's state.
     ///
     /// # Errors
     /// The store's.
@@ -121,8 +122,8 @@ impl Frontend {
         Ok([self.link.as_fd(), self.backend.poll_fd()?])
     }
 
-    /// Takes note of events and of the backend's state, answers it, and says what it is.
-    /// [`State::Closed`] also stands for a backend that is gone. What it wrote can still be read.
+    /// Handles events, answers the backend's state, and returns it. [`State::Closed`] also stands
+    /// for a backend that is gone; its bytes can still be read.
     ///
     /// # Errors
     /// The store's, the system's.
@@ -137,7 +138,7 @@ impl Frontend {
                 Ok(None) => State::Closed,
                 // A state that is none is not acted upon.
                 Ok(Some(value)) => State::of(&value).unwrap_or(State::Initialising),
-                // What is gone may not even be asked for, where its parent is not ours to read.
+                // A missing node of a parent that this domain may not read is refused, too.
                 Err(Error::Store(error)) if error.is_denied() => State::Closed,
                 Err(error) => return Err(error),
             };
@@ -173,8 +174,8 @@ impl Frontend {
         }
     }
 
-    /// Ends the console: lets the backend take what was written, then let go, for `limit` at most, and
-    /// only then gives the page back. Says whether everything was taken.
+    /// Ends the console: lets the backend take what was written, then let go, for `limit` at most,
+    /// and only then gives the page back. Says whether everything was taken.
     ///
     /// # Errors
     /// As [`drain`](Self::drain).

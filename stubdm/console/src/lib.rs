@@ -1,5 +1,5 @@
-//! PV consoles, both ends, in user space: a frontend that publishes its ring when it is ready to read, and
-//! a backend that serves it.
+//! PV consoles, both ends, in user space: a frontend that publishes its ring when it is ready to
+//! read, and a backend that serves it.
 //!
 //! ```text
 //!   frontend (a domU)                    the store                       backend (dom0)
@@ -9,9 +9,9 @@
 //!        └──────── in, 1 KiB ◀─────────────────────────────────────────────── Link::try_write
 //! ```
 //!
-//! The frontend publishes nothing before somebody asks for it, and so no backend (QEMU's, ours, any) has a place
-//! to put a byte that nobody would read: the rendezvous that the consoles of a stubdomain lack when a tty is
-//! in between. No line discipline sees the bytes.
+//! The frontend publishes nothing before somebody asks for it, and so no backend (QEMU's, ours,
+//! any) has a place to put a byte that nobody would read: the rendezvous that the consoles of a
+//! stubdomain lack when a tty is in between. No line discipline sees the bytes.
 //!
 //! | module | what |
 //! |---|---|
@@ -21,8 +21,8 @@
 //! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
 //!
 //! A kernel with xen's console driver claims the nodes `device/console/N` of its domain the moment
-//! it boots, before any program runs; so in a stubdomain the kernel is the frontend, and [`Frontend`] is what the
-//! backend's tests have in its place.
+//! it boots, before any program runs; so in a stubdomain the kernel is the frontend, and
+//! [`Frontend`] is what the backend's tests have in its place.
 
 pub mod backend;
 pub mod frontend;
@@ -34,7 +34,7 @@ pub use backend::Backend;
 pub use frontend::Frontend;
 pub use link::Link;
 
-/// What ended, or kept from starting, one end of a console.
+/// The reason why one end of a console ended or did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -46,7 +46,7 @@ pub enum Error {
     Node {
         /// The whole path.
         node: String,
-        /// What is wrong with it.
+        /// The fault.
         what: &'static str,
     },
     /// The store's.
@@ -60,7 +60,7 @@ pub enum Error {
     Wait(#[from] std::io::Error),
 }
 
-/// What went well or the above.
+/// A result with this crate's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The states of a device's end in the store: `enum xenbus_state` of Xen's public/io/xenbus.h.

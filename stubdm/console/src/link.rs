@@ -34,7 +34,8 @@ impl Link {
         }
     }
 
-    /// Takes note of the peer's notifications, so that the next one makes the descriptor readable again.
+    /// Takes note of the peer's notifications, so that the next one makes the descriptor readable
+    /// again.
     ///
     /// # Errors
     /// The system's.
@@ -52,7 +53,8 @@ impl Link {
     /// Reads what is there into `buffer` and says how much that was; 0 for nothing.
     ///
     /// # Errors
-    /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The link is of no more use.
+    /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The link is of no more
+    /// use.
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let got = self.consumer.read(buffer)?;
         if got > 0 {

@@ -6,8 +6,9 @@
 //!   host      takes the byte out of the ring and begins to send
 //! ```
 //!
-//! Neither end needs the other to know of it. A domain that does not find the node writes nothing: bytes that nobody asked for
-//! would be taken for something else. A host sends after [`PATIENCE`] to a domain that has not spoken.
+//! Neither end needs the other to know of it. A domain that does not find the node writes nothing:
+//! bytes that nobody asked for would be taken for something else. A host sends after [`PATIENCE`]
+//! to a domain that has not spoken.
 
 use std::time::{Duration, Instant};
 
@@ -33,14 +34,15 @@ pub fn ask(store: &Store, path: &str) -> xen_store::Result<()> {
     })
 }
 
-/// For the domain: whether the byte is asked for on this console of its. What cannot be read asks for nothing.
+/// For the domain: returns whether the byte is asked for on this console. A node that cannot be
+/// read asks for nothing.
 pub fn is_asked(store: &Store, number: u32) -> bool {
     let backend = store.read_str(&format!("device/console/{number}/backend"));
     let asked = backend.and_then(|path| store.read_str(&format!("{path}/{NODE}")));
     asked.is_ok_and(|word| word == "1")
 }
 
-/// What a host that has asked holds back.
+/// Output that a host holds back after it has asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gate {
     /// Not connected.

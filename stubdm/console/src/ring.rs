@@ -17,10 +17,10 @@
 //! # Guarantees
 //!
 //! The end's own index lives in private memory; it is written to the page for the peer and never
-//! read back. The peer's index is loaded once for each call, its distance from ours is checked against
-//! the size of the ring, and only the copy is used: whatever the page holds, no call reads or writes
-//! outside of it, and a distance that cannot be is an [`Error::Indices`]. What the bytes are is
-//! the peer's affair.
+//! read back. The peer's index is loaded once for each call, its distance from ours is checked
+//! against the size of the ring, and only the copy is used: whatever the page holds, no call reads
+//! or writes outside of it, and an impossible distance is an [`Error::Indices`]. The bytes are the
+//! peer's choice.
 //!
 //! The index that publishes bytes (or room) is stored with release and loaded with acquire. This
 //! protocol has no word that says whether the peer wants to be notified: notify after every
@@ -90,7 +90,8 @@ impl Ring {
         Ok(filled)
     }
 
-    /// The runs of the ring that `len` bytes from `index` lie in: the second is empty unless it wraps.
+    /// The runs of the ring that `len` bytes from `index` lie in: the second is empty unless it
+    /// wraps.
     fn runs(&self, index: u32, len: usize) -> [(usize, usize); 2] {
         let at = index as usize % self.data.len();
         let first = len.min(self.data.len() - at);
@@ -102,7 +103,8 @@ impl Ring {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The peer's index is further from ours than the ring is long. All as used, the peer's read once.
+    /// The peer's index is further from ours than the ring is long. All as used, the peer's read
+    /// once.
     #[error("the console's peer broke its ring: prod {prod}, cons {cons}, of {size} bytes")]
     Indices {
         /// The producer's index.
@@ -165,8 +167,8 @@ impl Producer {
         Ok(len)
     }
 
-    /// What the peer has not taken out, for another peer or another time: once it has said that it will
-    /// not. The bytes are read from the page, where the peer may have changed them.
+    /// Returns the bytes that the peer has not taken out, after it has said that it will not. They are
+    /// read from the page, where the peer may have changed them.
     ///
     /// # Errors
     /// [`Error`].

@@ -23,14 +23,15 @@ pub enum Compress {
     None,
 }
 
-/// What to build, and where.
+/// A ramdisk to build, and its place.
 #[derive(Clone, Debug)]
 pub struct Build<'a> {
     /// The ramdisk's file.
     pub output: &'a Path,
-    /// The version of the kernel whose modules are taken: the only one, or the running one, if `None`.
+    /// The version of the kernel whose modules are taken: the only one, or the running one, if
+    /// `None`.
     pub kernel: Option<&'a str>,
-    /// What it is made from.
+    /// Its contents.
     pub recipe: Recipe<'a>,
     /// How it is compressed.
     pub compress: Compress,
@@ -43,7 +44,7 @@ pub struct Built {
     pub output: PathBuf,
     /// The kernel that belongs to it, an absolute path.
     pub kernel: PathBuf,
-    /// That kernel's version.
+    /// The kernel's version.
     pub version: String,
     /// Bytes before compression.
     pub unpacked: u64,

@@ -1,8 +1,10 @@
-//! A root file system in memory, written as a "newc" cpio archive: what a Linux kernel unpacks as its initramfs.
+//! A root file system in memory, written as a "newc" cpio archive: what a Linux kernel unpacks as
+//! its initramfs.
 //!
-//! The archive is deterministic (sorted, owned by root, no times) and device nodes need no privilege, because they are
-//! only records in the file. Folders above an entry are made by themselves. A merged `/usr` is assumed: `bin`, `sbin`,
-//! `lib` and `lib64` are links into it, and every path is put below it.
+//! The archive is deterministic (sorted, owned by root, no times) and device nodes need no
+//! privilege, because they are only records in the file. Folders above an entry are made by
+//! themselves. A merged `/usr` is assumed: `bin`, `sbin`, `lib` and `lib64` are links into it, and
+//! every path is put below it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// The bytes of a file on this machine.
@@ -44,7 +46,7 @@ pub enum Node {
     File {
         /// Its permissions.
         mode: u32,
-        /// What it holds.
+        /// Its bytes.
         content: Content,
     },
     /// A symbolic link and where it leads.
@@ -68,7 +70,8 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// A root with a merged `/usr`, the usual empty folders and the device nodes that exist before devtmpfs.
+    /// A root with a merged `/usr`, the usual empty folders and the device nodes that exist before
+    /// devtmpfs.
     pub fn root() -> Self {
         let mut archive = Self::bare();
         for name in MERGED {
@@ -187,7 +190,8 @@ fn merged(path: &str) -> String {
     }
 }
 
-/// One record: the header of fourteen hexadecimal numbers, the name, the data, each padded to four bytes.
+/// One record: the header of fourteen hexadecimal numbers, the name, the data, each padded to four
+/// bytes.
 fn write_entry(
     out: &mut dyn Write,
     number: u32,
@@ -225,7 +229,8 @@ fn pad(out: &mut dyn Write, written: usize, least: usize) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The archive's records as (name, mode, data), read back by the format's description (cpio(5)).
+    /// The archive's records as (name, mode, data), read back by the format's description
+    /// (cpio(5)).
     fn parse(bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut at = 0;
         let mut all = Vec::new();

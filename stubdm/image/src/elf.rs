@@ -1,4 +1,5 @@
-//! What an ELF file needs to run: its interpreter and its shared libraries, followed through an unpacked tree.
+//! Finds what an ELF file needs to run: its interpreter and its shared libraries, followed through an
+//! unpacked tree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +12,7 @@ use object::elf::{
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, StringTable};
 
-/// What the dynamic linker would be asked for.
+/// Requests to the dynamic linker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The program interpreter, an absolute path.
@@ -70,7 +71,8 @@ fn parse(data: &[u8]) -> Result<Needs> {
         let Some(table) = find(DT_STRTAB) else {
             continue;
         };
-        // The table is given by its address: the segment that holds it leads to its place in the file.
+        // The table is given by its address: the segment that holds it leads to its place in the
+        // file.
         let Some((from, end)) = segments.iter().find_map(|s| {
             let (address, size) = (s.p_vaddr(endian), s.p_filesz(endian));
             let inside = table.checked_sub(address).filter(|&inside| inside < size)?;
@@ -109,7 +111,8 @@ const LIBRARY_DIRS: &[&str] = &[
     "usr/lib",
 ];
 
-/// The files that `roots` (relative to `tree`) need, relative to `tree` and under the names they are asked by.
+/// The files that `roots` (relative to `tree`) need, relative to `tree` and under the names they
+/// are asked by.
 ///
 /// # Errors
 /// One is missing; the error names it and who needs it.
@@ -129,7 +132,8 @@ pub fn closure_of(tree: &Path, file: &Path) -> Result<BTreeSet<String>> {
     follow(tree, &mut vec![(String::new(), file.to_owned())])
 }
 
-/// Follows what the files on a list need; each is given with its name in the tree, where it has one.
+/// Follows what the files on a list need; each is given with its name in the tree, where it has
+/// one.
 fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
@@ -176,8 +180,8 @@ fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<Str
     Ok(found)
 }
 
-/// The file behind a path in a tree, links followed as if the tree were the root. Where packages already put
-/// everything below `/usr`, a path outside it is looked for there.
+/// The file behind a path in a tree, links followed as if the tree were the root. Where packages
+/// already put everything below `/usr`, a path outside it is looked for there.
 ///
 /// # Errors
 /// There is no such file.

@@ -6,8 +6,8 @@
 //!   this program ─────────────────────────────────────┘
 //! ```
 //!
-//! The archive depends on nothing but the files it is made from: sorted, owned by root, no times. Two builds from the same files are the
-//! same byte for byte.
+//! The archive depends on nothing but the files it is made from: sorted, owned by root, no times.
+//! Two builds from the same files are the same byte for byte.
 
 pub mod build;
 pub mod cpio;
@@ -22,8 +22,8 @@ use anyhow::{Context as _, Result};
 use cpio::{Archive, Content};
 use modules::Modules;
 
-/// The suffixes of the real QEMU's file where a launcher has its place: the first that exists. The second is
-/// `dpkg-divert`'s own.
+/// The suffixes of the real QEMU's file where a launcher has its place: the first that exists. The
+/// second is `dpkg-divert`'s own.
 pub const SUFFIXES: [&str; 2] = [".real", ".distrib"];
 
 /// The kernel modules a device model needs, each with what it depends on.
@@ -51,14 +51,15 @@ pub const QEMU_DATA: &[&str] = &[
 /// The least memory a stubdomain with such a ramdisk starts in, in MiB.
 pub const LEAST_MEMORY: u64 = 192;
 
-/// The memory to give a stubdomain, in MiB, for a ramdisk of `size` bytes that unpacks to `unpacked`: while the kernel unpacks
-/// it, the ramdisk is there twice; the rest is for the kernel and QEMU.
+/// The memory to give a stubdomain, in MiB, for a ramdisk of `size` bytes that unpacks to
+/// `unpacked`: while the kernel unpacks it, the ramdisk is there twice; the rest is for the kernel
+/// and QEMU.
 pub fn memory(unpacked: u64, size: u64) -> u64 {
     let ramdisk = (unpacked + size).div_ceil(1 << 20);
     (ramdisk + 288).next_multiple_of(16)
 }
 
-/// What a stubdomain's ramdisk is made from.
+/// The contents of a stubdomain's ramdisk.
 #[derive(Clone, Debug)]
 pub struct Recipe<'a> {
     /// Where the packages' files are.
@@ -122,7 +123,8 @@ pub fn add(archive: &mut Archive, tree: &Path, paths: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Puts a file from outside the tree into an archive as `path`, with the libraries it needs from the tree.
+/// Puts a file from outside the tree into an archive as `path`, with the libraries it needs from
+/// the tree.
 ///
 /// # Errors
 /// The file or a library is missing.
@@ -137,7 +139,8 @@ pub fn add_own(archive: &mut Archive, tree: &Path, path: &str, file: &Path) -> R
     Ok(())
 }
 
-/// Puts modules and what they depend on into `lib/modules`, with their order in `lib/modules/order`.
+/// Puts modules and what they depend on into `lib/modules`, with their order in
+/// `lib/modules/order`.
 ///
 /// # Errors
 /// A module is missing or cannot be read.

@@ -1,7 +1,7 @@
 //! Kernel modules out of a kernel's package, each after those it depends on.
 //!
-//! A package brings no `modules.dep` (that is made when a kernel is installed), so the dependencies are read from the
-//! modules themselves: the `.modinfo` section holds `depends=a,b`.
+//! A package brings no `modules.dep` (that is made when a kernel is installed), so the dependencies
+//! are read from the modules themselves: the `.modinfo` section holds `depends=a,b`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,8 +47,8 @@ impl Modules {
         names
     }
 
-    /// The named modules and what they depend on, in an order in which they can be loaded: file names and contents.
-    /// Compressed ones are unpacked.
+    /// The named modules and what they depend on, in an order in which they can be loaded: file
+    /// names and contents. Compressed ones are unpacked.
     ///
     /// # Errors
     /// One is missing, cannot be read or unpacked, or dependencies go round.
@@ -94,7 +94,7 @@ impl Modules {
         for dependency in depends(file, &data)? {
             self.visit(&dependency, order, depth + 1)?;
         }
-        // One that was unpacked exists nowhere else.
+        // An unpacked module exists nowhere else.
         let content = match file.extension().is_some_and(|end| end == "ko") {
             true => Content::File(file.clone()),
             false => Content::Bytes(data),
@@ -145,7 +145,7 @@ fn walk(dir: &Path, by_name: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// What a module's `.modinfo` section says it depends on.
+/// Returns the dependencies in a module's `.modinfo` section.
 fn depends(file: &Path, data: &[u8]) -> Result<Vec<String>> {
     modinfo(file, data).map(|info| parse_depends(&info))
 }

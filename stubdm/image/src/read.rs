@@ -1,6 +1,8 @@
-//! A ramdisk's list of contents: newc archives one after another, plain or gzip-compressed, as a kernel takes them.
+//! A ramdisk's list of contents: newc archives one after another, plain or gzip-compressed, as a
+//! kernel takes them.
 //!
-//! The file may be anything: every length is checked against what is left, and no more is unpacked than a kernel could use.
+//! The file may be anything: every length is checked against what is left, and no more is unpacked
+//! than a kernel could use.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -66,7 +68,7 @@ pub fn listing(file: &[u8]) -> Result<Listing> {
     let mut entries = Vec::new();
     let mut rest = &data[..];
     loop {
-        // What pads one archive to the next.
+        // Padding between two archives.
         let padding = rest.iter().take_while(|&&byte| byte == 0).count();
         rest = rest.get(padding..).unwrap_or_default();
         if rest.is_empty() {

@@ -1,7 +1,9 @@
-//! Ours and libxenvchan between dom0 and a domU, in the groups that the comparison on a simulated host has too.
+//! Ours and libxenvchan between dom0 and a domU, in the groups that the comparison on a simulated
+//! host has too.
 //!
-//! One line for each variant, `row` and a JSON object. The testbed's clock counts instructions, so a nanosecond here is
-//! half an instruction: the ratios say who needs less work, and nothing about a real machine's caches.
+//! One line for each variant, `row` and a JSON object. The testbed's clock counts instructions, so
+//! a nanosecond here is half an instruction: the ratios say who needs less work, and nothing about
+//! a real machine's caches.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! Ours and upstream's `vchan-socket-proxy` side by side on one guest: the same stubdomain and the same server in it,
-//! one proxy after another.
+//! Ours and upstream's `vchan-socket-proxy` side by side on one guest: the same stubdomain and the
+//! same server in it, one proxy after another.
 //!
-//! One line for each proxy, `row` and a JSON object. The testbed's clock counts instructions: the ratios say who needs
-//! less work, and nothing about a real machine.
+//! One line for each proxy, `row` and a JSON object. The testbed's clock counts instructions: the
+//! ratios say who needs less work, and nothing about a real machine.
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
@@ -72,7 +72,8 @@ fn both(world: &World, guest: &Guest) -> Result<()> {
 struct Proxy(Child);
 
 impl Proxy {
-    /// Between the guest's stubdomain and a socket of its own; when it was started, and how long it took to be ready.
+    /// Between the guest's stubdomain and a socket of its own; when it was started, and how long it
+    /// took to be ready.
     fn start(
         world: &World,
         guest: &Guest,

@@ -1,8 +1,8 @@
 //! The init of a testbed domU: mounts, modules, then programs for dom0.
 //!
-//! The kernel's command line chooses how privcmd comes up: `agent.privcmd=refusing` (the default: what today's kernels
-//! do in a domain that is no stubdomain) or `agent.privcmd=unrestricted`. Nothing under test needs it either way, and
-//! the tests show that.
+//! The kernel's command line chooses how privcmd comes up: `agent.privcmd=refusing` (the default:
+//! what today's kernels do in a domain that is no stubdomain) or `agent.privcmd=unrestricted`.
+//! Nothing under test needs it either way, and the tests show that.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! The HVM guest with a stubdomain: `/etc/xen/hvm.cfg`, from `xl create` to `xl destroy`.
 //!
-//! Each creation also proves the order of readiness. xenstored reports changes in the order in which they were made,
-//! so whoever watches sees whether the vchan was published before the device model called itself running; and a client that
-//! connects at that very moment has to be answered.
+//! Each creation also proves the order of readiness. xenstored reports changes in the order in
+//! which they were made, so whoever watches sees whether the vchan was published before the device
+//! model called itself running; and a client that connects at that very moment has to be answered.
 
 use std::collections::HashMap;
 use std::fs;
@@ -99,7 +99,8 @@ impl Guest {
         })
     }
 
-    /// Waits for a console line that was not looked at yet and begins with `prefix`; gives what follows.
+    /// Waits for a console line that was not looked at yet and begins with `prefix`; gives what
+    /// follows.
     pub(crate) fn says(&mut self, prefix: &str) -> Result<String> {
         let deadline = soon();
         loop {
@@ -128,8 +129,8 @@ impl Guest {
         Ok(self.seen)
     }
 
-    /// Types on the guest's console: on the terminal that `xl console` opens, which by itself passes on nothing from a
-    /// program that is not a person's terminal.
+    /// Types on the guest's console: on the terminal that `xl console` opens, which by itself
+    /// passes on nothing from a program that is not a person's terminal.
     pub(crate) fn types(&self, store: &Store, text: &str) -> Result<()> {
         let node = format!("/local/domain/{}/device/console/3/tty", self.stub);
         let terminal = store.read_str(&node).context(node)?;
@@ -163,7 +164,8 @@ impl Start {
     fn note(&mut self, store: &Store, path: &str) -> Result<()> {
         let count = self.order.len();
         self.order.entry(path.to_owned()).or_insert(count);
-        // /local/domain/STUB/device-model/GUEST/state; dom0 has nodes of that name for the QEMU it runs itself.
+        // /local/domain/STUB/device-model/GUEST/state; dom0 has nodes of that name for the QEMU it
+        // runs itself.
         let parts: Vec<&str> = path.split('/').collect();
         if let ["", "local", "domain", stub, "device-model", _, "state"] = parts[..] {
             if stub != "0" && store.read_str(path).is_ok_and(|value| value == "running") {

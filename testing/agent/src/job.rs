@@ -65,8 +65,8 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// Line `index`, the first being 0: waits until the program has printed that many, ended, or the deadline passed.
-    /// `None` means that it ended with fewer lines.
+    /// Line `index`, the first being 0: waits until the program has printed that many, ended, or
+    /// the deadline passed. `None` means that it ended with fewer lines.
     pub(crate) fn line(&mut self, index: usize, deadline: Instant) -> Result<Option<String>> {
         match self {
             Self::Local(job) => job.watcher.line(index, deadline),
@@ -276,7 +276,8 @@ impl Watcher {
             .0
             .wait(deadline, |state| state.exit.clone())
             .context("still running after the time given")?;
-        // A grandchild may hold the pipe: what the program itself printed is in it by now and read within this time.
+        // A grandchild may hold the pipe: what the program itself printed is in it by now and read
+        // within this time.
         let moment = Instant::now() + Duration::from_millis(500);
         self.0
             .wait(moment, |state| state.no_more_lines.then_some(()));

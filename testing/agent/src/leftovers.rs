@@ -1,6 +1,7 @@
 //! The host's domains, nodes and processes, compared before and after a test: nothing may be left.
 //!
-//! Domains as `xl list` names them, xenstore nodes (their paths, not their values), processes that have a command line.
+//! Domains as `xl list` names them, xenstore nodes (their paths, not their values), processes that
+//! have a command line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -77,8 +78,8 @@ impl Snapshot {
     }
 }
 
-/// Fails when something stays that was not there in `before`. Things go away a moment after the command that ends them
-/// has returned, so they are given a [`MOMENT`].
+/// Fails when something stays that was not there in `before`. Things go away a moment after the
+/// command that ends them has returned, so they are given a [`MOMENT`].
 pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
     let deadline = Instant::now() + MOMENT;
     loop {

@@ -13,7 +13,8 @@
 //! alive second=N disk=ok              once a second: the data read again, a sector behind it written and read back
 //! ```
 //!
-//! Every read and write goes past the page cache (`O_DIRECT`), so that the disk answers and not memory.
+//! Every read and write goes past the page cache (`O_DIRECT`), so that the disk answers and not
+//! memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};

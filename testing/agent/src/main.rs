@@ -1,4 +1,5 @@
-//! The test program of the testbed: it runs in dom0 and in domUs and carries out the tests on real Xen.
+//! The test program of the testbed: it runs in dom0 and in domUs and carries out the tests on real
+//! Xen.
 //!
 //! ```text
 //! xen-testbed-agent suite [--only PART] [--list]     in dom0: runs the tests
@@ -61,7 +62,8 @@ enum Command {
     },
     /// Compares ours with libxenvchan, between dom0 and a domU: in dom0.
     Bench {
-        /// Only streams with this ring and write size in bytes (RING or RING,WRITE), or `pingpong`, `packets`
+        /// Only streams with this ring and write size in bytes (RING or RING,WRITE), or `pingpong`,
+        /// `packets`
         #[arg(long)]
         only: Vec<String>,
     },
@@ -74,7 +76,8 @@ enum Command {
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
-        // The Linux guest's kernel, and then its boot, say so; a PV domU's passes on no more than words it does not know.
+        // The Linux guest's kernel, and then its boot, say so; a PV domU's passes on no more than
+        // words it does not know.
         match std::env::args().skip(1).last() {
             Some(part) if linux::PARTS.contains(&part.as_str()) => linux::run(&part),
             _ => domu::run(),

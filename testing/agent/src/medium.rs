@@ -1,4 +1,5 @@
-//! A disk's contents in a file of dom0's, on a loop device: for an emulated drive libxl wants a block device.
+//! A disk's contents in a file of dom0's, on a loop device: for an emulated drive libxl wants a
+//! block device.
 
 use std::fs;
 

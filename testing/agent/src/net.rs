@@ -4,8 +4,9 @@
 //!   guest 10.77.N.H ══ vif ── bridge 10.77.N.1: dom0's kernel answers ARP and ICMP, a thread of ours UDP on port 7
 //! ```
 //!
-//! The kernel's table of neighbours holds the peers heard on a network, with their cards' addresses. The
-//! kernel leaves the checksum of its own datagrams to the card, but not that of an ARP or ICMP reply.
+//! The kernel's table of neighbours holds the peers heard on a network, with their cards'
+//! addresses. The kernel leaves the checksum of its own datagrams to the card, but not that of an
+//! ARP or ICMP reply.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
-//! A person's QMP client, as small as it can be: what libxl does on `/var/run/xen/qmp-libxl-N`, step by step.
+//! A person's QMP client, as small as it can be: what libxl does on `/var/run/xen/qmp-libxl-N`,
+//! step by step.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -72,7 +73,8 @@ impl Qmp {
         Ok(self.reader.get_mut().write_all(bytes)?)
     }
 
-    /// Runs a command. As for libxl, anything but events and the one answer with the command's id is an error.
+    /// Runs a command. As for libxl, anything but events and the one answer with the command's id
+    /// is an error.
     pub(crate) fn execute(&mut self, command: &str, arguments: Option<Value>) -> Result<Value> {
         let id = self.next_id;
         self.next_id += 1;

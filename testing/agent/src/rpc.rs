@@ -1,6 +1,7 @@
 //! Running programs in a domU from dom0, through xenstore: dom0's side.
 //!
-//! libxl makes `/local/domain/N/data` writable by domain N. Below it the agent that runs as init there keeps
+//! libxl makes `/local/domain/N/data` writable by domain N. Below it the agent that runs as init
+//! there keeps
 //!
 //! ```text
 //! data/agent/ready              agent: its boot report, once it listens
@@ -149,8 +150,8 @@ impl RemoteJob {
         Ok(self.lines.clone())
     }
 
-    /// Takes what is new. Lines are numbered and written before `exit`, so a line that is not there when `exit` is
-    /// will never be.
+    /// Takes what is new. Lines are numbered and written before `exit`, so a line that is not there
+    /// when `exit` is will never be.
     fn look(&mut self) -> Result<bool> {
         if self.exit.is_some() {
             return Ok(false);

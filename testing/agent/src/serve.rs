@@ -63,8 +63,8 @@ pub(crate) fn serve(store: &Store, boot_report: &str) -> Result<()> {
     }
 }
 
-/// Starts the job that is asked for in `base` and the thread that reports on it. `None`: it did not start, which was
-/// reported.
+/// Starts the job that is asked for in `base` and the thread that reports on it. `None`: it did not
+/// start, which was reported.
 fn begin(store: &Store, base: &str) -> Option<LocalJob> {
     let job = match start(store, base) {
         Ok(job) => job,

@@ -4,7 +4,8 @@
 //! word(i) = splitmix64's output for state key + (i + 1) * golden        bytes 8i .. 8i + 8, little endian
 //! ```
 //!
-//! `c-vchan-peer.c` computes the same bytes, so either end can check what the other end sent, at any position.
+//! `c-vchan-peer.c` computes the same bytes, so either end can check what the other end sent, at
+//! any position.
 
 /// The bytes a key stands for, as far as they were produced or checked.
 #[derive(Debug)]

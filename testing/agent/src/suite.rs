@@ -62,8 +62,9 @@ impl Test {
     }
 }
 
-/// Runs the tests whose names contain `only`, from the one called `from` on, each `times` times; with `beat`, lines for the
-/// program that follows from outside are among what is printed. Returns how many failed.
+/// Runs the tests whose names contain `only`, from the one called `from` on, each `times` times;
+/// with `beat`, lines for the program that follows from outside are among what is printed. Returns
+/// how many failed.
 pub(crate) fn run(
     only: Option<&str>,
     times: usize,

@@ -1,8 +1,9 @@
-//! The thread that looks on while the tests run: says that time passes, and ends the suite when a test does not end.
+//! The thread that looks on while the tests run: says that time passes, and ends the suite when a
+//! test does not end.
 //!
-//! Every wait in a test has a limit of its own. This module fails a test that waits forever all the same,
-//! in a system call for example, and prints what every thread and child of the suite waits in. The program
-//! that follows from outside could report only that no output came.
+//! Every wait in a test has a limit of its own. This module fails a test that waits forever all the
+//! same, in a system call for example, and prints what every thread and child of the suite waits
+//! in. The program that follows from outside could report only that no output came.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 const MARK: char = '\u{1}';
 /// How often it is told that this machine's time passes: an emulator can stand still.
 const BEAT: Duration = Duration::from_secs(5);
-/// The longest that a test may take of this machine's time: several times what the longest does take.
+/// The longest that a test may take of this machine's time: several times what the longest does
+/// take.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// The running test, for the watching thread.

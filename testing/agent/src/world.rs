@@ -1,4 +1,5 @@
-//! The domains that the tests act on: dom0, where they run, and the domUs that are booted when the first test asks for them.
+//! The domains that the tests act on: dom0, where they run, and the domUs that are booted when the
+//! first test asks for them.
 
 use std::cell::RefCell;
 use std::fs;
@@ -58,8 +59,8 @@ impl Privcmd {
     }
 }
 
-/// How long anything may take before it counts as never: far longer than it does take, even on a machine that is busy
-/// with ten other things.
+/// How long anything may take before it counts as never: far longer than it does take, even on a
+/// machine that is busy with ten other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The moment from which on it counts as never.
@@ -67,7 +68,8 @@ pub(crate) fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-/// Runs a program of dom0 to its end and gives its lines; anything but exit status 0 is an error that shows them.
+/// Runs a program of dom0 to its end and gives its lines; anything but exit status 0 is an error
+/// that shows them.
 pub(crate) fn command(argv: &[&str]) -> Result<Vec<String>> {
     let mut job = start_local(argv)?;
     job.succeed(soon())
@@ -140,8 +142,8 @@ impl World {
         })
     }
 
-    /// Sees to it that what a test needs is there, and nothing that it does not need, except in dom0, where the domU
-    /// may stay.
+    /// Sees to it that what a test needs is there, and nothing that it does not need, except in
+    /// dom0, where the domU may stay.
     pub(crate) fn provide(&self, needs: Needs) -> Result<()> {
         if needs != Needs::Guest {
             self.no_guest()?;

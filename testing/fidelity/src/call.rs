@@ -1,4 +1,5 @@
-//! Calls that a rule makes at an end, and their results: plain data, so that an end may be in another domain.
+//! Calls that a rule makes at an end, and their results: plain data, so that an end may be in
+//! another domain.
 //!
 //! Objects (handles, ports, pages, channels) stay where they were made and are named by number.
 

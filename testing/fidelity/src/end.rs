@@ -1,4 +1,5 @@
-//! The two ends that rules are played between: in this process, or in another domain behind a stream.
+//! The two ends that rules are played between: in this process, or in another domain behind a
+//! stream.
 //!
 //! ```text
 //! rule ─ Channels, BoundPort, Shared, Mapped, … ─ End ─┬─ Worker                        near

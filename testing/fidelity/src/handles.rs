@@ -1,4 +1,5 @@
-//! Handles of a rule: objects of an end, with the names and the behaviour of those of the library crates.
+//! Handles of a rule: objects of an end, with the names and the behaviour of those of the library
+//! crates.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,10 +1,11 @@
-//! Rules of Xen, of Linux's drivers, of xenstored and of vchan, each with its source, checked wherever there is a host.
+//! Rules of Xen, of Linux's drivers, of xenstored and of vchan, each with its source, checked
+//! wherever there is a host.
 //!
-//! A rule is a function, or a script, that uses the public API of the library crates and fails
-//! with what it saw instead. The same rules run on the simulated host (`cargo test -p
-//! xen-fidelity`) and on a real one (the tests `rules/…` of the testbed's agent), so the simulation
-//! cannot drift from what it simulates without a rule noticing. An intended difference is a rule too,
-//! which expects one answer on each kind of host ([`Area::Differences`]).
+//! A rule is a function, or a script, that uses the public API of the library crates and fails with
+//! what it saw instead. The same rules run on the simulated host (`cargo test -p xen-fidelity`) and
+//! on a real one (the tests `rules/…` of the testbed's agent), so the simulation cannot drift from
+//! what it simulates without a rule noticing. An intended difference is a rule too, which expects
+//! one answer on each kind of host ([`Area::Differences`]).
 //!
 //! A [`World`] is two ends that rules play against each other: two domains, or one that talks to
 //! itself, which Xen allows and treats as it treats two. An [`End`] is in this process, or in
@@ -121,7 +122,8 @@ pub enum Area {
     Store,
     /// The store, as a guest sees it.
     StoreGuest,
-    /// The same, where it leaves the guest with other rights than it had: the guest is not to be used afterwards.
+    /// The same, where it leaves the guest with other rights than it had: the guest is not to be
+    /// used afterwards.
     StoreTarget,
     /// vchan.
     Vchan,
@@ -246,8 +248,8 @@ impl fmt::Display for Report {
 /// The first word of the lines that [`tell`] writes.
 pub const MARK: &str = "fidelity:";
 
-/// Checks areas on a world, says on the standard output how many rules held there (for `cargo xtask test`, which adds it up),
-/// and fails if any did not. `place` is one word.
+/// Checks areas on a world, says on the standard output how many rules held there (for `cargo xtask
+/// test`, which adds it up), and fails if any did not. `place` is one word.
 ///
 /// # Errors
 ///

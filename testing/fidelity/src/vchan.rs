@@ -1,7 +1,8 @@
 //! vchan: what the other side finds in the store and in the control page, whoever it is.
 //!
-//! Here the server is the world's `a` and the client its `b`. The client's domain also maps the control page itself and looks, or
-//! lies, as a peer of any make could. Peers of C are in other tests; these rules say what both hosts show them.
+//! Here the server is the world's `a` and the client its `b`. The client's domain also maps the
+//! control page itself and looks, or lies, as a peer of any make could. Peers of C are in other
+//! tests; these rules say what both hosts show them.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xen_gnttab::Access;
@@ -94,7 +95,8 @@ pub(crate) const RULES: &[Rule] = &[
     },
 ];
 
-/// Where the server is, below its home: where it may write, and without a folder in between where there is none.
+/// Where the server is, below its home: where it may write, and without a folder in between where
+/// there is none.
 fn path(w: &World) -> &'static str {
     if w.a.id == DomId::DOM0 {
         "rules-vchan"
@@ -128,8 +130,8 @@ fn ring_ref(w: &World) -> Result<GrantRef> {
     Ok(GrantRef::new(number(w, "ring-ref")?))
 }
 
-/// A client of the server there is. It has its part of the handshake behind it; a server of this workspace takes notice in
-/// its own time.
+/// A client of the server there is. It has its part of the handshake behind it; a server of this
+/// workspace takes notice in its own time.
 fn client(w: &World) -> Result<Vchan> {
     Ok(w.b.connect(w.a.id, &place(w), None)?)
 }

@@ -53,8 +53,8 @@ impl fmt::Debug for Worker {
 type Done = Result<Answer, Refusal>;
 
 impl Worker {
-    /// A worker that reaches the hypervisor through `xen`, and the store's daemon byte by byte through what `connect`
-    /// makes.
+    /// A worker that reaches the hypervisor through `xen`, and the store's daemon byte by byte
+    /// through what `connect` makes.
     pub fn new(xen: Xen, connect: impl Fn() -> io::Result<OwnedFd> + Send + 'static) -> Self {
         Self {
             xen,

@@ -1,4 +1,5 @@
-//! The simulated host in one process: what becomes of domains, limits, injected faults, and of a process that misbehaves.
+//! The simulated host in one process: what becomes of domains, limits, injected faults, and of a
+//! process that misbehaves.
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test fails, in its helpers too"

@@ -1,4 +1,5 @@
-//! The rules on the simulated host: between two domains in both roles, within one, and with the other end in another process.
+//! The rules on the simulated host: between two domains in both roles, within one, and with the
+//! other end in another process.
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test fails, in its helpers too"

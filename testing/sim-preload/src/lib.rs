@@ -12,8 +12,8 @@
 //! | `XEN_SIM_NOTIFY_NS` | how much longer a notify is to take, in nanoseconds, to stand for a hypercall |
 //!
 //! It is part of the tests and has the functions that libxenvchan and similar programs call. Others
-//! (virtual interrupts, grant copy, dma-buf) are not exported, so a program that wants them finds the
-//! real library's, which fail for want of a device.
+//! (virtual interrupts, grant copy, dma-buf) are not exported, so a program that wants them finds
+//! the real library's, which fail for want of a device.
 //!
 //! # Safety
 //!

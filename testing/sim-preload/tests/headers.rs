@@ -1,7 +1,9 @@
-//! Every struct, constant and request number of `xen_sys::abi` against the C headers, compiled here.
+//! Every struct, constant and request number of `xen_sys::abi` against the C headers, compiled
+//! here.
 //!
-//! Two sets: the public headers of each Xen release that the testbed has unpacked under `target/xen` (`cargo xtask fetch`
-//! and any boot; `XEN_C_ROOT` names one other place), and Linux's, which come with the C library. Needs `cc`.
+//! Two sets: the public headers of each Xen release that the testbed has unpacked under
+//! `target/xen` (`cargo xtask fetch` and any boot; `XEN_C_ROOT` names one other place), and
+//! Linux's, which come with the C library. Needs `cc`.
 #![cfg(feature = "c-libraries")]
 #![allow(
     clippy::unwrap_used,
@@ -607,7 +609,8 @@ fn check(what: &str, facts: &Facts, prologue: &str, include: Option<&Path>) -> u
     let dir = tempfile::tempdir().unwrap();
     let (file, program) = (dir.path().join("facts.c"), dir.path().join("facts"));
     std::fs::write(&file, source).unwrap();
-    // One of Linux's headers includes one of the kernel's own; the prologue has what it needs of it.
+    // One of Linux's headers includes one of the kernel's own; the prologue has what it needs of
+    // it.
     let interface = dir.path().join("xen/interface");
     std::fs::create_dir_all(&interface).unwrap();
     std::fs::write(interface.join("xen.h"), "").unwrap();

@@ -122,7 +122,8 @@ impl Events {
         i32::try_from(bound.len()).unwrap_or(i32::MAX)
     }
 
-    /// Sends an event. If the socket is full the domain has one to take already, and it has no other port.
+    /// Sends an event. If the socket is full the domain has one to take already, and it has no
+    /// other port.
     pub(crate) fn notify(&self, port: u32) -> io::Result<()> {
         let index = (port as usize).wrapping_sub(1);
         let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,8 +3,8 @@
 //! # Safety
 //!
 //! This file is not safe code because atomics are made from an address. It rests on the premises of
-//! [`region`](super), of which it is a part: a region spans readable memory, and writable if it says
-//! so, while `backing` lives, and no other value has those bytes.
+//! [`region`](super), of which it is a part: a region spans readable memory, and writable if it
+//! says so, while `backing` lives, and no other value has those bytes.
 
 #![allow(unsafe_code)]
 
@@ -104,8 +104,8 @@ impl<A> Deref for Word<A> {
     #[inline]
     fn deref(&self) -> &A {
         // SAFETY: `at` is one of the atomics of `Words`, whose memory `backing` keeps, so it is
-        // aligned and valid for reads and writes until the result's borrow of `self` is over; within
-        // this process everybody has these bytes as the same `A` (premise 3).
+        // aligned and valid for reads and writes until the result's borrow of `self` is over;
+        // within this process everybody has these bytes as the same `A` (premise 3).
         unsafe { self.at.as_ref() }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! # Safety
 //!
-//! This file is not safe code because both ends of a console are made over one page of memory, which
-//! [`Region`] gives to one owner. One thread uses them.
+//! This file is not safe code because both ends of a console are made over one page of memory,
+//! which [`Region`] gives to one owner. One thread uses them.
 
 #![allow(unsafe_code)]
 
@@ -22,12 +22,13 @@ const OUT_PROD: usize = 3;
 
 /// The same page for another end.
 fn twin(page: &Region) -> Region {
-    // SAFETY: one thread uses all of them, so one access comes after the other; each takes the words
-    // out at the same widths.
+    // SAFETY: one thread uses all of them, so one access comes after the other; each takes the
+    // words out at the same widths.
     unsafe { page.alias() }
 }
 
-/// A page whose indices are as given, taken apart for the end under test, and its words for its peer.
+/// A page whose indices are as given, taken apart for the end under test, and its words for its
+/// peer.
 fn page(indices: [u32; 4]) -> (Page, Words<AtomicU32>) {
     let page = Page::new(Region::heap(PAGE)).unwrap();
     let words = page.indices.clone();
@@ -120,8 +121,8 @@ proptest! {
         }
     }
 
-    /// A peer that writes any words at any time gets an error or nothing, and reaches no byte outside of
-    /// the ring. What it writes to *our* index changes nothing.
+    /// A peer that writes any words at any time gets an error or nothing, and reaches no byte
+    /// outside of the ring. Its writes to *our* index change nothing.
     #[test]
     fn a_hostile_peer_gets_an_error(
         start in starts(),

@@ -1,4 +1,5 @@
-//! Both ends of a PV console on a simulated host: nothing lost, nothing altered, whatever either does.
+//! Both ends of a PV console on a simulated host: nothing lost, nothing altered, whatever either
+//! does.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! Random bytes both ways at every pace, and openings against a sender that never pauses: nothing is lost or altered.
+//! Random bytes both ways at every pace, and openings against a sender that never pauses: nothing
+//! is lost or altered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -132,7 +133,8 @@ fn both_ways(bytes: usize, pace: Pace) {
                 again = receiver.take(link);
                 let gave = sender.give(link);
                 again |= gave > 0;
-                // Both receivers have stopped: the rings are full and nothing moves. It is theirs to go on.
+                // Both receivers have stopped: the rings are full and nothing moves. It is theirs
+                // to go on.
                 stuck = if gave == 0 { stuck + 1 } else { 0 };
                 if stuck == 1000 {
                     resume.store(true, Ordering::Release);
@@ -183,8 +185,8 @@ paces! {
     slow_ends_lose_nothing: Slow,
 }
 
-/// A sender that never pauses, and a frontend that comes, reads a little, and goes: before, during and
-/// after each opening. What it had not read when it went comes with its next ring.
+/// A sender that never pauses, and a frontend that comes, reads a little, and goes: before, during
+/// and after each opening. Bytes it had not read when it went come with its next ring.
 #[test]
 fn a_thousand_openings_against_a_sender_at_full_speed() {
     const OPENINGS: usize = 1000;
@@ -224,8 +226,8 @@ fn a_thousand_openings_against_a_sender_at_full_speed() {
             total
         });
         let mut sender = Sender::new(3, usize::MAX);
-        // A clock on which seconds pass between two turns: the backend rates its looks at the nodes,
-        // and a thousand openings in a row would take a quarter of an hour.
+        // A clock on which seconds pass between two turns: the backend rates its looks at the
+        // nodes, and a thousand openings in a row would take a quarter of an hour.
         let mut clock = Instant::now();
         while !domu.is_finished() {
             clock += Duration::from_secs(3);

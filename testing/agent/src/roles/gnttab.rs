@@ -1,4 +1,5 @@
-//! Grants: pages shared by one domain and mapped by another, and how each learns that the other is gone.
+//! Grants: pages shared by one domain and mapped by another, and how each learns that the other is
+//! gone.
 //!
 //! ```text
 //! page(s):  stream with key K by the sharer, in the first half overwritten with K + 1 by the mapper
@@ -55,8 +56,8 @@ pub(crate) struct MapRefused {
 }
 
 impl Share {
-    /// Prints `refs R,R` and `port P`, `written` once the mapper wrote what it should, `mapper gone` with the time since
-    /// then. Waits for the mapper's end for ever: until that or a signal.
+    /// Prints `refs R,R` and `port P`, `written` once the mapper wrote what it should, `mapper
+    /// gone` with the time since then. Waits for the mapper's end for ever: until that or a signal.
     pub(crate) fn run(&self) -> Result<()> {
         let xen = Xen::open()?;
         let channels = EventChannels::open(&xen)?;

@@ -15,7 +15,8 @@ pub(crate) struct WithoutDevXen {
 }
 
 impl WithoutDevXen {
-    /// Becomes the program, in a mount namespace of its own in which `/dev/xen` and `/proc/xen` are empty.
+    /// Becomes the program, in a mount namespace of its own in which `/dev/xen` and `/proc/xen` are
+    /// empty.
     pub(crate) fn run(&self) -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none = None::<&str>;

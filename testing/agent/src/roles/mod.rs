@@ -1,6 +1,7 @@
 //! Roles: one run of this program each, in dom0 or in a domU, on behalf of a test.
 //!
-//! A role prints what the test waits for, one line each, and ends with exit status 0 when all it saw was right.
+//! A role prints what the test waits for, one line each, and ends with exit status 0 when all it
+//! saw was right.
 
 mod bench_end;
 mod evtchn;

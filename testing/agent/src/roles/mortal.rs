@@ -5,10 +5,11 @@
 //!   init's proxy ──toolstack──▶   companion ──toolstack.behind──▶ QEMU
 //! ```
 //!
-//! A test puts this program into the stubdomain's ramdisk as `mortal-qemu` and names it to the init. The
-//! program obeys the order in the stubdomain's node `data/qemu/order` and repeats it in `data/qemu/done`:
-//! `flood-log N` and `flood-monitors N` (N lines or events as fast as they are taken), `break-out` (the
-//! first attempts of a QEMU under an attacker's control, all of which must fail), or a signal's name.
+//! A test puts this program into the stubdomain's ramdisk as `mortal-qemu` and names it to the
+//! init. The program obeys the order in the stubdomain's node `data/qemu/order` and repeats it in
+//! `data/qemu/done`: `flood-log N` and `flood-monitors N` (N lines or events as fast as they are
+//! taken), `break-out` (the first attempts of a QEMU under an attacker's control, all of which must
+//! fail), or a signal's name.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -39,7 +40,8 @@ pub(crate) const BREAK_OUT: &str = "break-out";
 /// Where it is repeated.
 pub(crate) const DONE: &str = "data/qemu/done";
 
-/// Becomes QEMU, with the arguments this process was given but for the monitors' sockets, which lead to the companion.
+/// Becomes QEMU, with the arguments this process was given but for the monitors' sockets, which
+/// lead to the companion.
 pub(crate) fn run() -> Result<()> {
     let pid = std::process::id().to_string();
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -80,7 +82,8 @@ fn behind(path: &str) -> String {
     format!("{path}.behind")
 }
 
-/// The companion. Its standard input is the socket that QEMU connects to, its standard error QEMU's.
+/// The companion. Its standard input is the socket that QEMU connects to, its standard error
+/// QEMU's.
 #[derive(Args, Debug)]
 pub(crate) struct Killer {
     pid: i32,

@@ -81,7 +81,8 @@ impl Basics {
                 "{value:?} came back otherwise"
             );
         }
-        // As long as fits one message, and one byte more, which has to be refused and to harm nothing.
+        // As long as fits one message, and one byte more, which has to be refused and to harm
+        // nothing.
         let room = (0..=4096)
             .rev()
             .find(|&length| store.write(&at("long"), vec![b'x'; length]).is_ok())
@@ -136,7 +137,8 @@ impl Basics {
         let mine = Permissions::owner_none(self.domain);
         store.set_perms(&at("perms"), &mine)?;
         ensure!(store.get_perms(&at("perms"))? == mine);
-        // Xen may drop or refuse an entry for a domain that does not exist, so dom0 stands in for it there.
+        // Xen may drop or refuse an entry for a domain that does not exist, so dom0 stands in for
+        // it there.
         let reader = if self.domain == DomId::DOM0 {
             other
         } else {
@@ -163,7 +165,8 @@ impl Basics {
         next(&second)?;
         next(&elsewhere)?;
 
-        // Events of one path that nobody has taken yet are one event: each path comes once, in the order of the first.
+        // Events of one path that nobody has taken yet are one event: each path comes once, in the
+        // order of the first.
         store.write(&at("watched"), "1")?;
         store.write(&at("watched/child"), "2")?;
         store.rm(&at("watched/child"))?;
@@ -295,7 +298,8 @@ impl Threads {
                     })
                 })
                 .collect();
-            // Meanwhile this thread sleeps in a watch and must not keep the others from their answers.
+            // Meanwhile this thread sleeps in a watch and must not keep the others from their
+            // answers.
             let last = (THREADS * 3).to_string();
             let watched = (|| -> Result<()> {
                 while store.read_str(&count)? != last {

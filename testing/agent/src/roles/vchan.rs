@@ -1,4 +1,5 @@
-//! One end of a vchan: the counterpart of `c-vchan-peer.c`, with the same arguments and the same lines.
+//! One end of a vchan: the counterpart of `c-vchan-peer.c`, with the same arguments and the same
+//! lines.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd;
@@ -283,8 +284,8 @@ impl Peer {
 }
 
 impl Pingpong {
-    /// The client sends a counter of eight bytes, the server sends it back: each round is a sleep and a wake-up on both
-    /// sides, so a single lost notification ends it.
+    /// The client sends a counter of eight bytes, the server sends it back: each round is a sleep
+    /// and a wake-up on both sides, so a single lost notification ends it.
     pub(crate) fn run(&self) -> Result<()> {
         let mut channel = self.place.open()?;
         let timeout = Some(Duration::from_secs(self.place.timeout));

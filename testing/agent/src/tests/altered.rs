@@ -1,4 +1,5 @@
-//! Saved states that were altered on their way: each is refused with its reason, and nothing is restored in its place.
+//! Saved states that were altered on their way: each is refused with its reason, and nothing is
+//! restored in its place.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -48,8 +49,8 @@ fn refused(store: &Store, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// A saved image, and libxl's record with the device model's state in it: type and length, 4 bytes each, then as many bytes and
-/// up to 7 more (docs/specs/libxl-migration-stream.pandoc of Xen).
+/// A saved image, and libxl's record with the device model's state in it: type and length, 4 bytes
+/// each, then as many bytes and up to 7 more (docs/specs/libxl-migration-stream.pandoc of Xen).
 struct Image {
     file: File,
     at: u64,

@@ -1,4 +1,5 @@
-//! A CD-ROM changed under a running guest, by libxl and the stubdomain together. libxl does that since Xen 4.20.
+//! A CD-ROM changed under a running guest, by libxl and the stubdomain together. libxl does that
+//! since Xen 4.20.
 
 use anyhow::{Context, Result, ensure};
 

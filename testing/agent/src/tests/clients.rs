@@ -1,6 +1,8 @@
-//! Debian's own store clients, run against xenstored and against the daemon of xen-store-server: they must print the same.
+//! Debian's own store clients, run against xenstored and against the daemon of xen-store-server:
+//! they must print the same.
 //!
-//! The script is `assets/store-clients.sh`. A line that only one of the two transcripts has fails the test.
+//! The script is `assets/store-clients.sh`. A line that only one of the two transcripts has fails
+//! the test.
 
 use std::path::Path;
 

@@ -1,7 +1,8 @@
-//! The stubdomain's consoles in dom0: served without a QEMU, and by the real one where more than consoles is asked for.
+//! The stubdomain's consoles in dom0: served without a QEMU, and by the real one where more than
+//! consoles is asked for.
 //!
-//! Every test with a guest checks the bytes: it speaks through console 3, is saved through console 1 and
-//! restored through console 2, and the stubdomain's log is console 0.
+//! Every test with a guest checks the bytes: it speaks through console 3, is saved through console
+//! 1 and restored through console 2, and the stubdomain's log is console 0.
 
 use std::fs;
 
@@ -95,7 +96,8 @@ fn field(file: &str, name: &str) -> Result<u64> {
         .context(file.to_owned())
 }
 
-/// The one process is ours, small, and answers QMP with the terminal that the store names; none is called QEMU.
+/// The one process is ours, small, and answers QMP with the terminal that the store names; none is
+/// called QEMU.
 fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
     second(guest)?;
     let model = Model::one("/usr/bin/stubdm-run")?;
@@ -124,7 +126,8 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and restored as with ours.
+/// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and
+/// restored as with ours.
 fn handed_over(world: &World) -> Result<()> {
     // With a display dom0's QEMU 10 serves no console 0, with and without us: docs/consoled.md.
     let more = match host_release() {

@@ -1,4 +1,5 @@
-//! A guest's devices in numbers: two network cards, three disks, four serial ports, before a save and after it; and what is attached while it runs.
+//! A guest's devices in numbers: two network cards, three disks, four serial ports, before a save
+//! and after it; and what is attached while it runs.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ use crate::net::Network;
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, soon, start_local};
 
-/// On the guest that the tests of [`qmp`](super::qmp) share: before them, since their last one ends it.
+/// On the guest that the tests of [`qmp`](super::qmp) share: before them, since their last one ends
+/// it.
 pub(super) fn add_shared(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "stubdom/attached_while_it_runs",
@@ -107,7 +109,8 @@ fn with_devices(world: &World, networks: &[Network; 2], media: &[Medium; 2]) -> 
     seen.context("restored")
 }
 
-/// Each card is answered by its own network, with a frame of the full length as well, and nobody else was heard there.
+/// Each card is answered by its own network, with a frame of the full length as well, and nobody
+/// else was heard there.
 fn answered(guest: &mut Guest, networks: &[Network; 2], echo: &str) -> Result<()> {
     for (index, ((number, host), network)) in CARDS.into_iter().zip(networks).enumerate() {
         let mac = card(number, host);
@@ -129,7 +132,8 @@ fn answered(guest: &mut Guest, networks: &[Network; 2], echo: &str) -> Result<()
     Ok(())
 }
 
-/// The stubdomain's cards are the bridges' ports, each has the guest's address, and QEMU has needed nothing for that.
+/// The stubdomain's cards are the bridges' ports, each has the guest's address, and QEMU has needed
+/// nothing for that.
 fn cards_are_joined(store: &Store, guest: &Guest, networks: &[Network; 2]) -> Result<()> {
     let log = fs::read_to_string(LOG)?;
     for (index, ((number, host), network)) in CARDS.into_iter().zip(networks).enumerate() {
@@ -153,7 +157,8 @@ fn cards_are_joined(store: &Store, guest: &Guest, networks: &[Network; 2]) -> Re
     Ok(())
 }
 
-/// A device is there twice: for the guest's own drivers, which this one does not have, and, in use, for its QEMU.
+/// A device is there twice: for the guest's own drivers, which this one does not have, and, in use,
+/// for its QEMU.
 fn connected(store: &Store, guest: &Guest, kind: &str, number: &str) -> Result<()> {
     let read = |path: String| store.read_str(&path).with_context(|| path.clone());
     for domain in [guest.id, guest.stub] {
@@ -216,7 +221,8 @@ fn ports_speak(store: &Store, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// libxl gives what is attached to a running guest to the guest alone, for its own drivers; the stubdomain is not told.
+/// libxl gives what is attached to a running guest to the guest alone, for its own drivers; the
+/// stubdomain is not told.
 fn attached(store: &Store, guest: &mut Guest) -> Result<()> {
     let medium = Medium::make("attached", true)?;
     let network = Network::make(3)?;

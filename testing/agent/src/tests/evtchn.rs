@@ -38,7 +38,8 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
     }
 }
 
-/// Xen's console output is an event for the binder of its interrupt; xenstored's interrupt is refused.
+/// Xen's console output is an event for the binder of its interrupt; xenstored's interrupt is
+/// refused.
 fn virtual_interrupts() -> Result<()> {
     let channels = EventChannels::open(&Xen::open()?)?;
     let taken = channels.bind_virq(Virq::DOM_EXC);

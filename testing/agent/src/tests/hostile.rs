@@ -1,8 +1,9 @@
 //! libxl against the corpus of hostile stubdomains.
 //!
-//! One guest for all of it. Its stubdomain has the test agent as its init, and so does what dom0 says: calls itself
-//! running, and then is one hostile QMP server after another, each for one `xl vcpu-set`, which asks QEMU two things and
-//! tells it a third, with libxl's time-out of ten seconds for each. The guest stays paused, for nobody emulates its devices.
+//! One guest for all of it. Its stubdomain has the test agent as its init, and so does what dom0
+//! says: calls itself running, and then is one hostile QMP server after another, each for one `xl
+//! vcpu-set`, which asks QEMU two things and tells it a third, with libxl's time-out of ten seconds
+//! for each. The guest stays paused, for nobody emulates its devices.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,7 +1,8 @@
-//! Linux as the guest: it boots from the disk that the stubdomain's QEMU emulates, to its own userland there, and is saved
-//! and restored with it.
+//! Linux as the guest: it boots from the disk that the stubdomain's QEMU emulates, to its own
+//! userland there, and is saved and restored with it.
 //!
-//! The guest reads what the test wrote into the disk's file in dom0; the test finds there what the guest wrote.
+//! The guest reads what the test wrote into the disk's file in dom0; the test finds there what the
+//! guest wrote.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -70,9 +71,11 @@ impl Disk {
         Ok(fs::remove_file(FILE)?)
     }
 
-    /// Whether the sector behind the data holds the stamp of this second of the guest's or a later one.
+    /// Whether the sector behind the data holds the stamp of this second of the guest's or a later
+    /// one.
     fn has_stamp(&self, second: u32) -> Result<bool> {
-        // The loop device's own pages are not the file's: what was written there has to be passed on first.
+        // The loop device's own pages are not the file's: what was written there has to be passed
+        // on first.
         File::open(&self.device)?.sync_all()?;
         let mut stamp = [0; SECTOR];
         let at = self.at + (DATA_SECTORS * SECTOR) as u64;

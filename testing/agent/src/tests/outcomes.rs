@@ -1,5 +1,6 @@
-//! A QEMU that does not start, floods, hangs or crashes leaves a reason in the log and in the store, `crash` as the
-//! way in which stubdomain and guest ended, and a toolstack that goes on as ever.
+//! A QEMU that does not start, floods, hangs or crashes leaves a reason in the log and in the
+//! store, `crash` as the way in which stubdomain and guest ended, and a toolstack that goes on as
+//! ever.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -66,7 +67,8 @@ fn command_line(more: &str) -> Result<String> {
     ))
 }
 
-/// An option that QEMU does not know; a privcmd that is restricted from the start, which this QEMU does not survive.
+/// An option that QEMU does not know; a privcmd that is restricted from the start, which this QEMU
+/// does not survive.
 fn does_not_start(world: &World) -> Result<()> {
     // Not for the QEMU in dom0 as well.
     let option = "device_model_args_hvm=[\"-no-such-option\"]".to_owned();
@@ -85,7 +87,8 @@ fn does_not_start(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Starts the guest with one line more of configuration. Its stubdomain has to end, with a reason in which `words` are QEMU's.
+/// Starts the guest with one line more of configuration. Its stubdomain has to end, with a reason
+/// in which `words` are QEMU's.
 fn fails(store: &Store, more: &str, words: &str) -> Result<()> {
     let said = does_not_run(store, &["xl", "create", CONFIG, more])?;
     ensure!(
@@ -186,14 +189,15 @@ fn says(store: &Store, guest: &Guest, name: &str, wanted: &str) -> Result<()> {
     said.with_context(|| format!("{path} says {:?} and not `{wanted}`", store.read_str(&path)))
 }
 
-/// A process of QEMU's identity makes no namespace and gains no capability. Why it failed is in the stubdomain's log.
+/// A process of QEMU's identity makes no namespace and gains no capability. Why it failed is in the
+/// stubdomain's log.
 fn is_kept_in(store: &Store, guest: &Guest) -> Result<()> {
     order(store, guest, BREAK_OUT)?;
     says(store, guest, DONE, BREAK_OUT)
 }
 
-/// More than the log takes, on QEMU's standard error and as events on all its monitors: the log stays small, the guest
-/// and libxl's QMP go on.
+/// More than the log takes, on QEMU's standard error and as events on all its monitors: the log
+/// stays small, the guest and libxl's QMP go on.
 fn floods(store: &Store, guest: &mut Guest) -> Result<()> {
     const LINES: &str = "20000";
     for flood in ["flood-log", "flood-monitors"] {

@@ -1,8 +1,11 @@
-//! Unmodified xl acts on a guest with a stubdomain through the built-in policy: the rows that no other test has.
+//! Unmodified xl acts on a guest with a stubdomain through the built-in policy: the rows that no
+//! other test has.
 //!
-//! One guest for all of it, and one that does not run for its second processor: when such a guest started, the emulated machine
-//! stood still now and then (two of four times), and the emulator translated the same code of the guest's BIOS for ever. A step is done when xl has ended as it should and the proxy's audit says that QEMU answered
-//! the command, or refused it itself: what the policy had denied would not have reached QEMU.
+//! One guest for all of it, and one that does not run for its second processor: when such a guest
+//! started, the emulated machine stood still now and then (two of four times), and the emulator
+//! translated the same code of the guest's BIOS for ever. A step is done when xl has ended as it
+//! should and the proxy's audit says that QEMU answered the command, or refused it itself: what the
+//! policy had denied would not have reached QEMU.
 
 use std::fs;
 
@@ -88,7 +91,8 @@ fn nothing_was_denied() -> Result<()> {
     Ok(())
 }
 
-/// As libxl would say it, by a person's client: for what libxl itself refuses to ask for on this host.
+/// As libxl would say it, by a person's client: for what libxl itself refuses to ask for on this
+/// host.
 fn asked(guest: &Guest, name: &str, arguments: &str) -> Result<(Exit, String)> {
     let (exit, lines) = outcome(&["stubdm-run", "qmp", &guest.id.to_string(), name, arguments])?;
     Ok((exit, lines.join("\n")))
@@ -130,8 +134,8 @@ fn vcpu_set(guest: &Guest) -> Result<()> {
     command(&["xl", "vcpu-set", NAME, "1"]).map(drop)
 }
 
-/// A controller of each version comes and goes. This host has no USB device to attach: libxl says so by itself, and what
-/// it would say to QEMU passes and fails there for the same reason.
+/// A controller of each version comes and goes. This host has no USB device to attach: libxl says
+/// so by itself, and what it would say to QEMU passes and fails there for the same reason.
 fn usb(guest: &Guest) -> Result<()> {
     for (number, (version, ports)) in [("1", "2"), ("2", "6"), ("3", "4")].iter().enumerate() {
         let (version, ports) = (format!("version={version}"), format!("ports={ports}"));

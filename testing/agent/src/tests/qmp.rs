@@ -152,8 +152,9 @@ fn quit(world: &World, guest: &mut Guest) -> Result<()> {
         "after a denied quit QEMU says {status}"
     );
     drop(qmp);
-    // A QEMU on its way out shuts down a guest that asks it for I/O at that moment; xl would destroy both domains then,
-    // while they are being looked at here. A paused guest asks for nothing.
+    // A QEMU on its way out shuts down a guest that asks it for I/O at that moment; xl would
+    // destroy both domains then, while they are being looked at here. A paused guest asks for
+    // nothing.
     command(&["xl", "pause", NAME])?;
     // QEMU may be gone before its answer is through.
     outcome(&["xl", "qemu-monitor-command", NAME, "quit"])?;

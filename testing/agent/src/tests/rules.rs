@@ -1,4 +1,5 @@
-//! The rules that the simulated host keeps to, checked on this real one: within dom0, and between dom0 and a domU in both roles.
+//! The rules that the simulated host keeps to, checked on this real one: within dom0, and between
+//! dom0 and a domU in both roles.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Saving and restoring the guest with its stubdomain, by unmodified xl.
 //!
-//! The guest counts its seconds and reads a mark back from its disk each second: a state that is stale or cut
-//! would show in its lines, or would not let it go on at all.
+//! The guest counts its seconds and reads a mark back from its disk each second: a state that is
+//! stale or cut would show in its lines, or would not let it go on at all.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -44,11 +44,13 @@ pub(super) fn second(guest: &mut Guest) -> Result<u32> {
     Ok(number.parse()?)
 }
 
-/// Goes on where it was: neither from its beginning nor from an older state, and with no time lost to speak of.
+/// Goes on where it was: neither from its beginning nor from an older state, and with no time lost
+/// to speak of.
 pub(super) fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
     guest.catch_up()?;
     let now = second(guest)?;
-    // A guest whose state is older than its memory would not get this far; one that was started anew would say 1.
+    // A guest whose state is older than its memory would not get this far; one that was started
+    // anew would say 1.
     ensure!(now > from, "second {now} comes after second {from}");
     Ok(now)
 }
@@ -60,7 +62,8 @@ pub(super) fn restore(guest: Guest) -> Result<Guest> {
     Guest::running()
 }
 
-/// Twice, and the second time only after the state was altered in several ways, each of which is refused.
+/// Twice, and the second time only after the state was altered in several ways, each of which is
+/// refused.
 fn save_and_restore(world: &World) -> Result<()> {
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
@@ -114,7 +117,8 @@ fn migrated(world: &World) -> Result<()> {
     guest.destroy()
 }
 
-/// Each state replaces the one before in the file that libxl takes it from; the last one is the guest's.
+/// Each state replaces the one before in the file that libxl takes it from; the last one is the
+/// guest's.
 fn saved_three_times(world: &World) -> Result<()> {
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
@@ -185,8 +189,8 @@ fn saves_that_fail(world: &World) -> Result<()> {
     let mut guest = Guest::create(&world.store)?;
     let mut before = second(&mut guest)?;
 
-    // The state does not fit where libxl takes it from, and QEMU knows nothing of that. No state is there yet whose room
-    // this one could have.
+    // The state does not fit where libxl takes it from, and QEMU knows nothing of that. No state is
+    // there yet whose room this one could have.
     folder.fill()?;
     before = fails(&mut guest, before, IMAGE)?;
     fs::remove_file(folder.filler())?;

@@ -58,7 +58,8 @@ fn alone(world: &World, place: Place, role: &str) -> Result<()> {
     world.store.mkdir(&world.folder(place)?)?;
     match role {
         "store-basics" => {
-            // The role compares with the paths of watch events, which come back as the watch was set.
+            // The role compares with the paths of watch events, which come back as the watch was
+            // set.
             world.run_role(place, &[role, &domain, folder])?;
         }
         "store-large" => {

@@ -1,4 +1,5 @@
-//! A guest with a stubdomain under unmodified xl: its life, and what happens when something in it fails.
+//! A guest with a stubdomain under unmodified xl: its life, and what happens when something in it
+//! fails.
 
 use std::fs;
 use std::thread;
@@ -38,7 +39,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-/// The first of the three does everything a guest is put through; each has to leave the host as it was.
+/// The first of the three does everything a guest is put through; each has to leave the host as it
+/// was.
 fn three_in_turn(world: &World) -> Result<()> {
     let before = Snapshot::take(&world.store)?;
     let mut boots = Vec::new();
@@ -70,7 +72,8 @@ fn three_in_turn(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The lines of `image build`, with a name, memory and a disk, are a configuration and leave no QEMU in dom0.
+/// The lines of `image build`, with a name, memory and a disk, are a configuration and leave no
+/// QEMU in dom0.
 fn printed_lines(world: &World) -> Result<()> {
     let lines = "/etc/xen/printed-lines";
     let printed = fs::read_to_string(lines).context(lines)?;
@@ -108,7 +111,8 @@ fn types_and_is_answered(world: &World, guest: &mut Guest) -> Result<()> {
     guest.says("xen-guest: answer second=").map(drop)
 }
 
-/// Nothing comes while the guest is paused, and again something after. `xl unpause` has libxl send QMP to QEMU.
+/// Nothing comes while the guest is paused, and again something after. `xl unpause` has libxl send
+/// QMP to QEMU.
 fn pauses(guest: &mut Guest) -> Result<()> {
     command(&["xl", "pause", NAME])?;
     let mut last = guest.catch_up()?;
@@ -147,7 +151,8 @@ pub(super) fn ends_with_reason(store: &Store, guest: &Guest, word: &str) -> Resu
     let deadline = soon();
     loop {
         match listed()?.get(STUB) {
-            // c: crashed, as the reason of its end; what is left of it is the toolstack's to destroy.
+            // c: crashed, as the reason of its end; what is left of it is the toolstack's to
+            // destroy.
             Some(state) if state.contains('c') => break,
             Some(state) if state.contains('s') => bail!("the stubdomain's state is {state}"),
             Some(_) => {}
@@ -188,7 +193,8 @@ enum Spoiled {
     MiniOs,
 }
 
-/// The stubdomain ends with a clear word in the log and in the store; libxl gives up and clears everything away.
+/// The stubdomain ends with a clear word in the log and in the store; libxl gives up and clears
+/// everything away.
 fn argv_emptied(world: &World) -> Result<()> {
     let (mut create, said) = spoil(&world.store, Spoiled::Emptied)?;
     ensure!(said.contains("dm-argv"), "the store says: {said}");
@@ -223,8 +229,8 @@ fn argv_of_mini_os(world: &World) -> Result<()> {
     spoiled
 }
 
-/// Starts the guest and spoils its stubdomain's arguments; gives what the stubdomain says of it in the store, once
-/// that is in the log as well.
+/// Starts the guest and spoils its stubdomain's arguments; gives what the stubdomain says of it in
+/// the store, once that is in the log as well.
 fn spoil(store: &Store, how: Spoiled) -> Result<(Job, String)> {
     let changes = store.watch("/")?;
     let mut create = start_local(&["xl", "create", CONFIG])?;

@@ -129,7 +129,8 @@ const PLACES: [&str; 2] = [
     "/usr/libexec/xen-qemu-system-i386",
 ];
 
-/// Whether both places lead to our program, or neither does; and the files put aside are there only with ours.
+/// Whether both places lead to our program, or neither does; and the files put aside are there only
+/// with ours.
 fn places_are(ours: bool) -> Result<()> {
     for place in PLACES {
         let file = fs::canonicalize(place).context(place)?;
@@ -168,7 +169,8 @@ fn installed_again() -> Result<()> {
 
 /// Each of these would keep QEMU from starting in the stubdomain, or from being watched over there.
 fn mended(world: &World) -> Result<()> {
-    // Not device_model_args: the QEMU that libxl starts in dom0 for the stubdomain gets those as well.
+    // Not device_model_args: the QEMU that libxl starts in dom0 for the stubdomain gets those as
+    // well.
     let args =
         "device_model_args_hvm=[\"-display\",\"gtk\",\"-pidfile\",\"/srv/x/pid\",\"-daemonize\"]";
     let guest = Guest::create_with(&world.store, &[args])

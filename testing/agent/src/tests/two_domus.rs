@@ -1,4 +1,5 @@
-//! vchan between two domains of which neither is domain 0: the store tells them less than it tells dom0.
+//! vchan between two domains of which neither is domain 0: the store tells them less than it tells
+//! dom0.
 //!
 //! | ending | what tells the other domain |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! vchan between dom0 and a domU: with ourselves and with libxenvchan, every byte checked, and with a peer that is killed.
+//! vchan between dom0 and a domU: with ourselves and with libxenvchan, every byte checked, and with
+//! a peer that is killed.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,8 @@ const LOADS: [(&str, Load); 3] = [
             style: "poll",
         },
     ),
-    // The rings that libxl's proxy uses: in the control page, 1024 and 2048 bytes. Chunks that divide neither.
+    // The rings that libxl's proxy uses: in the control page, 1024 and 2048 bytes. Chunks that
+    // divide neither.
     (
         "small_rings",
         Load {
@@ -256,8 +258,8 @@ const A_SECOND: Duration = Duration::from_secs(1);
 
 /// Kills one side with SIGKILL; the other has to notice within a second.
 ///
-/// A machine that is busy with other things may be slow once, so the best of several tries counts. Something that
-/// looks for its peer only now and then would fail all of them.
+/// A machine that is busy with other things may be slow once, so the best of several tries counts.
+/// Something that looks for its peer only now and then would fail all of them.
 fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<()> {
     let mut tries = Vec::new();
     for _ in 0..5 {
@@ -299,7 +301,8 @@ fn time_to_notice(world: &World, place: Place, kill_server: bool, busy: bool) ->
     } else {
         (&mut pair.client, &mut pair.server)
     };
-    // From before the order to kill until after the news of the noticing: an upper bound, ways included.
+    // From before the order to kill until after the news of the noticing: an upper bound, ways
+    // included.
     let began = Instant::now();
     victim.kill(Signal::SIGKILL)?;
     witness.expect("gone ", soon()).context("the survivor")?;

@@ -1,4 +1,5 @@
-//! The end of a domU, or of a process in it, at a random moment of a transfer: what dom0 sees of it.
+//! The end of a domU, or of a process in it, at a random moment of a transfer: what dom0 sees of
+//! it.
 //!
 //! | ending | how | what tells dom0's end |
 //! |---|---|---|

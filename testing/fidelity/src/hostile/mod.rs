@@ -1,4 +1,5 @@
-//! Hostile stubdomains: QMP servers that each do one thing no QEMU does, for whoever has to bear it.
+//! Hostile stubdomains: QMP servers that each do one thing no QEMU does, for whoever has to bear
+//! it.
 //!
 //! ```text
 //!   libxl, or a client like it ── proxy ══ vchan ══ [`play`]: a behaviour in QEMU's place
@@ -64,7 +65,8 @@ pub enum Behaviour {
     ErrorTricks,
     /// Answers with numbers no type holds.
     HugeNumbers,
-    /// Says a line of a megabyte before its greeting, and as its answer, in which every seven bytes are an object.
+    /// Says a line of a megabyte before its greeting, and as its answer, in which every seven bytes
+    /// are an object.
     WideLine,
     /// Answers as QEMU does what it cannot parse: with an error without an id.
     IdlessError,

@@ -14,8 +14,8 @@ use super::{Act, Behaviour, Script};
 /// How often it is looked whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Offers a vchan to `client` at `path` and behaves as stated to whoever comes, one client after another, until
-/// `stop` says so. `flood` is how many bytes much is.
+/// Offers a vchan to `client` at `path` and behaves as stated to whoever comes, one client after
+/// another, until `stop` says so. `flood` is how many bytes much is.
 ///
 /// # Errors
 /// The host's; none of a client's doing.

@@ -19,11 +19,13 @@
 //! 1 <4.20 ERROR EINVAL|       of Xen 4.20 or later
 //! ```
 //!
-//! `/r` stands for a folder of the rule's own, `/g` for one of the guest's, `@G` for its number, `{x*9}` for nine times `x`, and
-//! `...` at the end of what is expected for anything. Every connection is new for each rule.
+//! `/r` stands for a folder of the rule's own, `/g` for one of the guest's, `@G` for its number,
+//! `{x*9}` for nine times `x`, and `...` at the end of what is expected for anything. Every
+//! connection is new for each rule.
 //!
-//! A guest on a real host has its kernel between itself and the daemon, which passes events on in its own time and
-//! answers a refused WATCH by an error of `write`. So for guests events are kept apart from replies.
+//! A guest on a real host has its kernel between itself and the daemon, which passes events on in
+//! its own time and answers a refused WATCH by an error of `write`. So for guests events are kept
+//! apart from replies.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -324,7 +326,8 @@ impl Conn {
         Ok(!bytes.is_empty())
     }
 
-    /// Sends one request after the other until one is refused as it should be; what came instead otherwise.
+    /// Sends one request after the other until one is refused as it should be; what came instead
+    /// otherwise.
     fn until_refused(
         &mut self,
         line: &str,

@@ -1,8 +1,9 @@
-//! Holds the verdicts on device-model arguments against Debian's own QEMU for Xen, which has only the
-//! image's firmware: does QEMU start or end?
+//! Holds the verdicts on device-model arguments against Debian's own QEMU for Xen, which has only
+//! the image's firmware: does QEMU start or end?
 //!
-//! QEMU runs without Xen (`-M pc -accel qtest -S`), by the dynamic linker and the libraries that came with it. The tree is what the
-//! testbed has unpacked under `target/xen`; `XEN_C_ROOT` names another place.
+//! QEMU runs without Xen (`-M pc -accel qtest -S`), by the dynamic linker and the libraries that
+//! came with it. The tree is what the testbed has unpacked under `target/xen`; `XEN_C_ROOT` names
+//! another place.
 
 #![cfg(feature = "c-libraries")]
 #![allow(clippy::unwrap_used)]
@@ -57,7 +58,8 @@ impl Qemu {
         Self { tree, firmware }
     }
 
-    /// Starts QEMU with `args`. Returns `Err` with QEMU's output if it ends before its monitor opens.
+    /// Starts QEMU with `args`. Returns `Err` with QEMU's output if it ends before its monitor
+    /// opens.
     fn starts(&self, args: &[OsString]) -> Result<(), String> {
         let find = |path: &str| stubdm_image::elf::resolve(&self.tree, path).unwrap();
         let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
@@ -89,10 +91,12 @@ fn in_image(path: &str) -> bool {
     QEMU_DATA.contains(&path.trim_start_matches('/'))
 }
 
-/// Argument lists that people publish for `device_model_args`, and those that libxl makes of settings in xl.cfg,
-/// each with its verdict. QEMU has to start with every list but the `refused` and `noted` ones.
+/// Argument lists that people publish for `device_model_args`, and those that libxl makes of
+/// settings in xl.cfg, each with its verdict. QEMU has to start with every list but the `refused`
+/// and `noted` ones.
 const PUBLISHED: &[(&str, &str)] = &[
-    // libxl's arguments for vga=, usbdevice=, usbversion=, spiceusbredirection=, soundhw=, cmdline=.
+    // libxl's arguments for vga=, usbdevice=, usbversion=, spiceusbredirection=, soundhw=,
+    // cmdline=.
     ("-device VGA,vgamem_mb=16", "kept"),
     ("-device cirrus-vga,vgamem_mb=8", "kept"),
     ("-device qxl-vga,vram_size_mb=64,ram_size_mb=64", "kept"),

@@ -49,8 +49,8 @@ pub(crate) fn send(mut out: impl Write, key: u64, bytes: u64) -> io::Result<()> 
     out.flush()
 }
 
-/// Reads a stream, of which the bytes before `part` are known already, to the end of `part` or its own,
-/// and returns where that was. Each byte is judged.
+/// Reads a stream, of which the bytes before `part` are known already, to the end of `part` or its
+/// own, and returns where that was. Each byte is judged.
 pub(crate) fn receive(mut from: impl Read, key: u64, part: Range<u64>) -> io::Result<u64> {
     let (mut seen, mut want) = (vec![0; PIECE], vec![0; PIECE + 8]);
     let mut position = part.start;

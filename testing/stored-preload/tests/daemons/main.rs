@@ -1,4 +1,5 @@
-//! The client against three daemons: Debian's xenstored and oxenstored, on a fake hypervisor, and ours.
+//! The client against three daemons: Debian's xenstored and oxenstored, on a fake hypervisor, and
+//! ours.
 //!
 //! Each test runs once for each of them. Tests of rare orders are repeated:
 //!

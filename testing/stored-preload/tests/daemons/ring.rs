@@ -1,7 +1,7 @@
 //! A simulated guest's end of its ring: bytes of a socket go into the shared page and back.
 //!
-//! The page is a file that the daemon has mapped. It is read and written here by system calls, which
-//! see and change the same page.
+//! The page is a file that the daemon has mapped. It is read and written here by system calls,
+//! which see and change the same page.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,7 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Bytes in each direction's ring.
 const SIZE: u32 = 1024;
-/// Where the indices are in the page: requests consumed and produced, replies consumed and produced.
+/// Where the indices are in the page: requests consumed and produced, replies consumed and
+/// produced.
 const INDICES: [u64; 4] = [2048, 2052, 2056, 2060];
 
 pub(crate) struct Ring {

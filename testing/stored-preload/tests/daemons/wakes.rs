@@ -1,4 +1,5 @@
-//! A thread that polls a watch's descriptor beside threads that sleep: nobody takes another's wake-up.
+//! A thread that polls a watch's descriptor beside threads that sleep: nobody takes another's
+//! wake-up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,8 @@ use crate::world::{Daemon, Kind};
 
 const CALLS: usize = 200;
 
-/// An event loop that also reads, as [`xen_store::Store`] says, until the watched node has the value `end`.
+/// An event loop that also reads, as [`xen_store::Store`] says, until the watched node has the
+/// value `end`.
 fn poll_events(store: &Store, path: &str) -> Result<()> {
     let watch = store.watch(path)?;
     loop {
