@@ -2,34 +2,27 @@
 //!
 //! | run as | does | module |
 //! |---|---|---|
-//! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`init`], [`supervisor`] |
+//! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`guest`] |
 //! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
 //! | the device model's name, or `stubdm-run consoled` | serves a stubdomain's consoles in the place of a QEMU | [`consoled`] |
-//! | `stubdm-run qmp DOMID COMMAND` | asks a guest's QEMU something | [`tools::qmp`] |
-//! | `stubdm-run dmargs`, `image` and the like | shows what is on the host and makes what it needs | [`tools`], [`stubdm_image`] |
+//! | `stubdm-run dmargs`, `image`, `qmp` and the like | shows what is on the host and makes what it needs | [`tools`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
-//! Decisions are made by types that do no I/O ([`supervisor`], [`proxy::host`], [`proxy::guest`],
-//! [`stubdm_qmp::client`], [`dmargv`]) and are tested as such; the loops around them only move bytes.
+//! [`libxl`] holds what libxl reads and writes, [`rt`] what all parts run on.
+//!
+//! Decisions are made by types that do no I/O ([`guest::supervisor`], [`guest::session`], [`proxy::filtered::multiplexer`],
+//! [`proxy::passthrough::session`], [`libxl::dm_argv`], [`stubdm_qmp::client`]) and are tested as such; the loops around
+//! them only move bytes.
 
 // Tests may read what they wrote themselves.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod cli;
 pub mod consoled;
-pub mod dmargv;
-pub mod error;
-pub mod event;
-pub mod init;
-pub mod lifetime;
-pub mod log;
+pub mod guest;
+pub mod libxl;
 pub mod proxy;
-pub mod save;
-pub mod signals;
+pub mod rt;
 #[cfg(feature = "sim")]
 pub mod sim;
-pub mod stats;
-pub mod supervisor;
 pub mod tools;
-pub mod transport;
-pub mod trusted;

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use serde_json::Value;
 use stubdm::cli;
-use stubdm::dmargv::DmArgv;
-use stubdm::dmargv::fit::Verdict;
+use stubdm::libxl::dm_argv::DmArgv;
+use stubdm::libxl::dm_argv::rewrite::Verdict;
 use stubdm::proxy::options::{Mode, Socket};
 use stubdm_qmp::json::Json;
 use stubdm_qmp::policy::Policy;

@@ -5,8 +5,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stubdm::proxy::Payload;
-use stubdm::proxy::host::{BUFFER, HostSession, Link, Memory};
+use stubdm::libxl::payload::Payload;
+use stubdm::proxy::Link;
+use stubdm::proxy::passthrough::session::HostSession;
+use stubdm::proxy::resync::Memory;
+use stubdm::rt::buffer::SIZE;
 
 const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}}}"#;
 
@@ -308,7 +311,7 @@ fn buffers_are_bounded_both_ways() {
     bench.session.client_bytes(&vec![b'x'; room]);
     assert_eq!(bench.session.client_room(), 0);
     let room = bench.session.vchan_room();
-    assert_eq!(room, BUFFER);
+    assert_eq!(room, SIZE);
     bench
         .session
         .vchan_bytes(&mut bench.memory, &vec![b'y'; room], bench.now);

@@ -13,12 +13,12 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::unistd::ttyname;
-use stubdm::event::sleep;
-use stubdm::init::incoming::pass_on;
-use stubdm::init::tty::{Direction, open_raw};
-use stubdm::proxy::local::Local;
-use stubdm::save::STATE_MAX;
-use stubdm::save::drain::{Drain, SaveFile};
+use stubdm::guest::incoming::pass_on;
+use stubdm::guest::save::sender::{SaveFile, Sender};
+use stubdm::guest::tty::{Direction, open_raw};
+use stubdm::libxl::state_record::STATE_MAX;
+use stubdm::rt::poll::sleep;
+use stubdm::rt::stream::Stream;
 
 /// Nothing for this long, and it is lost.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -123,13 +123,15 @@ fn saved(state: &[u8], pace: Pace) -> Vec<u8> {
     File::from(file.for_qemu().unwrap())
         .write_all(state)
         .unwrap();
-    let mut drain: Drain = file.drain().unwrap();
-    let length = stubdm::save::HEADER + state.len() + stubdm::save::FILLER as usize;
+    let mut drain: Sender = file.drain().unwrap();
+    let length = stubdm::libxl::state_record::HEADER
+        + state.len()
+        + stubdm::libxl::state_record::FILLER as usize;
     let reader = thread::spawn(move || {
         let all = take(&mut far, length, pace);
         (all, far)
     });
-    let mut console = Local::socket(OwnedFd::from(near)).unwrap();
+    let mut console = Stream::socket(OwnedFd::from(near)).unwrap();
     while !drain.turn(&file, &mut console).unwrap() {
         sleep(&console.interest(false, true), None).unwrap();
     }
@@ -164,7 +166,11 @@ fn restored(stream: &[u8], length: usize, plain: bool, theirs: Pace, qemus: Pace
 fn out_and_back_in(host: Pace, theirs: Pace, qemus: Pace) {
     let state = state(VOLUME);
     let record = saved(&state, host);
-    same(&record[stubdm::save::HEADER..][..VOLUME], &state, host);
+    same(
+        &record[stubdm::libxl::state_record::HEADER..][..VOLUME],
+        &state,
+        host,
+    );
     let got = restored(&record, VOLUME, false, theirs, qemus);
     same(&got, &state, (host, theirs, qemus));
 }

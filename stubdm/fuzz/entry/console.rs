@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use stubdm::consoled::output::Output;
 use stubdm::consoled::service::Service;
-use stubdm::consoled::survey::Console;
+use stubdm::libxl::discover::Console;
+use stubdm::libxl::output::Output;
 use xen_console::Frontend;
 use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{Access, Region, SharedPages, Words, share};

@@ -9,20 +9,21 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stubdm::proxy::exchange::Exchange;
-use stubdm::proxy::host::{BUFFER, Link};
+use stubdm::proxy::Link;
+use stubdm::proxy::filtered::multiplexer::Multiplexer;
+use stubdm::rt::buffer::SIZE;
 use stubdm_qmp::policy::Policy;
 
 use super::ends::{ANSWERS, COMMANDS, Client, Due, Qemu, line};
 use super::input::Input;
 
 /// More than one answer of the policy's limit and what may wait beside it.
-const HELD: usize = BUFFER + (1 << 20);
+const HELD: usize = SIZE + (1 << 20);
 /// Steps after which an honest QEMU must have served everybody.
 const STEPS: usize = 3000;
 
 struct Bench {
-    exchange: Exchange,
+    exchange: Multiplexer,
     now: Instant,
     clients: Vec<Client>,
     qemu: Qemu,
@@ -251,7 +252,7 @@ pub(crate) fn filter(data: &[u8]) {
     let policy = POLICY.get_or_init(|| Arc::new(Policy::built_in().unwrap()));
     let now = Instant::now();
     let mut bench = Bench {
-        exchange: Exchange::new(policy.clone(), 7, now),
+        exchange: Multiplexer::new(policy.clone(), 7, now),
         now,
         clients: Vec::new(),
         qemu: Qemu::default(),

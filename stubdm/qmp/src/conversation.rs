@@ -17,7 +17,7 @@ use crate::json::{Json, map};
 use crate::lines::{Line, Lines};
 use crate::monitor::Reply;
 use crate::policy::Policy;
-use crate::policy::schema::{Shape, Version, Way};
+use crate::policy::schema::{Direction, Schema, Version};
 
 /// Commands a client may have waiting; it is not read from beyond that.
 pub const WAITING: usize = 8;
@@ -149,7 +149,7 @@ impl Conversation {
 
     fn negotiate(&mut self, given: Option<&Json>, id: Option<Json>, audit: &mut Audit) -> Open {
         let nothing = map([]);
-        let fits = Shape::Map(Vec::new()).rebuild(given.unwrap_or(&nothing), Way::FromQemu);
+        let fits = Schema::Map(Vec::new()).rebuild(given.unwrap_or(&nothing), Direction::FromQemu);
         let enables = match given.and_then(|given| given.get("enable")) {
             Some(Json::List(list)) => !list.is_empty(),
             other => other.is_some(),

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::consoled::launch::{self, LaunchOptions};
+use crate::consoled::exec::{self, LaunchOptions};
 use crate::consoled::run::{self, ConsoledOptions};
-use crate::error::Result;
+use crate::rt::error::Result;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -19,7 +19,7 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Consoled(options) => run::run(options)?,
-        Command::DeviceModel(options) => launch::launch(&options.real, &options.arguments)?,
+        Command::DeviceModel(options) => exec::launch(&options.real, &options.arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,11 +17,12 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use stubdm_qmp::text::one_line;
 
-use crate::consoled::launch;
-use crate::error::{Failure, Result};
-use crate::init::{self, InitOptions};
+use crate::consoled::exec;
+use crate::guest::{self, InitOptions};
+use crate::proxy;
 use crate::proxy::options::{OPERANDS, ProxyOptions, known_only};
-use crate::{log, proxy};
+use crate::rt::error::{Failure, Result};
+use crate::rt::log;
 
 /// The stubdomain's device-model runner, and the host's end of its QMP
 #[derive(Debug, Parser)]
@@ -92,7 +93,7 @@ pub fn definition() -> clap::Command {
 pub fn main(args: Vec<OsString>) -> ExitCode {
     if std::process::id() == 1 {
         // Whatever the kernel's command line left as arguments: there is one thing to do.
-        return init::run(&InitOptions::default());
+        return guest::run(&InitOptions::default());
     }
     match dispatch(args) {
         Ok(code) => code,
@@ -112,14 +113,14 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         return proxy::run::run(&options).map(|()| ExitCode::SUCCESS);
     }
     if name == Some(OsStr::new("init")) {
-        return Ok(init::run(&InitOptions::default()));
+        return Ok(guest::run(&InitOptions::default()));
     }
-    if name.is_some_and(launch::is_device_model) {
-        return launch::called(&args).map(|()| ExitCode::SUCCESS);
+    if name.is_some_and(exec::is_device_model) {
+        return exec::called(&args).map(|()| ExitCode::SUCCESS);
     }
     #[cfg(feature = "sim")]
-    if name == Some(OsStr::new(crate::sim::peer::NAME)) {
-        return crate::sim::peer::play(&args);
+    if name == Some(OsStr::new(crate::sim::fake_qemu::NAME)) {
+        return crate::sim::fake_qemu::play(&args);
     }
     let Some(cli) = parse::<Cli>(args)? else {
         return Ok(ExitCode::SUCCESS);

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::error::Result;
 use crate::proxy;
 use crate::proxy::options::ProxyOptions;
+use crate::rt::error::Result;
 use crate::tools::policy::{self, PolicyCommand};
 use crate::tools::qmp::{self, QmpOptions};
 

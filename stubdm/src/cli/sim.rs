@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::error::Result;
+use crate::rt::error::Result;
 use crate::sim::{self, SimOptions, role};
 
 #[derive(Debug, Subcommand)]

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::error::Result;
-use crate::init::{self, InitOptions};
+use crate::guest::{self, InitOptions};
+use crate::rt::error::Result;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -15,6 +15,6 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Init(options) => Ok(init::run(options)),
+        Command::Init(options) => Ok(guest::run(options)),
     }
 }

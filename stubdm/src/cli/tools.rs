@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::error::Result;
+use crate::rt::error::Result;
 use crate::tools::dmargs::{self, DmargsCommand};
 use crate::tools::doctor::{self, DoctorOptions};
 use crate::tools::image::{self, ImageCommand};

@@ -135,5 +135,4 @@ fn socket(value: &OsStr) -> Option<(&[u8], PathBuf)> {
 }
 
 #[cfg(test)]
-#[path = "argv_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use super::output::with_suffix;
+use crate::libxl::output::with_suffix;
 
 /// The largest log of a console unless said otherwise, in bytes.
 pub const LIMIT: u64 = 16 << 20;

@@ -15,9 +15,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`argv`] | which command line of QEMU's asks for consoles only |
-//! | [`launch`] | serve, or hand over to QEMU |
-//! | [`survey`] | what the store says of the consoles and of what else QEMU would serve |
-//! | [`output`], [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
+//! | [`exec`] | serve, or hand over to QEMU |
+//! //! | [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
 //! | [`service`] | one console: its ring on one side, its sink on the other |
 //! | [`qmp`], [`monitor`] | the few questions libxl asks, and the sockets they come through |
 //! | [`run`] | the loop |
@@ -30,14 +29,12 @@
 //! stubdomain may write to is not believed.
 
 pub mod argv;
-pub mod launch;
+pub mod exec;
 pub mod logfile;
 pub mod monitor;
-pub mod output;
 pub mod pty;
 pub mod qmp;
 pub mod run;
 pub mod service;
 pub mod sink;
 pub mod statefile;
-pub mod survey;

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::qmp::{Facts, Session};
-use crate::error::Result;
-use crate::event::Interest;
-use crate::proxy::listen::{Door, SocketFile, bind};
-use crate::proxy::local::{Local, Read};
+use crate::rt::error::Result;
+use crate::rt::listener::{Listener, SocketFile, bind};
+use crate::rt::poll::Interest;
+use crate::rt::stream::{Read, Stream};
 
 /// How many clients may be connected at one time; libxl is one, and asks alone.
 const CLIENTS: usize = 8;
@@ -18,14 +18,14 @@ const BACKLOG: usize = 256 << 10;
 /// A listening socket with its clients.
 #[derive(Debug)]
 pub struct Monitor {
-    door: Door,
+    door: Listener,
     _file: SocketFile,
     clients: Vec<Client>,
 }
 
 #[derive(Debug)]
 struct Client {
-    local: Local,
+    local: Stream,
     session: Session,
     answers: Vec<u8>,
     gone: bool,
@@ -83,7 +83,7 @@ impl Monitor {
 impl Client {
     fn new(fd: OwnedFd) -> Option<Self> {
         Some(Self {
-            local: Local::socket(fd).ok()?,
+            local: Stream::socket(fd).ok()?,
             session: Session::default(),
             answers: Session::greeting(),
             gone: false,

@@ -15,8 +15,8 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
-use crate::event::Interest;
-use crate::proxy::local::{Local, Read};
+use crate::rt::poll::Interest;
+use crate::rt::stream::{Read, Stream};
 
 /// How much waits for a reader, in bytes.
 pub const BACKLOG: usize = 64 << 10;
@@ -24,7 +24,7 @@ pub const BACKLOG: usize = 64 << 10;
 /// The terminal.
 #[derive(Debug)]
 pub struct Pty {
-    near: Local,
+    near: Stream,
     _far: OwnedFd,
     name: PathBuf,
     waiting: VecDeque<u8>,
@@ -50,7 +50,7 @@ impl Pty {
         cfmakeraw(&mut mode);
         tcsetattr(&far, SetArg::TCSANOW, &mode)?;
         Ok(Self {
-            near: Local::socket(OwnedFd::from(near))?,
+            near: Stream::socket(OwnedFd::from(near))?,
             _far: far,
             name,
             waiting: VecDeque::new(),

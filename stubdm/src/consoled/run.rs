@@ -5,12 +5,11 @@
 //! taken out first, so that a domain's last words are in its log. The states in the store stay as they are then: the domain
 //! is about to go, or another `consoled` goes on with the same rings.
 
-use std::os::fd::AsFd;
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use tracing::info;
 use xen_store::Store;
@@ -20,13 +19,14 @@ use super::logfile;
 use super::monitor::Monitor;
 use super::qmp::Facts;
 use super::service::Service;
-use super::survey::{Console, Survey, consoles};
-use crate::error::{Context, Failure, Result};
-use crate::event::{earlier, sleep};
-use crate::lifetime::Lifetime;
-use crate::log;
-use crate::signals::Signals;
-use crate::tools::store::domid;
+use crate::libxl::discover::{Console, Discovered, consoles};
+use crate::libxl::lifetime::DomainWatch;
+use crate::libxl::store::domid;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::event_loop::{self, Progress, Stop, Task};
+use crate::rt::log;
+use crate::rt::poll::{Interest, earlier};
+use crate::rt::signals::Signals;
 
 /// How long the last of what is in the rings may take.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -57,14 +57,14 @@ pub fn run(options: &ConsoledOptions) -> Result<()> {
     let xen = Xen::open().context("no Xen here")?;
     let store = Store::open(&xen).context("no store")?;
     let found = match consoles(&store, options.domain).context("the store")? {
-        Survey::Consoles(found) if found.is_empty() => {
+        Discovered::Consoles(found) if found.is_empty() => {
             let domain = options.domain;
             return Err(Failure::new(format_args!(
                 "domain {domain} has no console that libxl leaves to QEMU"
             )));
         }
-        Survey::Consoles(found) => found,
-        Survey::More(what) => {
+        Discovered::Consoles(found) => found,
+        Discovered::More(what) => {
             return Err(Failure::new(format_args!("{what}: only QEMU serves that")));
         }
     };
@@ -79,8 +79,8 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
     let domain = options.domain;
+    let mut lifetime = DomainWatch::of(store, domain)?;
     let mut server = Server {
-        lifetime: Lifetime::of(store, domain)?,
         monitors: Vec::new(),
         services: Vec::new(),
         facts: Facts::default(),
@@ -100,13 +100,15 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
     let state = format!("/local/domain/0/device-model/{domain}/state");
     store.write(&state, "running").context(&state)?;
     info!("serving {} consoles of domain {domain}", found.len());
-    server.run(&signals)
+    let stops: &mut [&mut dyn Stop] = &mut [&mut &signals, &mut lifetime];
+    let ended = event_loop::run(&mut server, stops).context("waiting")?;
+    server.finish(&ended.unwrap_or_else(|| "asked to end".to_owned()));
+    Ok(())
 }
 
 /// Everything that is served.
 #[derive(Debug)]
 struct Server {
-    lifetime: Lifetime,
     monitors: Vec<Monitor>,
     services: Vec<Service>,
     facts: Facts,
@@ -123,34 +125,8 @@ impl Server {
         self.services.push(service);
     }
 
-    fn run(mut self, signals: &Signals) -> Result<()> {
-        let ended = loop {
-            let now = Instant::now();
-            let mut deadline = None;
-            for service in &mut self.services {
-                let more = service.turn(now).then_some(now);
-                deadline = earlier(deadline, earlier(more, service.deadline()));
-            }
-            let mut quit = false;
-            for monitor in &mut self.monitors {
-                quit |= monitor.turn(&self.facts, now);
-                deadline = earlier(deadline, monitor.deadline());
-            }
-            if quit {
-                break "asked to end".to_owned();
-            }
-            let mut interests = vec![(signals.as_fd(), PollFlags::POLLIN)];
-            interests.extend(self.lifetime.interests());
-            interests.extend(self.services.iter().flat_map(Service::interests));
-            interests.extend(self.monitors.iter().flat_map(Monitor::interests));
-            sleep(&interests, deadline).context("waiting")?;
-            if let Some(signal) = signals.next().context("reading signals")? {
-                break format!("{signal}");
-            }
-            if self.lifetime.has_ended() {
-                break "the domain has ended".to_owned();
-            }
-        };
+    /// Takes what is in the rings and not yet where it belongs.
+    fn finish(&mut self, ended: &str) {
         info!("{ended}: taking the last out of the rings");
         let deadline = Instant::now() + LAST_WORDS;
         loop {
@@ -159,8 +135,35 @@ impl Server {
             let turns = self.services.iter_mut().map(|service| service.turn(now));
             let more = turns.fold(false, |more, again| more | again);
             if !more || deadline <= now {
-                return Ok(());
+                return;
             }
         }
+    }
+}
+
+impl Task for Server {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let services = self.services.iter().flat_map(Service::interests);
+        services
+            .chain(self.monitors.iter().flat_map(Monitor::interests))
+            .collect()
+    }
+
+    fn turn(&mut self, now: Instant) -> io::Result<Progress> {
+        let mut deadline = None;
+        for service in &mut self.services {
+            let more = service.turn(now).then_some(now);
+            deadline = earlier(deadline, earlier(more, service.deadline()));
+        }
+        let mut quit = false;
+        for monitor in &mut self.monitors {
+            quit |= monitor.turn(&self.facts, now);
+            deadline = earlier(deadline, monitor.deadline());
+        }
+        Ok(if quit {
+            Progress::Done
+        } else {
+            Progress::Sleep(deadline)
+        })
     }
 }

@@ -10,9 +10,9 @@ use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
 use super::sink::Sink;
-use super::survey::Console;
-use crate::error::{Context, Result};
-use crate::event::{Interest, earlier, readable};
+use crate::libxl::discover::Console;
+use crate::rt::error::{Context, Result};
+use crate::rt::poll::{Interest, earlier, readable};
 
 /// How many times the ring is emptied before the other consoles have their turn.
 const ROUNDS: usize = 16;

@@ -8,10 +8,10 @@ use std::path::Path;
 use tracing::warn;
 
 use super::logfile::LogFile;
-use super::output::Output;
 use super::pty::Pty;
 use super::statefile::StateFile;
-use crate::event::Interest;
+use crate::libxl::output::Output;
+use crate::rt::poll::Interest;
 
 /// The console that a Linux stubdomain saves QEMU's state to (`STUBDOM_CONSOLE_SAVE` of libxl).
 pub const SAVE: u32 = 1;

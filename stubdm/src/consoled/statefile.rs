@@ -2,7 +2,7 @@
 //!
 //! libxl reads the file whole as soon as QEMU in the stubdomain has answered, and removes it when a save has failed; it
 //! never empties it. dom0's QEMU appends every state to it, and goes on writing to the removed one. Here each *record*
-//! of ours (see [`crate::save`]) begins the file anew, at its path, so that it holds one state: the last. Its filler is not
+//! of ours (see [`crate::libxl::state_record`]) begins the file anew, at its path, so that it holds one state: the last. Its filler is not
 //! written: from the record's last byte on the file does not change, and the filler on the ring tells the stubdomain
 //! that it has been written.
 //!
@@ -18,7 +18,7 @@ use crc32fast::Hasher;
 use tracing::{info, warn};
 
 use super::logfile::open;
-use crate::save::{HEADER, Header, MAGIC, STATE_MAX};
+use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
 /// What is in a state is the guest's: nobody else is to read it.
 const MODE: u32 = 0o600;
@@ -222,7 +222,7 @@ fn after_filler(left: u64) -> Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::save::FILLER;
+    use crate::libxl::state_record::FILLER;
     use crc32fast::hash as crc32;
     use std::sync::{Arc, Mutex};
 

@@ -1,64 +1,86 @@
-//! QMP over vchan: the host's proxy and its other end inside the stubdomain.
+//! QMP over vchan: the host's proxy.
 //!
 //! ```text
 //!   dom0                                              stubdomain
 //!   libxl ──unix──▶ client mode ══vchan══▶ server mode ──unix──▶ QEMU's monitor
-//!          (exchange::Exchange,           (guest::GuestSession)
-//!           host::HostSession)
+//!          (filtered, passthrough)        (guest::session)
 //! ```
 //!
-//! The sessions hold every decision and do no I/O; the loops move bytes for them between sockets and
-//! a [`crate::transport::Transport`].
+//! The sessions hold every decision and do no I/O; the drivers move bytes for them between sockets and
+//! a [`Transport`](crate::rt::transport::Transport).
 //!
-//! | | decisions | loop |
-//! |---|---|---|
-//! | the host, QMP under a policy: all clients on one connection | [`exchange`], [`trunk`] | [`hub`] |
-//! | the host, bytes as they are: a connection for each client | [`host`] | [`pump`] |
-//! | the stubdomain | [`guest`] | [`server`] |
+//! | folder or module | holds |
+//! |---|---|
+//! | [`run`], [`options`], [`policy`] | the program: its command line, its policy, its loop |
+//! | [`broker`] | the process with the host's powers: the vchan, the worker it starts, the saved file |
+//! | [`ipc`] | the messages between the broker and the worker |
+//! | [`sandbox`] | the worker: a process without powers, which reads what the stubdomain sends |
+//! | [`filtered`] | QMP under a policy: all clients on one connection |
+//! | [`passthrough`] | bytes as they are: a connection for each client |
+//! | [`clients`], [`resync`], [`transfer`] | shared by both |
+//! | [`counters`] | the counts that `stubdm-run status` shows |
 //!
-//! # What holds
-//! * No byte of one session reaches another, in either direction (how: `docs/proxy.md`).
-//! * The socket's side is never closed first while its client is there and the vchan stands.
-//! * Buffers are bounded: what does not fit stays in the ring or in the socket.
-//! * Nothing blocks for ever: every wait also watches for the client's leaving.
+//! # Guarantees
+//! * No byte of one session reaches another, in either direction (`docs/proxy.md`).
+//! * The proxy never closes a client's socket first while the client is there and the vchan stands.
+//! * Buffers are bounded: bytes that do not fit stay in the ring or in the socket.
+//! * Nothing blocks forever: every wait also watches for the client's end.
 
-pub mod buffer;
-pub mod cage;
-pub mod client;
-pub mod consoles;
-pub mod exchange;
-pub mod guest;
-pub mod host;
-pub mod hub;
-pub mod inherit;
-pub mod listen;
-pub mod local;
-pub mod meter;
+pub mod broker;
+pub mod clients;
+pub mod counters;
+pub mod filtered;
+pub mod ipc;
 pub mod options;
+pub mod passthrough;
 pub mod policy;
-pub mod pump;
+pub mod resync;
 pub mod run;
-pub mod server;
-pub mod sides;
-pub mod sync;
-pub mod trunk;
-pub mod vchan;
+pub mod sandbox;
+pub mod transfer;
 
-/// What the bytes are, which decides how a session boundary can be found.
+use std::time::{Duration, Instant};
+
+use stubdm_qmp::policy::Policy;
+
+use crate::libxl::payload::Payload;
+use crate::rt::event_loop::Task;
+use crate::rt::transport::Connect;
+use clients::Clients;
+use counters::Reporter;
+
+/// The first pause before the vchan is connected again.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// The longest; the pause doubles up to it.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// What a session wants of its vchan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Payload {
-    /// QMP: lines of JSON, a greeting first; a probe finds the boundary.
-    Qmp,
-    /// Anything: bytes are passed on as they are.
-    Opaque,
+pub enum Link {
+    /// Leave it as it is.
+    Keep,
+    /// Close it if it is open; connect at the stated time, not before.
+    Connect(Instant),
+    /// The session is over: close the vchan and the client's socket.
+    End,
 }
 
-impl Payload {
-    /// libxl names the QMP node `qmp-vchan`; any other node carries what it likes.
-    pub fn of_node(path: &str) -> Self {
-        match path.rsplit('/').next() {
-            Some("qmp-vchan") => Self::Qmp,
-            _ => Self::Opaque,
-        }
+/// The task that serves `clients`: under a policy, if there is one, and otherwise passing `payload` as it is. `seed`
+/// distinguishes this process's ids from those of another before it. Only the first kind counts for `reporter`.
+pub fn driver<C: Connect + 'static>(
+    clients: Clients,
+    connect: C,
+    payload: Payload,
+    policy: Option<Policy>,
+    reporter: Option<Reporter>,
+    seed: u64,
+) -> Box<dyn Task> {
+    match policy {
+        Some(policy) => Box::new(filtered::driver::Driver::new(
+            clients, connect, policy, reporter, seed,
+        )),
+        None => Box::new(passthrough::driver::Driver::new(
+            clients, connect, payload, seed,
+        )),
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::cage::Given;
+use crate::proxy::sandbox::Inherited;
 
 /// Which end of the vchan this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,7 +77,7 @@ pub struct ProxyOptions {
     pub counters: Option<PathBuf>,
     /// Be that process
     #[arg(long, hide = true, value_name = "DESCRIPTORS")]
-    pub caged: Option<Given>,
+    pub caged: Option<Inherited>,
     /// The domain at the other end
     #[arg(value_name = "DOMID")]
     pub domid: u16,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use stubdm_qmp::policy::Policy;
 
-use crate::error::{Context, Failure, Result};
+use crate::rt::error::{Context, Failure, Result};
 
 /// The administrator's file.
 pub const PATH: &str = "/etc/stubdm/qmp-policy.toml";

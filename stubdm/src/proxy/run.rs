@@ -5,31 +5,31 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use tracing::{info, warn};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use super::cage::inside;
-use super::cage::keeper::Keeper;
-use super::client::{Clients, Proxy, Turn};
-use super::listen::{SocketFile, bind};
-use super::local::{Local, set_nonblocking};
 use super::options::{Caging, Filtering, Mode, ProxyOptions, Socket, is_store_path};
-use super::server::{self, Backend, Server};
-use super::vchan::{Vchan, VchanConnect};
-use super::{Payload, consoles, inherit};
-use crate::error::{Context, Failure, Result};
-use crate::event::{Interest, sleep};
-use crate::lifetime::Lifetime;
-use crate::log;
+use crate::guest::server::{Backend, Server};
+use crate::libxl::consoles;
+use crate::libxl::lifetime::DomainWatch;
+use crate::libxl::payload::Payload;
+use crate::proxy::broker::connect::VchanConnect;
+use crate::proxy::broker::spawn::Broker;
+use crate::proxy::clients::Clients;
+use crate::proxy::counters::{self, CounterFile, Reporter};
 use crate::proxy::policy::HostPolicy;
-use crate::signals::Signals;
-use crate::stats::{self, Board, Teller};
-use crate::transport::Connect;
+use crate::proxy::{driver, sandbox};
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::event_loop::{self, Stop, Task};
+use crate::rt::listener::{SocketFile, bind};
+use crate::rt::signals::Signals;
+use crate::rt::stream::{Stream, set_nonblocking};
+use crate::rt::vchan::Vchan;
+use crate::rt::{fd, log};
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
 ///
@@ -37,7 +37,7 @@ use crate::transport::Connect;
 /// What kept it from starting, or made it stop for good. Trouble with one client, or with the
 /// vchan while its domain lives, is logged and got over.
 pub fn run(options: &ProxyOptions) -> Result<()> {
-    let folder = || Some(PathBuf::from(stats::FOLDER));
+    let folder = || Some(PathBuf::from(counters::FOLDER));
     let options = &ProxyOptions {
         counters: options.counters.clone().or_else(folder),
         ..options.clone()
@@ -67,7 +67,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     let policy = policy_for(options)?;
     if let Some(given) = options.caged {
         let stdio = || stdio().map(|local| Clients::Once(Some(local)));
-        return inside::run(options, given, policy, stdio, seed());
+        return sandbox::run::run(options, given, policy, stdio, seed());
     }
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
@@ -132,13 +132,13 @@ struct World {
     xen: Xen,
     store: Store,
     domid: DomId,
-    lifetime: Lifetime,
+    lifetime: DomainWatch,
 }
 
 impl World {
     fn open(domid: DomId, open: impl FnOnce() -> Result<(Xen, Store)>) -> Result<Self> {
         let (xen, store) = open()?;
-        let lifetime = Lifetime::of(&store, domid)?;
+        let lifetime = DomainWatch::of(&store, domid)?;
         Ok(Self {
             xen,
             store,
@@ -157,15 +157,6 @@ impl World {
     }
 }
 
-/// Whether a signal told us to end.
-fn told_to_end(signals: &Signals) -> Result<bool> {
-    let signal = signals.next().context("reading signals")?;
-    if let Some(signal) = signal {
-        info!("{signal}: the proxy ends");
-    }
-    Ok(signal.is_some())
-}
-
 fn serve_clients(
     world: &mut World,
     options: &ProxyOptions,
@@ -182,7 +173,7 @@ fn serve_clients(
         None => "all bytes pass unread both ways".to_owned(),
     };
     let folder = options.counters.as_ref().filter(|_| policy.is_some());
-    let board = folder.and_then(|folder| match Board::open(folder, options.domid) {
+    let board = folder.and_then(|folder| match CounterFile::open(folder, options.domid) {
         Ok(board) => Some(board),
         Err(error) => {
             info!(
@@ -195,88 +186,29 @@ fn serve_clients(
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);
     }
-    match options.cage {
+    let mut task: Box<dyn Task> = match options.cage {
         Caging::On => {
             let arguments = std::env::args_os().collect();
-            let keeper = Keeper::start(connect, clients, arguments, board)?;
-            serve(world, options, signals, &passes, keeper)
+            Box::new(Broker::start(connect, clients, arguments, board)?)
         }
         Caging::Off => {
             warn!("--cage=off: what the domain says is parsed with all the powers of this process");
-            let proxy = match policy {
-                Some(found) => {
-                    let proxy = Proxy::under(clients, connect, found.into_policy()?, seed());
-                    match board {
-                        Some(mut board) => {
-                            proxy.telling(Teller::new(move |counters| board.tell(counters)))
-                        }
-                        None => proxy,
-                    }
-                }
-                None => Proxy::new(clients, connect, payload, seed()),
-            };
-            serve(world, options, signals, &passes, proxy)
+            let policy = policy.map(HostPolicy::into_policy).transpose()?;
+            let reporter = board.map(|mut file| Reporter::new(move |counters| file.tell(counters)));
+            driver(clients, connect, payload, policy, reporter, seed())
         }
-    }
-}
-
-/// What is done turn by turn, until a signal or the end of the domain.
-trait Work {
-    fn interests(&self) -> Vec<Interest<'_>>;
-    fn turn(&mut self, now: Instant) -> io::Result<Turn>;
-}
-
-impl<C: Connect> Work for Proxy<C> {
-    fn interests(&self) -> Vec<Interest<'_>> {
-        self.interests()
-    }
-
-    fn turn(&mut self, now: Instant) -> io::Result<Turn> {
-        self.turn(now)
-    }
-}
-
-impl<C: Connect> Work for Keeper<C> {
-    fn interests(&self) -> Vec<Interest<'_>> {
-        self.interests()
-    }
-
-    fn turn(&mut self, now: Instant) -> io::Result<Turn> {
-        self.turn(now)
-    }
-}
-
-fn serve(
-    world: &mut World,
-    options: &ProxyOptions,
-    signals: &Signals,
-    passes: &str,
-    mut work: impl Work,
-) -> Result<()> {
+    };
     world.announce(options.state_path.as_ref())?;
     info!(
         "serving {} of domain {}: {passes}",
         options.node, world.domid
     );
-    loop {
-        let turn = work.turn(Instant::now()).context("serving clients")?;
-        let deadline = match turn {
-            Turn::Sleep(deadline) => deadline,
-            Turn::Again => Some(Instant::now()),
-            Turn::Done => return Ok(()),
-        };
-        let mut interests = work.interests();
-        interests.push((signals.as_fd(), PollFlags::POLLIN));
-        interests.extend(world.lifetime.interests());
-        sleep(&interests, deadline).context("waiting")?;
-        if told_to_end(signals)? {
-            return Ok(());
-        }
-        if world.lifetime.has_ended() {
-            info!("domain {} has ended", world.domid);
-            return Ok(());
-        }
+    let stops: &mut [&mut dyn Stop] = &mut [&mut &*signals, &mut world.lifetime];
+    let ended = event_loop::run(&mut *task, stops).context("serving clients")?;
+    if let Some(reason) = ended {
+        info!("{reason}: the proxy ends");
     }
+    Ok(())
 }
 
 fn serve_vchan(
@@ -298,19 +230,11 @@ fn serve_vchan(
     .with_marker(options.reconnect_marker);
     world.announce(options.state_path.as_ref())?;
     info!("offering {} to domain {}", options.node, world.domid);
-    loop {
-        let deadline = match server.turn(Instant::now()).context("the vchan")? {
-            server::Turn::Sleep(deadline) => deadline,
-            server::Turn::Again => Some(Instant::now()),
-            server::Turn::Done => return Ok(()),
-        };
-        let mut interests = server.interests();
-        interests.push((signals.as_fd(), PollFlags::POLLIN));
-        sleep(&interests, deadline).context("waiting")?;
-        if told_to_end(signals)? {
-            return Ok(());
-        }
+    let ended = event_loop::run(&mut server, &mut [&mut &*signals]).context("the vchan")?;
+    if let Some(reason) = ended {
+        info!("{reason}: the proxy ends");
     }
+    Ok(())
 }
 
 fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
@@ -321,7 +245,7 @@ fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
         }
         Socket::Descriptor(number) => {
             let what = format!("descriptor {number}");
-            let listener = inherit::duplicate(number).context(&what)?;
+            let listener = fd::duplicate(number).context(&what)?;
             let listens =
                 nix::sys::socket::getsockopt(&listener, nix::sys::socket::sockopt::AcceptConn);
             if !listens.context(&what)? {
@@ -338,9 +262,9 @@ fn backend(socket: Socket) -> Result<Backend> {
     Ok(match socket {
         Socket::Path(path) => Backend::Socket(existing_directory(path)?),
         Socket::Descriptor(number) => {
-            let fd = inherit::duplicate(number).context(format_args!("descriptor {number}"))?;
+            let fd = fd::duplicate(number).context(format_args!("descriptor {number}"))?;
             Backend::Once(Some(
-                Local::socket(fd).context(format_args!("descriptor {number}"))?,
+                Stream::socket(fd).context(format_args!("descriptor {number}"))?,
             ))
         }
         Socket::Stdio => Backend::Once(Some(stdio()?)),
@@ -356,12 +280,12 @@ fn existing_directory(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn stdio() -> Result<Local> {
+fn stdio() -> Result<Stream> {
     let clone = |fd: std::os::fd::BorrowedFd<'_>| -> Result<OwnedFd> {
         fd.try_clone_to_owned().context("stdin or stdout")
     };
     let (input, output) = (clone(io::stdin().as_fd())?, clone(io::stdout().as_fd())?);
-    Local::pair(input, output).context("stdin or stdout")
+    Stream::pair(input, output).context("stdin or stdout")
 }
 
 /// Something another proxy for the same stubdomain, before or after this one, does not have.

@@ -13,7 +13,7 @@ use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 
-use crate::error::{Context, Failure, Result};
+use crate::rt::error::{Context, Failure, Result};
 
 /// The VM of the guest.
 const VM: &str = "/vm/00000000-0000-4000-8000-000000000001";

@@ -9,12 +9,12 @@
 //!
 //! The parts are those of a real host; what stands in for something else is the hypervisor
 //! ([`xen_sys::sim`]), the toolstack ([`host`]) and, where there is none, QEMU ([`peer`]).
-//! Whatever happens, no process, socket or file of it stays: they belong to the [`broom`].
+//! Whatever happens, no process, socket or file of it stays: they belong to the [`cleanup`].
 
-pub mod broom;
+pub mod cleanup;
+pub mod fake_qemu;
 pub mod host;
 pub mod part;
-pub mod peer;
 pub mod role;
 
 use std::ffi::OsString;
@@ -32,12 +32,12 @@ use nix::unistd::{AccessFlags, Pid, access};
 use serde_json::Value;
 use stubdm_qmp::text::one_line;
 
-use crate::error::{Context, Failure, Result};
-use crate::event::{Interest, sleep};
-use crate::signals::Signals;
-use crate::supervisor::LAUNCH_LIMIT;
+use crate::guest::supervisor::LAUNCH_LIMIT;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::poll::{Interest, sleep};
+use crate::rt::signals::Signals;
 use crate::tools::qmp::{self, QmpOptions, object};
-use broom::Broom;
+use cleanup::Cleanup;
 use host::Host;
 use part::Part;
 
@@ -87,9 +87,9 @@ pub struct SimOptions {
 pub fn run(options: &SimOptions) -> Result<()> {
     let signals = Signals::take(SIGNALS).context("taking over signals")?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper")?;
-    let broom = Broom::start()?;
-    let told = story(options, broom.directory(), &signals);
-    let removed = broom.sweep();
+    let cleanup = Cleanup::start()?;
+    let told = story(options, cleanup.directory(), &signals);
+    let removed = cleanup.sweep();
     if told.is_ok() && removed.is_ok() {
         step("ended: nothing is left");
     }
@@ -144,7 +144,7 @@ fn qemu(options: &SimOptions, directory: &Path) -> Result<(PathBuf, String)> {
         let what = file.display().to_string();
         return Ok((file, what));
     }
-    let link = directory.join(peer::NAME);
+    let link = directory.join(fake_qemu::NAME);
     let me = std::env::current_exe().context("this program's file")?;
     std::os::unix::fs::symlink(me, &link).context(link.display())?;
     Ok((link, format!("a scripted peer (no {QEMU} on PATH)")))

@@ -17,10 +17,10 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use stubdm_qmp::text::one_line;
 
-use super::broom::MARK;
-use crate::error::{Context, Result};
-use crate::event::sleep;
-use crate::signals::Signals;
+use crate::rt::error::{Context, Result};
+use crate::rt::poll::sleep;
+use crate::rt::signals::Signals;
+use crate::sim::cleanup::MARK;
 
 /// How long an ending in good order may take.
 const END_LIMIT: Duration = Duration::from_secs(10);

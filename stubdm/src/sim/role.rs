@@ -12,11 +12,11 @@ use nix::sys::signal::Signal;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use super::broom;
-use crate::error::{Context, Result};
-use crate::init::{self, InitOptions};
+use crate::guest::{self, InitOptions};
 use crate::proxy;
 use crate::proxy::options::ProxyOptions;
+use crate::rt::error::{Context, Result};
+use crate::sim::cleanup;
 
 /// Which process this is to be.
 #[derive(Clone, Debug, Subcommand)]
@@ -43,7 +43,7 @@ pub enum Role {
         options: ProxyOptions,
     },
     /// What removes the others and their files
-    Broom {
+    Cleanup {
         /// The directory, which it makes
         directory: PathBuf,
     },
@@ -74,7 +74,7 @@ impl Place {
 /// # Errors
 /// As those of the program it stands for.
 pub fn play(role: Role) -> Result<ExitCode> {
-    if !matches!(role, Role::Broom { .. }) {
+    if !matches!(role, Role::Cleanup { .. }) {
         // Should the other be gone already, joining its host fails.
         set_pdeathsig(Signal::SIGTERM).context("asking to be told of the end")?;
     }
@@ -83,10 +83,10 @@ pub fn play(role: Role) -> Result<ExitCode> {
             place,
             run,
             options,
-        } => Ok(init::run_on(&options, &run, || place.join())),
+        } => Ok(guest::run_on(&options, &run, || place.join())),
         Role::VchanSocketProxy { place, options } => {
             proxy::run::run_on(&options, || place.join()).map(|()| ExitCode::SUCCESS)
         }
-        Role::Broom { directory } => broom::play(&directory),
+        Role::Cleanup { directory } => cleanup::play(&directory),
     }
 }

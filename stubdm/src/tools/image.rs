@@ -9,8 +9,8 @@ use stubdm_image::build::{self, Build, mebibytes};
 use stubdm_image::{Recipe, read};
 use stubdm_qmp::text::one_line;
 
-use crate::error::{Context, Failure, Result};
-use crate::init::qemu;
+use crate::guest::qemu;
+use crate::rt::error::{Context, Failure, Result};
 
 /// Which of the two.
 #[derive(Clone, Debug, Subcommand)]

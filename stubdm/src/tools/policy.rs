@@ -7,11 +7,11 @@ use clap::Subcommand;
 use stubdm_qmp::json::Json;
 use stubdm_qmp::learn::{LOG_MAX, learn};
 use stubdm_qmp::policy::Policy;
-use stubdm_qmp::policy::schema::{Shape, Version};
+use stubdm_qmp::policy::schema::{Schema, Version};
 use stubdm_qmp::text::lines;
 
-use crate::error::{Context, Failure, Result};
 use crate::proxy::policy::HostPolicy;
+use crate::rt::error::{Context, Failure, Result};
 
 /// What to do with a policy.
 #[derive(Clone, Debug, Subcommand)]
@@ -115,9 +115,9 @@ fn read(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn members(shape: &Shape) -> Vec<String> {
+fn members(shape: &Schema) -> Vec<String> {
     match shape {
-        Shape::Map(members) => members
+        Schema::Map(members) => members
             .iter()
             .map(|member| {
                 let mark = if member.optional { " (optional)" } else { "" };
@@ -140,7 +140,7 @@ fn table(policy: &Policy, source: &str) -> String {
             text += &format!("  arguments:\n{}", arguments.concat());
         }
         match &row.answer {
-            Shape::Nothing => {}
+            Schema::Nothing => {}
             answer => text += &format!("  answer: {answer}\n"),
         }
     }

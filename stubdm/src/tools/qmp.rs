@@ -12,9 +12,9 @@ use stubdm_qmp::json::Json;
 use stubdm_qmp::message::LIMITS;
 use stubdm_qmp::text::{json, json_line, one_line};
 
-use crate::error::{Context, Failure, Result};
-use crate::proxy::local;
-use crate::tools::store::domid;
+use crate::libxl::store::domid;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::stream;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
@@ -100,7 +100,7 @@ fn guest_socket(guest: DomId) -> Result<PathBuf> {
 /// Connects; a proxy whose queue is full is asked again until the deadline.
 fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     loop {
-        match local::connect(path) {
+        match stream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 left(deadline)?;
                 std::thread::sleep(Duration::from_millis(20));

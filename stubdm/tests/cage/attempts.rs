@@ -16,9 +16,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Gid, Pid, Uid, chroot, setgroups, setresgid, setresuid};
-use stubdm::proxy::cage::{calls, user_of, walls};
-use stubdm::proxy::exchange::Exchange;
-use stubdm::proxy::inherit;
+use stubdm::proxy::filtered::multiplexer::Multiplexer;
+use stubdm::proxy::sandbox::{enter, seccomp, user_of};
+use stubdm::rt::fd;
 use stubdm_qmp::json::Limits;
 use stubdm_qmp::lines::LINE_MAX;
 use stubdm_qmp::policy::Policy;
@@ -148,7 +148,7 @@ const ATTEMPTS: &[Attempt] = &[
         fs::remove_file(path)
     }),
     ("use what was left open", Reach::Everything, |outside| {
-        let mut file = File::from(inherit::duplicate(outside.left_open)?);
+        let mut file = File::from(fd::duplicate(outside.left_open)?);
         file.write_all(b"x")
     }),
     ("kill a process", Reach::Powers, |outside| {
@@ -208,23 +208,23 @@ pub(crate) fn play(which: &str, outside: &Outside) -> ExitCode {
     };
     match which {
         "none" => {}
-        "all" | "hungry" => walls::enter(&keep, user_of(77), 0).unwrap(),
+        "all" | "hungry" => enter::enter(&keep, user_of(77), 0).unwrap(),
         "calls" => {
-            walls::close_others(&keep).unwrap();
-            calls::restrict().unwrap();
+            enter::close_others(&keep).unwrap();
+            seccomp::restrict().unwrap();
         }
         "user" => {
-            walls::limit(0).unwrap();
-            walls::leave_the_files().unwrap();
-            walls::become_nobody(user_of(77)).unwrap();
+            enter::limit(0).unwrap();
+            enter::leave_the_files().unwrap();
+            enter::become_nobody(user_of(77)).unwrap();
         }
         "wide" => {
-            walls::limit(0).unwrap();
-            let half = walls::MEMORY / 2;
+            enter::limit(0).unwrap();
+            let half = enter::MEMORY / 2;
             // One that is short of memory is to end, not to handle a signal of its own for ever.
             SigSet::all().thread_block().unwrap();
             setrlimit(Resource::RLIMIT_DATA, half, half).unwrap();
-            calls::restrict().unwrap();
+            seccomp::restrict().unwrap();
         }
         other => panic!("no walls of the name {other}"),
     }
@@ -321,7 +321,7 @@ fn wide(output: &mut impl Write) -> ExitCode {
         text: LINE_MAX,
     };
     let now = Instant::now();
-    let mut exchange = Exchange::new(Arc::new(policy), 1, now);
+    let mut exchange = Multiplexer::new(Arc::new(policy), 1, now);
     let client = exchange.client_arrived(now);
     let kinds: [Kind; 6] = [
         ("objects", |_| "{\"\":0},".into(), "[", "0]"),
@@ -333,7 +333,7 @@ fn wide(output: &mut impl Write) -> ExitCode {
     ];
     for (name, item, open, close) in kinds {
         exchange.vchan_up(now);
-        let say = |exchange: &mut Exchange, line: &[u8]| {
+        let say = |exchange: &mut Multiplexer, line: &[u8]| {
             for piece in line.chunks(4096).chain([&b"\n"[..]]) {
                 exchange.vchan_bytes(piece, now);
             }
@@ -346,7 +346,7 @@ fn wide(output: &mut impl Write) -> ExitCode {
         );
         say(&mut exchange, &widest(item, open, close));
         say(&mut exchange, format!("{greeting}0}}}}").as_bytes());
-        let id = |exchange: &mut Exchange| {
+        let id = |exchange: &mut Multiplexer| {
             let out = String::from_utf8_lossy(exchange.vchan_out()).into_owned();
             exchange.vchan_wrote(exchange.vchan_out().len());
             let (_, id) = out.rsplit_once("\"id\":\"").unwrap();

@@ -157,7 +157,7 @@ fn memory_runs_out() {
         let line = said.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_else(|| panic!("{said}")).parse().unwrap()
     };
-    let most = stubdm::proxy::cage::walls::MEMORY >> 20;
+    let most = stubdm::proxy::sandbox::enter::MEMORY >> 20;
     assert!((most / 2..=most).contains(&number("MiB ")), "{said}");
     assert!((16..=64).contains(&number("descriptors ")), "{said}");
     assert_eq!(number("core "), 0);

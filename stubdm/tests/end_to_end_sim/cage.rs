@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::json;
-use stubdm::proxy::cage::wire::{Order, Wire};
-use stubdm::proxy::cage::{Given, user_of};
-use stubdm::proxy::inherit;
-use stubdm::stats::{self, Counters};
+use stubdm::proxy::counters::{self, Counters};
+use stubdm::proxy::ipc::{IpcSocket, Request};
+use stubdm::proxy::sandbox::{Inherited, user_of};
+use stubdm::rt::fd;
 use xen_sys::DomId;
 
 use crate::client::Client;
@@ -19,11 +19,11 @@ use crate::proxy::{Process, monitor, path};
 
 /// Is a caged half that somebody took over as soon as it was ready. There are no walls: what it does could be done behind
 /// them.
-pub(crate) fn taken_over(given: Given, how: &str) -> ! {
+pub(crate) fn taken_over(given: Inherited, how: &str) -> ! {
     let number = given.wire;
-    let wire = Wire::new(inherit::duplicate(number).unwrap());
+    let wire = IpcSocket::new(fd::duplicate(number).unwrap());
     nix::unistd::close(number).unwrap();
-    wire.send(&Order::Ready.encode()).unwrap();
+    wire.send(&Request::Ready.encode()).unwrap();
     match how {
         "closes its wire and lives" => drop(wire),
         "ends as if all was done" => std::process::exit(0),
@@ -32,8 +32,8 @@ pub(crate) fn taken_over(given: Given, how: &str) -> ! {
         },
         "says what nobody says" => wire.send(b"?").unwrap(),
         "has states looked at" => loop {
-            let _ = wire.send(&Order::Stored.encode());
-            while let Ok(stubdm::proxy::cage::wire::Received::Message(_)) = wire.receive() {}
+            let _ = wire.send(&Request::Stored.encode());
+            while let Ok(stubdm::proxy::ipc::Received::Message(_)) = wire.receive() {}
         },
         other => panic!("{other}"),
     }
@@ -254,7 +254,7 @@ pub(crate) fn a_cage_that_cannot_be_made_ends_the_proxy() {
 fn told(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let told = stats::read(folder, host.stub.as_u16());
+        let told = counters::read(folder, host.stub.as_u16());
         match told.map(|told| told.counters).filter(&fit) {
             Some(counters) => return counters,
             None => assert!(Instant::now() < deadline, "{told:?}"),
@@ -277,7 +277,7 @@ pub(crate) fn what_the_caged_half_counts_can_be_read() {
     let proxy = [option.as_str(), &stub, &node, &socket];
     let proxy = Process::start(&host, DomId::DOM0, &proxy, false);
     let caged = child(proxy.pid(), None);
-    let first = stats::read(&folder, host.stub.as_u16()).unwrap();
+    let first = counters::read(&folder, host.stub.as_u16()).unwrap();
     assert_eq!(first.pid.to_string(), proxy.pid().to_string());
     assert_eq!(first.counters, Counters::default());
 
@@ -300,6 +300,6 @@ pub(crate) fn what_the_caged_half_counts_can_be_read() {
     let after = told(&folder, &host, |counters| counters.answered > 1);
     assert_eq!((after.sessions, after.answered, after.denied), (2, 2, 1));
     proxy.hang_up();
-    assert_eq!(stats::read(&folder, host.stub.as_u16()), None);
+    assert_eq!(counters::read(&folder, host.stub.as_u16()), None);
     server.hang_up();
 }

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use stubdm::event::sleep;
-use stubdm::proxy::Payload;
-use stubdm::proxy::client::{Clients, Proxy, Turn};
-use stubdm::proxy::listen::bind;
-use stubdm::proxy::vchan::VchanConnect;
+use stubdm::libxl::payload::Payload;
+use stubdm::proxy::broker::connect::VchanConnect;
+use stubdm::proxy::clients::Clients;
+use stubdm::proxy::driver;
+use stubdm::rt::event_loop::Progress;
+use stubdm::rt::listener::bind;
+use stubdm::rt::poll::sleep;
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::sim::Simulation;
@@ -179,17 +181,18 @@ impl Host {
         let xen = self.simulation.xen(DomId::DOM0).unwrap();
         let store = self.server.connect(DomId::DOM0).unwrap();
         let connect = VchanConnect::new(xen, store, self.stub, node);
-        let mut proxy = Proxy::new(Clients::Socket(listener.into()), connect, payload, 1);
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
         let thread = std::thread::spawn(move || {
             let _file = file;
+            let clients = Clients::Socket(listener.into());
+            let mut proxy = driver(clients, connect, payload, None, None, 1);
             loop {
                 let now = Instant::now();
                 let deadline = match proxy.turn(now).unwrap() {
-                    Turn::Sleep(deadline) => deadline,
-                    Turn::Again => Some(now),
-                    Turn::Done => return,
+                    Progress::Sleep(deadline) => deadline,
+                    Progress::Again => Some(now),
+                    Progress::Done => return,
                 };
                 // After the turn: it may have taken the connection that was to wake this thread.
                 if told.load(Ordering::Acquire) {

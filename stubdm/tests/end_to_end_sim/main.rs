@@ -23,11 +23,11 @@ use host::Host;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use stubdm::dmargv::{ArgvError, DmArgv};
-use stubdm::init::guest::Guest;
-use stubdm::init::report::Report;
-use stubdm::init::{InitOptions, qemu as launcher, watch};
-use stubdm::signals::Signals;
+use stubdm::guest::report::Report;
+use stubdm::guest::{InitOptions, qemu as launcher, watch};
+use stubdm::libxl::dm_argv::{ArgvError, DmArgv};
+use stubdm::libxl::guest::Guest;
+use stubdm::rt::signals::Signals;
 
 /// The descriptors this process was started with; whoever started it may leave some open.
 static INHERITED: OnceLock<BTreeSet<u32>> = OnceLock::new();
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     }
     INHERITED.get_or_init(qemu::descriptors);
     if std::env::var_os("STUBDM_TEST_LOG").is_some() {
-        stubdm::log::to_console(true);
+        stubdm::rt::log::to_console(true);
     }
     // Before any thread is started: they inherit it.
     let signals = Signals::take(watch::SIGNALS).unwrap();

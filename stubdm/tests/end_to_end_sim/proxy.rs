@@ -12,9 +12,9 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use stubdm::error::Context as _;
-use stubdm::proxy::{self, inherit};
-use stubdm::{cli, log};
+use stubdm::rt::error::Context as _;
+use stubdm::rt::{fd, log};
+use stubdm::{cli, proxy};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 use xen_vchan::PeerState;
@@ -51,7 +51,7 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
         let options = cli::proxy_options(line)?.unwrap();
         proxy::run::run_on(&options, || {
             let xen = Xen::join_path(Path::new(directory).join("broker"), me).context("broker")?;
-            let store = inherit::duplicate(store).context("store")?;
+            let store = fd::duplicate(store).context("store")?;
             Ok((xen, Store::from_fd(store).context("store")?))
         })
     };

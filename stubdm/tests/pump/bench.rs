@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stubdm::proxy::Payload;
-use stubdm::proxy::client::{Clients, Proxy, Turn};
-use stubdm::proxy::listen::{SocketFile, bind};
-use stubdm::proxy::server::{self, Backend, Server};
+use stubdm::guest::server::{Backend, Server};
+use stubdm::libxl::payload::Payload;
+use stubdm::proxy::clients::Clients;
+use stubdm::proxy::driver;
+use stubdm::rt::event_loop::{Progress, Task};
+use stubdm::rt::listener::{SocketFile, bind};
 use stubdm_qmp::policy::Policy;
 
 use crate::fake::client::Client;
@@ -26,7 +28,7 @@ pub(crate) struct Bench {
     _dir: tempfile::TempDir,
     _file: SocketFile,
     socket: PathBuf,
-    pub(crate) proxy: Proxy<Connector>,
+    pub(crate) proxy: Box<dyn Task>,
     proxy_deadline: Option<Instant>,
     far: Far,
     /// `false`: the far side's processor is busy with something else.
@@ -67,10 +69,7 @@ impl Bench {
         let (listener, file) = bind(&socket).unwrap();
         let connector = Connector(page.clone());
         let clients = Clients::Socket(listener.into());
-        let proxy = match policy {
-            Some(policy) => Proxy::under(clients, connector, policy, 7),
-            None => Proxy::new(clients, connector, Payload::Qmp, 7),
-        };
+        let proxy = driver(clients, connector, Payload::Qmp, policy, None, 7);
         Self {
             _dir: dir,
             _file: file,
@@ -96,9 +95,9 @@ impl Bench {
         let late = self.proxy_deadline.is_some_and(|at| at <= self.now);
         if self.first || late || is_woken(&self.proxy.interests()) {
             self.proxy_deadline = match self.proxy.turn(self.now).unwrap() {
-                Turn::Sleep(deadline) => deadline,
-                Turn::Again => Some(self.now),
-                Turn::Done => panic!("the proxy gave up"),
+                Progress::Sleep(deadline) => deadline,
+                Progress::Again => Some(self.now),
+                Progress::Done => panic!("the proxy gave up"),
             };
             busy = true;
         }
@@ -107,7 +106,7 @@ impl Bench {
                 Far::Ours(server) => {
                     let woken = self.first || is_woken(&server.interests());
                     woken && {
-                        while server.turn(self.now).unwrap() == server::Turn::Again {}
+                        while server.turn(self.now).unwrap() == Progress::Again {}
                         true
                     }
                 }

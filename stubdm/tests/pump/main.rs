@@ -15,8 +15,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use stubdm::proxy::Payload;
-use stubdm::proxy::client::{Clients, Proxy, Turn};
+use stubdm::libxl::payload::Payload;
+use stubdm::proxy::clients::Clients;
+use stubdm::proxy::driver;
+use stubdm::rt::event_loop::Progress;
 
 use bench::Bench;
 use fake::client::Client;
@@ -132,7 +134,7 @@ fn a_domain_that_is_gone_ends_the_proxy() {
     }
     let _client = bench.client();
     assert!(is_woken(&bench.proxy.interests()));
-    assert_eq!(bench.proxy.turn(bench.now).unwrap(), Turn::Done);
+    assert_eq!(bench.proxy.turn(bench.now).unwrap(), Progress::Done);
 }
 
 #[test]
@@ -194,14 +196,11 @@ fn a_socket_that_lets_nobody_in_is_looked_at_once_a_second() {
             Clients::Socket(listener.into()),
             Connector(fake::page(true)),
         );
-        let mut proxy = match policy {
-            Some(policy) => Proxy::under(clients, connector, policy, 7),
-            None => Proxy::new(clients, connector, Payload::Qmp, 7),
-        };
+        let mut proxy = driver(clients, connector, Payload::Qmp, policy, None, 7);
         let now = Instant::now();
         for _ in 0..3 {
             let second = Some(now + Duration::from_secs(1));
-            assert_eq!(proxy.turn(now).unwrap(), Turn::Sleep(second));
+            assert_eq!(proxy.turn(now).unwrap(), Progress::Sleep(second));
             assert_eq!(proxy.interests().len(), 0);
         }
     }
@@ -211,17 +210,24 @@ fn a_socket_that_lets_nobody_in_is_looked_at_once_a_second() {
 fn stdin_and_stdout_are_one_client() {
     let page = fake::page(true);
     let (near, mut far) = UnixStream::pair().unwrap();
-    let local = stubdm::proxy::local::Local::socket(near.into()).unwrap();
+    let local = stubdm::rt::stream::Stream::socket(near.into()).unwrap();
     let clients = Clients::Once(Some(local));
-    let mut proxy = Proxy::new(clients, Connector(page.clone()), Payload::Opaque, 7);
+    let mut proxy = driver(
+        clients,
+        Connector(page.clone()),
+        Payload::Opaque,
+        None,
+        None,
+        7,
+    );
     let mut link = ServerLink::new(&page);
     let now = Instant::now();
     far.write_all(b"\x00anything\xff").unwrap();
     let mut got = Vec::new();
     let mut buffer = [0; 64];
     for _ in 0..20 {
-        assert_ne!(proxy.turn(now).unwrap(), Turn::Done);
-        use stubdm::transport::Transport as _;
+        assert_ne!(proxy.turn(now).unwrap(), Progress::Done);
+        use stubdm::rt::transport::Transport as _;
         if let Ok(count) = link.try_read(&mut buffer) {
             got.extend_from_slice(&buffer[..count]);
         }
@@ -229,7 +235,7 @@ fn stdin_and_stdout_are_one_client() {
     assert_eq!(got, b"\x00anything\xff");
     far.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(
-        (0..20).any(|_| proxy.turn(now).unwrap() == Turn::Done),
+        (0..20).any(|_| proxy.turn(now).unwrap() == Progress::Done),
         "ends at the end of input"
     );
     assert!(far.as_fd().try_clone_to_owned().is_ok());

@@ -13,11 +13,11 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout, poll};
-use stubdm::consoled::output::Output;
 use stubdm::consoled::service::Service;
-use stubdm::consoled::survey::{Survey, consoles};
-use stubdm::event::{readable, sleep};
-use stubdm::save::{FILLER, Header};
+use stubdm::libxl::discover::{Discovered, consoles};
+use stubdm::libxl::output::Output;
+use stubdm::libxl::state_record::{FILLER, Header};
+use stubdm::rt::poll::{readable, sleep};
 use xen_console::{Frontend, ready};
 
 use stream::Stream;
@@ -28,7 +28,7 @@ const LIMIT: u64 = 1 << 20;
 /// The service of one console, as the store describes it.
 fn service(world: &World, number: u32, output: &str) -> Service {
     world.console(number, Some(output));
-    let Survey::Consoles(found) = consoles(&world.store, world.domain).unwrap() else {
+    let Discovered::Consoles(found) = consoles(&world.store, world.domain).unwrap() else {
         panic!("not ours");
     };
     let console = found.iter().find(|c| c.number == number).unwrap();

@@ -271,10 +271,10 @@ fn killed_itself_it_leaves_nothing() {
 }
 
 #[test]
-fn without_its_broom_it_sweeps_up_itself() {
+fn without_its_cleanup_it_sweeps_up_itself() {
     let place = Place::new();
     let running = with_silent_qemu(&place);
-    kill(find(&place, "broom"), Signal::SIGKILL).unwrap();
+    kill(find(&place, "cleanup"), Signal::SIGKILL).unwrap();
     running.signal(Signal::SIGTERM);
     let (status, _, words) = running.end();
     assert_eq!(status, Some(1), "{words}");

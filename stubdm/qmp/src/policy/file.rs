@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::json;
-use crate::policy::pattern::Form;
-use crate::policy::schema::{Member, Shape, Version};
+use crate::policy::pattern::Pattern;
+use crate::policy::schema::{Member, Schema, Version};
 use crate::policy::{EventRow, Limits, Policy, Row};
 use crate::text::one_line;
 
@@ -45,8 +45,8 @@ struct RawRow {
     #[serde(default)]
     when: String,
     #[serde(default)]
-    arguments: BTreeMap<String, RawShape>,
-    answer: Option<RawShape>,
+    arguments: BTreeMap<String, RawSchema>,
+    answer: Option<RawSchema>,
 }
 
 #[derive(Deserialize)]
@@ -54,12 +54,12 @@ struct RawRow {
 struct RawEvent {
     event: String,
     #[serde(default)]
-    data: BTreeMap<String, RawShape>,
+    data: BTreeMap<String, RawSchema>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawShape {
+struct RawSchema {
     optional: Option<bool>,
     nothing: Option<bool>,
     bool: Option<bool>,
@@ -142,7 +142,7 @@ pub(super) fn read(text: &str, built_in: impl FnOnce() -> Checked<Policy>) -> Ch
         let data = members(raw.data, 0).map_err(|why| format!("{what}, data {why}"))?;
         policy.events.push(EventRow {
             name: raw.event,
-            data: Shape::Map(data),
+            data: Schema::Map(data),
         });
     }
     Ok(policy)
@@ -193,17 +193,17 @@ fn row(raw: RawRow) -> Checked<Row> {
     let arguments = members(raw.arguments, 0).map_err(|why| format!("argument {why}"))?;
     let answer = raw
         .answer
-        .map_or(Ok(Shape::Nothing), |raw| shape(raw, 0).map(|s| s.0));
+        .map_or(Ok(Schema::Nothing), |raw| shape(raw, 0).map(|s| s.0));
     Ok(Row {
         name: one_line(&raw.name.unwrap_or_else(|| raw.command.clone())),
         when: one_line(&raw.when),
-        arguments: Shape::Map(arguments),
+        arguments: Schema::Map(arguments),
         answer: answer.map_err(|why| format!("answer: {why}"))?,
         command: raw.command,
     })
 }
 
-fn members(raw: BTreeMap<String, RawShape>, depth: usize) -> Checked<Vec<Member>> {
+fn members(raw: BTreeMap<String, RawSchema>, depth: usize) -> Checked<Vec<Member>> {
     let each = raw.into_iter().map(|(key, raw)| {
         let (shape, optional) = shape(raw, depth + 1).map_err(|why| format!("{key}: {why}"))?;
         Ok(Member {
@@ -224,28 +224,28 @@ fn ordered([low, high]: [i64; 2]) -> Checked<(i64, i64)> {
 }
 
 /// The shape, and whether it may be missing.
-fn shape(raw: RawShape, depth: usize) -> Checked<(Shape, bool)> {
+fn shape(raw: RawSchema, depth: usize) -> Checked<(Schema, bool)> {
     if depth > SHAPE_DEPTH {
         return Err(format!("nested deeper than {SHAPE_DEPTH}"));
     }
     let optional = raw.optional.unwrap_or(false);
     let mut found = Vec::new();
     if raw.nothing == Some(true) {
-        found.push(Shape::Nothing);
+        found.push(Schema::Nothing);
     }
     if raw.bool == Some(true) {
-        found.push(Shape::Bool);
+        found.push(Schema::Bool);
     }
     if let Some(range) = raw.int {
         let (low, high) = ordered(range)?;
-        found.push(Shape::Int(low, high));
+        found.push(Schema::Int(low, high));
     }
     let since = raw.integer_since.as_deref().map(str::parse).transpose()?;
     match (raw.number, since) {
         (Some(range), since) => {
             let (low, high) = ordered(range)?;
             let never = Version(u16::MAX, 0, 0);
-            found.push(Shape::Number(low, high, since.unwrap_or(never)));
+            found.push(Schema::Number(low, high, since.unwrap_or(never)));
         }
         (None, Some(_)) => return Err("integer_since goes with number".into()),
         (None, None) => {}
@@ -254,24 +254,24 @@ fn shape(raw: RawShape, depth: usize) -> Checked<(Shape, bool)> {
         if all.is_empty() {
             return Err("one_of is empty".into());
         }
-        found.push(Shape::OneOf(all));
+        found.push(Schema::OneOf(all));
     }
     if let Some(form) = raw.form {
-        found.push(Shape::Form(Form::new(&form)?));
+        found.push(Schema::Pattern(Pattern::new(&form)?));
     }
     match (raw.name, raw.ends_with) {
         (Some(most), ends) => {
             let most = at_most("name", most, ANSWER_MAX)?;
-            found.push(Shape::Token(most, ends.unwrap_or_default()));
+            found.push(Schema::Token(most, ends.unwrap_or_default()));
         }
         (None, Some(_)) => return Err("ends_with goes with name".into()),
         (None, None) => {}
     }
     if let Some(most) = raw.line {
-        found.push(Shape::Line(at_most("line", most, ANSWER_MAX)?));
+        found.push(Schema::Line(at_most("line", most, ANSWER_MAX)?));
     }
     if let Some(most) = raw.lines {
-        found.push(Shape::Lines(at_most("lines", most, ANSWER_MAX)?));
+        found.push(Schema::Lines(at_most("lines", most, ANSWER_MAX)?));
     }
     match (raw.list, raw.most) {
         (Some(of), Some(most)) => {
@@ -279,14 +279,14 @@ fn shape(raw: RawShape, depth: usize) -> Checked<(Shape, bool)> {
             let of = shape(*of, depth + 1)
                 .map_err(|why| format!("list: {why}"))?
                 .0;
-            found.push(Shape::List(Box::new(of), most));
+            found.push(Schema::List(Box::new(of), most));
         }
         (Some(_), None) => return Err("a list needs most, the number of items".into()),
         (None, Some(_)) => return Err("most goes with list".into()),
         (None, None) => {}
     }
     if let Some(object) = raw.object {
-        found.push(Shape::Map(members(object, depth)?));
+        found.push(Schema::Map(members(object, depth)?));
     }
     match (found.pop(), found.is_empty()) {
         (Some(shape), true) => Ok((shape, optional)),

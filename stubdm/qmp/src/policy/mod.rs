@@ -11,7 +11,7 @@ pub mod schema;
 
 use crate::json::{self, Json, map};
 use crate::lines::LINE_MAX;
-use crate::policy::schema::{Misfit, Shape, Version, Way};
+use crate::policy::schema::{Direction, Misfit, Schema, Version};
 use crate::text::one_line;
 
 /// The policy that is built in.
@@ -38,9 +38,9 @@ pub struct Row {
     /// When the toolstack sends it.
     pub when: String,
     /// Its arguments.
-    pub arguments: Shape,
+    pub arguments: Schema,
     /// What it returns.
-    pub answer: Shape,
+    pub answer: Schema,
 }
 
 /// An event that is passed on.
@@ -49,7 +49,7 @@ pub struct EventRow {
     /// Its name.
     pub name: String,
     /// Its data.
-    pub data: Shape,
+    pub data: Schema,
 }
 
 /// The policy.
@@ -151,7 +151,7 @@ impl Policy {
             if entry.command != name {
                 continue;
             }
-            match entry.arguments.rebuild(given, Way::ToQemu(version)) {
+            match entry.arguments.rebuild(given, Direction::ToQemu(version)) {
                 Ok(rebuilt) => {
                     let arguments = (rebuilt != empty).then_some(rebuilt);
                     return Ok(Allowed { row, arguments });
@@ -175,7 +175,7 @@ impl Policy {
     /// It does not look like an answer to that command.
     pub fn answer(&self, row: usize, value: &Json) -> Result<Json, String> {
         let row = self.rows.get(row).ok_or("no such row")?;
-        let rebuilt = row.answer.rebuild(value, Way::FromQemu);
+        let rebuilt = row.answer.rebuild(value, Direction::FromQemu);
         rebuilt.map_err(|misfit| misfit.to_string())
     }
 
@@ -183,7 +183,7 @@ impl Policy {
     pub fn event(&self, name: &str, data: Option<&Json>) -> Option<Json> {
         let row = self.events.iter().find(|row| row.name == name)?;
         row.data
-            .rebuild(data.unwrap_or(&map([])), Way::FromQemu)
+            .rebuild(data.unwrap_or(&map([])), Direction::FromQemu)
             .ok()
     }
 }
@@ -191,7 +191,7 @@ impl Policy {
 impl Row {
     /// How many members keep these arguments from fitting.
     fn distance(&self, given: &Json, version: Version) -> usize {
-        let (Shape::Map(members), Json::Map(given)) = (&self.arguments, given) else {
+        let (Schema::Map(members), Json::Map(given)) = (&self.arguments, given) else {
             return usize::MAX;
         };
         let unknown = given
@@ -200,7 +200,7 @@ impl Row {
         let wrong = members
             .iter()
             .filter(|m| match given.iter().find(|g| g.0 == m.key) {
-                Some((_, value)) => m.shape.rebuild(value, Way::ToQemu(version)).is_err(),
+                Some((_, value)) => m.shape.rebuild(value, Direction::ToQemu(version)).is_err(),
                 None => !m.optional,
             });
         unknown.count() + wrong.count()

@@ -19,12 +19,12 @@ enum Part {
 
 /// A form that strings can have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Form {
+pub struct Pattern {
     text: String,
     parts: Vec<Part>,
 }
 
-impl Form {
+impl Pattern {
     /// Reads a form.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Form {
     }
 }
 
-impl fmt::Display for Form {
+impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -146,7 +146,7 @@ mod tests {
             ),
             ("", &[""], &["x"]),
         ] {
-            let form = Form::new(form).unwrap();
+            let form = Pattern::new(form).unwrap();
             for text in good {
                 assert!(form.fits(text), "{form} {text}");
             }
@@ -168,8 +168,8 @@ mod tests {
             "{hex9}",
             "{hex0}",
         ] {
-            assert!(Form::new(form).is_err(), "{form}");
+            assert!(Pattern::new(form).is_err(), "{form}");
         }
-        assert!(Form::new("{hex4}:{hex2}-x{int}").is_ok());
+        assert!(Pattern::new("{hex4}:{hex2}-x{int}").is_ok());
     }
 }

@@ -7,12 +7,12 @@
 use std::fmt;
 
 use crate::json::Json;
-use crate::policy::pattern::Form;
+use crate::policy::pattern::Pattern;
 use crate::text::{is_active, lines as clean_lines};
 
 /// Which way the value travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// From the toolstack to QEMU, whose version is given as far as it is known.
     ToQemu(Version),
     /// From QEMU to the toolstack.
@@ -47,7 +47,7 @@ impl fmt::Display for Version {
 
 /// A value's shape.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Shape {
+pub enum Schema {
     /// An object, of which nothing is kept.
     Nothing,
     /// `true` or `false`.
@@ -60,7 +60,7 @@ pub enum Shape {
     /// One of these strings.
     OneOf(Vec<String>),
     /// A string of a form.
-    Form(Form),
+    Pattern(Pattern),
     /// A name: ASCII letters, digits and `-_.,:+/@`, not empty, at most this long, with one of
     /// these endings if there are any.
     Token(usize, Vec<String>),
@@ -80,7 +80,7 @@ pub struct Member {
     /// Its key.
     pub key: String,
     /// What it looks like.
-    pub shape: Shape,
+    pub shape: Schema,
     /// Whether the object may do without it.
     pub optional: bool,
 }
@@ -113,15 +113,17 @@ fn misfit<T>(why: impl fmt::Display) -> Result<T> {
     })
 }
 
-impl Shape {
+impl Schema {
     /// The value as it may go on.
     ///
     /// # Errors
     /// It does not fit.
-    pub fn rebuild(&self, value: &Json, way: Way) -> Result<Json> {
+    pub fn rebuild(&self, value: &Json, way: Direction) -> Result<Json> {
         match (self, value) {
             (Self::Nothing, Json::Map(members)) => match (way, members.first()) {
-                (Way::ToQemu(_), Some((key, _))) => misfit(format_args!("{key} is not expected")),
+                (Direction::ToQemu(_), Some((key, _))) => {
+                    misfit(format_args!("{key} is not expected"))
+                }
                 _ => Ok(Json::Map(Vec::new())),
             },
             (Self::Bool, Json::Bool(_)) => Ok(value.clone()),
@@ -134,8 +136,8 @@ impl Shape {
             (Self::OneOf(_), Json::Text(text)) => {
                 misfit(format_args!("{text:?} is not one of those known"))
             }
-            (Self::Form(form), Json::Text(text)) if form.fits(text) => Ok(value.clone()),
-            (Self::Form(form), Json::Text(text)) => {
+            (Self::Pattern(form), Json::Text(text)) if form.fits(text) => Ok(value.clone()),
+            (Self::Pattern(form), Json::Text(text)) => {
                 misfit(format_args!("{text:?} has not the form {form}"))
             }
             (Self::Token(most, ends), Json::Text(text)) => {
@@ -160,7 +162,7 @@ impl Shape {
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for Schema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("an empty object"),
@@ -173,7 +175,7 @@ impl fmt::Display for Shape {
                 )
             }
             Self::OneOf(all) => f.write_str(&all.join(" | ")),
-            Self::Form(form) => write!(f, "{form}"),
+            Self::Pattern(form) => write!(f, "{form}"),
             Self::Token(most, ends) if ends.is_empty() => write!(f, "a name of up to {most} bytes"),
             Self::Token(most, ends) => {
                 write!(
@@ -214,7 +216,7 @@ fn within(n: i64, low: i64, high: i64) -> Result<()> {
     }
 }
 
-fn number(value: &Json, low: i64, high: i64, since: Version, way: Way) -> Result<Json> {
+fn number(value: &Json, low: i64, high: i64, since: Version, way: Direction) -> Result<Json> {
     let n = match value {
         Json::Int(n) => *n,
         // As `%d` prints it: one way to write each number.
@@ -226,7 +228,7 @@ fn number(value: &Json, low: i64, high: i64, since: Version, way: Way) -> Result
     };
     within(n, low, high)?;
     Ok(match way {
-        Way::ToQemu(version) if version >= since => Json::Int(n),
+        Direction::ToQemu(version) if version >= since => Json::Int(n),
         _ => value.clone(),
     })
 }
@@ -246,7 +248,7 @@ fn token(text: &str, most: usize, ends: &[String]) -> Result<()> {
 }
 
 /// Text from QEMU is made harmless for a terminal and a log; text for QEMU is right or refused.
-fn clean(text: &str, most: usize, lines: bool, way: Way) -> Result<Json> {
+fn clean(text: &str, most: usize, lines: bool, way: Direction) -> Result<Json> {
     if text.len() > most {
         return misfit(format_args!("{} bytes, more than {most}", text.len()));
     }
@@ -257,8 +259,8 @@ fn clean(text: &str, most: usize, lines: bool, way: Way) -> Result<Json> {
     let cleaned = cleaned.replace(is_noncharacter, " ");
     match way {
         // QEMU's parser would refuse the whole command, in an answer without its id.
-        Way::ToQemu(_) if text.contains(is_noncharacter) => misfit("what is no character"),
-        Way::ToQemu(_) if cleaned != text => misfit("a control character"),
+        Direction::ToQemu(_) if text.contains(is_noncharacter) => misfit("what is no character"),
+        Direction::ToQemu(_) if cleaned != text => misfit("a control character"),
         _ => Ok(Json::Text(cleaned)),
     }
 }
@@ -269,8 +271,8 @@ fn is_noncharacter(c: char) -> bool {
     matches!(code, 0xfdd0..=0xfdef) || code & 0xfffe == 0xfffe
 }
 
-fn object(members: &[Member], given: &[(String, Json)], way: Way) -> Result<Json> {
-    if let Way::ToQemu(_) = way {
+fn object(members: &[Member], given: &[(String, Json)], way: Direction) -> Result<Json> {
+    if let Direction::ToQemu(_) = way {
         let unknown = given.iter().find(|g| members.iter().all(|m| m.key != g.0));
         if let Some((key, _)) = unknown {
             return misfit(format_args!("{key} is not expected"));

@@ -7,6 +7,8 @@ use xen_store_server::{Config, Server as Daemon};
 use xen_sys::sim::Simulation;
 
 use super::*;
+use crate::rt::poll::sleep;
+use std::time::Instant;
 
 fn filtering(extra: &[&str], node: &str) -> Result<Option<Policy>> {
     let rest = ["5", node, "/run/s"];
@@ -67,7 +69,7 @@ fn a_store_that_is_lost_does_not_keep_the_proxy_awake() {
         Ok((xen, daemon.connect(DomId::DOM0).context("store")?))
     };
     let mut world = World::open(domid, open).unwrap();
-    assert!(!world.lifetime.has_ended());
+    assert!(world.lifetime.reason().unwrap().is_none());
     assert_eq!(world.lifetime.interests().len(), 1);
     daemon.drop_connections(DomId::DOM0);
     sleep(
@@ -75,6 +77,6 @@ fn a_store_that_is_lost_does_not_keep_the_proxy_awake() {
         Some(Instant::now() + std::time::Duration::from_secs(30)),
     )
     .unwrap();
-    assert!(!world.lifetime.has_ended());
+    assert!(world.lifetime.reason().unwrap().is_none());
     assert!(world.lifetime.interests().is_empty());
 }

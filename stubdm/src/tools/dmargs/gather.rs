@@ -3,10 +3,10 @@
 use xen_store::Store;
 use xen_sys::DomId;
 
-use crate::dmargv::mini_os;
-use crate::error::{Context, Result};
-use crate::init::guest::Guest;
-use crate::tools::store::{Pair, optional};
+use crate::libxl::dm_argv::mini_os;
+use crate::libxl::guest::Guest;
+use crate::libxl::store::{Pair, optional};
+use crate::rt::error::{Context, Result};
 
 /// Everything `dmargs` looks at.
 #[derive(Clone, Debug)]

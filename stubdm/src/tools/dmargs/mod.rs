@@ -17,8 +17,8 @@ pub use gather::{Gathered, gather};
 pub(in crate::tools) use print::quoted;
 use stubdm_image::QEMU_DATA;
 
-use crate::error::{Context, Result};
-use crate::tools::store::{StoreOptions, domid};
+use crate::libxl::store::{StoreOptions, domid};
+use crate::rt::error::{Context, Result};
 
 /// Which of the three.
 #[derive(Clone, Debug, Subcommand)]

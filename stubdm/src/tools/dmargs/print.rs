@@ -7,8 +7,8 @@ use stubdm_image::LEAST_MEMORY;
 use stubdm_qmp::text::one_line;
 
 use super::Gathered;
-use crate::dmargv::fit::{Finding, Verdict};
-use crate::dmargv::{DmArgv, mini_os};
+use crate::libxl::dm_argv::rewrite::{Finding, Verdict};
+use crate::libxl::dm_argv::{DmArgv, mini_os};
 
 /// The judged arguments of one guest.
 #[derive(Debug)]

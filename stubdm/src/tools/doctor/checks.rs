@@ -6,7 +6,7 @@ use std::path::Path;
 use stubdm_image::elf::resolve;
 
 use super::{Check, DoctorOptions, State};
-use crate::tools::libxl::Libxl;
+use crate::libxl::places::Libxl;
 
 /// The least memory that dom0 should have left, in KiB.
 const SPARE: u64 = 128 << 10;

@@ -16,7 +16,7 @@ use clap::Args;
 use serde_json::json;
 use stubdm_qmp::text::one_line;
 
-use crate::error::{Context, Result};
+use crate::rt::error::{Context, Result};
 
 /// What the person typed.
 #[derive(Args, Clone, Debug)]

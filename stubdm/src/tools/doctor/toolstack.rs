@@ -8,7 +8,7 @@ use stubdm_image::elf::resolve;
 
 use super::State;
 use super::checks::Host;
-use crate::init::qemu;
+use crate::guest::qemu;
 use crate::tools::install;
 
 /// Where a libxl that does not say looks for the program that carries QMP.

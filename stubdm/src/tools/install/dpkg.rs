@@ -4,7 +4,7 @@ use std::env;
 use std::process::Command;
 
 use super::root::Root;
-use crate::error::{Context, Failure, Result};
+use crate::rt::error::{Context, Failure, Result};
 
 /// What goes behind the name of a file that is put aside, by dpkg's own habit.
 pub(super) const SUFFIX: &str = ".distrib";

@@ -30,8 +30,8 @@ use self::plan::{Facts, Way, Wish, Work};
 use self::record::{Lock, Put, Record};
 use self::root::{Root, There};
 use self::source::what_to_put;
-use super::libxl::Libxl;
-use crate::error::{Context, Failure, Result};
+use crate::libxl::places::Libxl;
+use crate::rt::error::{Context, Failure, Result};
 
 /// Where a ramdisk is looked for when none is named.
 const RAMDISK: &str = "/var/lib/stubdm/stubdom.img";

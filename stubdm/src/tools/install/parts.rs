@@ -1,7 +1,7 @@
 //! The parts that can be put into libxl's places: one row each.
 
+use crate::libxl::places::Libxl;
 use crate::proxy::policy::PATH;
-use crate::tools::libxl::Libxl;
 
 /// What is put into a part's places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use super::dpkg::{self, Diversion, SUFFIX};
 use super::record::{Aside, Entry, Put, Record};
 use super::root::{Root, There};
 use super::step::Step;
-use crate::error::{Failure, Result};
+use crate::rt::error::{Failure, Result};
 
 /// A part's place, and what belongs there.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use super::root::{Place, Root, read_at};
-use crate::error::{Context, Failure, Result};
+use crate::rt::error::{Context, Failure, Result};
 
 /// The folder of the record.
 pub(super) const FOLDER: &str = "/var/lib/stubdm";

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
-use crate::error::{Context, Result};
+use crate::rt::error::{Context, Result};
 
 /// Links on one way, as the kernel's limit.
 const LINKS_MAX: usize = 40;

@@ -11,7 +11,7 @@ use super::InstallOptions;
 use super::parts::What;
 use super::record::Put;
 use super::root::{Found, Links, Root, kind};
-use crate::error::{Context, Failure, Result};
+use crate::rt::error::{Context, Failure, Result};
 
 /// What belongs into the places of a part.
 ///

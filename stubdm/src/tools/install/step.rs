@@ -12,7 +12,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::dpkg;
 use super::root::{Place, Root};
-use crate::error::{Context, Result};
+use crate::rt::error::{Context, Result};
 use crate::tools::dmargs::quoted;
 
 /// The change.

@@ -12,8 +12,8 @@ use clap::Args;
 pub use rows::{Process, Row, rows};
 use stubdm_qmp::text;
 
-use super::store::StoreOptions;
-use crate::error::{Context, Result};
+use crate::libxl::store::StoreOptions;
+use crate::rt::error::{Context, Result};
 
 /// What the person typed.
 #[derive(Args, Clone, Debug)]

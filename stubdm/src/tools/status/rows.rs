@@ -9,10 +9,10 @@ use std::path::Path;
 use xen_store::Store;
 use xen_sys::DomId;
 
-use crate::consoled::survey::goes_to;
-use crate::error::{Context, Result};
-use crate::stats::{self, Counters};
-use crate::trusted;
+use crate::libxl::discover::goes_to;
+use crate::libxl::trusted;
+use crate::proxy::counters::{self, Counters};
+use crate::rt::error::{Context, Result};
 
 /// A process on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub fn rows(store: &Store) -> Result<Vec<Row>> {
         let stub = format!("/local/domain/{stubdomain}");
         let proxy = reader.process(&format!("{stub}/image/qmp-proxy-pid"))?;
         let memory = reader.text(&format!("{stub}/memory/target"))?;
-        let told = stats::read(Path::new(stats::FOLDER), stubdomain.as_u16());
+        let told = counters::read(Path::new(counters::FOLDER), stubdomain.as_u16());
         // A file that another process left says nothing of this one.
         let told = told.filter(|told| proxy.is_some_and(|proxy| proxy.pid == told.pid));
         rows.push(Row {

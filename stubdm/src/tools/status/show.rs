@@ -51,7 +51,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         "DEVICE MODEL"
     );
     for row in rows {
-        let told = |number: fn(&crate::stats::Counters) -> String| {
+        let told = |number: fn(&crate::proxy::counters::Counters) -> String| {
             or_none(row.counters.as_ref().map(number))
         };
         text += &format!(

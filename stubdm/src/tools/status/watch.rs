@@ -17,9 +17,9 @@ use stubdm_qmp::text::json_line;
 use xen_store::{Store, Watch};
 
 use super::{rows, show};
-use crate::error::{Context, Result};
-use crate::event::{Interest, sleep};
-use crate::signals::Signals;
+use crate::rt::error::{Context, Result};
+use crate::rt::poll::{Interest, sleep};
+use crate::rt::signals::Signals;
 
 /// The other screen, no cursor, long lines cut at the edge.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";

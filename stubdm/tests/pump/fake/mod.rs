@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use stubdm::event::Interest;
-use stubdm::transport::{Connect, Peer, Transport};
+use stubdm::rt::poll::Interest;
+use stubdm::rt::transport::{Connect, Peer, Transport};
 
 /// An event channel's near end: readable while an event is pending and not masked.
 pub struct Bell {

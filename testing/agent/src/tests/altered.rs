@@ -61,7 +61,7 @@ struct Image {
 const EMULATOR_CONTEXT: u32 = 3;
 /// The emulator's kind and index, which precede its state.
 const ID: usize = 8;
-/// Our record begins with that (`stubdm::save` has its layout).
+/// Our record begins with that (`stubdm::libxl::state_record` has its layout).
 pub(super) const MAGIC: &[u8] = b"stubdmS1";
 pub(super) const HEADER: usize = 32;
 

@@ -15,9 +15,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use stubdm::dmargv::DmArgv;
-use stubdm::dmargv::fit::Verdict;
-use stubdm::init::qemu::missing_roms;
+use stubdm::guest::qemu::missing_roms;
+use stubdm::libxl::dm_argv::DmArgv;
+use stubdm::libxl::dm_argv::rewrite::Verdict;
 use stubdm_image::QEMU_DATA;
 use tempfile::TempDir;
 

@@ -1,8 +1,8 @@
 use super::*;
 use crate::json::Limits;
 
-const OLD: Way = Way::ToQemu(Version(7, 2, 0));
-const NEW: Way = Way::ToQemu(Version(9, 2, 0));
+const OLD: Direction = Direction::ToQemu(Version(7, 2, 0));
+const NEW: Direction = Direction::ToQemu(Version(9, 2, 0));
 
 fn json(text: &str) -> Json {
     let limits = Limits {
@@ -14,7 +14,7 @@ fn json(text: &str) -> Json {
     Json::read(text.as_bytes(), &limits).unwrap()
 }
 
-fn member(key: &str, shape: Shape, optional: bool) -> Member {
+fn member(key: &str, shape: Schema, optional: bool) -> Member {
     Member {
         key: key.into(),
         shape,
@@ -23,7 +23,7 @@ fn member(key: &str, shape: Shape, optional: bool) -> Member {
 }
 
 /// What becomes of a value, or the refusal.
-fn made(shape: &Shape, text: &str, way: Way) -> String {
+fn made(shape: &Schema, text: &str, way: Direction) -> String {
     match shape.rebuild(&json(text), way) {
         Ok(value) => value.to_string(),
         Err(misfit) => misfit.to_string(),
@@ -32,14 +32,14 @@ fn made(shape: &Shape, text: &str, way: Way) -> String {
 
 #[test]
 fn an_unknown_member_is_refused_on_the_way_in_and_left_out_on_the_way_back() {
-    let inner = Shape::Map(vec![member("n", Shape::Int(0, 9), false)]);
-    let shape = Shape::Map(vec![
-        member("list", Shape::List(Box::new(inner), 2), false),
-        member("may", Shape::Bool, true),
+    let inner = Schema::Map(vec![member("n", Schema::Int(0, 9), false)]);
+    let shape = Schema::Map(vec![
+        member("list", Schema::List(Box::new(inner), 2), false),
+        member("may", Schema::Bool, true),
     ]);
     let text = r#"{"x":1,"list":[{"n":1,"y":[]},{"n":2}]}"#;
     assert_eq!(
-        made(&shape, text, Way::FromQemu),
+        made(&shape, text, Direction::FromQemu),
         r#"{"list":[{"n":1},{"n":2}]}"#
     );
     assert_eq!(made(&shape, text, OLD), "x is not expected");
@@ -47,15 +47,15 @@ fn an_unknown_member_is_refused_on_the_way_in_and_left_out_on_the_way_back() {
     assert_eq!(made(&shape, inner, OLD), "list[1]: y is not expected");
     let bad = r#"{"list":[{"n":1},{"n":10}]}"#;
     assert_eq!(
-        made(&shape, bad, Way::FromQemu),
+        made(&shape, bad, Direction::FromQemu),
         "list[1].n: 10 is not within 0..9"
     );
     assert_eq!(
-        made(&shape, r#"{"list":[1,2,3]}"#, Way::FromQemu),
+        made(&shape, r#"{"list":[1,2,3]}"#, Direction::FromQemu),
         "list: 3 items, more than 2"
     );
     assert_eq!(
-        made(&shape, r#"{"may":true}"#, Way::FromQemu),
+        made(&shape, r#"{"may":true}"#, Direction::FromQemu),
         "list is missing"
     );
     assert!(made(&shape, r#"{"list":[],"may":1}"#, OLD).starts_with("may: an integer where"));
@@ -63,17 +63,20 @@ fn an_unknown_member_is_refused_on_the_way_in_and_left_out_on_the_way_back() {
 
 #[test]
 fn nothing_keeps_nothing() {
-    assert_eq!(made(&Shape::Nothing, r#"{"a":1}"#, Way::FromQemu), "{}");
     assert_eq!(
-        made(&Shape::Nothing, r#"{"a":1}"#, OLD),
+        made(&Schema::Nothing, r#"{"a":1}"#, Direction::FromQemu),
+        "{}"
+    );
+    assert_eq!(
+        made(&Schema::Nothing, r#"{"a":1}"#, OLD),
         "a is not expected"
     );
-    assert!(made(&Shape::Nothing, "[]", Way::FromQemu).contains("an array"));
+    assert!(made(&Schema::Nothing, "[]", Direction::FromQemu).contains("an array"));
 }
 
 #[test]
 fn numbers_become_integers_for_those_who_want_them() {
-    let shape = Shape::Number(0, 255, Version(9, 2, 0));
+    let shape = Schema::Number(0, 255, Version(9, 2, 0));
     assert_eq!(made(&shape, "\"4\"", OLD), "\"4\"");
     assert_eq!(made(&shape, "\"4\"", NEW), "4");
     assert_eq!(made(&shape, "4", OLD), "4");
@@ -88,23 +91,23 @@ fn numbers_become_integers_for_those_who_want_them() {
 fn text_from_qemu_cannot_act_on_a_terminal() {
     let escape = r#""a\u001b[2J\nb\u009b1m\u202ec\t\u007f""#;
     assert_eq!(
-        made(&Shape::Line(50), escape, Way::FromQemu),
+        made(&Schema::Line(50), escape, Direction::FromQemu),
         r#""a [2J b 1m c  ""#
     );
     assert_eq!(
-        made(&Shape::Lines(50), escape, Way::FromQemu),
+        made(&Schema::Lines(50), escape, Direction::FromQemu),
         r#""a [2J\nb 1m c\t ""#
     );
-    assert_eq!(made(&Shape::Line(50), escape, OLD), "a control character");
+    assert_eq!(made(&Schema::Line(50), escape, OLD), "a control character");
     assert_eq!(
-        made(&Shape::Lines(3), "\"abcd\"", Way::FromQemu),
+        made(&Schema::Lines(3), "\"abcd\"", Direction::FromQemu),
         "4 bytes, more than 3"
     );
 }
 
 #[test]
 fn names() {
-    let shape = Shape::Token(24, vec!["-x86_64-cpu".into()]);
+    let shape = Schema::Token(24, vec!["-x86_64-cpu".into()]);
     assert_eq!(
         made(&shape, "\"qemu64-x86_64-cpu\"", OLD),
         "\"qemu64-x86_64-cpu\""
@@ -118,6 +121,6 @@ fn names() {
     ] {
         assert!(shape.rebuild(&json(bad), OLD).is_err(), "{bad}");
     }
-    let one = Shape::OneOf(vec!["a".into()]);
+    let one = Schema::OneOf(vec!["a".into()]);
     assert!(made(&one, "\"b\"", OLD).contains("not one of"));
 }

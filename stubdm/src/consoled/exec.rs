@@ -1,0 +1,170 @@
+//! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
+//!
+//! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where `dpkg-divert` or an administrator
+//! put it. It gets the arguments, the environment and the descriptors as they came, and this process. Who serves does so
+//! as `stubdm-run consoled`, in this process as well: whoever looks for QEMUs in dom0 finds those that are.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use stubdm_image::SUFFIXES;
+use stubdm_qmp::text::one_line;
+use xen_store::Store;
+use xen_sys::Xen;
+
+use crate::consoled::argv::{Wanted, recognise};
+use crate::libxl::discover::{Discovered, discover};
+use crate::libxl::output::with_suffix;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::log;
+
+/// The command line of `stubdm-run device-model`.
+#[derive(Args, Clone, Debug)]
+pub struct LaunchOptions {
+    /// The QEMU that is started for everything but consoles
+    #[arg(long, value_name = "PATH")]
+    pub real: PathBuf,
+    /// QEMU's arguments
+    #[arg(
+        value_name = "ARGUMENT",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub arguments: Vec<OsString>,
+}
+
+/// Whether a program of this name is a device model of libxl's.
+pub fn is_device_model(name: &OsStr) -> bool {
+    let name = name.to_str().unwrap_or_default();
+    ["qemu-system-i386", "qemu-system-x86_64"]
+        .iter()
+        .any(|model| {
+            name.strip_suffix(model)
+                .is_some_and(|rest| rest.is_empty() || rest == "xen-")
+        })
+}
+
+/// The program as it was called: its name first, then QEMU's arguments.
+///
+/// # Errors
+/// The real QEMU could not be started, or the consoles could not be served.
+pub fn called(args: &[OsString]) -> Result<()> {
+    let (name, arguments) = args
+        .split_first()
+        .ok_or_else(|| Failure::usage("no name"))?;
+    let name = Path::new(name);
+    if name.components().count() < 2 {
+        // libxl gives the whole path; for others it is where the shell found us.
+        let found = std::env::var_os("PATH").and_then(|path| {
+            let mut places = std::env::split_paths(&path).map(|dir| dir.join(name));
+            places.find(|place| place.exists())
+        });
+        let found = found
+            .ok_or_else(|| Failure::new(format_args!("{} is not on the path", name.display())))?;
+        return launch(&real(&found), arguments);
+    }
+    launch(&real(name), arguments)
+}
+
+/// Where the real QEMU is whose place we have.
+fn real(name: &Path) -> PathBuf {
+    let names = SUFFIXES.map(|suffix| with_suffix(name, suffix));
+    let there = names.iter().find(|name| name.exists());
+    there.or(names.first()).cloned().unwrap_or_default()
+}
+
+/// Serves if that is all that is asked for, and becomes `real` otherwise.
+///
+/// # Errors
+/// As for [`called`].
+pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
+    let Some(wanted) = recognise(arguments) else {
+        return become_real(real, arguments);
+    };
+    match look(&wanted) {
+        Ok(()) => become_consoled(&wanted),
+        Err(why) => {
+            log::complain(format_args!("QEMU serves this one: {why}"));
+            become_real(real, arguments)
+        }
+    }
+}
+
+/// That there is nothing but consoles; or why it is QEMU's to do.
+fn look(wanted: &Wanted) -> Result<()> {
+    let xen = Xen::open().context("no Xen here")?;
+    let store = Store::open(&xen).context("no store")?;
+    match discover(&store, wanted.domain).context("the store")? {
+        Discovered::Consoles(_) => Ok(()),
+        Discovered::More(what) => Err(Failure::new(one_line(&what))),
+    }
+}
+
+/// Does not come back but with an error.
+fn become_consoled(wanted: &Wanted) -> Result<()> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(&own);
+    command.arg("consoled").arg(wanted.domain.to_string());
+    for socket in std::iter::once(&wanted.libxl).chain(&wanted.libxenstat) {
+        command.arg("--qmp").arg(socket);
+    }
+    let error = command.exec();
+    Err(Failure::new(format_args!("{}: {error}", own.display())))
+}
+
+/// Does not come back but with an error.
+fn become_real(real: &Path, arguments: &[OsString]) -> Result<()> {
+    // Looked at first: an attempt leaves this process with other signal settings.
+    std::fs::metadata(real).context(real.display())?;
+    let error = Command::new(real).args(arguments).exec();
+    Err(Failure::new(format_args!("{}: {error}", real.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_libxls_device_models() {
+        for name in [
+            "qemu-system-i386",
+            "xen-qemu-system-i386",
+            "qemu-system-x86_64",
+        ] {
+            assert!(is_device_model(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "xen-qemu-system-i386.real",
+            "qemu-system-arm",
+            "stubdm-run",
+            "",
+            "my-qemu-system-i386",
+        ] {
+            assert!(!is_device_model(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_real_one_is_where_it_was_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().join("qemu-system-i386");
+        assert_eq!(real(&name), with_suffix(&name, ".real"));
+        for suffix in [".distrib", ".real"] {
+            std::fs::write(with_suffix(&name, suffix), "").unwrap();
+            assert_eq!(real(&name), with_suffix(&name, suffix));
+        }
+    }
+
+    #[test]
+    fn a_missing_qemu_is_one_line() {
+        let args = ["/nonexistent/xen-qemu-system-i386", "-version"].map(OsString::from);
+        let failure = called(&args).unwrap_err().to_string();
+        assert!(
+            failure.starts_with("/nonexistent/xen-qemu-system-i386.real: "),
+            "{failure}"
+        );
+    }
+}

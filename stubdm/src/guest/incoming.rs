@@ -1,0 +1,171 @@
+//! The guest's saved state, from console 2 to QEMU.
+//!
+//! On restore the toolstack feeds the state file into console 2, a tty in here. QEMU gets a pipe:
+//! it must never see a tty, whose line discipline would alter and echo what passes. A host that asks for it is told with a
+//! [ready byte](xen_console::ready) when the tty is raw.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::{info, warn};
+use xen_console::ready;
+use xen_store::Store;
+
+use crate::guest::save::restore::{Found, Reader};
+use crate::guest::tty::{Direction, open_raw};
+use crate::libxl::dm_argv::DmArgv;
+use crate::rt::error::{Context, Result};
+use crate::rt::poll::Interest;
+use crate::rt::stream::{Read as Got, Stream};
+
+/// Console 2. Kernels number consoles in the order they are found, which is the toolstack's.
+const CONSOLE: &str = "/dev/hvc2";
+/// Its number in the store.
+const NUMBER: u32 = 2;
+/// The backend sends as fast as the ring is emptied: after this many milliseconds without a byte it has sent all.
+const SILENCE: u16 = 1000;
+
+/// A state on its way to QEMU.
+#[derive(Debug)]
+pub struct Incoming {
+    /// What QEMU reads from.
+    pub pipe: OwnedFd,
+    /// What became of the state.
+    pub outcome: Outcome,
+}
+
+/// Says, once it is known, what became of the state.
+#[derive(Debug)]
+pub struct Outcome(Stream);
+
+impl Outcome {
+    /// What to wait for.
+    pub fn interest(&self) -> Vec<Interest<'_>> {
+        self.0.interest(true, false)
+    }
+
+    /// `None` as long as it is not known; then whether QEMU was given the state, or why not.
+    pub fn told(&mut self) -> Option<std::result::Result<(), String>> {
+        let mut why = [0; 512];
+        match self.0.read(&mut why) {
+            Ok(Got::Nothing) => None,
+            Ok(Got::Bytes(count)) => {
+                let why = why.get(..count).unwrap_or_default();
+                Some(Err(String::from_utf8_lossy(why).into_owned()))
+            }
+            Ok(Got::End) | Err(_) => Some(Ok(())),
+        }
+    }
+}
+
+/// If the arguments ask for a saved state, starts feeding it to a pipe and puts the pipe's
+/// descriptor number into the arguments. The descriptor is close-on-exec until QEMU is started.
+///
+/// QEMU waits for the state's first byte for ever if none comes: who launches it has to end it when the outcome says so.
+///
+/// # Errors
+/// The console cannot be opened or set raw.
+pub fn prepare(argv: &mut DmArgv, store: &Store) -> Result<Option<Incoming>> {
+    if !argv.wants_incoming() {
+        return Ok(None);
+    }
+    let console = open(ready::is_asked(store, NUMBER))?;
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
+    argv.set_incoming(&format!("fd:{}", reader.as_raw_fd()));
+    let feeder = std::thread::Builder::new().name("incoming".into());
+    let (outcome, mut teller) = UnixStream::pair().context("a pair of sockets")?;
+    feeder
+        .spawn(move || {
+            if let Err(why) = feed(console, File::from(writer)) {
+                // The other end is there as long as QEMU is.
+                let _ = teller.write_all(why.as_bytes());
+            }
+        })
+        .context("a thread")?;
+    info!("the guest's saved state comes from {CONSOLE}");
+    Ok(Some(Incoming {
+        pipe: reader,
+        outcome: Outcome(Stream::socket(outcome.into()).context("a socket")?),
+    }))
+}
+
+/// The console, and the host told that it is read, if it is to be told.
+fn open(tell: bool) -> Result<File> {
+    if !tell {
+        return open_raw(CONSOLE, Direction::In);
+    }
+    let mut console = open_raw(CONSOLE, Direction::Both)?;
+    match console.write_all(&[ready::BYTE]) {
+        Ok(()) => info!("the host is told that {CONSOLE} is read"),
+        Err(error) => warn!("telling the host that {CONSOLE} is read: {error}"),
+    }
+    Ok(console)
+}
+
+/// Ends when QEMU has closed its end, or has all: the console itself has no end.
+fn feed(mut console: File, pipe: File) -> std::result::Result<(), String> {
+    let total = pass_on(&mut console, pipe)?;
+    info!("{total} bytes of saved state passed on");
+    Ok(())
+}
+
+/// Passes the state on and says how many bytes that was. Blocks until QEMU has it all: it says so by closing its end if
+/// the state came without a header.
+///
+/// # Errors
+/// What came is no state, or cut short or altered; the console's.
+pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, String> {
+    let mut reader = Reader::default();
+    let mut last = None;
+    let mut total = 0u64;
+    let mut buffer = [0; 4096];
+    loop {
+        if !reader.is_plain() && !readable(console, SILENCE).map_err(|e| e.to_string())? {
+            if !reader.silence()? {
+                continue;
+            }
+            let (number, state): (u32, Vec<u8>) = last.take().ok_or("no state came")?;
+            info!("the state is that of save number {number}");
+            if let Err(error) = pipe.write_all(&state) {
+                // It says itself why it ends.
+                warn!("QEMU does not take the state: {error}");
+            }
+            return Ok(state.len() as u64);
+        }
+        let count = match console.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(format!("{CONSOLE}: {error}")),
+        };
+        let mut bytes = buffer.get(..count).unwrap_or_default();
+        loop {
+            match reader.push(bytes)? {
+                Found::Nothing => break,
+                Found::Record(number, state) => last = Some((number, state)),
+                Found::Pass(bytes) => {
+                    total += bytes.len() as u64;
+                    if pipe.write_all(&bytes).is_err() {
+                        // QEMU has all it wants.
+                        return Ok(total);
+                    }
+                }
+            }
+            bytes = &[];
+        }
+    }
+}
+
+fn readable(console: &File, within: u16) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(console.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::from(within)) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}

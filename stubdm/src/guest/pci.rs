@@ -1,0 +1,209 @@
+//! The host's PCI devices that the guest is to have: they come to this domain first, over pcifront.
+//!
+//! ```text
+//!   libxl                        kernel in here             here
+//!   device/pci/0 ─────────────────────────────────────────▶ loads xen-pcifront
+//!   waits for the backend's 4 ◀─ pcifront: state 4 ───────▶ says how many there are, or what is wrong
+//!   device_add to QEMU
+//! ```
+//!
+//! libxl does this after the device model has said `running`, so nothing in the start waits for it. (`libxl_pci.c`,
+//! `device_pci_add_stubdom_wait`; `drivers/pci/xen-pcifront.c`.)
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use stubdm_qmp::text::one_line;
+use tracing::{error, info, warn};
+use xen_store::Store;
+
+use crate::rt::error::{Context, Result};
+use crate::rt::log_limit::{LogLimit, Verdict};
+
+/// The one frontend that all devices share.
+const FRONTEND: &str = "device/pci/0";
+/// `XenbusStateConnected`.
+const CONNECTED: &str = "4";
+/// As long as libxl waits for it.
+const LIMIT: Duration = Duration::from_secs(60);
+/// What is logged of an outcome at most, in bytes, without its reason.
+const LINE: usize = 160;
+/// Where the kernel shows what it found.
+const DEVICES: &str = "/sys/bus/pci/devices";
+
+/// What became of the frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is connected.
+    Connected,
+    /// It is not, for the time given: its own state, its backend's path and state.
+    Stuck(String),
+    /// The toolstack has taken the last device away.
+    Gone,
+}
+
+/// Attends to the devices as long as this program runs; `load` is called when the first one comes.
+///
+/// # Errors
+/// There is no thread for it.
+pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -> Result<()> {
+    let store = store.clone();
+    let body = move || {
+        let mut quota = LogLimit::new(Instant::now());
+        let said = attend_to(&store, LIMIT, load, |outcome| {
+            if admits(&mut quota, &outcome, Instant::now()) {
+                say(&outcome, root);
+            }
+        });
+        if let Err(error) = said {
+            warn!("PCI: {error}");
+        }
+    };
+    let thread = std::thread::Builder::new().name("pci".into());
+    thread.spawn(body).context("a thread for PCI")?;
+    Ok(())
+}
+
+/// Whether an outcome goes into the log: QEMU can write the frontend's state as well, as often as it likes.
+fn admits(quota: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
+    let length = match outcome {
+        Outcome::Stuck(why) => LINE + why.len(),
+        _ => LINE,
+    };
+    match quota.admit(length, now) {
+        Verdict::Pass => true,
+        Verdict::PassAfter(count) => {
+            info!("PCI: {count} lines were left out");
+            true
+        }
+        Verdict::Stop => {
+            warn!("PCI: the devices come and go: lines are left out from here on");
+            false
+        }
+        Verdict::Drop => false,
+    }
+}
+
+fn say(outcome: &Outcome, root: bool) {
+    match outcome {
+        Outcome::Connected => {
+            let count = fs::read_dir(DEVICES).map_or(0, Iterator::count);
+            info!("PCI: connected; the kernel shows {count} devices");
+            if !root {
+                warn!("PCI: QEMU is not root and cannot reach them: it needs stubdm.qemu-root");
+            }
+        }
+        Outcome::Gone => info!("PCI: the devices are gone"),
+        Outcome::Stuck(why) => error!("PCI: the guest gets no device of the host's: {why}"),
+    }
+}
+
+/// From one appearance of the frontend to the next. Ends with the store.
+fn attend_to(
+    store: &Store,
+    limit: Duration,
+    load: impl FnOnce(),
+    mut say: impl FnMut(Outcome),
+) -> xen_store::Result<()> {
+    let state = format!("{FRONTEND}/state");
+    let mut load = Some(load);
+    loop {
+        store.wait_for(&state, None, |value| value.map(drop))?;
+        if let Some(load) = load.take() {
+            info!("PCI: the toolstack has a device of the host's for the guest");
+            load();
+        }
+        let is = |value: Option<&[u8]>| value.is_none_or(|v| v == CONNECTED.as_bytes());
+        let done = store.wait_for(&state, Some(Instant::now() + limit), |value| {
+            is(value).then_some(value.is_some())
+        })?;
+        match done {
+            Some(true) => say(Outcome::Connected),
+            Some(false) => {}
+            None => say(Outcome::Stuck(describe(store, limit))),
+        }
+        store.wait_for(&state, None, |value| value.is_none().then_some(()))?;
+        say(Outcome::Gone);
+    }
+}
+
+/// How far both ends have come.
+fn describe(store: &Store, limit: Duration) -> String {
+    let read = |node: &str| match store.read_str(node) {
+        Ok(value) => one_line(&value),
+        Err(_) => "unknown".to_owned(),
+    };
+    let backend = read(&format!("{FRONTEND}/backend"));
+    format!(
+        "after {} s pcifront's state is {}, and that of its backend {backend} is {}; connected is {CONNECTED}",
+        limit.as_secs(),
+        read(&format!("{FRONTEND}/state")),
+        read(&format!("{backend}/state")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use xen_store_server::{Config, Server};
+
+    use super::*;
+    use crate::rt::log_limit;
+
+    #[test]
+    fn devices_that_come_and_go_all_the_time_do_not_fill_the_log() {
+        let start = Instant::now();
+        let mut quota = LogLimit::new(start);
+        let outcomes = [Outcome::Gone, Outcome::Connected];
+        let logged = (0..100_000u32).filter(|step| {
+            let now = start + Duration::from_millis(10) * *step;
+            admits(&mut quota, &outcomes[*step as usize % 2], now)
+        });
+        // A thousand seconds.
+        let most = (log_limit::BURST + 1000 * log_limit::EACH_SECOND) / (LINE as u64 + 32);
+        let logged = logged.count() as u64;
+        assert!((most / 2..=most).contains(&logged), "{logged} of {most}");
+    }
+
+    const BACKEND: &str = "/local/domain/0/backend/pci/9/0";
+
+    #[test]
+    fn devices_that_come_connect_go_and_come_again_are_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let server = Server::start(Config::new()).unwrap();
+        server.listen(&socket).unwrap();
+        let store = Store::connect(&socket).unwrap();
+        let own = Store::connect(&socket).unwrap();
+        let (loads, loaded) = mpsc::channel();
+        let (says, said) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = attend_to(
+                &own,
+                Duration::from_secs(1),
+                move || loads.send(()).unwrap(),
+                |outcome| says.send(outcome).unwrap(),
+            );
+        });
+        let patience = Duration::from_secs(60);
+        let state = |value: &str| store.write("device/pci/0/state", value).unwrap();
+        store.write("device/pci/0/backend", BACKEND).unwrap();
+        store.write(&format!("{BACKEND}/state"), "2").unwrap();
+        state("1");
+        loaded.recv_timeout(patience).unwrap();
+        let Outcome::Stuck(why) = said.recv_timeout(patience).unwrap() else {
+            panic!("connected");
+        };
+        for part in ["after 1 s", "state is 1,", BACKEND, "is 2;"] {
+            assert!(why.contains(part), "{why}");
+        }
+        // Not told of before it has gone, nor loaded anew when it comes again.
+        state("4");
+        store.rm("device/pci/0").unwrap();
+        assert_eq!(said.recv_timeout(patience), Ok(Outcome::Gone));
+        state("4");
+        assert_eq!(said.recv_timeout(patience), Ok(Outcome::Connected));
+        assert!(loaded.try_recv().is_err());
+    }
+}

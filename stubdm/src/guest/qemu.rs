@@ -1,0 +1,193 @@
+//! Starting QEMU: stopped, with two monitors, its words on a pipe.
+//!
+//! * The monitor of our own is a socket we listen on and QEMU connects to: there is nothing to
+//!   wait for or to retry, and it stays connected for QEMU's whole life.
+//! * The monitor for the toolstack is a socket QEMU listens on; [`crate::guest::server`] connects
+//!   to it anew for every client. It is there before our own monitor says its first word.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::unistd::Pid;
+use tracing::{debug, info};
+
+use crate::guest::confine::Confinement;
+use crate::guest::incoming::Outcome;
+use crate::libxl::dm_argv::DmArgv;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::stream::Stream;
+
+/// Where Debian keeps the QEMU for Xen.
+pub const DEFAULT: &str = "/usr/libexec/xen-qemu-system-i386";
+
+/// Where our sockets are in a stubdomain.
+pub const DIRECTORY: &str = "/run/stubdm";
+
+/// Where QEMU finds its firmware.
+const FIRMWARE: &[&str] = &[
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+    "/usr/lib/ipxe/qemu",
+    "/usr/share/qemu-firmware",
+];
+
+/// The boot ROM of each network card that has one of its own.
+const NIC_ROMS: &[(&str, &str)] = &[
+    ("e1000", "efi-e1000.rom"),
+    ("e1000e", "efi-e1000e.rom"),
+    ("i82551", "pxe-eepro100.rom"),
+    ("i82557b", "pxe-eepro100.rom"),
+    ("i82559er", "pxe-eepro100.rom"),
+    ("ne2k_pci", "efi-ne2k_pci.rom"),
+    ("pcnet", "efi-pcnet.rom"),
+    ("rtl8139", "efi-rtl8139.rom"),
+    ("virtio-net", "efi-virtio.rom"),
+    ("virtio-net-pci", "efi-virtio.rom"),
+    ("vmxnet3", "efi-vmxnet3.rom"),
+];
+
+/// A QEMU that was started.
+#[derive(Debug)]
+pub struct Launch {
+    /// Its process.
+    pub pid: Pid,
+    /// What it says on stdout and stderr, non-blocking.
+    pub output: Stream,
+    /// Where it connects its end of our own monitor.
+    pub monitor: UnixListener,
+    /// Where it listens for the toolstack's.
+    pub toolstack: PathBuf,
+    /// What becomes of the state it is to load, if there is one.
+    pub incoming: Option<Outcome>,
+}
+
+/// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`, as
+/// `confinement` says, if there is one. It gets the descriptors in `inherited` under their own numbers.
+///
+/// # Errors
+/// The sockets or the process could not be made, or QEMU could not be confined.
+pub fn launch_in(
+    directory: &Path,
+    program: &Path,
+    argv: DmArgv,
+    inherited: Vec<OwnedFd>,
+    confinement: Option<Confinement>,
+) -> Result<Launch> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .context(format_args!("making {}", directory.display()))?;
+    let own = directory.join("own");
+    let toolstack = directory.join("toolstack");
+    for socket in [&own, &toolstack] {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context(format_args!("removing {}", socket.display()));
+            }
+            _ => {}
+        }
+    }
+    let monitor = UnixListener::bind(&own).context(format_args!("{}", own.display()))?;
+    monitor
+        .set_nonblocking(true)
+        .context("our own monitor's socket")?;
+    let (output, words) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
+    let output = Stream::socket(output).context("QEMU's output")?;
+    let mut command = Command::new(program);
+    command
+        .args(monitors(&own, &toolstack))
+        .args(missing_roms(&argv, &|path| Path::new(path).exists()));
+    command.args(argv.into_os());
+    command
+        .stdin(Stdio::null())
+        .stdout(words.try_clone().context("QEMU's output")?)
+        .stderr(words);
+    if let Some(user) = confinement.and_then(|confinement| confinement.user) {
+        // It connects to one socket and makes the other.
+        user.owns(directory);
+        user.owns(&own);
+        // The standard library takes the other groups away as well.
+        command.uid(user.id()).gid(user.id());
+    }
+    debug!("{command:?}");
+    // From here to the spawn nothing else may be started: the descriptors are open to any child.
+    for fd in &inherited {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("a descriptor for QEMU")?;
+    }
+    let child = spawn(&mut command, confinement);
+    drop(inherited);
+    drop(command);
+    let child = child.context(format_args!("starting {}", program.display()))?;
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
+    info!("QEMU is process {pid}");
+    Ok(Launch {
+        pid,
+        output,
+        monitor,
+        toolstack,
+        incoming: None,
+    })
+}
+
+/// Starts the program in a thread of its own, which is confined for good: this one has work left that QEMU has not.
+fn spawn(command: &mut Command, confinement: Option<Confinement>) -> Result<Child> {
+    let Some(confinement) = confinement else {
+        return command.spawn().map_err(Failure::new);
+    };
+    std::thread::scope(|scope| {
+        let starter = std::thread::Builder::new().name("starter".into());
+        let starter = starter
+            .spawn_scoped(scope, || {
+                confinement.enter()?;
+                command.spawn().map_err(Failure::new)
+            })
+            .context("a thread")?;
+        let started = starter.join();
+        started.unwrap_or_else(|_| Err(Failure::new("the thread panicked")))
+    })
+}
+
+/// `-S` and the two monitors.
+fn monitors(own: &Path, toolstack: &Path) -> Vec<String> {
+    let word = |text: &str| text.to_owned();
+    vec![
+        word("-S"),
+        word("-chardev"),
+        format!("socket,id=stubdm-own,path={},server=off", comma(own)),
+        word("-mon"),
+        word("chardev=stubdm-own,mode=control"),
+        word("-chardev"),
+        format!(
+            "socket,id=stubdm-toolstack,path={},server=on,wait=off",
+            comma(toolstack)
+        ),
+        word("-mon"),
+        word("chardev=stubdm-toolstack,mode=control"),
+    ]
+}
+
+/// QEMU's spelling of a comma in a value is two of them.
+fn comma(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// What QEMU is told for the network cards whose boot ROM is not there: one without it keeps QEMU from starting, one told to
+/// have none does not.
+pub fn missing_roms(argv: &DmArgv, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let models = argv.nic_models();
+    let missing = NIC_ROMS.iter().filter(|(model, rom)| {
+        let there = || FIRMWARE.iter().any(|dir| exists(&format!("{dir}/{rom}")));
+        models.iter().any(|m| m == model) && !there()
+    });
+    missing
+        .flat_map(|(model, _)| ["-global".to_owned(), format!("{model}.romfile=")])
+        .collect()
+}

@@ -1,0 +1,319 @@
+//! The stubdomain's end of QMP over vchan, client after client, without I/O.
+//!
+//! ```text
+//!   Idle ──client──▶ Opening ──monitor up──▶ Pump ──monitor closed──▶ Mute
+//!    ▲                  │ ▲                   │ │                      │
+//!    │                  │ └──── 0x01 ─────────┘ │                      │
+//!    └──── client left: all bytes dropped, monitor closed ─────────────┘
+//! ```
+//!
+//! Each client gets a monitor connection of its own, so its first byte is a fresh greeting.
+//!
+//! A monitor that closes while its client is there is not opened again: a second greeting in the
+//! middle of a conversation is an error to libxl. The client hears nothing more and leaves when
+//! its patience ends.
+//!
+//! The byte 0x01, which no JSON text contains, marks the beginning of a session for clients that
+//! send it (QubesOS's do): ignored as a session's first byte, a new session anywhere else.
+
+use crate::guest::save::intercept::Intercept;
+use crate::libxl::payload::Payload;
+use crate::rt::buffer::{Buffer, SIZE};
+
+/// The reconnect marker in QMP.
+const MARKER: u8 = 1;
+
+/// What is to happen with the monitor connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// Leave it as it is.
+    Keep,
+    /// Close it if it is open.
+    Close,
+    /// Close it if it is open, and connect anew.
+    Open,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Opening,
+    Pump,
+    Mute,
+}
+
+/// The vchan server's side of things.
+#[derive(Debug)]
+pub struct GuestSession {
+    marker: Option<u8>,
+    phase: Phase,
+    heard: bool,
+    to_vchan: Buffer,
+    to_monitor: Buffer,
+    /// Only where saved states are looked after.
+    gate: Option<Box<Intercept>>,
+}
+
+impl GuestSession {
+    /// No client yet.
+    pub fn new(payload: Payload) -> Self {
+        Self {
+            marker: (payload == Payload::Qmp).then_some(MARKER),
+            phase: Phase::Idle,
+            heard: false,
+            to_vchan: Buffer::new(SIZE),
+            to_monitor: Buffer::new(SIZE),
+            gate: None,
+        }
+    }
+
+    /// Takes this byte for the beginning of a session, whatever the payload.
+    pub fn set_marker(&mut self, marker: u8) {
+        self.marker = Some(marker);
+    }
+
+    /// Holds back QEMU's answer to a save until [`GuestSession::release`].
+    pub fn look_after_saves(&mut self) {
+        self.gate = Some(Box::default());
+    }
+
+    /// Whether QEMU has saved and its answer waits.
+    pub fn holds_a_save(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.holds())
+    }
+
+    /// Whether QEMU has refused a save; told once.
+    pub fn was_refused_a_save(&mut self) -> bool {
+        self.gate.as_mut().is_some_and(|gate| gate.was_refused())
+    }
+
+    /// Lets the answer through, or a refusal in its place.
+    pub fn release(&mut self, outcome: &Result<(), String>) {
+        if let Some(gate) = &mut self.gate {
+            gate.release(outcome, &mut self.to_vchan);
+        }
+    }
+
+    /// What is to happen with the monitor connection now.
+    pub fn monitor(&self) -> Monitor {
+        match self.phase {
+            Phase::Idle | Phase::Mute => Monitor::Close,
+            Phase::Opening => Monitor::Open,
+            Phase::Pump => Monitor::Keep,
+        }
+    }
+
+    /// Whether a client is there.
+    pub fn has_client(&self) -> bool {
+        self.phase != Phase::Idle
+    }
+
+    /// A client has connected.
+    pub fn client_arrived(&mut self) {
+        self.begin();
+    }
+
+    /// The client has left. The caller also drops what the ring still holds of it.
+    pub fn client_left(&mut self) {
+        self.begin();
+        self.phase = Phase::Idle;
+    }
+
+    fn begin(&mut self) {
+        self.phase = Phase::Opening;
+        self.heard = false;
+        self.to_vchan.clear();
+        self.to_monitor.clear();
+        if let Some(gate) = &mut self.gate {
+            **gate = Intercept::default();
+        }
+    }
+
+    /// The monitor connection asked for by [`Monitor::Open`] stands.
+    pub fn monitor_up(&mut self) {
+        self.phase = Phase::Pump;
+    }
+
+    /// The monitor connection is gone, or could not be made.
+    pub fn monitor_lost(&mut self) {
+        if matches!(self.phase, Phase::Opening | Phase::Pump) {
+            self.phase = Phase::Mute;
+            self.to_monitor.clear();
+        }
+    }
+
+    /// How many bytes of the client's may be read now. Without a client there are none, but the
+    /// vchan tells of one only to those who try to read.
+    pub fn vchan_room(&self) -> usize {
+        match self.phase {
+            Phase::Idle | Phase::Mute => 4096,
+            Phase::Opening | Phase::Pump => self.to_monitor.room(),
+        }
+    }
+
+    /// The client said something. `true` if it asks for a save.
+    pub fn vchan_bytes(&mut self, mut bytes: &[u8]) -> bool {
+        if self.phase == Phase::Idle {
+            self.begin();
+        }
+        if let Some(marker) = self.marker {
+            if let Some(at) = bytes.iter().rposition(|b| *b == marker) {
+                if self.heard || at > 0 {
+                    self.begin();
+                }
+                bytes = bytes.get(at + 1..).unwrap_or_default();
+                self.heard = true;
+            }
+        }
+        self.heard |= !bytes.is_empty();
+        if self.phase != Phase::Mute {
+            self.to_monitor.append(bytes);
+        }
+        let gate = self.gate.as_mut().filter(|_| self.phase != Phase::Mute);
+        gate.is_some_and(|gate| gate.client_said(bytes))
+    }
+
+    /// How many bytes of the monitor's may be read now.
+    pub fn monitor_room(&self) -> usize {
+        if self.phase == Phase::Pump && !self.holds_a_save() {
+            self.to_vchan.room()
+        } else {
+            0
+        }
+    }
+
+    /// The monitor said something.
+    pub fn monitor_bytes(&mut self, bytes: &[u8]) {
+        match &mut self.gate {
+            Some(gate) => gate.monitor_said(bytes, &mut self.to_vchan),
+            None => self.to_vchan.append(bytes),
+        }
+    }
+
+    /// Bytes for the client. What a monitor said before it closed still goes out.
+    pub fn vchan_out(&self) -> &[u8] {
+        self.to_vchan.front()
+    }
+
+    /// `count` bytes of [`GuestSession::vchan_out`] went out.
+    pub fn vchan_wrote(&mut self, count: usize) {
+        self.to_vchan.consume(count);
+    }
+
+    /// Bytes for the monitor.
+    pub fn monitor_out(&self) -> &[u8] {
+        if self.phase == Phase::Pump {
+            self.to_monitor.front()
+        } else {
+            &[]
+        }
+    }
+
+    /// `count` bytes of [`GuestSession::monitor_out`] went out.
+    pub fn monitor_wrote(&mut self, count: usize) {
+        self.to_monitor.consume(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pumping() -> GuestSession {
+        let mut session = GuestSession::new(Payload::Qmp);
+        assert_eq!(session.monitor(), Monitor::Close);
+        session.client_arrived();
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        session
+    }
+
+    #[test]
+    fn a_client_that_leaves_takes_its_bytes_with_it() {
+        let mut session = pumping();
+        session.vchan_bytes(b"{\"execute\":");
+        session.monitor_bytes(b"{\"return\":");
+        session.client_left();
+        assert_eq!(session.monitor(), Monitor::Close);
+        session.client_arrived();
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        assert!(session.vchan_out().is_empty() && session.monitor_out().is_empty());
+    }
+
+    #[test]
+    fn a_monitor_that_closes_is_not_opened_for_the_same_client() {
+        let mut session = pumping();
+        session.monitor_bytes(b"last words");
+        session.monitor_lost();
+        assert_eq!(session.monitor(), Monitor::Close);
+        assert_eq!(session.vchan_out(), b"last words");
+        session.vchan_bytes(b"anyone there?");
+        assert!(session.vchan_room() > 0, "the ring must not fill up");
+        assert!(session.monitor_out().is_empty());
+        session.client_left();
+        session.client_arrived();
+        assert_eq!(session.monitor(), Monitor::Open);
+    }
+
+    #[test]
+    fn the_marker_is_ignored_first_and_a_new_session_later() {
+        let mut session = pumping();
+        session.vchan_bytes(b"\x01");
+        assert_eq!(session.monitor(), Monitor::Keep);
+        session.vchan_bytes(b"first");
+        session.monitor_bytes(b"for the first");
+        session.vchan_bytes(b" more\x01second");
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        assert_eq!(session.monitor_out(), b"second");
+        assert!(session.vchan_out().is_empty());
+        session.vchan_bytes(b"\x01");
+        assert_eq!(session.monitor(), Monitor::Open);
+    }
+
+    #[test]
+    fn opaque_bytes_may_hold_the_marker() {
+        let mut session = GuestSession::new(Payload::Opaque);
+        session.client_arrived();
+        session.monitor_up();
+        session.vchan_bytes(b"a\x01b");
+        assert_eq!(session.monitor_out(), b"a\x01b");
+    }
+
+    #[test]
+    fn a_marker_that_was_asked_for_is_honoured_whatever_the_payload() {
+        let mut session = GuestSession::new(Payload::Opaque);
+        session.set_marker(7);
+        session.client_arrived();
+        session.monitor_up();
+        session.vchan_bytes(b"\x07a\x01b");
+        assert_eq!(session.monitor_out(), b"a\x01b");
+        session.vchan_bytes(b"c\x07d");
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        assert_eq!(session.monitor_out(), b"d");
+    }
+
+    #[test]
+    fn a_client_that_speaks_before_it_was_seen_has_arrived() {
+        let mut session = GuestSession::new(Payload::Qmp);
+        assert!(session.vchan_room() > 0, "who does not read is not told");
+        session.vchan_bytes(b"early");
+        assert!(session.has_client());
+        assert_eq!(session.monitor(), Monitor::Open);
+        session.monitor_up();
+        assert_eq!(session.monitor_out(), b"early");
+    }
+
+    #[test]
+    fn each_direction_stops_at_its_limit() {
+        let mut session = pumping();
+        session.vchan_bytes(&vec![b'x'; session.vchan_room()]);
+        assert_eq!(session.vchan_room(), 0);
+        session.monitor_bytes(&vec![b'y'; session.monitor_room()]);
+        assert_eq!(session.monitor_room(), 0);
+        session.monitor_wrote(10);
+        assert_eq!(session.vchan_room(), 10);
+    }
+}

@@ -1,0 +1,227 @@
+//! The state machine, told what happens and asked what it wants.
+
+use super::*;
+
+struct Bench {
+    machine: Supervisor,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            machine: Supervisor::new(now, HANG_LIMIT),
+            now,
+        }
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Action> {
+        self.machine.event(event, self.now);
+        std::iter::from_fn(|| self.machine.action()).collect()
+    }
+
+    fn wait(&mut self, time: Duration) -> Vec<Action> {
+        self.now += time;
+        self.tell(Event::Tick)
+    }
+
+    fn running() -> Self {
+        let mut bench = Self::new();
+        assert_eq!(bench.tell(Event::MonitorReady), [Action::OfferVchan]);
+        assert_eq!(bench.tell(Event::VchanUp), [Action::Start]);
+        assert_eq!(bench.tell(Event::Started), [Action::ReportRunning]);
+        bench
+    }
+}
+
+fn error(actions: &[Action]) -> &str {
+    match actions.first() {
+        Some(Action::ReportError(reason)) => reason,
+        other => panic!("no error reported first, but {other:?}"),
+    }
+}
+
+#[test]
+fn the_guest_starts_only_after_the_vchan_is_offered() {
+    let mut bench = Bench::new();
+    // Nothing but the right event leads on, in whatever order events come.
+    assert_eq!(bench.tell(Event::VchanUp), []);
+    assert_eq!(bench.tell(Event::Started), []);
+    assert_eq!(bench.tell(Event::MonitorReady), [Action::OfferVchan]);
+    assert_eq!(bench.tell(Event::Started), []);
+    assert_eq!(bench.tell(Event::MonitorReady), []);
+    assert_eq!(bench.tell(Event::VchanUp), [Action::Start]);
+}
+
+#[test]
+fn a_running_guest_has_no_deadline_but_its_qemu_is_asked_for_signs_of_life() {
+    let mut bench = Bench::running();
+    for _ in 0..1000 {
+        assert_eq!(bench.wait(watchdog::ASK_EVERY), [Action::Ask]);
+        assert_eq!(bench.tell(Event::Answered), []);
+    }
+}
+
+/// Told, once, and left alone: it may come back, and what the guest has in its memory is lost with it.
+#[test]
+fn a_qemu_that_hangs_is_reported_and_not_killed() {
+    let mut bench = Bench::running();
+    assert_eq!(bench.wait(watchdog::ASK_EVERY), [Action::Ask]);
+    assert_eq!(bench.wait(HANG_LIMIT - Duration::from_millis(1)), []);
+    let hung = Action::ReportHung("QEMU has not answered for 20 s".to_owned());
+    assert_eq!(bench.wait(Duration::from_millis(1)), [hung]);
+    assert_eq!(bench.machine.deadline(), None);
+    assert_eq!(bench.wait(Duration::from_secs(1_000_000)), []);
+    let back = "QEMU answers again, after 1000020 s".to_owned();
+    assert_eq!(bench.tell(Event::Answered), [Action::ReportBack(back)]);
+    assert_eq!(bench.wait(watchdog::ASK_EVERY), [Action::Ask]);
+    let actions = bench.tell(Event::QemuExited(Exit::Signal("SIGKILL".to_owned())));
+    assert_eq!(error(&actions), "QEMU was killed by SIGKILL");
+}
+
+/// A guest that never ran is the toolstack's to take away; one that ran is told that it cannot go on.
+#[test]
+fn the_guest_is_told_if_it_has_run() {
+    let killed = || Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
+    let actions = Bench::running().tell(killed());
+    assert_eq!(actions[1..], [Action::CrashGuest, Action::PowerOff]);
+    let mut bench = Bench::new();
+    bench.tell(Event::MonitorReady);
+    bench.tell(Event::VchanUp);
+    assert_eq!(bench.tell(killed())[1..], [Action::PowerOff]);
+    // However it ends.
+    let mut bench = Bench::running();
+    bench.tell(Event::Failed("the vchan broke".to_owned()));
+    let told = [Action::CrashGuest, Action::PowerOff];
+    assert_eq!(bench.tell(killed()), told);
+}
+
+#[test]
+fn a_flood_of_words_or_events_fills_no_log_and_hides_neither_the_end_nor_the_hang() {
+    let mut bench = Bench::running();
+    let mut logged = 0;
+    for n in 0..50_000 {
+        let event = if n % 2 == 0 {
+            Event::Line(format!("line {n}"))
+        } else {
+            Event::Qmp("FLOOD".to_owned())
+        };
+        for action in bench.tell(event) {
+            match action {
+                Action::Log(line) => logged += line.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(logged < 70_000, "{logged} bytes");
+    assert_eq!(bench.wait(watchdog::ASK_EVERY), [Action::Ask]);
+    assert!(matches!(
+        bench.wait(HANG_LIMIT)[..],
+        [Action::ReportHung(_)]
+    ));
+    let mut actions = bench.tell(Event::QemuExited(Exit::Status(1)));
+    let Action::Log(count) = actions.remove(0) else {
+        panic!("{actions:?}")
+    };
+    assert!(count.ends_with("lines were left out"), "{count}");
+    // The last words are those that were not logged.
+    assert!(
+        error(&actions).ends_with("line 49994 | line 49996 | line 49998"),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn qemus_death_is_explained_and_ends_the_domain_in_every_phase() {
+    let steps = [Event::MonitorReady, Event::VchanUp, Event::Started];
+    for done in 0..=steps.len() {
+        let mut bench = Bench::new();
+        for step in steps.iter().take(done) {
+            bench.tell(step.clone());
+        }
+        bench.tell(Event::Line("no such file\u{1b}[2J".to_owned()));
+        bench.tell(Event::MonitorLost("closed".to_owned()));
+        let actions = bench.tell(Event::QemuExited(Exit::Signal("SIGSEGV".to_owned())));
+        let reason = error(&actions);
+        assert!(
+            reason.contains("SIGSEGV") && reason.contains("no such file [2J"),
+            "{reason}"
+        );
+        assert_eq!(actions.last(), Some(&Action::PowerOff));
+        assert!(bench.machine.is_over());
+        assert_eq!(bench.tell(Event::Tick), []);
+    }
+}
+
+#[test]
+fn a_silent_monitor_ends_it() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.wait(LAUNCH_LIMIT - Duration::from_millis(1)), []);
+    let actions = bench.wait(Duration::from_millis(1));
+    assert!(error(&actions).contains("did not answer"));
+    assert_eq!(actions.last(), Some(&Action::KillQemu));
+    let exit = Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
+    assert_eq!(bench.tell(exit), [Action::PowerOff]);
+}
+
+#[test]
+fn each_later_phase_has_the_same_deadline() {
+    for steps in [
+        vec![Event::MonitorReady],
+        vec![Event::MonitorReady, Event::VchanUp],
+    ] {
+        let mut bench = Bench::new();
+        for step in steps {
+            bench.tell(step);
+        }
+        let actions = bench.wait(LAUNCH_LIMIT);
+        assert!(error(&actions).contains("60 s"), "{actions:?}");
+    }
+}
+
+#[test]
+fn a_lost_monitor_waits_for_the_death_that_explains_it_but_not_for_ever() {
+    let mut bench = Bench::running();
+    assert_eq!(bench.tell(Event::MonitorLost("closed".to_owned())), []);
+    assert_eq!(bench.wait(DEATH_LIMIT / 2), []);
+    assert_eq!(bench.tell(Event::MonitorLost("again".to_owned())), []);
+    let actions = bench.wait(DEATH_LIMIT / 2);
+    assert_eq!(error(&actions), "QEMU's monitor is lost: closed");
+    assert_eq!(actions.last(), Some(&Action::KillQemu));
+}
+
+#[test]
+fn a_qemu_that_does_not_die_cannot_keep_the_domain() {
+    let mut bench = Bench::running();
+    let actions = bench.tell(Event::Failed("the vchan broke".to_owned()));
+    assert_eq!(error(&actions), "the vchan broke");
+    assert_eq!(bench.tell(Event::Terminate("SIGTERM".to_owned())), []);
+    assert_eq!(bench.wait(DEATH_LIMIT).last(), Some(&Action::PowerOff));
+}
+
+#[test]
+fn only_the_last_words_are_kept() {
+    let mut bench = Bench::running();
+    for n in 0..100 {
+        bench.tell(Event::Line(format!("line {n}")));
+    }
+    let noise = "xen be core: xs_set_permissions device-model/3/backends/9pfs: failed";
+    let actions = bench.tell(Event::Line(noise.to_owned()));
+    assert_eq!(actions, [Action::Detail(format!("qemu: {noise}"))]);
+    let actions = bench.tell(Event::QemuExited(Exit::Status(1)));
+    let expected =
+        "QEMU ended with status 1; its last words: line 96 | line 97 | line 98 | line 99";
+    assert_eq!(error(&actions), expected);
+}
+
+#[test]
+fn a_refused_start_is_an_end() {
+    let mut bench = Bench::new();
+    bench.tell(Event::MonitorReady);
+    bench.tell(Event::VchanUp);
+    let actions = bench.tell(Event::StartRefused("GenericError: no".to_owned()));
+    assert!(error(&actions).contains("GenericError: no"));
+    let exit = Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
+    assert_eq!(bench.tell(exit), [Action::PowerOff]);
+}

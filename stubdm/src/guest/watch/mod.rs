@@ -1,0 +1,272 @@
+//! The init's loop: the parts that can say something, and the machine that decides.
+//!
+//! | module | part |
+//! |---|---|
+//! | `children` | QEMU's words and its end |
+//! | `monitor` | our own monitor |
+//! | `service` | the vchan for the toolstack |
+
+mod children;
+mod monitor;
+mod service;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use stubdm_qmp::client::Client;
+use stubdm_qmp::lines::Lines;
+use tracing::{debug, info, warn};
+use xen_store::Store;
+use xen_sys::Xen;
+
+use crate::guest::cdrom::Drives;
+use crate::guest::incoming::Outcome;
+use crate::guest::qemu::Launch;
+use crate::guest::report::Report;
+use crate::guest::save::saver::Saver;
+use crate::guest::server::Server;
+use crate::guest::supervisor::{Action, Event, Supervisor};
+use crate::guest::{InitOptions, confine, power, privcmd};
+use crate::libxl::guest::Guest;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::event_loop::{self, Progress, Task};
+use crate::rt::poll::{Interest, earlier};
+use crate::rt::signals::Signals;
+use crate::rt::stream::Stream;
+use crate::rt::vchan::Vchan;
+use children::WORDS_MAX;
+use monitor::Asked;
+
+/// The phase of a stubdomain in which everything is as it should be.
+const RUNNING: &str = "running";
+/// The signals the loop must own before QEMU is started.
+pub const SIGNALS: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+];
+
+/// What the loop needs to know.
+#[derive(Debug)]
+pub struct World<'a> {
+    /// The hypervisor.
+    pub xen: &'a Xen,
+    /// The store.
+    pub store: &'a Store,
+    /// The guest.
+    pub guest: &'a Guest,
+    /// Where to report to.
+    pub report: &'a Report,
+    /// [`SIGNALS`], taken over before QEMU was started.
+    pub signals: &'a Signals,
+    /// When this program began.
+    pub started: Instant,
+    /// How it is to be done.
+    pub options: &'a InitOptions,
+}
+
+/// Watches over QEMU until everything is over.
+///
+/// # Errors
+/// The system's, from the loop itself. QEMU's death is no error here: it was reported.
+pub fn over(
+    world: &World<'_>,
+    launch: Launch,
+    drives: Option<Drives>,
+    saver: Option<Saver>,
+) -> Result<ExitCode> {
+    let mut watch = Watch {
+        world,
+        machine: Supervisor::new(Instant::now(), world.options.hang_limit()),
+        qemu: Some(launch.pid),
+        output: launch.output,
+        words: Lines::new(WORDS_MAX),
+        listener: Some(launch.monitor),
+        monitor: None,
+        asked: VecDeque::new(),
+        full: false,
+        drives,
+        incoming: launch.incoming,
+        saver,
+        toolstack: launch.toolstack,
+        server: None,
+        server_deadline: None,
+        offers: 0,
+        started: false,
+        failed: false,
+        again: false,
+    };
+    event_loop::run(&mut watch, &mut []).map_err(Failure::new)?;
+    Ok(if watch.failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+struct Watch<'a> {
+    world: &'a World<'a>,
+    machine: Supervisor,
+    qemu: Option<Pid>,
+    output: Stream,
+    words: Lines,
+    listener: Option<UnixListener>,
+    monitor: Option<(Stream, Client)>,
+    /// The commands that are not answered yet.
+    asked: VecDeque<Asked>,
+    /// Our own monitor had no room for the file to save to.
+    full: bool,
+    drives: Option<Drives>,
+    /// Until it is known what became of the state.
+    incoming: Option<Outcome>,
+    /// Here until the vchan's server has it.
+    saver: Option<Saver>,
+    toolstack: PathBuf,
+    server: Option<Server<Vchan>>,
+    server_deadline: Option<Instant>,
+    offers: u32,
+    started: bool,
+    failed: bool,
+    again: bool,
+}
+
+impl Watch<'_> {
+    fn tell(&mut self, event: Event) {
+        self.machine.event(event, Instant::now());
+    }
+
+    /// A saved state that is of no use is the end: QEMU would wait for it for ever.
+    fn hear_incoming(&mut self) {
+        let told = self.incoming.as_mut().and_then(Outcome::told);
+        if let Some(told) = told {
+            self.incoming = None;
+            if let Err(why) = told {
+                self.tell(Event::Failed(format!("restoring: {why}")));
+            }
+        }
+    }
+
+    fn hear_signals(&mut self) -> Result<()> {
+        while let Some(signal) = self.world.signals.next().context("reading signals")? {
+            if signal != Signal::SIGCHLD {
+                self.tell(Event::Terminate(signal.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest's first instruction comes after this.
+    fn tie_down(&self) -> Result<()> {
+        let options = self.world.options;
+        match self.qemu.filter(|_| power::is_init() && !options.qemu_root) {
+            Some(qemu) => privcmd::tie_down(
+                self.world.xen,
+                qemu,
+                self.world.guest.domid,
+                options.allow_unconfined,
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::OfferVchan => self.offer(),
+            Action::Start => match self.tie_down() {
+                Ok(()) => self.ask(Asked::Start, "cont"),
+                Err(failure) => self.tell(Event::Failed(failure.to_string())),
+            },
+            Action::Ask => self.ask(Asked::Alive, "query-status"),
+            Action::ReportHung(why) => self.world.report.trouble(&why),
+            Action::ReportBack(what) => {
+                info!("{what}");
+                self.world.report.phase(RUNNING);
+            }
+            Action::CrashGuest => {
+                if power::is_init() && !self.world.options.keep_guest {
+                    privcmd::crash(self.world.xen, self.world.guest.domid);
+                }
+            }
+            Action::Log(line) => info!("{line}"),
+            Action::Detail(line) => debug!("{line}"),
+            Action::ReportRunning => {
+                self.started = true;
+                let seconds = self.world.started.elapsed().as_secs_f64();
+                self.world.report.phase(RUNNING);
+                info!("up {seconds:.2} s after this program began");
+                if let Some(pid) = self.qemu {
+                    info!("{}", confine::facts(pid));
+                }
+            }
+            Action::ReportError(reason) => {
+                self.failed = true;
+                self.world.report.failed(&reason);
+            }
+            Action::KillQemu => {
+                if let Some(pid) = self.qemu {
+                    if let Err(errno) = kill(pid, Signal::SIGKILL) {
+                        warn!("killing QEMU: {}", errno.desc());
+                    }
+                }
+            }
+            Action::PowerOff => {}
+        }
+    }
+}
+
+impl Task for Watch<'_> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = vec![(self.world.signals.as_fd(), PollFlags::POLLIN)];
+        if !self.output.has_ended() {
+            interests.extend(self.output.interest(true, false));
+        }
+        if let Some(listener) = &self.listener {
+            interests.push((listener.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some((local, client)) = &self.monitor {
+            interests.extend(local.interest(true, self.full || !client.to_send().is_empty()));
+        }
+        if let Some(incoming) = &self.incoming {
+            interests.extend(incoming.interest());
+        }
+        if let Some(drives) = &self.drives {
+            interests.push((drives.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some(server) = &self.server {
+            interests.extend(server.interests());
+        }
+        interests
+    }
+
+    /// Looks at every part once, then does what the machine asks for.
+    fn turn(&mut self, _: Instant) -> io::Result<Progress> {
+        self.again = false;
+        self.hear_signals().map_err(io::Error::other)?;
+        self.hear_words();
+        self.reap().map_err(io::Error::other)?;
+        self.hear_monitor();
+        self.hear_incoming();
+        self.change_media();
+        self.serve();
+        self.offer_file_again();
+        self.tell(Event::Tick);
+        while let Some(action) = self.machine.action() {
+            self.act(action);
+        }
+        let deadline = earlier(self.machine.deadline(), self.server_deadline);
+        Ok(match (self.machine.is_over(), self.again) {
+            (true, _) => Progress::Done,
+            (false, true) => Progress::Again,
+            (false, false) => Progress::Sleep(deadline),
+        })
+    }
+}

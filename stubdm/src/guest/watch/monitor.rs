@@ -1,0 +1,168 @@
+//! Our own monitor: QEMU's greeting, the commands we give, its events, and whether it still answers.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use stubdm_qmp::client::{Client, Told};
+use stubdm_qmp::text::one_line;
+use tracing::warn;
+
+use crate::guest::server::Server;
+use crate::guest::supervisor::Event;
+use crate::guest::watch::Watch;
+use crate::rt::stream::{Read, Stream};
+
+/// What was asked for on our own monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// `cont`.
+    Start,
+    /// Anything, to see it answered.
+    Alive,
+    /// `add-fd` for a medium.
+    Medium,
+    /// `add-fd` for the file to save to.
+    SaveFile,
+}
+
+impl Watch<'_> {
+    pub(super) fn hear_monitor(&mut self) {
+        if let Some(listener) = &self.listener {
+            match listener.accept() {
+                Ok((stream, _)) => match Stream::socket(OwnedFd::from(stream)) {
+                    Ok(local) => {
+                        self.monitor = Some((local, Client::new()));
+                        // QEMU connects once; nobody else is to.
+                        self.listener = None;
+                    }
+                    Err(error) => self.tell(Event::MonitorLost(error.to_string())),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => warn!("our own monitor's socket: {error}"),
+            }
+        }
+        let Some((local, client)) = &mut self.monitor else {
+            return;
+        };
+        let mut lost = None;
+        if let Err(error) = pump(local, client, &mut self.again) {
+            lost = Some(error.to_string());
+        }
+        let mut events = Vec::new();
+        while let Some(told) = client.told() {
+            events.push(match told {
+                Told::Ready => {
+                    // Before anything else is asked: a toolstack may save as soon as it is served.
+                    if let Some(saver) = &mut self.saver {
+                        match saver.offer(local, client) {
+                            Ok(()) => self.asked.push_back(Asked::SaveFile),
+                            Err(error) => warn!("QEMU gets no file to save to: {error}"),
+                        }
+                    }
+                    Event::MonitorReady
+                }
+                Told::Answer(answer) => match (self.asked.pop_front(), answer) {
+                    // A refusal is an answer.
+                    (Some(Asked::Alive), _) => Event::Answered,
+                    (Some(Asked::Medium), answer) => {
+                        if let Err(error) = answer {
+                            warn!("QEMU takes no medium: {error}");
+                        }
+                        continue;
+                    }
+                    (Some(Asked::SaveFile), answer) => {
+                        if let Err(error) = answer {
+                            warn!("QEMU takes no file to save to: {error}");
+                        }
+                        continue;
+                    }
+                    (_, Ok(_)) => Event::Started,
+                    (_, Err(error)) => Event::StartRefused(error.to_string()),
+                },
+                Told::Event(name) => Event::Qmp(name),
+                Told::Broken(why) => {
+                    lost = Some(why);
+                    continue;
+                }
+            });
+        }
+        if let Some(why) = lost {
+            self.monitor = None;
+            events.push(Event::MonitorLost(one_line(&why)));
+        }
+        for event in events {
+            self.tell(event);
+        }
+    }
+
+    /// Passes new media to QEMU, one at a time, once it runs.
+    pub(super) fn change_media(&mut self) {
+        let (Some(drives), Some((local, client))) = (&mut self.drives, &mut self.monitor) else {
+            return;
+        };
+        match drives.hear() {
+            Ok(more) => self.again |= more,
+            Err(error) => warn!("the kernel's words of new disks: {error}"),
+        }
+        let idle = self.asked.is_empty() && client.to_send().is_empty();
+        if idle && self.started && drives.offer(local, client) {
+            self.asked.push_back(Asked::Medium);
+            self.again = true;
+        }
+    }
+
+    /// Gives QEMU the file to save to once more, if a save was refused. While the monitor is full, its having room is
+    /// waited for.
+    pub(super) fn offer_file_again(&mut self) {
+        self.full = false;
+        let saver = self.server.as_mut().and_then(Server::saver);
+        let saver = saver.filter(|saver| self.started && saver.is_to_be_offered());
+        let (Some(saver), Some((local, client))) = (saver, &mut self.monitor) else {
+            return;
+        };
+        if !self.asked.is_empty() || !client.to_send().is_empty() {
+            // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that came last.
+            return;
+        }
+        match saver.offer(local, client) {
+            Ok(()) => self.asked.push_back(Asked::SaveFile),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.full = true,
+            Err(error) => warn!("QEMU gets no file to save to: {error}"),
+        }
+    }
+
+    /// Gives a command without arguments, if the monitor is there.
+    pub(super) fn ask(&mut self, asked: Asked, command: &str) {
+        if let Some((_, client)) = &mut self.monitor {
+            client.execute(command, None);
+            self.asked.push_back(asked);
+            self.again = true;
+        }
+    }
+}
+
+/// Moves bytes between QEMU and our own monitor's conversation.
+fn pump(local: &mut Stream, client: &mut Client, again: &mut bool) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    for _ in 0..64 {
+        let mut moved = false;
+        if !client.to_send().is_empty() {
+            let count = local.write(client.to_send())?;
+            client.sent(count);
+            moved |= count > 0;
+        }
+        match local.read(&mut buffer)? {
+            Read::Bytes(count) => {
+                client.receive(buffer.get(..count).unwrap_or_default());
+                moved = true;
+            }
+            Read::Nothing => {}
+            Read::End => return Err(io::Error::other("closed")),
+        }
+        if !moved {
+            return Ok(());
+        }
+    }
+    *again = true;
+    Ok(())
+}

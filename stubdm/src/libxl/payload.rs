@@ -1,0 +1,20 @@
+//! What the bytes of a vchan are, by the name of its node.
+
+/// What the bytes are, which decides how a session boundary can be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// QMP: lines of JSON, a greeting first; a probe finds the boundary.
+    Qmp,
+    /// Anything: bytes are passed on as they are.
+    Opaque,
+}
+
+impl Payload {
+    /// libxl names the QMP node `qmp-vchan`; any other node carries what it likes.
+    pub fn of_node(path: &str) -> Self {
+        match path.rsplit('/').next() {
+            Some("qmp-vchan") => Self::Qmp,
+            _ => Self::Opaque,
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
+//!
+//! The caged half may be anybody's by now. All it can have done is what [`Request`] names: connect to
+//! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and
+//! say numbers that the host's people may read, each at a [rate](crate::proxy::broker::rates). One that breaks the
+//! rules of the [`wire`](crate::proxy::ipc) is not served any more.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+use stubdm_qmp::text::one_line;
+
+use crate::proxy::broker::rates::Rates;
+use crate::proxy::counters::CounterFile;
+use crate::proxy::ipc::{CHUNK, Event, HALF, IpcSocket, Received, Request, WINDOW};
+use crate::rt::poll::{Interest, earlier, hung_up};
+use crate::rt::transport::{Connect, Peer, Transport};
+
+/// How many rounds a turn takes before others get theirs.
+const ROUNDS: usize = 64;
+
+/// Joins a [`IpcSocket`] to what `connect` leads to.
+pub struct Relay<C: Connect> {
+    connect: C,
+    link: Option<C::Link>,
+    wire: IpcSocket,
+    /// Messages of bytes for the vchan, and how much of the first is gone.
+    out: VecDeque<Vec<u8>>,
+    written: usize,
+    /// Messages taken since the caged half was told.
+    taken: usize,
+    /// Messages given to the caged half that it has not said it took.
+    lent: usize,
+    /// Where what it counted is written.
+    board: Option<CounterFile>,
+    /// The caged half is behind its walls.
+    ready: bool,
+    rates: Rates,
+    /// An order that came too early, and when it is not.
+    held: Option<(Vec<u8>, Instant)>,
+}
+
+impl<C: Connect> std::fmt::Debug for Relay<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}
+
+impl<C: Connect> Relay<C> {
+    /// Nothing is connected until the caged half asks.
+    pub fn new(connect: C, wire: IpcSocket, now: Instant) -> Self {
+        Self {
+            rates: Rates::new(now),
+            held: None,
+            connect,
+            link: None,
+            wire,
+            out: VecDeque::new(),
+            written: 0,
+            taken: 0,
+            lent: 0,
+            board: None,
+            ready: false,
+        }
+    }
+
+    /// Whether the caged half has said that it is behind its walls. It says nothing else before.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// With a file for what the caged half counts.
+    pub fn with_board(self, board: Option<CounterFile>) -> Self {
+        Self { board, ..self }
+    }
+
+    /// Another caged half takes the place of the one there was; the vchan is closed.
+    pub fn restart(&mut self, wire: IpcSocket) {
+        self.close();
+        self.wire = wire;
+        self.ready = false;
+        self.held = None;
+        if let Some(board) = &mut self.board {
+            board.begin_again();
+        }
+    }
+
+    /// Whether a server can still come: its domain exists.
+    pub fn may_come(&mut self) -> bool {
+        self.connect.may_come()
+    }
+
+    /// Closes the vchan.
+    pub fn close(&mut self) {
+        self.link = None;
+        self.out.clear();
+        (self.written, self.taken, self.lent) = (0, 0, 0);
+    }
+
+    /// What to wait for.
+    pub fn interests(&self) -> Vec<Interest<'_>> {
+        let orders = match self.held {
+            // The end of the caged half is seen all the same.
+            Some(_) => PollFlags::empty(),
+            None => PollFlags::POLLIN,
+        };
+        let mut interests = vec![(self.wire.as_fd(), orders)];
+        if let Some(link) = &self.link {
+            interests.push((link.poll_fd(), PollFlags::POLLIN));
+        }
+        interests
+    }
+
+    /// When [`Relay::turn`] is wanted without an event: an order waits until it is due, or the vchan's events do.
+    pub fn deadline(&self) -> Option<Instant> {
+        let held = self.held.as_ref().map(|(_, at)| *at);
+        earlier(held, self.link.as_ref().and_then(Transport::deadline))
+    }
+
+    /// Does all that can be done without waiting; says whether there is more to do at once.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the caged half is gone, `InvalidData` when it broke the rules.
+    pub fn turn(&mut self, now: Instant) -> io::Result<bool> {
+        for _ in 0..ROUNDS {
+            let message = match self.held.take() {
+                Some((message, at)) if at <= now => Some(message),
+                Some(_) if hung_up(self.wire.as_fd()) => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Some(held) => {
+                    self.held = Some(held);
+                    None
+                }
+                None => match self.wire.receive()? {
+                    Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Received::Nothing => None,
+                    Received::Message(message) => Some(message),
+                },
+            };
+            let mut moved = false;
+            if let Some(message) = message {
+                let order =
+                    Request::decode(&message).ok_or_else(|| against("it said what nobody says"))?;
+                match self.rates.take(&order, now) {
+                    Ok(()) => {
+                        let long = order == Request::Stored;
+                        self.obey(order)?;
+                        if long {
+                            // Signals are looked at before the next one.
+                            return Ok(true);
+                        }
+                        moved = true;
+                    }
+                    Err(at) => self.held = Some((message, at)),
+                }
+            }
+            moved |= self.pump()?;
+            if !moved {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn tell(&self, notice: Event<'_>) -> io::Result<()> {
+        self.wire
+            .send(&notice.encode())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => against("it does not listen"),
+                _ => io::ErrorKind::UnexpectedEof.into(),
+            })
+    }
+
+    fn obey(&mut self, order: Request<'_>) -> io::Result<()> {
+        match order {
+            Request::Ready if self.ready => Err(against("it was ready before")),
+            Request::Ready => {
+                self.ready = true;
+                Ok(())
+            }
+            _ if !self.ready => Err(against("it speaks before it is ready")),
+            Request::Close => {
+                self.close();
+                Ok(())
+            }
+            Request::Connect => {
+                self.close();
+                match self.connect.connect() {
+                    Ok(link) => {
+                        self.link = Some(link);
+                        self.tell(Event::Up)
+                    }
+                    Err(error) => {
+                        let may_come = self.connect.may_come();
+                        let why = &one_line(&error.to_string());
+                        self.tell(Event::Down { may_come, why })
+                    }
+                }
+            }
+            Request::Bytes(_) if self.link.is_none() => Ok(()),
+            Request::Bytes(_) if self.out.len() >= WINDOW => {
+                Err(against("it says more than it may at once"))
+            }
+            Request::Bytes(bytes) => {
+                self.out.push_back(bytes.to_vec());
+                Ok(())
+            }
+            Request::Unread => {
+                let waiting: usize = self.out.iter().map(Vec::len).sum();
+                let unread = self.link.as_mut().map_or(0, Transport::unread);
+                let count = waiting - self.written + unread;
+                self.tell(Event::Unread(u32::try_from(count).unwrap_or(u32::MAX)))
+            }
+            Request::Counted(counters) => {
+                if let Some(board) = &mut self.board {
+                    board.tell(&counters);
+                }
+                Ok(())
+            }
+            Request::Stored => {
+                let stored = match &mut self.link {
+                    Some(link) => self.connect.stored(link),
+                    None => Err("the device model is gone".to_owned()),
+                };
+                let stored = stored.map_err(|why| one_line(&why));
+                self.tell(Event::Stored(
+                    stored.as_ref().map(drop).map_err(|why| why.as_str()),
+                ))
+            }
+            Request::Took => {
+                // What was lent before the vchan was closed is forgotten on both sides.
+                self.lent = self.lent.saturating_sub(HALF);
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves bytes between the vchan and the wire; says whether any moved.
+    fn pump(&mut self) -> io::Result<bool> {
+        let Some(link) = &mut self.link else {
+            return Ok(false);
+        };
+        let (lost, moved) = match step(link, &mut self.out, &mut self.written, self.lent) {
+            Ok(Step { took, read }) => {
+                let moved = took.is_some() || read.is_some();
+                if took == Some(true) {
+                    self.taken += 1;
+                    if self.taken == HALF {
+                        self.taken = 0;
+                        self.tell(Event::Took)?;
+                    }
+                }
+                match read {
+                    Some(bytes) if bytes.is_empty() => (Some((true, String::new())), true),
+                    Some(bytes) => {
+                        self.lent += 1;
+                        self.tell(Event::Bytes(&bytes))?;
+                        (None, true)
+                    }
+                    None => (None, moved),
+                }
+            }
+            Err(error) => (Some((false, one_line(&error.to_string()))), true),
+        };
+        if let Some((ended, why)) = lost {
+            self.close();
+            self.tell(Event::Lost { ended, why: &why })?;
+        }
+        Ok(moved)
+    }
+}
+
+/// What a look at the vchan came to.
+struct Step {
+    /// Something was written; `true` if that was the end of a message.
+    took: Option<bool>,
+    /// What was read; empty at the end.
+    read: Option<Vec<u8>>,
+}
+
+fn step<L: Transport>(
+    link: &mut L,
+    out: &mut VecDeque<Vec<u8>>,
+    written: &mut usize,
+    lent: usize,
+) -> io::Result<Step> {
+    link.acknowledge()?;
+    let mut took = None;
+    if let Some(message) = out.front() {
+        match link.try_write(message.get(*written..).unwrap_or_default()) {
+            Ok(count) => {
+                *written += count;
+                let whole = *written >= message.len();
+                if whole {
+                    *written = 0;
+                    out.pop_front();
+                }
+                took = Some(whole);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // What the server sent before it left is still to be read.
+            Err(error) if link.peer()? != Peer::Gone => return Err(error),
+            Err(_) => {}
+        }
+    }
+    if lent >= WINDOW {
+        return Ok(Step { took, read: None });
+    }
+    let mut buffer = [0; CHUNK];
+    let read = match link.try_read(&mut buffer) {
+        Ok(count) => Some(buffer.get(..count).unwrap_or_default().to_vec()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => return Err(error),
+    };
+    Ok(Step { took, read })
+}
+
+fn against(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

@@ -1,0 +1,329 @@
+//! Starts the caged half, and another if that ends before its time.
+//!
+//! ```text
+//!   start ──▶ runs ──the wire closed, a rule broken, or too late──▶ ends ──reaped──▶ a pause ──▶ start
+//! ```
+//!
+//! Nothing that the caged half controls is waited for without a limit: one that closed its wire has
+//! `GRACE` to end by itself, which tells its own exit status, and is killed then.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::PollFlags;
+use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
+use tracing::{info, warn};
+
+use crate::proxy::broker::log_relay::LogRelay;
+use crate::proxy::broker::relay::Relay;
+use crate::proxy::clients::Clients;
+use crate::proxy::counters::CounterFile;
+use crate::proxy::ipc::IpcSocket;
+use crate::proxy::sandbox::Inherited;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::event_loop::{Progress, Task};
+use crate::rt::log::budget::Budget;
+use crate::rt::poll::{Interest, earlier, sleep};
+use crate::rt::transport::Connect;
+use crate::rt::{log, process};
+
+/// How long a new process may take to get behind its walls.
+const START: Duration = Duration::from_secs(20);
+/// How long one that closed its wire may take to end.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often a process without a pidfd is looked at, and any that was killed.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the end of a killed process is waited for when the proxy ends.
+const LAST: Duration = Duration::from_secs(2);
+/// The first pause before another is started; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// One that lived this long was no failure to start.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// The caged half as a process. Dropping it kills the process.
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    /// Readable when the process has ended. Kernels before 5.3 have none.
+    pidfd: Option<OwnedFd>,
+    stderr: LogRelay,
+    since: Instant,
+    /// Behind its walls, and in the log.
+    ready: bool,
+}
+
+impl Worker {
+    fn kill(&mut self) {
+        // Until it is waited for, its number is nobody else's.
+        let _ = self.child.kill();
+    }
+
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let pidfd = self.pidfd.as_ref();
+        let pidfd = pidfd.map(|fd| (fd.as_fd(), PollFlags::POLLIN));
+        self.stderr.interest().into_iter().chain(pidfd).collect()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+        let until = Instant::now() + LAST;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            let look = Instant::now() + LOOK;
+            let pidfd = self.pidfd.as_ref();
+            let ended: Vec<_> = pidfd
+                .map(|fd| (fd.as_fd(), PollFlags::POLLIN))
+                .into_iter()
+                .collect();
+            if sleep(&ended, Some(look)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One that has to go.
+#[derive(Debug)]
+struct Leaving {
+    worker: Worker,
+    /// What it did, if it did not just close its wire.
+    why: Option<String>,
+    kill_at: Instant,
+}
+
+/// The relay with its caged half.
+#[derive(Debug)]
+pub struct Broker<C: Connect> {
+    relay: Relay<C>,
+    worker: Option<Worker>,
+    leaving: Option<Leaving>,
+    clients: Clients,
+    arguments: Vec<OsString>,
+    log: Budget,
+    /// There was one that got behind its walls.
+    stood: bool,
+    start_at: Instant,
+    pause: Duration,
+}
+
+impl<C: Connect> Broker<C> {
+    /// Starts the caged half. `arguments` is this program's
+    /// command line, name first; the other gets the same and what it was given. What it counts is written to `board`.
+    ///
+    /// It takes clients as soon as it is behind its walls, which is not waited for: those who come before that wait,
+    /// as they do when another takes its place. From here on this process's log is limited.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(
+        connect: C,
+        clients: Clients,
+        arguments: Vec<OsString>,
+        board: Option<CounterFile>,
+    ) -> Result<Self> {
+        let (worker, wire) = launch(&clients, &arguments)?;
+        let now = Instant::now();
+        Ok(Self {
+            relay: Relay::new(connect, wire, now).with_board(board),
+            worker: Some(worker),
+            leaving: None,
+            clients,
+            arguments,
+            log: log::limit(now),
+            stood: false,
+            start_at: now,
+            pause: PAUSE_MIN,
+        })
+    }
+
+    /// When the caged half is too late to get behind its walls; `None` if it is there.
+    fn look_at_start(&mut self) -> Option<Instant> {
+        let worker = self.worker.as_mut().filter(|worker| !worker.ready)?;
+        if !self.relay.is_ready() {
+            return Some(worker.since + START);
+        }
+        (worker.ready, self.stood) = (true, true);
+        let pid = Pid::from_raw(i32::try_from(worker.child.id()).unwrap_or_default());
+        info!("the caged half: process {pid}, {}", process::status(pid));
+        None
+    }
+
+    /// The caged half is gone or has to go.
+    fn dismiss(&mut self, error: &io::Error, now: Instant) -> Progress {
+        self.stood |= self.relay.is_ready();
+        self.relay.close();
+        if let Some(worker) = self.worker.take() {
+            // One that closed its end is ending by itself, and its status says how.
+            let left = error.kind() == io::ErrorKind::UnexpectedEof;
+            self.leaving = Some(Leaving {
+                worker,
+                why: (!left).then(|| error.to_string()),
+                kill_at: if left { now + GRACE } else { now },
+            });
+        }
+        Progress::Again
+    }
+
+    /// Kills and reaps.
+    fn see_off(&mut self, mut leaving: Leaving, now: Instant) -> io::Result<Progress> {
+        if leaving.kill_at <= now {
+            leaving.worker.kill();
+            if leaving.why.is_none() {
+                leaving.why = Some("it closed its wire and did not end".to_owned());
+            }
+        }
+        leaving.worker.stderr.turn(&mut self.log, now);
+        let Some(status) = leaving.worker.child.try_wait()? else {
+            let look = match (&leaving.worker.pidfd, &leaving.why) {
+                (Some(_), None) => leaving.kill_at,
+                _ => now + LOOK,
+            };
+            self.leaving = Some(leaving);
+            return Ok(Progress::Sleep(Some(look)));
+        };
+        // What it said last.
+        leaving.worker.stderr.turn(&mut self.log, now);
+        self.lost(&leaving, status, now)
+    }
+
+    fn lost(
+        &mut self,
+        leaving: &Leaving,
+        status: ExitStatus,
+        now: Instant,
+    ) -> io::Result<Progress> {
+        let in_order = leaving.why.is_none() && status.success();
+        let why = leaving.why.as_ref().map(|why| format!("{why}; "));
+        let why = format!("{}{status}", why.unwrap_or_default());
+        if !self.stood {
+            return Err(io::Error::other(format!(
+                "the caged half does not start: {why}; --cage=off does without"
+            )));
+        }
+        if matches!(self.clients, Clients::Once(_)) {
+            return match in_order {
+                true => Ok(Progress::Done),
+                false => Err(io::Error::other(format!("the caged half is gone: {why}"))),
+            };
+        }
+        // Its word alone does not end the proxy.
+        if in_order && !self.relay.may_come() {
+            return Ok(Progress::Done);
+        }
+        if leaving.worker.since.elapsed() >= SETTLED {
+            self.pause = PAUSE_MIN;
+        }
+        Ok(self.again(now, &format!("the caged half is gone: {why}")))
+    }
+
+    fn again(&mut self, now: Instant, why: &str) -> Progress {
+        warn!("{why}; another is started");
+        self.start_at = now + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Progress::Sleep(Some(self.start_at))
+    }
+}
+
+impl<C: Connect> Task for Broker<C> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = Vec::new();
+        if let Some(worker) = &self.worker {
+            interests.extend(self.relay.interests());
+            interests.extend(worker.stderr.interest());
+        }
+        if let Some(leaving) = &self.leaving {
+            interests.extend(leaving.worker.interests());
+        }
+        interests
+    }
+
+    /// # Errors
+    /// The system's; also if the first caged half does not get behind its walls, which is in the log,
+    /// or if the only client's did not end in good order.
+    fn turn(&mut self, now: Instant) -> io::Result<Progress> {
+        if let Some(leaving) = self.leaving.take() {
+            return self.see_off(leaving, now);
+        }
+        if self.worker.is_none() {
+            if now < self.start_at {
+                return Ok(Progress::Sleep(Some(self.start_at)));
+            }
+            match launch(&self.clients, &self.arguments) {
+                Ok((worker, wire)) => {
+                    self.relay.restart(wire);
+                    self.worker = Some(worker);
+                }
+                Err(why) => return Ok(self.again(now, &why.to_string())),
+            }
+        }
+        let mut logged = None;
+        if let Some(worker) = &mut self.worker {
+            worker.stderr.turn(&mut self.log, now);
+            logged = worker.stderr.deadline();
+        }
+        match self.relay.turn(now) {
+            Ok(true) => Ok(Progress::Again),
+            Ok(false) => match self.look_at_start() {
+                Some(late) if late <= now => Ok(self.dismiss(&io::ErrorKind::TimedOut.into(), now)),
+                late => {
+                    let due = earlier(self.relay.deadline(), logged);
+                    Ok(Progress::Sleep(earlier(late, due)))
+                }
+            },
+            Err(error) => Ok(self.dismiss(&error, now)),
+        }
+    }
+}
+
+fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Worker, IpcSocket)> {
+    let what = "starting the caged half";
+    let (near, far) = IpcSocket::pair().context(what)?;
+    let far = inheritable(far.as_fd()).context(what)?;
+    let listener = match clients {
+        Clients::Socket(socket) => Some(inheritable(socket.as_fd()).context(what)?),
+        Clients::Once(_) => None,
+    };
+    let given = Inherited {
+        wire: far.as_raw_fd(),
+        listener: listener.as_ref().map(AsRawFd::as_raw_fd),
+    };
+    // The file this program was started from, even if another is in its place by now.
+    let mut command = Command::new("/proc/self/exe");
+    let (name, rest) = arguments
+        .split_first()
+        .ok_or_else(|| Failure::new("no command line"))?;
+    command
+        .arg0(name)
+        .args(rest)
+        .arg(format!("--caged={given}"));
+    if listener.is_some() {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+    }
+    let (stderr, log) = LogRelay::new().context(what)?;
+    let child = command.stderr(log).spawn().context(what)?;
+    let pid = i32::try_from(child.id()).ok();
+    let pid = pid.and_then(rustix::process::Pid::from_raw);
+    let worker = Worker {
+        pidfd: pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()),
+        child,
+        stderr,
+        since: Instant::now(),
+        ready: false,
+    };
+    Ok((worker, near))
+}
+
+/// A duplicate that a child process gets.
+fn inheritable(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let copy = fd.try_clone_to_owned()?;
+    fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(copy)
+}

@@ -1,0 +1,271 @@
+//! What a proxy has done so far, in a small file that others may read while it runs.
+//!
+//! ```text
+//!   caged half ──counters, at most once a second──▶ carrier ──pwrite──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
+//! ```
+//!
+//! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The caged half,
+//! which does the counting, does not have it: it says eight numbers, and the carrier writes them. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
+//! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
+//! numbers from it and nothing else.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The folder of these files.
+pub const FOLDER: &str = "/run/stubdm";
+
+/// The length of a file, always.
+const SIZE: usize = 512;
+/// The checksum at its end: eight hexadecimal digits and a line break.
+const SUM: usize = 9;
+/// How often it is rewritten at most.
+const PACE: Duration = Duration::from_secs(1);
+
+/// What is counted. All counters begin with the process that libxl knows. As bytes, on the way from one process of the proxy to the
+/// other, they are what they are in memory.
+#[repr(C)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Deserialize,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    PartialEq,
+    Eq,
+    Serialize,
+)]
+#[serde(deny_unknown_fields, default)]
+pub struct Counters {
+    /// Clients that were accepted.
+    pub sessions: u64,
+    /// Commands that QEMU answered.
+    pub answered: u64,
+    /// Commands that the policy let nobody hear.
+    pub denied: u64,
+    /// Answers that were errors of QEMU's.
+    pub failed: u64,
+    /// Answers that the policy did not let pass.
+    pub refused: u64,
+    /// Messages of QEMU's that nobody asked for.
+    pub dropped: u64,
+    /// From the last command to its answer, in microseconds.
+    pub latency_us: u64,
+    /// The longest of these.
+    pub longest_us: u64,
+}
+
+impl Counters {
+    /// Counts what a line of the audit is about: the one stream that tells of every command.
+    pub fn decided(&mut self, verdict: &str, count: u64) {
+        let counter = match verdict {
+            "answered" => &mut self.answered,
+            "denied" => &mut self.denied,
+            "failed" => &mut self.failed,
+            "refused" => &mut self.refused,
+            "dropped" => &mut self.dropped,
+            _ => return,
+        };
+        *counter = counter.saturating_add(count);
+    }
+
+    /// An answer came this long after what was asked.
+    pub fn latency(&mut self, took: Duration) {
+        self.latency_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.longest_us = self.longest_us.max(self.latency_us);
+    }
+
+    /// What was counted before and what was counted since, by another process.
+    fn after(&self, before: &Self) -> Self {
+        Self {
+            sessions: self.sessions.saturating_add(before.sessions),
+            answered: self.answered.saturating_add(before.answered),
+            denied: self.denied.saturating_add(before.denied),
+            failed: self.failed.saturating_add(before.failed),
+            refused: self.refused.saturating_add(before.refused),
+            dropped: self.dropped.saturating_add(before.dropped),
+            latency_us: self.latency_us,
+            longest_us: self.longest_us.max(before.longest_us),
+        }
+    }
+}
+
+/// Tells of counters at most once a second, and of the last change for certain.
+pub struct Reporter {
+    to: Box<dyn FnMut(&Counters) + Send>,
+    told: Counters,
+    next: Option<Instant>,
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").finish_non_exhaustive()
+    }
+}
+
+impl Reporter {
+    /// Tells `to`. Counters that are all 0 are known already.
+    pub fn new(to: impl FnMut(&Counters) + Send + 'static) -> Self {
+        Self {
+            to: Box::new(to),
+            told: Counters::default(),
+            next: None,
+        }
+    }
+
+    /// Tells of these counters, if they have changed and the last time is long enough ago.
+    pub fn turn(&mut self, counters: &Counters, now: Instant) {
+        if self.told == *counters || self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.told = *counters;
+        self.next = Some(now + PACE);
+        (self.to)(counters);
+    }
+
+    /// When [`Reporter::turn`] has something to tell, if these counters are not told yet.
+    pub fn deadline(&self, counters: &Counters) -> Option<Instant> {
+        self.next.filter(|_| self.told != *counters)
+    }
+}
+
+/// A file's contents.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Told {
+    /// The process that wrote it.
+    pub pid: u32,
+    /// How often it was rewritten.
+    pub sequence: u64,
+    /// The counters.
+    pub counters: Counters,
+}
+
+/// A proxy's own file; it goes with this value.
+#[derive(Debug)]
+pub struct CounterFile {
+    file: File,
+    path: PathBuf,
+    told: Told,
+    /// What was counted by those that are gone.
+    before: Counters,
+}
+
+impl CounterFile {
+    /// Makes the file for the proxy to one domain.
+    ///
+    /// # Errors
+    /// The system's: the folder or the file cannot be made.
+    pub fn open(folder: &Path, domain: u16) -> io::Result<Self> {
+        // Whatever the umask: nobody else puts a file there.
+        match DirBuilder::new().mode(0o755).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let path = file(folder, domain);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        let told = Told {
+            pid: std::process::id(),
+            ..Told::default()
+        };
+        let mut board = Self {
+            file,
+            path,
+            told,
+            before: Counters::default(),
+        };
+        board.write()?;
+        Ok(board)
+    }
+
+    /// Tells of these counters. That it cannot be written is no reason to stop, and not told.
+    pub fn tell(&mut self, counters: &Counters) {
+        self.told.counters = counters.after(&self.before);
+        self.told.sequence = self.told.sequence.wrapping_add(1);
+        let _ = self.write();
+    }
+
+    /// Another begins to count, from nothing.
+    pub fn begin_again(&mut self) {
+        self.before = self.told.counters;
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&page(&self.told)?, 0)
+    }
+}
+
+impl Drop for CounterFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn file(folder: &Path, domain: u16) -> PathBuf {
+    folder.join(format!("proxy-{domain}"))
+}
+
+fn page(told: &Told) -> io::Result<[u8; SIZE]> {
+    let text = serde_json::to_vec(told)?;
+    let mut page = [b' '; SIZE];
+    let (body, end) = page.split_at_mut(SIZE - SUM);
+    let room = body.get_mut(..text.len());
+    room.ok_or(io::ErrorKind::InvalidData)?
+        .copy_from_slice(&text);
+    let sum = format!("{:08x}\n", crc32fast::hash(body));
+    end.copy_from_slice(sum.as_bytes());
+    Ok(page)
+}
+
+/// What the proxy to `domain` has told, if there is such a file and it can be believed.
+pub fn read(folder: &Path, domain: u16) -> Option<Told> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(file(folder, domain))
+        .ok()?;
+    let meta = file.metadata().ok()?;
+    if !meta.is_file() || (meta.uid() != 0 && meta.uid() != geteuid().as_raw()) {
+        return None;
+    }
+    let mut page = [0; SIZE];
+    // It may be rewritten meanwhile; that takes far less than another look.
+    (0..3).find_map(|attempt| {
+        if attempt > 0 {
+            file.read_exact_at(&mut page, 0).ok()?;
+        } else {
+            file.read_exact(&mut page).ok()?;
+        }
+        parse(&page)
+    })
+}
+
+#[allow(clippy::disallowed_methods)] // 500 bytes with the right checksum, of root's or our own.
+fn parse(page: &[u8; SIZE]) -> Option<Told> {
+    let (body, end) = page.split_at(SIZE - SUM);
+    let sum = format!("{:08x}\n", crc32fast::hash(body));
+    (sum.as_bytes() == end).then_some(())?;
+    serde_json::from_slice(body).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! The loop of a proxy that filters: several clients at once on one vchan connection that stays.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::text::one_line;
+use tracing::{debug, info, warn};
+
+use crate::proxy::Link;
+use crate::proxy::clients::Clients;
+use crate::proxy::counters::Reporter;
+use crate::proxy::filtered::multiplexer::Multiplexer;
+use crate::proxy::transfer::{ClientSide, VchanSide, flush_vchan, pump_client, pump_vchan};
+use crate::rt::event_loop::{Progress, ROUNDS, Task};
+use crate::rt::poll::{Interest, earlier};
+use crate::rt::stream::Stream;
+use crate::rt::transport::{Connect, Transport};
+
+/// The loop.
+#[derive(Debug)]
+pub struct Driver<C: Connect> {
+    clients: Clients,
+    connect: C,
+    multiplexer: Multiplexer,
+    here: Vec<(u64, Stream)>,
+    link: Option<C::Link>,
+    complaint: Option<String>,
+    reporter: Option<Reporter>,
+}
+
+impl<C: Connect> Driver<C> {
+    /// `seed` as for [`crate::proxy::resync::Memory::new`].
+    pub fn new(
+        clients: Clients,
+        connect: C,
+        policy: Policy,
+        reporter: Option<Reporter>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            clients,
+            connect,
+            multiplexer: Multiplexer::new(Arc::new(policy), seed, Instant::now()),
+            here: Vec::new(),
+            link: None,
+            complaint: None,
+            reporter,
+        }
+    }
+
+    /// Moves bytes between the multiplexer and the vchan, as far as it lasts.
+    fn pump_link(
+        &mut self,
+        now: Instant,
+        pump: impl FnOnce(&mut Multiplexer, &mut C::Link) -> io::Result<bool>,
+    ) -> bool {
+        let Some(link) = &mut self.link else {
+            return false;
+        };
+        match pump(&mut self.multiplexer, link) {
+            Ok(moved) => moved,
+            Err(error) => {
+                info!("the vchan is gone: {}", one_line(&error.to_string()));
+                self.multiplexer.vchan_lost(now);
+                self.link = None;
+                false
+            }
+        }
+    }
+
+    /// Tells of the counters, or says when it will.
+    fn tell(&mut self, now: Instant) -> Option<Instant> {
+        let (reporter, counters) = (self.reporter.as_mut()?, self.multiplexer.counters());
+        reporter.turn(counters, now);
+        reporter.deadline(counters)
+    }
+
+    /// Sees to it that libxl hears of a save only when the state is where it looks for it.
+    fn look_after_saves(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while self.multiplexer.has_saved() {
+            let stored = match &mut self.link {
+                Some(link) => self.connect.stored(link),
+                None => Err("the device model went away".to_owned()),
+            };
+            self.multiplexer.stored(&stored, now);
+            moved = true;
+        }
+        moved
+    }
+
+    fn accept(&mut self, now: Instant) -> io::Result<bool> {
+        let mut moved = false;
+        while self.multiplexer.has_seat() {
+            let Some(local) = self.clients.accept(now)? else {
+                break;
+            };
+            let client = self.multiplexer.client_arrived(now);
+            debug!("client {client} is here");
+            self.here.push((client, local));
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    fn pump_clients(&mut self, now: Instant) -> bool {
+        let once = matches!(self.clients, Clients::Once(_));
+        let multiplexer = &mut self.multiplexer;
+        let mut moved = false;
+        self.here.retain_mut(|(client, local)| {
+            let client = *client;
+            let seen = pump_client(&mut (&mut *multiplexer, client), local, now);
+            moved |= seen.moved;
+            if seen.ended {
+                multiplexer.client_ended(client);
+            }
+            let over = once && multiplexer.is_over(client);
+            if (seen.gone && !seen.moved) || over {
+                debug!("client {client} has left");
+                multiplexer.client_gone(client, now);
+                moved = true;
+                return false;
+            }
+            true
+        });
+        moved
+    }
+
+    /// Tries to connect; `false` if nobody will ever be there.
+    fn connect(&mut self, now: Instant) -> bool {
+        match self.connect.connect() {
+            Ok(link) => {
+                debug!("vchan connected");
+                self.link = Some(link);
+                self.complaint = None;
+                self.multiplexer.vchan_up(now);
+            }
+            Err(error) if !self.connect.may_come() => {
+                warn!("the server's domain is gone: {error}");
+                return false;
+            }
+            Err(error) => {
+                let line = one_line(&error.to_string());
+                if self.complaint.as_ref() != Some(&line) {
+                    info!("no vchan yet: {line}");
+                    self.complaint = Some(line);
+                }
+                self.multiplexer.vchan_lost(now);
+            }
+        }
+        true
+    }
+}
+
+impl<C: Connect> Task for Driver<C> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let mut interests = Vec::new();
+        if self.multiplexer.has_seat() {
+            interests.extend(self.clients.interest());
+        }
+        for (client, local) in &self.here {
+            let read = self.multiplexer.client_room(*client) > 0;
+            let write = !self.multiplexer.client_out(*client).is_empty();
+            interests.extend(local.interest(read, write));
+        }
+        // While nothing may be read, a deadline says when to look again.
+        let link = self
+            .link
+            .as_ref()
+            .filter(|_| self.multiplexer.vchan_room() > 0);
+        interests.extend(link.map(|link| (link.poll_fd(), PollFlags::POLLIN)));
+        interests
+    }
+
+    /// # Errors
+    /// The system's, about a new client.
+    fn turn(&mut self, now: Instant) -> io::Result<Progress> {
+        // Who comes during the rounds is still there for the next turn.
+        let mut moved = self.accept(now)?;
+        for _ in 0..ROUNDS {
+            if self.here.is_empty() && matches!(self.clients, Clients::Once(_)) {
+                return Ok(Progress::Done);
+            }
+            self.multiplexer.tick(now);
+            moved |= self.pump_link(now, |multiplexer, link| pump_vchan(multiplexer, link, now));
+            moved |= self.look_after_saves(now);
+            moved |= self.pump_clients(now);
+            moved |= self.pump_link(now, flush_vchan);
+            while let Some(line) = self.multiplexer.audit() {
+                info!("{line}");
+            }
+            match self.multiplexer.link() {
+                Link::Keep => {}
+                Link::End => self.link = None,
+                Link::Connect(at) => {
+                    self.link = None;
+                    if at <= now {
+                        if !self.connect(now) {
+                            return Ok(Progress::Done);
+                        }
+                        moved = true;
+                    }
+                }
+            }
+            if !std::mem::take(&mut moved) {
+                let tell = self.tell(now);
+                let deadline = earlier(self.multiplexer.deadline(), tell);
+                let link = self.link.as_ref().and_then(Transport::deadline);
+                let deadline = earlier(deadline, link);
+                return Ok(Progress::Sleep(earlier(deadline, self.clients.deadline())));
+            }
+        }
+        Ok(Progress::Again)
+    }
+}
+
+impl VchanSide for Multiplexer {
+    fn vchan_out(&self) -> &[u8] {
+        self.vchan_out()
+    }
+
+    fn vchan_wrote(&mut self, count: usize) {
+        self.vchan_wrote(count);
+    }
+
+    fn vchan_room(&self) -> usize {
+        self.vchan_room()
+    }
+
+    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.vchan_bytes(bytes, now);
+    }
+}
+
+impl ClientSide for (&mut Multiplexer, u64) {
+    fn room(&self) -> usize {
+        self.0.client_room(self.1)
+    }
+
+    fn bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.0.client_bytes(self.1, bytes, now);
+    }
+
+    fn out(&self) -> &[u8] {
+        self.0.client_out(self.1)
+    }
+
+    fn wrote(&mut self, count: usize, now: Instant) {
+        self.0.client_wrote(self.1, count, now);
+    }
+}

@@ -1,0 +1,391 @@
+//! All clients of a filtering proxy and the one session with QEMU, without I/O.
+//!
+//! ```text
+//!   client 1 ─▶ Conversation ─┐ in turns, one                 ┌─▶ the client
+//!   client 2 ─▶ Conversation ─┼─command at a time─▶ QemuSession ─▶ QEMU whose command it was
+//!   client 3 ─▶ (not greeted) ┘
+//! ```
+//!
+//! A client is greeted from what is known of QEMU as soon as the session with it stands; its commands
+//! wait for their turn. A client that leaves takes with it what QEMU does not have yet.
+//!
+//! # Memory
+//! Whatever the stubdomain says: one line of its, the value read from it and that value rebuilt; for each
+//! client one answer that it has not taken yet, for a client is given no turn while more than
+//! [`SIZE`] waits for it; at most 20 events a second. The limits are the policy's.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stubdm_qmp::audit::Audit;
+use stubdm_qmp::conversation::Conversation;
+use stubdm_qmp::json::Json;
+use stubdm_qmp::monitor::Reply;
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::text::one_line;
+
+use crate::proxy::Link;
+use crate::proxy::counters::Counters;
+use crate::proxy::filtered::qemu_session::{QemuSession, Told};
+use crate::rt::buffer::{Buffer, SIZE};
+
+/// Clients served at once; others wait in the socket's queue.
+pub const CLIENTS: usize = 16;
+/// Events passed to one client in a second.
+const EVENTS: u32 = 20;
+/// How long a command waits for a session with QEMU that was lost.
+const ABSENT: Duration = Duration::from_secs(5);
+
+/// One client.
+#[derive(Debug)]
+struct Slot {
+    number: u64,
+    /// `None` until it is greeted.
+    talk: Option<Conversation>,
+    out: Buffer,
+    ends: bool,
+    events: (Instant, u32),
+}
+
+/// The multiplexer.
+#[derive(Debug)]
+pub struct Multiplexer {
+    policy: Arc<Policy>,
+    qemu: QemuSession,
+    seats: Vec<Slot>,
+    count: u64,
+    /// The client that was given the last turn.
+    last: u64,
+    absent: Option<Instant>,
+    /// Answers to saves, with whose they are, oldest first.
+    saved: VecDeque<(Option<u64>, Reply)>,
+    audit: Audit,
+    /// A client left since it was told how much was dropped: a flood makes no lines of its own.
+    tells_dropped: bool,
+    counters: Counters,
+    /// When QEMU was given the command it has.
+    asked: Instant,
+}
+
+impl Multiplexer {
+    /// Without clients. `seed` as for [`crate::proxy::resync::Memory::new`].
+    pub fn new(policy: Arc<Policy>, seed: u64, now: Instant) -> Self {
+        Self {
+            qemu: QemuSession::new(policy.clone(), seed, now),
+            policy,
+            seats: Vec::new(),
+            count: 0,
+            last: 0,
+            absent: None,
+            saved: VecDeque::new(),
+            audit: Audit::default(),
+            tells_dropped: false,
+            counters: Counters::default(),
+            asked: now,
+        }
+    }
+
+    /// What has been done so far, as far as the audit was taken.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Whether another client may come.
+    pub fn has_seat(&self) -> bool {
+        self.seats.len() < CLIENTS
+    }
+
+    /// A client was accepted; its number.
+    pub fn client_arrived(&mut self, now: Instant) -> u64 {
+        self.count += 1;
+        self.counters.sessions = self.count;
+        self.seats.push(Slot {
+            number: self.count,
+            talk: None,
+            out: Buffer::new(SIZE),
+            ends: false,
+            events: (now, 0),
+        });
+        self.greet();
+        self.advance(now);
+        self.count
+    }
+
+    fn greet(&mut self) {
+        let Some(version) = self.qemu.ready() else {
+            return;
+        };
+        for seat in self.seats.iter_mut().filter(|seat| seat.talk.is_none()) {
+            let (talk, greeting) = Conversation::begin(self.policy.clone(), seat.number, version);
+            seat.talk = Some(talk);
+            seat.out.append(&greeting);
+        }
+    }
+
+    fn seat(&self, client: u64) -> Option<&Slot> {
+        self.seats.iter().find(|seat| seat.number == client)
+    }
+
+    fn seat_mut(&mut self, client: u64) -> Option<&mut Slot> {
+        self.seats.iter_mut().find(|seat| seat.number == client)
+    }
+
+    /// How many bytes of the client's may be read now.
+    pub fn client_room(&self, client: u64) -> usize {
+        let open = self.seat(client).filter(|seat| !seat.ends);
+        let talk = open.and_then(|seat| seat.talk.as_ref());
+        let full = open.is_some_and(|seat| seat.out.room() == 0);
+        // What a command may hold is decided by QEMU's version, so the greeting comes first.
+        if talk.is_some_and(Conversation::has_room) && !full {
+            4096
+        } else {
+            0
+        }
+    }
+
+    /// The client said something.
+    pub fn client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
+        let found = self.seats.iter_mut().find(|seat| seat.number == client);
+        if let Some(seat) = found {
+            if let Some(talk) = &mut seat.talk {
+                seat.out.append(&talk.client_bytes(bytes, &mut self.audit));
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The client will say nothing more, but may still be listening.
+    pub fn client_ended(&mut self, client: u64) {
+        if let Some(seat) = self.seat_mut(client) {
+            seat.ends = true;
+        }
+    }
+
+    /// Whether nothing is left to be said to a client that has ended.
+    pub fn is_over(&self, client: u64) -> bool {
+        self.seat(client).is_none_or(|seat| {
+            seat.ends
+                && seat.out.is_empty()
+                && seat.talk.as_ref().is_none_or(|talk| !talk.is_open())
+        })
+    }
+
+    /// The client is gone.
+    pub fn client_gone(&mut self, client: u64, now: Instant) {
+        self.qemu.client_left(client, now);
+        let at = self.seats.iter().position(|seat| seat.number == client);
+        if let Some(talk) = at.and_then(|at| self.seats.remove(at).talk) {
+            talk.abandon(&mut self.audit);
+        }
+        self.tells_dropped = true;
+        self.advance(now);
+    }
+
+    /// Bytes for the client.
+    pub fn client_out(&self, client: u64) -> &[u8] {
+        self.seat(client).map_or(&[], |seat| seat.out.front())
+    }
+
+    /// `count` bytes of [`Multiplexer::client_out`] went out.
+    pub fn client_wrote(&mut self, client: u64, count: usize, now: Instant) {
+        if let Some(seat) = self.seat_mut(client) {
+            seat.out.consume(count);
+        }
+        self.advance(now);
+    }
+
+    /// Gives QEMU the next command, of the client whose turn it is.
+    fn advance(&mut self, now: Instant) {
+        self.qemu.wanted(self.wants(), now);
+        if !self.qemu.is_free() {
+            return;
+        }
+        let last = self.last;
+        let waiting = self.seats.iter_mut().filter(|seat| {
+            let has = seat.talk.as_ref().is_some_and(Conversation::has_request);
+            has && seat.out.room() > 0
+        });
+        // The first after the last, round and round.
+        let next = waiting.min_by_key(|seat| (seat.number <= last, seat.number));
+        let Some(seat) = next else {
+            return;
+        };
+        self.last = seat.number;
+        if let Some(request) = seat.talk.as_mut().and_then(Conversation::next_request) {
+            self.qemu.send(self.last, request, now);
+            self.asked = now;
+        }
+    }
+
+    /// Whether a client waits for QEMU: to be greeted, or to be given a turn.
+    fn wants(&self) -> bool {
+        self.seats
+            .iter()
+            .any(|seat| seat.talk.as_ref().is_none_or(Conversation::has_request))
+    }
+
+    /// What is to happen with the vchan; [`Link::End`] is to close it until it is wanted again.
+    pub fn link(&self) -> Link {
+        self.qemu.link()
+    }
+
+    /// When [`Multiplexer::tick`] is wanted next.
+    pub fn deadline(&self) -> Option<Instant> {
+        let absent = self.absent.filter(|_| self.wants()).map(|at| at + ABSENT);
+        crate::rt::poll::earlier(self.qemu.deadline(self.wants()), absent)
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        let wants = self.wants();
+        let told = self.qemu.tick(wants, &mut self.audit, now);
+        self.tell(told, now);
+        if self.absent.is_some_and(|at| at + ABSENT <= now) {
+            self.absent = Some(now);
+            for seat in &mut self.seats {
+                if let Some(talk) = &mut seat.talk {
+                    let why = "the device model cannot be reached";
+                    seat.out.append(&talk.give_up(why, &mut self.audit));
+                }
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The vchan is connected.
+    pub fn vchan_up(&mut self, now: Instant) {
+        self.qemu.vchan_up(now);
+    }
+
+    /// The vchan could not be connected, or is gone.
+    pub fn vchan_lost(&mut self, now: Instant) {
+        let told = self.qemu.vchan_lost(now);
+        self.tell([told], now);
+    }
+
+    /// How many bytes of the vchan's may be read now.
+    pub fn vchan_room(&self) -> usize {
+        self.qemu.vchan_room()
+    }
+
+    /// The other end said something.
+    pub fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let told = self.qemu.vchan_bytes(bytes, &mut self.audit, now);
+        self.tell(told, now);
+    }
+
+    /// Bytes for the vchan.
+    pub fn vchan_out(&self) -> &[u8] {
+        self.qemu.vchan_out()
+    }
+
+    /// `count` bytes of [`Multiplexer::vchan_out`] went out.
+    pub fn vchan_wrote(&mut self, count: usize) {
+        self.qemu.vchan_wrote(count);
+    }
+
+    fn tell(&mut self, told: impl IntoIterator<Item = Told>, now: Instant) {
+        for told in told {
+            match told {
+                Told::Answer(client, reply) => {
+                    let took = now.saturating_duration_since(self.asked);
+                    self.counters.latency(took);
+                    self.answer(client, reply);
+                }
+                Told::Saved(client, reply) => {
+                    let took = now.saturating_duration_since(self.asked);
+                    self.counters.latency(took);
+                    self.saved.push_back((client, reply));
+                }
+                Told::Event(name, data) => self.event(&name, data.as_ref(), now),
+                Told::Lost(client) => self.lost(client, now),
+            }
+        }
+        if self.qemu.ready().is_some() {
+            self.absent = None;
+        }
+        self.greet();
+        self.advance(now);
+    }
+
+    /// Whether QEMU says that it has saved, and the answer waits for [`Multiplexer::stored`].
+    pub fn has_saved(&self) -> bool {
+        !self.saved.is_empty()
+    }
+
+    /// What became of the state that QEMU says it has saved: its answer goes out, or the reason why it is of no use.
+    pub fn stored(&mut self, outcome: &Result<(), String>, now: Instant) {
+        let Some((client, reply)) = self.saved.pop_front() else {
+            return;
+        };
+        let reply = match outcome {
+            Ok(()) => reply,
+            Err(why) => Reply::Error {
+                class: "GenericError",
+                desc: format!("stubdm-run: {}", one_line(why)),
+            },
+        };
+        if let Some(client) = client {
+            self.answer(client, reply);
+        }
+        self.advance(now);
+    }
+
+    fn answer(&mut self, client: u64, reply: Reply) {
+        let found = self.seats.iter_mut().find(|seat| seat.number == client);
+        if let Some(seat) = found {
+            if let Some(talk) = &mut seat.talk {
+                seat.out.append(&talk.answered(reply, &mut self.audit));
+            }
+        }
+    }
+
+    /// QEMU's session is gone, and with it what it knew: all that was asked is answered.
+    fn lost(&mut self, client: Option<u64>, now: Instant) {
+        self.absent.get_or_insert(now);
+        let found = self
+            .seats
+            .iter_mut()
+            .find(|seat| Some(seat.number) == client);
+        if let Some(seat) = found {
+            if let Some(talk) = &mut seat.talk {
+                let why = "the device model went away";
+                seat.out.append(&talk.give_up(why, &mut self.audit));
+            }
+        }
+    }
+
+    fn event(&mut self, name: &str, data: Option<&Json>, now: Instant) {
+        let mut passed = false;
+        for seat in &mut self.seats {
+            let (since, count) = &mut seat.events;
+            if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
+                (*since, *count) = (now, 0);
+            }
+            let event = seat.talk.as_ref().and_then(|talk| talk.event(name, data));
+            if let Some(event) = event.filter(|_| *count < EVENTS && seat.out.room() > 0) {
+                *count += 1;
+                passed = true;
+                seat.out.append(&event);
+            }
+        }
+        if !passed {
+            self.audit.drop_one();
+        }
+    }
+
+    /// The next line of the audit.
+    pub fn audit(&mut self) -> Option<String> {
+        let mut line = self.audit.next_line();
+        if line.is_none() && std::mem::take(&mut self.tells_dropped) {
+            line = self.audit.dropped();
+        }
+        let line = line?;
+        self.counters.decided(line.verdict, line.count);
+        Some(line.text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! The one session with QEMU that all clients of a filtering proxy share, without I/O.
+//!
+//! ```text
+//!  Idle ──wanted──▶ Down ──up──▶ Resync ──new session──▶ Negotiating ──▶ Ready
+//!   ▲                              │ old session            │ refused     │ QEMU greets again
+//!   └──────────────────────────────┴────────────────────────┴─────────────┘ or the vchan is lost
+//! ```
+//!
+//! The vchan is connected when the first client comes and then kept. QEMU has one command at a time.
+//! What it says is read at all times, within the rate of [`TokenBucket`], or it would pile up in QEMU.
+//!
+//! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that takes long
+//! is reported in the audit. One whose client has left is given up when others wait: the vchan is
+//! connected anew, which gives a monitor session of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stubdm_qmp::audit::Audit;
+use stubdm_qmp::conversation::Request;
+use stubdm_qmp::encode::greeted;
+use stubdm_qmp::json::Json;
+use stubdm_qmp::monitor::{Heard, Monitor, Reply};
+use stubdm_qmp::policy::Policy;
+use stubdm_qmp::policy::schema::Version;
+
+use crate::libxl::state_record;
+use crate::proxy::resync::{Found, Memory, Resync};
+use crate::proxy::{Link, RETRY_MAX, RETRY_MIN};
+use crate::rt::buffer::{Buffer, SIZE};
+use crate::rt::token_bucket::TokenBucket;
+
+/// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the vchan is connected
+/// anew. A server that died without a trace in the ring is left behind so.
+const NEGOTIATION: Duration = Duration::from_secs(10);
+/// When a command that takes long is reported first; six times as long for each further time.
+const REPORT: Duration = Duration::from_secs(10);
+/// How long others wait for the answer to a command whose client has left.
+const GIVEN_UP: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Down { retry_at: Instant },
+    Resync { sync: Box<Resync>, until: Instant },
+    Negotiating { until: Instant },
+    Ready,
+}
+
+/// A command QEMU has.
+#[derive(Debug)]
+struct Sent {
+    name: String,
+    client: Option<u64>,
+    since: Instant,
+    report_at: Instant,
+    left_at: Option<Instant>,
+}
+
+/// What the qemu has to tell.
+#[derive(Debug, PartialEq)]
+pub enum Told {
+    /// The answer to the command of this client.
+    Answer(u64, Reply),
+    /// QEMU says it has saved, to the command of this client if it is still there: the answer waits for a look at the state.
+    Saved(Option<u64>, Reply),
+    /// An event.
+    Event(String, Option<Json>),
+    /// The session with QEMU is gone. The client whose command QEMU had, if it is still there.
+    Lost(Option<u64>),
+}
+
+/// The session.
+#[derive(Debug)]
+pub struct QemuSession {
+    policy: Arc<Policy>,
+    phase: Phase,
+    memory: Memory,
+    monitor: Monitor,
+    sent: Option<Sent>,
+    out: Buffer,
+    retry: Duration,
+    /// Not before this is it connected anew.
+    rest_until: Instant,
+    version: Version,
+    meter: TokenBucket,
+}
+
+impl QemuSession {
+    /// No connection yet. `seed` as for [`Memory::new`].
+    pub fn new(policy: Arc<Policy>, seed: u64, now: Instant) -> Self {
+        Self {
+            phase: Phase::Idle,
+            memory: Memory::new(seed),
+            monitor: Monitor::new(policy.clone()),
+            policy,
+            sent: None,
+            out: Buffer::new(SIZE),
+            retry: RETRY_MIN,
+            rest_until: now,
+            version: Version::default(),
+            meter: TokenBucket::new(now),
+        }
+    }
+
+    /// What is to happen with the vchan; [`Link::End`] is to close it until it is wanted again.
+    pub fn link(&self) -> Link {
+        match &self.phase {
+            Phase::Idle => Link::End,
+            Phase::Down { retry_at } => Link::Connect(*retry_at),
+            _ => Link::Keep,
+        }
+    }
+
+    /// QEMU's version, once commands can be sent.
+    pub fn ready(&self) -> Option<Version> {
+        matches!(self.phase, Phase::Ready).then_some(self.version)
+    }
+
+    /// Whether a command can be sent now.
+    pub fn is_free(&self) -> bool {
+        matches!(self.phase, Phase::Ready) && !self.monitor.is_busy()
+    }
+
+    /// Whether a client needs QEMU.
+    pub fn wanted(&mut self, wanted: bool, now: Instant) {
+        match self.phase {
+            Phase::Idle if wanted => {
+                let retry_at = now.max(self.rest_until);
+                self.phase = Phase::Down { retry_at };
+            }
+            Phase::Down { .. } if !wanted => self.phase = Phase::Idle,
+            _ => {}
+        }
+    }
+
+    /// When [`QemuSession::tick`] is wanted next.
+    pub fn deadline(&self, others_wait: bool) -> Option<Instant> {
+        let phase = match &self.phase {
+            Phase::Idle => None,
+            Phase::Down { retry_at } => Some(*retry_at),
+            Phase::Resync { sync, until } => Some(sync.deadline().min(*until)),
+            Phase::Negotiating { until } => Some(*until),
+            Phase::Ready => None,
+        };
+        let left = self.sent.as_ref().and_then(|sent| sent.left_at);
+        let sent = self.sent.as_ref().map(|sent| sent.report_at);
+        let given_up = left.filter(|_| others_wait).map(|at| at + GIVEN_UP);
+        let all = [phase, self.meter.deadline(), sent, given_up];
+        all.into_iter().flatten().min()
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, others_wait: bool, audit: &mut Audit, now: Instant) -> Option<Told> {
+        self.meter.tick(now);
+        if let Some(sent) = self.sent.as_mut().filter(|sent| sent.report_at <= now) {
+            let waited = now.saturating_duration_since(sent.since);
+            audit.waiting(sent.client, &sent.name, waited.as_secs());
+            sent.report_at = now + waited * 5;
+        }
+        let left = self.sent.as_ref().and_then(|sent| sent.left_at);
+        if others_wait && left.is_some_and(|at| at + GIVEN_UP <= now) {
+            return Some(self.vchan_lost(now));
+        }
+        match &mut self.phase {
+            Phase::Resync { until, .. } | Phase::Negotiating { until } if *until <= now => {
+                return Some(self.vchan_lost(now));
+            }
+            Phase::Resync { sync, .. } => sync.tick(&mut self.memory, now),
+            _ => {}
+        }
+        None
+    }
+
+    /// The vchan is connected.
+    pub fn vchan_up(&mut self, now: Instant) {
+        self.monitor = Monitor::new(self.policy.clone());
+        self.out.clear();
+        self.phase = Phase::Resync {
+            sync: Box::new(Resync::new(now)),
+            until: now + NEGOTIATION,
+        };
+    }
+
+    /// The vchan could not be connected, or is gone: it is connected again for those who want it.
+    pub fn vchan_lost(&mut self, now: Instant) -> Told {
+        self.rest_until = now + self.retry;
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        self.phase = Phase::Idle;
+        self.out.clear();
+        Told::Lost(self.sent.take().and_then(|sent| sent.client))
+    }
+
+    /// Gives QEMU a command. Only when [`QemuSession::is_free`].
+    pub fn send(&mut self, client: u64, request: Request, now: Instant) {
+        let Request { name, arguments } = request;
+        let id = self.memory.next_id();
+        let line = self.monitor.send(&name, arguments, id);
+        self.out.append(&line);
+        self.sent = Some(Sent {
+            name,
+            client: Some(client),
+            since: now,
+            report_at: now + REPORT,
+            left_at: None,
+        });
+    }
+
+    /// The client has left; what QEMU says to its command goes nowhere.
+    pub fn client_left(&mut self, client: u64, now: Instant) {
+        if let Some(sent) = self.sent.as_mut().filter(|s| s.client == Some(client)) {
+            sent.client = None;
+            sent.left_at = Some(now);
+        }
+    }
+
+    /// How many bytes of the vchan's may be read now.
+    pub fn vchan_room(&self) -> usize {
+        match &self.phase {
+            Phase::Idle | Phase::Down { .. } => 0,
+            _ => self.meter.left().min(4096),
+        }
+    }
+
+    /// The other end said something.
+    pub fn vchan_bytes(&mut self, mut bytes: &[u8], audit: &mut Audit, now: Instant) -> Vec<Told> {
+        self.meter.take(bytes.len());
+        if let Phase::Resync { sync, .. } = &mut self.phase {
+            let found = sync.bytes(&mut self.memory, &mut bytes, now);
+            let greeting = match found {
+                None => return Vec::new(),
+                Some(Found::New(line)) => Json::read(&line, &self.policy.limits.json)
+                    .ok()
+                    .and_then(|said| greeted(&said)),
+                Some(Found::Old) => None,
+            };
+            let Some(version) = greeting else {
+                return vec![self.vchan_lost(now)];
+            };
+            self.version = version;
+            let id = self.memory.next_id();
+            let line = self.monitor.send("qmp_capabilities", None, id);
+            self.out.append(&line);
+            self.phase = Phase::Negotiating {
+                until: now + NEGOTIATION,
+            };
+        }
+        let mut told = Vec::new();
+        for heard in self.monitor.said(bytes) {
+            match (heard, &self.phase) {
+                (Heard::Reply(Reply::Return(_)), Phase::Negotiating { .. }) => {
+                    self.phase = Phase::Ready;
+                }
+                (Heard::Reply(_), Phase::Negotiating { .. })
+                | (Heard::Greeting(_), Phase::Negotiating { .. } | Phase::Ready) => {
+                    told.push(self.vchan_lost(now));
+                    break;
+                }
+                (Heard::Reply(reply), _) => {
+                    self.retry = RETRY_MIN;
+                    let sent = self.sent.take();
+                    let saved = matches!(reply, Reply::Return(_))
+                        && sent
+                            .as_ref()
+                            .is_some_and(|sent| sent.name == state_record::COMMAND);
+                    match sent.and_then(|sent| sent.client) {
+                        client if saved => told.push(Told::Saved(client, reply)),
+                        Some(client) => told.push(Told::Answer(client, reply)),
+                        None => audit.drop_one(),
+                    }
+                }
+                (Heard::Event(name, data), _) => told.push(Told::Event(name, data)),
+                (Heard::Noise | Heard::Greeting(_), _) => audit.drop_one(),
+            }
+        }
+        told
+    }
+
+    /// Bytes for the vchan.
+    pub fn vchan_out(&self) -> &[u8] {
+        match &self.phase {
+            Phase::Idle | Phase::Down { .. } => &[],
+            Phase::Resync { sync, .. } => sync.out(),
+            Phase::Negotiating { .. } | Phase::Ready => self.out.front(),
+        }
+    }
+
+    /// `count` bytes of [`QemuSession::vchan_out`] went out.
+    pub fn vchan_wrote(&mut self, count: usize) {
+        match &mut self.phase {
+            Phase::Resync { sync, .. } => sync.wrote(count),
+            _ => self.out.consume(count),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The loop of a proxy that passes bytes as they are: one client after another, each with a vchan
+//! connection of its own.
+
+use std::io;
+use std::time::Instant;
+
+use stubdm_qmp::text::one_line;
+use tracing::{debug, info, warn};
+
+use crate::libxl::payload::Payload;
+use crate::proxy::Link;
+use crate::proxy::clients::Clients;
+use crate::proxy::passthrough::session::HostSession;
+use crate::proxy::resync::Memory;
+use crate::proxy::transfer::{ClientSide, VchanSide, pump_client, pump_vchan};
+use crate::rt::event_loop::{Progress, ROUNDS, Task};
+use crate::rt::poll::{Interest, earlier};
+use crate::rt::stream::Stream;
+use crate::rt::transport::{Connect, Transport};
+use nix::poll::PollFlags;
+
+/// The proxy.
+#[derive(Debug)]
+pub struct Driver<C: Connect> {
+    clients: Clients,
+    connect: C,
+    payload: Payload,
+    memory: Memory,
+    current: Option<(HostSession, Stream)>,
+    link: Option<C::Link>,
+    complaint: Option<String>,
+}
+
+impl<C: Connect> Driver<C> {
+    /// `seed` as for [`Memory::new`].
+    pub fn new(clients: Clients, connect: C, payload: Payload, seed: u64) -> Self {
+        let memory = Memory::new(seed);
+        Self {
+            clients,
+            connect,
+            payload,
+            memory,
+            current: None,
+            link: None,
+            complaint: None,
+        }
+    }
+}
+
+impl<C: Connect> Task for Driver<C> {
+    fn interests(&self) -> Vec<Interest<'_>> {
+        let Some((session, local)) = &self.current else {
+            return self.clients.interest().into_iter().collect();
+        };
+        let mut interests = Vec::new();
+        // A client that is gone stays readable for ever: it is not asked about again.
+        if !session.client_is_gone() {
+            let (read, write) = (session.client_room() > 0, !session.client_out().is_empty());
+            interests.extend(local.interest(read, write));
+        }
+        if let Some(link) = &self.link {
+            interests.push((link.poll_fd(), PollFlags::POLLIN));
+        }
+        interests
+    }
+
+    /// # Errors
+    /// The system's, about a new client. Trouble with one client or one connection is
+    /// logged and ends that one only.
+    fn turn(&mut self, now: Instant) -> io::Result<Progress> {
+        for _ in 0..ROUNDS {
+            if self.current.is_none() {
+                match self.clients.accept(now)? {
+                    Some(local) => {
+                        debug!("a client is here");
+                        self.current = Some((HostSession::new(self.payload, now), local));
+                    }
+                    None if matches!(self.clients, Clients::Once(_)) => return Ok(Progress::Done),
+                    None => return Ok(Progress::Sleep(self.clients.deadline())),
+                }
+            }
+            let Some((session, local)) = &mut self.current else {
+                return Ok(Progress::Sleep(None));
+            };
+            session.tick(&mut self.memory, now);
+            let mut moved = false;
+            if let Some(link) = &mut self.link {
+                match pump_vchan(&mut (&mut *session, &mut self.memory), link, now) {
+                    Ok(some) => moved |= some,
+                    Err(error) => {
+                        info!("the vchan is gone: {}", one_line(&error.to_string()));
+                        session.vchan_lost(now);
+                        self.link = None;
+                    }
+                }
+            }
+            let ends_at_eof = matches!(self.clients, Clients::Once(_));
+            moved |= pump_local(session, local, ends_at_eof, now);
+            // Asking may cost a round trip, and only the ending of a session depends on it.
+            let link = self.link.as_mut().filter(|_| session.client_is_gone());
+            let unread = link.map_or(0, Transport::unread);
+            match session.link(now, unread) {
+                Link::Keep => {}
+                Link::End => {
+                    debug!("the session is over");
+                    self.link = None;
+                    self.current = None;
+                    continue;
+                }
+                Link::Connect(at) => {
+                    self.link = None;
+                    if at <= now {
+                        match self.connect.connect() {
+                            Ok(link) => {
+                                debug!("vchan connected");
+                                self.link = Some(link);
+                                self.complaint = None;
+                                session.vchan_up(now);
+                                continue;
+                            }
+                            Err(error) if !self.connect.may_come() => {
+                                warn!("the server's domain is gone: {error}");
+                                return Ok(Progress::Done);
+                            }
+                            Err(error) => {
+                                let line = one_line(&error.to_string());
+                                if self.complaint.as_ref() != Some(&line) {
+                                    info!("no vchan yet: {line}");
+                                    self.complaint = Some(line);
+                                }
+                                session.vchan_lost(now);
+                            }
+                        }
+                    }
+                }
+            }
+            if !moved {
+                let link = self.link.as_ref().and_then(Transport::deadline);
+                return Ok(Progress::Sleep(earlier(session.deadline(), link)));
+            }
+        }
+        Ok(Progress::Again)
+    }
+}
+
+impl VchanSide for (&mut HostSession, &mut Memory) {
+    fn vchan_out(&self) -> &[u8] {
+        self.0.vchan_out()
+    }
+
+    fn vchan_wrote(&mut self, count: usize) {
+        self.0.vchan_wrote(count);
+    }
+
+    fn vchan_room(&self) -> usize {
+        self.0.vchan_room()
+    }
+
+    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.0.vchan_bytes(self.1, bytes, now);
+    }
+}
+
+impl ClientSide for HostSession {
+    fn room(&self) -> usize {
+        self.client_room()
+    }
+
+    fn bytes(&mut self, bytes: &[u8], _: Instant) {
+        self.client_bytes(bytes);
+    }
+
+    fn out(&self) -> &[u8] {
+        self.client_out()
+    }
+
+    fn wrote(&mut self, count: usize, _: Instant) {
+        self.client_wrote(count);
+    }
+}
+
+/// Moves bytes between the session and its client; says whether any moved.
+fn pump_local(
+    session: &mut HostSession,
+    local: &mut Stream,
+    ends_at_eof: bool,
+    now: Instant,
+) -> bool {
+    if session.client_is_gone() {
+        return false;
+    }
+    let seen = pump_client(session, local, now);
+    if seen.ended {
+        session.client_half_closed();
+    }
+    // With no room to read, a client that left can hold on to its last words for ever: what it
+    // said is worth less than the next client's turn.
+    if seen.gone || (seen.ended && ends_at_eof) {
+        debug!("the client has left");
+        session.client_gone(now);
+        return true;
+    }
+    seen.moved
+}

@@ -1,0 +1,227 @@
+//! One client of the host's proxy, from accept to close, without I/O.
+//!
+//! ```text
+//!  Down ──up──▶ Resync ──probe refused──▶ Pump ──vchan lost──▶ Finish
+//!   ▲            │ probe obeyed, or vchan lost                  │
+//!   └────────────┘          client gone, anywhere ─▶ End ◀──────┘
+//! ```
+//!
+//! Before a client of ours hears anything, [`Resync`] finds the session's first byte; its greeting then
+//! goes to the client, and from here on bytes are passed on as they are. A server that still serves the
+//! client before has the vchan closed, and opened again after a pause in which it can notice.
+//!
+//! With [`Payload::Opaque`] there is no such question to ask, and bytes flow as soon as the vchan
+//! is up. QMP under a policy is [`crate::proxy::filtered::multiplexer`]'s.
+
+use std::time::{Duration, Instant};
+
+use crate::libxl::payload::Payload;
+use crate::proxy::resync::{Found, Memory, Resync};
+use crate::proxy::{Link, RETRY_MAX, RETRY_MIN};
+use crate::rt::buffer::{Buffer, SIZE};
+
+/// How long the last bytes of a client that left, or for one that is to be closed, may take.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
+/// How often it is looked whether the other end has taken a gone client's last bytes: what is
+/// written is told of when there is room for more, not when all of it is taken.
+const FLUSH_LOOK: Duration = Duration::from_millis(5);
+
+#[derive(Debug)]
+enum Phase {
+    Down {
+        retry_at: Instant,
+    },
+    Resync(Box<Resync>),
+    Pump,
+    /// The vchan is gone; what the client is still to get is going out.
+    Finish {
+        until: Instant,
+    },
+    /// The client is gone; what it said last is going out.
+    Flush {
+        until: Instant,
+        look_at: Instant,
+    },
+    End,
+}
+
+/// The session.
+#[derive(Debug)]
+pub struct HostSession {
+    payload: Payload,
+    phase: Phase,
+    to_vchan: Buffer,
+    to_client: Buffer,
+    client_reads_only: bool,
+    retry: Duration,
+}
+
+impl HostSession {
+    /// A client was accepted; the vchan is not connected.
+    pub fn new(payload: Payload, now: Instant) -> Self {
+        Self {
+            payload,
+            phase: Phase::Down { retry_at: now },
+            to_vchan: Buffer::new(SIZE),
+            to_client: Buffer::new(SIZE),
+            client_reads_only: false,
+            retry: RETRY_MIN,
+        }
+    }
+
+    /// What is to happen with the vchan now. `unread` is how many bytes the other end has not
+    /// taken yet.
+    pub fn link(&self, now: Instant, unread: usize) -> Link {
+        match &self.phase {
+            Phase::Down { retry_at } => Link::Connect(*retry_at),
+            Phase::Resync(_) | Phase::Pump => Link::Keep,
+            Phase::Finish { until } if *until <= now || self.to_client.is_empty() => Link::End,
+            Phase::Flush { until, .. } if *until <= now => Link::End,
+            Phase::Flush { .. } if self.to_vchan.is_empty() && unread == 0 => Link::End,
+            Phase::Finish { .. } | Phase::Flush { .. } => Link::Keep,
+            Phase::End => Link::End,
+        }
+    }
+
+    /// When [`HostSession::tick`] is wanted next.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Down { retry_at } => Some(*retry_at),
+            Phase::Resync(sync) => Some(sync.deadline()),
+            Phase::Finish { until } => Some(*until),
+            Phase::Flush { look_at, .. } => Some(*look_at),
+            Phase::Pump | Phase::End => None,
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, memory: &mut Memory, now: Instant) {
+        match &mut self.phase {
+            Phase::Resync(sync) => sync.tick(memory, now),
+            Phase::Flush { look_at, .. } => *look_at = now + FLUSH_LOOK,
+            _ => {}
+        }
+    }
+
+    /// The vchan is connected.
+    pub fn vchan_up(&mut self, now: Instant) {
+        self.phase = match self.payload {
+            Payload::Opaque => Phase::Pump,
+            Payload::Qmp => Phase::Resync(Box::new(Resync::new(now))),
+        };
+    }
+
+    /// The vchan could not be connected, or is gone: retried while the client has heard nothing,
+    /// the end otherwise, for what was lost cannot be made good.
+    pub fn vchan_lost(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Down { .. } | Phase::Resync(_) => self.reconnect(now),
+            Phase::Pump => {
+                self.phase = Phase::Finish {
+                    until: now + FLUSH_WAIT,
+                }
+            }
+            Phase::Flush { .. } => self.phase = Phase::End,
+            Phase::Finish { .. } | Phase::End => {}
+        }
+    }
+
+    fn reconnect(&mut self, now: Instant) {
+        self.phase = Phase::Down {
+            retry_at: now + self.retry,
+        };
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+    }
+
+    /// How many bytes of the client's may be read now.
+    pub fn client_room(&self) -> usize {
+        let open =
+            !self.client_reads_only && !matches!(self.phase, Phase::Finish { .. } | Phase::End);
+        if open { self.to_vchan.room() } else { 0 }
+    }
+
+    /// The client said something.
+    pub fn client_bytes(&mut self, bytes: &[u8]) {
+        self.to_vchan.append(bytes);
+    }
+
+    /// The client will say nothing more, but may still be listening.
+    pub fn client_half_closed(&mut self) {
+        self.client_reads_only = true;
+    }
+
+    /// The client is gone; [`HostSession::client_bytes`] got all that it said.
+    pub fn client_gone(&mut self, now: Instant) {
+        self.client_reads_only = true;
+        self.to_client.clear();
+        match self.phase {
+            Phase::Pump => {
+                self.phase = Phase::Flush {
+                    until: now + FLUSH_WAIT,
+                    look_at: now,
+                }
+            }
+            Phase::Flush { .. } => {}
+            _ => self.phase = Phase::End,
+        }
+    }
+
+    /// Whether [`HostSession::client_gone`] was told.
+    pub fn client_is_gone(&self) -> bool {
+        matches!(self.phase, Phase::Flush { .. } | Phase::End)
+    }
+
+    /// How many bytes of the vchan's may be read now.
+    pub fn vchan_room(&self) -> usize {
+        match &self.phase {
+            Phase::Resync(_) | Phase::Flush { .. } => 4096,
+            Phase::Pump => self.to_client.room(),
+            Phase::Down { .. } | Phase::Finish { .. } | Phase::End => 0,
+        }
+    }
+
+    /// The other end said something.
+    pub fn vchan_bytes(&mut self, memory: &mut Memory, mut bytes: &[u8], now: Instant) {
+        if let Phase::Resync(sync) = &mut self.phase {
+            match sync.bytes(memory, &mut bytes, now) {
+                None => return,
+                Some(Found::Old) => return self.reconnect(now),
+                Some(Found::New(greeting)) => {
+                    self.to_client.append(&greeting);
+                    self.to_client.append(b"\r\n");
+                    self.phase = Phase::Pump;
+                }
+            }
+        }
+        if let Phase::Pump = self.phase {
+            self.to_client.append(bytes);
+        }
+    }
+
+    /// Bytes for the vchan.
+    pub fn vchan_out(&self) -> &[u8] {
+        match &self.phase {
+            Phase::Resync(sync) => sync.out(),
+            Phase::Pump | Phase::Flush { .. } => self.to_vchan.front(),
+            Phase::Down { .. } | Phase::Finish { .. } | Phase::End => &[],
+        }
+    }
+
+    /// `count` bytes of [`HostSession::vchan_out`] went out.
+    pub fn vchan_wrote(&mut self, count: usize) {
+        match &mut self.phase {
+            Phase::Resync(sync) => sync.wrote(count),
+            _ => self.to_vchan.consume(count),
+        }
+    }
+
+    /// Bytes for the client.
+    pub fn client_out(&self) -> &[u8] {
+        self.to_client.front()
+    }
+
+    /// `count` bytes of [`HostSession::client_out`] went out.
+    pub fn client_wrote(&mut self, count: usize) {
+        self.to_client.consume(count);
+    }
+}

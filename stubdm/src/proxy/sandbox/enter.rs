@@ -1,0 +1,142 @@
+//! What the caged half gives up before it reads the first foreign byte, one wall behind the other.
+//!
+//! | wall | what it keeps from what is inside |
+//! |---|---|
+//! | descriptors | all that were inherited, but those it was given |
+//! | limits | memory, descriptors, processes, core files, bytes in files |
+//! | root directory | an empty one that is deleted already: no file is there and none can be made |
+//! | user | one that owns nothing and that no other process has; no capabilities, for good |
+//! | system calls | all but those that move bytes between open descriptors and manage its own memory |
+//!
+//! Only root can put up the third and fourth. Who is not root has no powers that they would take away.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Gid, Uid, chroot, fchdir, mkdtemp, setgroups, setresgid, setresuid};
+use tracing::warn;
+
+use crate::proxy::sandbox::seccomp;
+use crate::rt::error::{Context, Failure, Result};
+
+/// Bytes of memory of its own. What the policy's limits allow to be in the air at once is a tenth of it.
+pub const MEMORY: rlim_t = 32 << 20;
+/// Bytes of address space, the program's own text included.
+const SPACE: rlim_t = 192 << 20;
+/// Descriptors open at once.
+const DESCRIPTORS: rlim_t = 64;
+/// Bytes of a file that stdout may be. The log is a pipe of the carrier's.
+pub const OUTPUT: rlim_t = 64 << 20;
+/// Where an empty directory can be made for a moment.
+const NURSERIES: [&str; 2] = ["/run", "/tmp"];
+
+/// Puts all walls up, for good. `keep` are the descriptors that stay open besides the standard ones; `output` is how many
+/// bytes a file that is one of them may have.
+///
+/// # Errors
+/// A wall could not be put up; those before it stand.
+pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
+    close_others(keep)?;
+    limit(output)?;
+    if Uid::effective().is_root() {
+        leave_the_files().context("an empty root directory")?;
+        become_nobody(user).context(format_args!("becoming user {user}"))?;
+    } else {
+        warn!(
+            "not started as root: the caged half keeps this user and sees this file system's names"
+        );
+    }
+    alone().context("confinement")?;
+    seccomp::restrict().context("restricting system calls")
+}
+
+/// Closes all descriptors but these and the standard ones.
+///
+/// # Errors
+/// The system's.
+pub fn close_others(keep: &[BorrowedFd<'_>]) -> Result<()> {
+    const LIST: &str = "/proc/self/fd";
+    let mut open = BTreeSet::new();
+    for entry in fs::read_dir(LIST).context(LIST)? {
+        let name = entry.context(LIST)?.file_name();
+        open.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    for number in open {
+        if number > 2 && !keep.iter().any(|fd| fd.as_raw_fd() == number) {
+            // The one the list was read through is closed already.
+            let _ = nix::unistd::close(number);
+        }
+    }
+    Ok(())
+}
+
+/// Limits what it can use up.
+///
+/// # Errors
+/// The system's.
+pub fn limit(output: rlim_t) -> Result<()> {
+    for (resource, most) in [
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_DATA, MEMORY),
+        (Resource::RLIMIT_AS, SPACE),
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS),
+        (Resource::RLIMIT_FSIZE, output),
+        (Resource::RLIMIT_NPROC, 0),
+        (Resource::RLIMIT_MEMLOCK, 0),
+        (Resource::RLIMIT_MSGQUEUE, 0),
+    ] {
+        setrlimit(resource, most, most).context(format_args!("{resource:?}"))?;
+    }
+    Ok(())
+}
+
+/// Makes an empty directory the root, and deletes it.
+///
+/// # Errors
+/// None could be made, or the system's.
+pub fn leave_the_files() -> Result<()> {
+    let mut why = String::new();
+    for nursery in NURSERIES {
+        match mkdtemp(&Path::new(nursery).join("stubdm-cage-XXXXXX")) {
+            Ok(path) => {
+                let directory = fs::File::open(&path);
+                fs::remove_dir(&path).context(path.display())?;
+                fchdir(directory.context(path.display())?).context("entering it")?;
+                return chroot(".").context("chroot");
+            }
+            Err(errno) => why = format!("in {nursery}: {}", errno.desc()),
+        }
+    }
+    Err(Failure::new(why))
+}
+
+/// Becomes a user without powers, for good.
+///
+/// # Errors
+/// The system's; also if some power is left.
+pub fn become_nobody(user: u32) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+    setgroups(&[]).context("setgroups")?;
+    setresgid(gid, gid, gid).context("setresgid")?;
+    setresuid(uid, uid, uid).context("setresuid")?;
+    if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() {
+        return Err(Failure::new("root could be had back"));
+    }
+    Ok(())
+}
+
+/// Nobody traces it, nothing it executes has more powers, no signal but SIGKILL ends it, and the
+/// end of its parent does.
+fn alone() -> nix::Result<()> {
+    prctl::set_no_new_privs()?;
+    prctl::set_dumpable(false)?;
+    // Becoming another user would have undone this.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // SIGXFSZ too: a full file is no reason to stop.
+    SigSet::all().thread_block()
+}

@@ -1,0 +1,59 @@
+//! The caged half: the proxy, once the walls are up.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use crate::libxl::payload::Payload;
+use crate::proxy::clients::Clients;
+use crate::proxy::counters::Reporter;
+use crate::proxy::driver;
+use crate::proxy::ipc::{IpcSocket, Request};
+use crate::proxy::options::ProxyOptions;
+use crate::proxy::policy::HostPolicy;
+use crate::proxy::sandbox::remote::RemoteConnect;
+use crate::proxy::sandbox::{Inherited, enter, user_of};
+use crate::rt::error::{Context, Result};
+use crate::rt::event_loop::{self, HangUp};
+use crate::rt::fd;
+
+/// Goes behind the walls and serves clients until no more can come, or the carrier ends.
+///
+/// # Errors
+/// A wall could not be put up, or the system's, about a new client.
+pub fn run(
+    options: &ProxyOptions,
+    given: Inherited,
+    policy: Option<HostPolicy>,
+    stdio: impl FnOnce() -> Result<Clients>,
+    seed: u64,
+) -> Result<()> {
+    // Duplicates; the originals are closed with all else that is not kept.
+    let wire = fd::duplicate(given.wire).context("the wire")?;
+    let (clients, output) = match given.listener {
+        Some(number) => {
+            let listener = fd::duplicate(number).context("the listening socket")?;
+            (Clients::Socket(UnixListener::from(listener).into()), 0)
+        }
+        None => (stdio()?, enter::OUTPUT),
+    };
+    let mut keep = clients.descriptors();
+    keep.push(wire.as_fd());
+    let user = options.user.unwrap_or_else(|| user_of(options.domid));
+    enter::enter(&keep, user, output)?;
+    let wire = Arc::new(IpcSocket::new(wire));
+    let gone = "the carrier";
+    wire.send(&Request::Ready.encode()).context(gone)?;
+    let payload = Payload::of_node(&options.node);
+    let connect = RemoteConnect::new(wire.clone());
+    // The built-in one is read now that the broker knows: clients that come meanwhile wait.
+    let policy = policy.map(HostPolicy::into_policy).transpose()?;
+    let reporter = policy.is_some().then(|| {
+        let wire = wire.clone();
+        // A broker that does not take it is gone, which ends the loop.
+        Reporter::new(move |counters| drop(wire.send(&Request::Counted(*counters).encode())))
+    });
+    let mut task = driver(clients, connect, payload, policy, reporter, seed);
+    event_loop::run(&mut *task, &mut [&mut HangUp(wire.as_fd())]).context("serving clients")?;
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Moving bytes between a session without I/O and the two descriptors it is about.
+
+use std::io;
+use std::time::Instant;
+
+use stubdm_qmp::text::one_line;
+use tracing::debug;
+
+use crate::rt::stream::{Read, Stream};
+use crate::rt::transport::{Peer, Transport};
+
+/// A session, seen from the vchan.
+pub trait VchanSide {
+    /// Bytes for the vchan.
+    fn vchan_out(&self) -> &[u8];
+    /// `count` of them went out.
+    fn vchan_wrote(&mut self, count: usize);
+    /// How many bytes of the vchan's may be read now.
+    fn vchan_room(&self) -> usize;
+    /// The other end said something.
+    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant);
+}
+
+/// A session, seen from a client.
+pub trait ClientSide {
+    /// How many bytes of the client's may be read now.
+    fn room(&self) -> usize;
+    /// The client said something.
+    fn bytes(&mut self, bytes: &[u8], now: Instant);
+    /// Bytes for the client.
+    fn out(&self) -> &[u8];
+    /// `count` of them went out.
+    fn wrote(&mut self, count: usize, now: Instant);
+}
+
+/// Moves bytes between a session and the vchan; says whether any moved.
+///
+/// # Errors
+/// The vchan is gone, and everything it had was read.
+pub fn pump_vchan<L: Transport>(
+    session: &mut impl VchanSide,
+    link: &mut L,
+    now: Instant,
+) -> io::Result<bool> {
+    link.acknowledge()?;
+    let mut moved = flush_vchan(session, link)?;
+    let mut buffer = [0; 4096];
+    let room = session.vchan_room().min(buffer.len());
+    if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
+        match link.try_read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                let bytes = buffer.get(..count).unwrap_or_default();
+                debug!("from vchan: {}", one_line(&String::from_utf8_lossy(bytes)));
+                session.vchan_bytes(bytes, now);
+                moved = true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(moved)
+}
+
+/// The half of [`pump_vchan`] that only writes.
+///
+/// # Errors
+/// The vchan is of no more use.
+pub fn flush_vchan<L: Transport>(session: &mut impl VchanSide, link: &mut L) -> io::Result<bool> {
+    let out = session.vchan_out();
+    if out.is_empty() {
+        return Ok(false);
+    }
+    match link.try_write(out) {
+        Ok(count) => {
+            session.vchan_wrote(count);
+            return Ok(count > 0);
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        // What the server sent before it left is still to be read.
+        Err(error) if link.peer()? != Peer::Gone => return Err(error),
+        Err(_) => {}
+    }
+    Ok(false)
+}
+
+/// What was seen of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Bytes moved.
+    pub moved: bool,
+    /// It will say nothing more.
+    pub ended: bool,
+    /// It is not there any more.
+    pub gone: bool,
+}
+
+/// Moves bytes between a session and a client. One that is gone is told only when what it said, and
+/// there was room for, was read.
+pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Instant) -> Seen {
+    let mut seen = Seen::default();
+    let mut listens = false;
+    let mut buffer = [0; 4096];
+    let room = session.room().min(buffer.len());
+    if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
+        match local.read(buffer) {
+            Ok(Read::Bytes(count)) => {
+                let bytes = buffer.get(..count).unwrap_or_default();
+                debug!("from client: {}", one_line(&String::from_utf8_lossy(bytes)));
+                session.bytes(bytes, now);
+                seen.moved = true;
+                return seen;
+            }
+            Ok(Read::End) => seen.ended = true,
+            // Of a socket that nobody has any more there would be an end to read.
+            Ok(Read::Nothing) => listens = local.is_one(),
+            Err(_) => seen.gone = true,
+        }
+    }
+    let out = session.out();
+    if !out.is_empty() {
+        match local.write(out) {
+            Ok(count) => {
+                session.wrote(count, now);
+                seen.moved |= count > 0;
+            }
+            Err(_) => seen.gone = true,
+        }
+    }
+    seen.gone |= !listens && local.hung_up();
+    seen
+}
