@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Client, RingSize, Server};
+use xen_vchan::{ClientBuilder, RingSize, ServerBuilder};
 
 pub use work::pairs;
 use work::{pair, timed};
@@ -216,12 +216,12 @@ fn obey(
     let (xen, store) = open()?;
     let server = || {
         let ring = RingSize::at_least(order.ring);
-        Server::builder(order.domain, order.path)
+        ServerBuilder::new(order.domain, order.path)
             .rings(ring, ring)
-            .listen(&xen, &store)
+            .publish(&xen, &store)
     };
     let client = || {
-        Client::builder(order.domain, order.path)
+        ClientBuilder::new(order.domain, order.path)
             .wait_for_server(true)
             .connect(&xen, &store)
     };

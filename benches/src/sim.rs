@@ -8,7 +8,7 @@ use xen_store::Permissions;
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
-use xen_vchan::{Channel, Client, RingSize, Server};
+use xen_vchan::{Channel, ClientBuilder, RingSize, ServerBuilder};
 
 /// A host with a server in domain 0 and its client in domain 1. Drop the channels first.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Host {
         for domain in [DomId::DOM0, guest] {
             let node = format!("/local/domain/{domain}/domid");
             dom0.write(&node, domain.to_string())?;
-            dom0.set_perms(
+            dom0.set_permissions(
                 &node,
                 &Permissions::owner_none(DomId::DOM0).grant_read(domain),
             )?;
@@ -47,14 +47,16 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// As [`xen_vchan::ServerBuilder::listen`].
+    /// As [`xen_vchan::ServerBuilder::publish`].
     pub fn pair(&self, bytes: usize) -> Result<(Channel, Channel), Box<dyn std::error::Error>> {
         let size = RingSize::at_least(bytes);
-        let mut server = Server::builder(self.guest, PATH).rings(size, size).listen(
-            &self.sim.xen(DomId::DOM0)?,
-            &self.stored.connect(DomId::DOM0)?,
-        )?;
-        let mut client = Client::builder(DomId::DOM0, PATH).connect(
+        let mut server = ServerBuilder::new(self.guest, PATH)
+            .rings(size, size)
+            .publish(
+                &self.sim.xen(DomId::DOM0)?,
+                &self.stored.connect(DomId::DOM0)?,
+            )?;
+        let mut client = ClientBuilder::new(DomId::DOM0, PATH).connect(
             &self.sim.xen(self.guest)?,
             &self.stored.connect(self.guest)?,
         )?;

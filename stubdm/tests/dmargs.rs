@@ -43,7 +43,7 @@ impl Host {
         }
         store.mkdir(ARGV).unwrap();
         let perms = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
-        store.set_perms(ARGV, &perms).unwrap();
+        store.set_permissions(ARGV, &perms).unwrap();
         Self {
             _dir: dir,
             _server: server,
@@ -240,7 +240,7 @@ fn both_protocols_at_once_are_pointed_out() {
 fn arguments_the_stubdomain_may_not_read_are_a_problem() {
     let host = Host::new().argv(GOOD);
     let nobody = Permissions::owner_none(DomId::DOM0);
-    host.store.set_perms(ARGV, &nobody).unwrap();
+    host.store.set_permissions(ARGV, &nobody).unwrap();
     let (text, status) = host.says(&["check", "7"]);
     assert_eq!(status, 1);
     assert!(text.contains("may not read its dm-argv"), "{text}");

@@ -61,7 +61,7 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     // What the stubdomain says of its own is not looked at.
     let theirs = Permissions::owner_none(DomId::new(6));
     let node = "/local/domain/6/device/console/3/output";
-    store.set_perms(node, &theirs).unwrap();
+    store.set_permissions(node, &theirs).unwrap();
     let output = status(&socket, &[]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -159,11 +159,11 @@ fn a_stubdomain_that_rewrites_its_own_node_or_has_an_accomplice_fails_no_other_g
     server.add_domain(DomId::new(9));
     let accomplices = Permissions::owner_none(DomId::new(9)).grant_read(DomId::new(6));
     let node = "/local/domain/6/console/output";
-    store.set_perms(node, &accomplices).unwrap();
+    store.set_permissions(node, &accomplices).unwrap();
     let own = Permissions::owner_none(DomId::new(6));
     let node = "/local/domain/6/device/console/1/output";
     for perms in [own, Permissions::owner_none(DomId::DOM0)] {
-        store.set_perms(node, &perms).unwrap();
+        store.set_permissions(node, &perms).unwrap();
         let socket = dir.path().join(perms.to_string());
         rewritten_at_each_look(&server, &socket, node);
         let output = status(&socket, &["--json"]);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, UnmapNotify, map, share};
+use xen_gnttab::{PageAccess, UnmapNotify, map, share};
 use xen_sys::{DomId, GrantRef, Xen};
 
 fn main() -> ExitCode {
@@ -49,9 +49,9 @@ fn on_simulated_host(_: DomId) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
-    let mut ours = share(xen, me, 3, Access::ReadWrite)?;
+    let mut ours = share(xen, me, 3, PageAccess::ReadWrite)?;
     println!("shared as {:?}", ours.refs());
-    let mut theirs = map(xen, me, ours.refs(), Access::ReadWrite)?;
+    let mut theirs = map(xen, me, ours.refs(), PageAccess::ReadWrite)?;
 
     // Bytes across a page boundary, both ways.
     let text = b"written on one side, read on the other";
@@ -69,13 +69,13 @@ fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
     )?;
 
     // Reading only is enforced on our side, a wrong reference by Xen.
-    let mut readonly = map(xen, me, &ours.refs()[1..2], Access::ReadOnly)?;
+    let mut readonly = map(xen, me, &ours.refs()[1..2], PageAccess::ReadOnly)?;
     check(
         readonly.region_mut().copy_in(0, &[0]).is_err(),
         "a mapping for reading refuses writes",
     )?;
     drop(readonly);
-    let wrong = map(xen, me, &[GrantRef::new(u32::MAX)], Access::ReadOnly);
+    let wrong = map(xen, me, &[GrantRef::new(u32::MAX)], PageAccess::ReadOnly);
     check(
         wrong.is_err(),
         "a reference that was never granted is refused",
@@ -110,7 +110,7 @@ fn loopback(xen: &Xen, me: DomId) -> Result<(), Box<dyn std::error::Error>> {
     far.unmask()?;
 
     // The same from the side that shares.
-    let again = map(xen, me, ours.refs(), Access::ReadWrite)?;
+    let again = map(xen, me, ours.refs(), PageAccess::ReadWrite)?;
     ours.region_mut().copy_in(7, &[1])?;
     ours.set_unmap_notify(UnmapNotify {
         clear_byte: Some(7),

@@ -18,7 +18,7 @@ use xen_sys::mmap::{Pages, Protection};
 use xen_sys::{DevRoot, DomId, Error, GrantRef, PAGE_SIZE, Result};
 
 use crate::mapping::{Mapping, Release};
-use crate::{Access, UnmapNotify};
+use crate::{PageAccess, UnmapNotify};
 
 /// An index of gntalloc, given up on drop.
 #[derive(Debug)]
@@ -45,13 +45,13 @@ impl Drop for Allocated {
 
 /// An index of gntdev, given up on drop.
 #[derive(Debug)]
-pub(crate) struct Announced {
+pub(crate) struct UnmapNotifier {
     dev: GntDev,
     index: u64,
     pages: usize,
 }
 
-impl Announced {
+impl UnmapNotifier {
     pub(crate) fn set_unmap_notify(&self, offset: u64, notify: UnmapNotify) -> Result<()> {
         let clear = notify.clear_byte.is_some();
         self.dev
@@ -59,7 +59,7 @@ impl Announced {
     }
 }
 
-impl Drop for Announced {
+impl Drop for UnmapNotifier {
     fn drop(&mut self) {
         // Closing the file, which is next, does the same if this is refused.
         let _ = self.dev.unmap_grant_ref(self.index, self.pages);
@@ -70,10 +70,10 @@ pub(crate) fn share(
     root: &DevRoot,
     to: DomId,
     pages: usize,
-    access: Access,
+    access: PageAccess,
 ) -> Result<(Mapping, Box<[GrantRef]>)> {
     let dev = GntAlloc::open(root)?;
-    let (index, refs) = dev.alloc_gref(to, access == Access::ReadWrite, pages)?;
+    let (index, refs) = dev.alloc_gref(to, access == PageAccess::ReadWrite, pages)?;
     // From here on the drop of `grant` gives the index up, whatever fails.
     let grant = Allocated { dev, index, pages };
     // We may write whatever the peer may do.
@@ -85,7 +85,7 @@ pub(crate) fn share(
     )
     .map_err(|e| Error::os("mmap /dev/xen/gntalloc", e))?;
     Ok((
-        Mapping::new(mapped, Access::ReadWrite, Release::GntAlloc(grant)),
+        Mapping::new(mapped, PageAccess::ReadWrite, Release::GntAlloc(grant)),
         refs,
     ))
 }
@@ -94,19 +94,19 @@ pub(crate) fn map(
     root: &DevRoot,
     from: DomId,
     refs: &[GrantRef],
-    access: Access,
+    access: PageAccess,
 ) -> Result<Mapping> {
     let dev = GntDev::open(root)?;
     let index = dev.map_grant_ref(from, refs)?;
     // From here on the drop of `grant` gives the index up, whatever fails.
-    let grant = Announced {
+    let grant = UnmapNotifier {
         dev,
         index,
         pages: refs.len(),
     };
     let protection = match access {
-        Access::ReadOnly => Protection::Read,
-        Access::ReadWrite => Protection::ReadWrite,
+        PageAccess::ReadOnly => Protection::Read,
+        PageAccess::ReadWrite => Protection::ReadWrite,
     };
     let len = refs.len() * PAGE_SIZE;
     let mapped = retry_eagain(

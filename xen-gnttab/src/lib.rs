@@ -34,17 +34,17 @@
 //! # Example
 //!
 //! ```no_run
-//! use xen_gnttab::{Access, UnmapNotify, map, share};
+//! use xen_gnttab::{PageAccess, UnmapNotify, map, share};
 //! use xen_sys::{DomId, Xen};
 //!
 //! let xen = Xen::open()?;
-//! let mut pages = share(&xen, DomId::new(5), 1, Access::ReadWrite)?;
+//! let mut pages = share(&xen, DomId::new(5), 1, PageAccess::ReadWrite)?;
 //! pages.set_unmap_notify(UnmapNotify { clear_byte: Some(0), event: None })?;
 //! pages.region_mut().copy_in(0, &[1])?;
 //! println!("grant reference {}", pages.refs()[0]);
 //!
 //! // In domain 5, if this is domain 3 and the reference is 9:
-//! let theirs = map(&xen, DomId::new(3), &[xen_sys::GrantRef::new(9)], Access::ReadWrite)?;
+//! let theirs = map(&xen, DomId::new(3), &[xen_sys::GrantRef::new(9)], PageAccess::ReadWrite)?;
 //! let mut alive = [0];
 //! theirs.region().copy_out(0, &mut alive)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -75,7 +75,7 @@ use xen_sys::{Error, Port, Result};
 
 /// Access to pages: the peer's if we share them, ours if we map them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
+pub enum PageAccess {
     /// Reading only.
     ReadOnly,
     /// Reading and writing.

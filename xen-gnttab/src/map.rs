@@ -3,7 +3,7 @@
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
 use crate::mapping::Mapping;
-use crate::{Access, Region, UnmapNotify, dev};
+use crate::{PageAccess, Region, UnmapNotify, dev};
 
 /// Mapped pages of another domain.
 ///
@@ -34,7 +34,7 @@ pub struct MappedPages {
 #[doc(alias = "xengnttab_map_grant_refs")]
 #[doc(alias = "xengnttab_map_domain_grant_refs")]
 #[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]
-pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: Access) -> Result<MappedPages> {
+pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Result<MappedPages> {
     let mapping = match xen.host() {
         Host::Dev(root) => dev::map(root, from, refs, access)?,
         #[cfg(feature = "sim")]
@@ -55,7 +55,7 @@ impl MappedPages {
     }
 
     /// The bytes, for writing and for taking apart. Writing to a region mapped
-    /// [`Access::ReadOnly`] is refused.
+    /// [`PageAccess::ReadOnly`] is refused.
     #[must_use]
     pub fn region_mut(&mut self) -> &mut Region {
         &mut self.region

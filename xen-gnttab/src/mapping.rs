@@ -6,7 +6,7 @@
 use xen_sys::Result;
 use xen_sys::mmap::Pages;
 
-use crate::{Access, UnmapNotify, dev};
+use crate::{PageAccess, UnmapNotify, dev};
 
 /// Pages in this process, and the grant behind them.
 ///
@@ -14,7 +14,7 @@ use crate::{Access, UnmapNotify, dev};
 #[derive(Debug)]
 pub(crate) struct Mapping {
     pages: Pages,
-    access: Access,
+    access: PageAccess,
     release: Release,
 }
 
@@ -22,14 +22,14 @@ pub(crate) struct Mapping {
 #[derive(Debug)]
 pub(crate) enum Release {
     GntAlloc(dev::Allocated),
-    GntDev(dev::Announced),
+    GntDev(dev::UnmapNotifier),
     #[cfg(feature = "sim")]
     Sim(crate::sim::Object),
 }
 
 impl Mapping {
     /// `access` is what *we* may do, and how `pages` are mapped.
-    pub(crate) fn new(pages: Pages, access: Access, release: Release) -> Self {
+    pub(crate) fn new(pages: Pages, access: PageAccess, release: Release) -> Self {
         Self {
             pages,
             access,
@@ -41,7 +41,7 @@ impl Mapping {
         &self.pages
     }
 
-    pub(crate) fn access(&self) -> Access {
+    pub(crate) fn access(&self) -> PageAccess {
         self.access
     }
 

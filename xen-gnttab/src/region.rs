@@ -70,7 +70,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use crate::Access;
+use crate::PageAccess;
 use crate::error::RegionError;
 use crate::heap::Heap;
 use crate::mapping::Mapping;
@@ -133,7 +133,7 @@ impl Region {
         // Premise 1: `Pages` vouches for its range, by its protection, until it is dropped.
         // Premise 2: `Pages` gives out the address only. Premise 3: the mapping is moved in here.
         let (base, len) = (mapping.pages().as_ptr(), mapping.pages().len());
-        let writable = mapping.access() == Access::ReadWrite;
+        let writable = mapping.access() == PageAccess::ReadWrite;
         Self {
             base,
             len,
@@ -177,7 +177,7 @@ impl Region {
         self.len == 0
     }
 
-    /// Whether it may be written to: false if the pages were mapped [`Access::ReadOnly`].
+    /// Whether it may be written to: false if the pages were mapped [`PageAccess::ReadOnly`].
     #[inline]
     #[must_use]
     pub fn is_writable(&self) -> bool {

@@ -3,7 +3,7 @@
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
 use crate::mapping::Mapping;
-use crate::{Access, Region, UnmapNotify, dev};
+use crate::{PageAccess, Region, UnmapNotify, dev};
 
 /// Pages shared with another domain, with the references it maps them by.
 ///
@@ -30,7 +30,7 @@ pub struct SharedPages {
 #[doc(alias = "xengntshr_open")]
 #[doc(alias = "xengntshr_share_pages")]
 #[doc(alias = "IOCTL_GNTALLOC_ALLOC_GREF")]
-pub fn share(xen: &Xen, to: DomId, pages: usize, access: Access) -> Result<SharedPages> {
+pub fn share(xen: &Xen, to: DomId, pages: usize, access: PageAccess) -> Result<SharedPages> {
     let (mapping, refs) = match xen.host() {
         Host::Dev(root) => dev::share(root, to, pages, access)?,
         #[cfg(feature = "sim")]

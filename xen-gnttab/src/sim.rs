@@ -5,7 +5,7 @@ use xen_sys::sim::{Client, Got};
 use xen_sys::{DomId, GrantRef, Host, Result, Xen};
 
 use crate::mapping::{Mapping, Release};
-use crate::{Access, UnmapNotify};
+use crate::{PageAccess, UnmapNotify};
 
 /// Pages as the broker knows them, given back on drop. Giving back waits for the broker, so that
 /// afterwards the notification is sent, as it is on Linux when the ioctl returns.
@@ -50,18 +50,18 @@ pub(crate) fn share(
     client: &Client,
     to: DomId,
     pages: usize,
-    access: Access,
+    access: PageAccess,
 ) -> Result<(Mapping, Box<[GrantRef]>)> {
     let Got {
         object,
         refs,
         pages,
-    } = client.share(to, access == Access::ReadWrite, pages)?;
+    } = client.share(to, access == PageAccess::ReadWrite, pages)?;
     let release = Release::Sim(Object {
         xen: xen.clone(),
         number: object,
     });
-    Ok((Mapping::new(pages, Access::ReadWrite, release), refs))
+    Ok((Mapping::new(pages, PageAccess::ReadWrite, release), refs))
 }
 
 pub(crate) fn map(
@@ -69,11 +69,11 @@ pub(crate) fn map(
     client: &Client,
     from: DomId,
     refs: &[GrantRef],
-    access: Access,
+    access: PageAccess,
 ) -> Result<Mapping> {
     let protection = match access {
-        Access::ReadOnly => Protection::Read,
-        Access::ReadWrite => Protection::ReadWrite,
+        PageAccess::ReadOnly => Protection::Read,
+        PageAccess::ReadWrite => Protection::ReadWrite,
     };
     let Got { object, pages, .. } = client.map(from, refs, protection)?;
     let release = Release::Sim(Object {

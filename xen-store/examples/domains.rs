@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let node = format!("{home}/greeting");
     dom0.write(&node, "hello")?;
     let rights = Permissions::owner_none(DomId::DOM0).grant_read(guest);
-    dom0.set_perms(&node, &rights)?;
+    dom0.set_permissions(&node, &rights)?;
     // A guest's relative paths begin at its home.
     println!("the guest reads: {}", domu.read_str("greeting")?);
     match domu.write("greeting", "forged") {

@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// The daemon sent what the protocol forbids; nothing more is read from it.
     #[error("the store daemon broke the protocol: {0}")]
-    Protocol(Violation),
+    Protocol(ProtocolError),
     /// The daemon closed the connection.
     #[error("the store daemon closed the connection")]
     Closed,
@@ -148,10 +148,12 @@ impl Error {
         )
     }
 
-    /// The `errno` value nearest to this error.
+    /// Returns the errno: the system's or the daemon's, else the nearest one.
+    ///
+    /// `None` only where the system reported a failure without one.
     #[must_use]
-    pub fn errno(&self) -> i32 {
-        match self {
+    pub fn errno(&self) -> Option<i32> {
+        Some(match self {
             Self::Invalid(Invalid::PayloadTooLong { .. } | Invalid::PathTooLong { .. }) => {
                 libc::E2BIG
             }
@@ -166,22 +168,30 @@ impl Error {
             Self::Closed => libc::EPIPE,
             Self::Unsupported => libc::EOPNOTSUPP,
             Self::Connect { source, .. } | Self::Os { source, .. } => {
-                source.raw_os_error().unwrap_or(libc::EIO)
+                return source.raw_os_error();
             }
+        })
+    }
+
+    /// Returns the nearest [`io::ErrorKind`].
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Protocol(_) | Self::Malformed { .. } | Self::NotText { .. } => {
+                io::ErrorKind::InvalidData
+            }
+            Self::Invalid(_) => io::ErrorKind::InvalidInput,
+            Self::Connect { source, .. } | Self::Os { source, .. } => source.kind(),
+            other => other.errno().map_or(io::ErrorKind::Other, |errno| {
+                io::Error::from_raw_os_error(errno).kind()
+            }),
         }
     }
 }
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        let kind = match &error {
-            Error::Protocol(_) | Error::Malformed { .. } | Error::NotText { .. } => {
-                io::ErrorKind::InvalidData
-            }
-            Error::Invalid(_) => io::ErrorKind::InvalidInput,
-            other => Self::from_raw_os_error(other.errno()).kind(),
-        };
-        Self::new(kind, error)
+        Self::new(error.kind(), error)
     }
 }
 
@@ -242,7 +252,7 @@ pub enum Invalid {
 /// How the daemon broke the protocol. All of these end the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Violation {
+pub enum ProtocolError {
     /// A message longer than the protocol allows that is no reply, or too long to be skipped
     /// ([`MAX_SKIPPED`](crate::proto::MAX_SKIPPED)).
     #[error("a message of {len} payload bytes")]

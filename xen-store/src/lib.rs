@@ -11,7 +11,7 @@
 //! let store = Store::open(&Xen::open()?)?;
 //! let peer = DomId::new(5);
 //! store.write("data/offer", "1")?;
-//! store.set_perms("data/offer", &Permissions::owner_none(DomId::DOM0).grant_read(peer))?;
+//! store.set_permissions("data/offer", &Permissions::owner_none(DomId::DOM0).grant_read(peer))?;
 //!
 //! let watch = store.watch("data/answer")?;
 //! while let Some(event) = watch.next(None)? {
@@ -58,18 +58,16 @@ pub mod proto;
 mod ready_fd;
 mod sync;
 #[cfg(feature = "tokio")]
-mod tokio;
+pub mod tokio;
 mod transport;
 mod txn;
 mod watch;
 pub mod wire;
 
 pub use client::{LOOK_ONCE, Store};
-pub use error::{Error, Invalid, Result, Violation, XsError};
+pub use error::{Error, Invalid, ProtocolError, Result, XsError};
 pub use events::{MAX_DISTINCT_PATHS, WatchEvent};
 pub use path::StorePath;
 pub use perms::{Access, Perm, Permissions};
-#[cfg(feature = "tokio")]
-pub use tokio::{AsyncStore, AsyncTransaction, AsyncWatch};
 pub use txn::{MAX_ATTEMPTS, MAX_PAUSE, Transaction};
 pub use watch::Watch;

@@ -33,11 +33,11 @@ impl View<'_> {
         }
     }
 
-    fn get_perms(self, path: &str) -> Result<Permissions> {
+    fn permissions(self, path: &str) -> Result<Permissions> {
         parse_perms(&self.path_call(MsgType::GET_PERMS, path, b"")?)
     }
 
-    fn set_perms(self, path: &str, perms: &Permissions) -> Result<()> {
+    fn set_permissions(self, path: &str, perms: &Permissions) -> Result<()> {
         self.path_call(MsgType::SET_PERMS, path, format_perms(perms).as_bytes())
             .map(drop)
     }
@@ -155,8 +155,8 @@ macro_rules! node_operations {
             ///
             /// As `read`.
             #[doc(alias = "xs_get_permissions")]
-            pub fn get_perms(&self, path: &str) -> Result<Permissions> {
-                self.view().get_perms(path)
+            pub fn permissions(&self, path: &str) -> Result<Permissions> {
+                self.view().permissions(path)
             }
 
             /// Replaces the permissions of a node, or of `@introduceDomain` or
@@ -166,8 +166,8 @@ macro_rules! node_operations {
             ///
             /// As `read`; `EPERM` if the owner would change and this domain is not privileged.
             #[doc(alias = "xs_set_permissions")]
-            pub fn set_perms(&self, path: &str, perms: &Permissions) -> Result<()> {
-                self.view().set_perms(path, perms)
+            pub fn set_permissions(&self, path: &str, perms: &Permissions) -> Result<()> {
+                self.view().set_permissions(path, perms)
             }
         }
     };

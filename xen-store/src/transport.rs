@@ -98,7 +98,7 @@ impl Transport {
     /// As `connect`, without waiting: `WouldBlock` while the daemon's backlog is full.
     #[cfg(feature = "tokio")]
     pub(crate) fn try_connect(path: &Path) -> Result<Self> {
-        Self::connect_with(path, connect_at_once)
+        Self::connect_with(path, connect_nonblocking)
     }
 
     fn connect_with<F: Into<OwnedFd>>(
@@ -115,7 +115,8 @@ impl Transport {
                 return Err(Errno::ENOTSOCK.into());
             };
             // Of the descriptor itself: the file may be another one by now.
-            Self::from_fd(fd).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+            Self::from_fd(fd)
+                .map_err(|error| io::Error::from_raw_os_error(error.errno().unwrap_or(libc::EIO)))
         };
         attempt().map_err(|source| Error::Connect {
             path: path.into(),
@@ -157,8 +158,8 @@ impl Transport {
         for place in places {
             match connect(Path::new(place)) {
                 Ok(transport) => return Ok(transport),
-                Err(error) if error.errno() == libc::EAGAIN => return Err(error),
-                Err(error) if error.errno() != libc::ENOENT => {
+                Err(error) if error.errno() == Some(libc::EAGAIN) => return Err(error),
+                Err(error) if error.errno() != Some(libc::ENOENT) => {
                     refused.get_or_insert(error);
                 }
                 Err(error) if *place == expected => missing = Some(error),
@@ -287,7 +288,7 @@ impl AsFd for Polled {
 
 /// Connects without waiting for room in the backlog.
 #[cfg(feature = "tokio")]
-fn connect_at_once(path: PathBuf) -> io::Result<OwnedFd> {
+fn connect_nonblocking(path: PathBuf) -> io::Result<OwnedFd> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
     use std::os::fd::AsRawFd;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -364,11 +365,11 @@ mod tests {
         let error = Transport::first_of(&[&none, &left, &expected], &expected, Transport::connect)
             .unwrap_err();
         assert!(error.to_string().starts_with(&left), "{error}");
-        assert_eq!(error.errno(), libc::ECONNREFUSED);
+        assert_eq!(error.errno(), Some(libc::ECONNREFUSED));
         let error =
             Transport::first_of(&[&none, &expected], &expected, Transport::connect).unwrap_err();
         assert!(error.to_string().starts_with(&expected), "{error}");
-        assert_eq!(error.errno(), libc::ENOENT);
+        assert_eq!(error.errno(), Some(libc::ENOENT));
     }
 
     /// A character device is used as the kernel's device is.
@@ -389,11 +390,11 @@ mod tests {
         for path in [&file, dir.path()] {
             let error = Transport::connect(path).unwrap_err();
             assert!(matches!(error, Error::Connect { .. }), "{error:?}");
-            assert_eq!(error.errno(), libc::ENOTSOCK);
+            assert_eq!(error.errno(), Some(libc::ENOTSOCK));
         }
         let opened = File::options().read(true).write(true).open(&file).unwrap();
         let error = Transport::from_fd(opened.into()).unwrap_err();
-        assert_eq!(error.errno(), libc::ENOTSOCK);
+        assert_eq!(error.errno(), Some(libc::ENOTSOCK));
         assert_eq!(std::fs::read(&file).unwrap(), b"important");
     }
 }

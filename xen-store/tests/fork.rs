@@ -18,8 +18,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use tokio::runtime::Builder;
 use tokio::time::timeout;
+use xen_store::tokio::Store as AsyncStore;
 use xen_store::wire::{Decoder, MsgType, encode};
-use xen_store::{AsyncStore, Error, Store};
+use xen_store::{Error, Store};
 
 /// Nothing here takes that long unless the answer is never read.
 const STUCK: Duration = Duration::from_secs(20);

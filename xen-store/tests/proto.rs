@@ -7,7 +7,7 @@ use xen_store::proto::{
     Connection, Failure, MAX_OVERTAKEN, MAX_SKIPPED, MAX_UNANSWERED, Quirks, Ready, RequestId,
 };
 use xen_store::wire::{Decoder, Header, Message, MsgType, PAYLOAD_MAX, encode};
-use xen_store::{Error, Invalid, Violation, XsError};
+use xen_store::{Error, Invalid, ProtocolError, XsError};
 
 /// Takes the next message out as a transport that takes everything would.
 fn sent(connection: &mut Connection) -> Message {
@@ -108,7 +108,7 @@ fn xenbus_may_answer_watches_without_an_id() {
     assert!(connection.poll_reply(read).is_none());
     assert_eq!(connection.failure(), None);
     receive(&mut connection, MsgType::WATCH, 0, b"OK\0");
-    let expect = Violation::UnknownRequest {
+    let expect = ProtocolError::UnknownRequest {
         kind: MsgType::WATCH,
         req_id: 0,
     };
@@ -180,7 +180,7 @@ fn a_rejected_message_is_that_requests_failure_only() {
         }
     ));
     let odd = connection.poll_reply(other).unwrap().unwrap_err();
-    assert_eq!(odd.errno(), libc::ENODEV);
+    assert_eq!(odd.errno(), Some(libc::ENODEV));
     assert_eq!(connection.failure(), None);
     read(&mut connection);
 }
@@ -308,7 +308,7 @@ fn a_daemon_that_skips_requests_is_given_up() {
         aborts += 1;
         assert!(aborts <= MAX_OVERTAKEN + 1);
     }
-    let expect = Violation::Unresponsive {
+    let expect = ProtocolError::Unresponsive {
         expired: MAX_OVERTAKEN + 1,
     };
     assert_eq!(connection.failure(), Some(Failure::Protocol(expect)));
@@ -342,7 +342,7 @@ fn a_reply_that_is_too_long_ends_its_request_only() {
     let id = sent(&mut connection).req_id;
     let len = MAX_SKIPPED + 1;
     let failure = connection.receive(&header(id, len)).unwrap_err();
-    assert_eq!(failure, Failure::Protocol(Violation::TooLong { len }));
+    assert_eq!(failure, Failure::Protocol(ProtocolError::TooLong { len }));
 }
 
 fn header(req_id: u32, len: usize) -> [u8; Header::SIZE] {

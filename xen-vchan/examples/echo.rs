@@ -14,15 +14,15 @@ use std::thread;
 use xen_store::Store;
 use xen_store_server::Config;
 use xen_sys::{DomId, sim::Simulation};
-use xen_vchan::{Client, Server};
+use xen_vchan::{ClientBuilder, ServerBuilder};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let host = Simulation::start()?;
     let _stored = xen_store_server::sim::start(&host, Config::new())?;
     let xen = host.xen(DomId::DOM0)?;
     let store = Store::open(&xen)?;
-    let mut server = Server::builder(DomId::DOM0, "data/echo").listen(&xen, &store)?;
-    let mut client = Client::builder(DomId::DOM0, "data/echo").connect(&xen, &store)?;
+    let mut server = ServerBuilder::new(DomId::DOM0, "data/echo").publish(&xen, &store)?;
+    let mut client = ClientBuilder::new(DomId::DOM0, "data/echo").connect(&xen, &store)?;
     let serving = thread::spawn(move || {
         let (rx, tx) = server.halves();
         copy(rx, tx)

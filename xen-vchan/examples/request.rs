@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use xen_store::Store;
 use xen_store_server::Config;
 use xen_sys::{DomId, Xen, sim::Simulation};
-use xen_vchan::{Channel, Client, Error, Listener, Redial, Result, service_path};
+use xen_vchan::{Channel, ClientBuilder, Error, Listener, Reconnecting, Result, service_path};
 
 /// The longest message; what a peer announces beyond it is not waited for.
 const LONGEST: usize = 1000;
@@ -28,7 +28,7 @@ fn deadline() -> Option<Instant> {
 
 fn send(channel: &mut Channel, message: &str) -> Result<()> {
     let (_, tx) = channel.halves();
-    let mut loan = tx.reserve(4 + message.len(), deadline())?;
+    let mut loan = tx.write_chunk(4 + message.len(), deadline())?;
     loan.put_whole(&u32::try_from(message.len()).unwrap_or(0).to_le_bytes());
     loan.put_whole(message.as_bytes());
     loan.commit();
@@ -47,7 +47,7 @@ fn receive(channel: &mut Channel) -> Result<String> {
 /// Serves clients until `requests` were answered; then goes, whoever is still there.
 fn serve(xen: &Xen, store: &Store, requests: u32) -> Result<()> {
     let mut listener = Listener::builder().listen(xen, store)?;
-    listener.serve(
+    listener.bind(
         DomId::DOM0,
         service_path(DomId::DOM0, DomId::DOM0, "upper")?,
     )?;
@@ -57,7 +57,7 @@ fn serve(xen: &Xen, store: &Store, requests: u32) -> Result<()> {
             let soon = Instant::now() + Duration::from_millis(50);
             let mut channel = match listener.accept(Some(soon)) {
                 Ok(channel) => channel,
-                Err(Error::Timeout) => continue,
+                Err(Error::TimedOut) => continue,
                 Err(error) => return Err(error),
             };
             let answered = &answered;
@@ -78,7 +78,7 @@ fn serve(xen: &Xen, store: &Store, requests: u32) -> Result<()> {
 }
 
 /// Asks until there is an answer. A request whose session ended is asked again in the next.
-fn ask(line: &mut Redial, question: &str) -> Result<String> {
+fn ask(line: &mut Reconnecting, question: &str) -> Result<String> {
     let give_up = deadline();
     loop {
         let channel = line.session(give_up)?;
@@ -86,7 +86,7 @@ fn ask(line: &mut Redial, question: &str) -> Result<String> {
             Ok(answer) => return Ok(answer),
             Err(error) => {
                 println!("session {}: {error}; once more", line.sessions());
-                line.hang_up();
+                line.disconnect();
             }
         }
     }
@@ -101,7 +101,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         // Two servers, one after the other; the first goes after three answers.
         let servers = scope.spawn(|| serve(&xen, &store, 3).and_then(|()| serve(&xen, &store, 2)));
         let path = service_path(DomId::DOM0, DomId::DOM0, "upper")?;
-        let mut line = Client::builder(DomId::DOM0, path).redial(&xen, &store);
+        let mut line = ClientBuilder::new(DomId::DOM0, path).reconnecting(&xen, &store);
         for question in ["one", "two", "three", "four", "five"] {
             let answer = ask(&mut line, question)?;
             writeln!(std::io::stdout(), "{question} -> {answer}")?;

@@ -52,7 +52,7 @@ impl Default for Backoff {
 
 /// The sessions there have been, and when the next one may be tried.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct Schedule {
     pub(crate) backoff: Backoff,
     not_before: Option<Instant>,
     /// The session that runs.
@@ -60,7 +60,7 @@ pub(crate) struct Pace {
     sessions: u64,
 }
 
-impl Pace {
+impl Schedule {
     /// The first attempt may be made at once.
     pub(crate) const fn new(backoff: Backoff) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl Pace {
                 self.sessions += 1;
                 self.since = Some(now);
             }
-            Err(Error::Timeout) => {}
+            Err(Error::TimedOut) => {}
             // It went before it had taken note of us.
             Err(Error::Closed) => {
                 self.pause(now);
@@ -149,53 +149,60 @@ mod tests {
     #[test]
     fn an_attempt_waits_for_its_pause_but_never_beyond_the_deadline() {
         let (second, start) = (Duration::from_secs(1), Instant::now());
-        let mut pace = Pace::new(Backoff::new(second, 60 * second));
-        assert_eq!(pace.wait(start, None), (Duration::ZERO, false));
-        assert_eq!(pace.wait(start, Some(start)), (Duration::ZERO, true));
+        let mut schedule = Schedule::new(Backoff::new(second, 60 * second));
+        assert_eq!(schedule.wait(start, None), (Duration::ZERO, false));
+        assert_eq!(schedule.wait(start, Some(start)), (Duration::ZERO, true));
         // Three that fail: the third pause is of two seconds at least.
-        assert!(pace.judge::<()>(Err(Error::Closed), start).is_continue());
+        assert!(
+            schedule
+                .judge::<()>(Err(Error::Closed), start)
+                .is_continue()
+        );
         for _ in 0..2 {
-            let told = pace.judge::<()>(Err(Error::WouldBlock), start);
+            let told = schedule.judge::<()>(Err(Error::WouldBlock), start);
             assert!(matches!(told, ControlFlow::Break(Err(Error::WouldBlock))));
         }
-        let (wait, late) = pace.wait(start, Some(start + 60 * second));
+        let (wait, late) = schedule.wait(start, Some(start + 60 * second));
         assert!(
             !late && (2 * second..=4 * second).contains(&wait),
             "{wait:?}"
         );
-        assert_eq!(pace.wait(start, Some(start + second)), (second, true));
+        assert_eq!(schedule.wait(start, Some(start + second)), (second, true));
         assert_eq!(
-            pace.wait(start + 5 * second, Some(start + second)),
+            schedule.wait(start + 5 * second, Some(start + second)),
             (Duration::ZERO, true)
         );
-        assert_eq!(pace.wait(start + 5 * second, None), (Duration::ZERO, false));
-        assert_eq!(pace.sessions(), 0);
+        assert_eq!(
+            schedule.wait(start + 5 * second, None),
+            (Duration::ZERO, false)
+        );
+        assert_eq!(schedule.sessions(), 0);
     }
 
     #[test]
     fn a_session_that_lasted_begins_the_pauses_anew_and_a_short_one_does_not() {
         let (second, start) = (Duration::from_secs(1), Instant::now());
-        let mut pace = Pace::new(Backoff::new(second, 8 * second));
+        let mut schedule = Schedule::new(Backoff::new(second, 8 * second));
         for session in 1..=5 {
             assert!(matches!(
-                pace.judge(Ok(session), start),
+                schedule.judge(Ok(session), start),
                 ControlFlow::Break(Ok(_))
             ));
-            assert_eq!(pace.sessions(), session);
-            pace.ended(start + second);
+            assert_eq!(schedule.sessions(), session);
+            schedule.ended(start + second);
             // Only once.
-            pace.ended(start + 100 * second);
+            schedule.ended(start + 100 * second);
         }
-        let (wait, _) = pace.wait(start + second, None);
+        let (wait, _) = schedule.wait(start + second, None);
         assert!(wait >= 4 * second, "{wait:?}");
         let later = start + 100 * second;
-        assert!(pace.judge(Ok(()), later).is_break());
-        pace.ended(later + 9 * second);
-        let (wait, _) = pace.wait(later + 9 * second, None);
+        assert!(schedule.judge(Ok(()), later).is_break());
+        schedule.ended(later + 9 * second);
+        let (wait, _) = schedule.wait(later + 9 * second, None);
         assert!(wait <= second, "{wait:?}");
         // A deadline that passes is nobody's failure.
-        let told = pace.judge::<()>(Err(Error::Timeout), later + 20 * second);
+        let told = schedule.judge::<()>(Err(Error::TimedOut), later + 20 * second);
         assert!(told.is_break());
-        assert_eq!(pace.wait(later + 20 * second, None).0, Duration::ZERO);
+        assert_eq!(schedule.wait(later + 20 * second, None).0, Duration::ZERO);
     }
 }

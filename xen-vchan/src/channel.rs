@@ -16,7 +16,7 @@ use crate::shared::Shared;
 use crate::writer::{BySteps, WriteHalf};
 use crate::{Error, Result, Violation};
 
-/// A channel to the peer, made by [`Server`](crate::Server) or [`Client`](crate::Client).
+/// A channel to the peer, made by [`ServerBuilder`](crate::ServerBuilder) or [`ClientBuilder`](crate::ClientBuilder).
 ///
 /// [`Read`] and [`Write`] block until something can be done (see
 /// [`set_nonblocking`](Self::set_nonblocking) and [`set_read_timeout`](Self::set_read_timeout)).
@@ -76,7 +76,7 @@ impl Channel {
     }
 
     /// Both halves, for what only they have: packets ([`ReadHalf::recv`], [`WriteHalf::send`]),
-    /// loans ([`ReadHalf::incoming`], [`WriteHalf::reserve`]), transfers between the ring and a
+    /// loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]), transfers between the ring and a
     /// descriptor, corking and spinning.
     #[inline]
     pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
@@ -223,7 +223,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`]; [`Error::Closed`] if it is gone already (on a server: see
+    /// [`Error::TimedOut`]; [`Error::Closed`] if it is gone already (on a server: see
     /// [`next_client`](Self::next_client)).
     pub fn wait_connected(&mut self, deadline: Option<Instant>) -> Result<()> {
         let mut late = false;
@@ -232,7 +232,7 @@ impl Channel {
             match self.peer()? {
                 PeerState::Connected => return Ok(()),
                 PeerState::Gone => return Err(Error::Closed),
-                PeerState::Waiting if late => return Err(Error::Timeout),
+                PeerState::Waiting if late => return Err(Error::TimedOut),
                 PeerState::Waiting => {
                     #[cfg(test)]
                     crate::test_window::window();
@@ -249,7 +249,7 @@ impl Channel {
     /// more, so no byte of one session reaches the next, whatever its client does. A client that came
     /// to the old rings before this call sees their end and has to come again. Call this as soon as
     /// [`Error::Closed`] is seen. It asks the store and waits for the answers, as
-    /// [`ServerBuilder::listen`](crate::ServerBuilder::listen) does, and both rings' memory is held
+    /// [`ServerBuilder::publish`](crate::ServerBuilder::publish) does, and both rings' memory is held
     /// for a moment.
     ///
     /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings instead,
@@ -270,7 +270,7 @@ impl Channel {
                 what: "a vchan client has one server only",
             });
         }
-        if self.shared().seat.get().is_some() {
+        if self.shared().slot.get().is_some() {
             return Err(Error::Invalid {
                 what: "what a listener accepted is for one client; accept the next one",
             });
@@ -443,7 +443,7 @@ impl Write for Channel {
     fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
         self.rx.expect_answer();
         // It does not block, whether it may or not.
-        match self.tx.put_at_once(buf) {
+        match self.tx.put_fast(buf) {
             Some(_) => Ok(()),
             None => BySteps(self).write_all(buf),
         }

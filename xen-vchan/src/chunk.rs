@@ -11,16 +11,16 @@ use std::io::{self, Read, Write};
 
 use crate::{ReadHalf, WriteHalf};
 
-/// Everything that was ready, lent by [`ReadHalf::incoming`].
+/// Everything that was ready, lent by [`ReadHalf::read_chunk`].
 ///
 /// [`Read`] never blocks here: at the end of the loan it returns `Ok(0)`. When the loan ends, the
 /// space of what was read is given back in one step; what was not read stays.
 #[derive(Debug)]
-pub struct Incoming<'a> {
+pub struct ReadChunk<'a> {
     half: &'a mut ReadHalf,
 }
 
-impl<'a> Incoming<'a> {
+impl<'a> ReadChunk<'a> {
     pub(crate) const fn new(half: &'a mut ReadHalf) -> Self {
         Self { half }
     }
@@ -40,7 +40,7 @@ impl<'a> Incoming<'a> {
     /// Copies exactly `buf.len()` bytes, or none and says `false`.
     #[inline]
     pub fn get_exact(&mut self, buf: &mut [u8]) -> bool {
-        if self.half.rx.take_at_once(buf) {
+        if self.half.rx.take_fast(buf) {
             return true;
         }
         let enough = self.remaining() >= buf.len();
@@ -51,30 +51,30 @@ impl<'a> Incoming<'a> {
     }
 }
 
-impl Read for Incoming<'_> {
+impl Read for ReadChunk<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         Ok(self.get(buf))
     }
 }
 
-impl Drop for Incoming<'_> {
+impl Drop for ReadChunk<'_> {
     fn drop(&mut self) {
         self.half.give_back();
     }
 }
 
-/// All the space that was free, lent by [`WriteHalf::reserve`].
+/// All the space that was free, lent by [`WriteHalf::write_chunk`].
 ///
 /// [`Write`] never blocks here: when the space is used up it returns `Ok(0)`. Nothing is seen by
 /// the peer before [`commit`](Self::commit); a loan that is dropped instead is forgotten, bytes and
 /// all.
 #[derive(Debug)]
 #[must_use = "nothing is sent before `commit`"]
-pub struct Outgoing<'a> {
+pub struct WriteChunk<'a> {
     half: &'a mut WriteHalf,
 }
 
-impl<'a> Outgoing<'a> {
+impl<'a> WriteChunk<'a> {
     pub(crate) const fn new(half: &'a mut WriteHalf) -> Self {
         Self { half }
     }
@@ -105,18 +105,18 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-impl Write for Outgoing<'_> {
+impl Write for WriteChunk<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         Ok(self.put(buf))
     }
 
-    /// Does nothing: see [`commit`](Outgoing::commit).
+    /// Does nothing: see [`commit`](WriteChunk::commit).
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-impl Drop for Outgoing<'_> {
+impl Drop for WriteChunk<'_> {
     fn drop(&mut self) {
         // After a commit there is nothing left to discard.
         self.half.tx.discard();

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, MappedPages, UnmapNotify, map};
+use xen_gnttab::{MappedPages, PageAccess, UnmapNotify, map};
 use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Xen};
 
 use crate::connecting::Connecting;
 use crate::delivery::Delivery;
-use crate::domain_watch::DomainLife;
+use crate::domain_watch::DomainWatch;
 use crate::doorbell::Doorbell;
 use crate::handshake::{Address, read_address};
 use crate::layout::{
@@ -25,7 +25,7 @@ use crate::spin::Peer;
 use crate::sync::Ordering;
 use crate::{Channel, Error, Result};
 
-/// Makes the client's end of a channel.
+/// Makes the client's end of a channel: finds the server in the store and maps its memory.
 ///
 /// ```no_run
 /// use std::io::{Read, Write};
@@ -33,29 +33,11 @@ use crate::{Channel, Error, Result};
 /// let xen = xen_sys::Xen::open()?;
 /// let store = xen_store::Store::open(&xen)?;
 /// let server = xen_sys::DomId::new(5);
-/// let mut channel = xen_vchan::Client::builder(server, "/local/domain/5/data/echo").connect(&xen, &store)?;
+/// let mut channel = xen_vchan::ClientBuilder::new(server, "/local/domain/5/data/echo").connect(&xen, &store)?;
 /// channel.write_all(b"hello")?;
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
-pub struct Client(());
-
-impl Client {
-    /// A client of the server that domain `server` published at `path` in the store (absolute, or
-    /// relative to this domain's own directory).
-    #[doc(alias = "libxenvchan_client_init")]
-    pub fn builder(server: DomId, path: impl Into<String>) -> ClientBuilder {
-        ClientBuilder {
-            server,
-            path: path.into(),
-            wait: false,
-            deadline: None,
-            notice: false,
-        }
-    }
-}
-
-/// What a client will be. Made by [`Client::builder`].
+#[doc(alias = "Client")]
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `connect` is called"]
 pub struct ClientBuilder {
@@ -67,6 +49,19 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
+    /// Describes a client of the server that domain `server` published at `path` in the store,
+    /// absolute or relative to this domain's own directory.
+    #[doc(alias = "libxenvchan_client_init")]
+    pub fn new(server: DomId, path: impl Into<String>) -> Self {
+        Self {
+            server,
+            path: path.into(),
+            wait: false,
+            deadline: None,
+            notice: false,
+        }
+    }
+
     /// Whether [`connect`](Self::connect) sleeps until there is a server. Otherwise, the default,
     /// it fails at once with [`Error::NoServer`].
     pub const fn wait_for_server(mut self, wait: bool) -> Self {
@@ -110,7 +105,7 @@ impl ClientBuilder {
     ///
     /// * [`Error::NoServer`]: nothing is published there, or by a server that has left;
     /// * [`Error::Unreachable`]: the server is busy with another client, or dead;
-    /// * [`Error::Timeout`]: no server came before the deadline;
+    /// * [`Error::TimedOut`]: no server came before the deadline;
     /// * [`Error::Peer`], [`Error::Node`]: what is published there is no vchan;
     /// * [`Error::Os`], [`Error::Store`].
     pub fn connect(self, xen: &Xen, store: &Store) -> Result<Channel> {
@@ -177,7 +172,7 @@ impl ClientBuilder {
             .bind_interdomain(self.server, address.port)
             .map_err(refused)?;
         let mut control =
-            map(xen, self.server, &[address.control], Access::ReadWrite).map_err(refused)?;
+            map(xen, self.server, &[address.control], PageAccess::ReadWrite).map_err(refused)?;
         let page = control.region();
 
         // Each value once, into private memory; nothing below looks at them again.
@@ -199,7 +194,7 @@ impl ClientBuilder {
             return Err(self.nobody());
         }
 
-        let pages = |place: Place, access: Access| -> Result<Option<MappedPages>> {
+        let pages = |place: Place, access: PageAccess| -> Result<Option<MappedPages>> {
             let Place::Pages { first, count } = place else {
                 return Ok(None);
             };
@@ -210,8 +205,8 @@ impl ClientBuilder {
                 access,
             )?))
         };
-        let mut left = pages(geometry.left_place(), Access::ReadWrite)?;
-        let mut right = pages(geometry.right_place(), Access::ReadOnly)?;
+        let mut left = pages(geometry.left_place(), PageAccess::ReadWrite)?;
+        let mut right = pages(geometry.right_place(), PageAccess::ReadOnly)?;
         let short = || Error::Invalid {
             what: "fewer mapped pages than asked for",
         };
@@ -228,8 +223,8 @@ impl ClientBuilder {
             return Err(self.nobody());
         }
         let path = (!address.withdraws).then_some(&*self.path);
-        let life = if self.notice {
-            Some(DomainLife::watch(store, self.server, &events, path)?)
+        let domain_watch = if self.notice {
+            Some(DomainWatch::watch(store, self.server, &events, path)?)
         } else {
             None
         };
@@ -244,7 +239,7 @@ impl ClientBuilder {
         let shared = Shared {
             published: Mutex::new(None),
             origin: None,
-            seat: OnceLock::new(),
+            slot: OnceLock::new(),
             peer: self.server,
             runs: Peer::of(xen),
             cursors: Cursors::new(&rings),
@@ -253,7 +248,7 @@ impl ClientBuilder {
                 rings: left.into_iter().chain(right).collect(),
                 control,
             },
-            doorbell: Doorbell::new(events, port, Delivery::default(), life),
+            doorbell: Doorbell::new(events, port, Delivery::default(), domain_watch),
             role: Role::Client,
         };
         shared.doorbell.notify()?;

@@ -60,7 +60,7 @@ impl Connecting {
     /// # Errors
     ///
     /// [`Error::WouldBlock`]: not yet, and the descriptor tells when to try again;
-    /// [`Error::Timeout`]: the builder's deadline has passed. Otherwise as
+    /// [`Error::TimedOut`]: the builder's deadline has passed. Otherwise as
     /// [`ClientBuilder::connect`], without [`Error::NoServer`] and [`Error::Unreachable`].
     pub fn try_finish(&mut self) -> Result<Channel> {
         // The look that follows sees what these events announce.
@@ -77,7 +77,7 @@ impl Connecting {
         };
         let deadline = self.builder.until();
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(Error::Timeout);
+            return Err(Error::TimedOut);
         }
         // What is left makes nothing readable *again*; the timer does.
         let again = if flooded { Some(Instant::now()) } else { again };

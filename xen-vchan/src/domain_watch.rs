@@ -35,7 +35,7 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// A watch for the end of one domain, and one descriptor for it and the event channel together.
 #[derive(Debug)]
-pub(crate) struct DomainLife {
+pub(crate) struct DomainWatch {
     both: Epoll,
     watch: Watch,
     node: Option<Node>,
@@ -49,7 +49,7 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> xen_sys::Error {
     move |errno| xen_sys::Error::os(call, errno.into())
 }
 
-impl DomainLife {
+impl DomainWatch {
     /// Of a client's `peer`, whose server stays published at `path`, or of any other.
     pub(crate) fn watch(
         store: &Store,

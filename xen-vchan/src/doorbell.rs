@@ -19,7 +19,7 @@ use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 use xen_sys::Port;
 
 use crate::delivery::Delivery;
-use crate::domain_watch::DomainLife;
+use crate::domain_watch::DomainWatch;
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Doorbell {
     writer: Kept,
     pacing: Pacing,
     /// For an owner who wants to know of the end of the peer's domain.
-    life: Option<Arc<DomainLife>>,
+    domain_watch: Option<Arc<DomainWatch>>,
 }
 
 /// The half of a channel on whose behalf something is done.
@@ -139,15 +139,20 @@ impl Doorbell {
         events: EventChannels,
         port: BoundPort,
         delivery: Delivery,
-        life: Option<DomainLife>,
+        domain_watch: Option<DomainWatch>,
     ) -> Self {
-        Self::with(events, port, delivery, life.map(Arc::new))
+        Self::with(events, port, delivery, domain_watch.map(Arc::new))
     }
 
     /// Another port of the same set, with the same descriptor, for the same waiters.
     pub(crate) fn succeeded_by(&self, port: BoundPort) -> Self {
         let delivery = Delivery::new(Arc::clone(self.delivery.tasks()));
-        let next = Self::with(self.events.clone(), port, delivery, self.life.clone());
+        let next = Self::with(
+            self.events.clone(),
+            port,
+            delivery,
+            self.domain_watch.clone(),
+        );
         next.pace(self.pacing.pacer());
         next
     }
@@ -156,7 +161,7 @@ impl Doorbell {
         events: EventChannels,
         port: BoundPort,
         delivery: Delivery,
-        life: Option<Arc<DomainLife>>,
+        domain_watch: Option<Arc<DomainWatch>>,
     ) -> Self {
         Self {
             port,
@@ -165,7 +170,7 @@ impl Doorbell {
             reader: Kept::new(),
             writer: Kept::new(),
             pacing: Pacing::new(),
-            life,
+            domain_watch,
         }
     }
 
@@ -303,7 +308,7 @@ impl Doorbell {
 
     /// Blocks until an event, or the end of the peer's domain.
     fn wait_for_any(&self, deadline: Option<Instant>) -> Result<bool> {
-        let Some(life) = &self.life else {
+        let Some(domain_watch) = &self.domain_watch else {
             let happened = self.events.wait(deadline)?.is_some();
             if happened {
                 self.delivery.event_taken();
@@ -324,7 +329,7 @@ impl Doorbell {
             #[cfg(test)]
             crate::test_window::window();
             // The descriptor also becomes readable at the end of any other domain.
-            if late || !readable(life.fd(), deadline)? {
+            if late || !readable(domain_watch.fd(), deadline)? {
                 return Ok(false);
             }
             late = has_passed(deadline);
@@ -333,16 +338,18 @@ impl Doorbell {
 
     /// A client has come: its domain exists.
     pub(crate) fn peer_came(&self) {
-        self.life.iter().for_each(|life| life.peer_came());
+        self.domain_watch
+            .iter()
+            .for_each(|domain_watch| domain_watch.peer_came());
     }
 
     /// Whether the peer's domain has come to its end, if that is watched.
     pub(crate) fn peer_domain_ended(&self) -> Result<bool> {
-        let Some(life) = &self.life else {
+        let Some(domain_watch) = &self.domain_watch else {
             return Ok(false);
         };
-        let known = life.has_ended();
-        let ended = life.ended()?;
+        let known = domain_watch.has_ended();
+        let ended = domain_watch.ended()?;
         if ended && !known {
             // What told us of it was taken here: the other waiters are to look as well.
             self.delivery.changed();
@@ -381,8 +388,8 @@ pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<
 
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.life
+        self.domain_watch
             .as_ref()
-            .map_or_else(|| self.events.as_fd(), |life| life.fd())
+            .map_or_else(|| self.events.as_fd(), |domain_watch| domain_watch.fd())
     }
 }

@@ -6,7 +6,7 @@
 //! | [`Error::Node`] | the other domain published what is no address | try again, if another server may come |
 //! | [`Error::Closed`] | the other side left or died | bytes it had sent can still be read; then the end |
 //! | [`Error::ShutDown`] | the caller, who has said that it is done | bytes of the peer can still be read |
-//! | [`Error::WouldBlock`], [`Error::Timeout`] | nobody | try again |
+//! | [`Error::WouldBlock`], [`Error::TimedOut`] | nobody | try again |
 //! | [`Error::Os`], [`Error::Store`] | the kernel or xenstored refused | as the source says |
 
 use std::fmt;
@@ -44,7 +44,7 @@ pub enum Error {
     WouldBlock,
     /// The deadline passed before anything could be done.
     #[error("the deadline of the vchan operation passed")]
-    Timeout,
+    TimedOut,
     /// No server has published a channel at this place in the store.
     #[error("no vchan server at {path}")]
     NoServer {
@@ -198,21 +198,42 @@ impl From<Violation> for Error {
     }
 }
 
-impl From<Error> for io::Error {
-    fn from(error: Error) -> Self {
-        let kind = match error {
-            Error::Os(source) => return source.into(),
-            Error::Unreachable { .. } => io::ErrorKind::ConnectionRefused,
-            Error::Store(source) => return source.into(),
-            Error::Peer(_) | Error::Node { .. } => io::ErrorKind::InvalidData,
-            Error::Closed | Error::ShutDown => io::ErrorKind::BrokenPipe,
-            Error::WouldBlock => io::ErrorKind::WouldBlock,
-            Error::Timeout => io::ErrorKind::TimedOut,
-            Error::NoServer { .. } => io::ErrorKind::NotFound,
-            Error::Invalid { .. } | Error::TooLarge { .. } | Error::Memory(_) => {
+impl Error {
+    /// Returns the errno, where the system or the store daemon gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Os(source) | Self::Unreachable { source, .. } => source.errno(),
+            Self::Store(source) => source.errno(),
+            _ => None,
+        }
+    }
+
+    /// Returns the nearest [`io::ErrorKind`].
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Os(source) => source.kind(),
+            Self::Store(source) => source.kind(),
+            Self::Unreachable { .. } => io::ErrorKind::ConnectionRefused,
+            Self::Peer(_) | Self::Node { .. } => io::ErrorKind::InvalidData,
+            Self::Closed | Self::ShutDown => io::ErrorKind::BrokenPipe,
+            Self::WouldBlock => io::ErrorKind::WouldBlock,
+            Self::TimedOut => io::ErrorKind::TimedOut,
+            Self::NoServer { .. } => io::ErrorKind::NotFound,
+            Self::Invalid { .. } | Self::TooLarge { .. } | Self::Memory(_) => {
                 io::ErrorKind::InvalidInput
             }
-        };
-        Self::new(kind, error)
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Os(source) => source.into(),
+            Error::Store(source) => source.into(),
+            other => Self::new(other.kind(), other),
+        }
     }
 }

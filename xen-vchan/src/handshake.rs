@@ -62,7 +62,7 @@ impl Published {
         for (key, value) in withdraws.iter().chain(&others).chain(&last) {
             let node = node(path, key);
             store.write(&node, value)?;
-            store.set_perms(&node, &readable)?;
+            store.set_permissions(&node, &readable)?;
         }
         Ok(this)
     }

@@ -1,7 +1,7 @@
 //! vchan: a byte channel between two Xen domains, wire-compatible with libxenvchan.
 //!
-//! One side, the [`Server`], grants memory to the other and publishes it in the store; the other,
-//! the [`Client`], maps it. Both get a [`Channel`], which is [`Read`](std::io::Read) +
+//! One side, the [server](ServerBuilder), grants memory to the other and publishes it in the store; the other,
+//! the [client](ClientBuilder), maps it. Both get a [`Channel`], which is [`Read`](std::io::Read) +
 //! [`Write`](std::io::Write) with a descriptor to poll.
 //!
 //! ```text
@@ -21,15 +21,15 @@
 //! use xen_store::Store;
 //! use xen_store_server::Config;
 //! use xen_sys::{DomId, sim::Simulation};
-//! use xen_vchan::{Client, Server};
+//! use xen_vchan::{ClientBuilder, ServerBuilder};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = Simulation::start()?;
 //! let _stored = xen_store_server::sim::start(&host, Config::new())?;
 //! let xen = host.xen(DomId::DOM0)?;
 //! let store = Store::open(&xen)?;
-//! let mut server = Server::builder(DomId::DOM0, "data/echo").listen(&xen, &store)?;
-//! let mut client = Client::builder(DomId::DOM0, "data/echo").connect(&xen, &store)?;
+//! let mut server = ServerBuilder::new(DomId::DOM0, "data/echo").publish(&xen, &store)?;
+//! let mut client = ClientBuilder::new(DomId::DOM0, "data/echo").connect(&xen, &store)?;
 //! std::thread::spawn(move || { let (rx, tx) = server.halves(); copy(rx, tx) });
 //! client.write_all(b"hello")?;
 //! let mut answer = [0; 5];
@@ -41,10 +41,10 @@
 //! | to | take |
 //! |---|---|
 //! | serve many clients at once | [`Listener`] |
-//! | come back when the server does | [`Redial`]; feature `tokio`: `tokio::AsyncRedial` |
+//! | come back when the server does | [`Reconnecting`]; feature `tokio`: `tokio::Reconnecting` |
 //! | wait without blocking | [`Connecting`], [`Channel::try_read`], `AsFd`; feature `tokio` |
 //! | send messages | [`WriteHalf::send`], [`ReadHalf::recv`] |
-//! | send many small things | [`WriteHalf::reserve`], [`WriteHalf::set_cork`], [`ReadHalf::incoming`] |
+//! | send many small things | [`WriteHalf::write_chunk`], [`WriteHalf::set_cork`], [`ReadHalf::read_chunk`] |
 //! | pass bytes on | [`ReadHalf::try_write_to`], [`WriteHalf::try_read_from`] |
 //!
 //! # Guarantees
@@ -62,8 +62,8 @@
 //!
 //! | C | here |
 //! |---|---|
-//! | `libxenvchan_server_init` | [`Server::builder`], [`ServerBuilder::listen`] |
-//! | `libxenvchan_client_init` | [`Client::builder`], [`ClientBuilder::connect`] |
+//! | `libxenvchan_server_init` | [`ServerBuilder::new`], [`ServerBuilder::publish`] |
+//! | `libxenvchan_client_init` | [`ClientBuilder::new`], [`ClientBuilder::connect`] |
 //! | `libxenvchan_read`, `write` | [`std::io::Read`], [`std::io::Write`], [`Channel::try_read`], [`Channel::try_write`] |
 //! | `libxenvchan_wait` | [`Channel::wait`] |
 //! | `libxenvchan_fd_for_select` | [`AsFd`](std::os::fd::AsFd) |
@@ -82,14 +82,24 @@ mod delivery;
 mod error;
 mod layout;
 mod mem;
+// Public to this workspace's tests, models, fuzz targets and benchmarks alone.
+#[cfg(any(loom, feature = "unstable-ring"))]
+#[doc(hidden)]
 pub mod ring;
+#[cfg(not(any(loom, feature = "unstable-ring")))]
+mod ring;
 mod sync;
 mod value;
 
 pub use error::{Error, Result, Violation};
-pub use layout::{Geometry, Place, RingSize};
-pub use mem::Memory;
+pub use layout::RingSize;
 pub use value::NodeValue;
+#[cfg(any(loom, feature = "unstable-ring"))]
+#[doc(hidden)]
+pub use {
+    layout::{Geometry, Place},
+    mem::Memory,
+};
 
 // Everything that needs a hypervisor; loom is shown the ring alone.
 #[cfg(not(loom))]
@@ -135,14 +145,14 @@ mod writer;
 pub use crate::{
     backoff::Backoff,
     channel::Channel,
-    chunk::{Incoming, Outgoing},
-    client::{Client, ClientBuilder},
+    chunk::{ReadChunk, WriteChunk},
+    client::ClientBuilder,
     connecting::Connecting,
     handshake::service_path,
     listener::{Listener, ListenerBuilder},
     reader::ReadHalf,
-    reconnecting::Redial,
-    server::{Server, ServerBuilder},
+    reconnecting::Reconnecting,
+    server::ServerBuilder,
     session::PeerState,
     writer::WriteHalf,
 };

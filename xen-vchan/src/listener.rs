@@ -37,7 +37,7 @@ use xen_sys::{DomId, Xen};
 use crate::doorbell::{has_passed, readable};
 use crate::layout::RingSize;
 use crate::session::PeerState;
-use crate::{Channel, Error, Result, Server};
+use crate::{Channel, Error, Result, ServerBuilder};
 
 /// Clients a domain may have at once, unless the builder says otherwise.
 const CLIENTS: usize = 16;
@@ -53,7 +53,7 @@ const VACATED: u64 = 0;
 /// # let (xen, store) = (xen_sys::Xen::open()?, xen_store::Store::open(&xen_sys::Xen::open()?)?);
 /// # let (me, guest) = (xen_sys::DomId::DOM0, xen_sys::DomId::new(3));
 /// let mut listener = xen_vchan::Listener::builder().clients_per_domain(4).listen(&xen, &store)?;
-/// listener.serve(guest, xen_vchan::service_path(me, guest, "echo")?)?;
+/// listener.bind(guest, xen_vchan::service_path(me, guest, "echo")?)?;
 /// loop {
 ///     let mut channel = listener.accept(None)?;
 ///     std::thread::spawn(move || {
@@ -103,12 +103,12 @@ struct Offer {
 
 /// A client's place, given back when its channel is dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct ClientSlot {
     clients: Arc<AtomicUsize>,
     vacated: Arc<EventFd>,
 }
 
-impl Drop for Seat {
+impl Drop for ClientSlot {
     fn drop(&mut self) {
         self.clients.fetch_sub(1, Ordering::AcqRel);
         // A full counter is a word that is being said.
@@ -140,7 +140,7 @@ impl ListenerBuilder {
         self
     }
 
-    /// Makes the listener. Nobody is [served](Listener::serve) yet.
+    /// Makes the listener. Nobody is [served](Listener::bind) yet.
     ///
     /// # Errors
     ///
@@ -182,8 +182,8 @@ impl Listener {
     /// # Errors
     ///
     /// [`Error::Invalid`] if that path is served already; otherwise as
-    /// [`ServerBuilder::listen`](crate::ServerBuilder::listen).
-    pub fn serve(&mut self, domain: DomId, path: impl Into<String>) -> Result<()> {
+    /// [`ServerBuilder::publish`](crate::ServerBuilder::publish).
+    pub fn bind(&mut self, domain: DomId, path: impl Into<String>) -> Result<()> {
         let path = path.into();
         if self.offers.values().any(|offer| offer.path == path) {
             return Err(Error::Invalid {
@@ -210,11 +210,11 @@ impl Listener {
 
     /// A ring for an offer, watched under `token`.
     fn make(&self, token: u64, offer: &Offer) -> Result<Channel> {
-        let ring = Server::builder(offer.domain, &offer.path)
+        let ring = ServerBuilder::new(offer.domain, &offer.path)
             .withdraws()
             .rings(self.settings.left, self.settings.right)
             .watch_peer_domain(self.settings.notice)
-            .listen(&self.xen, &self.store)?;
+            .publish(&self.xen, &self.store)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         self.set.add(&ring, event).map_err(failed)?;
         Ok(ring)
@@ -245,12 +245,12 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`]; otherwise as [`try_accept`](Self::try_accept).
+    /// [`Error::TimedOut`]; otherwise as [`try_accept`](Self::try_accept).
     pub fn accept(&mut self, deadline: Option<Instant>) -> Result<Channel> {
         let mut late = false;
         loop {
             match self.try_accept() {
-                Err(Error::WouldBlock) if late => return Err(Error::Timeout),
+                Err(Error::WouldBlock) if late => return Err(Error::TimedOut),
                 Err(Error::WouldBlock) => {}
                 other => return other,
             }
@@ -309,7 +309,7 @@ impl Listener {
                     if let Some(ring) = offer.ring.take() {
                         self.set.delete(&ring).map_err(failed)?;
                         offer.clients.fetch_add(1, Ordering::AcqRel);
-                        let _ = ring.shared().seat.set(Seat {
+                        let _ = ring.shared().slot.set(ClientSlot {
                             clients: Arc::clone(&offer.clients),
                             vacated: Arc::clone(&self.vacated),
                         });

@@ -6,19 +6,19 @@ use std::io::{self, IoSliceMut, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::chunk::Incoming;
+use crate::chunk::ReadChunk;
 use crate::doorbell::Half;
 use crate::ring::Consumer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
-use crate::spin::{AtOnce, Spinner, linger};
+use crate::spin::{FoundFast, Spinner, spin_for};
 use crate::{Error, Result, Violation};
 
 /// Short reads in a row that found their bytes at once before the reader holds back.
-const RIDES: u8 = 2;
+const COALESCE_AFTER: u8 = 2;
 /// How long it holds back at most: the writer of a stream of small messages gets ahead, and both
 /// sides stop passing a cache line to and fro for every message.
-const LINGER: Duration = Duration::from_micros(2);
+const COALESCE_TIME: Duration = Duration::from_micros(2);
 /// A read of more is not short: there is no need to gather.
 const SHORT: usize = 4096;
 
@@ -35,7 +35,7 @@ pub struct ReadHalf {
     attached: bool,
     timeout: Option<Duration>,
     spinner: Spinner,
-    rides: u8,
+    short_reads: u8,
 }
 
 impl ReadHalf {
@@ -46,7 +46,7 @@ impl ReadHalf {
             shared,
             attached,
             timeout: None,
-            rides: 0,
+            short_reads: 0,
         }
     }
 
@@ -55,7 +55,7 @@ impl ReadHalf {
         self.rx = rx;
         self.shared = shared;
         self.attached = true;
-        self.rides = 0;
+        self.short_reads = 0;
     }
 
     /// The bytes ready. Looks at the ring and the peer only if fewer than `least` are known, and
@@ -142,19 +142,19 @@ impl ReadHalf {
         let mut late = false;
         while self.look(least)? < least {
             if late {
-                return Err(Error::Timeout);
+                return Err(Error::TimedOut);
             }
             let mut spinner = self.spinner.clone();
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(least)? >= least));
             self.spinner = spinner;
             if let Some(at_once) = found? {
                 // A longer search was a wait for the peer, not a ride on its tail.
-                if at_once != AtOnce(true) {
-                    self.rides = 0;
+                if at_once != FoundFast(true) {
+                    self.short_reads = 0;
                 }
                 return Ok(());
             }
-            self.rides = 0;
+            self.short_reads = 0;
             let seen = self.shared.doorbell.seen();
             if self.arm(least)? >= least {
                 return Ok(());
@@ -166,17 +166,17 @@ impl ReadHalf {
 
     /// Before the cursor is looked at: lets a writer that we keep catching up with get ahead.
     #[inline]
-    fn hold_back(&self) {
-        if self.rides >= RIDES && self.rx.known_ready() == 0 {
+    fn coalesce(&self) {
+        if self.short_reads >= COALESCE_AFTER && self.rx.known_ready() == 0 {
             // Less than a small ring takes to fill: a writer that finds it full may go to sleep.
-            linger(LINGER.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))));
+            spin_for(COALESCE_TIME.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))));
         }
     }
 
     /// The owner has written: what comes now is an answer, and worth no delay.
     #[inline]
     pub(crate) const fn expect_answer(&mut self) {
-        self.rides = 0;
+        self.short_reads = 0;
     }
 
     /// Takes bytes that are ready, and, into a large buffer, those that come meanwhile. Space is
@@ -204,7 +204,7 @@ impl ReadHalf {
     /// `None`, and nothing taken, if it is any other. It does what the long way would, in one piece of
     /// code without a call.
     #[inline]
-    fn take_at_once(&mut self, buf: &mut [u8]) -> Option<usize> {
+    fn take_fast(&mut self, buf: &mut [u8]) -> Option<usize> {
         if !self.attached
             || self.rx.fault().is_some()
             || self.shared.doorbell.has_failed(Half::Reader)
@@ -212,7 +212,7 @@ impl ReadHalf {
             return None;
         }
         if self.rx.known_ready() == 0 {
-            if self.rides >= RIDES {
+            if self.short_reads >= COALESCE_AFTER {
                 return None;
             }
             // A half that is broken refuses, now and on the long way, which says why.
@@ -243,8 +243,8 @@ impl ReadHalf {
     /// Counts short reads in a row.
     #[inline]
     const fn note(&mut self, short: bool) {
-        self.rides = if short {
-            self.rides.saturating_add(1)
+        self.short_reads = if short {
+            self.short_reads.saturating_add(1)
         } else {
             0
         };
@@ -271,7 +271,7 @@ impl ReadHalf {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.hold_back();
+        self.coalesce();
         self.try_look(1)?;
         Ok(self.finish(buf))
     }
@@ -281,13 +281,13 @@ impl ReadHalf {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`]; otherwise as [`try_read`](Self::try_read).
+    /// [`Error::TimedOut`]; otherwise as [`try_read`](Self::try_read).
     #[doc(alias = "libxenvchan_read")]
     pub fn read_deadline(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<usize> {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.hold_back();
+        self.coalesce();
         self.wait_for(1, deadline)?;
         Ok(self.finish(buf))
     }
@@ -302,9 +302,9 @@ impl ReadHalf {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(0);
         }
-        self.hold_back();
+        self.coalesce();
         self.try_look(1)?;
-        let mut incoming = Incoming::new(self);
+        let mut incoming = ReadChunk::new(self);
         Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum())
     }
 
@@ -353,7 +353,7 @@ impl ReadHalf {
 impl Read for ReadHalf {
     #[inline]
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self.take_at_once(buf) {
+        match self.take_fast(buf) {
             Some(len) => Ok(len),
             None => end_as_zero(self.read_deadline(buf, self.deadline())),
         }
@@ -363,7 +363,7 @@ impl Read for ReadHalf {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(0);
         }
-        match self.incoming(self.deadline()) {
+        match self.read_chunk(self.deadline()) {
             Ok(mut incoming) => Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum()),
             Err(error) => end_as_zero(Err(error)),
         }

@@ -8,58 +8,58 @@ use std::time::Instant;
 use xen_store::Store;
 use xen_sys::Xen;
 
-use crate::backoff::{Backoff, Pace};
+use crate::backoff::{Backoff, Schedule};
 use crate::client::ClientBuilder;
 use crate::session::PeerState;
 use crate::{Channel, Error, Result};
 
-/// A client that dials again. Made by [`ClientBuilder::redial`].
+/// A client that dials again. Made by [`ClientBuilder::reconnecting`].
 ///
 /// ```no_run
 /// use std::io::{Read, Write};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let (xen, store) = (xen_sys::Xen::open()?, xen_store::Store::open(&xen_sys::Xen::open()?)?);
 /// # let server = xen_sys::DomId::new(5);
-/// let mut line = xen_vchan::Client::builder(server, "/local/domain/5/data/echo").redial(&xen, &store);
+/// let mut line = xen_vchan::ClientBuilder::new(server, "/local/domain/5/data/echo").reconnecting(&xen, &store);
 /// loop {
 ///     let channel = line.session(None)?; // a new one whenever the last has ended
 ///     let mut answer = [0; 5];
 ///     if channel.write_all(b"hello").and_then(|()| channel.read_exact(&mut answer)).is_err() {
-///         line.hang_up(); // whatever was half said is void; the next session begins clean
+///         line.disconnect(); // whatever was half said is void; the next session begins clean
 ///     }
 /// }
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Redial {
+pub struct Reconnecting {
     pub(crate) builder: ClientBuilder,
     pub(crate) xen: Xen,
     pub(crate) store: Store,
-    pub(crate) pace: Pace,
+    pub(crate) schedule: Schedule,
     pub(crate) channel: Option<Channel>,
 }
 
 impl ClientBuilder {
     /// A client that connects again whenever its server has gone; nothing is done before its first
-    /// [`session`](Redial::session). The builder's deadline plays no part.
-    pub fn redial(self, xen: &Xen, store: &Store) -> Redial {
-        Redial {
+    /// [`session`](Reconnecting::session). The builder's deadline plays no part.
+    pub fn reconnecting(self, xen: &Xen, store: &Store) -> Reconnecting {
+        Reconnecting {
             builder: self,
             xen: xen.clone(),
             store: store.clone(),
-            pace: Pace::new(Backoff::default()),
+            schedule: Schedule::new(Backoff::default()),
             channel: None,
         }
     }
 }
 
-impl Redial {
+impl Reconnecting {
     /// How long it pauses after a session that ended and an attempt that failed. A session that
     /// lasted longer than the longest pause counts as a success, after which the pauses begin anew
     /// with the shortest.
     #[must_use]
     pub const fn backoff(mut self, backoff: Backoff) -> Self {
-        self.pace.backoff = backoff;
+        self.schedule.backoff = backoff;
         self
     }
 
@@ -67,25 +67,25 @@ impl Redial {
     /// this client.
     ///
     /// A session is over when the server is gone and what it had sent was read, or when it broke the
-    /// protocol. What was not read before [`hang_up`](Self::hang_up) is gone; no byte of one session
+    /// protocol. What was not read before [`disconnect`](Self::disconnect) is gone; no byte of one session
     /// is seen in the next.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] at the deadline; what else [`ClientBuilder::connect`] says of an
+    /// [`Error::TimedOut`] at the deadline; what else [`ClientBuilder::connect`] says of an
     /// attempt: the next call tries again, after a pause.
     pub fn session(&mut self, deadline: Option<Instant>) -> Result<&mut Channel> {
         if self.channel.as_mut().is_some_and(over) {
-            self.hang_up();
+            self.disconnect();
         }
         while self.channel.is_none() {
-            let (wait, late) = self.pace.wait(Instant::now(), deadline);
+            let (wait, late) = self.schedule.wait(Instant::now(), deadline);
             sleep(wait);
             if late {
-                return Err(Error::Timeout);
+                return Err(Error::TimedOut);
             }
             let attempt = self.dial(deadline);
-            if let ControlFlow::Break(told) = self.pace.judge(attempt, Instant::now()) {
+            if let ControlFlow::Break(told) = self.schedule.judge(attempt, Instant::now()) {
                 self.channel = Some(told?);
             }
         }
@@ -104,15 +104,15 @@ impl Redial {
     }
 
     /// Ends the session that runs, if one does.
-    pub fn hang_up(&mut self) {
+    pub fn disconnect(&mut self) {
         self.channel = None;
-        self.pace.ended(Instant::now());
+        self.schedule.ended(Instant::now());
     }
 
     /// How many sessions there have been, the one that runs included: its number.
     #[must_use]
     pub const fn sessions(&self) -> u64 {
-        self.pace.sessions()
+        self.schedule.sessions()
     }
 }
 

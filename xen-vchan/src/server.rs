@@ -3,12 +3,12 @@
 use std::sync::{Mutex, OnceLock};
 
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, SharedPages, UnmapNotify, share};
+use xen_gnttab::{PageAccess, SharedPages, UnmapNotify, share};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use crate::delivery::Delivery;
-use crate::domain_watch::DomainLife;
+use crate::domain_watch::DomainWatch;
 use crate::doorbell::Doorbell;
 use crate::handshake::{self, Published};
 use crate::layout::{
@@ -22,14 +22,14 @@ use crate::spin::Peer;
 use crate::sync::Ordering;
 use crate::{Channel, Error, Result};
 
-/// Makes the server's end of a channel.
+/// Makes the server's end of a channel: grants the memory and publishes it in the store.
 ///
 /// ```no_run
 /// use std::io::{Read, Write};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let xen = xen_sys::Xen::open()?;
 /// let store = xen_store::Store::open(&xen)?;
-/// let mut channel = xen_vchan::Server::builder(xen_sys::DomId::DOM0, "data/echo").listen(&xen, &store)?;
+/// let mut channel = xen_vchan::ServerBuilder::new(xen_sys::DomId::DOM0, "data/echo").publish(&xen, &store)?;
 /// let mut buf = [0; 4096];
 /// loop {
 ///     let n = channel.read(&mut buf)?; // sleeps until a client came and wrote
@@ -38,29 +38,9 @@ use crate::{Channel, Error, Result};
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
-pub struct Server(());
-
-impl Server {
-    /// A server for the domain `peer`, to be published at `path` in the store, absolute or relative
-    /// to this domain's directory.
-    #[doc(alias = "libxenvchan_server_init")]
-    pub fn builder(peer: DomId, path: impl Into<String>) -> ServerBuilder {
-        ServerBuilder {
-            peer,
-            path: path.into(),
-            left: RingSize::SMALLEST,
-            right: RingSize::SMALLEST,
-            notice: false,
-            withdraws: false,
-            reuse: false,
-        }
-    }
-}
-
-/// What a server will be. Made by [`Server::builder`].
+#[doc(alias = "Server")]
 #[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until `listen` is called"]
+#[must_use = "a builder does nothing until `publish` is called"]
 pub struct ServerBuilder {
     peer: DomId,
     path: String,
@@ -72,6 +52,21 @@ pub struct ServerBuilder {
 }
 
 impl ServerBuilder {
+    /// Describes a server for the domain `peer`, to be published at `path` in the store, absolute
+    /// or relative to this domain's directory.
+    #[doc(alias = "libxenvchan_server_init")]
+    pub fn new(peer: DomId, path: impl Into<String>) -> Self {
+        Self {
+            peer,
+            path: path.into(),
+            left: RingSize::SMALLEST,
+            right: RingSize::SMALLEST,
+            notice: false,
+            withdraws: false,
+            reuse: false,
+        }
+    }
+
     /// The nodes go while a client is served.
     pub(crate) const fn withdraws(mut self) -> Self {
         self.withdraws = true;
@@ -125,13 +120,18 @@ impl ServerBuilder {
     ///
     /// [`Error::TooLarge`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel
     /// cannot be had; [`Error::Store`] if the path cannot be written.
-    pub fn listen(self, xen: &Xen, store: &Store) -> Result<Channel> {
-        let (shared, rings) = self.publish(xen, store, None)?;
+    pub fn publish(self, xen: &Xen, store: &Store) -> Result<Channel> {
+        let (shared, rings) = self.publish_after(xen, store, None)?;
         Ok(Channel::new(shared, rings, true)?)
     }
 
     /// Makes the rings and publishes them, in succession to those of `former`, if there were any.
-    fn publish(self, xen: &Xen, store: &Store, former: Option<&Shared>) -> Result<(Shared, Rings)> {
+    fn publish_after(
+        self,
+        xen: &Xen,
+        store: &Store,
+        former: Option<&Shared>,
+    ) -> Result<(Shared, Rings)> {
         let geometry = Geometry::choose(self.left, self.right).ok_or(Error::TooLarge {
             what: "ring",
             asked: self.left.max(self.right).bytes(),
@@ -144,7 +144,7 @@ impl ServerBuilder {
             None => EventChannels::open(xen)?,
         };
         let port = events.bind_unbound(self.peer)?;
-        let mut control = share(xen, self.peer, 1, Access::ReadWrite)?;
+        let mut control = share(xen, self.peer, 1, PageAccess::ReadWrite)?;
 
         // The client never reads `left` and never writes `right`, but existing clients map both
         // writable.
@@ -153,7 +153,7 @@ impl ServerBuilder {
             let Place::Pages { count, .. } = place else {
                 return Ok(None);
             };
-            let pages = share(xen, self.peer, count, Access::ReadWrite)?;
+            let pages = share(xen, self.peer, count, PageAccess::ReadWrite)?;
             list.extend(pages.refs().iter().map(|grant| grant.as_u32()));
             Ok(Some(pages))
         };
@@ -191,12 +191,12 @@ impl ServerBuilder {
         let doorbell = match former {
             Some(former) => former.doorbell.succeeded_by(port),
             None => {
-                let life = if self.notice {
-                    Some(DomainLife::watch(store, self.peer, &events, None)?)
+                let domain_watch = if self.notice {
+                    Some(DomainWatch::watch(store, self.peer, &events, None)?)
                 } else {
                     None
                 };
-                Doorbell::new(events, port, Delivery::default(), life)
+                Doorbell::new(events, port, Delivery::default(), domain_watch)
             }
         };
         let published = Published::publish(
@@ -218,7 +218,7 @@ impl ServerBuilder {
         let shared = Shared {
             origin: (!self.reuse).then(|| Box::new(origin)),
             published: Mutex::new(Some(published)),
-            seat: OnceLock::new(),
+            slot: OnceLock::new(),
             peer: self.peer,
             runs: Peer::of(xen),
             cursors: Cursors::new(&rings),
@@ -248,6 +248,6 @@ impl Origin {
         // The old `ring-ref` is removed first, so that no client comes to the old rings any more. Their
         // owner finds another one when it goes, and leaves it alone.
         let builder = self.builder.clone();
-        builder.publish(&self.xen, &self.store, Some(former))
+        builder.publish_after(&self.xen, &self.store, Some(former))
     }
 }

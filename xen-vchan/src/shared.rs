@@ -10,7 +10,7 @@ use xen_sys::DomId;
 use crate::Result;
 use crate::doorbell::{Doorbell, Standing, has_passed};
 use crate::handshake::Published;
-use crate::listener::Seat;
+use crate::listener::ClientSlot;
 use crate::ring::{Cursors, Role};
 use crate::server::Origin;
 use crate::session::{PeerState, Session};
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     /// Of a server that has fresh memory for each client.
     pub(crate) origin: Option<Box<Origin>>,
     /// A client that a listener accepted. Last, so that a place is free when its memory is.
-    pub(crate) seat: OnceLock<Seat>,
+    pub(crate) slot: OnceLock<ClientSlot>,
 }
 
 impl Shared {

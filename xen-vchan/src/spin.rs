@@ -16,7 +16,7 @@
 //! * a call that sleeps stays asleep: an idle channel costs no CPU.
 //!
 //! The clock is a system call in some domains, dearer than all the looking. A short search and a
-//! [`linger`] do without: what a look takes is measured once.
+//! [`spin_for`] do without: what a look takes is measured once.
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
@@ -63,7 +63,7 @@ impl Peer {
 
 /// Whether a search found something in its first microsecond or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AtOnce(pub(crate) bool);
+pub(crate) struct FoundFast(pub(crate) bool);
 
 /// The state of one half's searches.
 #[derive(Clone, Debug)]
@@ -126,7 +126,7 @@ impl Spinner {
         &mut self,
         deadline: Option<Instant>,
         mut look: impl FnMut() -> Result<bool, E>,
-    ) -> Result<Option<AtOnce>, E> {
+    ) -> Result<Option<FoundFast>, E> {
         if self.limit.is_zero() {
             return Ok(None);
         }
@@ -147,7 +147,7 @@ impl Spinner {
         loop {
             if found(LOOKS)? {
                 self.found();
-                return Ok(Some(AtOnce(times.is_none())));
+                return Ok(Some(FoundFast(times.is_none())));
             }
             if self.budget <= SHORTEST {
                 if found(
@@ -156,7 +156,7 @@ impl Spinner {
                         .saturating_sub(LOOKS),
                 )? {
                     self.found();
-                    return Ok(Some(AtOnce(false)));
+                    return Ok(Some(FoundFast(false)));
                 }
                 break;
             }
@@ -213,7 +213,7 @@ impl Spinner {
 }
 
 /// Stands still for `time`, which is a microsecond or two.
-pub(crate) fn linger(time: Duration) {
+pub(crate) fn spin_for(time: Duration) {
     for _ in 0..Costs::get().looks(time) {
         spin_loop();
     }
@@ -352,7 +352,7 @@ mod tests {
             looks += 1;
             Ok::<_, ()>(looks > 2 * LOOKS)
         });
-        assert_eq!(found, Ok(Some(AtOnce(false))));
+        assert_eq!(found, Ok(Some(FoundFast(false))));
         assert_eq!(spinner.budget, GREATEST_LIMIT);
     }
 

@@ -11,13 +11,13 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use xen_evtchn::{BoundPort, EventChannels, EventPacer};
-use xen_gnttab::{Access, map};
+use xen_gnttab::{PageAccess, map};
 use xen_store::Store;
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
-use crate::{Channel, Client, Error, Listener, PeerState, Server};
+use crate::{Channel, ClientBuilder, Error, Listener, PeerState, ServerBuilder};
 
 /// Returns whether it acts in the next such moment as well.
 type Peer = Box<dyn FnMut() -> bool>;
@@ -75,10 +75,10 @@ fn host() -> (Xen, Store, (Simulation, StoreServer)) {
 
 fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
     let (xen, store, host) = host();
-    let mut server = Server::builder(DomId::DOM0, "race")
-        .listen(&xen, &store)
+    let mut server = ServerBuilder::new(DomId::DOM0, "race")
+        .publish(&xen, &store)
         .unwrap();
-    let mut client = Client::builder(DomId::DOM0, "race")
+    let mut client = ClientBuilder::new(DomId::DOM0, "race")
         .connect(&xen, &store)
         .unwrap();
     server.wait_connected(None).unwrap();
@@ -151,23 +151,23 @@ fn cursors_moved_while_a_server_publishes_itself_fail_neither_listen_nor_next_cl
         in_the_window(move || {
             let control = store.read_str("race/ring-ref").unwrap();
             let control = GrantRef::new(control.parse().unwrap());
-            let mut page = map(&xen, DomId::DOM0, &[control], Access::ReadWrite).unwrap();
+            let mut page = map(&xen, DomId::DOM0, &[control], PageAccess::ReadWrite).unwrap();
             // The cursors of both rings, each further apart than its ring is large.
             let cursors = [1u32, 5000, 1, 5000].map(u32::to_ne_bytes).concat();
             page.region_mut().copy_in(0, &cursors).unwrap();
         });
     };
     scribble(&host);
-    let builder = Server::builder(DomId::DOM0, "race");
-    let mut server = builder.listen(&xen, &store).unwrap();
+    let builder = ServerBuilder::new(DomId::DOM0, "race");
+    let mut server = builder.publish(&xen, &store).unwrap();
     let broken = server.try_read(&mut [0]);
     assert!(matches!(broken, Err(Error::Peer(_))), "{broken:?}");
     drop(server);
 
-    let mut server = Server::builder(DomId::DOM0, "race")
-        .listen(&xen, &store)
+    let mut server = ServerBuilder::new(DomId::DOM0, "race")
+        .publish(&xen, &store)
         .unwrap();
-    let client = Client::builder(DomId::DOM0, "race").connect(&xen, &store);
+    let client = ClientBuilder::new(DomId::DOM0, "race").connect(&xen, &store);
     server.wait_connected(None).unwrap();
     drop(client);
     while server.peer().unwrap() != PeerState::Gone {}
@@ -180,7 +180,7 @@ fn cursors_moved_while_a_server_publishes_itself_fail_neither_listen_nor_next_cl
 #[track_caller]
 fn assert_kept<T: std::fmt::Debug>((result, took): (crate::Result<T>, Duration)) {
     assert!(took < Duration::from_secs(2), "{took:?}");
-    assert!(matches!(result, Err(Error::Timeout)), "{result:?}");
+    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_peer_that_rings_before_each_sleep_keeps_no_deadline_waiting() {
     }));
     let (mut server, client, _host) = pair();
     assert_kept(rung_before_each_sleep(client, || {
-        server.halves().0.incoming(shortly()).map(drop)
+        server.halves().0.read_chunk(shortly()).map(drop)
     }));
     let (mut server, client, _host) = pair();
     server.write_all(&[0; 2048]).unwrap();
@@ -211,7 +211,7 @@ fn a_peer_that_rings_before_each_sleep_keeps_no_deadline_waiting() {
     let (mut server, client, _host) = pair();
     server.write_all(&[0; 2048]).unwrap();
     assert_kept(rung_before_each_sleep(client, || {
-        server.halves().1.reserve(1, shortly()).map(drop)
+        server.halves().1.write_chunk(1, shortly()).map(drop)
     }));
 }
 
@@ -234,13 +234,13 @@ fn a_peer_that_makes_little_room_before_each_sleep_keeps_no_deadline_waiting() {
 fn a_server_that_takes_no_note_and_rings_before_each_sleep_keeps_no_deadline_waiting() {
     let shortly = || Some(Instant::now() + Duration::from_millis(50));
     let (xen, store, _host) = host();
-    let server = Server::builder(DomId::DOM0, "race").listen(&xen, &store);
+    let server = ServerBuilder::new(DomId::DOM0, "race").publish(&xen, &store);
     let server = std::rc::Rc::new(server.unwrap());
     let bell = || {
         let server = std::rc::Rc::clone(&server);
         move || server.shared().doorbell.notify().unwrap()
     };
-    let builder = Client::builder(DomId::DOM0, "race");
+    let builder = ClientBuilder::new(DomId::DOM0, "race");
     let mut client = builder.clone().connect(&xen, &store).unwrap();
     assert_kept(before_each_sleep(bell(), || {
         client.wait_connected(shortly())
@@ -252,7 +252,7 @@ fn a_server_that_takes_no_note_and_rings_before_each_sleep_keeps_no_deadline_wai
         client.write_deadline(b"x", shortly())
     }));
     drop(client);
-    let mut line = builder.redial(&xen, &store);
+    let mut line = builder.reconnecting(&xen, &store);
     assert_kept(before_each_sleep(bell(), || {
         line.session(shortly()).map(drop)
     }));
@@ -261,10 +261,10 @@ fn a_server_that_takes_no_note_and_rings_before_each_sleep_keeps_no_deadline_wai
 #[test]
 fn a_server_that_writes_its_node_before_each_sleep_keeps_no_deadline_waiting() {
     let (xen, store, _host) = host();
-    let mut server = Server::builder(DomId::DOM0, "race")
-        .listen(&xen, &store)
+    let mut server = ServerBuilder::new(DomId::DOM0, "race")
+        .publish(&xen, &store)
         .unwrap();
-    let mut client = Client::builder(DomId::DOM0, "race")
+    let mut client = ClientBuilder::new(DomId::DOM0, "race")
         .watch_peer_domain(true)
         .connect(&xen, &store)
         .unwrap();
@@ -290,8 +290,8 @@ fn bound_client(xen: &Xen, store: &Store) -> BoundPort {
 fn a_client_that_rings_and_does_not_come_keeps_no_deadline_waiting() {
     let shortly = || Some(Instant::now() + Duration::from_millis(50));
     let (xen, store, _host) = host();
-    let mut server = Server::builder(DomId::DOM0, "race")
-        .listen(&xen, &store)
+    let mut server = ServerBuilder::new(DomId::DOM0, "race")
+        .publish(&xen, &store)
         .unwrap();
     let bell = bound_client(&xen, &store);
     assert_kept(before_each_sleep(
@@ -301,7 +301,7 @@ fn a_client_that_rings_and_does_not_come_keeps_no_deadline_waiting() {
     drop(server);
 
     let mut listener = Listener::builder().listen(&xen, &store).unwrap();
-    listener.serve(DomId::DOM0, "race").unwrap();
+    listener.bind(DomId::DOM0, "race").unwrap();
     let bell = bound_client(&xen, &store);
     assert_kept(before_each_sleep(
         move || bell.notify().unwrap(),

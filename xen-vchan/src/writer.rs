@@ -188,7 +188,7 @@ impl WriteHalf {
                 return if self.look(least)? >= least {
                     Ok(())
                 } else {
-                    Err(Error::Timeout)
+                    Err(Error::TimedOut)
                 };
             }
             self.publish();
@@ -275,7 +275,7 @@ impl WriteHalf {
     ///
     /// # Errors
     ///
-    /// Only if nothing was written: [`Error::Timeout`], otherwise as
+    /// Only if nothing was written: [`Error::TimedOut`], otherwise as
     /// [`try_write`](Self::try_write).
     #[doc(alias = "libxenvchan_write")]
     pub fn write_deadline(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<usize> {
@@ -365,7 +365,7 @@ impl WriteHalf {
 impl Write for WriteHalf {
     #[inline]
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self.put_at_once(buf) {
+        match self.put_fast(buf) {
             Some(len) => Ok(len),
             None => Ok(self.write_deadline(buf, self.deadline())?),
         }
@@ -373,7 +373,7 @@ impl Write for WriteHalf {
 
     #[inline]
     fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
-        match self.put_at_once(buf) {
+        match self.put_fast(buf) {
             Some(_) => Ok(()),
             None => BySteps(self).write_all(buf),
         }

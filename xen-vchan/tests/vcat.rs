@@ -11,7 +11,7 @@ use xen_store::Store;
 use xen_store_server::Config;
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Server, service_path};
+use xen_vchan::{Channel, ClientBuilder, ServerBuilder, service_path};
 
 /// Built with the tests, unless they were picked with `--test`.
 fn vcat() -> Command {
@@ -64,7 +64,7 @@ impl World {
     }
 
     fn connect(&self, path: &str) -> Channel {
-        let builder = Client::builder(DomId::DOM0, path).wait_for_server(true);
+        let builder = ClientBuilder::new(DomId::DOM0, path).wait_for_server(true);
         let builder = builder.timeout(Duration::from_secs(20));
         let mut channel = builder.connect(&self.xen, &self.store).unwrap();
         channel.set_read_timeout(Some(Duration::from_secs(20)));
@@ -142,7 +142,7 @@ fn a_command_serves_one_client_after_another_where_xencat_looks_for_it() {
     }
     drop(server);
     // A killed server leaves its nodes; the next one there takes them over.
-    let next = Server::builder(DomId::DOM0, path).listen(&world.xen, &world.store);
+    let next = ServerBuilder::new(DomId::DOM0, path).publish(&world.xen, &world.store);
     drop(next.unwrap());
     world.end();
 }
@@ -302,7 +302,7 @@ fn one_clients_command_that_fails_does_not_end_the_service() {
         assert_eq!(answer, "and again\n");
     }
     drop(server);
-    let next = Server::builder(DomId::DOM0, "data/other").listen(&world.xen, &world.store);
+    let next = ServerBuilder::new(DomId::DOM0, "data/other").publish(&world.xen, &world.store);
     drop(next.unwrap());
     world.end();
 }

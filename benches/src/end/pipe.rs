@@ -51,7 +51,7 @@ impl Pipe for Channel {
         reader.recv(buffer, None)?;
         each(buffer)?;
         if reader.bytes_readable()? >= buffer.len() {
-            let mut more = reader.incoming(None)?;
+            let mut more = reader.read_chunk(None)?;
             while more.get_exact(buffer) {
                 each(buffer)?;
             }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Server};
+use xen_vchan::{Channel, ClientBuilder, ServerBuilder};
 
 /// Domain 0's side: offers the temperature to one guest.
 pub struct Thermometer(Channel);
@@ -14,7 +14,7 @@ impl Thermometer {
     /// Publishes the service for `guest`.
     pub fn offer(xen: &Xen, store: &Store, guest: DomId) -> Result<Self, xen_vchan::Error> {
         Ok(Self(
-            Server::builder(guest, path(guest)).listen(xen, store)?,
+            ServerBuilder::new(guest, path(guest)).publish(xen, store)?,
         ))
     }
 
@@ -28,7 +28,7 @@ impl Thermometer {
 
 /// The guest's side: asks once.
 pub fn how_warm(xen: &Xen, store: &Store, me: DomId) -> io::Result<i16> {
-    let mut channel = Client::builder(DomId::DOM0, path(me)).connect(xen, store)?;
+    let mut channel = ClientBuilder::new(DomId::DOM0, path(me)).connect(xen, store)?;
     channel.write_all(b"?")?;
     channel.flush()?;
     let mut degrees = [0; 2];

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, map};
+use xen_gnttab::{PageAccess, map};
 use xen_store::{Store, Watch};
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
@@ -236,7 +236,7 @@ impl Backend {
         let (Some(reference), Some(port)) = (reference, port) else {
             return Ok(None);
         };
-        let mut pages = map(&self.xen, self.domain, &[reference], Access::ReadWrite)?;
+        let mut pages = map(&self.xen, self.domain, &[reference], PageAccess::ReadWrite)?;
         let ends = ring::backend(pages.take_region())?;
         let channels = EventChannels::open(&self.xen)?;
         let port = channels.bind_interdomain(self.domain, Port::new(port))?;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, SharedPages, share};
+use xen_gnttab::{PageAccess, SharedPages, share};
 use xen_store::{Store, Watch};
 use xen_sys::Xen;
 
@@ -80,7 +80,7 @@ impl Frontend {
         }
         let channels = EventChannels::open(xen)?;
         let port = channels.bind_unbound(peer)?;
-        let mut pages = share(xen, peer, 1, Access::ReadWrite)?;
+        let mut pages = share(xen, peer, 1, PageAccess::ReadWrite)?;
         let ends = ring::frontend(pages.take_region())?;
         let reference = pages.refs().first().copied().unwrap_or_default();
         store.with_transaction(|tx| {

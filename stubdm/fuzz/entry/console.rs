@@ -15,7 +15,7 @@ use stubdm::libxl::discover::Console;
 use stubdm::libxl::output::Output;
 use xen_console::Frontend;
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, Region, SharedPages, Words, share};
+use xen_gnttab::{PageAccess, Region, SharedPages, Words, share};
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::sim::Simulation;
@@ -67,7 +67,7 @@ impl World {
         let _ = store.rm(&frontend);
         store.mkdir(&frontend).unwrap();
         let theirs = Permissions::owner_none(guest).grant_read(DomId::DOM0);
-        store.set_perms(&frontend, &theirs).unwrap();
+        store.set_permissions(&frontend, &theirs).unwrap();
         for (name, value) in [
             ("backend", path.as_str()),
             ("backend-id", "0"),
@@ -75,7 +75,7 @@ impl World {
         ] {
             let node = format!("{frontend}/{name}");
             store.write(&node, value).unwrap();
-            store.set_perms(&node, &theirs).unwrap();
+            store.set_permissions(&node, &theirs).unwrap();
         }
         for (name, value) in [
             ("frontend", frontend.clone()),
@@ -84,7 +84,7 @@ impl World {
             store.write(&format!("{path}/{name}"), value).unwrap();
         }
         let ours = Permissions::owner_none(DomId::DOM0).grant_read(guest);
-        store.set_perms(&path, &ours).unwrap();
+        store.set_permissions(&path, &ours).unwrap();
         let file = self.dir.path().join(format!("f{number}"));
         let output = match number {
             1 | 4 => Output::File(file),
@@ -150,7 +150,7 @@ struct Hostile<'a> {
 impl<'a> Hostile<'a> {
     fn new((xen, store): &'a (Xen, Store), node: &'a str) -> Self {
         let events = EventChannels::open(xen).unwrap();
-        let mut pages = share(xen, DomId::DOM0, 1, Access::ReadWrite).unwrap();
+        let mut pages = share(xen, DomId::DOM0, 1, PageAccess::ReadWrite).unwrap();
         let mut page = pages.take_region();
         page.split_to(1024).unwrap();
         let hostile = Self {

@@ -62,7 +62,7 @@ impl Service {
             store
                 .with_transaction(|t| {
                     t.write(&node, terminal)?;
-                    t.set_perms(&node, &ours)
+                    t.set_permissions(&node, &ours)
                 })
                 .context(&node)?;
             info!("console {number} is {terminal}");

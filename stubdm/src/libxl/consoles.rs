@@ -47,7 +47,7 @@ fn add(store: &Store, stub: DomId, console: &str, name: &str, value: &str) {
             return Ok(false);
         }
         t.write(&node, value)?;
-        t.set_perms(&node, &own)?;
+        t.set_permissions(&node, &own)?;
         Ok(true)
     });
     match written {
@@ -74,7 +74,7 @@ mod tests {
     fn console(store: &Store, path: &str, kind: &str) {
         store.mkdir(path).unwrap();
         let perms = Permissions::owner_none(STUB).grant_read(DomId::DOM0);
-        store.set_perms(path, &perms).unwrap();
+        store.set_permissions(path, &perms).unwrap();
         store.write(&format!("{path}/type"), kind).unwrap();
     }
 

@@ -170,14 +170,14 @@ mod tests {
         store.write(&format!("{path}/frontend-id"), "8").unwrap();
         store.mkdir(&frontend).unwrap();
         let theirs = Permissions::owner_none(STUB).grant_read(DomId::DOM0);
-        store.set_perms(&frontend, &theirs).unwrap();
+        store.set_permissions(&frontend, &theirs).unwrap();
         let words = [("type", Some("ioemu")), ("output", output)];
         for (name, word) in words {
             let Some(word) = word else { continue };
             let node = format!("{frontend}/{name}");
             store.write(&node, word).unwrap();
             let ours = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
-            store.set_perms(&node, &ours).unwrap();
+            store.set_permissions(&node, &ours).unwrap();
         }
     }
 

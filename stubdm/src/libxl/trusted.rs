@@ -27,10 +27,10 @@ const COMPLAINTS: u32 = 20;
 /// The connection failed ([`Error::is_fatal`]), or the store refuses the path.
 pub fn read(store: &Store, node: &str) -> Result<Option<Vec<u8>>> {
     // Asked outside a transaction first: one that reads a node which its owner keeps writing to never ends well.
-    let read = match store.get_perms(node) {
+    let read = match store.permissions(node) {
         Ok(perms) if !perms.written_only_by(DomId::DOM0) => Ok(None),
         Ok(_) => store.with_transaction(|transaction| {
-            if !transaction.get_perms(node)?.written_only_by(DomId::DOM0) {
+            if !transaction.permissions(node)?.written_only_by(DomId::DOM0) {
                 return Ok(None);
             }
             transaction.read(node).map(Some)
@@ -136,11 +136,11 @@ mod tests {
         for folder in ["device", "device/console", "device/console/1"] {
             let folder = format!("/local/domain/8/{folder}");
             store.mkdir(&folder).unwrap();
-            store.set_perms(&folder, &theirs).unwrap();
+            store.set_permissions(&folder, &theirs).unwrap();
         }
         store.write(NODE, "file:/var/lib/xen/save").unwrap();
         let ours = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
-        store.set_perms(NODE, &ours).unwrap();
+        store.set_permissions(NODE, &ours).unwrap();
         (server, store)
     }
 
@@ -162,8 +162,8 @@ mod tests {
         accomplice.rm(folder).unwrap();
         accomplice.write(NODE, LIE).unwrap();
         let read_only = Permissions::owner_none(ACCOMPLICE).grant_read(STUB);
-        accomplice.set_perms(NODE, &read_only).unwrap();
-        let now = store.get_perms(NODE).unwrap();
+        accomplice.set_permissions(NODE, &read_only).unwrap();
+        let now = store.permissions(NODE).unwrap();
         assert!(!now.access_of(STUB).can_write(), "the stubdomain may not");
         assert_eq!(read(&store, NODE).unwrap(), None);
     }
@@ -179,7 +179,7 @@ mod tests {
             Permissions::owner_none(DomId::DOM0).grant_write(DomId::new(7)),
             Permissions::owner_none(ACCOMPLICE),
         ] {
-            store.set_perms(NODE, &perms).unwrap();
+            store.set_permissions(NODE, &perms).unwrap();
             assert_eq!(read(&store, NODE).unwrap(), None, "{perms}");
         }
     }
@@ -203,11 +203,11 @@ mod tests {
     fn a_node_that_changes_at_each_look_is_not_believed_and_no_error() {
         let (server, store) = host();
         let dom0 = server.connect(DomId::DOM0).unwrap();
-        let perms = store.get_perms(NODE).unwrap();
+        let perms = store.permissions(NODE).unwrap();
         let changing = between(&server, move |request, _| {
             if asks_for_perms(request) {
                 dom0.write(NODE, LIE).unwrap();
-                dom0.set_perms(NODE, &perms).unwrap();
+                dom0.set_permissions(NODE, &perms).unwrap();
             }
         });
         assert_eq!(read(&changing, NODE).unwrap(), None);

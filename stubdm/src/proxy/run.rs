@@ -217,10 +217,10 @@ fn serve_vchan(
     backend: Backend,
     signals: &Signals,
 ) -> Result<()> {
-    let channel = xen_vchan::Server::builder(world.domid, options.node.as_str())
+    let channel = xen_vchan::ServerBuilder::new(world.domid, options.node.as_str())
         // Dom0's clients can write into this domain's memory anyway, and come back quickly.
         .reuse_memory(world.domid == DomId::DOM0)
-        .listen(&world.xen, &world.store)
+        .publish(&world.xen, &world.store)
         .context(format_args!("offering a vchan at {}", options.node))?;
     let mut server = Server::new(
         Vchan::new(channel),

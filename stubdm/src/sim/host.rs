@@ -112,7 +112,7 @@ impl Host {
 
     fn set(&self, node: &str, value: impl Display, perms: &Permissions) -> Result<()> {
         let written = self.store.write(node, value.to_string());
-        let written = written.and_then(|()| self.store.set_perms(node, perms));
+        let written = written.and_then(|()| self.store.set_permissions(node, perms));
         written.context(format_args!("writing {node}"))
     }
 

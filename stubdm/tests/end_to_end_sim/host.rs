@@ -60,7 +60,7 @@ impl Host {
         let read_by = |domain| Permissions::owner_none(DomId::DOM0).grant_read(domain);
         let set = |path: &str, value: &str, perms: &Permissions| {
             host.store.write(path, value).unwrap();
-            host.store.set_perms(path, perms).unwrap();
+            host.store.set_permissions(path, perms).unwrap();
         };
         set(&format!("/local/domain/{guest}"), "", &read_by(guest));
         set(&format!("/local/domain/{guest}/vm"), VM, &read_by(guest));
@@ -120,7 +120,7 @@ impl Host {
         let directory = format!("{VM}/image/dm-argv");
         self.store.write(&directory, "").unwrap();
         let perms = Permissions::owner_none(DomId::DOM0).grant_read(self.stub);
-        self.store.set_perms(&directory, &perms).unwrap();
+        self.store.set_permissions(&directory, &perms).unwrap();
         for (n, arg) in args.iter().enumerate() {
             self.store
                 .write(&format!("{directory}/{:03}", n + 1), arg)

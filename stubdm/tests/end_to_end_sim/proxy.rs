@@ -203,9 +203,9 @@ pub(crate) fn each_vchan_connection_begins_with_the_marker() {
         let host = Host::new();
         let (node, stub) = (host.node(), host.stub.to_string());
         let relative = format!("device-model/{}/qmp-vchan", host.guest);
-        let channel = xen_vchan::Server::builder(DomId::DOM0, relative);
+        let channel = xen_vchan::ServerBuilder::new(DomId::DOM0, relative);
         let mut channel = channel
-            .listen(&host.stub_xen(), &host.stub_store())
+            .publish(&host.stub_xen(), &host.stub_store())
             .unwrap();
         let socket = path(&host, "libxl");
         let state = host.proxy_state();

@@ -1,7 +1,7 @@
 //! Grants: who may map what, and what both see.
 
 use anyhow::{Context as _, Result, ensure};
-use xen_gnttab::Access;
+use xen_gnttab::PageAccess;
 use xen_sys::{GrantRef, PAGE_SIZE};
 
 use crate::handles::{Mapped, Shared, View};
@@ -77,7 +77,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
 ];
 
-use Access::{ReadOnly, ReadWrite};
+use PageAccess::{ReadOnly, ReadWrite};
 
 fn shared(w: &World, pages: usize) -> Result<Shared> {
     Ok(w.a.share(w.b.id, pages, ReadWrite)?)

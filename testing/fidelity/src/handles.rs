@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xen_gnttab::{Access, UnmapNotify};
+use xen_gnttab::{PageAccess, UnmapNotify};
 use xen_sys::{DomId, GrantRef, Port, Virq};
 
 use crate::call::{Answer, Call, Id, Refusal};
@@ -111,8 +111,8 @@ impl End {
         Ok(Channels(Arc::new(self.make(Call::Channels)?)))
     }
 
-    pub(crate) fn share(&self, to: DomId, pages: usize, access: Access) -> Result<Shared> {
-        let (to, write) = (to.as_u16(), access == Access::ReadWrite);
+    pub(crate) fn share(&self, to: DomId, pages: usize, access: PageAccess) -> Result<Shared> {
+        let (to, write) = (to.as_u16(), access == PageAccess::ReadWrite);
         match self.call(Call::Share { to, pages, write })? {
             Answer::Shared { id, refs, len } => Ok(Shared {
                 refs: refs.into_iter().map(GrantRef::new).collect(),
@@ -122,9 +122,9 @@ impl End {
         }
     }
 
-    pub(crate) fn map(&self, from: DomId, refs: &[GrantRef], access: Access) -> Result<Mapped> {
+    pub(crate) fn map(&self, from: DomId, refs: &[GrantRef], access: PageAccess) -> Result<Mapped> {
         let refs = refs.iter().map(|r| r.as_u32()).collect();
-        let (from, write) = (from.as_u16(), access == Access::ReadWrite);
+        let (from, write) = (from.as_u16(), access == PageAccess::ReadWrite);
         match self.call(Call::Map { from, refs, write })? {
             Answer::Mapped { id, len } => Ok(Mapped(View(self.object(id), len))),
             other => odd(&other),

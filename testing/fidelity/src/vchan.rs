@@ -5,7 +5,7 @@
 //! tests; these rules say what both hosts show them.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xen_gnttab::Access;
+use xen_gnttab::PageAccess;
 use xen_sys::{DomId, GrantRef};
 
 use crate::handles::{Mapped, Vchan};
@@ -108,7 +108,7 @@ fn path(w: &World) -> &'static str {
 /// A server of `a`, and its control page as the domain of `b` sees it.
 fn server(w: &World, left: usize, right: usize) -> Result<(Vchan, Mapped)> {
     let server = w.a.listen(w.b.id, path(w), left, right)?;
-    let page = w.b.map(w.a.id, &[ring_ref(w)?], Access::ReadWrite)?;
+    let page = w.b.map(w.a.id, &[ring_ref(w)?], PageAccess::ReadWrite)?;
     Ok((server, page))
 }
 
@@ -179,7 +179,7 @@ fn listed(w: &World) -> Result<()> {
     let refs = (0..5)
         .map(|n| Ok(GrantRef::new(word(&page, GRANTS + 4 * n)?)))
         .collect::<Result<Vec<_>>>()?;
-    let rings = w.b.map(w.a.id, &refs, Access::ReadWrite)?;
+    let rings = w.b.map(w.a.id, &refs, PageAccess::ReadWrite)?;
     server.write(b"first", soon())?;
     // The right ring begins behind the left one's page.
     let seen = rings.region().copy_out(4096, 5)?;

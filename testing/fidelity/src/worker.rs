@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, Region, RegionError, SharedPages, UnmapNotify, map, share};
+use xen_gnttab::{
+    MappedPages, PageAccess, Region, RegionError, SharedPages, UnmapNotify, map, share,
+};
 use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Port, Virq, Xen};
 use xen_vchan::Channel;
@@ -288,11 +290,11 @@ fn found(port: Option<Port>) -> Answer {
     }
 }
 
-fn access(write: bool) -> Access {
+fn access(write: bool) -> PageAccess {
     if write {
-        Access::ReadWrite
+        PageAccess::ReadWrite
     } else {
-        Access::ReadOnly
+        PageAccess::ReadOnly
     }
 }
 

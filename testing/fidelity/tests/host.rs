@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, UnmapNotify, map, share};
+use xen_gnttab::{PageAccess, UnmapNotify, map, share};
 use xen_sys::sim::{Fault, Limits, Op, Simulation};
 use xen_sys::{DomId, GrantRef, Virq};
 
@@ -47,15 +47,15 @@ fn a_destroyed_domain_is_cut_off_and_its_peers_are_not_told() {
     );
     let near = here.bind_unbound(id).unwrap();
     let far = there.bind_interdomain(DomId::DOM0, near.port()).unwrap();
-    let mut page = share(&dom0, id, 1, Access::ReadWrite).unwrap();
+    let mut page = share(&dom0, id, 1, PageAccess::ReadWrite).unwrap();
     page.region_mut().copy_in(3, &[1]).unwrap();
-    let theirs = map(&domu, DomId::DOM0, page.refs(), Access::ReadWrite).unwrap();
+    let theirs = map(&domu, DomId::DOM0, page.refs(), PageAccess::ReadWrite).unwrap();
     let notify = UnmapNotify {
         clear_byte: Some(3),
         event: Some(far.port()),
     };
     theirs.set_unmap_notify(notify).unwrap();
-    let _own = share(&domu, DomId::DOM0, 2, Access::ReadWrite).unwrap();
+    let _own = share(&domu, DomId::DOM0, 2, PageAccess::ReadWrite).unwrap();
 
     // As on Xen: the kernel that would clear the byte and send the event is gone.
     assert!(here.domain_exists(id).unwrap());
@@ -90,14 +90,14 @@ fn limits_are_what_runs_out() {
     let e = channels.bind_interdomain(id, ports[0].port()).unwrap_err();
     assert_eq!(e.errno(), Some(libc::ENOSPC));
 
-    let pages = share(&xen, id, 3, Access::ReadWrite).unwrap();
-    let e = share(&xen, id, 1, Access::ReadWrite).unwrap_err();
+    let pages = share(&xen, id, 3, PageAccess::ReadWrite).unwrap();
+    let e = share(&xen, id, 1, PageAccess::ReadWrite).unwrap_err();
     assert_eq!(e.errno(), Some(libc::ENOSPC));
-    let three = map(&xen, id, pages.refs(), Access::ReadWrite).unwrap();
-    let e = map(&xen, id, &pages.refs()[..2], Access::ReadWrite).unwrap_err();
+    let three = map(&xen, id, pages.refs(), PageAccess::ReadWrite).unwrap();
+    let e = map(&xen, id, &pages.refs()[..2], PageAccess::ReadWrite).unwrap_err();
     assert_eq!(e.errno(), Some(libc::EINVAL));
     drop(three);
-    map(&xen, id, pages.refs(), Access::ReadWrite).unwrap();
+    map(&xen, id, pages.refs(), PageAccess::ReadWrite).unwrap();
 }
 
 #[test]
@@ -105,8 +105,8 @@ fn injected_faults_happen_when_their_turn_comes() {
     let host = Simulation::start().unwrap();
     let id = host.add_domain().unwrap();
     let xen = host.xen(id).unwrap();
-    let pages = share(&xen, id, 1, Access::ReadWrite).unwrap();
-    let map = || map(&xen, id, pages.refs(), Access::ReadWrite);
+    let pages = share(&xen, id, 1, PageAccess::ReadWrite).unwrap();
+    let map = || map(&xen, id, pages.refs(), PageAccess::ReadWrite);
     host.inject(Fault::Fail {
         domain: id,
         op: Op::Map,
@@ -173,8 +173,8 @@ fn an_event_can_be_late_and_come_twice() {
 fn scribbled_bytes_arrive_in_every_mapping() {
     let host = Simulation::start().unwrap();
     let xen = host.xen(DomId::DOM0).unwrap();
-    let pages = share(&xen, DomId::DOM0, 2, Access::ReadOnly).unwrap();
-    let theirs = map(&xen, DomId::DOM0, pages.refs(), Access::ReadOnly).unwrap();
+    let pages = share(&xen, DomId::DOM0, 2, PageAccess::ReadOnly).unwrap();
+    let theirs = map(&xen, DomId::DOM0, pages.refs(), PageAccess::ReadOnly).unwrap();
     host.scribble(DomId::DOM0, pages.refs()[1], 4090, b"666666")
         .unwrap();
     for region in [pages.region(), theirs.region()] {
@@ -198,8 +198,8 @@ fn what_is_left_behind_is_listed() {
     let xen = host.xen(DomId::DOM0).unwrap();
     let channels = EventChannels::open(&xen).unwrap();
     let port = channels.bind_unbound(DomId::new(3)).unwrap();
-    let pages = share(&xen, DomId::DOM0, 1, Access::ReadOnly).unwrap();
-    let mapped = map(&xen, DomId::DOM0, pages.refs(), Access::ReadOnly).unwrap();
+    let pages = share(&xen, DomId::DOM0, 1, PageAccess::ReadOnly).unwrap();
+    let mapped = map(&xen, DomId::DOM0, pages.refs(), PageAccess::ReadOnly).unwrap();
     let leaks = host.leaks().join("\n");
     for what in [
         "open for domain 3",
@@ -257,8 +257,8 @@ fn many_threads_share_a_handle() {
             let (dom0, domu) = (&dom0, &domu);
             s.spawn(move || {
                 for _ in 0..25 {
-                    let mut page = share(dom0, id, 2, Access::ReadWrite).unwrap();
-                    let m = map(domu, DomId::DOM0, page.refs(), Access::ReadWrite).unwrap();
+                    let mut page = share(dom0, id, 2, PageAccess::ReadWrite).unwrap();
+                    let m = map(domu, DomId::DOM0, page.refs(), PageAccess::ReadWrite).unwrap();
                     page.region_mut().copy_in(4095, &[n, n]).unwrap();
                     let mut seen = [0; 2];
                     m.region().copy_out(4095, &mut seen).unwrap();
@@ -287,7 +287,7 @@ fn a_misbehaving_process_harms_nobody() {
     for packet in [vec![1u8; 3], vec![0xFF; 24], vec![0xFF; 100_000]] {
         let fd = host.invite(id).unwrap();
         send(fd.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL).unwrap();
-        share(&good, id, 1, Access::ReadWrite).unwrap();
+        share(&good, id, 1, PageAccess::ReadWrite).unwrap();
         drop(fd);
     }
     // Replies nobody reads: each request asks for a port.
@@ -307,6 +307,6 @@ fn a_misbehaving_process_harms_nobody() {
         }
     });
     assert!(cut_off, "the broker went on");
-    share(&good, id, 1, Access::ReadWrite).unwrap();
+    share(&good, id, 1, PageAccess::ReadWrite).unwrap();
     host.assert_clean();
 }

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, UnmapNotify, map, share};
+use xen_gnttab::{PageAccess, UnmapNotify, map, share};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
@@ -131,7 +131,13 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
             .bind_interdomain(DomId::DOM0, Port::new(port))
             .unwrap();
         let gref: u32 = hear().parse().unwrap();
-        let mut theirs = map(&xen, DomId::DOM0, &[GrantRef::new(gref)], Access::ReadWrite).unwrap();
+        let mut theirs = map(
+            &xen,
+            DomId::DOM0,
+            &[GrantRef::new(gref)],
+            PageAccess::ReadWrite,
+        )
+        .unwrap();
         let mut text = [0; 5];
         theirs.region().copy_out(0, &mut text).unwrap();
         assert_eq!(&text, b"hello");
@@ -142,7 +148,7 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
         };
         theirs.set_unmap_notify(notify).unwrap();
         // And something of its own, for the broker to find.
-        let mut own = share(&xen, DomId::DOM0, 4, Access::ReadWrite).unwrap();
+        let mut own = share(&xen, DomId::DOM0, 4, PageAccess::ReadWrite).unwrap();
         own.region_mut().copy_in(0, b"mine").unwrap();
         say(own.refs()[0]);
         port.notify().unwrap();
@@ -156,7 +162,7 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
     let channels = EventChannels::open(&xen).unwrap();
     for _ in 0..3 {
         let port = channels.bind_unbound(me).unwrap();
-        let mut page = share(&xen, me, 1, Access::ReadWrite).unwrap();
+        let mut page = share(&xen, me, 1, PageAccess::ReadWrite).unwrap();
         page.region_mut().copy_in(0, b"hello").unwrap();
 
         let mut peer = Peer::start(TEST, &folder.socket());
@@ -166,7 +172,7 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
         assert_eq!(channels.wait(soon()).unwrap(), Some(port.port()));
         port.unmask().unwrap();
         assert_eq!(page.region().load_u8(100), Ok(1));
-        let m = map(&xen, me, &[theirs], Access::ReadWrite).unwrap();
+        let m = map(&xen, me, &[theirs], PageAccess::ReadWrite).unwrap();
 
         peer.child.kill().unwrap();
         assert_eq!(
@@ -266,7 +272,7 @@ fn a_socket_left_by_a_killed_broker_is_replaced() {
         matches!(e.errno(), Some(libc::EPIPE | libc::ECONNRESET)),
         "{e}"
     );
-    assert!(share(&xen, DomId::DOM0, 1, Access::ReadWrite).is_err());
+    assert!(share(&xen, DomId::DOM0, 1, PageAccess::ReadWrite).is_err());
     drop(port);
     let host = Simulation::start().unwrap();
     host.listen(folder.socket()).unwrap();

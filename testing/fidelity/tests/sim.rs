@@ -38,10 +38,10 @@ impl Host {
         dom0.write(&format!("{home}/domid"), id.to_string())
             .unwrap();
         for node in [home.clone(), format!("{home}/domid")] {
-            dom0.set_perms(&node, &shared).unwrap();
+            dom0.set_permissions(&node, &shared).unwrap();
         }
         dom0.mkdir(&format!("{home}/data")).unwrap();
-        dom0.set_perms(&format!("{home}/data"), &own).unwrap();
+        dom0.set_permissions(&format!("{home}/data"), &own).unwrap();
         id
     }
 

@@ -14,7 +14,7 @@ use xen_store::{Store, Watch};
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, PeerState, Server};
+use xen_vchan::{Channel, ClientBuilder, Error, PeerState, ServerBuilder};
 
 /// The handles of one domain and of its peer in domain 0.
 struct Guest {
@@ -69,16 +69,16 @@ impl Host {
         self.stored.add_domain(id);
         let home = format!("/local/domain/{id}/data");
         let path = format!("/local/domain/0/data/soak/{id}");
-        let mut server = Server::builder(id, &path)
+        let mut server = ServerBuilder::new(id, &path)
             .watch_peer_domain(true)
-            .listen(&self.dom0, &self.tools[usize::from(id.as_u16()) % 4])
+            .publish(&self.dom0, &self.tools[usize::from(id.as_u16()) % 4])
             .unwrap();
         let xen = self.simulation.xen(id).unwrap();
         let store = Store::open(&xen).unwrap();
         let watches = (0..10)
             .map(|n| store.watch(&format!("{home}/{n}")).unwrap())
             .collect();
-        let client = Client::builder(DomId::DOM0, &path)
+        let client = ClientBuilder::new(DomId::DOM0, &path)
             .connect(&xen, &store)
             .unwrap();
         // The client's first byte waits for this.

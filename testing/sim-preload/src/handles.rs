@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, Region, SharedPages, UnmapNotify, map, share};
+use xen_gnttab::{MappedPages, PageAccess, Region, SharedPages, UnmapNotify, map, share};
 use xen_sys::{DomId, GrantRef, PAGE_SIZE, Port, Xen};
 
 /// Why a C function fails: an errno.
@@ -203,7 +203,7 @@ impl Grants {
         &self,
         from: DomId,
         refs: &[GrantRef],
-        access: Access,
+        access: PageAccess,
         notify: UnmapNotify,
     ) -> Result<*mut u8, Failed> {
         self.keep(Pages::Mapped(map(&self.xen, from, refs, access)?), notify)
@@ -214,7 +214,7 @@ impl Grants {
         &self,
         to: DomId,
         count: usize,
-        access: Access,
+        access: PageAccess,
         notify: UnmapNotify,
     ) -> Result<(*mut u8, Vec<u32>), Failed> {
         let pages = share(&self.xen, to, count, access)?;

@@ -30,7 +30,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
 use std::slice;
 
-use xen_gnttab::{Access, UnmapNotify};
+use xen_gnttab::{PageAccess, UnmapNotify};
 use xen_sys::{DomId, GrantRef, Port};
 
 use handles::Failed;
@@ -82,11 +82,11 @@ fn domain(n: u32) -> Result<DomId, Failed> {
         .map_err(|_| Failed::new(libc::EINVAL))
 }
 
-fn access(writable: bool) -> Access {
+fn access(writable: bool) -> PageAccess {
     if writable {
-        Access::ReadWrite
+        PageAccess::ReadWrite
     } else {
-        Access::ReadOnly
+        PageAccess::ReadOnly
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Words<A> {
 }
 
 // SAFETY: as for `Region`: an address and the owner of the memory, neither of which belongs to a
-// thread. Access is by shared references to `A` only.
+// thread. PageAccess is by shared references to `A` only.
 unsafe impl<A: Sync> Send for Words<A> {}
 // SAFETY: as for `Send`.
 unsafe impl<A: Sync> Sync for Words<A> {}

@@ -4,12 +4,12 @@ use super::{
     Connection, MAX_OVERTAKEN, MAX_SKIPPED, Outcome, Pending, Ready, RequestId, Slot, WatchId,
     is_watch_op,
 };
-use crate::error::{Violation, XsError};
+use crate::error::{ProtocolError, XsError};
 use crate::wire::{self, Message, MsgType};
 
 impl Connection {
     /// Takes one message.
-    pub(super) fn accept(&mut self, message: Message) -> Result<(), Violation> {
+    pub(super) fn accept(&mut self, message: Message) -> Result<(), ProtocolError> {
         if message.kind == MsgType::WATCH_EVENT {
             return self.accept_event(&message.payload);
         }
@@ -32,8 +32,8 @@ impl Connection {
 
     /// Takes a header that claims `len` payload bytes, more than the protocol allows. The payload
     /// of a reply is skipped as it comes in.
-    pub(super) fn accept_too_long(&mut self, len: usize) -> Result<(), Violation> {
-        let violation = Violation::TooLong { len };
+    pub(super) fn accept_too_long(&mut self, len: usize) -> Result<(), ProtocolError> {
+        let violation = ProtocolError::TooLong { len };
         if len > MAX_SKIPPED {
             return Err(violation);
         }
@@ -46,7 +46,7 @@ impl Connection {
     }
 
     /// The unanswered request that a reply of this type with this id is about.
-    fn outstanding(&self, got: MsgType, req_id: u32) -> Result<u32, Violation> {
+    fn outstanding(&self, got: MsgType, req_id: u32) -> Result<u32, ProtocolError> {
         let id = match req_id {
             0 if self.quirks.anonymous_watch_replies && is_watch_op(got) => {
                 self.watch_order.front().copied().unwrap_or(0)
@@ -57,23 +57,23 @@ impl Connection {
             .pending
             .get(&id)
             .filter(|pending| !matches!(pending.slot, Slot::Done(_)))
-            .ok_or(Violation::UnknownRequest { kind: got, req_id })?;
+            .ok_or(ProtocolError::UnknownRequest { kind: got, req_id })?;
         let sent = pending.kind;
         if got != sent && got != MsgType::ERROR {
-            return Err(Violation::ReplyType { sent, got });
+            return Err(ProtocolError::ReplyType { sent, got });
         }
         Ok(id)
     }
 
     /// The daemon answered `id`, and nothing else of what came before is answered out of order
     /// without limit.
-    fn answer(&mut self, id: u32, outcome: Outcome) -> Result<(), Violation> {
+    fn answer(&mut self, id: u32, outcome: Outcome) -> Result<(), ProtocolError> {
         if let Some(seq) = self.finish(id, outcome) {
             self.newest_answer = self.newest_answer.max(seq);
         }
         let expired = self.given_up.range(..self.newest_answer).count();
         if expired > MAX_OVERTAKEN {
-            return Err(Violation::Unresponsive { expired });
+            return Err(ProtocolError::Unresponsive { expired });
         }
         Ok(())
     }
@@ -124,12 +124,12 @@ impl Connection {
         drop(self.send_detached(MsgType::TRANSACTION_END, tx_id, &[b"F\0"]));
     }
 
-    fn accept_event(&mut self, payload: &[u8]) -> Result<(), Violation> {
+    fn accept_event(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
         let mut fields = wire::strings(payload);
         let (Some(path), Some(token), true) =
             (fields.next(), fields.next(), payload.ends_with(&[0]))
         else {
-            return Err(Violation::Payload {
+            return Err(ProtocolError::Payload {
                 kind: MsgType::WATCH_EVENT,
             });
         };

@@ -18,7 +18,7 @@
 //! * Every request that is not cancelled gets exactly one answer: the reply, or the reason why
 //!   none will come.
 //! * A reply is matched by its id and must have the type of the request; anything else is a
-//!   [`Violation`](crate::Violation) and ends the connection.
+//!   [`ProtocolError`](crate::ProtocolError) and ends the connection.
 //! * A reply longer than the protocol allows ends its request with [`Error::TooLong`]; its bytes
 //!   are skipped and not kept. Only a length above [`MAX_SKIPPED`] ends the connection.
 //! * Watch events never wait for their reader and never hold up a reply; see
@@ -42,7 +42,7 @@
 //! * *Overtaking*: xenstored and oxenstored answer one connection in order. When more than
 //!   [`MAX_OVERTAKEN`] given-up requests are still unanswered although requests made after them
 //!   were answered, these answers will not come:
-//!   [`Violation::Unresponsive`](crate::Violation::Unresponsive) ends the connection.
+//!   [`ProtocolError::Unresponsive`](crate::ProtocolError::Unresponsive) ends the connection.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 

@@ -1,6 +1,6 @@
 //! The names and values a driver passes in and out of a connection.
 
-use crate::error::{Error, Violation};
+use crate::error::{Error, ProtocolError};
 use crate::wire::{self, Header, MsgType};
 
 /// Names an outstanding request. Never 0 on the wire.
@@ -60,7 +60,7 @@ pub enum Failure {
     /// The other side closed.
     Closed,
     /// The other side broke the protocol.
-    Protocol(Violation),
+    Protocol(ProtocolError),
     /// A system call failed: its name and errno.
     Os(&'static str, i32),
 }

@@ -21,7 +21,7 @@ use ::tokio::runtime::Handle;
 use ::tokio::task::coop;
 use nix::errno::Errno;
 
-pub use store::{AsyncTransaction, AsyncWatch};
+pub use store::{Transaction, Watch};
 
 use crate::error::Result;
 use crate::mux::{Direction, Mux, Place, Reactor, State, Stream};
@@ -36,7 +36,7 @@ use crate::wire::MsgType;
 /// [`Error::Forked`](crate::Error::Forked), and a drop does nothing: the descriptor stays open
 /// until the child ends or executes another program.
 #[derive(Clone, Debug)]
-pub struct AsyncStore(Arc<Inner>);
+pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -131,7 +131,7 @@ impl Drop for Inner {
     }
 }
 
-impl Drop for AsyncStore {
+impl Drop for Store {
     fn drop(&mut self) {
         if self.0.mux.is_inherited() {
             // The descriptor is never dropped here: tokio would take it out of the epoll set that

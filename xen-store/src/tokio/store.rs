@@ -11,7 +11,7 @@ use ::tokio::runtime::Handle;
 
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::{AsyncStore, Driver, Inner, Wait};
+use super::{Driver, Inner, Store, Wait};
 use crate::client::{malformed, text};
 use crate::directory::{self, Parts};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ use crate::wire::MsgType;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-impl AsyncStore {
+impl Store {
     /// As [`Store::connect`](crate::Store::connect). While the daemon's backlog is full it tries
     /// again, after pauses of 1 ms to 50 ms, and blocks no thread. No runtime timer is needed.
     ///
@@ -41,11 +41,11 @@ impl AsyncStore {
         Self::new(patiently(|| Transport::try_connect(path)).await?)
     }
 
-    /// As [`Store::open`](crate::Store::open), waiting as [`AsyncStore::connect`] does.
+    /// As [`Store::open`](crate::Store::open), waiting as [`Store::connect`] does.
     ///
     /// # Errors
     ///
-    /// As [`AsyncStore::connect`].
+    /// As [`Store::connect`].
     pub async fn open(xen: &xen_sys::Xen) -> Result<Self> {
         Self::new(patiently(|| Transport::try_open(xen)).await?)
     }
@@ -54,7 +54,7 @@ impl AsyncStore {
     ///
     /// # Errors
     ///
-    /// As [`AsyncStore::connect`].
+    /// As [`Store::connect`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         Self::new(Transport::from_fd(fd)?)
     }
@@ -82,11 +82,11 @@ impl AsyncStore {
     /// # Errors
     ///
     /// As [`Store::transaction`](crate::Store::transaction).
-    pub async fn transaction(&self) -> Result<AsyncTransaction> {
+    pub async fn transaction(&self) -> Result<Transaction> {
         let kind = MsgType::TRANSACTION_START;
         let payload = self.0.call(kind, 0, &[b"\0"], None).await?;
         let id = parse_transaction(&payload).ok_or_else(|| malformed(kind))?;
-        Ok(AsyncTransaction {
+        Ok(Transaction {
             store: self.clone(),
             id,
             live: true,
@@ -98,10 +98,10 @@ impl AsyncStore {
     /// # Errors
     ///
     /// As [`Store::watch`](crate::Store::watch).
-    pub async fn watch(&self, path: &str) -> Result<AsyncWatch> {
+    pub async fn watch(&self, path: &str) -> Result<Watch> {
         let path = StorePath::new(path)?.as_str();
         let id = self.0.mux.enter()?.proto.add_watch(path);
-        let mut watch = AsyncWatch {
+        let mut watch = Watch {
             store: self.clone(),
             id,
             path: path.into(),
@@ -117,14 +117,14 @@ impl AsyncStore {
 
 /// A watch, for tokio. As [`Watch`](crate::Watch).
 #[derive(Debug)]
-pub struct AsyncWatch {
-    store: AsyncStore,
+pub struct Watch {
+    store: Store,
     id: WatchId,
     path: Box<str>,
     set: bool,
 }
 
-impl AsyncWatch {
+impl Watch {
     /// The watched path, as given.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -148,7 +148,7 @@ impl AsyncWatch {
     }
 }
 
-impl Drop for AsyncWatch {
+impl Drop for Watch {
     fn drop(&mut self) {
         let inner = &self.store.0;
         // In a child of the process that set it, the watch is the parent's.
@@ -168,13 +168,13 @@ impl Drop for AsyncWatch {
 /// A transaction, for tokio. As [`Transaction`](crate::Transaction).
 #[derive(Debug)]
 #[must_use = "dropping a transaction aborts it"]
-pub struct AsyncTransaction {
-    store: AsyncStore,
+pub struct Transaction {
+    store: Store,
     id: u32,
     live: bool,
 }
 
-impl AsyncTransaction {
+impl Transaction {
     /// As [`Transaction::commit`](crate::Transaction::commit). Dropping the future leaves open
     /// whether the changes are carried out.
     ///
@@ -197,7 +197,7 @@ impl AsyncTransaction {
     }
 }
 
-impl Drop for AsyncTransaction {
+impl Drop for Transaction {
     fn drop(&mut self) {
         if self.live {
             self.store
@@ -261,12 +261,12 @@ macro_rules! node_operations {
             }
 
             /// The permissions of a node.
-            pub async fn get_perms(&self, path: &str) -> Result<Permissions> {
+            pub async fn permissions(&self, path: &str) -> Result<Permissions> {
                 parse_perms(&self.path_call(MsgType::GET_PERMS, path, b"").await?)
             }
 
             /// Replaces the permissions of a node.
-            pub async fn set_perms(&self, path: &str, perms: &Permissions) -> Result<()> {
+            pub async fn set_permissions(&self, path: &str, perms: &Permissions) -> Result<()> {
                 let fields = format_perms(perms);
                 self.path_call(MsgType::SET_PERMS, path, fields.as_bytes()).await.map(drop)
             }
@@ -274,8 +274,8 @@ macro_rules! node_operations {
     };
 }
 
-node_operations!(AsyncStore, self => self.0, 0);
-node_operations!(AsyncTransaction, self => self.store.0, self.id);
+node_operations!(Store, self => self.0, 0);
+node_operations!(Transaction, self => self.store.0, self.id);
 
 /// Tries until it is no longer the daemon's backlog that is full.
 async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport> {

@@ -6,7 +6,7 @@ use std::thread;
 
 use xen_store::proto::MAX_SKIPPED;
 use xen_store::wire::{Header, MsgType};
-use xen_store::{Error, Store, Violation};
+use xen_store::{Error, ProtocolError, Store};
 
 use crate::peer::{Peer, pair};
 
@@ -82,7 +82,7 @@ fn replies_sent_before_the_close_are_delivered() {
 
 /// Two requests wait; the daemon answers one of them with `bytes`; both must learn of `expect`.
 #[track_caller]
-fn check_violation(bytes: impl Fn(u32) -> Vec<u8> + Sync, expect: impl Fn(Violation) -> bool) {
+fn check_violation(bytes: impl Fn(u32) -> Vec<u8> + Sync, expect: impl Fn(ProtocolError) -> bool) {
     let (store, mut peer) = pair();
     thread::scope(|scope| {
         let requests = [
@@ -107,7 +107,7 @@ fn check_violation(bytes: impl Fn(u32) -> Vec<u8> + Sync, expect: impl Fn(Violat
 fn a_reply_to_no_request_is_a_violation() {
     let reply = |_| xen_store::wire::encode(MsgType::READ, 4711, 0, &[b"x"]).unwrap();
     check_violation(reply, |v| {
-        v == Violation::UnknownRequest {
+        v == ProtocolError::UnknownRequest {
             kind: MsgType::READ,
             req_id: 4711,
         }
@@ -118,7 +118,7 @@ fn a_reply_to_no_request_is_a_violation() {
 fn a_socket_may_not_answer_watches_without_an_id() {
     let reply = |_| xen_store::wire::encode(MsgType::WATCH, 0, 0, &[b"OK\0"]).unwrap();
     check_violation(reply, |v| {
-        v == Violation::UnknownRequest {
+        v == ProtocolError::UnknownRequest {
             kind: MsgType::WATCH,
             req_id: 0,
         }
@@ -136,7 +136,7 @@ fn a_second_reply_is_a_violation() {
         assert_eq!(read.join().unwrap().unwrap(), b"x");
         peer.send_raw(&reply(request.req_id));
         let error = store.read("/b").unwrap_err();
-        let expect = Violation::UnknownRequest {
+        let expect = ProtocolError::UnknownRequest {
             kind: MsgType::READ,
             req_id: request.req_id,
         };
@@ -151,7 +151,7 @@ fn a_second_reply_is_a_violation() {
 fn a_reply_of_another_type_is_a_violation() {
     let reply = |id| xen_store::wire::encode(MsgType::WRITE, id, 0, &[b"OK\0"]).unwrap();
     check_violation(reply, |v| {
-        v == Violation::ReplyType {
+        v == ProtocolError::ReplyType {
             sent: MsgType::READ,
             got: MsgType::WRITE,
         }
@@ -171,7 +171,7 @@ fn a_reply_too_long_to_be_skipped_is_a_violation() {
             };
             header.to_bytes().to_vec()
         };
-        check_violation(header, |v| v == Violation::TooLong { len });
+        check_violation(header, |v| v == ProtocolError::TooLong { len });
     }
 }
 
@@ -180,7 +180,7 @@ fn an_event_without_its_fields_is_a_violation() {
     for payload in [&b""[..], b"/w\0", b"/w\0token", b"\0"] {
         let event = |_| xen_store::wire::encode(MsgType::WATCH_EVENT, 0, 0, &[payload]).unwrap();
         check_violation(event, |v| {
-            v == Violation::Payload {
+            v == ProtocolError::Payload {
                 kind: MsgType::WATCH_EVENT,
             }
         });

@@ -61,14 +61,14 @@ fn each_operation_sends_its_fields() {
     exchange(MsgType::MKDIR, b"a/b\0", ok, |s| s.mkdir("a/b").unwrap());
     exchange(MsgType::RM, b"/a\0", ok, |s| s.rm("/a").unwrap());
     exchange(MsgType::SET_PERMS, b"/a\0n7\0r3\0", ok, |s| {
-        s.set_perms(
+        s.set_permissions(
             "/a",
             &Permissions::owner_none(dom).grant_read(DomId::new(3)),
         )
         .unwrap();
     });
     let perms = exchange(MsgType::GET_PERMS, b"/a\0", b"r7\0b3\0", |s| {
-        s.get_perms("/a").unwrap()
+        s.permissions("/a").unwrap()
     });
     assert_eq!(
         perms,
@@ -120,7 +120,7 @@ fn errors_are_told_apart_by_name() {
     });
     let missing = store.read("/a").unwrap_err();
     assert!(missing.is_not_found());
-    assert_eq!(missing.errno(), libc::ENOENT);
+    assert_eq!(missing.errno(), Some(libc::ENOENT));
     assert_eq!(
         std::io::Error::from(missing).kind(),
         std::io::ErrorKind::NotFound
@@ -165,8 +165,8 @@ fn nul_and_other_malformed_arguments_are_never_sent() {
             store.mkdir(path).unwrap_err(),
             store.rm(path).unwrap_err(),
             store.directory(path).unwrap_err(),
-            store.get_perms(path).unwrap_err(),
-            store.set_perms(path, &perms).unwrap_err(),
+            store.permissions(path).unwrap_err(),
+            store.set_permissions(path, &perms).unwrap_err(),
             store.watch(path).unwrap_err(),
         ];
         assert!(
@@ -227,7 +227,7 @@ fn malformed_replies_are_reported_and_the_connection_goes_on() {
             peer.serve_ok();
         });
         let error = match kind {
-            MsgType::GET_PERMS => store.get_perms("/a").unwrap_err(),
+            MsgType::GET_PERMS => store.permissions("/a").unwrap_err(),
             MsgType::GET_DOMAIN_PATH => store.domain_path(DomId::DOM0).unwrap_err(),
             MsgType::IS_DOMAIN_INTRODUCED => store.is_introduced(DomId::DOM0).unwrap_err(),
             MsgType::DIRECTORY => store.directory("/a").unwrap_err(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::proto::MAX_UNANSWERED;
 use xen_store::wire::{Header, MsgType};
-use xen_store::{Error, Store, Violation};
+use xen_store::{Error, ProtocolError, Store};
 
 use crate::peer::{Peer, pair};
 
@@ -206,7 +206,7 @@ fn a_violation_seen_by_process_reaches_everybody_who_waits() {
             for error in errors {
                 let error = error.expect("somebody was not told");
                 assert!(
-                    matches!(error, Error::Protocol(Violation::UnknownRequest { .. })),
+                    matches!(error, Error::Protocol(ProtocolError::UnknownRequest { .. })),
                     "{error:?}"
                 );
             }

@@ -10,8 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tokio::time::timeout;
+use xen_store::tokio::Store as AsyncStore;
 use xen_store::wire::{Decoder, MsgType, encode};
-use xen_store::{AsyncStore, Error, Permissions};
+use xen_store::{Error, Permissions};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
@@ -37,8 +38,8 @@ async fn nodes_and_lists_and_permissions() {
     store.rm("/a/b").await.unwrap();
     assert!(store.read("/a/b").await.unwrap_err().is_not_found());
     let perms = Permissions::owner_none(DomId::DOM0).grant_read(DomId::new(5));
-    store.set_perms("/a", &perms).await.unwrap();
-    assert_eq!(store.get_perms("/a").await.unwrap(), perms);
+    store.set_permissions("/a", &perms).await.unwrap();
+    assert_eq!(store.permissions("/a").await.unwrap(), perms);
     for n in 0..1000 {
         store.mkdir(&format!("/long/child-{n}")).await.unwrap();
     }

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use nix::sys::socket::Backlog;
 use tokio::time::timeout;
+use xen_store::Error;
 use xen_store::proto::MAX_UNANSWERED;
+use xen_store::tokio::Store as AsyncStore;
 use xen_store::wire::{Decoder, Message, MsgType, encode};
-use xen_store::{AsyncStore, Error};
 
 use crate::runtimes::on_each;
 use crate::server;

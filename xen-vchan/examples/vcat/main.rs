@@ -43,7 +43,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, Listener, Server, service_path};
+use xen_vchan::{Channel, ClientBuilder, Error, Listener, ServerBuilder, service_path};
 
 use crate::args::{Args, USAGE};
 use crate::pump::{End, pump};
@@ -88,7 +88,7 @@ fn run(args: &Args) -> Outcome<()> {
     };
     let path = place(args, peer, &store)?;
     if args.role == "connect" {
-        let mut builder = Client::builder(peer, &path);
+        let mut builder = ClientBuilder::new(peer, &path);
         if let Some(seconds) = args.wait {
             builder = builder
                 .wait_for_server(true)
@@ -98,13 +98,13 @@ fn run(args: &Args) -> Outcome<()> {
     }
     let (left, right) = args.rings;
     if !args.keep {
-        let builder = Server::builder(peer, &path).rings(left, right);
-        return session(&mut builder.listen(&xen, &store)?, args);
+        let builder = ServerBuilder::new(peer, &path).rings(left, right);
+        return session(&mut builder.publish(&xen, &store)?, args);
     }
     // A ring for each, so that no byte of one is seen by the next, whatever library it uses.
     let builder = Listener::builder().rings(left, right);
     let mut listener = builder.clients_per_domain(1).listen(&xen, &store)?;
-    listener.serve(peer, path)?;
+    listener.bind(peer, path)?;
     loop {
         match session(&mut listener.accept(None)?, args) {
             // One client's command, or one client's fault.

@@ -5,12 +5,12 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, Region, SharedPages, map, share};
+use xen_gnttab::{MappedPages, PageAccess, Region, SharedPages, map, share};
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, GrantRef, Port, Xen};
-use xen_vchan::{Channel, Client, Error, Server, Violation};
+use xen_vchan::{Channel, ClientBuilder, Error, ServerBuilder, Violation};
 
 use super::{Input, untouched};
 
@@ -40,7 +40,7 @@ impl World {
             let node = format!("/local/domain/{domain}/domid");
             dom0.1.write(&node, domain.to_string()).unwrap();
             let readable = Permissions::owner_none(DomId::DOM0).grant_read(domain);
-            dom0.1.set_perms(&node, &readable).unwrap();
+            dom0.1.set_permissions(&node, &readable).unwrap();
         }
         Self {
             host,
@@ -106,12 +106,12 @@ fn sizes(input: &mut Input<'_>) -> (usize, usize) {
 fn server(world: &World, input: &mut Input<'_>) {
     let (xen, store) = &world.dom0;
     let (left, right) = sizes(input);
-    let channel = Server::builder(world.guest, PATH)
+    let channel = ServerBuilder::new(world.guest, PATH)
         .rings(left, right)
         // It keeps the pages that it has mapped.
         .reuse_memory(true)
         .watch_peer_domain(input.byte() & 7 == 0)
-        .listen(xen, store)
+        .publish(xen, store)
         .unwrap();
     let number = |key: &str| -> u32 {
         let node = format!("{PATH}/{key}");
@@ -123,7 +123,7 @@ fn server(world: &World, input: &mut Input<'_>) {
         let (xen, _) = &world.domu;
         let events = EventChannels::open(xen).unwrap();
         let port = events.bind_interdomain(DomId::DOM0, remote).unwrap();
-        let mut pages = map(xen, DomId::DOM0, &[page], Access::ReadWrite).unwrap();
+        let mut pages = map(xen, DomId::DOM0, &[page], PageAccess::ReadWrite).unwrap();
         Hostile {
             port: Some(port),
             _events: events,
@@ -145,7 +145,7 @@ fn client(world: &World, input: &mut Input<'_>) {
     let (xen, store) = &world.dom0;
     let events = EventChannels::open(xen).unwrap();
     let port = events.bind_unbound(world.guest).unwrap();
-    let mut control = share(xen, world.guest, 1, Access::ReadWrite).unwrap();
+    let mut control = share(xen, world.guest, 1, PageAccess::ReadWrite).unwrap();
     let order = |byte: u8| -> u16 {
         match byte {
             0..=250 => 10 + u16::from(byte % 5),
@@ -157,7 +157,7 @@ fn client(world: &World, input: &mut Input<'_>) {
         }
     };
     let orders = [order(input.byte()), order(input.byte())];
-    let rings = share(xen, world.guest, 8, Access::ReadWrite).unwrap();
+    let rings = share(xen, world.guest, 8, PageAccess::ReadWrite).unwrap();
     let mut page = control.take_region();
     let mut hostile = |bytes: &[u8], at: usize| page.copy_in(at, bytes).unwrap();
     hostile(&orders[0].to_ne_bytes(), 16);
@@ -204,11 +204,11 @@ fn client(world: &World, input: &mut Input<'_>) {
     ] {
         let node = format!("{PATH}/{key}");
         store.write(&node, text(number, input)).unwrap();
-        store.set_perms(&node, &readable).unwrap();
+        store.set_permissions(&node, &readable).unwrap();
     }
     let began = Instant::now();
     let (xen, domu) = &world.domu;
-    let connected = Client::builder(DomId::DOM0, PATH).connect(xen, domu);
+    let connected = ClientBuilder::new(DomId::DOM0, PATH).connect(xen, domu);
     assert!(
         began.elapsed() < AT_ONCE,
         "connecting took {:?}",
@@ -329,7 +329,7 @@ fn drive(input: &mut Input<'_>, mut channel: Channel, hostile: &mut Hostile, wor
             21 => channel.wait(now).map(drop),
             22 => {
                 let count = usize::from(input.byte());
-                channel.halves().0.incoming(now).map(|mut loan| {
+                channel.halves().0.read_chunk(now).map(|mut loan| {
                     assert!(loan.remaining() <= into);
                     assert!(loan.get(&mut vec![0; count]) <= count);
                 })
@@ -339,7 +339,7 @@ fn drive(input: &mut Input<'_>, mut channel: Channel, hostile: &mut Hostile, wor
                 channel
                     .halves()
                     .1
-                    .reserve(least.min(out), now)
+                    .write_chunk(least.min(out), now)
                     .map(|mut loan| {
                         assert!(loan.put(&source) <= out);
                         if commit {
@@ -372,7 +372,7 @@ fn drive(input: &mut Input<'_>, mut channel: Channel, hostile: &mut Hostile, wor
                 Error::Closed
                 | Error::ShutDown
                 | Error::WouldBlock
-                | Error::Timeout
+                | Error::TimedOut
                 | Error::Invalid { .. }
                 | Error::TooLarge { .. },
             ) => {}

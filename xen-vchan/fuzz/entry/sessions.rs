@@ -7,9 +7,9 @@
 use std::cell::RefCell;
 
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, map};
+use xen_gnttab::{MappedPages, PageAccess, map};
 use xen_sys::{DomId, GrantRef, Port};
-use xen_vchan::{Channel, Client, Error, PeerState, Server};
+use xen_vchan::{Channel, ClientBuilder, Error, PeerState, ServerBuilder};
 
 use super::Input;
 use super::channel::World;
@@ -67,14 +67,20 @@ fn come(world: &World) -> Option<Evil> {
     let (page, port) = (number("ring-ref")?, number("event-channel")?);
     let events = EventChannels::open(xen).unwrap();
     let port = events.bind_interdomain(DomId::DOM0, Port::new(port)).ok();
-    let pages = map(xen, DomId::DOM0, &[GrantRef::new(page)], Access::ReadWrite).unwrap();
+    let pages = map(
+        xen,
+        DomId::DOM0,
+        &[GrantRef::new(page)],
+        PageAccess::ReadWrite,
+    )
+    .unwrap();
     Some(Evil { port, pages })
 }
 
 fn play(world: &World, input: &mut Input<'_>) {
     let (xen, store) = &world.dom0;
-    let mut server = Server::builder(world.guest, PATH)
-        .listen(xen, store)
+    let mut server = ServerBuilder::new(world.guest, PATH)
+        .publish(xen, store)
         .unwrap();
     let mut evils: Vec<Evil> = Vec::new();
     // With the number of the rings that it came to.
@@ -117,7 +123,7 @@ fn play(world: &World, input: &mut Input<'_>) {
             }
             (6, _) if honest.is_none() => {
                 let (xen, store) = &world.domu;
-                match Client::builder(DomId::DOM0, PATH).connect(xen, store) {
+                match ClientBuilder::new(DomId::DOM0, PATH).connect(xen, store) {
                     Ok(client) => {
                         honest = Some((client, number));
                         Ok(())

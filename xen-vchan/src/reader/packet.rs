@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::ReadHalf;
-use crate::chunk::Incoming;
+use crate::chunk::ReadChunk;
 use crate::doorbell::Half;
 use crate::{Error, Result};
 
@@ -12,7 +12,7 @@ impl ReadHalf {
     ///
     /// # Errors
     ///
-    /// As [`recv`](Self::recv), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
+    /// As [`recv`](Self::recv), with [`Error::WouldBlock`] in place of [`Error::TimedOut`].
     pub fn try_recv(&mut self, buf: &mut [u8]) -> Result<()> {
         self.fits(buf.len())?;
         self.try_look(buf.len())?;
@@ -34,7 +34,7 @@ impl ReadHalf {
     pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
         // The usual packet is one of several that are known to be there, and nothing else is to be
         // reported first.
-        if !self.shared.doorbell.has_failed(Half::Reader) && self.rx.take_at_once(buf) {
+        if !self.shared.doorbell.has_failed(Half::Reader) && self.rx.take_fast(buf) {
             self.give_back();
             Ok(())
         } else {
@@ -68,9 +68,9 @@ impl ReadHalf {
     /// # Errors
     ///
     /// As [`read_deadline`](Self::read_deadline).
-    pub fn incoming(&mut self, deadline: Option<Instant>) -> Result<Incoming<'_>> {
-        self.hold_back();
+    pub fn read_chunk(&mut self, deadline: Option<Instant>) -> Result<ReadChunk<'_>> {
+        self.coalesce();
         self.wait_for(1, deadline)?;
-        Ok(Incoming::new(self))
+        Ok(ReadChunk::new(self))
     }
 }

@@ -141,7 +141,7 @@ impl Consumer {
 
     /// Fills `into`, if that are bytes of the run; `false`, and nothing done, if not, or if it is empty.
     #[inline]
-    pub(crate) fn take_at_once(&mut self, into: &mut [u8]) -> bool {
+    pub(crate) fn take_fast(&mut self, into: &mut [u8]) -> bool {
         if into.len().wrapping_sub(1) >= self.run as usize {
             return false;
         }

@@ -135,7 +135,7 @@ impl Producer {
     /// As [`refresh`](Self::refresh).
     #[inline]
     pub fn stage(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        if self.stage_at_once(bytes) {
+        if self.stage_fast(bytes) {
             Ok(bytes.len())
         } else {
             self.stage_by_steps(bytes)
@@ -145,7 +145,7 @@ impl Producer {
     /// Copies all of `bytes`, if they are a part of the run; `false`, and nothing done, if not, or if there
     /// are none.
     #[inline]
-    pub(crate) fn stage_at_once(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn stage_fast(&mut self, bytes: &[u8]) -> bool {
         if bytes.len().wrapping_sub(1) >= self.run as usize {
             return false;
         }

@@ -7,19 +7,19 @@ use ::tokio::io::unix::AsyncFd;
 use xen_store::Store;
 use xen_sys::Xen;
 
-use super::AsyncChannel;
+use super::Channel;
 use crate::client::ClientBuilder;
-use crate::{Connecting, Error, Listener, Result};
+use crate::{Connecting, Error, Result};
 
 /// Connects, waiting for the server without blocking the runtime; give it up by dropping the future.
 ///
-/// Its requests to the store block the thread; see [`AsyncRedial`](super::AsyncRedial#blocking).
+/// Its requests to the store block the thread; see [`Reconnecting`](super::Reconnecting#blocking).
 ///
 /// # Errors
 ///
 /// As [`Connecting::try_finish`](crate::Connecting::try_finish), without
 /// [`WouldBlock`](Error::WouldBlock).
-pub async fn connect(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result<AsyncChannel> {
+pub async fn connect(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result<Channel> {
     let mut connecting = builder.start(xen, store)?;
     let ready = registered(&connecting)?;
     finish(&mut connecting, &ready).await
@@ -29,10 +29,10 @@ pub async fn connect(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result
 pub(super) async fn finish(
     connecting: &mut Connecting,
     ready: &AsyncFd<OwnedFd>,
-) -> Result<AsyncChannel> {
+) -> Result<Channel> {
     loop {
         let mut guard = match connecting.try_finish() {
-            Ok(channel) => return AsyncChannel::new(channel).map_err(failed),
+            Ok(channel) => return Channel::new(channel).map_err(failed),
             Err(Error::WouldBlock) => ready.readable().await.map_err(failed)?,
             Err(error) => return Err(error),
         };
@@ -41,7 +41,7 @@ pub(super) async fn finish(
     }
 }
 
-/// A [`Listener`] in a tokio runtime.
+/// A [`crate::Listener`] in a tokio runtime.
 ///
 /// # Blocking
 ///
@@ -53,22 +53,22 @@ pub(super) async fn finish(
 /// | call | requests |
 /// |---|---|
 /// | [`accept`](Self::accept) | for each client that came or whose ring failed: removing the old ring's nodes and publishing a fresh ring, about twenty |
-/// | [`Listener::serve`] through [`get_mut`](Self::get_mut) | publishing a ring |
-/// | [`Listener::stop`], dropping the listener | removing the nodes of each ring on offer |
+/// | [`crate::Listener::bind`] through [`get_mut`](Self::get_mut) | publishing a ring |
+/// | [`crate::Listener::stop`], dropping the listener | removing the nodes of each ring on offer |
 /// | a channel that [watches the peer's domain](crate::ListenerBuilder::watch_peer_domain) | one or two after the end of any domain |
 /// | dropping an accepted channel | none: its nodes went when it was accepted |
 ///
 /// A runtime that cannot afford this gives the listener a `Store` connection of its own, so that
-/// no other user of the connection is waited for, with a limit; calls `serve` and drops the
-/// listener in `tokio::task::spawn_blocking`; or runs the blocking [`Listener::accept`] there or in
-/// a thread, and takes each channel into the runtime with [`AsyncChannel::new`].
+/// no other user of the connection is waited for, with a limit; calls `bind` and drops the
+/// listener in `tokio::task::spawn_blocking`; or runs the blocking [`crate::Listener::accept`] there or in
+/// a thread, and takes each channel into the runtime with [`Channel::new`].
 #[derive(Debug)]
-pub struct AsyncListener {
+pub struct Listener {
     ready: AsyncFd<OwnedFd>,
-    listener: Listener,
+    listener: crate::Listener,
 }
 
-impl AsyncListener {
+impl Listener {
     /// Takes a listener into the runtime of the calling task.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl AsyncListener {
     /// # Panics
     ///
     /// Outside of a runtime whose I/O driver is enabled.
-    pub fn new(listener: Listener) -> Result<Self> {
+    pub fn new(listener: crate::Listener) -> Result<Self> {
         let ready = registered(&listener)?;
         Ok(Self { ready, listener })
     }
@@ -87,11 +87,11 @@ impl AsyncListener {
     ///
     /// # Errors
     ///
-    /// As [`Listener::accept`], without [`Timeout`](Error::Timeout).
-    pub async fn accept(&mut self) -> Result<AsyncChannel> {
+    /// As [`crate::Listener::accept`], without [`Timeout`](Error::TimedOut).
+    pub async fn accept(&mut self) -> Result<Channel> {
         loop {
             match self.listener.try_accept() {
-                Ok(channel) => return AsyncChannel::new(channel).map_err(failed),
+                Ok(channel) => return Channel::new(channel).map_err(failed),
                 Err(Error::WouldBlock) => {}
                 Err(error) => return Err(error),
             }
@@ -107,14 +107,14 @@ impl AsyncListener {
     }
 
     /// The listener, to serve more paths or fewer.
-    pub const fn get_mut(&mut self) -> &mut Listener {
+    pub const fn get_mut(&mut self) -> &mut crate::Listener {
         &mut self.listener
     }
 }
 
 pub(super) fn registered(source: impl AsFd) -> Result<AsyncFd<OwnedFd>> {
     let fd = source.as_fd().try_clone_to_owned().map_err(failed)?;
-    // As in `AsyncChannel::new`.
+    // As in `Channel::new`.
     #[allow(deprecated)]
     AsyncFd::new(fd).map_err(failed)
 }

@@ -4,7 +4,7 @@
 //! # async fn run(channel: xen_vchan::Channel) -> std::io::Result<()> {
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //!
-//! let mut channel = xen_vchan::tokio::AsyncChannel::new(channel)?;
+//! let mut channel = xen_vchan::tokio::Channel::new(channel)?;
 //! channel.write_all(b"question").await?;
 //! let mut answer = [0; 6];
 //! channel.read_exact(&mut answer).await?;
@@ -27,29 +27,29 @@ use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use ::tokio::task::coop;
 
 use self::listener::failed;
-pub use self::listener::{AsyncListener, connect};
-pub use self::reconnecting::AsyncRedial;
-use self::timer::Alarm;
+pub use self::listener::{Listener, connect};
+pub use self::reconnecting::Reconnecting;
+use self::timer::Timer;
 use crate::delivery::{Interest, Readiness, Tasks, poll_task};
-use crate::{Channel, Error, PeerState, Result};
+use crate::{Error, PeerState, Result};
 
-/// A [`Channel`] in a tokio runtime.
+/// A [`crate::Channel`] in a tokio runtime.
 ///
 /// `tokio::io::split` makes halves of it that two tasks can use, on any workers. Cancelling a
 /// read or a write loses nothing: bytes leave or enter the ring in the same step in which the call
 /// is done. Each read and write spends the task's cooperative budget, so a peer that always has
 /// bytes does not starve the runtime's other tasks.
 #[derive(Debug)]
-pub struct AsyncChannel {
+pub struct Channel {
     // Remembers one waker, which is that of all `tasks`.
     ready: AsyncFd<OwnedFd>,
     tasks: Arc<Tasks>,
-    channel: Channel,
+    channel: crate::Channel,
     /// Made when events are paced.
-    alarm: Option<Alarm>,
+    alarm: Option<Timer>,
 }
 
-impl AsyncChannel {
+impl Channel {
     /// Takes a channel into the runtime of the calling task.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl AsyncChannel {
     /// # Panics
     ///
     /// Outside of a runtime whose I/O driver is enabled.
-    pub fn new(channel: Channel) -> io::Result<Self> {
+    pub fn new(channel: crate::Channel) -> io::Result<Self> {
         // Deprecated in favour of an unsafe function, for types whose descriptor can change or
         // close behind their owner's back. An `OwnedFd`'s cannot.
         #[allow(deprecated)]
@@ -74,13 +74,13 @@ impl AsyncChannel {
 
     /// The channel, for what only it can do. An event that the caller takes there wakes the tasks
     /// that wait.
-    pub const fn get_mut(&mut self) -> &mut Channel {
+    pub const fn get_mut(&mut self) -> &mut crate::Channel {
         &mut self.channel
     }
 
     /// Takes the channel out of the runtime, for another runtime or none. Nothing is lost.
     #[must_use]
-    pub fn into_inner(self) -> Channel {
+    pub fn into_inner(self) -> crate::Channel {
         self.channel
     }
 
@@ -88,7 +88,7 @@ impl AsyncChannel {
     ///
     /// # Errors
     ///
-    /// As [`Channel::wait_connected`].
+    /// As [`crate::Channel::wait_connected`].
     pub async fn connected(&mut self) -> Result<()> {
         std::future::poll_fn(|cx| self.poll_connected(cx)).await
     }
@@ -137,7 +137,7 @@ impl AsyncChannel {
         &mut self,
         cx: &mut Context<'_>,
         interest: Interest,
-        mut attempt: impl FnMut(&mut Channel) -> Result<T>,
+        mut attempt: impl FnMut(&mut crate::Channel) -> Result<T>,
     ) -> Poll<Result<T>> {
         let turn = ready!(coop::poll_proceed(cx));
         loop {
@@ -169,7 +169,7 @@ impl AsyncChannel {
     fn poll_alarm(&mut self, at: Instant) -> Poll<Result<()>> {
         let alarm = match &mut self.alarm {
             Some(alarm) => alarm,
-            none => none.insert(Alarm::new()?),
+            none => none.insert(Timer::new()?),
         };
         alarm.set(Some(at))?;
         let everybody = Waker::from(Arc::clone(&self.tasks));
@@ -190,7 +190,7 @@ impl Readiness for AsyncFd<OwnedFd> {
     }
 }
 
-impl AsyncRead for AsyncChannel {
+impl AsyncRead for Channel {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -209,7 +209,7 @@ impl AsyncRead for AsyncChannel {
     }
 }
 
-impl AsyncWrite for AsyncChannel {
+impl AsyncWrite for Channel {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -8,26 +8,26 @@ use std::time::Instant;
 
 use ::tokio::io::unix::AsyncFd;
 
-use super::AsyncChannel;
+use super::Channel;
 use super::listener::{failed, finish, registered};
-use super::timer::Alarm;
+use super::timer::Timer;
 use crate::reconnecting::over;
-use crate::{Connecting, Error, Redial, Result};
+use crate::{Connecting, Error, Result};
 
-/// A [`Redial`] in a tokio runtime.
+/// A [`crate::Reconnecting`] in a tokio runtime.
 ///
 /// ```no_run
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use xen_vchan::{Client, tokio::AsyncRedial};
+/// use xen_vchan::{ClientBuilder, tokio::Reconnecting};
 /// # async fn run(xen: xen_sys::Xen, store: xen_store::Store) -> Result<(), Box<dyn std::error::Error>> {
 /// # let server = xen_sys::DomId::new(5);
-/// let line = Client::builder(server, "/local/domain/5/data/echo").redial(&xen, &store);
-/// let mut line = AsyncRedial::new(line)?;
+/// let line = ClientBuilder::new(server, "/local/domain/5/data/echo").reconnecting(&xen, &store);
+/// let mut line = Reconnecting::new(line)?;
 /// loop {
 ///     let channel = line.session(None).await?; // a new one whenever the last has ended
 ///     let mut answer = [0; 5];
 ///     if channel.write_all(b"hello").await.is_err() || channel.read_exact(&mut answer).await.is_err() {
-///         line.hang_up(); // whatever was half said is void; the next session begins clean
+///         line.disconnect(); // whatever was half said is void; the next session begins clean
 ///     }
 /// }
 /// # }
@@ -45,17 +45,17 @@ use crate::{Connecting, Error, Redial, Result};
 /// |---|---|
 /// | [`session`](Self::session) | one when an attempt begins (a watch); one to five for each look at the server's nodes: at once, after each change of them, and every 250 ms while the server is busy |
 /// | a channel that [watches the peer's domain](crate::ClientBuilder::watch_peer_domain) | two when it is made; one or two after the end of any domain |
-/// | [`hang_up`](Self::hang_up), dropping it | none that is waited for: a watch is withdrawn without its answer |
+/// | [`disconnect`](Self::disconnect), dropping it | none that is waited for: a watch is withdrawn without its answer |
 ///
 /// A runtime that cannot afford this gives the client a `Store` connection of its own, so that no
-/// other user of the connection is waited for, with a limit; or runs the blocking [`Redial`] in a
+/// other user of the connection is waited for, with a limit; or runs the blocking [`crate::Reconnecting`] in a
 /// thread or in `tokio::task::spawn_blocking`.
 #[derive(Debug)]
-pub struct AsyncRedial {
+pub struct Reconnecting {
     /// The numbers, the pauses and how to connect; its channel is in `stage`.
-    line: Redial,
+    line: crate::Reconnecting,
     stage: Stage,
-    alarm: Alarm,
+    alarm: Timer,
 }
 
 /// What a call has reached; if it is cancelled, the next one goes on from here.
@@ -67,11 +67,11 @@ enum Stage {
         ready: AsyncFd<OwnedFd>,
     },
     /// The server has not taken note of this client yet.
-    Arrived(AsyncChannel),
-    Session(AsyncChannel),
+    Arrived(Channel),
+    Session(Channel),
 }
 
-impl AsyncRedial {
+impl Reconnecting {
     /// Takes a client into the runtime of the calling task, with the session that runs, if one does.
     ///
     /// # Errors
@@ -81,35 +81,35 @@ impl AsyncRedial {
     /// # Panics
     ///
     /// Outside of a runtime whose I/O driver is enabled.
-    pub fn new(mut line: Redial) -> Result<Self> {
+    pub fn new(mut line: crate::Reconnecting) -> Result<Self> {
         let stage = match line.channel.take() {
-            Some(channel) => Stage::Session(AsyncChannel::new(channel).map_err(failed)?),
+            Some(channel) => Stage::Session(Channel::new(channel).map_err(failed)?),
             None => Stage::Pausing,
         };
-        let alarm = Alarm::new()?;
+        let alarm = Timer::new()?;
         Ok(Self { line, stage, alarm })
     }
 
-    /// The session that runs, or the next one, as [`Redial::session`].
+    /// The session that runs, or the next one, as [`crate::Reconnecting::session`].
     ///
     /// A cancelled call loses nothing: the next one goes on waiting where it was, as the same client
     /// if a server was found already.
     ///
     /// # Errors
     ///
-    /// As [`Redial::session`].
-    pub async fn session(&mut self, deadline: Option<Instant>) -> Result<&mut AsyncChannel> {
+    /// As [`crate::Reconnecting::session`].
+    pub async fn session(&mut self, deadline: Option<Instant>) -> Result<&mut Channel> {
         if let Stage::Session(channel) = &mut self.stage {
             if over(channel.get_mut()) {
-                self.hang_up();
+                self.disconnect();
             }
         }
         while !matches!(self.stage, Stage::Session(_)) {
             let attempt = self.dial(deadline).await;
-            if !matches!(attempt, Ok(()) | Err(Error::Timeout)) {
+            if !matches!(attempt, Ok(()) | Err(Error::TimedOut)) {
                 self.stage = Stage::Pausing;
             }
-            if let ControlFlow::Break(told) = self.line.pace.judge(attempt, Instant::now()) {
+            if let ControlFlow::Break(told) = self.line.schedule.judge(attempt, Instant::now()) {
                 told?;
             }
         }
@@ -124,13 +124,13 @@ impl AsyncRedial {
         loop {
             self.stage = match &mut self.stage {
                 Stage::Pausing => {
-                    let (wait, late) = self.line.pace.wait(Instant::now(), deadline);
+                    let (wait, late) = self.line.schedule.wait(Instant::now(), deadline);
                     if !wait.is_zero() {
                         self.alarm.set(Instant::now().checked_add(wait))?;
                         poll_fn(|cx| self.alarm.poll(cx)).await?;
                     }
                     if late {
-                        return Err(Error::Timeout);
+                        return Err(Error::TimedOut);
                     }
                     let builder = self.line.builder.clone();
                     let connecting = builder.start(&self.line.xen, &self.line.store)?;
@@ -149,7 +149,7 @@ impl AsyncRedial {
                         Poll::Pending => self
                             .alarm
                             .poll(cx)
-                            .map(|rung| rung.and(Err(Error::Timeout))),
+                            .map(|rung| rung.and(Err(Error::TimedOut))),
                         noted => noted,
                     })
                     .await?;
@@ -164,9 +164,9 @@ impl AsyncRedial {
     }
 
     /// Ends the session that runs, or the attempt, if there is one.
-    pub fn hang_up(&mut self) {
+    pub fn disconnect(&mut self) {
         self.stage = Stage::Pausing;
-        self.line.pace.ended(Instant::now());
+        self.line.schedule.ended(Instant::now());
     }
 
     /// How many sessions there have been, the one that runs included: its number.

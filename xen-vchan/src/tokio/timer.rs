@@ -13,13 +13,13 @@ use crate::connecting::{new_timer, set_timer};
 
 /// A moment to be woken at.
 #[derive(Debug)]
-pub(super) struct Alarm {
+pub(super) struct Timer {
     timer: TimerFd,
     rings: AsyncFd<OwnedFd>,
     at: Option<Instant>,
 }
 
-impl Alarm {
+impl Timer {
     pub(super) fn new() -> Result<Self> {
         let timer = new_timer()?;
         let rings = registered(&timer)?;

@@ -12,12 +12,12 @@ impl WriteHalf {
     /// if corking allows. It does what [`put`](Self::put) would, in one piece of code without a call,
     /// which for a small message is half of its cost; so it belongs to who calls it.
     #[inline(always)]
-    pub(crate) fn put_at_once(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub(crate) fn put_fast(&mut self, bytes: &[u8]) -> Option<usize> {
         if self.shared.doorbell.has_failed(Half::Writer) || !self.shared.session.runs() {
             return None;
         }
         // A half that is not attached has no run.
-        if !self.tx.stage_at_once(bytes) {
+        if !self.tx.stage_fast(bytes) {
             self.stage_in_one(bytes)?;
         }
         self.publish_unless_corked();

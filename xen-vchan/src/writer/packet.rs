@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::WriteHalf;
-use crate::chunk::Outgoing;
+use crate::chunk::WriteChunk;
 use crate::doorbell::Half;
 use crate::{Error, Result};
 
@@ -12,7 +12,7 @@ impl WriteHalf {
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send), with [`Error::WouldBlock`] in place of [`Error::Timeout`].
+    /// As [`send`](Self::send), with [`Error::WouldBlock`] in place of [`Error::TimedOut`].
     pub fn try_send(&mut self, bytes: &[u8]) -> Result<()> {
         self.fits(bytes.len())?;
         self.try_look(bytes.len())?;
@@ -30,7 +30,7 @@ impl WriteHalf {
     #[inline]
     pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
         // In one piece, if at all.
-        if self.put_at_once(bytes).is_some() {
+        if self.put_fast(bytes).is_some() {
             Ok(())
         } else {
             self.send_patiently(bytes, deadline)
@@ -65,16 +65,20 @@ impl WriteHalf {
     }
 
     /// Sleeps until there are `least` bytes of space, then lends all the space there is: to be
-    /// filled in many small steps and published once, by [`Outgoing::commit`].
+    /// filled in many small steps and published once, by [`WriteChunk::commit`].
     ///
     /// # Errors
     ///
     /// As [`send`](Self::send).
-    pub fn reserve(&mut self, least: usize, deadline: Option<Instant>) -> Result<Outgoing<'_>> {
+    pub fn write_chunk(
+        &mut self,
+        least: usize,
+        deadline: Option<Instant>,
+    ) -> Result<WriteChunk<'_>> {
         self.fits(least)?;
         self.publish();
         self.shared.doorbell.check(Half::Writer)?;
         self.wait_for(least, least, deadline)?;
-        Ok(Outgoing::new(self))
+        Ok(WriteChunk::new(self))
     }
 }

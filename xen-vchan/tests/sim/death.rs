@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, PeerState, Server};
+use xen_vchan::{Channel, ClientBuilder, Error, PeerState, ServerBuilder};
 
 use crate::world::{World, byte, soon, wait_gone};
 
@@ -41,10 +41,10 @@ fn victim() {
     let xen = Xen::join_path(Path::new(&sockets).join("xen"), me).unwrap();
     let store = Store::open(&xen).unwrap();
     let mut channel = if role == "server" {
-        let builder = Server::builder(peer, path_of(me)).rings(1 << 16, 1 << 16);
-        builder.listen(&xen, &store).unwrap()
+        let builder = ServerBuilder::new(peer, path_of(me)).rings(1 << 16, 1 << 16);
+        builder.publish(&xen, &store).unwrap()
     } else {
-        let builder = Client::builder(peer, path_of(peer)).wait_for_server(true);
+        let builder = ClientBuilder::new(peer, path_of(peer)).wait_for_server(true);
         builder
             .timeout(Duration::from_secs(20))
             .connect(&xen, &store)
@@ -177,8 +177,8 @@ fn a_client_killed_in_the_middle_of_a_transfer_is_noticed_and_another_can_come()
     let world = World::new();
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
-    let builder = Server::builder(DomId::DOM0, &path).rings(1 << 16, 1 << 16);
-    let mut server = builder.listen(&xen, &store).unwrap();
+    let builder = ServerBuilder::new(DomId::DOM0, &path).rings(1 << 16, 1 << 16);
+    let mut server = builder.publish(&xen, &store).unwrap();
     for _ in 0..3 {
         let mut victim = Victim::start(&world, "client");
         victim.wait_up();
@@ -201,8 +201,8 @@ fn a_sleeping_server_is_woken_by_its_clients_death() {
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
     // The victim fills this ring and then sleeps for space.
-    let mut server = Server::builder(DomId::DOM0, &path)
-        .listen(&xen, &store)
+    let mut server = ServerBuilder::new(DomId::DOM0, &path)
+        .publish(&xen, &store)
         .unwrap();
     let mut victim = Victim::start(&world, "client");
     victim.wait_up();
@@ -234,15 +234,15 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
     // The victim is in the guest; domain 0 may ask the store about its end.
     let (mut victim, mut channel) = if victim_serves {
         let victim = Victim::start_in(&world, "server", world.guest, DomId::DOM0);
-        let builder = Client::builder(world.guest, path_of(world.guest))
+        let builder = ClientBuilder::new(world.guest, path_of(world.guest))
             .wait_for_server(true)
             .watch_peer_domain(true)
             .timeout(Duration::from_secs(20));
         (victim, builder.connect(&xen, &store).unwrap())
     } else {
-        let server = Server::builder(world.guest, path_of(DomId::DOM0))
+        let server = ServerBuilder::new(world.guest, path_of(DomId::DOM0))
             .watch_peer_domain(true)
-            .listen(&xen, &store)
+            .publish(&xen, &store)
             .unwrap();
         let victim = Victim::start_in(&world, "client", world.guest, DomId::DOM0);
         (victim, server)
@@ -286,7 +286,7 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
                         assert!(part.clone().all(|(at, value)| *value == byte(got + at)));
                         got += len;
                     }
-                    Err(Error::Timeout) => break,
+                    Err(Error::TimedOut) => break,
                     Err(error) => panic!("{error}"),
                 }
             }

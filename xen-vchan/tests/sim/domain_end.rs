@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
-use xen_vchan::{Client, Error, PeerState, Server};
+use xen_vchan::{ClientBuilder, Error, PeerState, ServerBuilder};
 
 use crate::world::{PATH, World, poll_one, soon};
 
@@ -15,8 +15,8 @@ use crate::world::{PATH, World, poll_one, soon};
 fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
     let world = World::new();
     let (xen, store) = world.dom0();
-    let builder = Server::builder(world.guest, PATH).watch_peer_domain(true);
-    let mut server = builder.listen(&xen, &store).unwrap();
+    let builder = ServerBuilder::new(world.guest, PATH).watch_peer_domain(true);
+    let mut server = builder.publish(&xen, &store).unwrap();
     let mut client = world.connect();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
@@ -41,11 +41,11 @@ fn the_end_of_the_servers_domain_wakes_an_event_loop() {
     let world = World::new();
     let path = format!("/local/domain/{}/data/vchan-test", world.guest);
     let (xen, store) = world.domu();
-    let mut server = Server::builder(DomId::DOM0, &path)
-        .listen(&xen, &store)
+    let mut server = ServerBuilder::new(DomId::DOM0, &path)
+        .publish(&xen, &store)
         .unwrap();
     let (xen, store) = world.dom0();
-    let builder = Client::builder(world.guest, &path).watch_peer_domain(true);
+    let builder = ClientBuilder::new(world.guest, &path).watch_peer_domain(true);
     let mut client = builder.connect(&xen, &store).unwrap();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
@@ -87,8 +87,9 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
     let looks = Arc::new(AtomicBool::new(true));
     let looker = std::thread::spawn({
         let ([(xen, store), _], looks) = (ends.clone(), Arc::clone(&looks));
-        let server = Server::builder(world.guest, format!("{PATH}-looks")).watch_peer_domain(true);
-        let mut server = server.listen(&xen, &store).unwrap();
+        let server =
+            ServerBuilder::new(world.guest, format!("{PATH}-looks")).watch_peer_domain(true);
+        let mut server = server.publish(&xen, &store).unwrap();
         move || {
             while looks.load(Ordering::Relaxed) {
                 server.acknowledge_events().unwrap();
@@ -101,10 +102,10 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
             let ([(xen, store), (their_xen, their_store)], done) = (ends.clone(), done.clone());
             let (guest, path) = (world.guest, format!("{PATH}-{index}"));
             std::thread::spawn(move || {
-                let server = Server::builder(guest, &path).watch_peer_domain(true);
-                let mut server = server.listen(&xen, &store).unwrap();
+                let server = ServerBuilder::new(guest, &path).watch_peer_domain(true);
+                let mut server = server.publish(&xen, &store).unwrap();
                 // Two watches each: more clients than 64 are beyond a guest's quota.
-                let client = Client::builder(DomId::DOM0, &path).watch_peer_domain(index < 40);
+                let client = ClientBuilder::new(DomId::DOM0, &path).watch_peer_domain(index < 40);
                 let mut client = client.connect(&their_xen, &their_store).unwrap();
                 server.wait_connected(soon()).unwrap();
                 client.wait_connected(soon()).unwrap();

@@ -8,7 +8,7 @@ use xen_store::Permissions;
 use xen_store_server::Quota;
 use xen_sys::DomId;
 use xen_sys::sim::{Fault, Op};
-use xen_vchan::{Client, Error, PeerState, Server};
+use xen_vchan::{ClientBuilder, Error, PeerState, ServerBuilder};
 
 use crate::hostile::scribble;
 use crate::world::{PATH, World, poll_one, soon};
@@ -17,7 +17,7 @@ use crate::world::{PATH, World, poll_one, soon};
 fn without_a_server_the_client_fails_at_once_and_says_where_it_looked() {
     let world = World::new();
     let (xen, store) = world.domu();
-    match Client::builder(DomId::DOM0, PATH).connect(&xen, &store) {
+    match ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store) {
         Err(Error::NoServer { path }) => assert_eq!(path, PATH),
         other => panic!("{other:?}"),
     }
@@ -29,11 +29,11 @@ fn waiting_for_a_server_ends_at_the_deadline() {
     let world = World::new();
     let (xen, store) = world.domu();
     let begin = Instant::now();
-    let waited = Client::builder(DomId::DOM0, PATH)
+    let waited = ClientBuilder::new(DomId::DOM0, PATH)
         .wait_for_server(true)
         .timeout(Duration::from_millis(50))
         .connect(&xen, &store);
-    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert!(begin.elapsed() >= Duration::from_millis(50));
     world.end();
 }
@@ -44,7 +44,7 @@ fn a_waiting_client_finds_the_server_that_comes() {
     thread::scope(|scope| {
         let client = scope.spawn(|| {
             let (xen, store) = world.domu();
-            let builder = Client::builder(DomId::DOM0, PATH).wait_for_server(true);
+            let builder = ClientBuilder::new(DomId::DOM0, PATH).wait_for_server(true);
             builder
                 .timeout(Duration::from_secs(20))
                 .connect(&xen, &store)
@@ -68,14 +68,14 @@ fn a_second_client_waits_until_the_first_has_left() {
     server.wait_connected(soon()).unwrap();
     first.wait_connected(soon()).unwrap();
     let (xen, store) = world.domu();
-    let at_once = Client::builder(DomId::DOM0, PATH).connect(&xen, &store);
+    let at_once = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store);
     assert!(
         matches!(at_once, Err(Error::Unreachable { .. })),
         "{at_once:?}"
     );
     thread::scope(|scope| {
         let second = scope.spawn(|| {
-            let builder = Client::builder(DomId::DOM0, PATH).wait_for_server(true);
+            let builder = ClientBuilder::new(DomId::DOM0, PATH).wait_for_server(true);
             builder
                 .timeout(Duration::from_secs(20))
                 .connect(&xen, &store)
@@ -97,11 +97,11 @@ fn a_path_longer_than_sixty_four_bytes_works() {
     let world = World::new();
     let path = format!("/local/domain/0/data/{}", "a-long-name/".repeat(20));
     let (xen, store) = world.dom0();
-    let server = Server::builder(world.guest, &path)
-        .listen(&xen, &store)
+    let server = ServerBuilder::new(world.guest, &path)
+        .publish(&xen, &store)
         .unwrap();
     let (xen, store) = world.domu();
-    let client = Client::builder(DomId::DOM0, &path)
+    let client = ClientBuilder::new(DomId::DOM0, &path)
         .connect(&xen, &store)
         .unwrap();
     drop((server, client));
@@ -119,11 +119,11 @@ fn the_longest_path_works_and_one_byte_more_is_an_error_that_leaves_nothing() {
     for (len, fits) in [(longest, true), (longest + 1, false), (4000, false)] {
         let folders = format!("{}/", "p".repeat(99)).repeat(len / 100);
         let path = format!("{root}{folders}{}", "p".repeat(len % 100));
-        let listening = Server::builder(world.guest, &path).listen(&xen, &store);
+        let listening = ServerBuilder::new(world.guest, &path).publish(&xen, &store);
         if fits {
             let server = listening.unwrap();
             let (xen, store) = world.domu();
-            let client = Client::builder(DomId::DOM0, &path);
+            let client = ClientBuilder::new(DomId::DOM0, &path);
             drop((server, client.connect(&xen, &store).unwrap()));
         } else {
             assert!(matches!(listening, Err(Error::Store(_))), "{listening:?}");
@@ -158,11 +158,11 @@ fn publishing_and_finding_take_no_transaction() {
         assert!(taken.len() < 5, "the quota does not count");
     }
     let path = format!("/local/domain/{}/data/own", world.guest);
-    let server = Server::builder(DomId::DOM0, &path)
-        .listen(&xen, &store)
+    let server = ServerBuilder::new(DomId::DOM0, &path)
+        .publish(&xen, &store)
         .unwrap();
     let other = world.listen(0, 0);
-    let client = Client::builder(DomId::DOM0, PATH)
+    let client = ClientBuilder::new(DomId::DOM0, PATH)
         .connect(&xen, &store)
         .unwrap();
     drop((server, other, client, taken));
@@ -174,9 +174,9 @@ fn publishing_and_finding_take_no_transaction() {
 fn rings_above_a_mebibyte_are_refused() {
     let world = World::new();
     let (xen, store) = world.dom0();
-    let refused = Server::builder(world.guest, PATH)
+    let refused = ServerBuilder::new(world.guest, PATH)
         .rings((1 << 20) + 1, 0)
-        .listen(&xen, &store);
+        .publish(&xen, &store);
     match refused {
         Err(Error::TooLarge { asked, limit, .. }) => {
             assert_eq!((asked, limit), ((1 << 20) + 1, 1 << 20));
@@ -216,8 +216,8 @@ fn nodes_that_hold_no_number_are_the_servers_fault() {
     ] {
         store.write(&node, value).unwrap();
         let readable = Permissions::owner_none(DomId::DOM0).grant_read(world.guest);
-        store.set_perms(&node, &readable).unwrap();
-        let refused = Client::builder(DomId::DOM0, PATH).connect(&xen, &domu);
+        store.set_permissions(&node, &readable).unwrap();
+        let refused = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &domu);
         let Err(
             error @ Error::Node {
                 key: "ring-ref", ..
@@ -243,7 +243,7 @@ fn a_page_in_the_making_is_no_server_yet() {
         let old = world.listen(4096, 4096);
         let (xen, store) = world.domu();
         scribble(&world, offset, unfinished);
-        let builder = Client::builder(DomId::DOM0, PATH);
+        let builder = ClientBuilder::new(DomId::DOM0, PATH);
         let at_once = builder.clone().connect(&xen, &store);
         assert!(
             matches!(at_once, Err(Error::NoServer { .. })),
@@ -271,7 +271,7 @@ fn the_nodes_of_a_killed_server_go_before_the_next_one_has_a_port() {
             nth: 1,
             errno: nix::errno::Errno::ENOSPC as i32,
         });
-        let refused = Server::builder(world.guest, PATH).listen(&xen, &store);
+        let refused = ServerBuilder::new(world.guest, PATH).publish(&xen, &store);
         assert!(matches!(refused, Err(Error::Os(_))), "{refused:?}");
         assert!(!store.exists(&node).unwrap());
     }

@@ -45,7 +45,7 @@ fn packets_go_whole_or_not_at_all() {
     ));
     assert!(matches!(
         rx.recv(&mut [0; 3001], Some(Instant::now())),
-        Err(Error::Timeout)
+        Err(Error::TimedOut)
     ));
     let mut got = vec![0; 3000];
     rx.recv(&mut got, soon()).unwrap();
@@ -66,7 +66,7 @@ fn packets_go_whole_or_not_at_all() {
 fn a_loan_is_published_once_or_forgotten() {
     let (world, mut server, mut client) = ready(4096, 4096);
     let (_, tx) = client.halves();
-    let mut loan = tx.reserve(100, soon()).unwrap();
+    let mut loan = tx.write_chunk(100, soon()).unwrap();
     assert_eq!(loan.remaining(), 4096);
     for round in 0..10u8 {
         assert!(loan.put_whole(&[round; 10]));
@@ -75,14 +75,14 @@ fn a_loan_is_published_once_or_forgotten() {
     assert_eq!(rx.bytes_readable().unwrap(), 0);
     loan.commit();
     assert_eq!(rx.bytes_readable().unwrap(), 100);
-    let mut forgotten = tx.reserve(1, soon()).unwrap();
+    let mut forgotten = tx.write_chunk(1, soon()).unwrap();
     assert_eq!(forgotten.put(&[99; 5000]), 3996);
     assert_eq!(forgotten.remaining(), 0);
     assert!(!forgotten.put_whole(&[99]));
     drop(forgotten);
     assert_eq!(rx.bytes_readable().unwrap(), 100);
 
-    let mut incoming = rx.incoming(soon()).unwrap();
+    let mut incoming = rx.read_chunk(soon()).unwrap();
     for round in 0..9u8 {
         let mut got = [99; 10];
         assert!(incoming.get_exact(&mut got));

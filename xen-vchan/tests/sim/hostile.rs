@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 
-use xen_gnttab::{Access, map};
+use xen_gnttab::{PageAccess, map};
 use xen_sys::{DomId, GrantRef};
-use xen_vchan::{Channel, Client, Error, Violation};
+use xen_vchan::{Channel, ClientBuilder, Error, Violation};
 
 use crate::world::{PATH, World, bytes, soon};
 
@@ -106,7 +106,7 @@ fn a_client_writes_only_the_words_that_are_its_own() {
     let (xen, _) = world.domu();
     let mut server = world.listen(4096, 4096);
     server.write_all(&bytes(0, 100)).unwrap();
-    let page = map(&xen, DomId::DOM0, &[control(&world)], Access::ReadWrite).unwrap();
+    let page = map(&xen, DomId::DOM0, &[control(&world)], PageAccess::ReadWrite).unwrap();
     let theirs = || {
         let mut all = [0; 4096];
         page.region().copy_out(0, &mut all).unwrap();
@@ -137,7 +137,7 @@ fn orders_that_overlap_are_refused_by_the_client() {
         orders.extend_from_slice(&right.to_ne_bytes());
         scribble(&world, 16, &orders);
         let (xen, store) = world.domu();
-        let refused = Client::builder(DomId::DOM0, PATH).connect(&xen, &store);
+        let refused = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store);
         assert!(
             matches!(refused, Err(Error::Peer(_))),
             "{left} {right}: {refused:?}"
@@ -153,7 +153,7 @@ fn a_grant_list_of_nonsense_is_an_error_and_nothing_stays_mapped() {
     let server = world.listen(1 << 16, 1 << 16);
     scribble(&world, 24, &[0xff; 64]);
     let (xen, store) = world.domu();
-    let refused = Client::builder(DomId::DOM0, PATH).connect(&xen, &store);
+    let refused = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store);
     assert!(matches!(refused, Err(Error::Os(_))), "{refused:?}");
     drop(server);
     world.end();

@@ -6,7 +6,7 @@ use std::thread;
 use xen_evtchn::EventChannels;
 use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Port, Xen};
-use xen_vchan::{Channel, Client, Error, Listener, PeerState, service_path};
+use xen_vchan::{Channel, ClientBuilder, Error, Listener, PeerState, service_path};
 
 use crate::world::{World, bytes, poll_one, read_all, soon};
 
@@ -18,7 +18,7 @@ fn listener(world: &World, clients: usize) -> Listener {
     let (xen, store) = world.dom0();
     let builder = Listener::builder().clients_per_domain(clients);
     let mut listener = builder.listen(&xen, &store).unwrap();
-    listener.serve(world.guest, path(world.guest)).unwrap();
+    listener.bind(world.guest, path(world.guest)).unwrap();
     listener
 }
 
@@ -29,7 +29,7 @@ fn domain(world: &World, guest: DomId) -> (Xen, Store) {
 
 fn dial(world: &World, guest: DomId) -> Channel {
     let (xen, store) = domain(world, guest);
-    let builder = Client::builder(DomId::DOM0, path(guest)).wait_for_server(true);
+    let builder = ClientBuilder::new(DomId::DOM0, path(guest)).wait_for_server(true);
     builder
         .deadline(soon().unwrap())
         .connect(&xen, &store)
@@ -65,9 +65,9 @@ fn clients_of_two_domains_are_served_at_once() {
     let other = world.host.add_domain().unwrap();
     world.stored.add_domain(other);
     let mut listener = listener(&world, 3);
-    listener.serve(other, path(other)).unwrap();
+    listener.bind(other, path(other)).unwrap();
     assert!(matches!(
-        listener.serve(other, path(other)),
+        listener.bind(other, path(other)),
         Err(Error::Invalid { .. })
     ));
     thread::scope(|scope| {
@@ -104,7 +104,7 @@ fn silent_clients_hold_up_nobody_and_a_domain_gets_its_number_and_no_more() {
     let other = world.host.add_domain().unwrap();
     world.stored.add_domain(other);
     let mut listener = listener(&world, 2);
-    listener.serve(other, path(other)).unwrap();
+    listener.bind(other, path(other)).unwrap();
     // Both places of the first domain, taken by clients that say nothing.
     let silent = [dial(&world, world.guest), {
         let first = listener.accept(soon()).unwrap();
@@ -115,7 +115,7 @@ fn silent_clients_hold_up_nobody_and_a_domain_gets_its_number_and_no_more() {
         assert!(matches!(listener.try_accept(), Err(Error::WouldBlock)));
         // No place, no ring.
         let (xen, store) = domain(&world, world.guest);
-        let third = Client::builder(DomId::DOM0, path(world.guest)).connect(&xen, &store);
+        let third = ClientBuilder::new(DomId::DOM0, path(world.guest)).connect(&xen, &store);
         assert!(matches!(third, Err(Error::NoServer { .. })), "{third:?}");
 
         // The other domain is served as before.
@@ -181,7 +181,7 @@ fn a_client_that_came_wrote_and_left_is_read_and_a_channel_is_one_session() {
     let (xen, store) = domain(&world, world.guest);
     let node = format!("{}/accepts-sessions", path(world.guest));
     world.dom0().1.rm(&node).unwrap();
-    let builder = Client::builder(DomId::DOM0, path(world.guest));
+    let builder = ClientBuilder::new(DomId::DOM0, path(world.guest));
     let mut hasty = builder.connect(&xen, &store).unwrap();
     hasty.write_all(b"in passing").unwrap();
     drop(hasty);
@@ -196,7 +196,7 @@ fn a_client_that_came_wrote_and_left_is_read_and_a_channel_is_one_session() {
     drop((accepted, client, second));
 
     listener.stop(&path(world.guest));
-    let gone = Client::builder(DomId::DOM0, path(world.guest)).connect(&xen, &store);
+    let gone = ClientBuilder::new(DomId::DOM0, path(world.guest)).connect(&xen, &store);
     assert!(matches!(gone, Err(Error::NoServer { .. })), "{gone:?}");
     drop((listener, xen));
     end(world);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use xen_sys::{DomId, GrantRef};
-use xen_vchan::{Channel, Client, Error, Server, Violation};
+use xen_vchan::{Channel, ClientBuilder, Error, ServerBuilder, Violation};
 
 use crate::world::{PATH, World, bytes, read_all, soon};
 
@@ -20,7 +20,7 @@ const ENOTCONN: i32 = nix::errno::Errno::ENOTCONN as i32;
 fn pair(world: &World) -> (Channel, Channel, xen_sys::Xen) {
     let mut server = world.listen(0, 0);
     let (xen, store) = world.domu();
-    let builder = Client::builder(DomId::DOM0, PATH);
+    let builder = ClientBuilder::new(DomId::DOM0, PATH);
     let mut client = builder.connect(&xen, &store).unwrap();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
@@ -247,7 +247,7 @@ fn a_packet_that_meets_an_error_is_not_sent_at_all() {
     tx.send(&bytes(0, 1000), soon()).unwrap();
     assert!(matches!(
         tx.send(&[1; 25], Some(Instant::now() + Duration::from_millis(20))),
-        Err(Error::Timeout)
+        Err(Error::TimedOut)
     ));
     let (rx, _) = server.halves();
     assert_eq!(rx.bytes_readable().unwrap(), 1000);
@@ -276,8 +276,8 @@ fn every_errno_of_the_making_of_a_channel_comes_out_and_nothing_stays() {
             nth,
             errno,
         });
-        let builder = Server::builder(world.guest, PATH).rings(1 << 16, 1 << 16);
-        match builder.listen(&xen, &store) {
+        let builder = ServerBuilder::new(world.guest, PATH).rings(1 << 16, 1 << 16);
+        match builder.publish(&xen, &store) {
             Err(Error::Os(error)) => assert_eq!(error.errno(), Some(errno), "{op:?} {nth}"),
             Ok(_) => assert!(op != Op::Share && nth > 1, "{op:?} {nth} was not met"),
             other => panic!("{op:?} {nth}: {other:?}"),
@@ -287,9 +287,9 @@ fn every_errno_of_the_making_of_a_channel_comes_out_and_nothing_stays() {
         world.host.assert_clean();
         assert!(!store.exists(PATH).unwrap());
     }
-    let server = Server::builder(world.guest, PATH).rings(1 << 16, 1 << 16);
+    let server = ServerBuilder::new(world.guest, PATH).rings(1 << 16, 1 << 16);
     let (xen, store) = world.dom0();
-    let server = server.listen(&xen, &store).unwrap();
+    let server = server.publish(&xen, &store).unwrap();
     for (op, nth) in [
         (Op::BindInterdomain, 1),
         (Op::Map, 1),
@@ -305,7 +305,7 @@ fn every_errno_of_the_making_of_a_channel_comes_out_and_nothing_stays() {
             nth,
             errno,
         });
-        let source = match Client::builder(DomId::DOM0, PATH).connect(&xen, &store) {
+        let source = match ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store) {
             Err(Error::Os(source)) => source,
             other => panic!("{op:?} {nth}: {other:?}"),
         };

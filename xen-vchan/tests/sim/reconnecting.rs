@@ -5,22 +5,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
-use xen_vchan::{Backoff, Client, Error, Redial};
+use xen_vchan::{Backoff, ClientBuilder, Error, Reconnecting};
 
 use crate::world::{PATH, World, poll_one, soon};
 
-pub(crate) fn redial(world: &World) -> Redial {
+pub(crate) fn reconnecting(world: &World) -> Reconnecting {
     let (xen, store) = world.domu();
     let quick = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
-    Client::builder(DomId::DOM0, PATH)
-        .redial(&xen, &store)
+    ClientBuilder::new(DomId::DOM0, PATH)
+        .reconnecting(&xen, &store)
         .backoff(quick)
 }
 
 #[test]
 fn each_server_is_a_session_of_its_own() {
     let world = World::new();
-    let mut line = redial(&world);
+    let mut line = reconnecting(&world);
     for round in 1..=5u8 {
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -47,7 +47,7 @@ fn each_server_is_a_session_of_its_own() {
         assert_eq!(line.sessions(), u64::from(round));
     }
     let deadline = Instant::now() + Duration::from_millis(50);
-    assert!(matches!(line.session(Some(deadline)), Err(Error::Timeout)));
+    assert!(matches!(line.session(Some(deadline)), Err(Error::TimedOut)));
     assert!(Instant::now() >= deadline);
     drop(line);
     world.end();
@@ -57,7 +57,7 @@ fn each_server_is_a_session_of_its_own() {
 fn who_hangs_up_begins_clean_with_the_same_server() {
     let world = World::new();
     let mut server = world.listen(0, 0);
-    let mut line = redial(&world);
+    let mut line = reconnecting(&world);
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..10 {
@@ -76,7 +76,7 @@ fn who_hangs_up_begins_clean_with_the_same_server() {
             let channel = line.session(soon()).unwrap();
             channel.write_all(b"half a ques").unwrap();
             assert_eq!(channel.bytes_readable().unwrap(), 0);
-            line.hang_up();
+            line.disconnect();
             assert_eq!(line.sessions(), round);
         }
     });
@@ -88,7 +88,7 @@ fn who_hangs_up_begins_clean_with_the_same_server() {
 fn a_client_on_its_way_blocks_nobody() {
     let world = World::new();
     let (xen, store) = world.domu();
-    let builder = Client::builder(DomId::DOM0, PATH);
+    let builder = ClientBuilder::new(DomId::DOM0, PATH);
     let mut connecting = builder.clone().start(&xen, &store).unwrap();
     assert!(matches!(connecting.try_finish(), Err(Error::WouldBlock)));
     let server = world.listen(0, 0);
@@ -120,7 +120,7 @@ fn a_client_on_its_way_blocks_nobody() {
             other => break other,
         }
     };
-    assert!(matches!(over, Err(Error::Timeout)), "{over:?}");
+    assert!(matches!(over, Err(Error::TimedOut)), "{over:?}");
     drop((server, second, third, xen));
     world.end();
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, MappedPages, map};
+use xen_gnttab::{MappedPages, PageAccess, map};
 use xen_sys::{DomId, GrantRef, Port};
 use xen_vchan::{Error, PeerState};
 
@@ -155,7 +155,7 @@ impl Lingering {
         let events = EventChannels::open(&xen).unwrap();
         let mut this = Self {
             port: events.bind_interdomain(DomId::DOM0, port).unwrap(),
-            pages: map(&xen, DomId::DOM0, &[page], Access::ReadWrite).unwrap(),
+            pages: map(&xen, DomId::DOM0, &[page], PageAccess::ReadWrite).unwrap(),
         };
         this.live(1);
         this
@@ -380,7 +380,7 @@ fn shutdown_publishes_what_was_corked_and_ends_every_way_of_writing() {
         shut(tx.try_write_vectored(&both));
         shut(tx.try_send(b"x").map(|()| 0));
         shut(tx.send(b"x", soon()).map(|()| 0));
-        shut(tx.reserve(1, soon()).map(|_| 0));
+        shut(tx.write_chunk(1, soon()).map(|_| 0));
         let (file, mut end) = std::os::unix::net::UnixStream::pair().unwrap();
         end.write_all(b"x").unwrap();
         shut(tx.try_read_from(&file, 1));

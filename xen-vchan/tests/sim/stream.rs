@@ -125,7 +125,7 @@ fn a_deadline_ends_a_read_and_a_write_with_the_count_of_what_went() {
     let deadline = Some(begin + Duration::from_millis(50));
     assert!(matches!(
         server.read_deadline(&mut [0; 10], deadline),
-        Err(Error::Timeout)
+        Err(Error::TimedOut)
     ));
     assert!(begin.elapsed() >= Duration::from_millis(50));
 
@@ -136,7 +136,7 @@ fn a_deadline_ends_a_read_and_a_write_with_the_count_of_what_went() {
     );
     assert!(matches!(
         client.write_deadline(b"more", Some(Instant::now())),
-        Err(Error::Timeout)
+        Err(Error::TimedOut)
     ));
     let mut got = vec![0; 1024];
     server.read_exact(&mut got).unwrap();
@@ -169,7 +169,7 @@ fn a_channel_that_nobody_uses_costs_no_cpu() {
     let deadline = Some(Instant::now() + Duration::from_millis(500));
     assert!(matches!(
         server.read_deadline(&mut [0], deadline),
-        Err(Error::Timeout)
+        Err(Error::TimedOut)
     ));
     let used = thread_cpu() - before;
     assert!(

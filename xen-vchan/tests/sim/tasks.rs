@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 use xen_sys::DomId;
-use xen_vchan::tokio::{AsyncChannel, AsyncListener, connect};
-use xen_vchan::{Client, Error, Listener};
+use xen_vchan::tokio::{Channel as AsyncChannel, Listener as AsyncListener, connect};
+use xen_vchan::{ClientBuilder, Error, Listener};
 
 use crate::world::{PATH, World, bytes};
 
@@ -77,7 +77,7 @@ fn tasks_listen_connect_and_send_packets() {
     let world = World::new();
     let (xen, store) = world.dom0();
     let mut listener = Listener::builder().listen(&xen, &store).unwrap();
-    listener.serve(world.guest, PATH).unwrap();
+    listener.bind(world.guest, PATH).unwrap();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut listener = AsyncListener::new(listener).unwrap();
@@ -86,7 +86,7 @@ fn tasks_listen_connect_and_send_packets() {
         for round in 0..5u8 {
             let (xen, store) = world.domu();
             let client = async {
-                let builder = Client::builder(DomId::DOM0, PATH);
+                let builder = ClientBuilder::new(DomId::DOM0, PATH);
                 let mut client = connect(builder, &xen, &store).await.unwrap();
                 // Ten packets through a ring for one of them and a bit.
                 for _ in 0..10 {
@@ -125,11 +125,11 @@ fn a_task_accepts_the_client_behind_many_that_came_and_left() {
         let path = |index| format!("{PATH}-{index}");
         const PATHS: usize = 200;
         for index in 0..PATHS {
-            listener.serve(world.guest, path(index)).unwrap();
+            listener.bind(world.guest, path(index)).unwrap();
         }
         let (their_xen, their_store) = world.domu();
         let dial = |index| {
-            let builder = Client::builder(DomId::DOM0, path(index));
+            let builder = ClientBuilder::new(DomId::DOM0, path(index));
             builder.connect(&their_xen, &their_store).unwrap()
         };
         runtime.block_on(async {

@@ -12,8 +12,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use xen_evtchn::EventPacer;
 use xen_sys::DomId;
-use xen_vchan::tokio::AsyncChannel;
-use xen_vchan::{Channel, Client, Server};
+use xen_vchan::tokio::Channel as AsyncChannel;
+use xen_vchan::{Channel, ClientBuilder, ServerBuilder};
 
 use crate::pacing::{stormed, write_one};
 use crate::tasks::LONG;
@@ -139,8 +139,8 @@ pub(crate) fn pairs(world: &World, count: usize) -> Vec<(Channel, Channel)> {
     let ((xen, store), (their_xen, their_store)) = (world.dom0(), world.domu());
     let pair = |index| {
         let path = format!("{}-{index}", crate::world::PATH);
-        let server = Server::builder(world.guest, &path).listen(&xen, &store);
-        let client = Client::builder(DomId::DOM0, &path).connect(&their_xen, &their_store);
+        let server = ServerBuilder::new(world.guest, &path).publish(&xen, &store);
+        let client = ClientBuilder::new(DomId::DOM0, &path).connect(&their_xen, &their_store);
         (server.unwrap(), client.unwrap())
     };
     (0..count).map(pair).collect()

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
-use xen_vchan::tokio::AsyncRedial;
+use xen_vchan::tokio::Reconnecting as AsyncReconnecting;
 use xen_vchan::{Channel, Error, PeerState};
 
-use crate::reconnecting::redial;
+use crate::reconnecting::reconnecting;
 use crate::tasks::{LONG, futures_join};
 use crate::world::{PATH, World, poll_one, soon, wait_gone};
 
@@ -25,7 +25,7 @@ fn with_timers() -> Runtime {
 }
 
 /// Both ends are in one thread, so the server must not sleep until the client is there.
-async fn meet(line: &mut AsyncRedial, server: &mut Channel) {
+async fn meet(line: &mut AsyncReconnecting, server: &mut Channel) {
     let late = soon().unwrap();
     while server.peer().unwrap() != PeerState::Connected {
         let moment = Duration::from_millis(5);
@@ -56,7 +56,7 @@ fn a_task_finds_each_server_that_comes_and_tells_their_sessions_apart() {
             }
         });
         bare().block_on(async {
-            let mut line = AsyncRedial::new(redial(&world)).unwrap();
+            let mut line = AsyncReconnecting::new(reconnecting(&world)).unwrap();
             for round in 1..=5u8 {
                 let channel = line.session(soon()).await.unwrap();
                 let mut got = [0; 5];
@@ -82,7 +82,7 @@ fn a_server_that_never_comes_back_is_waited_for_until_the_deadline_and_blocks_no
     let world = World::new();
     let runtime = with_timers();
     runtime.block_on(async {
-        let mut line = AsyncRedial::new(redial(&world)).unwrap();
+        let mut line = AsyncReconnecting::new(reconnecting(&world)).unwrap();
         let mut server = world.listen(0, 0);
         meet(&mut line, &mut server).await;
         drop(server);
@@ -97,12 +97,12 @@ fn a_server_that_never_comes_back_is_waited_for_until_the_deadline_and_blocks_no
             };
             let both = futures_join(line.session(Some(deadline)), ticking);
             let (waited, ()) = timeout(LONG, both).await.expect("a task slept for ever");
-            assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+            assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
             assert!(Instant::now() >= deadline && ticks > 1, "{ticks}");
         }
         // A deadline that has passed already.
         let late = line.session(Some(Instant::now())).await;
-        assert!(matches!(late, Err(Error::Timeout)), "{late:?}");
+        assert!(matches!(late, Err(Error::TimedOut)), "{late:?}");
         assert_eq!(line.sessions(), 1);
         // It comes back after all.
         let mut server = world.listen(0, 0);
@@ -118,7 +118,7 @@ fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
     let world = World::new();
     let runtime = with_timers();
     runtime.block_on(async {
-        let mut line = AsyncRedial::new(redial(&world)).unwrap();
+        let mut line = AsyncReconnecting::new(reconnecting(&world)).unwrap();
         let moment = Duration::from_millis(5);
         // Nobody is there.
         for _ in 0..3 {
@@ -135,7 +135,7 @@ fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
         let (_, store) = world.dom0();
         store.rm(&format!("{PATH}/ring-ref")).unwrap();
         let told = line.session(Some(Instant::now() + moment)).await;
-        assert!(matches!(told, Err(Error::Timeout)), "{told:?}");
+        assert!(matches!(told, Err(Error::TimedOut)), "{told:?}");
         assert!(timeout(moment, line.session(None)).await.is_err());
         server.wait_connected(soon()).unwrap();
         let channel = line.session(soon()).await.unwrap();
@@ -146,7 +146,7 @@ fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
         assert_eq!((line.sessions(), server.sessions()), (1, 1));
         // While a session runs a call returns at once, whatever the deadline.
         line.session(Some(Instant::now())).await.unwrap();
-        line.hang_up();
+        line.disconnect();
         wait_gone(&mut server);
         drop(server);
         meet(&mut line, &mut world.listen(0, 0)).await;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
-use xen_vchan::{Client, Error, Listener, PeerState, Server, service_path};
+use xen_vchan::{ClientBuilder, Error, Listener, PeerState, ServerBuilder, service_path};
 
 use crate::death::path_of;
 use crate::world::{World, soon};
@@ -16,9 +16,11 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     let other = world.another();
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
-    let mut server = Server::builder(other, &path).listen(&xen, &store).unwrap();
+    let mut server = ServerBuilder::new(other, &path)
+        .publish(&xen, &store)
+        .unwrap();
     let (xen, store) = world.of(other);
-    let mut client = Client::builder(world.guest, &path)
+    let mut client = ClientBuilder::new(world.guest, &path)
         .watch_peer_domain(true)
         .connect(&xen, &store)
         .unwrap();
@@ -28,13 +30,13 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     let (_, toolstack) = world.dom0();
     let node = format!("{path}/ring-ref");
     let value = toolstack.read(&node).unwrap();
-    let rights = toolstack.get_perms(&node).unwrap();
+    let rights = toolstack.permissions(&node).unwrap();
     toolstack.rm(&node).unwrap();
     toolstack.write(&node, value).unwrap();
-    toolstack.set_perms(&node, &rights).unwrap();
+    toolstack.set_permissions(&node, &rights).unwrap();
     let later = Some(Instant::now() + Duration::from_millis(1500));
     let waited = client.read_deadline(&mut [0; 4], later);
-    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert_eq!(client.peer().unwrap(), PeerState::Connected);
 
     // What was said before is still there.
@@ -62,9 +64,9 @@ fn an_offer_withdrawn_is_no_end() {
         .clients_per_domain(1)
         .listen(&xen, &store)
         .unwrap();
-    listener.serve(other, &path).unwrap();
+    listener.bind(other, &path).unwrap();
     let (xen, store) = world.of(other);
-    let mut client = Client::builder(world.guest, &path)
+    let mut client = ClientBuilder::new(world.guest, &path)
         .watch_peer_domain(true)
         .connect(&xen, &store)
         .unwrap();
@@ -74,7 +76,7 @@ fn an_offer_withdrawn_is_no_end() {
     assert!(!toolstack.exists(&format!("{path}/ring-ref")).unwrap());
     let later = Some(Instant::now() + Duration::from_millis(1500));
     let waited = client.read_deadline(&mut [0; 4], later);
-    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert_eq!(client.peer().unwrap(), PeerState::Connected);
     drop((client, server, listener));
     world.host.assert_clean();
@@ -87,12 +89,12 @@ fn a_client_whose_domain_ends_is_missed_by_a_server_in_a_domu() {
     let other = world.another();
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
-    let mut server = Server::builder(other, &path)
+    let mut server = ServerBuilder::new(other, &path)
         .watch_peer_domain(true)
-        .listen(&xen, &store)
+        .publish(&xen, &store)
         .unwrap();
     let (xen, store) = world.of(other);
-    let mut client = Client::builder(world.guest, &path)
+    let mut client = ClientBuilder::new(world.guest, &path)
         .connect(&xen, &store)
         .unwrap();
     server.wait_connected(soon()).unwrap();
@@ -115,19 +117,19 @@ fn a_domain_that_is_still_to_be_made_has_not_ended() {
     let later = DomId::new(77);
     let path = path_of(world.guest);
     let (xen, store) = world.domu();
-    let mut server = Server::builder(later, &path)
+    let mut server = ServerBuilder::new(later, &path)
         .watch_peer_domain(true)
-        .listen(&xen, &store)
+        .publish(&xen, &store)
         .unwrap();
     let two_questions = Some(Instant::now() + Duration::from_secs(11));
     let waited = server.read_deadline(&mut [0; 4], two_questions);
-    assert!(matches!(waited, Err(Error::Timeout)), "{waited:?}");
+    assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert_eq!(server.peer().unwrap(), PeerState::Waiting);
 
     world.host.add_domain_as(later).unwrap();
     world.stored.add_domain(later);
     let (xen, store) = world.of(later);
-    let client = Client::builder(world.guest, &path)
+    let client = ClientBuilder::new(world.guest, &path)
         .connect(&xen, &store)
         .unwrap();
     server.wait_connected(soon()).unwrap();

@@ -10,7 +10,7 @@ use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, PeerState, RingSize, Server};
+use xen_vchan::{Channel, ClientBuilder, Error, PeerState, RingSize, ServerBuilder};
 
 pub(crate) const PATH: &str = "/local/domain/0/data/vchan-test";
 
@@ -51,7 +51,7 @@ impl World {
         let node = format!("/local/domain/{domain}/domid");
         toolstack.write(&node, domain.to_string()).unwrap();
         let readable = Permissions::owner_none(DomId::DOM0).grant_read(domain);
-        toolstack.set_perms(&node, &readable).unwrap();
+        toolstack.set_permissions(&node, &readable).unwrap();
     }
 
     pub(crate) fn of(&self, domain: DomId) -> (Xen, Store) {
@@ -77,16 +77,16 @@ impl World {
     pub(crate) fn listen_with(&self, left: usize, right: usize, reuse: bool) -> Channel {
         let (xen, store) = self.dom0();
         let rings = (RingSize::at_least(left), RingSize::at_least(right));
-        Server::builder(self.guest, PATH)
+        ServerBuilder::new(self.guest, PATH)
             .rings(rings.0, rings.1)
             .reuse_memory(reuse)
-            .listen(&xen, &store)
+            .publish(&xen, &store)
             .unwrap()
     }
 
     pub(crate) fn connect(&self) -> Channel {
         let (xen, store) = self.domu();
-        Client::builder(DomId::DOM0, PATH)
+        ClientBuilder::new(DomId::DOM0, PATH)
             .connect(&xen, &store)
             .unwrap()
     }

@@ -12,8 +12,8 @@ use tokio::time::{sleep, timeout};
 use xen_store_server::Config;
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
-use xen_vchan::tokio::AsyncChannel;
-use xen_vchan::{Client, Server};
+use xen_vchan::tokio::Channel as AsyncChannel;
+use xen_vchan::{ClientBuilder, ServerBuilder};
 
 use crate::stream::piece;
 use crate::{Random, seed};
@@ -73,8 +73,8 @@ fn channels_echo_in_two_workers_without_a_sleeper() {
     let pairs: Vec<_> = (0..count)
         .map(|index| {
             let path = format!("data/soak-{index}");
-            let server = Server::builder(DomId::DOM0, &path).listen(&xen, &store);
-            let client = Client::builder(DomId::DOM0, &path).connect(&xen, &store);
+            let server = ServerBuilder::new(DomId::DOM0, &path).publish(&xen, &store);
+            let client = ClientBuilder::new(DomId::DOM0, &path).connect(&xen, &store);
             (server.unwrap(), client.unwrap())
         })
         .collect();

@@ -12,7 +12,7 @@ use xen_store::Store;
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, Server};
+use xen_vchan::{Channel, ClientBuilder, Error, ServerBuilder};
 
 use crate::stream::{LONGEST, piece};
 use crate::{Progress, Random, seed, share};
@@ -108,7 +108,7 @@ impl End {
                 if tx.space().unwrap() == 0 {
                     return;
                 }
-                let mut loan = tx.reserve(1, soon()).unwrap();
+                let mut loan = tx.write_chunk(1, soon()).unwrap();
                 let first = loan.put(&bytes[..len / 2]);
                 let second = if first == len / 2 {
                     loan.put(&bytes[first..])
@@ -166,7 +166,7 @@ impl End {
                 if rx.bytes_readable().unwrap() == 0 {
                     return;
                 }
-                let mut loan = rx.incoming(soon()).unwrap();
+                let mut loan = rx.read_chunk(soon()).unwrap();
                 let first = loan.get(&mut buf[..len / 2]);
                 let rest = &mut buf[first..];
                 first + if loan.get_exact(rest) { rest.len() } else { 0 }
@@ -207,7 +207,7 @@ fn client() {
     let dir = Path::new(dir);
     let xen = Xen::join_path(dir.join("xen"), DomId::DOM0).unwrap();
     let store = Store::connect(dir.join("store")).unwrap();
-    let mut channel = Client::builder(DomId::DOM0, PATH)
+    let mut channel = ClientBuilder::new(DomId::DOM0, PATH)
         .connect(&xen, &store)
         .unwrap();
     channel.wait_connected(soon()).unwrap();
@@ -249,9 +249,9 @@ fn episode(world: &World, seed: u64, total: u64, large: bool) -> u64 {
     } else {
         (size(), size())
     };
-    let mut channel = Server::builder(DomId::DOM0, PATH)
+    let mut channel = ServerBuilder::new(DomId::DOM0, PATH)
         .rings(rings.0, rings.1)
-        .listen(&xen, &store)
+        .publish(&xen, &store)
         .unwrap();
     let dir = world.dir.path().display();
     let child = Command::new(std::env::current_exe().unwrap())

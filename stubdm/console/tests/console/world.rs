@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use xen_console::{Backend, Frontend};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, SharedPages, Words, share};
+use xen_gnttab::{PageAccess, SharedPages, Words, share};
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::sim::Simulation;
@@ -71,7 +71,7 @@ impl World {
         let frontend = format!("/local/domain/{domain}/device/console/{number}");
         let set = |node: &str, value: &str, perms: &Permissions| {
             store.write(node, value).unwrap();
-            store.set_perms(node, perms).unwrap();
+            store.set_permissions(node, perms).unwrap();
         };
         let theirs = Permissions::owner_none(*domain).grant_read(DomId::DOM0);
         let ours = Permissions::owner_none(DomId::DOM0).grant_read(*domain);
@@ -117,7 +117,7 @@ impl World {
     /// A frontend of a console that can write anything to its ring.
     pub(crate) fn bare(&self, node: &'static str) -> Bare {
         let (xen, store) = self.domu();
-        let mut pages = share(&xen, DomId::DOM0, 1, Access::ReadWrite).unwrap();
+        let mut pages = share(&xen, DomId::DOM0, 1, PageAccess::ReadWrite).unwrap();
         let mut page = pages.take_region();
         page.split_to(3072).unwrap();
         let indices = page.take_words(4).unwrap();

@@ -60,10 +60,10 @@ impl Watch<'_> {
 
     fn listen(&self) -> Result<Server<Vchan>> {
         let node = format!("device-model/{}/qmp-vchan", self.world.guest.domid);
-        let channel = xen_vchan::Server::builder(DomId::DOM0, node.as_str())
+        let channel = xen_vchan::ServerBuilder::new(DomId::DOM0, node.as_str())
             // Its clients are dom0's, which can write into this domain's memory anyway.
             .reuse_memory(true)
-            .listen(self.world.xen, self.world.store)
+            .publish(self.world.xen, self.world.store)
             .context(format_args!("offering the vchan {node}"))?;
         let backend = Backend::Socket(self.toolstack.clone());
         Ok(Server::new(Vchan::new(channel), backend, Payload::Qmp))

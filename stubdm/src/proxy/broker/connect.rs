@@ -7,7 +7,7 @@ use tracing::warn;
 use xen_evtchn::EventPacer;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::Client;
+use xen_vchan::ClientBuilder;
 
 use crate::libxl::discover::saves_to;
 use crate::proxy::broker::saved_file::SavedFile;
@@ -74,7 +74,7 @@ impl Connect for VchanConnect {
     type Link = Vchan;
 
     fn connect(&mut self) -> io::Result<Vchan> {
-        let client = Client::builder(self.server, self.node.as_str());
+        let client = ClientBuilder::new(self.server, self.node.as_str());
         let mut channel = client.connect(&self.xen, &self.store)?;
         channel.set_event_pacer(Some(EventPacer::new(PACE)));
         if let Ok(shelf) = self.shelf() {
@@ -115,7 +115,7 @@ mod tests {
         let node = format!("/local/domain/{stub}/device/console/1/output");
         store.write(&node, "file:/dev/null").unwrap();
         store
-            .set_perms(&node, &Permissions::owner_none(stub))
+            .set_permissions(&node, &Permissions::owner_none(stub))
             .unwrap();
         assert!(connect.look().unwrap_err().contains("no file of domain"));
     }

@@ -92,7 +92,7 @@ pub fn gather(store: &Store, domain: DomId) -> Result<Gathered> {
 
 /// Whether `stub` may read a node; `None` if there is none.
 fn readable(store: &Store, node: &str, stub: DomId) -> Result<Option<bool>> {
-    match store.get_perms(node) {
+    match store.permissions(node) {
         Ok(perms) => Ok(Some(perms.access_of(stub).can_read())),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error).context(node),

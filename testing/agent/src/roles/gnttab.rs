@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, Region, UnmapNotify, map, share};
+use xen_gnttab::{PageAccess, Region, UnmapNotify, map, share};
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
 use super::patience;
@@ -62,7 +62,7 @@ impl Share {
         let xen = Xen::open()?;
         let channels = EventChannels::open(&xen)?;
         let port = channels.bind_unbound(self.to)?;
-        let mut pages = share(&xen, self.to, self.pages, Access::ReadWrite)?;
+        let mut pages = share(&xen, self.to, self.pages, PageAccess::ReadWrite)?;
         let mut region = pages.take_region();
         ensure!(
             region.len() == self.pages * 4096,
@@ -88,7 +88,7 @@ impl Share {
         println!("refs {}", refs.join(","));
         println!("port {}", port.port());
         // A read-only share of its own, for the mapper that tries to write.
-        let read_only = share(&xen, self.to, 1, Access::ReadOnly)?;
+        let read_only = share(&xen, self.to, 1, PageAccess::ReadOnly)?;
         println!("read-only {}", read_only.refs()[0]);
 
         event(&channels, &port, None).context("waiting for the mapper's message")?;
@@ -130,7 +130,7 @@ impl Map {
         let port = channels.bind_interdomain(self.from, Port::new(self.port))?;
         event(&channels, &port, Some(patience())).context("the event of the connection itself")?;
         let refs: Vec<GrantRef> = self.refs.iter().copied().map(GrantRef::new).collect();
-        let mut pages = map(&xen, self.from, &refs, Access::ReadWrite)?;
+        let mut pages = map(&xen, self.from, &refs, PageAccess::ReadWrite)?;
         let mut region = pages.take_region();
         ensure!(
             region.len() == refs.len() * 4096,
@@ -196,13 +196,14 @@ impl MapRefused {
     pub(crate) fn run(&self) -> Result<()> {
         let xen = Xen::open()?;
         let refs: Vec<GrantRef> = self.refs.iter().copied().map(GrantRef::new).collect();
-        map(&xen, self.from, &refs, Access::ReadOnly).context("mapping read-only for reading")?;
-        if map(&xen, self.from, &refs, Access::ReadWrite).is_ok() {
+        map(&xen, self.from, &refs, PageAccess::ReadOnly)
+            .context("mapping read-only for reading")?;
+        if map(&xen, self.from, &refs, PageAccess::ReadWrite).is_ok() {
             bail!("a read-only share was mapped for writing");
         }
         // The first of a refused set must not stay mapped, nor one that was never granted be found.
         let wrong = [refs[0], GrantRef::new(0x7fff_0000)];
-        if map(&xen, self.from, &wrong, Access::ReadOnly).is_ok() {
+        if map(&xen, self.from, &wrong, PageAccess::ReadOnly).is_ok() {
             bail!("a reference that does not exist was mapped");
         }
         println!("ok");

@@ -7,7 +7,7 @@ use clap::Args;
 use xen_fidelity::{Worker, serve};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::Server;
+use xen_vchan::ServerBuilder;
 
 use super::patience;
 
@@ -21,7 +21,7 @@ impl Serve {
     pub(crate) fn run(&self) -> Result<()> {
         let xen = Xen::open()?;
         let store = Store::open(&xen)?;
-        let mut channel = Server::builder(DomId::DOM0, &self.path).listen(&xen, &store)?;
+        let mut channel = ServerBuilder::new(DomId::DOM0, &self.path).publish(&xen, &store)?;
         println!("listening");
         channel.wait_connected(Some(patience()))?;
         // Each opening of the device is a connection of its own.

@@ -135,8 +135,8 @@ impl Basics {
         let other = DomId::new(9999);
         store.write(&at("perms"), "")?;
         let mine = Permissions::owner_none(self.domain);
-        store.set_perms(&at("perms"), &mine)?;
-        ensure!(store.get_perms(&at("perms"))? == mine);
+        store.set_permissions(&at("perms"), &mine)?;
+        ensure!(store.permissions(&at("perms"))? == mine);
         // Xen may drop or refuse an entry for a domain that does not exist, so dom0 stands in for
         // it there.
         let reader = if self.domain == DomId::DOM0 {
@@ -145,8 +145,10 @@ impl Basics {
             DomId::DOM0
         };
         let shared = mine.grant_read(reader);
-        store.set_perms(&at("perms"), &shared).context("granting")?;
-        let found = store.get_perms(&at("perms"))?;
+        store
+            .set_permissions(&at("perms"), &shared)
+            .context("granting")?;
+        let found = store.permissions(&at("perms"))?;
         if self.domain != DomId::DOM0 {
             ensure!(found.access_of(reader) == Access::Read, "{found}");
         }
@@ -327,7 +329,10 @@ impl Read {
     pub(crate) fn run(&self) -> Result<()> {
         match open()?.read(&self.path) {
             Ok(value) => println!("value {}", String::from_utf8_lossy(&value)),
-            Err(error) => println!("error {}", nix::errno::Errno::from_raw(error.errno())),
+            Err(error) => println!(
+                "error {}",
+                nix::errno::Errno::from_raw(error.errno().unwrap_or_default())
+            ),
         }
         Ok(())
     }
@@ -338,7 +343,10 @@ impl Write {
     pub(crate) fn run(&self) -> Result<()> {
         match open()?.write(&self.path, &self.value) {
             Ok(()) => println!("ok"),
-            Err(error) => println!("error {}", nix::errno::Errno::from_raw(error.errno())),
+            Err(error) => println!(
+                "error {}",
+                nix::errno::Errno::from_raw(error.errno().unwrap_or_default())
+            ),
         }
         Ok(())
     }

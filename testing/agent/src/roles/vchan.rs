@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Client, Error, RingSize, Server};
+use xen_vchan::{Channel, ClientBuilder, Error, RingSize, ServerBuilder};
 
 use crate::stream::Stream;
 
@@ -86,14 +86,14 @@ impl Place {
         let xen = Xen::open()?;
         let store = Store::open(&xen)?;
         let mut channel = match self.side {
-            Side::Server => Server::builder(self.domain, &self.path)
+            Side::Server => ServerBuilder::new(self.domain, &self.path)
                 .rings(
                     RingSize::at_least(self.read_min),
                     RingSize::at_least(self.write_min),
                 )
                 .watch_peer_domain(self.watch_peer_domain)
-                .listen(&xen, &store)?,
-            Side::Client => Client::builder(self.domain, &self.path)
+                .publish(&xen, &store)?,
+            Side::Client => ClientBuilder::new(self.domain, &self.path)
                 .wait_for_server(true)
                 .watch_peer_domain(self.watch_peer_domain)
                 .deadline(self.deadline())

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use xen_fidelity::{Area, End, Kind, Worker};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::Client;
+use xen_vchan::ClientBuilder;
 
 use crate::suite::{Needs, Test};
 use crate::world::{Place, Privcmd, World, soon};
@@ -76,7 +76,7 @@ fn with_domu(world: &World, check: impl Fn(&xen_fidelity::World) -> Result<()>) 
     let mut job = world.role(Place::DomU, &["rules-serve", PATH])?;
     job.expect("listening", soon())?;
     let xen = Xen::open()?;
-    let mut channel = Client::builder(domu, format!("/local/domain/{domu}/{PATH}"))
+    let mut channel = ClientBuilder::new(domu, format!("/local/domain/{domu}/{PATH}"))
         .wait_for_server(true)
         .deadline(soon())
         .connect(&xen, &Store::open(&xen)?)?;

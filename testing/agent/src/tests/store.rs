@@ -90,7 +90,7 @@ fn rights(world: &World) -> Result<()> {
     };
 
     let nobody = Permissions::owner_none(DomId::DOM0);
-    world.store.set_perms(&secret, &nobody)?;
+    world.store.set_permissions(&secret, &nobody)?;
     let refused = answer(&["store-read", &secret])?;
     ensure!(
         refused.starts_with("error EACCES"),
@@ -98,7 +98,7 @@ fn rights(world: &World) -> Result<()> {
     );
     world
         .store
-        .set_perms(&secret, &nobody.clone().grant_read(domu))?;
+        .set_permissions(&secret, &nobody.clone().grant_read(domu))?;
     let read = answer(&["store-read", &secret])?;
     ensure!(read == "value for some only", "read with the right: {read}");
     let refused = answer(&["store-write", &secret, "forged"])?;
@@ -108,7 +108,7 @@ fn rights(world: &World) -> Result<()> {
     );
     world
         .store
-        .set_perms(&secret, &nobody.grant_write(domu).grant_read(domu))?;
+        .set_permissions(&secret, &nobody.grant_write(domu).grant_read(domu))?;
     let written = answer(&["store-write", &secret, "by the domU"])?;
     ensure!(written == "ok", "written with the right: {written}");
     ensure!(world.store.read_str(&secret)? == "by the domU");

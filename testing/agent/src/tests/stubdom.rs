@@ -257,10 +257,10 @@ fn spoil(store: &Store, how: Spoiled) -> Result<(Job, String)> {
                         }
                     }
                     Spoiled::MiniOs => {
-                        let rights = store.get_perms(&format!("{image}/dm-argv"))?;
+                        let rights = store.permissions(&format!("{image}/dm-argv"))?;
                         store.rm(&format!("{image}/dm-argv"))?;
                         store.write(&format!("{image}/dmargs"), " -d 5")?;
-                        store.set_perms(&format!("{image}/dmargs"), &rights)?;
+                        store.set_permissions(&format!("{image}/dmargs"), &rights)?;
                     }
                 }
             }

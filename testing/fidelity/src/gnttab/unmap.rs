@@ -1,7 +1,7 @@
 //! Unmapping or giving up a grant's pages clears a byte and sends an event.
 
 use anyhow::{Context as _, Result, ensure};
-use xen_gnttab::{Access, UnmapNotify};
+use xen_gnttab::{PageAccess, UnmapNotify};
 use xen_sys::{PAGE_SIZE, Port};
 
 use crate::gnttab::{bytes, mapped, shared};
@@ -228,7 +228,7 @@ fn notify_holds_its_port(w: &World) -> Result<()> {
 
 fn no_clear_readonly(w: &World) -> Result<()> {
     let s = shared(w, 1)?;
-    let m = w.b.map(w.a.id, s.refs(), Access::ReadOnly)?;
+    let m = w.b.map(w.a.id, s.refs(), PageAccess::ReadOnly)?;
     let clear = UnmapNotify {
         clear_byte: Some(0),
         event: None,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{Access, Region, share};
+use xen_gnttab::{PageAccess, Region, share};
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
@@ -130,7 +130,7 @@ pub(super) fn play(
     fault: Fault,
     stop: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let mut pages = share(xen, client, 1, Access::ReadWrite).context("sharing a page")?;
+    let mut pages = share(xen, client, 1, PageAccess::ReadWrite).context("sharing a page")?;
     let events = EventChannels::open(xen).context("event channels")?;
     let mut region = pages.take_region();
     let mut round = 0;
@@ -144,7 +144,10 @@ pub(super) fn play(
         page.reset();
         // The folder is this domain's own.
         let home = path.rsplit_once('/').map_or(path, |(home, _)| home);
-        let owner = store.get_perms(home).context("the folder's owner")?.owner();
+        let owner = store
+            .permissions(home)
+            .context("the folder's owner")?
+            .owner();
         let own = Permissions::owner_none(owner).grant_read(client);
         let reference = pages.refs().first().context("no grant")?.to_string();
         for (name, value) in [
@@ -153,7 +156,7 @@ pub(super) fn play(
         ] {
             let node = format!("{path}/{name}");
             store.write(&node, value).context("publishing")?;
-            store.set_perms(&node, &own).context("publishing")?;
+            store.set_permissions(&node, &own).context("publishing")?;
         }
         // A client comes; then the fault, again and again, while it is there.
         let mut came = None;

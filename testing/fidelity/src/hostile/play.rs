@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, Error, PeerState, Server};
+use xen_vchan::{Channel, Error, PeerState, ServerBuilder};
 
 use super::page;
 use super::{Act, Behaviour, Script};
@@ -32,7 +32,7 @@ pub fn play(
         return page::play(xen, store, client, path, fault, stop);
     }
     while !stop() {
-        let channel = Server::builder(client, path).listen(xen, store);
+        let channel = ServerBuilder::new(client, path).publish(xen, store);
         let mut channel = channel.context("offering the vchan")?;
         while !stop() {
             if channel

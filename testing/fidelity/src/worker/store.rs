@@ -15,7 +15,7 @@ impl Worker {
                 Ok(Answer::Bytes { bytes })
             }
             Call::StorePerms { path } => {
-                let text = self.client()?.get_perms(&path)?.to_string();
+                let text = self.client()?.permissions(&path)?.to_string();
                 Ok(Answer::Text { text })
             }
             Call::Wire => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use xen_sys::DomId;
-use xen_vchan::{Channel, Client, PeerState, Server};
+use xen_vchan::{Channel, ClientBuilder, PeerState, ServerBuilder};
 
 use super::{Done, Object, Worker, after, unknown};
 use crate::call::{Answer, Call, Id, Refusal};
@@ -18,8 +18,8 @@ impl Worker {
                 right,
             } => {
                 let store = self.client()?;
-                let builder = Server::builder(DomId::new(peer), path).rings(left, right);
-                let channel = builder.listen(&self.xen, &store)?;
+                let builder = ServerBuilder::new(DomId::new(peer), path).rings(left, right);
+                let channel = builder.publish(&self.xen, &store)?;
                 let id = self.keep(Object::Vchan(Box::new(channel)));
                 Ok(Answer::Made { id })
             }
@@ -29,7 +29,7 @@ impl Worker {
                 micros,
             } => {
                 let store = self.client()?;
-                let mut builder = Client::builder(DomId::new(server), path);
+                let mut builder = ClientBuilder::new(DomId::new(server), path);
                 if micros > 0 {
                     let timeout = Duration::from_micros(micros);
                     builder = builder.wait_for_server(true).timeout(timeout);

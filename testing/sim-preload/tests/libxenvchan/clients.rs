@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use xen_sys::DomId;
-use xen_vchan::{Backoff, Client, Listener};
+use xen_vchan::{Backoff, ClientBuilder, Listener};
 
 use crate::stream::{receive, send, soon, stream_both_ways};
 use crate::world::{PATH, Peer, World, wait_gone};
@@ -71,7 +71,7 @@ fn c_clients_at_once_have_a_ring_each_and_one_that_is_killed_costs_its_own() {
     let (xen, store) = world.guest();
     let builder = Listener::builder().rings(4096, 4096).clients_per_domain(5);
     let mut listener = builder.listen(&xen, &store).unwrap();
-    listener.serve(DomId::DOM0, world.guest_path()).unwrap();
+    listener.bind(DomId::DOM0, world.guest_path()).unwrap();
     thread::scope(|scope| {
         let (mut last_ring, mut rest) = (Vec::new(), Vec::new());
         let node = format!("{}/ring-ref", world.guest_path());
@@ -113,8 +113,8 @@ fn a_client_of_ours_dials_again_when_a_c_server_comes_back() {
     let world = World::new();
     let (xen, store) = world.guest();
     let quick = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
-    let builder = Client::builder(DomId::DOM0, PATH);
-    let mut line = builder.redial(&xen, &store).backoff(quick);
+    let builder = ClientBuilder::new(DomId::DOM0, PATH);
+    let mut line = builder.reconnecting(&xen, &store).backoff(quick);
     let total = BYTES.to_string();
     for round in 0..4 {
         let key = 10 * round;

@@ -18,7 +18,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
-use xen_vchan::{Client, PeerState};
+use xen_vchan::{ClientBuilder, PeerState};
 
 use crate::stream::{assert_closed, send, soon, stream_both_ways};
 use crate::world::{PATH, World};
@@ -43,7 +43,7 @@ fn both_roles(bytes: u64, rings: usize) {
     // C serves. The server's key is 1, the client's 2.
     let mut c = world.c_peer("server", PATH, &options);
     let (xen, store) = world.guest();
-    let mut ours = Client::builder(DomId::DOM0, PATH)
+    let mut ours = ClientBuilder::new(DomId::DOM0, PATH)
         .wait_for_server(true)
         .timeout(Duration::from_secs(60))
         .connect(&xen, &store)
@@ -82,7 +82,7 @@ fn a_killed_c_server_is_noticed() {
     let world = World::new();
     let mut c = world.c_peer("server", PATH, &["--recv", "1000000"]);
     let (xen, store) = world.guest();
-    let mut ours = Client::builder(DomId::DOM0, PATH)
+    let mut ours = ClientBuilder::new(DomId::DOM0, PATH)
         .wait_for_server(true)
         .timeout(Duration::from_secs(60))
         .connect(&xen, &store)

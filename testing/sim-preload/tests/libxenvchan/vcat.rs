@@ -5,7 +5,7 @@ use std::io::Read;
 use std::thread;
 
 use xen_sys::DomId;
-use xen_vchan::{Server, service_path};
+use xen_vchan::{ServerBuilder, service_path};
 
 use crate::MIB;
 use crate::stream::{receive, send, stream};
@@ -95,8 +95,8 @@ fn vcat_serves_c_clients_in_turn_each_with_its_own_command() {
     let xen = world.host.xen(DomId::DOM0).unwrap();
     let store = xen_store::Store::open(&xen).unwrap();
     drop(
-        Server::builder(world.guest, path)
-            .listen(&xen, &store)
+        ServerBuilder::new(world.guest, path)
+            .publish(&xen, &store)
             .unwrap(),
     );
     drop((xen, store));

@@ -9,7 +9,7 @@ use xen_store::Store;
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
-use xen_vchan::{Channel, PeerState, RingSize, Server};
+use xen_vchan::{Channel, PeerState, RingSize, ServerBuilder};
 
 use crate::stream::soon;
 
@@ -94,8 +94,8 @@ impl World {
     pub(crate) fn serve_with(&self, ring: usize, reuse: bool) -> Channel {
         let (xen, store) = self.guest();
         let ring = RingSize::at_least(ring);
-        let server = Server::builder(DomId::DOM0, self.guest_path()).rings(ring, ring);
-        server.reuse_memory(reuse).listen(&xen, &store).unwrap()
+        let server = ServerBuilder::new(DomId::DOM0, self.guest_path()).rings(ring, ring);
+        server.reuse_memory(reuse).publish(&xen, &store).unwrap()
     }
 
     /// A C program of domain 0, for the guest.

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use tokio::runtime::{Builder, Runtime};
-use xen_store::AsyncStore;
+use xen_store::tokio::Store as AsyncStore;
 
 /// One with so many workers, or the one thread that calls it.
 pub(crate) fn runtime(workers: usize) -> Runtime {

@@ -14,7 +14,9 @@ fn a_domain_talks_through_its_ring_with_its_own_rights(kind: Kind) {
     let home = format!("/local/domain/{GUEST}");
     store.write(&format!("{home}/data"), "").unwrap();
     let owned = Permissions::owner_none(DomId::new(GUEST));
-    store.set_perms(&format!("{home}/data"), &owned).unwrap();
+    store
+        .set_permissions(&format!("{home}/data"), &owned)
+        .unwrap();
     store.write("/secret", "s").unwrap();
 
     // Relative paths, several times the ring's size, and the guest's own events.

@@ -2,7 +2,7 @@
 
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use xen_store::AsyncStore;
+use xen_store::tokio::Store as AsyncStore;
 
 use crate::asynchronous::{connect, runtime};
 use crate::rounds::{LIMIT, reads, rounds};

@@ -11,7 +11,7 @@ fn a_new_store_has_the_nodes_xenstored_begins_with() {
     assert_eq!(store.directory("/").unwrap(), ["tool"]);
     assert_eq!(store.directory("/tool").unwrap(), ["xenstored"]);
     assert_eq!(store.read("/tool/xenstored").unwrap(), b"");
-    assert_eq!(store.get_perms("/").unwrap().to_string(), "n0");
+    assert_eq!(store.permissions("/").unwrap().to_string(), "n0");
     assert_eq!(store.control("check", &[]).unwrap(), "OK");
 }
 

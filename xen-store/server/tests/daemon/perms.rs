@@ -11,16 +11,16 @@ fn the_first_entry_owns_and_is_the_default_of_all_others() {
     let (dom0, dom5) = clients(&server);
     let dom6 = server.connect(dom(6)).unwrap();
     dom0.write("/n", "v").unwrap();
-    dom0.set_perms("/n", &Permissions::new(dom(5), Access::Read))
+    dom0.set_permissions("/n", &Permissions::new(dom(5), Access::Read))
         .unwrap();
     dom5.write("/n", "by its owner").unwrap();
     assert_eq!(dom6.read("/n").unwrap(), b"by its owner");
     assert_eq!(name(dom6.write("/n", "x")), "EACCES");
     let perms = Permissions::owner_none(dom(5)).grant_write(dom(6));
-    dom5.set_perms("/n", &perms).unwrap();
+    dom5.set_permissions("/n", &perms).unwrap();
     dom6.write("/n", "blind").unwrap();
     assert_eq!(name(dom6.read("/n")), "EACCES");
-    assert_eq!(dom5.get_perms("/n").unwrap(), perms);
+    assert_eq!(dom5.permissions("/n").unwrap(), perms);
     assert_eq!(dom0.read("/n").unwrap(), b"blind");
 }
 
@@ -31,14 +31,14 @@ fn set_perms_on_a_missing_node_below_a_writable_one_says_so() {
     let (dom0, dom5) = clients(&server);
     dom0.write("/shared", "").unwrap();
     let perms = Permissions::owner_none(dom(5));
-    assert_eq!(name(dom5.set_perms("/shared/none", &perms)), "EACCES");
-    dom0.set_perms(
+    assert_eq!(name(dom5.set_permissions("/shared/none", &perms)), "EACCES");
+    dom0.set_permissions(
         "/shared",
         &Permissions::owner_none(dom(0)).grant_write(dom(5)),
     )
     .unwrap();
-    assert_eq!(name(dom5.set_perms("/shared/none", &perms)), "ENOENT");
-    assert_eq!(name(dom5.set_perms("/shared", &perms)), "EACCES");
+    assert_eq!(name(dom5.set_permissions("/shared/none", &perms)), "ENOENT");
+    assert_eq!(name(dom5.set_permissions("/shared", &perms)), "EACCES");
 }
 
 /// Whether a node exists is told only to those who may see the nearest node above it.
@@ -48,7 +48,7 @@ fn absence_is_told_only_to_who_may_look() {
     let (dom0, dom5) = clients(&server);
     dom0.write("/secret/there", "").unwrap();
     dom0.write("/open/closed", "").unwrap();
-    dom0.set_perms("/open", &Permissions::new(dom(0), Access::Read))
+    dom0.set_permissions("/open", &Permissions::new(dom(0), Access::Read))
         .unwrap();
     assert_eq!(name(dom5.read("/secret/there")), "EACCES");
     assert_eq!(name(dom5.read("/secret/not/there")), "EACCES");
@@ -65,7 +65,7 @@ fn a_node_is_open_by_its_own_list_alone() {
     let server = start();
     let (dom0, dom5) = clients(&server);
     dom0.write("/shut/open", "v").unwrap();
-    dom0.set_perms(
+    dom0.set_permissions(
         "/shut/open",
         &Permissions::owner_none(dom(0)).grant_read(dom(5)),
     )
@@ -80,14 +80,17 @@ fn new_nodes_inherit_and_guests_own_what_they_create() {
     let (dom0, dom5) = clients(&server);
     let perms = Permissions::owner_none(dom(5)).grant(dom(6), Access::ReadWrite);
     dom0.mkdir("/i").unwrap();
-    dom0.set_perms("/i", &perms).unwrap();
+    dom0.set_permissions("/i", &perms).unwrap();
     dom5.write("/i/by5/deep", "").unwrap();
     server.connect(dom(6)).unwrap().write("/i/by6", "").unwrap();
     dom0.write("/i/by0", "").unwrap();
-    assert_eq!(dom0.get_perms("/i/by5/deep").unwrap().to_string(), "n5 b6");
-    assert_eq!(dom0.get_perms("/i/by6").unwrap().to_string(), "n6 b6");
     assert_eq!(
-        dom0.get_perms("/i/by0").unwrap().to_string(),
+        dom0.permissions("/i/by5/deep").unwrap().to_string(),
+        "n5 b6"
+    );
+    assert_eq!(dom0.permissions("/i/by6").unwrap().to_string(), "n6 b6");
+    assert_eq!(
+        dom0.permissions("/i/by0").unwrap().to_string(),
         "n5 b6",
         "domain 0 inherits all"
     );
@@ -101,15 +104,15 @@ fn only_the_owner_sets_permissions_and_only_domain_0_the_owner() {
     dom5.write("data/n", "").unwrap();
     let path = "/local/domain/5/data/n";
     assert_eq!(
-        name(dom5.set_perms(path, &Permissions::owner_none(dom(6)))),
+        name(dom5.set_permissions(path, &Permissions::owner_none(dom(6)))),
         "EPERM"
     );
     let shared = Permissions::new(dom(5), Access::ReadWrite);
-    dom5.set_perms(path, &shared).unwrap();
+    dom5.set_permissions(path, &shared).unwrap();
     let dom6 = server.connect(dom(6)).unwrap();
     dom6.write(path, "may write").unwrap();
-    assert_eq!(name(dom6.set_perms(path, &shared)), "EACCES");
-    dom0.set_perms(path, &Permissions::owner_none(dom(6)))
+    assert_eq!(name(dom6.set_permissions(path, &shared)), "EACCES");
+    dom0.set_permissions(path, &Permissions::owner_none(dom(6)))
         .unwrap();
     assert_eq!(name(dom5.read(path)), "EACCES");
 }
@@ -150,10 +153,10 @@ fn domains_that_the_oracle_denies_cannot_own() {
     let server = crate::raw::start_with(config);
     let (dom0, _) = clients(&server);
     dom0.mkdir("/n").unwrap();
-    dom0.set_perms("/n", &Permissions::owner_none(dom(9)))
+    dom0.set_permissions("/n", &Permissions::owner_none(dom(9)))
         .unwrap();
     assert_eq!(
-        name(dom0.set_perms("/n", &Permissions::owner_none(dom(10)))),
+        name(dom0.set_permissions("/n", &Permissions::owner_none(dom(10)))),
         "ENOENT"
     );
     assert!(!server.introduce(dom(10)));
@@ -168,7 +171,7 @@ fn a_target_lends_its_rights() {
     let dom6 = server.connect(dom(6)).unwrap();
     dom5.write("data/own", "5").unwrap();
     dom0.write("/granted", "v").unwrap();
-    dom0.set_perms(
+    dom0.set_permissions(
         "/granted",
         &Permissions::owner_none(dom(0)).grant_read(dom(5)),
     )
@@ -176,7 +179,7 @@ fn a_target_lends_its_rights() {
     assert_eq!(name(dom6.read("/local/domain/5/data/own")), "EACCES");
     dom0.set_target(dom(6), dom(5)).unwrap();
     dom6.write("/local/domain/5/data/own", "6").unwrap();
-    dom6.set_perms(
+    dom6.set_permissions(
         "/local/domain/5/data/own",
         &Permissions::new(dom(5), Access::Read),
     )
@@ -210,7 +213,7 @@ fn rights_end_with_the_domain_they_were_given_to() {
     let (dom0, _) = clients(&server);
     dom0.write("/n", "v").unwrap();
     let perms = Permissions::owner_none(dom(0)).grant_read(dom(5));
-    dom0.set_perms("/n", &perms).unwrap();
+    dom0.set_permissions("/n", &perms).unwrap();
     dom0.release(dom(5)).unwrap();
     server.add_domain(dom(5));
     let new = server.connect(dom(5)).unwrap();
@@ -223,6 +226,6 @@ fn rights_end_with_the_domain_they_were_given_to() {
         "a change of the node does not revive them"
     );
     assert_eq!(name(new.read("/n/below")), "EACCES", "nor does inheritance");
-    dom0.set_perms("/n", &perms).unwrap();
+    dom0.set_permissions("/n", &perms).unwrap();
     assert_eq!(new.read("/n").unwrap(), b"touched");
 }

@@ -27,7 +27,7 @@ fn nodes_are_counted_by_owner() {
     assert!(!dom5.exists("data/x").unwrap());
     dom5.write("data/4", "").unwrap();
     dom0.write("/local/domain/5/data/5", "").unwrap();
-    dom0.set_perms("/local/domain/5/data/4", &Permissions::owner_none(dom(0)))
+    dom0.set_permissions("/local/domain/5/data/4", &Permissions::owner_none(dom(0)))
         .unwrap();
     dom0.rm("/local/domain/5/data/5").unwrap();
     dom5.write("data/5", "").unwrap();
@@ -128,7 +128,7 @@ fn node_size_counts_value_children_and_permissions() {
         "a child's name is part of its parent"
     );
     let shared = Permissions::owner_none(dom(5)).grant_read(dom(6));
-    assert_eq!(name(dom5.set_perms("data/n", &shared)), "ENOSPC");
+    assert_eq!(name(dom5.set_permissions("data/n", &shared)), "ENOSPC");
     dom5.write("data/n", vec![b'v'; most - 2]).unwrap();
     dom5.mkdir("data/n/x").unwrap();
     dom0.write("/n", vec![b'v'; 4000]).unwrap();
@@ -141,10 +141,13 @@ fn permission_entries_are_limited() {
     let five = (10..14).fold(Permissions::owner_none(dom(5)), |p, id| {
         p.grant_read(dom(id))
     });
-    dom5.set_perms("/local/domain/5/data", &five).unwrap();
+    dom5.set_permissions("/local/domain/5/data", &five).unwrap();
     let six = five.grant_read(dom(14));
-    assert_eq!(name(dom5.set_perms("/local/domain/5/data", &six)), "ENOSPC");
-    dom0.set_perms("/local/domain/5/data", &six).unwrap();
+    assert_eq!(
+        name(dom5.set_permissions("/local/domain/5/data", &six)),
+        "ENOSPC"
+    );
+    dom0.set_permissions("/local/domain/5/data", &six).unwrap();
 }
 
 #[test]
@@ -191,7 +194,7 @@ fn nothing_is_left_in_the_account() {
         let t = dom5.transaction().unwrap();
         t.write("data/t/u", "v").unwrap();
         t.rm(&format!("data/{n}/x")).unwrap();
-        t.set_perms(
+        t.set_permissions(
             "/local/domain/5/data/t",
             &Permissions::owner_none(dom(5)).grant_read(dom(6)),
         )

@@ -71,8 +71,8 @@ fn check(inside: &str, outside: &str, commits: bool) {
         "write" => store.write(&path, "out").unwrap(),
         "rm" => store.rm(&path).unwrap(),
         _ => {
-            let perms = store.get_perms(&path).unwrap();
-            store.set_perms(&path, &perms).unwrap();
+            let perms = store.permissions(&path).unwrap();
+            store.set_permissions(&path, &perms).unwrap();
         }
     }
     let before = store.read("/a/b").ok();

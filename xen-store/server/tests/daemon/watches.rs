@@ -42,7 +42,7 @@ fn changes_at_and_below_are_told_and_before_the_reply() {
     dom0.write("/w/a/b", "").unwrap();
     dom0.mkdir("/w/a/b").unwrap();
     dom0.write("/wx", "").unwrap();
-    dom0.set_perms("/w/a", &Permissions::owner_none(dom(0)))
+    dom0.set_permissions("/w/a", &Permissions::owner_none(dom(0)))
         .unwrap();
     assert_eq!(
         raw.drain(),
@@ -123,20 +123,20 @@ fn only_who_may_read_the_node_or_its_parent_is_told() {
     let server = start();
     let (dom0, _) = clients(&server);
     dom0.write("/w/shut/deep", "").unwrap();
-    dom0.set_perms("/w", &Permissions::new(dom(0), Access::Read))
+    dom0.set_permissions("/w", &Permissions::new(dom(0), Access::Read))
         .unwrap();
     let mut raw = watching(&server, 5, "/w");
     dom0.write("/w/shut", "").unwrap();
     dom0.write("/w/shut/deep", "").unwrap();
     assert_eq!(raw.drain(), ["EVENT /w/shut t"], "its parent is readable");
     let readable = Permissions::owner_none(dom(0)).grant_read(dom(5));
-    dom0.set_perms("/w/shut/deep", &readable).unwrap();
+    dom0.set_permissions("/w/shut/deep", &readable).unwrap();
     assert_eq!(
         raw.drain(),
         ["EVENT /w/shut/deep t"],
         "who gains the right is told"
     );
-    dom0.set_perms("/w/shut/deep", &Permissions::owner_none(dom(0)))
+    dom0.set_permissions("/w/shut/deep", &Permissions::owner_none(dom(0)))
         .unwrap();
     assert_eq!(
         raw.drain(),
@@ -208,11 +208,11 @@ fn special_watches_can_be_opened_to_a_guest() {
     let mut guest = watching(&server, 5, "@releaseDomain");
     let perms = Permissions::owner_none(dom(0)).grant_read(dom(5));
     assert!(
-        dom5.set_perms("@releaseDomain", &perms)
+        dom5.set_permissions("@releaseDomain", &perms)
             .unwrap_err()
             .is_denied()
     );
-    dom0.set_perms("@releaseDomain", &perms).unwrap();
+    dom0.set_permissions("@releaseDomain", &perms).unwrap();
     server.release(dom(6));
     assert_eq!(guest.drain(), ["EVENT @releaseDomain t"]);
     server.introduce(dom(6));
