@@ -1,4 +1,4 @@
-//! What the event channels of a simulated host cost, and how often they are used: for benchmarks.
+//! Counts the use of event channels and sets the cost of a simulated notify, for benchmarks.
 //!
 //! A simulated notify is one write to an eventfd. On Xen it is a system call with a hypercall
 //! inside, so that figures from a simulated host mean something only beside the cost they assume.

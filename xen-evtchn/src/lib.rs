@@ -117,7 +117,7 @@ macro_rules! on {
 }
 
 impl EventChannels {
-    /// An empty set.
+    /// Opens an empty set.
     ///
     /// # Errors
     ///
@@ -209,7 +209,7 @@ impl EventChannels {
         Ok(BoundPort::new(self.clone(), port))
     }
 
-    /// The next pending port, if there is one; it is masked from now on. Never blocks.
+    /// Returns the next pending port, if there is one; it is masked from now on. Never blocks.
     ///
     /// # Errors
     ///
@@ -221,8 +221,8 @@ impl EventChannels {
         Ok(port.into_iter().take(n).next())
     }
 
-    /// Up to `out.len()` pending ports at once, in one system call on a real host; says how
-    /// many. Each is masked from now on. Never blocks; zero means that nothing is pending.
+    /// Takes up to `out.len()` pending ports at once, in one system call on a real host; returns
+    /// how many. Each is masked from now on. Never blocks; zero means that nothing is pending.
     ///
     /// # Errors
     ///
@@ -235,7 +235,7 @@ impl EventChannels {
     }
 
     /// Waits until a port is pending and returns it masked, or returns `None` when `deadline`
-    /// has passed. Without a deadline it waits for ever. A deadline that has passed already is
+    /// has passed. Without a deadline it waits forever. A deadline that has passed already is
     /// the same as [`pending`](Self::pending).
     ///
     /// Signals do not end the wait early. The deadline is kept to about a millisecond, never
@@ -253,7 +253,7 @@ impl EventChannels {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] when the system refuses, which it has no reason to.
+    /// [`Error::Os`] when the system refuses, which Linux does not.
     #[doc(alias = "xenevtchn_unmask")]
     #[inline]
     pub fn unmask(&self, port: Port) -> Result<()> {

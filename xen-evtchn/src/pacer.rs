@@ -79,7 +79,7 @@ impl EventPacer {
             .filter(|at| *at > now);
     }
 
-    /// When the port may be unmasked; `None`: at once.
+    /// Returns when the port may be unmasked; `None`: at once.
     #[must_use]
     pub const fn poll_timeout(&self) -> Option<Instant> {
         self.masked_until

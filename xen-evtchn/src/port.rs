@@ -21,14 +21,14 @@ impl BoundPort {
         Self { channels, port }
     }
 
-    /// The local port's number: what a peer needs to bind to it, and what
+    /// Returns the local port's number: what a peer needs to bind to it, and what
     /// [`EventChannels::pending`] returns for it.
     #[must_use]
     pub fn port(&self) -> Port {
         self.port
     }
 
-    /// The set it belongs to.
+    /// Returns the set it belongs to.
     #[must_use]
     pub fn channels(&self) -> &EventChannels {
         &self.channels

@@ -68,7 +68,7 @@ impl MappedPages {
         self.region.take()
     }
 
-    /// Says what happens when the pages are unmapped.
+    /// Sets what the kernel does when the pages are unmapped.
     ///
     /// # Errors
     ///

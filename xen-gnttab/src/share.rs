@@ -44,7 +44,7 @@ pub fn share(xen: &Xen, to: DomId, pages: usize, access: PageAccess) -> Result<S
 }
 
 impl SharedPages {
-    /// A reference per page, in the order of the pages.
+    /// Returns a reference per page, in the order of the pages.
     #[must_use]
     pub fn refs(&self) -> &[GrantRef] {
         &self.refs
@@ -69,8 +69,8 @@ impl SharedPages {
         self.region.take()
     }
 
-    /// Says what happens when we give the pages back. Note that they are given back when *we*
-    /// let go, even if the peer holds on to them.
+    /// Sets what the kernel does when this side gives the pages back. That is when *this side*
+    /// lets go, even if the peer holds on to them.
     ///
     /// Linux keeps one notification per *page* of a share: set it again with a byte in another
     /// page and both are performed.

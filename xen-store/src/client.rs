@@ -119,8 +119,8 @@ impl Store {
         })
     }
 
-    /// The same connection, with a limit on how long each request made through *this* handle (and
-    /// its clones, watches and transactions) waits for its answer.
+    /// Returns the same connection, with a limit on how long each request made through *this*
+    /// handle (and its clones, watches and transactions) waits for its answer.
     ///
     /// A request whose time is over fails with [`Error::TimedOut`] and the connection stays
     /// usable; the request may still take effect. `None` waits without limit.

@@ -111,7 +111,8 @@ impl Store {
         text(MsgType::CONTROL, payload)
     }
 
-    /// The protocol features the daemon offers this domain, as bits (`docs/misc/xenstore-ring.txt`).
+    /// The protocol features the daemon offers this domain, as bits
+    /// (`docs/misc/xenstore-ring.txt`).
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What can go wrong, divided by who failed.
+//! Errors, divided by who failed.
 //!
 //! | variant | who | connection afterwards |
 //! |---|---|---|
@@ -195,7 +195,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// What is wrong with a caller's argument.
+/// The fault in a caller's argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Invalid {

@@ -22,7 +22,7 @@ pub struct WatchEvent {
     pub rescan: bool,
 }
 
-/// What waits for one watch.
+/// The events that wait for one watch.
 #[derive(Debug)]
 pub(crate) struct EventQueue {
     watched: Arc<str>,

@@ -37,7 +37,7 @@
 //! * No panic; memory bounded by the requests and watches the program holds.
 //! * Every waiting request ends when the connection does, with the reason.
 //! * A flood of watch events delays no reply, and loses no change a reader would still see.
-//! * What is sent is always one well-formed message: no NUL gets into a field, no path out of its
+//! * Every request sent is one well-formed message: no NUL gets into a field, no path out of its
 //!   character set, nothing above the length limits.
 
 #![forbid(unsafe_code)]

@@ -37,7 +37,7 @@ struct Inside {
     closed: bool,
     /// Writes find no room.
     full: bool,
-    /// What is written is answered at once.
+    /// Each request is answered as soon as it is written.
     echo: bool,
     interrupted: bool,
     readers: Option<Waker>,

@@ -60,7 +60,7 @@ pub(crate) trait Stream {
     fn interrupt(&self) {}
 }
 
-/// What a transport is waited for.
+/// The direction in which a caller waits for a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg(any(feature = "tokio", all(test, loom)))]
 pub(crate) enum Direction {
@@ -85,9 +85,9 @@ pub(crate) trait Reactor: Stream {
 pub(crate) struct Mux<S> {
     stream: S,
     state: Mutex<State>,
-    /// The process it belongs to. Asking for it costs one system call a request, and a child of that
-    /// process is recognised without the lock, which another thread of the parent may have held
-    /// while it forked.
+    /// The process it belongs to. Asking for it costs one system call a request, and a child of
+    /// that process is recognised without the lock, which another thread of the parent may have
+    /// held while it forked.
     process: u32,
 }
 
@@ -115,7 +115,7 @@ pub(crate) struct State {
 /// A thread asleep on the transport.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Poller {
-    /// What it waits for itself.
+    /// The event that it waits for itself.
     pub(crate) key: Ready,
     /// It wakes up when there is room.
     pub(crate) output: bool,
@@ -270,7 +270,7 @@ impl<S: Stream> Mux<S> {
     pub(crate) fn turn<'a>(&'a self, state: Locked<'a, S>) -> Locked<'a, S> {
         let mut state = self.flush(state);
         self.read(&mut state);
-        // What was read may let more be sent, or be given back.
+        // A reply that was read may let more be sent, or be given back.
         self.flush(state)
     }
 

@@ -51,7 +51,7 @@ pub(crate) fn parse_perms(payload: &[u8]) -> Result<Permissions> {
     perms.ok_or_else(|| malformed(MsgType::GET_PERMS))
 }
 
-/// What follows the path in SET_PERMS.
+/// Formats the part of SET_PERMS after the path.
 pub(crate) fn format_perms(perms: &Permissions) -> String {
     perms
         .entries()

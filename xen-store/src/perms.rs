@@ -12,7 +12,7 @@ use xen_sys::DomId;
 
 use crate::error::Invalid;
 
-/// What a domain may do with a node.
+/// A domain's access to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Nothing (`n`).
@@ -66,9 +66,9 @@ impl Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[doc(alias = "xs_permissions")]
 pub struct Perm {
-    /// Whom it is about.
+    /// The domain that the entry is for.
     pub domain: DomId,
-    /// What they may do.
+    /// Its access.
     pub access: Access,
 }
 
@@ -178,7 +178,7 @@ impl Permissions {
         self.0[0].domain
     }
 
-    /// What `domain` may do, apart from the privilege of domain 0 and of targets.
+    /// Returns the access of `domain`, apart from the privilege of domain 0 and of targets.
     ///
     /// The owner may do everything; the first entry for a domain counts.
     #[must_use]
@@ -192,12 +192,12 @@ impl Permissions {
             .map_or(self.0[0].access, |perm| perm.access)
     }
 
-    /// Whether `domain` owns the node and no other domain may write to it: by the default, by an entry of its own,
-    /// or by the entry of a domain that it is a target's device model of.
+    /// Whether `domain` owns the node and no other domain may write to it: by the default, by an
+    /// entry of its own, or by the entry of a domain that it is a target's device model of.
     ///
-    /// Domain 0 may always write. A domain that recreates a node owns it, unless it is domain 0, so a node for which
-    /// this holds with domain 0 has kept domain 0's value, whoever may write to its parents. Permissions and value have
-    /// to be read in one transaction for that.
+    /// Domain 0 may always write. A domain that recreates a node owns it, unless it is domain 0, so
+    /// a node for which this holds with domain 0 has kept domain 0's value, whoever may write to
+    /// its parents. Permissions and value have to be read in one transaction for that.
     #[must_use]
     pub fn written_only_by(&self, domain: DomId) -> bool {
         self.owner() == domain

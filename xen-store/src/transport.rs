@@ -38,7 +38,7 @@ const PLACES: [&str; 4] = [
     DEVICE,
     "/proc/xen/xenbus",
 ];
-/// What every domain with Linux's drivers has.
+/// The device of every domain with Linux's drivers.
 const DEVICE: &str = "/dev/xen/xenbus";
 
 /// The file system at `/proc/xen`, where the device is a regular file (`XENFS_SUPER_MAGIC`).
@@ -50,7 +50,7 @@ pub(crate) struct Transport {
     is_socket: bool,
 }
 
-/// What one write attempt did.
+/// The result of one write attempt.
 #[derive(Debug)]
 pub(crate) enum Written {
     /// So many bytes.

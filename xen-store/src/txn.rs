@@ -62,7 +62,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What `body` returned; [`Error::Conflict`] when the attempts are used up.
+    /// The error of `body`; [`Error::Conflict`] when the attempts are used up.
     ///
     /// ```no_run
     /// # fn f(store: &xen_store::Store) -> xen_store::Result<()> {

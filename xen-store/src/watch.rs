@@ -93,7 +93,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What `check` returned, or those of [`Store::watch`]. A store that goes away ends the wait.
+    /// The error of `check`; those of [`Store::watch`]. A store that goes away ends the wait.
     pub fn wait_until<T>(
         &self,
         path: &str,

@@ -25,7 +25,7 @@ pub const ABS_PATH_MAX: usize = 3072;
 /// Longest relative path, in bytes without the final NUL (`XENSTORE_REL_PATH_MAX`).
 pub const REL_PATH_MAX: usize = 2048;
 
-/// What a message asks for or answers (`enum xsd_sockmsg_type`).
+/// The type of a message (`enum xsd_sockmsg_type`).
 ///
 /// A newtype, not an enum: the other side may send numbers this crate does not know.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,7 +95,7 @@ impl fmt::Display for MsgType {
 /// The 16 bytes in front of every payload (`struct xsd_sockmsg`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What this message is.
+    /// The message's type.
     pub kind: MsgType,
     /// Chosen by the client, echoed in the reply.
     pub req_id: u32,
@@ -140,7 +140,7 @@ impl Header {
 /// One whole message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What this message is.
+    /// The message's type.
     pub kind: MsgType,
     /// Chosen by the client, echoed in the reply.
     pub req_id: u32,

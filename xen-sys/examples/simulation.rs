@@ -1,11 +1,12 @@
-//! A simulated host of two processes: the one that has it, and one of a domain that joins by a path.
+//! A simulated host of two processes: the one that has it, and one of a domain that joins by a
+//! path.
 //!
 //! ```text
 //! cargo run -p xen-sys --features sim --example simulation
 //! ```
 //!
-//! This crate alone has no ports, pages or store to show; xen-evtchn's `ping`, xen-gnttab's `loopback`,
-//! xen-store's `domains` and xen-vchan's `echo` show those on such a host.
+//! This crate alone has no ports, pages or store to show; xen-evtchn's `ping`, xen-gnttab's
+//! `loopback`, xen-store's `domains` and xen-vchan's `echo` show those on such a host.
 
 use std::error::Error;
 use std::process::{Command, Stdio};

@@ -107,7 +107,7 @@ pub enum Error {
     EventOverflow,
 }
 
-/// What to look at first when a node does not open.
+/// Returns the first thing to check when a node does not open.
 fn device_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => " (is its kernel module loaded?)",

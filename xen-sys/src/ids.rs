@@ -95,8 +95,9 @@ impl Port {
 
 /// A virtual interrupt: something Xen itself has to say to a domain, through a port bound to it.
 ///
-/// Those marked *global* Xen sends to one domain only, domain 0 unless told otherwise (`XEN_DOMCTL_set_virq_handler`); the
-/// others each domain has for itself, and [`TIMER`](Self::TIMER), [`DEBUG`](Self::DEBUG), [`XENOPROF`](Self::XENOPROF) and
+/// Those marked *global* Xen sends to one domain only, domain 0 unless told otherwise
+/// (`XEN_DOMCTL_set_virq_handler`); the others each domain has for itself, and
+/// [`TIMER`](Self::TIMER), [`DEBUG`](Self::DEBUG), [`XENOPROF`](Self::XENOPROF) and
 /// [`XENPMU`](Self::XENPMU) each of its virtual CPUs.
 ///
 /// C: `VIRQ_*`, xen/include/public/xen.h.

@@ -20,7 +20,7 @@ use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
 use crate::{DevRoot, Error, PAGE_SIZE, Result};
 
-/// What this process may do to mapped pages.
+/// This process's access to mapped pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protection {
     /// Read; a write is a fatal signal.

@@ -193,8 +193,8 @@ impl RestrictedPrivcmd {
         self.domain
     }
 
-    /// Declares that the domain has crashed, which its device model may do. The toolstack then does with it what
-    /// its configuration says.
+    /// Declares that the domain has crashed, which its device model may do. The toolstack then does
+    /// with it what its configuration says.
     ///
     /// # Errors
     ///
@@ -204,7 +204,8 @@ impl RestrictedPrivcmd {
         self.dev.remote_shutdown(self.domain, SHUTDOWN_CRASH)
     }
 
-    /// Whether hypercalls are refused, as they have to be: the proof that the kernel restricts this file.
+    /// Whether hypercalls are refused, as they have to be: the proof that the kernel restricts this
+    /// file.
     #[must_use]
     pub fn refuses_hypercalls(&self) -> bool {
         let refused = self.dev.xenver_version().err();

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-/// What an example prints.
+/// Returns the output of an example.
 fn run(name: &str, options: &[&str]) -> String {
     // Built with the tests, unless they were picked with `--test`.
     let here = std::env::current_exe().unwrap();

@@ -5,8 +5,8 @@
 //! cargo run -p xen-vchan --features sim --example echo
 //! ```
 //!
-//! On a Xen host `Xen::open()` takes the place of the first three lines, and each end is a program of
-//! its own.
+//! On a Xen host `Xen::open()` takes the place of the first three lines, and each end is a program
+//! of its own.
 
 use std::io::{Read, Write, copy};
 use std::thread;

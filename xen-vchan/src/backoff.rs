@@ -27,7 +27,7 @@ impl Backoff {
         }
     }
 
-    /// The next pause.
+    /// Returns the next pause.
     pub fn pause(&mut self) -> Duration {
         let whole = self.next.min(self.longest);
         self.next = self.next.saturating_mul(2).min(self.longest);
@@ -37,7 +37,7 @@ impl Backoff {
         whole / 2 + whole / 2048 * (noise % 1024)
     }
 
-    /// Begins anew with the shortest.
+    /// Starts again with the shortest.
     pub const fn reset(&mut self) {
         self.next = self.shortest;
     }

@@ -16,7 +16,8 @@ use crate::shared::Shared;
 use crate::writer::{BySteps, WriteHalf};
 use crate::{Error, Result, Violation};
 
-/// A channel to the peer, made by [`ServerBuilder`](crate::ServerBuilder) or [`ClientBuilder`](crate::ClientBuilder).
+/// A channel to the peer, made by [`ServerBuilder`](crate::ServerBuilder) or
+/// [`ClientBuilder`](crate::ClientBuilder).
 ///
 /// [`Read`] and [`Write`] block until something can be done (see
 /// [`set_nonblocking`](Self::set_nonblocking) and [`set_read_timeout`](Self::set_read_timeout)).
@@ -76,8 +77,8 @@ impl Channel {
     }
 
     /// Both halves, for what only they have: packets ([`ReadHalf::recv`], [`WriteHalf::send`]),
-    /// loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]), transfers between the ring and a
-    /// descriptor, corking and spinning.
+    /// loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]), transfers between the ring and
+    /// a descriptor, corking and spinning.
     #[inline]
     pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
         self.publish_before_waiting();
@@ -128,7 +129,7 @@ impl Channel {
         self.tx.write_deadline(bytes, deadline)
     }
 
-    /// Bytes that can be read now; the peer can only add to them.
+    /// Returns the bytes that can be read now; the peer can only add to them.
     ///
     /// # Errors
     ///
@@ -138,7 +139,7 @@ impl Channel {
         self.rx.bytes_readable()
     }
 
-    /// Bytes that can be written now; the peer can only add to them.
+    /// Returns the bytes that can be written now; the peer can only add to them.
     ///
     /// # Errors
     ///
@@ -173,8 +174,8 @@ impl Channel {
         let seen = self.shared().doorbell.seen();
         self.tx.publish();
         self.tx.tx.request();
-        // Who found no space with `space`, say, has not asked: what the peer read before the request
-        // rings no bell.
+        // Who found no space with `space`, say, has not asked: what the peer read before the
+        // request rings no bell.
         match self.tx.look(usize::MAX) {
             Ok(space) if space > known => return Ok(true),
             Ok(_) => {}
@@ -190,7 +191,7 @@ impl Channel {
         }
     }
 
-    /// Whether somebody is at the other end, as of now. The next change makes the descriptor
+    /// Returns whether a peer is at the other end, as of now. The next change makes the descriptor
     /// readable.
     ///
     /// # Errors
@@ -203,14 +204,14 @@ impl Channel {
         self.shared().observe()
     }
 
-    /// The domain at the other end, as it was asked for when the channel was made. The hypervisor sees
+    /// Returns the domain at the other end, as named when the channel was made. The hypervisor sees
     /// to it that nobody else is.
     #[must_use]
     pub fn peer_domain(&self) -> DomId {
         self.shared().peer
     }
 
-    /// How many clients a server has had, the present one included; 0 or 1 on a client.
+    /// Returns how many clients a server has had, the present one included; 0 or 1 on a client.
     ///
     /// A server sees every client that it had a look at: one that left and was followed by another
     /// in between is two sessions.
@@ -242,28 +243,30 @@ impl Channel {
         }
     }
 
-    /// A server whose client is gone gets ready for the next one: makes fresh rings and a fresh port,
-    /// publishes them, and waits in state [`Waiting`](PeerState::Waiting). The descriptor stays the same.
+    /// A server whose client is gone gets ready for the next one: makes fresh rings and a fresh
+    /// port, publishes them, and waits in state [`Waiting`](PeerState::Waiting). The descriptor
+    /// stays the same.
     ///
-    /// The client that left may keep the old rings mapped and write into them; nobody reads them any
-    /// more, so no byte of one session reaches the next, whatever its client does. A client that came
-    /// to the old rings before this call sees their end and has to come again. Call this as soon as
-    /// [`Error::Closed`] is seen. It asks the store and waits for the answers, as
-    /// [`ServerBuilder::publish`](crate::ServerBuilder::publish) does, and both rings' memory is held
-    /// for a moment.
+    /// The client that left may keep the old rings mapped and write into them; nobody reads them
+    /// any more, so no byte of one session reaches the next, whatever its client does. A client
+    /// that came to the old rings before this call sees their end and has to come again. Call this
+    /// as soon as [`Error::Closed`] is seen. It asks the store and waits for the answers, as
+    /// [`ServerBuilder::publish`](crate::ServerBuilder::publish) does, and both rings' memory is
+    /// held for a moment.
     ///
-    /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings instead,
-    /// asks nobody, and serves a client that came before this call. A client of this crate touches the
-    /// rings only after it. What a libxenvchan client has written before is discarded with the old
-    /// client's bytes (they cannot be told apart), and it may have read an answer meant for the old one.
-    /// The promise holds there among clients that write nothing after they have left.
+    /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings
+    /// instead, asks nobody, and serves a client that came before this call. A client of this crate
+    /// touches the rings only after it. What a libxenvchan client has written before is discarded
+    /// with the old client's bytes (they cannot be told apart), and it may have read an answer
+    /// meant for the old one. The promise holds there among clients that write nothing after they
+    /// have left.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] on a client, on what a [`Listener`](crate::Listener) accepted, or while the
-    /// client is connected; [`Error::Peer`]; [`Error::ShutDown`] with reused memory. [`Error::Os`],
-    /// [`Error::Store`] if fresh rings could not be made or published: nothing is on offer then, and the
-    /// next call tries again.
+    /// [`Error::Invalid`] on a client, on what a [`Listener`](crate::Listener) accepted, or while
+    /// the client is connected; [`Error::Peer`]; [`Error::ShutDown`] with reused memory.
+    /// [`Error::Os`], [`Error::Store`] if fresh rings could not be made or published: nothing is on
+    /// offer then, and the next call tries again.
     pub fn next_client(&mut self) -> Result<()> {
         if self.shared().role == Role::Client {
             return Err(Error::Invalid {
@@ -317,7 +320,7 @@ impl Channel {
         self.peer().map(drop)
     }
 
-    /// Whether [`Read`] and [`Write`] return `WouldBlock` instead of sleeping. Off at first.
+    /// Sets whether [`Read`] and [`Write`] return `WouldBlock` instead of sleeping. Off by default.
     ///
     /// C: the field `blocking` of `struct libxenvchan`, the other way round.
     #[doc(alias = "blocking")]
@@ -325,12 +328,12 @@ impl Channel {
         self.nonblocking = nonblocking;
     }
 
-    /// How long [`Read::read`] may block; `None`, the default, is for ever.
+    /// Sets how long [`Read::read`] may block; `None`, the default, is forever.
     pub const fn set_read_timeout(&mut self, timeout: Option<Duration>) {
         self.rx.set_timeout(timeout);
     }
 
-    /// How long [`Write::write`] may block; `None`, the default, is for ever.
+    /// Sets how long [`Write::write`] may block; `None`, the default, is forever.
     pub const fn set_write_timeout(&mut self, timeout: Option<Duration>) {
         self.tx.set_timeout(timeout);
     }
@@ -339,9 +342,9 @@ impl Channel {
     /// wrote stays readable here; vchan has no half-close, so the peer takes both directions as
     /// ended.
     ///
-    /// Publishes what a [corked](WriteHalf::set_cork) writer has gathered. Every write after that fails
-    /// with [`Error::ShutDown`]. A server can serve the [next client](Self::next_client), unless it
-    /// [reuses its memory](crate::ServerBuilder::reuse_memory).
+    /// Publishes what a [corked](WriteHalf::set_cork) writer has gathered. Every write after that
+    /// fails with [`Error::ShutDown`]. A server can serve the [next client](Self::next_client),
+    /// unless it [reuses its memory](crate::ServerBuilder::reuse_memory).
     ///
     /// # Errors
     ///

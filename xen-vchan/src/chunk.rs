@@ -1,6 +1,6 @@
 //! Many small steps, one publish: loans of what is ready and of what is free.
 //!
-//! What one publish costs (a full barrier, a cache line's way to the peer and back, perhaps a
+//! The cost of one publish (a full barrier, a cache line's way to the peer and back, perhaps a
 //! notification) is many times what copying a small message costs. These two types let a caller
 //! decide where the steps end.
 //!
@@ -25,7 +25,7 @@ impl<'a> ReadChunk<'a> {
         Self { half }
     }
 
-    /// Bytes not read yet.
+    /// Returns how many bytes are not read yet.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         self.half.rx.known_ready() as usize
@@ -37,7 +37,7 @@ impl<'a> ReadChunk<'a> {
         self.half.rx.take(buf)
     }
 
-    /// Copies exactly `buf.len()` bytes, or none and says `false`.
+    /// Copies exactly `buf.len()` bytes, or copies none and returns `false`.
     #[inline]
     pub fn get_exact(&mut self, buf: &mut [u8]) -> bool {
         if self.half.rx.take_fast(buf) {
@@ -79,7 +79,7 @@ impl<'a> WriteChunk<'a> {
         Self { half }
     }
 
-    /// Bytes of space left.
+    /// Returns the space left, in bytes.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         self.half.tx.known_space() as usize
@@ -93,7 +93,7 @@ impl<'a> WriteChunk<'a> {
         self.half.tx.stage(&bytes[..len]).unwrap_or(0)
     }
 
-    /// Copies all of `bytes`, or nothing and says `false`.
+    /// Copies all of `bytes`, or copies nothing and returns `false`.
     #[inline]
     pub fn put_whole(&mut self, bytes: &[u8]) -> bool {
         self.remaining() >= bytes.len() && self.put(bytes) == bytes.len()

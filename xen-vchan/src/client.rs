@@ -69,7 +69,7 @@ impl ClientBuilder {
         self
     }
 
-    /// When to stop waiting for a server. Without a deadline, the default, it waits for ever.
+    /// Sets when to stop waiting for a server. By default it waits forever.
     pub const fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
         self
@@ -86,14 +86,17 @@ impl ClientBuilder {
     /// at first.
     ///
     /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
-    /// shared page, so this costs two watches in the store, and the channel's descriptor becomes readable when *any*
-    /// domain ends. `@releaseDomain` tells domain 0 (and whom domain 0 permits it) at once. Others
-    /// see the server's node vanish, which a toolstack removes with the domain, and take that for the end after a
-    /// second. A [`Listener`](crate::Listener) withdraws its offer to a client that has come: there the hypervisor is
-    /// [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for which the descriptor becomes readable too.
+    /// shared page, so this costs two watches in the store, and the channel's descriptor becomes
+    /// readable when *any* domain ends. `@releaseDomain` tells domain 0 (and whom domain 0 permits
+    /// it) at once. Others see the server's node vanish, which a toolstack removes with the domain,
+    /// and take that for the end after a second. A [`Listener`](crate::Listener) withdraws its
+    /// offer to a client that has come: there the hypervisor is
+    /// [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for which the
+    /// descriptor becomes readable too.
     ///
-    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
-    /// A guest's quota of watches (128 unless its xenstored has another) may be reached before.
+    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls
+    /// around one descriptor. A guest's quota of watches (128 unless its xenstored has another) may
+    /// be reached before.
     pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
         self
@@ -121,8 +124,8 @@ impl ClientBuilder {
         }
     }
 
-    /// Begins to connect and waits for a server, whatever [`wait_for_server`](Self::wait_for_server)
-    /// says, without blocking.
+    /// Begins to connect and waits for a server, whatever
+    /// [`wait_for_server`](Self::wait_for_server) says, without blocking.
     ///
     /// # Errors
     ///
@@ -131,7 +134,7 @@ impl ClientBuilder {
         Connecting::new(self, xen, store)
     }
 
-    /// One look, one try.
+    /// Looks once and tries once.
     pub(crate) fn attempt(&self, xen: &Xen, store: &Store) -> Result<Channel> {
         match read_address(store, &self.path)? {
             Some(address) => self.attach(xen, store, address),
@@ -177,8 +180,8 @@ impl ClientBuilder {
 
         // Each value once, into private memory; nothing below looks at them again.
         let orders = (page.load_u16(LEFT_ORDER)?, page.load_u16(RIGHT_ORDER)?);
-        // A page in the making: a server that was killed has left its nodes, and another has got the
-        // same numbers just now. It will publish itself.
+        // A page in the making: a server that was killed has left its nodes, and another has got
+        // the same numbers just now. It will publish itself.
         if orders == (0, 0) {
             return Err(self.nobody());
         }

@@ -1,7 +1,8 @@
 //! A client that waits for its server without blocking anybody.
 //!
-//! What it waits for is either told by the store (a server publishes itself) or by nobody (a server
-//! that is busy becomes free), so one descriptor stands for the store's watch and a timer.
+//! The arrival that it waits for is announced either by the store (a server publishes itself) or by
+//! nobody (a server that is busy becomes free), so one descriptor stands for the store's watch and
+//! a timer.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::doorbell::readable;
 use crate::handshake::{self, DRAIN};
 use crate::{Channel, Error, Result};
 
-/// How often a client looks whether a busy server has become free.
+/// Interval at which a client checks whether a busy server has become free.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// A client on its way, made by [`ClientBuilder::start`]. It can be given up by dropping it.
@@ -79,7 +80,7 @@ impl Connecting {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::TimedOut);
         }
-        // What is left makes nothing readable *again*; the timer does.
+        // Events left over make nothing readable *again*; the timer does.
         let again = if flooded { Some(Instant::now()) } else { again };
         let at = match (again, deadline) {
             (Some(again), Some(deadline)) => Some(again.min(deadline)),
@@ -89,13 +90,13 @@ impl Connecting {
         Err(Error::WouldBlock)
     }
 
-    /// Another deadline, from the next try on.
+    /// Sets another deadline, from the next try on.
     #[cfg(feature = "tokio")]
     pub(crate) const fn set_deadline(&mut self, deadline: Option<Instant>) {
         self.builder.set_deadline(deadline);
     }
 
-    /// Sleeps until it is worth trying.
+    /// Blocks until another attempt may succeed.
     pub(crate) fn sleep(&self) -> Result<()> {
         readable(self.as_fd(), None).map(drop)
     }

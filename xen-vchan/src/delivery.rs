@@ -222,7 +222,7 @@ impl Wake for Tasks {
 pub trait Readiness {
     /// Why it cannot be known.
     type Error;
-    /// What was known, to be [forgotten](Self::forget).
+    /// A readiness, to be [forgotten](Self::forget).
     type Ready<'a>
     where
         Self: 'a;

@@ -11,8 +11,8 @@
 //! | the server's node is gone for a second | its client | the store is asked; to whom it does not answer (all but domain 0) this is the end |
 //! | the hypervisor knows no such domain (any more) | whom the store does not answer, if no node tells either: a server, a listener's client | it is the end; asked every five seconds |
 //!
-//! A toolstack removes the nodes of a domain with the domain, and nobody else those of a server that lives: one that
-//! withdraws its offer while it serves says so in the store.
+//! A toolstack removes the nodes of a domain with the domain, and nobody else those of a server
+//! that lives: one that withdraws its offer while it serves says so in the store.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,8 +27,8 @@ use xen_sys::DomId;
 
 use crate::{Result, handshake};
 
-/// How long the node is gone before that counts: a server that leaves in good order removes it too, and says in the shared page
-/// that it leaves.
+/// How long the node is gone before that counts: a server that leaves in good order removes it too,
+/// and says in the shared page that it leaves.
 const GONE_FOR: Duration = Duration::from_secs(1);
 /// How often the hypervisor is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
@@ -130,7 +130,8 @@ impl DomainWatch {
         }
     }
 
-    /// Whether the domain exists. Where the store does not tell us, it is gone with its node, or for the hypervisor.
+    /// Whether the domain exists. Where the store does not tell us, it is gone with its node, or
+    /// for the hypervisor.
     fn is_there(&self, gone: bool) -> Result<bool> {
         match self.store.is_introduced(self.peer) {
             Ok(introduced) => Ok(introduced),

@@ -41,8 +41,8 @@ pub(crate) enum Half {
     Writer,
 }
 
-/// What the system refused a half after bytes had moved: a notify, or a wait. The call that met it
-/// returned their number; that half's next call reports it.
+/// An error of the system that a half met after bytes had moved: of a notify, or a wait. The call
+/// that met it returned their number; that half's next call reports it.
 #[derive(Debug)]
 struct Kept {
     error: Mutex<Option<Error>>,
@@ -187,8 +187,8 @@ impl Doorbell {
         Ok(self.port.notify()?)
     }
 
-    /// Notifies the peer of what `half` did. Never undoes or repeats what was published: an error is
-    /// kept for that half's [`check`](Self::check).
+    /// Notifies the peer of what `half` did. Never undoes or repeats what was published: an error
+    /// is kept for that half's [`check`](Self::check).
     pub(crate) fn notify_for(&self, half: Half) {
         if let Err(error) = self.port.notify() {
             self.keep(half, error.into());
@@ -248,8 +248,8 @@ impl Doorbell {
         Ok(())
     }
 
-    /// Lets the next event through. Before every sleep, ours or the caller's. Returns until when the
-    /// port stays masked, if it does because events are paced.
+    /// Lets the next event through. Before every sleep, ours or the caller's. Returns until when
+    /// the port stays masked, if it does because events are paced.
     ///
     /// `standing`: what the peer can change. An event after which it is as it was before was for
     /// nothing.
@@ -351,7 +351,7 @@ impl Doorbell {
         let known = domain_watch.has_ended();
         let ended = domain_watch.ended()?;
         if ended && !known {
-            // What told us of it was taken here: the other waiters are to look as well.
+            // The event was taken here: the other waiters must look as well.
             self.delivery.changed();
         }
         Ok(ended)

@@ -1,4 +1,4 @@
-//! What can go wrong, divided by who is at fault.
+//! Errors, divided by who is at fault.
 //!
 //! | variant | who | afterwards |
 //! |---|---|---|
@@ -29,7 +29,7 @@ pub enum Error {
     Node {
         /// The node's last component.
         key: &'static str,
-        /// What it holds.
+        /// Its value.
         value: NodeValue,
     },
     /// The peer left or died, and everything it had sent was read.
@@ -57,19 +57,19 @@ pub enum Error {
     Unreachable {
         /// The path asked for.
         path: String,
-        /// What the hypervisor said.
+        /// The hypervisor's error.
         source: xen_sys::Error,
     },
     /// The caller asked for something that cannot be.
     #[error("{what}")]
     Invalid {
-        /// What is wrong with it.
+        /// The fault.
         what: &'static str,
     },
     /// More than a ring holds, or than rings there can be.
     #[error("a vchan {what} of {asked} bytes where {limit} is the most")]
     TooLarge {
-        /// What is too large: a packet, a ring.
+        /// The thing that is too large: a packet, a ring.
         what: &'static str,
         /// The bytes asked for.
         asked: usize,
@@ -88,7 +88,7 @@ pub enum Error {
     Store(#[from] xen_store::Error),
 }
 
-/// What the peer did that no correct implementation does, with the numbers as they were read.
+/// A breach of the protocol by the peer, with the numbers as they were read.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
@@ -109,7 +109,7 @@ pub enum Violation {
         cons: u32,
         /// The last value believed.
         last: u32,
-        /// What we published.
+        /// The producer cursor that this side published.
         prod: u32,
         /// The ring's size in bytes.
         size: u32,

@@ -108,8 +108,8 @@ impl Drop for Published {
 
 /// Removes the `ring-ref` that a server which was killed has left at `path`.
 ///
-/// Before the next server opens a port and grants a page: both may get the numbers that the old node
-/// and its neighbour hold, and a client that reads those would find a page in the making.
+/// Before the next server opens a port and grants a page: both may get the numbers that the old
+/// node and its neighbour hold, and a client that reads those would find a page in the making.
 pub(crate) fn clear(store: &Store, path: &str) -> Result<()> {
     match store.rm(&node(path.trim_end_matches('/'), RING_REF)) {
         Ok(()) => Ok(()),
@@ -240,8 +240,8 @@ mod tests {
         let stored = Server::start(Config::new()).unwrap();
         let store = stored.connect(DomId::DOM0).unwrap();
         let watch = watch(&store, "n").unwrap();
-        // Events for different nodes are kept apart, and those of the last write have come before its
-        // answer. One more stands for the watch itself.
+        // Events for different nodes are kept apart, and those of the last write have come before
+        // its answer. One more stands for the watch itself.
         for index in 0..DRAIN + 9 {
             store.write(&format!("n/ring-ref/{index}"), "").unwrap();
         }

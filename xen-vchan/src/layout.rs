@@ -149,7 +149,7 @@ impl Geometry {
         Ok(this)
     }
 
-    /// What `libxenvchan_server_init` would choose for these sizes; `None` above 1 MiB.
+    /// Chooses as `libxenvchan_server_init` does for these sizes; `None` above 1 MiB.
     ///
     /// Sizes of 0 and 0 give the rings of 1024 (`left`) and 2048 bytes (`right`) in the control
     /// page.

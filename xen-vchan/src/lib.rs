@@ -1,8 +1,8 @@
 //! vchan: a byte channel between two Xen domains, wire-compatible with libxenvchan.
 //!
-//! One side, the [server](ServerBuilder), grants memory to the other and publishes it in the store; the other,
-//! the [client](ClientBuilder), maps it. Both get a [`Channel`], which is [`Read`](std::io::Read) +
-//! [`Write`](std::io::Write) with a descriptor to poll.
+//! One side, the [server](ServerBuilder), grants memory to the other and publishes it in the store;
+//! the other, the [client](ClientBuilder), maps it. Both get a [`Channel`], which is
+//! [`Read`](std::io::Read) + [`Write`](std::io::Write) with a descriptor to poll.
 //!
 //! ```text
 //!            server's memory, mapped by the client
@@ -13,8 +13,9 @@
 //!   └──────────────────────┴───────────────────────┘
 //! ```
 //!
-//! Both ends, with a simulated host in place of a real one (feature `sim`; on Xen, `Xen::open()` takes
-//! the place of the first three lines). `cargo run -p xen-vchan --features sim --example echo` runs it.
+//! Both ends, with a simulated host in place of a real one (feature `sim`; on Xen, `Xen::open()`
+//! takes the place of the first three lines). `cargo run -p xen-vchan --features sim --example
+//! echo` runs it.
 //!
 //! ```
 //! use std::io::{Read, Write, copy};

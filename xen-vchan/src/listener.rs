@@ -18,8 +18,8 @@
 //! # Guarantees, whatever clients do
 //!
 //! * Each domain has at most so many clients; more find nothing at the path until one is gone.
-//! * A client that scribbles, stays silent or dies costs its own ring. One that does so before it is
-//!   accepted is never seen; a fresh ring takes its place.
+//! * A client that scribbles, stays silent or dies costs its own ring. One that does so before it
+//!   is accepted is never seen; a fresh ring takes its place.
 //! * Work per call is bounded by the number of paths and events, never by a client.
 
 use std::collections::{HashMap, VecDeque};
@@ -80,7 +80,7 @@ pub struct Listener {
     more: bool,
 }
 
-/// What a listener will be. Made by [`Listener::builder`].
+/// The settings of a listener. Made by [`Listener::builder`].
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `listen` is called"]
 pub struct ListenerBuilder {
@@ -117,14 +117,14 @@ impl Drop for ClientSlot {
 }
 
 impl ListenerBuilder {
-    /// The least sizes of the rings, as [`ServerBuilder::rings`](crate::ServerBuilder::rings).
+    /// Sets the least sizes of the rings, as [`ServerBuilder::rings`](crate::ServerBuilder::rings).
     pub fn rings(mut self, left: impl Into<RingSize>, right: impl Into<RingSize>) -> Self {
         self.left = left.into();
         self.right = right.into();
         self
     }
 
-    /// How many clients each path may have at a time, at least 1; 16 unless set.
+    /// Sets how many clients each path may have at a time, at least 1; 16 by default.
     ///
     /// Each costs its rings, and one ring more is on offer. Linux grants a domain 1024 pages unless
     /// its `gntalloc` has another `limit`.
@@ -202,8 +202,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Serves no more clients at `path`. Those accepted stay; one that has come and was not looked at
-    /// yet finds its channel closed.
+    /// Serves no more clients at `path`. Those accepted stay; one that connected and was not looked
+    /// at yet finds its channel closed.
     pub fn stop(&mut self, path: &str) {
         self.offers.retain(|_, offer| offer.path != path);
     }
@@ -220,7 +220,7 @@ impl Listener {
         Ok(ring)
     }
 
-    /// A client that has come, without waiting for one.
+    /// Returns a client that has connected, without waiting for one.
     ///
     /// The channel is for one session: [`next_client`](Channel::next_client) is refused, and the
     /// client's place is free again when the channel is dropped. A client that came, wrote and left
@@ -229,8 +229,8 @@ impl Listener {
     /// # Errors
     ///
     /// [`Error::WouldBlock`]: nobody has come; the descriptor becomes readable when somebody does.
-    /// [`Error::Os`], [`Error::Store`]: a fresh ring could not be offered; the next call tries again,
-    /// and paths that have theirs are not concerned.
+    /// [`Error::Os`], [`Error::Store`]: a fresh ring could not be offered; the next call tries
+    /// again, and paths that have theirs are not concerned.
     pub fn try_accept(&mut self) -> Result<Channel> {
         self.look()?;
         let offered = self.refill();
@@ -241,7 +241,7 @@ impl Listener {
         }
     }
 
-    /// A client that has come, or the next one; sleeps until there is one or the deadline passes.
+    /// Returns the next client; blocks until there is one or the deadline passes.
     ///
     /// # Errors
     ///
@@ -261,9 +261,9 @@ impl Listener {
         }
     }
 
-    /// Looks at the rings that something has happened to, batch by batch, until there is no more. Clients
-    /// that ring again and again add no work: after as many batches as all paths can fill the rest
-    /// is for the next call.
+    /// Looks at the rings that something has happened to, batch by batch, until there is no more.
+    /// Clients that ring again and again add no work: after as many batches as all paths can fill
+    /// the rest is for the next call.
     fn look(&mut self) -> Result<()> {
         for _ in 0..=self.offers.len() / BATCH {
             // Also if it fails: what was not looked at is still there.
@@ -353,7 +353,7 @@ impl Listener {
         result
     }
 
-    /// How many clients of the paths served were accepted and have their channels still.
+    /// Returns how many accepted clients of the paths served still have their channels.
     #[must_use]
     pub fn clients(&self) -> usize {
         let count = |offer: &Offer| offer.clients.load(Ordering::Acquire);

@@ -200,9 +200,9 @@ impl ReadHalf {
         done
     }
 
-    /// The usual read of a small message: bytes are there, fewer than a piece, in a session that runs.
-    /// `None`, and nothing taken, if it is any other. It does what the long way would, in one piece of
-    /// code without a call.
+    /// The usual read of a small message: bytes are there, fewer than a piece, in a session that
+    /// runs. `None`, and nothing taken, if it is any other. It does what the long way would, in one
+    /// piece of code without a call.
     #[inline]
     fn take_fast(&mut self, buf: &mut [u8]) -> Option<usize> {
         if !self.attached
@@ -323,23 +323,23 @@ impl ReadHalf {
         }
     }
 
-    /// How many bytes the ring holds.
+    /// Returns how many bytes the ring holds.
     #[must_use]
     pub const fn capacity(&self) -> usize {
         self.rx.capacity() as usize
     }
 
-    /// How long [`Read::read`] may block; `None`, the default, is for ever, and so is a time beyond
-    /// what the clock can count.
+    /// Sets how long [`Read::read`] may block; `None`, the default, is forever, and so is a time
+    /// beyond what the clock can count.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
-    /// The longest a blocking call looks for bytes before it sleeps; zero switches that off, and more than a
-    /// second counts as a second.
+    /// The longest a blocking call looks for bytes before it sleeps; zero switches that off, and
+    /// more than a second counts as a second.
     ///
-    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself while
-    /// it finds nothing; in a domain with one CPU it begins short.
+    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself
+    /// while it finds nothing; in a domain with one CPU it begins short.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }

@@ -13,7 +13,7 @@ use crate::client::ClientBuilder;
 use crate::session::PeerState;
 use crate::{Channel, Error, Result};
 
-/// A client that dials again. Made by [`ClientBuilder::reconnecting`].
+/// A client that reconnects. Made by [`ClientBuilder::reconnecting`].
 ///
 /// ```no_run
 /// use std::io::{Read, Write};
@@ -54,21 +54,21 @@ impl ClientBuilder {
 }
 
 impl Reconnecting {
-    /// How long it pauses after a session that ended and an attempt that failed. A session that
-    /// lasted longer than the longest pause counts as a success, after which the pauses begin anew
-    /// with the shortest.
+    /// Sets how long it pauses after a session that ended and an attempt that failed. A session
+    /// that lasted longer than the longest pause counts as a success, after which the pauses begin
+    /// anew with the shortest.
     #[must_use]
     pub const fn backoff(mut self, backoff: Backoff) -> Self {
         self.schedule.backoff = backoff;
         self
     }
 
-    /// The session that runs, or the next one: sleeps until there is a server that has taken note of
+    /// Returns the present session, or blocks until the next one: until a server has taken note of
     /// this client.
     ///
-    /// A session is over when the server is gone and what it had sent was read, or when it broke the
-    /// protocol. What was not read before [`disconnect`](Self::disconnect) is gone; no byte of one session
-    /// is seen in the next.
+    /// A session is over when the server is gone and what it had sent was read, or when it broke
+    /// the protocol. What was not read before [`disconnect`](Self::disconnect) is gone; no byte of
+    /// one session is seen in the next.
     ///
     /// # Errors
     ///
@@ -103,13 +103,13 @@ impl Reconnecting {
         Ok(channel)
     }
 
-    /// Ends the session that runs, if one does.
+    /// Ends the present session, if there is one.
     pub fn disconnect(&mut self) {
         self.channel = None;
         self.schedule.ended(Instant::now());
     }
 
-    /// How many sessions there have been, the one that runs included: its number.
+    /// Returns how many sessions there have been, the present one included.
     #[must_use]
     pub const fn sessions(&self) -> u64 {
         self.schedule.sessions()

@@ -67,14 +67,14 @@ impl ServerBuilder {
         }
     }
 
-    /// The nodes go while a client is served.
+    /// Removes the nodes while a client is served.
     pub(crate) const fn withdraws(mut self) -> Self {
         self.withdraws = true;
         self
     }
 
-    /// The least sizes of the two rings: `left`, from the client to the server, and `right`, from
-    /// the server to the client.
+    /// Sets the least sizes of the two rings: `left`, from the client to the server, and `right`,
+    /// from the server to the client.
     ///
     /// The default, 0 and 0, are the rings of 1024 and 2048 bytes inside the control page. A ring
     /// of 64 KiB or more is many times faster for streams.
@@ -90,19 +90,21 @@ impl ServerBuilder {
     /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
     /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
     /// (and to whom domain 0 permits it); and the channel's descriptor becomes readable when *any*
-    /// domain ends. Elsewhere the hypervisor is [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for
-    /// which the descriptor becomes readable too. A peer whose domain is still to be made has not ended.
+    /// domain ends. Elsewhere the hypervisor is [asked](xen_evtchn::EventChannels::domain_exists)
+    /// every five seconds, for which the descriptor becomes readable too. A peer whose domain is
+    /// still to be made has not ended.
     ///
-    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls around one descriptor.
-    /// A guest's quota of watches (128 unless its xenstored has another) may be reached before.
+    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls
+    /// around one descriptor. A guest's quota of watches (128 unless its xenstored has another) may
+    /// be reached before.
     pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
         self.notice = notice;
         self
     }
 
     /// Whether all clients, one after another, are served on the same memory. Off at first:
-    /// [`next_client`](Channel::next_client) makes fresh rings, because a client that has left can keep the
-    /// old ones mapped and write into them at any time.
+    /// [`next_client`](Channel::next_client) makes fresh rings, because a client that has left can
+    /// keep the old ones mapped and write into them at any time.
     ///
     /// For a server that trusts every program of its client's domain. It then serves a client that
     /// came before `next_client`, and `next_client` asks the store nothing.
@@ -234,7 +236,7 @@ impl ServerBuilder {
     }
 }
 
-/// What a server makes fresh rings from, for its next client.
+/// The source of a server's fresh rings for its next client.
 #[derive(Debug)]
 pub(crate) struct Origin {
     builder: ServerBuilder,
@@ -245,8 +247,8 @@ pub(crate) struct Origin {
 impl Origin {
     /// Fresh rings, published in place of those of `former`.
     pub(crate) fn renew(&self, former: &Shared) -> Result<(Shared, Rings)> {
-        // The old `ring-ref` is removed first, so that no client comes to the old rings any more. Their
-        // owner finds another one when it goes, and leaves it alone.
+        // The old `ring-ref` is removed first, so that no client comes to the old rings any more.
+        // Their owner finds another one when it goes, and leaves it alone.
         let builder = self.builder.clone();
         builder.publish_after(&self.xen, &self.store, Some(former))
     }

@@ -1,4 +1,4 @@
-//! Who is at the other end: the live bytes, and where one client's session ends and the next
+//! The peer's presence: the live bytes, and where one client's session ends and the next
 //! begins.
 //!
 //! ```text
@@ -39,7 +39,7 @@ pub(crate) const MARKED: u8 = 3;
 /// No live byte reads so.
 const NO_SESSION: u32 = 256;
 
-/// What is known about the other end.
+/// The state of the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerState {
@@ -61,8 +61,8 @@ pub(crate) struct Session {
     own: Word8,
     /// A client of a server that marks sessions waits for this value in its own byte.
     awaits_mark: bool,
-    /// What `peer` reads as while the session goes on, the fast path's premise; [`NO_SESSION`] while there is
-    /// none.
+    /// The value of `peer` while the session goes on, the fast path's premise; [`NO_SESSION`] while
+    /// there is none.
     expected: AtomicU32,
     count: AtomicU64,
     state: Mutex<State>,
@@ -103,7 +103,7 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `peer` reads as while a session runs.
+    /// The value of `peer` while a session runs.
     const fn running_value(&self) -> u8 {
         match self.role {
             Role::Server => MARKED,
@@ -189,10 +189,10 @@ impl Session {
         }
     }
 
-    /// A 0 in place of our 2, and no cursor has moved since: what is left of the client before, whose
-    /// pages are unmapped after it said that it leaves (its kernel clears the byte then), or a client
-    /// that came and left without a word. Neither is a session. Puts the 2 back; returns what is
-    /// there.
+    /// A 0 in place of our 2, and no cursor has moved since: what is left of the client before,
+    /// whose pages are unmapped after it said that it leaves (its kernel clears the byte then), or
+    /// a client that came and left without a word. Neither is a session. Puts the 2 back; returns
+    /// what is there.
     fn expect_again(&self) -> u8 {
         let peer = self.peer.get();
         match peer.compare_exchange(GONE, EXPECTED, Ordering::AcqRel, Ordering::Acquire) {

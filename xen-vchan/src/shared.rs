@@ -1,5 +1,5 @@
-//! What both directions of a channel have in common, and what happens when the last of them is
-//! dropped.
+//! The state that both directions of a channel share, and the end of a channel when the last of
+//! them is dropped.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -103,13 +103,14 @@ impl Shared {
     }
 
     /// Sleeps until something happened since `seen` was taken; `false` if the deadline has passed,
-    /// also if something happened. A caller that loops looks once more and ends then, so a peer that
-    /// rings before each sleep does not keep it.
+    /// also if something happened. A caller that loops looks once more and ends then, so a peer
+    /// that rings before each sleep does not keep it.
     pub(crate) fn sleep(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
         Ok(self.wait(seen, deadline)? && !has_passed(deadline))
     }
 
-    /// Sleeps until something happened since `seen` was taken; `false` if the deadline passed first.
+    /// Sleeps until something happened since `seen` was taken; `false` if the deadline passed
+    /// first.
     pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
         let woken = self.doorbell.wait(seen, deadline, || self.standing())?;
         self.notice_domain()?;
@@ -121,7 +122,7 @@ impl Shared {
         self.doorbell.unmask(|| self.standing()).map(drop)
     }
 
-    /// What the peer can change: its cursors and its live byte, only to be compared.
+    /// The words that the peer can change: its cursors and its live byte, only to be compared.
     fn standing(&self) -> Standing {
         let cursors = self.cursors.moved_by(self.role.other());
         (cursors, self.session.live())

@@ -5,9 +5,9 @@
 //! while first, under these rules:
 //!
 //! * never longer at a time than the limit (50 µs unless set), about what a wake-up costs;
-//! * not at all on a machine with one CPU, where the peer could not run meanwhile. A domain with one
-//!   CPU has its peer in another domain, mostly on another CPU: there the first search is a short
-//!   one, and only those that find something make longer ones;
+//! * not at all on a machine with one CPU, where the peer could not run meanwhile. A domain with
+//!   one CPU has its peer in another domain, mostly on another CPU: there the first search is a
+//!   short one, and only those that find something make longer ones;
 //! * nor where looking goes slowly, because the CPU is shared (or emulated) and the peer may be who
 //!   waits for it: that search ends, and becomes rare like the next;
 //! * a search that finds nothing halves the next one, down to none; then only every so many sleeps
@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use nix::unistd::{SysconfVar, sysconf};
 use xen_sys::{Host, Xen};
 
-/// The longest search unless the owner says otherwise.
+/// The longest search by default.
 pub(crate) const LIMIT: Duration = Duration::from_micros(50);
-/// The longest search of all, whatever the owner says.
+/// The upper limit of every search.
 const GREATEST_LIMIT: Duration = Duration::from_secs(1);
 /// The shortest search worth its while; also the first one after a pause.
 const SHORTEST: Duration = Duration::from_micros(4);
@@ -36,10 +36,11 @@ const MAX_PAUSE: u32 = 6;
 /// Looks between two questions to the clock: a microsecond or two of them.
 const LOOKS: u32 = 32;
 
-/// So long takes a CPU for [`LOOKS`] only if it has something else to do meanwhile (another process,
-/// another guest, an emulated machine's other CPU). While it looks, the peer may be what waits for it.
+/// So long takes a CPU for [`LOOKS`] only if it has something else to do meanwhile (another
+/// process, another guest, an emulated machine's other CPU). While it looks, the peer may be what
+/// waits for it.
 const SLOW: Duration = Duration::from_micros(12);
-/// So often in a row.
+/// Consecutive slow rounds before the spinner gives up.
 const SLOW_IN_A_ROW: u32 = 4;
 
 /// Where the peer runs.
@@ -120,8 +121,8 @@ impl Spinner {
         *self = Self::with(self.cpus, limit.min(GREATEST_LIMIT));
     }
 
-    /// Looks until `look` finds something, and says whether that was at once; `None` when the budget
-    /// is used up.
+    /// Looks until `look` finds something, and says whether that was at once; `None` when the
+    /// budget is used up.
     pub(crate) fn search<E>(
         &mut self,
         deadline: Option<Instant>,
@@ -184,8 +185,8 @@ impl Spinner {
         self.slow = 0;
     }
 
-    /// Whether this CPU is shared with others, perhaps with the peer: [`LOOKS`] took `time`, and were
-    /// as slow several times in a row. Once may be an interrupt.
+    /// Whether this CPU is shared with others, perhaps with the peer: [`LOOKS`] took `time`, and
+    /// were as slow several times in a row. Once may be an interrupt.
     fn is_shared(&mut self, time: Duration) -> bool {
         self.slow = if time > SLOW + Costs::get().clock {
             self.slow + 1
@@ -219,7 +220,7 @@ pub(crate) fn spin_for(time: Duration) {
     }
 }
 
-/// What looking and the clock take.
+/// The time that a look and the clock take.
 #[derive(Clone, Copy, Debug)]
 struct Costs {
     /// [`MEASURED`](Self::MEASURED) times [`spin_loop`].
@@ -230,7 +231,8 @@ struct Costs {
 impl Costs {
     const MEASURED: u32 = 128;
 
-    /// Measures once, in some ten microseconds; the best of a few, because anything may come in between.
+    /// Measures once, in some ten microseconds; the best of a few, because anything may come in
+    /// between.
     fn get() -> Self {
         static COSTS: OnceLock<Costs> = OnceLock::new();
         *COSTS.get_or_init(|| {

@@ -34,7 +34,8 @@ pub struct WriteHalf {
     timeout: Option<Duration>,
     spinner: Spinner,
     corked: bool,
-    /// So many bytes are published, and fewer gather: 1 unless corked, and after space was waited for.
+    /// So many bytes are published, and fewer gather: 1 unless corked, and after space was waited
+    /// for.
     enough: u32,
     /// This side has said that it is done. `tx` has no space then.
     pub(crate) shut: bool,
@@ -75,7 +76,8 @@ impl WriteHalf {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`] if this side has said that it is done.
+    /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`] if this side has said that it is
+    /// done.
     #[inline]
     fn open(&mut self) -> Result<bool> {
         if self.shut {
@@ -135,7 +137,7 @@ impl WriteHalf {
             let staged = self.tx.stage(part);
             let len = match self.checked(staged) {
                 Ok(len) => len,
-                // What went before was written; the error lasts and is met again.
+                // The bytes before were written; the error lasts and the next call meets it.
                 Err(_) if done != 0 => return Ok(done),
                 Err(error) => return Err(error),
             };
@@ -311,8 +313,8 @@ impl WriteHalf {
     }
 
     /// While corked, small writes gather in the ring unseen and are published together: at 4 KiB
-    /// (or an eighth of the ring), by [`flush`](Write::flush), when the writer has to wait for space, when
-    /// the channel's owner reads and has to wait, and at the end. Uncorking publishes.
+    /// (or an eighth of the ring), by [`flush`](Write::flush), when the writer has to wait for
+    /// space, when the channel's owner reads and has to wait, and at the end. Uncorking publishes.
     pub fn set_cork(&mut self, corked: bool) {
         self.corked = corked;
         if corked {
@@ -335,23 +337,23 @@ impl WriteHalf {
         self.look(usize::MAX)
     }
 
-    /// How many bytes the ring holds.
+    /// Returns how many bytes the ring holds.
     #[must_use]
     pub const fn capacity(&self) -> usize {
         self.tx.capacity() as usize
     }
 
-    /// How long [`Write::write`] may block; `None`, the default, is for ever, and so is a time beyond
-    /// what the clock can count.
+    /// Sets how long [`Write::write`] may block; `None`, the default, is forever, and so is a time
+    /// beyond what the clock can count.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
-    /// The longest a blocking call looks for space before it sleeps; zero switches that off, and more than a
-    /// second counts as a second.
+    /// The longest a blocking call looks for space before it sleeps; zero switches that off, and
+    /// more than a second counts as a second.
     ///
-    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself while
-    /// it finds nothing; in a domain with one CPU it begins short.
+    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself
+    /// while it finds nothing; in a domain with one CPU it begins short.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }

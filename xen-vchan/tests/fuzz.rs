@@ -1,8 +1,8 @@
 //! Random programs of a hostile peer, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set), and
 //! those that once found something.
 //!
-//! `fuzz/` has the same entry functions for cargo-fuzz, which steers its inputs by coverage but needs a
-//! nightly compiler.
+//! `fuzz/` has the same entry functions for cargo-fuzz, which steers its inputs by coverage but
+//! needs a nightly compiler.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -58,7 +58,7 @@ fn ops(size: usize) -> impl Strategy<Value = Vec<Op>> {
     )
 }
 
-/// What a ring is, said without cursors.
+/// A model of a ring without cursors.
 #[derive(Default)]
 struct Judge {
     staged: VecDeque<u8>,

@@ -1,7 +1,8 @@
 //! A client's state machine with a daemon that is right, or hostile.
 //!
-//! A finding is a panic, a request that is answered twice, never or with another one's answer, an answer or event
-//! that is not announced, a connection that ends although the daemon was right, and more held than may be.
+//! A finding is a panic, a request that is answered twice, never or with another one's answer, an
+//! answer or event that is not announced, a connection that ends although the daemon was right, and
+//! more held than may be.
 
 use std::collections::{HashSet, VecDeque};
 

@@ -1,8 +1,8 @@
 //! An embedded daemon with an honest client in domain 0 and hostile ones in others.
 //!
-//! A finding is a panic, a reply to nothing asked or of another type, a hostile client that reads or changes
-//! what is domain 0's, uses more than its quota, or makes more than a bounded amount wait, and an
-//! honest client that is not answered.
+//! A finding is a panic, a reply to nothing asked or of another type, a hostile client that reads
+//! or changes what is domain 0's, uses more than its quota, or makes more than a bounded amount
+//! wait, and an honest client that is not answered.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,8 @@ const DOMAINS: u16 = 3;
 const NODES: u32 = 24;
 const WATCHES: u32 = 8;
 const TRANSACTIONS: u32 = 3;
-/// Bytes that may wait for a client: its replies, a page of requests more, and 64 events of each watch.
+/// Bytes that may wait for a client: its replies, a page of requests more, and 64 events of each
+/// watch.
 const WAITING: usize = (128 << 10) + (WATCHES as usize + 2) * 65 * (4096 + 16);
 
 const KINDS: &[MsgType] = &[
@@ -282,7 +283,8 @@ impl World {
             !closing
         });
         let stats = daemon.stats();
-        // What domain 0 has: /, /tool, /tool/xenstored, /local, /local/domain, the homes, /secret, /open, the news.
+        // What domain 0 has: /, /tool, /tool/xenstored, /local, /local/domain, the homes, /secret,
+        // /open, the news.
         let domain_0 = 8 + usize::from(DOMAINS);
         let domains = usize::from(DOMAINS);
         assert!(

@@ -1,4 +1,4 @@
-//! Who may do what: permission lists as the daemon keeps them.
+//! Permission lists as the daemon keeps them.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ impl Identity {
     }
 }
 
-/// What somebody may do with a node.
+/// A domain's access to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rights {
     pub(crate) access: Access,
@@ -103,7 +103,7 @@ impl Rights {
     }
 }
 
-/// What a request needs.
+/// The access that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     Read,

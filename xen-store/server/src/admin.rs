@@ -14,7 +14,7 @@ use xen_store::wire::MsgType;
 /// page, which connections of this daemon do not have.
 const FEATURES: u32 = 4;
 
-/// What CONTROL understands, as `help` prints it.
+/// The commands of CONTROL, as `help` prints them.
 const COMMANDS: &str = "check\t\n\
     log\ton|off\n\
     print\t<string>\n\

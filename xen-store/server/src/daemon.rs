@@ -244,7 +244,7 @@ impl Daemon {
         }
     }
 
-    /// Who is behind a connection.
+    /// Returns the identity behind a connection.
     pub(crate) fn identity(&self, conn: ConnId) -> Identity {
         let domain = self
             .conns
@@ -320,7 +320,7 @@ impl Daemon {
         }
     }
 
-    /// Who may watch a special event.
+    /// Returns the permissions of a special event.
     pub(crate) fn special_perms(&mut self, name: &[u8]) -> Option<&mut Perms> {
         match name {
             INTRODUCE_DOMAIN => Some(&mut self.on_introduce),

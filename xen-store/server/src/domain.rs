@@ -1,4 +1,4 @@
-//! What the daemon knows about each domain.
+//! The daemon's record of each domain.
 
 use std::collections::HashMap;
 use std::fmt;

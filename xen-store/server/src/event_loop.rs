@@ -24,7 +24,7 @@ const WAKE: u64 = u64::MAX;
 /// Keys from here on are listeners, below it connections.
 const LISTENERS: u64 = 1 << 63;
 
-/// What the thread owns.
+/// The state that the daemon's thread owns.
 #[derive(Debug)]
 pub(crate) struct EventLoop {
     shared: Arc<Shared>,

@@ -62,7 +62,7 @@ impl View<'_> {
             Ok(_) if path == "/" => return Err(XsError::EINVAL),
             Ok(_) => self.remove_tree(&path)?,
             Err(XsError::ENOENT) => {
-                // What is not there may be removed, if the place it would be in exists.
+                // A missing node may be removed if its parent exists.
                 self.read(crate::tree::parent(&path))?
                     .ok_or(XsError::ENOENT)?;
             }

@@ -46,7 +46,7 @@ pub struct Server {
     sockets: Mutex<Vec<PathBuf>>,
 }
 
-/// What the thread and the handle share.
+/// The state that the thread and the handle share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) daemon: Mutex<Daemon>,
@@ -67,7 +67,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// What the system said about a descriptor or the thread.
+    /// The system's error for a descriptor or the thread.
     pub fn start(config: Config) -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {
@@ -87,12 +87,12 @@ impl Server {
         })
     }
 
-    /// Listens on a socket; who connects there is domain 0. The file is its owner's from the first
-    /// moment on, whatever the umask; one that nobody listens on any more is replaced.
+    /// Listens on a socket; a client that connects there is domain 0. The file is its owner's from
+    /// the first moment on, whatever the umask; one that nobody listens on any more is replaced.
     ///
     /// # Errors
     ///
-    /// What the system said, `AddrInUse` if somebody listens there.
+    /// The system's error; `AddrInUse` if another process listens there.
     pub fn listen(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
         let listener = match bind_for_owner(path) {
@@ -113,11 +113,11 @@ impl Server {
         self.arrive(Arrival::Connection(fd, conn));
     }
 
-    /// A client of this daemon, as `domain`.
+    /// Connects a client to this daemon, as `domain`.
     ///
     /// # Errors
     ///
-    /// If there is no descriptor left.
+    /// [`Error::Os`] if there is no descriptor left.
     pub fn connect(&self, domain: DomId) -> xen_store::Result<Store> {
         let (ours, theirs) = UnixStream::pair().map_err(|source| xen_store::Error::Os {
             op: "socketpair",
@@ -212,7 +212,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A listening, non-blocking socket. Linux makes its file with the mode that the socket has by then.
+/// A listening, non-blocking socket. Linux makes its file with the mode that the socket has by
+/// then.
 fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

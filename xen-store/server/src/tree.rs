@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::access::Perms;
 
-/// What xenstored's record header costs in its accounting, and one permission entry.
+/// Bytes that xenstored accounts for a record's header, and for one permission entry.
 const HEADER_COST: usize = 24;
 const PERM_COST: usize = 8;
 

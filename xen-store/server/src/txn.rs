@@ -1,4 +1,4 @@
-//! What one transaction has seen and changed.
+//! The reads and changes of one transaction.
 //!
 //! The first access to a node notes its generation (or that it does not exist) and keeps a copy;
 //! everything after that happens on the copy. A commit is refused if any noted generation is no

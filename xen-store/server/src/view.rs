@@ -20,7 +20,7 @@ pub(crate) struct Fire {
     pub(crate) path: Arc<str>,
     /// For watches on exactly this path only.
     pub(crate) exact: bool,
-    /// Who may read under any of these lists may hear of it.
+    /// A domain that may read under any of these lists receives the event.
     pub(crate) readable: Vec<Perms>,
 }
 

@@ -1,4 +1,4 @@
-//! What happens to a message from the daemon.
+//! The handling of a message from the daemon.
 
 use super::{
     Connection, MAX_OVERTAKEN, MAX_SKIPPED, Outcome, Pending, Ready, RequestId, Slot, WatchId,

@@ -220,7 +220,8 @@ impl Connection {
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
         let open = |first: &Outgoing| {
-            // What was begun is finished: the daemon cannot answer in the middle of a message.
+            // A message that was begun is finished: the daemon cannot answer in the middle of a
+            // message.
             first.sent > 0 || self.given_up.len() < MAX_UNANSWERED
         };
         self.in_flight.is_none() && self.outgoing.front().is_some_and(open)
@@ -282,7 +283,7 @@ impl Connection {
         self.ready.push_back(Ready::Ended);
     }
 
-    /// What has become ready since it was last asked, in order.
+    /// Returns what has become ready since the last call, in order.
     ///
     /// Each reply that somebody waits for is named once, each watch when it has its first event,
     /// and the end of the connection once.

@@ -1,4 +1,4 @@
-//! What is sent for each operation, and what is made of the reply.
+//! The request of each operation, and the result made of its reply.
 
 use std::os::unix::net::UnixStream;
 use std::thread;

@@ -1,4 +1,4 @@
-//! What the tools share: which host they look at, and the domains' names.
+//! Parts that the tools share: the host they look at, and the domains' names.
 
 #![allow(dead_code, reason = "not every tool prints names")]
 

@@ -107,7 +107,7 @@ pub const ARCH_CONFIG_LEN: usize = 8;
 #[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
 pub const ARCH_CONFIG_LEN: usize = 16;
 
-/// What Xen says of a domain.
+/// Xen's record of a domain.
 ///
 /// C: `struct xen_domctl_getdomaininfo`.
 #[doc(alias = "xen_domctl_getdomaininfo")]
@@ -148,7 +148,7 @@ pub struct GetDomainInfo {
     pub gpaddr_bits: u8,
     /// Zero.
     pub pad2: [u8; 7],
-    /// What differs between architectures.
+    /// The part that differs between architectures.
     pub arch_config: [u8; ARCH_CONFIG_LEN],
 }
 
@@ -170,7 +170,7 @@ pub struct MaxMem {
     pub max_memkb: u64,
 }
 
-/// What Xen says of a virtual CPU.
+/// Xen's record of a virtual CPU.
 ///
 /// C: `struct xen_domctl_getvcpuinfo`.
 #[doc(alias = "xen_domctl_getvcpuinfo")]

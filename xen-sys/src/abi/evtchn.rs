@@ -29,7 +29,7 @@ pub struct BindInterdomain {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct BindUnboundPort {
-    /// Who may bind to it.
+    /// The domain that may bind to it.
     pub remote_domain: u32,
 }
 

@@ -15,7 +15,7 @@ use crate::DomId;
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AllocGrefHead {
-    /// Who may map the pages.
+    /// The domain that may map the pages.
     pub domid: DomId,
     /// How they may be mapped.
     pub flags: AllocFlags,
@@ -62,7 +62,7 @@ pub struct DeallocGref {
     pub pad: u32,
 }
 
-/// What the kernel does when the pages are given up; the same layout and actions as
+/// The kernel's actions when the pages are given up; the same layout and actions as
 /// [`gntdev::UnmapNotify`](super::gntdev::UnmapNotify).
 #[doc(alias = "ioctl_gntalloc_unmap_notify")]
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ pub struct DeallocGref {
 pub struct UnmapNotify {
     /// The index plus the offset of the byte to clear.
     pub index: u64,
-    /// What to do; empty for nothing.
+    /// The actions; empty for none.
     pub action: UnmapAction,
     /// The local port to send an event through.
     pub event_channel_port: u32,

@@ -45,14 +45,14 @@ pub struct UnmapGrantRef {
     pub pad: u32,
 }
 
-/// What the kernel does when the pages are unmapped, also when it is because we died.
+/// The kernel's actions when the pages are unmapped, also by the death of this process.
 #[doc(alias = "ioctl_gntdev_unmap_notify")]
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct UnmapNotify {
     /// The index plus the offset of the byte to clear.
     pub index: u64,
-    /// What to do; empty for nothing.
+    /// The actions; empty for none.
     pub action: UnmapAction,
     /// The local port to send an event through.
     pub event_channel_port: u32,

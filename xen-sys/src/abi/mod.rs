@@ -1,4 +1,4 @@
-//! What crosses the boundary to the kernel: layouts and opcodes.
+//! Layouts and opcodes at the boundary to the kernel.
 //!
 //! One module per device, and one per hypercall or group of hypercalls. Each struct is `repr(C)`
 //! with the fields of the C header it cites, in its order; padding that C leaves implicit is a

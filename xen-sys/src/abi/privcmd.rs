@@ -38,7 +38,8 @@ pub struct DmOpBuffer {
     pub size: u64,
 }
 
-/// `struct xen_dm_op` with `struct xen_dm_op_remote_shutdown` in it: xen/include/public/hvm/dm_op.h.
+/// `struct xen_dm_op` with `struct xen_dm_op_remote_shutdown` in it:
+/// xen/include/public/hvm/dm_op.h.
 #[doc(alias = "xen_dm_op_remote_shutdown")]
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]

@@ -86,7 +86,7 @@ pub struct ReadConsole {
     pub pad2: u32,
 }
 
-/// What Xen says of the machine.
+/// Xen's record of the machine.
 ///
 /// C: `struct xen_sysctl_physinfo`.
 #[doc(alias = "xen_sysctl_physinfo")]
@@ -193,7 +193,7 @@ pub struct CpuTopoInfo {
 pub struct MemInfo {
     /// Its size, in bytes.
     pub memsize: u64,
-    /// What of it is free, in bytes.
+    /// The free part, in bytes.
     pub memfree: u64,
 }
 

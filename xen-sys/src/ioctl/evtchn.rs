@@ -25,7 +25,7 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// What [`DevRoot::open_device`] says.
+    /// Those of [`DevRoot::open_device`].
     pub fn open(root: &DevRoot) -> Result<Self> {
         Node::open(root).map(Self)
     }

@@ -26,7 +26,7 @@ impl GntAlloc {
     ///
     /// # Errors
     ///
-    /// What [`DevRoot::open_device`] says.
+    /// Those of [`DevRoot::open_device`].
     pub fn open(root: &DevRoot) -> Result<Self> {
         Node::open(root).map(Self)
     }

@@ -325,7 +325,7 @@ impl PrivCmd {
     ///
     /// # Errors
     ///
-    /// What [`DevRoot::open_device`] says.
+    /// Those of [`DevRoot::open_device`].
     pub fn open(root: &DevRoot) -> Result<Self> {
         Node::open(root).map(Self)
     }
@@ -421,9 +421,9 @@ impl PrivCmd {
         put(buffer, 0, &argument.bounded());
         let address = buffer.as_ptr().as_ptr() as u64;
         // The third argument is the count that grant_table_op wants; the others look at none.
-        // SAFETY: by the contract of `Operation`, Xen reads and writes at most a page or the size of
-        // `A` at `address`, and the buffer is at least that long and borrowed mutably; what is there
-        // is an `A` from `bounded`, so it holds no address.
+        // SAFETY: by the contract of `Operation`, Xen reads and writes at most a page or the size
+        // of `A` at `address`, and the buffer is at least that long and borrowed mutably; what is
+        // there is an `A` from `bounded`, so it holds no address.
         let result = unsafe { self.call(A::NAME, A::CALL, [A::COMMAND, address, 1, 0, 0]) }?;
         Ok((result, get(buffer, 0).unwrap_or(argument)))
     }
@@ -575,8 +575,8 @@ impl PrivCmd {
         Ok((body, items.collect()))
     }
 
-    /// `dm_op(remote_shutdown)`: declares that `domain`, whose device model this domain is, has shut
-    /// down, for `reason`. A restricted file may do this to its own domain.
+    /// `dm_op(remote_shutdown)`: declares that `domain`, whose device model this domain is, has
+    /// shut down, for `reason`. A restricted file may do this to its own domain.
     ///
     /// # Errors
     ///
@@ -595,10 +595,11 @@ impl PrivCmd {
             buffers: ptr::from_ref(&buffer) as u64,
         };
         // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one `DmOp`, which
-        // `call` is, and `count` = 1 `DmOpBuffer` at the address in it, which `buffer` is, and
-        // pins the `size` bytes at that one's address, all of `op`, for the hypercall
+        // `call` is, and `count` = 1 `DmOpBuffer` at the address in it, which `buffer` is, and pins
+        // the `size` bytes at that one's address, all of `op`, for the hypercall
         // (privcmd_ioctl_dm_op in drivers/xen/privcmd.c). Xen reads those and, for an operation
-        // without results, writes none (xen/arch/x86/hvm/dm.c). All three live to the end of this function.
+        // without results, writes none (xen/arch/x86/hvm/dm.c). All three live to the end of this
+        // function.
         unsafe {
             ioctl(
                 self.0.file.as_fd(),

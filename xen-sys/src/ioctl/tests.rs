@@ -1,4 +1,4 @@
-//! What is checked before a request reaches a driver.
+//! The checks before a request reaches a driver.
 
 use super::*;
 use crate::DomId;

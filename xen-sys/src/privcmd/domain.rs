@@ -10,7 +10,7 @@ use crate::abi::{domctl as abi, hypercall, sysctl};
 use crate::{DomId, Error, PAGE_SIZE, Result};
 
 bitflags! {
-    /// What state a domain is in, and of what kind it is: `XEN_DOMINF_*`. Bits without a name here
+    /// State and kind of a domain: `XEN_DOMINF_*`. Bits without a name here
     /// are kept; the shutdown code is not among them.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct DomainFlags: u32 {
@@ -233,7 +233,7 @@ bitflags! {
     }
 }
 
-/// What has become of a domain.
+/// The state of a domain that may be gone.
 ///
 /// C: `struct xen_domctl_get_domain_state`, xen/include/public/domctl.h of Xen 4.21.
 #[doc(alias = "xen_domctl_get_domain_state")]
@@ -242,7 +242,7 @@ bitflags! {
 pub struct DomainState {
     /// Its state.
     pub state: StateFlags,
-    /// What it may do.
+    /// Its capabilities.
     pub capabilities: CapabilityFlags,
     /// A number that no other domain gets until the host is started again, unlike its
     /// [`DomId`].
@@ -355,7 +355,8 @@ impl Privcmd {
         })
     }
 
-    /// What has become of a domain; Xen 4.21 and later, by an interface that stays as it is.
+    /// Returns the state of a domain that may be gone; Xen 4.21 and later, by an interface that
+    /// stays as it is.
     ///
     /// # Errors
     ///
@@ -391,7 +392,8 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for this domain itself; `EOVERFLOW` at 255 pauses; [`Error::NoDomain`]; as all of them.
+    /// `EINVAL` for this domain itself; `EOVERFLOW` at 255 pauses; [`Error::NoDomain`]; as all of
+    /// them.
     #[doc(alias = "xc_domain_pause")]
     #[doc(alias = "XEN_DOMCTL_pausedomain")]
     pub fn pause(&self, domain: DomId) -> Result<()> {

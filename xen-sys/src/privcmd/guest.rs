@@ -1,4 +1,4 @@
-//! What there is of one guest outside domctl: HVM parameters, ports, the grant table, memory.
+//! Parts of one guest outside domctl: HVM parameters, ports, the grant table, memory.
 
 use super::Privcmd;
 use crate::abi::hypercall as abi;
@@ -78,7 +78,7 @@ impl HvmParam {
     }
 }
 
-/// What a port is bound to, in [`PortStatus`].
+/// The binding of a port, in [`PortStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PortState {
@@ -119,7 +119,7 @@ pub enum PortState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PortStatus {
-    /// What it is bound to.
+    /// Its binding.
     pub state: PortState,
     /// The virtual CPU that is notified.
     pub vcpu: u32,
@@ -180,7 +180,7 @@ impl Privcmd {
         done.map(drop)
     }
 
-    /// What a domain's port is bound to.
+    /// Returns the binding of a domain's port.
     ///
     /// # Errors
     ///

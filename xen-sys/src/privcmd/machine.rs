@@ -7,7 +7,7 @@ use crate::abi::sysctl as abi;
 use crate::{PAGE_SIZE, Result};
 
 bitflags! {
-    /// What the machine can do: `XEN_SYSCTL_PHYSCAP_*`. Bits without a name here are kept.
+    /// Capabilities of the machine: `XEN_SYSCTL_PHYSCAP_*`. Bits without a name here are kept.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct PhysCaps: u32 {
         /// It runs HVM guests.
@@ -67,9 +67,9 @@ pub struct PhysInfo {
     pub max_node_id: u32,
     /// The frequency of CPU 0's time stamp counter, in kHz.
     pub cpu_khz: u32,
-    /// What it can do.
+    /// Its capabilities.
     pub capabilities: PhysCaps,
-    /// What of that depends on the architecture: `XEN_SYSCTL_PHYSCAP_ARM_*`.
+    /// Capabilities that depend on the architecture: `XEN_SYSCTL_PHYSCAP_ARM_*`.
     pub arch_capabilities: u32,
     /// Memory, in pages of [`PAGE_SIZE`] bytes.
     pub total_pages: u64,
@@ -129,7 +129,7 @@ pub struct NodeMemory {
     pub free_bytes: u64,
 }
 
-/// What was read of Xen's console ring.
+/// Bytes read from Xen's console ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsoleChunk {

@@ -3,8 +3,8 @@
 //! # Safety
 //!
 //! This file is not safe code because a hypercall may read and write any memory that its arguments
-//! name. It only passes the caller's promise on, from a public `unsafe fn` to the one that makes the
-//! call.
+//! name. It only passes the caller's promise on, from a public `unsafe fn` to the one that makes
+//! the call.
 
 #![allow(unsafe_code)]
 
@@ -36,9 +36,9 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`](crate::Error::Os): the hypercall's errno, or the driver's, such as `EPERM` in a
-    /// domain whose kernel refuses hypercalls. `EFAULT` can mean that memory was not mapped for a moment, which
-    /// in a [`buffer`](Self::buffer) from `/dev/xen/hypercall` cannot be.
+    /// [`Error::Os`](crate::Error::Os): the hypercall's errno, or the driver's, such as `EPERM` in
+    /// a domain whose kernel refuses hypercalls. `EFAULT` can mean that memory was not mapped for a
+    /// moment, which in a [`buffer`](Self::buffer) from `/dev/xen/hypercall` cannot be.
     /// [`Error::Unsupported`](crate::Error::Unsupported) on a simulated host.
     ///
     /// # Safety
@@ -70,7 +70,8 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As [`hypercall`](Self::hypercall); [`Error::Invalid`](crate::Error::Invalid) for more than 16384 calls.
+    /// As [`hypercall`](Self::hypercall); [`Error::Invalid`](crate::Error::Invalid) for more than
+    /// 16384 calls.
     ///
     /// # Safety
     ///

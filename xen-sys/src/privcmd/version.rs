@@ -1,4 +1,4 @@
-//! What the hypervisor says of itself: `xen_version`.
+//! The hypervisor's facts about itself: `xen_version`.
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ pub struct CompileInfo {
 }
 
 bitflags! {
-    /// What the hypervisor does for the domain that asks: `XENFEAT_*`,
+    /// Features that the hypervisor offers the calling domain: `XENFEAT_*`,
     /// xen/include/public/features.h. Bits without a name here are kept.
     #[doc(alias = "xen_feature_info")]
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -233,7 +233,7 @@ impl Privcmd {
         Ok(self.backend().operation(None, parameters)?.1.virt_start)
     }
 
-    /// What the hypervisor does for this domain.
+    /// Returns the features that the hypervisor offers this domain.
     ///
     /// # Errors
     ///
@@ -311,7 +311,7 @@ impl Privcmd {
     }
 }
 
-/// What Xen says it wrote, of what it can have written.
+/// Bounds the length that Xen claims to have written by what it can have written.
 fn within(written: i64, buf: &[u8]) -> &[u8] {
     &buf[..usize::try_from(written).unwrap_or_default().min(buf.len())]
 }

@@ -26,7 +26,7 @@ use super::ports::{bell, errno, ring};
 use super::wire::{self, Packet, Reply, Request};
 use crate::{DomId, Port, Virq};
 
-/// What the broker's thread and the handle on the simulation share.
+/// The state that the broker's thread and the handle on the simulation share.
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     listeners: Mutex<HashMap<u64, (OwnedFd, PathBuf)>>,
 }
 
-/// What an epoll token says is ready: the kind in the low two bits, a number above.
+/// The source that an epoll token names: the kind in the low two bits, a number above.
 const STOP: u64 = 0;
 const LISTENER: u64 = 1;
 const CONNECTION: u64 = 2;

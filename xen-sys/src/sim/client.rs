@@ -97,7 +97,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// What [`fail_notify`](Self::fail_notify) said.
+    /// The setting of [`fail_notify`](Self::fail_notify).
     #[doc(hidden)]
     #[inline]
     pub fn before_notify(&self) -> std::result::Result<(), i32> {

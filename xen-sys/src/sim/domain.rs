@@ -119,7 +119,7 @@ impl State {
         let of = |(&c, (_, d)): (&u64, &(_, Option<DomId>))| (*d == Some(id)).then_some(c);
         let connections: Vec<u64> = self.connections.iter().filter_map(of).collect();
         for connection in connections {
-            // What it had asked of its kernel nobody does: the kernel is gone too.
+            // Nobody performs its unmap notifications: its kernel is gone too.
             self.objects
                 .values_mut()
                 .filter(|object| object.connection == connection)
@@ -152,8 +152,8 @@ impl State {
         }
     }
 
-    /// What a port is bound to, as `EVTCHNOP_status` has it: the status, the union, and the remote
-    /// port. `ESRCH` when there is no such domain.
+    /// Returns the binding of a port as `EVTCHNOP_status` does: the status, the union, and the
+    /// remote port. `ESRCH` when there is no such domain.
     pub(super) fn port_status(&self, id: DomId, port: Port) -> Result<(u32, u32, Port), Errno> {
         let domain = self.domains.get(&id).ok_or(Errno::SRCH)?;
         Ok(domain.ports.status(port))
@@ -229,7 +229,7 @@ impl State {
         }
     }
 
-    /// What becomes of a request, by the faults that were injected.
+    /// Returns the fate of a request under the injected faults.
     pub(super) fn verdict(&mut self, by: DomId, op: Op) -> Verdict {
         self.faults.verdict(by, op)
     }

@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use super::ports::{bell, ring};
 use crate::DomId;
 
-/// What a process asks of the hypervisor, for a [`Fault`] to name.
+/// An operation of a process on the hypervisor, for a [`Fault`] to name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Op {
@@ -45,7 +45,7 @@ pub enum Fault {
     /// The `nth` next operation of this kind by `domain` (the first is 1) is refused with
     /// `errno`, and nothing else about it happens.
     Fail {
-        /// Who asks.
+        /// The domain that makes the request.
         domain: DomId,
         /// For what.
         op: Op,
@@ -57,7 +57,7 @@ pub enum Fault {
     /// `domain` dies when it asks for the `nth` next operation of this kind (the first is 1):
     /// the operation does not happen, and everything the domain has is cleaned up.
     Kill {
-        /// Who dies.
+        /// The domain that dies.
         domain: DomId,
         /// On what.
         op: Op,
@@ -67,7 +67,7 @@ pub enum Fault {
     /// Events to `domain` arrive late and perhaps more than once. For channels made from now
     /// on.
     Events {
-        /// Whose events.
+        /// The domain that receives the events.
         to: DomId,
         /// How late, at the least.
         delay: Duration,
@@ -76,7 +76,7 @@ pub enum Fault {
     },
 }
 
-/// What becomes of a request.
+/// The fate of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Go,
@@ -129,7 +129,7 @@ impl Faults {
         }
     }
 
-    /// What sits between a new bell and those who ring it for `to`, if a fault says so.
+    /// Returns what a fault puts between a new bell and those who ring it for `to`.
     /// `token` makes the epoll token of an interposer's number.
     pub(super) fn interpose(
         &mut self,

@@ -249,7 +249,7 @@ impl Grants {
         memory.write(grant.frame, offset, bytes).map_err(errno)
     }
 
-    /// What is still granted or mapped.
+    /// Lists what is still granted or mapped.
     pub(super) fn list(&self) -> impl Iterator<Item = String> + '_ {
         self.table.iter().map(|(gref, g)| {
             let state = if g.held { "granted" } else { "given up" };

@@ -22,7 +22,7 @@ const COMMAND_LINE: &str = "placeholder simulated";
 /// Its CPUs, and its memory in pages: 16 GiB.
 const CPUS: u32 = 4;
 const PAGES: u64 = 16 << 30 >> 12;
-/// What domain 0 and a guest have of that.
+/// The shares of domain 0 and of a guest.
 const DOM0_PAGES: u64 = 1 << 30 >> 12;
 const GUEST_PAGES: u64 = 64 << 20 >> 12;
 /// Bytes in the console ring.
@@ -148,7 +148,7 @@ impl Hypervisor {
         self.console.drain(..beyond);
     }
 
-    /// What `sysctl(readconsole)` does: read_console_ring in xen/drivers/char/console.c.
+    /// As `sysctl(readconsole)`: read_console_ring in xen/drivers/char/console.c.
     fn read_console(&mut self, op: &mut sysctl::ReadConsole, room: usize) -> Vec<u8> {
         let start = self.end.wrapping_sub(self.console.len() as u32);
         let ahead = op.index.wrapping_sub(start) as usize;
@@ -168,7 +168,7 @@ impl Hypervisor {
     }
 }
 
-/// What comes back: the hypercall's result, and the bytes.
+/// The reply: the hypercall's result, and the bytes.
 type Answer = (i64, Vec<u8>);
 
 /// Makes the hypercall numbered `number` for domain `me`; `room` bounds the bytes that come back.

@@ -92,7 +92,7 @@ pub use self::client::{Bound, Client, Got};
 pub use self::faults::{Fault, Op};
 use crate::{DomId, Error, GrantRef, Result, Xen};
 
-/// What a domain may have at once.
+/// Limits on what a domain may have at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -263,8 +263,8 @@ impl Simulation {
         made.map(drop).map_err(|e| refused("add a domain", e))
     }
 
-    /// Ends a domain at once, its kernel included: its ports close and its pages are given back, and no unmap notification
-    /// tells its peers. Its processes are cut off.
+    /// Ends a domain at once, its kernel included: its ports close and its pages are given back,
+    /// and no unmap notification tells its peers. Its processes are cut off.
     ///
     /// # Errors
     ///
@@ -294,7 +294,7 @@ impl Simulation {
             .map_err(|e| refused("set limits", e))
     }
 
-    /// What a domain may have.
+    /// Sets the limits of each domain.
     ///
     /// # Errors
     ///

@@ -31,9 +31,9 @@ use crate::{DomId, Port, Virq};
 /// One direction of a channel.
 #[derive(Debug)]
 pub(super) struct Bell {
-    /// What the receiver waits on.
+    /// The descriptor that the receiver waits on.
     wait: OwnedFd,
-    /// What the sender rings instead, if a fault sits in between.
+    /// The descriptor that the sender rings instead, if a fault sits in between.
     interposed: Option<Arc<Interposer>>,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn ring(fd: &OwnedFd) {
     let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
 
-/// What is at the other end.
+/// The other end of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Far {
     /// Nobody yet; this domain may bind.
@@ -152,7 +152,8 @@ impl Ports {
         self.insert(port, entry)
     }
 
-    /// A port for a virtual interrupt, of which a domain has one (`evtchn_bind_virq`, xen/common/event_channel.c).
+    /// A port for a virtual interrupt, of which a domain has one (`evtchn_bind_virq`,
+    /// xen/common/event_channel.c).
     pub(super) fn bind_virq(
         &mut self,
         holder: u64,

@@ -1,4 +1,4 @@
-//! What a domain's process and the broker say to each other.
+//! The messages between a domain's process and the broker.
 //!
 //! One packet each way (`SOCK_SEQPACKET`), so there is no framing: a head of fixed size, then
 //! 32-bit numbers, and descriptors beside it (`SCM_RIGHTS`).

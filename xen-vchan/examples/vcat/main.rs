@@ -8,10 +8,10 @@
 //! ```
 //!
 //! Bytes go between the vchan and stdin/stdout, or a command's. `--keep` serves one client after
-//! another, each with a command of its own; `--close` ends when stdin has ended and nothing has come
-//! for so long (a vchan has no half-close, so the other end cannot be told that stdin has ended).
-//! With a command the session ends when the command does, or the other end. The other end may be
-//! any vchan program: `vchan-node2` of Xen's tools, or `xencat` of OCaml's, say.
+//! another, each with a command of its own; `--close` ends when stdin has ended and nothing has
+//! come for so long (a vchan has no half-close, so the other end cannot be told that stdin has
+//! ended). With a command the session ends when the command does, or the other end. The other end
+//! may be any vchan program: `vchan-node2` of Xen's tools, or `xencat` of OCaml's, say.
 //!
 //! WHERE is a path in the store; or a name without `/`, which is what `xencat` calls a port and
 //! stands for the place where OCaml's library and Qubes publish the service of that name,
@@ -27,8 +27,8 @@
 //! echo hello | cargo run -p xen-vchan --features sim --example vcat -- sim sed -u s/hello/goodbye/
 //! ```
 //!
-//! Or by hand: `vcat sim-host /tmp/host` in one terminal, then with `--sim /tmp/host` both ends in two
-//! others, each a process of domain 0.
+//! Or by hand: `vcat sim-host /tmp/host` in one terminal, then with `--sim /tmp/host` both ends in
+//! two others, each a process of domain 0.
 
 mod args;
 mod pump;

@@ -10,7 +10,7 @@ use xen_vchan::{Channel, Error};
 
 use crate::Outcome;
 
-/// What ends a session whose peer stays.
+/// The condition that ends a session whose peer stays.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum End {
     /// The source's end, and then so much time without a byte from the peer.
@@ -100,7 +100,7 @@ pub(crate) fn pump(
     }
 }
 
-/// What the system said, if it was the system.
+/// Returns the errno, if the system failed.
 fn errno(error: &Error) -> Option<Errno> {
     match error {
         Error::Os(error) => error.errno().map(Errno::from_raw),

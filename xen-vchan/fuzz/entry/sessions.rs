@@ -1,5 +1,6 @@
 //! A server and its clients, one after another, in random orders of coming, writing, shutting down,
-//! leaving and `next_client`. Some clients are hostile and keep their memory and their port to the end.
+//! leaving and `next_client`. Some clients are hostile and keep their memory and their port to the
+//! end.
 //!
 //! What must hold: of rings that no hostile client has come to, the server reads what their honest
 //! client has written, byte by byte, and sees no violation.

@@ -22,12 +22,12 @@ pub struct Consumer {
     ring: Ring,
     /// The next byte to be read; at least `released`.
     next: u32,
-    /// What the peer was told.
+    /// The cursor last published to the peer.
     released: u32,
     /// The last producer cursor believed. May be stale, which only hides bytes.
     seen: u32,
-    /// So many bytes from `next` on may be taken without any question: they are known to be ready and lie in
-    /// one piece, and the half is not broken. May be too small.
+    /// So many bytes from `next` on may be taken without any question: they are known to be ready
+    /// and lie in one piece, and the half is not broken. May be too small.
     run: u32,
     fault: Option<Violation>,
 }
@@ -139,7 +139,8 @@ impl Consumer {
         if ready < to_end { ready } else { to_end }
     }
 
-    /// Fills `into`, if that are bytes of the run; `false`, and nothing done, if not, or if it is empty.
+    /// Fills `into`, if that are bytes of the run; `false`, and nothing done, if not, or if it is
+    /// empty.
     #[inline]
     pub(crate) fn take_fast(&mut self, into: &mut [u8]) -> bool {
         if into.len().wrapping_sub(1) >= self.run as usize {
@@ -176,7 +177,7 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// What `writev` says; nothing was taken then.
+    /// The error of `writev`; nothing was taken.
     #[cfg(not(loom))]
     pub fn take_to(&mut self, fd: impl AsFd) -> io::Result<usize> {
         let ready = self.known_ready();

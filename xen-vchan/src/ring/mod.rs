@@ -70,8 +70,8 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Takes `control` apart as a control page with rings as `geometry` says. `left` and `right` are
-    /// the granted pages of the rings that have any.
+    /// Takes `control` apart as a control page with rings as `geometry` says. `left` and `right`
+    /// are the granted pages of the rings that have any.
     ///
     /// `None` if memory is missing, too small or misaligned, or the control page is for reading
     /// only, which is the caller's error: the peer has no say in it.
@@ -140,8 +140,8 @@ impl Rings {
         Ok((producer, consumer))
     }
 
-    /// The two halves of this end, with nothing to read and nothing written: all cursors are 0, or are
-    /// taken later by [`Producer::attach`] and [`Consumer::attach`].
+    /// The two halves of this end, with nothing to read and nothing written: all cursors are 0, or
+    /// are taken later by [`Producer::attach`] and [`Consumer::attach`].
     pub(crate) fn halves(self, role: Role) -> (Producer, Consumer) {
         let (written, read) = match role {
             Role::Server => (self.right, self.left),

@@ -23,14 +23,15 @@ pub struct Producer {
     ring: Ring,
     /// Where the next byte goes; at least `published`.
     next: u32,
-    /// What the peer was told.
+    /// The cursor last published to the peer.
     published: u32,
     /// The last consumer cursor believed. May be stale, which only hides space.
     seen: u32,
     /// Up to here cache lines were fetched; a multiple of [`LINE`].
     reached: u32,
-    /// So many bytes from `next` on may be written without any question: there is known space for them, in
-    /// one piece, they are far enough from `reached`, and the half is not broken. May be too small.
+    /// So many bytes from `next` on may be written without any question: there is known space for
+    /// them, in one piece, they are far enough from `reached`, and the half is not broken. May be
+    /// too small.
     run: u32,
     fault: Option<Violation>,
 }
@@ -38,8 +39,9 @@ pub struct Producer {
 /// So far ahead of the bytes written their cache lines are fetched, and so many bytes of them at a
 /// time: less than the reader's CPU reads ahead by itself would be in vain.
 const AHEAD: u32 = 512;
-/// The same in a long write, which does not stop at every cache line: a sixteenth of the ring within these
-/// bounds. Fewer steps are less work, but what was fetched must still be there when it is written.
+/// The same in a long write, which does not stop at every cache line: a sixteenth of the ring
+/// within these bounds. Fewer steps are less work, but what was fetched must still be there when it
+/// is written.
 const FAR_AHEAD: (u32, u32) = (1024, 16384);
 
 impl Producer {
@@ -142,8 +144,8 @@ impl Producer {
         }
     }
 
-    /// Copies all of `bytes`, if they are a part of the run; `false`, and nothing done, if not, or if there
-    /// are none.
+    /// Copies all of `bytes`, if they are a part of the run; `false`, and nothing done, if not, or
+    /// if there are none.
     #[inline]
     pub(crate) fn stage_fast(&mut self, bytes: &[u8]) -> bool {
         if bytes.len().wrapping_sub(1) >= self.run as usize {
@@ -182,8 +184,8 @@ impl Producer {
         Ok(len)
     }
 
-    /// Copies `bytes`, which are known to fit; before that, if fewer than `least` bytes from `next` on were
-    /// fetched, fetches `ahead` more.
+    /// Copies `bytes`, which are known to fit; before that, if fewer than `least` bytes from `next`
+    /// on were fetched, fetches `ahead` more.
     #[inline]
     fn put(&mut self, bytes: &[u8], ahead: u32, least: u32) {
         let reach = filled(self.reached, self.next);
@@ -216,10 +218,10 @@ impl Producer {
     /// Fetches the cache lines that will be written soon, by writing a byte to each: only where
     /// there is space, so nobody minds what it is.
     ///
-    /// The reader's CPU has these lines, from the round before or because it reads ahead, and a line
-    /// must be fetched from there before a byte of it is written. A publish waits for that. A stream
-    /// of small messages would wait for every line by itself; lines that are written to one after the
-    /// other come at the same time.
+    /// The reader's CPU has these lines, from the round before or because it reads ahead, and a
+    /// line must be fetched from there before a byte of it is written. A publish waits for that. A
+    /// stream of small messages would wait for every line by itself; lines that are written to one
+    /// after the other come at the same time.
     fn reach_ahead(&mut self, ahead: u32) {
         if filled(self.reached, self.next) > self.ring.size {
             // The writer overtook it.
@@ -242,7 +244,7 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// What `readv` says; nothing was staged then.
+    /// The error of `readv`; nothing was staged.
     #[cfg(not(loom))]
     pub fn stage_from(&mut self, fd: impl AsFd, max: usize) -> io::Result<usize> {
         let room = self

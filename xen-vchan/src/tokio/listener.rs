@@ -11,7 +11,8 @@ use super::Channel;
 use crate::client::ClientBuilder;
 use crate::{Connecting, Error, Result};
 
-/// Connects, waiting for the server without blocking the runtime; give it up by dropping the future.
+/// Connects, waiting for the server without blocking the runtime; give it up by dropping the
+/// future.
 ///
 /// Its requests to the store block the thread; see [`Reconnecting`](super::Reconnecting#blocking).
 ///
@@ -46,9 +47,9 @@ pub(super) async fn finish(
 /// # Blocking
 ///
 /// Waiting for clients never blocks a thread. Requests to the store do, inside the call: each takes
-/// one round trip to the daemon (5 µs or more over its socket). A daemon that does not answer blocks
-/// the thread without limit, unless the store was given one with [`Store::with_timeout`], which
-/// holds for each request.
+/// one round trip to the daemon (5 µs or more over its socket). A daemon that does not answer
+/// blocks the thread without limit, unless the store was given one with [`Store::with_timeout`],
+/// which holds for each request.
 ///
 /// | call | requests |
 /// |---|---|
@@ -58,10 +59,10 @@ pub(super) async fn finish(
 /// | a channel that [watches the peer's domain](crate::ListenerBuilder::watch_peer_domain) | one or two after the end of any domain |
 /// | dropping an accepted channel | none: its nodes went when it was accepted |
 ///
-/// A runtime that cannot afford this gives the listener a `Store` connection of its own, so that
-/// no other user of the connection is waited for, with a limit; calls `bind` and drops the
-/// listener in `tokio::task::spawn_blocking`; or runs the blocking [`crate::Listener::accept`] there or in
-/// a thread, and takes each channel into the runtime with [`Channel::new`].
+/// A runtime that cannot afford this gives the listener a `Store` connection of its own, so that no
+/// other user of the connection is waited for, with a limit; calls `bind` and drops the listener in
+/// `tokio::task::spawn_blocking`; or runs the blocking [`crate::Listener::accept`] there or in a
+/// thread, and takes each channel into the runtime with [`Channel::new`].
 #[derive(Debug)]
 pub struct Listener {
     ready: AsyncFd<OwnedFd>,
@@ -73,7 +74,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// If there is no descriptor left.
+    /// [`Error::Os`] if there is no descriptor left.
     ///
     /// # Panics
     ///
@@ -83,7 +84,8 @@ impl Listener {
         Ok(Self { ready, listener })
     }
 
-    /// The next client. Cancelling loses none. Its requests to the store [block](Self#blocking).
+    /// Waits for the next client. Cancelling loses none. Its requests to the store
+    /// [block](Self#blocking).
     ///
     /// # Errors
     ///

@@ -54,7 +54,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// If there is no descriptor left.
+    /// [`Error::Os`] if there is no descriptor left.
     ///
     /// # Panics
     ///

@@ -48,8 +48,8 @@ use crate::{Connecting, Error, Result};
 /// | [`disconnect`](Self::disconnect), dropping it | none that is waited for: a watch is withdrawn without its answer |
 ///
 /// A runtime that cannot afford this gives the client a `Store` connection of its own, so that no
-/// other user of the connection is waited for, with a limit; or runs the blocking [`crate::Reconnecting`] in a
-/// thread or in `tokio::task::spawn_blocking`.
+/// other user of the connection is waited for, with a limit; or runs the blocking
+/// [`crate::Reconnecting`] in a thread or in `tokio::task::spawn_blocking`.
 #[derive(Debug)]
 pub struct Reconnecting {
     /// The numbers, the pauses and how to connect; its channel is in `stage`.
@@ -58,7 +58,7 @@ pub struct Reconnecting {
     alarm: Timer,
 }
 
-/// What a call has reached; if it is cancelled, the next one goes on from here.
+/// The stage that a call has reached; after a cancelled call the next one resumes here.
 #[derive(Debug)]
 enum Stage {
     Pausing,
@@ -72,11 +72,12 @@ enum Stage {
 }
 
 impl Reconnecting {
-    /// Takes a client into the runtime of the calling task, with the session that runs, if one does.
+    /// Takes a client into the runtime of the calling task, with the session that runs, if one
+    /// does.
     ///
     /// # Errors
     ///
-    /// If there is no descriptor left.
+    /// [`Error::Os`] if there is no descriptor left.
     ///
     /// # Panics
     ///
@@ -92,8 +93,8 @@ impl Reconnecting {
 
     /// The session that runs, or the next one, as [`crate::Reconnecting::session`].
     ///
-    /// A cancelled call loses nothing: the next one goes on waiting where it was, as the same client
-    /// if a server was found already.
+    /// A cancelled call loses nothing: the next one goes on waiting where it was, as the same
+    /// client if a server was found already.
     ///
     /// # Errors
     ///
@@ -163,13 +164,13 @@ impl Reconnecting {
         }
     }
 
-    /// Ends the session that runs, or the attempt, if there is one.
+    /// Ends the present session or attempt, if there is one.
     pub fn disconnect(&mut self) {
         self.stage = Stage::Pausing;
         self.line.schedule.ended(Instant::now());
     }
 
-    /// How many sessions there have been, the one that runs included: its number.
+    /// Returns how many sessions there have been, the present one included.
     #[must_use]
     pub const fn sessions(&self) -> u64 {
         self.line.sessions()

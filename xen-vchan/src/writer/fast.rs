@@ -8,9 +8,9 @@ use crate::shared::piece;
 
 impl WriteHalf {
     /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
-    /// there. `None`, and nothing done, if it is any other; otherwise they are published in one step,
-    /// if corking allows. It does what [`put`](Self::put) would, in one piece of code without a call,
-    /// which for a small message is half of its cost; so it belongs to who calls it.
+    /// there. `None`, and nothing done, if it is any other; otherwise they are published in one
+    /// step, if corking allows. It does what [`put`](Self::put) would, in one piece of code without
+    /// a call, which for a small message is half of its cost; so it belongs to who calls it.
     #[inline(always)]
     pub(crate) fn put_fast(&mut self, bytes: &[u8]) -> Option<usize> {
         if self.shared.doorbell.has_failed(Half::Writer) || !self.shared.session.runs() {

@@ -1,4 +1,5 @@
-//! Writing whole packets, and many small steps at once: all of it is seen by the reader, or nothing.
+//! Writing whole packets, and many small steps at once: all of it is seen by the reader, or
+//! nothing.
 
 use std::time::Instant;
 

@@ -75,7 +75,7 @@ impl Port {
     }
 }
 
-/// What a runtime knows of the descriptor: edge-triggered, with a count so that what came since is
+/// A runtime's knowledge of the descriptor: edge-triggered, with a count so that what came since is
 /// not forgotten, and one waker.
 #[derive(Default)]
 struct Driver(Arc<Mutex<Known>>);

@@ -1,5 +1,5 @@
-//! A control page as a peer sees it, for tests: where its words are, by the public header and not by
-//! the crate, and rings on it.
+//! A control page as a peer sees it, for tests: where its words are, by the public header and not
+//! by the crate, and rings on it.
 //!
 //! # Safety
 //!
@@ -44,8 +44,8 @@ pub(crate) fn rings(geometry: Geometry) -> (Rings, ControlWords) {
     (rings, words)
 }
 
-/// Both ends of a channel, whose left cursors are both at one place and the right ones at another. Only
-/// the ends may store to the cursors once they are attached.
+/// Both ends of a channel, whose left cursors are both at one place and the right ones at another.
+/// Only the ends may store to the cursors once they are attached.
 pub(crate) fn pair(geometry: Geometry, left: u32, right: u32) -> [Rings; 2] {
     let memory = [4096, geometry.left_bytes(), geometry.right_bytes()]
         .map(|bytes| Memory::heap(bytes as usize));

@@ -47,7 +47,7 @@ pub(crate) enum Receiver {
     Done,
 }
 
-/// Who takes a step, and which of its choices.
+/// The process that takes a step, and which of its choices.
 pub(crate) type Step = (u8, u8);
 
 pub(crate) struct Model {
@@ -101,8 +101,8 @@ impl Model {
         }
     }
 
-    /// The steps that can be taken. Those of process 0 and 2 and the bells of a close happen sooner or
-    /// later; a message, a close or a spurious event may never come.
+    /// The steps that can be taken. Those of process 0 and 2 and the bells of a close happen sooner
+    /// or later; a message, a close or a spurious event may never come.
     pub(crate) fn steps(&self) -> Vec<Step> {
         let mut steps = self.fair_steps();
         if self.sender == Sender::Ready && self.sender_live {

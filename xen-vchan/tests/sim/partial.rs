@@ -1,5 +1,5 @@
-//! A write that something comes in between of says how much it wrote: a signal, a notify that fails,
-//! the peer's end, its lie, a deadline.
+//! A write that something comes in between of says how much it wrote: a signal, a notify that
+//! fails, the peer's end, its lie, a deadline.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::sync::Arc;

@@ -179,8 +179,8 @@ impl Lingering {
 
 #[test]
 fn a_client_that_writes_after_it_left_is_read_by_nobody() {
-    // When the second write is made: before and after `next_client`, with the next client there, and
-    // after its first bytes.
+    // When the second write is made: before and after `next_client`, with the next client there,
+    // and after its first bytes.
     for moment in 0..4 {
         let world = World::new();
         let mut server = world.listen(0, 0);

@@ -1,6 +1,6 @@
-//! Many channels in one runtime, both ends of each in tasks: `VCHAN_SOAK_CHANNELS` of them (50 unless set)
-//! echo for `VCHAN_SOAK_SECONDS` (2 unless set) on two workers. Every byte is judged, and a task that
-//! is not done a while after the end has slept.
+//! Many channels in one runtime, both ends of each in tasks: `VCHAN_SOAK_CHANNELS` of them (50
+//! unless set) echo for `VCHAN_SOAK_SECONDS` (2 unless set) on two workers. Every byte is judged,
+//! and a task that is not done a while after the end has slept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::Random;
 
-/// Prime, so that no ring's size divides it: a byte that is a ring, or a page, too early or too late
-/// is another byte.
+/// Prime, so that no ring's size divides it: a byte that is a ring, or a page, too early or too
+/// late is another byte.
 const PERIOD: usize = 1_300_021;
 /// The longest piece that is asked for.
 pub(crate) const LONGEST: usize = 2 << 20;

@@ -126,7 +126,7 @@ fn begin(daemon: &mut Daemon, conn: ConnId) -> u32 {
         .unwrap()
 }
 
-/// What one transaction asked and was told.
+/// The requests of one transaction and their replies.
 type Log = Vec<(MsgType, &'static str, Vec<u8>, Reply)>;
 
 proptest! {

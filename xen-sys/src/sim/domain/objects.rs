@@ -1,7 +1,8 @@
-//! Shared and mapped pages as the host keeps them: who has them, and what happens when they are given back.
+//! Shared and mapped pages as the host keeps them: who has them, and what happens when they are
+//! given back.
 //!
-//! An object belongs to a connection. It is released by its owner or with the connection, in the order in which the
-//! kernel does it: the byte, the event, the pages.
+//! An object belongs to a connection. It is released by its owner or with the connection, in the
+//! order in which the kernel does it: the byte, the event, the pages.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -20,7 +21,7 @@ use crate::{DomId, GrantRef, PAGE_SIZE, Port};
 pub(super) struct Object {
     pub(super) connection: u64,
     pub(super) domain: DomId,
-    /// Whose pages: of `domain` itself if it shares them.
+    /// The owner of the pages: `domain` itself if it shares them.
     pub(super) owner: DomId,
     pub(super) what: What,
     memory: Arc<Memory>,
