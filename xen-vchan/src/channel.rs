@@ -86,7 +86,8 @@ impl Channel {
         (&mut self.rx, &mut self.tx)
     }
 
-    /// Reads what is there, without blocking. See [`ReadHalf::try_read`].
+    /// Reads what is there, without blocking; may spin for up to 2 µs unless
+    /// [`set_spin`](Self::set_spin) is zero. See [`ReadHalf::try_read`].
     ///
     /// # Errors
     ///
@@ -360,7 +361,8 @@ impl Channel {
         drop(self);
     }
 
-    /// The longest a blocking call looks before it sleeps; see [`ReadHalf::set_spin`].
+    /// Sets the longest a blocking call spins before it sleeps; zero switches all spinning off. See
+    /// [`ReadHalf::set_spin`].
     pub fn set_spin(&mut self, limit: Duration) {
         self.rx.set_spin(limit);
         self.tx.set_spin(limit);

@@ -11,7 +11,7 @@ use crate::doorbell::Half;
 use crate::ring::Consumer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
-use crate::spin::{FoundFast, Spinner, spin_for};
+use crate::spin::{FoundFast, Spinner};
 use crate::{Error, Result, Violation};
 
 /// Short reads in a row that found their bytes at once before the reader holds back.
@@ -169,7 +169,9 @@ impl ReadHalf {
     fn coalesce(&self) {
         if self.short_reads >= COALESCE_AFTER && self.rx.known_ready() == 0 {
             // Less than a small ring takes to fill: a writer that finds it full may go to sleep.
-            spin_for(COALESCE_TIME.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))));
+            self.spinner.spin_for(
+                COALESCE_TIME.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))),
+            );
         }
     }
 
@@ -260,6 +262,10 @@ impl ReadHalf {
     /// Reads what is there, without blocking; returns how many bytes, at least 1 unless `buf` is
     /// empty.
     ///
+    /// After two short reads in a row it spins for up to 2 µs before it looks, so that a writer of
+    /// small messages gets ahead; [`set_spin`](Self::set_spin) with zero, or a machine with one
+    /// CPU, switches that off.
+    ///
     /// Before [`Error::WouldBlock`] is returned the notification is asked for and the ring looked
     /// at again, so the channel's descriptor becomes readable when bytes come or the peer leaves.
     ///
@@ -335,11 +341,12 @@ impl ReadHalf {
         self.timeout = timeout;
     }
 
-    /// The longest a blocking call looks for bytes before it sleeps; zero switches that off, and
-    /// more than a second counts as a second.
+    /// Sets the longest a blocking call spins for bytes before it sleeps; more than a second counts
+    /// as a second.
     ///
     /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself
-    /// while it finds nothing; in a domain with one CPU it begins short.
+    /// while it finds nothing; in a domain with one CPU it begins short. Zero switches all spinning
+    /// off, that of [`try_read`](Self::try_read) included.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }

@@ -16,7 +16,7 @@
 //! * a call that sleeps stays asleep: an idle channel costs no CPU.
 //!
 //! The clock is a system call in some domains, dearer than all the looking. A short search and a
-//! [`spin_for`] do without: what a look takes is measured once.
+//! [`spin_for`](Spinner::spin_for) do without: what a look takes is measured once.
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
@@ -121,7 +121,18 @@ impl Spinner {
         *self = Self::with(self.cpus, limit.min(GREATEST_LIMIT));
     }
 
-    /// Looks until `look` finds something, and says whether that was at once; `None` when the
+    /// Spins for `time`, a microsecond or two, unless spinning is off; returns whether it did.
+    pub(crate) fn spin_for(&self, time: Duration) -> bool {
+        let on = !self.limit.is_zero();
+        if on {
+            for _ in 0..Costs::get().looks(time) {
+                spin_loop();
+            }
+        }
+        on
+    }
+
+    /// Looks until `look` finds something, and returns whether that was at once; `None` when the
     /// budget is used up.
     pub(crate) fn search<E>(
         &mut self,
@@ -213,13 +224,6 @@ impl Spinner {
     }
 }
 
-/// Stands still for `time`, which is a microsecond or two.
-pub(crate) fn spin_for(time: Duration) {
-    for _ in 0..Costs::get().looks(time) {
-        spin_loop();
-    }
-}
-
 /// The time that a look and the clock take.
 #[derive(Clone, Copy, Debug)]
 struct Costs {
@@ -281,6 +285,15 @@ mod tests {
 
     fn spinner() -> Spinner {
         Spinner::with(Cpus::Several, LIMIT)
+    }
+
+    #[test]
+    fn a_limit_of_zero_or_one_cpu_switches_the_short_spin_off_too() {
+        let mut spinner = Spinner::with(Cpus::Several, LIMIT);
+        assert!(spinner.spin_for(SHORTEST));
+        spinner.set_limit(Duration::ZERO);
+        assert!(!spinner.spin_for(SHORTEST));
+        assert!(!Spinner::with(Cpus::One, LIMIT).spin_for(SHORTEST));
     }
 
     #[test]

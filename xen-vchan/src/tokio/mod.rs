@@ -37,7 +37,8 @@ use crate::{Error, PeerState, Result};
 ///
 /// `tokio::io::split` makes halves of it that two tasks can use, on any workers. Cancelling a
 /// read or a write loses nothing: bytes leave or enter the ring in the same step in which the call
-/// is done. Each read and write spends the task's cooperative budget, so a peer that always has
+/// is done. A read may spin for up to 2 µs, unless [`set_spin`](crate::Channel::set_spin) of
+/// [`get_mut`](Self::get_mut) is zero. Each read and write spends the task's cooperative budget, so a peer that always has
 /// bytes does not starve the runtime's other tasks.
 #[derive(Debug)]
 pub struct Channel {
