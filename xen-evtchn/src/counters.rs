@@ -30,7 +30,7 @@ pub fn set_notify_cost(cost: Duration) {
     NOTIFY_COST.store(nanos, Ordering::Relaxed);
 }
 
-/// The counts since the process began.
+/// Returns the counts since the process began.
 #[must_use]
 pub fn counts() -> Counts {
     let notifies = NOTIFIES.load(Ordering::Relaxed);

@@ -74,6 +74,8 @@ mod pacer;
 mod port;
 #[cfg(feature = "sim")]
 mod sim;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 mod wait;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -167,8 +169,8 @@ impl EventChannels {
         Ok(BoundPort::new(self.clone(), port))
     }
 
-    /// Whether the hypervisor knows a domain of that number. For programs in a domain that the
-    /// store does not tell: it needs no privilege and changes nothing. Does not block.
+    /// Returns whether the hypervisor knows a domain of that number. For programs in a domain that
+    /// the store does not tell: it needs no privilege and changes nothing. Does not block.
     ///
     /// Tries to [bind](Self::bind_interdomain) to port 0, which no domain has open for another. A
     /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed is

@@ -48,7 +48,8 @@ impl EventPacer {
     /// The longest interval. A longer one counts as this.
     pub const LONGEST: Duration = Duration::from_secs(1);
 
-    /// A pacer that lets one wake-up for nothing through per `interval`; zero switches it off.
+    /// Creates a pacer that lets one wake-up for nothing through per `interval`; zero switches it
+    /// off.
     ///
     /// One millisecond bounds a storm at a thousand wake-ups a second, some two percent of a
     /// processor at 20 µs each.

@@ -48,13 +48,13 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
 }
 
 impl MappedPages {
-    /// The bytes, for reading.
+    /// Returns the bytes, for reading.
     #[must_use]
     pub fn region(&self) -> &Region {
         &self.region
     }
 
-    /// The bytes, for writing and for taking apart. Writing to a region mapped
+    /// Returns the bytes, for writing and for taking apart. Writing to a region mapped
     /// [`PageAccess::ReadOnly`] is refused.
     #[must_use]
     pub fn region_mut(&mut self) -> &mut Region {

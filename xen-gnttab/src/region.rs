@@ -170,21 +170,22 @@ impl Region {
         self.len
     }
 
-    /// Whether the region has no bytes (left).
+    /// Returns whether the region has no bytes (left).
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether it may be written to: false if the pages were mapped [`PageAccess::ReadOnly`].
+    /// Returns whether it may be written to: false if the pages were mapped
+    /// [`PageAccess::ReadOnly`].
     #[inline]
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.writable
     }
 
-    /// The address of the first byte, for code in another language. It is good for
+    /// Returns the address of the first byte, for code in another language. It is good for
     /// [`len`](Self::len) bytes while any part of the memory exists; writing needs
     /// [`is_writable`](Self::is_writable). No reference may be made from it, and no access through
     /// it may race with one through this value.
@@ -236,8 +237,8 @@ impl Region {
         rest
     }
 
-    /// A second region over the same bytes, for two ends in one process or for threads that write
-    /// to one part by an order of their own.
+    /// Makes a second region over the same bytes, for two ends in one process or for threads that
+    /// write to one part by an order of their own.
     ///
     /// # Safety
     ///

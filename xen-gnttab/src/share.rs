@@ -50,13 +50,13 @@ impl SharedPages {
         &self.refs
     }
 
-    /// The bytes, for reading.
+    /// Returns the bytes, for reading.
     #[must_use]
     pub fn region(&self) -> &Region {
         &self.region
     }
 
-    /// The bytes, for writing and for taking apart.
+    /// Returns the bytes, for writing and for taking apart.
     #[must_use]
     pub fn region_mut(&mut self) -> &mut Region {
         &mut self.region

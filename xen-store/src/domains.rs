@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::wire::MsgType;
 
 impl Store {
-    /// The path that relative paths of `domain` start from: `/local/domain/<id>`.
+    /// Returns the path that relative paths of `domain` start from: `/local/domain/<id>`.
     ///
     /// # Errors
     ///
@@ -20,7 +20,7 @@ impl Store {
         string(kind, self.numbers(kind, &[domain.as_u16().into()])?)
     }
 
-    /// Whether the daemon serves `domain`.
+    /// Returns whether the daemon serves `domain`.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Store {
         text(MsgType::CONTROL, payload)
     }
 
-    /// The protocol features the daemon offers this domain, as bits
+    /// Returns the protocol features the daemon offers this domain, as bits
     /// (`docs/misc/xenstore-ring.txt`).
     ///
     /// # Errors

@@ -99,7 +99,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the daemon said that the node does not exist (`ENOENT`).
+    /// Returns whether the daemon said that the node does not exist (`ENOENT`).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
@@ -111,7 +111,7 @@ impl Error {
         )
     }
 
-    /// Whether trying the whole transaction again may succeed (`EAGAIN`).
+    /// Returns whether trying the whole transaction again may succeed (`EAGAIN`).
     #[must_use]
     pub fn is_again(&self) -> bool {
         matches!(
@@ -123,7 +123,7 @@ impl Error {
         )
     }
 
-    /// Whether the daemon denied access (`EACCES` or `EPERM`).
+    /// Returns whether the daemon denied access (`EACCES` or `EPERM`).
     #[must_use]
     pub fn is_denied(&self) -> bool {
         matches!(
@@ -135,7 +135,7 @@ impl Error {
         )
     }
 
-    /// Whether the connection is of no further use and a new one has to be opened.
+    /// Returns whether the connection is of no further use and a new one has to be opened.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(
@@ -303,7 +303,7 @@ macro_rules! xs_errors {
         impl XsError {
             $(#[doc = concat!("`", stringify!($name), "`")] pub const $name: Self = Self(libc::$name);)*
 
-            /// The error with this name on the wire.
+            /// Returns the error with this name on the wire.
             #[must_use]
             pub fn from_name(name: &[u8]) -> Option<Self> {
                 $(if name == stringify!($name).as_bytes() { return Some(Self::$name); })*
@@ -319,7 +319,7 @@ macro_rules! xs_errors {
                 }
             }
 
-            /// The error with this number, if the protocol has a name for it.
+            /// Returns the error with this number, if the protocol has a name for it.
             #[must_use]
             pub const fn from_errno(errno: i32) -> Option<Self> {
                 match errno {
@@ -340,7 +340,7 @@ impl XsError {
     /// A name this crate does not know.
     pub const UNKNOWN: Self = Self(0);
 
-    /// The number of this error; `EINVAL` for [`XsError::UNKNOWN`], as libxenstore has it.
+    /// Returns the number of this error; `EINVAL` for [`XsError::UNKNOWN`], as libxenstore has it.
     #[must_use]
     pub const fn errno(self) -> i32 {
         if self.0 == 0 { libc::EINVAL } else { self.0 }

@@ -231,7 +231,7 @@ fn an_end_seen_by_one_reaches_all_threads() {
         let mux = shared();
         let (first, second) = (request(&mux), request(&mux));
         let threads = [waiting(&mux, first), waiting(&mux, second)];
-        mux.lock().proto.fail(Failure::Closed);
+        mux.lock().proto.handle_failure(Failure::Closed);
         for thread in threads {
             assert!(matches!(thread.join().unwrap(), Err(Error::Closed)));
         }
@@ -337,7 +337,7 @@ fn an_end_seen_by_one_reaches_all_tasks() {
             let mux = Arc::clone(&mux);
             thread::spawn(move || block_on(task(&mux, id)))
         };
-        mux.lock().proto.fail(Failure::Closed);
+        mux.lock().proto.handle_failure(Failure::Closed);
         assert!(matches!(waiter.join().unwrap(), Err(Error::Closed)));
         driver.join().unwrap();
     });

@@ -208,7 +208,7 @@ impl<S: Stream> Mux<S> {
                 state.pass_on();
                 break;
             }
-            let Some(mut message) = state.proto.take_outgoing() else {
+            let Some(mut message) = state.proto.poll_outgoing() else {
                 break;
             };
             left -= 1;
@@ -229,13 +229,13 @@ impl<S: Stream> Mux<S> {
                     state.ask_for_room();
                     break;
                 }
-                Written::Refused(errno) => state.proto.reject(&message, errno),
+                Written::Refused(errno) => state.proto.handle_rejection(&message, errno),
                 Written::Gone => {
                     // Replies sent before the peer left are still wanted.
                     (0..FAREWELL_TURNS).any(|_| !self.read(&mut state));
-                    state.proto.fail(Failure::Closed);
+                    state.proto.handle_failure(Failure::Closed);
                 }
-                Written::Failed(op, errno) => state.proto.fail(Failure::Os(op, errno)),
+                Written::Failed(op, errno) => state.proto.handle_failure(Failure::Os(op, errno)),
             }
         }
         state
@@ -250,16 +250,16 @@ impl<S: Stream> Mux<S> {
             }
             match self.stream.read(&mut buf) {
                 Ok(None) => return false,
-                Ok(Some(0)) => state.proto.fail(Failure::Closed),
+                Ok(Some(0)) => state.proto.handle_failure(Failure::Closed),
                 Ok(Some(count)) => {
-                    let received = state.proto.receive(&buf[..count]);
+                    let received = state.proto.handle_input(&buf[..count]);
                     if received.is_err() || self.stream.is_drained(count, buf.len()) {
                         return false;
                     }
                 }
                 Err(errno) => {
                     let failure = Failure::Os("read from the store", errno as i32);
-                    state.proto.fail(failure);
+                    state.proto.handle_failure(failure);
                 }
             }
         }
@@ -381,7 +381,7 @@ impl<S: Stream> Mux<S> {
         // In a child the task is the parent's.
         if let Ok(mut state) = self.enter() {
             state.driver = None;
-            state.proto.fail(failure);
+            state.proto.handle_failure(failure);
         }
     }
 

@@ -67,7 +67,7 @@ macro_rules! node_operations {
                 $view
             }
 
-            /// The value of a node: any bytes, exactly as they were written.
+            /// Returns the value of a node: any bytes, exactly as they were written.
             ///
             /// # Errors
             ///
@@ -78,7 +78,7 @@ macro_rules! node_operations {
                 self.view().read(path)
             }
 
-            /// The value of a node as text.
+            /// Returns the value of a node as text.
             ///
             /// # Errors
             ///
@@ -125,7 +125,7 @@ macro_rules! node_operations {
                 self.view().path_call(MsgType::RM, path, b"").map(drop)
             }
 
-            /// The names of a node's children, in the daemon's order.
+            /// Returns the names of a node's children, in the daemon's order.
             ///
             /// A list too long for one message is fetched in parts, again from the start if it
             /// changes meanwhile, so the result is the list as it was at one moment.
@@ -139,7 +139,7 @@ macro_rules! node_operations {
                 directory::list(self.view(), path)
             }
 
-            /// Whether a node exists.
+            /// Returns whether a node exists.
             ///
             /// # Errors
             ///
@@ -148,8 +148,8 @@ macro_rules! node_operations {
                 self.view().exists(path)
             }
 
-            /// The permissions of a node. Those of `@introduceDomain` and `@releaseDomain` can be
-            /// set but not read (`EINVAL` from xenstored 4.17).
+            /// Returns the permissions of a node. Those of `@introduceDomain` and `@releaseDomain`
+            /// can be set but not read (`EINVAL` from xenstored 4.17).
             ///
             /// # Errors
             ///

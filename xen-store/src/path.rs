@@ -53,25 +53,26 @@ impl<'a> StorePath<'a> {
         Ok(Self(text))
     }
 
-    /// The path as text.
+    /// Returns the path as text.
     #[must_use]
     pub const fn as_str(self) -> &'a str {
         self.0
     }
 
-    /// Whether the daemon resolves the path against the caller's own domain path.
+    /// Returns whether the daemon resolves the path against the caller's own domain path.
     #[must_use]
     pub fn is_relative(self) -> bool {
         !self.0.starts_with(['/', '@'])
     }
 
-    /// Whether this names an event of the daemon (`@introduceDomain`, …) and not a node.
+    /// Returns whether this names an event of the daemon (`@introduceDomain`, …) and not a node.
     #[must_use]
     pub fn is_special(self) -> bool {
         self.0.starts_with('@')
     }
 
-    /// The path one level up; `None` for `/` and for a path of one component without a slash.
+    /// Returns the path one level up; `None` for `/` and for a path of one component without a
+    /// slash.
     #[must_use]
     pub fn parent(self) -> Option<Self> {
         if self.0 == "/" {
@@ -83,13 +84,13 @@ impl<'a> StorePath<'a> {
         }
     }
 
-    /// The last component; empty for `/`.
+    /// Returns the last component; empty for `/`.
     #[must_use]
     pub fn name(self) -> &'a str {
         self.0.rfind('/').map_or(self.0, |at| &self.0[at + 1..])
     }
 
-    /// Whether `self` is `ancestor` or lies below it.
+    /// Returns whether `self` is `ancestor` or lies below it.
     ///
     /// As in the protocol's definition of a child, a path is at or below itself.
     #[doc(alias = "xs_path_is_subpath")]
@@ -119,7 +120,7 @@ pub fn join(base: &str, rest: &str) -> Result<String, Invalid> {
     Ok(joined)
 }
 
-/// Whether `byte` may occur in a path.
+/// Returns whether `byte` may occur in a path.
 #[must_use]
 pub const fn is_allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')

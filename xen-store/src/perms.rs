@@ -26,19 +26,19 @@ pub enum Access {
 }
 
 impl Access {
-    /// Whether reading is included.
+    /// Returns whether reading is included.
     #[must_use]
     pub const fn can_read(self) -> bool {
         matches!(self, Self::Read | Self::ReadWrite)
     }
 
-    /// Whether writing is included.
+    /// Returns whether writing is included.
     #[must_use]
     pub const fn can_write(self) -> bool {
         matches!(self, Self::Write | Self::ReadWrite)
     }
 
-    /// The rights of `self` and of `other` together.
+    /// Returns the rights of `self` and of `other` together.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         match (
@@ -166,13 +166,13 @@ impl Permissions {
         }
     }
 
-    /// The entries in wire order, never empty.
+    /// Returns the entries in wire order, never empty.
     #[must_use]
     pub fn entries(&self) -> &[Perm] {
         &self.0
     }
 
-    /// The domain that owns the node.
+    /// Returns the domain that owns the node.
     #[must_use]
     pub fn owner(&self) -> DomId {
         self.0[0].domain
@@ -192,8 +192,8 @@ impl Permissions {
             .map_or(self.0[0].access, |perm| perm.access)
     }
 
-    /// Whether `domain` owns the node and no other domain may write to it: by the default, by an
-    /// entry of its own, or by the entry of a domain that it is a target's device model of.
+    /// Returns whether `domain` owns the node and no other domain may write to it: by the default,
+    /// by an entry of its own, or by the entry of a domain that it is a target's device model of.
     ///
     /// Domain 0 may always write. A domain that recreates a node owns it, unless it is domain 0, so
     /// a node for which this holds with domain 0 has kept domain 0's value, whoever may write to

@@ -172,7 +172,7 @@ impl Store {
 }
 
 impl Watch {
-    /// The watched path, as given.
+    /// Returns the watched path, as given.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -194,7 +194,7 @@ impl Watch {
             .transpose()
     }
 
-    /// The next event, without waiting. Reads the connection if none is in memory.
+    /// Returns the next event, without waiting. Reads the connection if none is in memory.
     ///
     /// # Errors
     ///
@@ -217,8 +217,8 @@ impl Watch {
         Ok(())
     }
 
-    /// A descriptor to poll for input: readable whenever [`Watch::try_next`] may have something,
-    /// no matter which thread reads the connection.
+    /// Returns a descriptor to poll for input: readable whenever [`Watch::try_next`] may have
+    /// something, no matter which thread reads the connection.
     ///
     /// It is the same on every call and closed with the watch.
     ///

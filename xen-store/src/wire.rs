@@ -36,7 +36,7 @@ macro_rules! msg_types {
         impl MsgType {
             $(#[doc = $doc] #[doc(alias = $alias)] pub const $name: Self = Self($value);)*
 
-            /// The name used in Xen's documentation, if the number is known.
+            /// Returns the name used in Xen's documentation, if the number is known.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
@@ -109,7 +109,7 @@ impl Header {
     /// Size of a header in bytes.
     pub const SIZE: usize = 16;
 
-    /// The header as it goes over the wire.
+    /// Returns the header as it goes over the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut out = [0; Self::SIZE];
@@ -122,7 +122,7 @@ impl Header {
         out
     }
 
-    /// The reverse of [`Header::to_bytes`]; every bit pattern is a header.
+    /// Reads a header, the reverse of [`Header::to_bytes`]; every bit pattern is a header.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
         let word = |at: usize| {
@@ -159,7 +159,7 @@ pub struct TooLong {
 }
 
 impl Message {
-    /// The message as it goes over the wire.
+    /// Returns the message as it goes over the wire.
     ///
     /// # Errors
     ///
@@ -210,7 +210,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder at a message boundary.
+    /// Creates a decoder at a message boundary.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -281,7 +281,7 @@ impl Decoder {
         Some(header)
     }
 
-    /// Whether the stream stopped in the middle of a message.
+    /// Returns whether the stream stopped in the middle of a message.
     #[must_use]
     pub fn is_mid_message(&self) -> bool {
         self.header_have != 0 || self.skip != 0

@@ -11,7 +11,7 @@ use xen_store::{Error, Invalid, ProtocolError, XsError};
 
 /// Takes the next message out as a transport that takes everything would.
 fn sent(connection: &mut Connection) -> Message {
-    let mut outgoing = connection.take_outgoing().expect("a message");
+    let mut outgoing = connection.poll_outgoing().expect("a message");
     let message = Decoder::new()
         .next(&mut outgoing.unsent())
         .unwrap()
@@ -23,7 +23,7 @@ fn sent(connection: &mut Connection) -> Message {
 fn receive(connection: &mut Connection, kind: MsgType, id: u32, payload: &[u8]) -> Vec<Ready> {
     let bytes = encode(kind, id, 0, &[payload]).unwrap();
     // The reason for a failure is looked at by the tests that expect one.
-    let _ = connection.receive(&bytes);
+    let _ = connection.handle_input(&bytes);
     ready(connection)
 }
 
@@ -55,7 +55,7 @@ fn a_short_write_is_continued_where_it_stopped() {
     read(&mut connection);
     read(&mut connection);
     let mut stream = Vec::new();
-    while let Some(mut outgoing) = connection.take_outgoing() {
+    while let Some(mut outgoing) = connection.poll_outgoing() {
         let piece = outgoing.unsent().len().min(5);
         stream.extend_from_slice(&outgoing.unsent()[..piece]);
         if !outgoing.advance(piece) {
@@ -75,8 +75,8 @@ fn a_reply_that_came_before_the_end_is_kept() {
     let (first, second) = (read(&mut connection), read(&mut connection));
     let id = sent(&mut connection).req_id;
     receive(&mut connection, MsgType::READ, id, b"x");
-    connection.fail(Failure::Closed);
-    connection.fail(Failure::Os("later", libc::EIO));
+    connection.handle_failure(Failure::Closed);
+    connection.handle_failure(Failure::Os("later", libc::EIO));
     assert_eq!(connection.poll_reply(first).unwrap().unwrap(), b"x");
     assert!(matches!(
         connection.poll_reply(second),
@@ -164,8 +164,8 @@ fn a_rejected_message_is_that_requests_failure_only() {
         .request(MsgType::WATCH, 0, &[b"/b\0", b"2\0"])
         .unwrap();
     for errno in [libc::EACCES, libc::ENODEV] {
-        let message = connection.take_outgoing().unwrap();
-        connection.reject(&message, errno);
+        let message = connection.poll_outgoing().unwrap();
+        connection.handle_rejection(&message, errno);
     }
     assert_eq!(
         ready(&mut connection),
@@ -268,14 +268,14 @@ fn giving_up_any_number_of_requests_ends_no_connection() {
 fn a_message_that_was_begun_is_finished_whatever_is_unanswered() {
     let mut connection = Connection::new(Quirks::SOCKET);
     read(&mut connection);
-    let mut begun = connection.take_outgoing().unwrap();
+    let mut begun = connection.poll_outgoing().unwrap();
     assert!(!begun.advance(5));
     connection.put_back(begun);
     let mut rest = Vec::new();
     for _ in 0..MAX_UNANSWERED {
         rest.push(read(&mut connection));
     }
-    let mut begun = connection.take_outgoing().unwrap();
+    let mut begun = connection.poll_outgoing().unwrap();
     for id in rest {
         sent(&mut connection);
         connection.cancel(id, true, None);
@@ -320,7 +320,7 @@ fn a_reply_that_is_too_long_ends_its_request_only() {
     for len in [PAYLOAD_MAX + 1, 66_000, 1 << 20] {
         let (long, next) = (read(&mut connection), read(&mut connection));
         let (long_id, next_id) = (sent(&mut connection).req_id, sent(&mut connection).req_id);
-        connection.receive(&header(long_id, len)).unwrap();
+        connection.handle_input(&header(long_id, len)).unwrap();
         assert_eq!(ready(&mut connection), [Ready::Reply(long)]);
         let error = connection.poll_reply(long).unwrap().unwrap_err();
         assert!(
@@ -332,7 +332,7 @@ fn a_reply_that_is_too_long_ends_its_request_only() {
         let mut payload = encode(MsgType::READ, next_id, 0, &[b"forged"]).unwrap();
         payload.resize(len, 0);
         for piece in payload.chunks(1000) {
-            connection.receive(piece).unwrap();
+            connection.handle_input(piece).unwrap();
             assert_eq!(ready(&mut connection), []);
         }
         receive(&mut connection, MsgType::READ, next_id, b"x");
@@ -341,7 +341,7 @@ fn a_reply_that_is_too_long_ends_its_request_only() {
     read(&mut connection);
     let id = sent(&mut connection).req_id;
     let len = MAX_SKIPPED + 1;
-    let failure = connection.receive(&header(id, len)).unwrap_err();
+    let failure = connection.handle_input(&header(id, len)).unwrap_err();
     assert_eq!(failure, Failure::Protocol(ProtocolError::TooLong { len }));
 }
 
@@ -432,25 +432,25 @@ fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
     let last = read(&mut connection);
     assert!(connection.has_outgoing());
     let id = sent(&mut connection).req_id;
-    assert!(!connection.has_outgoing() && connection.take_outgoing().is_none());
+    assert!(!connection.has_outgoing() && connection.poll_outgoing().is_none());
 
     // An event is no reply.
     receive(&mut connection, MsgType::WATCH_EVENT, 0, b"/a\0ff\0");
-    assert!(connection.take_outgoing().is_none());
+    assert!(connection.poll_outgoing().is_none());
 
     receive(&mut connection, MsgType::READ, id, b"x");
     assert_eq!(connection.poll_reply(first).unwrap().unwrap(), b"x");
     // One that nobody asks about counts as well.
     let id = sent(&mut connection).req_id;
-    assert!(connection.take_outgoing().is_none());
+    assert!(connection.poll_outgoing().is_none());
     receive(&mut connection, MsgType::ERROR, id, b"ENOENT\0");
 
     // One that was not written, and one that was refused, leave the way free.
-    let outgoing = connection.take_outgoing().unwrap();
-    assert!(connection.take_outgoing().is_none());
+    let outgoing = connection.poll_outgoing().unwrap();
+    assert!(connection.poll_outgoing().is_none());
     connection.put_back(outgoing);
-    let outgoing = connection.take_outgoing().unwrap();
-    connection.reject(&outgoing, libc::EINVAL);
+    let outgoing = connection.poll_outgoing().unwrap();
+    connection.handle_rejection(&outgoing, libc::EINVAL);
     assert!(connection.poll_reply(last).unwrap().is_err());
     read(&mut connection);
     assert!(connection.has_outgoing());
@@ -460,5 +460,5 @@ fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
     let waiting = read(&mut connection);
     let answer = connection.cancel(waiting, true, None);
     assert!(answer, "it was never sent");
-    assert!(connection.take_outgoing().is_none());
+    assert!(connection.poll_outgoing().is_none());
 }

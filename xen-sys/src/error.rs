@@ -117,14 +117,14 @@ fn device_hint(source: &io::Error) -> &'static str {
 }
 
 impl Error {
-    /// The system's refusal of `op`.
+    /// Makes an error of the system's refusal of `op`.
     #[doc(hidden)]
     #[must_use]
     pub fn os(op: &'static str, source: io::Error) -> Self {
         Self::Os { op, source }
     }
 
-    /// The errno, where the system gave one.
+    /// Returns the errno, where the system gave one.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -140,7 +140,7 @@ impl Error {
         }
     }
 
-    /// The nearest [`io::ErrorKind`].
+    /// Returns the nearest [`io::ErrorKind`].
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {
         match self {

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 pub struct Xen(Arc<Host>);
 
 impl Xen {
-    /// The real hypervisor, by the devices in `/dev/xen`.
+    /// Opens the real hypervisor, by the devices in `/dev/xen`.
     ///
     /// Never looks at the environment, so a program that opens its handle here cannot be
     /// diverted to a simulation. Opens no device yet.
@@ -35,9 +35,9 @@ impl Xen {
         Ok(Self(Arc::new(Host::Dev(DevRoot::open("/dev/xen")?))))
     }
 
-    /// A simulated host, over a connection to its broker that was made for one of its domains:
-    /// [`Simulation::invite`](crate::sim::Simulation::invite). What a child process does with
-    /// the descriptor it inherited.
+    /// Joins a simulated host over a connection to its broker that was made for one of its
+    /// domains: [`Simulation::invite`](crate::sim::Simulation::invite). What a child process does
+    /// with the descriptor it inherited.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ impl Xen {
         Ok(Self(Arc::new(Host::Sim(client))))
     }
 
-    /// A simulated host, by the path of its broker's socket
+    /// Joins a simulated host by the path of its broker's socket
     /// ([`Simulation::listen`](crate::sim::Simulation::listen)), as a process of domain `me`.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Xen {
         Ok(Self(Arc::new(Host::Sim(client))))
     }
 
-    /// The connection to a simulated host, if that is where this handle leads.
+    /// Returns the connection to a simulated host, if that is where this handle leads.
     #[cfg(feature = "sim")]
     #[must_use]
     pub fn simulated(&self) -> Option<&crate::sim::Client> {

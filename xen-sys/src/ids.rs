@@ -38,19 +38,19 @@ impl DomId {
     #[doc(alias = "DOMID_IDLE")]
     pub const IDLE: Self = Self(0x7FFF);
 
-    /// The domain numbered `id`, which may be a reserved name.
+    /// Creates the domain numbered `id`, which may be a reserved name.
     #[must_use]
     pub const fn new(id: u16) -> Self {
         Self(id)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn as_u16(self) -> u16 {
         self.0
     }
 
-    /// Whether this is one of Xen's reserved names (`0x7FF0` and up) and so never a running
+    /// Returns whether this is one of Xen's reserved names (`0x7FF0` and up) and so never a running
     /// domain of its own.
     #[must_use]
     pub const fn is_reserved(self) -> bool {
@@ -80,13 +80,13 @@ impl DomId {
 pub struct Port(u32);
 
 impl Port {
-    /// The port numbered `port`.
+    /// Creates the port numbered `port`.
     #[must_use]
     pub const fn new(port: u32) -> Self {
         Self(port)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn as_u32(self) -> u32 {
         self.0
@@ -146,13 +146,13 @@ impl Virq {
     #[doc(alias = "VIRQ_XENPMU")]
     pub const XENPMU: Self = Self(13);
 
-    /// The virtual interrupt numbered `virq`, of which there need be none.
+    /// Creates the virtual interrupt numbered `virq`, of which there need be none.
     #[must_use]
     pub const fn new(virq: u32) -> Self {
         Self(virq)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn as_u32(self) -> u32 {
         self.0
@@ -183,13 +183,13 @@ impl Virq {
 pub struct GrantRef(u32);
 
 impl GrantRef {
-    /// The reference numbered `gref`.
+    /// Creates the reference numbered `gref`.
     #[must_use]
     pub const fn new(gref: u32) -> Self {
         Self(gref)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn as_u32(self) -> u32 {
         self.0

@@ -111,7 +111,7 @@ impl Pages {
         Ok(Self(pages))
     }
 
-    /// The first byte. Valid for [`len`](Self::len) bytes, by the protection it was mapped
+    /// Returns the first byte. Valid for [`len`](Self::len) bytes, by the protection it was mapped
     /// with, while this value lives. Another process or domain may write there at any time.
     #[must_use]
     pub fn as_ptr(&self) -> NonNull<u8> {
@@ -182,20 +182,20 @@ impl HypercallBuffer {
         self.0.len()
     }
 
-    /// The address to name in a hypercall. Xen may write there only during a call made with
+    /// Returns the address to name in a hypercall. Xen may write there only during a call made with
     /// this buffer borrowed mutably.
     #[must_use]
     pub fn as_ptr(&mut self) -> NonNull<u8> {
         NonNull::from(&mut *self.0).cast()
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The bytes, to fill in before a call.
+    /// Returns the bytes, to fill in before a call.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0

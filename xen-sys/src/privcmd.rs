@@ -123,7 +123,7 @@ impl Privcmd {
         &self.backend
     }
 
-    /// The versions of Xen's interfaces, asked for once.
+    /// Returns the versions of Xen's interfaces, asked for once.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ pub struct RestrictedPrivcmd {
 }
 
 impl RestrictedPrivcmd {
-    /// The domain that stays reachable.
+    /// Returns the domain that stays reachable.
     #[must_use]
     pub fn domain(&self) -> DomId {
         self.domain
@@ -204,8 +204,8 @@ impl RestrictedPrivcmd {
         self.dev.remote_shutdown(self.domain, SHUTDOWN_CRASH)
     }
 
-    /// Whether hypercalls are refused, as they have to be: the proof that the kernel restricts this
-    /// file.
+    /// Returns whether hypercalls are refused, as they have to be: the proof that the kernel
+    /// restricts this file.
     #[must_use]
     pub fn refuses_hypercalls(&self) -> bool {
         let refused = self.dev.xenver_version().err();

@@ -72,7 +72,7 @@ impl Schedule {
     }
 
     /// How long the next attempt must wait, and whether that is until `deadline` at least.
-    pub(crate) fn wait(&self, now: Instant, deadline: Option<Instant>) -> (Duration, bool) {
+    pub(crate) fn poll_timeout(&self, now: Instant, deadline: Option<Instant>) -> (Duration, bool) {
         let at = self.not_before.map_or(now, |at| at.max(now));
         let late = deadline.is_some_and(|deadline| deadline <= at);
         let until = if late {
@@ -84,7 +84,11 @@ impl Schedule {
     }
 
     /// Takes note of an attempt: goes on after a pause, or with what the caller is to be told.
-    pub(crate) fn judge<T>(&mut self, attempt: Result<T>, now: Instant) -> ControlFlow<Result<T>> {
+    pub(crate) fn handle_attempt<T>(
+        &mut self,
+        attempt: Result<T>,
+        now: Instant,
+    ) -> ControlFlow<Result<T>> {
         match attempt {
             Ok(_) => {
                 self.sessions += 1;
@@ -102,7 +106,7 @@ impl Schedule {
     }
 
     /// The session that runs, if one does, is over.
-    pub(crate) fn ended(&mut self, now: Instant) {
+    pub(crate) fn handle_end(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
             if now.saturating_duration_since(since) > self.backoff.longest {
                 self.backoff.reset();
@@ -150,30 +154,36 @@ mod tests {
     fn an_attempt_waits_for_its_pause_but_never_beyond_the_deadline() {
         let (second, start) = (Duration::from_secs(1), Instant::now());
         let mut schedule = Schedule::new(Backoff::new(second, 60 * second));
-        assert_eq!(schedule.wait(start, None), (Duration::ZERO, false));
-        assert_eq!(schedule.wait(start, Some(start)), (Duration::ZERO, true));
+        assert_eq!(schedule.poll_timeout(start, None), (Duration::ZERO, false));
+        assert_eq!(
+            schedule.poll_timeout(start, Some(start)),
+            (Duration::ZERO, true)
+        );
         // Three that fail: the third pause is of two seconds at least.
         assert!(
             schedule
-                .judge::<()>(Err(Error::Closed), start)
+                .handle_attempt::<()>(Err(Error::Closed), start)
                 .is_continue()
         );
         for _ in 0..2 {
-            let told = schedule.judge::<()>(Err(Error::WouldBlock), start);
+            let told = schedule.handle_attempt::<()>(Err(Error::WouldBlock), start);
             assert!(matches!(told, ControlFlow::Break(Err(Error::WouldBlock))));
         }
-        let (wait, late) = schedule.wait(start, Some(start + 60 * second));
+        let (wait, late) = schedule.poll_timeout(start, Some(start + 60 * second));
         assert!(
             !late && (2 * second..=4 * second).contains(&wait),
             "{wait:?}"
         );
-        assert_eq!(schedule.wait(start, Some(start + second)), (second, true));
         assert_eq!(
-            schedule.wait(start + 5 * second, Some(start + second)),
+            schedule.poll_timeout(start, Some(start + second)),
+            (second, true)
+        );
+        assert_eq!(
+            schedule.poll_timeout(start + 5 * second, Some(start + second)),
             (Duration::ZERO, true)
         );
         assert_eq!(
-            schedule.wait(start + 5 * second, None),
+            schedule.poll_timeout(start + 5 * second, None),
             (Duration::ZERO, false)
         );
         assert_eq!(schedule.sessions(), 0);
@@ -185,24 +195,27 @@ mod tests {
         let mut schedule = Schedule::new(Backoff::new(second, 8 * second));
         for session in 1..=5 {
             assert!(matches!(
-                schedule.judge(Ok(session), start),
+                schedule.handle_attempt(Ok(session), start),
                 ControlFlow::Break(Ok(_))
             ));
             assert_eq!(schedule.sessions(), session);
-            schedule.ended(start + second);
+            schedule.handle_end(start + second);
             // Only once.
-            schedule.ended(start + 100 * second);
+            schedule.handle_end(start + 100 * second);
         }
-        let (wait, _) = schedule.wait(start + second, None);
+        let (wait, _) = schedule.poll_timeout(start + second, None);
         assert!(wait >= 4 * second, "{wait:?}");
         let later = start + 100 * second;
-        assert!(schedule.judge(Ok(()), later).is_break());
-        schedule.ended(later + 9 * second);
-        let (wait, _) = schedule.wait(later + 9 * second, None);
+        assert!(schedule.handle_attempt(Ok(()), later).is_break());
+        schedule.handle_end(later + 9 * second);
+        let (wait, _) = schedule.poll_timeout(later + 9 * second, None);
         assert!(wait <= second, "{wait:?}");
         // A deadline that passes is nobody's failure.
-        let told = schedule.judge::<()>(Err(Error::TimedOut), later + 20 * second);
+        let told = schedule.handle_attempt::<()>(Err(Error::TimedOut), later + 20 * second);
         assert!(told.is_break());
-        assert_eq!(schedule.wait(later + 20 * second, None).0, Duration::ZERO);
+        assert_eq!(
+            schedule.poll_timeout(later + 20 * second, None).0,
+            Duration::ZERO
+        );
     }
 }

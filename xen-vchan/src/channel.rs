@@ -76,9 +76,9 @@ impl Channel {
         }
     }
 
-    /// Both halves, for what only they have: packets ([`ReadHalf::recv`], [`WriteHalf::send`]),
-    /// loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]), transfers between the ring and
-    /// a descriptor, corking and spinning.
+    /// Returns both halves, for what only they have: packets ([`ReadHalf::recv`],
+    /// [`WriteHalf::send`]), loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]),
+    /// transfers between the ring and a descriptor, corking and spinning.
     #[inline]
     pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
         self.publish_before_waiting();

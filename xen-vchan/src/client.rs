@@ -45,7 +45,7 @@ pub struct ClientBuilder {
     path: String,
     wait: bool,
     deadline: Option<Instant>,
-    notice: bool,
+    watch_peer: bool,
 }
 
 impl ClientBuilder {
@@ -58,12 +58,12 @@ impl ClientBuilder {
             path: path.into(),
             wait: false,
             deadline: None,
-            notice: false,
+            watch_peer: false,
         }
     }
 
-    /// Whether [`connect`](Self::connect) sleeps until there is a server. Otherwise, the default,
-    /// it fails at once with [`Error::NoServer`].
+    /// Sets whether [`connect`](Self::connect) sleeps until there is a server. Otherwise, the
+    /// default, it fails at once with [`Error::NoServer`].
     pub const fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait = wait;
         self
@@ -82,8 +82,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Whether the end of the peer's whole domain is to be noticed, as the peer's leaving is. Off
-    /// at first.
+    /// Sets whether the end of the peer's whole domain is to be noticed, as the peer's leaving is.
+    /// Off at first.
     ///
     /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
     /// shared page, so this costs two watches in the store, and the channel's descriptor becomes
@@ -97,8 +97,8 @@ impl ClientBuilder {
     /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls
     /// around one descriptor. A guest's quota of watches (128 unless its xenstored has another) may
     /// be reached before.
-    pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
-        self.notice = notice;
+    pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
+        self.watch_peer = watch;
         self
     }
 
@@ -226,7 +226,7 @@ impl ClientBuilder {
             return Err(self.nobody());
         }
         let path = (!address.withdraws).then_some(&*self.path);
-        let domain_watch = if self.notice {
+        let domain_watch = if self.watch_peer {
             Some(DomainWatch::watch(store, self.server, &events, path)?)
         } else {
             None

@@ -66,12 +66,13 @@ impl Delivery {
         }
     }
 
-    /// The tasks that wait.
+    /// Returns the tasks that wait.
     pub fn tasks(&self) -> &Arc<Tasks> {
         &self.tasks
     }
 
-    /// Whether an event was taken and the port is still masked, so that no other can be pending.
+    /// Returns whether an event was taken and the port is still masked, so that no other can be
+    /// pending.
     pub fn is_masked(&self) -> bool {
         self.masked.load(Ordering::Acquire)
     }
@@ -82,7 +83,7 @@ impl Delivery {
         self.masked.load(Ordering::Acquire) && self.masked.swap(false, Ordering::AcqRel)
     }
 
-    /// The event counter. Take it before asking for a notification and looking again.
+    /// Returns the event counter. Take it before asking for a notification and looking again.
     pub fn seen(&self) -> u64 {
         self.seen.load(Ordering::Acquire)
     }

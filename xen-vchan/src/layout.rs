@@ -71,13 +71,14 @@ impl RingSize {
     /// The largest ring the protocol can describe, 1 MiB.
     pub const LARGEST: Self = Self(1 << MAX_ORDER);
 
-    /// A ring of at least `bytes` bytes. More than [`RingSize::LARGEST`] is refused by `listen`.
+    /// Creates a ring of at least `bytes` bytes. More than [`RingSize::LARGEST`] is refused by
+    /// `publish`.
     #[must_use]
     pub const fn at_least(bytes: usize) -> Self {
         Self(bytes)
     }
 
-    /// The number of bytes asked for.
+    /// Returns the number of bytes asked for.
     #[must_use]
     pub const fn bytes(self) -> usize {
         self.0
@@ -173,7 +174,7 @@ impl Geometry {
         Self::new(l, r).ok()
     }
 
-    /// The orders `(left, right)`, log2 of the rings' bytes.
+    /// Returns the orders `(left, right)`, log2 of the rings' bytes.
     #[must_use]
     pub const fn orders(self) -> (u16, u16) {
         (self.left, self.right)
@@ -203,7 +204,7 @@ impl Geometry {
         place(self.right, pages(self.left))
     }
 
-    /// How many entries the grant list has, at most 512.
+    /// Returns how many entries the grant list has, at most 512.
     #[must_use]
     pub const fn grants(self) -> usize {
         pages(self.left) + pages(self.right)

@@ -87,7 +87,7 @@ pub struct ListenerBuilder {
     left: RingSize,
     right: RingSize,
     clients: usize,
-    notice: bool,
+    watch_peer: bool,
 }
 
 /// One path.
@@ -135,8 +135,8 @@ impl ListenerBuilder {
 
     /// As [`ServerBuilder::watch_peer_domain`](crate::ServerBuilder::watch_peer_domain), for every
     /// channel accepted.
-    pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
-        self.notice = notice;
+    pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
+        self.watch_peer = watch;
         self
     }
 
@@ -166,13 +166,13 @@ impl ListenerBuilder {
 }
 
 impl Listener {
-    /// A listener with the rings inside the control page and 16 clients for each path.
+    /// Creates a listener with the rings inside the control page and 16 clients for each path.
     pub const fn builder() -> ListenerBuilder {
         ListenerBuilder {
             left: RingSize::SMALLEST,
             right: RingSize::SMALLEST,
             clients: CLIENTS,
-            notice: false,
+            watch_peer: false,
         }
     }
 
@@ -213,7 +213,7 @@ impl Listener {
         let ring = ServerBuilder::new(offer.domain, &offer.path)
             .withdraws()
             .rings(self.settings.left, self.settings.right)
-            .watch_peer_domain(self.settings.notice)
+            .watch_peer_domain(self.settings.watch_peer)
             .publish(&self.xen, &self.store)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         self.set.add(&ring, event).map_err(failed)?;

@@ -65,13 +65,13 @@ mod shared {
     }
 
     impl ControlWords {
-        /// The cursor at `offset` of the page, in bytes.
+        /// Returns the cursor at `offset` of the page, in bytes.
         #[must_use]
         pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
             self.cursors.get(offset / 4).filter(|_| offset % 4 == 0)
         }
 
-        /// The live or notify byte at `offset` of the page.
+        /// Returns the live or notify byte at `offset` of the page.
         #[must_use]
         pub fn atomic_u8(&self, offset: usize) -> Option<&AtomicU8> {
             self.bytes.get(offset.checked_sub(CLI_LIVE)?)
@@ -189,7 +189,7 @@ mod model {
     }
 
     impl Memory {
-        /// A zeroed page; the length is not looked at.
+        /// Creates a zeroed page; the length is not looked at.
         #[must_use]
         pub fn heap(_len: usize) -> Self {
             Self(Arc::new(Cells {
@@ -199,7 +199,7 @@ mod model {
             }))
         }
 
-        /// The same page for the other end: all cells are atomics.
+        /// Returns the same page for the other end: all cells are atomics.
         #[must_use]
         pub fn alias(&self) -> Self {
             Self(Arc::clone(&self.0))
@@ -228,13 +228,13 @@ mod model {
     pub struct ControlWords(Arc<Cells>);
 
     impl ControlWords {
-        /// A cursor.
+        /// Returns a cursor.
         #[must_use]
         pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
             self.0.words.get(offset / 4)
         }
 
-        /// A live or notify byte.
+        /// Returns a live or notify byte.
         #[must_use]
         pub fn atomic_u8(&self, offset: usize) -> Option<&AtomicU8> {
             self.0.flags.get(offset.checked_sub(20)?)

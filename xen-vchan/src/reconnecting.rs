@@ -40,8 +40,8 @@ pub struct Reconnecting {
 }
 
 impl ClientBuilder {
-    /// A client that connects again whenever its server has gone; nothing is done before its first
-    /// [`session`](Reconnecting::session). The builder's deadline plays no part.
+    /// Returns a client that connects again whenever its server has gone; nothing is done before
+    /// its first [`session`](Reconnecting::session). The builder's deadline plays no part.
     pub fn reconnecting(self, xen: &Xen, store: &Store) -> Reconnecting {
         Reconnecting {
             builder: self,
@@ -79,13 +79,14 @@ impl Reconnecting {
             self.disconnect();
         }
         while self.channel.is_none() {
-            let (wait, late) = self.schedule.wait(Instant::now(), deadline);
+            let (wait, late) = self.schedule.poll_timeout(Instant::now(), deadline);
             sleep(wait);
             if late {
                 return Err(Error::TimedOut);
             }
             let attempt = self.dial(deadline);
-            if let ControlFlow::Break(told) = self.schedule.judge(attempt, Instant::now()) {
+            if let ControlFlow::Break(told) = self.schedule.handle_attempt(attempt, Instant::now())
+            {
                 self.channel = Some(told?);
             }
         }
@@ -106,7 +107,7 @@ impl Reconnecting {
     /// Ends the present session, if there is one.
     pub fn disconnect(&mut self) {
         self.channel = None;
-        self.schedule.ended(Instant::now());
+        self.schedule.handle_end(Instant::now());
     }
 
     /// Returns how many sessions there have been, the present one included.

@@ -46,7 +46,7 @@ pub struct ServerBuilder {
     path: String,
     left: RingSize,
     right: RingSize,
-    notice: bool,
+    watch_peer: bool,
     withdraws: bool,
     reuse: bool,
 }
@@ -61,7 +61,7 @@ impl ServerBuilder {
             path: path.into(),
             left: RingSize::SMALLEST,
             right: RingSize::SMALLEST,
-            notice: false,
+            watch_peer: false,
             withdraws: false,
             reuse: false,
         }
@@ -84,8 +84,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Whether the end of the peer's whole domain is to be noticed, as the peer's leaving is. Off
-    /// at first.
+    /// Sets whether the end of the peer's whole domain is to be noticed, as the peer's leaving is.
+    /// Off at first.
     ///
     /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
     /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
@@ -97,12 +97,12 @@ impl ServerBuilder {
     /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls
     /// around one descriptor. A guest's quota of watches (128 unless its xenstored has another) may
     /// be reached before.
-    pub const fn watch_peer_domain(mut self, notice: bool) -> Self {
-        self.notice = notice;
+    pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
+        self.watch_peer = watch;
         self
     }
 
-    /// Whether all clients, one after another, are served on the same memory. Off at first:
+    /// Sets whether all clients, one after another, are served on the same memory. Off at first:
     /// [`next_client`](Channel::next_client) makes fresh rings, because a client that has left can
     /// keep the old ones mapped and write into them at any time.
     ///
@@ -193,7 +193,7 @@ impl ServerBuilder {
         let doorbell = match former {
             Some(former) => former.doorbell.succeeded_by(port),
             None => {
-                let domain_watch = if self.notice {
+                let domain_watch = if self.watch_peer {
                     Some(DomainWatch::watch(store, self.peer, &events, None)?)
                 } else {
                     None

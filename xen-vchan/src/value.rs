@@ -24,13 +24,13 @@ impl NodeValue {
         }
     }
 
-    /// The first 64 bytes, as they were read.
+    /// Returns the first 64 bytes, as they were read.
     #[must_use]
     pub const fn bytes(&self) -> &[u8] {
         &self.kept
     }
 
-    /// How many bytes the node held.
+    /// Returns how many bytes the node held.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "nobody asks that of a fault")]
     pub const fn len(&self) -> usize {

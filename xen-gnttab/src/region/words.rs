@@ -49,7 +49,7 @@ unsafe impl<A: Sync> Send for Words<A> {}
 unsafe impl<A: Sync> Sync for Words<A> {}
 
 impl<A> Words<A> {
-    /// The word of this number, for code that has to do with one only: no range check is left then.
+    /// Returns the word with this number, for code that uses one only, without a range check.
     #[must_use]
     pub fn word(&self, index: usize) -> Option<Word<A>> {
         let at = NonNull::from(self.get(index)?);

@@ -60,7 +60,7 @@ impl Bench {
 
     /// The client writes up to `most` bytes of its next message.
     fn write(&mut self, most: usize) -> bool {
-        let Some(mut message) = self.connection.take_outgoing() else {
+        let Some(mut message) = self.connection.poll_outgoing() else {
             return false;
         };
         let bytes = message.unsent();
@@ -135,7 +135,7 @@ impl Bench {
 
     fn deliver(&mut self, most: usize) {
         let now: Vec<u8> = self.line.drain(..most.min(self.line.len())).collect();
-        let received = self.connection.receive(&now);
+        let received = self.connection.handle_input(&now);
         assert_eq!(received.is_err(), self.connection.failure().is_some());
         self.settle();
     }
@@ -227,10 +227,10 @@ impl Bench {
             (13, ..) => self.event(input),
             (14, ..) if code < 96 => self.lie(input),
             (15, ..) if code < 64 => {
-                if let Some(message) = self.connection.take_outgoing() {
+                if let Some(message) = self.connection.poll_outgoing() {
                     // Only the kernel's device refuses, and only whole messages.
                     match message.unsent().len() >= 16 && !self.reader.is_mid_message() {
-                        true => self.connection.reject(&message, 22),
+                        true => self.connection.handle_rejection(&message, 22),
                         false => self.connection.put_back(message),
                     }
                 }
@@ -243,7 +243,7 @@ impl Bench {
     /// The daemon is right from here on, or gone.
     fn end(mut self) {
         if self.hostile {
-            self.connection.fail(Failure::Closed);
+            self.connection.handle_failure(Failure::Closed);
             self.hostile = true;
         } else {
             while self.write(usize::MAX) | self.answer(false) | !self.line.is_empty() {

@@ -117,7 +117,7 @@ impl Client {
         };
         self.asked.entry(self.next).or_default().push(kind);
         self.next = self.next % 1000 + 1;
-        daemon.receive(self.conn, &bytes);
+        daemon.handle_input(self.conn, &bytes);
     }
 
     /// Reads up to `most` bytes and judges them. Whether there were any.
@@ -125,7 +125,7 @@ impl Client {
         let out = daemon.output(self.conn);
         let count = most.min(out.len());
         let bytes = out[..count].to_vec();
-        daemon.wrote(self.conn, count);
+        daemon.handle_written(self.conn, count);
         let mut rest = bytes.as_slice();
         while let Ok(Some(message)) = self.decoder.next(&mut rest) {
             if self.domain != 0 {
@@ -249,7 +249,7 @@ impl World {
             13 if daemon.wants_input(client.conn) => {
                 client.garbled = true;
                 let most = usize::from(input.byte() % 64);
-                daemon.receive(client.conn, input.bytes(most));
+                daemon.handle_input(client.conn, input.bytes(most));
             }
             14 => {
                 let client = self.hostile.swap_remove(at);
@@ -273,7 +273,7 @@ impl World {
 
     /// As the event loop does, closes who is to be closed.
     fn close(&mut self) {
-        let _ = self.daemon.take_dirty();
+        let _ = self.daemon.poll_dirty();
         let daemon = &mut self.daemon;
         self.hostile.retain(|client| {
             let closing = daemon.is_closing(client.conn);
@@ -305,7 +305,7 @@ impl World {
         let out = |message: MsgType, payload: &[u8], world: &mut Self| {
             world.honest.ask(&mut world.daemon, message, 0, payload);
             let out = world.daemon.output(world.honest.conn).to_vec();
-            world.daemon.wrote(world.honest.conn, out.len());
+            world.daemon.handle_written(world.honest.conn, out.len());
             out
         };
         let read = out(MsgType::READ, b"/secret\0", &mut self);

@@ -152,7 +152,7 @@ impl Conn {
     }
 
     /// Notes that the first `count` bytes of [`Conn::output`] are written.
-    pub(crate) fn wrote(&mut self, count: usize) {
+    pub(crate) fn handle_written(&mut self, count: usize) {
         self.staged_done = self
             .staged
             .len()
@@ -195,7 +195,7 @@ mod tests {
             if bytes.is_empty() {
                 return paths;
             }
-            conn.wrote(bytes.len());
+            conn.handle_written(bytes.len());
             let mut input = bytes.as_slice();
             while let Some(message) = decoder.next(&mut input).unwrap() {
                 let path = wire::strings(&message.payload).next().unwrap().to_vec();
@@ -237,7 +237,7 @@ mod tests {
         }
         assert!(conn.out_bytes < MAX_QUEUED_BYTES + 4112 + 1);
         while !conn.output().is_empty() {
-            conn.wrote(100);
+            conn.handle_written(100);
         }
         assert!(conn.has_room() && !conn.has_output());
     }

@@ -36,15 +36,15 @@ impl Config {
         Self::default()
     }
 
-    /// The limits for all domains that have none of their own.
+    /// Sets the limits for all domains that have none of their own.
     #[must_use]
     pub fn quota(mut self, quota: Quota) -> Self {
         self.quota = quota;
         self
     }
 
-    /// Whether to offer what came after 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA and
-    /// watches with a depth. Off by default, so they are `ENOSYS` or `EINVAL` as there.
+    /// Sets whether to offer what came after 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA
+    /// and watches with a depth. Off by default, so they are `ENOSYS` or `EINVAL` as there.
     #[must_use]
     pub fn extensions(mut self, offer: bool) -> Self {
         self.extensions = offer;
@@ -79,9 +79,9 @@ pub struct Stats {
 /// The store daemon: bytes from connections in, bytes to connections out.
 ///
 /// * [`Daemon::connect`] and [`Daemon::disconnect`] tell it of connections;
-/// * [`Daemon::receive`] takes what was read, while [`Daemon::wants_input`] says so;
-/// * [`Daemon::take_dirty`] names the connections to look at again: those with
-///   [`Daemon::output`] to write (acknowledged by [`Daemon::wrote`]) and those that
+/// * [`Daemon::handle_input`] takes what was read, while [`Daemon::wants_input`] says so;
+/// * [`Daemon::poll_dirty`] names the connections to look at again: those with
+///   [`Daemon::output`] to write (acknowledged by [`Daemon::handle_written`]) and those that
 ///   [`Daemon::is_closing`].
 #[derive(Debug)]
 pub struct Daemon {
@@ -99,7 +99,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon with an empty store: `/`, `/tool` and `/tool/xenstored`, as xenstored begins.
+    /// Creates a daemon with an empty store: `/`, `/tool` and `/tool/xenstored`, as xenstored
+    /// begins.
     #[must_use]
     pub fn new(config: Config) -> Self {
         let nobody = owned_by(DomId::DOM0);
@@ -130,7 +131,7 @@ impl Daemon {
         }
     }
 
-    /// A new connection from `domain`. Domain 0 may do everything.
+    /// Adds a connection from `domain`. Domain 0 may do everything.
     pub fn connect(&mut self, domain: DomId) -> ConnId {
         let id = ConnId(self.next_conn);
         self.next_conn += 1;
@@ -147,15 +148,15 @@ impl Daemon {
     }
 
     /// Takes bytes that a connection sent.
-    pub fn receive(&mut self, conn: ConnId, bytes: &[u8]) {
+    pub fn handle_input(&mut self, conn: ConnId, bytes: &[u8]) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.input.extend_from_slice(bytes);
             self.pump(conn);
         }
     }
 
-    /// Whether more bytes of this connection should be read now: everything received was carried
-    /// out, and the client reads its replies.
+    /// Returns whether more bytes of this connection should be read now: everything received was
+    /// carried out, and the client reads its replies.
     #[must_use]
     pub fn wants_input(&self, conn: ConnId) -> bool {
         self.conns
@@ -163,7 +164,7 @@ impl Daemon {
             .is_some_and(|state| !state.closing && state.input.is_empty() && state.has_room())
     }
 
-    /// The bytes to write to a connection next; empty if there are none.
+    /// Returns the bytes to write to a connection next; empty if there are none.
     #[must_use]
     pub fn output(&mut self, conn: ConnId) -> &[u8] {
         self.conns
@@ -172,7 +173,7 @@ impl Daemon {
             .unwrap_or_default()
     }
 
-    /// Whether [`Daemon::output`] has something.
+    /// Returns whether [`Daemon::output`] has something.
     #[must_use]
     pub fn has_output(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_some_and(Conn::has_output)
@@ -180,27 +181,27 @@ impl Daemon {
 
     /// The first `count` bytes of [`Daemon::output`] are written. Requests that waited for room
     /// are carried out now.
-    pub fn wrote(&mut self, conn: ConnId, count: usize) {
+    pub fn handle_written(&mut self, conn: ConnId, count: usize) {
         if let Some(state) = self.conns.get_mut(&conn) {
-            state.wrote(count);
+            state.handle_written(count);
             self.pump(conn);
         }
     }
 
-    /// Whether the connection is to be closed and [`Daemon::disconnect`]ed: it broke the
+    /// Returns whether the connection is to be closed and [`Daemon::disconnect`]ed: it broke the
     /// protocol, or its domain was released.
     #[must_use]
     pub fn is_closing(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_none_or(|state| state.closing)
     }
 
-    /// The connections whose state changed since the last call.
+    /// Returns the connections whose state changed since the last call.
     #[must_use]
-    pub fn take_dirty(&mut self) -> Vec<ConnId> {
+    pub fn poll_dirty(&mut self) -> Vec<ConnId> {
         std::mem::take(&mut self.dirty).into_iter().collect()
     }
 
-    /// How much there is of everything.
+    /// Returns how much there is of everything.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {

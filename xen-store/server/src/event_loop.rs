@@ -76,7 +76,7 @@ impl EventLoop {
             }
         }
         loop {
-            let dirty = daemon.take_dirty();
+            let dirty = daemon.poll_dirty();
             if dirty.is_empty() {
                 break;
             }
@@ -154,7 +154,7 @@ impl EventLoop {
             let mut buf = [0; READ_SIZE];
             match recv(peer.fd.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return self.close(daemon, conn),
-                Ok(count) => daemon.receive(conn, &buf[..count]),
+                Ok(count) => daemon.handle_input(conn, &buf[..count]),
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
                 Err(_) => return self.close(daemon, conn),
             }
@@ -177,7 +177,7 @@ impl EventLoop {
             }
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(peer.fd.as_raw_fd(), bytes, flags) {
-                Ok(count) => daemon.wrote(conn, count),
+                Ok(count) => daemon.handle_written(conn, count),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
                 Err(_) => return self.close(daemon, conn),

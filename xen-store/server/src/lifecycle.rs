@@ -153,7 +153,7 @@ impl Daemon {
         }
     }
 
-    /// Whether `domain` is served.
+    /// Returns whether `domain` is served.
     #[must_use]
     pub fn is_introduced(&self, domain: DomId) -> bool {
         self.domains

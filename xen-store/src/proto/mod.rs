@@ -5,10 +5,10 @@
 //!
 //! * *commands* by the user: [`Connection::request`], [`Connection::cancel`],
 //!   [`Connection::add_watch`], [`Connection::remove_watch`];
-//! * *outputs* to be written: [`Connection::take_outgoing`] until it is empty, handing back with
+//! * *outputs* to be written: [`Connection::poll_outgoing`] until it is empty, handing back with
 //!   [`Connection::put_back`] what a short write left;
-//! * *inputs*: [`Connection::receive`] with whatever was read, [`Connection::fail`] when the
-//!   transport ended, [`Connection::reject`] when it refused one message;
+//! * *inputs*: [`Connection::handle_input`] with whatever was read, [`Connection::handle_failure`]
+//!   when the transport ended, [`Connection::handle_rejection`] when it refused one message;
 //! * *answers*: [`Connection::poll_reply`], [`Connection::poll_event`];
 //! * *notices*: [`Connection::poll_ready`], which names each answer that somebody may be waiting
 //!   for. After any other method there may be some; the end of the connection is one of them.
@@ -117,7 +117,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A fresh connection.
+    /// Creates a fresh connection.
     #[must_use]
     pub fn new(quirks: Quirks) -> Self {
         Self {
@@ -184,11 +184,11 @@ impl Connection {
         Ok(RequestId(id))
     }
 
-    /// The next message to write, to be handed back with [`Connection::put_back`] if it could
-    /// not be written whole before anything else is taken. After every [`Connection::receive`]
-    /// there may be one again.
+    /// Returns the next message to write, to be handed back with [`Connection::put_back`] if it
+    /// could not be written whole before anything else is taken. After every
+    /// [`Connection::handle_input`] there may be one again.
     #[must_use]
-    pub fn take_outgoing(&mut self) -> Option<Outgoing> {
+    pub fn poll_outgoing(&mut self) -> Option<Outgoing> {
         if !self.has_outgoing() {
             return None;
         }
@@ -216,7 +216,7 @@ impl Connection {
         self.outgoing.push_front(message);
     }
 
-    /// Whether [`Connection::take_outgoing`] has something.
+    /// Returns whether [`Connection::poll_outgoing`] has something.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
         let open = |first: &Outgoing| {
@@ -233,7 +233,7 @@ impl Connection {
         matches!(pending.slot, Slot::Abandoned { .. }).then_some(pending.seq)
     }
 
-    /// Whether (some of) this request is still in the queue.
+    /// Returns whether (some of) this request is still in the queue.
     #[must_use]
     pub fn is_unsent(&self, id: RequestId) -> bool {
         self.outgoing.iter().any(|message| message.id == id)
@@ -242,7 +242,7 @@ impl Connection {
     /// The transport refused a whole message with `errno` and stays usable.
     ///
     /// The kernel's xenbus device reports a refused watch this way.
-    pub fn reject(&mut self, message: &Outgoing, errno: i32) {
+    pub fn handle_rejection(&mut self, message: &Outgoing, errno: i32) {
         let id = message.id.0;
         let outcome = XsError::from_errno(errno).map_or(Outcome::Rejected(errno), Outcome::Refused);
         self.finish(id, outcome);
@@ -253,7 +253,7 @@ impl Connection {
     /// # Errors
     ///
     /// The reason why the connection is now finished.
-    pub fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+    pub fn handle_input(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
         while self.failure.is_none() {
             let accepted = match self.decoder.next(&mut bytes) {
                 Ok(None) => return Ok(()),
@@ -261,7 +261,7 @@ impl Connection {
                 Err(wire::TooLong { len }) => self.accept_too_long(len),
             };
             if let Err(violation) = accepted {
-                self.fail(Failure::Protocol(violation));
+                self.handle_failure(Failure::Protocol(violation));
             }
         }
         self.failure.map_or(Ok(()), Err)
@@ -269,7 +269,7 @@ impl Connection {
 
     /// Ends the connection; the first reason stays. All waiting requests have their answer now,
     /// and [`Ready::Ended`] is announced.
-    pub fn fail(&mut self, failure: Failure) {
+    pub fn handle_failure(&mut self, failure: Failure) {
         if self.failure.is_some() {
             return;
         }
@@ -304,8 +304,8 @@ impl Connection {
         self.failure
     }
 
-    /// The answer to `id`, once: the payload of the reply, or why there is none. A cancelled
-    /// request has no answer.
+    /// Returns the answer to `id`, once: the payload of the reply, or why there is none. A
+    /// cancelled request has no answer.
     #[must_use]
     pub fn poll_reply(&mut self, id: RequestId) -> Option<Result<Vec<u8>, Error>> {
         match self.pending.get(&id.0)?.slot {
@@ -326,11 +326,11 @@ impl Connection {
         })
     }
 
-    /// The requester no longer waits for `id`, because its time is over (`expired`) or because it
-    /// never meant to. If the daemon grants a watch or a transaction to it all the same, that is
-    /// given back; `watch` says which watch this request would set. The end of a transaction that
-    /// was not sent becomes an abort, because nobody else ends that transaction. It may be called
-    /// after the answer was taken, and does nothing then.
+    /// Cancels the wait for `id`, because its time is over (`expired`) or
+    /// because it never meant to. If the daemon grants a watch or a transaction to it all the same,
+    /// that is given back; `watch` says which watch this request would set. The end of a
+    /// transaction that was not sent becomes an abort, because nobody else ends that transaction.
+    /// It may be called after the answer was taken, and does nothing then.
     ///
     /// Returns whether nothing of the request was ever sent.
     pub fn cancel(&mut self, id: RequestId, expired: bool, watch: Option<WatchId>) -> bool {
@@ -400,7 +400,7 @@ impl Connection {
         WatchId(id)
     }
 
-    /// The token of a watch, as sent.
+    /// Returns the token of a watch, as sent.
     #[must_use]
     pub fn token(watch: WatchId) -> String {
         format!("{:x}", watch.0)
@@ -411,8 +411,8 @@ impl Connection {
         self.watches.remove(&watch.0);
     }
 
-    /// The next event of `watch`. Events that came before the connection ended are still given
-    /// out, then the reason for the end.
+    /// Returns the next event of `watch`. Events that came before the connection ended are still
+    /// given out, then the reason for the end.
     #[must_use]
     pub fn poll_event(&mut self, watch: WatchId) -> Option<Result<WatchEvent, Error>> {
         match self.watches.get_mut(&watch.0).and_then(EventQueue::pop) {
@@ -421,7 +421,7 @@ impl Connection {
         }
     }
 
-    /// Whether [`Connection::poll_event`] has something.
+    /// Returns whether [`Connection::poll_event`] has something.
     #[must_use]
     pub fn has_event(&self, watch: WatchId) -> bool {
         self.failure.is_some()

@@ -87,7 +87,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The bytes still to be written.
+    /// Returns the bytes still to be written.
     #[must_use]
     pub fn unsent(&self) -> &[u8] {
         &self.bytes[self.sent..]

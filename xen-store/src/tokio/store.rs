@@ -125,7 +125,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The watched path, as given.
+    /// Returns the watched path, as given.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -217,12 +217,12 @@ macro_rules! node_operations {
                 $inner.call(kind, $tx, &[path, b"\0", rest], None).await
             }
 
-            /// The value of a node.
+            /// Returns the value of a node.
             pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
                 self.path_call(MsgType::READ, path, b"").await
             }
 
-            /// The value of a node as text.
+            /// Returns the value of a node as text.
             pub async fn read_str(&self, path: &str) -> Result<String> {
                 text(MsgType::READ, self.read(path).await?)
             }
@@ -242,7 +242,7 @@ macro_rules! node_operations {
                 self.path_call(MsgType::RM, path, b"").await.map(drop)
             }
 
-            /// The names of a node's children.
+            /// Returns the names of a node's children.
             pub async fn directory(&self, path: &str) -> Result<Vec<String>> {
                 let kind = MsgType::DIRECTORY;
                 let mut parts = match self.path_call(kind, path, b"").await {
@@ -260,7 +260,7 @@ macro_rules! node_operations {
                 }
             }
 
-            /// The permissions of a node.
+            /// Returns the permissions of a node.
             pub async fn permissions(&self, path: &str) -> Result<Permissions> {
                 parse_perms(&self.path_call(MsgType::GET_PERMS, path, b"").await?)
             }

@@ -30,13 +30,13 @@ impl Evtchn {
         Node::open(root).map(Self)
     }
 
-    /// The open file, to read pending ports from and to write ports to unmask to.
+    /// Returns the open file, to read pending ports from and to write ports to unmask to.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.0.file
     }
 
-    /// A local port bound to a virtual interrupt.
+    /// Binds a local port to a virtual interrupt.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Evtchn {
         set(&self.0, &abi::BindVirq { virq }).map(port)
     }
 
-    /// A local port bound to the port `remote` of domain `domain`.
+    /// Binds a local port to the port `remote` of domain `domain`.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Evtchn {
         .map(port)
     }
 
-    /// A local port that `domain` may bind to.
+    /// Opens a local port that `domain` may bind to.
     ///
     /// # Errors
     ///

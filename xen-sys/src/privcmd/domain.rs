@@ -71,13 +71,13 @@ impl ShutdownReason {
     #[doc(alias = "SHUTDOWN_soft_reset")]
     pub const SOFT_RESET: Self = Self(5);
 
-    /// The reason numbered `reason`.
+    /// Creates the reason numbered `reason`.
     #[must_use]
     pub const fn new(reason: u8) -> Self {
         Self(reason)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn as_u8(self) -> u8 {
         self.0
@@ -282,7 +282,7 @@ fn list(mut call: impl FnMut(DomId) -> Result<Vec<abi::GetDomainInfo>>) -> Resul
 /// [`Error::InterfaceVersion`] on a hypervisor whose interface is of an unknown version. None
 /// waits for anything but the hypervisor.
 impl Privcmd {
-    /// A domain at this moment.
+    /// Returns a domain at this moment.
     ///
     /// # Errors
     ///
@@ -458,7 +458,7 @@ impl Privcmd {
         self.backend().domctl(domain, body).map(drop)
     }
 
-    /// A virtual CPU at this moment; `None` if the domain was given none of that number.
+    /// Returns a virtual CPU at this moment; `None` if the domain was given none of that number.
     ///
     /// # Errors
     ///

@@ -65,13 +65,13 @@ params! {
 }
 
 impl HvmParam {
-    /// The parameter numbered `index`, of which there need be none.
+    /// Creates the parameter numbered `index`, of which there need be none.
     #[must_use]
     pub const fn new(index: u32) -> Self {
         Self(index)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn as_u32(self) -> u32 {
         self.0
@@ -146,7 +146,7 @@ pub struct GrantTableSize {
 /// [`Error::HypercallsRefused`] where the kernel does, and [`Error::NoDomain`]. Their interfaces
 /// have no versions.
 impl Privcmd {
-    /// A parameter of an HVM guest.
+    /// Returns a parameter of an HVM guest.
     ///
     /// # Errors
     ///
@@ -218,7 +218,7 @@ impl Privcmd {
         })
     }
 
-    /// The size of a domain's grant table.
+    /// Returns the size of a domain's grant table.
     ///
     /// # Errors
     ///
@@ -255,7 +255,7 @@ impl Privcmd {
         })
     }
 
-    /// The highest guest frame number that a domain uses.
+    /// Returns the highest guest frame number that a domain uses.
     ///
     /// # Errors
     ///

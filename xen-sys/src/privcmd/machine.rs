@@ -151,7 +151,7 @@ const CONSOLE_CHUNKS: usize = 2048;
 ///
 /// All of them fail as the operations on domains do.
 impl Privcmd {
-    /// The machine at this moment.
+    /// Returns the machine at this moment.
     ///
     /// # Errors
     ///
@@ -205,7 +205,7 @@ impl Privcmd {
         Ok(cpus.iter().map(topology).collect())
     }
 
-    /// The memory of each NUMA node, by its number; `None` for one that is offline.
+    /// Returns the memory of each NUMA node, by its number; `None` for one that is offline.
     ///
     /// # Errors
     ///
@@ -225,7 +225,7 @@ impl Privcmd {
         Ok(nodes.iter().map(memory).collect())
     }
 
-    /// Everything in Xen's console ring: what `xl dmesg` prints.
+    /// Returns everything in Xen's console ring: what `xl dmesg` prints.
     ///
     /// # Errors
     ///

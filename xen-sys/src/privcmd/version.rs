@@ -131,7 +131,7 @@ impl fmt::Debug for DomainHandle {
 /// The operations of `xen_version`: xen/include/public/version.h. Any domain may make them, if its
 /// kernel lets it; of some Xen tells only a privileged domain the truth.
 impl Privcmd {
-    /// The hypervisor's version.
+    /// Returns the hypervisor's version.
     ///
     /// # Errors
     ///
@@ -164,7 +164,7 @@ impl Privcmd {
         Ok(((version >> 16) as u16, version as u16))
     }
 
-    /// The guest types the hypervisor can run, such as `xen-3.0-x86_64 hvm-3.0-x86_64`.
+    /// Returns the guest types the hypervisor can run, such as `xen-3.0-x86_64 hvm-3.0-x86_64`.
     ///
     /// # Errors
     ///
@@ -176,7 +176,7 @@ impl Privcmd {
         self.or_short(whole, || self.short::<abi::Capabilities>(|a| &a.0))
     }
 
-    /// The source the hypervisor was compiled from, such as a commit and its date.
+    /// Returns the source the hypervisor was compiled from, such as a commit and its date.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl Privcmd {
         self.or_short(whole, || self.short::<abi::Changeset>(|a| &a.0))
     }
 
-    /// The hypervisor's command line. At most 1023 bytes before Xen 4.18.
+    /// Returns the hypervisor's command line. At most 1023 bytes before Xen 4.18.
     ///
     /// # Errors
     ///
@@ -222,7 +222,8 @@ impl Privcmd {
         })
     }
 
-    /// The lowest virtual address that is Xen's in a PV guest's address space; 0 in other guests.
+    /// Returns the lowest virtual address that is Xen's in a PV guest's address space; 0 in other
+    /// guests.
     ///
     /// # Errors
     ///
@@ -269,7 +270,7 @@ impl Privcmd {
         Ok(DomainHandle(self.backend().operation(None, handle)?.1.0))
     }
 
-    /// The hash that names the hypervisor's build; `None` if it was linked without one.
+    /// Returns the hash that names the hypervisor's build; `None` if it was linked without one.
     ///
     /// # Errors
     ///

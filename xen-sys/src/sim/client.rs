@@ -115,7 +115,7 @@ impl Client {
         }
     }
 
-    /// The domain this is a process of.
+    /// Returns the domain this is a process of.
     #[must_use]
     pub fn domain(&self) -> DomId {
         self.domain
@@ -163,7 +163,7 @@ impl Client {
         Ok(reply)
     }
 
-    /// A port that `remote` may bind to.
+    /// Opens a port that `remote` may bind to.
     ///
     /// # Errors
     ///
@@ -176,7 +176,7 @@ impl Client {
         )
     }
 
-    /// A port connected to `port` of `remote`.
+    /// Binds a port to `port` of `remote`.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ impl Client {
         bound(name, self.call(name, wire::BIND_INTERDOMAIN, a, b)?)
     }
 
-    /// A port bound to a virtual interrupt.
+    /// Binds a port to a virtual interrupt.
     ///
     /// # Errors
     ///
@@ -314,7 +314,7 @@ impl Client {
         self.exchange("SET_UNMAP_NOTIFY", request, &[], 0).map(drop)
     }
 
-    /// A fresh connection to the store, as this domain.
+    /// Returns a fresh connection to the store, as this domain.
     ///
     /// # Errors
     ///

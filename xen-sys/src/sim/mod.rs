@@ -157,7 +157,7 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// A new host, its broker in a thread of this process.
+    /// Creates a new host, its broker in a thread of this process.
     ///
     /// # Errors
     ///
@@ -176,7 +176,8 @@ impl Simulation {
         })
     }
 
-    /// A handle of this process as a process of `domain`. Several handles are several processes.
+    /// Returns a handle of this process as a process of `domain`. Several handles are several
+    /// processes.
     ///
     /// # Errors
     ///
@@ -185,8 +186,8 @@ impl Simulation {
         Xen::join(self.invite(domain)?)
     }
 
-    /// A connection for a process of `domain`, to be handed to that process, which gives it to
-    /// [`Xen::join`]. It is close-on-exec, as every descriptor here.
+    /// Returns a connection for a process of `domain`, to be handed to that process, which gives it
+    /// to [`Xen::join`]. It is close-on-exec, as every descriptor here.
     ///
     /// # Errors
     ///
@@ -276,7 +277,7 @@ impl Simulation {
             .map_err(|e| refused("destroy a domain", e))
     }
 
-    /// The domains there are.
+    /// Returns the domains there are.
     #[must_use]
     pub fn domains(&self) -> Vec<DomId> {
         self.shared.state().domains()

@@ -56,7 +56,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// The ring's size in bytes.
+    /// Returns the ring's size in bytes.
     #[inline]
     #[must_use]
     pub const fn capacity(&self) -> u32 {
@@ -233,7 +233,7 @@ impl Consumer {
         *self.fault.get_or_insert(violation)
     }
 
-    /// Whether a violation ended the use of this half.
+    /// Returns whether a violation ended the use of this half.
     #[inline]
     #[must_use]
     pub const fn fault(&self) -> Option<Violation> {

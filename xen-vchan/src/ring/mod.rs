@@ -119,7 +119,7 @@ impl Rings {
         })
     }
 
-    /// The words of the control page.
+    /// Returns the words of the control page.
     #[must_use]
     pub fn words(&self) -> &ControlWords {
         &self.words

@@ -70,7 +70,7 @@ impl Producer {
         Ok(())
     }
 
-    /// The ring's size in bytes.
+    /// Returns the ring's size in bytes.
     #[inline]
     #[must_use]
     pub const fn capacity(&self) -> u32 {

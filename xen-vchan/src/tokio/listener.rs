@@ -108,7 +108,7 @@ impl Listener {
         }
     }
 
-    /// The listener, to serve more paths or fewer.
+    /// Returns the listener, to serve more paths or fewer.
     pub const fn get_mut(&mut self) -> &mut crate::Listener {
         &mut self.listener
     }

@@ -35,11 +35,11 @@ use crate::{Error, PeerState, Result};
 
 /// A [`crate::Channel`] in a tokio runtime.
 ///
-/// `tokio::io::split` makes halves of it that two tasks can use, on any workers. Cancelling a
-/// read or a write loses nothing: bytes leave or enter the ring in the same step in which the call
-/// is done. A read may spin for up to 2 µs, unless [`set_spin`](crate::Channel::set_spin) of
-/// [`get_mut`](Self::get_mut) is zero. Each read and write spends the task's cooperative budget, so a peer that always has
-/// bytes does not starve the runtime's other tasks.
+/// `tokio::io::split` makes halves of it that two tasks can use, on any workers. Cancelling a read
+/// or a write loses nothing: bytes leave or enter the ring in the same step in which the call is
+/// done. A read may spin for up to 2 µs, unless [`set_spin`](crate::Channel::set_spin) of
+/// [`get_mut`](Self::get_mut) is zero. Each read and write spends the task's cooperative budget, so
+/// a peer that always has bytes does not starve the runtime's other tasks.
 #[derive(Debug)]
 pub struct Channel {
     // Remembers one waker, which is that of all `tasks`.
@@ -73,8 +73,8 @@ impl Channel {
         })
     }
 
-    /// The channel, for what only it can do. An event that the caller takes there wakes the tasks
-    /// that wait.
+    /// Returns the channel, for what only it can do. An event that the caller takes there wakes the
+    /// tasks that wait.
     pub const fn get_mut(&mut self) -> &mut crate::Channel {
         &mut self.channel
     }

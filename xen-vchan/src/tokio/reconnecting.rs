@@ -91,7 +91,7 @@ impl Reconnecting {
         Ok(Self { line, stage, alarm })
     }
 
-    /// The session that runs, or the next one, as [`crate::Reconnecting::session`].
+    /// Returns the session that runs, or the next one, as [`crate::Reconnecting::session`].
     ///
     /// A cancelled call loses nothing: the next one goes on waiting where it was, as the same
     /// client if a server was found already.
@@ -110,7 +110,9 @@ impl Reconnecting {
             if !matches!(attempt, Ok(()) | Err(Error::TimedOut)) {
                 self.stage = Stage::Pausing;
             }
-            if let ControlFlow::Break(told) = self.line.schedule.judge(attempt, Instant::now()) {
+            if let ControlFlow::Break(told) =
+                self.line.schedule.handle_attempt(attempt, Instant::now())
+            {
                 told?;
             }
         }
@@ -125,7 +127,7 @@ impl Reconnecting {
         loop {
             self.stage = match &mut self.stage {
                 Stage::Pausing => {
-                    let (wait, late) = self.line.schedule.wait(Instant::now(), deadline);
+                    let (wait, late) = self.line.schedule.poll_timeout(Instant::now(), deadline);
                     if !wait.is_zero() {
                         self.alarm.set(Instant::now().checked_add(wait))?;
                         poll_fn(|cx| self.alarm.poll(cx)).await?;
@@ -167,7 +169,7 @@ impl Reconnecting {
     /// Ends the present session or attempt, if there is one.
     pub fn disconnect(&mut self) {
         self.stage = Stage::Pausing;
-        self.line.schedule.ended(Instant::now());
+        self.line.schedule.handle_end(Instant::now());
     }
 
     /// Returns how many sessions there have been, the present one included.

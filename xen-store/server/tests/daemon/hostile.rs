@@ -185,14 +185,14 @@ proptest! {
         let conns = [daemon.connect(dom(0)), daemon.connect(dom(5))];
         for (which, bytes) in requests {
             let conn = conns[usize::from(which)];
-            daemon.receive(conn, &bytes);
+            daemon.handle_input(conn, &bytes);
             while !daemon.output(conn).is_empty() {
                 let count = daemon.output(conn).len();
-                daemon.wrote(conn, count);
+                daemon.handle_written(conn, count);
             }
         }
         let dom0 = daemon.connect(dom(0));
-        daemon.receive(dom0, &encode(MsgType::CONTROL, 1, 0, &[b"check\0"]).unwrap());
+        daemon.handle_input(dom0, &encode(MsgType::CONTROL, 1, 0, &[b"check\0"]).unwrap());
         prop_assert_eq!(&daemon.output(dom0)[16..], b"OK\0");
     }
 
@@ -201,7 +201,7 @@ proptest! {
         let mut daemon = Daemon::new(Config::new());
         let conn = daemon.connect(dom(5));
         for bytes in pieces {
-            daemon.receive(conn, &bytes);
+            daemon.handle_input(conn, &bytes);
         }
         let _ = daemon.output(conn);
     }

@@ -104,9 +104,9 @@ impl Model {
 }
 
 fn ask(daemon: &mut Daemon, conn: ConnId, kind: MsgType, tx: u32, payload: &[u8]) -> Reply {
-    daemon.receive(conn, &encode(kind, 1, tx, &[payload]).unwrap());
+    daemon.handle_input(conn, &encode(kind, 1, tx, &[payload]).unwrap());
     let bytes = daemon.output(conn).to_vec();
-    daemon.wrote(conn, bytes.len());
+    daemon.handle_written(conn, bytes.len());
     let mut input = bytes.as_slice();
     let reply = Decoder::new().next(&mut input).unwrap().unwrap();
     assert!(input.is_empty());
