@@ -151,6 +151,9 @@ pub struct Row {
     pub syscalls: f64,
     /// Processor time of both ends, in nanoseconds per 1000 bytes.
     pub cpu: f64,
+    /// The same of each run.
+    #[serde(default)]
+    pub cpu_runs: Vec<f64>,
     /// How long a cache line took to the other processor and back while the group ran, in nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<f64>,
@@ -241,16 +244,19 @@ impl Group {
         };
         let of = |f: &dyn Fn(&Both) -> f64| median(seen.iter().map(f).collect());
         let runs: Vec<f64> = seen.iter().map(value).collect();
+        let cpu = |both: &Both| (both.0.cpu + both.1.cpu) as f64 * 1e3 / bytes(both);
+        let cpu_runs: Vec<f64> = seen.iter().map(cpu).collect();
         let middle = median(runs.clone());
         Row {
             task: self.task,
             variant,
             median: middle,
-            spread: spread(&runs) / middle,
+            spread: quartiles(&runs).map_or(f64::NAN, |(low, high)| (high - low) / middle),
             p99: of(&|both| both.0.p99 as f64),
             notifies: of(&|both| per(both, |s| s.notifies)),
             syscalls: of(&|both| per(both, |s| s.syscalls)),
-            cpu: of(&|both| (both.0.cpu + both.1.cpu) as f64 * 1e3 / bytes(both)),
+            cpu: median(cpu_runs.clone()),
+            cpu_runs,
             line: None,
             runs,
         }
@@ -267,35 +273,33 @@ pub fn median(mut all: Vec<f64>) -> f64 {
     }
 }
 
-/// The distance between the quartiles.
-fn spread(runs: &[f64]) -> f64 {
+/// The first and the third quartile; `None` of nothing.
+#[must_use]
+pub fn quartiles(runs: &[f64]) -> Option<(f64, f64)> {
     let mut all = runs.to_vec();
     all.sort_by(f64::total_cmp);
-    let last = all.len().saturating_sub(1);
-    let at = |part: f64| {
-        all.get((part * last as f64).round() as usize)
-            .copied()
-            .unwrap_or(f64::NAN)
-    };
-    at(0.75) - at(0.25)
+    let last = all.len().checked_sub(1)?;
+    let at = |part: f64| all[(part * last as f64).round() as usize];
+    Some((at(0.25), at(0.75)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::groups::{KIB, stream};
+    use super::groups::{KIB, ROUNDS, stream};
     use super::*;
 
     #[test]
-    fn the_median_and_the_spread_of_five() {
+    fn the_median_and_the_quartiles_of_five() {
         let runs = vec![5.0, 1.0, 3.0, 100.0, 4.0];
         assert_eq!(median(runs.clone()), 4.0);
-        assert_eq!(spread(&runs), 2.0);
+        assert_eq!(quartiles(&runs), Some((3.0, 5.0)));
+        assert_eq!(quartiles(&[]), None);
         assert_eq!(median(vec![1.0, 2.0]), 1.5);
     }
 
     #[test]
     fn a_group_finds_out_how_much_to_move_and_takes_turns() {
-        let group = stream(64 * KIB, 64, 0, 3);
+        let group = stream(64 * KIB, 64, 0);
         let mut order = Vec::new();
         // One nanosecond per byte.
         let rows = group.measure(Duration::from_millis(10), |_, variant, total| {
@@ -311,7 +315,7 @@ mod tests {
         });
         let rows = rows.unwrap();
         assert_eq!(rows.len(), group.variants.len());
-        let measured = &order[order.len() - 3 * rows.len()..];
+        let measured = &order[order.len() - ROUNDS * rows.len()..];
         for (i, (variant, total)) in measured.iter().enumerate() {
             assert_eq!(*variant, group.variants[i % rows.len()]);
             assert!((9_900_000..=10_000_000).contains(total), "{total}");

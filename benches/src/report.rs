@@ -1,17 +1,16 @@
 //! What a comparison writes: tables with ratios, the targets, and a plot.
 
 mod plot;
-mod reasons;
 mod targets;
 
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Maker, Row, Task, Variant, Work, median};
+use crate::plan::{Maker, Row, Task, Variant, Work, median, quartiles};
 
 pub use plot::plot;
-pub use targets::{Outcome, targets};
+pub use targets::{Outcome, Verdict, targets};
 
 /// Where and how the rows were measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,6 +62,15 @@ impl<'a> Rows<'a> {
             .find(|row| row.task == *task && row.variant == variant)
     }
 
+    /// What one variant reached relative to another, round by round.
+    #[must_use]
+    pub fn ratio(&self, task: &Task, variant: Variant, base: Variant) -> Option<Measured> {
+        Measured::ratio(
+            &self.find(task, variant)?.runs,
+            &self.find(task, base)?.runs,
+        )
+    }
+
     /// The tasks of a kind of work, each once, in the order they were run.
     fn tasks(&self, pick: impl Fn(&Task) -> bool) -> Vec<Task> {
         let mut tasks: Vec<Task> = Vec::new();
@@ -72,6 +80,44 @@ impl<'a> Rows<'a> {
             }
         }
         tasks
+    }
+}
+
+/// A quantity over several rounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// The median.
+    pub middle: f64,
+    /// The first quartile.
+    pub low: f64,
+    /// The third quartile.
+    pub high: f64,
+    /// The number of rounds.
+    pub rounds: usize,
+}
+
+impl Measured {
+    /// Of one value a round; `None` without rounds.
+    #[must_use]
+    pub fn of(runs: Vec<f64>) -> Option<Self> {
+        let (low, high) = quartiles(&runs)?;
+        Some(Self {
+            low,
+            high,
+            rounds: runs.len(),
+            middle: median(runs),
+        })
+    }
+
+    /// Of the ratio in each round: the rounds of both were interleaved, so what disturbed one disturbed the other.
+    #[must_use]
+    pub fn ratio(runs: &[f64], base: &[f64]) -> Option<Self> {
+        Self::of(
+            runs.iter()
+                .zip(base)
+                .map(|(run, base)| run / base)
+                .collect(),
+        )
     }
 }
 
@@ -140,7 +186,7 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
         },
         median(spreads) * 100.0,
         tenth * 100.0,
-        reasons::lines(rows),
+        lines(rows),
     );
     targets_table(&mut out, rows);
     for xen in [false, true] {
@@ -151,30 +197,26 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
 
 fn targets_table(out: &mut String, rows: Rows<'_>) {
     out.push_str("\n## Targets\n\n| what | target | measured | |\n|---|---|---|---|\n");
-    let mut notes = Vec::new();
     for outcome in targets(rows) {
-        let mark = match (outcome.reached, &outcome.reason) {
-            (None, _) => "not run".into(),
-            (Some(true), _) => "reached".into(),
-            (Some(false), reason) if reason.is_empty() => "**missed**".into(),
-            (Some(false), reason) => {
-                let number = notes.iter().position(|n| n == reason).unwrap_or_else(|| {
-                    notes.push(reason.clone());
-                    notes.len() - 1
-                });
-                format!("**missed** ({})", number + 1)
-            }
-        };
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {mark} |",
-            outcome.what, outcome.target, outcome.measured
+            "| {} | {} | {} | {} |",
+            outcome.what,
+            outcome.target,
+            outcome.measured,
+            outcome.verdict.text()
         );
     }
-    for (number, note) in notes.iter().enumerate() {
-        let _ = write!(out, "\n{}. {note}", number + 1);
-    }
-    out.push('\n');
+}
+
+/// How far the processors were from each other, at the least and at the most.
+fn lines(rows: Rows<'_>) -> String {
+    let all = || rows.0.iter().filter_map(|row| row.line);
+    let (low, high) = (
+        all().fold(f64::INFINITY, f64::min),
+        all().fold(0.0, f64::max),
+    );
+    format!("{} to {} ns", digits(low), digits(high))
 }
 
 fn one_host(out: &mut String, rows: Rows<'_>, xen: bool) {
@@ -229,14 +271,13 @@ fn one_host(out: &mut String, rows: Rows<'_>, xen: bool) {
             "\n## A write and a read of {} in one thread\n\n| | ns | to ours |\n|---|---|---|\n",
             bytes(task.size)
         );
-        let ours = rows.find(&task, OURS).map_or(f64::NAN, |row| row.median);
         for row in rows.0.iter().filter(|row| row.task == task) {
             let _ = writeln!(
                 out,
-                "| {} | {} | ×{} |",
+                "| {} | {} | {} |",
                 name(row.variant.writer),
-                digits(row.median),
-                digits(row.median / ours)
+                spread(row.median, row),
+                times(rows.ratio(&task, row.variant, OURS))
             );
         }
     }
@@ -254,24 +295,23 @@ const fn name(maker: Maker) -> &'static str {
     }
 }
 
-fn cell(row: Option<&Row>) -> String {
-    row.map_or_else(|| "–".into(), |row| digits(row.median))
+/// A value with its spread: half the runs lie within so much of the median.
+fn spread(value: f64, row: &Row) -> String {
+    format!("{} ±{:.0} %", digits(value), row.spread * 50.0)
 }
 
-fn ratio(row: Option<&Row>, base: Option<&Row>) -> String {
-    match (row, base) {
-        (Some(row), Some(base)) => format!(
-            "{} (×{})",
-            digits(row.median),
-            digits(row.median / base.median)
-        ),
-        _ => "–".into(),
-    }
+fn cell(row: Option<&Row>) -> String {
+    row.map_or_else(|| "–".into(), |row| spread(row.median, row))
+}
+
+/// A ratio, for a table.
+fn times(ratio: Option<Measured>) -> String {
+    ratio.map_or_else(|| "–".into(), |ratio| format!("×{}", digits(ratio.middle)))
 }
 
 fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
     out.push_str(
-        "GB/s, in brackets the ratio to libxenvchan at both ends.\n\n\
+        "GB/s ± half the distance between the quartiles, in brackets the ratio to libxenvchan at both ends.\n\n\
          | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads | ours writes, C reads | the same, corked | UNIX socket | bare ring | rtrb | line, ns |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
@@ -285,7 +325,15 @@ fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
             cell(base)
         );
         for variant in [OURS, OURS.corked(), WE_READ, WE_WRITE, WE_WRITE.corked()] {
-            let _ = write!(out, "| {} ", ratio(rows.find(task, variant), base));
+            let _ = match rows.find(task, variant) {
+                Some(row) => write!(
+                    out,
+                    "| {} ({}) ",
+                    cell(Some(row)),
+                    times(rows.ratio(task, variant, C))
+                ),
+                None => write!(out, "| – "),
+            };
         }
         for variant in [UNIX, CORE, RTRB] {
             let _ = write!(out, "| {} ", cell(rows.find(task, variant)));
@@ -322,14 +370,13 @@ fn costs_table(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
 
 fn packets(out: &mut String, rows: Rows<'_>, task: &Task) {
     out.push_str("| ends | million a second | to C | notifications per MB |\n|---|---|---|---|\n");
-    let base = rows.find(task, C).map_or(f64::NAN, |row| row.median);
     for row in rows.0.iter().filter(|row| row.task == *task) {
         let _ = writeln!(
             out,
-            "| {} | {} | ×{} | {} |",
+            "| {} | {} | {} | {} |",
             ends(row.variant),
-            digits(row.median * 1e3 / task.size as f64),
-            digits(row.median / base),
+            spread(row.median * 1e3 / task.size as f64, row),
+            times(rows.ratio(task, row.variant, C)),
             digits(row.notifies)
         );
     }
@@ -339,15 +386,14 @@ fn round_trips(out: &mut String, rows: Rows<'_>, task: &Task) {
     out.push_str(
         "| ends | p50 µs | p99 µs | p50 to C | system calls per round trip | CPU µs per round trip |\n|---|---|---|---|---|---|\n",
     );
-    let base = rows.find(task, C).map_or(f64::NAN, |row| row.median);
     for row in rows.0.iter().filter(|row| row.task == *task) {
         let _ = writeln!(
             out,
-            "| {} | {} | {} | ×{} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             ends(row.variant),
-            digits(row.median / 1e3),
+            spread(row.median / 1e3, row),
             digits(row.p99 / 1e3),
-            digits(row.median / base),
+            times(rows.ratio(task, row.variant, C)),
             if row.variant == UNIX {
                 "–".into()
             } else {

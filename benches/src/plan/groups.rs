@@ -3,6 +3,8 @@
 use super::{Group, Maker, Task, Variant, Work};
 
 pub(super) const KIB: usize = 1 << 10;
+/// Rounds of each group: fewer show no spread.
+pub(super) const ROUNDS: usize = 5;
 const OURS: Variant = Variant::of(Maker::Ours, Maker::Ours);
 const LIBXENVCHAN: Variant = Variant::of(Maker::C, Maker::C);
 const WE_READ: Variant = Variant::of(Maker::C, Maker::Ours);
@@ -11,7 +13,7 @@ const UNIX: Variant = Variant::of(Maker::Unix, Maker::Unix);
 const CORE: Variant = Variant::of(Maker::Core, Maker::Core);
 const RTRB: Variant = Variant::of(Maker::Rtrb, Maker::Rtrb);
 
-pub(super) fn stream(ring: usize, size: usize, notify_ns: u64, runs: usize) -> Group {
+pub(super) fn stream(ring: usize, size: usize, notify_ns: u64) -> Group {
     let mut variants = vec![LIBXENVCHAN, OURS, WE_READ, WE_WRITE];
     if size <= 4 * KIB {
         variants.extend([OURS.corked(), WE_WRITE.corked()]);
@@ -29,11 +31,11 @@ pub(super) fn stream(ring: usize, size: usize, notify_ns: u64, runs: usize) -> G
     Group {
         task,
         variants,
-        runs,
+        runs: ROUNDS,
     }
 }
 
-fn others(runs: usize) -> Vec<Group> {
+fn others() -> Vec<Group> {
     let task = |work, size| Task {
         work,
         ring: 64 * KIB,
@@ -64,12 +66,12 @@ fn others(runs: usize) -> Vec<Group> {
         Group {
             task: task(Work::Pair, 64),
             variants: pair.map(same).into(),
-            runs: runs + 2,
+            runs: ROUNDS + 2,
         },
         Group {
             task: task(Work::Pingpong, 64),
             variants: pingpong,
-            runs,
+            runs: ROUNDS,
         },
         Group {
             task: task(Work::Packets, 32),
@@ -81,7 +83,7 @@ fn others(runs: usize) -> Vec<Group> {
                 OURS.corked(),
                 WE_WRITE.corked(),
             ],
-            runs,
+            runs: ROUNDS,
         },
     ]
 }
@@ -89,11 +91,11 @@ fn others(runs: usize) -> Vec<Group> {
 /// Everything on a simulated host.
 #[must_use]
 pub fn full() -> Vec<Group> {
-    let mut groups = others(5);
-    for (notify_ns, runs) in [(0, 5), (1000, 3), (3000, 3)] {
+    let mut groups = others();
+    for notify_ns in [0, 1000, 3000] {
         for ring in [4 * KIB, 64 * KIB, 1024 * KIB] {
             for size in [64, KIB, 4 * KIB, 64 * KIB] {
-                groups.push(stream(ring, size, notify_ns, runs));
+                groups.push(stream(ring, size, notify_ns));
             }
         }
     }
@@ -103,13 +105,13 @@ pub fn full() -> Vec<Group> {
 /// A glance at the same.
 #[must_use]
 pub fn quick() -> Vec<Group> {
-    let mut groups = others(3);
+    let mut groups = others();
     for (ring, size) in [(4, 4), (64, 1), (64, 4), (64, 64), (1024, 64)] {
-        groups.push(stream(ring * KIB, size * KIB, 0, 3));
+        groups.push(stream(ring * KIB, size * KIB, 0));
     }
-    groups.push(stream(64 * KIB, 64, 0, 5));
-    groups.push(stream(64 * KIB, 64, 1000, 3));
-    groups.push(stream(64 * KIB, 64 * KIB, 1000, 3));
+    groups.push(stream(64 * KIB, 64, 0));
+    groups.push(stream(64 * KIB, 64, 1000));
+    groups.push(stream(64 * KIB, 64 * KIB, 1000));
     groups
 }
 
@@ -126,10 +128,10 @@ pub fn xen() -> Vec<Group> {
         (64, 64 * KIB),
         (1024, 64 * KIB),
     ] {
-        groups.push(stream(ring * KIB, size, 0, 3));
+        groups.push(stream(ring * KIB, size, 0));
     }
     groups.extend(
-        others(3)
+        others()
             .into_iter()
             .filter(|group| group.task.work != Work::Pair),
     );

@@ -69,6 +69,14 @@ enum Command {
     },
     /// Compares our proxy with upstream's on one guest: in dom0.
     BenchQmp,
+    /// Prints what libxl makes of each hostile stubdomain through one proxy: in dom0.
+    HostileTable {
+        /// `ours`, or the path of another.
+        proxy: String,
+        /// The stubdomain to begin with.
+        #[arg(long)]
+        from: Option<String>,
+    },
     /// Does one thing in a process of its own, for a test.
     #[command(subcommand)]
     Role(roles::Role),
@@ -100,9 +108,16 @@ fn main() -> ExitCode {
             from,
             beat,
             ..
-        } => suite::run(only.as_deref(), times, from.as_deref(), beat),
+        } => {
+            let tests = (0..times).flat_map(|_| tests::all());
+            suite::run(tests, only.as_deref(), from.as_deref(), beat)
+        }
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
+        Command::HostileTable { proxy, from } => {
+            let proxy = Some(proxy.as_str()).filter(|proxy| *proxy != "ours");
+            tests::hostile::table(proxy, from.as_deref()).map(|()| 0)
+        }
         Command::Role(role) => role.run().map(|()| 0),
     })
 }

@@ -62,17 +62,15 @@ impl Test {
     }
 }
 
-/// Runs the tests whose names contain `only`, from the one called `from` on, each `times` times;
-/// with `beat`, lines for the program that follows from outside are among what is printed. Returns
-/// how many failed.
+/// Runs the tests whose names contain `only`, from the one called `from` on. With `beat`, prints
+/// lines for the program that follows from outside. Returns how many failed.
 pub(crate) fn run(
+    tests: impl Iterator<Item = Test>,
     only: Option<&str>,
-    times: usize,
     from: Option<&str>,
     beat: bool,
 ) -> Result<usize> {
-    let tests: Vec<Test> = (0..times)
-        .flat_map(|_| crate::tests::all())
+    let tests: Vec<Test> = tests
         .skip_while(|test| from.is_some_and(|first| test.name != first))
         .filter(|test| only.is_none_or(|part| test.name.contains(part)))
         .collect();

@@ -53,8 +53,9 @@ const DOCUMENTS: &[&str] = &[
 
 /// Builds the package from the static binary as it was last built.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    pages::write(workspace)?;
     let program = dist::path(workspace, dist::STUBDM_RUN);
-    let data = data(workspace, &program)?;
+    let data = data(workspace, &program, &workspace.dist())?;
     let time = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().context("SOURCE_DATE_EPOCH")?,
         Err(_) => TIME,
@@ -67,15 +68,15 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The files that the package brings.
-fn data(workspace: &Workspace, program: &Path) -> Result<Archive> {
+/// The files that the package brings; `pages` is the folder with `man` and `completions`.
+fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> {
     let mut data = Archive::bare();
     data.program("usr/bin/stubdm-run", Content::File(program.to_owned()));
     let packed = |bytes: &[u8]| pack::gzip(bytes).map(Content::Bytes);
-    for (name, page) in pages::manual()? {
+    for (name, page) in pages::read(&pages.join("man"))? {
         data.file(&format!("usr/share/man/man1/{name}.gz"), packed(&page)?);
     }
-    for (name, text) in pages::completions() {
+    for (name, text) in pages::read(&pages.join("completions"))? {
         let folder = match name.as_str() {
             name if name.starts_with('_') => "usr/share/zsh/vendor-completions",
             name if name.ends_with(".fish") => "usr/share/fish/vendor_completions.d",

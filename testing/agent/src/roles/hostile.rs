@@ -53,20 +53,3 @@ impl Measured {
         }
     }
 }
-
-/// The whole corpus through one of the proxies, as a table.
-#[derive(Args, Debug)]
-pub(crate) struct HostileTable {
-    /// `ours`, or the path of another.
-    proxy: String,
-    /// The name of the first one; the others before it are left out.
-    #[arg(long)]
-    from: Option<String>,
-}
-
-impl HostileTable {
-    pub(crate) fn run(&self) -> Result<()> {
-        let proxy = Some(self.proxy.as_str()).filter(|proxy| *proxy != "ours");
-        crate::tests::hostile::table(proxy, self.from.as_deref())
-    }
-}

@@ -67,8 +67,6 @@ pub(crate) enum Role {
     Hostile(hostile::Hostile),
     /// Runs a program and says how much memory it needed.
     Measured(hostile::Measured),
-    /// Prints libxl's reaction to each hostile stubdomain through one proxy.
-    HostileTable(hostile::HostileTable),
     /// Kills a process when dom0 says so.
     Killer(mortal::Killer),
     /// Ends this domain: its kernel panics.
@@ -103,7 +101,6 @@ impl Role {
             Self::RulesServe(role) => role.run(),
             Self::Hostile(role) => role.run(),
             Self::Measured(role) => role.run(),
-            Self::HostileTable(role) => role.run(),
             Self::Killer(role) => role.run(),
             Self::Panic => Ok(std::fs::write("/proc/sysrq-trigger", "c")?),
             Self::Version => privcmd::version(),
