@@ -70,7 +70,7 @@ impl Host {
         command.output().unwrap()
     }
 
-    /// What it prints, with its status.
+    /// Runs it and returns output and status.
     fn says(&self, args: &[&str]) -> (String, i32) {
         let output = self.run(args);
         assert!(output.stderr.is_empty(), "{output:?}");

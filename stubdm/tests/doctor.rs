@@ -96,7 +96,7 @@ impl Host {
         command.args(more).output().unwrap()
     }
 
-    /// What is said about one thing, with the status of the whole.
+    /// Returns the state and text of one check, with the status of the whole.
     fn says(&self, name: &str) -> (String, String, i32) {
         let output = self.run(&["--json"]);
         let value: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -113,7 +113,7 @@ impl Host {
         )
     }
 
-    /// That this one thing, and nothing else, is wrong.
+    /// Fails unless this check, and nothing else, is wrong.
     fn only_wrong(&self, name: &str, part: &str) {
         let (state, text, status) = self.says(name);
         assert_eq!((state.as_str(), status), ("wrong", 1), "{text}");

@@ -121,7 +121,7 @@ impl Host {
             .unwrap()
     }
 
-    /// What it printed; it has to succeed.
+    /// Runs it, which has to succeed, and returns its output.
     fn says(&self, args: &[&str]) -> String {
         let output = self.run(args);
         let complaint = String::from_utf8(output.stderr).unwrap();
@@ -290,7 +290,7 @@ fn what_is_missing_or_in_the_way_is_one_line_and_changes_nothing() {
     host.says(&["uninstall"]);
     assert_eq!(host.files(), before);
 
-    // What a person put in our place is not ours to take away.
+    // A file that a person put in our place is not ours to remove.
     symlink(WRAPPER, host.path(PROXY)).unwrap();
     host.says(&["install"]);
     fs::remove_file(host.path(PROXY)).unwrap();
@@ -362,7 +362,7 @@ fn an_installation_that_was_cut_short_is_taken_back_or_finished() {
     fs::remove_file(host.path(PROXY)).unwrap();
     host.says(&["uninstall"]);
     assert_eq!(host.files(), before);
-    // What was put aside has gone: that is said, not passed over.
+    // A file that was put aside is gone: this is reported.
     host.says(&["install"]);
     fs::remove_file(host.path("usr/bin/vchan-socket-proxy.distrib")).unwrap();
     host.refuses(&["uninstall"], "vchan-socket-proxy.distrib is gone");

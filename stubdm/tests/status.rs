@@ -58,7 +58,7 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     ] {
         store.write(node, value).unwrap();
     }
-    // What the stubdomain says of its own is not looked at.
+    // The stubdomain's own nodes are not looked at.
     let theirs = Permissions::owner_none(DomId::new(6));
     let node = "/local/domain/6/device/console/3/output";
     store.set_permissions(node, &theirs).unwrap();

@@ -1,4 +1,4 @@
-//! What a hostile frontend may do to a console that `consoled` serves.
+//! A hostile frontend against a console that `consoled` serves.
 //!
 //! A finding is a panic, a file over its limit, something that stays, or a server that an
 //! honest frontend cannot use afterwards.
@@ -194,7 +194,7 @@ impl<'a> Hostile<'a> {
                 index(3).store(start.wrapping_add(count), Ordering::Release);
                 let _ = self.port.notify();
             }
-            // What is in the other ring is taken out.
+            // Takes out the other ring's bytes.
             5 => index(0).store(index(1).load(Ordering::Acquire), Ordering::Release),
             6 => index(input.byte()).store(input.word(), Ordering::Release),
             7 => {

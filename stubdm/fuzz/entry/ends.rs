@@ -21,7 +21,7 @@ pub(crate) const COMMANDS: &[&str] = &[
     r#"{"arguments":{},"execute":"cont","execute":"stop","id":#}"#,
     r#"{"execute":"cont","id":~}"#,
 ];
-/// What QEMU says.
+/// QEMU's answers.
 pub(crate) const ANSWERS: &[&str] = &[
     r#"{"return":{},"id":#}"#,
     r#"{"return":~,"id":#}"#,
@@ -56,7 +56,7 @@ const VALUES: &[&str] = &[
     "\"\\ud800\"",
     "{\"command-line\":\"info version\"}",
 ];
-/// What the policy lets QEMU be asked, and the two commands of the proxy's own.
+/// The commands that the policy allows, and the proxy's own two.
 const ALLOWED: &[&str] = &[
     "qmp_capabilities",
     "query-version",
@@ -197,7 +197,7 @@ impl Qemu {
         self.asked.truncate(64);
     }
 
-    /// What an honest one says to the oldest it was asked.
+    /// Returns an honest answer to the oldest request.
     pub(crate) fn answer(&mut self) -> Option<String> {
         let said = self.asked.pop_front()?;
         let (id, name) = (&said["id"], said["execute"].as_str().unwrap());

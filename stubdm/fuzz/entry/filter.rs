@@ -1,4 +1,4 @@
-//! What clients and a QEMU, all of them hostile, may do to a proxy that filters under the built-in policy.
+//! Hostile clients and a hostile QEMU against a proxy that filters under the built-in policy.
 //!
 //! A finding is a panic, a line for a client that is no answer to what it asked, somebody else's answer, a line for QEMU that the
 //! policy does not allow, more held than may be, or a client that waits for ever once QEMU is honest again.
@@ -31,7 +31,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// What the loop would do: look at the link, take what goes out.
+    /// Does the loop's part: looks at the link, takes the output.
     fn settle(&mut self) {
         if !matches!(self.exchange.link(), Link::Keep) {
             self.up = false;
@@ -68,7 +68,7 @@ impl Bench {
         self.exchange.client_bytes(number, second, self.now);
     }
 
-    /// One that fits a row and names the client.
+    /// Sends a command that fits a row and names the client.
     fn ask(&mut self, at: usize) {
         let client = &mut self.clients[at];
         let id = client.id();
@@ -85,7 +85,7 @@ impl Bench {
         self.say(at, format!("{said}\r\n").as_bytes(), 0);
     }
 
-    /// What may be anything. Only what ends as one line and is not empty is answered once.
+    /// Sends any bytes. Only a line that is not empty is answered, once.
     fn babble(&mut self, at: usize, input: &mut Input<'_>) {
         let client = &mut self.clients[at];
         let id = client.id();

@@ -14,7 +14,7 @@ pub const KEPT: usize = 64;
 /// A line of the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// What was decided.
+    /// The decision.
     pub verdict: &'static str,
     /// How many decisions or messages it is about.
     pub count: u64,
@@ -26,7 +26,7 @@ pub struct Line {
 #[derive(Debug, Default)]
 pub struct Audit {
     lines: VecDeque<Line>,
-    /// What found no room, by verdict.
+    /// Events that found no room, by verdict.
     left_out: Vec<(&'static str, u64)>,
     dropped: u64,
 }

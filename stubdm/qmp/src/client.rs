@@ -11,7 +11,7 @@ use crate::json::Json;
 use crate::lines::{LINE_MAX, Line, Lines};
 use crate::message::{Message, command};
 
-/// What the conversation has to tell.
+/// An event of the conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
     /// Greeted and negotiated: commands may be sent.

@@ -22,7 +22,7 @@ use crate::policy::schema::{Direction, Schema, Version};
 /// Commands a client may have waiting; it is not read from beyond that.
 pub const WAITING: usize = 8;
 
-/// What one message from a client came to.
+/// The outcome of one message from a client.
 #[derive(Debug)]
 enum Open {
     /// For QEMU.
@@ -86,8 +86,7 @@ impl Conversation {
         !self.open.is_empty()
     }
 
-    /// The client said something. Callers bring at most a few KiB at a time. What comes back is for
-    /// the client.
+    /// Takes bytes of the client, a few KiB at a time at most, and returns bytes for the client.
     pub fn client_bytes(&mut self, bytes: &[u8], audit: &mut Audit) -> Vec<u8> {
         let mut lines = Vec::new();
         self.lines.push(bytes, |line| lines.push(line));
@@ -209,7 +208,7 @@ impl Conversation {
         Some(Request { name, arguments })
     }
 
-    /// What QEMU said to the command it has. What comes back is for the client.
+    /// Takes QEMU's reply to the command in progress, and returns bytes for the client.
     pub fn answered(&mut self, reply: Reply, audit: &mut Audit) -> Vec<u8> {
         if !matches!(self.open.front(), Some(Open::Sent { .. })) {
             return Vec::new();

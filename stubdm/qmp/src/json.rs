@@ -125,7 +125,7 @@ impl Json {
         }
     }
 
-    /// What kind of value this is, for people.
+    /// Returns the name of this value's kind, for people.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",

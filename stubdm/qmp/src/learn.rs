@@ -5,7 +5,7 @@
 //!   log ──lines──▶ messages ──by id──▶ command, arguments, answer ──▶ a row that fits just these
 //! ```
 //!
-//! What was seen is taken for what is meant, so the log has to come from a stubdomain that is not hostile.
+//! It takes what was seen for what is meant, so the log must come from a stubdomain that is not hostile.
 //! A person reads the result before it holds.
 
 mod seen;
@@ -20,14 +20,14 @@ use crate::policy::{Limits, Policy, PolicyError};
 /// The longest log that is read, in bytes.
 pub const LOG_MAX: u64 = 64 << 20;
 
-/// What a proxy's log says before what passed.
+/// The words before a message in a proxy's log.
 const FROM_CLIENT: &str = " from client: ";
 const FROM_QEMU: &str = " from vchan: ";
 
 /// One kind of command: its name and which arguments it has.
 type Kind = (String, Vec<String>);
 
-/// What was seen of one kind.
+/// The messages seen of one kind.
 #[derive(Debug, Default)]
 struct Use {
     times: usize,
@@ -134,7 +134,7 @@ fn written(uses: &BTreeMap<Kind, Use>, on_top: bool) -> Result<String, PolicyErr
             text += &format!("answer = {shape}\n");
         }
     }
-    // What is written has to be a policy.
+    // The text has to be a policy.
     Policy::from_toml(&text, "as learnt")?;
     Ok(text)
 }

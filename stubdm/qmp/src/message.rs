@@ -1,4 +1,4 @@
-//! What a line from QEMU is: the greeting, an answer, or an event.
+//! Classifies a line from QEMU: the greeting, an answer, or an event.
 //!
 //! The text comes from a domain that may be hostile: it is read under [`LIMITS`]. A line that is no
 //! message is an error of its own, never a guess.
@@ -26,7 +26,7 @@ pub enum Message {
     Return {
         /// The id the command carried, `Null` for none.
         id: Json,
-        /// What it returned.
+        /// Its result.
         value: Json,
     },
     /// A command failed, or (without an id) a request could not even be parsed.
@@ -42,7 +42,7 @@ pub enum Message {
     Event {
         /// Its name, e.g. `SHUTDOWN`.
         name: String,
-        /// What came with it.
+        /// Its data.
         data: Json,
     },
 }

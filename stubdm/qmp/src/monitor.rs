@@ -12,7 +12,7 @@ use crate::policy::Policy;
 use crate::policy::schema::Version;
 use crate::text::one_line;
 
-/// What QEMU said to a command.
+/// QEMU's reply to a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// It was obeyed; the value is not checked yet.
@@ -116,8 +116,8 @@ impl Monitor {
         })
     }
 
-    /// What is no answer anybody should see counts as the answer, if one is due: nobody waits for
-    /// ever because QEMU lied.
+    /// Treats an unusable message as the answer, if one is due: nobody waits forever because QEMU
+    /// lied.
     fn unusable(&mut self, why: &str) -> Heard {
         match self.sent.take() {
             Some(_) => Heard::Reply(Reply::Unusable(cut(why).to_owned())),

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// What a terminal, a reader or a line-based program would be misled by.
+    /// Characters that mislead a terminal, a reader or a line-based program.
     const ACTIVE: &[char] = &[
         '\0',
         '\u{7}',

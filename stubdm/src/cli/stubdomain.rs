@@ -1,4 +1,4 @@
-//! What runs inside the stubdomain.
+//! Commands that run inside the stubdomain.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! What a person runs on the host.
+//! Commands that a person runs on the host.
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use xen_sys::DomId;
 
-/// What such a command line says.
+/// The contents of such a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The stubdomain.
@@ -29,7 +29,7 @@ pub struct Wanted {
     pub libxenstat: Option<PathBuf>,
 }
 
-/// What may be there once.
+/// Options that may be there once.
 #[derive(Debug, Default)]
 struct Seen {
     domain: Option<DomId>,

@@ -1,8 +1,8 @@
 //! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where `dpkg-divert` or an administrator
-//! put it. It gets the arguments, the environment and the descriptors as they came, and this process. Who serves does so
-//! as `stubdm-run consoled`, in this process as well: whoever looks for QEMUs in dom0 finds those that are.
+//! put it. It gets the arguments, the environment and the descriptors as they came, and this process. The console server
+//! runs as `stubdm-run consoled`, in this process as well, so a list of QEMUs in dom0 shows real ones only.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -93,7 +93,7 @@ pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
     }
 }
 
-/// That there is nothing but consoles; or why it is QEMU's to do.
+/// Fails, with the reason, if anything but consoles is QEMU's to serve.
 fn look(wanted: &Wanted) -> Result<()> {
     let xen = Xen::open().context("no Xen here")?;
     let store = Store::open(&xen).context("no store")?;

@@ -1,8 +1,8 @@
 //! A console's log: a file that is emptied first, as QEMU does, and never grows without bound.
 //!
 //! A file that would exceed its limit becomes `PATH.old`, in the place of the one before, and a new one is begun: the two
-//! hold the newest bytes, at least as many as the limit. What cannot be written (a full disk) is left out, and said once
-//! until something can be written again.
+//! hold the newest bytes, at least as many as the limit. Bytes that cannot be written (a full disk) are left out, and
+//! reported once until a write succeeds again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use crate::libxl::output::with_suffix;
 /// The largest log of a console unless said otherwise, in bytes.
 pub const LIMIT: u64 = 16 << 20;
 
-/// What others may do with a log that is made: what QEMU's umask leaves them on most hosts, and no more on any.
+/// The mode of a new log: as QEMU's umask leaves it on most hosts, and no wider on any.
 const MODE: u32 = 0o644;
 
 /// Opens a file of dom0's and empties it; made with `mode` if it is not there.

@@ -23,7 +23,7 @@
 //!
 //! # What the stubdomain can do
 //!
-//! Write anything to its rings and its own nodes, at any speed. What is kept of it has a limit: a log and the one
+//! Write anything to its rings and its own nodes, at any speed. The bytes kept of it have limits: a log and the one
 //! before it, one state, the newest of what nobody reads on a pty. One turn of the loop takes a bounded part from
 //! each console. Where the bytes go is read from nodes that dom0 owns; a node of that name that the
 //! stubdomain may write to is not believed.

@@ -66,7 +66,7 @@ impl Monitor {
         self.door.deadline()
     }
 
-    /// What to wait for.
+    /// Returns the descriptors to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::new();
         if self.clients.len() < CLIENTS {

@@ -1,8 +1,8 @@
 //! A console on a terminal of its own, for `xl console`.
 //!
-//! We keep the far side open as well: its mode stays raw, and the terminal does not hang up when a person leaves. What
-//! nobody reads waits here, the newest [`BACKLOG`] bytes of it, so that who comes later sees how it came to be; the
-//! stubdomain never waits for a person.
+//! We keep the far side open as well: its mode stays raw, and the terminal does not hang up when a person leaves. The
+//! newest [`BACKLOG`] unread bytes wait here, so that a later reader sees what led up to now; the stubdomain never waits
+//! for a person.
 
 use std::collections::VecDeque;
 use std::io;
@@ -82,7 +82,7 @@ impl Pty {
         }
     }
 
-    /// What was typed, as much as `buffer` holds; 0 for nothing now.
+    /// Reads typed bytes into `buffer` and returns their number; 0 for nothing now.
     pub fn give(&mut self, buffer: &mut [u8]) -> usize {
         match self.near.read(buffer) {
             Ok(Read::Bytes(count)) => count,
@@ -95,7 +95,7 @@ impl Pty {
         }
     }
 
-    /// What to wait for: something typed if it is `wanted`, room for what waits.
+    /// Returns the events to wait for: typed bytes if `wanted`, room if bytes wait.
     pub fn interests(&self, wanted: bool) -> Vec<Interest<'_>> {
         if self.failed {
             return Vec::new();

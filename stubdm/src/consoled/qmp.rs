@@ -35,7 +35,7 @@ const COMMANDS: &[&str] = &[
     "quit",
 ];
 
-/// What the answers are made of.
+/// The facts for the answers.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Each character device: its label, and its file name in QEMU's words.
@@ -61,7 +61,7 @@ impl Default for Session {
 }
 
 impl Session {
-    /// What every conversation begins with.
+    /// Returns the greeting of every conversation.
     pub fn greeting() -> Vec<u8> {
         line(&json!({"QMP": {"version": version(), "capabilities": []}}))
     }

@@ -112,7 +112,7 @@ impl Service {
         }
         let moved = self.pass();
         if moved.is_ok() && state == State::Closing && self.backend.is_connected() {
-            // What it wrote before it said so has been taken out above, unless it goes on writing.
+            // Bytes it wrote before have been taken out above, unless it goes on writing.
             if moved == Ok(true) {
                 return true;
             }
@@ -191,7 +191,7 @@ impl Service {
         Ok(true)
     }
 
-    /// What to wait for.
+    /// Returns the descriptors to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let fds = if self.deaf {
             // The store's is readable from now on.

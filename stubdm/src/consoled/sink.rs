@@ -64,7 +64,7 @@ impl Sink {
         }
     }
 
-    /// What there is for the domain, as much as `buffer` holds; 0 for nothing now.
+    /// Reads bytes for the domain into `buffer` and returns their number; 0 for nothing now.
     pub fn give(&mut self, buffer: &mut [u8]) -> usize {
         match self {
             Self::Null | Self::Log(_) | Self::State(_) | Self::Source(None) => 0,
@@ -85,7 +85,7 @@ impl Sink {
         }
     }
 
-    /// What to wait for; input only if it is `wanted`.
+    /// Returns the descriptors to wait for; input only if it is `wanted`.
     pub fn interests(&self, wanted: bool) -> Vec<Interest<'_>> {
         match self {
             Self::Pty(pty) => pty.interests(wanted),

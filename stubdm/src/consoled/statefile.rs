@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use super::logfile::open;
 use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
-/// What is in a state is the guest's: nobody else is to read it.
+/// A state holds the guest's data: nobody else may read it.
 const MODE: u32 = 0o600;
 /// How many lines about states our log gets: the domain could fill it otherwise, with states of no length.
 const LINES: u32 = 100;
@@ -118,7 +118,7 @@ impl StateFile {
         }
     }
 
-    /// What the beginning of a header, or all of it, turns out to be.
+    /// Classifies the beginning of a header, or all of it.
     fn begin(&mut self, head: Vec<u8>) -> Place {
         let known = head.len().min(MAGIC.len());
         let Some(bytes) = head.first_chunk::<HEADER>() else {

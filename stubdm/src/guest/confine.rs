@@ -1,4 +1,4 @@
-//! What QEMU is not given: root, capabilities, new privileges, namespaces, a root it can write, the kernel's log.
+//! Takes from QEMU: root, capabilities, new privileges, namespaces, a writable root, the kernel's log.
 //!
 //! QEMU parses what the guest makes up. The hypervisor ties this domain to its guest; in here QEMU runs
 //! as a user of its own who owns the devices it needs and nothing else. Switching to that user takes all
@@ -41,7 +41,7 @@ const XEN: &[&str] = &[
     "/dev/xen/xenbus",
 ];
 
-/// What only root reads from now on.
+/// Files that only root reads from now on.
 const CLOSED: &[(&str, &str)] = &[
     ("/proc/sys/kernel/dmesg_restrict", "1"),
     ("/proc/sys/kernel/kptr_restrict", "2"),
@@ -57,7 +57,7 @@ impl User {
         self.0
     }
 
-    /// Gives it a file. What is not there is none of its business; what fails, QEMU will complain of.
+    /// Gives it a file. A missing file is skipped; QEMU will complain of a failure.
     pub fn owns(self, path: &Path) {
         if let (true, Err(error)) = (path.exists(), chown(path, Some(self.0), Some(self.0))) {
             warn!("giving {} to QEMU: {error}", path.display());
@@ -68,10 +68,10 @@ impl User {
 /// The folder of the limits to namespaces, one file a kind.
 const LIMITS: &str = "/proc/sys/user";
 
-/// What a QEMU that is to be started is confined by.
+/// The confinement of a QEMU to be started.
 #[derive(Clone, Copy, Debug)]
 pub struct Confinement {
-    /// Whom it runs as; `None` if it has to be root.
+    /// Its user; `None` if it has to be root.
     pub user: Option<User>,
     /// It is started also where not all of it can be put up.
     optional: bool,

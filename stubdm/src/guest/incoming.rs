@@ -33,9 +33,9 @@ const SILENCE: u16 = 1000;
 /// A state on its way to QEMU.
 #[derive(Debug)]
 pub struct Incoming {
-    /// What QEMU reads from.
+    /// QEMU's end of the pipe.
     pub pipe: OwnedFd,
-    /// What became of the state.
+    /// The outcome of the state.
     pub outcome: Outcome,
 }
 
@@ -44,7 +44,7 @@ pub struct Incoming {
 pub struct Outcome(Stream);
 
 impl Outcome {
-    /// What to wait for.
+    /// Returns the descriptors to wait for.
     pub fn interest(&self) -> Vec<Interest<'_>> {
         self.0.interest(true, false)
     }

@@ -1,4 +1,4 @@
-//! What the kernel is told about memory before QEMU asks for any.
+//! The kernel's memory settings before QEMU asks for any.
 
 use tracing::warn;
 

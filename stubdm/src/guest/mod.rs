@@ -57,7 +57,7 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(20);
 /// Console 1, whose other end libxl reads saved states from.
 const SAVE_CONSOLE: &str = "/dev/hvc1";
 
-/// What can be changed about the init.
+/// Options of the init.
 #[derive(Args, Clone, Debug)]
 pub struct InitOptions {
     /// The QEMU to run
@@ -151,8 +151,8 @@ pub fn run(options: &InitOptions) -> ExitCode {
     status
 }
 
-/// What is left of [`run`] where nothing has to be mounted, loaded or powered off: on the host and
-/// the store that `open` leads to, with QEMU's sockets in `directory`.
+/// Does [`run`] without mounts, modules and power-off: on the host and the store that `open`
+/// leads to, with QEMU's sockets in `directory`.
 pub fn run_on(
     options: &InitOptions,
     directory: &Path,
@@ -249,7 +249,7 @@ fn stubdomain(
     watch::over(&world, launch, drives, saver)
 }
 
-/// What is needed to save the guest; without it the guest runs and cannot be saved.
+/// Returns the saver of the guest; without it the guest runs and cannot be saved.
 fn outgoing() -> Option<Saver> {
     let console = tty::open_raw(SAVE_CONSOLE, tty::Direction::Out)
         .and_then(|console| Saver::new(console.into()).context("the file to save to"));

@@ -8,8 +8,8 @@
 //! Kernels from 2026 on let `/dev/xen/privcmd` in a domU act on the domain named by the store's
 //! `target` only, and then refuse plain hypercalls. QEMU cannot live with that: libxendevicemodel
 //! probes with an invalid domain id, takes the refusal for an old kernel and falls back to plain
-//! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. What that gives
-//! away is bounded by the hypervisor: a stubdomain is privileged over its guest and nothing else.
+//! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. The hypervisor
+//! bounds what that gives away: a stubdomain is privileged over its guest and nothing else.
 //! A module that has no such parameter is loaded without it.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ const ROOT: &str = "/lib/modules";
 /// The module whose restriction is lifted.
 const PRIVCMD: &str = "xen_privcmd";
 
-/// What is looked for when there is no order file. `true`: QEMU cannot work without it.
+/// Modules to look for when there is no order file. `true`: QEMU cannot work without it.
 const WANTED: &[(&str, bool)] = &[
     ("xen-privcmd", true),
     ("xenfs", false),
@@ -37,10 +37,10 @@ const WANTED: &[(&str, bool)] = &[
     ("xen-pcifront", false),
 ];
 
-/// What only a guest with a network card needs.
+/// Modules that only a guest with a network card needs.
 const NETWORK: &[&str] = &["xen_netfront", "macvlan", "tap", "macvtap"];
 
-/// What only a guest with PCI devices of the host's needs.
+/// Modules that only a guest with PCI devices of the host needs.
 const PCI: &[&str] = &["xen_pcifront"];
 
 /// The modules of this root, in the order to load them.
@@ -89,8 +89,8 @@ impl Plan {
     }
 }
 
-/// What is missing is a line in the log: it may be built in, and if it is not, opening its device
-/// says so more clearly than anything that could be said here.
+/// Loads each module. A missing one is a line in the log: it may be built in, and if it is not,
+/// opening its device gives the clearer error.
 fn load_each(paths: &[PathBuf], restricted: bool) {
     for path in paths {
         match load(path, restricted) {

@@ -26,12 +26,12 @@ const FRONTEND: &str = "device/pci/0";
 const CONNECTED: &str = "4";
 /// As long as libxl waits for it.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What is logged of an outcome at most, in bytes, without its reason.
+/// The longest logged outcome, in bytes, without its reason.
 const LINE: usize = 160;
 /// Where the kernel shows what it found.
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// What became of the frontend.
+/// The outcome of the frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is connected.

@@ -23,7 +23,7 @@ pub fn end(well: bool) {
 
 /// Makes the kernel panic, which is how a domain gets the reason `crash`. Returns if it cannot.
 fn crash() {
-    // What there is to say was said: the kernel's own account of it would only push that out of sight.
+    // The reason has been logged; the kernel's own messages would only push it out of sight.
     let _ = fs::write("/proc/sys/kernel/printk", "0");
     nix::unistd::sync();
     if let Err(error) = fs::write("/proc/sysrq-trigger", "c") {

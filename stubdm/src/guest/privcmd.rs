@@ -1,4 +1,4 @@
-//! What QEMU may do through privcmd once it has started, and what we do through it: tell the guest's end.
+//! Ties QEMU's privcmd to the guest once it has started, and reports the guest's crash through ours.
 //!
 //! privcmd is loaded without the kernel's restriction, which QEMU's library does not survive ([`crate::guest::modules`]). It needs
 //! that freedom while it starts. Before the guest runs, each descriptor of privcmd that QEMU has is tied to the guest
@@ -21,7 +21,7 @@ use crate::rt::error::{Context, Failure, Result};
 
 /// The device, by its names.
 const DEVICES: &[&str] = &["/dev/xen/privcmd", "/proc/xen/privcmd"];
-/// What QEMU needed for its first hypercalls only.
+/// Devices that QEMU needed for its first hypercalls only.
 const TAKEN: &[&str] = &["/dev/xen/privcmd", "/dev/xen/hypercall"];
 
 /// Ties to its guest what QEMU, or a process that it has started, has of privcmd.
@@ -36,7 +36,7 @@ pub fn tie_down(xen: &Xen, qemu: Pid, guest: DomId, optional: bool) -> Result<()
     )
 }
 
-/// What comes of tying so many descriptors down, or of having failed to.
+/// Judges the result of tying descriptors down.
 fn verdict(tied: Result<usize>, guest: DomId, optional: bool) -> Result<()> {
     match tied {
         Ok(count) => info!(

@@ -58,13 +58,13 @@ const NIC_ROMS: &[(&str, &str)] = &[
 pub struct Launch {
     /// Its process.
     pub pid: Pid,
-    /// What it says on stdout and stderr, non-blocking.
+    /// Its stdout and stderr, non-blocking.
     pub output: Stream,
     /// Where it connects its end of our own monitor.
     pub monitor: UnixListener,
     /// Where it listens for the toolstack's.
     pub toolstack: PathBuf,
-    /// What becomes of the state it is to load, if there is one.
+    /// The outcome of the state it loads, if there is one.
     pub incoming: Option<Outcome>,
 }
 
@@ -179,8 +179,8 @@ fn comma(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// What QEMU is told for the network cards whose boot ROM is not there: one without it keeps QEMU from starting, one told to
-/// have none does not.
+/// Returns arguments that switch off the boot ROMs which are not there: a missing ROM keeps QEMU from
+/// starting, one switched off does not.
 pub fn missing_roms(argv: &DmArgv, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
     let models = argv.nic_models();
     let missing = NIC_ROMS.iter().filter(|(model, rom)| {

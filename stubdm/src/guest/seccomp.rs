@@ -1,6 +1,6 @@
 //! The system calls that QEMU has no use for, and that a QEMU which the guest has taken over would use to reach the kernel.
 //!
-//! A list of what is refused, not of what is allowed: QEMU is the distribution's, and so are its thirty libraries. What is on the list leads to
+//! A list of what is refused, not of what is allowed: QEMU is the distribution's, and so are its thirty libraries. The listed calls lead to
 //! namespaces, mounts, other processes, the kernel's image and modules, or to parts of the kernel with a history of
 //! faults that are reached without any capability (`io_uring`, `bpf`, `perf`, `userfaultfd`, the families of sockets that nobody asked for).
 //!
@@ -206,7 +206,7 @@ mod tests {
     use nix::errno::Errno;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 
-    /// What the kernel's interpreter of filters returns for a call.
+    /// Returns the result of the kernel's filter interpreter for a call.
     fn result(program: &[sock_filter], number: c_long, args: [u64; 2]) -> u32 {
         let arch = match std::env::consts::ARCH {
             "x86_64" => 0xc000_003e,

@@ -76,7 +76,7 @@ impl<T: Transport> Server<T> {
         self.saver.map(|saver| *saver)
     }
 
-    /// What [`Server::with_saves`] was given.
+    /// Returns the saver given to [`Server::with_saves`].
     pub fn saver(&mut self) -> Option<&mut Saver> {
         self.saver.as_deref_mut()
     }

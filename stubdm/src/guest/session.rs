@@ -23,7 +23,7 @@ use crate::rt::buffer::{Buffer, SIZE};
 /// The reconnect marker in QMP.
 const MARKER: u8 = 1;
 
-/// What is to happen with the monitor connection.
+/// An action on the monitor connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {
     /// Leave it as it is.
@@ -94,7 +94,7 @@ impl GuestSession {
         }
     }
 
-    /// What is to happen with the monitor connection now.
+    /// Returns the action on the monitor connection.
     pub fn monitor(&self) -> Monitor {
         match self.phase {
             Phase::Idle | Phase::Mute => Monitor::Close,
@@ -190,7 +190,7 @@ impl GuestSession {
         }
     }
 
-    /// Bytes for the client. What a monitor said before it closed still goes out.
+    /// Returns bytes for the client. A monitor's bytes before its close still go out.
     pub fn vchan_out(&self) -> &[u8] {
         self.to_vchan.front()
     }

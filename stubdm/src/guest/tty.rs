@@ -6,10 +6,10 @@
 //!                                                                       priority         into NL until told "raw"
 //! ```
 //!
-//! What the toolstack sends waits in the ring from boot on, so the interrupt comes in the middle of the opening. That
-//! does no harm: it only fills the buffer. The worker that feeds the line discipline is a thread of ordinary priority, and a
+//! The toolstack's bytes wait in the ring from boot on, so the interrupt comes in the middle of the opening. It does
+//! no harm: it only fills the buffer. The worker that feeds the line discipline is a thread of ordinary priority, and a
 //! stubdomain has one processor: while a thread of real-time priority opens the tty and sets it raw, and does not sleep
-//! in between, the worker cannot run. So that is who does it ([`realtime`]).
+//! in between, the worker cannot run. So such a thread does it ([`realtime`]).
 //!
 //! A tty keeps its mode as long as somebody has it open, and falls back to the edited mode after the last close.
 //!
@@ -29,7 +29,7 @@ use tracing::warn;
 use crate::guest::realtime::realtime;
 use crate::rt::error::{Context, Result};
 
-/// What a tty is opened for.
+/// The direction that a tty is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Reading.
@@ -65,7 +65,7 @@ pub fn prepare() {
 pub fn open_raw(path: impl AsRef<Path>, direction: Direction) -> Result<File> {
     let path = path.as_ref();
     let opened = realtime(|| {
-        // What is executed for the first time is mapped first, which takes locks that can be waited for.
+        // Code that runs for the first time is mapped first, under locks that the thread would wait for.
         let _ = open_then_raw(Path::new("/dev/null"), direction);
         open_then_raw(path, direction)
     });

@@ -1,4 +1,4 @@
-//! What dom0's QEMU needs to be told about a stubdomain's consoles before it serves them.
+//! Nodes that dom0's QEMU needs before it serves a stubdomain's consoles.
 //!
 //! QEMU serves the consoles of a stubdomain from dom0. Since its release 8.2 it
 //!
@@ -24,8 +24,7 @@ const NOWHERE: &str = "null";
 /// The consoles that can be without an output.
 const RESTORE: u32 = 2;
 
-/// Completes the nodes of `stub`'s consoles. What cannot be written is said in the log; an older
-/// QEMU does without.
+/// Completes the nodes of `stub`'s consoles. A failed write is logged; an older QEMU does without.
 pub fn complete(store: &Store, stub: DomId) {
     let first = format!("/local/domain/{stub}/console");
     add(store, stub, &first, "state", CONNECTED);

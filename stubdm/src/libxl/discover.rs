@@ -1,4 +1,4 @@
-//! What the store says of a domain's consoles, and of anything else that only QEMU would serve.
+//! Reads a domain's consoles from the store, and anything else that only QEMU would serve.
 //!
 //! QEMU's command line does not name the disks, displays and the rest that it serves for a domain: it finds them in
 //! the store. So the store is asked before QEMU is left out, and what is not known is QEMU's.
@@ -32,7 +32,7 @@ pub struct Console {
     pub output: Output,
 }
 
-/// What is to be done for a domain.
+/// The service that a domain needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovered {
     /// These consoles, and nothing else.

@@ -41,7 +41,7 @@ impl DomainWatch {
 
     fn lasts(&self) -> bool {
         // A domain is introduced to the store after its directory is made, and libxl may start us
-        // in between. Who may not ask (in a domU) assumes that it lives.
+        // in between. A domU may not ask, and assumes that it lives.
         self.store.is_introduced(self.domid).unwrap_or(true)
             || self
                 .store

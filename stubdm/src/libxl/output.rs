@@ -1,4 +1,4 @@
-//! What a console's `output` node says: where its bytes go, in QEMU's words for a character device.
+//! A console's `output` node: where its bytes go, in QEMU's words for a character device.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,6 @@
-//! What the bytes of a vchan are, by the name of its node.
+//! The payload of a vchan, by the name of its node.
 
-/// What the bytes are, which decides how a session boundary can be found.
+/// The payload, which decides how a session boundary can be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// QMP: lines of JSON, a greeting first; a probe finds the boundary.

@@ -18,7 +18,7 @@ const LIBRARY_DIRS: &[&str] = &[
     "/usr/local/lib64",
 ];
 
-/// What the library's file name begins with; its version follows.
+/// The beginning of the library's file name; its version follows.
 const NAME: &str = "libxenlight.so.";
 
 /// One libxl, by what is compiled into it.

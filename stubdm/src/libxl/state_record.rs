@@ -30,9 +30,9 @@ use crc32fast::hash as crc32;
 
 /// The command that libxl saves with: it takes the state as soon as QEMU says that it has obeyed.
 pub const COMMAND: &str = "xen-save-devices-state";
-/// What a record begins with.
+/// The first bytes of a record.
 pub const MAGIC: [u8; 8] = *b"stubdmS1";
-/// What QEMU's state begins with.
+/// The first bytes of QEMU's state.
 pub const QEMU_MAGIC: [u8; 4] = *b"QEVM";
 /// The length of a record's header.
 pub const HEADER: usize = 32;
@@ -43,7 +43,7 @@ pub const STATE_MAX: u64 = 64 << 20;
 /// The file descriptor set libxl tells a stubdomain's QEMU to save to.
 pub const FDSET: u32 = 1;
 
-/// What a record says about itself.
+/// A record's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The number of the save, from 1.

@@ -56,7 +56,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// What `domain` belongs to; it may be the guest or its stubdomain.
+    /// Finds guest and stubdomain of `domain`, which may be either.
     ///
     /// # Errors
     /// There is no such domain, or the store fails.

@@ -37,7 +37,7 @@ impl Clients {
         }
     }
 
-    /// What to wait for, if another may come.
+    /// Returns the descriptor to wait for, if another client may come.
     pub fn interest(&self) -> Option<Interest<'_>> {
         match self {
             Self::Once(_) => None,

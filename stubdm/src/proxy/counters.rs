@@ -1,11 +1,11 @@
-//! What a proxy has done so far, in a small file that others may read while it runs.
+//! A proxy's counters, in a small file that others may read while it runs.
 //!
 //! ```text
 //!   caged half ──counters, at most once a second──▶ carrier ──pwrite──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
 //! ```
 //!
 //! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The caged half,
-//! which does the counting, does not have it: it says eight numbers, and the carrier writes them. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
+//! which does the counting, does not have it: it says eight numbers, and the carrier writes them. A reader during a rewrite sees a wrong checksum and reads again.
 //! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 
@@ -30,7 +30,7 @@ const SUM: usize = 9;
 /// How often it is rewritten at most.
 const PACE: Duration = Duration::from_secs(1);
 
-/// What is counted. All counters begin with the process that libxl knows. As bytes, on the way from one process of the proxy to the
+/// The counters. All begin with the process that libxl knows. As bytes, on the way from one process of the proxy to the
 /// other, they are what they are in memory.
 #[repr(C)]
 #[derive(
@@ -86,7 +86,7 @@ impl Counters {
         self.longest_us = self.longest_us.max(self.latency_us);
     }
 
-    /// What was counted before and what was counted since, by another process.
+    /// Adds the counters of an earlier process.
     fn after(&self, before: &Self) -> Self {
         Self {
             sessions: self.sessions.saturating_add(before.sessions),
@@ -158,7 +158,7 @@ pub struct CounterFile {
     file: File,
     path: PathBuf,
     told: Told,
-    /// What was counted by those that are gone.
+    /// The counters of processes that are gone.
     before: Counters,
 }
 
@@ -197,7 +197,7 @@ impl CounterFile {
         Ok(board)
     }
 
-    /// Tells of these counters. That it cannot be written is no reason to stop, and not told.
+    /// Writes these counters. A failed write is ignored.
     pub fn tell(&mut self, counters: &Counters) {
         self.told.counters = counters.after(&self.before);
         self.told.sequence = self.told.sequence.wrapping_add(1);
@@ -236,7 +236,7 @@ fn page(told: &Told) -> io::Result<[u8; SIZE]> {
     Ok(page)
 }
 
-/// What the proxy to `domain` has told, if there is such a file and it can be believed.
+/// Reads the counters of the proxy to `domain`, if there is such a file and it can be believed.
 pub fn read(folder: &Path, domain: u16) -> Option<Told> {
     let mut file = OpenOptions::new()
         .read(true)

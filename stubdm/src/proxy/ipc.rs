@@ -1,4 +1,4 @@
-//! What the two halves say to each other: short messages over a pair of SOCK_SEQPACKET sockets.
+//! The messages of the two halves: short ones, over a pair of SOCK_SEQPACKET sockets.
 //!
 //! Neither side lets the other's words pile up. At most [`WINDOW`] messages of bytes are on their
 //! way in each direction; who has taken half a window says [`Request::Took`] or [`Event::Took`].
@@ -39,7 +39,7 @@ pub enum Request<'a> {
     Unread,
     /// [`HALF`] messages of bytes were taken.
     Took,
-    /// What was counted so far, for the host's people to read; once a second at most.
+    /// The counters so far, for administrators to read; once a second at most.
     Counted(Counters),
     /// Is the saved state where the toolstack looks for it? Answered with [`Event::Stored`].
     Stored,
@@ -63,7 +63,7 @@ pub enum Event<'a> {
     Lost {
         /// The other end left it in good order.
         ended: bool,
-        /// What went wrong otherwise.
+        /// The reason otherwise.
         why: &'a str,
     },
     /// The answer to [`Request::Unread`].
@@ -160,7 +160,7 @@ fn told(tag: u8, text: &str) -> Vec<u8> {
 #[derive(Debug)]
 pub struct IpcSocket(OwnedFd);
 
-/// What receiving brought.
+/// The result of receiving.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     /// A message.

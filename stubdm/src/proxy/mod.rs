@@ -54,7 +54,7 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 /// The longest; the pause doubles up to it.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// What a session wants of its vchan.
+/// A session's request about its vchan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// Leave it as it is.

@@ -89,7 +89,7 @@ pub struct ProxyOptions {
     pub socket: OsString,
 }
 
-/// What the last operand says.
+/// The last operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Socket {
     /// A UNIX socket's path.
@@ -157,7 +157,7 @@ pub fn known_only(
     (kept, unknown)
 }
 
-/// What an argument is on the command line.
+/// The kind of an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spelling {
     /// An option, the value of one, or the program's name.

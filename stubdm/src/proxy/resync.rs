@@ -28,7 +28,7 @@ const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// Bytes held for the other end; a probe has about a hundred.
 const OUT: usize = 4096;
 
-/// What outlives a session: the greeting last seen, and ids that are never used twice.
+/// State that outlives a session: the greeting last seen, and ids that are never used twice.
 #[derive(Debug)]
 pub struct Memory {
     greeting: Option<Vec<u8>>,
@@ -60,7 +60,7 @@ impl Memory {
     }
 }
 
-/// What the probe found.
+/// The probe's finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A new session, greeted like this.

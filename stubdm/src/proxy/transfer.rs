@@ -77,14 +77,14 @@ pub fn flush_vchan<L: Transport>(session: &mut impl VchanSide, link: &mut L) -> 
             return Ok(count > 0);
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-        // What the server sent before it left is still to be read.
+        // The server's last bytes are still to be read.
         Err(error) if link.peer()? != Peer::Gone => return Err(error),
         Err(_) => {}
     }
     Ok(false)
 }
 
-/// What was seen of a client.
+/// The state of a client, as seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Bytes moved.
@@ -95,8 +95,8 @@ pub struct Seen {
     pub gone: bool,
 }
 
-/// Moves bytes between a session and a client. One that is gone is told only when what it said, and
-/// there was room for, was read.
+/// Moves bytes between a session and a client. A client's end is reported only when its bytes that
+/// there was room for were read.
 pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Instant) -> Seen {
     let mut seen = Seen::default();
     let mut listens = false;

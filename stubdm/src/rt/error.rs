@@ -5,7 +5,7 @@ use std::fmt;
 use stubdm_qmp::policy::PolicyError;
 use stubdm_qmp::text::one_line;
 
-/// What goes wrong in `stubdm-run`, ready to be shown: one line, and the exit status it deserves.
+/// An error of `stubdm-run`, ready to be shown: one line, and its exit status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     line: String,

@@ -9,7 +9,7 @@ use crate::rt::poll::{Interest, hung_up, sleep};
 /// How many rounds a turn takes before others get theirs.
 pub const ROUNDS: usize = 64;
 
-/// What came of a turn.
+/// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Sleep until one of the interests, or this deadline.

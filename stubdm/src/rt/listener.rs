@@ -94,7 +94,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 
 /// A listening, non-blocking socket, and whether it is looked at.
 ///
-/// Who waits there while there are no descriptors or no memory keeps the socket readable, so it has to rest, or the
+/// A client that waits while descriptors or memory are used up keeps the socket readable, so the listener rests, or the
 /// caller would never sleep.
 #[derive(Debug)]
 pub struct Listener {
@@ -149,7 +149,7 @@ impl Listener {
         self.rest
     }
 
-    /// What to wait for, if anybody may come.
+    /// Returns the descriptor to wait for, if a client may come.
     pub fn interest(&self) -> Option<Interest<'_>> {
         let rests = self.rest.is_some();
         (!rests).then(|| (self.listener.as_fd(), PollFlags::POLLIN))

@@ -28,10 +28,10 @@ pub const OWN: Size = Size {
     burst: 256 << 10,
     each_second: 256,
 };
-/// What a log that is full already may still grow by at each start.
+/// Bytes by which a full log may still grow at each start.
 const LAST_WORDS: u64 = 64 << 10;
 
-/// What this process's own lines may cost, if that is limited.
+/// The budget of this process's own lines, if that is limited.
 static BUDGET: Mutex<Option<Budget>> = Mutex::new(None);
 
 /// Limits this process's own lines to [`OWN`], for good. The bytes that a log file has already
@@ -98,7 +98,7 @@ impl Write for Stderr {
 /// An event as the one line that it is.
 fn one(event: &[u8]) -> String {
     let event = event.strip_suffix(b"\n").unwrap_or(event);
-    // What stands before the text, a time and a level, is aligned with spaces.
+    // Time and level before the text are aligned with spaces.
     let mut line = String::from_utf8_lossy(event).replace(is_active, " ");
     line.push('\n');
     line

@@ -1,7 +1,7 @@
 //! How much of what QEMU says goes into the log: a burst, and then a trickle.
 //!
-//! The log is a file in domain 0 that grows as long as the stubdomain lives. What the guest can make QEMU say, it must not be able
-//! to fill domain 0's disk with. What is left out is counted, and the count is told.
+//! The log is a file in domain 0 that grows as long as the stubdomain lives. A guest that makes QEMU talk must not be able
+//! to fill domain 0's disk. Output left out is counted, and the count is logged.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub const BURST: u64 = 64 << 10;
 /// Bytes that may come each second in the long run: some 20 MB a day.
 pub const EACH_SECOND: u64 = 256;
-/// What must have been saved up again before anything passes after something did not.
+/// The budget that must be there again before anything passes after something did not.
 const AGAIN: u64 = 4 << 10;
 
 /// Whether a line goes into the log.
@@ -25,7 +25,7 @@ pub enum Verdict {
     Drop,
 }
 
-/// What is left.
+/// The rest of the budget.
 #[derive(Debug)]
 pub struct LogLimit {
     left: u64,
@@ -51,7 +51,7 @@ impl LogLimit {
     /// Decides about a line of so many bytes.
     pub fn admit(&mut self, bytes: usize, now: Instant) -> Verdict {
         self.refill(now);
-        // What the log adds to each line: a time and a word or two.
+        // The log adds a time and a word or two to each line.
         let cost = bytes as u64 + 32;
         let wanted = if self.dropped > 0 {
             cost.max(AGAIN)

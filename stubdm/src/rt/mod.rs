@@ -1,4 +1,4 @@
-//! What every part of the program runs on: one place to sleep, descriptors that never block, logs with limits.
+//! The base of every part of the program: one place to sleep, descriptors that never block, logs with limits.
 //!
 //! | module | holds |
 //! |---|---|

@@ -20,7 +20,7 @@ pub struct Stream {
     ended: bool,
 }
 
-/// What reading brought.
+/// The result of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
     /// This many bytes.
@@ -141,7 +141,7 @@ impl Stream {
         crate::rt::poll::hung_up(self.out())
     }
 
-    /// What to wait for, given what the caller is willing to do. A hang-up is always told.
+    /// Returns the events to wait for. A hang-up is always reported.
     pub fn interest(&self, read: bool, write: bool) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let mut input = PollFlags::empty();
         let mut output = PollFlags::empty();

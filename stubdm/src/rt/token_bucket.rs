@@ -1,7 +1,7 @@
 //! How fast the stubdomain is listened to: a bucket of bytes that fills with time.
 //!
 //! A QEMU that never stops talking would otherwise keep a processor of the host busy with messages that
-//! nobody asked for. What it says beyond the rate stays in the ring until there is budget for it.
+//! nobody asked for. Bytes beyond the rate stay in the ring until there is budget for them.
 
 use std::time::{Duration, Instant};
 

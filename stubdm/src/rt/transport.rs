@@ -3,13 +3,13 @@
 //! A vchan's descriptor says only *that something happened*: after [`Transport::acknowledge`] the
 //! rings are to be looked at. [`Transport::try_read`] and [`Transport::try_write`] ask for the next
 //! notification when they answer `WouldBlock`, so a loop that tries until then may sleep in `poll`.
-//! One that did not try is told nothing, not even that a client came or the peer left.
+//! A loop that did not try gets no notification, not even that a client came or the peer left.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-/// Who is at the other end.
+/// The peer's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// Nobody yet.
@@ -38,7 +38,7 @@ pub trait Transport {
         None
     }
 
-    /// Who is at the other end, as of now.
+    /// Returns the peer's state.
     ///
     /// # Errors
     /// The other end broke the protocol, or the system's error.
@@ -69,7 +69,7 @@ pub trait Transport {
 
 /// Makes the client's end of a [`Transport`].
 pub trait Connect {
-    /// What it makes.
+    /// The transport it makes.
     type Link: Transport;
 
     /// Connects at once or not at all.

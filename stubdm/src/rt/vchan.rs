@@ -59,7 +59,7 @@ impl Transport for Vchan {
     fn acknowledge(&mut self) -> io::Result<()> {
         self.channel.acknowledge_events()?;
         self.channel.handle_timeout()?;
-        // There may be room by now. What else went wrong is found out by whoever reads or writes.
+        // There may be room by now. The next read or write finds any other fault.
         let _ = self.send_marker();
         Ok(())
     }

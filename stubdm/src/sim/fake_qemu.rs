@@ -21,7 +21,7 @@ use stubdm_qmp::message::LIMITS;
 use crate::libxl::dm_argv::pairs;
 use crate::rt::error::{Context, Failure, Result};
 
-/// What this program is called when it is to be the peer.
+/// The name under which this program is the peer.
 pub const NAME: &str = "scripted-qmp-peer";
 
 /// The longest command.
@@ -59,7 +59,7 @@ fn path(args: &[OsString], id: &str) -> Result<String> {
     args.iter().find_map(of).ok_or_else(none)
 }
 
-/// What all conversations are about.
+/// State shared by all conversations.
 #[derive(Debug, Default)]
 struct Machine {
     running: AtomicBool,

@@ -53,7 +53,7 @@ const SIGNALS: &[Signal] = &[
     Signal::SIGCHLD,
 ];
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 Needs neither Xen nor root. Starts a simulated host in this process, writes what libxl writes for

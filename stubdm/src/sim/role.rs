@@ -29,7 +29,7 @@ pub enum Role {
         /// Where QEMU's sockets are to be
         #[arg(long, value_name = "DIRECTORY")]
         run: PathBuf,
-        /// What can be changed about the init
+        /// Options of the init
         #[command(flatten)]
         options: InitOptions,
     },
@@ -42,7 +42,7 @@ pub enum Role {
         #[command(flatten)]
         options: ProxyOptions,
     },
-    /// What removes the others and their files
+    /// Removes the others and their files
     Cleanup {
         /// The directory, which it makes
         directory: PathBuf,

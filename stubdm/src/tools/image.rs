@@ -21,7 +21,7 @@ pub enum ImageCommand {
     Inspect(InspectOptions),
 }
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct BuildOptions {
     /// Where to write it
@@ -53,7 +53,7 @@ pub struct BuildOptions {
     pub json: bool,
 }
 
-/// What can be done about the size.
+/// The compression of the ramdisk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compress {
     /// As small as gzip gets it; every kernel takes that
@@ -62,7 +62,7 @@ pub enum Compress {
     None,
 }
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct InspectOptions {
     /// The ramdisk

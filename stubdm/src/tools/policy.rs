@@ -13,7 +13,7 @@ use stubdm_qmp::text::lines;
 use crate::proxy::policy::HostPolicy;
 use crate::rt::error::{Context, Failure, Result};
 
-/// What to do with a policy.
+/// Commands on a policy.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Read a policy and say what is wrong with it

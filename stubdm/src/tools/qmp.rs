@@ -18,7 +18,7 @@ use crate::rt::stream;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct QmpOptions {
     /// Connect here instead of to the guest's own socket

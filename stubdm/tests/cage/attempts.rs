@@ -1,4 +1,4 @@
-//! What is tried from inside.
+//! Attempts from inside the sandbox.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -25,7 +25,7 @@ use stubdm_qmp::policy::Policy;
 
 use crate::raw;
 
-/// What is there to be reached.
+/// The targets outside.
 pub(crate) struct Outside {
     pub(crate) directory: String,
     pub(crate) tcp: u16,
@@ -65,7 +65,7 @@ impl Outside {
 pub(crate) enum Reach {
     /// The list of system calls.
     Everything,
-    /// That, and by itself already what it means to be nobody in an empty directory.
+    /// The same, and by itself already another user in an empty directory.
     Powers,
 }
 
@@ -221,7 +221,7 @@ pub(crate) fn play(which: &str, outside: &Outside) -> ExitCode {
         "wide" => {
             enter::limit(0).unwrap();
             let half = enter::MEMORY / 2;
-            // One that is short of memory is to end, not to handle a signal of its own for ever.
+            // A process short of memory is to end, not to handle a signal of its own forever.
             SigSet::all().thread_block().unwrap();
             setrlimit(Resource::RLIMIT_DATA, half, half).unwrap();
             seccomp::restrict().unwrap();

@@ -157,7 +157,7 @@ fn assert_caged(pid: Pid, host: &Host) {
         ("CapEff:", "0000000000000000"),
         ("NoNewPrivs:", "1"),
     ] {
-        // Who is not root keeps what little there was.
+        // Another user than root keeps the little there was.
         if Uid::effective().is_root() || !name.starts_with("Cap") {
             assert_eq!(field(pid, name).unwrap(), value, "{name}");
         }

@@ -24,14 +24,14 @@ const FLOOD: usize = 4 << 20;
 /// messages of the policy's limits.
 const MOST: u64 = 32 << 10;
 
-/// What libxl would make of a conversation.
+/// libxl's view of a conversation.
 #[derive(Debug)]
 enum Outcome {
     Answer,
     Refused(String),
     Silence,
     Closed,
-    /// What libxl calls a protocol error.
+    /// A protocol error to libxl.
     Broken(String),
 }
 
@@ -96,7 +96,7 @@ fn ask_like_libxl(socket: &str, command: &str, patience: Duration) -> Outcome {
     }
 }
 
-/// What may come of it through the proxy, and nothing else.
+/// Returns the only outcomes allowed through the proxy.
 fn allowed(behaviour: Behaviour) -> &'static [&'static str] {
     match behaviour {
         Behaviour::Honest

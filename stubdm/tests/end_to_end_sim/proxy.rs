@@ -23,7 +23,7 @@ use crate::client::Client;
 use crate::host::Host;
 use crate::qemu;
 
-/// What the first argument says when this program is to be the proxy.
+/// The first argument that makes this program the proxy.
 pub(crate) const ROLE: &str = "play-proxy";
 
 /// The variable that says how the caged half behaves once it is another's.

@@ -131,7 +131,7 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
     ExitCode::from(9)
 }
 
-/// What QEMU does when the guest starts. Nobody may learn of it before QMP can be used.
+/// Does QEMU's part when the guest starts. Nobody may learn of it before QMP can be used.
 fn go_on(store: &Store) {
     let domains = store.directory("/local/domain").unwrap();
     let (home, guest) = domains

@@ -1,4 +1,4 @@
-//! What `consoled` makes of a console: the right bytes in the right file, whatever the frontend does.
+//! `consoled` puts a console's bytes into the right file, whatever the frontend does.
 
 #![allow(clippy::unwrap_used)]
 

@@ -59,7 +59,7 @@ fn the_answer_comes_and_nothing_stays() {
     assert!(said.contains("a scripted peer"), "{said}");
 }
 
-/// What the policy lets end QEMU.
+/// The command with which the policy lets a person end QEMU.
 const PERSONS_QUIT: [&str; 2] = ["human-monitor-command", r#"{"command-line": "quit"}"#];
 
 #[test]

@@ -1,4 +1,4 @@
-//! What values were seen at one place, and the shape that fits them.
+//! The values seen at one place, and the schema that fits them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::policy::PolicyError;
 /// Different strings remembered; with more it is any line that is allowed.
 const TEXTS: usize = 8;
 
-/// Whose values they are.
+/// The side whose values they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     /// A command's arguments: exactly what was seen, as far as it can be listed.

@@ -24,14 +24,14 @@ pub struct Limits {
     pub command: usize,
     /// Bytes of an answer or an event.
     pub answer: usize,
-    /// What one message may hold.
+    /// The limits of one message.
     pub json: json::Limits,
 }
 
 /// A command with arguments of one kind, and its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What people call it.
+    /// Its name for people.
     pub name: String,
     /// The QMP command.
     pub command: String,
@@ -39,7 +39,7 @@ pub struct Row {
     pub when: String,
     /// Its arguments.
     pub arguments: Schema,
-    /// What it returns.
+    /// Its answer.
     pub answer: Schema,
 }
 

@@ -6,7 +6,7 @@
 //! | `{hex}` | one to eight hexadecimal digits, in lower case |
 //! | `{hexN}` | exactly N of them, N from 1 to 8 |
 //!
-//! What follows a number may not begin with a digit, so a string fits in one way or not at all.
+//! The part after a number may not begin with a digit, so a string fits in one way or not at all.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What a value has to look like, and the value rebuilt from the parts that do.
+//! The required form of a value, and the value rebuilt from the parts that fit.
 //!
 //! Nothing is passed on because it was not recognised as bad: what comes out holds only what the
 //! shape names. An argument the shape does not name is a refusal. A member of an answer that it does
@@ -79,7 +79,7 @@ pub enum Schema {
 pub struct Member {
     /// Its key.
     pub key: String,
-    /// What it looks like.
+    /// Its form.
     pub shape: Schema,
     /// Whether the object may do without it.
     pub optional: bool,

@@ -28,7 +28,7 @@ fn asked(command: &str, arguments: &str, version: Version) -> Result<(String, St
 const OLD: Version = Version(7, 2, 22);
 const NEW: Version = Version(9, 2, 0);
 
-/// What libxl sends, to the letter: command, arguments, the row. Every row has at least one.
+/// libxl's commands, to the letter: command, arguments, the row. Every row has at least one.
 const SENT: &[(&str, &str, &str)] = &[
     ("cont", "", "cont"),
     ("stop", "", "stop"),

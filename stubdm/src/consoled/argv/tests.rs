@@ -65,7 +65,7 @@ fn what_asks_for_more_is_qemus() {
         assert_ne!(changed, LINE, "{from}");
         assert_eq!(recognise(&line(&changed)), None, "{from} as {to:?}");
     }
-    // What libxl 4.20 starts first, to learn of QEMU's options, and what serves dom0's own disks.
+    // libxl 4.20's first start, to learn of QEMU's options, and the one for dom0's own disks.
     let probe = "-S -no-user-config -nodefaults -nographic -machine none,accel=xen \
         -chardev socket,id=libxl-cmd,fd=7,server=on,wait=off -mon chardev=libxl-cmd,mode=control";
     let qdisk =

@@ -36,7 +36,7 @@ const SILENT: &[&str] = &[
     "/proc/sys/net/ipv6/conf/default/disable_ipv6",
 ];
 
-/// What QEMU gets for one of its cards.
+/// QEMU's part of one of its cards.
 #[derive(Debug)]
 pub struct Port {
     /// The `id` of its `-netdev`.

@@ -25,7 +25,7 @@ const STRANGERS_MAX: usize = 64;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const MACVLAN_MODE_PASSTHRU: u32 = 8;
 
-/// What is true of an interface that is up.
+/// The flag of an interface that is up.
 const UP: u32 = libc::IFF_UP as u32;
 /// It takes every frame, whatever its address.
 const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;

@@ -18,7 +18,7 @@ use crate::rt::buffer::Buffer;
 
 /// The longest request that is looked at; libxl's has under 200 bytes.
 const REQUEST_MAX: usize = 4096;
-/// What such a request may hold.
+/// The limits of such a request.
 const LIMITS: Limits = Limits {
     bytes: REQUEST_MAX,
     depth: 8,

@@ -9,7 +9,7 @@ use crc32fast::hash as crc32;
 
 use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
-/// What is to be done with the bytes that came.
+/// The use of the bytes that came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// More has to come.

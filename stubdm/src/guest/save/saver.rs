@@ -88,7 +88,7 @@ impl Saver {
         self.drain.is_some()
     }
 
-    /// What to wait for.
+    /// Returns the descriptors to wait for.
     pub fn interest(&self) -> Vec<Interest<'_>> {
         if self.is_busy() {
             self.console.interest(false, true)

@@ -43,7 +43,7 @@ impl SaveFile {
         })
     }
 
-    /// What QEMU is to be given.
+    /// Returns the descriptor for QEMU.
     ///
     /// # Errors
     /// The system's.
@@ -112,7 +112,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// What is being sent.
+    /// Returns the header of the record being sent.
     pub fn header(&self) -> &Header {
         &self.header
     }
@@ -171,7 +171,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
-    /// What QEMU does for a save: a duplicate of the descriptor, truncated, written, closed.
+    /// Saves as QEMU does: a duplicate of the descriptor, truncated, written, closed.
     fn save(file: &SaveFile, state: &[u8]) {
         let mut copy = File::from(file.for_qemu().unwrap());
         copy.set_len(0).unwrap();

@@ -1,4 +1,4 @@
-//! What happens when, in a stubdomain: a state machine that is told events and asks for actions.
+//! The stubdomain's state machine: takes events and returns actions.
 //!
 //! ```text
 //!  Launch ──monitor greets──▶ Prepare ──vchan offered──▶ Start ──cont obeyed──▶ Running
@@ -8,7 +8,7 @@
 //!                              Ending (QEMU killed if it lives) ──▶ the guest told ──▶ PowerOff
 //! ```
 //!
-//! While it runs QEMU is asked for a sign of life ([`watchdog`]); one that gives none is reported and left alone. What it says
+//! While it runs QEMU is asked for a sign of life ([`watchdog`]); one that gives none is reported and left alone. Its output
 //! goes into the log within bounds ([`crate::rt::log_limit`]).
 //!
 //! No I/O and no clock. Readiness is QEMU's own word: it writes `running` when its processors
@@ -40,7 +40,7 @@ const DEATH_LIMIT: Duration = Duration::from_secs(5);
 /// How many of QEMU's last lines are kept to say why it died.
 const LAST_WORDS: usize = 4;
 
-/// What QEMU says in every stubdomain: it tries to give nodes to domain 0, which only domain 0 can.
+/// QEMU's message in every stubdomain: it tries to give nodes to domain 0, which only domain 0 can.
 const HARMLESS: &str = "xen be core: xs_set_permissions ";
 
 /// How a process ended.
@@ -61,7 +61,7 @@ impl std::fmt::Display for Exit {
     }
 }
 
-/// What happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Our own monitor connection is negotiated.
@@ -90,7 +90,7 @@ pub enum Event {
     Tick,
 }
 
-/// What is to be done.
+/// An action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Publish the vchan server; answered by [`Event::VchanUp`] or [`Event::Failed`].

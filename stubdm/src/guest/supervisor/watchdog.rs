@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How long after an answer QEMU is asked again.
 pub const ASK_EVERY: Duration = Duration::from_secs(10);
 
-/// What the time brings.
+/// The watchdog's verdict at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beat {
     /// Ask.

@@ -25,7 +25,7 @@ impl Watch<'_> {
             };
             if self.qemu == Some(pid) {
                 self.qemu = None;
-                // What it said last explains its end.
+                // Its last words explain its end.
                 self.hear_words();
                 self.tell(Event::QemuExited(exit));
             }

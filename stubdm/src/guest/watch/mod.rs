@@ -55,7 +55,7 @@ pub const SIGNALS: &[Signal] = &[
     Signal::SIGHUP,
 ];
 
-/// What the loop needs to know.
+/// The loop's settings.
 #[derive(Debug)]
 pub struct World<'a> {
     /// The hypervisor.

@@ -12,7 +12,7 @@ use crate::guest::supervisor::Event;
 use crate::guest::watch::Watch;
 use crate::rt::stream::{Read, Stream};
 
-/// What was asked for on our own monitor.
+/// The command in progress on our own monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// `cont`.

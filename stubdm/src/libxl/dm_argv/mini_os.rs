@@ -13,7 +13,7 @@ pub fn split(dmargs: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// What to tell a person whose guest has this string and no `dm-argv`.
+/// The message for a guest that has this string and no `dm-argv`.
 pub const MISMATCH: &str = "the toolstack wrote Mini-OS's `dmargs` string, which a Linux stubdomain does not read: it chose \
      the old device model, as Xen up to 4.20 does when a guest with a stubdomain names no device model; set \
      device_model_version=\"qemu-xen\" in the guest's configuration and create it again";

@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use stubdm_qmp::json::{Json, Limits};
 
-/// What stands in `-incoming`'s value until the stubdomain knows its descriptor. It is replaced
+/// The value of `-incoming` until the stubdomain knows its descriptor. It is replaced
 /// only where it is a whole argument: a guest may well be named like this.
 pub const INCOMING_PLACEHOLDER: &[u8] = b"$STUBDOM_RESTORE_INCOMING_ARG";
 

@@ -1,4 +1,4 @@
-//! What becomes of the toolstack's arguments inside a stubdomain.
+//! Rewrites the toolstack's arguments for a stubdomain.
 //!
 //! libxl writes QEMU's arguments as if QEMU ran on the host; `device_model_args` adds what a person
 //! thought of there. Inside the stubdomain the host's files, displays and networks do not exist. Each
@@ -17,7 +17,7 @@
 use crate::libxl::dm_argv::words::{Word, words};
 use crate::libxl::dm_argv::{DmArgv, INCOMING_PLACEHOLDER, pairs, tap_number};
 
-/// What becomes of one option.
+/// The verdict on one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Passed on as it came.
@@ -46,9 +46,9 @@ pub struct Finding {
     pub option: String,
     /// Its value, as text.
     pub value: Option<String>,
-    /// What it is for, if that is known.
+    /// Its purpose, if that is known.
     pub about: Option<&'static str>,
-    /// What becomes of it.
+    /// The verdict on it.
     pub verdict: Verdict,
 }
 
@@ -650,7 +650,7 @@ fn drive(value: &str, exists: &dyn Fn(&str) -> bool) -> Verdict {
             "file" | "filename" => disk_file(value, exists),
             _ if key.starts_with("json:") => disk_file(key, exists),
             "if" if !buses.contains(&value.as_str()) => refused("QEMU knows no such bus"),
-            // What the layers of a disk are, `file.driver` included.
+            // The layers of a disk, `file.driver` included.
             "driver" => match value.as_str() {
                 "nbd" | "rbd" | "iscsi" | "http" | "https" | "ftp" | "ftps" | "ssh" | "gluster"
                 | "nfs" => disk_file(&format!("{value}:"), exists),

@@ -14,7 +14,7 @@ pub struct Word<'a> {
     pub name: &'a [u8],
     /// Its value; the argument itself where it is bare.
     pub value: Option<&'a [u8]>,
-    /// What it is for, if it is known here.
+    /// Its purpose, if it is known here.
     pub known: Option<&'static Known>,
 }
 
@@ -49,7 +49,7 @@ pub struct Known {
     pub name: &'static str,
     /// Whether a value follows.
     pub takes_value: bool,
-    /// What it is for, in a few words.
+    /// Its purpose, in a few words.
     pub about: &'static str,
 }
 
@@ -90,7 +90,7 @@ fn word<'a>(args: &'a [Vec<u8>], at: usize, arg: &'a [u8]) -> Word<'a> {
     }
 }
 
-/// What is known of an option, by its name without hyphens.
+/// Looks up an option by its name without hyphens.
 pub fn known(name: &[u8]) -> Option<&'static Known> {
     KNOWN.iter().find(|known| known.name.as_bytes() == name)
 }

@@ -1,5 +1,5 @@
-//! What the caged half says in the log: a pipe that the carrier reads, so that neither the log's file
-//! nor its open file description is in the cage.
+//! The sandboxed half's log lines: a pipe that the broker reads, so that neither the log's file nor its
+//! open file description is in the sandbox.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,7 +48,7 @@ impl LogRelay {
         Ok((relay, far))
     }
 
-    /// What to wait for.
+    /// Returns the descriptor to wait for.
     pub fn interest(&self) -> Option<Interest<'_>> {
         let from = self.from.as_ref().filter(|_| self.rest_until.is_none())?;
         Some((from.as_fd(), PollFlags::POLLIN))

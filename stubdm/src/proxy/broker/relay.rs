@@ -1,9 +1,9 @@
 //! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
 //!
-//! The caged half may be anybody's by now. All it can have done is what [`Request`] names: connect to
+//! An attacker may control the sandboxed half. It can have done only what [`Request`] names: connect to
 //! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and
-//! say numbers that the host's people may read, each at a [rate](crate::proxy::broker::rates). One that breaks the
-//! rules of the [`wire`](crate::proxy::ipc) is not served any more.
+//! report counters, each at a [rate](crate::proxy::broker::rates). A half that violates the protocol of
+//! [`ipc`](crate::proxy::ipc) is disconnected.
 
 use std::collections::VecDeque;
 use std::io;
@@ -100,7 +100,7 @@ impl<C: Connect> Relay<C> {
         (self.written, self.taken, self.lent) = (0, 0, 0);
     }
 
-    /// What to wait for.
+    /// Returns the descriptors to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let orders = match self.held {
             // The end of the caged half is seen all the same.
@@ -232,7 +232,7 @@ impl<C: Connect> Relay<C> {
                 ))
             }
             Request::Took => {
-                // What was lent before the vchan was closed is forgotten on both sides.
+                // Both sides forget the bytes lent before the vchan was closed.
                 self.lent = self.lent.saturating_sub(HALF);
                 Ok(())
             }
@@ -274,11 +274,11 @@ impl<C: Connect> Relay<C> {
     }
 }
 
-/// What a look at the vchan came to.
+/// The result of a look at the vchan.
 struct Step {
     /// Something was written; `true` if that was the end of a message.
     took: Option<bool>,
-    /// What was read; empty at the end.
+    /// The bytes read; empty at the end.
     read: Option<Vec<u8>>,
 }
 
@@ -302,7 +302,7 @@ fn step<L: Transport>(
                 took = Some(whole);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // What the server sent before it left is still to be read.
+            // The server's last bytes are still to be read.
             Err(error) if link.peer()? != Peer::Gone => return Err(error),
             Err(_) => {}
         }

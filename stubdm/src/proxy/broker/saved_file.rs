@@ -1,8 +1,8 @@
 //! On the host: whether the state that QEMU says it has saved is in the file that libxl takes.
 //!
 //! libxl opens the file by its name as soon as it is told of success, takes all that is in it, and removes the name when it
-//! is told of a failure. Whoever serves the console meanwhile appends every record to one open file; what a full disk
-//! refuses it keeps, and writes later, parts of it twice. So before libxl is told, [`SavedFile::stored`] looks:
+//! is told of a failure. The console server meanwhile appends every record to one open file; it keeps bytes that a full
+//! disk refuses and writes them later, some twice. So before libxl is told, [`SavedFile::stored`] looks:
 //!
 //! | found | done |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! one that a full disk kept back is not taken for the next. A stream without records is another stubdomain's, and
 //! libxl's to judge.
 //!
-//! What the file holds is written by the stubdomain: it is read up to a limit, in pieces.
+//! The stubdomain writes the file: it is read up to a limit, in pieces.
 
 use std::fs::{self, File};
 use std::io;
@@ -37,7 +37,7 @@ const TRIES: usize = 4;
 #[derive(Debug)]
 pub struct SavedFile {
     path: PathBuf,
-    /// What the console's server writes to, even when it has no name any more.
+    /// The file that the console server writes, even when its name is gone.
     held: Option<File>,
     /// Where in that the last record ended.
     from: u64,
@@ -55,11 +55,11 @@ struct Record {
     number: u32,
 }
 
-/// What a file ends with.
+/// The end of a file.
 #[derive(Debug)]
 enum Ending {
     Record(Record),
-    /// What begins like a record.
+    /// A broken record.
     Broken,
     /// Nothing of ours.
     Other,
@@ -148,7 +148,7 @@ impl SavedFile {
             _ => {}
         }
         if let Some(meta) = self.held.as_ref().and_then(|file| file.metadata().ok()) {
-            // What is of no use now is of none later.
+            // Skip it: it can never become valid.
             self.from = meta.len();
         }
         Err(format!("{path}: {why}"))
@@ -177,7 +177,7 @@ fn has_bytes(file: &File) -> bool {
     file.metadata().is_ok_and(|meta| meta.len() > 0)
 }
 
-/// What a file is that has one record at most, but for filler.
+/// Classifies a file with one record at most, and filler.
 fn at_start(file: &File) -> io::Result<Ending> {
     Ok(match ending_at(file, 0, file.metadata()?.len())? {
         At::Cut => Ending::Broken,
@@ -186,7 +186,7 @@ fn at_start(file: &File) -> io::Result<Ending> {
     })
 }
 
-/// What the bytes from `from` on end with. A stream that is `ours` has nothing but records; any other may have a record's
+/// Classifies the end of the bytes from `from` on. A stream that is `ours` has nothing but records; any other may have a record's
 /// first word somewhere, but does not begin with it.
 fn ending(file: &File, from: u64, ours: bool) -> io::Result<Ending> {
     let size = file.metadata()?.len();
@@ -225,7 +225,7 @@ fn ending(file: &File, from: u64, ours: bool) -> io::Result<Ending> {
     Ok(if seen { Ending::Broken } else { Ending::Other })
 }
 
-/// What the header at a place says.
+/// The header at a place.
 enum At {
     /// The file ends in the middle of this record.
     Cut,

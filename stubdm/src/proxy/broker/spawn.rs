@@ -44,7 +44,7 @@ const LAST: Duration = Duration::from_secs(2);
 /// The first pause before another is started; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// One that lived this long was no failure to start.
+/// Uptime after which the back-off resets.
 const SETTLED: Duration = Duration::from_secs(30);
 
 /// The caged half as a process. Dropping it kills the process.
@@ -90,11 +90,11 @@ impl Drop for Worker {
     }
 }
 
-/// One that has to go.
+/// A worker that is being ended.
 #[derive(Debug)]
 struct Leaving {
     worker: Worker,
-    /// What it did, if it did not just close its wire.
+    /// Its violation, if it did not just close its wire.
     why: Option<String>,
     kill_at: Instant,
 }
@@ -116,7 +116,7 @@ pub struct Broker<C: Connect> {
 
 impl<C: Connect> Broker<C> {
     /// Starts the caged half. `arguments` is this program's
-    /// command line, name first; the other gets the same and what it was given. What it counts is written to `board`.
+    /// command line, name first; the other gets the same and what it was given. Its counters are written to `board`.
     ///
     /// It takes clients as soon as it is behind its walls, which is not waited for: those who come before that wait,
     /// as they do when another takes its place. From here on this process's log is limited.
@@ -161,7 +161,7 @@ impl<C: Connect> Broker<C> {
         self.stood |= self.relay.is_ready();
         self.relay.close();
         if let Some(worker) = self.worker.take() {
-            // One that closed its end is ending by itself, and its status says how.
+            // A worker that closed its end is ending by itself, and its status gives the reason.
             let left = error.kind() == io::ErrorKind::UnexpectedEof;
             self.leaving = Some(Leaving {
                 worker,
@@ -189,7 +189,7 @@ impl<C: Connect> Broker<C> {
             self.leaving = Some(leaving);
             return Ok(Progress::Sleep(Some(look)));
         };
-        // What it said last.
+        // Its last words.
         leaving.worker.stderr.turn(&mut self.log, now);
         self.lost(&leaving, status, now)
     }

@@ -1,4 +1,4 @@
-//! What is told, when, and what is believed.
+//! When counters are written, and which file is believed.
 
 use super::*;
 

@@ -178,7 +178,7 @@ impl<C: Connect> Task for Driver<C> {
     /// # Errors
     /// The system's, about a new client.
     fn turn(&mut self, now: Instant) -> io::Result<Progress> {
-        // Who comes during the rounds is still there for the next turn.
+        // A client that comes during the rounds is still there for the next turn.
         let mut moved = self.accept(now)?;
         for _ in 0..ROUNDS {
             if self.here.is_empty() && matches!(self.clients, Clients::Once(_)) {

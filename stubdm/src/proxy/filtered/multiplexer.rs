@@ -86,7 +86,7 @@ impl Multiplexer {
         }
     }
 
-    /// What has been done so far, as far as the audit was taken.
+    /// Returns the counters, as far as the audit was taken.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -136,7 +136,7 @@ impl Multiplexer {
         let open = self.seat(client).filter(|seat| !seat.ends);
         let talk = open.and_then(|seat| seat.talk.as_ref());
         let full = open.is_some_and(|seat| seat.out.room() == 0);
-        // What a command may hold is decided by QEMU's version, so the greeting comes first.
+        // QEMU's version decides what a command may hold, so the greeting comes first.
         if talk.is_some_and(Conversation::has_room) && !full {
             4096
         } else {
@@ -225,7 +225,7 @@ impl Multiplexer {
             .any(|seat| seat.talk.as_ref().is_none_or(Conversation::has_request))
     }
 
-    /// What is to happen with the vchan; [`Link::End`] is to close it until it is wanted again.
+    /// Returns the action on the vchan; [`Link::End`] closes it until it is wanted again.
     pub fn link(&self) -> Link {
         self.qemu.link()
     }
@@ -314,7 +314,7 @@ impl Multiplexer {
         !self.saved.is_empty()
     }
 
-    /// What became of the state that QEMU says it has saved: its answer goes out, or the reason why it is of no use.
+    /// Takes the outcome of a save: QEMU's answer goes out, or the reason why the state is of no use.
     pub fn stored(&mut self, outcome: &Result<(), String>, now: Instant) {
         let Some((client, reply)) = self.saved.pop_front() else {
             return;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The vchan is connected when the first client comes and then kept. QEMU has one command at a time.
-//! What it says is read at all times, within the rate of [`TokenBucket`], or it would pile up in QEMU.
+//! Its output is read at all times, within the rate of [`TokenBucket`], or it would pile up in QEMU.
 //!
 //! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that takes long
 //! is reported in the audit. One whose client has left is given up when others wait: the vchan is
@@ -57,7 +57,7 @@ struct Sent {
     left_at: Option<Instant>,
 }
 
-/// What the qemu has to tell.
+/// An event of the session.
 #[derive(Debug, PartialEq)]
 pub enum Told {
     /// The answer to the command of this client.
@@ -103,7 +103,7 @@ impl QemuSession {
         }
     }
 
-    /// What is to happen with the vchan; [`Link::End`] is to close it until it is wanted again.
+    /// Returns the action on the vchan; [`Link::End`] closes it until it is wanted again.
     pub fn link(&self) -> Link {
         match &self.phase {
             Phase::Idle => Link::End,

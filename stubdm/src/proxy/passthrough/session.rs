@@ -69,7 +69,7 @@ impl HostSession {
         }
     }
 
-    /// What is to happen with the vchan now. `unread` is how many bytes the other end has not
+    /// Returns the action on the vchan. `unread` is how many bytes the other end has not
     /// taken yet.
     pub fn link(&self, now: Instant, unread: usize) -> Link {
         match &self.phase {

@@ -1,4 +1,4 @@
-//! What the caged half gives up before it reads the first foreign byte, one wall behind the other.
+//! Enters the sandbox before the first foreign byte is read, one layer after the other.
 //!
 //! | wall | what it keeps from what is inside |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | user | one that owns nothing and that no other process has; no capabilities, for good |
 //! | system calls | all but those that move bytes between open descriptors and manage its own memory |
 //!
-//! Only root can put up the third and fourth. Who is not root has no powers that they would take away.
+//! Only root can put up the third and fourth. Another user has no powers that they would take away.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ use tracing::warn;
 use crate::proxy::sandbox::seccomp;
 use crate::rt::error::{Context, Failure, Result};
 
-/// Bytes of memory of its own. What the policy's limits allow to be in the air at once is a tenth of it.
+/// Bytes of memory of its own. The policy's limits allow a tenth of it to be in use at once.
 pub const MEMORY: rlim_t = 32 << 20;
 /// Bytes of address space, the program's own text included.
 const SPACE: rlim_t = 192 << 20;

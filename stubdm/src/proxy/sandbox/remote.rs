@@ -65,7 +65,7 @@ impl Connect for RemoteConnect {
 pub struct Remote {
     wire: Arc<IpcSocket>,
     inbox: VecDeque<Vec<u8>>,
-    /// What has come was taken a moment ago.
+    /// The bytes that came were taken a moment ago.
     fresh: bool,
     /// How much of the inbox's first message is read.
     read: usize,

@@ -40,7 +40,7 @@ const PLAIN: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What `fcntl` may do: no owner to signal, no lease, no pipe size, no lock.
+/// The allowed commands of `fcntl`: no owner to signal, no lease, no pipe size, no lock.
 const FCNTL: &[i32] = &[
     libc::F_DUPFD_CLOEXEC,
     libc::F_GETFD,

@@ -1,9 +1,9 @@
-//! How many bytes of log a stubdomain may cost: so many in its life, and a burst and a trickle
-//! within that. What is left out is counted, and the count is a line of its own.
+//! The budget of a stubdomain's log: a number of bytes in its life, and a burst and a trickle within
+//! that. Lines left out are counted, and the count is a line of its own.
 
 use std::time::{Duration, Instant};
 
-/// What a line may do.
+/// The verdict on a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is written; this many before it were not.
@@ -25,7 +25,7 @@ pub struct Size {
     pub each_second: u64,
 }
 
-/// What is left of it.
+/// The rest of a budget.
 #[derive(Debug)]
 pub struct Budget {
     size: Size,

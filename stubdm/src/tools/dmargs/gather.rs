@@ -1,4 +1,4 @@
-//! What the store holds about a guest's device-model arguments, in both protocols.
+//! Gathers a guest's device-model arguments from the store, in both protocols.
 
 use xen_store::Store;
 use xen_sys::DomId;

@@ -31,7 +31,7 @@ pub enum DmargsCommand {
     Explain(DmargsOptions),
 }
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct DmargsOptions {
     /// The guest, or its stubdomain

@@ -1,4 +1,4 @@
-//! What was gathered, judged and put into words: for a person, or as JSON.
+//! Judges the gathered arguments and prints them, for a person or as JSON.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ pub(super) struct Report<'a> {
     findings: Vec<Finding>,
     /// Why the guest cannot start so.
     problems: Vec<String>,
-    /// What else a person should know.
+    /// Notes for a person.
     notes: Vec<String>,
 }
 
@@ -109,7 +109,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// What xl's defaults make of a guest whose configuration does not say otherwise.
+    /// Adds notes about xl's defaults that the configuration does not override.
     fn defaults(&mut self, argv: &DmArgv) {
         if self.all.screen {
             self.notes.push(

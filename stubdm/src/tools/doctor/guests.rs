@@ -1,4 +1,4 @@
-//! What the doctor says of each guest's configuration: xl's defaults that hurt a guest with a stubdomain.
+//! The doctor's checks of each guest's configuration: xl's defaults that hurt a guest with a stubdomain.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use super::State;
 use super::checks::Host;
 use crate::tools::xlcfg::Settings;
 
-/// What xl gives a stubdomain if its configuration does not say, in MiB. (`LIBXL_LINUX_STUBDOM_MEM`.)
+/// xl's default memory of a stubdomain, in MiB (`LIBXL_LINUX_STUBDOM_MEM`).
 const DEFAULT_MEMORY: u64 = 128;
 
 impl Host<'_> {
@@ -141,7 +141,7 @@ impl Host<'_> {
     }
 }
 
-/// What `image build` would print for a ramdisk, in MiB.
+/// Returns the memory that `image build` would print for a ramdisk, in MiB.
 fn memory_for(file: &std::path::Path) -> Option<u64> {
     let data = stubdm_image::read::contents(file).ok()?;
     let listing = stubdm_image::read::listing(&data).ok()?;

@@ -1,4 +1,4 @@
-//! What the doctor says of stubdomains: their kernels, and their ramdisks.
+//! The doctor's checks of stubdomains: their kernels, and their ramdisks.
 
 use std::path::{Path, PathBuf};
 

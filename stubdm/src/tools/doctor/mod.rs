@@ -18,7 +18,7 @@ use stubdm_qmp::text::one_line;
 
 use crate::rt::error::{Context, Result};
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct DoctorOptions {
     /// Look at the host whose files are here
@@ -57,13 +57,13 @@ impl State {
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What it is about, one word.
+    /// Its subject, one word.
     pub name: &'static str,
     /// How it is.
     pub state: State,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What to do about it; empty if nothing.
+    /// The remedy; empty if none is needed.
     pub mend: String,
 }
 

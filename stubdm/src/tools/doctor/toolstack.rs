@@ -1,4 +1,4 @@
-//! What the doctor says of libxl, of the programs it starts, and of ours in their places.
+//! The doctor's checks of libxl, of the programs it starts, and of ours in their places.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::tools::install;
 /// Where a libxl that does not say looks for the program that carries QMP.
 const PROXY: &str = "/usr/bin/vchan-socket-proxy";
 
-/// What mends it.
+/// The remedy.
 const INSTALL: &str = "stubdm-run install";
 
 impl Host<'_> {
@@ -118,7 +118,7 @@ impl Host<'_> {
         }
     }
 
-    /// That what `install` put somewhere is still there.
+    /// Checks that files which `install` put somewhere are still there.
     pub(super) fn installed(&mut self) {
         match install::state(self.root) {
             Ok(state) if state.lost.is_empty() => {

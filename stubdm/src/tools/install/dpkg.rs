@@ -6,7 +6,7 @@ use std::process::Command;
 use super::root::Root;
 use crate::rt::error::{Context, Failure, Result};
 
-/// What goes behind the name of a file that is put aside, by dpkg's own habit.
+/// The suffix of a file that is put aside, by dpkg's own habit.
 pub(super) const SUFFIX: &str = ".distrib";
 
 /// dpkg's list: three lines for each, the path, the other path, and the package or `:`.

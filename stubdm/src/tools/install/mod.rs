@@ -6,7 +6,7 @@
 //!                                          └─ what is in the way: one line, and nothing is changed
 //! ```
 //!
-//! What lies in a place is put aside under the same name with `.distrib`: by `dpkg-divert`, so that upgrades of the
+//! A file in a place is put aside under the same name with `.distrib`: by `dpkg-divert`, so that upgrades of the
 //! package go there too, or by a plain rename where there is no dpkg. Everything is decided before the first
 //! change, the record is written before the files, and both commands can be repeated.
 
@@ -36,7 +36,7 @@ use crate::rt::error::{Context, Failure, Result};
 /// Where a ramdisk is looked for when none is named.
 const RAMDISK: &str = "/var/lib/stubdm/stubdom.img";
 
-/// What both commands know.
+/// Options of both commands.
 #[derive(Args, Clone, Debug)]
 struct Common {
     /// The parts that are meant [default: for install proxy; for uninstall all that are installed]
@@ -53,12 +53,12 @@ struct Common {
     json: bool,
 }
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct InstallOptions {
     #[command(flatten)]
     common: Common,
-    /// What is linked to, below the root [default: this program]
+    /// The target of the link, below the root [default: this program]
     #[arg(long, value_name = "PATH")]
     program: Option<String>,
     /// The stubdomain's ramdisk, below the root; for the part `image`
@@ -75,7 +75,7 @@ pub struct InstallOptions {
     if_xen: bool,
 }
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct UninstallOptions {
     #[command(flatten)]
@@ -127,7 +127,7 @@ pub fn uninstall(options: &UninstallOptions) -> Result<()> {
     })
 }
 
-/// What became of an installation.
+/// The result of an installation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// Places that hold what `install` put there.

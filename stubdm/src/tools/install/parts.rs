@@ -3,7 +3,7 @@
 use crate::libxl::places::Libxl;
 use crate::proxy::policy::PATH;
 
-/// What is put into a part's places.
+/// The content of a part's places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     /// A link to this program, which looks at the name it is called by.
@@ -19,7 +19,7 @@ pub(super) enum What {
 /// A row.
 #[derive(Debug)]
 pub(super) struct Part {
-    /// What a person calls it; rows may share a name.
+    /// Its name for people; rows may share a name.
     pub(super) name: &'static str,
     /// Whether it is meant when no part is named.
     pub(super) usual: bool,

@@ -1,4 +1,4 @@
-//! What has to be done, decided before anything is: steps, or what is in the way.
+//! The plan, decided before the first change: steps, or the obstacle.
 
 use super::dpkg::{self, Diversion, SUFFIX};
 use super::record::{Aside, Entry, Put, Record};
@@ -14,15 +14,15 @@ pub(super) struct Wish {
     pub(super) put: Put,
 }
 
-/// What is done for one place.
+/// The work at one place.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) part: String,
     pub(super) place: String,
     pub(super) steps: Vec<Step>,
-    /// What a person should know that is no step.
+    /// A note that is no step.
     pub(super) note: Option<String>,
-    /// What the record says of this place once the steps are begun; `None` removes it once they are done.
+    /// The record's entry of this place once the steps are begun; `None` removes it once they are done.
     pub(super) entry: Option<Entry>,
 }
 
@@ -71,7 +71,7 @@ impl Facts<'_> {
             })
     }
 
-    /// What `install` does at one place.
+    /// Plans `install` at one place.
     pub(super) fn install(&self, wish: &Wish, way: Way) -> Result<Work> {
         let place = &wish.place;
         let there = self.root.look(place)?;
@@ -180,7 +180,7 @@ impl Facts<'_> {
         }
     }
 
-    /// What `uninstall` does at one place.
+    /// Plans `uninstall` at one place.
     pub(super) fn uninstall(&self, entry: &Entry) -> Result<Work> {
         let place = &entry.place;
         let mut work = Work {

@@ -1,4 +1,4 @@
-//! What was put where, and what lay there before: the file that makes `uninstall` possible.
+//! The record of installed files and of those there before, which makes `uninstall` possible.
 //!
 //! It is written before the steps it tells of are taken, so that an installation that was cut short can be taken back too.
 
@@ -20,7 +20,7 @@ pub(super) const FOLDER: &str = "/var/lib/stubdm";
 /// The record.
 pub(super) const PATH: &str = "/var/lib/stubdm/installed.json";
 
-/// What was put somewhere.
+/// An installed file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Put {

@@ -27,7 +27,7 @@ pub(super) struct Root {
     top: Arc<OwnedFd>,
 }
 
-/// What lies at a path, links not followed.
+/// The entry at a path, links not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum There {
     Nothing,
@@ -51,7 +51,7 @@ pub(super) enum Links {
 /// Where a walk ended.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// What is there, opened for its name only (`O_PATH`).
+    /// The entry, opened for its name only (`O_PATH`).
     pub(super) fd: OwnedFd,
     pub(super) stat: FileStat,
     /// The path to it below the root, without links.
@@ -67,7 +67,7 @@ pub(super) struct Place {
     pub(super) shown: PathBuf,
 }
 
-/// What a mode says a file is.
+/// Returns the file type in a mode.
 pub(super) fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
@@ -152,7 +152,7 @@ impl Root {
         }
     }
 
-    /// The same path without links on the way to it. What is not there yet is taken for folders.
+    /// Returns the path without links on the way to it. Missing parts are taken for folders.
     pub(super) fn plain(&self, path: &str) -> String {
         let parts: Vec<String> = split(path).collect();
         let Some((name, folders)) = parts.split_last() else {

@@ -1,5 +1,5 @@
-//! What is linked to, or written: looked for below the root, and refused if it is no such thing, or if others than root could put
-//! something else in its place.
+//! The source of a link or file: looked for below the root, and refused if it is of the wrong kind, or if
+//! others than root could replace it.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use super::record::Put;
 use super::root::{Found, Links, Root, kind};
 use crate::rt::error::{Context, Failure, Result};
 
-/// What belongs into the places of a part.
+/// The source for the places of a part.
 ///
 /// # Errors
 /// It is not there, or is not what it should be.
@@ -93,7 +93,7 @@ fn program(options: &InstallOptions, root: &Root) -> Result<String> {
     Ok(found.path)
 }
 
-/// Who but its owner could change what is there, or put another in its place, in words. It has to be `owner`'s, if that is given.
+/// Returns, in words, who but the owner could change or replace the file. It has to be `owner`'s, if that is given.
 fn replaceable(path: &str, stat: &FileStat, owner: Option<u32>) -> Option<String> {
     let mode = stat.st_mode;
     // In a folder with the sticky bit nobody replaces what is another's. Of folders a group may be in charge. A link's mode means nothing.

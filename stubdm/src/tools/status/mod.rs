@@ -15,7 +15,7 @@ use stubdm_qmp::text;
 use crate::libxl::store::StoreOptions;
 use crate::rt::error::{Context, Result};
 
-/// What the person typed.
+/// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct StatusOptions {
     /// Print JSON; with --watch one line each time

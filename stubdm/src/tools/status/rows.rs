@@ -21,7 +21,7 @@ pub struct Process {
     pub pid: u32,
     /// Whether it is still there.
     pub alive: bool,
-    /// What it has of the host's memory, in KiB.
+    /// Its resident memory, in KiB.
     pub memory: Option<u64>,
 }
 
@@ -34,11 +34,11 @@ pub struct Row {
     pub name: Option<String>,
     /// Its stubdomain.
     pub stubdomain: DomId,
-    /// What the device model says of itself: `running`, or why it is not.
+    /// The device model's own state: `running`, or why it is not.
     pub state: Option<String>,
     /// The process that carries QMP on the host.
     pub proxy: Option<Process>,
-    /// What that process has told of itself.
+    /// The counters of that process.
     pub counters: Option<Counters>,
     /// The process that serves the stubdomain's consoles on the host.
     pub consoles: Option<Process>,
@@ -50,8 +50,8 @@ pub struct Row {
     pub fault: Option<String>,
 }
 
-/// Reads the store. A domain that goes meanwhile is left out. What cannot be read of one guest is that row's
-/// [`fault`](Row::fault).
+/// Reads the store. A domain that ends meanwhile is left out. The first node of a guest that cannot be read is that
+/// row's [`fault`](Row::fault).
 ///
 /// # Errors
 /// The connection to the store failed, or its list of domains cannot be read.

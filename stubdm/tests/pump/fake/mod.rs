@@ -1,4 +1,4 @@
-//! What stands in for Xen and QEMU: a ring that keeps its bytes from client to client, a bell that
+//! Stand-ins for Xen and QEMU: a ring that keeps its bytes from client to client, a bell that
 //! rings only for those who asked, an upstream-like server, and a monitor.
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]

@@ -22,7 +22,7 @@ fn member(key: &str, shape: Schema, optional: bool) -> Member {
     }
 }
 
-/// What becomes of a value, or the refusal.
+/// Returns the rebuilt value, or the refusal.
 fn made(shape: &Schema, text: &str, way: Direction) -> String {
     match shape.rebuild(&json(text), way) {
         Ok(value) => value.to_string(),

@@ -1,4 +1,4 @@
-//! What libxl writes passes untouched; what cannot work in a stubdomain is changed, left out or refused.
+//! libxl's own arguments pass untouched; those that cannot work in a stubdomain are changed, left out or refused.
 
 use super::*;
 

@@ -30,7 +30,7 @@ impl Server {
         self.file.write_all(bytes).unwrap();
     }
 
-    /// What libxl takes.
+    /// Returns the bytes that libxl takes.
     fn taken(&self) -> Vec<u8> {
         assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 1);
         fs::read(self.path()).unwrap()

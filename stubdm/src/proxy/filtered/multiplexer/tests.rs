@@ -91,7 +91,7 @@ impl Bench {
         }
     }
 
-    /// What QEMU hears: one command at most. Its name and id.
+    /// Returns the name and id of QEMU's command, one at most.
     fn sent(&mut self) -> Option<(String, String)> {
         let mut all = Vec::new();
         while !self.exchange.vchan_out().is_empty() {
