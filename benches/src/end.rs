@@ -60,7 +60,7 @@ pub fn check(bytes: &[u8], position: u64, pattern: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What one end has seen, in nanoseconds and bytes.
+/// The measurements of one end, in nanoseconds and bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// The time from the first operation to the last.
@@ -108,7 +108,7 @@ impl Seen {
     }
 }
 
-/// What is asked of an end.
+/// The task of an end.
 #[derive(Debug)]
 struct Order<'a> {
     work: &'a str,

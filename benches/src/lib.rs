@@ -1,4 +1,4 @@
-//! What the benchmarks share: a ring to measure, bytes to move, and the check that they arrived.
+//! Shared by the benchmarks: a ring to measure, bytes to move, and the check that they arrived.
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! What is compared with what, and how a comparison is run: the same for a simulated host and for Xen.
+//! The comparisons and how they are run: the same for a simulated host and for Xen.
 //!
 //! A group is a set of variants of one thing: the same work, ring and sizes, with different ends. Its runs
 //! are interleaved (A B C, A B C, …), so that whatever else the machine does meets all of them, and the
@@ -15,7 +15,7 @@ use crate::end::Seen;
 
 pub use groups::{full, quick, xen};
 
-/// Whose code an end is.
+/// The library of an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Maker {
@@ -35,7 +35,7 @@ pub enum Maker {
     Memcpy,
 }
 
-/// What is done.
+/// The operation of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Work {
@@ -52,9 +52,9 @@ pub enum Work {
 /// One way to do a group's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variant {
-    /// Who writes; who asks, in a ping-pong.
+    /// The writing end; in a ping-pong, the asking one.
     pub writer: Maker,
-    /// Who reads; who answers.
+    /// The reading end; in a ping-pong, the answering one.
     pub reader: Maker,
     /// Our writer is corked, and our reader takes packets as many as there are.
     pub cork: bool,
@@ -93,13 +93,13 @@ impl Variant {
 /// Work with everything but the ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
-    /// What is done.
+    /// The operation.
     pub work: Work,
     /// The size of both rings.
     pub ring: usize,
     /// The size of one operation.
     pub size: usize,
-    /// What a notify costs more than one write to an eventfd. Nothing on Xen, where it costs what it costs.
+    /// The cost of a notify beyond one write to an eventfd; 0 on Xen, where it is real.
     pub notify_ns: u64,
     /// Whether it is real Xen.
     pub xen: bool,
@@ -116,7 +116,7 @@ impl Task {
     }
 }
 
-/// What is compared with each other.
+/// Variants that are compared with each other.
 #[derive(Clone, Debug)]
 pub struct Group {
     /// The work.
@@ -127,7 +127,7 @@ pub struct Group {
     pub runs: usize,
 }
 
-/// What came out for one variant.
+/// The results of one variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The work.

@@ -1,4 +1,4 @@
-//! What a comparison writes: tables with ratios, the targets, and a plot.
+//! The report of a comparison: tables with ratios, the targets, and a plot.
 
 mod plot;
 mod targets;
@@ -62,7 +62,7 @@ impl<'a> Rows<'a> {
             .find(|row| row.task == *task && row.variant == variant)
     }
 
-    /// What one variant reached relative to another, round by round.
+    /// Returns one variant's results relative to another's, round by round.
     #[must_use]
     pub fn ratio(&self, task: &Task, variant: Variant, base: Variant) -> Option<Measured> {
         Measured::ratio(

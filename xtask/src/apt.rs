@@ -40,7 +40,7 @@ pub(crate) struct Package {
     pub(crate) sha256: String,
 }
 
-/// What is asked for.
+/// A request for packages.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request<'a> {
     /// Packages with everything they depend on.

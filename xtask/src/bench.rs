@@ -16,7 +16,7 @@ use crate::progress::Step;
 use crate::workspace::Workspace;
 use crate::{cparts, store};
 
-/// What was asked for.
+/// The requested run.
 #[derive(Debug)]
 pub(crate) struct Request {
     /// How the host is put together.
@@ -113,7 +113,7 @@ fn on_xen(workspace: &Workspace, request: &Request, to: &Path) -> Result<()> {
     fs::write(to, rows.join("\n") + "\n").with_context(|| format!("writing {}", to.display()))
 }
 
-/// What a comparison of the agent's says in a fresh host, line by line.
+/// Returns the lines of the agent's comparison in a fresh host.
 pub(crate) fn rows(
     workspace: &Workspace,
     options: &Options,

@@ -1,4 +1,4 @@
-//! What comes out of the job's serial port, split at the marker lines that frame it.
+//! The output of the job's serial port, split at the marker lines that frame it.
 //!
 //! ```text
 //!   noise  @@begin NONCE@@\n  the job's own bytes  \n@@exit NONCE STATUS@@\n
@@ -7,7 +7,7 @@
 //! The nonce is new in every run, so that nothing a job prints passes for its end. The line feed before the second marker
 //! belongs to the marker.
 
-/// What the stream said.
+/// A piece of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// The job began.
@@ -46,7 +46,7 @@ impl Framing {
         events
     }
 
-    /// What is held back because it may be a marker's beginning, now that no more will come.
+    /// Returns the bytes held back as a marker's possible beginning, now that no more will come.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         if self.inside {
             std::mem::take(&mut self.held)

@@ -54,7 +54,7 @@ fn build_one(source: &Path, tree: &Tree, out: &Path) -> Result<PathBuf> {
         .arg(tree.root.join("usr/include"))
         .arg("-L")
         .arg(&libraries)
-        // What the libraries need themselves is in the guests: their C library may be newer than this machine's.
+        // The libraries' own needs are in the guests: their C library may be newer than this machine's.
         .arg("-Wl,--unresolved-symbols=ignore-in-shared-libs")
         .args(links(&text))
         .output()

@@ -19,7 +19,7 @@ use crate::workspace::Workspace;
 struct Part {
     name: &'static str,
     title: &'static str,
-    /// What was seen, or what was missed.
+    /// Returns what was seen, or fails with what was missing.
     check: fn(&str, &Options) -> Result<String>,
 }
 

@@ -46,7 +46,7 @@ struct Target {
     bin: String,
 }
 
-/// What a run said of itself.
+/// A run's own report.
 #[derive(Clone, Copy, Debug)]
 struct Outcome {
     executions: u64,
@@ -240,7 +240,7 @@ fn run_one(workspace: &Workspace, seconds: u32, target: &Target) -> Result<Outco
         .context("starting cargo fuzz")?;
     let said = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
     let executions = executions(&said);
-    // One that says nothing of what it did has not done anything.
+    // A run without a count has not done anything.
     let failed = !status.success() || executions.is_none_or(|count| count == 0);
     if failed {
         let lines: Vec<_> = said.lines().collect();
@@ -261,7 +261,7 @@ fn run_one(workspace: &Workspace, seconds: u32, target: &Target) -> Result<Outco
     })
 }
 
-/// What libFuzzer counted.
+/// Returns libFuzzer's count of executions.
 fn executions(said: &str) -> Option<u64> {
     let line = said
         .lines()

@@ -159,7 +159,7 @@ fn pattern_sectors() -> impl Iterator<Item = usize> {
     (0..PATTERN_COUNT).map(|k| PATTERN_FIRST + k * PATTERN_STRIDE)
 }
 
-/// What sector `number` holds: xorshift32 from a seed that depends on the number.
+/// Returns the words of sector `number`: xorshift32 from a seed that depends on the number.
 fn pattern(number: usize) -> impl Iterator<Item = u32> {
     let mut state = (number as u32 + 1).wrapping_mul(0x9e37_79b9);
     (0..SECTOR / 4).map(move |_| {

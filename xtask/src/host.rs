@@ -78,7 +78,7 @@ impl std::error::Error for StoodStill {}
 /// The longest a boot may take: it takes half a minute or so.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What everything is put together from, made ready under the lock that keeps hosts apart.
+/// The parts of a host, made ready under the lock that keeps hosts apart.
 #[derive(Debug)]
 pub(crate) struct Host {
     workspace: Workspace,
@@ -91,7 +91,7 @@ pub(crate) struct Host {
 /// The emulator's set of packages.
 pub(crate) const EMULATOR_SET: &str = "emulator";
 
-/// What a release's set of packages is asked for by.
+/// Returns the request for a release's set of packages.
 pub(crate) fn request(release: &Release) -> Request<'static> {
     Request {
         whole: release.whole,
@@ -271,7 +271,7 @@ impl Host {
         })?;
         match drive(&mut machine, job, step, sink) {
             Ok(status) => Ok(status),
-            // What it is stays to be asked for.
+            // The cause stays available.
             Err(error) => Err(match error.downcast_ref::<StoodStill>() {
                 Some(&still) => machine.explain(error).context(still),
                 None => machine.explain(error),
@@ -338,7 +338,7 @@ fn drive(
     Ok(if job.command.is_some() { status } else { shell })
 }
 
-/// What is laid over dom0's image for one run.
+/// Returns the overlay of dom0's image for one run.
 fn overlay_of(job: &Job, nonce: &str) -> Archive {
     let mut archive = Archive::bare();
     let (columns, lines) = shell::size();

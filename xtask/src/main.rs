@@ -169,7 +169,7 @@ enum Bench {
     },
 }
 
-/// What the host is made of.
+/// The parts of the host.
 #[derive(Args, Debug)]
 struct HostArgs {
     /// The Xen release

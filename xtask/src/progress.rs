@@ -1,4 +1,4 @@
-//! What a person sees while the testbed works: bars on a terminal, plain lines elsewhere.
+//! Progress of the testbed: bars on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal as _, stderr};
 use std::time::{Duration, Instant};

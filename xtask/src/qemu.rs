@@ -91,7 +91,7 @@ fn major(said: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
-/// What the machine's clock follows. In both cases a second is so many instructions run, not so much time on this
+/// The source of the machine's clock. In both cases a second is so many instructions run, not so much time on this
 /// machine: however busy it is, nothing inside times out for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
@@ -111,7 +111,7 @@ impl Clock {
     }
 }
 
-/// What to boot.
+/// The machine to boot.
 #[derive(Debug)]
 pub(crate) struct Boot<'a> {
     /// The emulator.

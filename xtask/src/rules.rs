@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// What a line begins with that says it.
+/// The beginning of a line with a count.
 const MARK: &str = "fidelity: ";
 
 /// By area and place.
@@ -11,7 +11,7 @@ const MARK: &str = "fidelity: ";
 pub(crate) struct Rules(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Rules {
-    /// What a runner's output says.
+    /// Reads the counts from a runner's output.
     pub(crate) fn said(text: &str) -> Self {
         let mut rules = Self::default();
         for line in text.lines() {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::fuzz;
 use crate::workspace::Workspace;
 
-/// What to run, and how much of it.
+/// The run and its length.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Soak {
     /// vchan: random operations, kills, hostile inputs
@@ -26,7 +26,7 @@ pub(crate) enum Soak {
     },
     /// Hostile inputs that cargo-fuzz steers by coverage, for every fuzz target
     ///
-    /// What is found stays in target/fuzz/corpus, and the next run begins with it.
+    /// Findings stay in target/fuzz/corpus, and the next run begins with them.
     Fuzz {
         /// How long each target runs
         #[arg(long, value_name = "SECONDS")]

@@ -25,7 +25,7 @@ const MACHINES: usize = 6;
 /// So many machines may stand still in one test, and no more.
 const IN_ONE_TEST: usize = 2;
 
-/// What the suite has said.
+/// The suite's output so far.
 #[derive(Debug, Default)]
 struct Said {
     text: String,
@@ -63,7 +63,7 @@ impl Said {
         shown
     }
 
-    /// What was running is over. Gives its name.
+    /// Ends the running test and returns its name.
     fn over(&mut self) -> String {
         let Some((name, since)) = self.running.take() else {
             return String::new();

@@ -14,7 +14,7 @@ use crate::rules::Rules;
 use crate::suite;
 use crate::workspace::Workspace;
 
-/// What was asked for.
+/// The requested run.
 #[derive(Debug)]
 pub(crate) struct Request {
     /// How the host is put together.
@@ -43,9 +43,9 @@ pub(crate) struct Outcome {
     pub(crate) count: Count,
     /// Why it failed although no single test did.
     pub(crate) fault: Option<String>,
-    /// What went otherwise than usual and is no failure.
+    /// A deviation that is no failure.
     pub(crate) note: Option<String>,
-    /// What it said about rules.
+    /// The rules it counted.
     pub(crate) rules: Rules,
     pub(crate) took: Duration,
 }

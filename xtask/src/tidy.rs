@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::workspace::Workspace;
 
-/// What a file says that is not safe code. Split so that this file does not say it.
+/// The attribute of a file with unsafe code. Split so that this file does not contain it.
 const MARK: &str = concat!("#![allow(", "unsafe_code)]");
 
 /// A `let` in the middle of a condition, which Rust has since 1.88.

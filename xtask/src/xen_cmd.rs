@@ -10,7 +10,7 @@ use crate::host::{Host, Job, Options};
 use crate::shell;
 use crate::workspace::Workspace;
 
-/// What was asked for.
+/// The requested run.
 #[derive(Debug)]
 pub(crate) struct Request {
     /// How the host is put together.

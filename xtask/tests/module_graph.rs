@@ -44,7 +44,7 @@ const ALLOWED: &[(&str, &str, &[&str], &str)] = &[
 
 type Names = Vec<String>;
 
-/// What one module contains.
+/// The contents of one module.
 #[derive(Debug, Default)]
 struct Module {
     /// Names that `use` brings in, with what they stand for.

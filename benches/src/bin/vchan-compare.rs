@@ -113,7 +113,7 @@ struct Bench<'a> {
     me: PathBuf,
 }
 
-/// What kills an end that is still there when it is no longer wanted.
+/// Kills an end that is still there when it is no longer needed.
 struct Guarded(Child);
 
 impl Drop for Guarded {

@@ -1,4 +1,4 @@
-//! What an end moves bytes through: a vchan, or a UNIX socket to compare it with.
+//! The byte stream of an end: a vchan, or a UNIX socket to compare it with.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! What is run: the groups of a full comparison, of a glance, and of one on Xen.
+//! The groups of a full comparison, of a glance, and of one on Xen.
 
 use super::{Group, Maker, Task, Variant, Work};
 
@@ -115,7 +115,7 @@ pub fn quick() -> Vec<Group> {
     groups
 }
 
-/// What is run between domains on Xen.
+/// Returns the groups between domains on Xen.
 #[must_use]
 pub fn xen() -> Vec<Group> {
     let mut groups = Vec::new();

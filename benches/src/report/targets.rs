@@ -6,7 +6,7 @@ use crate::plan::{Maker, Task, Variant, Work};
 /// One target and whether it was reached.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What is measured.
+    /// The measured quantity.
     pub what: &'static str,
     /// The bound, with its sign.
     pub target: String,
@@ -16,7 +16,7 @@ pub struct Outcome {
     pub verdict: Verdict,
 }
 
-/// What the quartiles of the rounds say about a target.
+/// The verdict of the rounds' quartiles on a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// A cell was not measured.

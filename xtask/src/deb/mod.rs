@@ -41,7 +41,7 @@ interest-noawait /usr/bin/vchan-socket-proxy
 interest-noawait /usr/libexec/xen-qemu-system-i386
 ";
 
-/// What a person on a host may want to read.
+/// Documents for an administrator.
 const DOCUMENTS: &[&str] = &[
     "commands.md",
     "proxy.md",
@@ -115,7 +115,7 @@ fn licence(workspace: &Workspace) -> Result<String> {
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What dpkg wants to know about them.
+/// Returns the package's control files.
 fn control(data: &Archive) -> Result<Archive> {
     let mut sums = String::new();
     let mut size = 0;

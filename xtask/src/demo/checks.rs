@@ -1,4 +1,4 @@
-//! What each part of the demo has to have shown: from its output, what was seen or what was missed.
+//! Checks the output of each part of the demo.
 
 use anyhow::{Result, bail};
 

@@ -53,7 +53,7 @@ const FILES: &[&str] = &[
     "usr/share/seabios/bios-256k.bin",
 ];
 
-/// What the kernel package keeps as modules and dom0 needs.
+/// Modules of the kernel package that dom0 needs.
 const MODULES: &[&str] = &[
     "xen-privcmd",
     "xenfs",
@@ -107,7 +107,7 @@ const PACKAGE: &str = "root/stubdm.deb";
 pub(crate) struct Guests<'a> {
     /// The stubdomain's.
     pub(crate) stub: &'a Path,
-    /// What `stubdm-run image build` prints for it.
+    /// The lines that `stubdm-run image build` prints for it.
     pub(crate) printed: &'a str,
     /// The PV guest's.
     pub(crate) domu: &'a Path,

@@ -7,7 +7,7 @@ use stubdm_image::cpio::{Archive, Content};
 
 use super::Parts;
 
-/// What the kernel package keeps as modules and our libraries need. `xen-privcmd` is there so that a test can see that
+/// Modules of the kernel package that our libraries need. `xen-privcmd` is there so that a test can see that
 /// it refuses everything in such a domain.
 const MODULES: &[&str] = &[
     "xen-evtchn",

@@ -25,7 +25,7 @@ use crate::progress::Step;
 use crate::release::Release;
 use crate::store::{Tree, hash_file, hex, write_atomically};
 
-/// What every image is made from.
+/// The parts of every image.
 #[derive(Debug)]
 pub(crate) struct Parts {
     /// The release's row.

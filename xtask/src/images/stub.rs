@@ -36,7 +36,7 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
     parts.write("stub.img", &archive)
 }
 
-/// What `stubdm-run image build` prints for the same image, with the paths that it and its kernel have in dom0; empty if
+/// Returns the lines of `stubdm-run image build` for the same image, with its and its kernel's paths in dom0; empty if
 /// there is no `stubdm-run`.
 pub(crate) fn printed(parts: &Parts) -> Result<String> {
     let Some(init) = parts.stubdm_run.clone() else {

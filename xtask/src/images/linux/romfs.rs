@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 
-/// What a folder holds, by name.
+/// A folder's entries, by name.
 pub(super) type Folder = BTreeMap<&'static str, Entry>;
 
 /// A file or a folder.
