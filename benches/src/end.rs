@@ -1,13 +1,15 @@
-//! One end of a channel in a process of its own, at a piece of work that is timed: the counterpart of
-//! `testing/c/c-vchan-bench.c`, with the same arguments, the same loops, the same check and the same line.
+//! One end of a channel in a process of its own, at a piece of work that is timed: the counterpart
+//! of `testing/c/c-vchan-bench.c`, with the same arguments, the same loops, the same check and the
+//! same line.
 //!
 //! ```text
 //! WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NANOSECONDS]
 //! ```
 //!
-//! The reader sends one byte when it is ready and one when it has everything; between the two the clock
-//! runs. Every byte is compared with what it must be at its position in the stream: byte `p` is byte
-//! `p % PERIOD` of a pattern. The period is a prime, so a byte of another round of the ring is never right.
+//! The reader sends one byte when it is ready and one when it has everything; between the two the
+//! clock runs. Every byte is compared with what it must be at its position in the stream: byte `p`
+//! is byte `p % PERIOD` of a pattern. The period is a prime, so a byte of another round of the ring
+//! is never right.
 
 mod pipe;
 mod work;
@@ -40,8 +42,8 @@ pub fn pattern() -> Vec<u8> {
     (0..PERIOD + BUFFER).map(byte).collect()
 }
 
-/// Compares bytes of the stream from `position` on: in pieces of a period, so that the pattern stays in
-/// the first cache and the check costs one more reading of bytes that were just written.
+/// Compares bytes of the stream from `position` on: in pieces of a period, so that the pattern
+/// stays in the first cache and the check costs one more reading of bytes that were just written.
 ///
 /// # Errors
 ///
@@ -122,9 +124,9 @@ struct Order<'a> {
     spin: Option<Duration>,
 }
 
-/// Does what the arguments say and prints how it went, which for a failure is `FAILED` and the reason.
-/// `open` connects to the hypervisor and the store, `counts` says how many notifies and system calls there
-/// were.
+/// Does what the arguments say and prints how it went, which for a failure is `FAILED` and the
+/// reason. `open` connects to the hypervisor and the store, `counts` says how many notifies and
+/// system calls there were.
 ///
 /// # Errors
 ///

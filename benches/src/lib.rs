@@ -46,8 +46,8 @@ pub fn ring(bytes: usize) -> (Producer, Consumer) {
 
 fn twin(memory: &Memory) -> Memory {
     // SAFETY: `ring` gives the memory and its twin to the two ends of one channel, which take the
-    // words out at the same widths. Of these it gives out the producer and the consumer of one ring,
-    // whose copies the cursors order (docs/xen-vchan.md). Nothing else has the cursors.
+    // words out at the same widths. Of these it gives out the producer and the consumer of one
+    // ring, whose copies the cursors order (docs/xen-vchan.md). Nothing else has the cursors.
     unsafe { memory.alias() }
 }
 
@@ -73,7 +73,8 @@ pub fn check(message: usize, count: usize, mut through: impl FnMut(&[u8], &mut [
     }
 }
 
-/// The notifies and the system calls for event channels, notifies included, that this process has made.
+/// The notifies and the system calls for event channels, notifies included, that this process has
+/// made.
 #[must_use]
 pub fn counts() -> (u64, u64) {
     let counts = xen_evtchn::counters::counts();

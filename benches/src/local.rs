@@ -1,5 +1,6 @@
 //! The same work through rings that need no channel, for comparison: in one thread, and as a stream
-//! between two. They never sleep and have nobody to notify, so the stream is what the machine can do.
+//! between two. They never sleep and have nobody to notify, so the stream is what the machine can
+//! do.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -112,8 +113,8 @@ pub fn stream(maker: &str, size: usize, total: u64) -> Result<()> {
     }
 }
 
-/// After a read of less than this the reader stands still for a moment, as that of a channel does: a
-/// reader that fetches every message by itself is slower.
+/// After a read of less than this the reader stands still for a moment, as that of a channel does:
+/// a reader that fetches every message by itself is slower.
 const SHORT: usize = 4096;
 const MOMENT: Duration = Duration::from_micros(2);
 

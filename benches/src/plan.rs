@@ -1,8 +1,9 @@
 //! The comparisons and how they are run: the same for a simulated host and for Xen.
 //!
-//! A group is a set of variants of one thing: the same work, ring and sizes, with different ends. Its runs
-//! are interleaved (A B C, A B C, …), so that whatever else the machine does meets all of them, and the
-//! figure of each is the median. How many bytes a run moves is found by a first run, which is not counted.
+//! A group is a set of variants of one thing: the same work, ring and sizes, with different ends.
+//! Its runs are interleaved (A B C, A B C, …), so that whatever else the machine does meets all of
+//! them, and the figure of each is the median. How many bytes a run moves is found by a first run,
+//! which is not counted.
 
 mod groups;
 
@@ -106,7 +107,8 @@ pub struct Task {
 }
 
 impl Task {
-    /// Whether `only` names it: `pair`, `pingpong`, `packets`, or for a stream `RING` or `RING,SIZE`.
+    /// Whether `only` names it: `pair`, `pingpong`, `packets`, or for a stream `RING` or
+    /// `RING,SIZE`.
     #[must_use]
     pub fn is_called(&self, only: &str) -> bool {
         let work = format!("{:?}", self.work).to_lowercase();
@@ -147,14 +149,16 @@ pub struct Row {
     pub p99: f64,
     /// Notifications of both ends, per 10^6 bytes; for a ping-pong, per round trip.
     pub notifies: f64,
-    /// System calls of both ends for event channels, per 10^6 bytes; for a ping-pong, per round trip.
+    /// System calls of both ends for event channels, per 10^6 bytes; for a ping-pong, per round
+    /// trip.
     pub syscalls: f64,
     /// Processor time of both ends, in nanoseconds per 1000 bytes.
     pub cpu: f64,
     /// The same of each run.
     #[serde(default)]
     pub cpu_runs: Vec<f64>,
-    /// How long a cache line took to the other processor and back while the group ran, in nanoseconds.
+    /// How long a cache line took to the other processor and back while the group ran, in
+    /// nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<f64>,
 }
@@ -168,8 +172,8 @@ pub const QUICK: Duration = Duration::from_millis(40);
 pub const FULL: Duration = Duration::from_millis(100);
 
 impl Group {
-    /// Runs every variant and gives a row for each. `run` moves so many bytes once; `length` is how long
-    /// that should take.
+    /// Runs every variant and gives a row for each. `run` moves so many bytes once; `length` is how
+    /// long that should take.
     ///
     /// # Errors
     ///

@@ -109,7 +109,8 @@ impl Measured {
         })
     }
 
-    /// Of the ratio in each round: the rounds of both were interleaved, so what disturbed one disturbed the other.
+    /// Of the ratio in each round: the rounds of both were interleaved, so what disturbed one
+    /// disturbed the other.
     #[must_use]
     pub fn ratio(runs: &[f64], base: &[f64]) -> Option<Self> {
         Self::of(

@@ -66,7 +66,8 @@ impl Host {
     }
 }
 
-/// A simulated host for processes that join it by a path, with a store that C programs can reach too.
+/// A simulated host for processes that join it by a path, with a store that C programs can reach
+/// too.
 #[derive(Debug)]
 pub struct World {
     _sim: Simulation,

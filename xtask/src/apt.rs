@@ -10,8 +10,9 @@
 //!                            target/xen/debs/*.deb
 //! ```
 //!
-//! apt checks the signed release file, the index against it and each package against the index. The machine's own
-//! apt settings (proxies and the like) stay in force; its state is neither read nor written, and no root is needed.
+//! apt checks the signed release file, the index against it and each package against the index. The
+//! machine's own apt settings (proxies and the like) stay in force; its state is neither read nor
+//! written, and no root is needed.
 
 use std::collections::BTreeSet;
 use std::fs;

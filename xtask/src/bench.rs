@@ -1,7 +1,8 @@
 //! `cargo xtask bench vchan`: ours and libxenvchan, both ends and mixed, in one run.
 //!
-//! The comparison itself is a program of the package `benches`; here the C side is made ready for it: Debian's
-//! libraries unpacked, the C program built, the library that puts them on a simulated host built.
+//! The comparison itself is a program of the package `benches`; here the C side is made ready for
+//! it: Debian's libraries unpacked, the C program built, the library that puts them on a simulated
+//! host built.
 
 use std::fs;
 use std::io::Write as _;
@@ -33,7 +34,8 @@ pub(crate) struct Request {
     pub(crate) timeout: Duration,
 }
 
-/// The rows of real Xen, kept beside the document so that a later run without Xen can show them again.
+/// The rows of real Xen, kept beside the document so that a later run without Xen can show them
+/// again.
 const XEN_ROWS: &str = "vchan-xen.jsonl";
 
 /// Makes everything ready and runs the comparison.

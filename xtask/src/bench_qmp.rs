@@ -1,4 +1,5 @@
-//! `cargo xtask bench qmp`: our proxy and the distribution's on one guest, and the page that shows it.
+//! `cargo xtask bench qmp`: our proxy and the distribution's on one guest, and the page that shows
+//! it.
 
 use std::fs;
 use std::path::Path;

@@ -4,8 +4,8 @@
 //!   noise  @@begin NONCE@@\n  the job's own bytes  \n@@exit NONCE STATUS@@\n
 //! ```
 //!
-//! The nonce is new in every run, so that nothing a job prints passes for its end. The line feed before the second marker
-//! belongs to the marker.
+//! The nonce is new in every run, so that nothing a job prints passes for its end. The line feed
+//! before the second marker belongs to the marker.
 
 /// A piece of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]

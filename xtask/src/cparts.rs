@@ -1,4 +1,5 @@
-//! The C programs that tests run against: every `testing/c/NAME.c`, built with the unpacked libxen-dev.
+//! The C programs that tests run against: every `testing/c/NAME.c`, built with the unpacked
+//! libxen-dev.
 //!
 //! A source says what it links with in its first line: `// link: -lxenvchan -lxenstore`.
 
@@ -54,7 +55,8 @@ fn build_one(source: &Path, tree: &Tree, out: &Path) -> Result<PathBuf> {
         .arg(tree.root.join("usr/include"))
         .arg("-L")
         .arg(&libraries)
-        // The libraries' own needs are in the guests: their C library may be newer than this machine's.
+        // The libraries' own needs are in the guests: their C library may be newer than this
+        // machine's.
         .arg("-Wl,--unresolved-symbols=ignore-in-shared-libs")
         .args(links(&text))
         .output()

@@ -1,7 +1,7 @@
 //! The static binaries: what is shipped (`stubdm-run`) and what the testbed runs in its guests.
 //!
-//! The C library's static form is used with the ordinary target, so that nothing but libc6-dev is needed. Naming the
-//! target keeps the flags away from build scripts and procedural macros.
+//! The C library's static form is used with the ordinary target, so that nothing but libc6-dev is
+//! needed. Naming the target keeps the flags away from build scripts and procedural macros.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ pub(crate) const AGENT: &str = "xen-testbed-agent";
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The machine's C library must offer a static form; the program is position independent all the same, so that the kernel may put it anywhere.
+/// The machine's C library must offer a static form; the program is position independent all the
+/// same, so that the kernel may put it anywhere.
 const FLAGS: &str = "-C target-feature=+crt-static";
 
 /// Where a binary is once built.
@@ -35,7 +36,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     build_with(workspace, &[])
 }
 
-/// As [`build`], as they are shipped: whatever the environment says of the profile to make builds quicker.
+/// As [`build`], as they are shipped: whatever the environment says of the profile to make builds
+/// quicker.
 pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let profile: Vec<String> = names
@@ -47,7 +49,8 @@ pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
 fn build_with(workspace: &Workspace, without: &[String]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     for (package, name) in BINARIES {
-        // Each on its own: built together, what one asks of a library would be in the other as well.
+        // Each on its own: built together, what one asks of a library would be in the other as
+        // well.
         let mut command = Command::new(&cargo);
         without.iter().for_each(|name| {
             command.env_remove(name);
@@ -67,8 +70,8 @@ fn build_with(workspace: &Workspace, without: &[String]) -> Result<()> {
     check_shipped(&path(workspace, STUBDM_RUN))
 }
 
-/// Fails if what is shipped has anything of the simulated host or of the store daemon in it: no release may be
-/// led to a hypervisor that is none.
+/// Fails if what is shipped has anything of the simulated host or of the store daemon in it: no
+/// release may be led to a hypervisor that is none.
 fn check_shipped(file: &Path) -> Result<()> {
     let program = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     // Parts of these libraries' source names, which stand in a program for its panics.

@@ -1,4 +1,5 @@
-//! Fuzzing with cargo-fuzz: every target of every `fuzz/` folder, in the gate and for as long as one likes.
+//! Fuzzing with cargo-fuzz: every target of every `fuzz/` folder, in the gate and for as long as
+//! one likes.
 //!
 //! | where | |
 //! |---|---|
@@ -150,7 +151,8 @@ fn state(workspace: &Workspace, kind: &str, target: &Target) -> Result<PathBuf> 
 }
 
 fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
-    // cargo-fuzz has no `--locked`: it would write a new lock file where the kept one is out of date.
+    // cargo-fuzz has no `--locked`: it would write a new lock file where the kept one is out of
+    // date.
     let locked = nightly::cargo(&["fetch", "--quiet", "--locked"])
         .current_dir(folder)
         .status()

@@ -16,7 +16,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// In an order in which every number has its name before it is used: the assembler takes another name for that of a place.
+/// In an order in which every number has its name before it is used: the assembler takes another
+/// name for that of a place.
 const SOURCE: &str = concat!(
     include_str!("../../testing/guest/guest.s"),
     include_str!("../../testing/guest/disk.s"),

@@ -245,7 +245,8 @@ impl Host {
         })
     }
 
-    /// Boots the host, does the job, and gives its status; `sink` gets what the job prints, as it comes.
+    /// Boots the host, does the job, and gives its status; `sink` gets what the job prints, as it
+    /// comes.
     pub(crate) fn run(&self, job: &Job, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i32> {
         let run = self.workspace.state().join("run");
         fs::create_dir_all(&run)?;

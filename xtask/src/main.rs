@@ -62,8 +62,10 @@ struct Cli {
 enum Task {
     /// A shell, or one command, in dom0 of a fresh Xen host with our binaries on PATH
     ///
-    /// The command's exit status is passed on. A single word is taken as a shell script, several as a command and its
-    /// arguments; without a command and without a terminal, the standard input is the script. In dom0: /etc/xen/hvm.cfg is an HVM guest with a Linux stubdomain, /etc/xen/pv.cfg a small PV guest.
+    /// The command's exit status is passed on. A single word is taken as a shell script, several as
+    /// a command and its arguments; without a command and without a terminal, the standard input is
+    /// the script. In dom0: /etc/xen/hvm.cfg is an HVM guest with a Linux stubdomain,
+    /// /etc/xen/pv.cfg a small PV guest.
     Xen {
         #[command(flatten)]
         host: HostArgs,
@@ -79,8 +81,9 @@ enum Task {
     },
     /// Watch unmodified Xen and xl start a guest whose QEMU runs in our stubdomain
     ///
-    /// Shows the Xen version, guest and stubdomain in xl list, the guest's own console line, QMP answers over vchan through
-    /// our proxy, a save and a restore, and a destroy that leaves nothing. Fails if one of them was not seen.
+    /// Shows the Xen version, guest and stubdomain in xl list, the guest's own console line, QMP
+    /// answers over vchan through our proxy, a save and a restore, and a destroy that leaves
+    /// nothing. Fails if one of them was not seen.
     Demo {
         #[command(flatten)]
         host: HostArgs,
@@ -121,7 +124,8 @@ enum Task {
     /// Compare ours with libxenvchan, every byte checked; needs a quiet machine with two CPUs
     #[command(subcommand)]
     Bench(Bench),
-    /// Build the static binaries, check that they are static, and write manual pages and completions beside them
+    /// Build the static binaries, check that they are static, and write manual pages and
+    /// completions beside them
     Dist,
     /// Write the manual pages and the shells' completions to target/dist
     Man,

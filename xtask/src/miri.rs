@@ -1,6 +1,6 @@
 //! The gate's stage "Miri": the in-memory parts of all crates under the interpreter that knows the
-//! language's rules, so that a data race, an access outside of an allocation or a wrong reference is a
-//! failure and not a chance.
+//! language's rules, so that a data race, an access outside of an allocation or a wrong reference
+//! is a failure and not a chance.
 //!
 //! It runs what makes no system call beyond clocks and files: rings on heap memory, protocol cores,
 //! parsers. Random tests run a few cases only, which `PROPTEST_CASES` and `cfg(miri)` say.

@@ -1,5 +1,5 @@
-//! The manual pages and completions of `stubdm-run`, written by the program `stubdm-man`: the only part of the
-//! project's tasks that is compiled with the product.
+//! The manual pages and completions of `stubdm-run`, written by the program `stubdm-man`: the only
+//! part of the project's tasks that is compiled with the product.
 
 use std::fs;
 use std::path::Path;

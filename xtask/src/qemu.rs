@@ -5,8 +5,8 @@
 //!   com2 ◀─▶ this process        the job's own port: its output, framed by markers; a person's keys
 //! ```
 //!
-//! QEMU is started through this same program, which first asks the kernel to kill it when its parent dies and then
-//! becomes QEMU: however xtask ends, no QEMU outlives it.
+//! QEMU is started through this same program, which first asks the kernel to kill it when its
+//! parent dies and then becomes QEMU: however xtask ends, no QEMU outlives it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -29,7 +29,8 @@ pub(crate) const GUARD: &str = "__guarded";
 /// The lines of the console shown when something went wrong.
 const TAIL: usize = 30;
 
-/// The major version that everything was tried with (docs/testing.md says what is wrong with later ones).
+/// The major version that everything was tried with (docs/testing.md says what is wrong with later
+/// ones).
 const VERSION: u32 = 7;
 
 /// The emulator's program and how to run it.
@@ -44,7 +45,8 @@ pub(crate) struct Emulator {
 }
 
 impl Emulator {
-    /// The emulator installed on this machine, if there is one and it is of major version [`VERSION`].
+    /// The emulator installed on this machine, if there is one and it is of major version
+    /// [`VERSION`].
     pub(crate) fn installed() -> Option<Self> {
         let path = apt::on_path("qemu-system-x86_64")?;
         let said = Command::new(&path).arg("--version").output().ok()?;
@@ -56,7 +58,8 @@ impl Emulator {
         })
     }
 
-    /// An emulator unpacked into a tree: run by the tree's own dynamic linker with the tree's own libraries.
+    /// An emulator unpacked into a tree: run by the tree's own dynamic linker with the tree's own
+    /// libraries.
     pub(crate) fn unpacked(tree: &Path) -> Result<Self> {
         let linker = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
             .iter()
@@ -91,11 +94,12 @@ fn major(said: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
-/// The source of the machine's clock. In both cases a second is so many instructions run, not so much time on this
-/// machine: however busy it is, nothing inside times out for that.
+/// The source of the machine's clock. In both cases a second is so many instructions run, not so
+/// much time on this machine: however busy it is, nothing inside times out for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
-    /// Nothing else: when all processors sleep, the clock is set on to the next timer at once, so that sleeping is free.
+    /// Nothing else: when all processors sleep, the clock is set on to the next timer at once, so
+    /// that sleeping is free.
     Instructions,
     /// When all processors sleep, it waits: for a machine that a person sits at.
     Patient,
@@ -132,7 +136,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) clock: Clock,
 }
 
-/// Xen's own command line: speculation defences only cost time in an emulator that does not speculate.
+/// Xen's own command line: speculation defences only cost time in an emulator that does not
+/// speculate.
 const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=1536M dom0_max_vcpus=2 loglvl=warning \
      guest_loglvl=warning bootscrub=0 noreboot=0 spec-ctrl=no xpti=no pv-l1tf=no";
 
@@ -154,7 +159,8 @@ impl Machine {
     /// Starts it.
     pub(crate) fn start(boot: &Boot<'_>) -> Result<Self> {
         fs::create_dir_all(boot.run)?;
-        // Relative names: QEMU takes no spaces in a module's path, and a workspace's path may hold some.
+        // Relative names: QEMU takes no spaces in a module's path, and a workspace's path may hold
+        // some.
         for (name, file) in [("xen", boot.hypervisor), ("vmlinuz", boot.kernel)] {
             let link = boot.run.join(name);
             let _ = fs::remove_file(&link);
@@ -247,7 +253,8 @@ impl Machine {
         })
     }
 
-    /// The next event of the job's port before `deadline`; `None` when nothing came within a short while.
+    /// The next event of the job's port before `deadline`; `None` when nothing came within a short
+    /// while.
     pub(crate) fn next(&mut self, deadline: Instant) -> Result<Option<Event>> {
         if !self.ready.is_empty() {
             return Ok(Some(self.ready.remove(0)));
@@ -331,7 +338,8 @@ pub(crate) fn guarded(parent: i32, arguments: &[OsString]) -> Result<()> {
     Err(Command::new(program).args(rest).exec()).with_context(|| format!("running {program:?}"))
 }
 
-/// Boot modules as QEMU's `-initrd` takes them: separated by commas, so a comma inside one is doubled.
+/// Boot modules as QEMU's `-initrd` takes them: separated by commas, so a comma inside one is
+/// doubled.
 fn module_list(modules: &[&str]) -> String {
     let doubled: Vec<_> = modules.iter().map(|m| m.replace(',', ",,")).collect();
     doubled.join(",")

@@ -1,7 +1,7 @@
 //! The Xen releases the testbed can boot: one row of data each.
 //!
-//! A row says which Debian suite carries the release and under which names its parts are packaged there. Adding a
-//! release means adding a row.
+//! A row says which Debian suite carries the release and under which names its parts are packaged
+//! there. Adding a release means adding a row.
 
 use anyhow::{Result, bail};
 
@@ -14,7 +14,8 @@ pub(crate) struct Release {
     pub(crate) suite: &'static str,
     /// Packages taken with everything they depend on.
     pub(crate) whole: &'static [&'static str],
-    /// Packages taken with only the libraries they depend on: their scripts and daemons are not wanted.
+    /// Packages taken with only the libraries they depend on: their scripts and daemons are not
+    /// wanted.
     pub(crate) bare: &'static [&'static str],
     /// The meta-package whose first dependency is the kernel.
     pub(crate) kernel: &'static str,
@@ -79,8 +80,9 @@ pub(crate) const RELEASES: &[Release] = &[
     },
 ];
 
-/// The emulator used when the machine has none. Not a later one: QEMU 10 reports every read of a control register to the
-/// hypervisor as one of CR0, and a Linux guest that reads CR2 by itself, early in its boot, does not get over that.
+/// The emulator used when the machine has none. Not a later one: QEMU 10 reports every read of a
+/// control register to the hypervisor as one of CR0, and a Linux guest that reads CR2 by itself,
+/// early in its boot, does not get over that.
 pub(crate) const EMULATOR: Emulator = Emulator {
     suite: "bookworm",
     whole: &["qemu-system-x86", "seabios"],

@@ -1,7 +1,8 @@
 //! A person's terminal joined to the job's port.
 //!
-//! A shell is for a person: without a terminal there is none (a script can be given as the standard input instead).
-//! The terminal is in raw mode meanwhile, so that every key (Ctrl-C too) reaches the shell in dom0; Ctrl-] leaves at once.
+//! A shell is for a person: without a terminal there is none (a script can be given as the standard
+//! input instead). The terminal is in raw mode meanwhile, so that every key (Ctrl-C too) reaches
+//! the shell in dom0; Ctrl-] leaves at once.
 
 use std::io::{IsTerminal as _, Read as _, Write as _, stdin, stdout};
 use std::os::fd::AsFd as _;

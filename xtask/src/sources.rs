@@ -1,8 +1,8 @@
 //! The machine's own Debian sources, turned towards another suite.
 //!
-//! The testbed has no mirror of its own: it reads the entries that this machine's administrator configured, keeps
-//! the Debian archive's and its security archive's, and puts the wanted suite's code name in place of the machine's.
-//! `--mirror` replaces all of that by one address.
+//! The testbed has no mirror of its own: it reads the entries that this machine's administrator
+//! configured, keeps the Debian archive's and its security archive's, and puts the wanted suite's
+//! code name in place of the machine's. `--mirror` replaces all of that by one address.
 
 use std::fs;
 use std::path::Path;
@@ -80,7 +80,8 @@ fn is_suite_of(have: &str, code: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '/']))
 }
 
-/// The sources file for `suite`: from `mirror` if given, else from the machine's own entries below `etc_apt`.
+/// The sources file for `suite`: from `mirror` if given, else from the machine's own entries below
+/// `etc_apt`.
 pub(crate) fn for_suite(suite: &str, mirror: Option<&str>, etc_apt: &Path) -> Result<String> {
     if let Some(mirror) = mirror {
         let source = Source {

@@ -126,8 +126,8 @@ fn unpack(state: &Path, name: &str, packages: &[Package], stamp: String) -> Resu
     Ok(Tree { root, stamp })
 }
 
-/// Unpacks one package. Owners and special permissions are left out, which a root that is none (in a container) could
-/// not give.
+/// Unpacks one package. Owners and special permissions are left out, which a root that is none (in
+/// a container) could not give.
 fn extract(deb: &Path, into: &Path) -> Result<()> {
     let mut packed = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")

@@ -1,9 +1,11 @@
-//! The suite on real Xen, followed from outside: in a machine, and in another if the emulator stands still.
+//! The suite on real Xen, followed from outside: in a machine, and in another if the emulator
+//! stands still.
 //!
-//! A guest in which an emulated processor fault repeats itself takes an emulator all its time; the machine's own hardly passes
-//! then, so nothing in it can give up. The suite says every few seconds that time passes. When nothing comes for long, or
-//! one test takes very long on this machine's clock, the machine is ended, and a new one begins with the test that was
-//! running. A test in which three machines stood still has failed.
+//! A guest in which an emulated processor fault repeats itself takes an emulator all its time; the
+//! machine's own hardly passes then, so nothing in it can give up. The suite says every few seconds
+//! that time passes. When nothing comes for long, or one test takes very long on this machine's
+//! clock, the machine is ended, and a new one begins with the test that was running. A test in
+//! which three machines stood still has failed.
 
 use std::io::{Write as _, stdout};
 use std::time::{Duration, Instant};
@@ -15,10 +17,11 @@ use crate::rules::Rules;
 use crate::tests_cmd::{Count, Outcome, Request};
 use crate::workspace::Workspace;
 
-/// The longest that the suite may say nothing; it says something every five seconds of the machine's clock, which a busy
-/// host may make a minute.
+/// The longest that the suite may say nothing; it says something every five seconds of the
+/// machine's clock, which a busy host may make a minute.
 const SILENCE: Duration = Duration::from_secs(240);
-/// The longest that one test may take on this machine's clock: on a quiet one the longest takes three minutes.
+/// The longest that one test may take on this machine's clock: on a quiet one the longest takes
+/// three minutes.
 const TEST: Duration = Duration::from_secs(600);
 /// So many machines are tried.
 const MACHINES: usize = 6;

@@ -120,15 +120,16 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
     }
     let mut all = Vec::new();
     let filter: Vec<&str> = request.only.as_deref().into_iter().collect();
-    // Some tests run the examples as programs, and `cargo test --examples` builds them as tests only.
+    // Some tests run the examples as programs, and `cargo test --examples` builds them as tests
+    // only.
     let built = cargo(workspace)
         .args(["build", "--examples"])
         .args(&everything)
         .status()
         .context("building the examples")?;
     anyhow::ensure!(built.success(), "the examples could not be built");
-    // Not nextest: some tests start the processes of a simulated host and have a main function of their own, which
-    // it cannot list. Not the benches either.
+    // Not nextest: some tests start the processes of a simulated host and have a main function of
+    // their own, which it cannot list. Not the benches either.
     let mut command = cargo(workspace);
     command.args([
         "test",
@@ -160,7 +161,8 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
         command.args(&filter),
         libtest_count,
     )?);
-    // The models replace the atomics, so they are a build of their own; explored in release, because they are many.
+    // The models replace the atomics, so they are a build of their own; explored in release,
+    // because they are many.
     for (name, tests) in [
         (
             "loom models",

@@ -1,6 +1,7 @@
-//! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the files that allow unsafe code,
-//! and every C function that has an equivalent in the tables of `docs/CRATE.md` is a `doc(alias)` there. And no
-//! file uses a syntax newer than the oldest Rust that is promised, which clippy does not check.
+//! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
+//! files that allow unsafe code, and every C function that has an equivalent in the tables of
+//! `docs/CRATE.md` is a `doc(alias)` there. And no file uses a syntax newer than the oldest Rust
+//! that is promised, which clippy does not check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,7 +41,8 @@ const LIBRARIES: &[&str] = &[
     "libxenvchan_",
 ];
 
-/// Fails, naming the files, if the inventory and the tree differ, and if a C function leads nowhere or is none.
+/// Fails, naming the files, if the inventory and the tree differ, and if a C function leads nowhere
+/// or is none.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let root = workspace.root();
     check_inventory(root)?;
@@ -60,7 +62,8 @@ fn check_syntax(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The C functions with an equivalent each stand in a `doc(alias)` of a library's, and no alias is of a C name that is not there.
+/// The C functions with an equivalent each stand in a `doc(alias)` of a library's, and no alias is
+/// of a C name that is not there.
 fn check_c_functions(root: &Path) -> Result<()> {
     let mut with = String::new();
     let mut known = BTreeSet::new();
@@ -98,7 +101,8 @@ fn check_c_functions(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The C libraries' names among `aliases` that a text does not have, which are perhaps no C names at all.
+/// The C libraries' names among `aliases` that a text does not have, which are perhaps no C names
+/// at all.
 fn unnamed<'a>(text: &str, aliases: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     aliases
         .filter(|alias| LIBRARIES.iter().any(|library| alias.starts_with(library)))

@@ -1,7 +1,7 @@
 //! Where things are: the workspace's root and the testbed's own folder under `target/`.
 //!
-//! Everything the testbed downloads, unpacks, builds or logs lives below `target/xen`; removing `target/` removes
-//! every trace of it.
+//! Everything the testbed downloads, unpacks, builds or logs lives below `target/xen`; removing
+//! `target/` removes every trace of it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Finds the workspace: from cargo's environment when run through `cargo xtask`, else where it was compiled.
+    /// Finds the workspace: from cargo's environment when run through `cargo xtask`, else where it
+    /// was compiled.
     pub(crate) fn find() -> Result<Self> {
         let manifest = env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);

@@ -1,10 +1,10 @@
 //! No crate has a circle of folders.
 //!
-//! The nodes of a graph are the modules of one parent: at the top the files and folders of `src/`, below them
-//! the files and folders of each folder. A path `crate::a::b`, `super::a::b` or `self::a::b` in module `x` is
-//! an edge from `x` to `a`; a re-export is followed to the module that it names. Tests (`#[cfg(test)]`) and
-//! paths to a parent's own items do not count. Siblings that reach each other are one circle; it fails if two
-//! of them or more are folders.
+//! The nodes of a graph are the modules of one parent: at the top the files and folders of `src/`,
+//! below them the files and folders of each folder. A path `crate::a::b`, `super::a::b` or
+//! `self::a::b` in module `x` is an edge from `x` to `a`; a re-export is followed to the module
+//! that it names. Tests (`#[cfg(test)]`) and paths to a parent's own items do not count. Siblings
+//! that reach each other are one circle; it fails if two of them or more are folders.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// Circles that stand for now, by crate and parent module, each with its reason. This list only shrinks: an
-/// entry whose modules form no circle any more fails the test.
+/// Circles that stand for now, by crate and parent module, each with its reason. This list only
+/// shrinks: an entry whose modules form no circle any more fails the test.
 const ALLOWED: &[(&str, &str, &[&str], &str)] = &[
     (
         "stubdm",

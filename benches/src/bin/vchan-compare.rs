@@ -1,10 +1,11 @@
 //! Runs xen-vchan and libxenvchan against themselves and each other and writes what came out.
 //!
-//! `cargo xtask bench vchan` builds and finds what this needs. Every end is a process of its own, on a CPU of
-//! its own: this program again (`vchan-compare end …`), or the C program under `LD_PRELOAD`.
+//! `cargo xtask bench vchan` builds and finds what this needs. Every end is a process of its own,
+//! on a CPU of its own: this program again (`vchan-compare end …`), or the C program under
+//! `LD_PRELOAD`.
 //!
-//! `vchan-compare render RUN.json… FOLDER` writes one document from the rows of several runs, each of a part
-//! (`--only`); a group that is in two of them is taken from the later.
+//! `vchan-compare render RUN.json… FOLDER` writes one document from the rows of several runs, each
+//! of a part (`--only`); a group that is in two of them is taken from the later.
 #![allow(clippy::unwrap_used, reason = "a mutex that is poisoned is a bug here")]
 
 use std::ffi::OsString;
@@ -33,7 +34,8 @@ struct Cli {
     /// A glance: fewer cells, shorter runs
     #[arg(long)]
     quick: bool,
-    /// Only streams with this ring and write size in bytes (RING or RING,WRITE), or `pair`, `pingpong`, `packets`
+    /// Only streams with this ring and write size in bytes (RING or RING,WRITE), or `pair`,
+    /// `pingpong`, `packets`
     #[arg(long)]
     only: Option<String>,
     /// The C program

@@ -9,7 +9,8 @@ use xen_vchan::Channel;
 use super::pipe::Pipe;
 use super::{BUFFER, Order, PERIOD, Seen, check, pattern};
 
-/// The byte from the reader that says that it is ready, the work, and the byte that says that all is there.
+/// The byte from the reader that says that it is ready, the work, and the byte that says that all
+/// is there.
 pub(super) fn timed(
     order: &Order<'_>,
     mut pipe: impl Pipe,

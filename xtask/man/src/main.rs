@@ -1,7 +1,8 @@
-//! Writes the manual pages and the shells' completions of `stubdm-run`: `stubdm-man FOLDER`, with the pages in
-//! `FOLDER/man` and the completions in `FOLDER/completions`.
+//! Writes the manual pages and the shells' completions of `stubdm-run`: `stubdm-man FOLDER`, with
+//! the pages in `FOLDER/man` and the completions in `FOLDER/completions`.
 //!
-//! Not a part of `stubdm-run`, which would carry the generators to every host and into every stubdomain.
+//! Not a part of `stubdm-run`, which would carry the generators to every host and into every
+//! stubdomain.
 
 use std::fs;
 use std::path::PathBuf;

@@ -6,9 +6,10 @@
 //!   assets/deb, docs ──┘
 //! ```
 //!
-//! The package brings no file of libxl's: its scripts call `stubdm-run install` and `uninstall`, which divert what is there. Its
-//! one unit is not enabled: libxl starts the proxies, so a host has nothing of ours to run permanently, and whether a
-//! boot should be called degraded for what `doctor` finds is the administrator's to say.
+//! The package brings no file of libxl's: its scripts call `stubdm-run install` and `uninstall`,
+//! which divert what is there. Its one unit is not enabled: libxl starts the proxies, so a host has
+//! nothing of ours to run permanently, and whether a boot should be called degraded for what
+//! `doctor` finds is the administrator's to say.
 
 mod pack;
 

@@ -1,7 +1,9 @@
-//! A Debian package as a file (`deb(5)`): an ar archive of a version, the control files and the data, both gzipped tars.
+//! A Debian package as a file (`deb(5)`): an ar archive of a version, the control files and the
+//! data, both gzipped tars.
 //!
-//! Nothing of the machine that packs is in it: entries are sorted, owned by root and of one given time, and neither gzip's nor
-//! ar's header has a name or a time. The same files make the same bytes.
+//! Nothing of the machine that packs is in it: entries are sorted, owned by root and of one given
+//! time, and neither gzip's nor ar's header has a name or a time. The same files make the same
+//! bytes.
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! The package as dpkg sees it: the same bytes twice, installed below a root of its own, and gone again.
+//! The package as dpkg sees it: the same bytes twice, installed below a root of its own, and gone
+//! again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -36,7 +36,8 @@ const FILES: &[&str] = &[
     "usr/bin/xenstore-rm",
     "usr/bin/xenstore-watch",
     "usr/bin/xenstore-write",
-    // The device model of a guest without a stubdomain, and of a stubdomain where ours hands over to it.
+    // The device model of a guest without a stubdomain, and of a stubdomain where ours hands over
+    // to it.
     "usr/libexec/xen-qemu-system-i386",
     // xl cancels threads, for which the C library loads this by name.
     "lib/x86_64-linux-gnu/libgcc_s.so.1",

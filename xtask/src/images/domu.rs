@@ -1,4 +1,5 @@
-//! The PV guest's root: the test agent as its init, the C programs, the kernel's modules. No privcmd is loaded.
+//! The PV guest's root: the test agent as its init, the C programs, the kernel's modules. No
+//! privcmd is loaded.
 
 use std::path::PathBuf;
 
@@ -7,8 +8,8 @@ use stubdm_image::cpio::{Archive, Content};
 
 use super::Parts;
 
-/// Modules of the kernel package that our libraries need. `xen-privcmd` is there so that a test can see that
-/// it refuses everything in such a domain.
+/// Modules of the kernel package that our libraries need. `xen-privcmd` is there so that a test can
+/// see that it refuses everything in such a domain.
 const MODULES: &[&str] = &[
     "xen-evtchn",
     "xen-gntdev",

@@ -15,7 +15,8 @@ const PACKERS: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "gzip"),
 ];
 
-/// The ELF kernel in `image`; the image itself where this machine cannot unpack it, since Xen and libxl can.
+/// The ELF kernel in `image`; the image itself where this machine cannot unpack it, since Xen and
+/// libxl can.
 pub(super) fn unpack(image: &Path, scratch: &Path) -> Result<Vec<u8>> {
     let whole = fs::read(image).with_context(|| format!("reading {}", image.display()))?;
     let packed = payload(&whole).with_context(|| format!("{} as a bzImage", image.display()))?;
@@ -48,8 +49,8 @@ pub(super) fn unpack(image: &Path, scratch: &Path) -> Result<Vec<u8>> {
     Ok(out.stdout)
 }
 
-/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length),
-/// without the four bytes of its length that follow it.
+/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: setup_sects,
+/// payload_offset, payload_length), without the four bytes of its length that follow it.
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let number = |at: usize| -> Option<usize> {
         let bytes = image.get(at..at + 4)?;

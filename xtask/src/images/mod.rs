@@ -1,7 +1,7 @@
 //! The three initramfs images: dom0, the stubdomain, a small PV guest.
 //!
-//! Each image is a list of files (one place per image) turned into an archive. An image is written only when its
-//! fingerprint has changed, so a warm run finds all three as they are.
+//! Each image is a list of files (one place per image) turned into an archive. An image is written
+//! only when its fingerprint has changed, so a warm run finds all three as they are.
 
 pub(crate) mod dom0;
 pub(crate) mod domu;
@@ -54,8 +54,9 @@ impl Parts {
         find_by_prefix(&self.tree.root.join("boot"), "vmlinuz-")
     }
 
-    /// The same kernel as a plain ELF file, which Xen and libxl load as well: unpacking it here takes a second,
-    /// in an emulated machine many, and there it would be done for every guest anew.
+    /// The same kernel as a plain ELF file, which Xen and libxl load as well: unpacking it here
+    /// takes a second, in an emulated machine many, and there it would be done for every guest
+    /// anew.
     pub(crate) fn plain_kernel(&self) -> Result<PathBuf> {
         let plain = self.out.join("vmlinux");
         let mark = self.out.join("vmlinux.stamp");
@@ -119,7 +120,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Writes an image, uncompressed (an emulated machine is slow to unpack anything), unless the one there has the same contents; gives its path.
+    /// Writes an image, uncompressed (an emulated machine is slow to unpack anything), unless the
+    /// one there has the same contents; gives its path.
     fn write(&self, name: &str, archive: &Archive) -> Result<PathBuf> {
         let path = self.out.join(name);
         let mark = self.out.join(format!("{name}.stamp"));
@@ -141,8 +143,8 @@ impl Parts {
     }
 }
 
-/// A hash that changes whenever an archive would, without reading the unpacked packages: a file below
-/// `immutable` is known by its name and the tree's stamp, any other by what it holds.
+/// A hash that changes whenever an archive would, without reading the unpacked packages: a file
+/// below `immutable` is known by its name and the tree's stamp, any other by what it holds.
 fn fingerprint(archive: &Archive, immutable: &Path, stamp: &str) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(stamp);

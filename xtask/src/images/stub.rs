@@ -36,8 +36,8 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
     parts.write("stub.img", &archive)
 }
 
-/// Returns the lines of `stubdm-run image build` for the same image, with its and its kernel's paths in dom0; empty if
-/// there is no `stubdm-run`.
+/// Returns the lines of `stubdm-run image build` for the same image, with its and its kernel's
+/// paths in dom0; empty if there is no `stubdm-run`.
 pub(crate) fn printed(parts: &Parts) -> Result<String> {
     let Some(init) = parts.stubdm_run.clone() else {
         return Ok(String::new());

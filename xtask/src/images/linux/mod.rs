@@ -1,4 +1,5 @@
-//! The Linux guest's disk: a boot loader, an initramfs, a root file system and room for data, all for an emulated IDE disk.
+//! The Linux guest's disk: a boot loader, an initramfs, a root file system and room for data, all
+//! for an emulated IDE disk.
 //!
 //! ```text
 //! sector 0            boot sector (testing/guest/linux.s) with the partition table
@@ -9,8 +10,9 @@
 //! partition 3         the kernel's ELF file: not in this image but appended to it, see below
 //! ```
 //!
-//! The kernel is the one that dom0 has already: `cat /boot/linux.img /boot/vmlinuz` makes the whole disk there. It is loaded as
-//! it is, since unpacking a bzImage takes the emulated machine many times as long as reading the plain file.
+//! The kernel is the one that dom0 has already: `cat /boot/linux.img /boot/vmlinuz` makes the whole
+//! disk there. It is loaded as it is, since unpacking a bzImage takes the emulated machine many
+//! times as long as reading the plain file.
 
 mod romfs;
 
@@ -33,12 +35,13 @@ const SOURCE: &str = include_str!("../../../../testing/guest/linux.s");
 /// For the emulated disk, the userland's file system, and the emulated network card.
 const MODULES: &[&str] = &["ata_piix", "sd_mod", "romfs", "e1000"];
 
-/// `-- boot` are the init's own arguments. The device model's disk and card are to stay: without a word the kernel would
-/// have them unplugged in favour of Xen's own.
+/// `-- boot` are the init's own arguments. The device model's disk and card are to stay: without a
+/// word the kernel would have them unplugged in favour of Xen's own.
 const COMMAND_LINE: &str = "console=ttyS0 quiet rdinit=/init xen_emul_unplug=never mitigations=off \
      cryptomgr.notests random.trust_cpu=on 8250.nr_uarts=1 panic=-1 -- boot";
 
-// Where the loader's parts come to lie in memory; the boot sector is at START, and everything follows it as on the disk.
+// Where the loader's parts come to lie in memory; the boot sector is at START, and everything
+// follows it as on the disk.
 const START: usize = 0x7c00;
 const PARAMETERS: usize = 0x9000;
 const LOADS: usize = 0xa000;
@@ -171,7 +174,8 @@ fn layout(
     Ok(image)
 }
 
-/// The loads of the kernel's segments, given the sector at which its file begins, and the address it is entered at.
+/// The loads of the kernel's segments, given the sector at which its file begins, and the address
+/// it is entered at.
 fn segments(kernel: &[u8], first: usize) -> Result<(Vec<Load>, usize)> {
     let header = FileHeader64::<Endianness>::parse(kernel).context("the kernel as an ELF file")?;
     let endian = header.endian()?;
@@ -202,8 +206,8 @@ fn segments(kernel: &[u8], first: usize) -> Result<(Vec<Load>, usize)> {
     Ok((loads, usize::try_from(header.e_entry(endian))?))
 }
 
-/// The boot parameters, the "zero page", for a kernel with this real-mode setup code (Documentation/arch/x86/zero-page.rst).
-/// The loader itself adds the memory map.
+/// The boot parameters, the "zero page", for a kernel with this real-mode setup code
+/// (Documentation/arch/x86/zero-page.rst). The loader itself adds the memory map.
 fn parameters(setup: &[u8], initrd: usize, initrd_size: usize) -> Result<Vec<u8>> {
     if setup.get(0x202..0x206) != Some(b"HdrS") {
         bail!("the kernel is no bzImage");

@@ -1,12 +1,14 @@
-//! A romfs: the plainest file system that Linux mounts from a disk, made from an archive's folders and files.
+//! A romfs: the plainest file system that Linux mounts from a disk, made from an archive's folders
+//! and files.
 //!
 //! ```text
 //! "-rom1fs-" size checksum name      then, each at a multiple of 16 bytes:
 //! next|type spec size checksum name  data
 //! ```
 //!
-//! Numbers are big-endian; `next` is the next entry of the same folder, `spec` a folder's first entry; each header's words
-//! add up to 0, as do those of the first 512 bytes (Documentation/filesystems/romfs.rst).
+//! Numbers are big-endian; `next` is the next entry of the same folder, `spec` a folder's first
+//! entry; each header's words add up to 0, as do those of the first 512 bytes
+//! (Documentation/filesystems/romfs.rst).
 
 use std::collections::BTreeMap;
 
