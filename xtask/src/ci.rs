@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::Options;
 use crate::workspace::Workspace;
-use crate::{demo, dist, fuzz, miri, tests_cmd, tidy};
+use crate::{api, demo, dist, fuzz, miri, tests_cmd, tidy};
 
 /// One cargo command of the gate.
 struct Check {
@@ -75,6 +75,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
             Ok(())
         })?;
     }
+    stage("public APIs", || api::check(workspace))?;
     stage("Miri", || miri::check(workspace))?;
     stage("fuzz targets", || {
         let code = fuzz::run(workspace, fuzz::GATE, None)?;

@@ -10,6 +10,7 @@
 //!            xen, demo, test  ◀── host ◀── qemu, console
 //! ```
 
+mod api;
 mod apt;
 mod bench;
 mod bench_qmp;
@@ -129,6 +130,12 @@ enum Task {
     Dist,
     /// Write the manual pages and the shells' completions to target/dist
     Man,
+    /// Write each library's public API to docs/api, with the nightly rustdoc
+    Api {
+        /// Compare only, and fail if something differs
+        #[arg(long)]
+        check: bool,
+    },
     /// Build the Debian package: the static binary, manual pages, completions, a unit, documents
     Deb,
     /// Download and verify every package; nothing is unpacked or booted
@@ -295,6 +302,11 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Man => {
             pages::write(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Api { check } => {
+            let task = if check { api::check } else { api::write };
+            task(&workspace)?;
             Ok(ExitCode::SUCCESS)
         }
         Task::Deb => {

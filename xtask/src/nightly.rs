@@ -28,7 +28,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 ///
 /// It has not, and the environment has `CI` as `true` or `1`: there the stage fails.
 pub(crate) fn has(subcommand: &str, stage: &str, install: &str) -> Result<bool> {
-    let found = cargo(&[subcommand, "--version"])
+    let found = cargo(&[subcommand, "--help"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
