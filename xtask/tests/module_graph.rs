@@ -21,10 +21,8 @@ const ALLOWED: &[(&str, &str, &[&str], &str)] = &[
     (
         "stubdm",
         "",
-        &[
-            "consoled", "dmargv", "image", "init", "policy", "proxy", "qmp", "save", "tools",
-        ],
-        "being taken apart into crates and folders",
+        &["consoled", "libxl"],
+        "libxl's daemon is found by the node that consoled's sink is named after",
     ),
     (
         "xen-vchan",
