@@ -69,8 +69,8 @@ impl SharedPages {
         self.region.take()
     }
 
-    /// Sets what the kernel does when this side gives the pages back. That is when *this side*
-    /// lets go, even if the peer holds on to them.
+    /// Sets what the kernel does when *this side* gives the pages back, even if the peer holds on
+    /// to them.
     ///
     /// Linux keeps one notification per *page* of a share: set it again with a byte in another
     /// page and both are performed.

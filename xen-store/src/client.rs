@@ -29,10 +29,10 @@ use crate::wire::MsgType;
 /// # In a poll loop
 ///
 /// `as_fd()` is the connection itself, to be polled for input. With only one thread using the
-/// store: call [`Watch::try_next`](crate::Watch::try_next) until it gives `None`, *then* poll;
-/// a request made in between may have read events into memory, so look before each sleep. With
-/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd). What such a loop reads for
-/// others reaches them: it may share the connection with threads that block in requests or
+/// store: call [`Watch::try_next`](crate::Watch::try_next) until it gives `None`, *then* poll; a
+/// request made in between may have read events into memory, so look before each sleep. With
+/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd). Answers that such a loop reads
+/// for others reach them: it may share the connection with threads that block in requests or
 /// [`Watch::next`](crate::Watch::next).
 ///
 /// # After `fork`
@@ -43,9 +43,9 @@ use crate::wire::MsgType;
 ///
 /// # Deadlines
 ///
-/// A deadline ends the call once it has passed, whatever the daemon or other threads do. What has
-/// arrived by then still counts: a call whose deadline passed before it began reads the connection
-/// once, without waiting.
+/// A deadline ends the call once it has passed, whatever the daemon or other threads do. Answers
+/// that have arrived by then still count: a call whose deadline passed before it began reads the
+/// connection once, without waiting.
 ///
 /// | call | its deadline limits | when it has passed |
 /// |---|---|---|

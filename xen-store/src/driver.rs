@@ -20,9 +20,9 @@
 //!
 //! # Deadlines
 //!
-//! One that has passed ends the wait at its next turn, whatever else happens; a turn is one bounded
-//! flush, one look, one sleep and one bounded read. Before that the transport is read once without
-//! waiting, so a wait whose deadline has passed at the start still sees what has arrived.
+//! A deadline that has passed ends the wait at its next turn, whatever else happens; a turn is one
+//! bounded flush, one look, one sleep and one bounded read. Before that the transport is read once
+//! without waiting, so a wait whose deadline has passed at the start still sees what has arrived.
 
 use std::sync::PoisonError;
 use std::time::Instant;

@@ -82,7 +82,7 @@ pub enum Error {
     Connect {
         /// The socket or device.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// This build or host has no store to connect to.
@@ -93,7 +93,7 @@ pub enum Error {
     Os {
         /// The call, with the file it was about where there is one.
         op: &'static str,
-        /// What it said.
+        /// Its error.
         source: io::Error,
     },
 }

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Somebody who was not woken shows as a deadlock. The transport is a pipe in memory that is filled
-//! by the model's main thread. What each model fails without is said at each.
+//! by the model's main thread. Each model names the code without which it fails.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

@@ -113,8 +113,8 @@ macro_rules! node_operations {
                 self.view().path_call(MsgType::MKDIR, path, b"").map(drop)
             }
 
-            /// Removes a node and everything below it. That it does not exist is no error, as
-            /// long as its parent does.
+            /// Removes a node and everything below it. A missing node is no error if its
+            /// parent exists.
             ///
             /// # Errors
             ///

@@ -328,7 +328,7 @@ fn a_reply_that_is_too_long_ends_its_request_only() {
             "{error:?}"
         );
         assert!(!error.is_fatal());
-        // What looks like a message in the skipped bytes is none.
+        // Skipped bytes that look like a message are none.
         let mut payload = encode(MsgType::READ, next_id, 0, &[b"forged"]).unwrap();
         payload.resize(len, 0);
         for piece in payload.chunks(1000) {
@@ -440,12 +440,12 @@ fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
 
     receive(&mut connection, MsgType::READ, id, b"x");
     assert_eq!(connection.poll_reply(first).unwrap().unwrap(), b"x");
-    // One that nobody asks about counts as well.
+    // A request that nobody asks about counts as well.
     let id = sent(&mut connection).req_id;
     assert!(connection.poll_outgoing().is_none());
     receive(&mut connection, MsgType::ERROR, id, b"ENOENT\0");
 
-    // One that was not written, and one that was refused, leave the way free.
+    // An unwritten request and a refused one leave the way free.
     let outgoing = connection.poll_outgoing().unwrap();
     assert!(connection.poll_outgoing().is_none());
     connection.put_back(outgoing);

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use xen_sys::sim::{Limits, Simulation};
 use xen_sys::{DomId, Xen};
 
-/// What the other process is told by, beside its domain.
+/// The variable that names the broker to the other process.
 const BROKER: &str = "SIMULATION_BROKER";
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -33,7 +33,7 @@ pub enum Error {
     Device {
         /// The node.
         path: PathBuf,
-        /// What `open(2)` said.
+        /// The error of `open(2)`.
         source: io::Error,
     },
     /// The system refused; `op` names the call.

@@ -36,8 +36,8 @@ impl Xen {
     }
 
     /// Joins a simulated host over a connection to its broker that was made for one of its
-    /// domains: [`Simulation::invite`](crate::sim::Simulation::invite). What a child process does
-    /// with the descriptor it inherited.
+    /// domains: [`Simulation::invite`](crate::sim::Simulation::invite). For a child process
+    /// with an inherited descriptor.
     ///
     /// # Errors
     ///

@@ -14,8 +14,8 @@
 //!
 //! # Safety
 //!
-//! This file is not safe code because `ioctl` hands the kernel an address. What makes the
-//! methods safe to call, and the modules below it safe code:
+//! This file is not safe code because `ioctl` hands the kernel an address. The methods are safe to
+//! call, and the modules below are safe code, because:
 //!
 //! * a request reaches the driver whose header its struct follows: a `Node` of a `Driver` is
 //!   made only by opening that driver's node in `/dev/xen`, or from a descriptor of the same

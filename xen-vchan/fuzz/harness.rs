@@ -1,6 +1,6 @@
 //! Random inputs for an entry function, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
 //! Before them, the inputs kept in `fuzz/seeds/NAME`, with which cargo-fuzz begins.
-//! What fails is printed with its seed, for `VCHAN_FUZZ_SEED`, and as bytes.
+//! A failing input is printed with its seed, for `VCHAN_FUZZ_SEED`, and as bytes.
 
 use std::panic::{catch_unwind, resume_unwind};
 use std::time::{Duration, Instant, SystemTime};

@@ -175,8 +175,8 @@ impl Channel {
         let seen = self.shared().doorbell.seen();
         self.tx.publish();
         self.tx.tx.request();
-        // Who found no space with `space`, say, has not asked: what the peer read before the
-        // request rings no bell.
+        // A caller that found no space with `space`, for example, has not asked: the peer's reads
+        // before the request cause no event.
         match self.tx.look(usize::MAX) {
             Ok(space) if space > known => return Ok(true),
             Ok(_) => {}
@@ -257,7 +257,7 @@ impl Channel {
     ///
     /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings
     /// instead, asks nobody, and serves a client that came before this call. A client of this crate
-    /// touches the rings only after it. What a libxenvchan client has written before is discarded
+    /// touches the rings only after it. Bytes that a libxenvchan client wrote before are discarded
     /// with the old client's bytes (they cannot be told apart), and it may have read an answer
     /// meant for the old one. The promise holds there among clients that write nothing after they
     /// have left.
@@ -339,9 +339,8 @@ impl Channel {
         self.tx.set_timeout(timeout);
     }
 
-    /// Tells the peer that this side is done. What was written stays readable for it, and what it
-    /// wrote stays readable here; vchan has no half-close, so the peer takes both directions as
-    /// ended.
+    /// Tells the peer that this side is done. Bytes that either side has written stay readable;
+    /// vchan has no half-close, so the peer takes both directions as ended.
     ///
     /// Publishes what a [corked](WriteHalf::set_cork) writer has gathered. Every write after that
     /// fails with [`Error::ShutDown`]. A server can serve the [next client](Self::next_client),

@@ -8,7 +8,7 @@
 //! | `withdraws` | `1`: the nodes go when a client has come, and say nothing of the server's life | listeners of this crate |
 //!
 //! Order: a client that can read `ring-ref` may go on at once, so it is written last and removed
-//! first. That needs no transaction: libxenvchan's client reads `ring-ref` before `event-channel`,
+//! first. No transaction is needed: libxenvchan's client reads `ring-ref` before `event-channel`,
 //! and so does this one. All nodes belong to the server and are readable by the peer domain only.
 
 use xen_store::{Permissions, Store, Watch};
@@ -77,7 +77,7 @@ impl Published {
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
-        // One that cannot be removed (its name was too long to be written, say) keeps no other.
+        // A node that cannot be removed (its name was too long to be written) keeps no other.
         let mut failed = Ok(());
         for key in [EVENT_CHANNEL, ACCEPTS_SESSIONS, WITHDRAWS] {
             match self.store.rm(&node(&self.path, key)) {

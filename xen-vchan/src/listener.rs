@@ -18,8 +18,8 @@
 //! # Guarantees, whatever clients do
 //!
 //! * Each domain has at most so many clients; more find nothing at the path until one is gone.
-//! * A client that scribbles, stays silent or dies costs its own ring. One that does so before it
-//!   is accepted is never seen; a fresh ring takes its place.
+//! * A client that scribbles, stays silent or dies costs its own ring. A client that does so before
+//!   it is accepted is never seen; a fresh ring takes its place.
 //! * Work per call is bounded by the number of paths and events, never by a client.
 
 use std::collections::{HashMap, VecDeque};

@@ -67,7 +67,7 @@ impl Reconnecting {
     /// this client.
     ///
     /// A session is over when the server is gone and what it had sent was read, or when it broke
-    /// the protocol. What was not read before [`disconnect`](Self::disconnect) is gone; no byte of
+    /// the protocol. Bytes not read before [`disconnect`](Self::disconnect) are gone; no byte of
     /// one session is seen in the next.
     ///
     /// # Errors

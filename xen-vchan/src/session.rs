@@ -47,7 +47,7 @@ pub enum PeerState {
     Waiting,
     /// The peer is connected.
     Connected,
-    /// The peer closed the channel, or its process or kernel ended. What it sent can still be read.
+    /// The peer closed the channel, or its process or kernel ended. Its bytes can still be read.
     Gone,
 }
 

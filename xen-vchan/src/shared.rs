@@ -79,8 +79,8 @@ impl Shared {
         Ok(state)
     }
 
-    /// Tells the peer that this side is done: no further byte will be written. What was published
-    /// stays readable.
+    /// Tells the peer that this side is done: no further byte will be written. Published bytes stay
+    /// readable.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ impl ReadHalf {
     /// Writes what is there to `fd`, without waiting for the peer; returns how many bytes, at least
     /// 1.
     ///
-    /// Blocks if `fd` does. What `fd` did not take stays in the ring.
+    /// Blocks if `fd` does. Bytes that `fd` did not take stay in the ring.
     ///
     /// # Errors
     ///

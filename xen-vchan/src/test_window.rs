@@ -1,8 +1,8 @@
 //! The moment between finding nothing and asking to be told, made to order.
 //!
-//! In that moment the peer may act without knowing that it should ring. Who does not look once more
-//! after asking sleeps for ever; the window is a few nanoseconds wide, so no test finds it by
-//! chance.
+//! In that moment the peer may act without knowing that it should notify. A caller that does not
+//! look once more after asking sleeps forever; the window is a few nanoseconds wide, so no test
+//! finds it by chance.
 
 #![allow(clippy::unwrap_used)]
 

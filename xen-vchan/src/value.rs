@@ -5,7 +5,7 @@ use std::fmt;
 /// How many of its bytes are kept.
 const KEPT: usize = 64;
 
-/// What a store node held that is no number: its first 64 bytes.
+/// The first 64 bytes of a store node that holds no number.
 ///
 /// The peer chose it, so it is printed as a quoted ASCII string in which everything that is not a
 /// printable ASCII character is escaped: no line break, no control sequence of a terminal, no

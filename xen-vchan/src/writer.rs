@@ -162,8 +162,8 @@ impl WriteHalf {
         Ok(self.checked(space)? as usize)
     }
 
-    /// Asks to be told and looks once more. What is staged must be visible first, or the peer would
-    /// wait for it while we wait for the peer.
+    /// Requests an event and looks once more. Staged bytes must be visible first, or the peer would
+    /// wait for them while we wait for the peer.
     fn arm(&mut self, least: usize) -> Result<usize> {
         self.publish();
         #[cfg(test)]

@@ -90,7 +90,7 @@ impl Running {
 }
 
 impl Running {
-    /// What it said of its own accord, when it is over.
+    /// Waits for its end and returns its status and stderr.
     fn complaint(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         let mut stderr = self.0.stderr.take().unwrap();

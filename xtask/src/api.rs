@@ -82,7 +82,7 @@ fn listings(workspace: &Workspace) -> Result<BTreeMap<String, String>> {
     }
     let status = command
         .arg("--lib")
-        // What a newer compiler warns of is no matter here.
+        // Warnings of a newer compiler do not matter here.
         .env("RUSTFLAGS", "--cap-lints=allow")
         .env("RUSTDOCFLAGS", "-Zunstable-options --output-format json")
         .env("CARGO_TARGET_DIR", &target)

@@ -18,7 +18,7 @@ fn host() -> (Simulation, Arc<Server>, DomId) {
     (host, store, guest)
 }
 
-/// What a process of a domain starts from: in a program, `Xen::open()` in place of the first.
+/// The handles a process of a domain starts from: in a program, `Xen::open()` in place of the first.
 fn process(host: &Simulation, domain: DomId) -> (Xen, Store) {
     let xen = host.xen(domain).unwrap();
     let store = Store::open(&xen).unwrap();

@@ -35,7 +35,7 @@ struct Bench {
     watches: Vec<WatchId>,
     announced: HashSet<Ready>,
     next: u32,
-    /// What the daemon has read, and not answered.
+    /// Requests that the daemon has read and not answered.
     asked: VecDeque<Message>,
     reader: Decoder,
     /// On its way to the client.

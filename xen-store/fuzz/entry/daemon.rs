@@ -52,7 +52,7 @@ const KINDS: &[MsgType] = &[
     MsgType(u32::MAX),
 ];
 
-/// What the payloads are put together from.
+/// Parts of the payloads.
 const WORDS: &[&[u8]] = &[
     b"\0",
     b"/",
@@ -82,7 +82,7 @@ const WORDS: &[&[u8]] = &[
     b"print\0",
 ];
 
-/// One that sends what it likes and reads when it likes.
+/// A client that sends any bytes and reads at any time.
 struct Client {
     conn: ConnId,
     domain: u16,
@@ -283,7 +283,7 @@ impl World {
             !closing
         });
         let stats = daemon.stats();
-        // What domain 0 has: /, /tool, /tool/xenstored, /local, /local/domain, the homes, /secret,
+        // Domain 0's nodes: /, /tool, /tool/xenstored, /local, /local/domain, the homes, /secret,
         // /open, the news.
         let domain_0 = 8 + usize::from(DOMAINS);
         let domains = usize::from(DOMAINS);

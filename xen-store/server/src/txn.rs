@@ -2,8 +2,8 @@
 //!
 //! The first access to a node notes its generation (or that it does not exist) and keeps a copy;
 //! everything after that happens on the copy. A commit is refused if any noted generation is no
-//! longer the node's: then somebody else changed what the transaction is built on. That includes
-//! the parents looked at on the way, so two transactions that create children of one node conflict.
+//! longer the node's: then somebody else changed what the transaction is built on. Parents looked
+//! at on the way count too, so two transactions that create children of one node conflict.
 
 use std::collections::HashMap;
 use std::sync::Arc;

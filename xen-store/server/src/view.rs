@@ -54,7 +54,7 @@ impl View<'_> {
 
     /// The node at `path` if the request may use it like this.
     ///
-    /// Who may not see the node may not learn whether it exists either: then the nearest node
+    /// A domain that may not see the node may not learn whether it exists: then the nearest node
     /// above decides between `ENOENT` and `EACCES`.
     pub(crate) fn get(&mut self, path: &str, need: Need) -> Outcome<Arc<Node>> {
         let error = match self.read(path)? {

@@ -92,7 +92,7 @@ impl Inner {
         mut ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T> {
         poll_fn(|cx| {
-            // One that always finds its answer there still lets the other tasks of its thread run.
+            // A task that always finds its answer there still lets the others of its thread run.
             let budget = ready!(coop::poll_proceed(cx));
             let value = ready!(self.mux.poll_wait(place, cx, &mut ready));
             budget.made_progress();

@@ -74,7 +74,7 @@ fn futures_polled_once_end_no_healthy_connection() {
     });
 }
 
-/// One that is polled once and then kept holds nobody up.
+/// A future that is polled once and then kept holds nobody up.
 #[test]
 fn a_future_that_is_never_polled_again_holds_nobody_up() {
     on_each(|| async {

@@ -260,7 +260,8 @@ unsafe impl SysctlArray for sysctl::GetDomainInfoList {
     }
 }
 
-// SAFETY: Xen writes at most `num_cpus` structs at `cputopo` (do_sysctl); there is no other address.
+// SAFETY: Xen writes at most `num_cpus` structs at `cputopo` (do_sysctl); there is no other
+// address.
 unsafe impl SysctlArray for sysctl::CpuTopoInfo {
     type Item = sysctl::CpuTopo;
     const COMMAND: u32 = sysctl::XEN_SYSCTL_CPUTOPOINFO;
@@ -444,8 +445,8 @@ impl PrivCmd {
         let whole = Domctl::new(B::COMMAND, interface, domain, &body);
         put(buffer, 0, &whole);
         let address = buffer.as_ptr().as_ptr() as u64;
-        // SAFETY: Xen reads and writes one `struct xen_domctl` at `address`, where the buffer, which
-        // is borrowed mutably, has room for one; by the contract of `DomctlBody`, there is no
+        // SAFETY: Xen reads and writes one `struct xen_domctl` at `address`, where the buffer,
+        // which is borrowed mutably, has room for one; by the contract of `DomctlBody`, there is no
         // address in it.
         unsafe { self.call(B::NAME, hypercall::HYPERVISOR_DOMCTL, [address, 0, 0, 0, 0]) }?;
         let whole = get(buffer, 0).unwrap_or(whole);
@@ -495,7 +496,7 @@ impl PrivCmd {
     ///
     /// # Errors
     ///
-    /// The driver's errno, or the hypercall's. What a single call returned is in its entry.
+    /// The driver's errno, or the hypercall's. Each entry holds its own call's result.
     ///
     /// # Safety
     ///
@@ -511,9 +512,9 @@ impl PrivCmd {
         buffer.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         let address = buffer.as_ptr().as_ptr() as u64;
         let arg = [address, calls.len() as u64, 0, 0, 0];
-        // SAFETY: Xen reads that many entries at `address` and writes their results (do_multicall in
-        // xen/common/multicall.c); the buffer has them and is borrowed mutably; the caller vouches
-        // for the addresses in them.
+        // SAFETY: Xen reads that many entries at `address` and writes their results (do_multicall
+        // in xen/common/multicall.c); the buffer has them and is borrowed mutably; the caller
+        // vouches for the addresses in them.
         unsafe { self.call(NAME, hypercall::HYPERVISOR_MULTICALL, arg) }?;
         let bytes = &buffer.bytes()[..size_of_val(calls)];
         calls.as_mut_bytes().copy_from_slice(bytes);
@@ -535,8 +536,8 @@ impl PrivCmd {
         let whole = Sysctl::new(B::COMMAND, interface, &body);
         put(buffer, 0, &whole);
         let address = buffer.as_ptr().as_ptr() as u64;
-        // SAFETY: as in `domctl`: one `struct xen_sysctl`, in which the contract of `SysctlBody` has
-        // no address.
+        // SAFETY: as in `domctl`: one `struct xen_sysctl`, in which the contract of `SysctlBody`
+        // has no address.
         unsafe { self.call(B::NAME, hypercall::HYPERVISOR_SYSCTL, [address, 0, 0, 0, 0]) }?;
         let whole: Sysctl = get(buffer, 0).unwrap_or(whole);
         Ok(whole.body().unwrap_or(body))
@@ -594,12 +595,12 @@ impl PrivCmd {
             count: 1,
             buffers: ptr::from_ref(&buffer) as u64,
         };
-        // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one `DmOp`, which
-        // `call` is, and `count` = 1 `DmOpBuffer` at the address in it, which `buffer` is, and pins
-        // the `size` bytes at that one's address, all of `op`, for the hypercall
-        // (privcmd_ioctl_dm_op in drivers/xen/privcmd.c). Xen reads those and, for an operation
-        // without results, writes none (xen/arch/x86/hvm/dm.c). All three live to the end of this
-        // function.
+        // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one
+        // `DmOp`, which `call` is, and `count` = 1 `DmOpBuffer` at the address in it, which
+        // `buffer` is, and pins the `size` bytes at that one's address, all of `op`, for the
+        // hypercall (privcmd_ioctl_dm_op in drivers/xen/privcmd.c). Xen reads those and, for an
+        // operation without results, writes none (xen/arch/x86/hvm/dm.c). All three live to the end
+        // of this function.
         unsafe {
             ioctl(
                 self.0.file.as_fd(),

@@ -443,8 +443,8 @@ impl Privcmd {
         done.map(drop)
     }
 
-    /// Sets how much memory a domain may have, in bytes, rounded down to whole pages. What it has
-    /// beyond that it keeps.
+    /// Sets how much memory a domain may have, in bytes, rounded down to whole pages. The domain
+    /// keeps memory beyond that.
     ///
     /// # Errors
     ///

@@ -99,7 +99,7 @@ impl PhysInfo {
     }
 }
 
-/// Where a CPU sits. What is not known, or not there, is `None`.
+/// The place of a CPU. An unknown or missing part is `None`.
 ///
 /// C: `struct xen_sysctl_cputopo`, xen/include/public/sysctl.h.
 #[doc(alias = "xen_sysctl_cputopo")]
@@ -248,7 +248,7 @@ impl Privcmd {
     }
 
     /// At most 32 KiB of Xen's console ring from `index` on, which an earlier chunk gave as its
-    /// [`next`](ConsoleChunk::next). What the ring has lost since then is left out.
+    /// [`next`](ConsoleChunk::next). Bytes that the ring has lost since then are left out.
     ///
     /// [`Virq::CON_RING`](crate::Virq::CON_RING) tells the domain it belongs to that there is more.
     ///

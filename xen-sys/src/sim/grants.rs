@@ -30,8 +30,8 @@ use rustix::io::Errno;
 use super::ports::errno;
 use crate::{DomId, GrantRef, PAGE_SIZE};
 
-/// The most frames a domain can share at once: 1 GiB. What a domain may share is a limit of its
-/// own; this is only where the memfd, which is sparse, ends.
+/// The most frames a domain can share at once: 1 GiB. This is where the sparse memfd ends; a domain
+/// has a limit of its own.
 const FRAMES: u32 = 1 << 18;
 
 /// The lowest reference given out: Linux reserves eight (`GNTTAB_NR_RESERVED_ENTRIES`).

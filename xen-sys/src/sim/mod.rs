@@ -283,7 +283,7 @@ impl Simulation {
         self.shared.state().domains()
     }
 
-    /// Changes what a domain may have. What it has it keeps.
+    /// Changes a domain's limits. It keeps what it has.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a hostile peer may do, as a program in bytes: entry functions for a fuzzer and for
+//! A hostile peer as a program in bytes: entry functions for a fuzzer and for
 //! `tests/fuzz.rs`.
 //!
 //! Every input is a valid program. A finding is a panic here or in the library.
@@ -64,7 +64,7 @@ impl Input<'_> {
     }
 }
 
-/// What a call was not given it must not write to; the first bytes of it tell.
+/// Fails if a call wrote beyond the bytes it was given; the first ones tell.
 fn untouched(buffer: &[u8], len: usize) {
     let end = buffer.len().min(len + 64);
     assert!(

@@ -1,4 +1,4 @@
-//! One end of both rings. What it may believe is kept beside it; the peer writes where it likes.
+//! One end of both rings, with its expected state beside it; the peer writes anywhere.
 
 use std::sync::atomic::Ordering;
 
@@ -55,7 +55,7 @@ pub(crate) fn run(data: &[u8]) {
     for at in words {
         word(at).store(start, Ordering::Relaxed);
     }
-    // What an earlier client left, or a liar: apart by anything.
+    // Cursors left by an earlier client or a liar: any distance.
     if input.byte() & 3 == 0 {
         word(words[0]).store(input.word(), Ordering::Relaxed);
         word(words[2]).store(input.word(), Ordering::Relaxed);

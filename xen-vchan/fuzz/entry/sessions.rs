@@ -2,7 +2,7 @@
 //! leaving and `next_client`. Some clients are hostile and keep their memory and their port to the
 //! end.
 //!
-//! What must hold: of rings that no hostile client has come to, the server reads what their honest
+//! Property: of rings that no hostile client has come to, the server reads what their honest
 //! client has written, byte by byte, and sees no violation.
 
 use std::cell::RefCell;
@@ -34,12 +34,12 @@ impl Evil {
     }
 }
 
-/// What is known of the rings on offer.
+/// Knowledge of the rings on offer.
 #[derive(Default)]
 struct Rings {
     /// A hostile client has come to them.
     touched: bool,
-    /// What honest clients have written there, and how much of it the server has read.
+    /// Bytes that honest clients have written there, and the server's progress.
     written: Vec<u8>,
     read: usize,
 }

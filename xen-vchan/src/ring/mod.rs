@@ -165,7 +165,7 @@ impl Role {
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct Cursors {
-    /// Those that the client moves: `prod` of `left` and `cons` of `right`.
+    /// The cursors that the client moves: `prod` of `left` and `cons` of `right`.
     client: (Word32, Word32),
     server: (Word32, Word32),
 }

@@ -26,7 +26,7 @@ fn model(test: impl Fn() + Sync + Send + 'static) {
 /// One port and the descriptor it is read from, as `/dev/xen/evtchn` has them.
 struct Port {
     state: Mutex<State>,
-    /// Whoever waits for the descriptor, the kernel's side of it.
+    /// The kernel's side of those who wait for the descriptor.
     edge: Notify,
 }
 

@@ -17,7 +17,7 @@
 //! | `availability` | `Availability` |
 //! | `shutdown_ok` | `ShutdownOK`, `CloseOK` |
 //!
-//! What happens between the single loads and stores of an operation is for `tests/loom.rs`.
+//! Interleavings of single loads and stores within an operation are for `tests/loom.rs`.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used)]
 
@@ -94,8 +94,8 @@ fn in_the_end(check: impl Fn(&Model)) {
     }
 }
 
-/// What was received is the beginning of what was sent; nothing is anywhere but in the message, the
-/// buffer or the receiver's hands.
+/// The received bytes are a prefix of the sent ones; every byte is in the message, the buffer or
+/// the receiver's hands.
 #[test]
 fn integrity() {
     everywhere(|model| {
@@ -164,7 +164,7 @@ fn never_both_asleep() {
     });
 }
 
-/// What was sent arrives, unless the receiver closes, or the sender in the middle of a message.
+/// Sent bytes arrive, unless the receiver closes, or the sender in the middle of a message.
 #[test]
 fn availability() {
     in_the_end(|model| {

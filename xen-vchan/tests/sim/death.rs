@@ -302,7 +302,7 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
     drop((channel, xen));
     victim.kill();
     victim.bury();
-    // What xl does: a domain's nodes go with it.
+    // As with xl, a domain's nodes go with it.
     let home = format!("/local/domain/{}", world.guest);
     assert!(!matches!(store.rm(&home), Err(error) if !error.is_not_found()));
     world.end();

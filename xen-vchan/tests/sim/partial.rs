@@ -171,7 +171,7 @@ fn a_peer_that_leaves_in_the_middle_leaves_a_true_count() {
         drop(server);
         writer.join().unwrap()
     });
-    // What fitted, with the hundred bytes of room if the writer saw them in time.
+    // The bytes that fitted, with the hundred bytes of room if the writer saw them in time.
     assert!((100..=1124).contains(&written), "{written}");
     drop(client);
     world.end();

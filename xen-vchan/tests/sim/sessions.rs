@@ -314,7 +314,7 @@ fn hasty(world: &World) -> xen_vchan::Channel {
 }
 
 /// A client says that it leaves, and only then unmaps its pages, at which its kernel says it once
-/// more. That is one end, not the end of a second client that nobody saw.
+/// more. The two are one end, not the end of a second client that nobody saw.
 #[test]
 fn an_end_that_is_told_twice_is_one_end() {
     let world = World::new();

@@ -39,7 +39,7 @@ async fn meet(line: &mut AsyncReconnecting, server: &mut Channel) {
 fn a_task_finds_each_server_that_comes_and_tells_their_sessions_apart() {
     let world = World::new();
     thread::scope(|scope| {
-        // What is read to its end makes room for the next server.
+        // Reading to the end makes room for the next server.
         let (heard, next) = channel();
         scope.spawn(|| {
             let next = next;
@@ -131,7 +131,7 @@ fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
             assert!(Instant::now() < late, "nobody came");
             assert!(timeout(moment, line.session(None)).await.is_err());
         }
-        // Who dialled again would find nothing.
+        // A client that connected again would find nothing.
         let (_, store) = world.dom0();
         store.rm(&format!("{PATH}/ring-ref")).unwrap();
         let told = line.session(Some(Instant::now() + moment)).await;

@@ -39,7 +39,7 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert_eq!(client.peer().unwrap(), PeerState::Connected);
 
-    // What was said before is still there.
+    // Bytes sent before are still there.
     server.write_all(b"last").unwrap();
     toolstack.rm(&path).unwrap();
     world.stored.release(world.guest);
@@ -53,7 +53,7 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     world.host.assert_clean();
 }
 
-/// What a listener takes back when its client has come says nothing of its life.
+/// A listener that takes its nodes back when its client has come is not gone.
 #[test]
 fn an_offer_withdrawn_is_no_end() {
     let world = World::new();

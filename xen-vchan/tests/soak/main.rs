@@ -7,7 +7,7 @@
 //! Without a number it is a short test. Four in five operations are single ring operations judged
 //! one by one ([`ring`]); the others are made by two threads at once on shared memory
 //! ([`threads`]) and, one in a hundred, by two processes through whole channels on a simulated host
-//! ([`processes`]). Sizes are mixed, rings are of every kind, cursors start near 2^32. What failed
+//! ([`processes`]). Sizes are mixed, rings are of every kind, cursors start near 2^32. A failure
 //! is printed with the seed that repeats it: `VCHAN_SOAK_SEED`.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]

@@ -1,4 +1,4 @@
-//! What goes through the rings: bytes that are known by their place, without being computed.
+//! The bytes of the rings: known by their place, without being computed.
 
 use std::sync::OnceLock;
 

@@ -107,7 +107,7 @@ impl Side {
         }
         self.publish();
         mine.store(true, Ordering::Release);
-        // What the other is still writing has to fit.
+        // The other's pending bytes have to fit.
         while !others.load(Ordering::Acquire) {
             assert!(!broken.load(Ordering::Acquire), "the other side failed");
             self.rx.refresh().unwrap();

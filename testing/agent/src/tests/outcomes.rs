@@ -73,7 +73,7 @@ fn does_not_start(world: &World) -> Result<()> {
     // Not for the QEMU in dom0 as well.
     let option = "device_model_args_hvm=[\"-no-such-option\"]".to_owned();
     let restricted = command_line("stubdm.privcmd-restricted")?;
-    // What QEMU says of a restricted privcmd differs from release to release.
+    // QEMU's message about a restricted privcmd differs from release to release.
     for (more, named) in [(option, "no-such-option"), (restricted, "")] {
         let ended = fails(&world.store, &more, named)
             .with_context(|| format!("with {more}{}", diagnosis()));

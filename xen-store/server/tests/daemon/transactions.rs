@@ -189,7 +189,7 @@ fn many_clients_that_count_all_get_their_turn() {
     assert_eq!(server.stats().transactions, 0);
 }
 
-/// What its list of children says and what is there do not agree.
+/// The list of children and the nodes that exist do not agree.
 #[test]
 fn a_node_created_outside_meanwhile_cannot_be_removed_inside() {
     let server = start();

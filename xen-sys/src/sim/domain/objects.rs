@@ -67,7 +67,7 @@ impl State {
         let domain = self.domains.get_mut(&me).ok_or(Errno::SRCH)?;
         let limit = domain.limits.shared_pages;
         let shared = domain.grants.share(to, pages, writable, limit)?;
-        // Whoever shares may write, whatever the peer may do.
+        // The sharing domain may write, whatever the peer may do.
         let fd = match shared.memory.fd(true) {
             Ok(fd) => fd,
             Err(e) => {
