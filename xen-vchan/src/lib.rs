@@ -81,13 +81,34 @@ pub mod delivery;
 #[cfg(not(loom))]
 mod delivery;
 mod error;
+#[cfg_attr(
+    not(feature = "unstable-ring"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "opened by the feature `unstable-ring`"
+    )
+)]
 mod layout;
+#[cfg_attr(
+    not(feature = "unstable-ring"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "opened by the feature `unstable-ring`"
+    )
+)]
 mod mem;
 // Public to this workspace's tests, models, fuzz targets and benchmarks alone.
 #[cfg(any(loom, feature = "unstable-ring"))]
 #[doc(hidden)]
 pub mod ring;
 #[cfg(not(any(loom, feature = "unstable-ring")))]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "opened by the feature `unstable-ring`"
+)]
 mod ring;
 mod sync;
 mod value;

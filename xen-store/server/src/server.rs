@@ -117,7 +117,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if there is no descriptor left.
+    /// [`Error::Os`](xen_store::Error::Os) if there is no descriptor left.
     pub fn connect(&self, domain: DomId) -> xen_store::Result<Store> {
         let (ours, theirs) = UnixStream::pair().map_err(|source| xen_store::Error::Os {
             op: "socketpair",

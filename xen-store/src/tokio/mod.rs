@@ -1,4 +1,4 @@
-//! The client for tokio: the same [`Mux`] behind an [`AsyncFd`].
+//! The client for tokio: the same shared connection behind an [`AsyncFd`].
 //!
 //! Each connection has one small task, on the runtime that it was made in: it waits on the
 //! transport, reads for all and wakes exactly those whose answers came. A task that waits for an

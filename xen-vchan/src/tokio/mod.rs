@@ -55,7 +55,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if there is no descriptor left.
+    /// `EMFILE` or `ENFILE` if there is no descriptor left.
     ///
     /// # Panics
     ///
