@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// A domain: one virtual machine, or one of Xen's reserved names for one.
 ///
 /// Ordinary domains are `0..0x7FF0`; [`DomId::is_reserved`] tells the others. The number is
-/// reused after about 32 752 domain creations, so it does not name a domain for ever.
+/// reused after about 32 752 domain creations, so it does not name a domain forever.
 ///
 /// C: `domid_t`, xen/include/public/xen.h.
 #[doc(alias = "domid_t")]

@@ -76,7 +76,7 @@ impl ClientBuilder {
     }
 
     /// As [`deadline`](Self::deadline), counted from now; a time beyond what the clock can count is
-    /// for ever.
+    /// forever.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.deadline = Instant::now().checked_add(timeout);
         self

@@ -282,8 +282,8 @@ impl ReadHalf {
         Ok(self.finish(buf))
     }
 
-    /// Reads what is there, sleeping until there is something or `deadline` passes (`None`: for
-    /// ever).
+    /// Reads what is there, sleeping until there is something or `deadline` passes (`None`:
+    /// forever).
     ///
     /// # Errors
     ///

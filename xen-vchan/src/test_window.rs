@@ -144,7 +144,7 @@ fn a_wait_sees_the_space_that_came_before_it() {
 
 /// As soon as the nodes are there a client can write to the page, and the server is not done yet.
 #[test]
-fn cursors_moved_while_a_server_publishes_itself_fail_neither_listen_nor_next_client() {
+fn cursors_moved_while_a_server_publishes_itself_fail_neither_publish_nor_next_client() {
     let (xen, store, (host, _stored)) = host();
     let scribble = |host: &Simulation| {
         let (store, xen) = (store.clone(), host.xen(DomId::DOM0).unwrap());

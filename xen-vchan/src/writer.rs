@@ -269,7 +269,7 @@ impl WriteHalf {
         Ok(done)
     }
 
-    /// Writes all of `bytes`, sleeping while the ring is full, until `deadline` (`None`: for ever).
+    /// Writes all of `bytes`, sleeping while the ring is full, until `deadline` (`None`: forever).
     ///
     /// Returns how many bytes were written: all of them, or fewer if the deadline passed or an
     /// error came in between; that error is then returned by the next call (a deadline that passed

@@ -145,7 +145,7 @@ fn with_transaction_gives_up_after_its_attempts() {
     assert_eq!(daemon.join().unwrap(), MAX_ATTEMPTS);
 }
 
-/// Started after its requester gave up, a transaction would use up the domain's few for ever.
+/// Started after its requester gave up, a transaction would use up the domain's few forever.
 #[test]
 fn a_transaction_granted_too_late_is_aborted() {
     let (store, mut peer) = pair();

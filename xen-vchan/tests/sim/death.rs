@@ -51,7 +51,7 @@ fn victim() {
     };
     println!("\nup");
     channel.wait_connected(soon()).unwrap();
-    // Writes for ever, and reads whatever comes.
+    // Writes forever, and reads whatever comes.
     let (mut sent, mut buf) = (0usize, vec![0; 10_000]);
     loop {
         let part: Vec<u8> = (sent..sent + 777).map(byte).collect();

@@ -147,7 +147,7 @@ fn a_deadline_ends_a_read_and_a_write_with_the_count_of_what_went() {
         server.read(&mut [0]).unwrap_err().kind(),
         ErrorKind::TimedOut
     );
-    // Beyond what the clock can count: for ever, and no panic.
+    // Beyond what the clock can count: forever, and no panic.
     server.set_read_timeout(Some(Duration::MAX));
     client.set_write_timeout(Some(Duration::MAX));
     client.write_all(b"!").unwrap();

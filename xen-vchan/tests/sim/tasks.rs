@@ -38,7 +38,7 @@ fn tasks_move_both_directions_at_once_and_see_the_end() {
             rx.unsplit(tx)
         };
         let both = futures_join(run(server), run(client));
-        let (server, mut client) = timeout(LONG, both).await.expect("a task slept for ever");
+        let (server, mut client) = timeout(LONG, both).await.expect("a task slept forever");
         drop(server);
         let end = timeout(LONG, client.read(&mut [0; 10]))
             .await
@@ -107,7 +107,7 @@ fn tasks_listen_connect_and_send_packets() {
             };
             timeout(LONG, futures_join(client, server))
                 .await
-                .expect("a task slept for ever");
+                .expect("a task slept forever");
         }
         drop(listener);
     });

@@ -96,7 +96,7 @@ fn a_server_that_never_comes_back_is_waited_for_until_the_deadline_and_blocks_no
                 }
             };
             let both = futures_join(line.session(Some(deadline)), ticking);
-            let (waited, ()) = timeout(LONG, both).await.expect("a task slept for ever");
+            let (waited, ()) = timeout(LONG, both).await.expect("a task slept forever");
             assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
             assert!(Instant::now() >= deadline && ticks > 1, "{ticks}");
         }

@@ -124,7 +124,7 @@ impl Side {
     }
 }
 
-/// Tells the other thread of a panic, so that it does not wait for ever.
+/// Tells the other thread of a panic, so that it does not wait forever.
 struct Tell<'a>(&'a AtomicBool);
 
 impl Drop for Tell<'_> {

@@ -34,7 +34,7 @@ impl Raw {
     pub(crate) fn connect(server: &Server, domain: DomId) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         server.add_connection(theirs.into(), domain);
-        // Nothing takes this long; a test that waits for ever says less than one that fails.
+        // Nothing takes this long; a test that waits forever says less than one that fails.
         ours.set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         Self {
