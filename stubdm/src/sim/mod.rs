@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The parts are those of a real host; what stands in for something else is the hypervisor
-//! ([`xen_sys::sim`]), the toolstack ([`host`]) and, where there is none, QEMU ([`peer`]).
+//! ([`xen_sys::sim`]), the toolstack ([`host`]) and, where there is none, QEMU ([`fake_qemu`]).
 //! Whatever happens, no process, socket or file of it stays: they belong to the [`cleanup`].
 
 pub mod cleanup;

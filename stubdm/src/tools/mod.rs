@@ -5,7 +5,7 @@
 //! | `dmargs` | [`dmargs`] |
 //! | `doctor` | [`doctor`] |
 //! | `image` | [`image`], over [`stubdm_image`] |
-//! | `install`, `uninstall` | [`install`], over [`libxl`] |
+//! | `install`, `uninstall` | [`install`], over [`crate::libxl`] |
 //! | `policy`, `qmp` | [`policy`](mod@policy), [`qmp`] |
 //! | `status` | [`status`] |
 

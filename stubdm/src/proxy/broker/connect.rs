@@ -1,4 +1,4 @@
-//! A vchan as a [`Transport`].
+//! Connects the vchan, as a [`Transport`](crate::rt::transport::Transport).
 
 use std::io;
 use std::time::Duration;
