@@ -69,22 +69,23 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
         .lines()
         .map(|l| l.split_whitespace().collect())
         .collect();
-    let one = [
-        "one",
-        "5",
-        "6",
-        "400",
-        own.as_str(),
-        "-",
-        "-",
-        "-",
-        "-",
-        "7",
-        "running",
-    ];
-    assert_eq!(rows[1], one);
-    let two = ["two", "12", "13", "-", "gone", "-", "-", "-", "gone", "-"];
-    assert_eq!(rows[2][..10], two);
+    // Every cell but the last is one word, as every column's name but the last is.
+    let cell = |row: usize, name: &str| {
+        let column = rows[0].iter().position(|word| *word == name).unwrap();
+        rows[row][column]
+    };
+    for (name, one, two) in [
+        ("NAME", "one", "two"),
+        ("GUEST", "5", "12"),
+        ("STUBDOM", "6", "13"),
+        ("MiB", "400", "-"),
+        ("PROXY", own.as_str(), "gone"),
+        ("CONSOLES", "-", "gone"),
+        ("BYTES", "7", "-"),
+        ("DEVICE", "running", "error:"),
+    ] {
+        assert_eq!((cell(1, name), cell(2, name)), (one, two), "{name}");
+    }
     assert!(text.ends_with("error: no [2J disk x\n"), "{text}");
     assert_eq!(rows.len(), 3, "{text}");
 
