@@ -41,7 +41,8 @@ impl Bench {
             self.exchange.vchan_wrote(out.len());
             self.qemu.hear(&out);
         }
-        while let Some(line) = self.exchange.audit() {
+        while let Some(event) = self.exchange.audit() {
+            let line = event.to_string();
             assert!(line.len() < 4096 && !line.chars().any(char::is_control));
         }
         for client in &self.clients {

@@ -1,111 +1,179 @@
-//! The audit: one JSON object for each decision, and how much was dropped.
+//! The audit: one event for each decision, and how many were left out.
 //!
-//! Lines wait until they are fetched, [`KEPT`] of them at most. Those that find no room are counted
-//! by verdict, and the counts follow as lines of their own: none is lost without a number.
+//! Events wait until they are fetched, [`KEPT`] of them at most. Those that find no room are counted
+//! by verdict, and the counts follow as events of their own: none is lost without a number.
 
 use std::collections::VecDeque;
+use std::fmt;
 
-use crate::encode::cut;
-use crate::json::{Json, map};
+use crate::json::Json;
+use crate::message::cut;
 
-/// Lines kept until they are fetched.
+/// Events kept until they are fetched.
 pub const KEPT: usize = 64;
 
-/// A line of the audit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// The decision.
-    pub verdict: &'static str,
-    /// How many decisions or messages it is about.
-    pub count: u64,
-    /// The JSON object.
-    pub text: String,
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// QEMU answered the command, and the answer passed.
+    Answered,
+    /// The policy did not let the command pass.
+    Denied,
+    /// QEMU answered with an error.
+    Failed,
+    /// QEMU's answer did not pass.
+    Refused,
+    /// QEMU has had the command for long.
+    Waiting,
+    /// A message of QEMU's that nobody asked for.
+    Dropped,
 }
 
-/// The lines nobody fetched yet.
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Answered => "answered",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Waiting => "waiting",
+            Self::Dropped => "dropped",
+        })
+    }
+}
+
+/// What an event tells besides its verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum About {
+    /// One command.
+    Command {
+        client: Option<u64>,
+        name: String,
+        why: Option<String>,
+        seconds: Option<u64>,
+    },
+    /// So many that found no room.
+    LeftOut(u64),
+    /// So many messages.
+    Messages(u64),
+}
+
+/// One event. Displayed, it is a JSON object on one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    verdict: Verdict,
+    about: About,
+}
+
+impl Event {
+    /// What was decided.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// The number of decisions or messages.
+    pub fn count(&self) -> u64 {
+        match self.about {
+            About::Command { .. } => 1,
+            About::LeftOut(count) | About::Messages(count) => count,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, r#"{{"audit":"{}""#, self.verdict)?;
+        match &self.about {
+            About::Command {
+                client,
+                name,
+                why,
+                seconds,
+            } => {
+                if let Some(client) = client {
+                    write!(f, r#","client":{client}"#)?;
+                }
+                write!(f, r#","command":{}"#, Json::from(name.as_str()))?;
+                if let Some(why) = why {
+                    write!(f, r#","why":{}"#, Json::from(why.as_str()))?;
+                }
+                if let Some(seconds) = seconds {
+                    write!(f, r#","seconds":{seconds}"#)?;
+                }
+            }
+            About::LeftOut(count) => write!(f, r#","left-out":{count}"#)?,
+            About::Messages(count) => write!(f, r#","count":{count}"#)?,
+        }
+        f.write_str("}")
+    }
+}
+
+/// The events nobody fetched yet.
 #[derive(Debug, Default)]
 pub struct Audit {
-    lines: VecDeque<Line>,
-    /// Events that found no room, by verdict.
-    left_out: Vec<(&'static str, u64)>,
+    events: VecDeque<Event>,
+    /// The number that found no room, by verdict.
+    left_out: Vec<(Verdict, u64)>,
     dropped: u64,
 }
 
 impl Audit {
-    /// Something was decided about a command of a client's.
-    pub fn note(&mut self, verdict: &'static str, client: u64, command: &str, why: Option<&str>) {
-        let why = why.map(|why| ("why", Json::from(cut(why))));
-        self.add(verdict, Some(client), command, why);
+    /// Notes what was decided about a client's command.
+    pub fn note(&mut self, verdict: Verdict, client: u64, command: &str, why: Option<&str>) {
+        self.add(verdict, Some(client), command, why, None);
     }
 
-    /// A command has been in QEMU's hands for so long.
+    /// Notes that QEMU has had a command for so long.
     pub fn waiting(&mut self, client: Option<u64>, command: &str, seconds: u64) {
-        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-        let seconds = ("seconds", Json::Int(seconds));
-        self.add("waiting", client, command, Some(seconds));
+        self.add(Verdict::Waiting, client, command, None, Some(seconds));
     }
 
     fn add(
         &mut self,
-        verdict: &'static str,
+        verdict: Verdict,
         client: Option<u64>,
         command: &str,
-        more: Option<(&str, Json)>,
+        why: Option<&str>,
+        seconds: Option<u64>,
     ) {
-        if self.lines.len() >= KEPT {
+        if self.events.len() >= KEPT {
             match self.left_out.iter_mut().find(|out| out.0 == verdict) {
                 Some((_, count)) => *count = count.saturating_add(1),
                 None => self.left_out.push((verdict, 1)),
             }
             return;
         }
-        let mut members = vec![("audit".to_owned(), Json::from(verdict))];
-        let client = client.and_then(|client| i64::try_from(client).ok());
-        members.extend(client.map(|client| ("client".to_owned(), Json::Int(client))));
-        members.push(("command".to_owned(), Json::from(cut(command))));
-        members.extend(more.map(|(key, value)| (key.to_owned(), value)));
-        self.lines.push_back(Line {
-            verdict,
-            count: 1,
-            text: Json::Map(members).to_string(),
-        });
+        let about = About::Command {
+            client,
+            name: cut(command).to_owned(),
+            why: why.map(|why| cut(why).to_owned()),
+            seconds,
+        };
+        self.events.push_back(Event { verdict, about });
     }
 
-    /// A message of QEMU's went nowhere.
+    /// Counts a message of QEMU's that went nowhere.
     pub fn drop_one(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
     }
 
-    /// The next line; after the last one that was kept, how many were not, one line a verdict.
-    pub fn next_line(&mut self) -> Option<Line> {
-        if let Some(line) = self.lines.pop_front() {
-            return Some(line);
-        }
-        let (verdict, count) = self.left_out.pop()?;
-        let left_out = ("left-out", number(count));
-        let text = map([("audit", Json::from(verdict)), left_out]).to_string();
-        Some(Line {
-            verdict,
-            count,
-            text,
+    /// The next event; after the last one that was kept, how many were not, one event a verdict.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front().or_else(|| {
+            let (verdict, count) = self.left_out.pop()?;
+            let about = About::LeftOut(count);
+            Some(Event { verdict, about })
         })
     }
 
-    /// How many messages of QEMU's were dropped since this was last asked, if any were.
-    pub fn dropped(&mut self) -> Option<Line> {
+    /// How many messages of QEMU's were dropped since the last call, if any were.
+    pub fn dropped(&mut self) -> Option<Event> {
         let count = std::mem::take(&mut self.dropped);
-        let verdict = "dropped";
-        let text = map([("audit", Json::from(verdict)), ("count", number(count))]).to_string();
-        (count > 0).then_some(Line {
-            verdict,
-            count,
-            text,
+        (count > 0).then_some(Event {
+            verdict: Verdict::Dropped,
+            about: About::Messages(count),
         })
     }
-}
-
-fn number(count: u64) -> Json {
-    Json::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]
@@ -116,20 +184,20 @@ mod tests {
     fn what_finds_no_room_is_counted_and_the_count_is_a_line() {
         let mut audit = Audit::default();
         for n in 0..1000 {
-            audit.note(["denied", "failed"][n % 2], 1, "quit", None);
+            audit.note([Verdict::Denied, Verdict::Failed][n % 2], 1, "quit", None);
         }
-        let lines: Vec<Line> = std::iter::from_fn(|| audit.next_line()).collect();
-        assert_eq!(lines.len(), KEPT + 2);
-        for verdict in ["denied", "failed"] {
-            let of = lines.iter().filter(|line| line.verdict == verdict);
-            assert_eq!(of.map(|line| line.count).sum::<u64>(), 500);
+        let events: Vec<Event> = std::iter::from_fn(|| audit.next_event()).collect();
+        assert_eq!(events.len(), KEPT + 2);
+        for verdict in [Verdict::Denied, Verdict::Failed] {
+            let of = events.iter().filter(|event| event.verdict() == verdict);
+            assert_eq!(of.map(Event::count).sum::<u64>(), 500);
         }
         assert_eq!(
-            lines.last().unwrap().text,
+            events.last().unwrap().to_string(),
             r#"{"audit":"denied","left-out":468}"#
         );
-        audit.note("denied", 1, "quit", None);
-        assert_eq!(audit.next_line().unwrap().count, 1);
-        assert_eq!(audit.next_line(), None);
+        audit.note(Verdict::Denied, 1, "quit", None);
+        assert_eq!(audit.next_event().unwrap().count(), 1);
+        assert_eq!(audit.next_event(), None);
     }
 }

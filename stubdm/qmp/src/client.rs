@@ -5,8 +5,6 @@
 
 use std::collections::VecDeque;
 
-use serde_json::Value;
-
 use crate::json::Json;
 use crate::lines::{LINE_MAX, Line, Lines};
 use crate::message::{Message, command};
@@ -95,11 +93,11 @@ impl Client {
     }
 
     /// Queues a command. Its answer is told in the order commands were given.
-    pub fn execute(&mut self, name: &str, arguments: Option<&Value>) {
+    pub fn execute(&mut self, name: &str, arguments: Option<Json>) {
         let id = self.next;
         self.next += 1;
         self.open.push_back(id);
-        self.out.extend(command(name, arguments, &Value::from(id)));
+        self.out.extend(command(name, arguments, id_of(id)));
     }
 
     /// Takes back the command given last, when nothing else waits to be sent and no byte of it was.
@@ -129,7 +127,7 @@ impl Client {
             (State::Greeting, Message::Greeting(_)) => {
                 self.state = State::Negotiating;
                 self.out
-                    .extend(command("qmp_capabilities", None, &Value::from(0)));
+                    .extend(command("qmp_capabilities", None, Json::Int(0)));
             }
             (State::Greeting, _) => self.broken("no greeting came first".into()),
             (_, Message::Greeting(_)) => self.broken("a second greeting came".into()),
@@ -183,7 +181,6 @@ fn id_of(number: u64) -> Json {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}}}\r\n";
 
@@ -201,7 +198,8 @@ mod tests {
         client.receive(GREETING);
         assert_eq!(
             sent(&mut client),
-            "{\"execute\":\"qmp_capabilities\",\"id\":0}\r\n"
+            "{\"execute\":\"qmp_capabilities\",\"id\":0}
+"
         );
         client.receive(b"{\"return\": {}, \"id\": 0}\r\n");
         assert_eq!(client.told(), Some(Told::Ready));
@@ -220,7 +218,7 @@ mod tests {
     fn answers_pair_with_commands_in_order() {
         let mut client = ready();
         client.execute("stop", None);
-        client.execute("cont", Some(&json!({"a": 1})));
+        client.execute("cont", Some(crate::json::map([("a", Json::Int(1))])));
         assert_eq!(sent(&mut client).lines().count(), 2);
         client.receive(b"{\"event\": \"STOP\"}\r\n{\"return\": {}, \"id\": 1}\r\n");
         assert_eq!(client.told(), Some(Told::Event("STOP".into())));

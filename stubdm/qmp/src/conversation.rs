@@ -11,13 +11,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::audit::Audit;
-use crate::encode::{cut, error, greeting, line_of, success};
+use crate::audit::{Audit, Verdict};
 use crate::json::{Json, map};
 use crate::lines::{Line, Lines};
+use crate::message::{
+    ALREADY_NEGOTIATED, COMMAND_NOT_FOUND, GENERIC_ERROR, NOT_NEGOTIATED, cut, error, greeting,
+    line_of, success,
+};
 use crate::monitor::Reply;
-use crate::policy::Policy;
 use crate::policy::schema::{Direction, Schema, Version};
+use crate::policy::{Denied, Policy};
 
 /// Commands a client may have waiting; it is not read from beyond that.
 pub const WAITING: usize = 8;
@@ -73,7 +76,7 @@ impl Conversation {
             negotiated: false,
             open: VecDeque::new(),
         };
-        (conversation, greeting(version))
+        (conversation, greeting(version, ""))
     }
 
     /// Whether more of the client's bytes are welcome.
@@ -124,14 +127,11 @@ impl Conversation {
         let given = command.get("arguments");
         match (name == "qmp_capabilities", self.negotiated) {
             (true, false) => return self.negotiate(given, id, audit),
-            // In QEMU's words.
             (true, true) => {
-                let desc = "Capabilities negotiation is already complete, command ignored";
-                return Open::Answered(error("CommandNotFound", desc, id));
+                return Open::Answered(error(COMMAND_NOT_FOUND, ALREADY_NEGOTIATED, id));
             }
             (false, false) => {
-                let desc = "Expecting capabilities negotiation with 'qmp_capabilities'";
-                return Open::Answered(error("CommandNotFound", desc, id));
+                return Open::Answered(error(COMMAND_NOT_FOUND, NOT_NEGOTIATED, id));
             }
             (false, true) => {}
         }
@@ -142,7 +142,13 @@ impl Conversation {
                 row: allowed.row,
                 arguments: allowed.arguments,
             },
-            Err(denied) => self.deny(name, id, &denied.to_string(), audit),
+            Err(denied) => {
+                let class = match denied {
+                    Denied::Unknown => COMMAND_NOT_FOUND,
+                    Denied::Arguments(_) => GENERIC_ERROR,
+                };
+                self.deny_as(class, name, id, &denied.to_string(), audit)
+            }
         }
     }
 
@@ -161,11 +167,18 @@ impl Conversation {
     }
 
     fn deny(&self, name: &str, id: Option<Json>, why: &str, audit: &mut Audit) -> Open {
-        audit.note("denied", self.number, name, Some(why));
-        let class = match why {
-            "the command is not in the policy" => "CommandNotFound",
-            _ => "GenericError",
-        };
+        self.deny_as(GENERIC_ERROR, name, id, why, audit)
+    }
+
+    fn deny_as(
+        &self,
+        class: &str,
+        name: &str,
+        id: Option<Json>,
+        why: &str,
+        audit: &mut Audit,
+    ) -> Open {
+        audit.note(Verdict::Denied, self.number, name, Some(why));
         Open::Answered(error(class, &format!("stubdm-run: {why}"), id))
     }
 
@@ -217,13 +230,13 @@ impl Conversation {
             return Vec::new();
         };
         let refused = |why: &str, id, audit: &mut Audit| {
-            audit.note("refused", self.number, &name, Some(why));
-            error("GenericError", &format!("stubdm-run: {}", cut(why)), id)
+            audit.note(Verdict::Refused, self.number, &name, Some(why));
+            error(GENERIC_ERROR, &format!("stubdm-run: {}", cut(why)), id)
         };
         let mut out = match reply {
             Reply::Return(value) => match self.policy.answer(row, &value) {
                 Ok(value) => {
-                    audit.note("answered", self.number, &name, None);
+                    audit.note(Verdict::Answered, self.number, &name, None);
                     success(value, id)
                 }
                 Err(why) => {
@@ -232,7 +245,7 @@ impl Conversation {
                 }
             },
             Reply::Error { class, desc } => {
-                audit.note("failed", self.number, &name, None);
+                audit.note(Verdict::Failed, self.number, &name, None);
                 error(class, &desc, id)
             }
             Reply::Unusable(why) => refused(&why, id, audit),
@@ -248,8 +261,8 @@ impl Conversation {
             match open {
                 Open::Answered(bytes) => out.extend(bytes),
                 Open::Command { name, id, .. } | Open::Sent { name, id, .. } => {
-                    audit.note("refused", self.number, &name, Some(why));
-                    out.extend(error("GenericError", &format!("stubdm-run: {why}"), id));
+                    audit.note(Verdict::Refused, self.number, &name, Some(why));
+                    out.extend(error(GENERIC_ERROR, &format!("stubdm-run: {why}"), id));
                 }
             }
         }
@@ -261,7 +274,7 @@ impl Conversation {
         for open in self.open {
             if let Open::Command { name, .. } = open {
                 let why = "the client left before its turn";
-                audit.note("denied", self.number, &name, Some(why));
+                audit.note(Verdict::Denied, self.number, &name, Some(why));
             }
         }
     }

@@ -201,6 +201,27 @@ impl From<Json> for serde_json::Value {
     }
 }
 
+/// Of a value that this program made: nothing is checked.
+impl From<serde_json::Value> for Json {
+    fn from(value: serde_json::Value) -> Self {
+        use serde_json::Value;
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(number) => match number.as_i64() {
+                Some(number) => Self::Int(number),
+                None => Self::Real(number.as_f64().unwrap_or_default()),
+            },
+            Value::String(text) => Self::Text(text),
+            Value::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            Value::Object(members) => {
+                let members = members.into_iter();
+                Self::Map(members.map(|(key, value)| (key, value.into())).collect())
+            }
+        }
+    }
+}
+
 impl From<&str> for Json {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())

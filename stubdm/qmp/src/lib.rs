@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   bytes ──lines──▶ a line ──json──▶ a value under limits ──message──▶ greeting, answer or event
-//!   client's command ──policy──▶ a value rebuilt from the row's schema ──encode──▶ a line of our own
+//!   client's command ──policy──▶ a value rebuilt from the row's schema ──message──▶ a line of our own
 //! ```
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`lines`] | cuts a stream into lines of bounded length |
 //! | [`json`] | JSON under limits |
-//! | [`message`], [`encode`] | QEMU's messages, and the lines that this crate writes |
+//! | [`message`] | QEMU's messages, and the lines that this program writes |
 //! | [`client`] | the client's half of a conversation |
 //! | [`policy`] | the commands and answers that pass, as [`policy::schema`] and [`policy::pattern`] describe them |
 //! | [`conversation`], [`monitor`] | both sides of a proxy that applies a policy |
@@ -25,7 +25,6 @@
 pub mod audit;
 pub mod client;
 pub mod conversation;
-pub mod encode;
 pub mod json;
 pub mod learn;
 pub mod lines;

@@ -1,13 +1,12 @@
-//! Classifies a line from QEMU: the greeting, an answer, or an event.
+//! QMP's messages: QEMU's greeting, answers and events, read under limits; and the lines that this program writes,
+//! commands for QEMU, answers and greetings for clients. QEMU's own words stand here once.
 //!
-//! The text comes from a domain that may be hostile: it is read under [`LIMITS`]. A line that is no
-//! message is an error of its own, never a guess.
+//! A line that is no message is an error of its own, never a guess.
 
-use serde_json::Value;
-
-use crate::json::{Json, Limits};
+use crate::json::{Json, Limits, map};
 use crate::lines::LINE_MAX;
-use crate::text::one_line;
+use crate::policy::schema::Version;
+use crate::text::{self, one_line};
 
 /// How much a message may hold where no policy says so.
 pub const LIMITS: Limits = Limits {
@@ -20,8 +19,8 @@ pub const LIMITS: Limits = Limits {
 /// One message from QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
-    /// The first message of every conversation.
-    Greeting(Json),
+    /// The first message of every conversation, with QEMU's version if it tells one.
+    Greeting(Option<Version>),
     /// A command succeeded.
     Return {
         /// The id the command carried, `Null` for none.
@@ -72,7 +71,7 @@ impl Message {
         }
         let id = object.take("id").unwrap_or(Json::Null);
         if let Some(greeting) = object.take("QMP") {
-            Ok(Self::Greeting(greeting))
+            Ok(Self::Greeting(greeted(&greeting)))
         } else if let Some(value) = object.take("return") {
             Ok(Self::Return { id, value })
         } else if let Some(error) = object.take("error") {
@@ -93,24 +92,109 @@ impl Message {
     }
 }
 
-/// A command as one line, ready to send.
-pub fn command(name: &str, arguments: Option<&Value>, id: &Value) -> Vec<u8> {
-    let mut line = b"{\"execute\":".to_vec();
-    line.extend_from_slice(Value::from(name).to_string().as_bytes());
-    if let Some(arguments) = arguments {
-        line.extend_from_slice(b",\"arguments\":");
-        line.extend_from_slice(arguments.to_string().as_bytes());
-    }
-    line.extend_from_slice(b",\"id\":");
-    line.extend_from_slice(id.to_string().as_bytes());
-    line.extend_from_slice(b"}\r\n");
+/// The class of an error that has none of its own.
+pub const GENERIC_ERROR: &str = "GenericError";
+/// The class of an error about a command that does not exist, or not yet.
+pub const COMMAND_NOT_FOUND: &str = "CommandNotFound";
+/// Error classes that QEMU has.
+const CLASSES: [&str; 5] = [
+    GENERIC_ERROR,
+    COMMAND_NOT_FOUND,
+    "DeviceNotActive",
+    "DeviceNotFound",
+    "KVMMissingCap",
+];
+
+/// QEMU's words for a command before capabilities are negotiated.
+pub const NOT_NEGOTIATED: &str = "Expecting capabilities negotiation with 'qmp_capabilities'";
+/// QEMU's words for a second negotiation.
+pub const ALREADY_NEGOTIATED: &str =
+    "Capabilities negotiation is already complete, command ignored";
+
+/// QEMU's words for a command that it does not have.
+pub fn not_found(command: &str) -> String {
+    format!("The command {command} has not been found")
+}
+
+/// The class of an error, if it is one of QEMU's, and otherwise [`GENERIC_ERROR`].
+pub fn class(text: &str) -> &'static str {
+    let known = CLASSES.iter().find(|class| **class == text);
+    known.copied().unwrap_or(GENERIC_ERROR)
+}
+
+/// At most 512 bytes of an explanation.
+pub fn cut(text: &str) -> &str {
+    text::cut(text, 512)
+}
+
+/// A value as one line that ends in CR and LF.
+pub fn line_of(value: &Json) -> Vec<u8> {
+    let mut line = Vec::new();
+    value.write(&mut line);
+    line.extend_from_slice(b"\r\n");
     line
+}
+
+/// A command for QEMU, as short as it can be: QEMU reads it byte by byte, each with a turn of its main loop.
+pub fn command(name: &str, arguments: Option<Json>, id: Json) -> Vec<u8> {
+    let mut members = vec![("execute".to_owned(), Json::from(name))];
+    members.extend(arguments.map(|arguments| ("arguments".to_owned(), arguments)));
+    members.push(("id".to_owned(), id));
+    let mut line = Vec::new();
+    Json::Map(members).write(&mut line);
+    line.push(b'\n');
+    line
+}
+
+/// The answer to a command that was obeyed.
+pub fn success(value: Json, id: Option<Json>) -> Vec<u8> {
+    with_id(vec![("return".to_owned(), value)], id)
+}
+
+/// The answer to a command that was not.
+pub fn error(class: &str, desc: &str, id: Option<Json>) -> Vec<u8> {
+    let error = map([("class", Json::from(class)), ("desc", Json::from(desc))]);
+    with_id(vec![("error".to_owned(), error)], id)
+}
+
+fn with_id(mut members: Vec<(String, Json)>, id: Option<Json>) -> Vec<u8> {
+    members.extend(id.map(|id| ("id".to_owned(), id)));
+    line_of(&Json::Map(members))
+}
+
+/// What `query-version` returns, and the greeting holds.
+pub fn version(version: Version, package: &str) -> Json {
+    let qemu = map([
+        ("micro", Json::Int(version.2.into())),
+        ("minor", Json::Int(version.1.into())),
+        ("major", Json::Int(version.0.into())),
+    ]);
+    map([("qemu", qemu), ("package", Json::from(package))])
+}
+
+/// A greeting that tells QEMU's version and nothing else.
+pub fn greeting(of: Version, package: &str) -> Vec<u8> {
+    let capabilities = Json::List(Vec::new());
+    let said = map([
+        ("version", version(of, package)),
+        ("capabilities", capabilities),
+    ]);
+    line_of(&map([("QMP", said)]))
+}
+
+/// The version in what the member `QMP` of a greeting holds.
+pub fn greeted(greeting: &Json) -> Option<Version> {
+    let qemu = greeting.get("version")?.get("qemu")?;
+    let part = |key| match qemu.get(key) {
+        Some(Json::Int(n)) => u16::try_from(*n).ok().filter(|n| *n < 1000),
+        _ => None,
+    };
+    Some(Version(part("major")?, part("minor")?, part("micro")?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_four_kinds_as_qemu_7_2_spells_them() {
@@ -162,12 +246,12 @@ mod tests {
 
     #[test]
     fn a_command_is_one_line() {
-        let line = command("cont", None, &json!("a\nb"));
-        assert_eq!(line, b"{\"execute\":\"cont\",\"id\":\"a\\nb\"}\r\n");
-        let with = command("x", Some(&json!({"k": 1})), &json!(7));
+        let line = command("cont", None, Json::from("a\nb"));
+        assert_eq!(line, b"{\"execute\":\"cont\",\"id\":\"a\\nb\"}\n");
+        let with = command("x", Some(map([("k", Json::Int(1))])), Json::Int(7));
         assert_eq!(
             with,
-            b"{\"execute\":\"x\",\"arguments\":{\"k\":1},\"id\":7}\r\n"
+            b"{\"execute\":\"x\",\"arguments\":{\"k\":1},\"id\":7}\n"
         );
     }
 }

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use crate::encode::{class, command, cut, greeted};
 use crate::json::Json;
 use crate::lines::{Line, Lines};
+use crate::message::{class, command, cut, greeted};
 use crate::policy::Policy;
 use crate::policy::schema::Version;
 use crate::text::one_line;
@@ -61,7 +61,7 @@ impl Monitor {
 
     /// A command for QEMU, which must have none. `id` must not have been used before.
     pub fn send(&mut self, name: &str, arguments: Option<Json>, id: String) -> Vec<u8> {
-        let line = command(name, arguments, &id);
+        let line = command(name, arguments, Json::from(id.as_str()));
         self.sent = Some(id);
         line
     }
@@ -92,7 +92,7 @@ impl Monitor {
             let name = name.to_owned();
             return Heard::Event(name, said.take("data"));
         }
-        if let Some(version) = greeted(&said) {
+        if let Some(version) = said.get("QMP").and_then(greeted) {
             return Heard::Greeting(version);
         }
         // QEMU answers a command that it cannot parse with an error without its id.

@@ -14,13 +14,19 @@
 use serde_json::{Value, json};
 use stubdm_qmp::json::Json;
 use stubdm_qmp::lines::{Line, Lines};
-use stubdm_qmp::message::LIMITS;
+use stubdm_qmp::message::{
+    ALREADY_NEGOTIATED, COMMAND_NOT_FOUND, GENERIC_ERROR, LIMITS, NOT_NEGOTIATED, error, greeting,
+    not_found, success, version,
+};
+use stubdm_qmp::policy::schema::Version;
 
 /// The longest line of a client's.
 pub const LINE_MAX: usize = 64 << 10;
 
 /// The release of QEMU whose answers these are: libxl picks its commands by it.
-const RELEASE: [u32; 3] = [7, 2, 0];
+const RELEASE: Version = Version(7, 2, 0);
+/// What stands in the place of QEMU's package.
+const PACKAGE: &str = concat!("stubdm-run ", env!("CARGO_PKG_VERSION"));
 
 const COMMANDS: &[&str] = &[
     "qmp_capabilities",
@@ -63,7 +69,7 @@ impl Default for Session {
 impl Session {
     /// Returns the greeting of every conversation.
     pub fn greeting() -> Vec<u8> {
-        line(&json!({"QMP": {"version": version(), "capabilities": []}}))
+        greeting(RELEASE, PACKAGE)
     }
 
     /// Takes what came and gives the answers.
@@ -72,11 +78,10 @@ impl Session {
         self.lines.push(bytes, |line| found.push(line));
         let mut answers = Vec::new();
         for one in found {
-            let answer = match one {
+            answers.extend(match one {
                 Line::Whole(text) => self.answer(&text, facts),
-                Line::TooLong(_) => error(None, "GenericError", "the line is too long"),
-            };
-            answers.extend(line(&answer));
+                Line::TooLong(_) => error(GENERIC_ERROR, "the line is too long", None),
+            });
         }
         answers
     }
@@ -86,23 +91,20 @@ impl Session {
         self.quit
     }
 
-    fn answer(&mut self, text: &[u8], facts: &Facts) -> Value {
-        let read = Json::read(text, &LIMITS).map(Value::from);
-        let Ok(Value::Object(mut request)) = read else {
-            return error(None, "GenericError", "no JSON object");
+    fn answer(&mut self, text: &[u8], facts: &Facts) -> Vec<u8> {
+        let Ok(mut request @ Json::Map(_)) = Json::read(text, &LIMITS) else {
+            return error(GENERIC_ERROR, "no JSON object", None);
         };
-        let id = request.remove("id");
-        let Some(Value::String(command)) = request.remove("execute") else {
-            return error(id, "GenericError", "no command");
+        let id = request.take("id");
+        let Some(Json::Text(command)) = request.take("execute") else {
+            return error(GENERIC_ERROR, "no command", id);
         };
         if !self.negotiated && command != "qmp_capabilities" {
-            let what = "Expecting capabilities negotiation with 'qmp_capabilities'";
-            return error(id, "CommandNotFound", what);
+            return error(COMMAND_NOT_FOUND, NOT_NEGOTIATED, id);
         }
         let value = match command.as_str() {
             "qmp_capabilities" if self.negotiated => {
-                let what = "Capabilities negotiation is already complete, command ignored";
-                return error(id, "CommandNotFound", what);
+                return error(COMMAND_NOT_FOUND, ALREADY_NEGOTIATED, id);
             }
             "qmp_capabilities" => {
                 self.negotiated = true;
@@ -112,45 +114,21 @@ impl Session {
                 self.quit = true;
                 json!({})
             }
-            "query-version" => version(),
+            "query-version" => return success(version(RELEASE, PACKAGE), id),
             "query-name" => json!({}),
             "query-status" => json!({"running": true, "singlestep": false, "status": "running"}),
             "query-vnc" => json!({"enabled": false, "auth": "none", "clients": []}),
             "query-block" | "query-blockstats" => json!([]),
             "query-chardev" => facts.chardevs.iter().map(chardev).collect(),
             "query-commands" => COMMANDS.iter().map(|name| json!({"name": name})).collect(),
-            _ => {
-                let what = format!("The command {command} has not been found");
-                return error(id, "CommandNotFound", &what);
-            }
+            _ => return error(COMMAND_NOT_FOUND, &not_found(&command), id),
         };
-        with_id(json!({"return": value}), id)
+        success(value.into(), id)
     }
-}
-
-fn version() -> Value {
-    let [major, minor, micro] = RELEASE;
-    let package = concat!("stubdm-run ", env!("CARGO_PKG_VERSION"));
-    json!({"qemu": {"micro": micro, "minor": minor, "major": major}, "package": package})
 }
 
 fn chardev((label, file): &(String, String)) -> Value {
     json!({"label": label, "filename": file, "frontend-open": true})
-}
-
-fn error(id: Option<Value>, class: &str, desc: &str) -> Value {
-    with_id(json!({"error": {"class": class, "desc": desc}}), id)
-}
-
-fn with_id(mut answer: Value, id: Option<Value>) -> Value {
-    if let (Some(object), Some(id)) = (answer.as_object_mut(), id) {
-        object.insert("id".to_owned(), id);
-    }
-    answer
-}
-
-fn line(value: &Value) -> Vec<u8> {
-    format!("{value}\r\n").into_bytes()
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, socket,
 };
-use serde_json::json;
 use stubdm_qmp::client::Client;
+use stubdm_qmp::json::{Json, map};
 use tracing::{info, warn};
 
 use crate::rt::stream::Stream;
@@ -115,7 +115,10 @@ impl Drives {
         };
         info!("{path} is in drive {} now", medium.drive);
         let opaque = format!("stub-devid:{}", medium.drive);
-        client.execute("add-fd", Some(&json!({ "opaque": opaque })));
+        client.execute(
+            "add-fd",
+            Some(map([("opaque", Json::from(opaque.as_str()))])),
+        );
         match monitor.write_with(client.to_send(), file.as_fd()) {
             Ok(count) => client.sent(count),
             // The rest is sent as always; without the descriptor QEMU refuses the command.

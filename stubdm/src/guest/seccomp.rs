@@ -245,12 +245,12 @@ mod tests {
     /// The error number that a call gets from the filters, `None` if it reaches the kernel.
     fn errno_of(number: c_long, args: [u64; 2]) -> Option<i32> {
         let programs = programs().unwrap();
-        let results = programs
+        let mut results = programs
             .iter()
             .map(|program| result(program, number, args))
             .filter(|result| *result != libc::SECCOMP_RET_ALLOW);
         // Of several the lowest action counts, and of the same action the filter applied last.
-        let refusal = results.last()?;
+        let refusal = results.next_back()?;
         assert_eq!(
             refusal & libc::SECCOMP_RET_ACTION_FULL,
             libc::SECCOMP_RET_ERRNO

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
+use stubdm_qmp::audit::Verdict;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The folder of these files.
@@ -67,15 +68,15 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts what a line of the audit is about: the one stream that tells of every command.
-    pub fn decided(&mut self, verdict: &str, count: u64) {
+    /// Counts an event of the audit.
+    pub fn decided(&mut self, verdict: Verdict, count: u64) {
         let counter = match verdict {
-            "answered" => &mut self.answered,
-            "denied" => &mut self.denied,
-            "failed" => &mut self.failed,
-            "refused" => &mut self.refused,
-            "dropped" => &mut self.dropped,
-            _ => return,
+            Verdict::Answered => &mut self.answered,
+            Verdict::Denied => &mut self.denied,
+            Verdict::Failed => &mut self.failed,
+            Verdict::Refused => &mut self.refused,
+            Verdict::Dropped => &mut self.dropped,
+            Verdict::Waiting => return,
         };
         *counter = counter.saturating_add(count);
     }

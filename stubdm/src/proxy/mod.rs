@@ -44,15 +44,14 @@ use std::time::{Duration, Instant};
 use stubdm_qmp::policy::Policy;
 
 use crate::libxl::payload::Payload;
+use crate::rt::backoff::Backoff;
 use crate::rt::event_loop::Task;
 use crate::rt::transport::Connect;
 use clients::Clients;
 use counters::Reporter;
 
-/// The first pause before the vchan is connected again.
-const RETRY_MIN: Duration = Duration::from_millis(50);
-/// The longest; the pause doubles up to it.
-const RETRY_MAX: Duration = Duration::from_secs(1);
+/// The pauses before the vchan is connected again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
 /// A session's request about its vchan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,10 +14,10 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use stubdm_qmp::json::Json;
 use stubdm_qmp::lines::{LINE_MAX, Line, Lines};
 use stubdm_qmp::message::{Message, command};
+use stubdm_qmp::policy::schema::Version;
 
 use crate::rt::buffer::Buffer;
 
@@ -31,7 +31,7 @@ const OUT: usize = 4096;
 /// State that outlives a session: the greeting last seen, and ids that are never used twice.
 #[derive(Debug)]
 pub struct Memory {
-    greeting: Option<Vec<u8>>,
+    greeting: Option<Greeting>,
     seed: u64,
     ids: u64,
 }
@@ -60,11 +60,20 @@ impl Memory {
     }
 }
 
-/// The probe's finding.
+/// QEMU's greeting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The line, without its end.
+    pub line: Vec<u8>,
+    /// QEMU's version, if the greeting tells one.
+    pub version: Option<Version>,
+}
+
+/// What the probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// A new session, greeted like this.
-    New(Vec<u8>),
+    /// A new session.
+    New(Greeting),
     /// An old session, or one whose greeting is not known: connect anew.
     Old,
 }
@@ -73,7 +82,7 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Resync {
     lines: Lines,
-    greeting: Option<Vec<u8>>,
+    greeting: Option<Greeting>,
     probe: Option<String>,
     probe_at: Instant,
     out: Buffer,
@@ -124,8 +133,8 @@ impl Resync {
 
     fn line(&mut self, memory: &mut Memory, line: Vec<u8>, now: Instant) -> Option<Found> {
         match Message::parse(&line) {
-            Ok(Message::Greeting(_)) => {
-                self.greeting = Some(line);
+            Ok(Message::Greeting(version)) => {
+                self.greeting = Some(Greeting { line, version });
                 self.send_probe(memory, now);
                 None
             }
@@ -160,7 +169,7 @@ impl Resync {
             self.out.append(b"\xff\n");
         }
         self.out
-            .append(&command("query-version", None, &Value::from(id.as_str())));
+            .append(&command("query-version", None, Json::from(id.as_str())));
         self.probe = Some(id);
     }
 

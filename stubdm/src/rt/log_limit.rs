@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::rt::token_bucket::TokenBucket;
+
 /// Bytes that may come at once.
 pub const BURST: u64 = 64 << 10;
 /// Bytes that may come each second in the long run: some 20 MB a day.
@@ -28,8 +30,7 @@ pub enum Verdict {
 /// The rest of the budget.
 #[derive(Debug)]
 pub struct LogLimit {
-    left: u64,
-    at: Instant,
+    bucket: TokenBucket,
     dropped: u64,
 }
 
@@ -37,8 +38,12 @@ impl LogLimit {
     /// All of it is.
     pub fn new(now: Instant) -> Self {
         Self {
-            left: BURST,
-            at: now,
+            bucket: TokenBucket::new(
+                BURST,
+                1,
+                Duration::from_nanos(1_000_000_000 / EACH_SECOND),
+                now,
+            ),
             dropped: 0,
         }
     }
@@ -50,15 +55,15 @@ impl LogLimit {
 
     /// Decides about a line of so many bytes.
     pub fn admit(&mut self, bytes: usize, now: Instant) -> Verdict {
-        self.refill(now);
-        // The log adds a time and a word or two to each line.
+        self.bucket.fill(now);
+        // What the log adds to each line: a time and a word or two.
         let cost = bytes as u64 + 32;
         let wanted = if self.dropped > 0 {
             cost.max(AGAIN)
         } else {
             cost
         };
-        if self.left < wanted {
+        if self.bucket.left() < wanted {
             self.dropped += 1;
             return if self.dropped == 1 {
                 Verdict::Stop
@@ -66,22 +71,10 @@ impl LogLimit {
                 Verdict::Drop
             };
         }
-        self.left -= cost;
+        self.bucket.take(cost);
         match std::mem::take(&mut self.dropped) {
             0 => Verdict::Pass,
             dropped => Verdict::PassAfter(dropped),
-        }
-    }
-
-    fn refill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.at);
-        // Whole bytes, paid for with whole milliseconds; the rest is kept for the next time.
-        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
-        let gained = millis.saturating_mul(EACH_SECOND) / 1000;
-        if gained > 0 {
-            self.left = self.left.saturating_add(gained).min(BURST);
-            let paid = gained.saturating_mul(1000).div_ceil(EACH_SECOND);
-            self.at += Duration::from_millis(paid).min(passed);
         }
     }
 }

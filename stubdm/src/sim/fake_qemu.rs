@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use stubdm_qmp::json::Json;
 use stubdm_qmp::lines::{Line, Lines};
-use stubdm_qmp::message::LIMITS;
+use stubdm_qmp::message::{COMMAND_NOT_FOUND, GENERIC_ERROR, LIMITS, NOT_NEGOTIATED, not_found};
 
 use crate::libxl::dm_argv::pairs;
 use crate::rt::error::{Context, Failure, Result};
@@ -109,26 +109,19 @@ impl Machine {
             Line::TooLong(_) => None,
         };
         let Some(command) = command else {
-            return (refuse("GenericError", "JSON parse error"), false);
+            return (refuse(GENERIC_ERROR, "JSON parse error"), false);
         };
         let name = command.get("execute").and_then(Value::as_str);
         let outcome = match (name, *negotiated) {
-            (None, _) => Err((
-                "GenericError",
-                "QMP input lacks member 'execute'".to_owned(),
-            )),
+            (None, _) => Err((GENERIC_ERROR, "QMP input lacks member 'execute'".to_owned())),
             (Some("qmp_capabilities"), false) => {
                 *negotiated = true;
                 Ok(json!({}))
             }
-            (Some(_), false) => Err((
-                "CommandNotFound",
-                "Expecting capabilities negotiation with 'qmp_capabilities'".to_owned(),
-            )),
-            (Some(name), true) => self.execute(name).ok_or_else(|| {
-                let desc = format!("The command {name} has not been found");
-                ("CommandNotFound", desc)
-            }),
+            (Some(_), false) => Err((COMMAND_NOT_FOUND, NOT_NEGOTIATED.to_owned())),
+            (Some(name), true) => self
+                .execute(name)
+                .ok_or_else(|| (COMMAND_NOT_FOUND, not_found(name))),
         };
         let said = command.pointer("/arguments/command-line");
         let ends = match name {

@@ -29,7 +29,7 @@ use clap::Args;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, Pid, access};
-use serde_json::Value;
+use stubdm_qmp::json::Json;
 use stubdm_qmp::text::one_line;
 
 use crate::guest::supervisor::LAUNCH_LIMIT;
@@ -77,7 +77,7 @@ pub struct SimOptions {
     pub command: String,
     /// The command's arguments, a JSON object
     #[arg(value_name = "JSON", value_parser = object)]
-    pub arguments: Option<Value>,
+    pub arguments: Option<Json>,
 }
 
 /// Tells the story.

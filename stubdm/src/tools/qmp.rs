@@ -38,7 +38,7 @@ pub struct QmpOptions {
     pub command: String,
     /// The command's arguments, a JSON object
     #[arg(value_name = "JSON", value_parser = object)]
-    pub arguments: Option<Value>,
+    pub arguments: Option<Json>,
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
@@ -50,9 +50,9 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 }
 
 /// A command's arguments.
-pub(crate) fn object(text: &str) -> std::result::Result<Value, String> {
+pub(crate) fn object(text: &str) -> std::result::Result<Json, String> {
     match Json::read(text.as_bytes(), &LIMITS) {
-        Ok(value @ Json::Map(_)) => Ok(value.into()),
+        Ok(value @ Json::Map(_)) => Ok(value),
         Ok(_) => Err("not a JSON object".to_owned()),
         Err(error) => Err(format!("not JSON: {error}")),
     }
@@ -132,7 +132,7 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
             match told {
                 Told::Ready => {
                     greeted = true;
-                    client.execute(&options.command, options.arguments.as_ref());
+                    client.execute(&options.command, options.arguments.clone());
                 }
                 Told::Answer(Ok(answer)) => return Ok(answer.into()),
                 Told::Answer(Err(error)) => {

@@ -8,10 +8,9 @@
 //! No I/O. Memory: a client's line of up to `REQUEST_MAX` bytes, and while an answer is awaited a
 //! line of QEMU's of up to [`LINE_MAX`].
 
-use stubdm_qmp::encode::error;
 use stubdm_qmp::json::{Json, Limits};
 use stubdm_qmp::lines::LINE_MAX;
-use stubdm_qmp::message::Message;
+use stubdm_qmp::message::{GENERIC_ERROR, Message, error};
 
 use crate::libxl::state_record::{COMMAND, FDSET};
 use crate::rt::buffer::Buffer;
@@ -147,7 +146,7 @@ impl Intercept {
                 Ok(()) => out.append(&answer),
                 Err(why) => {
                     let id = Some(id).filter(|id| *id != Json::Null);
-                    out.append(&error("GenericError", why, id));
+                    out.append(&error(GENERIC_ERROR, why, id));
                 }
             }
             out.append(&rest);

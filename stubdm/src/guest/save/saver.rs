@@ -6,8 +6,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use serde_json::json;
 use stubdm_qmp::client::Client;
+use stubdm_qmp::json::{Json, map};
 use tracing::{info, warn};
 
 use crate::guest::save::sender::{SaveFile, Sender};
@@ -50,8 +50,11 @@ impl Saver {
     pub fn offer(&mut self, monitor: &mut Stream, client: &mut Client) -> io::Result<()> {
         self.offered = true;
         let file = self.file.for_qemu()?;
-        let arguments = json!({"fdset-id": FDSET, "opaque": "stubdm-save"});
-        client.execute("add-fd", Some(&arguments));
+        let arguments = map([
+            ("fdset-id", Json::Int(FDSET.into())),
+            ("opaque", Json::from("stubdm-save")),
+        ]);
+        client.execute("add-fd", Some(arguments));
         match monitor.write_with(client.to_send(), file.as_fd()) {
             Ok(sent) => {
                 client.sent(sent);

@@ -15,61 +15,24 @@
 use std::time::{Duration, Instant};
 
 use crate::proxy::ipc::Request;
-
-/// One kind's rate.
-#[derive(Debug)]
-struct Rate {
-    most: u32,
-    every: Duration,
-    left: u32,
-    filled: Instant,
-}
-
-impl Rate {
-    fn new(most: u32, every: Duration, now: Instant) -> Self {
-        Self {
-            most,
-            every,
-            left: most,
-            filled: now,
-        }
-    }
-
-    fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let passed = now.saturating_duration_since(self.filled).as_nanos();
-        let gained = u32::try_from(passed / self.every.as_nanos().max(1)).unwrap_or(u32::MAX);
-        if gained >= self.most - self.left {
-            (self.left, self.filled) = (self.most, now);
-        } else {
-            self.left += gained;
-            self.filled += self.every * gained;
-        }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                Ok(())
-            }
-            None => Err(self.filled + self.every),
-        }
-    }
-}
+use crate::rt::token_bucket::TokenBucket;
 
 /// The rates. They outlive a caged half: another in its place gets no new burst.
 #[derive(Debug)]
 pub struct Rates {
-    connect: Rate,
-    close: Rate,
-    bytes: Rate,
-    unread: Rate,
-    took: Rate,
-    counted: Rate,
-    stored: Rate,
+    connect: TokenBucket,
+    close: TokenBucket,
+    bytes: TokenBucket,
+    unread: TokenBucket,
+    took: TokenBucket,
+    counted: TokenBucket,
+    stored: TokenBucket,
 }
 
 impl Rates {
     /// All bursts are whole.
     pub fn new(now: Instant) -> Self {
-        let rate = |most, micros| Rate::new(most, Duration::from_micros(micros), now);
+        let rate = |most, micros| TokenBucket::new(most, 1, Duration::from_micros(micros), now);
         Self {
             connect: rate(200, 20_000),
             close: rate(200, 20_000),
@@ -97,7 +60,7 @@ impl Rates {
             Request::Counted(_) => &mut self.counted,
             Request::Stored => &mut self.stored,
         }
-        .take(now)
+        .try_take(now)
     }
 }
 

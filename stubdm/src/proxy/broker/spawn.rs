@@ -26,6 +26,7 @@ use crate::proxy::clients::Clients;
 use crate::proxy::counters::CounterFile;
 use crate::proxy::ipc::IpcSocket;
 use crate::proxy::sandbox::Inherited;
+use crate::rt::backoff::Backoff;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{Progress, Task};
 use crate::rt::log::budget::Budget;
@@ -41,10 +42,9 @@ const GRACE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the end of a killed process is waited for when the proxy ends.
 const LAST: Duration = Duration::from_secs(2);
-/// The first pause before another is started; it doubles.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// Uptime after which the back-off resets.
+/// The pauses before another is started.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
+/// One that lived this long was no failure to start.
 const SETTLED: Duration = Duration::from_secs(30);
 
 /// The caged half as a process. Dropping it kills the process.
@@ -111,7 +111,7 @@ pub struct Broker<C: Connect> {
     /// There was one that got behind its walls.
     stood: bool,
     start_at: Instant,
-    pause: Duration,
+    pauses: Backoff,
 }
 
 impl<C: Connect> Broker<C> {
@@ -140,7 +140,7 @@ impl<C: Connect> Broker<C> {
             log: log::limit(now),
             stood: false,
             start_at: now,
-            pause: PAUSE_MIN,
+            pauses: PAUSES,
         })
     }
 
@@ -219,15 +219,14 @@ impl<C: Connect> Broker<C> {
             return Ok(Progress::Done);
         }
         if leaving.worker.since.elapsed() >= SETTLED {
-            self.pause = PAUSE_MIN;
+            self.pauses.reset();
         }
         Ok(self.again(now, &format!("the caged half is gone: {why}")))
     }
 
     fn again(&mut self, now: Instant, why: &str) -> Progress {
         warn!("{why}; another is started");
-        self.start_at = now + self.pause;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        self.start_at = now + self.pauses.pause();
         Progress::Sleep(Some(self.start_at))
     }
 }

@@ -14,10 +14,10 @@ fn what_is_told_is_read_and_goes_with_the_proxy() {
         ..Counters::default()
     };
     for (verdict, count) in [
-        ("denied", 1),
-        ("answered", 1),
-        ("dropped", 7),
-        ("waiting", 3),
+        (Verdict::Denied, 1),
+        (Verdict::Answered, 1),
+        (Verdict::Dropped, 7),
+        (Verdict::Waiting, 3),
     ] {
         counters.decided(verdict, count);
     }

@@ -189,8 +189,8 @@ impl<C: Connect> Task for Driver<C> {
             moved |= self.look_after_saves(now);
             moved |= self.pump_clients(now);
             moved |= self.pump_link(now, flush_vchan);
-            while let Some(line) = self.multiplexer.audit() {
-                info!("{line}");
+            while let Some(event) = self.multiplexer.audit() {
+                info!("{event}");
             }
             match self.multiplexer.link() {
                 Link::Keep => {}

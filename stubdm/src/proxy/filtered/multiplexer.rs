@@ -18,9 +18,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stubdm_qmp::audit::Audit;
+use stubdm_qmp::audit::{Audit, Event};
 use stubdm_qmp::conversation::Conversation;
 use stubdm_qmp::json::Json;
+use stubdm_qmp::message::GENERIC_ERROR;
 use stubdm_qmp::monitor::Reply;
 use stubdm_qmp::policy::Policy;
 use stubdm_qmp::text::one_line;
@@ -322,7 +323,7 @@ impl Multiplexer {
         let reply = match outcome {
             Ok(()) => reply,
             Err(why) => Reply::Error {
-                class: "GenericError",
+                class: GENERIC_ERROR,
                 desc: format!("stubdm-run: {}", one_line(why)),
             },
         };
@@ -375,15 +376,15 @@ impl Multiplexer {
         }
     }
 
-    /// The next line of the audit.
-    pub fn audit(&mut self) -> Option<String> {
-        let mut line = self.audit.next_line();
-        if line.is_none() && std::mem::take(&mut self.tells_dropped) {
-            line = self.audit.dropped();
+    /// The next event of the audit, which is counted by that.
+    pub fn audit(&mut self) -> Option<Event> {
+        let mut event = self.audit.next_event();
+        if event.is_none() && std::mem::take(&mut self.tells_dropped) {
+            event = self.audit.dropped();
         }
-        let line = line?;
-        self.counters.decided(line.verdict, line.count);
-        Some(line.text)
+        let event = event?;
+        self.counters.decided(event.verdict(), event.count());
+        Some(event)
     }
 }
 

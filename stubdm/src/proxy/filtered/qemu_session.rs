@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The vchan is connected when the first client comes and then kept. QEMU has one command at a time.
-//! Its output is read at all times, within the rate of [`TokenBucket`], or it would pile up in QEMU.
+//! What it says is read at all times, within the rate of [`BURST`], or it would pile up in QEMU.
 //!
 //! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that takes long
 //! is reported in the audit. One whose client has left is given up when others wait: the vchan is
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use stubdm_qmp::audit::Audit;
 use stubdm_qmp::conversation::Request;
-use stubdm_qmp::encode::greeted;
 use stubdm_qmp::json::Json;
 use stubdm_qmp::monitor::{Heard, Monitor, Reply};
 use stubdm_qmp::policy::Policy;
@@ -26,7 +25,8 @@ use stubdm_qmp::policy::schema::Version;
 
 use crate::libxl::state_record;
 use crate::proxy::resync::{Found, Memory, Resync};
-use crate::proxy::{Link, RETRY_MAX, RETRY_MIN};
+use crate::proxy::{Link, RETRY};
+use crate::rt::backoff::Backoff;
 use crate::rt::buffer::{Buffer, SIZE};
 use crate::rt::token_bucket::TokenBucket;
 
@@ -35,6 +35,12 @@ use crate::rt::token_bucket::TokenBucket;
 const NEGOTIATION: Duration = Duration::from_secs(10);
 /// When a command that takes long is reported first; six times as long for each further time.
 const REPORT: Duration = Duration::from_secs(10);
+/// Bytes of QEMU's that are read at once: several answers of the greatest length. A QEMU that never stops talking would
+/// otherwise keep a processor of the host busy; what it says beyond the rate stays in the ring.
+const BURST: u64 = 4 << 20;
+/// Bytes that are read after that, each [`PAUSE`]: 1 MiB a second.
+const RATE: u64 = (1 << 20) / 10;
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long others wait for the answer to a command whose client has left.
 const GIVEN_UP: Duration = Duration::from_secs(2);
 
@@ -79,11 +85,11 @@ pub struct QemuSession {
     monitor: Monitor,
     sent: Option<Sent>,
     out: Buffer,
-    retry: Duration,
+    retry: Backoff,
     /// Not before this is it connected anew.
     rest_until: Instant,
     version: Version,
-    meter: TokenBucket,
+    budget: TokenBucket,
 }
 
 impl QemuSession {
@@ -96,10 +102,10 @@ impl QemuSession {
             policy,
             sent: None,
             out: Buffer::new(SIZE),
-            retry: RETRY_MIN,
+            retry: RETRY,
             rest_until: now,
             version: Version::default(),
-            meter: TokenBucket::new(now),
+            budget: TokenBucket::new(BURST, RATE, PAUSE, now),
         }
     }
 
@@ -146,13 +152,18 @@ impl QemuSession {
         let left = self.sent.as_ref().and_then(|sent| sent.left_at);
         let sent = self.sent.as_ref().map(|sent| sent.report_at);
         let given_up = left.filter(|_| others_wait).map(|at| at + GIVEN_UP);
-        let all = [phase, self.meter.deadline(), sent, given_up];
+        let all = [
+            phase,
+            (self.budget.left() == 0).then(|| self.budget.next()),
+            sent,
+            given_up,
+        ];
         all.into_iter().flatten().min()
     }
 
     /// Time has passed.
     pub fn tick(&mut self, others_wait: bool, audit: &mut Audit, now: Instant) -> Option<Told> {
-        self.meter.tick(now);
+        self.budget.fill(now);
         if let Some(sent) = self.sent.as_mut().filter(|sent| sent.report_at <= now) {
             let waited = now.saturating_duration_since(sent.since);
             audit.waiting(sent.client, &sent.name, waited.as_secs());
@@ -184,8 +195,7 @@ impl QemuSession {
 
     /// The vchan could not be connected, or is gone: it is connected again for those who want it.
     pub fn vchan_lost(&mut self, now: Instant) -> Told {
-        self.rest_until = now + self.retry;
-        self.retry = (self.retry * 2).min(RETRY_MAX);
+        self.rest_until = now + self.retry.pause();
         self.phase = Phase::Idle;
         self.out.clear();
         Told::Lost(self.sent.take().and_then(|sent| sent.client))
@@ -218,20 +228,18 @@ impl QemuSession {
     pub fn vchan_room(&self) -> usize {
         match &self.phase {
             Phase::Idle | Phase::Down { .. } => 0,
-            _ => self.meter.left().min(4096),
+            _ => self.budget.left().min(4096) as usize,
         }
     }
 
     /// The other end said something.
     pub fn vchan_bytes(&mut self, mut bytes: &[u8], audit: &mut Audit, now: Instant) -> Vec<Told> {
-        self.meter.take(bytes.len());
+        self.budget.take(bytes.len() as u64);
         if let Phase::Resync { sync, .. } = &mut self.phase {
             let found = sync.bytes(&mut self.memory, &mut bytes, now);
             let greeting = match found {
                 None => return Vec::new(),
-                Some(Found::New(line)) => Json::read(&line, &self.policy.limits.json)
-                    .ok()
-                    .and_then(|said| greeted(&said)),
+                Some(Found::New(greeting)) => greeting.version,
                 Some(Found::Old) => None,
             };
             let Some(version) = greeting else {
@@ -257,7 +265,7 @@ impl QemuSession {
                     break;
                 }
                 (Heard::Reply(reply), _) => {
-                    self.retry = RETRY_MIN;
+                    self.retry.reset();
                     let sent = self.sent.take();
                     let saved = matches!(reply, Reply::Return(_))
                         && sent

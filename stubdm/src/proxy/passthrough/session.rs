@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use crate::libxl::payload::Payload;
 use crate::proxy::resync::{Found, Memory, Resync};
-use crate::proxy::{Link, RETRY_MAX, RETRY_MIN};
+use crate::proxy::{Link, RETRY};
+use crate::rt::backoff::Backoff;
 use crate::rt::buffer::{Buffer, SIZE};
 
 /// How long the last bytes of a client that left, or for one that is to be closed, may take.
@@ -53,7 +54,7 @@ pub struct HostSession {
     to_vchan: Buffer,
     to_client: Buffer,
     client_reads_only: bool,
-    retry: Duration,
+    retry: Backoff,
 }
 
 impl HostSession {
@@ -65,7 +66,7 @@ impl HostSession {
             to_vchan: Buffer::new(SIZE),
             to_client: Buffer::new(SIZE),
             client_reads_only: false,
-            retry: RETRY_MIN,
+            retry: RETRY,
         }
     }
 
@@ -128,9 +129,8 @@ impl HostSession {
 
     fn reconnect(&mut self, now: Instant) {
         self.phase = Phase::Down {
-            retry_at: now + self.retry,
+            retry_at: now + self.retry.pause(),
         };
-        self.retry = (self.retry * 2).min(RETRY_MAX);
     }
 
     /// How many bytes of the client's may be read now.
@@ -187,7 +187,7 @@ impl HostSession {
                 None => return,
                 Some(Found::Old) => return self.reconnect(now),
                 Some(Found::New(greeting)) => {
-                    self.to_client.append(&greeting);
+                    self.to_client.append(&greeting.line);
                     self.to_client.append(b"\r\n");
                     self.phase = Phase::Pump;
                 }

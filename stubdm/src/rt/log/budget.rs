@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-/// The verdict on a line.
+use crate::rt::token_bucket::TokenBucket;
+
+/// What a line may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is written; this many before it were not.
@@ -28,10 +30,8 @@ pub struct Size {
 /// The rest of a budget.
 #[derive(Debug)]
 pub struct Budget {
-    size: Size,
     life: u64,
-    burst: u64,
-    filled: Instant,
+    burst: TokenBucket,
     left_out: u64,
     told: bool,
 }
@@ -40,10 +40,8 @@ impl Budget {
     /// A whole one.
     pub fn new(size: Size, now: Instant) -> Self {
         Self {
-            size,
             life: size.life,
-            burst: size.burst,
-            filled: now,
+            burst: TokenBucket::new(size.burst, size.each_second, Duration::from_secs(1), now),
             left_out: 0,
             told: false,
         }
@@ -51,13 +49,7 @@ impl Budget {
 
     /// Decides about a line of `bytes` bytes.
     pub fn admit(&mut self, bytes: usize, now: Instant) -> Verdict {
-        let passed = now.saturating_duration_since(self.filled);
-        let seconds = passed.as_secs();
-        if seconds > 0 {
-            let gained = seconds.saturating_mul(self.size.each_second);
-            self.burst = self.burst.saturating_add(gained).min(self.size.burst);
-            self.filled += Duration::from_secs(seconds);
-        }
+        self.burst.fill(now);
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         if self.life < bytes {
             self.life = 0;
@@ -67,12 +59,12 @@ impl Budget {
                 true => Verdict::LeaveOut,
             };
         }
-        if self.burst < bytes {
+        if self.burst.left() < bytes {
             self.left_out = self.left_out.saturating_add(1);
             return Verdict::LeaveOut;
         }
         self.life -= bytes;
-        self.burst -= bytes;
+        self.burst.take(bytes);
         Verdict::Pass(std::mem::take(&mut self.left_out))
     }
 }

@@ -124,7 +124,7 @@ impl Bench {
     }
 
     fn audit(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.exchange.audit()).collect()
+        std::iter::from_fn(|| Some(self.exchange.audit()?.to_string())).collect()
     }
 }
 
