@@ -23,7 +23,7 @@ const HELD: usize = SIZE + (1 << 20);
 const STEPS: usize = 3000;
 
 struct Bench {
-    exchange: Multiplexer,
+    multiplexer: Multiplexer,
     now: Instant,
     clients: Vec<Client>,
     qemu: Qemu,
@@ -33,20 +33,20 @@ struct Bench {
 impl Bench {
     /// Does the loop's part: looks at the link, takes the output.
     fn settle(&mut self) {
-        if !matches!(self.exchange.link(), Link::Keep) {
+        if !matches!(self.multiplexer.link(), Link::Keep) {
             self.up = false;
         }
-        while !self.exchange.vchan_out().is_empty() {
-            let out = self.exchange.vchan_out().to_vec();
-            self.exchange.vchan_wrote(out.len());
+        while !self.multiplexer.vchan_out().is_empty() {
+            let out = self.multiplexer.vchan_out().to_vec();
+            self.multiplexer.vchan_wrote(out.len());
             self.qemu.hear(&out);
         }
-        while let Some(event) = self.exchange.audit() {
+        while let Some(event) = self.multiplexer.audit() {
             let line = event.to_string();
             assert!(line.len() < 4096 && !line.chars().any(char::is_control));
         }
         for client in &self.clients {
-            let held = self.exchange.client_out(client.number).len();
+            let held = self.multiplexer.client_out(client.number).len();
             assert!(held <= HELD, "{held} bytes wait for a client");
         }
     }
@@ -54,9 +54,9 @@ impl Bench {
     /// The client reads up to `count` bytes.
     fn read(&mut self, at: usize, count: usize) {
         let client = &mut self.clients[at];
-        let out = self.exchange.client_out(client.number);
+        let out = self.multiplexer.client_out(client.number);
         let some = out[..count.min(out.len())].to_vec();
-        self.exchange
+        self.multiplexer
             .client_wrote(client.number, some.len(), self.now);
         client.hear(&some);
     }
@@ -65,8 +65,8 @@ impl Bench {
     fn say(&mut self, at: usize, said: &[u8], split: usize) {
         let number = self.clients[at].number;
         let (first, second) = said.split_at(split % said.len());
-        self.exchange.client_bytes(number, first, self.now);
-        self.exchange.client_bytes(number, second, self.now);
+        self.multiplexer.client_bytes(number, first, self.now);
+        self.multiplexer.client_bytes(number, second, self.now);
     }
 
     /// Sends a command that fits a row and names the client.
@@ -107,7 +107,7 @@ impl Bench {
     /// QEMU says something, as fast as it is read from.
     fn tell(&mut self, mut said: &[u8]) {
         while self.up && !said.is_empty() {
-            let room = self.exchange.vchan_room().min(said.len());
+            let room = self.multiplexer.vchan_room().min(said.len());
             if room == 0 {
                 self.pass(Duration::from_millis(100));
                 continue;
@@ -115,20 +115,20 @@ impl Bench {
             let (now, rest) = said.split_at(room);
             said = rest;
             self.qemu.owes = false;
-            self.exchange.vchan_bytes(now, self.now);
+            self.multiplexer.vchan_bytes(now, self.now);
             self.settle();
         }
     }
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.exchange.tick(self.now);
+        self.multiplexer.tick(self.now);
         self.settle();
     }
 
     /// A new monitor behind a new connection, if one is wanted.
     fn connect(&mut self) -> bool {
-        let Link::Connect(at) = self.exchange.link() else {
+        let Link::Connect(at) = self.multiplexer.link() else {
             return false;
         };
         self.now = self.now.max(at);
@@ -138,7 +138,7 @@ impl Bench {
             ..Qemu::default()
         };
         self.up = true;
-        self.exchange.vchan_up(self.now);
+        self.multiplexer.vchan_up(self.now);
         true
     }
 
@@ -146,7 +146,7 @@ impl Bench {
         if self.up {
             self.up = false;
             self.qemu.owes = false;
-            self.exchange.vchan_lost(self.now);
+            self.multiplexer.vchan_lost(self.now);
         }
     }
 
@@ -154,10 +154,10 @@ impl Bench {
         let code = input.byte();
         let at = usize::from(input.byte());
         let at = (!self.clients.is_empty()).then(|| at % self.clients.len());
-        let heard = at.filter(|at| self.exchange.client_room(self.clients[*at].number) > 0);
+        let heard = at.filter(|at| self.multiplexer.client_room(self.clients[*at].number) > 0);
         match (code % 16, at, heard) {
             (0, ..) if self.clients.len() < 4 => {
-                let number = self.exchange.client_arrived(self.now);
+                let number = self.multiplexer.client_arrived(self.now);
                 self.clients.push(Client {
                     number,
                     due: VecDeque::new(),
@@ -173,7 +173,7 @@ impl Bench {
             (6, Some(at), _) => self.read(at, usize::MAX),
             (7, Some(at), _) if code < 48 => {
                 let client = self.clients.remove(at);
-                self.exchange.client_gone(client.number, self.now);
+                self.multiplexer.client_gone(client.number, self.now);
             }
             (8, ..) => {
                 if self.connect() {
@@ -209,7 +209,7 @@ impl Bench {
         } else {
             Err("cut\nshort".to_owned())
         };
-        self.exchange.stored(&outcome, self.now);
+        self.multiplexer.stored(&outcome, self.now);
     }
 
     fn waits(&self) -> bool {
@@ -222,21 +222,25 @@ impl Bench {
         self.lose();
         for _ in 0..STEPS {
             for at in 0..self.clients.len() {
-                while !self.exchange.client_out(self.clients[at].number).is_empty() {
+                while !self
+                    .multiplexer
+                    .client_out(self.clients[at].number)
+                    .is_empty()
+                {
                     self.read(at, usize::MAX);
                 }
             }
             if !self.waits() {
                 return;
             }
-            if self.exchange.has_saved() {
+            if self.multiplexer.has_saved() {
                 self.looked_at(true);
             } else if self.connect() {
                 self.tell(GREETING.as_bytes());
             } else if let Some(answer) = self.qemu.answer().filter(|_| self.up) {
                 self.tell(answer.as_bytes());
             } else {
-                let at = self.exchange.deadline().expect("waits for nothing");
+                let at = self.multiplexer.deadline().expect("waits for nothing");
                 self.pass(at.saturating_duration_since(self.now));
             }
             self.settle();
@@ -253,7 +257,7 @@ pub(crate) fn filter(data: &[u8]) {
     let policy = POLICY.get_or_init(|| Arc::new(Policy::built_in().unwrap()));
     let now = Instant::now();
     let mut bench = Bench {
-        exchange: Multiplexer::new(policy.clone(), 7, now),
+        multiplexer: Multiplexer::new(policy.clone(), 7, now),
         now,
         clients: Vec::new(),
         qemu: Qemu::default(),

@@ -74,7 +74,7 @@ pub fn proxy_options(args: Vec<OsString>) -> Result<Option<ProxyOptions>> {
     let definition = <ProxyCli as clap::CommandFactory>::command();
     let (args, unknown) = known_only(definition, args, OPERANDS);
     let options = parse::<ProxyCli>(args)?.map(|cli| cli.options);
-    // The caged half is started with the same line, whose faults are in the log by then.
+    // The worker is started with the same line, whose faults are in the log by then.
     if options.as_ref().is_none_or(|o| o.caged.is_none()) {
         for arg in unknown {
             let arg = one_line(&arg.to_string_lossy());

@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -20,8 +19,7 @@ use crate::guest::save::restore::{Found, Reader};
 use crate::guest::tty::{Direction, open_raw};
 use crate::libxl::dm_argv::DmArgv;
 use crate::rt::error::{Context, Result};
-use crate::rt::poll::Interest;
-use crate::rt::stream::{Read as Got, Stream};
+use crate::rt::outcome::Outcome;
 
 /// Console 2. Kernels number consoles in the order they are found, which is the toolstack's.
 const CONSOLE: &str = "/dev/hvc2";
@@ -39,30 +37,6 @@ pub struct Incoming {
     pub outcome: Outcome,
 }
 
-/// Says, once it is known, what became of the state.
-#[derive(Debug)]
-pub struct Outcome(Stream);
-
-impl Outcome {
-    /// Returns the descriptors to wait for.
-    pub fn interest(&self) -> Vec<Interest<'_>> {
-        self.0.interest(true, false)
-    }
-
-    /// `None` as long as it is not known; then whether QEMU was given the state, or why not.
-    pub fn told(&mut self) -> Option<std::result::Result<(), String>> {
-        let mut why = [0; 512];
-        match self.0.read(&mut why) {
-            Ok(Got::Nothing) => None,
-            Ok(Got::Bytes(count)) => {
-                let why = why.get(..count).unwrap_or_default();
-                Some(Err(String::from_utf8_lossy(why).into_owned()))
-            }
-            Ok(Got::End) | Err(_) => Some(Ok(())),
-        }
-    }
-}
-
 /// If the arguments ask for a saved state, starts feeding it to a pipe and puts the pipe's
 /// descriptor number into the arguments. The descriptor is close-on-exec until QEMU is started.
 ///
@@ -77,20 +51,12 @@ pub fn prepare(argv: &mut DmArgv, store: &Store) -> Result<Option<Incoming>> {
     let console = open(ready::is_asked(store, NUMBER))?;
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
     argv.set_incoming(&format!("fd:{}", reader.as_raw_fd()));
-    let feeder = std::thread::Builder::new().name("incoming".into());
-    let (outcome, mut teller) = UnixStream::pair().context("a pair of sockets")?;
-    feeder
-        .spawn(move || {
-            if let Err(why) = feed(console, File::from(writer)) {
-                // The other end is there as long as QEMU is.
-                let _ = teller.write_all(why.as_bytes());
-            }
-        })
-        .context("a thread")?;
+    let work = move || feed(console, File::from(writer));
+    let outcome = Outcome::of("incoming", work).context("a thread")?;
     info!("the guest's saved state comes from {CONSOLE}");
     Ok(Some(Incoming {
         pipe: reader,
-        outcome: Outcome(Stream::socket(outcome.into()).context("a socket")?),
+        outcome,
     }))
 }
 

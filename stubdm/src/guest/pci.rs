@@ -49,9 +49,9 @@ pub enum Outcome {
 pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -> Result<()> {
     let store = store.clone();
     let body = move || {
-        let mut quota = LogLimit::new(Instant::now());
+        let mut limit = LogLimit::new(Instant::now());
         let said = attend_to(&store, LIMIT, load, |outcome| {
-            if admits(&mut quota, &outcome, Instant::now()) {
+            if admits(&mut limit, &outcome, Instant::now()) {
                 say(&outcome, root);
             }
         });
@@ -65,12 +65,12 @@ pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -
 }
 
 /// Whether an outcome goes into the log: QEMU can write the frontend's state as well, as often as it likes.
-fn admits(quota: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
+fn admits(limit: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
     let length = match outcome {
         Outcome::Stuck(why) => LINE + why.len(),
         _ => LINE,
     };
-    match quota.admit(length, now) {
+    match limit.admit(length, now) {
         Verdict::Pass => true,
         Verdict::PassAfter(count) => {
             info!("PCI: {count} lines were left out");
@@ -154,11 +154,11 @@ mod tests {
     #[test]
     fn devices_that_come_and_go_all_the_time_do_not_fill_the_log() {
         let start = Instant::now();
-        let mut quota = LogLimit::new(start);
+        let mut limit = LogLimit::new(start);
         let outcomes = [Outcome::Gone, Outcome::Connected];
         let logged = (0..100_000u32).filter(|step| {
             let now = start + Duration::from_millis(10) * *step;
-            admits(&mut quota, &outcomes[*step as usize % 2], now)
+            admits(&mut limit, &outcomes[*step as usize % 2], now)
         });
         // A thousand seconds.
         let most = (log_limit::BURST + 1000 * log_limit::EACH_SECOND) / (LINE as u64 + 32);

@@ -19,9 +19,9 @@ use nix::unistd::Pid;
 use tracing::{debug, info};
 
 use crate::guest::confine::Confinement;
-use crate::guest::incoming::Outcome;
 use crate::libxl::dm_argv::DmArgv;
 use crate::rt::error::{Context, Failure, Result};
+use crate::rt::outcome::Outcome;
 use crate::rt::stream::Stream;
 
 /// Where Debian keeps the QEMU for Xen.

@@ -11,16 +11,16 @@ use std::panic::resume_unwind;
 use std::{io, thread};
 
 /// Runs `work` on a thread of its own that has the processor until it is done or sleeps. Gives what `work` gave, and
-/// whether the thread could be made that urgent, which takes `CAP_SYS_NICE`.
+/// whether the thread could be made that realtime, which takes `CAP_SYS_NICE`.
 ///
 /// # Errors
 /// No thread could be started.
 pub fn realtime<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<(T, io::Result<()>)> {
     thread::scope(|scope| {
-        let urgent = thread::Builder::new().name("urgent".into());
-        let thread = urgent.spawn_scoped(scope, || {
-            let urgent = become_realtime();
-            (work(), urgent)
+        let realtime = thread::Builder::new().name("realtime".into());
+        let thread = realtime.spawn_scoped(scope, || {
+            let realtime = become_realtime();
+            (work(), realtime)
         })?;
         // A panic there is this program's own fault, and ends it as one here does.
         Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
@@ -61,8 +61,8 @@ mod tests {
     #[test]
     fn the_work_is_done_and_the_caller_stays_ordinary() {
         let before = scheduling();
-        let (seen, urgent) = realtime(scheduling).unwrap();
-        if urgent.is_ok() {
+        let (seen, realtime) = realtime(scheduling).unwrap();
+        if realtime.is_ok() {
             assert_eq!(seen, (libc::SCHED_FIFO.to_string(), "99".to_owned()));
         } else {
             assert_eq!(seen, before);

@@ -58,7 +58,7 @@ pub fn prepare() {
 }
 
 /// Opens a tty and sets it raw, without a moment in between for the line discipline. Where this process may not be
-/// that urgent, the log says so.
+/// that realtime, the log says so.
 ///
 /// # Errors
 /// It cannot be opened or set raw.
@@ -69,8 +69,8 @@ pub fn open_raw(path: impl AsRef<Path>, direction: Direction) -> Result<File> {
         let _ = open_then_raw(Path::new("/dev/null"), direction);
         open_then_raw(path, direction)
     });
-    let (tty, urgent) = opened.context("a thread")?;
-    if let Err(error) = urgent {
+    let (tty, realtime) = opened.context("a thread")?;
+    if let Err(error) = realtime {
         warn!("{} is opened like any file: {error}", path.display());
     }
     tty

@@ -1,11 +1,11 @@
 //! A proxy's counters, in a small file that others may read while it runs.
 //!
 //! ```text
-//!   caged half ──counters, at most once a second──▶ carrier ──pwrite──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
+//!   worker ──counters, at most once a second──▶ relay ──pwrite──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
 //! ```
 //!
-//! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The caged half,
-//! which does the counting, does not have it: it says eight numbers, and the carrier writes them. A reader during a rewrite sees a wrong checksum and reads again.
+//! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The worker,
+//! which does the counting, does not have it: it says eight numbers, and the broker writes them. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
 //! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 
@@ -188,14 +188,14 @@ impl CounterFile {
             pid: std::process::id(),
             ..Told::default()
         };
-        let mut board = Self {
+        let mut counter_file = Self {
             file,
             path,
             told,
             before: Counters::default(),
         };
-        board.write()?;
-        Ok(board)
+        counter_file.write()?;
+        Ok(counter_file)
     }
 
     /// Writes these counters. A failed write is ignored.

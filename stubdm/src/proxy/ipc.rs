@@ -23,10 +23,10 @@ pub const WINDOW: usize = 16;
 /// After how many of them the taker says so.
 pub const HALF: usize = WINDOW / 2;
 
-/// From the caged half to the carrier.
+/// From the worker to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// The walls are up; said once.
+    /// The worker is confined; sent once.
     Ready,
     /// Close the vchan if there is one, and connect anew; answered with [`Event::Up`] or
     /// [`Event::Down`].
@@ -45,7 +45,7 @@ pub enum Request<'a> {
     Stored,
 }
 
-/// From the carrier to the caged half.
+/// From the broker to the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The vchan is connected; everything said before is about an earlier one.
@@ -89,7 +89,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// `None` for what no honest caged half says.
+    /// `None` for what no honest worker says.
     pub fn decode(message: &'a [u8]) -> Option<Self> {
         Some(match message {
             [b'r'] => Self::Ready,
@@ -120,7 +120,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// `None` for what the carrier never says.
+    /// `None` for what the broker never says.
     pub fn decode(message: &'a [u8]) -> Option<Self> {
         let (tag, rest) = message.split_first()?;
         let why = std::str::from_utf8(rest).unwrap_or_default();

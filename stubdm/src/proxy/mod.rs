@@ -18,6 +18,7 @@
 //! | [`filtered`] | QMP under a policy: all clients on one connection |
 //! | [`passthrough`] | bytes as they are: a connection for each client |
 //! | [`clients`], [`resync`], [`transfer`] | shared by both |
+//! | [`saves`] | the looks at libxl's file that the answer to a save waits for |
 //! | [`counters`] | the counts that `stubdm-run status` shows |
 //!
 //! # Guarantees
@@ -37,18 +38,17 @@ pub mod policy;
 pub mod resync;
 pub mod run;
 pub mod sandbox;
+pub mod saves;
 pub mod transfer;
 
 use std::time::{Duration, Instant};
-
-use stubdm_qmp::policy::Policy;
 
 use crate::libxl::payload::Payload;
 use crate::rt::backoff::Backoff;
 use crate::rt::event_loop::Task;
 use crate::rt::transport::Connect;
 use clients::Clients;
-use counters::Reporter;
+use filtered::Filter;
 
 /// The pauses before the vchan is connected again.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -64,19 +64,18 @@ pub enum Link {
     End,
 }
 
-/// The task that serves `clients`: under a policy, if there is one, and otherwise passing `payload` as it is. `seed`
-/// distinguishes this process's ids from those of another before it. Only the first kind counts for `reporter`.
+/// The task that serves `clients`: under a policy, if there is a filter, and otherwise passing `payload` as it is.
+/// `seed` distinguishes this process's ids from those of another before it.
 pub fn driver<C: Connect + 'static>(
     clients: Clients,
     connect: C,
     payload: Payload,
-    policy: Option<Policy>,
-    reporter: Option<Reporter>,
+    filter: Option<Filter>,
     seed: u64,
 ) -> Box<dyn Task> {
-    match policy {
-        Some(policy) => Box::new(filtered::driver::Driver::new(
-            clients, connect, policy, reporter, seed,
+    match filter {
+        Some(filter) => Box::new(filtered::driver::Driver::new(
+            clients, connect, filter, seed,
         )),
         None => Box::new(passthrough::driver::Driver::new(
             clients, connect, payload, seed,

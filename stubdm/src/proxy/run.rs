@@ -21,6 +21,7 @@ use crate::proxy::broker::connect::VchanConnect;
 use crate::proxy::broker::spawn::Broker;
 use crate::proxy::clients::Clients;
 use crate::proxy::counters::{self, CounterFile, Reporter};
+use crate::proxy::filtered::Filter;
 use crate::proxy::policy::HostPolicy;
 use crate::proxy::{driver, sandbox};
 use crate::rt::error::{Context, Failure, Result};
@@ -173,8 +174,8 @@ fn serve_clients(
         None => "all bytes pass unread both ways".to_owned(),
     };
     let folder = options.counters.as_ref().filter(|_| policy.is_some());
-    let board = folder.and_then(|folder| match CounterFile::open(folder, options.domid) {
-        Ok(board) => Some(board),
+    let counter_file = folder.and_then(|folder| match CounterFile::open(folder, options.domid) {
+        Ok(counter_file) => Some(counter_file),
         Err(error) => {
             info!(
                 "stubdm-run status will not know: {}: {error}",
@@ -186,16 +187,29 @@ fn serve_clients(
     if payload == Payload::Qmp {
         consoles::complete(&world.store, world.domid);
     }
+    let saves = Box::new(connect.saves());
     let mut task: Box<dyn Task> = match options.cage {
         Caging::On => {
             let arguments = std::env::args_os().collect();
-            Box::new(Broker::start(connect, clients, arguments, board)?)
+            Box::new(Broker::start(
+                connect,
+                saves,
+                clients,
+                arguments,
+                counter_file,
+            )?)
         }
         Caging::Off => {
             warn!("--cage=off: what the domain says is parsed with all the powers of this process");
             let policy = policy.map(HostPolicy::into_policy).transpose()?;
-            let reporter = board.map(|mut file| Reporter::new(move |counters| file.tell(counters)));
-            driver(clients, connect, payload, policy, reporter, seed())
+            let reporter =
+                counter_file.map(|mut file| Reporter::new(move |counters| file.tell(counters)));
+            let filter = policy.map(|policy| Filter {
+                policy,
+                reporter,
+                saves,
+            });
+            driver(clients, connect, payload, filter, seed())
         }
     };
     world.announce(options.state_path.as_ref())?;

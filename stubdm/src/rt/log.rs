@@ -16,13 +16,13 @@ use tracing::Level;
 
 use crate::rt::log::budget::{Budget, Size, Verdict};
 
-/// Bytes that the log of a stubdomain's proxy may have altogether from its caged half.
+/// Bytes that the log of a stubdomain's proxy may have altogether from its worker.
 pub const CAGED: Size = Size {
     life: 64 << 20,
     burst: 1 << 20,
     each_second: 4 << 10,
 };
-/// Bytes more for what the carrier says of it.
+/// Bytes more for what the broker says of it.
 pub const OWN: Size = Size {
     life: 4 << 20,
     burst: 256 << 10,
@@ -35,7 +35,7 @@ const LAST_WORDS: u64 = 64 << 10;
 static BUDGET: Mutex<Option<Budget>> = Mutex::new(None);
 
 /// Limits this process's own lines to [`OWN`], for good. The bytes that a log file has already
-/// count: starting anew is no new budget. Returns the budget for what the caged half says.
+/// count: starting anew is no new budget. Returns the budget for what the worker says.
 pub fn limit(now: Instant) -> Budget {
     let stderr = io::stderr();
     let file = fstat(stderr.as_fd())

@@ -86,11 +86,11 @@ mod tests {
     #[test]
     fn a_flood_costs_a_burst_and_a_trickle_however_long_it_lasts() {
         let start = Instant::now();
-        let mut quota = LogLimit::new(start);
+        let mut limit = LogLimit::new(start);
         let (mut passed, mut told, mut stops) = (0u64, 0, 0);
         const HOUR: u64 = 3600;
         for step in 0..HOUR * 100 {
-            match quota.admit(68, start + Duration::from_millis(step * 10)) {
+            match limit.admit(68, start + Duration::from_millis(step * 10)) {
                 Verdict::Pass => passed += 100,
                 Verdict::PassAfter(dropped) => {
                     passed += 100;
@@ -105,7 +105,7 @@ mod tests {
             passed <= most && passed > most * 9 / 10,
             "{passed} of {most}"
         );
-        assert_eq!(passed / 100 + told + quota.dropped(), HOUR * 100);
+        assert_eq!(passed / 100 + told + limit.dropped(), HOUR * 100);
         // It neither stops for ever nor at every line.
         assert!((10..HOUR / 10).contains(&stops), "{stops} stops");
     }
@@ -113,19 +113,19 @@ mod tests {
     #[test]
     fn ordinary_words_all_pass() {
         let start = Instant::now();
-        let mut quota = LogLimit::new(start);
+        let mut limit = LogLimit::new(start);
         for second in 0..10_000 {
             let now = start + Duration::from_secs(second);
-            assert_eq!(quota.admit(100, now), Verdict::Pass, "second {second}");
+            assert_eq!(limit.admit(100, now), Verdict::Pass, "second {second}");
         }
     }
 
     #[test]
     fn a_clock_that_stands_still_or_steps_far_is_no_error() {
         let start = Instant::now();
-        let mut quota = LogLimit::new(start + Duration::from_secs(5));
-        assert_eq!(quota.admit(usize::MAX / 2, start), Verdict::Stop);
+        let mut limit = LogLimit::new(start + Duration::from_secs(5));
+        assert_eq!(limit.admit(usize::MAX / 2, start), Verdict::Stop);
         let later = start + Duration::from_secs(1 << 40);
-        assert_eq!(quota.admit(10, later), Verdict::PassAfter(1));
+        assert_eq!(limit.admit(10, later), Verdict::PassAfter(1));
     }
 }

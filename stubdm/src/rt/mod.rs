@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`event_loop`] | the main loop of every part |
+//! | [`outcome`] | work that blocks, in a thread of its own |
 //! | [`poll`], [`signals`] | sleeping until a descriptor, a signal or a deadline |
 //! | [`stream`], [`listener`], [`fd`] | sockets and inherited descriptors |
 //! | [`transport`], [`vchan`] | a byte stream both ways, and the vchan as one |
@@ -19,6 +20,7 @@ pub mod fd;
 pub mod listener;
 pub mod log;
 pub mod log_limit;
+pub mod outcome;
 pub mod poll;
 pub mod process;
 pub mod signals;

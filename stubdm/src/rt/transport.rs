@@ -80,11 +80,4 @@ pub trait Connect {
 
     /// Whether a server can still come: its domain exists.
     fn may_come(&mut self) -> bool;
-
-    /// The server says that its device model's state is saved: is it where the toolstack will look for it? May take as long
-    /// as reading a file does.
-    ///
-    /// # Errors
-    /// Why it is not: one line for people.
-    fn stored(&mut self, link: &mut Self::Link) -> Result<(), String>;
 }

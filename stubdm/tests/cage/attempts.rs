@@ -321,8 +321,8 @@ fn wide(output: &mut impl Write) -> ExitCode {
         text: LINE_MAX,
     };
     let now = Instant::now();
-    let mut exchange = Multiplexer::new(Arc::new(policy), 1, now);
-    let client = exchange.client_arrived(now);
+    let mut multiplexer = Multiplexer::new(Arc::new(policy), 1, now);
+    let client = multiplexer.client_arrived(now);
     let kinds: [Kind; 6] = [
         ("objects", |_| "{\"\":0},".into(), "[", "0]"),
         ("arrays", |_| "[0],".into(), "[", "0]"),
@@ -332,45 +332,48 @@ fn wide(output: &mut impl Write) -> ExitCode {
         ("deep", |n| ["[", "{\"a\":", "[0,"][n % 3].into(), "", ""),
     ];
     for (name, item, open, close) in kinds {
-        exchange.vchan_up(now);
-        let say = |exchange: &mut Multiplexer, line: &[u8]| {
+        multiplexer.vchan_up(now);
+        let say = |multiplexer: &mut Multiplexer, line: &[u8]| {
             for piece in line.chunks(4096).chain([&b"\n"[..]]) {
-                exchange.vchan_bytes(piece, now);
+                multiplexer.vchan_bytes(piece, now);
             }
         };
         // A greeting that nobody forgets, then whatever else comes before the answer to the probe.
         let greeting = r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7}},"x":"#;
         say(
-            &mut exchange,
+            &mut multiplexer,
             &widest(item, &format!("{greeting}{open}"), &format!("{close}}}}}")),
         );
-        say(&mut exchange, &widest(item, open, close));
-        say(&mut exchange, format!("{greeting}0}}}}").as_bytes());
-        let id = |exchange: &mut Multiplexer| {
-            let out = String::from_utf8_lossy(exchange.vchan_out()).into_owned();
-            exchange.vchan_wrote(exchange.vchan_out().len());
+        say(&mut multiplexer, &widest(item, open, close));
+        say(&mut multiplexer, format!("{greeting}0}}}}").as_bytes());
+        let id = |multiplexer: &mut Multiplexer| {
+            let out = String::from_utf8_lossy(multiplexer.vchan_out()).into_owned();
+            multiplexer.vchan_wrote(multiplexer.vchan_out().len());
             let (_, id) = out.rsplit_once("\"id\":\"").unwrap();
             id.split('"').next().unwrap().to_owned()
         };
-        let probe = id(&mut exchange);
+        let probe = id(&mut multiplexer);
         say(
-            &mut exchange,
+            &mut multiplexer,
             format!("{{\"error\":{{}},\"id\":\"{probe}\"}}").as_bytes(),
         );
-        let negotiation = id(&mut exchange);
+        let negotiation = id(&mut multiplexer);
         say(
-            &mut exchange,
+            &mut multiplexer,
             format!("{{\"return\":{{}},\"id\":\"{negotiation}\"}}").as_bytes(),
         );
         let command = b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-cpus-fast\"}\n";
-        exchange.client_bytes(client, command, now);
-        let asked = id(&mut exchange);
+        multiplexer.client_bytes(client, command, now);
+        let asked = id(&mut multiplexer);
         let open = format!("{{\"id\":\"{asked}\",\"return\":{open}");
-        say(&mut exchange, &widest(item, &open, &format!("{close}}}")));
-        let told = exchange.client_out(client).len();
-        exchange.client_wrote(client, told, now);
+        say(
+            &mut multiplexer,
+            &widest(item, &open, &format!("{close}}}")),
+        );
+        let told = multiplexer.client_out(client).len();
+        multiplexer.client_wrote(client, told, now);
         writeln!(output, "{name} {told}").unwrap();
-        exchange.vchan_lost(now);
+        multiplexer.vchan_lost(now);
     }
     ExitCode::SUCCESS
 }

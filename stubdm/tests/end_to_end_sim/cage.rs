@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::host::Host;
 use crate::proxy::{Process, monitor, path};
 
-/// Is a caged half that somebody took over as soon as it was ready. There are no walls: what it does could be done behind
+/// Is a worker that somebody took over as soon as it was ready. There are no walls: what it does could be done behind
 /// them.
 pub(crate) fn taken_over(given: Inherited, how: &str) -> ! {
     let number = given.wire;
@@ -71,7 +71,7 @@ pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_pro
         let log = host.dir().join("log");
         let proxy = Process::start_taken_over(&host, how, &[&stub, &node, &socket], &log);
         let said = || std::fs::read_to_string(&log).unwrap();
-        let gone = || said().matches("the caged half is gone").count();
+        let gone = || said().matches("the worker is gone").count();
         until("replaced", || gone() >= 2);
         let asked = Instant::now();
         proxy.hang_up();
@@ -81,7 +81,7 @@ pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_pro
             asked.elapsed()
         );
         let said = said();
-        let all = said.split("the caged half: process ").skip(1);
+        let all = said.split("the worker: process ").skip(1);
         let left: Vec<_> = all
             .filter_map(|rest| rest.split(',').next())
             .filter(|pid| {
@@ -132,7 +132,7 @@ pub(crate) fn child(parent: Pid, other: Option<Pid>) -> Pid {
         if let Some(pid) = found {
             return Pid::from_raw(pid);
         }
-        assert!(Instant::now() < deadline, "there is no caged half");
+        assert!(Instant::now() < deadline, "there is no worker");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -150,7 +150,7 @@ fn asked(socket: &str) -> Client {
     client
 }
 
-/// It has no powers, and its descriptors are the standard ones, the carrier's and clients' sockets.
+/// It has no powers, and its descriptors are the standard ones, the broker's and clients' sockets.
 fn assert_caged(pid: Pid, host: &Host) {
     for (name, value) in [
         ("CapPrm:", "0000000000000000"),
@@ -246,7 +246,7 @@ pub(crate) fn a_cage_that_cannot_be_made_ends_the_proxy() {
         panic!("{said}");
     };
     assert!(why.contains("an empty root directory: chroot:"), "{said}");
-    assert!(end.contains("the caged half does not start"), "{said}");
+    assert!(end.contains("the worker does not start"), "{said}");
     assert!(!Path::new(&socket).exists());
 }
 
@@ -263,7 +263,7 @@ fn told(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters
     }
 }
 
-/// The carrier writes it down, also when the caged half is another by then; the file goes with the proxy.
+/// The broker writes it down, also when the worker is another by then; the file goes with the proxy.
 pub(crate) fn what_the_caged_half_counts_can_be_read() {
     let host = Host::new();
     monitor(host.dir().join("monitor"));

@@ -186,7 +186,7 @@ impl Host {
         let thread = std::thread::spawn(move || {
             let _file = file;
             let clients = Clients::Socket(listener.into());
-            let mut proxy = driver(clients, connect, payload, None, None, 1);
+            let mut proxy = driver(clients, connect, payload, None, 1);
             loop {
                 let now = Instant::now();
                 let deadline = match proxy.turn(now).unwrap() {

@@ -26,7 +26,7 @@ use crate::qemu;
 /// The first argument that makes this program the proxy.
 pub(crate) const ROLE: &str = "play-proxy";
 
-/// The variable that says how the caged half behaves once it is another's.
+/// The variable that says how the worker behaves once it is another's.
 pub(crate) const TAKEN_OVER: &str = "STUBDM_TEST_TAKEN_OVER";
 
 /// Is the proxy: `ROLE DIRECTORY DOMAIN STORE-DESCRIPTOR ARGS…`.
@@ -101,7 +101,7 @@ impl Process {
         Self(command.spawn().unwrap())
     }
 
-    /// With a caged half that is another's, and a file for the log.
+    /// With a worker that is another's, and a file for the log.
     pub(crate) fn start_taken_over(host: &Host, how: &str, args: &[&str], log: &Path) -> Self {
         let store = inheritable(host.store_connection(DomId::DOM0));
         let mut command = Command::new(std::env::current_exe().unwrap());

@@ -69,7 +69,13 @@ impl Bench {
         let (listener, file) = bind(&socket).unwrap();
         let connector = Connector(page.clone());
         let clients = Clients::Socket(listener.into());
-        let proxy = driver(clients, connector, Payload::Qmp, policy, None, 7);
+        let proxy = driver(
+            clients,
+            connector,
+            Payload::Qmp,
+            policy.map(fake::filter),
+            7,
+        );
         Self {
             _dir: dir,
             _file: file,

@@ -196,7 +196,13 @@ fn a_socket_that_lets_nobody_in_is_looked_at_once_a_second() {
             Clients::Socket(listener.into()),
             Connector(fake::page(true)),
         );
-        let mut proxy = driver(clients, connector, Payload::Qmp, policy, None, 7);
+        let mut proxy = driver(
+            clients,
+            connector,
+            Payload::Qmp,
+            policy.map(fake::filter),
+            7,
+        );
         let now = Instant::now();
         for _ in 0..3 {
             let second = Some(now + Duration::from_secs(1));
@@ -212,14 +218,7 @@ fn stdin_and_stdout_are_one_client() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let local = stubdm::rt::stream::Stream::socket(near.into()).unwrap();
     let clients = Clients::Once(Some(local));
-    let mut proxy = driver(
-        clients,
-        Connector(page.clone()),
-        Payload::Opaque,
-        None,
-        None,
-        7,
-    );
+    let mut proxy = driver(clients, Connector(page.clone()), Payload::Opaque, None, 7);
     let mut link = ServerLink::new(&page);
     let now = Instant::now();
     far.write_all(b"\x00anything\xff").unwrap();

@@ -135,9 +135,9 @@ pub struct Supervisor {
     phase: Phase,
     deadline: Option<Instant>,
     /// Since the guest was started.
-    pulse: Option<Watchdog>,
+    watchdog: Option<Watchdog>,
     hang_limit: Duration,
-    quota: LogLimit,
+    limit: LogLimit,
     last_words: VecDeque<String>,
     monitor_lost: Option<String>,
     actions: VecDeque<Action>,
@@ -149,9 +149,9 @@ impl Supervisor {
         Self {
             phase: Phase::Launch,
             deadline: Some(now + LAUNCH_LIMIT),
-            pulse: None,
+            watchdog: None,
             hang_limit,
-            quota: LogLimit::new(now),
+            limit: LogLimit::new(now),
             last_words: VecDeque::new(),
             monitor_lost: None,
             actions: VecDeque::new(),
@@ -162,7 +162,7 @@ impl Supervisor {
     pub fn deadline(&self) -> Option<Instant> {
         earlier(
             self.deadline,
-            self.pulse.as_ref().and_then(Watchdog::deadline),
+            self.watchdog.as_ref().and_then(Watchdog::deadline),
         )
     }
 
@@ -192,7 +192,7 @@ impl Supervisor {
             (Phase::Start, Event::Started) => {
                 self.phase = Phase::Running;
                 self.deadline = None;
-                self.pulse = Some(Watchdog::new(self.hang_limit, now));
+                self.watchdog = Some(Watchdog::new(self.hang_limit, now));
                 self.actions.push_back(Action::ReportRunning);
             }
             (Phase::Start, Event::StartRefused(why)) => {
@@ -220,7 +220,7 @@ impl Supervisor {
                 self.log(format!("QEMU says {}", one_line(&name)), now);
             }
             (_, Event::Answered) => {
-                if let Some(silent) = self.pulse.as_mut().and_then(|p| p.answered(now)) {
+                if let Some(silent) = self.watchdog.as_mut().and_then(|p| p.answered(now)) {
                     let again = format!("QEMU answers again, after {} s", silent.as_secs());
                     self.actions.push_back(Action::ReportBack(again));
                 }
@@ -229,7 +229,11 @@ impl Supervisor {
                 if self.deadline.is_some_and(|deadline| deadline <= now) {
                     self.late(now);
                 }
-                match self.pulse.as_mut().and_then(|pulse| pulse.tick(now)) {
+                match self
+                    .watchdog
+                    .as_mut()
+                    .and_then(|watchdog| watchdog.tick(now))
+                {
                     Some(Beat::Ask) => self.actions.push_back(Action::Ask),
                     Some(Beat::Hung) => {
                         let limit = self.hang_limit.as_secs();
@@ -273,8 +277,8 @@ impl Supervisor {
     fn power_off(&mut self) {
         self.phase = Phase::Over;
         self.deadline = None;
-        // There is a pulse once the guest has been started.
-        if self.pulse.take().is_some() {
+        // There is a watchdog once the guest has been started.
+        if self.watchdog.take().is_some() {
             self.actions.push_back(Action::CrashGuest);
         }
         self.actions.push_back(Action::PowerOff);
@@ -299,7 +303,7 @@ impl Supervisor {
 
     /// Puts something of QEMU's into the log, if there is room for it.
     fn log(&mut self, line: String, now: Instant) {
-        match self.quota.admit(line.len(), now) {
+        match self.limit.admit(line.len(), now) {
             Verdict::Pass => {}
             Verdict::PassAfter(dropped) => self.left_out(dropped),
             Verdict::Stop => {
@@ -319,7 +323,7 @@ impl Supervisor {
     }
 
     fn count_dropped(&mut self) {
-        let dropped = self.quota.dropped();
+        let dropped = self.limit.dropped();
         if dropped > 0 {
             self.left_out(dropped);
         }

@@ -90,23 +90,26 @@ mod tests {
     #[test]
     fn each_silence_is_told_once_and_its_end_with_its_length() {
         let start = Instant::now();
-        let mut pulse = Watchdog::new(LIMIT, start);
+        let mut watchdog = Watchdog::new(LIMIT, start);
         for round in 0..3 {
-            let asked = pulse.deadline().unwrap();
+            let asked = watchdog.deadline().unwrap();
             assert_eq!(
-                pulse.tick(asked - Duration::from_millis(1)),
+                watchdog.tick(asked - Duration::from_millis(1)),
                 None,
                 "{round}"
             );
-            assert_eq!(pulse.tick(asked), Some(Beat::Ask));
-            assert_eq!(pulse.tick(asked), None);
-            assert_eq!(pulse.tick(asked + LIMIT - Duration::from_millis(1)), None);
-            assert_eq!(pulse.tick(asked + LIMIT), Some(Beat::Hung));
+            assert_eq!(watchdog.tick(asked), Some(Beat::Ask));
+            assert_eq!(watchdog.tick(asked), None);
             assert_eq!(
-                (pulse.tick(asked + 9 * LIMIT), pulse.deadline()),
+                watchdog.tick(asked + LIMIT - Duration::from_millis(1)),
+                None
+            );
+            assert_eq!(watchdog.tick(asked + LIMIT), Some(Beat::Hung));
+            assert_eq!(
+                (watchdog.tick(asked + 9 * LIMIT), watchdog.deadline()),
                 (None, None)
             );
-            let silence = pulse.answered(asked + 10 * LIMIT);
+            let silence = watchdog.answered(asked + 10 * LIMIT);
             assert_eq!(silence, Some(10 * LIMIT));
         }
     }
@@ -114,24 +117,24 @@ mod tests {
     #[test]
     fn a_limit_beyond_all_time_is_never_reached() {
         let now = Instant::now();
-        let mut pulse = Watchdog::new(Duration::MAX, now);
-        let asked = pulse.deadline().unwrap();
-        assert_eq!(pulse.tick(asked), Some(Beat::Ask));
-        assert_eq!(pulse.deadline(), None);
-        assert_eq!(pulse.tick(asked + 1_000_000 * LIMIT), None);
-        assert_eq!(pulse.answered(asked), None);
+        let mut watchdog = Watchdog::new(Duration::MAX, now);
+        let asked = watchdog.deadline().unwrap();
+        assert_eq!(watchdog.tick(asked), Some(Beat::Ask));
+        assert_eq!(watchdog.deadline(), None);
+        assert_eq!(watchdog.tick(asked + 1_000_000 * LIMIT), None);
+        assert_eq!(watchdog.answered(asked), None);
     }
 
     #[test]
     fn who_answers_in_time_is_never_called_hung() {
         let mut now = Instant::now();
-        let mut pulse = Watchdog::new(LIMIT, now);
+        let mut watchdog = Watchdog::new(LIMIT, now);
         for _ in 0..1000 {
-            now = pulse.deadline().unwrap();
-            assert_eq!(pulse.tick(now), Some(Beat::Ask));
+            now = watchdog.deadline().unwrap();
+            assert_eq!(watchdog.tick(now), Some(Beat::Ask));
             now += LIMIT - Duration::from_millis(1);
-            assert_eq!(pulse.tick(now), None);
-            assert_eq!(pulse.answered(now), None);
+            assert_eq!(watchdog.tick(now), None);
+            assert_eq!(watchdog.answered(now), None);
         }
     }
 }

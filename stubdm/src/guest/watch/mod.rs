@@ -28,7 +28,6 @@ use xen_store::Store;
 use xen_sys::Xen;
 
 use crate::guest::cdrom::Drives;
-use crate::guest::incoming::Outcome;
 use crate::guest::qemu::Launch;
 use crate::guest::report::Report;
 use crate::guest::save::saver::Saver;
@@ -38,6 +37,7 @@ use crate::guest::{InitOptions, confine, power, privcmd};
 use crate::libxl::guest::Guest;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, Progress, Task};
+use crate::rt::outcome::Outcome;
 use crate::rt::poll::{Interest, earlier};
 use crate::rt::signals::Signals;
 use crate::rt::stream::Stream;
@@ -146,7 +146,7 @@ impl Watch<'_> {
 
     /// A saved state that is of no use is the end: QEMU would wait for it for ever.
     fn hear_incoming(&mut self) {
-        let told = self.incoming.as_mut().and_then(Outcome::told);
+        let told = self.incoming.as_mut().and_then(Outcome::poll);
         if let Some(told) = told {
             self.incoming = None;
             if let Err(why) = told {

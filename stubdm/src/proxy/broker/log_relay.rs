@@ -1,5 +1,5 @@
-//! The sandboxed half's log lines: a pipe that the broker reads, so that neither the log's file nor its
-//! open file description is in the sandbox.
+//! What the worker says in the log: a pipe that the broker reads, so that neither the log's file
+//! nor its open file description is in the cage.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +24,7 @@ const TURN: usize = 64 << 10;
 /// The pause after a turn that brought so many.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The carrier's end.
+/// The broker's end.
 #[derive(Debug)]
 pub struct LogRelay {
     from: Option<OwnedFd>,
@@ -33,7 +33,7 @@ pub struct LogRelay {
 }
 
 impl LogRelay {
-    /// A pipe: the carrier's end, and the one for the caged half.
+    /// A pipe: the broker's end, and the one for the worker.
     ///
     /// # Errors
     /// The system's.
@@ -59,7 +59,7 @@ impl LogRelay {
         self.rest_until
     }
 
-    /// Writes what came to the log, within the budget. A caged half that says more than the budget
+    /// Writes what came to the log, within the budget. A worker that says more than the budget
     /// is not held up, but slowed down.
     pub fn turn(&mut self, budget: &mut Budget, now: Instant) {
         if self.rest_until.is_some_and(|until| now < until) {

@@ -5,6 +5,7 @@ pub mod log_relay;
 pub mod rates;
 pub mod relay;
 pub mod saved_file;
+pub mod saves;
 pub mod spawn;
 
 #[cfg(test)]

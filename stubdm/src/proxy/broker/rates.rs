@@ -1,8 +1,8 @@
-//! How often the caged half may ask for what: each kind of [`Request`] has a burst and a pause after it.
+//! How often the worker may ask for what: each kind of [`Request`] has a burst and a pause after it.
 //!
 //! An order beyond its rate is neither refused nor lost: it waits, and with it all that follows.
 //!
-//! | order | at once | then one in | an honest caged half |
+//! | order | at once | then one in | an honest worker |
 //! |---|---|---|---|
 //! | `Ready` | 1 | never | once: another breaks the rules |
 //! | `Connect`, `Close` | 200 | 20 ms | once for each client with `--filter=off`, else once in 50 ms |
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::proxy::ipc::Request;
 use crate::rt::token_bucket::TokenBucket;
 
-/// The rates. They outlive a caged half: another in its place gets no new burst.
+/// The rates. They outlive a worker: another in its place gets no new burst.
 #[derive(Debug)]
 pub struct Rates {
     connect: TokenBucket,
@@ -50,7 +50,7 @@ impl Rates {
     /// It is too early; when it is not.
     pub fn take(&mut self, order: &Request<'_>, now: Instant) -> Result<(), Instant> {
         match order {
-            // The carrier itself sees to it that this comes once.
+            // The broker itself sees to it that this comes once.
             Request::Ready => return Ok(()),
             Request::Connect => &mut self.connect,
             Request::Close => &mut self.close,

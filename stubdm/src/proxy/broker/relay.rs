@@ -1,6 +1,6 @@
-//! The half that holds the vchan: does what the caged half asks of it, and asks nothing of the bytes.
+//! The half that holds the vchan: does what the worker asks of it, and asks nothing of the bytes.
 //!
-//! An attacker may control the sandboxed half. It can have done only what [`Request`] names: connect to
+//! The worker may be anybody's by now. All it can have done is what [`Request`] names: connect to
 //! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and
 //! report counters, each at a [rate](crate::proxy::broker::rates). A half that violates the protocol of
 //! [`ipc`](crate::proxy::ipc) is disconnected.
@@ -16,6 +16,7 @@ use stubdm_qmp::text::one_line;
 use crate::proxy::broker::rates::Rates;
 use crate::proxy::counters::CounterFile;
 use crate::proxy::ipc::{CHUNK, Event, HALF, IpcSocket, Received, Request, WINDOW};
+use crate::proxy::saves::Saves;
 use crate::rt::poll::{Interest, earlier, hung_up};
 use crate::rt::transport::{Connect, Peer, Transport};
 
@@ -30,15 +31,19 @@ pub struct Relay<C: Connect> {
     /// Messages of bytes for the vchan, and how much of the first is gone.
     out: VecDeque<Vec<u8>>,
     written: usize,
-    /// Messages taken since the caged half was told.
+    /// Messages taken since the worker was told.
     taken: usize,
-    /// Messages given to the caged half that it has not said it took.
+    /// Messages given to the worker that it has not said it took.
     lent: usize,
     /// Where what it counted is written.
-    board: Option<CounterFile>,
-    /// The caged half is behind its walls.
+    counter_file: Option<CounterFile>,
+    /// The worker is confined.
     ready: bool,
     rates: Rates,
+    saves: Box<dyn Saves + Send>,
+    /// Looks at saved states that were begun, and how many of them an earlier worker asked for.
+    looks: u32,
+    stale: u32,
     /// An order that came too early, and when it is not.
     held: Option<(Vec<u8>, Instant)>,
 }
@@ -50,11 +55,14 @@ impl<C: Connect> std::fmt::Debug for Relay<C> {
 }
 
 impl<C: Connect> Relay<C> {
-    /// Nothing is connected until the caged half asks.
-    pub fn new(connect: C, wire: IpcSocket, now: Instant) -> Self {
+    /// Nothing is connected until the worker asks.
+    pub fn new(connect: C, saves: Box<dyn Saves + Send>, wire: IpcSocket, now: Instant) -> Self {
         Self {
             rates: Rates::new(now),
             held: None,
+            saves,
+            looks: 0,
+            stale: 0,
             connect,
             link: None,
             wire,
@@ -62,29 +70,33 @@ impl<C: Connect> Relay<C> {
             written: 0,
             taken: 0,
             lent: 0,
-            board: None,
+            counter_file: None,
             ready: false,
         }
     }
 
-    /// Whether the caged half has said that it is behind its walls. It says nothing else before.
+    /// Whether the worker has said that it is confined. It says nothing else before.
     pub fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// With a file for what the caged half counts.
-    pub fn with_board(self, board: Option<CounterFile>) -> Self {
-        Self { board, ..self }
+    /// With a file for what the worker counts.
+    pub fn with_counters(self, counter_file: Option<CounterFile>) -> Self {
+        Self {
+            counter_file,
+            ..self
+        }
     }
 
-    /// Another caged half takes the place of the one there was; the vchan is closed.
+    /// Another worker takes the place of the one there was; the vchan is closed.
     pub fn restart(&mut self, wire: IpcSocket) {
         self.close();
         self.wire = wire;
         self.ready = false;
         self.held = None;
-        if let Some(board) = &mut self.board {
-            board.begin_again();
+        self.stale = self.looks;
+        if let Some(counter_file) = &mut self.counter_file {
+            counter_file.begin_again();
         }
     }
 
@@ -103,7 +115,7 @@ impl<C: Connect> Relay<C> {
     /// Returns the descriptors to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let orders = match self.held {
-            // The end of the caged half is seen all the same.
+            // The end of the worker is seen all the same.
             Some(_) => PollFlags::empty(),
             None => PollFlags::POLLIN,
         };
@@ -111,6 +123,7 @@ impl<C: Connect> Relay<C> {
         if let Some(link) = &self.link {
             interests.push((link.poll_fd(), PollFlags::POLLIN));
         }
+        interests.extend(self.saves.interests());
         interests
     }
 
@@ -123,7 +136,7 @@ impl<C: Connect> Relay<C> {
     /// Does all that can be done without waiting; says whether there is more to do at once.
     ///
     /// # Errors
-    /// `UnexpectedEof` when the caged half is gone, `InvalidData` when it broke the rules.
+    /// `UnexpectedEof` when the worker is gone, `InvalidData` when it broke the rules.
     pub fn turn(&mut self, now: Instant) -> io::Result<bool> {
         for _ in 0..ROUNDS {
             let message = match self.held.take() {
@@ -147,23 +160,38 @@ impl<C: Connect> Relay<C> {
                     Request::decode(&message).ok_or_else(|| against("it said what nobody says"))?;
                 match self.rates.take(&order, now) {
                     Ok(()) => {
-                        let long = order == Request::Stored;
                         self.obey(order)?;
-                        if long {
-                            // Signals are looked at before the next one.
-                            return Ok(true);
-                        }
                         moved = true;
                     }
                     Err(at) => self.held = Some((message, at)),
                 }
             }
+            moved |= self.tell_outcomes()?;
             moved |= self.pump()?;
             if !moved {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Answers the requests for looks at saved states whose outcomes are known.
+    fn tell_outcomes(&mut self) -> io::Result<bool> {
+        let mut moved = false;
+        while let Some(outcome) = self.saves.outcome() {
+            moved = true;
+            self.looks = self.looks.saturating_sub(1);
+            if self.stale > 0 {
+                self.stale -= 1;
+                continue;
+            }
+            let outcome = outcome.map_err(|why| one_line(&why));
+            self.tell(Event::Stored(match &outcome {
+                Ok(()) => Ok(()),
+                Err(why) => Err(why),
+            }))?;
+        }
+        Ok(moved)
     }
 
     fn tell(&self, notice: Event<'_>) -> io::Result<()> {
@@ -216,20 +244,15 @@ impl<C: Connect> Relay<C> {
                 self.tell(Event::Unread(u32::try_from(count).unwrap_or(u32::MAX)))
             }
             Request::Counted(counters) => {
-                if let Some(board) = &mut self.board {
-                    board.tell(&counters);
+                if let Some(counter_file) = &mut self.counter_file {
+                    counter_file.tell(&counters);
                 }
                 Ok(())
             }
             Request::Stored => {
-                let stored = match &mut self.link {
-                    Some(link) => self.connect.stored(link),
-                    None => Err("the device model is gone".to_owned()),
-                };
-                let stored = stored.map_err(|why| one_line(&why));
-                self.tell(Event::Stored(
-                    stored.as_ref().map(drop).map_err(|why| why.as_str()),
-                ))
+                self.saves.begin();
+                self.looks += 1;
+                Ok(())
             }
             Request::Took => {
                 // Both sides forget the bytes lent before the vchan was closed.

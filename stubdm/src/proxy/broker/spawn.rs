@@ -1,10 +1,10 @@
-//! Starts the caged half, and another if that ends before its time.
+//! Starts the worker, and another if that ends before its time.
 //!
 //! ```text
 //!   start ──▶ runs ──the wire closed, a rule broken, or too late──▶ ends ──reaped──▶ a pause ──▶ start
 //! ```
 //!
-//! Nothing that the caged half controls is waited for without a limit: one that closed its wire has
+//! Nothing that the worker controls is waited for without a limit: one that closed its wire has
 //! `GRACE` to end by itself, which tells its own exit status, and is killed then.
 
 use std::ffi::OsString;
@@ -26,6 +26,7 @@ use crate::proxy::clients::Clients;
 use crate::proxy::counters::CounterFile;
 use crate::proxy::ipc::IpcSocket;
 use crate::proxy::sandbox::Inherited;
+use crate::proxy::saves::Saves;
 use crate::rt::backoff::Backoff;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{Progress, Task};
@@ -34,7 +35,7 @@ use crate::rt::poll::{Interest, earlier, sleep};
 use crate::rt::transport::Connect;
 use crate::rt::{log, process};
 
-/// How long a new process may take to get behind its walls.
+/// How long a new process may take to be confined.
 const START: Duration = Duration::from_secs(20);
 /// How long one that closed its wire may take to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -47,7 +48,7 @@ const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_s
 /// One that lived this long was no failure to start.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// The caged half as a process. Dropping it kills the process.
+/// The worker as a process. Dropping it kills the process.
 #[derive(Debug)]
 struct Worker {
     child: Child,
@@ -55,7 +56,7 @@ struct Worker {
     pidfd: Option<OwnedFd>,
     stderr: LogRelay,
     since: Instant,
-    /// Behind its walls, and in the log.
+    /// Confined, and in the log.
     ready: bool,
 }
 
@@ -99,7 +100,7 @@ struct Leaving {
     kill_at: Instant,
 }
 
-/// The relay with its caged half.
+/// The relay with its worker.
 #[derive(Debug)]
 pub struct Broker<C: Connect> {
     relay: Relay<C>,
@@ -108,31 +109,32 @@ pub struct Broker<C: Connect> {
     clients: Clients,
     arguments: Vec<OsString>,
     log: Budget,
-    /// There was one that got behind its walls.
+    /// One was confined.
     stood: bool,
     start_at: Instant,
     pauses: Backoff,
 }
 
 impl<C: Connect> Broker<C> {
-    /// Starts the caged half. `arguments` is this program's
-    /// command line, name first; the other gets the same and what it was given. Its counters are written to `board`.
+    /// Starts the worker. `arguments` is this program's
+    /// command line, name first; the other gets the same and what it was given. What it counts is written to `counter_file`.
     ///
-    /// It takes clients as soon as it is behind its walls, which is not waited for: those who come before that wait,
+    /// It takes clients as soon as it is confined, which is not waited for: those who come before that wait,
     /// as they do when another takes its place. From here on this process's log is limited.
     ///
     /// # Errors
     /// It could not be started.
     pub fn start(
         connect: C,
+        saves: Box<dyn Saves + Send>,
         clients: Clients,
         arguments: Vec<OsString>,
-        board: Option<CounterFile>,
+        counter_file: Option<CounterFile>,
     ) -> Result<Self> {
         let (worker, wire) = launch(&clients, &arguments)?;
         let now = Instant::now();
         Ok(Self {
-            relay: Relay::new(connect, wire, now).with_board(board),
+            relay: Relay::new(connect, saves, wire, now).with_counters(counter_file),
             worker: Some(worker),
             leaving: None,
             clients,
@@ -144,7 +146,7 @@ impl<C: Connect> Broker<C> {
         })
     }
 
-    /// When the caged half is too late to get behind its walls; `None` if it is there.
+    /// When the worker is too late to be confined; `None` if it is there.
     fn look_at_start(&mut self) -> Option<Instant> {
         let worker = self.worker.as_mut().filter(|worker| !worker.ready)?;
         if !self.relay.is_ready() {
@@ -152,11 +154,11 @@ impl<C: Connect> Broker<C> {
         }
         (worker.ready, self.stood) = (true, true);
         let pid = Pid::from_raw(i32::try_from(worker.child.id()).unwrap_or_default());
-        info!("the caged half: process {pid}, {}", process::status(pid));
+        info!("the worker: process {pid}, {}", process::status(pid));
         None
     }
 
-    /// The caged half is gone or has to go.
+    /// The worker is gone or has to go.
     fn dismiss(&mut self, error: &io::Error, now: Instant) -> Progress {
         self.stood |= self.relay.is_ready();
         self.relay.close();
@@ -205,13 +207,13 @@ impl<C: Connect> Broker<C> {
         let why = format!("{}{status}", why.unwrap_or_default());
         if !self.stood {
             return Err(io::Error::other(format!(
-                "the caged half does not start: {why}; --cage=off does without"
+                "the worker does not start: {why}; --cage=off does without"
             )));
         }
         if matches!(self.clients, Clients::Once(_)) {
             return match in_order {
                 true => Ok(Progress::Done),
-                false => Err(io::Error::other(format!("the caged half is gone: {why}"))),
+                false => Err(io::Error::other(format!("the worker is gone: {why}"))),
             };
         }
         // Its word alone does not end the proxy.
@@ -221,7 +223,7 @@ impl<C: Connect> Broker<C> {
         if leaving.worker.since.elapsed() >= SETTLED {
             self.pauses.reset();
         }
-        Ok(self.again(now, &format!("the caged half is gone: {why}")))
+        Ok(self.again(now, &format!("the worker is gone: {why}")))
     }
 
     fn again(&mut self, now: Instant, why: &str) -> Progress {
@@ -245,7 +247,7 @@ impl<C: Connect> Task for Broker<C> {
     }
 
     /// # Errors
-    /// The system's; also if the first caged half does not get behind its walls, which is in the log,
+    /// The system's; also if the first worker does not get confined, which is in the log,
     /// or if the only client's did not end in good order.
     fn turn(&mut self, now: Instant) -> io::Result<Progress> {
         if let Some(leaving) = self.leaving.take() {
@@ -283,7 +285,7 @@ impl<C: Connect> Task for Broker<C> {
 }
 
 fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Worker, IpcSocket)> {
-    let what = "starting the caged half";
+    let what = "starting the worker";
     let (near, far) = IpcSocket::pair().context(what)?;
     let far = inheritable(far.as_fd()).context(what)?;
     let listener = match clients {

@@ -12,7 +12,8 @@ use crate::proxy::broker::relay::Relay;
 use crate::proxy::ipc::{CHUNK, Event, IpcSocket, Received, Request, WINDOW};
 use crate::proxy::sandbox::remote::RemoteConnect;
 use crate::proxy::sandbox::{Inherited, user_of};
-use crate::rt::poll::sleep;
+use crate::proxy::saves::{NoSaves, Saves};
+use crate::rt::poll::{Interest, sleep};
 use crate::rt::transport::{Connect, Peer, Transport};
 
 /// A socket in the place of a vchan.
@@ -63,29 +64,26 @@ impl Connect for Pipes {
     fn may_come(&mut self) -> bool {
         false
     }
-
-    fn stored(&mut self, _: &mut Pipe) -> Result<(), String> {
-        Err("cut\nshort".to_owned())
-    }
 }
 
-fn carrier(streams: Vec<UnixStream>) -> (Relay<Pipes>, IpcSocket) {
+fn relay(streams: Vec<UnixStream>) -> (Relay<Pipes>, IpcSocket) {
     let (near, far) = IpcSocket::pair().unwrap();
     far.send(&Request::Ready.encode()).unwrap();
-    (Relay::new(Pipes(streams), near, Instant::now()), far)
+    let saves = Box::new(NoSaves::new("cut\nshort"));
+    (Relay::new(Pipes(streams), saves, near, Instant::now()), far)
 }
 
-/// A carrier that works until the other side of its wire is gone.
+/// A relay that works until the other side of its wire is gone.
 fn working(streams: Vec<UnixStream>) -> (std::thread::JoinHandle<io::ErrorKind>, IpcSocket) {
-    let (mut carrier, far) = carrier(streams);
+    let (mut relay, far) = relay(streams);
     let thread = std::thread::spawn(move || {
         loop {
-            match carrier.turn(Instant::now()) {
+            match relay.turn(Instant::now()) {
                 Ok(true) => {}
                 // A socket has no doorbell for room to write; a vchan has.
                 Ok(false) => {
                     let soon = Instant::now() + Duration::from_millis(1);
-                    sleep(&carrier.interests(), Some(soon)).unwrap();
+                    sleep(&relay.interests(), Some(soon)).unwrap();
                 }
                 Err(error) => return error.kind(),
             }
@@ -176,8 +174,17 @@ fn a_look_at_the_saved_state_is_the_carriers_and_loses_no_byte() {
     let (thread, wire) = working(vec![near]);
     let mut connect = RemoteConnect::new(Arc::new(wire));
     let mut remote = connect.connect().unwrap();
+    let mut saves = connect.saves();
     for _ in 0..3 {
-        assert_eq!(connect.stored(&mut remote), Err("cut short".to_owned()));
+        saves.begin();
+        let outcome = loop {
+            remote.acknowledge().unwrap();
+            if let Some(outcome) = saves.outcome() {
+                break outcome;
+            }
+            sleep(&[(remote.poll_fd(), PollFlags::POLLIN)], None).unwrap();
+        };
+        assert_eq!(outcome, Err("cut short".to_owned()));
     }
     let mut buffer = [0; 16];
     let heard = loop {
@@ -189,14 +196,14 @@ fn a_look_at_the_saved_state_is_the_carriers_and_loses_no_byte() {
     };
     assert_eq!(heard, b"for a client");
     drop(far);
-    drop((remote, connect));
+    drop((remote, connect, saves));
     assert_eq!(thread.join().unwrap(), io::ErrorKind::UnexpectedEof);
 }
 
-/// Turns until the carrier has had enough.
-fn verdict(mut carrier: Relay<Pipes>) -> io::ErrorKind {
+/// Turns until the broker has had enough.
+fn verdict(mut relay: Relay<Pipes>) -> io::ErrorKind {
     for _ in 0..100 {
-        if let Err(error) = carrier.turn(Instant::now()) {
+        if let Err(error) = relay.turn(Instant::now()) {
             return error.kind();
         }
     }
@@ -205,23 +212,28 @@ fn verdict(mut carrier: Relay<Pipes>) -> io::ErrorKind {
 
 #[test]
 fn who_breaks_the_rules_is_found_out() {
-    let (with, wire) = carrier(Vec::new());
+    let (with, wire) = relay(Vec::new());
     wire.send(b"?").unwrap();
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // Before the walls are said to be up.
     let (near, wire) = IpcSocket::pair().unwrap();
     wire.send(&Request::Connect.encode()).unwrap();
-    let with = Relay::new(Pipes(Vec::new()), near, Instant::now());
+    let with = Relay::new(
+        Pipes(Vec::new()),
+        Box::new(NoSaves::new("none")),
+        near,
+        Instant::now(),
+    );
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // More than once.
-    let (with, wire) = carrier(Vec::new());
+    let (with, wire) = relay(Vec::new());
     wire.send(&Request::Ready.encode()).unwrap();
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // Questions without an ear for the answers.
-    let (mut with, wire) = carrier(Vec::new());
+    let (mut with, wire) = relay(Vec::new());
     let error = loop {
         for _ in 0..50 {
             wire.send(&Request::Unread.encode()).unwrap();
@@ -234,7 +246,7 @@ fn who_breaks_the_rules_is_found_out() {
 
     // More bytes than the window while nobody reads them. The far end stays open and deaf.
     let (near, _far) = UnixStream::pair().unwrap();
-    let (mut with, wire) = carrier(vec![near]);
+    let (mut with, wire) = relay(vec![near]);
     wire.send(&Request::Connect.encode()).unwrap();
     let error = loop {
         for _ in 0..WINDOW {
@@ -251,7 +263,7 @@ fn who_breaks_the_rules_is_found_out() {
 fn nobody_who_does_not_read_is_given_more_than_the_window() {
     let (near, mut far) = UnixStream::pair().unwrap();
     far.set_nonblocking(true).unwrap();
-    let (mut with, wire) = carrier(vec![near]);
+    let (mut with, wire) = relay(vec![near]);
     wire.send(&Request::Connect.encode()).unwrap();
     for _ in 0..100 {
         let _ = far.write(&[1; CHUNK]);
@@ -282,7 +294,7 @@ fn what_is_given_survives_the_command_line() {
 #[test]
 fn looks_at_the_saved_state_are_held_to_their_rate_and_lose_no_order() {
     let (near, _far) = UnixStream::pair().unwrap();
-    let (mut with, wire) = carrier(vec![near]);
+    let (mut with, wire) = relay(vec![near]);
     wire.send(&Request::Connect.encode()).unwrap();
     let mut now = Instant::now();
     let looks = |with: &mut Relay<Pipes>, now| {
@@ -323,16 +335,47 @@ fn looks_at_the_saved_state_are_held_to_their_rate_and_lose_no_order() {
     );
 }
 
+/// Looks that never end.
+struct Endless;
+
+impl Saves for Endless {
+    fn begin(&mut self) {}
+
+    fn outcome(&mut self) -> Option<Result<(), String>> {
+        None
+    }
+
+    fn interests(&self) -> Vec<Interest<'_>> {
+        Vec::new()
+    }
+}
+
 #[test]
-fn one_look_is_taken_in_a_turn() {
-    let (mut with, wire) = carrier(Vec::new());
-    for _ in 0..3 {
-        wire.send(&Request::Stored.encode()).unwrap();
-    }
+fn a_look_that_does_not_end_holds_up_nothing_else() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let (ours, wire) = IpcSocket::pair().unwrap();
     let now = Instant::now();
-    for _ in 0..3 {
-        assert!(with.turn(now).unwrap(), "there is more to do");
-        assert!(matches!(wire.receive(), Ok(Received::Message(_))));
-        assert_eq!(wire.receive().unwrap(), Received::Nothing);
+    let mut with = Relay::new(Pipes(vec![near]), Box::new(Endless), ours, now);
+    for order in [
+        Request::Ready,
+        Request::Connect,
+        Request::Stored,
+        Request::Bytes(b"for QEMU"),
+        Request::Unread,
+    ] {
+        wire.send(&order.encode()).unwrap();
     }
+    while with.turn(now).unwrap() {}
+    let mut told = Vec::new();
+    while let Received::Message(message) = wire.receive().unwrap() {
+        told.push(message);
+    }
+    let told: Vec<_> = told.iter().map(|message| Event::decode(message)).collect();
+    assert!(
+        matches!(told[..], [Some(Event::Up), Some(Event::Unread(_))]),
+        "{told:?}"
+    );
+    let mut buffer = [0; 8];
+    far.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"for QEMU");
 }

@@ -6,7 +6,7 @@ use super::*;
 fn what_is_told_is_read_and_goes_with_the_proxy() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("stubdm");
-    let mut board = CounterFile::open(&folder, 5).unwrap();
+    let mut counter_file = CounterFile::open(&folder, 5).unwrap();
     let first = read(&folder, 5).unwrap();
     assert_eq!((first.pid, first.sequence), (std::process::id(), 0));
     let mut counters = Counters {
@@ -23,7 +23,7 @@ fn what_is_told_is_read_and_goes_with_the_proxy() {
     }
     counters.latency(Duration::from_millis(3));
     counters.latency(Duration::from_millis(1));
-    board.tell(&counters);
+    counter_file.tell(&counters);
     let told = read(&folder, 5).unwrap();
     assert_eq!((told.sequence, told.counters), (1, counters));
     assert_eq!(
@@ -31,15 +31,15 @@ fn what_is_told_is_read_and_goes_with_the_proxy() {
         (1, 1, 7)
     );
     assert_eq!((counters.latency_us, counters.longest_us), (1000, 3000));
-    // Another caged half goes on where the last one ended.
-    board.begin_again();
+    // Another worker goes on where the last one ended.
+    counter_file.begin_again();
     let mut since = Counters {
         sessions: 1,
         answered: 2,
         ..Counters::default()
     };
     since.latency(Duration::from_millis(2));
-    board.tell(&since);
+    counter_file.tell(&since);
     let told = read(&folder, 5).unwrap().counters;
     assert_eq!(
         (told.sessions, told.answered, told.denied),
@@ -47,26 +47,26 @@ fn what_is_told_is_read_and_goes_with_the_proxy() {
     );
     assert_eq!((told.latency_us, told.longest_us), (2000, 3000));
     assert_eq!(fs::metadata(file(&folder, 5)).unwrap().len(), SIZE as u64);
-    drop(board);
+    drop(counter_file);
     assert_eq!(read(&folder, 5), None);
 }
 
 #[test]
 fn what_changes_is_told_once_a_second_and_in_the_end() {
     let (sender, told) = std::sync::mpsc::channel();
-    let mut teller = Reporter::new(move |counters| sender.send(counters.answered).unwrap());
+    let mut reporter = Reporter::new(move |counters| sender.send(counters.answered).unwrap());
     let (mut counters, now) = (Counters::default(), Instant::now());
-    teller.turn(&counters, now);
+    reporter.turn(&counters, now);
     counters.answered = 1;
-    teller.turn(&counters, now);
-    teller.turn(&counters, now + PACE);
-    assert_eq!(teller.deadline(&counters), None);
+    reporter.turn(&counters, now);
+    reporter.turn(&counters, now + PACE);
+    assert_eq!(reporter.deadline(&counters), None);
     counters.answered = 2;
-    teller.turn(&counters, now + PACE / 2);
-    assert_eq!(teller.deadline(&counters), Some(now + PACE));
+    reporter.turn(&counters, now + PACE / 2);
+    assert_eq!(reporter.deadline(&counters), Some(now + PACE));
     counters.answered = 3;
-    teller.turn(&counters, now + PACE);
-    assert_eq!(teller.deadline(&counters), None);
+    reporter.turn(&counters, now + PACE);
+    assert_eq!(reporter.deadline(&counters), None);
     assert_eq!(told.try_iter().collect::<Vec<_>>(), [1, 3]);
 }
 

@@ -1,18 +1,19 @@
 //! The loop of a proxy that filters: several clients at once on one vchan connection that stays.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
+use std::{fmt, io};
 
 use nix::poll::PollFlags;
-use stubdm_qmp::policy::Policy;
 use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
 use crate::proxy::Link;
 use crate::proxy::clients::Clients;
 use crate::proxy::counters::Reporter;
+use crate::proxy::filtered::Filter;
 use crate::proxy::filtered::multiplexer::Multiplexer;
+use crate::proxy::saves::Saves;
 use crate::proxy::transfer::{ClientSide, VchanSide, flush_vchan, pump_client, pump_vchan};
 use crate::rt::event_loop::{Progress, ROUNDS, Task};
 use crate::rt::poll::{Interest, earlier};
@@ -20,7 +21,6 @@ use crate::rt::stream::Stream;
 use crate::rt::transport::{Connect, Transport};
 
 /// The loop.
-#[derive(Debug)]
 pub struct Driver<C: Connect> {
     clients: Clients,
     connect: C,
@@ -29,25 +29,33 @@ pub struct Driver<C: Connect> {
     link: Option<C::Link>,
     complaint: Option<String>,
     reporter: Option<Reporter>,
+    saves: Box<dyn Saves>,
+    /// A look at a saved state was begun, and a client waits for its outcome.
+    looking: bool,
+    /// Looks whose outcomes nobody waits for any more.
+    stale: u32,
+}
+
+impl<C: Connect> fmt::Debug for Driver<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
 }
 
 impl<C: Connect> Driver<C> {
     /// `seed` as for [`crate::proxy::resync::Memory::new`].
-    pub fn new(
-        clients: Clients,
-        connect: C,
-        policy: Policy,
-        reporter: Option<Reporter>,
-        seed: u64,
-    ) -> Self {
+    pub fn new(clients: Clients, connect: C, filter: Filter, seed: u64) -> Self {
         Self {
             clients,
             connect,
-            multiplexer: Multiplexer::new(Arc::new(policy), seed, Instant::now()),
+            multiplexer: Multiplexer::new(Arc::new(filter.policy), seed, Instant::now()),
             here: Vec::new(),
             link: None,
             complaint: None,
-            reporter,
+            reporter: filter.reporter,
+            saves: filter.saves,
+            looking: false,
+            stale: 0,
         }
     }
 
@@ -78,16 +86,28 @@ impl<C: Connect> Driver<C> {
         reporter.deadline(counters)
     }
 
-    /// Sees to it that libxl hears of a save only when the state is where it looks for it.
+    /// Holds QEMU's answer to a save back until the state is where libxl looks for it.
     fn look_after_saves(&mut self, now: Instant) -> bool {
         let mut moved = false;
-        while self.multiplexer.has_saved() {
-            let stored = match &mut self.link {
-                Some(link) => self.connect.stored(link),
-                None => Err("the device model went away".to_owned()),
-            };
-            self.multiplexer.stored(&stored, now);
+        while let Some(outcome) = self.saves.outcome() {
             moved = true;
+            if self.stale > 0 {
+                self.stale -= 1;
+            } else {
+                self.looking = false;
+                self.multiplexer.stored(&outcome, now);
+            }
+        }
+        while self.multiplexer.has_saved() && !(self.looking && self.link.is_some()) {
+            moved = true;
+            if self.link.is_some() {
+                self.saves.begin();
+                self.looking = true;
+            } else {
+                self.stale += u32::from(std::mem::take(&mut self.looking));
+                let gone = Err("the device model went away".to_owned());
+                self.multiplexer.stored(&gone, now);
+            }
         }
         moved
     }
@@ -172,6 +192,7 @@ impl<C: Connect> Task for Driver<C> {
             .as_ref()
             .filter(|_| self.multiplexer.vchan_room() > 0);
         interests.extend(link.map(|link| (link.poll_fd(), PollFlags::POLLIN)));
+        interests.extend(self.saves.interests());
         interests
     }
 
@@ -189,6 +210,8 @@ impl<C: Connect> Task for Driver<C> {
             moved |= self.look_after_saves(now);
             moved |= self.pump_clients(now);
             moved |= self.pump_link(now, flush_vchan);
+            // Flushing may have taken an outcome off the socket, which would wake nobody again.
+            moved |= self.look_after_saves(now);
             while let Some(event) = self.multiplexer.audit() {
                 info!("{event}");
             }

@@ -3,3 +3,26 @@
 pub mod driver;
 pub mod multiplexer;
 pub mod qemu_session;
+
+use std::fmt;
+
+use stubdm_qmp::policy::Policy;
+
+use crate::proxy::counters::Reporter;
+use crate::proxy::saves::Saves;
+
+/// What a proxy that filters needs besides its clients and its vchan.
+pub struct Filter {
+    /// The policy.
+    pub policy: Policy,
+    /// Where its counts go.
+    pub reporter: Option<Reporter>,
+    /// The looks that answers to saves wait for.
+    pub saves: Box<dyn Saves>,
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Filter").finish_non_exhaustive()
+    }
+}

@@ -1,6 +1,6 @@
-//! Enters the sandbox before the first foreign byte is read, one layer after the other.
+//! What the worker gives up before it reads the first foreign byte, one restriction after the other.
 //!
-//! | wall | what it keeps from what is inside |
+//! | restriction | what it keeps from what is inside |
 //! |---|---|
 //! | descriptors | all that were inherited, but those it was given |
 //! | limits | memory, descriptors, processes, core files, bytes in files |
@@ -30,16 +30,16 @@ pub const MEMORY: rlim_t = 32 << 20;
 const SPACE: rlim_t = 192 << 20;
 /// Descriptors open at once.
 const DESCRIPTORS: rlim_t = 64;
-/// Bytes of a file that stdout may be. The log is a pipe of the carrier's.
+/// Bytes of a file that stdout may be. The log is a pipe of the broker's.
 pub const OUTPUT: rlim_t = 64 << 20;
 /// Where an empty directory can be made for a moment.
 const NURSERIES: [&str; 2] = ["/run", "/tmp"];
 
-/// Puts all walls up, for good. `keep` are the descriptors that stay open besides the standard ones; `output` is how many
+/// Puts all restrictions up, for good. `keep` are the descriptors that stay open besides the standard ones; `output` is how many
 /// bytes a file that is one of them may have.
 ///
 /// # Errors
-/// A wall could not be put up; those before it stand.
+/// A restriction could not be put up; those before it stand.
 pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
     close_others(keep)?;
     limit(output)?;
@@ -47,9 +47,7 @@ pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
         leave_the_files().context("an empty root directory")?;
         become_nobody(user).context(format_args!("becoming user {user}"))?;
     } else {
-        warn!(
-            "not started as root: the caged half keeps this user and sees this file system's names"
-        );
+        warn!("not started as root: the worker keeps this user and sees this file system's names");
     }
     alone().context("confinement")?;
     seccomp::restrict().context("restricting system calls")

@@ -26,12 +26,12 @@ use std::str::FromStr;
 /// distributions leave alone, large enough for all domain ids.
 const USERS: u32 = 0x7800_0000;
 
-/// Returns the user of the sandboxed half of the proxy for domain `domid`.
+/// Who the worker of the proxy for domain `domid` runs as.
 pub fn user_of(domid: u16) -> u32 {
     USERS + u32::from(domid)
 }
 
-/// The sandboxed half's descriptors, as numbers.
+/// What the worker was given, as numbers of open descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inherited {
     /// Its end of the socket pair.

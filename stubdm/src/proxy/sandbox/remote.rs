@@ -1,18 +1,54 @@
-//! The vchan as the caged half sees it: a socket to the carrier, which has the vchan.
+//! The vchan as the worker sees it: a socket to the broker, which has the vchan.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::proxy::ipc::{CHUNK, Event, HALF, IpcSocket, Received, Request, WINDOW};
+use crate::proxy::saves::Saves;
+use crate::rt::poll::Interest;
 use crate::rt::transport::{Connect, Peer, Transport};
 
-/// Asks the carrier to connect.
+/// Asks the broker to connect.
 #[derive(Debug)]
 pub struct RemoteConnect {
     wire: Arc<IpcSocket>,
     may_come: bool,
+    outcomes: Outcomes,
+}
+
+/// The outcomes of looks at saved states, as they come between other messages.
+type Outcomes = Arc<Mutex<VecDeque<Result<(), String>>>>;
+
+fn push(outcomes: &Outcomes, outcome: Result<(), &str>) {
+    let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+    outcomes.push_back(outcome.map_err(str::to_owned));
+}
+
+/// Has the broker look at saved states.
+#[derive(Debug)]
+pub struct RemoteSaves {
+    wire: Arc<IpcSocket>,
+    outcomes: Outcomes,
+}
+
+impl Saves for RemoteSaves {
+    fn begin(&mut self) {
+        if self.wire.send(&Request::Stored.encode()).is_err() {
+            push(&self.outcomes, Err(BROKER_IS_GONE));
+        }
+    }
+
+    fn outcome(&mut self) -> Option<Result<(), String>> {
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        outcomes.pop_front()
+    }
+
+    fn interests(&self) -> Vec<Interest<'_>> {
+        // The messages come with those of the vchan.
+        Vec::new()
+    }
 }
 
 impl RemoteConnect {
@@ -21,13 +57,20 @@ impl RemoteConnect {
         Self {
             wire,
             may_come: true,
+            outcomes: Outcomes::default(),
+        }
+    }
+
+    /// The looks at the file that the stubdomain's saves go to.
+    pub fn saves(&self) -> RemoteSaves {
+        RemoteSaves {
+            wire: self.wire.clone(),
+            outcomes: self.outcomes.clone(),
         }
     }
 }
 
-fn carrier_is_gone() -> io::Error {
-    io::Error::other("the carrier is gone")
-}
+const BROKER_IS_GONE: &str = "the broker is gone";
 
 impl Connect for RemoteConnect {
     type Link = Remote;
@@ -37,10 +80,13 @@ impl Connect for RemoteConnect {
         loop {
             let Some(message) = self.wire.wait()? else {
                 self.may_come = false;
-                return Err(carrier_is_gone());
+                return Err(io::Error::other(BROKER_IS_GONE));
             };
             match Event::decode(&message) {
-                Some(Event::Up) => return Ok(Remote::new(self.wire.clone())),
+                Some(Event::Up) => {
+                    return Ok(Remote::new(self.wire.clone(), self.outcomes.clone()));
+                }
+                Some(Event::Stored(outcome)) => push(&self.outcomes, outcome),
                 Some(Event::Down { may_come, why }) => {
                     self.may_come = may_come;
                     return Err(io::Error::new(io::ErrorKind::NotFound, why.to_owned()));
@@ -54,13 +100,9 @@ impl Connect for RemoteConnect {
     fn may_come(&mut self) -> bool {
         self.may_come
     }
-
-    fn stored(&mut self, link: &mut Remote) -> Result<(), String> {
-        link.stored()
-    }
 }
 
-/// One connection of the carrier's. Dropping it closes that.
+/// One connection of the broker's. Dropping it closes that.
 #[derive(Debug)]
 pub struct Remote {
     wire: Arc<IpcSocket>,
@@ -69,19 +111,19 @@ pub struct Remote {
     fresh: bool,
     /// How much of the inbox's first message is read.
     read: usize,
-    /// Messages read since the carrier was told.
+    /// Messages read since the broker was told.
     taken: usize,
     /// Messages that may still be sent.
     credit: usize,
     /// Something was sent since it was last known that nothing is unread.
     unsure: bool,
     unread: Option<u32>,
-    stored: Option<Result<(), String>>,
+    outcomes: Outcomes,
     lost: Option<Result<(), String>>,
 }
 
 impl Remote {
-    fn new(wire: Arc<IpcSocket>) -> Self {
+    fn new(wire: Arc<IpcSocket>, outcomes: Outcomes) -> Self {
         Self {
             wire,
             inbox: VecDeque::new(),
@@ -91,28 +133,17 @@ impl Remote {
             credit: WINDOW,
             unsure: false,
             unread: None,
-            stored: None,
+            outcomes,
             lost: None,
         }
     }
 
-    /// Asks the carrier whether the saved state is where it has to be.
-    fn stored(&mut self) -> Result<(), String> {
-        self.stored = None;
-        if self.wire.send(&Request::Stored.encode()).is_err() {
-            return Err(carrier_is_gone().to_string());
-        }
-        self.wait(|this| this.stored.is_some());
-        let gone = || Err("the device model went away".to_owned());
-        self.stored.take().unwrap_or_else(gone)
-    }
-
-    /// Hears what the carrier says until that is so, or the vchan is lost.
+    /// Hears what the broker says until that is so, or the vchan is lost.
     fn wait(&mut self, answered: impl Fn(&Self) -> bool) {
         while !answered(self) && self.lost.is_none() {
             match self.wire.wait() {
                 Ok(Some(message)) => self.hear(&message),
-                _ => self.lost = Some(Err(carrier_is_gone().to_string())),
+                _ => self.lost = Some(Err(BROKER_IS_GONE.to_owned())),
             }
         }
     }
@@ -122,20 +153,20 @@ impl Remote {
             Some(Event::Bytes(bytes)) => self.inbox.push_back(bytes.to_vec()),
             Some(Event::Took) => self.credit += HALF,
             Some(Event::Unread(count)) => self.unread = Some(count),
-            Some(Event::Stored(stored)) => self.stored = Some(stored.map_err(str::to_owned)),
+            Some(Event::Stored(outcome)) => push(&self.outcomes, outcome),
             Some(Event::Lost { ended: true, .. }) => self.lost = Some(Ok(())),
             Some(Event::Lost { why, .. }) => self.lost = Some(Err(why.to_owned())),
             Some(Event::Up | Event::Down { .. }) | None => {}
         }
     }
 
-    /// Takes what has come: within the carrier's window, so no more than fits the inbox.
+    /// Takes what has come: within the broker's window, so no more than fits the inbox.
     fn listen(&mut self) -> io::Result<()> {
         while self.lost.is_none() {
             match self.wire.receive()? {
                 Received::Message(message) => self.hear(&message),
                 Received::Nothing => break,
-                Received::End => self.lost = Some(Err(carrier_is_gone().to_string())),
+                Received::End => self.lost = Some(Err(BROKER_IS_GONE.to_owned())),
             }
         }
         Ok(())
@@ -144,7 +175,7 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        // If the carrier is gone, so is the vchan.
+        // If the broker is gone, so is the vchan.
         let _ = self.wire.send(&Request::Close.encode());
     }
 }

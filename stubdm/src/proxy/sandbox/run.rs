@@ -1,4 +1,4 @@
-//! The caged half: the proxy, once the walls are up.
+//! The worker, from its start: it confines itself, then serves clients.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -8,6 +8,7 @@ use crate::libxl::payload::Payload;
 use crate::proxy::clients::Clients;
 use crate::proxy::counters::Reporter;
 use crate::proxy::driver;
+use crate::proxy::filtered::Filter;
 use crate::proxy::ipc::{IpcSocket, Request};
 use crate::proxy::options::ProxyOptions;
 use crate::proxy::policy::HostPolicy;
@@ -17,10 +18,10 @@ use crate::rt::error::{Context, Result};
 use crate::rt::event_loop::{self, HangUp};
 use crate::rt::fd;
 
-/// Goes behind the walls and serves clients until no more can come, or the carrier ends.
+/// Confines this process and serves clients until no more can come, or the broker ends.
 ///
 /// # Errors
-/// A wall could not be put up, or the system's, about a new client.
+/// A restriction could not be put up, or the system's, about a new client.
 pub fn run(
     options: &ProxyOptions,
     given: Inherited,
@@ -42,18 +43,25 @@ pub fn run(
     let user = options.user.unwrap_or_else(|| user_of(options.domid));
     enter::enter(&keep, user, output)?;
     let wire = Arc::new(IpcSocket::new(wire));
-    let gone = "the carrier";
+    let gone = "the broker";
     wire.send(&Request::Ready.encode()).context(gone)?;
     let payload = Payload::of_node(&options.node);
     let connect = RemoteConnect::new(wire.clone());
     // The built-in one is read now that the broker knows: clients that come meanwhile wait.
-    let policy = policy.map(HostPolicy::into_policy).transpose()?;
-    let reporter = policy.is_some().then(|| {
-        let wire = wire.clone();
-        // A broker that does not take it is gone, which ends the loop.
-        Reporter::new(move |counters| drop(wire.send(&Request::Counted(*counters).encode())))
-    });
-    let mut task = driver(clients, connect, payload, policy, reporter, seed);
+    let filter = match policy {
+        Some(policy) => {
+            let wire = wire.clone();
+            // A broker that does not take it is gone, which ends the loop.
+            let tell = move |counters: &_| drop(wire.send(&Request::Counted(*counters).encode()));
+            Some(Filter {
+                policy: policy.into_policy()?,
+                reporter: Some(Reporter::new(tell)),
+                saves: Box::new(connect.saves()),
+            })
+        }
+        None => None,
+    };
+    let mut task = driver(clients, connect, payload, filter, seed);
     event_loop::run(&mut *task, &mut [&mut HangUp(wire.as_fd())]).context("serving clients")?;
     Ok(())
 }

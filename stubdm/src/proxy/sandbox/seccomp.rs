@@ -1,4 +1,4 @@
-//! The system calls that are left to the caged half.
+//! The system calls that are left to the worker.
 //!
 //! Everything else fails with EPERM. No call on the list opens, creates or names anything: no file,
 //! socket, process or address. Memory can be had, but none that can be executed.

@@ -15,8 +15,11 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use stubdm::proxy::filtered::Filter;
+use stubdm::proxy::saves::NoSaves;
 use stubdm::rt::poll::Interest;
 use stubdm::rt::transport::{Connect, Peer, Transport};
+use stubdm_qmp::policy::Policy;
 
 /// An event channel's near end: readable while an event is pending and not masked.
 pub struct Bell {
@@ -244,9 +247,14 @@ impl Connect for Connector {
     fn may_come(&mut self) -> bool {
         self.0.borrow().domain_lives
     }
+}
 
-    fn stored(&mut self, _: &mut ClientLink) -> Result<(), String> {
-        Err("this host has no file for it".to_owned())
+/// A filter of a host without a file for saved states.
+pub fn filter(policy: Policy) -> Filter {
+    Filter {
+        policy,
+        reporter: None,
+        saves: Box::new(NoSaves::new("this host has no file for it")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::Write;
 struct Server {
     dir: tempfile::TempDir,
     file: File,
-    shelf: SavedFile,
+    saved: SavedFile,
 }
 
 impl Server {
@@ -17,9 +17,9 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qemu-save.7");
         let file = File::create(&path).unwrap();
-        let mut shelf = SavedFile::new(path);
-        shelf.hold();
-        Self { dir, file, shelf }
+        let mut saved = SavedFile::new(path);
+        saved.hold();
+        Self { dir, file, saved }
     }
 
     fn path(&self) -> PathBuf {
@@ -38,7 +38,7 @@ impl Server {
 
     /// The state is in place, and nothing else with it but filler.
     fn assert_taken(&mut self, number: u32, state: &[u8]) {
-        self.shelf.stored().unwrap();
+        self.saved.stored().unwrap();
         let whole = record(number, state);
         let taken = self.taken();
         assert!(
@@ -49,7 +49,7 @@ impl Server {
     }
 
     fn refused(&mut self) -> String {
-        let why = self.shelf.stored().unwrap_err();
+        let why = self.saved.stored().unwrap_err();
         // As libxl does when it hears of it.
         let _ = fs::remove_file(self.path());
         why
@@ -136,7 +136,7 @@ fn an_altered_record_is_refused() {
         let mut server = Server::new();
         server.writes(&bad);
         // Without its first word it is a stream that nobody here knows.
-        let result = server.shelf.stored();
+        let result = server.saved.stored();
         assert_eq!(result.is_ok(), bit < 64, "bit {bit}: {result:?}");
     }
     let mut server = Server::new();
@@ -168,11 +168,11 @@ fn a_record_inside_a_state_is_part_of_the_state() {
 #[test]
 fn a_stream_without_records_is_libxls_to_judge_but_an_empty_one_is_no_state() {
     let mut server = Server::new();
-    assert!(server.shelf.stored().is_err());
+    assert!(server.saved.stored().is_err());
     for stream in [&b"QEVM and so on s"[..], b"QEVM stubdmS1 stub"] {
         let mut server = Server::new();
         server.writes(stream);
-        server.shelf.stored().unwrap();
+        server.saved.stored().unwrap();
         assert_eq!(server.taken(), stream);
     }
 }
@@ -181,9 +181,9 @@ fn a_stream_without_records_is_libxls_to_judge_but_an_empty_one_is_no_state() {
 fn what_is_no_file_or_without_end_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for path in [dir.path().to_owned(), "/dev/zero".into(), "/dev/tty".into()] {
-        let mut shelf = SavedFile::new(path);
-        shelf.hold();
-        assert!(shelf.stored().is_err());
+        let mut saved = SavedFile::new(path);
+        saved.hold();
+        assert!(saved.stored().is_err());
     }
     let link = dir.path().join("link");
     std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();

@@ -1,4 +1,4 @@
-//! The exchange with clients and a QEMU that are lines in a test.
+//! The multiplexer with clients and a QEMU that are lines in a test.
 
 mod hostile;
 mod several;
@@ -9,7 +9,7 @@ use serde_json::Value;
 const GREETING: &str = r#"{"QMP":{"version":{"qemu":{"micro":22,"minor":2,"major":7},"package":"\u001b[31m"},"capabilities":["oob"],"more":1}}"#;
 
 struct Bench {
-    exchange: Multiplexer,
+    multiplexer: Multiplexer,
     now: Instant,
 }
 
@@ -19,7 +19,7 @@ impl Bench {
         let now = Instant::now();
         let policy = Arc::new(Policy::built_in().unwrap());
         Self {
-            exchange: Multiplexer::new(policy, 7, now),
+            multiplexer: Multiplexer::new(policy, 7, now),
             now,
         }
     }
@@ -27,7 +27,7 @@ impl Bench {
     /// A client that has negotiated, and QEMU ready.
     fn talking() -> (Self, u64) {
         let mut bench = Self::new();
-        let client = bench.exchange.client_arrived(bench.now);
+        let client = bench.multiplexer.client_arrived(bench.now);
         bench.connect();
         bench.negotiate(client);
         (bench, client)
@@ -35,11 +35,11 @@ impl Bench {
 
     /// The vchan comes up with a new monitor session behind it.
     fn connect(&mut self) {
-        let Link::Connect(at) = self.exchange.link() else {
-            panic!("{:?}", self.exchange.link())
+        let Link::Connect(at) = self.multiplexer.link() else {
+            panic!("{:?}", self.multiplexer.link())
         };
         self.now = self.now.max(at);
-        self.exchange.vchan_up(self.now);
+        self.multiplexer.vchan_up(self.now);
         self.qemu(GREETING);
         let probe = self.id();
         let refusal = format!(r#"{{"id":"{probe}","error":{{"class":"CommandNotFound"}}}}"#);
@@ -61,7 +61,7 @@ impl Bench {
 
     /// Another client, of which QEMU hears nothing.
     fn another(&mut self) -> u64 {
-        let client = self.exchange.client_arrived(self.now);
+        let client = self.multiplexer.client_arrived(self.now);
         self.negotiate(client);
         client
     }
@@ -69,16 +69,16 @@ impl Bench {
     /// The client says a line; what it is told at once.
     fn say(&mut self, client: u64, line: &str) -> String {
         let line = format!("{line}\r\n");
-        self.exchange
+        self.multiplexer
             .client_bytes(client, line.as_bytes(), self.now);
         self.told(client)
     }
 
     fn told(&mut self, client: u64) -> String {
         let mut all = Vec::new();
-        while !self.exchange.client_out(client).is_empty() {
-            let out = self.exchange.client_out(client).to_vec();
-            self.exchange.client_wrote(client, out.len(), self.now);
+        while !self.multiplexer.client_out(client).is_empty() {
+            let out = self.multiplexer.client_out(client).to_vec();
+            self.multiplexer.client_wrote(client, out.len(), self.now);
             all.extend(out);
         }
         String::from_utf8(all).unwrap()
@@ -87,16 +87,16 @@ impl Bench {
     /// QEMU says a line, in pieces as they come from the ring.
     fn qemu(&mut self, line: &str) {
         for piece in format!("{line}\r\n").as_bytes().chunks(4096) {
-            self.exchange.vchan_bytes(piece, self.now);
+            self.multiplexer.vchan_bytes(piece, self.now);
         }
     }
 
     /// Returns the name and id of QEMU's command, one at most.
     fn sent(&mut self) -> Option<(String, String)> {
         let mut all = Vec::new();
-        while !self.exchange.vchan_out().is_empty() {
-            let out = self.exchange.vchan_out().to_vec();
-            self.exchange.vchan_wrote(out.len());
+        while !self.multiplexer.vchan_out().is_empty() {
+            let out = self.multiplexer.vchan_out().to_vec();
+            self.multiplexer.vchan_wrote(out.len());
             all.extend(out);
         }
         let text = String::from_utf8_lossy(&all).into_owned();
@@ -120,11 +120,11 @@ impl Bench {
 
     fn wait(&mut self, time: Duration) {
         self.now += time;
-        self.exchange.tick(self.now);
+        self.multiplexer.tick(self.now);
     }
 
     fn audit(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| Some(self.exchange.audit()?.to_string())).collect()
+        std::iter::from_fn(|| Some(self.multiplexer.audit()?.to_string())).collect()
     }
 }
 
@@ -139,8 +139,8 @@ fn libxls_conversation() {
     assert_eq!(command, "cont");
     bench.qemu(&format!(r#"{{"return": {{"x": 1}}, "id": "{id}"}}"#));
     assert_eq!(bench.told(client), "{\"return\":{},\"id\":2020371712}\r\n");
-    assert_eq!(bench.exchange.link(), Link::Keep);
-    assert_eq!(bench.exchange.deadline(), None, "nothing is waited for");
+    assert_eq!(bench.multiplexer.link(), Link::Keep);
+    assert_eq!(bench.multiplexer.deadline(), None, "nothing is waited for");
 }
 
 /// QEMU names no command in its answer to one that it cannot parse.
@@ -201,7 +201,7 @@ fn one_read_of_denied_commands_is_counted_to_the_last() {
     bench.audit();
     let many = "{}\n".repeat(4096 / 3);
     bench
-        .exchange
+        .multiplexer
         .client_bytes(client, many.as_bytes(), bench.now);
     let lines = bench.audit();
     assert_eq!(lines.len(), 65);
@@ -209,7 +209,7 @@ fn one_read_of_denied_commands_is_counted_to_the_last() {
         lines.last().unwrap(),
         r#"{"audit":"denied","left-out":1301}"#
     );
-    assert_eq!(bench.exchange.counters().denied, 4096 / 3);
+    assert_eq!(bench.multiplexer.counters().denied, 4096 / 3);
 }
 
 /// QEMU takes a turn of its main loop for each byte of a command.
@@ -218,7 +218,7 @@ fn qemu_has_no_more_to_read_than_libxl_wrote() {
     let said = r#"{"execute":"query-status","id":2020371712}"#;
     let (mut bench, client) = Bench::talking();
     bench.say(client, said);
-    let out = bench.exchange.vchan_out();
+    let out = bench.multiplexer.vchan_out();
     assert!(out.len() < said.len(), "{}", String::from_utf8_lossy(out));
 }
 
@@ -232,18 +232,18 @@ fn a_save_is_answered_after_a_look_at_the_state() {
     ] {
         assert_eq!(bench.say(client, save), "");
         let id = bench.id();
-        assert!(!bench.exchange.has_saved());
+        assert!(!bench.multiplexer.has_saved());
         bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
-        assert!(bench.exchange.has_saved());
+        assert!(bench.multiplexer.has_saved());
         assert_eq!(bench.told(client), "");
-        bench.exchange.stored(&outcome, bench.now);
+        bench.multiplexer.stored(&outcome, bench.now);
         let told = bench.told(client);
         assert!(
             told.contains(word) && told.ends_with("\"id\":9}\r\n"),
             "{told}"
         );
         assert_eq!(told.contains("GenericError"), outcome.is_err());
-        assert!(!bench.exchange.has_saved());
+        assert!(!bench.multiplexer.has_saved());
     }
     // QEMU's own refusal has nothing to be looked at; a client that left is not told, but its record counts.
     bench.say(client, save);
@@ -251,21 +251,25 @@ fn a_save_is_answered_after_a_look_at_the_state() {
     bench.qemu(&format!(
         r#"{{"error": {{"class": "GenericError", "desc": "no"}}, "id": "{id}"}}"#
     ));
-    assert!(!bench.exchange.has_saved() && bench.told(client).contains("\"no\""));
+    assert!(!bench.multiplexer.has_saved() && bench.told(client).contains("\"no\""));
     bench.say(client, save);
     let id = bench.id();
-    bench.exchange.client_gone(client, bench.now);
+    bench.multiplexer.client_gone(client, bench.now);
     bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
-    assert!(bench.exchange.has_saved());
-    bench.exchange.stored(&Ok(()), bench.now);
-    assert!(!bench.exchange.has_saved());
+    assert!(bench.multiplexer.has_saved());
+    bench.multiplexer.stored(&Ok(()), bench.now);
+    assert!(!bench.multiplexer.has_saved());
 }
 
 #[test]
 fn capabilities_come_first_and_once_as_with_qemu() {
     let mut bench = Bench::new();
-    let client = bench.exchange.client_arrived(bench.now);
-    assert_eq!(bench.exchange.client_room(client), 0, "before the greeting");
+    let client = bench.multiplexer.client_arrived(bench.now);
+    assert_eq!(
+        bench.multiplexer.client_room(client),
+        0,
+        "before the greeting"
+    );
     bench.connect();
     bench.told(client);
     let told = bench.say(client, r#"{"execute":"cont","id":1}"#);
@@ -301,7 +305,7 @@ fn a_denied_command_never_reaches_qemu_and_is_answered_in_its_turn() {
             r#"{"audit":"answered","client":1,"command":"stop"}"#
         ]
     );
-    let counters = bench.exchange.counters();
+    let counters = bench.multiplexer.counters();
     let counted = (counters.sessions, counters.answered, counters.denied);
     assert_eq!((counted, counters.latency_us), ((1, 1, 1), 5000));
 }
@@ -333,7 +337,7 @@ fn what_a_client_says_wrongly_is_answered_too() {
     assert!(bench.say(client, &long).contains("too long"));
 
     let mut bench = Bench::new();
-    let client = bench.exchange.client_arrived(bench.now);
+    let client = bench.multiplexer.client_arrived(bench.now);
     bench.connect();
     bench.told(client);
     let oob = r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#;
@@ -344,7 +348,7 @@ fn what_a_client_says_wrongly_is_answered_too() {
 fn a_client_that_does_not_wait_is_held_back() {
     let (mut bench, client) = Bench::talking();
     let mut said = 0;
-    while bench.exchange.client_room(client) > 0 {
+    while bench.multiplexer.client_room(client) > 0 {
         bench.say(client, r#"{"execute":"cont","id":1}"#);
         said += 1;
         assert!(said < 100);
@@ -360,8 +364,8 @@ fn a_command_that_takes_long_is_reported_and_not_ended() {
     let start = bench.now;
     let mut reports = Vec::new();
     while bench.now < start + Duration::from_secs(3000) {
-        bench.now = bench.exchange.deadline().unwrap();
-        bench.exchange.tick(bench.now);
+        bench.now = bench.multiplexer.deadline().unwrap();
+        bench.multiplexer.tick(bench.now);
         reports.extend(bench.audit());
     }
     let at = |seconds| {
@@ -382,14 +386,14 @@ fn a_lost_connection_answers_all_that_was_asked() {
     for id in 1..=3 {
         bench.say(client, &format!(r#"{{"execute":"stop","id":{id}}}"#));
     }
-    bench.exchange.vchan_lost(bench.now);
+    bench.multiplexer.vchan_lost(bench.now);
     let told = bench.told(client);
     let lines: Vec<&str> = told.lines().collect();
     assert_eq!(lines.len(), 3, "{told}");
     for (n, line) in lines.iter().enumerate() {
         assert!(line.contains("went away") && line.ends_with(&format!("\"id\":{}}}", n + 1)));
     }
-    assert_eq!(bench.exchange.link(), Link::End, "nobody needs it now");
+    assert_eq!(bench.multiplexer.link(), Link::End, "nobody needs it now");
     bench.say(client, r#"{"execute":"cont","id":4}"#);
     bench.connect();
     assert_eq!(
@@ -402,16 +406,16 @@ fn a_lost_connection_answers_all_that_was_asked() {
 #[test]
 fn a_command_does_not_wait_for_a_lost_qemu_for_ever() {
     let (mut bench, client) = Bench::talking();
-    bench.exchange.vchan_lost(bench.now);
+    bench.multiplexer.vchan_lost(bench.now);
     bench.say(client, r#"{"execute":"cont","id":4}"#);
     let start = bench.now;
     let mut told = String::new();
     while told.is_empty() {
-        match bench.exchange.link() {
-            Link::Connect(at) if at <= bench.now => bench.exchange.vchan_lost(bench.now),
+        match bench.multiplexer.link() {
+            Link::Connect(at) if at <= bench.now => bench.multiplexer.vchan_lost(bench.now),
             _ => {
-                bench.now = bench.exchange.deadline().unwrap();
-                bench.exchange.tick(bench.now);
+                bench.now = bench.multiplexer.deadline().unwrap();
+                bench.multiplexer.tick(bench.now);
             }
         }
         told = bench.told(client);
