@@ -64,7 +64,7 @@ pub fn check(bytes: &[u8], position: u64, pattern: &[u8]) -> Result<()> {
 
 /// The measurements of one end, in nanoseconds and bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
+pub struct Sample {
     /// The time from the first operation to the last.
     pub ns: u64,
     /// The bytes moved, checked if this end received them.
@@ -81,7 +81,7 @@ pub struct Seen {
     pub p99: u64,
 }
 
-impl Seen {
+impl Sample {
     /// Reads the line that either end prints.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Seen {
 
 /// The task of an end.
 #[derive(Debug)]
-struct Order<'a> {
+struct Arguments<'a> {
     work: &'a str,
     server: bool,
     domain: DomId,
@@ -124,21 +124,21 @@ struct Order<'a> {
     spin: Option<Duration>,
 }
 
-/// Does what the arguments say and prints how it went, which for a failure is `FAILED` and the
-/// reason. `open` connects to the hypervisor and the store, `counts` says how many notifies and
-/// system calls there were.
+/// Carries out the arguments' task and prints its figures, or `FAILED` and the reason. `open`
+/// connects to the hypervisor and the store; `counts` returns the notifies and the system calls so
+/// far.
 ///
 /// # Errors
 ///
-/// As it printed.
+/// The failure that it printed.
 pub fn main(
     arguments: &[String],
     open: impl FnOnce() -> Result<(Xen, Store)>,
     counts: impl Fn() -> (u64, u64),
 ) -> Result<()> {
-    match order(arguments).and_then(|order| obey(&order, open, counts)) {
+    match parse(arguments).and_then(|parsed| run(&parsed, open, counts)) {
         Ok(seen) => {
-            let Seen {
+            let Sample {
                 ns,
                 bytes,
                 cpu,
@@ -159,7 +159,7 @@ pub fn main(
     }
 }
 
-fn order(arguments: &[String]) -> Result<Order<'_>> {
+fn parse(arguments: &[String]) -> Result<Arguments<'_>> {
     let [
         work,
         side,
@@ -174,7 +174,7 @@ fn order(arguments: &[String]) -> Result<Order<'_>> {
     else {
         bail!("usage: WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NS]");
     };
-    let mut order = Order {
+    let mut args = Arguments {
         work,
         server: side == "server",
         domain: domain.parse()?,
@@ -187,59 +187,59 @@ fn order(arguments: &[String]) -> Result<Order<'_>> {
     };
     for option in options {
         match option.split_once('=') {
-            None if option == "cork" => order.cork = true,
-            Some(("spin", nanos)) => order.spin = Some(Duration::from_nanos(nanos.parse()?)),
+            None if option == "cork" => args.cork = true,
+            Some(("spin", nanos)) => args.spin = Some(Duration::from_nanos(nanos.parse()?)),
             _ => bail!("unknown option {option}"),
         }
     }
     ensure!(
-        (1..=BUFFER).contains(&order.size) && order.total % order.size as u64 == 0,
+        (1..=BUFFER).contains(&args.size) && args.total % args.size as u64 == 0,
         "impossible sizes"
     );
     pin(cpu.parse()?);
-    Ok(order)
+    Ok(args)
 }
 
-fn obey(
-    order: &Order<'_>,
+fn run(
+    args: &Arguments<'_>,
     open: impl FnOnce() -> Result<(Xen, Store)>,
     counts: impl Fn() -> (u64, u64),
-) -> Result<Seen> {
+) -> Result<Sample> {
     // Before anybody is connected: a peer that is ready earlier has its clock running.
     let pattern = pattern();
-    if order.work.starts_with("unix-") {
-        let stream = if order.server {
-            UnixListener::bind(order.path)?.accept()?.0
+    if args.work.starts_with("unix-") {
+        let stream = if args.server {
+            UnixListener::bind(args.path)?.accept()?.0
         } else {
-            connect(order.path)?
+            connect(args.path)?
         };
-        return timed(order, stream, &pattern, counts);
+        return timed(args, stream, &pattern, counts);
     }
     let (xen, store) = open()?;
     let server = || {
-        let ring = RingSize::at_least(order.ring);
-        ServerBuilder::new(order.domain, order.path)
+        let ring = RingSize::at_least(args.ring);
+        ServerBuilder::new(args.domain, args.path)
             .rings(ring, ring)
             .publish(&xen, &store)
     };
     let client = || {
-        ClientBuilder::new(order.domain, order.path)
+        ClientBuilder::new(args.domain, args.path)
             .wait_for_server(true)
             .connect(&xen, &store)
     };
-    if order.work == "pair" {
+    if args.work == "pair" {
         let (mut a, mut b) = (server()?, client()?);
         a.wait_connected(None)?;
         b.wait_connected(None)?;
-        return pair(order, b, a, counts);
+        return pair(args, b, a, counts);
     }
-    let mut channel = if order.server { server()? } else { client()? };
+    let mut channel = if args.server { server()? } else { client()? };
     channel.wait_connected(None)?;
-    if let Some(spin) = order.spin {
+    if let Some(spin) = args.spin {
         channel.set_spin(spin);
     }
-    channel.halves().1.set_cork(order.cork);
-    timed(order, channel, &pattern, counts)
+    channel.halves().1.set_cork(args.cork);
+    timed(args, channel, &pattern, counts)
 }
 
 fn connect(path: &str) -> Result<UnixStream> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::end::Seen;
+use crate::end::Sample;
 
 pub use groups::{full, quick, xen};
 
@@ -155,7 +155,7 @@ pub struct Row {
     /// Processor time of both ends, in nanoseconds per 1000 bytes.
     pub cpu: f64,
     /// The same of each run.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cpu_runs: Vec<f64>,
     /// How long a cache line took to the other processor and back while the group ran, in
     /// nanoseconds.
@@ -164,7 +164,7 @@ pub struct Row {
 }
 
 /// The ends' own reports: the writer's and the reader's.
-pub type Both = (Seen, Seen);
+pub type Both = (Sample, Sample);
 
 /// How long one run should last.
 pub const QUICK: Duration = Duration::from_millis(40);
@@ -224,7 +224,7 @@ impl Group {
     }
 
     /// The end whose clock counts: who knows that everything has arrived.
-    fn clock(&self, both: &Both) -> Seen {
+    fn clock(&self, both: &Both) -> Sample {
         match self.task.work {
             Work::Pingpong => both.0,
             _ => both.1,
@@ -239,7 +239,7 @@ impl Group {
             Work::Pair => both.1.ns as f64 / rounds(both),
             _ => bytes(both) / both.1.ns as f64,
         };
-        let per = |both: &Both, count: fn(&Seen) -> u64| {
+        let per = |both: &Both, count: fn(&Sample) -> u64| {
             let count = (count(&both.0) + count(&both.1)) as f64;
             match self.task.work {
                 Work::Pingpong => count / rounds(both),
@@ -308,12 +308,12 @@ mod tests {
         // One nanosecond per byte.
         let rows = group.measure(Duration::from_millis(10), |_, variant, total| {
             order.push((*variant, total));
-            let seen = Seen {
+            let seen = Sample {
                 ns: total,
                 bytes: total,
                 cpu: total,
                 notifies: 7,
-                ..Seen::default()
+                ..Sample::default()
             };
             Ok((seen, seen))
         });

@@ -167,12 +167,12 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
     let _ = write!(
         out,
         "# vchan: ours and libxenvchan\n\n\
-         Written by `cargo xtask bench vchan{}`; do not edit. What the columns mean, how the figures come about and how far to \
-         trust them: [README.md](README.md).\n\n\
-         {} × {}, Linux {}. {:.0} s. Load average {:.2} before, {:.2} after{}. Half the runs of a cell lie within {:.0} % of \
-         its median in the middle cell and within {:.0} % in nine cells of ten. A cache line took {} to the other processor and \
-         back; the last column of the streams has it for each group, because it decides the throughput (a virtual machine's processors \
-         move).\n\n![throughput]({plot_name})\n",
+         Written by `cargo xtask bench vchan{}`; do not edit. [README.md](README.md) explains the \
+         columns, the method and the limits.\n\n\
+         {} × {}, Linux {}. {:.0} s. Load average {:.2} before, {:.2} after{}. Half the runs of a \
+         cell lie within {:.0} % of its median in the middle cell, within {:.0} % in nine cells of \
+         ten. A cache line took {} to the other processor and back; the streams' last column has it \
+         for each group, because it decides the throughput.\n\n![throughput]({plot_name})\n",
         if c.quick { " --quick" } else { "" },
         c.processors,
         c.processor,
@@ -312,8 +312,10 @@ fn times(ratio: Option<Measured>) -> String {
 
 fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
     out.push_str(
-        "GB/s ± half the distance between the quartiles, in brackets the ratio to libxenvchan at both ends.\n\n\
-         | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads | ours writes, C reads | the same, corked | UNIX socket | bare ring | rtrb | line, ns |\n\
+        "GB/s ± half the distance between the quartiles, in brackets the ratio to libxenvchan at \
+         both ends.\n\n\
+         | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads \
+         | ours writes, C reads | the same, corked | UNIX socket | bare ring | rtrb | line, ns |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for task in tasks {
@@ -346,8 +348,10 @@ fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
 
 fn costs_table(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
     out.push_str(
-        "Notifications / system calls for event channels per MB, and processor time of both ends in ns per KB.\n\n\
-         | ring | write | C both ends | ours both ends | C writes, ours reads | ours writes, C reads |\n|---|---|---|---|---|---|\n",
+        "Notifications / system calls for event channels per MB, and processor time of both ends in \
+         ns per KB.\n\n\
+         | ring | write | C both ends | ours both ends | C writes, ours reads \
+         | ours writes, C reads |\n|---|---|---|---|---|---|\n",
     );
     for task in tasks {
         let _ = write!(out, "| {} | {} ", bytes(task.ring), bytes(task.size));
@@ -385,7 +389,8 @@ fn packets(out: &mut String, rows: Rows<'_>, task: &Task) {
 
 fn round_trips(out: &mut String, rows: Rows<'_>, task: &Task) {
     out.push_str(
-        "| ends | p50 µs | p99 µs | p50 to C | system calls per round trip | CPU µs per round trip |\n|---|---|---|---|---|---|\n",
+        "| ends | p50 µs | p99 µs | p50 to C | system calls per round trip \
+         | CPU µs per round trip |\n|---|---|---|---|---|---|\n",
     );
     for row in rows.0.iter().filter(|row| row.task == *task) {
         let _ = writeln!(

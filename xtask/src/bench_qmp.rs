@@ -47,13 +47,18 @@ pub(crate) fn run(
 fn page(rows: &[Value], release: &str) -> String {
     let mut page = format!(
         "# The host's QMP proxy and upstream's\n\n\
-         Written by `cargo xtask bench qmp`. Xen {release} in QEMU, one guest whose QEMU runs in a stubdomain, our server in it; the proxies\n\
-         one after another in dom0. `stubdm-run` is ours as libxl starts it: under the built-in policy, in a cage. A conversation is what libxl does\n\
-         for each operation: connect, greeting, capabilities, one command (`query-status`), close. A connection counts as failed if a step\n\
-         takes three seconds, and after forty of those no more are tried. A start is over when the proxy says `running` in the store; \n\
-         the first answer is the whole first conversation's, counted from the start. Times are the median and what 99 of 100 do not exceed.\n\n\
-         The machine's clock counts instructions, so the times say who needs less work and not how long it takes on a real machine.\n\n\
-         | proxy | start | first answer | one command | one conversation | connections in a row | failed |\n\
+         Written by `cargo xtask bench qmp`. Xen {release} in QEMU, one guest whose QEMU runs in a\n\
+         stubdomain with our server in it; the proxies one after another in dom0.\n\n\
+         * `stubdm-run` is ours as libxl starts it: under the built-in policy, in a sandbox.\n\
+         * A conversation is libxl's for one operation: connect, greeting, capabilities, one\n  \
+           command (`query-status`), close.\n\
+         * A connection fails if a step takes three seconds; after forty failures no more are tried.\n\
+         * A start ends when the proxy writes `running` to the store. The first answer is the end\n  \
+           of the first conversation, counted from the start.\n\
+         * Times are the median and the 99th percentile. The machine's clock counts instructions:\n  \
+           they show who needs less work, not how long it takes on a real machine.\n\n\
+         | proxy | start | first answer | one command | one conversation \
+         | connections in a row | failed |\n\
          |---|---|---|---|---|---|---|\n"
     );
     for row in rows {
@@ -94,7 +99,8 @@ mod tests {
             "conversation_us": null, "connections": 40, "failed": 40});
         let page = page(&[ours, theirs], "4.17");
         assert!(page.contains(
-            "| stubdm-run | 1.50 ms, 1.60 ms | 1.70 ms, 1.80 ms | 0.70 ms, 0.80 ms | 0.90 ms, 1.00 ms | 1000 | 0 |"
+            "| stubdm-run | 1.50 ms, 1.60 ms | 1.70 ms, 1.80 ms | 0.70 ms, 0.80 ms \
+             | 0.90 ms, 1.00 ms | 1000 | 0 |"
         ));
         assert!(page.contains("|  | 40 | 40 |"), "{page}");
     }

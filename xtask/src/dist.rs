@@ -104,7 +104,7 @@ fn check_static(file: &Path) -> Result<()> {
     );
     ensure!(
         needs.anywhere,
-        "{} is made for one address: nothing of it would be hard to find for who can write to its memory",
+        "{} is not position-independent: the kernel cannot randomise its addresses",
         file.display()
     );
     Ok(())

@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 /// Tests of one package.
 struct Part {
     package: &'static str,
-    /// Which of its test targets, and which tests in them.
+    /// Its test targets, and the tests in them.
     arguments: &'static [&'static str],
     /// Schedules to be tried; 1 but for tests with threads.
     seeds: u32,

@@ -23,9 +23,9 @@ const SILENCE: Duration = Duration::from_secs(240);
 /// The longest that one test may take on this machine's clock: on a quiet one the longest takes
 /// three minutes.
 const TEST: Duration = Duration::from_secs(600);
-/// So many machines are tried.
+/// Machines that are tried.
 const MACHINES: usize = 6;
-/// So many machines may stand still in one test, and no more.
+/// Machines that may stand still in one test.
 const IN_ONE_TEST: usize = 2;
 
 /// The suite's output so far.

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use benches::end::{self, Seen};
+use benches::end::{self, Sample};
 use benches::plan::{self, Both, Group, Maker, Row, Task, Variant, Work};
 use benches::report::{self, Circumstances, Report, Rows};
 use benches::sim::World;
@@ -194,7 +194,7 @@ impl Bench<'_> {
             };
             let end = self.start(variant.writer, &words, task.notify_ns)?;
             let seen = reports(vec![end])?[0];
-            return Ok((Seen::default(), seen));
+            return Ok((Sample::default(), seen));
         }
         let (first, second) = match task.work {
             Work::Stream => ("write", "read"),
@@ -214,7 +214,7 @@ impl Bench<'_> {
 }
 
 /// Waits for the line of each end; if one fails, the others are killed.
-fn reports(mut ends: Vec<Guarded>) -> Result<Vec<Seen>> {
+fn reports(mut ends: Vec<Guarded>) -> Result<Vec<Sample>> {
     let (tell, lines) = mpsc::channel();
     for (i, end) in ends.iter_mut().enumerate() {
         let (tell, out) = (
@@ -227,14 +227,14 @@ fn reports(mut ends: Vec<Guarded>) -> Result<Vec<Seen>> {
             let _ = tell.send((i, read.map(|_| line)));
         });
     }
-    let mut seen = vec![Seen::default(); ends.len()];
+    let mut seen = vec![Sample::default(); ends.len()];
     let until = Instant::now() + PATIENCE;
     for _ in 0..ends.len() {
         let left = until.saturating_duration_since(Instant::now());
         let (i, line) = lines
             .recv_timeout(left)
             .context("an end does not come to its end")?;
-        seen[i] = Seen::parse(&line?)?;
+        seen[i] = Sample::parse(&line?)?;
     }
     for end in &mut ends {
         if !end.0.wait()?.success() {

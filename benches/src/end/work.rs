@@ -7,18 +7,18 @@ use nix::sys::resource::{UsageWho, getrusage};
 use xen_vchan::Channel;
 
 use super::pipe::Pipe;
-use super::{BUFFER, Order, PERIOD, Seen, check, pattern};
+use super::{Arguments, BUFFER, PERIOD, Sample, check, pattern};
 
 /// The byte from the reader that says that it is ready, the work, and the byte that says that all
 /// is there.
 pub(super) fn timed(
-    order: &Order<'_>,
+    args: &Arguments<'_>,
     mut pipe: impl Pipe,
     pattern: &[u8],
     counts: impl Fn() -> (u64, u64),
-) -> Result<Seen> {
-    let work = order.work.trim_start_matches("unix-");
-    let rounds = order.total / order.size as u64;
+) -> Result<Sample> {
+    let work = args.work.trim_start_matches("unix-");
+    let rounds = args.total / args.size as u64;
     let mut byte = [1];
     if matches!(work, "read" | "recv" | "pong") {
         pipe.put_all(&byte)?;
@@ -29,14 +29,14 @@ pub(super) fn timed(
     let mut times = Vec::new();
     let clock = Clock::start(&counts)?;
     match work {
-        "write" | "send" => write(order, &mut pipe, work == "send", pattern)?,
-        "read" => read(order, &mut pipe, pattern)?,
-        "recv" => recv(order, &mut pipe, pattern)?,
-        "ping" => times = ping(order, &mut pipe, rounds, pattern)?,
-        "pong" => pong(order, &mut pipe, rounds)?,
+        "write" | "send" => write(args, &mut pipe, work == "send", pattern)?,
+        "read" => read(args, &mut pipe, pattern)?,
+        "recv" => recv(args, &mut pipe, pattern)?,
+        "ping" => times = ping(args, &mut pipe, rounds, pattern)?,
+        "pong" => pong(args, &mut pipe, rounds)?,
         _ => bail!("unknown work"),
     }
-    let mut seen = clock.stop(&counts, order.total)?;
+    let mut seen = clock.stop(&counts, args.total)?;
     if matches!(work, "read" | "recv" | "ping") {
         pipe.put_all(&byte)?;
         pipe.flush()?;
@@ -66,16 +66,16 @@ impl Clock {
         })
     }
 
-    fn stop(&self, counts: &impl Fn() -> (u64, u64), bytes: u64) -> Result<Seen> {
+    fn stop(&self, counts: &impl Fn() -> (u64, u64), bytes: u64) -> Result<Sample> {
         let ns = self.began.elapsed().as_nanos() as u64;
         let (cpu, now) = (cpu_time()? - self.cpu, counts());
-        Ok(Seen {
+        Ok(Sample {
             ns,
             bytes,
             cpu,
             notifies: now.0 - self.counts.0,
             syscalls: now.1 - self.counts.1,
-            ..Seen::default()
+            ..Sample::default()
         })
     }
 }
@@ -86,25 +86,25 @@ fn cpu_time() -> Result<u64> {
     Ok((micros(usage.user_time()) + micros(usage.system_time())) * 1000)
 }
 
-fn write(order: &Order<'_>, pipe: &mut impl Pipe, packets: bool, pattern: &[u8]) -> Result<()> {
+fn write(args: &Arguments<'_>, pipe: &mut impl Pipe, packets: bool, pattern: &[u8]) -> Result<()> {
     let (mut done, mut at) = (0, 0);
-    while done < order.total {
-        let bytes = &pattern[at..at + order.size];
+    while done < args.total {
+        let bytes = &pattern[at..at + args.size];
         if packets {
             pipe.send(bytes)?;
         } else {
             pipe.put_all(bytes)?;
         }
-        done += order.size as u64;
-        at = (at + order.size) % PERIOD;
+        done += args.size as u64;
+        at = (at + args.size) % PERIOD;
     }
     pipe.flush()
 }
 
-fn read(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
+fn read(args: &Arguments<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut done = 0;
-    while done < order.total {
+    while done < args.total {
         let count = pipe.get(&mut buffer)?;
         ensure!(count != 0, "the end came early, at {done}");
         check(&buffer[..count], done, pattern)?;
@@ -113,11 +113,11 @@ fn read(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn recv(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
-    let mut buffer = vec![0; order.size];
+fn recv(args: &Arguments<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
+    let mut buffer = vec![0; args.size];
     let mut done = 0;
-    while done < order.total {
-        if order.cork {
+    while done < args.total {
+        if args.cork {
             pipe.recv_many(&mut buffer, &mut |bytes| {
                 check(bytes, done, pattern)?;
                 done += bytes.len() as u64;
@@ -126,7 +126,7 @@ fn recv(order: &Order<'_>, pipe: &mut impl Pipe, pattern: &[u8]) -> Result<()> {
         } else {
             pipe.recv(&mut buffer)?;
             check(&buffer, done, pattern)?;
-            done += order.size as u64;
+            done += args.size as u64;
         }
     }
     Ok(())
@@ -142,12 +142,17 @@ fn get_all(pipe: &mut impl Pipe, into: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-fn ping(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64, pattern: &[u8]) -> Result<Vec<u32>> {
-    let mut buffer = vec![0; order.size];
+fn ping(
+    args: &Arguments<'_>,
+    pipe: &mut impl Pipe,
+    rounds: u64,
+    pattern: &[u8],
+) -> Result<Vec<u32>> {
+    let mut buffer = vec![0; args.size];
     let mut times = Vec::with_capacity(rounds as usize);
     for _ in 0..rounds {
         let began = Instant::now();
-        pipe.put_all(&pattern[..order.size])?;
+        pipe.put_all(&pattern[..args.size])?;
         get_all(pipe, &mut buffer)?;
         times.push(u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX));
         check(&buffer, 0, pattern)?;
@@ -155,8 +160,8 @@ fn ping(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64, pattern: &[u8]) ->
     Ok(times)
 }
 
-fn pong(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64) -> Result<()> {
-    let mut buffer = vec![0; order.size];
+fn pong(args: &Arguments<'_>, pipe: &mut impl Pipe, rounds: u64) -> Result<()> {
+    let mut buffer = vec![0; args.size];
     for _ in 0..rounds {
         get_all(pipe, &mut buffer)?;
         pipe.put_all(&buffer)?;
@@ -165,18 +170,18 @@ fn pong(order: &Order<'_>, pipe: &mut impl Pipe, rounds: u64) -> Result<()> {
 }
 
 pub(super) fn pair(
-    order: &Order<'_>,
+    args: &Arguments<'_>,
     mut tx: Channel,
     mut rx: Channel,
     counts: impl Fn() -> (u64, u64),
-) -> Result<Seen> {
+) -> Result<Sample> {
     let pattern = pattern();
     let clock = Clock::start(&counts)?;
-    pairs(order.size, order.total, &pattern, |bytes, into| {
+    pairs(args.size, args.total, &pattern, |bytes, into| {
         tx.put_all(bytes)?;
         get_all(&mut rx, into)
     })?;
-    clock.stop(&counts, order.total)
+    clock.stop(&counts, args.total)
 }
 
 /// Writes and reads `size` bytes at a time through `through`, and checks them.

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use benches::end::Seen;
+use benches::end::Sample;
 use benches::plan::{self, Both, Group, Maker, Task, Variant, Work};
 
 use crate::suite::Needs;
@@ -68,10 +68,10 @@ fn once(world: &World, task: &Task, variant: &Variant, total: u64) -> Result<Bot
     };
     let mut server = start(Place::DomU, variant.reader, second, "server")?;
     let mut client = start(Place::Dom0, variant.writer, first, "client")?;
-    let mut seen = [Seen::default(); 2];
+    let mut seen = [Sample::default(); 2];
     for (seen, job) in seen.iter_mut().zip([&mut client, &mut server]) {
         let line = job.line(0, soon())?.context("an end said nothing")?;
-        *seen = Seen::parse(&line)?;
+        *seen = Sample::parse(&line)?;
     }
     client.succeed(soon())?;
     server.succeed(soon())?;

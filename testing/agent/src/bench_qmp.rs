@@ -41,7 +41,7 @@ const CONNECTIONS: usize = 1000;
 const COMMANDS: usize = 300;
 /// How long an answer may take before it counts as lost: several hundred times what it does take.
 const LOST: Duration = Duration::from_secs(3);
-/// So many connections are waited for in vain before the rest is not tried.
+/// Lost connections after which no more are tried.
 const ENOUGH: usize = 40;
 /// Starts of each proxy.
 const STARTS: usize = 15;
