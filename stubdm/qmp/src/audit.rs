@@ -12,7 +12,7 @@ use crate::message::cut;
 /// Events kept until they are fetched.
 pub const KEPT: usize = 64;
 
-/// What was decided.
+/// The decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// QEMU answered the command, and the answer passed.
@@ -42,7 +42,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What an event tells besides its verdict.
+/// The details of an event besides its verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum About {
     /// One command.
@@ -66,7 +66,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// What was decided.
+    /// The decision.
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }

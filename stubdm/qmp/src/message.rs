@@ -162,7 +162,7 @@ fn with_id(mut members: Vec<(String, Json)>, id: Option<Json>) -> Vec<u8> {
     line_of(&Json::Map(members))
 }
 
-/// What `query-version` returns, and the greeting holds.
+/// The version, as in `query-version`'s answer and the greeting.
 pub fn version(version: Version, package: &str) -> Json {
     let qemu = map([
         ("micro", Json::Int(version.2.into())),

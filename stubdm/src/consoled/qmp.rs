@@ -25,7 +25,7 @@ pub const LINE_MAX: usize = 64 << 10;
 
 /// The release of QEMU whose answers these are: libxl picks its commands by it.
 const RELEASE: Version = Version(7, 2, 0);
-/// What stands in the place of QEMU's package.
+/// The name in the place of QEMU's package.
 const PACKAGE: &str = concat!("stubdm-run ", env!("CARGO_PKG_VERSION"));
 
 const COMMANDS: &[&str] = &[

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The worker,
-//! which does the counting, does not have it: it says eight numbers, and the broker writes them. Whoever reads it while it is rewritten sees a wrong checksum and reads again.
+//! which does the counting, does not have it: it says eight numbers, and the broker writes them. A reader during a rewrite sees a wrong checksum and reads again.
 //! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 

@@ -69,7 +69,7 @@ pub struct Greeting {
     pub version: Option<Version>,
 }
 
-/// What the probe found.
+/// The probe's finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A new session.

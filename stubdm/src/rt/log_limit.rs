@@ -56,7 +56,7 @@ impl LogLimit {
     /// Decides about a line of so many bytes.
     pub fn admit(&mut self, bytes: usize, now: Instant) -> Verdict {
         self.bucket.fill(now);
-        // What the log adds to each line: a time and a word or two.
+        // The log adds a time and a word or two to each line.
         let cost = bytes as u64 + 32;
         let wanted = if self.dropped > 0 {
             cost.max(AGAIN)

@@ -1,4 +1,4 @@
-//! What the worker says in the log: a pipe that the broker reads, so that neither the log's file
+//! The worker's log lines: a pipe that the broker reads, so that neither the log's file
 //! nor its open file description is in the cage.
 
 use std::io;

@@ -45,7 +45,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(2);
 /// The pauses before another is started.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
-/// One that lived this long was no failure to start.
+/// Uptime after which the back-off resets.
 const SETTLED: Duration = Duration::from_secs(30);
 
 /// The worker as a process. Dropping it kills the process.
@@ -117,7 +117,7 @@ pub struct Broker<C: Connect> {
 
 impl<C: Connect> Broker<C> {
     /// Starts the worker. `arguments` is this program's
-    /// command line, name first; the other gets the same and what it was given. What it counts is written to `counter_file`.
+    /// command line, name first; the other gets the same and what it was given. Its counters are written to `counter_file`.
     ///
     /// It takes clients as soon as it is confined, which is not waited for: those who come before that wait,
     /// as they do when another takes its place. From here on this process's log is limited.

@@ -11,7 +11,7 @@ use stubdm_qmp::policy::Policy;
 use crate::proxy::counters::Reporter;
 use crate::proxy::saves::Saves;
 
-/// What a proxy that filters needs besides its clients and its vchan.
+/// The needs of a proxy that filters, besides its clients and its vchan.
 pub struct Filter {
     /// The policy.
     pub policy: Policy,

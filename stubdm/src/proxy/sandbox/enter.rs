@@ -1,4 +1,4 @@
-//! What the worker gives up before it reads the first foreign byte, one restriction after the other.
+//! Enters the sandbox before the first foreign byte is read, one restriction after the other.
 //!
 //! | restriction | what it keeps from what is inside |
 //! |---|---|

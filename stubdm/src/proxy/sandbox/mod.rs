@@ -26,12 +26,12 @@ use std::str::FromStr;
 /// distributions leave alone, large enough for all domain ids.
 const USERS: u32 = 0x7800_0000;
 
-/// Who the worker of the proxy for domain `domid` runs as.
+/// Returns the user of the proxy's worker for domain `domid`.
 pub fn user_of(domid: u16) -> u32 {
     USERS + u32::from(domid)
 }
 
-/// What the worker was given, as numbers of open descriptors.
+/// The worker's descriptors, as numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inherited {
     /// Its end of the socket pair.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::rt::token_bucket::TokenBucket;
 
-/// What a line may do.
+/// The verdict on a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is written; this many before it were not.
