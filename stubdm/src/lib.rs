@@ -10,9 +10,9 @@
 //!
 //! [`libxl`] holds what libxl reads and writes, [`rt`] what all parts run on.
 //!
-//! Decisions are made by types that do no I/O ([`guest::supervisor`], [`guest::session`], [`proxy::filtered::multiplexer`],
-//! [`proxy::passthrough::session`], [`libxl::dm_argv`], [`stubdm_qmp::client`]) and are tested as such; the loops around
-//! them only move bytes.
+//! Decisions are made by types that do no I/O ([`guest::supervisor`], [`guest::session`],
+//! [`proxy::filtered::multiplexer`], [`proxy::passthrough::session`], [`libxl::dm_argv`],
+//! [`stubdm_qmp::client`]) and are tested as such; the loops around them only move bytes.
 
 // Tests may read what they wrote themselves.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]

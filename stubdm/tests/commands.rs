@@ -198,7 +198,8 @@ fn qemus_refusal_and_silence_are_told_apart() {
     assert!(text.contains("greeting within 50ms"), "{text}");
     drop(_silent);
     let text = complaint(&mut command, 1);
-    // Another test's child may hold the listener until it becomes its program: then there is nobody only a little later.
+    // Another test's child may hold the listener until it becomes its program: then there is nobody
+    // only a little later.
     assert!(
         text.contains("refused") && text.contains(path.to_str().unwrap())
             || text.contains("reset by peer"),

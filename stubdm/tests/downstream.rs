@@ -1,5 +1,5 @@
-//! The input of each known libxl to the proxy, to QEMU's monitor and to the stubdomain. The fixtures are written from
-//! its sources; each names them.
+//! The input of each known libxl to the proxy, to QEMU's monitor and to the stubdomain. The
+//! fixtures are written from its sources; each names them.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! `stubdm-run image`: from a made-up root to a ramdisk, twice the same, and what is missing by name.
+//! `stubdm-run image`: from a made-up root to a ramdisk, twice the same, and what is missing by
+//! name.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +20,8 @@ impl Root {
         let root = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        // The test program needs the same libraries as a dynamic stubdm-run, and so does `true` some of them.
+        // The test program needs the same libraries as a dynamic stubdm-run, and so does `true`
+        // some of them.
         root.copy(Path::new("/bin/true"), "usr/libexec/xen-qemu-system-i386");
         for library in libraries() {
             let name = library.file_name().unwrap().to_str().unwrap().to_owned();

@@ -1,4 +1,5 @@
-//! `stubdm-run install` and `uninstall` below a made-up root: there, twice, and back to what it was, byte for byte.
+//! `stubdm-run install` and `uninstall` below a made-up root: there, twice, and back to what it
+//! was, byte for byte.
 
 #![allow(clippy::unwrap_used)]
 

@@ -107,7 +107,8 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     assert_eq!(value["guests"].as_array().unwrap().len(), 2);
 }
 
-/// Serves dom0's connections at `socket` for the daemon, and rewrites `node` whenever its permissions were told.
+/// Serves dom0's connections at `socket` for the daemon, and rewrites `node` whenever its
+/// permissions were told.
 fn rewritten_at_each_look(server: &std::sync::Arc<Server>, socket: &Path, node: &'static str) {
     let listener = UnixListener::bind(socket).unwrap();
     let dom0 = server.connect(DomId::DOM0).unwrap();

@@ -1,5 +1,5 @@
-//! The way of a saved state through a tty, on ptys in a console's place: 64 MiB each way, with the code that the
-//! init runs, identical whatever the pace of either end.
+//! The way of a saved state through a tty, on ptys in a console's place: 64 MiB each way, with the
+//! code that the init runs, identical whatever the pace of either end.
 
 #![allow(clippy::unwrap_used)]
 
@@ -139,8 +139,8 @@ fn saved(state: &[u8], pace: Pace) -> Vec<u8> {
     all
 }
 
-/// Restores what `stream` brings, sent at `pace`, and gives what QEMU got. A `plain` state has no header, and QEMU
-/// itself knows where it ends.
+/// Restores what `stream` brings, sent at `pace`, and gives what QEMU got. A `plain` state has no
+/// header, and QEMU itself knows where it ends.
 fn restored(stream: &[u8], length: usize, plain: bool, theirs: Pace, qemus: Pace) -> Vec<u8> {
     let (mut near, mut far) = tty(Direction::In);
     let (reader, writer) = nix::unistd::pipe().unwrap();
@@ -199,7 +199,8 @@ fn sixty_four_mebibytes_without_a_header_pass_whatever_the_pace_of_either_end() 
     }
 }
 
-/// Every byte there is, each way: none means anything to the tty, and nothing comes back as an echo.
+/// Every byte there is, each way: none means anything to the tty, and nothing comes back as an
+/// echo.
 #[test]
 fn no_byte_means_anything_and_none_is_echoed() {
     let all: Vec<u8> = (0..=255).collect();

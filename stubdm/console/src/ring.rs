@@ -167,8 +167,8 @@ impl Producer {
         Ok(len)
     }
 
-    /// Returns the bytes that the peer has not taken out, after it has said that it will not. They are
-    /// read from the page, where the peer may have changed them.
+    /// Returns the bytes that the peer has not taken out, after it has said that it will not. They
+    /// are read from the page, where the peer may have changed them.
     ///
     /// # Errors
     /// [`Error`].

@@ -1,4 +1,5 @@
-//! The hostile ends of a proxy that filters: what clients and QEMU may say, and what is held against what they hear.
+//! The hostile ends of a proxy that filters: what clients and QEMU may say, and what is held
+//! against what they hear.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;

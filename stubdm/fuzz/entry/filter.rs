@@ -1,7 +1,8 @@
 //! Hostile clients and a hostile QEMU against a proxy that filters under the built-in policy.
 //!
-//! A finding is a panic, a line for a client that is no answer to what it asked, somebody else's answer, a line for QEMU that the
-//! policy does not allow, more held than may be, or a client that waits for ever once QEMU is honest again.
+//! A finding is a panic, a line for a client that is no answer to what it asked, somebody else's
+//! answer, a line for QEMU that the policy does not allow, more held than may be, or a client that
+//! waits for ever once QEMU is honest again.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
@@ -100,7 +101,8 @@ impl Bench {
         client
             .due
             .push_back(Due::Perhaps(told.map(ToString::to_string)));
-        // Whether it was taken for a negotiation is seen by asking again, which is refused at worst.
+        // Whether it was taken for a negotiation is seen by asking again, which is refused at
+        // worst.
         self.say(at, &said, usize::from(input.byte()));
     }
 

@@ -1,4 +1,5 @@
-//! An input that is read to its end and has zeroes after it, so that every input is a valid program.
+//! An input that is read to its end and has zeroes after it, so that every input is a valid
+//! program.
 
 /// The rest of an input; zeroes after its end.
 pub(crate) struct Input<'a>(pub(crate) &'a [u8]);

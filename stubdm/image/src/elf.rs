@@ -1,5 +1,5 @@
-//! Finds what an ELF file needs to run: its interpreter and its shared libraries, followed through an
-//! unpacked tree.
+//! Finds what an ELF file needs to run: its interpreter and its shared libraries, followed through
+//! an unpacked tree.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,7 @@
 //! The audit: one event for each decision, and how many were left out.
 //!
-//! Events wait until they are fetched, [`KEPT`] of them at most. Those that find no room are counted
-//! by verdict, and the counts follow as events of their own: none is lost without a number.
+//! Events wait until they are fetched, [`KEPT`] of them at most. Those that find no room are
+//! counted by verdict, and the counts follow as events of their own: none is lost without a number.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -5,8 +5,9 @@
 //!          ◀─in the order asked─ answered here │ answered() ◀── what QEMU said, checked
 //! ```
 //!
-//! The greeting, the negotiation of capabilities and every denial are answered here: QEMU hears only
-//! what a row allows. Answers go out in the order the client asked, under the client's own ids.
+//! The greeting, the negotiation of capabilities and every denial are answered here: QEMU hears
+//! only what a row allows. Answers go out in the order the client asked, under the client's own
+//! ids.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -15,9 +15,9 @@
 //!
 //! # Memory
 //! A value takes at most 56 bytes for each member of an object or 32 for each item of an array, a
-//! quarter more while it is read, and the allocator's minimum for each key and text. With the widest
-//! lines of 1 MiB and 100,000 elements, the most that a policy can allow, the whole caged half needs
-//! less than 16 MiB of its 32 (`tests/cage`: `a_wide_line_takes_half_of_the_memory`).
+//! quarter more while it is read, and the allocator's minimum for each key and text. With the
+//! widest lines of 1 MiB and 100,000 elements, the most that a policy can allow, the whole caged
+//! half needs less than 16 MiB of its 32 (`tests/cage`: `a_wide_line_takes_half_of_the_memory`).
 
 use std::fmt;
 

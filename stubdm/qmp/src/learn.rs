@@ -5,8 +5,8 @@
 //!   log ──lines──▶ messages ──by id──▶ command, arguments, answer ──▶ a row that fits just these
 //! ```
 //!
-//! It takes what was seen for what is meant, so the log must come from a stubdomain that is not hostile.
-//! A person reads the result before it holds.
+//! It takes what was seen for what is meant, so the log must come from a stubdomain that is not
+//! hostile. A person reads the result before it holds.
 
 mod seen;
 
@@ -44,8 +44,8 @@ struct Asked {
     arguments: Option<Json>,
 }
 
-/// Reads a log; a policy for what it shows, as TOML. Only what `base` does not allow already, if one
-/// is given: the rows then come on top of the built-in policy's.
+/// Reads a log; a policy for what it shows, as TOML. Only what `base` does not allow already, if
+/// one is given: the rows then come on top of the built-in policy's.
 ///
 /// # Errors
 /// The log shows no QMP, or what it shows makes no policy.

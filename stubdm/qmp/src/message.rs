@@ -1,5 +1,6 @@
-//! QMP's messages: QEMU's greeting, answers and events, read under limits; and the lines that this program writes,
-//! commands for QEMU, answers and greetings for clients. QEMU's own words stand here once.
+//! QMP's messages: QEMU's greeting, answers and events, read under limits; and the lines that this
+//! program writes, commands for QEMU, answers and greetings for clients. QEMU's own words stand
+//! here once.
 //!
 //! A line that is no message is an error of its own, never a guess.
 
@@ -135,7 +136,8 @@ pub fn line_of(value: &Json) -> Vec<u8> {
     line
 }
 
-/// A command for QEMU, as short as it can be: QEMU reads it byte by byte, each with a turn of its main loop.
+/// A command for QEMU, as short as it can be: QEMU reads it byte by byte, each with a turn of its
+/// main loop.
 pub fn command(name: &str, arguments: Option<Json>, id: Json) -> Vec<u8> {
     let mut members = vec![("execute".to_owned(), Json::from(name))];
     members.extend(arguments.map(|arguments| ("arguments".to_owned(), arguments)));

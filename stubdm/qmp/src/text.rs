@@ -1,4 +1,5 @@
-//! Text from another domain, made harmless for a terminal, a log, a store node and whoever reads them.
+//! Text from another domain, made harmless for a terminal, a log, a store node and whoever reads
+//! them.
 //!
 //! | where | function |
 //! |---|---|
@@ -12,12 +13,15 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// Whether a character does something to the text around it, or hides in it, instead of standing there.
+/// Whether a character does something to the text around it, or hides in it, instead of standing
+/// there.
 ///
-/// * Control characters: C0, DEL and C1 (U+009B begins an escape sequence, U+0085 a line), and U+2028 and U+2029, which end a line.
-/// * What changes the order in which a line is shown: U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069.
-/// * What is not seen: U+00AD, U+034F, U+180E, U+200B to U+200D, U+2060 to U+2065, U+206A to U+206F, U+FEFF, U+FFF9 to
-///   U+FFFB, tags and the rest of U+E0000 to U+E0FFF.
+/// * Control characters: C0, DEL and C1 (U+009B begins an escape sequence, U+0085 a line), and
+///   U+2028 and U+2029, which end a line.
+/// * What changes the order in which a line is shown: U+061C, U+200E, U+200F, U+202A to U+202E,
+///   U+2066 to U+2069.
+/// * What is not seen: U+00AD, U+034F, U+180E, U+200B to U+200D, U+2060 to U+2065, U+206A to
+///   U+206F, U+FEFF, U+FFF9 to U+FFFB, tags and the rest of U+E0000 to U+E0FFF.
 ///
 /// Two names that look the same may still differ: letters of several scripts have one shape.
 #[must_use]
@@ -63,7 +67,8 @@ pub fn one_line_bytes(bytes: &[u8]) -> String {
     one_line(&String::from_utf8_lossy(bytes))
 }
 
-/// Text of several lines: an active character becomes a space, except a tab, a line feed, and a carriage return before one.
+/// Text of several lines: an active character becomes a space, except a tab, a line feed, and a
+/// carriage return before one.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     if first_bad(text).is_none() {
@@ -93,7 +98,8 @@ fn first_bad(text: &str) -> Option<(usize, char)> {
     None
 }
 
-/// JSON over several lines. Active characters are escaped, so that what a program reads is unchanged.
+/// JSON over several lines. Active characters are escaped, so that what a program reads is
+/// unchanged.
 #[must_use]
 pub fn json(value: &Value) -> String {
     escaped(&format!("{value:#}"))
@@ -105,7 +111,8 @@ pub fn json_line(value: &Value) -> String {
     escaped(&value.to_string())
 }
 
-/// In what is JSON already: outside strings there are no such characters but line feeds, which stay.
+/// In what is JSON already: outside strings there are no such characters but line feeds, which
+/// stay.
 fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {

@@ -66,7 +66,8 @@ struct ProxyCli {
 }
 
 /// Reads `vchan-socket-proxy`'s command line, program name first. `None` when help or the version
-/// was asked for and printed. Options that are not known here are passed over, and reported on stderr.
+/// was asked for and printed. Options that are not known here are passed over, and reported on
+/// stderr.
 ///
 /// # Errors
 /// What is wrong with it, in one line.

@@ -1,6 +1,7 @@
 //! Which of QEMU's command lines asks for a stubdomain's consoles and nothing else.
 //!
-//! libxl writes this one for every stubdomain (libxl_dm.c, 4.14 to 4.22; the words of a guest without a display):
+//! libxl writes this one for every stubdomain (libxl_dm.c, 4.14 to 4.22; the words of a guest
+//! without a display):
 //!
 //! ```text
 //! QEMU -xen-domid S -no-shutdown
@@ -9,8 +10,8 @@
 //!      -nodefaults -no-user-config -xen-attach -name GUEST-dm -vnc none -display none -nographic -machine xenpv -m MEGABYTES
 //! ```
 //!
-//! Each word of it is known here, and may be there once. Anything else, in whatever place, is not this command line: what it
-//! asks for is QEMU's to do.
+//! Each word of it is known here, and may be there once. Anything else, in whatever place, is not
+//! this command line: what it asks for is QEMU's to do.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -43,7 +44,8 @@ struct Seen {
     idle: [bool; 6],
 }
 
-/// Reads QEMU's arguments, without the program's name. `None` if they ask for anything but consoles.
+/// Reads QEMU's arguments, without the program's name. `None` if they ask for anything but
+/// consoles.
 pub fn recognise(args: &[OsString]) -> Option<Wanted> {
     let mut seen = Seen::default();
     let mut rest = args.iter();
@@ -119,8 +121,8 @@ fn domain(text: &OsStr) -> Option<DomId> {
     (!domain.is_reserved() && domain != DomId::DOM0).then_some(domain)
 }
 
-/// The id and the path of a listening socket that nobody waits at, in either of QEMU's spellings. A path with a
-/// comma is QEMU's to understand.
+/// The id and the path of a listening socket that nobody waits at, in either of QEMU's spellings. A
+/// path with a comma is QEMU's to understand.
 fn socket(value: &OsStr) -> Option<(&[u8], PathBuf)> {
     let value = value.as_bytes();
     let value = value

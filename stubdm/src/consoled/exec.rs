@@ -1,8 +1,9 @@
 //! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
 //!
-//! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where `dpkg-divert` or an administrator
-//! put it. It gets the arguments, the environment and the descriptors as they came, and this process. The console server
-//! runs as `stubdm-run consoled`, in this process as well, so a list of QEMUs in dom0 shows real ones only.
+//! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
+//! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
+//! descriptors as they came, and this process. The console server runs as `stubdm-run consoled`, in
+//! this process as well, so a list of QEMUs in dom0 shows real ones only.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;

@@ -1,8 +1,8 @@
 //! A console's log: a file that is emptied first, as QEMU does, and never grows without bound.
 //!
-//! A file that would exceed its limit becomes `PATH.old`, in the place of the one before, and a new one is begun: the two
-//! hold the newest bytes, at least as many as the limit. Bytes that cannot be written (a full disk) are left out, and
-//! reported once until a write succeeds again.
+//! A file that would exceed its limit becomes `PATH.old`, in the place of the one before, and a new
+//! one is begun: the two hold the newest bytes, at least as many as the limit. Bytes that cannot be
+//! written (a full disk) are left out, and reported once until a write succeeds again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -1,4 +1,5 @@
-//! `consoled`: serves a stubdomain's consoles from dom0, in the place of the QEMU that libxl starts for nothing else.
+//! `consoled`: serves a stubdomain's consoles from dom0, in the place of the QEMU that libxl starts
+//! for nothing else.
 //!
 //! ```text
 //!   libxl ── -xen-domid S … -machine xenpv ──▶ launch ──▶ everything but consoles, or not known ──▶ the real QEMU (execve)
@@ -23,10 +24,10 @@
 //!
 //! # What the stubdomain can do
 //!
-//! Write anything to its rings and its own nodes, at any speed. The bytes kept of it have limits: a log and the one
-//! before it, one state, the newest of what nobody reads on a pty. One turn of the loop takes a bounded part from
-//! each console. Where the bytes go is read from nodes that dom0 owns; a node of that name that the
-//! stubdomain may write to is not believed.
+//! Write anything to its rings and its own nodes, at any speed. The bytes kept of it have limits: a
+//! log and the one before it, one state, the newest of what nobody reads on a pty. One turn of the
+//! loop takes a bounded part from each console. Where the bytes go is read from nodes that dom0
+//! owns; a node of that name that the stubdomain may write to is not believed.
 
 pub mod argv;
 pub mod exec;

@@ -1,8 +1,8 @@
 //! A console on a terminal of its own, for `xl console`.
 //!
-//! We keep the far side open as well: its mode stays raw, and the terminal does not hang up when a person leaves. The
-//! newest [`BACKLOG`] unread bytes wait here, so that a later reader sees what led up to now; the stubdomain never waits
-//! for a person.
+//! We keep the far side open as well: its mode stays raw, and the terminal does not hang up when a
+//! person leaves. The newest [`BACKLOG`] unread bytes wait here, so that a later reader sees what
+//! led up to now; the stubdomain never waits for a person.
 
 use std::collections::VecDeque;
 use std::io;

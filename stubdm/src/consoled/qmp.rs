@@ -1,4 +1,5 @@
-//! The few questions libxl and its tools ask of the QEMU that serves a stubdomain, answered as QEMU would.
+//! The few questions libxl and its tools ask of the QEMU that serves a stubdomain, answered as QEMU
+//! would.
 //!
 //! | command | asked by | answer |
 //! |---|---|---|

@@ -1,9 +1,10 @@
 //! Serving a domain's consoles, from the first file opened to the last byte written.
 //!
-//! Readiness comes last: libxl takes the word `running` as the sign that files may be removed and that QMP answers.
-//! The end comes by SIGHUP, SIGTERM or SIGINT, by `quit`, or with the domain; what is still in the rings is
-//! taken out first, so that a domain's last words are in its log. The states in the store stay as they are then: the domain
-//! is about to go, or another `consoled` goes on with the same rings.
+//! Readiness comes last: libxl takes the word `running` as the sign that files may be removed and
+//! that QMP answers. The end comes by SIGHUP, SIGTERM or SIGINT, by `quit`, or with the domain;
+//! what is still in the rings is taken out first, so that a domain's last words are in its log. The
+//! states in the store stay as they are then: the domain is about to go, or another `consoled` goes
+//! on with the same rings.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! One console: what comes out of its ring goes to its sink, and what the sink has goes into the ring.
+//! One console: what comes out of its ring goes to its sink, and what the sink has goes into the
+//! ring.
 
 use std::time::Instant;
 
@@ -16,7 +17,8 @@ use crate::rt::poll::{Interest, earlier, readable};
 
 /// How many times the ring is emptied before the other consoles have their turn.
 const ROUNDS: usize = 16;
-/// How much is on its way to the domain at the most: what was put into one ring, and what was taken up for it meanwhile.
+/// How much is on its way to the domain at the most: what was put into one ring, and what was taken
+/// up for it meanwhile.
 const PENDING: usize = 2 * IN_SIZE;
 /// How many mishaps of one console are told in our log, which the domain could fill otherwise.
 const COMPLAINTS: u32 = 20;
@@ -36,8 +38,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens the console's sink, says its terminal's name in the store, and takes on the console. A log is limited to
-    /// `limit` bytes.
+    /// Opens the console's sink, says its terminal's name in the store, and takes on the console. A
+    /// log is limited to `limit` bytes.
     ///
     /// # Errors
     /// The sink's, the store's.

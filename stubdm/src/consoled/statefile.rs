@@ -1,13 +1,15 @@
 //! Console 1: the file libxl takes a saved device model's state from.
 //!
-//! libxl reads the file whole as soon as QEMU in the stubdomain has answered, and removes it when a save has failed; it
-//! never empties it. dom0's QEMU appends every state to it, and goes on writing to the removed one. Here each *record*
-//! of ours (see [`crate::libxl::state_record`]) begins the file anew, at its path, so that it holds one state: the last. Its filler is not
-//! written: from the record's last byte on the file does not change, and the filler on the ring tells the stubdomain
-//! that it has been written.
+//! libxl reads the file whole as soon as QEMU in the stubdomain has answered, and removes it when a
+//! save has failed; it never empties it. dom0's QEMU appends every state to it, and goes on writing
+//! to the removed one. Here each *record* of ours (see [`crate::libxl::state_record`]) begins the
+//! file anew, at its path, so that it holds one state: the last. Its filler is not written: from
+//! the record's last byte on the file does not change, and the filler on the ring tells the
+//! stubdomain that it has been written.
 //!
-//! A stream that is no record (another stubdomain's) is appended as it comes. Either way the file is no longer than
-//! [`STATE_MAX`] and a header: a record cannot say more, and what follows of other streams is left out.
+//! A stream that is no record (another stubdomain's) is appended as it comes. Either way the file
+//! is no longer than [`STATE_MAX`] and a header: a record cannot say more, and what follows of
+//! other streams is left out.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -22,7 +24,8 @@ use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
 /// A state holds the guest's data: nobody else may read it.
 const MODE: u32 = 0o600;
-/// How many lines about states our log gets: the domain could fill it otherwise, with states of no length.
+/// How many lines about states our log gets: the domain could fill it otherwise, with states of no
+/// length.
 const LINES: u32 = 100;
 
 /// Where in the stream we are.

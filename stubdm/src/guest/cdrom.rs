@@ -9,9 +9,9 @@
 //!   blockdev-change-medium /dev/fdset/F ───────────────────────────────────────────▶ reads it
 //! ```
 //!
-//! An empty drive is a disk of no size to libxl and gets its fdset as well. A drive's first medium is
-//! opened by QEMU by name. We keep no descriptor of our own: kernels of old do not let a disk go that
-//! somebody has open. (`tools/libs/light/libxl_disk.c`, `docs/misc/stubdom.txt`.)
+//! An empty drive is a disk of no size to libxl and gets its fdset as well. A drive's first medium
+//! is opened by QEMU by name. We keep no descriptor of our own: kernels of old do not let a disk go
+//! that somebody has open. (`tools/libs/light/libxl_disk.c`, `docs/misc/stubdom.txt`.)
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -99,8 +99,8 @@ impl Drives {
         Ok(true)
     }
 
-    /// Hands the next medium to QEMU, over a monitor on which no command is open: QEMU keeps only the
-    /// descriptor that came last. `true` if a command was given.
+    /// Hands the next medium to QEMU, over a monitor on which no command is open: QEMU keeps only
+    /// the descriptor that came last. `true` if a command was given.
     pub fn offer(&mut self, monitor: &mut Stream, client: &mut Client) -> bool {
         let (medium, path, file) = loop {
             let Some(medium) = self.arrived.pop_front() else {
@@ -130,7 +130,8 @@ impl Drives {
 
 /// The medium that a message of the kernel's tells of, if it came into one of these drives.
 ///
-/// A message is `add@/devices/vbd-5632/block/xvdc`, and then `KEY=value` words, each ended by a NUL.
+/// A message is `add@/devices/vbd-5632/block/xvdc`, and then `KEY=value` words, each ended by a
+/// NUL.
 fn medium(message: &[u8], drives: &[u32]) -> Option<Medium> {
     let words = || message.split(|byte| *byte == 0);
     let value = |key: &str| {

@@ -1,15 +1,18 @@
-//! Takes from QEMU: root, capabilities, new privileges, namespaces, a writable root, the kernel's log.
+//! Takes from QEMU: root, capabilities, new privileges, namespaces, a writable root, the kernel's
+//! log.
 //!
-//! QEMU parses what the guest makes up. The hypervisor ties this domain to its guest; in here QEMU runs
-//! as a user of its own who owns the devices it needs and nothing else. Switching to that user takes all
-//! capabilities away, and with no new privileges and an empty bounding set no program can give one back.
+//! QEMU parses what the guest makes up. The hypervisor ties this domain to its guest; in here QEMU
+//! runs as a user of its own who owns the devices it needs and nothing else. Switching to that user
+//! takes all capabilities away, and with no new privileges and an empty bounding set no program can
+//! give one back.
 //!
-//! A new user namespace would: its maker has all capabilities inside, and with them reaches parts of the kernel that are closed to
-//! everybody else. So no namespace of any kind can be made in this domain (`/proc/sys/user/max_*_namespaces`), and
-//! [`seccomp`] refuses QEMU the calls that make one, among others.
+//! A new user namespace would: its maker has all capabilities inside, and with them reaches parts
+//! of the kernel that are closed to everybody else. So no namespace of any kind can be made in this
+//! domain (`/proc/sys/user/max_*_namespaces`), and [`seccomp`] refuses QEMU the calls that make
+//! one, among others.
 //!
-//! QEMU stays root where it is to be, for PCI devices of the guest's own, which it reaches through files that are root's. It keeps
-//! its capabilities then; the rest holds for it as well.
+//! QEMU stays root where it is to be, for PCI devices of the guest's own, which it reaches through
+//! files that are root's. It keeps its capabilities then; the rest holds for it as well.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -78,8 +81,8 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Confines the calling thread, and with it what it starts from now on, for good: no new privileges, no capability in the
-    /// bounding set unless QEMU is root, the calls of [`seccomp`].
+    /// Confines the calling thread, and with it what it starts from now on, for good: no new
+    /// privileges, no capability in the bounding set unless QEMU is root, the calls of [`seccomp`].
     ///
     /// # Errors
     /// The kernel refuses a part of it, and that was not allowed.

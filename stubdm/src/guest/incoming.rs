@@ -1,8 +1,8 @@
 //! The guest's saved state, from console 2 to QEMU.
 //!
 //! On restore the toolstack feeds the state file into console 2, a tty in here. QEMU gets a pipe:
-//! it must never see a tty, whose line discipline would alter and echo what passes. A host that asks for it is told with a
-//! [ready byte](xen_console::ready) when the tty is raw.
+//! it must never see a tty, whose line discipline would alter and echo what passes. A host that
+//! asks for it is told with a [ready byte](xen_console::ready) when the tty is raw.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,7 +25,8 @@ use crate::rt::outcome::Outcome;
 const CONSOLE: &str = "/dev/hvc2";
 /// Its number in the store.
 const NUMBER: u32 = 2;
-/// The backend sends as fast as the ring is emptied: after this many milliseconds without a byte it has sent all.
+/// The backend sends as fast as the ring is emptied: after this many milliseconds without a byte it
+/// has sent all.
 const SILENCE: u16 = 1000;
 
 /// A state on its way to QEMU.
@@ -40,7 +41,8 @@ pub struct Incoming {
 /// If the arguments ask for a saved state, starts feeding it to a pipe and puts the pipe's
 /// descriptor number into the arguments. The descriptor is close-on-exec until QEMU is started.
 ///
-/// QEMU waits for the state's first byte for ever if none comes: who launches it has to end it when the outcome says so.
+/// QEMU waits for the state's first byte for ever if none comes: who launches it has to end it when
+/// the outcome says so.
 ///
 /// # Errors
 /// The console cannot be opened or set raw.
@@ -80,8 +82,8 @@ fn feed(mut console: File, pipe: File) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Passes the state on and says how many bytes that was. Blocks until QEMU has it all: it says so by closing its end if
-/// the state came without a header.
+/// Passes the state on and says how many bytes that was. Blocks until QEMU has it all: it says so
+/// by closing its end if the state came without a header.
 ///
 /// # Errors
 /// What came is no state, or cut short or altered; the console's.

@@ -8,9 +8,9 @@
 //! Kernels from 2026 on let `/dev/xen/privcmd` in a domU act on the domain named by the store's
 //! `target` only, and then refuse plain hypercalls. QEMU cannot live with that: libxendevicemodel
 //! probes with an invalid domain id, takes the refusal for an old kernel and falls back to plain
-//! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. The hypervisor
-//! bounds what that gives away: a stubdomain is privileged over its guest and nothing else.
-//! A module that has no such parameter is loaded without it.
+//! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. The
+//! hypervisor bounds what that gives away: a stubdomain is privileged over its guest and nothing
+//! else. A module that has no such parameter is loaded without it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

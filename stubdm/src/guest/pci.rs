@@ -7,8 +7,8 @@
 //!   device_add to QEMU
 //! ```
 //!
-//! libxl does this after the device model has said `running`, so nothing in the start waits for it. (`libxl_pci.c`,
-//! `device_pci_add_stubdom_wait`; `drivers/pci/xen-pcifront.c`.)
+//! libxl does this after the device model has said `running`, so nothing in the start waits for it.
+//! (`libxl_pci.c`, `device_pci_add_stubdom_wait`; `drivers/pci/xen-pcifront.c`.)
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -64,7 +64,8 @@ pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -
     Ok(())
 }
 
-/// Whether an outcome goes into the log: QEMU can write the frontend's state as well, as often as it likes.
+/// Whether an outcome goes into the log: QEMU can write the frontend's state as well, as often as
+/// it likes.
 fn admits(limit: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
     let length = match outcome {
         Outcome::Stuck(why) => LINE + why.len(),

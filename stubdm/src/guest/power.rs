@@ -13,7 +13,8 @@ pub fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Ends the domain, if this is its init, for the reason that the toolstack sees: `poweroff` if it ended well, else `crash`.
+/// Ends the domain, if this is its init, for the reason that the toolstack sees: `poweroff` if it
+/// ended well, else `crash`.
 pub fn end(well: bool) {
     if is_init() && !well {
         crash();

@@ -1,10 +1,12 @@
-//! Ties QEMU's privcmd to the guest once it has started, and reports the guest's crash through ours.
+//! Ties QEMU's privcmd to the guest once it has started, and reports the guest's crash through
+//! ours.
 //!
-//! privcmd is loaded without the kernel's restriction, which QEMU's library does not survive ([`crate::guest::modules`]). It needs
-//! that freedom while it starts. Before the guest runs, each descriptor of privcmd that QEMU has is tied to the guest
-//! (`IOCTL_PRIVCMD_RESTRICT`: device-model operations on that domain and mappings of its memory, no hypercall), and the device is taken
-//! out of its reach, so that it gets no other. The descriptors are QEMU's: they are reached by `pidfd_getfd`, and a file that
-//! is restricted is restricted for everybody who has it.
+//! privcmd is loaded without the kernel's restriction, which QEMU's library does not survive
+//! ([`crate::guest::modules`]). It needs that freedom while it starts. Before the guest runs, each
+//! descriptor of privcmd that QEMU has is tied to the guest (`IOCTL_PRIVCMD_RESTRICT`: device-model
+//! operations on that domain and mappings of its memory, no hypercall), and the device is taken out
+//! of its reach, so that it gets no other. The descriptors are QEMU's: they are reached by
+//! `pidfd_getfd`, and a file that is restricted is restricted for everybody who has it.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -27,7 +29,8 @@ const TAKEN: &[&str] = &["/dev/xen/privcmd", "/dev/xen/hypercall"];
 /// Ties to its guest what QEMU, or a process that it has started, has of privcmd.
 ///
 /// # Errors
-/// A descriptor stays free, or may have been missed: the guest must not run with it. With `optional` that is a line in the log.
+/// A descriptor stays free, or may have been missed: the guest must not run with it. With
+/// `optional` that is a line in the log.
 pub fn tie_down(xen: &Xen, qemu: Pid, guest: DomId, optional: bool) -> Result<()> {
     verdict(
         take_away().and_then(|()| tie_all(xen, qemu, guest)),

@@ -68,8 +68,9 @@ pub struct Launch {
     pub incoming: Option<Outcome>,
 }
 
-/// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`, as
-/// `confinement` says, if there is one. It gets the descriptors in `inherited` under their own numbers.
+/// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`,
+/// as `confinement` says, if there is one. It gets the descriptors in `inherited` under their own
+/// numbers.
 ///
 /// # Errors
 /// The sockets or the process could not be made, or QEMU could not be confined.
@@ -137,7 +138,8 @@ pub fn launch_in(
     })
 }
 
-/// Starts the program in a thread of its own, which is confined for good: this one has work left that QEMU has not.
+/// Starts the program in a thread of its own, which is confined for good: this one has work left
+/// that QEMU has not.
 fn spawn(command: &mut Command, confinement: Option<Confinement>) -> Result<Child> {
     let Some(confinement) = confinement else {
         return command.spawn().map_err(Failure::new);
@@ -179,8 +181,8 @@ fn comma(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// Returns arguments that switch off the boot ROMs which are not there: a missing ROM keeps QEMU from
-/// starting, one switched off does not.
+/// Returns arguments that switch off the boot ROMs which are not there: a missing ROM keeps QEMU
+/// from starting, one switched off does not.
 pub fn missing_roms(argv: &DmArgv, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
     let models = argv.nic_models();
     let missing = NIC_ROMS.iter().filter(|(model, rom)| {

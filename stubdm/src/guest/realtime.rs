@@ -2,16 +2,16 @@
 //!
 //! # Safety
 //!
-//! This file is not safe code because no safe wrapper of `sched_setscheduler(2)` is at hand. It is called once, with a
-//! number and a struct that it only reads.
+//! This file is not safe code because no safe wrapper of `sched_setscheduler(2)` is at hand. It is
+//! called once, with a number and a struct that it only reads.
 
 #![allow(unsafe_code)]
 
 use std::panic::resume_unwind;
 use std::{io, thread};
 
-/// Runs `work` on a thread of its own that has the processor until it is done or sleeps. Gives what `work` gave, and
-/// whether the thread could be made that realtime, which takes `CAP_SYS_NICE`.
+/// Runs `work` on a thread of its own that has the processor until it is done or sleeps. Gives what
+/// `work` gave, and whether the thread could be made that realtime, which takes `CAP_SYS_NICE`.
 ///
 /// # Errors
 /// No thread could be started.
@@ -31,8 +31,8 @@ pub fn realtime<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<(T, io::
 #[doc(alias = "sched_setscheduler")]
 fn become_realtime() -> io::Result<()> {
     let first = libc::sched_param { sched_priority: 99 };
-    // SAFETY: 0 names the calling thread, and the kernel reads one `sched_param` at the address, which is that of a
-    // live local variable, and writes none (sched_setscheduler(2)).
+    // SAFETY: 0 names the calling thread, and the kernel reads one `sched_param` at the address,
+    // which is that of a live local variable, and writes none (sched_setscheduler(2)).
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) };
     if result == 0 {
         Ok(())

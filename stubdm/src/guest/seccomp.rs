@@ -1,8 +1,11 @@
-//! The system calls that QEMU has no use for, and that a QEMU which the guest has taken over would use to reach the kernel.
+//! The system calls that QEMU has no use for, and that a QEMU which the guest has taken over would
+//! use to reach the kernel.
 //!
-//! A list of what is refused, not of what is allowed: QEMU is the distribution's, and so are its thirty libraries. The listed calls lead to
-//! namespaces, mounts, other processes, the kernel's image and modules, or to parts of the kernel with a history of
-//! faults that are reached without any capability (`io_uring`, `bpf`, `perf`, `userfaultfd`, the families of sockets that nobody asked for).
+//! A list of what is refused, not of what is allowed: QEMU is the distribution's, and so are its
+//! thirty libraries. The listed calls lead to namespaces, mounts, other processes, the kernel's
+//! image and modules, or to parts of the kernel with a history of faults that are reached without
+//! any capability (`io_uring`, `bpf`, `perf`, `userfaultfd`, the families of sockets that nobody
+//! asked for).
 //!
 //! | fails with | calls |
 //! |---|---|
@@ -10,10 +13,11 @@
 //! | `ENOSYS` | `MISSING`: their callers have another way; every call of the x32 ABI |
 //! | the process is killed | calls of another architecture (`int 0x80`) |
 //!
-//! `clone3` has its flags in memory, where a filter cannot look; the C library goes on with `clone`.
+//! `clone3` has its flags in memory, where a filter cannot look; the C library goes on with
+//! `clone`.
 //!
-//! A filter is its thread's, and that of all threads and processes made by it: [`apply`] is called by a thread that does nothing
-//! else than start QEMU.
+//! A filter is its thread's, and that of all threads and processes made by it: [`apply`] is called
+//! by a thread that does nothing else than start QEMU.
 
 use libc::c_long;
 use seccompiler::{
@@ -97,7 +101,8 @@ const MISSING: &[c_long] = &[
     libc::SYS_memfd_secret,
 ];
 
-/// The flags of `clone` that make a namespace, but for `CLONE_NEWTIME`: that bit is the signal's there.
+/// The flags of `clone` that make a namespace, but for `CLONE_NEWTIME`: that bit is the signal's
+/// there.
 const NAMESPACES: &[i32] = &[
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
@@ -108,7 +113,8 @@ const NAMESPACES: &[i32] = &[
     libc::CLONE_NEWNET,
 ];
 
-/// The families of sockets that QEMU may make: its monitors, its networks, and how the C library looks up addresses.
+/// The families of sockets that QEMU may make: its monitors, its networks, and how the C library
+/// looks up addresses.
 const FAMILIES: &[i32] = &[
     libc::AF_UNIX,
     libc::AF_INET,
@@ -119,7 +125,8 @@ const FAMILIES: &[i32] = &[
 /// Set in the number of every call of the x32 ABI, whose calls are otherwise those of x86-64.
 const X32: u32 = 0x4000_0000;
 
-/// Refuses these calls to the calling thread and all that it starts, for good. Sets no-new-privileges.
+/// Refuses these calls to the calling thread and all that it starts, for good. Sets
+/// no-new-privileges.
 ///
 /// # Errors
 /// The kernel has no seccomp filters.
@@ -213,7 +220,8 @@ mod tests {
             "aarch64" => 0xc000_00b7,
             other => panic!("{other}"),
         };
-        // `struct seccomp_data`: the number, the architecture, the instruction's address, the arguments.
+        // `struct seccomp_data`: the number, the architecture, the instruction's address, the
+        // arguments.
         let words = [number as u32, arch, 0, 0];
         let args = args
             .iter()
@@ -338,7 +346,8 @@ mod tests {
             assert_eq!(output.stdout, b"a\n");
             assert_eq!(output.status.signal(), Some(libc::SIGTERM));
         });
-        // This thread is free: EINVAL or EPERM of the kernel's own, or success, but a socket for certain.
+        // This thread is free: EINVAL or EPERM of the kernel's own, or success, but a socket for
+        // certain.
         let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         assert!(own.contains("Seccomp_filters:\t0"), "{own}");
     }

@@ -55,7 +55,8 @@ impl<T: Transport> Server<T> {
         }
     }
 
-    /// Takes the byte `marker` for the beginning of a session, as [`GuestSession::set_marker`] says.
+    /// Takes the byte `marker` for the beginning of a session, as [`GuestSession::set_marker`]
+    /// says.
     #[must_use]
     pub fn with_marker(mut self, marker: Option<u8>) -> Self {
         if let Some(marker) = marker {

@@ -6,16 +6,19 @@
 //!                                                                       priority         into NL until told "raw"
 //! ```
 //!
-//! The toolstack's bytes wait in the ring from boot on, so the interrupt comes in the middle of the opening. It does
-//! no harm: it only fills the buffer. The worker that feeds the line discipline is a thread of ordinary priority, and a
-//! stubdomain has one processor: while a thread of real-time priority opens the tty and sets it raw, and does not sleep
-//! in between, the worker cannot run. So such a thread does it ([`realtime`]).
+//! The toolstack's bytes wait in the ring from boot on, so the interrupt comes in the middle of the
+//! opening. It does no harm: it only fills the buffer. The worker that feeds the line discipline is
+//! a thread of ordinary priority, and a stubdomain has one processor: while a thread of real-time
+//! priority opens the tty and sets it raw, and does not sleep in between, the worker cannot run. So
+//! such a thread does it ([`realtime`]).
 //!
-//! A tty keeps its mode as long as somebody has it open, and falls back to the edited mode after the last close.
+//! A tty keeps its mode as long as somebody has it open, and falls back to the edited mode after
+//! the last close.
 //!
-//! The way round that needs no argument of this kind is [`xen_console`], whose ring is published only when somebody reads. It
-//! is not for these consoles: the distributions' kernels claim them at boot, a claimed console's driver cannot be unbound
-//! while the backend has the ring, and what the backend has put into it by then would be lost.
+//! The way round that needs no argument of this kind is [`xen_console`], whose ring is published
+//! only when somebody reads. It is not for these consoles: the distributions' kernels claim them at
+//! boot, a claimed console's driver cannot be unbound while the backend has the ring, and what the
+//! backend has put into it by then would be lost.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -43,8 +46,8 @@ pub enum Direction {
 /// How much of each second real-time threads may have, in microseconds; -1 for all of it.
 const SHARE: &str = "/proc/sys/kernel/sched_rt_runtime_us";
 
-/// To be called once, by init, before the first [`open_raw`]: a real-time thread is not to be interrupted for having run for too
-/// long, which on a host that is busy it may seem to have.
+/// To be called once, by init, before the first [`open_raw`]: a real-time thread is not to be
+/// interrupted for having run for too long, which on a host that is busy it may seem to have.
 pub fn prepare() {
     if let Err(error) = fs::write(SHARE, "-1") {
         warn!("{SHARE}: {error}");
@@ -57,15 +60,16 @@ pub fn prepare() {
     }
 }
 
-/// Opens a tty and sets it raw, without a moment in between for the line discipline. Where this process may not be
-/// that realtime, the log says so.
+/// Opens a tty and sets it raw, without a moment in between for the line discipline. Where this
+/// process may not be that realtime, the log says so.
 ///
 /// # Errors
 /// It cannot be opened or set raw.
 pub fn open_raw(path: impl AsRef<Path>, direction: Direction) -> Result<File> {
     let path = path.as_ref();
     let opened = realtime(|| {
-        // Code that runs for the first time is mapped first, under locks that the thread would wait for.
+        // Code that runs for the first time is mapped first, under locks that the thread would wait
+        // for.
         let _ = open_then_raw(Path::new("/dev/null"), direction);
         open_then_raw(path, direction)
     });

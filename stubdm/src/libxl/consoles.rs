@@ -3,9 +3,10 @@
 //! QEMU serves the consoles of a stubdomain from dom0. Since its release 8.2 it
 //!
 //! * takes nothing from a console whose frontend is not `Connected`. Nobody says that of console 0,
-//!   which has no frontend driver: its ring fills up, and the kernel that writes there spins for ever;
-//! * makes no console that has neither an `output` node nor a serial port of QEMU's own. libxl gives
-//!   console 2 an output on restore only, and a kernel waits minutes at boot for its backend.
+//!   which has no frontend driver: its ring fills up, and the kernel that writes there spins for
+//!   ever;
+//! * makes no console that has neither an `output` node nor a serial port of QEMU's own. libxl
+//!   gives console 2 an output on restore only, and a kernel waits minutes at boot for its backend.
 //!
 //! libxl starts the proxy after it has written the nodes and before it starts that QEMU, and waits
 //! for the proxy's state: what the proxy writes before that is there when QEMU looks. Older QEMUs

@@ -1,11 +1,12 @@
 //! Reads a domain's consoles from the store, and anything else that only QEMU would serve.
 //!
-//! QEMU's command line does not name the disks, displays and the rest that it serves for a domain: it finds them in
-//! the store. So the store is asked before QEMU is left out, and what is not known is QEMU's.
+//! QEMU's command line does not name the disks, displays and the rest that it serves for a domain:
+//! it finds them in the store. So the store is asked before QEMU is left out, and what is not known
+//! is QEMU's.
 //!
-//! libxl has dom0 own the nodes `type` and `output` and lets the domain read them, in a folder that is the
-//! domain's. Where one is missing the domain, or one that it lets write there, can make it: only what [`crate::libxl::trusted`]
-//! believes is taken.
+//! libxl has dom0 own the nodes `type` and `output` and lets the domain read them, in a folder that
+//! is the domain's. Where one is missing the domain, or one that it lets write there, can make it:
+//! only what [`crate::libxl::trusted`] believes is taken.
 
 use std::path::PathBuf;
 
@@ -109,7 +110,8 @@ pub fn saves_to(store: &Store, domain: DomId) -> xen_store::Result<Option<PathBu
     goes_to(store, &node)
 }
 
-/// The file that `output`, a console's node, names; `None` for anything else, and for what is not dom0's word.
+/// The file that `output`, a console's node, names; `None` for anything else, and for what is not
+/// dom0's word.
 ///
 /// # Errors
 /// The store's.
@@ -149,7 +151,8 @@ mod tests {
         (server, store)
     }
 
-    /// A connection of dom0's that calls `swap` once, after the permissions of an `output` were read.
+    /// A connection of dom0's that calls `swap` once, after the permissions of an `output` were
+    /// read.
     fn swapped(server: &Server, swap: impl FnOnce() + Send + 'static) -> Store {
         let mut swap = Some(swap);
         between(server, move |request, _| {

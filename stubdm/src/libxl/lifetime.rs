@@ -1,4 +1,5 @@
-//! Whether a domain still lives, as the store tells: for programs on the host that serve one domain and end with it.
+//! Whether a domain still lives, as the store tells: for programs on the host that serve one domain
+//! and end with it.
 
 use std::io;
 

@@ -1,9 +1,10 @@
-//! Where an installed libxl looks for the programs and images it starts: its paths are compiled in, and the library is the
-//! only one to ask.
+//! Where an installed libxl looks for the programs and images it starts: its paths are compiled in,
+//! and the library is the only one to ask.
 //!
-//! Distributions differ in them (Debian: `/usr/bin/vchan-socket-proxy`, `/usr/lib/xen-4.17/boot`; built by hand:
-//! `/usr/local/bin/…`, `/usr/local/lib/xen/boot`), and several releases can be installed side by side. The strings
-//! are `STUBDOM_QMP_PROXY_PATH`, `QEMU_XEN_PATH` and `XENFIRMWAREDIR` of Xen's `tools/configure.ac` and `m4/paths.m4`.
+//! Distributions differ in them (Debian: `/usr/bin/vchan-socket-proxy`, `/usr/lib/xen-4.17/boot`;
+//! built by hand: `/usr/local/bin/…`, `/usr/local/lib/xen/boot`), and several releases can be
+//! installed side by side. The strings are `STUBDOM_QMP_PROXY_PATH`, `QEMU_XEN_PATH` and
+//! `XENFIRMWAREDIR` of Xen's `tools/configure.ac` and `m4/paths.m4`.
 
 use std::fs;
 use std::path::Path;

@@ -7,10 +7,11 @@
 //!
 //! QEMU truncates the file it saves to, which a tty or a pipe refuses: hence the memory file. The
 //! console is a stream whose reader appends to one file for the stubdomain's whole life, and libxl
-//! takes that file as soon as QEMU answers. So each state goes out as a *record*, which says where it
-//! ends, and QEMU's answer passes when the record is through (`guest/save/intercept.rs`). On restore
-//! `guest/save/restore.rs` finds the last record of the file. On the host
-//! `proxy/broker/saved_file.rs` checks that the record is in the file before libxl gets the success.
+//! takes that file as soon as QEMU answers. So each state goes out as a *record*, which says where
+//! it ends, and QEMU's answer passes when the record is through (`guest/save/intercept.rs`). On
+//! restore `guest/save/restore.rs` finds the last record of the file. On the host
+//! `proxy/broker/saved_file.rs` checks that the record is in the file before libxl gets the
+//! success.
 //!
 //! # The record
 //! | bytes | what |

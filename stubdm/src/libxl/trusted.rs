@@ -1,14 +1,17 @@
-//! Store values that only dom0 can have written: the one rule for what becomes a path, a domain's number or a program.
+//! Store values that only dom0 can have written: the one rule for what becomes a path, a domain's
+//! number or a program.
 //!
-//! A stubdomain owns folders in the store, and may let another domain write there. So it is not asked whether *the
-//! stubdomain* may write to a node, but whether anybody but dom0 may:
+//! A stubdomain owns folders in the store, and may let another domain write there. So it is not
+//! asked whether *the stubdomain* may write to a node, but whether anybody but dom0 may:
 //!
-//! * dom0 owns the node. A domain that removes and recreates it, because a folder above is the domain's own, becomes its owner, and
-//!   only dom0 gives a node to another owner.
-//! * Neither the default nor any entry lets another domain write ([`Permissions::written_only_by`]).
+//! * dom0 owns the node. A domain that removes and recreates it, because a folder above is the
+//!   domain's own, becomes its owner, and only dom0 gives a node to another owner.
+//! * Neither the default nor any entry lets another domain write
+//!   ([`Permissions::written_only_by`]).
 //! * Permissions that cannot be read, as those of a kind that is not known here, are not dom0's.
 //!
-//! dom0 has to write value and permissions in one transaction, as libxl does: a node inherits its folder's permissions first.
+//! dom0 has to write value and permissions in one transaction, as libxl does: a node inherits its
+//! folder's permissions first.
 //!
 //! [`Permissions::written_only_by`]: xen_store::Permissions::written_only_by
 
@@ -18,7 +21,8 @@ use tracing::warn;
 use xen_store::{Error, Result, Store};
 use xen_sys::DomId;
 
-/// How many nodes that are not believed are logged by one process: their owners can make any number of them.
+/// How many nodes that are not believed are logged by one process: their owners can make any number
+/// of them.
 const COMPLAINTS: u32 = 20;
 
 /// The value of a node, if only dom0 can have written it; `None` also if there is no such node.
@@ -26,7 +30,8 @@ const COMPLAINTS: u32 = 20;
 /// # Errors
 /// The connection failed ([`Error::is_fatal`]), or the store refuses the path.
 pub fn read(store: &Store, node: &str) -> Result<Option<Vec<u8>>> {
-    // Asked outside a transaction first: one that reads a node which its owner keeps writing to never ends well.
+    // Asked outside a transaction first: one that reads a node which its owner keeps writing to
+    // never ends well.
     let read = match store.permissions(node) {
         Ok(perms) if !perms.written_only_by(DomId::DOM0) => Ok(None),
         Ok(_) => store.with_transaction(|transaction| {
@@ -77,7 +82,8 @@ pub(crate) mod intercept {
     use xen_store_server::Server;
     use xen_sys::DomId;
 
-    /// A connection of dom0's on which `alter` is called with each request and its reply, which it may change.
+    /// A connection of dom0's on which `alter` is called with each request and its reply, which it
+    /// may change.
     pub(crate) fn between(
         server: &Server,
         mut alter: impl FnMut(&[u8], &mut Vec<u8>) + Send + 'static,
@@ -96,7 +102,8 @@ pub(crate) mod intercept {
         Store::from_fd(ours.into()).unwrap()
     }
 
-    /// One message of the protocol: a header of 16 bytes, of which the last four are the length of the rest.
+    /// One message of the protocol: a header of 16 bytes, of which the last four are the length of
+    /// the rest.
     fn message(stream: &mut UnixStream) -> Option<Vec<u8>> {
         let mut message = vec![0; 16];
         stream.read_exact(&mut message).ok()?;

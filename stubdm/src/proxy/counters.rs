@@ -4,9 +4,10 @@
 //!   worker ──counters, at most once a second──▶ relay ──pwrite──▶ /run/stubdm/proxy-DOMID ◀──one read── stubdm-run status
 //! ```
 //!
-//! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and its checksum. The worker,
-//! which does the counting, does not have it: it says eight numbers, and the broker writes them. A reader during a rewrite sees a wrong checksum and reads again.
-//! The reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
+//! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and
+//! its checksum. The worker, which does the counting, does not have it: it says eight numbers, and
+//! the broker writes them. A reader during a rewrite sees a wrong checksum and reads again. The
+//! reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
 //! numbers from it and nothing else.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -31,8 +32,8 @@ const SUM: usize = 9;
 /// How often it is rewritten at most.
 const PACE: Duration = Duration::from_secs(1);
 
-/// The counters. All begin with the process that libxl knows. As bytes, on the way from one process of the proxy to the
-/// other, they are what they are in memory.
+/// The counters. All begin with the process that libxl knows. As bytes, on the way from one process
+/// of the proxy to the other, they are what they are in memory.
 #[repr(C)]
 #[derive(
     Clone,

@@ -2,8 +2,8 @@
 //!
 //! Neither side lets the other's words pile up. At most [`WINDOW`] messages of bytes are on their
 //! way in each direction; who has taken half a window says [`Request::Took`] or [`Event::Took`].
-//! Everything else is one question and one answer, or comes once a second at most. A socket buffer holds far more than that, so
-//! one that is full means a partner that broke the rules.
+//! Everything else is one question and one answer, or comes once a second at most. A socket buffer
+//! holds far more than that, so one that is full means a partner that broke the rules.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

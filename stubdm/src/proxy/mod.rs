@@ -6,8 +6,8 @@
 //!          (filtered, passthrough)        (guest::session)
 //! ```
 //!
-//! The sessions hold every decision and do no I/O; the drivers move bytes for them between sockets and
-//! a [`Transport`](crate::rt::transport::Transport).
+//! The sessions hold every decision and do no I/O; the drivers move bytes for them between sockets
+//! and a [`Transport`](crate::rt::transport::Transport).
 //!
 //! | folder or module | holds |
 //! |---|---|
@@ -64,8 +64,8 @@ pub enum Link {
     End,
 }
 
-/// The task that serves `clients`: under a policy, if there is a filter, and otherwise passing `payload` as it is.
-/// `seed` distinguishes this process's ids from those of another before it.
+/// The task that serves `clients`: under a policy, if there is a filter, and otherwise passing
+/// `payload` as it is. `seed` distinguishes this process's ids from those of another before it.
 pub fn driver<C: Connect + 'static>(
     clients: Clients,
     connect: C,

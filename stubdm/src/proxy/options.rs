@@ -51,8 +51,8 @@ pub struct ProxyOptions {
     /// Write "running" to this store path once clients can come
     #[arg(short, long, value_name = "PATH")]
     pub state_path: Option<String>,
-    /// In client mode, begin each vchan connection with the byte of this value; in server mode, take
-    /// it for the beginning of a session. QubesOS's and OpenXT's libxl pass 1
+    /// In client mode, begin each vchan connection with the byte of this value; in server mode,
+    /// take it for the beginning of a session. QubesOS's and OpenXT's libxl pass 1
     #[arg(short, long, value_name = "BYTE")]
     pub reconnect_marker: Option<u8>,
     /// Log every byte that passes to stderr
@@ -116,9 +116,10 @@ impl Socket {
 
 /// The arguments that `definition` knows, and those that were taken out.
 ///
-/// Each downstream libxl may add options to upstream's. Without an option that is not known here, a guest can
-/// still be served; a proxy that ends serves nobody. `args` begins with the program's name. An unknown option
-/// takes along the argument behind it only if there are more operands than `operands` otherwise.
+/// Each downstream libxl may add options to upstream's. Without an option that is not known here, a
+/// guest can still be served; a proxy that ends serves nobody. `args` begins with the program's
+/// name. An unknown option takes along the argument behind it only if there are more operands than
+/// `operands` otherwise.
 pub fn known_only(
     mut definition: clap::Command,
     args: Vec<OsString>,

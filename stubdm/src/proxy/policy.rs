@@ -1,5 +1,5 @@
-//! The policy that holds on a host: the file named on the command line, else the administrator's file, else the built-in
-//! one.
+//! The policy that holds on a host: the file named on the command line, else the administrator's
+//! file, else the built-in one.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -27,7 +27,8 @@ impl HostPolicy {
     /// Finds it, and reads it if it is a file.
     ///
     /// # Errors
-    /// The file cannot be read, is longer than 1 MiB, or holds no policy. A file that exists is never passed over.
+    /// The file cannot be read, is longer than 1 MiB, or holds no policy. A file that exists is
+    /// never passed over.
     pub fn find(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(PATH));
         match std::fs::symlink_metadata(path) {

@@ -52,8 +52,9 @@ impl Memory {
         format!("stubdm-{:x}-{}", self.seed, self.ids)
     }
 
-    /// An id this process has not used before, for use in a session whose first byte was found: nobody else has spoken in it.
-    /// It is short because QEMU reads its monitor byte by byte, each with a turn of its main loop.
+    /// An id this process has not used before, for use in a session whose first byte was found:
+    /// nobody else has spoken in it. It is short because QEMU reads its monitor byte by byte, each
+    /// with a turn of its main loop.
     pub fn next_id(&mut self) -> String {
         self.ids += 1;
         self.ids.to_string()

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::rt::poll::Interest;
 
-/// Looks whether a saved state is where libxl will take it from, without blocking. Every look that was begun has one
-/// outcome, in the order in which they were begun.
+/// Looks whether a saved state is where libxl will take it from, without blocking. Every look that
+/// was begun has one outcome, in the order in which they were begun.
 pub trait Saves {
     /// Begins a look.
     fn begin(&mut self);

@@ -1,5 +1,5 @@
-//! A listening socket: bound over a dead one, never over a living one, removed at the end, and left alone for a second
-//! when nobody can be let in.
+//! A listening socket: bound over a dead one, never over a living one, removed at the end, and left
+//! alone for a second when nobody can be let in.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -44,7 +44,8 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
         .map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Binds and listens at `path`, for this user only, whatever the umask. A socket file nobody listens on any more is replaced.
+/// Binds and listens at `path`, for this user only, whatever the umask. A socket file nobody
+/// listens on any more is replaced.
 ///
 /// # Errors
 /// The directory is missing, somebody is listening there, or something that is no socket is there.
@@ -94,8 +95,8 @@ fn remove_stale(path: &Path) -> Result<()> {
 
 /// A listening, non-blocking socket, and whether it is looked at.
 ///
-/// A client that waits while descriptors or memory are used up keeps the socket readable, so the listener rests, or the
-/// caller would never sleep.
+/// A client that waits while descriptors or memory are used up keeps the socket readable, so the
+/// listener rests, or the caller would never sleep.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,

@@ -1,4 +1,5 @@
-//! Log lines on stderr, one line each, whatever is in them: the writer takes out what [`stubdm_qmp::text`] calls active.
+//! Log lines on stderr, one line each, whatever is in them: the writer takes out what
+//! [`stubdm_qmp::text`] calls active.
 //!
 //! On the host stderr is libxl's log file for the proxy. In the stubdomain the init points it at
 //! the domain's console, which the toolstack keeps as the guest's device-model log.

@@ -1,7 +1,8 @@
 //! How much of what QEMU says goes into the log: a burst, and then a trickle.
 //!
-//! The log is a file in domain 0 that grows as long as the stubdomain lives. A guest that makes QEMU talk must not be able
-//! to fill domain 0's disk. Output left out is counted, and the count is logged.
+//! The log is a file in domain 0 that grows as long as the stubdomain lives. A guest that makes
+//! QEMU talk must not be able to fill domain 0's disk. Output left out is counted, and the count is
+//! logged.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! The base of every part of the program: one place to sleep, descriptors that never block, logs with limits.
+//! The base of every part of the program: one place to sleep, descriptors that never block, logs
+//! with limits.
 //!
 //! | module | holds |
 //! |---|---|

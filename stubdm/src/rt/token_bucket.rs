@@ -1,4 +1,5 @@
-//! A bucket of tokens that fills with time: a bound on how much another domain can make this program do.
+//! A bucket of tokens that fills with time: a bound on how much another domain can make this
+//! program do.
 
 use std::time::{Duration, Instant};
 

@@ -32,8 +32,8 @@ pub trait Transport {
     /// The system's; the transport is of no more use.
     fn acknowledge(&mut self) -> io::Result<()>;
 
-    /// When [`Transport::acknowledge`] is wanted although the descriptor is silent: events of a peer that rings for nothing
-    /// are held back until then.
+    /// When [`Transport::acknowledge`] is wanted although the descriptor is silent: events of a
+    /// peer that rings for nothing are held back until then.
     fn deadline(&self) -> Option<Instant> {
         None
     }

@@ -6,8 +6,9 @@
 //!        └─ parts, marked by their environment   removes the directory
 //! ```
 //!
-//! A process that is killed cannot remove its files. So they belong to another one, which hears of its
-//! end, in good order or not. Should the cleanup be killed instead, the simulation removes them itself.
+//! A process that is killed cannot remove its files. So they belong to another one, which hears of
+//! its end, in good order or not. Should the cleanup be killed instead, the simulation removes them
+//! itself.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -46,7 +47,8 @@ impl Cleanup {
     /// One of them could not be made.
     pub fn start() -> Result<Self> {
         let what = "a temporary directory";
-        // Named here and made there: whichever of the two is killed, the other knows what to remove.
+        // Named here and made there: whichever of the two is killed, the other knows what to
+        // remove.
         let directory = std::env::temp_dir().join(format!("stubdm-sim-{}", name().context(what)?));
         let program = std::env::current_exe().context("this program's file")?;
         let mut child = Command::new(program)
@@ -129,8 +131,8 @@ pub fn play(directory: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Kills what is left of the run and removes its directory, until neither is found any more: a process that was being
-/// started is found only once it runs, and may have made something by then.
+/// Kills what is left of the run and removes its directory, until neither is found any more: a
+/// process that was being started is found only once it runs, and may have made something by then.
 fn clear(directory: &Path) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     let mut calm = 0;

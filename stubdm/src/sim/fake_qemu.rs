@@ -3,7 +3,8 @@
 //!
 //! It keeps QEMU's manners, which is what the proxy relies on: a greeting for every conversation,
 //! nothing but `qmp_capabilities` before that was given, ids returned, errors for what it does not
-//! know. It ends when the monitor it connected to is closed, or by `quit`, a person's `quit` included.
+//! know. It ends when the monitor it connected to is closed, or by `quit`, a person's `quit`
+//! included.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};

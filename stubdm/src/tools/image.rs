@@ -1,4 +1,5 @@
-//! `stubdm-run image`: builds a stubdomain's ramdisk from what a distribution's packages brought, and lists what is in one.
+//! `stubdm-run image`: builds a stubdomain's ramdisk from what a distribution's packages brought,
+//! and lists what is in one.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,7 +16,8 @@ use crate::rt::error::{Context, Failure, Result};
 /// Which of the two.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Build a stubdomain's ramdisk: this program, QEMU with its libraries and firmware, kernel modules
+    /// Build a stubdomain's ramdisk: this program, QEMU with its libraries and firmware, kernel
+    /// modules
     Build(BuildOptions),
     /// List what is in a ramdisk
     Inspect(InspectOptions),

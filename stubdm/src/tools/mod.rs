@@ -1,4 +1,5 @@
-//! The commands a person runs on the host: what is there, what is wrong with it, and how to make it right.
+//! The commands a person runs on the host: what is there, what is wrong with it, and how to make it
+//! right.
 //!
 //! | command | module |
 //! |---|---|

@@ -1,6 +1,8 @@
-//! A guest's configuration as xl reads it, as far as checks need it: names, and values that are texts, numbers or lists of texts.
+//! A guest's configuration as xl reads it, as far as checks need it: names, and values that are
+//! texts, numbers or lists of texts.
 //!
-//! (`docs/man/xl.cfg.5.pod`, `tools/libs/util/libxlu_cfg_l.l`.) What is not understood is skipped: xl itself says what is wrong.
+//! (`docs/man/xl.cfg.5.pod`, `tools/libs/util/libxlu_cfg_l.l`.) What is not understood is skipped:
+//! xl itself says what is wrong.
 
 /// A value.
 #[derive(Clone, Debug, PartialEq, Eq)]

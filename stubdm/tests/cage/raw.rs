@@ -3,8 +3,8 @@
 //!
 //! # Safety
 //! A test that nothing leads out of the cage has to make calls no crate offers. Each is made with
-//! null pointers and zeros (or for `clone` with no more than a signal, the child ending at once), so
-//! that it changes nothing if it is allowed after all. Only test programs contain this file.
+//! null pointers and zeros (or for `clone` with no more than a signal, the child ending at once),
+//! so that it changes nothing if it is allowed after all. Only test programs contain this file.
 
 use std::io;
 

@@ -17,8 +17,8 @@ use crate::client::Client;
 use crate::host::Host;
 use crate::proxy::{Process, monitor, path};
 
-/// Is a worker that somebody took over as soon as it was ready. There are no walls: what it does could be done behind
-/// them.
+/// Is a worker that somebody took over as soon as it was ready. There are no walls: what it does
+/// could be done behind them.
 pub(crate) fn taken_over(given: Inherited, how: &str) -> ! {
     let number = given.wire;
     let wire = IpcSocket::new(fd::duplicate(number).unwrap());
@@ -59,7 +59,8 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-/// Whatever it does, the proxy stays, starts another, and ends at once when it is told to; neither process is left.
+/// Whatever it does, the proxy stays, starts another, and ends at once when it is told to; neither
+/// process is left.
 pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
     for how in [
         "closes its wire and lives",
@@ -94,7 +95,8 @@ pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_pro
     }
 }
 
-/// Its words pass within the budget, without what acts on a terminal, and the proxy ends when it is told to.
+/// Its words pass within the budget, without what acts on a terminal, and the proxy ends when it is
+/// told to.
 pub(crate) fn a_caged_half_that_fills_the_log_fills_little_of_it() {
     for how in ["fills the log", "has states looked at"] {
         let host = Host::new();
@@ -263,7 +265,8 @@ fn told(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters
     }
 }
 
-/// The broker writes it down, also when the worker is another by then; the file goes with the proxy.
+/// The broker writes it down, also when the worker is another by then; the file goes with the
+/// proxy.
 pub(crate) fn what_the_caged_half_counts_can_be_read() {
     let host = Host::new();
     monitor(host.dir().join("monitor"));

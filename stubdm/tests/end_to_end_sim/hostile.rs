@@ -1,6 +1,6 @@
 //! The corpus of hostile stubdomains against the proxy's two processes, with a client written like
-//! libxl: whatever the stubdomain does, the client gets its answer, a clean error, or nothing in its
-//! time; the proxy lives, and takes no more memory than stated.
+//! libxl: whatever the stubdomain does, the client gets its answer, a clean error, or nothing in
+//! its time; the proxy lives, and takes no more memory than stated.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -115,7 +115,8 @@ fn allowed(behaviour: Behaviour) -> &'static [&'static str] {
         Behaviour::GreetingFlood | Behaviour::GreetingLong | Behaviour::GreetingLies => {
             &["silence", "answer"]
         }
-        // Before the conversation is known to be a new one it is begun again, after that it is over.
+        // Before the conversation is known to be a new one it is begun again, after that it is
+        // over.
         Behaviour::LeavesAfterGreeting => &["silence", "closed"],
         _ => &["refused"],
     }

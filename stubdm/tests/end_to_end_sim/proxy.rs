@@ -192,7 +192,8 @@ pub(crate) fn both_modes_with_paths() {
     host.assert_clean_of("qmp-vchan");
 }
 
-/// QubesOS's server finds out about a client that came quickly after the last one by this byte alone.
+/// QubesOS's server finds out about a client that came quickly after the last one by this byte
+/// alone.
 pub(crate) fn each_vchan_connection_begins_with_the_marker() {
     for (more, first) in [
         (&["--filter=off", "--reconnect-marker=1"][..], 1),

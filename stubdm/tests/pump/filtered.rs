@@ -1,4 +1,5 @@
-//! The same under a policy: what it lets nobody hear, answers it does not let pass, and one monitor session for all.
+//! The same under a policy: what it lets nobody hear, answers it does not let pass, and one monitor
+//! session for all.
 
 use serde_json::json;
 

@@ -280,7 +280,8 @@ fn without_its_cleanup_it_sweeps_up_itself() {
     place.assert_nothing_left();
 }
 
-/// One of the processes of a run is killed at a moment of the run's life, until this has happened 24 times.
+/// One of the processes of a run is killed at a moment of the run's life, until this has happened
+/// 24 times.
 #[test]
 fn any_of_them_killed_at_any_moment_leaves_nothing() {
     let begun = Instant::now();

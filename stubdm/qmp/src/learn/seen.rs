@@ -133,8 +133,8 @@ impl Seen {
         }
     }
 
-    /// The shapes of an object's members. Those of an answer that no row can be made for are left out,
-    /// as a row does with what it does not name.
+    /// The shapes of an object's members. Those of an answer that no row can be made for are left
+    /// out, as a row does with what it does not name.
     pub(super) fn members(&self, side: Side) -> Result<Vec<(String, String)>, PolicyError> {
         let mut list = Vec::new();
         for (key, seen) in self.members.iter().flatten() {

@@ -1,8 +1,8 @@
 //! The required form of a value, and the value rebuilt from the parts that fit.
 //!
 //! Nothing is passed on because it was not recognised as bad: what comes out holds only what the
-//! shape names. An argument the shape does not name is a refusal. A member of an answer that it does
-//! not name is left out, because newer QEMUs add some and libxl reads none but those named.
+//! shape names. An argument the shape does not name is a refusal. A member of an answer that it
+//! does not name is left out, because newer QEMUs add some and libxl reads none but those named.
 
 use std::fmt;
 

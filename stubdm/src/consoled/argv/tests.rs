@@ -94,7 +94,8 @@ fn word() -> impl Strategy<Value = OsString> {
 }
 
 proptest! {
-    /// One word more, wherever it stands: only the second of two equal words that say nothing passes.
+    /// One word more, wherever it stands: only the second of two equal words that say nothing
+    /// passes.
     #[test]
     fn a_word_more_is_qemus(at in 0..25usize, more in word()) {
         let mut args = line(LINE);

@@ -1,13 +1,15 @@
-//! The guest's emulated network cards, each joined to the card that the toolstack gave the stubdomain for it.
+//! The guest's emulated network cards, each joined to the card that the toolstack gave the
+//! stubdomain for it.
 //!
 //! ```text
 //!   guest ── rtl8139, e1000… in QEMU ── descriptor ── netN (macvtap, passthru) ── ethX ══ vif on the host ── bridge
 //! ```
 //!
-//! A macvtap in that mode has the card below it for itself and passes every frame on, both ways, whatever its
-//! addresses: it learns nothing, ages nothing, and the card may keep the guest's address. QEMU gets its descriptor, needs no
-//! capability for it and makes no interface itself. A bridge and a tap would do the same with six times the
-//! code in modules, and addresses to be kept apart.
+//! A macvtap in that mode has the card below it for itself and passes every frame on, both ways,
+//! whatever its addresses: it learns nothing, ages nothing, and the card may keep the guest's
+//! address. QEMU gets its descriptor, needs no capability for it and makes no interface itself. A
+//! bridge and a tap would do the same with six times the code in modules, and addresses to be kept
+//! apart.
 //!
 //! Which card is whose is libxl's numbering: `-netdev …,id=netN` and the device `vif-N`.
 

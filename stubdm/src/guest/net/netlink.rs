@@ -1,6 +1,7 @@
 //! Changes to this domain's network interfaces, asked of the kernel over rtnetlink.
 //!
-//! Each request is answered before the next is sent; a refusal is the system's error. (`rtnetlink(7)`, `linux/if_link.h`.)
+//! Each request is answered before the next is sent; a refusal is the system's error.
+//! (`rtnetlink(7)`, `linux/if_link.h`.)
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -71,11 +72,12 @@ impl Links {
         self.request(0, Change::flags(index, UP | PROMISCUOUS))
     }
 
-    /// Makes a macvtap that has the interface `below` for itself: all that arrives there goes to its descriptor, all that is
-    /// written to that leaves there.
+    /// Makes a macvtap that has the interface `below` for itself: all that arrives there goes to
+    /// its descriptor, all that is written to that leaves there.
     ///
     /// # Errors
-    /// The system's. `EOPNOTSUPP`: no module macvtap; `EEXIST`: the name is taken; `EINVAL`, `EBUSY`: something else uses `below`.
+    /// The system's. `EOPNOTSUPP`: no module macvtap; `EEXIST`: the name is taken; `EINVAL`,
+    /// `EBUSY`: something else uses `below`.
     #[doc(alias = "MACVLAN_MODE_PASSTHRU")]
     pub fn make_macvtap(&mut self, name: &str, below: u32) -> io::Result<()> {
         self.request(NLM_F_CREATE | NLM_F_EXCL, Change::macvtap(name, below))

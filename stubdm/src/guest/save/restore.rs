@@ -1,9 +1,9 @@
 //! On restore: finds the state in what comes out of console 2, which never ends.
 //!
-//! A state that was not saved through [`crate::guest::save::sender`] has no header and is passed on as it comes:
-//! QEMU knows its own end. Records are kept until the console is silent, then the last one counts:
-//! a stubdomain that saved more than once appended each state to one file, and only the last
-//! belongs to the guest's memory. No I/O, no clock: silence is told by [`Reader::silence`].
+//! A state that was not saved through [`crate::guest::save::sender`] has no header and is passed on
+//! as it comes: QEMU knows its own end. Records are kept until the console is silent, then the last
+//! one counts: a stubdomain that saved more than once appended each state to one file, and only the
+//! last belongs to the guest's memory. No I/O, no clock: silence is told by [`Reader::silence`].
 
 use crc32fast::hash as crc32;
 

@@ -42,11 +42,12 @@ impl Saver {
         })
     }
 
-    /// Gives QEMU the file, over a monitor on which nothing waits to be sent. A failure leaves the conversation as it was.
+    /// Gives QEMU the file, over a monitor on which nothing waits to be sent. A failure leaves the
+    /// conversation as it was.
     ///
     /// # Errors
-    /// `WouldBlock` while the monitor is full: the file is to be offered again when that has room. After any other error,
-    /// the monitor's or the system's, it is not, until a save is refused.
+    /// `WouldBlock` while the monitor is full: the file is to be offered again when that has room.
+    /// After any other error, the monitor's or the system's, it is not, until a save is refused.
     pub fn offer(&mut self, monitor: &mut Stream, client: &mut Client) -> io::Result<()> {
         self.offered = true;
         let file = self.file.for_qemu()?;
@@ -68,8 +69,8 @@ impl Saver {
         }
     }
 
-    /// QEMU refused a save: whoever can remove descriptor sets may have taken the file from it. One more of it in the set
-    /// does no harm.
+    /// QEMU refused a save: whoever can remove descriptor sets may have taken the file from it. One
+    /// more of it in the set does no harm.
     pub fn was_refused(&mut self) {
         self.offered = false;
     }
@@ -100,7 +101,8 @@ impl Saver {
         }
     }
 
-    /// Moves a record on; begins one if an `answer` waits for it. Tells what became of it at its end.
+    /// Moves a record on; begins one if an `answer` waits for it. Tells what became of it at its
+    /// end.
     pub fn turn(&mut self, answer: bool) -> Option<Result<(), String>> {
         if self.drain.is_none() {
             if !answer {

@@ -8,14 +8,14 @@
 //!                              Ending (QEMU killed if it lives) ──▶ the guest told ──▶ PowerOff
 //! ```
 //!
-//! While it runs QEMU is asked for a sign of life ([`watchdog`]); one that gives none is reported and left alone. Its output
-//! goes into the log within bounds ([`crate::rt::log_limit`]).
+//! While it runs QEMU is asked for a sign of life ([`watchdog`]); one that gives none is reported
+//! and left alone. Its output goes into the log within bounds ([`crate::rt::log_limit`]).
 //!
 //! No I/O and no clock. Readiness is QEMU's own word: it writes `running` when its processors
 //! start, so `cont` is given only after everything else is up, and that order is kept here.
 //!
-//! A guest that has started loses its device model with QEMU, and is told by way of the hypervisor: it has crashed, and the
-//! toolstack does with it what its configuration says (`on_crash`).
+//! A guest that has started loses its device model with QEMU, and is told by way of the hypervisor:
+//! it has crashed, and the toolstack does with it what its configuration says (`on_crash`).
 //!
 //! Every path ends in [`Action::PowerOff`]: a stubdomain that cannot do its work does not stay.
 
@@ -32,8 +32,8 @@ use watchdog::{Beat, Watchdog};
 /// How long everything up to `running` may take. libxl gives up on a stubdomain 30 seconds after
 /// it was started; its kernel and our own preparations have had their part of that.
 pub const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
-/// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl itself waits for an
-/// answer to most commands.
+/// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl
+/// itself waits for an answer to most commands.
 pub const HANG_LIMIT: Duration = Duration::from_secs(20);
 /// How long QEMU may live on after its monitor closed, or after it was told to die.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
@@ -144,7 +144,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// QEMU was just started, stopped (`-S`). Later a silence of `hang_limit`, usually [`HANG_LIMIT`], is reported.
+    /// QEMU was just started, stopped (`-S`). Later a silence of `hang_limit`, usually
+    /// [`HANG_LIMIT`], is reported.
     pub fn new(now: Instant, hang_limit: Duration) -> Self {
         Self {
             phase: Phase::Launch,

@@ -63,7 +63,8 @@ fn a_running_guest_has_no_deadline_but_its_qemu_is_asked_for_signs_of_life() {
     }
 }
 
-/// Told, once, and left alone: it may come back, and what the guest has in its memory is lost with it.
+/// Told, once, and left alone: it may come back, and what the guest has in its memory is lost with
+/// it.
 #[test]
 fn a_qemu_that_hangs_is_reported_and_not_killed() {
     let mut bench = Bench::running();
@@ -80,7 +81,8 @@ fn a_qemu_that_hangs_is_reported_and_not_killed() {
     assert_eq!(error(&actions), "QEMU was killed by SIGKILL");
 }
 
-/// A guest that never ran is the toolstack's to take away; one that ran is told that it cannot go on.
+/// A guest that never ran is the toolstack's to take away; one that ran is told that it cannot go
+/// on.
 #[test]
 fn the_guest_is_told_if_it_has_run() {
     let killed = || Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));

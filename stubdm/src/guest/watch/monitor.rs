@@ -1,4 +1,5 @@
-//! Our own monitor: QEMU's greeting, the commands we give, its events, and whether it still answers.
+//! Our own monitor: QEMU's greeting, the commands we give, its events, and whether it still
+//! answers.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -111,8 +112,8 @@ impl Watch<'_> {
         }
     }
 
-    /// Gives QEMU the file to save to once more, if a save was refused. While the monitor is full, its having room is
-    /// waited for.
+    /// Gives QEMU the file to save to once more, if a save was refused. While the monitor is full,
+    /// its having room is waited for.
     pub(super) fn offer_file_again(&mut self) {
         self.full = false;
         let saver = self.server.as_mut().and_then(Server::saver);
@@ -121,7 +122,8 @@ impl Watch<'_> {
             return;
         };
         if !self.asked.is_empty() || !client.to_send().is_empty() {
-            // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that came last.
+            // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that
+            // came last.
             return;
         }
         match saver.offer(local, client) {

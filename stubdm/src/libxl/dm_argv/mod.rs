@@ -232,7 +232,8 @@ impl DmArgv {
         models
     }
 
-    /// The CD-ROM drives, by libxl's numbers of their disks: the `id=ide-NUMBER` of each `-device ide-cd,…`.
+    /// The CD-ROM drives, by libxl's numbers of their disks: the `id=ide-NUMBER` of each `-device
+    /// ide-cd,…`.
     pub fn cd_drives(&self) -> Vec<u32> {
         let mut drives = Vec::new();
         for options in self.values_of("-device") {
@@ -264,8 +265,9 @@ pub(crate) fn tap_number(options: &[u8]) -> Option<u32> {
     digits.parse().ok().filter(|_| plain)
 }
 
-/// QEMU's `a=1,b=x,,y` syntax: pairs split at single commas, a doubled comma being a literal one.
-/// A word without `=` is a key with an empty value. Instead there may be a JSON object, whose inner names are joined by dots.
+/// QEMU's `a=1,b=x,,y` syntax: pairs split at single commas, a doubled comma being a literal one. A
+/// word without `=` is a key with an empty value. Instead there may be a JSON object, whose inner
+/// names are joined by dots.
 pub(crate) fn pairs(options: &[u8]) -> Vec<(String, String)> {
     let text = String::from_utf8_lossy(options);
     if text.starts_with('{') {
@@ -309,7 +311,8 @@ pub(crate) fn json(value: &[u8]) -> Option<Json> {
     Json::read(value, &JSON).ok()
 }
 
-/// The leaves of a JSON value, each under the names that lead to it. The reader has bounded the depth.
+/// The leaves of a JSON value, each under the names that lead to it. The reader has bounded the
+/// depth.
 fn flatten(name: &str, value: &Json, all: &mut Vec<(String, String)>) {
     let inner = |key: &str| match name {
         "" => key.to_owned(),

@@ -1,8 +1,8 @@
 //! Rewrites the toolstack's arguments for a stubdomain.
 //!
 //! libxl writes QEMU's arguments as if QEMU ran on the host; `device_model_args` adds what a person
-//! thought of there. Inside the stubdomain the host's files, displays and networks do not exist. Each
-//! option gets one of four verdicts, each with its reason:
+//! thought of there. Inside the stubdomain the host's files, displays and networks do not exist.
+//! Each option gets one of four verdicts, each with its reason:
 //!
 //! | verdict | meaning |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | dropped | without it the guest is the same |
 //! | refused | the guest would not be what was asked for: the stubdomain does not start |
 //!
-//! Whether a path exists in the stubdomain is asked of the caller: the init looks at its own root, the host's
-//! `dmargs check` at an image's list of contents.
+//! Whether a path exists in the stubdomain is asked of the caller: the init looks at its own root,
+//! the host's `dmargs check` at an image's list of contents.
 
 use crate::libxl::dm_argv::words::{Word, words};
 use crate::libxl::dm_argv::{DmArgv, INCOMING_PLACEHOLDER, pairs, tap_number};
@@ -754,7 +754,8 @@ fn line(value: &str, missing: &dyn Fn(&str) -> bool) -> Verdict {
     }
 }
 
-/// The init joins the taps that libxl names to the stubdomain's cards; scripts of the host's are not in here, nor a shell.
+/// The init joins the taps that libxl names to the stubdomain's cards; scripts of the host's are
+/// not in here, nor a shell.
 fn netdev(value: &str) -> Verdict {
     let pairs = pairs(value.as_bytes());
     let kind = pairs.first().map(|(key, value)| match key.as_str() {

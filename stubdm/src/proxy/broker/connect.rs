@@ -39,7 +39,8 @@ impl VchanConnect {
         }
     }
 
-    /// Begins each connection with the byte `marker`, by which servers that look for it notice that the client is another one.
+    /// Begins each connection with the byte `marker`, by which servers that look for it notice that
+    /// the client is another one.
     #[must_use]
     pub fn with_marker(self, marker: Option<u8>) -> Self {
         Self { marker, ..self }

@@ -1,4 +1,5 @@
-//! How often the worker may ask for what: each kind of [`Request`] has a burst and a pause after it.
+//! How often the worker may ask for what: each kind of [`Request`] has a burst and a pause after
+//! it.
 //!
 //! An order beyond its rate is neither refused nor lost: it waits, and with it all that follows.
 //!

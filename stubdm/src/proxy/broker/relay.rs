@@ -2,8 +2,8 @@
 //!
 //! The worker may be anybody's by now. All it can have done is what [`Request`] names: connect to
 //! this stubdomain's vchan, close it, write to it, read from it, have its state file looked at, and
-//! report counters, each at a [rate](crate::proxy::broker::rates). A half that violates the protocol of
-//! [`ipc`](crate::proxy::ipc) is disconnected.
+//! report counters, each at a [rate](crate::proxy::broker::rates). A half that violates the
+//! protocol of [`ipc`](crate::proxy::ipc) is disconnected.
 
 use std::collections::VecDeque;
 use std::io;
@@ -127,7 +127,8 @@ impl<C: Connect> Relay<C> {
         interests
     }
 
-    /// When [`Relay::turn`] is wanted without an event: an order waits until it is due, or the vchan's events do.
+    /// When [`Relay::turn`] is wanted without an event: an order waits until it is due, or the
+    /// vchan's events do.
     pub fn deadline(&self) -> Option<Instant> {
         let held = self.held.as_ref().map(|(_, at)| *at);
         earlier(held, self.link.as_ref().and_then(Transport::deadline))

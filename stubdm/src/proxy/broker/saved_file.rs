@@ -1,8 +1,9 @@
 //! On the host: whether the state that QEMU says it has saved is in the file that libxl takes.
 //!
-//! libxl opens the file by its name as soon as it is told of success, takes all that is in it, and removes the name when it
-//! is told of a failure. The console server meanwhile appends every record to one open file; it keeps bytes that a full
-//! disk refuses and writes them later, some twice. So before libxl is told, [`SavedFile::stored`] looks:
+//! libxl opens the file by its name as soon as it is told of success, takes all that is in it, and
+//! removes the name when it is told of a failure. The console server meanwhile appends every record
+//! to one open file; it keeps bytes that a full disk refuses and writes them later, some twice. So
+//! before libxl is told, [`SavedFile::stored`] looks:
 //!
 //! | found | done |
 //! |---|---|
@@ -10,9 +11,9 @@
 //! | the record is the last thing in the file, or in the one that lost its name | a new file takes the name, with this record only |
 //! | no record, an older one, one that is cut short or altered | refused: the save fails, and the guest goes on |
 //!
-//! The record is the one whose end is the file's, but for filler, with a checksum that is right. Records are counted:
-//! one that a full disk kept back is not taken for the next. A stream without records is another stubdomain's, and
-//! libxl's to judge.
+//! The record is the one whose end is the file's, but for filler, with a checksum that is right.
+//! Records are counted: one that a full disk kept back is not taken for the next. A stream without
+//! records is another stubdomain's, and libxl's to judge.
 //!
 //! The stubdomain writes the file: it is read up to a limit, in pieces.
 
@@ -28,7 +29,8 @@ use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
 /// How much is read at a time.
 const PIECE: usize = 64 << 10;
-/// How much may have come since the last record: that one's filler, records that a full disk kept back, and a record.
+/// How much may have come since the last record: that one's filler, records that a full disk kept
+/// back, and a record.
 const NEW_MAX: u64 = 2 * STATE_MAX;
 /// How many headers are tried whose record could be the last thing in the file.
 const TRIES: usize = 4;
@@ -77,8 +79,8 @@ impl SavedFile {
         }
     }
 
-    /// Keeps the file, so that it can be read when it has no name any more. To be called as soon as there may be one, and
-    /// before a save can fail.
+    /// Keeps the file, so that it can be read when it has no name any more. To be called as soon as
+    /// there may be one, and before a save can fail.
     pub fn hold(&mut self) {
         if self.held.is_none() {
             match open(&self.path) {
@@ -88,7 +90,8 @@ impl SavedFile {
         }
     }
 
-    /// QEMU says that it has saved: sees to it that libxl finds this state, and no other, under the name.
+    /// QEMU says that it has saved: sees to it that libxl finds this state, and no other, under the
+    /// name.
     ///
     /// # Errors
     /// Why it does not: one line for people.
@@ -186,8 +189,8 @@ fn at_start(file: &File) -> io::Result<Ending> {
     })
 }
 
-/// Classifies the end of the bytes from `from` on. A stream that is `ours` has nothing but records; any other may have a record's
-/// first word somewhere, but does not begin with it.
+/// Classifies the end of the bytes from `from` on. A stream that is `ours` has nothing but records;
+/// any other may have a record's first word somewhere, but does not begin with it.
 fn ending(file: &File, from: u64, ours: bool) -> io::Result<Ending> {
     let size = file.metadata()?.len();
     if size.saturating_sub(from) > NEW_MAX {
@@ -330,7 +333,8 @@ fn replace(file: &File, path: &Path, record: &Record) -> io::Result<()> {
     written
 }
 
-/// Gives the disk back what is in front of `end`: nobody reads it any more. The console's server goes on behind it.
+/// Gives the disk back what is in front of `end`: nobody reads it any more. The console's server
+/// goes on behind it.
 fn spare(file: &File, end: u64) {
     let Ok(length @ 1..) = i64::try_from(end) else {
         return;

@@ -43,7 +43,8 @@ impl StateFile {
         }
     }
 
-    /// Blocks while the file is read. Where no file is known, no state can be where libxl looks for it.
+    /// Blocks while the file is read. Where no file is known, no state can be where libxl looks for
+    /// it.
     ///
     /// # Errors
     /// As [`SavedFile::stored`].

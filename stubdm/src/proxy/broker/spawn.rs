@@ -116,11 +116,12 @@ pub struct Broker<C: Connect> {
 }
 
 impl<C: Connect> Broker<C> {
-    /// Starts the worker. `arguments` is this program's
-    /// command line, name first; the other gets the same and what it was given. Its counters are written to `counter_file`.
+    /// Starts the worker. `arguments` is this program's command line, name first; the other gets
+    /// the same and what it was given. Its counters are written to `counter_file`.
     ///
-    /// It takes clients as soon as it is confined, which is not waited for: those who come before that wait,
-    /// as they do when another takes its place. From here on this process's log is limited.
+    /// It takes clients as soon as it is confined, which is not waited for: those who come before
+    /// that wait, as they do when another takes its place. From here on this process's log is
+    /// limited.
     ///
     /// # Errors
     /// It could not be started.

@@ -6,13 +6,13 @@
 //!   client 3 ─▶ (not greeted) ┘
 //! ```
 //!
-//! A client is greeted from what is known of QEMU as soon as the session with it stands; its commands
-//! wait for their turn. A client that leaves takes with it what QEMU does not have yet.
+//! A client is greeted from what is known of QEMU as soon as the session with it stands; its
+//! commands wait for their turn. A client that leaves takes with it what QEMU does not have yet.
 //!
 //! # Memory
-//! Whatever the stubdomain says: one line of its, the value read from it and that value rebuilt; for each
-//! client one answer that it has not taken yet, for a client is given no turn while more than
-//! [`SIZE`] waits for it; at most 20 events a second. The limits are the policy's.
+//! Whatever the stubdomain says: one line of its, the value read from it and that value rebuilt;
+//! for each client one answer that it has not taken yet, for a client is given no turn while more
+//! than [`SIZE`] waits for it; at most 20 events a second. The limits are the policy's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -315,7 +315,8 @@ impl Multiplexer {
         !self.saved.is_empty()
     }
 
-    /// Takes the outcome of a save: QEMU's answer goes out, or the reason why the state is of no use.
+    /// Takes the outcome of a save: QEMU's answer goes out, or the reason why the state is of no
+    /// use.
     pub fn stored(&mut self, outcome: &Result<(), String>, now: Instant) {
         let Some((client, reply)) = self.saved.pop_front() else {
             return;

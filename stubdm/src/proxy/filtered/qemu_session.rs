@@ -6,12 +6,13 @@
 //!   └──────────────────────────────┴────────────────────────┴─────────────┘ or the vchan is lost
 //! ```
 //!
-//! The vchan is connected when the first client comes and then kept. QEMU has one command at a time.
-//! Its output is read at all times, within the rate of [`BURST`], or it would pile up in QEMU.
+//! The vchan is connected when the first client comes and then kept. QEMU has one command at a
+//! time. Its output is read at all times, within the rate of [`BURST`], or it would pile up in
+//! QEMU.
 //!
-//! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that takes long
-//! is reported in the audit. One whose client has left is given up when others wait: the vchan is
-//! connected anew, which gives a monitor session of its own.
+//! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that
+//! takes long is reported in the audit. One whose client has left is given up when others wait: the
+//! vchan is connected anew, which gives a monitor session of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,13 +31,14 @@ use crate::rt::backoff::Backoff;
 use crate::rt::buffer::{Buffer, SIZE};
 use crate::rt::token_bucket::TokenBucket;
 
-/// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the vchan is connected
-/// anew. A server that died without a trace in the ring is left behind so.
+/// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the
+/// vchan is connected anew. A server that died without a trace in the ring is left behind so.
 const NEGOTIATION: Duration = Duration::from_secs(10);
 /// When a command that takes long is reported first; six times as long for each further time.
 const REPORT: Duration = Duration::from_secs(10);
-/// Bytes of QEMU's that are read at once: several answers of the greatest length. A QEMU that never stops talking would
-/// otherwise keep a processor of the host busy; what it says beyond the rate stays in the ring.
+/// Bytes of QEMU's that are read at once: several answers of the greatest length. A QEMU that never
+/// stops talking would otherwise keep a processor of the host busy; what it says beyond the rate
+/// stays in the ring.
 const BURST: u64 = 4 << 20;
 /// Bytes that are read after that, each [`PAUSE`]: 1 MiB a second.
 const RATE: u64 = (1 << 20) / 10;
@@ -68,7 +70,8 @@ struct Sent {
 pub enum Told {
     /// The answer to the command of this client.
     Answer(u64, Reply),
-    /// QEMU says it has saved, to the command of this client if it is still there: the answer waits for a look at the state.
+    /// QEMU says it has saved, to the command of this client if it is still there: the answer waits
+    /// for a look at the state.
     Saved(Option<u64>, Reply),
     /// An event.
     Event(String, Option<Json>),

@@ -6,9 +6,10 @@
 //!   └────────────┘          client gone, anywhere ─▶ End ◀──────┘
 //! ```
 //!
-//! Before a client of ours hears anything, [`Resync`] finds the session's first byte; its greeting then
-//! goes to the client, and from here on bytes are passed on as they are. A server that still serves the
-//! client before has the vchan closed, and opened again after a pause in which it can notice.
+//! Before a client of ours hears anything, [`Resync`] finds the session's first byte; its greeting
+//! then goes to the client, and from here on bytes are passed on as they are. A server that still
+//! serves the client before has the vchan closed, and opened again after a pause in which it can
+//! notice.
 //!
 //! With [`Payload::Opaque`] there is no such question to ask, and bytes flow as soon as the vchan
 //! is up. QMP under a policy is [`crate::proxy::filtered::multiplexer`]'s.

@@ -35,8 +35,8 @@ pub const OUTPUT: rlim_t = 64 << 20;
 /// Where an empty directory can be made for a moment.
 const NURSERIES: [&str; 2] = ["/run", "/tmp"];
 
-/// Puts all restrictions up, for good. `keep` are the descriptors that stay open besides the standard ones; `output` is how many
-/// bytes a file that is one of them may have.
+/// Puts all restrictions up, for good. `keep` are the descriptors that stay open besides the
+/// standard ones; `output` is how many bytes a file that is one of them may have.
 ///
 /// # Errors
 /// A restriction could not be put up; those before it stand.

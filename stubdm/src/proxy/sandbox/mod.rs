@@ -6,13 +6,14 @@
 //!        root; moves bytes, parses none          no user, no files, no new descriptors
 //! ```
 //!
-//! The broker starts the worker as this program again, so the worker holds nothing of the broker's memory. The worker
-//! gets the listening socket and one end of a socket pair, and is served only after it is confined ([`mod@enter`]).
-//! From then on [`relay`](super::broker::relay) joins the socket pair to the vchan of this one stubdomain; in the
-//! worker the pair is a [`Transport`](crate::rt::transport::Transport) like any other ([`remote`]).
+//! The broker starts the worker as this program again, so the worker holds nothing of the broker's
+//! memory. The worker gets the listening socket and one end of a socket pair, and is served only
+//! after it is confined ([`mod@enter`]). From then on [`relay`](super::broker::relay) joins the
+//! socket pair to the vchan of this one stubdomain; in the worker the pair is a
+//! [`Transport`](crate::rt::transport::Transport) like any other ([`remote`]).
 //!
-//! The worker ends with the broker, however that ends. If the worker ends in disorder, the broker starts another
-//! ([`spawn`](super::broker::spawn)); libxl sees a connection that closes.
+//! The worker ends with the broker, however that ends. If the worker ends in disorder, the broker
+//! starts another ([`spawn`](super::broker::spawn)); libxl sees a connection that closes.
 
 pub mod enter;
 pub mod remote;

@@ -1,5 +1,5 @@
-//! The budget of a stubdomain's log: a number of bytes in its life, and a burst and a trickle within
-//! that. Lines left out are counted, and the count is a line of its own.
+//! The budget of a stubdomain's log: a number of bytes in its life, and a burst and a trickle
+//! within that. Lines left out are counted, and the count is a line of its own.
 
 use std::time::{Duration, Instant};
 

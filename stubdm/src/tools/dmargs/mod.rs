@@ -1,4 +1,5 @@
-//! `stubdm-run dmargs`: what the toolstack asked of a guest's QEMU, and what becomes of it in a stubdomain.
+//! `stubdm-run dmargs`: what the toolstack asked of a guest's QEMU, and what becomes of it in a
+//! stubdomain.
 //!
 //! ```text
 //!   store ──▶ gather: both protocols' nodes ──▶ dmargv: fit ──▶ show | check | explain
@@ -54,7 +55,8 @@ pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
     | DmargsCommand::Explain(options)) = command;
     let store = options.store.open()?;
     let gathered = gather(&store, options.domid)?;
-    // The host does not see into the stubdomain, and images are made with no more of the host's files than these.
+    // The host does not see into the stubdomain, and images are made with no more of the host's
+    // files than these.
     let there = |path: &str| QEMU_DATA.contains(&path.trim_start_matches('/'));
     let report = print::Report::of(&gathered, &there);
     let text = match (command, options.json) {

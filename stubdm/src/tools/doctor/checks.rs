@@ -1,4 +1,5 @@
-//! The things the doctor looks at, in the order in which a person would mend them; here, those of the machine itself.
+//! The things the doctor looks at, in the order in which a person would mend them; here, those of
+//! the machine itself.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! The doctor's checks of each guest's configuration: xl's defaults that hurt a guest with a stubdomain.
+//! The doctor's checks of each guest's configuration: xl's defaults that hurt a guest with a
+//! stubdomain.
 
 use std::fs;
 

@@ -10,7 +10,8 @@ use super::State;
 use super::checks::Host;
 
 impl Host<'_> {
-    /// XSA-482: kernels from 2026 on refuse plain hypercalls to every domU's userspace. QEMU in a stubdomain needs them.
+    /// XSA-482: kernels from 2026 on refuse plain hypercalls to every domU's userspace. QEMU in a
+    /// stubdomain needs them.
     pub(super) fn privcmd(&mut self) {
         for version in Modules::versions(self.root) {
             let config = self
@@ -43,7 +44,8 @@ impl Host<'_> {
         }
     }
 
-    /// The ramdisks that guests are configured with, libxl's own place for one, and one that was named.
+    /// The ramdisks that guests are configured with, libxl's own place for one, and one that was
+    /// named.
     pub(super) fn images(&mut self, named: Option<&Path>) {
         let mut all: Vec<(String, Option<PathBuf>)> = Vec::new();
         if let Some(path) = named {

@@ -1,7 +1,9 @@
-//! `stubdm-run doctor`: looks at a host and says what is missing for guests with stubdomains, and how to mend it.
+//! `stubdm-run doctor`: looks at a host and says what is missing for guests with stubdomains, and
+//! how to mend it.
 //!
-//! It only reads files, below a root that may be made up: no device is opened and nothing is changed. Each thing looked at gives one line: `ok`,
-//! `note` (works, but a person should know) or `wrong` (does not work; with what to do about it).
+//! It only reads files, below a root that may be made up: no device is opened and nothing is
+//! changed. Each thing looked at gives one line: `ok`, `note` (works, but a person should know) or
+//! `wrong` (does not work; with what to do about it).
 
 mod checks;
 mod guests;

@@ -1,4 +1,5 @@
-//! dpkg's diversions: a package's file goes by another name, now and whenever the package is upgraded (`dpkg-divert(1)`).
+//! dpkg's diversions: a package's file goes by another name, now and whenever the package is
+//! upgraded (`dpkg-divert(1)`).
 
 use std::env;
 use std::process::Command;

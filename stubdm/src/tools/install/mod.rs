@@ -6,9 +6,10 @@
 //!                                          └─ what is in the way: one line, and nothing is changed
 //! ```
 //!
-//! A file in a place is put aside under the same name with `.distrib`: by `dpkg-divert`, so that upgrades of the
-//! package go there too, or by a plain rename where there is no dpkg. Everything is decided before the first
-//! change, the record is written before the files, and both commands can be repeated.
+//! A file in a place is put aside under the same name with `.distrib`: by `dpkg-divert`, so that
+//! upgrades of the package go there too, or by a plain rename where there is no dpkg. Everything is
+//! decided before the first change, the record is written before the files, and both commands can
+//! be repeated.
 
 mod dpkg;
 mod parts;
@@ -64,7 +65,8 @@ pub struct InstallOptions {
     /// The stubdomain's ramdisk, below the root; for the part `image`
     #[arg(long, value_name = "PATH", default_value = RAMDISK)]
     image: String,
-    /// The stubdomain's kernel, below the root; for the part `image` [default: the only one, or the running one]
+    /// The stubdomain's kernel, below the root; for the part `image` [default: the only one, or the
+    /// running one]
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
     /// Move files aside without telling dpkg, also where there is dpkg
@@ -85,7 +87,8 @@ pub struct UninstallOptions {
 /// Puts the parts into their places.
 ///
 /// # Errors
-/// What is missing or in the way, or the step that failed. Before the first step, nothing was changed.
+/// What is missing or in the way, or the step that failed. Before the first step, nothing was
+/// changed.
 pub fn install(options: &InstallOptions) -> Result<()> {
     let common = &options.common;
     let root = Root::new(&common.root)?;

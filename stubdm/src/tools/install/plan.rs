@@ -22,7 +22,8 @@ pub(super) struct Work {
     pub(super) steps: Vec<Step>,
     /// A note that is no step.
     pub(super) note: Option<String>,
-    /// The record's entry of this place once the steps are begun; `None` removes it once they are done.
+    /// The record's entry of this place once the steps are begun; `None` removes it once they are
+    /// done.
     pub(super) entry: Option<Entry>,
 }
 
@@ -55,7 +56,8 @@ impl Facts<'_> {
         self.diversions.iter().find(|known| known.place == place)
     }
 
-    /// Whether what an entry says was done; it is written first, and what wrote it may have been ended.
+    /// Whether what an entry says was done; it is written first, and what wrote it may have been
+    /// ended.
     fn was_done(&self, entry: &Entry) -> Result<bool> {
         let put = self.is_put(&entry.place, &entry.put)?;
         Ok(put

@@ -1,6 +1,7 @@
 //! The record of installed files and of those there before, which makes `uninstall` possible.
 //!
-//! It is written before the steps it tells of are taken, so that an installation that was cut short can be taken back too.
+//! It is written before the steps it tells of are taken, so that an installation that was cut short
+//! can be taken back too.
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,8 +1,9 @@
 //! The host's files, or an image's: paths below a root, and what lies at them.
 //!
-//! Every path is walked from the root's descriptor, one part after another, each opened without following links
-//! and looked at before it is gone through. A link leads on below the same root, as if that were `/`. So nothing
-//! outside of the root is reached, whoever changes its folders meanwhile, and a step acts in the folder that was walked to.
+//! Every path is walked from the root's descriptor, one part after another, each opened without
+//! following links and looked at before it is gone through. A link leads on below the same root, as
+//! if that were `/`. So nothing outside of the root is reached, whoever changes its folders
+//! meanwhile, and a step acts in the folder that was walked to.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -90,7 +91,8 @@ impl Root {
         self.dir == Path::new("/")
     }
 
-    /// Walks to a path, and shows `visit` everything on the way and at its end, links included, by its path without links.
+    /// Walks to a path, and shows `visit` everything on the way and at its end, links included, by
+    /// its path without links.
     ///
     /// # Errors
     /// Something is missing, no folder, or a link too many; what `visit` said.
@@ -174,8 +176,8 @@ impl Root {
         }
     }
 
-    /// The real path of one below the root: links to its folder are followed as if the root were `/`, the last
-    /// part is not. To be shown, and given to other programs.
+    /// The real path of one below the root: links to its folder are followed as if the root were
+    /// `/`, the last part is not. To be shown, and given to other programs.
     pub(super) fn real(&self, path: &str) -> PathBuf {
         self.dir.join(self.plain(path).trim_start_matches('/'))
     }

@@ -1,5 +1,5 @@
-//! The source of a link or file: looked for below the root, and refused if it is of the wrong kind, or if
-//! others than root could replace it.
+//! The source of a link or file: looked for below the root, and refused if it is of the wrong kind,
+//! or if others than root could replace it.
 
 use std::io;
 
@@ -36,7 +36,8 @@ pub(super) fn what_to_put(options: &InstallOptions, root: &Root, what: What) -> 
     Ok(Put::Link(found.path))
 }
 
-/// Walks to a file below the root: only its owner, who is root on this machine, may change it, the links and the folders that lead to it.
+/// Walks to a file below the root: only its owner, who is root on this machine, may change it, the
+/// links and the folders that lead to it.
 fn required(root: &Root, path: &str) -> Result<Found> {
     if !path.starts_with('/') {
         return Err(Failure::usage(format_args!("{path} is no absolute path")));
@@ -93,10 +94,12 @@ fn program(options: &InstallOptions, root: &Root) -> Result<String> {
     Ok(found.path)
 }
 
-/// Returns, in words, who but the owner could change or replace the file. It has to be `owner`'s, if that is given.
+/// Returns, in words, who but the owner could change or replace the file. It has to be `owner`'s,
+/// if that is given.
 fn replaceable(path: &str, stat: &FileStat, owner: Option<u32>) -> Option<String> {
     let mode = stat.st_mode;
-    // In a folder with the sticky bit nobody replaces what is another's. Of folders a group may be in charge. A link's mode means nothing.
+    // In a folder with the sticky bit nobody replaces what is another's. Of folders a group may be
+    // in charge. A link's mode means nothing.
     let others = match kind(stat) {
         SFlag::S_IFLNK => 0,
         SFlag::S_IFDIR if mode & 0o1000 != 0 => 0,

@@ -105,7 +105,8 @@ impl fmt::Display for Step {
     }
 }
 
-/// A file that was not there, whole or not at all: a part of it would be taken for what a person made of it.
+/// A file that was not there, whole or not at all: a part of it would be taken for what a person
+/// made of it.
 fn write_new(root: &Root, text: &str, at: &Place) -> io::Result<()> {
     let (folder, name) = root.folder(at)?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;

@@ -1,4 +1,5 @@
-//! `stubdm-run status`: the guests with stubdomains, as the store, the host's processes and the proxies show them, once or as it changes.
+//! `stubdm-run status`: the guests with stubdomains, as the store, the host's processes and the
+//! proxies show them, once or as it changes.
 
 mod rows;
 mod show;
@@ -21,7 +22,8 @@ pub struct StatusOptions {
     /// Print JSON; with --watch one line each time
     #[arg(long)]
     pub json: bool,
-    /// Show it again each time a guest comes or goes, and after this many seconds, until q or Ctrl-C
+    /// Show it again each time a guest comes or goes, and after this many seconds, until q or
+    /// Ctrl-C
     #[arg(
         short,
         long,

@@ -1,7 +1,7 @@
 //! Reads what there is to show of each guest with a stubdomain.
 //!
-//! A domain or a process may go at any moment between two reads: what is not there any more is `None`, and a
-//! domain that has gone is left out.
+//! A domain or a process may go at any moment between two reads: what is not there any more is
+//! `None`, and a domain that has gone is left out.
 
 use std::fs;
 use std::path::Path;
@@ -50,8 +50,8 @@ pub struct Row {
     pub fault: Option<String>,
 }
 
-/// Reads the store. A domain that ends meanwhile is left out. The first node of a guest that cannot be read is that
-/// row's [`fault`](Row::fault).
+/// Reads the store. A domain that ends meanwhile is left out. The first node of a guest that cannot
+/// be read is that row's [`fault`](Row::fault).
 ///
 /// # Errors
 /// The connection to the store failed, or its list of domains cannot be read.
@@ -129,7 +129,8 @@ impl Reader<'_> {
         Ok(pid.map(process))
     }
 
-    /// How long the files are that a stubdomain's consoles are written to; `None` if there are none.
+    /// How long the files are that a stubdomain's consoles are written to; `None` if there are
+    /// none.
     fn console_bytes(&mut self, stubdomain: DomId) -> Result<Option<u64>> {
         let stub = format!("/local/domain/{stubdomain}");
         let folder = format!("{stub}/device/console");

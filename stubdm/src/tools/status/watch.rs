@@ -1,7 +1,8 @@
-//! `status --watch`: the table again and again, on a terminal in its place and otherwise one after another.
+//! `status --watch`: the table again and again, on a terminal in its place and otherwise one after
+//! another.
 //!
-//! Nothing flickers: a frame is one write, drawn over the one before, each line cleared behind its end. The terminal is
-//! left as it was found, whatever ends this: `q`, a signal, an error.
+//! Nothing flickers: a frame is one write, drawn over the one before, each line cleared behind its
+//! end. The terminal is left as it was found, whatever ends this: `q`, a signal, an error.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;

@@ -1,4 +1,5 @@
-//! libxl's own arguments pass untouched; those that cannot work in a stubdomain are changed, left out or refused.
+//! libxl's own arguments pass untouched; those that cannot work in a stubdomain are changed, left
+//! out or refused.
 
 use super::*;
 

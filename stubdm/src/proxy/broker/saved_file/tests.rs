@@ -106,7 +106,8 @@ fn a_record_that_a_full_disk_cut_is_refused_and_the_next_one_is_found() {
         server.writes(&first[..cut]);
         let why = server.refused();
         assert!(why.contains("qemu-save.7: the state "), "{why}");
-        // dom0's QEMU writes what it still has when there is room again, part of it for the second time.
+        // dom0's QEMU writes what it still has when there is room again, part of it for the second
+        // time.
         server.writes(&first[cut / 2..]);
         server.writes(&record(2, b"QEVM two"));
         server.assert_taken(2, b"QEVM two");

@@ -245,7 +245,8 @@ fn a_save_is_answered_after_a_look_at_the_state() {
         assert_eq!(told.contains("GenericError"), outcome.is_err());
         assert!(!bench.multiplexer.has_saved());
     }
-    // QEMU's own refusal has nothing to be looked at; a client that left is not told, but its record counts.
+    // QEMU's own refusal has nothing to be looked at; a client that left is not told, but its
+    // record counts.
     bench.say(client, save);
     let id = bench.id();
     bench.qemu(&format!(
