@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The vchan is connected when the first client comes and then kept. QEMU has one command at a
-//! time. Its output is read at all times, within the rate of [`BURST`], or it would pile up in
+//! time. Its output is read at all times, within the rate of `BURST`, or it would pile up in
 //! QEMU.
 //!
 //! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that
