@@ -19,12 +19,6 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// shrinks: an entry whose modules form no circle any more fails the test.
 const ALLOWED: &[(&str, &str, &[&str], &str)] = &[
     (
-        "stubdm",
-        "",
-        &["consoled", "libxl"],
-        "libxl's daemon is found by the node that consoled's sink is named after",
-    ),
-    (
         "xen-vchan",
         "",
         &[

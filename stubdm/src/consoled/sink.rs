@@ -10,11 +10,9 @@ use tracing::warn;
 use super::logfile::LogFile;
 use super::pty::Pty;
 use super::statefile::StateFile;
+use crate::libxl::discover::SAVE;
 use crate::libxl::output::Output;
 use crate::rt::poll::Interest;
-
-/// The console that a Linux stubdomain saves QEMU's state to (`STUBDOM_CONSOLE_SAVE` of libxl).
-pub const SAVE: u32 = 1;
 
 /// The far side of a console.
 #[derive(Debug)]

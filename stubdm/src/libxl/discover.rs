@@ -13,9 +13,11 @@ use std::path::PathBuf;
 use xen_store::Store;
 use xen_sys::DomId;
 
-use crate::consoled::sink::SAVE;
 use crate::libxl::output::Output;
 use crate::libxl::trusted;
+
+/// The console that a Linux stubdomain saves QEMU's state to (`STUBDOM_CONSOLE_SAVE` of libxl).
+pub const SAVE: u32 = 1;
 
 /// Kinds of backends that dom0's kernel serves, by the names of their folders.
 const KERNELS: &[&str] = &["vbd", "vif", "pci"];
