@@ -51,6 +51,8 @@ pub(crate) enum Role {
     StoreRead(store::Read),
     /// Writes one node.
     StoreWrite(store::Write),
+    /// Lets another domain write in a folder and removes the console's `output` there.
+    StoreSurrender(store::Surrender),
     /// Waits until a node has a value.
     StoreAwait(store::Await),
     /// One end of a vchan, as c-vchan-peer.c.
@@ -93,6 +95,7 @@ impl Role {
             Self::StoreThreads(role) => role.run(),
             Self::StoreRead(role) => role.run(),
             Self::StoreWrite(role) => role.run(),
+            Self::StoreSurrender(role) => role.run(),
             Self::StoreAwait(role) => role.run(),
             Self::Vchan(role) => role.run(),
             Self::VchanPingpong(role) => role.run(),

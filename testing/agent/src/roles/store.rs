@@ -41,6 +41,12 @@ pub(crate) struct Write {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct Surrender {
+    folder: String,
+    domain: DomId,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct Await {
     path: String,
     value: String,
@@ -335,6 +341,15 @@ impl Read {
             ),
         }
         Ok(())
+    }
+}
+
+impl Surrender {
+    pub(crate) fn run(&self) -> Result<()> {
+        let store = open()?;
+        let perms = store.permissions(&self.folder)?.grant_write(self.domain);
+        store.set_permissions(&self.folder, &perms)?;
+        Ok(store.rm(&format!("{}/output", self.folder))?)
     }
 }
 

@@ -10,9 +10,13 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use nix::libc;
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use xen_fidelity::hostile::Behaviour;
-use xen_store::Store;
+use xen_store::{Permissions, Store};
 use xen_sys::DomId;
 
 use crate::guest::{CONFIG, NAME, STUB, destroy_leftover, diagnosis, domid};
@@ -29,6 +33,8 @@ const FLOOD: usize = 2 << 20;
 const MOST: u64 = 48 << 10;
 /// The most bytes of log on dom0's disk that the whole corpus may cost.
 const LOG_MOST: u64 = 1 << 20;
+/// A file that is none of libxl's.
+const ACCOMPLICES: &str = "/run/accomplice";
 /// More than libxl's time-outs for all that one command asks.
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -81,7 +87,8 @@ fn judge(rows: &[Row]) -> Result<()> {
             ensure!(status == 0, "after {name}: {word}");
         }
     }
-    ensure!(rows.len() == Behaviour::ALL.len() + 1);
+    // Besides the behaviours: the honest one again, the worker and the accomplice.
+    ensure!(rows.len() == Behaviour::ALL.len() + 3);
     Ok(())
 }
 
@@ -147,32 +154,116 @@ fn on_guest(store: &Store, from: Option<&str>) -> Result<Vec<Row>> {
         .succeed(soon())
         .with_context(|| format!("xl create{}", diagnosis()))?;
 
+    let ours = fs::read_link(PROXY)?.ends_with("stubdm-run");
     let mut proxy = Watched::find(store, stub)?;
     let path = format!("device-model/{guest}/qmp-vchan");
     let mut rows = Vec::new();
     // The honest one once more at the end.
     let all = Behaviour::ALL.iter().chain(Behaviour::ALL.first());
     for &(name, _) in all.skip_while(|(name, _)| from.is_some_and(|from| from != *name)) {
-        let flood = FLOOD.to_string();
-        let role = ["self", "role", "hostile", "0", &path, name, &flood];
-        let mut server = agent.start(&words(&role))?;
-        server.expect("behaves", soon())?;
-        let before = proxy.pids.clone();
-        let mut row = ask(name)?;
-        server.kill(Signal::SIGKILL)?;
-        server.exit(soon())?;
-        let after = Watched::find(store, stub).map(|found| found.pids.clone());
-        row.lived = after.is_ok_and(|after| after == before);
-        row.proxy = proxy.resident();
-        row.log = proxy.log();
+        let row = behaves(&agent, &path, name, name, &proxy, |pids| {
+            Watched::find(store, stub).is_ok_and(|found| found.pids == pids)
+        })?;
         if !row.lived {
             proxy.replace(store, stub, &guest)?;
         }
-        println!("    {row:?}");
         rows.push(row);
     }
+    let honest = Behaviour::ALL.first().map_or("", |(name, _)| *name);
+    if let &[first, worker] = proxy.pids.as_slice() {
+        take_over(worker).context("taking the worker over")?;
+        proxy = Watched::restarted(store, stub, worker)?;
+        let row = behaves(&agent, &path, honest, "worker taken over", &proxy, |_| {
+            proxy.pids.first() == Some(&first)
+        })?;
+        rows.push(row);
+    }
+    for folder in ["console", "device/console/1"] {
+        let role = ["self", "role", "store-surrender", folder, &guest];
+        agent.start(&words(&role))?.succeed(soon())?;
+        // What the guest would do, had it a kernel.
+        let node = format!("/local/domain/{stub}/{folder}/output");
+        store.write(&node, format!("file:{ACCOMPLICES}"))?;
+        let theirs = Permissions::owner_none(guest.parse()?).grant_read(stub);
+        store.set_permissions(&node, &theirs)?;
+    }
+    fs::write(ACCOMPLICES, "kept")?;
+    proxy.replace(store, stub, &guest)?;
+    let row = behaves(&agent, &path, honest, "accomplice", &proxy, |_| true)?;
+    rows.push(row);
+    if ours {
+        is_not_believed(&mut proxy)?;
+    }
+    fs::remove_file(ACCOMPLICES)?;
     command(&["xl", "destroy", NAME])?;
     Ok(rows)
+}
+
+/// Neither the proxy nor `status` has taken the accomplice's file for one of libxl's.
+fn is_not_believed(proxy: &mut Watched) -> Result<()> {
+    let log = proxy.own.as_mut().map(Job::transcript).unwrap_or_default();
+    ensure!(log.contains("is not believed"), "the proxy's log{log}");
+    let status = command(&["stubdm-run", "status", "--json"])?.join("\n");
+    let guests: serde_json::Value = serde_json::from_str(&status)?;
+    let bytes = guests.pointer("/0/console_bytes");
+    ensure!(bytes.is_some_and(serde_json::Value::is_null), "{status}");
+    ensure!(fs::read(ACCOMPLICES)? == b"kept", "the accomplice's file");
+    Ok(())
+}
+
+/// One QMP server's behaviour for one command of xl's. `lived` decides about the proxy's processes before it.
+fn behaves(
+    agent: &Agent,
+    path: &str,
+    behaviour: &str,
+    name: &'static str,
+    proxy: &Watched,
+    lived: impl FnOnce(&[i32]) -> bool,
+) -> Result<Row> {
+    let flood = FLOOD.to_string();
+    let role = ["self", "role", "hostile", "0", path, behaviour, &flood];
+    let mut server = agent.start(&words(&role))?;
+    server.expect("behaves", soon())?;
+    let mut row = ask(name)?;
+    server.kill(Signal::SIGKILL)?;
+    server.exit(soon())?;
+    row.lived = lived(&proxy.pids);
+    row.proxy = proxy.resident();
+    row.log = proxy.log();
+    println!("    {row:?}");
+    Ok(row)
+}
+
+/// Has a process close its first inherited descriptor and sleep forever, as code of an attacker's in it could.
+#[cfg(target_arch = "x86_64")]
+fn take_over(pid: i32) -> Result<()> {
+    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let line = String::from_utf8(line)?;
+    let given = line.trim_end_matches('\0').rsplit('=').next();
+    let wire = given.and_then(|given| given.split(',').next()?.parse().ok());
+    let wire: u64 = wire.with_context(|| format!("no descriptor in {line:?}"))?;
+    let pid = Pid::from_raw(pid);
+    ptrace::attach(pid)?;
+    waitpid(pid, None)?;
+    let asleep = ptrace::getregs(pid)?;
+    // It sleeps in a system call. The instruction (two bytes) is executed again with other arguments.
+    let again = |number: u64, arguments: [u64; 3]| {
+        let mut registers = asleep;
+        registers.rip -= 2;
+        (registers.rax, registers.orig_rax) = (number, u64::MAX);
+        [registers.rdi, registers.rsi, registers.rdx] = arguments;
+        registers
+    };
+    ptrace::setregs(pid, again(libc::SYS_close.unsigned_abs(), [wire, 0, 0]))?;
+    ptrace::step(pid, None)?;
+    waitpid(pid, None)?;
+    let closed = ptrace::getregs(pid)?.rax;
+    ensure!(closed == 0, "close({wire}) returned {closed:#x}");
+    // poll(2) takes -1 for no limit, ppoll(2) a null pointer.
+    let poll = libc::SYS_poll.unsigned_abs();
+    let limit = if asleep.orig_rax == poll { u64::MAX } else { 0 };
+    ptrace::setregs(pid, again(asleep.orig_rax, [0, 0, limit]))?;
+    Ok(ptrace::detach(pid, None)?)
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -264,6 +355,20 @@ impl Watched {
         Ok(Self { pids, own: None })
     }
 
+    /// The processes once there is another worker than `former`.
+    fn restarted(store: &Store, stub: DomId, former: i32) -> Result<Self> {
+        let deadline = soon();
+        loop {
+            let found = Self::find(store, stub)?;
+            if found.pids.len() == 2 && !found.pids.contains(&former) {
+                return Ok(found);
+            }
+            ensure!(Instant::now() < deadline, "no other worker: {:?}", found.pids);
+            // The end of another's child is no event here.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn resident(&self) -> Vec<u64> {
         let all = self.pids.iter();
         all.filter_map(|pid| field(*pid, "VmHWM:")?.parse().ok())
@@ -289,6 +394,10 @@ impl Watched {
             "xenstore-write {} $$; exec {PROXY} --state-path={state} {stub} {node} {socket}",
             pid_node(stub)
         );
+        if let Some(&pid) = self.pids.first() {
+            // It may be dead already.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         self.own = Some(start_local(&["sh", "-c", &script])?);
         let running = |value: Option<&[u8]>| value.filter(|value| *value == b"running").map(drop);
         store
