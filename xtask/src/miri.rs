@@ -36,6 +36,38 @@ const PARTS: &[Part] = &[
         arguments: &["--lib", "--test", "region"],
         seeds: 1,
     },
+    Part {
+        package: "xen-sys",
+        arguments: &[
+            "--lib",
+            "--",
+            "ids::",
+            "error::",
+            "privcmd::version::",
+            "privcmd::domain::",
+        ],
+        seeds: 1,
+    },
+    Part {
+        package: "xen-store",
+        arguments: &["--lib", "--", "path::", "events::", "perms::"],
+        seeds: 1,
+    },
+    Part {
+        package: "xen-console",
+        arguments: &["--lib", "--", "ring::"],
+        seeds: 1,
+    },
+    Part {
+        package: "stubdm-image",
+        arguments: &["--lib", "--", "cpio::"],
+        seeds: 1,
+    },
+    Part {
+        package: "stubdm-qmp",
+        arguments: &["--lib", "--", "lines::", "message::"],
+        seeds: 1,
+    },
 ];
 
 /// Runs everything; the first fault ends it.

@@ -234,14 +234,21 @@ fn behaves(
     Ok(row)
 }
 
-/// Has a process close its first inherited descriptor and sleep forever, as code of an attacker's in it could.
+/// Has a process close its sockets and sleep forever, as code of an attacker's in it could.
 #[cfg(target_arch = "x86_64")]
 fn take_over(pid: i32) -> Result<()> {
-    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
-    let line = String::from_utf8(line)?;
-    let given = line.trim_end_matches('\0').rsplit('=').next();
-    let wire = given.and_then(|given| given.split(',').next()?.parse().ok());
-    let wire: u64 = wire.with_context(|| format!("no descriptor in {line:?}"))?;
+    let mut sockets = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        if fs::read_link(entry.path())?
+            .to_string_lossy()
+            .starts_with("socket:")
+        {
+            let name = entry.file_name();
+            sockets.push(name.to_string_lossy().parse::<u64>()?);
+        }
+    }
+    ensure!(!sockets.is_empty(), "process {pid} has no socket");
     let pid = Pid::from_raw(pid);
     ptrace::attach(pid)?;
     waitpid(pid, None)?;
@@ -254,11 +261,13 @@ fn take_over(pid: i32) -> Result<()> {
         [registers.rdi, registers.rsi, registers.rdx] = arguments;
         registers
     };
-    ptrace::setregs(pid, again(libc::SYS_close.unsigned_abs(), [wire, 0, 0]))?;
-    ptrace::step(pid, None)?;
-    waitpid(pid, None)?;
-    let closed = ptrace::getregs(pid)?.rax;
-    ensure!(closed == 0, "close({wire}) returned {closed:#x}");
+    for socket in sockets {
+        ptrace::setregs(pid, again(libc::SYS_close.unsigned_abs(), [socket, 0, 0]))?;
+        ptrace::step(pid, None)?;
+        waitpid(pid, None)?;
+        let closed = ptrace::getregs(pid)?.rax;
+        ensure!(closed == 0, "close({socket}) returned {closed:#x}");
+    }
     // poll(2) takes -1 for no limit, ppoll(2) a null pointer.
     let poll = libc::SYS_poll.unsigned_abs();
     let limit = if asleep.orig_rax == poll { u64::MAX } else { 0 };
@@ -363,7 +372,11 @@ impl Watched {
             if found.pids.len() == 2 && !found.pids.contains(&former) {
                 return Ok(found);
             }
-            ensure!(Instant::now() < deadline, "no other worker: {:?}", found.pids);
+            ensure!(
+                Instant::now() < deadline,
+                "no other worker: {:?}",
+                found.pids
+            );
             // The end of another's child is no event here.
             std::thread::sleep(Duration::from_millis(20));
         }
