@@ -9,6 +9,10 @@ use crate::rt::stream::{Read, Stream};
 
 /// The longest reason for a failure, in bytes.
 const WHY_MAX: usize = 512;
+/// The message of work that succeeded.
+const DONE: u8 = 0;
+/// The first byte of the message of work that failed; the reason follows.
+const FAILED: u8 = 1;
 
 /// Work that was begun.
 #[derive(Debug)]
@@ -28,10 +32,13 @@ impl Outcome {
     ) -> io::Result<Self> {
         let (near, mut far) = UnixStream::pair()?;
         let thread = Builder::new().name(name.into()).spawn(move || {
+            let mut message = vec![DONE];
             if let Err(why) = work() {
-                // Without a reader nobody waits for it.
-                let _ = far.write_all(stubdm_qmp::text::cut(&why, WHY_MAX).as_bytes());
+                message = vec![FAILED];
+                message.extend_from_slice(stubdm_qmp::text::cut(&why, WHY_MAX).as_bytes());
             }
+            // Without a reader nobody waits for it.
+            let _ = far.write_all(&message);
         })?;
         let stream = Stream::socket(near.into())?;
         Ok(Self { stream, thread })
@@ -44,14 +51,17 @@ impl Outcome {
 
     /// The outcome; `None` while the work goes on.
     pub fn poll(&mut self) -> Option<Result<(), String>> {
-        let mut why = [0; WHY_MAX];
-        match self.stream.read(&mut why) {
-            Ok(Read::Nothing) => None,
-            Ok(Read::Bytes(count)) => {
-                let why = why.get(..count).unwrap_or_default();
-                Some(Err(String::from_utf8_lossy(why).into_owned()))
-            }
-            Ok(Read::End) | Err(_) => Some(Ok(())),
+        let mut message = [0; 1 + WHY_MAX];
+        let count = match self.stream.read(&mut message) {
+            Ok(Read::Nothing) => return None,
+            Ok(Read::Bytes(count)) => count,
+            Ok(Read::End) => 0,
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        match message.get(..count).and_then(<[u8]>::split_first) {
+            Some((&DONE, [])) => Some(Ok(())),
+            Some((_, why)) => Some(Err(String::from_utf8_lossy(why).into_owned())),
+            None => Some(Err("the thread ended without an outcome".to_owned())),
         }
     }
 
@@ -82,5 +92,13 @@ mod tests {
         let long = "é".repeat(WHY_MAX);
         let failure = awaited(Outcome::of("b", move || Err(long)).unwrap());
         assert_eq!(failure, Err("é".repeat(WHY_MAX / 2)));
+    }
+
+    #[test]
+    fn only_work_that_returned_ok_succeeds() {
+        let empty = awaited(Outcome::of("c", || Err(String::new())).unwrap());
+        assert_eq!(empty, Err(String::new()));
+        let panicked = awaited(Outcome::of("d", || panic!("on purpose")).unwrap());
+        assert!(panicked.is_err(), "{panicked:?}");
     }
 }
