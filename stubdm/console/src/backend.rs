@@ -17,7 +17,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use xen_evtchn::EventChannels;
+use xen_evtchn::{EventChannels, EventPacer};
 use xen_gnttab::{PageAccess, map};
 use xen_store::{Store, Watch};
 use xen_sys::{DomId, GrantRef, Port, Xen};
@@ -32,6 +32,8 @@ const RESERVED: GrantRef = GrantRef::new(0);
 const BREATH: Duration = Duration::from_millis(20);
 /// The pause grows up to this with looks that come closer than it: a frontend is done after a few.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The interval at which a frontend may notify for nothing.
+const PACE: Duration = Duration::from_millis(1);
 /// So many looks have the shortest pause.
 const FREE: u32 = 16;
 
@@ -137,7 +139,13 @@ impl Backend {
 
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        self.stale.then_some(self.next)
+        let look = self.stale.then_some(self.next);
+        look.into_iter().chain(self.ring_deadline()).min()
+    }
+
+    /// When to look at the ring again without an event: its peer notifies for nothing all the time.
+    pub fn ring_deadline(&self) -> Option<Instant> {
+        self.link.as_ref().and_then(Link::deadline)
     }
 
     /// Takes note of events; connects when the frontend has published, and says `Closing` when the
@@ -147,8 +155,8 @@ impl Backend {
     /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed, and the frontend
     /// is told by the state. The backend stays of use. [`Error::Store`]: it is not.
     pub fn turn(&mut self, now: Instant) -> Result<State> {
-        if let Some(link) = &self.link {
-            link.acknowledge()?;
+        if let Some(link) = &mut self.link {
+            link.acknowledge(now)?;
         }
         while self.nodes.try_next()?.is_some() {
             self.stale = true;
@@ -240,7 +248,8 @@ impl Backend {
         let ends = ring::backend(pages.take_region())?;
         let channels = EventChannels::open(&self.xen)?;
         let port = channels.bind_interdomain(self.domain, Port::new(port))?;
-        Ok(Some(Link::new(ends, port, channels)))
+        let pacer = EventPacer::new(PACE);
+        Ok(Some(Link::new(ends, port, channels, pacer)))
     }
 
     /// Unmaps the ring and says so. Gives what the frontend has not taken out: it will want it from

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use xen_evtchn::EventChannels;
+use xen_evtchn::{EventChannels, EventPacer};
 use xen_gnttab::{PageAccess, SharedPages, share};
 use xen_store::{Store, Watch};
 use xen_sys::Xen;
@@ -92,7 +92,8 @@ impl Frontend {
             tx.write(&own, State::Initialised.text())
         })?;
         Ok(Self {
-            link: Link::new(ends, port, channels),
+            // The host is trusted.
+            link: Link::new(ends, port, channels, EventPacer::new(Duration::ZERO)),
             store: store.clone(),
             node: node.to_owned(),
             state: State::Initialised,
@@ -128,7 +129,7 @@ impl Frontend {
     /// # Errors
     /// The store's, the system's.
     pub fn turn(&mut self) -> Result<State> {
-        self.link.acknowledge()?;
+        self.link.acknowledge(Instant::now())?;
         let mut changed = false;
         while self.backend.try_next()?.is_some() {
             changed = true;

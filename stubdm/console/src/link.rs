@@ -1,8 +1,9 @@
 //! A console's ring with its event channel: what both ends are once they are connected.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
-use xen_evtchn::{BoundPort, EventChannels};
+use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 
 use crate::Result;
 use crate::ring::{Consumer, Producer};
@@ -10,7 +11,8 @@ use crate::ring::{Consumer, Producer};
 /// One end of a connected console. Never blocks.
 ///
 /// Its descriptor is readable when the peer has put something in, or taken something out. Call
-/// [`acknowledge`](Self::acknowledge), *then* read and write until both say 0, then poll.
+/// [`acknowledge`](Self::acknowledge), *then* read and write until both say 0, then poll until
+/// [`deadline`](Self::deadline).
 #[derive(Debug)]
 pub struct Link {
     consumer: Consumer,
@@ -18,6 +20,12 @@ pub struct Link {
     // The pages that the ring is in go before the port, so that an end of ours is heard.
     port: BoundPort,
     channels: EventChannels,
+    /// A backend's peer is another domain's kernel, whose events for nothing are paced.
+    pacer: EventPacer,
+    /// The last event, if it was taken: whether it announced anything.
+    found: Option<bool>,
+    /// The port stays masked until the pacer lets it be unmasked.
+    masked: bool,
 }
 
 impl Link {
@@ -25,29 +33,53 @@ impl Link {
         (consumer, producer): (Consumer, Producer),
         port: BoundPort,
         channels: EventChannels,
+        pacer: EventPacer,
     ) -> Self {
         Self {
             consumer,
             producer,
             port,
             channels,
+            pacer,
+            found: None,
+            masked: false,
         }
     }
 
     /// Takes note of the peer's notifications, so that the next one makes the descriptor readable
-    /// again.
+    /// again: at once, or at the [`deadline`](Self::deadline) if the peer notifies for nothing all
+    /// the time.
     ///
     /// # Errors
     /// The system's.
-    pub fn acknowledge(&self) -> Result<()> {
+    pub fn acknowledge(&mut self, now: Instant) -> Result<()> {
+        self.pacer.handle_timeout(now);
+        self.unmask_if_due()?;
         // One port, which stays masked until it is unmasked: there is no second turn but by a race.
         for _ in 0..4 {
-            match self.channels.pending()? {
-                Some(port) => self.channels.unmask(port)?,
-                None => break,
+            if self.channels.pending()?.is_none() {
+                break;
             }
+            if let Some(found) = self.found.replace(false) {
+                self.pacer.handle_event(found, now);
+            }
+            self.masked = true;
+            self.unmask_if_due()?;
         }
         Ok(())
+    }
+
+    fn unmask_if_due(&mut self) -> Result<()> {
+        if self.masked && self.pacer.poll_timeout().is_none() {
+            self.masked = false;
+            self.channels.unmask(self.port.port())?;
+        }
+        Ok(())
+    }
+
+    /// When [`acknowledge`](Self::acknowledge) is to be called without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.pacer.poll_timeout().filter(|_| self.masked)
     }
 
     /// Reads what is there into `buffer` and says how much that was; 0 for nothing.
@@ -58,6 +90,7 @@ impl Link {
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let got = self.consumer.read(buffer)?;
         if got > 0 {
+            self.found = self.found.map(|_| true);
             self.port.notify()?;
         }
         Ok(got)
@@ -70,6 +103,7 @@ impl Link {
     pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize> {
         let took = self.producer.write(bytes)?;
         if took > 0 {
+            self.found = self.found.map(|_| true);
             self.port.notify()?;
         }
         Ok(took)

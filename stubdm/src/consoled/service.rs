@@ -97,7 +97,7 @@ impl Service {
     /// Moves what there is, a bounded part of it. Says whether there may be more at once.
     pub fn turn(&mut self, now: Instant) -> bool {
         let state = if self.deaf {
-            self.hear_the_ring()
+            self.hear_the_ring(now)
         } else {
             self.backend.turn(now)
         };
@@ -130,9 +130,9 @@ impl Service {
         moved.unwrap_or(false)
     }
 
-    fn hear_the_ring(&mut self) -> xen_console::Result<State> {
+    fn hear_the_ring(&mut self, now: Instant) -> xen_console::Result<State> {
         if let Some(link) = self.backend.link() {
-            link.acknowledge()?;
+            link.acknowledge(now)?;
         }
         Ok(State::Connected)
     }
@@ -210,7 +210,10 @@ impl Service {
 
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        let backend = self.backend.deadline().filter(|_| !self.deaf);
+        let backend = match self.deaf {
+            true => self.backend.ring_deadline(),
+            false => self.backend.deadline(),
+        };
         earlier(backend, self.gate.deadline())
     }
 

@@ -10,6 +10,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use xen_console::{Backend, Error, Frontend, State};
+use xen_evtchn::EventPacer;
 
 use world::{NODE, PATIENCE, World, sleep};
 
@@ -208,6 +209,39 @@ fn a_console_in_use_or_not_offered_is_refused() {
     assert!(xen_console::frontend::offered(&store, NODE).unwrap());
     assert!(!xen_console::frontend::offered(&store, "device/console/9").unwrap());
     drop(frontend);
+    world.end();
+}
+
+/// At one moment by the backend's clock.
+#[test]
+fn a_frontend_that_notifies_for_nothing_is_held_back_and_heard_again() {
+    let world = World::new();
+    let mut frontend = world.frontend();
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    let now = Instant::now();
+    let burst = (1..100).find(|_| {
+        frontend.link().notify().unwrap();
+        let readable = backend.ring_fd().unwrap();
+        sleep(&[readable], Some(Instant::now() + PATIENCE)).unwrap();
+        backend.turn(now).unwrap();
+        backend.ring_deadline().is_some()
+    });
+    assert!(burst.is_some_and(|burst| burst >= EventPacer::BURST));
+    assert_eq!(frontend.link().try_write(b"x").unwrap(), 1);
+    let is_masked = backend.link().unwrap().acknowledge(now);
+    assert!(is_masked.is_ok() && backend.ring_deadline().is_some());
+    let due = backend.ring_deadline().unwrap();
+    backend.turn(due).unwrap();
+    // The event that came meanwhile is taken by this turn or makes the descriptor readable.
+    if backend.ring_deadline().is_none() {
+        let end = Instant::now() + PATIENCE;
+        sleep(&[backend.ring_fd().unwrap()], Some(end)).unwrap();
+        assert!(Instant::now() < end, "the event is lost");
+    }
+    assert_eq!(backend.link().unwrap().try_read(&mut [0; 4]).unwrap(), 1);
+    drop(frontend);
+    drop(backend);
     world.end();
 }
 
