@@ -214,8 +214,8 @@ impl Machine {
         ];
         arguments.extend(fixed.iter().map(OsString::from));
 
-        let me = std::env::current_exe().context("this program's own path")?;
-        let mut command = Command::new(me);
+        // Not its path: cargo may have put another file there since this program was started.
+        let mut command = Command::new("/proc/self/exe");
         command
             .arg(GUARD)
             .arg(std::process::id().to_string())
