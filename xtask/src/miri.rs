@@ -65,7 +65,13 @@ const PARTS: &[Part] = &[
     },
     Part {
         package: "stubdm-qmp",
-        arguments: &["--lib", "--", "lines::", "message::"],
+        arguments: &[
+            "--lib",
+            "--",
+            "message::",
+            "json::tests::a_literal",
+            "lines::tests::an_unfinished",
+        ],
         seeds: 1,
     },
 ];
