@@ -51,7 +51,7 @@ pub(crate) enum Role {
     StoreRead(store::Read),
     /// Writes one node.
     StoreWrite(store::Write),
-    /// Lets another domain write in a folder and removes the console's `output` there.
+    /// Lets another domain write in a folder.
     StoreSurrender(store::Surrender),
     /// Waits until a node has a value.
     StoreAwait(store::Await),

@@ -347,9 +347,8 @@ impl Read {
 impl Surrender {
     pub(crate) fn run(&self) -> Result<()> {
         let store = open()?;
-        let perms = store.permissions(&self.folder)?.grant_write(self.domain);
-        store.set_permissions(&self.folder, &perms)?;
-        Ok(store.rm(&format!("{}/output", self.folder))?)
+        let perms = store.permissions(&self.folder)?;
+        Ok(store.set_permissions(&self.folder, &perms.grant_write(self.domain))?)
     }
 }
 
