@@ -341,7 +341,12 @@ impl<S: Stream> Mux<S> {
         cx: &mut Context<'_>,
         ready: impl FnOnce(&mut State) -> Option<T>,
     ) -> Poll<Result<T>> {
-        let mut state = match self.enter() {
+        let entered = match place.key {
+            // Its request was made by the same call, after a look at the process.
+            Ready::Reply(_) => Ok(self.lock()),
+            _ => self.enter(),
+        };
+        let mut state = match entered {
             Ok(state) => state,
             Err(error) => return Poll::Ready(Err(error)),
         };

@@ -44,7 +44,9 @@
 //!   were answered, these answers will not come:
 //!   [`ProtocolError::Unresponsive`](crate::ProtocolError::Unresponsive) ends the connection.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+
+use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Invalid, XsError};
 use crate::events::{EventQueue, WatchEvent};
@@ -99,7 +101,8 @@ pub struct Connection {
     quirks: Quirks,
     next_id: u32,
     next_watch: u64,
-    pending: HashMap<u32, Pending>,
+    // This client chooses the keys of both maps, so no peer can make them collide.
+    pending: FxHashMap<u32, Pending>,
     /// WATCH and UNWATCH ids in the order sent, kept only for transports that answer with id 0.
     watch_order: VecDeque<u32>,
     next_seq: u64,
@@ -111,7 +114,7 @@ pub struct Connection {
     /// The request whose reply the next message has to wait for, if they go one at a time.
     in_flight: Option<u32>,
     decoder: Decoder,
-    watches: HashMap<u64, EventQueue>,
+    watches: FxHashMap<u64, EventQueue>,
     failure: Option<Failure>,
     ready: VecDeque<Ready>,
 }
@@ -124,7 +127,7 @@ impl Connection {
             quirks,
             next_id: 1,
             next_watch: 1,
-            pending: HashMap::new(),
+            pending: FxHashMap::default(),
             watch_order: VecDeque::new(),
             next_seq: 1,
             given_up: BTreeSet::new(),
@@ -132,7 +135,7 @@ impl Connection {
             outgoing: VecDeque::new(),
             in_flight: None,
             decoder: Decoder::new(),
-            watches: HashMap::new(),
+            watches: FxHashMap::default(),
             failure: None,
             ready: VecDeque::new(),
         }
