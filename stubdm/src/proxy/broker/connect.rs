@@ -68,3 +68,65 @@ impl Connect for VchanConnect {
         self.store.is_introduced(self.server).unwrap_or(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::poll::sleep;
+    use crate::rt::transport::Transport as _;
+    use nix::poll::PollFlags;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+    use xen_fidelity::hostile::{self, Behaviour};
+    use xen_store_server::{Config, Server};
+    use xen_sys::sim::Simulation;
+
+    /// Waits for an event or the deadline and reads all there is; returns whether events are held.
+    fn is_held_after_a_turn(near: &mut Vchan, end: Instant) -> bool {
+        let until = near.deadline().unwrap_or(end);
+        sleep(&[(near.poll_fd(), PollFlags::POLLIN)], Some(until)).unwrap();
+        assert!(Instant::now() < end, "no event comes any more");
+        near.acknowledge().unwrap();
+        while near.try_read(&mut [0; 4096]).is_ok_and(|count| count > 0) {}
+        near.deadline().is_some()
+    }
+
+    #[test]
+    fn a_stubdomain_that_rings_for_nothing_is_paced_and_heard_again() {
+        let host = Simulation::start().unwrap();
+        let server = Server::start(Config::new()).unwrap();
+        let (dom0, store) = (
+            host.xen(DomId::DOM0).unwrap(),
+            server.connect(DomId::DOM0).unwrap(),
+        );
+        let stub = host.add_domain().unwrap();
+        server.add_domain(stub);
+        let node = format!("/local/domain/{stub}/data/qmp-vchan");
+        let (theirs, done) = (server.connect(stub).unwrap(), AtomicBool::new(false));
+        let xen = host.xen(stub).unwrap();
+        let mut connect = VchanConnect::new(dom0, store, stub, node.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let stop = || done.load(Ordering::Acquire);
+                let storm = Behaviour::BellStorm;
+                hostile::play(&xen, &theirs, DomId::DOM0, &node, storm, 0, &stop).unwrap();
+            });
+            let end = Instant::now() + Duration::from_secs(60);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let mut near = loop {
+                    match connect.connect() {
+                        Ok(near) => break near,
+                        Err(error) => assert!(Instant::now() < end, "{error}"),
+                    }
+                };
+                // Held back, heard again, held back.
+                for _ in 0..2 {
+                    let held = (0..20_000).any(|_| is_held_after_a_turn(&mut near, end));
+                    assert!(held, "20,000 events in a row were taken at once");
+                }
+            }));
+            done.store(true, Ordering::Release);
+            outcome.unwrap();
+        });
+    }
+}
