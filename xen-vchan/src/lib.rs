@@ -129,8 +129,6 @@ mod backoff;
 #[cfg(not(loom))]
 mod channel;
 #[cfg(not(loom))]
-mod chunk;
-#[cfg(not(loom))]
 mod client;
 #[cfg(not(loom))]
 mod connecting;
@@ -167,16 +165,15 @@ mod writer;
 pub use crate::{
     backoff::Backoff,
     channel::Channel,
-    chunk::{ReadChunk, WriteChunk},
     client::ClientBuilder,
     connecting::Connecting,
     handshake::service_path,
     listener::{Listener, ListenerBuilder},
-    reader::ReadHalf,
+    reader::{ReadChunk, ReadHalf},
     reconnecting::Reconnecting,
     server::ServerBuilder,
     session::PeerState,
-    writer::WriteHalf,
+    writer::{WriteChunk, WriteHalf},
 };
 
 /// The program in the page is one that runs.

@@ -37,6 +37,7 @@ use xen_sys::{DomId, Xen};
 use crate::doorbell::{has_passed, readable};
 use crate::layout::RingSize;
 use crate::session::PeerState;
+use crate::shared::ClientSlot;
 use crate::{Channel, Error, Result, ServerBuilder};
 
 /// Clients a domain may have at once, unless the builder says otherwise.
@@ -99,21 +100,6 @@ struct Offer {
     ring: Option<Channel>,
     /// Clients accepted and not gone.
     clients: Arc<AtomicUsize>,
-}
-
-/// A client's place, given back when its channel is dropped.
-#[derive(Debug)]
-pub(crate) struct ClientSlot {
-    clients: Arc<AtomicUsize>,
-    vacated: Arc<EventFd>,
-}
-
-impl Drop for ClientSlot {
-    fn drop(&mut self) {
-        self.clients.fetch_sub(1, Ordering::AcqRel);
-        // A full counter is a word that is being said.
-        let _ = self.vacated.write(1);
-    }
 }
 
 impl ListenerBuilder {
@@ -309,10 +295,8 @@ impl Listener {
                     if let Some(ring) = offer.ring.take() {
                         self.set.delete(&ring).map_err(failed)?;
                         offer.clients.fetch_add(1, Ordering::AcqRel);
-                        let _ = ring.shared().slot.set(ClientSlot {
-                            clients: Arc::clone(&offer.clients),
-                            vacated: Arc::clone(&self.vacated),
-                        });
+                        let slot = ClientSlot::new(&offer.clients, &self.vacated);
+                        let _ = ring.shared().slot.set(slot);
                         // One client only, and who comes next is to find the next ring.
                         ring.shared().withdraw();
                         self.arrived.push_back(ring);

@@ -1,18 +1,20 @@
 //! The receiving half of a channel.
 
+mod chunk;
 mod packet;
 
 use std::io::{self, IoSliceMut, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::chunk::ReadChunk;
 use crate::doorbell::Half;
 use crate::ring::Consumer;
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
 use crate::spin::{FoundFast, Spinner};
 use crate::{Error, Result, Violation};
+
+pub use chunk::ReadChunk;
 
 /// Short reads in a row that found their bytes at once before the reader holds back.
 const COALESCE_AFTER: u8 = 2;

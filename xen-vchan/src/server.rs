@@ -17,7 +17,7 @@ use crate::layout::{
 use crate::mem::Word8;
 use crate::ring::{Cursors, Rings, Role, WRITE};
 use crate::session::{CONNECTED, EXPECTED, Session};
-use crate::shared::{Pages, Shared};
+use crate::shared::{Pages, Renew, Shared};
 use crate::spin::Peer;
 use crate::sync::Ordering;
 use crate::{Channel, Error, Result};
@@ -218,7 +218,7 @@ impl ServerBuilder {
             store: store.clone(),
         };
         let shared = Shared {
-            origin: (!self.reuse).then(|| Box::new(origin)),
+            origin: (!self.reuse).then(|| Box::new(origin) as _),
             published: Mutex::new(Some(published)),
             slot: OnceLock::new(),
             peer: self.peer,
@@ -238,15 +238,14 @@ impl ServerBuilder {
 
 /// The source of a server's fresh rings for its next client.
 #[derive(Debug)]
-pub(crate) struct Origin {
+struct Origin {
     builder: ServerBuilder,
     xen: Xen,
     store: Store,
 }
 
-impl Origin {
-    /// Fresh rings, published in place of those of `former`.
-    pub(crate) fn renew(&self, former: &Shared) -> Result<(Shared, Rings)> {
+impl Renew for Origin {
+    fn renew(&self, former: &Shared) -> Result<(Shared, Rings)> {
         // The old `ring-ref` is removed first, so that no client comes to the old rings any more.
         // Their owner finds another one when it goes, and leaves it alone.
         let builder = self.builder.clone();

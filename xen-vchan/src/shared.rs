@@ -1,18 +1,19 @@
 //! The state that both directions of a channel share, and the end of a channel when the last of
 //! them is dropped.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use nix::sys::eventfd::EventFd;
 use xen_gnttab::{MappedPages, SharedPages};
 use xen_sys::DomId;
 
 use crate::Result;
 use crate::doorbell::{Doorbell, Standing, has_passed};
 use crate::handshake::Published;
-use crate::listener::ClientSlot;
-use crate::ring::{Cursors, Role};
-use crate::server::Origin;
+use crate::ring::{Cursors, Rings, Role};
 use crate::session::{PeerState, Session};
 use crate::spin::Peer;
 
@@ -33,6 +34,36 @@ pub(crate) enum Pages {
     },
 }
 
+/// Makes a server's fresh rings for its next client.
+pub(crate) trait Renew: Debug + Send + Sync {
+    /// Makes fresh rings, published in place of those of `former`.
+    fn renew(&self, former: &Shared) -> Result<(Shared, Rings)>;
+}
+
+/// An accepted client, counted by its listener until its channel is dropped.
+#[derive(Debug)]
+pub(crate) struct ClientSlot {
+    clients: Arc<AtomicUsize>,
+    vacated: Arc<EventFd>,
+}
+
+impl ClientSlot {
+    pub(crate) fn new(clients: &Arc<AtomicUsize>, vacated: &Arc<EventFd>) -> Self {
+        Self {
+            clients: Arc::clone(clients),
+            vacated: Arc::clone(vacated),
+        }
+    }
+}
+
+impl Drop for ClientSlot {
+    fn drop(&mut self) {
+        self.clients.fetch_sub(1, Ordering::AcqRel);
+        // Refused if the counter is full, and then the listener wakes all the same.
+        let _ = self.vacated.write(1);
+    }
+}
+
 /// Common to the reading and the writing half.
 ///
 /// The field order is the order of release: first the store nodes, so that nobody new finds us;
@@ -51,7 +82,7 @@ pub(crate) struct Shared {
     /// Where the peer runs.
     pub(crate) runs: Peer,
     /// Of a server that has fresh memory for each client.
-    pub(crate) origin: Option<Box<Origin>>,
+    pub(crate) origin: Option<Box<dyn Renew>>,
     /// A client that a listener accepted. Last, so that a place is free when its memory is.
     pub(crate) slot: OnceLock<ClientSlot>,
 }

@@ -1,5 +1,6 @@
 //! The sending half of a channel.
 
+mod chunk;
 mod fast;
 mod packet;
 
@@ -15,6 +16,8 @@ use crate::session::PeerState;
 use crate::shared::{Shared, piece};
 use crate::spin::Spinner;
 use crate::{Error, Result, Violation};
+
+pub use chunk::WriteChunk;
 
 /// A corked writer publishes when this many bytes have gathered, or an eighth of the ring.
 const CORK: u32 = 4096;

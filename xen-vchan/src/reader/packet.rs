@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use super::ReadHalf;
-use crate::chunk::ReadChunk;
+use super::{ReadChunk, ReadHalf};
 use crate::doorbell::Half;
 use crate::{Error, Result};
 

@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use super::WriteHalf;
-use crate::chunk::WriteChunk;
+use super::{WriteChunk, WriteHalf};
 use crate::doorbell::Half;
 use crate::{Error, Result};
 
