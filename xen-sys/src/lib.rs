@@ -44,6 +44,7 @@
 //! (`MADV_DONTFORK`). A child that goes on without exec opens its own [`Xen`].
 
 pub mod abi;
+mod devices;
 mod error;
 mod host;
 mod ids;
@@ -55,9 +56,9 @@ pub mod sim;
 
 pub use error::{Error, Result};
 pub use host::Xen;
-#[doc(hidden)]
-pub use host::{DevRoot, Host};
 pub use ids::{DomId, GrantRef, ParseIdError, Port, Virq};
+#[doc(hidden)]
+pub use {devices::DevRoot, host::Host};
 
 /// Bytes in a page, the unit of sharing between domains.
 ///

@@ -15,15 +15,6 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// Circles that stand for now, by crate and parent module, each with its reason. This list only
-/// shrinks: an entry whose modules form no circle any more fails the test.
-const ALLOWED: &[(&str, &str, &[&str], &str)] = &[(
-    "xen-sys",
-    "",
-    &["host", "ioctl", "mmap", "sim"],
-    "Xen opens devices or a simulation, and the simulation makes Xen handles",
-)];
-
 type Names = Vec<String>;
 
 /// The contents of one module.
@@ -291,8 +282,8 @@ fn circles(edges: &BTreeMap<(String, String), String>) -> BTreeSet<BTreeSet<Stri
         .collect()
 }
 
-/// The circles of one crate that are not allowed, as text, and the allowed ones that it has.
-fn faults(name: &str, modules: &Modules, needed: &mut BTreeSet<usize>) -> String {
+/// The circles of one crate, as text.
+fn faults(name: &str, modules: &Modules) -> String {
     let mut text = String::new();
     for (parent, edges) in modules.edges() {
         for circle in circles(&edges) {
@@ -305,17 +296,6 @@ fn faults(name: &str, modules: &Modules, needed: &mut BTreeSet<usize>) -> String
                 continue;
             };
             let module = parent.join("::");
-            let allowed = ALLOWED.iter().position(|(krate, place, members, _)| {
-                *krate == name
-                    && *place == module
-                    && circle
-                        .iter()
-                        .all(|member| members.contains(&member.as_str()))
-            });
-            if let Some(allowed) = allowed {
-                needed.insert(allowed);
-                continue;
-            }
             let _ = writeln!(text, "{name} {module}: {circle:?}");
             // Through two of the folders.
             let mut way = way(&edges, first, folders[1]).unwrap();
@@ -356,7 +336,6 @@ fn no_crate_has_a_circle_of_folders() {
     let mut all = Vec::new();
     crates(workspace, &mut all);
     assert!(all.len() >= 12, "crates are missing: {all:?}");
-    let mut needed = BTreeSet::new();
     let mut text = String::new();
     for (folder, root) in all {
         let name = folder
@@ -364,15 +343,7 @@ fn no_crate_has_a_circle_of_folders() {
             .unwrap()
             .to_string_lossy()
             .into_owned();
-        text += &faults(&name, &Modules::load(&root), &mut needed);
-    }
-    for (i, entry) in ALLOWED.iter().enumerate() {
-        if !needed.contains(&i) {
-            let _ = writeln!(
-                text,
-                "no circle any more, take it out of ALLOWED: {entry:?}"
-            );
-        }
+        text += &faults(&name, &Modules::load(&root));
     }
     assert!(text.is_empty(), "circles of modules:\n{text}");
 }
@@ -406,7 +377,7 @@ fn a_circle_is_found_through_groups_reexports_and_parents() {
     );
     write("d.rs", "use crate::{b::B};");
     let load = || Modules::load(&dir.path().join("lib.rs"));
-    assert_eq!(faults("none", &load(), &mut BTreeSet::new()), "");
+    assert_eq!(faults("none", &load()), "");
     let edges = load().edges();
     let top: Vec<_> = edges[&Vec::new()]
         .keys()
@@ -416,7 +387,7 @@ fn a_circle_is_found_through_groups_reexports_and_parents() {
     assert_eq!(edges[&vec!["b".to_owned()]].len(), 1);
     write("c.rs", "mod below; use crate::b as x; pub struct Thing;");
     write("c/below.rs", "");
-    let text = faults("some", &load(), &mut BTreeSet::new());
+    let text = faults("some", &load());
     let ways = "b → a (inner.rs: a)\n    a → c (a.rs: Thing::new)\n    c → b (c.rs: b)\n";
     assert_eq!(text, format!("some : {{\"a\", \"b\", \"c\"}}\n    {ways}"));
 }
