@@ -1,6 +1,7 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
-//! `docs/CRATE.md` is a `doc(alias)` there. And no file uses a syntax newer than the oldest Rust
+//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` names exists. And no
+//! file uses a syntax newer than the oldest Rust
 //! that is promised, which clippy does not check.
 
 use std::collections::BTreeSet;
@@ -30,6 +31,9 @@ const CRATES: &[&str] = &[
 const FROM_C: &str = "## From C";
 const NOTHING: &str = "### No equivalent";
 
+/// The heading of the faults and their tests in `docs/security.md`.
+const LESSONS: &str = "## Lessons";
+
 /// How the names of the C libraries begin.
 const LIBRARIES: &[&str] = &[
     "xenevtchn_",
@@ -47,6 +51,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let root = workspace.root();
     check_inventory(root)?;
     check_syntax(root)?;
+    check_lessons(root)?;
     check_c_functions(root)
 }
 
@@ -115,6 +120,51 @@ fn aliases(text: &str) -> impl Iterator<Item = &str> {
     after.filter_map(|rest| rest.split('"').next())
 }
 
+/// Each test that the lessons of `docs/security.md` name is a word of some source.
+fn check_lessons(root: &Path) -> Result<()> {
+    let page = root.join("docs/security.md");
+    let text = fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
+    let (_, lessons) = text
+        .split_once(LESSONS)
+        .with_context(|| format!("{}: no heading {LESSONS:?}", page.display()))?;
+    let named = tests_named(lessons);
+    let mut lost: BTreeSet<&str> = named.clone();
+    each_source(root, &mut |_, text| {
+        let words: BTreeSet<&str> = text
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .collect();
+        lost.retain(|name| !names_one_of(name, &words));
+    })?;
+    ensure!(
+        named.len() > 100 && lost.is_empty(),
+        "docs/security.md names {} tests, and these are in no source: {lost:?}",
+        named.len()
+    );
+    println!("{} tests are named in the lessons", named.len());
+    Ok(())
+}
+
+/// The names after each lesson's middle dot: backquoted, with an underscore, and no file's.
+fn tests_named(lessons: &str) -> BTreeSet<&str> {
+    lessons
+        .split("\n* ")
+        .flat_map(|lesson| lesson.split('·').skip(1))
+        .flat_map(|names| names.split('`').skip(1).step_by(2))
+        .filter(|name| name.contains('_') && !name.contains(['.', ' ', ':', '(']))
+        .collect()
+}
+
+/// Whether one of `words` is this name, in which an ellipsis stands for any end or beginning, and
+/// the part before a slash is the group of a test on real Xen.
+fn names_one_of(name: &str, words: &BTreeSet<&str>) -> bool {
+    let name = name.rsplit('/').next().unwrap_or(name);
+    match (name.strip_suffix('…'), name.strip_prefix('…')) {
+        (Some(start), _) => words.iter().any(|word| word.starts_with(start)),
+        (None, Some(end)) => words.iter().any(|word| word.ends_with(end)),
+        (None, None) => words.contains(name),
+    }
+}
+
 fn check_inventory(root: &Path) -> Result<()> {
     let mut found = BTreeSet::new();
     each_source(root, &mut |path, text| {
@@ -180,6 +230,20 @@ mod tests {
         let text =
             "`a.rs` in prose\n| file | why |\n|---|---|\n| `x/b.rs` | `c.rs` |\n| `doc.md` | |\n";
         assert_eq!(listed(text), BTreeSet::from(["x/b.rs".to_owned()]));
+    }
+
+    #[test]
+    fn a_lesson_whose_test_is_gone_is_found() {
+        let lessons = "\n* `ring_ref` is read → checked · `it_is_checked`,\n  `stub/one_row`, \
+                       `tests/a_b.rs`\n* Nothing · `it_ends…`";
+        let named = tests_named(lessons);
+        assert_eq!(
+            Vec::from_iter(&named),
+            [&"it_ends…", &"it_is_checked", &"stub/one_row"]
+        );
+        let words = BTreeSet::from(["it_is_checked", "one_row", "it_is_ended"]);
+        let lost = named.iter().filter(|name| !names_one_of(name, &words));
+        assert_eq!(lost.collect::<Vec<_>>(), [&"it_ends…"]);
     }
 
     #[test]
