@@ -176,7 +176,10 @@ pub use crate::{
     writer::{WriteChunk, WriteHalf},
 };
 
-/// The program in the page is one that runs.
+// The programs in these pages are compiled and run with the examples.
 #[cfg(all(doctest, not(loom)))]
 #[doc = include_str!("../../docs/xen-vchan.md")]
 struct Page;
+#[cfg(all(doctest, not(loom)))]
+#[doc = include_str!("../../docs/library.md")]
+struct LibraryGuide;
