@@ -193,6 +193,12 @@ fn what_is_there_and_does_not_do_is_wrong_too() {
 
     let host = Host::new();
     host.image(&["usr/bin/stubdm-run", "usr/libexec/xen-qemu-system-i386"]);
+    let (state, text, _) = host.says("image");
+    assert_eq!(state, "note", "nothing is known of its kernel: {text}");
+    host.put("boot/vmlinuz-6.1.0", b"");
+    host.put("lib/modules/6.1.0/modules.builtin", b"kernel/fs/x.ko\n");
+    let with_kernel = format!("{GOOD}stubdomain_kernel=\"/boot/vmlinuz-6.1.0\"\n");
+    host.put("etc/xen/g.cfg", with_kernel.as_bytes());
     host.only_wrong("image", "it lacks the module xen-privcmd");
     host.put("boot/stub.img", b"not one");
     host.only_wrong("image", "/boot/stub.img");

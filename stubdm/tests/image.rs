@@ -31,8 +31,13 @@ impl Root {
             };
             root.copy(&library, &place);
         }
-        for file in stubdm_image::QEMU_DATA {
-            root.put(file, b"firmware");
+        // As Debian's packages have them.
+        for name in stubdm_image::firmware::names() {
+            let folder = match name.starts_with("vgabios") {
+                true => "usr/share/seabios",
+                false => "usr/share/qemu",
+            };
+            root.put(&format!("{folder}/{name}"), b"firmware");
         }
         for module in stubdm_image::MODULES {
             root.put(
@@ -199,7 +204,7 @@ fn a_ramdisk_is_built_listed_and_built_again_the_same() {
     assert_eq!(find("usr/libexec/xen-qemu-system-i386")["mode"], "100755");
     find("usr/lib/x86_64-linux-gnu/libc.so.6");
     find("usr/lib/modules/tap.ko");
-    find("usr/share/seabios/vgabios-stdvga.bin");
+    find("usr/share/qemu/vgabios-stdvga.bin");
     assert_eq!(listing["compressed"], true);
     assert!(listing["unpacked"].as_u64() > listing["size"].as_u64());
 

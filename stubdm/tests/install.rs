@@ -308,7 +308,7 @@ fn what_is_missing_or_in_the_way_is_one_line_and_changes_nothing() {
     fs::remove_dir_all(host.path("var/lib/stubdm")).unwrap();
 
     fs::remove_dir_all(host.path("usr/lib/x86_64-linux-gnu")).unwrap();
-    host.refuses(&["install"], "there is no libxl");
+    host.refuses(&["install"], "no libxl was found");
     assert_eq!(host.says(&["install", "--if-xen"]), "nothing to do\n");
     let output = host.run(&["install", "bogus"]);
     assert_eq!(output.status.code(), Some(2));

@@ -11,8 +11,8 @@ use flate2::{Compression, GzBuilder};
 use nix::sys::utsname::uname;
 
 use crate::cpio::{Archive, Node};
-use crate::modules::Modules;
-use crate::{Recipe, kernel_file, memory, pick_kernel, stubdomain};
+use crate::modules::{Driver, Modules};
+use crate::{Recipe, kernel, memory, pick_kernel, stubdomain};
 
 /// How a ramdisk is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,10 @@ pub struct Built {
     pub size: u64,
     /// Files in it.
     pub files: usize,
+    /// Whether the kernel's command line has to lift the restriction of a built-in xen-privcmd.
+    pub unrestrict: bool,
+    /// What was not found and is not needed by every guest, a line each.
+    pub lacks: Vec<String>,
 }
 
 impl Build<'_> {
@@ -64,11 +68,23 @@ impl Build<'_> {
         let running = uname().ok().filter(|_| root == Path::new("/"));
         let running = running.and_then(|names| names.release().to_str().map(str::to_owned));
         let version = pick_kernel(root, self.kernel, running.as_deref())?;
-        let archive = stubdomain(&self.recipe, &Modules::find(root, &version)?)?;
+        let modules = Modules::find(root, &version)?;
+        let made = stubdomain(&self.recipe, &modules)?;
+        let (archive, mut lacks) = (made.archive, made.lacks);
         let unpacked = write(&archive, self.output, self.compress)?;
         let size = fs::metadata(self.output).with_context(|| named(self.output))?;
-        let boot = kernel_file(root, &version);
-        let boot = boot.unwrap_or_else(|| format!("/boot/vmlinuz-{version}").into());
+        let boot = kernel::file(root, &version).unwrap_or_else(|| {
+            lacks.push(format!(
+                "the file of Linux {version} was not found; looked for below {}: {}",
+                root.display(),
+                kernel::places(&version)
+            ));
+            format!("/boot/vmlinuz-{version}").into()
+        });
+        // One that takes no such parameter passes over it.
+        let privcmd = modules.parameters("xen-privcmd").ok();
+        let restricts = privcmd.is_none_or(|names| names.iter().any(|own| own == "unrestricted"));
+        let unrestrict = modules.driver("xen-privcmd") == Driver::BuiltIn && restricts;
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let is_file = |(_, node): &(_, &Node)| matches!(node, Node::File { .. });
         Ok(Built {
@@ -78,6 +94,8 @@ impl Build<'_> {
             unpacked,
             size: size.len(),
             files: archive.nodes().filter(is_file).count(),
+            unrestrict,
+            lacks,
         })
     }
 }
@@ -96,11 +114,16 @@ impl Built {
              device_model_stubdomain_override=1\n\
              stubdomain_kernel=\"{}\"\n\
              stubdomain_ramdisk=\"{}\"\n\
-             stubdomain_cmdline=\"console=hvc0 rdinit=/init quiet\"\n\
+             stubdomain_cmdline=\"console=hvc0 rdinit=/init quiet{}\"\n\
              stubdomain_memory={}\n\
              vnc=0\n",
             self.kernel.display(),
             self.output.display(),
+            if self.unrestrict {
+                " xen_privcmd.unrestricted=1"
+            } else {
+                ""
+            },
             self.memory()
         )
     }
@@ -118,7 +141,11 @@ impl fmt::Display for Built {
             mebibytes(self.unpacked),
             self.version,
             self.config()
-        )
+        )?;
+        for line in &self.lacks {
+            writeln!(f, "# {line}")?;
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,5 @@
-//! Finds what an ELF file needs to run: its interpreter and its shared libraries, followed through
-//! an unpacked tree.
+//! What an ELF file asks of the dynamic linker, and paths followed through an unpacked tree.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,12 +17,16 @@ pub struct Needs {
     pub interpreter: Option<String>,
     /// The libraries' names.
     pub libraries: Vec<String>,
-    /// Folders the file itself names to look in, `$ORIGIN` not yet replaced.
-    pub run_path: Vec<String>,
+    /// DT_RPATH: folders for this file and the libraries it leads to, `$ORIGIN` not yet replaced.
+    pub rpath: Vec<String>,
+    /// DT_RUNPATH: folders for this file only, `$ORIGIN` not yet replaced. It overrides DT_RPATH.
+    pub runpath: Vec<String>,
     /// Whether there is a dynamic section at all.
     pub dynamic: bool,
     /// Whether it may be loaded at any address, and the kernel chooses one at random.
     pub anywhere: bool,
+    /// The processor it is for, ELF's `e_machine`.
+    pub machine: u16,
 }
 
 /// Reads what a file needs; `None` if it is not a 64-bit ELF file.
@@ -47,6 +49,7 @@ fn parse(data: &[u8]) -> Result<Needs> {
     let segments = header.program_headers(endian, data)?;
     let mut needs = Needs {
         anywhere: header.e_type(endian) == ET_DYN,
+        machine: header.e_machine(endian),
         ..Needs::default()
     };
     for segment in segments {
@@ -90,10 +93,13 @@ fn parse(data: &[u8]) -> Result<Needs> {
         for entry in entries {
             match entry.tag32(endian) {
                 Some(DT_NEEDED) => needs.libraries.push(text(entry.d_val(endian))?),
-                Some(DT_RPATH | DT_RUNPATH) => {
-                    needs
-                        .run_path
-                        .extend(text(entry.d_val(endian))?.split(':').map(str::to_owned));
+                Some(tag @ (DT_RPATH | DT_RUNPATH)) => {
+                    let path = text(entry.d_val(endian))?;
+                    let folders = path.split(':').map(str::to_owned);
+                    match tag {
+                        DT_RPATH => needs.rpath.extend(folders),
+                        _ => needs.runpath.extend(folders),
+                    }
                 }
                 _ => {}
             }
@@ -102,100 +108,28 @@ fn parse(data: &[u8]) -> Result<Needs> {
     Ok(needs)
 }
 
-/// Where distributions keep shared libraries, Debian's first.
-const LIBRARY_DIRS: &[&str] = &[
-    "lib/x86_64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu",
-    "lib64",
-    "usr/lib64",
-    "usr/lib",
-];
-
-/// The files that `roots` (relative to `tree`) need, relative to `tree` and under the names they
-/// are asked by.
-///
-/// # Errors
-/// One is missing; the error names it and who needs it.
-pub fn closure(tree: &Path, roots: &[String]) -> Result<BTreeSet<String>> {
-    let mut roots: Vec<_> = roots
-        .iter()
-        .map(|r| Ok((r.clone(), resolve(tree, r)?)))
-        .collect::<Result<_>>()?;
-    follow(tree, &mut roots)
-}
-
-/// The same for one file outside the tree.
-///
-/// # Errors
-/// As [`closure`].
-pub fn closure_of(tree: &Path, file: &Path) -> Result<BTreeSet<String>> {
-    follow(tree, &mut vec![(String::new(), file.to_owned())])
-}
-
-/// Follows what the files on a list need; each is given with its name in the tree, where it has
-/// one.
-fn follow(tree: &Path, todo: &mut Vec<(String, PathBuf)>) -> Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
-    while let Some((path, file)) = todo.pop() {
-        if !seen.insert(file.clone()) {
-            continue;
-        }
-        let Some(needs) = needs(&file)? else { continue };
-        if let Some(interpreter) = needs.interpreter {
-            found.insert(interpreter.trim_start_matches('/').to_owned());
-        }
-        let origin = Path::new(&path)
-            .parent()
-            .and_then(Path::to_str)
-            .unwrap_or_default();
-        let own: Vec<String> = needs
-            .run_path
-            .iter()
-            .map(|dir| {
-                dir.replace("$ORIGIN", origin)
-                    .trim_start_matches('/')
-                    .to_owned()
-            })
-            .collect();
-        for library in needs.libraries {
-            let dirs = own
-                .iter()
-                .map(String::as_str)
-                .chain(LIBRARY_DIRS.iter().copied());
-            let mut places = dirs.map(|dir| format!("{dir}/{library}"));
-            let (place, library) = places
-                .find_map(|place| resolve(tree, &place).ok().map(|file| (place, file)))
-                .with_context(|| {
-                    format!(
-                        "{} needs {library}, which is not below {}",
-                        file.display(),
-                        tree.display()
-                    )
-                })?;
-            found.insert(place.clone());
-            todo.push((place, library));
-        }
-    }
-    Ok(found)
-}
-
 /// The file behind a path in a tree, links followed as if the tree were the root. Where packages
 /// already put everything below `/usr`, a path outside it is looked for there.
 ///
 /// # Errors
 /// There is no such file.
 pub fn resolve(tree: &Path, path: &str) -> Result<PathBuf> {
+    Ok(tree.join(inside(tree, path)?))
+}
+
+/// As [`resolve`], the path relative to the tree.
+///
+/// # Errors
+/// There is no such file.
+pub fn inside(tree: &Path, path: &str) -> Result<String> {
     let outside = !path.trim_start_matches('/').starts_with("usr/");
-    match resolve_at(tree, path) {
-        Err(_) if outside && resolve_at(tree, &format!("usr/{path}")).is_ok() => {
-            resolve_at(tree, &format!("usr/{path}"))
-        }
+    match inside_at(tree, path) {
+        Err(error) if outside => inside_at(tree, &format!("usr/{path}")).map_err(|_| error),
         result => result,
     }
 }
 
-fn resolve_at(tree: &Path, path: &str) -> Result<PathBuf> {
+fn inside_at(tree: &Path, path: &str) -> Result<String> {
     let mut parts: Vec<String> = Vec::new();
     let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
     let mut links = 0;
@@ -230,7 +164,7 @@ fn resolve_at(tree: &Path, path: &str) -> Result<PathBuf> {
     if !file.exists() {
         bail!("there is no {}", file.display());
     }
-    Ok(file)
+    Ok(parts.join("/"))
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The stubdomain's ramdisk: what it is made of, and how it is put together and read back.
 //!
 //! ```text
-//!   a root with packages unpacked ──▶ elf: libraries ─┐
-//!                                 ──▶ modules: order ─┼─▶ cpio: Archive ──▶ newc, gzip
-//!   this program ─────────────────────────────────────┘
+//!   a root with packages unpacked ──▶ elf, linker: libraries ─┐
+//!                                 ──▶ firmware: where QEMU looks
+//!                                 ──▶ kernel, modules: order ─┼─▶ cpio: Archive ──▶ newc, gzip
+//!   this program ─────────────────────────────────────────────┘
 //! ```
 //!
 //! The archive depends on nothing but the files it is made from: sorted, owned by root, no times.
@@ -12,15 +13,20 @@
 pub mod build;
 pub mod cpio;
 pub mod elf;
+pub mod firmware;
+pub mod kernel;
+pub mod linker;
 pub mod modules;
 pub mod read;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
 use cpio::{Archive, Content};
-use modules::Modules;
+use firmware::Firmware;
+use linker::{Closure, Linker};
+use modules::{Driver, Modules};
 
 /// The suffixes of the real QEMU's file where a launcher has its place: the first that exists. The
 /// second is `dpkg-divert`'s own.
@@ -39,14 +45,16 @@ pub const MODULES: &[&str] = &[
     "xen-pcifront",
 ];
 
-/// The firmware QEMU looks for with what libxl asks of it.
-pub const QEMU_DATA: &[&str] = &[
-    "usr/share/qemu/kvmvapic.bin",
-    "usr/share/qemu/linuxboot_dma.bin",
-    "usr/share/seabios/vgabios-cirrus.bin",
-    "usr/share/seabios/vgabios-qxl.bin",
-    "usr/share/seabios/vgabios-stdvga.bin",
+/// Those of [`MODULES`] that guests may do without, each with what does not work then.
+pub const OPTIONAL_MODULES: &[(&str, &str)] = &[
+    ("xenfs", "nothing that is known"),
+    ("xen-netfront", "vif=[...]"),
+    ("macvtap", "vif=[...]"),
+    ("xen-pcifront", "pci=[...]"),
 ];
+
+/// Where the init looks for QEMU in a ramdisk, unless its command line names another.
+pub const QEMU: &str = "usr/libexec/xen-qemu-system-i386";
 
 /// The least memory a stubdomain with such a ramdisk starts in, in MiB.
 pub const LEAST_MEMORY: u64 = 192;
@@ -70,52 +78,141 @@ pub struct Recipe<'a> {
     pub init: Option<&'a Path>,
     /// Kernel modules besides [`MODULES`].
     pub modules: &'a [String],
-    /// Files below the root besides [`QEMU_DATA`], with the libraries they need.
+    /// Files below the root besides the firmware, with the libraries they need.
     pub files: &'a [String],
+    /// Folders below the root to look for libraries in, before those of the tree's linker.
+    pub libraries: &'a [String],
+    /// Folders below the root to look for firmware in, before those of QEMU.
+    pub firmware: &'a [String],
+}
+
+/// A ramdisk's archive, and what it does without.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The root file system.
+    pub archive: Archive,
+    /// What was not found and is not needed by every guest, a line each.
+    pub lacks: Vec<String>,
 }
 
 /// Puts a stubdomain's ramdisk together.
 ///
 /// # Errors
-/// Something it is made of is missing or cannot be read; the error names it.
-pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Archive> {
+/// Something every guest needs was not found or cannot be read; the error names it, and where it
+/// was looked for.
+pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Made> {
     let mut archive = Archive::root();
-    add_qemu(&mut archive, recipe.root, recipe.qemu)?;
-    add(&mut archive, recipe.root, QEMU_DATA)?;
+    let mut lacks = Vec::new();
+    let linker = Linker::new(recipe.root, recipe.libraries);
+    let qemu = add_qemu(&mut archive, &linker, recipe)?;
+    let firmware = Firmware::of(recipe.root, &qemu, recipe.firmware);
+    add_firmware(&mut archive, recipe.root, &firmware, &mut lacks)?;
     let files: Vec<&str> = recipe.files.iter().map(String::as_str).collect();
-    add(&mut archive, recipe.root, &files)?;
-    let wanted: Vec<&str> = MODULES
-        .iter()
-        .copied()
-        .chain(recipe.modules.iter().map(String::as_str))
-        .collect();
+    add_with(&mut archive, recipe.root, &linker, &files)?;
+    let mut wanted: Vec<&str> = Vec::new();
+    for name in MODULES {
+        let optional = OPTIONAL_MODULES.iter().find(|(own, _)| own == name);
+        match (kernel.driver(name), optional) {
+            (Driver::Absent | Driver::Unknown, Some((_, what))) => {
+                lacks.push(format!("{}; without it fails: {what}", kernel.lack(name)));
+            }
+            _ => wanted.push(name),
+        }
+    }
+    wanted.extend(recipe.modules.iter().map(String::as_str));
     add_modules(&mut archive, kernel, &wanted)?;
     if let Some(init) = recipe.init {
-        add_own(&mut archive, recipe.root, "usr/bin/stubdm-run", init)?;
-        archive.link("init", "usr/bin/stubdm-run");
+        let place = "usr/bin/stubdm-run";
+        add_closure(&mut archive, recipe.root, linker.closure_of(place, init)?)?;
+        archive.program(place, Content::File(init.to_owned()));
+        archive.link("init", place);
     }
-    Ok(archive)
+    Ok(Made { archive, lacks })
 }
 
-/// Puts QEMU into an archive: where our launcher has its place, the real one under its own name.
-fn add_qemu(archive: &mut Archive, tree: &Path, path: &str) -> Result<()> {
+/// Puts QEMU into an archive at its own place, where `$ORIGIN` and its data are, and a link where
+/// the init looks. Where our launcher has its place, the real one goes in under its name, and so
+/// does the program behind a wrapper script. Returns its path in the tree.
+fn add_qemu(archive: &mut Archive, linker: &Linker<'_>, recipe: &Recipe<'_>) -> Result<String> {
+    let (tree, asked) = (recipe.root, recipe.qemu);
     let moved = SUFFIXES
         .iter()
-        .find_map(|suffix| elf::resolve(tree, &format!("{path}{suffix}")).ok());
-    match moved {
-        Some(file) => add_own(archive, tree, path, &file),
-        None => add(archive, tree, &[path]),
+        .map(|suffix| format!("{asked}{suffix}"))
+        .find(|path| elf::resolve(tree, path).is_ok());
+    let (place, real) = match moved {
+        Some(real) => (asked.trim_matches('/').to_owned(), real),
+        None => {
+            let own = elf::inside(tree, asked)?;
+            let place = behind_wrapper(tree, &own).unwrap_or(own);
+            (place.clone(), place)
+        }
+    };
+    let file = elf::resolve(tree, &real)?;
+    let script = std::fs::read(&file).is_ok_and(|bytes| bytes.starts_with(b"#!"));
+    anyhow::ensure!(
+        !script,
+        "{} is a script, and the program it starts was not found beside it; --qemu names QEMU itself",
+        file.display()
+    );
+    add_closure(archive, tree, linker.closure_of(&place, &file)?)?;
+    archive.program(&place, Content::File(file));
+    if !archive.has(QEMU) {
+        archive.link(QEMU, &format!("/{place}"));
     }
+    Ok(real)
+}
+
+/// The program that a wrapper of Nix's starts: `.NAME-wrapped` beside it.
+fn behind_wrapper(tree: &Path, path: &str) -> Option<String> {
+    let (folder, name) = path.rsplit_once('/')?;
+    let real = format!("{folder}/.{name}-wrapped");
+    elf::inside(tree, &real).ok()
+}
+
+fn add_firmware(
+    archive: &mut Archive,
+    tree: &Path,
+    firmware: &Firmware<'_>,
+    lacks: &mut Vec<String>,
+) -> Result<()> {
+    let put = |archive: &mut Archive, name: &str| -> Result<bool> {
+        let Some(path) = firmware.find(name) else {
+            return Ok(false);
+        };
+        let file = elf::resolve(tree, &path)?;
+        archive.file(&format!("{}/{name}", firmware::FOLDER), Content::File(file));
+        Ok(true)
+    };
+    for name in firmware::NEEDED {
+        anyhow::ensure!(
+            put(archive, name)?,
+            "QEMU's firmware {name} was not found below {} in {}; --firmware-dir names another folder",
+            tree.display(),
+            firmware.searched()
+        );
+    }
+    for (name, what) in firmware::OPTIONAL {
+        if !put(archive, name)? {
+            lacks.push(format!(
+                "QEMU's firmware {name} was not found; without it fails: {what}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Puts files of a tree into an archive under their own names, with the libraries they need.
 ///
 /// # Errors
-/// A file or a library is missing.
+/// A file or a library was not found.
 pub fn add(archive: &mut Archive, tree: &Path, paths: &[&str]) -> Result<()> {
+    add_with(archive, tree, &Linker::new(tree, &[]), paths)
+}
+
+fn add_with(archive: &mut Archive, tree: &Path, linker: &Linker<'_>, paths: &[&str]) -> Result<()> {
     let roots: Vec<String> = paths.iter().map(|&p| p.to_owned()).collect();
-    let all = elf::closure(tree, &roots)?;
-    for path in all.into_iter().chain(roots) {
+    add_closure(archive, tree, linker.closure(&roots)?)?;
+    for path in roots {
         if !archive.has(&path) {
             archive.program(&path, Content::File(elf::resolve(tree, &path)?));
         }
@@ -127,15 +224,29 @@ pub fn add(archive: &mut Archive, tree: &Path, paths: &[&str]) -> Result<()> {
 /// the tree.
 ///
 /// # Errors
-/// The file or a library is missing.
+/// The file or a library was not found.
 pub fn add_own(archive: &mut Archive, tree: &Path, path: &str, file: &Path) -> Result<()> {
-    for library in elf::closure_of(tree, file)? {
-        if !archive.has(&library) {
-            let file = elf::resolve(tree, &library)?;
-            archive.program(&library, Content::File(file));
+    let linker = Linker::new(tree, &[]);
+    add_closure(archive, tree, linker.closure_of(path, file)?)?;
+    archive.program(path, Content::File(file.to_owned()));
+    Ok(())
+}
+
+/// Puts libraries into an archive, with links where every linker looks for those that only a
+/// configuration or a cache leads to.
+fn add_closure(archive: &mut Archive, tree: &Path, closure: Closure) -> Result<()> {
+    for (path, link) in closure {
+        if !archive.has(&path) {
+            archive.program(&path, Content::File(elf::resolve(tree, &path)?));
+        }
+        let name = path.rsplit('/').next().unwrap_or_default();
+        for folder in ["usr/lib", "usr/lib64"] {
+            let place = format!("{folder}/{name}");
+            if link && !archive.has(&place) {
+                archive.link(&place, &format!("/{path}"));
+            }
         }
     }
-    archive.program(path, Content::File(file.to_owned()));
     Ok(())
 }
 
@@ -169,7 +280,11 @@ pub fn pick_kernel(root: &Path, named: Option<&str>, running: Option<&str>) -> R
     }
     let place = root.join("lib/modules");
     if versions.is_empty() {
-        anyhow::bail!("no kernel's modules in {}", place.display());
+        anyhow::bail!(
+            "no kernel's modules were found below {} in {}",
+            root.display(),
+            Modules::searched()
+        );
     }
     let runs = versions.iter().find(|v| Some(v.as_str()) == running);
     runs.cloned().with_context(|| {
@@ -179,16 +294,4 @@ pub fn pick_kernel(root: &Path, named: Option<&str>, running: Option<&str>) -> R
             versions.join(", ")
         )
     })
-}
-
-/// The kernel itself below a root, if it is where distributions put it.
-pub fn kernel_file(root: &Path, version: &str) -> Option<PathBuf> {
-    let names = [
-        format!("boot/vmlinuz-{version}"),
-        format!("lib/modules/{version}/vmlinuz"),
-    ];
-    names
-        .iter()
-        .map(|name| root.join(name))
-        .find(|path| path.is_file())
 }

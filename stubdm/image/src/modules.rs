@@ -3,7 +3,7 @@
 //! A package brings no `modules.dep` (that is made when a kernel is installed), so the dependencies
 //! are read from the modules themselves: the `.modinfo` section holds `depends=a,b`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,41 +14,163 @@ use object::{Object as _, ObjectSection as _};
 use crate::cpio::Content;
 use crate::elf::resolve;
 
-/// The modules of one kernel.
+/// Where distributions keep kernels' modules.
+const FOLDERS: &[&str] = &[
+    "lib/modules",
+    "run/booted-system/kernel-modules/lib/modules",
+    "run/current-system/kernel-modules/lib/modules",
+];
+
+/// The setting that each module is made by, where the kernel's configuration is what says that it
+/// is built in.
+const SETTINGS: &[(&str, &str)] = &[
+    ("xen_privcmd", "CONFIG_XEN_PRIVCMD"),
+    ("xenfs", "CONFIG_XENFS"),
+    ("xen_evtchn", "CONFIG_XEN_DEV_EVTCHN"),
+    ("xen_gntdev", "CONFIG_XEN_GNTDEV"),
+    ("xen_gntalloc", "CONFIG_XEN_GRANT_DEV_ALLOC"),
+    ("xen_blkfront", "CONFIG_XEN_BLKDEV_FRONTEND"),
+    ("xen_netfront", "CONFIG_XEN_NETDEV_FRONTEND"),
+    ("xen_pcifront", "CONFIG_XEN_PCIDEV_FRONTEND"),
+    ("macvtap", "CONFIG_MACVTAP"),
+];
+
+/// Whether a kernel has a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// As a module's file.
+    Module,
+    /// In the kernel itself.
+    BuiltIn,
+    /// Neither, by the kernel's own lists.
+    Absent,
+    /// No module, and nothing says what is built in.
+    Unknown,
+}
+
+/// The modules of one kernel, and what is built into it.
 #[derive(Debug)]
 pub struct Modules {
+    version: String,
+    top: PathBuf,
     by_name: BTreeMap<String, PathBuf>,
+    /// The names in `modules.builtin`, if there is that file.
+    built_in: Option<BTreeSet<String>>,
+    /// The kernel's configuration, if it is there.
+    config: Option<String>,
 }
 
 impl Modules {
-    /// Finds the modules of the kernel whose version is `version` in a tree.
+    /// Finds the modules of the kernel whose version is `version` in a tree, and its lists of what
+    /// is built in: `modules.builtin` and the configuration.
     ///
     /// # Errors
-    /// There are none.
+    /// There is neither a module nor a list.
     pub fn find(tree: &Path, version: &str) -> Result<Self> {
         let mut by_name = BTreeMap::new();
-        let top = resolve(tree, &format!("lib/modules/{version}"))?;
+        let places = FOLDERS.iter().map(|dir| format!("{dir}/{version}"));
+        let found = places.clone().find_map(|dir| resolve(tree, &dir).ok());
+        let top = found.with_context(|| {
+            let all: Vec<_> = places.map(|dir| format!("/{dir}")).collect();
+            format!(
+                "no modules of Linux {version} were found below {} in {}",
+                tree.display(),
+                all.join(", ")
+            )
+        })?;
         walk(&top, &mut by_name).with_context(|| format!("reading {}", top.display()))?;
-        ensure!(!by_name.is_empty(), "no modules in {}", top.display());
-        Ok(Self { by_name })
+        let list = fs::read_to_string(top.join("modules.builtin")).ok();
+        let built_in = list.map(|list| {
+            let lines = list.lines().filter_map(|line| line.rsplit('/').next());
+            let names = lines.filter_map(|name| name.split_once(".ko"));
+            names.map(|(name, _)| key(name)).collect()
+        });
+        let config = [
+            format!("boot/config-{version}"),
+            format!("lib/modules/{version}/config"),
+            format!("lib/modules/{version}/build/.config"),
+        ];
+        let config = config.iter().find_map(|path| resolve(tree, path).ok());
+        let config = config.and_then(|file| fs::read_to_string(file).ok());
+        let lists = built_in.is_some() || config.is_some();
+        ensure!(
+            lists || !by_name.is_empty(),
+            "no modules in {}",
+            top.display()
+        );
+        Ok(Self {
+            version: version.to_owned(),
+            top,
+            by_name,
+            built_in,
+            config,
+        })
     }
 
-    /// The kernels that have modules in a tree, sorted.
+    /// The kernels that have modules in a tree, or a list of what is built in, sorted.
     pub fn versions(tree: &Path) -> Vec<String> {
-        let entries = resolve(tree, "lib/modules").and_then(|dir| Ok(fs::read_dir(dir)?));
+        let folders = FOLDERS.iter().filter_map(|dir| resolve(tree, dir).ok());
+        let entries = folders.filter_map(|dir| fs::read_dir(dir).ok());
         let mut names: Vec<String> = entries
-            .into_iter()
             .flatten()
             .flatten()
-            .filter(|entry| entry.path().join("kernel").is_dir())
+            .filter(|entry| {
+                let has = |name: &str| entry.path().join(name).exists();
+                has("kernel") || has("modules.builtin")
+            })
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect();
         names.sort();
+        names.dedup();
         names
     }
 
+    /// The folders that [`Modules::versions`] looks in, for a person.
+    pub fn searched() -> String {
+        let all: Vec<_> = FOLDERS.iter().map(|dir| format!("/{dir}")).collect();
+        all.join(", ")
+    }
+
+    /// The kernel's version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Whether the kernel has a driver, and how.
+    pub fn driver(&self, name: &str) -> Driver {
+        let name = key(name);
+        if self.by_name.contains_key(&name) {
+            return Driver::Module;
+        }
+        let setting = SETTINGS.iter().find(|(module, _)| *module == name);
+        let is = |value: &str| {
+            let line = setting.map(|(_, setting)| format!("{setting}={value}"));
+            let config = self.config.as_deref().unwrap_or_default();
+            line.is_some_and(|line| config.lines().any(|own| own == line))
+        };
+        match &self.built_in {
+            Some(list) if list.contains(&name) => Driver::BuiltIn,
+            _ if is("y") => Driver::BuiltIn,
+            Some(_) => Driver::Absent,
+            None if self.config.is_some() && setting.is_some() => Driver::Absent,
+            None => Driver::Unknown,
+        }
+    }
+
+    /// Why a module cannot be taken, for a person.
+    pub fn lack(&self, name: &str) -> String {
+        let (version, top) = (&self.version, self.top.display());
+        let how = match self.driver(name) {
+            Driver::Unknown => format!(
+                "whether it is built in is not known, without {top}/modules.builtin and /boot/config-{version}"
+            ),
+            _ => "and it is not built in; another package may have it".to_owned(),
+        };
+        format!("this kernel ({version}) has no module {name} in {top}, {how}")
+    }
+
     /// The named modules and what they depend on, in an order in which they can be loaded: file
-    /// names and contents. Compressed ones are unpacked.
+    /// names and contents. Compressed ones are unpacked, and what is built in is left out.
     ///
     /// # Errors
     /// One is missing, cannot be read or unpacked, or dependencies go round.
@@ -60,18 +182,22 @@ impl Modules {
         Ok(order)
     }
 
-    /// The parameters that a module says it takes.
+    /// The parameters that a driver says it takes, built in or not.
     ///
     /// # Errors
-    /// There is no such module, or it cannot be read or unpacked.
+    /// There is no such driver, or it or the list of those built in cannot be read.
     pub fn parameters(&self, name: &str) -> Result<Vec<String>> {
-        let file = self
-            .by_name
-            .get(&key(name))
-            .with_context(|| format!("this kernel has no module {name}"))?;
-        let info = modinfo(file, &plain(file)?)?;
+        let (info, start) = match self.by_name.get(&key(name)) {
+            Some(file) => (modinfo(file, &plain(file)?)?, "parmtype=".to_owned()),
+            None if self.driver(name) == Driver::BuiltIn => {
+                let file = self.top.join("modules.builtin.modinfo");
+                let info = fs::read(&file).with_context(|| file.display().to_string())?;
+                (info, format!("{}.parmtype=", key(name)))
+            }
+            None => bail!("{}", self.lack(name)),
+        };
         let records = info.split(|&b| b == 0);
-        let types = records.filter_map(|r| std::str::from_utf8(r).ok()?.strip_prefix("parmtype="));
+        let types = records.filter_map(|r| std::str::from_utf8(r).ok()?.strip_prefix(&start));
         Ok(types
             .filter_map(|record| Some(record.split_once(':')?.0.to_owned()))
             .collect())
@@ -79,10 +205,11 @@ impl Modules {
 
     fn visit(&self, name: &str, order: &mut Vec<(String, Content)>, depth: usize) -> Result<()> {
         ensure!(depth < 32, "module {name}: dependencies go round");
-        let file = self
-            .by_name
-            .get(&key(name))
-            .with_context(|| format!("this kernel has no module {name}"))?;
+        let file = match self.by_name.get(&key(name)) {
+            Some(file) => file,
+            None if self.driver(name) == Driver::BuiltIn => return Ok(()),
+            None => bail!("{}", self.lack(name)),
+        };
         let own = file.file_name().and_then(|n| n.to_str());
         let stem = own.and_then(|n| n.split_once(".ko"));
         let (stem, _) = stem.context("a module without a name")?;

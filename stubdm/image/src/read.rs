@@ -4,6 +4,7 @@
 //! The file may be anything: every length is checked against what is left, and no more is unpacked
 //! than a kernel could use.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,6 +38,8 @@ pub struct Listing {
     pub unpacked: u64,
     /// Whether it is compressed.
     pub compressed: bool,
+    /// The versions of the kernels its modules are made for, as far as they are not compressed.
+    pub kernels: BTreeSet<String>,
 }
 
 /// Reads a ramdisk's file, which has to be a plain one.
@@ -65,7 +68,7 @@ pub fn contents(path: &Path) -> Result<Vec<u8>> {
 pub fn listing(file: &[u8]) -> Result<Listing> {
     let compressed = file.starts_with(b"\x1f\x8b");
     let data = unpacked(file)?;
-    let mut entries = Vec::new();
+    let (mut entries, mut kernels) = (Vec::new(), BTreeSet::new());
     let mut rest = &data[..];
     loop {
         // Padding between two archives.
@@ -74,13 +77,14 @@ pub fn listing(file: &[u8]) -> Result<Listing> {
         if rest.is_empty() {
             break;
         }
-        rest = archive(rest, &mut entries)?;
+        rest = archive(rest, &mut entries, &mut kernels)?;
     }
     ensure!(!entries.is_empty(), "it has no entries");
     Ok(Listing {
         entries,
         unpacked: data.len() as u64,
         compressed,
+        kernels,
     })
 }
 
@@ -108,7 +112,11 @@ fn unpacked(file: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Reads one archive up to its trailer, and gives what follows it.
-fn archive<'a>(data: &'a [u8], entries: &mut Vec<Entry>) -> Result<&'a [u8]> {
+fn archive<'a>(
+    data: &'a [u8],
+    entries: &mut Vec<Entry>,
+    kernels: &mut BTreeSet<String>,
+) -> Result<&'a [u8]> {
     let mut at = 0_usize;
     loop {
         let cut = || anyhow::anyhow!("it ends in the middle of an entry");
@@ -130,6 +138,9 @@ fn archive<'a>(data: &'a [u8], entries: &mut Vec<Entry>) -> Result<&'a [u8]> {
         if name == b"TRAILER!!!" {
             return Ok(data.get(at..).unwrap_or_default());
         }
+        if name.ends_with(b".ko") {
+            kernels.extend(version_of(body));
+        }
         let link =
             (mode & 0o170_000 == 0o120_000).then(|| String::from_utf8_lossy(body).into_owned());
         entries.push(Entry {
@@ -139,6 +150,15 @@ fn archive<'a>(data: &'a [u8], entries: &mut Vec<Entry>) -> Result<&'a [u8]> {
             link,
         });
     }
+}
+
+/// The kernel's version in a module's record of it: `vermagic=6.1.0-56-amd64 SMP ...`.
+fn version_of(module: &[u8]) -> Option<String> {
+    let mark = b"\0vermagic=";
+    let at = module.windows(mark.len()).position(|part| part == mark)?;
+    let text = module.get(at + mark.len()..)?;
+    let word = text.split(|byte| matches!(byte, 0 | b' ')).next()?;
+    std::str::from_utf8(word).ok().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -164,11 +184,26 @@ mod tests {
             (0o100_755, 5)
         );
         assert_eq!(find("init").link.as_deref(), Some("usr/bin/x"));
-        assert!(!once.compressed);
+        assert!(!once.compressed && once.kernels.is_empty());
         let twice = [ramdisk(), vec![0; 512], ramdisk()].concat();
         assert_eq!(
             listing(&twice).unwrap().entries.len(),
             2 * once.entries.len()
+        );
+    }
+
+    #[test]
+    fn the_kernel_of_the_modules_is_read() {
+        let mut archive = Archive::root();
+        let module = b"\x7fELF\0license=GPL\0vermagic=6.1.0-9-amd64 SMP preempt\0";
+        archive.file("lib/modules/x.ko", Content::Bytes(module.to_vec()));
+        archive.file("etc/x", Content::Bytes(b"\0vermagic=5 x\0".to_vec()));
+        let mut bytes = Vec::new();
+        archive.write(&mut bytes).unwrap();
+        let listing = listing(&bytes).unwrap();
+        assert_eq!(
+            listing.kernels.into_iter().collect::<Vec<_>>(),
+            ["6.1.0-9-amd64"]
         );
     }
 

@@ -103,8 +103,10 @@ pub fn launch_in(
     let (output, words) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
     let output = Stream::socket(output).context("QEMU's output")?;
     let mut command = Command::new(program);
+    let there = |path: &str| Path::new(path).is_dir();
     command
         .args(monitors(&own, &toolstack))
+        .args(firmware_folders(&there))
         .args(missing_roms(&argv, &|path| Path::new(path).exists()));
     command.args(argv.into_os());
     command
@@ -179,6 +181,15 @@ fn monitors(own: &Path, toolstack: &Path) -> Vec<String> {
 /// QEMU's spelling of a comma in a value is two of them.
 fn comma(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
+}
+
+/// Returns arguments that name the firmware's folders: which of them are compiled into QEMU differs
+/// between distributions, and so does where `image build` found what is in the first.
+fn firmware_folders(is_there: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let there = FIRMWARE.iter().filter(|dir| is_there(dir));
+    there
+        .flat_map(|dir| ["-L".to_owned(), (*dir).to_owned()])
+        .collect()
 }
 
 /// Returns arguments that switch off the boot ROMs which are not there: a missing ROM keeps QEMU

@@ -9,14 +9,28 @@
 use std::fs;
 use std::path::Path;
 
-use stubdm_image::elf::resolve;
+use stubdm_image::elf::{inside, resolve};
+use stubdm_image::linker::Linker;
 
-/// The folders that shared libraries are in; below `usr/lib` also one for each architecture.
-const LIBRARY_DIRS: &[&str] = &[
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/usr/local/lib64",
+/// Where a toolstack's own program is, whose libraries lead to libxl where no usual folder does.
+const PROGRAMS: &[&str] = &[
+    "usr/sbin/xl",
+    "usr/bin/xl",
+    "usr/local/sbin/xl",
+    "usr/local/bin/xl",
+    "run/current-system/sw/bin/xl",
+];
+
+/// The folders where a program without a path is looked for: those of systemd and of sysvinit, and
+/// NixOS's.
+const PATH: &[&str] = &[
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/run/current-system/sw/bin",
 ];
 
 /// The beginning of the library's file name; its version follows.
@@ -27,63 +41,82 @@ const NAME: &str = "libxenlight.so.";
 pub struct Libxl {
     /// Its release, `4.17`.
     pub version: String,
+    /// Its file below the root.
+    pub file: String,
     /// The program that carries QMP to a stubdomain; libxl before 4.14 has none.
     pub proxy: Option<String>,
     /// QEMU for guests without a stubdomain, and for a stubdomain's own consoles.
     pub qemu: Option<String>,
+    /// A QEMU that libxl looks for on PATH, where none was found.
+    pub not_on_path: Option<String>,
     /// The folder with the stubdomain's kernel and ramdisk for guests that name none.
     pub boot: Option<String>,
+}
+
+/// What a search for libxl led to.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Every libxl, by release, each release once.
+    pub found: Vec<Libxl>,
+    /// Where it was looked for.
+    pub searched: Vec<String>,
 }
 
 impl Libxl {
     /// Every libxl below `root`, by release, each release once.
     pub fn all(root: &Path) -> Vec<Self> {
-        let mut folders: Vec<_> = LIBRARY_DIRS
-            .iter()
-            .filter_map(|dir| resolve(root, dir).ok())
-            .collect();
-        let Some(usr_lib) = folders.first().cloned() else {
-            return Vec::new();
-        };
-        let inner = fs::read_dir(usr_lib).into_iter().flatten().flatten();
-        // Debian's folder for an architecture: x86_64-linux-gnu.
-        folders.extend(
-            inner
-                .filter(|e| e.file_name().to_string_lossy().contains("-linux-"))
-                .map(|e| e.path()),
-        );
-        let mut all: Vec<Self> = Vec::new();
-        for folder in folders {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let Some(version) = name.to_str().and_then(release_of) else {
-                    continue;
-                };
-                if all.iter().any(|known| known.version == version) {
-                    continue;
-                }
-                // Links are followed inside the root only.
-                let inside = entry.path();
-                let inside = inside.strip_prefix(root).ok().and_then(Path::to_str);
-                let file = inside.and_then(|path| resolve(root, path).ok());
-                if let Some(library) = file.and_then(|file| fs::read(file).ok()) {
-                    all.push(Self::of(version, &library));
-                }
-            }
-        }
-        all.sort_by(|a, b| a.version.cmp(&b.version));
-        all
+        Self::search(root).found
     }
 
-    /// Reads the paths in a library: strings of C that begin with a slash.
+    /// Looks for every libxl below `root`: in the dynamic linker's folders, and where the
+    /// toolstack's program loads it from.
+    pub fn search(root: &Path) -> Search {
+        let linker = Linker::new(root, &[]);
+        let mut folders = linker.folders();
+        // A folder for each architecture: usr/lib/x86_64-linux-gnu.
+        for lib in ["usr/lib", "usr/local/lib", "lib"] {
+            let inner = resolve(root, lib).and_then(|dir| Ok(fs::read_dir(dir)?));
+            let names = inner.into_iter().flatten().flatten();
+            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+            let mut names: Vec<_> = names.filter(|name| name.contains("-linux-")).collect();
+            names.sort();
+            folders.extend(names.iter().map(|name| format!("{lib}/{name}")));
+        }
+        let mut search = Search::default();
+        for folder in folders {
+            search.folder(root, &folder);
+        }
+        for program in PROGRAMS {
+            let shown = format!("the libraries of /{program}");
+            search.searched.push(shown);
+            let library = inside(root, program).and_then(|path| linker.library(&path, NAME));
+            let folder = library
+                .ok()
+                .and_then(|path| Some(path.rsplit_once('/')?.0.to_owned()));
+            if let Some(folder) = folder {
+                search.folder(root, &folder);
+            }
+        }
+        search.found.sort_by(|a, b| a.version.cmp(&b.version));
+        search
+    }
+
+    /// Reads the paths in a library: strings of C that begin with a slash, and a program's name
+    /// without one.
     fn of(version: String, library: &[u8]) -> Self {
         let mut libxl = Self {
             version,
+            file: String::new(),
             proxy: None,
             qemu: None,
+            not_on_path: None,
             boot: None,
         };
         for bytes in library.split(|byte| *byte == 0) {
+            if [&b"qemu-system-i386"[..], b"qemu-system-x86_64"].contains(&bytes) {
+                let name = String::from_utf8_lossy(bytes).into_owned();
+                libxl.not_on_path.get_or_insert(name);
+            }
             let Some(path) = absolute(bytes) else {
                 continue;
             };
@@ -99,8 +132,63 @@ impl Libxl {
             };
             slot.get_or_insert_with(|| path.to_owned());
         }
+        if libxl.qemu.is_some() {
+            libxl.not_on_path = None;
+        }
         libxl
     }
+}
+
+impl Search {
+    /// Adds every libxl in a folder.
+    fn folder(&mut self, root: &Path, folder: &str) {
+        let shown = format!("/{folder}");
+        if self.searched.contains(&shown) {
+            return;
+        }
+        self.searched.push(shown);
+        let entries = resolve(root, folder).and_then(|dir| Ok(fs::read_dir(dir)?));
+        let names = entries.into_iter().flatten().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        for name in names {
+            let Some(version) = release_of(&name) else {
+                continue;
+            };
+            if self.found.iter().any(|known| known.version == version) {
+                continue;
+            }
+            // Links are followed inside the root only.
+            let path = format!("{folder}/{name}");
+            let file = resolve(root, &path).ok();
+            let Some(library) = file.and_then(|file| fs::read(file).ok()) else {
+                continue;
+            };
+            let mut libxl = Libxl::of(version, &library);
+            libxl.file = format!("/{path}");
+            if let Some(found) = libxl
+                .not_on_path
+                .as_ref()
+                .and_then(|name| on_path(root, name))
+            {
+                libxl.qemu = Some(found);
+                libxl.not_on_path = None;
+            }
+            self.found.push(libxl);
+        }
+    }
+}
+
+/// A program on PATH below a root: the first folder that has it.
+fn on_path(root: &Path, name: &str) -> Option<String> {
+    let mut places = PATH.iter().map(|dir| format!("{dir}/{name}"));
+    places.find(|path| resolve(root, path).is_ok_and(|file| file.is_file()))
+}
+
+/// The folders where a program without a path is looked for, for a person.
+pub fn path() -> String {
+    PATH.join(", ")
 }
 
 /// `4.17` of `libxenlight.so.4.17` or `libxenlight.so.4.17.0`.
@@ -135,6 +223,23 @@ mod tests {
             Some("/usr/libexec/xen-qemu-system-i386")
         );
         assert_eq!(libxl.boot.as_deref(), Some("/usr/lib/xen-4.17/boot"));
+    }
+
+    #[test]
+    fn a_qemu_without_a_path_is_looked_for_on_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("usr/lib64")).unwrap();
+        let library = "\0qemu-system-i386\0/usr/bin/vchan-socket-proxy\0";
+        fs::write(root.join("usr/lib64/libxenlight.so.4.19"), library).unwrap();
+        let all = Libxl::all(root);
+        assert_eq!(all[0].not_on_path.as_deref(), Some("qemu-system-i386"));
+        assert_eq!(all[0].qemu, None);
+        fs::create_dir_all(root.join("usr/bin")).unwrap();
+        fs::write(root.join("usr/bin/qemu-system-i386"), "").unwrap();
+        let all = Libxl::all(root);
+        assert_eq!(all[0].qemu.as_deref(), Some("/usr/bin/qemu-system-i386"));
+        assert_eq!(all[0].not_on_path, None);
     }
 
     #[test]

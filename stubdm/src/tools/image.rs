@@ -2,16 +2,37 @@
 //! and lists what is in one.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use stubdm_image::build::{self, Build, mebibytes};
-use stubdm_image::{Recipe, read};
+use stubdm_image::elf::{self, resolve};
+use stubdm_image::{Recipe, SUFFIXES, read};
 use stubdm_qmp::text::one_line;
 
 use crate::guest::qemu;
+use crate::libxl::places::Libxl;
 use crate::rt::error::{Context, Failure, Result};
+
+/// Where distributions keep the QEMU for Xen, the special places first.
+const QEMUS: &[&str] = &[
+    qemu::DEFAULT,
+    "/usr/libexec/xen/bin/qemu-system-i386",
+    "/usr/lib/xen/bin/qemu-system-i386",
+    "/usr/lib64/xen/bin/qemu-system-i386",
+    "/usr/local/lib/xen/bin/qemu-system-i386",
+    "/usr/local/libexec/xen/bin/qemu-system-i386",
+    "/usr/bin/qemu-system-i386",
+    "/usr/bin/qemu-system-x86_64",
+    "/usr/local/bin/qemu-system-i386",
+    "/usr/local/bin/qemu-system-x86_64",
+    "/run/current-system/sw/bin/qemu-system-i386",
+    "/run/current-system/sw/bin/qemu-system-x86_64",
+];
+
+/// Folders whose QEMU may have been built without Xen.
+const GENERAL: [&str; 3] = ["/usr/bin/", "/usr/local/bin/", "/run/current-system/"];
 
 /// Which of the two.
 #[derive(Clone, Debug, Subcommand)]
@@ -35,9 +56,9 @@ pub struct BuildOptions {
     /// The kernel whose modules to take, by its version [default: the only one, or the running one]
     #[arg(long, value_name = "VERSION")]
     pub kernel: Option<String>,
-    /// QEMU, below the root
-    #[arg(long, value_name = "PATH", default_value = qemu::DEFAULT)]
-    pub qemu: String,
+    /// QEMU, below the root [default: libxl's, or where distributions keep it]
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<String>,
     /// The program that becomes the ramdisk's init [default: this one]
     #[arg(long, value_name = "FILE")]
     pub init: Option<PathBuf>,
@@ -47,6 +68,12 @@ pub struct BuildOptions {
     /// One more file below the root, with the libraries it needs
     #[arg(long = "file", value_name = "PATH")]
     pub files: Vec<String>,
+    /// One more folder below the root to look for libraries in, before the dynamic linker's own
+    #[arg(long = "library-dir", value_name = "DIR")]
+    pub libraries: Vec<String>,
+    /// One more folder below the root to look for QEMU's firmware in, before QEMU's own
+    #[arg(long = "firmware-dir", value_name = "DIR")]
+    pub firmware: Vec<String>,
     /// How to compress it
     #[arg(long, value_name = "HOW", default_value = "gzip")]
     pub compress: Compress,
@@ -93,15 +120,21 @@ fn build(options: &BuildOptions) -> Result<String> {
         Some(path) => path.clone(),
         None => std::env::current_exe().context("finding this program")?,
     };
+    let qemu = match &options.qemu {
+        Some(path) => path.clone(),
+        None => find_qemu(&options.root)?,
+    };
     let build = Build {
         output: &options.output,
         kernel: options.kernel.as_deref(),
         recipe: Recipe {
             root: &options.root,
-            qemu: options.qemu.trim_start_matches('/'),
+            qemu: qemu.trim_start_matches('/'),
             init: Some(&own),
             modules: &options.modules,
             files: &options.files,
+            libraries: &options.libraries,
+            firmware: &options.firmware,
         },
         compress: match options.compress {
             Compress::Gzip => build::Compress::Gzip,
@@ -123,8 +156,53 @@ fn build(options: &BuildOptions) -> Result<String> {
         "unpacked": built.unpacked,
         "memory": built.memory(),
         "config": built.config(),
+        "lacks": built.lacks,
     });
     Ok(stubdm_qmp::text::json(&value) + "\n")
+}
+
+/// Looks for the QEMU for Xen below a root: libxl's own, and where distributions keep one. Of
+/// general places, only one that needs Xen's libraries will do.
+fn find_qemu(root: &Path) -> Result<String> {
+    let libxl = Libxl::all(root).into_iter().filter_map(|libxl| libxl.qemu);
+    let own: Vec<String> = libxl.collect();
+    let is_there = |path: &String| {
+        let real = SUFFIXES.iter().map(|suffix| format!("{path}{suffix}"));
+        real.chain([path.clone()])
+            .any(|path| resolve(root, &path).is_ok())
+    };
+    let usual = QEMUS.iter().map(|path| (*path).to_owned());
+    let mut searched: Vec<String> = Vec::new();
+    for path in own.into_iter().chain(usual) {
+        if searched.contains(&path) {
+            continue;
+        }
+        let general = GENERAL.iter().any(|dir| path.starts_with(dir));
+        if is_there(&path) && (!general || needs_xen(root, &path)) {
+            return Ok(path);
+        }
+        searched.push(path);
+    }
+    Err(Failure::new(format_args!(
+        "no QEMU for Xen was found below {}: none that needs Xen's libraries is at {}; --qemu names one",
+        root.display(),
+        searched.join(", ")
+    )))
+}
+
+/// Whether a program loads Xen's libraries, as a QEMU built for Xen does.
+fn needs_xen(root: &Path, path: &str) -> bool {
+    let file = SUFFIXES
+        .iter()
+        .map(|suffix| format!("{path}{suffix}"))
+        .find_map(|real| resolve(root, &real).ok())
+        .or_else(|| resolve(root, path).ok());
+    let needs = file.and_then(|file| elf::needs(&file).ok().flatten());
+    match needs {
+        Some(needs) => needs.libraries.iter().any(|own| own.starts_with("libxen")),
+        // A wrapper: what is behind it is read later.
+        None => true,
+    }
 }
 
 fn inspect(options: &InspectOptions) -> Result<String> {

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use stubdm_image::QEMU_DATA;
+use anyhow::{Context as _, Result};
 use stubdm_image::cpio::{Archive, Content};
+use stubdm_image::firmware::{self, Firmware};
 
 use super::Parts;
 
@@ -134,7 +134,12 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     parts.add(&mut archive, &[&proxy])?;
     let boot = format!("{}/boot/hvmloader", bin.trim_end_matches("/bin"));
     parts.add(&mut archive, &[&boot])?;
-    parts.add(&mut archive, QEMU_DATA)?;
+    let firmware = Firmware::of(&parts.tree.root, stubdm_image::QEMU, &[]);
+    for name in firmware::names() {
+        let path = firmware.find(name);
+        let path = path.with_context(|| format!("no {name} in its package"))?;
+        parts.add(&mut archive, &[&path])?;
+    }
     parts.add_busybox(&mut archive)?;
     parts.add_modules(&mut archive, MODULES)?;
     for (path, text) in TEXTS {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use stubdm_image::Recipe;
 use stubdm_image::build::{Build, Compress};
 use stubdm_image::cpio::Content;
@@ -16,12 +16,20 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
     let init = parts.stubdm_run.as_deref().filter(|_| !shell_init);
     let recipe = Recipe {
         root: &parts.tree.root,
-        qemu: "usr/libexec/xen-qemu-system-i386",
+        qemu: stubdm_image::QEMU,
         init,
         modules: &[],
         files: &[],
+        libraries: &[],
+        firmware: &[],
     };
-    let mut archive = stubdm_image::stubdomain(&recipe, &parts.modules)?;
+    let made = stubdm_image::stubdomain(&recipe, &parts.modules)?;
+    ensure!(
+        made.lacks.is_empty(),
+        "the ramdisk lacks: {}",
+        made.lacks.join("; ")
+    );
+    let mut archive = made.archive;
     if init.is_none() {
         parts.add_busybox(&mut archive)?;
         let proxy = format!("{}/vchan-socket-proxy", parts.release.xen_bin);
@@ -53,10 +61,12 @@ pub(crate) fn printed(parts: &Parts) -> Result<String> {
         kernel: None,
         recipe: Recipe {
             root: &parts.tree.root,
-            qemu: "usr/libexec/xen-qemu-system-i386",
+            qemu: stubdm_image::QEMU,
             init: Some(&init),
             modules: &[],
             files: &[],
+            libraries: &[],
+            firmware: &[],
         },
         compress: Compress::None,
     };

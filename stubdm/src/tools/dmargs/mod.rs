@@ -16,7 +16,7 @@ use xen_sys::DomId;
 
 pub use gather::{Gathered, gather};
 pub(in crate::tools) use print::quoted;
-use stubdm_image::QEMU_DATA;
+use stubdm_image::firmware::in_image;
 
 use crate::libxl::store::{StoreOptions, domid};
 use crate::rt::error::{Context, Result};
@@ -57,8 +57,7 @@ pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
     let gathered = gather(&store, options.domid)?;
     // The host does not see into the stubdomain, and images are made with no more of the host's
     // files than these.
-    let there = |path: &str| QEMU_DATA.contains(&path.trim_start_matches('/'));
-    let report = print::Report::of(&gathered, &there);
+    let report = print::Report::of(&gathered, &in_image);
     let text = match (command, options.json) {
         (_, true) => report.json(),
         (DmargsCommand::Show(_), false) => report.show(),

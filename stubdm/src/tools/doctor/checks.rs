@@ -17,13 +17,17 @@ pub(super) struct Host<'a> {
     pub(super) root: &'a Path,
     /// Every libxl there is.
     pub(super) libxl: Vec<Libxl>,
+    /// Where it was looked for.
+    pub(super) searched: Vec<String>,
     checks: Vec<Check>,
 }
 
 pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
+    let search = Libxl::search(&options.root);
     let mut host = Host {
         root: &options.root,
-        libxl: Libxl::all(&options.root),
+        libxl: search.found,
+        searched: search.searched,
         checks: Vec::new(),
     };
     host.xen();

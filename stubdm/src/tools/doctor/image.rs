@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use stubdm_image::elf::resolve;
-use stubdm_image::modules::Modules;
-use stubdm_image::read;
+use stubdm_image::elf::{inside, resolve};
+use stubdm_image::modules::{Driver, Modules};
+use stubdm_image::{kernel, read};
 
 use super::State;
 use super::checks::Host;
@@ -14,20 +14,14 @@ impl Host<'_> {
     /// stubdomain needs them.
     pub(super) fn privcmd(&mut self) {
         for version in Modules::versions(self.root) {
-            let config = self
-                .text(&format!("/boot/config-{version}"))
-                .unwrap_or_default();
-            if config.lines().any(|line| line == "CONFIG_XEN_PRIVCMD=y") {
-                self.say(
-                    "privcmd",
-                    State::Note,
-                    format!("Linux {version} has xen-privcmd built in; if it restricts it (XSA-482), QEMU cannot start"),
-                    "add xen_privcmd.unrestricted=1 to stubdomain_cmdline",
-                );
+            let modules = Modules::find(self.root, &version);
+            if let Ok(modules) = &modules
+                && modules.driver("xen-privcmd") == Driver::BuiltIn
+            {
+                self.built_in_privcmd(&version, modules);
                 continue;
             }
-            let module = Modules::find(self.root, &version)
-                .and_then(|modules| modules.parameters("xen-privcmd"));
+            let module = modules.and_then(|modules| modules.parameters("xen-privcmd"));
             match module {
                 Ok(names) if names.iter().any(|name| name == "unrestricted") => self.ok(
                     "privcmd",
@@ -44,27 +38,51 @@ impl Host<'_> {
         }
     }
 
+    fn built_in_privcmd(&mut self, version: &str, modules: &Modules) {
+        let restricts = match modules.parameters("xen-privcmd") {
+            Ok(names) if names.iter().any(|name| name == "unrestricted") => "restricts it",
+            Ok(_) => {
+                let found = format!(
+                    "Linux {version} has xen-privcmd built in and does not restrict it (before XSA-482)"
+                );
+                return self.ok("privcmd", found);
+            }
+            Err(_) => "may restrict it",
+        };
+        self.say(
+            "privcmd",
+            State::Note,
+            format!("Linux {version} has xen-privcmd built in and {restricts} (XSA-482): then QEMU cannot start"),
+            "add xen_privcmd.unrestricted=1 to stubdomain_cmdline",
+        );
+    }
+
     /// The ramdisks that guests are configured with, libxl's own place for one, and one that was
-    /// named.
+    /// named; each is judged by the kernel that goes with it.
     pub(super) fn images(&mut self, named: Option<&Path>) {
-        let mut all: Vec<(String, Option<PathBuf>)> = Vec::new();
+        let mut all: Vec<(String, Option<PathBuf>, Option<String>)> = Vec::new();
         if let Some(path) = named {
-            all.push((path.display().to_string(), Some(path.to_owned())));
+            all.push((path.display().to_string(), Some(path.to_owned()), None));
         }
-        let mut add = |path: String| {
-            if !all.iter().any(|(known, _)| *known == path) {
+        let mut add = |path: String, kernel: Option<String>| {
+            let own = |(known, _, with): &(String, _, Option<String>)| {
+                *known == path && (*with == kernel || kernel.is_none())
+            };
+            if !all.iter().any(own) {
                 let file = resolve(self.root, &path).ok();
-                all.push((path, file));
+                all.push((path, file, kernel));
             }
         };
         for (_, settings) in self.configured() {
             if let Some(path) = settings.text("stubdomain_ramdisk") {
-                add(path.to_owned());
+                let kernel = settings.text("stubdomain_kernel").map(str::to_owned);
+                add(path.to_owned(), kernel);
             }
         }
         for default in self.ramdisk_places() {
             if self.has(&default) {
-                add(default);
+                let kernel = default.replace("-rootfs", "-kernel");
+                add(default, Some(kernel));
             }
         }
         let build =
@@ -77,44 +95,90 @@ impl Host<'_> {
                 build,
             );
         }
-        for (path, file) in all {
+        for (path, file, kernel) in all {
             let Some(file) = file else {
                 self.say("image", State::Wrong, format!("there is no {path}"), build);
                 continue;
             };
-            match look_into(&file) {
+            match self.look_into(&file, kernel.as_deref()) {
                 Ok(found) => self.ok("image", format!("{path}: {found}")),
-                Err(why) => self.say("image", State::Wrong, format!("{path}: {why}"), build),
+                Err((state, why)) => self.say("image", state, format!("{path}: {why}"), build),
             }
         }
     }
-}
 
-/// Whether a ramdisk has what a stubdomain needs.
-fn look_into(file: &Path) -> Result<String, String> {
-    let data = read::contents(file).map_err(|error| error.to_string())?;
-    let listing = read::listing(&data).map_err(|error| format!("{error:#}"))?;
-    let has = |end: &str| {
-        listing
-            .entries
-            .iter()
-            .any(|entry| entry.path.ends_with(end))
-    };
-    for (end, what) in [
-        ("init", "an init"),
-        ("bin/stubdm-run", "stubdm-run"),
-        ("xen-qemu-system-i386", "QEMU"),
-        ("dev/null", "the node /dev/null"),
-        ("xen-privcmd.ko", "the module xen-privcmd"),
-        ("xen-gntalloc.ko", "the module xen-gntalloc"),
-        ("xen-evtchn.ko", "the module xen-evtchn"),
-    ] {
-        if !has(end) {
-            return Err(format!("it lacks {what}"));
+    /// Whether a ramdisk has what a stubdomain needs with its kernel.
+    fn look_into(&self, file: &Path, kernel: Option<&str>) -> Result<String, (State, String)> {
+        let wrong = |why: String| (State::Wrong, why);
+        let data = read::contents(file).map_err(|error| wrong(error.to_string()))?;
+        let listing = read::listing(&data).map_err(|error| wrong(format!("{error:#}")))?;
+        let has = |end: &str| {
+            listing
+                .entries
+                .iter()
+                .any(|entry| entry.path.ends_with(end))
+        };
+        for (end, what) in [
+            ("init", "an init"),
+            ("bin/stubdm-run", "stubdm-run"),
+            ("xen-qemu-system-i386", "QEMU"),
+            ("dev/null", "the node /dev/null"),
+        ] {
+            if !has(end) {
+                return Err(wrong(format!("it lacks {what}")));
+            }
         }
+        let version = kernel.and_then(|path| self.version_of(path));
+        let modules = version
+            .as_deref()
+            .and_then(|version| Modules::find(self.root, version).ok());
+        let mut unknown = Vec::new();
+        for name in ["xen-privcmd", "xen-gntalloc", "xen-evtchn"] {
+            if has(&format!("{name}.ko")) {
+                continue;
+            }
+            match modules.as_ref().map(|modules| modules.driver(name)) {
+                Some(Driver::BuiltIn) => {}
+                Some(Driver::Module | Driver::Absent) => {
+                    return Err(wrong(format!(
+                        "it lacks the module {name}, which is not built into Linux {}",
+                        version.unwrap_or_default()
+                    )));
+                }
+                Some(Driver::Unknown) | None => unknown.push(name),
+            }
+        }
+        let other = listing
+            .kernels
+            .iter()
+            .find(|own| Some(*own) != version.as_ref());
+        if let (Some(version), Some(other)) = (&version, other) {
+            return Err(wrong(format!(
+                "its modules are for Linux {other}, and its kernel {} is Linux {version}",
+                kernel.unwrap_or_default()
+            )));
+        }
+        if !unknown.is_empty() {
+            let why = format!(
+                "it lacks the modules {}; whether its kernel ({}) has them built in was not found out",
+                unknown.join(", "),
+                kernel.unwrap_or("not named")
+            );
+            return Err((State::Note, why));
+        }
+        let (count, size) = (listing.entries.len(), data.len() as f64 / 1_048_576.0);
+        Ok(format!(
+            "{count} entries, {size:.1} MiB, all that a stubdomain needs"
+        ))
     }
-    let (count, size) = (listing.entries.len(), data.len() as f64 / 1_048_576.0);
-    Ok(format!(
-        "{count} entries, {size:.1} MiB, all that a stubdomain needs"
-    ))
+
+    /// The version of the kernel at a path: by what it says in itself, or else by its name.
+    fn version_of(&self, path: &str) -> Option<String> {
+        let path = inside(self.root, path).ok()?;
+        let name = path.rsplit('/').next()?;
+        let named = name
+            .strip_prefix("vmlinuz-")
+            .or_else(|| name.strip_prefix("vmlinux-"));
+        kernel::version_of(&self.root.join(&path)).or_else(|| named.map(str::to_owned))
+    }
 }

@@ -9,6 +9,7 @@ use stubdm_image::elf::resolve;
 use super::State;
 use super::checks::Host;
 use crate::guest::qemu;
+use crate::libxl::places::path;
 use crate::tools::install;
 
 /// Where a libxl that does not say looks for the program that carries QMP.
@@ -24,7 +25,10 @@ impl Host<'_> {
             return self.say(
                 "libxl",
                 State::Wrong,
-                "no toolstack below /usr/lib/xen-*",
+                format!(
+                    "no toolstack was found: neither /usr/lib/xen-VERSION/bin nor libxenlight.so in {}",
+                    self.searched.join(", ")
+                ),
                 "install xl (Debian: xen-utils-common with xen-utils-VERSION)",
             );
         };
@@ -150,8 +154,28 @@ impl Host<'_> {
     pub(super) fn qemu(&mut self) {
         let mut places: Vec<_> = self.libxl.iter().filter_map(|l| l.qemu.clone()).collect();
         places.dedup();
-        if places.is_empty() {
+        let nowhere: Vec<_> = self.libxl.iter().filter(|l| l.qemu.is_none()).collect();
+        let nowhere: Vec<_> = nowhere
+            .iter()
+            .filter_map(|libxl| {
+                let name = libxl.not_on_path.as_ref()?;
+                Some(format!(
+                    "libxl {} looks for {name} on PATH, and none is in {}",
+                    libxl.version,
+                    path()
+                ))
+            })
+            .collect();
+        if places.is_empty() && nowhere.is_empty() {
             places.push(qemu::DEFAULT.to_owned());
+        }
+        for found in nowhere {
+            self.say(
+                "qemu",
+                State::Wrong,
+                found,
+                "install QEMU for Xen, or put its folder into the toolstack's PATH",
+            );
         }
         for place in places {
             let mut behind = SUFFIXES.iter().map(|suffix| format!("{place}{suffix}"));

@@ -31,7 +31,7 @@ use self::plan::{Facts, Way, Wish, Work};
 use self::record::{Lock, Put, Record};
 use self::root::{Root, There};
 use self::source::what_to_put;
-use crate::libxl::places::Libxl;
+use crate::libxl::places::{self, Libxl, Search};
 use crate::rt::error::{Context, Failure, Result};
 
 /// Where a ramdisk is looked for when none is named.
@@ -92,7 +92,8 @@ pub struct UninstallOptions {
 pub fn install(options: &InstallOptions) -> Result<()> {
     let common = &options.common;
     let root = Root::new(&common.root)?;
-    let all = Libxl::all(root.dir());
+    let search = Libxl::search(root.dir());
+    let all = &search.found;
     let rows = common.rows();
     if all
         .iter()
@@ -101,12 +102,9 @@ pub fn install(options: &InstallOptions) -> Result<()> {
         if options.if_xen {
             return common.tell(&[]);
         }
-        return Err(Failure::new(format_args!(
-            "there is no libxl that knows Linux stubdomains (libxenlight.so, 4.14 or newer) below {}",
-            root.dir().display()
-        )));
+        return Err(no_place(&root, &rows, &search));
     }
-    let wishes = wishes(options, &root, &rows, &all)?;
+    let wishes = wishes(options, &root, &rows, all)?;
     let way = match !options.rename && dpkg::is_there(&root)? {
         true => Way::Dpkg,
         false => Way::Rename,
@@ -257,6 +255,38 @@ fn carry_out_one(root: &Root, record: &mut Record, work: &Work) -> Result<()> {
     Ok(())
 }
 
+/// Says why no libxl has a place for any of the rows.
+fn no_place(root: &Root, rows: &[&Part], search: &Search) -> Failure {
+    let below = root.dir().display();
+    if search.found.is_empty() {
+        return Failure::new(format_args!(
+            "no libxl was found below {below}: no libxenlight.so.VERSION in {}; a folder of another name belongs into /etc/ld.so.conf",
+            search.searched.join(", ")
+        ));
+    }
+    let parts: Vec<_> = rows.iter().map(|row| row.name).collect();
+    let each = search.found.iter().map(|libxl| {
+        let why = match &libxl.not_on_path {
+            Some(name) if parts.contains(&"device-model") => {
+                format!(
+                    "looks for {name} on PATH, and none is in {}",
+                    places::path()
+                )
+            }
+            _ => {
+                "names no place for it (4.14 is the first that knows Linux stubdomains)".to_owned()
+            }
+        };
+        format!("libxl {} ({}) {why}", libxl.version, libxl.file)
+    });
+    let each: Vec<_> = each.collect();
+    Failure::new(format_args!(
+        "nowhere to install {} below {below}: {}",
+        parts.join(", "),
+        each.join("; ")
+    ))
+}
+
 /// Each place of the rows in each libxl, once, with what belongs there.
 fn wishes(
     options: &InstallOptions,
@@ -269,6 +299,11 @@ fn wishes(
         let mut put = None;
         for place in all.iter().filter_map(|libxl| (row.place)(libxl)) {
             let place = root.plain(&place);
+            if place.starts_with("/nix/store/") {
+                return Err(Failure::new(format_args!(
+                    "{place} is in the Nix store, which nothing but Nix changes: override the package that brings it"
+                )));
+            }
             if wishes.iter().any(|wish| wish.place == place) {
                 continue;
             }

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::sys::stat::{FileStat, SFlag};
 use nix::sys::utsname::uname;
-use stubdm_image::{kernel_file, pick_kernel};
+use stubdm_image::{kernel, pick_kernel};
 
 use super::InstallOptions;
 use super::parts::What;
@@ -24,7 +24,7 @@ pub(super) fn what_to_put(options: &InstallOptions, root: &Root, what: What) -> 
         What::Ramdisk => options.image.clone(),
         What::Kernel => match &options.kernel {
             Some(path) => path.clone(),
-            None => kernel(root)?,
+            None => installed_kernel(root)?,
         },
     };
     let found = required(root, &path).map_err(|failure| match what {
@@ -120,19 +120,21 @@ fn replaceable(path: &str, stat: &FileStat, owner: Option<u32>) -> Option<String
     }
 }
 
-fn kernel(root: &Root) -> Result<String> {
+fn installed_kernel(root: &Root) -> Result<String> {
     let failed = |error: anyhow::Error| Failure::new(format_args!("{error:#}"));
     let running = uname().ok().filter(|_| root.is_own());
     let running = running.and_then(|names| names.release().to_str().map(str::to_owned));
     let version = pick_kernel(root.dir(), None, running.as_deref()).map_err(failed)?;
-    let file = kernel_file(root.dir(), &version);
+    let file = kernel::file(root.dir(), &version);
     let inside = file
         .as_deref()
         .and_then(|file| file.strip_prefix(root.dir()).ok()?.to_str());
     match inside {
         Some(inside) => Ok(format!("/{inside}")),
         None => Err(Failure::new(format_args!(
-            "no kernel {version} in /boot; --kernel names one"
+            "the file of Linux {version} was not found below {} in {}; --kernel names one",
+            root.dir().display(),
+            kernel::places(&version)
         ))),
     }
 }

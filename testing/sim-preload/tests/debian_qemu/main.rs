@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use stubdm::guest::qemu::missing_roms;
 use stubdm::libxl::dm_argv::DmArgv;
 use stubdm::libxl::dm_argv::rewrite::Verdict;
-use stubdm_image::QEMU_DATA;
+use stubdm_image::firmware::{self, Firmware, in_image};
 use tempfile::TempDir;
 
 /// The unpacked packages, of each release there is.
@@ -50,9 +50,10 @@ impl Qemu {
     fn new(tree: PathBuf) -> Self {
         let firmware = tempfile::tempdir().unwrap();
         // The BIOS of the machine used here; under Xen it is hvmloader's.
-        for file in QEMU_DATA.iter().chain(&["usr/share/seabios/bios-256k.bin"]) {
-            let from = stubdm_image::elf::resolve(&tree, file).unwrap();
-            let name = Path::new(file).file_name().unwrap();
+        let found = Firmware::of(&tree, stubdm_image::QEMU, &[]);
+        for name in firmware::names().chain(["bios-256k.bin"]) {
+            let from = found.find(name).unwrap_or_else(|| panic!("no {name}"));
+            let from = stubdm_image::elf::resolve(&tree, &from).unwrap();
             fs::copy(from, firmware.path().join(name)).unwrap();
         }
         Self { tree, firmware }
@@ -84,11 +85,6 @@ impl Qemu {
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
     }
-}
-
-/// In an image: its firmware, and nothing of the host's.
-fn in_image(path: &str) -> bool {
-    QEMU_DATA.contains(&path.trim_start_matches('/'))
 }
 
 /// Argument lists that people publish for `device_model_args`, and those that libxl makes of

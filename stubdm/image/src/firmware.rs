@@ -1,0 +1,133 @@
+//! QEMU's firmware files, looked for where QEMU looks.
+//!
+//! In the ramdisk they are all in one folder, [`FOLDER`], which the init names to QEMU (`-L`):
+//! distributions compile different folders into QEMU.
+
+use std::fs;
+use std::path::Path;
+
+use crate::elf::{inside, resolve};
+
+/// The firmware's folder in a ramdisk.
+pub const FOLDER: &str = "usr/share/qemu";
+
+/// Files without which a guest of xl's defaults does not start: the ROMs of its graphics cards.
+pub const NEEDED: &[&str] = &["vgabios-cirrus.bin", "vgabios-stdvga.bin"];
+
+/// Other files, each with what does not work without it.
+pub const OPTIONAL: &[(&str, &str)] = &[
+    ("kvmvapic.bin", "some machine types"),
+    ("linuxboot_dma.bin", "-kernel"),
+    ("vgabios-qxl.bin", "vga=\"qxl\""),
+];
+
+/// Folders of distributions' packages, after those QEMU itself names.
+const USUAL: &[&str] = &[
+    "usr/share/qemu",
+    "usr/share/seabios",
+    "usr/share/seavgabios",
+    "usr/share/vgabios",
+    "usr/lib/ipxe/qemu",
+    "usr/share/ipxe/qemu",
+    "usr/share/ipxe",
+    "usr/share/qemu-firmware",
+    "usr/share/qemu-kvm",
+    "usr/share/qemu-xen/qemu",
+    "usr/share/qemu-xen",
+    "usr/share/xen/qemu",
+    "usr/lib/xen/boot",
+    "usr/lib64/xen/boot",
+    "usr/libexec/xen/boot",
+    "usr/local/share/qemu",
+    "usr/local/share/qemu-xen/qemu",
+    "usr/local/lib/xen/boot",
+    "usr/local/libexec/xen/boot",
+    "run/current-system/sw/share/qemu",
+];
+
+/// Whether a ramdisk has a file at this path, as firmware.
+pub fn in_image(path: &str) -> bool {
+    let name = path
+        .trim_start_matches('/')
+        .strip_prefix(FOLDER)
+        .and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| names().any(|own| own == name))
+}
+
+/// The names of the files a ramdisk has.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let optional = OPTIONAL.iter().map(|(name, _)| *name);
+    NEEDED.iter().copied().chain(optional)
+}
+
+/// The folders of a tree where firmware may be.
+#[derive(Clone, Debug)]
+pub struct Firmware<'a> {
+    tree: &'a Path,
+    folders: Vec<String>,
+}
+
+impl<'a> Firmware<'a> {
+    /// Folders a person named come first, then those near QEMU (a path in the tree) and those that
+    /// its file names, then the usual ones.
+    pub fn of(tree: &'a Path, qemu: &str, named: &[String]) -> Self {
+        let mut all: Vec<String> = named.to_vec();
+        // Relative to its own folder, as QEMU relocates what was compiled in.
+        let mut prefix = inside(tree, qemu).unwrap_or_else(|_| qemu.to_owned());
+        while let Some((folder, _)) = prefix.rsplit_once('/') {
+            for share in ["share/qemu", "share/qemu-xen/qemu", "share/qemu-xen"] {
+                all.push(format!("{folder}/{share}"));
+            }
+            prefix = folder.to_owned();
+        }
+        let file = resolve(tree, qemu).and_then(|file| Ok(fs::read(file)?));
+        all.extend(named_in(tree, &file.unwrap_or_default()));
+        all.extend(USUAL.iter().map(|dir| (*dir).to_owned()));
+        // A folder for each release of Xen: usr/lib/xen-4.17/boot.
+        for lib in ["usr/lib", "usr/lib64"] {
+            let entries = inside(tree, lib).and_then(|dir| Ok(fs::read_dir(tree.join(dir))?));
+            let names = entries.into_iter().flatten().flatten();
+            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+            let mut names: Vec<_> = names.filter(|name| name.starts_with("xen-")).collect();
+            names.sort();
+            all.extend(names.iter().map(|name| format!("{lib}/{name}/boot")));
+        }
+        let mut folders: Vec<String> = Vec::new();
+        for dir in all {
+            let dir = dir.trim_matches('/').to_owned();
+            if !folders.contains(&dir) {
+                folders.push(dir);
+            }
+        }
+        Self { tree, folders }
+    }
+
+    /// The path of a firmware file in the tree.
+    pub fn find(&self, name: &str) -> Option<String> {
+        let mut places = self.folders.iter().map(|dir| format!("{dir}/{name}"));
+        places.find(|path| resolve(self.tree, path).is_ok_and(|file| file.is_file()))
+    }
+
+    /// The folders that were looked in, for a person.
+    pub fn searched(&self) -> String {
+        let all: Vec<_> = self.folders.iter().map(|dir| format!("/{dir}")).collect();
+        all.join(", ")
+    }
+}
+
+/// The folders of the tree whose paths are strings in a program.
+fn named_in(tree: &Path, program: &[u8]) -> Vec<String> {
+    let words = program.split(|&byte| byte == 0);
+    let words = words.filter(|word| (2..256).contains(&word.len()) && word.starts_with(b"/"));
+    let plain = |&b: &u8| b.is_ascii_alphanumeric() || b"/-_.+".contains(&b);
+    let words = words.filter(|word| word.iter().all(plain));
+    let mut all: Vec<String> = Vec::new();
+    for word in words.filter_map(|word| std::str::from_utf8(word).ok()) {
+        // Its data, not its programs and devices.
+        let data = word.contains("/share/") || word.contains("/lib");
+        if data && resolve(tree, word).is_ok_and(|found| found.is_dir()) {
+            all.push(word.to_owned());
+        }
+    }
+    all
+}
