@@ -104,13 +104,9 @@ pub(crate) fn map(
         index,
         pages: refs.len(),
     };
-    let protection = match access {
-        PageAccess::ReadOnly => Protection::Read,
-        PageAccess::ReadWrite => Protection::ReadWrite,
-    };
     let len = refs.len() * PAGE_SIZE;
     let mapped = retry_eagain(
-        || Pages::map_shared(grant.dev.as_fd(), index, len, protection),
+        || Pages::map_shared(grant.dev.as_fd(), index, len, access.protection()),
         thread::sleep,
     )
     .map_err(|e| Error::os("mmap /dev/xen/gntdev", e))?;

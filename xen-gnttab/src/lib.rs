@@ -50,6 +50,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Without a grant
+//!
+//! A domain that controls another maps that one's memory by frame number: [`foreign`].
+//!
 //! # Limits
 //!
 //! A share or mapping has at most [`MAX_PAGES`] pages. The kernel has limits of its own: the
@@ -58,6 +62,7 @@
 
 mod dev;
 mod error;
+pub mod foreign;
 mod heap;
 mod map;
 mod mapping;
@@ -71,6 +76,7 @@ pub use map::{MappedPages, map};
 pub use region::{Atomic, MAX_RANGES, Region, Word, Words};
 pub use share::{SharedPages, share};
 pub use xen_sys::ioctl::MAX_PAGES;
+use xen_sys::mmap::Protection;
 use xen_sys::{Error, Port, Result};
 
 /// Access to pages: the peer's if we share them, ours if we map them.
@@ -80,6 +86,16 @@ pub enum PageAccess {
     ReadOnly,
     /// Reading and writing.
     ReadWrite,
+}
+
+impl PageAccess {
+    /// The way to map pages for it.
+    fn protection(self) -> Protection {
+        match self {
+            Self::ReadOnly => Protection::Read,
+            Self::ReadWrite => Protection::ReadWrite,
+        }
+    }
 }
 
 /// The kernel's notification to the peer when pages are given back.

@@ -3,8 +3,9 @@
 //! The backend is looked at when pages are made, given back, or get a notification; data goes
 //! through [`Region`](crate::Region), which holds nothing but address and length on its way.
 
-use xen_sys::Result;
 use xen_sys::mmap::Pages;
+use xen_sys::privcmd::ForeignHold;
+use xen_sys::{Error, Result};
 
 use crate::{PageAccess, UnmapNotify, dev};
 
@@ -25,6 +26,9 @@ pub(crate) enum Release {
     GntDev(dev::UnmapNotifier),
     #[cfg(feature = "sim")]
     Sim(crate::sim::Object),
+    /// No grant: frames of another domain that this one controls.
+    #[allow(dead_code, reason = "the field is kept for its drop")]
+    Foreign(ForeignHold),
 }
 
 impl Mapping {
@@ -52,6 +56,9 @@ impl Mapping {
             Release::GntDev(grant) => grant.set_unmap_notify(offset, notify),
             #[cfg(feature = "sim")]
             Release::Sim(grant) => grant.set_unmap_notify(offset, notify),
+            Release::Foreign(_) => Err(Error::Unsupported {
+                op: "set_unmap_notify",
+            }),
         }
     }
 }

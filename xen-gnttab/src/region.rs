@@ -49,7 +49,8 @@
 //!
 //! 1. `base..base + len` is allocated, readable, and (if `writable`) writable memory while
 //!    `backing` lives. [`Region::of`] and [`Region::heap`] establish it; taking apart only narrows
-//!    it.
+//!    it. `foreign::map_each` alone has a region over pages that may not be mapped, and drops those
+//!    parts without an access.
 //! 2. No reference to any of these bytes exists in this process. Whatever else has the address (a
 //!    mapping, another domain) makes none.
 //! 3. No other `Region` or `Words` has any of these bytes: `of` and `heap` make one for all of

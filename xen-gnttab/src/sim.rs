@@ -1,6 +1,5 @@
 //! Grants of a simulated host: frames of a memfd, known to the broker by an object's number.
 
-use xen_sys::mmap::Protection;
 use xen_sys::sim::{Client, Got};
 use xen_sys::{DomId, GrantRef, Host, Result, Xen};
 
@@ -71,11 +70,7 @@ pub(crate) fn map(
     refs: &[GrantRef],
     access: PageAccess,
 ) -> Result<Mapping> {
-    let protection = match access {
-        PageAccess::ReadOnly => Protection::Read,
-        PageAccess::ReadWrite => Protection::ReadWrite,
-    };
-    let Got { object, pages, .. } = client.map(from, refs, protection)?;
+    let Got { object, pages, .. } = client.map(from, refs, access.protection())?;
     let release = Release::Sim(Object {
         xen: xen.clone(),
         number: object,

@@ -12,7 +12,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 ///
 /// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
 /// module or gain a privilege ([`Device`](Self::Device), [`NotPermitted`](Self::NotPermitted),
-/// [`HypercallsRefused`](Self::HypercallsRefused)), look at the errno ([`Os`](Self::Os)), correct
+/// [`HypercallsRefused`](Self::HypercallsRefused)), look at the errno ([`Os`](Self::Os),
+/// [`ForeignFrame`](Self::ForeignFrame)), correct
 /// the call ([`Invalid`](Self::Invalid), [`NoDomain`](Self::NoDomain)), do without
 /// ([`Unsupported`](Self::Unsupported), [`InterfaceVersion`](Self::InterfaceVersion)), or start
 /// over ([`EventOverflow`](Self::EventOverflow)).
@@ -100,6 +101,18 @@ pub enum Error {
         /// The domain.
         domain: DomId,
     },
+    /// A frame of another domain could not be mapped.
+    ///
+    /// `EINVAL`: there is no memory at that frame. `ENOENT`: it stayed paged out.
+    #[error("frame {frame:#x} of domain {domain} cannot be mapped: {source}")]
+    ForeignFrame {
+        /// The domain.
+        domain: DomId,
+        /// The guest frame number.
+        frame: u64,
+        /// The errno.
+        source: io::Error,
+    },
     /// The kernel's event buffer overflowed and no event is delivered until a reset.
     ///
     /// Linux: `EFBIG` from `/dev/xen/evtchn`.
@@ -130,6 +143,7 @@ impl Error {
         match self {
             Self::Device { source, .. }
             | Self::Os { source, .. }
+            | Self::ForeignFrame { source, .. }
             | Self::NotPermitted { source, .. } => source.raw_os_error(),
             Self::HypercallsRefused { .. } => Some(libc::EPERM),
             Self::InterfaceVersion { .. } => Some(libc::EACCES),
@@ -144,7 +158,9 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Device { source, .. } | Self::Os { source, .. } => source.kind(),
+            Self::Device { source, .. }
+            | Self::Os { source, .. }
+            | Self::ForeignFrame { source, .. } => source.kind(),
             Self::NoXen { .. } | Self::NoDomain { .. } => io::ErrorKind::NotFound,
             Self::NotPermitted { .. } | Self::HypercallsRefused { .. } => {
                 io::ErrorKind::PermissionDenied

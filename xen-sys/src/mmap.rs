@@ -62,6 +62,7 @@ impl Pages {
     }
 
     /// Maps pages of `fd` side by side, by their numbers, in any order and any number of times.
+    /// Where there is no number stays a page of private memory.
     ///
     /// # Errors
     ///
@@ -69,7 +70,7 @@ impl Pages {
     #[cfg(feature = "sim")]
     pub(crate) fn map_frames(
         fd: BorrowedFd<'_>,
-        frames: &[u32],
+        frames: &[Option<u32>],
         protection: Protection,
     ) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
@@ -85,10 +86,17 @@ impl Pages {
             .into();
         let mut at = 0;
         while at < frames.len() {
+            let Some(frame) = frames[at] else {
+                at += 1;
+                continue;
+            };
             // Neighbours in the file are one mapping.
-            let next = |i: &usize| frames[*i] == frames[*i - 1].wrapping_add(1);
-            let run = 1 + (at + 1..frames.len()).take_while(next).count();
-            let offset = libc::off_t::from(frames[at]) * PAGE_SIZE as libc::off_t;
+            let next = |i: &usize| frames[*i] == frames[*i - 1].and_then(|f| f.checked_add(1));
+            let run = (at + 1..frames.len())
+                .take_while(|i| frames[*i].is_some() && next(i))
+                .count()
+                + 1;
+            let offset = libc::off_t::from(frame) * PAGE_SIZE as libc::off_t;
             let target = pages.as_mut_ptr().wrapping_add(at * PAGE_SIZE);
             // SAFETY: `at + run <= frames.len()`, so the range is within the mapping that `pages`
             // owns and nobody else knows; replacing it changes no other memory.

@@ -24,6 +24,7 @@
 //! | domains | [`domains`](Privcmd::domains), [`domain_info`](Privcmd::domain_info), [`pause`](Privcmd::pause), [`destroy`](Privcmd::destroy), ... |
 //! | the machine | [`phys_info`](Privcmd::phys_info), [`cpu_topology`](Privcmd::cpu_topology), [`console_ring`](Privcmd::console_ring), ... |
 //! | one guest | [`hvm_param`](Privcmd::hvm_param), [`port_status`](Privcmd::port_status), [`maximum_gpfn`](Privcmd::maximum_gpfn), ... |
+//! | its memory and resources | [`guest`](Privcmd::guest), for `xen_gnttab::foreign` |
 //! | anything else | [`hypercall`](Privcmd::hypercall) and [`multicall`](Privcmd::multicall), which are `unsafe` |
 //!
 //! Nothing else in the workspace needs this device: event channels, grants and the store have
@@ -49,6 +50,7 @@ mod backend;
 mod domain;
 mod guest;
 mod machine;
+mod memory;
 mod pool;
 mod raw;
 mod version;
@@ -61,6 +63,9 @@ pub use self::domain::{
 };
 pub use self::guest::{GrantTableSize, HvmParam, PortState, PortStatus};
 pub use self::machine::{ConsoleChunk, CpuTopology, NodeMemory, PhysCaps, PhysInfo};
+#[doc(hidden)]
+pub use self::memory::{ForeignHold, ForeignPages};
+pub use self::memory::{Guest, Resource};
 pub use self::pool::Buffer;
 pub use self::version::{CompileInfo, DomainHandle, Features, XenVersion};
 pub use crate::abi::hypercall::MulticallEntry;

@@ -39,6 +39,7 @@ const LIBRARIES: &[&str] = &[
     "xenevtchn_",
     "xengnttab_",
     "xengntshr_",
+    "xenforeignmemory_",
     "xs_",
     "xencall",
     "xc_",

@@ -186,6 +186,11 @@ fn small(f: &mut Facts) {
         "XENMEM_current_reservation" = XENMEM_CURRENT_RESERVATION,
         "XENMEM_maximum_reservation" = XENMEM_MAXIMUM_RESERVATION,
         "XENMEM_maximum_gpfn" = XENMEM_MAXIMUM_GPFN,
+        "XENMEM_resource_ioreq_server" = XENMEM_RESOURCE_IOREQ_SERVER,
+        "XENMEM_resource_grant_table" = XENMEM_RESOURCE_GRANT_TABLE,
+        "XENMEM_resource_vmtrace_buf" = XENMEM_RESOURCE_VMTRACE_BUF,
+        "XENMEM_resource_grant_table_id_shared" = XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED,
+        "XENMEM_resource_grant_table_id_status" = XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS,
         "GNTTABOP_query_size" = GNTTABOP_QUERY_SIZE,
         "GNTST_okay" = GNTST_OKAY,
         "GNTST_bad_domain" = GNTST_BAD_DOMAIN,
@@ -565,6 +570,8 @@ fn linux() -> Facts {
             "IOCTL_PRIVCMD_HYPERCALL" = IOCTL_PRIVCMD_HYPERCALL,
             "IOCTL_PRIVCMD_DM_OP" = IOCTL_PRIVCMD_DM_OP,
             "IOCTL_PRIVCMD_RESTRICT" = IOCTL_PRIVCMD_RESTRICT,
+            "IOCTL_PRIVCMD_MMAPBATCH_V2" = IOCTL_PRIVCMD_MMAPBATCH_V2,
+            "IOCTL_PRIVCMD_MMAP_RESOURCE" = IOCTL_PRIVCMD_MMAP_RESOURCE,
         );
         layout!(f, "struct privcmd_hypercall", Hypercall, op, arg);
         layout!(
@@ -574,6 +581,27 @@ fn linux() -> Facts {
             domid = "dom",
             count = "num",
             buffers = "ubufs"
+        );
+        layout!(
+            f,
+            "struct privcmd_mmapbatch_v2",
+            MmapBatchV2,
+            num,
+            dom,
+            addr,
+            arr,
+            err
+        );
+        layout!(
+            f,
+            "struct privcmd_mmap_resource",
+            MmapResource,
+            dom,
+            kind = "type",
+            id,
+            idx,
+            num,
+            addr
         );
         layout!(
             f,

@@ -67,6 +67,17 @@ pub const XENMEM_MAXIMUM_RESERVATION: u64 = 4;
 /// Returns the highest guest frame number in use.
 pub const XENMEM_MAXIMUM_GPFN: u64 = 14;
 
+/// The pages of requests that a device model's server shares with Xen.
+pub const XENMEM_RESOURCE_IOREQ_SERVER: u32 = 0;
+/// The frames of a domain's grant table.
+pub const XENMEM_RESOURCE_GRANT_TABLE: u32 = 1;
+/// The buffer of a virtual CPU's processor trace.
+pub const XENMEM_RESOURCE_VMTRACE_BUF: u32 = 2;
+/// The resource id of the grants themselves.
+pub const XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED: u32 = 0;
+/// The resource id of the status words of grants of version 2.
+pub const XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS: u32 = 1;
+
 /// The size of a domain's grant table.
 ///
 /// C: `struct gnttab_query_size`.

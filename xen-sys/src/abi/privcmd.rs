@@ -74,9 +74,57 @@ pub struct Restrict {
     pub domid: DomId,
 }
 
+/// Maps frames of a domain into pages of an mmap of this device, each with an error of its own.
+///
+/// C: `struct privcmd_mmapbatch_v2`.
+#[doc(alias = "privcmd_mmapbatch_v2")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MmapBatchV2 {
+    /// How many frames.
+    pub num: u32,
+    /// The domain.
+    pub dom: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// The address of the first page to fill.
+    pub addr: u64,
+    /// The address of the frame numbers, of 64 bits each.
+    pub arr: u64,
+    /// The address of the results, an `int` each: 0 or a negative errno.
+    pub err: u64,
+}
+
+/// Maps a resource of a domain, or returns its size if `num` and `addr` are zero.
+///
+/// C: `struct privcmd_mmap_resource`.
+#[doc(alias = "privcmd_mmap_resource")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MmapResource {
+    /// The domain.
+    pub dom: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// `XENMEM_resource_*`, xen/include/public/memory.h.
+    pub kind: u32,
+    /// Which one of that kind.
+    pub id: u32,
+    /// The first frame of the resource.
+    pub idx: u32,
+    /// How many frames, in and out.
+    pub num: u64,
+    /// The address of the first page to fill.
+    pub addr: u64,
+}
+
 /// [`Hypercall`].
 pub const IOCTL_PRIVCMD_HYPERCALL: Opcode = opcode(b'P', 0, size_of::<Hypercall>());
 /// [`DmOp`].
 pub const IOCTL_PRIVCMD_DM_OP: Opcode = opcode(b'P', 5, size_of::<DmOp>());
 /// [`Restrict`].
 pub const IOCTL_PRIVCMD_RESTRICT: Opcode = opcode(b'P', 6, size_of::<Restrict>());
+/// [`MmapBatchV2`].
+pub const IOCTL_PRIVCMD_MMAPBATCH_V2: Opcode = opcode(b'P', 4, size_of::<MmapBatchV2>());
+/// [`MmapResource`].
+pub const IOCTL_PRIVCMD_MMAP_RESOURCE: Opcode = opcode(b'P', 7, size_of::<MmapResource>());

@@ -11,6 +11,8 @@
 //! * what Xen reads and writes there is stated by the argument's type ([`Operation`],
 //!   [`DomctlBody`], [`SysctlBody`], [`SysctlArray`]: unsafe to implement, and implemented only
 //!   here), and is checked against the buffer's length before the call;
+//! * the two that map another domain's frames name pages of a [`Pages`], from which no reference is
+//!   ever made, and fill only pages of a mapping of this very device;
 //! * the call is one `ioctl(2)` of the calling thread: it has returned before anything can unwind
 //!   or be cancelled, and the buffer outlives it in any case.
 
@@ -22,12 +24,12 @@ use std::ptr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Driver, Node, ioctl, set};
+use super::{Driver, Node, checked_count, ioctl, set};
 use crate::abi::domctl::{self, Domctl};
 use crate::abi::hypercall::{self, MulticallEntry};
 use crate::abi::sysctl::{self, Sysctl};
 use crate::abi::{privcmd, version};
-use crate::mmap::HypercallBuffer;
+use crate::mmap::{HypercallBuffer, Pages};
 use crate::{DevRoot, DomId, Error, PAGE_SIZE, Result};
 
 /// An open `/dev/xen/privcmd`. [`crate::privcmd`] has the typed operations.
@@ -612,6 +614,121 @@ impl PrivCmd {
         .map(drop)
     }
 
+    /// Maps `frames` of `domain` into the pages of `pages` from the page numbered `first` on, where
+    /// nothing is mapped yet. Returns an errno for each frame, 0 for one that is mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for frames beyond the pages; the driver's errno, such as `EPERM` from a
+    /// file restricted to another domain. Then no frame was mapped.
+    #[doc(alias = "IOCTL_PRIVCMD_MMAPBATCH_V2")]
+    pub(crate) fn mmap_batch(
+        &self,
+        domain: DomId,
+        pages: &Pages,
+        first: usize,
+        frames: &[u64],
+    ) -> Result<Vec<i32>> {
+        const NAME: &str = "IOCTL_PRIVCMD_MMAPBATCH_V2";
+        let num = checked_count(NAME, frames.len())?;
+        let addr = page_address(NAME, pages, first, frames.len())?;
+        let mut errors = vec![0i32; frames.len()];
+        let mut call = privcmd::MmapBatchV2 {
+            num,
+            dom: domain,
+            pad: 0,
+            addr,
+            arr: frames.as_ptr() as u64,
+            err: errors.as_mut_ptr() as u64,
+        };
+        // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one
+        // `MmapBatchV2`, which `call` is, reads `num` frame numbers at `arr`, which `frames` has,
+        // and writes `num` ints at `err`, which `errors` has and lends mutably
+        // (privcmd_ioctl_mmap_batch in drivers/xen/privcmd.c). It fills the pages from `addr` on
+        // only if they are of a mapping of this device and nothing is mapped there; they are within
+        // `pages`, of which no reference exists.
+        let done = unsafe {
+            ioctl(
+                self.0.file.as_fd(),
+                NAME,
+                privcmd::IOCTL_PRIVCMD_MMAPBATCH_V2,
+                ptr::from_mut(&mut call).cast(),
+            )
+        };
+        match done {
+            Ok(_) => {}
+            // At least one frame is paged out; the array says which.
+            Err(e) if e.errno() == Some(libc::ENOENT) => {}
+            Err(e) => return Err(e),
+        }
+        errors.iter_mut().for_each(|e| *e = e.saturating_neg());
+        Ok(errors)
+    }
+
+    /// Maps frames of a resource of `domain` over all of `pages`, from the resource's frame `first`
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// The hypercall's errno or the driver's.
+    #[doc(alias = "IOCTL_PRIVCMD_MMAP_RESOURCE")]
+    pub(crate) fn mmap_resource(
+        &self,
+        domain: DomId,
+        (kind, id): (u32, u32),
+        first: u32,
+        pages: &Pages,
+    ) -> Result<()> {
+        const NAME: &str = "IOCTL_PRIVCMD_MMAP_RESOURCE";
+        let num = pages.len() / PAGE_SIZE;
+        let addr = page_address(NAME, pages, 0, num)?;
+        self.resource(privcmd::MmapResource {
+            dom: domain,
+            pad: 0,
+            kind,
+            id,
+            idx: first,
+            num: num as u64,
+            addr,
+        })
+        .map(drop)
+    }
+
+    /// Returns how many frames a resource of `domain` has.
+    ///
+    /// # Errors
+    ///
+    /// The hypercall's errno or the driver's: `EINVAL` before Linux 5.12.
+    pub(crate) fn resource_size(&self, domain: DomId, (kind, id): (u32, u32)) -> Result<u64> {
+        self.resource(privcmd::MmapResource {
+            dom: domain,
+            pad: 0,
+            kind,
+            id,
+            idx: 0,
+            num: 0,
+            addr: 0,
+        })
+    }
+
+    /// Makes the request; `addr` must be zero or the address of `num` pages of a [`Pages`].
+    fn resource(&self, mut call: privcmd::MmapResource) -> Result<u64> {
+        // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads and
+        // writes one `MmapResource`, which `call` is (privcmd_ioctl_mmap_resource in
+        // drivers/xen/privcmd.c). It fills pages from `addr` on only if they are of a mapping of
+        // this device; both callers pass either no pages, or pages within a `Pages`, of which no
+        // reference exists.
+        unsafe {
+            ioctl(
+                self.0.file.as_fd(),
+                "IOCTL_PRIVCMD_MMAP_RESOURCE",
+                privcmd::IOCTL_PRIVCMD_MMAP_RESOURCE,
+                ptr::from_mut(&mut call).cast(),
+            )
+        }?;
+        Ok(call.num)
+    }
+
     /// Limits this file for good to operations on `domain`.
     ///
     /// # Errors
@@ -620,6 +737,19 @@ impl PrivCmd {
     pub fn restrict(&self, domain: DomId) -> Result<()> {
         set(&self.0, &privcmd::Restrict { domid: domain }).map(drop)
     }
+}
+
+/// The address of page `first` of `pages`, from which `count` pages are within them.
+fn page_address(op: &'static str, pages: &Pages, first: usize, count: usize) -> Result<u64> {
+    let there = pages.len() / PAGE_SIZE;
+    if first > there || count > there - first {
+        return Err(Error::Invalid {
+            op,
+            what: "the number of pages",
+            value: count as u64,
+        });
+    }
+    Ok(pages.as_ptr().as_ptr().addr() as u64 + (first * PAGE_SIZE) as u64)
 }
 
 /// Refuses a buffer that is too small.

@@ -17,8 +17,8 @@ use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
 /// An open privcmd, and what is known of the hypervisor behind it.
 #[derive(Debug)]
 pub(super) struct Backend {
-    xen: Xen,
-    dev: Device,
+    pub(super) xen: Xen,
+    pub(super) dev: Device,
     pool: Pool,
     /// The interface versions found, or 0.
     domctl: AtomicU32,
@@ -27,7 +27,7 @@ pub(super) struct Backend {
 
 /// The device, or what stands for its descriptor on a simulated host.
 #[derive(Debug)]
-enum Device {
+pub(super) enum Device {
     Real(PrivCmd),
     #[cfg(feature = "sim")]
     Simulated(OwnedFd),

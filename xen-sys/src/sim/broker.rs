@@ -289,6 +289,9 @@ fn handle(
             state.share(id, me, other?, b as usize, c != 0).map(pages)
         }
         wire::MAP => state.map(id, me, other?, numbers, b != 0).map(pages),
+        wire::MAP_FOREIGN => state
+            .map_foreign(id, me, other?, numbers, b != 0)
+            .map(pages),
         wire::RELEASE => state.release(id, object).map(done),
         wire::SET_UNMAP_NOTIFY => state
             .set_unmap_notify(id, object, c as usize, a, Port::new(b))
@@ -352,6 +355,7 @@ fn op(op: u32) -> Option<Op> {
         wire::UNBIND => Op::Unbind,
         wire::SHARE => Op::Share,
         wire::MAP => Op::Map,
+        wire::MAP_FOREIGN => Op::MapForeign,
         wire::RELEASE => Op::Release,
         wire::SET_UNMAP_NOTIFY => Op::SetUnmapNotify,
         wire::STORE => Op::Store,

@@ -261,7 +261,8 @@ impl Client {
         let mapped = match (parts, reply.fds.first()) {
             (Some((refs, frames)), Some(memory)) => {
                 let refs = refs.iter().map(|&r| GrantRef::new(r)).collect();
-                Pages::map_frames(memory.as_fd(), frames, protection).map(|pages| Got {
+                let frames: Vec<_> = frames.iter().copied().map(Some).collect();
+                Pages::map_frames(memory.as_fd(), &frames, protection).map(|pages| Got {
                     object,
                     refs,
                     pages,
@@ -273,6 +274,46 @@ impl Client {
             let _ = self.release(object);
         }
         mapped.map_err(|e| Error::os(name, e))
+    }
+
+    /// Maps frames of another domain's memory. Returns the object, the pages, and an errno for each
+    /// frame, 0 for one that is mapped.
+    pub(crate) fn map_foreign(
+        &self,
+        domain: DomId,
+        frames: &[u64],
+        protection: Protection,
+    ) -> Result<(u64, Pages, Vec<i32>)> {
+        const NAME: &str = "IOCTL_PRIVCMD_MMAPBATCH_V2";
+        checked(NAME, frames.len())?;
+        let request = Request {
+            op: wire::MAP_FOREIGN,
+            a: domain.as_u16().into(),
+            b: (protection == Protection::ReadWrite).into(),
+            ..Request::default()
+        };
+        let number = |&frame: &u64| u32::try_from(frame).unwrap_or(u32::MAX);
+        let numbers: Vec<u32> = frames.iter().map(number).collect();
+        let reply = self.exchange(NAME, request, &numbers, frames.len())?;
+        let object = reply.head.object;
+        let mapped = match reply.fds.first() {
+            Some(memory) if reply.numbers.len() == numbers.len() => {
+                let frames = numbers.iter().zip(&reply.numbers);
+                let frames: Vec<_> = frames.map(|(&n, &e)| (e == 0).then_some(n)).collect();
+                Pages::map_frames(memory.as_fd(), &frames, protection)
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        };
+        match mapped {
+            Ok(pages) => {
+                let errors = reply.numbers.iter().map(|&e| e as i32).collect();
+                Ok((object, pages, errors))
+            }
+            Err(e) => {
+                let _ = self.release(object);
+                Err(Error::os(NAME, e))
+            }
+        }
     }
 
     /// Gives pages back. They must be unmapped before.

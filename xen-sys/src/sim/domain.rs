@@ -299,7 +299,7 @@ impl State {
             leaks.extend(domain.grants.list().map(|l| format!("domain {id}: {l}")));
         }
         for o in self.objects.values().filter(|o| o.what != What::Shared) {
-            let pages = o.refs.len();
+            let pages = o.frames.len();
             leaks.push(format!(
                 "domain {}: {pages} pages of domain {} mapped",
                 o.domain, o.owner

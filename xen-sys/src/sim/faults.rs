@@ -27,6 +27,8 @@ pub enum Op {
     Share,
     /// `xen_gnttab::map`.
     Map,
+    /// Frames of another domain are mapped, as `xen_gnttab::foreign::map` does.
+    MapForeign,
     /// Shared or mapped pages are given back.
     Release,
     /// An unmap notification is set.

@@ -131,6 +131,15 @@ impl Grants {
         }
     }
 
+    /// The domain's memory. Its frames are the domain's guest frames, so a page it shares is among
+    /// them.
+    pub(super) fn memory(&mut self) -> Result<Arc<Memory>, Errno> {
+        Ok(match &self.memory {
+            Some(memory) => Arc::clone(memory),
+            None => Arc::clone(self.memory.insert(Arc::new(Memory::new()?))),
+        })
+    }
+
     /// Grants `pages` fresh pages to domain `to`. `ENOSPC` beyond `limit` pages, as gntalloc.
     pub(super) fn share(
         &mut self,
@@ -145,10 +154,7 @@ impl Grants {
         if self.table.len() + pages > limit.min(FRAMES) as usize {
             return Err(Errno::NOSPC);
         }
-        let memory = match &self.memory {
-            Some(memory) => Arc::clone(memory),
-            None => Arc::clone(self.memory.insert(Arc::new(Memory::new()?))),
-        };
+        let memory = self.memory()?;
         let mut shared = Frames {
             memory,
             refs: Vec::new(),

@@ -128,6 +128,11 @@ impl Hypervisor {
         }
     }
 
+    /// The pages of memory that a domain has, from its guest frame 0 on.
+    pub(super) fn pages(&self, id: DomId) -> Option<u64> {
+        self.domains.get(&id).map(|domain| domain.pages)
+    }
+
     pub(super) fn created(&mut self, id: DomId) {
         self.domains.insert(id, Control::new(id, self.unique));
         self.unique += 1;

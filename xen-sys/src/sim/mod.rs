@@ -46,6 +46,7 @@
 //! | its port must be bound, and stays until it is used | linux `evtchn_get` |
 //! | no byte is cleared in pages mapped for reading: `EINVAL` | linux `gntdev_ioctl_notify` |
 //! | a process that dies gives everything back | linux file release |
+//! | another domain's frames are mapped by domain 0 only; `EINVAL` for each frame without memory | xen `get_page_from_gfn` |
 //! | a domctl or sysctl of another interface version: `EACCES`, before anything else is looked at | xen `do_domctl`, `do_sysctl` |
 //! | before 4.18, `getdomaininfo` answers for the next domain if there is no such one | xen `do_domctl` |
 //! | nobody pauses itself, and nobody unpauses what is not paused: `EINVAL` | same |
@@ -343,6 +344,18 @@ impl Simulation {
     ) -> Result<()> {
         let done = self.shared.state().scribble(owner, gref, offset, bytes);
         done.map_err(|e| refused("scribble", e))
+    }
+
+    /// Writes into a domain's memory at a guest-physical address, as the domain would. Its memory is
+    /// 64 MiB from address 0 on, and 1 GiB for domain 0. The pages it shares are the first of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `ESRCH` when there is no such domain, `EFAULT` for bytes that are not within
+    /// its memory.
+    pub fn write_memory(&self, domain: DomId, address: u64, bytes: &[u8]) -> Result<()> {
+        let done = self.shared.state().write_memory(domain, address, bytes);
+        done.map_err(|e| refused("write to a domain's memory", e))
     }
 
     /// Ports, references and mappings that were not given back, a line each.

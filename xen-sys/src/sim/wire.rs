@@ -12,6 +12,7 @@
 //! | [`UNBIND`] | port | | | | | | | | |
 //! | [`SHARE`] | to | pages | writable | | | | id | references, frames | memory |
 //! | [`MAP`] | from | writable | | | references | | id | frames | memory |
+//! | [`MAP_FOREIGN`] | of | writable | | | frames | | id | an errno for each | memory |
 //! | [`RELEASE`] | | | | id | | | | | |
 //! | [`SET_UNMAP_NOTIFY`] | action | port | offset | id | | | | | |
 //! | [`STORE`] | | | | | | | | | connection |
@@ -43,6 +44,7 @@ pub(super) const CREATE_DOMAIN: u32 = 10;
 pub(super) const DESTROY_DOMAIN: u32 = 11;
 pub(super) const BIND_VIRQ: u32 = 12;
 pub(super) const HYPERCALL: u32 = 13;
+pub(super) const MAP_FOREIGN: u32 = 14;
 
 /// In place of a domain's number: whichever the connection is of, or the next free one.
 pub(super) const ANY_DOMAIN: u32 = u32::MAX;

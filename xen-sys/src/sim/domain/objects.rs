@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use super::State;
 use crate::abi::gntdev::UnmapAction;
 use crate::sim::grants::Memory;
-use crate::sim::ports::AllPorts as _;
+use crate::sim::ports::{AllPorts as _, errno};
+use crate::sim::wire;
 use crate::{DomId, GrantRef, PAGE_SIZE, Port};
 
 /// The pages a process shares, or has mapped.
@@ -26,7 +27,7 @@ pub(super) struct Object {
     pub(super) what: What,
     memory: Arc<Memory>,
     pub(super) refs: Vec<u32>,
-    frames: Vec<u32>,
+    pub(super) frames: Vec<u32>,
     /// By page for a share, as gntalloc keeps them; one, under page 0, for a mapping.
     notify: HashMap<usize, Notify>,
 }
@@ -41,7 +42,11 @@ impl Object {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     Shared,
-    Mapped { writable: bool },
+    Mapped {
+        writable: bool,
+    },
+    /// Frames of another domain's memory, without a grant.
+    Foreign,
 }
 
 /// An unmap notification.
@@ -128,6 +133,67 @@ impl State {
         Ok((id, Vec::new(), frames, fd))
     }
 
+    /// Maps frames of a domain's memory for the control domain, and returns an errno for each in the
+    /// place of the frames. As xen's get_page_from_gfn: `EINVAL` where there is no memory, `ESRCH`
+    /// for each if there is no such domain.
+    pub(in crate::sim) fn map_foreign(
+        &mut self,
+        connection: u64,
+        me: DomId,
+        of: DomId,
+        frames: &[u32],
+        writable: bool,
+    ) -> Result<Got, Errno> {
+        if me != DomId::DOM0 {
+            return Err(Errno::PERM);
+        }
+        if frames.is_empty() || frames.len() > wire::MAX_PAGES {
+            return Err(Errno::INVAL);
+        }
+        let pages = self.hypervisor.pages(of);
+        let owner = if pages.is_some() { of } else { me };
+        let domain = self.domains.get_mut(&owner).ok_or(Errno::SRCH)?;
+        let memory = domain.grants.memory()?;
+        let fd = memory.fd(writable)?;
+        let error = |&frame: &u32| match pages {
+            None => Errno::SRCH.raw_os_error() as u32,
+            Some(pages) if u64::from(frame) >= pages => Errno::INVAL.raw_os_error() as u32,
+            Some(_) => 0,
+        };
+        let errors: Vec<u32> = frames.iter().map(error).collect();
+        let id = self.insert(Object {
+            connection,
+            domain: me,
+            owner,
+            what: What::Foreign,
+            memory,
+            refs: Vec::new(),
+            frames: frames.to_vec(),
+            notify: HashMap::new(),
+        });
+        Ok((id, Vec::new(), errors, fd))
+    }
+
+    /// Writes to a domain's memory as the domain would, at a guest-physical address. `EFAULT` for
+    /// what is not within its memory.
+    pub(in crate::sim) fn write_memory(
+        &mut self,
+        domain: DomId,
+        address: u64,
+        bytes: &[u8],
+    ) -> Result<(), Errno> {
+        let pages = self.hypervisor.pages(domain).ok_or(Errno::SRCH)?;
+        let end = address.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > pages * PAGE_SIZE as u64) {
+            return Err(Errno::FAULT);
+        }
+        let domain = self.domains.get_mut(&domain).ok_or(Errno::SRCH)?;
+        let (frame, offset) = (address / PAGE_SIZE as u64, address % PAGE_SIZE as u64);
+        let frame = u32::try_from(frame).map_err(|_| Errno::FAULT)?;
+        let memory = domain.grants.memory()?;
+        memory.write(frame, offset as usize, bytes).map_err(errno)
+    }
+
     fn insert(&mut self, object: Object) -> u64 {
         let id = self.next_object;
         self.next_object += 1;
@@ -211,6 +277,7 @@ impl State {
             match object.what {
                 What::Shared => owner.grants.unshare(&object.refs),
                 What::Mapped { .. } => owner.grants.unmap(&object.refs),
+                What::Foreign => {}
             }
         }
         Ok(())
