@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use stubdm_image::cpio::{Archive, Content};
 use tempfile::TempDir;
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
@@ -181,6 +183,49 @@ fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
     ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+}
+
+#[test]
+fn an_image_is_looked_into_for_a_cards_rom() {
+    let card: &[&[u8]] = &[
+        b"-netdev",
+        b"hubport,id=n0,hubid=0",
+        b"-device",
+        b"vmxnet3,id=nic0,netdev=n0",
+    ];
+    let host = Host::new().argv(&[GOOD, card].concat());
+    let (text, _) = host.says(&["check", "7"]);
+    assert!(
+        !text.contains("vmxnet3.rom"),
+        "image build puts it in: {text}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("stub.img");
+    let path = file.to_str().unwrap();
+    for (rom, part) in [
+        (
+            "efi-e1000.rom",
+            "note: the image has no efi-vmxnet3.rom: the network card vmxnet3 works",
+        ),
+        ("efi-vmxnet3.rom", "a stubdomain can start"),
+    ] {
+        let mut archive = Archive::root();
+        archive.file(&format!("usr/share/qemu/{rom}"), Content::Bytes(Vec::new()));
+        let mut bytes = Vec::new();
+        archive.write(&mut bytes).unwrap();
+        fs::write(&file, bytes).unwrap();
+        let (text, status) = host.says(&["check", "7", "--image", path]);
+        assert_eq!(status, 0, "{text}");
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    assert!(
+        !host
+            .says(&["check", "7", "--image", path])
+            .0
+            .contains("vmxnet3.rom")
+    );
+    let output = host.run(&["check", "7", "--image", "/nonexistent/image"]);
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

@@ -59,13 +59,18 @@ impl Host {
             host.path("usr/bin/vchan-socket-proxy"),
         )
         .unwrap();
-        host.image(&[
+        let roms: Vec<_> = stubdm_image::firmware::card_roms()
+            .map(|rom| format!("usr/share/qemu/{rom}"))
+            .collect();
+        let mut files = vec![
             "usr/bin/stubdm-run",
             "usr/libexec/xen-qemu-system-i386",
             "lib/modules/xen-privcmd.ko",
             "lib/modules/xen-gntalloc.ko",
             "lib/modules/xen-evtchn.ko",
-        ]);
+        ];
+        files.extend(roms.iter().map(String::as_str));
+        host.image(&files);
         host
     }
 

@@ -35,6 +35,7 @@ impl Root {
         for name in stubdm_image::firmware::names() {
             let folder = match name.starts_with("vgabios") {
                 true => "usr/share/seabios",
+                false if name.ends_with(".rom") => "usr/lib/ipxe/qemu",
                 false => "usr/share/qemu",
             };
             root.put(&format!("{folder}/{name}"), b"firmware");

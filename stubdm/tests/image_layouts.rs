@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use stubdm_image::firmware;
 use tempfile::TempDir;
 
 const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -22,14 +23,6 @@ const DRIVERS: [&str; 5] = [
     "xen-gntalloc",
     "xen-blkfront",
 ];
-const FIRMWARE: [&str; 5] = [
-    "kvmvapic.bin",
-    "linuxboot_dma.bin",
-    "vgabios-cirrus.bin",
-    "vgabios-qxl.bin",
-    "vgabios-stdvga.bin",
-];
-
 /// An ELF file with the parts that a dynamic linker reads.
 #[derive(Clone, Default)]
 struct Elf {
@@ -194,7 +187,7 @@ impl Tree {
     }
 
     fn firmware(&self, folder: &str) {
-        for name in FIRMWARE {
+        for name in firmware::names() {
             self.put(&format!("{folder}/{name}"), name.as_bytes());
         }
     }
@@ -257,7 +250,8 @@ impl Tree {
 
 /// Fails unless each path is there and no link, and the firmware is where the init looks.
 fn has(files: &BTreeMap<String, Option<String>>, paths: &[&str]) {
-    let firmware = FIRMWARE.map(|name| format!("usr/share/qemu/{name}"));
+    let firmware = firmware::names().map(|name| format!("usr/share/qemu/{name}"));
+    let firmware: Vec<_> = firmware.collect();
     let paths = paths
         .iter()
         .copied()
@@ -740,4 +734,31 @@ fn a_ramdisk_is_judged_by_its_kernel() {
     let (state, found) = image(&tree);
     let both = found.contains("for Linux 6.7.0") && found.contains("is Linux 6.6.1");
     assert!(state == "wrong" && both, "{found}");
+}
+
+#[test]
+fn a_boot_rom_that_was_not_found_is_named_by_the_build_and_the_doctor() {
+    let tree = Tree::new(&[]);
+    tree.libc("lib/x86_64-linux-gnu", GLIBC, b"\0/lib/x86_64-linux-gnu/\0");
+    let qemu = Elf::program(GLIBC, &["libc.so.6"]);
+    tree.elf("usr/libexec/xen-qemu-system-i386", &qemu);
+    tree.firmware("usr/share/qemu");
+    tree.modules("lib/modules", "6.6.1", &[]);
+    tree.put("boot/vmlinuz-6.6.1", &kernel("6.6.1"));
+    let text = "type=\"hvm\"\nstubdomain_ramdisk=\"/out.img\"\nstubdomain_kernel=\"/boot/vmlinuz-6.6.1\"\n";
+    tree.put("etc/xen/g.cfg", text.as_bytes());
+    let (built, files) = tree.build(&[]);
+    assert_eq!(built["lacks"], serde_json::json!([]));
+    assert!(files.contains_key("usr/share/qemu/efi-vmxnet3.rom"));
+    assert_eq!(image(&tree).0, "ok");
+    for rom in ["efi-vmxnet3.rom", "pxe-eepro100.rom"] {
+        fs::remove_file(tree.path(&format!("usr/share/qemu/{rom}"))).unwrap();
+    }
+    let (built, _) = tree.build(&[]);
+    let lacks = built["lacks"].to_string();
+    let (state, found) = image(&tree);
+    assert_eq!(state, "note");
+    for said in [lacks, found] {
+        assert!(said.contains("pxe-eepro100.rom, efi-vmxnet3.rom"), "{said}");
+    }
 }

@@ -21,6 +21,55 @@ pub const OPTIONAL: &[(&str, &str)] = &[
     ("vgabios-qxl.bin", "vga=\"qxl\""),
 ];
 
+/// The boot ROM of each emulated network card that has one: QEMU's class of the card, the file.
+pub const CARD_ROMS: &[(&str, &str)] = &[
+    ("e1000", "efi-e1000.rom"),
+    ("e1000-82544gc", "efi-e1000.rom"),
+    ("e1000-82545em", "efi-e1000.rom"),
+    ("e1000e", "efi-e1000e.rom"),
+    ("i82550", "pxe-eepro100.rom"),
+    ("i82551", "pxe-eepro100.rom"),
+    ("i82557a", "pxe-eepro100.rom"),
+    ("i82557b", "pxe-eepro100.rom"),
+    ("i82557c", "pxe-eepro100.rom"),
+    ("i82558a", "pxe-eepro100.rom"),
+    ("i82558b", "pxe-eepro100.rom"),
+    ("i82559a", "pxe-eepro100.rom"),
+    ("i82559b", "pxe-eepro100.rom"),
+    ("i82559c", "pxe-eepro100.rom"),
+    ("i82559er", "pxe-eepro100.rom"),
+    ("i82562", "pxe-eepro100.rom"),
+    ("i82801", "pxe-eepro100.rom"),
+    ("ne2k_pci", "efi-ne2k_pci.rom"),
+    ("pcnet", "efi-pcnet.rom"),
+    ("rtl8139", "efi-rtl8139.rom"),
+    ("virtio-net-pci", "efi-virtio.rom"),
+    ("virtio-net-pci-non-transitional", "efi-virtio.rom"),
+    ("virtio-net-pci-transitional", "efi-virtio.rom"),
+    ("vmxnet3", "efi-vmxnet3.rom"),
+];
+
+/// QEMU's class of a network card, which `-global` takes, and its boot ROM; `None` for a card that
+/// has none or is not known. The model may be an alias of QEMU's.
+pub fn card_rom(model: &str) -> Option<(&'static str, &'static str)> {
+    let class = match model {
+        "e1000-82540em" => "e1000",
+        "virtio-net" => "virtio-net-pci",
+        own => own,
+    };
+    CARD_ROMS.iter().find(|(own, _)| *own == class).copied()
+}
+
+/// The files of all boot ROMs, each once.
+pub fn card_roms() -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    CARD_ROMS.iter().filter_map(move |(_, rom)| {
+        let first = *rom != last;
+        last = rom;
+        first.then_some(*rom)
+    })
+}
+
 /// Folders of distributions' packages, after those QEMU itself names.
 const USUAL: &[&str] = &[
     "usr/share/qemu",
@@ -57,7 +106,7 @@ pub fn in_image(path: &str) -> bool {
 /// The names of the files a ramdisk has.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let optional = OPTIONAL.iter().map(|(name, _)| *name);
-    NEEDED.iter().copied().chain(optional)
+    NEEDED.iter().copied().chain(optional).chain(card_roms())
 }
 
 /// The folders of a tree where firmware may be.

@@ -191,6 +191,18 @@ fn add_firmware(
             firmware.searched()
         );
     }
+    let mut missing = Vec::new();
+    for rom in firmware::card_roms() {
+        if !put(archive, rom)? {
+            missing.push(rom);
+        }
+    }
+    if !missing.is_empty() {
+        lacks.push(format!(
+            "boot ROMs of network cards were not found: {}; without them such a card boots no guest",
+            missing.join(", ")
+        ));
+    }
     for (name, what) in firmware::OPTIONAL {
         if !put(archive, name)? {
             lacks.push(format!(

@@ -16,7 +16,8 @@ use std::process::{Child, Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::Pid;
-use tracing::{debug, info};
+use stubdm_image::firmware::card_rom;
+use tracing::{debug, info, warn};
 
 use crate::guest::confine::Confinement;
 use crate::libxl::dm_argv::DmArgv;
@@ -36,21 +37,6 @@ const FIRMWARE: &[&str] = &[
     "/usr/share/seabios",
     "/usr/lib/ipxe/qemu",
     "/usr/share/qemu-firmware",
-];
-
-/// The boot ROM of each network card that has one of its own.
-const NIC_ROMS: &[(&str, &str)] = &[
-    ("e1000", "efi-e1000.rom"),
-    ("e1000e", "efi-e1000e.rom"),
-    ("i82551", "pxe-eepro100.rom"),
-    ("i82557b", "pxe-eepro100.rom"),
-    ("i82559er", "pxe-eepro100.rom"),
-    ("ne2k_pci", "efi-ne2k_pci.rom"),
-    ("pcnet", "efi-pcnet.rom"),
-    ("rtl8139", "efi-rtl8139.rom"),
-    ("virtio-net", "efi-virtio.rom"),
-    ("virtio-net-pci", "efi-virtio.rom"),
-    ("vmxnet3", "efi-vmxnet3.rom"),
 ];
 
 /// A QEMU that was started.
@@ -104,10 +90,14 @@ pub fn launch_in(
     let output = Stream::socket(output).context("QEMU's output")?;
     let mut command = Command::new(program);
     let there = |path: &str| Path::new(path).is_dir();
+    let roms = missing_roms(&argv, &|path| Path::new(path).exists());
+    if !roms.is_empty() {
+        warn!("the image lacks boot ROMs, and no guest boots by these cards: {roms:?}");
+    }
     command
         .args(monitors(&own, &toolstack))
         .args(firmware_folders(&there))
-        .args(missing_roms(&argv, &|path| Path::new(path).exists()));
+        .args(roms);
     command.args(argv.into_os());
     command
         .stdin(Stdio::null())
@@ -195,12 +185,16 @@ fn firmware_folders(is_there: &dyn Fn(&str) -> bool) -> Vec<String> {
 /// Returns arguments that switch off the boot ROMs which are not there: a missing ROM keeps QEMU
 /// from starting, one switched off does not.
 pub fn missing_roms(argv: &DmArgv, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
-    let models = argv.nic_models();
-    let missing = NIC_ROMS.iter().filter(|(model, rom)| {
-        let there = || FIRMWARE.iter().any(|dir| exists(&format!("{dir}/{rom}")));
-        models.iter().any(|m| m == model) && !there()
-    });
-    missing
-        .flat_map(|(model, _)| ["-global".to_owned(), format!("{model}.romfile=")])
+    let there = |rom: &str| FIRMWARE.iter().any(|dir| exists(&format!("{dir}/{rom}")));
+    let mut classes: Vec<&str> = Vec::new();
+    for model in argv.nic_models() {
+        match card_rom(&model) {
+            Some((class, rom)) if !there(rom) && !classes.contains(&class) => classes.push(class),
+            _ => {}
+        }
+    }
+    classes
+        .iter()
+        .flat_map(|class| ["-global".to_owned(), format!("{class}.romfile=")])
         .collect()
 }

@@ -14,6 +14,8 @@
 //! Whether a path exists in the stubdomain is asked of the caller: the init looks at its own root,
 //! the host's `dmargs check` at an image's list of contents.
 
+use stubdm_image::firmware::card_rom;
+
 use crate::libxl::dm_argv::words::{Word, words};
 use crate::libxl::dm_argv::{DmArgv, INCOMING_PLACEHOLDER, pairs, tap_number};
 
@@ -408,20 +410,19 @@ fn is_silent(word: &Word<'_>) -> bool {
             .any(|(key, value)| key == "audiodev" && value == SILENCE)
 }
 
-/// Network cards, whose boot ROM the init does without where it is not in here.
-const CARDS: &[&str] = &[
-    "rtl8139",
-    "e1000",
-    "e1000e",
-    "ne2k_pci",
-    "pcnet",
-    "virtio-net-pci",
-    "virtio-net",
-    "vmxnet3",
-    "i82551",
-    "i82557b",
-    "i82559er",
-];
+/// Network cards that have no boot ROM.
+const CARDS: &[&str] = &["ne2k_isa", "tulip"];
+
+/// Whether a device is a network card.
+fn is_card(model: &str) -> bool {
+    CARDS.contains(&model) || card_rom(model).is_some()
+}
+
+/// Whether QEMU finds a network card's boot ROM in here, if it has one.
+fn card_rom_is_there(model: &str, exists: &dyn Fn(&str) -> bool) -> bool {
+    card_rom(model)
+        .is_none_or(|(_, rom)| CARD_ROMS.iter().any(|dir| exists(&format!("{dir}/{rom}"))))
+}
 
 /// Graphics cards, and the ROM without which QEMU ends.
 const SCREENS: &[(&str, &str)] = &[
@@ -437,6 +438,9 @@ const SCREENS: &[(&str, &str)] = &[
 
 /// Where keyboard layouts are.
 const KEYMAPS: &str = "/usr/share/qemu/keymaps";
+
+/// Where the boot ROMs of network cards are.
+const CARD_ROMS: [&str; 2] = ["/usr/share/qemu", "/usr/lib/ipxe/qemu"];
 
 /// Where the ROMs of graphics cards are.
 const ROMS: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
@@ -494,10 +498,11 @@ fn device(
             },
         },
         _ if SOUND.contains(&model) => Verdict::Kept,
-        _ if CARDS.contains(&model) => match has("netdev") || has("romfile") {
+        _ if is_card(model) => match has("netdev") || has("romfile") {
             true => Verdict::Kept,
+            false if card_rom_is_there(model, exists) => Verdict::Kept,
             false => {
-                noted("a card without a network side: QEMU ends if its boot ROM is not in here")
+                noted("a card without a network side, and its boot ROM is not in here: QEMU ends")
             }
         },
         _ if SCREENS.iter().any(|(own, _)| *own == model) => rom_is_there(model, exists),

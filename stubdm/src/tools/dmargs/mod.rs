@@ -8,7 +8,9 @@
 mod gather;
 mod print;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -17,9 +19,10 @@ use xen_sys::DomId;
 pub use gather::{Gathered, gather};
 pub(in crate::tools) use print::quoted;
 use stubdm_image::firmware::in_image;
+use stubdm_image::read;
 
 use crate::libxl::store::{StoreOptions, domid};
-use crate::rt::error::{Context, Result};
+use crate::rt::error::{Context, Failure, Result};
 
 /// Which of the three.
 #[derive(Clone, Debug, Subcommand)]
@@ -38,6 +41,9 @@ pub struct DmargsOptions {
     /// The guest, or its stubdomain
     #[arg(value_name = "DOMID", value_parser = domid)]
     pub domid: DomId,
+    /// The stubdomain's ramdisk, to look into [default: what image build puts into one]
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -57,7 +63,12 @@ pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
     let gathered = gather(&store, options.domid)?;
     // The host does not see into the stubdomain, and images are made with no more of the host's
     // files than these.
-    let report = print::Report::of(&gathered, &in_image);
+    let listed = options.image.as_deref().map(paths_in).transpose()?;
+    let there = |path: &str| match &listed {
+        Some(paths) => paths.contains(path.trim_start_matches('/')),
+        None => in_image(path),
+    };
+    let report = print::Report::of(&gathered, &there);
     let text = match (command, options.json) {
         (_, true) => report.json(),
         (DmargsCommand::Show(_), false) => report.show(),
@@ -72,4 +83,17 @@ pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
+}
+
+/// The paths in a ramdisk.
+fn paths_in(file: &Path) -> Result<BTreeSet<String>> {
+    let shown = file.display();
+    let data = read::contents(file).context(&shown)?;
+    let listing = read::listing(&data)
+        .map_err(|error| Failure::new(format_args!("{shown} is no ramdisk: {error:#}")))?;
+    Ok(listing
+        .entries
+        .into_iter()
+        .map(|entry| entry.path)
+        .collect())
 }

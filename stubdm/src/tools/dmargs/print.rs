@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use stubdm_image::LEAST_MEMORY;
+use stubdm_image::{LEAST_MEMORY, firmware};
 use stubdm_qmp::text::one_line;
 
 use super::Gathered;
@@ -100,6 +100,15 @@ impl<'a> Report<'a> {
             }
         }
         self.defaults(&argv);
+        for model in argv.nic_models() {
+            if let Some((_, rom)) = firmware::card_rom(&model)
+                && !exists(&format!("/{}/{rom}", firmware::FOLDER))
+            {
+                self.notes.push(format!(
+                    "the image has no {rom}: the network card {model} works, and no guest boots by it"
+                ));
+            }
+        }
         let taps = argv.taps().len();
         if taps > self.all.cards {
             self.notes.push(format!(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use stubdm_image::elf::{inside, resolve};
 use stubdm_image::modules::{Driver, Modules};
-use stubdm_image::{kernel, read};
+use stubdm_image::{firmware, kernel, read};
 
 use super::State;
 use super::checks::Host;
@@ -163,6 +163,16 @@ impl Host<'_> {
                 "it lacks the modules {}; whether its kernel ({}) has them built in was not found out",
                 unknown.join(", "),
                 kernel.unwrap_or("not named")
+            );
+            return Err((State::Note, why));
+        }
+        let missing: Vec<_> = firmware::card_roms()
+            .filter(|rom| !has(&format!("/{rom}")))
+            .collect();
+        if !missing.is_empty() {
+            let why = format!(
+                "it lacks the boot ROMs {}: such network cards work, and no guest boots by them",
+                missing.join(", ")
             );
             return Err((State::Note, why));
         }
