@@ -14,6 +14,7 @@
 //! | [`Error::Forked`] | the caller, in a forked child | usable in the parent |
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::{fmt, io};
 
 use crate::wire::MsgType;
@@ -22,7 +23,7 @@ use crate::wire::MsgType;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a store operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The caller asked for something that cannot be sent. Nothing was.
@@ -83,7 +84,7 @@ pub enum Error {
         /// The socket or device.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// This build or host has no store to connect to.
     #[error("no store connection is possible from this handle in this build")]
@@ -94,7 +95,7 @@ pub enum Error {
         /// The call, with the file it was about where there is one.
         op: &'static str,
         /// Its error.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
 }
 

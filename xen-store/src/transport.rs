@@ -120,7 +120,7 @@ impl Transport {
         };
         attempt().map_err(|source| Error::Connect {
             path: path.into(),
-            source,
+            source: source.into(),
         })
     }
 
@@ -335,7 +335,7 @@ fn simulated(host: &xen_sys::sim::Client) -> Result<OwnedFd> {
 pub(crate) fn os(op: &'static str, errno: Errno) -> Error {
     Error::Os {
         op,
-        source: errno.into(),
+        source: io::Error::from(errno).into(),
     }
 }
 

@@ -40,7 +40,10 @@ impl DevRoot {
         // std opens everything with O_CLOEXEC.
         match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => Ok(file.into()),
-            Err(source) => Err(Error::Device { path, source }),
+            Err(source) => Err(Error::Device {
+                path,
+                source: source.into(),
+            }),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::DomId;
 
@@ -17,7 +18,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// the call ([`Invalid`](Self::Invalid), [`NoDomain`](Self::NoDomain)), do without
 /// ([`Unsupported`](Self::Unsupported), [`InterfaceVersion`](Self::InterfaceVersion)), or start
 /// over ([`EventOverflow`](Self::EventOverflow)).
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no `/dev/xen`: this machine is not a Xen domain.
@@ -35,7 +36,7 @@ pub enum Error {
         /// The node.
         path: PathBuf,
         /// The error of `open(2)`.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The system refused; `op` names the call.
     #[error("{op}: {source}")]
@@ -43,7 +44,7 @@ pub enum Error {
         /// The ioctl or system call by its C name.
         op: &'static str,
         /// The errno.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The caller asked for what cannot be; nothing was done.
     #[error("{op}: {what} cannot be {value}")]
@@ -68,7 +69,7 @@ pub enum Error {
         /// The hypercall's operation by its C name.
         op: &'static str,
         /// The errno.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The kernel lets no hypercall through this file (`EPERM`), so Xen was not asked.
     ///
@@ -111,7 +112,7 @@ pub enum Error {
         /// The guest frame number.
         frame: u64,
         /// The errno.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The kernel's event buffer overflowed and no event is delivered until a reset.
     ///
@@ -134,7 +135,10 @@ impl Error {
     #[doc(hidden)]
     #[must_use]
     pub fn os(op: &'static str, source: io::Error) -> Self {
-        Self::Os { op, source }
+        Self::Os {
+            op,
+            source: source.into(),
+        }
     }
 
     /// Returns the errno, where the system gave one.
@@ -198,7 +202,7 @@ mod tests {
     fn a_missing_node_says_what_to_look_at() {
         let e = Error::Device {
             path: "/dev/xen/gntalloc".into(),
-            source: io::Error::from_raw_os_error(libc::ENOENT),
+            source: io::Error::from_raw_os_error(libc::ENOENT).into(),
         };
         let text = e.to_string();
         assert!(

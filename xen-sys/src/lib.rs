@@ -73,4 +73,6 @@ const _: fn() = || {
     fn ok<T: Send + Sync>() {}
     ok::<Xen>();
     ok::<Error>();
+    fn clone<T: Clone>() {}
+    clone::<Error>();
 };

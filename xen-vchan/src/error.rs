@@ -19,7 +19,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a channel operation did not succeed.
 #[non_exhaustive]
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The peer broke the protocol. Nothing more is read from it; the error is sticky.
     #[error("the peer broke the vchan protocol: {0}")]

@@ -121,7 +121,7 @@ impl Server {
     pub fn connect(&self, domain: DomId) -> xen_store::Result<Store> {
         let (ours, theirs) = UnixStream::pair().map_err(|source| xen_store::Error::Os {
             op: "socketpair",
-            source,
+            source: Arc::new(source),
         })?;
         self.add_connection(ours.into(), domain);
         Store::from_fd(theirs.into())

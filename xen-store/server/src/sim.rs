@@ -41,7 +41,10 @@ use crate::{Config, Server};
 /// [`Error::Os`] if there is no descriptor or thread left.
 pub fn start(host: &Simulation, config: Config) -> Result<Arc<Server>> {
     let op = "start the store of a simulated host";
-    let server = Arc::new(Server::start(config).map_err(|source| Error::Os { op, source })?);
+    let server = Arc::new(Server::start(config).map_err(|source| Error::Os {
+        op,
+        source: Arc::new(source),
+    })?);
     server.connect(DomId::DOM0)?.write("domid", "0")?;
     attach(host, &server);
     Ok(server)

@@ -72,7 +72,7 @@ impl From<Failure> for Error {
             Failure::Protocol(violation) => Self::Protocol(violation),
             Failure::Os(op, errno) => Self::Os {
                 op,
-                source: std::io::Error::from_raw_os_error(errno),
+                source: std::io::Error::from_raw_os_error(errno).into(),
             },
         }
     }

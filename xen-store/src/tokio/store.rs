@@ -61,9 +61,9 @@ impl Store {
 
     fn new(transport: Transport) -> Result<Self> {
         let quirks = transport.quirks();
-        let os = |source| Error::Os {
+        let os = |source: io::Error| Error::Os {
             op: "register with tokio",
-            source,
+            source: source.into(),
         };
         let runtime = Handle::try_current().map_err(|error| os(io::Error::other(error)))?;
         // The deprecation is about types that do not own the descriptor they report. `Transport`
@@ -286,7 +286,7 @@ async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport>
                 let sleep = sleep(pause).await;
                 sleep.map_err(|source| Error::Os {
                     op: "wait for the backlog of the store daemon",
-                    source,
+                    source: source.into(),
                 })?;
                 pause = LONGEST_PAUSE.min(pause * 2);
             }

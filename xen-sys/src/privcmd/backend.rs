@@ -366,7 +366,7 @@ impl Backend {
                 domain: domain.unwrap_or(DomId::INVALID),
             },
             Some(libc::ENOSYS) => Error::Unsupported { op },
-            _ => Error::os(op, source),
+            _ => Error::Os { op, source },
         })
     }
 }

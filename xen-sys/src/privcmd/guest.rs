@@ -250,7 +250,10 @@ impl Privcmd {
         };
         let source = std::io::Error::from_raw_os_error(errno);
         Err(match errno {
-            libc::EPERM => Error::NotPermitted { op, source },
+            libc::EPERM => Error::NotPermitted {
+                op,
+                source: source.into(),
+            },
             _ => Error::os(op, source),
         })
     }

@@ -246,7 +246,7 @@ impl<'p> Guest<'p> {
             },
             Some(libc::EPERM | libc::EACCES) => Error::NotPermitted { op, source },
             Some(libc::ENOTTY | libc::ENOSYS | libc::EOPNOTSUPP) => Error::Unsupported { op },
-            _ => Error::os(op, source),
+            _ => Error::Os { op, source },
         }
     }
 
@@ -263,7 +263,7 @@ impl<'p> Guest<'p> {
             _ => Error::ForeignFrame {
                 domain: self.domain,
                 frame,
-                source,
+                source: source.into(),
             },
         }
     }

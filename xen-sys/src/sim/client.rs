@@ -79,7 +79,7 @@ impl Client {
         let address = SocketAddrUnix::new(path).map_err(error)?;
         connect(&socket, &address).map_err(|e| Error::Device {
             path: path.into(),
-            source: e.into(),
+            source: io::Error::from(e).into(),
         })?;
         Self::new(socket, Some(domain))
     }
