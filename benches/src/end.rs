@@ -218,12 +218,15 @@ fn run(
     let (xen, store) = open()?;
     let server = || {
         let ring = RingSize::at_least(args.ring);
+        // As libxenvchan, which does not notice the end of a domain.
         ServerBuilder::new(args.domain, args.path)
+            .watch_peer_domain(false)
             .rings(ring, ring)
             .publish(&xen, &store)
     };
     let client = || {
         ClientBuilder::new(args.domain, args.path)
+            .watch_peer_domain(false)
             .wait_for_server(true)
             .connect(&xen, &store)
     };

@@ -11,7 +11,7 @@ use xen_sys::{DomId, GrantRef, Xen};
 
 use crate::connecting::Connecting;
 use crate::delivery::Delivery;
-use crate::domain_watch::DomainWatch;
+use crate::domain_watch::{DomainWatch, Watching};
 use crate::doorbell::Doorbell;
 use crate::handshake::{Address, read_address};
 use crate::layout::{
@@ -45,7 +45,7 @@ pub struct ClientBuilder {
     path: String,
     wait: bool,
     deadline: Option<Instant>,
-    watch_peer: bool,
+    watching: Watching,
 }
 
 impl ClientBuilder {
@@ -58,7 +58,7 @@ impl ClientBuilder {
             path: path.into(),
             wait: false,
             deadline: None,
-            watch_peer: false,
+            watching: Watching::Ask,
         }
     }
 
@@ -82,23 +82,34 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets whether the end of the peer's whole domain is to be noticed, as the peer's leaving is.
-    /// Off at first.
+    /// Sets how the end of the server's whole domain is noticed.
     ///
-    /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
-    /// shared page, so this costs two watches in the store, and the channel's descriptor becomes
-    /// readable when *any* domain ends. `@releaseDomain` tells domain 0 (and whom domain 0 permits
-    /// it) at once. Others see the server's node vanish, which a toolstack removes with the domain,
-    /// and take that for the end after a second. A [`Listener`](crate::Listener) withdraws its
-    /// offer to a client that has come: there the hypervisor is
-    /// [asked](xen_evtchn::EventChannels::domain_exists) every five seconds, for which the
-    /// descriptor becomes readable too.
+    /// A process that ends is noticed in any case. A domain that is destroyed leaves no trace in
+    /// the shared page, so by default this side asks every five seconds, while its owner waits or
+    /// polls. The channel's descriptor becomes readable for it. Reading then ends with
+    /// [`Error::Closed`]:
     ///
-    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls
-    /// around one descriptor. A guest's quota of watches (128 unless its xenstored has another) may
-    /// be reached before.
+    /// * in domain 0, which the store answers: within five seconds;
+    /// * elsewhere, with a server of this crate's: within ten seconds after its node is removed, as
+    ///   toolstacks do;
+    /// * elsewhere, with another server or a [`Listener`](crate::Listener): within five seconds
+    ///   after the [hypervisor](xen_evtchn::EventChannels::domain_exists) has forgotten the domain,
+    ///   which it does only when nobody maps its pages any more. This client does.
+    ///
+    /// Domain 0 never ends. A store that fails does not fail the channel. One that is silent holds
+    /// up a call by 250 ms at most, every five seconds.
+    ///
+    /// `true`: by watches on `@releaseDomain`, which the store answers to domain 0 (and to whom
+    /// domain 0 permits it), at once, and on any server's node, a second after it is removed. Not
+    /// for the servers of Qubes, which remove theirs when their client has come. The descriptor
+    /// becomes readable when *any* domain ends. [`connect`](Self::connect) fails without the
+    /// watches: a guest has a quota (128 unless its xenstored has another). Up to 500 such channels
+    /// can share a [`Store`]'s connection, and an event loop's epoll can hold 100 of them: Linux
+    /// nests no more epolls around one descriptor.
+    ///
+    /// `false`: not at all. Then only a deadline ends a read from a domain that was destroyed.
     pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
-        self.watch_peer = watch;
+        self.watching = Watching::chosen(watch);
         self
     }
 
@@ -225,12 +236,12 @@ impl ClientBuilder {
         if peer.get().load(Ordering::Acquire) == GONE {
             return Err(self.nobody());
         }
-        let path = (!address.withdraws).then_some(&*self.path);
-        let domain_watch = if self.watch_peer {
-            Some(DomainWatch::watch(store, self.server, &events, path)?)
-        } else {
-            None
-        };
+        // Servers that are not of this crate may remove their nodes while they serve.
+        let stays =
+            !address.withdraws && (address.accepts_sessions || self.watching == Watching::Watch);
+        let path = stays.then_some(&*self.path);
+        let domain_watch =
+            DomainWatch::watch(self.watching, store, self.server, &events, path, true)?;
         // If this process is killed the kernel says so in our place.
         control.set_unmap_notify(UnmapNotify {
             clear_byte: Some(CLI_LIVE),

@@ -1,47 +1,99 @@
-//! The end of the peer's whole domain, which nothing in the shared page tells.
+//! The end of the peer's whole domain, which nothing in the shared page shows.
 //!
-//! A process that ends is reported by its kernel: live byte and event. When the domain itself is
-//! destroyed or its kernel is gone, nobody is left to do that: Xen takes its end of the event
-//! channel away without an event, and the shared pages stay as they are. Only the store knows, and
-//! answers whether a given domain still exists. When to ask:
+//! The kernel of a process that ends reports it: live byte and event. When the domain itself is
+//! destroyed or its kernel is gone, nothing does: Xen takes its end of the event channel away
+//! without an event, and the shared pages stay as they are. The store knows, and so, less well,
+//! does the hypervisor:
 //!
 //! | what is seen | by whom | then |
 //! |---|---|---|
-//! | `@releaseDomain`: *some* domain has ended | domain 0, and whom it permits | the store is asked |
-//! | the server's node is gone for a second | its client | the store is asked; to whom it does not answer (all but domain 0) this is the end |
-//! | the hypervisor knows no such domain (any more) | whom the store does not answer, if no node tells either: a server, a listener's client | it is the end; asked every five seconds |
+//! | `@releaseDomain`: *some* domain has ended | domain 0, if its owner requires the watch | the store is asked |
+//! | the server's node is gone for a second | its client, if its owner requires the watch | that is the end, where the store denies the question |
+//! | every five seconds | everybody | the store is asked; where it denies, the node twice, or the hypervisor |
 //!
-//! A toolstack removes the nodes of a domain with the domain, and nobody else those of a server
-//! that lives: one that withdraws its offer while it serves says so in the store.
+//! The default is the third row alone. A watch makes the store's connection part of each channel's
+//! descriptor, and Linux lets a hundred of them be polled by an event loop's epoll, or fewer.
+//!
+//! A toolstack removes the nodes of a domain with the domain. A server that withdraws its offer
+//! while it serves says so in the store, if it is one of this crate's. Others may not (the server
+//! of Qubes removes its nodes when its client has come), so only an owner that requires it has
+//! their missing node taken for the end.
+//!
+//! No failure of the store ends a channel: the hypervisor is asked then.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use xen_evtchn::EventChannels;
 use xen_store::{Store, Watch};
 use xen_sys::DomId;
 
-use crate::{Result, handshake};
+use crate::{Error, Result, handshake};
 
 /// How long the node is gone before that counts: a server that leaves in good order removes it too,
 /// and says in the shared page that it leaves.
 const GONE_FOR: Duration = Duration::from_secs(1);
-/// How often the hypervisor is asked.
+/// Interval at which the store or the hypervisor is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+/// The longest a question to the store holds up a call of the channel.
+const STORE_ANSWERS: Duration = Duration::from_millis(250);
+
+const EVENT: u64 = 1;
+const RELEASE: u64 = 2;
+const NODE: u64 = 4;
+const CLOCK: u64 = 8;
+
+/// Whether the end of the peer's domain is watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watching {
+    /// The owner has declined.
+    Off,
+    /// By questions, unless the peer is domain 0, which outlives every other.
+    Ask,
+    /// By watches. Making the channel fails without them.
+    Watch,
+}
+
+impl Watching {
+    pub(crate) const fn chosen(watch: bool) -> Self {
+        if watch { Self::Watch } else { Self::Off }
+    }
+}
+
+/// What made the descriptor readable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Found(u64);
+
+impl Found {
+    /// An event of the channel's.
+    pub(crate) const fn event(self) -> bool {
+        self.0 & EVENT != 0
+    }
+
+    const fn has(self, token: u64) -> bool {
+        self.0 & token != 0
+    }
+}
 
 /// A watch for the end of one domain, and one descriptor for it and the event channel together.
 #[derive(Debug)]
 pub(crate) struct DomainWatch {
     both: Epoll,
-    watch: Watch,
+    release: Option<Watch>,
     node: Option<Node>,
-    asked: Option<Asked>,
+    clock: OnceLock<TimerFd>,
+    events: EventChannels,
     store: Store,
     peer: DomId,
+    /// The clock runs, and the store or the hypervisor is asked when it rings.
+    asks: AtomicBool,
+    /// The domain has been there: a server may offer a vchan to one that is still to be made.
+    known: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -50,48 +102,97 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> xen_sys::Error {
 }
 
 impl DomainWatch {
-    /// Of a client's `peer`, whose server stays published at `path`, or of any other.
+    /// Of a client's `peer`, whose server's node stays at `path` while the server does, or of any
+    /// other. `came`: the peer's domain is certainly there.
     pub(crate) fn watch(
+        watching: Watching,
         store: &Store,
         peer: DomId,
         events: &EventChannels,
         path: Option<&str>,
-    ) -> Result<Self> {
-        let watch = store.watch("@releaseDomain")?;
-        let node = path.map(|path| Node::watch(store, path)).transpose()?;
-        let silent = node.is_none()
-            && store
-                .is_introduced(peer)
-                .is_err_and(|error| error.is_denied());
-        let asked = if silent {
-            Some(Asked::start(events, peer)?)
-        } else {
-            None
-        };
-        let failed = failed("epoll");
-        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&failed)?;
-        let add = |fd: BorrowedFd<'_>| {
-            let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-            both.add(fd, readable).map_err(&failed)
-        };
-        add(events.as_fd())?;
-        add(watch.poll_fd()?)?;
-        if let Some(node) = &node {
-            add(node.watch.poll_fd()?)?;
-            add(node.clock.as_fd())?;
+        came: bool,
+    ) -> Result<Option<Self>> {
+        if watching == Watching::Off || (watching == Watching::Ask && peer == DomId::DOM0) {
+            return Ok(None);
         }
-        if let Some(asked) = &asked {
-            add(asked.clock.as_fd())?;
-        }
-        Ok(Self {
-            both,
-            watch,
-            node,
-            asked,
-            store: store.clone(),
+        let mut this = Self {
+            both: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll"))?,
+            release: None,
+            node: path.map(|path| Node {
+                path: path.to_owned(),
+                watch: None,
+                missed: AtomicBool::new(false),
+            }),
+            clock: OnceLock::new(),
+            events: events.clone(),
+            // With a limit of its own: a store that does not answer is not to hold the channel up.
+            store: store.with_timeout(Some(STORE_ANSWERS)),
             peer,
+            asks: AtomicBool::new(false),
+            known: AtomicBool::new(came),
             ended: AtomicBool::new(false),
-        })
+        };
+        this.add(events.as_fd(), EVENT)?;
+        if watching == Watching::Watch {
+            this.watch_store(store)?;
+        } else {
+            this.start_asking()?;
+        }
+        if !came {
+            // Whether it is there already. If not it has not ended.
+            this.ask();
+        }
+        Ok(Some(this))
+    }
+
+    /// Sets up what the store can tell.
+    fn watch_store(&mut self, store: &Store) -> Result<()> {
+        let release = self.release.insert(store.watch("@releaseDomain")?);
+        add(&self.both, release.poll_fd()?, RELEASE)?;
+        if let Some(node) = &mut self.node {
+            let watch = node.watch.insert(handshake::watch(store, &node.path)?);
+            add(&self.both, watch.poll_fd()?, NODE)?;
+            return self.clock().map(drop);
+        }
+        match store.is_introduced(self.peer) {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_denied() => self.start_asking(),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn add(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
+        add(&self.both, fd, token)
+    }
+
+    /// The clock, made at its first use.
+    fn clock(&self) -> Result<&TimerFd> {
+        if let Some(clock) = self.clock.get() {
+            return Ok(clock);
+        }
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let fresh = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed("timerfd"))?;
+        self.add(fresh.as_fd(), CLOCK)?;
+        Ok(self.clock.get_or_init(|| fresh))
+    }
+
+    /// From now on the store or the hypervisor is asked every five seconds.
+    fn start_asking(&self) -> Result<()> {
+        if !self.asks.swap(true, Ordering::AcqRel) {
+            let clock = self.clock()?;
+            let each = Expiration::Interval(ASK_EVERY.into());
+            let set = clock.set(each, TimerSetTimeFlags::empty());
+            set.map_err(failed("timerfd_settime"))?;
+        }
+        Ok(())
+    }
+
+    /// The descriptors of a connection that has ended are readable forever.
+    fn unwatch_store(&self) {
+        let node = self.node.as_ref().and_then(|node| node.watch.as_ref());
+        for watch in self.release.iter().chain(node) {
+            let _ = watch.poll_fd().map(|fd| self.both.delete(fd));
+        }
     }
 
     /// Readable when an event or word of an end has come.
@@ -99,125 +200,176 @@ impl DomainWatch {
         self.both.0.as_fd()
     }
 
+    /// Waits until the descriptor is readable; `None` if the deadline passes first. A signal ends
+    /// the wait with nothing found.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Found>> {
+        let timeout = match deadline {
+            None => EpollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up, so that the deadline has passed when the time is over.
+                let millis = left.as_micros().div_ceil(1000).min(i32::MAX as u128);
+                EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+            }
+        };
+        match self.poll(timeout)? {
+            // A timeout longer than epoll can express; or a signal.
+            Found(0) if crate::doorbell::has_passed(deadline) => Ok(None),
+            found => Ok(Some(found)),
+        }
+    }
+
+    /// What the descriptor is readable for now. One system call.
+    pub(crate) fn look(&self) -> Result<Found> {
+        self.poll(EpollTimeout::ZERO)
+    }
+
+    fn poll(&self, timeout: EpollTimeout) -> Result<Found> {
+        let mut events = [EpollEvent::empty(); 4];
+        match self.both.wait(&mut events, timeout) {
+            Ok(count) => {
+                let tokens = events[..count].iter().map(EpollEvent::data);
+                Ok(Found(tokens.fold(0, |all, token| all | token)))
+            }
+            Err(Errno::EINTR) => Ok(Found::default()),
+            Err(errno) => Err(failed("epoll_wait")(errno).into()),
+        }
+    }
+
     /// Whether [`ended`](Self::ended) has returned `true`.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Takes the words of ends that have come and asks, if there were any, whether ours is one.
+    /// Takes the words of ends that were found and asks, if there were any, whether ours is one.
     /// `true` once it is.
-    pub(crate) fn ended(&self) -> Result<bool> {
-        if self.ended.load(Ordering::Acquire) {
+    pub(crate) fn ended(&self, found: Found) -> Result<bool> {
+        if self.has_ended() {
             return Ok(true);
         }
-        let any = handshake::drain(&self.watch)? != 0;
-        let gone = match (&self.node, &self.asked) {
-            (Some(node), _) => node.is_gone(&self.store)?,
-            (None, Some(asked)) => asked.is_gone(any, self.peer)?,
-            (None, None) => false,
+        if found.0 & !EVENT == 0 {
+            return Ok(false);
+        }
+        let rang = found.has(CLOCK) && self.take_ring()?;
+        let ended = match self.judge(found, rang) {
+            Err(Error::Store(error)) => {
+                tracing::warn!(
+                    peer = %self.peer, %error,
+                    "the store does not tell of the peer's domain; it is polled for every 5 s"
+                );
+                if !matches!(error, xen_store::Error::TimedOut { .. }) {
+                    self.unwatch_store();
+                }
+                self.start_asking()?;
+                self.ask_hypervisor()
+            }
+            other => other?,
         };
-        let ended = (any || gone) && !self.is_there(gone)?;
         if ended {
             self.ended.store(true, Ordering::Release);
         }
         Ok(ended)
     }
 
-    /// The peer has come: its domain exists.
-    pub(crate) fn peer_came(&self) {
-        if let Some(asked) = &self.asked {
-            asked.known.store(true, Ordering::Release);
-        }
-    }
-
-    /// Whether the domain exists. Where the store does not tell us, it is gone with its node, or
-    /// for the hypervisor.
-    fn is_there(&self, gone: bool) -> Result<bool> {
-        match self.store.is_introduced(self.peer) {
-            Ok(introduced) => Ok(introduced),
-            Err(error) if error.is_denied() => Ok(!gone),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-/// The server's node in the store, and the clock that runs once it has vanished.
-#[derive(Debug)]
-struct Node {
-    path: String,
-    watch: Watch,
-    clock: TimerFd,
-}
-
-impl Node {
-    fn watch(store: &Store, path: &str) -> Result<Self> {
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        Ok(Self {
-            path: path.to_owned(),
-            watch: handshake::watch(store, path)?,
-            clock: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)
-                .map_err(failed("timerfd_create"))?,
-        })
-    }
-
-    /// Whether it is gone, and was when last looked at.
-    fn is_gone(&self, store: &Store) -> Result<bool> {
-        if handshake::drain(&self.watch)? != 0 {
-            let set = if handshake::is_published(store, &self.path)? {
-                self.clock.unset()
-            } else {
-                let later = Expiration::OneShot(GONE_FOR.into());
-                self.clock.set(later, TimerSetTimeFlags::empty())
-            };
-            set.map_err(failed("timerfd_settime"))?;
-        }
-        match self.clock.wait() {
-            Ok(()) => Ok(!handshake::is_published(store, &self.path)?),
+    fn take_ring(&self) -> Result<bool> {
+        match self.clock()?.wait() {
+            Ok(()) => Ok(true),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
             Err(errno) => Err(failed("reading a timerfd")(errno).into()),
         }
     }
-}
 
-/// The hypervisor's word, for whom nobody else tells.
-#[derive(Debug)]
-struct Asked {
-    events: EventChannels,
-    clock: TimerFd,
-    /// The domain has been there: a server may offer a vchan to one that is still to be made.
-    known: AtomicBool,
-}
-
-impl Asked {
-    fn start(events: &EventChannels, peer: DomId) -> Result<Self> {
-        let failed = failed("timerfd");
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        let clock = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(&failed)?;
-        let each = Expiration::Interval(ASK_EVERY.into());
-        clock
-            .set(each, TimerSetTimeFlags::empty())
-            .map_err(&failed)?;
-        Ok(Self {
-            known: AtomicBool::new(events.domain_exists(peer).unwrap_or(false)),
-            events: events.clone(),
-            clock,
-        })
+    fn judge(&self, found: Found, rang: bool) -> Result<bool> {
+        let any = match &self.release {
+            Some(watch) if found.has(RELEASE) => handshake::drain(watch)? != 0,
+            _ => false,
+        };
+        let moved = match self.node.as_ref().and_then(|node| node.watch.as_ref()) {
+            Some(watch) if found.has(NODE) => handshake::drain(watch)? != 0,
+            _ => false,
+        };
+        if self.asks.load(Ordering::Acquire) {
+            return Ok((any || rang) && self.ask());
+        }
+        let gone = match &self.node {
+            Some(node) => self.node_is_gone(node, moved, rang)?,
+            None => false,
+        };
+        if !any && !gone {
+            return Ok(false);
+        }
+        match self.store.is_introduced(self.peer) {
+            Ok(introduced) => Ok(self.missed(introduced)),
+            Err(error) if error.is_denied() => Ok(gone),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    /// Asks, if it is time or `now`. Where the answer is refused the domain counts as there.
-    fn is_gone(&self, now: bool, peer: DomId) -> Result<bool> {
-        let due = match self.clock.wait() {
-            Ok(()) => true,
-            Err(Errno::EAGAIN | Errno::EINTR) => false,
-            Err(errno) => return Err(failed("reading a timerfd")(errno).into()),
-        };
-        if !due && !now {
+    /// Whether the node is gone, and was a second ago.
+    fn node_is_gone(&self, node: &Node, moved: bool, rang: bool) -> Result<bool> {
+        if moved {
+            let clock = self.clock()?;
+            let set = if handshake::is_published(&self.store, &node.path)? {
+                clock.unset()
+            } else {
+                let later = Expiration::OneShot(GONE_FOR.into());
+                clock.set(later, TimerSetTimeFlags::empty())
+            };
+            set.map_err(failed("timerfd_settime"))?;
             return Ok(false);
         }
-        if self.events.domain_exists(peer).unwrap_or(true) {
+        Ok(rang && !handshake::is_published(&self.store, &node.path)?)
+    }
+
+    /// Asks whoever answers. Where nobody does, the domain counts as there.
+    fn ask(&self) -> bool {
+        match self.store.is_introduced(self.peer) {
+            Ok(introduced) => self.missed(introduced),
+            Err(error) if error.is_denied() => match &self.node {
+                Some(node) => node.is_missed(&self.store),
+                None => self.ask_hypervisor(),
+            },
+            Err(_) => self.ask_hypervisor(),
+        }
+    }
+
+    fn ask_hypervisor(&self) -> bool {
+        let there = self.events.domain_exists(self.peer);
+        there.is_ok_and(|there| self.missed(there))
+    }
+
+    /// Whether a domain that is, or is not, `there` has been there before.
+    fn missed(&self, there: bool) -> bool {
+        if there {
             self.known.store(true, Ordering::Release);
-            return Ok(false);
         }
-        Ok(self.known.load(Ordering::Acquire))
+        !there && self.known.load(Ordering::Acquire)
+    }
+
+    /// The peer has come: its domain exists.
+    pub(crate) fn peer_came(&self) {
+        self.known.store(true, Ordering::Release);
+    }
+}
+
+fn add(both: &Epoll, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
+    let readable = EpollEvent::new(EpollFlags::EPOLLIN, token);
+    Ok(both.add(fd, readable).map_err(failed("epoll_ctl"))?)
+}
+
+/// The server's node in the store.
+#[derive(Debug)]
+struct Node {
+    path: String,
+    watch: Option<Watch>,
+    /// It was gone when asked for last.
+    missed: AtomicBool,
+}
+
+impl Node {
+    /// Whether it is gone, and was five seconds ago.
+    fn is_missed(&self, store: &Store) -> bool {
+        let gone = handshake::is_published(store, &self.path).is_ok_and(|there| !there);
+        self.missed.swap(gone, Ordering::AcqRel) && gone
     }
 }

@@ -19,7 +19,7 @@ use xen_evtchn::{BoundPort, EventChannels, EventPacer};
 use xen_sys::Port;
 
 use crate::delivery::Delivery;
-use crate::domain_watch::DomainWatch;
+use crate::domain_watch::{DomainWatch, Found};
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -240,9 +240,16 @@ impl Doorbell {
 
     /// Takes the event that made the descriptor readable, if there is one. Does not block.
     pub(crate) fn acknowledge(&self) -> Result<()> {
-        self.peer_domain_ended()?;
+        let event = match &self.domain_watch {
+            Some(domain_watch) => {
+                let found = domain_watch.look()?;
+                self.note_domain(domain_watch, found)?;
+                found.event()
+            }
+            None => true,
+        };
         // While the port is masked nothing can be waiting: the one system call is saved.
-        if !self.delivery.is_masked() && self.events.pending()?.is_some() {
+        if event && !self.delivery.is_masked() && self.events.pending()?.is_some() {
             self.delivery.event_taken();
         }
         Ok(())
@@ -317,8 +324,16 @@ impl Doorbell {
         };
         let mut late = false;
         loop {
-            let ended = self.peer_domain_ended()?;
-            if self.events.pending()?.is_some() {
+            #[cfg(test)]
+            crate::test_window::window();
+            if domain_watch.has_ended() {
+                return Ok(true);
+            }
+            let Some(found) = domain_watch.wait(deadline)? else {
+                return Ok(false);
+            };
+            let ended = self.note_domain(domain_watch, found)?;
+            if found.event() && self.events.pending()?.is_some() {
                 self.delivery.event_taken();
                 return Ok(true);
             }
@@ -326,10 +341,8 @@ impl Doorbell {
                 // Not an event: the port is as it was.
                 return Ok(true);
             }
-            #[cfg(test)]
-            crate::test_window::window();
             // The descriptor also becomes readable at the end of any other domain.
-            if late || !readable(domain_watch.fd(), deadline)? {
+            if late {
                 return Ok(false);
             }
             late = has_passed(deadline);
@@ -343,15 +356,18 @@ impl Doorbell {
             .for_each(|domain_watch| domain_watch.peer_came());
     }
 
-    /// Whether the peer's domain has come to its end, if that is watched.
-    pub(crate) fn peer_domain_ended(&self) -> Result<bool> {
-        let Some(domain_watch) = &self.domain_watch else {
-            return Ok(false);
-        };
+    /// Whether the peer's domain has ended, as far as was noticed.
+    pub(crate) fn peer_domain_has_ended(&self) -> bool {
+        let ended = |domain_watch: &Arc<DomainWatch>| domain_watch.has_ended();
+        self.domain_watch.as_ref().is_some_and(ended)
+    }
+
+    /// Judges what was found; `true` if the peer's domain has ended.
+    fn note_domain(&self, domain_watch: &DomainWatch, found: Found) -> Result<bool> {
         let known = domain_watch.has_ended();
-        let ended = domain_watch.ended()?;
+        let ended = domain_watch.ended(found)?;
         if ended && !known {
-            // The event was taken here: the other waiters must look as well.
+            // The word was taken here: the other waiters must look as well.
             self.delivery.changed();
         }
         Ok(ended)

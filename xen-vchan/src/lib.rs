@@ -57,7 +57,8 @@
 //!   next.
 //! * **Death is noticed.** Each side registers its live byte and an event with the kernel, so a
 //!   side that is killed is seen by the other at once ([`PeerState::Gone`], end of file), without
-//!   hypercalls (no privcmd).
+//!   hypercalls (no privcmd). The end of the peer's whole domain is asked for every five seconds
+//!   ([`ServerBuilder::watch_peer_domain`]).
 //! * **Sessions have edges.** A server serves one client after another on the same memory
 //!   ([`Channel::next_client`]) and sees when one was replaced by the next.
 //!

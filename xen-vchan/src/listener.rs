@@ -34,6 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
+use crate::domain_watch::Watching;
 use crate::doorbell::{has_passed, readable};
 use crate::layout::RingSize;
 use crate::session::PeerState;
@@ -88,7 +89,7 @@ pub struct ListenerBuilder {
     left: RingSize,
     right: RingSize,
     clients: usize,
-    watch_peer: bool,
+    watching: Watching,
 }
 
 /// One path.
@@ -119,10 +120,12 @@ impl ListenerBuilder {
         self
     }
 
+    /// Sets how the end of the client's domain is noticed.
+    ///
     /// As [`ServerBuilder::watch_peer_domain`](crate::ServerBuilder::watch_peer_domain), for every
     /// channel accepted.
     pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
-        self.watch_peer = watch;
+        self.watching = Watching::chosen(watch);
         self
     }
 
@@ -158,7 +161,7 @@ impl Listener {
             left: RingSize::SMALLEST,
             right: RingSize::SMALLEST,
             clients: CLIENTS,
-            watch_peer: false,
+            watching: Watching::Ask,
         }
     }
 
@@ -199,7 +202,7 @@ impl Listener {
         let ring = ServerBuilder::new(offer.domain, &offer.path)
             .withdraws()
             .rings(self.settings.left, self.settings.right)
-            .watch_peer_domain(self.settings.watch_peer)
+            .watching(self.settings.watching)
             .publish(&self.xen, &self.store)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         self.set.add(&ring, event).map_err(failed)?;
@@ -288,8 +291,15 @@ impl Listener {
                 continue;
             };
             let Some(ring) = &offer.ring else { continue };
-            match ring.shared().acknowledge().and_then(|()| ring.peer()) {
+            let state = ring.shared().acknowledge().and_then(|()| ring.peer());
+            match state {
                 Ok(PeerState::Waiting) => {}
+                // Its domain has ended and nobody had come; another may get the number.
+                Ok(PeerState::Gone) if ring.shared().session.count() == 0 => {
+                    if let Some(ring) = offer.ring.take() {
+                        let _ = self.set.delete(&ring);
+                    }
+                }
                 // It came; perhaps it has left since, but it may have written.
                 Ok(PeerState::Connected | PeerState::Gone) => {
                     if let Some(ring) = offer.ring.take() {

@@ -8,7 +8,7 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use crate::delivery::Delivery;
-use crate::domain_watch::DomainWatch;
+use crate::domain_watch::{DomainWatch, Watching};
 use crate::doorbell::Doorbell;
 use crate::handshake::{self, Published};
 use crate::layout::{
@@ -46,7 +46,7 @@ pub struct ServerBuilder {
     path: String,
     left: RingSize,
     right: RingSize,
-    watch_peer: bool,
+    watching: Watching,
     withdraws: bool,
     reuse: bool,
 }
@@ -61,7 +61,7 @@ impl ServerBuilder {
             path: path.into(),
             left: RingSize::SMALLEST,
             right: RingSize::SMALLEST,
-            watch_peer: false,
+            watching: Watching::Ask,
             withdraws: false,
             reuse: false,
         }
@@ -84,21 +84,33 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets whether the end of the peer's whole domain is to be noticed, as the peer's leaving is.
-    /// Off at first.
+    /// Sets how the end of the peer's whole domain is noticed.
     ///
-    /// A process that ends is always noticed. A domain that is destroyed leaves no trace in the
-    /// shared page, so this costs a watch on `@releaseDomain`, which the store answers to domain 0
-    /// (and to whom domain 0 permits it); and the channel's descriptor becomes readable when *any*
-    /// domain ends. Elsewhere the hypervisor is [asked](xen_evtchn::EventChannels::domain_exists)
-    /// every five seconds, for which the descriptor becomes readable too. A peer whose domain is
-    /// still to be made has not ended.
+    /// A process that ends is noticed in any case. A domain that is destroyed leaves no trace in
+    /// the shared page, so by default this side asks every five seconds, while its owner waits or
+    /// polls, whether the peer's domain is still there: the store, or, where that denies the
+    /// question, the [hypervisor](xen_evtchn::EventChannels::domain_exists). The channel's
+    /// descriptor becomes readable for it. Reading then ends with [`Error::Closed`] within five
+    /// seconds. A peer whose domain is still to be made has not ended, and domain 0 never does.
     ///
-    /// Up to 500 such channels can share a [`Store`]'s connection: Linux nests no more epolls
-    /// around one descriptor. A guest's quota of watches (128 unless its xenstored has another) may
-    /// be reached before.
+    /// A store that fails does not fail the channel: the hypervisor is asked. One that is silent
+    /// holds up a call by 250 ms at most, every five seconds.
+    ///
+    /// `true`: by a watch on `@releaseDomain`, which the store answers to domain 0 (and to whom
+    /// domain 0 permits it), at once; elsewhere as by default. The descriptor becomes readable when
+    /// *any* domain ends. [`publish`](Self::publish) fails without the watch: a guest has a quota
+    /// (128 unless its xenstored has another). Up to 500 such channels can share a [`Store`]'s
+    /// connection, and an event loop's epoll can hold 100 of them: Linux nests no more epolls
+    /// around one descriptor.
+    ///
+    /// `false`: not at all. Then only a deadline ends a read from a domain that was destroyed.
     pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
-        self.watch_peer = watch;
+        self.watching = Watching::chosen(watch);
+        self
+    }
+
+    pub(crate) const fn watching(mut self, watching: Watching) -> Self {
+        self.watching = watching;
         self
     }
 
@@ -193,11 +205,8 @@ impl ServerBuilder {
         let doorbell = match former {
             Some(former) => former.doorbell.succeeded_by(port),
             None => {
-                let domain_watch = if self.watch_peer {
-                    Some(DomainWatch::watch(store, self.peer, &events, None)?)
-                } else {
-                    None
-                };
+                let domain_watch =
+                    DomainWatch::watch(self.watching, store, self.peer, &events, None, false)?;
                 Doorbell::new(events, port, Delivery::default(), domain_watch)
             }
         };

@@ -144,7 +144,7 @@ impl Shared {
     /// first.
     pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
         let woken = self.doorbell.wait(seen, deadline, || self.standing())?;
-        self.notice_domain()?;
+        self.notice_domain();
         Ok(woken)
     }
 
@@ -162,14 +162,17 @@ impl Shared {
     /// Takes what made the descriptor readable.
     pub(crate) fn acknowledge(&self) -> Result<()> {
         self.doorbell.acknowledge()?;
-        self.notice_domain()
+        self.notice_domain();
+        Ok(())
     }
 
-    fn notice_domain(&self) -> Result<()> {
-        if self.doorbell.peer_domain_ended()? {
+    fn notice_domain(&self) {
+        if self.doorbell.peer_domain_has_ended() {
+            // A client that came and was not noted yet is a session all the same. What else this
+            // look finds, a violation for instance, is kept.
+            let _ = self.observe();
             self.session.vanish();
         }
-        Ok(())
     }
 }
 

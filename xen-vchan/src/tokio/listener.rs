@@ -56,7 +56,7 @@ pub(super) async fn finish(
 /// | [`accept`](Self::accept) | for each client that came or whose ring failed: removing the old ring's nodes and publishing a fresh ring, about twenty |
 /// | [`crate::Listener::bind`] through [`get_mut`](Self::get_mut) | publishing a ring |
 /// | [`crate::Listener::stop`], dropping the listener | removing the nodes of each ring on offer |
-/// | a channel that [watches the peer's domain](crate::ListenerBuilder::watch_peer_domain) | one or two after the end of any domain |
+/// | a channel that [watches the peer's domain](crate::ListenerBuilder::watch_peer_domain) | by default one each five seconds, limited to 250 ms |
 /// | dropping an accepted channel | none: its nodes went when it was accepted |
 ///
 /// A runtime that cannot afford this gives the listener a `Store` connection of its own, so that no

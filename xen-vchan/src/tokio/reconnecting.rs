@@ -44,7 +44,7 @@ use crate::{Connecting, Error, Result};
 /// | call | requests |
 /// |---|---|
 /// | [`session`](Self::session) | one when an attempt begins (a watch); one to five for each look at the server's nodes: at once, after each change of them, and every 250 ms while the server is busy |
-/// | a channel that [watches the peer's domain](crate::ClientBuilder::watch_peer_domain) | two when it is made; one or two after the end of any domain |
+/// | a channel that [watches the peer's domain](crate::ClientBuilder::watch_peer_domain) | by default one or two each five seconds, limited to 250 ms |
 /// | [`disconnect`](Self::disconnect), dropping it | none that is waited for: a watch is withdrawn without its answer |
 ///
 /// A runtime that cannot afford this gives the client a `Store` connection of its own, so that no

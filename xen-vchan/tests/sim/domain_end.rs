@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
-use xen_vchan::{ClientBuilder, Error, PeerState, ServerBuilder};
+use xen_vchan::{ClientBuilder, Error, Listener, PeerState, ServerBuilder};
 
 use crate::world::{PATH, World, poll_one, soon};
 
@@ -140,5 +140,149 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
         thread.join().unwrap();
     }
     drop(ends);
+    world.end();
+}
+
+/// The peer's domain is destroyed while its process keeps its end open: no live byte, no event.
+fn destroy(world: &World, domain: DomId) {
+    world.host.destroy_domain(domain).unwrap();
+    world.stored.release(domain);
+}
+
+/// Builders as they are, and no deadline: both sides in domain 0, blocking, and a descriptor that
+/// is polled.
+#[test]
+fn a_read_without_a_deadline_ends_when_the_peers_domain_is_destroyed() {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    let (their_xen, their_store) = world.domu();
+    let serve = |name: &str| ServerBuilder::new(world.guest, format!("{PATH}-{name}"));
+    let theirs = format!("/local/domain/{}/data/vchan-test", world.guest);
+    let mut blocking = serve("blocking").publish(&xen, &store).unwrap();
+    let mut polled = serve("polled").publish(&xen, &store).unwrap();
+    let mut unwatched = serve("unwatched")
+        .watch_peer_domain(false)
+        .publish(&xen, &store)
+        .unwrap();
+    let mut their_server = ServerBuilder::new(DomId::DOM0, &theirs)
+        .publish(&their_xen, &their_store)
+        .unwrap();
+    let mut client = ClientBuilder::new(world.guest, &theirs)
+        .connect(&xen, &store)
+        .unwrap();
+    their_server.wait_connected(soon()).unwrap();
+    let their_clients = ["blocking", "polled", "unwatched"].map(|name| {
+        ClientBuilder::new(DomId::DOM0, format!("{PATH}-{name}"))
+            .connect(&their_xen, &their_store)
+            .unwrap()
+    });
+    for server in [&mut blocking, &mut polled, &mut unwatched] {
+        server.wait_connected(soon()).unwrap();
+    }
+    their_server.write_all(b"last").unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_eq!(blocking.read(&mut [0; 4]).unwrap(), 0);
+            assert_eq!(blocking.peer().unwrap(), PeerState::Gone);
+            assert!(matches!(
+                blocking.write_deadline(b"x", None),
+                Err(Error::Closed)
+            ));
+        });
+        scope.spawn(|| {
+            let mut last = Vec::new();
+            client.read_to_end(&mut last).unwrap();
+            assert_eq!(last, b"last");
+        });
+        scope.spawn(|| {
+            while !matches!(polled.try_read(&mut [0; 4]), Err(Error::Closed)) {
+                assert!(poll_one(&polled, 20_000), "no word of the end");
+                polled.acknowledge_events().unwrap();
+            }
+        });
+        scope.spawn(|| {
+            let late = Some(Instant::now() + Duration::from_secs(7));
+            let waited = unwatched.read_deadline(&mut [0; 4], late);
+            assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
+        });
+        destroy(&world, world.guest);
+    });
+    // Five seconds are promised.
+    assert!(began.elapsed() < Duration::from_secs(15));
+    drop((blocking, polled, unwatched, client));
+    drop((their_clients, their_server));
+    world.host.assert_clean();
+}
+
+/// Domain 0 loses its store: what is open goes on, and its end is asked of the hypervisor.
+#[test]
+fn a_channel_outlives_its_store_and_still_ends_with_the_peers_domain() {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    for watch in [None, Some(true)] {
+        let guest = world.another();
+        let builder = ServerBuilder::new(guest, format!("{PATH}-{guest}"));
+        let builder = match watch {
+            Some(watch) => builder.watch_peer_domain(watch),
+            None => builder,
+        };
+        let own = world.stored.connect(DomId::DOM0).unwrap();
+        let mut server = builder.publish(&xen, &own).unwrap();
+        let (their_xen, their_store) = world.of(guest);
+        let client = ClientBuilder::new(DomId::DOM0, format!("{PATH}-{guest}"));
+        let mut client = client.connect(&their_xen, &their_store).unwrap();
+        server.wait_connected(soon()).unwrap();
+        world.stored.drop_connections(DomId::DOM0);
+        client.write_all(b"on").unwrap();
+        let mut got = [0; 2];
+        server.read_exact(&mut got).unwrap();
+        let later = Some(Instant::now() + Duration::from_secs(6));
+        let waited = server.read_deadline(&mut got, later);
+        assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
+        world.host.destroy_domain(guest).unwrap();
+        let ended = server.read_deadline(&mut got, soon());
+        assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+        drop((server, client));
+    }
+    drop(store);
+    world.host.assert_clean();
+}
+
+/// What a listener offers to a domain that ends without a client of its is no client.
+#[test]
+fn a_listener_accepts_nobody_when_a_domain_ends() {
+    let world = World::new();
+    let (xen, store) = world.dom0();
+    let mut listener = Listener::builder().listen(&xen, &store).unwrap();
+    listener.bind(world.guest, PATH).unwrap();
+    destroy(&world, world.guest);
+    let accepted = listener.accept(Some(Instant::now() + Duration::from_secs(7)));
+    assert!(matches!(accepted, Err(Error::TimedOut)), "{accepted:?}");
+    assert_eq!(listener.clients(), 0);
+    drop(listener);
+    world.host.assert_clean();
+}
+
+/// A server of domain 0 for a domain that the toolstack has not introduced yet.
+#[test]
+fn a_domain_that_is_not_introduced_yet_has_not_ended() {
+    let world = World::new();
+    let later = DomId::new(77);
+    let (xen, store) = world.dom0();
+    for watch in [None, Some(true)] {
+        let mut builder = ServerBuilder::new(later, PATH);
+        if let Some(watch) = watch {
+            builder = builder.watch_peer_domain(watch);
+        }
+        let mut server = builder.publish(&xen, &store).unwrap();
+        // The end of another is a word of an end.
+        let other = world.another();
+        world.stored.release(other);
+        let waited =
+            server.read_deadline(&mut [0; 4], Some(Instant::now() + Duration::from_secs(6)));
+        assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
+        assert_eq!(server.peer().unwrap(), PeerState::Waiting);
+    }
     world.end();
 }

@@ -150,6 +150,29 @@ fn a_task_accepts_the_client_behind_many_that_came_and_left() {
     }
 }
 
+/// Builders as they are, and no deadline.
+#[test]
+fn a_task_that_reads_ends_when_the_peers_domain_is_destroyed() {
+    for (name, runtime) in crate::tasks_events::runtimes() {
+        let world = World::new();
+        let (server, client) = world.pair(0, 0);
+        runtime.block_on(async {
+            let mut server = AsyncChannel::new(server).unwrap();
+            world.host.destroy_domain(world.guest).unwrap();
+            world.stored.release(world.guest);
+            let ended = timeout(LONG, server.read(&mut [0; 4])).await;
+            assert_eq!(
+                ended
+                    .unwrap_or_else(|_| panic!("asleep on {name}"))
+                    .unwrap(),
+                0
+            );
+        });
+        drop((runtime, client));
+        world.host.assert_clean();
+    }
+}
+
 /// Both futures, to their ends.
 pub(crate) async fn futures_join<A, B>(
     a: impl Future<Output = A>,

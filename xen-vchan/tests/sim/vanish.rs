@@ -139,3 +139,36 @@ fn a_domain_that_is_still_to_be_made_has_not_ended() {
     drop((client, server));
     world.host.assert_clean();
 }
+
+/// Builders as they are, between two domUs, whom the store does not tell anything: the server asks
+/// the hypervisor, its client the server's node.
+#[test]
+fn two_domus_notice_each_others_end_by_default() {
+    for server_ends in [false, true] {
+        let world = World::new();
+        let other = world.another();
+        let path = path_of(world.guest);
+        let (xen, store) = world.domu();
+        let mut server = ServerBuilder::new(other, &path)
+            .publish(&xen, &store)
+            .unwrap();
+        let (xen, store) = world.of(other);
+        let mut client = ClientBuilder::new(world.guest, &path)
+            .connect(&xen, &store)
+            .unwrap();
+        server.wait_connected(soon()).unwrap();
+        client.wait_connected(soon()).unwrap();
+        let ended = if server_ends {
+            let (_, toolstack) = world.dom0();
+            toolstack.rm(&path).unwrap();
+            world.stored.release(world.guest);
+            client.read_deadline(&mut [0; 4], soon())
+        } else {
+            world.host.destroy_domain(other).unwrap();
+            server.read_deadline(&mut [0; 4], soon())
+        };
+        assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+        drop((client, server));
+        world.host.assert_clean();
+    }
+}
