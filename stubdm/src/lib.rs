@@ -5,6 +5,7 @@
 //! | PID 1, or `stubdm-run init` | brings up the stubdomain and QEMU, watches over it, powers off when it ends | [`guest`] |
 //! | `vchan-socket-proxy …` | takes upstream's program's place on the host | [`proxy`] |
 //! | the device model's name, or `stubdm-run consoled` | serves a stubdomain's consoles in the place of a QEMU | [`consoled`] |
+//! | `stubdm-run supervise`, `restart` | starts the host's processes of a guest again | [`supervise`] |
 //! | `stubdm-run dmargs`, `image`, `qmp` and the like | shows what is on the host and makes what it needs | [`tools`] |
 //! | `stubdm-run sim` (feature `sim`) | shows all of this on a simulated host | `sim` |
 //!
@@ -25,4 +26,5 @@ pub mod proxy;
 pub mod rt;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod supervise;
 pub mod tools;

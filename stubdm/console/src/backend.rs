@@ -247,9 +247,10 @@ impl Backend {
         let mut pages = map(&self.xen, self.domain, &[reference], PageAccess::ReadWrite)?;
         let ends = ring::backend(pages.take_region())?;
         let channels = EventChannels::open(&self.xen)?;
-        let port = channels.bind_interdomain(self.domain, Port::new(port))?;
+        let bound = channels.bind_interdomain(self.domain, Port::new(port))?;
         let pacer = EventPacer::new(PACE);
-        Ok(Some(Link::new(ends, port, channels, pacer)))
+        let link = Link::new(ends, bound, channels, pacer);
+        Ok(Some(link.published(reference.as_u32(), port)))
     }
 
     /// Unmaps the ring and says so. Gives what the frontend has not taken out: it will want it from

@@ -26,6 +26,8 @@ pub struct Link {
     found: Option<bool>,
     /// The port stays masked until the pacer lets it be unmasked.
     masked: bool,
+    /// What the peer published: the grant reference and its port.
+    published: (u32, u32),
 }
 
 impl Link {
@@ -43,7 +45,21 @@ impl Link {
             pacer,
             found: None,
             masked: false,
+            published: (0, 0),
         }
+    }
+
+    /// With the numbers that the peer published.
+    pub(super) fn published(self, reference: u32, port: u32) -> Self {
+        Self {
+            published: (reference, port),
+            ..self
+        }
+    }
+
+    /// Returns the grant reference and the port that the peer published for this ring.
+    pub fn identity(&self) -> (u32, u32) {
+        self.published
     }
 
     /// Takes note of the peer's notifications, so that the next one makes the descriptor readable
@@ -88,12 +104,36 @@ impl Link {
     /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The link is of no more
     /// use.
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let got = self.consumer.read(buffer)?;
-        if got > 0 {
+        let got = self.peek(buffer)?;
+        self.consume(got)
+    }
+
+    /// Copies what is there into `buffer` and returns the count; 0 for nothing. The bytes stay in
+    /// the ring until [`consume`](Self::consume) gives their room back.
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read).
+    pub fn peek(&self, buffer: &mut [u8]) -> Result<usize> {
+        Ok(self.consumer.peek(buffer)?)
+    }
+
+    /// Gives the room of `len` bytes back to the peer, at most of those there are, and returns the
+    /// count.
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read).
+    pub fn consume(&mut self, len: usize) -> Result<usize> {
+        let len = self.consumer.consume(len)?;
+        if len > 0 {
             self.found = self.found.map(|_| true);
             self.port.notify()?;
         }
-        Ok(got)
+        Ok(len)
+    }
+
+    /// Returns the index of the next byte to read: it runs freely and wraps at 2³².
+    pub fn position(&self) -> u32 {
+        self.consumer.position()
     }
 
     /// Writes what fits and says how much that was; 0 for no room.

@@ -209,6 +209,17 @@ impl Consumer {
     /// # Errors
     /// [`Error`]; nothing was taken and the ring is of no more use.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let len = self.peek(buffer)?;
+        self.consume(len)?;
+        Ok(len)
+    }
+
+    /// Copies as much as there is and `buffer` holds, and returns the count. The bytes stay in the
+    /// ring, where the peer can change them: use the copy, then [`consume`](Self::consume).
+    ///
+    /// # Errors
+    /// [`Error`]; the ring is of no more use.
+    pub fn peek(&self, buffer: &mut [u8]) -> Result<usize, Error> {
         let len = self.available()?.min(buffer.len());
         if len == 0 {
             return Ok(0);
@@ -219,10 +230,27 @@ impl Consumer {
         self.ring
             .data
             .copy_out(second.0, tail.get_mut(..second.1).unwrap_or_default())?;
-        self.cons = self.cons.wrapping_add(len as u32);
-        // Release: the bytes have been read before the room is given back.
-        self.ring.cons.store(self.cons, Ordering::Release);
         Ok(len)
+    }
+
+    /// Gives the room of `len` bytes back, at most of those there are; returns the count. Notify
+    /// the peer if it was anything.
+    ///
+    /// # Errors
+    /// [`Error`]; the ring is of no more use.
+    pub fn consume(&mut self, len: usize) -> Result<usize, Error> {
+        let len = self.available()?.min(len);
+        if len > 0 {
+            self.cons = self.cons.wrapping_add(len as u32);
+            // Release: the bytes have been read before the room is given back.
+            self.ring.cons.store(self.cons, Ordering::Release);
+        }
+        Ok(len)
+    }
+
+    /// Returns the index of the next byte: it runs freely and wraps at 2³².
+    pub fn position(&self) -> u32 {
+        self.cons
     }
 }
 

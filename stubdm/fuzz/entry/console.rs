@@ -115,7 +115,7 @@ pub(crate) fn console(data: &[u8]) {
         let mut input = Input(data);
         let console = world.console(1 + u32::from(input.byte() % 4));
         let (xen, store) = &world.dom0;
-        let mut service = Service::open(xen, store, world.guest, &console, LIMIT).unwrap();
+        let mut service = Service::open(xen, store, world.guest, &console, LIMIT, None).unwrap();
         // Times are an argument: those between two connections pass at once.
         let mut now = Instant::now();
         let mut turn = |service: &mut Service| {

@@ -1,17 +1,18 @@
 //! A console's log: a file that is emptied first, as QEMU does, and never grows without bound.
 //!
 //! A file that would exceed its limit becomes `PATH.old`, in the place of the one before, and a new
-//! one is begun: the two hold the newest bytes, at least as many as the limit. Bytes that cannot be
-//! written (a full disk) are left out, and reported once until a write succeeds again.
+//! one is begun: the two hold the newest bytes, at least as many as the limit. Others may rotate it
+//! as well ([`crate::rt::log_file`]). Bytes that cannot be written (a full disk) are left out, and
+//! reported once until a write succeeds again.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Instant;
 
 use tracing::warn;
 
 use crate::libxl::output::with_suffix;
+use crate::rt::log_file::AppendFile;
 
 /// The largest log of a console unless said otherwise, in bytes.
 pub const LIMIT: u64 = 16 << 20;
@@ -19,68 +20,66 @@ pub const LIMIT: u64 = 16 << 20;
 /// The mode of a new log: as QEMU's umask leaves it on most hosts, and no wider on any.
 const MODE: u32 = 0o644;
 
-/// Opens a file of dom0's and empties it; made with `mode` if it is not there.
-pub(super) fn open(path: &Path, mode: u32) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(true).mode(mode);
-    // Not waited for, whatever it turns out to be.
-    options
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-}
-
 /// The file.
 #[derive(Debug)]
 pub struct LogFile {
-    path: PathBuf,
-    file: File,
-    size: u64,
+    file: AppendFile,
     limit: u64,
     lost: u64,
 }
 
 impl LogFile {
-    /// Opens and empties it.
+    /// Opens it; empties it unless it is `kept`.
     ///
     /// # Errors
     /// The system's.
-    pub fn create(path: &Path, limit: u64) -> io::Result<Self> {
+    pub fn open(path: &Path, limit: u64, kept: bool) -> io::Result<Self> {
         Ok(Self {
-            path: path.to_owned(),
-            file: open(path, MODE)?,
-            size: 0,
+            file: AppendFile::open(path, MODE, kept)?,
             limit: limit.max(1),
             lost: 0,
         })
     }
 
+    /// The file with its length.
+    pub fn file(&self) -> &AppendFile {
+        &self.file
+    }
+
     /// Writes all of `bytes`, or says in our own log why not.
     pub fn take(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.write(bytes) {
+        if let Err(error) = self.file.follow(Instant::now()) {
+            let path = self.file.path().display();
             if self.lost == 0 {
-                warn!("writing {}: {error}", self.path.display());
+                warn!("{path} was moved, and no new one can be made: {error}");
+            }
+        }
+        if let Err(error) = self.write(bytes) {
+            let path = self.file.path().display();
+            if self.lost == 0 {
+                warn!("writing {path}: {error}");
             }
             self.lost += bytes.len() as u64;
         } else if self.lost > 0 {
-            warn!("{}: {} bytes were lost", self.path.display(), self.lost);
+            let path = self.file.path().display();
+            warn!("{path}: {} bytes were lost", self.lost);
             self.lost = 0;
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let size = self.file.len()?;
         let length = bytes.len() as u64;
-        if self.size > 0 && self.size.saturating_add(length) > self.limit {
-            match std::fs::rename(&self.path, with_suffix(&self.path, ".old")) {
-                // Somebody took it away, or the new one could not be made the last time.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
+        if size > 0 && size.saturating_add(length) > self.limit {
+            // Another one may have taken the name since the last look.
+            self.file.renew()?;
+            if self.file.len()?.saturating_add(length) > self.limit {
+                let path = self.file.path();
+                std::fs::rename(path, with_suffix(path, ".old"))?;
+                self.file.renew()?;
             }
-            self.file = open(&self.path, MODE)?;
-            self.size = 0;
         }
-        self.file.write_all(bytes)?;
-        self.size += length;
-        Ok(())
+        self.file.write_all(bytes)
     }
 }
 
@@ -93,7 +92,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, "of an earlier guest").unwrap();
-        let mut log = LogFile::create(&path, 100).unwrap();
+        let mut log = LogFile::open(&path, 100, false).unwrap();
         let mut all = String::new();
         for n in 0..1000 {
             let line = format!("line {n}\n");
@@ -115,7 +114,7 @@ mod tests {
     fn a_log_whose_name_somebody_took_is_begun_anew_at_its_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = LogFile::create(&path, 10).unwrap();
+        let mut log = LogFile::open(&path, 10, false).unwrap();
         log.take(b"before");
         std::fs::remove_file(&path).unwrap();
         log.take(b"after that");
@@ -125,14 +124,69 @@ mod tests {
 
     #[test]
     fn a_full_disk_loses_bytes_and_nothing_else() {
-        let mut log = LogFile::create(Path::new("/dev/full"), 1 << 20).unwrap();
+        let mut log = LogFile::open(Path::new("/dev/full"), 1 << 20, false).unwrap();
         log.take(b"abc");
         log.take(b"de");
-        assert_eq!((log.lost, log.size), (5, 0));
+        assert_eq!(log.lost, 5);
         let dir = tempfile::tempdir().unwrap();
-        log.file = open(&dir.path().join("l"), MODE).unwrap();
+        log.file = AppendFile::open(&dir.path().join("l"), MODE, false).unwrap();
         log.take(b"f");
-        assert_eq!((log.lost, log.size), (0, 1));
-        assert!(LogFile::create(&dir.path().join("no/such"), 1).is_err());
+        assert_eq!((log.lost, log.file.len().unwrap()), (0, 1));
+        assert!(LogFile::open(&dir.path().join("no/such"), 1, false).is_err());
+    }
+
+    /// As `logrotate` does with `copytruncate`.
+    #[test]
+    fn a_log_that_others_cut_has_no_hole_and_the_limit_counts_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogFile::open(&path, 100, false).unwrap();
+        for _ in 0..10 {
+            log.take(&[b'a'; 90]);
+            let cut = std::fs::File::options().write(true).open(&path).unwrap();
+            cut.set_len(0).unwrap();
+            log.take(b"after");
+            assert_eq!(std::fs::read(&path).unwrap(), b"after");
+            cut.set_len(0).unwrap();
+        }
+        assert!(!with_suffix(&path, ".old").exists(), "never over its limit");
+    }
+
+    /// As `logrotate` does without; with `create`, and without.
+    #[test]
+    fn a_log_that_others_moved_is_gone_on_with_at_its_name() {
+        for create in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let mut log = LogFile::open(&path, 1 << 20, false).unwrap();
+            log.take(b"before");
+            let moved = dir.path().join("log.1");
+            std::fs::rename(&path, &moved).unwrap();
+            if create {
+                std::fs::write(&path, "").unwrap();
+            }
+            let mut sent = 0;
+            let deadline = Instant::now() + std::time::Duration::from_secs(10);
+            while std::fs::read(&path).unwrap_or_default().is_empty() {
+                assert!(Instant::now() < deadline, "nothing reaches the new file");
+                log.take(b"x");
+                sent += 1;
+            }
+            let all = [
+                std::fs::read(&moved).unwrap(),
+                std::fs::read(&path).unwrap(),
+            ]
+            .concat();
+            assert_eq!(all.len(), 6 + sent, "every byte is in one of them");
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_kept_goes_on_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        LogFile::open(&path, 100, false).unwrap().take(b"one ");
+        LogFile::open(&path, 100, true).unwrap().take(b"two");
+        assert_eq!(std::fs::read(&path).unwrap(), b"one two");
     }
 }

@@ -17,7 +17,8 @@
 //! |---|---|
 //! | [`argv`] | which command line of QEMU's asks for consoles only |
 //! | [`exec`] | serve, or hand over to QEMU |
-//! //! | [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
+//! | [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
+//! | [`position`] | how far the bytes went, for another `consoled` |
 //! | [`service`] | one console: its ring on one side, its sink on the other |
 //! | [`qmp`], [`monitor`] | the few questions libxl asks, and the sockets they come through |
 //! | [`run`] | the loop |
@@ -33,6 +34,7 @@ pub mod argv;
 pub mod exec;
 pub mod logfile;
 pub mod monitor;
+pub mod position;
 pub mod pty;
 pub mod qmp;
 pub mod run;

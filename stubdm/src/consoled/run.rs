@@ -4,7 +4,8 @@
 //! that QMP answers. The end comes by SIGHUP, SIGTERM or SIGINT, by `quit`, or with the domain;
 //! what is still in the rings is taken out first, so that a domain's last words are in its log. The
 //! states in the store stay as they are then: the domain is about to go, or another `consoled` goes
-//! on with the same rings.
+//! on with the same rings. One that was killed is started again ([`crate::supervise`]), and goes on
+//! at the byte where it stopped ([`super::position`]).
 
 use std::io;
 use std::path::PathBuf;
@@ -19,15 +20,18 @@ use xen_sys::{DomId, Xen};
 use super::logfile;
 use super::monitor::Monitor;
 use super::qmp::Facts;
-use super::service::Service;
-use crate::libxl::discover::{Console, Discovered, consoles};
+use super::service::{Place, Service};
+use crate::libxl::discover::{Console, Discovered, consoles, consoles_again};
 use crate::libxl::lifetime::DomainWatch;
 use crate::libxl::store::domid;
+use crate::proxy::counters;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, Progress, Stop, Task};
 use crate::rt::log;
 use crate::rt::poll::{Interest, earlier};
 use crate::rt::signals::Signals;
+use crate::supervise::record::Kind;
+use crate::supervise::service::{self, Resume};
 
 /// How long the last of what is in the rings may take.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -47,6 +51,12 @@ pub struct ConsoledOptions {
     /// Log everything to stderr
     #[arg(short, long)]
     pub verbose: bool,
+    /// The folder of the records by which it is started again, instead of /run/stubdm
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub folder: Option<PathBuf>,
+    /// Go on where another one was killed
+    #[arg(long, hide = true, value_name = "FD|-")]
+    pub resume: Option<Resume>,
 }
 
 /// Serves the consoles until a signal or the domain's end.
@@ -54,10 +64,33 @@ pub struct ConsoledOptions {
 /// # Errors
 /// What kept it from starting.
 pub fn run(options: &ConsoledOptions) -> Result<()> {
+    let folder = || Some(PathBuf::from(counters::FOLDER));
+    let options = &ConsoledOptions {
+        folder: options.folder.clone().or_else(folder),
+        ..options.clone()
+    };
+    run_on(options, || {
+        let xen = Xen::open().context("no Xen here")?;
+        let store = Store::open(&xen).context("no store")?;
+        Ok((xen, store))
+    })
+}
+
+/// As [`run`], on the host and the store that `open` leads to.
+///
+/// # Errors
+/// As [`run`], and those of `open`.
+pub fn run_on(
+    options: &ConsoledOptions,
+    open: impl FnOnce() -> Result<(Xen, Store)>,
+) -> Result<()> {
     log::to_stderr(options.verbose);
-    let xen = Xen::open().context("no Xen here")?;
-    let store = Store::open(&xen).context("no store")?;
-    let found = match consoles(&store, options.domain).context("the store")? {
+    let (xen, store) = open()?;
+    let found = match options.resume {
+        Some(_) => consoles_again(&store, options.domain),
+        None => consoles(&store, options.domain),
+    };
+    let found = match found.context("the store")? {
         Discovered::Consoles(found) if found.is_empty() => {
             let domain = options.domain;
             return Err(Failure::new(format_args!(
@@ -81,6 +114,16 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
         .context("taking over signals")?;
     let domain = options.domain;
     let mut lifetime = DomainWatch::of(store, domain)?;
+    let resume = options.resume.is_some();
+    let folder = options.folder.as_deref();
+    // No two take bytes out of one ring.
+    let claim = service::claim(store, folder, Kind::Consoled, domain, resume, None)?;
+    let uuid = service::uuid(store, domain);
+    let place = claim.as_ref().zip(folder).map(|(_, folder)| Place {
+        folder,
+        uuid: &uuid,
+        resume,
+    });
     let mut server = Server {
         monitors: Vec::new(),
         services: Vec::new(),
@@ -93,17 +136,21 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
             domain,
             console,
             options.log_limit,
+            place,
         )?);
     }
     for path in &options.qmp {
         server.monitors.push(Monitor::listen(path)?);
     }
     let state = format!("/local/domain/0/device-model/{domain}/state");
-    store.write(&state, "running").context(&state)?;
+    service::announce(store, &state, "running", resume).context(&state)?;
     info!("serving {} consoles of domain {domain}", found.len());
     let stops: &mut [&mut dyn Stop] = &mut [&mut &signals, &mut lifetime];
     let ended = event_loop::run(&mut server, stops).context("waiting")?;
     server.finish(&ended.unwrap_or_else(|| "asked to end".to_owned()));
+    for service in &mut server.services {
+        service.forget();
+    }
     Ok(())
 }
 

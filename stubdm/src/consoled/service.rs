@@ -1,18 +1,21 @@
 //! One console: what comes out of its ring goes to its sink, and what the sink has goes into the
 //! ring.
 
+use std::path::Path;
 use std::time::Instant;
 
 use tracing::{info, warn};
 use xen_console::ready::{self, Gate};
 use xen_console::ring::{IN_SIZE, OUT_SIZE};
-use xen_console::{Backend, Error, State};
+use xen_console::{Backend, Error, Link, State};
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
+use super::position::{Position, PositionFile};
 use super::sink::Sink;
 use crate::libxl::discover::Console;
 use crate::rt::error::{Context, Result};
+use crate::rt::log_file::AppendFile;
 use crate::rt::poll::{Interest, earlier, readable};
 
 /// How many times the ring is emptied before the other consoles have their turn.
@@ -35,6 +38,30 @@ pub struct Service {
     gate: Gate,
     /// The store has failed: the ring goes on without.
     deaf: bool,
+    progress: Option<Progress>,
+}
+
+/// How far the console has been written, for another that goes on.
+#[derive(Debug)]
+struct Progress {
+    file: PositionFile,
+    domain: u32,
+    /// The position of the one before, until the ring is connected.
+    before: Option<Position>,
+    /// The ring that the position's index is of.
+    ring: Option<(u32, u32)>,
+    failed: bool,
+}
+
+/// Where a console's position is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The folder.
+    pub folder: &'a Path,
+    /// The domain's UUID.
+    pub uuid: &'a str,
+    /// Another `consoled` served the same console before: go on where it stopped.
+    pub resume: bool,
 }
 
 impl Service {
@@ -49,6 +76,7 @@ impl Service {
         domain: DomId,
         console: &Console,
         limit: u64,
+        place: Option<Place<'_>>,
     ) -> Result<Self> {
         let Console {
             number,
@@ -57,7 +85,14 @@ impl Service {
             output,
         } = console;
         let what = format!("console {number}, {output:?}");
-        let sink = Sink::open(output, *number, limit).context(&what)?;
+        let progress = place.map(|place| Progress::open(place, domain, *number));
+        let progress = progress.transpose().context(&what)?;
+        let before = progress.as_ref().and_then(|p| p.before.as_ref());
+        let kept = place.is_some_and(|place| place.resume);
+        let mut sink = Sink::open(output, *number, limit, kept).context(&what)?;
+        if let (Sink::State(state), Some(before)) = (&mut sink, before) {
+            state.resume(&before.state);
+        }
         if let Some(terminal) = sink.terminal().and_then(|name| name.to_str()) {
             let node = format!("{frontend}/tty");
             let ours = Permissions::owner_none(DomId::DOM0).grant_read(domain);
@@ -81,7 +116,15 @@ impl Service {
             pending: Vec::new(),
             complaints: 0,
             deaf: false,
+            progress,
         })
+    }
+
+    /// Forgets how far it was written: the domain is gone.
+    pub fn forget(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.file.remove();
+        }
     }
 
     /// The console's number.
@@ -153,16 +196,23 @@ impl Service {
         let Some(link) = self.backend.link() else {
             return Ok(false);
         };
+        if let Some(progress) = &mut self.progress {
+            progress.connected(link, &mut self.sink)?;
+        }
         let mut buffer = [0; OUT_SIZE];
         for _ in 0..ROUNDS {
-            let count = link.try_read(&mut buffer)?;
+            let count = link.peek(&mut buffer)?;
             if count == 0 {
                 return Ok(false);
             }
-            // Before the next reading: what a filler pushes out of the ring has been written.
+            // Before the room is given back: what a filler pushes out of the ring has been written.
             let bytes = buffer.get(..count).unwrap_or_default();
             self.gate.heard(bytes);
             self.sink.take(bytes);
+            if let Some(progress) = &mut self.progress {
+                progress.write(link.position().wrapping_add(count as u32), &self.sink);
+            }
+            link.consume(count)?;
         }
         Ok(true)
     }
@@ -225,6 +275,61 @@ impl Service {
         }
         if self.complaints == COMPLAINTS {
             warn!("console {number}: no more of this is told");
+        }
+    }
+}
+
+impl Progress {
+    fn open(place: Place<'_>, domain: DomId, number: u32) -> std::io::Result<Self> {
+        let uuid = crc32fast::hash(place.uuid.as_bytes());
+        let file = PositionFile::open(place.folder, domain.as_u16(), number, place.resume)?;
+        Ok(Self {
+            before: file.read().filter(|before| before.domain == uuid),
+            file,
+            domain: uuid,
+            ring: None,
+            failed: false,
+        })
+    }
+
+    /// Compares the ring with the position of the one before, once it is connected.
+    fn connected(&mut self, link: &mut Link, sink: &mut Sink) -> xen_console::Result<()> {
+        let ring = link.identity();
+        if self.ring.replace(ring) == Some(ring) {
+            return Ok(());
+        }
+        if let Some(before) = self.before.take() {
+            let ahead = before.index.wrapping_sub(link.position()) as usize;
+            if (before.reference, before.port) == ring && ahead <= OUT_SIZE {
+                let cut = |file: &AppendFile| file.cut(before.file, OUT_SIZE as u64);
+                if ahead > 0 {
+                    link.consume(ahead)?;
+                } else if let Some(Err(error)) = sink.file().map(cut) {
+                    warn!("cutting a console's file: {error}");
+                }
+                if let Sink::State(state) = sink {
+                    state.resume(&before.state);
+                }
+            }
+        }
+        self.write(link.position(), sink);
+        Ok(())
+    }
+
+    /// Writes that the ring's bytes up to `index` are in the sink.
+    fn write(&mut self, index: u32, sink: &Sink) {
+        let mut position = Position::new(self.domain, self.ring.unwrap_or_default());
+        position.index = index;
+        if let Some(Ok(file)) = sink.file().map(AppendFile::identity) {
+            position.file = file;
+        }
+        if let Sink::State(state) = sink {
+            position.state = state.position();
+        }
+        if let Err(error) = self.file.write(position) {
+            if !std::mem::replace(&mut self.failed, true) {
+                warn!("writing a console's position: {error}");
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use super::pty::Pty;
 use super::statefile::StateFile;
 use crate::libxl::discover::SAVE;
 use crate::libxl::output::Output;
+use crate::rt::log_file::AppendFile;
 use crate::rt::poll::Interest;
 
 /// The far side of a console.
@@ -31,15 +32,16 @@ pub enum Sink {
 
 impl Sink {
     /// Opens what `output` says for the console of that number. A log is limited to `limit` bytes.
+    /// Files are emptied unless they are `kept`.
     ///
     /// # Errors
     /// The system's.
-    pub fn open(output: &Output, number: u32, limit: u64) -> io::Result<Self> {
+    pub fn open(output: &Output, number: u32, limit: u64, kept: bool) -> io::Result<Self> {
         Ok(match output {
             Output::Null => Self::Null,
             Output::Pty => Self::Pty(Box::new(Pty::open()?)),
-            Output::File(path) if number == SAVE => Self::State(StateFile::create(path)?),
-            Output::File(path) => Self::Log(LogFile::create(path, limit)?),
+            Output::File(path) if number == SAVE => Self::State(StateFile::open(path, kept)?),
+            Output::File(path) => Self::Log(LogFile::open(path, limit, kept)?),
             Output::Pipe(path) => Self::Source(Some(source(path)?)),
         })
     }
@@ -48,6 +50,15 @@ impl Sink {
     pub fn terminal(&self) -> Option<&Path> {
         match self {
             Self::Pty(pty) => Some(pty.name()),
+            _ => None,
+        }
+    }
+
+    /// The file that the domain's bytes go to, if it is one.
+    pub fn file(&self) -> Option<&AppendFile> {
+        match self {
+            Self::Log(log) => Some(log.file()),
+            Self::State(state) => Some(state.file()),
             _ => None,
         }
     }
@@ -109,24 +120,35 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resume");
         std::fs::write(&path, [7; 3000]).unwrap();
-        let mut sink = Sink::open(&Output::Pipe(path.clone()), 2, 1).unwrap();
+        let mut sink = Sink::open(&Output::Pipe(path.clone()), 2, 1, false).unwrap();
         // As libxl does once we run.
         std::fs::remove_file(&path).unwrap();
         sink.take(b"ignored");
         let mut buffer = [0; 1024];
         let counts: Vec<usize> = (0..5).map(|_| sink.give(&mut buffer)).collect();
         assert_eq!(counts, [1024, 1024, 952, 0, 0]);
-        assert!(Sink::open(&Output::Pipe(path), 2, 1).is_err());
+        assert!(Sink::open(&Output::Pipe(path), 2, 1, false).is_err());
     }
 
     #[test]
     fn the_number_says_what_a_file_is_for() {
         let dir = tempfile::tempdir().unwrap();
         let output = Output::File(dir.path().join("f"));
-        assert!(matches!(Sink::open(&output, 0, 1).unwrap(), Sink::Log(_)));
-        assert!(matches!(Sink::open(&output, 1, 1).unwrap(), Sink::State(_)));
-        assert!(Sink::open(&output, 3, 1).unwrap().terminal().is_none());
-        let pty = Sink::open(&Output::Pty, 3, 1).unwrap();
+        assert!(matches!(
+            Sink::open(&output, 0, 1, false).unwrap(),
+            Sink::Log(_)
+        ));
+        assert!(matches!(
+            Sink::open(&output, 1, 1, false).unwrap(),
+            Sink::State(_)
+        ));
+        assert!(
+            Sink::open(&output, 3, 1, false)
+                .unwrap()
+                .terminal()
+                .is_none()
+        );
+        let pty = Sink::open(&Output::Pty, 3, 1, false).unwrap();
         assert!(pty.terminal().unwrap().starts_with("/dev/pts"));
     }
 }

@@ -11,16 +11,15 @@
 //! is no longer than [`STATE_MAX`] and a header: a record cannot say more, and what follows of
 //! other streams is left out.
 
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 
 use crc32fast::Hasher;
 use tracing::{info, warn};
 
-use super::logfile::open;
+use super::position::StatePosition;
 use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
+use crate::rt::log_file::{AppendFile, is_at};
 
 /// A state holds the guest's data: nobody else may read it.
 const MODE: u32 = 0o600;
@@ -48,8 +47,7 @@ enum Place {
 /// The file.
 #[derive(Debug)]
 pub struct StateFile {
-    path: PathBuf,
-    file: File,
+    file: AppendFile,
     size: u64,
     place: Place,
     /// Why what comes is not written any more: until the next record.
@@ -64,14 +62,69 @@ impl StateFile {
     /// # Errors
     /// The system's.
     pub fn create(path: &Path) -> io::Result<Self> {
+        Self::open(path, false)
+    }
+
+    /// Opens it, to go on with what is in it if it is `kept`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(path: &Path, kept: bool) -> io::Result<Self> {
+        let file = AppendFile::open(path, MODE, kept)?;
         Ok(Self {
-            path: path.to_owned(),
-            file: open(path, MODE)?,
-            size: 0,
+            size: file.len()?,
+            file,
             place: Place::Before(Vec::new()),
             broken: false,
             lines: 0,
         })
+    }
+
+    /// The file with its length.
+    pub fn file(&self) -> &AppendFile {
+        &self.file
+    }
+
+    /// Where in the stream the next byte is.
+    pub fn position(&self) -> StatePosition {
+        let mut position = StatePosition {
+            broken: self.broken.into(),
+            ..StatePosition::default()
+        };
+        match &self.place {
+            Place::Before(head) => {
+                position.left = head.len() as u64;
+                for (to, byte) in position.head.iter_mut().zip(head) {
+                    *to = *byte;
+                }
+            }
+            Place::State { header, left, crc } => {
+                (position.kind, position.left) = (1, *left);
+                position.head = header.encode();
+                position.crc = crc.clone().finalize();
+            }
+            Place::Filler(left) => (position.kind, position.left) = (2, *left),
+            Place::Plain => position.kind = 3,
+        }
+        position
+    }
+
+    /// Goes on there. What is no position of this version begins a stream.
+    pub fn resume(&mut self, position: &StatePosition) {
+        let head = position.head;
+        let left = usize::try_from(position.left).unwrap_or(HEADER);
+        self.broken = position.broken != 0;
+        self.size = self.file.len().unwrap_or(STATE_MAX);
+        self.place = match (position.kind, Header::decode(&head)) {
+            (1, Some(header)) if (1..=header.length).contains(&position.left) => Place::State {
+                header,
+                left: position.left,
+                crc: Hasher::new_with_initial_len(position.crc, header.length - position.left),
+            },
+            (2, _) => after_filler(position.left),
+            (3, _) => Place::Plain,
+            _ => Place::Before(head.get(..left).unwrap_or_default().to_vec()),
+        };
     }
 
     /// Takes what came, to the last byte; what cannot be written is said in our own log.
@@ -156,7 +209,7 @@ impl StateFile {
         } else if !self.broken && self.may_tell() {
             info!(
                 "save {number}: {length} bytes are in {}",
-                self.path.display()
+                self.file.path().display()
             );
         }
         after_filler(header.filler.into())
@@ -164,15 +217,11 @@ impl StateFile {
 
     /// An empty file at our path: libxl may have removed the one there was.
     fn renew(&mut self) -> io::Result<()> {
-        let same =
-            |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        let there =
-            std::fs::metadata(&self.path).and_then(|meta| Ok(same(meta, self.file.metadata()?)));
-        if there.unwrap_or(false) {
-            self.file.set_len(0)?;
-            self.file.seek(SeekFrom::Start(0))?;
+        if is_at(self.file.file(), self.file.path()).unwrap_or(false) {
+            self.file.file().set_len(0)?;
         } else {
-            self.file = open(&self.path, MODE)?;
+            self.file.renew()?;
+            self.file.file().set_len(0)?;
         }
         self.size = 0;
         Ok(())
@@ -200,7 +249,7 @@ impl StateFile {
         if self.may_tell() {
             warn!(
                 "writing {}: {error}; this state is lost",
-                self.path.display()
+                self.file.path().display()
             );
         }
     }
@@ -209,7 +258,7 @@ impl StateFile {
     fn may_tell(&mut self) -> bool {
         self.lines = self.lines.saturating_add(1);
         if self.lines == LINES {
-            warn!("{}: no more of this is told", self.path.display());
+            warn!("{}: no more of this is told", self.file.path().display());
         }
         self.lines < LINES
     }
@@ -227,6 +276,7 @@ mod tests {
     use super::*;
     use crate::libxl::state_record::FILLER;
     use crc32fast::hash as crc32;
+    use std::os::unix::fs::MetadataExt;
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
@@ -279,6 +329,28 @@ mod tests {
                 );
                 assert!(matches!(&file.place, Place::Before(head) if head.is_empty()));
             }
+        }
+    }
+
+    #[test]
+    fn another_goes_on_at_every_byte_of_the_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (first, _) = record(1, &[7; 100]);
+        let (second, kept) = record(2, b"QEVM second");
+        let sent = [first, second].concat();
+        let end = sent.len() - FILLER as usize;
+        for at in (0..300).chain(end - 200..end) {
+            let mut file = StateFile::create(&path).unwrap();
+            file.take(&sent[..at]);
+            let position = file.position();
+            drop(file);
+            let mut next = StateFile::open(&path, true).unwrap();
+            next.resume(&position);
+            next.take(&sent[at..end]);
+            assert!(std::fs::read(&path).unwrap() == kept, "at {at}");
+            next.take(&sent[end..]);
+            assert!(matches!(&next.place, Place::Before(head) if head.is_empty()));
         }
     }
 
@@ -364,9 +436,9 @@ mod tests {
         let mut file = StateFile::create(&path).unwrap();
         let (sent, kept) = record(1, &[5; 5000]);
         file.take(&sent[..1000]);
-        file.file = open(Path::new("/dev/full"), MODE).unwrap();
+        file.file = AppendFile::open(Path::new("/dev/full"), MODE, true).unwrap();
         file.take(&sent[1000..2000]);
-        file.file = File::options().append(true).open(&path).unwrap();
+        file.file = AppendFile::open(&path, MODE, true).unwrap();
         file.take(&sent[2000..]);
         assert_eq!(std::fs::read(&path).unwrap(), kept[..1000]);
         let (sent, kept) = record(2, b"QEVM");

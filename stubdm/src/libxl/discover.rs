@@ -70,6 +70,19 @@ pub fn discover(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
 /// # Errors
 /// The store's.
 pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
+    consoles_with(store, domain, false)
+}
+
+/// As [`consoles`], for a domain whose consoles were served before: libxl has removed the file of
+/// a restored state by now.
+///
+/// # Errors
+/// The store's.
+pub fn consoles_again(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
+    consoles_with(store, domain, true)
+}
+
+fn consoles_with(store: &Store, domain: DomId, again: bool) -> xen_store::Result<Discovered> {
     let folder = format!("/local/domain/0/backend/console/{domain}");
     let mut found = Vec::new();
     for name in list(store, &folder)? {
@@ -84,7 +97,11 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
             continue;
         }
         let word = trusted::read(store, &format!("{frontend}/output"))?.unwrap_or_default();
-        match Output::parse(&word) {
+        let output = Output::parse(&word).map(|output| match output {
+            Output::Pipe(_) if again => Output::Null,
+            other => other,
+        });
+        match output {
             Some(output) if output.is_plain() => found.push(Console {
                 number,
                 path,

@@ -13,6 +13,7 @@
 pub mod consoles;
 pub mod discover;
 pub mod dm_argv;
+pub mod domains;
 pub mod guest;
 pub mod lifetime;
 pub mod output;

@@ -165,11 +165,14 @@ pub struct CounterFile {
 }
 
 impl CounterFile {
-    /// Makes the file for the proxy to one domain.
+    /// Makes the file for the proxy to one domain; with `resume` it goes on with the counters of a
+    /// proxy that was killed.
     ///
     /// # Errors
     /// The system's: the folder or the file cannot be made.
-    pub fn open(folder: &Path, domain: u16) -> io::Result<Self> {
+    pub fn open(folder: &Path, domain: u16, resume: bool) -> io::Result<Self> {
+        let before = resume.then(|| read(folder, domain)).flatten();
+        let before = before.unwrap_or_default().counters;
         // Whatever the umask: nobody else puts a file there.
         match DirBuilder::new().mode(0o755).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -187,13 +190,14 @@ impl CounterFile {
             .open(&path)?;
         let told = Told {
             pid: std::process::id(),
+            counters: before,
             ..Told::default()
         };
         let mut counter_file = Self {
             file,
             path,
             told,
-            before: Counters::default(),
+            before,
         };
         counter_file.write()?;
         Ok(counter_file)
@@ -220,6 +224,11 @@ impl Drop for CounterFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Removes the file of a proxy that is gone.
+pub fn remove(folder: &Path, domain: u16) {
+    let _ = fs::remove_file(file(folder, domain));
 }
 
 fn file(folder: &Path, domain: u16) -> PathBuf {

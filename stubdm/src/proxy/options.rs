@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::proxy::sandbox::Inherited;
+use crate::supervise::service::Resume;
 
 /// Which end of the vchan this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,6 +76,9 @@ pub struct ProxyOptions {
     /// The folder of the file that `stubdm-run status` reads, instead of /run/stubdm
     #[arg(long, value_name = "DIR")]
     pub counters: Option<PathBuf>,
+    /// Go on where another one was killed
+    #[arg(long, hide = true, value_name = "FD|-")]
+    pub resume: Option<Resume>,
     /// Be that process
     #[arg(long, hide = true, value_name = "DESCRIPTORS")]
     pub caged: Option<Inherited>,

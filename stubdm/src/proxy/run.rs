@@ -2,9 +2,9 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
@@ -26,11 +26,13 @@ use crate::proxy::policy::HostPolicy;
 use crate::proxy::{driver, sandbox};
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, Stop, Task};
-use crate::rt::listener::{SocketFile, bind};
+use crate::rt::listener::{SocketFile, bind, bind_over};
 use crate::rt::signals::Signals;
 use crate::rt::stream::{Stream, set_nonblocking};
 use crate::rt::vchan::Vchan;
 use crate::rt::{fd, log};
+use crate::supervise::record::{Claim, Kind};
+use crate::supervise::service::{self, Resume};
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
 ///
@@ -76,10 +78,16 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     let socket = Socket::parse(&options.socket);
     match options.mode {
         Mode::Client => {
-            let (clients, file) = clients(socket)?;
+            let path = match &socket {
+                Socket::Path(path) => Some(path.clone()),
+                _ => None,
+            };
+            let (clients, file) = clients(socket, options.resume)?;
             let mut world = World::open(domid, open)?;
+            let claim = claim(&world, options, &clients, path)?;
             let result = serve_clients(&mut world, options, policy, clients, &signals);
-            drop(file);
+            // After it nobody starts this process again.
+            drop((file, claim));
             result
         }
         Mode::Server => {
@@ -88,6 +96,30 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
             serve_vchan(&world, options, backend, &signals)
         }
     }
+}
+
+/// Records the proxy that libxl started for a guest: it waits for no other's state.
+fn claim(
+    world: &World,
+    options: &ProxyOptions,
+    clients: &Clients,
+    path: Option<PathBuf>,
+) -> Result<Option<Claim>> {
+    let libxls = options.state_path.is_some() && Payload::of_node(&options.node) == Payload::Qmp;
+    let (Clients::Socket(listener), Some(path), true) = (clients, path, libxls) else {
+        return Ok(None);
+    };
+    let listener = (path, listener.as_fd().as_raw_fd());
+    let folder = options.counters.as_deref();
+    let resume = options.resume.is_some();
+    service::claim(
+        &world.store,
+        folder,
+        Kind::Proxy,
+        world.domid,
+        resume,
+        Some(listener),
+    )
 }
 
 /// The policy, if there is to be one.
@@ -148,12 +180,11 @@ impl World {
         })
     }
 
-    fn announce(&self, state_path: Option<&String>) -> Result<()> {
+    fn announce(&self, state_path: Option<&String>, resume: bool) -> Result<()> {
         let Some(path) = state_path else {
             return Ok(());
         };
-        self.store
-            .write(path, "running")
+        service::announce(&self.store, path, "running", resume)
             .context(format_args!("writing {path}"))
     }
 }
@@ -174,14 +205,16 @@ fn serve_clients(
         None => "all bytes pass unread both ways".to_owned(),
     };
     let folder = options.counters.as_ref().filter(|_| policy.is_some());
-    let counter_file = folder.and_then(|folder| match CounterFile::open(folder, options.domid) {
-        Ok(counter_file) => Some(counter_file),
-        Err(error) => {
-            info!(
-                "stubdm-run status will not know: {}: {error}",
-                folder.display()
-            );
-            None
+    let counter_file = folder.and_then(|folder| {
+        match CounterFile::open(folder, options.domid, options.resume.is_some()) {
+            Ok(counter_file) => Some(counter_file),
+            Err(error) => {
+                info!(
+                    "stubdm-run status will not know: {}: {error}",
+                    folder.display()
+                );
+                None
+            }
         }
     });
     if payload == Payload::Qmp {
@@ -190,7 +223,9 @@ fn serve_clients(
     let saves = Box::new(connect.saves());
     let mut task: Box<dyn Task> = match options.cage {
         Caging::On => {
-            let arguments = std::env::args_os().collect();
+            let arguments = std::env::args_os()
+                .filter(|word| !service::is_option(word))
+                .collect();
             Box::new(Broker::start(
                 connect,
                 saves,
@@ -212,7 +247,7 @@ fn serve_clients(
             driver(clients, connect, payload, filter, seed())
         }
     };
-    world.announce(options.state_path.as_ref())?;
+    world.announce(options.state_path.as_ref(), options.resume.is_some())?;
     info!(
         "serving {} of domain {}: {passes}",
         options.node, world.domid
@@ -242,7 +277,7 @@ fn serve_vchan(
         Payload::of_node(&options.node),
     )
     .with_marker(options.reconnect_marker);
-    world.announce(options.state_path.as_ref())?;
+    world.announce(options.state_path.as_ref(), options.resume.is_some())?;
     info!("offering {} to domain {}", options.node, world.domid);
     let ended = event_loop::run(&mut server, &mut [&mut &*signals]).context("the vchan")?;
     if let Some(reason) = ended {
@@ -251,10 +286,13 @@ fn serve_vchan(
     Ok(())
 }
 
-fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
+fn clients(socket: Socket, resume: Option<Resume>) -> Result<(Clients, Option<SocketFile>)> {
     match socket {
         Socket::Path(path) => {
-            let (listener, file) = bind(&path)?;
+            let (listener, file) = match resume {
+                Some(resume) => take_over(&path, resume)?,
+                None => bind(&path)?,
+            };
             Ok((Clients::Socket(listener.into()), Some(file)))
         }
         Socket::Descriptor(number) => {
@@ -270,6 +308,18 @@ fn clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
         }
         Socket::Stdio => Ok((Clients::Once(Some(stdio()?)), None)),
     }
+}
+
+/// The socket of a proxy that was killed: the one that was kept, or a new one in its place.
+fn take_over(path: &Path, resume: Resume) -> Result<(UnixListener, SocketFile)> {
+    if let Some(number) = resume.listener {
+        let listener = fd::duplicate(number).context(format_args!("descriptor {number}"))?;
+        if let Some(file) = SocketFile::of(&listener, path) {
+            return Ok((listener.into(), file));
+        }
+    }
+    // Whoever listens there is the killed proxy's worker, which ends with it.
+    bind_over(path)
 }
 
 fn backend(socket: Socket) -> Result<Backend> {

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, listen, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockname, listen, socket,
+};
 use nix::sys::stat::{Mode, fchmod};
 use tracing::warn;
 
@@ -27,6 +29,18 @@ const COMPLAINTS: u32 = 20;
 pub struct SocketFile {
     path: PathBuf,
     identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    /// The file at `path`, if `listener` is bound there and it is there.
+    pub fn of(listener: &OwnedFd, path: &Path) -> Option<Self> {
+        let address = getsockname::<UnixAddr>(listener.as_raw_fd()).ok()?;
+        let identity = identity(path)?;
+        (address.path() == Some(path)).then(|| Self {
+            path: path.to_owned(),
+            identity: Some(identity),
+        })
+    }
 }
 
 impl Drop for SocketFile {
@@ -64,6 +78,18 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile)> {
         identity: identity(path),
     };
     Ok((listener, file))
+}
+
+/// As [`bind`], in the place of any socket that is there.
+///
+/// # Errors
+/// The directory is missing, or something that is no socket is there.
+pub fn bind_over(path: &Path) -> Result<(UnixListener, SocketFile)> {
+    let there = std::fs::symlink_metadata(path);
+    if there.is_ok_and(|meta| meta.file_type().is_socket()) {
+        let _ = std::fs::remove_file(path);
+    }
+    bind(path)
 }
 
 fn bind_new(path: &Path) -> io::Result<UnixListener> {

@@ -20,6 +20,7 @@ pub mod event_loop;
 pub mod fd;
 pub mod listener;
 pub mod log;
+pub mod log_file;
 pub mod log_limit;
 pub mod outcome;
 pub mod poll;

@@ -12,11 +12,13 @@ use nix::sys::signal::Signal;
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
+use crate::consoled::run::{self as consoled, ConsoledOptions};
 use crate::guest::{self, InitOptions};
 use crate::proxy;
 use crate::proxy::options::ProxyOptions;
 use crate::rt::error::{Context, Result};
 use crate::sim::cleanup;
+use crate::supervise::run::{self as supervise, SuperviseOptions};
 
 /// Which process this is to be.
 #[derive(Clone, Debug, Subcommand)]
@@ -41,6 +43,24 @@ pub enum Role {
         /// Its own command line
         #[command(flatten)]
         options: ProxyOptions,
+    },
+    /// The host's console server
+    Consoled {
+        /// Where it is
+        #[command(flatten)]
+        place: Place,
+        /// Its own command line
+        #[command(flatten)]
+        options: ConsoledOptions,
+    },
+    /// Starts the last two again when they were killed
+    Supervise {
+        /// Where it is
+        #[command(flatten)]
+        place: Place,
+        /// Its own command line
+        #[command(flatten)]
+        options: SuperviseOptions,
     },
     /// Removes the others and their files
     Cleanup {
@@ -74,7 +94,15 @@ impl Place {
 /// # Errors
 /// As those of the program it stands for.
 pub fn play(role: Role) -> Result<ExitCode> {
-    if !matches!(role, Role::Cleanup { .. }) {
+    // Those that were started again belong to nobody, nor does a standby.
+    let alone = match &role {
+        Role::VchanSocketProxy { options, .. } => options.resume.is_some(),
+        Role::Consoled { options, .. } => options.resume.is_some(),
+        Role::Supervise { options, .. } => options.standby,
+        Role::Cleanup { .. } => true,
+        Role::Stubdomain { .. } => false,
+    };
+    if !alone {
         // Should the other be gone already, joining its host fails.
         set_pdeathsig(Signal::SIGTERM).context("asking to be told of the end")?;
     }
@@ -86,6 +114,12 @@ pub fn play(role: Role) -> Result<ExitCode> {
         } => Ok(guest::run_on(&options, &run, || place.join())),
         Role::VchanSocketProxy { place, options } => {
             proxy::run::run_on(&options, || place.join()).map(|()| ExitCode::SUCCESS)
+        }
+        Role::Consoled { place, options } => {
+            consoled::run_on(&options, || place.join()).map(|()| ExitCode::SUCCESS)
+        }
+        Role::Supervise { place, options } => {
+            supervise::run_on(&options, || place.join()).map(|()| ExitCode::SUCCESS)
         }
         Role::Cleanup { directory } => cleanup::play(&directory),
     }

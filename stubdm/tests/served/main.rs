@@ -32,7 +32,8 @@ fn service(world: &World, number: u32, output: &str) -> Service {
         panic!("not ours");
     };
     let console = found.iter().find(|c| c.number == number).unwrap();
-    Service::open(&world.dom0(), &world.store, world.domain, console, LIMIT).unwrap()
+    let xen = world.dom0();
+    Service::open(&xen, &world.store, world.domain, console, LIMIT, None).unwrap()
 }
 
 /// Both sides have their turns until `done`.

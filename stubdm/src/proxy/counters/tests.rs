@@ -6,7 +6,7 @@ use super::*;
 fn what_is_told_is_read_and_goes_with_the_proxy() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("stubdm");
-    let mut counter_file = CounterFile::open(&folder, 5).unwrap();
+    let mut counter_file = CounterFile::open(&folder, 5, false).unwrap();
     let first = read(&folder, 5).unwrap();
     assert_eq!((first.pid, first.sequence), (std::process::id(), 0));
     let mut counters = Counters {

@@ -1,0 +1,118 @@
+//! The process of a record, held by a descriptor: its number can become another's.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
+};
+
+use crate::rt::error::{Context, Failure, Result};
+use crate::supervise::record::{self, Life, Record};
+use crate::supervise::service::{self, Resume};
+
+/// A living process.
+#[derive(Debug)]
+pub struct Process {
+    pidfd: OwnedFd,
+    /// The socket at which libxl asks: it stays open when the process is gone, and clients wait.
+    pub listener: Option<OwnedFd>,
+}
+
+impl AsFd for Process {
+    /// Readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Process {
+    /// The process that holds the record at `path`, which said `record`. `None` if it does so no
+    /// more.
+    ///
+    /// # Errors
+    /// The kernel has no such descriptors (before 5.3), or none is left.
+    pub fn of(path: &Path, record: &Record) -> io::Result<Option<Self>> {
+        let number = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
+        let number = number.ok_or(io::ErrorKind::InvalidData)?;
+        let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            other => other?,
+        };
+        // Still locked by who wrote that number: so it is that process.
+        match record::read(path) {
+            Some((now, Life::Alive)) if now.pid == record.pid => {}
+            _ => return Ok(None),
+        }
+        let listener = listener(&pidfd, record);
+        Ok(Some(Self { pidfd, listener }))
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// This user may not.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// A duplicate of the process's listening socket, if it is the one at that path. Kernels before 5.6
+/// give none.
+fn listener(pidfd: &OwnedFd, record: &Record) -> Option<OwnedFd> {
+    let (path, number) = record.listener.as_ref()?;
+    let fd = pidfd_getfd(pidfd, *number, PidfdGetfdFlags::empty()).ok()?;
+    let address = getsockname::<UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(&fd)).ok()?;
+    let listens = getsockopt(&fd, sockopt::AcceptConn).ok()?;
+    (listens && address.path() == Some(path)).then_some(fd)
+}
+
+/// Starts `record`'s service again, with the socket that was kept.
+///
+/// # Errors
+/// The system's.
+pub fn start(record: &Record, listener: Option<&OwnedFd>) -> Result<Child> {
+    let what = format!("starting {} again", record.program.display());
+    let (name, rest) = record
+        .arguments
+        .split_first()
+        .ok_or_else(|| Failure::new(format_args!("{what}: no command line")))?;
+    let listener = listener.map(inheritable).transpose().context(&what)?;
+    let resume = Resume {
+        listener: listener.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
+    };
+    let log = record.log.as_ref().and_then(|path| {
+        let mut options = std::fs::OpenOptions::new();
+        let options = options.append(true).create(true).mode(0o644);
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+        let file = options.custom_flags(flags.bits()).open(path).ok()?;
+        file.metadata().ok()?.is_file().then_some(file)
+    });
+    let mut command = Command::new(&record.program);
+    command
+        .arg0(name)
+        .args(rest)
+        .arg(service::option(resume))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .process_group(0);
+    if let Some(log) = log {
+        command.stdout(log.try_clone().context(&what)?).stderr(log);
+    }
+    command.spawn().context(&what)
+}
+
+fn inheritable(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let copy = fd.try_clone()?;
+    fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(copy)
+}

@@ -1,0 +1,128 @@
+//! `stubdm-run restart`: replaces a guest's host processes by the program as it is installed now.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::poll::PollFlags;
+use xen_sys::DomId;
+
+use crate::libxl::store::{Pair, StoreOptions, domid};
+use crate::proxy::counters;
+use crate::rt::error::{Context, Failure, Result};
+use crate::rt::poll::{readable, sleep};
+use crate::supervise::folder::FolderWatch;
+use crate::supervise::process::{self, Process};
+use crate::supervise::record::{self, Life, Record};
+use crate::supervise::run::is_running;
+
+/// How long a process may take to end, and the next one to start.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The command line.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false, id = "which")]
+pub struct RestartOptions {
+    /// The guest, or its stubdomain
+    #[arg(value_name = "DOMID", value_parser = domid, group = "which")]
+    pub domain: Option<DomId>,
+    /// All guests
+    #[arg(long, group = "which")]
+    pub all: bool,
+    /// Where the records and the store are
+    #[command(flatten)]
+    pub more: RestartPlace,
+}
+
+/// Where the records and the store are.
+#[derive(Args, Clone, Debug)]
+pub struct RestartPlace {
+    /// The folder of the records, instead of /run/stubdm
+    #[arg(long, value_name = "DIR", default_value = counters::FOLDER, hide_short_help = true)]
+    pub folder: PathBuf,
+    /// The store
+    #[command(flatten)]
+    pub store: StoreOptions,
+}
+
+/// Kills each process that is recorded, and starts it again where it stopped.
+///
+/// # Errors
+/// There is none for that guest; one did not come up within 10 s. The others are restarted.
+pub fn run(options: &RestartOptions) -> Result<()> {
+    let folder = &options.more.folder;
+    let wanted = match options.domain {
+        Some(domain) => {
+            let store = options.more.store.open()?;
+            let pair = Pair::of(&store, domain)?;
+            Some(pair.stubdomain.unwrap_or(domain).as_u16())
+        }
+        None => None,
+    };
+    let mut found = 0;
+    let mut failed = None;
+    for (path, record, life) in record::all(folder) {
+        if wanted.is_some_and(|wanted| wanted != record.stubdomain) {
+            continue;
+        }
+        found += 1;
+        let what = format!("the {} of domain {}", record.kind.name(), record.stubdomain);
+        match restart(folder, &path, &record, life) {
+            Ok(pid) => writeln!(
+                io::stdout(),
+                "{what}: process {pid} in place of {}",
+                record.pid
+            )
+            .context("printing")?,
+            Err(why) => failed = Some(Failure::new(format_args!("{what}: {why}"))),
+        }
+    }
+    match (failed, wanted) {
+        (Some(failure), _) => Err(failure),
+        (None, Some(domain)) if found == 0 => Err(Failure::new(format_args!(
+            "no process of domain {domain} is recorded in {}",
+            folder.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the new process's number.
+fn restart(folder: &Path, path: &Path, record: &Record, life: Life) -> Result<u32> {
+    let watch = FolderWatch::of(&record::folder(folder)?)?;
+    let mut listener = None;
+    if let Life::Alive = life {
+        if let Some(mut process) = Process::of(path, record).context("its process")? {
+            listener = process.listener.take();
+            process.kill().context("ending it")?;
+            let deadline = Instant::now() + LIMIT;
+            let ended = [(process.as_fd(), PollFlags::POLLIN)];
+            sleep(&ended, Some(deadline)).context("waiting for its end")?;
+        }
+    }
+    drop(life);
+    let deadline = Instant::now() + LIMIT;
+    let mut child = match is_running(folder) {
+        // It has the same socket, and starts it.
+        true => None,
+        false => Some(process::start(record, listener.as_ref())?),
+    };
+    loop {
+        watch.drain();
+        if let Some((now, Life::Alive)) = record::read(path) {
+            if now.pid != record.pid {
+                return Ok(now.pid);
+            }
+        }
+        if let Some(Ok(Some(status))) = child.as_mut().map(std::process::Child::try_wait) {
+            return Err(Failure::new(format_args!("{status}; its log has more")));
+        }
+        if deadline <= Instant::now() {
+            return Err(Failure::new("it does not start; its log has more"));
+        }
+        let look = Instant::now() + Duration::from_millis(200);
+        sleep(&[readable(watch.as_fd())], Some(look)).context("waiting")?;
+    }
+}

@@ -1,0 +1,127 @@
+//! What the proxy and `consoled` do to be started again.
+
+use std::ffi::OsStr;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use tracing::{info, warn};
+use xen_store::Store;
+use xen_sys::DomId;
+
+use crate::libxl::trusted;
+use crate::rt::error::{Failure, Result};
+use crate::supervise::record::{Claim, Kind, Record};
+
+/// The value of `--resume`: this process takes the place of one that was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The listening socket that was kept meanwhile.
+    pub listener: Option<RawFd>,
+}
+
+impl FromStr for Resume {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let listener = match text {
+            "-" => None,
+            number => Some(number.parse().map_err(|_| "a descriptor or -".to_owned())?),
+        };
+        Ok(Self { listener })
+    }
+}
+
+impl std::fmt::Display for Resume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.listener {
+            Some(number) => write!(f, "{number}"),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+/// A value of a domain's that no other domain of the same number has.
+pub fn uuid(store: &Store, domain: DomId) -> String {
+    let node = format!("/local/domain/{domain}/vm");
+    let path = trusted::read_str(store, &node).ok().flatten();
+    path.unwrap_or_default()
+}
+
+/// Records this process as the `kind` of `domain`. A process that was started again writes its
+/// number to libxl's node.
+///
+/// # Errors
+/// Another living process is recorded as that. A record that cannot be written is logged: nobody
+/// starts this process again then.
+pub fn claim(
+    store: &Store,
+    folder: Option<&Path>,
+    kind: Kind,
+    domain: DomId,
+    resume: bool,
+    listener: Option<(PathBuf, RawFd)>,
+) -> Result<Option<Claim>> {
+    let Some(folder) = folder else {
+        return Ok(None);
+    };
+    let uuid = uuid(store, domain);
+    let mut record = Record::of_this_process(kind, domain.as_u16(), uuid)?;
+    record.listener = listener;
+    let claim = match Claim::take(folder, &record) {
+        Ok(Some(claim)) => claim,
+        Ok(None) => {
+            let kind = kind.name();
+            return Err(Failure::new(format_args!(
+                "another {kind} of domain {domain} is running"
+            )));
+        }
+        Err(failure) => {
+            info!("nobody starts this process again: {failure}");
+            return Ok(None);
+        }
+    };
+    if resume {
+        let node = format!("/local/domain/{domain}/{}", kind.node());
+        let pid = record.pid.to_string();
+        // libxl sends SIGHUP to that process at the domain's end, and removes the node.
+        let written = store.with_transaction(|t| {
+            if t.exists(&node)? {
+                t.write(&node, &pid)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = written {
+            warn!("writing {node}: {error}");
+        }
+    }
+    Ok(Some(claim))
+}
+
+/// Writes `value` to a node of libxl's, and only if it is there when `resume` says that it was
+/// written before: libxl may have removed it.
+///
+/// # Errors
+/// The store's.
+pub fn announce(store: &Store, node: &str, value: &str, resume: bool) -> xen_store::Result<()> {
+    if !resume {
+        return store.write(node, value);
+    }
+    store.with_transaction(|t| {
+        if t.exists(node)? {
+            t.write(node, value)?;
+        }
+        Ok(())
+    })
+}
+
+/// The option that starts a service again.
+pub(super) fn option(resume: Resume) -> String {
+    format!("{}={resume}", super::record::RESUME)
+}
+
+/// Whether a word is that option.
+pub fn is_option(word: &OsStr) -> bool {
+    word.as_encoded_bytes()
+        .starts_with(super::record::RESUME.as_bytes())
+}

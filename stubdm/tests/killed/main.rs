@@ -1,0 +1,310 @@
+//! Host processes of a guest that are killed at any moment, on a simulated host: they are there
+//! again, and go on where they stopped.
+
+#![allow(clippy::unwrap_used)]
+
+mod host;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use stubdm::libxl::state_record::{FILLER, Header};
+use stubdm::proxy::counters;
+use stubdm::supervise::record::{self, Kind};
+use xen_console::Frontend;
+use xen_store::{Permissions, Store};
+use xen_sys::{DomId, Xen};
+
+use host::{Killed, PATIENCE, ask, murder};
+
+/// How often each is killed.
+const KILLS: u32 = 100;
+
+/// xorshift; seeded by the clock, and printed, so that a failure can be run again.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let given = std::env::var("STUBDM_TEST_SEED").ok();
+        let seed = given.map(|text| text.parse().unwrap()).unwrap_or_else(|| {
+            let now = std::time::SystemTime::now();
+            let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+            since.as_nanos() as u64 | 1
+        });
+        eprintln!("STUBDM_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// Asks until there is an answer; returns how often.
+fn ask_until(killed: &Killed, command: &str) -> u32 {
+    let deadline = Instant::now() + PATIENCE;
+    for attempt in 1.. {
+        let why = match ask(&killed.socket(), command) {
+            Ok(_) => return attempt,
+            Err(why) => why,
+        };
+        assert!(Instant::now() < deadline, "{why}: {}", killed.logs());
+        // Clients wait in the socket's queue meanwhile; a dying worker may still take one.
+        assert!(!why.starts_with("connecting"), "{why}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_proxy_killed_at_any_moment_answers_libxls_next_request() {
+    let mut random = Random::new();
+    let mut killed = Killed::new();
+    killed.supervise(&[]);
+    killed.stubdomain_and_proxy();
+    let stub = killed.host.stub;
+    let node = format!("/local/domain/{stub}/image/qmp-proxy-pid");
+    let (mut pid, mut sessions, mut again) = (0, 0, 0);
+    for number in 0..KILLS {
+        pid = killed.process(Kind::Proxy, pid);
+        killed.wait_for_node(&node, &pid.to_string());
+        let pause = Duration::from_micros(random.below(20_000));
+        std::thread::scope(|scope| {
+            let socket = killed.socket();
+            // A save begins and ends with these; the answers may be lost.
+            let asking = scope.spawn(move || {
+                for command in ["stop", "query-status", "cont"] {
+                    let _ = ask(&socket, command);
+                }
+            });
+            std::thread::sleep(pause);
+            murder(pid);
+            again += u32::from(ask_until(&killed, "cont") > 1);
+            asking.join().unwrap();
+        });
+        killed.process(Kind::Proxy, pid);
+        assert_eq!(ask_until(&killed, "query-status"), 1, "at once");
+        let told = counters::read(&killed.folder(), stub.as_u16()).unwrap();
+        let now = told.counters.sessions;
+        assert!(
+            now >= sessions,
+            "kill {number}: {now} sessions, {sessions} before"
+        );
+        sessions = now;
+    }
+    eprintln!("{again} of {KILLS} requests had to be repeated; {sessions} sessions counted");
+    assert!(sessions > 0);
+}
+
+/// A console of the stubdomain's, as libxl writes it.
+fn console(store: &Store, stub: DomId, number: u32, output: &str) {
+    let path = format!("/local/domain/0/backend/console/{stub}/{number}");
+    let frontend = format!("/local/domain/{stub}/device/console/{number}");
+    let theirs = Permissions::owner_none(stub).grant_read(DomId::DOM0);
+    let ours = Permissions::owner_none(DomId::DOM0).grant_read(stub);
+    let set = |node: &str, value: &str, perms: &Permissions| {
+        store.write(node, value).unwrap();
+        store.set_permissions(node, perms).unwrap();
+    };
+    set(&frontend, "", &theirs);
+    set(&path, "", &ours);
+    set(&format!("{frontend}/backend"), &path, &theirs);
+    set(&format!("{frontend}/backend-id"), "0", &theirs);
+    set(&format!("{frontend}/state"), "1", &theirs);
+    set(&format!("{frontend}/type"), "ioemu", &ours);
+    set(&format!("{frontend}/output"), output, &ours);
+    set(&format!("{path}/frontend"), &frontend, &ours);
+    set(&format!("{path}/frontend-id"), &stub.to_string(), &ours);
+    set(&format!("{path}/state"), "1", &ours);
+}
+
+/// Writes to a console, while its other end comes and goes.
+fn say(frontend: &mut Frontend, bytes: &[u8]) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut sent = 0;
+    while sent < bytes.len() {
+        frontend.turn().unwrap();
+        let count = frontend.link().try_write(&bytes[sent..]).unwrap();
+        sent += count;
+        if count == 0 {
+            assert!(
+                Instant::now() < deadline,
+                "nobody takes the console's bytes"
+            );
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+/// Waits until the other end has taken everything.
+fn wait_until_taken(frontend: &mut Frontend) {
+    let deadline = Instant::now() + PATIENCE;
+    while frontend.link().unread().unwrap() > 0 {
+        frontend.turn().unwrap();
+        assert!(Instant::now() < deadline, "the last bytes are not taken");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn frontend(killed: &Killed, number: u32) -> Frontend {
+    let stub = killed.host.stub;
+    let xen = Xen::join_path(killed.host.broker(), stub).unwrap();
+    let store = Store::open(&xen).unwrap();
+    let node = format!("device/console/{number}");
+    Frontend::publish(&xen, &store, &node, &[]).unwrap()
+}
+
+#[test]
+fn a_consoled_killed_at_any_moment_loses_and_doubles_no_byte() {
+    let mut random = Random::new();
+    let mut killed = Killed::new();
+    let stub = killed.host.stub;
+    let (log, states) = (killed.path("log"), killed.path("states"));
+    console(killed.host.store(), stub, 1, &format!("file:{states}"));
+    console(killed.host.store(), stub, 3, &format!("file:{log}"));
+    killed.supervise(&[]);
+    let (folder, number) = (killed.path("run"), stub.to_string());
+    let limit = (1u64 << 40).to_string();
+    let args = ["--folder", &folder, "--log-limit", &limit, &number];
+    killed.start("consoled", DomId::DOM0, &args);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut frontend = frontend(&killed, 3);
+            let mut all = Vec::new();
+            for line in 0.. {
+                let text = format!("line {line} of a log that nobody may lose\n");
+                say(&mut frontend, text.as_bytes());
+                all.extend_from_slice(text.as_bytes());
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            wait_until_taken(&mut frontend);
+            assert!(std::fs::read(&log).unwrap() == all, "the log is another");
+            all.len()
+        });
+        let saver = scope.spawn(|| {
+            let mut frontend = frontend(&killed, 1);
+            let mut number = 0;
+            while !over.load(Ordering::Relaxed) {
+                number += 1;
+                let state = vec![number as u8; 150_000 + number as usize];
+                let header = Header {
+                    number,
+                    crc: crc32fast::hash(&state),
+                    length: state.len() as u64,
+                    filler: FILLER,
+                };
+                let record = [&header.encode()[..], &state].concat();
+                say(&mut frontend, &record);
+                say(&mut frontend, &[0; FILLER as usize]);
+                assert!(std::fs::read(&states).unwrap() == record, "save {number}");
+            }
+            wait_until_taken(&mut frontend);
+            number
+        });
+        let mut pid = 0;
+        for _ in 0..KILLS {
+            pid = killed.process(Kind::Consoled, pid);
+            std::thread::sleep(Duration::from_micros(random.below(30_000)));
+            murder(pid);
+        }
+        killed.process(Kind::Consoled, pid);
+        over.store(true, Ordering::Relaxed);
+        let (bytes, saves) = (writer.join().unwrap(), saver.join().unwrap());
+        eprintln!("{bytes} bytes of a log and {saves} saves passed {KILLS} kills");
+        assert!(bytes > 0 && saves > 0);
+    });
+}
+
+#[test]
+fn no_one_process_that_is_killed_keeps_another_from_being_started_again() {
+    let mut killed = Killed::new();
+    killed.supervise(&["--standby"]);
+    killed.stubdomain_and_proxy();
+    let number = killed.folder().join("supervise.pid");
+    let active = |last: u32| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(&number).unwrap_or_default();
+            match text.trim().parse() {
+                Ok(pid) if pid != last => return pid,
+                _ => assert!(Instant::now() < deadline, "{}", killed.logs()),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let (mut supervisor, mut proxy) = (0, 0);
+    for _ in 0..5 {
+        supervisor = active(supervisor);
+        murder(supervisor);
+        proxy = killed.process(Kind::Proxy, proxy);
+        murder(proxy);
+        // The socket may not have been kept yet.
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(why) = ask(&killed.socket(), "query-status") {
+            assert!(Instant::now() < deadline, "{why}: {}", killed.logs());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn restart_replaces_the_processes_with_and_without_a_supervisor() {
+    let mut killed = Killed::new();
+    let stub = killed.host.stub;
+    let (log, folder) = (killed.path("log"), killed.path("run"));
+    console(killed.host.store(), stub, 3, &format!("file:{log}"));
+    killed.stubdomain_and_proxy();
+    let number = stub.to_string();
+    killed.start("consoled", DomId::DOM0, &["--folder", &folder, &number]);
+    let mut frontend = frontend(&killed, 3);
+    say(&mut frontend, b"before ");
+    wait_until_taken(&mut frontend);
+    let (mut proxy, mut consoled) = (0, 0);
+    for supervised in [false, true] {
+        if supervised {
+            killed.supervise(&[]);
+            let lock = killed.folder().join("supervise.pid");
+            let deadline = Instant::now() + PATIENCE;
+            while !lock.exists() {
+                assert!(Instant::now() < deadline);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        proxy = killed.process(Kind::Proxy, proxy);
+        consoled = killed.process(Kind::Consoled, consoled);
+        let output = killed.restart(&["--all"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{output:?} {}", killed.logs());
+        for pid in [proxy, consoled] {
+            assert!(text.contains(&format!("in place of {pid}\n")), "{text}");
+        }
+        assert_eq!(ask_until(&killed, "query-status"), 1, "at once");
+    }
+    say(&mut frontend, b"after");
+    wait_until_taken(&mut frontend);
+    assert_eq!(std::fs::read(&log).unwrap(), b"before after");
+}
+
+#[test]
+fn what_ends_in_good_order_or_with_its_domain_is_not_started_again() {
+    let mut killed = Killed::new();
+    killed.supervise(&[]);
+    killed.stubdomain_and_proxy();
+    let pid = killed.process(Kind::Proxy, 0);
+    // As libxl does.
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !record::all(&killed.folder()).is_empty() || killed.socket().exists() {
+        assert!(Instant::now() < deadline, "{}", killed.logs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(record::all(&killed.folder()).is_empty());
+}
