@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
+use stubdm::service::record::{Claim, Kind, Record};
 use stubdm_image::cpio::{Archive, Content};
 use tempfile::TempDir;
 
@@ -19,12 +21,15 @@ const GOOD: &str = "name=\"g\"\ntype=\"hvm\"\ndevice_model_stubdomain_override=1
 /// A host with everything a guest with a stubdomain needs.
 struct Host {
     dir: TempDir,
+    /// As a supervisor that runs has it.
+    supervised: Option<Flock<File>>,
 }
 
 impl Host {
     fn new() -> Self {
-        let host = Self {
+        let mut host = Self {
             dir: tempfile::tempdir().unwrap(),
+            supervised: None,
         };
         for (path, text) in [
             ("proc/xen/capabilities", "control_d\n"),
@@ -71,6 +76,9 @@ impl Host {
         ];
         files.extend(roms.iter().map(String::as_str));
         host.image(&files);
+        host.put("run/stubdm/supervise.lock", b"");
+        let lock = File::open(host.path("run/stubdm/supervise.lock")).unwrap();
+        host.supervised = Some(Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap());
         host
     }
 
@@ -128,6 +136,28 @@ impl Host {
         assert!(all.ends_with("1 thing is wrong\n"), "{all}");
         assert_eq!(output.status.code(), Some(1));
     }
+}
+
+#[test]
+fn a_process_that_is_gone_and_a_missing_supervisor_are_named_with_their_mend() {
+    let mut host = Host::new();
+    host.supervised = None;
+    let (state, text, _) = host.says("services");
+    assert_eq!(state, "note", "{text}");
+    let mut host = Host::new();
+    let folder = host.path("run/stubdm");
+    let record = Record::of_this_process(Kind::Consoled, 6, String::new()).unwrap();
+    let claim = Claim::take(&folder, &record).unwrap().unwrap();
+    assert_eq!(host.says("services").0, "ok");
+    // As a kill leaves it.
+    let file = folder.join("services/consoled-6");
+    let left = fs::read(&file).unwrap();
+    drop(claim);
+    fs::write(&file, left).unwrap();
+    host.only_wrong("services", "stubdm-run restart 6");
+    host.supervised = None;
+    let output = host.run(&[]);
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

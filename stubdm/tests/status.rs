@@ -20,6 +20,24 @@ fn status(socket: &Path, more: &[&str]) -> Output {
     command.output().unwrap()
 }
 
+/// Makes domains, which the store's nodes alone do not.
+fn exist(server: &Server, domains: &[u16]) {
+    for domain in domains {
+        server.add_domain(DomId::new(*domain));
+        server.introduce(DomId::new(*domain));
+    }
+}
+
+/// Killed in the end.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn guests_with_stubdomains_are_shown_and_others_are_not() {
     let dir = tempfile::tempdir().unwrap();
@@ -29,7 +47,27 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     let store = Store::connect(&socket).unwrap();
     std::fs::write(dir.path().join("log"), "1234567").unwrap();
     let log = format!("file:{}", dir.path().join("log").display());
-    let own = std::process::id().to_string();
+    // As upstream's proxy, which has no record: the stubdomain's number is a word of its.
+    let proxy = Command::new("sh")
+        .args(["-c", "read line", "6"])
+        .stdin(Stdio::piped())
+        .spawn();
+    let proxy = Ended(proxy.unwrap());
+    let own = proxy.0.id().to_string();
+    let recycled = std::process::id().to_string();
+    let ghosts = [
+        ("/local/domain/20/name", "ghost"),
+        ("/local/domain/20/image/device-model-domid", "21"),
+        ("/local/domain/21/device-model/20/state", "running"),
+        ("/local/domain/30/name", "half"),
+        ("/local/domain/30/image/device-model-domid", "31"),
+        ("/local/domain/31/device-model/30/state", "running"),
+        ("/local/domain/31/image/qmp-proxy-pid", recycled.as_str()),
+    ];
+    for (node, value) in ghosts {
+        store.write(node, value).unwrap();
+    }
+    exist(&server, &[5, 6, 10, 12, 13, 30]);
     for (node, value) in [
         ("/local/domain/0/name", "Domain-0"),
         ("/local/domain/10/name", "plain"),
@@ -86,8 +124,10 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     ] {
         assert_eq!((cell(1, name), cell(2, name)), (one, two), "{name}");
     }
-    assert!(text.ends_with("error: no [2J disk x\n"), "{text}");
-    assert_eq!(rows.len(), 3, "{text}");
+    assert!(text.contains("error: no [2J disk x\n"), "{text}");
+    assert_eq!(rows.len(), 4, "{text}");
+    assert_eq!((cell(3, "NAME"), cell(3, "PROXY")), ("half", "gone"));
+    assert!(text.contains("the stubdomain is gone\n"), "{text}");
 
     let value: Value = serde_json::from_slice(&status(&socket, &["--json"]).stdout).unwrap();
     let first = &value["guests"][0];
@@ -100,11 +140,11 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
     assert_eq!(
         first,
         json!({"guest": 5, "name": "one", "stubdomain": 6, "state": "running",
-               "proxy": {"pid": std::process::id(), "alive": true, "memory_kib": null},
+               "proxy": {"pid": proxy.0.id(), "alive": true, "memory_kib": null},
                "qmp": null, "consoles": null, "console_bytes": 7, "memory_kib": 409_600, "fault": null})
     );
     assert_eq!(value["guests"][1]["proxy"]["alive"], false);
-    assert_eq!(value["guests"].as_array().unwrap().len(), 2);
+    assert_eq!(value["guests"].as_array().unwrap().len(), 3);
 }
 
 /// Serves dom0's connections at `socket` for the daemon, and rewrites `node` whenever its
@@ -157,8 +197,7 @@ fn a_stubdomain_that_rewrites_its_own_node_or_has_an_accomplice_fails_no_other_g
         store.write(node, value).unwrap();
     }
     // The stubdomain may only read what its accomplice, domain 9, says.
-    server.add_domain(DomId::new(6));
-    server.add_domain(DomId::new(9));
+    exist(&server, &[5, 6, 7, 8, 9]);
     let accomplices = Permissions::owner_none(DomId::new(9)).grant_read(DomId::new(6));
     let node = "/local/domain/6/console/output";
     store.set_permissions(node, &accomplices).unwrap();
@@ -218,6 +257,7 @@ fn watched_guests_come_and_go_until_a_signal() {
     server.listen(&socket).unwrap();
     let store = Store::connect(&socket).unwrap();
     store.write("/local/domain/0/name", "Domain-0").unwrap();
+    exist(&server, &[5, 6, 7, 8]);
 
     let (child, mut lines) = watching(&socket, &["0.1", "--json"]);
     let mut wait = |count: usize| loop {

@@ -30,8 +30,8 @@ use crate::rt::event_loop::{self, Progress, Stop, Task};
 use crate::rt::log;
 use crate::rt::poll::{Interest, earlier};
 use crate::rt::signals::Signals;
-use crate::supervise::record::Kind;
-use crate::supervise::service::{self, Resume};
+use crate::service::claim::{self as service, Resume};
+use crate::service::record::Kind;
 
 /// How long the last of what is in the rings may take.
 const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -19,6 +19,8 @@ const RELEASE: &str = "@releaseDomain";
 pub struct DomainWatch {
     store: Store,
     domid: DomId,
+    /// It was seen in the store's list: from then on its directory says nothing.
+    introduced: bool,
     /// Without it (a store that has no such watch) the program only ends by a signal.
     releases: Option<Watch>,
 }
@@ -29,7 +31,8 @@ impl DomainWatch {
     /// # Errors
     /// There is no such domain.
     pub fn of(store: &Store, domid: DomId) -> Result<Self> {
-        let lifetime = Self {
+        let mut lifetime = Self {
+            introduced: false,
             releases: store.watch(RELEASE).ok(),
             store: store.clone(),
             domid,
@@ -40,14 +43,17 @@ impl DomainWatch {
         Ok(lifetime)
     }
 
-    fn lasts(&self) -> bool {
+    fn lasts(&mut self) -> bool {
         // A domain is introduced to the store after its directory is made, and libxl may start us
         // in between. A domU may not ask, and assumes that it lives.
-        self.store.is_introduced(self.domid).unwrap_or(true)
-            || self
-                .store
-                .exists(&format!("/local/domain/{}", self.domid))
-                .unwrap_or(true)
+        let introduced = self.store.is_introduced(self.domid);
+        self.introduced |= matches!(introduced, Ok(true));
+        introduced.unwrap_or(true)
+            || !self.introduced
+                && self
+                    .store
+                    .exists(&format!("/local/domain/{}", self.domid))
+                    .unwrap_or(true)
     }
 
     fn has_ended(&mut self) -> bool {
@@ -83,5 +89,32 @@ impl Stop for DomainWatch {
         Ok(self
             .has_ended()
             .then(|| format!("domain {} has ended", self.domid)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xen_store_server::{Config, Server};
+
+    #[test]
+    fn a_directory_that_outlives_its_domain_does_not_keep_its_programs() {
+        let server = Server::start(Config::new()).unwrap();
+        let store = server.connect(DomId::DOM0).unwrap();
+        let (domain, other) = (DomId::new(7), DomId::new(8));
+        for domain in [domain, other] {
+            server.add_domain(domain);
+            store.mkdir(&format!("/local/domain/{domain}")).unwrap();
+        }
+        // Not yet introduced, as when libxl starts a proxy.
+        let mut early = DomainWatch::of(&store, domain).unwrap();
+        server.introduce(other);
+        assert!(early.lasts());
+        server.introduce(domain);
+        let mut late = DomainWatch::of(&store, domain).unwrap();
+        assert!(early.lasts());
+        store.release(domain).unwrap();
+        assert!(store.exists("/local/domain/7").unwrap());
+        assert!(!early.lasts() && !late.lasts(), "it is gone");
     }
 }

@@ -24,11 +24,20 @@ impl StoreOptions {
     /// # Errors
     /// No Xen here, or nobody at the socket.
     pub fn open(&self) -> Result<Store> {
+        self.open_with_xen().map(|(_, store)| store)
+    }
+
+    /// Opens the store, and gives the host that it is of, unless it is another's.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with_xen(&self) -> Result<(Option<Xen>, Store)> {
         match &self.store {
-            Some(path) => Store::connect(path).context("no store"),
+            Some(path) => Ok((None, Store::connect(path).context("no store")?)),
             None => {
                 let xen = Xen::open().context("no Xen here")?;
-                Store::open(&xen).context("no store")
+                let store = Store::open(&xen).context("no store")?;
+                Ok((Some(xen), store))
             }
         }
     }

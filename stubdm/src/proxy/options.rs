@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::proxy::sandbox::Inherited;
-use crate::supervise::service::Resume;
+use crate::service::claim::Resume;
 
 /// Which end of the vchan this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -31,8 +31,8 @@ use crate::rt::signals::Signals;
 use crate::rt::stream::{Stream, set_nonblocking};
 use crate::rt::vchan::Vchan;
 use crate::rt::{fd, log};
-use crate::supervise::record::{Claim, Kind};
-use crate::supervise::service::{self, Resume};
+use crate::service::claim::{self as service, Resume};
+use crate::service::record::{Claim, Kind};
 
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
 ///

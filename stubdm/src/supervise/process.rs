@@ -14,8 +14,8 @@ use rustix::process::{
 };
 
 use crate::rt::error::{Context, Failure, Result};
-use crate::supervise::record::{self, Life, Record};
-use crate::supervise::service::{self, Resume};
+use crate::service::claim::{self as service, Resume};
+use crate::service::record::{self, Life, Record};
 
 /// A living process.
 #[derive(Debug)]

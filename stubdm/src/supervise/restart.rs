@@ -13,9 +13,9 @@ use crate::libxl::store::{Pair, StoreOptions, domid};
 use crate::proxy::counters;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::poll::{readable, sleep};
+use crate::service::record::{self, Life, Record};
 use crate::supervise::folder::FolderWatch;
 use crate::supervise::process::{self, Process};
-use crate::supervise::record::{self, Life, Record};
 use crate::supervise::run::is_running;
 
 /// How long a process may take to end, and the next one to start.

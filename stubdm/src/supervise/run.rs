@@ -25,10 +25,10 @@ use crate::rt::event_loop::{self, Progress, Stop, Task};
 use crate::rt::log;
 use crate::rt::poll::{Interest, earlier, readable};
 use crate::rt::signals::Signals;
+use crate::service::claim as service;
+use crate::service::record::{self, Life, Orphan, Record};
 use crate::supervise::folder::FolderWatch;
 use crate::supervise::process::{self, Process};
-use crate::supervise::record::{self, Life, Orphan, Record};
-use crate::supervise::service;
 
 /// Uptime after which the back-off resets.
 const SETTLED: Duration = Duration::from_secs(30);
@@ -278,7 +278,9 @@ impl Supervisor {
             return Some(self.next_standby);
         }
         self.next_standby = now + Duration::from_secs(1);
-        let mut command = Command::new("/proc/self/exe");
+        // By its name, which an init script looks for. After an upgrade it is the new program.
+        let program = record::this_program().unwrap_or_else(|_| "/proc/self/exe".into());
+        let mut command = Command::new(program);
         let mut arguments = std::env::args_os();
         if let Some(name) = arguments.next() {
             std::os::unix::process::CommandExt::arg0(&mut command, name);

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use stubdm::service::record::{self, Kind, Life};
 use stubdm::sim::fake_qemu;
 use stubdm::sim::host::Host;
-use stubdm::supervise::record::{self, Kind, Life};
 use xen_sys::DomId;
 
 /// How long anything may take that is sure to come.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use stubdm::libxl::state_record::{FILLER, Header};
 use stubdm::proxy::counters;
-use stubdm::supervise::record::{self, Kind};
+use stubdm::service::record::{self, Kind};
 use xen_console::Frontend;
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
@@ -47,9 +47,8 @@ impl Random {
 fn ask_until(killed: &Killed, command: &str) -> u32 {
     let deadline = Instant::now() + PATIENCE;
     for attempt in 1.. {
-        let why = match ask(&killed.socket(), command) {
-            Ok(_) => return attempt,
-            Err(why) => why,
+        let Err(why) = ask(&killed.socket(), command) else {
+            return attempt;
         };
         assert!(Instant::now() < deadline, "{why}: {}", killed.logs());
         // Clients wait in the socket's queue meanwhile; a dying worker may still take one.

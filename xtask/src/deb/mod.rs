@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The package brings no file of libxl's: its scripts call `stubdm-run install` and `uninstall`,
-//! which divert what is there. Its one unit is not enabled: libxl starts the proxies, so a host has
-//! nothing of ours to run permanently, and whether a boot should be called degraded for what
-//! `doctor` finds is the administrator's to say.
+//! which divert what is there. The supervisor's unit, or init script, is enabled and started.
+//! `stubdm-doctor`'s is not: whether a boot should be called degraded for what `doctor` finds is
+//! the administrator's to say.
 
 mod pack;
 
@@ -41,6 +41,9 @@ const TRIGGERS: &str = "\
 interest-noawait /usr/bin/vchan-socket-proxy
 interest-noawait /usr/libexec/xen-qemu-system-i386
 ";
+
+/// The supervisor's script for inits other than systemd: an administrator's to change.
+const INIT_SCRIPT: &str = "etc/init.d/stubdm-supervise";
 
 /// Documents for an administrator.
 const DOCUMENTS: &[&str] = &[
@@ -88,6 +91,14 @@ fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> 
     data.text(
         "usr/lib/systemd/system/stubdm-doctor.service",
         include_str!("../../assets/deb/stubdm-doctor.service"),
+    );
+    data.text(
+        "usr/lib/systemd/system/stubdm-supervise.service",
+        include_str!("../../assets/deb/stubdm-supervise.service"),
+    );
+    data.program(
+        INIT_SCRIPT,
+        Content::Bytes(include_bytes!("../../assets/deb/stubdm-supervise.init").to_vec()),
     );
     let documents = format!("usr/share/doc/{NAME}");
     for name in DOCUMENTS {
@@ -137,6 +148,7 @@ fn control(data: &Archive) -> Result<Archive> {
     control.text("control", &text);
     control.text("md5sums", &sums);
     control.text("triggers", TRIGGERS);
+    control.text("conffiles", &format!("/{INIT_SCRIPT}\n"));
     for (name, text) in CONTROL {
         control.program(name, Content::Bytes(text.as_bytes().to_vec()));
     }

@@ -57,6 +57,8 @@ fn it_is_the_same_twice_and_dpkg_installs_and_removes_it() {
         "usr/share/man/man1/stubdm-run-install.1.gz\n",
         "usr/share/zsh/vendor-completions/_stubdm-run\n",
         "usr/lib/systemd/system/stubdm-doctor.service\n",
+        "usr/lib/systemd/system/stubdm-supervise.service\n",
+        "etc/init.d/stubdm-supervise\n",
         "usr/share/doc/stubdm/copyright\n",
     ] {
         assert!(listing.contains(part), "no {part:?} in\n{listing}");
@@ -97,11 +99,16 @@ fn it_is_the_same_twice_and_dpkg_installs_and_removes_it() {
         "{called}"
     );
     assert!(!root.join("usr").exists(), "a file or a folder stayed");
+    let script = root.join(INIT_SCRIPT);
+    assert!(script.exists(), "an administrator's, until the purge");
+    dpkg(&["-P", NAME]);
+    assert!(!script.exists());
 }
 
 #[test]
 fn the_scripts_are_sound_and_the_changelog_is_of_this_version() {
-    for (name, text) in CONTROL {
+    let script = include_str!("../../assets/deb/stubdm-supervise.init");
+    for (name, text) in CONTROL.iter().chain([&("init.d", script)]) {
         let mut child = Command::new("sh")
             .args(["-n", "-s"])
             .stdin(std::process::Stdio::piped())

@@ -42,6 +42,7 @@ pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
     host.privcmd();
     host.images(options.image.as_deref());
     host.guests();
+    host.services();
     host.memory();
     host.checks
 }

@@ -8,6 +8,7 @@
 mod checks;
 mod guests;
 mod image;
+mod services;
 mod toolstack;
 
 use std::io::{self, Write};

@@ -6,6 +6,7 @@ mod show;
 mod watch;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,7 +14,9 @@ use clap::Args;
 pub use rows::{Process, Row, rows};
 use stubdm_qmp::text;
 
+use crate::libxl::domains::Domains;
 use crate::libxl::store::StoreOptions;
+use crate::proxy::counters;
 use crate::rt::error::{Context, Result};
 
 /// The command line.
@@ -33,6 +36,9 @@ pub struct StatusOptions {
         value_parser = seconds
     )]
     pub watch: Option<Duration>,
+    /// The folder of the processes' records and counters, instead of /run/stubdm
+    #[arg(long, value_name = "DIR", default_value = counters::FOLDER, hide_short_help = true)]
+    folder: PathBuf,
     #[command(flatten)]
     store: StoreOptions,
 }
@@ -50,11 +56,13 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 /// # Errors
 /// The store's, or the result cannot be printed.
 pub fn run(options: &StatusOptions) -> Result<()> {
-    let store = options.store.open()?;
+    let (xen, store) = options.store.open_with_xen()?;
+    let mut domains = Domains::of(xen.as_ref(), &store);
+    let folder = &options.folder;
     if let Some(pace) = options.watch {
-        return watch::run(&store, pace, options.json);
+        return watch::run(&mut domains, folder, pace, options.json);
     }
-    let rows = rows(&store)?;
+    let rows = rows(&mut domains, folder)?;
     let shown = match options.json {
         true => text::json(&show::json(&rows)) + "\n",
         false => show::table(&rows),

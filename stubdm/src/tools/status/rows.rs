@@ -4,15 +4,17 @@
 //! `None`, and a domain that has gone is left out.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xen_store::Store;
 use xen_sys::DomId;
 
 use crate::libxl::discover::goes_to;
+use crate::libxl::domains::Domains;
 use crate::libxl::trusted;
 use crate::proxy::counters::{self, Counters};
 use crate::rt::error::{Context, Result};
+use crate::service::record::{self, Kind, Life, Record};
 
 /// A process on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +52,20 @@ pub struct Row {
     pub fault: Option<String>,
 }
 
-/// Reads the store. A domain that ends meanwhile is left out. The first node of a guest that cannot
-/// be read is that row's [`fault`](Row::fault).
+/// What is shown of a stubdomain whose nodes are all that is left.
+const GONE: &str = "the stubdomain is gone";
+
+/// Reads the store, and the services' records and counters in `folder`. Nodes and process numbers
+/// are hints: a domain that does not exist is left out, and a process is alive if it holds its
+/// record, or, without a record, if its command line names the stubdomain. The first node of a
+/// guest that cannot be read is that row's [`fault`](Row::fault).
 ///
 /// # Errors
 /// The connection to the store failed, or its list of domains cannot be read.
-pub fn rows(store: &Store) -> Result<Vec<Row>> {
+pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
+    existing.look();
+    let store = existing.store();
+    let records = record::all(folder);
     let mut domains: Vec<DomId> = store
         .directory("/local/domain")
         .context("/local/domain")?
@@ -65,26 +75,36 @@ pub fn rows(store: &Store) -> Result<Vec<Row>> {
     domains.sort_unstable();
     let mut rows = Vec::new();
     for guest in domains {
-        let mut reader = Reader { store, fault: None };
+        if existing.exists(guest) == Some(false) {
+            continue;
+        }
+        let mut reader = Reader {
+            store,
+            records: &records,
+            fault: None,
+        };
         let home = format!("/local/domain/{guest}");
         let number = reader.dom0s(&format!("{home}/image/device-model-domid"))?;
         let Some(stubdomain) = number.and_then(|text| text.trim().parse::<DomId>().ok()) else {
             continue;
         };
         let stub = format!("/local/domain/{stubdomain}");
-        let proxy = reader.process(&format!("{stub}/image/qmp-proxy-pid"))?;
+        let proxy = reader.process(Kind::Proxy, stubdomain)?;
         let memory = reader.text(&format!("{stub}/memory/target"))?;
-        let told = counters::read(Path::new(counters::FOLDER), stubdomain.as_u16());
+        let told = counters::read(folder, stubdomain.as_u16());
         // A file that another process left says nothing of this one.
         let told = told.filter(|told| proxy.is_some_and(|proxy| proxy.pid == told.pid));
         rows.push(Row {
             guest,
             name: reader.text(&format!("{home}/name"))?,
             stubdomain,
-            state: reader.text(&format!("{stub}/device-model/{guest}/state"))?,
+            state: match existing.exists(stubdomain) {
+                Some(false) => Some(GONE.to_owned()),
+                _ => reader.text(&format!("{stub}/device-model/{guest}/state"))?,
+            },
             proxy,
             counters: told.map(|told| told.counters),
-            consoles: reader.process(&format!("{stub}/image/device-model-pid"))?,
+            consoles: reader.process(Kind::Consoled, stubdomain)?,
             console_bytes: reader.console_bytes(stubdomain)?,
             memory: memory.and_then(|text| text.trim().parse().ok()),
             fault: reader.fault,
@@ -96,6 +116,7 @@ pub fn rows(store: &Store) -> Result<Vec<Row>> {
 /// Reads one row's nodes: an error is kept as the row's fault, unless it is the connection's end.
 struct Reader<'a> {
     store: &'a Store,
+    records: &'a [(PathBuf, Record, Life)],
     fault: Option<String>,
 }
 
@@ -122,11 +143,16 @@ impl Reader<'_> {
         self.keep(node, trusted::read_str(self.store, node))
     }
 
-    /// The process whose number a node holds.
-    fn process(&mut self, node: &str) -> Result<Option<Process>> {
-        let text = self.dom0s(node)?;
+    /// The process that serves a stubdomain: as it is recorded, or whose number libxl's node holds.
+    fn process(&mut self, kind: Kind, stubdomain: DomId) -> Result<Option<Process>> {
+        let mut records = self.records.iter();
+        let own = |record: &Record| record.kind == kind && record.stubdomain == stubdomain.as_u16();
+        if let Some((_, record, life)) = records.find(|(_, record, _)| own(record)) {
+            return Ok(Some(process(record.pid, matches!(life, Life::Alive))));
+        }
+        let text = self.dom0s(&format!("/local/domain/{stubdomain}/{}", kind.node()))?;
         let pid = text.and_then(|text| text.trim().parse().ok());
-        Ok(pid.map(process))
+        Ok(pid.map(|pid| process(pid, names(pid, stubdomain))))
     }
 
     /// How long the files are that a stubdomain's consoles are written to; `None` if there are
@@ -156,13 +182,24 @@ impl Reader<'_> {
     }
 }
 
-fn process(pid: u32) -> Process {
+/// Whether a process is one for that stubdomain: upstream's proxy and QEMU have its number as a
+/// word of theirs.
+fn names(pid: u32, stubdomain: DomId) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let number = stubdomain.to_string();
+    line.split(|byte| *byte == 0)
+        .any(|word| word == number.as_bytes())
+}
+
+fn process(pid: u32, alive: bool) -> Process {
     let status = fs::read_to_string(format!("/proc/{pid}/status"));
     let status = status.as_deref().unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     Process {
         pid,
-        alive: !status.is_empty(),
-        memory: line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()),
+        alive: alive && !status.is_empty(),
+        memory: line
+            .filter(|_| alive)
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok()),
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,9 +16,10 @@ use nix::sys::termios::{
     LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
 };
 use stubdm_qmp::text::json_line;
-use xen_store::{Store, Watch};
+use xen_store::Watch;
 
 use super::{rows, show};
+use crate::libxl::domains::Domains;
 use crate::rt::error::{Context, Result};
 use crate::rt::poll::{Interest, sleep};
 use crate::rt::signals::Signals;
@@ -29,7 +31,8 @@ const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 /// Domains come and go in bursts; a burst is one frame.
 const BURST: Duration = Duration::from_millis(100);
 
-pub(super) fn run(store: &Store, pace: Duration, json: bool) -> Result<()> {
+pub(super) fn run(domains: &mut Domains, folder: &Path, pace: Duration, json: bool) -> Result<()> {
+    let store = domains.store().clone();
     let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
     let signals = Signals::take(&[&ends[..], &[Signal::SIGWINCH, Signal::SIGTSTP]].concat())
         .context("taking over signals")?;
@@ -41,7 +44,7 @@ pub(super) fn run(store: &Store, pace: Duration, json: bool) -> Result<()> {
     let terminal = (!json && io::stdout().is_terminal()).then(Terminal::take);
     let mut keys = io::stdin().is_terminal() && terminal.is_some();
     loop {
-        let rows = rows(store)?;
+        let rows = rows(domains, folder)?;
         let frame = match (&terminal, json) {
             (_, true) => json_line(&show::json(&rows)) + "\n",
             (Some(_), _) => frame(&show::table(&rows)),

@@ -82,7 +82,7 @@ impl Record {
     /// # Errors
     /// The kernel does not show this program's file.
     pub fn of_this_process(kind: Kind, stubdomain: u16, uuid: String) -> Result<Self> {
-        let program = link("/proc/self/exe").context("/proc/self/exe")?;
+        let program = this_program().context("/proc/self/exe")?;
         let resumed = |word: &OsString| word.as_encoded_bytes().starts_with(RESUME.as_bytes());
         Ok(Self {
             version: VERSION,
@@ -103,6 +103,14 @@ impl Record {
     fn file_name(&self) -> String {
         format!("{}-{}", self.kind.name(), self.stubdomain)
     }
+}
+
+/// The path that this program was started from.
+///
+/// # Errors
+/// The kernel does not show it.
+pub fn this_program() -> io::Result<PathBuf> {
+    link("/proc/self/exe")
 }
 
 /// The target of one of `/proc`'s links, though the file has been replaced or removed since.

@@ -11,7 +11,7 @@ use xen_sys::DomId;
 
 use crate::libxl::trusted;
 use crate::rt::error::{Failure, Result};
-use crate::supervise::record::{Claim, Kind, Record};
+use crate::service::record::{self, Claim, Kind, Record};
 
 /// The value of `--resume`: this process takes the place of one that was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,12 +116,12 @@ pub fn announce(store: &Store, node: &str, value: &str, resume: bool) -> xen_sto
 }
 
 /// The option that starts a service again.
-pub(super) fn option(resume: Resume) -> String {
-    format!("{}={resume}", super::record::RESUME)
+pub fn option(resume: Resume) -> String {
+    format!("{}={resume}", record::RESUME)
 }
 
 /// Whether a word is that option.
 pub fn is_option(word: &OsStr) -> bool {
     word.as_encoded_bytes()
-        .starts_with(super::record::RESUME.as_bytes())
+        .starts_with(record::RESUME.as_bytes())
 }

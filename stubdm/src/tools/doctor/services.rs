@@ -1,0 +1,41 @@
+//! The doctor's checks of the processes that serve guests which run.
+
+use super::State;
+use super::checks::Host;
+use crate::proxy::counters;
+use crate::service::record::{self, Life};
+use crate::supervise::run::is_running;
+
+impl Host<'_> {
+    /// Each proxy and console server that is gone, and the supervisor that starts them again.
+    pub(super) fn services(&mut self) {
+        let folder = counters::FOLDER.trim_start_matches('/');
+        let folder = self.root.join(folder);
+        let supervised = is_running(&folder);
+        let mut living = 0;
+        for (_, record, life) in record::all(&folder) {
+            let (kind, domain) = (record.kind.name(), record.stubdomain);
+            match life {
+                Life::Alive => living += 1,
+                Life::Gone(_) => self.say(
+                    "services",
+                    State::Wrong,
+                    format!(
+                        "the {kind} of domain {domain}, process {}, is gone",
+                        record.pid
+                    ),
+                    &format!("stubdm-run restart {domain}"),
+                ),
+            }
+        }
+        match supervised {
+            true => self.ok("services", format!("{living} run, and are supervised")),
+            false => self.say(
+                "services",
+                State::Note,
+                format!("{living} run, and no supervisor: one that is killed stays away"),
+                "systemctl start stubdm-supervise, or stubdm-run supervise --standby &",
+            ),
+        }
+    }
+}
