@@ -1,8 +1,8 @@
 //! Grants of the real hypervisor, through `/dev/xen/gntalloc` and `/dev/xen/gntdev`.
 //!
 //! Both drivers work in two steps: an ioctl gives an *index*, and mmap at that offset gives the
-//! pages. Each share and each mapping has an open file of its own, so that whatever goes wrong,
-//! closing the file gives everything back, and no two of them meet in a table of the driver.
+//! pages. Each share has an open file of its own; mappings use the one gntdev of their
+//! [`Xen`], and each gives its index up on drop, whatever went wrong in between.
 //!
 //! Linux (drivers/xen/gntalloc.c, gntdev.c): an index given up while its pages are still mapped
 //! lives on until they are unmapped, so [`Mapping`] unmaps first and the notification happens
@@ -10,12 +10,13 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use xen_sys::ioctl::{GntAlloc, GntDev};
 use xen_sys::mmap::{Pages, Protection};
-use xen_sys::{DevRoot, DomId, Error, GrantRef, PAGE_SIZE, Result};
+use xen_sys::{DevRoot, DomId, Error, GrantRef, PAGE_SIZE, Result, Xen};
 
 use crate::mapping::{Mapping, Release};
 use crate::{PageAccess, UnmapNotify};
@@ -46,7 +47,7 @@ impl Drop for Allocated {
 /// An index of gntdev, given up on drop.
 #[derive(Debug)]
 pub(crate) struct UnmapNotifier {
-    dev: GntDev,
+    dev: Arc<GntDev>,
     index: u64,
     pages: usize,
 }
@@ -61,7 +62,7 @@ impl UnmapNotifier {
 
 impl Drop for UnmapNotifier {
     fn drop(&mut self) {
-        // Closing the file, which is next, does the same if this is refused.
+        // Refused only for an index that is not there; the last close gives back the rest.
         let _ = self.dev.unmap_grant_ref(self.index, self.pages);
     }
 }
@@ -90,14 +91,9 @@ pub(crate) fn share(
     ))
 }
 
-pub(crate) fn map(
-    root: &DevRoot,
-    from: DomId,
-    refs: &[GrantRef],
-    access: PageAccess,
-) -> Result<Mapping> {
-    let dev = GntDev::open(root)?;
-    let index = dev.map_grant_ref(from, refs)?;
+pub(crate) fn map(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Result<Mapping> {
+    let dev = xen.gntdev()?;
+    let index = dev.map_grant_ref(refs)?;
     // From here on the drop of `grant` gives the index up, whatever fails.
     let grant = UnmapNotifier {
         dev,

@@ -50,6 +50,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Without a mapping
+//!
+//! [`GrantCopier`] has Xen copy between granted pages and private memory, many segments a call: for
+//! backends that look at each byte once.
+//!
 //! # Without a grant
 //!
 //! A domain that controls another maps that one's memory by frame number: [`foreign`].
@@ -60,6 +65,7 @@
 //! parameter `limit` of the modules xen-gntalloc (1024 pages over all of a domain's processes)
 //! and xen-gntdev, and the size of the domain's grant table.
 
+mod copy;
 mod dev;
 mod error;
 pub mod foreign;
@@ -71,11 +77,12 @@ mod share;
 #[cfg(feature = "sim")]
 mod sim;
 
+pub use copy::{CopySegment, GrantCopier, GrantStatus};
 pub use error::RegionError;
-pub use map::{MappedPages, map};
+pub use map::{MappedPages, map, map_from};
 pub use region::{Atomic, MAX_RANGES, Region, Word, Words};
 pub use share::{SharedPages, share};
-pub use xen_sys::ioctl::MAX_PAGES;
+pub use xen_sys::ioctl::{GrantedBytes, MAX_PAGES};
 use xen_sys::mmap::Protection;
 use xen_sys::{Error, Port, Result};
 

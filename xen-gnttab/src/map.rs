@@ -35,16 +35,46 @@ pub struct MappedPages {
 #[doc(alias = "xengnttab_map_domain_grant_refs")]
 #[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]
 pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Result<MappedPages> {
-    let mapping = match xen.host() {
-        Host::Dev(root) => dev::map(root, from, refs, access)?,
+    match xen.host() {
+        Host::Dev(_) => {
+            let refs: Vec<_> = refs.iter().map(|&gref| (from, gref)).collect();
+            dev::map(xen, &refs, access).map(mapped)
+        }
         #[cfg(feature = "sim")]
-        Host::Sim(client) => crate::sim::map(xen, client, from, refs, access)?,
+        Host::Sim(client) => crate::sim::map(xen, client, from, refs, access).map(mapped),
         #[allow(unreachable_patterns)]
-        _ => return Err(Error::Unsupported { op: "map pages" }),
-    };
+        _ => Err(Error::Unsupported { op: "map pages" }),
+    }
+}
+
+/// Maps pages of several domains, contiguous and in that order, each by its domain and reference.
+///
+/// # Errors
+///
+/// As [`map`]; [`Error::Unsupported`] for several domains on a simulated host.
+#[doc(alias = "xengnttab_map_grant_refs")]
+pub fn map_from(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Result<MappedPages> {
+    match xen.host() {
+        Host::Dev(_) => dev::map(xen, refs, access).map(mapped),
+        #[cfg(feature = "sim")]
+        Host::Sim(_) => {
+            let domain = refs.first().map_or(DomId::INVALID, |first| first.0);
+            if refs.iter().any(|of| of.0 != domain) {
+                let op = "map pages of several domains";
+                return Err(Error::Unsupported { op });
+            }
+            let refs: Vec<_> = refs.iter().map(|&(_, gref)| gref).collect();
+            map(xen, domain, &refs, access)
+        }
+        #[allow(unreachable_patterns)]
+        _ => Err(Error::Unsupported { op: "map pages" }),
+    }
+}
+
+fn mapped(mapping: Mapping) -> MappedPages {
     let mut kept = Region::of(mapping);
     let region = kept.take();
-    Ok(MappedPages { region, kept })
+    MappedPages { region, kept }
 }
 
 impl MappedPages {

@@ -4,12 +4,13 @@
 use std::os::fd::OwnedFd;
 #[cfg(feature = "sim")]
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "sim")]
 use crate::DomId;
 use crate::Result;
 use crate::devices::DevRoot;
+use crate::ioctl::GntDev;
 
 /// A way to one hypervisor, as one domain on it.
 ///
@@ -22,7 +23,14 @@ use crate::devices::DevRoot;
 /// # Ok::<(), xen_sys::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Xen(Arc<Host>);
+pub struct Xen(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    /// Opened by the first mapping, and kept by every mapping.
+    gntdev: OnceLock<Arc<GntDev>>,
+}
 
 impl Xen {
     /// Opens the real hypervisor, by the devices in `/dev/xen`.
@@ -34,7 +42,7 @@ impl Xen {
     ///
     /// [`Error::NoXen`] when there is no `/dev/xen`.
     pub fn open() -> Result<Self> {
-        Ok(Self(Arc::new(Host::Dev(DevRoot::open("/dev/xen")?))))
+        Ok(Self::new(Host::Dev(DevRoot::open("/dev/xen")?)))
     }
 
     /// Joins a simulated host over a connection to its broker that was made for one of its
@@ -48,7 +56,7 @@ impl Xen {
     #[cfg(feature = "sim")]
     pub fn join(broker: OwnedFd) -> Result<Self> {
         let client = crate::sim::Client::new(broker, None)?;
-        Ok(Self(Arc::new(Host::Sim(client))))
+        Ok(Self::new(Host::Sim(client)))
     }
 
     /// Joins a simulated host by the path of its broker's socket
@@ -61,7 +69,7 @@ impl Xen {
     #[cfg(feature = "sim")]
     pub fn join_path(path: impl AsRef<Path>, me: DomId) -> Result<Self> {
         let client = crate::sim::Client::connect(path.as_ref(), me)?;
-        Ok(Self(Arc::new(Host::Sim(client))))
+        Ok(Self::new(Host::Sim(client)))
     }
 
     /// Returns the connection to a simulated host, if that is where this handle leads.
@@ -78,7 +86,31 @@ impl Xen {
     #[doc(hidden)]
     #[must_use]
     pub fn host(&self) -> &Host {
-        &self.0
+        &self.0.host
+    }
+
+    /// The one open gntdev of this handle; for xen-gnttab.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`](crate::Error::Device) when it does not open;
+    /// [`Error::Unsupported`](crate::Error::Unsupported) on a simulated host.
+    #[doc(hidden)]
+    pub fn gntdev(&self) -> Result<Arc<GntDev>> {
+        if let Some(open) = self.0.gntdev.get() {
+            return Ok(Arc::clone(open));
+        }
+        let opened = match self.host() {
+            Host::Dev(root) => Arc::new(GntDev::open(root)?),
+            #[cfg(feature = "sim")]
+            Host::Sim(_) => return Err(crate::Error::Unsupported { op: "gntdev" }),
+        };
+        Ok(Arc::clone(self.0.gntdev.get_or_init(|| opened)))
+    }
+
+    fn new(host: Host) -> Self {
+        let gntdev = OnceLock::new();
+        Self(Arc::new(Inner { host, gntdev }))
     }
 }
 

@@ -195,6 +195,8 @@ fn small(f: &mut Facts) {
         "GNTST_okay" = GNTST_OKAY,
         "GNTST_bad_domain" = GNTST_BAD_DOMAIN,
         "GNTST_permission_denied" = GNTST_PERMISSION_DENIED,
+        "GNTCOPY_source_gref" = xen_sys::abi::gntdev::GNTCOPY_SOURCE_GREF,
+        "GNTCOPY_dest_gref" = xen_sys::abi::gntdev::GNTCOPY_DEST_GREF,
         "SCHEDOP_remote_shutdown" = SCHEDOP_REMOTE_SHUTDOWN,
         "EVTCHNOP_status" = EVTCHNOP_STATUS,
         "EVTCHNSTAT_closed" = EVTCHNSTAT_CLOSED,
@@ -508,6 +510,30 @@ fn linux() -> Facts {
             "IOCTL_GNTDEV_MAP_GRANT_REF" = IOCTL_GNTDEV_MAP_GRANT_REF,
             "IOCTL_GNTDEV_UNMAP_GRANT_REF" = IOCTL_GNTDEV_UNMAP_GRANT_REF,
             "IOCTL_GNTDEV_SET_UNMAP_NOTIFY" = IOCTL_GNTDEV_SET_UNMAP_NOTIFY,
+            "IOCTL_GNTDEV_GRANT_COPY" = IOCTL_GNTDEV_GRANT_COPY,
+            "offsetof(struct gntdev_grant_copy_segment, source.foreign.ref)" =
+                offset_of!(GrantCopyForeign, gref),
+            "offsetof(struct gntdev_grant_copy_segment, source.foreign.offset)" =
+                offset_of!(GrantCopyForeign, offset),
+            "offsetof(struct gntdev_grant_copy_segment, source.foreign.domid)" =
+                offset_of!(GrantCopyForeign, domid),
+        );
+        layout!(
+            f,
+            "struct gntdev_grant_copy_segment",
+            GrantCopySegment,
+            source,
+            dest,
+            len,
+            flags,
+            status
+        );
+        layout!(
+            f,
+            "struct ioctl_gntdev_grant_copy",
+            GrantCopy,
+            count,
+            segments
         );
         layout!(
             f,

@@ -72,6 +72,61 @@ bitflags! {
     }
 }
 
+/// A copy between a granted page and memory of this process, or between two granted pages.
+///
+/// C: `struct gntdev_grant_copy_segment`.
+#[doc(alias = "gntdev_grant_copy_segment")]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct GrantCopySegment {
+    /// An address of this process, or a [`GrantCopyForeign`] as a word.
+    pub source: u64,
+    /// As [`source`](Self::source).
+    pub dest: u64,
+    /// Bytes to copy.
+    pub len: u16,
+    /// Which ends are granted pages: [`GNTCOPY_SOURCE_GREF`], [`GNTCOPY_DEST_GREF`].
+    pub flags: u16,
+    /// Out: `GNTST_*`, xen/include/public/grant_table.h.
+    pub status: i16,
+    /// C leaves it implicit.
+    pub pad: u16,
+}
+
+/// A place in a granted page.
+///
+/// C: `foreign` in `struct gntdev_grant_copy_segment`.
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct GrantCopyForeign {
+    /// The grant reference.
+    pub gref: u32,
+    /// The offset in the page, in bytes.
+    pub offset: u16,
+    /// The granting domain.
+    pub domid: u16,
+}
+
+/// [`GrantCopySegment::source`] is a granted page.
+pub const GNTCOPY_SOURCE_GREF: u16 = 1 << 0;
+/// [`GrantCopySegment::dest`] is a granted page.
+pub const GNTCOPY_DEST_GREF: u16 = 1 << 1;
+
+/// Copies segments.
+///
+/// C: `struct ioctl_gntdev_grant_copy`.
+#[doc(alias = "ioctl_gntdev_grant_copy")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GrantCopy {
+    /// How many segments.
+    pub count: u32,
+    /// C leaves it implicit.
+    pub pad: u32,
+    /// The address of the first [`GrantCopySegment`].
+    pub segments: u64,
+}
+
 /// [`MapGrantRefHead`] and its entries. The size in the opcode is that of one entry.
 pub const IOCTL_GNTDEV_MAP_GRANT_REF: Opcode = opcode(
     b'G',
@@ -82,3 +137,5 @@ pub const IOCTL_GNTDEV_MAP_GRANT_REF: Opcode = opcode(
 pub const IOCTL_GNTDEV_UNMAP_GRANT_REF: Opcode = opcode(b'G', 1, size_of::<UnmapGrantRef>());
 /// [`UnmapNotify`].
 pub const IOCTL_GNTDEV_SET_UNMAP_NOTIFY: Opcode = opcode(b'G', 7, size_of::<UnmapNotify>());
+/// [`GrantCopy`].
+pub const IOCTL_GNTDEV_GRANT_COPY: Opcode = opcode(b'G', 8, size_of::<GrantCopy>());

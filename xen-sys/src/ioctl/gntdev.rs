@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
-use super::{Driver, Node, checked_count, exchange, set};
+use super::{CopySegment, Driver, Node, checked_count, copy, exchange, set};
 use crate::abi::gntdev as abi;
 use crate::{DevRoot, DomId, GrantRef, Port, Result};
 
@@ -30,7 +30,7 @@ impl GntDev {
         Node::open(root).map(Self)
     }
 
-    /// Announces the pages `refs` of `domain`; the index returned is the offset to give mmap.
+    /// Announces pages by their domain and reference; the index returned is the offset to give mmap.
     /// Nothing is mapped, and no reference looked at, before that.
     ///
     /// # Errors
@@ -38,22 +38,33 @@ impl GntDev {
     /// [`Error::Invalid`](crate::Error::Invalid) for no pages or more than
     /// [`MAX_PAGES`](super::MAX_PAGES); else the driver's.
     #[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]
-    pub fn map_grant_ref(&self, domain: DomId, refs: &[GrantRef]) -> Result<u64> {
+    pub fn map_grant_ref(&self, refs: &[(DomId, GrantRef)]) -> Result<u64> {
         let count = checked_count("IOCTL_GNTDEV_MAP_GRANT_REF", refs.len())?;
         let head = abi::MapGrantRefHead {
             count,
             pad: 0,
             index: 0,
         };
-        let domid = domain.as_u16().into();
         let (head, _) = exchange(&self.0, head, |entries| {
             let slots = entries.chunks_exact_mut(size_of::<abi::GrantRefEntry>());
-            for (slot, gref) in slots.zip(refs) {
-                let gref = gref.as_u32();
+            for (slot, (domain, gref)) in slots.zip(refs) {
+                let (domid, gref) = (domain.as_u16().into(), gref.as_u32());
                 slot.copy_from_slice(abi::GrantRefEntry { domid, gref }.as_bytes());
             }
         })?;
         Ok(head.index)
+    }
+
+    /// Copies between granted pages and memory of this process, without a mapping. Each segment has
+    /// a [status](CopySegment::status) of its own afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for no segments or more than
+    /// [`MAX_PAGES`](super::MAX_PAGES); else the driver's.
+    #[doc(alias = "IOCTL_GNTDEV_GRANT_COPY")]
+    pub fn grant_copy(&self, segments: &mut [CopySegment<'_>]) -> Result<()> {
+        copy(&self.0, segments)
     }
 
     /// Gives up the pages of an index. Those still mapped stay until they are unmapped.
