@@ -6,9 +6,10 @@
 //! overflowed, and every read says so until a reset.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xen_sys::{DevRoot, DomId, Error, Port, Result, Virq, ioctl};
 use zerocopy::IntoBytes;
 
@@ -24,6 +25,14 @@ pub(crate) struct Evtchn {
 impl Evtchn {
     pub(crate) fn open(root: &DevRoot) -> Result<Self> {
         let dev = ioctl::Evtchn::open(root)?;
+        let blocking = Blocking::new(&dev)?;
+        Ok(Self { dev, blocking })
+    }
+
+    pub(crate) fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
+        let close = FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC);
+        fcntl(&fd, close).map_err(|e| Error::os("fcntl", e.into()))?;
+        let dev = ioctl::Evtchn::adopt(root, fd)?;
         let blocking = Blocking::new(&dev)?;
         Ok(Self { dev, blocking })
     }
@@ -71,6 +80,10 @@ impl Evtchn {
         #[cfg(feature = "unstable-counters")]
         crate::counters::call();
         write_port(self.dev.file(), port)
+    }
+
+    pub(crate) fn unmask_batch(&self, ports: &[Port]) -> Result<()> {
+        write_ports(self.dev.file(), ports)
     }
 
     #[inline]
@@ -145,6 +158,25 @@ fn write_port(mut to: impl Write, port: Port) -> Result<()> {
     }
 }
 
+/// Ports in a page: the driver takes no more by one call.
+const BATCH: usize = 1024;
+
+/// Unmasks ports, as many by one call as the driver takes.
+fn write_ports(mut to: impl Write, mut ports: &[Port]) -> Result<()> {
+    while !ports.is_empty() {
+        #[cfg(feature = "unstable-counters")]
+        crate::counters::call();
+        let batch = &ports[..ports.len().min(BATCH)];
+        match to.write(batch.as_bytes()) {
+            // It takes whole ports, and at least one.
+            Ok(bytes) => ports = &ports[(bytes / size_of::<Port>()).clamp(1, batch.len())..],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::os("write /dev/xen/evtchn", e)),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -214,6 +246,39 @@ mod tests {
         });
         assert_eq!(taken.unwrap(), 0);
         assert!(Instant::now() >= deadline);
+    }
+
+    /// A driver that takes at most so many bytes by one call, and is interrupted before each.
+    struct Takes(usize, bool, Vec<u8>);
+
+    impl Write for Takes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            assert!(bytes.len() <= 4096, "more than the driver takes");
+            let taken = bytes.len().min(self.0);
+            self.2.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_port_of_a_batch_is_unmasked_once_whatever_the_driver_takes() {
+        let batch: Vec<Port> = (1..=2500).map(Port::new).collect();
+        for takes in [4, 400, 4096] {
+            let mut driver = Takes(takes, false, Vec::new());
+            write_ports(&mut driver, &batch).unwrap();
+            assert_eq!(driver.2, batch.as_bytes(), "{takes}");
+        }
+        let mut driver = Takes(4096, false, Vec::new());
+        write_ports(&mut driver, &[]).unwrap();
+        assert!(driver.2.is_empty() && !driver.1, "nothing is written");
     }
 
     #[test]

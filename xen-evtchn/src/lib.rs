@@ -60,7 +60,7 @@
 //! # The two backends
 //!
 //! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `bind_virq`, `unbind`,
-//! `notify`, `unmask`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only
+//! `notify`, `unmask`, `unmask_batch`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only
 //! `wait` blocks.
 
 #![forbid(unsafe_code)]
@@ -78,7 +78,7 @@ mod sim;
 pub mod tokio;
 mod wait;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -138,6 +138,34 @@ impl EventChannels {
             }
         };
         Ok(Self(Arc::new(backend)))
+    }
+
+    /// Takes a descriptor of the device that was opened elsewhere, with the ports that are bound
+    /// through it: for a daemon that executes itself anew and keeps its channels. The descriptor is
+    /// close-on-exec from now on, and its reads do not block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a descriptor of something else; [`Error::Device`] when
+    /// `/dev/xen/evtchn` does not open, which is opened to compare; [`Error::Unsupported`] on a
+    /// simulated host.
+    #[doc(alias = "xenevtchn_fdopen")]
+    pub fn adopt(xen: &Xen, fd: OwnedFd) -> Result<Self> {
+        match xen.host() {
+            Host::Dev(root) => Ok(Self(Arc::new(Backend::Dev(dev::Evtchn::adopt(root, fd)?)))),
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported {
+                op: "adopt event channels",
+            }),
+        }
+    }
+
+    /// Takes charge of a port that is bound through an [adopted](Self::adopt) descriptor: it is
+    /// closed when the value is dropped. A port that the set does not have fails with `ENOTCONN`
+    /// when it is notified.
+    #[must_use]
+    pub fn adopt_port(&self, port: Port) -> BoundPort {
+        BoundPort::new(self.clone(), port)
     }
 
     /// Makes a port that domain `remote` may bind to. `remote` may be this domain itself, by
@@ -260,6 +288,17 @@ impl EventChannels {
     #[inline]
     pub fn unmask(&self, port: Port) -> Result<()> {
         on!(self, b => b.unmask(port))
+    }
+
+    /// Lets several ports be delivered again, as [`unmask`](Self::unmask), by one system call for
+    /// each 1024 of them on a real host.
+    ///
+    /// # Errors
+    ///
+    /// As [`unmask`](Self::unmask); then some of the ports are unmasked.
+    #[doc(alias = "xenevtchn_unmask")]
+    pub fn unmask_batch(&self, ports: &[Port]) -> Result<()> {
+        on!(self, b => b.unmask_batch(ports))
     }
 
     /// Recovers from [`Error::EventOverflow`]: forgets every event that was waiting to be read.

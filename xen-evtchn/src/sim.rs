@@ -154,6 +154,10 @@ impl Evtchn {
         }
     }
 
+    pub(crate) fn unmask_batch(&self, ports: &[Port]) -> Result<()> {
+        ports.iter().try_for_each(|&port| self.unmask(port))
+    }
+
     pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
         counters::call();
         self.take(out, EpollTimeout::ZERO)

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Driver, Node, set, set_nothing};
 use crate::abi::evtchn as abi;
@@ -28,6 +28,16 @@ impl Evtchn {
     /// Those of [`DevRoot::open_device`].
     pub fn open(root: &DevRoot) -> Result<Self> {
         Node::open(root).map(Self)
+    }
+
+    /// Takes a descriptor of this device that was opened elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) if it is of something else; as
+    /// [`open`](Self::open).
+    pub fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
+        Node::adopt(root, fd).map(Self)
     }
 
     /// Returns the open file, to read pending ports from and to write ports to unmask to.
