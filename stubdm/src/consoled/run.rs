@@ -85,6 +85,7 @@ pub fn run_on(
     open: impl FnOnce() -> Result<(Xen, Store)>,
 ) -> Result<()> {
     log::to_stderr(options.verbose);
+    log::follow();
     let (xen, store) = open()?;
     let found = match options.resume {
         Some(_) => consoles_again(&store, options.domain),

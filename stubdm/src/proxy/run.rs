@@ -72,6 +72,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
         let stdio = || stdio().map(|local| Clients::Once(Some(local)));
         return sandbox::run::run(options, given, policy, stdio, seed());
     }
+    log::follow();
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
     // The socket comes first: with a wrong path nothing else needs to be touched.

@@ -8,14 +8,17 @@ pub mod budget;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use stubdm_qmp::text::{is_active, one_line};
 use tracing::Level;
 
 use crate::rt::log::budget::{Budget, Size, Verdict};
+use crate::rt::log_file::AppendFile;
 
 /// Bytes that the log of a stubdomain's proxy may have altogether from its worker.
 pub const CAGED: Size = Size {
@@ -34,6 +37,45 @@ const LAST_WORDS: u64 = 64 << 10;
 
 /// The budget of this process's own lines, if that is limited.
 static BUDGET: Mutex<Option<Budget>> = Mutex::new(None);
+
+/// The file that stderr is, as long as it is followed.
+static FILE: Mutex<Option<AppendFile>> = Mutex::new(None);
+
+/// Follows the file that stderr is, if it is one: others rotate it. To be called once, by a process
+/// that runs for months.
+pub fn follow() {
+    // Every write goes to the end, wherever that is by then.
+    let append = || {
+        let stderr = io::stderr();
+        let flags = OFlag::from_bits_retain(fcntl(&stderr, FcntlArg::F_GETFL).ok()?);
+        fcntl(&stderr, FcntlArg::F_SETFL(flags | OFlag::O_APPEND)).ok()
+    };
+    let Some(path) = file_of_stderr().filter(|_| append().is_some()) else {
+        return;
+    };
+    let file = AppendFile::existing(&path).ok();
+    *FILE.lock().unwrap_or_else(PoisonError::into_inner) = file;
+}
+
+/// The path of the plain file that stderr is.
+fn file_of_stderr() -> Option<PathBuf> {
+    let stderr = io::stderr();
+    let kind = SFlag::from_bits_truncate(fstat(stderr.as_fd()).ok()?.st_mode) & SFlag::S_IFMT;
+    let path = std::fs::read_link("/proc/self/fd/2").ok()?;
+    (kind == SFlag::S_IFREG && path.is_absolute()).then_some(path)
+}
+
+/// Writes to stderr, at the name of its file if that is followed.
+fn put(bytes: &[u8]) {
+    let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(file) = file.as_mut() {
+        // A new file that cannot be made leaves the old one in use.
+        if let Ok(true) = file.follow(Instant::now()) {
+            let _ = rustix::stdio::dup2_stderr(file.file());
+        }
+    }
+    let _ = io::stderr().write_all(bytes);
+}
 
 /// Limits this process's own lines to [`OWN`], for good. The bytes that a log file has already
 /// count: starting anew is no new budget. Returns the budget for what the worker says.
@@ -70,11 +112,11 @@ pub fn write_within(budget: &mut Budget, line: &[u8], now: Instant) {
         Verdict::Pass(before) => format!("{before} lines were left out here\n"),
         Verdict::LeaveOut => return,
         Verdict::Last => {
-            let _ = io::stderr().write_all(b"the log is full: no more lines of this kind\n");
+            put(b"the log is full: no more lines of this kind\n");
             return;
         }
     };
-    let _ = io::stderr().write_all(&[note.as_bytes(), line.as_bytes()].concat());
+    put(&[note.as_bytes(), line.as_bytes()].concat());
 }
 
 /// A stderr that never fails and never panics: a log that cannot be written is no reason to stop.
@@ -86,7 +128,7 @@ impl Write for Stderr {
         let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
         match budget.as_mut() {
             Some(budget) => write_within(budget, bytes, Instant::now()),
-            None => drop(io::stderr().write_all(one(bytes).as_bytes())),
+            None => put(one(bytes).as_bytes()),
         }
         Ok(bytes.len())
     }

@@ -41,6 +41,18 @@ impl AppendFile {
         })
     }
 
+    /// Opens a file to follow it, with what is in it: a file that others began.
+    ///
+    /// # Errors
+    /// The system's; nothing, or a link, is at the path.
+    pub fn existing(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::symlink_metadata(path)?;
+        if !meta.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Self::open(path, meta.mode() & 0o777, true)
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path

@@ -74,6 +74,7 @@ pub fn run_on(
     open: impl FnOnce() -> Result<(Xen, Store)>,
 ) -> Result<()> {
     log::to_stderr(options.verbose);
+    log::follow();
     let records = record::folder(&options.folder)?;
     let lock = lock_file(&options.folder)?;
     let lock = Flock::lock(lock, FlockArg::LockExclusive);

@@ -51,8 +51,10 @@ impl Killed {
         command.args(["sim-role", role, "--me", &me.to_string(), "--broker"]);
         command.arg(self.host.broker()).stdin(Stdio::null());
         let log = File::options()
-            .append(true)
+            // Not for appending: whoever starts a process may have it so.
+            .write(true)
             .create(true)
+            .truncate(false)
             .open(self.dir.path().join(format!("{role}.log")));
         let log = log.unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);

@@ -220,6 +220,35 @@ fn a_consoled_killed_at_any_moment_loses_and_doubles_no_byte() {
     });
 }
 
+/// What `logrotate` does with and without `copytruncate` to the log that libxl opened.
+#[test]
+fn a_proxys_log_that_others_rotate_has_no_hole_and_goes_on_at_its_name() {
+    let mut killed = Killed::new();
+    killed.stubdomain_and_proxy();
+    let log = killed.dir.path().join("vchan-socket-proxy.log");
+    let grows = |what: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        // Each of these is denied, which is a line of the log.
+        while std::fs::read(&log).unwrap_or_default().is_empty() {
+            let _ = ask(&killed.socket(), "inject-nmi");
+            assert!(Instant::now() < deadline, "{what}: nothing is written");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let text = std::fs::read(&log).unwrap();
+        assert!(!text.contains(&0), "{what}: a hole");
+    };
+    grows("at first");
+    std::fs::File::options()
+        .write(true)
+        .open(&log)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    grows("cut");
+    std::fs::rename(&log, killed.dir.path().join("vchan-socket-proxy.log.1")).unwrap();
+    grows("moved");
+}
+
 #[test]
 fn no_one_process_that_is_killed_keeps_another_from_being_started_again() {
     let mut killed = Killed::new();
