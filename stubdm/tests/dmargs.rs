@@ -170,6 +170,10 @@ fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
     for (node, value) in [
         ("/local/domain/8/device/vfb/0/state", "1"),
         ("/local/domain/8/memory/target", "139264"),
+        (
+            "/local/domain/8/device/vbd/51744/backend",
+            "/local/domain/0/backend/qdisk/8/51744",
+        ),
     ] {
         host.store.write(node, value).unwrap();
     }
@@ -177,6 +181,7 @@ fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
     assert_eq!(status, 0, "{text}");
     for part in [
         "set vnc=0",
+        "/dev/xvdc is a qdisk",
         "has 136 MiB",
         "set stubdomain_memory",
         "set serial=\"pty\"",

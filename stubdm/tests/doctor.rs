@@ -276,6 +276,63 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
         assert_eq!((state.as_str(), status), ("note", 0), "{text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+    for (line, state, part) in [
+        ("kernel='/boot/vmlinuz'", "wrong", "remove kernel"),
+        ("cmdline=\"root=/dev/xvda\"", "wrong", "remove cmdline"),
+        (
+            "usbdevice=['tablet','host:1.2']",
+            "wrong",
+            "\"tablet\", \"mouse\"",
+        ),
+        ("usbdevice='tablet'", "ok", "nothing that hurts"),
+        ("usbdev=['hostbus=1,hostaddr=2']", "note", "type=pv"),
+        ("soundhw=\"hda\"", "note", "remove soundhw"),
+        ("spiceusbredirection=4", "note", "spiceusbredirection=0"),
+        ("disk=['/srv/a.img,raw,xvda,w']", "note", "is a file"),
+        ("disk=['file:/srv/a.img,xvda,w']", "note", "is a file"),
+        (
+            "disk=['format=qcow2,vdev=xvda,target=/dev/vg/a']",
+            "note",
+            "format that only QEMU reads",
+        ),
+        (
+            "disk=['/dev/vg/a,raw,xvda,rw,backendtype=qdisk']",
+            "note",
+            "asks for a qdisk",
+        ),
+        (
+            "disk=['phy:/dev/vg/a,xvda,w', '/dev/vg/b,raw,xvdb,rw']",
+            "ok",
+            "nothing that hurts",
+        ),
+        (
+            "disk=['vdev=xvdc,cdrom,target=']",
+            "ok",
+            "nothing that hurts",
+        ),
+    ] {
+        let host = Host::new();
+        host.put("etc/xen/g.cfg", format!("{GOOD}{line}\n").as_bytes());
+        let (own, text, _) = host.says("guest");
+        assert_eq!(own, state, "{line}: {text}");
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    // A kernel that restricts a built-in driver, and a command line that lifts it.
+    let host = Host::new();
+    host.put("boot/vmlinuz-6.1.0", b"");
+    host.put(
+        "lib/modules/6.1.0/modules.builtin",
+        b"kernel/drivers/xen/xen-privcmd.ko\n",
+    );
+    let modinfo = b"xen_privcmd.parmtype=unrestricted:bool\0";
+    host.put("lib/modules/6.1.0/modules.builtin.modinfo", modinfo);
+    let kernel = format!("{GOOD}stubdomain_kernel='/boot/vmlinuz-6.1.0'\n");
+    host.put("etc/xen/g.cfg", kernel.as_bytes());
+    host.only_wrong("guest", "add xen_privcmd.unrestricted=1");
+    let lifted = format!("{kernel}stubdomain_cmdline='quiet xen_privcmd.unrestricted=1'\n");
+    host.put("etc/xen/g.cfg", lifted.as_bytes());
+    assert_eq!(host.says("guest").0, "ok");
+
     let host = Host::new();
     fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
     host.put("usr/lib/xen-4.17/bin/xl", b"");

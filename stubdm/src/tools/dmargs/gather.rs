@@ -25,6 +25,8 @@ pub struct Gathered {
     pub readable: Option<bool>,
     /// The stubdomain's block devices, as numbers of Xen's.
     pub disks: Vec<u32>,
+    /// The stubdomain's block devices whose backend is a QEMU in dom0.
+    pub qdisks: Vec<u32>,
     /// How many network cards the stubdomain has.
     pub cards: usize,
     /// Whether libxl gave the stubdomain a framebuffer, for which a QEMU stays in dom0.
@@ -47,6 +49,7 @@ pub fn gather(store: &Store, domain: DomId) -> Result<Gathered> {
         mini_os: None,
         readable: None,
         disks: Vec::new(),
+        qdisks: Vec::new(),
         cards: 0,
         screen: false,
         memory: None,
@@ -82,6 +85,13 @@ pub fn gather(store: &Store, domain: DomId) -> Result<Gathered> {
         };
         let vbd = devices("vbd")?;
         all.disks = vbd.iter().filter_map(|name| name.parse().ok()).collect();
+        for number in all.disks.clone() {
+            let node = format!("/local/domain/{stub}/device/vbd/{number}/backend");
+            let backend = optional(store, &node)?.unwrap_or_default();
+            if backend.contains("/backend/qdisk/") {
+                all.qdisks.push(number);
+            }
+        }
         all.cards = devices("vif")?.len();
         all.screen = !devices("vfb")?.is_empty();
         let memory = optional(store, &format!("/local/domain/{stub}/memory/target"))?;

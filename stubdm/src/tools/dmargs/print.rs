@@ -126,6 +126,12 @@ impl<'a> Report<'a> {
                     .to_owned(),
             );
         }
+        for number in &self.all.qdisks {
+            let name = disk_letters(*number).map_or(number.to_string(), |l| format!("/dev/xvd{l}"));
+            self.notes.push(format!(
+                "{name} is a qdisk, for which a QEMU stays in dom0: give a raw block device in disk=[...]"
+            ));
+        }
         if let Some(kib) = self.all.memory.filter(|kib| *kib < LEAST_MEMORY << 10) {
             self.notes.push(format!(
                 "the stubdomain has {} MiB; with less than {LEAST_MEMORY} one that image build makes does not start: set stubdomain_memory",

@@ -4,11 +4,12 @@
 use std::fs;
 
 use stubdm_image::elf::resolve;
+use stubdm_image::modules::{Driver, Modules};
 use stubdm_image::{LEAST_MEMORY, memory};
 
 use super::State;
 use super::checks::Host;
-use crate::tools::xlcfg::Settings;
+use crate::tools::xlcfg::{Settings, Value};
 
 /// xl's default memory of a stubdomain, in MiB (`LIBXL_LINUX_STUBDOM_MEM`).
 const DEFAULT_MEMORY: u64 = 128;
@@ -131,6 +132,9 @@ impl Host<'_> {
             ),
             _ => {}
         }
+        for (found, state, mend) in self.of_the_host(settings) {
+            say(state, found, &mend);
+        }
         if settings.get("serial").is_none() {
             say(
                 State::Note,
@@ -140,6 +144,129 @@ impl Host<'_> {
         }
         all
     }
+
+    /// Settings that ask for something of the host's, which a stubdomain's QEMU does not have.
+    fn of_the_host(&self, settings: &Settings) -> Vec<(String, State, String)> {
+        let mut all = Vec::new();
+        let mut say = |state, found: String, mend: &str| all.push((found, state, mend.to_owned()));
+        for name in ["kernel", "ramdisk", "cmdline"] {
+            if settings.get(name).is_some() {
+                say(
+                    State::Wrong,
+                    format!(
+                        "{name} is for a kernel that QEMU would load from the host's files: the stubdomain ends"
+                    ),
+                    &format!("remove {name}; boot from a disk"),
+                );
+            }
+        }
+        let usb = words(settings, "usbdevice");
+        if usb.iter().any(|word| word.contains(':')) {
+            say(
+                State::Wrong,
+                format!("usbdevice={usb:?} names a USB device of the host's: the stubdomain ends"),
+                "keep \"tablet\", \"mouse\" and \"keyboard\" only",
+            );
+        }
+        if settings.get("usbdev").is_some() {
+            say(
+                State::Note,
+                "usbdev names USB devices of the host's, which a stubdomain's QEMU does not reach"
+                    .to_owned(),
+                "usbctrl=[\"type=pv\"] gives them to the guest's own drivers",
+            );
+        }
+        if let Some(sound) = settings.text("soundhw").filter(|name| !name.is_empty()) {
+            say(
+                State::Note,
+                format!("soundhw=\"{sound}\": the guest has the card, and nobody hears it"),
+                "remove soundhw",
+            );
+        }
+        if settings
+            .number("spiceusbredirection")
+            .is_some_and(|count| count != 0)
+        {
+            say(
+                State::Note,
+                "spiceusbredirection is left out: a stubdomain has no SPICE".to_owned(),
+                "spiceusbredirection=0",
+            );
+        }
+        for disk in words(settings, "disk") {
+            if let Some(why) = by_qemu(&disk) {
+                say(
+                    State::Note,
+                    format!("disk {disk:?} {why}: a QEMU stays in dom0 for it"),
+                    "a block device, raw: losetup for a file, qemu-nbd for other formats",
+                );
+            }
+        }
+        if let Some(version) = self.restricts(settings) {
+            say(
+                State::Wrong,
+                format!(
+                    "its kernel, Linux {version}, has xen-privcmd built in and restricts it (XSA-482): QEMU cannot start"
+                ),
+                "add xen_privcmd.unrestricted=1 to stubdomain_cmdline",
+            );
+        }
+        all
+    }
+
+    /// The version of a guest's stubdomain kernel, if its command line has to lift a restriction
+    /// and does not.
+    fn restricts(&self, settings: &Settings) -> Option<String> {
+        let version = self.version_of(settings.text("stubdomain_kernel")?)?;
+        let modules = Modules::find(self.root, &version).ok()?;
+        let line = settings.text("stubdomain_cmdline").unwrap_or_default();
+        let lifts = line.split_whitespace().any(|word| {
+            word.strip_prefix("xen_privcmd.unrestricted")
+                .is_some_and(|rest| matches!(rest, "" | "=1" | "=y" | "=Y" | "=on"))
+        });
+        let names = modules.parameters("xen-privcmd").ok()?;
+        let restricts = modules.driver("xen-privcmd") == Driver::BuiltIn
+            && names.iter().any(|name| name == "unrestricted");
+        (restricts && !lifts).then_some(version)
+    }
+}
+
+/// The texts of a setting, one or a list.
+fn words(settings: &Settings, name: &str) -> Vec<String> {
+    match settings.get(name) {
+        Some(Value::Scalar(word)) => vec![word.clone()],
+        Some(Value::List(words)) => words.clone(),
+        None => Vec::new(),
+    }
+}
+
+/// Why a disk needs QEMU in dom0 (`xl-disk-configuration(5)`): `target, format, vdev, access`, or
+/// pairs, or an old prefix.
+fn by_qemu(disk: &str) -> Option<&'static str> {
+    let parts: Vec<&str> = disk.split(',').map(str::trim).collect();
+    let has = |word: &str| parts.iter().any(|part| part.eq_ignore_ascii_case(word));
+    if has("backendtype=qdisk") {
+        return Some("asks for a qdisk");
+    }
+    let formats = ["qcow", "qcow2", "vhd", "qed"];
+    let formatted = |name: &&&str| {
+        let end = format!("format={name}");
+        parts.iter().skip(1).any(|part| part == *name)
+            || has(&end)
+            || disk.starts_with(&format!("{name}:"))
+    };
+    let other = formats.iter().find(formatted).is_some();
+    if other && !has("backendtype=tap") {
+        return Some("has a format that only QEMU reads");
+    }
+    let first = parts.first().copied().unwrap_or_default();
+    let target = parts.iter().find_map(|part| part.strip_prefix("target="));
+    let target = target.unwrap_or(first);
+    let plain = target
+        .trim_start_matches("file:")
+        .trim_start_matches("raw:");
+    let is_file = plain.starts_with('/') && !plain.starts_with("/dev/");
+    (is_file && !parts.iter().any(|part| part.starts_with("script="))).then_some("is a file")
 }
 
 /// Returns the memory that `image build` would print for a ramdisk, in MiB.

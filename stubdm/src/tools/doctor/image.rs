@@ -183,7 +183,7 @@ impl Host<'_> {
     }
 
     /// The version of the kernel at a path: by what it says in itself, or else by its name.
-    fn version_of(&self, path: &str) -> Option<String> {
+    pub(super) fn version_of(&self, path: &str) -> Option<String> {
         let path = inside(self.root, path).ok()?;
         let name = path.rsplit('/').next()?;
         let named = name
