@@ -19,8 +19,8 @@ use crate::libxl::trusted;
 /// The console that a Linux stubdomain saves QEMU's state to (`STUBDOM_CONSOLE_SAVE` of libxl).
 pub const SAVE: u32 = 1;
 
-/// Kinds of backends that dom0's kernel serves, by the names of their folders.
-const KERNELS: &[&str] = &["vbd", "vif", "pci"];
+/// Kinds of backends that dom0's kernel serves, or tapdisk (`vbd3`), by the names of their folders.
+const KERNELS: &[&str] = &["vbd", "vbd3", "vif", "pci", "vusb", "vscsi"];
 
 /// One console to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +219,9 @@ mod tests {
         for node in [
             "vbd/8/51712/state",
             "vif/8/0/state",
+            "vbd3/8/51712/state",
+            "vusb/8/0/state",
+            "vscsi/8/0/state",
             "qdisk/9/51712/state",
             "vfb/8",
         ] {
