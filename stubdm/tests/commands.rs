@@ -144,7 +144,9 @@ fn monitor(listener: UnixListener, answer: &'static str) -> std::thread::JoinHan
     std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let mut out = stream.try_clone().unwrap();
-        out.write_all(b"{\"QMP\": {}}\r\n").unwrap();
+        // An event may come first.
+        out.write_all(b"{\"event\": \"RESUME\"}\r\n{\"QMP\": {}}\r\n")
+            .unwrap();
         let mut asked = Vec::new();
         for line in BufReader::new(stream).lines() {
             asked.push(line.unwrap());
@@ -190,6 +192,18 @@ fn qemus_refusal_and_silence_are_told_apart() {
     command.args(["qmp", "1", "stop", "--socket"]).arg(&path);
     let text = complaint(&mut command, 1);
     assert!(text.contains("GenericError: no [2J way"), "{text}");
+    server.join().unwrap();
+
+    // The proxy's words are not QEMU's.
+    std::fs::remove_file(&path).unwrap();
+    let refusal = r#"{"id": 1, "error": {"class": "GenericError", "desc": "stubdm-run: the answer is too long"}}"#;
+    let server = monitor(UnixListener::bind(&path).unwrap(), refusal);
+    let text = complaint(&mut command, 1);
+    assert!(
+        text.contains("the proxy gave no answer of QEMU's to stop: the answer is too long")
+            && !text.contains("QEMU refused"),
+        "{text}"
+    );
     server.join().unwrap();
 
     std::fs::remove_file(&path).unwrap();

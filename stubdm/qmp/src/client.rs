@@ -129,9 +129,10 @@ impl Client {
                 self.out
                     .extend(command("qmp_capabilities", None, Json::Int(0)));
             }
+            // Events come at any time: QEMU opens a monitor while it does other things.
+            (_, Message::Event { name, .. }) => self.told.push_back(Told::Event(name)),
             (State::Greeting, _) => self.broken("no greeting came first".into()),
             (_, Message::Greeting(_)) => self.broken("a second greeting came".into()),
-            (_, Message::Event { name, .. }) => self.told.push_back(Told::Event(name)),
             (
                 State::Negotiating,
                 Message::Return {
@@ -210,8 +211,21 @@ mod tests {
     fn nothing_is_sent_before_the_greeting() {
         let mut client = Client::new();
         assert_eq!(sent(&mut client), "");
-        client.receive(b"{\"event\": \"STOP\"}\r\n");
+        client.receive(b"{\"return\": {}}\r\n");
         assert!(matches!(client.told(), Some(Told::Broken(_))));
+    }
+
+    #[test]
+    fn an_event_before_the_greeting_is_an_event() {
+        let mut client = Client::new();
+        client.receive(b"{\"event\": \"STOP\"}\r\n");
+        assert_eq!(client.told(), Some(Told::Event("STOP".into())));
+        assert_eq!(sent(&mut client), "");
+        client.receive(GREETING);
+        assert!(sent(&mut client).contains("qmp_capabilities"));
+        client.receive(b"{\"event\": \"RESUME\"}\r\n{\"return\": {}, \"id\": 0}\r\n");
+        assert_eq!(client.told(), Some(Told::Event("RESUME".into())));
+        assert_eq!(client.told(), Some(Told::Ready));
     }
 
     #[test]

@@ -107,7 +107,13 @@ impl Conversation {
     fn judge(&mut self, line: &[u8], audit: &mut Audit) -> Open {
         let command = match Json::read(line, &self.policy.limits.json) {
             Ok(command) => command,
-            Err(why) => return self.deny("", None, &format!("no proper JSON: {why}"), audit),
+            Err(why) => {
+                let what = match why.is_json() {
+                    true => "a command beyond what is taken",
+                    false => "no proper JSON",
+                };
+                return self.deny("", None, &format!("{what}: {why}"), audit);
+            }
         };
         let Json::Map(members) = &command else {
             return self.deny("", None, "a command is an object", audit);

@@ -66,11 +66,22 @@ const FEW_KEYS: usize = 16;
 
 /// Why bytes were refused, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused(String);
+pub struct Refused {
+    why: String,
+    is_json: bool,
+}
+
+impl Refused {
+    /// Whether the bytes are JSON, as far as they were read, and beyond what is taken here: too
+    /// many bytes or values, too deep, a key twice, a number out of range.
+    pub fn is_json(&self) -> bool {
+        self.is_json
+    }
+}
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -85,7 +96,10 @@ impl Json {
     pub fn read(bytes: &[u8], limits: &Limits) -> Result<Self, Refused> {
         if bytes.len() > limits.bytes {
             let (count, most) = (bytes.len(), limits.bytes);
-            return Err(Refused(format!("{count} bytes, more than {most}")));
+            return Err(Refused {
+                why: format!("{count} bytes, more than {most}"),
+                is_json: true,
+            });
         }
         let mut budget = limits.elements;
         let mut from = serde_json::Deserializer::from_slice(bytes);
@@ -97,7 +111,10 @@ impl Json {
         };
         let read = seed.deserialize(&mut from);
         let read = read.and_then(|value| from.end().map(|()| value));
-        read.map_err(|error| Refused(one_line(&error.to_string())))
+        read.map_err(|error| Refused {
+            is_json: error.is_data(),
+            why: one_line(&error.to_string()),
+        })
     }
 
     /// The member `key` of an object.

@@ -77,7 +77,9 @@ impl Monitor {
         self.lines.push(bytes, |line| lines.push(line));
         let heard = lines.into_iter().map(|line| match line {
             Line::Whole(line) => self.hear(&line),
-            Line::TooLong(_) => self.unusable("the answer is too long"),
+            Line::TooLong(length) => {
+                self.unusable(&format!("the answer is too long: {length} bytes and more"))
+            }
         });
         heard.collect()
     }
@@ -86,6 +88,9 @@ impl Monitor {
         let mut said = match Json::read(line, &self.policy.limits.json) {
             Ok(said @ Json::Map(_)) => said,
             Ok(_) => return self.unusable("the answer is no object"),
+            Err(why) if why.is_json() => {
+                return self.unusable(&format!("the answer is beyond what is taken: {why}"));
+            }
             Err(why) => return self.unusable(&format!("the answer is no proper JSON: {why}")),
         };
         if let Some(name) = said.get("event").and_then(Json::text) {

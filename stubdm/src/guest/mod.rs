@@ -43,7 +43,7 @@ use xen_store::Store;
 use xen_sys::Xen;
 
 use crate::guest::save::saver::Saver;
-use crate::guest::supervisor::HANG_LIMIT;
+use crate::guest::supervisor::{HANG_LIMIT, LAUNCH_LIMIT};
 use crate::libxl::dm_argv::rewrite::Finding;
 use crate::libxl::guest::Guest;
 use crate::rt::error::{Context, Failure, Result};
@@ -81,6 +81,12 @@ pub struct InitOptions {
     /// After how many seconds without an answer a running QEMU is reported as hung
     #[arg(long, value_name = "SECONDS", default_value_t = HANG_LIMIT.as_secs())]
     pub hang_after: u64,
+    /// How many seconds the guest's disks and network cards may take to appear
+    #[arg(long, value_name = "SECONDS", default_value_t = DEVICE_LIMIT.as_secs())]
+    pub device_limit: u64,
+    /// How many seconds QEMU may take until the guest runs
+    #[arg(long, value_name = "SECONDS", default_value_t = LAUNCH_LIMIT.as_secs())]
+    pub launch_limit: u64,
 }
 
 impl Default for InitOptions {
@@ -93,6 +99,8 @@ impl Default for InitOptions {
             allow_unconfined: false,
             keep_guest: false,
             hang_after: HANG_LIMIT.as_secs(),
+            device_limit: DEVICE_LIMIT.as_secs(),
+            launch_limit: LAUNCH_LIMIT.as_secs(),
         }
     }
 }
@@ -100,7 +108,17 @@ impl Default for InitOptions {
 impl InitOptions {
     /// The silence of QEMU's that is reported.
     pub(crate) fn hang_limit(&self) -> Duration {
-        Duration::from_secs(self.hang_after.max(1))
+        limit(self.hang_after)
+    }
+
+    /// How long QEMU may take until the guest runs.
+    pub(crate) fn launch_limit(&self) -> Duration {
+        limit(self.launch_limit)
+    }
+
+    /// When devices that have not appeared are given up.
+    fn patience(&self) -> Patience {
+        Patience::of(limit(self.device_limit))
     }
 
     /// Takes what the kernel's command line says: the options, as `stubdm.` and their name.
@@ -110,6 +128,10 @@ impl InitOptions {
                 self.qemu = path.into();
             } else if let Some(seconds) = word.strip_prefix("stubdm.hang-after=") {
                 self.hang_after = seconds.parse().unwrap_or(self.hang_after);
+            } else if let Some(seconds) = word.strip_prefix("stubdm.device-limit=") {
+                self.device_limit = seconds.parse().unwrap_or(self.device_limit);
+            } else if let Some(seconds) = word.strip_prefix("stubdm.launch-limit=") {
+                self.launch_limit = seconds.parse().unwrap_or(self.launch_limit);
             }
             match word {
                 "stubdm.verbose" => self.verbose = true,
@@ -121,6 +143,28 @@ impl InitOptions {
             }
         }
         self
+    }
+}
+
+/// A limit in seconds: at least one, at most a day.
+fn limit(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.clamp(1, 86_400))
+}
+
+/// A wait for devices with an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    limit: Duration,
+    end: Instant,
+}
+
+impl Patience {
+    /// A wait that ends so long after now.
+    pub fn of(limit: Duration) -> Self {
+        Self {
+            limit,
+            end: Instant::now() + limit,
+        }
     }
 }
 
@@ -214,12 +258,12 @@ fn stubdomain(
             report.phase("waiting for network cards");
             net::be_silent();
             modules.load_network();
-            ports = net::join(&argv.taps(), Instant::now() + DEVICE_LIMIT)?;
+            ports = net::join(&argv.taps(), options.patience())?;
         }
         pci::attend(&store, options.qemu_root, move || modules.load_pci())?;
     }
     report.phase("waiting for disks");
-    wait_for_disks(&argv.disks(), Instant::now() + DEVICE_LIMIT)?;
+    wait_for_disks(&argv.disks(), options.patience())?;
     report.phase("starting QEMU");
     let drives =
         cdrom::Drives::listen(argv.cd_drives()).context("the kernel's words of new disks")?;
@@ -269,23 +313,23 @@ fn serial_ports(ttys: &[String]) -> Vec<File> {
 }
 
 /// Waits until the block devices QEMU will open exist.
-fn wait_for_disks(disks: &[String], deadline: Instant) -> Result<()> {
+fn wait_for_disks(disks: &[String], patience: Patience) -> Result<()> {
     disks
         .iter()
-        .try_for_each(|disk| wait_for(disk, deadline, || Path::new(disk).exists().then_some(())))
+        .try_for_each(|disk| wait_for(disk, patience, || Path::new(disk).exists().then_some(())))
 }
 
 /// Waits until a device is found.
-fn wait_for<T>(what: &str, deadline: Instant, find: impl Fn() -> Option<T>) -> Result<T> {
+fn wait_for<T>(what: &str, patience: Patience, find: impl Fn() -> Option<T>) -> Result<T> {
     let mut said = false;
     loop {
         if let Some(found) = find() {
             return Ok(found);
         }
-        if deadline <= Instant::now() {
+        if patience.end <= Instant::now() {
             return Err(Failure::new(format_args!(
-                "{what} did not appear within {} s: its backend on the host is not connected",
-                DEVICE_LIMIT.as_secs()
+                "{what} did not appear within {} s: its backend on the host is not connected; a slow one needs stubdm.device-limit=SECONDS",
+                patience.limit.as_secs()
             )));
         }
         if !said {
@@ -305,12 +349,16 @@ mod tests {
     fn the_kernel_command_line_has_a_say() {
         let line = "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose stubdm.qemu-root \
                     stubdm.hang-after=3 stubdm.keep-guest stubdm.privcmd-restricted \
-                    stubdm.allow-unconfined\n";
+                    stubdm.allow-unconfined stubdm.device-limit=70 stubdm.launch-limit=90\n";
         let options = InitOptions::default().with_kernel_command_line(line);
         assert_eq!(options.qemu, PathBuf::from("/opt/qemu"));
         assert!(options.verbose && options.qemu_root);
         assert!(options.keep_guest && options.privcmd_restricted && options.allow_unconfined);
         assert_eq!(options.hang_limit(), Duration::from_secs(3));
+        assert_eq!(options.patience().limit, Duration::from_secs(70));
+        assert_eq!(options.launch_limit(), Duration::from_secs(90));
+        let options = InitOptions::default().with_kernel_command_line("stubdm.device-limit=x");
+        assert_eq!(options.patience().limit, DEVICE_LIMIT);
         let options = InitOptions::default().with_kernel_command_line("quiet");
         assert_eq!(options.qemu, PathBuf::from(qemu::DEFAULT));
         assert!(
@@ -322,9 +370,10 @@ mod tests {
     #[test]
     fn a_disk_that_does_not_come_is_named() {
         let there = "/dev/null".to_owned();
-        assert!(wait_for_disks(std::slice::from_ref(&there), Instant::now()).is_ok());
+        let now = Patience::of(Duration::ZERO);
+        assert!(wait_for_disks(std::slice::from_ref(&there), now).is_ok());
         let missing = "/dev/xvdzz".to_owned();
-        let error = wait_for_disks(&[there, missing], Instant::now()).unwrap_err();
+        let error = wait_for_disks(&[there, missing], now).unwrap_err();
         assert!(error.to_string().contains("/dev/xvdzz"), "{error}");
     }
 }

@@ -41,6 +41,9 @@ pub struct QmpOptions {
     pub arguments: Option<Json>,
 }
 
+/// The beginning of errors that the proxy answers in QEMU's place.
+const PROXY: &str = "stubdm-run: ";
+
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
     let seconds = text.parse::<f64>().map_err(|e| e.to_string())?;
     match Duration::try_from_secs_f64(seconds) {
@@ -136,10 +139,14 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
                 }
                 Told::Answer(Ok(answer)) => return Ok(answer.into()),
                 Told::Answer(Err(error)) => {
-                    return Err(Failure::new(format_args!(
-                        "QEMU refused {}: {error}",
-                        options.command
-                    )));
+                    let command = &options.command;
+                    // The proxy's own words begin so. A QEMU that lies may write the same.
+                    return Err(match error.desc.strip_prefix(PROXY) {
+                        Some(why) => Failure::new(format_args!(
+                            "the proxy gave no answer of QEMU's to {command}: {why}"
+                        )),
+                        None => Failure::new(format_args!("QEMU refused {command}: {error}")),
+                    });
                 }
                 Told::Event(_) => {}
                 Told::Broken(why) => {

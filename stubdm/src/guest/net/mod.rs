@@ -19,13 +19,12 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use stubdm_qmp::text::one_line;
 use tracing::{info, warn};
 
 use crate::guest::net::netlink::Links;
-use crate::guest::wait_for;
+use crate::guest::{Patience, wait_for};
 use crate::libxl::dm_argv::Tap;
 use crate::rt::error::{Context, Failure, Result};
 
@@ -60,22 +59,22 @@ pub fn be_silent() {
 /// Joins each of QEMU's cards to ours.
 ///
 /// # Errors
-/// A card is not there at the deadline, or the kernel refuses something.
-pub fn join(taps: &[Tap], deadline: Instant) -> Result<Vec<Port>> {
+/// A card is not there when the patience ends, or the kernel refuses something.
+pub fn join(taps: &[Tap], patience: Patience) -> Result<Vec<Port>> {
     if taps.is_empty() {
         return Ok(Vec::new());
     }
     let mut links = Links::open().context("a netlink socket")?;
-    let mut join = |tap| join_one(&mut links, tap, deadline);
+    let mut join = |tap| join_one(&mut links, tap, patience);
     taps.iter().map(&mut join).collect()
 }
 
-fn join_one(links: &mut Links, tap: &Tap, deadline: Instant) -> Result<Port> {
+fn join_one(links: &mut Links, tap: &Tap, patience: Patience) -> Result<Port> {
     let interfaces = Path::new(INTERFACES);
     let number = tap.number;
     let what = format!("network card {number}");
     let find = || card(interfaces, number);
-    let own = wait_for(&what, deadline, find)?;
+    let own = wait_for(&what, patience, find)?;
     let name = own.file_name().and_then(|name| name.to_str());
     let name = name.unwrap_or_default();
     let below = index(&own)?;
@@ -142,6 +141,7 @@ fn index(interface: &Path) -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn a_card_is_found_by_the_toolstacks_number() {
@@ -165,12 +165,14 @@ mod tests {
 
     #[test]
     fn without_cards_nothing_is_asked_for() {
-        assert!(join(&[], Instant::now()).unwrap().is_empty());
+        assert!(join(&[], Patience::of(Duration::ZERO)).unwrap().is_empty());
         let tap = Tap {
             number: 4_000_000_000,
             mac: None,
         };
-        let error = join(&[tap], Instant::now()).unwrap_err().to_string();
+        let error = join(&[tap], Patience::of(Duration::ZERO))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("network card 4000000000"), "{error}");
     }
 }

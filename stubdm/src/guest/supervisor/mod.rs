@@ -29,7 +29,7 @@ use crate::rt::poll::earlier;
 use stubdm_qmp::text::one_line;
 use watchdog::{Beat, Watchdog};
 
-/// How long everything up to `running` may take. libxl gives up on a stubdomain 30 seconds after
+/// How long everything up to `running` may take, unless `stubdm.launch-limit` says otherwise. libxl gives up on a stubdomain 30 seconds after
 /// it was started; its kernel and our own preparations have had their part of that.
 pub const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl
@@ -50,6 +50,19 @@ pub enum Exit {
     Status(i32),
     /// Killed by this signal.
     Signal(String),
+}
+
+impl Exit {
+    /// The likely cause, and the remedy. Only the kernel kills QEMU with these in a stubdomain:
+    /// where no memory is left, and where a file in memory cannot grow.
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Signal(signal) if signal == "SIGKILL" || signal == "SIGBUS" => {
+                ", probably because the stubdomain's memory is used up: raise stubdomain_memory"
+            }
+            _ => "",
+        }
+    }
 }
 
 impl std::fmt::Display for Exit {
@@ -136,6 +149,7 @@ pub struct Supervisor {
     deadline: Option<Instant>,
     /// Since the guest was started.
     watchdog: Option<Watchdog>,
+    launch_limit: Duration,
     hang_limit: Duration,
     limit: LogLimit,
     last_words: VecDeque<String>,
@@ -144,13 +158,15 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// QEMU was just started, stopped (`-S`). Later a silence of `hang_limit`, usually
-    /// [`HANG_LIMIT`], is reported.
-    pub fn new(now: Instant, hang_limit: Duration) -> Self {
+    /// QEMU was just started, stopped (`-S`). Everything up to `running` may take `launch_limit`,
+    /// usually [`LAUNCH_LIMIT`]. Later a silence of `hang_limit`, usually [`HANG_LIMIT`], is
+    /// reported.
+    pub fn new(now: Instant, launch_limit: Duration, hang_limit: Duration) -> Self {
         Self {
             phase: Phase::Launch,
-            deadline: Some(now + LAUNCH_LIMIT),
+            deadline: Some(now + launch_limit),
             watchdog: None,
+            launch_limit,
             hang_limit,
             limit: LogLimit::new(now),
             last_words: VecDeque::new(),
@@ -202,7 +218,7 @@ impl Supervisor {
             (Phase::Ending, Event::QemuExited(_)) => self.power_off(),
             (_, Event::QemuExited(exit)) => {
                 self.count_dropped();
-                let reason = self.with_last_words(format!("QEMU {exit}"));
+                let reason = self.with_last_words(format!("QEMU {exit}{}", exit.hint()));
                 self.actions.push_back(Action::ReportError(reason));
                 self.power_off();
             }
@@ -250,7 +266,7 @@ impl Supervisor {
     }
 
     fn late(&mut self, now: Instant) {
-        let limit = LAUNCH_LIMIT.as_secs();
+        let limit = self.launch_limit.as_secs();
         let reason = match (self.phase, self.monitor_lost.take()) {
             (Phase::Ending, _) => {
                 self.actions

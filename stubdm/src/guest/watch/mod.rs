@@ -86,7 +86,11 @@ pub fn over(
 ) -> Result<ExitCode> {
     let mut watch = Watch {
         world,
-        machine: Supervisor::new(Instant::now(), world.options.hang_limit()),
+        machine: Supervisor::new(
+            Instant::now(),
+            world.options.launch_limit(),
+            world.options.hang_limit(),
+        ),
         qemu: Some(launch.pid),
         output: launch.output,
         words: Lines::new(WORDS_MAX),

@@ -76,6 +76,27 @@ fn every_lie_becomes_one_clean_error_with_the_clients_id() {
 }
 
 #[test]
+fn an_answer_over_the_limits_is_not_called_broken_json() {
+    for (many, says) in [
+        (
+            format!("[{}0]", "0,".repeat(60_000)),
+            "beyond what is taken",
+        ),
+        (format!("\"{}\"", "x".repeat(2 << 20)), "too long"),
+        ("[0,".to_owned(), "no proper JSON"),
+    ] {
+        let (mut bench, client) = Bench::talking();
+        bench.say(client, r#"{"execute":"query-status","id":9}"#);
+        let id = bench.id();
+        bench.qemu(&format!(r#"{{"id":"{id}","return":{many}}}"#));
+        let told = bench.told(client);
+        assert!(told.contains(says), "no {says:?} in {told}");
+        let called_broken = told.contains("no proper JSON");
+        assert_eq!(called_broken, says == "no proper JSON", "{told}");
+    }
+}
+
+#[test]
 fn qemus_errors_keep_their_class_and_lose_their_tricks() {
     let (mut bench, client) = Bench::talking();
     bench.say(client, r#"{"execute":"cont","id":1}"#);
