@@ -40,7 +40,7 @@ impl Xen {
     ///
     /// # Errors
     ///
-    /// [`Error::NoXen`] when there is no `/dev/xen`.
+    /// [`Error::NoXen`](crate::Error::NoXen) when there is no `/dev/xen`.
     pub fn open() -> Result<Self> {
         Ok(Self::new(Host::Dev(DevRoot::open("/dev/xen")?)))
     }
@@ -51,8 +51,8 @@ impl Xen {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] when the descriptor is no such connection, or the host or the domain is
-    /// gone.
+    /// [`Error::Os`](crate::Error::Os) when the descriptor is no such connection, or the host or
+    /// the domain is gone.
     #[cfg(feature = "sim")]
     pub fn join(broker: OwnedFd) -> Result<Self> {
         let client = crate::sim::Client::new(broker, None)?;
@@ -64,8 +64,8 @@ impl Xen {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] when nobody listens there; [`Error::Os`]: `ESRCH` when the host has no
-    /// such domain.
+    /// [`Error::Device`](crate::Error::Device) when nobody listens there;
+    /// [`Error::Os`](crate::Error::Os): `ESRCH` when the host has no such domain.
     #[cfg(feature = "sim")]
     pub fn join_path(path: impl AsRef<Path>, me: DomId) -> Result<Self> {
         let client = crate::sim::Client::connect(path.as_ref(), me)?;
@@ -118,7 +118,7 @@ impl Xen {
 ///
 /// Not exhaustive even inside the workspace: cargo may build this crate with a world its
 /// sibling was built without, and the sibling must still compile (and answer
-/// [`Error::Unsupported`]).
+/// [`Error::Unsupported`](crate::Error::Unsupported)).
 #[doc(hidden)]
 #[derive(Debug)]
 #[non_exhaustive]
