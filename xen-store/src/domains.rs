@@ -2,6 +2,8 @@
 //!
 //! Most of them are for domain 0 only; others get `EACCES` or `EPERM`.
 
+use std::num::NonZeroU32;
+
 use xen_sys::{DomId, Port};
 
 use crate::client::{Store, field, malformed, string, text};
@@ -112,19 +114,120 @@ impl Store {
     }
 
     /// Returns the protocol features the daemon offers this domain, as bits
-    /// (`docs/misc/xenstore-ring.txt`).
+    /// (`docs/misc/xenstore-ring.txt`). Bits that this crate does not know are kept.
     ///
     /// # Errors
     ///
     /// [`Error::Daemon`](crate::Error::Daemon) with `ENOSYS` from daemons before Xen 4.21.
     pub fn features(&self) -> Result<u32> {
-        let kind = MsgType::GET_FEATURE;
-        let value = string(kind, self.call(kind, 0, &[])?)?;
-        value.parse().map_err(|_| malformed(kind))
+        features(&self.call(MsgType::GET_FEATURE, 0, &[])?)
+    }
+
+    /// Returns the protocol features the daemon offers `domain`. For domain 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such domain; `EACCES` this domain is
+    /// not privileged; `ENOSYS` as [`features`](Self::features).
+    pub fn features_of(&self, domain: DomId) -> Result<u32> {
+        let fields = features_fields(domain, None);
+        features(&self.call(MsgType::GET_FEATURE, 0, &[fields.as_bytes()])?)
+    }
+
+    /// Limits the protocol features offered to `domain`, before it is introduced. For domain 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`](crate::Error::Daemon): `EBUSY` the domain is introduced already; `EINVAL`
+    /// a feature that the daemon does not have; otherwise as [`features_of`](Self::features_of).
+    pub fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
+        let fields = features_fields(domain, Some(features));
+        self.call(MsgType::SET_FEATURE, 0, &[fields.as_bytes()])
+            .map(drop)
+    }
+
+    /// Returns the names of the daemon's quotas. For domain 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`](crate::Error::Daemon): `ENOSYS` from daemons before Xen 4.21; `EACCES`
+    /// this domain is not privileged.
+    pub fn quota_names(&self) -> Result<Vec<String>> {
+        quota_names(self.call(MsgType::GET_QUOTA, 0, &[])?)
+    }
+
+    /// Returns a quota of `domain`, or the one that new domains get; `None` is no limit. For
+    /// domain 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`](crate::Error::Daemon): `EINVAL` no such quota; `ENOENT` no such domain;
+    /// otherwise as [`quota_names`](Self::quota_names).
+    pub fn quota(&self, domain: Option<DomId>, name: &str) -> Result<Option<NonZeroU32>> {
+        let fields = quota_fields(domain, name, None)?;
+        quota(&self.call(MsgType::GET_QUOTA, 0, &[fields.as_bytes()])?)
+    }
+
+    /// Changes a quota of `domain`, or the one that new domains get; `None` is no limit. For
+    /// domain 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`quota`](Self::quota).
+    pub fn set_quota(
+        &self,
+        domain: Option<DomId>,
+        name: &str,
+        limit: Option<NonZeroU32>,
+    ) -> Result<()> {
+        let fields = quota_fields(domain, name, Some(limit))?;
+        self.call(MsgType::SET_QUOTA, 0, &[fields.as_bytes()])
+            .map(drop)
     }
 
     fn numbers(&self, kind: MsgType, numbers: &[u64]) -> Result<Vec<u8>> {
         let fields: String = numbers.iter().map(|number| format!("{number}\0")).collect();
         self.call(kind, 0, &[fields.as_bytes()])
     }
+}
+
+/// A reply that should be one decimal number without a sign.
+fn decimal(kind: MsgType, payload: &[u8]) -> Result<u32> {
+    let digits = payload.strip_suffix(b"\0").unwrap_or_default();
+    let digits = std::str::from_utf8(digits).map_err(|_| malformed(kind))?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(malformed(kind));
+    }
+    digits.parse().map_err(|_| malformed(kind))
+}
+
+pub(crate) fn features(payload: &[u8]) -> Result<u32> {
+    decimal(MsgType::GET_FEATURE, payload)
+}
+
+pub(crate) fn features_fields(domain: DomId, features: Option<u32>) -> String {
+    let features = features.map(|features| format!("{features}\0"));
+    format!("{}\0{}", domain.as_u16(), features.unwrap_or_default())
+}
+
+/// On the wire 0 is no limit.
+pub(crate) fn quota(payload: &[u8]) -> Result<Option<NonZeroU32>> {
+    decimal(MsgType::GET_QUOTA, payload).map(NonZeroU32::new)
+}
+
+pub(crate) fn quota_names(payload: Vec<u8>) -> Result<Vec<String>> {
+    let names = string(MsgType::GET_QUOTA, payload)?;
+    Ok(names.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+pub(crate) fn quota_fields(
+    domain: Option<DomId>,
+    name: &str,
+    limit: Option<Option<NonZeroU32>>,
+) -> Result<String> {
+    field(name)?;
+    let domain = domain.map(|domain| format!("{}\0", domain.as_u16()));
+    let limit = limit.map(|limit| format!("{}\0", limit.map_or(0, NonZeroU32::get)));
+    let (domain, limit) = (domain.unwrap_or_default(), limit.unwrap_or_default());
+    Ok(format!("{domain}{name}\0{limit}"))
 }

@@ -4,6 +4,9 @@
 //! everything with it, and its access is what every domain *without* an entry of its own gets.
 //! Domain 0 is never refused. On the wire an entry is a letter and a number, as `r5`
 //! (`docs/misc/xenstore.txt`, SET_PERMS).
+//!
+//! From Xen 4.22 on, an entry of [`DomId::ANY`] is for every domain. Xen's other reserved numbers
+//! name no domain: an entry with one is refused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -66,7 +69,7 @@ impl Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[doc(alias = "xs_permissions")]
 pub struct Perm {
-    /// The domain that the entry is for.
+    /// The domain that the entry is for; [`DomId::ANY`] is every domain (from Xen 4.22 on).
     pub domain: DomId,
     /// Its access.
     pub access: Access,
@@ -94,10 +97,11 @@ impl FromStr for Perm {
             return Err(Invalid::Permission);
         }
         let domain = digits.parse::<u16>().map_err(|_| Invalid::Permission)?;
-        Ok(Self {
-            domain: DomId::new(domain),
-            access,
-        })
+        let domain = DomId::new(domain);
+        if domain.is_reserved() && domain != DomId::ANY {
+            return Err(Invalid::Permission);
+        }
+        Ok(Self { domain, access })
     }
 }
 
@@ -180,15 +184,17 @@ impl Permissions {
 
     /// Returns the access of `domain`, apart from the privilege of domain 0 and of targets.
     ///
-    /// The owner may do everything; the first entry for a domain counts.
+    /// The owner may do everything; the first entry for a domain counts, or for
+    /// [`DomId::ANY`]. A daemon before Xen 4.22 ignores the latter.
     #[must_use]
     pub fn access_of(&self, domain: DomId) -> Access {
-        if self.owner() == domain {
+        let is_for = |perm: &Perm| perm.domain == domain || perm.domain == DomId::ANY;
+        if is_for(&self.0[0]) {
             return Access::ReadWrite;
         }
         self.0[1..]
             .iter()
-            .find(|perm| perm.domain == domain)
+            .find(|perm| is_for(perm))
             .map_or(self.0[0].access, |perm| perm.access)
     }
 
@@ -224,7 +230,7 @@ mod tests {
 
     #[test]
     fn entries_read_back_as_written() {
-        for text in ["n0", "r5", "w32751", "b65535"] {
+        for text in ["n0", "r5", "w32751", "b32757"] {
             assert_eq!(text.parse::<Perm>().unwrap().to_string(), text);
         }
         for text in ["", "r", "5", "x5", "r-1", "r+1", "r65536", "r5 ", "é5"] {
@@ -261,6 +267,33 @@ mod tests {
             let entries = text.split(' ').map(|entry| entry.parse().unwrap());
             let perms = Permissions::from_entries(entries.collect()).unwrap();
             assert_eq!(perms.written_only_by(DomId::DOM0), holds, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_entry_for_all_domains_is_for_each_of_them() {
+        let perms = |text: &str| {
+            let entries = text.split(' ').map(|entry| entry.parse().unwrap());
+            Permissions::from_entries(entries.collect()).unwrap()
+        };
+        let (guest, other) = (DomId::new(5), DomId::new(9));
+        let readable = perms("n0 r32757");
+        assert_eq!(readable.access_of(guest), Access::Read);
+        assert_eq!(readable.access_of(DomId::DOM0), Access::ReadWrite);
+        assert!(readable.written_only_by(DomId::DOM0));
+        // The first entry for a domain counts.
+        assert_eq!(perms("n0 n5 r32757").access_of(guest), Access::None);
+        assert_eq!(perms("n0 b32757 n5").access_of(guest), Access::ReadWrite);
+        assert_eq!(perms("n0 n5 r32757").access_of(other), Access::Read);
+        assert!(!perms("n0 b32757").written_only_by(DomId::DOM0));
+        assert_eq!(perms("n32757").access_of(guest), Access::ReadWrite);
+        assert!(!perms("n32757").written_only_by(DomId::DOM0));
+    }
+
+    #[test]
+    fn a_reserved_number_that_is_no_domain_is_refused() {
+        for text in ["r32752", "r32756", "r32758", "b32767", "n65535"] {
+            assert_eq!(text.parse::<Perm>(), Err(Invalid::Permission), "{text}");
         }
     }
 

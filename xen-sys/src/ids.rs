@@ -34,6 +34,10 @@ impl DomId {
     /// Xen's name for "no domain".
     #[doc(alias = "DOMID_INVALID")]
     pub const INVALID: Self = Self(0x7FF4);
+    /// Xen's name for "no domain in particular". In the permissions of a store node, from Xen 4.22
+    /// on, every domain.
+    #[doc(alias = "DOMID_ANY")]
+    pub const ANY: Self = Self(0x7FF5);
     /// The idle domain, which owns idle virtual CPUs.
     #[doc(alias = "DOMID_IDLE")]
     pub const IDLE: Self = Self(0x7FFF);

@@ -13,7 +13,8 @@ use xen_store::{Access, Perm};
 pub(crate) struct Entry {
     pub(crate) domain: DomId,
     pub(crate) access: Access,
-    /// The domain it was written for is gone; a new one with the same id inherits nothing.
+    /// The domain it was written for is gone; a new one with the same id inherits nothing. Or it is
+    /// for all domains, which its writer was not offered.
     pub(crate) stale: bool,
 }
 
@@ -65,8 +66,8 @@ impl Rights {
         owner: true,
     };
 
-    /// Domain 0 and the owner have everything; then the first entry about the domain or its
-    /// target counts, then what the first entry gives to all.
+    /// Domain 0 and the owner have everything; then the first entry about the domain, its target or
+    /// all domains counts, then what the first entry gives to all.
     pub(crate) fn of(who: Identity, perms: &[Entry]) -> Self {
         let Some((first, others)) = perms.split_first() else {
             return Self {
@@ -79,7 +80,7 @@ impl Rights {
         }
         let own = others
             .iter()
-            .find(|entry| !entry.stale && who.is(entry.domain));
+            .find(|entry| !entry.stale && (who.is(entry.domain) || entry.domain == DomId::ANY));
         Self {
             access: own.unwrap_or(first).access,
             owner: false,
@@ -116,7 +117,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
     wire::strings(payload)
         .map(|field| {
             let text = std::str::from_utf8(field).map_err(|_| XsError::EINVAL)?;
-            let Perm { domain, access } = text.parse().map_err(|_| XsError::EINVAL)?;
+            let Perm { access, domain } = text.parse().or_else(|_| reserved(text))?;
             Ok(Entry {
                 domain,
                 access,
@@ -124,6 +125,18 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
             })
         })
         .collect()
+}
+
+/// An entry of a reserved number, which a client does not read: as one of a domain that is gone.
+fn reserved(text: &str) -> Result<Perm, XsError> {
+    let parts = text.split_at_checked(1);
+    let (letter, digits) = parts.ok_or(XsError::EINVAL)?;
+    let domain = digits.parse().map_err(|_| XsError::EINVAL)?;
+    let perm: Perm = format!("{letter}0").parse().map_err(|_| XsError::EINVAL)?;
+    Ok(Perm {
+        domain: DomId::new(domain),
+        ..perm
+    })
 }
 
 /// The reply to GET_PERMS.

@@ -10,9 +10,11 @@ use crate::{ConnId, Daemon};
 use xen_store::XsError;
 use xen_store::wire::MsgType;
 
-/// WATCH takes a depth (`docs/misc/xenstore-ring.txt`, bit 2). Bits 0 and 1 are about the ring
-/// page, which connections of this daemon do not have.
-const FEATURES: u32 = 4;
+/// An entry of `DomId::ANY` counts (`docs/misc/xenstore-ring.txt`, bit 3).
+pub(crate) const FEATURE_ANY: u32 = 8;
+/// That, and WATCH takes a depth (bit 2). Bits 0 and 1 are about the ring page, which connections
+/// of this daemon do not have.
+pub(crate) const FEATURES: u32 = 4 | FEATURE_ANY;
 
 /// The commands of CONTROL, as `help` prints them.
 const COMMANDS: &str = "check\t\n\

@@ -43,8 +43,9 @@ impl Config {
         self
     }
 
-    /// Sets whether to offer what came after 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA
-    /// and watches with a depth. Off by default, so they are `ENOSYS` or `EINVAL` as there.
+    /// Sets whether to offer what came after 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA,
+    /// watches with a depth, and permissions for all domains. Off by default,
+    /// so they are `ENOSYS` or `EINVAL` as there.
     #[must_use]
     pub fn extensions(mut self, offer: bool) -> Self {
         self.extensions = offer;

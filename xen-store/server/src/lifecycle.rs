@@ -179,6 +179,7 @@ impl Daemon {
     fn as_daemon<T>(&mut self, body: impl FnOnce(&mut View<'_>) -> Outcome<T>) -> Outcome<T> {
         let mut fires = Vec::new();
         let mut view = View {
+            offers_any: false,
             tree: &mut self.tree,
             domains: &mut self.domains,
             quota: self.config.quota,

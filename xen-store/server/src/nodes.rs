@@ -9,6 +9,7 @@ use crate::view::{Outcome, View};
 use xen_store::XsError;
 use xen_store::path::is_allowed;
 use xen_store::wire::{ABS_PATH_MAX, PAYLOAD_MAX, REL_PATH_MAX};
+use xen_sys::DomId;
 
 pub(crate) const OK: &[u8] = b"OK\0";
 
@@ -146,10 +147,14 @@ impl View<'_> {
         let mut entries = access::parse(text)?;
         let generation = self.tree.generation();
         for entry in &mut entries {
-            entry.stale = self.domains.find_or_add(entry.domain, generation).is_none();
+            entry.stale = if entry.domain == DomId::ANY {
+                !self.offers_any
+            } else {
+                self.domains.find_or_add(entry.domain, generation).is_none()
+            };
         }
         match entries.first() {
-            Some(first) if !first.stale => Ok(entries),
+            Some(first) if !first.stale && first.domain != DomId::ANY => Ok(entries),
             _ => Err(XsError::ENOENT),
         }
     }

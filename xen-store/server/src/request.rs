@@ -1,6 +1,7 @@
 //! From a message to its reply.
 
 use crate::access::{Need, Rights};
+use crate::admin::{FEATURE_ANY, FEATURES};
 use crate::nodes::{OK, absolute, home};
 use crate::quota::exceeded;
 use crate::txn::Transaction;
@@ -9,6 +10,7 @@ use crate::watch::Watch;
 use crate::{ConnId, Daemon};
 use xen_store::XsError;
 use xen_store::wire::{self, Message, MsgType, REL_PATH_MAX};
+use xen_sys::DomId;
 
 /// A payload made of NUL-terminated strings.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +145,12 @@ impl Daemon {
         }
     }
 
+    /// Whether `domain` may write permissions for all domains.
+    fn offers_any(&self, domain: DomId) -> bool {
+        let features = self.domains.get(domain).and_then(|domain| domain.features);
+        self.config.extensions && features.unwrap_or(FEATURES) & FEATURE_ANY != 0
+    }
+
     /// Runs `body` on the nodes as transaction `tx_id` sees them.
     pub(crate) fn on_nodes<T>(
         &mut self,
@@ -152,9 +160,11 @@ impl Daemon {
     ) -> Outcome<T> {
         let who = self.identity(conn);
         let quota = self.quota_of(who.domain);
+        let offers_any = self.offers_any(who.domain);
         let mut fires = Vec::new();
         let state = self.conns.get_mut(&conn);
         let mut view = View {
+            offers_any,
             tree: &mut self.tree,
             domains: &mut self.domains,
             quota,

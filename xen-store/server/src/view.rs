@@ -11,6 +11,7 @@ use crate::quota::{Quota, exceeded, reached};
 use crate::tree::{Node, Tree, ancestors, base, child_path, parent};
 use crate::txn::Transaction;
 use xen_store::XsError;
+use xen_sys::DomId;
 
 pub(crate) type Outcome<T> = Result<T, XsError>;
 
@@ -30,6 +31,8 @@ pub(crate) struct View<'a> {
     pub(crate) domains: &'a mut Domains,
     pub(crate) quota: Quota,
     pub(crate) who: Identity,
+    /// Entries of `DomId::ANY` that it writes count.
+    pub(crate) offers_any: bool,
     pub(crate) tx: Option<&'a mut Transaction>,
     pub(crate) fires: &'a mut Vec<Fire>,
 }
@@ -329,10 +332,7 @@ impl View<'_> {
 
     /// How many nodes `owner` has, as this request sees it.
     fn nodes_of(&self, owner: u16) -> i64 {
-        let committed = self
-            .domains
-            .get(xen_sys::DomId::new(owner))
-            .map_or(0, |d| d.nodes);
+        let committed = self.domains.get(DomId::new(owner)).map_or(0, |d| d.nodes);
         committed + self.tx.as_ref().map_or(0, |tx| tx.count(owner))
     }
 
@@ -348,8 +348,11 @@ impl View<'_> {
 
     /// `node` with the entries marked whose domain is no longer the one they were written for.
     fn without_stale(&self, node: &Arc<Node>) -> Arc<Node> {
-        let outdated =
-            |entry: &Entry| !entry.stale && !self.domains.is_current(entry.domain, node.generation);
+        let outdated = |entry: &Entry| {
+            !entry.stale
+                && entry.domain != DomId::ANY
+                && !self.domains.is_current(entry.domain, node.generation)
+        };
         if !node.perms.iter().skip(1).any(outdated) {
             return Arc::clone(node);
         }

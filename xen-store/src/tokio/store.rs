@@ -1,6 +1,7 @@
 //! The operations, watches and transactions, as futures.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use super::{Driver, Inner, Store, Wait};
 use crate::client::{malformed, text};
 use crate::directory::{self, Parts};
+use crate::domains;
 use crate::error::{Error, Result};
 use crate::events::WatchEvent;
 use crate::mux::{Mux, Place};
@@ -23,6 +25,7 @@ use crate::perms::Permissions;
 use crate::proto::{Connection, Ready, WatchId, parse_transaction};
 use crate::transport::Transport;
 use crate::wire::MsgType;
+use xen_sys::DomId;
 
 /// The first and the longest pause between two attempts to connect to a daemon whose backlog is
 /// full.
@@ -75,6 +78,73 @@ impl Store {
         });
         Driver::spawn(&inner, &runtime);
         Ok(Self(inner))
+    }
+
+    /// As [`Store::features`](crate::Store::features).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn features(&self) -> Result<u32> {
+        domains::features(&self.0.call(MsgType::GET_FEATURE, 0, &[], None).await?)
+    }
+
+    /// As [`Store::features_of`](crate::Store::features_of).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn features_of(&self, domain: DomId) -> Result<u32> {
+        let fields = domains::features_fields(domain, None);
+        domains::features(&self.fields(MsgType::GET_FEATURE, &fields).await?)
+    }
+
+    /// As [`Store::set_features`](crate::Store::set_features).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
+        let fields = domains::features_fields(domain, Some(features));
+        self.fields(MsgType::SET_FEATURE, &fields).await.map(drop)
+    }
+
+    /// As [`Store::quota_names`](crate::Store::quota_names).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn quota_names(&self) -> Result<Vec<String>> {
+        domains::quota_names(self.0.call(MsgType::GET_QUOTA, 0, &[], None).await?)
+    }
+
+    /// As [`Store::quota`](crate::Store::quota).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn quota(&self, domain: Option<DomId>, name: &str) -> Result<Option<NonZeroU32>> {
+        let fields = domains::quota_fields(domain, name, None)?;
+        domains::quota(&self.fields(MsgType::GET_QUOTA, &fields).await?)
+    }
+
+    /// As [`Store::set_quota`](crate::Store::set_quota).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn set_quota(
+        &self,
+        domain: Option<DomId>,
+        name: &str,
+        limit: Option<NonZeroU32>,
+    ) -> Result<()> {
+        let fields = domains::quota_fields(domain, name, Some(limit))?;
+        self.fields(MsgType::SET_QUOTA, &fields).await.map(drop)
+    }
+
+    async fn fields(&self, kind: MsgType, fields: &str) -> Result<Vec<u8>> {
+        self.0.call(kind, 0, &[fields.as_bytes()], None).await
     }
 
     /// Starts a transaction; dropping it aborts it.

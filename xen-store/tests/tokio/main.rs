@@ -6,13 +6,14 @@
 mod runtimes;
 mod sharing;
 
+use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tokio::time::timeout;
 use xen_store::tokio::Store as AsyncStore;
 use xen_store::wire::{Decoder, MsgType, encode};
-use xen_store::{Error, Permissions};
+use xen_store::{Error, Permissions, XsError};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
@@ -149,4 +150,39 @@ async fn the_end_of_the_daemon_ends_every_wait() {
     drop(server);
     assert!(matches!(waiter.await.unwrap(), Err(Error::Closed)));
     assert!(matches!(store.read("/a").await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn quotas_and_features_are_those_of_the_blocking_client() {
+    let server = Server::start(Config::new().extensions(true)).unwrap();
+    let (store, guest) = (client(&server, DomId::DOM0), client(&server, DomId::new(5)));
+    assert_eq!(store.features().await.unwrap(), 12);
+    store.set_features(DomId::new(9), 4).await.unwrap();
+    assert_eq!(store.features_of(DomId::new(9)).await.unwrap(), 4);
+    let limit = NonZeroU32::new(7);
+    let domain = Some(DomId::new(9));
+    assert!(
+        store
+            .quota_names()
+            .await
+            .unwrap()
+            .contains(&"nodes".to_owned())
+    );
+    store.set_quota(domain, "nodes", limit).await.unwrap();
+    assert_eq!(store.quota(domain, "nodes").await.unwrap(), limit);
+    store.set_quota(domain, "nodes", None).await.unwrap();
+    assert_eq!(store.quota(domain, "nodes").await.unwrap(), None);
+    assert!(guest.quota(None, "nodes").await.unwrap_err().is_denied());
+    let (_old, store) = self::server();
+    let refused = store.quota_names().await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::Daemon {
+                code: XsError::ENOSYS,
+                ..
+            }
+        ),
+        "{refused}"
+    );
 }

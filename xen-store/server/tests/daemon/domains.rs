@@ -1,11 +1,12 @@
 //! Domains: introduced, released, shut down; and the requests about the daemon itself.
 
+use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use xen_store::Error;
 use xen_store::wire::MsgType;
+use xen_store::{Error, Permissions};
 use xen_store_server::{Config, Server};
 use xen_sys::{DomId, Port};
 
@@ -148,8 +149,8 @@ fn features_and_quotas_are_later_extensions() {
     assert_eq!(name(dom0.features()), "ENOSYS");
     let server = start_with(Config::new().extensions(true));
     let (dom0, dom5) = clients(&server);
-    assert_eq!(dom0.features().unwrap(), 4);
-    assert_eq!(dom5.features().unwrap(), 4);
+    assert_eq!(dom0.features().unwrap(), 12);
+    assert_eq!(dom5.features().unwrap(), 12);
     let mut raw = Raw::connect(&server, dom(0));
     assert_eq!(
         raw.ask(MsgType::SET_FEATURE, b"5\x000\0"),
@@ -157,7 +158,7 @@ fn features_and_quotas_are_later_extensions() {
         "introduced"
     );
     assert_eq!(
-        raw.ask(MsgType::SET_FEATURE, b"9\x008\0"),
+        raw.ask(MsgType::SET_FEATURE, b"9\x0016\0"),
         "ERROR EINVAL",
         "no such feature"
     );
@@ -240,4 +241,56 @@ fn a_server_listens_cleans_up_and_takes_over_what_is_left() {
     let gone = xen_store::Store::connect(&path).unwrap_err();
     assert!(matches!(gone, Error::Connect { .. }));
     assert!(gone.to_string().contains("socket"), "{gone}");
+}
+
+#[test]
+fn quotas_and_features_are_read_and_set_by_typed_requests() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    let limit = NonZeroU32::new(7);
+    assert_eq!(name(dom0.quota_names()), "ENOSYS");
+    assert_eq!(name(dom0.quota(None, "nodes")), "ENOSYS");
+    assert_eq!(name(dom0.set_quota(None, "nodes", limit)), "ENOSYS");
+    assert_eq!(name(dom0.features_of(dom(9))), "ENOSYS");
+    assert_eq!(name(dom0.set_features(dom(9), 0)), "ENOSYS");
+
+    let server = start_with(Config::new().extensions(true));
+    let (dom0, dom5) = clients(&server);
+    assert!(dom0.quota_names().unwrap().contains(&"nodes".to_owned()));
+    assert_eq!(dom0.quota(None, "nodes").unwrap(), NonZeroU32::new(1000));
+    dom0.set_quota(Some(dom(5)), "nodes", limit).unwrap();
+    assert_eq!(dom0.quota(Some(dom(5)), "nodes").unwrap(), limit);
+    assert_eq!(
+        dom0.quota(Some(dom(6)), "nodes").unwrap(),
+        NonZeroU32::new(1000)
+    );
+    // No limit is no number.
+    dom0.set_quota(None, "watches", None).unwrap();
+    assert_eq!(dom0.quota(None, "watches").unwrap(), None);
+    assert_eq!(name(dom0.quota(None, "what")), "EINVAL");
+    assert!(dom0.quota(None, "nodes\x00x").is_err());
+    assert_eq!(name(dom5.quota(None, "nodes")), "EACCES");
+    dom0.set_features(dom(9), 4).unwrap();
+    assert_eq!(dom0.features_of(dom(9)).unwrap(), 4);
+    assert_eq!(name(dom0.set_features(dom(5), 4)), "EBUSY");
+    assert_eq!(name(dom5.features_of(dom(5))), "EACCES");
+}
+
+#[test]
+fn an_entry_for_all_domains_counts_if_its_writer_is_offered_it() {
+    for offered in [false, true] {
+        let server = start_with(Config::new().extensions(offered));
+        let (dom0, dom5) = clients(&server);
+        dom0.write("/public", "v").unwrap();
+        let readable = Permissions::owner_none(dom(0)).grant_read(DomId::ANY);
+        dom0.set_permissions("/public", &readable).unwrap();
+        match dom5.read("/public") {
+            Ok(value) => assert!(offered && value == b"v"),
+            Err(error) => assert!(!offered && error.is_denied(), "{error}"),
+        }
+        assert!(dom5.write("/public", "w").is_err());
+        assert_eq!(dom0.permissions("/public").unwrap(), readable);
+        let owner = Permissions::owner_none(DomId::ANY);
+        assert_eq!(name(dom0.set_permissions("/public", &owner)), "ENOENT");
+    }
 }
