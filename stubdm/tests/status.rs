@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use stubdm::service::record::{Claim, Kind, Record};
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
@@ -125,8 +126,9 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
         assert_eq!((cell(1, name), cell(2, name)), (one, two), "{name}");
     }
     assert!(text.contains("error: no [2J disk x\n"), "{text}");
-    assert_eq!(rows.len(), 4, "{text}");
-    assert_eq!((cell(3, "NAME"), cell(3, "PROXY")), ("half", "gone"));
+    assert_eq!(rows.len(), 6, "{text}");
+    assert_eq!((cell(5, "NAME"), cell(5, "PROXY")), ("half", "gone"));
+    assert!(text.contains("\n  its proxy is gone: nothing starts it again"));
     assert!(text.contains("the stubdomain is gone\n"), "{text}");
 
     let value: Value = serde_json::from_slice(&status(&socket, &["--json"]).stdout).unwrap();
@@ -314,4 +316,35 @@ fn a_time_that_is_none_is_one_line_and_status_2() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn a_recorded_process_that_was_killed_is_gone_and_its_mend_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, folder) = (dir.path().join("s"), dir.path().join("run"));
+    let server = Server::start(Config::new()).unwrap();
+    server.listen(&socket).unwrap();
+    let store = Store::connect(&socket).unwrap();
+    exist(&server, &[5, 6]);
+    let node = "/local/domain/5/image/device-model-domid";
+    store.write(node, "6").unwrap();
+    let record = Record::of_this_process(Kind::Proxy, 6, String::new()).unwrap();
+    let claim = Claim::take(&folder, &record).unwrap().unwrap();
+    let shown = || {
+        let output = status(&socket, &["--folder", folder.to_str().unwrap()]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let own = std::process::id().to_string();
+    assert!(shown().contains(&own), "{}", shown());
+    // As a kill leaves it, though the number is this living process's.
+    let file = folder.join("services/proxy-6");
+    let left = std::fs::read(&file).unwrap();
+    drop(claim);
+    std::fs::write(&file, left).unwrap();
+    let text = shown();
+    assert!(
+        text.contains("its proxy is gone: stubdm-run restart 5"),
+        "{text}"
+    );
+    assert!(!text.contains(&own), "{text}");
 }

@@ -23,6 +23,8 @@ pub struct Process {
     pub pid: u32,
     /// Whether it is still there.
     pub alive: bool,
+    /// Whether it has a record, by which it can be started again.
+    pub recorded: bool,
     /// Its resident memory, in KiB.
     pub memory: Option<u64>,
 }
@@ -53,7 +55,7 @@ pub struct Row {
 }
 
 /// What is shown of a stubdomain whose nodes are all that is left.
-const GONE: &str = "the stubdomain is gone";
+pub(super) const GONE: &str = "the stubdomain is gone";
 
 /// Reads the store, and the services' records and counters in `folder`. Nodes and process numbers
 /// are hints: a domain that does not exist is left out, and a process is alive if it holds its
@@ -148,11 +150,11 @@ impl Reader<'_> {
         let mut records = self.records.iter();
         let own = |record: &Record| record.kind == kind && record.stubdomain == stubdomain.as_u16();
         if let Some((_, record, life)) = records.find(|(_, record, _)| own(record)) {
-            return Ok(Some(process(record.pid, matches!(life, Life::Alive))));
+            return Ok(Some(process(record.pid, matches!(life, Life::Alive), true)));
         }
         let text = self.dom0s(&format!("/local/domain/{stubdomain}/{}", kind.node()))?;
         let pid = text.and_then(|text| text.trim().parse().ok());
-        Ok(pid.map(|pid| process(pid, names(pid, stubdomain))))
+        Ok(pid.map(|pid| process(pid, names(pid, stubdomain), false)))
     }
 
     /// How long the files are that a stubdomain's consoles are written to; `None` if there are
@@ -191,12 +193,13 @@ fn names(pid: u32, stubdomain: DomId) -> bool {
         .any(|word| word == number.as_bytes())
 }
 
-fn process(pid: u32, alive: bool) -> Process {
+fn process(pid: u32, alive: bool, recorded: bool) -> Process {
     let status = fs::read_to_string(format!("/proc/{pid}/status"));
     let status = status.as_deref().unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     Process {
         pid,
+        recorded,
         alive: alive && !status.is_empty(),
         memory: line
             .filter(|_| alive)

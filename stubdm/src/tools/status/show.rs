@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use stubdm_qmp::text::one_line;
 
+use super::rows::GONE;
 use super::{Process, Row};
 
 /// The longest text from the store that is shown.
@@ -69,6 +70,17 @@ pub(super) fn table(rows: &[Row]) -> String {
             or_none(row.console_bytes.map(bytes)),
             or_none(row.state.as_deref().map(short)),
         );
+        for (what, process) in [("proxy", row.proxy), ("console server", row.consoles)] {
+            let gone = process.filter(|process| !process.alive);
+            let Some(process) = gone.filter(|_| row.state.as_deref() != Some(GONE)) else {
+                continue;
+            };
+            let mend = match process.recorded {
+                true => format!("stubdm-run restart {}", row.guest),
+                false => "nothing starts it again while the guest runs".to_owned(),
+            };
+            text += &format!("  its {what} is gone: {mend}\n");
+        }
         if let Some(fault) = &row.fault {
             text += &format!("  not all could be read: {}\n", short(fault));
         }
