@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use xen_gnttab::{
-    CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, SharedPages, share,
+    CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, SharedPages, map_from, share,
 };
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Error, GrantRef, Xen};
@@ -106,5 +106,27 @@ fn bytes_that_cross_the_end_of_a_page_are_refused_before_anything_is_copied() {
     pages.region().copy_out(0, &mut start).unwrap();
     assert_eq!(start, [0; 4]);
     drop(pages);
+    host.assert_clean();
+}
+
+#[test]
+fn references_of_one_domain_are_mapped_by_pairs_and_those_of_several_are_refused_here() {
+    let (host, ours, theirs, guest) = host();
+    let mut pages = share(&theirs, DomId::DOM0, 2, PageAccess::ReadOnly).unwrap();
+    pages.region_mut().copy_in(4096, b"second").unwrap();
+    let (first, second) = (pages.refs()[0], pages.refs()[1]);
+    let pairs = [(guest, second), (guest, first)];
+    let mapped = map_from(&ours, &pairs, PageAccess::ReadOnly).unwrap();
+    let mut seen = [0; 6];
+    mapped.region().copy_out(0, &mut seen).unwrap();
+    assert_eq!(&seen, b"second");
+    let several = [(guest, first), (DomId::DOM0, first)];
+    let refused = map_from(&ours, &several, PageAccess::ReadOnly);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        map_from(&ours, &[], PageAccess::ReadOnly),
+        Err(Error::Invalid { .. })
+    ));
+    drop((mapped, pages));
     host.assert_clean();
 }
