@@ -44,9 +44,9 @@ struct Cli {
 enum Command {
     /// Runs the tests: in dom0.
     Suite {
-        /// Only the tests whose names contain this.
+        /// Only the tests whose names contain this, or another such word.
         #[arg(long)]
-        only: Option<String>,
+        only: Vec<String>,
         /// How often all of them are run.
         #[arg(long, default_value_t = 1)]
         times: usize,
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
             ..
         } => {
             let tests = (0..times).flat_map(|_| tests::all());
-            suite::run(tests, only.as_deref(), from.as_deref(), beat)
+            suite::run(tests, &only, from.as_deref(), beat)
         }
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),

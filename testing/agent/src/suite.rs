@@ -62,20 +62,20 @@ impl Test {
     }
 }
 
-/// Runs the tests whose names contain `only`, from the one called `from` on. With `beat`, prints
+/// Runs the tests whose names contain a word of `only` (all if there is none), from the one called `from` on. With `beat`, prints
 /// lines for the program that follows from outside. Returns how many failed.
 pub(crate) fn run(
     tests: impl Iterator<Item = Test>,
-    only: Option<&str>,
+    only: &[String],
     from: Option<&str>,
     beat: bool,
 ) -> Result<usize> {
     let tests: Vec<Test> = tests
         .skip_while(|test| from.is_some_and(|first| test.name != first))
-        .filter(|test| only.is_none_or(|part| test.name.contains(part)))
+        .filter(|test| only.is_empty() || only.iter().any(|part| test.name.contains(part)))
         .collect();
     if tests.is_empty() {
-        bail!("no test has `{}` in its name", only.unwrap_or_default());
+        bail!("no test has `{}` in its name", only.join("` or `"));
     }
     let world = World::new()?;
     let watch = Watch::start(beat);
