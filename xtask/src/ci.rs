@@ -1,9 +1,10 @@
 //! `cargo xtask ci`: every check there is, the cheap ones first.
 
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::host::Options;
 use crate::workspace::Workspace;
@@ -76,20 +77,28 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
         })?;
     }
     stage("public APIs", || api::check(workspace))?;
-    stage("Miri", || miri::check(workspace))?;
-    stage("fuzz targets", || {
-        let code = fuzz::run(workspace, fuzz::GATE, None)?;
-        ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
-        Ok(())
-    })?;
     stage("static binaries", || {
         dist::build(workspace)?;
         dist::report(workspace)
     })?;
     let minutes = |m: u64| Duration::from_secs(m * 60);
-    stage("demo", || {
-        let code = demo::run(workspace, options, minutes(10))?;
-        ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
+    // The demo's machine and the interpreter take one processor each.
+    let (demo, miri) = thread::scope(|scope| {
+        let demo = scope.spawn(|| {
+            stage("demo", || {
+                let code = demo::run(workspace, options, minutes(10))?;
+                ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
+                Ok(())
+            })
+        });
+        let miri = stage("Miri", || miri::check(workspace));
+        (demo.join(), miri)
+    });
+    demo.map_err(|_| anyhow!("the demo panicked"))??;
+    miri?;
+    stage("fuzz targets", || {
+        let code = fuzz::run(workspace, fuzz::GATE, None)?;
+        ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
         Ok(())
     })?;
     if skip_tests {
@@ -101,6 +110,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
         &tests_cmd::Request {
             options: options.clone(),
             only: None,
+            other_release: true,
             no_xen: false,
             no_cargo: false,
             timeout: minutes(40),
