@@ -127,7 +127,7 @@ pub(crate) fn rows(
         command: Some(format!("exec xen-testbed-agent {command}")),
         shell: false,
         timeout,
-        silence: None,
+        ..Job::default()
     };
     let mut text = Vec::new();
     let status = host.run(&job, &mut |bytes| {

@@ -88,7 +88,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, timeout: Duration) -
         command: Some(include_str!("../assets/demo.sh").to_owned()),
         shell: false,
         timeout,
-        silence: None,
+        ..Job::default()
     };
     let status = host.run(&job, &mut |bytes| {
         parts.take(bytes, &mut |line| {

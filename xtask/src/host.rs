@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fmt, fs};
 
@@ -43,6 +45,15 @@ pub(crate) struct Job {
     pub(crate) timeout: Duration,
     /// How long it may print nothing, if it is one that says that time passes.
     pub(crate) silence: Option<Duration>,
+    /// The processor time that the machine had used when the last bytes came, in milliseconds.
+    pub(crate) used: Arc<AtomicU64>,
+}
+
+impl Job {
+    /// The processor time that the machine had used when the last bytes came.
+    pub(crate) fn used(&self) -> Duration {
+        Duration::from_millis(self.used.load(Ordering::Relaxed))
+    }
 }
 
 /// Nothing, or much too little, came from a machine for so long.
@@ -61,7 +72,7 @@ impl StoodStill {
 
     /// Its time passed, but one thing that takes a minute took this long.
     pub(crate) fn nearly(time: Duration) -> Self {
-        let what = "crawled: one test was not over after";
+        let what = "crawled: one test was not over after a processor time of";
         Self { what, time }
     }
 }
@@ -78,15 +89,21 @@ impl std::error::Error for StoodStill {}
 /// The longest a boot may take: it takes half a minute or so.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// dom0's kernel command line.
+const DOM0_ARGUMENTS: &str = "console=hvc0 rdinit=/init quiet mitigations=off nokaslr panic=-1";
+
 /// The parts of a host, made ready under the lock that keeps hosts apart.
 #[derive(Debug)]
 pub(crate) struct Host {
-    workspace: Workspace,
-    emulator: Emulator,
-    parts: Parts,
+    pub(crate) workspace: Workspace,
+    pub(crate) emulator: Emulator,
+    pub(crate) parts: Parts,
     dom0: PathBuf,
-    _lock: Flock<fs::File>,
+    _lock: Lock,
 }
+
+/// Keeps hosts of other processes from being made ready or running; hosts of this process share it.
+pub(crate) type Lock = Arc<Flock<fs::File>>;
 
 /// The emulator's set of packages.
 pub(crate) const EMULATOR_SET: &str = "emulator";
@@ -111,7 +128,18 @@ pub(crate) fn unpack_default(workspace: &Workspace, options: &Options) -> Result
 }
 
 /// Keeps other hosts from being made ready or running until dropped.
-pub(crate) fn lock(workspace: &Workspace) -> Result<Flock<fs::File>> {
+pub(crate) fn lock(workspace: &Workspace) -> Result<Lock> {
+    static HELD: Mutex<Weak<Flock<fs::File>>> = Mutex::new(Weak::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lock) = held.upgrade() {
+        return Ok(lock);
+    }
+    let lock = Arc::new(lock_file(workspace)?);
+    *held = Arc::downgrade(&lock);
+    Ok(lock)
+}
+
+fn lock_file(workspace: &Workspace) -> Result<Flock<fs::File>> {
     let path = workspace.state().join("lock");
     fs::create_dir_all(workspace.state())?;
     let open = || fs::File::create(&path).with_context(|| format!("opening {}", path.display()));
@@ -209,6 +237,7 @@ impl Host {
         let parts = Parts {
             release,
             tree,
+            linux: version,
             modules,
             package: match built(dist::STUBDM_RUN) {
                 Some(_) => Some(deb::build(workspace)?),
@@ -248,7 +277,7 @@ impl Host {
     /// Boots the host, does the job, and gives its status; `sink` gets what the job prints, as it
     /// comes.
     pub(crate) fn run(&self, job: &Job, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i32> {
-        let run = self.workspace.state().join("run");
+        let run = self.run_folder();
         fs::create_dir_all(&run)?;
         let nonce = nonce();
         let overlay = run.join("job.img");
@@ -261,6 +290,7 @@ impl Host {
             run: &run,
             hypervisor: &self.parts.hypervisor()?,
             kernel: &self.parts.plain_kernel()?,
+            dom0_arguments: DOM0_ARGUMENTS,
             images: &[&self.dom0, &overlay],
             nonce: &nonce,
             memory: 4096,
@@ -269,24 +299,37 @@ impl Host {
             } else {
                 Clock::Instructions
             },
+            disks: &[],
         })?;
-        match drive(&mut machine, job, step, sink) {
-            Ok(status) => Ok(status),
-            // The cause stays available.
-            Err(error) => Err(match error.downcast_ref::<StoodStill>() {
-                Some(&still) => machine.explain(error).context(still),
-                None => machine.explain(error),
-            }),
-        }
+        follow(&mut machine, job, step, sink)
     }
 
     /// The console's log of the last run.
     pub(crate) fn log(&self) -> PathBuf {
-        self.workspace.state().join("run/console.log")
+        self.run_folder().join("console.log")
+    }
+
+    /// A folder of this release's own: several hosts may run at once.
+    fn run_folder(&self) -> PathBuf {
+        let name = self.parts.release.name;
+        self.workspace.state().join("run").join(name)
     }
 }
 
-/// Follows a machine from its start to its job's end.
+/// Follows a machine from its start to its job's end; an error shows its console.
+pub(crate) fn follow(
+    machine: &mut Machine,
+    job: &Job,
+    step: Step,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<i32> {
+    drive(machine, job, step, sink).map_err(|error| match error.downcast_ref::<StoodStill>() {
+        // The cause stays available.
+        Some(&still) => machine.explain(error).context(still),
+        None => machine.explain(error),
+    })
+}
+
 fn drive(
     machine: &mut Machine,
     job: &Job,
@@ -310,6 +353,8 @@ fn drive(
             match machine.next(deadline) {
                 Ok(Some(Event::Bytes(bytes))) => {
                     heard = Instant::now();
+                    let used = u64::try_from(machine.processor_time().as_millis());
+                    job.used.store(used.unwrap_or(u64::MAX), Ordering::Relaxed);
                     sink(&bytes)?;
                 }
                 Ok(Some(Event::Exit(status))) => break status,
@@ -340,7 +385,7 @@ fn drive(
 }
 
 /// Returns the overlay of dom0's image for one run.
-fn overlay_of(job: &Job, nonce: &str) -> Archive {
+pub(crate) fn overlay_of(job: &Job, nonce: &str) -> Archive {
     let mut archive = Archive::bare();
     let (columns, lines) = shell::size();
     let wanted = if job.shell { "yes" } else { "" };
@@ -358,7 +403,7 @@ fn overlay_of(job: &Job, nonce: &str) -> Archive {
 }
 
 /// A number that no job can know before it runs.
-fn nonce() -> String {
+pub(crate) fn nonce() -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

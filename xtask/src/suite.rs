@@ -3,25 +3,26 @@
 //!
 //! A guest in which an emulated processor fault repeats itself takes an emulator all its time; the
 //! machine's own hardly passes then, so nothing in it can give up. The suite says every few seconds
-//! that time passes. When nothing comes for long, or one test takes very long on this machine's
-//! clock, the machine is ended, and a new one begins with the test that was running. A test in
-//! which three machines stood still has failed.
+//! that time passes. When nothing comes for long, or the emulator works very long at one test, the
+//! machine is ended, and a new one begins with the test that was running. A test in which three
+//! machines stood still has failed.
 
 use std::io::{Write as _, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::debian::Debian;
 use crate::host::{Host, Job, StoodStill};
 use crate::rules::Rules;
-use crate::tests_cmd::{Count, Outcome, Request};
+use crate::tests_cmd::{Count, Outcome};
 use crate::workspace::Workspace;
 
 /// The longest that the suite may say nothing; it says something every five seconds of the
 /// machine's clock, which a busy host may make a minute.
 const SILENCE: Duration = Duration::from_secs(240);
-/// The longest that one test may take on this machine's clock: on a quiet one the longest takes
-/// three minutes.
+/// The longest that the emulator may work at one test, in processor time: the longest takes three
+/// minutes. Not on this machine's clock, which goes on while others have the processor.
 const TEST: Duration = Duration::from_secs(600);
 /// Machines that are tried.
 const MACHINES: usize = 6;
@@ -33,15 +34,18 @@ const IN_ONE_TEST: usize = 2;
 struct Said {
     text: String,
     line: Vec<u8>,
-    /// The test that runs, and since when.
-    running: Option<(String, Instant)>,
-    /// The tests that took longest on this machine's clock, the longest first.
+    /// The test that runs, and the processor time when it began.
+    running: Option<(String, Duration)>,
+    /// The processor time now.
+    now: Duration,
+    /// The tests that took the most processor time, the longest first.
     longest: Vec<(Duration, String)>,
 }
 
 impl Said {
-    /// Takes bytes; gives those for the reader, whole lines.
-    fn take(&mut self, bytes: &[u8]) -> Vec<u8> {
+    /// Takes bytes that came at the processor time `now`; gives those for the reader, whole lines.
+    fn take(&mut self, bytes: &[u8], now: Duration) -> Vec<u8> {
+        self.now = now;
         let mut shown = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(piece);
@@ -54,7 +58,7 @@ impl Said {
                     let mark = String::from_utf8_lossy(mark);
                     if let Some(name) = mark.trim_end().strip_prefix("begin ") {
                         self.over();
-                        self.running = Some((name.to_owned(), Instant::now()));
+                        self.running = Some((name.to_owned(), now));
                     }
                 }
                 None => {
@@ -71,7 +75,8 @@ impl Said {
         let Some((name, since)) = self.running.take() else {
             return String::new();
         };
-        self.longest.push((since.elapsed(), name.clone()));
+        let took = self.now.saturating_sub(since);
+        self.longest.push((took, name.clone()));
         self.longest.sort_by(|a, b| b.cmp(a));
         self.longest.truncate(3);
         name
@@ -79,8 +84,8 @@ impl Said {
 
     /// Whether what runs takes far too long.
     fn crawls(&self) -> bool {
-        let since = self.running.as_ref().map(|(_, since)| since.elapsed());
-        since.is_some_and(|time| time > TEST)
+        let running = self.running.as_ref();
+        running.is_some_and(|(_, since)| self.now.saturating_sub(*since) > TEST)
     }
 
     /// Where the time went, for the reader.
@@ -101,35 +106,76 @@ impl Said {
     }
 }
 
-/// The suite in dom0 of a fresh host.
-pub(crate) fn run(workspace: &Workspace, request: &Request) -> Outcome {
-    let name = format!("real Xen {}", request.options.release.name);
+/// Where a suite runs.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    /// The agent's, in dom0 of a fresh host: the tests whose names contain one of these words, or
+    /// all.
+    Dom0(&'a Host, Vec<String>),
+    /// The package's, on a Debian dom0 of a host's release, built from this mirror.
+    Debian(&'a Host, Option<&'a str>),
+}
+
+impl Place<'_> {
+    /// The name of its outcome.
+    fn name(&self) -> String {
+        match self {
+            Self::Dom0(host, only) if only.len() > 1 => {
+                format!("Xen {}: {}", host.parts.release.name, only.join(" "))
+            }
+            Self::Dom0(host, _) => format!("real Xen {}", host.parts.release.name),
+            Self::Debian(host, _) => format!("Debian's dom0, {}", host.parts.release.suite),
+        }
+    }
+}
+
+/// Runs a suite and shows what it says, each line after `prefix`.
+pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome {
+    let name = place.name();
     println!("\n== {name}");
     let started = Instant::now();
     let mut said = Said::default();
     let mut stood = Vec::new();
-    let result = Host::prepare(workspace, &request.options)
-        .and_then(|host| Ok((machines(&host, request, &mut said, &mut stood)?, host.log())));
+    let deadline = started + timeout;
+    let (result, log) = match place {
+        Place::Dom0(host, only) => {
+            let command = |from: Option<&String>| command(only, from);
+            let run: &Machine<'_> = &|job, sink| host.run(job, sink);
+            let result = machines(run, &command, deadline, prefix, &mut said, &mut stood);
+            (result, Some(host.log()))
+        }
+        Place::Debian(host, mirror) => match Debian::prepare(host, *mirror) {
+            Ok(debian) => {
+                // Its tests build on each other: another machine begins anew.
+                let command = |_: Option<&String>| String::new();
+                let run: &Machine<'_> = &|job, sink| debian.run(job, sink);
+                let result = machines(run, &command, deadline, prefix, &mut said, &mut stood);
+                (result, Some(debian.log()))
+            }
+            Err(error) => (Err(error), None),
+        },
+    };
     let last = suite_count(&said.text);
     let fault = match (&result, last) {
         (Err(error), _) => Some(format!("{error:#}")),
-        (Ok((status, _)), None) => Some(format!(
+        (Ok(status), None) => Some(format!(
             "it ended with status {status} and without its count"
         )),
-        (Ok((status, _)), Some(Count { failed: 0, .. })) if *status != 0 => {
+        (Ok(status), Some(Count { failed: 0, .. })) if *status != 0 => {
             Some(format!("every test passed and yet its status was {status}"))
         }
         _ => None,
     };
-    let count = match last {
-        Some(count) if stood.is_empty() => count,
+    let count = match (last, place) {
+        (Some(count), Place::Debian(..)) => count,
+        (Some(count), _) if stood.is_empty() => count,
         _ => said.ended(),
     };
-    if let (Ok((_, log)), true) = (&result, fault.is_some() || count.failed > 0) {
-        println!("the host's console: {}", Workspace::show(log));
+    if let (Some(log), true) = (log, fault.is_some() || count.failed > 0) {
+        println!("the host's console: {}", Workspace::show(&log));
     }
     said.over();
-    let mut note = format!("longest on this machine's clock: {}", said.times());
+    let mut note = format!("most processor time: {}", said.times());
     if !stood.is_empty() {
         let tests = stood.join(", ");
         note = format!(
@@ -146,25 +192,28 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Outcome {
     }
 }
 
+/// Boots a machine for a job and follows it to its end.
+type Machine<'a> = dyn Fn(&Job, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i32> + 'a;
+
 /// Runs the suite to its end, and gives its status.
 fn machines(
-    host: &Host,
-    request: &Request,
+    run: &Machine<'_>,
+    command: &dyn Fn(Option<&String>) -> String,
+    deadline: Instant,
+    prefix: &str,
     said: &mut Said,
     stood: &mut Vec<String>,
 ) -> Result<i32> {
-    let deadline = Instant::now() + request.timeout;
     loop {
         let job = Job {
-            command: Some(command(request.only.as_deref(), stood.last())),
+            command: Some(command(stood.last())),
             shell: false,
             timeout: deadline.saturating_duration_since(Instant::now()),
             silence: Some(SILENCE),
+            ..Job::default()
         };
-        let result = host.run(&job, &mut |bytes| {
-            let mut out = stdout().lock();
-            out.write_all(&said.take(bytes))?;
-            out.flush()?;
+        let result = run(&job, &mut |bytes| {
+            show(prefix, &said.take(bytes, job.used()))?;
             if said.crawls() {
                 return Err(StoodStill::nearly(TEST).into());
             }
@@ -190,14 +239,22 @@ fn machines(
     }
 }
 
+/// Prints whole lines, each after a prefix.
+pub(crate) fn show(prefix: &str, lines: &[u8]) -> std::io::Result<()> {
+    let mut out = stdout().lock();
+    for line in lines.split_inclusive(|byte| *byte == b'\n') {
+        out.write_all(prefix.as_bytes())?;
+        out.write_all(line)?;
+    }
+    out.flush()
+}
+
 /// The suite's command line.
-fn command(only: Option<&str>, from: Option<&String>) -> String {
+fn command(only: &[String], from: Option<&String>) -> String {
     let mut command = String::from("exec xen-testbed-agent suite --beat");
-    let options = [("--only", only), ("--from", from.map(String::as_str))];
-    for (option, word) in options {
-        if let Some(word) = word {
-            command.push_str(&format!(" {option} '{}'", word.replace('\'', r"'\''")));
-        }
+    let only = only.iter().map(|word| ("--only", word));
+    for (option, word) in only.chain(from.map(|word| ("--from", word))) {
+        command.push_str(&format!(" {option} '{}'", word.replace('\'', r"'\''")));
     }
     command
 }
@@ -221,8 +278,8 @@ mod tests {
         let whole = b"running\n\x01begin a/b\ntest a/b ... ok (1.00 s)\n\x01beat\n\x01begin a/c\n1 passed, 0 failed\n";
         for cut in 0..whole.len() {
             let mut said = Said::default();
-            let mut shown = said.take(&whole[..cut]);
-            shown.extend(said.take(&whole[cut..]));
+            let mut shown = said.take(&whole[..cut], Duration::ZERO);
+            shown.extend(said.take(&whole[cut..], Duration::ZERO));
             assert_eq!(
                 String::from_utf8(shown).unwrap(),
                 "running\ntest a/b ... ok (1.00 s)\n1 passed, 0 failed\n"
@@ -235,6 +292,16 @@ mod tests {
             assert_eq!((said.ended().passed, said.ended().failed), (1, 0));
             assert_eq!(suite_count(&said.text).unwrap().passed, 1);
         }
+    }
+
+    #[test]
+    fn a_test_crawls_by_the_emulators_time_alone() {
+        let mut said = Said::default();
+        said.take(b"\x01begin a/b\n", TEST);
+        said.take(b"\x01beat\n", TEST * 2);
+        assert!(!said.crawls());
+        said.take(b"\x01beat\n", TEST * 2 + Duration::from_millis(1));
+        assert!(said.crawls());
     }
 
     #[test]
@@ -253,6 +320,8 @@ mod tests {
     #[test]
     fn a_suite_is_gone_on_with_by_name() {
         let from = "a/b".to_owned();
-        assert!(command(None, Some(&from)).ends_with(" --from 'a/b'"));
+        assert!(command(&[], Some(&from)).ends_with(" --from 'a/b'"));
+        let only = ["a".to_owned(), "b".to_owned()];
+        assert!(command(&only, None).ends_with(" --only 'a' --only 'b'"));
     }
 }

@@ -1,15 +1,21 @@
-//! `cargo xtask test`: the workspace's tests, then the suite on real Xen, then one count of all.
+//! `cargo xtask test`: the workspace's tests and the suites on real Xen, then one count of all.
 //!
-//! A part that did not say how many tests it ran has failed, whatever its exit status was.
+//! An emulated machine takes one processor: with two or more, two parts run side by side, each line
+//! after its part's name. A part that did not say how many tests it ran has failed, whatever its
+//! exit status was.
 
-use std::io::{BufRead as _, BufReader, Read, Write as _, stdout};
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Read};
+use std::num::NonZero;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::host::{self, Host, Options};
+use crate::release::RELEASES;
 use crate::rules::Rules;
 use crate::suite;
 use crate::workspace::Workspace;
@@ -21,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) options: Options,
     /// Only the tests whose names contain this.
     pub(crate) only: Option<String>,
+    /// A part of the suite on the other release too.
+    pub(crate) other_release: bool,
     /// Leave the real-Xen suite out.
     pub(crate) no_xen: bool,
     /// Leave the cargo tests out.
@@ -37,7 +45,7 @@ pub(crate) struct Count {
 }
 
 /// One part's outcome, for the summary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) name: String,
     pub(crate) count: Count,
@@ -50,20 +58,56 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
 }
 
+/// What the gate runs of the suite on the release that is not the default: what depends most on
+/// kernel, hypervisor, libxl and QEMU.
+const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan"];
+
+/// A part of the run.
+#[derive(Debug)]
+enum Part<'a> {
+    Cargo,
+    Suite(suite::Place<'a>),
+}
+
 /// Runs everything asked for and passes only if all of it did.
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
-    let mut outcomes = Vec::new();
+    let mut hosts = Vec::new();
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
         host::unpack_default(workspace, &request.options)?;
-        Host::prepare(workspace, &request.options)?;
+        hosts.push(Host::prepare(workspace, &request.options)?);
+        if request.other_release {
+            let options = Options {
+                release: &RELEASES[1],
+                ..request.options.clone()
+            };
+            hosts.push(Host::prepare(workspace, &options)?);
+        }
     }
-    if !request.no_cargo {
-        outcomes.extend(cargo_tests(workspace, request)?);
-    }
-    if !request.no_xen {
-        outcomes.push(suite::run(workspace, request));
-    }
+    let parts = parts(request, &hosts);
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let at_once = AT_ONCE.min(processors).min(parts.len());
+    let queue = Mutex::new(parts.iter().collect::<VecDeque<_>>());
+    let next = || {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.pop_front()
+    };
+    let work = || {
+        let mut outcomes = Vec::new();
+        while let Some(part) = next() {
+            outcomes.extend(run_part(workspace, request, part, at_once > 1)?);
+        }
+        Ok(outcomes)
+    };
+    let outcomes: Result<Vec<Vec<Outcome>>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let end = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
+            Ok(outcomes) => outcomes,
+            Err(_) => bail!("a thread that ran tests panicked"),
+        };
+        workers.into_iter().map(end).collect()
+    });
+    let outcomes = outcomes?.concat();
     println!();
     let (mut total, mut faults) = (Count::default(), 0);
     for outcome in &outcomes {
@@ -111,8 +155,52 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     })
 }
 
+/// Parts that run at once: a machine takes one processor, and what cargo runs leaves one.
+const AT_ONCE: usize = 2;
+
+/// The parts of a run, the longest first.
+fn parts<'a>(request: &'a Request, hosts: &'a [Host]) -> Vec<Part<'a>> {
+    let only = request.only.as_deref();
+    let debian_alone = only.is_some_and(|only| only.starts_with("debian"));
+    let mut parts = Vec::new();
+    let mirror = request.options.mirror.as_deref();
+    if let (Some(host), false) = (hosts.first(), debian_alone) {
+        let only = only.into_iter().map(str::to_owned).collect();
+        parts.push(Part::Suite(suite::Place::Dom0(host, only)));
+    }
+    if !request.no_cargo {
+        parts.push(Part::Cargo);
+    }
+    for host in hosts.iter().skip(1) {
+        let only = ON_THE_OTHER.iter().map(|&word| word.to_owned()).collect();
+        parts.push(Part::Suite(suite::Place::Dom0(host, only)));
+    }
+    if let (Some(host), true) = (hosts.first(), only.is_none() || debian_alone) {
+        parts.push(Part::Suite(suite::Place::Debian(host, mirror)));
+    }
+    parts
+}
+
+fn run_part(
+    workspace: &Workspace,
+    request: &Request,
+    part: &Part<'_>,
+    beside: bool,
+) -> Result<Vec<Outcome>> {
+    let prefix = match part {
+        _ if !beside => String::new(),
+        Part::Cargo => "cargo  | ".to_owned(),
+        Part::Suite(suite::Place::Dom0(host, _)) => format!("{:<6} | ", host.parts.release.name),
+        Part::Suite(suite::Place::Debian(..)) => "debian | ".to_owned(),
+    };
+    match part {
+        Part::Cargo => cargo_tests(workspace, request, &prefix),
+        Part::Suite(place) => Ok(vec![suite::run(place, request.timeout, &prefix)]),
+    }
+}
+
 /// The unit, integration and documentation tests.
-fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>> {
+fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result<Vec<Outcome>> {
     let mut everything = vec!["--workspace", "--all-features"];
     if request.no_xen {
         everything.extend(["--exclude", "xen-sim-preload"]);
@@ -140,7 +228,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
         "--examples",
     ]);
     command.args(&everything).args(&filter);
-    all.push(counted("cargo test", &mut command, libtest_count)?);
+    all.push(counted("cargo test", &mut command, prefix)?);
     let mut command = cargo(workspace);
     command
         .args(["test", "--doc", "--no-fail-fast"])
@@ -148,7 +236,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
     all.push(counted(
         "documentation tests",
         command.args(&filter),
-        libtest_count,
+        prefix,
     )?);
     // A crate of a user's, in a workspace of its own.
     let mut command = cargo(workspace);
@@ -159,7 +247,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
     all.push(counted(
         "a user's own crate",
         command.args(&filter),
-        libtest_count,
+        prefix,
     )?);
     // The models replace the atomics, so they are a build of their own; explored in release,
     // because they are many.
@@ -181,7 +269,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request) -> Result<Vec<Outcome>>
             .env("RUSTFLAGS", "--cfg loom")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("CARGO_TARGET_DIR", workspace.loom());
-        all.push(counted(name, &mut command, libtest_count)?);
+        all.push(counted(name, &mut command, prefix)?);
     }
     Ok(all)
 }
@@ -193,7 +281,7 @@ fn cargo(workspace: &Workspace) -> Command {
 }
 
 /// Runs a test runner, shows what it says as it says it, and counts by its own words.
-fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) -> Result<Outcome> {
+fn counted(name: &str, command: &mut Command, prefix: &str) -> Result<Outcome> {
     println!("\n== {name}");
     let started = Instant::now();
     let mut child = command
@@ -203,12 +291,14 @@ fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) 
         .spawn()
         .with_context(|| format!("starting {name}"))?;
     let errors = child.stderr.take().context("the runner's messages")?;
-    let errors = thread::spawn(move || show(errors));
-    let mut text = show(child.stdout.take().context("the runner's output")?);
+    let output = child.stdout.take().context("the runner's output")?;
+    let text = thread::scope(|scope| {
+        let errors = scope.spawn(|| show(errors, prefix));
+        show(output, prefix) + &errors.join().unwrap_or_default()
+    });
     let status = child.wait()?;
-    text.push_str(&errors.join().unwrap_or_default());
     let rules = Rules::said(&text);
-    let count = count(&text);
+    let count = libtest_count(&text);
     let fault = match (count, status.success()) {
         (None, _) => Some(format!("it did not say how many tests ran ({status})")),
         (Some(Count { failed: 0, .. }), false) => Some(format!("{status}")),
@@ -226,13 +316,12 @@ fn counted(name: &str, command: &mut Command, count: fn(&str) -> Option<Count>) 
 }
 
 /// Copies a stream to the standard output line by line, and keeps it.
-fn show(stream: impl Read) -> String {
+fn show(stream: impl Read, prefix: &str) -> String {
     let mut all = String::new();
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     while matches!(stream.read_until(b'\n', &mut line), Ok(1..)) {
-        let mut out = stdout().lock();
-        let _ = out.write_all(&line).and_then(|()| out.flush());
+        let _ = suite::show(prefix, &line);
         all.push_str(&String::from_utf8_lossy(&line));
         line.clear();
     }

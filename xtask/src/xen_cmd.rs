@@ -47,7 +47,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
         shell,
         command,
         timeout: request.timeout,
-        silence: None,
+        ..Job::default()
     };
     let status = host.run(&job, &mut |bytes| {
         let mut out = stdout().lock();

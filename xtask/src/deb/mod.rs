@@ -55,8 +55,16 @@ const DOCUMENTS: &[&str] = &[
     "security.md",
 ];
 
+/// The version of the package that upgrades begin with in tests.
+pub(crate) const BEFORE: &str = "0.0.1";
+
 /// Builds the package from the static binary as it was last built.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    build_as(workspace, env!("CARGO_PKG_VERSION"))
+}
+
+/// As [`build`], with a version of its own.
+pub(crate) fn build_as(workspace: &Workspace, version: &str) -> Result<PathBuf> {
     pages::write(workspace)?;
     let program = dist::path(workspace, dist::STUBDM_RUN);
     let data = data(workspace, &program, &workspace.dist())?;
@@ -65,8 +73,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
         Err(_) => TIME,
     };
     let mut package = Vec::new();
-    pack::write(&mut package, &control(&data)?, &data, time)?;
-    let version = env!("CARGO_PKG_VERSION");
+    pack::write(&mut package, &control(&data, version)?, &data, time)?;
     let file = workspace.dist().join(format!("{NAME}_{version}_amd64.deb"));
     write_atomically(&file, &package)?;
     Ok(file)
@@ -128,7 +135,7 @@ fn licence(workspace: &Workspace) -> Result<String> {
 }
 
 /// Returns the package's control files.
-fn control(data: &Archive) -> Result<Archive> {
+fn control(data: &Archive, version: &str) -> Result<Archive> {
     let mut sums = String::new();
     let mut size = 0;
     for (path, node) in data.nodes() {
@@ -143,7 +150,7 @@ fn control(data: &Archive) -> Result<Archive> {
     }
     let mut control = Archive::bare();
     let text = include_str!("../../assets/deb/control")
-        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@VERSION@", version)
         .replace("@SIZE@", &size.to_string());
     control.text("control", &text);
     control.text("md5sums", &sums);

@@ -16,7 +16,13 @@ fn package(folder: &Path) -> Vec<u8> {
     let workspace = Workspace::find().unwrap();
     let data = data(&workspace, &folder.join("program"), folder).unwrap();
     let mut bytes = Vec::new();
-    pack::write(&mut bytes, &control(&data).unwrap(), &data, TIME).unwrap();
+    pack::write(
+        &mut bytes,
+        &control(&data, env!("CARGO_PKG_VERSION")).unwrap(),
+        &data,
+        TIME,
+    )
+    .unwrap();
     bytes
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) release: &'static Release,
     /// The unpacked packages.
     pub(crate) tree: Tree,
+    /// The kernel's version, as its package is called.
+    pub(crate) linux: String,
     /// The kernel's modules.
     pub(crate) modules: Modules,
     /// The folder the images go to.
@@ -97,12 +99,12 @@ impl Parts {
         stubdm_image::add_own(archive, &self.tree.root, path, file)
     }
 
-    fn add_modules(&self, archive: &mut Archive, names: &[&str]) -> Result<()> {
+    pub(crate) fn add_modules(&self, archive: &mut Archive, names: &[&str]) -> Result<()> {
         stubdm_image::add_modules(archive, &self.modules, names)
     }
 
     /// Puts busybox with all its names into an archive.
-    fn add_busybox(&self, archive: &mut Archive) -> Result<()> {
+    pub(crate) fn add_busybox(&self, archive: &mut Archive) -> Result<()> {
         let file = ["bin/busybox", "usr/bin/busybox"]
             .iter()
             .find_map(|p| elf::resolve(&self.tree.root, p).ok())
@@ -122,7 +124,7 @@ impl Parts {
 
     /// Writes an image, uncompressed (an emulated machine is slow to unpack anything), unless the
     /// one there has the same contents; gives its path.
-    fn write(&self, name: &str, archive: &Archive) -> Result<PathBuf> {
+    pub(crate) fn write(&self, name: &str, archive: &Archive) -> Result<PathBuf> {
         let path = self.out.join(name);
         let mark = self.out.join(format!("{name}.stamp"));
         let stamp = fingerprint(archive, &self.tree.root, &self.tree.stamp)?;

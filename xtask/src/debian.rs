@@ -1,0 +1,231 @@
+//! A dom0 as Debian installs it: its root on a disk, systemd, its init scripts, its hotplug
+//! scripts; and the tests of our package there, over two boots of one machine.
+//!
+//! ```text
+//!   mmdebstrap ──▶ root.tar ──genext2fs──▶ root.img ─▶ /dev/vda
+//!   ramdisk: disk modules, our packages, the tests ─▶ mounts it, copies them to /testbed, switch_root
+//! ```
+//!
+//! The root is built once from the machine's own sources; each run begins with it as it was built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use stubdm_image::cpio::{Archive, Content};
+
+use crate::apt::on_path;
+use crate::host::{self, Host, Job};
+use crate::progress::Step;
+use crate::qemu::{Boot, Clock, Machine};
+use crate::store::{hash_file, write_atomically};
+use crate::workspace::Workspace;
+use crate::{deb, sources};
+
+/// What the ramdisk needs to mount the root.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
+
+/// Packages besides the essential ones; `@XEN@` and `@LINUX@` are the releases' names.
+const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,bridge-utils,seabios,qemu-system-xen,\
+     xen-utils-@XEN@,xen-hypervisor-@XEN@-amd64,linux-image-@LINUX@";
+
+/// Files of packages that are left out: the drivers of devices that the machine has not, and texts.
+const LEFT_OUT: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+    "/lib/modules/*/kernel/drivers/gpu/*",
+    "/lib/modules/*/kernel/drivers/infiniband/*",
+    "/lib/modules/*/kernel/drivers/media/*",
+    "/lib/modules/*/kernel/drivers/net/ethernet/*",
+    "/lib/modules/*/kernel/drivers/net/wireless/*",
+    "/lib/modules/*/kernel/drivers/scsi/*",
+    "/lib/modules/*/kernel/drivers/staging/*",
+    "/lib/modules/*/kernel/sound/*",
+    "/usr/lib/modules/*/kernel/drivers/gpu/*",
+    "/usr/lib/modules/*/kernel/drivers/infiniband/*",
+    "/usr/lib/modules/*/kernel/drivers/media/*",
+    "/usr/lib/modules/*/kernel/drivers/net/ethernet/*",
+    "/usr/lib/modules/*/kernel/drivers/net/wireless/*",
+    "/usr/lib/modules/*/kernel/drivers/scsi/*",
+    "/usr/lib/modules/*/kernel/drivers/staging/*",
+    "/usr/lib/modules/*/kernel/sound/*",
+];
+
+/// dom0's kernel command line: Debian's own, less what only costs an emulator time.
+const DOM0_ARGUMENTS: &str =
+    "console=hvc0 rdinit=/init quiet mitigations=off nokaslr panic=-1 systemd.show_status=no";
+
+/// The root's size in blocks of 4 KiB.
+const BLOCKS: u32 = 1 << 18;
+
+/// A Debian dom0, ready to boot.
+#[derive(Debug)]
+pub(crate) struct Debian<'a> {
+    host: &'a Host,
+    root: PathBuf,
+    ramdisk: PathBuf,
+}
+
+impl<'a> Debian<'a> {
+    /// Builds the root of the host's release, if it is not there, and this run's ramdisk.
+    pub(crate) fn prepare(host: &'a Host, mirror: Option<&str>) -> Result<Self> {
+        let root = root(host, mirror)?;
+        let ramdisk = ramdisk(host)?;
+        Ok(Self {
+            host,
+            root,
+            ramdisk,
+        })
+    }
+
+    /// Boots it, runs the tests to their end, and returns their status.
+    pub(crate) fn run(&self, job: &Job, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i32> {
+        let run = self.run_folder();
+        fs::create_dir_all(&run)?;
+        let nonce = host::nonce();
+        let overlay = run.join("job.img");
+        host::overlay_of(job, &nonce).write(&mut fs::File::create(&overlay)?)?;
+        let parts = &self.host.parts;
+        let step = Step::begin(format!("booting Debian with Xen {}", parts.release.name));
+        let mut machine = Machine::start(&Boot {
+            emulator: &self.host.emulator,
+            run: &run,
+            hypervisor: &parts.hypervisor()?,
+            kernel: &parts.plain_kernel()?,
+            dom0_arguments: DOM0_ARGUMENTS,
+            images: &[&self.ramdisk, &overlay],
+            nonce: &nonce,
+            memory: 4096,
+            clock: Clock::Instructions,
+            disks: &[&self.root, &parts.guest_disk],
+        })?;
+        host::follow(&mut machine, job, step, sink)
+    }
+
+    /// The console's log of the last run.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.run_folder().join("console.log")
+    }
+
+    fn run_folder(&self) -> PathBuf {
+        let run = self.host.workspace.state().join("run");
+        run.join(format!("debian-{}", self.host.parts.release.suite))
+    }
+}
+
+/// The root's image.
+fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
+    let (release, out) = (host.parts.release, &host.parts.out);
+    let packages = PACKAGES
+        .replace("@XEN@", release.name)
+        .replace("@LINUX@", &host.parts.linux);
+    let stamp = format!("{} {packages} {LEFT_OUT:?} {BLOCKS}", release.suite);
+    let (image, mark) = (out.join("debian.img"), out.join("debian.stamp"));
+    if image.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
+        return Ok(image);
+    }
+    for tool in ["mmdebstrap", "genext2fs"] {
+        ensure!(
+            on_path(tool).is_some(),
+            "{tool} is needed to build Debian's root, and this machine has none: \
+             apt-get install {tool}"
+        );
+    }
+    let step = Step::begin(format!("a root of Debian {}", release.suite));
+    let list = out.join("debian.sources");
+    let text = sources::for_suite(release.suite, mirror, Path::new("/etc/apt"))?;
+    fs::write(&list, text)?;
+    let (tar, part) = (out.join("debian.tar"), out.join("debian.part"));
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args([
+            "--variant=essential",
+            "--format=tar",
+            "--include",
+            &packages,
+        ])
+        .args(apt_options()?.iter().map(|line| format!("--aptopt={line}")))
+        .args(
+            LEFT_OUT
+                .iter()
+                .map(|p| format!("--dpkgopt=path-exclude={p}")),
+        )
+        .arg(release.suite)
+        .arg(&tar)
+        .arg(&list)
+        // The kernel's package makes no ramdisk: it is not booted by it.
+        .env("INITRD", "No");
+    run(&mut command, &out.join("debian.log"))?;
+    let mut command = Command::new("genext2fs");
+    command
+        .args(["-B", "4096", "-N", "65536", "-b", &BLOCKS.to_string(), "-a"])
+        .args([&tar, &part]);
+    run(&mut command, &out.join("debian-disk.log"))?;
+    fs::remove_file(&tar)?;
+    fs::rename(&part, &image)?;
+    write_atomically(&mark, stamp.as_bytes())?;
+    step.done();
+    Ok(image)
+}
+
+/// How this machine's apt reaches its mirrors: mmdebstrap reads none of its settings.
+fn apt_options() -> Result<Vec<String>> {
+    let out = Command::new("apt-config").arg("dump").output();
+    let text = String::from_utf8(out.context("starting apt-config")?.stdout)?;
+    let wanted = ["Acquire::http", "Acquire::Check", "Acquire::Retries"];
+    let lines = text.lines();
+    let lines = lines.filter(|line| wanted.iter().any(|word| line.starts_with(word)));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+/// Runs a command to its end; a failure names the file with all it said.
+fn run(command: &mut Command, log: &Path) -> Result<()> {
+    let file = fs::File::create(log)?;
+    let status = command.stdout(file.try_clone()?).stderr(file).status();
+    let status = status.with_context(|| format!("starting {:?}", command.get_program()))?;
+    if !status.success() {
+        let said = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<_> = said.lines().collect();
+        let last = lines[lines.len().saturating_sub(10)..].join("\n");
+        let log = Workspace::show(log);
+        anyhow::bail!(
+            "{:?}: {status}\n{last}\nall of it: {log}",
+            command.get_program()
+        );
+    }
+    Ok(())
+}
+
+/// The ramdisk that mounts the root and brings what this run tests.
+fn ramdisk(host: &Host) -> Result<PathBuf> {
+    let parts = &host.parts;
+    let mut archive = Archive::root();
+    parts.add_busybox(&mut archive)?;
+    parts.add_modules(&mut archive, MODULES)?;
+    let init = include_str!("../assets/debian/init");
+    archive.program("init", Content::Bytes(init.as_bytes().to_vec()));
+    for (name, text) in [
+        ("tests", include_str!("../assets/debian/tests")),
+        (
+            "testbed.service",
+            include_str!("../assets/debian/testbed.service"),
+        ),
+        ("guest.cfg", include_str!("../assets/debian/guest.cfg")),
+    ] {
+        archive.text(&format!("testbed/{name}"), text);
+    }
+    let before = deb::build_as(&host.workspace, deb::BEFORE)?;
+    let now = parts
+        .package
+        .clone()
+        .context("the static binaries are not built")?;
+    ensure!(
+        hash_file(&before)? != hash_file(&now)?,
+        "two versions are one package"
+    );
+    archive.file("testbed/before.deb", Content::File(before));
+    archive.file("testbed/stubdm.deb", Content::File(now));
+    parts.write("debian-ramdisk.img", &archive)
+}
