@@ -168,14 +168,15 @@ fn parts<'a>(request: &'a Request, hosts: &'a [Host]) -> Vec<Part<'a>> {
         let only = only.into_iter().map(str::to_owned).collect();
         parts.push(Part::Suite(suite::Place::Dom0(host, only)));
     }
-    if !request.no_cargo {
+    if !request.no_cargo && !debian_alone {
         parts.push(Part::Cargo);
     }
     for host in hosts.iter().skip(1) {
         let only = ON_THE_OTHER.iter().map(|&word| word.to_owned()).collect();
         parts.push(Part::Suite(suite::Place::Dom0(host, only)));
     }
-    if let (Some(host), true) = (hosts.first(), only.is_none() || debian_alone) {
+    // By itself only: see docs/testing.md.
+    if let (Some(host), true) = (hosts.first(), debian_alone) {
         parts.push(Part::Suite(suite::Place::Debian(host, mirror)));
     }
     parts
