@@ -119,6 +119,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Daemon`](crate::Error::Daemon) with `ENOSYS` from daemons before Xen 4.21.
+    #[doc(alias = "xs_get_features_supported")]
     pub fn features(&self) -> Result<u32> {
         features(&self.call(MsgType::GET_FEATURE, 0, &[])?)
     }
@@ -129,6 +130,7 @@ impl Store {
     ///
     /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such domain; `EACCES` this domain is
     /// not privileged; `ENOSYS` as [`features`](Self::features).
+    #[doc(alias = "xs_get_features_domain")]
     pub fn features_of(&self, domain: DomId) -> Result<u32> {
         let fields = features_fields(domain, None);
         features(&self.call(MsgType::GET_FEATURE, 0, &[fields.as_bytes()])?)
@@ -140,6 +142,7 @@ impl Store {
     ///
     /// [`Error::Daemon`](crate::Error::Daemon): `EBUSY` the domain is introduced already; `EINVAL`
     /// a feature that the daemon does not have; otherwise as [`features_of`](Self::features_of).
+    #[doc(alias = "xs_set_features_domain")]
     pub fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
         let fields = features_fields(domain, Some(features));
         self.call(MsgType::SET_FEATURE, 0, &[fields.as_bytes()])
@@ -152,6 +155,7 @@ impl Store {
     ///
     /// [`Error::Daemon`](crate::Error::Daemon): `ENOSYS` from daemons before Xen 4.21; `EACCES`
     /// this domain is not privileged.
+    #[doc(alias = "xs_get_quota_names")]
     pub fn quota_names(&self) -> Result<Vec<String>> {
         quota_names(self.call(MsgType::GET_QUOTA, 0, &[])?)
     }
@@ -163,6 +167,8 @@ impl Store {
     ///
     /// [`Error::Daemon`](crate::Error::Daemon): `EINVAL` no such quota; `ENOENT` no such domain;
     /// otherwise as [`quota_names`](Self::quota_names).
+    #[doc(alias = "xs_get_global_quota")]
+    #[doc(alias = "xs_get_domain_quota")]
     pub fn quota(&self, domain: Option<DomId>, name: &str) -> Result<Option<NonZeroU32>> {
         let fields = quota_fields(domain, name, None)?;
         quota(&self.call(MsgType::GET_QUOTA, 0, &[fields.as_bytes()])?)
@@ -174,6 +180,8 @@ impl Store {
     /// # Errors
     ///
     /// As [`quota`](Self::quota).
+    #[doc(alias = "xs_set_global_quota")]
+    #[doc(alias = "xs_set_domain_quota")]
     pub fn set_quota(
         &self,
         domain: Option<DomId>,
