@@ -453,6 +453,31 @@ fn libxls_own_paths_are_looked_at_and_what_install_did() {
 }
 
 #[test]
+fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
+    let host = Host::new();
+    let qemu = "usr/libexec/xen-qemu-system-i386";
+    let script = b"start-stop-daemon --stop --exec /usr/libexec/xen-qemu-system-i386 --pidfile p\n";
+    host.put("etc/init.d/xen", script);
+    host.put(
+        "etc/init.d/other",
+        b"DAEMON=/usr/libexec/xen-qemu-system-i386.distrib\n",
+    );
+    assert_eq!(host.says("qemu").0, "ok");
+    fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
+    symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
+    let out = String::from_utf8(host.run(&[]).stdout).unwrap();
+    assert!(
+        out.contains("/etc/init.d/xen names /usr/libexec/xen-qemu"),
+        "{out}"
+    );
+    assert!(
+        out.contains("let it name /usr/libexec/xen-qemu-system-i386.distrib"),
+        "{out}"
+    );
+    assert!(!out.contains("/etc/init.d/other"), "{out}");
+}
+
+#[test]
 fn qemu_is_looked_for_behind_the_launcher() {
     let host = Host::new();
     let qemu = "usr/libexec/xen-qemu-system-i386";

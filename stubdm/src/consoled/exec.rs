@@ -2,7 +2,8 @@
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
 //! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
-//! descriptors as they came, and this process. The console server runs as `stubdm-run consoled`, in
+//! descriptors as they came, and this process. Where there is none, libxl's question for QEMU's
+//! options is answered here (`probe.rs`). The console server runs as `stubdm-run consoled`, in
 //! this process as well, so a list of QEMUs in dom0 shows real ones only.
 
 use std::ffi::{OsStr, OsString};
@@ -17,6 +18,7 @@ use xen_store::Store;
 use xen_sys::Xen;
 
 use crate::consoled::argv::{Wanted, recognise};
+use crate::consoled::probe;
 use crate::libxl::discover::{Discovered, discover};
 use crate::libxl::output::with_suffix;
 use crate::rt::error::{Context, Failure, Result};
@@ -83,6 +85,9 @@ fn real(name: &Path) -> PathBuf {
 /// As for [`called`].
 pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
     let Some(wanted) = recognise(arguments) else {
+        if let Some(socket) = probe::recognise(arguments).filter(|_| !real.exists()) {
+            return probe::answer(socket);
+        }
         return become_real(real, arguments);
     };
     match look(&wanted) {

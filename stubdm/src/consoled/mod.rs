@@ -35,6 +35,7 @@ pub mod exec;
 pub mod logfile;
 pub mod monitor;
 pub mod position;
+mod probe;
 pub mod pty;
 pub mod qmp;
 pub mod run;

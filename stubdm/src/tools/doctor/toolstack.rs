@@ -15,6 +15,18 @@ use crate::tools::install;
 /// Where a libxl that does not say looks for the program that carries QMP.
 const PROXY: &str = "/usr/bin/vchan-socket-proxy";
 
+/// Folders of files that name programs to start, stop, watch or confine.
+const IDENTIFIERS: &[&str] = &[
+    "/etc/apparmor.d",
+    "/etc/default",
+    "/etc/init.d",
+    "/etc/monit/conf.d",
+    "/etc/systemd/system",
+    "/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/usr/local/lib/systemd/system",
+];
+
 /// The remedy.
 const INSTALL: &str = "stubdm-run install";
 
@@ -181,10 +193,13 @@ impl Host<'_> {
             let mut behind = SUFFIXES.iter().map(|suffix| format!("{place}{suffix}"));
             let ours = resolve(self.root, &place).map(|file| is_ours(&file));
             match (ours, behind.find(|path| self.has(path))) {
-                (Ok(true), Some(real)) => self.ok(
-                    "qemu",
-                    format!("{place} is stubdm-run, which serves stubdomains' consoles; QEMU is {real}"),
-                ),
+                (Ok(true), Some(real)) => {
+                    self.ok(
+                        "qemu",
+                        format!("{place} is stubdm-run, which serves stubdomains' consoles; QEMU is {real}"),
+                    );
+                    self.named_by_others(&place, &real);
+                }
                 (Ok(true), None) => self.say(
                     "qemu",
                     State::Note,
@@ -198,6 +213,32 @@ impl Host<'_> {
                     format!("no {place}, which ramdisks are made with and dom0 serves consoles with"),
                     "install QEMU for Xen (Debian: qemu-system-xen)",
                 ),
+            }
+        }
+    }
+
+    /// Names what finds dom0's QEMU by its path: a running one is `real`, whatever started it.
+    fn named_by_others(&mut self, place: &str, real: &str) {
+        for folder in IDENTIFIERS {
+            let files = resolve(self.root, folder).and_then(|dir| Ok(fs::read_dir(dir)?));
+            let mut files: Vec<_> = files
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name())
+                .filter_map(|name| Some(format!("{folder}/{}", name.to_str()?)))
+                .collect();
+            files.sort();
+            for file in files {
+                let text = resolve(self.root, &file).and_then(|path| Ok(fs::read(path)?));
+                if text.is_ok_and(|text| names(&text, place)) {
+                    self.say(
+                        "qemu",
+                        State::Note,
+                        format!("{file} names {place}; dom0's own QEMU runs as {real}, and is not found by the first name"),
+                        &format!("let it name {real}; or stubdm-run uninstall"),
+                    );
+                }
             }
         }
     }
@@ -216,6 +257,13 @@ impl Host<'_> {
             }
         }
     }
+}
+
+/// Whether a script has the path as a whole word.
+fn names(text: &[u8], path: &str) -> bool {
+    let joins = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
+    text.split(|byte| !joins(byte))
+        .any(|word| word == path.as_bytes())
 }
 
 /// Whether a program is this one, by its name or by the words it complains with.

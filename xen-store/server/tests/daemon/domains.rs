@@ -55,7 +55,7 @@ fn release_removes_what_the_domain_owned_and_ends_its_connections() {
     dom5.write("data/a/b", "").unwrap();
     dom0.write("/local/domain/5/data/a/by0", "").unwrap();
     dom0.write("/elsewhere/of5", "").unwrap();
-    let perms = xen_store::Permissions::owner_none(dom(5));
+    let perms = Permissions::owner_none(dom(5));
     dom0.set_permissions("/elsewhere/of5", &perms).unwrap();
     let watch = dom0.watch("/elsewhere/of5").unwrap();
     watch.next(None).unwrap();
