@@ -320,7 +320,7 @@ fn restart_replaces_the_processes_with_and_without_a_supervisor() {
 }
 
 #[test]
-fn what_ends_in_good_order_or_with_its_domain_is_not_started_again() {
+fn what_ends_in_good_order_is_not_started_again() {
     let mut killed = Killed::new();
     killed.supervise(&[]);
     killed.stubdomain_and_proxy();
@@ -335,4 +335,31 @@ fn what_ends_in_good_order_or_with_its_domain_is_not_started_again() {
     }
     std::thread::sleep(Duration::from_secs(1));
     assert!(record::all(&killed.folder()).is_empty());
+}
+
+#[test]
+fn a_record_of_another_domain_of_the_same_number_is_removed_and_not_started() {
+    let mut killed = Killed::new();
+    killed.stubdomain_and_proxy();
+    let pid = killed.process(Kind::Proxy, 0);
+    murder(pid);
+    let node = format!("/local/domain/{}/vm", killed.host.stub);
+    killed.host.store().write(&node, "/vm/another").unwrap();
+    killed.supervise(&[]);
+    let deadline = Instant::now() + PATIENCE;
+    while killed
+        .folder()
+        .join("services")
+        .join(format!("proxy-{}", killed.host.stub))
+        .exists()
+    {
+        assert!(Instant::now() < deadline, "{}", killed.logs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!killed.socket().exists(), "nobody answers there");
+    assert!(
+        !killed.logs().contains("is started again"),
+        "{}",
+        killed.logs()
+    );
 }
