@@ -128,6 +128,8 @@ mod tests {
         let no_qemu = dir.path().join("qemu.real");
         let answering = std::thread::spawn(move || launch(&no_qemu, &asked));
         let mut stream = UnixStream::connect(dir.path().join("qmp")).unwrap();
+        let patience = Some(Duration::from_secs(10));
+        stream.set_read_timeout(patience).unwrap();
         let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
         assert!(lines.next().unwrap().unwrap().starts_with(r#"{"QMP":"#));
         let mut ask = |command: &str| {
