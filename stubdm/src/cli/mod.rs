@@ -76,7 +76,7 @@ pub fn proxy_options(args: Vec<OsString>) -> Result<Option<ProxyOptions>> {
     let (args, unknown) = known_only(definition, args, OPERANDS);
     let options = parse::<ProxyCli>(args)?.map(|cli| cli.options);
     // The worker is started with the same line, whose faults are in the log by then.
-    if options.as_ref().is_none_or(|o| o.caged.is_none()) {
+    if options.as_ref().is_none_or(|o| o.worker.is_none()) {
         for arg in unknown {
             let arg = one_line(&arg.to_string_lossy());
             log::complain(format_args!("{arg} is not known here and is passed over"));

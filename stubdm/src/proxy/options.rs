@@ -33,7 +33,7 @@ pub enum Filtering {
 
 /// Whether QMP is parsed in a process that can do nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Caging {
+pub enum Sandboxing {
     /// In a process of its own without powers.
     On,
     /// In this one, with all the powers it was started with: for debugging.
@@ -69,7 +69,7 @@ pub struct ProxyOptions {
     /// In client mode, parse what the domain says in a process of its own that can do nothing else;
     /// off is for debugging
     #[arg(long, value_enum, value_name = "WHEN", default_value = "on")]
-    pub cage: Caging,
+    pub sandbox: Sandboxing,
     /// The user, and group, of that process instead of 2013265920 plus DOMID
     #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..=0xffff_fffe))]
     pub user: Option<u32>,
@@ -81,7 +81,7 @@ pub struct ProxyOptions {
     pub resume: Option<Resume>,
     /// Be that process
     #[arg(long, hide = true, value_name = "DESCRIPTORS")]
-    pub caged: Option<Inherited>,
+    pub worker: Option<Inherited>,
     /// The domain at the other end
     #[arg(value_name = "DOMID")]
     pub domid: u16,

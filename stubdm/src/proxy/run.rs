@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
-use super::options::{Caging, Filtering, Mode, ProxyOptions, Socket, is_store_path};
+use super::options::{Filtering, Mode, ProxyOptions, Sandboxing, Socket, is_store_path};
 use crate::guest::server::{Backend, Server};
 use crate::libxl::consoles;
 use crate::libxl::lifetime::DomainWatch;
@@ -68,7 +68,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
         }
     }
     let policy = policy_for(options)?;
-    if let Some(given) = options.caged {
+    if let Some(given) = options.worker {
         let stdio = || stdio().map(|local| Clients::Once(Some(local)));
         return sandbox::run::run(options, given, policy, stdio, seed());
     }
@@ -222,8 +222,8 @@ fn serve_clients(
         consoles::complete(&world.store, world.domid);
     }
     let saves = Box::new(connect.saves());
-    let mut task: Box<dyn Task> = match options.cage {
-        Caging::On => {
+    let mut task: Box<dyn Task> = match options.sandbox {
+        Sandboxing::On => {
             let arguments = std::env::args_os()
                 .filter(|word| !service::is_option(word))
                 .collect();
@@ -235,8 +235,10 @@ fn serve_clients(
                 counter_file,
             )?)
         }
-        Caging::Off => {
-            warn!("--cage=off: what the domain says is parsed with all the powers of this process");
+        Sandboxing::Off => {
+            warn!(
+                "--sandbox=off: what the domain says is parsed with all the powers of this process"
+            );
             let policy = policy.map(HostPolicy::into_policy).transpose()?;
             let reporter =
                 counter_file.map(|mut file| Reporter::new(move |counters| file.tell(counters)));

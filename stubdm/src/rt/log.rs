@@ -21,7 +21,7 @@ use crate::rt::log::budget::{Budget, Size, Verdict};
 use crate::rt::log_file::AppendFile;
 
 /// Bytes that the log of a stubdomain's proxy may have altogether from its worker.
-pub const CAGED: Size = Size {
+pub const WORKER: Size = Size {
     life: 64 << 20,
     burst: 1 << 20,
     each_second: 4 << 10,
@@ -85,21 +85,21 @@ pub fn limit(now: Instant) -> Budget {
         .ok()
         .filter(|file| SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG);
     let present = file.map_or(0, |file| u64::try_from(file.st_size).unwrap_or(0));
-    let (own, caged) = left_of(present);
+    let (own, worker) = left_of(present);
     *BUDGET.lock().unwrap_or_else(PoisonError::into_inner) = Some(Budget::new(own, now));
-    Budget::new(caged, now)
+    Budget::new(worker, now)
 }
 
 /// The budgets with a log of `present` bytes.
 fn left_of(present: u64) -> (Size, Size) {
-    let all = CAGED.life + OWN.life;
+    let all = WORKER.life + OWN.life;
     let own = OWN.life.min(all.saturating_sub(present)).max(LAST_WORDS);
-    let caged = CAGED.life.saturating_sub(present).max(LAST_WORDS);
+    let worker = WORKER.life.saturating_sub(present).max(LAST_WORDS);
     (
         Size { life: own, ..OWN },
         Size {
-            life: caged,
-            ..CAGED
+            life: worker,
+            ..WORKER
         },
     )
 }
@@ -191,16 +191,16 @@ mod tests {
 
     #[test]
     fn what_a_log_has_already_counts_at_each_start() {
-        let most = CAGED.life + OWN.life;
+        let most = WORKER.life + OWN.life;
         for present in (0..=most).step_by(1 << 20) {
-            let (own, caged) = left_of(present);
+            let (own, worker) = left_of(present);
             let slack = 2 * LAST_WORDS;
             assert!(
-                present + own.life.max(caged.life) <= most + slack,
+                present + own.life.max(worker.life) <= most + slack,
                 "{present}"
             );
         }
-        assert_eq!(left_of(0), (OWN, CAGED));
+        assert_eq!(left_of(0), (OWN, WORKER));
         assert_eq!(left_of(u64::MAX).1.life, LAST_WORDS);
     }
 }

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use xen_fidelity::hostile::{self, Behaviour};
 use xen_sys::DomId;
 
-use crate::cage::{child, field};
 use crate::host::Host;
 use crate::proxy::{Process, path};
+use crate::sandbox::{child, field};
 
 /// libxl buffers no more.
 const BUFFER: usize = 1 << 20;
@@ -135,7 +135,7 @@ pub(crate) fn hostile_stubdomains() {
     let relative = format!("device-model/{}/qmp-vchan", host.guest);
     let line = ["--filter=on", &stub, &node, &socket];
     let proxy = Process::start(&host, DomId::DOM0, &line, false);
-    let caged = child(proxy.pid(), None);
+    let worker = child(proxy.pid(), None);
     let mut wrong = Vec::new();
     // The first once more at the end.
     let corpus = Behaviour::ALL.iter().chain(Behaviour::ALL.first());
@@ -178,16 +178,18 @@ pub(crate) fn hostile_stubdomains() {
             "    {name:<22} {kind:<8} {:>6.2} s  {:>6} KiB {:>6} KiB  {more}",
             began.elapsed().as_secs_f64(),
             resident(proxy.pid()),
-            resident(caged),
+            resident(worker),
         );
-        let small = [proxy.pid(), caged].iter().all(|pid| resident(*pid) < MOST);
+        let small = [proxy.pid(), worker]
+            .iter()
+            .all(|pid| resident(*pid) < MOST);
         let clean = more.chars().all(|c| !c.is_control());
         if !(allowed(behaviour).contains(&kind) && small && clean) {
             wrong.push(name);
         }
     }
     assert_eq!(wrong, Vec::<&str>::new(), "see above");
-    assert_eq!(child(proxy.pid(), None), caged, "it died and was replaced");
+    assert_eq!(child(proxy.pid(), None), worker, "it died and was replaced");
     let said = proxy.hang_up();
     for line in said.lines() {
         assert!(

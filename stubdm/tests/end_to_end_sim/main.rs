@@ -6,12 +6,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod cage;
 mod client;
 mod host;
 mod hostile;
 mod proxy;
 mod qemu;
+mod sandbox;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -86,20 +86,20 @@ fn main() -> ExitCode {
             proxy::stdin_stdout_and_descriptors()
         }),
         (
-            "a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy",
-            |_| cage::a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy(),
+            "a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy",
+            |_| sandbox::a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy(),
         ),
-        ("a_caged_half_that_fills_the_log_fills_little_of_it", |_| {
-            cage::a_caged_half_that_fills_the_log_fills_little_of_it()
+        ("a_worker_that_fills_the_log_fills_little_of_it", |_| {
+            sandbox::a_worker_that_fills_the_log_fills_little_of_it()
         }),
         ("the_halves_of_the_proxy_end_as_they_should", |_| {
-            cage::the_halves_of_the_proxy_end_as_they_should()
+            sandbox::the_halves_of_the_proxy_end_as_they_should()
         }),
-        ("a_cage_that_cannot_be_made_ends_the_proxy", |_| {
-            cage::a_cage_that_cannot_be_made_ends_the_proxy()
+        ("a_sandbox_that_cannot_be_made_ends_the_proxy", |_| {
+            sandbox::a_sandbox_that_cannot_be_made_ends_the_proxy()
         }),
-        ("what_the_caged_half_counts_can_be_read", |_| {
-            cage::what_the_caged_half_counts_can_be_read()
+        ("what_the_worker_counts_can_be_read", |_| {
+            sandbox::what_the_worker_counts_can_be_read()
         }),
         ("hostile_stubdomains", |_| hostile::hostile_stubdomains()),
         ("what_is_not_there_is_named", |_| {

@@ -36,9 +36,9 @@ pub(crate) fn play(args: &[OsString]) -> ExitCode {
     };
     let given = rest
         .iter()
-        .find_map(|arg| arg.to_str()?.strip_prefix("--caged="));
+        .find_map(|arg| arg.to_str()?.strip_prefix("--worker="));
     if let (Some(given), Ok(how)) = (given, std::env::var(TAKEN_OVER)) {
-        crate::cage::taken_over(given.parse().unwrap(), &how);
+        crate::sandbox::taken_over(given.parse().unwrap(), &how);
     }
     let store = store.to_str().unwrap().parse().unwrap();
     let me = DomId::new(me.to_str().unwrap().parse().unwrap());
@@ -198,7 +198,7 @@ pub(crate) fn each_vchan_connection_begins_with_the_marker() {
     for (more, first) in [
         (&["--filter=off", "--reconnect-marker=1"][..], 1),
         (&["--reconnect-marker=1"], 1),
-        (&["--cage=off", "-r", "7"], 7),
+        (&["--sandbox=off", "-r", "7"], 7),
         (&["--filter=off"], 0xff),
     ] {
         let host = Host::new();

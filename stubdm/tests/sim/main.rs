@@ -223,8 +223,8 @@ fn find(place: &Place, word: &str) -> Pid {
     let named = |pid: &Pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|byte| *byte == 0);
-        let caged = words.clone().any(|w| w.starts_with(b"--caged="));
-        !caged && words.any(|w| w == word.as_bytes())
+        let worker = words.clone().any(|w| w.starts_with(b"--worker="));
+        !worker && words.any(|w| w == word.as_bytes())
     };
     place.pids().into_iter().find(named).unwrap()
 }

@@ -26,12 +26,12 @@ const UPSTREAMS: &str = "/usr/bin/vchan-socket-proxy.distrib";
 const PROXIES: &[(&str, &str, &[&str], bool)] = &[
     ("vchan-socket-proxy", UPSTREAMS, &[], true),
     ("stubdm-run", OURS, &[], true),
-    ("stubdm-run --cage=off", OURS, &["--cage=off"], false),
+    ("stubdm-run --sandbox=off", OURS, &["--sandbox=off"], false),
     ("stubdm-run --filter=off", OURS, &["--filter=off"], false),
     (
-        "stubdm-run --filter=off --cage=off",
+        "stubdm-run --filter=off --sandbox=off",
         OURS,
-        &["--filter=off", "--cage=off"],
+        &["--filter=off", "--sandbox=off"],
         false,
     ),
 ];

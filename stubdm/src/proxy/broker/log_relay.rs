@@ -1,5 +1,5 @@
 //! The worker's log lines: a pipe that the broker reads, so that neither the log's file
-//! nor its open file description is in the cage.
+//! nor its open file description is in the sandbox.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

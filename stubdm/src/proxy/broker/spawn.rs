@@ -208,7 +208,7 @@ impl<C: Connect> Broker<C> {
         let why = format!("{}{status}", why.unwrap_or_default());
         if !self.stood {
             return Err(io::Error::other(format!(
-                "the worker does not start: {why}; --cage=off does without"
+                "the worker does not start: {why}; --sandbox=off does without"
             )));
         }
         if matches!(self.clients, Clients::Once(_)) {
@@ -305,7 +305,7 @@ fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Worker, IpcSocke
     command
         .arg0(name)
         .args(rest)
-        .arg(format!("--caged={given}"));
+        .arg(format!("--worker={given}"));
     if listener.is_some() {
         command.stdin(Stdio::null()).stdout(Stdio::null());
     }

@@ -100,7 +100,7 @@ pub fn limit(output: rlim_t) -> Result<()> {
 pub fn leave_the_files() -> Result<()> {
     let mut why = String::new();
     for nursery in NURSERIES {
-        match mkdtemp(&Path::new(nursery).join("stubdm-cage-XXXXXX")) {
+        match mkdtemp(&Path::new(nursery).join("stubdm-sandbox-XXXXXX")) {
             Ok(path) => {
                 let directory = fs::File::open(&path);
                 fs::remove_dir(&path).context(path.display())?;

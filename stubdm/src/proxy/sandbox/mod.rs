@@ -23,7 +23,7 @@ pub mod seccomp;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
-/// The first of the users the caged halves run as, each its stubdomain's: a range that
+/// The first of the users the workers run as, each its stubdomain's: a range that
 /// distributions leave alone, large enough for all domain ids.
 const USERS: u32 = 0x7800_0000;
 

@@ -2,7 +2,7 @@
 //! System calls that no safe function makes, tried with arguments that can do no harm.
 //!
 //! # Safety
-//! A test that nothing leads out of the cage has to make calls no crate offers. Each is made with
+//! A test that nothing leads out of the sandbox has to make calls no crate offers. Each is made with
 //! null pointers and zeros (or for `clone` with no more than a signal, the child ending at once),
 //! so that it changes nothing if it is allowed after all. Only test programs contain this file.
 

@@ -1,4 +1,4 @@
-//! The proxy's two processes: what the caged one holds, and what the end of either means.
+//! The proxy's two processes: what the worker holds, and what the end of either means.
 
 use std::path::Path;
 use std::process::Command;
@@ -61,7 +61,7 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
 
 /// Whatever it does, the proxy stays, starts another, and ends at once when it is told to; neither
 /// process is left.
-pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
+pub(crate) fn a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
     for how in [
         "closes its wire and lives",
         "ends as if all was done",
@@ -97,7 +97,7 @@ pub(crate) fn a_caged_half_that_was_taken_over_is_replaced_and_ends_with_the_pro
 
 /// Its words pass within the budget, without what acts on a terminal, and the proxy ends when it is
 /// told to.
-pub(crate) fn a_caged_half_that_fills_the_log_fills_little_of_it() {
+pub(crate) fn a_worker_that_fills_the_log_fills_little_of_it() {
     for how in ["fills the log", "has states looked at"] {
         let host = Host::new();
         let (socket, stub, node) = (path(&host, "libxl"), host.stub.to_string(), host.node());
@@ -153,7 +153,7 @@ fn asked(socket: &str) -> Client {
 }
 
 /// It has no powers, and its descriptors are the standard ones, the broker's and clients' sockets.
-fn assert_caged(pid: Pid, host: &Host) {
+fn assert_sandboxed(pid: Pid, host: &Host) {
     for (name, value) in [
         ("CapPrm:", "0000000000000000"),
         ("CapEff:", "0000000000000000"),
@@ -202,14 +202,14 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
         )
     };
     let proxy = start();
-    let caged = child(proxy.pid(), None);
-    assert_caged(caged, &host);
+    let worker = child(proxy.pid(), None);
+    assert_sandboxed(worker, &host);
 
     // Killed: its client hears no more, and the next client finds another in its place.
     let mut client = asked(&socket);
-    kill(caged, Signal::SIGKILL).unwrap();
+    kill(worker, Signal::SIGKILL).unwrap();
     client.closed();
-    let next = child(proxy.pid(), Some(caged));
+    let next = child(proxy.pid(), Some(worker));
     drop(asked(&socket));
     // Those who came while there was none have only waited.
     kill(next, Signal::SIGKILL).unwrap();
@@ -228,7 +228,7 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
 }
 
 /// It has announced itself by then; whoever connects hears at once that nobody will answer.
-pub(crate) fn a_cage_that_cannot_be_made_ends_the_proxy() {
+pub(crate) fn a_sandbox_that_cannot_be_made_ends_the_proxy() {
     if !Uid::effective().is_root() {
         println!("not root: walls that only root puts up are not seen to fail");
         return;
@@ -267,7 +267,7 @@ fn told(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters
 
 /// The broker writes it down, also when the worker is another by then; the file goes with the
 /// proxy.
-pub(crate) fn what_the_caged_half_counts_can_be_read() {
+pub(crate) fn what_the_worker_counts_can_be_read() {
     let host = Host::new();
     monitor(host.dir().join("monitor"));
     let (socket, monitor) = (path(&host, "libxl"), path(&host, "monitor"));
@@ -279,7 +279,7 @@ pub(crate) fn what_the_caged_half_counts_can_be_read() {
     let (stub, node) = (host.stub.to_string(), host.node());
     let proxy = [option.as_str(), &stub, &node, &socket];
     let proxy = Process::start(&host, DomId::DOM0, &proxy, false);
-    let caged = child(proxy.pid(), None);
+    let worker = child(proxy.pid(), None);
     let first = counters::read(&folder, host.stub.as_u16()).unwrap();
     assert_eq!(first.pid.to_string(), proxy.pid().to_string());
     assert_eq!(first.counters, Counters::default());
@@ -295,7 +295,7 @@ pub(crate) fn what_the_caged_half_counts_can_be_read() {
     assert_eq!((seen, counters.refused), ((1, 1, 1), 1), "{counters:?}");
     assert!(counters.longest_us >= counters.latency_us, "{counters:?}");
 
-    kill(caged, Signal::SIGKILL).unwrap();
+    kill(worker, Signal::SIGKILL).unwrap();
     client.closed();
     let mut client = Client::connect(Path::new(&socket));
     client.negotiate();

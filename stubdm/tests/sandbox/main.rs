@@ -1,4 +1,4 @@
-//! Out of the cage: everything a worker that is no longer ours might try, and all of it refused.
+//! Out of the sandbox: everything a worker that is no longer ours might try, and all of it refused.
 //!
 //! A wall is for good, so each attempt set runs in a process of its own: this program again, behind
 //! all walls, or behind some of them, to see that none of them stands only because of another.
