@@ -7,7 +7,7 @@
 //! as process 1                                       in a domU: runs roles for dom0
 //! as process 1, with `boot` or `userland`            the Linux guest's two inits
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bench;
 mod bench_qmp;

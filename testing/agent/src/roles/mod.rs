@@ -75,6 +75,8 @@ pub(crate) enum Role {
     Panic,
     /// Asks the hypervisor for its version.
     Version,
+    /// Makes a few typed hypercalls.
+    Hypercalls,
     /// Prints a line for each time that privcmd is opened.
     WatchPrivcmd,
     /// Runs a program where there is no /dev/xen.
@@ -107,6 +109,7 @@ impl Role {
             Self::Killer(role) => role.run(),
             Self::Panic => Ok(std::fs::write("/proc/sysrq-trigger", "c")?),
             Self::Version => privcmd::version(),
+            Self::Hypercalls => privcmd::hypercalls(),
             Self::WatchPrivcmd => privcmd::watch(),
             Self::WithoutDevXen(role) => role.run(),
         }

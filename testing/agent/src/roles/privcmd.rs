@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use xen_sys::Xen;
 use xen_sys::privcmd::Privcmd;
+use xen_sys::{DomId, Error, Xen};
 
 /// Prints `version M.N` or, when the kernel refuses, `refused ERRNO`.
 pub(crate) fn version() -> Result<()> {
@@ -16,6 +16,28 @@ pub(crate) fn version() -> Result<()> {
             Some(errno) => println!("refused {}", nix::errno::Errno::from_raw(errno)),
             None => return Err(error.into()),
         },
+    }
+    Ok(())
+}
+
+/// Prints what becomes of a few typed hypercalls, by the kind of their error.
+pub(crate) fn hypercalls() -> Result<()> {
+    let privcmd = Privcmd::open(&Xen::open()?)?;
+    let dom0 = DomId::DOM0;
+    for (call, result) in [
+        ("xen_version", privcmd.xen_version().map(drop)),
+        ("domains", privcmd.domains().map(drop)),
+        ("domain_info", privcmd.domain_info(dom0).map(drop)),
+        ("pause", privcmd.pause(dom0)),
+        ("grant_table_size", privcmd.grant_table_size(dom0).map(drop)),
+    ] {
+        let kind = match result {
+            Ok(()) => "ok".to_owned(),
+            Err(Error::NotPermitted { .. }) => "not permitted".to_owned(),
+            Err(Error::HypercallsRefused { .. }) => "hypercalls refused".to_owned(),
+            Err(error) => format!("{error:?}"),
+        };
+        println!("{call}: {kind}");
     }
     Ok(())
 }

@@ -5,15 +5,19 @@ mod badinput;
 mod cdrom;
 mod clients;
 mod consoled;
+mod copy;
 mod devices;
 mod evtchn;
+mod foreign;
 mod gnttab;
 pub(crate) mod hostile;
+mod hypercalls;
 mod linux;
 mod outcomes;
 mod policy;
 mod privcmd;
 mod qmp;
+mod raw;
 mod rules;
 mod save;
 mod store;
@@ -30,6 +34,7 @@ use crate::world::Privcmd;
 pub(crate) fn all() -> Vec<Test> {
     let mut tests = Vec::new();
     privcmd::add_dom0(&mut tests);
+    hypercalls::add_dom0(&mut tests);
     evtchn::add_dom0(&mut tests);
     rules::add_dom0(&mut tests);
     store::add_dom0(&mut tests);
@@ -38,6 +43,7 @@ pub(crate) fn all() -> Vec<Test> {
 
     let unrestricted = Needs::DomU(Privcmd::Unrestricted);
     privcmd::add_unrestricted(&mut tests);
+    hypercalls::add_unrestricted(&mut tests);
     evtchn::add(&mut tests, unrestricted);
     gnttab::add(&mut tests, unrestricted);
     store::add(&mut tests, unrestricted);
@@ -49,6 +55,8 @@ pub(crate) fn all() -> Vec<Test> {
     store::add(&mut tests, refusing);
     vchan::add(&mut tests, refusing);
     vchan_ends::add(&mut tests, refusing);
+    // Last of these: it ends the domU.
+    hypercalls::add_refusing(&mut tests);
     two_domus::add(&mut tests);
 
     tools::add(&mut tests);
@@ -56,6 +64,7 @@ pub(crate) fn all() -> Vec<Test> {
     hostile::add(&mut tests);
     devices::add_shared(&mut tests);
     qmp::add(&mut tests);
+    hypercalls::add_guest(&mut tests);
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
     save::add(&mut tests);

@@ -1,0 +1,149 @@
+//! Grant copies, mappings by one gntdev, and adopted event channels.
+
+use std::os::fd::AsFd as _;
+
+use anyhow::{Result, ensure};
+use xen_evtchn::EventChannels;
+use xen_gnttab::{
+    CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, map_from, share,
+};
+use xen_sys::privcmd::{PortState, Privcmd};
+use xen_sys::{DomId, Error, GrantRef, PAGE_SIZE, Xen};
+
+use crate::world::World;
+
+/// Copies a hundred segments by one call, within dom0, and has each refusal beside a success.
+pub(super) fn grant_copy(_: &World) -> Result<()> {
+    let (xen, me) = (Xen::open()?, DomId::DOM0);
+    let mut pages = share(&xen, me, 2, PageAccess::ReadWrite)?;
+    let readable = share(&xen, me, 1, PageAccess::ReadOnly)?;
+    let at = |gref: GrantRef, offset: usize| GrantedBytes {
+        domain: me,
+        gref,
+        offset,
+    };
+    let (first, second) = (pages.refs()[0], pages.refs()[1]);
+    let pattern: Vec<u8> = (0..=255).cycle().take(PAGE_SIZE).collect();
+    pages.region_mut().copy_in(0, &pattern)?;
+    let mut back = vec![0; 4000];
+    let copier = GrantCopier::open(&xen)?;
+    let parts = back.chunks_mut(40).enumerate();
+    let mut segments: Vec<_> = parts
+        .map(|(i, part)| CopySegment::read(at(first, 40 * i), part))
+        .collect();
+    segments.push(CopySegment::write(b"written by dom0", at(second, 7)));
+    segments.push(CopySegment::between(at(first, 3), at(second, 100), 64));
+    copier.copy(&mut segments)?;
+    let failed = segments
+        .iter()
+        .find(|s| s.status() != Some(GrantStatus::OKAY));
+    ensure!(failed.is_none(), "{:?}", failed.and_then(|s| s.status()));
+    ensure!(back == pattern[..4000]);
+    let mut seen = [0; 15];
+    pages.region().copy_out(PAGE_SIZE + 7, &mut seen)?;
+    ensure!(&seen == b"written by dom0", "{seen:?}");
+    let mut seen = [0; 64];
+    pages.region().copy_out(PAGE_SIZE + 100, &mut seen)?;
+    ensure!(seen == pattern[3..67], "{seen:?}");
+
+    let (mut one, mut two) = ([1; 4], [1; 4]);
+    let nobody = GrantedBytes {
+        domain: DomId::new(0x7000),
+        ..at(first, 0)
+    };
+    let mut segments = [
+        CopySegment::read(at(GrantRef::new(0x00ff_ffff), 0), &mut one),
+        CopySegment::write(b"no", at(readable.refs()[0], 0)),
+        CopySegment::read(nobody, &mut two),
+        CopySegment::write(b"yes", at(second, 0)),
+    ];
+    copier.copy(&mut segments)?;
+    let statuses: Vec<_> = segments.iter().filter_map(CopySegment::status).collect();
+    ensure!(statuses[0] == GrantStatus::BAD_GREF, "{statuses:?}");
+    ensure!(!statuses[1].is_okay(), "{statuses:?}");
+    ensure!(statuses[2] == GrantStatus::BAD_DOMAIN, "{statuses:?}");
+    ensure!(statuses[3].is_okay(), "{statuses:?}");
+    Ok(())
+}
+
+/// Maps the same reference in many mappings of one handle: one descriptor serves them, and each
+/// ends by itself.
+pub(super) fn one_gntdev(_: &World) -> Result<()> {
+    let open = || -> Result<usize> {
+        let fds = std::fs::read_dir("/proc/self/fd")?.flatten();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        Ok(links.filter(|to| to.ends_with("gntdev")).count())
+    };
+    let (before, me) = (open()?, DomId::DOM0);
+    let xen = Xen::open()?;
+    let mut pages = share(&xen, me, 2, PageAccess::ReadWrite)?;
+    pages.region_mut().copy_in(0, b"shared")?;
+    let refs: Vec<_> = pages.refs().iter().map(|&gref| (me, gref)).collect();
+    let mut mapped = Vec::new();
+    for _ in 0..32 {
+        mapped.push(map_from(&xen, &refs, PageAccess::ReadWrite)?);
+    }
+    ensure!(open()? == before + 1, "{} of gntdev", open()?);
+    let refused = map_from(
+        &xen,
+        &[refs[0], (me, GrantRef::new(0x00ff_ffff))],
+        PageAccess::ReadOnly,
+    );
+    ensure!(refused.is_err());
+    drop(xen);
+    while let Some(last) = mapped.pop() {
+        let mut seen = [0; 6];
+        last.region().copy_out(0, &mut seen)?;
+        ensure!(&seen == b"shared", "{seen:?}");
+        drop(last);
+    }
+    ensure!(open()? == before, "a gntdev is still open");
+    Ok(())
+}
+
+/// Hands a set of ports over by its descriptor, as a daemon that executes itself anew does.
+pub(super) fn adopted_evtchn(_: &World) -> Result<()> {
+    const PORTS: usize = 40;
+    let (xen, me) = (Xen::open()?, DomId::DOM0);
+    let (theirs, before) = (EventChannels::open(&xen)?, EventChannels::open(&xen)?);
+    let mut open = Vec::new();
+    let mut bound = Vec::new();
+    for _ in 0..PORTS {
+        open.push(before.bind_unbound(me)?);
+        bound.push(theirs.bind_interdomain(me, open[open.len() - 1].port())?);
+    }
+    let fd = before.as_fd().try_clone_to_owned()?;
+    let channels = EventChannels::adopt(&xen, fd)?;
+    let ports: Vec<_> = open.iter().map(|port| port.port()).collect();
+    let adopted: Vec<_> = ports
+        .iter()
+        .map(|&port| channels.adopt_port(port))
+        .collect();
+    for round in 0..2 {
+        for port in &bound {
+            port.notify()?;
+        }
+        let mut pending = [xen_sys::Port::default(); PORTS];
+        let mut seen = 0;
+        while seen < PORTS {
+            let first = channels.wait(Some(crate::world::soon()))?;
+            ensure!(first.is_some(), "round {round}: {seen} of {PORTS} events");
+            pending[seen] = first.unwrap_or_default();
+            seen += 1;
+            seen += channels.pending_batch(&mut pending[seen..])?;
+        }
+        pending.sort_unstable();
+        ensure!(pending[..] == ports[..], "round {round}: {pending:?}");
+        channels.unmask_batch(&pending)?;
+    }
+    drop(adopted);
+    let privcmd = Privcmd::open(&xen)?;
+    for &port in &ports {
+        let status = privcmd.port_status(me, port)?;
+        ensure!(status.state == PortState::Closed, "{port}: {status:?}");
+    }
+    let other = std::fs::File::open("/dev/null")?.into();
+    let refused = EventChannels::adopt(&xen, other);
+    ensure!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    Ok(())
+}
