@@ -12,6 +12,7 @@ mod foreign;
 mod gnttab;
 pub(crate) mod hostile;
 mod hypercalls;
+mod killed;
 mod linux;
 mod outcomes;
 mod policy;
@@ -68,6 +69,7 @@ pub(crate) fn all() -> Vec<Test> {
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
     save::add(&mut tests);
+    killed::add(&mut tests);
     linux::add(&mut tests);
     cdrom::add(&mut tests);
     policy::add(&mut tests);
