@@ -109,7 +109,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
         workspace,
         &tests_cmd::Request {
             options: options.clone(),
-            only: None,
+            only: Vec::new(),
             other_release: true,
             no_xen: false,
             no_cargo: false,

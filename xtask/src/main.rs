@@ -97,9 +97,9 @@ enum Task {
     Test {
         #[command(flatten)]
         host: HostArgs,
-        /// Only the tests whose names contain this
+        /// Only the tests whose names contain this; may be repeated
         #[arg(long, value_name = "PART")]
-        only: Option<String>,
+        only: Vec<String>,
         /// Leave the suite on real Xen out, and say so
         #[arg(long)]
         no_xen: bool,
@@ -265,7 +265,7 @@ fn run(task: Task) -> Result<ExitCode> {
         } => {
             let request = tests_cmd::Request {
                 options: host.options()?,
-                other_release: host.release.is_none() && only.is_none(),
+                other_release: host.release.is_none() && only.is_empty(),
                 only,
                 no_xen,
                 no_cargo,

@@ -26,7 +26,7 @@ pub(crate) struct Request {
     /// How the host is put together.
     pub(crate) options: Options,
     /// Only the tests whose names contain this.
-    pub(crate) only: Option<String>,
+    pub(crate) only: Vec<String>,
     /// A part of the suite on the other release too.
     pub(crate) other_release: bool,
     /// Leave the real-Xen suite out.
@@ -160,13 +160,12 @@ const AT_ONCE: usize = 2;
 
 /// The parts of a run, the longest first.
 fn parts<'a>(request: &'a Request, hosts: &'a [Host]) -> Vec<Part<'a>> {
-    let only = request.only.as_deref();
-    let debian_alone = only.is_some_and(|only| only.starts_with("debian"));
+    let only = &request.only;
+    let debian_alone = !only.is_empty() && only.iter().all(|only| only.starts_with("debian"));
     let mut parts = Vec::new();
     let mirror = request.options.mirror.as_deref();
     if let (Some(host), false) = (hosts.first(), debian_alone) {
-        let only = only.into_iter().map(str::to_owned).collect();
-        parts.push(Part::Suite(suite::Place::Dom0(host, only)));
+        parts.push(Part::Suite(suite::Place::Dom0(host, only.clone())));
     }
     if !request.no_cargo && !debian_alone {
         parts.push(Part::Cargo);
@@ -208,7 +207,11 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result
         everything.extend(["--exclude", "xen-stored-preload"]);
     }
     let mut all = Vec::new();
-    let filter: Vec<&str> = request.only.as_deref().into_iter().collect();
+    let filter: Vec<&str> = (!request.only.is_empty())
+        .then_some("--")
+        .into_iter()
+        .chain(request.only.iter().map(String::as_str))
+        .collect();
     // Some tests run the examples as programs, and `cargo test --examples` builds them as tests
     // only.
     let built = cargo(workspace)
