@@ -479,7 +479,8 @@ impl Privcmd {
                 cpu_time: Duration::from_nanos(raw.cpu_time),
                 cpu: raw.cpu,
             })),
-            Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+            // Beyond the most virtual CPUs that the domain can have.
+            Err(e) if e.errno() == Some(libc::EINVAL) => Ok(None),
             Err(e) => Err(e),
         }
     }

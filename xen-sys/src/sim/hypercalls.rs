@@ -341,7 +341,7 @@ fn domctl(state: &mut State, op: &Domctl) -> Result<Answer, Errno> {
         domctl::XEN_DOMCTL_GETVCPUINFO => {
             let mut info: domctl::GetVcpuInfo = op.body().ok_or(Errno::FAULT)?;
             if info.vcpu != 0 {
-                return Err(Errno::NOENT);
+                return Err(Errno::INVAL);
             }
             let idle = domain.pauses == 0 && domain.shutdown.is_none();
             info.online = 1;

@@ -417,7 +417,31 @@ fn destroy(world: &World) -> Result<()> {
         },
         "{after:?}"
     );
+    forget(world, domu)?;
     world.lost_domu(Place::DomU)
+}
+
+/// Removes from the store what the toolstack keeps of a domain that it did not destroy itself.
+fn forget(world: &World, domain: DomId) -> Result<()> {
+    let store = &world.store;
+    let devices = format!("/libxl/{domain}/device");
+    for kind in store.directory(&devices)? {
+        for number in store.directory(&format!("{devices}/{kind}"))? {
+            let backend = store.read_str(&format!("{devices}/{kind}/{number}/backend"))?;
+            store.rm(&backend)?;
+            // The folder of the domain's devices of this kind, if this was the last.
+            let folder = backend.rsplit_once('/').context("a backend's path")?.0;
+            if store.directory(folder)?.is_empty() {
+                store.rm(folder)?;
+            }
+        }
+    }
+    let home = format!("/local/domain/{domain}");
+    let vm = store.read_str(&format!("{home}/vm"))?;
+    for path in [vm, format!("/libxl/{domain}"), home] {
+        store.rm(&path)?;
+    }
+    Ok(())
 }
 
 fn hvm_params(world: &World) -> Result<()> {
