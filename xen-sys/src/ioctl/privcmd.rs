@@ -700,7 +700,7 @@ impl PrivCmd {
     ///
     /// The hypercall's errno or the driver's: `EINVAL` before Linux 5.12.
     pub(crate) fn resource_size(&self, domain: DomId, (kind, id): (u32, u32)) -> Result<u64> {
-        self.resource(privcmd::MmapResource {
+        let size = self.resource(privcmd::MmapResource {
             dom: domain,
             pad: 0,
             kind,
@@ -708,7 +708,8 @@ impl PrivCmd {
             idx: 0,
             num: 0,
             addr: 0,
-        })
+        })?;
+        checked_resource_size(size)
     }
 
     /// Makes the request; `addr` must be zero or the address of `num` pages of a [`Pages`].
@@ -779,6 +780,18 @@ fn get<T: FromBytes>(buffer: &HypercallBuffer, at: usize) -> Option<T> {
 impl AsFd for PrivCmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.file.as_fd()
+    }
+}
+
+/// Xen 4.17 succeeds when it is asked for the size of a resource that it does not know, and gives
+/// the negative errno as the 32-bit size (`resource_max_frames` in xen/common/memory.c).
+fn checked_resource_size(size: u64) -> Result<u64> {
+    match u32::try_from(size).map(|size| i32::from_ne_bytes(size.to_ne_bytes())) {
+        Ok(errno @ -4095..=-1) => Err(Error::os(
+            "IOCTL_PRIVCMD_MMAP_RESOURCE",
+            io::Error::from_raw_os_error(-errno),
+        )),
+        _ => Ok(size),
     }
 }
 
@@ -860,5 +873,14 @@ mod tests {
             ..version::BuildId::default()
         };
         assert_eq!(told.bounded().len as usize, version::VARBUF_LEN);
+    }
+
+    #[test]
+    fn a_size_that_is_an_errno_is_an_error() {
+        let refused = checked_resource_size(u64::from(95_u32.wrapping_neg()));
+        assert_eq!(refused.unwrap_err().errno(), Some(libc::EOPNOTSUPP));
+        for size in [0, 1, 64, 1 << 31] {
+            assert_eq!(checked_resource_size(size).unwrap(), size);
+        }
     }
 }

@@ -468,7 +468,9 @@ fn hvm_params(world: &World) -> Result<()> {
     let set = param(HvmParam::TRIPLE_FAULT_REASON);
     privcmd.set_hvm_param(hvm, HvmParam::TRIPLE_FAULT_REASON, reason)?;
     ensure!(set? == 3);
-    let again = privcmd.set_hvm_param(hvm, HvmParam::STORE_EVTCHN, port + 1);
+    // Xen lets the toolstack set these once.
+    let pages = param(HvmParam::NR_IOREQ_SERVER_PAGES)?;
+    let again = privcmd.set_hvm_param(hvm, HvmParam::NR_IOREQ_SERVER_PAGES, pages + 1);
     let errno = again.as_ref().err().and_then(Error::errno);
     ensure!(errno == Some(17) || errno == Some(22), "{again:?}");
     let of_pv = privcmd.hvm_param(guest::domid("hvm-dm")?, HvmParam::STORE_PFN);
