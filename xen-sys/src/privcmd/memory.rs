@@ -166,6 +166,10 @@ impl<'p> Guest<'p> {
                 value: frames.len() as u64,
             });
         }
+        #[cfg_attr(
+            not(feature = "sim"),
+            expect(clippy::infallible_destructuring_match, reason = "one way only")
+        )]
         let dev = match self.via {
             Via::Device(dev) => dev,
             #[cfg(feature = "sim")]
