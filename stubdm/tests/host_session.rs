@@ -36,36 +36,44 @@ impl Bench {
     }
 
     fn up(mut self) -> Self {
-        assert!(matches!(self.session.link(self.now, 0), Link::Connect(_)));
-        self.session.vchan_up(self.now);
+        assert!(matches!(
+            self.session.poll_link(self.now, 0),
+            Link::Connect(_)
+        ));
+        self.session.handle_vchan_up(self.now);
         self
     }
 
     fn vchan(&mut self, line: &str) {
-        self.session
-            .vchan_bytes(&mut self.memory, format!("{line}\r\n").as_bytes(), self.now);
+        self.session.handle_vchan_bytes(
+            &mut self.memory,
+            format!("{line}\r\n").as_bytes(),
+            self.now,
+        );
     }
 
     fn wait(&mut self, time: Duration) {
         self.now += time;
-        self.session.tick(&mut self.memory, self.now);
+        self.session.handle_timeout(&mut self.memory, self.now);
     }
 
     /// Takes what goes to the vchan.
     fn for_vchan(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
-        while !self.session.vchan_out().is_empty() {
-            all.extend_from_slice(self.session.vchan_out());
-            self.session.vchan_wrote(self.session.vchan_out().len());
+        while !self.session.poll_vchan().is_empty() {
+            all.extend_from_slice(self.session.poll_vchan());
+            self.session
+                .handle_vchan_written(self.session.poll_vchan().len());
         }
         all
     }
 
     fn for_client(&mut self) -> String {
         let mut all = Vec::new();
-        while !self.session.client_out().is_empty() {
-            all.extend_from_slice(self.session.client_out());
-            self.session.client_wrote(self.session.client_out().len());
+        while !self.session.poll_client().is_empty() {
+            all.extend_from_slice(self.session.poll_client());
+            self.session
+                .handle_client_written(self.session.poll_client().len());
         }
         String::from_utf8(all).unwrap()
     }
@@ -111,16 +119,16 @@ fn the_client_is_greeted_once_the_session_is_known_to_be_new() {
     assert_eq!(bench.for_client(), format!("{GREETING}\r\n"));
     bench
         .session
-        .client_bytes(b"{\"execute\":\"qmp_capabilities\",\"id\":1}\r\n");
+        .handle_client_bytes(b"{\"execute\":\"qmp_capabilities\",\"id\":1}\r\n");
     assert_eq!(
         bench.for_vchan(),
         b"{\"execute\":\"qmp_capabilities\",\"id\":1}\r\n"
     );
     bench.vchan(r#"{"return": {}, "id": 1}"#);
     assert_eq!(bench.for_client(), "{\"return\": {}, \"id\": 1}\r\n");
-    assert_eq!(bench.session.link(bench.now, 5), Link::Keep);
+    assert_eq!(bench.session.poll_link(bench.now, 5), Link::Keep);
     assert_eq!(
-        bench.session.deadline(),
+        bench.session.poll_timeout(),
         None,
         "no command has a time limit of ours"
     );
@@ -149,26 +157,26 @@ fn what_an_earlier_client_left_in_the_ring_reaches_nobody() {
 #[test]
 fn a_server_that_did_not_notice_the_change_of_client_is_made_to() {
     let mut bench = Bench::pumping();
-    bench.session.client_gone(bench.now);
-    assert_eq!(bench.session.link(bench.now, 0), Link::End);
+    bench.session.handle_client_gone(bench.now);
+    assert_eq!(bench.session.poll_link(bench.now, 0), Link::End);
     let mut bench = bench.next().up();
     // No greeting comes: the old monitor session goes on.
     bench.wait(Duration::from_millis(499));
     assert!(bench.for_vchan().is_empty());
     bench.wait(Duration::from_millis(1));
     assert!(
-        bench.session.vchan_out().starts_with(b"\xff\n"),
+        bench.session.poll_vchan().starts_with(b"\xff\n"),
         "half a command may be in the parser"
     );
     let id = bench.probe();
     bench.obey(&id);
     assert_eq!(bench.for_client(), "");
-    let Link::Connect(at) = bench.session.link(bench.now, 0) else {
+    let Link::Connect(at) = bench.session.poll_link(bench.now, 0) else {
         panic!("kept the vchan")
     };
     assert!(at > bench.now, "with no pause the server may miss it again");
     bench.now = at;
-    bench.session.vchan_up(bench.now);
+    bench.session.handle_vchan_up(bench.now);
     bench.vchan(GREETING);
     let id = bench.probe();
     bench.refuse(&id);
@@ -215,7 +223,7 @@ fn the_cut_does_not_depend_on_how_bytes_arrive() {
         for chunk in bytes.as_bytes().chunks(size) {
             bench
                 .session
-                .vchan_bytes(&mut bench.memory, chunk, bench.now);
+                .handle_vchan_bytes(&mut bench.memory, chunk, bench.now);
         }
         assert_eq!(
             bench.for_client(),
@@ -229,12 +237,12 @@ fn the_cut_does_not_depend_on_how_bytes_arrive() {
 fn a_client_that_leaves_before_the_vchan_is_up_ends_it() {
     for up in [false, true] {
         let mut bench = Bench::new();
-        bench.session.client_bytes(b"early");
+        bench.session.handle_client_bytes(b"early");
         if up {
             bench = bench.up();
         }
-        bench.session.client_gone(bench.now);
-        assert_eq!(bench.session.link(bench.now, 9), Link::End);
+        bench.session.handle_client_gone(bench.now);
+        assert_eq!(bench.session.poll_link(bench.now, 9), Link::End);
         assert!(bench.session.client_is_gone());
     }
 }
@@ -242,23 +250,23 @@ fn a_client_that_leaves_before_the_vchan_is_up_ends_it() {
 #[test]
 fn a_client_that_speaks_and_leaves_is_heard_but_not_waited_for_longer_than_stated() {
     let mut bench = Bench::pumping();
-    bench.session.client_bytes(b"last words");
-    bench.session.client_gone(bench.now);
-    assert_eq!(bench.session.link(bench.now, 0), Link::Keep);
+    bench.session.handle_client_bytes(b"last words");
+    bench.session.handle_client_gone(bench.now);
+    assert_eq!(bench.session.poll_link(bench.now, 0), Link::Keep);
     bench.vchan("an answer to nobody");
     assert_eq!(bench.for_client(), "");
     assert_eq!(bench.for_vchan(), b"last words");
     assert_eq!(
-        bench.session.link(bench.now, 10),
+        bench.session.poll_link(bench.now, 10),
         Link::Keep,
         "written is not yet read"
     );
-    assert_eq!(bench.session.link(bench.now, 0), Link::End);
+    assert_eq!(bench.session.poll_link(bench.now, 0), Link::End);
     bench.wait(Duration::from_millis(1));
-    assert!(bench.session.deadline().unwrap() < bench.now + Duration::from_millis(100));
+    assert!(bench.session.poll_timeout().unwrap() < bench.now + Duration::from_millis(100));
     bench.wait(Duration::from_secs(2));
     assert_eq!(
-        bench.session.link(bench.now, 10),
+        bench.session.poll_link(bench.now, 10),
         Link::End,
         "a server that does not read"
     );
@@ -267,13 +275,13 @@ fn a_client_that_speaks_and_leaves_is_heard_but_not_waited_for_longer_than_state
 #[test]
 fn a_half_closed_client_still_gets_its_answer() {
     let mut bench = Bench::pumping();
-    bench.session.client_bytes(b"question");
-    bench.session.client_half_closed();
+    bench.session.handle_client_bytes(b"question");
+    bench.session.handle_client_half_closed();
     assert_eq!(bench.session.client_room(), 0);
     assert_eq!(bench.for_vchan(), b"question");
     bench.vchan("answer");
     assert_eq!(bench.for_client(), "answer\r\n");
-    assert_eq!(bench.session.link(bench.now, 0), Link::Keep);
+    assert_eq!(bench.session.poll_link(bench.now, 0), Link::Keep);
 }
 
 #[test]
@@ -281,11 +289,11 @@ fn a_vchan_lost_before_the_greeting_is_tried_again_and_after_it_is_the_end() {
     let mut bench = Bench::new();
     let mut pauses = Vec::new();
     for _ in 0..8 {
-        bench.session.vchan_lost(bench.now);
-        let Link::Connect(at) = bench.session.link(bench.now, 0) else {
+        bench.session.handle_vchan_lost(bench.now);
+        let Link::Connect(at) = bench.session.poll_link(bench.now, 0) else {
             panic!()
         };
-        assert_eq!(bench.session.deadline(), Some(at));
+        assert_eq!(bench.session.poll_timeout(), Some(at));
         pauses.push(at - bench.now);
         bench.now = at;
     }
@@ -294,27 +302,27 @@ fn a_vchan_lost_before_the_greeting_is_tried_again_and_after_it_is_the_end() {
 
     let mut bench = Bench::pumping();
     bench.vchan("last");
-    bench.session.vchan_lost(bench.now);
+    bench.session.handle_vchan_lost(bench.now);
     assert_eq!(
-        bench.session.link(bench.now, 0),
+        bench.session.poll_link(bench.now, 0),
         Link::Keep,
         "there is something to deliver"
     );
     assert_eq!(bench.for_client(), "last\r\n");
-    assert_eq!(bench.session.link(bench.now, 0), Link::End);
+    assert_eq!(bench.session.poll_link(bench.now, 0), Link::End);
 }
 
 #[test]
 fn buffers_are_bounded_both_ways() {
     let mut bench = Bench::pumping();
     let room = bench.session.client_room();
-    bench.session.client_bytes(&vec![b'x'; room]);
+    bench.session.handle_client_bytes(&vec![b'x'; room]);
     assert_eq!(bench.session.client_room(), 0);
     let room = bench.session.vchan_room();
     assert_eq!(room, SIZE);
     bench
         .session
-        .vchan_bytes(&mut bench.memory, &vec![b'y'; room], bench.now);
+        .handle_vchan_bytes(&mut bench.memory, &vec![b'y'; room], bench.now);
     assert_eq!(bench.session.vchan_room(), 0);
 
     // A server that floods before it greets is read on and kept at one line's length.
@@ -324,7 +332,7 @@ fn buffers_are_bounded_both_ways() {
         assert!(room > 0);
         bench
             .session
-            .vchan_bytes(&mut bench.memory, &vec![b'z'; room], bench.now);
+            .handle_vchan_bytes(&mut bench.memory, &vec![b'z'; room], bench.now);
     }
     bench.vchan("");
     bench.vchan(GREETING);
@@ -338,10 +346,10 @@ fn opaque_bytes_flow_at_once_and_unaltered() {
     let mut bench = Bench::new();
     bench.session = HostSession::new(Payload::Opaque, bench.now);
     let mut bench = bench.up();
-    bench.session.client_bytes(b"\x01\xff\r\n");
+    bench.session.handle_client_bytes(b"\x01\xff\r\n");
     assert_eq!(bench.for_vchan(), b"\x01\xff\r\n");
     bench
         .session
-        .vchan_bytes(&mut bench.memory, b"{\"QMP\"", bench.now);
+        .handle_vchan_bytes(&mut bench.memory, b"{\"QMP\"", bench.now);
     assert_eq!(bench.for_client(), "{\"QMP\"");
 }

@@ -34,20 +34,20 @@ struct Bench {
 impl Bench {
     /// Does the loop's part: looks at the link, takes the output.
     fn settle(&mut self) {
-        if !matches!(self.multiplexer.link(), Link::Keep) {
+        if !matches!(self.multiplexer.poll_link(), Link::Keep) {
             self.up = false;
         }
-        while !self.multiplexer.vchan_out().is_empty() {
-            let out = self.multiplexer.vchan_out().to_vec();
-            self.multiplexer.vchan_wrote(out.len());
+        while !self.multiplexer.poll_vchan().is_empty() {
+            let out = self.multiplexer.poll_vchan().to_vec();
+            self.multiplexer.handle_vchan_written(out.len());
             self.qemu.hear(&out);
         }
-        while let Some(event) = self.multiplexer.audit() {
+        while let Some(event) = self.multiplexer.poll_audit() {
             let line = event.to_string();
             assert!(line.len() < 4096 && !line.chars().any(char::is_control));
         }
         for client in &self.clients {
-            let held = self.multiplexer.client_out(client.number).len();
+            let held = self.multiplexer.poll_client(client.number).len();
             assert!(held <= HELD, "{held} bytes wait for a client");
         }
     }
@@ -55,10 +55,10 @@ impl Bench {
     /// The client reads up to `count` bytes.
     fn read(&mut self, at: usize, count: usize) {
         let client = &mut self.clients[at];
-        let out = self.multiplexer.client_out(client.number);
+        let out = self.multiplexer.poll_client(client.number);
         let some = out[..count.min(out.len())].to_vec();
         self.multiplexer
-            .client_wrote(client.number, some.len(), self.now);
+            .handle_client_written(client.number, some.len(), self.now);
         client.hear(&some);
     }
 
@@ -66,8 +66,10 @@ impl Bench {
     fn say(&mut self, at: usize, said: &[u8], split: usize) {
         let number = self.clients[at].number;
         let (first, second) = said.split_at(split % said.len());
-        self.multiplexer.client_bytes(number, first, self.now);
-        self.multiplexer.client_bytes(number, second, self.now);
+        self.multiplexer
+            .handle_client_bytes(number, first, self.now);
+        self.multiplexer
+            .handle_client_bytes(number, second, self.now);
     }
 
     /// Sends a command that fits a row and names the client.
@@ -117,20 +119,20 @@ impl Bench {
             let (now, rest) = said.split_at(room);
             said = rest;
             self.qemu.owes = false;
-            self.multiplexer.vchan_bytes(now, self.now);
+            self.multiplexer.handle_vchan_bytes(now, self.now);
             self.settle();
         }
     }
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.multiplexer.tick(self.now);
+        self.multiplexer.handle_timeout(self.now);
         self.settle();
     }
 
     /// A new monitor behind a new connection, if one is wanted.
     fn connect(&mut self) -> bool {
-        let Link::Connect(at) = self.multiplexer.link() else {
+        let Link::Connect(at) = self.multiplexer.poll_link() else {
             return false;
         };
         self.now = self.now.max(at);
@@ -140,7 +142,7 @@ impl Bench {
             ..Qemu::default()
         };
         self.up = true;
-        self.multiplexer.vchan_up(self.now);
+        self.multiplexer.handle_vchan_up(self.now);
         true
     }
 
@@ -148,7 +150,7 @@ impl Bench {
         if self.up {
             self.up = false;
             self.qemu.owes = false;
-            self.multiplexer.vchan_lost(self.now);
+            self.multiplexer.handle_vchan_lost(self.now);
         }
     }
 
@@ -159,7 +161,7 @@ impl Bench {
         let heard = at.filter(|at| self.multiplexer.client_room(self.clients[*at].number) > 0);
         match (code % 16, at, heard) {
             (0, ..) if self.clients.len() < 4 => {
-                let number = self.multiplexer.client_arrived(self.now);
+                let number = self.multiplexer.handle_client_arrived(self.now);
                 self.clients.push(Client {
                     number,
                     due: VecDeque::new(),
@@ -175,7 +177,7 @@ impl Bench {
             (6, Some(at), _) => self.read(at, usize::MAX),
             (7, Some(at), _) if code < 48 => {
                 let client = self.clients.remove(at);
-                self.multiplexer.client_gone(client.number, self.now);
+                self.multiplexer.handle_client_gone(client.number, self.now);
             }
             (8, ..) => {
                 if self.connect() {
@@ -211,7 +213,7 @@ impl Bench {
         } else {
             Err("cut\nshort".to_owned())
         };
-        self.multiplexer.stored(&outcome, self.now);
+        self.multiplexer.handle_stored(&outcome, self.now);
     }
 
     fn waits(&self) -> bool {
@@ -226,7 +228,7 @@ impl Bench {
             for at in 0..self.clients.len() {
                 while !self
                     .multiplexer
-                    .client_out(self.clients[at].number)
+                    .poll_client(self.clients[at].number)
                     .is_empty()
                 {
                     self.read(at, usize::MAX);
@@ -242,7 +244,7 @@ impl Bench {
             } else if let Some(answer) = self.qemu.answer().filter(|_| self.up) {
                 self.tell(answer.as_bytes());
             } else {
-                let at = self.multiplexer.deadline().expect("waits for nothing");
+                let at = self.multiplexer.poll_timeout().expect("waits for nothing");
                 self.pass(at.saturating_duration_since(self.now));
             }
             self.settle();

@@ -1,7 +1,7 @@
 //! The client's half of a QMP conversation: greeting, capabilities, then one command at a time.
 //!
-//! No I/O and no clock: bytes from QEMU go in by [`Client::receive`], bytes for QEMU come out by
-//! [`Client::to_send`], and what happened is told as [`Told`] values.
+//! No I/O and no clock: bytes from QEMU go in by [`Client::handle_bytes`], bytes for QEMU come out by
+//! [`Client::poll_transmit`], and events by [`Client::poll_event`].
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use crate::message::{Message, command};
 
 /// An event of the conversation.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Told {
+pub enum ClientEvent {
     /// Greeted and negotiated: commands may be sent.
     Ready,
     /// The answer to the oldest command still open.
@@ -53,7 +53,7 @@ pub struct Client {
     state: State,
     lines: Lines,
     out: VecDeque<u8>,
-    told: VecDeque<Told>,
+    events: VecDeque<ClientEvent>,
     open: VecDeque<u64>,
     next: u64,
 }
@@ -71,14 +71,14 @@ impl Client {
             state: State::Greeting,
             lines: Lines::new(LINE_MAX),
             out: VecDeque::new(),
-            told: VecDeque::new(),
+            events: VecDeque::new(),
             open: VecDeque::new(),
             next: 1,
         }
     }
 
     /// Takes bytes from QEMU.
-    pub fn receive(&mut self, bytes: &[u8]) {
+    pub fn handle_bytes(&mut self, bytes: &[u8]) {
         let mut found = Vec::new();
         self.lines.push(bytes, |line| found.push(line));
         for line in found {
@@ -107,17 +107,17 @@ impl Client {
     }
 
     /// The next thing to tell.
-    pub fn told(&mut self) -> Option<Told> {
-        self.told.pop_front()
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        self.events.pop_front()
     }
 
-    /// Bytes that wait to be sent; [`Client::sent`] says how many were.
-    pub fn to_send(&self) -> &[u8] {
+    /// Bytes that wait to be sent; [`Client::handle_transmitted`] says how many were.
+    pub fn poll_transmit(&self) -> &[u8] {
         self.out.as_slices().0
     }
 
-    /// `count` bytes of [`Client::to_send`] are gone.
-    pub fn sent(&mut self, count: usize) {
+    /// `count` bytes of [`Client::poll_transmit`] are gone.
+    pub fn handle_transmitted(&mut self, count: usize) {
         self.out.drain(..count.min(self.out.len()));
     }
 
@@ -130,7 +130,7 @@ impl Client {
                     .extend(command("qmp_capabilities", None, Json::Int(0)));
             }
             // Events come at any time: QEMU opens a monitor while it does other things.
-            (_, Message::Event { name, .. }) => self.told.push_back(Told::Event(name)),
+            (_, Message::Event { name, .. }) => self.events.push_back(ClientEvent::Event(name)),
             (State::Greeting, _) => self.broken("no greeting came first".into()),
             (_, Message::Greeting(_)) => self.broken("a second greeting came".into()),
             (
@@ -140,7 +140,7 @@ impl Client {
                 },
             ) => {
                 self.state = State::Ready;
-                self.told.push_back(Told::Ready);
+                self.events.push_back(ClientEvent::Ready);
             }
             (State::Negotiating, Message::Error { class, desc, .. }) => {
                 self.broken(format!("capabilities were refused: {class}: {desc}"));
@@ -161,7 +161,7 @@ impl Client {
         match self.open.front() {
             Some(open) if *id == id_of(*open) => {
                 self.open.pop_front();
-                self.told.push_back(Told::Answer(answer));
+                self.events.push_back(ClientEvent::Answer(answer));
             }
             _ => self.broken(format!("an answer to {id}, which was not asked")),
         }
@@ -170,7 +170,7 @@ impl Client {
     fn broken(&mut self, why: String) {
         if self.state != State::Broken {
             self.state = State::Broken;
-            self.told.push_back(Told::Broken(why));
+            self.events.push_back(ClientEvent::Broken(why));
         }
     }
 }
@@ -187,23 +187,23 @@ mod tests {
 
     fn sent(client: &mut Client) -> String {
         let mut text = Vec::new();
-        while !client.to_send().is_empty() {
-            text.extend_from_slice(client.to_send());
-            client.sent(client.to_send().len());
+        while !client.poll_transmit().is_empty() {
+            text.extend_from_slice(client.poll_transmit());
+            client.handle_transmitted(client.poll_transmit().len());
         }
         String::from_utf8(text).unwrap()
     }
 
     fn ready() -> Client {
         let mut client = Client::new();
-        client.receive(GREETING);
+        client.handle_bytes(GREETING);
         assert_eq!(
             sent(&mut client),
             "{\"execute\":\"qmp_capabilities\",\"id\":0}
 "
         );
-        client.receive(b"{\"return\": {}, \"id\": 0}\r\n");
-        assert_eq!(client.told(), Some(Told::Ready));
+        client.handle_bytes(b"{\"return\": {}, \"id\": 0}\r\n");
+        assert_eq!(client.poll_event(), Some(ClientEvent::Ready));
         client
     }
 
@@ -211,21 +211,24 @@ mod tests {
     fn nothing_is_sent_before_the_greeting() {
         let mut client = Client::new();
         assert_eq!(sent(&mut client), "");
-        client.receive(b"{\"return\": {}}\r\n");
-        assert!(matches!(client.told(), Some(Told::Broken(_))));
+        client.handle_bytes(b"{\"return\": {}}\r\n");
+        assert!(matches!(client.poll_event(), Some(ClientEvent::Broken(_))));
     }
 
     #[test]
     fn an_event_before_the_greeting_is_an_event() {
         let mut client = Client::new();
-        client.receive(b"{\"event\": \"STOP\"}\r\n");
-        assert_eq!(client.told(), Some(Told::Event("STOP".into())));
+        client.handle_bytes(b"{\"event\": \"STOP\"}\r\n");
+        assert_eq!(client.poll_event(), Some(ClientEvent::Event("STOP".into())));
         assert_eq!(sent(&mut client), "");
-        client.receive(GREETING);
+        client.handle_bytes(GREETING);
         assert!(sent(&mut client).contains("qmp_capabilities"));
-        client.receive(b"{\"event\": \"RESUME\"}\r\n{\"return\": {}, \"id\": 0}\r\n");
-        assert_eq!(client.told(), Some(Told::Event("RESUME".into())));
-        assert_eq!(client.told(), Some(Told::Ready));
+        client.handle_bytes(b"{\"event\": \"RESUME\"}\r\n{\"return\": {}, \"id\": 0}\r\n");
+        assert_eq!(
+            client.poll_event(),
+            Some(ClientEvent::Event("RESUME".into()))
+        );
+        assert_eq!(client.poll_event(), Some(ClientEvent::Ready));
     }
 
     #[test]
@@ -234,17 +237,21 @@ mod tests {
         client.execute("stop", None);
         client.execute("cont", Some(crate::json::map([("a", Json::Int(1))])));
         assert_eq!(sent(&mut client).lines().count(), 2);
-        client.receive(b"{\"event\": \"STOP\"}\r\n{\"return\": {}, \"id\": 1}\r\n");
-        assert_eq!(client.told(), Some(Told::Event("STOP".into())));
-        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
-        client
-            .receive(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n");
+        client.handle_bytes(b"{\"event\": \"STOP\"}\r\n{\"return\": {}, \"id\": 1}\r\n");
+        assert_eq!(client.poll_event(), Some(ClientEvent::Event("STOP".into())));
+        assert_eq!(
+            client.poll_event(),
+            Some(ClientEvent::Answer(Ok(Json::Map(Vec::new()))))
+        );
+        client.handle_bytes(
+            b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n",
+        );
         let error = QmpError {
             class: "GenericError".into(),
             desc: "no".into(),
         };
-        assert_eq!(client.told(), Some(Told::Answer(Err(error))));
-        assert_eq!(client.told(), None);
+        assert_eq!(client.poll_event(), Some(ClientEvent::Answer(Err(error))));
+        assert_eq!(client.poll_event(), None);
     }
 
     #[test]
@@ -254,13 +261,19 @@ mod tests {
         sent(&mut client);
         client.execute("add-fd", None);
         client.take_back();
-        assert_eq!(client.to_send(), b"");
-        client.receive(b"{\"return\": {}, \"id\": 1}\r\n");
-        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+        assert_eq!(client.poll_transmit(), b"");
+        client.handle_bytes(b"{\"return\": {}, \"id\": 1}\r\n");
+        assert_eq!(
+            client.poll_event(),
+            Some(ClientEvent::Answer(Ok(Json::Map(Vec::new()))))
+        );
         client.execute("stop", None);
         assert_eq!(sent(&mut client).lines().count(), 1);
-        client.receive(b"{\"return\": {}, \"id\": 3}\r\n");
-        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
+        client.handle_bytes(b"{\"return\": {}, \"id\": 3}\r\n");
+        assert_eq!(
+            client.poll_event(),
+            Some(ClientEvent::Answer(Ok(Json::Map(Vec::new()))))
+        );
     }
 
     #[test]
@@ -269,15 +282,18 @@ mod tests {
         client.execute("cont", None);
         client.execute("stop", None);
         let refusal = b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"not parsed\"}}\r\n";
-        client.receive(refusal);
+        client.handle_bytes(refusal);
         assert!(
-            matches!(client.told(), Some(Told::Answer(Err(error))) if error.desc == "not parsed")
+            matches!(client.poll_event(), Some(ClientEvent::Answer(Err(error))) if error.desc == "not parsed")
         );
-        client.receive(b"{\"return\": {}, \"id\": 2}\r\n");
-        assert_eq!(client.told(), Some(Told::Answer(Ok(Json::Map(Vec::new())))));
-        client.receive(refusal);
+        client.handle_bytes(b"{\"return\": {}, \"id\": 2}\r\n");
+        assert_eq!(
+            client.poll_event(),
+            Some(ClientEvent::Answer(Ok(Json::Map(Vec::new()))))
+        );
+        client.handle_bytes(refusal);
         assert!(
-            matches!(client.told(), Some(Told::Broken(_))),
+            matches!(client.poll_event(), Some(ClientEvent::Broken(_))),
             "none is out"
         );
     }
@@ -292,10 +308,13 @@ mod tests {
         ] {
             let mut client = ready();
             client.execute("cont", None);
-            client.receive(line);
-            assert!(matches!(client.told(), Some(Told::Broken(_))), "{line:?}");
-            client.receive(b"{\"return\": {}, \"id\": 1}\r\n");
-            assert_eq!(client.told(), None);
+            client.handle_bytes(line);
+            assert!(
+                matches!(client.poll_event(), Some(ClientEvent::Broken(_))),
+                "{line:?}"
+            );
+            client.handle_bytes(b"{\"return\": {}, \"id\": 1}\r\n");
+            assert_eq!(client.poll_event(), None);
         }
     }
 }

@@ -91,7 +91,7 @@ impl Conversation {
     }
 
     /// Takes bytes of the client, a few KiB at a time at most, and returns bytes for the client.
-    pub fn client_bytes(&mut self, bytes: &[u8], audit: &mut Audit) -> Vec<u8> {
+    pub fn handle_bytes(&mut self, bytes: &[u8], audit: &mut Audit) -> Vec<u8> {
         let mut lines = Vec::new();
         self.lines.push(bytes, |line| lines.push(line));
         for line in lines {
@@ -200,13 +200,13 @@ impl Conversation {
         out
     }
 
-    /// Whether [`Conversation::next_request`] has one.
+    /// Returns whether [`Conversation::poll_request`] has one.
     pub fn has_request(&self) -> bool {
         matches!(self.open.front(), Some(Open::Command { .. }))
     }
 
     /// The next command for QEMU, which has it from now on. None while QEMU has one.
-    pub fn next_request(&mut self) -> Option<Request> {
+    pub fn poll_request(&mut self) -> Option<Request> {
         if !self.has_request() {
             return None;
         }
@@ -229,7 +229,7 @@ impl Conversation {
     }
 
     /// Takes QEMU's reply to the command in progress, and returns bytes for the client.
-    pub fn answered(&mut self, reply: Reply, audit: &mut Audit) -> Vec<u8> {
+    pub fn handle_reply(&mut self, reply: Reply, audit: &mut Audit) -> Vec<u8> {
         if !matches!(self.open.front(), Some(Open::Sent { .. })) {
             return Vec::new();
         }
@@ -287,7 +287,7 @@ impl Conversation {
     }
 
     /// An event for the client, if the policy passes it. Callers bound how many.
-    pub fn event(&self, name: &str, data: Option<&Json>) -> Option<Vec<u8>> {
+    pub fn handle_event(&self, name: &str, data: Option<&Json>) -> Option<Vec<u8>> {
         if !self.negotiated {
             return None;
         }

@@ -72,7 +72,7 @@ impl Monitor {
     }
 
     /// QEMU said something. Callers bring at most a few KiB at a time.
-    pub fn said(&mut self, bytes: &[u8]) -> Vec<Heard> {
+    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Vec<Heard> {
         let mut lines = Vec::new();
         self.lines.push(bytes, |line| lines.push(line));
         let heard = lines.into_iter().map(|line| match line {

@@ -280,9 +280,9 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
-    struct Told(Arc<Mutex<Vec<u8>>>);
+    struct Recorder(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Told {
+    impl Write for Recorder {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -413,7 +413,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let mut file = StateFile::create(&path).unwrap();
-        let told = Told::default();
+        let told = Recorder::default();
         let subscriber = tracing_subscriber::fmt().with_writer({
             let told = told.clone();
             move || told.clone()

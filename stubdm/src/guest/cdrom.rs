@@ -119,8 +119,8 @@ impl Drives {
             "add-fd",
             Some(map([("opaque", Json::from(opaque.as_str()))])),
         );
-        match monitor.write_with(client.to_send(), file.as_fd()) {
-            Ok(count) => client.sent(count),
+        match monitor.write_with(client.poll_transmit(), file.as_fd()) {
+            Ok(count) => client.handle_transmitted(count),
             // The rest is sent as always; without the descriptor QEMU refuses the command.
             Err(error) => warn!("passing {path} to QEMU: {error}"),
         }

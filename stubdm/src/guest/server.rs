@@ -88,7 +88,7 @@ impl<T: Transport> Server<T> {
             return;
         }
         self.retry_at = None;
-        match self.session.monitor() {
+        match self.session.poll_action() {
             Monitor::Keep => {}
             Monitor::Close => self.monitor = None,
             Monitor::Open => {
@@ -100,7 +100,7 @@ impl<T: Transport> Server<T> {
                 match opened {
                     Ok(monitor) => {
                         self.monitor = Some(monitor);
-                        self.session.monitor_up();
+                        self.session.handle_monitor_up();
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         debug!("the monitor is busy");
@@ -108,7 +108,7 @@ impl<T: Transport> Server<T> {
                     }
                     Err(error) => {
                         warn!("no connection to the monitor: {error}");
-                        self.session.monitor_lost();
+                        self.session.handle_monitor_lost();
                     }
                 }
             }
@@ -122,7 +122,7 @@ impl<T: Transport> Server<T> {
         };
         let outcome = saver.turn(self.session.holds_a_save());
         if let Some(outcome) = &outcome {
-            self.session.release(outcome);
+            self.session.handle_outcome(outcome);
         }
         outcome.is_some()
     }
@@ -134,11 +134,11 @@ impl<T: Transport> Server<T> {
 
     fn pump_link(&mut self) -> io::Result<bool> {
         let mut moved = false;
-        let out = self.session.vchan_out();
+        let out = self.session.poll_vchan();
         if !out.is_empty() {
             match self.link.try_write(out) {
                 Ok(count) => {
-                    self.session.vchan_wrote(count);
+                    self.session.handle_vchan_written(count);
                     moved |= count > 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -156,7 +156,7 @@ impl<T: Transport> Server<T> {
                 Ok(count) => {
                     let bytes = buffer.get(..count).unwrap_or_default();
                     debug!("from vchan: {}", one_line(&String::from_utf8_lossy(bytes)));
-                    if self.session.vchan_bytes(bytes) {
+                    if self.session.handle_vchan_bytes(bytes) {
                         if let Some(saver) = &mut self.saver {
                             saver.begin();
                         }
@@ -185,11 +185,11 @@ impl<T: Transport> Server<T> {
         };
         let mut moved = false;
         let mut lost = false;
-        let out = self.session.monitor_out();
+        let out = self.session.poll_monitor();
         if !out.is_empty() {
             match monitor.write(out) {
                 Ok(count) => {
-                    self.session.monitor_wrote(count);
+                    self.session.handle_monitor_written(count);
                     moved |= count > 0;
                 }
                 Err(_) => lost = true,
@@ -205,7 +205,7 @@ impl<T: Transport> Server<T> {
                         "from monitor: {}",
                         one_line(&String::from_utf8_lossy(bytes))
                     );
-                    self.session.monitor_bytes(bytes);
+                    self.session.handle_monitor_bytes(bytes);
                     if let Some(saver) = self
                         .saver
                         .as_mut()
@@ -221,7 +221,7 @@ impl<T: Transport> Server<T> {
         }
         if lost {
             info!("the monitor closed its connection");
-            self.session.monitor_lost();
+            self.session.handle_monitor_lost();
             self.monitor = None;
             moved = true;
         }
@@ -234,7 +234,7 @@ impl<T: Transport> Task for Server<T> {
         let mut interests = vec![(self.link.poll_fd(), PollFlags::POLLIN)];
         if let Some(monitor) = &self.monitor {
             let read = self.session.monitor_room() > 0;
-            let write = !self.session.monitor_out().is_empty();
+            let write = !self.session.poll_monitor().is_empty();
             interests.extend(monitor.interest(read, write));
         }
         if let Some(saver) = &self.saver {
@@ -251,11 +251,11 @@ impl<T: Transport> Task for Server<T> {
             match (self.link.peer()?, self.session.has_client()) {
                 (Peer::Connected, false) => {
                     debug!("a vchan client is here");
-                    self.session.client_arrived();
+                    self.session.handle_client_arrived();
                 }
                 (Peer::Gone, _) => {
                     debug!("the vchan client has left");
-                    self.session.client_left();
+                    self.session.handle_client_left();
                     self.monitor = None;
                     self.link.next_client()?;
                     if matches!(self.backend, Backend::Once(None)) {

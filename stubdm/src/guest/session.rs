@@ -88,14 +88,14 @@ impl GuestSession {
     }
 
     /// Lets the answer through, or a refusal in its place.
-    pub fn release(&mut self, outcome: &Result<(), String>) {
+    pub fn handle_outcome(&mut self, outcome: &Result<(), String>) {
         if let Some(gate) = &mut self.gate {
-            gate.release(outcome, &mut self.to_vchan);
+            gate.handle_outcome(outcome, &mut self.to_vchan);
         }
     }
 
     /// Returns the action on the monitor connection.
-    pub fn monitor(&self) -> Monitor {
+    pub fn poll_action(&self) -> Monitor {
         match self.phase {
             Phase::Idle | Phase::Mute => Monitor::Close,
             Phase::Opening => Monitor::Open,
@@ -109,12 +109,12 @@ impl GuestSession {
     }
 
     /// A client has connected.
-    pub fn client_arrived(&mut self) {
+    pub fn handle_client_arrived(&mut self) {
         self.begin();
     }
 
     /// The client has left. The caller also drops what the ring still holds of it.
-    pub fn client_left(&mut self) {
+    pub fn handle_client_left(&mut self) {
         self.begin();
         self.phase = Phase::Idle;
     }
@@ -130,12 +130,12 @@ impl GuestSession {
     }
 
     /// The monitor connection asked for by [`Monitor::Open`] stands.
-    pub fn monitor_up(&mut self) {
+    pub fn handle_monitor_up(&mut self) {
         self.phase = Phase::Pump;
     }
 
     /// The monitor connection is gone, or could not be made.
-    pub fn monitor_lost(&mut self) {
+    pub fn handle_monitor_lost(&mut self) {
         if matches!(self.phase, Phase::Opening | Phase::Pump) {
             self.phase = Phase::Mute;
             self.to_monitor.clear();
@@ -152,7 +152,7 @@ impl GuestSession {
     }
 
     /// The client said something. `true` if it asks for a save.
-    pub fn vchan_bytes(&mut self, mut bytes: &[u8]) -> bool {
+    pub fn handle_vchan_bytes(&mut self, mut bytes: &[u8]) -> bool {
         if self.phase == Phase::Idle {
             self.begin();
         }
@@ -170,7 +170,7 @@ impl GuestSession {
             self.to_monitor.append(bytes);
         }
         let gate = self.gate.as_mut().filter(|_| self.phase != Phase::Mute);
-        gate.is_some_and(|gate| gate.client_said(bytes))
+        gate.is_some_and(|gate| gate.handle_client_bytes(bytes))
     }
 
     /// How many bytes of the monitor's may be read now.
@@ -183,25 +183,25 @@ impl GuestSession {
     }
 
     /// The monitor said something.
-    pub fn monitor_bytes(&mut self, bytes: &[u8]) {
+    pub fn handle_monitor_bytes(&mut self, bytes: &[u8]) {
         match &mut self.gate {
-            Some(gate) => gate.monitor_said(bytes, &mut self.to_vchan),
+            Some(gate) => gate.handle_monitor_bytes(bytes, &mut self.to_vchan),
             None => self.to_vchan.append(bytes),
         }
     }
 
     /// Returns bytes for the client. A monitor's bytes before its close still go out.
-    pub fn vchan_out(&self) -> &[u8] {
+    pub fn poll_vchan(&self) -> &[u8] {
         self.to_vchan.front()
     }
 
-    /// `count` bytes of [`GuestSession::vchan_out`] went out.
-    pub fn vchan_wrote(&mut self, count: usize) {
+    /// `count` bytes of [`GuestSession::poll_vchan`] went out.
+    pub fn handle_vchan_written(&mut self, count: usize) {
         self.to_vchan.consume(count);
     }
 
     /// Bytes for the monitor.
-    pub fn monitor_out(&self) -> &[u8] {
+    pub fn poll_monitor(&self) -> &[u8] {
         if self.phase == Phase::Pump {
             self.to_monitor.front()
         } else {
@@ -209,8 +209,8 @@ impl GuestSession {
         }
     }
 
-    /// `count` bytes of [`GuestSession::monitor_out`] went out.
-    pub fn monitor_wrote(&mut self, count: usize) {
+    /// `count` bytes of [`GuestSession::poll_monitor`] went out.
+    pub fn handle_monitor_written(&mut self, count: usize) {
         self.to_monitor.consume(count);
     }
 }
@@ -221,99 +221,99 @@ mod tests {
 
     fn pumping() -> GuestSession {
         let mut session = GuestSession::new(Payload::Qmp);
-        assert_eq!(session.monitor(), Monitor::Close);
-        session.client_arrived();
-        assert_eq!(session.monitor(), Monitor::Open);
-        session.monitor_up();
+        assert_eq!(session.poll_action(), Monitor::Close);
+        session.handle_client_arrived();
+        assert_eq!(session.poll_action(), Monitor::Open);
+        session.handle_monitor_up();
         session
     }
 
     #[test]
     fn a_client_that_leaves_takes_its_bytes_with_it() {
         let mut session = pumping();
-        session.vchan_bytes(b"{\"execute\":");
-        session.monitor_bytes(b"{\"return\":");
-        session.client_left();
-        assert_eq!(session.monitor(), Monitor::Close);
-        session.client_arrived();
-        assert_eq!(session.monitor(), Monitor::Open);
-        session.monitor_up();
-        assert!(session.vchan_out().is_empty() && session.monitor_out().is_empty());
+        session.handle_vchan_bytes(b"{\"execute\":");
+        session.handle_monitor_bytes(b"{\"return\":");
+        session.handle_client_left();
+        assert_eq!(session.poll_action(), Monitor::Close);
+        session.handle_client_arrived();
+        assert_eq!(session.poll_action(), Monitor::Open);
+        session.handle_monitor_up();
+        assert!(session.poll_vchan().is_empty() && session.poll_monitor().is_empty());
     }
 
     #[test]
     fn a_monitor_that_closes_is_not_opened_for_the_same_client() {
         let mut session = pumping();
-        session.monitor_bytes(b"last words");
-        session.monitor_lost();
-        assert_eq!(session.monitor(), Monitor::Close);
-        assert_eq!(session.vchan_out(), b"last words");
-        session.vchan_bytes(b"anyone there?");
+        session.handle_monitor_bytes(b"last words");
+        session.handle_monitor_lost();
+        assert_eq!(session.poll_action(), Monitor::Close);
+        assert_eq!(session.poll_vchan(), b"last words");
+        session.handle_vchan_bytes(b"anyone there?");
         assert!(session.vchan_room() > 0, "the ring must not fill up");
-        assert!(session.monitor_out().is_empty());
-        session.client_left();
-        session.client_arrived();
-        assert_eq!(session.monitor(), Monitor::Open);
+        assert!(session.poll_monitor().is_empty());
+        session.handle_client_left();
+        session.handle_client_arrived();
+        assert_eq!(session.poll_action(), Monitor::Open);
     }
 
     #[test]
     fn the_marker_is_ignored_first_and_a_new_session_later() {
         let mut session = pumping();
-        session.vchan_bytes(b"\x01");
-        assert_eq!(session.monitor(), Monitor::Keep);
-        session.vchan_bytes(b"first");
-        session.monitor_bytes(b"for the first");
-        session.vchan_bytes(b" more\x01second");
-        assert_eq!(session.monitor(), Monitor::Open);
-        session.monitor_up();
-        assert_eq!(session.monitor_out(), b"second");
-        assert!(session.vchan_out().is_empty());
-        session.vchan_bytes(b"\x01");
-        assert_eq!(session.monitor(), Monitor::Open);
+        session.handle_vchan_bytes(b"\x01");
+        assert_eq!(session.poll_action(), Monitor::Keep);
+        session.handle_vchan_bytes(b"first");
+        session.handle_monitor_bytes(b"for the first");
+        session.handle_vchan_bytes(b" more\x01second");
+        assert_eq!(session.poll_action(), Monitor::Open);
+        session.handle_monitor_up();
+        assert_eq!(session.poll_monitor(), b"second");
+        assert!(session.poll_vchan().is_empty());
+        session.handle_vchan_bytes(b"\x01");
+        assert_eq!(session.poll_action(), Monitor::Open);
     }
 
     #[test]
     fn opaque_bytes_may_hold_the_marker() {
         let mut session = GuestSession::new(Payload::Opaque);
-        session.client_arrived();
-        session.monitor_up();
-        session.vchan_bytes(b"a\x01b");
-        assert_eq!(session.monitor_out(), b"a\x01b");
+        session.handle_client_arrived();
+        session.handle_monitor_up();
+        session.handle_vchan_bytes(b"a\x01b");
+        assert_eq!(session.poll_monitor(), b"a\x01b");
     }
 
     #[test]
     fn a_marker_that_was_asked_for_is_honoured_whatever_the_payload() {
         let mut session = GuestSession::new(Payload::Opaque);
         session.set_marker(7);
-        session.client_arrived();
-        session.monitor_up();
-        session.vchan_bytes(b"\x07a\x01b");
-        assert_eq!(session.monitor_out(), b"a\x01b");
-        session.vchan_bytes(b"c\x07d");
-        assert_eq!(session.monitor(), Monitor::Open);
-        session.monitor_up();
-        assert_eq!(session.monitor_out(), b"d");
+        session.handle_client_arrived();
+        session.handle_monitor_up();
+        session.handle_vchan_bytes(b"\x07a\x01b");
+        assert_eq!(session.poll_monitor(), b"a\x01b");
+        session.handle_vchan_bytes(b"c\x07d");
+        assert_eq!(session.poll_action(), Monitor::Open);
+        session.handle_monitor_up();
+        assert_eq!(session.poll_monitor(), b"d");
     }
 
     #[test]
     fn a_client_that_speaks_before_it_was_seen_has_arrived() {
         let mut session = GuestSession::new(Payload::Qmp);
         assert!(session.vchan_room() > 0, "who does not read is not told");
-        session.vchan_bytes(b"early");
+        session.handle_vchan_bytes(b"early");
         assert!(session.has_client());
-        assert_eq!(session.monitor(), Monitor::Open);
-        session.monitor_up();
-        assert_eq!(session.monitor_out(), b"early");
+        assert_eq!(session.poll_action(), Monitor::Open);
+        session.handle_monitor_up();
+        assert_eq!(session.poll_monitor(), b"early");
     }
 
     #[test]
     fn each_direction_stops_at_its_limit() {
         let mut session = pumping();
-        session.vchan_bytes(&vec![b'x'; session.vchan_room()]);
+        session.handle_vchan_bytes(&vec![b'x'; session.vchan_room()]);
         assert_eq!(session.vchan_room(), 0);
-        session.monitor_bytes(&vec![b'y'; session.monitor_room()]);
+        session.handle_monitor_bytes(&vec![b'y'; session.monitor_room()]);
         assert_eq!(session.monitor_room(), 0);
-        session.monitor_wrote(10);
+        session.handle_monitor_written(10);
         assert_eq!(session.vchan_room(), 10);
     }
 }

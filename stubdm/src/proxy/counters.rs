@@ -145,7 +145,7 @@ impl Reporter {
 /// A file's contents.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Told {
+pub struct CounterPage {
     /// The process that wrote it.
     pub pid: u32,
     /// How often it was rewritten.
@@ -159,7 +159,7 @@ pub struct Told {
 pub struct CounterFile {
     file: File,
     path: PathBuf,
-    told: Told,
+    told: CounterPage,
     /// The counters of processes that are gone.
     before: Counters,
 }
@@ -188,10 +188,10 @@ impl CounterFile {
             .create_new(true)
             .mode(0o600)
             .open(&path)?;
-        let told = Told {
+        let told = CounterPage {
             pid: std::process::id(),
             counters: before,
-            ..Told::default()
+            ..CounterPage::default()
         };
         let mut counter_file = Self {
             file,
@@ -235,7 +235,7 @@ fn file(folder: &Path, domain: u16) -> PathBuf {
     folder.join(format!("proxy-{domain}"))
 }
 
-fn page(told: &Told) -> io::Result<[u8; SIZE]> {
+fn page(told: &CounterPage) -> io::Result<[u8; SIZE]> {
     let text = serde_json::to_vec(told)?;
     let mut page = [b' '; SIZE];
     let (body, end) = page.split_at_mut(SIZE - SUM);
@@ -248,7 +248,7 @@ fn page(told: &Told) -> io::Result<[u8; SIZE]> {
 }
 
 /// Reads the counters of the proxy to `domain`, if there is such a file and it can be believed.
-pub fn read(folder: &Path, domain: u16) -> Option<Told> {
+pub fn read(folder: &Path, domain: u16) -> Option<CounterPage> {
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
@@ -271,7 +271,7 @@ pub fn read(folder: &Path, domain: u16) -> Option<Told> {
 }
 
 #[allow(clippy::disallowed_methods)] // 500 bytes with the right checksum, of root's or our own.
-fn parse(page: &[u8; SIZE]) -> Option<Told> {
+fn parse(page: &[u8; SIZE]) -> Option<CounterPage> {
     let (body, end) = page.split_at(SIZE - SUM);
     let sum = format!("{:08x}\n", crc32fast::hash(body));
     (sum.as_bytes() == end).then_some(())?;

@@ -101,20 +101,25 @@ impl Resync {
         }
     }
 
-    /// When [`Resync::tick`] is wanted.
-    pub fn deadline(&self) -> Instant {
+    /// Returns when [`Resync::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Instant {
         self.probe_at
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, memory: &mut Memory, now: Instant) {
+    pub fn handle_timeout(&mut self, memory: &mut Memory, now: Instant) {
         if self.probe_at <= now {
             self.send_probe(memory, now);
         }
     }
 
     /// Takes bytes up to the one that decides it; those after it stay.
-    pub fn bytes(&mut self, memory: &mut Memory, bytes: &mut &[u8], now: Instant) -> Option<Found> {
+    pub fn handle_bytes(
+        &mut self,
+        memory: &mut Memory,
+        bytes: &mut &[u8],
+        now: Instant,
+    ) -> Option<Found> {
         while !bytes.is_empty() {
             let end = bytes.iter().position(|b| *b == b'\n');
             let end = end.map_or(bytes.len(), |at| at + 1);
@@ -150,12 +155,12 @@ impl Resync {
     }
 
     /// Bytes for the other end.
-    pub fn out(&self) -> &[u8] {
+    pub fn poll_transmit(&self) -> &[u8] {
         self.out.front()
     }
 
     /// `count` bytes of [`Resync::out`] went out.
-    pub fn wrote(&mut self, count: usize) {
+    pub fn handle_transmitted(&mut self, count: usize) {
         self.out.consume(count);
     }
 

@@ -12,13 +12,13 @@ use crate::rt::transport::{Peer, Transport};
 /// A session, seen from the vchan.
 pub trait VchanSide {
     /// Bytes for the vchan.
-    fn vchan_out(&self) -> &[u8];
+    fn poll_vchan(&self) -> &[u8];
     /// `count` of them went out.
-    fn vchan_wrote(&mut self, count: usize);
+    fn handle_vchan_written(&mut self, count: usize);
     /// How many bytes of the vchan's may be read now.
     fn vchan_room(&self) -> usize;
     /// The other end said something.
-    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant);
+    fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant);
 }
 
 /// A session, seen from a client.
@@ -26,11 +26,11 @@ pub trait ClientSide {
     /// How many bytes of the client's may be read now.
     fn room(&self) -> usize;
     /// The client said something.
-    fn bytes(&mut self, bytes: &[u8], now: Instant);
+    fn handle_bytes(&mut self, bytes: &[u8], now: Instant);
     /// Bytes for the client.
-    fn out(&self) -> &[u8];
+    fn poll_transmit(&self) -> &[u8];
     /// `count` of them went out.
-    fn wrote(&mut self, count: usize, now: Instant);
+    fn handle_transmitted(&mut self, count: usize, now: Instant);
 }
 
 /// Moves bytes between a session and the vchan; says whether any moved.
@@ -52,7 +52,7 @@ pub fn pump_vchan<L: Transport>(
             Ok(count) => {
                 let bytes = buffer.get(..count).unwrap_or_default();
                 debug!("from vchan: {}", one_line(&String::from_utf8_lossy(bytes)));
-                session.vchan_bytes(bytes, now);
+                session.handle_vchan_bytes(bytes, now);
                 moved = true;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -67,13 +67,13 @@ pub fn pump_vchan<L: Transport>(
 /// # Errors
 /// The vchan is of no more use.
 pub fn flush_vchan<L: Transport>(session: &mut impl VchanSide, link: &mut L) -> io::Result<bool> {
-    let out = session.vchan_out();
+    let out = session.poll_vchan();
     if out.is_empty() {
         return Ok(false);
     }
     match link.try_write(out) {
         Ok(count) => {
-            session.vchan_wrote(count);
+            session.handle_vchan_written(count);
             return Ok(count > 0);
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -107,7 +107,7 @@ pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Insta
             Ok(Read::Bytes(count)) => {
                 let bytes = buffer.get(..count).unwrap_or_default();
                 debug!("from client: {}", one_line(&String::from_utf8_lossy(bytes)));
-                session.bytes(bytes, now);
+                session.handle_bytes(bytes, now);
                 seen.moved = true;
                 return seen;
             }
@@ -117,11 +117,11 @@ pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Insta
             Err(_) => seen.gone = true,
         }
     }
-    let out = session.out();
+    let out = session.poll_transmit();
     if !out.is_empty() {
         match local.write(out) {
             Ok(count) => {
-                session.wrote(count, now);
+                session.handle_transmitted(count, now);
                 seen.moved |= count > 0;
             }
             Err(_) => seen.gone = true,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::Value;
-use stubdm_qmp::client::{Client, Told};
+use stubdm_qmp::client::{Client, ClientEvent};
 use stubdm_qmp::json::Json;
 use stubdm_qmp::message::LIMITS;
 use stubdm_qmp::text::{json, json_line, one_line};
@@ -131,14 +131,14 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
     let mut client = Client::new();
     let mut greeted = false;
     loop {
-        while let Some(told) = client.told() {
+        while let Some(told) = client.poll_event() {
             match told {
-                Told::Ready => {
+                ClientEvent::Ready => {
                     greeted = true;
                     client.execute(&options.command, options.arguments.clone());
                 }
-                Told::Answer(Ok(answer)) => return Ok(answer.into()),
-                Told::Answer(Err(error)) => {
+                ClientEvent::Answer(Ok(answer)) => return Ok(answer.into()),
+                ClientEvent::Answer(Err(error)) => {
                     let command = &options.command;
                     // The proxy's own words begin so. A QEMU that lies may write the same.
                     return Err(match error.desc.strip_prefix(PROXY) {
@@ -148,8 +148,8 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
                         None => Failure::new(format_args!("QEMU refused {command}: {error}")),
                     });
                 }
-                Told::Event(_) => {}
-                Told::Broken(why) => {
+                ClientEvent::Event(_) => {}
+                ClientEvent::Broken(why) => {
                     return Err(Failure::new(format_args!(
                         "no proper QMP: {}",
                         one_line(&why)
@@ -166,12 +166,12 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
             )),
             _ => Failure::new(format_args!("waiting for {asked}: {error}")),
         };
-        while !client.to_send().is_empty() {
+        while !client.poll_transmit().is_empty() {
             stream
                 .set_write_timeout(Some(left(deadline).map_err(timed)?))
                 .map_err(timed)?;
-            let count = stream.write(client.to_send()).map_err(timed)?;
-            client.sent(count);
+            let count = stream.write(client.poll_transmit()).map_err(timed)?;
+            client.handle_transmitted(count);
         }
         stream
             .set_read_timeout(Some(left(deadline).map_err(timed)?))
@@ -179,7 +179,7 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
         let mut buffer = [0; 4096];
         match stream.read(&mut buffer) {
             Ok(0) => return Err(Failure::new(format_args!("closed before {asked} came"))),
-            Ok(count) => client.receive(buffer.get(..count).unwrap_or_default()),
+            Ok(count) => client.handle_bytes(buffer.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(timed(error)),
         }

@@ -322,7 +322,7 @@ fn wide(output: &mut impl Write) -> ExitCode {
     };
     let now = Instant::now();
     let mut multiplexer = Multiplexer::new(Arc::new(policy), 1, now);
-    let client = multiplexer.client_arrived(now);
+    let client = multiplexer.handle_client_arrived(now);
     let kinds: [Kind; 6] = [
         ("objects", |_| "{\"\":0},".into(), "[", "0]"),
         ("arrays", |_| "[0],".into(), "[", "0]"),
@@ -332,10 +332,10 @@ fn wide(output: &mut impl Write) -> ExitCode {
         ("deep", |n| ["[", "{\"a\":", "[0,"][n % 3].into(), "", ""),
     ];
     for (name, item, open, close) in kinds {
-        multiplexer.vchan_up(now);
+        multiplexer.handle_vchan_up(now);
         let say = |multiplexer: &mut Multiplexer, line: &[u8]| {
             for piece in line.chunks(4096).chain([&b"\n"[..]]) {
-                multiplexer.vchan_bytes(piece, now);
+                multiplexer.handle_vchan_bytes(piece, now);
             }
         };
         // A greeting that nobody forgets, then whatever else comes before the answer to the probe.
@@ -347,8 +347,8 @@ fn wide(output: &mut impl Write) -> ExitCode {
         say(&mut multiplexer, &widest(item, open, close));
         say(&mut multiplexer, format!("{greeting}0}}}}").as_bytes());
         let id = |multiplexer: &mut Multiplexer| {
-            let out = String::from_utf8_lossy(multiplexer.vchan_out()).into_owned();
-            multiplexer.vchan_wrote(multiplexer.vchan_out().len());
+            let out = String::from_utf8_lossy(multiplexer.poll_vchan()).into_owned();
+            multiplexer.handle_vchan_written(multiplexer.poll_vchan().len());
             let (_, id) = out.rsplit_once("\"id\":\"").unwrap();
             id.split('"').next().unwrap().to_owned()
         };
@@ -363,17 +363,17 @@ fn wide(output: &mut impl Write) -> ExitCode {
             format!("{{\"return\":{{}},\"id\":\"{negotiation}\"}}").as_bytes(),
         );
         let command = b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-cpus-fast\"}\n";
-        multiplexer.client_bytes(client, command, now);
+        multiplexer.handle_client_bytes(client, command, now);
         let asked = id(&mut multiplexer);
         let open = format!("{{\"id\":\"{asked}\",\"return\":{open}");
         say(
             &mut multiplexer,
             &widest(item, &open, &format!("{close}}}")),
         );
-        let told = multiplexer.client_out(client).len();
-        multiplexer.client_wrote(client, told, now);
+        let told = multiplexer.poll_client(client).len();
+        multiplexer.handle_client_written(client, told, now);
         writeln!(output, "{name} {told}").unwrap();
-        multiplexer.vchan_lost(now);
+        multiplexer.handle_vchan_lost(now);
     }
     ExitCode::SUCCESS
 }

@@ -53,7 +53,7 @@ pub struct Intercept {
 
 impl Intercept {
     /// Takes what the client says, before QEMU gets it. `true` if a save begins with these bytes.
-    pub fn client_said(&mut self, bytes: &[u8]) -> bool {
+    pub fn handle_client_bytes(&mut self, bytes: &[u8]) -> bool {
         let mut begins = false;
         for byte in bytes {
             if *byte == b'\n' {
@@ -73,7 +73,7 @@ impl Intercept {
     }
 
     /// Takes what QEMU says; what may pass now is added to `out`.
-    pub fn monitor_said(&mut self, bytes: &[u8], out: &mut Buffer) {
+    pub fn handle_monitor_bytes(&mut self, bytes: &[u8], out: &mut Buffer) {
         match &mut self.state {
             State::Open => out.append(bytes),
             State::Held { rest, .. } => rest.extend_from_slice(bytes),
@@ -140,7 +140,7 @@ impl Intercept {
     }
 
     /// Lets the answer pass, or says in its place why the state did not get through.
-    pub fn release(&mut self, outcome: &Result<(), String>, out: &mut Buffer) {
+    pub fn handle_outcome(&mut self, outcome: &Result<(), String>, out: &mut Buffer) {
         if let State::Held { id, answer, rest } = std::mem::take(&mut self.state) {
             match outcome {
                 Ok(()) => out.append(&answer),
@@ -195,16 +195,19 @@ mod tests {
         let stream = [EVENT, ANSWER, EVENT].concat();
         for size in 1..stream.len() {
             let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-            let begun: Vec<bool> = SAVE.chunks(size).map(|c| gate.client_said(c)).collect();
+            let begun: Vec<bool> = SAVE
+                .chunks(size)
+                .map(|c| gate.handle_client_bytes(c))
+                .collect();
             assert_eq!(begun.iter().filter(|b| **b).count(), 1, "pieces of {size}");
             stream
                 .chunks(size)
-                .for_each(|c| gate.monitor_said(c, &mut out));
+                .for_each(|c| gate.handle_monitor_bytes(c, &mut out));
             assert!(gate.holds());
             assert_eq!(taken(&mut out), EVENT, "pieces of {size}");
-            gate.release(&Ok(()), &mut out);
+            gate.handle_outcome(&Ok(()), &mut out);
             assert_eq!(taken(&mut out), [ANSWER, EVENT].concat());
-            gate.monitor_said(b"and half a li", &mut out);
+            gate.handle_monitor_bytes(b"and half a li", &mut out);
             assert_eq!(taken(&mut out), b"and half a li");
         }
     }
@@ -212,9 +215,9 @@ mod tests {
     #[test]
     fn a_state_that_did_not_get_through_is_a_refusal_with_the_same_id() {
         let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-        gate.client_said(SAVE);
-        gate.monitor_said(ANSWER, &mut out);
-        gate.release(&Err("the console \"broke\"".into()), &mut out);
+        gate.handle_client_bytes(SAVE);
+        gate.handle_monitor_bytes(ANSWER, &mut out);
+        gate.handle_outcome(&Err("the console \"broke\"".into()), &mut out);
         assert!(!gate.was_refused(), "not by QEMU");
         let line = taken(&mut out);
         assert!(line.ends_with(b"}\r\n"));
@@ -231,11 +234,11 @@ mod tests {
     #[test]
     fn qemus_own_refusal_passes_and_ends_the_wait() {
         let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-        gate.client_said(SAVE);
+        gate.handle_client_bytes(SAVE);
         let refusal =
             b"{\"id\": 7, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\r\n";
-        gate.monitor_said(refusal, &mut out);
-        gate.monitor_said(ANSWER, &mut out);
+        gate.handle_monitor_bytes(refusal, &mut out);
+        gate.handle_monitor_bytes(ANSWER, &mut out);
         assert!(!gate.holds());
         assert!(gate.was_refused() && !gate.was_refused());
         assert_eq!(taken(&mut out), [&refusal[..], ANSWER].concat());
@@ -250,13 +253,13 @@ mod tests {
             b"not json xen-save-devices-state\n",
         ] {
             let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-            assert!(!gate.client_said(line));
-            gate.monitor_said(ANSWER, &mut out);
+            assert!(!gate.handle_client_bytes(line));
+            gate.handle_monitor_bytes(ANSWER, &mut out);
             assert_eq!(taken(&mut out), ANSWER);
         }
         let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-        gate.client_said(SAVE);
-        gate.monitor_said(b"{\"return\": {}, \"id\": 8}\r\n", &mut out);
+        gate.handle_client_bytes(SAVE);
+        gate.handle_monitor_bytes(b"{\"return\": {}, \"id\": 8}\r\n", &mut out);
         assert!(!gate.holds());
     }
 
@@ -264,10 +267,10 @@ mod tests {
     fn a_request_of_any_length_costs_little() {
         let mut gate = Intercept::default();
         for _ in 0..1000 {
-            assert!(!gate.client_said(&[b'x'; 1000]));
+            assert!(!gate.handle_client_bytes(&[b'x'; 1000]));
         }
         assert!(gate.request.len() <= REQUEST_MAX);
-        assert!(!gate.client_said(b"\n"));
-        assert!(gate.client_said(SAVE), "the next line counts again");
+        assert!(!gate.handle_client_bytes(b"\n"));
+        assert!(gate.handle_client_bytes(SAVE), "the next line counts again");
     }
 }

@@ -56,9 +56,9 @@ impl Saver {
             ("opaque", Json::from("stubdm-save")),
         ]);
         client.execute("add-fd", Some(arguments));
-        match monitor.write_with(client.to_send(), file.as_fd()) {
+        match monitor.write_with(client.poll_transmit(), file.as_fd()) {
             Ok(sent) => {
-                client.sent(sent);
+                client.handle_transmitted(sent);
                 Ok(())
             }
             Err(error) => {
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(saver.is_to_be_offered());
         assert_eq!(
-            client.to_send(),
+            client.poll_transmit(),
             b"",
             "without the file it would be refused"
         );
@@ -201,7 +201,7 @@ mod tests {
         got.clear();
         let _ = far.read_to_end(&mut got);
         assert!(got.starts_with(b"{\"execute\":\"add-fd\""));
-        assert_eq!(client.to_send(), b"");
+        assert_eq!(client.poll_transmit(), b"");
     }
 
     #[test]

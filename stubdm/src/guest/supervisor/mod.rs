@@ -176,15 +176,15 @@ impl Supervisor {
     }
 
     /// When [`Event::Tick`] is wanted at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         earlier(
             self.deadline,
-            self.watchdog.as_ref().and_then(Watchdog::deadline),
+            self.watchdog.as_ref().and_then(Watchdog::poll_timeout),
         )
     }
 
     /// The next thing to do.
-    pub fn action(&mut self) -> Option<Action> {
+    pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
@@ -194,7 +194,7 @@ impl Supervisor {
     }
 
     /// Tells what happened.
-    pub fn event(&mut self, event: Event, now: Instant) {
+    pub fn handle_event(&mut self, event: Event, now: Instant) {
         match (self.phase, event) {
             (Phase::Over, _) => {}
             (_, Event::Line(line)) => self.line(&line, now),
@@ -237,7 +237,7 @@ impl Supervisor {
                 self.log(format!("QEMU says {}", one_line(&name)), now);
             }
             (_, Event::Answered) => {
-                if let Some(silent) = self.watchdog.as_mut().and_then(|p| p.answered(now)) {
+                if let Some(silent) = self.watchdog.as_mut().and_then(|p| p.handle_answer(now)) {
                     let again = format!("QEMU answers again, after {} s", silent.as_secs());
                     self.actions.push_back(Action::ReportBack(again));
                 }
@@ -249,7 +249,7 @@ impl Supervisor {
                 match self
                     .watchdog
                     .as_mut()
-                    .and_then(|watchdog| watchdog.tick(now))
+                    .and_then(|watchdog| watchdog.handle_timeout(now))
                 {
                     Some(Beat::Ask) => self.actions.push_back(Action::Ask),
                     Some(Beat::Hung) => {

@@ -17,8 +17,8 @@ impl Bench {
     }
 
     fn tell(&mut self, event: Event) -> Vec<Action> {
-        self.machine.event(event, self.now);
-        std::iter::from_fn(|| self.machine.action()).collect()
+        self.machine.handle_event(event, self.now);
+        std::iter::from_fn(|| self.machine.poll_action()).collect()
     }
 
     fn wait(&mut self, time: Duration) -> Vec<Action> {
@@ -72,7 +72,7 @@ fn a_qemu_that_hangs_is_reported_and_not_killed() {
     assert_eq!(bench.wait(HANG_LIMIT - Duration::from_millis(1)), []);
     let hung = Action::ReportHung("QEMU has not answered for 20 s".to_owned());
     assert_eq!(bench.wait(Duration::from_millis(1)), [hung]);
-    assert_eq!(bench.machine.deadline(), None);
+    assert_eq!(bench.machine.poll_timeout(), None);
     assert_eq!(bench.wait(Duration::from_secs(1_000_000)), []);
     let back = "QEMU answers again, after 1000020 s".to_owned();
     assert_eq!(bench.tell(Event::Answered), [Action::ReportBack(back)]);

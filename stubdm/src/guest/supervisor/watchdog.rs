@@ -44,7 +44,7 @@ impl Watchdog {
     }
 
     /// When [`tick`](Self::tick) has something to say, unless an answer comes first.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Quiet { until } => Some(until),
             State::Asked { at } => at.checked_add(self.limit),
@@ -53,8 +53,8 @@ impl Watchdog {
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, now: Instant) -> Option<Beat> {
-        if self.deadline()? > now {
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Beat> {
+        if self.poll_timeout()? > now {
             return None;
         }
         match self.state {
@@ -71,7 +71,7 @@ impl Watchdog {
     }
 
     /// QEMU has answered. Gives how long it was silent, if that was told.
-    pub fn answered(&mut self, now: Instant) -> Option<Duration> {
+    pub fn handle_answer(&mut self, now: Instant) -> Option<Duration> {
         let before = self.state;
         *self = Self::new(self.limit, now);
         match before {
@@ -92,24 +92,27 @@ mod tests {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(LIMIT, start);
         for round in 0..3 {
-            let asked = watchdog.deadline().unwrap();
+            let asked = watchdog.poll_timeout().unwrap();
             assert_eq!(
-                watchdog.tick(asked - Duration::from_millis(1)),
+                watchdog.handle_timeout(asked - Duration::from_millis(1)),
                 None,
                 "{round}"
             );
-            assert_eq!(watchdog.tick(asked), Some(Beat::Ask));
-            assert_eq!(watchdog.tick(asked), None);
+            assert_eq!(watchdog.handle_timeout(asked), Some(Beat::Ask));
+            assert_eq!(watchdog.handle_timeout(asked), None);
             assert_eq!(
-                watchdog.tick(asked + LIMIT - Duration::from_millis(1)),
+                watchdog.handle_timeout(asked + LIMIT - Duration::from_millis(1)),
                 None
             );
-            assert_eq!(watchdog.tick(asked + LIMIT), Some(Beat::Hung));
+            assert_eq!(watchdog.handle_timeout(asked + LIMIT), Some(Beat::Hung));
             assert_eq!(
-                (watchdog.tick(asked + 9 * LIMIT), watchdog.deadline()),
+                (
+                    watchdog.handle_timeout(asked + 9 * LIMIT),
+                    watchdog.poll_timeout()
+                ),
                 (None, None)
             );
-            let silence = watchdog.answered(asked + 10 * LIMIT);
+            let silence = watchdog.handle_answer(asked + 10 * LIMIT);
             assert_eq!(silence, Some(10 * LIMIT));
         }
     }
@@ -118,11 +121,11 @@ mod tests {
     fn a_limit_beyond_all_time_is_never_reached() {
         let now = Instant::now();
         let mut watchdog = Watchdog::new(Duration::MAX, now);
-        let asked = watchdog.deadline().unwrap();
-        assert_eq!(watchdog.tick(asked), Some(Beat::Ask));
-        assert_eq!(watchdog.deadline(), None);
-        assert_eq!(watchdog.tick(asked + 1_000_000 * LIMIT), None);
-        assert_eq!(watchdog.answered(asked), None);
+        let asked = watchdog.poll_timeout().unwrap();
+        assert_eq!(watchdog.handle_timeout(asked), Some(Beat::Ask));
+        assert_eq!(watchdog.poll_timeout(), None);
+        assert_eq!(watchdog.handle_timeout(asked + 1_000_000 * LIMIT), None);
+        assert_eq!(watchdog.handle_answer(asked), None);
     }
 
     #[test]
@@ -130,11 +133,11 @@ mod tests {
         let mut now = Instant::now();
         let mut watchdog = Watchdog::new(LIMIT, now);
         for _ in 0..1000 {
-            now = watchdog.deadline().unwrap();
-            assert_eq!(watchdog.tick(now), Some(Beat::Ask));
+            now = watchdog.poll_timeout().unwrap();
+            assert_eq!(watchdog.handle_timeout(now), Some(Beat::Ask));
             now += LIMIT - Duration::from_millis(1);
-            assert_eq!(watchdog.tick(now), None);
-            assert_eq!(watchdog.answered(now), None);
+            assert_eq!(watchdog.handle_timeout(now), None);
+            assert_eq!(watchdog.handle_answer(now), None);
         }
     }
 }

@@ -145,7 +145,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     fn tell(&mut self, event: Event) {
-        self.machine.event(event, Instant::now());
+        self.machine.handle_event(event, Instant::now());
     }
 
     /// A saved state that is of no use is the end: QEMU would wait for it for ever.
@@ -237,7 +237,7 @@ impl Task for Watch<'_> {
             interests.push((listener.as_fd(), PollFlags::POLLIN));
         }
         if let Some((local, client)) = &self.monitor {
-            interests.extend(local.interest(true, self.full || !client.to_send().is_empty()));
+            interests.extend(local.interest(true, self.full || !client.poll_transmit().is_empty()));
         }
         if let Some(incoming) = &self.incoming {
             interests.extend(incoming.interest());
@@ -263,10 +263,10 @@ impl Task for Watch<'_> {
         self.serve();
         self.offer_file_again();
         self.tell(Event::Tick);
-        while let Some(action) = self.machine.action() {
+        while let Some(action) = self.machine.poll_action() {
             self.act(action);
         }
-        let deadline = earlier(self.machine.deadline(), self.server_deadline);
+        let deadline = earlier(self.machine.poll_timeout(), self.server_deadline);
         Ok(match (self.machine.is_over(), self.again) {
             (true, _) => Progress::Done,
             (false, true) => Progress::Again,

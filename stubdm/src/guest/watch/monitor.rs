@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use stubdm_qmp::client::{Client, Told};
+use stubdm_qmp::client::{Client, ClientEvent};
 use stubdm_qmp::text::one_line;
 use tracing::warn;
 
@@ -50,9 +50,9 @@ impl Watch<'_> {
             lost = Some(error.to_string());
         }
         let mut events = Vec::new();
-        while let Some(told) = client.told() {
+        while let Some(told) = client.poll_event() {
             events.push(match told {
-                Told::Ready => {
+                ClientEvent::Ready => {
                     // Before anything else is asked: a toolstack may save as soon as it is served.
                     if let Some(saver) = &mut self.saver {
                         match saver.offer(local, client) {
@@ -62,7 +62,7 @@ impl Watch<'_> {
                     }
                     Event::MonitorReady
                 }
-                Told::Answer(answer) => match (self.asked.pop_front(), answer) {
+                ClientEvent::Answer(answer) => match (self.asked.pop_front(), answer) {
                     // A refusal is an answer.
                     (Some(Asked::Alive), _) => Event::Answered,
                     (Some(Asked::Medium), answer) => {
@@ -80,8 +80,8 @@ impl Watch<'_> {
                     (_, Ok(_)) => Event::Started,
                     (_, Err(error)) => Event::StartRefused(error.to_string()),
                 },
-                Told::Event(name) => Event::Qmp(name),
-                Told::Broken(why) => {
+                ClientEvent::Event(name) => Event::Qmp(name),
+                ClientEvent::Broken(why) => {
                     lost = Some(why);
                     continue;
                 }
@@ -105,7 +105,7 @@ impl Watch<'_> {
             Ok(more) => self.again |= more,
             Err(error) => warn!("the kernel's words of new disks: {error}"),
         }
-        let idle = self.asked.is_empty() && client.to_send().is_empty();
+        let idle = self.asked.is_empty() && client.poll_transmit().is_empty();
         if idle && self.started && drives.offer(local, client) {
             self.asked.push_back(Asked::Medium);
             self.again = true;
@@ -121,7 +121,7 @@ impl Watch<'_> {
         let (Some(saver), Some((local, client))) = (saver, &mut self.monitor) else {
             return;
         };
-        if !self.asked.is_empty() || !client.to_send().is_empty() {
+        if !self.asked.is_empty() || !client.poll_transmit().is_empty() {
             // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that
             // came last.
             return;
@@ -148,14 +148,14 @@ fn pump(local: &mut Stream, client: &mut Client, again: &mut bool) -> io::Result
     let mut buffer = [0; 4096];
     for _ in 0..64 {
         let mut moved = false;
-        if !client.to_send().is_empty() {
-            let count = local.write(client.to_send())?;
-            client.sent(count);
+        if !client.poll_transmit().is_empty() {
+            let count = local.write(client.poll_transmit())?;
+            client.handle_transmitted(count);
             moved |= count > 0;
         }
         match local.read(&mut buffer)? {
             Read::Bytes(count) => {
-                client.receive(buffer.get(..count).unwrap_or_default());
+                client.handle_bytes(buffer.get(..count).unwrap_or_default());
                 moved = true;
             }
             Read::Nothing => {}

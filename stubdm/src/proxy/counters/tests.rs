@@ -83,7 +83,7 @@ fn the_largest_numbers_fit() {
         latency_us: most,
         longest_us: most,
     };
-    let told = Told {
+    let told = CounterPage {
         pid: u32::MAX,
         sequence: most,
         counters,
@@ -95,9 +95,9 @@ fn the_largest_numbers_fit() {
 fn a_file_that_lies_is_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), 5);
-    let good = page(&Told::default()).unwrap();
+    let good = page(&CounterPage::default()).unwrap();
     fs::write(&path, good).unwrap();
-    assert_eq!(read(dir.path(), 5), Some(Told::default()));
+    assert_eq!(read(dir.path(), 5), Some(CounterPage::default()));
     // Longer than it may be: what follows is not read.
     File::options()
         .append(true)
@@ -105,7 +105,7 @@ fn a_file_that_lies_is_no_file() {
         .unwrap()
         .set_len(1 << 40)
         .unwrap();
-    assert_eq!(read(dir.path(), 5), Some(Told::default()));
+    assert_eq!(read(dir.path(), 5), Some(CounterPage::default()));
     for at in [0, 100, SIZE - 1] {
         let mut bad = good;
         bad[at] ^= 1;

@@ -72,7 +72,7 @@ impl<C: Connect> Driver<C> {
             Ok(moved) => moved,
             Err(error) => {
                 info!("the vchan is gone: {}", one_line(&error.to_string()));
-                self.multiplexer.vchan_lost(now);
+                self.multiplexer.handle_vchan_lost(now);
                 self.link = None;
                 false
             }
@@ -95,7 +95,7 @@ impl<C: Connect> Driver<C> {
                 self.stale -= 1;
             } else {
                 self.looking = false;
-                self.multiplexer.stored(&outcome, now);
+                self.multiplexer.handle_stored(&outcome, now);
             }
         }
         while self.multiplexer.has_saved() && !(self.looking && self.link.is_some()) {
@@ -106,7 +106,7 @@ impl<C: Connect> Driver<C> {
             } else {
                 self.stale += u32::from(std::mem::take(&mut self.looking));
                 let gone = Err("the device model went away".to_owned());
-                self.multiplexer.stored(&gone, now);
+                self.multiplexer.handle_stored(&gone, now);
             }
         }
         moved
@@ -118,7 +118,7 @@ impl<C: Connect> Driver<C> {
             let Some(local) = self.clients.accept(now)? else {
                 break;
             };
-            let client = self.multiplexer.client_arrived(now);
+            let client = self.multiplexer.handle_client_arrived(now);
             debug!("client {client} is here");
             self.here.push((client, local));
             moved = true;
@@ -135,12 +135,12 @@ impl<C: Connect> Driver<C> {
             let seen = pump_client(&mut (&mut *multiplexer, client), local, now);
             moved |= seen.moved;
             if seen.ended {
-                multiplexer.client_ended(client);
+                multiplexer.handle_client_ended(client);
             }
             let over = once && multiplexer.is_over(client);
             if (seen.gone && !seen.moved) || over {
                 debug!("client {client} has left");
-                multiplexer.client_gone(client, now);
+                multiplexer.handle_client_gone(client, now);
                 moved = true;
                 return false;
             }
@@ -156,7 +156,7 @@ impl<C: Connect> Driver<C> {
                 debug!("vchan connected");
                 self.link = Some(link);
                 self.complaint = None;
-                self.multiplexer.vchan_up(now);
+                self.multiplexer.handle_vchan_up(now);
             }
             Err(error) if !self.connect.may_come() => {
                 warn!("the server's domain is gone: {error}");
@@ -168,7 +168,7 @@ impl<C: Connect> Driver<C> {
                     info!("no vchan yet: {line}");
                     self.complaint = Some(line);
                 }
-                self.multiplexer.vchan_lost(now);
+                self.multiplexer.handle_vchan_lost(now);
             }
         }
         true
@@ -183,7 +183,7 @@ impl<C: Connect> Task for Driver<C> {
         }
         for (client, local) in &self.here {
             let read = self.multiplexer.client_room(*client) > 0;
-            let write = !self.multiplexer.client_out(*client).is_empty();
+            let write = !self.multiplexer.poll_client(*client).is_empty();
             interests.extend(local.interest(read, write));
         }
         // While nothing may be read, a deadline says when to look again.
@@ -205,17 +205,17 @@ impl<C: Connect> Task for Driver<C> {
             if self.here.is_empty() && matches!(self.clients, Clients::Once(_)) {
                 return Ok(Progress::Done);
             }
-            self.multiplexer.tick(now);
+            self.multiplexer.handle_timeout(now);
             moved |= self.pump_link(now, |multiplexer, link| pump_vchan(multiplexer, link, now));
             moved |= self.look_after_saves(now);
             moved |= self.pump_clients(now);
             moved |= self.pump_link(now, flush_vchan);
             // Flushing may have taken an outcome off the socket, which would wake nobody again.
             moved |= self.look_after_saves(now);
-            while let Some(event) = self.multiplexer.audit() {
+            while let Some(event) = self.multiplexer.poll_audit() {
                 info!("{event}");
             }
-            match self.multiplexer.link() {
+            match self.multiplexer.poll_link() {
                 Link::Keep => {}
                 Link::End => self.link = None,
                 Link::Connect(at) => {
@@ -230,7 +230,7 @@ impl<C: Connect> Task for Driver<C> {
             }
             if !std::mem::take(&mut moved) {
                 let tell = self.tell(now);
-                let deadline = earlier(self.multiplexer.deadline(), tell);
+                let deadline = earlier(self.multiplexer.poll_timeout(), tell);
                 let link = self.link.as_ref().and_then(Transport::deadline);
                 let deadline = earlier(deadline, link);
                 return Ok(Progress::Sleep(earlier(deadline, self.clients.deadline())));
@@ -241,20 +241,20 @@ impl<C: Connect> Task for Driver<C> {
 }
 
 impl VchanSide for Multiplexer {
-    fn vchan_out(&self) -> &[u8] {
-        self.vchan_out()
+    fn poll_vchan(&self) -> &[u8] {
+        self.poll_vchan()
     }
 
-    fn vchan_wrote(&mut self, count: usize) {
-        self.vchan_wrote(count);
+    fn handle_vchan_written(&mut self, count: usize) {
+        self.handle_vchan_written(count);
     }
 
     fn vchan_room(&self) -> usize {
         self.vchan_room()
     }
 
-    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
-        self.vchan_bytes(bytes, now);
+    fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.handle_vchan_bytes(bytes, now);
     }
 }
 
@@ -263,15 +263,15 @@ impl ClientSide for (&mut Multiplexer, u64) {
         self.0.client_room(self.1)
     }
 
-    fn bytes(&mut self, bytes: &[u8], now: Instant) {
-        self.0.client_bytes(self.1, bytes, now);
+    fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.0.handle_client_bytes(self.1, bytes, now);
     }
 
-    fn out(&self) -> &[u8] {
-        self.0.client_out(self.1)
+    fn poll_transmit(&self) -> &[u8] {
+        self.0.poll_client(self.1)
     }
 
-    fn wrote(&mut self, count: usize, now: Instant) {
-        self.0.client_wrote(self.1, count, now);
+    fn handle_transmitted(&mut self, count: usize, now: Instant) {
+        self.0.handle_client_written(self.1, count, now);
     }
 }

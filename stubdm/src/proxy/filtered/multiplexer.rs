@@ -28,7 +28,7 @@ use stubdm_qmp::text::one_line;
 
 use crate::proxy::Link;
 use crate::proxy::counters::Counters;
-use crate::proxy::filtered::qemu_session::{QemuSession, Told};
+use crate::proxy::filtered::qemu_session::{QemuSession, SessionEvent};
 use crate::rt::buffer::{Buffer, SIZE};
 
 /// Clients served at once; others wait in the socket's queue.
@@ -98,7 +98,7 @@ impl Multiplexer {
     }
 
     /// A client was accepted; its number.
-    pub fn client_arrived(&mut self, now: Instant) -> u64 {
+    pub fn handle_client_arrived(&mut self, now: Instant) -> u64 {
         self.count += 1;
         self.counters.sessions = self.count;
         self.seats.push(Slot {
@@ -146,18 +146,18 @@ impl Multiplexer {
     }
 
     /// The client said something.
-    pub fn client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
+    pub fn handle_client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
         let found = self.seats.iter_mut().find(|seat| seat.number == client);
         if let Some(seat) = found {
             if let Some(talk) = &mut seat.talk {
-                seat.out.append(&talk.client_bytes(bytes, &mut self.audit));
+                seat.out.append(&talk.handle_bytes(bytes, &mut self.audit));
             }
         }
         self.advance(now);
     }
 
     /// The client will say nothing more, but may still be listening.
-    pub fn client_ended(&mut self, client: u64) {
+    pub fn handle_client_ended(&mut self, client: u64) {
         if let Some(seat) = self.seat_mut(client) {
             seat.ends = true;
         }
@@ -173,8 +173,8 @@ impl Multiplexer {
     }
 
     /// The client is gone.
-    pub fn client_gone(&mut self, client: u64, now: Instant) {
-        self.qemu.client_left(client, now);
+    pub fn handle_client_gone(&mut self, client: u64, now: Instant) {
+        self.qemu.handle_client_left(client, now);
         let at = self.seats.iter().position(|seat| seat.number == client);
         if let Some(talk) = at.and_then(|at| self.seats.remove(at).talk) {
             talk.abandon(&mut self.audit);
@@ -184,12 +184,12 @@ impl Multiplexer {
     }
 
     /// Bytes for the client.
-    pub fn client_out(&self, client: u64) -> &[u8] {
+    pub fn poll_client(&self, client: u64) -> &[u8] {
         self.seat(client).map_or(&[], |seat| seat.out.front())
     }
 
-    /// `count` bytes of [`Multiplexer::client_out`] went out.
-    pub fn client_wrote(&mut self, client: u64, count: usize, now: Instant) {
+    /// `count` bytes of [`Multiplexer::poll_client`] went out.
+    pub fn handle_client_written(&mut self, client: u64, count: usize, now: Instant) {
         if let Some(seat) = self.seat_mut(client) {
             seat.out.consume(count);
         }
@@ -198,7 +198,7 @@ impl Multiplexer {
 
     /// Gives QEMU the next command, of the client whose turn it is.
     fn advance(&mut self, now: Instant) {
-        self.qemu.wanted(self.wants(), now);
+        self.qemu.set_wanted(self.wants(), now);
         if !self.qemu.is_free() {
             return;
         }
@@ -213,7 +213,7 @@ impl Multiplexer {
             return;
         };
         self.last = seat.number;
-        if let Some(request) = seat.talk.as_mut().and_then(Conversation::next_request) {
+        if let Some(request) = seat.talk.as_mut().and_then(Conversation::poll_request) {
             self.qemu.send(self.last, request, now);
             self.asked = now;
         }
@@ -227,20 +227,20 @@ impl Multiplexer {
     }
 
     /// Returns the action on the vchan; [`Link::End`] closes it until it is wanted again.
-    pub fn link(&self) -> Link {
-        self.qemu.link()
+    pub fn poll_link(&self) -> Link {
+        self.qemu.poll_link()
     }
 
-    /// When [`Multiplexer::tick`] is wanted next.
-    pub fn deadline(&self) -> Option<Instant> {
+    /// Returns when [`Multiplexer::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let absent = self.absent.filter(|_| self.wants()).map(|at| at + ABSENT);
-        crate::rt::poll::earlier(self.qemu.deadline(self.wants()), absent)
+        crate::rt::poll::earlier(self.qemu.poll_timeout(self.wants()), absent)
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         let wants = self.wants();
-        let told = self.qemu.tick(wants, &mut self.audit, now);
+        let told = self.qemu.handle_timeout(wants, &mut self.audit, now);
         self.tell(told, now);
         if self.absent.is_some_and(|at| at + ABSENT <= now) {
             self.absent = Some(now);
@@ -255,13 +255,13 @@ impl Multiplexer {
     }
 
     /// The vchan is connected.
-    pub fn vchan_up(&mut self, now: Instant) {
-        self.qemu.vchan_up(now);
+    pub fn handle_vchan_up(&mut self, now: Instant) {
+        self.qemu.handle_vchan_up(now);
     }
 
     /// The vchan could not be connected, or is gone.
-    pub fn vchan_lost(&mut self, now: Instant) {
-        let told = self.qemu.vchan_lost(now);
+    pub fn handle_vchan_lost(&mut self, now: Instant) {
+        let told = self.qemu.handle_vchan_lost(now);
         self.tell([told], now);
     }
 
@@ -271,36 +271,36 @@ impl Multiplexer {
     }
 
     /// The other end said something.
-    pub fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
-        let told = self.qemu.vchan_bytes(bytes, &mut self.audit, now);
+    pub fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let told = self.qemu.handle_vchan_bytes(bytes, &mut self.audit, now);
         self.tell(told, now);
     }
 
     /// Bytes for the vchan.
-    pub fn vchan_out(&self) -> &[u8] {
-        self.qemu.vchan_out()
+    pub fn poll_vchan(&self) -> &[u8] {
+        self.qemu.poll_vchan()
     }
 
-    /// `count` bytes of [`Multiplexer::vchan_out`] went out.
-    pub fn vchan_wrote(&mut self, count: usize) {
-        self.qemu.vchan_wrote(count);
+    /// `count` bytes of [`Multiplexer::poll_vchan`] went out.
+    pub fn handle_vchan_written(&mut self, count: usize) {
+        self.qemu.handle_vchan_written(count);
     }
 
-    fn tell(&mut self, told: impl IntoIterator<Item = Told>, now: Instant) {
+    fn tell(&mut self, told: impl IntoIterator<Item = SessionEvent>, now: Instant) {
         for told in told {
             match told {
-                Told::Answer(client, reply) => {
+                SessionEvent::Answer(client, reply) => {
                     let took = now.saturating_duration_since(self.asked);
                     self.counters.latency(took);
                     self.answer(client, reply);
                 }
-                Told::Saved(client, reply) => {
+                SessionEvent::Saved(client, reply) => {
                     let took = now.saturating_duration_since(self.asked);
                     self.counters.latency(took);
                     self.saved.push_back((client, reply));
                 }
-                Told::Event(name, data) => self.event(&name, data.as_ref(), now),
-                Told::Lost(client) => self.lost(client, now),
+                SessionEvent::Event(name, data) => self.event(&name, data.as_ref(), now),
+                SessionEvent::Lost(client) => self.lost(client, now),
             }
         }
         if self.qemu.ready().is_some() {
@@ -317,7 +317,7 @@ impl Multiplexer {
 
     /// Takes the outcome of a save: QEMU's answer goes out, or the reason why the state is of no
     /// use.
-    pub fn stored(&mut self, outcome: &Result<(), String>, now: Instant) {
+    pub fn handle_stored(&mut self, outcome: &Result<(), String>, now: Instant) {
         let Some((client, reply)) = self.saved.pop_front() else {
             return;
         };
@@ -338,7 +338,7 @@ impl Multiplexer {
         let found = self.seats.iter_mut().find(|seat| seat.number == client);
         if let Some(seat) = found {
             if let Some(talk) = &mut seat.talk {
-                seat.out.append(&talk.answered(reply, &mut self.audit));
+                seat.out.append(&talk.handle_reply(reply, &mut self.audit));
             }
         }
     }
@@ -365,7 +365,10 @@ impl Multiplexer {
             if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
                 (*since, *count) = (now, 0);
             }
-            let event = seat.talk.as_ref().and_then(|talk| talk.event(name, data));
+            let event = seat
+                .talk
+                .as_ref()
+                .and_then(|talk| talk.handle_event(name, data));
             if let Some(event) = event.filter(|_| *count < EVENTS && seat.out.room() > 0) {
                 *count += 1;
                 passed = true;
@@ -378,7 +381,7 @@ impl Multiplexer {
     }
 
     /// The next event of the audit, which is counted by that.
-    pub fn audit(&mut self) -> Option<Event> {
+    pub fn poll_audit(&mut self) -> Option<Event> {
         let mut event = self.audit.next_event();
         if event.is_none() && std::mem::take(&mut self.tells_dropped) {
             event = self.audit.dropped();

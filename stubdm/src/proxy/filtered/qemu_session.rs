@@ -67,7 +67,7 @@ struct Sent {
 
 /// An event of the session.
 #[derive(Debug, PartialEq)]
-pub enum Told {
+pub enum SessionEvent {
     /// The answer to the command of this client.
     Answer(u64, Reply),
     /// QEMU says it has saved, to the command of this client if it is still there: the answer waits
@@ -113,7 +113,7 @@ impl QemuSession {
     }
 
     /// Returns the action on the vchan; [`Link::End`] closes it until it is wanted again.
-    pub fn link(&self) -> Link {
+    pub fn poll_link(&self) -> Link {
         match &self.phase {
             Phase::Idle => Link::End,
             Phase::Down { retry_at } => Link::Connect(*retry_at),
@@ -132,7 +132,7 @@ impl QemuSession {
     }
 
     /// Whether a client needs QEMU.
-    pub fn wanted(&mut self, wanted: bool, now: Instant) {
+    pub fn set_wanted(&mut self, wanted: bool, now: Instant) {
         match self.phase {
             Phase::Idle if wanted => {
                 let retry_at = now.max(self.rest_until);
@@ -143,12 +143,12 @@ impl QemuSession {
         }
     }
 
-    /// When [`QemuSession::tick`] is wanted next.
-    pub fn deadline(&self, others_wait: bool) -> Option<Instant> {
+    /// Returns when [`QemuSession::handle_timeout`] is due.
+    pub fn poll_timeout(&self, others_wait: bool) -> Option<Instant> {
         let phase = match &self.phase {
             Phase::Idle => None,
             Phase::Down { retry_at } => Some(*retry_at),
-            Phase::Resync { sync, until } => Some(sync.deadline().min(*until)),
+            Phase::Resync { sync, until } => Some(sync.poll_timeout().min(*until)),
             Phase::Negotiating { until } => Some(*until),
             Phase::Ready => None,
         };
@@ -165,7 +165,12 @@ impl QemuSession {
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, others_wait: bool, audit: &mut Audit, now: Instant) -> Option<Told> {
+    pub fn handle_timeout(
+        &mut self,
+        others_wait: bool,
+        audit: &mut Audit,
+        now: Instant,
+    ) -> Option<SessionEvent> {
         self.budget.fill(now);
         if let Some(sent) = self.sent.as_mut().filter(|sent| sent.report_at <= now) {
             let waited = now.saturating_duration_since(sent.since);
@@ -174,20 +179,20 @@ impl QemuSession {
         }
         let left = self.sent.as_ref().and_then(|sent| sent.left_at);
         if others_wait && left.is_some_and(|at| at + GIVEN_UP <= now) {
-            return Some(self.vchan_lost(now));
+            return Some(self.handle_vchan_lost(now));
         }
         match &mut self.phase {
             Phase::Resync { until, .. } | Phase::Negotiating { until } if *until <= now => {
-                return Some(self.vchan_lost(now));
+                return Some(self.handle_vchan_lost(now));
             }
-            Phase::Resync { sync, .. } => sync.tick(&mut self.memory, now),
+            Phase::Resync { sync, .. } => sync.handle_timeout(&mut self.memory, now),
             _ => {}
         }
         None
     }
 
     /// The vchan is connected.
-    pub fn vchan_up(&mut self, now: Instant) {
+    pub fn handle_vchan_up(&mut self, now: Instant) {
         self.monitor = Monitor::new(self.policy.clone());
         self.out.clear();
         self.phase = Phase::Resync {
@@ -197,11 +202,11 @@ impl QemuSession {
     }
 
     /// The vchan could not be connected, or is gone: it is connected again for those who want it.
-    pub fn vchan_lost(&mut self, now: Instant) -> Told {
+    pub fn handle_vchan_lost(&mut self, now: Instant) -> SessionEvent {
         self.rest_until = now + self.retry.pause();
         self.phase = Phase::Idle;
         self.out.clear();
-        Told::Lost(self.sent.take().and_then(|sent| sent.client))
+        SessionEvent::Lost(self.sent.take().and_then(|sent| sent.client))
     }
 
     /// Gives QEMU a command. Only when [`QemuSession::is_free`].
@@ -220,7 +225,7 @@ impl QemuSession {
     }
 
     /// The client has left; what QEMU says to its command goes nowhere.
-    pub fn client_left(&mut self, client: u64, now: Instant) {
+    pub fn handle_client_left(&mut self, client: u64, now: Instant) {
         if let Some(sent) = self.sent.as_mut().filter(|s| s.client == Some(client)) {
             sent.client = None;
             sent.left_at = Some(now);
@@ -236,17 +241,22 @@ impl QemuSession {
     }
 
     /// The other end said something.
-    pub fn vchan_bytes(&mut self, mut bytes: &[u8], audit: &mut Audit, now: Instant) -> Vec<Told> {
+    pub fn handle_vchan_bytes(
+        &mut self,
+        mut bytes: &[u8],
+        audit: &mut Audit,
+        now: Instant,
+    ) -> Vec<SessionEvent> {
         self.budget.take(bytes.len() as u64);
         if let Phase::Resync { sync, .. } = &mut self.phase {
-            let found = sync.bytes(&mut self.memory, &mut bytes, now);
+            let found = sync.handle_bytes(&mut self.memory, &mut bytes, now);
             let greeting = match found {
                 None => return Vec::new(),
                 Some(Found::New(greeting)) => greeting.version,
                 Some(Found::Old) => None,
             };
             let Some(version) = greeting else {
-                return vec![self.vchan_lost(now)];
+                return vec![self.handle_vchan_lost(now)];
             };
             self.version = version;
             let id = self.memory.next_id();
@@ -257,14 +267,14 @@ impl QemuSession {
             };
         }
         let mut told = Vec::new();
-        for heard in self.monitor.said(bytes) {
+        for heard in self.monitor.handle_bytes(bytes) {
             match (heard, &self.phase) {
                 (Heard::Reply(Reply::Return(_)), Phase::Negotiating { .. }) => {
                     self.phase = Phase::Ready;
                 }
                 (Heard::Reply(_), Phase::Negotiating { .. })
                 | (Heard::Greeting(_), Phase::Negotiating { .. } | Phase::Ready) => {
-                    told.push(self.vchan_lost(now));
+                    told.push(self.handle_vchan_lost(now));
                     break;
                 }
                 (Heard::Reply(reply), _) => {
@@ -275,12 +285,12 @@ impl QemuSession {
                             .as_ref()
                             .is_some_and(|sent| sent.name == state_record::COMMAND);
                     match sent.and_then(|sent| sent.client) {
-                        client if saved => told.push(Told::Saved(client, reply)),
-                        Some(client) => told.push(Told::Answer(client, reply)),
+                        client if saved => told.push(SessionEvent::Saved(client, reply)),
+                        Some(client) => told.push(SessionEvent::Answer(client, reply)),
                         None => audit.drop_one(),
                     }
                 }
-                (Heard::Event(name, data), _) => told.push(Told::Event(name, data)),
+                (Heard::Event(name, data), _) => told.push(SessionEvent::Event(name, data)),
                 (Heard::Noise | Heard::Greeting(_), _) => audit.drop_one(),
             }
         }
@@ -288,18 +298,18 @@ impl QemuSession {
     }
 
     /// Bytes for the vchan.
-    pub fn vchan_out(&self) -> &[u8] {
+    pub fn poll_vchan(&self) -> &[u8] {
         match &self.phase {
             Phase::Idle | Phase::Down { .. } => &[],
-            Phase::Resync { sync, .. } => sync.out(),
+            Phase::Resync { sync, .. } => sync.poll_transmit(),
             Phase::Negotiating { .. } | Phase::Ready => self.out.front(),
         }
     }
 
-    /// `count` bytes of [`QemuSession::vchan_out`] went out.
-    pub fn vchan_wrote(&mut self, count: usize) {
+    /// `count` bytes of [`QemuSession::poll_vchan`] went out.
+    pub fn handle_vchan_written(&mut self, count: usize) {
         match &mut self.phase {
-            Phase::Resync { sync, .. } => sync.wrote(count),
+            Phase::Resync { sync, .. } => sync.handle_transmitted(count),
             _ => self.out.consume(count),
         }
     }

@@ -55,7 +55,7 @@ impl<C: Connect> Task for Driver<C> {
         let mut interests = Vec::new();
         // A client that is gone stays readable for ever: it is not asked about again.
         if !session.client_is_gone() {
-            let (read, write) = (session.client_room() > 0, !session.client_out().is_empty());
+            let (read, write) = (session.client_room() > 0, !session.poll_client().is_empty());
             interests.extend(local.interest(read, write));
         }
         if let Some(link) = &self.link {
@@ -82,14 +82,14 @@ impl<C: Connect> Task for Driver<C> {
             let Some((session, local)) = &mut self.current else {
                 return Ok(Progress::Sleep(None));
             };
-            session.tick(&mut self.memory, now);
+            session.handle_timeout(&mut self.memory, now);
             let mut moved = false;
             if let Some(link) = &mut self.link {
                 match pump_vchan(&mut (&mut *session, &mut self.memory), link, now) {
                     Ok(some) => moved |= some,
                     Err(error) => {
                         info!("the vchan is gone: {}", one_line(&error.to_string()));
-                        session.vchan_lost(now);
+                        session.handle_vchan_lost(now);
                         self.link = None;
                     }
                 }
@@ -99,7 +99,7 @@ impl<C: Connect> Task for Driver<C> {
             // Asking may cost a round trip, and only the ending of a session depends on it.
             let link = self.link.as_mut().filter(|_| session.client_is_gone());
             let unread = link.map_or(0, Transport::unread);
-            match session.link(now, unread) {
+            match session.poll_link(now, unread) {
                 Link::Keep => {}
                 Link::End => {
                     debug!("the session is over");
@@ -115,7 +115,7 @@ impl<C: Connect> Task for Driver<C> {
                                 debug!("vchan connected");
                                 self.link = Some(link);
                                 self.complaint = None;
-                                session.vchan_up(now);
+                                session.handle_vchan_up(now);
                                 continue;
                             }
                             Err(error) if !self.connect.may_come() => {
@@ -128,7 +128,7 @@ impl<C: Connect> Task for Driver<C> {
                                     info!("no vchan yet: {line}");
                                     self.complaint = Some(line);
                                 }
-                                session.vchan_lost(now);
+                                session.handle_vchan_lost(now);
                             }
                         }
                     }
@@ -136,7 +136,7 @@ impl<C: Connect> Task for Driver<C> {
             }
             if !moved {
                 let link = self.link.as_ref().and_then(Transport::deadline);
-                return Ok(Progress::Sleep(earlier(session.deadline(), link)));
+                return Ok(Progress::Sleep(earlier(session.poll_timeout(), link)));
             }
         }
         Ok(Progress::Again)
@@ -144,20 +144,20 @@ impl<C: Connect> Task for Driver<C> {
 }
 
 impl VchanSide for (&mut HostSession, &mut Memory) {
-    fn vchan_out(&self) -> &[u8] {
-        self.0.vchan_out()
+    fn poll_vchan(&self) -> &[u8] {
+        self.0.poll_vchan()
     }
 
-    fn vchan_wrote(&mut self, count: usize) {
-        self.0.vchan_wrote(count);
+    fn handle_vchan_written(&mut self, count: usize) {
+        self.0.handle_vchan_written(count);
     }
 
     fn vchan_room(&self) -> usize {
         self.0.vchan_room()
     }
 
-    fn vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
-        self.0.vchan_bytes(self.1, bytes, now);
+    fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.0.handle_vchan_bytes(self.1, bytes, now);
     }
 }
 
@@ -166,16 +166,16 @@ impl ClientSide for HostSession {
         self.client_room()
     }
 
-    fn bytes(&mut self, bytes: &[u8], _: Instant) {
-        self.client_bytes(bytes);
+    fn handle_bytes(&mut self, bytes: &[u8], _: Instant) {
+        self.handle_client_bytes(bytes);
     }
 
-    fn out(&self) -> &[u8] {
-        self.client_out()
+    fn poll_transmit(&self) -> &[u8] {
+        self.poll_client()
     }
 
-    fn wrote(&mut self, count: usize, _: Instant) {
-        self.client_wrote(count);
+    fn handle_transmitted(&mut self, count: usize, _: Instant) {
+        self.handle_client_written(count);
     }
 }
 
@@ -191,13 +191,13 @@ fn pump_local(
     }
     let seen = pump_client(session, local, now);
     if seen.ended {
-        session.client_half_closed();
+        session.handle_client_half_closed();
     }
     // With no room to read, a client that left can hold on to its last words for ever: what it
     // said is worth less than the next client's turn.
     if seen.gone || (seen.ended && ends_at_eof) {
         debug!("the client has left");
-        session.client_gone(now);
+        session.handle_client_gone(now);
         return true;
     }
     seen.moved

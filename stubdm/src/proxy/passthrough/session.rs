@@ -73,7 +73,7 @@ impl HostSession {
 
     /// Returns the action on the vchan. `unread` is how many bytes the other end has not
     /// taken yet.
-    pub fn link(&self, now: Instant, unread: usize) -> Link {
+    pub fn poll_link(&self, now: Instant, unread: usize) -> Link {
         match &self.phase {
             Phase::Down { retry_at } => Link::Connect(*retry_at),
             Phase::Resync(_) | Phase::Pump => Link::Keep,
@@ -85,11 +85,11 @@ impl HostSession {
         }
     }
 
-    /// When [`HostSession::tick`] is wanted next.
-    pub fn deadline(&self) -> Option<Instant> {
+    /// Returns when [`HostSession::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Down { retry_at } => Some(*retry_at),
-            Phase::Resync(sync) => Some(sync.deadline()),
+            Phase::Resync(sync) => Some(sync.poll_timeout()),
             Phase::Finish { until } => Some(*until),
             Phase::Flush { look_at, .. } => Some(*look_at),
             Phase::Pump | Phase::End => None,
@@ -97,16 +97,16 @@ impl HostSession {
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, memory: &mut Memory, now: Instant) {
+    pub fn handle_timeout(&mut self, memory: &mut Memory, now: Instant) {
         match &mut self.phase {
-            Phase::Resync(sync) => sync.tick(memory, now),
+            Phase::Resync(sync) => sync.handle_timeout(memory, now),
             Phase::Flush { look_at, .. } => *look_at = now + FLUSH_LOOK,
             _ => {}
         }
     }
 
     /// The vchan is connected.
-    pub fn vchan_up(&mut self, now: Instant) {
+    pub fn handle_vchan_up(&mut self, now: Instant) {
         self.phase = match self.payload {
             Payload::Opaque => Phase::Pump,
             Payload::Qmp => Phase::Resync(Box::new(Resync::new(now))),
@@ -115,7 +115,7 @@ impl HostSession {
 
     /// The vchan could not be connected, or is gone: retried while the client has heard nothing,
     /// the end otherwise, for what was lost cannot be made good.
-    pub fn vchan_lost(&mut self, now: Instant) {
+    pub fn handle_vchan_lost(&mut self, now: Instant) {
         match self.phase {
             Phase::Down { .. } | Phase::Resync(_) => self.reconnect(now),
             Phase::Pump => {
@@ -142,17 +142,17 @@ impl HostSession {
     }
 
     /// The client said something.
-    pub fn client_bytes(&mut self, bytes: &[u8]) {
+    pub fn handle_client_bytes(&mut self, bytes: &[u8]) {
         self.to_vchan.append(bytes);
     }
 
     /// The client will say nothing more, but may still be listening.
-    pub fn client_half_closed(&mut self) {
+    pub fn handle_client_half_closed(&mut self) {
         self.client_reads_only = true;
     }
 
-    /// The client is gone; [`HostSession::client_bytes`] got all that it said.
-    pub fn client_gone(&mut self, now: Instant) {
+    /// The client is gone; [`HostSession::handle_client_bytes`] got all that it said.
+    pub fn handle_client_gone(&mut self, now: Instant) {
         self.client_reads_only = true;
         self.to_client.clear();
         match self.phase {
@@ -167,7 +167,7 @@ impl HostSession {
         }
     }
 
-    /// Whether [`HostSession::client_gone`] was told.
+    /// Whether [`HostSession::handle_client_gone`] was told.
     pub fn client_is_gone(&self) -> bool {
         matches!(self.phase, Phase::Flush { .. } | Phase::End)
     }
@@ -182,9 +182,9 @@ impl HostSession {
     }
 
     /// The other end said something.
-    pub fn vchan_bytes(&mut self, memory: &mut Memory, mut bytes: &[u8], now: Instant) {
+    pub fn handle_vchan_bytes(&mut self, memory: &mut Memory, mut bytes: &[u8], now: Instant) {
         if let Phase::Resync(sync) = &mut self.phase {
-            match sync.bytes(memory, &mut bytes, now) {
+            match sync.handle_bytes(memory, &mut bytes, now) {
                 None => return,
                 Some(Found::Old) => return self.reconnect(now),
                 Some(Found::New(greeting)) => {
@@ -200,29 +200,29 @@ impl HostSession {
     }
 
     /// Bytes for the vchan.
-    pub fn vchan_out(&self) -> &[u8] {
+    pub fn poll_vchan(&self) -> &[u8] {
         match &self.phase {
-            Phase::Resync(sync) => sync.out(),
+            Phase::Resync(sync) => sync.poll_transmit(),
             Phase::Pump | Phase::Flush { .. } => self.to_vchan.front(),
             Phase::Down { .. } | Phase::Finish { .. } | Phase::End => &[],
         }
     }
 
-    /// `count` bytes of [`HostSession::vchan_out`] went out.
-    pub fn vchan_wrote(&mut self, count: usize) {
+    /// `count` bytes of [`HostSession::poll_vchan`] went out.
+    pub fn handle_vchan_written(&mut self, count: usize) {
         match &mut self.phase {
-            Phase::Resync(sync) => sync.wrote(count),
+            Phase::Resync(sync) => sync.handle_transmitted(count),
             _ => self.to_vchan.consume(count),
         }
     }
 
     /// Bytes for the client.
-    pub fn client_out(&self) -> &[u8] {
+    pub fn poll_client(&self) -> &[u8] {
         self.to_client.front()
     }
 
-    /// `count` bytes of [`HostSession::client_out`] went out.
-    pub fn client_wrote(&mut self, count: usize) {
+    /// `count` bytes of [`HostSession::poll_client`] went out.
+    pub fn handle_client_written(&mut self, count: usize) {
         self.to_client.consume(count);
     }
 }

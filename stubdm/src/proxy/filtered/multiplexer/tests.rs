@@ -27,7 +27,7 @@ impl Bench {
     /// A client that has negotiated, and QEMU ready.
     fn talking() -> (Self, u64) {
         let mut bench = Self::new();
-        let client = bench.multiplexer.client_arrived(bench.now);
+        let client = bench.multiplexer.handle_client_arrived(bench.now);
         bench.connect();
         bench.negotiate(client);
         (bench, client)
@@ -35,11 +35,11 @@ impl Bench {
 
     /// The vchan comes up with a new monitor session behind it.
     fn connect(&mut self) {
-        let Link::Connect(at) = self.multiplexer.link() else {
-            panic!("{:?}", self.multiplexer.link())
+        let Link::Connect(at) = self.multiplexer.poll_link() else {
+            panic!("{:?}", self.multiplexer.poll_link())
         };
         self.now = self.now.max(at);
-        self.multiplexer.vchan_up(self.now);
+        self.multiplexer.handle_vchan_up(self.now);
         self.qemu(GREETING);
         let probe = self.id();
         let refusal = format!(r#"{{"id":"{probe}","error":{{"class":"CommandNotFound"}}}}"#);
@@ -61,7 +61,7 @@ impl Bench {
 
     /// Another client, of which QEMU hears nothing.
     fn another(&mut self) -> u64 {
-        let client = self.multiplexer.client_arrived(self.now);
+        let client = self.multiplexer.handle_client_arrived(self.now);
         self.negotiate(client);
         client
     }
@@ -70,15 +70,16 @@ impl Bench {
     fn say(&mut self, client: u64, line: &str) -> String {
         let line = format!("{line}\r\n");
         self.multiplexer
-            .client_bytes(client, line.as_bytes(), self.now);
+            .handle_client_bytes(client, line.as_bytes(), self.now);
         self.told(client)
     }
 
     fn told(&mut self, client: u64) -> String {
         let mut all = Vec::new();
-        while !self.multiplexer.client_out(client).is_empty() {
-            let out = self.multiplexer.client_out(client).to_vec();
-            self.multiplexer.client_wrote(client, out.len(), self.now);
+        while !self.multiplexer.poll_client(client).is_empty() {
+            let out = self.multiplexer.poll_client(client).to_vec();
+            self.multiplexer
+                .handle_client_written(client, out.len(), self.now);
             all.extend(out);
         }
         String::from_utf8(all).unwrap()
@@ -87,16 +88,16 @@ impl Bench {
     /// QEMU says a line, in pieces as they come from the ring.
     fn qemu(&mut self, line: &str) {
         for piece in format!("{line}\r\n").as_bytes().chunks(4096) {
-            self.multiplexer.vchan_bytes(piece, self.now);
+            self.multiplexer.handle_vchan_bytes(piece, self.now);
         }
     }
 
     /// Returns the name and id of QEMU's command, one at most.
     fn sent(&mut self) -> Option<(String, String)> {
         let mut all = Vec::new();
-        while !self.multiplexer.vchan_out().is_empty() {
-            let out = self.multiplexer.vchan_out().to_vec();
-            self.multiplexer.vchan_wrote(out.len());
+        while !self.multiplexer.poll_vchan().is_empty() {
+            let out = self.multiplexer.poll_vchan().to_vec();
+            self.multiplexer.handle_vchan_written(out.len());
             all.extend(out);
         }
         let text = String::from_utf8_lossy(&all).into_owned();
@@ -120,11 +121,11 @@ impl Bench {
 
     fn wait(&mut self, time: Duration) {
         self.now += time;
-        self.multiplexer.tick(self.now);
+        self.multiplexer.handle_timeout(self.now);
     }
 
     fn audit(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| Some(self.multiplexer.audit()?.to_string())).collect()
+        std::iter::from_fn(|| Some(self.multiplexer.poll_audit()?.to_string())).collect()
     }
 }
 
@@ -139,8 +140,12 @@ fn libxls_conversation() {
     assert_eq!(command, "cont");
     bench.qemu(&format!(r#"{{"return": {{"x": 1}}, "id": "{id}"}}"#));
     assert_eq!(bench.told(client), "{\"return\":{},\"id\":2020371712}\r\n");
-    assert_eq!(bench.multiplexer.link(), Link::Keep);
-    assert_eq!(bench.multiplexer.deadline(), None, "nothing is waited for");
+    assert_eq!(bench.multiplexer.poll_link(), Link::Keep);
+    assert_eq!(
+        bench.multiplexer.poll_timeout(),
+        None,
+        "nothing is waited for"
+    );
 }
 
 /// QEMU names no command in its answer to one that it cannot parse.
@@ -202,7 +207,7 @@ fn one_read_of_denied_commands_is_counted_to_the_last() {
     let many = "{}\n".repeat(4096 / 3);
     bench
         .multiplexer
-        .client_bytes(client, many.as_bytes(), bench.now);
+        .handle_client_bytes(client, many.as_bytes(), bench.now);
     let lines = bench.audit();
     assert_eq!(lines.len(), 65);
     assert_eq!(
@@ -218,7 +223,7 @@ fn qemu_has_no_more_to_read_than_libxl_wrote() {
     let said = r#"{"execute":"query-status","id":2020371712}"#;
     let (mut bench, client) = Bench::talking();
     bench.say(client, said);
-    let out = bench.multiplexer.vchan_out();
+    let out = bench.multiplexer.poll_vchan();
     assert!(out.len() < said.len(), "{}", String::from_utf8_lossy(out));
 }
 
@@ -236,7 +241,7 @@ fn a_save_is_answered_after_a_look_at_the_state() {
         bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
         assert!(bench.multiplexer.has_saved());
         assert_eq!(bench.told(client), "");
-        bench.multiplexer.stored(&outcome, bench.now);
+        bench.multiplexer.handle_stored(&outcome, bench.now);
         let told = bench.told(client);
         assert!(
             told.contains(word) && told.ends_with("\"id\":9}\r\n"),
@@ -255,17 +260,17 @@ fn a_save_is_answered_after_a_look_at_the_state() {
     assert!(!bench.multiplexer.has_saved() && bench.told(client).contains("\"no\""));
     bench.say(client, save);
     let id = bench.id();
-    bench.multiplexer.client_gone(client, bench.now);
+    bench.multiplexer.handle_client_gone(client, bench.now);
     bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
     assert!(bench.multiplexer.has_saved());
-    bench.multiplexer.stored(&Ok(()), bench.now);
+    bench.multiplexer.handle_stored(&Ok(()), bench.now);
     assert!(!bench.multiplexer.has_saved());
 }
 
 #[test]
 fn capabilities_come_first_and_once_as_with_qemu() {
     let mut bench = Bench::new();
-    let client = bench.multiplexer.client_arrived(bench.now);
+    let client = bench.multiplexer.handle_client_arrived(bench.now);
     assert_eq!(
         bench.multiplexer.client_room(client),
         0,
@@ -338,7 +343,7 @@ fn what_a_client_says_wrongly_is_answered_too() {
     assert!(bench.say(client, &long).contains("too long"));
 
     let mut bench = Bench::new();
-    let client = bench.multiplexer.client_arrived(bench.now);
+    let client = bench.multiplexer.handle_client_arrived(bench.now);
     bench.connect();
     bench.told(client);
     let oob = r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#;
@@ -365,8 +370,8 @@ fn a_command_that_takes_long_is_reported_and_not_ended() {
     let start = bench.now;
     let mut reports = Vec::new();
     while bench.now < start + Duration::from_secs(3000) {
-        bench.now = bench.multiplexer.deadline().unwrap();
-        bench.multiplexer.tick(bench.now);
+        bench.now = bench.multiplexer.poll_timeout().unwrap();
+        bench.multiplexer.handle_timeout(bench.now);
         reports.extend(bench.audit());
     }
     let at = |seconds| {
@@ -387,14 +392,18 @@ fn a_lost_connection_answers_all_that_was_asked() {
     for id in 1..=3 {
         bench.say(client, &format!(r#"{{"execute":"stop","id":{id}}}"#));
     }
-    bench.multiplexer.vchan_lost(bench.now);
+    bench.multiplexer.handle_vchan_lost(bench.now);
     let told = bench.told(client);
     let lines: Vec<&str> = told.lines().collect();
     assert_eq!(lines.len(), 3, "{told}");
     for (n, line) in lines.iter().enumerate() {
         assert!(line.contains("went away") && line.ends_with(&format!("\"id\":{}}}", n + 1)));
     }
-    assert_eq!(bench.multiplexer.link(), Link::End, "nobody needs it now");
+    assert_eq!(
+        bench.multiplexer.poll_link(),
+        Link::End,
+        "nobody needs it now"
+    );
     bench.say(client, r#"{"execute":"cont","id":4}"#);
     bench.connect();
     assert_eq!(
@@ -407,16 +416,16 @@ fn a_lost_connection_answers_all_that_was_asked() {
 #[test]
 fn a_command_does_not_wait_for_a_lost_qemu_for_ever() {
     let (mut bench, client) = Bench::talking();
-    bench.multiplexer.vchan_lost(bench.now);
+    bench.multiplexer.handle_vchan_lost(bench.now);
     bench.say(client, r#"{"execute":"cont","id":4}"#);
     let start = bench.now;
     let mut told = String::new();
     while told.is_empty() {
-        match bench.multiplexer.link() {
-            Link::Connect(at) if at <= bench.now => bench.multiplexer.vchan_lost(bench.now),
+        match bench.multiplexer.poll_link() {
+            Link::Connect(at) if at <= bench.now => bench.multiplexer.handle_vchan_lost(bench.now),
             _ => {
-                bench.now = bench.multiplexer.deadline().unwrap();
-                bench.multiplexer.tick(bench.now);
+                bench.now = bench.multiplexer.poll_timeout().unwrap();
+                bench.multiplexer.handle_timeout(bench.now);
             }
         }
         told = bench.told(client);

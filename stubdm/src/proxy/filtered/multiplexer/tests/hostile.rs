@@ -31,7 +31,7 @@ fn only_the_answer_that_is_due_goes_back_and_only_once() {
     assert_ne!(bench.told(client), "");
     bench.qemu(&due);
     assert_eq!(bench.told(client), "", "a duplicate");
-    bench.multiplexer.client_gone(client, bench.now);
+    bench.multiplexer.handle_client_gone(client, bench.now);
     let last = bench.audit().pop().unwrap();
     assert_eq!(last, r#"{"audit":"dropped","count":8}"#);
 }
@@ -132,14 +132,14 @@ fn a_greeting_that_is_none_leads_nowhere_and_is_tried_again() {
         r#"{"QMP":{"version":{"qemu":{"micro":1,"minor":2,"major":70000}}}}"#,
     ] {
         let mut bench = Bench::new();
-        let client = bench.multiplexer.client_arrived(bench.now);
-        bench.multiplexer.vchan_up(bench.now);
+        let client = bench.multiplexer.handle_client_arrived(bench.now);
+        bench.multiplexer.handle_vchan_up(bench.now);
         bench.qemu(bad);
         let id = bench.id();
         bench.qemu(&format!(r#"{{"id":"{id}","error":{{}}}}"#));
         assert_eq!(bench.told(client), "", "{bad}");
-        let Link::Connect(at) = bench.multiplexer.link() else {
-            panic!("{bad}: {:?}", bench.multiplexer.link())
+        let Link::Connect(at) = bench.multiplexer.poll_link() else {
+            panic!("{bad}: {:?}", bench.multiplexer.poll_link())
         };
         assert!(at > bench.now, "{bad}: not at once");
     }
@@ -149,15 +149,15 @@ fn a_greeting_that_is_none_leads_nowhere_and_is_tried_again() {
 #[test]
 fn a_server_that_says_nothing_is_left_and_looked_for_anew() {
     let mut bench = Bench::new();
-    let client = bench.multiplexer.client_arrived(bench.now);
-    let Link::Connect(at) = bench.multiplexer.link() else {
-        panic!("{:?}", bench.multiplexer.link())
+    let client = bench.multiplexer.handle_client_arrived(bench.now);
+    let Link::Connect(at) = bench.multiplexer.poll_link() else {
+        panic!("{:?}", bench.multiplexer.poll_link())
     };
     bench.now = bench.now.max(at);
-    bench.multiplexer.vchan_up(bench.now);
+    bench.multiplexer.handle_vchan_up(bench.now);
     for _ in 0..9 {
         bench.wait(Duration::from_secs(1));
-        assert_eq!(bench.multiplexer.link(), Link::Keep);
+        assert_eq!(bench.multiplexer.poll_link(), Link::Keep);
     }
     bench.wait(Duration::from_secs(1));
     bench.connect();
@@ -171,11 +171,11 @@ fn a_flood_costs_no_memory_and_no_lines() {
     bench.id();
     for _ in 0..50_000 {
         bench.qemu("{\"event\":\"STOP\"}\r\n{\"return\":{},\"id\":\"no\"}");
-        assert!(bench.multiplexer.client_out(client).is_empty());
-        assert!(bench.multiplexer.vchan_out().is_empty());
+        assert!(bench.multiplexer.poll_client(client).is_empty());
+        assert!(bench.multiplexer.poll_vchan().is_empty());
     }
     assert_eq!(bench.audit(), [""; 0]);
-    bench.multiplexer.client_gone(client, bench.now);
+    bench.multiplexer.handle_client_gone(client, bench.now);
     let dropped = r#"{"audit":"dropped","count":100000}"#;
     assert_eq!(bench.audit(), [dropped]);
 }
@@ -189,11 +189,13 @@ fn a_flood_is_read_no_faster_than_the_rate() {
     while bench.now < start + Duration::from_secs(10) {
         let room = bench.multiplexer.vchan_room();
         if room > 0 {
-            bench.multiplexer.vchan_bytes(&piece[..room], bench.now);
+            bench
+                .multiplexer
+                .handle_vchan_bytes(&piece[..room], bench.now);
             read += room;
         } else {
-            bench.now = bench.multiplexer.deadline().unwrap();
-            bench.multiplexer.tick(bench.now);
+            bench.now = bench.multiplexer.poll_timeout().unwrap();
+            bench.multiplexer.handle_timeout(bench.now);
         }
     }
     assert!(read <= 16 << 20, "{read} bytes in ten seconds");
@@ -205,7 +207,7 @@ fn a_server_that_leaves_over_and_over_is_not_followed_without_a_pause() {
     let start = bench.now;
     for _ in 0..10 {
         bench.say(client, r#"{"execute":"cont","id":1}"#);
-        bench.multiplexer.vchan_lost(bench.now);
+        bench.multiplexer.handle_vchan_lost(bench.now);
         bench.told(client);
         bench.say(client, r#"{"execute":"cont","id":2}"#);
         bench.connect();
@@ -222,7 +224,7 @@ fn events_pass_by_name_and_in_number_only() {
     .unwrap();
     let mut bench = Bench::new();
     bench.multiplexer = Multiplexer::new(Arc::new(policy), 7, bench.now);
-    let client = bench.multiplexer.client_arrived(bench.now);
+    let client = bench.multiplexer.handle_client_arrived(bench.now);
     bench.connect();
     bench.negotiate(client);
     bench.qemu(r#"{"event":"STOP","data":{"x":1,"y":2}}"#);

@@ -51,7 +51,7 @@ fn who_leaves_takes_along_what_qemu_has_not() {
     bench.say(first, r#"{"execute":"stop","id":1}"#);
     bench.say(first, r#"{"execute":"system_wakeup","id":2}"#);
     let late = bench.id();
-    bench.multiplexer.client_gone(first, bench.now);
+    bench.multiplexer.handle_client_gone(first, bench.now);
     bench.say(second, r#"{"execute":"cont","id":2020371712}"#);
     assert_eq!(bench.sent(), None);
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{late}"}}"#));
@@ -79,14 +79,22 @@ fn an_answer_that_never_comes_does_not_hold_up_others_for_ever() {
     bench.say(first, r#"{"execute":"stop","id":1}"#);
     bench.id();
     bench.wait(Duration::from_secs(3600));
-    assert_eq!(bench.multiplexer.link(), Link::Keep, "its client waits");
-    bench.multiplexer.client_gone(first, bench.now);
+    assert_eq!(
+        bench.multiplexer.poll_link(),
+        Link::Keep,
+        "its client waits"
+    );
+    bench.multiplexer.handle_client_gone(first, bench.now);
     bench.wait(Duration::from_secs(3600));
-    assert_eq!(bench.multiplexer.link(), Link::Keep, "nobody else waits");
+    assert_eq!(
+        bench.multiplexer.poll_link(),
+        Link::Keep,
+        "nobody else waits"
+    );
     let second = bench.another();
     bench.say(second, r#"{"execute":"cont","id":1}"#);
     bench.wait(Duration::ZERO);
-    assert!(matches!(bench.multiplexer.link(), Link::Connect(_)));
+    assert!(matches!(bench.multiplexer.poll_link(), Link::Connect(_)));
     bench.connect();
     assert_eq!(bench.sent().unwrap().0, "cont");
     assert_eq!(bench.told(second), "");
@@ -115,7 +123,7 @@ fn there_are_only_so_many_seats() {
         bench.another();
     }
     assert_eq!(bench.multiplexer.seats.len(), CLIENTS);
-    bench.multiplexer.client_gone(first, bench.now);
+    bench.multiplexer.handle_client_gone(first, bench.now);
     assert!(bench.multiplexer.has_seat());
 }
 
@@ -129,7 +137,7 @@ fn a_client_that_reads_nothing_gets_no_turns() {
         let line = format!("{hmp}\r\n");
         bench
             .multiplexer
-            .client_bytes(first, line.as_bytes(), bench.now);
+            .handle_client_bytes(first, line.as_bytes(), bench.now);
     }
     let mut answers = 0;
     while let Some((_, id)) = bench.sent() {
