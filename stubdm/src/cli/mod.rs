@@ -199,7 +199,7 @@ mod tests {
             "p --new 7 -v --state-path a/s 5 a/b /s",
             "p -v -x --state-path=a/s -y7 5 a/b /s",
             "p -v -x 7 --state-path=a/s --new -- 5 a/b /s",
-            "p -v --c=7 --state-path=a/s 5 a/b /s",
+            "p -v --s=7 --state-path=a/s 5 a/b /s",
         ] {
             let options = proxy(line).unwrap();
             assert_eq!(format!("{options:?}"), format!("{plain:?}"), "{line}");
