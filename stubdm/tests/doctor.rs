@@ -356,6 +356,26 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
 }
 
 #[test]
+fn a_guest_that_only_xendomains_starts_is_looked_at() {
+    let host = Host::new();
+    fs::remove_file(host.path("etc/xen/g.cfg")).unwrap();
+    fs::create_dir(host.path("etc/xen/auto")).unwrap();
+    host.put("etc/xen/auto/g", GOOD.replace("vnc=0", "").as_bytes());
+    host.only_wrong("guest", "vnc is on, which is xl's default");
+    // As Debian's manual has it: one file, and a link to it.
+    host.put("etc/xen/g.cfg", GOOD.replace("vnc=0", "").as_bytes());
+    fs::remove_file(host.path("etc/xen/auto/g")).unwrap();
+    symlink("../g.cfg", host.path("etc/xen/auto/g.cfg")).unwrap();
+    let output = host.run(&["--json"]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout)
+            .matches("vnc is on")
+            .count(),
+        1
+    );
+}
+
+#[test]
 fn what_works_but_should_be_known_is_a_note() {
     let host = Host::new();
     fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();

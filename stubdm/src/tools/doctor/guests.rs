@@ -15,24 +15,35 @@ use crate::tools::xlcfg::{Settings, Value};
 const DEFAULT_MEMORY: u64 = 128;
 
 impl Host<'_> {
-    /// The configurations of guests with stubdomains below `/etc/xen`, by path.
+    /// The configurations of guests with stubdomains in `/etc/xen` and of those that xendomains
+    /// starts, by path. One that is in both folders counts once.
     pub(super) fn configured(&self) -> Vec<(String, Settings)> {
-        let folder = resolve(self.root, "/etc/xen").and_then(|dir| Ok(fs::read_dir(dir)?));
+        let mut texts = Vec::new();
         let mut all = Vec::new();
-        for entry in folder.into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.ends_with(".cfg") {
-                continue;
-            }
-            let text = fs::read(entry.path()).unwrap_or_default();
-            let settings = Settings::parse(&String::from_utf8_lossy(&text));
-            if settings.is_on("device_model_stubdomain_override")
-                || settings.text("stubdomain_ramdisk").is_some()
-            {
-                all.push((format!("/etc/xen/{name}"), settings));
+        for (folder, end) in [("/etc/xen", ".cfg"), ("/etc/xen/auto", "")] {
+            let mut paths: Vec<String> = resolve(self.root, folder)
+                .and_then(|dir| Ok(fs::read_dir(dir)?))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| format!("{folder}/{}", entry.file_name().to_string_lossy()))
+                .filter(|path| path.ends_with(end))
+                .collect();
+            paths.sort();
+            for path in paths {
+                let file = resolve(self.root, &path).ok().filter(|file| file.is_file());
+                let text = file
+                    .and_then(|file| fs::read(file).ok())
+                    .unwrap_or_default();
+                let settings = Settings::parse(&String::from_utf8_lossy(&text));
+                let with_stubdomain = settings.is_on("device_model_stubdomain_override")
+                    || settings.text("stubdomain_ramdisk").is_some();
+                if with_stubdomain && !texts.contains(&text) {
+                    texts.push(text);
+                    all.push((path, settings));
+                }
             }
         }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
 

@@ -91,7 +91,7 @@ impl Host<'_> {
             return self.say(
                 "image",
                 State::Wrong,
-                "no guest in /etc/xen/*.cfg names a stubdomain_ramdisk, and none is in libxl's own place",
+                "no guest in /etc/xen/*.cfg and /etc/xen/auto names a stubdomain_ramdisk, and none is in libxl's own place",
                 build,
             );
         }
