@@ -24,7 +24,9 @@ fn bytes<const LEN: usize>(region: &Region, at: usize) -> Result<[u8; LEN]> {
 }
 
 /// Finds what the guest wrote, writes to it, and meets every refusal there is.
-pub(super) fn foreign_memory(_: &World) -> Result<()> {
+pub(super) fn foreign_memory(world: &World) -> Result<()> {
+    // It has read its disk and set up its interrupts when it speaks.
+    world.with_guest(|_, guest| guest.says("-guest: alive second=").map(drop))?;
     let before = mapped()?;
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     let memory = privcmd.guest(hvm);
