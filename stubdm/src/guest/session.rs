@@ -72,7 +72,7 @@ impl GuestSession {
         self.marker = Some(marker);
     }
 
-    /// Holds back QEMU's answer to a save until [`GuestSession::release`].
+    /// Holds back QEMU's answer to a save until [`GuestSession::handle_outcome`].
     pub fn look_after_saves(&mut self) {
         self.gate = Some(Box::default());
     }

@@ -159,7 +159,7 @@ impl Resync {
         self.out.front()
     }
 
-    /// `count` bytes of [`Resync::out`] went out.
+    /// `count` bytes of [`Resync::poll_transmit`] went out.
     pub fn handle_transmitted(&mut self, count: usize) {
         self.out.consume(count);
     }

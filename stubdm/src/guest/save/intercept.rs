@@ -1,7 +1,7 @@
 //! Watches a QMP conversation pass, and holds back the one answer that libxl acts on at once.
 //!
 //! libxl takes the save file the moment `xen-save-devices-state` is answered. The gate sees that
-//! command in what the client says, and keeps QEMU's answer to it until [`Intercept::release`]. All
+//! command in what the client says, and keeps QEMU's answer to it until [`Intercept::handle_outcome`]. All
 //! other bytes pass unaltered and at once. A conversation without that command is never cut into
 //! lines at QEMU's side.
 //!
@@ -134,7 +134,7 @@ impl Intercept {
         std::mem::take(&mut self.refused)
     }
 
-    /// Whether QEMU has saved and its answer waits for [`Intercept::release`].
+    /// Whether QEMU has saved and its answer waits for [`Intercept::handle_outcome`].
     pub fn holds(&self) -> bool {
         matches!(self.state, State::Held { .. })
     }

@@ -43,7 +43,7 @@ impl Watchdog {
         }
     }
 
-    /// When [`tick`](Self::tick) has something to say, unless an answer comes first.
+    /// When [`handle_timeout`](Self::handle_timeout) has something to say, unless an answer comes first.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Quiet { until } => Some(until),

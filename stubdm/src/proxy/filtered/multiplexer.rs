@@ -310,7 +310,7 @@ impl Multiplexer {
         self.advance(now);
     }
 
-    /// Whether QEMU says that it has saved, and the answer waits for [`Multiplexer::stored`].
+    /// Whether QEMU says that it has saved, and the answer waits for [`Multiplexer::handle_stored`].
     pub fn has_saved(&self) -> bool {
         !self.saved.is_empty()
     }
