@@ -7,12 +7,12 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read};
 use std::num::NonZero;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::host::{self, Host, Options};
 use crate::release::RELEASES;
@@ -58,6 +58,20 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
 }
 
+impl Outcome {
+    /// The outcome of a part that broke down before it counted anything.
+    fn broken(name: &str, error: &anyhow::Error) -> Self {
+        Self {
+            name: name.to_owned(),
+            count: Count::default(),
+            fault: Some(format!("{error:#}")),
+            note: None,
+            rules: Rules::default(),
+            took: Duration::ZERO,
+        }
+    }
+}
+
 /// What the gate runs of the suite on the release that is not the default: what depends most on
 /// kernel, hypervisor, libxl and QEMU.
 const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan"];
@@ -71,6 +85,7 @@ enum Part<'a> {
 
 /// Runs everything asked for and passes only if all of it did.
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
+    let debian_alone = debian_alone(&request.only)?;
     let mut hosts = Vec::new();
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
@@ -84,7 +99,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
             hosts.push(Host::prepare(workspace, &options)?);
         }
     }
-    let parts = parts(request, &hosts);
+    let parts = parts(request, &hosts, debian_alone);
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let at_once = AT_ONCE.min(processors).min(parts.len());
     let queue = Mutex::new(parts.iter().collect::<VecDeque<_>>());
@@ -95,19 +110,23 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     let work = || {
         let mut outcomes = Vec::new();
         while let Some(part) = next() {
-            outcomes.extend(run_part(workspace, request, part, at_once > 1)?);
+            outcomes.extend(run_part(workspace, request, part, at_once > 1));
         }
-        Ok(outcomes)
+        outcomes
     };
-    let outcomes: Result<Vec<Vec<Outcome>>> = thread::scope(|scope| {
+    let outcomes: Vec<Outcome> = thread::scope(|scope| {
         let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-        let end = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
-            Ok(outcomes) => outcomes,
-            Err(_) => bail!("a thread that ran tests panicked"),
+        let end = |worker: thread::ScopedJoinHandle<'_, _>| {
+            let panicked = |_| {
+                vec![Outcome::broken(
+                    "a thread of tests",
+                    &anyhow!("it panicked"),
+                )]
+            };
+            worker.join().unwrap_or_else(panicked)
         };
-        workers.into_iter().map(end).collect()
+        workers.into_iter().flat_map(end).collect()
     });
-    let outcomes = outcomes?.concat();
     println!();
     let (mut total, mut faults) = (Count::default(), 0);
     for outcome in &outcomes {
@@ -159,9 +178,8 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
 const AT_ONCE: usize = 2;
 
 /// The parts of a run, the longest first.
-fn parts<'a>(request: &'a Request, hosts: &'a [Host]) -> Vec<Part<'a>> {
+fn parts<'a>(request: &'a Request, hosts: &'a [Host], debian_alone: bool) -> Vec<Part<'a>> {
     let only = &request.only;
-    let debian_alone = !only.is_empty() && only.iter().all(|only| only.starts_with("debian"));
     let mut parts = Vec::new();
     let mirror = request.options.mirror.as_deref();
     if let (Some(host), false) = (hosts.first(), debian_alone) {
@@ -181,12 +199,23 @@ fn parts<'a>(request: &'a Request, hosts: &'a [Host]) -> Vec<Part<'a>> {
     parts
 }
 
+/// Returns whether the tests on Debian's dom0 are asked for, which run by themselves.
+fn debian_alone(only: &[String]) -> Result<bool> {
+    let debian = |word: &&String| *word == "debian" || word.starts_with("debian/");
+    let count = only.iter().filter(debian).count();
+    ensure!(
+        count == 0 || count == only.len(),
+        "the tests on Debian's dom0 run by themselves: no other --only beside \"debian\""
+    );
+    Ok(count > 0)
+}
+
 fn run_part(
     workspace: &Workspace,
     request: &Request,
     part: &Part<'_>,
     beside: bool,
-) -> Result<Vec<Outcome>> {
+) -> Vec<Outcome> {
     let prefix = match part {
         _ if !beside => String::new(),
         Part::Cargo => "cargo  | ".to_owned(),
@@ -195,12 +224,12 @@ fn run_part(
     };
     match part {
         Part::Cargo => cargo_tests(workspace, request, &prefix),
-        Part::Suite(place) => Ok(vec![suite::run(place, request.timeout, &prefix)]),
+        Part::Suite(place) => vec![suite::run(place, request.timeout, &prefix)],
     }
 }
 
 /// The unit, integration and documentation tests.
-fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result<Vec<Outcome>> {
+fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Vec<Outcome> {
     let mut everything = vec!["--workspace", "--all-features"];
     if request.no_xen {
         everything.extend(["--exclude", "xen-sim-preload"]);
@@ -217,9 +246,17 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result
     let built = cargo(workspace)
         .args(["build", "--examples"])
         .args(&everything)
-        .status()
-        .context("building the examples")?;
-    anyhow::ensure!(built.success(), "the examples could not be built");
+        .status();
+    let built = built.context("starting cargo").and_then(|status| {
+        ensure!(
+            status.success(),
+            "the examples could not be built: {status}"
+        );
+        Ok(())
+    });
+    if let Err(error) = built {
+        return vec![Outcome::broken("examples", &error)];
+    }
     // Not nextest: some tests start the processes of a simulated host and have a main function of
     // their own, which it cannot list. Not the benches either.
     let mut command = cargo(workspace);
@@ -232,7 +269,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result
         "--examples",
     ]);
     command.args(&everything).args(&filter);
-    all.push(counted("cargo test", &mut command, prefix)?);
+    all.push(counted("cargo test", &mut command, prefix));
     let mut command = cargo(workspace);
     command
         .args(["test", "--doc", "--no-fail-fast"])
@@ -241,18 +278,14 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result
         "documentation tests",
         command.args(&filter),
         prefix,
-    )?);
+    ));
     // A crate of a user's, in a workspace of its own.
     let mut command = cargo(workspace);
     command
         .args(["test", "--locked", "--no-fail-fast"])
         .args(["--manifest-path", "examples/own-crate/Cargo.toml"])
         .env("CARGO_TARGET_DIR", workspace.root().join("target"));
-    all.push(counted(
-        "a user's own crate",
-        command.args(&filter),
-        prefix,
-    )?);
+    all.push(counted("a user's own crate", command.args(&filter), prefix));
     // The models replace the atomics, so they are a build of their own; explored in release,
     // because they are many.
     for (name, tests) in [
@@ -273,9 +306,9 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Result
             .env("RUSTFLAGS", "--cfg loom")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("CARGO_TARGET_DIR", workspace.loom());
-        all.push(counted(name, &mut command, prefix)?);
+        all.push(counted(name, &mut command, prefix));
     }
-    Ok(all)
+    all
 }
 
 fn cargo(workspace: &Workspace) -> Command {
@@ -284,39 +317,61 @@ fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
-/// Runs a test runner, shows what it says as it says it, and counts by its own words.
-fn counted(name: &str, command: &mut Command, prefix: &str) -> Result<Outcome> {
+/// Runs a test runner, shows what it prints line by line, and counts by its own words.
+fn counted(name: &str, command: &mut Command, prefix: &str) -> Outcome {
     println!("\n== {name}");
     let started = Instant::now();
+    let (text, status) = match printed(command, prefix) {
+        Ok(printed) => printed,
+        Err(error) => return Outcome::broken(name, &error),
+    };
+    let (count, fault) = judged(&text, status.success(), &status.to_string());
+    Outcome {
+        name: name.to_owned(),
+        count,
+        fault,
+        note: None,
+        rules: Rules::said(&text),
+        took: started.elapsed(),
+    }
+}
+
+/// Returns all that a command printed, and its status.
+fn printed(command: &mut Command, prefix: &str) -> Result<(String, ExitStatus)> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("starting {name}"))?;
+        .context("starting cargo")?;
     let errors = child.stderr.take().context("the runner's messages")?;
     let output = child.stdout.take().context("the runner's output")?;
     let text = thread::scope(|scope| {
         let errors = scope.spawn(|| show(errors, prefix));
         show(output, prefix) + &errors.join().unwrap_or_default()
     });
-    let status = child.wait()?;
-    let rules = Rules::said(&text);
-    let count = libtest_count(&text);
-    let fault = match (count, status.success()) {
-        (None, _) => Some(format!("it did not say how many tests ran ({status})")),
-        (Some(Count { failed: 0, .. }), false) => Some(format!("{status}")),
-        _ => None,
+    Ok((text, child.wait()?))
+}
+
+/// Returns how many tests passed and failed, and the fault of a run without a failed test.
+fn judged(text: &str, success: bool, status: &str) -> (Count, Option<String>) {
+    let Some(mut count) = libtest_count(text) else {
+        let fault = format!("it did not say how many tests ran ({status})");
+        return (Count::default(), Some(fault));
     };
-    let count = count.unwrap_or_default();
-    Ok(Outcome {
-        name: name.to_owned(),
-        count,
-        fault,
-        note: None,
-        rules,
-        took: started.elapsed(),
-    })
+    count.failed += failed_without_result(text);
+    let fault = (!success && count.failed == 0).then(|| status.to_owned());
+    (count, fault)
+}
+
+/// The targets that cargo reports as failed beyond those whose summary says so: a test program with
+/// a `main` of its own that panicked, or one that a signal ended.
+fn failed_without_result(text: &str) -> u64 {
+    let lines = |part: &str| text.lines().filter(|line| line.contains(part)).count() as u64;
+    let failed = text
+        .lines()
+        .filter(|line| line.starts_with("test result: FAILED"));
+    lines("test failed, to rerun pass `").saturating_sub(failed.count() as u64)
 }
 
 /// Copies a stream to the standard output line by line, and keeps it.
@@ -365,5 +420,46 @@ mod tests {
                     test result: FAILED. 4 passed; 2 failed; 0 ignored";
         assert_eq!(libtest_count(text), count(7, 2));
         assert_eq!(libtest_count("error: could not compile"), None);
+    }
+
+    #[test]
+    fn a_target_that_fails_without_a_summary_counts_one() {
+        let whole = "test result: ok. 3 passed; 0 failed; 0 ignored";
+        let failed = "test result: FAILED. 4 passed; 2 failed; 0 ignored\n\
+                      error: test failed, to rerun pass `--test lt`";
+        let own = "error: test failed, to rerun pass `-p x --test own`";
+        let signal = "error: test failed, to rerun pass `--test sig`\n\nCaused by:\n  \
+                      process didn't exit successfully: `sig` (signal: 6, SIGABRT)";
+        let of = |parts: &[&str]| judged(&parts.join("\n"), false, "exit status: 101");
+        let counts = |passed, failed| (Count { passed, failed }, None);
+        assert_eq!(of(&[whole, failed]), counts(7, 2));
+        assert_eq!(of(&[whole, own]), counts(3, 1));
+        assert_eq!(of(&[whole, failed, own, signal]), counts(7, 4));
+    }
+
+    #[test]
+    fn a_run_that_fails_without_a_failed_test_is_a_fault() {
+        let text = "test result: ok. 3 passed; 0 failed; 0 ignored";
+        let status = || Some("exit status: 1".to_owned());
+        let whole = Count {
+            passed: 3,
+            failed: 0,
+        };
+        assert_eq!(judged(text, false, "exit status: 1"), (whole, status()));
+        assert_eq!(judged(text, true, "exit status: 0"), (whole, None));
+        assert!(judged("error: could not compile", true, "").1.is_some());
+    }
+
+    #[test]
+    fn debians_tests_run_by_themselves() {
+        let alone = |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
+            debian_alone(&words).ok()
+        };
+        assert_eq!(alone(&[]), Some(false));
+        assert_eq!(alone(&["debian"]), Some(true));
+        assert_eq!(alone(&["debian/install", "debian"]), Some(true));
+        assert_eq!(alone(&["debian_entries_are_kept"]), Some(false));
+        assert_eq!(alone(&["debian", "stubdom/"]), None);
     }
 }
