@@ -94,8 +94,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
         let miri = stage("Miri", || miri::check(workspace));
         (demo.join(), miri)
     });
-    demo.map_err(|_| anyhow!("the demo panicked"))??;
-    miri?;
+    let demo = demo.unwrap_or_else(|_| Err(anyhow!("the demo panicked")));
+    both(demo, miri)?;
     stage("fuzz targets", || {
         let code = fuzz::run(workspace, fuzz::GATE, None)?;
         ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
@@ -118,6 +118,14 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
     )
 }
 
+/// The errors of two stages that ran side by side: none is lost.
+fn both(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(anyhow!("{one:#}; and {other:#}")),
+        (one, other) => one.and(other),
+    }
+}
+
 fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("\n== {name}");
     let started = Instant::now();
@@ -127,4 +135,21 @@ fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
         started.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_stages_each_failure_is_reported() {
+        let said = |one: Result<()>, other: Result<()>| {
+            both(one, other).map_err(|error| format!("{error:#}"))
+        };
+        let fail = |text: &'static str| Err(anyhow!(text));
+        assert_eq!(said(Ok(()), Ok(())), Ok(()));
+        assert_eq!(said(fail("a"), Ok(())), Err("a".to_owned()));
+        assert_eq!(said(Ok(()), fail("b")), Err("b".to_owned()));
+        assert_eq!(said(fail("a"), fail("b")), Err("a; and b".to_owned()));
+    }
 }
