@@ -1,8 +1,7 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
 //! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` names exists. And no
-//! file uses a syntax newer than the oldest Rust
-//! that is promised, which clippy does not check.
+//! file uses a syntax newer than the oldest Rust that is promised, which clippy does not check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -121,7 +120,7 @@ fn aliases(text: &str) -> impl Iterator<Item = &str> {
     after.filter_map(|rest| rest.split('"').next())
 }
 
-/// Each test that the lessons of `docs/security.md` name is a word of some source.
+/// Fails, naming them, if tests that the lessons of `docs/security.md` name are in no source.
 fn check_lessons(root: &Path) -> Result<()> {
     let page = root.join("docs/security.md");
     let text = fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
@@ -131,10 +130,8 @@ fn check_lessons(root: &Path) -> Result<()> {
     let named = tests_named(lessons);
     let mut lost: BTreeSet<&str> = named.clone();
     each_source(root, &mut |_, text| {
-        let words: BTreeSet<&str> = text
-            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-            .collect();
-        lost.retain(|name| !names_one_of(name, &words));
+        let words = words(text);
+        lost.retain(|name| !is_test_of(name, text, &words));
     })?;
     ensure!(
         named.len() > 100 && lost.is_empty(),
@@ -155,14 +152,23 @@ fn tests_named(lessons: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Whether one of `words` is this name, in which an ellipsis stands for any end or beginning, and
-/// the part before a slash is the group of a test on real Xen.
-fn names_one_of(name: &str, words: &BTreeSet<&str>) -> bool {
-    let name = name.rsplit('/').next().unwrap_or(name);
-    match (name.strip_suffix('…'), name.strip_prefix('…')) {
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .collect()
+}
+
+/// Whether a source with these words has the test: as a function, or by its name as a string. Of a
+/// test on real Xen the part after the slash is a word, and an ellipsis is any beginning or end.
+fn is_test_of(name: &str, text: &str, words: &BTreeSet<&str>) -> bool {
+    let row = name.rsplit('/').next().unwrap_or(name);
+    match (row.strip_suffix('…'), row.strip_prefix('…')) {
         (Some(start), _) => words.iter().any(|word| word.starts_with(start)),
         (None, Some(end)) => words.iter().any(|word| word.ends_with(end)),
-        (None, None) => words.contains(name),
+        (None, None) if row != name => words.contains(row),
+        (None, None) => {
+            words.contains(name)
+                && (text.contains(&format!("fn {name}(")) || text.contains(&format!("\"{name}\"")))
+        }
     }
 }
 
@@ -242,9 +248,24 @@ mod tests {
             Vec::from_iter(&named),
             [&"it_ends…", &"it_is_checked", &"stub/one_row"]
         );
-        let words = BTreeSet::from(["it_is_checked", "one_row", "it_is_ended"]);
-        let lost = named.iter().filter(|name| !names_one_of(name, &words));
-        assert_eq!(lost.collect::<Vec<_>>(), [&"it_ends…"]);
+        let lost = |text: &str| -> Vec<&str> {
+            let lost = named.iter().copied();
+            lost.filter(|name| !is_test_of(name, text, &words(text)))
+                .collect()
+        };
+        let rest = "one_row it_is_ended";
+        let function = format!("fn it_is_checked() {{}} {rest}");
+        assert_eq!(lost(&function), ["it_ends…"]);
+        assert_eq!(
+            lost(&format!("(\"it_is_checked\", it) {rest}")),
+            ["it_ends…"]
+        );
+        // A comment about a test is none.
+        let comment = format!("// as it_is_checked {rest}");
+        assert_eq!(lost(&comment), ["it_ends…", "it_is_checked"]);
+        let all = ["it_ends…", "it_is_checked", "stub/one_row"];
+        assert_eq!(lost("fn other() {}"), all);
+        assert_eq!(lost("fn it_is_checked() { one_row; it_ends_so; }"), [""; 0]);
     }
 
     #[test]
