@@ -62,21 +62,16 @@ impl Test {
     }
 }
 
-/// Runs the tests whose names contain a word of `only` (all if there is none), from the one called `from` on. With `beat`, prints
-/// lines for the program that follows from outside. Returns how many failed.
+/// Runs the tests whose names contain a word of `only` (all if there is none), from the one called
+/// `from` on. With `beat`, prints lines for the program that follows from outside. Returns how many
+/// failed.
 pub(crate) fn run(
     tests: impl Iterator<Item = Test>,
     only: &[String],
     from: Option<&str>,
     beat: bool,
 ) -> Result<usize> {
-    let tests: Vec<Test> = tests
-        .skip_while(|test| from.is_some_and(|first| test.name != first))
-        .filter(|test| only.is_empty() || only.iter().any(|part| test.name.contains(part)))
-        .collect();
-    if tests.is_empty() {
-        bail!("no test has `{}` in its name", only.join("` or `"));
-    }
+    let tests = chosen(tests, only, from)?;
     let world = World::new()?;
     let watch = Watch::start(beat);
     let began = Instant::now();
@@ -112,6 +107,29 @@ pub(crate) fn run(
     Ok(failed.len())
 }
 
+/// The tests to be run. A word of `only` that is in no test's name is an error.
+fn chosen(
+    tests: impl Iterator<Item = Test>,
+    only: &[String],
+    from: Option<&str>,
+) -> Result<Vec<Test>> {
+    let tests: Vec<Test> = tests.collect();
+    for word in only {
+        if !tests.iter().any(|test| test.name.contains(word)) {
+            bail!("no test has `{word}` in its name");
+        }
+    }
+    let chosen: Vec<Test> = tests
+        .into_iter()
+        .skip_while(|test| from.is_some_and(|first| test.name != first))
+        .filter(|test| only.is_empty() || only.iter().any(|word| test.name.contains(word)))
+        .collect();
+    if chosen.is_empty() {
+        bail!("no test is called `{}`", from.unwrap_or_default());
+    }
+    Ok(chosen)
+}
+
 fn run_one(world: &World, test: &Test) -> Result<()> {
     world.provide(test.needs)?;
     let before = Snapshot::take(&world.store)?;
@@ -143,5 +161,27 @@ fn tidy(world: &World) {
     }
     if !world.has_guest() {
         crate::guest::destroy_leftover();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_in_no_tests_name_is_refused() {
+        let all = || ["a/one", "a/two", "b/one"].map(|n| Test::new(n, Needs::Dom0, |_| Ok(())));
+        let names = |only: &[&str], from| -> Result<Vec<String>> {
+            let only: Vec<_> = only.iter().map(|&word| word.to_owned()).collect();
+            let chosen = chosen(all().into_iter(), &only, from)?;
+            Ok(chosen.into_iter().map(|test| test.name).collect())
+        };
+        assert_eq!(names(&[], None).unwrap().len(), 3);
+        assert_eq!(names(&["two", "b/"], None).unwrap(), ["a/two", "b/one"]);
+        assert_eq!(names(&["a/"], Some("a/two")).unwrap(), ["a/two"]);
+        // Tests that another machine has run already count.
+        assert_eq!(names(&["a/", "b/"], Some("b/one")).unwrap(), ["b/one"]);
+        assert!(names(&["a/", "three"], None).is_err());
+        assert!(names(&[], Some("three")).is_err());
     }
 }
