@@ -26,8 +26,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     }));
 }
 
-/// Kills the process whose number libxl's node has; returns the time until another's is there.
-fn murder(world: &World, guest: &Guest, node: &str) -> Result<Duration> {
+/// Kills the process whose number libxl's node has. Returns the time until another's is there.
+fn kill_and_wait(world: &World, guest: &Guest, node: &str) -> Result<Duration> {
     let node = format!("/local/domain/{}/image/{node}", guest.stub);
     let pid = world.store.read_str(&node)?;
     let number = pid.trim().parse().context(node.clone())?;
@@ -56,11 +56,11 @@ fn xl_works_again(world: &World) -> Result<()> {
     let mut before = second(&mut guest)?;
     let mut longest = Duration::ZERO;
     for _ in 0..KILLS {
-        longest = longest.max(murder(world, &guest, "qmp-proxy-pid")?);
+        longest = longest.max(kill_and_wait(world, &guest, "qmp-proxy-pid")?);
         command(&["xl", "pause", NAME])?;
         succeeds(&["xl", "unpause", NAME])?;
         let written = fs::metadata(LOG)?.len();
-        longest = longest.max(murder(world, &guest, "device-model-pid")?);
+        longest = longest.max(kill_and_wait(world, &guest, "device-model-pid")?);
         ensure!(fs::metadata(LOG)?.len() >= written, "{LOG} was emptied");
         // Its terminal is another.
         guest = Guest::running()?;
@@ -73,7 +73,7 @@ fn xl_works_again(world: &World) -> Result<()> {
         let over = Instant::now() + Duration::from_millis(pause);
         let ended = save.exit(over).is_ok();
         if !ended {
-            murder(world, &guest, "qmp-proxy-pid")?;
+            kill_and_wait(world, &guest, "qmp-proxy-pid")?;
         }
         let exit = save.exit(soon())?;
         println!("    xl save, its proxy killed after {pause} ms: {exit}");
