@@ -168,8 +168,12 @@ fn write_ports(mut to: impl Write, mut ports: &[Port]) -> Result<()> {
         crate::counters::call();
         let batch = &ports[..ports.len().min(BATCH)];
         match to.write(batch.as_bytes()) {
-            // It takes whole ports, and at least one.
-            Ok(bytes) => ports = &ports[(bytes / size_of::<Port>()).clamp(1, batch.len())..],
+            Ok(bytes) if bytes < size_of::<Port>() => {
+                let none = io::ErrorKind::WriteZero.into();
+                return Err(Error::os("write /dev/xen/evtchn", none));
+            }
+            // The driver takes whole ports.
+            Ok(bytes) => ports = &ports[(bytes / size_of::<Port>()).min(batch.len())..],
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Error::os("write /dev/xen/evtchn", e)),
         }
@@ -279,6 +283,9 @@ mod tests {
         let mut driver = Takes(4096, false, Vec::new());
         write_ports(&mut driver, &[]).unwrap();
         assert!(driver.2.is_empty() && !driver.1, "nothing is written");
+        // A driver that takes nothing is no success, and does not hold the caller up.
+        let refused = write_ports(&mut Takes(0, true, Vec::new()), &batch).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WriteZero);
     }
 
     #[test]

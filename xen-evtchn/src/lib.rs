@@ -60,8 +60,8 @@
 //! # The two backends
 //!
 //! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `bind_virq`, `unbind`,
-//! `notify`, `unmask`, `unmask_batch`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking `&self`; only
-//! `wait` blocks.
+//! `notify`, `unmask`, `unmask_batch`, `read`, `wait`, `reset`, `restrict` and `AsFd`, all taking
+//! `&self`; only `wait` blocks.
 
 #![forbid(unsafe_code)]
 

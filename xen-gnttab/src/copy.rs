@@ -35,7 +35,7 @@ enum Backend {
     Sim(Xen),
 }
 
-/// One copy: its two ends, and what Xen said of it.
+/// One copy: its two ends, and Xen's status of it.
 #[derive(Debug)]
 pub struct CopySegment<'b> {
     ends: Ends<'b>,
@@ -73,7 +73,7 @@ impl<'b> CopySegment<'b> {
         Self { ends, status: None }
     }
 
-    /// Returns what Xen said of this segment; `None` before the copy.
+    /// Returns Xen's status of this segment; `None` before the copy.
     #[must_use]
     pub fn status(&self) -> Option<GrantStatus> {
         self.status

@@ -11,12 +11,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What is mapped is a [`Region`], with its rules. It needs `/dev/xen/privcmd` only while it is
+//! The mapping is a [`Region`], with its rules. It needs `/dev/xen/privcmd` only while it is
 //! made: the pages stay after the [`Privcmd`](xen_sys::privcmd::Privcmd) is closed, until the last
 //! part of the region is dropped or the process dies. A [restricted
 //! handle](xen_sys::privcmd::RestrictedPrivcmd::guest) maps memory of its one domain.
 //!
-//! # What the domain can do meanwhile
+//! # What the domain can change meanwhile
 //!
 //! Write any value at any time, whatever the access asked for here. It can give a frame back to Xen
 //! (ballooning), which stays this mapping's page until it is unmapped, but is the domain's no

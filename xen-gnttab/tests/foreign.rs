@@ -38,7 +38,7 @@ fn frames_are_mapped_in_the_order_given_and_unmapped_with_the_last_part() {
     let seen = [0, 1, 2, 3].map(|page| byte(&region, page * PAGE_SIZE + 5));
     assert_eq!(seen, [0x00, 0x01, 0x07, 0x07]);
 
-    // What is written here the guest has, and another mapping of the frame.
+    // The guest sees what is written here, and so does another mapping of the frame.
     region.copy_in(2 * PAGE_SIZE + 5, &[0x77]).unwrap();
     assert_eq!(byte(&region, 3 * PAGE_SIZE + 5), 0x77);
     let part = region.split_off(3 * PAGE_SIZE).unwrap();

@@ -23,7 +23,7 @@ impl DevRoot {
         }
     }
 
-    /// The directory `dir` unseen, for tests.
+    /// Takes the directory `dir` unchecked, for tests.
     #[cfg(test)]
     pub(crate) fn at(dir: &str) -> Self {
         Self { dir: dir.into() }
@@ -34,7 +34,7 @@ impl DevRoot {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] with what `open(2)` said.
+    /// [`Error::Device`] with the error of `open(2)`.
     pub fn open_device(&self, name: &str) -> Result<OwnedFd> {
         let path = self.path(name);
         // std opens everything with O_CLOEXEC.
@@ -47,7 +47,7 @@ impl DevRoot {
         }
     }
 
-    /// Where a node is, for messages.
+    /// Returns a node's path, for messages.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         debug_assert!(

@@ -14,10 +14,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
 /// module or gain a privilege ([`Device`](Self::Device), [`NotPermitted`](Self::NotPermitted),
 /// [`HypercallsRefused`](Self::HypercallsRefused)), look at the errno ([`Os`](Self::Os),
-/// [`ForeignFrame`](Self::ForeignFrame)), correct
-/// the call ([`Invalid`](Self::Invalid), [`NoDomain`](Self::NoDomain)), do without
-/// ([`Unsupported`](Self::Unsupported), [`InterfaceVersion`](Self::InterfaceVersion)), or start
-/// over ([`EventOverflow`](Self::EventOverflow)).
+/// [`ForeignFrame`](Self::ForeignFrame)), correct the call ([`Invalid`](Self::Invalid),
+/// [`NoDomain`](Self::NoDomain)), do without ([`Unsupported`](Self::Unsupported),
+/// [`InterfaceVersion`](Self::InterfaceVersion)), or start over
+/// ([`EventOverflow`](Self::EventOverflow)).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -360,14 +360,14 @@ impl<'b> CopySegment<'b> {
         }
     }
 
-    /// Returns what Xen said of it: `GNTST_*`; 0 is done.
+    /// Returns Xen's status of it, `GNTST_*`; 0 is done.
     #[must_use]
     pub fn status(&self) -> i16 {
         self.raw.status
     }
 }
 
-/// Copies segments, and leaves in each what Xen said of it.
+/// Copies segments, and leaves in each Xen's status of it.
 fn copy(node: &Node<gntdev::GntDevDriver>, segments: &mut [CopySegment<'_>]) -> Result<()> {
     const NAME: &str = "IOCTL_GNTDEV_GRANT_COPY";
     let mut call = abi::gntdev::GrantCopy {

@@ -2,10 +2,10 @@
 //!
 //! The kernel of a process that ends reports it: live byte and event. When the domain itself is
 //! destroyed or its kernel is gone, nothing does: Xen takes its end of the event channel away
-//! without an event, and the shared pages stay as they are. The store knows, and so, less well,
-//! does the hypervisor:
+//! without an event, and the shared pages stay as they are. The store shows it, and the hypervisor
+//! does later, once nobody maps the domain's pages any more:
 //!
-//! | what is seen | by whom | then |
+//! | seen | by | then |
 //! |---|---|---|
 //! | `@releaseDomain`: *some* domain has ended | domain 0, if its owner requires the watch | the store is asked |
 //! | the server's node is gone for a second | its client, if its owner requires the watch | that is the end, where the store denies the question |
@@ -14,8 +14,8 @@
 //! The default is the third row alone. A watch makes the store's connection part of each channel's
 //! descriptor, and Linux lets a hundred of them be polled by an event loop's epoll, or fewer.
 //!
-//! A toolstack removes the nodes of a domain with the domain. A server that withdraws its offer
-//! while it serves says so in the store, if it is one of this crate's. Others may not (the server
+//! A toolstack removes the nodes of a domain with the domain. A server of this crate that
+//! withdraws its offer while it serves marks that in the store. Others may not (the server
 //! of Qubes removes its nodes when its client has come), so only an owner that requires it has
 //! their missing node taken for the end.
 //!
@@ -38,7 +38,7 @@ use crate::{Error, Result, handshake};
 /// How long the node is gone before that counts: a server that leaves in good order removes it too,
 /// and says in the shared page that it leaves.
 const GONE_FOR: Duration = Duration::from_secs(1);
-/// Interval at which the store or the hypervisor is asked.
+/// The interval at which the store or the hypervisor is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// The longest a question to the store holds up a call of the channel.
 const STORE_ANSWERS: Duration = Duration::from_millis(250);
@@ -48,7 +48,7 @@ const RELEASE: u64 = 2;
 const NODE: u64 = 4;
 const CLOCK: u64 = 8;
 
-/// Whether the end of the peer's domain is watched for.
+/// How the end of the peer's domain is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watching {
     /// The owner has declined.
@@ -65,7 +65,7 @@ impl Watching {
     }
 }
 
-/// What made the descriptor readable.
+/// The reasons why the descriptor was readable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Found(u64);
 
@@ -102,8 +102,8 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> xen_sys::Error {
 }
 
 impl DomainWatch {
-    /// Of a client's `peer`, whose server's node stays at `path` while the server does, or of any
-    /// other. `came`: the peer's domain is certainly there.
+    /// Watches the domain `peer`. `path`: the server's node, if this side is a client and the node
+    /// stays as long as the server. `came`: the peer's domain is certainly there.
     pub(crate) fn watch(
         watching: Watching,
         store: &Store,
@@ -139,13 +139,13 @@ impl DomainWatch {
             this.start_asking()?;
         }
         if !came {
-            // Whether it is there already. If not it has not ended.
+            // Notes a domain that is there already. One that is not has not ended.
             this.ask();
         }
         Ok(Some(this))
     }
 
-    /// Sets up what the store can tell.
+    /// Sets up the watches in the store.
     fn watch_store(&mut self, store: &Store) -> Result<()> {
         let release = self.release.insert(store.watch("@releaseDomain")?);
         add(&self.both, release.poll_fd()?, RELEASE)?;
@@ -195,7 +195,7 @@ impl DomainWatch {
         }
     }
 
-    /// Readable when an event or word of an end has come.
+    /// The descriptor, readable when an event has come or the domain is to be asked for.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.both.0.as_fd()
     }
@@ -219,7 +219,7 @@ impl DomainWatch {
         }
     }
 
-    /// What the descriptor is readable for now. One system call.
+    /// Returns the reasons why the descriptor is readable now. One system call.
     pub(crate) fn look(&self) -> Result<Found> {
         self.poll(EpollTimeout::ZERO)
     }
@@ -236,13 +236,13 @@ impl DomainWatch {
         }
     }
 
-    /// Whether [`ended`](Self::ended) has returned `true`.
+    /// Returns whether [`ended`](Self::ended) has returned `true`.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Takes the words of ends that were found and asks, if there were any, whether ours is one.
-    /// `true` once it is.
+    /// Takes the notifications of ended domains that were found, and asks whether the peer's is
+    /// among them. Returns `true` from then on.
     pub(crate) fn ended(&self, found: Found) -> Result<bool> {
         if self.has_ended() {
             return Ok(true);
@@ -255,7 +255,7 @@ impl DomainWatch {
             Err(Error::Store(error)) => {
                 tracing::warn!(
                     peer = %self.peer, %error,
-                    "the store does not tell of the peer's domain; it is polled for every 5 s"
+                    "the store does not answer for the peer's domain; asking the hypervisor every 5 s"
                 );
                 if !matches!(error, xen_store::Error::TimedOut { .. }) {
                     self.unwatch_store();
@@ -305,7 +305,7 @@ impl DomainWatch {
         }
     }
 
-    /// Whether the node is gone, and was a second ago.
+    /// Returns whether the node is gone, and was a second ago.
     fn node_is_gone(&self, node: &Node, moved: bool, rang: bool) -> Result<bool> {
         if moved {
             let clock = self.clock()?;
@@ -321,7 +321,8 @@ impl DomainWatch {
         Ok(rang && !handshake::is_published(&self.store, &node.path)?)
     }
 
-    /// Asks whoever answers. Where nobody does, the domain counts as there.
+    /// Asks the store, or where it denies, the server's node or the hypervisor. Where none answers,
+    /// the domain counts as there.
     fn ask(&self) -> bool {
         match self.store.is_introduced(self.peer) {
             Ok(introduced) => self.missed(introduced),
@@ -338,7 +339,7 @@ impl DomainWatch {
         there.is_ok_and(|there| self.missed(there))
     }
 
-    /// Whether a domain that is, or is not, `there` has been there before.
+    /// Takes note of whether the domain is `there`; returns whether it is gone and was there before.
     fn missed(&self, there: bool) -> bool {
         if there {
             self.known.store(true, Ordering::Release);
@@ -367,7 +368,7 @@ struct Node {
 }
 
 impl Node {
-    /// Whether it is gone, and was five seconds ago.
+    /// Returns whether it is gone, and was five seconds ago.
     fn is_missed(&self, store: &Store) -> bool {
         let gone = handshake::is_published(store, &self.path).is_ok_and(|there| !there);
         self.missed.swap(gone, Ordering::AcqRel) && gone

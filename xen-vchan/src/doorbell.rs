@@ -356,7 +356,7 @@ impl Doorbell {
             .for_each(|domain_watch| domain_watch.peer_came());
     }
 
-    /// Whether the peer's domain has ended, as far as was noticed.
+    /// Returns whether the end of the peer's domain was noticed.
     pub(crate) fn peer_domain_has_ended(&self) -> bool {
         let ended = |domain_watch: &Arc<DomainWatch>| domain_watch.has_ended();
         self.domain_watch.as_ref().is_some_and(ended)
@@ -367,7 +367,7 @@ impl Doorbell {
         let known = domain_watch.has_ended();
         let ended = domain_watch.ended(found)?;
         if ended && !known {
-            // The word was taken here: the other waiters must look as well.
+            // The notification was taken here: the other waiters must look as well.
             self.delivery.changed();
         }
         Ok(ended)

@@ -249,7 +249,7 @@ fn a_channel_outlives_its_store_and_still_ends_with_the_peers_domain() {
     world.host.assert_clean();
 }
 
-/// What a listener offers to a domain that ends without a client of its is no client.
+/// A ring offered to a domain that ends without a client becomes no client.
 #[test]
 fn a_listener_accepts_nobody_when_a_domain_ends() {
     let world = World::new();

@@ -4,10 +4,28 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
-use xen_vchan::{ClientBuilder, Error, Listener, PeerState, ServerBuilder, service_path};
+use xen_vchan::{Channel, ClientBuilder, Error, Listener, PeerState, ServerBuilder, service_path};
 
 use crate::death::path_of;
 use crate::world::{World, soon};
+
+/// A server in the guest for domain `other`, and its client, each with the other's arrival noted.
+fn pair(
+    world: &World,
+    other: DomId,
+    with: impl FnOnce(ClientBuilder) -> ClientBuilder,
+) -> (Channel, Channel) {
+    let path = path_of(world.guest);
+    let (xen, store) = world.domu();
+    let server = ServerBuilder::new(other, &path);
+    let mut server = server.publish(&xen, &store).unwrap();
+    let (xen, store) = world.of(other);
+    let client = with(ClientBuilder::new(world.guest, &path));
+    let mut client = client.connect(&xen, &store).unwrap();
+    server.wait_connected(soon()).unwrap();
+    client.wait_connected(soon()).unwrap();
+    (server, client)
+}
 
 /// As libxl does it: the nodes first, then the domain.
 #[test]
@@ -15,17 +33,7 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     let world = World::new();
     let other = world.another();
     let path = path_of(world.guest);
-    let (xen, store) = world.domu();
-    let mut server = ServerBuilder::new(other, &path)
-        .publish(&xen, &store)
-        .unwrap();
-    let (xen, store) = world.of(other);
-    let mut client = ClientBuilder::new(world.guest, &path)
-        .watch_peer_domain(true)
-        .connect(&xen, &store)
-        .unwrap();
-    server.wait_connected(soon()).unwrap();
-    client.wait_connected(soon()).unwrap();
+    let (mut server, mut client) = pair(&world, other, |client| client.watch_peer_domain(true));
     // A node that is back within the second is no end.
     let (_, toolstack) = world.dom0();
     let node = format!("{path}/ring-ref");
@@ -148,16 +156,7 @@ fn two_domus_notice_each_others_end_by_default() {
         let world = World::new();
         let other = world.another();
         let path = path_of(world.guest);
-        let (xen, store) = world.domu();
-        let mut server = ServerBuilder::new(other, &path)
-            .publish(&xen, &store)
-            .unwrap();
-        let (xen, store) = world.of(other);
-        let mut client = ClientBuilder::new(world.guest, &path)
-            .connect(&xen, &store)
-            .unwrap();
-        server.wait_connected(soon()).unwrap();
-        client.wait_connected(soon()).unwrap();
+        let (mut server, mut client) = pair(&world, other, |client| client);
         let ended = if server_ends {
             let (_, toolstack) = world.dom0();
             toolstack.rm(&path).unwrap();
