@@ -1,10 +1,13 @@
 //! The end of the peer's domain, of which only the store tells: who asked for it notices.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use xen_store::Store;
 use xen_sys::DomId;
 use xen_vchan::{ClientBuilder, Error, Listener, PeerState, ServerBuilder};
 
@@ -285,4 +288,62 @@ fn a_domain_that_is_not_introduced_yet_has_not_ended() {
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
     }
     world.end();
+}
+
+/// Domain 0's store stops answering. No call of the channel waits for it for long, bytes pass, and
+/// the end of the peer's domain is asked of the hypervisor.
+#[test]
+fn a_silent_store_holds_no_call_up_for_long_and_hides_no_end() {
+    let world = World::new();
+    let guest = world.another();
+    let silent = AtomicBool::new(false);
+    let (ours, near) = UnixStream::pair().unwrap();
+    let (far, theirs) = UnixStream::pair().unwrap();
+    world.stored.add_connection(theirs.into(), DomId::DOM0);
+    let (xen, _) = world.dom0();
+    let forward = |mut from: &UnixStream, mut to: &UnixStream| {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if !silent.load(Ordering::SeqCst) {
+                to.write_all(&buffer[..count]).unwrap();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| forward(&near, &far));
+        scope.spawn(|| forward(&far, &near));
+        let store = Store::from_fd(ours.into()).unwrap();
+        let path = format!("{PATH}-{guest}");
+        let mut server = ServerBuilder::new(guest, &path)
+            .publish(&xen, &store)
+            .unwrap();
+        let (their_xen, their_store) = world.of(guest);
+        let mut client = ClientBuilder::new(DomId::DOM0, &path)
+            .connect(&their_xen, &their_store)
+            .unwrap();
+        server.wait_connected(soon()).unwrap();
+        silent.store(true, Ordering::SeqCst);
+        // Longer than the interval of the questions.
+        let (mut longest, mut got) = (Duration::ZERO, [0; 1]);
+        let until = Instant::now() + Duration::from_secs(7);
+        while Instant::now() < until {
+            let began = Instant::now();
+            let waited = server.read_deadline(&mut got, Some(began + Duration::from_millis(50)));
+            longest = longest.max(began.elapsed());
+            assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
+        }
+        assert!(longest < Duration::from_secs(2), "{longest:?}");
+        client.write_all(b"x").unwrap();
+        server.read_exact(&mut got).unwrap();
+        world.host.destroy_domain(guest).unwrap();
+        let ended = server.read_deadline(&mut got, soon());
+        assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+        drop((client, their_store));
+        // The relay is cut first: removing the nodes would wait for an answer.
+        for end in [&near, &far] {
+            end.shutdown(Shutdown::Both).unwrap();
+        }
+        drop((server, store));
+    });
+    world.host.assert_clean();
 }
