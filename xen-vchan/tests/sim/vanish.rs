@@ -171,3 +171,49 @@ fn two_domus_notice_each_others_end_by_default() {
         world.host.assert_clean();
     }
 }
+
+/// By default a server's node has to be missing at two questions, five seconds apart, and counts
+/// for servers of this crate only: Qubes's remove theirs when their client has come.
+#[test]
+fn a_node_that_is_missing_once_or_of_another_kind_of_server_is_no_end() {
+    let world = World::new();
+    let other = world.another();
+    let (_, toolstack) = world.dom0();
+    let (xen, store) = world.domu();
+    let (their_xen, their_store) = world.of(other);
+    let connect = |path: &str, of_this_crate: bool| {
+        let server = ServerBuilder::new(other, path)
+            .publish(&xen, &store)
+            .unwrap();
+        if !of_this_crate {
+            toolstack.rm(&format!("{path}/accepts-sessions")).unwrap();
+        }
+        let client = ClientBuilder::new(world.guest, path);
+        (server, client.connect(&their_xen, &their_store).unwrap())
+    };
+    let paths = ["once", "qubes"].map(|name| format!("{}-{name}", path_of(world.guest)));
+    let began = Instant::now();
+    let (first, mut once) = connect(&paths[0], true);
+    let (second, mut qubes) = connect(&paths[1], false);
+    let [node, foreign] = paths.map(|path| format!("{path}/ring-ref"));
+    toolstack.rm(&foreign).unwrap();
+    let (value, rights) = (
+        toolstack.read(&node).unwrap(),
+        toolstack.permissions(&node).unwrap(),
+    );
+    toolstack.rm(&node).unwrap();
+    let mut open_until = |seconds| {
+        let until = Some(began + Duration::from_secs(seconds));
+        for client in [&mut once, &mut qubes] {
+            let waited = client.read_deadline(&mut [0; 4], until);
+            assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
+        }
+    };
+    // Between the first question, after five seconds, and the second.
+    open_until(7);
+    toolstack.write(&node, value).unwrap();
+    toolstack.set_permissions(&node, &rights).unwrap();
+    open_until(13);
+    drop((once, qubes, first, second));
+    world.host.assert_clean();
+}
