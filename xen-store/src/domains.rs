@@ -132,8 +132,7 @@ impl Store {
     /// not privileged; `ENOSYS` as [`features`](Self::features).
     #[doc(alias = "xs_get_features_domain")]
     pub fn features_of(&self, domain: DomId) -> Result<u32> {
-        let fields = features_fields(domain, None);
-        features(&self.call(MsgType::GET_FEATURE, 0, &[fields.as_bytes()])?)
+        features(&self.numbers(MsgType::GET_FEATURE, &[domain.as_u16().into()])?)
     }
 
     /// Limits the protocol features offered to `domain`, before it is introduced. For domain 0.
@@ -144,9 +143,8 @@ impl Store {
     /// a feature that the daemon does not have; otherwise as [`features_of`](Self::features_of).
     #[doc(alias = "xs_set_features_domain")]
     pub fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
-        let fields = features_fields(domain, Some(features));
-        self.call(MsgType::SET_FEATURE, 0, &[fields.as_bytes()])
-            .map(drop)
+        let numbers = [domain.as_u16().into(), features.into()];
+        self.numbers(MsgType::SET_FEATURE, &numbers).map(drop)
     }
 
     /// Returns the names of the daemon's quotas. For domain 0.
@@ -194,9 +192,12 @@ impl Store {
     }
 
     fn numbers(&self, kind: MsgType, numbers: &[u64]) -> Result<Vec<u8>> {
-        let fields: String = numbers.iter().map(|number| format!("{number}\0")).collect();
-        self.call(kind, 0, &[fields.as_bytes()])
+        self.call(kind, 0, &[number_fields(numbers).as_bytes()])
     }
+}
+
+pub(crate) fn number_fields(numbers: &[u64]) -> String {
+    numbers.iter().map(|number| format!("{number}\0")).collect()
 }
 
 /// A reply that should be one decimal number without a sign.
@@ -211,11 +212,6 @@ fn decimal(kind: MsgType, payload: &[u8]) -> Result<u32> {
 
 pub(crate) fn features(payload: &[u8]) -> Result<u32> {
     decimal(MsgType::GET_FEATURE, payload)
-}
-
-pub(crate) fn features_fields(domain: DomId, features: Option<u32>) -> String {
-    let features = features.map(|features| format!("{features}\0"));
-    format!("{}\0{}", domain.as_u16(), features.unwrap_or_default())
 }
 
 /// On the wire 0 is no limit.
@@ -234,8 +230,33 @@ pub(crate) fn quota_fields(
     limit: Option<Option<NonZeroU32>>,
 ) -> Result<String> {
     field(name)?;
-    let domain = domain.map(|domain| format!("{}\0", domain.as_u16()));
-    let limit = limit.map(|limit| format!("{}\0", limit.map_or(0, NonZeroU32::get)));
-    let (domain, limit) = (domain.unwrap_or_default(), limit.unwrap_or_default());
+    let numbers = |number: Option<u32>| number_fields(number.map(u64::from).as_slice());
+    let domain = numbers(domain.map(|domain| domain.as_u16().into()));
+    let limit = numbers(limit.map(|limit| limit.map_or(0, NonZeroU32::get)));
     Ok(format!("{domain}{name}\0{limit}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_a_reply_is_digits_and_one_nul() {
+        let kind = MsgType::GET_QUOTA;
+        assert_eq!(decimal(kind, b"0\0").unwrap(), 0);
+        assert_eq!(decimal(kind, b"4294967295\0").unwrap(), u32::MAX);
+        for payload in [
+            "",
+            "\0",
+            "7",
+            "+7\0",
+            "-7\0",
+            "7 \0",
+            "7\0\0",
+            "4294967296\0",
+            "é\0",
+        ] {
+            assert!(decimal(kind, payload.as_bytes()).is_err(), "{payload:?}");
+        }
+    }
 }

@@ -127,10 +127,14 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
         .collect()
 }
 
-/// An entry of a reserved number, which a client does not read: as one of a domain that is gone.
+/// Reads an entry of a reserved number, which clients refuse. The daemon keeps it as one of a domain
+/// that is gone.
 fn reserved(text: &str) -> Result<Perm, XsError> {
     let parts = text.split_at_checked(1);
     let (letter, digits) = parts.ok_or(XsError::EINVAL)?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(XsError::EINVAL);
+    }
     let domain = digits.parse().map_err(|_| XsError::EINVAL)?;
     let perm: Perm = format!("{letter}0").parse().map_err(|_| XsError::EINVAL)?;
     Ok(Perm {
@@ -196,6 +200,20 @@ mod tests {
         assert_eq!(access(9, Some(3), &perms), Access::ReadWrite);
         assert_eq!(access(9, Some(5), &perms), Access::Write);
         assert_eq!(access(9, Some(7), &perms), Access::None);
+    }
+
+    #[test]
+    fn an_entry_is_a_letter_and_digits_of_any_domain() {
+        let read = |text: &str| {
+            let entries = parse(format!("{text}\0").as_bytes())?;
+            Ok((entries[0].domain.as_u16(), entries[0].access))
+        };
+        assert_eq!(read("r5"), Ok((5, Access::Read)));
+        assert_eq!(read("w32757"), Ok((32757, Access::Write)));
+        assert_eq!(read("b65535"), Ok((65535, Access::ReadWrite)));
+        for text in ["", "r", "x5", "r+5", "r-5", "r+32757", "r65536", "é5"] {
+            assert_eq!(read(text), Err(XsError::EINVAL), "{text}");
+        }
     }
 
     #[test]

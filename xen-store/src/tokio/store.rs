@@ -95,7 +95,7 @@ impl Store {
     ///
     /// As there.
     pub async fn features_of(&self, domain: DomId) -> Result<u32> {
-        let fields = domains::features_fields(domain, None);
+        let fields = domains::number_fields(&[domain.as_u16().into()]);
         domains::features(&self.fields(MsgType::GET_FEATURE, &fields).await?)
     }
 
@@ -105,7 +105,7 @@ impl Store {
     ///
     /// As there.
     pub async fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
-        let fields = domains::features_fields(domain, Some(features));
+        let fields = domains::number_fields(&[domain.as_u16().into(), features.into()]);
         self.fields(MsgType::SET_FEATURE, &fields).await.map(drop)
     }
 

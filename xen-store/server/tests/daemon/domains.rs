@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use xen_store::wire::MsgType;
-use xen_store::{Error, Permissions};
+use xen_store::{Error, Invalid, Permissions};
 use xen_store_server::{Config, Server};
 use xen_sys::{DomId, Port};
 
@@ -268,8 +268,13 @@ fn quotas_and_features_are_read_and_set_by_typed_requests() {
     dom0.set_quota(None, "watches", None).unwrap();
     assert_eq!(dom0.quota(None, "watches").unwrap(), None);
     assert_eq!(name(dom0.quota(None, "what")), "EINVAL");
-    assert!(dom0.quota(None, "nodes\x00x").is_err());
+    let nul = dom0.quota(None, "nodes\x00x");
+    assert!(matches!(nul, Err(Error::Invalid(Invalid::Nul { at: 5 }))));
+    assert_eq!(name(dom5.quota_names()), "EACCES");
     assert_eq!(name(dom5.quota(None, "nodes")), "EACCES");
+    assert_eq!(name(dom5.quota(Some(dom(5)), "nodes")), "EACCES");
+    assert_eq!(name(dom5.set_quota(Some(dom(5)), "nodes", None)), "EACCES");
+    assert_eq!(name(dom5.set_features(dom(9), 12)), "EACCES");
     dom0.set_features(dom(9), 4).unwrap();
     assert_eq!(dom0.features_of(dom(9)).unwrap(), 4);
     assert_eq!(name(dom0.set_features(dom(5), 4)), "EBUSY");
