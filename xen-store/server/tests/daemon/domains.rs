@@ -298,4 +298,18 @@ fn an_entry_for_all_domains_counts_if_its_writer_is_offered_it() {
         let owner = Permissions::owner_none(DomId::ANY);
         assert_eq!(name(dom0.set_permissions("/public", &owner)), "ENOENT");
     }
+
+    // A domain may be offered less than the daemon has.
+    let server = start_with(Config::new().extensions(true));
+    let (dom0, dom5) = clients(&server);
+    for (number, features) in [(8, 12), (9, 4)] {
+        dom0.set_features(dom(number), features).unwrap();
+        dom0.write("/of", "v").unwrap();
+        let owned = Permissions::owner_none(dom(number));
+        dom0.set_permissions("/of", &owned).unwrap();
+        let writer = server.connect(dom(number)).unwrap();
+        let readable = owned.grant_read(DomId::ANY);
+        writer.set_permissions("/of", &readable).unwrap();
+        assert_eq!(dom5.read("/of").is_ok(), features & 8 != 0, "{number}");
+    }
 }
