@@ -23,7 +23,7 @@ use crate::store::{hash_file, write_atomically};
 use crate::workspace::Workspace;
 use crate::{deb, sources};
 
-/// What the ramdisk needs to mount the root.
+/// The modules that the ramdisk needs to mount the root.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
 /// Packages besides the essential ones; `@XEN@` and `@LINUX@` are the releases' names.
@@ -170,7 +170,7 @@ fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// How this machine's apt reaches its mirrors: mmdebstrap reads none of its settings.
+/// Returns the settings by which this machine's apt reaches its mirrors: mmdebstrap reads none.
 fn apt_options() -> Result<Vec<String>> {
     let out = Command::new("apt-config").arg("dump").output();
     let text = String::from_utf8(out.context("starting apt-config")?.stdout)?;
@@ -180,7 +180,7 @@ fn apt_options() -> Result<Vec<String>> {
     Ok(lines.map(str::to_owned).collect())
 }
 
-/// Runs a command to its end; a failure names the file with all it said.
+/// Runs a command to its end. A failure names the file with its whole output.
 fn run(command: &mut Command, log: &Path) -> Result<()> {
     let file = fs::File::create(log)?;
     let status = command.stdout(file.try_clone()?).stderr(file).status();
@@ -216,7 +216,7 @@ fn ramdisk(host: &Host) -> Result<PathBuf> {
     ] {
         archive.text(&format!("testbed/{name}"), text);
     }
-    let before = deb::build_as(&host.workspace, deb::BEFORE)?;
+    let before = deb::build_as(&host.workspace, deb::BEFORE, &parts.out)?;
     let now = parts
         .package
         .clone()

@@ -106,7 +106,7 @@ impl Said {
     }
 }
 
-/// Where a suite runs.
+/// The place where a suite runs.
 #[derive(Debug)]
 pub(crate) enum Place<'a> {
     /// The agent's, in dom0 of a fresh host: the tests whose names contain one of these words, or

@@ -72,8 +72,8 @@ impl Outcome {
     }
 }
 
-/// What the gate runs of the suite on the release that is not the default: what depends most on
-/// kernel, hypervisor, libxl and QEMU.
+/// The tests that run on the release that is not the default: those that depend most on kernel,
+/// hypervisor, libxl and QEMU.
 const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan"];
 
 /// A part of the run.

@@ -157,7 +157,7 @@ fn words(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Whether a source with these words has the test: as a function, or by its name as a string. Of a
+/// Returns whether a source with these words has the test: as a function, or by its name as a string. Of a
 /// test on real Xen the part after the slash is a word, and an ellipsis is any beginning or end.
 fn is_test_of(name: &str, text: &str, words: &BTreeSet<&str>) -> bool {
     let row = name.rsplit('/').next().unwrap_or(name);

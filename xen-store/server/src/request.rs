@@ -145,7 +145,7 @@ impl Daemon {
         }
     }
 
-    /// Whether `domain` may write permissions for all domains.
+    /// Returns whether `domain` may write permissions for all domains.
     fn offers_any(&self, domain: DomId) -> bool {
         let features = self.domains.get(domain).and_then(|domain| domain.features);
         self.config.extensions && features.unwrap_or(FEATURES) & FEATURE_ANY != 0

@@ -60,11 +60,11 @@ pub(crate) const BEFORE: &str = "0.0.1";
 
 /// Builds the package from the static binary as it was last built.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    build_as(workspace, env!("CARGO_PKG_VERSION"))
+    build_as(workspace, env!("CARGO_PKG_VERSION"), &workspace.dist())
 }
 
-/// As [`build`], with a version of its own.
-pub(crate) fn build_as(workspace: &Workspace, version: &str) -> Result<PathBuf> {
+/// As [`build`], with a version of its own, and into `folder`.
+pub(crate) fn build_as(workspace: &Workspace, version: &str, folder: &Path) -> Result<PathBuf> {
     pages::write(workspace)?;
     let program = dist::path(workspace, dist::STUBDM_RUN);
     let data = data(workspace, &program, &workspace.dist())?;
@@ -74,7 +74,7 @@ pub(crate) fn build_as(workspace: &Workspace, version: &str) -> Result<PathBuf> 
     };
     let mut package = Vec::new();
     pack::write(&mut package, &control(&data, version)?, &data, time)?;
-    let file = workspace.dist().join(format!("{NAME}_{version}_amd64.deb"));
+    let file = folder.join(format!("{NAME}_{version}_amd64.deb"));
     write_atomically(&file, &package)?;
     Ok(file)
 }

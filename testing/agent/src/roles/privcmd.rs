@@ -20,7 +20,7 @@ pub(crate) fn version() -> Result<()> {
     Ok(())
 }
 
-/// Prints what becomes of a few typed hypercalls, by the kind of their error.
+/// Prints the result of a few typed hypercalls, each by the kind of its error.
 pub(crate) fn hypercalls() -> Result<()> {
     let privcmd = Privcmd::open(&Xen::open()?)?;
     let dom0 = DomId::DOM0;

@@ -78,7 +78,7 @@ fn xl_info(option: &[&str]) -> Result<HashMap<String, String>> {
         .collect())
 }
 
-/// Fails unless xl says `value` of `name`.
+/// Fails unless `xl info` prints `value` for `name`.
 fn agrees(xl: &HashMap<String, String>, name: &str, value: impl ToString) -> Result<()> {
     let said = xl
         .get(name)
