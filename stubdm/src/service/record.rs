@@ -198,16 +198,16 @@ pub fn folder(folder: &Path) -> Result<PathBuf> {
     prepare(folder)
 }
 
-/// Whether a record's process lives.
+/// The state of a record's process.
 #[derive(Debug)]
 pub enum Life {
     /// It holds the lock.
     Alive,
-    /// Nobody does. While this value lives nobody else can take it.
+    /// No process holds the lock. While this value lives, none can take it.
     Gone(Orphan),
 }
 
-/// A record without a process, locked by this one.
+/// A record without a process. This process shares its lock with others that read the record.
 #[derive(Debug)]
 pub struct Orphan {
     file: Flock<File>,
@@ -223,7 +223,7 @@ impl Orphan {
     }
 }
 
-/// Reads a record, and whether its process lives. `None` for what is no record of root's or this
+/// Reads a record and its process's state. Returns `None` for what is no record of root's or this
 /// user's.
 pub fn read(path: &Path) -> Option<(Record, Life)> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
@@ -235,8 +235,9 @@ pub fn read(path: &Path) -> Option<(Record, Life)> {
     if !meta.is_file() || !trusted || meta.len() > SIZE_MAX {
         return None;
     }
-    // The lock first: what is read after it is what the holder wrote, or the last one left.
-    let life = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    // The lock first: what is read after it is what the holder wrote, or the last one left. It is
+    // shared, so another reader is not taken for the process.
+    let life = match Flock::lock(file, FlockArg::LockSharedNonblock) {
         Ok(file) => {
             let record = parse(&file)?;
             let path = path.to_owned();
@@ -297,6 +298,16 @@ mod tests {
         );
         orphan.remove();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_record_that_others_read_is_not_taken_for_a_living_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = folder(dir.path()).unwrap().join(record().file_name());
+        fs::write(&path, serde_json::to_vec(&record()).unwrap()).unwrap();
+        let reading = all(dir.path());
+        assert!(matches!(&reading[..], [(_, _, Life::Gone(_))]));
+        assert!(matches!(read(&path), Some((_, Life::Gone(_)))));
     }
 
     #[test]
