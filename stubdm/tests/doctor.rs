@@ -147,7 +147,7 @@ fn a_process_that_is_gone_and_a_missing_supervisor_are_named_with_their_mend() {
     let mut host = Host::new();
     let folder = host.path("run/stubdm");
     let record = Record::of_this_process(Kind::Consoled, 6, String::new()).unwrap();
-    let claim = Claim::take(&folder, &record).unwrap().unwrap();
+    let claim = Claim::take(&folder, record).unwrap().unwrap();
     assert_eq!(host.says("services").0, "ok");
     // As a kill leaves it.
     let file = folder.join("services/consoled-6");

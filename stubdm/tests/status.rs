@@ -329,7 +329,7 @@ fn a_recorded_process_that_was_killed_is_gone_and_its_mend_named() {
     let node = "/local/domain/5/image/device-model-domid";
     store.write(node, "6").unwrap();
     let record = Record::of_this_process(Kind::Proxy, 6, String::new()).unwrap();
-    let claim = Claim::take(&folder, &record).unwrap().unwrap();
+    let claim = Claim::take(&folder, record).unwrap().unwrap();
     let shown = || {
         let output = status(&socket, &["--folder", folder.to_str().unwrap()]);
         String::from_utf8(output.stdout).unwrap()

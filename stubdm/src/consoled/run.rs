@@ -118,11 +118,10 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
     let resume = options.resume.is_some();
     let folder = options.folder.as_deref();
     // No two take bytes out of one ring.
-    let claim = service::claim(store, folder, Kind::Consoled, domain, resume, None)?;
-    let uuid = service::uuid(store, domain);
-    let place = claim.as_ref().zip(folder).map(|(_, folder)| Place {
+    let claim = service::claim(store, folder, Kind::Consoled, domain, resume)?;
+    let place = claim.as_ref().zip(folder).map(|(claim, folder)| Place {
         folder,
-        uuid: &uuid,
+        uuid: &claim.record().uuid,
         resume,
     });
     let mut server = Server {

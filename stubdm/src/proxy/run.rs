@@ -83,9 +83,36 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
                 Socket::Path(path) => Some(path.clone()),
                 _ => None,
             };
-            let (clients, file) = clients(socket, options.resume)?;
-            let mut world = World::open(domid, open)?;
-            let claim = claim(&world, options, &clients, path)?;
+            let (mut world, mut claim, clients, file);
+            match options.resume {
+                None => {
+                    (clients, file) = open_clients(socket)?;
+                    world = World::open(domid, open)?;
+                    claim = take_record(&world, options)?;
+                }
+                Some(resume) => {
+                    world = World::open(domid, open)?;
+                    // Of two that take one's place, only the one with the record may touch the
+                    // socket.
+                    claim = take_record(&world, options)?;
+                    let taken = match socket {
+                        Socket::Path(path) => take_over(&path, resume),
+                        other => open_clients(other),
+                    };
+                    (clients, file) = match taken {
+                        Ok(taken) => taken,
+                        Err(failure) => {
+                            claim.into_iter().for_each(Claim::leave);
+                            return Err(failure);
+                        }
+                    };
+                }
+            }
+            if let (Some(claim), Some(path), Clients::Socket(listener)) =
+                (&mut claim, path, &clients)
+            {
+                claim.set_listener(path, listener.as_fd().as_raw_fd())?;
+            }
             let result = serve_clients(&mut world, options, policy, clients, &signals);
             // After it nobody starts this process again.
             drop((file, claim));
@@ -100,27 +127,14 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
 }
 
 /// Records the proxy that libxl started for a guest: it waits for no other's state.
-fn claim(
-    world: &World,
-    options: &ProxyOptions,
-    clients: &Clients,
-    path: Option<PathBuf>,
-) -> Result<Option<Claim>> {
+fn take_record(world: &World, options: &ProxyOptions) -> Result<Option<Claim>> {
     let libxls = options.state_path.is_some() && Payload::of_node(&options.node) == Payload::Qmp;
-    let (Clients::Socket(listener), Some(path), true) = (clients, path, libxls) else {
+    if !libxls || !matches!(Socket::parse(&options.socket), Socket::Path(_)) {
         return Ok(None);
-    };
-    let listener = (path, listener.as_fd().as_raw_fd());
+    }
     let folder = options.counters.as_deref();
     let resume = options.resume.is_some();
-    service::claim(
-        &world.store,
-        folder,
-        Kind::Proxy,
-        world.domid,
-        resume,
-        Some(listener),
-    )
+    service::claim(&world.store, folder, Kind::Proxy, world.domid, resume)
 }
 
 /// The policy, if there is to be one.
@@ -289,13 +303,10 @@ fn serve_vchan(
     Ok(())
 }
 
-fn clients(socket: Socket, resume: Option<Resume>) -> Result<(Clients, Option<SocketFile>)> {
+fn open_clients(socket: Socket) -> Result<(Clients, Option<SocketFile>)> {
     match socket {
         Socket::Path(path) => {
-            let (listener, file) = match resume {
-                Some(resume) => take_over(&path, resume)?,
-                None => bind(&path)?,
-            };
+            let (listener, file) = bind(&path)?;
             Ok((Clients::Socket(listener.into()), Some(file)))
         }
         Socket::Descriptor(number) => {
@@ -314,15 +325,17 @@ fn clients(socket: Socket, resume: Option<Resume>) -> Result<(Clients, Option<So
 }
 
 /// The socket of a proxy that was killed: the one that was kept, or a new one in its place.
-fn take_over(path: &Path, resume: Resume) -> Result<(UnixListener, SocketFile)> {
+fn take_over(path: &Path, resume: Resume) -> Result<(Clients, Option<SocketFile>)> {
     if let Some(number) = resume.listener {
         let listener = fd::duplicate(number).context(format_args!("descriptor {number}"))?;
         if let Some(file) = SocketFile::of(&listener, path) {
-            return Ok((listener.into(), file));
+            let listener = UnixListener::from(listener);
+            return Ok((Clients::Socket(listener.into()), Some(file)));
         }
     }
-    // Whoever listens there is the killed proxy's worker, which ends with it.
-    bind_over(path)
+    // The killed proxy's worker, which ends with it, may still listen there.
+    let (listener, file) = bind_over(path)?;
+    Ok((Clients::Socket(listener.into()), Some(file)))
 }
 
 fn backend(socket: Socket) -> Result<Backend> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use tracing::{info, warn};
@@ -10,7 +10,7 @@ use xen_store::Store;
 use xen_sys::DomId;
 
 use crate::libxl::trusted;
-use crate::rt::error::{Failure, Result};
+use crate::rt::error::{Context, Failure, Result};
 use crate::service::record::{self, Claim, Kind, Record};
 
 /// The value of `--resume`: this process takes the place of one that was killed.
@@ -41,34 +41,36 @@ impl std::fmt::Display for Resume {
     }
 }
 
-/// A value of a domain's that no other domain of the same number has.
-pub fn uuid(store: &Store, domain: DomId) -> String {
+/// Returns a value of a domain's that no other domain of the same number has; empty if there is no
+/// such node.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn uuid(store: &Store, domain: DomId) -> Result<String> {
     let node = format!("/local/domain/{domain}/vm");
-    let path = trusted::read_str(store, &node).ok().flatten();
-    path.unwrap_or_default()
+    let path = trusted::read_str(store, &node).context(&node)?;
+    Ok(path.unwrap_or_default())
 }
 
 /// Records this process as the `kind` of `domain`. A process that was started again writes its
 /// number to libxl's node.
 ///
 /// # Errors
-/// Another living process is recorded as that. A record that cannot be written is logged: nobody
-/// starts this process again then.
+/// Another living process is recorded as that. A record that cannot be written is logged: this
+/// process is not started again then.
 pub fn claim(
     store: &Store,
     folder: Option<&Path>,
     kind: Kind,
     domain: DomId,
     resume: bool,
-    listener: Option<(PathBuf, RawFd)>,
 ) -> Result<Option<Claim>> {
     let Some(folder) = folder else {
         return Ok(None);
     };
     let uuid = uuid(store, domain);
-    let mut record = Record::of_this_process(kind, domain.as_u16(), uuid)?;
-    record.listener = listener;
-    let claim = match Claim::take(folder, &record) {
+    let record = uuid.and_then(|uuid| Record::of_this_process(kind, domain.as_u16(), uuid));
+    let claim = match record.and_then(|record| Claim::take(folder, record)) {
         Ok(Some(claim)) => claim,
         Ok(None) => {
             let kind = kind.name();
@@ -77,21 +79,14 @@ pub fn claim(
             )));
         }
         Err(failure) => {
-            info!("nobody starts this process again: {failure}");
+            info!("this process is not started again: {failure}");
             return Ok(None);
         }
     };
     if resume {
         let node = format!("/local/domain/{domain}/{}", kind.node());
-        let pid = record.pid.to_string();
         // libxl sends SIGHUP to that process at the domain's end, and removes the node.
-        let written = store.with_transaction(|t| {
-            if t.exists(&node)? {
-                t.write(&node, &pid)?;
-            }
-            Ok(())
-        });
-        if let Err(error) = written {
+        if let Err(error) = announce(store, &node, &claim.record().pid.to_string(), resume) {
             warn!("writing {node}: {error}");
         }
     }

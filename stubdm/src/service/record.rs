@@ -125,14 +125,16 @@ fn link(path: &str) -> io::Result<PathBuf> {
 pub struct Claim {
     file: Flock<File>,
     path: PathBuf,
+    record: Record,
+    stays: bool,
 }
 
 impl Claim {
-    /// Writes `record` below `folder`; `None` if a living process has that record.
+    /// Writes `record` below `folder`; returns `None` if a living process has that record.
     ///
     /// # Errors
-    /// The system's.
-    pub fn take(folder: &Path, record: &Record) -> Result<Option<Self>> {
+    /// The folder or the file cannot be made or written.
+    pub fn take(folder: &Path, record: Record) -> Result<Option<Self>> {
         let folder = prepare(folder)?;
         let path = folder.join(record.file_name());
         let what = path.display();
@@ -154,17 +156,48 @@ impl Claim {
             if !is_at(&file, &path) {
                 continue;
             }
-            let text = serde_json::to_vec(record).context(&what)?;
-            file.set_len(0).context(&what)?;
-            file.write_all_at(&text, 0).context(&what)?;
-            return Ok(Some(Self { file, path }));
+            let claim = Self {
+                file,
+                path,
+                record,
+                stays: false,
+            };
+            claim.write()?;
+            return Ok(Some(claim));
         }
+    }
+
+    /// Returns what was recorded.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Records the socket at which libxl asks, and the number of its descriptor.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_listener(&mut self, path: PathBuf, number: RawFd) -> Result<()> {
+        self.record.listener = Some((path, number));
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
+        let what = self.path.display();
+        let text = serde_json::to_vec(&self.record).context(&what)?;
+        // Not cut first: killed between the two, this process would leave an empty record.
+        self.file.write_all_at(&text, 0).context(&what)?;
+        self.file.set_len(text.len() as u64).context(&what)
+    }
+
+    /// Releases the lock and leaves the record, as a kill does: the service is started again.
+    pub fn leave(mut self) {
+        self.stays = true;
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if is_at(&self.file, &self.path) {
+        if !self.stays && is_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -253,7 +286,9 @@ pub fn read(path: &Path) -> Option<(Record, Life)> {
 fn parse(mut file: &File) -> Option<Record> {
     let mut text = Vec::new();
     file.by_ref().take(SIZE_MAX).read_to_end(&mut text).ok()?;
-    let record: Record = serde_json::from_slice(&text).ok()?;
+    // What follows is the rest of a longer one: its writer was killed before it cut the file.
+    let mut records = serde_json::Deserializer::from_slice(&text).into_iter::<Record>();
+    let record = records.next()?.ok()?;
     (record.version == VERSION).then_some(record)
 }
 
@@ -277,8 +312,8 @@ mod tests {
     #[test]
     fn a_record_is_alive_as_long_as_its_lock_and_gone_in_good_order_with_its_claim() {
         let dir = tempfile::tempdir().unwrap();
-        let claim = Claim::take(dir.path(), &record()).unwrap().unwrap();
-        assert!(Claim::take(dir.path(), &record()).unwrap().is_none());
+        let claim = Claim::take(dir.path(), record()).unwrap().unwrap();
+        assert!(Claim::take(dir.path(), record()).unwrap().is_none());
         let found = all(dir.path());
         assert!(matches!(&found[..], [(_, r, Life::Alive)] if *r == record()));
         // As a kill leaves it.
@@ -293,7 +328,7 @@ mod tests {
         let (_, life) = read(&path).unwrap();
         let Life::Gone(orphan) = life else { panic!() };
         assert!(
-            Claim::take(dir.path(), &record()).unwrap().is_none(),
+            Claim::take(dir.path(), record()).unwrap().is_none(),
             "no two start it"
         );
         orphan.remove();
@@ -308,6 +343,22 @@ mod tests {
         let reading = all(dir.path());
         assert!(matches!(&reading[..], [(_, _, Life::Gone(_))]));
         assert!(matches!(read(&path), Some((_, Life::Gone(_)))));
+    }
+
+    #[test]
+    fn a_writer_killed_at_any_step_leaves_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut longer = record();
+        longer.log = Some("/var/log/a-long-name".into());
+        let claim = Claim::take(dir.path(), longer).unwrap().unwrap();
+        let path = claim.path.clone();
+        claim.leave();
+        let before = fs::read(&path).unwrap();
+        let after = serde_json::to_vec(&record()).unwrap();
+        let rest = before.get(after.len()..).unwrap();
+        fs::write(&path, [&after, rest].concat()).unwrap();
+        let found = all(dir.path());
+        assert!(matches!(&found[..], [(_, r, Life::Gone(_))] if *r == record()));
     }
 
     #[test]

@@ -231,7 +231,8 @@ impl Supervisor {
         let service = self.services.get_mut(path)?;
         let record = &service.record;
         let (kind, pid) = (record.kind.name(), record.pid);
-        let same = record.uuid == service::uuid(self.domains.store(), stubdomain);
+        let uuid = service::uuid(self.domains.store(), stubdomain).unwrap_or_default();
+        let same = record.uuid == uuid;
         if !lives || !same {
             info!("domain {stubdomain} is gone, and so is its {kind}");
             discard(&self.folder, orphan, record);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -93,14 +93,26 @@ impl Killed {
         let pid = format!("/local/domain/{stub}/image/qmp-proxy-pid");
         let (run, qemu) = (self.path("stub"), self.path(fake_qemu::NAME));
         self.start("stubdomain", stub, &["--run", &run, "--qemu", &qemu]);
-        let state = format!("--state-path={}", self.host.proxy_node());
-        let (number, node) = (stub.to_string(), self.host.vchan_node());
-        let (folder, socket) = (self.path("run"), self.path("qmp-libxl"));
-        let args = ["--counters", &folder, &state, &number, &node, &socket];
-        let proxy = self.start("vchan-socket-proxy", DomId::DOM0, &args);
+        let proxy = self.proxy(&[]);
         self.host.store().write(&pid, proxy.to_string()).unwrap();
         self.wait_for_node(&self.host.proxy_node(), "running");
         self.wait_for_node(&self.host.phase_node(), "running");
+    }
+
+    /// Starts a proxy as libxl does, with `more` options.
+    pub(crate) fn proxy(&mut self, more: &[&str]) -> u32 {
+        let state = format!("--state-path={}", self.host.proxy_node());
+        let (number, node) = (self.host.stub.to_string(), self.host.vchan_node());
+        let (folder, socket) = (self.path("run"), self.path("qmp-libxl"));
+        let args = ["--counters", &folder, &state, &number, &node, &socket];
+        self.start("vchan-socket-proxy", DomId::DOM0, &[more, &args].concat())
+    }
+
+    /// Waits for the end of a process that was started last.
+    pub(crate) fn wait(&mut self, pid: u32) -> ExitStatus {
+        let mut child = self.children.pop().unwrap();
+        assert_eq!(child.id(), pid);
+        child.wait().unwrap()
     }
 
     pub(crate) fn wait_for_node(&self, node: &str, value: &str) {
@@ -170,6 +182,11 @@ fn is_ours(pid: i32, dir: &Path) -> bool {
 
 pub(crate) fn murder(pid: u32) {
     let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+}
+
+/// Ends a process as libxl does.
+pub(crate) fn hang_up(pid: u32) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGHUP).unwrap();
 }
 
 /// One connection with one command, as libxl does. An error is a text.

@@ -15,7 +15,7 @@ use xen_console::Frontend;
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
-use host::{Killed, PATIENCE, ask, murder};
+use host::{Killed, PATIENCE, ask, hang_up, murder};
 
 /// How often each is killed.
 const KILLS: u32 = 100;
@@ -320,14 +320,23 @@ fn restart_replaces_the_processes_with_and_without_a_supervisor() {
 }
 
 #[test]
+fn a_second_proxy_in_the_place_of_a_killed_one_leaves_the_first_ones_socket() {
+    let mut killed = Killed::new();
+    killed.stubdomain_and_proxy();
+    killed.process(Kind::Proxy, 0);
+    let second = killed.proxy(&["--resume=-"]);
+    let status = killed.wait(second);
+    assert_eq!(status.code(), Some(1), "{}", killed.logs());
+    assert_eq!(ask_until(&killed, "query-status"), 1, "{}", killed.logs());
+}
+
+#[test]
 fn what_ends_in_good_order_is_not_started_again() {
     let mut killed = Killed::new();
     killed.supervise(&[]);
     killed.stubdomain_and_proxy();
     let pid = killed.process(Kind::Proxy, 0);
-    // As libxl does.
-    let pid = nix::unistd::Pid::from_raw(pid as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    hang_up(pid);
     let deadline = Instant::now() + PATIENCE;
     while !record::all(&killed.folder()).is_empty() || killed.socket().exists() {
         assert!(Instant::now() < deadline, "{}", killed.logs());
