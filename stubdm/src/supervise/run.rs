@@ -26,7 +26,7 @@ use crate::rt::log;
 use crate::rt::poll::{Interest, earlier, readable};
 use crate::rt::signals::Signals;
 use crate::service::claim as service;
-use crate::service::record::{self, Life, Orphan, Record};
+use crate::service::record::{self, Kind, Life, Orphan, Record};
 use crate::supervise::folder::FolderWatch;
 use crate::supervise::process::{self, Process};
 
@@ -101,6 +101,7 @@ pub fn run_on(
         folder: options.folder.clone(),
         services: HashMap::new(),
         pauses: Backoff::new(pause / 10, pause),
+        children: Vec::new(),
         standby: None,
         has_standby: options.standby,
         next_standby: Instant::now(),
@@ -118,7 +119,7 @@ pub fn run_on(
     Ok(())
 }
 
-/// Whether a supervisor runs.
+/// Returns whether a supervisor runs.
 pub fn is_running(folder: &Path) -> bool {
     let Ok(file) = File::open(folder.join(LOCK)) else {
         return false;
@@ -178,6 +179,8 @@ struct Supervisor {
     services: HashMap<PathBuf, Service>,
     /// The pauses before a service is started once more.
     pauses: Backoff,
+    /// Processes that were started and are to be reaped when they end, whatever their records are.
+    children: Vec<Child>,
     standby: Option<Child>,
     has_standby: bool,
     next_standby: Instant,
@@ -231,12 +234,17 @@ impl Supervisor {
         let service = self.services.get_mut(path)?;
         let record = &service.record;
         let (kind, pid) = (record.kind.name(), record.pid);
-        let uuid = service::uuid(self.domains.store(), stubdomain).unwrap_or_default();
-        let same = record.uuid == uuid;
+        let same = match service::uuid(self.domains.store(), stubdomain) {
+            Ok(uuid) => uuid == record.uuid,
+            // An error does not make it another domain.
+            Err(_) if lives => return Some(now + Duration::from_secs(1)),
+            Err(_) => false,
+        };
         if !lives || !same {
             info!("domain {stubdomain} is gone, and so is its {kind}");
             discard(&self.folder, orphan, record);
-            self.services.remove(path);
+            let child = self.services.remove(path).and_then(|service| service.child);
+            self.children.extend(child.map(|(child, _)| child));
             return None;
         }
         if let Some((child, since)) = &mut service.child {
@@ -316,19 +324,16 @@ impl Task for Supervisor {
             .map_err(io::Error::other)?
         {}
         self.domains.look();
-        // Ended children of this process are reaped, whatever their records say.
-        for service in self.services.values_mut() {
-            if service.process.is_some() {
-                if let Some((child, _)) = &mut service.child {
-                    if !matches!(child.try_wait(), Ok(None)) {
-                        service.child = None;
-                    }
-                }
-            }
-        }
         let all = record::all(&self.folder);
-        let names: Vec<_> = all.iter().map(|(path, _, _)| path.clone()).collect();
-        self.services.retain(|path, _| names.contains(path));
+        let children = &mut self.children;
+        self.services.retain(|path, service| {
+            let recorded = all.iter().any(|(other, _, _)| other == path);
+            if !recorded || service.process.is_some() {
+                children.extend(service.child.take().map(|(child, _)| child));
+            }
+            recorded
+        });
+        children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         let mut deadline = self.keep_standby(now);
         for (path, record, life) in all {
             deadline = earlier(deadline, self.look(&path, record, life, now));
@@ -337,13 +342,16 @@ impl Task for Supervisor {
     }
 }
 
-/// Removes what a service of an ended domain left.
+/// Removes what a service of an ended domain left. The other kind's files may be those of a living
+/// domain of the same number.
 fn discard(folder: &Path, orphan: Orphan, record: &Record) {
     if let Some((socket, _)) = &record.listener {
-        // Without a process, nobody answers there.
+        // Without a process, no client is served there.
         let _ = std::fs::remove_file(socket);
     }
-    counters::remove(folder, record.stubdomain);
-    position::remove(folder, record.stubdomain);
+    match record.kind {
+        Kind::Proxy => counters::remove(folder, record.stubdomain),
+        Kind::Consoled => position::remove(folder, record.stubdomain),
+    }
     orphan.remove();
 }

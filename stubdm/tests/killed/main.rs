@@ -347,6 +347,23 @@ fn what_ends_in_good_order_is_not_started_again() {
 }
 
 #[test]
+fn a_proxy_that_was_started_again_and_ends_leaves_no_process_behind() {
+    let mut killed = Killed::new();
+    killed.supervise(&[]);
+    killed.stubdomain_and_proxy();
+    let first = killed.process(Kind::Proxy, 0);
+    murder(first);
+    let second = killed.process(Kind::Proxy, first);
+    hang_up(second);
+    let deadline = Instant::now() + PATIENCE;
+    // The directory of a process that is not reaped stays.
+    while std::path::Path::new(&format!("/proc/{second}")).exists() {
+        assert!(Instant::now() < deadline, "{}", killed.logs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_record_of_another_domain_of_the_same_number_is_removed_and_not_started() {
     let mut killed = Killed::new();
     killed.stubdomain_and_proxy();
