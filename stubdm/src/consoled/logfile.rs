@@ -6,6 +6,7 @@
 //! reported once until a write succeeds again.
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -44,6 +45,21 @@ impl LogFile {
     /// The file with its length.
     pub fn file(&self) -> &AppendFile {
         &self.file
+    }
+
+    /// Cuts off the bytes that were written after `before`, the file's [`AppendFile::identity`] then,
+    /// if they are at most `most`. If that file is the `.old` one by now, all of this one's are.
+    ///
+    /// # Errors
+    /// The file cannot be cut.
+    pub fn cut(&self, before: [u64; 3], most: u64) -> io::Result<()> {
+        let [dev, ino, _] = before;
+        let old = std::fs::symlink_metadata(with_suffix(self.file.path(), ".old"));
+        if old.is_ok_and(|old| (old.dev(), old.ino()) == (dev, ino)) {
+            let [dev, ino, _] = self.file.identity()?;
+            return self.file.cut([dev, ino, 0], most);
+        }
+        self.file.cut(before, most)
     }
 
     /// Writes all of `bytes`, or says in our own log why not.

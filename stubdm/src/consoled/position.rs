@@ -9,7 +9,8 @@
 //!
 //! * The position is ahead: the bytes between are written. They are skipped.
 //! * Both are equal: bytes may be written that the position does not count. The file is cut to the
-//!   position's length, and they are written again.
+//!   position's length, and they are written again. If the position's file has become the `.old`
+//!   one, the new file is emptied.
 //!
 //! So no byte that was taken out of the ring is lost or doubled. The kernel writes these bytes
 //! whole or not at all when the process is killed; a checksum shows any other damage, and a damaged

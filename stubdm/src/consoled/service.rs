@@ -301,10 +301,9 @@ impl Progress {
         if let Some(before) = self.before.take() {
             let ahead = before.index.wrapping_sub(link.position()) as usize;
             if (before.reference, before.port) == ring && ahead <= OUT_SIZE {
-                let cut = |file: &AppendFile| file.cut(before.file, OUT_SIZE as u64);
                 if ahead > 0 {
                     link.consume(ahead)?;
-                } else if let Some(Err(error)) = sink.file().map(cut) {
+                } else if let Err(error) = sink.cut(before.file, OUT_SIZE as u64) {
                     warn!("cutting a console's file: {error}");
                 }
                 if let Sink::State(state) = sink {

@@ -63,6 +63,18 @@ impl Sink {
         }
     }
 
+    /// Cuts the file back to `before`, as [`LogFile::cut`] does.
+    ///
+    /// # Errors
+    /// The file cannot be cut.
+    pub fn cut(&self, before: [u64; 3], most: u64) -> io::Result<()> {
+        match self {
+            Self::Log(log) => log.cut(before, most),
+            Self::State(state) => state.file().cut(before, most),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes what the domain wrote, to the last byte.
     pub fn take(&mut self, bytes: &[u8]) {
         match self {

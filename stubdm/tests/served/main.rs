@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout, poll};
-use stubdm::consoled::service::Service;
+use stubdm::consoled::service::{Place, Service};
 use stubdm::libxl::discover::{Discovered, consoles};
 use stubdm::libxl::output::Output;
 use stubdm::libxl::state_record::{FILLER, Header};
@@ -28,12 +28,17 @@ const LIMIT: u64 = 1 << 20;
 /// The service of one console, as the store describes it.
 fn service(world: &World, number: u32, output: &str) -> Service {
     world.console(number, Some(output));
+    open(world, number, LIMIT, None)
+}
+
+/// Serves a console that the store describes.
+fn open(world: &World, number: u32, limit: u64, place: Option<Place<'_>>) -> Service {
     let Discovered::Consoles(found) = consoles(&world.store, world.domain).unwrap() else {
         panic!("not ours");
     };
     let console = found.iter().find(|c| c.number == number).unwrap();
     let xen = world.dom0();
-    Service::open(&xen, &world.store, world.domain, console, LIMIT, None).unwrap()
+    Service::open(&xen, &world.store, world.domain, console, limit, place).unwrap()
 }
 
 /// Both sides have their turns until `done`.
@@ -127,6 +132,35 @@ fn a_saved_state_is_in_its_file_when_half_of_the_filler_has_gone() {
     }
     drop(frontend);
     drop(service);
+    world.end();
+}
+
+/// Killed between the bytes that it wrote to a new log and its position, which is of the old log.
+#[test]
+fn a_consoled_killed_while_it_rotates_its_log_doubles_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("log"), dir.path().join("log.old"));
+    let mut place = Place {
+        folder: dir.path(),
+        uuid: "uuid",
+        resume: false,
+    };
+    let world = World::new();
+    world.console(3, Some(&format!("file:{}", path.display())));
+    let mut first = open(&world, 3, 100, Some(place));
+    let mut frontend = world.frontend_at("device/console/3");
+    say(&mut first, &mut frontend, &[b'a'; 80]);
+    drop(first);
+    assert_eq!(frontend.link().try_write(&[b'b'; 50]).unwrap(), 50);
+    fs::rename(&path, &old).unwrap();
+    fs::write(&path, [b'b'; 50]).unwrap();
+    place.resume = true;
+    let mut next = open(&world, 3, 100, Some(place));
+    say(&mut next, &mut frontend, b"c");
+    assert_eq!(fs::read(&path).unwrap(), [&[b'b'; 50][..], b"c"].concat());
+    assert_eq!(fs::read(&old).unwrap(), [b'a'; 80]);
+    drop(frontend);
+    drop(next);
     world.end();
 }
 
