@@ -13,7 +13,7 @@ use crate::libxl::store::{Pair, StoreOptions, domid};
 use crate::proxy::counters;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::poll::{readable, sleep};
-use crate::service::record::{self, Life, Record};
+use crate::service::record::{self, Life};
 use crate::supervise::folder::FolderWatch;
 use crate::supervise::process::{self, Process};
 use crate::supervise::run::is_running;
@@ -61,36 +61,38 @@ pub fn run(options: &RestartOptions) -> Result<()> {
         }
         None => None,
     };
-    let mut found = 0;
-    let mut failed = None;
-    for (path, record, life) in record::all(folder) {
-        if wanted.is_some_and(|wanted| wanted != record.stubdomain) {
-            continue;
-        }
-        found += 1;
-        let what = format!("the {} of domain {}", record.kind.name(), record.stubdomain);
-        match restart(folder, &path, &record, life) {
-            Ok(pid) => writeln!(
-                io::stdout(),
-                "{what}: process {pid} in place of {}",
-                record.pid
-            )
-            .context("printing")?,
-            Err(why) => failed = Some(Failure::new(format_args!("{what}: {why}"))),
-        }
-    }
-    match (failed, wanted) {
-        (Some(failure), _) => Err(failure),
-        (None, Some(domain)) if found == 0 => Err(Failure::new(format_args!(
+    // Without their locks: each is read again in its turn.
+    let mut records: Vec<_> = record::all(folder)
+        .into_iter()
+        .map(|(path, record, _)| (path, record))
+        .collect();
+    records.retain(|(_, record)| wanted.is_none_or(|wanted| wanted == record.stubdomain));
+    if let (Some(domain), true) = (wanted, records.is_empty()) {
+        return Err(Failure::new(format_args!(
             "no process of domain {domain} is recorded in {}",
             folder.display()
-        ))),
-        _ => Ok(()),
+        )));
+    }
+    let mut failed = Vec::new();
+    for (path, record) in records {
+        let what = format!("the {} of domain {}", record.kind.name(), record.stubdomain);
+        let restarted = restart(folder, &path).and_then(|(old, new)| {
+            writeln!(io::stdout(), "{what}: process {new} in place of {old}").context("printing")
+        });
+        if let Err(why) = restarted {
+            failed.push(format!("{what}: {why}"));
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(failed.join("; "))),
     }
 }
 
-/// Returns the new process's number.
-fn restart(folder: &Path, path: &Path, record: &Record, life: Life) -> Result<u32> {
+/// Returns the numbers of the old process and of the new one.
+fn restart(folder: &Path, path: &Path) -> Result<(u32, u32)> {
+    let (record, life) = record::read(path).ok_or_else(|| Failure::new("it has ended"))?;
+    let record = &record;
     let watch = FolderWatch::of(&record::folder(folder)?)?;
     let mut listener = None;
     if let Life::Alive = life {
@@ -113,7 +115,7 @@ fn restart(folder: &Path, path: &Path, record: &Record, life: Life) -> Result<u3
         watch.drain();
         if let Some((now, Life::Alive)) = record::read(path) {
             if now.pid != record.pid {
-                return Ok(now.pid);
+                return Ok((record.pid, now.pid));
             }
         }
         if let Some(Ok(Some(status))) = child.as_mut().map(std::process::Child::try_wait) {

@@ -5,12 +5,13 @@
 
 mod host;
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use stubdm::libxl::state_record::{FILLER, Header};
 use stubdm::proxy::counters;
-use stubdm::service::record::{self, Kind};
+use stubdm::service::record::{self, Claim, Kind, Record};
 use xen_console::Frontend;
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
@@ -317,6 +318,26 @@ fn restart_replaces_the_processes_with_and_without_a_supervisor() {
     say(&mut frontend, b"after");
     wait_until_taken(&mut frontend);
     assert_eq!(std::fs::read(&log).unwrap(), b"before after");
+}
+
+#[test]
+fn restart_reports_every_process_that_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in [Kind::Proxy, Kind::Consoled] {
+        let mut record = Record::of_this_process(kind, 7, String::new()).unwrap();
+        record.program = dir.path().join("no-such-program");
+        Claim::take(dir.path(), record).unwrap().unwrap().leave();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    command
+        .args(["restart", "--all", "--folder"])
+        .arg(dir.path());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for kind in ["proxy", "consoled"] {
+        assert!(text.contains(&format!("the {kind} of domain 7")), "{text}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! `None`, and a domain that has gone is left out.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use xen_store::Store;
 use xen_sys::DomId;
@@ -67,7 +67,11 @@ pub(super) const GONE: &str = "the stubdomain is gone";
 pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
     existing.look();
     let store = existing.store();
-    let records = record::all(folder);
+    // Without their locks, which a process that is being started waits for.
+    let records: Vec<_> = record::all(folder)
+        .into_iter()
+        .map(|(_, record, life)| (record, matches!(life, Life::Alive)))
+        .collect();
     let mut domains: Vec<DomId> = store
         .directory("/local/domain")
         .context("/local/domain")?
@@ -118,7 +122,8 @@ pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
 /// Reads one row's nodes: an error is kept as the row's fault, unless it is the connection's end.
 struct Reader<'a> {
     store: &'a Store,
-    records: &'a [(PathBuf, Record, Life)],
+    /// Each with whether its process lives.
+    records: &'a [(Record, bool)],
     fault: Option<String>,
 }
 
@@ -149,8 +154,8 @@ impl Reader<'_> {
     fn process(&mut self, kind: Kind, stubdomain: DomId) -> Result<Option<Process>> {
         let mut records = self.records.iter();
         let own = |record: &Record| record.kind == kind && record.stubdomain == stubdomain.as_u16();
-        if let Some((_, record, life)) = records.find(|(_, record, _)| own(record)) {
-            return Ok(Some(process(record.pid, matches!(life, Life::Alive), true)));
+        if let Some((record, alive)) = records.find(|(record, _)| own(record)) {
+            return Ok(Some(process(record.pid, *alive, true)));
         }
         let text = self.dom0s(&format!("/local/domain/{stubdomain}/{}", kind.node()))?;
         let pid = text.and_then(|text| text.trim().parse().ok());
@@ -184,8 +189,8 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a process is one for that stubdomain: upstream's proxy and QEMU have its number as a
-/// word of theirs.
+/// Returns whether a process is one for that stubdomain: upstream's proxy and QEMU have its number
+/// as a word of their command lines.
 fn names(pid: u32, stubdomain: DomId) -> bool {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let number = stubdomain.to_string();
