@@ -482,6 +482,9 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
         "etc/init.d/other",
         b"DAEMON=/usr/libexec/xen-qemu-system-i386.distrib\n",
     );
+    // A merged /usr has one folder under two names.
+    symlink("usr/lib", host.path("lib")).unwrap();
+    host.put("usr/lib/systemd/system/xen.service", script);
     assert_eq!(host.says("qemu").0, "ok");
     fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
     symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
@@ -495,6 +498,7 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
         "{out}"
     );
     assert!(!out.contains("/etc/init.d/other"), "{out}");
+    assert_eq!(out.matches("/systemd/system/xen.service").count(), 1);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use stubdm_image::SUFFIXES;
-use stubdm_image::elf::resolve;
+use stubdm_image::elf::{inside, resolve};
+use stubdm_image::read;
 
 use super::State;
 use super::checks::Host;
@@ -166,18 +167,14 @@ impl Host<'_> {
     pub(super) fn qemu(&mut self) {
         let mut places: Vec<_> = self.libxl.iter().filter_map(|l| l.qemu.clone()).collect();
         places.dedup();
-        let nowhere: Vec<_> = self.libxl.iter().filter(|l| l.qemu.is_none()).collect();
-        let nowhere: Vec<_> = nowhere
-            .iter()
-            .filter_map(|libxl| {
-                let name = libxl.not_on_path.as_ref()?;
-                Some(format!(
-                    "libxl {} looks for {name} on PATH, and none is in {}",
-                    libxl.version,
-                    path()
-                ))
-            })
-            .collect();
+        let nowhere = self.libxl.iter().filter_map(|libxl| {
+            let (version, name) = (&libxl.version, libxl.not_on_path.as_ref()?);
+            let folders = path();
+            Some(format!(
+                "libxl {version} looks for {name} on PATH, and none is in {folders}"
+            ))
+        });
+        let nowhere: Vec<_> = nowhere.collect();
         if places.is_empty() && nowhere.is_empty() {
             places.push(qemu::DEFAULT.to_owned());
         }
@@ -217,10 +214,20 @@ impl Host<'_> {
         }
     }
 
-    /// Names what finds dom0's QEMU by its path: a running one is `real`, whatever started it.
+    /// Reports each file that names dom0's QEMU by its path. A running QEMU has the path `real`,
+    /// however it was started.
     fn named_by_others(&mut self, place: &str, real: &str) {
+        let mut seen = Vec::new();
         for folder in IDENTIFIERS {
-            let files = resolve(self.root, folder).and_then(|dir| Ok(fs::read_dir(dir)?));
+            // With a merged /usr, two of them are one.
+            let Ok(own) = inside(self.root, folder) else {
+                continue;
+            };
+            if seen.contains(&own) {
+                continue;
+            }
+            let files = fs::read_dir(self.root.join(&own));
+            seen.push(own);
             let mut files: Vec<_> = files
                 .into_iter()
                 .flatten()
@@ -230,7 +237,7 @@ impl Host<'_> {
                 .collect();
             files.sort();
             for file in files {
-                let text = resolve(self.root, &file).and_then(|path| Ok(fs::read(path)?));
+                let text = resolve(self.root, &file).and_then(|path| read::contents(&path));
                 if text.is_ok_and(|text| names(&text, place)) {
                     self.say(
                         "qemu",
@@ -259,16 +266,17 @@ impl Host<'_> {
     }
 }
 
-/// Whether a script has the path as a whole word.
+/// Returns whether a file has the path as a whole word.
 fn names(text: &[u8], path: &str) -> bool {
     let joins = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
     text.split(|byte| !joins(byte))
         .any(|word| word == path.as_bytes())
 }
 
-/// Whether a program is this one, by its name or by the words it complains with.
+/// Returns whether a program is this one, by its name or by the prefix of its errors.
 fn is_ours(file: &Path) -> bool {
     let named = file.file_name().is_some_and(|name| name == "stubdm-run");
     let mark = b"stubdm-run: ";
-    named || fs::read(file).is_ok_and(|data| data.windows(mark.len()).any(|part| part == mark))
+    named
+        || read::contents(file).is_ok_and(|data| data.windows(mark.len()).any(|part| part == mark))
 }
