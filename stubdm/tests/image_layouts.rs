@@ -129,7 +129,7 @@ fn module(version: &str) -> Vec<u8> {
     file
 }
 
-/// A kernel that says its version, as a bzImage does.
+/// A kernel with its version in the header, as in a bzImage.
 fn kernel(version: &str) -> Vec<u8> {
     let mut file = vec![0; 0x400];
     file[0x202..0x206].copy_from_slice(b"HdrS");
@@ -143,7 +143,7 @@ struct Tree {
 }
 
 impl Tree {
-    /// With a folder for each of `links` below `/usr`, and a link to it.
+    /// Makes a root with a folder for each of `links` below `/usr`, and a link to it.
     fn new(links: &[&str]) -> Self {
         let tree = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -176,7 +176,7 @@ impl Tree {
         symlink(to, path).unwrap();
     }
 
-    /// A C library with its linker, which looks in `folders`.
+    /// Adds a C library with its linker, which searches `folders`.
     fn libc(&self, folder: &str, interpreter: &str, folders: &'static [u8]) {
         let linker = Elf {
             strings: folders,
@@ -192,7 +192,7 @@ impl Tree {
         }
     }
 
-    /// Modules of a kernel; those in `built_in` are only in its list.
+    /// Adds modules of a kernel; those in `built_in` are only in its list.
     fn modules(&self, folder: &str, version: &str, built_in: &[&str]) {
         let mut list = String::new();
         for name in stubdm_image::MODULES {
@@ -211,7 +211,9 @@ impl Tree {
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+        // A read that waits forever ends with status 124.
+        let mut command = Command::new("timeout");
+        command.args(["60", env!("CARGO_BIN_EXE_stubdm-run")]);
         command.args(args).arg("--root").arg(self.dir.path());
         command.output().unwrap()
     }
@@ -238,7 +240,7 @@ impl Tree {
         )
     }
 
-    /// What a build complains with.
+    /// Returns the error of a build, which has to fail with one line.
     fn complaint(&self, more: &[&str]) -> String {
         let (output, file) = self.try_build(more);
         let said = String::from_utf8(output.stderr).unwrap();
@@ -371,12 +373,8 @@ fn ubuntu_has_drivers_in_the_kernel_and_a_library_that_only_the_cache_leads_to()
 
 #[test]
 fn the_kernels_configuration_says_what_is_built_in_where_no_list_does() {
-    let tree = Tree::new(&[]);
-    tree.libc("lib/x86_64-linux-gnu", GLIBC, b"\0/lib/x86_64-linux-gnu/\0");
-    let qemu = Elf::program(GLIBC, &["libc.so.6"]);
-    tree.elf("usr/libexec/xen-qemu-system-i386", &qemu);
-    tree.firmware("usr/share/qemu");
-    tree.modules("lib/modules", "6.6.1", &DRIVERS);
+    let tree = small(&DRIVERS);
+    fs::remove_file(tree.path("boot/vmlinuz-6.6.1")).unwrap();
     fs::remove_file(tree.path("lib/modules/6.6.1/modules.builtin")).unwrap();
     let said = tree.complaint(&[]);
     assert!(
@@ -396,7 +394,7 @@ fn the_kernels_configuration_says_what_is_built_in_where_no_list_does() {
         CONFIG_XEN_GRANT_DEV_ALLOC=y\nCONFIG_XEN_BLKDEV_FRONTEND=y\n";
     tree.put("boot/config-6.6.1", config.as_bytes());
     let (built, _) = tree.build(&[]);
-    // Nothing says whether it restricts, and a kernel that does not passes over the parameter.
+    // No list names the driver's parameters, and a kernel without this one ignores it.
     assert!(built["config"].as_str().unwrap().contains("unrestricted=1"));
     let lacks = built["lacks"].to_string();
     assert!(lacks.contains("Linux 6.6.1 was not found"), "{lacks}");
@@ -406,6 +404,8 @@ fn the_kernels_configuration_says_what_is_built_in_where_no_list_does() {
 fn fedora_has_usr_lib64_beside_32_bit_libraries() {
     let tree = Tree::new(&["bin", "lib", "lib64", "sbin"]);
     tree.libc("usr/lib64", GLIBC, b"\0/lib64/\0/usr/lib64/\0");
+    // The folder of the 32-bit libraries is searched first.
+    tree.put("etc/ld.so.conf", b"/usr/lib\n");
     for name in ["libc.so.6", "libxenctrl.so.4.18", "libz.so.1"] {
         tree.put(
             &format!("usr/lib/{name}"),
@@ -416,9 +416,9 @@ fn fedora_has_usr_lib64_beside_32_bit_libraries() {
         "usr/lib64/libxenctrl.so.4.18",
         &Elf::library(&["libc.so.6"]),
     );
-    // A linker script in the way, and the library in a folder of the file's own.
+    // A linker script in the first of the file's own folders, and the library in the second.
     tree.put(
-        "usr/lib64/libz.so.1",
+        "usr/lib64/xen/lib64/libz.so.1",
         b"GROUP ( /usr/lib64/x )  and more of it",
     );
     tree.elf("usr/lib64/xen/lib/libz.so.1", &Elf::default());
@@ -428,11 +428,6 @@ fn fedora_has_usr_lib64_beside_32_bit_libraries() {
         ..Elf::program(GLIBC, &["libxenctrl.so.4.18", "libz.so.1"])
     };
     tree.elf("usr/lib64/xen/bin/qemu-system-i386", &qemu);
-    // One that was built without Xen, on PATH.
-    tree.elf(
-        "usr/bin/qemu-system-i386",
-        &Elf::program(GLIBC, &["libc.so.6"]),
-    );
     tree.firmware("usr/share/seavgabios");
     tree.modules(
         "usr/lib/modules",
@@ -576,6 +571,126 @@ fn nixos_has_everything_in_its_store() {
 }
 
 #[test]
+fn a_qemu_that_was_built_without_xen_is_passed_over() {
+    let tree = Tree::new(&["bin", "lib", "lib64", "sbin"]);
+    tree.libc("usr/lib64", GLIBC, b"\0/lib64/\0/usr/lib64/\0");
+    tree.elf("usr/lib64/libxenctrl.so.4.18", &Elf::default());
+    tree.firmware("usr/share/qemu");
+    tree.modules("lib/modules", "6.6.1", &[]);
+    let without = Elf::program(GLIBC, &["libc.so.6"]);
+    tree.elf("usr/bin/qemu-system-i386", &without);
+    tree.put("usr/bin/qemu-system-x86_64", b"#!/bin/sh\n");
+    let error = tree.complaint(&[]);
+    assert!(error.contains("no QEMU for Xen was found"), "{error}");
+    // The program that the script starts is looked at.
+    tree.elf("usr/bin/.qemu-system-x86_64-wrapped", &without);
+    let error = tree.complaint(&[]);
+    assert!(error.contains("no QEMU for Xen was found"), "{error}");
+    let with = Elf::program(GLIBC, &["libxenctrl.so.4.18"]);
+    tree.elf("usr/local/bin/qemu-system-i386", &with);
+    let (_, files) = tree.build(&[]);
+    let to = qemu_links_to(&files);
+    assert_eq!(to, Some("/usr/local/bin/qemu-system-i386"));
+}
+
+/// A tree whose packages are whole, with a QEMU that needs the C library.
+fn small(built_in: &[&str]) -> Tree {
+    let tree = Tree::new(&[]);
+    tree.libc("lib/x86_64-linux-gnu", GLIBC, b"\0/lib/x86_64-linux-gnu/\0");
+    let qemu = Elf::program(GLIBC, &["libc.so.6"]);
+    tree.elf("usr/libexec/xen-qemu-system-i386", &qemu);
+    tree.firmware("usr/share/qemu");
+    tree.modules("lib/modules", "6.6.1", built_in);
+    tree.put("boot/vmlinuz-6.6.1", &kernel("6.6.1"));
+    tree
+}
+
+#[test]
+fn a_broken_elf_file_is_one_line_and_no_panic() {
+    let tree = small(&[]);
+    let path = "usr/libexec/xen-qemu-system-i386";
+    let good = fs::read(tree.path(path)).unwrap();
+    // The offset of the first segment, which has the string table.
+    let mut bytes = good.clone();
+    bytes[72..80].copy_from_slice(&u64::MAX.to_le_bytes());
+    tree.put(path, &bytes);
+    let error = tree.complaint(&[]);
+    assert!(error.contains("string table"), "{error}");
+    // The second segment's type, so that there are two dynamic sections.
+    let mut bytes = good;
+    bytes[64] = 2;
+    tree.put(path, &bytes);
+    let error = tree.complaint(&[]);
+    assert!(error.contains("two dynamic sections"), "{error}");
+    let name = "a-library-whose-name-has-sixty-four-bytes-so-that-many-are-long-";
+    tree.elf(path, &Elf::program(GLIBC, &[name; 2000]));
+    let error = tree.complaint(&[]);
+    assert!(error.contains("64 KiB of libraries"), "{error}");
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
+    let tree = small(&[]);
+    let mode = nix::sys::stat::Mode::S_IRUSR;
+    for path in [
+        "etc/ld.so.conf",
+        "usr/lib/libc.so.6",
+        "lib/modules/6.6.1/kernel/xenfs.ko",
+        "boot/config-6.6.1",
+    ] {
+        let path = tree.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let _ = fs::remove_file(&path);
+        nix::unistd::mkfifo(&path, mode).unwrap();
+    }
+    // The linker's configuration leads to the FIFO before the library.
+    tree.put("etc/ld.so.conf.d/x.conf", b"/usr/lib\n");
+    let error = tree.complaint(&[]);
+    assert!(error.contains("xenfs.ko: it is no file"), "{error}");
+    tree.put(
+        "lib/modules/6.6.1/kernel/drivers/xenfs.ko",
+        &module("6.6.1"),
+    );
+    fs::remove_file(tree.path("lib/modules/6.6.1/kernel/xenfs.ko")).unwrap();
+    let (_, files) = tree.build(&[]);
+    has(&files, &["usr/lib/x86_64-linux-gnu/libc.so.6"]);
+}
+
+#[test]
+fn modules_behind_links_are_taken_from_inside_the_tree() {
+    let tree = small(&[]);
+    // As NixOS joins a kernel's modules and those of other packages.
+    let store = "nix/store/aaa-modules";
+    let top = tree.path("lib/modules/6.6.1");
+    fs::create_dir_all(tree.path(store)).unwrap();
+    fs::rename(top.join("kernel"), tree.path(store).join("kernel")).unwrap();
+    symlink("/nix/store/aaa-modules/kernel", top.join("kernel")).unwrap();
+    symlink("..", tree.path(store).join("kernel/loop")).unwrap();
+    // The sources have modules too, which are not the installed ones.
+    let sources = "usr/src/linux/drivers";
+    tree.put(&format!("{sources}/xenfs.ko"), b"not one");
+    symlink("/usr/src/linux", top.join("build")).unwrap();
+    tree.link("lib/modules/6.6.1/extra", "/srv/extra");
+    tree.put("srv/extra/more.ko", &module("6.6.1"));
+    let (_, files) = tree.build(&["--module", "more"]);
+    has(
+        &files,
+        &["usr/lib/modules/xenfs.ko", "usr/lib/modules/more.ko"],
+    );
+    // One that exists on this machine only.
+    let outside = tempfile::tempdir().unwrap();
+    let file = outside.path().join("other.ko");
+    fs::write(&file, module("6.6.1")).unwrap();
+    let path = tree.path(store).join("kernel/other.ko");
+    symlink(&file, path).unwrap();
+    fs::remove_file(tree.path("out.img")).unwrap();
+    let error = tree.complaint(&["--module", "other"]);
+    assert!(error.contains("no module other"), "{error}");
+    let error = tree.complaint(&["--kernel", "../../usr"]);
+    assert!(error.contains("no version of a kernel"), "{error}");
+}
+
+#[test]
 fn what_was_not_found_is_said_with_every_place_looked_in() {
     let tree = nixos();
     let said = tree.complaint(&[]);
@@ -617,7 +732,7 @@ fn what_was_not_found_is_said_with_every_place_looked_in() {
     );
 }
 
-/// A refusal of `install`, one line with these parts.
+/// Checks that `install` fails with one line that has these parts.
 fn refused(tree: &Tree, part: &str, parts: &[&str]) {
     let output = tree.run(&["install", part]);
     let said = String::from_utf8(output.stderr).unwrap();
@@ -685,7 +800,7 @@ fn a_qemu_on_path_gets_the_launcher_in_its_place() {
     assert_eq!(fs::read(real).unwrap(), b"QEMU");
 }
 
-/// The doctor's word on the only image of a tree.
+/// Returns the state and finding of the doctor's check of the only image.
 fn image(tree: &Tree) -> (String, String) {
     let output = tree.run(&["doctor", "--json"]);
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -697,13 +812,7 @@ fn image(tree: &Tree) -> (String, String) {
 
 #[test]
 fn a_ramdisk_is_judged_by_its_kernel() {
-    let tree = Tree::new(&[]);
-    tree.libc("lib/x86_64-linux-gnu", GLIBC, b"\0/lib/x86_64-linux-gnu/\0");
-    let qemu = Elf::program(GLIBC, &["libc.so.6"]);
-    tree.elf("usr/libexec/xen-qemu-system-i386", &qemu);
-    tree.firmware("usr/share/qemu");
-    tree.modules("lib/modules", "6.6.1", &DRIVERS);
-    tree.put("boot/vmlinuz-6.6.1", &kernel("6.6.1"));
+    let tree = small(&DRIVERS);
     tree.link("boot/vmlinuz", "vmlinuz-6.6.1");
     tree.build(&[]);
     let config = |kernel: &str| {
@@ -738,13 +847,7 @@ fn a_ramdisk_is_judged_by_its_kernel() {
 
 #[test]
 fn a_boot_rom_that_was_not_found_is_named_by_the_build_and_the_doctor() {
-    let tree = Tree::new(&[]);
-    tree.libc("lib/x86_64-linux-gnu", GLIBC, b"\0/lib/x86_64-linux-gnu/\0");
-    let qemu = Elf::program(GLIBC, &["libc.so.6"]);
-    tree.elf("usr/libexec/xen-qemu-system-i386", &qemu);
-    tree.firmware("usr/share/qemu");
-    tree.modules("lib/modules", "6.6.1", &[]);
-    tree.put("boot/vmlinuz-6.6.1", &kernel("6.6.1"));
+    let tree = small(&[]);
     let text = "type=\"hvm\"\nstubdomain_ramdisk=\"/out.img\"\nstubdomain_kernel=\"/boot/vmlinuz-6.6.1\"\n";
     tree.put("etc/xen/g.cfg", text.as_bytes());
     let (built, files) = tree.build(&[]);

@@ -33,7 +33,7 @@ pub struct Build<'a> {
     pub kernel: Option<&'a str>,
     /// Its contents.
     pub recipe: Recipe<'a>,
-    /// How it is compressed.
+    /// Its compression.
     pub compress: Compress,
 }
 
@@ -52,9 +52,9 @@ pub struct Built {
     pub size: u64,
     /// Files in it.
     pub files: usize,
-    /// Whether the kernel's command line has to lift the restriction of a built-in xen-privcmd.
+    /// The kernel's command line has to lift the restriction of a built-in xen-privcmd.
     pub unrestrict: bool,
-    /// What was not found and is not needed by every guest, a line each.
+    /// Optional parts that were not found, one line each with the feature that needs it.
     pub lacks: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ impl Build<'_> {
             ));
             format!("/boot/vmlinuz-{version}").into()
         });
-        // One that takes no such parameter passes over it.
+        // A kernel without this parameter ignores it.
         let privcmd = modules.parameters("xen-privcmd").ok();
         let restricts = privcmd.is_none_or(|names| names.iter().any(|own| own == "unrestricted"));
         let unrestrict = modules.driver("xen-privcmd") == Driver::BuiltIn && restricts;

@@ -1,14 +1,23 @@
-//! What an ELF file asks of the dynamic linker, and paths followed through an unpacked tree.
+//! Reads the dynamic section of ELF files, and follows paths and links inside an unpacked tree.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use object::elf::{
     DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ET_DYN, FileHeader64, PT_DYNAMIC, PT_INTERP,
 };
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, StringTable};
+
+use crate::read;
+
+/// The most bytes of library names and folders in one file's dynamic section. Debian's QEMU has
+/// about 2 KiB.
+const TEXT_LIMIT: usize = 64 << 10;
+
+/// The longest path of an interpreter (Linux's `PATH_MAX`).
+const PATH_LIMIT: usize = 4096;
 
 /// Requests to the dynamic linker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,20 +30,21 @@ pub struct Needs {
     pub rpath: Vec<String>,
     /// DT_RUNPATH: folders for this file only, `$ORIGIN` not yet replaced. It overrides DT_RPATH.
     pub runpath: Vec<String>,
-    /// Whether there is a dynamic section at all.
+    /// The file has a dynamic section.
     pub dynamic: bool,
-    /// Whether it may be loaded at any address, and the kernel chooses one at random.
+    /// The file may be loaded at any address, and the kernel chooses one at random.
     pub anywhere: bool,
-    /// The processor it is for, ELF's `e_machine`.
+    /// The processor, ELF's `e_machine`.
     pub machine: u16,
 }
 
-/// Reads what a file needs; `None` if it is not a 64-bit ELF file.
+/// Reads a file's requests to the dynamic linker; `None` if it is not a 64-bit ELF file.
 ///
 /// # Errors
-/// It cannot be read, or is broken.
+/// The file cannot be read, is no plain file, is broken, or names more than 64 KiB of libraries
+/// and folders.
 pub fn needs(path: &Path) -> Result<Option<Needs>> {
-    let data = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let data = read::contents(path).with_context(|| format!("reading {}", path.display()))?;
     if !data.starts_with(b"\x7fELF\x02") {
         return Ok(None);
     }
@@ -56,11 +66,16 @@ fn parse(data: &[u8]) -> Result<Needs> {
         if segment.p_type(endian) == PT_INTERP {
             let bytes = segment.data(endian, data).ok().context("its interpreter")?;
             let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+            ensure!(
+                bytes.len() < PATH_LIMIT,
+                "its interpreter's path is too long"
+            );
             needs.interpreter = Some(String::from_utf8(bytes.to_vec())?);
         }
         if segment.p_type(endian) != PT_DYNAMIC {
             continue;
         }
+        ensure!(!needs.dynamic, "it has two dynamic sections");
         needs.dynamic = true;
         let Some(entries) = segment.dynamic(endian, data)? else {
             continue;
@@ -79,16 +94,20 @@ fn parse(data: &[u8]) -> Result<Needs> {
         let Some((from, end)) = segments.iter().find_map(|s| {
             let (address, size) = (s.p_vaddr(endian), s.p_filesz(endian));
             let inside = table.checked_sub(address).filter(|&inside| inside < size)?;
-            Some((s.p_offset(endian) + inside, s.p_offset(endian) + size))
+            let start = s.p_offset(endian);
+            Some((start.checked_add(inside)?, start.checked_add(size)?))
         }) else {
             bail!("its string table is in no segment")
         };
         let strings = StringTable::new(data, from, end);
-        let text = |value: u64| -> Result<String> {
+        // Many entries may name the same long string.
+        let mut left = TEXT_LIMIT;
+        let mut text = |value: u64| -> Result<String> {
             let bytes = u32::try_from(value).ok().and_then(|v| strings.get(v).ok());
-            Ok(String::from_utf8(
-                bytes.context("a string outside its table")?.to_vec(),
-            )?)
+            let bytes = bytes.context("a string outside its table")?;
+            let rest = left.checked_sub(bytes.len() + 1);
+            left = rest.context("it names more than 64 KiB of libraries and folders")?;
+            Ok(String::from_utf8(bytes.to_vec())?)
         };
         for entry in entries {
             match entry.tag32(endian) {
@@ -108,8 +127,8 @@ fn parse(data: &[u8]) -> Result<Needs> {
     Ok(needs)
 }
 
-/// The file behind a path in a tree, links followed as if the tree were the root. Where packages
-/// already put everything below `/usr`, a path outside it is looked for there.
+/// Returns the file behind a path in a tree. Links are followed as if the tree were the root, 40 at
+/// most. Where packages already put everything below `/usr`, a path outside it is looked for there.
 ///
 /// # Errors
 /// There is no such file.
@@ -117,7 +136,7 @@ pub fn resolve(tree: &Path, path: &str) -> Result<PathBuf> {
     Ok(tree.join(inside(tree, path)?))
 }
 
-/// As [`resolve`], the path relative to the tree.
+/// As [`resolve`], but returns the path relative to the tree.
 ///
 /// # Errors
 /// There is no such file.
@@ -127,6 +146,19 @@ pub fn inside(tree: &Path, path: &str) -> Result<String> {
         Err(error) if outside => inside_at(tree, &format!("usr/{path}")).map_err(|_| error),
         result => result,
     }
+}
+
+/// Returns a path without leading slash, `.` and `..`; `None` for an empty one.
+pub(crate) fn plain(path: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.trim().split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 fn inside_at(tree: &Path, path: &str) -> Result<String> {

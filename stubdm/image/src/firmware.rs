@@ -1,12 +1,14 @@
-//! QEMU's firmware files, looked for where QEMU looks.
+//! Finds QEMU's firmware files where QEMU looks for them.
 //!
 //! In the ramdisk they are all in one folder, [`FOLDER`], which the init names to QEMU (`-L`):
 //! distributions compile different folders into QEMU.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::elf::{inside, resolve};
+use crate::elf::{inside, plain, resolve};
+use crate::read;
 
 /// The firmware's folder in a ramdisk.
 pub const FOLDER: &str = "usr/share/qemu";
@@ -14,14 +16,14 @@ pub const FOLDER: &str = "usr/share/qemu";
 /// Files without which a guest of xl's defaults does not start: the ROMs of its graphics cards.
 pub const NEEDED: &[&str] = &["vgabios-cirrus.bin", "vgabios-stdvga.bin"];
 
-/// Other files, each with what does not work without it.
+/// Other files, each with the feature that needs it.
 pub const OPTIONAL: &[(&str, &str)] = &[
     ("kvmvapic.bin", "some machine types"),
     ("linuxboot_dma.bin", "-kernel"),
     ("vgabios-qxl.bin", "vga=\"qxl\""),
 ];
 
-/// The boot ROM of each emulated network card that has one: QEMU's class of the card, the file.
+/// The emulated network cards that have a boot ROM: QEMU's class of the card, the file.
 pub const CARD_ROMS: &[(&str, &str)] = &[
     ("e1000", "efi-e1000.rom"),
     ("e1000-82544gc", "efi-e1000.rom"),
@@ -49,8 +51,8 @@ pub const CARD_ROMS: &[(&str, &str)] = &[
     ("vmxnet3", "efi-vmxnet3.rom"),
 ];
 
-/// QEMU's class of a network card, which `-global` takes, and its boot ROM; `None` for a card that
-/// has none or is not known. The model may be an alias of QEMU's.
+/// Returns QEMU's class of a network card, which `-global` takes, and its boot ROM; `None` for a
+/// card that has none or is not known. The model may be an alias of QEMU's.
 pub fn card_rom(model: &str) -> Option<(&'static str, &'static str)> {
     let class = match model {
         "e1000-82540em" => "e1000",
@@ -60,7 +62,7 @@ pub fn card_rom(model: &str) -> Option<(&'static str, &'static str)> {
     CARD_ROMS.iter().find(|(own, _)| *own == class).copied()
 }
 
-/// The files of all boot ROMs, each once.
+/// Lists the files of all boot ROMs, each once: [`CARD_ROMS`] has the cards of one ROM in a row.
 pub fn card_roms() -> impl Iterator<Item = &'static str> {
     let mut last = "";
     CARD_ROMS.iter().filter_map(move |(_, rom)| {
@@ -70,7 +72,7 @@ pub fn card_roms() -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// Folders of distributions' packages, after those QEMU itself names.
+/// Folders of distributions' packages, searched after those QEMU itself names.
 const USUAL: &[&str] = &[
     "usr/share/qemu",
     "usr/share/seabios",
@@ -94,7 +96,7 @@ const USUAL: &[&str] = &[
     "run/current-system/sw/share/qemu",
 ];
 
-/// Whether a ramdisk has a file at this path, as firmware.
+/// Returns whether `image build` puts a firmware file at this path of a ramdisk.
 pub fn in_image(path: &str) -> bool {
     let name = path
         .trim_start_matches('/')
@@ -103,7 +105,7 @@ pub fn in_image(path: &str) -> bool {
     name.is_some_and(|name| names().any(|own| own == name))
 }
 
-/// The names of the files a ramdisk has.
+/// Lists the names of all firmware files that a ramdisk can have.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let optional = OPTIONAL.iter().map(|(name, _)| *name);
     NEEDED.iter().copied().chain(optional).chain(card_roms())
@@ -117,8 +119,8 @@ pub struct Firmware<'a> {
 }
 
 impl<'a> Firmware<'a> {
-    /// Folders a person named come first, then those near QEMU (a path in the tree) and those that
-    /// its file names, then the usual ones.
+    /// Lists the folders to search: those in `named`, those near QEMU (a path in the tree), those
+    /// that its file names, and the usual ones, in this order.
     pub fn of(tree: &'a Path, qemu: &str, named: &[String]) -> Self {
         let mut all: Vec<String> = named.to_vec();
         // Relative to its own folder, as QEMU relocates what was compiled in.
@@ -129,7 +131,7 @@ impl<'a> Firmware<'a> {
             }
             prefix = folder.to_owned();
         }
-        let file = resolve(tree, qemu).and_then(|file| Ok(fs::read(file)?));
+        let file = resolve(tree, qemu).and_then(|file| read::contents(&file));
         all.extend(named_in(tree, &file.unwrap_or_default()));
         all.extend(USUAL.iter().map(|dir| (*dir).to_owned()));
         // A folder for each release of Xen: usr/lib/xen-4.17/boot.
@@ -141,41 +143,37 @@ impl<'a> Firmware<'a> {
             names.sort();
             all.extend(names.iter().map(|name| format!("{lib}/{name}/boot")));
         }
-        let mut folders: Vec<String> = Vec::new();
-        for dir in all {
-            let dir = dir.trim_matches('/').to_owned();
-            if !folders.contains(&dir) {
-                folders.push(dir);
-            }
-        }
+        let mut seen = BTreeSet::new();
+        let trimmed = all.iter().map(|dir| dir.trim_matches('/').to_owned());
+        let folders = trimmed.filter(|dir| seen.insert(dir.clone())).collect();
         Self { tree, folders }
     }
 
-    /// The path of a firmware file in the tree.
+    /// Returns the path of a firmware file in the tree.
     pub fn find(&self, name: &str) -> Option<String> {
         let mut places = self.folders.iter().map(|dir| format!("{dir}/{name}"));
         places.find(|path| resolve(self.tree, path).is_ok_and(|file| file.is_file()))
     }
 
-    /// The folders that were looked in, for a person.
+    /// Lists the folders that are searched, for a message.
     pub fn searched(&self) -> String {
         let all: Vec<_> = self.folders.iter().map(|dir| format!("/{dir}")).collect();
         all.join(", ")
     }
 }
 
-/// The folders of the tree whose paths are strings in a program.
+/// Returns the folders of the tree whose paths are strings in a program.
 fn named_in(tree: &Path, program: &[u8]) -> Vec<String> {
     let words = program.split(|&byte| byte == 0);
     let words = words.filter(|word| (2..256).contains(&word.len()) && word.starts_with(b"/"));
-    let plain = |&b: &u8| b.is_ascii_alphanumeric() || b"/-_.+".contains(&b);
-    let words = words.filter(|word| word.iter().all(plain));
+    let usual = |&b: &u8| b.is_ascii_alphanumeric() || b"/-_.+".contains(&b);
+    let words = words.filter(|word| word.iter().all(usual));
     let mut all: Vec<String> = Vec::new();
     for word in words.filter_map(|word| std::str::from_utf8(word).ok()) {
         // Its data, not its programs and devices.
         let data = word.contains("/share/") || word.contains("/lib");
         if data && resolve(tree, word).is_ok_and(|found| found.is_dir()) {
-            all.push(word.to_owned());
+            all.extend(plain(word));
         }
     }
     all

@@ -1,15 +1,15 @@
-//! A kernel's file: where distributions put it, and the version it says it is.
+//! Finds a kernel's file where distributions put it, and reads the version in its header.
 
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::elf::{inside, resolve};
+use crate::read;
 
-/// As much of a bzImage as is read: the version is near its beginning.
+/// Bytes of a bzImage that are read: the version is near its beginning.
 const HEAD: u64 = 64 << 10;
 
-/// Paths with `{}` for the version. Those without it belong to whichever kernel they hold.
+/// Paths of kernels, `{}` for the version. At those without it, the file's header is read.
 const PLACES: &[&str] = &[
     "boot/vmlinuz-{}",
     "lib/modules/{}/vmlinuz",
@@ -21,7 +21,7 @@ const PLACES: &[&str] = &[
     "run/current-system/kernel",
 ];
 
-/// The places where a kernel's file is looked for, for a person.
+/// Lists the places where a kernel's file is looked for, for a message.
 pub fn places(version: &str) -> String {
     let all: Vec<_> = PLACES
         .iter()
@@ -30,8 +30,8 @@ pub fn places(version: &str) -> String {
     format!("{} and every file in /boot", all.join(", "))
 }
 
-/// The kernel of a version below a root: by its name, or by what it says in itself (Alpine's
-/// `/boot/vmlinuz-lts`).
+/// Finds the kernel of a version below a root: by the file's name, or by the version in its header
+/// (Alpine's `/boot/vmlinuz-lts`).
 pub fn file(root: &Path, version: &str) -> Option<PathBuf> {
     let is_there = |path: &String| resolve(root, path).is_ok_and(|file| file.is_file());
     let named = PLACES.iter().filter(|place| place.contains("{}"));
@@ -46,21 +46,17 @@ pub fn file(root: &Path, version: &str) -> Option<PathBuf> {
     all.sort();
     let others = PLACES.iter().filter(|place| !place.contains("{}"));
     all.extend(others.map(|place| (*place).to_owned()));
-    let says = |path: &String| {
-        let file = resolve(root, path).ok().filter(|file| file.is_file());
+    let is_it = |path: &String| {
+        let file = resolve(root, path).ok();
         file.and_then(|file| version_of(&file)).as_deref() == Some(version)
     };
-    all.into_iter().find(says).map(|path| root.join(path))
+    all.into_iter().find(is_it).map(|path| root.join(path))
 }
 
-/// The version a bzImage says it is (`Documentation/arch/x86/boot.rst`); `None` for other files.
+/// Reads the version in a bzImage's header (`Documentation/arch/x86/boot.rst`); `None` for other
+/// files.
 pub fn version_of(file: &Path) -> Option<String> {
-    let mut head = Vec::new();
-    File::open(file)
-        .ok()?
-        .take(HEAD)
-        .read_to_end(&mut head)
-        .ok()?;
+    let head = read::head(file, HEAD).ok()?;
     if head.get(0x202..0x206)? != b"HdrS" {
         return None;
     }

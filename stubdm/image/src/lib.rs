@@ -1,4 +1,4 @@
-//! The stubdomain's ramdisk: what it is made of, and how it is put together and read back.
+//! Builds and reads a stubdomain's ramdisk.
 //!
 //! ```text
 //!   a root with packages unpacked ──▶ elf, linker: libraries ─┐
@@ -45,7 +45,7 @@ pub const MODULES: &[&str] = &[
     "xen-pcifront",
 ];
 
-/// Those of [`MODULES`] that guests may do without, each with what does not work then.
+/// The optional ones of [`MODULES`], each with the feature that needs it.
 pub const OPTIONAL_MODULES: &[(&str, &str)] = &[
     ("xenfs", "nothing that is known"),
     ("xen-netfront", "vif=[...]"),
@@ -53,7 +53,7 @@ pub const OPTIONAL_MODULES: &[(&str, &str)] = &[
     ("xen-pcifront", "pci=[...]"),
 ];
 
-/// Where the init looks for QEMU in a ramdisk, unless its command line names another.
+/// The init's path of QEMU in a ramdisk, unless its command line names another.
 pub const QEMU: &str = "usr/libexec/xen-qemu-system-i386";
 
 /// The least memory a stubdomain with such a ramdisk starts in, in MiB.
@@ -86,20 +86,20 @@ pub struct Recipe<'a> {
     pub firmware: &'a [String],
 }
 
-/// A ramdisk's archive, and what it does without.
+/// A ramdisk's archive, and the optional parts it lacks.
 #[derive(Clone, Debug)]
 pub struct Made {
     /// The root file system.
     pub archive: Archive,
-    /// What was not found and is not needed by every guest, a line each.
+    /// Optional parts that were not found, one line each with the feature that needs it.
     pub lacks: Vec<String>,
 }
 
 /// Puts a stubdomain's ramdisk together.
 ///
 /// # Errors
-/// Something every guest needs was not found or cannot be read; the error names it, and where it
-/// was looked for.
+/// A file that every guest needs was not found or cannot be read; the error names it, and the
+/// folders searched.
 pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Made> {
     let mut archive = Archive::root();
     let mut lacks = Vec::new();
@@ -130,25 +130,54 @@ pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Made> {
     Ok(Made { archive, lacks })
 }
 
-/// Puts QEMU into an archive at its own place, where `$ORIGIN` and its data are, and a link where
-/// the init looks. Where our launcher has its place, the real one goes in under its name, and so
-/// does the program behind a wrapper script. Returns its path in the tree.
-fn add_qemu(archive: &mut Archive, linker: &Linker<'_>, recipe: &Recipe<'_>) -> Result<String> {
-    let (tree, asked) = (recipe.root, recipe.qemu);
-    let moved = SUFFIXES
-        .iter()
-        .map(|suffix| format!("{asked}{suffix}"))
-        .find(|path| elf::resolve(tree, path).is_ok());
-    let (place, real) = match moved {
-        Some(real) => (asked.trim_matches('/').to_owned(), real),
-        None => {
-            let own = elf::inside(tree, asked)?;
-            let place = behind_wrapper(tree, &own).unwrap_or(own);
-            (place.clone(), place)
+/// A QEMU in a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qemu {
+    /// Its path in a ramdisk, where `$ORIGIN` and its data are.
+    pub place: String,
+    /// The path of its file in the tree: another one if our launcher is at its place.
+    pub file: String,
+}
+
+impl Qemu {
+    /// Looks for QEMU at a path of a tree: behind our launcher, behind a wrapper script of Nix's
+    /// (`.NAME-wrapped` beside it), and at the path itself, in this order.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn at(tree: &Path, path: &str) -> Result<Self> {
+        let mut moved = SUFFIXES.iter().map(|suffix| format!("{path}{suffix}"));
+        if let Some(file) = moved.find(|moved| elf::resolve(tree, moved).is_ok()) {
+            let place = path.trim_matches('/').to_owned();
+            return Ok(Self { place, file });
         }
-    };
+        let own = elf::inside(tree, path)?;
+        let wrapped = own
+            .rsplit_once('/')
+            .map(|(folder, name)| format!("{folder}/.{name}-wrapped"));
+        let place = wrapped.and_then(|path| elf::inside(tree, &path).ok());
+        let place = place.unwrap_or(own);
+        let file = place.clone();
+        Ok(Self { place, file })
+    }
+
+    /// Returns whether the file loads Xen's libraries, as a QEMU that was built for Xen does.
+    pub fn is_for_xen(&self, tree: &Path) -> bool {
+        let needs = elf::resolve(tree, &self.file).and_then(|file| elf::needs(&file));
+        needs.ok().flatten().is_some_and(|needs| {
+            let mut libraries = needs.libraries.iter();
+            libraries.any(|own| own.starts_with("libxen"))
+        })
+    }
+}
+
+/// Puts QEMU into an archive at its own place, and a link where the init looks. Returns its file's
+/// path in the tree.
+fn add_qemu(archive: &mut Archive, linker: &Linker<'_>, recipe: &Recipe<'_>) -> Result<String> {
+    let tree = recipe.root;
+    let Qemu { place, file: real } = Qemu::at(tree, recipe.qemu)?;
     let file = elf::resolve(tree, &real)?;
-    let script = std::fs::read(&file).is_ok_and(|bytes| bytes.starts_with(b"#!"));
+    let script = read::head(&file, 2).is_ok_and(|bytes| bytes == b"#!");
     anyhow::ensure!(
         !script,
         "{} is a script, and the program it starts was not found beside it; --qemu names QEMU itself",
@@ -160,13 +189,6 @@ fn add_qemu(archive: &mut Archive, linker: &Linker<'_>, recipe: &Recipe<'_>) -> 
         archive.link(QEMU, &format!("/{place}"));
     }
     Ok(real)
-}
-
-/// The program that a wrapper of Nix's starts: `.NAME-wrapped` beside it.
-fn behind_wrapper(tree: &Path, path: &str) -> Option<String> {
-    let (folder, name) = path.rsplit_once('/')?;
-    let real = format!("{folder}/.{name}-wrapped");
-    elf::inside(tree, &real).ok()
 }
 
 fn add_firmware(

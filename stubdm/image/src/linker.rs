@@ -2,22 +2,26 @@
 //! looks for them (`ld.so(8)`; musl's `ldso/dynlink.c` for facts).
 //!
 //! ```text
-//!   DT_RPATH of the file and its loaders, or DT_RUNPATH ─▶ folders that were named
+//!   DT_RPATH of the file and its loaders, or DT_RUNPATH ─▶ folders the caller names
 //!     ─▶ ld.so.conf, or musl's path file ─▶ the linker's own folders ─▶ where distributions differ
 //! ```
 //!
 //! A library that only the linker's cache leads to needs a link in the ramdisk, which has no cache.
+//!
+//! The tree may be anything: each library is followed at most twice, each configuration is read
+//! once, links and folders have limits, and only plain files are opened.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::elf::{Needs, inside, needs, resolve};
+use crate::elf::{Needs, inside, needs, plain, resolve};
+use crate::read;
 
-/// Where distributions keep shared libraries, after all that the tree itself says.
+/// Distributions' folders of shared libraries, searched after those the tree itself names.
 const USUAL: &[&str] = &[
     "lib/x86_64-linux-gnu",
     "usr/lib/x86_64-linux-gnu",
@@ -30,7 +34,7 @@ const USUAL: &[&str] = &[
     "usr/local/lib",
 ];
 
-/// What `$LIB` may stand for.
+/// The values of `$LIB` in different builds of the linker.
 const LIB: &[&str] = &["lib/x86_64-linux-gnu", "lib64", "lib"];
 
 /// Names that musl's linker answers itself, whatever follows the dot.
@@ -44,74 +48,74 @@ const OF_MUSL: &[&str] = &[
     "libxnet.",
 ];
 
-/// The files that others need, by path in the tree: whether the ramdisk needs a link to it where
-/// any linker looks.
+/// The most folders that the files on the way to a library may name.
+const FOLDERS_LIMIT: usize = 1024;
+
+/// Needed files by path in the tree. The value is `true` if the ramdisk needs a link to the file
+/// where any linker looks.
 pub type Closure = BTreeMap<String, bool>;
 
 /// The folders a tree's dynamic linker looks in.
 #[derive(Clone, Debug)]
 pub struct Linker<'a> {
     tree: &'a Path,
-    /// Named by the caller, then by the tree's configuration.
+    /// The caller's folders, then those of the tree's configuration.
     configured: Vec<String>,
 }
 
-/// A file whose needs are looked for.
+/// A file whose libraries are to be found.
 #[derive(Clone, Debug)]
 struct Todo {
-    /// In the tree; empty for a file from elsewhere.
+    /// Its path in the tree.
     place: String,
     file: PathBuf,
-    /// DT_RPATH of those that lead here, expanded.
-    inherited: Vec<String>,
-    program: Program,
-    /// Whether its own folder is not where it will be loaded from.
+    /// The expanded DT_RPATH of the files that lead here.
+    inherited: Rc<Vec<String>>,
+    program: Rc<Program>,
+    /// The ramdisk's linker finds the file by a link in another folder, so its own is not searched.
     linked: bool,
 }
 
-/// What a program's interpreter says.
+/// A program's dynamic linker, which ELF calls its interpreter.
 #[derive(Clone, Debug, Default)]
 struct Program {
     musl: bool,
     /// The folders compiled into it.
     folders: Vec<String>,
-    /// Its own.
+    /// The folder it is in.
     own: Option<String>,
 }
 
 impl<'a> Linker<'a> {
-    /// Reads a tree's configuration; `more` folders are looked in before it.
+    /// Reads a tree's configuration. The folders in `more` are searched first.
     pub fn new(tree: &'a Path, more: &[String]) -> Self {
         let mut configured: Vec<String> = more.iter().filter_map(|dir| plain(dir)).collect();
-        read_conf(tree, "etc/ld.so.conf", &mut configured, 0);
+        let mut seen = BTreeSet::new();
+        read_conf(tree, "etc/ld.so.conf", &mut configured, &mut seen, 0);
         // A tree of unpacked packages has the parts, and no file that names them.
         for path in matching(tree, "etc/ld.so.conf.d/*.conf") {
-            read_conf(tree, &path, &mut configured, 0);
+            read_conf(tree, &path, &mut configured, &mut seen, 0);
         }
         for path in matching(tree, "etc/ld-musl-*.path") {
             let text = text(tree, &path);
             configured.extend(text.split([':', '\n']).filter_map(plain));
         }
-        let mut seen = BTreeSet::new();
-        configured.retain(|dir| seen.insert(dir.clone()));
+        let configured = unique(configured.iter());
         Self { tree, configured }
     }
 
-    /// The folders where any of its programs would look, but for those a file names itself.
+    /// Returns the folders that every program of the tree searches.
     pub fn folders(&self) -> Vec<String> {
-        let mut all = self.configured.clone();
-        for dir in USUAL {
-            if !all.iter().any(|known| known == dir) {
-                all.push((*dir).to_owned());
-            }
-        }
-        all
+        let usual: Vec<String> = USUAL.iter().map(|dir| (*dir).to_owned()).collect();
+        unique(self.configured.iter().chain(&usual))
     }
 
-    /// What files of the tree need, and the files themselves are not in the answer.
+    /// Finds the libraries and interpreters of files of the tree. The files themselves are in the
+    /// result only if another one needs them.
     ///
     /// # Errors
-    /// A library is missing; the error names it, who needs it, and where it was looked for.
+    /// A library is missing; the error names it, the file that needs it, and the folders searched.
+    /// A file cannot be read, or names too many folders.
     pub fn closure(&self, roots: &[String]) -> Result<Closure> {
         let todo: Result<Vec<_>> = roots
             .iter()
@@ -120,7 +124,7 @@ impl<'a> Linker<'a> {
         self.follow(todo?)
     }
 
-    /// The same for one file, wherever it is, that will be at `place`.
+    /// As [`Linker::closure`], for one file anywhere that will be at `place`.
     ///
     /// # Errors
     /// As [`Linker::closure`].
@@ -128,7 +132,8 @@ impl<'a> Linker<'a> {
         self.follow(vec![(place.to_owned(), file.to_owned())])
     }
 
-    /// The library of that name that a file loads: its path in the tree.
+    /// Finds the library that a file of the tree loads and whose name starts with `name`. Returns
+    /// its path in the tree.
     ///
     /// # Errors
     /// The file cannot be read, or needs no such library, or it is missing.
@@ -147,12 +152,11 @@ impl<'a> Linker<'a> {
         let mut seen = BTreeSet::new();
         let mut todo: Vec<Todo> = Vec::new();
         for (place, file) in roots {
-            let program = Program::default();
             todo.push(Todo {
                 place,
                 file,
-                inherited: Vec::new(),
-                program,
+                inherited: Rc::default(),
+                program: Rc::default(),
                 linked: false,
             });
         }
@@ -164,21 +168,15 @@ impl<'a> Linker<'a> {
                 continue;
             };
             if let Some(path) = &needs.interpreter {
-                let path = path.trim_start_matches('/').to_owned();
-                one.program = self.program(&one.file, &path)?;
+                let path = plain(path).with_context(|| {
+                    format!("{} asks for an empty interpreter", one.file.display())
+                })?;
+                one.program = Rc::new(self.program(&one.file, &path)?);
                 found.entry(path).or_insert(false);
             }
-            for (place, file, linked, inherited) in self.needed(&one, &needs)? {
-                let linked = linked || one.linked;
-                *found.entry(place.clone()).or_insert(false) |= linked;
-                let program = one.program.clone();
-                todo.push(Todo {
-                    place,
-                    file,
-                    inherited,
-                    program,
-                    linked,
-                });
+            for library in self.needed(&one, &needs)? {
+                *found.entry(library.place.clone()).or_insert(false) |= library.linked;
+                todo.push(library);
             }
         }
         Ok(found)
@@ -187,7 +185,7 @@ impl<'a> Linker<'a> {
     fn program(&self, file: &Path, interpreter: &str) -> Result<Program> {
         let asked = || format!("{} asks for the interpreter /{interpreter}", file.display());
         let real = resolve(self.tree, interpreter).with_context(asked)?;
-        let bytes = fs::read(real).with_context(asked)?;
+        let bytes = read::contents(&real).with_context(asked)?;
         let name = interpreter.rsplit('/').next().unwrap_or_default();
         let musl = name.starts_with("ld-musl");
         Ok(Program {
@@ -197,14 +195,8 @@ impl<'a> Linker<'a> {
         })
     }
 
-    /// Each library a file needs: its place, its file, whether it needs a link, and the DT_RPATH
-    /// that goes on from it.
-    #[allow(clippy::type_complexity)]
-    fn needed(
-        &self,
-        one: &Todo,
-        needs: &Needs,
-    ) -> Result<Vec<(String, PathBuf, bool, Vec<String>)>> {
+    /// Finds each library a file needs.
+    fn needed(&self, one: &Todo, needs: &Needs) -> Result<Vec<Todo>> {
         let origin = one.place.rsplit_once('/').map_or("", |(dir, _)| dir);
         let expand = |list: &[String]| -> Vec<String> {
             list.iter().flat_map(|dir| expanded(dir, origin)).collect()
@@ -212,71 +204,77 @@ impl<'a> Linker<'a> {
         let (rpath, runpath) = (expand(&needs.rpath), expand(&needs.runpath));
         // With a DT_RUNPATH all of DT_RPATH is out, but for musl, which makes no difference.
         let all_go_on = one.program.musl;
+        let inherited = one.inherited.iter();
         let by_itself: Vec<String> = match (runpath.is_empty(), all_go_on) {
-            (true, _) => rpath.iter().chain(&one.inherited).cloned().collect(),
-            (false, true) => runpath.iter().chain(&one.inherited).cloned().collect(),
-            (false, false) => runpath.clone(),
+            (true, _) => unique(rpath.iter().chain(inherited)),
+            (false, true) => unique(runpath.iter().chain(inherited)),
+            (false, false) => unique(runpath.iter()),
         };
-        let goes_on: Vec<String> = match all_go_on {
+        let goes_on = Rc::new(match all_go_on {
             true => by_itself.clone(),
-            false => rpath.iter().chain(&one.inherited).cloned().collect(),
-        };
+            false => unique(rpath.iter().chain(one.inherited.iter())),
+        });
+        ensure!(
+            by_itself.len().max(goes_on.len()) <= FOLDERS_LIMIT,
+            "{} and the files that need it name more than {FOLDERS_LIMIT} folders",
+            one.file.display()
+        );
+        let program = &one.program;
+        let compiled_in: BTreeSet<&str> = program.folders.iter().map(|dir| merged(dir)).collect();
+        let usual = USUAL.iter().map(|dir| (*dir).to_owned());
+        let others = self.configured.iter().chain(&program.folders);
+        let others = others.chain(&program.own).cloned().chain(usual);
+        let dirs: Vec<(String, bool)> = by_itself
+            .into_iter()
+            .map(|dir| (dir, false))
+            .chain(others.map(|dir| {
+                let link = !compiled_in.contains(merged(&dir));
+                (dir, link)
+            }))
+            .collect();
         let mut all = Vec::new();
-        for library in &needs.libraries {
-            let usual = USUAL.iter().map(|dir| (*dir).to_owned());
-            let others = self.configured.iter().cloned();
-            let others = others.chain(one.program.folders.iter().cloned());
-            let others = others.chain(one.program.own.iter().cloned()).chain(usual);
-            let dirs: Vec<(String, bool)> = by_itself
-                .iter()
-                .map(|dir| (dir.clone(), false))
-                .chain(others.map(|dir| {
-                    let own = one
-                        .program
-                        .folders
-                        .iter()
-                        .any(|own| merged(own) == merged(&dir));
-                    (dir, !own)
-                }))
-                .collect();
+        for library in unique(needs.libraries.iter()) {
             let found = dirs.iter().find_map(|(dir, link)| {
                 let place = plain(&format!("{dir}/{library}"))?;
                 let file = resolve(self.tree, &place).ok()?;
                 fits(&file, needs.machine).then_some((place, file, *link))
             });
             match found {
-                Some((place, file, link)) => all.push((place, file, link, goes_on.clone())),
-                None if one.program.musl && OF_MUSL.iter().any(|own| library.starts_with(own)) => {}
-                None => {
-                    let mut looked: Vec<String> = Vec::new();
-                    for (dir, _) in dirs {
-                        if !looked.contains(&dir) {
-                            looked.push(dir);
-                        }
-                    }
-                    bail!(
-                        "{} needs {library}, which was not found below {} in {}",
-                        one.file.display(),
-                        self.tree.display(),
-                        looked.join(", ")
-                    )
-                }
+                Some((place, file, link)) => all.push(Todo {
+                    place,
+                    file,
+                    inherited: Rc::clone(&goes_on),
+                    program: Rc::clone(program),
+                    linked: link || one.linked,
+                }),
+                None if program.musl && OF_MUSL.iter().any(|own| library.starts_with(own)) => {}
+                None => bail!(
+                    "{} needs {library}, which was not found below {} in {}",
+                    one.file.display(),
+                    self.tree.display(),
+                    unique(dirs.iter().map(|(dir, _)| dir)).join(", ")
+                ),
             }
         }
         Ok(all)
     }
 }
 
-/// Whether a file is a 64-bit ELF file for that processor: the linker passes over others, such as
-/// 32-bit libraries and linker scripts.
-fn fits(file: &Path, machine: u16) -> bool {
-    let mut head = [0; 20];
-    let read = File::open(file).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && head.starts_with(b"\x7fELF\x02") && head[18..20] == machine.to_le_bytes()
+/// Copies strings, each once, in their order.
+fn unique<'a>(all: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    all.filter(|one| seen.insert(*one)).cloned().collect()
 }
 
-/// The folders compiled into a dynamic linker: glibc has strings that end with a slash, musl one
-/// with colons.
+/// Returns whether a file is a 64-bit ELF file for `machine`. The linker passes over others, such
+/// as 32-bit libraries and linker scripts.
+fn fits(file: &Path, machine: u16) -> bool {
+    let head = read::head(file, 20).unwrap_or_default();
+    head.starts_with(b"\x7fELF\x02") && head.get(18..20) == Some(&machine.to_le_bytes())
+}
+
+/// Returns the folders compiled into a dynamic linker: glibc has strings that end with a slash, musl
+/// one with colons. A linker has few; at most [`FOLDERS_LIMIT`] are taken.
 fn own_folders(interpreter: &[u8], musl: bool) -> Vec<String> {
     let words = interpreter.split(|&byte| byte == 0);
     let words = words.filter(|word| word.len() < 256 && word.starts_with(b"/"));
@@ -288,6 +286,8 @@ fn own_folders(interpreter: &[u8], musl: bool) -> Vec<String> {
             _ => {}
         }
     }
+    let mut all = unique(all.iter());
+    all.truncate(FOLDERS_LIMIT);
     all
 }
 
@@ -304,32 +304,29 @@ fn expanded(dir: &str, origin: &str) -> Vec<String> {
     absolute.filter_map(|dir| plain(dir)).collect()
 }
 
-/// A path without leading slash, `.` and `..`; `None` for an empty one.
-fn plain(path: &str) -> Option<String> {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.trim().split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            _ => parts.push(part),
-        }
-    }
-    (!parts.is_empty()).then(|| parts.join("/"))
-}
-
-/// A folder's name in a root with a merged `/usr`.
+/// Returns a folder's path in a root with a merged `/usr`.
 fn merged(dir: &str) -> &str {
     dir.strip_prefix("usr/").unwrap_or(dir)
 }
 
 fn text(tree: &Path, path: &str) -> String {
-    let bytes = resolve(tree, path).and_then(|file| Ok(fs::read(file)?));
+    let bytes = resolve(tree, path).and_then(|file| read::contents(&file));
     String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
 }
 
-/// Adds the folders of an `ld.so.conf`, and of those it includes.
-fn read_conf(tree: &Path, path: &str, into: &mut Vec<String>, depth: usize) {
-    if depth > 4 {
+/// Adds the folders of an `ld.so.conf`, and of those it includes. `seen` has the files that were
+/// read, so that files that include each other are read once.
+fn read_conf(
+    tree: &Path,
+    path: &str,
+    into: &mut Vec<String>,
+    seen: &mut BTreeSet<String>,
+    depth: usize,
+) {
+    let Ok(file) = inside(tree, path) else {
+        return;
+    };
+    if depth > 4 || !seen.insert(file) {
         return;
     }
     for line in text(tree, path).lines() {
@@ -342,11 +339,11 @@ fn read_conf(tree: &Path, path: &str, into: &mut Vec<String>, depth: usize) {
                     false => format!("etc/{pattern}"),
                 };
                 for path in matching(tree, &pattern) {
-                    read_conf(tree, &path, into, depth + 1);
+                    read_conf(tree, &path, into, seen, depth + 1);
                 }
             }
             (Some(dir), _) if dir.starts_with('/') => {
-                // `DIR=TYPE` is of old.
+                // `DIR=TYPE` is an old form.
                 into.extend(plain(dir.split('=').next().unwrap_or_default()));
             }
             _ => {}
@@ -354,7 +351,7 @@ fn read_conf(tree: &Path, path: &str, into: &mut Vec<String>, depth: usize) {
     }
 }
 
-/// The files of a tree that a pattern names, with one `*` in its last part; sorted.
+/// Returns the files of a tree that match a pattern with one `*` in its last part, sorted.
 fn matching(tree: &Path, pattern: &str) -> Vec<String> {
     let (folder, name) = pattern.rsplit_once('/').unwrap_or(("", pattern));
     let Some((start, end)) = name.split_once('*') else {
@@ -415,5 +412,22 @@ mod tests {
             linker.configured,
             ["opt/named", "opt/a", "opt/b", "opt/one"]
         );
+    }
+
+    #[test]
+    fn configurations_that_include_each_other_are_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path();
+        fs::create_dir_all(tree.join("etc/c")).unwrap();
+        // Read again at each include, these would be 8^5 readings.
+        for n in 0..8 {
+            let text = format!("include /etc/c/*.conf\ninclude ../etc/./c/*.conf\n/opt/{n}\n");
+            fs::write(tree.join(format!("etc/c/{n}.conf")), text).unwrap();
+        }
+        let mut folders = Vec::new();
+        read_conf(tree, "etc/c/0.conf", &mut folders, &mut BTreeSet::new(), 0);
+        folders.sort();
+        let each: Vec<_> = (0..8).map(|n| format!("opt/{n}")).collect();
+        assert_eq!(folders, each);
     }
 }

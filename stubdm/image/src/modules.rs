@@ -5,14 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use object::{Object as _, ObjectSection as _};
 
 use crate::cpio::Content;
-use crate::elf::resolve;
+use crate::elf::{inside, resolve};
+use crate::read;
+
+/// The most bytes that a compressed module may unpack to. The largest of Debian's have 20 MiB.
+const UNPACKED_LIMIT: u64 = 256 << 20;
 
 /// Where distributions keep kernels' modules.
 const FOLDERS: &[&str] = &[
@@ -21,8 +26,8 @@ const FOLDERS: &[&str] = &[
     "run/current-system/kernel-modules/lib/modules",
 ];
 
-/// The setting that each module is made by, where the kernel's configuration is what says that it
-/// is built in.
+/// The setting that makes each module, for kernels whose configuration is the only list of what is
+/// built in.
 const SETTINGS: &[(&str, &str)] = &[
     ("xen_privcmd", "CONFIG_XEN_PRIVCMD"),
     ("xenfs", "CONFIG_XENFS"),
@@ -35,42 +40,55 @@ const SETTINGS: &[(&str, &str)] = &[
     ("macvtap", "CONFIG_MACVTAP"),
 ];
 
-/// Whether a kernel has a driver.
+/// The form in which a kernel has a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// As a module's file.
+    /// A module's file.
     Module,
-    /// In the kernel itself.
+    /// A part of the kernel itself.
     BuiltIn,
-    /// Neither, by the kernel's own lists.
+    /// None, by the kernel's own lists.
     Absent,
-    /// No module, and nothing says what is built in.
+    /// No module, and there is no list of what is built in.
     Unknown,
 }
 
-/// The modules of one kernel, and what is built into it.
+/// The modules of one kernel, and its lists of built-in drivers.
 #[derive(Debug)]
 pub struct Modules {
     version: String,
     top: PathBuf,
-    by_name: BTreeMap<String, PathBuf>,
+    by_name: BTreeMap<String, Module>,
     /// The names in `modules.builtin`, if there is that file.
     built_in: Option<BTreeSet<String>>,
+    /// `modules.builtin.modinfo`, if there is that file.
+    built_in_info: Option<PathBuf>,
     /// The kernel's configuration, if it is there.
     config: Option<String>,
 }
 
+/// A module's file.
+#[derive(Debug)]
+struct Module {
+    /// Its name in the kernel's folder, `x.ko` or `x.ko.xz`.
+    name: String,
+    path: PathBuf,
+}
+
 impl Modules {
     /// Finds the modules of the kernel whose version is `version` in a tree, and its lists of what
-    /// is built in: `modules.builtin` and the configuration.
+    /// is built in: `modules.builtin` and the configuration. Links lead nowhere out of the tree.
     ///
     /// # Errors
-    /// There is neither a module nor a list.
+    /// There is neither a module nor a list, or `version` is no file name.
     pub fn find(tree: &Path, version: &str) -> Result<Self> {
-        let mut by_name = BTreeMap::new();
+        ensure!(
+            !matches!(version, "" | "." | "..") && !version.contains('/'),
+            "{version:?} is no version of a kernel"
+        );
         let places = FOLDERS.iter().map(|dir| format!("{dir}/{version}"));
-        let found = places.clone().find_map(|dir| resolve(tree, &dir).ok());
-        let top = found.with_context(|| {
+        let found = places.clone().find_map(|dir| inside(tree, &dir).ok());
+        let folder = found.with_context(|| {
             let all: Vec<_> = places.map(|dir| format!("/{dir}")).collect();
             format!(
                 "no modules of Linux {version} were found below {} in {}",
@@ -78,8 +96,13 @@ impl Modules {
                 all.join(", ")
             )
         })?;
-        walk(&top, &mut by_name).with_context(|| format!("reading {}", top.display()))?;
-        let list = fs::read_to_string(top.join("modules.builtin")).ok();
+        let top = tree.join(&folder);
+        let by_name = walk(tree, &folder).with_context(|| format!("reading {}", top.display()))?;
+        let text = |path: &String| {
+            let data = read::contents(&resolve(tree, path).ok()?).ok()?;
+            String::from_utf8(data).ok()
+        };
+        let list = text(&format!("{folder}/modules.builtin"));
         let built_in = list.map(|list| {
             let lines = list.lines().filter_map(|line| line.rsplit('/').next());
             let names = lines.filter_map(|name| name.split_once(".ko"));
@@ -90,8 +113,9 @@ impl Modules {
             format!("lib/modules/{version}/config"),
             format!("lib/modules/{version}/build/.config"),
         ];
-        let config = config.iter().find_map(|path| resolve(tree, path).ok());
-        let config = config.and_then(|file| fs::read_to_string(file).ok());
+        let config = config.iter().find(|path| resolve(tree, path).is_ok());
+        let config = config.and_then(text);
+        let built_in_info = resolve(tree, &format!("{folder}/modules.builtin.modinfo")).ok();
         let lists = built_in.is_some() || config.is_some();
         ensure!(
             lists || !by_name.is_empty(),
@@ -103,29 +127,30 @@ impl Modules {
             top,
             by_name,
             built_in,
+            built_in_info,
             config,
         })
     }
 
-    /// The kernels that have modules in a tree, or a list of what is built in, sorted.
+    /// Returns the kernels that have modules in a tree, or a list of what is built in, sorted.
     pub fn versions(tree: &Path) -> Vec<String> {
-        let folders = FOLDERS.iter().filter_map(|dir| resolve(tree, dir).ok());
-        let entries = folders.filter_map(|dir| fs::read_dir(dir).ok());
-        let mut names: Vec<String> = entries
-            .flatten()
-            .flatten()
-            .filter(|entry| {
-                let has = |name: &str| entry.path().join(name).exists();
-                has("kernel") || has("modules.builtin")
-            })
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect();
-        names.sort();
-        names.dedup();
-        names
+        let mut names = BTreeSet::new();
+        for folder in FOLDERS.iter().filter_map(|dir| inside(tree, dir).ok()) {
+            let entries = fs::read_dir(tree.join(&folder)).into_iter().flatten();
+            for name in entries.flatten().map(|entry| entry.file_name()) {
+                let Ok(name) = name.into_string() else {
+                    continue;
+                };
+                let has = |list: &str| resolve(tree, &format!("{folder}/{name}/{list}")).is_ok();
+                if has("kernel") || has("modules.builtin") {
+                    names.insert(name);
+                }
+            }
+        }
+        names.into_iter().collect()
     }
 
-    /// The folders that [`Modules::versions`] looks in, for a person.
+    /// Lists the folders that [`Modules::versions`] looks in, for a message.
     pub fn searched() -> String {
         let all: Vec<_> = FOLDERS.iter().map(|dir| format!("/{dir}")).collect();
         all.join(", ")
@@ -136,7 +161,7 @@ impl Modules {
         &self.version
     }
 
-    /// Whether the kernel has a driver, and how.
+    /// Looks up a driver in the modules and in the lists of what is built in.
     pub fn driver(&self, name: &str) -> Driver {
         let name = key(name);
         if self.by_name.contains_key(&name) {
@@ -157,7 +182,7 @@ impl Modules {
         }
     }
 
-    /// Why a module cannot be taken, for a person.
+    /// Explains in a message why the kernel has no such module.
     pub fn lack(&self, name: &str) -> String {
         let (version, top) = (&self.version, self.top.display());
         let how = match self.driver(name) {
@@ -182,16 +207,18 @@ impl Modules {
         Ok(order)
     }
 
-    /// The parameters that a driver says it takes, built in or not.
+    /// Reads the names of a driver's parameters, built in or not.
     ///
     /// # Errors
-    /// There is no such driver, or it or the list of those built in cannot be read.
+    /// There is no such driver; its file or `modules.builtin.modinfo` cannot be read.
     pub fn parameters(&self, name: &str) -> Result<Vec<String>> {
         let (info, start) = match self.by_name.get(&key(name)) {
-            Some(file) => (modinfo(file, &plain(file)?)?, "parmtype=".to_owned()),
+            Some(file) => (modinfo(&file.path, &file.read()?)?, "parmtype=".to_owned()),
             None if self.driver(name) == Driver::BuiltIn => {
-                let file = self.top.join("modules.builtin.modinfo");
-                let info = fs::read(&file).with_context(|| file.display().to_string())?;
+                let file = self.built_in_info.as_ref().with_context(|| {
+                    format!("there is no {}/modules.builtin.modinfo", self.top.display())
+                })?;
+                let info = read::contents(file).with_context(|| file.display().to_string())?;
                 (info, format!("{}.parmtype=", key(name)))
             }
             None => bail!("{}", self.lack(name)),
@@ -210,66 +237,108 @@ impl Modules {
             None if self.driver(name) == Driver::BuiltIn => return Ok(()),
             None => bail!("{}", self.lack(name)),
         };
-        let own = file.file_name().and_then(|n| n.to_str());
-        let stem = own.and_then(|n| n.split_once(".ko"));
-        let (stem, _) = stem.context("a module without a name")?;
+        let (stem, end) = file
+            .name
+            .split_once(".ko")
+            .context("a module without a name")?;
         let own = format!("{stem}.ko");
         if order.iter().any(|(name, _)| *name == own) {
             return Ok(());
         }
-        let data = plain(file)?;
-        for dependency in depends(file, &data)? {
+        let data = file.read()?;
+        for dependency in depends(&file.path, &data)? {
             self.visit(&dependency, order, depth + 1)?;
         }
         // An unpacked module exists nowhere else.
-        let content = match file.extension().is_some_and(|end| end == "ko") {
-            true => Content::File(file.clone()),
-            false => Content::Bytes(data),
+        let content = match end {
+            "" => Content::File(file.path.clone()),
+            _ => Content::Bytes(data),
         };
         order.push((own, content));
         Ok(())
     }
 }
 
-/// A module's contents, unpacked.
-fn plain(file: &Path) -> Result<Vec<u8>> {
-    let tool = match file.extension().and_then(|e| e.to_str()) {
-        Some("ko") => {
-            return fs::read(file).with_context(|| format!("reading {}", file.display()));
-        }
-        Some("xz") => "xz",
-        Some("gz") => "gzip",
-        Some("zst") => "zstd",
-        _ => bail!("{} is compressed in an unknown way", file.display()),
-    };
-    let out = Command::new(tool).arg("-dc").arg(file).output();
-    let out = out.with_context(|| format!("starting {tool}, to unpack {}", file.display()))?;
-    ensure!(
-        out.status.success(),
-        "{tool} -dc {}: {}",
-        file.display(),
-        out.status
-    );
-    Ok(out.stdout)
+impl Module {
+    /// Reads the module, unpacked.
+    fn read(&self) -> Result<Vec<u8>> {
+        let file = &self.path;
+        let tool = match self.name.split_once(".ko").map(|(_, end)| end) {
+            Some("") => {
+                let data = read::contents(file);
+                return data.with_context(|| format!("reading {}", file.display()));
+            }
+            Some(".xz") => "xz",
+            Some(".gz") => "gzip",
+            Some(".zst") => "zstd",
+            _ => bail!("{} is compressed in an unknown way", file.display()),
+        };
+        let packed = read::open(file).with_context(|| format!("reading {}", file.display()))?;
+        let child = Command::new(tool)
+            .arg("-dc")
+            .stdin(packed)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child =
+            child.with_context(|| format!("starting {tool}, to unpack {}", file.display()))?;
+        let mut data = Vec::new();
+        let out = child.stdout.take().context("no output")?;
+        // The pipe is closed after this, so the tool ends and can be waited for.
+        let count = out.take(UNPACKED_LIMIT).read_to_end(&mut data);
+        let status = child.wait()?;
+        let count = count.with_context(|| format!("unpacking {}", file.display()))?;
+        ensure!(
+            (count as u64) < UNPACKED_LIMIT,
+            "{} unpacks to more than 256 MiB",
+            file.display()
+        );
+        ensure!(status.success(), "{tool} -dc {}: {status}", file.display());
+        Ok(data)
+    }
 }
 
-/// Module names are the same with hyphens and underscores.
+/// Returns a module's name with underscores: the kernel takes hyphens for the same.
 fn key(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn walk(dir: &Path, by_name: &mut BTreeMap<String, PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            walk(&path, by_name)?;
-        } else if let Some((name, _)) = entry.file_name().to_str().and_then(|n| n.split_once(".ko"))
-        {
-            by_name.insert(key(name), path);
+/// Collects the modules below a folder of a tree. Links are followed inside the tree, each folder
+/// once. As in depmod, `build` and `source` are left out: they lead to the kernel's sources.
+fn walk(tree: &Path, top: &str) -> Result<BTreeMap<String, Module>> {
+    let mut by_name = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    let mut todo = BTreeSet::from([top.to_owned()]);
+    while let Some(folder) = todo.pop_first() {
+        if !seen.insert(folder.clone()) {
+            continue;
+        }
+        for entry in fs::read_dir(tree.join(&folder))? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let place = format!("{folder}/{name}");
+            let place = match entry.file_type()?.is_symlink() {
+                false => Some(place),
+                true => inside(tree, &place).ok(),
+            };
+            let Some(place) = place.filter(|_| folder != top || !is_source(&name)) else {
+                continue;
+            };
+            let path = tree.join(&place);
+            if path.is_dir() {
+                todo.insert(place);
+            } else if let Some((stem, _)) = name.split_once(".ko") {
+                by_name.insert(key(stem), Module { name, path });
+            }
         }
     }
-    Ok(())
+    Ok(by_name)
+}
+
+fn is_source(name: &str) -> bool {
+    matches!(name, "build" | "source")
 }
 
 /// Returns the dependencies in a module's `.modinfo` section.
@@ -277,7 +346,7 @@ fn depends(file: &Path, data: &[u8]) -> Result<Vec<String>> {
     modinfo(file, data).map(|info| parse_depends(&info))
 }
 
-/// A module's `.modinfo` section: records with a NUL after each.
+/// Reads a module's `.modinfo` section: records with a NUL after each.
 fn modinfo(file: &Path, data: &[u8]) -> Result<Vec<u8>> {
     let elf = object::File::parse(data).with_context(|| format!("reading {}", file.display()))?;
     let section = elf
@@ -286,7 +355,7 @@ fn modinfo(file: &Path, data: &[u8]) -> Result<Vec<u8>> {
     Ok(section.data()?.to_vec())
 }
 
-/// The `depends=` record among NUL-separated records.
+/// Returns the names in the `depends=` record.
 fn parse_depends(modinfo: &[u8]) -> Vec<String> {
     let records = modinfo
         .split(|&b| b == 0)

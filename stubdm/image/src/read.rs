@@ -4,6 +4,7 @@
 //! The file may be anything: every length is checked against what is left, and no more is unpacked
 //! than a kernel could use.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
@@ -38,16 +39,35 @@ pub struct Listing {
     pub unpacked: u64,
     /// Whether it is compressed.
     pub compressed: bool,
-    /// The versions of the kernels its modules are made for, as far as they are not compressed.
+    /// The versions of the kernels that its uncompressed modules are made for.
     pub kernels: BTreeSet<String>,
 }
 
-/// Reads a ramdisk's file, which has to be a plain one.
+/// Reads a plain file, without waiting for one that is not.
 ///
 /// # Errors
-/// The system's; it is none, or too long for one.
+/// The file cannot be read, is no plain file, or is over 2 GiB.
 pub fn contents(path: &Path) -> Result<Vec<u8>> {
-    // Not waited for, whatever it turns out to be.
+    let data = head(path, LIMIT)?;
+    ensure!((data.len() as u64) < LIMIT, "it is over 2 GiB");
+    Ok(data)
+}
+
+/// Reads the first `count` bytes of a plain file, or all of a shorter one.
+///
+/// # Errors
+/// The file cannot be read, or is no plain file.
+pub(crate) fn head(path: &Path, count: u64) -> Result<Vec<u8>> {
+    let mut data = Vec::new();
+    open(path)?.take(count).read_to_end(&mut data)?;
+    Ok(data)
+}
+
+/// Opens a plain file. The call does not block on a FIFO or a device.
+///
+/// # Errors
+/// The file cannot be opened, or is no plain file.
+pub(crate) fn open(path: &Path) -> Result<File> {
     let file = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -55,10 +75,7 @@ pub fn contents(path: &Path) -> Result<Vec<u8>> {
     let meta = file.metadata()?;
     ensure!(!meta.is_dir(), "it is a folder");
     ensure!(meta.is_file(), "it is no file");
-    let mut data = Vec::new();
-    file.take(LIMIT).read_to_end(&mut data)?;
-    ensure!((data.len() as u64) < LIMIT, "it is over 2 GiB");
-    Ok(data)
+    Ok(file)
 }
 
 /// Reads a ramdisk.
@@ -88,7 +105,7 @@ pub fn listing(file: &[u8]) -> Result<Listing> {
     })
 }
 
-fn unpacked(file: &[u8]) -> Result<Vec<u8>> {
+fn unpacked(file: &[u8]) -> Result<Cow<'_, [u8]>> {
     for (magic, name) in [
         (&b"\xfd7zXZ"[..], "xz"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -101,17 +118,17 @@ fn unpacked(file: &[u8]) -> Result<Vec<u8>> {
         );
     }
     if !file.starts_with(b"\x1f\x8b") {
-        return Ok(file.to_vec());
+        return Ok(Cow::Borrowed(file));
     }
     let mut data = Vec::new();
     let count = MultiGzDecoder::new(file)
         .take(LIMIT)
         .read_to_end(&mut data)?;
     ensure!((count as u64) < LIMIT, "it is over 2 GiB unpacked");
-    Ok(data)
+    Ok(Cow::Owned(data))
 }
 
-/// Reads one archive up to its trailer, and gives what follows it.
+/// Reads one archive up to its trailer, and returns the bytes after it.
 fn archive<'a>(
     data: &'a [u8],
     entries: &mut Vec<Entry>,
@@ -152,7 +169,7 @@ fn archive<'a>(
     }
 }
 
-/// The kernel's version in a module's record of it: `vermagic=6.1.0-56-amd64 SMP ...`.
+/// Reads the kernel's version in a module's record of it: `vermagic=6.1.0-56-amd64 SMP ...`.
 fn version_of(module: &[u8]) -> Option<String> {
     let mark = b"\0vermagic=";
     let at = module.windows(mark.len()).position(|part| part == mark)?;

@@ -11,8 +11,9 @@ use std::path::Path;
 
 use stubdm_image::elf::{inside, resolve};
 use stubdm_image::linker::Linker;
+use stubdm_image::read;
 
-/// Where a toolstack's own program is, whose libraries lead to libxl where no usual folder does.
+/// Places of the toolstack's program: its libraries lead to a libxl in an unusual folder.
 const PROGRAMS: &[&str] = &[
     "usr/sbin/xl",
     "usr/bin/xl",
@@ -47,18 +48,18 @@ pub struct Libxl {
     pub proxy: Option<String>,
     /// QEMU for guests without a stubdomain, and for a stubdomain's own consoles.
     pub qemu: Option<String>,
-    /// A QEMU that libxl looks for on PATH, where none was found.
+    /// The name of a QEMU that libxl looks for on PATH and that is in none of its folders.
     pub not_on_path: Option<String>,
     /// The folder with the stubdomain's kernel and ramdisk for guests that name none.
     pub boot: Option<String>,
 }
 
-/// What a search for libxl led to.
+/// The result of a search for libxl.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
     /// Every libxl, by release, each release once.
     pub found: Vec<Libxl>,
-    /// Where it was looked for.
+    /// The folders that were searched, for a message.
     pub searched: Vec<String>,
 }
 
@@ -68,8 +69,8 @@ impl Libxl {
         Self::search(root).found
     }
 
-    /// Looks for every libxl below `root`: in the dynamic linker's folders, and where the
-    /// toolstack's program loads it from.
+    /// Looks for every libxl below `root`: in the dynamic linker's folders, and among the libraries
+    /// of the toolstack's program.
     pub fn search(root: &Path) -> Search {
         let linker = Linker::new(root, &[]);
         let mut folders = linker.folders();
@@ -162,7 +163,7 @@ impl Search {
             // Links are followed inside the root only.
             let path = format!("{folder}/{name}");
             let file = resolve(root, &path).ok();
-            let Some(library) = file.and_then(|file| fs::read(file).ok()) else {
+            let Some(library) = file.and_then(|file| read::contents(&file).ok()) else {
                 continue;
             };
             let mut libxl = Libxl::of(version, &library);
@@ -180,13 +181,13 @@ impl Search {
     }
 }
 
-/// A program on PATH below a root: the first folder that has it.
+/// Looks for a program in the folders of PATH below a root.
 fn on_path(root: &Path, name: &str) -> Option<String> {
     let mut places = PATH.iter().map(|dir| format!("{dir}/{name}"));
     places.find(|path| resolve(root, path).is_ok_and(|file| file.is_file()))
 }
 
-/// The folders where a program without a path is looked for, for a person.
+/// Lists the folders of PATH, for a message.
 pub fn path() -> String {
     PATH.join(", ")
 }

@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use stubdm_image::build::{self, Build, mebibytes};
-use stubdm_image::elf::{self, resolve};
-use stubdm_image::{Recipe, SUFFIXES, read};
+use stubdm_image::{Qemu, Recipe, read};
 use stubdm_qmp::text::one_line;
 
 use crate::guest::qemu;
 use crate::libxl::places::Libxl;
 use crate::rt::error::{Context, Failure, Result};
 
-/// Where distributions keep the QEMU for Xen, the special places first.
+/// Distributions' places of the QEMU for Xen, the special ones first.
 const QEMUS: &[&str] = &[
     qemu::DEFAULT,
     "/usr/libexec/xen/bin/qemu-system-i386",
@@ -31,7 +30,7 @@ const QEMUS: &[&str] = &[
     "/run/current-system/sw/bin/qemu-system-x86_64",
 ];
 
-/// Folders whose QEMU may have been built without Xen.
+/// The folders among them whose QEMU may have been built without Xen.
 const GENERAL: [&str; 3] = ["/usr/bin/", "/usr/local/bin/", "/run/current-system/"];
 
 /// Which of the two.
@@ -161,24 +160,18 @@ fn build(options: &BuildOptions) -> Result<String> {
     Ok(stubdm_qmp::text::json(&value) + "\n")
 }
 
-/// Looks for the QEMU for Xen below a root: libxl's own, and where distributions keep one. Of
-/// general places, only one that needs Xen's libraries will do.
+/// Looks for the QEMU for Xen below a root: libxl's own, and in the places of distributions. In a
+/// general place, only a QEMU that needs Xen's libraries is taken.
 fn find_qemu(root: &Path) -> Result<String> {
     let libxl = Libxl::all(root).into_iter().filter_map(|libxl| libxl.qemu);
-    let own: Vec<String> = libxl.collect();
-    let is_there = |path: &String| {
-        let real = SUFFIXES.iter().map(|suffix| format!("{path}{suffix}"));
-        real.chain([path.clone()])
-            .any(|path| resolve(root, &path).is_ok())
-    };
     let usual = QEMUS.iter().map(|path| (*path).to_owned());
     let mut searched: Vec<String> = Vec::new();
-    for path in own.into_iter().chain(usual) {
+    for path in libxl.chain(usual) {
         if searched.contains(&path) {
             continue;
         }
         let general = GENERAL.iter().any(|dir| path.starts_with(dir));
-        if is_there(&path) && (!general || needs_xen(root, &path)) {
+        if Qemu::at(root, &path).is_ok_and(|qemu| !general || qemu.is_for_xen(root)) {
             return Ok(path);
         }
         searched.push(path);
@@ -188,21 +181,6 @@ fn find_qemu(root: &Path) -> Result<String> {
         root.display(),
         searched.join(", ")
     )))
-}
-
-/// Whether a program loads Xen's libraries, as a QEMU built for Xen does.
-fn needs_xen(root: &Path, path: &str) -> bool {
-    let file = SUFFIXES
-        .iter()
-        .map(|suffix| format!("{path}{suffix}"))
-        .find_map(|real| resolve(root, &real).ok())
-        .or_else(|| resolve(root, path).ok());
-    let needs = file.and_then(|file| elf::needs(&file).ok().flatten());
-    match needs {
-        Some(needs) => needs.libraries.iter().any(|own| own.starts_with("libxen")),
-        // A wrapper: what is behind it is read later.
-        None => true,
-    }
 }
 
 fn inspect(options: &InspectOptions) -> Result<String> {
