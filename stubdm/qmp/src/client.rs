@@ -1,7 +1,7 @@
 //! The client's half of a QMP conversation: greeting, capabilities, then one command at a time.
 //!
-//! No I/O and no clock: bytes from QEMU go in by [`Client::handle_bytes`], bytes for QEMU come out by
-//! [`Client::poll_transmit`], and events by [`Client::poll_event`].
+//! No I/O and no clock. [`Client::handle_bytes`] takes bytes from QEMU, [`Client::poll_transmit`]
+//! returns bytes for QEMU, and [`Client::poll_event`] returns events.
 
 use std::collections::VecDeque;
 
@@ -106,17 +106,17 @@ impl Client {
         self.out.clear();
     }
 
-    /// The next thing to tell.
+    /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }
 
-    /// Bytes that wait to be sent; [`Client::handle_transmitted`] says how many were.
+    /// Returns bytes to send. [`Client::handle_transmitted`] takes the number of those sent.
     pub fn poll_transmit(&self) -> &[u8] {
         self.out.as_slices().0
     }
 
-    /// `count` bytes of [`Client::poll_transmit`] are gone.
+    /// Removes `count` bytes of [`Client::poll_transmit`], which were sent.
     pub fn handle_transmitted(&mut self, count: usize) {
         self.out.drain(..count.min(self.out.len()));
     }

@@ -74,8 +74,8 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether the bytes are JSON, as far as they were read, and beyond what is taken here: too
-    /// many bytes or values, too deep, a key twice, a number out of range.
+    /// Returns whether the bytes are JSON, as far as they were read, but break a limit: too many
+    /// bytes or values, too deep, a key twice, a number out of range.
     pub fn is_json(&self) -> bool {
         self.is_json
     }

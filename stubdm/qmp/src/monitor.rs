@@ -71,7 +71,7 @@ impl Monitor {
         self.sent.is_some()
     }
 
-    /// QEMU said something. Callers bring at most a few KiB at a time.
+    /// Takes bytes of QEMU's, a few KiB at a time at most.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Vec<Heard> {
         let mut lines = Vec::new();
         self.lines.push(bytes, |line| lines.push(line));

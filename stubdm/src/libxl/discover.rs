@@ -73,8 +73,8 @@ pub fn consoles(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
     consoles_with(store, domain, false)
 }
 
-/// As [`consoles`], for a domain whose consoles were served before: libxl has removed the file of
-/// a restored state by now.
+/// As [`consoles`], for a domain whose consoles were served before. libxl has removed the file of a
+/// restored state by then, so the console that reads from it gets nothing.
 ///
 /// # Errors
 /// The store's.

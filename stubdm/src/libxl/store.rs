@@ -27,7 +27,7 @@ impl StoreOptions {
         self.open_with_xen().map(|(_, store)| store)
     }
 
-    /// Opens the store, and gives the host that it is of, unless it is another's.
+    /// Opens the store, and returns its host with it, unless the options name another's socket.
     ///
     /// # Errors
     /// As [`open`](Self::open).

@@ -41,7 +41,7 @@ pub struct QmpOptions {
     pub arguments: Option<Json>,
 }
 
-/// The beginning of errors that the proxy answers in QEMU's place.
+/// The beginning of errors that are the proxy's own.
 const PROXY: &str = "stubdm-run: ";
 
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
@@ -131,8 +131,8 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
     let mut client = Client::new();
     let mut greeted = false;
     loop {
-        while let Some(told) = client.poll_event() {
-            match told {
+        while let Some(event) = client.poll_event() {
+            match event {
                 ClientEvent::Ready => {
                     greeted = true;
                     client.execute(&options.command, options.arguments.clone());
@@ -140,7 +140,7 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
                 ClientEvent::Answer(Ok(answer)) => return Ok(answer.into()),
                 ClientEvent::Answer(Err(error)) => {
                     let command = &options.command;
-                    // The proxy's own words begin so. A QEMU that lies may write the same.
+                    // The proxy's own errors begin so. A hostile QEMU may send the same text.
                     return Err(match error.desc.strip_prefix(PROXY) {
                         Some(why) => Failure::new(format_args!(
                             "the proxy gave no answer of QEMU's to {command}: {why}"

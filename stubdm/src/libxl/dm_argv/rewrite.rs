@@ -413,15 +413,18 @@ fn is_silent(word: &Word<'_>) -> bool {
 /// Network cards that have no boot ROM.
 const CARDS: &[&str] = &["ne2k_isa", "tulip"];
 
-/// Whether a device is a network card.
+/// Returns whether a device is a network card.
 fn is_card(model: &str) -> bool {
     CARDS.contains(&model) || card_rom(model).is_some()
 }
 
-/// Whether QEMU finds a network card's boot ROM in here, if it has one.
+/// Returns whether QEMU finds a network card's boot ROM here, or the card has none.
 fn card_rom_is_there(model: &str, exists: &dyn Fn(&str) -> bool) -> bool {
-    card_rom(model)
-        .is_none_or(|(_, rom)| CARD_ROMS.iter().any(|dir| exists(&format!("{dir}/{rom}"))))
+    card_rom(model).is_none_or(|(_, rom)| {
+        CARD_ROM_FOLDERS
+            .iter()
+            .any(|dir| exists(&format!("{dir}/{rom}")))
+    })
 }
 
 /// Graphics cards, and the ROM without which QEMU ends.
@@ -439,8 +442,8 @@ const SCREENS: &[(&str, &str)] = &[
 /// Where keyboard layouts are.
 const KEYMAPS: &str = "/usr/share/qemu/keymaps";
 
-/// Where the boot ROMs of network cards are.
-const CARD_ROMS: [&str; 2] = ["/usr/share/qemu", "/usr/lib/ipxe/qemu"];
+/// The folders of network cards' boot ROMs.
+const CARD_ROM_FOLDERS: [&str; 2] = ["/usr/share/qemu", "/usr/lib/ipxe/qemu"];
 
 /// Where the ROMs of graphics cards are.
 const ROMS: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];

@@ -85,7 +85,7 @@ pub fn run(command: &DmargsCommand) -> Result<ExitCode> {
     })
 }
 
-/// The paths in a ramdisk.
+/// Reads the paths in a ramdisk.
 fn paths_in(file: &Path) -> Result<BTreeSet<String>> {
     let shown = file.display();
     let data = read::contents(file).context(&shown)?;

@@ -17,7 +17,7 @@ pub(super) struct Host<'a> {
     pub(super) root: &'a Path,
     /// Every libxl there is.
     pub(super) libxl: Vec<Libxl>,
-    /// Where it was looked for.
+    /// The folders that were searched for it.
     pub(super) searched: Vec<String>,
     checks: Vec<Check>,
 }

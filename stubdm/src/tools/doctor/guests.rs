@@ -15,8 +15,8 @@ use crate::tools::xlcfg::{Settings, Value};
 const DEFAULT_MEMORY: u64 = 128;
 
 impl Host<'_> {
-    /// The configurations of guests with stubdomains in `/etc/xen` and of those that xendomains
-    /// starts, by path. One that is in both folders counts once.
+    /// Reads the configurations of guests with stubdomains in `/etc/xen` and of those that
+    /// xendomains starts, by path. One that is in both folders counts once.
     pub(super) fn configured(&self) -> Vec<(String, Settings)> {
         let mut texts = Vec::new();
         let mut all = Vec::new();
@@ -156,7 +156,7 @@ impl Host<'_> {
         all
     }
 
-    /// Settings that ask for something of the host's, which a stubdomain's QEMU does not have.
+    /// Reports settings that ask for a part of the host, which a stubdomain's QEMU does not have.
     fn of_the_host(&self, settings: &Settings) -> Vec<(String, State, String)> {
         let mut all = Vec::new();
         let mut say = |state, found: String, mend: &str| all.push((found, state, mend.to_owned()));
@@ -190,7 +190,7 @@ impl Host<'_> {
         if let Some(sound) = settings.text("soundhw").filter(|name| !name.is_empty()) {
             say(
                 State::Note,
-                format!("soundhw=\"{sound}\": the guest has the card, and nobody hears it"),
+                format!("soundhw=\"{sound}\": the guest has the card, and its sound goes nowhere"),
                 "remove soundhw",
             );
         }
@@ -225,8 +225,8 @@ impl Host<'_> {
         all
     }
 
-    /// The version of a guest's stubdomain kernel, if its command line has to lift a restriction
-    /// and does not.
+    /// Returns the version of a guest's stubdomain kernel if it restricts a built-in xen-privcmd,
+    /// and the command line does not lift the restriction.
     fn restricts(&self, settings: &Settings) -> Option<String> {
         let version = self.version_of(settings.text("stubdomain_kernel")?)?;
         let modules = Modules::find(self.root, &version).ok()?;
@@ -242,7 +242,7 @@ impl Host<'_> {
     }
 }
 
-/// The texts of a setting, one or a list.
+/// Returns the texts of a setting, one or a list.
 fn words(settings: &Settings, name: &str) -> Vec<String> {
     match settings.get(name) {
         Some(Value::Scalar(word)) => vec![word.clone()],
@@ -251,8 +251,8 @@ fn words(settings: &Settings, name: &str) -> Vec<String> {
     }
 }
 
-/// Why a disk needs QEMU in dom0 (`xl-disk-configuration(5)`): `target, format, vdev, access`, or
-/// pairs, or an old prefix.
+/// Returns the reason why a disk needs a QEMU in dom0, if it does. A disk is `target, format, vdev,
+/// access`, or pairs, or has an old prefix (`xl-disk-configuration(5)`).
 fn by_qemu(disk: &str) -> Option<&'static str> {
     let parts: Vec<&str> = disk.split(',').map(str::trim).collect();
     let has = |word: &str| parts.iter().any(|part| part.eq_ignore_ascii_case(word));

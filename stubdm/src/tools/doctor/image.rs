@@ -107,7 +107,7 @@ impl Host<'_> {
         }
     }
 
-    /// Whether a ramdisk has what a stubdomain needs with its kernel.
+    /// Checks that a ramdisk has what a stubdomain needs with its kernel.
     fn look_into(&self, file: &Path, kernel: Option<&str>) -> Result<String, (State, String)> {
         let wrong = |why: String| (State::Wrong, why);
         let data = read::contents(file).map_err(|error| wrong(error.to_string()))?;
@@ -182,7 +182,7 @@ impl Host<'_> {
         ))
     }
 
-    /// The version of the kernel at a path: by what it says in itself, or else by its name.
+    /// Returns the version of the kernel at a path: of its header, or else of its name.
     pub(super) fn version_of(&self, path: &str) -> Option<String> {
         let path = inside(self.root, path).ok()?;
         let name = path.rsplit('/').next()?;

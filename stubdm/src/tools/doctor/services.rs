@@ -1,4 +1,4 @@
-//! The doctor's checks of the processes that serve guests which run.
+//! The doctor's checks of the processes that serve running guests.
 
 use super::State;
 use super::checks::Host;
@@ -7,7 +7,7 @@ use crate::service::record::{self, Life};
 use crate::supervise::run::is_running;
 
 impl Host<'_> {
-    /// Each proxy and console server that is gone, and the supervisor that starts them again.
+    /// Reports each proxy and console server that is gone, and a missing supervisor.
     pub(super) fn services(&mut self) {
         let folder = counters::FOLDER.trim_start_matches('/');
         let folder = self.root.join(folder);

@@ -255,7 +255,7 @@ fn carry_out_one(root: &Root, record: &mut Record, work: &Work) -> Result<()> {
     Ok(())
 }
 
-/// Says why no libxl has a place for any of the rows.
+/// Explains why no libxl has a place for any of the rows.
 fn no_place(root: &Root, rows: &[&Part], search: &Search) -> Failure {
     let below = root.dir().display();
     if search.found.is_empty() {
