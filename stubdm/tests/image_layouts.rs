@@ -626,6 +626,14 @@ fn a_broken_elf_file_is_one_line_and_no_panic() {
     tree.elf(path, &Elf::program(GLIBC, &[name; 2000]));
     let error = tree.complaint(&[]);
     assert!(error.contains("64 KiB of libraries"), "{error}");
+    let folders: Vec<_> = (0..1100).map(|n| format!("/{n}")).collect();
+    let qemu = Elf {
+        rpath: Some(folders.join(":").leak()),
+        ..Elf::program(GLIBC, &["libc.so.6"])
+    };
+    tree.elf(path, &qemu);
+    let error = tree.complaint(&[]);
+    assert!(error.contains("more than 1024 folders"), "{error}");
 }
 
 #[test]

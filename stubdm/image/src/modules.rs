@@ -4,7 +4,7 @@
 //! are read from the modules themselves: the `.modinfo` section holds `depends=a,b`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -261,6 +261,9 @@ impl Modules {
 
 impl Module {
     /// Reads the module, unpacked.
+    ///
+    /// # Errors
+    /// The file cannot be read, or cannot be unpacked with xz, gzip or zstd to less than 256 MiB.
     fn read(&self) -> Result<Vec<u8>> {
         let file = &self.path;
         let tool = match self.name.split_once(".ko").map(|(_, end)| end) {
@@ -274,28 +277,28 @@ impl Module {
             _ => bail!("{} is compressed in an unknown way", file.display()),
         };
         let packed = read::open(file).with_context(|| format!("reading {}", file.display()))?;
-        let child = Command::new(tool)
-            .arg("-dc")
-            .stdin(packed)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut child =
-            child.with_context(|| format!("starting {tool}, to unpack {}", file.display()))?;
-        let mut data = Vec::new();
-        let out = child.stdout.take().context("no output")?;
-        // The pipe is closed after this, so the tool ends and can be waited for.
-        let count = out.take(UNPACKED_LIMIT).read_to_end(&mut data);
-        let status = child.wait()?;
-        let count = count.with_context(|| format!("unpacking {}", file.display()))?;
-        ensure!(
-            (count as u64) < UNPACKED_LIMIT,
-            "{} unpacks to more than 256 MiB",
-            file.display()
-        );
-        ensure!(status.success(), "{tool} -dc {}: {status}", file.display());
-        Ok(data)
+        unpack(tool, packed, UNPACKED_LIMIT)
+            .with_context(|| format!("unpacking {}", file.display()))
     }
+}
+
+/// Unpacks a file with a tool that filters its input. Fails if `limit` bytes or more come out.
+fn unpack(tool: &str, packed: File, limit: u64) -> Result<Vec<u8>> {
+    let child = Command::new(tool)
+        .arg("-dc")
+        .stdin(packed)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut child = child.with_context(|| format!("starting {tool}"))?;
+    let mut data = Vec::new();
+    let out = child.stdout.take().context("no output")?;
+    // The pipe is closed after this, so the tool ends and can be waited for.
+    let count = out.take(limit).read_to_end(&mut data);
+    let status = child.wait()?;
+    ensure!((count? as u64) < limit, "{limit} bytes or more");
+    ensure!(status.success(), "{tool} -dc: {status}");
+    Ok(data)
 }
 
 /// Returns a module's name with underscores: the kernel takes hyphens for the same.
@@ -370,7 +373,30 @@ fn parse_depends(modinfo: &[u8]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
     use super::*;
+
+    #[test]
+    fn a_packed_module_is_unpacked_up_to_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.ko.gz");
+        // More than a pipe holds: the tool still writes when the limit is reached.
+        let zeros = vec![0; 1 << 20];
+        let mut packed = GzEncoder::new(File::create(&path).unwrap(), Compression::fast());
+        packed.write_all(&zeros).unwrap();
+        packed.finish().unwrap();
+        let unpacked = |limit| unpack("gzip", File::open(&path).unwrap(), limit);
+        assert_eq!(unpacked((1 << 20) + 1).unwrap(), zeros);
+        let error = unpacked(1000).unwrap_err().to_string();
+        assert!(error.contains("1000 bytes or more"), "{error}");
+        let error = unpack("gzip", File::open("/dev/null").unwrap(), 1000);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("exit status"), "{error}");
+    }
 
     #[test]
     fn the_dependencies_are_read_from_the_records() {
