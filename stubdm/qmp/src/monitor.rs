@@ -1,7 +1,7 @@
-//! QEMU's side of the conversation, without I/O: one command at a time under an id made here, and
-//! what QEMU says sorted into the answer that is due and everything else.
+//! QEMU's side of the conversation, without I/O: sends one command at a time under an id made here,
+//! and sorts QEMU's messages into the answer that is due and everything else.
 //!
-//! Memory: one line of up to the policy's limit, and the value it holds, whatever QEMU says.
+//! Memory: one line of up to the policy's limit, and its value, whatever QEMU sends.
 
 use std::sync::Arc;
 
@@ -15,22 +15,22 @@ use crate::text::one_line;
 /// QEMU's reply to a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// It was obeyed; the value is not checked yet.
+    /// QEMU obeyed; the value is not checked yet.
     Return(Json),
-    /// It was not: one of QEMU's classes, and one line.
+    /// QEMU refused: one of its classes, and one line.
     Error {
         /// The class.
         class: &'static str,
         /// QEMU's words, made harmless.
         desc: String,
     },
-    /// Nothing that anybody should see; why.
+    /// The answer was unusable, with the reason.
     Unusable(String),
 }
 
-/// One thing QEMU said.
+/// A message of QEMU's.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Heard {
+pub enum MonitorEvent {
     /// The answer to the command it has, which it now has no longer.
     Reply(Reply),
     /// An event.
@@ -41,7 +41,7 @@ pub enum Heard {
     Noise,
 }
 
-/// The monitor, as far as it was heard.
+/// A session with QEMU's monitor.
 #[derive(Debug)]
 pub struct Monitor {
     policy: Arc<Policy>,
@@ -50,7 +50,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor of which nothing was heard.
+    /// Starts a session before its greeting.
     pub fn new(policy: Arc<Policy>) -> Self {
         Self {
             lines: Lines::new(policy.limits.answer),
@@ -66,49 +66,49 @@ impl Monitor {
         line
     }
 
-    /// Whether QEMU has a command.
+    /// Returns whether QEMU has a command.
     pub fn is_busy(&self) -> bool {
         self.sent.is_some()
     }
 
     /// Takes bytes of QEMU's, a few KiB at a time at most.
-    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Vec<Heard> {
+    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Vec<MonitorEvent> {
         let mut lines = Vec::new();
         self.lines.push(bytes, |line| lines.push(line));
-        let heard = lines.into_iter().map(|line| match line {
-            Line::Whole(line) => self.hear(&line),
+        let events = lines.into_iter().map(|line| match line {
+            Line::Whole(line) => self.handle_line(&line),
             Line::TooLong(length) => {
                 self.unusable(&format!("the answer is too long: {length} bytes and more"))
             }
         });
-        heard.collect()
+        events.collect()
     }
 
-    fn hear(&mut self, line: &[u8]) -> Heard {
-        let mut said = match Json::read(line, &self.policy.limits.json) {
-            Ok(said @ Json::Map(_)) => said,
+    fn handle_line(&mut self, line: &[u8]) -> MonitorEvent {
+        let mut message = match Json::read(line, &self.policy.limits.json) {
+            Ok(message @ Json::Map(_)) => message,
             Ok(_) => return self.unusable("the answer is no object"),
             Err(why) if why.is_json() => {
                 return self.unusable(&format!("the answer is beyond what is taken: {why}"));
             }
             Err(why) => return self.unusable(&format!("the answer is no proper JSON: {why}")),
         };
-        if let Some(name) = said.get("event").and_then(Json::text) {
+        if let Some(name) = message.get("event").and_then(Json::text) {
             let name = name.to_owned();
-            return Heard::Event(name, said.take("data"));
+            return MonitorEvent::Event(name, message.take("data"));
         }
-        if let Some(version) = said.get("QMP").and_then(greeted) {
-            return Heard::Greeting(version);
+        if let Some(version) = message.get("QMP").and_then(greeted) {
+            return MonitorEvent::Greeting(version);
         }
         // QEMU answers a command that it cannot parse with an error without its id.
-        let id = said.get("id");
-        let is_unparsed = id.is_none() && said.get("error").is_some();
+        let id = message.get("id");
+        let is_unparsed = id.is_none() && message.get("error").is_some();
         let is_due = is_unparsed || id.and_then(Json::text) == self.sent.as_deref();
         if self.sent.is_none() || !is_due {
-            return Heard::Noise;
+            return MonitorEvent::Noise;
         }
         self.sent = None;
-        Heard::Reply(match (said.take("return"), said.get("error")) {
+        MonitorEvent::Reply(match (message.take("return"), message.get("error")) {
             (Some(value), None) => Reply::Return(value),
             (None, Some(problem)) => {
                 let text = |key| problem.get(key).and_then(Json::text).unwrap_or_default();
@@ -121,12 +121,11 @@ impl Monitor {
         })
     }
 
-    /// Treats an unusable message as the answer, if one is due: nobody waits forever because QEMU
-    /// lied.
-    fn unusable(&mut self, why: &str) -> Heard {
+    /// Treats an unusable message as the answer, if one is due, so that no client waits forever.
+    fn unusable(&mut self, why: &str) -> MonitorEvent {
         match self.sent.take() {
-            Some(_) => Heard::Reply(Reply::Unusable(cut(why).to_owned())),
-            None => Heard::Noise,
+            Some(_) => MonitorEvent::Reply(Reply::Unusable(cut(why).to_owned())),
+            None => MonitorEvent::Noise,
         }
     }
 }

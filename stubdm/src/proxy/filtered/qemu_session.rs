@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use stubdm_qmp::audit::Audit;
 use stubdm_qmp::conversation::Request;
 use stubdm_qmp::json::Json;
-use stubdm_qmp::monitor::{Heard, Monitor, Reply};
+use stubdm_qmp::monitor::{Monitor, MonitorEvent, Reply};
 use stubdm_qmp::policy::Policy;
 use stubdm_qmp::policy::schema::Version;
 
@@ -267,17 +267,17 @@ impl QemuSession {
             };
         }
         let mut told = Vec::new();
-        for heard in self.monitor.handle_bytes(bytes) {
-            match (heard, &self.phase) {
-                (Heard::Reply(Reply::Return(_)), Phase::Negotiating { .. }) => {
+        for event in self.monitor.handle_bytes(bytes) {
+            match (event, &self.phase) {
+                (MonitorEvent::Reply(Reply::Return(_)), Phase::Negotiating { .. }) => {
                     self.phase = Phase::Ready;
                 }
-                (Heard::Reply(_), Phase::Negotiating { .. })
-                | (Heard::Greeting(_), Phase::Negotiating { .. } | Phase::Ready) => {
+                (MonitorEvent::Reply(_), Phase::Negotiating { .. })
+                | (MonitorEvent::Greeting(_), Phase::Negotiating { .. } | Phase::Ready) => {
                     told.push(self.handle_vchan_lost(now));
                     break;
                 }
-                (Heard::Reply(reply), _) => {
+                (MonitorEvent::Reply(reply), _) => {
                     self.retry.reset();
                     let sent = self.sent.take();
                     let saved = matches!(reply, Reply::Return(_))
@@ -290,8 +290,8 @@ impl QemuSession {
                         None => audit.drop_one(),
                     }
                 }
-                (Heard::Event(name, data), _) => told.push(SessionEvent::Event(name, data)),
-                (Heard::Noise | Heard::Greeting(_), _) => audit.drop_one(),
+                (MonitorEvent::Event(name, data), _) => told.push(SessionEvent::Event(name, data)),
+                (MonitorEvent::Noise | MonitorEvent::Greeting(_), _) => audit.drop_one(),
             }
         }
         told
