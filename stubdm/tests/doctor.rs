@@ -144,7 +144,7 @@ fn a_process_that_is_gone_and_a_missing_supervisor_are_named_with_their_mend() {
     host.supervised = None;
     let (state, text, _) = host.says("services");
     assert_eq!(state, "note", "{text}");
-    let mut host = Host::new();
+    let host = Host::new();
     let folder = host.path("run/stubdm");
     let record = Record::of_this_process(Kind::Consoled, 6, String::new()).unwrap();
     let claim = Claim::take(&folder, record).unwrap().unwrap();
@@ -155,9 +155,6 @@ fn a_process_that_is_gone_and_a_missing_supervisor_are_named_with_their_mend() {
     drop(claim);
     fs::write(&file, left).unwrap();
     host.only_wrong("services", "stubdm-run restart 6");
-    host.supervised = None;
-    let output = host.run(&[]);
-    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

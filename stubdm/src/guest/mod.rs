@@ -357,8 +357,10 @@ mod tests {
         assert_eq!(options.hang_limit(), Duration::from_secs(3));
         assert_eq!(options.patience().limit, Duration::from_secs(70));
         assert_eq!(options.launch_limit(), Duration::from_secs(90));
-        let options = InitOptions::default().with_kernel_command_line("stubdm.device-limit=x");
+        let options = InitOptions::default()
+            .with_kernel_command_line("stubdm.device-limit=x stubdm.launch-limit=x");
         assert_eq!(options.patience().limit, DEVICE_LIMIT);
+        assert_eq!(options.launch_limit(), LAUNCH_LIMIT);
         let options = InitOptions::default().with_kernel_command_line("quiet");
         assert_eq!(options.qemu, PathBuf::from(qemu::DEFAULT));
         assert!(

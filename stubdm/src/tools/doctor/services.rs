@@ -33,7 +33,7 @@ impl Host<'_> {
             false => self.say(
                 "services",
                 State::Note,
-                format!("{living} run, and no supervisor: one that is killed stays away"),
+                format!("{living} run without a supervisor: a killed one is not started again"),
                 "systemctl start stubdm-supervise, or stubdm-run supervise --standby &",
             ),
         }
