@@ -637,6 +637,22 @@ fn a_broken_elf_file_is_one_line_and_no_panic() {
 }
 
 #[test]
+fn the_launcher_without_a_qemu_behind_it_is_not_put_into_a_ramdisk() {
+    let tree = small(&[]);
+    let place = "usr/libexec/xen-qemu-system-i386";
+    let real = tree.path(&format!("{place}.distrib"));
+    tree.elf("usr/bin/stubdm-run", &Elf::default());
+    fs::rename(tree.path(place), &real).unwrap();
+    tree.link(place, "/usr/bin/stubdm-run");
+    let (_, files) = tree.build(&[]);
+    has(&files, &[place, "usr/lib/x86_64-linux-gnu/libc.so.6"]);
+    fs::remove_file(real).unwrap();
+    fs::remove_file(tree.path("out.img")).unwrap();
+    let error = tree.complaint(&[]);
+    assert!(error.contains("no QEMU for Xen was found"), "{error}");
+}
+
+#[test]
 fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
     let tree = small(&[]);
     let mode = nix::sys::stat::Mode::S_IRUSR;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use stubdm_image::build::{self, Build, mebibytes};
+use stubdm_image::elf::resolve;
 use stubdm_image::{Qemu, Recipe, read};
 use stubdm_qmp::text::one_line;
 
@@ -161,7 +162,8 @@ fn build(options: &BuildOptions) -> Result<String> {
 }
 
 /// Looks for the QEMU for Xen below a root: libxl's own, and in the places of distributions. In a
-/// general place, only a QEMU that needs Xen's libraries is taken.
+/// general place, only a QEMU that needs Xen's libraries is taken, and nowhere the launcher, which
+/// is this program.
 fn find_qemu(root: &Path) -> Result<String> {
     let libxl = Libxl::all(root).into_iter().filter_map(|libxl| libxl.qemu);
     let usual = QEMUS.iter().map(|path| (*path).to_owned());
@@ -171,7 +173,12 @@ fn find_qemu(root: &Path) -> Result<String> {
             continue;
         }
         let general = GENERAL.iter().any(|dir| path.starts_with(dir));
-        if Qemu::at(root, &path).is_ok_and(|qemu| !general || qemu.is_for_xen(root)) {
+        let is_launcher = |qemu: &Qemu| {
+            let file = resolve(root, &qemu.file);
+            file.is_ok_and(|file| file.file_name().is_some_and(|name| name == "stubdm-run"))
+        };
+        let suits = |qemu: Qemu| !is_launcher(&qemu) && (!general || qemu.is_for_xen(root));
+        if Qemu::at(root, &path).is_ok_and(suits) {
             return Ok(path);
         }
         searched.push(path);
