@@ -353,6 +353,33 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
 }
 
 #[test]
+fn a_kernel_with_a_built_in_driver_is_judged_by_the_drivers_parameters() {
+    let host = Host::new();
+    let folder = "lib/modules/6.1.0";
+    host.put(
+        &format!("{folder}/modules.builtin"),
+        b"kernel/drivers/xen/xen-privcmd.ko\n",
+    );
+    let (state, text, _) = host.says("privcmd");
+    assert!(
+        state == "note" && text.contains("may restrict it"),
+        "{text}"
+    );
+    for (parameter, expected, part) in [
+        ("unrestricted", "note", "and restricts it"),
+        ("limit", "ok", "does not restrict it"),
+    ] {
+        let info = format!("xen_privcmd.parmtype={parameter}:bool\0");
+        host.put(
+            &format!("{folder}/modules.builtin.modinfo"),
+            info.as_bytes(),
+        );
+        let (state, text, _) = host.says("privcmd");
+        assert!(state == expected && text.contains(part), "{text}");
+    }
+}
+
+#[test]
 fn a_guest_that_only_xendomains_starts_is_looked_at() {
     let host = Host::new();
     fs::remove_file(host.path("etc/xen/g.cfg")).unwrap();

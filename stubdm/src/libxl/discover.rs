@@ -233,6 +233,20 @@ mod tests {
     }
 
     #[test]
+    fn a_restored_state_that_was_read_is_not_asked_for_again() {
+        let (_server, store) = host();
+        // libxl removes the file once the guest runs.
+        console(&store, 3, Some("pipe:/nonexistent/state"));
+        let first = discover(&store, STUB).unwrap();
+        assert!(matches!(first, Discovered::More(_)), "{first:?}");
+        let Discovered::Consoles(found) = consoles_again(&store, STUB).unwrap() else {
+            panic!("not served again");
+        };
+        let output = found.iter().find(|console| console.number == 3);
+        assert_eq!(output.map(|console| &console.output), Some(&Output::Null));
+    }
+
+    #[test]
     fn a_word_of_the_domains_own_is_not_believed() {
         let (server, store) = host();
         let theirs = server.connect(STUB).unwrap();

@@ -219,6 +219,18 @@ fn what_is_not_known_to_be_harmless_is_noted() {
 }
 
 #[test]
+fn a_card_without_a_network_side_is_kept_if_its_boot_rom_is_there() {
+    let card = ["-device", "e1000e"];
+    assert!(matches!(verdict(&card), Verdict::Noted(_)));
+    for (rom, kept) in [("efi-e1000e.rom", true), ("efi-e1000.rom", false)] {
+        let there = |path: &str| path.rsplit('/').next() == Some(rom);
+        let findings = argv(&card).judge(&there);
+        let verdicts: Vec<_> = findings.iter().map(|f| &f.verdict).collect();
+        assert_eq!(verdicts == [&Verdict::Kept], kept, "{verdicts:?}");
+    }
+}
+
+#[test]
 fn numbers_are_those_of_the_store() {
     let findings = argv(&["-S", "-name", "x", "-daemonize"]).judge(&nothing);
     let numbers: Vec<_> = findings.iter().map(|f| f.number).collect();
