@@ -166,6 +166,7 @@ mod tests {
             fs::write(&file.path, damaged).unwrap();
             assert_eq!(file.read(), None, "byte {at}");
         }
+        file.write(position).unwrap();
         let emptied = PositionFile::open(dir.path(), 7, 1, false).unwrap();
         assert_eq!(emptied.read(), None);
         remove(dir.path(), 7);

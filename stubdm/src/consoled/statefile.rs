@@ -340,6 +340,13 @@ mod tests {
         let (second, kept) = record(2, b"QEVM second");
         let sent = [first, second].concat();
         let end = sent.len() - FILLER as usize;
+        let positions = |from: &mut StateFile, bytes: &[u8]| {
+            let step = |bytes: &[u8]| {
+                from.take(bytes);
+                from.position()
+            };
+            bytes.chunks(5).map(step).collect::<Vec<_>>()
+        };
         for at in (0..300).chain(end - 200..end) {
             let mut file = StateFile::create(&path).unwrap();
             file.take(&sent[..at]);
@@ -347,11 +354,32 @@ mod tests {
             drop(file);
             let mut next = StateFile::open(&path, true).unwrap();
             next.resume(&position);
-            next.take(&sent[at..end]);
+            let near = end.min(at + 50);
+            let seen = positions(&mut next, &sent[at..near]);
+            next.take(&sent[near..end]);
             assert!(std::fs::read(&path).unwrap() == kept, "at {at}");
+            // The checksum too, which only the log would show to be wrong.
+            let mut whole = StateFile::create(&dir.path().join("whole")).unwrap();
+            whole.take(&sent[..at]);
+            assert_eq!(seen, positions(&mut whole, &sent[at..near]), "at {at}");
             next.take(&sent[end..]);
             assert!(matches!(&next.place, Place::Before(head) if head.is_empty()));
         }
+    }
+
+    #[test]
+    fn a_state_that_lacks_a_part_gets_no_other_from_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut file = StateFile::create(&path).unwrap();
+        let (sent, kept) = record(1, &[5; 5000]);
+        file.take(&sent[..1000]);
+        file.file = AppendFile::open(Path::new("/dev/full"), MODE, true).unwrap();
+        file.take(&sent[1000..2000]);
+        let mut next = StateFile::open(&path, true).unwrap();
+        next.resume(&file.position());
+        next.take(&sent[2000..]);
+        assert_eq!(std::fs::read(&path).unwrap(), kept[..1000]);
     }
 
     #[test]

@@ -120,3 +120,21 @@ pub fn is_option(word: &OsStr) -> bool {
     word.as_encoded_bytes()
         .starts_with(record::RESUME.as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xen_store_server::{Config, Server};
+
+    #[test]
+    fn a_node_that_libxl_removed_is_not_written_by_a_process_that_was_started_again() {
+        let server = Server::start(Config::new()).unwrap();
+        let store = server.connect(DomId::DOM0).unwrap();
+        let node = "/local/domain/7/image/qmp-proxy-pid";
+        announce(&store, node, "1", true).unwrap();
+        assert!(!store.exists(node).unwrap());
+        announce(&store, node, "1", false).unwrap();
+        announce(&store, node, "2", true).unwrap();
+        assert_eq!(store.read_str(node).unwrap(), "2");
+    }
+}

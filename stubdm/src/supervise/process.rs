@@ -116,3 +116,35 @@ fn inheritable(fd: &OwnedFd) -> io::Result<OwnedFd> {
     fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
     Ok(copy)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::record::{Claim, Kind};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn only_the_listening_socket_of_the_recorded_path_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("socket");
+        let listening = UnixListener::bind(&at).unwrap();
+        let connected = UnixStream::connect(&at).unwrap();
+        let (accepted, _) = listening.accept().unwrap();
+        let record = Record::of_this_process(Kind::Proxy, 7, String::new()).unwrap();
+        let mut claim = Claim::take(dir.path(), record).unwrap().unwrap();
+        let (path, _, _) = record::all(dir.path()).pop().unwrap();
+        for (socket, number, kept) in [
+            (&at, listening.as_raw_fd(), true),
+            (&dir.path().join("other"), listening.as_raw_fd(), false),
+            (&at, connected.as_raw_fd(), false),
+            // Its address is the listening one's.
+            (&at, accepted.as_raw_fd(), false),
+            (&at, 1_000_000, false),
+        ] {
+            claim.set_listener(socket.clone(), number).unwrap();
+            let process = Process::of(&path, claim.record()).unwrap().unwrap();
+            assert_eq!(process.listener.is_some(), kept, "{number} {socket:?}");
+        }
+    }
+}

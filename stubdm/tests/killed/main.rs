@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use stubdm::libxl::state_record::{FILLER, Header};
 use stubdm::proxy::counters;
+use stubdm::service::claim;
 use stubdm::service::record::{self, Claim, Kind, Record};
 use xen_console::Frontend;
 use xen_store::{Permissions, Store};
@@ -318,6 +319,28 @@ fn restart_replaces_the_processes_with_and_without_a_supervisor() {
     say(&mut frontend, b"after");
     wait_until_taken(&mut frontend);
     assert_eq!(std::fs::read(&log).unwrap(), b"before after");
+}
+
+#[test]
+fn a_service_that_ends_at_each_start_is_started_with_pauses() {
+    let mut killed = Killed::new();
+    let (stub, folder) = (killed.host.stub, killed.folder());
+    let uuid = claim::uuid(killed.host.store(), stub).unwrap();
+    let mut record = Record::of_this_process(Kind::Proxy, stub.as_u16(), uuid).unwrap();
+    record.program = env!("CARGO_BIN_EXE_stubdm-run").into();
+    record.arguments = vec!["stubdm-run".into(), "no-such-command".into()];
+    record.log = None;
+    std::fs::create_dir(&folder).unwrap();
+    Claim::take(&folder, record).unwrap().unwrap().leave();
+    let began = Instant::now();
+    let args = ["--folder", &killed.path("run"), "--pause", "1000"];
+    killed.start("supervise", DomId::DOM0, &args);
+    while killed.logs().matches("is started again").count() < 5 {
+        assert!(began.elapsed() < PATIENCE, "{}", killed.logs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // 100, 200, 400 and 800 ms.
+    assert!(began.elapsed() >= Duration::from_millis(1500));
 }
 
 #[test]

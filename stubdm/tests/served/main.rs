@@ -164,6 +164,37 @@ fn a_consoled_killed_while_it_rotates_its_log_doubles_no_byte() {
     world.end();
 }
 
+/// The index of a ring's next byte means nothing in another ring.
+#[test]
+fn a_ring_that_was_published_while_no_consoled_ran_is_read_from_its_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let mut place = Place {
+        folder: dir.path(),
+        uuid: "uuid",
+        resume: false,
+    };
+    let world = World::new();
+    let output = format!("file:{}", path.display());
+    world.console(3, Some(&output));
+    let mut first = open(&world, 3, LIMIT, Some(place));
+    let mut before = world.frontend_at("device/console/3");
+    say(&mut first, &mut before, &[b'a'; 80]);
+    drop(first);
+    world.console(3, Some(&output));
+    // The first one's grant and port are still in use: this one has others.
+    let mut frontend = world.frontend_at("device/console/3");
+    assert_eq!(frontend.link().try_write(&[b'b'; 90]).unwrap(), 90);
+    place.resume = true;
+    let mut next = open(&world, 3, LIMIT, Some(place));
+    say(&mut next, &mut frontend, b"c");
+    let expected = [[b'a'; 80].as_slice(), &[b'b'; 90], b"c"].concat();
+    assert_eq!(fs::read(&path).unwrap(), expected);
+    drop((before, frontend));
+    drop(next);
+    world.end();
+}
+
 /// A state to restore, as console 2 of a domain.
 fn restored(world: &World, state: &[u8]) -> (Service, Frontend) {
     let dir = tempfile::tempdir().unwrap();
