@@ -59,6 +59,14 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
+/// Ends a proxy, which its worker must not delay.
+fn hang_up_soon(proxy: Process, how: &str) {
+    let asked = Instant::now();
+    proxy.hang_up();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(5), "{how}: {took:?}");
+}
+
 /// Whatever it does, the proxy stays, starts another, and ends at once when it is told to; neither
 /// process is left.
 pub(crate) fn a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
@@ -74,13 +82,7 @@ pub(crate) fn a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy()
         let said = || std::fs::read_to_string(&log).unwrap();
         let gone = || said().matches("the worker is gone").count();
         until("replaced", || gone() >= 2);
-        let asked = Instant::now();
-        proxy.hang_up();
-        assert!(
-            asked.elapsed() < Duration::from_secs(5),
-            "{how}: {:?}",
-            asked.elapsed()
-        );
+        hang_up_soon(proxy, how);
         let said = said();
         let all = said.split("the worker: process ").skip(1);
         let left: Vec<_> = all
@@ -105,13 +107,7 @@ pub(crate) fn a_worker_that_fills_the_log_fills_little_of_it() {
         let proxy = Process::start_taken_over(&host, how, &[&stub, &node, &socket], &log);
         until("running", || !children(proxy.pid()).is_empty());
         std::thread::sleep(Duration::from_secs(5));
-        let asked = Instant::now();
-        proxy.hang_up();
-        assert!(
-            asked.elapsed() < Duration::from_secs(5),
-            "{how}: {:?}",
-            asked.elapsed()
-        );
+        hang_up_soon(proxy, how);
         let said = std::fs::read(&log).unwrap();
         println!("    {how}: {} bytes of log", said.len());
         assert!(said.len() < 2 << 20, "{how}: {} bytes", said.len());
