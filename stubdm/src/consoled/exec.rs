@@ -14,13 +14,12 @@ use std::process::Command;
 use clap::Args;
 use stubdm_image::SUFFIXES;
 use stubdm_qmp::text::one_line;
-use xen_store::Store;
-use xen_sys::Xen;
 
 use crate::consoled::argv::{Wanted, recognise};
 use crate::consoled::probe;
 use crate::libxl::discover::{Discovered, discover};
 use crate::libxl::output::with_suffix;
+use crate::libxl::store;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::log;
 
@@ -101,8 +100,7 @@ pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
 
 /// Fails, with the reason, if anything but consoles is QEMU's to serve.
 fn look(wanted: &Wanted) -> Result<()> {
-    let xen = Xen::open().context("no Xen here")?;
-    let store = Store::open(&xen).context("no store")?;
+    let (_, store) = store::open()?;
     match discover(&store, wanted.domain).context("the store")? {
         Discovered::Consoles(_) => Ok(()),
         Discovered::More(what) => Err(Failure::new(one_line(&what))),

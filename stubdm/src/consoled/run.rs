@@ -23,7 +23,7 @@ use super::qmp::Facts;
 use super::service::{Place, Service};
 use crate::libxl::discover::{Console, Discovered, consoles, consoles_again};
 use crate::libxl::lifetime::DomainWatch;
-use crate::libxl::store::domid;
+use crate::libxl::store::{self, domid};
 use crate::proxy::counters;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, Progress, Stop, Task};
@@ -69,11 +69,7 @@ pub fn run(options: &ConsoledOptions) -> Result<()> {
         folder: options.folder.clone().or_else(folder),
         ..options.clone()
     };
-    run_on(options, || {
-        let xen = Xen::open().context("no Xen here")?;
-        let store = Store::open(&xen).context("no store")?;
-        Ok((xen, store))
-    })
+    run_on(options, store::open)
 }
 
 /// As [`run`], on the host and the store that `open` leads to.

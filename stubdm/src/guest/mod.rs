@@ -46,6 +46,7 @@ use crate::guest::save::saver::Saver;
 use crate::guest::supervisor::{HANG_LIMIT, LAUNCH_LIMIT};
 use crate::libxl::dm_argv::rewrite::Finding;
 use crate::libxl::guest::Guest;
+use crate::libxl::store;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::log;
 use crate::rt::signals::Signals;
@@ -186,11 +187,7 @@ pub fn run(options: &InitOptions) -> ExitCode {
     for note in notes {
         warn!("{note}");
     }
-    let status = or_reported(&options, Path::new(qemu::DIRECTORY), || {
-        let xen = Xen::open().context("no Xen here")?;
-        let store = Store::open(&xen).context("no store")?;
-        Ok((xen, store))
-    });
+    let status = or_reported(&options, Path::new(qemu::DIRECTORY), store::open);
     power::end(status == ExitCode::SUCCESS);
     status
 }

@@ -10,6 +10,16 @@ use xen_sys::{DomId, Xen};
 use crate::libxl::trusted;
 use crate::rt::error::{Context, Failure, Result};
 
+/// Opens the Xen that this program runs on, and its store.
+///
+/// # Errors
+/// No Xen here, or its store does not answer.
+pub fn open() -> Result<(Xen, Store)> {
+    let xen = Xen::open().context("no Xen here")?;
+    let store = Store::open(&xen).context("no store")?;
+    Ok((xen, store))
+}
+
 /// Which store to ask.
 #[derive(Args, Clone, Debug, Default)]
 pub struct StoreOptions {
@@ -34,11 +44,7 @@ impl StoreOptions {
     pub fn open_with_xen(&self) -> Result<(Option<Xen>, Store)> {
         match &self.store {
             Some(path) => Ok((None, Store::connect(path).context("no store")?)),
-            None => {
-                let xen = Xen::open().context("no Xen here")?;
-                let store = Store::open(&xen).context("no store")?;
-                Ok((Some(xen), store))
-            }
+            None => open().map(|(xen, store)| (Some(xen), store)),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::guest::server::{Backend, Server};
 use crate::libxl::consoles;
 use crate::libxl::lifetime::DomainWatch;
 use crate::libxl::payload::Payload;
+use crate::libxl::store;
 use crate::proxy::broker::connect::VchanConnect;
 use crate::proxy::broker::spawn::Broker;
 use crate::proxy::clients::Clients;
@@ -45,11 +46,7 @@ pub fn run(options: &ProxyOptions) -> Result<()> {
         counters: options.counters.clone().or_else(folder),
         ..options.clone()
     };
-    run_on(options, || {
-        let xen = Xen::open().context("no Xen here")?;
-        let store = Store::open(&xen).context("no store")?;
-        Ok((xen, store))
-    })
+    run_on(options, store::open)
 }
 
 /// As [`run`], on the host and the store that `open` leads to.

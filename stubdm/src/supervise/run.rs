@@ -18,6 +18,7 @@ use xen_sys::{DomId, Xen};
 
 use crate::consoled::position;
 use crate::libxl::domains::Domains;
+use crate::libxl::store;
 use crate::proxy::counters;
 use crate::rt::backoff::Backoff;
 use crate::rt::error::{Context, Result};
@@ -58,11 +59,7 @@ pub struct SuperviseOptions {
 /// # Errors
 /// What kept it from starting, and the loss of the store.
 pub fn run(options: &SuperviseOptions) -> Result<()> {
-    run_on(options, || {
-        let xen = Xen::open().context("no Xen here")?;
-        let store = Store::open(&xen).context("no store")?;
-        Ok((xen, store))
-    })
+    run_on(options, store::open)
 }
 
 /// As [`run`], on the host and the store that `open` leads to.

@@ -12,11 +12,10 @@ use stubdm_qmp::json::Json;
 use stubdm_qmp::message::LIMITS;
 use stubdm_qmp::text::{json, json_line, one_line};
 
-use crate::libxl::store::domid;
+use crate::libxl::store::{self, domid};
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::stream;
-use xen_store::Store;
-use xen_sys::{DomId, Xen};
+use xen_sys::DomId;
 
 /// The command line.
 #[derive(Args, Clone, Debug)]
@@ -84,8 +83,7 @@ pub fn run(options: &QmpOptions) -> Result<()> {
 
 /// Where the host's proxy listens for this guest.
 fn guest_socket(guest: DomId) -> Result<PathBuf> {
-    let xen = Xen::open().context("no Xen here")?;
-    let store = Store::open(&xen).context("no store")?;
+    let (_, store) = store::open()?;
     let home = format!("/local/domain/{guest}");
     if !store.exists(&home).context(&home)? {
         return Err(Failure::new(format_args!("there is no domain {guest}")));
