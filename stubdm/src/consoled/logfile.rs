@@ -84,12 +84,12 @@ impl LogFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let size = self.file.len()?;
+        let size = self.file.length()?;
         let length = bytes.len() as u64;
         if size > 0 && size.saturating_add(length) > self.limit {
             // Another one may have taken the name since the last look.
             self.file.renew()?;
-            if self.file.len()?.saturating_add(length) > self.limit {
+            if self.file.length()?.saturating_add(length) > self.limit {
                 let path = self.file.path();
                 std::fs::rename(path, with_suffix(path, ".old"))?;
                 self.file.renew()?;
@@ -147,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         log.file = AppendFile::open(&dir.path().join("l"), MODE, false).unwrap();
         log.take(b"f");
-        assert_eq!((log.lost, log.file.len().unwrap()), (0, 1));
+        assert_eq!((log.lost, log.file.length().unwrap()), (0, 1));
         assert!(LogFile::open(&dir.path().join("no/such"), 1, false).is_err());
     }
 

@@ -1,4 +1,5 @@
-//! How far a console has been written, in a small file: another `consoled` goes on there.
+//! The position up to which a console has been written, in a small file: another `consoled` goes on
+//! there.
 //!
 //! ```text
 //!   copy from the ring ──▶ write to the sink ──▶ write the position ──▶ give the ring's room back
@@ -66,9 +67,9 @@ pub struct StatePosition {
     pub left: u64,
     /// The header, or its first bytes.
     pub head: [u8; HEADER],
-    /// Whether what comes is not written any more.
+    /// 1 if the rest of the state is dropped.
     pub broken: u32,
-    /// Nothing.
+    /// Padding.
     pub pad: u32,
 }
 
@@ -99,7 +100,7 @@ impl PositionFile {
     /// Opens the file of one console below `folder`; empties it unless it is `kept`.
     ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be opened.
     pub fn open(folder: &Path, domain: u16, console: u32, kept: bool) -> io::Result<Self> {
         let path = path(folder, domain, console);
         let mut options = OpenOptions::new();
@@ -122,7 +123,7 @@ impl PositionFile {
     /// Writes a position.
     ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be written.
     pub fn write(&self, mut position: Position) -> io::Result<()> {
         position.sum = position.checksum();
         self.file.write_all_at(position.as_bytes(), 0)

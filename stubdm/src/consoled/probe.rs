@@ -25,7 +25,7 @@ use crate::consoled::qmp::{Facts, Session};
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::fd::duplicate;
 
-/// How long libxl may take between two steps; it gives up after 60 s itself.
+/// The longest pause of libxl's between two steps; it gives up after 60 s itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The words before the socket's, in libxl's order.
@@ -53,10 +53,10 @@ pub(super) fn recognise(arguments: &[OsString]) -> Option<RawFd> {
     (before == BEFORE).then_some(number)?.parse().ok()
 }
 
-/// Answers on the listening socket `number` until libxl says `quit` or closes its connection.
+/// Answers on the listening socket `number` until libxl sends `quit` or closes its connection.
 ///
 /// # Errors
-/// The descriptor is no listening socket, or nobody connects or says anything for a minute.
+/// The descriptor is no listening socket, or no client connects or sends anything for a minute.
 pub(super) fn answer(number: RawFd) -> Result<()> {
     let what = format!("libxl's socket, descriptor {number}");
     let listener = UnixListener::from(duplicate(number).context(&what)?);
@@ -68,7 +68,7 @@ pub(super) fn answer(number: RawFd) -> Result<()> {
         == 0
     {
         return Err(Failure::new(format_args!(
-            "{what}: nobody connected for a minute"
+            "{what}: no client connected for a minute"
         )));
     }
     let (mut stream, _) = listener.accept().context(&what)?;

@@ -41,7 +41,7 @@ pub struct Service {
     progress: Option<Progress>,
 }
 
-/// How far the console has been written, for another that goes on.
+/// The position up to which the console has been written, for another `consoled`.
 #[derive(Debug)]
 struct Progress {
     file: PositionFile,
@@ -53,7 +53,7 @@ struct Progress {
     failed: bool,
 }
 
-/// Where a console's position is kept.
+/// The place of consoles' positions.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     /// The folder.

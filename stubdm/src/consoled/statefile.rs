@@ -72,7 +72,7 @@ impl StateFile {
     pub fn open(path: &Path, kept: bool) -> io::Result<Self> {
         let file = AppendFile::open(path, MODE, kept)?;
         Ok(Self {
-            size: file.len()?,
+            size: file.length()?,
             file,
             place: Place::Before(Vec::new()),
             broken: false,
@@ -109,12 +109,12 @@ impl StateFile {
         position
     }
 
-    /// Goes on there. What is no position of this version begins a stream.
+    /// Goes on at `position`. One that this version never writes begins a stream.
     pub fn resume(&mut self, position: &StatePosition) {
         let head = position.head;
         let left = usize::try_from(position.left).unwrap_or(HEADER);
         self.broken = position.broken != 0;
-        self.size = self.file.len().unwrap_or(STATE_MAX);
+        self.size = self.file.length().unwrap_or(STATE_MAX);
         self.place = match (position.kind, Header::decode(&head)) {
             (1, Some(header)) if (1..=header.length).contains(&position.left) => Place::State {
                 header,

@@ -117,7 +117,7 @@ impl InitOptions {
         limit(self.launch_limit)
     }
 
-    /// When devices that have not appeared are given up.
+    /// Returns the wait for devices, which begins now.
     fn patience(&self) -> Patience {
         Patience::of(limit(self.device_limit))
     }

@@ -1,6 +1,6 @@
-//! Which domains there are: the hypervisor's list where it can be asked, otherwise the store's.
+//! The domains that exist: by the hypervisor's list where it can be read, otherwise by the store's.
 //!
-//! A domain's nodes in the store are no fact: they are there before it and may be there after it.
+//! A domain's nodes in the store prove nothing: they exist before the domain and may outlive it.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,8 @@ impl Domains {
         });
     }
 
-    /// Whether there is such a domain; one that is being destroyed is none. `None` if nobody says.
+    /// Returns whether a domain exists; one that is being destroyed does not. `None` if neither the
+    /// hypervisor nor the store answers.
     pub fn exists(&self, domain: DomId) -> Option<bool> {
         match &self.list {
             Some(list) => Some(list.get(&domain).copied().unwrap_or(false)),

@@ -1,5 +1,5 @@
-//! Whether a domain still lives, as the store tells: for programs on the host that serve one domain
-//! and end with it.
+//! The end of a domain, as the store reports it: for programs on the host that serve one domain and
+//! end with it.
 
 use std::io;
 
@@ -19,7 +19,7 @@ const RELEASE: &str = "@releaseDomain";
 pub struct DomainWatch {
     store: Store,
     domid: DomId,
-    /// It was seen in the store's list: from then on its directory says nothing.
+    /// It was seen in the store's list: from then on its directory proves nothing.
     introduced: bool,
     /// Without it (a store that has no such watch) the program only ends by a signal.
     releases: Option<Watch>,
@@ -66,8 +66,8 @@ impl DomainWatch {
                 Ok(Some(_)) => fired = true,
                 Ok(None) => break,
                 Err(error) => {
-                    // It would be readable for ever.
-                    warn!("the end of domain {} will not be told: {error}", self.domid);
+                    // It would be readable forever.
+                    warn!("the end of domain {} goes unnoticed: {error}", self.domid);
                     self.releases = None;
                     break;
                 }

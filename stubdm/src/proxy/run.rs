@@ -111,7 +111,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
                 claim.set_listener(path, listener.as_fd().as_raw_fd())?;
             }
             let result = serve_clients(&mut world, options, policy, clients, &signals);
-            // After it nobody starts this process again.
+            // Without the record this process is not started again.
             drop((file, claim));
             result
         }

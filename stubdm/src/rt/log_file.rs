@@ -2,7 +2,7 @@
 //!
 //! Every write goes to the file's end, wherever that is by then: a file that was cut (`logrotate`'s
 //! `copytruncate`) has no hole. When the file is no longer at its path, a new one is begun there.
-//! That is looked at before a write, at most every [`LOOK`].
+//! Each write checks that first, at most once every [`LOOK`].
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -26,7 +26,7 @@ impl AppendFile {
     /// Opens it, made with `mode` if it is not there; emptied if it is not `kept`.
     ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be opened or emptied.
     pub fn open(path: &Path, mode: u32, kept: bool) -> io::Result<Self> {
         let file = open(path, mode)?;
         // A device has no length.
@@ -44,7 +44,7 @@ impl AppendFile {
     /// Opens a file to follow it, with what is in it: a file that others began.
     ///
     /// # Errors
-    /// The system's; nothing, or a link, is at the path.
+    /// No plain file is at the path, or it cannot be opened.
     pub fn existing(path: &Path) -> io::Result<Self> {
         let meta = std::fs::symlink_metadata(path)?;
         if !meta.is_file() {
@@ -79,35 +79,27 @@ impl AppendFile {
         self.renew().map(|()| true)
     }
 
-    /// Opens what is at the path now, or begins a file there.
+    /// Opens the file at the path, or begins one there.
     ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be opened: the old one stays in use.
     pub fn renew(&mut self) -> io::Result<()> {
         self.file = open(&self.path, self.mode)?;
         Ok(())
     }
 
-    /// Its length now, whoever changed it.
+    /// Returns its length, whoever changed it.
     ///
     /// # Errors
-    /// The system's.
-    pub fn len(&self) -> io::Result<u64> {
+    /// The file cannot be queried (`fstat`).
+    pub fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Whether it is empty.
+    /// Returns device, inode and length.
     ///
     /// # Errors
-    /// The system's.
-    pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
-
-    /// Device, inode and length.
-    ///
-    /// # Errors
-    /// The system's.
+    /// As [`length`](Self::length).
     pub fn identity(&self) -> io::Result<[u64; 3]> {
         let meta = self.file.metadata()?;
         Ok([meta.dev(), meta.ino(), meta.len()])
@@ -117,7 +109,7 @@ impl AppendFile {
     /// `most` bytes more.
     ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be queried or cut.
     pub fn cut(&self, [dev, ino, len]: [u64; 3], most: u64) -> io::Result<()> {
         let [this_dev, this_ino, now] = self.identity()?;
         let behind = now.saturating_sub(len);
@@ -138,10 +130,10 @@ impl Write for AppendFile {
     }
 }
 
-/// Whether a file is the one at a path.
+/// Returns whether a file is the one at a path; `false` if nothing is there.
 ///
 /// # Errors
-/// The system's, other than that nothing is there.
+/// The path or the file cannot be queried.
 pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let identity = |meta: Metadata| (meta.dev(), meta.ino());
     match std::fs::metadata(path) {

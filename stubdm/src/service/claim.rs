@@ -1,4 +1,4 @@
-//! What the proxy and `consoled` do to be started again.
+//! The calls by which the proxy and `consoled` are started again.
 
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
@@ -115,7 +115,7 @@ pub fn option(resume: Resume) -> String {
     format!("{}={resume}", record::RESUME)
 }
 
-/// Whether a word is that option.
+/// Returns whether a word is that option.
 pub fn is_option(word: &OsStr) -> bool {
     word.as_encoded_bytes()
         .starts_with(record::RESUME.as_bytes())

@@ -1,5 +1,5 @@
-//! What the proxy and `consoled` share as processes that libxl starts for a guest: the record by
-//! which [`crate::supervise`] starts them again.
+//! The proxy and `consoled` as processes that libxl starts for a guest: the record by which
+//! [`crate::supervise`] starts them again.
 
 pub mod claim;
 pub mod record;

@@ -21,7 +21,7 @@ const FOLDER: &str = "services";
 const SIZE_MAX: u64 = 256 << 10;
 /// The version of the format.
 const VERSION: u32 = 1;
-/// How long a lock is waited for: whoever looks at a record holds it for a moment.
+/// The longest wait for a record's lock, which each reader holds for a moment.
 const LOOKS: Duration = Duration::from_secs(1);
 /// The option by which a service is started again; its own, so it is in no record.
 pub const RESUME: &str = "--resume";
@@ -226,7 +226,7 @@ fn prepare(folder: &Path) -> Result<PathBuf> {
 /// The folder of the records below `folder`, made if it is not there.
 ///
 /// # Errors
-/// The system's.
+/// The folder cannot be made.
 pub fn folder(folder: &Path) -> Result<PathBuf> {
     prepare(folder)
 }

@@ -21,7 +21,7 @@ use crate::service::record::{self, Life, Record};
 #[derive(Debug)]
 pub struct Process {
     pidfd: OwnedFd,
-    /// The socket at which libxl asks: it stays open when the process is gone, and clients wait.
+    /// A duplicate of the socket at which libxl asks: clients wait in it when the process is gone.
     pub listener: Option<OwnedFd>,
 }
 
@@ -33,8 +33,8 @@ impl AsFd for Process {
 }
 
 impl Process {
-    /// The process that holds the record at `path`, which said `record`. `None` if it does so no
-    /// more.
+    /// Opens the process that holds the record at `path`, read as `record` before. Returns `None`
+    /// if it holds it no more.
     ///
     /// # Errors
     /// The kernel has no such descriptors (before 5.3), or none is left.
@@ -45,7 +45,7 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             other => other?,
         };
-        // Still locked by who wrote that number: so it is that process.
+        // The process that wrote this number still holds the lock, so the number is still its own.
         match record::read(path) {
             Some((now, Life::Alive)) if now.pid == record.pid => {}
             _ => return Ok(None),
@@ -57,7 +57,7 @@ impl Process {
     /// Kills it.
     ///
     /// # Errors
-    /// This user may not.
+    /// `EPERM`: this user may not signal it.
     pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -79,7 +79,7 @@ fn listener(pidfd: &OwnedFd, record: &Record) -> Option<OwnedFd> {
 /// Starts `record`'s service again, with the socket that was kept.
 ///
 /// # Errors
-/// The system's.
+/// The record has no command line, or the program cannot be started.
 pub fn start(record: &Record, listener: Option<&OwnedFd>) -> Result<Child> {
     let what = format!("starting {} again", record.program.display());
     let (name, rest) = record

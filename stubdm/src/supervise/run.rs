@@ -57,7 +57,7 @@ pub struct SuperviseOptions {
 /// Supervises until a signal. Blocks first while another supervisor runs.
 ///
 /// # Errors
-/// What kept it from starting, and the loss of the store.
+/// The folder, the lock, Xen or the store cannot be opened, or the store is lost later.
 pub fn run(options: &SuperviseOptions) -> Result<()> {
     run_on(options, store::open)
 }

@@ -1,9 +1,9 @@
 //! Watches a QMP conversation pass, and holds back the one answer that libxl acts on at once.
 //!
 //! libxl takes the save file the moment `xen-save-devices-state` is answered. The gate sees that
-//! command in what the client says, and keeps QEMU's answer to it until [`Intercept::handle_outcome`]. All
-//! other bytes pass unaltered and at once. A conversation without that command is never cut into
-//! lines at QEMU's side.
+//! command in what the client says, and keeps QEMU's answer to it until
+//! [`Intercept::handle_outcome`]. All other bytes pass unaltered and at once. A conversation
+//! without that command is never cut into lines at QEMU's side.
 //!
 //! No I/O. Memory: a client's line of up to `REQUEST_MAX` bytes, and while an answer is awaited a
 //! line of QEMU's of up to [`LINE_MAX`].

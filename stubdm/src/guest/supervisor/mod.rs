@@ -29,8 +29,9 @@ use crate::rt::poll::earlier;
 use stubdm_qmp::text::one_line;
 use watchdog::{Beat, Watchdog};
 
-/// How long everything up to `running` may take, unless `stubdm.launch-limit` says otherwise. libxl gives up on a stubdomain 30 seconds after
-/// it was started; its kernel and our own preparations have had their part of that.
+/// How long everything up to `running` may take, unless `stubdm.launch-limit` sets another limit.
+/// libxl gives up on a stubdomain 30 seconds after it was started; its kernel and our own
+/// preparations have had their part of that.
 pub const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl
 /// itself waits for an answer to most commands.

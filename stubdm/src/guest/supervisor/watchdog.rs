@@ -43,7 +43,7 @@ impl Watchdog {
         }
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to say, unless an answer comes first.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is due, unless an answer comes first.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Quiet { until } => Some(until),

@@ -54,7 +54,7 @@ pub struct Row {
     pub fault: Option<String>,
 }
 
-/// What is shown of a stubdomain whose nodes are all that is left.
+/// The state shown for a stubdomain that does not exist, though its nodes do.
 pub(super) const GONE: &str = "the stubdomain is gone";
 
 /// Reads the store, and the services' records and counters in `folder`. Nodes and process numbers
