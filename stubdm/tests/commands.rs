@@ -278,3 +278,24 @@ fn a_policy_is_checked_and_explained() {
     let said = complaint(&mut policy(&["explain", "--policy", file, "quit"]), 1);
     assert!(said.contains("quit is denied"), "{said}");
 }
+
+/// libxl 4.20 asks for QEMU's options before each start, that of a domain with a QEMU too.
+#[test]
+fn libxls_question_goes_to_the_real_qemu_where_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("xen-qemu-system-i386");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_stubdm-run"), &link).unwrap();
+    // By another process: none of this one's children inherits the file open for writing.
+    let script = "printf '#!/bin/sh\\necho the real one\\n' > \"$1\" && chmod 755 \"$1\"";
+    let real = dir.path().join("xen-qemu-system-i386.real");
+    let mut writer = Command::new("sh");
+    writer.args(["-c", script, "sh"]).arg(real);
+    assert!(writer.status().unwrap().success());
+    let question = "-S -no-user-config -nodefaults -nographic -machine none,accel=xen \
+                    -chardev socket,id=libxl-cmd,fd=0,server=on,wait=off \
+                    -mon chardev=libxl-cmd,mode=control";
+    let mut qemu = Command::new(&link);
+    let output = qemu.args(question.split_whitespace()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "the real one\n", "{output:?}");
+}
