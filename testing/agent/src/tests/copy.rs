@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::{Result, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{
     CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, map_from, share,
@@ -113,7 +114,11 @@ pub(super) fn adopted_evtchn(_: &World) -> Result<()> {
         bound.push(theirs.bind_interdomain(me, open[open.len() - 1].port())?);
     }
     let fd = before.as_fd().try_clone_to_owned()?;
+    // As it is after an exec that was to keep it.
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let channels = EventChannels::adopt(&xen, fd)?;
+    let flags = FdFlag::from_bits_retain(fcntl(channels.as_fd(), FcntlArg::F_GETFD)?);
+    ensure!(flags.contains(FdFlag::FD_CLOEXEC), "{flags:?}");
     let ports: Vec<_> = open.iter().map(|port| port.port()).collect();
     let adopted: Vec<_> = ports
         .iter()
