@@ -159,7 +159,9 @@ struct Service {
     /// The process, while it lives.
     process: Option<Process>,
     since: Instant,
-    /// What was kept of the last one.
+    /// A failure to watch the process was logged, which is tried again every second.
+    unwatched: bool,
+    /// The listening socket that was kept of the last one.
     listener: Option<std::os::fd::OwnedFd>,
     /// The process that was started and does not hold the record yet.
     child: Option<(Child, Instant)>,
@@ -193,6 +195,7 @@ impl Supervisor {
                 record: record.clone(),
                 process: None,
                 since: now,
+                unwatched: false,
                 listener: None,
                 child: None,
                 next: now,
@@ -211,12 +214,15 @@ impl Supervisor {
                         service.listener = listener.or_else(|| service.listener.take());
                         service.process = Some(process);
                         service.since = now;
+                        service.unwatched = false;
                         None
                     }
                     Ok(None) => Some(now),
                     Err(error) => {
-                        let record = &service.record;
-                        warn!("process {} is not watched: {error}", record.pid);
+                        if !std::mem::replace(&mut service.unwatched, true) {
+                            let pid = service.record.pid;
+                            warn!("process {pid} is not watched, tried every second: {error}");
+                        }
                         Some(now + Duration::from_secs(1))
                     }
                 }
