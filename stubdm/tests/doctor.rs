@@ -523,6 +523,11 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
     );
     assert!(!out.contains("/etc/init.d/other"), "{out}");
     assert_eq!(out.matches("/systemd/system/xen.service").count(), 1);
+    // Where mounts are shared, a QEMU behind the launcher keeps its path.
+    let mounts = b"22 1 254:1 / / rw shared:1 - ext4 /dev/root rw\n";
+    host.put("proc/self/mountinfo", mounts);
+    let out = String::from_utf8(host.run(&[]).stdout).unwrap();
+    assert!(!out.contains("names /usr/libexec/xen-qemu"), "{out}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Consoled(options) => run::run(options)?,
-        Command::DeviceModel(options) => exec::launch(&options.real, &options.arguments)?,
+        Command::DeviceModel(options) => exec::launch(&options.real, None, &options.arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

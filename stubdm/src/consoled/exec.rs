@@ -2,7 +2,7 @@
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
 //! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
-//! descriptors as they came, and this process. Where there is none, libxl's question for QEMU's
+//! descriptors as they came, this process and, where that can be, the path (`keep_path.rs`). Where there is none, libxl's question for QEMU's
 //! options is answered here (`probe.rs`). The console server runs as `stubdm-run consoled`, in
 //! this process as well, so a list of QEMUs in dom0 shows real ones only.
 
@@ -16,7 +16,7 @@ use stubdm_image::SUFFIXES;
 use stubdm_qmp::text::one_line;
 
 use crate::consoled::argv::{Wanted, recognise};
-use crate::consoled::probe;
+use crate::consoled::{keep_path, probe};
 use crate::libxl::discover::{Discovered, discover};
 use crate::libxl::output::with_suffix;
 use crate::libxl::store;
@@ -66,9 +66,9 @@ pub fn called(args: &[OsString]) -> Result<()> {
         });
         let found = found
             .ok_or_else(|| Failure::new(format_args!("{} is not on the path", name.display())))?;
-        return launch(&real(&found), arguments);
+        return launch(&real(&found), Some(&found), arguments);
     }
-    launch(&real(name), arguments)
+    launch(&real(name), Some(name), arguments)
 }
 
 /// Where the real QEMU is whose place we have.
@@ -78,22 +78,23 @@ fn real(name: &Path) -> PathBuf {
     there.or(names.first()).cloned().unwrap_or_default()
 }
 
-/// Serves if that is all that is asked for, and becomes `real` otherwise.
+/// Serves if that is all that is asked for, and becomes `real` otherwise, by the path `called` if
+/// there is one.
 ///
 /// # Errors
 /// As for [`called`].
-pub fn launch(real: &Path, arguments: &[OsString]) -> Result<()> {
+pub fn launch(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Result<()> {
     let Some(wanted) = recognise(arguments) else {
         if let Some(socket) = probe::recognise(arguments).filter(|_| !real.exists()) {
             return probe::answer(socket);
         }
-        return become_real(real, arguments);
+        return become_real(real, called, arguments);
     };
     match look(&wanted) {
         Ok(()) => become_consoled(&wanted),
         Err(why) => {
             log::complain(format_args!("QEMU serves this one: {why}"));
-            become_real(real, arguments)
+            become_real(real, called, arguments)
         }
     }
 }
@@ -120,11 +121,14 @@ fn become_consoled(wanted: &Wanted) -> Result<()> {
 }
 
 /// Does not come back but with an error.
-fn become_real(real: &Path, arguments: &[OsString]) -> Result<()> {
+fn become_real(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Result<()> {
     // Looked at first: an attempt leaves this process with other signal settings.
     std::fs::metadata(real).context(real.display())?;
-    let error = Command::new(real).args(arguments).exec();
-    Err(Failure::new(format_args!("{}: {error}", real.display())))
+    // Without the mount QEMU runs all the same, as `real`; doctor names who misses it.
+    let by_name = called.filter(|path| keep_path::mount_over(real, path).is_ok());
+    let program = by_name.unwrap_or(real);
+    let error = Command::new(program).args(arguments).exec();
+    Err(Failure::new(format_args!("{}: {error}", program.display())))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`argv`] | which command line of QEMU's asks for consoles only |
 //! | [`exec`] | serve, or hand over to QEMU |
+//! | [`keep_path`] | QEMU runs under the path it is called by |
 //! | [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
 //! | [`position`] | how far the bytes went, for another `consoled` |
 //! | [`service`] | one console: its ring on one side, its sink on the other |
@@ -32,6 +33,7 @@
 
 pub mod argv;
 pub mod exec;
+pub mod keep_path;
 pub mod logfile;
 pub mod monitor;
 pub mod position;

@@ -9,6 +9,7 @@ use stubdm_image::read;
 
 use super::State;
 use super::checks::Host;
+use crate::consoled::keep_path::{MOUNTS, root_is_shared};
 use crate::guest::qemu;
 use crate::libxl::places::path;
 use crate::tools::install;
@@ -214,9 +215,13 @@ impl Host<'_> {
         }
     }
 
-    /// Reports each file that names dom0's QEMU by its path. A running QEMU has the path `real`,
-    /// however it was started.
+    /// Reports each file that names dom0's QEMU by its path, where a running QEMU cannot have the
+    /// path of the launcher (`consoled/keep_path.rs`) and has `real`.
     fn named_by_others(&mut self, place: &str, real: &str) {
+        let mounts = resolve(self.root, MOUNTS).and_then(|path| read::contents(&path));
+        if mounts.is_ok_and(|text| root_is_shared(&String::from_utf8_lossy(&text))) {
+            return;
+        }
         let mut seen = Vec::new();
         for folder in IDENTIFIERS {
             // With a merged /usr, two of them are one.
