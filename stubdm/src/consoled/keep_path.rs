@@ -30,7 +30,7 @@ pub const MOUNTS: &str = "/proc/self/mountinfo";
 pub fn root_is_shared(mountinfo: &str) -> bool {
     let on_root = |line: &&str| line.split(' ').nth(4) == Some("/");
     // The last one is on top.
-    let Some(line) = mountinfo.lines().filter(on_root).next_back() else {
+    let Some(line) = mountinfo.lines().rfind(on_root) else {
         return false;
     };
     let optional = line.split(' ').skip(6).take_while(|field| *field != "-");
