@@ -46,6 +46,7 @@
 //!   Privcmd ── restrict(dom) ──> RestrictedPrivcmd     for good; no hypercall any more
 //! ```
 
+mod altp2m;
 mod backend;
 mod domain;
 mod guest;
@@ -57,6 +58,7 @@ mod version;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+pub use self::altp2m::{Altp2m, MemoryAccess, ViewId};
 use self::backend::Backend;
 pub use self::domain::{
     CapabilityFlags, DomainFlags, DomainInfo, DomainState, ShutdownReason, StateFlags, VcpuInfo,

@@ -5,7 +5,8 @@
 use std::os::fd::AsFd as _;
 
 use xen_sys::privcmd::{
-    DomainFlags, HvmParam, MulticallEntry, PhysCaps, PortState, Privcmd, ShutdownReason, StateFlags,
+    DomainFlags, HvmParam, MemoryAccess, MulticallEntry, PhysCaps, PortState, Privcmd,
+    ShutdownReason, StateFlags, ViewId,
 };
 use xen_sys::sim::{Fault, Op, Simulation};
 use xen_sys::{DomId, Error, Port, Virq};
@@ -324,4 +325,26 @@ fn threads_make_calls_through_one_handle() {
             });
         }
     });
+}
+
+#[test]
+fn views_that_the_machine_does_not_have_are_unsupported() {
+    let (host, privcmd) = host();
+    let views = privcmd.altp2m(host.add_domain().unwrap());
+    let unsupported = |error: Error, named: &str| {
+        assert!(
+            matches!(error, Error::Unsupported { op } if op == named),
+            "{error:?}"
+        );
+    };
+    unsupported(
+        views.enabled().unwrap_err(),
+        "HVMOP_altp2m_get_domain_state",
+    );
+    let view = views.create_view(MemoryAccess::Rwx);
+    unsupported(view.unwrap_err(), "HVMOP_altp2m_create_p2m");
+    let switched = views.switch_view(ViewId::new(1));
+    unsupported(switched.unwrap_err(), "HVMOP_altp2m_switch_p2m");
+    let access = views.set_access(ViewId::HOST, 1, MemoryAccess::Rx);
+    unsupported(access.unwrap_err(), "HVMOP_altp2m_set_mem_access");
 }

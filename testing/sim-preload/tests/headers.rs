@@ -16,7 +16,7 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xen_sys::abi::{domctl, evtchn, gntalloc, gntdev, hypercall, privcmd, sysctl, version};
+use xen_sys::abi::{altp2m, domctl, evtchn, gntalloc, gntdev, hypercall, privcmd, sysctl, version};
 use xen_sys::privcmd::{
     CapabilityFlags, DomainFlags, Features, HvmParam, PhysCaps, ShutdownReason, StateFlags,
 };
@@ -26,7 +26,7 @@ use xen_sys::{DomId, GrantRef, Port, Virq};
 #[derive(Default)]
 struct Facts {
     list: Vec<Fact>,
-    /// The macro that the headers must define for what follows.
+    /// What must be so, to the preprocessor, for what follows to be checked.
     guard: Option<&'static str>,
 }
 
@@ -128,6 +128,7 @@ fn xen() -> Facts {
         "__HYPERVISOR_domctl" = hypercall::HYPERVISOR_DOMCTL,
     );
     small(&mut f);
+    views(&mut f);
     versions(&mut f);
     domctls(&mut f);
     sysctls(&mut f);
@@ -221,6 +222,86 @@ fn small(f: &mut Facts) {
     }
 }
 
+fn views(f: &mut Facts) {
+    use altp2m::*;
+    layout!(
+        f,
+        "struct xen_hvm_altp2m_op",
+        Altp2mOp,
+        version,
+        cmd,
+        domain,
+        pad1,
+        pad2,
+        u
+    );
+    layout!(f, "struct xen_hvm_altp2m_domain_state", Altp2mState, state);
+    layout!(
+        f,
+        "struct xen_hvm_altp2m_view",
+        Altp2mView,
+        view,
+        hvmmem_default_access
+    );
+    layout!(
+        f,
+        "struct xen_hvm_altp2m_mem_access",
+        Altp2mAccess,
+        view,
+        access,
+        pad,
+        gfn
+    );
+    layout!(
+        f,
+        "struct xen_hvm_altp2m_change_gfn",
+        Altp2mChangeGfn,
+        view,
+        pad1,
+        pad2,
+        old_gfn,
+        new_gfn
+    );
+    layout!(
+        f,
+        "struct xen_hvm_altp2m_get_vcpu_p2m_idx",
+        Altp2mIndex,
+        vcpu_id,
+        altp2m_idx
+    );
+    values!(
+        f,
+        "HVMOP_altp2m" = HVMOP_ALTP2M,
+        "HVMOP_ALTP2M_INTERFACE_VERSION" = HVMOP_ALTP2M_INTERFACE_VERSION,
+        "HVMOP_altp2m_get_domain_state" = HVMOP_ALTP2M_GET_DOMAIN_STATE,
+        "HVMOP_altp2m_set_domain_state" = HVMOP_ALTP2M_SET_DOMAIN_STATE,
+        "HVMOP_altp2m_create_p2m" = HVMOP_ALTP2M_CREATE_P2M,
+        "HVMOP_altp2m_destroy_p2m" = HVMOP_ALTP2M_DESTROY_P2M,
+        "HVMOP_altp2m_switch_p2m" = HVMOP_ALTP2M_SWITCH_P2M,
+        "HVMOP_altp2m_set_mem_access" = HVMOP_ALTP2M_SET_MEM_ACCESS,
+        "HVMOP_altp2m_change_gfn" = HVMOP_ALTP2M_CHANGE_GFN,
+        "HVMOP_altp2m_get_mem_access" = HVMOP_ALTP2M_GET_MEM_ACCESS,
+        "HVMOP_altp2m_get_p2m_idx" = HVMOP_ALTP2M_GET_P2M_IDX,
+        "XENMEM_access_n" = XENMEM_ACCESS_N,
+        "XENMEM_access_r" = XENMEM_ACCESS_R,
+        "XENMEM_access_w" = XENMEM_ACCESS_W,
+        "XENMEM_access_rw" = XENMEM_ACCESS_RW,
+        "XENMEM_access_x" = XENMEM_ACCESS_X,
+        "XENMEM_access_rx" = XENMEM_ACCESS_RX,
+        "XENMEM_access_wx" = XENMEM_ACCESS_WX,
+        "XENMEM_access_rwx" = XENMEM_ACCESS_RWX,
+        "XENMEM_access_rx2rw" = XENMEM_ACCESS_RX2RW,
+        "XENMEM_access_n2rwx" = XENMEM_ACCESS_N2RWX,
+    );
+    // Xen 4.20, as this other novelty, gave the default's number to another access.
+    f.guard = Some("!defined(XEN_DOMCTL_set_llc_colors)");
+    f.is("XENMEM_access_default", XENMEM_ACCESS_DEFAULT_4_17);
+    f.guard = Some("defined(XEN_DOMCTL_set_llc_colors)");
+    f.is("XENMEM_access_r_pw", XENMEM_ACCESS_R_PW);
+    f.is("XENMEM_access_default", XENMEM_ACCESS_DEFAULT);
+    f.guard = None;
+}
+
 fn versions(f: &mut Facts) {
     use version::*;
     f.size::<ExtraVersion>("xen_extraversion_t");
@@ -273,7 +354,7 @@ fn versions(f: &mut Facts) {
         };
         f.is(format!("1u << XENFEAT_{name}"), flag.bits());
     }
-    f.guard = Some("XENVER_extraversion2");
+    f.guard = Some("defined(XENVER_extraversion2)");
     offsets!(f, "struct xen_varbuf", CommandLine2, len, buf);
     values!(
         f,
@@ -354,7 +435,7 @@ fn domctls(f: &mut Facts) {
         "XEN_DOMINF_hap" = DomainFlags::HAP.bits(),
     );
     // Xen 4.21: in none of the packages the testbed takes.
-    f.guard = Some("XEN_DOMCTL_get_domain_state");
+    f.guard = Some("defined(XEN_DOMCTL_get_domain_state)");
     layout!(
         f,
         "struct xen_domctl_get_domain_state",
@@ -647,7 +728,7 @@ fn check(what: &str, facts: &Facts, prologue: &str, include: Option<&Path>) -> u
     source.push_str("int main(void)\n{\n");
     for (i, fact) in facts.list.iter().enumerate() {
         if let Some(guard) = fact.guard {
-            let _ = writeln!(source, "#ifdef {guard}");
+            let _ = writeln!(source, "#if {guard}");
         }
         // To 64 bits by way of the expression's own type, so that -2 is -2.
         let _ = writeln!(

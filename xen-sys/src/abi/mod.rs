@@ -8,6 +8,7 @@
 
 use zerocopy::IntoBytes as _;
 
+pub mod altp2m;
 pub mod domctl;
 pub mod evtchn;
 pub mod gntalloc;

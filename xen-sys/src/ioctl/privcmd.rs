@@ -25,10 +25,15 @@ use std::ptr;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Driver, Node, checked_count, ioctl, set};
+use crate::abi::altp2m::{
+    HVMOP_ALTP2M_CHANGE_GFN, HVMOP_ALTP2M_CREATE_P2M, HVMOP_ALTP2M_DESTROY_P2M,
+    HVMOP_ALTP2M_GET_DOMAIN_STATE, HVMOP_ALTP2M_GET_MEM_ACCESS, HVMOP_ALTP2M_GET_P2M_IDX,
+    HVMOP_ALTP2M_SET_DOMAIN_STATE, HVMOP_ALTP2M_SET_MEM_ACCESS, HVMOP_ALTP2M_SWITCH_P2M,
+};
 use crate::abi::domctl::{self, Domctl};
 use crate::abi::hypercall::{self, MulticallEntry};
 use crate::abi::sysctl::{self, Sysctl};
-use crate::abi::{privcmd, version};
+use crate::abi::{altp2m, privcmd, version};
 use crate::mmap::{HypercallBuffer, Pages};
 use crate::{DevRoot, DomId, Error, PAGE_SIZE, Result};
 
@@ -123,6 +128,40 @@ of! {
     CurrentReservation(hypercall::MemoryDomain);
     MaximumReservation(hypercall::MemoryDomain);
     MaximumGpfn(hypercall::MemoryDomain);
+}
+
+/// The operation on views numbered `CMD`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct Altp2mOperation<const CMD: u32>(pub(crate) altp2m::Altp2mOp);
+
+macro_rules! altp2m {
+    ($($command:ident, $name:literal;)*) => { $(
+        // SAFETY: Xen copies one `struct xen_hvm_altp2m_op` in and out (do_altp2m_op in
+        // xen/arch/x86/hvm/hvm.c). `bounded` sets the command, and the body of that one holds
+        // values: only `set_mem_access_multi`, which is not here, has addresses.
+        unsafe impl Operation for Altp2mOperation<$command> {
+            const CALL: u64 = hypercall::HYPERVISOR_HVM_OP;
+            const COMMAND: u64 = altp2m::HVMOP_ALTP2M;
+            const NAME: &'static str = $name;
+
+            fn bounded(self) -> Self {
+                Self(altp2m::Altp2mOp { cmd: $command, ..self.0 })
+            }
+        }
+    )* };
+}
+
+altp2m! {
+    HVMOP_ALTP2M_GET_DOMAIN_STATE, "HVMOP_altp2m_get_domain_state";
+    HVMOP_ALTP2M_SET_DOMAIN_STATE, "HVMOP_altp2m_set_domain_state";
+    HVMOP_ALTP2M_CREATE_P2M, "HVMOP_altp2m_create_p2m";
+    HVMOP_ALTP2M_DESTROY_P2M, "HVMOP_altp2m_destroy_p2m";
+    HVMOP_ALTP2M_SWITCH_P2M, "HVMOP_altp2m_switch_p2m";
+    HVMOP_ALTP2M_SET_MEM_ACCESS, "HVMOP_altp2m_set_mem_access";
+    HVMOP_ALTP2M_CHANGE_GFN, "HVMOP_altp2m_change_gfn";
+    HVMOP_ALTP2M_GET_MEM_ACCESS, "HVMOP_altp2m_get_mem_access";
+    HVMOP_ALTP2M_GET_P2M_IDX, "HVMOP_altp2m_get_p2m_idx";
 }
 
 macro_rules! buffers {

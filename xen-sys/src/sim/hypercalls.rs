@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::domain::State;
+use crate::abi::altp2m;
 use crate::abi::domctl::{self, Domctl};
 use crate::abi::hypercall as call;
 use crate::abi::sysctl::{self, Sysctl};
@@ -193,6 +194,8 @@ pub(super) fn hypercall(
         call::HYPERVISOR_XEN_VERSION => xen_version(command, bytes),
         call::HYPERVISOR_DOMCTL => domctl(state, &read(bytes)?),
         call::HYPERVISOR_SYSCTL => sysctl(state, read(bytes)?, room),
+        // No views, as on a machine without EPT.
+        call::HYPERVISOR_HVM_OP if command == altp2m::HVMOP_ALTP2M => Err(Errno::OPNOTSUPP),
         call::HYPERVISOR_HVM_OP => hvm_op(state, command, read(bytes)?),
         call::HYPERVISOR_SCHED_OP if command == call::SCHEDOP_REMOTE_SHUTDOWN => {
             let op: call::SchedRemoteShutdown = read(bytes)?;

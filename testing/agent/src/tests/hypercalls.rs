@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xen_sys::privcmd::{
-    DomainFlags, DomainInfo, Features, HvmParam, PortState, Privcmd, ShutdownReason,
+    DomainFlags, DomainInfo, Features, HvmParam, MemoryAccess, PortState, Privcmd, ShutdownReason,
+    ViewId,
 };
 use xen_sys::{DomId, Error, Port, Xen};
 
@@ -53,6 +54,7 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
 }
 
 pub(super) fn add_guest(tests: &mut Vec<Test>) {
+    tests.push(Test::new("hypercalls/altp2m", Needs::Guest, altp2m));
     tests.push(Test::new("hypercalls/hvm_params", Needs::Guest, hvm_params));
     let foreign = super::foreign::foreign_memory;
     tests.push(Test::new(
@@ -479,6 +481,24 @@ fn hvm_params(world: &World) -> Result<()> {
     let info = privcmd.domain_info(hvm)?;
     ensure!(info.flags.contains(DomainFlags::HVM), "{info:?}");
     ensure!(privcmd.maximum_gpfn(hvm)? >= info.pages, "{info:?}");
+    Ok(())
+}
+
+/// QEMU's processor has no EPT, so Xen has no views.
+fn altp2m(_: &World) -> Result<()> {
+    let privcmd = privcmd()?;
+    let views = privcmd.altp2m(guest::domid("hvm")?);
+    for error in [
+        views.enabled().map(drop),
+        views.set_enabled(true),
+        views.create_view(MemoryAccess::Default).map(drop),
+        views.access(ViewId::HOST, 0).map(drop),
+    ] {
+        ensure!(
+            matches!(error, Err(Error::Unsupported { op }) if op.starts_with("HVMOP_altp2m_")),
+            "{error:?}"
+        );
+    }
     Ok(())
 }
 
