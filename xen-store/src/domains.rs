@@ -7,10 +7,36 @@ use std::num::NonZeroU32;
 use xen_sys::{DomId, Port};
 
 use crate::client::{Store, field, malformed, string, text};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::wire::MsgType;
 
+/// The node that the toolstack writes for each domain, in its home.
+pub(crate) const DOMID: &str = "domid";
+
+/// Reads the value of [`DOMID`].
+pub(crate) fn own_domain(value: &str) -> Result<DomId> {
+    let domain = value.trim().parse().ok();
+    domain
+        .filter(|domain: &DomId| !domain.is_reserved())
+        .ok_or(Error::Value {
+            node: DOMID,
+            expected: "domain's number",
+        })
+}
+
 impl Store {
+    /// Returns the number of the domain that this connection is of: the node `domid`, which the
+    /// toolstack writes for every domain that it makes. A program that may make hypercalls can ask
+    /// Xen: `xen_sys::privcmd::Privcmd::own_domain`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Daemon`] with `ENOENT` ([`is_not_found`](Error::is_not_found)) if the toolstack
+    /// wrote none; [`Error::Value`] if the node holds no domain's number.
+    pub fn own_domain(&self) -> Result<DomId> {
+        own_domain(&self.read_str(DOMID)?)
+    }
+
     /// Returns the path that relative paths of `domain` start from: `/local/domain/<id>`.
     ///
     /// # Errors
@@ -42,7 +68,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged, `EINVAL`
+    /// [`Error::Daemon`]: `EACCES` this domain is not privileged, `EINVAL`
     /// the ring cannot be mapped.
     #[doc(alias = "xs_introduce_domain")]
     pub fn introduce(&self, domain: DomId, gfn: u64, port: Port) -> Result<()> {
@@ -118,7 +144,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon) with `ENOSYS` from daemons before Xen 4.21.
+    /// [`Error::Daemon`] with `ENOSYS` from daemons before Xen 4.21.
     #[doc(alias = "xs_get_features_supported")]
     pub fn features(&self) -> Result<u32> {
         features(&self.call(MsgType::GET_FEATURE, 0, &[])?)
@@ -128,7 +154,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such domain; `EACCES` this domain is
+    /// [`Error::Daemon`]: `ENOENT` no such domain; `EACCES` this domain is
     /// not privileged; `ENOSYS` as [`features`](Self::features).
     #[doc(alias = "xs_get_features_domain")]
     pub fn features_of(&self, domain: DomId) -> Result<u32> {
@@ -139,7 +165,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon): `EBUSY` the domain is introduced already; `EINVAL`
+    /// [`Error::Daemon`]: `EBUSY` the domain is introduced already; `EINVAL`
     /// a feature that the daemon does not have; otherwise as [`features_of`](Self::features_of).
     #[doc(alias = "xs_set_features_domain")]
     pub fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
@@ -151,7 +177,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon): `ENOSYS` from daemons before Xen 4.21; `EACCES`
+    /// [`Error::Daemon`]: `ENOSYS` from daemons before Xen 4.21; `EACCES`
     /// this domain is not privileged.
     #[doc(alias = "xs_get_quota_names")]
     pub fn quota_names(&self) -> Result<Vec<String>> {
@@ -163,7 +189,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon): `EINVAL` no such quota; `ENOENT` no such domain;
+    /// [`Error::Daemon`]: `EINVAL` no such quota; `ENOENT` no such domain;
     /// otherwise as [`quota_names`](Self::quota_names).
     #[doc(alias = "xs_get_global_quota")]
     #[doc(alias = "xs_get_domain_quota")]

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`Error::Invalid`] | the caller; nothing was sent | usable |
 //! | [`Error::Daemon`] | the daemon refused this request | usable |
-//! | [`Error::NotText`] | whoever wrote the value | usable |
+//! | [`Error::NotText`], [`Error::Value`] | whoever wrote the value | usable |
 //! | [`Error::Malformed`], [`Error::TooLong`] | the daemon answered this request with nonsense | usable |
 //! | [`Error::Conflict`], [`Error::TimedOut`] | nobody in particular | usable |
 //! | [`Error::Protocol`] | the daemon broke the protocol | finished |
@@ -42,6 +42,14 @@ pub enum Error {
     NotText {
         /// The request that fetched it.
         op: MsgType,
+    },
+    /// A node's value is not what the node is for.
+    #[error("the store's node {node} holds no {expected}")]
+    Value {
+        /// The node.
+        node: &'static str,
+        /// What it is for.
+        expected: &'static str,
     },
     /// The reply to this request is not what the protocol says; the stream itself is sound.
     #[error("{op}: the reply is malformed")]
@@ -158,7 +166,7 @@ impl Error {
             Self::Invalid(Invalid::PayloadTooLong { .. } | Invalid::PathTooLong { .. }) => {
                 libc::E2BIG
             }
-            Self::Invalid(_) => libc::EINVAL,
+            Self::Invalid(_) | Self::Value { .. } => libc::EINVAL,
             Self::TooLong { .. } => libc::E2BIG,
             Self::Forked => libc::EBADF,
             Self::Daemon { code, .. } => code.errno(),
@@ -178,9 +186,10 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Protocol(_) | Self::Malformed { .. } | Self::NotText { .. } => {
-                io::ErrorKind::InvalidData
-            }
+            Self::Protocol(_)
+            | Self::Malformed { .. }
+            | Self::NotText { .. }
+            | Self::Value { .. } => io::ErrorKind::InvalidData,
             Self::Invalid(_) => io::ErrorKind::InvalidInput,
             Self::Connect { source, .. } | Self::Os { source, .. } => source.kind(),
             other => other.errno().map_or(io::ErrorKind::Other, |errno| {

@@ -63,6 +63,7 @@ mod transport;
 mod txn;
 mod watch;
 pub mod wire;
+pub mod xenbus;
 
 pub use client::{LOOK_ONCE, Store};
 pub use error::{Error, Invalid, ProtocolError, Result, XsError};

@@ -26,11 +26,7 @@ impl View<'_> {
     }
 
     fn exists(self, path: &str) -> Result<bool> {
-        match self.read(path) {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(optional(self.read(path))?.is_some())
     }
 
     fn permissions(self, path: &str) -> Result<Permissions> {
@@ -40,6 +36,15 @@ impl View<'_> {
     fn set_permissions(self, path: &str, perms: &Permissions) -> Result<()> {
         self.path_call(MsgType::SET_PERMS, path, format_perms(perms).as_bytes())
             .map(drop)
+    }
+}
+
+/// A missing node is no value.
+pub(crate) fn optional<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -85,6 +90,24 @@ macro_rules! node_operations {
             /// As `read`; [`Error::NotText`](crate::Error::NotText) if it is not UTF-8.
             pub fn read_str(&self, path: &str) -> Result<String> {
                 text(MsgType::READ, self.read(path)?)
+            }
+
+            /// Returns the value of a node, or `None` if there is no such node.
+            ///
+            /// # Errors
+            ///
+            /// As `read`, apart from `ENOENT`.
+            pub fn read_optional(&self, path: &str) -> Result<Option<Vec<u8>>> {
+                optional(self.read(path))
+            }
+
+            /// Returns the value of a node as text, or `None` if there is no such node.
+            ///
+            /// # Errors
+            ///
+            /// As `read_str`, apart from `ENOENT`.
+            pub fn read_str_optional(&self, path: &str) -> Result<Option<String>> {
+                optional(self.read_str(path))
             }
 
             /// Sets the value of a node. The node and its parents are created if missing, owned

@@ -233,6 +233,19 @@ fn the_machine_and_its_console_are_read() {
 }
 
 #[test]
+fn a_program_learns_its_own_domain_from_xen() {
+    let (host, privcmd) = host();
+    assert_eq!(privcmd.own_domain().unwrap(), DomId::DOM0);
+    let guest = host.add_domain().unwrap();
+    let error = Privcmd::open(&host.xen(guest).unwrap())
+        .unwrap()
+        .own_domain()
+        .unwrap_err();
+    assert!(matches!(error, Error::HypercallsRefused { .. }), "{error}");
+    assert_eq!(host.leaks(), Vec::<String>::new());
+}
+
+#[test]
 fn a_guests_parameters_ports_and_grants_are_read() {
     let (host, privcmd) = host();
     let guest = host.add_domain().unwrap();

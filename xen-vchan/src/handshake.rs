@@ -42,7 +42,15 @@ impl Published {
         withdraws: bool,
     ) -> Result<Self> {
         let path = path.trim_end_matches('/');
-        let own = own_domain(store)?;
+        let own = match store.own_domain() {
+            // The toolstack writes it for every domain it makes.
+            Err(error) if error.is_not_found() => {
+                return Err(Error::Invalid {
+                    what: "the store does not say which domain this is (node domid)",
+                });
+            }
+            own => own?,
+        };
         let readable = Permissions::owner_none(own).grant_read(peer);
         let ring_ref = control.as_u32().to_string().into_bytes();
         // From here on a failure removes what was written.
@@ -116,23 +124,6 @@ pub(crate) fn clear(store: &Store, path: &str) -> Result<()> {
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// The domain we are, which owns the nodes. The toolstack writes it for every domain it makes.
-fn own_domain(store: &Store) -> Result<DomId> {
-    let value = match store.read_str("domid") {
-        Ok(value) => value,
-        Err(error) if error.is_not_found() => {
-            return Err(Error::Invalid {
-                what: "the store does not say which domain this is (node domid)",
-            });
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let invalid = Error::Invalid {
-        what: "the store's node domid holds no domain id",
-    };
-    value.trim().parse().map_err(|_| invalid)
 }
 
 /// Where a server can be reached.

@@ -19,23 +19,17 @@ use std::time::{Duration, Instant};
 
 use xen_evtchn::{EventChannels, EventPacer};
 use xen_gnttab::{PageAccess, map};
+use xen_store::xenbus::{BackendAction, BackendHandshake, XenbusState};
 use xen_store::{Store, Watch};
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
-use crate::{Error, Link, Result, State, domid, number, read, ring};
+use crate::{Error, Link, Result, domid, number, ring, state};
 
 /// The grant reference of console 0, which the domain's builder made (`GNTTAB_RESERVED_CONSOLE`).
 /// The node `ring-ref` of that console is a frame number.
 const RESERVED: GrantRef = GrantRef::new(0);
-/// The least time between two looks at the frontend's nodes. A frontend writes to them as fast as
-/// it can, and a look costs the store a read, and a transaction if our state follows.
-const BREATH: Duration = Duration::from_millis(20);
-/// The pause grows up to this with looks that come closer than it: a frontend is done after a few.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The interval at which a frontend may notify for nothing.
 const PACE: Duration = Duration::from_millis(1);
-/// So many looks have the shortest pause.
-const FREE: u32 = 16;
 
 /// One console of one domain, served by us.
 #[derive(Debug)]
@@ -48,17 +42,7 @@ pub struct Backend {
     domain: DomId,
     number: u32,
     nodes: Watch,
-    state: State,
-    /// The frontend wants the ring back, and has it back only with [`let_go`](Self::let_go).
-    closing: bool,
-    /// The frontend must leave its state before another connection is tried.
-    refused: bool,
-    /// No look at the nodes before this.
-    next: Instant,
-    /// Looks that came in a row without a pause of [`PAUSE_MAX`] before them.
-    looks: u32,
-    /// Something may have changed since the nodes were looked at.
-    stale: bool,
+    handshake: BackendHandshake,
 }
 
 impl Backend {
@@ -85,14 +69,9 @@ impl Backend {
             domain,
             number,
             nodes,
-            state: State::Initialising,
-            closing: false,
-            refused: false,
-            next: Instant::now(),
-            looks: 0,
-            stale: true,
+            handshake: BackendHandshake::new(Instant::now()),
         };
-        backend.set(State::InitWait)?;
+        backend.write_state()?;
         Ok(backend)
     }
 
@@ -131,7 +110,7 @@ impl Backend {
     pub fn poll_fds(&self) -> Vec<BorrowedFd<'_>> {
         let mut fds = Vec::from_iter(self.ring_fd());
         // Later changes before the next look make no difference.
-        if let (false, Ok(fd)) = (self.stale, self.nodes.poll_fd()) {
+        if let (false, Ok(fd)) = (self.handshake.is_stale(), self.nodes.poll_fd()) {
             fds.push(fd);
         }
         fds
@@ -139,7 +118,7 @@ impl Backend {
 
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        let look = self.stale.then_some(self.next);
+        let look = self.handshake.poll_timeout();
         look.into_iter().chain(self.ring_deadline()).min()
     }
 
@@ -154,64 +133,33 @@ impl Backend {
     /// # Errors
     /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed, and the frontend
     /// is told by the state. The backend stays of use. [`Error::Store`]: it is not.
-    pub fn turn(&mut self, now: Instant) -> Result<State> {
+    pub fn turn(&mut self, now: Instant) -> Result<XenbusState> {
         if let Some(link) = &mut self.link {
             link.acknowledge(now)?;
         }
         while self.nodes.try_next()?.is_some() {
-            self.stale = true;
+            self.handshake.handle_change();
         }
-        if self.closing && self.link.is_some() {
-            return Ok(State::Closing);
+        if self.handshake.poll_look(now) {
+            let theirs = self.frontend_state()?;
+            self.handshake.handle_state(theirs);
         }
-        if !self.stale || now < self.next {
-            return Ok(self.state);
-        }
-        self.stale = false;
-        self.rest(now);
-        let theirs = self.frontend_state()?;
-        if self.link.is_some() {
-            if matches!(theirs, None | Some(State::Closing | State::Closed)) {
-                self.closing = true;
-                return Ok(State::Closing);
-            }
-            return Ok(self.state);
-        }
-        match theirs {
-            Some(State::Initialised | State::Connected) if !self.refused => self.connect()?,
-            Some(State::Initialising) => {
-                self.refused = false;
-                self.set(State::InitWait)?;
-            }
-            Some(State::Closing | State::Closed) => {
-                self.refused = false;
-                self.set(State::Closed)?;
-            }
+        match self.handshake.poll_action() {
+            Some(BackendAction::Connect) => self.connect()?,
+            Some(BackendAction::Disconnect) => return Ok(XenbusState::Closing),
             _ => {}
         }
-        Ok(self.state)
-    }
-
-    /// Puts off the next look.
-    fn rest(&mut self, now: Instant) {
-        let quiet = now.saturating_duration_since(self.next) >= PAUSE_MAX;
-        self.looks = if quiet {
-            0
-        } else {
-            self.looks.saturating_add(1)
-        };
-        let doublings = self.looks.saturating_sub(FREE).min(16);
-        self.next = now + BREATH.saturating_mul(1 << doublings).min(PAUSE_MAX);
+        self.write_state()?;
+        Ok(self.handshake.state())
     }
 
     /// Returns the frontend's state. Console 0 has none of its own: it is there from the start.
-    fn frontend_state(&self) -> Result<Option<State>> {
+    fn frontend_state(&self) -> Result<Option<XenbusState>> {
         if self.number == 0 {
-            let there = read(&self.store, &format!("{}/port", self.frontend))?;
-            return Ok(there.map(|_| State::Connected));
+            let port = format!("{}/port", self.frontend);
+            return Ok(self.store.exists(&port)?.then_some(XenbusState::Connected));
         }
-        let state = read(&self.store, &format!("{}/state", self.frontend))?;
-        Ok(state.as_deref().and_then(State::of))
+        state(&self.store, &format!("{}/state", self.frontend))
     }
 
     fn connect(&mut self) -> Result<()> {
@@ -220,14 +168,15 @@ impl Backend {
                 // Nobody was notified of what it wrote before this connection.
                 link.notify()?;
                 self.link = Some(link);
-                self.set(State::Connected)
+                self.handshake.handle_connected();
+                Ok(())
             }
             // Not all of it is there yet.
             Ok(None) => Ok(()),
             Err(error @ Error::Store(_)) => Err(error),
             Err(error) => {
-                self.refused = true;
-                self.set(State::Closing)?;
+                self.handshake.handle_refused();
+                self.write_state()?;
                 Err(error)
             }
         }
@@ -260,9 +209,8 @@ impl Backend {
     /// The store's.
     pub fn let_go(&mut self) -> Result<Vec<u8>> {
         let back = self.link.take().map(Link::take_back);
-        self.closing = false;
-        self.stale = true;
-        self.set(State::Closed)?;
+        self.handshake.handle_disconnected();
+        self.write_state()?;
         Ok(back.unwrap_or_default())
     }
 
@@ -273,24 +221,21 @@ impl Backend {
     /// The store's.
     pub fn give_up(&mut self) -> Result<()> {
         self.link = None;
-        self.closing = false;
-        self.refused = true;
-        self.set(State::Closing)
+        self.handshake.handle_refused();
+        self.write_state()
     }
 
-    fn set(&mut self, state: State) -> Result<()> {
-        if self.state == state {
-            return Ok(());
-        }
+    fn write_state(&mut self) -> Result<()> {
         let node = format!("{}/state", self.path);
-        // The toolstack removes the directory when it likes; writing would bring it back.
-        self.store.with_transaction(|tx| {
-            if tx.exists(&self.path)? {
-                tx.write(&node, state.text())?;
-            }
-            Ok(())
-        })?;
-        self.state = state;
+        while let Some(state) = self.handshake.poll_write() {
+            // The toolstack removes the directory when it likes; writing would bring it back.
+            self.store.with_transaction(|tx| {
+                if tx.exists(&self.path)? {
+                    tx.write(&node, state.as_str())?;
+                }
+                Ok(())
+            })?;
+        }
         Ok(())
     }
 }

@@ -21,17 +21,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_evtchn::{EventChannels, EventPacer};
 use xen_gnttab::{PageAccess, SharedPages, share};
+use xen_store::xenbus::{FrontendHandshake, XenbusState};
 use xen_store::{Store, Watch};
 use xen_sys::Xen;
 
-use crate::{Error, Link, Result, State, domid, read, ring};
+use crate::{Error, Link, Result, domid, ring, state};
 
 /// Whether there is such a console at all: the toolstack offers it.
 ///
 /// # Errors
 /// The store's.
 pub fn offered(store: &Store, node: &str) -> Result<bool> {
-    Ok(read(store, &format!("{node}/backend"))?.is_some())
+    Ok(store.exists(&format!("{node}/backend"))?)
 }
 
 /// A published console.
@@ -43,12 +44,9 @@ pub struct Frontend {
     link: Link,
     store: Store,
     node: String,
-    state: State,
-    /// The backend's, as of the last event of its node.
-    theirs: State,
+    handshake: FrontendHandshake,
     backend: Watch,
     backend_state: String,
-    closing: bool,
     // Last: the ring in `link` goes first.
     _pages: SharedPages,
 }
@@ -64,43 +62,41 @@ impl Frontend {
     /// There is no such console, or it is in use; the store's, the hypervisor's.
     pub fn publish(xen: &Xen, store: &Store, node: &str, extra: &[(&str, &str)]) -> Result<Self> {
         let own = format!("{node}/state");
-        let free = |state| matches!(state, None | Some(State::Initialising | State::Closed));
-        let state = read(store, &own)?;
-        if !free(state.as_deref().and_then(State::of)) {
+        let Ok(mut handshake) = FrontendHandshake::new(state(store, &own)?) else {
             let what = "the console is in use";
             return Err(Error::Node { node: own, what });
-        }
+        };
         let peer = domid(store, &format!("{node}/backend-id"))?;
         let path = format!("{node}/backend");
         let backend = store.read_str(&path)?;
         let backend_state = format!("{backend}/state");
         let watch = store.watch(&backend_state)?;
-        if read(store, &own)?.as_deref() == Some(b"6") {
-            store.write(&own, State::Initialising.text())?;
+        if let Some(state) = handshake.poll_write() {
+            store.write(&own, state.as_str())?;
         }
         let channels = EventChannels::open(xen)?;
         let port = channels.bind_unbound(peer)?;
         let mut pages = share(xen, peer, 1, PageAccess::ReadWrite)?;
         let ends = ring::frontend(pages.take_region())?;
         let reference = pages.refs().first().copied().unwrap_or_default();
+        handshake.handle_published();
+        let published = handshake.poll_write().unwrap_or_default();
         store.with_transaction(|tx| {
             tx.write(&format!("{node}/ring-ref"), reference.as_u32().to_string())?;
             tx.write(&format!("{node}/port"), port.port().as_u32().to_string())?;
             for (name, value) in extra {
                 tx.write(&format!("{node}/{name}"), value)?;
             }
-            tx.write(&own, State::Initialised.text())
+            tx.write(&own, published.as_str())
         })?;
         Ok(Self {
             // The host is trusted.
             link: Link::new(ends, port, channels, EventPacer::new(Duration::ZERO)),
             store: store.clone(),
             node: node.to_owned(),
-            state: State::Initialised,
-            theirs: State::Initialising,
+            handshake,
             backend: watch,
             backend_state,
-            closing: false,
             _pages: pages,
         })
     }
@@ -123,37 +119,34 @@ impl Frontend {
         Ok([self.link.as_fd(), self.backend.poll_fd()?])
     }
 
-    /// Handles events, answers the backend's state, and returns it. [`State::Closed`] also stands
-    /// for a backend that is gone; its bytes can still be read.
+    /// Handles events, answers the backend's state, and returns it. [`XenbusState::Closed`] also
+    /// stands for a backend that is gone; its bytes can still be read.
     ///
     /// # Errors
     /// The store's, the system's.
-    pub fn turn(&mut self) -> Result<State> {
+    pub fn turn(&mut self) -> Result<XenbusState> {
         self.link.acknowledge(Instant::now())?;
         let mut changed = false;
         while self.backend.try_next()?.is_some() {
             changed = true;
         }
         if changed {
-            self.theirs = match read(&self.store, &self.backend_state) {
-                Ok(None) => State::Closed,
-                // A state that is none is not acted upon.
-                Ok(Some(value)) => State::of(&value).unwrap_or(State::Initialising),
+            let theirs = match state(&self.store, &self.backend_state) {
                 // A missing node of a parent that this domain may not read is refused, too.
-                Err(Error::Store(error)) if error.is_denied() => State::Closed,
-                Err(error) => return Err(error),
+                Err(Error::Store(error)) if error.is_denied() => None,
+                theirs => theirs?,
             };
+            self.handshake.handle_state(theirs);
         }
-        if self.theirs == State::Connected && self.state == State::Initialised {
-            self.set(State::Connected)?;
-        }
-        Ok(self.theirs)
+        self.write_state()?;
+        Ok(self.handshake.peer())
     }
 
-    fn set(&mut self, state: State) -> Result<()> {
-        self.store
-            .write(&format!("{}/state", self.node), state.text())?;
-        self.state = state;
+    fn write_state(&mut self) -> Result<()> {
+        while let Some(state) = self.handshake.poll_write() {
+            self.store
+                .write(&format!("{}/state", self.node), state.as_str())?;
+        }
         Ok(())
     }
 
@@ -164,11 +157,11 @@ impl Frontend {
     /// As [`turn`](Self::turn); the peer broke the ring.
     pub fn drain(&mut self, deadline: Instant) -> Result<bool> {
         loop {
-            let theirs = self.turn()?;
+            self.turn()?;
             if self.link.unread()? == 0 {
                 return Ok(true);
             }
-            if theirs >= State::Closing || deadline <= Instant::now() {
+            if self.handshake.has_peer_ended() || deadline <= Instant::now() {
                 return Ok(false);
             }
             self.wait(deadline)?;
@@ -183,12 +176,15 @@ impl Frontend {
     pub fn close(mut self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         let drained = self.drain(deadline);
-        self.closing = true;
-        self.set(State::Closing)?;
-        // Some backends let go at this word and say so, others go through both states with us.
-        self.wait_for(State::Closing, deadline)?;
-        self.set(State::Closed)?;
-        self.wait_for(State::Closed, deadline)?;
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        self.handshake.close(now, left);
+        self.write_state()?;
+        while !self.handshake.is_done() {
+            self.wait(deadline)?;
+            self.handshake.handle_timeout(Instant::now());
+            self.turn()?;
+        }
         drained
     }
 
@@ -208,13 +204,6 @@ impl Frontend {
             Err(errno) => Err(std::io::Error::from(errno).into()),
         }
     }
-
-    fn wait_for(&mut self, state: State, deadline: Instant) -> Result<()> {
-        while self.turn()? < state && Instant::now() < deadline {
-            self.wait(deadline)?;
-        }
-        Ok(())
-    }
 }
 
 impl AsFd for Frontend {
@@ -225,9 +214,10 @@ impl AsFd for Frontend {
 
 impl Drop for Frontend {
     fn drop(&mut self) {
-        if !self.closing {
+        if !self.handshake.state().has_ended() {
+            let node = format!("{}/state", self.node);
             // Nobody is left to hear of an error.
-            let _ = self.set(State::Closed);
+            let _ = self.store.write(&node, XenbusState::Closed.as_str());
         }
     }
 }

@@ -17,7 +17,7 @@
 //! |---|---|
 //! | [`ring`] | the shared page, without I/O |
 //! | [`link`](mod@link) | the ring with its event channel |
-//! | [`frontend`], [`backend`] | the handshake of either end in the store |
+//! | [`frontend`], [`backend`] | either end, its handshake by [`xen_store::xenbus`] |
 //! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
 //!
 //! A kernel with xen's console driver claims the nodes `device/console/N` of its domain the moment
@@ -33,6 +33,7 @@ pub mod ring;
 pub use backend::Backend;
 pub use frontend::Frontend;
 pub use link::Link;
+pub use xen_store::xenbus::XenbusState;
 
 /// The reason why one end of a console ended or did not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,62 +64,15 @@ pub enum Error {
 /// A result with this crate's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The states of a device's end in the store: `enum xenbus_state` of Xen's public/io/xenbus.h.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
-    /// 1: the toolstack made the node.
-    Initialising = 1,
-    /// 2: the backend waits for the frontend.
-    InitWait = 2,
-    /// 3: the frontend has published.
-    Initialised = 3,
-    /// 4: in use.
-    Connected = 4,
-    /// 5: it is about to let go.
-    Closing = 5,
-    /// 6: it has let go.
-    Closed = 6,
-}
-
-impl State {
-    /// Reads a node's value; `None` for anything that is not one of the six.
-    pub fn of(value: &[u8]) -> Option<Self> {
-        Some(match value {
-            b"1" => Self::Initialising,
-            b"2" => Self::InitWait,
-            b"3" => Self::Initialised,
-            b"4" => Self::Connected,
-            b"5" => Self::Closing,
-            b"6" => Self::Closed,
-            _ => return None,
-        })
-    }
-
-    /// As a node says it.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Initialising => "1",
-            Self::InitWait => "2",
-            Self::Initialised => "3",
-            Self::Connected => "4",
-            Self::Closing => "5",
-            Self::Closed => "6",
-        }
-    }
-}
-
-/// A node's value, or `None` if there is no such node.
-fn read(store: &xen_store::Store, node: &str) -> Result<Option<Vec<u8>>> {
-    match store.read(node) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+/// The state in a node, or `None` if there is no such node.
+fn state(store: &xen_store::Store, node: &str) -> Result<Option<XenbusState>> {
+    let value = store.read_optional(node)?;
+    Ok(value.as_deref().map(XenbusState::from_node))
 }
 
 /// The number in a node; `None` if there is no such node.
 fn number(store: &xen_store::Store, node: &str) -> Result<Option<u32>> {
-    let Some(value) = read(store, node)? else {
+    let Some(value) = store.read_optional(node)? else {
         return Ok(None);
     };
     let text = std::str::from_utf8(&value).ok();

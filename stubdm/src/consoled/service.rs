@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 use xen_console::ready::{self, Gate};
 use xen_console::ring::{IN_SIZE, OUT_SIZE};
-use xen_console::{Backend, Error, Link, State};
+use xen_console::{Backend, Error, Link, XenbusState};
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
@@ -149,14 +149,14 @@ impl Service {
                 self.deaf = error.is_fatal();
             }
             self.complain(&error);
-            State::Connected
+            XenbusState::Connected
         });
         if self.gate.turn(self.backend.is_connected(), now) {
             let number = self.backend.number();
             info!("console {number}: no word that anybody reads; it is sent what there is");
         }
         let moved = self.pass();
-        if moved.is_ok() && state == State::Closing && self.backend.is_connected() {
+        if moved.is_ok() && state == XenbusState::Closing && self.backend.is_connected() {
             // Bytes it wrote before have been taken out above, unless it goes on writing.
             if moved == Ok(true) {
                 return true;
@@ -173,11 +173,11 @@ impl Service {
         moved.unwrap_or(false)
     }
 
-    fn hear_the_ring(&mut self, now: Instant) -> xen_console::Result<State> {
+    fn hear_the_ring(&mut self, now: Instant) -> xen_console::Result<XenbusState> {
         if let Some(link) = self.backend.link() {
             link.acknowledge(now)?;
         }
-        Ok(State::Connected)
+        Ok(XenbusState::Connected)
     }
 
     /// Both ways. A broken ring is given up.

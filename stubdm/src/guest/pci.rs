@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use stubdm_qmp::text::one_line;
 use tracing::{error, info, warn};
 use xen_store::Store;
+use xen_store::xenbus::XenbusState;
 
 use crate::rt::error::{Context, Result};
 use crate::rt::log_limit::{LogLimit, Verdict};
 
 /// The one frontend that all devices share.
 const FRONTEND: &str = "device/pci/0";
-/// `XenbusStateConnected`.
-const CONNECTED: &str = "4";
+const CONNECTED: &str = XenbusState::Connected.as_str();
 /// As long as libxl waits for it.
 const LIMIT: Duration = Duration::from_secs(60);
 /// The longest logged outcome, in bytes, without its reason.

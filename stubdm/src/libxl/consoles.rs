@@ -13,11 +13,9 @@
 //! act the same with these nodes as without.
 
 use tracing::{debug, warn};
+use xen_store::xenbus::XenbusState;
 use xen_store::{Permissions, Store};
 use xen_sys::DomId;
-
-/// XenbusStateConnected of `io/xenbus.h`.
-const CONNECTED: &str = "4";
 
 /// A chardev of QEMU's that takes everything and gives nothing.
 const NOWHERE: &str = "null";
@@ -28,7 +26,13 @@ const RESTORE: u32 = 2;
 /// Completes the nodes of `stub`'s consoles. A failed write is logged; an older QEMU does without.
 pub fn complete(store: &Store, stub: DomId) {
     let first = format!("/local/domain/{stub}/console");
-    add(store, stub, &first, "state", CONNECTED);
+    add(
+        store,
+        stub,
+        &first,
+        "state",
+        XenbusState::Connected.as_str(),
+    );
     let restore = format!("/local/domain/{stub}/device/console/{RESTORE}");
     add(store, stub, &restore, "output", NOWHERE);
 }

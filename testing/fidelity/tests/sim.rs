@@ -35,11 +35,7 @@ impl Host {
         let home = format!("/local/domain/{id}");
         let own = xen_store::Permissions::owner_none(id);
         let shared = xen_store::Permissions::owner_none(DomId::DOM0).grant_read(id);
-        dom0.write(&format!("{home}/domid"), id.to_string())
-            .unwrap();
-        for node in [home.clone(), format!("{home}/domid")] {
-            dom0.set_permissions(&node, &shared).unwrap();
-        }
+        dom0.set_permissions(&home, &shared).unwrap();
         dom0.mkdir(&format!("{home}/data")).unwrap();
         dom0.set_permissions(&format!("{home}/data"), &own).unwrap();
         id

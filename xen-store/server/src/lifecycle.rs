@@ -13,9 +13,9 @@ use crate::view::{Outcome, View};
 use xen_store::Access;
 
 impl Daemon {
-    /// Makes a domain as a toolstack does: its home `/local/domain/<id>`, which it may read, and
-    /// `data` in it, which is its own; then [`Daemon::introduce`]s it. `false` if there is no such
-    /// domain.
+    /// Makes a domain as a toolstack does: its home `/local/domain/<id>`, which it may read, with
+    /// its number in `domid`, and `data` in it, which is its own; then [`Daemon::introduce`]s it.
+    /// `false` if there is no such domain.
     pub fn add_domain(&mut self, domain: DomId) -> bool {
         if !self.introduce(domain) {
             return false;
@@ -32,12 +32,13 @@ impl Daemon {
             .chain([reader])
             .collect();
         let made = self.as_daemon(|view| {
-            for (path, perms) in [
-                (home.clone(), readable),
-                (format!("{home}/data"), owned_by(domain)),
+            for (path, value, perms) in [
+                (home.clone(), String::new(), Perms::clone(&readable)),
+                (format!("{home}/domid"), domain.to_string(), readable),
+                (format!("{home}/data"), String::new(), owned_by(domain)),
             ] {
                 if view.read(&path)?.is_none() {
-                    view.create(&path, b"")?;
+                    view.create(&path, value.as_bytes())?;
                 }
                 if let Some(node) = view.read(&path)? {
                     let new = Node {

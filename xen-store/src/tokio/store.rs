@@ -19,7 +19,7 @@ use crate::domains;
 use crate::error::{Error, Result};
 use crate::events::WatchEvent;
 use crate::mux::{Mux, Place};
-use crate::nodes::{format_perms, parse_perms};
+use crate::nodes::{format_perms, optional, parse_perms};
 use crate::path::StorePath;
 use crate::perms::Permissions;
 use crate::proto::{Connection, Ready, WatchId, parse_transaction};
@@ -78,6 +78,15 @@ impl Store {
         });
         Driver::spawn(&inner, &runtime);
         Ok(Self(inner))
+    }
+
+    /// As [`Store::own_domain`](crate::Store::own_domain).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn own_domain(&self) -> Result<DomId> {
+        domains::own_domain(&self.read_str(domains::DOMID).await?)
     }
 
     /// As [`Store::features`](crate::Store::features).
@@ -295,6 +304,16 @@ macro_rules! node_operations {
             /// Returns the value of a node as text.
             pub async fn read_str(&self, path: &str) -> Result<String> {
                 text(MsgType::READ, self.read(path).await?)
+            }
+
+            /// Returns the value of a node, or `None` if there is no such node.
+            pub async fn read_optional(&self, path: &str) -> Result<Option<Vec<u8>>> {
+                optional(self.read(path).await)
+            }
+
+            /// Returns the value of a node as text, or `None` if there is no such node.
+            pub async fn read_str_optional(&self, path: &str) -> Result<Option<String>> {
+                optional(self.read_str(path).await)
             }
 
             /// Sets the value of a node.

@@ -109,6 +109,41 @@ fn each_operation_sends_its_fields() {
 }
 
 #[test]
+fn a_missing_node_is_none_and_no_error() {
+    let (store, mut peer) = pair();
+    let daemon = thread::spawn(move || {
+        for name in ["ENOENT", "ENOENT", "EACCES"] {
+            let request = peer.recv();
+            peer.refuse(&request, name);
+        }
+        peer.serve_ok();
+    });
+    assert_eq!(store.read_optional("/a").unwrap(), None);
+    assert_eq!(store.read_str_optional("/a").unwrap(), None);
+    assert!(store.read_optional("/a").unwrap_err().is_denied());
+    assert_eq!(store.read_optional("/a").unwrap().unwrap(), b"OK\0");
+    drop(store);
+    daemon.join().unwrap();
+}
+
+#[test]
+fn the_own_domain_is_a_number_or_an_error_that_names_the_node() {
+    let own = |value| exchange(MsgType::READ, b"domid\0", value, Store::own_domain);
+    assert_eq!(own(b"17").unwrap(), DomId::new(17));
+    assert_eq!(own(b" 0\n").unwrap(), DomId::DOM0);
+    // The last is DOMID_SELF, which no domain has.
+    for value in [&b""[..], b"-1", b"65536", b"x", b"32752"] {
+        let error = own(value).unwrap_err();
+        assert!(
+            matches!(error, Error::Value { node: "domid", .. }),
+            "{error}"
+        );
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    }
+    assert!(matches!(own(b"\xff"), Err(Error::NotText { .. })));
+}
+
+#[test]
 fn errors_are_told_apart_by_name() {
     let (store, mut peer) = pair();
     let daemon = thread::spawn(move || {

@@ -38,6 +38,14 @@ async fn nodes_and_lists_and_permissions() {
     assert_eq!(store.directory("/a").await.unwrap(), ["b", "c"]);
     store.rm("/a/b").await.unwrap();
     assert!(store.read("/a/b").await.unwrap_err().is_not_found());
+    assert_eq!(store.read_optional("/a/b").await.unwrap(), None);
+    assert_eq!(
+        store.read_str_optional("/a/c").await.unwrap().as_deref(),
+        Some("")
+    );
+    assert!(store.own_domain().await.unwrap_err().is_not_found());
+    store.write("domid", "0").await.unwrap();
+    assert_eq!(store.own_domain().await.unwrap(), DomId::DOM0);
     let perms = Permissions::owner_none(DomId::DOM0).grant_read(DomId::new(5));
     store.set_permissions("/a", &perms).await.unwrap();
     assert_eq!(store.permissions("/a").await.unwrap(), perms);

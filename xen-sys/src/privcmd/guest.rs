@@ -2,10 +2,11 @@
 
 use super::Privcmd;
 use crate::abi::hypercall as abi;
+use crate::ioctl::Evtchn;
 use crate::ioctl::privcmd::{
     CurrentReservation, GetHvmParam, MaximumGpfn, MaximumReservation, SetHvmParam,
 };
-use crate::{DomId, Error, Port, Result, Virq};
+use crate::{DomId, Error, Host, Port, Result, Virq};
 
 /// A parameter of an HVM guest: `HVM_PARAM_*`, xen/include/public/hvm/params.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -216,6 +217,37 @@ impl Privcmd {
             },
             vcpu: answer.vcpu,
         })
+    }
+
+    /// Returns the number of the domain that this program runs in, as Xen has it. A program that may
+    /// make no hypercall reads the node `domid` of the store instead
+    /// (`xen_store::Store::own_domain`): the kernel has no call that says it.
+    ///
+    /// Opens a port for this domain itself, asks Xen for which domain it is, and closes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] when `/dev/xen/evtchn` does not open, [`Error::Os`] with `ENOSPC` when no
+    /// port is left; as all of them.
+    pub fn own_domain(&self) -> Result<DomId> {
+        let status = match self.backend().xen.host() {
+            Host::Dev(root) => {
+                let channels = Evtchn::open(root)?;
+                let port = channels.bind_unbound(DomId::SELF)?;
+                self.port_status(DomId::SELF, port)
+            }
+            #[cfg(feature = "sim")]
+            Host::Sim(client) => {
+                let bound = client.bind_unbound(client.domain())?;
+                let status = self.port_status(DomId::SELF, bound.port);
+                client.unbind(bound.port)?;
+                status
+            }
+        };
+        match status?.state {
+            PortState::Unbound { remote } => Ok(remote),
+            _ => Err(Error::Unsupported { op: "own domain" }),
+        }
     }
 
     /// Returns the size of a domain's grant table.

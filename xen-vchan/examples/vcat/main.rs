@@ -119,7 +119,7 @@ fn place(args: &Args, peer: DomId, store: &Store) -> Outcome<String> {
     if args.path.contains('/') {
         return Ok(args.path.clone());
     }
-    let me: DomId = store.read_str("domid")?.trim().parse()?;
+    let me = store.own_domain()?;
     let (server, client) = if args.role == "listen" {
         (me, peer)
     } else {

@@ -36,12 +36,7 @@ impl World {
         stored.add_domain(guest);
         let open = |domain| (host.xen(domain).unwrap(), stored.connect(domain).unwrap());
         let (dom0, domu) = (open(DomId::DOM0), open(guest));
-        for domain in [DomId::DOM0, guest] {
-            let node = format!("/local/domain/{domain}/domid");
-            dom0.1.write(&node, domain.to_string()).unwrap();
-            let readable = Permissions::owner_none(DomId::DOM0).grant_read(domain);
-            dom0.1.set_permissions(&node, &readable).unwrap();
-        }
+        dom0.1.write("domid", "0").unwrap();
         Self {
             host,
             _stored: stored,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use xen_store::{Permissions, Store};
+use xen_store::Store;
 use xen_store_server::{Config, Server as StoreServer};
 use xen_sys::sim::Simulation;
 use xen_sys::{DomId, Xen};
@@ -31,9 +31,8 @@ impl World {
             stored,
             guest,
         };
-        world.add(DomId::DOM0);
+        world.dom0().1.write("domid", "0").unwrap();
         world.stored.add_domain(guest);
-        world.add(guest);
         world
     }
 
@@ -41,17 +40,7 @@ impl World {
     pub(crate) fn another(&self) -> DomId {
         let domain = self.host.add_domain().unwrap();
         self.stored.add_domain(domain);
-        self.add(domain);
         domain
-    }
-
-    /// As the toolstack does for each domain it makes.
-    fn add(&self, domain: DomId) {
-        let (_, toolstack) = self.dom0();
-        let node = format!("/local/domain/{domain}/domid");
-        toolstack.write(&node, domain.to_string()).unwrap();
-        let readable = Permissions::owner_none(DomId::DOM0).grant_read(domain);
-        toolstack.set_permissions(&node, &readable).unwrap();
     }
 
     pub(crate) fn of(&self, domain: DomId) -> (Xen, Store) {

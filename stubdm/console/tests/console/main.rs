@@ -9,7 +9,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use xen_console::{Backend, Error, Frontend, State};
+use xen_console::{Backend, Error, Frontend, XenbusState};
 use xen_evtchn::EventPacer;
 
 use world::{NODE, PATIENCE, World, sleep};
@@ -35,7 +35,7 @@ fn until(backend: &mut Backend, mut done: impl FnMut(&mut Backend) -> bool) -> V
 fn nothing_is_published_before_it_is_asked_for() {
     let world = World::new();
     let mut backend = world.backend();
-    assert_eq!(backend.turn(Instant::now()).unwrap(), State::InitWait);
+    assert_eq!(backend.turn(Instant::now()).unwrap(), XenbusState::InitWait);
     assert!(!backend.is_connected());
     assert!(!world.store.exists(&world.node("ring-ref")).unwrap());
     let frontend = world.frontend();
@@ -62,7 +62,7 @@ fn an_early_word_waits_for_the_backend() {
     assert_eq!(backend.link().unwrap().try_read(&mut buffer).unwrap(), 5);
     assert_eq!(&buffer[..5], b"early");
     assert!(frontend.drain(Instant::now() + PATIENCE).unwrap());
-    assert_eq!(frontend.turn().unwrap(), State::Connected);
+    assert_eq!(frontend.turn().unwrap(), XenbusState::Connected);
     assert_eq!(world.store.read(&world.node("state")).unwrap(), b"4");
     drop(frontend);
     drop(backend);
@@ -167,7 +167,7 @@ fn a_domain_that_is_gone_lets_the_backend_go() {
         backend.is_connected()
             && backend
                 .turn(Instant::now())
-                .is_ok_and(|s| s == State::Closing)
+                .is_ok_and(|s| s == XenbusState::Closing)
     });
     world.store.rm(&world.path).unwrap();
     backend.let_go().unwrap();
@@ -186,7 +186,7 @@ fn a_backend_that_is_gone_is_seen_and_what_it_wrote_is_read() {
     drop(backend);
     world.store.rm(&world.path).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    while frontend.turn().unwrap() != State::Closed {
+    while frontend.turn().unwrap() != XenbusState::Closed {
         sleep(&frontend.poll_fds().unwrap(), Some(deadline)).unwrap();
         assert!(Instant::now() < deadline);
     }
@@ -267,7 +267,7 @@ fn a_frontend_that_toggles_its_state_costs_the_store_a_look_a_second() {
     store.write(&format!("{NODE}/state"), "6").unwrap();
     backend.turn(start + Duration::from_secs(1000)).unwrap();
     let state = backend.turn(start + Duration::from_secs(2000)).unwrap();
-    assert_eq!(state, State::Closed);
+    assert_eq!(state, XenbusState::Closed);
     drop(backend);
     world.end();
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use xen_console::{Frontend, State};
+use xen_console::{Frontend, XenbusState};
 
 use crate::stream::Stream;
 use crate::world::{NODE, PATIENCE, World, sleep};
@@ -140,7 +140,7 @@ fn both_ways(bytes: usize, pace: Pace) {
                     resume.store(true, Ordering::Release);
                 }
             }
-            if state == State::Closing {
+            if state == XenbusState::Closing {
                 let link = backend.link().unwrap();
                 while receiver.take(link) {}
                 assert!(backend.let_go().unwrap().is_empty());
@@ -153,7 +153,7 @@ fn both_ways(bytes: usize, pace: Pace) {
         assert_eq!(receiver.left, 0);
         assert!(sender.done());
         // The frontend's last word is answered by another turn.
-        while backend.turn(Instant::now()).unwrap() != State::Closed || !domu.is_finished() {
+        while backend.turn(Instant::now()).unwrap() != XenbusState::Closed || !domu.is_finished() {
             sleep(
                 &backend.poll_fds(),
                 Some(Instant::now() + Duration::from_millis(5)),
@@ -232,7 +232,7 @@ fn a_thousand_openings_against_a_sender_at_full_speed() {
         while !domu.is_finished() {
             clock += Duration::from_secs(3);
             let state = backend.turn(clock).unwrap();
-            if state == State::Closing {
+            if state == XenbusState::Closing {
                 for byte in backend.let_go().unwrap().into_iter().rev() {
                     sender.pending.push_front(byte);
                 }

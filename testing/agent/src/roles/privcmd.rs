@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use xen_store::Store;
 use xen_sys::privcmd::Privcmd;
 use xen_sys::{DomId, Error, Xen};
 
@@ -22,14 +23,20 @@ pub(crate) fn version() -> Result<()> {
 
 /// Prints the result of a few typed hypercalls, each by the kind of its error.
 pub(crate) fn hypercalls() -> Result<()> {
-    let privcmd = Privcmd::open(&Xen::open()?)?;
+    let xen = Xen::open()?;
+    let privcmd = Privcmd::open(&xen)?;
     let dom0 = DomId::DOM0;
+    let (own, stored) = (privcmd.own_domain(), Store::open(&xen)?.own_domain()?);
+    if let Ok(own) = own.as_ref() {
+        ensure!(*own == stored, "Xen: domain {own}, the store: {stored}");
+    }
     for (call, result) in [
         ("xen_version", privcmd.xen_version().map(drop)),
         ("domains", privcmd.domains().map(drop)),
         ("domain_info", privcmd.domain_info(dom0).map(drop)),
         ("pause", privcmd.pause(dom0)),
         ("grant_table_size", privcmd.grant_table_size(dom0).map(drop)),
+        ("own_domain", own.map(drop)),
     ] {
         let kind = match result {
             Ok(()) => "ok".to_owned(),

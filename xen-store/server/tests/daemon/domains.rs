@@ -31,6 +31,22 @@ fn introduced_domains_are_known_until_released() {
 }
 
 #[test]
+fn a_guest_finds_its_number_and_cannot_change_it() {
+    let server = start();
+    let (dom0, dom5) = clients(&server);
+    assert_eq!(dom5.own_domain().unwrap(), dom(5));
+    assert_eq!(name(dom5.write("domid", "0")), "EACCES");
+    assert_eq!(dom0.read_str("/local/domain/5/domid").unwrap(), "5");
+    dom0.write("/local/domain/5/domid", "7").unwrap();
+    server.add_domain(dom(5));
+    assert_eq!(
+        dom5.own_domain().unwrap(),
+        dom(7),
+        "what the toolstack wrote stays"
+    );
+}
+
+#[test]
 fn requests_about_domains_are_for_domain_0() {
     let server = start();
     let mut raw = Raw::connect(&server, dom(5));
