@@ -15,7 +15,7 @@ mod pack;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use md5::{Digest as _, Md5};
 use stubdm_image::cpio::{Archive, Content, Node};
 
@@ -55,19 +55,55 @@ const DOCUMENTS: &[&str] = &[
     "security.md",
 ];
 
-/// The version of the package that upgrades begin with in tests.
-pub(crate) const BEFORE: &str = "0.0.1";
+/// This package's version, and its program's.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The version of the package that upgrades begin with in tests. As long as [`VERSION`].
+const BEFORE: &str = "0.0.1";
 
 /// Builds the package from the static binary as it was last built.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    build_as(workspace, env!("CARGO_PKG_VERSION"), &workspace.dist())
+    let program = dist::path(workspace, dist::STUBDM_RUN);
+    build_as(workspace, VERSION, &program, &workspace.dist())
 }
 
-/// As [`build`], with a version of its own, and into `folder`.
-pub(crate) fn build_as(workspace: &Workspace, version: &str, folder: &Path) -> Result<PathBuf> {
+/// Builds the version before, for tests: its program is another file and reports its own version.
+pub(crate) fn build_before(workspace: &Workspace, folder: &Path) -> Result<PathBuf> {
+    let program = std::fs::read(dist::path(workspace, dist::STUBDM_RUN))?;
+    let before = folder.join(format!("{}-{BEFORE}", dist::STUBDM_RUN));
+    write_atomically(&before, &older(program)?)?;
+    build_as(workspace, BEFORE, &before, folder)
+}
+
+/// Replaces the version wherever the program has it.
+fn older(mut program: Vec<u8>) -> Result<Vec<u8>> {
+    let (now, before) = (VERSION.as_bytes(), BEFORE.as_bytes());
+    ensure!(
+        now.len() == before.len(),
+        "{VERSION} and {BEFORE} differ in length"
+    );
+    let windows = program.windows(now.len()).enumerate();
+    let places: Vec<_> = windows
+        .filter_map(|(at, bytes)| (bytes == now).then_some(at))
+        .collect();
+    ensure!(
+        !places.is_empty(),
+        "the program does not have its version {VERSION}"
+    );
+    for place in places {
+        program[place..place + now.len()].copy_from_slice(before);
+    }
+    Ok(program)
+}
+
+fn build_as(
+    workspace: &Workspace,
+    version: &str,
+    program: &Path,
+    folder: &Path,
+) -> Result<PathBuf> {
     pages::write(workspace)?;
-    let program = dist::path(workspace, dist::STUBDM_RUN);
-    let data = data(workspace, &program, &workspace.dist())?;
+    let data = data(workspace, program, &workspace.dist())?;
     let time = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().context("SOURCE_DATE_EPOCH")?,
         Err(_) => TIME,

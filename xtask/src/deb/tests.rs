@@ -128,3 +128,17 @@ fn the_scripts_are_sound_and_the_changelog_is_of_this_version() {
     let version = format!("{NAME} ({})", env!("CARGO_PKG_VERSION"));
     assert!(changelog.starts_with(&version), "{changelog}");
 }
+
+#[test]
+fn the_version_before_is_another_program() {
+    let program = [
+        b"stubdm-run ",
+        VERSION.as_bytes(),
+        b"\0",
+        VERSION.as_bytes(),
+    ]
+    .concat();
+    let before = [b"stubdm-run ", BEFORE.as_bytes(), b"\0", BEFORE.as_bytes()].concat();
+    assert_eq!(older(program).unwrap(), before);
+    assert!(older(before).is_err(), "a program without its version");
+}
