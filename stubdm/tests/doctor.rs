@@ -16,7 +16,24 @@ use tempfile::TempDir;
 /// A guest's configuration without fault.
 const GOOD: &str = "name=\"g\"\ntype=\"hvm\"\ndevice_model_stubdomain_override=1\n\
     device_model_version=\"qemu-xen\"\n\
-    stubdomain_ramdisk = '/boot/stub.img'\nstubdomain_memory=320\nvnc=0\nserial=\"pty\"\n";
+    stubdomain_kernel='/boot/vmlinuz'\nstubdomain_ramdisk = '/boot/stub.img'\n\
+    stubdomain_memory=320\nvnc=0\nserial=\"pty\"\n";
+
+/// The files of a ramdisk with everything.
+fn whole_image() -> Vec<String> {
+    let names = stubdm_image::firmware::names();
+    let firmware = names.map(|name| format!("usr/share/qemu/{name}"));
+    let others = [
+        "usr/bin/stubdm-run",
+        "usr/libexec/xen-qemu-system-i386",
+        "lib/modules/xen-privcmd.ko",
+        "lib/modules/xen-gntalloc.ko",
+        "lib/modules/xen-evtchn.ko",
+    ];
+    firmware
+        .chain(others.iter().map(|&name| name.to_owned()))
+        .collect()
+}
 
 /// A host with everything a guest with a stubdomain needs.
 struct Host {
@@ -54,6 +71,7 @@ impl Host {
             ("usr/lib/xen-4.21/bin/xl", ""),
             ("usr/bin/stubdm-run", ""),
             ("usr/libexec/xen-qemu-system-i386", ""),
+            ("boot/vmlinuz", ""),
             ("etc/xen/g.cfg", GOOD),
         ] {
             host.put(path, text.as_bytes());
@@ -64,18 +82,7 @@ impl Host {
             host.path("usr/bin/vchan-socket-proxy"),
         )
         .unwrap();
-        let roms: Vec<_> = stubdm_image::firmware::card_roms()
-            .map(|rom| format!("usr/share/qemu/{rom}"))
-            .collect();
-        let mut files = vec![
-            "usr/bin/stubdm-run",
-            "usr/libexec/xen-qemu-system-i386",
-            "lib/modules/xen-privcmd.ko",
-            "lib/modules/xen-gntalloc.ko",
-            "lib/modules/xen-evtchn.ko",
-        ];
-        files.extend(roms.iter().map(String::as_str));
-        host.image(&files);
+        host.image(&whole_image());
         host.put("run/stubdm/supervise.lock", b"");
         let lock = File::open(host.path("run/stubdm/supervise.lock")).unwrap();
         host.supervised = Some(Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap());
@@ -92,7 +99,7 @@ impl Host {
         fs::write(path, bytes).unwrap();
     }
 
-    fn image(&self, files: &[&str]) {
+    fn image(&self, files: &[String]) {
         let mut archive = Archive::root();
         for file in files {
             archive.program(file, Content::Bytes(Vec::new()));
@@ -155,6 +162,61 @@ fn a_process_that_is_gone_and_a_missing_supervisor_are_named_with_their_mend() {
     drop(claim);
     fs::write(&file, left).unwrap();
     host.only_wrong("services", "stubdm-run restart 6");
+}
+
+#[test]
+fn a_service_whose_program_was_replaced_is_named() {
+    let host = Host::new();
+    let record = Record::of_this_process(Kind::Proxy, 6, String::new()).unwrap();
+    let pid = record.pid;
+    let _claim = Claim::take(&host.path("run/stubdm"), record)
+        .unwrap()
+        .unwrap();
+    let link = host.path(&format!("proc/{pid}/exe"));
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    symlink("/usr/bin/stubdm-run", &link).unwrap();
+    assert_eq!(host.says("services").0, "ok");
+    fs::remove_file(&link).unwrap();
+    symlink("/usr/bin/stubdm-run (deleted)", &link).unwrap();
+    let (state, text, status) = host.says("services");
+    assert_eq!((state.as_str(), status), ("note", 0), "{text}");
+    assert!(
+        text.contains("the proxy of domain 6") && text.contains("stubdm-run restart 6"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_stubdomains_kernel_that_is_missing_is_named() {
+    let host = Host::new();
+    fs::remove_file(host.path("boot/vmlinuz")).unwrap();
+    host.only_wrong("guest", "stubdomain_kernel /boot/vmlinuz is not there");
+    let unnamed = GOOD.replace("stubdomain_kernel", "x");
+    host.put("etc/xen/g.cfg", unnamed.as_bytes());
+    let own = "usr/lib/xen-4.21/boot/qemu-stubdom-linux-kernel";
+    host.only_wrong("guest", own);
+    host.put(own, b"");
+    assert_eq!(host.says("guest").0, "ok");
+}
+
+#[test]
+fn a_graphics_card_without_its_firmware_is_named() {
+    let without = |name: &str| {
+        let mut files = whole_image();
+        files.retain(|file| !file.ends_with(name));
+        files
+    };
+    let host = Host::new();
+    host.image(&without("vgabios-cirrus.bin"));
+    host.only_wrong("image", "it lacks vgabios-cirrus.bin");
+    let host = Host::new();
+    let qxl = format!("{GOOD}vga='qxl'\n");
+    host.put("etc/xen/g.cfg", qxl.as_bytes());
+    assert_eq!(host.says("guest").0, "ok");
+    host.image(&without("vgabios-qxl.bin"));
+    host.only_wrong("guest", "vga=\"stdvga\"");
+    host.put("etc/xen/g.cfg", GOOD.as_bytes());
+    assert_eq!(host.says("guest").0, "ok");
 }
 
 #[test]
@@ -224,7 +286,9 @@ fn what_is_there_and_does_not_do_is_wrong_too() {
     host.only_wrong("libxl", "4.14");
 
     let host = Host::new();
-    host.image(&["usr/bin/stubdm-run", "usr/libexec/xen-qemu-system-i386"]);
+    let mut files = whole_image();
+    files.retain(|file| !file.ends_with(".ko"));
+    host.image(&files);
     let (state, text, _) = host.says("image");
     assert_eq!(state, "note", "nothing is known of its kernel: {text}");
     host.put("boot/vmlinuz-6.1.0", b"");
@@ -528,6 +592,30 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
     host.put("proc/self/mountinfo", mounts);
     let out = String::from_utf8(host.run(&[]).stdout).unwrap();
     assert!(!out.contains("names /usr/libexec/xen-qemu"), "{out}");
+}
+
+#[test]
+fn a_qemu_of_dom0_older_than_the_launcher_is_named() {
+    let host = Host::new();
+    let qemu = "usr/libexec/xen-qemu-system-i386";
+    fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
+    symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
+    let process = |pid: u32, domain: &str, program: &str| {
+        let line = format!("qemu\0-xen-domid\0{domain}\0-xen-attach\0");
+        host.put(&format!("proc/{pid}/cmdline"), line.as_bytes());
+        let link = host.path(&format!("proc/{pid}/exe"));
+        let _ = fs::remove_file(&link);
+        symlink(format!("/{qemu}{program}"), link).unwrap();
+    };
+    // One of a guest, which libxl knows by its number.
+    process(41, "7", ".distrib");
+    process(42, "0", "");
+    let said = || String::from_utf8(host.run(&[]).stdout).unwrap();
+    assert!(!said().contains("dom0's own QEMU"), "{}", said());
+    process(42, "0", ".distrib");
+    let said = said();
+    assert_eq!(said.matches("dom0's own QEMU").count(), 1, "{said}");
+    assert!(said.contains("kill 42, then start it again"), "{said}");
 }
 
 #[test]

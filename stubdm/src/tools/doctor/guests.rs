@@ -5,7 +5,7 @@ use std::fs;
 
 use stubdm_image::elf::resolve;
 use stubdm_image::modules::{Driver, Modules};
-use stubdm_image::{LEAST_MEMORY, memory};
+use stubdm_image::{LEAST_MEMORY, memory, read};
 
 use super::State;
 use super::checks::Host;
@@ -143,6 +143,9 @@ impl Host<'_> {
             ),
             _ => {}
         }
+        if let Some((found, mend)) = self.lacks(settings) {
+            say(State::Wrong, found, &mend);
+        }
         for (found, state, mend) in self.of_the_host(settings) {
             say(state, found, &mend);
         }
@@ -154,6 +157,39 @@ impl Host<'_> {
             );
         }
         all
+    }
+
+    /// Reports a file that the stubdomain does not start without.
+    fn lacks(&self, settings: &Settings) -> Option<(String, String)> {
+        let printed = "image build prints the line for a kernel that is installed".to_owned();
+        let own = |name: &str| name.replace("-rootfs", "-kernel");
+        let own: Vec<_> = self.ramdisk_places().iter().map(|name| own(name)).collect();
+        match settings.text("stubdomain_kernel") {
+            Some(path) if !self.has(path) => {
+                return Some((
+                    format!("its stubdomain_kernel {path} is not there"),
+                    printed,
+                ));
+            }
+            None if !own.is_empty() && !own.iter().any(|path| self.has(path)) => {
+                let own = own.join(", ");
+                let found =
+                    format!("names no stubdomain_kernel, and libxl's own is missing: {own}");
+                return Some((found, printed));
+            }
+            _ => {}
+        }
+        let card = settings.text("vga").filter(|card| *card == "qxl")?;
+        let ramdisk = resolve(self.root, settings.text("stubdomain_ramdisk")?).ok()?;
+        let listing = read::listing(&read::contents(&ramdisk).ok()?).ok()?;
+        let rom = format!("vgabios-{card}.bin");
+        let there = |entry: &read::Entry| entry.path.ends_with(&format!("/{rom}"));
+        (!listing.entries.iter().any(there)).then(|| {
+            (
+                format!("vga=\"{card}\" needs {rom}, which its ramdisk lacks: QEMU ends"),
+                format!("vga=\"stdvga\", or install {rom} (Debian: seabios) and image build"),
+            )
+        })
     }
 
     /// Reports settings that ask for a part of the host, which a stubdomain's QEMU does not have.
@@ -282,7 +318,7 @@ fn by_qemu(disk: &str) -> Option<&'static str> {
 
 /// Returns the memory that `image build` would print for a ramdisk, in MiB.
 fn memory_for(file: &std::path::Path) -> Option<u64> {
-    let data = stubdm_image::read::contents(file).ok()?;
-    let listing = stubdm_image::read::listing(&data).ok()?;
+    let data = read::contents(file).ok()?;
+    let listing = read::listing(&data).ok()?;
     Some(memory(listing.unpacked, data.len() as u64))
 }

@@ -128,6 +128,13 @@ impl Host<'_> {
                 return Err(wrong(format!("it lacks {what}")));
             }
         }
+        for rom in firmware::NEEDED {
+            if !has(&format!("/{rom}")) {
+                return Err(wrong(format!(
+                    "it lacks {rom}: no guest with that graphics card starts"
+                )));
+            }
+        }
         let version = kernel.and_then(|path| self.version_of(path));
         let modules = version
             .as_deref()

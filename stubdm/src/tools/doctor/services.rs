@@ -7,7 +7,8 @@ use crate::service::record::{self, Life};
 use crate::supervise::run::is_running;
 
 impl Host<'_> {
-    /// Reports each proxy and console server that is gone, and a missing supervisor.
+    /// Reports each proxy and console server that is gone or older than the installed program, and a
+    /// missing supervisor.
     pub(super) fn services(&mut self) {
         let folder = counters::FOLDER.trim_start_matches('/');
         let folder = self.root.join(folder);
@@ -16,7 +17,20 @@ impl Host<'_> {
         for (_, record, life) in record::all(&folder) {
             let (kind, domain) = (record.kind.name(), record.stubdomain);
             match life {
-                Life::Alive => living += 1,
+                Life::Alive => {
+                    living += 1;
+                    if self.was_replaced(record.pid) {
+                        self.say(
+                            "services",
+                            State::Note,
+                            format!(
+                                "the {kind} of domain {domain}, process {}, runs a program that was replaced or removed",
+                                record.pid
+                            ),
+                            &format!("stubdm-run restart {domain}"),
+                        );
+                    }
+                }
                 Life::Gone(_) => self.say(
                     "services",
                     State::Wrong,
@@ -37,5 +51,11 @@ impl Host<'_> {
                 "systemctl start stubdm-supervise, or stubdm-run supervise --standby &",
             ),
         }
+    }
+
+    /// Returns whether a process's program is no longer the file of its name.
+    fn was_replaced(&self, pid: u32) -> bool {
+        let program = std::fs::read_link(self.root.join(format!("proc/{pid}/exe")));
+        program.is_ok_and(|path| path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)"))
     }
 }

@@ -196,6 +196,7 @@ impl Host<'_> {
                         "qemu",
                         format!("{place} is stubdm-run, which serves stubdomains' consoles; QEMU is {real}"),
                     );
+                    self.runs_as(&place, &real);
                     self.named_by_others(&place, &real);
                 }
                 (Ok(true), None) => self.say(
@@ -211,6 +212,34 @@ impl Host<'_> {
                     format!("no {place}, which ramdisks are made with and dom0 serves consoles with"),
                     "install QEMU for Xen (Debian: qemu-system-xen)",
                 ),
+            }
+        }
+    }
+
+    /// Reports dom0's own QEMU if it runs as `real`, which scripts that look for `place` miss: one
+    /// that was started before the launcher was installed.
+    fn runs_as(&mut self, place: &str, real: &str) {
+        let processes = fs::read_dir(self.root.join("proc")).into_iter().flatten();
+        let mut numbers: Vec<u32> = processes
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        numbers.sort_unstable();
+        for pid in numbers {
+            let folder = self.root.join(format!("proc/{pid}"));
+            let program = fs::read_link(folder.join("exe"));
+            let line = fs::read(folder.join("cmdline")).unwrap_or_default();
+            let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+            let of_dom0 = words
+                .windows(2)
+                .any(|pair| pair == [&b"-xen-domid"[..], &b"0"[..]]);
+            if of_dom0 && program.is_ok_and(|path| path == Path::new(real)) {
+                self.say(
+                    "qemu",
+                    State::Note,
+                    format!("dom0's own QEMU, process {pid}, runs as {real}: scripts that look for {place} do not find it"),
+                    &format!("kill {pid}, then start it again (Debian: systemctl restart xen)"),
+                );
             }
         }
     }
