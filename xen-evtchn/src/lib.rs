@@ -70,6 +70,7 @@ mod blocking;
 #[doc(hidden)]
 pub mod counters;
 mod dev;
+pub mod monitor;
 mod pacer;
 mod port;
 #[cfg(feature = "sim")]

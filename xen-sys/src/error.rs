@@ -114,6 +114,15 @@ pub enum Error {
         /// The errno.
         source: Arc<io::Error>,
     },
+    /// The page of a guest's monitor holds what no ring can: a domain that has it mapped wrote to
+    /// it, or Xen's records are of another version.
+    #[error("the monitor's ring: {what} cannot be {value}")]
+    MonitorRing {
+        /// Which value.
+        what: &'static str,
+        /// The value.
+        value: u32,
+    },
     /// The kernel's event buffer overflowed and no event is delivered until a reset.
     ///
     /// Linux: `EFBIG` from `/dev/xen/evtchn`.
@@ -154,7 +163,7 @@ impl Error {
             Self::NoDomain { .. } => Some(libc::ESRCH),
             Self::NoXen { .. } => Some(libc::ENOENT),
             Self::EventOverflow => Some(libc::EFBIG),
-            Self::Invalid { .. } | Self::Unsupported { .. } => None,
+            Self::Invalid { .. } | Self::Unsupported { .. } | Self::MonitorRing { .. } => None,
         }
     }
 
@@ -171,6 +180,7 @@ impl Error {
             }
             Self::Invalid { .. } => io::ErrorKind::InvalidInput,
             Self::Unsupported { .. } | Self::InterfaceVersion { .. } => io::ErrorKind::Unsupported,
+            Self::MonitorRing { .. } => io::ErrorKind::InvalidData,
             Self::EventOverflow => io::ErrorKind::Other,
         }
     }

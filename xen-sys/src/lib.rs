@@ -24,6 +24,7 @@
 //! | `IOCTL_GNTALLOC_*` | [`abi::gntalloc`], issued by [`ioctl::GntAlloc`] |
 //! | `IOCTL_PRIVCMD_*` | [`abi::privcmd`], issued by [`ioctl::PrivCmd`] |
 //! | hypercalls' structs | [`abi::hypercall`], [`abi::version`], [`abi::domctl`], [`abi::sysctl`] |
+//! | `vm_event_st` and what is in it | [`abi::vm_event`], read and written by [`monitor::Ring`] |
 //! | `xencall_open`, `xc_interface_open` | [`privcmd::Privcmd`] |
 //! | `xencall1` to `xencall5`, `xencall_alloc_buffer` | [`privcmd::Privcmd::hypercall`], [`privcmd::Privcmd::buffer`] |
 //! | `xc_version`, `xc_domain_getinfolist`, ... | [`privcmd::Privcmd::xen_version`], [`privcmd::Privcmd::domains`], ... |
@@ -50,6 +51,7 @@ mod host;
 mod ids;
 pub mod ioctl;
 pub mod mmap;
+pub mod monitor;
 pub mod privcmd;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -25,6 +25,7 @@
 //! | the machine | [`phys_info`](Privcmd::phys_info), [`cpu_topology`](Privcmd::cpu_topology), [`console_ring`](Privcmd::console_ring), ... |
 //! | one guest | [`hvm_param`](Privcmd::hvm_param), [`port_status`](Privcmd::port_status), [`maximum_gpfn`](Privcmd::maximum_gpfn), ... |
 //! | its memory and resources | [`guest`](Privcmd::guest), for `xen_gnttab::foreign` |
+//! | its monitor | [`enable_monitor`](Privcmd::enable_monitor), [`enable_event`](Privcmd::enable_event), [`set_mem_access`](Privcmd::set_mem_access), ... |
 //! | anything else | [`hypercall`](Privcmd::hypercall) and [`multicall`](Privcmd::multicall), which are `unsafe` |
 //!
 //! Nothing else in the workspace needs this device: event channels, grants and the store have
@@ -52,6 +53,7 @@ mod domain;
 mod guest;
 mod machine;
 mod memory;
+mod monitor;
 mod pool;
 mod raw;
 mod version;
@@ -68,6 +70,7 @@ pub use self::machine::{ConsoleChunk, CpuTopology, NodeMemory, PhysCaps, PhysInf
 #[doc(hidden)]
 pub use self::memory::{ForeignHold, ForeignPages};
 pub use self::memory::{Guest, Resource};
+pub use self::monitor::{MonitorEvent, MonitorEvents};
 pub use self::pool::Buffer;
 pub use self::version::{CompileInfo, DomainHandle, Features, XenVersion};
 pub use crate::abi::hypercall::MulticallEntry;

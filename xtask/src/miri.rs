@@ -43,6 +43,7 @@ const PARTS: &[Part] = &[
             "--",
             "ids::",
             "error::",
+            "monitor::",
             "privcmd::version::",
             "privcmd::domain::",
         ],

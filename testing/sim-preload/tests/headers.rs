@@ -16,7 +16,9 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xen_sys::abi::{altp2m, domctl, evtchn, gntalloc, gntdev, hypercall, privcmd, sysctl, version};
+use xen_sys::abi::{
+    altp2m, domctl, evtchn, gntalloc, gntdev, hypercall, privcmd, sysctl, version, vm_event,
+};
 use xen_sys::privcmd::{
     CapabilityFlags, DomainFlags, Features, HvmParam, PhysCaps, ShutdownReason, StateFlags,
 };
@@ -132,7 +134,358 @@ fn xen() -> Facts {
     versions(&mut f);
     domctls(&mut f);
     sysctls(&mut f);
+    monitor(&mut f);
     f
+}
+
+fn monitor(f: &mut Facts) {
+    {
+        use domctl::*;
+        layout!(f, "struct xen_domctl_debug_op", DebugOp, op, vcpu);
+        layout!(f, "struct xen_domctl_vm_event_op", VmEventOp, op, mode);
+        offsets!(
+            f,
+            "struct xen_domctl_vm_event_op",
+            VmEventOp,
+            u = "u.enable.port",
+            u = "u.version"
+        );
+        layout!(
+            f,
+            "struct xen_domctl_set_access_required",
+            SetAccessRequired,
+            access_required
+        );
+        layout!(f, "struct xen_domctl_monitor_op", MonitorOp, op, event, u);
+        let options = offset_of!(MonitorOp, u) as u64;
+        for (field, at) in [
+            ("mov_to_cr.index", 0),
+            ("mov_to_cr.sync", 1),
+            ("mov_to_cr.onchangeonly", 2),
+            ("mov_to_cr.bitmask", 8),
+            ("mov_to_msr.msr", 0),
+            ("mov_to_msr.onchangeonly", 4),
+            ("guest_request.sync", 0),
+            ("guest_request.allow_userspace", 1),
+            ("debug_exception.sync", 0),
+            ("vmexit.sync", 0),
+        ] {
+            let c = format!("offsetof(struct xen_domctl_monitor_op, u.{field})");
+            f.is(c, options + at);
+        }
+        values!(
+            f,
+            "XEN_DOMCTL_debug_op" = XEN_DOMCTL_DEBUG_OP,
+            "XEN_DOMCTL_vm_event_op" = XEN_DOMCTL_VM_EVENT_OP,
+            "XEN_DOMCTL_set_access_required" = XEN_DOMCTL_SET_ACCESS_REQUIRED,
+            "XEN_DOMCTL_monitor_op" = XEN_DOMCTL_MONITOR_OP,
+            "XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF" = XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF,
+            "XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON" = XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON,
+            "XEN_VM_EVENT_ENABLE" = XEN_VM_EVENT_ENABLE,
+            "XEN_VM_EVENT_DISABLE" = XEN_VM_EVENT_DISABLE,
+            "XEN_VM_EVENT_RESUME" = XEN_VM_EVENT_RESUME,
+            "XEN_VM_EVENT_GET_VERSION" = XEN_VM_EVENT_GET_VERSION,
+            "XEN_DOMCTL_VM_EVENT_OP_MONITOR" = XEN_DOMCTL_VM_EVENT_OP_MONITOR,
+            "XEN_DOMCTL_MONITOR_OP_ENABLE" = XEN_DOMCTL_MONITOR_OP_ENABLE,
+            "XEN_DOMCTL_MONITOR_OP_DISABLE" = XEN_DOMCTL_MONITOR_OP_DISABLE,
+            "XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES" = XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES,
+            "XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP" = XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP,
+            "XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS" = XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS,
+            "XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG" = XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG,
+            "XEN_DOMCTL_MONITOR_EVENT_MOV_TO_MSR" = XEN_DOMCTL_MONITOR_EVENT_MOV_TO_MSR,
+            "XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP" = XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP,
+            "XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT" =
+                XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT,
+            "XEN_DOMCTL_MONITOR_EVENT_GUEST_REQUEST" = XEN_DOMCTL_MONITOR_EVENT_GUEST_REQUEST,
+            "XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION" = XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION,
+            "XEN_DOMCTL_MONITOR_EVENT_CPUID" = XEN_DOMCTL_MONITOR_EVENT_CPUID,
+            "XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL" = XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL,
+            "XEN_DOMCTL_MONITOR_EVENT_INTERRUPT" = XEN_DOMCTL_MONITOR_EVENT_INTERRUPT,
+            "XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS" = XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS,
+            "XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED" =
+                XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED,
+            "XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT" =
+                XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT,
+            "XEN_DOMCTL_MONITOR_EVENT_VMEXIT" = XEN_DOMCTL_MONITOR_EVENT_VMEXIT,
+        );
+        f.guard = Some("XEN_DOMCTL_MONITOR_EVENT_IO");
+        values!(
+            f,
+            "XEN_DOMCTL_MONITOR_EVENT_IO" = XEN_DOMCTL_MONITOR_EVENT_IO
+        );
+        f.guard = None;
+    }
+    {
+        use hypercall::*;
+        layout!(
+            f,
+            "struct xen_memory_reservation",
+            MemoryReservation,
+            extent_start,
+            nr_extents,
+            extent_order,
+            mem_flags,
+            domid
+        );
+        layout!(
+            f,
+            "struct xen_mem_access_op",
+            MemAccessOp,
+            op,
+            access,
+            domid,
+            nr,
+            pfn,
+            pfn_list,
+            access_list
+        );
+        values!(
+            f,
+            "XENMEM_decrease_reservation" = XENMEM_DECREASE_RESERVATION,
+            "XENMEM_populate_physmap" = XENMEM_POPULATE_PHYSMAP,
+            "XENMEM_access_op" = XENMEM_ACCESS_OP,
+            "XENMEM_access_op_set_access" = XENMEM_ACCESS_OP_SET_ACCESS,
+            "XENMEM_access_op_get_access" = XENMEM_ACCESS_OP_GET_ACCESS,
+            "XENMEM_access_op_set_access_multi" = XENMEM_ACCESS_OP_SET_ACCESS_MULTI,
+        );
+    }
+    records(f);
+}
+
+fn records(f: &mut Facts) {
+    use vm_event::*;
+    layout!(
+        f,
+        "struct vm_event_st",
+        VmEvent,
+        version,
+        flags,
+        reason,
+        vcpu_id,
+        altp2m_idx,
+        u,
+        data
+    );
+    offsets!(
+        f,
+        "struct vm_event_sring",
+        SringHeader,
+        req_prod,
+        req_event,
+        rsp_prod,
+        rsp_event
+    );
+    values!(
+        f,
+        "VM_EVENT_INTERFACE_VERSION" = VM_EVENT_INTERFACE_VERSION,
+        "offsetof(struct vm_event_sring, ring)" = size_of::<SringHeader>(),
+        "__CONST_RING_SIZE(vm_event, 4096)" = RING_SLOTS,
+        "offsetof(struct vm_event_emul_read_data, data)" = 4,
+        "sizeof(struct vm_event_emul_read_data)" = 344,
+        "sizeof(struct vm_event_emul_insn_data)" = 16,
+        "offsetof(struct vm_event_fast_singlestep, p2midx)" = 0,
+        "sizeof(struct vm_event_fast_singlestep)" = 2,
+    );
+    layout!(
+        f,
+        "struct vm_event_regs_x86",
+        RegsX86,
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rflags,
+        dr6,
+        dr7,
+        rip,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        sysenter_cs,
+        sysenter_esp,
+        sysenter_eip,
+        msr_efer,
+        msr_star,
+        msr_lstar,
+        gdtr_base,
+        npt_base,
+        vmtrace_pos,
+        cs_base,
+        ss_base,
+        ds_base,
+        es_base,
+        fs_base,
+        gs_base,
+        cs,
+        ss,
+        ds,
+        es,
+        fs,
+        gs,
+        shadow_gs,
+        gdtr_limit,
+        cs_sel,
+        ss_sel,
+        ds_sel,
+        es_sel,
+        fs_sel,
+        gs_sel
+    );
+    layout!(
+        f,
+        "struct vm_event_regs_arm",
+        RegsArm,
+        ttbr0,
+        ttbr1,
+        ttbcr,
+        pc,
+        cpsr
+    );
+    layout!(
+        f,
+        "struct vm_event_mem_access",
+        MemAccess,
+        gfn,
+        offset,
+        gla,
+        flags
+    );
+    layout!(
+        f,
+        "struct vm_event_write_ctrlreg",
+        WriteCtrlreg,
+        index,
+        new_value,
+        old_value
+    );
+    layout!(
+        f,
+        "struct vm_event_mov_to_msr",
+        MovToMsr,
+        msr,
+        new_value,
+        old_value
+    );
+    layout!(f, "struct vm_event_singlestep", Singlestep, gfn);
+    layout!(
+        f,
+        "struct vm_event_debug",
+        Debug,
+        gfn,
+        pending_dbg,
+        insn_length,
+        kind = "type"
+    );
+    layout!(
+        f,
+        "struct vm_event_cpuid",
+        Cpuid,
+        insn_length,
+        leaf,
+        subleaf
+    );
+    layout!(
+        f,
+        "struct vm_event_interrupt_x86",
+        InterruptX86,
+        vector,
+        kind = "type",
+        error_code,
+        cr2
+    );
+    layout!(
+        f,
+        "struct vm_event_desc_access",
+        DescAccess,
+        instr_info = "arch.vmx.instr_info",
+        exit_qualification = "arch.vmx.exit_qualification",
+        descriptor,
+        is_write
+    );
+    layout!(
+        f,
+        "struct vm_event_vmexit",
+        Vmexit,
+        reason = "arch.vmx.reason",
+        qualification = "arch.vmx.qualification"
+    );
+    values!(
+        f,
+        "VM_EVENT_FLAG_VCPU_PAUSED" = VM_EVENT_FLAG_VCPU_PAUSED,
+        "VM_EVENT_FLAG_FOREIGN" = VM_EVENT_FLAG_FOREIGN,
+        "VM_EVENT_FLAG_EMULATE" = VM_EVENT_FLAG_EMULATE,
+        "VM_EVENT_FLAG_EMULATE_NOWRITE" = VM_EVENT_FLAG_EMULATE_NOWRITE,
+        "VM_EVENT_FLAG_TOGGLE_SINGLESTEP" = VM_EVENT_FLAG_TOGGLE_SINGLESTEP,
+        "VM_EVENT_FLAG_SET_EMUL_READ_DATA" = VM_EVENT_FLAG_SET_EMUL_READ_DATA,
+        "VM_EVENT_FLAG_DENY" = VM_EVENT_FLAG_DENY,
+        "VM_EVENT_FLAG_ALTERNATE_P2M" = VM_EVENT_FLAG_ALTERNATE_P2M,
+        "VM_EVENT_FLAG_SET_REGISTERS" = VM_EVENT_FLAG_SET_REGISTERS,
+        "VM_EVENT_FLAG_SET_EMUL_INSN_DATA" = VM_EVENT_FLAG_SET_EMUL_INSN_DATA,
+        "VM_EVENT_FLAG_GET_NEXT_INTERRUPT" = VM_EVENT_FLAG_GET_NEXT_INTERRUPT,
+        "VM_EVENT_FLAG_FAST_SINGLESTEP" = VM_EVENT_FLAG_FAST_SINGLESTEP,
+        "VM_EVENT_FLAG_NESTED_P2M" = VM_EVENT_FLAG_NESTED_P2M,
+        "VM_EVENT_FLAG_RESET_VMTRACE" = VM_EVENT_FLAG_RESET_VMTRACE,
+        "VM_EVENT_FLAG_RESET_FORK_STATE" = VM_EVENT_FLAG_RESET_FORK_STATE,
+        "VM_EVENT_FLAG_RESET_FORK_MEMORY" = VM_EVENT_FLAG_RESET_FORK_MEMORY,
+        "VM_EVENT_REASON_UNKNOWN" = VM_EVENT_REASON_UNKNOWN,
+        "VM_EVENT_REASON_MEM_ACCESS" = VM_EVENT_REASON_MEM_ACCESS,
+        "VM_EVENT_REASON_MEM_SHARING" = VM_EVENT_REASON_MEM_SHARING,
+        "VM_EVENT_REASON_MEM_PAGING" = VM_EVENT_REASON_MEM_PAGING,
+        "VM_EVENT_REASON_WRITE_CTRLREG" = VM_EVENT_REASON_WRITE_CTRLREG,
+        "VM_EVENT_REASON_MOV_TO_MSR" = VM_EVENT_REASON_MOV_TO_MSR,
+        "VM_EVENT_REASON_SOFTWARE_BREAKPOINT" = VM_EVENT_REASON_SOFTWARE_BREAKPOINT,
+        "VM_EVENT_REASON_SINGLESTEP" = VM_EVENT_REASON_SINGLESTEP,
+        "VM_EVENT_REASON_GUEST_REQUEST" = VM_EVENT_REASON_GUEST_REQUEST,
+        "VM_EVENT_REASON_DEBUG_EXCEPTION" = VM_EVENT_REASON_DEBUG_EXCEPTION,
+        "VM_EVENT_REASON_CPUID" = VM_EVENT_REASON_CPUID,
+        "VM_EVENT_REASON_PRIVILEGED_CALL" = VM_EVENT_REASON_PRIVILEGED_CALL,
+        "VM_EVENT_REASON_INTERRUPT" = VM_EVENT_REASON_INTERRUPT,
+        "VM_EVENT_REASON_DESCRIPTOR_ACCESS" = VM_EVENT_REASON_DESCRIPTOR_ACCESS,
+        "VM_EVENT_REASON_EMUL_UNIMPLEMENTED" = VM_EVENT_REASON_EMUL_UNIMPLEMENTED,
+        "VM_EVENT_REASON_VMEXIT" = VM_EVENT_REASON_VMEXIT,
+        "VM_EVENT_X86_CR0" = VM_EVENT_X86_CR0,
+        "VM_EVENT_X86_CR3" = VM_EVENT_X86_CR3,
+        "VM_EVENT_X86_CR4" = VM_EVENT_X86_CR4,
+        "VM_EVENT_X86_XCR0" = VM_EVENT_X86_XCR0,
+        "MEM_ACCESS_R" = MEM_ACCESS_R,
+        "MEM_ACCESS_W" = MEM_ACCESS_W,
+        "MEM_ACCESS_X" = MEM_ACCESS_X,
+        "MEM_ACCESS_GLA_VALID" = MEM_ACCESS_GLA_VALID,
+        "MEM_ACCESS_FAULT_WITH_GLA" = MEM_ACCESS_FAULT_WITH_GLA,
+        "MEM_ACCESS_FAULT_IN_GPT" = MEM_ACCESS_FAULT_IN_GPT,
+        "VM_EVENT_DESC_IDTR" = VM_EVENT_DESC_IDTR,
+        "VM_EVENT_DESC_GDTR" = VM_EVENT_DESC_GDTR,
+        "VM_EVENT_DESC_LDTR" = VM_EVENT_DESC_LDTR,
+        "VM_EVENT_DESC_TR" = VM_EVENT_DESC_TR,
+    );
+    f.guard = Some("VM_EVENT_REASON_IO_INSTRUCTION");
+    values!(
+        f,
+        "VM_EVENT_REASON_IO_INSTRUCTION" = VM_EVENT_REASON_IO_INSTRUCTION,
+    );
+    layout!(
+        f,
+        "struct vm_event_io",
+        Io,
+        bytes,
+        port,
+        in_ = "in",
+        str_ = "str"
+    );
+    f.guard = None;
 }
 
 fn small(f: &mut Facts) {
@@ -813,7 +1166,8 @@ fn xens_public_headers() {
         #include <xen/xen.h>\n#include <xen/domctl.h>\n#include <xen/sysctl.h>\n\
         #include <xen/version.h>\n#include <xen/memory.h>\n#include <xen/sched.h>\n\
         #include <xen/event_channel.h>\n#include <xen/grant_table.h>\n\
-        #include <xen/hvm/hvm_op.h>\n#include <xen/hvm/params.h>\n#include <xen/hvm/dm_op.h>";
+        #include <xen/hvm/hvm_op.h>\n#include <xen/hvm/params.h>\n#include <xen/hvm/dm_op.h>\n\
+        #include <xen/vm_event.h>";
     for (release, include) in releases() {
         let facts = check(&format!("Xen {release}"), &xen(), prologue, Some(&include));
         assert!(facts > 250, "{release}: only {facts} facts");

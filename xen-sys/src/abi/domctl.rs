@@ -81,6 +81,18 @@ pub const XEN_DOMCTL_MAX_MEM: u32 = 11;
 /// [`GetVcpuInfo`].
 #[doc(alias = "XEN_DOMCTL_getvcpuinfo")]
 pub const XEN_DOMCTL_GETVCPUINFO: u32 = 14;
+/// [`DebugOp`].
+#[doc(alias = "XEN_DOMCTL_debug_op")]
+pub const XEN_DOMCTL_DEBUG_OP: u32 = 54;
+/// [`VmEventOp`].
+#[doc(alias = "XEN_DOMCTL_vm_event_op")]
+pub const XEN_DOMCTL_VM_EVENT_OP: u32 = 56;
+/// [`SetAccessRequired`].
+#[doc(alias = "XEN_DOMCTL_set_access_required")]
+pub const XEN_DOMCTL_SET_ACCESS_REQUIRED: u32 = 64;
+/// [`MonitorOp`].
+#[doc(alias = "XEN_DOMCTL_monitor_op")]
+pub const XEN_DOMCTL_MONITOR_OP: u32 = 77;
 /// [`GetDomainState`]; Xen 4.21 and later.
 #[doc(alias = "XEN_DOMCTL_get_domain_state")]
 pub const XEN_DOMCTL_GET_DOMAIN_STATE: u32 = 90;
@@ -211,3 +223,112 @@ pub struct GetDomainState {
     /// Out: a number no other domain gets until the host is started again.
     pub unique_id: u64,
 }
+
+/// Single-stepping of a virtual CPU.
+///
+/// C: `struct xen_domctl_debug_op`.
+#[doc(alias = "xen_domctl_debug_op")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DebugOp {
+    /// `XEN_DOMCTL_DEBUG_OP_*`.
+    pub op: u32,
+    /// The virtual CPU.
+    pub vcpu: u32,
+}
+
+/// Off.
+pub const XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF: u32 = 0;
+/// On.
+pub const XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON: u32 = 1;
+
+/// The ring of the monitor, the pager or the sharer.
+///
+/// C: `struct xen_domctl_vm_event_op`.
+#[doc(alias = "xen_domctl_vm_event_op")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VmEventOp {
+    /// `XEN_VM_EVENT_*`.
+    pub op: u32,
+    /// `XEN_DOMCTL_VM_EVENT_OP_*`.
+    pub mode: u32,
+    /// Out: a union: the guest's port of the ring's event channel, or the version of the records.
+    pub u: u32,
+}
+
+/// Out: the port.
+pub const XEN_VM_EVENT_ENABLE: u32 = 0;
+/// Ends it.
+pub const XEN_VM_EVENT_DISABLE: u32 = 1;
+/// Responses are in the ring.
+pub const XEN_VM_EVENT_RESUME: u32 = 2;
+/// Out: the version.
+pub const XEN_VM_EVENT_GET_VERSION: u32 = 3;
+/// The monitor's ring.
+pub const XEN_DOMCTL_VM_EVENT_OP_MONITOR: u32 = 2;
+
+/// Whether a domain may run without a monitor where its memory's permissions want one.
+///
+/// C: `struct xen_domctl_set_access_required`.
+#[doc(alias = "xen_domctl_set_access_required")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SetAccessRequired {
+    /// 1: an access that the monitor should see and cannot ends the domain.
+    pub access_required: u8,
+}
+
+/// What the monitor is told of.
+///
+/// C: `struct xen_domctl_monitor_op`.
+#[doc(alias = "xen_domctl_monitor_op")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MonitorOp {
+    /// `XEN_DOMCTL_MONITOR_OP_*`.
+    pub op: u32,
+    /// In: `XEN_DOMCTL_MONITOR_EVENT_*`. Out, of capabilities: a bit for each.
+    pub event: u32,
+    /// A union: the event's options, in their C order.
+    pub u: [u8; 16],
+}
+
+/// Starts an event.
+pub const XEN_DOMCTL_MONITOR_OP_ENABLE: u32 = 0;
+/// Stops an event.
+pub const XEN_DOMCTL_MONITOR_OP_DISABLE: u32 = 1;
+/// Returns which events there are.
+pub const XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES: u32 = 2;
+/// Reports each step of a repeated instruction that is emulated.
+pub const XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP: u32 = 3;
+/// Lets responses deny writes to control registers.
+pub const XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS: u32 = 4;
+/// A write to a control register.
+pub const XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG: u32 = 0;
+/// A write to a model-specific register.
+pub const XEN_DOMCTL_MONITOR_EVENT_MOV_TO_MSR: u32 = 1;
+/// Each instruction.
+pub const XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP: u32 = 2;
+/// `INT3`.
+pub const XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT: u32 = 3;
+/// `HVMOP_guest_request_vm_event`.
+pub const XEN_DOMCTL_MONITOR_EVENT_GUEST_REQUEST: u32 = 4;
+/// `#DB`.
+pub const XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION: u32 = 5;
+/// `CPUID`.
+pub const XEN_DOMCTL_MONITOR_EVENT_CPUID: u32 = 6;
+/// `SMC`.
+pub const XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL: u32 = 7;
+/// An interrupt.
+pub const XEN_DOMCTL_MONITOR_EVENT_INTERRUPT: u32 = 8;
+/// A register of a descriptor table.
+pub const XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS: u32 = 9;
+/// An instruction that the emulator does not know.
+pub const XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED: u32 = 10;
+/// A fault in the guest's own page tables; reported unless it is disabled.
+pub const XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT: u32 = 11;
+/// An exit to the hypervisor.
+pub const XEN_DOMCTL_MONITOR_EVENT_VMEXIT: u32 = 12;
+/// An I/O port; Xen 4.18 and later.
+pub const XEN_DOMCTL_MONITOR_EVENT_IO: u32 = 13;

@@ -60,6 +60,62 @@ pub struct MemoryDomain {
     pub domid: DomId,
 }
 
+/// Frames that are given to a domain or taken from it.
+///
+/// C: `struct xen_memory_reservation`.
+#[doc(alias = "xen_memory_reservation")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryReservation {
+    /// In: the address of `nr_extents` frame numbers.
+    pub extent_start: u64,
+    /// In: extents.
+    pub nr_extents: u64,
+    /// In: an extent has 2 to this power pages.
+    pub extent_order: u32,
+    /// In: `XENMEMF_*`.
+    pub mem_flags: u32,
+    /// In: the domain.
+    pub domid: DomId,
+    /// C leaves it implicit.
+    pub pad: [u16; 3],
+}
+
+/// Permissions of frames, for the monitor.
+///
+/// C: `struct xen_mem_access_op`.
+#[doc(alias = "xen_mem_access_op")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemAccessOp {
+    /// In: `XENMEM_access_op_*`.
+    pub op: u8,
+    /// In or out: `XENMEM_access_*`.
+    pub access: u8,
+    /// In: the domain.
+    pub domid: DomId,
+    /// In: frames.
+    pub nr: u32,
+    /// In: the first frame; all ones for the permission of frames that have none.
+    pub pfn: u64,
+    /// In: the address of `nr` frame numbers.
+    pub pfn_list: u64,
+    /// In: the address of `nr` permissions.
+    pub access_list: u64,
+}
+
+/// Takes frames from a domain: [`MemoryReservation`].
+pub const XENMEM_DECREASE_RESERVATION: u64 = 1;
+/// Gives a domain memory at frames: [`MemoryReservation`].
+pub const XENMEM_POPULATE_PHYSMAP: u64 = 6;
+/// [`MemAccessOp`].
+pub const XENMEM_ACCESS_OP: u64 = 21;
+/// One permission for a range.
+pub const XENMEM_ACCESS_OP_SET_ACCESS: u8 = 0;
+/// Returns the permission of one frame.
+pub const XENMEM_ACCESS_OP_GET_ACCESS: u8 = 1;
+/// A permission for each of several frames.
+pub const XENMEM_ACCESS_OP_SET_ACCESS_MULTI: u8 = 4;
 /// Returns the pages a domain has.
 pub const XENMEM_CURRENT_RESERVATION: u64 = 3;
 /// Returns the pages a domain may have.

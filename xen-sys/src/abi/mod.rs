@@ -17,6 +17,7 @@ pub mod hypercall;
 pub mod privcmd;
 pub mod sysctl;
 pub mod version;
+pub mod vm_event;
 
 /// The 128 bytes of a domctl's or sysctl's body that start with `bytes`, the rest zero.
 fn words(bytes: &[u8]) -> [u64; 16] {

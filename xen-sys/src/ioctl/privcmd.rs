@@ -113,6 +113,33 @@ operations! {
     MaximumGpfn = HYPERVISOR_MEMORY_OP, hypercall::XENMEM_MAXIMUM_GPFN, "XENMEM_maximum_gpfn";
 }
 
+macro_rules! accesses {
+    ($($type:ident = $op:ident;)*) => { $(
+        // SAFETY: Xen copies `struct xen_mem_access_op` in, and out if it returns a permission
+        // (mem_access_memop in xen/common/mem_access.c). It looks at the two addresses for
+        // `XENMEM_access_op_set_access_multi` only; `bounded` sets another operation, and zeros.
+        unsafe impl Operation for $type {
+            const CALL: u64 = hypercall::HYPERVISOR_MEMORY_OP;
+            const COMMAND: u64 = hypercall::XENMEM_ACCESS_OP;
+            const NAME: &'static str = "XENMEM_access_op";
+
+            fn bounded(self) -> Self {
+                Self(hypercall::MemAccessOp {
+                    op: hypercall::$op,
+                    pfn_list: 0,
+                    access_list: 0,
+                    ..self.0
+                })
+            }
+        }
+    )* };
+}
+
+accesses! {
+    GetMemAccess = XENMEM_ACCESS_OP_GET_ACCESS;
+    SetMemAccess = XENMEM_ACCESS_OP_SET_ACCESS;
+}
+
 /// A struct that several operations take, as a type for each of them.
 macro_rules! of {
     ($($name:ident($struct:ty);)*) => { $(
@@ -128,6 +155,75 @@ of! {
     CurrentReservation(hypercall::MemoryDomain);
     MaximumReservation(hypercall::MemoryDomain);
     MaximumGpfn(hypercall::MemoryDomain);
+    GetMemAccess(hypercall::MemAccessOp);
+    SetMemAccess(hypercall::MemAccessOp);
+    SetMemAccessEach(hypercall::MemAccessOp);
+    DecreaseReservation(hypercall::MemoryReservation);
+    PopulatePhysmap(hypercall::MemoryReservation);
+}
+
+/// A memory operation on a list of frames of another domain.
+///
+/// # Safety
+///
+/// For operation `COMMAND` of `memory_op`, Xen must read at most the struct, and read and write at
+/// most `count` frame numbers at `frames` and `count` bytes at `bytes`, which
+/// [`set_lists`](Self::set_lists) was given; it must find no other address in what that returned.
+/// The operation must leave the memory of the calling domain alone.
+pub(crate) unsafe trait FrameList: Copy + IntoBytes + Immutable {
+    const COMMAND: u64;
+    const NAME: &'static str;
+    /// Whether Xen returns how many frames it did.
+    const COUNTS: bool = false;
+
+    /// The struct with the lists' addresses and their length in it.
+    fn set_lists(self, frames: u64, bytes: u64, count: u32) -> Self;
+}
+
+// SAFETY: Xen reads `nr` frame numbers and `nr` bytes (p2m_set_mem_access_multi in
+// xen/arch/x86/mm/mem_access.c). The permissions of a domain's own memory cannot be changed by the
+// domain (mem_access_memop takes a remote domain only).
+unsafe impl FrameList for SetMemAccessEach {
+    const COMMAND: u64 = hypercall::XENMEM_ACCESS_OP;
+    const NAME: &'static str = "XENMEM_access_op";
+
+    fn set_lists(self, frames: u64, bytes: u64, count: u32) -> Self {
+        Self(hypercall::MemAccessOp {
+            op: hypercall::XENMEM_ACCESS_OP_SET_ACCESS_MULTI,
+            nr: count,
+            pfn_list: frames,
+            access_list: bytes,
+            ..self.0
+        })
+    }
+}
+
+macro_rules! reservations {
+    ($($type:ident = $command:ident, $name:literal;)*) => { $(
+        // SAFETY: Xen reads `nr_extents` frame numbers and may overwrite them (populate_physmap and
+        // decrease_reservation in xen/common/memory.c). The domain is another one than the caller's
+        // where the value is made: `Privcmd::enable_monitor`, after Xen has made the domain's
+        // monitor, which no domain can be of itself.
+        unsafe impl FrameList for $type {
+            const COMMAND: u64 = hypercall::$command;
+            const NAME: &'static str = $name;
+            const COUNTS: bool = true;
+
+            fn set_lists(self, frames: u64, _: u64, count: u32) -> Self {
+                Self(hypercall::MemoryReservation {
+                    extent_start: frames,
+                    nr_extents: count.into(),
+                    extent_order: 0,
+                    ..self.0
+                })
+            }
+        }
+    )* };
+}
+
+reservations! {
+    DecreaseReservation = XENMEM_DECREASE_RESERVATION, "XENMEM_decrease_reservation";
+    PopulatePhysmap = XENMEM_POPULATE_PHYSMAP, "XENMEM_populate_physmap";
 }
 
 /// The operation on views numbered `CMD`.
@@ -220,6 +316,10 @@ domctls! {
     GetDomainInfo = XEN_DOMCTL_GETDOMAININFO, "XEN_DOMCTL_getdomaininfo";
     MaxMem = XEN_DOMCTL_MAX_MEM, "XEN_DOMCTL_max_mem";
     GetVcpuInfo = XEN_DOMCTL_GETVCPUINFO, "XEN_DOMCTL_getvcpuinfo";
+    DebugOp = XEN_DOMCTL_DEBUG_OP, "XEN_DOMCTL_debug_op";
+    VmEventOp = XEN_DOMCTL_VM_EVENT_OP, "XEN_DOMCTL_vm_event_op";
+    SetAccessRequired = XEN_DOMCTL_SET_ACCESS_REQUIRED, "XEN_DOMCTL_set_access_required";
+    MonitorOp = XEN_DOMCTL_MONITOR_OP, "XEN_DOMCTL_monitor_op";
     GetDomainState = XEN_DOMCTL_GET_DOMAIN_STATE, "XEN_DOMCTL_get_domain_state", stable true;
 }
 
@@ -350,6 +450,13 @@ const _: () = assert!(size_of::<Sysctl>() <= ARRAY);
 pub(crate) fn array_buffer<B: SysctlArray>(items: u32) -> usize {
     let array = (items as usize).saturating_mul(size_of::<B::Item>());
     array.saturating_add(ARRAY)
+}
+
+/// Bytes that [`PrivCmd::frame_list`] needs for `count` frames.
+pub(crate) fn list_buffer(count: usize) -> usize {
+    count
+        .saturating_mul(size_of::<u64>() + 1)
+        .saturating_add(ARRAY)
 }
 
 /// Bytes that [`PrivCmd::multicall`] needs for `calls` calls.
@@ -617,6 +724,45 @@ impl PrivCmd {
         Ok((body, items.collect()))
     }
 
+    /// Makes a memory operation on a list of frames, each with a byte, or with none at all.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's; [`Error::Invalid`] when there is not a byte for each
+    /// frame.
+    pub(crate) fn frame_list<L: FrameList>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        argument: L,
+        frames: &[u64],
+        each: &[u8],
+    ) -> Result<i64> {
+        need(L::NAME, buffer, list_buffer(frames.len()))?;
+        let count = checked_count(L::NAME, frames.len())?;
+        if !each.is_empty() && each.len() != frames.len() {
+            return Err(Error::Invalid {
+                op: L::NAME,
+                what: "the length of the second list",
+                value: each.len() as u64,
+            });
+        }
+        let bytes = ARRAY + size_of_val(frames);
+        put(buffer, ARRAY, frames);
+        put(buffer, bytes, each);
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let (frames, each) = (address + ARRAY as u64, address + bytes as u64);
+        put(buffer, 0, &argument.set_lists(frames, each, count));
+        // SAFETY: the struct is at `address` and ends before `ARRAY`. By the contract of
+        // `FrameList`, the only addresses in it are those `set_lists` put there, at which Xen reads
+        // and writes at most `count` frame numbers and `count` bytes: `need` saw that they are
+        // within the buffer, which is borrowed mutably. The operation changes no memory of this
+        // domain.
+        unsafe {
+            let op = hypercall::HYPERVISOR_MEMORY_OP;
+            self.call(L::NAME, op, [L::COMMAND, address, 0, 0, 0])
+        }
+    }
+
     /// `dm_op(remote_shutdown)`: declares that `domain`, whose device model this domain is, has
     /// shut down, for `reason`. A restricted file may do this to its own domain.
     ///
@@ -805,7 +951,7 @@ fn need(op: &'static str, buffer: &HypercallBuffer, bytes: usize) -> Result<()> 
 }
 
 /// Writes a struct into a buffer that [`need`] found long enough.
-fn put(buffer: &mut HypercallBuffer, at: usize, value: &(impl IntoBytes + Immutable)) {
+fn put(buffer: &mut HypercallBuffer, at: usize, value: &(impl IntoBytes + Immutable + ?Sized)) {
     let bytes = value.as_bytes();
     buffer.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
 }

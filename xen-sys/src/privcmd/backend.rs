@@ -10,7 +10,8 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 use super::pool::{Buffer, Pool};
 use crate::abi::{domctl, sysctl};
 use crate::ioctl::privcmd::{
-    DomctlBody, Operation, PrivCmd, SysctlArray, SysctlBody, array_buffer, domctls_buffer,
+    DomctlBody, FrameList, Operation, PrivCmd, SysctlArray, SysctlBody, array_buffer,
+    domctls_buffer, list_buffer,
 };
 use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
 
@@ -143,6 +144,30 @@ impl Backend {
             #[allow(unreachable_patterns)]
             _ => Err(Error::Unsupported { op: A::NAME }),
         })
+    }
+
+    /// A memory operation on frames of `domain`, each with a byte or with none at all.
+    pub(super) fn frame_list<L: FrameList>(
+        &self,
+        domain: DomId,
+        argument: L,
+        frames: &[u64],
+        each: &[u8],
+    ) -> Result<()> {
+        let done = self.named(L::NAME, Some(domain), || {
+            let dev = self.device(L::NAME)?;
+            let mut buffer = self.buffer(list_buffer(frames.len()))?;
+            dev.frame_list(&mut buffer, argument, frames, each)
+        })?;
+        // A reservation that ends early returns how many of the frames it did.
+        let whole = !L::COUNTS || u64::try_from(done).is_ok_and(|n| n == frames.len() as u64);
+        match whole {
+            true => Ok(()),
+            false => Err(Error::os(
+                L::NAME,
+                std::io::Error::from_raw_os_error(libc::ENOMEM),
+            )),
+        }
     }
 
     fn domctl_of<B: DomctlBody>(

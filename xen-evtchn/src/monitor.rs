@@ -1,0 +1,237 @@
+//! The monitor of a guest: its events, one by one, with a response to each.
+//!
+//! ```no_run
+//! use xen_evtchn::monitor::Monitor;
+//! use xen_sys::monitor::{EventKind, Response};
+//! use xen_sys::privcmd::{MonitorEvent, Privcmd};
+//! use xen_sys::{DomId, Xen};
+//!
+//! let xen = Xen::open()?;
+//! let privcmd = Privcmd::open(&xen)?;
+//! let mut monitor = Monitor::open(&xen, &privcmd, DomId::new(5))?;
+//! monitor.enable(MonitorEvent::Cpuid)?;
+//! while let Some(event) = monitor.next(None)? {
+//!     match event.kind {
+//!         EventKind::Cpuid { length, leaf, .. } => {
+//!             println!("vCPU {}: cpuid {leaf:#x}", event.vcpu);
+//!             monitor.respond(&Response::skip(&event, length))?;
+//!         }
+//!         _ => monitor.respond(&Response::resume(&event))?,
+//!     }
+//! }
+//! # Ok::<(), xen_sys::Error>(())
+//! ```
+//!
+//! # When it ends
+//!
+//! Dropping the monitor disables it and leaves no virtual CPU paused, whatever was not answered.
+//! Permissions of memory stay, until an access that is not permitted: Xen then lifts that one
+//! ([`set_access_required`](Privcmd::set_access_required) makes it end the guest instead).
+//!
+//! A program that is **killed** leaves the ring as it is. A virtual CPU whose event has no response
+//! stays paused, and so does each that has an event from then on. Xen remedies neither, and a new
+//! monitor fails with `EBUSY`. [`Privcmd::recover_from_monitor`] ends the old one and lets the
+//! virtual CPUs go on. A program that watches guests for long calls it for its guests when it
+//! starts.
+//!
+//! # Single-stepping and several virtual CPUs
+//!
+//! To let one access through, [`Response::emulate`] has Xen execute the instruction, and the
+//! permission stays. Where Xen cannot, the monitor lifts the permission, steps over the instruction
+//! ([`Response::toggle_single_step`]) and restores the permission, and misses what other virtual
+//! CPUs do meanwhile. A view of the memory for each virtual CPU has neither fault
+//! ([`Response::in_view`]).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xen_sys::monitor::{Event, Response, Ring};
+use xen_sys::privcmd::{MonitorEvent, Privcmd};
+use xen_sys::{DomId, Result, Xen};
+
+use crate::{BoundPort, EventChannels};
+
+/// A guest's monitor: disabled on drop.
+///
+/// One program at a time can be a guest's monitor.
+#[derive(Debug)]
+pub struct Monitor<'p> {
+    privcmd: &'p Privcmd,
+    domain: DomId,
+    channels: EventChannels,
+    port: BoundPort,
+    ring: Ring,
+    enabled: Vec<MonitorEvent>,
+}
+
+/// Rounds in which a drop tries to disable a monitor that virtual CPUs wait for.
+const ROUNDS: u32 = 100;
+
+impl<'p> Monitor<'p> {
+    /// Makes the guest's monitor. It reports nothing until an event is [enabled](Self::enable) or
+    /// [the permission of a frame](Privcmd::set_mem_access) is set. The guest is paused for some
+    /// hypercalls' time.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Privcmd::enable_monitor`], such as `EBUSY` when there is one, and of
+    /// [`EventChannels::bind_interdomain`].
+    #[doc(alias = "xc_monitor_enable")]
+    pub fn open(xen: &Xen, privcmd: &'p Privcmd, domain: DomId) -> Result<Self> {
+        let channels = EventChannels::open(xen)?;
+        let (ring, remote) = privcmd.enable_monitor(domain)?;
+        let port = match channels.bind_interdomain(domain, remote) {
+            Ok(port) => port,
+            Err(e) => {
+                // The first error counts.
+                let _ = privcmd.disable_monitor(domain);
+                return Err(e);
+            }
+        };
+        Ok(Self {
+            privcmd,
+            domain,
+            channels,
+            port,
+            ring,
+            enabled: Vec::new(),
+        })
+    }
+
+    /// Returns the guest.
+    #[must_use]
+    pub fn domain(&self) -> DomId {
+        self.domain
+    }
+
+    /// Reports an event from now on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Privcmd::enable_event`].
+    pub fn enable(&mut self, event: MonitorEvent) -> Result<()> {
+        self.privcmd.enable_event(self.domain, &event)?;
+        self.enabled.push(event);
+        Ok(())
+    }
+
+    /// Reports an event no more. Those in the ring stay there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Privcmd::disable_event`].
+    pub fn disable(&mut self, event: &MonitorEvent) -> Result<()> {
+        self.privcmd.disable_event(self.domain, event)?;
+        self.enabled.retain(|enabled| enabled != event);
+        Ok(())
+    }
+
+    /// Waits for the next event; `None` when `deadline` has passed. Without a deadline it waits
+    /// forever. Every event must be [answered](Self::respond), in any order; at most eight are
+    /// unanswered at a time, and Xen reports no more until then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MonitorRing`](xen_sys::Error::MonitorRing) when the ring's page was written to by
+    /// somebody else, from then on always; those of [`EventChannels::wait`].
+    pub fn next(&mut self, deadline: Option<Instant>) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.ring.poll_event()? {
+                return Ok(Some(event));
+            }
+            let Some(port) = self.channels.wait(deadline)? else {
+                // What came with the deadline is no less an event.
+                return self.ring.poll_event();
+            };
+            self.channels.unmask(port)?;
+            // A guest that notifies without end must not keep this from its deadline.
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return self.ring.poll_event();
+            }
+        }
+    }
+
+    /// Returns the next event if there is one, without waiting: for a loop of the caller's that
+    /// waits until the descriptor ([`AsFd`]) is readable. It is called until it returns `None`.
+    ///
+    /// # Errors
+    ///
+    /// As [`next`](Self::next).
+    pub fn poll(&mut self) -> Result<Option<Event>> {
+        self.next(Some(Instant::now()))
+    }
+
+    /// Answers an event and notifies Xen.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](xen_sys::Error::Invalid) when the event was answered before; those of
+    /// [`BoundPort::notify`].
+    pub fn respond(&mut self, response: &Response) -> Result<()> {
+        self.ring.handle_response(response)?;
+        self.port.notify()
+    }
+
+    /// Answers every event there is, so that the virtual CPUs go on; fails when the ring's page
+    /// does not say which they are.
+    fn drain(&mut self) -> Result<()> {
+        // Xen writes at most eight before it has read the answers, and a virtual CPU that goes on
+        // can be reported again.
+        for _ in 0..ROUNDS {
+            let mut rest = Ok(());
+            loop {
+                match self.ring.poll_event() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(e) => {
+                        rest = Err(e);
+                        break;
+                    }
+                }
+            }
+            if self.ring.resume_all() == 0 {
+                return rest;
+            }
+            self.port.notify()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the monitor; what fails here nobody could mend.
+    fn close(&mut self) {
+        for event in &self.enabled {
+            let _ = self.privcmd.disable_event(self.domain, event);
+        }
+        for _ in 0..ROUNDS {
+            // A virtual CPU that is paused has no event between the last look and the end.
+            let paused = self.privcmd.pause(self.domain).is_ok();
+            let drained = self.drain();
+            let done = match drained {
+                Ok(()) => self.privcmd.disable_monitor(self.domain),
+                Err(_) => self.privcmd.recover_from_monitor(self.domain),
+            };
+            if paused {
+                let _ = self.privcmd.unpause(self.domain);
+            }
+            if done.map_or_else(|e| e.errno(), |()| None) != Some(libc::EBUSY) {
+                return;
+            }
+            // A virtual CPU waits for room in the ring, and takes it only when it runs.
+            thread::sleep(Duration::from_millis(1));
+            let _ = self.drain();
+        }
+    }
+}
+
+impl Drop for Monitor<'_> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl AsFd for Monitor<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channels.as_fd()
+    }
+}
