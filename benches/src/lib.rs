@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod calls;
 pub mod end;
 #[cfg(feature = "sim")]
 pub mod local;

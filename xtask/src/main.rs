@@ -13,6 +13,7 @@
 mod api;
 mod apt;
 mod bench;
+mod bench_calls;
 mod bench_qmp;
 mod ci;
 mod console;
@@ -168,6 +169,17 @@ enum Bench {
         #[arg(long, default_value_t = 900, value_name = "SECONDS")]
         timeout: u64,
     },
+    /// Hypercalls, foreign memory, grants and events beside the C libraries, on real Xen
+    Calls {
+        #[command(flatten)]
+        host: HostArgs,
+        /// The folder for calls.md
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
+        /// Kill the host when it takes longer, in seconds
+        #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+        timeout: u64,
+    },
     /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
     Qmp {
         #[command(flatten)]
@@ -293,6 +305,12 @@ fn run(task: Task) -> Result<ExitCode> {
             };
             bench::run(&workspace, &request)
         }
+        Task::Bench(Bench::Calls { host, out, timeout }) => bench_calls::run(
+            &workspace,
+            &host.options()?,
+            &out,
+            Duration::from_secs(timeout),
+        ),
         Task::Bench(Bench::Qmp { host, out, timeout }) => bench_qmp::run(
             &workspace,
             &host.options()?,

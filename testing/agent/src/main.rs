@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod bench_calls;
 mod bench_qmp;
 mod domu;
 mod guest;
@@ -69,6 +70,8 @@ enum Command {
     },
     /// Compares our proxy with upstream's on one guest: in dom0.
     BenchQmp,
+    /// Compares these crates and the C libraries, call by call: in dom0.
+    BenchCalls,
     /// Prints what libxl makes of each hostile stubdomain through one proxy: in dom0.
     HostileTable {
         /// `ours`, or the path of another.
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         }
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
+        Command::BenchCalls => bench_calls::run().map(|()| 0),
         Command::HostileTable { proxy, from } => {
             let proxy = Some(proxy.as_str()).filter(|proxy| *proxy != "ours");
             tests::hostile::table(proxy, from.as_deref()).map(|()| 0)

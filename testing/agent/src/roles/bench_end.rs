@@ -1,4 +1,4 @@
-//! One end of a comparison: the counterpart of `c-vchan-bench.c`.
+//! Our part of a comparison: the counterparts of `c-vchan-bench.c` and `c-call-bench.c`.
 
 use anyhow::Result;
 use clap::Args;
@@ -19,5 +19,17 @@ impl BenchEnd {
             Ok((xen, store))
         };
         benches::end::main(&self.arguments, open, benches::counts)
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchCalls {
+    /// OPERATION UNITS COUNT DOMID
+    arguments: Vec<String>,
+}
+
+impl BenchCalls {
+    pub(crate) fn run(&self) -> Result<()> {
+        benches::calls::main(&self.arguments)
     }
 }

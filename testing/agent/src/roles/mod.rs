@@ -61,6 +61,8 @@ pub(crate) enum Role {
     VchanPingpong(vchan::Pingpong),
     /// One end of a comparison of ours with libxenvchan.
     BenchEnd(bench_end::BenchEnd),
+    /// An operation of the hypervisor's, many times, on these crates.
+    BenchCalls(bench_end::BenchCalls),
     /// A QMP client that waits to be killed.
     QmpClient(qmp::Client),
     /// The other end of the rules.
@@ -102,6 +104,7 @@ impl Role {
             Self::Vchan(role) => role.run(),
             Self::VchanPingpong(role) => role.run(),
             Self::BenchEnd(role) => role.run(),
+            Self::BenchCalls(role) => role.run(),
             Self::QmpClient(role) => role.run(),
             Self::RulesServe(role) => role.run(),
             Self::Hostile(role) => role.run(),
