@@ -5,9 +5,12 @@
 //! connection (bytes to read), and an event counter that is non-zero exactly while events of this
 //! watch wait in memory.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+#[cfg(not(target_os = "freebsd"))]
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+#[cfg(target_os = "freebsd")]
+use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::Result;
@@ -15,7 +18,7 @@ use crate::transport::os;
 
 #[derive(Debug)]
 pub(crate) struct ReadyFd {
-    set: Epoll,
+    set: OwnedFd,
     counter: EventFd,
 }
 
@@ -23,12 +26,7 @@ impl ReadyFd {
     pub(crate) fn new(connection: BorrowedFd<'_>) -> Result<Self> {
         let counter = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| os("eventfd", errno))?;
-        let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|errno| os("epoll_create", errno))?;
-        for fd in [connection, counter.as_fd()] {
-            set.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))
-                .map_err(|errno| os("epoll_ctl", errno))?;
-        }
+        let set = readable([connection, counter.as_fd()])?;
         Ok(Self { set, counter })
     }
 
@@ -43,8 +41,35 @@ impl ReadyFd {
     }
 }
 
+/// A set that is readable while one of the descriptors is.
+#[cfg(not(target_os = "freebsd"))]
+fn readable(descriptors: [BorrowedFd<'_>; 2]) -> Result<OwnedFd> {
+    let set =
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| os("epoll_create", errno))?;
+    for fd in descriptors {
+        set.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))
+            .map_err(|errno| os("epoll_ctl", errno))?;
+    }
+    Ok(set.0)
+}
+
+/// As on Linux, where the set would be an epoll one.
+#[cfg(target_os = "freebsd")]
+fn readable(descriptors: [BorrowedFd<'_>; 2]) -> Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let set = Kqueue::new().map_err(|errno| os("kqueue", errno))?;
+    let changes = descriptors.map(|fd| {
+        let fd = fd.as_raw_fd() as usize;
+        let (filter, add) = (EventFilter::EVFILT_READ, EvFlags::EV_ADD);
+        KEvent::new(fd, filter, add, FilterFlag::empty(), 0, 0)
+    });
+    set.kevent(&changes, &mut [], None)
+        .map_err(|errno| os("kevent", errno))?;
+    Ok(set.into())
+}
+
 impl AsFd for ReadyFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.set.0.as_fd()
+        self.set.as_fd()
     }
 }

@@ -33,11 +33,13 @@ mod gntalloc;
 mod gntdev;
 pub(crate) mod privcmd;
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr;
 
@@ -205,13 +207,43 @@ unsafe fn ioctl(
     opcode: Opcode,
     arg: *mut c_void,
 ) -> Result<c_int> {
+    // SAFETY: as for this function.
+    let result = unsafe { long_ioctl(fd, name, opcode, arg) }?;
+    // The drivers' own requests have results of 32 bits; a hypercall's is `call`'s.
+    Ok(result as c_int)
+}
+
+/// [`ioctl`], with the whole result, of which `ioctl(3)` returns 32 bits.
+///
+/// # Safety
+///
+/// As for [`ioctl`].
+#[cfg(target_os = "linux")]
+unsafe fn long_ioctl(
+    fd: BorrowedFd<'_>,
+    name: &'static str,
+    opcode: Opcode,
+    arg: *mut c_void,
+) -> Result<c_long> {
+    let opcode = libc::c_ulong::from(opcode);
     // SAFETY: the caller vouches for `arg`; `fd` is open for the duration of the borrow.
-    let r = unsafe { libc::ioctl(fd.as_raw_fd(), opcode as libc::Ioctl, arg) };
-    if r < 0 {
+    let result = unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), opcode, arg) };
+    if result == -1 {
         Err(Error::os(name, io::Error::last_os_error()))
     } else {
-        Ok(r)
+        Ok(result)
     }
+}
+
+/// The requests are Linux's; other systems have others of these numbers.
+#[cfg(not(target_os = "linux"))]
+unsafe fn long_ioctl(
+    _: BorrowedFd<'_>,
+    name: &'static str,
+    _: Opcode,
+    _: *mut c_void,
+) -> Result<c_long> {
+    Err(Error::os(name, io::Error::from_raw_os_error(libc::ENOSYS)))
 }
 
 /// Issues a request whose argument the driver only reads.

@@ -20,6 +20,13 @@ use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
 use crate::{DevRoot, Error, PAGE_SIZE, Result};
 
+/// A child has none of the pages.
+#[cfg(target_os = "linux")]
+const NOT_IN_CHILDREN: Advice = Advice::DontFork;
+/// No pages of a device are mapped on other systems.
+#[cfg(not(target_os = "linux"))]
+const NOT_IN_CHILDREN: Advice = Advice::Normal;
+
 /// This process's access to mapped pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protection {
@@ -57,7 +64,7 @@ impl Pages {
             Protection::Read => options.map_raw_read_only(&fd),
             Protection::ReadWrite => options.map_raw(&fd),
         }?;
-        pages.advise(Advice::DontFork)?;
+        pages.advise(NOT_IN_CHILDREN)?;
         Ok(Self(pages))
     }
 
@@ -115,7 +122,7 @@ impl Pages {
             }
             at += run;
         }
-        pages.advise(Advice::DontFork)?;
+        pages.advise(NOT_IN_CHILDREN)?;
         Ok(Self(pages))
     }
 
@@ -177,7 +184,7 @@ impl HypercallBuffer {
             }),
         };
         let buffer = buffer.and_then(|pages| {
-            pages.advise(Advice::DontFork)?;
+            pages.advise(NOT_IN_CHILDREN)?;
             Ok(pages)
         });
         buffer.map(Self).map_err(|e| Error::os(OP, e))

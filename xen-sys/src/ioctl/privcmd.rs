@@ -19,7 +19,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -514,23 +514,18 @@ impl PrivCmd {
     /// As [`hypercall`](Self::hypercall).
     unsafe fn call(&self, name: &'static str, op: u64, arg: [u64; 5]) -> Result<i64> {
         let mut call = privcmd::Hypercall { op, arg };
-        // Not `ioctl(3)`, whose result is an `int`: a hypercall's is a `long`.
         // SAFETY: the driver reads one `Hypercall`, which `call` is; the caller vouches for the
         // addresses in it; the descriptor is of /dev/xen/privcmd.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_ioctl,
-                self.0.file.as_raw_fd(),
-                libc::c_ulong::from(privcmd::IOCTL_PRIVCMD_HYPERCALL),
-                ptr::from_mut(&mut call),
+            super::long_ioctl(
+                self.0.file.as_fd(),
+                name,
+                privcmd::IOCTL_PRIVCMD_HYPERCALL,
+                ptr::from_mut(&mut call).cast(),
             )
-        };
-        if result == -1 {
-            Err(Error::os(name, io::Error::last_os_error()))
-        } else {
-            #[allow(clippy::useless_conversion, reason = "a long of 32 bits elsewhere")]
-            Ok(i64::from(result))
-        }
+        }?;
+        #[allow(clippy::useless_conversion, reason = "a long of 32 bits elsewhere")]
+        Ok(i64::from(result))
     }
 
     /// `xen_version` for an operation without an argument.

@@ -9,6 +9,9 @@ use crate::abi::version as abi;
 use crate::ioctl::privcmd::Operation;
 use crate::{Error, Result};
 
+/// Linux's and Xen's `ENODATA`, which libc does not have for every system.
+const NO_DATA: i32 = 61;
+
 /// A hypervisor's version; prints as Xen's own tools print it, `4.17.5`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -281,7 +284,7 @@ impl Privcmd {
         let answer = self.backend().operation(None, abi::BuildId::default());
         match answer {
             Ok((written, id)) => Ok(Some(within(written, &id.buf).to_vec())),
-            Err(e) if e.errno() == Some(libc::ENODATA) => Ok(None),
+            Err(e) if e.errno() == Some(NO_DATA) => Ok(None),
             Err(e) => Err(e),
         }
     }
