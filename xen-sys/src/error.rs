@@ -16,8 +16,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// [`HypercallsRefused`](Self::HypercallsRefused)), look at the errno ([`Os`](Self::Os),
 /// [`ForeignFrame`](Self::ForeignFrame)), correct the call ([`Invalid`](Self::Invalid),
 /// [`NoDomain`](Self::NoDomain)), do without ([`Unsupported`](Self::Unsupported),
-/// [`InterfaceVersion`](Self::InterfaceVersion)), or start over
-/// ([`EventOverflow`](Self::EventOverflow)).
+/// [`InterfaceVersion`](Self::InterfaceVersion)), give something back
+/// ([`LimitReached`](Self::LimitReached)), or start over ([`EventOverflow`](Self::EventOverflow)).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -81,6 +81,14 @@ pub enum Error {
     HypercallsRefused {
         /// The hypercall's operation by its C name.
         op: &'static str,
+    },
+    /// Xen or the kernel has no room for more of these (`ENOSPC`, `E2BIG`); nothing was done.
+    #[error("{op}: a limit is reached: {source}")]
+    LimitReached {
+        /// The hypercall's operation by its C name.
+        op: &'static str,
+        /// The errno.
+        source: Arc<io::Error>,
     },
     /// Xen's interface is of a version that this crate does not know.
     ///
@@ -150,6 +158,21 @@ impl Error {
         }
     }
 
+    /// Makes an error of a device-model operation or a mapping one that names the cause, `domain`
+    /// being whose device model or memory it is about.
+    pub(crate) fn about(self, domain: DomId) -> Self {
+        let Self::Os { op, source } = self else {
+            return self;
+        };
+        match source.raw_os_error() {
+            Some(libc::ESRCH) => Self::NoDomain { op, domain },
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { op, source },
+            Some(libc::ENOTTY | libc::ENOSYS | libc::EOPNOTSUPP) => Self::Unsupported { op },
+            Some(libc::ENOSPC | libc::E2BIG) => Self::LimitReached { op, source },
+            _ => Self::Os { op, source },
+        }
+    }
+
     /// Returns the errno, where the system gave one.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
@@ -157,7 +180,8 @@ impl Error {
             Self::Device { source, .. }
             | Self::Os { source, .. }
             | Self::ForeignFrame { source, .. }
-            | Self::NotPermitted { source, .. } => source.raw_os_error(),
+            | Self::NotPermitted { source, .. }
+            | Self::LimitReached { source, .. } => source.raw_os_error(),
             Self::HypercallsRefused { .. } => Some(libc::EPERM),
             Self::InterfaceVersion { .. } => Some(libc::EACCES),
             Self::NoDomain { .. } => Some(libc::ESRCH),
@@ -181,6 +205,7 @@ impl Error {
             Self::Invalid { .. } => io::ErrorKind::InvalidInput,
             Self::Unsupported { .. } | Self::InterfaceVersion { .. } => io::ErrorKind::Unsupported,
             Self::MonitorRing { .. } => io::ErrorKind::InvalidData,
+            Self::LimitReached { .. } => io::ErrorKind::QuotaExceeded,
             Self::EventOverflow => io::ErrorKind::Other,
         }
     }

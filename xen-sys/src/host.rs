@@ -108,7 +108,7 @@ impl Xen {
         Ok(Arc::clone(self.0.gntdev.get_or_init(|| opened)))
     }
 
-    fn new(host: Host) -> Self {
+    pub(crate) fn new(host: Host) -> Self {
         let gntdev = OnceLock::new();
         Self(Arc::new(Inner { host, gntdev }))
     }

@@ -8,7 +8,7 @@
 //! | `evtchn` | [`Evtchn`] | bind, unbind, notify, reset, restrict |
 //! | `gntdev` | [`GntDev`] | map, unmap, set_unmap_notify, grant_copy |
 //! | `gntalloc` | [`GntAlloc`] | alloc, dealloc, set_unmap_notify |
-//! | `privcmd` | [`PrivCmd`] | hypercall, dm_op, restrict |
+//! | `privcmd` | [`PrivCmd`] | hypercall, dm_op, restrict, mmap, irqfd, ioeventfd |
 //!
 //! None of the requests waits for anything but the hypervisor itself.
 //!

@@ -23,10 +23,11 @@
 //! | `IOCTL_GNTDEV_*` | [`abi::gntdev`], issued by [`ioctl::GntDev`] |
 //! | `IOCTL_GNTALLOC_*` | [`abi::gntalloc`], issued by [`ioctl::GntAlloc`] |
 //! | `IOCTL_PRIVCMD_*` | [`abi::privcmd`], issued by [`ioctl::PrivCmd`] |
-//! | hypercalls' structs | [`abi::hypercall`], [`abi::version`], [`abi::domctl`], [`abi::sysctl`] |
+//! | hypercalls' structs | [`abi::hypercall`], [`abi::version`], [`abi::domctl`], [`abi::sysctl`], [`abi::dm_op`] |
 //! | `vm_event_st` and what is in it | [`abi::vm_event`], read and written by [`monitor::Ring`] |
 //! | `xencall_open`, `xc_interface_open` | [`privcmd::Privcmd`] |
 //! | `xencall1` to `xencall5`, `xencall_alloc_buffer` | [`privcmd::Privcmd::hypercall`], [`privcmd::Privcmd::buffer`] |
+//! | `xendevicemodel_open` | [`device_model::DeviceModel`] |
 //! | `xc_version`, `xc_domain_getinfolist`, ... | [`privcmd::Privcmd::xen_version`], [`privcmd::Privcmd::domains`], ... |
 //!
 //! # Example
@@ -45,6 +46,7 @@
 //! (`MADV_DONTFORK`). A child that goes on without exec opens its own [`Xen`].
 
 pub mod abi;
+pub mod device_model;
 mod devices;
 mod error;
 mod host;

@@ -44,8 +44,11 @@
 //! compile:
 //!
 //! ```text
-//!   Privcmd ── restrict(dom) ──> RestrictedPrivcmd     for good; no hypercall any more
+//!   Privcmd ── restrict(dom) ──> RestrictedPrivcmd ──> DeviceModel
+//!                                for good; no hypercall any more
 //! ```
+//!
+//! [`DeviceModel`](crate::device_model::DeviceModel) has the device-model operations.
 
 mod altp2m;
 mod backend;
@@ -73,9 +76,11 @@ pub use self::memory::{Guest, Resource};
 pub use self::monitor::{MonitorEvent, MonitorEvents};
 pub use self::pool::Buffer;
 pub use self::version::{CompileInfo, DomainHandle, Features, XenVersion};
+use crate::abi::dm_op::RemoteShutdown;
 pub use crate::abi::hypercall::MulticallEntry;
 use crate::abi::privcmd::SHUTDOWN_CRASH;
 use crate::ioctl::PrivCmd;
+use crate::ioctl::privcmd::DmOpBody;
 use crate::{DomId, Error, Result, Xen};
 
 /// An open privcmd device, unrestricted.
@@ -168,17 +173,29 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] before Linux 4.16; else the kernel's. The unrestricted handle is
-    /// closed in any case.
+    /// [`Error::Unsupported`] before Linux 4.16; [`Error::NotPermitted`] (`EINVAL`) if it is
+    /// restricted to another domain already. The unrestricted handle is closed in any case.
     #[doc(alias = "IOCTL_PRIVCMD_RESTRICT")]
     pub fn restrict(self, domain: DomId) -> Result<RestrictedPrivcmd> {
-        let op = "IOCTL_PRIVCMD_RESTRICT";
-        let dev = self.backend.into_device(op)?;
-        match dev.restrict(domain) {
-            Ok(()) => Ok(RestrictedPrivcmd { dev, domain }),
-            Err(e) if e.errno() == Some(libc::ENOTTY) => Err(Error::Unsupported { op }),
-            Err(e) => Err(e),
+        if let Ok(dev) = self.backend.device("IOCTL_PRIVCMD_RESTRICT") {
+            dev.restrict(domain).map_err(restrict_error)?;
         }
+        Ok(RestrictedPrivcmd {
+            backend: self.backend,
+            domain,
+        })
+    }
+}
+
+/// The error of a restriction that the kernel refuses.
+fn restrict_error(error: Error) -> Error {
+    match error {
+        Error::Os { op, source } => match source.raw_os_error() {
+            Some(libc::ENOTTY) => Error::Unsupported { op },
+            Some(libc::EINVAL) => Error::NotPermitted { op, source },
+            _ => Error::Os { op, source },
+        },
+        error => error,
     }
 }
 
@@ -190,13 +207,22 @@ impl AsFd for Privcmd {
 }
 
 /// A privcmd device that can reach one domain only and make no hypercall of its own choice.
+///
+/// On a simulated host the type alone is the restriction.
 #[derive(Debug)]
 pub struct RestrictedPrivcmd {
-    dev: PrivCmd,
+    backend: Backend,
     domain: DomId,
 }
 
 impl RestrictedPrivcmd {
+    /// A file that is not restricted, for tests with what is no privcmd.
+    #[cfg(test)]
+    pub(crate) fn unrestricted(privcmd: Privcmd, domain: DomId) -> Self {
+        let backend = privcmd.backend;
+        Self { backend, domain }
+    }
+
     /// Returns the domain that stays reachable.
     #[must_use]
     pub fn domain(&self) -> DomId {
@@ -208,23 +234,33 @@ impl RestrictedPrivcmd {
     ///
     /// # Errors
     ///
-    /// `EPERM` if this is not its device model.
-    #[doc(alias = "xendevicemodel_shutdown")]
+    /// [`Error::NotPermitted`] if this is not its device model; [`Error::NoDomain`].
     pub fn crash(&self) -> Result<()> {
-        self.dev.remote_shutdown(self.domain, SHUTDOWN_CRASH)
+        let reason = SHUTDOWN_CRASH;
+        self.dm_op(RemoteShutdown { reason }, &mut []).0
+    }
+
+    /// Makes a device-model operation on the domain, as [`PrivCmd::dm_op`].
+    pub(crate) fn dm_op<B: DmOpBody>(&self, body: B, second: &mut [u8]) -> (Result<()>, B) {
+        let (done, body) = self.backend.dm_op(self.domain, body, second);
+        (done.map_err(|e| e.about(self.domain)), body)
+    }
+
+    /// The device, for what a simulated host does not do.
+    pub(crate) fn device(&self, op: &'static str) -> Result<&PrivCmd> {
+        self.backend.device(op)
     }
 
     /// Returns whether hypercalls are refused, as they have to be: the proof that the kernel
-    /// restricts this file.
+    /// restricts this file. False on a simulated host, which has no kernel.
     #[must_use]
     pub fn refuses_hypercalls(&self) -> bool {
-        let refused = self.dev.xenver_version().err();
-        refused.and_then(|error| error.errno()) == Some(libc::EPERM)
+        self.backend.refuses_hypercalls()
     }
 }
 
 impl AsFd for RestrictedPrivcmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.dev.as_fd()
+        self.backend.fd()
     }
 }

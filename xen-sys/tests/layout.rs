@@ -40,6 +40,8 @@ fn privcmd_opcodes() {
     assert_eq!(privcmd::IOCTL_PRIVCMD_HYPERCALL, 0x305000);
     assert_eq!(privcmd::IOCTL_PRIVCMD_DM_OP, 0x105005);
     assert_eq!(privcmd::IOCTL_PRIVCMD_RESTRICT, 0x25006);
+    assert_eq!(privcmd::IOCTL_PRIVCMD_IRQFD, 0x4018_5008);
+    assert_eq!(privcmd::IOCTL_PRIVCMD_IOEVENTFD, 0x4030_5009);
 }
 
 /// Size, alignment and each field's offset.
@@ -85,7 +87,13 @@ fn privcmd_layouts() {
     layout!(privcmd::Hypercall, 48, 8, op @ 0, arg @ 8);
     layout!(privcmd::DmOp, 16, 8, domid @ 0, count @ 2, buffers @ 8);
     layout!(privcmd::DmOpBuffer, 16, 8, address @ 0, size @ 8);
-    assert_eq!(size_of::<privcmd::RemoteShutdown>(), 16);
+    layout!(
+        privcmd::IrqFd, 24, 8, dm_op @ 0, size @ 8, fd @ 12, flags @ 16, dom @ 20, pad @ 22
+    );
+    layout!(
+        privcmd::IoEventFd, 48, 8, ioreq @ 0, ports @ 8, addr @ 16, addr_len @ 24, event_fd @ 28,
+        vcpus @ 32, vq @ 36, flags @ 40, dom @ 44, pad @ 46
+    );
     layout!(privcmd::Restrict, 2, 2, domid @ 0);
 }
 

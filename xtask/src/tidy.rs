@@ -39,6 +39,7 @@ const LIBRARIES: &[&str] = &[
     "xengnttab_",
     "xengntshr_",
     "xenforeignmemory_",
+    "xendevicemodel_",
     "xs_",
     "xencall",
     "xc_",

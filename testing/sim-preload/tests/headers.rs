@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use xen_sys::abi::{
-    altp2m, domctl, evtchn, gntalloc, gntdev, hypercall, privcmd, sysctl, version, vm_event,
+    altp2m, dm_op, domctl, evtchn, gntalloc, gntdev, hypercall, ioreq, privcmd, sysctl, version,
+    vm_event,
 };
 use xen_sys::privcmd::{
     CapabilityFlags, DomainFlags, Features, HvmParam, PhysCaps, ShutdownReason, StateFlags,
@@ -128,9 +129,12 @@ fn xen() -> Facts {
         "__HYPERVISOR_hvm_op" = hypercall::HYPERVISOR_HVM_OP,
         "__HYPERVISOR_sysctl" = hypercall::HYPERVISOR_SYSCTL,
         "__HYPERVISOR_domctl" = hypercall::HYPERVISOR_DOMCTL,
+        "__HYPERVISOR_dm_op" = hypercall::HYPERVISOR_DM_OP,
     );
     small(&mut f);
     views(&mut f);
+    dm_ops(&mut f);
+    ioreqs(&mut f);
     versions(&mut f);
     domctls(&mut f);
     sysctls(&mut f);
@@ -567,8 +571,6 @@ fn small(f: &mut Facts) {
         "SHUTDOWN_crash" = ShutdownReason::CRASH.as_u8(),
         "SHUTDOWN_watchdog" = ShutdownReason::WATCHDOG.as_u8(),
         "SHUTDOWN_soft_reset" = ShutdownReason::SOFT_RESET.as_u8(),
-        "XEN_DMOP_remote_shutdown" = 16,
-        "offsetof(struct xen_dm_op, u.remote_shutdown.reason)" = 8,
     );
     for (param, name) in HvmParam::NAMED {
         f.is(*name, param.as_u32());
@@ -653,6 +655,246 @@ fn views(f: &mut Facts) {
     f.is("XENMEM_access_r_pw", XENMEM_ACCESS_R_PW);
     f.is("XENMEM_access_default", XENMEM_ACCESS_DEFAULT);
     f.guard = None;
+}
+
+fn dm_ops(f: &mut Facts) {
+    use dm_op::*;
+    f.size::<DmOpArgument>("struct xen_dm_op");
+    offsets!(f, "struct xen_dm_op", DmOpArgument, op, pad, u);
+    layout!(
+        f,
+        "struct xen_dm_op_create_ioreq_server",
+        CreateIoreqServer,
+        handle_bufioreq,
+        id
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_get_ioreq_server_info",
+        GetIoreqServerInfo,
+        id,
+        flags,
+        bufioreq_port,
+        ioreq_gfn,
+        bufioreq_gfn
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_ioreq_server_range",
+        IoreqServerRange,
+        id,
+        kind = "type",
+        start,
+        end
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_set_ioreq_server_state",
+        SetIoreqServerState,
+        id,
+        enabled
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_destroy_ioreq_server",
+        DestroyIoreqServer,
+        id
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_track_dirty_vram",
+        TrackDirtyVram,
+        nr,
+        first_pfn
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_set_pci_intx_level",
+        SetPciIntxLevel,
+        domain,
+        bus,
+        device,
+        intx,
+        level
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_set_isa_irq_level",
+        SetIsaIrqLevel,
+        isa_irq,
+        level
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_set_pci_link_route",
+        SetPciLinkRoute,
+        link,
+        isa_irq
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_modified_memory",
+        ModifiedMemory,
+        nr_extents,
+        opaque
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_set_mem_type",
+        SetMemType,
+        nr,
+        mem_type,
+        first_pfn
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_inject_event",
+        InjectEvent,
+        vcpuid,
+        vector,
+        kind = "type",
+        insn_len,
+        error_code,
+        cr2
+    );
+    layout!(f, "struct xen_dm_op_inject_msi", InjectMsi, data, addr);
+    layout!(
+        f,
+        "struct xen_dm_op_map_mem_type_to_ioreq_server",
+        MapMemTypeToIoreqServer,
+        id,
+        kind = "type",
+        flags,
+        opaque
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_remote_shutdown",
+        RemoteShutdown,
+        reason
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_relocate_memory",
+        RelocateMemory,
+        size,
+        src_gfn,
+        dst_gfn
+    );
+    layout!(
+        f,
+        "struct xen_dm_op_pin_memory_cacheattr",
+        PinMemoryCacheattr,
+        start,
+        end,
+        kind = "type"
+    );
+    layout!(f, "struct xen_dm_op_set_irq_level", SetIrqLevel, irq, level);
+    layout!(f, "struct xen_dm_op_nr_vcpus", NrVcpus, vcpus);
+    layout!(
+        f,
+        "struct xen_dm_op_modified_memory_extent",
+        ModifiedMemoryExtent,
+        nr,
+        first_pfn
+    );
+    values!(
+        f,
+        "XEN_DMOP_create_ioreq_server" = XEN_DMOP_CREATE_IOREQ_SERVER,
+        "XEN_DMOP_get_ioreq_server_info" = XEN_DMOP_GET_IOREQ_SERVER_INFO,
+        "XEN_DMOP_map_io_range_to_ioreq_server" = XEN_DMOP_MAP_IO_RANGE_TO_IOREQ_SERVER,
+        "XEN_DMOP_set_ioreq_server_state" = XEN_DMOP_SET_IOREQ_SERVER_STATE,
+        "XEN_DMOP_destroy_ioreq_server" = XEN_DMOP_DESTROY_IOREQ_SERVER,
+        "XEN_DMOP_track_dirty_vram" = XEN_DMOP_TRACK_DIRTY_VRAM,
+        "XEN_DMOP_set_pci_intx_level" = XEN_DMOP_SET_PCI_INTX_LEVEL,
+        "XEN_DMOP_set_isa_irq_level" = XEN_DMOP_SET_ISA_IRQ_LEVEL,
+        "XEN_DMOP_set_pci_link_route" = XEN_DMOP_SET_PCI_LINK_ROUTE,
+        "XEN_DMOP_modified_memory" = XEN_DMOP_MODIFIED_MEMORY,
+        "XEN_DMOP_set_mem_type" = XEN_DMOP_SET_MEM_TYPE,
+        "XEN_DMOP_inject_event" = XEN_DMOP_INJECT_EVENT,
+        "XEN_DMOP_inject_msi" = XEN_DMOP_INJECT_MSI,
+        "XEN_DMOP_map_mem_type_to_ioreq_server" = XEN_DMOP_MAP_MEM_TYPE_TO_IOREQ_SERVER,
+        "XEN_DMOP_remote_shutdown" = XEN_DMOP_REMOTE_SHUTDOWN,
+        "XEN_DMOP_relocate_memory" = XEN_DMOP_RELOCATE_MEMORY,
+        "XEN_DMOP_pin_memory_cacheattr" = XEN_DMOP_PIN_MEMORY_CACHEATTR,
+        "XEN_DMOP_set_irq_level" = XEN_DMOP_SET_IRQ_LEVEL,
+        "XEN_DMOP_nr_vcpus" = XEN_DMOP_NR_VCPUS,
+        "XEN_DMOP_unmap_io_range_from_ioreq_server" = XEN_DMOP_UNMAP_IO_RANGE_FROM_IOREQ_SERVER,
+        "XEN_DMOP_no_gfns" = XEN_DMOP_NO_GFNS,
+        "HVM_IOREQSRV_BUFIOREQ_OFF" = HVM_IOREQSRV_BUFIOREQ_OFF,
+        "HVM_IOREQSRV_BUFIOREQ_LEGACY" = HVM_IOREQSRV_BUFIOREQ_LEGACY,
+        "HVM_IOREQSRV_BUFIOREQ_ATOMIC" = HVM_IOREQSRV_BUFIOREQ_ATOMIC,
+        "XEN_DMOP_IO_RANGE_PORT" = XEN_DMOP_IO_RANGE_PORT,
+        "XEN_DMOP_IO_RANGE_MEMORY" = XEN_DMOP_IO_RANGE_MEMORY,
+        "XEN_DMOP_IO_RANGE_PCI" = XEN_DMOP_IO_RANGE_PCI,
+        "XEN_DMOP_IOREQ_MEM_ACCESS_READ" = XEN_DMOP_IOREQ_MEM_ACCESS_READ,
+        "XEN_DMOP_IOREQ_MEM_ACCESS_WRITE" = XEN_DMOP_IOREQ_MEM_ACCESS_WRITE,
+        "HVMMEM_ram_rw" = HVMMEM_RAM_RW,
+        "HVMMEM_ram_ro" = HVMMEM_RAM_RO,
+        "HVMMEM_mmio_dm" = HVMMEM_MMIO_DM,
+        "HVMMEM_ioreq_server" = HVMMEM_IOREQ_SERVER,
+        "XEN_DMOP_EVENT_ext_int" = XEN_DMOP_EVENT_EXT_INT,
+        "XEN_DMOP_EVENT_nmi" = XEN_DMOP_EVENT_NMI,
+        "XEN_DMOP_EVENT_hw_exc" = XEN_DMOP_EVENT_HW_EXC,
+        "XEN_DMOP_EVENT_sw_int" = XEN_DMOP_EVENT_SW_INT,
+        "XEN_DMOP_EVENT_pri_sw_exc" = XEN_DMOP_EVENT_PRI_SW_EXC,
+        "XEN_DMOP_EVENT_sw_exc" = XEN_DMOP_EVENT_SW_EXC,
+        "XEN_DMOP_MEM_CACHEATTR_UC" = XEN_DMOP_MEM_CACHEATTR_UC,
+        "XEN_DMOP_MEM_CACHEATTR_WC" = XEN_DMOP_MEM_CACHEATTR_WC,
+        "XEN_DMOP_MEM_CACHEATTR_WT" = XEN_DMOP_MEM_CACHEATTR_WT,
+        "XEN_DMOP_MEM_CACHEATTR_WP" = XEN_DMOP_MEM_CACHEATTR_WP,
+        "XEN_DMOP_MEM_CACHEATTR_WB" = XEN_DMOP_MEM_CACHEATTR_WB,
+        "XEN_DMOP_MEM_CACHEATTR_UCM" = XEN_DMOP_MEM_CACHEATTR_UCM,
+        "XEN_DMOP_DELETE_MEM_CACHEATTR" = XEN_DMOP_DELETE_MEM_CACHEATTR,
+        "XEN_DMOP_PCI_SBDF(0x5bcd, 0x12, 31, 7)" =
+            xen_sys::device_model::PciFunction::new(0x5bcd, 0x12, 31, 7)
+                .unwrap()
+                .sbdf(),
+    );
+}
+
+fn ioreqs(f: &mut Facts) {
+    use ioreq::*;
+    layout!(f, "struct ioreq", Ioreq, addr, data, count, size, vp_eport);
+    offsets!(f, "struct ioreq", Ioreq, kind = "type");
+    layout!(
+        f,
+        "struct buffered_iopage",
+        BufferedIopage,
+        read_pointer,
+        write_pointer,
+        buf_ioreq
+    );
+    let bits = |field: &str| {
+        format!(
+            "((union {{ struct ioreq r; uint8_t b[32]; }}){{ .r = {{ {field} }} }})\
+             .b[offsetof(struct ioreq, type) - 1]"
+        )
+    };
+    f.is(bits(".state = 0xf"), STATE_MASK);
+    f.is(bits(".data_is_ptr = 1"), DATA_IS_PTR);
+    f.is(bits(".dir = IOREQ_READ"), DIR_READ);
+    f.is(bits(".df = 1"), DF);
+    let head = |field: &str| {
+        format!("((union {{ buf_ioreq_t r; uint32_t w[2]; }}){{ .r = {{ {field} }} }}).w[0]")
+    };
+    f.is(head(".type = 0x5a"), 0x5au32);
+    f.is(head(".dir = IOREQ_READ"), 1u32 << 9);
+    f.is(head(".size = 3"), 3u32 << 10);
+    f.is(head(".addr = 0xfffff"), 0xfffff_u32 << 12);
+    values!(
+        f,
+        "IOREQ_BUFFER_SLOT_NUM" = IOREQ_BUFFER_SLOT_NUM,
+        "STATE_IOREQ_NONE" = STATE_IOREQ_NONE,
+        "STATE_IOREQ_READY" = STATE_IOREQ_READY,
+        "STATE_IOREQ_INPROCESS" = STATE_IOREQ_INPROCESS,
+        "STATE_IORESP_READY" = STATE_IORESP_READY,
+        "IOREQ_TYPE_PIO" = IOREQ_TYPE_PIO,
+        "IOREQ_TYPE_COPY" = IOREQ_TYPE_COPY,
+        "IOREQ_TYPE_PCI_CONFIG" = IOREQ_TYPE_PCI_CONFIG,
+        "IOREQ_TYPE_TIMEOFFSET" = IOREQ_TYPE_TIMEOFFSET,
+        "IOREQ_TYPE_INVALIDATE" = IOREQ_TYPE_INVALIDATE,
+    );
 }
 
 fn versions(f: &mut Facts) {
@@ -1033,6 +1275,41 @@ fn linux() -> Facts {
             "IOCTL_PRIVCMD_MMAPBATCH_V2" = IOCTL_PRIVCMD_MMAPBATCH_V2,
             "IOCTL_PRIVCMD_MMAP_RESOURCE" = IOCTL_PRIVCMD_MMAP_RESOURCE,
         );
+        f.guard = Some("IOCTL_PRIVCMD_IOEVENTFD");
+        values!(
+            f,
+            "IOCTL_PRIVCMD_IRQFD" = IOCTL_PRIVCMD_IRQFD,
+            "IOCTL_PRIVCMD_IOEVENTFD" = IOCTL_PRIVCMD_IOEVENTFD,
+            "PRIVCMD_IRQFD_FLAG_DEASSIGN" = PRIVCMD_IRQFD_FLAG_DEASSIGN,
+            "PRIVCMD_IOEVENTFD_FLAG_DEASSIGN" = PRIVCMD_IOEVENTFD_FLAG_DEASSIGN,
+        );
+        layout!(
+            f,
+            "struct privcmd_irqfd",
+            IrqFd,
+            dm_op,
+            size,
+            fd,
+            flags,
+            dom,
+            pad
+        );
+        layout!(
+            f,
+            "struct privcmd_ioeventfd",
+            IoEventFd,
+            ioreq,
+            ports,
+            addr,
+            addr_len,
+            event_fd,
+            vcpus,
+            vq,
+            flags,
+            dom,
+            pad
+        );
+        f.guard = None;
         layout!(f, "struct privcmd_hypercall", Hypercall, op, arg);
         layout!(
             f,
@@ -1167,7 +1444,7 @@ fn xens_public_headers() {
         #include <xen/version.h>\n#include <xen/memory.h>\n#include <xen/sched.h>\n\
         #include <xen/event_channel.h>\n#include <xen/grant_table.h>\n\
         #include <xen/hvm/hvm_op.h>\n#include <xen/hvm/params.h>\n#include <xen/hvm/dm_op.h>\n\
-        #include <xen/vm_event.h>";
+        #include <xen/vm_event.h>\n#include <xen/hvm/ioreq.h>";
     for (release, include) in releases() {
         let facts = check(&format!("Xen {release}"), &xen(), prologue, Some(&include));
         assert!(facts > 250, "{release}: only {facts} facts");

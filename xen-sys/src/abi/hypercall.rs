@@ -33,6 +33,9 @@ pub const HYPERVISOR_SYSCTL: u64 = 35;
 /// `domctl(arg)`: xen/include/public/domctl.h.
 #[doc(alias = "__HYPERVISOR_domctl")]
 pub const HYPERVISOR_DOMCTL: u64 = 36;
+/// `dm_op`. Through privcmd it has a request of its own.
+#[doc(alias = "__HYPERVISOR_dm_op")]
+pub const HYPERVISOR_DM_OP: u64 = 41;
 
 /// One hypercall of a multicall.
 ///

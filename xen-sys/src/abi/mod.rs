@@ -9,11 +9,13 @@
 use zerocopy::IntoBytes as _;
 
 pub mod altp2m;
+pub mod dm_op;
 pub mod domctl;
 pub mod evtchn;
 pub mod gntalloc;
 pub mod gntdev;
 pub mod hypercall;
+pub mod ioreq;
 pub mod privcmd;
 pub mod sysctl;
 pub mod version;
@@ -31,7 +33,7 @@ fn words(bytes: &[u8]) -> [u64; 16] {
 /// The number of an ioctl.
 pub type Opcode = u32;
 
-/// `_IOC(_IOC_NONE, group, number, size)`, the form of every ioctl of Xen's drivers.
+/// `_IOC(_IOC_NONE, group, number, size)`, the form of most ioctls of Xen's drivers.
 ///
 /// They are declared without a direction although many read and write their argument, so the
 /// direction says nothing about what the kernel does.
@@ -43,4 +45,11 @@ pub type Opcode = u32;
 pub const fn opcode(group: u8, number: u8, size: usize) -> Opcode {
     assert!(size < 1 << 14, "an ioctl argument is smaller than 16 KiB");
     ((size as u32) << 16) | ((group as u32) << 8) | number as u32
+}
+
+/// `_IOW(group, number, ...)` of `size` bytes, the form of privcmd's latest ioctls.
+#[doc(alias = "_IOW")]
+#[must_use]
+pub const fn opcode_write(group: u8, number: u8, size: usize) -> Opcode {
+    1 << 30 | opcode(group, number, size)
 }

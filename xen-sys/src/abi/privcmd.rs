@@ -1,6 +1,6 @@
 //! `/dev/xen/privcmd`: include/uapi/xen/privcmd.h.
 
-use super::{Opcode, opcode};
+use super::{Opcode, opcode, opcode_write};
 use crate::DomId;
 
 /// A hypercall: its number and up to five arguments.
@@ -36,30 +36,6 @@ pub struct DmOpBuffer {
     pub address: u64,
     /// Its length in bytes.
     pub size: u64,
-}
-
-/// `struct xen_dm_op` with `struct xen_dm_op_remote_shutdown` in it:
-/// xen/include/public/hvm/dm_op.h.
-#[doc(alias = "xen_dm_op_remote_shutdown")]
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(8))]
-pub struct RemoteShutdown {
-    op: u32,
-    pad: u32,
-    reason: u32,
-}
-
-impl RemoteShutdown {
-    /// For one of the [`SHUTDOWN_CRASH`]es of xen/include/public/sched.h.
-    #[must_use]
-    pub const fn new(reason: u32) -> Self {
-        const XEN_DMOP_REMOTE_SHUTDOWN: u32 = 16;
-        Self {
-            op: XEN_DMOP_REMOTE_SHUTDOWN,
-            pad: 0,
-            reason,
-        }
-    }
 }
 
 /// The reason of a domain that cannot go on: `SHUTDOWN_crash`.
@@ -118,6 +94,61 @@ pub struct MmapResource {
     pub addr: u64,
 }
 
+/// Has the kernel make a device-model operation each time an eventfd is signalled.
+///
+/// C: `struct privcmd_irqfd`.
+#[doc(alias = "privcmd_irqfd")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct IrqFd {
+    /// The address of the operation.
+    pub dm_op: u64,
+    /// Bytes of it.
+    pub size: u32,
+    /// The eventfd.
+    pub fd: u32,
+    /// [`PRIVCMD_IRQFD_FLAG_DEASSIGN`] or 0.
+    pub flags: u32,
+    /// The domain.
+    pub dom: DomId,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Has the kernel answer a guest's write to a virtio queue's doorbell by signalling an eventfd.
+///
+/// C: `struct privcmd_ioeventfd`.
+#[doc(alias = "privcmd_ioeventfd")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct IoEventFd {
+    /// The address of the mapped page of synchronous requests.
+    pub ioreq: u64,
+    /// The address of the ports of the virtual CPUs, of 32 bits each.
+    pub ports: u64,
+    /// The guest-physical address of the virtio device.
+    pub addr: u64,
+    /// Bytes of a write: 1, 2, 4 or 8.
+    pub addr_len: u32,
+    /// The eventfd.
+    pub event_fd: u32,
+    /// How many ports.
+    pub vcpus: u32,
+    /// The queue.
+    pub vq: u32,
+    /// [`PRIVCMD_IOEVENTFD_FLAG_DEASSIGN`] or 0.
+    pub flags: u32,
+    /// The domain.
+    pub dom: DomId,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Ends an [`IrqFd`].
+pub const PRIVCMD_IRQFD_FLAG_DEASSIGN: u32 = 1 << 0;
+/// Ends an [`IoEventFd`].
+pub const PRIVCMD_IOEVENTFD_FLAG_DEASSIGN: u32 = 1 << 0;
+
 /// [`Hypercall`].
 pub const IOCTL_PRIVCMD_HYPERCALL: Opcode = opcode(b'P', 0, size_of::<Hypercall>());
 /// [`DmOp`].
@@ -128,3 +159,7 @@ pub const IOCTL_PRIVCMD_RESTRICT: Opcode = opcode(b'P', 6, size_of::<Restrict>()
 pub const IOCTL_PRIVCMD_MMAPBATCH_V2: Opcode = opcode(b'P', 4, size_of::<MmapBatchV2>());
 /// [`MmapResource`].
 pub const IOCTL_PRIVCMD_MMAP_RESOURCE: Opcode = opcode(b'P', 7, size_of::<MmapResource>());
+/// [`IrqFd`], since Linux 6.6.
+pub const IOCTL_PRIVCMD_IRQFD: Opcode = opcode_write(b'P', 8, size_of::<IrqFd>());
+/// [`IoEventFd`], since Linux 6.7.
+pub const IOCTL_PRIVCMD_IOEVENTFD: Opcode = opcode_write(b'P', 9, size_of::<IoEventFd>());

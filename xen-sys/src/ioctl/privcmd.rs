@@ -11,16 +11,22 @@
 //! * what Xen reads and writes there is stated by the argument's type ([`Operation`],
 //!   [`DomctlBody`], [`SysctlBody`], [`SysctlArray`]: unsafe to implement, and implemented only
 //!   here), and is checked against the buffer's length before the call;
+//! * a device-model operation passes the addresses of a struct and of a slice that it borrows
+//!   mutably ([`DmOpBody`] says that Xen finds no others);
 //! * the two that map another domain's frames name pages of a [`Pages`], from which no reference is
 //!   ever made, and fill only pages of a mapping of this very device;
+//! * the one page that the driver uses after the call is kept until it no longer does
+//!   ([`AssignedEventFd`]);
 //! * the call is one `ioctl(2)` of the calling thread: it has returned before anything can unwind
 //!   or be cancelled, and the buffer outlives it in any case.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -30,12 +36,13 @@ use crate::abi::altp2m::{
     HVMOP_ALTP2M_GET_DOMAIN_STATE, HVMOP_ALTP2M_GET_MEM_ACCESS, HVMOP_ALTP2M_GET_P2M_IDX,
     HVMOP_ALTP2M_SET_DOMAIN_STATE, HVMOP_ALTP2M_SET_MEM_ACCESS, HVMOP_ALTP2M_SWITCH_P2M,
 };
+use crate::abi::dm_op::{self, DmOpArgument};
 use crate::abi::domctl::{self, Domctl};
 use crate::abi::hypercall::{self, MulticallEntry};
 use crate::abi::sysctl::{self, Sysctl};
 use crate::abi::{altp2m, privcmd, version};
-use crate::mmap::{HypercallBuffer, Pages};
-use crate::{DevRoot, DomId, Error, PAGE_SIZE, Result};
+use crate::mmap::{HypercallBuffer, Pages, Protection};
+use crate::{DevRoot, DomId, Error, PAGE_SIZE, Port, Result};
 
 /// An open `/dev/xen/privcmd`. [`crate::privcmd`] has the typed operations.
 #[derive(Debug)]
@@ -155,6 +162,8 @@ of! {
     CurrentReservation(hypercall::MemoryDomain);
     MaximumReservation(hypercall::MemoryDomain);
     MaximumGpfn(hypercall::MemoryDomain);
+    MapIoRange(dm_op::IoreqServerRange);
+    UnmapIoRange(dm_op::IoreqServerRange);
     GetMemAccess(hypercall::MemAccessOp);
     SetMemAccess(hypercall::MemAccessOp);
     SetMemAccessEach(hypercall::MemAccessOp);
@@ -440,6 +449,66 @@ unsafe impl SysctlArray for sysctl::NumaInfo {
     fn items(&self) -> u32 {
         self.num_nodes
     }
+}
+
+/// The body of a device-model operation.
+///
+/// # Safety
+///
+/// For operation `COMMAND`, Xen must take nothing in the body or in the operation's second buffer
+/// for an address of the caller's.
+pub(crate) unsafe trait DmOpBody: Copy + FromBytes + IntoBytes + Immutable {
+    const COMMAND: u32;
+    const NAME: &'static str;
+}
+
+macro_rules! dm_ops {
+    ($($type:path = $command:ident, $name:literal;)*) => { $(
+        // SAFETY: the type is the operation's member of the union in `struct xen_dm_op`. Its fields
+        // are values, frames and addresses of the guest; Xen reaches the caller's memory through
+        // the buffers only (xen/common/dm.c, xen/arch/x86/hvm/dm.c).
+        unsafe impl DmOpBody for $type {
+            const COMMAND: u32 = dm_op::$command;
+            const NAME: &'static str = $name;
+        }
+    )* };
+}
+
+dm_ops! {
+    dm_op::CreateIoreqServer = XEN_DMOP_CREATE_IOREQ_SERVER, "XEN_DMOP_create_ioreq_server";
+    dm_op::GetIoreqServerInfo = XEN_DMOP_GET_IOREQ_SERVER_INFO, "XEN_DMOP_get_ioreq_server_info";
+    MapIoRange =
+        XEN_DMOP_MAP_IO_RANGE_TO_IOREQ_SERVER, "XEN_DMOP_map_io_range_to_ioreq_server";
+    UnmapIoRange =
+        XEN_DMOP_UNMAP_IO_RANGE_FROM_IOREQ_SERVER, "XEN_DMOP_unmap_io_range_from_ioreq_server";
+    dm_op::SetIoreqServerState =
+        XEN_DMOP_SET_IOREQ_SERVER_STATE, "XEN_DMOP_set_ioreq_server_state";
+    dm_op::DestroyIoreqServer = XEN_DMOP_DESTROY_IOREQ_SERVER, "XEN_DMOP_destroy_ioreq_server";
+    dm_op::TrackDirtyVram = XEN_DMOP_TRACK_DIRTY_VRAM, "XEN_DMOP_track_dirty_vram";
+    dm_op::SetPciIntxLevel = XEN_DMOP_SET_PCI_INTX_LEVEL, "XEN_DMOP_set_pci_intx_level";
+    dm_op::SetIsaIrqLevel = XEN_DMOP_SET_ISA_IRQ_LEVEL, "XEN_DMOP_set_isa_irq_level";
+    dm_op::SetPciLinkRoute = XEN_DMOP_SET_PCI_LINK_ROUTE, "XEN_DMOP_set_pci_link_route";
+    dm_op::ModifiedMemory = XEN_DMOP_MODIFIED_MEMORY, "XEN_DMOP_modified_memory";
+    dm_op::SetMemType = XEN_DMOP_SET_MEM_TYPE, "XEN_DMOP_set_mem_type";
+    dm_op::InjectEvent = XEN_DMOP_INJECT_EVENT, "XEN_DMOP_inject_event";
+    dm_op::InjectMsi = XEN_DMOP_INJECT_MSI, "XEN_DMOP_inject_msi";
+    dm_op::MapMemTypeToIoreqServer =
+        XEN_DMOP_MAP_MEM_TYPE_TO_IOREQ_SERVER, "XEN_DMOP_map_mem_type_to_ioreq_server";
+    dm_op::RemoteShutdown = XEN_DMOP_REMOTE_SHUTDOWN, "XEN_DMOP_remote_shutdown";
+    dm_op::RelocateMemory = XEN_DMOP_RELOCATE_MEMORY, "XEN_DMOP_relocate_memory";
+    dm_op::PinMemoryCacheattr = XEN_DMOP_PIN_MEMORY_CACHEATTR, "XEN_DMOP_pin_memory_cacheattr";
+    dm_op::SetIrqLevel = XEN_DMOP_SET_IRQ_LEVEL, "XEN_DMOP_set_irq_level";
+    dm_op::NrVcpus = XEN_DMOP_NR_VCPUS, "XEN_DMOP_nr_vcpus";
+}
+
+/// A virtio queue's doorbell, as [`PrivCmd::io_event_fd`] takes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doorbell {
+    /// The guest-physical address of the virtio device.
+    pub(crate) address: u64,
+    /// Bytes of a write.
+    pub(crate) size: u8,
+    pub(crate) queue: u32,
 }
 
 /// Where a sysctl's array starts in its buffer.
@@ -758,36 +827,170 @@ impl PrivCmd {
         }
     }
 
-    /// `dm_op(remote_shutdown)`: declares that `domain`, whose device model this domain is, has
-    /// shut down, for `reason`. A restricted file may do this to its own domain.
+    /// Makes a device-model operation on `domain`; returns the body as Xen left it. `second` is the
+    /// operation's second buffer, where it has one, or empty. Xen writes to both.
     ///
     /// # Errors
     ///
-    /// The hypercall's errno or the driver's: `EPERM` if this is not that domain's device model.
-    #[doc(alias = "xendevicemodel_shutdown")]
-    #[doc(alias = "XEN_DMOP_remote_shutdown")]
-    pub fn remote_shutdown(&self, domain: DomId, reason: u32) -> Result<()> {
-        let op = privcmd::RemoteShutdown::new(reason);
-        let buffer = privcmd::DmOpBuffer {
-            address: ptr::from_ref(&op) as u64,
-            size: size_of_val(&op) as u64,
-        };
+    /// The hypercall's errno or the driver's: `EPERM` from a file restricted to another domain,
+    /// `E2BIG` for a buffer longer than the driver's limit. The body is in the error's place all
+    /// the same, since one operation says there what failed.
+    pub(crate) fn dm_op<B: DmOpBody>(
+        &self,
+        domain: DomId,
+        body: B,
+        second: &mut [u8],
+    ) -> (Result<()>, B) {
+        let mut argument = DmOpArgument::new(B::COMMAND, &body);
+        let buffers = [
+            privcmd::DmOpBuffer {
+                address: ptr::from_mut(&mut argument) as u64,
+                size: size_of::<DmOpArgument>() as u64,
+            },
+            privcmd::DmOpBuffer {
+                address: second.as_mut_ptr() as u64,
+                size: second.len() as u64,
+            },
+        ];
         let mut call = privcmd::DmOp {
             domid: domain,
-            count: 1,
-            buffers: ptr::from_ref(&buffer) as u64,
+            count: if second.is_empty() { 1 } else { 2 },
+            buffers: buffers.as_ptr() as u64,
         };
         // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one
-        // `DmOp`, which `call` is, and `count` = 1 `DmOpBuffer` at the address in it, which
-        // `buffer` is, and pins the `size` bytes at that one's address, all of `op`, for the
-        // hypercall (privcmd_ioctl_dm_op in drivers/xen/privcmd.c). Xen reads those and, for an
-        // operation without results, writes none (xen/arch/x86/hvm/dm.c). All three live to the end
-        // of this function.
+        // `DmOp`, which `call` is, and `count` `DmOpBuffer`s at the address in it, which `buffers`
+        // has, and pins the `size` bytes at the address of each for the hypercall
+        // (privcmd_ioctl_dm_op in drivers/xen/privcmd.c): all of `argument` and of `second`, both
+        // borrowed mutably to the end of the call and of types of which any bytes are a value.
+        // Xen reads and writes those bytes and no others of this process: by the contract of
+        // `DmOpBody` it takes nothing in them for an address of the caller's.
+        let done = unsafe {
+            ioctl(
+                self.0.file.as_fd(),
+                B::NAME,
+                privcmd::IOCTL_PRIVCMD_DM_OP,
+                ptr::from_mut(&mut call).cast(),
+            )
+        };
+        (done.map(drop), argument.body().unwrap_or(body))
+    }
+
+    /// Has the kernel make the device-model operation `argument` on `domain` each time `event` is
+    /// signalled; with `None`, has it stop.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno: `EBUSY` if it does so already, `ENOTTY` before Linux 6.6, `EOPNOTSUPP`
+    /// when it was built without.
+    pub(crate) fn irq_fd(
+        &self,
+        domain: DomId,
+        event: BorrowedFd<'_>,
+        argument: Option<&DmOpArgument>,
+    ) -> Result<()> {
+        let mut call = privcmd::IrqFd {
+            dm_op: argument.map_or(0, |argument| ptr::from_ref(argument) as u64),
+            size: argument.map_or(0, size_of_val) as u32,
+            fd: event.as_raw_fd() as u32,
+            flags: match argument {
+                Some(_) => 0,
+                None => privcmd::PRIVCMD_IRQFD_FLAG_DEASSIGN,
+            },
+            dom: domain,
+            pad: [0; 2],
+        };
+        // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one
+        // `IrqFd`, which `call` is, and copies `size` bytes at the address in it, which are all of
+        // `argument`; later it uses the copy (privcmd_ioctl_irqfd in drivers/xen/privcmd.c).
         unsafe {
             ioctl(
                 self.0.file.as_fd(),
-                "IOCTL_PRIVCMD_DM_OP",
-                privcmd::IOCTL_PRIVCMD_DM_OP,
+                "IOCTL_PRIVCMD_IRQFD",
+                privcmd::IOCTL_PRIVCMD_IRQFD,
+                ptr::from_mut(&mut call).cast(),
+            )
+        }
+        .map(drop)
+    }
+
+    /// Maps the synchronous requests of ioreq server `id` of `domain`, for
+    /// [`io_event_fd`](Self::io_event_fd).
+    ///
+    /// # Errors
+    ///
+    /// The hypercall's errno or the driver's.
+    pub(crate) fn map_requests(&self, domain: DomId, id: u16) -> Result<RequestPage> {
+        let (kind, id) = (hypercall::XENMEM_RESOURCE_IOREQ_SERVER, u32::from(id));
+        let page = Pages::map_shared(self.as_fd(), 0, PAGE_SIZE, Protection::ReadWrite);
+        let page = page.map_err(|e| Error::os("mmap /dev/xen/privcmd", e))?;
+        self.mmap_resource(domain, (kind, id), 1, &page)?;
+        Ok(RequestPage { page, domain })
+    }
+
+    /// Has the kernel answer writes to a virtio doorbell by signalling `event`, until
+    /// [`AssignedEventFd::end`]. `ports` are this domain's ends of the virtual CPUs' event
+    /// channels.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, as for [`irq_fd`](Self::irq_fd), but since Linux 6.7;
+    /// [`Error::Unsupported`] in a PV domain.
+    pub(crate) fn io_event_fd(
+        &self,
+        requests: &Arc<RequestPage>,
+        ports: &[Port],
+        doorbell: Doorbell,
+        event: OwnedFd,
+    ) -> Result<AssignedEventFd> {
+        // The driver keeps no pages for a mapping in a domain whose memory is not translated, and
+        // would take what is in their place for some.
+        let kind = std::fs::read_to_string("/sys/hypervisor/guest_type").unwrap_or_default();
+        if kind.trim() == "PV" {
+            return Err(Error::Unsupported { op: IOEVENTFD });
+        }
+        self.set_io_event_fd(requests, ports, doorbell, event.as_fd(), 0)?;
+        Ok(AssignedEventFd {
+            requests: ManuallyDrop::new(Arc::clone(requests)),
+            ports: ports.to_vec(),
+            doorbell,
+            event,
+        })
+    }
+
+    /// Makes the request.
+    fn set_io_event_fd(
+        &self,
+        requests: &RequestPage,
+        ports: &[Port],
+        doorbell: Doorbell,
+        event: BorrowedFd<'_>,
+        flags: u32,
+    ) -> Result<()> {
+        let mut call = privcmd::IoEventFd {
+            ioreq: requests.page.as_ptr().as_ptr().addr() as u64,
+            ports: ports.as_ptr() as u64,
+            addr: doorbell.address,
+            addr_len: u32::from(doorbell.size),
+            event_fd: event.as_raw_fd() as u32,
+            vcpus: checked_count(IOEVENTFD, ports.len())?,
+            vq: doorbell.queue,
+            flags,
+            dom: requests.domain,
+            pad: [0; 2],
+        };
+        // SAFETY: the descriptor is of /dev/xen/privcmd, whose driver for this request reads one
+        // `IoEventFd`, which `call` is, and `vcpus` numbers of 32 bits at the address in it, which
+        // `ports` has (a `Port` is a `u32`, transparent). From then until the request that ends it,
+        // it reads and writes the page at `ioreq`, without asking what the mapping there is or
+        // whether it still exists (alloc_ioreq in drivers/xen/privcmd.c). A `RequestPage` is made
+        // by `map_requests` only, so it is a mapping of this device that the driver filled; it is
+        // of one page, so the page is its first. `AssignedEventFd` keeps it mapped until that
+        // request has succeeded, forever if it never does. No reference into a `Pages` exists.
+        unsafe {
+            ioctl(
+                self.0.file.as_fd(),
+                IOEVENTFD,
+                privcmd::IOCTL_PRIVCMD_IOEVENTFD,
                 ptr::from_mut(&mut call).cast(),
             )
         }
@@ -933,6 +1136,40 @@ fn page_address(op: &'static str, pages: &Pages, first: usize, count: usize) -> 
     Ok(pages.as_ptr().as_ptr().addr() as u64 + (first * PAGE_SIZE) as u64)
 }
 
+const IOEVENTFD: &str = "IOCTL_PRIVCMD_IOEVENTFD";
+
+/// A mapped page of an ioreq server's synchronous requests, which nothing here accesses.
+#[derive(Debug)]
+pub(crate) struct RequestPage {
+    page: Pages,
+    domain: DomId,
+}
+
+/// An eventfd that the kernel signals; it keeps the page that the kernel uses for that, which stays
+/// mapped for the life of the process unless [`end`](Self::end) succeeds.
+#[derive(Debug)]
+pub(crate) struct AssignedEventFd {
+    requests: ManuallyDrop<Arc<RequestPage>>,
+    ports: Vec<Port>,
+    doorbell: Doorbell,
+    event: OwnedFd,
+}
+
+impl AssignedEventFd {
+    /// Has the kernel stop.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub(crate) fn end(self, dev: &PrivCmd) -> Result<()> {
+        let flags = privcmd::PRIVCMD_IOEVENTFD_FLAG_DEASSIGN;
+        let event = self.event.as_fd();
+        dev.set_io_event_fd(&self.requests, &self.ports, self.doorbell, event, flags)?;
+        drop(ManuallyDrop::into_inner(self.requests));
+        Ok(())
+    }
+}
+
 /// Refuses a buffer that is too small.
 fn need(op: &'static str, buffer: &HypercallBuffer, bytes: usize) -> Result<()> {
     if buffer.len() >= bytes {
@@ -997,8 +1234,9 @@ mod tests {
             );
         }
         std::fs::remove_dir_all(&dir).unwrap();
-        let error = same.unwrap().remote_shutdown(DomId::DOM0, 3).unwrap_err();
-        assert_eq!(error.errno(), Some(libc::ENOTTY));
+        let body = dm_op::RemoteShutdown { reason: 3 };
+        let (done, _) = same.unwrap().dm_op(DomId::DOM0, body, &mut []);
+        assert_eq!(done.unwrap_err().errno(), Some(libc::ENOTTY));
     }
 
     /// A privcmd that refuses every request, and a buffer of one page.

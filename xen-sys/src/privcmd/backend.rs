@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::pool::{Buffer, Pool};
+#[cfg(feature = "sim")]
+use crate::abi::dm_op;
 use crate::abi::{domctl, sysctl};
 use crate::ioctl::privcmd::{
-    DomctlBody, FrameList, Operation, PrivCmd, SysctlArray, SysctlBody, array_buffer,
+    DmOpBody, DomctlBody, FrameList, Operation, PrivCmd, SysctlArray, SysctlBody, array_buffer,
     domctls_buffer, list_buffer,
 };
 use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
@@ -86,14 +88,6 @@ impl Backend {
             Device::Real(dev) => dev.as_fd(),
             #[cfg(feature = "sim")]
             Device::Simulated(fd) => fd.as_fd(),
-        }
-    }
-
-    pub(super) fn into_device(self, op: &'static str) -> Result<PrivCmd> {
-        match self.dev {
-            Device::Real(dev) => Ok(dev),
-            #[allow(unreachable_patterns)]
-            _ => Err(Error::Unsupported { op }),
         }
     }
 
@@ -355,8 +349,36 @@ impl Backend {
         })
     }
 
+    /// A device-model operation, as [`PrivCmd::dm_op`].
+    pub(super) fn dm_op<B: DmOpBody>(
+        &self,
+        domain: DomId,
+        body: B,
+        second: &mut [u8],
+    ) -> (Result<()>, B) {
+        match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => dev.dm_op(domain, body, second),
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) if second.is_empty() => {
+                let argument = dm_op::DmOpArgument::new(B::COMMAND, &body);
+                let call = crate::abi::hypercall::HYPERVISOR_DM_OP;
+                let (bytes, domain) = (argument.as_bytes(), u64::from(domain.as_u16()));
+                match client.hypercall(B::NAME, call, domain, bytes, bytes.len()) {
+                    Ok((_, bytes)) => {
+                        let answer = dm_op::DmOpArgument::read_from_prefix(&bytes);
+                        let body = answer.map_or(body, |(a, _)| a.body().unwrap_or(body));
+                        (Ok(()), body)
+                    }
+                    Err(error) => (Err(error), body),
+                }
+            }
+            #[allow(unreachable_patterns)]
+            _ => (Err(Error::Unsupported { op: B::NAME }), body),
+        }
+    }
+
     /// Whether even the call that Xen refuses nobody is refused, which the kernel must have done.
-    fn refuses_hypercalls(&self) -> bool {
+    pub(super) fn refuses_hypercalls(&self) -> bool {
         let op = crate::abi::version::XENVER_VERSION;
         let asked = match (&self.dev, self.xen.host()) {
             (Device::Real(dev), _) => dev.xen_version("XENVER_version", op),

@@ -240,17 +240,9 @@ impl<'p> Guest<'p> {
 
     /// The error of a whole request.
     fn named(&self, op: &'static str, error: Error) -> Error {
-        let Error::Os { source, .. } = error else {
-            return error;
-        };
-        match source.raw_os_error() {
-            Some(libc::ESRCH) => Error::NoDomain {
-                op,
-                domain: self.domain,
-            },
-            Some(libc::EPERM | libc::EACCES) => Error::NotPermitted { op, source },
-            Some(libc::ENOTTY | libc::ENOSYS | libc::EOPNOTSUPP) => Error::Unsupported { op },
-            _ => Error::Os { op, source },
+        match error {
+            Error::Os { source, .. } => Error::Os { op, source }.about(self.domain),
+            error => error,
         }
     }
 
@@ -292,7 +284,7 @@ impl RestrictedPrivcmd {
     #[must_use]
     pub fn guest(&self) -> Guest<'_> {
         Guest {
-            via: Via::Device(&self.dev),
+            via: self.backend.via(),
             domain: self.domain,
         }
     }

@@ -1,0 +1,377 @@
+//! The device model of one guest: what answers its port and memory-mapped I/O and raises its
+//! interrupts.
+//!
+//! ```no_run
+//! use xen_sys::device_model::{BufferedRequests, DeviceModel, IoRange};
+//! use xen_sys::{DomId, Xen};
+//!
+//! let model = DeviceModel::open(&Xen::open()?, DomId::new(5))?;
+//! let server = model.create_ioreq_server(BufferedRequests::Atomic)?;
+//! server.map_io_range(IoRange::ports(0x5a0..=0x5a3))?;
+//! server.enable()?;
+//! // `xen_gnttab::ioreq` has the guest's requests.
+//! # Ok::<(), xen_sys::Error>(())
+//! ```
+//!
+//! # It cannot be asked for more
+//!
+//! A [`DeviceModel`] is made by restricting a privcmd file to one guest
+//! (`IOCTL_PRIVCMD_RESTRICT`), for good. It has no operation on another domain and no hypercall,
+//! and the kernel would refuse both, whatever a program that was taken over by its guest does with
+//! the descriptor.
+//!
+//! # Errors
+//!
+//! Each call fails with
+//!
+//! * [`Error::NoDomain`]: the guest is gone. While it is being destroyed, Xen has taken its ioreq
+//!   servers away already: `ENOENT`;
+//! * [`Error::NotPermitted`]: this domain is not the guest's device model;
+//! * [`Error::Unsupported`]: the kernel is older than Linux 4.16, or Xen has no such operation;
+//! * [`Error::LimitReached`]: Xen has no room for another server or range, or a buffer is longer
+//!   than the kernel takes (`dm_op_buf_max_size` of xen-privcmd, 4096 bytes unless it was raised);
+//! * [`Error::Os`] with Xen's errno: `EINVAL` for what it does not accept (a PV domain included).
+//!
+//! None of them waits for the guest.
+
+mod eventfd;
+mod server;
+mod types;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use zerocopy::IntoBytes as _;
+
+pub use self::eventfd::{Doorbell, Doorbells, Interrupt, IoEventFd, IrqFd};
+pub use self::server::{BufferedRequests, IoreqServer, ServerFrames, ServerInfo};
+pub use self::types::{
+    CacheAttribute, DirtyPages, EventKind, FrameRange, InjectedEvent, IntxPin, IoRange, IsaIrq,
+    Level, MemoryType, MsiMessage, PciFunction, PciLink,
+};
+use crate::abi::dm_op as abi;
+use crate::ioctl::privcmd::DmOpBody;
+use crate::privcmd::{Guest, Privcmd, RestrictedPrivcmd, ShutdownReason};
+use crate::{DomId, Error, Result, Xen};
+
+/// The device model of one guest. Clones are the same open file.
+///
+/// Any number of threads may make calls at once.
+#[doc(alias = "xendevicemodel_handle")]
+#[doc(alias = "xendevicemodel_close")]
+#[derive(Clone, Debug)]
+pub struct DeviceModel {
+    privcmd: Arc<RestrictedPrivcmd>,
+}
+
+/// Extents that one operation takes: 4096 bytes of them, which every kernel takes.
+const EXTENTS: usize = 256;
+
+impl DeviceModel {
+    /// Opens privcmd and restricts it to `guest`. It takes root, or a domain whose kernel lets its
+    /// processes open the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Privcmd::open`] and [`Privcmd::restrict`]. Xen is not asked yet: it need not be a
+    /// guest.
+    #[doc(alias = "xendevicemodel_open")]
+    #[doc(alias = "xendevicemodel_restrict")]
+    pub fn open(xen: &Xen, guest: DomId) -> Result<Self> {
+        Ok(Privcmd::open(xen)?.restrict(guest)?.into())
+    }
+
+    /// Returns the guest.
+    #[must_use]
+    pub fn domain(&self) -> DomId {
+        self.privcmd.domain()
+    }
+
+    /// Returns the guest for what concerns its memory: `xen_gnttab::foreign`.
+    #[must_use]
+    pub fn guest(&self) -> Guest<'_> {
+        self.privcmd.guest()
+    }
+
+    /// Returns how many virtual CPUs the guest has, which is fixed for its life.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self); [`Error::Unsupported`] before Xen 4.13.
+    #[doc(alias = "xendevicemodel_nr_vcpus")]
+    #[doc(alias = "XEN_DMOP_nr_vcpus")]
+    pub fn vcpus(&self) -> Result<u32> {
+        self.ask(abi::NrVcpus { vcpus: 0 }).map(|body| body.vcpus)
+    }
+
+    /// Creates an ioreq server, which is disabled and has no ranges. Xen allows eight to a guest,
+    /// the one of its QEMU included.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_create_ioreq_server")]
+    #[doc(alias = "XEN_DMOP_create_ioreq_server")]
+    pub fn create_ioreq_server(&self, buffered: BufferedRequests) -> Result<IoreqServer> {
+        IoreqServer::create(self.clone(), buffered)
+    }
+
+    /// Sets the level of the pin `pin` of a PCI device; its function number is not used.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_set_pci_intx_level")]
+    #[doc(alias = "XEN_DMOP_set_pci_intx_level")]
+    pub fn set_pci_intx_level(
+        &self,
+        device: PciFunction,
+        pin: IntxPin,
+        level: Level,
+    ) -> Result<()> {
+        self.tell(abi::SetPciIntxLevel {
+            domain: device.segment(),
+            bus: device.bus(),
+            device: device.device(),
+            intx: pin as u8,
+            level: level as u8,
+        })
+    }
+
+    /// Sets the level of an ISA interrupt line.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_set_isa_irq_level")]
+    #[doc(alias = "XEN_DMOP_set_isa_irq_level")]
+    pub fn set_isa_irq_level(&self, irq: IsaIrq, level: Level) -> Result<()> {
+        self.tell(abi::SetIsaIrqLevel {
+            isa_irq: irq.as_u8(),
+            level: level as u8,
+        })
+    }
+
+    /// Sets the level of a shared peripheral interrupt, which guests on Arm have.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self); [`Error::Unsupported`] on x86.
+    #[doc(alias = "xendevicemodel_set_irq_level")]
+    #[doc(alias = "XEN_DMOP_set_irq_level")]
+    pub fn set_irq_level(&self, irq: u32, level: Level) -> Result<()> {
+        self.tell(abi::SetIrqLevel {
+            irq,
+            level: level as u8,
+            pad: [0; 3],
+        })
+    }
+
+    /// Routes a PCI interrupt link to an ISA line, or to none.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_set_pci_link_route")]
+    #[doc(alias = "XEN_DMOP_set_pci_link_route")]
+    pub fn set_pci_link_route(&self, link: PciLink, irq: Option<IsaIrq>) -> Result<()> {
+        self.tell(abi::SetPciLinkRoute {
+            link: link as u8,
+            isa_irq: irq.map_or(0, IsaIrq::as_u8),
+        })
+    }
+
+    /// Injects a message-signalled interrupt.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_inject_msi")]
+    #[doc(alias = "XEN_DMOP_inject_msi")]
+    pub fn inject_msi(&self, message: MsiMessage) -> Result<()> {
+        self.tell(message.body())
+    }
+
+    /// Injects an event into a virtual CPU, which takes it when it runs next. The caller has to
+    /// know the CPU's state well enough for the event to make sense.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self); `EBUSY` while another event waits there.
+    #[doc(alias = "xendevicemodel_inject_event")]
+    #[doc(alias = "XEN_DMOP_inject_event")]
+    pub fn inject_event(&self, event: InjectedEvent) -> Result<()> {
+        self.tell(event.body())
+    }
+
+    /// Reports the pages of `range` that the guest wrote to since the last call, and goes on
+    /// tracking that range, the only one of the guest. The first call reports all of them.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self); [`Error::LimitReached`] for more than 32,768 pages unless the
+    /// kernel's limit was raised.
+    #[doc(alias = "xendevicemodel_track_dirty_vram")]
+    #[doc(alias = "XEN_DMOP_track_dirty_vram")]
+    pub fn track_dirty_vram(&self, range: FrameRange) -> Result<DirtyPages> {
+        let mut pages = DirtyPages::none(range)?;
+        self.track(range, pages.bitmap_mut())?;
+        Ok(pages)
+    }
+
+    /// Ends [`track_dirty_vram`](Self::track_dirty_vram).
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    pub fn end_dirty_vram(&self) -> Result<()> {
+        self.track(FrameRange { first: 0, count: 0 }, &mut [0])
+    }
+
+    fn track(&self, range: FrameRange, bitmap: &mut [u8]) -> Result<()> {
+        let body = abi::TrackDirtyVram {
+            nr: range.count,
+            pad: 0,
+            first_pfn: range.first,
+        };
+        self.privcmd.dm_op(body, bitmap).0
+    }
+
+    /// Declares pages that the device model wrote to, for whoever saves or migrates the guest.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self). [`Error::Invalid`] names the first frame of a range that Xen
+    /// refused; those before it may have been declared, those behind it were not.
+    #[doc(alias = "xendevicemodel_modified_memory")]
+    #[doc(alias = "xendevicemodel_modified_memory_bulk")]
+    #[doc(alias = "XEN_DMOP_modified_memory")]
+    pub fn modified_memory(&self, ranges: &[FrameRange]) -> Result<()> {
+        for ranges in ranges.chunks(EXTENTS) {
+            let extent = |range: &FrameRange| abi::ModifiedMemoryExtent {
+                nr: range.count,
+                pad: 0,
+                first_pfn: range.first,
+            };
+            let mut extents: Vec<_> = ranges.iter().map(extent).collect();
+            let body = abi::ModifiedMemory {
+                nr_extents: extents.len() as u32,
+                opaque: 0,
+            };
+            let (done, body) = self.privcmd.dm_op(body, extents.as_mut_bytes());
+            done.map_err(|error| modified_error(error, body, ranges))?;
+        }
+        Ok(())
+    }
+
+    /// Has Xen treat memory in another way from now on.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_set_mem_type")]
+    #[doc(alias = "XEN_DMOP_set_mem_type")]
+    pub fn set_mem_type(&self, range: FrameRange, kind: MemoryType) -> Result<()> {
+        self.tell(abi::SetMemType {
+            nr: range.count,
+            mem_type: kind as u16,
+            pad: 0,
+            first_pfn: range.first,
+        })
+    }
+
+    /// Moves the memory at `from` to the frames from `to` on, as when a PCI region is moved.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_relocate_memory")]
+    #[doc(alias = "XEN_DMOP_relocate_memory")]
+    pub fn relocate_memory(&self, from: FrameRange, to: u64) -> Result<()> {
+        self.tell(abi::RelocateMemory {
+            size: from.count,
+            pad: 0,
+            src_gfn: from.first,
+            dst_gfn: to,
+        })
+    }
+
+    /// Sets the caching type of memory, or with `None` no longer sets it.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self); [`Error::Invalid`] for no frames.
+    #[doc(alias = "xendevicemodel_pin_memory_cacheattr")]
+    #[doc(alias = "XEN_DMOP_pin_memory_cacheattr")]
+    pub fn pin_memory_cacheattr(
+        &self,
+        range: FrameRange,
+        kind: Option<CacheAttribute>,
+    ) -> Result<()> {
+        self.tell(abi::PinMemoryCacheattr {
+            start: range.first,
+            end: range.last("XEN_DMOP_pin_memory_cacheattr")?,
+            kind: kind.map_or(abi::XEN_DMOP_DELETE_MEM_CACHEATTR, |kind| kind as u32),
+            pad: 0,
+        })
+    }
+
+    /// Declares that the guest has shut down. The toolstack then does with it what its
+    /// configuration says.
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self).
+    #[doc(alias = "xendevicemodel_shutdown")]
+    #[doc(alias = "XEN_DMOP_remote_shutdown")]
+    pub fn shutdown(&self, reason: ShutdownReason) -> Result<()> {
+        self.tell(abi::RemoteShutdown {
+            reason: u32::from(reason.as_u8()),
+        })
+    }
+
+    /// An operation without a second buffer; returns the body as Xen left it.
+    fn ask<B: DmOpBody>(&self, body: B) -> Result<B> {
+        let (done, body) = self.privcmd.dm_op(body, &mut []);
+        done.map(|()| body)
+    }
+
+    /// An operation without an answer.
+    fn tell<B: DmOpBody>(&self, body: B) -> Result<()> {
+        self.ask(body).map(drop)
+    }
+}
+
+/// The error of `modified_memory`, naming the extent that Xen counted to, if it did.
+fn modified_error(error: Error, body: abi::ModifiedMemory, ranges: &[FrameRange]) -> Error {
+    let Some(libc::EINVAL) = error.errno() else {
+        return error;
+    };
+    let failed = (body.nr_extents as usize).checked_sub(1);
+    match failed.and_then(|at| ranges.get(at)) {
+        Some(range) => Error::Invalid {
+            op: abi::ModifiedMemory::NAME,
+            what: "a range's first frame",
+            value: range.first,
+        },
+        None => error,
+    }
+}
+
+impl From<RestrictedPrivcmd> for DeviceModel {
+    fn from(privcmd: RestrictedPrivcmd) -> Self {
+        Self {
+            privcmd: Arc::new(privcmd),
+        }
+    }
+}
+
+/// The restricted file. On a simulated host, a descriptor that refuses every request.
+impl AsFd for DeviceModel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.privcmd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;
