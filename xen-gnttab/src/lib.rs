@@ -70,6 +70,7 @@ mod dev;
 mod error;
 pub mod foreign;
 mod heap;
+pub mod ioreq;
 mod map;
 mod mapping;
 mod region;
