@@ -5,94 +5,94 @@ use std::ops::RangeInclusive;
 use crate::abi::dm_op as abi;
 use crate::{Error, Result};
 
-/// An enumeration whose values are the header's.
-macro_rules! values {
-    ($(
-        $(#[$doc:meta])*
-        $name:ident: $repr:ident {
-            $($(#[$variant_doc:meta])* $variant:ident = $value:expr,)*
-        }
-    )*) => { $(
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr($repr)]
-        pub enum $name { $( $(#[$variant_doc])* $variant = $value, )* }
-    )* };
+/// The logical level of an interrupt line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Level {
+    /// The device asks for nothing.
+    Deasserted = 0,
+    /// The device asks for service.
+    Asserted = 1,
 }
 
-values! {
-    /// The logical level of an interrupt line.
-    Level: u8 {
-        /// The device asks for nothing.
-        Deasserted = 0,
-        /// The device asks for service.
-        Asserted = 1,
-    }
-    /// The interrupt pin of a PCI device.
-    IntxPin: u8 {
-        /// `INTA#`.
-        A = 0,
-        /// `INTB#`.
-        B = 1,
-        /// `INTC#`.
-        C = 2,
-        /// `INTD#`.
-        D = 3,
-    }
-    /// A link from PCI interrupt pins to ISA lines.
-    PciLink: u8 {
-        /// `PIRQA`.
-        A = 0,
-        /// `PIRQB`.
-        B = 1,
-        /// `PIRQC`.
-        C = 2,
-        /// `PIRQD`.
-        D = 3,
-    }
-    /// How Xen treats memory: what of `hvmmem_type_t` a device model may set.
-    #[doc(alias = "hvmmem_type_t")]
-    MemoryType: u16 {
-        /// Ordinary memory.
-        Ram = abi::HVMMEM_RAM_RW,
-        /// Memory whose writes are ignored.
-        ReadOnly = abi::HVMMEM_RAM_RO,
-        /// No memory: accesses are the device model's.
-        Mmio = abi::HVMMEM_MMIO_DM,
-        /// Memory whose writes an ioreq server gets:
-        /// [`map_written_memory`](super::IoreqServer::map_written_memory).
-        IoreqServer = abi::HVMMEM_IOREQ_SERVER,
-    }
-    /// A caching type.
-    CacheAttribute: u32 {
-        /// Uncacheable.
-        Uncacheable = abi::XEN_DMOP_MEM_CACHEATTR_UC,
-        /// Write-combining.
-        WriteCombining = abi::XEN_DMOP_MEM_CACHEATTR_WC,
-        /// Write-through.
-        WriteThrough = abi::XEN_DMOP_MEM_CACHEATTR_WT,
-        /// Write-protected.
-        WriteProtected = abi::XEN_DMOP_MEM_CACHEATTR_WP,
-        /// Write-back.
-        WriteBack = abi::XEN_DMOP_MEM_CACHEATTR_WB,
-        /// Uncacheable, which memory-type registers may override.
-        UncacheableMinus = abi::XEN_DMOP_MEM_CACHEATTR_UCM,
-    }
-    /// The kind of an event.
-    EventKind: u8 {
-        /// An external interrupt.
-        ExternalInterrupt = abi::XEN_DMOP_EVENT_EXT_INT,
-        /// A non-maskable interrupt.
-        Nmi = abi::XEN_DMOP_EVENT_NMI,
-        /// An exception of the hardware.
-        HardwareException = abi::XEN_DMOP_EVENT_HW_EXC,
-        /// The instruction `INT n`.
-        SoftwareInterrupt = abi::XEN_DMOP_EVENT_SW_INT,
-        /// The instruction `ICEBP`.
-        PrivilegedSoftwareException = abi::XEN_DMOP_EVENT_PRI_SW_EXC,
-        /// The instruction `INT3` or `INTO`.
-        SoftwareException = abi::XEN_DMOP_EVENT_SW_EXC,
-    }
+/// The interrupt pin of a PCI device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum IntxPin {
+    /// `INTA#`.
+    A = 0,
+    /// `INTB#`.
+    B = 1,
+    /// `INTC#`.
+    C = 2,
+    /// `INTD#`.
+    D = 3,
+}
+
+/// A link from PCI interrupt pins to ISA lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PciLink {
+    /// `PIRQA`.
+    A = 0,
+    /// `PIRQB`.
+    B = 1,
+    /// `PIRQC`.
+    C = 2,
+    /// `PIRQD`.
+    D = 3,
+}
+
+/// How Xen treats memory: what of `hvmmem_type_t` a device model may set.
+#[doc(alias = "hvmmem_type_t")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum MemoryType {
+    /// Ordinary memory.
+    Ram = abi::HVMMEM_RAM_RW,
+    /// Memory whose writes are ignored.
+    ReadOnly = abi::HVMMEM_RAM_RO,
+    /// No memory: accesses are the device model's.
+    Mmio = abi::HVMMEM_MMIO_DM,
+    /// Memory whose writes an ioreq server gets:
+    /// [`map_written_memory`](super::IoreqServer::map_written_memory).
+    IoreqServer = abi::HVMMEM_IOREQ_SERVER,
+}
+
+/// A caching type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum CacheAttribute {
+    /// Uncacheable.
+    Uncacheable = abi::XEN_DMOP_MEM_CACHEATTR_UC,
+    /// Write-combining.
+    WriteCombining = abi::XEN_DMOP_MEM_CACHEATTR_WC,
+    /// Write-through.
+    WriteThrough = abi::XEN_DMOP_MEM_CACHEATTR_WT,
+    /// Write-protected.
+    WriteProtected = abi::XEN_DMOP_MEM_CACHEATTR_WP,
+    /// Write-back.
+    WriteBack = abi::XEN_DMOP_MEM_CACHEATTR_WB,
+    /// Uncacheable, which memory-type registers may override.
+    UncacheableMinus = abi::XEN_DMOP_MEM_CACHEATTR_UCM,
+}
+
+/// The kind of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum EventKind {
+    /// An external interrupt.
+    ExternalInterrupt = abi::XEN_DMOP_EVENT_EXT_INT,
+    /// A non-maskable interrupt.
+    Nmi = abi::XEN_DMOP_EVENT_NMI,
+    /// An exception of the hardware.
+    HardwareException = abi::XEN_DMOP_EVENT_HW_EXC,
+    /// The instruction `INT n`.
+    SoftwareInterrupt = abi::XEN_DMOP_EVENT_SW_INT,
+    /// The instruction `ICEBP`.
+    PrivilegedSoftwareException = abi::XEN_DMOP_EVENT_PRI_SW_EXC,
+    /// The instruction `INT3` or `INTO`.
+    SoftwareException = abi::XEN_DMOP_EVENT_SW_EXC,
 }
 
 /// An ISA interrupt line, 0 to 15.
