@@ -74,6 +74,7 @@ pub mod ioreq;
 mod map;
 mod mapping;
 mod region;
+pub mod ring;
 mod share;
 #[cfg(feature = "sim")]
 mod sim;

@@ -36,6 +36,12 @@ const PARTS: &[Part] = &[
         arguments: &["--lib", "--test", "region"],
         seeds: 1,
     },
+    // Two threads over one ring of requests, which sleep whenever there is nothing to do.
+    Part {
+        package: "xen-gnttab",
+        arguments: &["--lib", "--", "two_threads"],
+        seeds: 8,
+    },
     Part {
         package: "xen-sys",
         arguments: &[

@@ -16,6 +16,9 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use xen_gnttab::Region;
+use xen_gnttab::ring::{self, FrontRing};
+use xen_store::xenbus::XenbusState;
 use xen_sys::abi::{
     altp2m, dm_op, domctl, evtchn, gntalloc, gntdev, hypercall, ioreq, privcmd, sysctl, version,
     vm_event,
@@ -98,6 +101,7 @@ macro_rules! values {
 
 fn xen() -> Facts {
     let mut f = Facts::default();
+    rings(&mut f);
     f.size::<DomId>("domid_t");
     f.size::<Port>("evtchn_port_t");
     f.size::<GrantRef>("grant_ref_t");
@@ -490,6 +494,35 @@ fn records(f: &mut Facts) {
         str_ = "str"
     );
     f.guard = None;
+}
+
+/// The rings and states of devices: public/io.
+fn rings(f: &mut Facts) {
+    type Ring = FrontRing<[u64; 14], [u32; 3]>;
+    f.is("offsetof(struct a_sring, ring)", ring::HEADER as u64);
+    for (offset, index) in ["req_prod", "req_event", "rsp_prod", "rsp_event"]
+        .into_iter()
+        .enumerate()
+    {
+        f.is(
+            format!("offsetof(struct a_sring, {index})"),
+            4 * offset as u64,
+        );
+    }
+    for pages in [1, 2, 16] {
+        let len = pages * xen_sys::PAGE_SIZE;
+        let ours = Ring::new(Region::heap(len)).unwrap().entries();
+        f.is(format!("__RING_SIZE((struct a_sring *)0, {len})"), ours);
+    }
+    for state in (0..=8).map(|n| XenbusState::from_node(format!("{n}").as_bytes())) {
+        f.is(format!("XenbusState{state:?}"), state as u64);
+    }
+    for (field, offset) in [("out", 1024u64), ("in_cons", 3072), ("out_prod", 3084)] {
+        f.is(
+            format!("offsetof(struct xencons_interface, {field})"),
+            offset,
+        );
+    }
 }
 
 fn small(f: &mut Facts) {
@@ -1444,7 +1477,10 @@ fn xens_public_headers() {
         #include <xen/version.h>\n#include <xen/memory.h>\n#include <xen/sched.h>\n\
         #include <xen/event_channel.h>\n#include <xen/grant_table.h>\n\
         #include <xen/hvm/hvm_op.h>\n#include <xen/hvm/params.h>\n#include <xen/hvm/dm_op.h>\n\
-        #include <xen/vm_event.h>\n#include <xen/hvm/ioreq.h>";
+        #include <xen/vm_event.h>\n#include <xen/hvm/ioreq.h>\n\
+        #include <xen/io/ring.h>\n#include <xen/io/xenbus.h>\n#include <xen/io/console.h>\n\
+        struct a_request { uint64_t words[14]; };\nstruct a_response { uint32_t words[3]; };\n\
+        DEFINE_RING_TYPES(a, struct a_request, struct a_response);";
     for (release, include) in releases() {
         let facts = check(&format!("Xen {release}"), &xen(), prologue, Some(&include));
         assert!(facts > 250, "{release}: only {facts} facts");
