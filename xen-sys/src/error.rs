@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::DomId;
+use crate::privcmd::MachineResource;
 
 /// The result of an operation on the hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -13,7 +14,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 ///
 /// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
 /// module or gain a privilege ([`Device`](Self::Device), [`NotPermitted`](Self::NotPermitted),
-/// [`HypercallsRefused`](Self::HypercallsRefused)), look at the errno ([`Os`](Self::Os),
+/// [`HypercallsRefused`](Self::HypercallsRefused)), give away what there is to give
+/// ([`ResourceRefused`](Self::ResourceRefused)), look at the errno ([`Os`](Self::Os),
 /// [`ForeignFrame`](Self::ForeignFrame)), correct the call ([`Invalid`](Self::Invalid),
 /// [`NoDomain`](Self::NoDomain)), do without ([`Unsupported`](Self::Unsupported),
 /// [`InterfaceVersion`](Self::InterfaceVersion)), give something back
@@ -110,6 +112,21 @@ pub enum Error {
         /// The domain.
         domain: DomId,
     },
+    /// Xen does not let this domain give a part of the machine to a domain, or take it back.
+    ///
+    /// `EPERM`: this domain may not use it itself. `EOPNOTSUPP`: there is no IOMMU for the domain.
+    /// `ENODEV`: the device is missing, or another domain's. `EINVAL`: there is no such part.
+    #[error("{op}: {resource} and domain {domain}: {source}")]
+    ResourceRefused {
+        /// The hypercall's operation by its C name.
+        op: &'static str,
+        /// The part.
+        resource: MachineResource,
+        /// The domain.
+        domain: DomId,
+        /// The errno.
+        source: Arc<io::Error>,
+    },
     /// A frame of another domain could not be mapped.
     ///
     /// `EINVAL`: there is no memory at that frame. `ENOENT`: it stayed paged out.
@@ -180,6 +197,7 @@ impl Error {
             Self::Device { source, .. }
             | Self::Os { source, .. }
             | Self::ForeignFrame { source, .. }
+            | Self::ResourceRefused { source, .. }
             | Self::NotPermitted { source, .. }
             | Self::LimitReached { source, .. } => source.raw_os_error(),
             Self::HypercallsRefused { .. } => Some(libc::EPERM),
@@ -197,6 +215,7 @@ impl Error {
         match self {
             Self::Device { source, .. }
             | Self::Os { source, .. }
+            | Self::ResourceRefused { source, .. }
             | Self::ForeignFrame { source, .. } => source.kind(),
             Self::NoXen { .. } | Self::NoDomain { .. } => io::ErrorKind::NotFound,
             Self::NotPermitted { .. } | Self::HypercallsRefused { .. } => {

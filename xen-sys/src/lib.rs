@@ -50,6 +50,7 @@ pub mod device_model;
 mod devices;
 mod error;
 mod host;
+pub mod hvm_save;
 mod ids;
 pub mod ioctl;
 pub mod mmap;

@@ -51,7 +51,9 @@
 //! [`DeviceModel`](crate::device_model::DeviceModel) has the device-model operations.
 
 mod altp2m;
+mod assign;
 mod backend;
+mod context;
 mod domain;
 mod guest;
 mod machine;
@@ -59,26 +61,34 @@ mod memory;
 mod monitor;
 mod pool;
 mod raw;
+mod reservation;
 mod version;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::altp2m::{Altp2m, MemoryAccess, ViewId};
+pub use self::assign::{MachineResource, PciAddress, PirqSource};
 use self::backend::Backend;
 pub use self::domain::{
     CapabilityFlags, DomainFlags, DomainInfo, DomainState, ShutdownReason, StateFlags, VcpuInfo,
 };
 pub use self::guest::{GrantTableSize, HvmParam, PortState, PortStatus};
-pub use self::machine::{ConsoleChunk, CpuTopology, NodeMemory, PhysCaps, PhysInfo};
+pub use self::machine::{
+    ConsoleChunk, CpuTopology, FrequencyState, FrequencyStates, IdleState, IdleStates, NodeMemory,
+    PhysCaps, PhysInfo,
+};
 #[doc(hidden)]
 pub use self::memory::{ForeignHold, ForeignPages};
 pub use self::memory::{Guest, Resource};
 pub use self::monitor::{MonitorEvent, MonitorEvents};
 pub use self::pool::Buffer;
+pub use self::reservation::MapSpace;
 pub use self::version::{CompileInfo, DomainHandle, Features, XenVersion};
 use crate::abi::dm_op::RemoteShutdown;
 pub use crate::abi::hypercall::MulticallEntry;
 use crate::abi::privcmd::SHUTDOWN_CRASH;
+#[cfg(target_arch = "x86_64")]
+pub use crate::abi::vcpu::VcpuGuestContext;
 use crate::ioctl::PrivCmd;
 use crate::ioctl::privcmd::DmOpBody;
 use crate::{DomId, Error, Result, Xen};

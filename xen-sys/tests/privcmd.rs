@@ -4,9 +4,10 @@
 
 use std::os::fd::AsFd as _;
 
+use xen_sys::hvm_save::{Record, Records};
 use xen_sys::privcmd::{
-    DomainFlags, HvmParam, MemoryAccess, MulticallEntry, PhysCaps, PortState, Privcmd,
-    ShutdownReason, StateFlags, ViewId,
+    DomainFlags, HvmParam, MemoryAccess, MulticallEntry, PciAddress, PhysCaps, PirqSource,
+    PortState, Privcmd, ShutdownReason, StateFlags, ViewId,
 };
 use xen_sys::sim::{Fault, Op, Simulation};
 use xen_sys::{DomId, Error, Port, Virq};
@@ -360,4 +361,199 @@ fn views_that_the_machine_does_not_have_are_unsupported() {
     unsupported(switched.unwrap_err(), "HVMOP_altp2m_switch_p2m");
     let access = views.set_access(ViewId::HOST, 1, MemoryAccess::Rx);
     unsupported(access.unwrap_err(), "HVMOP_altp2m_set_mem_access");
+}
+
+#[test]
+fn the_context_of_a_guest_is_read_whole_and_by_record_and_set() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    let context = privcmd.hvm_context(guest).unwrap();
+    let records: Vec<_> = Records::new(&context)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let cpu = records[1].cpu().unwrap().unwrap();
+    assert_eq!((records.len(), cpu.rip), (2, 0xfff0));
+    let alone = privcmd.hvm_record(guest, Record::CPU, 0).unwrap().unwrap();
+    assert_eq!(alone, records[1].body);
+    assert_eq!(privcmd.hvm_record(guest, Record::CPU, 1).unwrap(), None);
+    let none = privcmd.hvm_record(guest, 99, 0).unwrap_err();
+    assert_eq!(none.errno(), Some(22));
+
+    let mut changed = context.clone();
+    // RIP: behind two descriptors, the header, the FPU and 16 registers.
+    changed[8 + 24 + 8 + 512 + 128] = 0x42;
+    privcmd.set_hvm_context(guest, &changed).unwrap();
+    assert_eq!(privcmd.hvm_context(guest).unwrap(), changed);
+    for refused in [&changed[..20], &[]] {
+        assert!(privcmd.set_hvm_context(guest, refused).is_err());
+    }
+    assert_eq!(privcmd.hvm_context(guest).unwrap(), changed);
+    for error in [
+        privcmd.hvm_context(DomId::DOM0).unwrap_err(),
+        privcmd.set_hvm_context(DomId::DOM0, &changed).unwrap_err(),
+    ] {
+        assert_eq!(error.errno(), Some(22), "{error:?}");
+    }
+    for error in [
+        privcmd.hvm_context(DomId::new(99)).unwrap_err(),
+        privcmd.hvm_record(DomId::new(99), 2, 0).unwrap_err(),
+        privcmd.set_max_vcpus(DomId::new(99), 1).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::NoDomain { .. }), "{error:?}");
+    }
+    privcmd.set_max_vcpus(guest, 1).unwrap();
+    let more = privcmd.set_max_vcpus(guest, 2).unwrap_err();
+    assert_eq!(more.errno(), Some(22));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_registers_of_a_virtual_cpu_are_read() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    let context = privcmd.vcpu_context(guest, 0).unwrap().unwrap();
+    assert_eq!((context.user_regs.rip, context.flags), (0xfff0, 1 << 5));
+    assert!(privcmd.vcpu_context(guest, 1).unwrap().is_none());
+    let error = privcmd.vcpu_context(DomId::new(99), 0).unwrap_err();
+    assert!(matches!(error, Error::NoDomain { .. }), "{error:?}");
+}
+
+#[test]
+fn a_part_of_the_machine_that_is_refused_is_named() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    privcmd
+        .set_ioport_permission(guest, 0x3f8, 8, true)
+        .unwrap();
+    privcmd
+        .set_iomem_permission(guest, 0xf0000, 16, true)
+        .unwrap();
+    let device = PciAddress::new(0, 3, 0, 1).unwrap();
+    let refused = |error: Error, errno: i32, part: &str| {
+        assert!(
+            matches!(error, Error::ResourceRefused { domain, .. } if domain == guest),
+            "{error:?}"
+        );
+        assert_eq!(error.errno(), Some(errno));
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    let ports = privcmd.set_ioport_permission(guest, 0xffff, 2, true);
+    refused(
+        ports.unwrap_err(),
+        22,
+        "_ioport_permission: I/O ports 0xffff to 0x10000 ",
+    );
+    let frames = privcmd.set_iomem_permission(guest, 1 << 40, 1, true);
+    refused(
+        frames.unwrap_err(),
+        1,
+        "_iomem_permission: machine frames 0x10000000000 to ",
+    );
+    let none = privcmd.set_iomem_permission(guest, 0, 0, true);
+    assert!(matches!(none, Err(Error::Invalid { .. })), "{none:?}");
+    let irq = privcmd.set_irq_permission(guest, 9, false);
+    refused(
+        irq.unwrap_err(),
+        1,
+        "XEN_DOMCTL_irq_permission: interrupt 9 ",
+    );
+    let assigned = privcmd.assign_device(guest, device);
+    refused(
+        assigned.unwrap_err(),
+        95,
+        "_assign_device: device 0000:03:00.1 ",
+    );
+    refused(
+        privcmd.is_assignable(guest, device).unwrap_err(),
+        95,
+        "_test_assign_device: ",
+    );
+    refused(
+        privcmd.deassign_device(guest, device).unwrap_err(),
+        95,
+        "_deassign_device: ",
+    );
+    let none = privcmd.set_irq_permission(DomId::new(99), 9, true);
+    assert!(matches!(none, Err(Error::NoDomain { .. })), "{none:?}");
+}
+
+#[test]
+fn a_target_is_set_once_and_the_domain_that_is_missing_is_named() {
+    let (host, privcmd) = host();
+    let (model, guest) = (host.add_domain().unwrap(), host.add_domain().unwrap());
+    let missing = DomId::new(99);
+    for (model, guest) in [(model, missing), (missing, guest)] {
+        let error = privcmd.set_target(model, guest).unwrap_err();
+        assert!(
+            matches!(error, Error::NoDomain { domain, .. } if domain == missing),
+            "{error:?}"
+        );
+    }
+    privcmd.set_target(model, guest).unwrap();
+    let errno = |(model, guest)| privcmd.set_target(model, guest).unwrap_err().errno();
+    assert_eq!(errno((model, guest)), Some(22));
+    assert_eq!(errno((guest, guest)), Some(22));
+    assert_eq!(errno((guest, DomId::DOM0)), Some(95));
+}
+
+#[test]
+fn calls_that_a_simulated_host_does_not_answer_are_unsupported_by_their_names() {
+    let (host, privcmd) = host();
+    let guest = host.add_domain().unwrap();
+    assert_eq!(privcmd.grant_table_version(guest).unwrap(), 1);
+    let missing = privcmd.grant_table_version(DomId::new(99));
+    assert!(
+        matches!(missing, Err(Error::NoDomain { .. })),
+        "{missing:?}"
+    );
+    let own = privcmd.allocate_port(DomId::SELF, guest);
+    assert!(matches!(own, Err(Error::Invalid { .. })), "{own:?}");
+    for (error, named) in [
+        (
+            privcmd.allocate_port(guest, DomId::DOM0).unwrap_err(),
+            "EVTCHNOP_alloc_unbound",
+        ),
+        (
+            privcmd
+                .map_pirq(guest, PirqSource::Gsi(9), None)
+                .unwrap_err(),
+            "PHYSDEVOP_map_pirq",
+        ),
+        (
+            privcmd.unmap_pirq(guest, 9).unwrap_err(),
+            "PHYSDEVOP_unmap_pirq",
+        ),
+        (
+            privcmd.claim_pages(guest, 16).unwrap_err(),
+            "XENMEM_claim_pages",
+        ),
+    ] {
+        assert!(
+            matches!(error, Error::Unsupported { op } if op == named),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn idle_times_and_distances_are_read_and_debug_keys_are_pressed() {
+    let (_host, privcmd) = host();
+    let idle = privcmd.cpu_idle_times().unwrap();
+    assert_eq!(idle.len(), privcmd.cpu_topology().unwrap().len());
+    assert_eq!(idle[1].as_secs(), 2);
+    assert_eq!(privcmd.numa_distances().unwrap(), [[Some(10)]]);
+    assert_eq!(privcmd.numa_memory().unwrap().len(), 1);
+    privcmd.debug_keys(b"hq").unwrap();
+    let ring = privcmd.console_ring().unwrap();
+    let text = String::from_utf8(ring).unwrap();
+    assert!(text.contains("'h' pressed") && text.contains("'q' pressed"));
+    let many = privcmd.debug_keys(&[b'h'; 257]);
+    assert!(
+        matches!(many, Err(Error::Invalid { value: 257, .. })),
+        "{many:?}"
+    );
+    assert_eq!(privcmd.frequency_states(0).unwrap(), None);
+    assert_eq!(privcmd.idle_states(0).unwrap(), None);
+    assert_eq!(privcmd.average_khz(0).unwrap(), None);
 }

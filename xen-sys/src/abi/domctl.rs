@@ -332,3 +332,194 @@ pub const XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT: u32 = 11;
 pub const XEN_DOMCTL_MONITOR_EVENT_VMEXIT: u32 = 12;
 /// An I/O port; Xen 4.18 and later.
 pub const XEN_DOMCTL_MONITOR_EVENT_IO: u32 = 13;
+
+/// [`VcpuContext`]: gets it.
+#[doc(alias = "XEN_DOMCTL_getvcpucontext")]
+pub const XEN_DOMCTL_GETVCPUCONTEXT: u32 = 13;
+/// [`MaxVcpus`].
+#[doc(alias = "XEN_DOMCTL_max_vcpus")]
+pub const XEN_DOMCTL_MAX_VCPUS: u32 = 15;
+/// [`IrqPermission`].
+#[doc(alias = "XEN_DOMCTL_irq_permission")]
+pub const XEN_DOMCTL_IRQ_PERMISSION: u32 = 19;
+/// [`IomemPermission`].
+#[doc(alias = "XEN_DOMCTL_iomem_permission")]
+pub const XEN_DOMCTL_IOMEM_PERMISSION: u32 = 20;
+/// [`IoportPermission`].
+#[doc(alias = "XEN_DOMCTL_ioport_permission")]
+pub const XEN_DOMCTL_IOPORT_PERMISSION: u32 = 21;
+/// [`HvmContext`]: gets it.
+#[doc(alias = "XEN_DOMCTL_gethvmcontext")]
+pub const XEN_DOMCTL_GETHVMCONTEXT: u32 = 33;
+/// [`HvmContext`]: sets it.
+#[doc(alias = "XEN_DOMCTL_sethvmcontext")]
+pub const XEN_DOMCTL_SETHVMCONTEXT: u32 = 34;
+/// [`AddressSize`].
+#[doc(alias = "XEN_DOMCTL_get_address_size")]
+pub const XEN_DOMCTL_GET_ADDRESS_SIZE: u32 = 36;
+/// [`AssignDevice`]: gives the device to a domain.
+#[doc(alias = "XEN_DOMCTL_assign_device")]
+pub const XEN_DOMCTL_ASSIGN_DEVICE: u32 = 37;
+/// [`AssignDevice`]: asks whether that could be done.
+#[doc(alias = "XEN_DOMCTL_test_assign_device")]
+pub const XEN_DOMCTL_TEST_ASSIGN_DEVICE: u32 = 45;
+/// [`SetTarget`].
+#[doc(alias = "XEN_DOMCTL_set_target")]
+pub const XEN_DOMCTL_SET_TARGET: u32 = 46;
+/// [`AssignDevice`]: takes the device back.
+#[doc(alias = "XEN_DOMCTL_deassign_device")]
+pub const XEN_DOMCTL_DEASSIGN_DEVICE: u32 = 47;
+/// [`HvmContextPartial`].
+#[doc(alias = "XEN_DOMCTL_gethvmcontext_partial")]
+pub const XEN_DOMCTL_GETHVMCONTEXT_PARTIAL: u32 = 55;
+
+/// A virtual CPU's registers.
+///
+/// C: `struct xen_domctl_vcpucontext`.
+#[doc(alias = "xen_domctl_vcpucontext")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VcpuContext {
+    /// In: which.
+    pub vcpu: u32,
+    /// C leaves it implicit.
+    pub pad: u32,
+    /// In: the address of the architecture's struct.
+    pub ctxt: u64,
+}
+
+/// Makes a domain's virtual CPUs.
+///
+/// C: `struct xen_domctl_max_vcpus`.
+#[doc(alias = "xen_domctl_max_vcpus")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MaxVcpus {
+    /// In: how many.
+    pub max: u32,
+}
+
+/// The width of a PV guest's addresses.
+///
+/// C: `struct xen_domctl_address_size`.
+#[doc(alias = "xen_domctl_address_size")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AddressSize {
+    /// Out: in bits.
+    pub size: u32,
+}
+
+/// The state of an HVM guest that Xen keeps.
+///
+/// C: `struct xen_domctl_hvmcontext`.
+#[doc(alias = "xen_domctl_hvmcontext")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HvmContext {
+    /// In: bytes in the buffer; out: bytes needed or written.
+    pub size: u32,
+    /// C leaves it implicit.
+    pub pad: u32,
+    /// In: the address of the buffer, or zero to ask for the size.
+    pub buffer: u64,
+}
+
+/// One record of that state.
+///
+/// C: `struct xen_domctl_hvmcontext_partial`.
+#[doc(alias = "xen_domctl_hvmcontext_partial")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HvmContextPartial {
+    /// In: the kind of the record.
+    pub kind: u32,
+    /// In: which of that kind.
+    pub instance: u32,
+    /// In: bytes in the buffer; out: bytes needed or written.
+    pub bufsz: u64,
+    /// In: the address of the buffer, or zero to ask for the size.
+    pub buffer: u64,
+}
+
+/// Lets a domain use an interrupt of the machine.
+///
+/// C: `struct xen_domctl_irq_permission`.
+#[doc(alias = "xen_domctl_irq_permission")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IrqPermission {
+    /// In: the interrupt, by the caller's number.
+    pub pirq: u32,
+    /// In: not zero to allow.
+    pub allow_access: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Lets a domain map memory of the machine.
+///
+/// C: `struct xen_domctl_iomem_permission`.
+#[doc(alias = "xen_domctl_iomem_permission")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IomemPermission {
+    /// In: the first machine frame.
+    pub first_mfn: u64,
+    /// In: how many.
+    pub nr_mfns: u64,
+    /// In: not zero to allow.
+    pub allow_access: u8,
+    /// C leaves it implicit.
+    pub pad: [u8; 7],
+}
+
+/// Lets a domain use I/O ports of the machine.
+///
+/// C: `struct xen_domctl_ioport_permission`.
+#[doc(alias = "xen_domctl_ioport_permission")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IoportPermission {
+    /// In: the first port.
+    pub first_port: u32,
+    /// In: how many.
+    pub nr_ports: u32,
+    /// In: not zero to allow.
+    pub allow_access: u8,
+    /// C leaves it implicit.
+    pub pad: [u8; 3],
+}
+
+/// A PCI device, for [`AssignDevice::dev`].
+pub const XEN_DOMCTL_DEV_PCI: u32 = 0;
+
+/// Gives a device of the machine to a domain. The union's PCI member only.
+///
+/// C: `struct xen_domctl_assign_device`.
+#[doc(alias = "xen_domctl_assign_device")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AssignDevice {
+    /// In: [`XEN_DOMCTL_DEV_PCI`].
+    pub dev: u32,
+    /// In: `XEN_DOMCTL_DEV_RDM_RELAXED`, or zero.
+    pub flags: u32,
+    /// In: segment, bus, device and function.
+    pub machine_sbdf: u32,
+    /// Of the union's other member.
+    pub pad: u32,
+    /// Of the union's other member.
+    pub pad2: u64,
+}
+
+/// Makes a domain another one's device model.
+///
+/// C: `struct xen_domctl_set_target`.
+#[doc(alias = "xen_domctl_set_target")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SetTarget {
+    /// In: the other one.
+    pub target: DomId,
+}

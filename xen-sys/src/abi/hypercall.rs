@@ -244,3 +244,99 @@ pub struct HvmParamOp {
 pub const HVMOP_SET_PARAM: u64 = 0;
 /// Gets [`HvmParamOp`].
 pub const HVMOP_GET_PARAM: u64 = 1;
+
+/// `physdev_op(cmd, arg)`: xen/include/public/physdev.h.
+#[doc(alias = "__HYPERVISOR_physdev_op")]
+pub const HYPERVISOR_PHYSDEV_OP: u64 = 33;
+
+/// Makes an event channel's unbound end.
+///
+/// C: `struct evtchn_alloc_unbound`.
+#[doc(alias = "evtchn_alloc_unbound")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct EvtchnAllocUnbound {
+    /// In: the domain whose port it is to be.
+    pub dom: DomId,
+    /// In: the domain that may bind to it.
+    pub remote_dom: DomId,
+    /// Out: the port.
+    pub port: Port,
+}
+
+/// [`EvtchnAllocUnbound`].
+#[doc(alias = "EVTCHNOP_alloc_unbound")]
+pub const EVTCHNOP_ALLOC_UNBOUND: u64 = 6;
+
+/// The version of a domain's grant table.
+///
+/// C: `struct gnttab_get_version`.
+#[doc(alias = "gnttab_get_version")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GnttabGetVersion {
+    /// In: the domain, or [`DomId::SELF`].
+    pub dom: DomId,
+    /// Zero.
+    pub pad: u16,
+    /// Out: 1 or 2.
+    pub version: u32,
+}
+
+/// [`GnttabGetVersion`].
+pub const GNTTABOP_GET_VERSION: u64 = 10;
+
+/// Maps an interrupt of the machine.
+///
+/// C: `struct physdev_map_pirq`.
+#[doc(alias = "physdev_map_pirq")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PhysdevMapPirq {
+    /// In: the domain, or [`DomId::SELF`].
+    pub domid: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// In: `MAP_PIRQ_TYPE_*`.
+    pub kind: i32,
+    /// In: the interrupt's number, by its type.
+    pub index: i32,
+    /// In: the number wanted, or negative; out: the number given.
+    pub pirq: i32,
+    /// In: the device's segment and bus.
+    pub bus: i32,
+    /// In: its device and function.
+    pub devfn: i32,
+    /// In: the entry of its table.
+    pub entry_nr: i32,
+    /// C leaves it implicit.
+    pub pad2: u32,
+    /// In: the machine address of its table, or zero.
+    pub table_base: u64,
+}
+
+/// Unmaps an interrupt of the machine.
+///
+/// C: `struct physdev_unmap_pirq`.
+#[doc(alias = "physdev_unmap_pirq")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PhysdevUnmapPirq {
+    /// In: the domain, or [`DomId::SELF`].
+    pub domid: DomId,
+    /// C leaves it implicit.
+    pub pad: u16,
+    /// In: the number.
+    pub pirq: i32,
+}
+
+/// [`PhysdevMapPirq`].
+#[doc(alias = "PHYSDEVOP_map_pirq")]
+pub const PHYSDEVOP_MAP_PIRQ: u64 = 13;
+/// [`PhysdevUnmapPirq`].
+#[doc(alias = "PHYSDEVOP_unmap_pirq")]
+pub const PHYSDEVOP_UNMAP_PIRQ: u64 = 14;
+/// A line of an interrupt controller.
+pub const MAP_PIRQ_TYPE_GSI: i32 = 1;
+/// A message of a device in any segment.
+pub const MAP_PIRQ_TYPE_MSI_SEG: i32 = 3;

@@ -14,10 +14,14 @@ pub mod domctl;
 pub mod evtchn;
 pub mod gntalloc;
 pub mod gntdev;
+pub mod hvm_save;
 pub mod hypercall;
 pub mod ioreq;
+pub mod memory;
 pub mod privcmd;
 pub mod sysctl;
+#[cfg(target_arch = "x86_64")]
+pub mod vcpu;
 pub mod version;
 pub mod vm_event;
 

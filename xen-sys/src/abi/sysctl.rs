@@ -216,3 +216,167 @@ pub struct NumaInfo {
     /// In: the address of the distances, or zero.
     pub distance: u64,
 }
+
+/// [`DebugKeys`].
+#[doc(alias = "XEN_SYSCTL_debug_keys")]
+pub const XEN_SYSCTL_DEBUG_KEYS: u32 = 7;
+/// [`GetCpuInfo`].
+#[doc(alias = "XEN_SYSCTL_getcpuinfo")]
+pub const XEN_SYSCTL_GETCPUINFO: u32 = 8;
+/// [`PmStatPx`] and [`PmStatCx`].
+#[doc(alias = "XEN_SYSCTL_get_pmstat")]
+pub const XEN_SYSCTL_GET_PMSTAT: u32 = 10;
+/// [`PmOp`].
+#[doc(alias = "XEN_SYSCTL_pm_op")]
+pub const XEN_SYSCTL_PM_OP: u32 = 12;
+
+/// In the place of the distance between nodes of which one is offline.
+#[doc(alias = "XEN_INVALID_NODE_DIST")]
+pub const XEN_INVALID_DISTANCE: u32 = !0;
+
+/// Presses debug keys.
+///
+/// C: `struct xen_sysctl_debug_keys`.
+#[doc(alias = "xen_sysctl_debug_keys")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DebugKeys {
+    /// In: the address of the keys.
+    pub keys: u64,
+    /// In: how many.
+    pub nr_keys: u32,
+    /// C leaves it implicit.
+    pub pad: u32,
+}
+
+/// Lists the CPUs' idle times.
+///
+/// C: `struct xen_sysctl_getcpuinfo`.
+#[doc(alias = "xen_sysctl_getcpuinfo")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GetCpuInfo {
+    /// In: the most CPUs.
+    pub max_cpus: u32,
+    /// C leaves it implicit.
+    pub pad: u32,
+    /// In: the address of that many [`CpuInfo`].
+    pub info: u64,
+    /// Out: how many were written.
+    pub nr_cpus: u32,
+    /// C leaves it implicit.
+    pub pad2: u32,
+}
+
+/// A CPU's idle time.
+///
+/// C: `struct xen_sysctl_cpuinfo`.
+#[doc(alias = "xen_sysctl_cpuinfo")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CpuInfo {
+    /// In nanoseconds.
+    pub idletime: u64,
+}
+
+/// Returns how many performance states there are: [`PmStatPx::total`].
+#[doc(alias = "PMSTAT_get_max_px")]
+pub const PMSTAT_GET_MAX_PX: u32 = 0x11;
+/// [`PmStatPx`].
+#[doc(alias = "PMSTAT_get_pxstat")]
+pub const PMSTAT_GET_PXSTAT: u32 = 0x12;
+/// [`PmStatCx`].
+#[doc(alias = "PMSTAT_get_cxstat")]
+pub const PMSTAT_GET_CXSTAT: u32 = 0x22;
+
+/// A CPU's performance states.
+///
+/// C: `struct xen_sysctl_get_pmstat`, with its union's `getpx`.
+#[doc(alias = "xen_sysctl_get_pmstat")]
+#[doc(alias = "pm_px_stat")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PmStatPx {
+    /// In: `PMSTAT_*`.
+    pub kind: u32,
+    /// In: the CPU.
+    pub cpuid: u32,
+    /// In, in Xen 4.18 and later: room in `pt`; out: how many states there are.
+    pub total: u8,
+    /// Out: how many may be used.
+    pub usable: u8,
+    /// Out: the one before.
+    pub last: u8,
+    /// Out: the one now.
+    pub cur: u8,
+    /// C leaves it implicit.
+    pub pad: u32,
+    /// In: the address of `total` times `total` counts of transitions.
+    pub trans_pt: u64,
+    /// In: the address of `total` [`PmPxVal`].
+    pub pt: u64,
+}
+
+/// A performance state.
+///
+/// C: `struct pm_px_val`.
+#[doc(alias = "pm_px_val")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PmPxVal {
+    /// MHz.
+    pub freq: u64,
+    /// Nanoseconds in it.
+    pub residency: u64,
+    /// How often it was entered.
+    pub count: u64,
+}
+
+/// A CPU's idle states.
+///
+/// C: `struct xen_sysctl_get_pmstat`, with its union's `getcx`.
+#[doc(alias = "pm_cx_stat")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PmStatCx {
+    /// In: `PMSTAT_*`.
+    pub kind: u32,
+    /// In: the CPU.
+    pub cpuid: u32,
+    /// In: room in `triggers` and `residencies`; out: how many states there are.
+    pub nr: u32,
+    /// Out: the one before.
+    pub last: u32,
+    /// Out: nanoseconds without work since Xen started.
+    pub idle_time: u64,
+    /// In: the address of `nr` counts.
+    pub triggers: u64,
+    /// In: the address of `nr` times, in nanoseconds.
+    pub residencies: u64,
+    /// In: room in `pc`; out: how many there are.
+    pub nr_pc: u32,
+    /// In: room in `cc`; out: how many there are.
+    pub nr_cc: u32,
+    /// In: the address of the packages' times.
+    pub pc: u64,
+    /// In: the address of the cores' times.
+    pub cc: u64,
+}
+
+/// Returns a CPU's average frequency: [`PmOp::value`], in kHz.
+pub const GET_CPUFREQ_AVGFREQ: u32 = 0x14;
+
+/// An operation of power management with one number.
+///
+/// C: `struct xen_sysctl_pm_op`, with its union's `get_avgfreq`.
+#[doc(alias = "xen_sysctl_pm_op")]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PmOp {
+    /// In: what to do.
+    pub cmd: u32,
+    /// In: the CPU.
+    pub cpuid: u32,
+    /// The number.
+    pub value: u64,
+}

@@ -40,7 +40,7 @@ use crate::abi::dm_op::{self, DmOpArgument};
 use crate::abi::domctl::{self, Domctl};
 use crate::abi::hypercall::{self, MulticallEntry};
 use crate::abi::sysctl::{self, Sysctl};
-use crate::abi::{altp2m, privcmd, version};
+use crate::abi::{altp2m, memory, privcmd, version};
 use crate::mmap::{HypercallBuffer, Pages, Protection};
 use crate::{DevRoot, DomId, Error, PAGE_SIZE, Port, Result};
 
@@ -78,7 +78,7 @@ macro_rules! operations {
     ($($type:path = $call:ident, $command:path, $name:literal;)*) => { $(
         // SAFETY: the type is the struct of the header its module cites; its fields are values, and
         // Xen copies it in and out whole (xen/common: kernel.c, memory.c, grant_table.c,
-        // sched/core.c, event_channel.c; xen/arch/x86/hvm/hvm.c). `XENVER_commandline` writes its
+        // sched/core.c, event_channel.c; xen/arch/x86: hvm/hvm.c, physdev.c). `XENVER_commandline` writes its
         // array of 1024 bytes.
         unsafe impl Operation for $type {
             const CALL: u64 = hypercall::$call;
@@ -111,6 +111,18 @@ operations! {
         HYPERVISOR_SCHED_OP, hypercall::SCHEDOP_REMOTE_SHUTDOWN, "SCHEDOP_remote_shutdown";
     hypercall::EvtchnStatus =
         HYPERVISOR_EVENT_CHANNEL_OP, hypercall::EVTCHNOP_STATUS, "EVTCHNOP_status";
+    hypercall::EvtchnAllocUnbound =
+        HYPERVISOR_EVENT_CHANNEL_OP, hypercall::EVTCHNOP_ALLOC_UNBOUND, "EVTCHNOP_alloc_unbound";
+    hypercall::GnttabGetVersion =
+        HYPERVISOR_GRANT_TABLE_OP, hypercall::GNTTABOP_GET_VERSION, "GNTTABOP_get_version";
+    hypercall::PhysdevMapPirq =
+        HYPERVISOR_PHYSDEV_OP, hypercall::PHYSDEVOP_MAP_PIRQ, "PHYSDEVOP_map_pirq";
+    hypercall::PhysdevUnmapPirq =
+        HYPERVISOR_PHYSDEV_OP, hypercall::PHYSDEVOP_UNMAP_PIRQ, "PHYSDEVOP_unmap_pirq";
+    memory::AddToPhysmap =
+        HYPERVISOR_MEMORY_OP, memory::XENMEM_ADD_TO_PHYSMAP, "XENMEM_add_to_physmap";
+    memory::RemoveFromPhysmap =
+        HYPERVISOR_MEMORY_OP, memory::XENMEM_REMOVE_FROM_PHYSMAP, "XENMEM_remove_from_physmap";
     GetHvmParam = HYPERVISOR_HVM_OP, hypercall::HVMOP_GET_PARAM, "HVMOP_get_param";
     SetHvmParam = HYPERVISOR_HVM_OP, hypercall::HVMOP_SET_PARAM, "HVMOP_set_param";
     CurrentReservation =
@@ -235,6 +247,71 @@ reservations! {
     PopulatePhysmap = XENMEM_POPULATE_PHYSMAP, "XENMEM_populate_physmap";
 }
 
+/// A claim: [`hypercall::MemoryReservation`] without an address.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct ClaimPages(hypercall::MemoryReservation);
+
+impl ClaimPages {
+    /// Of `pages` for `domain`.
+    pub(crate) fn new(domain: DomId, pages: u64) -> Self {
+        Self(hypercall::MemoryReservation {
+            extent_start: 0,
+            nr_extents: pages,
+            extent_order: 0,
+            mem_flags: 0,
+            domid: domain,
+            pad: [0; 3],
+        })
+    }
+}
+
+// SAFETY: Xen reads one `struct xen_memory_reservation`, and refuses one whose address is not null
+// (do_memory_op in xen/common/memory.c), which `bounded` makes it.
+unsafe impl Operation for ClaimPages {
+    const CALL: u64 = hypercall::HYPERVISOR_MEMORY_OP;
+    const COMMAND: u64 = memory::XENMEM_CLAIM_PAGES;
+    const NAME: &'static str = "XENMEM_claim_pages";
+
+    fn bounded(self) -> Self {
+        Self(hypercall::MemoryReservation {
+            extent_start: 0,
+            ..self.0
+        })
+    }
+}
+
+/// Gives memory at the frames of a [`hypercall::MemoryReservation`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Populate;
+
+/// Takes the memory there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decrease;
+
+/// An operation that [`PrivCmd::extents`] makes.
+///
+/// # Safety
+///
+/// For `COMMAND`, Xen must read and write only the frame numbers at the address in the struct.
+pub(crate) unsafe trait ExtentsOperation {
+    const COMMAND: u64;
+    const NAME: &'static str;
+}
+
+// SAFETY: Xen reads and, for a guest whose memory is not translated, writes `nr_extents` frame
+// numbers (populate_physmap in xen/common/memory.c). What it does to memory is the caller's matter.
+unsafe impl ExtentsOperation for Populate {
+    const COMMAND: u64 = hypercall::XENMEM_POPULATE_PHYSMAP;
+    const NAME: &'static str = "XENMEM_populate_physmap";
+}
+
+// SAFETY: Xen reads `nr_extents` frame numbers (decrease_reservation in xen/common/memory.c).
+unsafe impl ExtentsOperation for Decrease {
+    const COMMAND: u64 = hypercall::XENMEM_DECREASE_RESERVATION;
+    const NAME: &'static str = "XENMEM_decrease_reservation";
+}
+
 /// The operation on views numbered `CMD`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(transparent)]
@@ -329,7 +406,131 @@ domctls! {
     VmEventOp = XEN_DOMCTL_VM_EVENT_OP, "XEN_DOMCTL_vm_event_op";
     SetAccessRequired = XEN_DOMCTL_SET_ACCESS_REQUIRED, "XEN_DOMCTL_set_access_required";
     MonitorOp = XEN_DOMCTL_MONITOR_OP, "XEN_DOMCTL_monitor_op";
+    MaxVcpus = XEN_DOMCTL_MAX_VCPUS, "XEN_DOMCTL_max_vcpus";
+    AddressSize = XEN_DOMCTL_GET_ADDRESS_SIZE, "XEN_DOMCTL_get_address_size";
+    IrqPermission = XEN_DOMCTL_IRQ_PERMISSION, "XEN_DOMCTL_irq_permission";
+    IomemPermission = XEN_DOMCTL_IOMEM_PERMISSION, "XEN_DOMCTL_iomem_permission";
+    IoportPermission = XEN_DOMCTL_IOPORT_PERMISSION, "XEN_DOMCTL_ioport_permission";
+    SetTarget = XEN_DOMCTL_SET_TARGET, "XEN_DOMCTL_set_target";
     GetDomainState = XEN_DOMCTL_GET_DOMAIN_STATE, "XEN_DOMCTL_get_domain_state", stable true;
+}
+
+/// [`domctl::AssignDevice`], as a type for each of its operations.
+macro_rules! devices {
+    ($($type:ident = $command:ident, $name:literal;)*) => { $(
+        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+        #[repr(transparent)]
+        pub(crate) struct $type(domctl::AssignDevice);
+
+        impl $type {
+            /// Of the PCI device `sbdf`.
+            pub(crate) fn new(sbdf: u32) -> Self {
+                Self(domctl::AssignDevice {
+                    dev: domctl::XEN_DOMCTL_DEV_PCI,
+                    machine_sbdf: sbdf,
+                    ..domctl::AssignDevice::default()
+                })
+            }
+        }
+
+        // SAFETY: `new`, which alone makes one, says that the device is a PCI device, for which Xen
+        // reads a number of the union (iommu_do_pci_domctl in xen/drivers/passthrough/pci.c).
+        unsafe impl DomctlBody for $type {
+            const COMMAND: u32 = domctl::$command;
+            const NAME: &'static str = $name;
+        }
+    )* };
+}
+
+devices! {
+    Assign = XEN_DOMCTL_ASSIGN_DEVICE, "XEN_DOMCTL_assign_device";
+    TestAssign = XEN_DOMCTL_TEST_ASSIGN_DEVICE, "XEN_DOMCTL_test_assign_device";
+    Deassign = XEN_DOMCTL_DEASSIGN_DEVICE, "XEN_DOMCTL_deassign_device";
+}
+
+/// The body of a domctl that reads or fills a buffer.
+///
+/// # Safety
+///
+/// For operation `COMMAND`, Xen must read and write only within the `len` bytes at the address that
+/// [`set_bytes`](Self::set_bytes) was given, and find no other address in the body that it
+/// returned. `len` is at least `LEAST`; or the address is zero and `len` too, if `LEAST` is.
+pub(crate) unsafe trait DomctlBytes:
+    Copy + FromBytes + IntoBytes + Immutable
+{
+    const COMMAND: u32;
+    const NAME: &'static str;
+    const LEAST: usize = 0;
+
+    /// The body with the buffer's address and length in it.
+    fn set_bytes(self, address: u64, len: u32) -> Self;
+}
+
+/// The registers of a virtual CPU of a guest with 64-bit addresses.
+#[cfg(target_arch = "x86_64")]
+// SAFETY: Xen writes one `struct vcpu_guest_context` at `ctxt`, or the shorter one of a 32-bit
+// guest (`XEN_DOMCTL_getvcpucontext` in xen/common/domctl.c); `LEAST` is the size of the longer.
+unsafe impl DomctlBytes for domctl::VcpuContext {
+    const COMMAND: u32 = domctl::XEN_DOMCTL_GETVCPUCONTEXT;
+    const NAME: &'static str = "XEN_DOMCTL_getvcpucontext";
+    const LEAST: usize = size_of::<crate::abi::vcpu::VcpuGuestContext>();
+
+    fn set_bytes(self, address: u64, _: u32) -> Self {
+        Self {
+            ctxt: address,
+            ..self
+        }
+    }
+}
+
+of! {
+    GetHvmContext(domctl::HvmContext);
+    SetHvmContext(domctl::HvmContext);
+}
+
+// SAFETY: Xen writes at most `size` bytes at `buffer`, and none if that is null
+// (`XEN_DOMCTL_gethvmcontext` in xen/arch/x86/domctl.c).
+unsafe impl DomctlBytes for GetHvmContext {
+    const COMMAND: u32 = domctl::XEN_DOMCTL_GETHVMCONTEXT;
+    const NAME: &'static str = "XEN_DOMCTL_gethvmcontext";
+
+    fn set_bytes(self, address: u64, len: u32) -> Self {
+        Self(domctl::HvmContext {
+            size: len,
+            buffer: address,
+            ..self.0
+        })
+    }
+}
+
+// SAFETY: Xen reads `size` bytes at `buffer` (`XEN_DOMCTL_sethvmcontext` in
+// xen/arch/x86/domctl.c), which changes the guest: another domain, as it refuses the caller's own.
+unsafe impl DomctlBytes for SetHvmContext {
+    const COMMAND: u32 = domctl::XEN_DOMCTL_SETHVMCONTEXT;
+    const NAME: &'static str = "XEN_DOMCTL_sethvmcontext";
+
+    fn set_bytes(self, address: u64, len: u32) -> Self {
+        Self(domctl::HvmContext {
+            size: len,
+            buffer: address,
+            ..self.0
+        })
+    }
+}
+
+// SAFETY: Xen writes at most `bufsz` bytes at `buffer`, and none if that is null (hvm_save_one in
+// xen/arch/x86/hvm/save.c).
+unsafe impl DomctlBytes for domctl::HvmContextPartial {
+    const COMMAND: u32 = domctl::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL;
+    const NAME: &'static str = "XEN_DOMCTL_gethvmcontext_partial";
+
+    fn set_bytes(self, address: u64, len: u32) -> Self {
+        Self {
+            bufsz: len.into(),
+            buffer: address,
+            ..self
+        }
+    }
 }
 
 /// The body of a sysctl.
@@ -346,6 +547,13 @@ pub(crate) unsafe trait SysctlBody: Copy + FromBytes + IntoBytes + Immutable {
 unsafe impl SysctlBody for sysctl::PhysInfo {
     const COMMAND: u32 = sysctl::XEN_SYSCTL_PHYSINFO;
     const NAME: &'static str = "XEN_SYSCTL_physinfo";
+}
+
+// SAFETY: the operation that `new`, which alone makes one, names answers with a number
+// (get_cpufreq_avgfreq in xen/drivers/acpi/pmstat.c); no member of the union is an address for it.
+unsafe impl SysctlBody for AverageFrequency {
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_PM_OP;
+    const NAME: &'static str = "XEN_SYSCTL_pm_op";
 }
 
 /// The body of a sysctl that fills an array.
@@ -451,6 +659,151 @@ unsafe impl SysctlArray for sysctl::NumaInfo {
     }
 }
 
+// SAFETY: Xen writes at most `max_cpus` structs at `info` (do_sysctl); there is no other address.
+unsafe impl SysctlArray for sysctl::GetCpuInfo {
+    type Item = sysctl::CpuInfo;
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_GETCPUINFO;
+    const NAME: &'static str = "XEN_SYSCTL_getcpuinfo";
+
+    fn set_array(self, address: u64, items: u32) -> Self {
+        Self {
+            info: address,
+            max_cpus: items,
+            ..self
+        }
+    }
+
+    fn items(&self) -> u32 {
+        self.nr_cpus
+    }
+}
+
+of! {
+    NumaDistances(sysctl::NumaInfo);
+}
+
+// SAFETY: Xen writes nothing at `meminfo`, which is null. At `distance` it writes as many rows as
+// there are nodes, each of as many items, or nothing if `num_nodes` is less (do_sysctl): at most
+// `num_nodes` times `num_nodes` items, which is no more than `items`.
+unsafe impl SysctlArray for NumaDistances {
+    type Item = u32;
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_NUMAINFO;
+    const NAME: &'static str = "XEN_SYSCTL_numainfo";
+
+    fn set_array(self, address: u64, items: u32) -> Self {
+        Self(sysctl::NumaInfo {
+            meminfo: 0,
+            distance: address,
+            num_nodes: items.isqrt(),
+            ..self.0
+        })
+    }
+
+    fn items(&self) -> u32 {
+        self.0.num_nodes.saturating_mul(self.0.num_nodes)
+    }
+}
+
+/// The body of a sysctl that reads or fills several arrays.
+///
+/// # Safety
+///
+/// For operation `COMMAND`, Xen must read and write only within `LEN` bytes at the address that
+/// [`place`](Self::place) was given, and find no other address in the body that it returned.
+pub(crate) unsafe trait SysctlArea: Copy + FromBytes + IntoBytes + Immutable {
+    const COMMAND: u32;
+    const NAME: &'static str;
+    const LEN: usize;
+
+    /// The body with the addresses and lengths of its arrays in it.
+    fn place(self, address: u64) -> Self;
+}
+
+/// Debug keys pressed by one call at the most.
+pub(crate) const DEBUG_KEYS: usize = 256;
+
+// SAFETY: Xen reads `nr_keys` bytes at `keys` (do_sysctl), which `place` bounds to `LEN`.
+unsafe impl SysctlArea for sysctl::DebugKeys {
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_DEBUG_KEYS;
+    const NAME: &'static str = "XEN_SYSCTL_debug_keys";
+    const LEN: usize = DEBUG_KEYS;
+
+    fn place(self, address: u64) -> Self {
+        Self {
+            keys: address,
+            nr_keys: self.nr_keys.min(DEBUG_KEYS as u32),
+            ..self
+        }
+    }
+}
+
+/// Performance states of a CPU: as many as the byte that counts them can say.
+pub(crate) const PX_STATES: usize = 255;
+/// Where their values start; the counts of transitions are before them.
+pub(crate) const PX_VALUES: usize = PX_STATES * PX_STATES * size_of::<u64>();
+
+// SAFETY: Xen writes as many values at `pt` as the CPU has states, and their square at `trans_pt`
+// (do_get_pm_info in xen/drivers/acpi/pmstat.c). From Xen 4.18 on it minds `total`. Before, it
+// counts the states that the kernel of the hardware domain gave it, from an ACPI package, which
+// has at most 255 elements; Xen itself counts them in a byte.
+unsafe impl SysctlArea for sysctl::PmStatPx {
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_GET_PMSTAT;
+    const NAME: &'static str = "XEN_SYSCTL_get_pmstat";
+    const LEN: usize = PX_VALUES + PX_STATES * size_of::<sysctl::PmPxVal>();
+
+    fn place(self, address: u64) -> Self {
+        Self {
+            kind: sysctl::PMSTAT_GET_PXSTAT,
+            total: PX_STATES as u8,
+            trans_pt: address,
+            pt: address + PX_VALUES as u64,
+            ..self
+        }
+    }
+}
+
+/// Idle states of a CPU at the most; each of the four arrays of [`sysctl::PmStatCx`] has as many.
+pub(crate) const CX_STATES: usize = 64;
+
+// SAFETY: Xen writes at most `nr` items at `triggers` and `residencies`, at most `nr_pc` at `pc`
+// and `nr_cc` at `cc` (pmstat_get_cx_stat in xen/arch/x86/acpi/cpu_idle.c): there is room for
+// `CX_STATES` of each, one array behind the other.
+unsafe impl SysctlArea for sysctl::PmStatCx {
+    const COMMAND: u32 = sysctl::XEN_SYSCTL_GET_PMSTAT;
+    const NAME: &'static str = "XEN_SYSCTL_get_pmstat";
+    const LEN: usize = 4 * CX_STATES * size_of::<u64>();
+
+    fn place(self, address: u64) -> Self {
+        let (count, size) = (CX_STATES as u32, (CX_STATES * size_of::<u64>()) as u64);
+        Self {
+            kind: sysctl::PMSTAT_GET_CXSTAT,
+            nr: count,
+            triggers: address,
+            residencies: address + size,
+            nr_pc: count,
+            nr_cc: count,
+            pc: address + 2 * size,
+            cc: address + 3 * size,
+            ..self
+        }
+    }
+}
+
+of! {
+    AverageFrequency(sysctl::PmOp);
+}
+
+impl AverageFrequency {
+    /// Of a CPU.
+    pub(crate) fn new(cpuid: u32) -> Self {
+        Self(sysctl::PmOp {
+            cmd: sysctl::GET_CPUFREQ_AVGFREQ,
+            cpuid,
+            value: 0,
+        })
+    }
+}
+
 /// The body of a device-model operation.
 ///
 /// # Safety
@@ -513,7 +866,7 @@ pub(crate) struct Doorbell {
 
 /// Where a sysctl's array starts in its buffer.
 const ARRAY: usize = 256;
-const _: () = assert!(size_of::<Sysctl>() <= ARRAY);
+const _: () = assert!(size_of::<Sysctl>() <= ARRAY && size_of::<Domctl>() <= ARRAY);
 
 /// Bytes that [`PrivCmd::sysctl_array`] needs for `items` items.
 pub(crate) fn array_buffer<B: SysctlArray>(items: u32) -> usize {
@@ -526,6 +879,17 @@ pub(crate) fn list_buffer(count: usize) -> usize {
     count
         .saturating_mul(size_of::<u64>() + 1)
         .saturating_add(ARRAY)
+}
+
+/// Bytes that [`PrivCmd::domctl_bytes`] and [`PrivCmd::sysctl_area`] need for a buffer of `len`
+/// bytes.
+pub(crate) fn bytes_buffer(len: usize) -> usize {
+    len.saturating_add(ARRAY)
+}
+
+/// Bytes of the arrays of [`PrivCmd::add_to_physmap_batch`].
+pub(crate) fn batch_len(pairs: usize) -> usize {
+    pairs.saturating_mul(2 * size_of::<u64>() + size_of::<i32>())
 }
 
 /// Bytes that [`PrivCmd::multicall`] needs for `calls` calls.
@@ -641,6 +1005,102 @@ impl PrivCmd {
         Ok((result, get(buffer, 0).unwrap_or(argument)))
     }
 
+    /// Makes an operation on the memory at `frames`, each the first of 2^`order`; returns how many it
+    /// was done to.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's.
+    ///
+    /// # Safety
+    ///
+    /// `domain` must not be the one that this program runs in, or nothing may use memory at those
+    /// frames.
+    pub(crate) unsafe fn extents<E: ExtentsOperation>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        domain: DomId,
+        order: u32,
+        frames: &mut [u64],
+    ) -> Result<usize> {
+        let len = size_of_val(frames);
+        need(E::NAME, buffer, bytes_buffer(len))?;
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let argument = hypercall::MemoryReservation {
+            extent_start: address + ARRAY as u64,
+            nr_extents: frames.len() as u64,
+            extent_order: order,
+            mem_flags: 0,
+            domid: domain,
+            pad: [0; 3],
+        };
+        put(buffer, 0, &argument);
+        buffer.bytes_mut()[ARRAY..ARRAY + len].copy_from_slice(frames.as_bytes());
+        let arg = [E::COMMAND, address, 0, 0, 0];
+        // SAFETY: Xen reads one `struct xen_memory_reservation` at `address`, which ends before
+        // `ARRAY`; by the contract of `ExtentsOperation`, it reads and writes only the frame
+        // numbers behind that, which `need` saw in the buffer, which is borrowed mutably. The
+        // memory itself is the caller's promise.
+        let done = unsafe { self.call(E::NAME, hypercall::HYPERVISOR_MEMORY_OP, arg) }?;
+        let bytes = &buffer.bytes()[ARRAY..ARRAY + len];
+        frames.as_mut_bytes().copy_from_slice(bytes);
+        Ok(usize::try_from(done).unwrap_or(0).min(frames.len()))
+    }
+
+    /// Puts what a space (`XENMAPSPACE_*`, and the other domain of a foreign one) has at the first
+    /// number of each pair at the guest frame that is the second. Returns an errno for each.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno, or the hypercall's.
+    ///
+    /// # Safety
+    ///
+    /// As [`extents`](Self::extents).
+    pub(crate) unsafe fn add_to_physmap_batch(
+        &self,
+        buffer: &mut HypercallBuffer,
+        domain: DomId,
+        (space, foreign): (u32, u16),
+        pairs: &[(u64, u64)],
+    ) -> Result<Vec<i32>> {
+        const NAME: &str = "XENMEM_add_to_physmap_batch";
+        need(NAME, buffer, bytes_buffer(batch_len(pairs.len())))?;
+        let refused = |_| Error::Invalid {
+            op: NAME,
+            what: "the number of frames",
+            value: pairs.len() as u64,
+        };
+        let (address, count) = (buffer.as_ptr().as_ptr() as u64, pairs.len());
+        let frames = ARRAY + count * size_of::<u64>();
+        let errors = frames + count * size_of::<u64>();
+        let argument = memory::AddToPhysmapBatch {
+            domid: domain,
+            space: space as u16,
+            size: count.try_into().map_err(refused)?,
+            foreign_domid: foreign,
+            idxs: address + ARRAY as u64,
+            gpfns: address + frames as u64,
+            errs: address + errors as u64,
+        };
+        put(buffer, 0, &argument);
+        for (i, (index, frame)) in pairs.iter().enumerate() {
+            put(buffer, ARRAY + i * size_of::<u64>(), index);
+            put(buffer, frames + i * size_of::<u64>(), frame);
+            put(buffer, errors + i * size_of::<i32>(), &0_i32);
+        }
+        let arg = [memory::XENMEM_ADD_TO_PHYSMAP_BATCH, address, 0, 0, 0];
+        // SAFETY: Xen reads and, where it goes on later, writes one `struct
+        // xen_add_to_physmap_batch` at `address`, which ends before `ARRAY`; it reads `size`
+        // numbers at `idxs` and at `gpfns` and writes `size` ints at `errs`
+        // (xenmem_add_to_physmap_batch in xen/common/memory.c), one array behind the other, which
+        // `need` saw in the buffer, which is borrowed mutably. The memory itself is the caller's
+        // promise.
+        unsafe { self.call(NAME, hypercall::HYPERVISOR_MEMORY_OP, arg) }?;
+        let error = |i| get(buffer, errors + i * size_of::<i32>()).unwrap_or(-libc::EIO);
+        Ok((0..count).map(error).map(i32::saturating_neg).collect())
+    }
+
     /// Makes a domctl; returns the domain and the body as Xen left them.
     ///
     /// # Errors
@@ -663,6 +1123,38 @@ impl PrivCmd {
         unsafe { self.call(B::NAME, hypercall::HYPERVISOR_DOMCTL, [address, 0, 0, 0, 0]) }?;
         let whole = get(buffer, 0).unwrap_or(whole);
         Ok((whole.domain, whole.body().unwrap_or(body)))
+    }
+
+    /// Makes a domctl that reads or fills `bytes`, of which none asks for a length; returns the body
+    /// as Xen left it.
+    ///
+    /// # Errors
+    ///
+    /// As [`domctl`](Self::domctl).
+    pub(crate) fn domctl_bytes<B: DomctlBytes>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        interface: u32,
+        domain: DomId,
+        body: B,
+        bytes: &mut [u8],
+    ) -> Result<B> {
+        need(B::NAME, buffer, bytes_buffer(bytes.len().max(B::LEAST)))?;
+        let len = checked_len(B::NAME, bytes, B::LEAST)?;
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let at = if len == 0 { 0 } else { address + ARRAY as u64 };
+        let body = body.set_bytes(at, len);
+        let whole = Domctl::new(B::COMMAND, interface, domain, &body);
+        put(buffer, 0, &whole);
+        buffer.bytes_mut()[ARRAY..ARRAY + bytes.len()].copy_from_slice(bytes);
+        // SAFETY: one `struct xen_domctl` is at `address`, and it ends before `ARRAY`. By the
+        // contract of `DomctlBytes`, the only address in it is the one `set_bytes` put there, at
+        // which Xen reads and writes at most `len` bytes, or the address is null: `need` saw that
+        // they are within the buffer, which is borrowed mutably.
+        unsafe { self.call(B::NAME, hypercall::HYPERVISOR_DOMCTL, [address, 0, 0, 0, 0]) }?;
+        let whole: Domctl = get(buffer, 0).unwrap_or(whole);
+        bytes.copy_from_slice(&buffer.bytes()[ARRAY..ARRAY + bytes.len()]);
+        Ok(whole.body().unwrap_or(body))
     }
 
     /// Makes the same domctl on several domains by one multicall. The results are Xen's: an error
@@ -825,6 +1317,36 @@ impl PrivCmd {
             let op = hypercall::HYPERVISOR_MEMORY_OP;
             self.call(L::NAME, op, [L::COMMAND, address, 0, 0, 0])
         }
+    }
+
+    /// Makes a sysctl that reads or fills the start of `area`, which has the arrays' bytes before and
+    /// after; returns the body as Xen left it.
+    ///
+    /// # Errors
+    ///
+    /// As [`domctl`](Self::domctl).
+    pub(crate) fn sysctl_area<B: SysctlArea>(
+        &self,
+        buffer: &mut HypercallBuffer,
+        interface: u32,
+        body: B,
+        area: &mut [u8],
+    ) -> Result<B> {
+        need(B::NAME, buffer, bytes_buffer(B::LEN))?;
+        checked_len(B::NAME, area, B::LEN)?;
+        let area = &mut area[..B::LEN];
+        let address = buffer.as_ptr().as_ptr() as u64;
+        let body = body.place(address + ARRAY as u64);
+        let whole = Sysctl::new(B::COMMAND, interface, &body);
+        put(buffer, 0, &whole);
+        buffer.bytes_mut()[ARRAY..ARRAY + B::LEN].copy_from_slice(area);
+        // SAFETY: one `struct xen_sysctl` is at `address`, and it ends before `ARRAY`. By the
+        // contract of `SysctlArea`, Xen reads and writes only the `LEN` bytes behind that, which
+        // `need` saw in the buffer, which is borrowed mutably.
+        unsafe { self.call(B::NAME, hypercall::HYPERVISOR_SYSCTL, [address, 0, 0, 0, 0]) }?;
+        let whole: Sysctl = get(buffer, 0).unwrap_or(whole);
+        area.copy_from_slice(&buffer.bytes()[ARRAY..ARRAY + B::LEN]);
+        Ok(whole.body().unwrap_or(body))
     }
 
     /// Makes a device-model operation on `domain`; returns the body as Xen left it. `second` is the
@@ -1134,6 +1656,17 @@ fn page_address(op: &'static str, pages: &Pages, first: usize, count: usize) -> 
         });
     }
     Ok(pages.as_ptr().as_ptr().addr() as u64 + (first * PAGE_SIZE) as u64)
+}
+
+/// The length of `bytes`, of which there have to be `least`.
+fn checked_len(op: &'static str, bytes: &[u8], least: usize) -> Result<u32> {
+    let len = u32::try_from(bytes.len()).ok();
+    let enough = len.filter(|_| bytes.len() >= least);
+    enough.ok_or(Error::Invalid {
+        op,
+        what: "the number of bytes",
+        value: bytes.len() as u64,
+    })
 }
 
 const IOEVENTFD: &str = "IOCTL_PRIVCMD_IOEVENTFD";

@@ -12,8 +12,8 @@ use super::pool::{Buffer, Pool};
 use crate::abi::dm_op;
 use crate::abi::{domctl, sysctl};
 use crate::ioctl::privcmd::{
-    DmOpBody, DomctlBody, FrameList, Operation, PrivCmd, SysctlArray, SysctlBody, array_buffer,
-    domctls_buffer, list_buffer,
+    DmOpBody, DomctlBody, DomctlBytes, FrameList, Operation, PrivCmd, SysctlArea, SysctlArray,
+    SysctlBody, array_buffer, bytes_buffer, domctls_buffer, list_buffer,
 };
 use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
 
@@ -197,6 +197,69 @@ impl Backend {
         };
         self.named(B::NAME, Some(domain), || {
             self.domctl_of(interface, domain, body)
+        })
+    }
+
+    /// A domctl that reads or fills `bytes`; returns the body.
+    pub(super) fn domctl_bytes<B: DomctlBytes>(
+        &self,
+        domain: DomId,
+        body: B,
+        bytes: &mut [u8],
+    ) -> Result<B> {
+        let interface = self.domctl_version()?;
+        self.named(B::NAME, Some(domain), || {
+            match (&self.dev, self.xen.host()) {
+                (Device::Real(dev), _) => {
+                    let len = bytes_buffer(bytes.len().max(B::LEAST));
+                    let mut buffer = self.buffer(len)?;
+                    dev.domctl_bytes(&mut buffer, interface, domain, body, bytes)
+                }
+                #[cfg(feature = "sim")]
+                (_, Host::Sim(client)) => {
+                    let there = u64::from(!bytes.is_empty());
+                    let body = body.set_bytes(there, bytes.len().try_into().unwrap_or(0));
+                    let whole = domctl::Domctl::new(B::COMMAND, interface, domain, &body);
+                    let call = crate::abi::hypercall::HYPERVISOR_DOMCTL;
+                    let sent = [whole.as_bytes(), &*bytes].concat();
+                    let (_, answer) = client.hypercall(B::NAME, call, 0, &sent, sent.len())?;
+                    let Ok((whole, back)) = domctl::Domctl::read_from_prefix(&answer) else {
+                        return Ok(body);
+                    };
+                    let len = back.len().min(bytes.len());
+                    bytes[..len].copy_from_slice(&back[..len]);
+                    Ok(whole.body().unwrap_or(body))
+                }
+                #[allow(unreachable_patterns)]
+                _ => Err(Error::Unsupported { op: B::NAME }),
+            }
+        })
+    }
+
+    /// A sysctl that reads or fills the start of `area`; returns the body.
+    pub(super) fn sysctl_area<B: SysctlArea>(&self, body: B, area: &mut [u8]) -> Result<B> {
+        let interface = self.sysctl_version()?;
+        self.named(B::NAME, None, || match (&self.dev, self.xen.host()) {
+            (Device::Real(dev), _) => {
+                let mut buffer = self.buffer(bytes_buffer(B::LEN))?;
+                dev.sysctl_area(&mut buffer, interface, body, area)
+            }
+            #[cfg(feature = "sim")]
+            (_, Host::Sim(client)) => {
+                // No state of power management is simulated, so nothing long comes back.
+                let whole = sysctl::Sysctl::new(B::COMMAND, interface, &body.place(0));
+                let call = crate::abi::hypercall::HYPERVISOR_SYSCTL;
+                let sent = match area.get(..B::LEN.min(PAGE_SIZE)) {
+                    Some(area) => [whole.as_bytes(), area].concat(),
+                    None => whole.as_bytes().to_vec(),
+                };
+                let room = size_of::<sysctl::Sysctl>();
+                let (_, answer) = client.hypercall(B::NAME, call, 0, &sent, room)?;
+                let whole = sysctl::Sysctl::read_from_prefix(&answer).map_or(whole, |(w, _)| w);
+                Ok(whole.body().unwrap_or(body))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Error::Unsupported { op: B::NAME }),
         })
     }
 
@@ -395,7 +458,7 @@ impl Backend {
     }
 
     /// Makes a call, and an error of it one that says what the matter is.
-    fn named<T>(
+    pub(super) fn named<T>(
         &self,
         op: &'static str,
         domain: Option<DomId>,

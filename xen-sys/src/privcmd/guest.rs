@@ -290,6 +290,22 @@ impl Privcmd {
         })
     }
 
+    /// Returns the version of a domain's grant table: 1 or 2.
+    ///
+    /// # Errors
+    ///
+    /// As all of them.
+    #[doc(alias = "GNTTABOP_get_version")]
+    pub fn grant_table_version(&self, domain: DomId) -> Result<u32> {
+        let argument = abi::GnttabGetVersion {
+            dom: domain,
+            pad: 0,
+            version: 0,
+        };
+        let (_, answer) = self.backend().operation(Some(domain), argument)?;
+        Ok(answer.version)
+    }
+
     /// Returns the highest guest frame number that a domain uses.
     ///
     /// # Errors

@@ -1,10 +1,16 @@
 //! The machine: `sysctl`.
 
+use std::time::Duration;
+
 use bitflags::bitflags;
 
 use super::Privcmd;
+use super::version::NO_DATA;
 use crate::abi::sysctl as abi;
-use crate::{PAGE_SIZE, Result};
+use crate::ioctl::privcmd::{
+    AverageFrequency, CX_STATES, DEBUG_KEYS, NumaDistances, PX_STATES, PX_VALUES, SysctlArea,
+};
+use crate::{Error, PAGE_SIZE, Result};
 
 bitflags! {
     /// Capabilities of the machine: `XEN_SYSCTL_PHYSCAP_*`. Bits without a name here are kept.
@@ -139,6 +145,69 @@ pub struct ConsoleChunk {
     pub next: u32,
 }
 
+/// A performance state of a CPU.
+///
+/// C: `struct pm_px_val`, xen/include/public/sysctl.h.
+#[doc(alias = "pm_px_val")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FrequencyState {
+    /// Its frequency, in MHz.
+    pub mhz: u64,
+    /// How long the CPU was in it.
+    pub residency: Duration,
+    /// How often the CPU entered it.
+    pub count: u64,
+}
+
+/// The performance states of a CPU: what `xenpm get-cpufreq-states` prints.
+///
+/// C: `struct pm_px_stat`, xen/include/public/sysctl.h.
+#[doc(alias = "pm_px_stat")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FrequencyStates {
+    /// The states, the fastest first.
+    pub states: Vec<FrequencyState>,
+    /// How many of them the platform allows at the moment.
+    pub usable: u8,
+    /// The state before, by its place in `states`.
+    pub last: u8,
+    /// The state now, by its place in `states`.
+    pub current: u8,
+    /// How often the CPU went from one state (the row) to another one.
+    pub transitions: Vec<Vec<u64>>,
+}
+
+/// An idle state of a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IdleState {
+    /// How often the CPU entered it.
+    pub count: u64,
+    /// How long the CPU was in it.
+    pub residency: Duration,
+}
+
+/// The idle states of a CPU: what `xenpm get-cpuidle-states` prints.
+///
+/// C: `struct pm_cx_stat`, xen/include/public/sysctl.h.
+#[doc(alias = "pm_cx_stat")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IdleStates {
+    /// The states, C0 first.
+    pub states: Vec<IdleState>,
+    /// The state before, by its place in `states`.
+    pub last: u32,
+    /// How long the CPU had no work since Xen started.
+    pub idle: Duration,
+    /// The raw counter of each of the package's states PC1 and on, if it has one.
+    pub package: Vec<Option<u64>>,
+    /// The raw counter of each of the core's states CC1 and on, if it has one.
+    pub core: Vec<Option<u64>>,
+}
+
 /// CPUs, and nodes, asked for at the most.
 const MAX_CPUS: u32 = 4096;
 const MAX_NODES: u32 = 256;
@@ -225,6 +294,130 @@ impl Privcmd {
         Ok(nodes.iter().map(memory).collect())
     }
 
+    /// Returns the distances between NUMA nodes, by the numbers of both, in the unit of the firmware,
+    /// in which a node is 10 from itself; `None` where one is offline.
+    ///
+    /// # Errors
+    ///
+    /// As all of them.
+    #[doc(alias = "xc_numainfo")]
+    pub fn numa_distances(&self) -> Result<Vec<Vec<Option<u32>>>> {
+        let body = NumaDistances(abi::NumaInfo::default());
+        let (body, distances) = self.backend().sysctl_array(body, MAX_NODES * MAX_NODES)?;
+        let nodes = body.0.num_nodes.clamp(1, MAX_NODES) as usize;
+        let known = |&d: &u32| Some(d).filter(|&d| d != abi::XEN_INVALID_DISTANCE);
+        let row = |row: &[u32]| row.iter().map(known).collect();
+        Ok(distances.chunks_exact(nodes).map(row).collect())
+    }
+
+    /// Returns how long each CPU had no work since Xen started, by its number.
+    ///
+    /// # Errors
+    ///
+    /// As all of them.
+    #[doc(alias = "xc_getcpuinfo")]
+    #[doc(alias = "XEN_SYSCTL_getcpuinfo")]
+    pub fn cpu_idle_times(&self) -> Result<Vec<Duration>> {
+        let body = abi::GetCpuInfo::default();
+        let (_, cpus) = self.backend().sysctl_array(body, MAX_CPUS)?;
+        let idle = |cpu: &abi::CpuInfo| Duration::from_nanos(cpu.idletime);
+        Ok(cpus.iter().map(idle).collect())
+    }
+
+    /// Presses debug keys, one byte each, whose answers go to the
+    /// [console ring](Self::console_ring): what `xl debug-keys` does. `h` lists them; some halt or
+    /// crash the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for more than 256 keys; as all of them.
+    #[doc(alias = "xc_send_debug_keys")]
+    #[doc(alias = "XEN_SYSCTL_debug_keys")]
+    pub fn debug_keys(&self, keys: &[u8]) -> Result<()> {
+        let mut area = [0; DEBUG_KEYS];
+        let Some(room) = area.get_mut(..keys.len()) else {
+            return Err(Error::Invalid {
+                op: "XEN_SYSCTL_debug_keys",
+                what: "the number of keys",
+                value: keys.len() as u64,
+            });
+        };
+        room.copy_from_slice(keys);
+        let body = abi::DebugKeys {
+            nr_keys: keys.len() as u32,
+            ..abi::DebugKeys::default()
+        };
+        self.backend().sysctl_area(body, &mut area).map(drop)
+    }
+
+    /// Returns the performance states of a CPU; `None` if Xen does not scale its frequency.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a CPU that is missing or offline; as all of them.
+    #[doc(alias = "xc_pm_get_pxstat")]
+    #[doc(alias = "PMSTAT_get_pxstat")]
+    pub fn frequency_states(&self, cpu: u32) -> Result<Option<FrequencyStates>> {
+        let body = abi::PmStatPx {
+            cpuid: cpu,
+            ..abi::PmStatPx::default()
+        };
+        let mut area = vec![0; <abi::PmStatPx as SysctlArea>::LEN];
+        let answer = self.backend().sysctl_area(body, &mut area);
+        let stat = self.managed(cpu, answer)?;
+        Ok(stat.map(|stat| px_states(&stat, &area)))
+    }
+
+    /// Returns the idle states of a CPU; `None` if Xen knows of none.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a CPU that is missing or offline; as all of them.
+    #[doc(alias = "xc_pm_get_cxstat")]
+    #[doc(alias = "PMSTAT_get_cxstat")]
+    pub fn idle_states(&self, cpu: u32) -> Result<Option<IdleStates>> {
+        let body = abi::PmStatCx {
+            cpuid: cpu,
+            ..abi::PmStatCx::default()
+        };
+        // A counter that the processor does not have stays as it is.
+        let mut area = vec![0xff; <abi::PmStatCx as SysctlArea>::LEN];
+        let answer = self.backend().sysctl_area(body, &mut area);
+        let stat = self.managed(cpu, answer)?;
+        Ok(stat
+            .filter(|stat| stat.nr > 0)
+            .map(|stat| cx_states(&stat, &area)))
+    }
+
+    /// Returns the average frequency of a CPU since the last call, in kHz; `None` if Xen does not
+    /// scale it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a CPU that is missing or offline; as all of them.
+    #[doc(alias = "xc_get_cpufreq_avgfreq")]
+    #[doc(alias = "XEN_SYSCTL_pm_op")]
+    pub fn average_khz(&self, cpu: u32) -> Result<Option<u64>> {
+        let answer = self.backend().sysctl(AverageFrequency::new(cpu));
+        let answer = self.managed(cpu, answer)?;
+        Ok(answer.map(|answer| answer.0.value))
+    }
+
+    /// `None` if a CPU that is there has no such thing.
+    fn managed<T>(&self, cpu: u32, answer: Result<T>) -> Result<Option<T>> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(e) if matches!(e.errno(), Some(libc::ENODEV | NO_DATA)) => Ok(None),
+            // Xen says the same of a CPU that is there without such data.
+            Err(e) if e.errno() == Some(libc::EINVAL) => {
+                let cpus = self.cpu_topology()?;
+                let online = cpus.get(cpu as usize).is_some_and(|c| c.core.is_some());
+                if online { Ok(None) } else { Err(e) }
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Returns everything in Xen's console ring: what `xl dmesg` prints.
     ///
     /// # Errors
@@ -287,5 +480,104 @@ impl Privcmd {
             bytes,
             next: body.index,
         })
+    }
+}
+
+/// The numbers in an area from byte `at` on.
+fn numbers(area: &[u8], at: usize) -> impl Iterator<Item = u64> {
+    let bytes = area.get(at..).unwrap_or_default();
+    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).ok();
+    bytes.chunks_exact(size_of::<u64>()).filter_map(number)
+}
+
+fn px_states(stat: &abi::PmStatPx, area: &[u8]) -> FrequencyStates {
+    let total = usize::from(stat.total).min(PX_STATES);
+    let mut values = numbers(area, PX_VALUES);
+    let state = || {
+        let mut next = || values.next().unwrap_or_default();
+        FrequencyState {
+            mhz: next(),
+            residency: Duration::from_nanos(next()),
+            count: next(),
+        }
+    };
+    let states = std::iter::repeat_with(state).take(total).collect();
+    // The rows are as long as there are states.
+    let counts: Vec<u64> = numbers(area, 0).take(total * total).collect();
+    FrequencyStates {
+        states,
+        usable: stat.usable,
+        last: stat.last,
+        current: stat.cur,
+        transitions: counts.chunks(total.max(1)).map(<[u64]>::to_vec).collect(),
+    }
+}
+
+fn cx_states(stat: &abi::PmStatCx, area: &[u8]) -> IdleStates {
+    let array = |n: usize, len: u32| {
+        let at = n * CX_STATES * size_of::<u64>();
+        numbers(area, at).take((len as usize).min(CX_STATES))
+    };
+    let state = |(count, nanoseconds)| IdleState {
+        count,
+        residency: Duration::from_nanos(nanoseconds),
+    };
+    let counter = |value| Some(value).filter(|&value| value != u64::MAX);
+    IdleStates {
+        states: array(0, stat.nr)
+            .zip(array(1, stat.nr))
+            .map(state)
+            .collect(),
+        last: stat.last,
+        idle: Duration::from_nanos(stat.idle_time),
+        package: array(2, stat.nr_pc).map(counter).collect(),
+        core: array(3, stat.nr_cc).map(counter).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes as _;
+
+    #[test]
+    fn performance_states_are_read_where_xen_puts_them() {
+        let mut area = vec![0; <abi::PmStatPx as SysctlArea>::LEN];
+        area[..32].copy_from_slice([1_u64, 2, 3, 4].as_bytes());
+        area[PX_VALUES..][..48].copy_from_slice([2000_u64, 5, 6, 1000, 7, 8].as_bytes());
+        let stat = abi::PmStatPx {
+            total: 2,
+            usable: 1,
+            cur: 1,
+            ..abi::PmStatPx::default()
+        };
+        let read = px_states(&stat, &area);
+        let states: Vec<_> = read.states.iter().map(|s| (s.mhz, s.count)).collect();
+        assert_eq!(states, [(2000, 6), (1000, 8)]);
+        assert_eq!(read.transitions, [[1, 2], [3, 4]]);
+        let all = abi::PmStatPx { total: 255, ..stat };
+        assert_eq!(px_states(&all, &area).states.len(), 255);
+        let placed = abi::PmStatPx::default().place(0x1000);
+        assert_eq!(placed.pt - placed.trans_pt, PX_VALUES as u64);
+    }
+
+    #[test]
+    fn idle_states_are_as_many_as_there_is_room_for() {
+        let mut area = vec![0xff; <abi::PmStatCx as SysctlArea>::LEN];
+        let size = CX_STATES * 8;
+        area[..16].copy_from_slice([1_u64, 2].as_bytes());
+        area[size..][..16].copy_from_slice([30_u64, 40].as_bytes());
+        area[2 * size + 8..][..8].copy_from_slice(&9_u64.to_ne_bytes());
+        let stat = abi::PmStatCx {
+            nr: 2,
+            nr_pc: 2,
+            nr_cc: u32::MAX,
+            ..abi::PmStatCx::default()
+        };
+        let read = cx_states(&stat, &area);
+        assert_eq!(read.states[1].residency, Duration::from_nanos(40));
+        assert_eq!((read.states.len(), read.states[1].count), (2, 2));
+        assert_eq!(read.package, [None, Some(9)]);
+        assert_eq!(read.core.len(), CX_STATES);
     }
 }

@@ -10,7 +10,7 @@ use crate::ioctl::privcmd::Operation;
 use crate::{Error, Result};
 
 /// Linux's and Xen's `ENODATA`, which libc does not have for every system.
-const NO_DATA: i32 = 61;
+pub(super) const NO_DATA: i32 = 61;
 
 /// A hypervisor's version; prints as Xen's own tools print it, `4.17.5`.
 #[derive(Clone, Debug, PartialEq, Eq)]

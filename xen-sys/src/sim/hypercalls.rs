@@ -10,9 +10,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::domain::State;
 use crate::abi::altp2m;
 use crate::abi::domctl::{self, Domctl};
+use crate::abi::hvm_save;
 use crate::abi::hypercall as call;
 use crate::abi::sysctl::{self, Sysctl};
+#[cfg(target_arch = "x86_64")]
+use crate::abi::vcpu::{VGCF_ONLINE, VcpuGuestContext};
 use crate::abi::version;
+use crate::hvm_save::Records;
 use crate::{DomId, PAGE_SIZE, Virq};
 
 /// The version the simulated hypervisor says it has.
@@ -32,6 +36,8 @@ const RING: usize = 16 << 10;
 const PARAMS: u32 = 39;
 /// Frames a grant table may have: Xen's default, `max_grant_frames` of xl.cfg.
 const GRANT_FRAMES: u32 = 64;
+/// Where a processor starts.
+const RESET_RIP: u64 = 0xfff0;
 /// Grants in a frame of version 1.
 const GRANTS_PER_FRAME: u32 = 512;
 
@@ -44,6 +50,10 @@ pub(super) struct Control {
     pauses: u32,
     shutdown: Option<u8>,
     params: BTreeMap<u32, u64>,
+    /// What it was set to, if it was.
+    context: Option<Vec<u8>>,
+    /// The guest whose device model it is.
+    target: Option<DomId>,
     born: Instant,
     /// A number that no other domain had before.
     unique: u64,
@@ -60,6 +70,8 @@ impl Control {
             pauses: 0,
             shutdown: None,
             params: BTreeMap::new(),
+            context: None,
+            target: None,
             born: Instant::now(),
             unique,
         }
@@ -192,8 +204,14 @@ pub(super) fn hypercall(
     }
     match number {
         call::HYPERVISOR_XEN_VERSION => xen_version(command, bytes),
-        call::HYPERVISOR_DOMCTL => domctl(state, &read(bytes)?),
-        call::HYPERVISOR_SYSCTL => sysctl(state, read(bytes)?, room),
+        call::HYPERVISOR_DOMCTL => {
+            let (op, bytes) = Domctl::read_from_prefix(bytes).map_err(|_| Errno::FAULT)?;
+            domctl(state, &op, bytes)
+        }
+        call::HYPERVISOR_SYSCTL => {
+            let (op, bytes) = Sysctl::read_from_prefix(bytes).map_err(|_| Errno::FAULT)?;
+            sysctl(state, op, bytes, room)
+        }
         // No views, as on a machine without EPT.
         call::HYPERVISOR_HVM_OP if command == altp2m::HVMOP_ALTP2M => Err(Errno::OPNOTSUPP),
         call::HYPERVISOR_HVM_OP => hvm_op(state, command, read(bytes)?),
@@ -228,15 +246,22 @@ pub(super) fn hypercall(
             }
             Ok((0, op.as_bytes().to_vec()))
         }
+        call::HYPERVISOR_GRANT_TABLE_OP if command == call::GNTTABOP_GET_VERSION => {
+            let mut op: call::GnttabGetVersion = read(bytes)?;
+            control(state, op.dom)?;
+            op.version = 1;
+            Ok((0, op.as_bytes().to_vec()))
+        }
         call::HYPERVISOR_MEMORY_OP => {
-            let op: call::MemoryDomain = read(bytes)?;
-            let domain = control(state, op.domid)?;
-            let value = match command {
-                call::XENMEM_CURRENT_RESERVATION => domain.pages,
-                call::XENMEM_MAXIMUM_RESERVATION => domain.max_pages,
-                call::XENMEM_MAXIMUM_GPFN => domain.pages - 1,
+            let value: fn(&Control) -> u64 = match command {
+                call::XENMEM_CURRENT_RESERVATION => |domain| domain.pages,
+                call::XENMEM_MAXIMUM_RESERVATION => |domain| domain.max_pages,
+                call::XENMEM_MAXIMUM_GPFN => |domain| domain.pages - 1,
+                // A simulated domain's memory is where it is.
                 _ => return Err(Errno::NOSYS),
             };
+            let op: call::MemoryDomain = read(bytes)?;
+            let value = value(control(state, op.domid)?);
             Ok((value as i64, bytes.to_vec()))
         }
         _ => Err(Errno::NOSYS),
@@ -309,8 +334,36 @@ fn xen_version(command: u64, bytes: &[u8]) -> Result<Answer, Errno> {
     }
 }
 
-/// do_domctl in xen/common/domctl.c: the version, the domain, the operation.
-fn domctl(state: &mut State, op: &Domctl) -> Result<Answer, Errno> {
+/// The context of an HVM guest that has done nothing: the records of a header and one CPU.
+fn hvm_context() -> Vec<u8> {
+    let record = |kind: u16, body: &[u8]| {
+        let head = hvm_save::Descriptor {
+            typecode: kind,
+            instance: 0,
+            length: body.len() as u32,
+        };
+        [head.as_bytes(), body].concat()
+    };
+    let header = hvm_save::Header {
+        magic: hvm_save::FILE_MAGIC,
+        version: hvm_save::FILE_VERSION,
+        changeset: u64::MAX,
+        cpuid: 0,
+        gtsc_khz: 2_000_000,
+    };
+    let mut cpu: hvm_save::Cpu = zerocopy::FromZeros::new_zeroed();
+    (cpu.rip, cpu.rflags, cpu.cr0) = (RESET_RIP, 2, 0x6000_0010);
+    [
+        record(hvm_save::CODE_HEADER, header.as_bytes()),
+        record(hvm_save::CODE_CPU, cpu.as_bytes()),
+        record(hvm_save::CODE_END, &[]),
+    ]
+    .concat()
+}
+
+/// do_domctl in xen/common/domctl.c: the version, the domain, the operation. What an address would
+/// lead to follows the struct.
+fn domctl(state: &mut State, op: &Domctl, bytes: &[u8]) -> Result<Answer, Errno> {
     let stable = op.cmd == domctl::XEN_DOMCTL_GET_DOMAIN_STATE;
     let version = if stable { 0 } else { state.hypervisor.domctl };
     if op.interface_version != version {
@@ -354,6 +407,104 @@ fn domctl(state: &mut State, op: &Domctl) -> Result<Answer, Errno> {
             info.cpu = u32::from(id.as_u16()) % CPUS;
             body(&info)
         }
+        domctl::XEN_DOMCTL_IOPORT_PERMISSION => {
+            let ports: domctl::IoportPermission = op.body().ok_or(Errno::FAULT)?;
+            let end = u64::from(ports.first_port) + u64::from(ports.nr_ports);
+            match ports.nr_ports > 0 && end <= 1 << 16 {
+                true => body(&ports),
+                false => Err(Errno::INVAL),
+            }
+        }
+        domctl::XEN_DOMCTL_IOMEM_PERMISSION => {
+            let frames: domctl::IomemPermission = op.body().ok_or(Errno::FAULT)?;
+            let last = frames.first_mfn.checked_add(frames.nr_mfns - 1);
+            match last.ok_or(Errno::INVAL)? >> 36 {
+                0 => body(&frames),
+                _ => Err(Errno::PERM),
+            }
+        }
+        // No interrupt and no IOMMU is simulated.
+        domctl::XEN_DOMCTL_IRQ_PERMISSION => Err(Errno::PERM),
+        domctl::XEN_DOMCTL_ASSIGN_DEVICE
+        | domctl::XEN_DOMCTL_TEST_ASSIGN_DEVICE
+        | domctl::XEN_DOMCTL_DEASSIGN_DEVICE => Err(Errno::OPNOTSUPP),
+        domctl::XEN_DOMCTL_SET_TARGET => {
+            let target: domctl::SetTarget = op.body().ok_or(Errno::FAULT)?;
+            let hvm = state.hypervisor.domains.get(&target.target);
+            let hvm = hvm.ok_or(Errno::SRCH)?.hvm;
+            let domain = state.hypervisor.domains.get_mut(&id).ok_or(Errno::SRCH)?;
+            match (id == target.target || domain.target.is_some(), hvm) {
+                (true, _) => Err(Errno::INVAL),
+                (_, false) => Err(Errno::OPNOTSUPP),
+                _ => {
+                    domain.target = Some(target.target);
+                    body(&target)
+                }
+            }
+        }
+        domctl::XEN_DOMCTL_MAX_VCPUS => {
+            let max: domctl::MaxVcpus = op.body().ok_or(Errno::FAULT)?;
+            match max.max {
+                1 if id != DomId::DOM0 => body(&max),
+                _ => Err(Errno::INVAL),
+            }
+        }
+        domctl::XEN_DOMCTL_GET_ADDRESS_SIZE if domain.hvm => Err(Errno::OPNOTSUPP),
+        domctl::XEN_DOMCTL_GET_ADDRESS_SIZE => body(&domctl::AddressSize { size: 64 }),
+        #[cfg(target_arch = "x86_64")]
+        domctl::XEN_DOMCTL_GETVCPUCONTEXT => {
+            let asked: domctl::VcpuContext = op.body().ok_or(Errno::FAULT)?;
+            if asked.vcpu != 0 || id == DomId::DOM0 {
+                return Err(Errno::INVAL);
+            }
+            let mut context: VcpuGuestContext = zerocopy::FromZeros::new_zeroed();
+            context.flags = VGCF_ONLINE;
+            context.user_regs.rip = RESET_RIP;
+            let mut answer = asked.domctl(op).as_bytes().to_vec();
+            answer.extend_from_slice(context.as_bytes());
+            Ok((0, answer))
+        }
+        domctl::XEN_DOMCTL_GETHVMCONTEXT => {
+            let mut asked: domctl::HvmContext = op.body().ok_or(Errno::FAULT)?;
+            if !domain.hvm {
+                return Err(Errno::INVAL);
+            }
+            let context = domain.context.clone().unwrap_or_else(hvm_context);
+            let context = fitting(context, asked.buffer, asked.size.into(), Errno::NOSPC)?;
+            asked.size = context.0;
+            let mut answer = asked.domctl(op).as_bytes().to_vec();
+            answer.extend(context.1);
+            Ok((0, answer))
+        }
+        domctl::XEN_DOMCTL_SETHVMCONTEXT => {
+            let records = Records::new(bytes).map_err(|_| Errno::INVAL)?;
+            if !domain.hvm || records.into_iter().any(|record| record.is_err()) {
+                return Err(Errno::INVAL);
+            }
+            domain.context = Some(bytes.to_vec());
+            body(&domctl::HvmContext::default())
+        }
+        domctl::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL => {
+            let mut asked: domctl::HvmContextPartial = op.body().ok_or(Errno::FAULT)?;
+            let kinds = [hvm_save::CODE_CPU].map(u32::from);
+            if !domain.hvm || !kinds.contains(&asked.kind) {
+                return Err(Errno::INVAL);
+            }
+            let context = domain.context.clone().unwrap_or_else(hvm_context);
+            let mut records = Records::new(&context).map_err(|_| Errno::INVAL)?;
+            let wanted = (asked.kind, asked.instance);
+            let found = records.find_map(|record| {
+                let record = record.ok()?;
+                let name = (u32::from(record.kind), u32::from(record.instance));
+                (name == wanted).then(|| record.body.to_vec())
+            });
+            let found = found.ok_or(Errno::NOENT)?;
+            let found = fitting(found, asked.buffer, asked.bufsz, Errno::NOBUFS)?;
+            asked.bufsz = found.0.into();
+            let mut answer = asked.domctl(op).as_bytes().to_vec();
+            answer.extend(found.1);
+            Ok((0, answer))
+        }
         domctl::XEN_DOMCTL_PAUSEDOMAIN if id == DomId::DOM0 => Err(Errno::INVAL),
         domctl::XEN_DOMCTL_PAUSEDOMAIN if domain.pauses == 255 => Err(Errno::OVERFLOW),
         domctl::XEN_DOMCTL_PAUSEDOMAIN => {
@@ -377,6 +528,21 @@ fn domctl(state: &mut State, op: &Domctl) -> Result<Answer, Errno> {
     }
 }
 
+/// What is written of `bytes`, and the length that is told: no bytes if the address is null.
+fn fitting(
+    bytes: Vec<u8>,
+    address: u64,
+    room: u64,
+    refusal: Errno,
+) -> Result<(u32, Vec<u8>), Errno> {
+    let len = bytes.len() as u32;
+    match address {
+        0 => Ok((len, Vec::new())),
+        _ if room < u64::from(len) => Err(refusal),
+        _ => Ok((len, bytes)),
+    }
+}
+
 /// A domctl's body, put back into its operation.
 trait Body {
     fn domctl(&self, op: &Domctl) -> Domctl;
@@ -389,7 +555,7 @@ impl<B: IntoBytes + Immutable> Body for B {
 }
 
 /// do_sysctl in xen/common/sysctl.c. The array follows the struct.
-fn sysctl(state: &mut State, op: Sysctl, room: usize) -> Result<Answer, Errno> {
+fn sysctl(state: &mut State, op: Sysctl, bytes: &[u8], room: usize) -> Result<Answer, Errno> {
     let hypervisor = &mut state.hypervisor;
     if op.interface_version != hypervisor.sysctl {
         return Err(Errno::ACCESS);
@@ -438,8 +604,32 @@ fn sysctl(state: &mut State, op: Sysctl, room: usize) -> Result<Answer, Errno> {
             let cpus: Vec<_> = (0..info.num_cpus).map(cpu).collect();
             answer(&info, cpus.as_bytes())
         }
+        sysctl::XEN_SYSCTL_GETCPUINFO => {
+            let mut info: sysctl::GetCpuInfo = op.body().ok_or(Errno::FAULT)?;
+            info.nr_cpus = info.max_cpus.min(CPUS);
+            let idle: Vec<_> = (0..info.nr_cpus)
+                .map(|cpu| sysctl::CpuInfo {
+                    idletime: 1_000_000_000 * u64::from(cpu + 1),
+                })
+                .collect();
+            answer(&info, idle.as_bytes())
+        }
+        sysctl::XEN_SYSCTL_DEBUG_KEYS => {
+            let keys: sysctl::DebugKeys = op.body().ok_or(Errno::FAULT)?;
+            let pressed = bytes.get(..keys.nr_keys as usize).ok_or(Errno::FAULT)?;
+            for &key in pressed {
+                hypervisor.log(&format!("'{}' pressed", char::from(key)));
+            }
+            answer(&keys, &[])
+        }
+        // As on a machine whose ACPI tables have none.
+        sysctl::XEN_SYSCTL_GET_PMSTAT | sysctl::XEN_SYSCTL_PM_OP => Err(Errno::NODEV),
         sysctl::XEN_SYSCTL_NUMAINFO => {
             let mut info: sysctl::NumaInfo = op.body().ok_or(Errno::FAULT)?;
+            if info.distance != 0 {
+                info.num_nodes = info.num_nodes.min(1);
+                return answer(&info, &[10_u32].as_bytes()[..info.num_nodes as usize * 4]);
+            }
             let used: u64 = hypervisor.domains.values().map(|d| d.pages).sum();
             let node = sysctl::MemInfo {
                 memsize: PAGES * PAGE_SIZE as u64,

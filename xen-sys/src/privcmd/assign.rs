@@ -1,0 +1,444 @@
+//! Parts of the machine for a domain, and one domain's rights to another: `domctl`, and what of
+//! `physdev_op` and `event_channel_op` belongs to it.
+
+use std::fmt;
+
+use super::Privcmd;
+use crate::abi::{domctl as abi, hypercall};
+use crate::ioctl::privcmd::{Assign, Deassign, DomctlBody, TestAssign};
+use crate::{DomId, Error, Port, Result};
+
+/// A PCI device by its place.
+///
+/// Displayed as `0000:03:00.1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PciAddress(u32);
+
+impl PciAddress {
+    /// Creates the address; `None` for a device above 31 or a function above 7.
+    #[must_use]
+    pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {
+        if device > 31 || function > 7 {
+            return None;
+        }
+        let place = (bus as u32) << 8 | (device as u32) << 3 | function as u32;
+        Some(Self((segment as u32) << 16 | place))
+    }
+
+    /// Returns segment, bus, device and function in one number, as Xen counts them.
+    #[must_use]
+    pub const fn sbdf(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [segment, bus, device] = [self.0 >> 16, self.0 >> 8 & 0xff, self.0 >> 3 & 0x1f];
+        write!(f, "{segment:04x}:{bus:02x}:{device:02x}.{:x}", self.0 & 7)
+    }
+}
+
+/// A part of the machine that a domain may be given, in [`Error::ResourceRefused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MachineResource {
+    /// I/O ports.
+    IoPorts {
+        /// The first one.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Frames of the machine's physical address space.
+    Frames {
+        /// The first one.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// An interrupt, by the caller's number for it.
+    Irq(u32),
+    /// A PCI device.
+    Device(PciAddress),
+}
+
+impl fmt::Display for MachineResource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::IoPorts { first, count } => {
+                let last = u64::from(first) + u64::from(count).saturating_sub(1);
+                write!(f, "I/O ports {first:#x} to {last:#x}")
+            }
+            Self::Frames { first, count } => {
+                let last = first.saturating_add(count.saturating_sub(1));
+                write!(f, "machine frames {first:#x} to {last:#x}")
+            }
+            Self::Irq(irq) => write!(f, "interrupt {irq}"),
+            Self::Device(device) => write!(f, "device {device}"),
+        }
+    }
+}
+
+/// An interrupt of the machine, for [`Privcmd::map_pirq`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PirqSource {
+    /// A line of an interrupt controller, by its number.
+    #[doc(alias = "MAP_PIRQ_TYPE_GSI")]
+    Gsi(u32),
+    /// The message of a PCI device.
+    #[doc(alias = "MAP_PIRQ_TYPE_MSI_SEG")]
+    Msi(PciAddress),
+    /// An entry of a PCI device's MSI-X table.
+    MsiX {
+        /// The device.
+        device: PciAddress,
+        /// The entry.
+        entry: u16,
+        /// The machine address of the table.
+        table: u64,
+    },
+}
+
+/// Parts of the machine for a domain. For domain 0 and other control domains.
+///
+/// All of them fail as the operations on domains do. What of the machine Xen does not let this
+/// domain give away, or not give to that domain, is [`Error::ResourceRefused`] with Xen's errno.
+impl Privcmd {
+    /// Lets a domain use I/O ports of the machine, or not any more. This domain has to be allowed
+    /// them itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ResourceRefused`]: `EPERM` where this domain may not use them; `EINVAL` for none
+    /// and beyond 65535. [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_ioport_permission")]
+    #[doc(alias = "XEN_DOMCTL_ioport_permission")]
+    pub fn set_ioport_permission(
+        &self,
+        domain: DomId,
+        first: u32,
+        count: u32,
+        allow: bool,
+    ) -> Result<()> {
+        let body = abi::IoportPermission {
+            first_port: first,
+            nr_ports: count,
+            allow_access: allow.into(),
+            ..abi::IoportPermission::default()
+        };
+        self.resource(domain, MachineResource::IoPorts { first, count }, body)
+    }
+
+    /// Lets a domain map frames of the machine's address space, or not any more. This domain has
+    /// to be allowed them itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ResourceRefused`]: `EPERM` where this domain may not map them; `EINVAL` beyond the
+    /// last frame. [`Error::Invalid`] for none; [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_iomem_permission")]
+    #[doc(alias = "XEN_DOMCTL_iomem_permission")]
+    pub fn set_iomem_permission(
+        &self,
+        domain: DomId,
+        first: u64,
+        count: u64,
+        allow: bool,
+    ) -> Result<()> {
+        if count == 0 {
+            // Xen would take none at frame 0 for all.
+            return Err(Error::Invalid {
+                op: "XEN_DOMCTL_iomem_permission",
+                what: "the number of frames",
+                value: 0,
+            });
+        }
+        let body = abi::IomemPermission {
+            first_mfn: first,
+            nr_mfns: count,
+            allow_access: allow.into(),
+            ..abi::IomemPermission::default()
+        };
+        self.resource(domain, MachineResource::Frames { first, count }, body)
+    }
+
+    /// Lets a domain use an interrupt of the machine, or not any more: the one that this domain
+    /// has as `pirq`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ResourceRefused`]: `EPERM` where this domain has none of that number, or may not
+    /// use it; `EINVAL` where it can have none. [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_domain_irq_permission")]
+    #[doc(alias = "XEN_DOMCTL_irq_permission")]
+    pub fn set_irq_permission(&self, domain: DomId, pirq: u32, allow: bool) -> Result<()> {
+        let body = abi::IrqPermission {
+            pirq,
+            allow_access: allow.into(),
+            ..abi::IrqPermission::default()
+        };
+        self.resource(domain, MachineResource::Irq(pirq), body)
+    }
+
+    /// Gives a PCI device to a domain. The driver has to have let go of it (`xl
+    /// pci-assignable-add`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ResourceRefused`]: `EOPNOTSUPP` without an IOMMU for the domain; `ENODEV` when the
+    /// device is missing or another domain's; others of the IOMMU. [`Error::NoDomain`]; as all of
+    /// them.
+    #[doc(alias = "xc_assign_device")]
+    #[doc(alias = "XEN_DOMCTL_assign_device")]
+    pub fn assign_device(&self, domain: DomId, device: PciAddress) -> Result<()> {
+        let resource = MachineResource::Device(device);
+        self.resource(domain, resource, Assign::new(device.sbdf()))
+    }
+
+    /// Returns whether a PCI device could be given to a domain, as far as the device goes: it is
+    /// there, and no guest has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ResourceRefused`]: `EOPNOTSUPP` without an IOMMU for the domain.
+    /// [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_test_assign_device")]
+    #[doc(alias = "XEN_DOMCTL_test_assign_device")]
+    pub fn is_assignable(&self, domain: DomId, device: PciAddress) -> Result<bool> {
+        let resource = MachineResource::Device(device);
+        match self.resource(domain, resource, TestAssign::new(device.sbdf())) {
+            Ok(()) => Ok(true),
+            Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENODEV)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Takes a PCI device back from a domain; domain 0 has it then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ResourceRefused`]: `EOPNOTSUPP` without an IOMMU for the domain; `ENODEV` when it
+    /// does not have the device. [`Error::NoDomain`]; as all of them.
+    #[doc(alias = "xc_deassign_device")]
+    #[doc(alias = "XEN_DOMCTL_deassign_device")]
+    pub fn deassign_device(&self, domain: DomId, device: PciAddress) -> Result<()> {
+        let resource = MachineResource::Device(device);
+        self.resource(domain, resource, Deassign::new(device.sbdf()))
+    }
+
+    fn resource<B: DomctlBody>(
+        &self,
+        domain: DomId,
+        resource: MachineResource,
+        body: B,
+    ) -> Result<()> {
+        match self.backend().domctl(domain, body) {
+            Ok(_) => Ok(()),
+            Err(Error::NotPermitted { op, source } | Error::Os { op, source }) => {
+                Err(Error::ResourceRefused {
+                    op,
+                    resource,
+                    domain,
+                    source,
+                })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes `domain` the device model of the HVM guest `target`, until `domain` ends: it may then
+    /// map the guest's memory and make device-model operations on it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is one already, and for the same domain; `EOPNOTSUPP` if the guest is no HVM
+    /// guest; [`Error::NoDomain`], which names the one that is missing; as all of them.
+    #[doc(alias = "xc_domain_set_target")]
+    #[doc(alias = "XEN_DOMCTL_set_target")]
+    pub fn set_target(&self, domain: DomId, target: DomId) -> Result<()> {
+        let done = self.backend().domctl(domain, abi::SetTarget { target });
+        match done {
+            Ok(_) => Ok(()),
+            // Xen says the same of both.
+            Err(Error::NoDomain { op, domain }) => Err(match self.domain_info(domain) {
+                Ok(_) => Error::NoDomain { op, domain: target },
+                Err(_) => Error::NoDomain { op, domain },
+            }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a port of `domain` to which `remote` may bind. For ports of this domain itself
+    /// there is `xen-evtchn`, whose driver knows them.
+    ///
+    /// The port is the domain's: only its kernel can close it, and it ends with the domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for [`DomId::SELF`]; `ENOSPC` when the domain has no free port;
+    /// [`Error::NoDomain`], which may mean either; as all of them, but the interface has no
+    /// version.
+    #[doc(alias = "xc_evtchn_alloc_unbound")]
+    #[doc(alias = "EVTCHNOP_alloc_unbound")]
+    pub fn allocate_port(&self, domain: DomId, remote: DomId) -> Result<Port> {
+        if domain == DomId::SELF {
+            return Err(Error::Invalid {
+                op: "EVTCHNOP_alloc_unbound",
+                what: "the domain of the port",
+                value: domain.as_u16().into(),
+            });
+        }
+        let argument = hypercall::EvtchnAllocUnbound {
+            dom: domain,
+            remote_dom: remote,
+            port: Port::new(0),
+        };
+        let (_, answer) = self.backend().operation(Some(domain), argument)?;
+        Ok(answer.port)
+    }
+
+    /// Gives a domain a number for an interrupt of the machine, `wanted` if that is free; the
+    /// domain's kernel binds a port to it. It stays until [`unmap_pirq`](Self::unmap_pirq) or the
+    /// domain's end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPermitted`] where this domain may not use the interrupt; `EINVAL` where there is
+    /// none, or none free; [`Error::NoDomain`]; as all of them, but the interface has no version.
+    #[doc(alias = "xc_physdev_map_pirq")]
+    #[doc(alias = "xc_physdev_map_pirq_msi")]
+    #[doc(alias = "PHYSDEVOP_map_pirq")]
+    pub fn map_pirq(&self, domain: DomId, source: PirqSource, wanted: Option<u32>) -> Result<u32> {
+        let argument = map_pirq(domain, source, wanted)?;
+        let (_, answer) = self.backend().operation(Some(domain), argument)?;
+        Ok(answer.pirq.try_into().unwrap_or_default())
+    }
+
+    /// Takes the number of an interrupt from a domain.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it has no such number; as [`map_pirq`](Self::map_pirq).
+    #[doc(alias = "xc_physdev_unmap_pirq")]
+    #[doc(alias = "PHYSDEVOP_unmap_pirq")]
+    pub fn unmap_pirq(&self, domain: DomId, pirq: u32) -> Result<()> {
+        let argument = hypercall::PhysdevUnmapPirq {
+            domid: domain,
+            pad: 0,
+            pirq: signed("PHYSDEVOP_unmap_pirq", pirq)?,
+        };
+        let done = self.backend().operation(Some(domain), argument);
+        done.map(drop)
+    }
+}
+
+fn map_pirq(
+    domain: DomId,
+    source: PirqSource,
+    wanted: Option<u32>,
+) -> Result<hypercall::PhysdevMapPirq> {
+    let op = "PHYSDEVOP_map_pirq";
+    let mut argument = hypercall::PhysdevMapPirq {
+        domid: domain,
+        pad: 0,
+        kind: hypercall::MAP_PIRQ_TYPE_GSI,
+        index: -1,
+        pirq: wanted.map_or(Ok(-1), |pirq| signed(op, pirq))?,
+        bus: 0,
+        devfn: 0,
+        entry_nr: 0,
+        pad2: 0,
+        table_base: 0,
+    };
+    let device = match source {
+        PirqSource::Gsi(gsi) => {
+            argument.index = signed(op, gsi)?;
+            return Ok(argument);
+        }
+        PirqSource::Msi(device) => device,
+        PirqSource::MsiX {
+            device,
+            entry,
+            table,
+        } => {
+            (argument.entry_nr, argument.table_base) = (entry.into(), table);
+            device
+        }
+    };
+    argument.kind = hypercall::MAP_PIRQ_TYPE_MSI_SEG;
+    // The segment in the upper half.
+    let place = device.0 >> 16 << 16 | device.0 >> 8 & 0xff;
+    argument.bus = i32::from_ne_bytes(place.to_ne_bytes());
+    argument.devfn = (device.0 & 0xff) as i32;
+    Ok(argument)
+}
+
+fn signed(op: &'static str, number: u32) -> Result<i32> {
+    number.try_into().map_err(|_| Error::Invalid {
+        op,
+        what: "the number of the interrupt",
+        value: number.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_resource_is_named_in_the_error() {
+        let error = |resource, errno| Error::ResourceRefused {
+            op: "XEN_DOMCTL_ioport_permission",
+            resource,
+            domain: DomId::new(4),
+            source: std::io::Error::from_raw_os_error(errno).into(),
+        };
+        let ports = MachineResource::IoPorts {
+            first: 0x3f8,
+            count: 8,
+        };
+        let refused = error(ports, libc::EPERM);
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+        assert_eq!(refused.errno(), Some(libc::EPERM));
+        let text = refused.to_string();
+        let start = "XEN_DOMCTL_ioport_permission: I/O ports 0x3f8 to 0x3ff and domain 4: ";
+        assert!(text.starts_with(start), "{text}");
+        let device = PciAddress::new(1, 0x3a, 0x1f, 7).unwrap();
+        let text = error(MachineResource::Device(device), libc::ENODEV).to_string();
+        assert!(
+            text.contains(": device 0001:3a:1f.7 and domain 4: "),
+            "{text}"
+        );
+        let empty = MachineResource::IoPorts { first: 0, count: 0 };
+        assert_eq!(empty.to_string(), "I/O ports 0x0 to 0x0");
+        let all = MachineResource::Frames {
+            first: u64::MAX,
+            count: u64::MAX,
+        };
+        assert!(all.to_string().ends_with("0xffffffffffffffff"));
+    }
+
+    #[test]
+    fn a_pci_address_has_the_bits_that_xen_wants() {
+        let device = PciAddress::new(0xabcd, 0x12, 3, 5).unwrap();
+        assert_eq!(device.sbdf(), 0xabcd_121d);
+        assert_eq!(PciAddress::new(0, 0, 32, 0), None);
+        assert_eq!(PciAddress::new(0, 0, 0, 8), None);
+        let msi = map_pirq(DomId::new(1), PirqSource::Msi(device), None).unwrap();
+        assert_eq!((msi.kind, msi.index, msi.pirq), (3, -1, -1));
+        assert_eq!(msi.bus as u32, 0xabcd_0012);
+        assert_eq!(msi.devfn, 0x1d);
+        let gsi = map_pirq(DomId::SELF, PirqSource::Gsi(9), Some(20)).unwrap();
+        assert_eq!((gsi.kind, gsi.index, gsi.pirq), (1, 9, 20));
+        assert!(map_pirq(DomId::SELF, PirqSource::Gsi(u32::MAX), None).is_err());
+        let entry = PirqSource::MsiX {
+            device,
+            entry: 2,
+            table: 0xfee0_0000,
+        };
+        let entry = map_pirq(DomId::SELF, entry, None).unwrap();
+        assert_eq!((entry.entry_nr, entry.table_base), (2, 0xfee0_0000));
+    }
+}

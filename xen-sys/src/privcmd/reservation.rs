@@ -1,0 +1,246 @@
+//! The memory that a domain has, and where it has it: `memory_op`.
+//!
+//! # Safety
+//!
+//! This file is not safe code because these operations may take memory from this program's own
+//! domain, or put other memory in its place. It only passes the caller's promise on.
+
+#![allow(unsafe_code)]
+
+use super::Privcmd;
+use crate::abi::memory as abi;
+use crate::ioctl::privcmd::{
+    ClaimPages, Decrease, ExtentsOperation, Populate, batch_len, bytes_buffer,
+};
+use crate::{DomId, Error, Result};
+
+/// What [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MapSpace {
+    /// The domain's shared info page; its index is 0.
+    #[doc(alias = "XENMAPSPACE_shared_info")]
+    SharedInfo,
+    /// A frame of its grant table, by its number.
+    #[doc(alias = "XENMAPSPACE_grant_table")]
+    GrantTable,
+    /// Another frame of its own, which moves.
+    #[doc(alias = "XENMAPSPACE_gmfn")]
+    Frame,
+    /// A frame of another domain; in a batch only.
+    #[doc(alias = "XENMAPSPACE_gmfn_foreign")]
+    Foreign(DomId),
+}
+
+impl MapSpace {
+    fn number(self) -> u32 {
+        match self {
+            Self::SharedInfo => abi::XENMAPSPACE_SHARED_INFO,
+            Self::GrantTable => abi::XENMAPSPACE_GRANT_TABLE,
+            Self::Frame => abi::XENMAPSPACE_GMFN,
+            Self::Foreign(_) => abi::XENMAPSPACE_GMFN_FOREIGN,
+        }
+    }
+}
+
+/// Frames, and things put at frames, in one call at the most.
+const PER_CALL: usize = 4096;
+
+/// The memory of a domain: xen/include/public/memory.h. For control domains and a guest's device
+/// model.
+///
+/// All of them fail with [`Error::NotPermitted`] where Xen refuses, [`Error::HypercallsRefused`]
+/// where the kernel does, and [`Error::NoDomain`]. Their interfaces have no versions.
+///
+/// Those that change memory are `unsafe` because Xen takes the number of this domain itself, too,
+/// and a program cannot tell which number that is. Memory of *another* domain that this program
+/// has mapped stays mapped and stays memory, whatever becomes of that domain's frames.
+impl Privcmd {
+    /// Gives a domain memory at `frames`, each the first of 2^`order`. Returns how many of them
+    /// have it: fewer, if there is no more memory, or the domain may not have more. Of a PV guest,
+    /// `frames` becomes the machine frames.
+    ///
+    /// # Errors
+    ///
+    /// As all of them.
+    ///
+    /// # Safety
+    ///
+    /// `domain` must not be the one this program runs in, or nothing may use memory at those
+    /// frames.
+    #[doc(alias = "xc_domain_populate_physmap")]
+    #[doc(alias = "xc_domain_populate_physmap_exact")]
+    #[doc(alias = "XENMEM_populate_physmap")]
+    pub unsafe fn populate_physmap(
+        &self,
+        domain: DomId,
+        order: u32,
+        frames: &mut [u64],
+    ) -> Result<usize> {
+        // SAFETY: the caller's promise.
+        unsafe { self.extents::<Populate>(domain, order, frames) }
+    }
+
+    /// Takes the memory at `frames`, each the first of 2^`order`, from a domain. Returns how many
+    /// of them were taken: fewer, if one has no memory that can be taken.
+    ///
+    /// # Errors
+    ///
+    /// As all of them.
+    ///
+    /// # Safety
+    ///
+    /// As [`populate_physmap`](Self::populate_physmap).
+    #[doc(alias = "xc_domain_decrease_reservation")]
+    #[doc(alias = "xc_domain_decrease_reservation_exact")]
+    #[doc(alias = "XENMEM_decrease_reservation")]
+    pub unsafe fn decrease_reservation(
+        &self,
+        domain: DomId,
+        order: u32,
+        frames: &[u64],
+    ) -> Result<usize> {
+        let mut frames = frames.to_vec();
+        // SAFETY: the caller's promise.
+        unsafe { self.extents::<Decrease>(domain, order, &mut frames) }
+    }
+
+    /// Makes the operation on so many frames at a time as a buffer is kept for.
+    ///
+    /// # Safety
+    ///
+    /// As [`populate_physmap`](Self::populate_physmap).
+    unsafe fn extents<E: ExtentsOperation>(
+        &self,
+        domain: DomId,
+        order: u32,
+        frames: &mut [u64],
+    ) -> Result<usize> {
+        let dev = self.backend().device(E::NAME)?;
+        let mut done = 0;
+        for frames in frames.chunks_mut(PER_CALL) {
+            let mut buffer = self.backend().buffer(bytes_buffer(size_of_val(frames)))?;
+            let count = self.backend().named(E::NAME, Some(domain), || {
+                // SAFETY: the caller's promise.
+                unsafe { dev.extents::<E>(&mut buffer, domain, order, frames) }
+            })?;
+            done += count;
+            if count < frames.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Sets `pages` aside for a domain, from which later allocations for it are taken; 0 takes that
+    /// back. A claim takes no memory from anybody.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when there are not as many free pages; `EINVAL` when the domain has a claim, or may
+    /// not have as many pages; as all of them.
+    #[doc(alias = "xc_domain_claim_pages")]
+    #[doc(alias = "XENMEM_claim_pages")]
+    pub fn claim_pages(&self, domain: DomId, pages: u64) -> Result<()> {
+        let argument = ClaimPages::new(domain, pages);
+        let done = self.backend().operation(Some(domain), argument);
+        done.map(drop)
+    }
+
+    /// Puts what `space` has at `index` at a domain's guest frame. Memory that was there is taken
+    /// from the domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for [`MapSpace::Foreign`]; `EINVAL` for an index of nothing; as all of
+    /// them.
+    ///
+    /// # Safety
+    ///
+    /// As [`populate_physmap`](Self::populate_physmap).
+    #[doc(alias = "xc_domain_add_to_physmap")]
+    #[doc(alias = "XENMEM_add_to_physmap")]
+    pub unsafe fn add_to_physmap(
+        &self,
+        domain: DomId,
+        space: MapSpace,
+        index: u64,
+        frame: u64,
+    ) -> Result<()> {
+        if let MapSpace::Foreign(foreign) = space {
+            return Err(Error::Invalid {
+                op: "XENMEM_add_to_physmap",
+                what: "the other domain outside of a batch",
+                value: foreign.as_u16().into(),
+            });
+        }
+        let argument = abi::AddToPhysmap {
+            domid: domain,
+            size: 0,
+            space: space.number(),
+            idx: index,
+            gpfn: frame,
+        };
+        let done = self.backend().operation(Some(domain), argument);
+        done.map(drop)
+    }
+
+    /// Puts what `space` has at each index at the guest frame next to it. Returns an errno for each
+    /// pair, 0 for one that was put.
+    ///
+    /// # Errors
+    ///
+    /// As all of them; what is of one pair is in its place.
+    ///
+    /// # Safety
+    ///
+    /// As [`populate_physmap`](Self::populate_physmap).
+    #[doc(alias = "xc_domain_add_to_physmap_batch")]
+    #[doc(alias = "XENMEM_add_to_physmap_batch")]
+    pub unsafe fn add_to_physmap_batch(
+        &self,
+        domain: DomId,
+        space: MapSpace,
+        pairs: &[(u64, u64)],
+    ) -> Result<Vec<i32>> {
+        let foreign = match space {
+            MapSpace::Foreign(foreign) => foreign.as_u16(),
+            _ => 0,
+        };
+        let (op, space) = ("XENMEM_add_to_physmap_batch", (space.number(), foreign));
+        let dev = self.backend().device(op)?;
+        let mut errors = Vec::with_capacity(pairs.len());
+        for pairs in pairs.chunks(PER_CALL) {
+            let mut buffer = self
+                .backend()
+                .buffer(bytes_buffer(batch_len(pairs.len())))?;
+            let done = self.backend().named(op, Some(domain), || {
+                // SAFETY: the caller's promise.
+                unsafe { dev.add_to_physmap_batch(&mut buffer, domain, space, pairs) }
+            })?;
+            errors.extend(done);
+        }
+        Ok(errors)
+    }
+
+    /// Takes the memory at a guest frame out of a domain's memory map. It stays the domain's only
+    /// if something else still uses it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when nothing is there; as all of them.
+    ///
+    /// # Safety
+    ///
+    /// As [`populate_physmap`](Self::populate_physmap).
+    #[doc(alias = "XENMEM_remove_from_physmap")]
+    pub unsafe fn remove_from_physmap(&self, domain: DomId, frame: u64) -> Result<()> {
+        let argument = abi::RemoveFromPhysmap {
+            domid: domain,
+            pad: [0; 3],
+            gpfn: frame,
+        };
+        let done = self.backend().operation(Some(domain), argument);
+        done.map(drop)
+    }
+}
