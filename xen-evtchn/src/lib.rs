@@ -57,6 +57,55 @@
 //! # Ok::<(), xen_sys::Error>(())
 //! ```
 //!
+//! # In a loop of one's own
+//!
+//! The set is [`AsFd`] and [`AsRawFd`]: level-triggered, readable while an event is pending. An
+//! edge-triggered loop takes events until [`pending`](EventChannels::pending) returns `None`. Ports
+//! and watches of the store together, by poll:
+//!
+//! ```
+//! use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+//! use xen_evtchn::{BoundPort, EventChannels};
+//! use xen_store::Watch;
+//! # use std::os::fd::AsFd;
+//!
+//! /// Serves a peer until its node `state` says that it closes.
+//! fn serve(port: &BoundPort, watch: &Watch) -> Result<(), Box<dyn std::error::Error>> {
+//!     let channels = port.channels();
+//!     loop {
+//!         // Both are emptied before each sleep. An event that comes after that ends it.
+//!         while let Some(p) = channels.pending()? {
+//!             channels.unmask(p)?;
+//!             // ... look at the shared memory ...
+//!         }
+//!         while let Some(event) = watch.try_next()? {
+//!             // ... read `event.path` ...
+//! #           if event.path.ends_with("state") { return Ok(()); }
+//!         }
+//!         let mut fds = [channels.as_fd(), watch.poll_fd()?].map(|fd| {
+//!             PollFd::new(fd, PollFlags::POLLIN)
+//!         });
+//!         match poll(&mut fds, PollTimeout::NONE) {
+//!             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+//!             Err(e) => return Err(e.into()),
+//!         }
+//!     }
+//! }
+//! # fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! # let host = xen_sys::sim::Simulation::start()?;
+//! # let _stored = xen_store_server::sim::start(&host, xen_store_server::Config::new())?;
+//! # let xen = host.xen(xen_sys::DomId::DOM0)?;
+//! # let channels = EventChannels::open(&xen)?;
+//! # let port = channels.bind_unbound(xen_sys::DomId::DOM0)?;
+//! # let peer = channels.bind_interdomain(xen_sys::DomId::DOM0, port.port())?;
+//! # let store = xen_store::Store::open(&xen)?;
+//! # let watch = store.watch("state")?;
+//! # std::thread::spawn(move || { peer.notify().unwrap(); store.write("state", "6").unwrap(); });
+//! # serve(&port, &watch)
+//! # }
+//! # run().unwrap();
+//! ```
+//!
 //! # The two backends
 //!
 //! A backend is a type with `open`, `bind_unbound`, `bind_interdomain`, `bind_virq`, `unbind`,
@@ -79,7 +128,7 @@ mod sim;
 pub mod tokio;
 mod wait;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -331,6 +380,12 @@ impl EventChannels {
         on!(self, b => b.restrict(domain))
     }
 
+    /// Returns whether `other` is a clone of this set.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn notify(&self, port: Port) -> Result<()> {
         on!(self, b => b.notify(port))
     }
@@ -343,6 +398,12 @@ impl EventChannels {
 impl AsFd for EventChannels {
     fn as_fd(&self) -> BorrowedFd<'_> {
         on!(self, b => b.as_fd())
+    }
+}
+
+impl AsRawFd for EventChannels {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -30,6 +31,8 @@ pub(crate) struct Evtchn {
     xen: Xen,
     ports: RwLock<BTreeMap<Port, Entry>>,
     state: Mutex<State>,
+    /// How many overflows of the event buffer this set has been reset after.
+    overflows: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -53,12 +56,16 @@ impl Evtchn {
     pub(crate) fn open(xen: &Xen) -> Result<Self> {
         let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("epoll_create"))?;
         let (xen, ports) = (xen.clone(), RwLock::default());
-        Ok(Self {
+        let this = Self {
             set,
             xen,
             ports,
             state: Mutex::default(),
-        })
+            overflows: AtomicU64::new(0),
+        };
+        let overflows = this.client()?.overflows();
+        this.overflows.store(overflows, Ordering::Relaxed);
+        Ok(this)
     }
 
     fn client(&self) -> Result<&Client> {
@@ -160,7 +167,16 @@ impl Evtchn {
 
     pub(crate) fn read(&self, out: &mut [Port]) -> Result<usize> {
         counters::call();
+        self.check_overflow()?;
         self.take(out, EpollTimeout::ZERO)
+    }
+
+    fn check_overflow(&self) -> Result<()> {
+        if self.overflows.load(Ordering::Relaxed) == self.client()?.overflows() {
+            return Ok(());
+        }
+        self.forget()?;
+        Err(Error::EventOverflow)
     }
 
     /// As [`EventChannels::wait`](crate::EventChannels::wait): what with a deadline are a poll and
@@ -172,6 +188,7 @@ impl Evtchn {
         }
         let mut port = [Port::default()];
         loop {
+            self.check_overflow()?;
             let timeout = wait::timeout(deadline);
             if self.take(&mut port, timeout)? == 1 {
                 return Ok(Some(port[0]));
@@ -218,9 +235,15 @@ impl Evtchn {
     }
 
     pub(crate) fn reset(&self) -> Result<()> {
-        // There is no buffer that could have overflowed; what it would have held is forgotten.
+        let overflows = self.client()?.overflows();
+        self.overflows.store(overflows, Ordering::Relaxed);
+        self.forget()
+    }
+
+    /// Forgets what the kernel's buffer would hold: the ports stay masked.
+    fn forget(&self) -> Result<()> {
         let mut forgotten = [Port::default(); BATCH];
-        while self.read(&mut forgotten)? == BATCH {}
+        while self.take(&mut forgotten, EpollTimeout::ZERO)? == BATCH {}
         Ok(())
     }
 

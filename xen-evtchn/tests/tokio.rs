@@ -1,13 +1,14 @@
 //! Event channels in tokio's runtimes.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use xen_evtchn::{EventChannels, tokio::EventChannels as AsyncEventChannels};
-use xen_sys::DomId;
+use xen_evtchn::{BoundPort, EventChannels, tokio::EventChannels as AsyncEventChannels};
 use xen_sys::sim::Simulation;
+use xen_sys::{DomId, Error, Xen};
 
 /// Nothing here takes that long unless an event is lost.
 const STUCK: Duration = Duration::from_secs(20);
@@ -61,5 +62,179 @@ async fn a_cancelled_wait_loses_no_event() {
     bound.notify().unwrap();
     let port = timeout(STUCK, ours.wait()).await.unwrap().unwrap();
     assert_eq!(port, open.port());
-    assert_eq!(ours.into_inner().pending().unwrap(), None);
+    assert_eq!(ours.get_ref().pending().unwrap(), None);
+}
+
+/// A set in the runtime, and pairs of ports: those of the set, and their other ends.
+struct World {
+    ours: AsyncEventChannels,
+    ports: Vec<BoundPort>,
+    peers: Vec<BoundPort>,
+    xen: Xen,
+    _host: Simulation,
+}
+
+fn world(count: usize) -> World {
+    let host = Simulation::start().unwrap();
+    let guest = host.add_domain().unwrap();
+    let theirs = EventChannels::open(&host.xen(guest).unwrap()).unwrap();
+    let xen = host.xen(DomId::DOM0).unwrap();
+    let ours = EventChannels::open(&xen).unwrap();
+    let ports: Vec<_> = (0..count)
+        .map(|_| ours.bind_unbound(guest).unwrap())
+        .collect();
+    let bind = |port: &BoundPort| theirs.bind_interdomain(DomId::DOM0, port.port());
+    let peers = ports.iter().map(|port| bind(port).unwrap()).collect();
+    World {
+        ours: AsyncEventChannels::new(ours).unwrap(),
+        ports,
+        peers,
+        xen,
+        _host: host,
+    }
+}
+
+async fn soon<T>(wait: impl Future<Output = xen_sys::Result<T>>) -> T {
+    timeout(STUCK, wait)
+        .await
+        .expect("an event is lost")
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_on_two_threads_each_await_a_port_of_one_set() {
+    let world = world(4);
+    let mut tasks = Vec::new();
+    for (port, peer) in world.ports.into_iter().zip(world.peers) {
+        let port = world.ours.port(port).unwrap();
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..500 {
+                peer.notify().unwrap();
+                soon(port.wait()).await;
+                port.unmask().unwrap();
+            }
+            assert_eq!(port.events(), 500, "an event of another port, or one twice");
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_wait_for_a_port_loses_nothing_and_strands_no_other_task() {
+    let mut world = world(2);
+    let second = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    let first = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    for _ in 0..20 {
+        let mut leads = Box::pin(first.wait());
+        assert!(timeout(Duration::ZERO, leads.as_mut()).await.is_err());
+        let mut follows = Box::pin(second.wait());
+        assert!(timeout(Duration::ZERO, follows.as_mut()).await.is_err());
+        // The one task that looked at the descriptor is gone, with events of both on their way.
+        world.peers.iter().for_each(|peer| peer.notify().unwrap());
+        drop(leads);
+        soon(follows).await;
+        soon(first.wait()).await;
+        first.unmask().unwrap();
+        second.unmask().unwrap();
+    }
+    assert_eq!((first.events(), second.events()), (20, 20));
+}
+
+#[tokio::test]
+async fn a_port_that_is_awaited_by_itself_is_no_other_waits() {
+    let mut world = world(2);
+    let own = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    let shared = world.ports.pop().unwrap();
+    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    // Each takes the events of both and hands one on.
+    soon(own.wait()).await;
+    assert_eq!(soon(world.ours.wait()).await, shared.port());
+    shared.unmask().unwrap();
+    own.unmask().unwrap();
+    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    assert_eq!(soon(world.ours.wait()).await, shared.port());
+    soon(own.wait()).await;
+    // Closed, so that its number is anybody's.
+    let number = own.get_ref().port();
+    drop(own);
+    assert!(timeout(Duration::ZERO, world.ours.wait()).await.is_err());
+    let next = world.ours.get_ref().bind_unbound(DomId::DOM0).unwrap();
+    assert_eq!(next.port(), number);
+    let peer = world
+        .ours
+        .get_ref()
+        .bind_interdomain(DomId::DOM0, next.port());
+    let peer = world.ours.port(peer.unwrap()).unwrap();
+    peer.notify().unwrap();
+    assert_eq!(soon(world.ours.wait()).await, next.port());
+}
+
+#[tokio::test]
+async fn an_event_from_before_the_port_was_awaited_counts() {
+    let world = world(1);
+    let set = world.ours.get_ref();
+    let open = set.bind_unbound(DomId::DOM0).unwrap();
+    // Binding makes that end pending, and a task that waits for any port takes the event.
+    let bound = set.bind_interdomain(DomId::DOM0, open.port()).unwrap();
+    let own = world.ours.port(open).unwrap();
+    assert!(timeout(Duration::from_millis(1), own.wait()).await.is_err());
+    let bound = world.ours.port(bound).unwrap();
+    soon(bound.wait()).await;
+}
+
+#[tokio::test]
+async fn several_tasks_that_wait_for_one_port_see_each_event() {
+    let mut world = world(1);
+    let port = Arc::new(world.ours.port(world.ports.pop().unwrap()).unwrap());
+    let seen = port.events();
+    world.peers[0].notify().unwrap();
+    // The first takes it, before the others begin to wait.
+    assert_eq!(soon(port.wait_past(seen)).await, seen + 1);
+    for _ in 0..3 {
+        assert_eq!(soon(port.wait_past(seen)).await, seen + 1);
+    }
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let port = Arc::clone(&port);
+            tokio::spawn(async move { soon(port.wait_past(seen + 1)).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    port.unmask().unwrap();
+    world.peers[0].notify().unwrap();
+    for task in waiting {
+        assert_eq!(task.await.unwrap(), seen + 2);
+    }
+}
+
+#[tokio::test]
+async fn after_an_overflow_a_reset_and_a_look_at_every_port_go_on() {
+    let mut world = world(2);
+    let own = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    let other = world.ports.pop().unwrap();
+    world.xen.simulated().unwrap().overflow_events();
+    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    for _ in 0..2 {
+        let lost = timeout(STUCK, own.wait()).await.unwrap();
+        assert!(matches!(lost, Err(Error::EventOverflow)), "{lost:?}");
+        let lost = timeout(STUCK, world.ours.wait()).await.unwrap();
+        assert!(matches!(lost, Err(Error::EventOverflow)), "{lost:?}");
+    }
+    world.ours.reset().unwrap();
+    // As if it had been notified; the other one is for its owner.
+    soon(own.wait()).await;
+    own.unmask().unwrap();
+    other.unmask().unwrap();
+    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    soon(own.wait()).await;
+    assert_eq!(soon(world.ours.wait()).await, other.port());
+}
+
+#[tokio::test]
+async fn a_port_of_another_set_is_refused() {
+    let (mut here, there) = (world(1), world(0));
+    let error = there.ours.port(here.ports.pop().unwrap()).unwrap_err();
+    assert!(matches!(error, Error::Invalid { .. }), "{error}");
 }

@@ -27,6 +27,7 @@ pub struct Client {
     domain: DomId,
     /// How many notifies still succeed, and one more; and the errno after that. 0: all of them.
     notify_fault: AtomicU64,
+    overflows: AtomicU64,
 }
 
 /// A port and its eventfds.
@@ -58,6 +59,7 @@ impl Client {
             socket: Mutex::new(socket),
             domain: DomId::INVALID,
             notify_fault: AtomicU64::new(0),
+            overflows: AtomicU64::new(0),
         };
         let a = domain.map_or(wire::ANY_DOMAIN, |d| d.as_u16().into());
         let hello = client.call("join a simulated host", wire::HELLO, a, 0)?;
@@ -113,6 +115,22 @@ impl Client {
             Err(fault) if fault >> 32 == 1 => Err((fault & 0xffff_ffff) as i32),
             _ => Ok(()),
         }
+    }
+
+    /// Overflows the event buffer of each set of event channels that was opened through this handle:
+    /// what is pending and what comes is forgotten, its port stays masked, and every read fails
+    /// until the set is reset, as on a kernel before Linux 4.10.
+    ///
+    /// Events do not go through the broker, so this fault belongs to a handle.
+    pub fn overflow_events(&self) {
+        self.overflows.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// For xen-evtchn: how many times the buffer has overflowed.
+    #[doc(hidden)]
+    #[inline]
+    pub fn overflows(&self) -> u64 {
+        self.overflows.load(Ordering::Acquire)
     }
 
     /// Returns the domain this is a process of.

@@ -57,7 +57,7 @@
 //! * Pages that both sides gave up cannot be mapped again at once; Linux ends the grant at the
 //!   driver's next operation.
 //! * A share or mapping has at most 8192 pages.
-//! * The event buffer never overflows.
+//! * The event buffer overflows only by [`overflow_events`](Client::overflow_events).
 //! * Of the hypercalls there are those that [`Privcmd`](crate::privcmd::Privcmd) has types for, for
 //!   domain 0. To pause a domain, or to shut it down, is a note about it: its processes go on.
 //! * Destroying a domain cuts its processes off but does not stop them: what they have mapped

@@ -1,8 +1,8 @@
 //! Sends events round a loop inside one domain and says how long a round takes.
 //!
-//! On a Xen host: `ping [DOMID [ROUNDS]]`; DOMID is this domain's own number, 0 unless given.
+//! On a Xen host: `evtchn-ping [DOMID [ROUNDS]]`; DOMID is this domain's own number, 0 unless given.
 //! Without Xen, on a simulated host:
-//! `cargo run -p xen-evtchn --features sim --example ping -- --sim [DOMID [ROUNDS]]`.
+//! `cargo run -p xen-evtchn --features sim --example evtchn-ping -- --sim [DOMID [ROUNDS]]`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("ping: {e}");
+            eprintln!("evtchn-ping: {e}");
             ExitCode::FAILURE
         }
     }
