@@ -116,6 +116,17 @@ impl DeviceModel {
         IoreqServer::create(self.clone(), buffered)
     }
 
+    /// Destroys an ioreq server by its number: one whose process died without dropping its
+    /// [`IoreqServer`].
+    ///
+    /// # Errors
+    ///
+    /// See [the module](self); `ENOENT` when there is no such server, `EPERM` when another domain
+    /// created it.
+    pub fn destroy_ioreq_server(&self, id: u16) -> Result<()> {
+        self.tell(abi::DestroyIoreqServer { id, pad: 0 })
+    }
+
     /// Sets the level of the pin `pin` of a PCI device; its function number is not used.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 
 use std::os::fd::AsFd as _;
 
+use xen_sys::device_model::{BufferedRequests, DeviceModel, IoRange, IsaIrq, Level};
 use xen_sys::hvm_save::{Record, Records};
 use xen_sys::privcmd::{
     DomainFlags, HvmParam, MemoryAccess, MulticallEntry, PciAddress, PhysCaps, PirqSource,
@@ -16,6 +17,76 @@ fn host() -> (Simulation, Privcmd) {
     let host = Simulation::start().unwrap();
     let privcmd = Privcmd::open(&host.xen(DomId::DOM0).unwrap()).unwrap();
     (host, privcmd)
+}
+
+/// The errno of a call that has to fail.
+fn errno<T: std::fmt::Debug>(done: Result<T, Error>) -> Option<i32> {
+    done.unwrap_err().errno()
+}
+
+#[test]
+fn an_ioreq_server_ends_with_its_value_and_its_ranges_with_it() {
+    let host = Simulation::start().unwrap();
+    let guest = host.add_domain().unwrap();
+    let xen = host.xen(DomId::DOM0).unwrap();
+    let model = DeviceModel::open(&xen, guest).unwrap();
+    assert_eq!((model.domain(), model.vcpus().unwrap()), (guest, 1));
+    let server = model.create_ioreq_server(BufferedRequests::Atomic).unwrap();
+    server.map_io_range(IoRange::ports(0x5a0..=0x5a3)).unwrap();
+    server.map_io_range(IoRange::memory(0x5a0..=0x5a3)).unwrap();
+    server.enable().unwrap();
+    server.disable().unwrap();
+    server.info().unwrap();
+    let overlap = server.map_io_range(IoRange::ports(0x5a3..=0x5a4));
+    assert_eq!(errno(overlap), Some(17));
+    let unmapped = server.unmap_io_range(IoRange::ports(0x5a0..=0x5a2));
+    assert_eq!(errno(unmapped), Some(2));
+    assert_eq!(
+        host.leaks(),
+        [format!("domain {guest}: ioreq server 0, 2 ranges")]
+    );
+    drop(server);
+    host.assert_clean();
+    let gone = model.destroy_ioreq_server(0);
+    assert_eq!(errno(gone), Some(2));
+}
+
+#[test]
+fn a_device_model_meets_xens_limits_as_errors_of_their_own() {
+    let host = Simulation::start().unwrap();
+    let guest = host.add_domain().unwrap();
+    let xen = host.xen(DomId::DOM0).unwrap();
+    let model = DeviceModel::open(&xen, guest).unwrap();
+    let create = || model.create_ioreq_server(BufferedRequests::Off);
+    let servers: Vec<_> = std::iter::from_fn(|| create().ok()).take(100).collect();
+    assert_eq!(servers.len(), 8);
+    assert!(matches!(create(), Err(Error::LimitReached { .. })));
+    let range = |n: u16| IoRange::ports(2 * n..=2 * n);
+    let full = (0..1000).find_map(|n| Some((n, servers[0].map_io_range(range(n)).err()?)));
+    assert!(
+        matches!(full, Some((256, Error::LimitReached { .. }))),
+        "{full:?}"
+    );
+    let id = servers[3].id();
+    drop(servers);
+    assert_eq!(id, 3);
+
+    let nobody = DeviceModel::open(&xen, DomId::new(99)).unwrap();
+    assert!(matches!(nobody.vcpus(), Err(Error::NoDomain { domain, .. }) if domain.as_u16() == 99));
+    let ourselves = DeviceModel::open(&xen, DomId::DOM0).unwrap();
+    assert!(matches!(ourselves.vcpus(), Err(Error::NotPermitted { .. })));
+    let line = IsaIrq::new(15).unwrap();
+    model.set_isa_irq_level(line, Level::Asserted).unwrap();
+    let spi = model.set_irq_level(32, Level::Asserted);
+    assert!(matches!(spi, Err(Error::Unsupported { .. })));
+
+    model.shutdown(ShutdownReason::CRASH).unwrap();
+    let privcmd = Privcmd::open(&xen).unwrap();
+    let shutdown = privcmd.domain_info(guest).unwrap().shutdown;
+    assert_eq!(shutdown, Some(ShutdownReason::CRASH));
+    host.destroy_domain(guest).unwrap();
+    assert!(matches!(create(), Err(Error::NoDomain { .. })));
+    host.assert_clean();
 }
 
 #[test]

@@ -353,6 +353,7 @@ fn a_guest_that_fills_the_ring_without_pause_does_not_hold_up_its_virtual_cpus()
     let mut buffered = 0;
     loop {
         while xen.buffer(buffered, 2, 0) {}
+        assert!(buffered <= SLOTS, "without end");
         match ours.poll_request().unwrap().unwrap().vcpu {
             None => buffered += 1,
             Some(vcpu) => break assert_eq!(vcpu, 0),
@@ -376,9 +377,10 @@ fn a_request_that_waits_for_buffered_ones_is_not_answered_yet() {
 #[test]
 fn pointers_that_cannot_be_end_the_ring_and_nothing_else() {
     let half = (0, 1);
-    for (read, write) in [(0, SLOTS + 1), (1, 2), (5, 0), (0, u32::MAX), half] {
+    for (read, write) in [(0, SLOTS + 1), (1, 9), (5, 0), (0, u32::MAX), half] {
         let (mut ours, xen) = ends();
-        // A request of two slots, of which the last pair of pointers has one only.
+        // A request of two slots, of which the last pair of pointers has one only. Those of the
+        // second pair would be one that was read already.
         xen.ring[2].store(3 << 10, Ordering::Relaxed);
         xen.ring[0].store(read, Ordering::Relaxed);
         xen.ring[1].store(write, Ordering::Relaxed);

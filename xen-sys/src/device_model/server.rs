@@ -232,14 +232,7 @@ impl IoreqServer {
     #[doc(alias = "XEN_DMOP_destroy_ioreq_server")]
     pub fn destroy(mut self) -> Result<()> {
         self.destroyed = true;
-        self.take_back()
-    }
-
-    fn take_back(&self) -> Result<()> {
-        self.model.tell(abi::DestroyIoreqServer {
-            id: self.id,
-            pad: 0,
-        })
+        self.model.destroy_ioreq_server(self.id)
     }
 }
 
@@ -247,7 +240,7 @@ impl Drop for IoreqServer {
     fn drop(&mut self) {
         if !self.destroyed {
             // A guest that is gone has none.
-            let _ = self.take_back();
+            let _ = self.model.destroy_ioreq_server(self.id);
         }
     }
 }

@@ -305,6 +305,7 @@ impl State {
                 o.domain, o.owner
             ));
         }
+        leaks.extend(self.hypervisor.leaks());
         leaks
     }
 }

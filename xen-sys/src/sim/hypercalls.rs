@@ -7,8 +7,10 @@ use std::time::Instant;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::device_model::{Servers, dm_op};
 use super::domain::State;
 use crate::abi::altp2m;
+use crate::abi::dm_op::{self as dm, DmOpArgument};
 use crate::abi::domctl::{self, Domctl};
 use crate::abi::hvm_save;
 use crate::abi::hypercall as call;
@@ -50,6 +52,7 @@ pub(super) struct Control {
     pauses: u32,
     shutdown: Option<u8>,
     params: BTreeMap<u32, u64>,
+    servers: Servers,
     /// What it was set to, if it was.
     context: Option<Vec<u8>>,
     /// The guest whose device model it is.
@@ -70,6 +73,7 @@ impl Control {
             pauses: 0,
             shutdown: None,
             params: BTreeMap::new(),
+            servers: Servers::default(),
             context: None,
             target: None,
             born: Instant::now(),
@@ -146,6 +150,16 @@ impl Hypervisor {
         self.domains.get(&id).map(|domain| domain.pages)
     }
 
+    /// Descriptions of the ioreq servers that were not destroyed.
+    pub(super) fn leaks(&self) -> impl Iterator<Item = String> + '_ {
+        let of = |(id, domain): (&DomId, &Control)| {
+            let list: Vec<_> = domain.servers.list().collect();
+            let id = *id;
+            list.into_iter().map(move |s| format!("domain {id}: {s}"))
+        };
+        self.domains.iter().flat_map(of)
+    }
+
     pub(super) fn created(&mut self, id: DomId) {
         self.domains.insert(id, Control::new(id, self.unique));
         self.unique += 1;
@@ -218,6 +232,25 @@ pub(super) fn hypercall(
         call::HYPERVISOR_SCHED_OP if command == call::SCHEDOP_REMOTE_SHUTDOWN => {
             let op: call::SchedRemoteShutdown = read(bytes)?;
             let domain = control(state, op.domain_id)?;
+            if domain.shutdown.is_none() {
+                domain.shutdown = Some(op.reason as u8);
+                state.raise(Virq::DOM_EXC);
+            }
+            Ok((0, bytes.to_vec()))
+        }
+        call::HYPERVISOR_DM_OP => {
+            let argument: DmOpArgument = read(bytes)?;
+            let id = u16::try_from(command).map_err(|_| Errno::SRCH)?;
+            let domain = control(state, DomId::new(id))?;
+            if id == DomId::DOM0.as_u16() || !domain.hvm {
+                // Nobody is the device model of itself.
+                return Err(Errno::PERM);
+            }
+            if argument.op != dm::XEN_DMOP_REMOTE_SHUTDOWN {
+                let answer = dm_op(&mut domain.servers, &argument)?;
+                return Ok((0, answer.as_bytes().to_vec()));
+            }
+            let op: dm::RemoteShutdown = argument.body().ok_or(Errno::FAULT)?;
             if domain.shutdown.is_none() {
                 domain.shutdown = Some(op.reason as u8);
                 state.raise(Virq::DOM_EXC);

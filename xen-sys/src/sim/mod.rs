@@ -50,6 +50,7 @@
 //! | a domctl or sysctl of another interface version: `EACCES`, before anything else is looked at | xen `do_domctl`, `do_sysctl` |
 //! | before 4.18, `getdomaininfo` answers for the next domain if there is no such one | xen `do_domctl` |
 //! | nobody pauses itself, and nobody unpauses what is not paused: `EINVAL` | same |
+//! | a guest has 8 ioreq servers, a server 256 ranges of a kind: `ENOSPC`; ranges that overlap: `EEXIST` | xen `ioreq_server_create`, `ioreq_server_map_io_range` |
 //! | a domU's kernel lets no hypercall through: `EPERM` | linux `privcmd_ioctl` (XSA-482) |
 //!
 //! # Where it differs
@@ -58,6 +59,7 @@
 //!   driver's next operation.
 //! * A share or mapping has at most 8192 pages.
 //! * The event buffer overflows only by [`overflow_events`](Client::overflow_events).
+//! * A guest sends its device model no request, and its QEMU has no ioreq server.
 //! * Of the hypercalls there are those that [`Privcmd`](crate::privcmd::Privcmd) has types for, for
 //!   domain 0. To pause a domain, or to shut it down, is a note about it: its processes go on.
 //! * Destroying a domain cuts its processes off but does not stop them: what they have mapped
@@ -67,6 +69,7 @@
 
 mod broker;
 mod client;
+mod device_model;
 mod domain;
 mod faults;
 mod grants;
