@@ -66,8 +66,9 @@
 mod buffered;
 mod synchronous;
 
+use xen_sys::PciFunction;
 use xen_sys::abi::ioreq as abi;
-use xen_sys::device_model::{BufferedRequests, IoreqServer, PciFunction};
+use xen_sys::device_model::{BufferedRequests, IoreqServer};
 use xen_sys::{PAGE_SIZE, Port};
 
 use self::buffered::Ring;

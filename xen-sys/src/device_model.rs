@@ -47,12 +47,12 @@ pub use self::eventfd::{Doorbell, Doorbells, Interrupt, IoEventFd, IrqFd};
 pub use self::server::{BufferedRequests, IoreqServer, ServerFrames, ServerInfo};
 pub use self::types::{
     CacheAttribute, DirtyPages, EventKind, FrameRange, InjectedEvent, IntxPin, IoRange, IsaIrq,
-    Level, MemoryType, MsiMessage, PciFunction, PciLink,
+    Level, MemoryType, MsiMessage, PciLink,
 };
 use crate::abi::dm_op as abi;
 use crate::ioctl::privcmd::DmOpBody;
 use crate::privcmd::{Guest, Privcmd, RestrictedPrivcmd, ShutdownReason};
-use crate::{DomId, Error, Result, Xen};
+use crate::{DomId, Error, PciFunction, Result, Xen};
 
 /// The device model of one guest. Clones are the same open file.
 ///

@@ -250,6 +250,67 @@ number!(Port, u32, "port");
 number!(Virq, u32, "virtual interrupt");
 number!(GrantRef, u32, "grant reference");
 
+/// A function of a PCI device, by its place. Displayed as `0000:03:00.1`.
+#[doc(alias = "XEN_DMOP_PCI_SBDF")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PciFunction(u32);
+
+impl PciFunction {
+    /// Returns the function, or `None` for a device beyond 31 or a function beyond 7.
+    #[must_use]
+    pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {
+        if device > 31 || function > 7 {
+            return None;
+        }
+        let (segment, bus) = ((segment as u32) << 16, (bus as u32) << 8);
+        Some(Self(segment | bus | (device as u32) << 3 | function as u32))
+    }
+
+    /// Returns the function with this address, as a request for configuration space has it.
+    #[must_use]
+    pub const fn from_sbdf(sbdf: u32) -> Self {
+        Self(sbdf)
+    }
+
+    /// Returns its address: segment, bus, device and function in 16, 8, 5 and 3 bits.
+    #[must_use]
+    pub const fn sbdf(self) -> u32 {
+        self.0
+    }
+
+    /// Returns the segment.
+    #[must_use]
+    pub const fn segment(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Returns the bus.
+    #[must_use]
+    pub const fn bus(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Returns the device on its bus.
+    #[must_use]
+    pub const fn device(self) -> u8 {
+        (self.0 >> 3) as u8 & 31
+    }
+
+    /// Returns the function of its device.
+    #[must_use]
+    pub const fn function(self) -> u8 {
+        self.0 as u8 & 7
+    }
+}
+
+impl fmt::Display for PciFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (segment, bus) = (self.segment(), self.bus());
+        let (device, function) = (self.device(), self.function());
+        write!(f, "{segment:04x}:{bus:02x}:{device:02x}.{function:x}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

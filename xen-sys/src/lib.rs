@@ -61,7 +61,7 @@ pub mod sim;
 
 pub use error::{Error, Result};
 pub use host::Xen;
-pub use ids::{DomId, GrantRef, ParseIdError, Port, Virq};
+pub use ids::{DomId, GrantRef, ParseIdError, PciFunction, Port, Virq};
 #[doc(hidden)]
 pub use {devices::DevRoot, host::Host};
 

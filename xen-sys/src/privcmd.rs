@@ -67,7 +67,7 @@ mod version;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::altp2m::{Altp2m, MemoryAccess, ViewId};
-pub use self::assign::{MachineResource, PciAddress, PirqSource};
+pub use self::assign::{MachineResource, PirqSource};
 use self::backend::Backend;
 pub use self::domain::{
     CapabilityFlags, DomainFlags, DomainInfo, DomainState, ShutdownReason, StateFlags, VcpuInfo,

@@ -7,8 +7,8 @@ use std::os::fd::AsFd as _;
 use xen_sys::device_model::{BufferedRequests, DeviceModel, IoRange, IsaIrq, Level};
 use xen_sys::hvm_save::{Record, Records};
 use xen_sys::privcmd::{
-    DomainFlags, HvmParam, MemoryAccess, MulticallEntry, PciAddress, PhysCaps, PirqSource,
-    PortState, Privcmd, ShutdownReason, StateFlags, ViewId,
+    DomainFlags, HvmParam, MemoryAccess, MulticallEntry, PhysCaps, PirqSource, PortState, Privcmd,
+    ShutdownReason, StateFlags, ViewId,
 };
 use xen_sys::sim::{Fault, Op, Simulation};
 use xen_sys::{DomId, Error, Port, Virq};
@@ -500,7 +500,7 @@ fn a_part_of_the_machine_that_is_refused_is_named() {
     privcmd
         .set_iomem_permission(guest, 0xf0000, 16, true)
         .unwrap();
-    let device = PciAddress::new(0, 3, 0, 1).unwrap();
+    let device = xen_sys::PciFunction::new(0, 3, 0, 1).unwrap();
     let refused = |error: Error, errno: i32, part: &str| {
         assert!(
             matches!(error, Error::ResourceRefused { domain, .. } if domain == guest),

@@ -883,10 +883,9 @@ fn dm_ops(f: &mut Facts) {
         "XEN_DMOP_MEM_CACHEATTR_WB" = XEN_DMOP_MEM_CACHEATTR_WB,
         "XEN_DMOP_MEM_CACHEATTR_UCM" = XEN_DMOP_MEM_CACHEATTR_UCM,
         "XEN_DMOP_DELETE_MEM_CACHEATTR" = XEN_DMOP_DELETE_MEM_CACHEATTR,
-        "XEN_DMOP_PCI_SBDF(0x5bcd, 0x12, 31, 7)" =
-            xen_sys::device_model::PciFunction::new(0x5bcd, 0x12, 31, 7)
-                .unwrap()
-                .sbdf(),
+        "XEN_DMOP_PCI_SBDF(0x5bcd, 0x12, 31, 7)" = xen_sys::PciFunction::new(0x5bcd, 0x12, 31, 7)
+            .unwrap()
+            .sbdf(),
     );
 }
 

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::abi::dm_op as abi;
-use crate::{Error, Result};
+use crate::{Error, PciFunction, Result};
 
 /// The logical level of an interrupt line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,59 +110,6 @@ impl IsaIrq {
     #[must_use]
     pub const fn as_u8(self) -> u8 {
         self.0
-    }
-}
-
-/// A function of a PCI device.
-#[doc(alias = "XEN_DMOP_PCI_SBDF")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PciFunction(u32);
-
-impl PciFunction {
-    /// Returns the function, or `None` for a device beyond 31 or a function beyond 7.
-    #[must_use]
-    pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {
-        if device > 31 || function > 7 {
-            return None;
-        }
-        let (segment, bus) = ((segment as u32) << 16, (bus as u32) << 8);
-        Some(Self(segment | bus | (device as u32) << 3 | function as u32))
-    }
-
-    /// Returns the function with this address, as a request for configuration space has it.
-    #[must_use]
-    pub const fn from_sbdf(sbdf: u32) -> Self {
-        Self(sbdf)
-    }
-
-    /// Returns its address: segment, bus, device and function in 16, 8, 5 and 3 bits.
-    #[must_use]
-    pub const fn sbdf(self) -> u32 {
-        self.0
-    }
-
-    /// Returns the segment.
-    #[must_use]
-    pub const fn segment(self) -> u16 {
-        (self.0 >> 16) as u16
-    }
-
-    /// Returns the bus.
-    #[must_use]
-    pub const fn bus(self) -> u8 {
-        (self.0 >> 8) as u8
-    }
-
-    /// Returns the device on its bus.
-    #[must_use]
-    pub const fn device(self) -> u8 {
-        (self.0 >> 3) as u8 & 31
-    }
-
-    /// Returns the function of its device.
-    #[must_use]
-    pub const fn function(self) -> u8 {
-        self.0 as u8 & 7
     }
 }
 

@@ -6,38 +6,7 @@ use std::fmt;
 use super::Privcmd;
 use crate::abi::{domctl as abi, hypercall};
 use crate::ioctl::privcmd::{Assign, Deassign, DomctlBody, TestAssign};
-use crate::{DomId, Error, Port, Result};
-
-/// A PCI device by its place.
-///
-/// Displayed as `0000:03:00.1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PciAddress(u32);
-
-impl PciAddress {
-    /// Creates the address; `None` for a device above 31 or a function above 7.
-    #[must_use]
-    pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {
-        if device > 31 || function > 7 {
-            return None;
-        }
-        let place = (bus as u32) << 8 | (device as u32) << 3 | function as u32;
-        Some(Self((segment as u32) << 16 | place))
-    }
-
-    /// Returns segment, bus, device and function in one number, as Xen counts them.
-    #[must_use]
-    pub const fn sbdf(self) -> u32 {
-        self.0
-    }
-}
-
-impl fmt::Display for PciAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [segment, bus, device] = [self.0 >> 16, self.0 >> 8 & 0xff, self.0 >> 3 & 0x1f];
-        write!(f, "{segment:04x}:{bus:02x}:{device:02x}.{:x}", self.0 & 7)
-    }
-}
+use crate::{DomId, Error, PciFunction, Port, Result};
 
 /// A part of the machine that a domain may be given, in [`Error::ResourceRefused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +29,7 @@ pub enum MachineResource {
     /// An interrupt, by the caller's number for it.
     Irq(u32),
     /// A PCI device.
-    Device(PciAddress),
+    Device(PciFunction),
 }
 
 impl fmt::Display for MachineResource {
@@ -89,11 +58,11 @@ pub enum PirqSource {
     Gsi(u32),
     /// The message of a PCI device.
     #[doc(alias = "MAP_PIRQ_TYPE_MSI_SEG")]
-    Msi(PciAddress),
+    Msi(PciFunction),
     /// An entry of a PCI device's MSI-X table.
     MsiX {
         /// The device.
-        device: PciAddress,
+        device: PciFunction,
         /// The entry.
         entry: u16,
         /// The machine address of the table.
@@ -192,7 +161,7 @@ impl Privcmd {
     /// them.
     #[doc(alias = "xc_assign_device")]
     #[doc(alias = "XEN_DOMCTL_assign_device")]
-    pub fn assign_device(&self, domain: DomId, device: PciAddress) -> Result<()> {
+    pub fn assign_device(&self, domain: DomId, device: PciFunction) -> Result<()> {
         let resource = MachineResource::Device(device);
         self.resource(domain, resource, Assign::new(device.sbdf()))
     }
@@ -206,7 +175,7 @@ impl Privcmd {
     /// [`Error::NoDomain`]; as all of them.
     #[doc(alias = "xc_test_assign_device")]
     #[doc(alias = "XEN_DOMCTL_test_assign_device")]
-    pub fn is_assignable(&self, domain: DomId, device: PciAddress) -> Result<bool> {
+    pub fn is_assignable(&self, domain: DomId, device: PciFunction) -> Result<bool> {
         let resource = MachineResource::Device(device);
         match self.resource(domain, resource, TestAssign::new(device.sbdf())) {
             Ok(()) => Ok(true),
@@ -223,7 +192,7 @@ impl Privcmd {
     /// does not have the device. [`Error::NoDomain`]; as all of them.
     #[doc(alias = "xc_deassign_device")]
     #[doc(alias = "XEN_DOMCTL_deassign_device")]
-    pub fn deassign_device(&self, domain: DomId, device: PciAddress) -> Result<()> {
+    pub fn deassign_device(&self, domain: DomId, device: PciFunction) -> Result<()> {
         let resource = MachineResource::Device(device);
         self.resource(domain, resource, Deassign::new(device.sbdf()))
     }
@@ -369,9 +338,9 @@ fn map_pirq(
     };
     argument.kind = hypercall::MAP_PIRQ_TYPE_MSI_SEG;
     // The segment in the upper half.
-    let place = device.0 >> 16 << 16 | device.0 >> 8 & 0xff;
+    let place = device.sbdf() >> 16 << 16 | device.sbdf() >> 8 & 0xff;
     argument.bus = i32::from_ne_bytes(place.to_ne_bytes());
-    argument.devfn = (device.0 & 0xff) as i32;
+    argument.devfn = (device.sbdf() & 0xff) as i32;
     Ok(argument)
 }
 
@@ -405,7 +374,7 @@ mod tests {
         let text = refused.to_string();
         let start = "XEN_DOMCTL_ioport_permission: I/O ports 0x3f8 to 0x3ff and domain 4: ";
         assert!(text.starts_with(start), "{text}");
-        let device = PciAddress::new(1, 0x3a, 0x1f, 7).unwrap();
+        let device = PciFunction::new(1, 0x3a, 0x1f, 7).unwrap();
         let text = error(MachineResource::Device(device), libc::ENODEV).to_string();
         assert!(
             text.contains(": device 0001:3a:1f.7 and domain 4: "),
@@ -422,10 +391,10 @@ mod tests {
 
     #[test]
     fn a_pci_address_has_the_bits_that_xen_wants() {
-        let device = PciAddress::new(0xabcd, 0x12, 3, 5).unwrap();
+        let device = PciFunction::new(0xabcd, 0x12, 3, 5).unwrap();
         assert_eq!(device.sbdf(), 0xabcd_121d);
-        assert_eq!(PciAddress::new(0, 0, 32, 0), None);
-        assert_eq!(PciAddress::new(0, 0, 0, 8), None);
+        assert_eq!(PciFunction::new(0, 0, 32, 0), None);
+        assert_eq!(PciFunction::new(0, 0, 0, 8), None);
         let msi = map_pirq(DomId::new(1), PirqSource::Msi(device), None).unwrap();
         assert_eq!((msi.kind, msi.index, msi.pirq), (3, -1, -1));
         assert_eq!(msi.bus as u32, 0xabcd_0012);
