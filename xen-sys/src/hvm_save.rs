@@ -81,6 +81,16 @@ impl Record<'_> {
     /// The kind of a virtual CPU's registers.
     pub const CPU: u16 = abi::CODE_CPU;
 
+    /// Creates the record that [`Privcmd::hvm_record`](crate::privcmd::Privcmd::hvm_record) read.
+    #[must_use]
+    pub const fn of(kind: u16, instance: u16, body: &[u8]) -> Record<'_> {
+        Record {
+            kind,
+            instance,
+            body,
+        }
+    }
+
     /// Returns the registers of a virtual CPU, if that is what the record has.
     ///
     /// # Errors
