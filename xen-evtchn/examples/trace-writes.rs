@@ -77,7 +77,7 @@ impl Page<'_> {
 
 impl Drop for Page<'_> {
     fn drop(&mut self) {
-        // Xen lifts the restriction itself at the next write, when there is no monitor any more.
+        // While there is a monitor. Xen lifts it by itself at the next write otherwise.
         let _ = self.permit(MemoryAccess::Rwx);
     }
 }
@@ -126,9 +126,6 @@ fn trace(options: &Options) -> Result<(), Box<dyn Error>> {
             page.permit(MemoryAccess::Rx)?;
         }
     }
-    // The monitor ends first, so that no virtual CPU waits for a response at the page.
-    drop(monitor);
-    drop(page);
     Ok(())
 }
 

@@ -24,8 +24,11 @@
 //!
 //! # When it ends
 //!
-//! Dropping the monitor disables it and leaves no virtual CPU paused, whatever was not answered.
-//! Permissions of memory stay, until an access that is not permitted: Xen then lifts that one
+//! Dropping the monitor disables it and leaves no virtual CPU paused, whatever was not answered. It
+//! waits up to half a second until the virtual CPUs have run, because Xen does what a response asks
+//! for only then; a guest that its toolstack has paused loses it.
+//! Permissions of memory, which can be changed only while there is a monitor, stay until
+//! an access that is not permitted: Xen then lifts that one
 //! ([`set_access_required`](Privcmd::set_access_required) makes it end the guest instead).
 //!
 //! A program that is **killed** leaves the ring as it is. A virtual CPU whose event has no response
@@ -47,7 +50,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_sys::monitor::{Event, Response, Ring};
-use xen_sys::privcmd::{MonitorEvent, Privcmd};
+use xen_sys::privcmd::{MonitorEvent, Privcmd, VcpuInfo};
 use xen_sys::{DomId, Result, Xen};
 
 use crate::{BoundPort, EventChannels};
@@ -63,10 +66,12 @@ pub struct Monitor<'p> {
     port: BoundPort,
     ring: Ring,
     enabled: Vec<MonitorEvent>,
+    /// Whether any event was answered.
+    answered: bool,
 }
 
-/// Rounds in which a drop tries to disable a monitor that virtual CPUs wait for.
-const ROUNDS: u32 = 100;
+/// Rounds of a millisecond for which a drop waits for virtual CPUs.
+const ROUNDS: u32 = 500;
 
 impl<'p> Monitor<'p> {
     /// Makes the guest's monitor. It reports nothing until an event is [enabled](Self::enable) or
@@ -96,6 +101,7 @@ impl<'p> Monitor<'p> {
             port,
             ring,
             enabled: Vec::new(),
+            answered: false,
         })
     }
 
@@ -170,6 +176,7 @@ impl<'p> Monitor<'p> {
     /// [`BoundPort::notify`].
     pub fn respond(&mut self, response: &Response) -> Result<()> {
         self.ring.handle_response(response)?;
+        self.answered = true;
         self.port.notify()
     }
 
@@ -193,15 +200,41 @@ impl<'p> Monitor<'p> {
             if self.ring.resume_all() == 0 {
                 return rest;
             }
+            self.answered = true;
             self.port.notify()?;
         }
         Ok(())
+    }
+
+    /// Waits until every virtual CPU has run, or cannot: what a response asks for, Xen does when
+    /// the virtual CPU is next scheduled, and not at all if the monitor has ended by then.
+    fn settle(&self) {
+        let vcpus = self.privcmd.domain_info(self.domain);
+        let vcpus = vcpus.map_or(0, |info| info.vcpus());
+        let look = |vcpu| self.privcmd.vcpu_info(self.domain, vcpu).ok().flatten();
+        let mut rounds = ROUNDS;
+        for vcpu in 0..vcpus {
+            let Some(first) = look(vcpu) else {
+                continue;
+            };
+            let mut now = Some(first);
+            let waits = |v: &VcpuInfo| v.online && !v.blocked && v.cpu_time == first.cpu_time;
+            while rounds > 0 && now.as_ref().is_some_and(waits) {
+                rounds -= 1;
+                thread::sleep(Duration::from_millis(1));
+                now = look(vcpu);
+            }
+        }
     }
 
     /// Ends the monitor; what fails here nobody could mend.
     fn close(&mut self) {
         for event in &self.enabled {
             let _ = self.privcmd.disable_event(self.domain, event);
+        }
+        let _ = self.drain();
+        if self.answered {
+            self.settle();
         }
         for _ in 0..ROUNDS {
             // A virtual CPU that is paused has no event between the last look and the end.

@@ -18,6 +18,7 @@ const SLOT: usize = size_of::<VmEvent>() / 4;
 const FIRST: usize = size_of::<SringHeader>() / 4;
 const REQ_PROD: usize = offset_of!(SringHeader, req_prod) / 4;
 const REQ_EVENT: usize = offset_of!(SringHeader, req_event) / 4;
+const RSP_EVENT: usize = offset_of!(SringHeader, rsp_event) / 4;
 const RSP_PROD: usize = offset_of!(SringHeader, rsp_prod) / 4;
 
 /// The monitor's end of the ring: takes events, puts responses.
@@ -66,7 +67,16 @@ impl fmt::Debug for Ring {
 }
 
 impl Ring {
+    /// Makes an empty ring of the page, which Xen does not: it may hold what the guest wrote to it,
+    /// or the ring of an earlier monitor. Xen must not have begun to write.
     pub(super) fn new(page: RingPage) -> Self {
+        for word in page.words() {
+            word.store(0, Ordering::Relaxed);
+        }
+        for event in [REQ_EVENT, RSP_EVENT] {
+            page.words()[event].store(1, Ordering::Relaxed);
+        }
+        fence(Ordering::Release);
         Self {
             page,
             taken: 0,
@@ -83,7 +93,7 @@ impl Ring {
         (self.taken, self.put) = (index, index);
     }
 
-    /// The ring in a page that Xen has just initialised; `None` if the page was not mapped.
+    /// An empty ring in a page of a guest that is paused; `None` if the page was not mapped.
     pub(crate) fn mapped(page: ForeignPages) -> Option<Self> {
         RingPage::foreign(page).map(Self::new)
     }

@@ -211,9 +211,7 @@ const MONITOR_OP: &str = "XEN_DOMCTL_monitor_op";
 /// Xen's ways to say that the machine, or the kind of domain, does not have it.
 fn unless_missing<T>(op: &'static str, result: Result<T>) -> Result<T> {
     match result {
-        Err(e) if matches!(e.errno(), Some(libc::ENODEV | libc::EOPNOTSUPP)) => {
-            Err(Error::Unsupported { op })
-        }
+        Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Err(Error::Unsupported { op }),
         result => result,
     }
 }
@@ -236,7 +234,8 @@ impl Privcmd {
     /// [`Error::InterfaceVersion`] when Xen's records are of another version; [`Error::Os`]:
     /// `EBUSY` when the guest has a monitor, which may be what a killed program left
     /// ([`disable_monitor`](Self::disable_monitor)), `EINVAL` for this domain itself;
-    /// [`Error::Unsupported`] when it is no HVM or Arm guest; [`Error::ForeignFrame`] when the page
+    /// [`Error::Unsupported`] when it is no HVM or Arm guest, or one for which no toolstack has
+    /// chosen the page ([`HvmParam::MONITOR_RING_PFN`]); [`Error::ForeignFrame`] when the page
     /// cannot be mapped; as all of them.
     #[doc(alias = "xc_monitor_enable")]
     #[doc(alias = "XEN_VM_EVENT_ENABLE")]
@@ -280,6 +279,10 @@ impl Privcmd {
             }
             frame => frame?,
         };
+        // Xen refuses it, too.
+        if frame == 0 {
+            return Err(Error::Unsupported { op: VM_EVENT_OP });
+        }
         let guest = self.guest(domain);
         let map = || guest.map_frames(&[frame], Protection::ReadWrite);
         let mut mapped = map()?;
@@ -304,13 +307,14 @@ impl Privcmd {
 
     /// Ends the monitor of a guest, whoever made it. No event is reported any more.
     ///
-    /// A virtual CPU that is paused for an event without a response **stays paused**: see
-    /// `xen_evtchn::monitor`, which leaves none, and has the remedy for what a killed monitor left.
+    /// A virtual CPU that is paused for an event without a response **stays paused**, and one that
+    /// has not run since its response loses what that asked for: registers, an emulation, a write
+    /// to a register. `xen_evtchn::monitor` sees to both.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`]: `EBUSY` while a virtual CPU waits for room in the ring; as all of them. It is
-    /// no error if there is no monitor.
+    /// [`Error::Os`]: `EINVAL` when there is no monitor, `EBUSY` while a virtual CPU waits for room
+    /// in the ring (no event is reported any more all the same); as all of them.
     #[doc(alias = "xc_monitor_disable")]
     #[doc(alias = "XEN_VM_EVENT_DISABLE")]
     pub fn disable_monitor(&self, domain: DomId) -> Result<()> {
@@ -321,7 +325,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when the guest has no monitor; as all of them.
+    /// [`Error::Os`]: `ENODEV` when the guest has no monitor; as all of them.
     #[doc(alias = "xc_monitor_resume")]
     #[doc(alias = "XEN_VM_EVENT_RESUME")]
     pub fn resume_monitor(&self, domain: DomId) -> Result<()> {
@@ -350,7 +354,11 @@ impl Privcmd {
 
     fn resume_orphans(&self, domain: DomId) -> Result<()> {
         let vcpus = self.domain_info(domain)?.vcpus();
-        self.disable_monitor(domain)?;
+        match self.disable_monitor(domain) {
+            // There is none.
+            Err(e) if e.errno() == Some(libc::EINVAL) => {}
+            done => done?,
+        }
         let (mut ring, _) = self.make_ring(domain)?;
         for vcpu in 0..vcpus {
             ring.resume_orphan(vcpu);
@@ -464,18 +472,36 @@ impl Privcmd {
         unless_missing("XEN_DOMCTL_set_access_required", done).map(drop)
     }
 
+    fn get_access(&self, domain: DomId, frame: u64) -> Result<MemAccessOp> {
+        let argument = GetMemAccess(access(domain, 0, 0, frame));
+        let done = self.backend().operation(Some(domain), argument);
+        done.map(|(_, GetMemAccess(answer))| answer)
+    }
+
+    /// Xen says `EINVAL` on a machine without permissions, and also of a frame that is not there.
+    /// The default permission of a domain is always there.
+    fn or_no_permissions<T>(&self, domain: DomId, result: Result<T>) -> Result<T> {
+        let invalid = |e: &Error| e.errno() == Some(libc::EINVAL);
+        match unless_missing(ACCESS_OP, result) {
+            Err(e) if invalid(&e) => match self.get_access(domain, u64::MAX) {
+                Err(probe) if invalid(&probe) => Err(Error::Unsupported { op: ACCESS_OP }),
+                _ => Err(e),
+            },
+            result => result,
+        }
+    }
+
     /// Returns the permission of a guest frame.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when the machine has none; [`Error::Os`]: `ESRCH` or `EINVAL` for
-    /// frames that the guest does not have; as all of them.
+    /// [`Error::Unsupported`] when the machine has none; [`Error::Os`]: `ENODEV` when the guest has
+    /// no monitor, `ESRCH` or `EINVAL` for frames that the guest does not have; as all of them.
     #[doc(alias = "xc_get_mem_access")]
     #[doc(alias = "XENMEM_access_op_get_access")]
     pub fn mem_access(&self, domain: DomId, frame: u64) -> Result<MemoryAccess> {
-        let argument = GetMemAccess(access(domain, 0, 0, frame));
-        let done = self.backend().operation(Some(domain), argument);
-        let (_, GetMemAccess(answer)) = unless_missing(ACCESS_OP, done)?;
+        let done = self.get_access(domain, frame);
+        let answer = self.or_no_permissions(domain, done)?;
         let xen = self.version_numbers()?;
         Ok(MemoryAccess::from_number(answer.access, xen))
     }
@@ -485,8 +511,9 @@ impl Privcmd {
     /// # Errors
     ///
     /// [`Error::Unsupported`] when the machine has none, or Xen not this one; [`Error::Invalid`]
-    /// for a range that is empty or of more than 2<sup>32</sup> frames; [`Error::Os`] for frames
-    /// that the guest does not have; as all of them.
+    /// for a range that is empty or of more than 2<sup>32</sup> frames; [`Error::Os`]: `ENODEV`
+    /// when the guest has no monitor, `EINVAL` for frames that the guest does not have; as all of
+    /// them.
     #[doc(alias = "xc_set_mem_access")]
     #[doc(alias = "XENMEM_access_op_set_access")]
     pub fn set_mem_access(
@@ -505,7 +532,7 @@ impl Privcmd {
         let code = access_number(permission, self.version_numbers()?)?;
         let argument = SetMemAccess(access(domain, code, nr, frames.start));
         let done = self.backend().operation(Some(domain), argument);
-        unless_missing(ACCESS_OP, done).map(drop)
+        self.or_no_permissions(domain, done).map(drop)
     }
 
     /// Sets the permission that pages get when they become the guest's.
@@ -518,7 +545,7 @@ impl Privcmd {
         let code = access_number(permission, self.version_numbers()?)?;
         let argument = SetMemAccess(access(domain, code, 0, u64::MAX));
         let done = self.backend().operation(Some(domain), argument);
-        unless_missing(ACCESS_OP, done).map(drop)
+        self.or_no_permissions(domain, done).map(drop)
     }
 
     /// Returns the permission that pages get when they become the guest's.
@@ -548,7 +575,7 @@ impl Privcmd {
             let done = self
                 .backend()
                 .frame_list(domain, argument, &numbers, &codes);
-            unless_missing(ACCESS_OP, done)?;
+            self.or_no_permissions(domain, done)?;
         }
         Ok(())
     }
