@@ -8,18 +8,20 @@
 //!
 //! The root is built once from the machine's own sources; each run begins with it as it was built.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use stubdm_image::cpio::{Archive, Content};
 
-use crate::apt::on_path;
+use crate::apt::{Request, on_path};
 use crate::host::{self, Host, Job};
 use crate::progress::Step;
-use crate::qemu::{Boot, Clock, Machine};
-use crate::store::write_atomically;
+use crate::qemu::{self, Boot, Clock, Machine};
+use crate::release::BUILDER;
+use crate::store::{self, write_atomically};
 use crate::workspace::Workspace;
 use crate::{deb, sources};
 
@@ -69,6 +71,11 @@ pub(crate) struct Debian<'a> {
     host: &'a Host,
     root: PathBuf,
     ramdisk: PathBuf,
+}
+
+/// Returns whether this user can build a root: its files have owners.
+pub(crate) fn buildable() -> bool {
+    nix::unistd::geteuid().is_root() || on_path("newuidmap").is_some()
 }
 
 impl<'a> Debian<'a> {
@@ -132,19 +139,13 @@ fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
     if image.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
         return Ok(image);
     }
-    for tool in ["mmdebstrap", "genext2fs"] {
-        ensure!(
-            on_path(tool).is_some(),
-            "{tool} is needed to build Debian's root, and this machine has none: \
-             apt-get install {tool}"
-        );
-    }
+    let builder = Builder::prepare(host, mirror)?;
     let step = Step::begin(format!("a root of Debian {}", release.suite));
     let list = out.join("debian.sources");
     let text = sources::for_suite(release.suite, mirror, Path::new("/etc/apt"))?;
     fs::write(&list, text)?;
     let (tar, part) = (out.join("debian.tar"), out.join("debian.part"));
-    let mut command = Command::new("mmdebstrap");
+    let mut command = builder.mmdebstrap()?;
     command
         .args([
             "--variant=essential",
@@ -165,7 +166,7 @@ fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
         // The kernel's package makes no ramdisk: it is not booted by it.
         .env("INITRD", "No");
     run(&mut command, &out.join("debian.log"))?;
-    let mut command = Command::new("genext2fs");
+    let mut command = builder.genext2fs()?;
     command
         .args(["-B", "4096", "-N", "65536", "-b", &BLOCKS.to_string(), "-a"])
         .args([&tar, &part]);
@@ -175,6 +176,64 @@ fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
     write_atomically(&mark, stamp.as_bytes())?;
     step.done();
     Ok(image)
+}
+
+/// The programs that build a root: the machine's own, else unpacked from Debian's packages.
+struct Builder {
+    tree: Option<PathBuf>,
+}
+
+impl Builder {
+    fn prepare(host: &Host, mirror: Option<&str>) -> Result<Self> {
+        if BUILDER.whole.iter().all(|tool| on_path(tool).is_some()) {
+            return Ok(Self { tree: None });
+        }
+        let request = Request {
+            whole: BUILDER.whole,
+            ..Request::default()
+        };
+        let state = host.workspace.state();
+        let tree = store::prepare(&state, "builder", BUILDER.suite, mirror, &request)?;
+        Ok(Self {
+            tree: Some(tree.root),
+        })
+    }
+
+    fn mmdebstrap(&self) -> Result<Command> {
+        let Some(tree) = &self.tree else {
+            return Ok(Command::new("mmdebstrap"));
+        };
+        let mut command = words(qemu::in_tree(tree)?);
+        command.arg(tree.join("usr/bin/perl"));
+        // Perl's folders have its version in their names.
+        for folder in ["usr/share/perl", "usr/lib/x86_64-linux-gnu/perl"] {
+            for entry in fs::read_dir(tree.join(folder))? {
+                command.arg("-I").arg(entry?.path());
+            }
+        }
+        command
+            .arg("-I")
+            .arg(tree.join("usr/lib/x86_64-linux-gnu/perl-base"))
+            .arg(tree.join("usr/bin/mmdebstrap"));
+        Ok(command)
+    }
+
+    fn genext2fs(&self) -> Result<Command> {
+        let Some(tree) = &self.tree else {
+            return Ok(Command::new("genext2fs"));
+        };
+        let mut command = words(qemu::in_tree(tree)?);
+        command.arg(tree.join("usr/bin/genext2fs"));
+        Ok(command)
+    }
+}
+
+/// A command of these words.
+fn words(words: Vec<OsString>) -> Command {
+    let mut words = words.into_iter();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words);
+    command
 }
 
 /// Returns the settings by which this machine's apt reaches its mirrors: mmdebstrap reads none.

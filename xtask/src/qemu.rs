@@ -61,31 +61,33 @@ impl Emulator {
     /// An emulator unpacked into a tree: run by the tree's own dynamic linker with the tree's own
     /// libraries.
     pub(crate) fn unpacked(tree: &Path) -> Result<Self> {
-        let linker = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
-            .iter()
-            .map(|dir| tree.join(dir).join("ld-linux-x86-64.so.2"))
-            .find(|file| file.is_file())
-            .context("the emulator's packages brought no dynamic linker")?;
-        let mut libraries = tree.join("lib/x86_64-linux-gnu").into_os_string();
-        for dir in [
-            "usr/lib/x86_64-linux-gnu",
-            "usr/lib/x86_64-linux-gnu/pulseaudio",
-        ] {
-            libraries.push(":");
-            libraries.push(tree.join(dir));
-        }
-        let program = vec![
-            linker.into(),
-            "--library-path".into(),
-            libraries,
-            tree.join("usr/bin/qemu-system-x86_64").into(),
-        ];
+        let mut program = in_tree(tree)?;
+        program.push(tree.join("usr/bin/qemu-system-x86_64").into());
         Ok(Self {
             program,
             data: vec![tree.join("usr/share/qemu"), tree.join("usr/share/seabios")],
             modules: Some(tree.join("usr/lib/x86_64-linux-gnu/qemu")),
         })
     }
+}
+
+/// The words that start a program of an unpacked tree, whose path follows them: the tree's own
+/// dynamic linker with the tree's own libraries.
+pub(crate) fn in_tree(tree: &Path) -> Result<Vec<OsString>> {
+    let linker = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
+        .iter()
+        .map(|dir| tree.join(dir).join("ld-linux-x86-64.so.2"))
+        .find(|file| file.is_file())
+        .context("the unpacked packages brought no dynamic linker")?;
+    let mut libraries = tree.join("lib/x86_64-linux-gnu").into_os_string();
+    for dir in [
+        "usr/lib/x86_64-linux-gnu",
+        "usr/lib/x86_64-linux-gnu/pulseaudio",
+    ] {
+        libraries.push(":");
+        libraries.push(tree.join(dir));
+    }
+    Ok(vec![linker.into(), "--library-path".into(), libraries])
 }
 
 /// The major version in `QEMU emulator version 10.0.2 (...)`.

@@ -25,10 +25,10 @@ pub(crate) struct Release {
     pub(crate) xen_bin: &'static str,
 }
 
-/// The emulator that everything runs in: one version for every release.
+/// Programs that this machine may lack: one version for every release.
 #[derive(Debug)]
-pub(crate) struct Emulator {
-    /// The Debian suite it is taken from.
+pub(crate) struct Programs {
+    /// The Debian suite they are taken from.
     pub(crate) suite: &'static str,
     /// Packages taken with everything they depend on.
     pub(crate) whole: &'static [&'static str],
@@ -83,9 +83,15 @@ pub(crate) const RELEASES: &[Release] = &[
 /// The emulator used when the machine has none. Not a later one: QEMU 10 reports every read of a
 /// control register to the hypervisor as one of CR0, and a Linux guest that reads CR2 by itself,
 /// early in its boot, does not get over that.
-pub(crate) const EMULATOR: Emulator = Emulator {
+pub(crate) const EMULATOR: Programs = Programs {
     suite: "bookworm",
     whole: &["qemu-system-x86", "seabios"],
+};
+
+/// What builds a root of Debian, each program in the package of its name.
+pub(crate) const BUILDER: Programs = Programs {
+    suite: "bookworm",
+    whole: &["mmdebstrap", "genext2fs", "perl"],
 };
 
 /// The row for a release's number.
