@@ -21,6 +21,8 @@ use crate::workspace::Workspace;
 /// The longest that the suite may say nothing; it says something every five seconds of the
 /// machine's clock, which a busy host may make a minute.
 const SILENCE: Duration = Duration::from_secs(240);
+/// The same across a reboot of Debian's dom0, when nothing runs that could say something.
+const REBOOT: Duration = Duration::from_secs(900);
 /// The longest that the emulator may work at one test, in processor time: the longest takes three
 /// minutes. Not on this machine's clock, which goes on while others have the processor.
 const TEST: Duration = Duration::from_secs(600);
@@ -139,17 +141,19 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     let deadline = started + timeout;
     let (result, log) = match place {
         Place::Dom0(host, only) => {
+            let limits = (deadline, SILENCE);
             let command = |from: Option<&String>| command(only, from);
             let run: &Machine<'_> = &|job, sink| host.run(job, sink);
-            let result = machines(run, &command, deadline, prefix, &mut said, &mut stood);
+            let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
             (result, Some(host.log()))
         }
         Place::Debian(host, mirror) => match Debian::prepare(host, *mirror) {
             Ok(debian) => {
                 // Its tests build on each other: another machine begins anew.
+                let limits = (deadline, REBOOT);
                 let command = |_: Option<&String>| String::new();
                 let run: &Machine<'_> = &|job, sink| debian.run(job, sink);
-                let result = machines(run, &command, deadline, prefix, &mut said, &mut stood);
+                let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
                 (result, Some(debian.log()))
             }
             Err(error) => (Err(error), None),
@@ -199,7 +203,7 @@ type Machine<'a> = dyn Fn(&Job, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i
 fn machines(
     run: &Machine<'_>,
     command: &dyn Fn(Option<&String>) -> String,
-    deadline: Instant,
+    (deadline, silence): (Instant, Duration),
     prefix: &str,
     said: &mut Said,
     stood: &mut Vec<String>,
@@ -209,7 +213,7 @@ fn machines(
             command: Some(command(stood.last())),
             shell: false,
             timeout: deadline.saturating_duration_since(Instant::now()),
-            silence: Some(SILENCE),
+            silence: Some(silence),
             ..Job::default()
         };
         let result = run(&job, &mut |bytes| {
