@@ -130,22 +130,43 @@ impl Channel {
         self.tx.write_deadline(bytes, deadline)
     }
 
-    /// Returns the bytes that can be read now; the peer can only add to them.
+    /// Returns the bytes that can be read now and, if they are fewer than `least`, asks for an event
+    /// when there are more. See [`ReadHalf::arm_read`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadHalf::arm_read`].
+    #[doc(alias = "libxenvchan_data_ready")]
+    pub fn arm_read(&mut self, least: usize) -> Result<usize> {
+        self.publish_before_waiting();
+        self.rx.arm_read(least)
+    }
+
+    /// Returns the bytes that can be written now and, if they are fewer than `least`, asks for an
+    /// event when there is more space. See [`WriteHalf::arm_write`].
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::arm_write`].
+    #[doc(alias = "libxenvchan_buffer_space")]
+    pub fn arm_write(&mut self, least: usize) -> Result<usize> {
+        self.tx.arm_write(least)
+    }
+
+    /// Returns the bytes that can be read now; the peer can only add to them. Asks for no event.
     ///
     /// # Errors
     ///
     /// As [`ReadHalf::bytes_readable`].
-    #[doc(alias = "libxenvchan_data_ready")]
     pub fn bytes_readable(&mut self) -> Result<usize> {
         self.rx.bytes_readable()
     }
 
-    /// Returns the bytes that can be written now; the peer can only add to them.
+    /// Returns the bytes that can be written now; the peer can only add to them. Asks for no event.
     ///
     /// # Errors
     ///
     /// As [`WriteHalf::space`].
-    #[doc(alias = "libxenvchan_buffer_space")]
     pub fn space(&mut self) -> Result<usize> {
         self.tx.space()
     }

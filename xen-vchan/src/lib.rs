@@ -69,7 +69,7 @@
 //! | `libxenvchan_read`, `write` | [`std::io::Read`], [`std::io::Write`], [`Channel::try_read`], [`Channel::try_write`] |
 //! | `libxenvchan_wait` | [`Channel::wait`] |
 //! | `libxenvchan_fd_for_select` | [`AsFd`](std::os::fd::AsFd) |
-//! | `libxenvchan_data_ready`, `buffer_space` | [`Channel::bytes_readable`], [`Channel::space`] (they arm nothing) |
+//! | `libxenvchan_data_ready`, `buffer_space` | [`Channel::arm_read`], [`Channel::arm_write`] |
 //! | `libxenvchan_is_open` | [`Channel::peer`] |
 
 #![forbid(unsafe_code)]

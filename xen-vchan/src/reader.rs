@@ -316,6 +316,31 @@ impl ReadHalf {
         Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum())
     }
 
+    /// Returns the bytes that can be read now, without reading them, and, if they are fewer than
+    /// `least`, asks for an event: the descriptor becomes readable when there are more, or when the
+    /// peer leaves.
+    ///
+    /// For a loop that polls by itself: while there is enough, read; then poll; then
+    /// [`acknowledge_events`](crate::Channel::acknowledge_events), and arm again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there are none and the peer is gone; [`Error::Peer`]; [`Error::Os`].
+    #[doc(alias = "libxenvchan_data_ready")]
+    pub fn arm_read(&mut self, least: usize) -> Result<usize> {
+        self.shared.doorbell.check(Half::Reader)?;
+        // Before the look: an event that is delivered from now on is of a later change.
+        self.shared.unmask()?;
+        let ready = match self.look(usize::MAX) {
+            Ok(ready) if ready < least => self.arm(usize::MAX),
+            other => other,
+        };
+        match ready {
+            Err(Error::Closed) if self.rx.known_ready() != 0 => Ok(self.rx.known_ready() as usize),
+            other => other,
+        }
+    }
+
     /// Bytes that can be read now. Asks for no notification.
     ///
     /// The peer can only add to them.
@@ -323,7 +348,6 @@ impl ReadHalf {
     /// # Errors
     ///
     /// [`Error::Closed`] if there are none and the peer is gone; [`Error::Peer`].
-    #[doc(alias = "libxenvchan_data_ready")]
     pub fn bytes_readable(&mut self) -> Result<usize> {
         match self.look(usize::MAX) {
             Err(Error::Closed) if self.rx.known_ready() != 0 => Ok(self.rx.known_ready() as usize),

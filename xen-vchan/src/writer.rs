@@ -328,6 +328,24 @@ impl WriteHalf {
         }
     }
 
+    /// Returns the bytes that can be written now and, if they are fewer than `least`, asks for an
+    /// event: the descriptor becomes readable when there is more space, or when the peer leaves.
+    /// Publishes what was gathered; writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`]; [`Error::Peer`]; [`Error::Os`].
+    #[doc(alias = "libxenvchan_buffer_space")]
+    pub fn arm_write(&mut self, least: usize) -> Result<usize> {
+        self.shared.doorbell.check(Half::Writer)?;
+        // Before the look: an event that is delivered from now on is of a later change.
+        self.shared.unmask()?;
+        match self.look(usize::MAX)? {
+            space if space < least => self.arm(usize::MAX),
+            space => Ok(space),
+        }
+    }
+
     /// Bytes that can be written now without blocking. Asks for no notification.
     ///
     /// The peer can only add to them.
@@ -335,7 +353,6 @@ impl WriteHalf {
     /// # Errors
     ///
     /// [`Error::Closed`] if the peer is gone; [`Error::Peer`].
-    #[doc(alias = "libxenvchan_buffer_space")]
     pub fn space(&mut self) -> Result<usize> {
         self.look(usize::MAX)
     }

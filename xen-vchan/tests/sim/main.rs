@@ -3,6 +3,7 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod arm;
 mod death;
 mod domain_end;
 mod find;
