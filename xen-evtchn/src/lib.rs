@@ -183,7 +183,7 @@ impl EventChannels {
             #[allow(unreachable_patterns)]
             _ => {
                 return Err(Error::Unsupported {
-                    op: "event channels",
+                    op: "a simulated host, without the feature `sim` of xen-evtchn,",
                 });
             }
         };

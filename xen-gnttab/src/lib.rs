@@ -88,6 +88,13 @@ pub use xen_sys::ioctl::{GrantedBytes, MAX_PAGES};
 use xen_sys::mmap::Protection;
 use xen_sys::{Error, Port, Result};
 
+/// The error of a simulated host that this crate was built without.
+fn without_sim() -> Error {
+    Error::Unsupported {
+        op: "a simulated host, without the feature `sim` of xen-gnttab,",
+    }
+}
+
 /// Access to pages: the peer's if we share them, ours if we map them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageAccess {

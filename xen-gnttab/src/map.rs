@@ -43,7 +43,7 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
         #[cfg(feature = "sim")]
         Host::Sim(client) => crate::sim::map(xen, client, from, refs, access).map(mapped),
         #[allow(unreachable_patterns)]
-        _ => Err(Error::Unsupported { op: "map pages" }),
+        _ => Err(crate::without_sim()),
     }
 }
 
@@ -67,7 +67,7 @@ pub fn map_from(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Re
             map(xen, domain, &refs, access)
         }
         #[allow(unreachable_patterns)]
-        _ => Err(Error::Unsupported { op: "map pages" }),
+        _ => Err(crate::without_sim()),
     }
 }
 

@@ -72,6 +72,50 @@ impl Xen {
         Ok(Self::new(Host::Sim(client)))
     }
 
+    /// Joins the simulated host that the environment names, or opens the real hypervisor if it names
+    /// none. `XEN_SIM_SOCKET` is the path of the broker's socket
+    /// ([`Simulation::listen`](crate::sim::Simulation::listen)), and `XEN_SIM_DOMAIN` the number of
+    /// the domain to be a process of, 0 unless given.
+    ///
+    /// For programs that are run in tests. It exists with the feature `sim` only, so a program that
+    /// is shipped without cannot be diverted:
+    ///
+    /// ```
+    /// # use xen_sys::{Result, Xen};
+    /// fn open() -> Result<Xen> {
+    ///     #[cfg(feature = "sim")]
+    ///     return Xen::from_env();
+    ///     #[cfg(not(feature = "sim"))]
+    ///     Xen::open()
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) if `XEN_SIM_DOMAIN` is no domain's number; as
+    /// [`join_path`](Self::join_path) and [`open`](Self::open).
+    #[cfg(feature = "sim")]
+    pub fn from_env() -> Result<Self> {
+        Self::named_by(|name| std::env::var_os(name))
+    }
+
+    #[cfg(feature = "sim")]
+    fn named_by(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<Self> {
+        let Some(path) = lookup("XEN_SIM_SOCKET") else {
+            return Self::open();
+        };
+        let me = match lookup("XEN_SIM_DOMAIN") {
+            None => Some(DomId::DOM0),
+            Some(text) => text.to_str().and_then(|text| text.parse().ok()),
+        };
+        let me = me.ok_or(crate::Error::Invalid {
+            op: "join a simulated host",
+            what: "XEN_SIM_DOMAIN, which is no domain's number,",
+            value: 0,
+        })?;
+        Self::join_path(path, me)
+    }
+
     /// Returns the connection to a simulated host, if that is where this handle leads.
     #[cfg(feature = "sim")]
     #[must_use]
@@ -128,4 +172,38 @@ pub enum Host {
     /// A simulation's broker.
     #[cfg(feature = "sim")]
     Sim(crate::sim::Client),
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::sim::Simulation;
+
+    #[test]
+    fn the_environment_names_a_simulated_host_and_a_domain_of_it() {
+        let host = Simulation::start().unwrap();
+        let guest = host.add_domain().unwrap();
+        let path = std::env::temp_dir().join(format!("xen-sys-env-{}", std::process::id()));
+        host.listen(&path).unwrap();
+        let open = |domain: Option<&str>| {
+            Xen::named_by(|name| match name {
+                "XEN_SIM_SOCKET" => Some(path.clone().into()),
+                "XEN_SIM_DOMAIN" => domain.map(Into::into),
+                other => panic!("{other}"),
+            })
+        };
+        let domain = |xen: Xen| xen.simulated().map(crate::sim::Client::domain);
+        assert_eq!(domain(open(None).unwrap()), Some(DomId::DOM0));
+        assert_eq!(domain(open(Some("1")).unwrap()), Some(guest));
+        for no_number in ["", "x", "65536", "-1"] {
+            let error = open(Some(no_number)).unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        }
+        assert_eq!(open(Some("7")).unwrap_err().errno(), Some(libc::ESRCH));
+        drop(host);
+        assert!(matches!(open(None), Err(Error::Device { .. })));
+        // None is named: the devices, which may or may not be there.
+        assert!(!Xen::named_by(|_| None).is_ok_and(|xen| xen.simulated().is_some()));
+    }
 }

@@ -2,10 +2,13 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-/// Returns the output of an example.
-fn run(name: &str, options: &[&str]) -> String {
+/// Returns the path of an example.
+fn example(name: &str) -> PathBuf {
     // Built with the tests, unless they were picked with `--test`.
     let here = std::env::current_exe().unwrap();
     let path = here.parent().unwrap().join("../examples").join(name);
@@ -14,7 +17,12 @@ fn run(name: &str, options: &[&str]) -> String {
         "{} was not built: cargo build --examples",
         path.display()
     );
-    let output = Command::new(path).args(options).output().unwrap();
+    path
+}
+
+/// Returns the output of an example.
+fn run(name: &str, options: &[&str]) -> String {
+    let output = Command::new(example(name)).args(options).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -47,6 +55,79 @@ fn xen_top_looks_once() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(json["domains"][1]["cpu_percent"].as_f64().unwrap() > 0.0);
     assert_eq!(json["cpus"], 4);
+}
+
+#[test]
+fn metrics_are_of_prometheus_format() {
+    let text = run("metrics", &["--sim", "50"]);
+    let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    // Five of the host, and six of each domain, which has one virtual CPU.
+    assert_eq!(samples.len(), 5 + 51 * 6, "{text}");
+    for sample in &samples {
+        let (series, value) = sample.rsplit_once(' ').unwrap();
+        assert!(
+            value.parse::<f64>().is_ok_and(|value| value >= 0.0),
+            "{sample}"
+        );
+        let name = series.split('{').next().unwrap();
+        assert!(text.contains(&format!("# TYPE {name} ")), "{sample}");
+    }
+    for line in [
+        "xen_domains 51",
+        "xen_host_cpus 4",
+        "xen_domain_memory_bytes{domid=\"50\",name=\"guest-50\"} 67108864",
+        "xen_domain_paused{domid=\"0\",name=\"Domain-0\"} 0",
+    ] {
+        assert!(samples.contains(&line), "{line} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn metrics_are_served_to_slow_and_to_broken_clients() {
+    let path = example("metrics");
+    let mut server = Command::new(path)
+        .args(["--sim", "2", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let output = server.stdout.take().unwrap();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("http://").unwrap();
+    let address = address.strip_suffix("/metrics").unwrap();
+    // One that leaves at once, and one that asks in pieces.
+    drop(TcpStream::connect(address).unwrap());
+    let mut client = TcpStream::connect(address).unwrap();
+    for piece in ["GET /metrics HTTP/1.1\r\nHost: ", "x\r\n", "\r\n"] {
+        client.write_all(piece.as_bytes()).unwrap();
+    }
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(
+        head.contains(&format!("Content-Length: {}", body.len())),
+        "{head}"
+    );
+    assert!(body.contains("xen_domains 3\n"), "{body}");
+}
+
+#[test]
+fn a_tool_looks_at_the_simulated_host_that_the_environment_names() {
+    let host = xen_sys::sim::Simulation::start().unwrap();
+    host.add_domain_as(xen_sys::DomId::new(77)).unwrap();
+    let path = std::env::temp_dir().join(format!("xen-sys-tools-{}", std::process::id()));
+    host.listen(&path).unwrap();
+    let output = Command::new(example("xen-list"))
+        .arg("--json")
+        .env("XEN_SIM_SOCKET", &path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json[1]["id"], 77, "{json}");
 }
 
 #[test]

@@ -20,6 +20,9 @@ impl Host {
     /// The real host, or a simulated one with that many guests.
     pub(crate) fn open(guests: Option<u16>) -> Result<Self, Box<dyn Error>> {
         let Some(guests) = guests else {
+            #[cfg(feature = "sim")]
+            let xen = Xen::from_env()?;
+            #[cfg(not(feature = "sim"))]
             let xen = Xen::open()?;
             return Ok(Self {
                 privcmd: Privcmd::open(&xen)?,
