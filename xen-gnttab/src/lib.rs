@@ -88,12 +88,8 @@ pub use xen_sys::ioctl::{GrantedBytes, MAX_PAGES};
 use xen_sys::mmap::Protection;
 use xen_sys::{Error, Port, Result};
 
-/// The error of a simulated host that this crate was built without.
-fn without_sim() -> Error {
-    Error::Unsupported {
-        op: "a simulated host, without the feature `sim` of xen-gnttab,",
-    }
-}
+/// What is not supported where this crate was built without simulated hosts.
+const WITHOUT_SIM: &str = "a simulated host, without the feature `sim` of xen-gnttab,";
 
 /// Access to pages: the peer's if we share them, ours if we map them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,7 @@
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
 use crate::mapping::Mapping;
-use crate::{PageAccess, Region, UnmapNotify, dev};
+use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev};
 
 /// Mapped pages of another domain.
 ///
@@ -43,7 +43,7 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
         #[cfg(feature = "sim")]
         Host::Sim(client) => crate::sim::map(xen, client, from, refs, access).map(mapped),
         #[allow(unreachable_patterns)]
-        _ => Err(crate::without_sim()),
+        _ => Err(Error::Unsupported { op: WITHOUT_SIM }),
     }
 }
 
@@ -67,7 +67,7 @@ pub fn map_from(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Re
             map(xen, domain, &refs, access)
         }
         #[allow(unreachable_patterns)]
-        _ => Err(crate::without_sim()),
+        _ => Err(Error::Unsupported { op: WITHOUT_SIM }),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Pages of our own, granted to one other domain.
 
-use xen_sys::{DomId, GrantRef, Host, Result, Xen};
+use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
 use crate::mapping::Mapping;
-use crate::{PageAccess, Region, UnmapNotify, dev};
+use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev};
 
 /// Pages shared with another domain, with the references it maps them by.
 ///
@@ -36,7 +36,7 @@ pub fn share(xen: &Xen, to: DomId, pages: usize, access: PageAccess) -> Result<S
         #[cfg(feature = "sim")]
         Host::Sim(client) => crate::sim::share(xen, client, to, pages, access)?,
         #[allow(unreachable_patterns)]
-        _ => return Err(crate::without_sim()),
+        _ => return Err(Error::Unsupported { op: WITHOUT_SIM }),
     };
     let mut kept = Region::of(mapping);
     let region = kept.take();
