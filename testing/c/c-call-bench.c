@@ -54,14 +54,14 @@ static void stop(void)
 	       (int64_t)(now.tv_sec - began.tv_sec) * 1000000000 + (now.tv_nsec - began.tv_nsec));
 }
 
-static void version(void)
+static void hypercall(void)
 {
 	xencall_handle *xen = xencall_open(NULL, 0);
 
 	CHECK(xen);
 	start();
 	for (uint64_t i = 0; i < count; i++)
-		CHECK(xencall2(xen, __HYPERVISOR_xen_version, XENVER_version, 0) > 0);
+		CHECK(xencall2(xen, __HYPERVISOR_xen_version, XENVER_pagesize, 0) > 0);
 	stop();
 	xencall_close(xen);
 }
@@ -96,7 +96,7 @@ static void map(void)
 
 	CHECK(memory);
 	for (unsigned i = 0; i < units; i++)
-		frames[i] = i;
+		frames[i] = 0x100 + i; /* from 1 MiB on there is memory only */
 	start();
 	for (uint64_t i = 0; i < count; i++)
 		for (unsigned at = 0; at < units; at += batch) {
@@ -215,8 +215,8 @@ int main(int argc, char **argv)
 	}
 	errno = EINVAL;
 	CHECK(units >= 1 && units <= MOST && batch >= 1 && units % batch == 0);
-	if (strcmp(operation, "version") == 0)
-		version();
+	if (strcmp(operation, "hypercall") == 0)
+		hypercall();
 	else if (strcmp(operation, "info") == 0)
 		info();
 	else if (strcmp(operation, "map") == 0)

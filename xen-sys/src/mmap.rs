@@ -36,6 +36,15 @@ pub enum Protection {
     ReadWrite,
 }
 
+fn map(fd: BorrowedFd<'_>, offset: u64, len: usize, protection: Protection) -> io::Result<MmapRaw> {
+    let mut options = MmapOptions::new();
+    options.offset(offset).len(len);
+    match protection {
+        Protection::Read => options.map_raw_read_only(&fd),
+        Protection::ReadWrite => options.map_raw(&fd),
+    }
+}
+
 /// A mapping: some whole pages of address space that belong to this value.
 ///
 /// They stay mapped, at one address, until it is dropped, and are absent in a forked child.
@@ -58,14 +67,24 @@ impl Pages {
     ) -> io::Result<Self> {
         // memmap2 would truncate it.
         libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
-        let mut options = MmapOptions::new();
-        options.offset(offset).len(len);
-        let pages = match protection {
-            Protection::Read => options.map_raw_read_only(&fd),
-            Protection::ReadWrite => options.map_raw(&fd),
-        }?;
+        let pages = map(fd, offset, len, protection)?;
         pages.advise(NOT_IN_CHILDREN)?;
         Ok(Self(pages))
+    }
+
+    /// Takes `len` bytes of address space, at least 1, for pages that requests of privcmd put
+    /// there. The driver keeps its mappings out of children (`privcmd_mmap` in
+    /// drivers/xen/privcmd.c sets `VM_DONTCOPY`); to ask for it costs a call.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `mmap(2)`.
+    pub(crate) fn of_privcmd(
+        privcmd: BorrowedFd<'_>,
+        len: usize,
+        protection: Protection,
+    ) -> io::Result<Self> {
+        map(privcmd, 0, len, protection).map(Self)
     }
 
     /// Maps pages of `fd` side by side, by their numbers, in any order and any number of times.

@@ -15,7 +15,7 @@ use crate::{bench, dist};
 
 /// Each operation's name in the agent, and what it is.
 const OPERATIONS: &[(&str, &str)] = &[
-    ("version", "a hypercall (`xen_version`)"),
+    ("hypercall", "a hypercall without an argument"),
     ("info", "a domain's information"),
     ("map", "foreign frames mapped read-only, read, unmapped"),
     ("grant-map", "grants mapped read-only, read, unmapped"),

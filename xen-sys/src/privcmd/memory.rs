@@ -234,7 +234,7 @@ impl<'p> Guest<'p> {
     /// Address space for `count` pages, which the driver fills.
     fn reserve(&self, dev: &PrivCmd, count: usize, protection: Protection) -> Result<Pages> {
         use std::os::fd::AsFd as _;
-        Pages::map_shared(dev.as_fd(), 0, count * PAGE_SIZE, protection)
+        Pages::of_privcmd(dev.as_fd(), count * PAGE_SIZE, protection)
             .map_err(|e| Error::os("mmap /dev/xen/privcmd", e))
     }
 

@@ -17,6 +17,22 @@ fn mapped() -> Result<usize> {
     Ok(maps.lines().filter(|l| l.ends_with("/privcmd")).count())
 }
 
+/// Fails unless the driver keeps each mapping of privcmd out of forked children.
+fn not_in_children() -> Result<()> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    let mut of_privcmd = false;
+    for line in smaps.lines() {
+        match line.strip_prefix("VmFlags:") {
+            Some(flags) if of_privcmd => {
+                ensure!(flags.split(' ').any(|flag| flag == "dc"), "{flags}");
+                of_privcmd = false;
+            }
+            _ => of_privcmd |= line.ends_with("/privcmd"),
+        }
+    }
+    Ok(())
+}
+
 fn bytes<const LEN: usize>(region: &Region, at: usize) -> Result<[u8; LEN]> {
     let mut bytes = [0; LEN];
     region.copy_out(at, &mut bytes)?;
@@ -52,6 +68,7 @@ pub(super) fn foreign_memory(world: &World) -> Result<()> {
     ours.copy_in(0x800, &old)?;
     ensure!(&seen == b"foreign!", "{seen:02x?}");
     ensure!(mapped()? > before);
+    not_in_children()?;
 
     let many: Vec<u64> = (0..0x90).collect();
     let many = foreign::map(memory, &many, PageAccess::ReadOnly)?;
