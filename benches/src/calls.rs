@@ -256,19 +256,18 @@ impl Bench {
         let gref = *pages.refs().first().context("no reference")?;
         let copier = GrantCopier::open(&self.xen)?;
         let mut buffer = vec![0; self.units * SEGMENT];
+        let segment = |(i, part): (usize, _)| {
+            let offset = i * SEGMENT % PAGE_SIZE;
+            let from = GrantedBytes {
+                domain,
+                gref,
+                offset,
+            };
+            CopySegment::read(from, part)
+        };
+        let parts = buffer.chunks_mut(SEGMENT).enumerate();
+        let mut segments: Vec<_> = parts.map(segment).collect();
         self.timed(|| {
-            let parts = buffer.chunks_mut(SEGMENT).enumerate();
-            let mut segments: Vec<_> = parts
-                .map(|(i, part)| {
-                    let offset = i * SEGMENT % PAGE_SIZE;
-                    let from = GrantedBytes {
-                        domain,
-                        gref,
-                        offset,
-                    };
-                    CopySegment::read(from, part)
-                })
-                .collect();
             copier.copy(&mut segments)?;
             let done = |segment: &CopySegment<'_>| segment.status().is_some_and(|s| s.is_okay());
             ensure!(segments.iter().all(done));

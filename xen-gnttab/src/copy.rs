@@ -184,13 +184,15 @@ impl GrantCopier {
                 value: segments.len() as u64,
             });
         }
-        let raw = segments.iter_mut().map(|segment| match &mut segment.ends {
-            Ends::Read(from, into) => ioctl::CopySegment::read(*from, into),
-            Ends::Write(from, to) => ioctl::CopySegment::write(from, *to),
-            Ends::Between(from, to, len) => ioctl::CopySegment::between(*from, *to, *len),
-        });
         // On a simulated host too: the checks are here.
-        let mut raw: Vec<ioctl::CopySegment<'_>> = raw.collect::<Result<_>>()?;
+        let mut raw = Vec::with_capacity(segments.len());
+        for segment in segments.iter_mut() {
+            raw.push(match &mut segment.ends {
+                Ends::Read(from, into) => ioctl::CopySegment::read(*from, into),
+                Ends::Write(from, to) => ioctl::CopySegment::write(from, *to),
+                Ends::Between(from, to, len) => ioctl::CopySegment::between(*from, *to, *len),
+            }?);
+        }
         let statuses: Vec<i16> = match &self.0 {
             Backend::Dev(dev) => {
                 dev.grant_copy(&mut raw)?;

@@ -29,8 +29,8 @@ use crate::{deb, sources};
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
 /// Packages besides the essential ones; `@XEN@` and `@LINUX@` are the releases' names.
-const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,bridge-utils,seabios,qemu-system-xen,\
-     xen-utils-@XEN@,xen-hypervisor-@XEN@-amd64,linux-image-@LINUX@";
+const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,bridge-utils,seabios,xz-utils,\
+     qemu-system-xen,xen-utils-@XEN@,xen-hypervisor-@XEN@-amd64,linux-image-@LINUX@";
 
 /// Files of packages that are left out: the drivers of devices that the machine has not, and texts.
 const LEFT_OUT: &[&str] = &[

@@ -290,7 +290,7 @@ fn unpack(tool: &str, packed: File, limit: u64) -> Result<Vec<u8>> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
-    let mut child = child.with_context(|| format!("starting {tool}"))?;
+    let mut child = child.with_context(|| format!("starting {tool}, which has to be installed"))?;
     let mut data = Vec::new();
     let out = child.stdout.take().context("no output")?;
     // The pipe is closed after this, so the tool ends and can be waited for.

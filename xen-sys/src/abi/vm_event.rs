@@ -110,13 +110,13 @@ pub const VM_EVENT_REASON_MEM_PAGING: u32 = 3;
 pub const VM_EVENT_REASON_WRITE_CTRLREG: u32 = 4;
 /// [`MovToMsr`].
 pub const VM_EVENT_REASON_MOV_TO_MSR: u32 = 5;
-/// [`Debug`].
+/// [`struct@Debug`].
 pub const VM_EVENT_REASON_SOFTWARE_BREAKPOINT: u32 = 6;
 /// [`Singlestep`].
 pub const VM_EVENT_REASON_SINGLESTEP: u32 = 7;
 /// The guest asked for it.
 pub const VM_EVENT_REASON_GUEST_REQUEST: u32 = 8;
-/// [`Debug`].
+/// [`struct@Debug`].
 pub const VM_EVENT_REASON_DEBUG_EXCEPTION: u32 = 9;
 /// [`Cpuid`].
 pub const VM_EVENT_REASON_CPUID: u32 = 10;

@@ -4,7 +4,7 @@ use super::{DeviceModel, IoRange};
 use crate::abi::dm_op as abi;
 use crate::ioctl::privcmd::{MapIoRange, UnmapIoRange};
 use crate::privcmd::Resource;
-use crate::{Port, Result};
+use crate::{Error, Port, Result};
 
 /// Whether an ioreq server has a ring for writes that the guest need not wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,12 +144,18 @@ impl IoreqServer {
     /// # Errors
     ///
     /// See [`IoreqServer`]; `EEXIST` when part of the range is mapped to this server already;
-    /// [`Error::LimitReached`](crate::Error::LimitReached) beyond Xen's 256 ranges of a kind.
+    /// [`Error::LimitReached`] beyond Xen's 256 ranges of a kind.
     #[doc(alias = "xendevicemodel_map_io_range_to_ioreq_server")]
     #[doc(alias = "xendevicemodel_map_pcidev_to_ioreq_server")]
     #[doc(alias = "XEN_DMOP_map_io_range_to_ioreq_server")]
     pub fn map_io_range(&self, range: IoRange) -> Result<()> {
-        self.model.tell(MapIoRange(range.body(self.id)))
+        match self.model.tell(MapIoRange(range.body(self.id))) {
+            // Xen's answer to one range too many.
+            Err(Error::Os { op, source }) if source.raw_os_error() == Some(libc::ENOMEM) => {
+                Err(Error::LimitReached { op, source })
+            }
+            done => done,
+        }
     }
 
     /// Undoes [`map_io_range`](Self::map_io_range) for that very range.

@@ -64,7 +64,7 @@ impl Servers {
             |r: &RangeInclusive<u64>| r.start() <= range.end() && range.start() <= r.end();
         match (map, same) {
             (true, _) if ranges.iter().any(overlaps) => Err(Errno::EXIST),
-            (true, _) if ranges.len() == RANGES => Err(Errno::NOSPC),
+            (true, _) if ranges.len() == RANGES => Err(Errno::NOMEM),
             (true, _) => {
                 ranges.push(range);
                 Ok(())

@@ -50,7 +50,7 @@
 //! | a domctl or sysctl of another interface version: `EACCES`, before anything else is looked at | xen `do_domctl`, `do_sysctl` |
 //! | before 4.18, `getdomaininfo` answers for the next domain if there is no such one | xen `do_domctl` |
 //! | nobody pauses itself, and nobody unpauses what is not paused: `EINVAL` | same |
-//! | a guest has 8 ioreq servers, a server 256 ranges of a kind: `ENOSPC`; ranges that overlap: `EEXIST` | xen `ioreq_server_create`, `ioreq_server_map_io_range` |
+//! | a guest has 8 ioreq servers: `ENOSPC`; a server 256 ranges of a kind: `ENOMEM`; ranges that overlap: `EEXIST` | xen `ioreq_server_create`, `ioreq_server_map_io_range` |
 //! | a domU's kernel lets no hypercall through: `EPERM` | linux `privcmd_ioctl` (XSA-482) |
 //!
 //! # Where it differs
