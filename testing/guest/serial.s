@@ -168,6 +168,8 @@ requests:
         .long ports_tell
         .byte '&'
         .long nets_ask_again
+        .byte '~'
+        .long toy_tell
         .byte 0
 
 text_answer:    .asciz "xen-guest: answer second="

@@ -24,6 +24,7 @@ const SOURCE: &str = concat!(
     include_str!("../../testing/guest/cd.s"),
     include_str!("../../testing/guest/rtl8139.s"),
     include_str!("../../testing/guest/net.s"),
+    include_str!("../../testing/guest/toy.s"),
     include_str!("../../testing/guest/interrupts.s"),
     include_str!("../../testing/guest/serial.s"),
 );

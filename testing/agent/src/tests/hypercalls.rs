@@ -64,6 +64,18 @@ pub(super) fn add_guest(tests: &mut Vec<Test>) {
     ));
     let resources = super::foreign::resources;
     tests.push(Test::new("hypercalls/resources", Needs::Guest, resources));
+    let device_model = super::device_model::device_model;
+    tests.push(Test::new(
+        "hypercalls/device_model",
+        Needs::Guest,
+        device_model,
+    ));
+    let dying = super::device_model::dying;
+    tests.push(Test::new(
+        "hypercalls/device_model_of_a_dying_guest",
+        Needs::Guest,
+        dying,
+    ));
 }
 
 pub(super) fn privcmd() -> Result<Privcmd> {

@@ -6,6 +6,7 @@ mod cdrom;
 mod clients;
 mod consoled;
 mod copy;
+mod device_model;
 mod devices;
 mod evtchn;
 mod foreign;

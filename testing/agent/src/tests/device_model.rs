@@ -1,0 +1,240 @@
+//! A second device model beside the guest's QEMU: the example of xen-gnttab, and what it may not.
+
+use std::os::fd::AsFd as _;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use xen_evtchn::EventChannels;
+use xen_gnttab::ioreq::{Access, Data, Ioreqs, Request, Space};
+use xen_gnttab::{PageAccess, foreign};
+use xen_sys::device_model::{
+    BufferedRequests, DeviceModel, Doorbell, Interrupt, IoRange, IoreqServer, IsaIrq, Level,
+};
+use xen_sys::privcmd::Privcmd;
+use xen_sys::{DomId, Error, Port, Xen};
+
+use self::toy::Toy;
+use crate::guest::{self, Guest};
+use crate::world::{World, soon};
+
+#[allow(dead_code, reason = "the example has a `main`")]
+#[path = "../../../../xen-gnttab/examples/toy-device-model.rs"]
+mod toy;
+
+/// The port of `testing/guest/toy.s`.
+const PORT: u16 = 0x5a0;
+
+/// Creates servers until Xen has no room; returns how many there were.
+fn room(model: &DeviceModel) -> Result<usize> {
+    let mut servers = Vec::new();
+    loop {
+        match model.create_ioreq_server(BufferedRequests::Atomic) {
+            Ok(server) => servers.push(server),
+            Err(Error::LimitReached { .. }) => return Ok(servers.len()),
+            Err(other) => bail!("after {} servers: {other:?}", servers.len()),
+        }
+        ensure!(servers.len() < 100, "there is no end of servers");
+    }
+}
+
+fn attach(guest: DomId) -> Result<Toy> {
+    Toy::attach(&Xen::open()?, guest, PORT).map_err(|e| anyhow!("attaching the device: {e}"))
+}
+
+/// Has the guest use the port; returns what it read, and the requests that the device got.
+fn used(world: &World, guest: &mut Guest, device: &mut Toy) -> Result<(String, Vec<Request>)> {
+    guest.types(&world.store, "~")?;
+    let deadline = soon();
+    let mut served = Vec::new();
+    let read = |request: &Request| request.access == Access::Read;
+    while !served.iter().any(read) {
+        let more = device
+            .serve(deadline)
+            .map_err(|e| anyhow!("serving: {e}"))?;
+        served.extend(more);
+        ensure!(
+            Instant::now() < deadline,
+            "the guest asked {served:x?} only"
+        );
+    }
+    Ok((guest.says("xen-guest: toy ")?, served))
+}
+
+/// A guest's port is answered by the example, from files that reach no other guest.
+pub(super) fn device_model(world: &World) -> Result<()> {
+    world.with_guest(|world, guest| {
+        guest.says("-guest: alive second=")?;
+        let model = DeviceModel::open(&Xen::open()?, guest.id)?;
+        let before = room(&model)?;
+        println!(
+            "    room for {before} servers, {} virtual CPU",
+            model.vcpus()?
+        );
+        ensure!(before > 1, "QEMU's and one more");
+
+        // Without the device, the port is nobody's.
+        guest.types(&world.store, "~")?;
+        let nothing = guest.says("xen-guest: toy ")?;
+        ensure!(nothing == "0xffffffff", "{nothing}");
+
+        let mut device = attach(guest.id)?;
+        let (first, served) = used(world, guest, &mut device)?;
+        ensure!(first == "0x12340064", "{first}, after {served:x?}");
+        let (second, _) = used(world, guest, &mut device)?;
+        ensure!(second == "0x246800c8", "{second}");
+        ensure!(device.sum == 0x2468_00c8);
+        requests(&served)?;
+
+        restricted(&device, guest.stub)?;
+        drop(device);
+        ensure!(room(&model)? == before, "a server is left");
+        guest.types(&world.store, "~")?;
+        let nothing = guest.says("xen-guest: toy ")?;
+        ensure!(nothing == "0xffffffff", "{nothing} when the device is gone");
+        limits(&model)?;
+        ensure!(room(&model)? == before, "a server is left");
+        Ok(())
+    })
+}
+
+/// What the guest did is what its program does.
+fn requests(served: &[Request]) -> Result<()> {
+    for request in served {
+        let at = (request.space, request.address);
+        ensure!(at == (Space::Port, u64::from(PORT)), "{request:x?}");
+        ensure!(request.vcpu == Some(0), "{request:x?}");
+    }
+    let value = |request: &&Request| matches!(request.data, Data::Value(_));
+    let values: Vec<_> = served
+        .iter()
+        .filter(value)
+        .map(|request| (request.access, request.size, request.data))
+        .collect();
+    let [byte, word, .., read] = &values[..] else {
+        bail!("{served:x?}");
+    };
+    ensure!(*byte == (Access::Write, 1, Data::Value(0x5a)), "{byte:x?}");
+    let expected = (Access::Write, 4, Data::Value(0x1234_0000));
+    ensure!(*word == expected, "{word:x?}");
+    ensure!((read.0, read.1) == (Access::Read, 4), "{read:x?}");
+    // Xen passes the string instruction on as one request with its data in the guest's memory, or
+    // as several with their data in them.
+    let strings = served.iter().filter(|request| !value(request));
+    println!(
+        "    {} requests, {} with data in the guest's memory",
+        served.len(),
+        strings.count()
+    );
+    Ok(())
+}
+
+/// The device's files refuse another guest, and say why.
+fn restricted(device: &Toy, other: DomId) -> Result<()> {
+    let xen = Xen::open()?;
+    let copy = || -> Result<Privcmd> {
+        let same = device.model().as_fd().try_clone_to_owned()?;
+        Ok(Privcmd::adopt(&xen, same)?)
+    };
+    let restricted = copy()?.restrict(other);
+    ensure!(
+        matches!(restricted, Err(Error::NotPermitted { .. })),
+        "{restricted:?}"
+    );
+    let memory = foreign::map(copy()?.guest(other), &[0], PageAccess::ReadOnly);
+    ensure!(
+        matches!(memory, Err(Error::NotPermitted { .. })),
+        "{memory:?}"
+    );
+    let hypercall = copy()?.xen_version();
+    ensure!(
+        matches!(hypercall, Err(Error::HypercallsRefused { .. })),
+        "{hypercall:?}"
+    );
+    // The same guest again is no other one.
+    let same = DeviceModel::from(copy()?.restrict(device.model().domain())?);
+    ensure!(same.vcpus()? == device.model().vcpus()?);
+    Ok(())
+}
+
+/// Every refusal is an error of its own.
+fn limits(model: &DeviceModel) -> Result<()> {
+    let server = model.create_ioreq_server(BufferedRequests::Off)?;
+    let range = |n: u16| IoRange::ports(0x6000 + 2 * n..=0x6000 + 2 * n);
+    let full = (0..1000).find_map(|n| Some((n, server.map_io_range(range(n)).err()?)));
+    let Some((ranges, Error::LimitReached { .. })) = full else {
+        bail!("ranges without end: {full:?}");
+    };
+    println!("    {ranges} ranges");
+    server.unmap_io_range(range(0))?;
+    let unmapped = server.unmap_io_range(range(0)).map_err(|e| e.errno());
+    ensure!(unmapped == Err(Some(2)), "{unmapped:?}");
+    let twice = server.map_io_range(range(1)).map_err(|e| e.errno());
+    ensure!(twice == Err(Some(17)), "{twice:?}");
+    // Debian's kernels are built without these.
+    let irq = IsaIrq::new(5).context("a line")?;
+    let (event, _other_end) = nix::unistd::pipe()?;
+    let irqfd = model.irq_fd(&event, Interrupt::Isa(irq, Level::Asserted));
+    ensure!(matches!(irqfd, Err(Error::Unsupported { .. })), "{irqfd:?}");
+    let doorbell = Doorbell {
+        device: 0xfe00_0000,
+        size: 4,
+        queue: 0,
+    };
+    let ringing = server.doorbells(&[Port::new(1)])?.assign(&event, doorbell);
+    ensure!(
+        matches!(ringing, Err(Error::Unsupported { .. })),
+        "{ringing:?}"
+    );
+
+    let id = server.id();
+    server.destroy()?;
+    let gone = model.destroy_ioreq_server(id).map_err(|e| e.errno());
+    ensure!(gone == Err(Some(2)), "{gone:?}");
+
+    let xen = Xen::open()?;
+    let nobody = DeviceModel::open(&xen, DomId::new(0x7000))?.vcpus();
+    ensure!(matches!(nobody, Err(Error::NoDomain { .. })), "{nobody:?}");
+    let ourselves = DeviceModel::open(&xen, DomId::DOM0)?.vcpus();
+    ensure!(
+        matches!(ourselves, Err(Error::NotPermitted { .. })),
+        "{ourselves:?}"
+    );
+    Ok(())
+}
+
+/// What a device model has of a guest that is destroyed fails with a typed error, and its pages
+/// keep nothing of the guest once they are dropped.
+pub(super) fn dying(world: &World) -> Result<()> {
+    let guest = world.take_guest()?;
+    let (xen, id) = (Xen::open()?, guest.id);
+    let model = DeviceModel::open(&xen, id)?;
+    let server = model.create_ioreq_server(BufferedRequests::Atomic)?;
+    let mut requests = Ioreqs::map(&server)?;
+    server.enable()?;
+    let channels = EventChannels::open(&xen)?;
+    let theirs = requests.remote_port(0).context("a virtual CPU")?;
+    let ours = channels.bind_interdomain(id, theirs)?;
+    requests.set_port(0, ours.port())?;
+    guest.destroy()?;
+
+    let gone = |error: &Error| match error {
+        Error::NoDomain { domain, .. } => *domain == id,
+        error => error.errno() == Some(2),
+    };
+    let info = server.info().err();
+    ensure!(info.as_ref().is_some_and(gone), "{info:?}");
+    // Xen's pages are still mapped.
+    ensure!(requests.poll_request()?.is_none());
+    let ended = IoreqServer::destroy(server).err();
+    ensure!(ended.as_ref().is_some_and(gone), "{ended:?}");
+    drop((ours, requests));
+    let deadline = soon();
+    while model.vcpus().is_ok() {
+        ensure!(Instant::now() < deadline, "{id} is not gone");
+        std::thread::yield_now();
+    }
+    let vcpus = model.vcpus();
+    ensure!(matches!(vcpus, Err(Error::NoDomain { .. })), "{vcpus:?}");
+    ensure!(guest::domid(guest::NAME).is_err());
+    Ok(())
+}
