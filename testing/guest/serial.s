@@ -170,6 +170,10 @@ requests:
         .long nets_ask_again
         .byte '~'
         .long toy_tell
+        .byte '!'
+        .long monitor_meet
+        .byte '^'
+        .long monitor_breakpoint
         .byte 0
 
 text_answer:    .asciz "xen-guest: answer second="

@@ -25,6 +25,7 @@ const SOURCE: &str = concat!(
     include_str!("../../testing/guest/rtl8139.s"),
     include_str!("../../testing/guest/net.s"),
     include_str!("../../testing/guest/toy.s"),
+    include_str!("../../testing/guest/monitor.s"),
     include_str!("../../testing/guest/interrupts.s"),
     include_str!("../../testing/guest/serial.s"),
 );
@@ -32,7 +33,7 @@ const SOURCE: &str = concat!(
 /// Bytes in a sector.
 pub(crate) const SECTOR: usize = 512;
 const IMAGE_SECTORS: usize = 32 * 1024;
-const STAGE_SECTORS: usize = 7;
+const STAGE_SECTORS: usize = 8;
 const PATTERN_FIRST: usize = 64;
 const PATTERN_STRIDE: usize = 509;
 const PATTERN_COUNT: usize = 64;

@@ -8,6 +8,7 @@ mod evtchn;
 mod gnttab;
 mod hostile;
 mod isolated;
+mod monitor;
 pub(crate) mod mortal;
 mod privcmd;
 mod qmp;
@@ -81,6 +82,8 @@ pub(crate) enum Role {
     Hypercalls,
     /// Prints a line for each time that privcmd is opened.
     WatchPrivcmd,
+    /// Is a guest's monitor that answers nothing, and waits to be killed.
+    MonitorSilent(monitor::Silent),
     /// Runs a program where there is no /dev/xen.
     WithoutDevXen(isolated::WithoutDevXen),
 }
@@ -114,6 +117,7 @@ impl Role {
             Self::Version => privcmd::version(),
             Self::Hypercalls => privcmd::hypercalls(),
             Self::WatchPrivcmd => privcmd::watch(),
+            Self::MonitorSilent(role) => role.run(),
             Self::WithoutDevXen(role) => role.run(),
         }
     }

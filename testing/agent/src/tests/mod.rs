@@ -15,6 +15,7 @@ pub(crate) mod hostile;
 mod hypercalls;
 mod killed;
 mod linux;
+mod monitor;
 mod outcomes;
 mod policy;
 mod privcmd;
@@ -67,6 +68,7 @@ pub(crate) fn all() -> Vec<Test> {
     devices::add_shared(&mut tests);
     qmp::add(&mut tests);
     hypercalls::add_guest(&mut tests);
+    monitor::add(&mut tests);
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
     save::add(&mut tests);
