@@ -23,6 +23,7 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(dom0("hypervisor", hypervisor));
     tests.push(dom0("machine", machine));
     tests.push(dom0("console_ring", console_ring));
+    tests.push(dom0("power", super::assign::power));
     tests.push(dom0("raw", super::raw::raw));
     tests.push(dom0("no_domain", no_domain));
     tests.push(dom0("grant_copy", super::copy::grant_copy));
@@ -46,6 +47,9 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
         ("pause", pause),
         ("max_memory", max_memory),
         ("ports_and_grants", ports_and_grants),
+        ("vcpu_context", super::context::vcpu_context),
+        ("permissions", super::assign::permissions),
+        ("pirq", super::assign::pirq),
         ("shutdown", shutdown),
         ("destroy", destroy),
     ] {
@@ -54,7 +58,14 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
 }
 
 pub(super) fn add_guest(tests: &mut Vec<Test>) {
-    tests.push(Test::new("hypercalls/altp2m", Needs::Guest, altp2m));
+    for (name, body) in [
+        ("altp2m", altp2m as fn(&World) -> Result<()>),
+        ("hvm_context", super::context::hvm_context),
+        ("target", super::assign::target),
+        ("reservation", super::raw::reservation),
+    ] {
+        tests.push(Test::new(format!("hypercalls/{name}"), Needs::Guest, body));
+    }
     tests.push(Test::new("hypercalls/hvm_params", Needs::Guest, hvm_params));
     let foreign = super::foreign::foreign_memory;
     tests.push(Test::new(

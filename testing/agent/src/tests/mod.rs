@@ -1,10 +1,12 @@
 //! All tests on real Xen, in the order they run: those that share a domU stand together.
 
 mod altered;
+mod assign;
 mod badinput;
 mod cdrom;
 mod clients;
 mod consoled;
+mod context;
 mod copy;
 mod device_model;
 mod devices;

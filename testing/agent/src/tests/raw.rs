@@ -3,14 +3,16 @@
 //! # Safety
 //!
 //! This file is not safe code because it tests the unsafe raw hypercall. The calls it makes take no
-//! address, or the address of a buffer that the call fills within its length.
+//! address, or the address of a buffer that the call fills within its length. The memory that it
+//! gives and takes is the HVM guest's, at frames where the guest has none.
 
 #![allow(unsafe_code)]
 
 use anyhow::{Result, ensure};
-use xen_sys::privcmd::{MulticallEntry, Privcmd};
-use xen_sys::{Error, Xen};
+use xen_sys::privcmd::{MapSpace, MulticallEntry, Privcmd};
+use xen_sys::{DomId, Error, Xen};
 
+use crate::guest;
 use crate::world::World;
 
 /// Makes `xen_version(XENVER_extraversion)` by hand, alone and in a multicall.
@@ -40,5 +42,70 @@ pub(super) fn raw(_: &World) -> Result<()> {
     // SAFETY: there is no hypercall of that number.
     let error = unsafe { privcmd.hypercall(63, [0; 5]) };
     ensure!(matches!(&error, Err(Error::Os { .. })), "{error:?}");
+    Ok(())
+}
+
+/// Gives memory to the HVM guest behind its own, moves it, and takes it again.
+pub(super) fn reservation(_: &World) -> Result<()> {
+    let privcmd = Privcmd::open(&Xen::open()?)?;
+    let hvm = guest::domid(guest::NAME)?;
+    let before = privcmd.domain_info(hvm)?;
+    let first = privcmd.maximum_gpfn(hvm)? + 0x100;
+    privcmd.set_max_memory(hvm, (before.pages + 16) << 12)?;
+    let done = populated(&privcmd, hvm, first, before.pages);
+    privcmd.set_max_memory(hvm, before.max_pages << 12)?;
+    done?;
+    let after = privcmd.domain_info(hvm)?;
+    ensure!(after.pages == before.pages, "{before:?}\n{after:?}");
+
+    privcmd.claim_pages(hvm, 0)?;
+    let all = privcmd.claim_pages(hvm, u64::from(u32::MAX));
+    let errno = all.as_ref().err().and_then(Error::errno);
+    ensure!(matches!(errno, Some(12 | 22)), "{all:?}");
+    let none = DomId::new(0x7000);
+    let claimed = privcmd.claim_pages(none, 1);
+    // SAFETY: there is no such domain.
+    let populated = unsafe { privcmd.populate_physmap(none, 0, &mut [first]) };
+    // SAFETY: there is no such domain.
+    let decreased = unsafe { privcmd.decrease_reservation(none, 0, &[first]) };
+    // SAFETY: there is no such domain.
+    let batch = unsafe { privcmd.add_to_physmap_batch(none, MapSpace::Frame, &[(1, 2)]) };
+    // SAFETY: there is no such domain.
+    let removed = unsafe { privcmd.remove_from_physmap(none, first) };
+    for error in [
+        claimed,
+        populated.map(drop),
+        decreased.map(drop),
+        batch.map(drop),
+        removed,
+    ] {
+        ensure!(matches!(error, Err(Error::NoDomain { .. })), "{error:?}");
+    }
+    Ok(())
+}
+
+fn populated(privcmd: &Privcmd, hvm: DomId, first: u64, pages: u64) -> Result<()> {
+    let mut frames = [first, first + 1, first + 2];
+    // SAFETY: the guest has nothing there.
+    let done = unsafe { privcmd.populate_physmap(hvm, 0, &mut frames) }?;
+    ensure!(done == 3 && privcmd.current_pages(hvm)? == pages + 3);
+    // SAFETY: nobody uses these frames.
+    unsafe { privcmd.add_to_physmap(hvm, MapSpace::Frame, first, first + 8) }?;
+    let pairs = [(first + 1, first + 9), (first + 1000, first + 10)];
+    // SAFETY: as above.
+    let errors = unsafe { privcmd.add_to_physmap_batch(hvm, MapSpace::Frame, &pairs) }?;
+    ensure!(errors[0] == 0 && errors[1] != 0, "{errors:?}");
+    let foreign = MapSpace::Foreign(hvm);
+    // SAFETY: as above.
+    let refused = unsafe { privcmd.add_to_physmap(hvm, foreign, first, first) };
+    ensure!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    // SAFETY: as above.
+    let taken = unsafe { privcmd.decrease_reservation(hvm, 0, &[first + 8, first + 9]) }?;
+    // SAFETY: as above.
+    let third = unsafe { privcmd.decrease_reservation(hvm, 0, &[first + 2]) }?;
+    // SAFETY: there is nothing at that frame.
+    let nothing = unsafe { privcmd.remove_from_physmap(hvm, first + 8) };
+    ensure!(taken == 2 && third == 1, "{taken} and {third}");
+    ensure!(nothing.is_err(), "{nothing:?}");
     Ok(())
 }
