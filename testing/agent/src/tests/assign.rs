@@ -1,8 +1,8 @@
 //! Parts of the machine for a domU, and the machine's power management.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xen_sys::privcmd::{PciAddress, PirqSource, PortState};
-use xen_sys::{DomId, Error};
+use xen_sys::privcmd::{PirqSource, PortState};
+use xen_sys::{DomId, Error, PciFunction};
 
 use super::hypercalls::privcmd;
 use crate::guest;
@@ -39,7 +39,7 @@ pub(super) fn permissions(world: &World) -> Result<()> {
     refused(frames, EPERM, "machine frames 0xfee00 to 0xfee00")?;
     let irq = privcmd.set_irq_permission(domu, u32::MAX, true);
     refused(irq, EINVAL, "interrupt 4294967295")?;
-    let device = PciAddress::new(0, 0x1f, 3, 1).context("an address")?;
+    let device = PciFunction::new(0, 0x1f, 3, 1).context("an address")?;
     // The machine has no IOMMU.
     let assigned = privcmd.assign_device(domu, device);
     refused(assigned, EOPNOTSUPP, "device 0000:1f:03.1 and domain")?;
