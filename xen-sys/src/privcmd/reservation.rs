@@ -143,8 +143,18 @@ impl Privcmd {
     #[doc(alias = "XENMEM_claim_pages")]
     pub fn claim_pages(&self, domain: DomId, pages: u64) -> Result<()> {
         let argument = ClaimPages::new(domain, pages);
-        let done = self.backend().operation(Some(domain), argument);
-        done.map(drop)
+        match self.backend().operation(Some(domain), argument) {
+            Ok(_) => Ok(()),
+            // Xen says the same of a domain that is missing; this says which.
+            Err(e) if e.errno() == Some(libc::EINVAL) => match self.current_pages(domain) {
+                Err(Error::NoDomain { domain, .. }) => Err(Error::NoDomain {
+                    op: "XENMEM_claim_pages",
+                    domain,
+                }),
+                _ => Err(e),
+            },
+            Err(e) => Err(e),
+        }
     }
 
     /// Puts what `space` has at `index` at a domain's guest frame. Memory that was there is taken

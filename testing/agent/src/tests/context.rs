@@ -26,7 +26,7 @@ fn named_numbers(lines: &[String]) -> HashMap<String, u64> {
     for line in lines {
         let words: Vec<&str> = line.split_whitespace().collect();
         for pair in words.windows(2) {
-            let hex = pair[1].trim_start_matches("0x");
+            let hex = pair[1].trim_end_matches(',').trim_start_matches("0x");
             if let Ok(number) = u64::from_str_radix(hex, 16) {
                 let name = pair[0].trim_end_matches(':');
                 numbers.entry(name.to_owned()).or_insert(number);
