@@ -117,7 +117,7 @@ impl Privcmd {
         frames: &mut [u64],
     ) -> Result<usize> {
         let dev = self.backend().device(E::NAME)?;
-        let mut done = 0;
+        let (wanted, mut done) = (frames.len(), 0);
         for frames in frames.chunks_mut(PER_CALL) {
             let mut buffer = self.backend().buffer(bytes_buffer(size_of_val(frames)))?;
             let count = self.backend().named(E::NAME, Some(domain), || {
@@ -129,7 +129,19 @@ impl Privcmd {
                 break;
             }
         }
+        // Xen says no more than that of a domain that is missing.
+        if done == 0 && wanted > 0 {
+            self.look_for(E::NAME, domain)?;
+        }
         Ok(done)
+    }
+
+    /// Fails with [`Error::NoDomain`] where that is the reason why `op` did nothing.
+    fn look_for(&self, op: &'static str, domain: DomId) -> Result<()> {
+        match self.current_pages(domain) {
+            Err(Error::NoDomain { domain, .. }) => Err(Error::NoDomain { op, domain }),
+            _ => Ok(()),
+        }
     }
 
     /// Sets `pages` aside for a domain, from which later allocations for it are taken; 0 takes that
@@ -145,14 +157,11 @@ impl Privcmd {
         let argument = ClaimPages::new(domain, pages);
         match self.backend().operation(Some(domain), argument) {
             Ok(_) => Ok(()),
-            // Xen says the same of a domain that is missing; this says which.
-            Err(e) if e.errno() == Some(libc::EINVAL) => match self.current_pages(domain) {
-                Err(Error::NoDomain { domain, .. }) => Err(Error::NoDomain {
-                    op: "XENMEM_claim_pages",
-                    domain,
-                }),
-                _ => Err(e),
-            },
+            // Xen says the same of a domain that is missing.
+            Err(e) if e.errno() == Some(libc::EINVAL) => {
+                self.look_for("XENMEM_claim_pages", domain)?;
+                Err(e)
+            }
             Err(e) => Err(e),
         }
     }

@@ -72,14 +72,15 @@ pub(super) fn reservation(_: &World) -> Result<()> {
     let batch = unsafe { privcmd.add_to_physmap_batch(none, MapSpace::Frame, &[(1, 2)]) };
     // SAFETY: there is no such domain.
     let removed = unsafe { privcmd.remove_from_physmap(none, first) };
-    for error in [
-        claimed,
-        populated.map(drop),
-        decreased.map(drop),
-        batch.map(drop),
-        removed,
+    for (call, error) in [
+        ("claim", claimed),
+        ("populate", populated.map(drop)),
+        ("decrease", decreased.map(drop)),
+        ("batch", batch.map(drop)),
+        ("remove", removed),
     ] {
-        ensure!(matches!(error, Err(Error::NoDomain { .. })), "{error:?}");
+        let is_named = matches!(error, Err(Error::NoDomain { .. }));
+        ensure!(is_named, "{call}: {error:?}");
     }
     Ok(())
 }
