@@ -25,7 +25,12 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         ("dropped", dropped),
         ("killed", killed),
     ] {
-        tests.push(Test::new(format!("monitor/{name}"), Needs::Guest, body));
+        let booted = move |world: &World| {
+            // Firmware executes `cpuid`, too.
+            world.with_guest(|_, guest| alive(guest))?;
+            body(world)
+        };
+        tests.push(Test::new(format!("monitor/{name}"), Needs::Guest, booted));
     }
 }
 
