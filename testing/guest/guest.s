@@ -22,7 +22,6 @@
 #   toy 0xXXXXXXXX                      for each '~': what the port of toy.s returned, all ones if nothing is there
 #   netN ... datagram=ok                for each '&': the network cards' lines once more, with another kind of echo
 #   monitored cpuid=0xN request=0xN     for each '!': the answers to a cpuid and to a request to its monitor
-#   passed the breakpoint               for each '^', which only a guest with a monitor survives
 #
 # It waits with interrupts enabled (sti; hlt): Xen shuts a guest down that halts with interrupts off.
 #

@@ -27,15 +27,8 @@ monitor_meet:
         call put_hex
         jmp put_newline
 
-# A breakpoint, which without a monitor ends this guest's work.
-monitor_breakpoint:
-        int3
-        mov esi, offset text_passed
-        jmp put_text
-
 text_monitored: .asciz "xen-guest: monitored cpuid="
 text_requested: .asciz " request="
-text_passed:    .asciz "xen-guest: passed the breakpoint\r\n"
 
         .balign 4
 monitor_answer: .long 0

@@ -172,8 +172,6 @@ requests:
         .long toy_tell
         .byte '!'
         .long monitor_meet
-        .byte '^'
-        .long monitor_breakpoint
         .byte 0
 
 text_answer:    .asciz "xen-guest: answer second="
