@@ -2,8 +2,8 @@
 //!
 //! ```no_run
 //! use xen_evtchn::monitor::Monitor;
-//! use xen_sys::monitor::{EventKind, Response};
-//! use xen_sys::privcmd::{MonitorEvent, Privcmd};
+//! use xen_sys::monitor::{EventKind, MonitorEvent, Response};
+//! use xen_sys::privcmd::Privcmd;
 //! use xen_sys::{DomId, Xen};
 //!
 //! let xen = Xen::open()?;
@@ -49,8 +49,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xen_sys::monitor::{Event, Response, Ring};
-use xen_sys::privcmd::{MonitorEvent, Privcmd, VcpuInfo};
+use xen_sys::monitor::{Event, MonitorEvent, Response, Ring};
+use xen_sys::privcmd::{Privcmd, VcpuInfo};
 use xen_sys::{DomId, Result, Xen};
 
 use crate::{BoundPort, EventChannels};

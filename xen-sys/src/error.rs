@@ -1,11 +1,11 @@
 //! One error type for everything that ends at the hypervisor or its drivers.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::DomId;
-use crate::privcmd::MachineResource;
+use crate::{DomId, PciFunction};
 
 /// The result of an operation on the hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -161,6 +161,47 @@ fn device_hint(source: &io::Error) -> &'static str {
         io::ErrorKind::NotFound => " (is its kernel module loaded?)",
         io::ErrorKind::PermissionDenied => " (it usually belongs to root)",
         _ => "",
+    }
+}
+
+/// A part of the machine that a domain may be given, in [`Error::ResourceRefused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MachineResource {
+    /// I/O ports.
+    IoPorts {
+        /// The first one.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Frames of the machine's physical address space.
+    Frames {
+        /// The first one.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// An interrupt, by the caller's number for it.
+    Irq(u32),
+    /// A PCI device.
+    Device(PciFunction),
+}
+
+impl fmt::Display for MachineResource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::IoPorts { first, count } => {
+                let last = u64::from(first) + u64::from(count).saturating_sub(1);
+                write!(f, "I/O ports {first:#x} to {last:#x}")
+            }
+            Self::Frames { first, count } => {
+                let last = first.saturating_add(count.saturating_sub(1));
+                write!(f, "machine frames {first:#x} to {last:#x}")
+            }
+            Self::Irq(irq) => write!(f, "interrupt {irq}"),
+            Self::Device(device) => write!(f, "device {device}"),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub mod privcmd;
 #[cfg(feature = "sim")]
 pub mod sim;
 
-pub use error::{Error, Result};
+pub use error::{Error, MachineResource, Result};
 pub use host::Xen;
 pub use ids::{DomId, GrantRef, ParseIdError, PciFunction, Port, Virq};
 #[doc(hidden)]

@@ -58,7 +58,6 @@ mod domain;
 mod guest;
 mod machine;
 mod memory;
-mod monitor;
 mod pool;
 mod raw;
 mod reservation;
@@ -67,7 +66,7 @@ mod version;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::altp2m::{Altp2m, MemoryAccess, ViewId};
-pub use self::assign::{MachineResource, PirqSource};
+pub use self::assign::PirqSource;
 use self::backend::Backend;
 pub use self::domain::{
     CapabilityFlags, DomainFlags, DomainInfo, DomainState, ShutdownReason, StateFlags, VcpuInfo,
@@ -80,7 +79,6 @@ pub use self::machine::{
 #[doc(hidden)]
 pub use self::memory::{ForeignHold, ForeignPages};
 pub use self::memory::{Guest, Resource};
-pub use self::monitor::{MonitorEvent, MonitorEvents};
 pub use self::pool::Buffer;
 pub use self::reservation::MapSpace;
 pub use self::version::{CompileInfo, DomainHandle, Features, XenVersion};
@@ -144,7 +142,7 @@ impl Privcmd {
         Ok(Self { backend })
     }
 
-    fn backend(&self) -> &Backend {
+    pub(crate) fn backend(&self) -> &Backend {
         &self.backend
     }
 

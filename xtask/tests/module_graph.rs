@@ -58,7 +58,7 @@ impl Modules {
             let rest = &tokens[at..];
             at += 1;
             match &rest[0] {
-                TokenTree::Punct(mark) if mark.as_char() == '#' && is_test(rest.get(1)) => {
+                TokenTree::Punct(mark) if mark.as_char() == '#' && is_outside(rest.get(1)) => {
                     at += item_length(&rest[1..]);
                 }
                 TokenTree::Ident(word) if word == "mod" => {
@@ -182,13 +182,13 @@ fn is_mark(token: Option<&TokenTree>, mark: char) -> bool {
     matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == mark)
 }
 
-/// Whether an attribute leaves its item to tests.
-fn is_test(attribute: Option<&TokenTree>) -> bool {
+/// Whether an attribute leaves its item to tests, or has it in another package's file.
+fn is_outside(attribute: Option<&TokenTree>) -> bool {
     let Some(TokenTree::Group(group)) = attribute else {
         return false;
     };
     let text: String = group.stream().to_string().split_whitespace().collect();
-    text == "cfg(test)" || text.starts_with("cfg(all(test,")
+    text == "cfg(test)" || text.starts_with("cfg(all(test,") || text.starts_with("path=")
 }
 
 /// The tokens of an item, up to its semicolon or its braces.

@@ -14,12 +14,14 @@
 //! [`Ring`] has no I/O. The typed calls are [`Privcmd`](crate::privcmd::Privcmd)'s.
 //! `xen_evtchn::monitor::Monitor` is all of it with its event channel, and cleans up.
 
+mod calls;
 mod event;
 mod page;
 mod ring;
 #[cfg(test)]
 mod tests;
 
+pub use self::calls::{MonitorEvent, MonitorEvents};
 pub use self::event::{
     AccessFlags, AccessViolation, ControlRegister, DebugEvent, Event, EventKind, Registers,
     RegsArm, RegsX86, Response,

@@ -1,53 +1,10 @@
 //! Parts of the machine for a domain, and one domain's rights to another: `domctl`, and what of
 //! `physdev_op` and `event_channel_op` belongs to it.
 
-use std::fmt;
-
 use super::Privcmd;
 use crate::abi::{domctl as abi, hypercall};
 use crate::ioctl::privcmd::{Assign, Deassign, DomctlBody, TestAssign};
-use crate::{DomId, Error, PciFunction, Port, Result};
-
-/// A part of the machine that a domain may be given, in [`Error::ResourceRefused`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum MachineResource {
-    /// I/O ports.
-    IoPorts {
-        /// The first one.
-        first: u32,
-        /// How many.
-        count: u32,
-    },
-    /// Frames of the machine's physical address space.
-    Frames {
-        /// The first one.
-        first: u64,
-        /// How many.
-        count: u64,
-    },
-    /// An interrupt, by the caller's number for it.
-    Irq(u32),
-    /// A PCI device.
-    Device(PciFunction),
-}
-
-impl fmt::Display for MachineResource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::IoPorts { first, count } => {
-                let last = u64::from(first) + u64::from(count).saturating_sub(1);
-                write!(f, "I/O ports {first:#x} to {last:#x}")
-            }
-            Self::Frames { first, count } => {
-                let last = first.saturating_add(count.saturating_sub(1));
-                write!(f, "machine frames {first:#x} to {last:#x}")
-            }
-            Self::Irq(irq) => write!(f, "interrupt {irq}"),
-            Self::Device(device) => write!(f, "device {device}"),
-        }
-    }
-}
+use crate::{DomId, Error, MachineResource, PciFunction, Port, Result};
 
 /// An interrupt of the machine, for [`Privcmd::map_pirq`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

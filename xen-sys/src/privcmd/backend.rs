@@ -19,7 +19,7 @@ use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
 
 /// An open privcmd, and what is known of the hypervisor behind it.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(crate) struct Backend {
     pub(super) xen: Xen,
     pub(super) dev: Device,
     pool: Pool,
@@ -116,7 +116,7 @@ impl Backend {
     }
 
     /// An operation whose argument is one struct; `domain` is whom it is about.
-    pub(super) fn operation<A: Operation>(
+    pub(crate) fn operation<A: Operation>(
         &self,
         domain: Option<DomId>,
         argument: A,
@@ -141,7 +141,7 @@ impl Backend {
     }
 
     /// A memory operation on frames of `domain`, each with a byte or with none at all.
-    pub(super) fn frame_list<L: FrameList>(
+    pub(crate) fn frame_list<L: FrameList>(
         &self,
         domain: DomId,
         argument: L,
@@ -190,7 +190,7 @@ impl Backend {
     }
 
     /// A domctl; returns the domain that Xen answered for, and the body.
-    pub(super) fn domctl<B: DomctlBody>(&self, domain: DomId, body: B) -> Result<(DomId, B)> {
+    pub(crate) fn domctl<B: DomctlBody>(&self, domain: DomId, body: B) -> Result<(DomId, B)> {
         let interface = match B::STABLE {
             true => 0,
             false => self.domctl_version()?,
@@ -201,7 +201,7 @@ impl Backend {
     }
 
     /// A domctl that reads or fills `bytes`; returns the body.
-    pub(super) fn domctl_bytes<B: DomctlBytes>(
+    pub(crate) fn domctl_bytes<B: DomctlBytes>(
         &self,
         domain: DomId,
         body: B,
@@ -264,7 +264,7 @@ impl Backend {
     }
 
     /// The same domctl on several domains, by one hypercall where that is possible.
-    pub(super) fn domctls<B: DomctlBody>(
+    pub(crate) fn domctls<B: DomctlBody>(
         &self,
         domains: &[DomId],
         body: B,
@@ -351,7 +351,7 @@ impl Backend {
     }
 
     /// The version of Xen's domctl interface.
-    pub(super) fn domctl_version(&self) -> Result<u32> {
+    pub(crate) fn domctl_version(&self) -> Result<u32> {
         self.version(Interface::Domctl, || {
             // Xen looks at the version first and at the domain next, before any privilege: of a
             // domain that cannot be, it says so only when the version is right.

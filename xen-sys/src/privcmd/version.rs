@@ -161,7 +161,7 @@ impl Privcmd {
         })
     }
 
-    pub(super) fn version_numbers(&self) -> Result<(u16, u16)> {
+    pub(crate) fn version_numbers(&self) -> Result<(u16, u16)> {
         let name = "XENVER_version";
         let version = self.backend().xen_version(name, abi::XENVER_VERSION)? as u32;
         Ok(((version >> 16) as u16, version as u16))

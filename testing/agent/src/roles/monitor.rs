@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use xen_evtchn::monitor::Monitor;
-use xen_sys::privcmd::{MonitorEvent, Privcmd};
+use xen_sys::monitor::MonitorEvent;
+use xen_sys::privcmd::Privcmd;
 use xen_sys::{DomId, Xen};
 
 use super::patience;

@@ -6,8 +6,10 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use xen_evtchn::monitor::Monitor;
-use xen_sys::monitor::{ControlRegister, EventKind, Registers, Response};
-use xen_sys::privcmd::{MemoryAccess, MonitorEvent, MonitorEvents, Privcmd};
+use xen_sys::monitor::{
+    ControlRegister, EventKind, MonitorEvent, MonitorEvents, Registers, Response,
+};
+use xen_sys::privcmd::{MemoryAccess, Privcmd};
 use xen_sys::{DomId, Error, Xen};
 
 use super::hypercalls::privcmd;

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use bitflags::bitflags;
 
-use super::{HvmParam, MemoryAccess, Privcmd};
+use super::{ControlRegister, Ring};
 use crate::abi::hypercall::{MemAccessOp, MemoryReservation};
 use crate::abi::{domctl as abi, vm_event};
 use crate::ioctl::privcmd::{
     DecreaseReservation, GetMemAccess, PopulatePhysmap, SetMemAccess, SetMemAccessEach,
 };
 use crate::mmap::Protection;
-use crate::monitor::{ControlRegister, Ring};
+use crate::privcmd::{HvmParam, MemoryAccess, Privcmd};
 use crate::{DomId, Error, Port, Result};
 
 bitflags! {
