@@ -28,11 +28,11 @@ use xen_sys::privcmd::{
 };
 use xen_sys::{DomId, GrantRef, Port, Virq};
 
-/// C expressions and what they are here.
+/// C expressions and their values here.
 #[derive(Default)]
 struct Facts {
     list: Vec<Fact>,
-    /// What must be so, to the preprocessor, for what follows to be checked.
+    /// The preprocessor condition of the facts added next: without it they are not compiled.
     guard: Option<&'static str>,
 }
 
@@ -56,7 +56,7 @@ impl Facts {
     }
 }
 
-/// The size of what a field's reference leads to.
+/// The size of a field, by a function that borrows it.
 fn size_at<T, F>(_: fn(&T) -> &F) -> u64 {
     size_of::<F>() as u64
 }
@@ -71,28 +71,40 @@ macro_rules! c_name {
     };
 }
 
-/// Fields' offsets.
+/// Structs, by their names in C and here: the offset of each field.
 macro_rules! offsets {
-    ($facts:ident, $c:literal, $type:ty, $($field:ident $(= $c_field:literal)?),*) => { $(
-        let c = format!("offsetof({}, {})", $c, c_name!($field $($c_field)?));
+    ($facts:ident, $(struct $c:ident = $type:ty {
+        $($field:ident $(= $c_field:literal)?),* $(,)?
+    })*) => { $($(
+        let name = c_name!($field $($c_field)?);
+        let c = format!("offsetof(struct {}, {name})", stringify!($c));
         $facts.is(c, offset_of!($type, $field) as u64);
+    )*)* };
+}
+
+/// The same, and the size of each struct and of each field.
+macro_rules! layouts {
+    ($facts:ident, $(struct $c:ident = $type:ty {
+        $($field:ident $(= $c_field:literal)?),* $(,)?
+    })*) => { $(
+        $facts.size::<$type>(concat!("struct ", stringify!($c)));
+        offsets! { $facts, struct $c = $type { $($field $(= $c_field)?),* } }
+        $(
+            let name = c_name!($field $($c_field)?);
+            let size = size_at(|value: &$type| &value.$field);
+            $facts.is(format!("sizeof(((struct {} *)0)->{name})", stringify!($c)), size);
+        )*
     )* };
 }
 
-/// A struct's size, and each field's offset and size.
-macro_rules! layout {
-    ($facts:ident, $c:literal, $type:ty, $($field:ident $(= $c_field:literal)?),*) => {
-        $facts.size::<$type>($c);
-        $(
-            offsets!($facts, $c, $type, $field $(= $c_field)?);
-            let name = c_name!($field $($c_field)?);
-            let size = size_at(|value: &$type| &value.$field);
-            $facts.is(format!("sizeof((({} *)0)->{name})", $c), size);
-        )*
+/// Constants with the same name in C and here.
+macro_rules! same {
+    ($facts:ident, $($name:ident),* $(,)?) => {
+        $($facts.is(stringify!($name), $name as u64);)*
     };
 }
 
-/// Constants, under their C names.
+/// Other constants, under their names in C.
 macro_rules! values {
     ($facts:ident, $($c:literal = $ours:expr),* $(,)?) => {
         $($facts.is($c, $ours as u64);)*
@@ -153,22 +165,17 @@ fn xen() -> Facts {
 fn monitor(f: &mut Facts) {
     {
         use domctl::*;
-        layout!(f, "struct xen_domctl_debug_op", DebugOp, op, vcpu);
-        layout!(f, "struct xen_domctl_vm_event_op", VmEventOp, op, mode);
-        offsets!(
-            f,
-            "struct xen_domctl_vm_event_op",
-            VmEventOp,
-            u = "u.enable.port",
-            u = "u.version"
-        );
-        layout!(
-            f,
-            "struct xen_domctl_set_access_required",
-            SetAccessRequired,
-            access_required
-        );
-        layout!(f, "struct xen_domctl_monitor_op", MonitorOp, op, event, u);
+        layouts! { f,
+            struct xen_domctl_debug_op = DebugOp { op, vcpu }
+            struct xen_domctl_vm_event_op = VmEventOp { op, mode }
+        }
+        offsets! { f,
+            struct xen_domctl_vm_event_op = VmEventOp { u = "u.enable.port", u = "u.version" }
+        }
+        layouts! { f,
+            struct xen_domctl_set_access_required = SetAccessRequired { access_required }
+            struct xen_domctl_monitor_op = MonitorOp { op, event, u }
+        }
         let options = offset_of!(MonitorOp, u) as u64;
         for (field, at) in [
             ("mov_to_cr.index", 0),
@@ -185,72 +192,41 @@ fn monitor(f: &mut Facts) {
             let c = format!("offsetof(struct xen_domctl_monitor_op, u.{field})");
             f.is(c, options + at);
         }
+        same! { f,
+            XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF, XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON,
+            XEN_VM_EVENT_ENABLE, XEN_VM_EVENT_DISABLE, XEN_VM_EVENT_RESUME,
+            XEN_VM_EVENT_GET_VERSION, XEN_DOMCTL_VM_EVENT_OP_MONITOR, XEN_DOMCTL_MONITOR_OP_ENABLE,
+            XEN_DOMCTL_MONITOR_OP_DISABLE, XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES,
+            XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP, XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS,
+            XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG, XEN_DOMCTL_MONITOR_EVENT_MOV_TO_MSR,
+            XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP, XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT,
+            XEN_DOMCTL_MONITOR_EVENT_GUEST_REQUEST, XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION,
+            XEN_DOMCTL_MONITOR_EVENT_CPUID, XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL,
+            XEN_DOMCTL_MONITOR_EVENT_INTERRUPT, XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS,
+            XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED, XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT,
+            XEN_DOMCTL_MONITOR_EVENT_VMEXIT,
+        }
         values!(
             f,
             "XEN_DOMCTL_debug_op" = XEN_DOMCTL_DEBUG_OP,
             "XEN_DOMCTL_vm_event_op" = XEN_DOMCTL_VM_EVENT_OP,
             "XEN_DOMCTL_set_access_required" = XEN_DOMCTL_SET_ACCESS_REQUIRED,
             "XEN_DOMCTL_monitor_op" = XEN_DOMCTL_MONITOR_OP,
-            "XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF" = XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF,
-            "XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON" = XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON,
-            "XEN_VM_EVENT_ENABLE" = XEN_VM_EVENT_ENABLE,
-            "XEN_VM_EVENT_DISABLE" = XEN_VM_EVENT_DISABLE,
-            "XEN_VM_EVENT_RESUME" = XEN_VM_EVENT_RESUME,
-            "XEN_VM_EVENT_GET_VERSION" = XEN_VM_EVENT_GET_VERSION,
-            "XEN_DOMCTL_VM_EVENT_OP_MONITOR" = XEN_DOMCTL_VM_EVENT_OP_MONITOR,
-            "XEN_DOMCTL_MONITOR_OP_ENABLE" = XEN_DOMCTL_MONITOR_OP_ENABLE,
-            "XEN_DOMCTL_MONITOR_OP_DISABLE" = XEN_DOMCTL_MONITOR_OP_DISABLE,
-            "XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES" = XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES,
-            "XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP" = XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP,
-            "XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS" = XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS,
-            "XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG" = XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG,
-            "XEN_DOMCTL_MONITOR_EVENT_MOV_TO_MSR" = XEN_DOMCTL_MONITOR_EVENT_MOV_TO_MSR,
-            "XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP" = XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP,
-            "XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT" =
-                XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT,
-            "XEN_DOMCTL_MONITOR_EVENT_GUEST_REQUEST" = XEN_DOMCTL_MONITOR_EVENT_GUEST_REQUEST,
-            "XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION" = XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION,
-            "XEN_DOMCTL_MONITOR_EVENT_CPUID" = XEN_DOMCTL_MONITOR_EVENT_CPUID,
-            "XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL" = XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL,
-            "XEN_DOMCTL_MONITOR_EVENT_INTERRUPT" = XEN_DOMCTL_MONITOR_EVENT_INTERRUPT,
-            "XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS" = XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS,
-            "XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED" =
-                XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED,
-            "XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT" =
-                XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT,
-            "XEN_DOMCTL_MONITOR_EVENT_VMEXIT" = XEN_DOMCTL_MONITOR_EVENT_VMEXIT,
         );
-        f.guard = Some("XEN_DOMCTL_MONITOR_EVENT_IO");
-        values!(
-            f,
-            "XEN_DOMCTL_MONITOR_EVENT_IO" = XEN_DOMCTL_MONITOR_EVENT_IO
-        );
+        f.guard = Some("defined(XEN_DOMCTL_MONITOR_EVENT_IO)");
+        same! { f, XEN_DOMCTL_MONITOR_EVENT_IO }
         f.guard = None;
     }
     {
         use hypercall::*;
-        layout!(
-            f,
-            "struct xen_memory_reservation",
-            MemoryReservation,
-            extent_start,
-            nr_extents,
-            extent_order,
-            mem_flags,
-            domid
-        );
-        layout!(
-            f,
-            "struct xen_mem_access_op",
-            MemAccessOp,
-            op,
-            access,
-            domid,
-            nr,
-            pfn,
-            pfn_list,
-            access_list
-        );
+        layouts! { f,
+            struct xen_memory_reservation = MemoryReservation {
+                extent_start, nr_extents, extent_order, mem_flags, domid,
+            }
+            struct xen_mem_access_op = MemAccessOp {
+                op, access, domid, nr, pfn, pfn_list, access_list,
+            }
+        }
         values!(
             f,
             "XENMEM_decrease_reservation" = XENMEM_DECREASE_RESERVATION,
@@ -266,30 +242,15 @@ fn monitor(f: &mut Facts) {
 
 fn records(f: &mut Facts) {
     use vm_event::*;
-    layout!(
-        f,
-        "struct vm_event_st",
-        VmEvent,
-        version,
-        flags,
-        reason,
-        vcpu_id,
-        altp2m_idx,
-        u,
-        data
-    );
-    offsets!(
-        f,
-        "struct vm_event_sring",
-        SringHeader,
-        req_prod,
-        req_event,
-        rsp_prod,
-        rsp_event
-    );
+    layouts! { f,
+        struct vm_event_st = VmEvent { version, flags, reason, vcpu_id, altp2m_idx, u, data }
+    }
+    offsets! { f,
+        struct vm_event_sring = SringHeader { req_prod, req_event, rsp_prod, rsp_event }
+    }
+    same! { f, VM_EVENT_INTERFACE_VERSION }
     values!(
         f,
-        "VM_EVENT_INTERFACE_VERSION" = VM_EVENT_INTERFACE_VERSION,
         "offsetof(struct vm_event_sring, ring)" = size_of::<SringHeader>(),
         "__CONST_RING_SIZE(vm_event, 4096)" = RING_SLOTS,
         "offsetof(struct vm_event_emul_read_data, data)" = 4,
@@ -298,205 +259,53 @@ fn records(f: &mut Facts) {
         "offsetof(struct vm_event_fast_singlestep, p2midx)" = 0,
         "sizeof(struct vm_event_fast_singlestep)" = 2,
     );
-    layout!(
-        f,
-        "struct vm_event_regs_x86",
-        RegsX86,
-        rax,
-        rcx,
-        rdx,
-        rbx,
-        rsp,
-        rbp,
-        rsi,
-        rdi,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rflags,
-        dr6,
-        dr7,
-        rip,
-        cr0,
-        cr2,
-        cr3,
-        cr4,
-        sysenter_cs,
-        sysenter_esp,
-        sysenter_eip,
-        msr_efer,
-        msr_star,
-        msr_lstar,
-        gdtr_base,
-        npt_base,
-        vmtrace_pos,
-        cs_base,
-        ss_base,
-        ds_base,
-        es_base,
-        fs_base,
-        gs_base,
-        cs,
-        ss,
-        ds,
-        es,
-        fs,
-        gs,
-        shadow_gs,
-        gdtr_limit,
-        cs_sel,
-        ss_sel,
-        ds_sel,
-        es_sel,
-        fs_sel,
-        gs_sel
-    );
-    layout!(
-        f,
-        "struct vm_event_regs_arm",
-        RegsArm,
-        ttbr0,
-        ttbr1,
-        ttbcr,
-        pc,
-        cpsr
-    );
-    layout!(
-        f,
-        "struct vm_event_mem_access",
-        MemAccess,
-        gfn,
-        offset,
-        gla,
-        flags
-    );
-    layout!(
-        f,
-        "struct vm_event_write_ctrlreg",
-        WriteCtrlreg,
-        index,
-        new_value,
-        old_value
-    );
-    layout!(
-        f,
-        "struct vm_event_mov_to_msr",
-        MovToMsr,
-        msr,
-        new_value,
-        old_value
-    );
-    layout!(f, "struct vm_event_singlestep", Singlestep, gfn);
-    layout!(
-        f,
-        "struct vm_event_debug",
-        Debug,
-        gfn,
-        pending_dbg,
-        insn_length,
-        kind = "type"
-    );
-    layout!(
-        f,
-        "struct vm_event_cpuid",
-        Cpuid,
-        insn_length,
-        leaf,
-        subleaf
-    );
-    layout!(
-        f,
-        "struct vm_event_interrupt_x86",
-        InterruptX86,
-        vector,
-        kind = "type",
-        error_code,
-        cr2
-    );
-    layout!(
-        f,
-        "struct vm_event_desc_access",
-        DescAccess,
-        instr_info = "arch.vmx.instr_info",
-        exit_qualification = "arch.vmx.exit_qualification",
-        descriptor,
-        is_write
-    );
-    layout!(
-        f,
-        "struct vm_event_vmexit",
-        Vmexit,
-        reason = "arch.vmx.reason",
-        qualification = "arch.vmx.qualification"
-    );
-    values!(
-        f,
-        "VM_EVENT_FLAG_VCPU_PAUSED" = VM_EVENT_FLAG_VCPU_PAUSED,
-        "VM_EVENT_FLAG_FOREIGN" = VM_EVENT_FLAG_FOREIGN,
-        "VM_EVENT_FLAG_EMULATE" = VM_EVENT_FLAG_EMULATE,
-        "VM_EVENT_FLAG_EMULATE_NOWRITE" = VM_EVENT_FLAG_EMULATE_NOWRITE,
-        "VM_EVENT_FLAG_TOGGLE_SINGLESTEP" = VM_EVENT_FLAG_TOGGLE_SINGLESTEP,
-        "VM_EVENT_FLAG_SET_EMUL_READ_DATA" = VM_EVENT_FLAG_SET_EMUL_READ_DATA,
-        "VM_EVENT_FLAG_DENY" = VM_EVENT_FLAG_DENY,
-        "VM_EVENT_FLAG_ALTERNATE_P2M" = VM_EVENT_FLAG_ALTERNATE_P2M,
-        "VM_EVENT_FLAG_SET_REGISTERS" = VM_EVENT_FLAG_SET_REGISTERS,
-        "VM_EVENT_FLAG_SET_EMUL_INSN_DATA" = VM_EVENT_FLAG_SET_EMUL_INSN_DATA,
-        "VM_EVENT_FLAG_GET_NEXT_INTERRUPT" = VM_EVENT_FLAG_GET_NEXT_INTERRUPT,
-        "VM_EVENT_FLAG_FAST_SINGLESTEP" = VM_EVENT_FLAG_FAST_SINGLESTEP,
-        "VM_EVENT_FLAG_NESTED_P2M" = VM_EVENT_FLAG_NESTED_P2M,
-        "VM_EVENT_FLAG_RESET_VMTRACE" = VM_EVENT_FLAG_RESET_VMTRACE,
-        "VM_EVENT_FLAG_RESET_FORK_STATE" = VM_EVENT_FLAG_RESET_FORK_STATE,
-        "VM_EVENT_FLAG_RESET_FORK_MEMORY" = VM_EVENT_FLAG_RESET_FORK_MEMORY,
-        "VM_EVENT_REASON_UNKNOWN" = VM_EVENT_REASON_UNKNOWN,
-        "VM_EVENT_REASON_MEM_ACCESS" = VM_EVENT_REASON_MEM_ACCESS,
-        "VM_EVENT_REASON_MEM_SHARING" = VM_EVENT_REASON_MEM_SHARING,
-        "VM_EVENT_REASON_MEM_PAGING" = VM_EVENT_REASON_MEM_PAGING,
-        "VM_EVENT_REASON_WRITE_CTRLREG" = VM_EVENT_REASON_WRITE_CTRLREG,
-        "VM_EVENT_REASON_MOV_TO_MSR" = VM_EVENT_REASON_MOV_TO_MSR,
-        "VM_EVENT_REASON_SOFTWARE_BREAKPOINT" = VM_EVENT_REASON_SOFTWARE_BREAKPOINT,
-        "VM_EVENT_REASON_SINGLESTEP" = VM_EVENT_REASON_SINGLESTEP,
-        "VM_EVENT_REASON_GUEST_REQUEST" = VM_EVENT_REASON_GUEST_REQUEST,
-        "VM_EVENT_REASON_DEBUG_EXCEPTION" = VM_EVENT_REASON_DEBUG_EXCEPTION,
-        "VM_EVENT_REASON_CPUID" = VM_EVENT_REASON_CPUID,
-        "VM_EVENT_REASON_PRIVILEGED_CALL" = VM_EVENT_REASON_PRIVILEGED_CALL,
-        "VM_EVENT_REASON_INTERRUPT" = VM_EVENT_REASON_INTERRUPT,
-        "VM_EVENT_REASON_DESCRIPTOR_ACCESS" = VM_EVENT_REASON_DESCRIPTOR_ACCESS,
-        "VM_EVENT_REASON_EMUL_UNIMPLEMENTED" = VM_EVENT_REASON_EMUL_UNIMPLEMENTED,
-        "VM_EVENT_REASON_VMEXIT" = VM_EVENT_REASON_VMEXIT,
-        "VM_EVENT_X86_CR0" = VM_EVENT_X86_CR0,
-        "VM_EVENT_X86_CR3" = VM_EVENT_X86_CR3,
-        "VM_EVENT_X86_CR4" = VM_EVENT_X86_CR4,
-        "VM_EVENT_X86_XCR0" = VM_EVENT_X86_XCR0,
-        "MEM_ACCESS_R" = MEM_ACCESS_R,
-        "MEM_ACCESS_W" = MEM_ACCESS_W,
-        "MEM_ACCESS_X" = MEM_ACCESS_X,
-        "MEM_ACCESS_GLA_VALID" = MEM_ACCESS_GLA_VALID,
-        "MEM_ACCESS_FAULT_WITH_GLA" = MEM_ACCESS_FAULT_WITH_GLA,
-        "MEM_ACCESS_FAULT_IN_GPT" = MEM_ACCESS_FAULT_IN_GPT,
-        "VM_EVENT_DESC_IDTR" = VM_EVENT_DESC_IDTR,
-        "VM_EVENT_DESC_GDTR" = VM_EVENT_DESC_GDTR,
-        "VM_EVENT_DESC_LDTR" = VM_EVENT_DESC_LDTR,
-        "VM_EVENT_DESC_TR" = VM_EVENT_DESC_TR,
-    );
-    f.guard = Some("VM_EVENT_REASON_IO_INSTRUCTION");
-    values!(
-        f,
-        "VM_EVENT_REASON_IO_INSTRUCTION" = VM_EVENT_REASON_IO_INSTRUCTION,
-    );
-    layout!(
-        f,
-        "struct vm_event_io",
-        Io,
-        bytes,
-        port,
-        in_ = "in",
-        str_ = "str"
-    );
+    layouts! { f,
+        struct vm_event_regs_x86 = RegsX86 {
+            rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rflags,
+            dr6, dr7, rip, cr0, cr2, cr3, cr4, sysenter_cs, sysenter_esp, sysenter_eip, msr_efer,
+            msr_star, msr_lstar, gdtr_base, npt_base, vmtrace_pos, cs_base, ss_base, ds_base,
+            es_base, fs_base, gs_base, cs, ss, ds, es, fs, gs, shadow_gs, gdtr_limit, cs_sel,
+            ss_sel, ds_sel, es_sel, fs_sel, gs_sel,
+        }
+        struct vm_event_regs_arm = RegsArm { ttbr0, ttbr1, ttbcr, pc, cpsr }
+        struct vm_event_mem_access = MemAccess { gfn, offset, gla, flags }
+        struct vm_event_write_ctrlreg = WriteCtrlreg { index, new_value, old_value }
+        struct vm_event_mov_to_msr = MovToMsr { msr, new_value, old_value }
+        struct vm_event_singlestep = Singlestep { gfn }
+        struct vm_event_debug = Debug { gfn, pending_dbg, insn_length, kind = "type" }
+        struct vm_event_cpuid = Cpuid { insn_length, leaf, subleaf }
+        struct vm_event_interrupt_x86 = InterruptX86 { vector, kind = "type", error_code, cr2 }
+        struct vm_event_desc_access = DescAccess {
+            instr_info = "arch.vmx.instr_info", exit_qualification = "arch.vmx.exit_qualification",
+            descriptor, is_write,
+        }
+        struct vm_event_vmexit = Vmexit {
+            reason = "arch.vmx.reason", qualification = "arch.vmx.qualification",
+        }
+    }
+    same! { f,
+        VM_EVENT_FLAG_VCPU_PAUSED, VM_EVENT_FLAG_FOREIGN, VM_EVENT_FLAG_EMULATE,
+        VM_EVENT_FLAG_EMULATE_NOWRITE, VM_EVENT_FLAG_TOGGLE_SINGLESTEP,
+        VM_EVENT_FLAG_SET_EMUL_READ_DATA, VM_EVENT_FLAG_DENY, VM_EVENT_FLAG_ALTERNATE_P2M,
+        VM_EVENT_FLAG_SET_REGISTERS, VM_EVENT_FLAG_SET_EMUL_INSN_DATA,
+        VM_EVENT_FLAG_GET_NEXT_INTERRUPT, VM_EVENT_FLAG_FAST_SINGLESTEP, VM_EVENT_FLAG_NESTED_P2M,
+        VM_EVENT_FLAG_RESET_VMTRACE, VM_EVENT_FLAG_RESET_FORK_STATE,
+        VM_EVENT_FLAG_RESET_FORK_MEMORY, VM_EVENT_REASON_UNKNOWN, VM_EVENT_REASON_MEM_ACCESS,
+        VM_EVENT_REASON_MEM_SHARING, VM_EVENT_REASON_MEM_PAGING, VM_EVENT_REASON_WRITE_CTRLREG,
+        VM_EVENT_REASON_MOV_TO_MSR, VM_EVENT_REASON_SOFTWARE_BREAKPOINT, VM_EVENT_REASON_SINGLESTEP,
+        VM_EVENT_REASON_GUEST_REQUEST, VM_EVENT_REASON_DEBUG_EXCEPTION, VM_EVENT_REASON_CPUID,
+        VM_EVENT_REASON_PRIVILEGED_CALL, VM_EVENT_REASON_INTERRUPT,
+        VM_EVENT_REASON_DESCRIPTOR_ACCESS, VM_EVENT_REASON_EMUL_UNIMPLEMENTED,
+        VM_EVENT_REASON_VMEXIT, VM_EVENT_X86_CR0, VM_EVENT_X86_CR3, VM_EVENT_X86_CR4,
+        VM_EVENT_X86_XCR0, MEM_ACCESS_R, MEM_ACCESS_W, MEM_ACCESS_X, MEM_ACCESS_GLA_VALID,
+        MEM_ACCESS_FAULT_WITH_GLA, MEM_ACCESS_FAULT_IN_GPT, VM_EVENT_DESC_IDTR, VM_EVENT_DESC_GDTR,
+        VM_EVENT_DESC_LDTR, VM_EVENT_DESC_TR,
+    }
+    f.guard = Some("defined(VM_EVENT_REASON_IO_INSTRUCTION)");
+    same! { f, VM_EVENT_REASON_IO_INSTRUCTION }
+    layouts! { f,
+        struct vm_event_io = Io { bytes, port, in_ = "in", str_ = "str" }
+    }
     f.guard = None;
 }
 
@@ -531,51 +340,22 @@ fn rings(f: &mut Facts) {
 
 fn small(f: &mut Facts) {
     use hypercall::*;
-    layout!(
-        f,
-        "struct multicall_entry",
-        MulticallEntry,
-        op,
-        result,
-        args
-    );
-    layout!(f, "struct xen_memory_domain", MemoryDomain, domid);
-    layout!(
-        f,
-        "struct gnttab_query_size",
-        GnttabQuerySize,
-        dom,
-        nr_frames,
-        max_nr_frames,
-        status
-    );
-    layout!(
-        f,
-        "struct sched_remote_shutdown",
-        SchedRemoteShutdown,
-        domain_id,
-        reason
-    );
-    layout!(
-        f,
-        "struct evtchn_status",
-        EvtchnStatus,
-        dom,
-        port,
-        status,
-        vcpu
-    );
-    offsets!(
-        f,
-        "struct evtchn_status",
-        EvtchnStatus,
-        u = "u.virq",
-        u = "u.pirq",
-        u = "u.unbound.dom",
-        u = "u.interdomain.dom",
-        remote_port = "u.interdomain.port"
-    );
-    layout!(f, "struct xen_hvm_param", HvmParamOp, domid, index, value);
+    layouts! { f,
+        struct multicall_entry = MulticallEntry { op, result, args }
+        struct xen_memory_domain = MemoryDomain { domid }
+        struct gnttab_query_size = GnttabQuerySize { dom, nr_frames, max_nr_frames, status }
+        struct sched_remote_shutdown = SchedRemoteShutdown { domain_id, reason }
+        struct evtchn_status = EvtchnStatus { dom, port, status, vcpu }
+    }
+    offsets! { f,
+        struct evtchn_status = EvtchnStatus {
+            u = "u.virq", u = "u.pirq", u = "u.unbound.dom", u = "u.interdomain.dom",
+            remote_port = "u.interdomain.port",
+        }
+    }
+    layouts! { f,
+        struct xen_hvm_param = HvmParamOp { domid, index, value }
+    }
     values!(
         f,
         "XENMEM_current_reservation" = XENMEM_CURRENT_RESERVATION,
@@ -616,55 +396,18 @@ fn small(f: &mut Facts) {
 
 fn views(f: &mut Facts) {
     use altp2m::*;
-    layout!(
-        f,
-        "struct xen_hvm_altp2m_op",
-        Altp2mOp,
-        version,
-        cmd,
-        domain,
-        pad1,
-        pad2,
-        u
-    );
-    layout!(f, "struct xen_hvm_altp2m_domain_state", Altp2mState, state);
-    layout!(
-        f,
-        "struct xen_hvm_altp2m_view",
-        Altp2mView,
-        view,
-        hvmmem_default_access
-    );
-    layout!(
-        f,
-        "struct xen_hvm_altp2m_mem_access",
-        Altp2mAccess,
-        view,
-        access,
-        pad,
-        gfn
-    );
-    layout!(
-        f,
-        "struct xen_hvm_altp2m_change_gfn",
-        Altp2mChangeGfn,
-        view,
-        pad1,
-        pad2,
-        old_gfn,
-        new_gfn
-    );
-    layout!(
-        f,
-        "struct xen_hvm_altp2m_get_vcpu_p2m_idx",
-        Altp2mIndex,
-        vcpu_id,
-        altp2m_idx
-    );
+    layouts! { f,
+        struct xen_hvm_altp2m_op = Altp2mOp { version, cmd, domain, pad1, pad2, u }
+        struct xen_hvm_altp2m_domain_state = Altp2mState { state }
+        struct xen_hvm_altp2m_view = Altp2mView { view, hvmmem_default_access }
+        struct xen_hvm_altp2m_mem_access = Altp2mAccess { view, access, pad, gfn }
+        struct xen_hvm_altp2m_change_gfn = Altp2mChangeGfn { view, pad1, pad2, old_gfn, new_gfn }
+        struct xen_hvm_altp2m_get_vcpu_p2m_idx = Altp2mIndex { vcpu_id, altp2m_idx }
+    }
+    same! { f, HVMOP_ALTP2M_INTERFACE_VERSION }
     values!(
         f,
         "HVMOP_altp2m" = HVMOP_ALTP2M,
-        "HVMOP_ALTP2M_INTERFACE_VERSION" = HVMOP_ALTP2M_INTERFACE_VERSION,
         "HVMOP_altp2m_get_domain_state" = HVMOP_ALTP2M_GET_DOMAIN_STATE,
         "HVMOP_altp2m_set_domain_state" = HVMOP_ALTP2M_SET_DOMAIN_STATE,
         "HVMOP_altp2m_create_p2m" = HVMOP_ALTP2M_CREATE_P2M,
@@ -697,144 +440,44 @@ fn views(f: &mut Facts) {
 fn dm_ops(f: &mut Facts) {
     use dm_op::*;
     f.size::<DmOpArgument>("struct xen_dm_op");
-    offsets!(f, "struct xen_dm_op", DmOpArgument, op, pad, u);
-    layout!(
-        f,
-        "struct xen_dm_op_create_ioreq_server",
-        CreateIoreqServer,
-        handle_bufioreq,
-        id
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_get_ioreq_server_info",
-        GetIoreqServerInfo,
-        id,
-        flags,
-        bufioreq_port,
-        ioreq_gfn,
-        bufioreq_gfn
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_ioreq_server_range",
-        IoreqServerRange,
-        id,
-        kind = "type",
-        start,
-        end
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_set_ioreq_server_state",
-        SetIoreqServerState,
-        id,
-        enabled
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_destroy_ioreq_server",
-        DestroyIoreqServer,
-        id
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_track_dirty_vram",
-        TrackDirtyVram,
-        nr,
-        first_pfn
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_set_pci_intx_level",
-        SetPciIntxLevel,
-        domain,
-        bus,
-        device,
-        intx,
-        level
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_set_isa_irq_level",
-        SetIsaIrqLevel,
-        isa_irq,
-        level
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_set_pci_link_route",
-        SetPciLinkRoute,
-        link,
-        isa_irq
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_modified_memory",
-        ModifiedMemory,
-        nr_extents,
-        opaque
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_set_mem_type",
-        SetMemType,
-        nr,
-        mem_type,
-        first_pfn
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_inject_event",
-        InjectEvent,
-        vcpuid,
-        vector,
-        kind = "type",
-        insn_len,
-        error_code,
-        cr2
-    );
-    layout!(f, "struct xen_dm_op_inject_msi", InjectMsi, data, addr);
-    layout!(
-        f,
-        "struct xen_dm_op_map_mem_type_to_ioreq_server",
-        MapMemTypeToIoreqServer,
-        id,
-        kind = "type",
-        flags,
-        opaque
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_remote_shutdown",
-        RemoteShutdown,
-        reason
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_relocate_memory",
-        RelocateMemory,
-        size,
-        src_gfn,
-        dst_gfn
-    );
-    layout!(
-        f,
-        "struct xen_dm_op_pin_memory_cacheattr",
-        PinMemoryCacheattr,
-        start,
-        end,
-        kind = "type"
-    );
-    layout!(f, "struct xen_dm_op_set_irq_level", SetIrqLevel, irq, level);
-    layout!(f, "struct xen_dm_op_nr_vcpus", NrVcpus, vcpus);
-    layout!(
-        f,
-        "struct xen_dm_op_modified_memory_extent",
-        ModifiedMemoryExtent,
-        nr,
-        first_pfn
-    );
+    offsets! { f,
+        struct xen_dm_op = DmOpArgument { op, pad, u }
+    }
+    layouts! { f,
+        struct xen_dm_op_create_ioreq_server = CreateIoreqServer { handle_bufioreq, id }
+        struct xen_dm_op_get_ioreq_server_info = GetIoreqServerInfo {
+            id, flags, bufioreq_port, ioreq_gfn, bufioreq_gfn,
+        }
+        struct xen_dm_op_ioreq_server_range = IoreqServerRange { id, kind = "type", start, end }
+        struct xen_dm_op_set_ioreq_server_state = SetIoreqServerState { id, enabled }
+        struct xen_dm_op_destroy_ioreq_server = DestroyIoreqServer { id }
+        struct xen_dm_op_track_dirty_vram = TrackDirtyVram { nr, first_pfn }
+        struct xen_dm_op_set_pci_intx_level = SetPciIntxLevel { domain, bus, device, intx, level }
+        struct xen_dm_op_set_isa_irq_level = SetIsaIrqLevel { isa_irq, level }
+        struct xen_dm_op_set_pci_link_route = SetPciLinkRoute { link, isa_irq }
+        struct xen_dm_op_modified_memory = ModifiedMemory { nr_extents, opaque }
+        struct xen_dm_op_set_mem_type = SetMemType { nr, mem_type, first_pfn }
+        struct xen_dm_op_inject_event = InjectEvent {
+            vcpuid, vector, kind = "type", insn_len, error_code, cr2,
+        }
+        struct xen_dm_op_inject_msi = InjectMsi { data, addr }
+        struct xen_dm_op_map_mem_type_to_ioreq_server = MapMemTypeToIoreqServer {
+            id, kind = "type", flags, opaque,
+        }
+        struct xen_dm_op_remote_shutdown = RemoteShutdown { reason }
+        struct xen_dm_op_relocate_memory = RelocateMemory { size, src_gfn, dst_gfn }
+        struct xen_dm_op_pin_memory_cacheattr = PinMemoryCacheattr { start, end, kind = "type" }
+        struct xen_dm_op_set_irq_level = SetIrqLevel { irq, level }
+        struct xen_dm_op_nr_vcpus = NrVcpus { vcpus }
+        struct xen_dm_op_modified_memory_extent = ModifiedMemoryExtent { nr, first_pfn }
+    }
+    same! { f,
+        HVM_IOREQSRV_BUFIOREQ_OFF, HVM_IOREQSRV_BUFIOREQ_LEGACY, HVM_IOREQSRV_BUFIOREQ_ATOMIC,
+        XEN_DMOP_IO_RANGE_PORT, XEN_DMOP_IO_RANGE_MEMORY, XEN_DMOP_IO_RANGE_PCI,
+        XEN_DMOP_IOREQ_MEM_ACCESS_READ, XEN_DMOP_IOREQ_MEM_ACCESS_WRITE, XEN_DMOP_MEM_CACHEATTR_UC,
+        XEN_DMOP_MEM_CACHEATTR_WC, XEN_DMOP_MEM_CACHEATTR_WT, XEN_DMOP_MEM_CACHEATTR_WP,
+        XEN_DMOP_MEM_CACHEATTR_WB, XEN_DMOP_MEM_CACHEATTR_UCM, XEN_DMOP_DELETE_MEM_CACHEATTR,
+    }
     values!(
         f,
         "XEN_DMOP_create_ioreq_server" = XEN_DMOP_CREATE_IOREQ_SERVER,
@@ -858,14 +501,6 @@ fn dm_ops(f: &mut Facts) {
         "XEN_DMOP_nr_vcpus" = XEN_DMOP_NR_VCPUS,
         "XEN_DMOP_unmap_io_range_from_ioreq_server" = XEN_DMOP_UNMAP_IO_RANGE_FROM_IOREQ_SERVER,
         "XEN_DMOP_no_gfns" = XEN_DMOP_NO_GFNS,
-        "HVM_IOREQSRV_BUFIOREQ_OFF" = HVM_IOREQSRV_BUFIOREQ_OFF,
-        "HVM_IOREQSRV_BUFIOREQ_LEGACY" = HVM_IOREQSRV_BUFIOREQ_LEGACY,
-        "HVM_IOREQSRV_BUFIOREQ_ATOMIC" = HVM_IOREQSRV_BUFIOREQ_ATOMIC,
-        "XEN_DMOP_IO_RANGE_PORT" = XEN_DMOP_IO_RANGE_PORT,
-        "XEN_DMOP_IO_RANGE_MEMORY" = XEN_DMOP_IO_RANGE_MEMORY,
-        "XEN_DMOP_IO_RANGE_PCI" = XEN_DMOP_IO_RANGE_PCI,
-        "XEN_DMOP_IOREQ_MEM_ACCESS_READ" = XEN_DMOP_IOREQ_MEM_ACCESS_READ,
-        "XEN_DMOP_IOREQ_MEM_ACCESS_WRITE" = XEN_DMOP_IOREQ_MEM_ACCESS_WRITE,
         "HVMMEM_ram_rw" = HVMMEM_RAM_RW,
         "HVMMEM_ram_ro" = HVMMEM_RAM_RO,
         "HVMMEM_mmio_dm" = HVMMEM_MMIO_DM,
@@ -876,13 +511,6 @@ fn dm_ops(f: &mut Facts) {
         "XEN_DMOP_EVENT_sw_int" = XEN_DMOP_EVENT_SW_INT,
         "XEN_DMOP_EVENT_pri_sw_exc" = XEN_DMOP_EVENT_PRI_SW_EXC,
         "XEN_DMOP_EVENT_sw_exc" = XEN_DMOP_EVENT_SW_EXC,
-        "XEN_DMOP_MEM_CACHEATTR_UC" = XEN_DMOP_MEM_CACHEATTR_UC,
-        "XEN_DMOP_MEM_CACHEATTR_WC" = XEN_DMOP_MEM_CACHEATTR_WC,
-        "XEN_DMOP_MEM_CACHEATTR_WT" = XEN_DMOP_MEM_CACHEATTR_WT,
-        "XEN_DMOP_MEM_CACHEATTR_WP" = XEN_DMOP_MEM_CACHEATTR_WP,
-        "XEN_DMOP_MEM_CACHEATTR_WB" = XEN_DMOP_MEM_CACHEATTR_WB,
-        "XEN_DMOP_MEM_CACHEATTR_UCM" = XEN_DMOP_MEM_CACHEATTR_UCM,
-        "XEN_DMOP_DELETE_MEM_CACHEATTR" = XEN_DMOP_DELETE_MEM_CACHEATTR,
         "XEN_DMOP_PCI_SBDF(0x5bcd, 0x12, 31, 7)" = xen_sys::PciFunction::new(0x5bcd, 0x12, 31, 7)
             .unwrap()
             .sbdf(),
@@ -891,16 +519,15 @@ fn dm_ops(f: &mut Facts) {
 
 fn ioreqs(f: &mut Facts) {
     use ioreq::*;
-    layout!(f, "struct ioreq", Ioreq, addr, data, count, size, vp_eport);
-    offsets!(f, "struct ioreq", Ioreq, kind = "type");
-    layout!(
-        f,
-        "struct buffered_iopage",
-        BufferedIopage,
-        read_pointer,
-        write_pointer,
-        buf_ioreq
-    );
+    layouts! { f,
+        struct ioreq = Ioreq { addr, data, count, size, vp_eport }
+    }
+    offsets! { f,
+        struct ioreq = Ioreq { kind = "type" }
+    }
+    layouts! { f,
+        struct buffered_iopage = BufferedIopage { read_pointer, write_pointer, buf_ioreq }
+    }
     let bits = |field: &str| {
         format!(
             "((union {{ struct ioreq r; uint8_t b[32]; }}){{ .r = {{ {field} }} }})\
@@ -918,19 +545,11 @@ fn ioreqs(f: &mut Facts) {
     f.is(head(".dir = IOREQ_READ"), 1u32 << 9);
     f.is(head(".size = 3"), 3u32 << 10);
     f.is(head(".addr = 0xfffff"), 0xfffff_u32 << 12);
-    values!(
-        f,
-        "IOREQ_BUFFER_SLOT_NUM" = IOREQ_BUFFER_SLOT_NUM,
-        "STATE_IOREQ_NONE" = STATE_IOREQ_NONE,
-        "STATE_IOREQ_READY" = STATE_IOREQ_READY,
-        "STATE_IOREQ_INPROCESS" = STATE_IOREQ_INPROCESS,
-        "STATE_IORESP_READY" = STATE_IORESP_READY,
-        "IOREQ_TYPE_PIO" = IOREQ_TYPE_PIO,
-        "IOREQ_TYPE_COPY" = IOREQ_TYPE_COPY,
-        "IOREQ_TYPE_PCI_CONFIG" = IOREQ_TYPE_PCI_CONFIG,
-        "IOREQ_TYPE_TIMEOFFSET" = IOREQ_TYPE_TIMEOFFSET,
-        "IOREQ_TYPE_INVALIDATE" = IOREQ_TYPE_INVALIDATE,
-    );
+    same! { f,
+        IOREQ_BUFFER_SLOT_NUM, STATE_IOREQ_NONE, STATE_IOREQ_READY, STATE_IOREQ_INPROCESS,
+        STATE_IORESP_READY, IOREQ_TYPE_PIO, IOREQ_TYPE_COPY, IOREQ_TYPE_PCI_CONFIG,
+        IOREQ_TYPE_TIMEOFFSET, IOREQ_TYPE_INVALIDATE,
+    }
 }
 
 fn versions(f: &mut Facts) {
@@ -940,29 +559,14 @@ fn versions(f: &mut Facts) {
     f.size::<Changeset>("xen_changeset_info_t");
     f.size::<CommandLine>("xen_commandline_t");
     f.size::<GuestHandle>("xen_domain_handle_t");
-    layout!(
-        f,
-        "struct xen_compile_info",
-        CompileInfo,
-        compiler,
-        compile_by,
-        compile_domain,
-        compile_date
-    );
-    layout!(
-        f,
-        "struct xen_platform_parameters",
-        PlatformParameters,
-        virt_start
-    );
-    layout!(
-        f,
-        "struct xen_feature_info",
-        FeatureInfo,
-        submap_idx,
-        submap
-    );
-    offsets!(f, "struct xen_build_id", BuildId, len, buf);
+    layouts! { f,
+        struct xen_compile_info = CompileInfo { compiler, compile_by, compile_domain, compile_date }
+        struct xen_platform_parameters = PlatformParameters { virt_start }
+        struct xen_feature_info = FeatureInfo { submap_idx, submap }
+    }
+    offsets! { f,
+        struct xen_build_id = BuildId { len, buf }
+    }
     values!(
         f,
         "XENVER_version" = XENVER_VERSION,
@@ -986,7 +590,9 @@ fn versions(f: &mut Facts) {
         f.is(format!("1u << XENFEAT_{name}"), flag.bits());
     }
     f.guard = Some("defined(XENVER_extraversion2)");
-    offsets!(f, "struct xen_varbuf", CommandLine2, len, buf);
+    offsets! { f,
+        struct xen_varbuf = CommandLine2 { len, buf }
+    }
     values!(
         f,
         "XENVER_extraversion2" = XENVER_EXTRAVERSION2,
@@ -999,51 +605,24 @@ fn versions(f: &mut Facts) {
 
 fn domctls(f: &mut Facts) {
     use domctl::*;
-    layout!(
-        f,
-        "struct xen_domctl",
-        Domctl,
-        cmd,
-        interface_version,
-        domain,
-        u
-    );
+    layouts! { f,
+        struct xen_domctl = Domctl { cmd, interface_version, domain, u }
+    }
     let (low, high) = (INTERFACE_VERSIONS.start(), INTERFACE_VERSIONS.end());
     let known = "XEN_DOMCTL_INTERFACE_VERSION";
     f.is(format!("{known} >= {low} && {known} <= {high}"), 1u64);
-    layout!(
-        f,
-        "struct xen_domctl_getdomaininfo",
-        GetDomainInfo,
-        domain,
-        flags,
-        tot_pages,
-        max_pages,
-        outstanding_pages,
-        shr_pages,
-        paged_pages,
-        shared_info_frame,
-        cpu_time,
-        nr_online_vcpus,
-        max_vcpu_id,
-        ssidref,
-        handle,
-        cpupool,
-        gpaddr_bits,
-        arch_config
-    );
-    layout!(f, "struct xen_domctl_max_mem", MaxMem, max_memkb);
-    layout!(
-        f,
-        "struct xen_domctl_getvcpuinfo",
-        GetVcpuInfo,
-        vcpu,
-        online,
-        blocked,
-        running,
-        cpu_time,
-        cpu
-    );
+    layouts! { f,
+        struct xen_domctl_getdomaininfo = GetDomainInfo {
+            domain, flags, tot_pages, max_pages, outstanding_pages, shr_pages, paged_pages,
+            shared_info_frame, cpu_time, nr_online_vcpus, max_vcpu_id, ssidref, handle, cpupool,
+            gpaddr_bits, arch_config,
+        }
+        struct xen_domctl_max_mem = MaxMem { max_memkb }
+        struct xen_domctl_getvcpuinfo = GetVcpuInfo {
+            vcpu, online, blocked, running, cpu_time, cpu,
+        }
+    }
+    same! { f, XEN_INVALID_MAX_VCPU_ID }
     values!(
         f,
         "XEN_DOMCTL_destroydomain" = XEN_DOMCTL_DESTROYDOMAIN,
@@ -1052,7 +631,6 @@ fn domctls(f: &mut Facts) {
         "XEN_DOMCTL_getdomaininfo" = XEN_DOMCTL_GETDOMAININFO,
         "XEN_DOMCTL_max_mem" = XEN_DOMCTL_MAX_MEM,
         "XEN_DOMCTL_getvcpuinfo" = XEN_DOMCTL_GETVCPUINFO,
-        "XEN_INVALID_MAX_VCPU_ID" = XEN_INVALID_MAX_VCPU_ID,
         "XEN_DOMINF_shutdownshift" = XEN_DOMINF_SHUTDOWNSHIFT,
         "XEN_DOMINF_shutdownmask" = XEN_DOMINF_SHUTDOWNMASK,
         "XEN_DOMINF_dying" = DomainFlags::DYING.bits(),
@@ -1067,15 +645,9 @@ fn domctls(f: &mut Facts) {
     );
     // Xen 4.21: in none of the packages the testbed takes.
     f.guard = Some("defined(XEN_DOMCTL_get_domain_state)");
-    layout!(
-        f,
-        "struct xen_domctl_get_domain_state",
-        GetDomainState,
-        state,
-        caps,
-        pad0,
-        unique_id
-    );
+    layouts! { f,
+        struct xen_domctl_get_domain_state = GetDomainState { state, caps, pad0, unique_id }
+    }
     values!(
         f,
         "XEN_DOMCTL_get_domain_state" = XEN_DOMCTL_GET_DOMAIN_STATE,
@@ -1092,68 +664,30 @@ fn domctls(f: &mut Facts) {
 
 fn sysctls(f: &mut Facts) {
     use sysctl::*;
-    layout!(f, "struct xen_sysctl", Sysctl, cmd, interface_version, u);
+    layouts! { f,
+        struct xen_sysctl = Sysctl { cmd, interface_version, u }
+    }
     let (low, high) = (INTERFACE_VERSIONS.start(), INTERFACE_VERSIONS.end());
     let known = "XEN_SYSCTL_INTERFACE_VERSION";
     f.is(format!("{known} >= {low} && {known} <= {high}"), 1u64);
-    layout!(
-        f,
-        "struct xen_sysctl_readconsole",
-        ReadConsole,
-        clear,
-        incremental,
-        pad0,
-        pad1,
-        index,
-        buffer,
-        count
-    );
-    layout!(
-        f,
-        "struct xen_sysctl_physinfo",
-        PhysInfo,
-        threads_per_core,
-        cores_per_socket,
-        nr_cpus,
-        max_cpu_id,
-        nr_nodes,
-        max_node_id,
-        cpu_khz,
-        capabilities,
-        arch_capabilities,
-        total_pages,
-        free_pages,
-        scrub_pages,
-        outstanding_pages,
-        max_mfn,
-        hw_cap
-    );
-    layout!(
-        f,
-        "struct xen_sysctl_getdomaininfolist",
-        GetDomainInfoList,
-        first_domain,
-        max_domains,
-        buffer,
-        num_domains
-    );
-    layout!(f, "struct xen_sysctl_cputopo", CpuTopo, core, socket, node);
-    layout!(
-        f,
-        "struct xen_sysctl_cputopoinfo",
-        CpuTopoInfo,
-        num_cpus,
-        cputopo
-    );
-    layout!(f, "struct xen_sysctl_meminfo", MemInfo, memsize, memfree);
-    layout!(
-        f,
-        "struct xen_sysctl_numainfo",
-        NumaInfo,
-        num_nodes,
-        meminfo,
-        distance
-    );
+    layouts! { f,
+        struct xen_sysctl_readconsole = ReadConsole {
+            clear, incremental, pad0, pad1, index, buffer, count,
+        }
+        struct xen_sysctl_physinfo = PhysInfo {
+            threads_per_core, cores_per_socket, nr_cpus, max_cpu_id, nr_nodes, max_node_id, cpu_khz,
+            capabilities, arch_capabilities, total_pages, free_pages, scrub_pages,
+            outstanding_pages, max_mfn, hw_cap,
+        }
+        struct xen_sysctl_getdomaininfolist = GetDomainInfoList {
+            first_domain, max_domains, buffer, num_domains,
+        }
+        struct xen_sysctl_cputopo = CpuTopo { core, socket, node }
+        struct xen_sysctl_cputopoinfo = CpuTopoInfo { num_cpus, cputopo }
+        struct xen_sysctl_meminfo = MemInfo { memsize, memfree }
+        struct xen_sysctl_numainfo = NumaInfo { num_nodes, meminfo, distance }
+    }
+    same! { f, XEN_INVALID_MEM_SZ }
     values!(
         f,
         "XEN_SYSCTL_readconsole" = XEN_SYSCTL_READCONSOLE,
@@ -1164,7 +698,6 @@ fn sysctls(f: &mut Facts) {
         "XEN_INVALID_CORE_ID" = XEN_INVALID_ID,
         "XEN_INVALID_SOCKET_ID" = XEN_INVALID_ID,
         "XEN_INVALID_NODE_ID" = XEN_INVALID_ID,
-        "XEN_INVALID_MEM_SZ" = XEN_INVALID_MEM_SZ,
         "XEN_SYSCTL_PHYSCAP_hvm" = PhysCaps::HVM.bits(),
         "XEN_SYSCTL_PHYSCAP_pv" = PhysCaps::PV.bits(),
         "XEN_SYSCTL_PHYSCAP_directio" = PhysCaps::DIRECT_IO.bits(),
@@ -1180,51 +713,25 @@ fn sysctls(f: &mut Facts) {
 
 fn contexts(f: &mut Facts) {
     use domctl::*;
-    layout!(f, "struct xen_domctl_vcpucontext", VcpuContext, vcpu, ctxt);
-    layout!(f, "struct xen_domctl_max_vcpus", MaxVcpus, max);
-    layout!(f, "struct xen_domctl_address_size", AddressSize, size);
-    layout!(f, "struct xen_domctl_hvmcontext", HvmContext, size, buffer);
-    layout!(
-        f,
-        "struct xen_domctl_hvmcontext_partial",
-        HvmContextPartial,
-        kind = "type",
-        instance,
-        bufsz,
-        buffer
-    );
-    layout!(
-        f,
-        "struct xen_domctl_irq_permission",
-        IrqPermission,
-        pirq,
-        allow_access
-    );
-    layout!(
-        f,
-        "struct xen_domctl_iomem_permission",
-        IomemPermission,
-        first_mfn,
-        nr_mfns,
-        allow_access
-    );
-    layout!(
-        f,
-        "struct xen_domctl_ioport_permission",
-        IoportPermission,
-        first_port,
-        nr_ports,
-        allow_access
-    );
-    layout!(
-        f,
-        "struct xen_domctl_assign_device",
-        AssignDevice,
-        dev,
-        flags,
-        machine_sbdf = "u.pci.machine_sbdf"
-    );
-    layout!(f, "struct xen_domctl_set_target", SetTarget, target);
+    layouts! { f,
+        struct xen_domctl_vcpucontext = VcpuContext { vcpu, ctxt }
+        struct xen_domctl_max_vcpus = MaxVcpus { max }
+        struct xen_domctl_address_size = AddressSize { size }
+        struct xen_domctl_hvmcontext = HvmContext { size, buffer }
+        struct xen_domctl_hvmcontext_partial = HvmContextPartial {
+            kind = "type", instance, bufsz, buffer,
+        }
+        struct xen_domctl_irq_permission = IrqPermission { pirq, allow_access }
+        struct xen_domctl_iomem_permission = IomemPermission { first_mfn, nr_mfns, allow_access }
+        struct xen_domctl_ioport_permission = IoportPermission {
+            first_port, nr_ports, allow_access,
+        }
+        struct xen_domctl_assign_device = AssignDevice {
+            dev, flags, machine_sbdf = "u.pci.machine_sbdf",
+        }
+        struct xen_domctl_set_target = SetTarget { target }
+    }
+    same! { f, XEN_DOMCTL_DEV_PCI }
     values!(
         f,
         "XEN_DOMCTL_getvcpucontext" = XEN_DOMCTL_GETVCPUCONTEXT,
@@ -1240,177 +747,40 @@ fn contexts(f: &mut Facts) {
         "XEN_DOMCTL_set_target" = XEN_DOMCTL_SET_TARGET,
         "XEN_DOMCTL_deassign_device" = XEN_DOMCTL_DEASSIGN_DEVICE,
         "XEN_DOMCTL_gethvmcontext_partial" = XEN_DOMCTL_GETHVMCONTEXT_PARTIAL,
-        "XEN_DOMCTL_DEV_PCI" = XEN_DOMCTL_DEV_PCI,
     );
 }
 
 fn registers(f: &mut Facts) {
     use hvm_save::{Cpu, Descriptor, Header};
     use vcpu::*;
-    layout!(
-        f,
-        "struct cpu_user_regs",
-        UserRegs,
-        r15,
-        r14,
-        r13,
-        r12,
-        rbp,
-        rbx,
-        r11,
-        r10,
-        r9,
-        r8,
-        rax,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        error_code,
-        entry_vector,
-        rip,
-        cs,
-        saved_upcall_mask,
-        rflags,
-        rsp,
-        ss,
-        es,
-        ds,
-        fs,
-        gs
-    );
-    layout!(f, "struct trap_info", TrapInfo, vector, flags, cs, address);
-    layout!(
-        f,
-        "struct vcpu_guest_context",
-        VcpuGuestContext,
-        fpu = "fpu_ctxt",
-        flags,
-        user_regs,
-        trap_ctxt,
-        ldt_base,
-        ldt_ents,
-        gdt_frames,
-        gdt_ents,
-        kernel_ss,
-        kernel_sp,
-        ctrlreg,
-        debugreg,
-        event_callback_eip,
-        failsafe_callback_eip,
-        syscall_callback_eip,
-        vm_assist,
-        fs_base,
-        gs_base_kernel,
-        gs_base_user
-    );
-    layout!(
-        f,
-        "struct hvm_save_descriptor",
-        Descriptor,
-        typecode,
-        instance,
-        length
-    );
-    layout!(
-        f,
-        "struct hvm_save_header",
-        Header,
-        magic,
-        version,
-        changeset,
-        cpuid,
-        gtsc_khz
-    );
-    layout!(
-        f,
-        "struct hvm_hw_cpu",
-        Cpu,
-        fpu_regs,
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rbp,
-        rsi,
-        rdi,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-        cr0,
-        cr2,
-        cr3,
-        cr4,
-        dr0,
-        dr1,
-        dr2,
-        dr3,
-        dr6,
-        dr7,
-        cs_sel,
-        ds_sel,
-        es_sel,
-        fs_sel,
-        gs_sel,
-        ss_sel,
-        tr_sel,
-        ldtr_sel,
-        cs_limit,
-        ds_limit,
-        es_limit,
-        fs_limit,
-        gs_limit,
-        ss_limit,
-        tr_limit,
-        ldtr_limit,
-        idtr_limit,
-        gdtr_limit,
-        cs_base,
-        ds_base,
-        es_base,
-        fs_base,
-        gs_base,
-        ss_base,
-        tr_base,
-        ldtr_base,
-        idtr_base,
-        gdtr_base,
-        cs_arbytes,
-        ds_arbytes,
-        es_arbytes,
-        fs_arbytes,
-        gs_arbytes,
-        ss_arbytes,
-        tr_arbytes,
-        ldtr_arbytes,
-        sysenter_cs,
-        sysenter_esp,
-        sysenter_eip,
-        shadow_gs,
-        msr_flags,
-        msr_lstar,
-        msr_star,
-        msr_cstar,
-        msr_syscall_mask,
-        msr_efer,
-        msr_tsc_aux,
-        tsc,
-        pending_event,
-        error_code,
-        flags
-    );
+    layouts! { f,
+        struct cpu_user_regs = UserRegs {
+            r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, error_code,
+            entry_vector, rip, cs, saved_upcall_mask, rflags, rsp, ss, es, ds, fs, gs,
+        }
+        struct trap_info = TrapInfo { vector, flags, cs, address }
+        struct vcpu_guest_context = VcpuGuestContext {
+            fpu = "fpu_ctxt", flags, user_regs, trap_ctxt, ldt_base, ldt_ents, gdt_frames, gdt_ents,
+            kernel_ss, kernel_sp, ctrlreg, debugreg, event_callback_eip, failsafe_callback_eip,
+            syscall_callback_eip, vm_assist, fs_base, gs_base_kernel, gs_base_user,
+        }
+        struct hvm_save_descriptor = Descriptor { typecode, instance, length }
+        struct hvm_save_header = Header { magic, version, changeset, cpuid, gtsc_khz }
+        struct hvm_hw_cpu = Cpu {
+            fpu_regs, rax, rbx, rcx, rdx, rbp, rsi, rdi, rsp, r8, r9, r10, r11, r12, r13, r14, r15,
+            rip, rflags, cr0, cr2, cr3, cr4, dr0, dr1, dr2, dr3, dr6, dr7, cs_sel, ds_sel, es_sel,
+            fs_sel, gs_sel, ss_sel, tr_sel, ldtr_sel, cs_limit, ds_limit, es_limit, fs_limit,
+            gs_limit, ss_limit, tr_limit, ldtr_limit, idtr_limit, gdtr_limit, cs_base, ds_base,
+            es_base, fs_base, gs_base, ss_base, tr_base, ldtr_base, idtr_base, gdtr_base,
+            cs_arbytes, ds_arbytes, es_arbytes, fs_arbytes, gs_arbytes, ss_arbytes, tr_arbytes,
+            ldtr_arbytes, sysenter_cs, sysenter_esp, sysenter_eip, shadow_gs, msr_flags, msr_lstar,
+            msr_star, msr_cstar, msr_syscall_mask, msr_efer, msr_tsc_aux, tsc, pending_event,
+            error_code, flags,
+        }
+    }
+    same! { f, VGCF_I387_VALID, VGCF_IN_KERNEL }
     values!(
         f,
-        "VGCF_I387_VALID" = VGCF_I387_VALID,
-        "VGCF_IN_KERNEL" = VGCF_IN_KERNEL,
         "VGCF_online" = VGCF_ONLINE,
         "HVM_FILE_MAGIC" = hvm_save::FILE_MAGIC,
         "HVM_FILE_VERSION" = hvm_save::FILE_VERSION,
@@ -1423,55 +793,30 @@ fn registers(f: &mut Facts) {
 
 fn power(f: &mut Facts) {
     use sysctl::*;
-    layout!(f, "struct xen_sysctl_debug_keys", DebugKeys, keys, nr_keys);
-    layout!(
-        f,
-        "struct xen_sysctl_getcpuinfo",
-        GetCpuInfo,
-        max_cpus,
-        info,
-        nr_cpus
-    );
-    layout!(f, "struct xen_sysctl_cpuinfo", CpuInfo, idletime);
-    layout!(f, "struct pm_px_val", PmPxVal, freq, residency, count);
-    offsets!(
-        f,
-        "struct xen_sysctl_get_pmstat",
-        PmStatPx,
-        kind = "type",
-        cpuid = "cpuid",
-        total = "u.getpx.total",
-        usable = "u.getpx.usable",
-        last = "u.getpx.last",
-        cur = "u.getpx.cur",
-        trans_pt = "u.getpx.trans_pt",
-        pt = "u.getpx.pt"
-    );
-    offsets!(
-        f,
-        "struct xen_sysctl_get_pmstat",
-        PmStatCx,
-        kind = "type",
-        cpuid = "cpuid",
-        nr = "u.getcx.nr",
-        last = "u.getcx.last",
-        idle_time = "u.getcx.idle_time",
-        triggers = "u.getcx.triggers",
-        residencies = "u.getcx.residencies",
-        nr_pc = "u.getcx.nr_pc",
-        nr_cc = "u.getcx.nr_cc",
-        pc = "u.getcx.pc",
-        cc = "u.getcx.cc"
-    );
+    layouts! { f,
+        struct xen_sysctl_debug_keys = DebugKeys { keys, nr_keys }
+        struct xen_sysctl_getcpuinfo = GetCpuInfo { max_cpus, info, nr_cpus }
+        struct xen_sysctl_cpuinfo = CpuInfo { idletime }
+        struct pm_px_val = PmPxVal { freq, residency, count }
+    }
+    offsets! { f,
+        struct xen_sysctl_get_pmstat = PmStatPx {
+            kind = "type", cpuid = "cpuid", total = "u.getpx.total", usable = "u.getpx.usable",
+            last = "u.getpx.last", cur = "u.getpx.cur", trans_pt = "u.getpx.trans_pt",
+            pt = "u.getpx.pt",
+        }
+        struct xen_sysctl_get_pmstat = PmStatCx {
+            kind = "type", cpuid = "cpuid", nr = "u.getcx.nr", last = "u.getcx.last",
+            idle_time = "u.getcx.idle_time", triggers = "u.getcx.triggers",
+            residencies = "u.getcx.residencies", nr_pc = "u.getcx.nr_pc", nr_cc = "u.getcx.nr_cc",
+            pc = "u.getcx.pc", cc = "u.getcx.cc",
+        }
+    }
     f.size::<PmStatCx>("struct xen_sysctl_get_pmstat");
-    offsets!(
-        f,
-        "struct xen_sysctl_pm_op",
-        PmOp,
-        cmd,
-        cpuid,
-        value = "u.get_avgfreq"
-    );
+    offsets! { f,
+        struct xen_sysctl_pm_op = PmOp { cmd, cpuid, value = "u.get_avgfreq" }
+    }
+    same! { f, GET_CPUFREQ_AVGFREQ }
     values!(
         f,
         "XEN_SYSCTL_debug_keys" = XEN_SYSCTL_DEBUG_KEYS,
@@ -1482,77 +827,26 @@ fn power(f: &mut Facts) {
         "PMSTAT_get_max_px" = PMSTAT_GET_MAX_PX,
         "PMSTAT_get_pxstat" = PMSTAT_GET_PXSTAT,
         "PMSTAT_get_cxstat" = PMSTAT_GET_CXSTAT,
-        "GET_CPUFREQ_AVGFREQ" = GET_CPUFREQ_AVGFREQ,
     );
 }
 
 fn reservations(f: &mut Facts) {
     use hypercall::*;
     use memory::*;
-    layout!(
-        f,
-        "struct xen_add_to_physmap",
-        AddToPhysmap,
-        domid,
-        size,
-        space,
-        idx,
-        gpfn
-    );
-    layout!(
-        f,
-        "struct xen_remove_from_physmap",
-        RemoveFromPhysmap,
-        domid,
-        gpfn
-    );
-    layout!(
-        f,
-        "struct xen_add_to_physmap_batch",
-        AddToPhysmapBatch,
-        domid,
-        space,
-        size,
-        foreign_domid = "u.foreign_domid",
-        idxs,
-        gpfns,
-        errs
-    );
-    layout!(
-        f,
-        "struct evtchn_alloc_unbound",
-        EvtchnAllocUnbound,
-        dom,
-        remote_dom,
-        port
-    );
-    layout!(
-        f,
-        "struct gnttab_get_version",
-        GnttabGetVersion,
-        dom,
-        version
-    );
-    layout!(
-        f,
-        "struct physdev_map_pirq",
-        PhysdevMapPirq,
-        domid,
-        kind = "type",
-        index,
-        pirq,
-        bus,
-        devfn,
-        entry_nr,
-        table_base
-    );
-    layout!(
-        f,
-        "struct physdev_unmap_pirq",
-        PhysdevUnmapPirq,
-        domid,
-        pirq
-    );
+    layouts! { f,
+        struct xen_add_to_physmap = AddToPhysmap { domid, size, space, idx, gpfn }
+        struct xen_remove_from_physmap = RemoveFromPhysmap { domid, gpfn }
+        struct xen_add_to_physmap_batch = AddToPhysmapBatch {
+            domid, space, size, foreign_domid = "u.foreign_domid", idxs, gpfns, errs,
+        }
+        struct evtchn_alloc_unbound = EvtchnAllocUnbound { dom, remote_dom, port }
+        struct gnttab_get_version = GnttabGetVersion { dom, version }
+        struct physdev_map_pirq = PhysdevMapPirq {
+            domid, kind = "type", index, pirq, bus, devfn, entry_nr, table_base,
+        }
+        struct physdev_unmap_pirq = PhysdevUnmapPirq { domid, pirq }
+    }
+    same! { f, MAP_PIRQ_TYPE_GSI, MAP_PIRQ_TYPE_MSI_SEG }
     values!(
         f,
         "__HYPERVISOR_physdev_op" = HYPERVISOR_PHYSDEV_OP,
@@ -1560,8 +854,6 @@ fn reservations(f: &mut Facts) {
         "GNTTABOP_get_version" = GNTTABOP_GET_VERSION,
         "PHYSDEVOP_map_pirq" = PHYSDEVOP_MAP_PIRQ,
         "PHYSDEVOP_unmap_pirq" = PHYSDEVOP_UNMAP_PIRQ,
-        "MAP_PIRQ_TYPE_GSI" = MAP_PIRQ_TYPE_GSI,
-        "MAP_PIRQ_TYPE_MSI_SEG" = MAP_PIRQ_TYPE_MSI_SEG,
         "XENMEM_add_to_physmap" = XENMEM_ADD_TO_PHYSMAP,
         "XENMEM_remove_from_physmap" = XENMEM_REMOVE_FROM_PHYSMAP,
         "XENMEM_add_to_physmap_batch" = XENMEM_ADD_TO_PHYSMAP_BATCH,
@@ -1577,47 +869,28 @@ fn linux() -> Facts {
     let mut f = Facts::default();
     {
         use evtchn::*;
-        values!(
-            f,
-            "IOCTL_EVTCHN_BIND_VIRQ" = IOCTL_EVTCHN_BIND_VIRQ,
-            "IOCTL_EVTCHN_BIND_INTERDOMAIN" = IOCTL_EVTCHN_BIND_INTERDOMAIN,
-            "IOCTL_EVTCHN_BIND_UNBOUND_PORT" = IOCTL_EVTCHN_BIND_UNBOUND_PORT,
-            "IOCTL_EVTCHN_UNBIND" = IOCTL_EVTCHN_UNBIND,
-            "IOCTL_EVTCHN_NOTIFY" = IOCTL_EVTCHN_NOTIFY,
-            "IOCTL_EVTCHN_RESET" = IOCTL_EVTCHN_RESET,
-            "IOCTL_EVTCHN_RESTRICT_DOMID" = IOCTL_EVTCHN_RESTRICT_DOMID,
-        );
-        layout!(f, "struct ioctl_evtchn_bind_virq", BindVirq, virq);
-        layout!(
-            f,
-            "struct ioctl_evtchn_bind_interdomain",
-            BindInterdomain,
-            remote_domain,
-            remote_port
-        );
-        layout!(
-            f,
-            "struct ioctl_evtchn_bind_unbound_port",
-            BindUnboundPort,
-            remote_domain
-        );
-        layout!(f, "struct ioctl_evtchn_unbind", Unbind, port);
-        layout!(f, "struct ioctl_evtchn_notify", Notify, port);
-        layout!(
-            f,
-            "struct ioctl_evtchn_restrict_domid",
-            RestrictDomid,
-            domid
-        );
+        same! { f,
+            IOCTL_EVTCHN_BIND_VIRQ, IOCTL_EVTCHN_BIND_INTERDOMAIN, IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+            IOCTL_EVTCHN_UNBIND, IOCTL_EVTCHN_NOTIFY, IOCTL_EVTCHN_RESET,
+            IOCTL_EVTCHN_RESTRICT_DOMID,
+        }
+        layouts! { f,
+            struct ioctl_evtchn_bind_virq = BindVirq { virq }
+            struct ioctl_evtchn_bind_interdomain = BindInterdomain { remote_domain, remote_port }
+            struct ioctl_evtchn_bind_unbound_port = BindUnboundPort { remote_domain }
+            struct ioctl_evtchn_unbind = Unbind { port }
+            struct ioctl_evtchn_notify = Notify { port }
+            struct ioctl_evtchn_restrict_domid = RestrictDomid { domid }
+        }
     }
     {
         use gntdev::*;
+        same! { f,
+            IOCTL_GNTDEV_MAP_GRANT_REF, IOCTL_GNTDEV_UNMAP_GRANT_REF, IOCTL_GNTDEV_SET_UNMAP_NOTIFY,
+            IOCTL_GNTDEV_GRANT_COPY,
+        }
         values!(
             f,
-            "IOCTL_GNTDEV_MAP_GRANT_REF" = IOCTL_GNTDEV_MAP_GRANT_REF,
-            "IOCTL_GNTDEV_UNMAP_GRANT_REF" = IOCTL_GNTDEV_UNMAP_GRANT_REF,
-            "IOCTL_GNTDEV_SET_UNMAP_NOTIFY" = IOCTL_GNTDEV_SET_UNMAP_NOTIFY,
-            "IOCTL_GNTDEV_GRANT_COPY" = IOCTL_GNTDEV_GRANT_COPY,
             "offsetof(struct gntdev_grant_copy_segment, source.foreign.ref)" =
                 offset_of!(GrantCopyForeign, gref),
             "offsetof(struct gntdev_grant_copy_segment, source.foreign.offset)" =
@@ -1625,159 +898,59 @@ fn linux() -> Facts {
             "offsetof(struct gntdev_grant_copy_segment, source.foreign.domid)" =
                 offset_of!(GrantCopyForeign, domid),
         );
-        layout!(
-            f,
-            "struct gntdev_grant_copy_segment",
-            GrantCopySegment,
-            source,
-            dest,
-            len,
-            flags,
-            status
-        );
-        layout!(
-            f,
-            "struct ioctl_gntdev_grant_copy",
-            GrantCopy,
-            count,
-            segments
-        );
-        layout!(
-            f,
-            "struct ioctl_gntdev_grant_ref",
-            GrantRefEntry,
-            domid,
-            gref = "ref"
-        );
+        layouts! { f,
+            struct gntdev_grant_copy_segment = GrantCopySegment { source, dest, len, flags, status }
+            struct ioctl_gntdev_grant_copy = GrantCopy { count, segments }
+            struct ioctl_gntdev_grant_ref = GrantRefEntry { domid, gref = "ref" }
+        }
         f.is(
             "offsetof(struct ioctl_gntdev_map_grant_ref, refs)",
             size_of::<MapGrantRefHead>() as u64,
         );
-        layout!(
-            f,
-            "struct ioctl_gntdev_unmap_grant_ref",
-            UnmapGrantRef,
-            index,
-            count,
-            pad
-        );
-        layout!(
-            f,
-            "struct ioctl_gntdev_unmap_notify",
-            UnmapNotify,
-            index,
-            action,
-            event_channel_port
-        );
+        layouts! { f,
+            struct ioctl_gntdev_unmap_grant_ref = UnmapGrantRef { index, count, pad }
+            struct ioctl_gntdev_unmap_notify = UnmapNotify { index, action, event_channel_port }
+        }
     }
     {
         use gntalloc::*;
-        values!(
-            f,
-            "IOCTL_GNTALLOC_ALLOC_GREF" = IOCTL_GNTALLOC_ALLOC_GREF,
-            "IOCTL_GNTALLOC_DEALLOC_GREF" = IOCTL_GNTALLOC_DEALLOC_GREF,
-            "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY" = IOCTL_GNTALLOC_SET_UNMAP_NOTIFY,
-        );
+        same! { f,
+            IOCTL_GNTALLOC_ALLOC_GREF, IOCTL_GNTALLOC_DEALLOC_GREF, IOCTL_GNTALLOC_SET_UNMAP_NOTIFY,
+        }
         f.size::<AllocGref>("struct ioctl_gntalloc_alloc_gref");
-        offsets!(f, "struct ioctl_gntalloc_alloc_gref", AllocGref, gref_ids);
-        layout!(
-            f,
-            "struct ioctl_gntalloc_dealloc_gref",
-            DeallocGref,
-            index,
-            count
-        );
-        layout!(
-            f,
-            "struct ioctl_gntalloc_unmap_notify",
-            UnmapNotify,
-            index,
-            action,
-            event_channel_port
-        );
+        offsets! { f,
+            struct ioctl_gntalloc_alloc_gref = AllocGref { gref_ids }
+        }
+        layouts! { f,
+            struct ioctl_gntalloc_dealloc_gref = DeallocGref { index, count }
+            struct ioctl_gntalloc_unmap_notify = UnmapNotify { index, action, event_channel_port }
+        }
     }
     {
         use privcmd::*;
-        values!(
-            f,
-            "IOCTL_PRIVCMD_HYPERCALL" = IOCTL_PRIVCMD_HYPERCALL,
-            "IOCTL_PRIVCMD_DM_OP" = IOCTL_PRIVCMD_DM_OP,
-            "IOCTL_PRIVCMD_RESTRICT" = IOCTL_PRIVCMD_RESTRICT,
-            "IOCTL_PRIVCMD_MMAPBATCH_V2" = IOCTL_PRIVCMD_MMAPBATCH_V2,
-            "IOCTL_PRIVCMD_MMAP_RESOURCE" = IOCTL_PRIVCMD_MMAP_RESOURCE,
-        );
-        f.guard = Some("IOCTL_PRIVCMD_IOEVENTFD");
-        values!(
-            f,
-            "IOCTL_PRIVCMD_IRQFD" = IOCTL_PRIVCMD_IRQFD,
-            "IOCTL_PRIVCMD_IOEVENTFD" = IOCTL_PRIVCMD_IOEVENTFD,
-            "PRIVCMD_IRQFD_FLAG_DEASSIGN" = PRIVCMD_IRQFD_FLAG_DEASSIGN,
-            "PRIVCMD_IOEVENTFD_FLAG_DEASSIGN" = PRIVCMD_IOEVENTFD_FLAG_DEASSIGN,
-        );
-        layout!(
-            f,
-            "struct privcmd_irqfd",
-            IrqFd,
-            dm_op,
-            size,
-            fd,
-            flags,
-            dom,
-            pad
-        );
-        layout!(
-            f,
-            "struct privcmd_ioeventfd",
-            IoEventFd,
-            ioreq,
-            ports,
-            addr,
-            addr_len,
-            event_fd,
-            vcpus,
-            vq,
-            flags,
-            dom,
-            pad
-        );
+        same! { f,
+            IOCTL_PRIVCMD_HYPERCALL, IOCTL_PRIVCMD_DM_OP, IOCTL_PRIVCMD_RESTRICT,
+            IOCTL_PRIVCMD_MMAPBATCH_V2, IOCTL_PRIVCMD_MMAP_RESOURCE,
+        }
+        f.guard = Some("defined(IOCTL_PRIVCMD_IOEVENTFD)");
+        same! { f,
+            IOCTL_PRIVCMD_IRQFD, IOCTL_PRIVCMD_IOEVENTFD, PRIVCMD_IRQFD_FLAG_DEASSIGN,
+            PRIVCMD_IOEVENTFD_FLAG_DEASSIGN,
+        }
+        layouts! { f,
+            struct privcmd_irqfd = IrqFd { dm_op, size, fd, flags, dom, pad }
+            struct privcmd_ioeventfd = IoEventFd {
+                ioreq, ports, addr, addr_len, event_fd, vcpus, vq, flags, dom, pad,
+            }
+        }
         f.guard = None;
-        layout!(f, "struct privcmd_hypercall", Hypercall, op, arg);
-        layout!(
-            f,
-            "struct privcmd_dm_op",
-            DmOp,
-            domid = "dom",
-            count = "num",
-            buffers = "ubufs"
-        );
-        layout!(
-            f,
-            "struct privcmd_mmapbatch_v2",
-            MmapBatchV2,
-            num,
-            dom,
-            addr,
-            arr,
-            err
-        );
-        layout!(
-            f,
-            "struct privcmd_mmap_resource",
-            MmapResource,
-            dom,
-            kind = "type",
-            id,
-            idx,
-            num,
-            addr
-        );
-        layout!(
-            f,
-            "struct privcmd_dm_op_buf",
-            DmOpBuffer,
-            address = "uptr",
-            size
-        );
+        layouts! { f,
+            struct privcmd_hypercall = Hypercall { op, arg }
+            struct privcmd_dm_op = DmOp { domid = "dom", count = "num", buffers = "ubufs" }
+            struct privcmd_mmapbatch_v2 = MmapBatchV2 { num, dom, addr, arr, err }
+            struct privcmd_mmap_resource = MmapResource { dom, kind = "type", id, idx, num, addr }
+            struct privcmd_dm_op_buf = DmOpBuffer { address = "uptr", size }
+        }
     }
     f
 }
