@@ -33,6 +33,12 @@
 //! * [`Error::Os`] with Xen's errno: `EINVAL` for what it does not accept (a PV domain included).
 //!
 //! None of them waits for the guest.
+//!
+//! [`Error::NoDomain`]: crate::Error::NoDomain
+//! [`Error::NotPermitted`]: crate::Error::NotPermitted
+//! [`Error::Unsupported`]: crate::Error::Unsupported
+//! [`Error::LimitReached`]: crate::Error::LimitReached
+//! [`Error::Os`]: crate::Error::Os
 
 mod eventfd;
 mod server;
@@ -52,7 +58,7 @@ pub use self::types::{
 use crate::abi::dm_op as abi;
 use crate::ioctl::privcmd::DmOpBody;
 use crate::privcmd::{Guest, Privcmd, RestrictedPrivcmd, ShutdownReason};
-use crate::{DomId, Error, PciFunction, Result, Xen};
+use crate::{DomId, PciFunction, Result, Xen};
 
 /// The device model of one guest. Clones are the same open file.
 ///
@@ -97,7 +103,7 @@ impl DeviceModel {
     ///
     /// # Errors
     ///
-    /// See [the module](self); [`Error::Unsupported`] before Xen 4.13.
+    /// See [the module](self); [`Error::Unsupported`](crate::Error::Unsupported) before Xen 4.13.
     #[doc(alias = "xendevicemodel_nr_vcpus")]
     #[doc(alias = "XEN_DMOP_nr_vcpus")]
     pub fn vcpus(&self) -> Result<u32> {
@@ -167,7 +173,7 @@ impl DeviceModel {
     ///
     /// # Errors
     ///
-    /// See [the module](self); [`Error::Unsupported`] on x86.
+    /// See [the module](self); [`Error::Unsupported`](crate::Error::Unsupported) on x86.
     #[doc(alias = "xendevicemodel_set_irq_level")]
     #[doc(alias = "XEN_DMOP_set_irq_level")]
     pub fn set_irq_level(&self, irq: u32, level: Level) -> Result<()> {
@@ -220,8 +226,8 @@ impl DeviceModel {
     ///
     /// # Errors
     ///
-    /// See [the module](self); [`Error::LimitReached`] for more than 32,768 pages unless the
-    /// kernel's limit was raised.
+    /// See [the module](self); [`Error::LimitReached`](crate::Error::LimitReached) for more than
+    /// 32,768 pages unless the kernel's limit was raised.
     #[doc(alias = "xendevicemodel_track_dirty_vram")]
     #[doc(alias = "XEN_DMOP_track_dirty_vram")]
     pub fn track_dirty_vram(&self, range: FrameRange) -> Result<DirtyPages> {
@@ -245,15 +251,16 @@ impl DeviceModel {
             pad: 0,
             first_pfn: range.first,
         };
-        self.privcmd.dm_op(body, bitmap).0
+        self.privcmd.dm_op(body, bitmap).map(drop)
     }
 
     /// Declares pages that the device model wrote to, for whoever saves or migrates the guest.
     ///
     /// # Errors
     ///
-    /// See [the module](self). [`Error::Invalid`] names the first frame of a range that Xen
-    /// refused; those before it may have been declared, those behind it were not.
+    /// See [the module](self); `EINVAL` for a range that is empty or reaches beyond the guest's
+    /// memory. Which one it was is not reported: Xen writes that back only when it succeeds. Some
+    /// of the others may have been declared.
     #[doc(alias = "xendevicemodel_modified_memory")]
     #[doc(alias = "xendevicemodel_modified_memory_bulk")]
     #[doc(alias = "XEN_DMOP_modified_memory")]
@@ -269,8 +276,7 @@ impl DeviceModel {
                 nr_extents: extents.len() as u32,
                 opaque: 0,
             };
-            let (done, body) = self.privcmd.dm_op(body, extents.as_mut_bytes());
-            done.map_err(|error| modified_error(error, body, ranges))?;
+            self.privcmd.dm_op(body, extents.as_mut_bytes())?;
         }
         Ok(())
     }
@@ -311,7 +317,7 @@ impl DeviceModel {
     ///
     /// # Errors
     ///
-    /// See [the module](self); [`Error::Invalid`] for no frames.
+    /// See [the module](self); [`Error::Invalid`](crate::Error::Invalid) for no frames.
     #[doc(alias = "xendevicemodel_pin_memory_cacheattr")]
     #[doc(alias = "XEN_DMOP_pin_memory_cacheattr")]
     pub fn pin_memory_cacheattr(
@@ -343,29 +349,12 @@ impl DeviceModel {
 
     /// An operation without a second buffer; returns the body as Xen left it.
     fn ask<B: DmOpBody>(&self, body: B) -> Result<B> {
-        let (done, body) = self.privcmd.dm_op(body, &mut []);
-        done.map(|()| body)
+        self.privcmd.dm_op(body, &mut [])
     }
 
     /// An operation without an answer.
     fn tell<B: DmOpBody>(&self, body: B) -> Result<()> {
         self.ask(body).map(drop)
-    }
-}
-
-/// The error of `modified_memory`, naming the extent that Xen counted to, if it did.
-fn modified_error(error: Error, body: abi::ModifiedMemory, ranges: &[FrameRange]) -> Error {
-    let Some(libc::EINVAL) = error.errno() else {
-        return error;
-    };
-    let failed = (body.nr_extents as usize).checked_sub(1);
-    match failed.and_then(|at| ranges.get(at)) {
-        Some(range) => Error::Invalid {
-            op: abi::ModifiedMemory::NAME,
-            what: "a range's first frame",
-            value: range.first,
-        },
-        None => error,
     }
 }
 

@@ -245,13 +245,13 @@ impl RestrictedPrivcmd {
     /// [`Error::NotPermitted`] if this is not its device model; [`Error::NoDomain`].
     pub fn crash(&self) -> Result<()> {
         let reason = SHUTDOWN_CRASH;
-        self.dm_op(RemoteShutdown { reason }, &mut []).0
+        self.dm_op(RemoteShutdown { reason }, &mut []).map(drop)
     }
 
     /// Makes a device-model operation on the domain, as [`PrivCmd::dm_op`].
-    pub(crate) fn dm_op<B: DmOpBody>(&self, body: B, second: &mut [u8]) -> (Result<()>, B) {
-        let (done, body) = self.backend.dm_op(self.domain, body, second);
-        (done.map_err(|e| e.about(self.domain)), body)
+    pub(crate) fn dm_op<B: DmOpBody>(&self, body: B, second: &mut [u8]) -> Result<B> {
+        let done = self.backend.dm_op(self.domain, body, second);
+        done.map_err(|e| e.about(self.domain))
     }
 
     /// The device, for what a simulated host does not do.

@@ -169,7 +169,7 @@ bodies! {
     /// Declares pages written to by the device model; the extents are in a second buffer.
     XEN_DMOP_MODIFIED_MEMORY = 11, "XEN_DMOP_modified_memory":
     ModifiedMemory, "xen_dm_op_modified_memory" {
-        /// In: extents; out: 1 + the number of the one that failed.
+        /// In: extents; out: of no use, since Xen writes it back only when it succeeds.
         nr_extents: u32,
         /// Zero.
         opaque: u32,

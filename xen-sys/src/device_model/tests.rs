@@ -1,7 +1,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::{DevRoot, PAGE_SIZE};
+use crate::{DevRoot, Error, PAGE_SIZE};
 
 /// A device model whose privcmd is /dev/null, as on a kernel without any of its requests. The
 /// kernel restricts no such file, so it is made without.
@@ -105,30 +105,6 @@ fn dirty_pages_are_counted_from_the_first_frame() {
     pages.bitmap_mut().copy_from_slice(&[0b1000_0001, 0xff]);
     let frames: Vec<u64> = pages.frames().collect();
     assert_eq!(frames, [0xf0000, 0xf0007, 0xf0008, 0xf0009, 0xf000a]);
-}
-
-#[test]
-fn the_range_that_xen_refused_is_named() {
-    let range = |first| FrameRange { first, count: 1 };
-    let ranges = [range(7), range(8)];
-    let error = |nr_extents, errno| {
-        let source = std::io::Error::from_raw_os_error(errno);
-        let body = abi::ModifiedMemory {
-            nr_extents,
-            opaque: 0,
-        };
-        modified_error(Error::os("XEN_DMOP_modified_memory", source), body, &ranges)
-    };
-    let refused = error(2, libc::EINVAL);
-    assert!(
-        matches!(refused, Error::Invalid { value: 8, .. }),
-        "{refused}"
-    );
-    // Numbers that are none of ours, and another error.
-    for (extents, errno) in [(0, libc::EINVAL), (3, libc::EINVAL), (1, libc::ENOENT)] {
-        let refused = error(extents, errno);
-        assert_eq!(refused.errno(), Some(errno), "{extents}");
-    }
 }
 
 #[test]

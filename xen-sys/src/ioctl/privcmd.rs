@@ -1355,14 +1355,13 @@ impl PrivCmd {
     /// # Errors
     ///
     /// The hypercall's errno or the driver's: `EPERM` from a file restricted to another domain,
-    /// `E2BIG` for a buffer longer than the driver's limit. The body is in the error's place all
-    /// the same, since one operation says there what failed.
+    /// `E2BIG` for a buffer longer than the driver's limit.
     pub(crate) fn dm_op<B: DmOpBody>(
         &self,
         domain: DomId,
         body: B,
         second: &mut [u8],
-    ) -> (Result<()>, B) {
+    ) -> Result<B> {
         let mut argument = DmOpArgument::new(B::COMMAND, &body);
         let buffers = [
             privcmd::DmOpBuffer {
@@ -1386,15 +1385,15 @@ impl PrivCmd {
         // borrowed mutably to the end of the call and of types of which any bytes are a value.
         // Xen reads and writes those bytes and no others of this process: by the contract of
         // `DmOpBody` it takes nothing in them for an address of the caller's.
-        let done = unsafe {
+        unsafe {
             ioctl(
                 self.0.file.as_fd(),
                 B::NAME,
                 privcmd::IOCTL_PRIVCMD_DM_OP,
                 ptr::from_mut(&mut call).cast(),
             )
-        };
-        (done.map(drop), argument.body().unwrap_or(body))
+        }?;
+        Ok(argument.body().unwrap_or(body))
     }
 
     /// Has the kernel make the device-model operation `argument` on `domain` each time `event` is
@@ -1768,7 +1767,7 @@ mod tests {
         }
         std::fs::remove_dir_all(&dir).unwrap();
         let body = dm_op::RemoteShutdown { reason: 3 };
-        let (done, _) = same.unwrap().dm_op(DomId::DOM0, body, &mut []);
+        let done = same.unwrap().dm_op(DomId::DOM0, body, &mut []);
         assert_eq!(done.unwrap_err().errno(), Some(libc::ENOTTY));
     }
 

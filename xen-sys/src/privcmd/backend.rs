@@ -418,7 +418,7 @@ impl Backend {
         domain: DomId,
         body: B,
         second: &mut [u8],
-    ) -> (Result<()>, B) {
+    ) -> Result<B> {
         match (&self.dev, self.xen.host()) {
             (Device::Real(dev), _) => dev.dm_op(domain, body, second),
             #[cfg(feature = "sim")]
@@ -426,17 +426,12 @@ impl Backend {
                 let argument = dm_op::DmOpArgument::new(B::COMMAND, &body);
                 let call = crate::abi::hypercall::HYPERVISOR_DM_OP;
                 let (bytes, domain) = (argument.as_bytes(), u64::from(domain.as_u16()));
-                match client.hypercall(B::NAME, call, domain, bytes, bytes.len()) {
-                    Ok((_, bytes)) => {
-                        let answer = dm_op::DmOpArgument::read_from_prefix(&bytes);
-                        let body = answer.map_or(body, |(a, _)| a.body().unwrap_or(body));
-                        (Ok(()), body)
-                    }
-                    Err(error) => (Err(error), body),
-                }
+                let (_, bytes) = client.hypercall(B::NAME, call, domain, bytes, bytes.len())?;
+                let answer = dm_op::DmOpArgument::read_from_prefix(&bytes);
+                Ok(answer.map_or(body, |(a, _)| a.body().unwrap_or(body)))
             }
             #[allow(unreachable_patterns)]
-            _ => (Err(Error::Unsupported { op: B::NAME }), body),
+            _ => Err(Error::Unsupported { op: B::NAME }),
         }
     }
 
