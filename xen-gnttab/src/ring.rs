@@ -40,7 +40,7 @@
 //! # Notifications
 //!
 //! Each end writes the index at whose entry it wants an event. [`arm`](FrontRing::arm) writes it
-//! and looks once more, so that what the peer publishes in between is not missed; `publish` says
+//! and looks once more, so that what the peer publishes in between is not missed; `publish` returns
 //! whether the peer asked for one. `arm(n)` lets the peer publish `n - 1` entries without an event.
 //!
 //! # What the peer can do
@@ -62,7 +62,7 @@ use crate::{Region, RegionError, Word};
 /// Bytes before the first entry.
 pub const HEADER: usize = 64;
 
-/// What a request or a response can be: plain data of any bytes.
+/// A request or a response: plain data, of which any bytes are a value.
 pub trait Entry: FromBytes + IntoBytes + Immutable {}
 
 impl<T: FromBytes + IntoBytes + Immutable> Entry for T {}
@@ -71,7 +71,8 @@ impl<T: FromBytes + IntoBytes + Immutable> Entry for T {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
-    /// The peer's index is further from ours than it can be. All as used, the peer's read once.
+    /// The peer's index is further from ours than it can be. The values that were checked, each
+    /// read once.
     #[error("the peer broke its ring: its index is {theirs}, {at_most} at most after {ours}")]
     Index {
         /// The index that the peer has published.
@@ -90,7 +91,7 @@ pub enum RingError {
     Full,
 }
 
-/// What both ends have: the page, taken apart, and an index of either direction.
+/// Either end: the page, taken apart, and an index of either direction.
 #[derive(Debug)]
 struct Half {
     entries: Region,
@@ -159,7 +160,7 @@ impl Half {
     /// Looks at the peer's index, of which there can be `at_most` entries after `cons`.
     fn look(&mut self, at_most: u32) -> Result<u32, RingError> {
         self.check()?;
-        // Acquire: the entries are not read before the index that says that they are there.
+        // Acquire: the entries are not read before the index that publishes them.
         let theirs = self.their_prod.load(Ordering::Acquire);
         let ahead = theirs.wrapping_sub(self.cons);
         // An index that went back is one that is too far ahead, or hides what was seen already.
@@ -180,13 +181,17 @@ impl Half {
         (index & (self.count - 1)) as usize * self.size
     }
 
-    /// Copies the next entry out, of those that were seen.
-    fn take<T: Entry>(&mut self) -> Result<T, RingError> {
+    /// Copies the peer's next entry out, of which there can be `at_most`; `None` if there is none.
+    fn poll<T: Entry>(&mut self, at_most: u32) -> Result<Option<T>, RingError> {
+        self.check()?;
+        if self.seen == self.cons && self.look(at_most)? == 0 {
+            return Ok(None);
+        }
         let mut entry = T::new_zeroed();
         let offset = self.offset(self.cons);
         self.entries.copy_out(offset, entry.as_mut_bytes())?;
         self.cons = self.cons.wrapping_add(1);
-        Ok(entry)
+        Ok(Some(entry))
     }
 
     fn put<T: Entry>(&mut self, entry: &T) -> Result<(), RingError> {
@@ -203,10 +208,11 @@ impl Half {
         if new == 0 {
             return Ok(false);
         }
-        // Release: the entries are written before the index that says so.
+        // Release: the entries are written before the index that publishes them.
         self.our_prod.store(self.prod, Ordering::Release);
         self.published = self.prod;
-        // Against the one in `arm`: either the peer sees the index, or this sees its wish.
+        // Pairs with the one in `arm`: either the peer sees the index, or this sees its request for
+        // an event.
         fence(Ordering::SeqCst);
         let event = self.their_event.load(Ordering::Relaxed);
         Ok(self.prod.wrapping_sub(event) < new)
@@ -217,6 +223,7 @@ impl Half {
         self.check()?;
         let event = self.cons.wrapping_add(nth.clamp(1, self.count));
         self.our_event.store(event, Ordering::Relaxed);
+        // Pairs with the one in `publish`.
         fence(Ordering::SeqCst);
         Ok(self.look(at_most)? > 0)
     }
@@ -297,11 +304,7 @@ impl<Q: Entry, S: Entry> FrontRing<Q, S> {
     /// [`RingError::Index`]: the backend broke the ring.
     #[doc(alias = "RING_COPY_RESPONSE")]
     pub fn poll_response(&mut self) -> Result<Option<S>, RingError> {
-        self.half.check()?;
-        if self.half.seen == self.half.cons && self.half.look(self.unanswered())? == 0 {
-            return Ok(None);
-        }
-        self.half.take().map(Some)
+        self.half.poll(self.unanswered())
     }
 
     /// Asks for an event at the `nth` response from here on (1: the next one), and returns whether
@@ -315,7 +318,7 @@ impl<Q: Entry, S: Entry> FrontRing<Q, S> {
         self.half.arm(nth, self.unanswered())
     }
 
-    /// How many responses there can be: none to a request that was not published.
+    /// Responses that there can be: none to a request that was not published.
     fn unanswered(&self) -> u32 {
         self.half.published.wrapping_sub(self.half.cons)
     }
@@ -370,11 +373,7 @@ impl<Q: Entry, S: Entry> BackRing<Q, S> {
     #[doc(alias = "RING_COPY_REQUEST")]
     #[doc(alias = "RING_REQUEST_PROD_OVERFLOW")]
     pub fn poll_request(&mut self) -> Result<Option<Q>, RingError> {
-        self.half.check()?;
-        if self.half.seen == self.half.cons && self.half.look(self.open())? == 0 {
-            return Ok(None);
-        }
-        self.half.take().map(Some)
+        self.half.poll(self.open())
     }
 
     /// Writes the response to one of the requests that were taken; in which order is the backend's
@@ -414,7 +413,7 @@ impl<Q: Entry, S: Entry> BackRing<Q, S> {
         self.half.arm(nth, self.open())
     }
 
-    /// How many requests there can be: those that have no published response fill the ring at most.
+    /// Requests that there can be: those without a published response fill the ring at most.
     fn open(&self) -> u32 {
         self.half.count - self.half.cons.wrapping_sub(self.half.published)
     }

@@ -124,7 +124,10 @@ fn a_full_ring_takes_no_request_and_no_response_comes_without_one() {
 
 #[test]
 fn a_second_backend_takes_what_the_first_left_without_a_response() {
-    let (mut front, mut back, _) = ends(5);
+    let pages = Region::heap(HEADER + 12 * 11);
+    let (first, second) = (twin(&pages), twin(&pages));
+    let mut front = Front::new(pages).unwrap();
+    let mut back = Back::attach(first).unwrap();
     for n in 0..4 {
         front.push_request(&request(n)).unwrap();
     }
@@ -134,11 +137,29 @@ fn a_second_backend_takes_what_the_first_left_without_a_response() {
     }
     back.push_response(&[0; 8]).unwrap();
     back.publish().unwrap();
-    // As `attach` does with the same page.
-    let half = &mut back.half;
-    let own = half.our_prod.load(Ordering::Acquire);
-    (half.prod, half.published, half.cons, half.seen) = (own, own, own, own);
-    assert_eq!(back.poll_request(), Ok(Some(request(1))));
+    let mut back = Back::attach(second).unwrap();
+    for n in 1..4 {
+        assert_eq!(back.poll_request(), Ok(Some(request(n))));
+    }
+    assert_eq!(back.poll_request(), Ok(None));
+    back.push_response(&[1; 8]).unwrap();
+    back.publish().unwrap();
+    let responses = std::iter::from_fn(|| front.poll_response().unwrap());
+    assert_eq!(responses.collect::<Vec<_>>(), [[0; 8], [1; 8]]);
+}
+
+#[test]
+fn a_second_backend_is_not_given_more_requests_than_the_ring_holds() {
+    let pages = Region::heap(HEADER + 12 * 11);
+    let words: Words<AtomicU32> = twin(&pages).take_words(4).unwrap();
+    words[RSP_PROD].store(7, Ordering::Relaxed);
+    words[REQ_PROD].store(8 + COUNT, Ordering::Relaxed);
+    let error = RingError::Index {
+        theirs: 8 + COUNT,
+        ours: 7,
+        at_most: COUNT,
+    };
+    assert_eq!(Back::attach(pages).unwrap_err(), error);
 }
 
 #[test]
@@ -146,7 +167,8 @@ fn an_index_that_cannot_be_is_an_error_with_its_numbers_forever() {
     let (mut front, mut back, words) = ends(100);
     front.push_request(&request(0)).unwrap();
     front.publish().unwrap();
-    // A response to a request that was never published.
+    // A response to a request that was written and never published.
+    front.push_request(&request(1)).unwrap();
     words[RSP_PROD].store(102, Ordering::Relaxed);
     let error = RingError::Index {
         theirs: 102,
@@ -290,10 +312,12 @@ proptest! {
     }
 
     #[test]
-    fn an_event_comes_at_the_entry_that_was_asked_for(nth in 1u32..=COUNT, start: u32) {
+    fn an_event_comes_at_the_entry_that_was_asked_for(nth in 0..=2 * COUNT, start: u32) {
         let (mut front, mut back, _) = ends(start);
         prop_assert!(!back.arm(nth).unwrap());
         prop_assert!(!front.arm(nth).unwrap());
+        // Never at none, which would be an end that sleeps forever.
+        let nth = nth.clamp(1, COUNT);
         for n in 1..=COUNT {
             front.push_request(&request(0)).unwrap();
             prop_assert_eq!(front.publish().unwrap(), n == nth);
