@@ -2,7 +2,7 @@
 //!
 //! Xen keeps both pointers small: when the read pointer has passed the last slot, it takes the same
 //! multiple of 511 from both, in one step. So this side adds to the read pointer instead of storing
-//! it, and knows by itself only the slot.
+//! it, and keeps only the slot in private memory.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -31,14 +31,8 @@ impl Ring {
             slot: 0,
             failed: false,
         };
-        ring.slot = ring.load(READ) % SLOTS;
+        ring.slot = load(&ring.words, READ) % SLOTS;
         ring
-    }
-
-    /// One word, loaded once.
-    fn load(&self, word: usize) -> u32 {
-        let word = self.words.get(word);
-        word.map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     /// The next request.
@@ -46,13 +40,18 @@ impl Ring {
         if self.failed {
             return Ok(None);
         }
-        let request = self.take();
+        let request = self.take(load);
         self.failed = request.is_err();
         request
     }
 
-    fn take(&mut self) -> Result<Option<Request>, IoreqError> {
-        let (read, write) = pointers(|word| self.load(word));
+    /// Takes the next request; `load` loads each word, once.
+    fn take(
+        &mut self,
+        mut load: impl FnMut(&[AtomicU32], usize) -> u32,
+    ) -> Result<Option<Request>, IoreqError> {
+        let mut load = |word| load(&self.words, word);
+        let (read, write) = pointers(&mut load);
         let impossible = IoreqError::Pointers {
             slot: self.slot,
             read,
@@ -66,8 +65,8 @@ impl Ring {
             return Ok(None);
         }
         let at = |slot: u32| FIRST + 2 * slot as usize;
-        let head = BufferedHead(self.load(at(self.slot)));
-        let mut data = u64::from(self.load(at(self.slot) + 1));
+        let head = BufferedHead(load(at(self.slot)));
+        let mut data = u64::from(load(at(self.slot) + 1));
         let size = head.size();
         let slots = if size == 8 { 2 } else { 1 };
         if slots > there {
@@ -75,7 +74,7 @@ impl Ring {
         }
         if slots == 2 {
             let second = at((self.slot + 1) % SLOTS);
-            data |= u64::from(self.load(second + 1)) << 32;
+            data |= u64::from(load(second + 1)) << 32;
         }
         let kind = head.kind();
         let space = Space::of(kind).ok_or(IoreqError::Kind { vcpu: None, kind })?;
@@ -99,6 +98,12 @@ impl Ring {
     }
 }
 
+/// One word, loaded once.
+fn load(words: &[AtomicU32], word: usize) -> u32 {
+    let word = words.get(word);
+    word.map_or(0, |word| word.load(Ordering::Acquire))
+}
+
 /// Both pointers of one moment.
 fn pointers(mut load: impl FnMut(usize) -> u32) -> (u32, u32) {
     let (read, write) = (load(READ), load(WRITE));
@@ -112,6 +117,35 @@ fn pointers(mut load: impl FnMut(usize) -> u32) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Region;
+
+    #[test]
+    fn the_read_pointer_that_xen_reduces_while_a_request_is_read_stays_small() {
+        // A request of two slots, at each load of which Xen may reduce both pointers.
+        for reduced_at in 0..6 {
+            let mut page = Region::heap(xen_sys::PAGE_SIZE);
+            let words = page.take_words::<AtomicU32>(xen_sys::PAGE_SIZE / 4);
+            let words = words.unwrap();
+            words[READ].store(SLOTS + 3, Ordering::Relaxed);
+            words[WRITE].store(SLOTS + 10, Ordering::Relaxed);
+            let head = u32::from(abi::IOREQ_TYPE_COPY) | 3 << 10;
+            words[FIRST + 2 * 3].store(head, Ordering::Relaxed);
+            let mut ring = Ring::new(words);
+            let mut loads = 0;
+            let request = ring.take(|words, word| {
+                if loads == reduced_at {
+                    words[READ].fetch_sub(SLOTS, Ordering::Relaxed);
+                    words[WRITE].fetch_sub(SLOTS, Ordering::Relaxed);
+                }
+                loads += 1;
+                load(words, word)
+            });
+            assert!(matches!(request, Ok(Some(_))), "{reduced_at}: {request:?}");
+            assert!(loads > reduced_at, "{loads} loads");
+            let pointers = (load(&ring.words, READ), load(&ring.words, WRITE));
+            assert_eq!(pointers, (5, 10), "{reduced_at}");
+        }
+    }
 
     #[test]
     fn pointers_that_xen_reduces_meanwhile_are_of_one_moment() {
