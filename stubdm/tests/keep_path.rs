@@ -7,14 +7,21 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// A host's folder with a launcher, and a QEMU behind it that repeats what it is told.
+/// A host's folder with a launcher, and a QEMU behind it that repeats its input.
 struct Host {
     dir: TempDir,
+}
+
+/// Copies a program that this process executes later. A process of its own writes it: a descriptor
+/// of ours, inherited by another test's child, would make it busy (`ETXTBSY`).
+fn copy(from: &str, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "{from}");
 }
 
 /// A QEMU of its own mount namespace's host. It ends with its input.
@@ -24,9 +31,16 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let host = Self { dir };
-        symlink(env!("CARGO_BIN_EXE_stubdm-run"), host.place()).unwrap();
-        fs::copy("/bin/cat", host.real()).unwrap();
+        // `start-stop-daemon` stops each process whose executable is the one file at the launcher's
+        // path. With a file of its own, a host reaches no other test's processes.
+        copy(env!("CARGO_BIN_EXE_stubdm-run"), &host.launcher());
+        symlink("stubdm-run", host.place()).unwrap();
+        copy("/bin/cat", &host.real());
         host
+    }
+
+    fn launcher(&self) -> PathBuf {
+        self.dir.path().join("stubdm-run")
     }
 
     fn place(&self) -> PathBuf {
@@ -65,7 +79,7 @@ impl Host {
         qemu
     }
 
-    /// What dpkg's `start-stop-daemon` finds by the launcher's path, and does to it.
+    /// Stops what dpkg's `start-stop-daemon` finds by the launcher's path, and returns its report.
     fn stopped_by_path(&self) -> String {
         let output = Command::new("start-stop-daemon")
             .args(["--stop", "--oknodo", "--verbose", "--exec"])
@@ -106,14 +120,10 @@ fn dom0s_qemu_is_found_and_stopped_by_the_path_it_had() {
 #[test]
 fn an_upgrade_of_the_launcher_keeps_the_path_of_a_running_qemu() {
     let host = Host::new();
-    let target = host.dir.path().join("stubdm-run");
-    for file in [&target, &host.dir.path().join("new")] {
-        fs::copy(env!("CARGO_BIN_EXE_stubdm-run"), file).unwrap();
-    }
-    fs::remove_file(host.place()).unwrap();
-    symlink("stubdm-run", host.place()).unwrap();
+    let new = host.dir.path().join("new");
+    copy(env!("CARGO_BIN_EXE_stubdm-run"), &new);
     let qemu = host.start("shared");
-    fs::rename(host.dir.path().join("new"), target).unwrap();
+    fs::rename(new, host.launcher()).unwrap();
     assert_eq!(qemu.path(), host.place());
 }
 
@@ -133,8 +143,7 @@ fn the_launchers_place_is_untouched_for_others() {
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    let launcher = env!("CARGO_BIN_EXE_stubdm-run");
-    assert_eq!(said, format!("{launcher}\n0\n"));
+    assert_eq!(said, "stubdm-run\n0\n");
 }
 
 #[test]

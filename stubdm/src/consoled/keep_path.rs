@@ -22,7 +22,7 @@ use nix::sys::stat::Mode;
 
 use crate::rt::error::{Context, Failure, Result};
 
-/// What this process has mounted.
+/// The list of this process's mounts.
 pub const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// Returns whether mounts on the root reach other namespaces, by the text of [`MOUNTS`]. A line of
