@@ -1,7 +1,19 @@
 //! Event channels for tokio: feature `tokio`.
 //!
-//! [`EventChannels`] waits for any port of a set, [`AsyncPort`] for one. Both may be used on one set
-//! at once, by any number of tasks: whichever task looks hands each event to whom it is for.
+//! [`EventChannels`] waits for any port of a set, [`AsyncPort`] for one. Both may be used on one
+//! set at once, by any number of tasks. One of the futures that wait reads the descriptor and hands
+//! each event to the port or set that it is for.
+//!
+//! # A future that is not polled
+//!
+//! A wait that is cancelled loses nothing: another one reads from then on. A wait that is kept but
+//! **not polled** holds up every other wait on the set, as a future that holds a
+//! [`tokio::sync::Mutex`](::tokio::sync::Mutex) does. Examples are a wait that `select!` polls by
+//! reference while a branch's body waits for another port, and a wait in a runtime that does not
+//! run. So await it, spawn it or drop it.
+//!
+//! Wake-ups come from the runtime in which the set was [created](EventChannels::new). Tasks of
+//! other runtimes may wait too, while that one runs.
 //!
 //! ```
 //! # async fn serve(
@@ -60,7 +72,7 @@ struct Inner {
     ready: AsyncFd<OwnedFd>,
     channels: crate::EventChannels,
     /// Held by the one task that waits for the descriptor; the others wait for it, or for their
-    /// events. So an event wakes two tasks at most, however many there are.
+    /// events. So an event wakes the tasks that wait for it and at most one more.
     leader: AsyncMutex<()>,
     state: Mutex<State>,
     /// Changes with each port that is added to `State::others`.
@@ -71,7 +83,7 @@ struct Inner {
 struct State {
     /// The number of events so far of each port that is an [`AsyncPort`].
     ports: BTreeMap<Port, watch::Sender<u64>>,
-    /// Pending ports that are none, each once. They are masked, so each is bound here.
+    /// Pending ports that are none, each once: no more than there are ports.
     others: VecDeque<Port>,
 }
 
@@ -183,7 +195,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `found` returns something. `changes` is told whenever that may have come to be.
+    /// Waits until `found` returns something. Each change of what it returns sends to `changes`.
     async fn until<S, T>(
         &self,
         changes: &watch::Sender<S>,
@@ -269,7 +281,7 @@ impl AsyncPort {
     /// [unmask](Self::unmask) it, and look at the shared state after that. Cancelling loses no
     /// event.
     ///
-    /// For one task. Several that wait for the same port each use [`wait_past`](Self::wait_past).
+    /// For one task. If several wait for the same port, each uses [`wait_past`](Self::wait_past).
     ///
     /// # Errors
     ///

@@ -232,6 +232,33 @@ async fn after_an_overflow_a_reset_and_a_look_at_every_port_go_on() {
     assert_eq!(soon(world.ours.wait()).await, other.port());
 }
 
+#[test]
+fn a_task_of_another_runtime_waits_until_that_of_the_set_ends() {
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut world = threads.block_on(async { world(1) });
+    let port = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    let other = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    other.block_on(async {
+        let mut waits = Box::pin(port.wait());
+        assert!(timeout(Duration::ZERO, waits.as_mut()).await.is_err());
+        world.peers[0].notify().unwrap();
+        soon(waits).await;
+        port.unmask().unwrap();
+        let mut waits = Box::pin(port.wait());
+        assert!(timeout(Duration::ZERO, waits.as_mut()).await.is_err());
+        threads.shutdown_background();
+        let ended = timeout(STUCK, waits).await.expect("it waits forever");
+        assert!(matches!(ended, Err(Error::Os { .. })), "{ended:?}");
+    });
+}
+
 #[tokio::test]
 async fn a_port_of_another_set_is_refused() {
     let (mut here, there) = (world(1), world(0));
