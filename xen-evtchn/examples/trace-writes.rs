@@ -1,7 +1,7 @@
 //! Reports each write to a page of a guest, and lets the guest go on.
 //!
 //! ```text
-//! trace-writes 5 0x7c00                   # in domain 0, of domain 5, until it is interrupted
+//! trace-writes 5 0x7c00                   # in domain 0, of domain 5, until the guest ends
 //! trace-writes 5 0x7c00 --count 10        # ten writes
 //! ```
 //!
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use xen_evtchn::monitor::Monitor;
 use xen_sys::monitor::{AccessFlags, AccessViolation, Event, EventKind, Response};
-use xen_sys::privcmd::{MemoryAccess, Privcmd};
+use xen_sys::privcmd::{DomainFlags, MemoryAccess, Privcmd};
 use xen_sys::{DomId, PAGE_SIZE, Xen};
 
 /// Reports each write to a page of a guest.
@@ -57,6 +57,9 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// The interval of looks at whether the guest has ended, which raises no event.
+const LOOKS: Duration = Duration::from_secs(1);
 
 /// Xen emulates instructions of x86 guests alone.
 const EMULATES: bool = cfg!(target_arch = "x86_64");
@@ -99,7 +102,8 @@ fn trace(options: &Options) -> Result<(), Box<dyn Error>> {
     // When the page is restricted again.
     let mut closes: Option<Instant> = None;
     while left > 0 {
-        let deadline = [ends, closes].into_iter().flatten().min();
+        let looks = Some(Instant::now() + LOOKS);
+        let deadline = [ends, closes, looks].into_iter().flatten().min();
         if let Some(event) = monitor.next(deadline)? {
             if let EventKind::MemoryAccess(access) = event.kind {
                 if access.frame == page.frame && access.flags.contains(AccessFlags::WRITE) {
@@ -118,6 +122,9 @@ fn trace(options: &Options) -> Result<(), Box<dyn Error>> {
             }
         }
         let now = Instant::now();
+        if looks.is_some_and(|looks| now >= looks) && has_ended(&privcmd, options.domain)? {
+            break;
+        }
         if ends.is_some_and(|ends| now >= ends) {
             break;
         }
@@ -127,6 +134,14 @@ fn trace(options: &Options) -> Result<(), Box<dyn Error>> {
         }
     }
     Ok(())
+}
+
+fn has_ended(privcmd: &Privcmd, guest: DomId) -> xen_sys::Result<bool> {
+    match privcmd.domain_info(guest) {
+        Ok(info) => Ok(info.flags.contains(DomainFlags::DYING)),
+        Err(xen_sys::Error::NoDomain { .. }) => Ok(true),
+        Err(e) => Err(e),
+    }
 }
 
 fn line(event: &Event, access: &AccessViolation) -> String {

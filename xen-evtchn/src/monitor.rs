@@ -25,11 +25,17 @@
 //! # When it ends
 //!
 //! Dropping the monitor disables it and leaves no virtual CPU paused, whatever was not answered. It
-//! waits up to half a second until the virtual CPUs have run, because Xen does what a response asks
-//! for only then; a guest that its toolstack has paused loses it.
-//! Permissions of memory, which can be changed only while there is a monitor, stay until
-//! an access that is not permitted: Xen then lifts that one
+//! waits up to half a second until the virtual CPUs have run, because Xen does what a response
+//! requests only then; a guest that its toolstack has paused loses it. It waits up to half a second
+//! more while a virtual CPU waits for room in the ring.
+//!
+//! Permissions of memory, which can be changed only while there is a monitor, stay until an access
+//! that is not permitted: Xen then lifts that one
 //! ([`set_access_required`](Privcmd::set_access_required) makes it end the guest instead).
+//!
+//! The **end of the guest** raises no event, so [`Monitor::next`] without a deadline waits on, and
+//! the ring's page keeps what is left of the guest until the monitor is dropped. A program wakes by
+//! a deadline and looks at [`Privcmd::domain_info`], or watches `@releaseDomain` in the store.
 //!
 //! A program that is **killed** leaves the ring as it is. A virtual CPU whose event has no response
 //! stays paused, and so does each that has an event from then on. Xen remedies neither, and a new
@@ -66,7 +72,7 @@ pub struct Monitor<'p> {
     port: BoundPort,
     ring: Ring,
     enabled: Vec<MonitorEvent>,
-    /// Whether any event was answered.
+    /// Set once an event was answered.
     answered: bool,
 }
 
@@ -134,8 +140,9 @@ impl<'p> Monitor<'p> {
     }
 
     /// Waits for the next event; `None` when `deadline` has passed. Without a deadline it waits
-    /// forever. Every event must be [answered](Self::respond), in any order; at most eight are
-    /// unanswered at a time, and Xen reports no more until then.
+    /// forever, also when the guest [ends](self#when-it-ends). Every event must be
+    /// [answered](Self::respond), in any order; at most eight are unanswered at a time, and Xen
+    /// reports no more until then.
     ///
     /// # Errors
     ///
@@ -147,7 +154,7 @@ impl<'p> Monitor<'p> {
                 return Ok(Some(event));
             }
             let Some(port) = self.channels.wait(deadline)? else {
-                // What came with the deadline is no less an event.
+                // Xen may have written an event at the deadline.
                 return self.ring.poll_event();
             };
             self.channels.unmask(port)?;
@@ -180,8 +187,8 @@ impl<'p> Monitor<'p> {
         self.port.notify()
     }
 
-    /// Answers every event there is, so that the virtual CPUs go on; fails when the ring's page
-    /// does not say which they are.
+    /// Answers every event in the ring, so that the virtual CPUs go on. Fails when the ring is
+    /// broken, so that events may be left in it.
     fn drain(&mut self) -> Result<()> {
         // Xen writes at most eight before it has read the answers, and a virtual CPU that goes on
         // can be reported again.
@@ -206,8 +213,8 @@ impl<'p> Monitor<'p> {
         Ok(())
     }
 
-    /// Waits until every virtual CPU has run, or cannot: what a response asks for, Xen does when
-    /// the virtual CPU is next scheduled, and not at all if the monitor has ended by then.
+    /// Waits until every virtual CPU has run, or cannot. Xen does what a response requests when the
+    /// virtual CPU is next scheduled, and not at all if the monitor has ended by then.
     fn settle(&self) {
         let vcpus = self.privcmd.domain_info(self.domain);
         let vcpus = vcpus.map_or(0, |info| info.vcpus());
@@ -227,7 +234,7 @@ impl<'p> Monitor<'p> {
         }
     }
 
-    /// Ends the monitor; what fails here nobody could mend.
+    /// Ends the monitor, and ignores errors: nobody could act on them.
     fn close(&mut self) {
         for event in &self.enabled {
             let _ = self.privcmd.disable_event(self.domain, event);
