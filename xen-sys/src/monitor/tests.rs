@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use proptest::prelude::*;
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
@@ -206,6 +207,55 @@ proptest! {
         let owed = ring.unanswered();
         prop_assert_eq!(ring.resume_all(), owed);
     }
+}
+
+/// Miri delays the plain words behind an index that does not order them.
+#[test]
+fn two_threads_see_each_record_whole_behind_its_index() {
+    const EVENTS: u32 = if cfg!(miri) { 10 } else { 20_000 };
+    let (ring, mut xen) = ring();
+    thread::scope(|scope| {
+        let model = scope.spawn(move || {
+            let (mut put, mut got) = (0, 0);
+            // Until the monitor's end is dropped, also by a failed assertion.
+            while got < EVENTS && Arc::strong_count(&xen.words) > 1 {
+                if put < EVENTS && xen.free() > 0 {
+                    let access = abi::MemAccess {
+                        gfn: put.into(),
+                        ..abi::MemAccess::default()
+                    };
+                    let mut record = with(abi::VM_EVENT_REASON_MEM_ACCESS, &access);
+                    record.vcpu_id = put;
+                    record.data[2] = put.into();
+                    xen.put(&record);
+                    put += 1;
+                }
+                if let Some(response) = xen.get() {
+                    let seen = (response.vcpu_id, response.u[0], response.data[2]);
+                    assert_eq!(seen, (got, got.into(), got.into()));
+                    got += 1;
+                } else {
+                    thread::yield_now();
+                }
+            }
+        });
+        let mut ring = ring;
+        let mut taken = 0;
+        while taken < EVENTS && !model.is_finished() {
+            if let Some(event) = ring.poll_event().unwrap() {
+                let answer = Response::resume(&event).registers(&event.registers);
+                let seen = *answer.record();
+                let seen = (event.vcpu, seen.u[0], seen.data[2]);
+                assert_eq!(seen, (taken, taken.into(), taken.into()));
+                ring.handle_response(&answer).unwrap();
+                taken += 1;
+            } else {
+                thread::yield_now();
+            }
+        }
+        model.join().unwrap();
+        assert_eq!(taken, EVENTS);
+    });
 }
 
 #[test]
