@@ -247,16 +247,16 @@ impl EventChannels {
         Ok(BoundPort::new(self.clone(), port))
     }
 
-    /// Returns whether the hypervisor knows a domain of that number. For programs in a domain that
-    /// the store does not tell: it needs no privilege and changes nothing. Does not block.
+    /// Returns whether a domain of that number exists. For programs that cannot learn it from the
+    /// store: it needs no privilege and changes nothing. Does not block.
     ///
     /// Tries to [bind](Self::bind_interdomain) to port 0, which no domain has open for another. A
-    /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed is
-    /// there until nobody has any of its pages mapped.
+    /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed
+    /// exists until nobody has any of its pages mapped.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`], and the question is open: `EACCES` when the handle is
+    /// [`Error::Os`] when it cannot be determined: `EACCES` when the handle is
     /// [restricted](Self::restrict) to another domain, `EPERM` when the hypervisor's security
     /// policy forbids it, `ENOSPC` when this domain has no port left.
     pub fn domain_exists(&self, domain: DomId) -> Result<bool> {

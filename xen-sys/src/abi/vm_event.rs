@@ -29,9 +29,9 @@ pub struct VmEvent {
     pub altp2m_idx: u16,
     /// Zero.
     pub pad: [u16; 3],
-    /// A union: what happened, by `reason`.
+    /// A union: the event's values, by `reason`.
     pub u: [u64; 4],
-    /// A union: registers, or what an emulated instruction is to read.
+    /// A union: registers, or the bytes of or for an emulated instruction.
     pub data: [u64; 43],
 }
 

@@ -208,7 +208,7 @@ const ACCESS_OP: &str = "XENMEM_access_op";
 const VM_EVENT_OP: &str = "XEN_DOMCTL_vm_event_op";
 const MONITOR_OP: &str = "XEN_DOMCTL_monitor_op";
 
-/// Xen's ways to say that the machine, or the kind of domain, does not have it.
+/// Makes [`Error::Unsupported`] of Xen's `EOPNOTSUPP`: the machine or the kind of domain lacks it.
 fn unless_missing<T>(op: &'static str, result: Result<T>) -> Result<T> {
     match result {
         Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Err(Error::Unsupported { op }),
@@ -251,7 +251,7 @@ impl Privcmd {
     }
 
     fn check_event_version(&self) -> Result<()> {
-        // Xen answers this of no domain at all.
+        // Xen answers this without a domain.
         let version = self.vm_event(DomId::INVALID, abi::XEN_VM_EVENT_GET_VERSION)?;
         match version {
             vm_event::VM_EVENT_INTERFACE_VERSION => Ok(()),
@@ -308,8 +308,8 @@ impl Privcmd {
     /// Ends the monitor of a guest, whoever made it. No event is reported any more.
     ///
     /// A virtual CPU that is paused for an event without a response **stays paused**, and one that
-    /// has not run since its response loses what that asked for: registers, an emulation, a write
-    /// to a register. `xen_evtchn::monitor` sees to both.
+    /// has not run since its response loses what that requested: registers, an emulation, a write
+    /// to a register. `xen_evtchn::monitor` prevents both.
     ///
     /// # Errors
     ///
@@ -362,7 +362,7 @@ impl Privcmd {
         let (mut ring, _) = self.make_ring(domain)?;
         for vcpu in 0..vcpus {
             ring.resume_orphan(vcpu);
-            // Not the first error, but the ring's end counts.
+            // If this fails, so does the call below, whose error is returned.
             let _ = self.resume_monitor(domain);
         }
         self.disable_monitor(domain)
@@ -478,8 +478,8 @@ impl Privcmd {
         done.map(|(_, GetMemAccess(answer))| answer)
     }
 
-    /// Xen says `EINVAL` on a machine without permissions, and also of a frame that is not there.
-    /// The default permission of a domain is always there.
+    /// Tells a machine without permissions from a frame that does not exist: Xen fails with
+    /// `EINVAL` for both. The default permission of a domain always exists.
     fn or_no_permissions<T>(&self, domain: DomId, result: Result<T>) -> Result<T> {
         let invalid = |e: &Error| e.errno() == Some(libc::EINVAL);
         match unless_missing(ACCESS_OP, result) {

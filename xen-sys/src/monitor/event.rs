@@ -93,7 +93,7 @@ pub struct DebugEvent {
     pub kind: u8,
 }
 
-/// What happened.
+/// The kind of an event, with its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -221,7 +221,7 @@ impl Registers {
     }
 }
 
-/// What Xen says to the monitor.
+/// An event that Xen reports to the monitor.
 ///
 /// The values were the guest's to choose: check them before they are an index or a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,7 +238,7 @@ pub struct Event {
     /// The view of the memory that the virtual CPU uses, if it is not the first.
     #[doc(alias = "VM_EVENT_FLAG_ALTERNATE_P2M")]
     pub view: Option<ViewId>,
-    /// What happened.
+    /// The kind of the event, with its values.
     pub kind: EventKind,
     /// The registers of the virtual CPU.
     pub registers: Registers,

@@ -12,7 +12,7 @@ use crate::abi::altp2m as abi;
 use crate::ioctl::privcmd::Altp2mOperation;
 use crate::{DomId, Error, Result};
 
-/// What may be done to a frame of a guest without an event.
+/// The accesses to a guest frame that raise no event.
 #[doc(alias = "xenmem_access_t")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -89,7 +89,7 @@ impl MemoryAccess {
         }
     }
 
-    /// What `number` means to a Xen of version `xen`.
+    /// The access that `number` is to a Xen of version `xen`.
     pub(crate) fn from_number(number: u8, xen: (u16, u16)) -> Self {
         match (ACCESSES.get(usize::from(number)), number, xen >= (4, 20)) {
             (Some(&access), ..) => access,

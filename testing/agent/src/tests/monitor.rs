@@ -17,7 +17,7 @@ use crate::guest::{self, Guest};
 use crate::suite::{Needs, Test};
 use crate::world::{World, soon, start_local};
 
-/// What the guest asks `cpuid` for, and what the monitor answers.
+/// The leaf of the guest's `cpuid`, and the EAX of the monitor's answer.
 const LEAF: u32 = 0x4d4f_4e31;
 const ANSWER: u32 = 0x600d_cafe;
 
@@ -243,7 +243,7 @@ fn readable(monitor: &Monitor<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What a killed monitor leaves is remedied by a call.
+/// A call ends the monitor of a killed program and lets the guest go on.
 fn killed(world: &World) -> Result<()> {
     world.with_guest(|world, guest| {
         let (xen, privcmd): (Xen, Privcmd) = (Xen::open()?, privcmd()?);
