@@ -325,7 +325,8 @@ impl ReadHalf {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if there are none and the peer is gone; [`Error::Peer`]; [`Error::Os`].
+    /// [`Error::Closed`] if the peer is gone and they are fewer than `least`, or none: what there is
+    /// can still be read. [`Error::Peer`]; [`Error::Os`].
     #[doc(alias = "libxenvchan_data_ready")]
     pub fn arm_read(&mut self, least: usize) -> Result<usize> {
         self.shared.doorbell.check(Half::Reader)?;
@@ -336,7 +337,10 @@ impl ReadHalf {
             other => other,
         };
         match ready {
-            Err(Error::Closed) if self.rx.known_ready() != 0 => Ok(self.rx.known_ready() as usize),
+            // With a count of fewer the caller would sleep, and no event comes.
+            Err(Error::Closed) if self.rx.known_ready() as usize >= least.max(1) => {
+                Ok(self.rx.known_ready() as usize)
+            }
             other => other,
         }
     }

@@ -330,7 +330,7 @@ impl WriteHalf {
 
     /// Returns the bytes that can be written now and, if they are fewer than `least`, asks for an
     /// event: the descriptor becomes readable when there is more space, or when the peer leaves.
-    /// Publishes what was gathered; writes nothing.
+    /// Before it asks, it publishes what was gathered. Writes nothing.
     ///
     /// # Errors
     ///

@@ -104,3 +104,22 @@ fn arming_consumes_nothing_and_sees_what_is_there() {
     drop(server);
     world.end();
 }
+
+#[test]
+fn a_peer_that_leaves_within_a_message_ends_the_loop() {
+    let world = World::new();
+    let (mut server, mut client) = world.pair(1024, 1024);
+    client.write_all(b"part").unwrap();
+    assert_eq!(server.arm_read(LEN).unwrap(), 4);
+    drop(client);
+    sleep(&server);
+    server.acknowledge_events().unwrap();
+    // Not a count, after which the loop would sleep: there is no other event.
+    assert!(matches!(server.arm_read(LEN), Err(Error::Closed)));
+    assert_eq!(server.arm_read(4).unwrap(), 4);
+    let mut part = [0; 4];
+    server.read_exact(&mut part).unwrap();
+    assert_eq!(&part, b"part");
+    drop(server);
+    world.end();
+}
