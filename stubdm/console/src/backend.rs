@@ -43,6 +43,8 @@ pub struct Backend {
     number: u32,
     nodes: Watch,
     handshake: BackendHandshake,
+    /// A state whose write failed.
+    unwritten: Option<XenbusState>,
 }
 
 impl Backend {
@@ -70,6 +72,7 @@ impl Backend {
             number,
             nodes,
             handshake: BackendHandshake::new(Instant::now()),
+            unwritten: None,
         };
         backend.write_state()?;
         Ok(backend)
@@ -225,9 +228,11 @@ impl Backend {
         self.write_state()
     }
 
+    /// Writes the state, if it changed or its last write failed.
     fn write_state(&mut self) -> Result<()> {
         let node = format!("{}/state", self.path);
-        while let Some(state) = self.handshake.poll_write() {
+        while let Some(state) = self.handshake.poll_write().or(self.unwritten) {
+            self.unwritten = Some(state);
             // The toolstack removes the directory when it likes; writing would bring it back.
             self.store.with_transaction(|tx| {
                 if tx.exists(&self.path)? {
@@ -235,6 +240,7 @@ impl Backend {
                 }
                 Ok(())
             })?;
+            self.unwritten = None;
         }
         Ok(())
     }

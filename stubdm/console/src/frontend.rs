@@ -45,6 +45,8 @@ pub struct Frontend {
     store: Store,
     node: String,
     handshake: FrontendHandshake,
+    /// A state whose write failed.
+    unwritten: Option<XenbusState>,
     backend: Watch,
     backend_state: String,
     // Last: the ring in `link` goes first.
@@ -95,6 +97,7 @@ impl Frontend {
             store: store.clone(),
             node: node.to_owned(),
             handshake,
+            unwritten: None,
             backend: watch,
             backend_state,
             _pages: pages,
@@ -142,10 +145,13 @@ impl Frontend {
         Ok(self.handshake.peer())
     }
 
+    /// Writes the state, if it changed or its last write failed.
     fn write_state(&mut self) -> Result<()> {
-        while let Some(state) = self.handshake.poll_write() {
+        while let Some(state) = self.handshake.poll_write().or(self.unwritten) {
+            self.unwritten = Some(state);
             self.store
                 .write(&format!("{}/state", self.node), state.as_str())?;
+            self.unwritten = None;
         }
         Ok(())
     }

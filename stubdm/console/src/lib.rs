@@ -64,7 +64,7 @@ pub enum Error {
 /// A result with this crate's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The state in a node, or `None` if there is no such node.
+/// Reads the state in a node; `None` if there is no such node.
 fn state(store: &xen_store::Store, node: &str) -> Result<Option<XenbusState>> {
     let value = store.read_optional(node)?;
     Ok(value.as_deref().map(XenbusState::from_node))

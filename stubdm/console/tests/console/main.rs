@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use xen_console::{Backend, Error, Frontend, XenbusState};
 use xen_evtchn::EventPacer;
+use xen_store::Permissions;
+use xen_sys::DomId;
 
 use world::{NODE, PATIENCE, World, sleep};
 
@@ -65,6 +67,47 @@ fn an_early_word_waits_for_the_backend() {
     assert_eq!(frontend.turn().unwrap(), XenbusState::Connected);
     assert_eq!(world.store.read(&world.node("state")).unwrap(), b"4");
     drop(frontend);
+    drop(backend);
+    world.end();
+}
+
+#[test]
+fn a_state_that_the_store_refused_is_written_again() {
+    let world = World::new();
+    let permit = |node: &str, owner| {
+        let permissions = Permissions::owner_none(owner)
+            .grant_read(DomId::DOM0)
+            .grant_read(world.domain);
+        world.store.set_permissions(node, &permissions).unwrap();
+    };
+    let mut frontend = world.frontend();
+    let mut backend = world.backend();
+    until(&mut backend, |backend| backend.is_connected());
+    let node = world.node("state");
+    permit(&node, DomId::DOM0);
+    for _ in 0..2 {
+        assert!(matches!(frontend.turn(), Err(Error::Store(_))));
+    }
+    assert_eq!(world.store.read(&node).unwrap(), b"3");
+    permit(&node, world.domain);
+    frontend.turn().unwrap();
+    assert_eq!(world.store.read(&node).unwrap(), b"4");
+    drop((frontend, backend));
+
+    // A backend by the store of a domain that has the node's permission only.
+    let (_xen, store) = world.domu();
+    let node = format!("{}/state", world.path);
+    permit(&node, world.domain);
+    let mut backend = Backend::new(&world.dom0(), &store, &world.path).unwrap();
+    permit(&node, DomId::DOM0);
+    assert_eq!(world.state(1), "2");
+    let now = Instant::now();
+    for _ in 0..2 {
+        assert!(matches!(backend.turn(now), Err(Error::Store(_))));
+    }
+    permit(&node, world.domain);
+    assert_eq!(backend.turn(now).unwrap(), XenbusState::Closed);
+    assert_eq!(world.state(1), "6");
     drop(backend);
     world.end();
 }
