@@ -14,7 +14,7 @@ use crate::ioctl::privcmd::{
 };
 use crate::{DomId, Error, Result};
 
-/// What [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
+/// A source of what [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MapSpace {
@@ -62,7 +62,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// As all of them; none once a frame has memory.
     ///
     /// # Safety
     ///
@@ -86,7 +86,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// As all of them; none once a frame was taken.
     ///
     /// # Safety
     ///
@@ -117,19 +117,15 @@ impl Privcmd {
         frames: &mut [u64],
     ) -> Result<usize> {
         let dev = self.backend().device(E::NAME)?;
-        let (wanted, mut done) = (frames.len(), 0);
-        for frames in frames.chunks_mut(PER_CALL) {
+        let wanted = frames.len();
+        let done = count_in_parts(frames, |frames| {
             let mut buffer = self.backend().buffer(bytes_buffer(size_of_val(frames)))?;
-            let count = self.backend().named(E::NAME, Some(domain), || {
+            self.backend().named(E::NAME, Some(domain), || {
                 // SAFETY: the caller's promise.
                 unsafe { dev.extents::<E>(&mut buffer, domain, order, frames) }
-            })?;
-            done += count;
-            if count < frames.len() {
-                break;
-            }
-        }
-        // Xen says no more than that of a domain that is missing.
+            })
+        })?;
+        // For a domain that is missing, Xen returns 0, too.
         if done == 0 && wanted > 0 {
             self.look_for(E::NAME, domain)?;
         }
@@ -157,7 +153,7 @@ impl Privcmd {
         let argument = ClaimPages::new(domain, pages);
         match self.backend().operation(Some(domain), argument) {
             Ok(_) => Ok(()),
-            // Xen says the same of a domain that is missing.
+            // For a domain that is missing, Xen returns the same.
             Err(e) if e.errno() == Some(libc::EINVAL) => {
                 self.look_for("XENMEM_claim_pages", domain)?;
                 Err(e)
@@ -228,18 +224,14 @@ impl Privcmd {
         };
         let (op, space) = ("XENMEM_add_to_physmap_batch", (space.number(), foreign));
         let dev = self.backend().device(op)?;
-        let mut errors = Vec::with_capacity(pairs.len());
-        for pairs in pairs.chunks(PER_CALL) {
-            let mut buffer = self
-                .backend()
-                .buffer(bytes_buffer(batch_len(pairs.len())))?;
-            let done = self.backend().named(op, Some(domain), || {
+        errors_in_parts(pairs, |pairs| {
+            let len = bytes_buffer(batch_len(pairs.len()));
+            let mut buffer = self.backend().buffer(len)?;
+            self.backend().named(op, Some(domain), || {
                 // SAFETY: the caller's promise.
                 unsafe { dev.add_to_physmap_batch(&mut buffer, domain, space, pairs) }
-            })?;
-            errors.extend(done);
-        }
-        Ok(errors)
+            })
+        })
     }
 
     /// Takes the memory at a guest frame out of a domain's memory map. It stays the domain's only
@@ -261,5 +253,96 @@ impl Privcmd {
         };
         let done = self.backend().operation(Some(domain), argument);
         done.map(drop)
+    }
+}
+
+/// Makes a call on each part of a list, until one does less than it was given. Returns how much was
+/// done; the error of a call only if nothing was.
+fn count_in_parts<T>(
+    list: &mut [T],
+    mut call: impl FnMut(&mut [T]) -> Result<usize>,
+) -> Result<usize> {
+    let mut done = 0;
+    for part in list.chunks_mut(PER_CALL) {
+        match call(part) {
+            Ok(count) => {
+                done += count;
+                if count < part.len() {
+                    break;
+                }
+            }
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Makes a call on each part of a list, which returns an errno for each item. The error of a later
+/// part is that of each item that is left.
+fn errors_in_parts<T>(
+    list: &[T],
+    mut call: impl FnMut(&[T]) -> Result<Vec<i32>>,
+) -> Result<Vec<i32>> {
+    let mut errors = Vec::with_capacity(list.len());
+    for part in list.chunks(PER_CALL) {
+        match call(part) {
+            Ok(done) => errors.extend(done),
+            Err(e) if errors.is_empty() => return Err(e),
+            Err(e) => {
+                errors.resize(list.len(), e.errno().unwrap_or(libc::EIO));
+                break;
+            }
+        }
+    }
+    Ok(errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Error {
+        Error::os("op", std::io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    #[test]
+    fn a_later_part_that_fails_loses_no_count_of_those_before() {
+        let frames = vec![0_u64; 3 * PER_CALL];
+        let done = |fail_at: usize, each: usize| {
+            let mut calls = 0;
+            let done = count_in_parts(&mut frames.clone(), |part| {
+                calls += 1;
+                match calls == fail_at {
+                    true => Err(refused()),
+                    false => Ok(part.len().min(each)),
+                }
+            });
+            (done.map_err(|e| e.errno()), calls)
+        };
+        assert_eq!(done(1, PER_CALL), (Err(Some(libc::ENOMEM)), 1));
+        assert_eq!(done(3, PER_CALL), (Ok(2 * PER_CALL), 3));
+        assert_eq!(done(9, PER_CALL), (Ok(3 * PER_CALL), 3));
+        assert_eq!(done(9, 7), (Ok(7), 1));
+    }
+
+    #[test]
+    fn a_later_part_that_fails_is_the_error_of_each_pair_that_is_left() {
+        let pairs = vec![(0_u64, 0_u64); PER_CALL + 2];
+        let errors = |fail_at: usize| {
+            let mut calls = 0;
+            errors_in_parts(&pairs, |part| {
+                calls += 1;
+                match calls == fail_at {
+                    true => Err(refused()),
+                    false => Ok(vec![0; part.len()]),
+                }
+            })
+        };
+        assert_eq!(errors(1).unwrap_err().errno(), Some(libc::ENOMEM));
+        let second = errors(2).unwrap();
+        assert_eq!(second[..PER_CALL], vec![0; PER_CALL]);
+        assert_eq!(second[PER_CALL..], [libc::ENOMEM; 2]);
+        assert_eq!(errors(9).unwrap(), vec![0; PER_CALL + 2]);
     }
 }
