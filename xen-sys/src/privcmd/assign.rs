@@ -48,13 +48,8 @@ impl Privcmd {
         count: u32,
         allow: bool,
     ) -> Result<()> {
-        let body = abi::IoportPermission {
-            first_port: first,
-            nr_ports: count,
-            allow_access: allow.into(),
-            ..abi::IoportPermission::default()
-        };
-        self.resource(domain, MachineResource::IoPorts { first, count }, body)
+        let resource = MachineResource::IoPorts { first, count };
+        self.resource(domain, resource, ioports(first, count, allow))
     }
 
     /// Lets a domain map frames of the machine's address space, or not any more. This domain has
@@ -81,13 +76,8 @@ impl Privcmd {
                 value: 0,
             });
         }
-        let body = abi::IomemPermission {
-            first_mfn: first,
-            nr_mfns: count,
-            allow_access: allow.into(),
-            ..abi::IomemPermission::default()
-        };
-        self.resource(domain, MachineResource::Frames { first, count }, body)
+        let resource = MachineResource::Frames { first, count };
+        self.resource(domain, resource, iomem(first, count, allow))
     }
 
     /// Lets a domain use an interrupt of the machine, or not any more: the one that this domain
@@ -100,12 +90,7 @@ impl Privcmd {
     #[doc(alias = "xc_domain_irq_permission")]
     #[doc(alias = "XEN_DOMCTL_irq_permission")]
     pub fn set_irq_permission(&self, domain: DomId, pirq: u32, allow: bool) -> Result<()> {
-        let body = abi::IrqPermission {
-            pirq,
-            allow_access: allow.into(),
-            ..abi::IrqPermission::default()
-        };
-        self.resource(domain, MachineResource::Irq(pirq), body)
+        self.resource(domain, MachineResource::Irq(pirq), irq(pirq, allow))
     }
 
     /// Gives a PCI device to a domain. The driver has to have let go of it (`xl
@@ -187,7 +172,7 @@ impl Privcmd {
         let done = self.backend().domctl(domain, abi::SetTarget { target });
         match done {
             Ok(_) => Ok(()),
-            // Xen says the same of both.
+            // Xen returns the same error for both.
             Err(Error::NoDomain { op, domain }) => Err(match self.domain_info(domain) {
                 Ok(_) => Error::NoDomain { op, domain: target },
                 Err(_) => Error::NoDomain { op, domain },
@@ -197,7 +182,7 @@ impl Privcmd {
     }
 
     /// Makes a port of `domain` to which `remote` may bind. For ports of this domain itself
-    /// there is `xen-evtchn`, whose driver knows them.
+    /// there is `xen-evtchn`, whose driver keeps account of them.
     ///
     /// The port is the domain's: only its kernel can close it, and it ends with the domain.
     ///
@@ -257,6 +242,32 @@ impl Privcmd {
         };
         let done = self.backend().operation(Some(domain), argument);
         done.map(drop)
+    }
+}
+
+fn ioports(first: u32, count: u32, allow: bool) -> abi::IoportPermission {
+    abi::IoportPermission {
+        first_port: first,
+        nr_ports: count,
+        allow_access: allow.into(),
+        ..abi::IoportPermission::default()
+    }
+}
+
+fn iomem(first: u64, count: u64, allow: bool) -> abi::IomemPermission {
+    abi::IomemPermission {
+        first_mfn: first,
+        nr_mfns: count,
+        allow_access: allow.into(),
+        ..abi::IomemPermission::default()
+    }
+}
+
+fn irq(pirq: u32, allow: bool) -> abi::IrqPermission {
+    abi::IrqPermission {
+        pirq,
+        allow_access: allow.into(),
+        ..abi::IrqPermission::default()
     }
 }
 
@@ -344,6 +355,21 @@ mod tests {
             count: u64::MAX,
         };
         assert!(all.to_string().ends_with("0xffffffffffffffff"));
+    }
+
+    #[test]
+    fn a_permission_is_given_or_taken_as_the_caller_asks() {
+        // Xen answers both alike, so nothing else shows the difference.
+        for allow in [true, false] {
+            let ports = ioports(0x3f8, 8, allow);
+            assert_eq!((ports.first_port, ports.nr_ports), (0x3f8, 8));
+            let frames = iomem(0xf0000, 16, allow);
+            assert_eq!((frames.first_mfn, frames.nr_mfns), (0xf0000, 16));
+            let irq = irq(9, allow);
+            assert_eq!(irq.pirq, 9);
+            let sent = [ports.allow_access, frames.allow_access, irq.allow_access];
+            assert_eq!(sent, [u8::from(allow); 3]);
+        }
     }
 
     #[test]
