@@ -38,7 +38,7 @@ const RING: usize = 16 << 10;
 const PARAMS: u32 = 39;
 /// Frames a grant table may have: Xen's default, `max_grant_frames` of xl.cfg.
 const GRANT_FRAMES: u32 = 64;
-/// Where a processor starts.
+/// The address at which a processor starts.
 const RESET_RIP: u64 = 0xfff0;
 /// Grants in a frame of version 1.
 const GRANTS_PER_FRAME: u32 = 512;
@@ -53,7 +53,7 @@ pub(super) struct Control {
     shutdown: Option<u8>,
     params: BTreeMap<u32, u64>,
     servers: Servers,
-    /// What it was set to, if it was.
+    /// The context it was set to, if it was.
     context: Option<Vec<u8>>,
     /// The guest whose device model it is.
     target: Option<DomId>,
@@ -450,7 +450,8 @@ fn domctl(state: &mut State, op: &Domctl, bytes: &[u8]) -> Result<Answer, Errno>
         }
         domctl::XEN_DOMCTL_IOMEM_PERMISSION => {
             let frames: domctl::IomemPermission = op.body().ok_or(Errno::FAULT)?;
-            let last = frames.first_mfn.checked_add(frames.nr_mfns - 1);
+            let more = frames.nr_mfns.checked_sub(1).ok_or(Errno::INVAL)?;
+            let last = frames.first_mfn.checked_add(more);
             match last.ok_or(Errno::INVAL)? >> 36 {
                 0 => body(&frames),
                 _ => Err(Errno::PERM),
@@ -561,7 +562,7 @@ fn domctl(state: &mut State, op: &Domctl, bytes: &[u8]) -> Result<Answer, Errno>
     }
 }
 
-/// What is written of `bytes`, and the length that is told: no bytes if the address is null.
+/// Returns the length of `bytes`, and the bytes that Xen writes: none if the address is null.
 fn fitting(
     bytes: Vec<u8>,
     address: u64,
@@ -705,4 +706,37 @@ fn hvm_op(state: &mut State, command: u64, mut op: call::HvmParamOp) -> Result<A
         _ => return Err(Errno::NOSYS),
     }
     Ok((0, op.as_bytes().to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_count_of_frames_or_ports_ends_the_broker() {
+        let set = std::fs::File::open("/dev/null").unwrap();
+        let mut state = State::new(std::sync::Arc::new(set.into()), |token| token);
+        let version = state.hypervisor.domctl;
+        let mut errno = |op: Domctl| domctl(&mut state, &op, &[]).err();
+        for (first, count) in [(0, 0), (1, u64::MAX), (u64::MAX, 1)] {
+            let frames = domctl::IomemPermission {
+                first_mfn: first,
+                nr_mfns: count,
+                ..domctl::IomemPermission::default()
+            };
+            let command = domctl::XEN_DOMCTL_IOMEM_PERMISSION;
+            let refused = errno(Domctl::new(command, version, DomId::DOM0, &frames));
+            assert!(refused.is_some(), "{frames:?}");
+        }
+        for (first, count) in [(0, 0), (u32::MAX, u32::MAX)] {
+            let ports = domctl::IoportPermission {
+                first_port: first,
+                nr_ports: count,
+                ..domctl::IoportPermission::default()
+            };
+            let command = domctl::XEN_DOMCTL_IOPORT_PERMISSION;
+            let refused = errno(Domctl::new(command, version, DomId::DOM0, &ports));
+            assert!(refused.is_some(), "{ports:?}");
+        }
+    }
 }
