@@ -74,18 +74,16 @@ fn serve(host: &Host, mut client: TcpStream) -> std::io::Result<()> {
     let end = Instant::now() + LIMIT;
     let mut request = Vec::new();
     while !request.windows(4).any(|four| four == b"\r\n\r\n") {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() || request.len() >= REQUEST {
-            return Err(ErrorKind::TimedOut.into());
+        if request.len() >= REQUEST {
+            return Err(ErrorKind::InvalidData.into());
         }
-        client.set_read_timeout(Some(left))?;
+        client.set_read_timeout(Some(left(end)?))?;
         let mut part = [0; 1024];
         match client.read(&mut part)? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             len => request.extend_from_slice(&part[..len]),
         }
     }
-    client.set_write_timeout(Some(LIMIT))?;
     let (status, body) = match metrics(host) {
         Ok(body) => ("200 OK", body),
         Err(error) => ("503 Service Unavailable", format!("{error}\n")),
@@ -95,8 +93,24 @@ fn serve(host: &Host, mut client: TcpStream) -> std::io::Result<()> {
          Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    client.write_all(head.as_bytes())?;
-    client.write_all(body.as_bytes())
+    let answer = head + &body;
+    let mut rest = answer.as_bytes();
+    // Each turn looks at the clock: a client may take the answer byte by byte.
+    while !rest.is_empty() {
+        client.set_write_timeout(Some(left(end)?))?;
+        match client.write(rest)? {
+            0 => return Err(ErrorKind::WriteZero.into()),
+            sent => rest = &rest[sent..],
+        }
+    }
+    Ok(())
+}
+
+/// Returns the time until `end`, or an error when there is none.
+fn left(end: Instant) -> std::io::Result<Duration> {
+    let left = end.saturating_duration_since(Instant::now());
+    let some = Some(left).filter(|left| !left.is_zero());
+    some.ok_or_else(|| ErrorKind::TimedOut.into())
 }
 
 /// One look at the host.
