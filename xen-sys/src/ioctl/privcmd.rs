@@ -1455,7 +1455,7 @@ impl PrivCmd {
     /// # Errors
     ///
     /// The driver's errno, as for [`irq_fd`](Self::irq_fd), but since Linux 6.7;
-    /// [`Error::Unsupported`] in a PV domain.
+    /// [`Error::Unsupported`] in a PV domain; [`Error::Os`] when `/sys` does not give the kind.
     pub(crate) fn io_event_fd(
         &self,
         requests: &Arc<RequestPage>,
@@ -1464,8 +1464,9 @@ impl PrivCmd {
         event: OwnedFd,
     ) -> Result<AssignedEventFd> {
         // The driver keeps no pages for a mapping in a domain whose memory is not translated, and
-        // would take what is in their place for some.
-        let kind = std::fs::read_to_string("/sys/hypervisor/guest_type").unwrap_or_default();
+        // would take what is in their place for some: an unknown kind must not pass for another.
+        let kind = std::fs::read_to_string("/sys/hypervisor/guest_type");
+        let kind = kind.map_err(|e| Error::os("read /sys/hypervisor/guest_type", e))?;
         if kind.trim() == "PV" {
             return Err(Error::Unsupported { op: IOEVENTFD });
         }
