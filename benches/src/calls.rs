@@ -21,11 +21,11 @@ const ROUNDS: usize = 7;
 pub struct Task {
     /// The operation's name, for both programs.
     pub operation: &'static str,
-    /// How many pages, segments or ports it is about.
+    /// The number of pages, segments or ports in it.
     pub units: usize,
 }
 
-/// What is measured.
+/// The operations that are measured, in the order of the report.
 pub const TASKS: &[Task] = &[
     Task::of("hypercall", 1),
     Task::of("info", 1),
@@ -56,7 +56,7 @@ pub struct Row {
     pub c_one_by_one: Vec<f64>,
 }
 
-/// Who does it: the batch is what one call of a library is given.
+/// The implementation that runs a task. A batch is the input of one call of its library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     /// These crates.

@@ -10,7 +10,7 @@ use crate::{DomId, PciFunction};
 /// The result of an operation on the hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why an operation on the hypervisor did not happen.
+/// The reason why an operation on the hypervisor did not happen.
 ///
 /// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
 /// module or gain a privilege ([`Device`](Self::Device), [`NotPermitted`](Self::NotPermitted),
@@ -53,7 +53,7 @@ pub enum Error {
     Invalid {
         /// The operation.
         op: &'static str,
-        /// Which argument.
+        /// The name of the argument.
         what: &'static str,
         /// Its value.
         value: u64,
@@ -143,7 +143,7 @@ pub enum Error {
     /// it, or Xen's records are of another version.
     #[error("the monitor's ring: {what} cannot be {value}")]
     MonitorRing {
-        /// Which value.
+        /// The name of the value.
         what: &'static str,
         /// The value.
         value: u32,
@@ -172,14 +172,14 @@ pub enum MachineResource {
     IoPorts {
         /// The first one.
         first: u32,
-        /// How many.
+        /// The number of them.
         count: u32,
     },
     /// Frames of the machine's physical address space.
     Frames {
         /// The first one.
         first: u64,
-        /// How many.
+        /// The number of them.
         count: u64,
     },
     /// An interrupt, by the caller's number for it.

@@ -72,8 +72,8 @@ impl Xen {
         Ok(Self::new(Host::Sim(client)))
     }
 
-    /// Joins the simulated host that the environment names, or opens the real hypervisor if it names
-    /// none. `XEN_SIM_SOCKET` is the path of the broker's socket
+    /// Joins the simulated host that the environment names, or opens the real hypervisor if it
+    /// names none. `XEN_SIM_SOCKET` is the path of the broker's socket
     /// ([`Simulation::listen`](crate::sim::Simulation::listen)), and `XEN_SIM_DOMAIN` the number of
     /// the domain to be a process of, 0 unless given.
     ///

@@ -22,7 +22,7 @@ use zerocopy::FromBytes;
 use crate::abi::hvm_save::{self as abi, Descriptor};
 pub use crate::abi::hvm_save::{Cpu, Header};
 
-/// Why a context cannot be read.
+/// The reason why a context cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
@@ -43,7 +43,7 @@ pub enum ReadError {
     /// The bytes end within a record, or before the end's.
     #[error("the context ends at byte {len}, within what starts at byte {at}")]
     Truncated {
-        /// Where the record starts.
+        /// The offset of the record, in bytes.
         at: usize,
         /// Bytes there are.
         len: usize,
@@ -68,7 +68,7 @@ pub enum ReadError {
 pub struct Record<'a> {
     /// Its kind: `HVM_SAVE_CODE`.
     pub kind: u16,
-    /// Which of that kind, such as the virtual CPU's number.
+    /// The number within that kind, such as the virtual CPU's number.
     pub instance: u16,
     /// Its bytes, without the descriptor.
     pub body: &'a [u8],
@@ -119,7 +119,7 @@ impl Record<'_> {
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
     bytes: &'a [u8],
-    /// Where the next record starts; behind the bytes after the last one.
+    /// The offset of the next record; behind the bytes after the last one.
     at: usize,
     header: Header,
 }

@@ -83,7 +83,7 @@ impl Altp2mOp {
     }
 }
 
-/// Whether a domain has views.
+/// The switch of a domain's views.
 ///
 /// C: `struct xen_hvm_altp2m_domain_state`.
 #[doc(alias = "xen_hvm_altp2m_domain_state")]
@@ -107,7 +107,7 @@ pub struct Altp2mView {
     pub hvmmem_default_access: u16,
 }
 
-/// What a view allows of one frame.
+/// The accesses to one frame that a view allows.
 ///
 /// C: `struct xen_hvm_altp2m_mem_access`.
 #[doc(alias = "xen_hvm_altp2m_mem_access")]

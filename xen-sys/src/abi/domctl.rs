@@ -268,7 +268,7 @@ pub const XEN_VM_EVENT_GET_VERSION: u32 = 3;
 /// The monitor's ring.
 pub const XEN_DOMCTL_VM_EVENT_OP_MONITOR: u32 = 2;
 
-/// Whether a domain may run without a monitor where its memory's permissions want one.
+/// The need of a domain for a monitor, where its memory's permissions want one.
 ///
 /// C: `struct xen_domctl_set_access_required`.
 #[doc(alias = "xen_domctl_set_access_required")]
@@ -279,7 +279,7 @@ pub struct SetAccessRequired {
     pub access_required: u8,
 }
 
-/// What the monitor is told of.
+/// The events that the monitor gets.
 ///
 /// C: `struct xen_domctl_monitor_op`.
 #[doc(alias = "xen_domctl_monitor_op")]

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Descriptor {
     /// The kind of the record.
     pub typecode: u16,
-    /// Which of that kind.
+    /// The number within that kind.
     pub instance: u16,
     /// Bytes behind this head.
     pub length: u32,
@@ -143,7 +143,7 @@ pub struct Cpu {
     pub tsc: u64,
     /// A vector, its type, and whether there is one.
     pub pending_event: u32,
-    /// That one's error code.
+    /// The error code of that event.
     pub error_code: u32,
     /// [`FPU_INITIALISED`].
     pub flags: u32,

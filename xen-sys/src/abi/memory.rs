@@ -13,8 +13,8 @@ pub const XENMEM_REMOVE_FROM_PHYSMAP: u64 = 15;
 /// [`AddToPhysmapBatch`].
 #[doc(alias = "XENMEM_add_to_physmap_batch")]
 pub const XENMEM_ADD_TO_PHYSMAP_BATCH: u64 = 23;
-/// Sets memory aside for a domain: [`MemoryReservation`](super::hypercall::MemoryReservation) without
-/// frames.
+/// Sets memory aside for a domain:
+/// [`MemoryReservation`](super::hypercall::MemoryReservation) without frames.
 #[doc(alias = "XENMEM_claim_pages")]
 pub const XENMEM_CLAIM_PAGES: u64 = 24;
 

@@ -132,7 +132,7 @@ pub struct IoEventFd {
     pub addr_len: u32,
     /// The eventfd.
     pub event_fd: u32,
-    /// How many ports.
+    /// The number of ports.
     pub vcpus: u32,
     /// The queue.
     pub vq: u32,

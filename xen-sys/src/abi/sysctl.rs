@@ -328,7 +328,7 @@ pub struct PmPxVal {
     pub freq: u64,
     /// Nanoseconds in it.
     pub residency: u64,
-    /// How often it was entered.
+    /// The number of times that it was entered.
     pub count: u64,
 }
 

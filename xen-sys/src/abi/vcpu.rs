@@ -85,7 +85,7 @@ pub struct TrapInfo {
     pub address: u64,
 }
 
-/// All that Xen says of a virtual CPU. Of an HVM guest, it fills the registers and the bases of
+/// All of a virtual CPU that Xen returns. Of an HVM guest, it fills the registers and the bases of
 /// segments only.
 ///
 /// C: `struct vcpu_guest_context`.
@@ -118,11 +118,11 @@ pub struct VcpuGuestContext {
     pub ctrlreg: [u64; 8],
     /// DR0 to DR7.
     pub debugreg: [u64; 8],
-    /// Where a PV guest takes events.
+    /// The address at which a PV guest takes events.
     pub event_callback_eip: u64,
-    /// Where it takes faults of its return to user mode.
+    /// The address at which it takes faults of its return to user mode.
     pub failsafe_callback_eip: u64,
-    /// Where it takes system calls.
+    /// The address at which it takes system calls.
     pub syscall_callback_eip: u64,
     /// `VMASST_TYPE_*`, as bits.
     pub vm_assist: u64,

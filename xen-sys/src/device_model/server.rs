@@ -6,7 +6,7 @@ use crate::ioctl::privcmd::{MapIoRange, UnmapIoRange};
 use crate::privcmd::Resource;
 use crate::{Error, Port, Result};
 
-/// Whether an ioreq server has a ring for writes that the guest need not wait for.
+/// The ring of an ioreq server for writes that the guest need not wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BufferedRequests {

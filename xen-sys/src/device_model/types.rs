@@ -118,7 +118,7 @@ impl IsaIrq {
 pub struct FrameRange {
     /// The first.
     pub first: u64,
-    /// How many.
+    /// The number of them.
     pub count: u32,
 }
 

@@ -78,8 +78,8 @@ macro_rules! operations {
     ($($type:path = $call:ident, $command:path, $name:literal;)*) => { $(
         // SAFETY: the type is the struct of the header its module cites; its fields are values, and
         // Xen copies it in and out whole (xen/common: kernel.c, memory.c, grant_table.c,
-        // sched/core.c, event_channel.c; xen/arch/x86: hvm/hvm.c, physdev.c). `XENVER_commandline` writes its
-        // array of 1024 bytes.
+        // sched/core.c, event_channel.c; xen/arch/x86: hvm/hvm.c, physdev.c). `XENVER_commandline`
+        // writes its array of 1024 bytes.
         unsafe impl Operation for $type {
             const CALL: u64 = hypercall::$call;
             const COMMAND: u64 = $command;
@@ -194,7 +194,7 @@ of! {
 pub(crate) unsafe trait FrameList: Copy + IntoBytes + Immutable {
     const COMMAND: u64;
     const NAME: &'static str;
-    /// Whether Xen returns how many frames it did.
+    /// Set if the result is the number of frames that were done.
     const COUNTS: bool = false;
 
     /// The struct with the lists' addresses and their length in it.
@@ -223,8 +223,8 @@ macro_rules! reservations {
     ($($type:ident = $command:ident, $name:literal;)*) => { $(
         // SAFETY: Xen reads `nr_extents` frame numbers and may overwrite them (populate_physmap and
         // decrease_reservation in xen/common/memory.c). The domain is another one than the caller's
-        // where the value is made: `Privcmd::enable_monitor`, after Xen has made the domain's
-        // monitor, which no domain can be of itself.
+        // where the value is made: `Privcmd::enable_monitor`, after it paused the domain, which Xen
+        // refuses for the caller's own (`XEN_DOMCTL_pausedomain` in xen/common/domctl.c).
         unsafe impl FrameList for $type {
             const COMMAND: u64 = hypercall::$command;
             const NAME: &'static str = $name;
@@ -433,8 +433,8 @@ macro_rules! devices {
             }
         }
 
-        // SAFETY: `new`, which alone makes one, says that the device is a PCI device, for which Xen
-        // reads a number of the union (iommu_do_pci_domctl in xen/drivers/passthrough/pci.c).
+        // SAFETY: `new`, which alone makes one, sets the kind of a PCI device, for which Xen reads
+        // a number of the union (iommu_do_pci_domctl in xen/drivers/passthrough/pci.c).
         unsafe impl DomctlBody for $type {
             const COMMAND: u32 = domctl::$command;
             const NAME: &'static str = $name;
@@ -573,7 +573,7 @@ pub(crate) unsafe trait SysctlArray:
     /// The body with the array's address and length in it.
     fn set_array(self, address: u64, items: u32) -> Self;
 
-    /// How many items Xen says there are, which may be more than were asked for.
+    /// Returns the number of items in Xen's answer, which may exceed the number asked for.
     fn items(&self) -> u32;
 }
 
@@ -682,9 +682,8 @@ of! {
     NumaDistances(sysctl::NumaInfo);
 }
 
-// SAFETY: Xen writes nothing at `meminfo`, which is null. At `distance` it writes as many rows as
-// there are nodes, each of as many items, or nothing if `num_nodes` is less (do_sysctl): at most
-// `num_nodes` times `num_nodes` items, which is no more than `items`.
+// SAFETY: Xen writes nothing at `meminfo`, which is null. At `distance` it writes a square of at
+// most `num_nodes` times `num_nodes` items (do_sysctl), which is no more than `items`.
 unsafe impl SysctlArray for NumaDistances {
     type Item = u32;
     const COMMAND: u32 = sysctl::XEN_SYSCTL_NUMAINFO;
@@ -737,9 +736,9 @@ unsafe impl SysctlArea for sysctl::DebugKeys {
     }
 }
 
-/// Performance states of a CPU: as many as the byte that counts them can say.
+/// Performance states of a CPU at the most: the largest value of the byte that counts them.
 pub(crate) const PX_STATES: usize = 255;
-/// Where their values start; the counts of transitions are before them.
+/// The offset of their values, in bytes; the counts of transitions are before them.
 pub(crate) const PX_VALUES: usize = PX_STATES * PX_STATES * size_of::<u64>();
 
 // SAFETY: Xen writes as many values at `pt` as the CPU has states, and their square at `trans_pt`
@@ -1005,8 +1004,8 @@ impl PrivCmd {
         Ok((result, get(buffer, 0).unwrap_or(argument)))
     }
 
-    /// Makes an operation on the memory at `frames`, each the first of 2^`order`; returns how many it
-    /// was done to.
+    /// Makes an operation on the memory at `frames`, each the first of 2^`order`; returns how many
+    /// it was done to.
     ///
     /// # Errors
     ///
@@ -1125,8 +1124,8 @@ impl PrivCmd {
         Ok((whole.domain, whole.body().unwrap_or(body)))
     }
 
-    /// Makes a domctl that reads or fills `bytes`, of which none asks for a length; returns the body
-    /// as Xen left it.
+    /// Makes a domctl that reads or fills `bytes`; without any bytes, it asks for their length.
+    /// Returns the body as Xen left it.
     ///
     /// # Errors
     ///
@@ -1319,8 +1318,8 @@ impl PrivCmd {
         }
     }
 
-    /// Makes a sysctl that reads or fills the start of `area`, which has the arrays' bytes before and
-    /// after; returns the body as Xen left it.
+    /// Makes a sysctl that reads or fills arrays at the start of `area`; returns the body as Xen
+    /// left it.
     ///
     /// # Errors
     ///

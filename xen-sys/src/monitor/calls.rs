@@ -61,7 +61,7 @@ pub enum MonitorEvent {
     WriteControlRegister {
         /// The register.
         register: ControlRegister,
-        /// Whether the virtual CPU is paused until the response.
+        /// Set to pause the virtual CPU until the response.
         pause: bool,
         /// Only writes that change the value.
         on_change_only: bool,
@@ -332,7 +332,7 @@ impl Privcmd {
         self.vm_event(domain, abi::XEN_VM_EVENT_RESUME).map(drop)
     }
 
-    /// Ends whatever monitor a guest has, and lets its virtual CPUs go on that are paused for events
+    /// Ends whatever monitor a guest has, and resumes its virtual CPUs that are paused for events
     /// without a response: the remedy for what a killed program left. Permissions of the memory
     /// stay, and Xen lifts each at the next access, unless
     /// [`set_access_required`](Self::set_access_required) is in effect.

@@ -246,7 +246,7 @@ impl Altp2m<'_> {
     /// # Errors
     ///
     /// `EINVAL` if there is no such view; `ESRCH` of a frame without memory is
-    /// [`Error::NoDomain`], which cannot be told from the guest's absence; as all of them.
+    /// [`Error::NoDomain`], as a guest that is missing is; as all of them.
     #[doc(alias = "xc_altp2m_get_mem_access")]
     #[doc(alias = "HVMOP_altp2m_get_mem_access")]
     pub fn access(&self, view: ViewId, gfn: u64) -> Result<MemoryAccess> {

@@ -157,8 +157,8 @@ impl Privcmd {
     }
 }
 
-/// Asks for a length with no bytes, and for the bytes then; the call says how many it wrote, or
-/// that they are not enough.
+/// Asks for a length with no bytes, and for the bytes then; the call returns how many it wrote, or
+/// fails if they are not enough.
 fn sized(op: &'static str, mut call: impl FnMut(&mut [u8]) -> Result<u64>) -> Result<Vec<u8>> {
     let mut refused = None;
     for _ in 0..TRIES {

@@ -46,7 +46,8 @@ bitflags! {
     }
 }
 
-/// Why a domain has shut down: `SHUTDOWN_*`, xen/include/public/sched.h. A guest may give any.
+/// The reason why a domain has shut down: `SHUTDOWN_*`, xen/include/public/sched.h. A guest may
+/// give any.
 #[doc(alias = "sched_shutdown_reason")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShutdownReason(u8);
@@ -110,7 +111,7 @@ pub struct DomainInfo {
     pub id: DomId,
     /// Its state and kind.
     pub flags: DomainFlags,
-    /// Why it has shut down, if it has.
+    /// The reason why it has shut down, if it has.
     pub shutdown: Option<ShutdownReason>,
     /// Pages of memory it has, [`PAGE_SIZE`] bytes each.
     pub pages: u64,
@@ -124,7 +125,7 @@ pub struct DomainInfo {
     pub paged_pages: u64,
     /// The guest frame of its shared info page.
     pub shared_info_frame: u64,
-    /// How long its virtual CPUs ran, all together, since it was made.
+    /// The time that its virtual CPUs ran, all together, since it was made.
     pub cpu_time: Duration,
     /// Virtual CPUs online.
     pub online_vcpus: u32,
@@ -189,13 +190,13 @@ impl DomainInfo {
 pub struct VcpuInfo {
     /// Its number in the domain.
     pub id: u32,
-    /// Whether the guest has it online.
+    /// Set if the guest has it online.
     pub online: bool,
-    /// Whether it waits for an event.
+    /// Set if it waits for an event.
     pub blocked: bool,
-    /// Whether it is on a CPU now.
+    /// Set if it is on a CPU now.
     pub running: bool,
-    /// How long it ran since the domain was made.
+    /// The time that it ran since the domain was made.
     pub cpu_time: Duration,
     /// The CPU it is on, or was on last.
     pub cpu: u32,

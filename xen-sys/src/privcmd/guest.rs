@@ -219,9 +219,9 @@ impl Privcmd {
         })
     }
 
-    /// Returns the number of the domain that this program runs in, as Xen has it. A program that may
-    /// make no hypercall reads the node `domid` of the store instead
-    /// (`xen_store::Store::own_domain`): the kernel has no call that says it.
+    /// Returns the number of the domain that this program runs in, as Xen has it. A program that
+    /// may make no hypercall reads the node `domid` of the store instead
+    /// (`xen_store::Store::own_domain`): the kernel has no call that returns it.
     ///
     /// Opens a port for this domain itself, asks Xen for which domain it is, and closes it.
     ///

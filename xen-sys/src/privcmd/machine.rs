@@ -141,7 +141,7 @@ pub struct NodeMemory {
 pub struct ConsoleChunk {
     /// The bytes, which need not be text: guests write there, too.
     pub bytes: Vec<u8>,
-    /// Where the next read goes on.
+    /// The index at which the next read goes on.
     pub next: u32,
 }
 
@@ -154,13 +154,13 @@ pub struct ConsoleChunk {
 pub struct FrequencyState {
     /// Its frequency, in MHz.
     pub mhz: u64,
-    /// How long the CPU was in it.
+    /// The time that the CPU was in it.
     pub residency: Duration,
-    /// How often the CPU entered it.
+    /// The number of times that the CPU entered it.
     pub count: u64,
 }
 
-/// The performance states of a CPU: what `xenpm get-cpufreq-states` prints.
+/// The performance states of a CPU, as `xenpm get-cpufreq-states` prints them.
 ///
 /// C: `struct pm_px_stat`, xen/include/public/sysctl.h.
 #[doc(alias = "pm_px_stat")]
@@ -169,13 +169,13 @@ pub struct FrequencyState {
 pub struct FrequencyStates {
     /// The states, the fastest first.
     pub states: Vec<FrequencyState>,
-    /// How many of them the platform allows at the moment.
+    /// The number of them that the platform allows at the moment.
     pub usable: u8,
     /// The state before, by its place in `states`.
     pub last: u8,
     /// The state now, by its place in `states`.
     pub current: u8,
-    /// How often the CPU went from one state (the row) to another one.
+    /// The number of times that the CPU went from one state (the row) to another one.
     pub transitions: Vec<Vec<u64>>,
 }
 
@@ -183,13 +183,13 @@ pub struct FrequencyStates {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IdleState {
-    /// How often the CPU entered it.
+    /// The number of times that the CPU entered it.
     pub count: u64,
-    /// How long the CPU was in it.
+    /// The time that the CPU was in it.
     pub residency: Duration,
 }
 
-/// The idle states of a CPU: what `xenpm get-cpuidle-states` prints.
+/// The idle states of a CPU, as `xenpm get-cpuidle-states` prints them.
 ///
 /// C: `struct pm_cx_stat`, xen/include/public/sysctl.h.
 #[doc(alias = "pm_cx_stat")]
@@ -200,7 +200,7 @@ pub struct IdleStates {
     pub states: Vec<IdleState>,
     /// The state before, by its place in `states`.
     pub last: u32,
-    /// How long the CPU had no work since Xen started.
+    /// The time that the CPU had no work since Xen started.
     pub idle: Duration,
     /// The raw counter of each of the package's states PC1 and on, if it has one.
     pub package: Vec<Option<u64>>,
@@ -294,8 +294,8 @@ impl Privcmd {
         Ok(nodes.iter().map(memory).collect())
     }
 
-    /// Returns the distances between NUMA nodes, by the numbers of both, in the unit of the firmware,
-    /// in which a node is 10 from itself; `None` where one is offline.
+    /// Returns the distances between NUMA nodes, by the numbers of both, in the unit of the
+    /// firmware, in which a node is 10 from itself; `None` where one is offline.
     ///
     /// # Errors
     ///
@@ -368,7 +368,7 @@ impl Privcmd {
         Ok(stat.map(|stat| px_states(&stat, &area)))
     }
 
-    /// Returns the idle states of a CPU; `None` if Xen knows of none.
+    /// Returns the idle states of a CPU; `None` if Xen has none.
     ///
     /// # Errors
     ///
@@ -408,7 +408,7 @@ impl Privcmd {
         match answer {
             Ok(answer) => Ok(Some(answer)),
             Err(e) if matches!(e.errno(), Some(libc::ENODEV | NO_DATA)) => Ok(None),
-            // Xen says the same of a CPU that is there without such data.
+            // For a CPU that is there without such data, Xen returns the same.
             Err(e) if e.errno() == Some(libc::EINVAL) => {
                 let cpus = self.cpu_topology()?;
                 let online = cpus.get(cpu as usize).is_some_and(|c| c.core.is_some());

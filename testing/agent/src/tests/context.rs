@@ -129,7 +129,7 @@ fn errno<T>(result: &xen_sys::Result<T>) -> Option<i32> {
     result.as_ref().err().and_then(Error::errno)
 }
 
-/// What xen-hvmctx prints as a name and a number.
+/// Names that xen-hvmctx prints before a number, with our values.
 fn registers(cpu: &Cpu) -> [(&'static str, u64); 40] {
     [
         ("rax", cpu.rax),

@@ -97,7 +97,7 @@ pub(super) fn device_model(world: &World) -> Result<()> {
     })
 }
 
-/// What the guest did is what its program does.
+/// Checks that the requests are those of the guest's program.
 fn requests(served: &[Request]) -> Result<()> {
     for request in served {
         let at = (request.space, request.address);
@@ -202,7 +202,7 @@ fn limits(model: &DeviceModel) -> Result<()> {
     Ok(())
 }
 
-/// What a device model has of a guest that is destroyed fails with a typed error, and its pages
+/// The calls of a device model whose guest is destroyed fail with a typed error, and its pages
 /// keep nothing of the guest once they are dropped.
 pub(super) fn dying(world: &World) -> Result<()> {
     let guest = world.take_guest()?;

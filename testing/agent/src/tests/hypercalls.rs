@@ -535,7 +535,7 @@ fn refused(world: &World, kind: &str) -> Result<()> {
     let said: Vec<_> = lines.iter().filter_map(|l| l.split_once(": ")).collect();
     ensure!(said.len() == 6, "{lines:?}");
     for (call, said) in said {
-        // Any domain may know the hypervisor's version and its own number, if its kernel lets it ask.
+        // Any domain may read the hypervisor's version and its own number, if its kernel lets it.
         let expected = match (call, kind) {
             ("xen_version" | "own_domain", "not permitted") => "ok",
             _ => kind,
