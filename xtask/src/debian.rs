@@ -73,6 +73,11 @@ pub(crate) struct Debian<'a> {
     ramdisk: PathBuf,
 }
 
+/// Returns whether this user can build a root: its files have owners.
+pub(crate) fn buildable() -> bool {
+    nix::unistd::geteuid().is_root() || on_path("newuidmap").is_some()
+}
+
 impl<'a> Debian<'a> {
     /// Builds the root of the host's release, if it is not there, and this run's ramdisk.
     pub(crate) fn prepare(host: &'a Host, mirror: Option<&str>) -> Result<Self> {

@@ -17,8 +17,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use crate::host::{self, Host, Options};
 use crate::release::RELEASES;
 use crate::rules::Rules;
-use crate::suite;
 use crate::workspace::Workspace;
+use crate::{debian, suite};
 
 /// The requested run.
 #[derive(Debug)]
@@ -99,7 +99,10 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
             hosts.push(Host::prepare(workspace, &options)?);
         }
     }
-    let parts = parts(request, &hosts, debian_alone);
+    // Where it is asked for, a gate included, what cannot run has failed.
+    let debian = debian_alone
+        || request.only.is_empty() && (debian::buildable() || std::env::var_os("CI").is_some());
+    let parts = parts(request, &hosts, debian_alone, debian);
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let at_once = AT_ONCE.min(processors).min(parts.len());
     let queue = Mutex::new(parts.iter().collect::<VecDeque<_>>());
@@ -152,8 +155,11 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
              this works on Xen."
         );
     }
-    if request.only.is_empty() && !request.no_xen {
-        println!("\nThe package's tests on Debian's dom0 were NOT RUN (--only debian).");
+    if request.only.is_empty() && !request.no_xen && !debian {
+        println!(
+            "\nThe package's tests on Debian's dom0 were NOT RUN: its root is built by root or with newuidmap \
+             (Debian: uidmap)."
+        );
     }
     if request.no_cargo {
         println!("\nThe workspace's own tests were NOT RUN (--no-cargo).");
@@ -181,7 +187,12 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
 const AT_ONCE: usize = 2;
 
 /// The parts of a run, the longest first.
-fn parts<'a>(request: &'a Request, hosts: &'a [Host], debian_alone: bool) -> Vec<Part<'a>> {
+fn parts<'a>(
+    request: &'a Request,
+    hosts: &'a [Host],
+    debian_alone: bool,
+    debian: bool,
+) -> Vec<Part<'a>> {
     let only = &request.only;
     let mut parts = Vec::new();
     let mirror = request.options.mirror.as_deref();
@@ -195,7 +206,8 @@ fn parts<'a>(request: &'a Request, hosts: &'a [Host], debian_alone: bool) -> Vec
         let only = ON_THE_OTHER.iter().map(|&word| word.to_owned()).collect();
         parts.push(Part::Suite(suite::Place::Dom0(host, only)));
     }
-    if let (Some(host), true) = (hosts.first(), debian_alone) {
+    // The shortest.
+    if let (Some(host), true) = (hosts.first(), debian) {
         parts.push(Part::Suite(suite::Place::Debian(host, mirror)));
     }
     parts
