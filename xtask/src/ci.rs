@@ -17,7 +17,8 @@ struct Check {
     environment: &'static [(&'static str, &'static str)],
 }
 
-const CHECKS: &[Check] = &[
+/// The checks that come first.
+const LINTS: &[Check] = &[
     Check {
         name: "formatting",
         arguments: &["fmt", "--all", "--check"],
@@ -49,6 +50,10 @@ const CHECKS: &[Check] = &[
         ],
         environment: &[],
     },
+];
+
+/// The checks that run beside the static binaries' build.
+const OTHERS: &[Check] = &[
     // The store's client and the types; the devices' requests are Linux's.
     Check {
         name: "FreeBSD",
@@ -94,31 +99,28 @@ const CHECKS: &[Check] = &[
     },
 ];
 
-/// Runs everything; the first fault ends it.
+/// Runs everything; the first fault ends it, and what runs beside it ends first.
 pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
     stage("inventories", || tidy::check(workspace))?;
-    for check in CHECKS {
-        stage(check.name, || {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let status = Command::new(cargo)
-                .args(check.arguments)
-                .envs(check.environment.iter().copied())
-                .current_dir(workspace.root())
-                .status()
-                .context("starting cargo")?;
-            ensure!(
-                status.success(),
-                "cargo {} failed",
-                check.arguments.join(" ")
-            );
-            Ok(())
-        })?;
-    }
-    stage("public APIs", || api::check(workspace))?;
-    stage("static binaries", || {
-        dist::build(workspace)?;
-        dist::report(workspace)
-    })?;
+    LINTS
+        .iter()
+        .try_for_each(|check| run_check(workspace, check))?;
+    // The optimiser's last pass takes one processor; the others build elsewhere.
+    let (binaries, others) = thread::scope(|scope| {
+        let binaries = scope.spawn(|| {
+            stage("static binaries", || {
+                dist::build(workspace)?;
+                dist::report(workspace)
+            })
+        });
+        let others = OTHERS
+            .iter()
+            .try_for_each(|check| run_check(workspace, check))
+            .and_then(|()| stage("public APIs", || api::check(workspace)));
+        (binaries.join(), others)
+    });
+    let binaries = binaries.unwrap_or_else(|_| Err(anyhow!("the build panicked")));
+    both(binaries, others)?;
     let minutes = |m: u64| Duration::from_secs(m * 60);
     // The demo's machine and the interpreter take one processor each.
     let (demo, miri) = thread::scope(|scope| {
@@ -154,6 +156,24 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
             timeout: minutes(40),
         },
     )
+}
+
+fn run_check(workspace: &Workspace, check: &Check) -> Result<()> {
+    stage(check.name, || {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(check.arguments)
+            .envs(check.environment.iter().copied())
+            .current_dir(workspace.root())
+            .status()
+            .context("starting cargo")?;
+        ensure!(
+            status.success(),
+            "cargo {} failed",
+            check.arguments.join(" ")
+        );
+        Ok(())
+    })
 }
 
 /// The errors of two stages that ran side by side: none is lost.
