@@ -1,17 +1,26 @@
 //! The blocking client.
 
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xen_sys::Xen;
+use xen_sys::{DomId, Port, Xen};
 
-use crate::error::{Error, Invalid, Result};
+use crate::directory::{Exchange, Step};
+use crate::error::{Error, Result};
 use crate::mux::Mux;
+use crate::operations::{domain_operations, node_operations};
+use crate::perms::Permissions;
 use crate::proto::{Ready, WatchId};
+use crate::request::{
+    Control, Directory, Encoded, Exists, GetDomainPath, GetFeatures, GetPermissions, GetQuota,
+    GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr, Release,
+    Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget, Write,
+};
 use crate::transport::{Polled, Transport};
-use crate::wire::MsgType;
+use crate::txn::Transaction;
 
 /// A connection to the store daemon.
 ///
@@ -167,21 +176,28 @@ impl Store {
         }
     }
 
-    /// One request and its answer.
-    pub(crate) fn call(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>> {
-        self.call_for(kind, tx_id, parts, None)
+    /// One operation, in transaction `tx_id` or in none (0).
+    pub(crate) fn run<R: Request>(&self, tx_id: u32, request: &R) -> Result<R::Reply> {
+        let mut message = request.encode()?;
+        let mut exchange = Exchange::of(&message);
+        loop {
+            match exchange.handle_answer(self.call(tx_id, message, None)) {
+                Step::Next(next) => message = next,
+                Step::Done(answer) => return request.decode(answer),
+            }
+        }
     }
 
-    /// As `call`; `watch` is what a WATCH request sets.
-    pub(crate) fn call_for(
+    /// One request and its answer; `watch` is what a WATCH request sets.
+    pub(crate) fn call(
         &self,
-        kind: MsgType,
         tx_id: u32,
-        parts: &[&[u8]],
+        message: Encoded,
         watch: Option<WatchId>,
     ) -> Result<Vec<u8>> {
         let deadline = self.request_deadline();
-        let id = self.mux.request(kind, tx_id, parts)?;
+        let op = message.kind();
+        let id = self.mux.submit(tx_id, message)?;
         let answer = self.mux.wait(Ready::Reply(id), deadline, |state| {
             state.proto.poll_reply(id)
         });
@@ -189,7 +205,7 @@ impl Store {
             Ok(Some(reply)) => reply,
             Ok(None) => {
                 self.mux.cancel(id, watch);
-                Err(Error::TimedOut { op: kind })
+                Err(Error::TimedOut { op })
             }
             Err(error) => {
                 self.mux.cancel(id, watch);
@@ -197,10 +213,36 @@ impl Store {
             }
         }
     }
+}
 
-    /// A request whose answer does not matter, sent now if that needs no waiting.
-    pub(crate) fn send_detached(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
-        self.mux.send_detached(kind, tx_id, parts);
+/// Makes a blocking method of each operation.
+macro_rules! blocking {
+    ($type:ty: $(
+        $(#[$meta:meta])*
+        fn $name:ident($($field:ident: $ty:ty),*) -> $reply:ty = $request:expr;
+    )*) => {
+        impl $type {$(
+            $(#[$meta])*
+            pub fn $name(&self, $($field: $ty),*) -> Result<$reply> {
+                self.operate($request)
+            }
+        )*}
+    };
+}
+
+node_operations!(blocking!(Store));
+node_operations!(blocking!(Transaction));
+domain_operations!(blocking!(Store));
+
+impl Store {
+    fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
+        self.run(0, &request)
+    }
+}
+
+impl Transaction {
+    fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
+        self.store().run(self.id(), &request)
     }
 }
 
@@ -210,35 +252,10 @@ impl AsFd for Store {
     }
 }
 
-/// A reply that should be text.
-pub(crate) fn text(kind: MsgType, payload: Vec<u8>) -> Result<String> {
-    String::from_utf8(payload).map_err(|_| Error::NotText { op: kind })
-}
-
-/// A reply that should be one NUL-terminated string.
-pub(crate) fn string(kind: MsgType, mut payload: Vec<u8>) -> Result<String> {
-    if payload.pop() != Some(0) || payload.contains(&0) {
-        return Err(malformed(kind));
-    }
-    text(kind, payload)
-}
-
-pub(crate) fn malformed(op: MsgType) -> Error {
-    Error::Malformed { op }
-}
-
-/// A text field of a request: no NUL inside, because that would start another field.
-pub(crate) fn field(text: &str) -> Result<&[u8]> {
-    match text.bytes().position(|byte| byte == 0) {
-        Some(at) => Err(Invalid::Nul { at }.into()),
-        None => Ok(text.as_bytes()),
-    }
-}
-
 const _: fn() = || {
     fn assert<T: Send + Sync>() {}
     assert::<Store>();
     assert::<crate::Watch>();
-    assert::<crate::Transaction>();
+    assert::<Transaction>();
     assert::<Error>();
 };

@@ -6,36 +6,65 @@
 //! part ends in an empty name. If the generation is not the same in all parts the list changed in
 //! between and is read again from the start.
 
-use crate::client::malformed;
 use crate::error::{Error, Result, XsError};
-use crate::nodes::View;
-use crate::wire::{self, MsgType};
+use crate::request::Encoded;
+use crate::wire::MsgType;
 
 /// How often a list that keeps changing is begun anew.
 const MAX_RESTARTS: u32 = 32;
 /// Bytes of names accepted for one node. A daemon allows far less by its quotas.
 const MAX_LIST: usize = 64 << 20;
 
-pub(crate) fn list(view: View<'_>, path: &str) -> Result<Vec<String>> {
-    match view.path_call(MsgType::DIRECTORY, path, b"") {
-        Ok(payload) => names(MsgType::DIRECTORY, &payload),
-        Err(error) if is_too_long(&error) => {
-            let mut parts = Parts::after(error);
-            loop {
-                let offset = parts.offset();
-                let part = view.path_call(MsgType::DIRECTORY_PART, path, offset.as_bytes());
-                let payload = parts.received(part)?;
-                if let Some(names) = parts.take(&payload)? {
-                    return Ok(names);
-                }
-            }
+/// What follows an answer.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// This request is to be sent.
+    Next(Encoded),
+    /// The answer is complete: of a list its names as DIRECTORY has them, however many.
+    Done(Result<Vec<u8>>),
+}
+
+/// One request, and for DIRECTORY those that it may need in its place.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    /// The field that names the node, of DIRECTORY.
+    listed: Option<Vec<u8>>,
+    parts: Option<Parts>,
+}
+
+impl Exchange {
+    /// An exchange that begins with `message`.
+    pub(crate) fn of(message: &Encoded) -> Self {
+        let is_list = message.kind() == MsgType::DIRECTORY;
+        Self {
+            listed: is_list.then(|| message.payload().to_vec()),
+            parts: None,
         }
-        Err(error) => Err(error),
+    }
+
+    /// Takes the answer to what was sent last.
+    pub(crate) fn handle_answer(&mut self, answer: Result<Vec<u8>>) -> Step {
+        let Some(path) = &self.listed else {
+            return Step::Done(answer);
+        };
+        let parts = match (self.parts.take(), answer) {
+            (None, Err(error)) if is_too_long(&error) => Parts::after(error),
+            (None, answer) => return Step::Done(answer),
+            (Some(mut parts), answer) => match parts.received(answer) {
+                Ok(Some(list)) => return Step::Done(Ok(list)),
+                Ok(None) => parts,
+                Err(error) => return Step::Done(Err(error)),
+            },
+        };
+        let offset = parts.offset();
+        let fields: [&[u8]; 2] = [path, offset.as_bytes()];
+        self.parts = Some(parts);
+        Step::Next(Encoded::of_parts(MsgType::DIRECTORY_PART, &fields))
     }
 }
 
 /// Whether DIRECTORY failed because the list has to be read in parts.
-pub(crate) fn is_too_long(error: &Error) -> bool {
+fn is_too_long(error: &Error) -> bool {
     matches!(
         error,
         Error::TooLong { .. }
@@ -48,7 +77,7 @@ pub(crate) fn is_too_long(error: &Error) -> bool {
 
 /// A list being put together from the replies to DIRECTORY_PART.
 #[derive(Debug, Default)]
-pub(crate) struct Parts {
+struct Parts {
     list: Vec<u8>,
     generation: Option<Vec<u8>>,
     restarts: u32,
@@ -58,16 +87,16 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// Parts of a list that DIRECTORY failed to give at once, with `error`.
-    pub(crate) fn after(error: Error) -> Self {
+    fn after(error: Error) -> Self {
         Self {
             whole: Some(error),
             ..Self::default()
         }
     }
 
-    /// The payload of a part. If the daemon does not know DIRECTORY_PART, the error is the one of
-    /// DIRECTORY.
-    pub(crate) fn received(&mut self, part: Result<Vec<u8>>) -> Result<Vec<u8>> {
+    /// Takes the answer to a part; the list if it was the last one. If the daemon does not know
+    /// DIRECTORY_PART, the error is the one of DIRECTORY.
+    fn received(&mut self, part: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
         let whole = self.whole.take();
         match (part, whole) {
             (
@@ -77,18 +106,20 @@ impl Parts {
                 }),
                 Some(whole),
             ) => Err(whole),
-            (part, _) => part,
+            (part, _) => self.take(&part?),
         }
     }
 
     /// The field that asks for the next part.
-    pub(crate) fn offset(&self) -> String {
+    fn offset(&self) -> String {
         format!("{}\0", self.list.len())
     }
 
-    /// Takes a reply; the names if it was the last one.
-    pub(crate) fn take(&mut self, payload: &[u8]) -> Result<Option<Vec<String>>> {
-        let malformed = || malformed(MsgType::DIRECTORY_PART);
+    /// Takes a reply; the list if it was the last one.
+    fn take(&mut self, payload: &[u8]) -> Result<Option<Vec<u8>>> {
+        let malformed = || Error::Malformed {
+            op: MsgType::DIRECTORY_PART,
+        };
         let at = payload
             .iter()
             .position(|&byte| byte == 0)
@@ -116,13 +147,6 @@ impl Parts {
         if self.list.len() > MAX_LIST {
             return Err(malformed());
         }
-        last.then(|| names(MsgType::DIRECTORY_PART, &self.list))
-            .transpose()
+        Ok(last.then(|| std::mem::take(&mut self.list)))
     }
-}
-
-/// The names in a list of NUL-terminated ones.
-pub(crate) fn names(kind: MsgType, payload: &[u8]) -> Result<Vec<String>> {
-    let name = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| malformed(kind));
-    wire::strings(payload).map(name).collect()
 }

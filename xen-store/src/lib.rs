@@ -23,10 +23,11 @@
 //! # Layers
 //!
 //! ```text
-//!   Store  Watch  Transaction      blocking, any number of threads      client watch txn nodes
+//!   Store  Watch  Transaction      blocking, any number of threads      client watch txn
 //!         driver                   who sleeps on the transport          driver tokio transport
 //!           Mux                    who reads, writes, who is woken      mux ready_fd
 //!        Connection                requests <-> replies, events         proto events
+//!          Request                 one operation: bytes, reply          request operations
 //!   Header  Decoder  StorePath     bytes                                wire path perms error
 //! ```
 //!
@@ -44,18 +45,18 @@
 
 mod client;
 mod directory;
-mod domains;
 mod driver;
 mod error;
 mod events;
 #[cfg(all(test, loom))]
 mod models;
 mod mux;
-mod nodes;
+mod operations;
 pub mod path;
 mod perms;
 pub mod proto;
 mod ready_fd;
+pub mod request;
 mod sync;
 #[cfg(feature = "tokio")]
 pub mod tokio;

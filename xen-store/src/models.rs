@@ -21,6 +21,7 @@ use crate::driver::Pollable;
 use crate::error::{Error, Result};
 use crate::mux::{Direction, Mux, Place, Reactor, Stream};
 use crate::proto::{Failure, Quirks, Ready, RequestId};
+use crate::request::{Read, Request};
 use crate::transport::Written;
 use crate::wire::{self, Header, MsgType};
 
@@ -150,7 +151,8 @@ fn model(test: impl Fn() + Sync + Send + 'static) {
 }
 
 fn request(mux: &Shared) -> RequestId {
-    mux.request(MsgType::READ, 0, &[b"/a\0"]).unwrap()
+    mux.submit(0, Read { path: "/a" }.encode().unwrap())
+        .unwrap()
 }
 
 /// Waits for the answer to `id` as a thread does.

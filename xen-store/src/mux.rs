@@ -33,9 +33,9 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 use crate::proto::{Connection, Failure, Quirks, Ready, RequestId, WatchId};
 use crate::ready_fd::ReadyFd;
+use crate::request::{Encoded, Request};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::transport::Written;
-use crate::wire::MsgType;
 
 /// Reads per turn under the lock: a flood does not keep other callers out without end.
 const READS_PER_TURN: usize = 16;
@@ -275,9 +275,9 @@ impl<S: Stream> Mux<S> {
     }
 
     /// Makes a request and sends it, if that needs no waiting.
-    pub(crate) fn request(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) -> Result<RequestId> {
+    pub(crate) fn submit(&self, tx_id: u32, message: Encoded) -> Result<RequestId> {
         let mut state = self.enter()?;
-        let id = state.proto.request(kind, tx_id, parts)?;
+        let id = state.proto.submit(tx_id, message)?;
         drop(self.flush(state));
         Ok(id)
     }
@@ -292,12 +292,16 @@ impl<S: Stream> Mux<S> {
     }
 
     /// A request whose answer does not matter, sent now if that needs no waiting.
-    pub(crate) fn send_detached(&self, kind: MsgType, tx_id: u32, parts: &[&[u8]]) {
+    pub(crate) fn send_detached(&self, tx_id: u32, request: &impl Request) {
+        // What is given back was granted to the same fields.
+        let Ok(message) = request.encode() else {
+            return;
+        };
         let Ok(mut state) = self.enter() else {
             return;
         };
         // A finished connection has nothing to give back.
-        if state.proto.send_detached(kind, tx_id, parts).is_ok() {
+        if state.proto.submit_detached(tx_id, message).is_ok() {
             drop(self.flush(state));
         }
     }

@@ -4,10 +4,9 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
-use crate::client::{Store, malformed};
+use crate::client::Store;
 use crate::error::{Error, Result};
-use crate::proto::parse_transaction;
-use crate::wire::MsgType;
+use crate::request::{EndTransaction, StartTransaction};
 
 /// How often [`Store::with_transaction`] tries.
 pub const MAX_ATTEMPTS: u32 = 64;
@@ -40,9 +39,7 @@ impl Store {
     /// [`Error::Daemon`] with `EBUSY` or `ENOSPC` if this domain has too many open.
     #[doc(alias = "xs_transaction_start")]
     pub fn transaction(&self) -> Result<Transaction> {
-        let kind = MsgType::TRANSACTION_START;
-        let payload = self.call(kind, 0, &[b"\0"])?;
-        let id = parse_transaction(&payload).ok_or_else(|| malformed(kind))?;
+        let id = self.run(0, &StartTransaction {})?;
         Ok(Transaction {
             store: self.clone(),
             id,
@@ -100,7 +97,7 @@ impl Store {
 }
 
 /// How long to stay away after so many conflicts, the last of which took `took`.
-fn pause(conflicts: u32, took: Duration) -> Duration {
+pub(crate) fn pause(conflicts: u32, took: Duration) -> Duration {
     let spread = 2_u32.saturating_pow(conflicts - 1).min(MAX_SPREAD);
     let span = took.saturating_mul(spread).min(MAX_PAUSE);
     // The standard library's only source of chance; each state is another one.
@@ -120,14 +117,7 @@ impl Transaction {
     #[doc(alias = "xs_transaction_end")]
     pub fn commit(mut self) -> Result<bool> {
         self.live = false;
-        match self
-            .store
-            .call(MsgType::TRANSACTION_END, self.id, &[b"T\0"])
-        {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_again() => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.end(true)
     }
 
     /// Gives the changes up, and waits until the daemon has done so. A drop does the same
@@ -138,9 +128,11 @@ impl Transaction {
     /// [`Error::Daemon`] if the daemon no longer knows the transaction.
     pub fn abort(mut self) -> Result<()> {
         self.live = false;
-        self.store
-            .call(MsgType::TRANSACTION_END, self.id, &[b"F\0"])
-            .map(drop)
+        self.end(false).map(drop)
+    }
+
+    fn end(&self, commit: bool) -> Result<bool> {
+        self.store.run(self.id, &EndTransaction { commit })
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -155,8 +147,8 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         if self.live {
-            self.store
-                .send_detached(MsgType::TRANSACTION_END, self.id, &[b"F\0"]);
+            let end = EndTransaction { commit: false };
+            self.store.mux.send_detached(self.id, &end);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::mux::State;
 use crate::path::StorePath;
 use crate::proto::{Connection, Ready, WatchId};
 use crate::ready_fd::ReadyFd;
-use crate::wire::MsgType;
+use crate::request::{Request, SetWatch, Unwatch};
 
 /// A watch on a path and everything below it.
 ///
@@ -59,15 +59,12 @@ impl Store {
         let path = StorePath::new(path)?.as_str();
         let id = self.mux.enter()?.proto.add_watch(path);
         let token = Connection::token(id);
-        let depth = depth.map(|depth| format!("{depth}\0")).unwrap_or_default();
-        let parts: [&[u8]; 5] = [
-            path.as_bytes(),
-            b"\0",
-            token.as_bytes(),
-            b"\0",
-            depth.as_bytes(),
-        ];
-        match self.call_for(MsgType::WATCH, 0, &parts, Some(id)) {
+        let set = SetWatch {
+            path,
+            token: &token,
+            depth,
+        };
+        match self.call(0, set.encode()?, Some(id)) {
             Ok(_) => Ok(Watch {
                 store: self.clone(),
                 id,
@@ -263,7 +260,10 @@ impl Drop for Watch {
         state.ready_fds.remove(&self.id);
         drop(state);
         let token = Connection::token(self.id);
-        let parts: [&[u8]; 4] = [self.path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
-        self.store.send_detached(MsgType::UNWATCH, 0, &parts);
+        let unwatch = Unwatch {
+            path: &self.path,
+            token: &token,
+        };
+        self.store.mux.send_detached(0, &unwatch);
     }
 }

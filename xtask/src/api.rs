@@ -20,11 +20,31 @@ const OUTSIDE: &[&str] = &["benches", "testing", "xtask"];
 /// Traits that derive macros implement for themselves.
 const INTERNAL: &[&str] = &["HasField", "HasTag", "ProjectToTag", "StructuralPartialEq"];
 
+/// Types of which a blocking client and tokio's have one each, and the methods of the blocking one that
+/// tokio's has no use for: those of poll loops, and deadlines, which are the runtime's.
+const TWINS: &[(&str, &str, &[&str])] = &[
+    (
+        "xen_store::Store",
+        "xen_store::tokio::Store",
+        &["process", "with_timeout"],
+    ),
+    (
+        "xen_store::Transaction",
+        "xen_store::tokio::Transaction",
+        &[],
+    ),
+    ("xen_store::Watch", "xen_store::tokio::Watch", &["poll_fd"]),
+];
+
 /// Writes the listings.
 pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     let folder = folder(workspace);
     fs::create_dir_all(&folder)?;
-    for (name, text) in listings(workspace)? {
+    let listings = listings(workspace)?;
+    for lag in lags(listings.values()) {
+        println!("{lag}");
+    }
+    for (name, text) in listings {
         let file = folder.join(format!("{name}.txt"));
         fs::write(&file, &text).with_context(|| format!("{}", file.display()))?;
         println!("{}: {} items", Workspace::show(&file), text.lines().count());
@@ -37,13 +57,16 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
 ///
 /// # Errors
 ///
-/// They differ. The lines are printed.
+/// They differ, or one of two [`TWINS`] lacks a method of the other. The lines are printed.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     if !nightly::has("rustdoc", "the public APIs were", INSTALL)? {
         return Ok(());
     }
     let mut changed = false;
-    for (name, now) in listings(workspace)? {
+    let listings = listings(workspace)?;
+    let lags = lags(listings.values());
+    ensure!(lags.is_empty(), "{}", lags.join("\n"));
+    for (name, now) in listings {
         let file = folder(workspace).join(format!("{name}.txt"));
         let kept = fs::read_to_string(&file).unwrap_or_default();
         for line in difference(&kept, &now) {
@@ -69,6 +92,39 @@ fn difference(old: &str, new: &str) -> Vec<String> {
     let gone = old.difference(&new).map(|line| format!("- {line}"));
     let come = new.difference(&old).map(|line| format!("+ {line}"));
     gone.chain(come).collect()
+}
+
+/// The methods that one of two [`TWINS`] has and the other lacks, one sentence each.
+fn lags<'a>(listings: impl Iterator<Item = &'a String> + Clone) -> Vec<String> {
+    let mut all = Vec::new();
+    for (blocking, asynchronous, alone) in TWINS {
+        let (ours, theirs) = (
+            methods(listings.clone(), blocking),
+            methods(listings.clone(), asynchronous),
+        );
+        let own = |method: &&&str| !alone.contains(method);
+        let missing = ours.difference(&theirs).filter(own);
+        all.extend(missing.map(|method| format!("{asynchronous} lacks {method}")));
+        let missing = theirs.difference(&ours);
+        all.extend(missing.map(|method| format!("{blocking} lacks {method}")));
+        if ours.is_empty() {
+            all.push(format!("{blocking} is in no listing"));
+        }
+    }
+    all
+}
+
+/// The methods that listings have of a type.
+fn methods<'a>(listings: impl Iterator<Item = &'a String>, of: &str) -> BTreeSet<&'a str> {
+    let method = |line: &'a str| {
+        let (_, rest) = line.split_once(&format!("fn {of}::"))?;
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        Some(&rest[..end.unwrap_or(rest.len())])
+    };
+    listings
+        .flat_map(|text| text.lines())
+        .filter_map(method)
+        .collect()
 }
 
 /// The listing of every library, by its name.
@@ -410,6 +466,36 @@ mod tests {
         let lines = "mod x\npub use x::Arc = std::sync::Arc\npub struct x::Outer: Clone\n\
             pub fn x::Outer::get(&self) -> u8\n";
         assert_eq!(listing.text(), lines);
+    }
+
+    #[test]
+    fn a_method_that_one_of_two_clients_lacks_is_named() {
+        let mut listing: String = TWINS
+            .iter()
+            .map(|(blocking, asynchronous, alone)| {
+                let alone = alone.first().unwrap_or(&"both");
+                format!("pub fn {blocking}::{alone}(&self)\nfn {blocking}::both\npub async fn {asynchronous}::both(&self)\n")
+            })
+            .collect();
+        assert_eq!(lags([&listing].into_iter()), Vec::<String>::new());
+        listing.push_str(
+            "fn xen_store::Store::walk\npub fn xen_store::tokio::Watch::try_next(&self)\n",
+        );
+        assert_eq!(
+            lags([&listing].into_iter()),
+            [
+                "xen_store::tokio::Store lacks walk",
+                "xen_store::Watch lacks try_next"
+            ]
+        );
+    }
+
+    /// The listings in the tree, so that it is seen without the nightly toolchain too.
+    #[test]
+    fn no_client_lacks_a_method_of_its_twin() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/api");
+        let listing = fs::read_to_string(folder.join("xen-store.txt")).unwrap();
+        assert_eq!(lags([&listing].into_iter()), Vec::<String>::new());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::{
     is_watch_op,
 };
 use crate::error::{ProtocolError, XsError};
+use crate::request::transaction_id;
 use crate::wire::{self, Message, MsgType};
 
 impl Connection {
@@ -112,7 +113,7 @@ impl Connection {
             let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
             drop(self.send_detached(MsgType::UNWATCH, 0, &parts));
         } else if kind == MsgType::TRANSACTION_START {
-            if let Some(tx) = parse_transaction(payload) {
+            if let Some(tx) = transaction_id(payload) {
                 self.abort(tx);
             }
         }
@@ -146,13 +147,4 @@ impl Connection {
         }
         Ok(())
     }
-}
-/// The id in the reply to TRANSACTION_START; 0 is not one.
-pub(crate) fn parse_transaction(payload: &[u8]) -> Option<u32> {
-    let text = payload.strip_suffix(b"\0").unwrap_or(payload);
-    std::str::from_utf8(text)
-        .ok()?
-        .parse()
-        .ok()
-        .filter(|&id| id != 0)
 }

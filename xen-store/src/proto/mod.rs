@@ -3,8 +3,8 @@
 //! No descriptor, no clock, no lock: the drivers ([`Store`](crate::Store), and `AsyncStore` with
 //! feature `tokio`) bring those. Five kinds of method:
 //!
-//! * *commands* by the user: [`Connection::request`], [`Connection::cancel`],
-//!   [`Connection::add_watch`], [`Connection::remove_watch`];
+//! * *commands* by the user: [`Connection::submit`], [`Connection::request`],
+//!   [`Connection::cancel`], [`Connection::add_watch`], [`Connection::remove_watch`];
 //! * *outputs* to be written: [`Connection::poll_outgoing`] until it is empty, handing back with
 //!   [`Connection::put_back`] what a short write left;
 //! * *inputs*: [`Connection::handle_input`] with whatever was read, [`Connection::handle_failure`]
@@ -50,11 +50,11 @@ use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Invalid, XsError};
 use crate::events::{EventQueue, WatchEvent};
+use crate::request::Encoded;
 use crate::wire::{self, Decoder, MsgType};
 mod input;
 mod types;
 
-pub(crate) use input::parse_transaction;
 pub use types::{Failure, Outgoing, Quirks, Ready, RequestId, WatchId};
 
 /// Requests given up after they were sent and not answered yet, at which no more are sent.
@@ -153,19 +153,26 @@ impl Connection {
         tx_id: u32,
         parts: &[&[u8]],
     ) -> Result<RequestId, Error> {
+        self.submit(tx_id, Encoded::of_parts(kind, parts))
+    }
+
+    /// Queues a request of [`request`](crate::request).
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::request`].
+    pub fn submit(&mut self, tx_id: u32, message: Encoded) -> Result<RequestId, Error> {
         if let Some(failure) = self.failure {
             return Err(failure.into());
         }
-        let len = parts
-            .iter()
-            .fold(0_usize, |sum, part| sum.saturating_add(part.len()));
-        let max = self.quirks.max_payload;
+        let kind = message.kind();
+        let (len, max) = (message.payload_len(), self.quirks.max_payload);
         let too_long = || Invalid::PayloadTooLong { len, max };
         if len > max {
             return Err(too_long().into());
         }
         let id = self.fresh_id();
-        let bytes = wire::encode(kind, id, tx_id, parts).map_err(|_| too_long())?;
+        let bytes = message.into_message(id, tx_id).map_err(|_| too_long())?;
         let seq = self.next_seq;
         self.next_seq += 1;
         self.pending.insert(
@@ -389,7 +396,12 @@ impl Connection {
         tx_id: u32,
         parts: &[&[u8]],
     ) -> Result<(), Error> {
-        let id = self.request(kind, tx_id, parts)?;
+        self.submit_detached(tx_id, Encoded::of_parts(kind, parts))
+    }
+
+    /// As [`Connection::send_detached`], of a request that is laid out.
+    pub(crate) fn submit_detached(&mut self, tx_id: u32, message: Encoded) -> Result<(), Error> {
+        let id = self.submit(tx_id, message)?;
         self.cancel(id, false, None);
         Ok(())
     }

@@ -23,11 +23,12 @@ use nix::errno::Errno;
 
 pub use store::{Transaction, Watch};
 
+use crate::directory::{Exchange, Step};
 use crate::error::Result;
 use crate::mux::{Direction, Mux, Place, Reactor, State, Stream};
 use crate::proto::{Failure, Ready, RequestId, WatchId};
+use crate::request::{Encoded, Request};
 use crate::transport::{Transport, Written};
-use crate::wire::MsgType;
 
 /// A connection to the store daemon, for tokio. As [`Store`](crate::Store), with futures.
 ///
@@ -91,24 +92,36 @@ impl Inner {
         place: &mut Place,
         mut ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T> {
-        poll_fn(|cx| {
-            // A task that always finds its answer there still lets the others of its thread run.
-            let budget = ready!(coop::poll_proceed(cx));
-            let value = ready!(self.mux.poll_wait(place, cx, &mut ready));
-            budget.made_progress();
-            Poll::Ready(value)
-        })
-        .await
+        poll_fn(|cx| self.poll_wait(place, cx, &mut ready)).await
     }
 
-    async fn call(
+    fn poll_wait<T>(
         &self,
-        kind: MsgType,
-        tx: u32,
-        parts: &[&[u8]],
-        watch: Option<WatchId>,
-    ) -> Result<Vec<u8>> {
-        let id = self.mux.request(kind, tx, parts)?;
+        place: &mut Place,
+        cx: &mut Context<'_>,
+        ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Poll<Result<T>> {
+        // A task that always finds its answer there still lets the others of its thread run.
+        let budget = ready!(coop::poll_proceed(cx));
+        let value = ready!(self.mux.poll_wait(place, cx, ready));
+        budget.made_progress();
+        Poll::Ready(value)
+    }
+
+    /// One operation, in transaction `tx_id` or in none (0).
+    async fn run<R: Request>(&self, tx_id: u32, request: &R) -> Result<R::Reply> {
+        let mut message = request.encode()?;
+        let mut exchange = Exchange::of(&message);
+        loop {
+            match exchange.handle_answer(self.call(tx_id, message, None).await) {
+                Step::Next(next) => message = next,
+                Step::Done(answer) => return request.decode(answer),
+            }
+        }
+    }
+
+    async fn call(&self, tx_id: u32, message: Encoded, watch: Option<WatchId>) -> Result<Vec<u8>> {
+        let id = self.mux.submit(tx_id, message)?;
         let mut wait = Wait {
             inner: self,
             place: Place::new(Ready::Reply(id)),
@@ -118,10 +131,6 @@ impl Inner {
         let reply = reply.await?;
         wait.request = None;
         reply
-    }
-
-    fn send_detached(&self, kind: MsgType, tx: u32, parts: &[&[u8]]) {
-        self.mux.send_detached(kind, tx, parts);
     }
 }
 

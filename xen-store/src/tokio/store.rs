@@ -4,28 +4,35 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::runtime::Handle;
+use futures_core::Stream;
 
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::{Driver, Inner, Store, Wait};
-use crate::client::{malformed, text};
-use crate::directory::{self, Parts};
-use crate::domains;
 use crate::error::{Error, Result};
 use crate::events::WatchEvent;
 use crate::mux::{Mux, Place};
-use crate::nodes::{format_perms, optional, parse_perms};
+use crate::operations::{domain_operations, node_operations};
 use crate::path::StorePath;
 use crate::perms::Permissions;
-use crate::proto::{Connection, Ready, WatchId, parse_transaction};
+use crate::proto::{Connection, Ready, WatchId};
+use crate::request::{
+    Control, Directory, EndTransaction, Exists, GetDomainPath, GetFeatures, GetPermissions,
+    GetQuota, GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr,
+    Release, Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget,
+    SetWatch, StartTransaction, Unwatch, Write,
+};
 use crate::transport::Transport;
-use crate::wire::MsgType;
-use xen_sys::DomId;
+use crate::txn::{self, MAX_ATTEMPTS};
+use xen_sys::{DomId, Port};
 
 /// The first and the longest pause between two attempts to connect to a daemon whose backlog is
 /// full.
@@ -80,95 +87,58 @@ impl Store {
         Ok(Self(inner))
     }
 
-    /// As [`Store::own_domain`](crate::Store::own_domain).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn own_domain(&self) -> Result<DomId> {
-        domains::own_domain(&self.read_str(domains::DOMID).await?)
-    }
-
-    /// As [`Store::features`](crate::Store::features).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn features(&self) -> Result<u32> {
-        domains::features(&self.0.call(MsgType::GET_FEATURE, 0, &[], None).await?)
-    }
-
-    /// As [`Store::features_of`](crate::Store::features_of).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn features_of(&self, domain: DomId) -> Result<u32> {
-        let fields = domains::number_fields(&[domain.as_u16().into()]);
-        domains::features(&self.fields(MsgType::GET_FEATURE, &fields).await?)
-    }
-
-    /// As [`Store::set_features`](crate::Store::set_features).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn set_features(&self, domain: DomId, features: u32) -> Result<()> {
-        let fields = domains::number_fields(&[domain.as_u16().into(), features.into()]);
-        self.fields(MsgType::SET_FEATURE, &fields).await.map(drop)
-    }
-
-    /// As [`Store::quota_names`](crate::Store::quota_names).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn quota_names(&self) -> Result<Vec<String>> {
-        domains::quota_names(self.0.call(MsgType::GET_QUOTA, 0, &[], None).await?)
-    }
-
-    /// As [`Store::quota`](crate::Store::quota).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn quota(&self, domain: Option<DomId>, name: &str) -> Result<Option<NonZeroU32>> {
-        let fields = domains::quota_fields(domain, name, None)?;
-        domains::quota(&self.fields(MsgType::GET_QUOTA, &fields).await?)
-    }
-
-    /// As [`Store::set_quota`](crate::Store::set_quota).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn set_quota(
-        &self,
-        domain: Option<DomId>,
-        name: &str,
-        limit: Option<NonZeroU32>,
-    ) -> Result<()> {
-        let fields = domains::quota_fields(domain, name, Some(limit))?;
-        self.fields(MsgType::SET_QUOTA, &fields).await.map(drop)
-    }
-
-    async fn fields(&self, kind: MsgType, fields: &str) -> Result<Vec<u8>> {
-        self.0.call(kind, 0, &[fields.as_bytes()], None).await
-    }
-
-    /// Starts a transaction; dropping it aborts it.
+    /// Starts a transaction. Dropping it aborts it, without waiting.
     ///
     /// # Errors
     ///
     /// As [`Store::transaction`](crate::Store::transaction).
     pub async fn transaction(&self) -> Result<Transaction> {
-        let kind = MsgType::TRANSACTION_START;
-        let payload = self.0.call(kind, 0, &[b"\0"], None).await?;
-        let id = parse_transaction(&payload).ok_or_else(|| malformed(kind))?;
-        Ok(Transaction {
-            store: self.clone(),
-            id,
-            live: true,
+        let id = self.0.run(0, &StartTransaction {}).await?;
+        let (store, live) = (self.clone(), AtomicBool::new(true));
+        Ok(Transaction(Arc::new(Open { store, id, live })))
+    }
+
+    /// As [`Store::with_transaction`](crate::Store::with_transaction), with an async `body`, which
+    /// gets a handle of each attempt's transaction. The commit ends it, whatever handles are kept.
+    ///
+    /// Dropping the future aborts the transaction, or leaves open whether its commit is carried
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// ```no_run
+    /// # async fn f(store: &xen_store::tokio::Store) -> xen_store::Result<()> {
+    /// let count = store.with_transaction(|t| async move {
+    ///     let count = t.read_str("/tool/count").await?.parse().unwrap_or(0) + 1;
+    ///     t.write("/tool/count", count.to_string()).await?;
+    ///     Ok(count)
+    /// }).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn with_transaction<T, F: Future<Output = Result<T>>>(
+        &self,
+        mut body: impl FnMut(Transaction) -> F,
+    ) -> Result<T> {
+        for attempt in 1..=MAX_ATTEMPTS {
+            let begun = Instant::now();
+            let transaction = self.transaction().await?;
+            match body(transaction.clone()).await {
+                Ok(value) => {
+                    if transaction.commit().await? {
+                        return Ok(value);
+                    }
+                }
+                Err(error) if error.is_again() => drop(transaction),
+                Err(error) => return Err(error),
+            }
+            if attempt < MAX_ATTEMPTS {
+                pause(txn::pause(attempt, begun.elapsed())).await?;
+            }
+        }
+        Err(Error::Conflict {
+            attempts: MAX_ATTEMPTS,
         })
     }
 
@@ -178,6 +148,19 @@ impl Store {
     ///
     /// As [`Store::watch`](crate::Store::watch).
     pub async fn watch(&self, path: &str) -> Result<Watch> {
+        self.watch_with(path, None).await
+    }
+
+    /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::watch_depth`](crate::Store::watch_depth).
+    pub async fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
+        self.watch_with(path, Some(depth)).await
+    }
+
+    async fn watch_with(&self, path: &str, depth: Option<u32>) -> Result<Watch> {
         let path = StorePath::new(path)?.as_str();
         let id = self.0.mux.enter()?.proto.add_watch(path);
         let mut watch = Watch {
@@ -185,22 +168,79 @@ impl Store {
             id,
             path: path.into(),
             set: false,
+            ended: false,
+            place: Place::new(Ready::Event(id)),
         };
         let token = Connection::token(id);
-        let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
-        self.0.call(MsgType::WATCH, 0, &parts, Some(id)).await?;
+        let set = SetWatch {
+            path,
+            token: &token,
+            depth,
+        };
+        self.0.call(0, set.encode()?, Some(id)).await?;
         watch.set = true;
         Ok(watch)
+    }
+
+    /// Waits until `check` returns a value, calling it again whenever something at or below `path`
+    /// changed. As [`Store::wait_until`](crate::Store::wait_until), without a deadline: that is
+    /// the caller's, by `tokio::time::timeout`.
+    ///
+    /// # Errors
+    ///
+    /// The error of `check`; those of [`Store::watch`].
+    pub async fn wait_until<T, F: Future<Output = Result<Option<T>>>>(
+        &self,
+        path: &str,
+        mut check: impl FnMut(Self) -> F,
+    ) -> Result<T> {
+        let watch = self.watch(path).await?;
+        loop {
+            watch.next_change().await?;
+            if let Some(value) = check(self.clone()).await? {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// Waits until `check` returns a value, calling it again whenever the node at `path` may have
+    /// changed. As [`Store::wait_for`](crate::Store::wait_for), without a deadline: that is the
+    /// caller's, by `tokio::time::timeout`.
+    ///
+    /// `check` gets the node's value, or `None` while it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`] apart from `ENOENT`, and those of [`Store::watch`].
+    pub async fn wait_for<T>(
+        &self,
+        path: &str,
+        mut check: impl FnMut(Option<&[u8]>) -> Option<T>,
+    ) -> Result<T> {
+        let watch = self.watch(path).await?;
+        loop {
+            watch.next_change().await?;
+            if let Some(value) = check(self.read_optional(path).await?.as_deref()) {
+                return Ok(value);
+            }
+        }
     }
 }
 
 /// A watch, for tokio. As [`Watch`](crate::Watch).
+///
+/// It is a [`Stream`] of events that ends after the first error, which is the end of the
+/// connection.
 #[derive(Debug)]
 pub struct Watch {
     store: Store,
     id: WatchId,
     path: Box<str>,
     set: bool,
+    /// The stream has ended.
+    ended: bool,
+    /// The place of the stream among those who wait.
+    place: Place,
 }
 
 impl Watch {
@@ -225,6 +265,48 @@ impl Watch {
         let event = inner.wait(&mut wait.place, |state| state.proto.poll_event(self.id));
         event.await?
     }
+
+    /// Returns the next event, without waiting. Reads the connection if none is in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Watch::next`].
+    pub fn try_next(&self) -> Result<Option<WatchEvent>> {
+        let mux = &self.store.0.mux;
+        let mut state = mux.enter()?;
+        if !state.proto.has_event(self.id) {
+            state = mux.turn(state);
+        }
+        state.proto.poll_event(self.id).transpose()
+    }
+
+    /// Waits for an event and takes those behind it: one look answers the events there are. No
+    /// more of them, because others may keep coming.
+    async fn next_change(&self) -> Result<()> {
+        self.next().await?;
+        let mut state = self.store.0.mux.enter()?;
+        while let Some(event) = state.proto.poll_event(self.id) {
+            event?;
+        }
+        Ok(())
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<WatchEvent>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let watch = self.get_mut();
+        if watch.ended {
+            return Poll::Ready(None);
+        }
+        let (id, inner) = (watch.id, &*watch.store.0);
+        let event =
+            ready!(inner.poll_wait(&mut watch.place, cx, |state| state.proto.poll_event(id)));
+        let event = event.and_then(|event| event);
+        watch.ended = event.is_err();
+        Poll::Ready(Some(event))
+    }
 }
 
 impl Drop for Watch {
@@ -234,137 +316,104 @@ impl Drop for Watch {
         let Ok(mut state) = inner.mux.enter() else {
             return;
         };
+        self.place.leave(&mut state);
         state.proto.remove_watch(self.id);
         drop(state);
         if self.set {
             let token = Connection::token(self.id);
-            let parts: [&[u8]; 4] = [self.path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
-            inner.send_detached(MsgType::UNWATCH, 0, &parts);
+            let unwatch = Unwatch {
+                path: &self.path,
+                token: &token,
+            };
+            inner.mux.send_detached(0, &unwatch);
         }
     }
 }
 
 /// A transaction, for tokio. As [`Transaction`](crate::Transaction).
-#[derive(Debug)]
+///
+/// Clones are handles of the same transaction. Dropping the last one aborts it.
+#[derive(Clone, Debug)]
 #[must_use = "dropping a transaction aborts it"]
-pub struct Transaction {
+pub struct Transaction(Arc<Open>);
+
+/// A transaction that the daemon keeps.
+#[derive(Debug)]
+struct Open {
     store: Store,
     id: u32,
-    live: bool,
+    /// Its end was not requested.
+    live: AtomicBool,
 }
 
 impl Transaction {
     /// As [`Transaction::commit`](crate::Transaction::commit). Dropping the future leaves open
-    /// whether the changes are carried out.
+    /// whether the changes are carried out. The other handles are of no further use: their
+    /// requests fail with `ENOENT`.
     ///
     /// # Errors
     ///
     /// As there.
     #[must_use = "`false` means that nothing was carried out"]
-    pub async fn commit(mut self) -> Result<bool> {
-        self.live = false;
-        match self
-            .store
-            .0
-            .call(MsgType::TRANSACTION_END, self.id, &[b"T\0"], None)
-            .await
-        {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_again() => Ok(false),
-            Err(error) => Err(error),
-        }
+    pub async fn commit(self) -> Result<bool> {
+        self.end(true).await
+    }
+
+    /// As [`Transaction::abort`](crate::Transaction::abort). Dropping the future aborts it all the
+    /// same.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn abort(self) -> Result<()> {
+        self.end(false).await.map(drop)
+    }
+
+    async fn end(self, commit: bool) -> Result<bool> {
+        self.0.live.store(false, Ordering::Relaxed);
+        self.operate(&EndTransaction { commit }).await
     }
 }
 
-impl Drop for Transaction {
+impl Drop for Open {
     fn drop(&mut self) {
-        if self.live {
-            self.store
-                .0
-                .send_detached(MsgType::TRANSACTION_END, self.id, &[b"F\0"]);
+        if *self.live.get_mut() {
+            let end = EndTransaction { commit: false };
+            self.store.0.mux.send_detached(self.id, &end);
         }
     }
 }
 
-macro_rules! node_operations {
-    ($type:ident, $self:ident => $inner:expr, $tx:expr) => {
-        /// The operations on nodes; each is as the method of [`Store`](crate::Store) of its name.
-        #[allow(clippy::missing_errors_doc)]
-        impl $type {
-            async fn path_call(&$self, kind: MsgType, path: &str, rest: &[u8]) -> Result<Vec<u8>> {
-                let path = StorePath::new(path)?.as_str().as_bytes();
-                $inner.call(kind, $tx, &[path, b"\0", rest], None).await
+/// Makes an async method of each operation.
+macro_rules! asynchronous {
+    ($type:ty: $(
+        $(#[$meta:meta])*
+        fn $name:ident($($field:ident: $ty:ty),*) -> $reply:ty = $request:expr;
+    )*) => {
+        impl $type {$(
+            $(#[$meta])*
+            pub async fn $name(&self, $($field: $ty),*) -> Result<$reply> {
+                self.operate(&$request).await
             }
-
-            /// Returns the value of a node.
-            pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
-                self.path_call(MsgType::READ, path, b"").await
-            }
-
-            /// Returns the value of a node as text.
-            pub async fn read_str(&self, path: &str) -> Result<String> {
-                text(MsgType::READ, self.read(path).await?)
-            }
-
-            /// Returns the value of a node, or `None` if there is no such node.
-            pub async fn read_optional(&self, path: &str) -> Result<Option<Vec<u8>>> {
-                optional(self.read(path).await)
-            }
-
-            /// Returns the value of a node as text, or `None` if there is no such node.
-            pub async fn read_str_optional(&self, path: &str) -> Result<Option<String>> {
-                optional(self.read_str(path).await)
-            }
-
-            /// Sets the value of a node.
-            pub async fn write(&self, path: &str, value: impl AsRef<[u8]>) -> Result<()> {
-                self.path_call(MsgType::WRITE, path, value.as_ref()).await.map(drop)
-            }
-
-            /// Creates a node with an empty value.
-            pub async fn mkdir(&self, path: &str) -> Result<()> {
-                self.path_call(MsgType::MKDIR, path, b"").await.map(drop)
-            }
-
-            /// Removes a node and everything below it.
-            pub async fn rm(&self, path: &str) -> Result<()> {
-                self.path_call(MsgType::RM, path, b"").await.map(drop)
-            }
-
-            /// Returns the names of a node's children.
-            pub async fn directory(&self, path: &str) -> Result<Vec<String>> {
-                let kind = MsgType::DIRECTORY;
-                let mut parts = match self.path_call(kind, path, b"").await {
-                    Err(error) if directory::is_too_long(&error) => Parts::after(error),
-                    other => return directory::names(kind, &other?),
-                };
-                loop {
-                    let offset = parts.offset();
-                    let kind = MsgType::DIRECTORY_PART;
-                    let part = self.path_call(kind, path, offset.as_bytes()).await;
-                    let payload = parts.received(part)?;
-                    if let Some(names) = parts.take(&payload)? {
-                        return Ok(names);
-                    }
-                }
-            }
-
-            /// Returns the permissions of a node.
-            pub async fn permissions(&self, path: &str) -> Result<Permissions> {
-                parse_perms(&self.path_call(MsgType::GET_PERMS, path, b"").await?)
-            }
-
-            /// Replaces the permissions of a node.
-            pub async fn set_permissions(&self, path: &str, perms: &Permissions) -> Result<()> {
-                let fields = format_perms(perms);
-                self.path_call(MsgType::SET_PERMS, path, fields.as_bytes()).await.map(drop)
-            }
-        }
+        )*}
     };
 }
 
-node_operations!(Store, self => self.0, 0);
-node_operations!(Transaction, self => self.store.0, self.id);
+node_operations!(asynchronous!(Store));
+node_operations!(asynchronous!(Transaction));
+domain_operations!(asynchronous!(Store));
+
+impl Store {
+    async fn operate<R: Request>(&self, request: &R) -> Result<R::Reply> {
+        self.0.run(0, request).await
+    }
+}
+
+impl Transaction {
+    async fn operate<R: Request>(&self, request: &R) -> Result<R::Reply> {
+        self.0.store.0.run(self.0.id, request).await
+    }
+}
 
 /// Tries until it is no longer the daemon's backlog that is full.
 async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport> {
@@ -372,16 +421,20 @@ async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport>
     loop {
         match attempt() {
             Err(Error::Connect { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
-                let sleep = sleep(pause).await;
-                sleep.map_err(|source| Error::Os {
-                    op: "wait for the backlog of the store daemon",
-                    source: source.into(),
-                })?;
+                self::pause(pause).await?;
                 pause = LONGEST_PAUSE.min(pause * 2);
             }
             other => return other,
         }
     }
+}
+
+/// Sleeps, and blocks no thread.
+async fn pause(time: Duration) -> Result<()> {
+    sleep(time).await.map_err(|source| Error::Os {
+        op: "pause between two attempts",
+        source: source.into(),
+    })
 }
 
 /// By a timer of the system's, because a runtime may have none.

@@ -1,0 +1,269 @@
+//! The operations that are one request each, listed once for the blocking client and for tokio's.
+//!
+//! A client names the macro that makes a method of each line: see `client.rs` and
+//! `tokio/store.rs`.
+
+/// The operations on nodes, the same inside and outside a transaction.
+macro_rules! node_operations {
+    ($client:ident!($type:ty)) => {
+        $client! {
+            $type:
+
+            /// Returns the value of a node: any bytes, exactly as they were written.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such node, `EACCES` no right
+            /// to read it.
+            #[doc(alias = "xs_read")]
+            fn read(path: &str) -> Vec<u8> = Read { path };
+
+            /// Returns the value of a node as text.
+            ///
+            /// # Errors
+            ///
+            /// As `read`; [`Error::NotText`](crate::Error::NotText) if it is not UTF-8.
+            fn read_str(path: &str) -> String = ReadStr { path };
+
+            /// Returns the value of a node, or `None` if there is no such node.
+            ///
+            /// # Errors
+            ///
+            /// As `read`, apart from `ENOENT`.
+            fn read_optional(path: &str) -> Option<Vec<u8>> = Optional(Read { path });
+
+            /// Returns the value of a node as text, or `None` if there is no such node.
+            ///
+            /// # Errors
+            ///
+            /// As `read_str`, apart from `ENOENT`.
+            fn read_str_optional(path: &str) -> Option<String> = Optional(ReadStr { path });
+
+            /// Sets the value of a node. The node and its parents are created if missing, owned
+            /// by this domain with the permissions of the nearest existing parent.
+            ///
+            /// Path, a NUL and value must fit one message: 4096 bytes by socket, 4080 by the
+            /// kernel's device.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` no right, `ENOSPC` over a quota;
+            /// [`Invalid::PayloadTooLong`](crate::Invalid::PayloadTooLong).
+            #[doc(alias = "xs_write")]
+            fn write(path: &str, value: impl AsRef<[u8]>) -> () =
+                Write { path, value: value.as_ref() };
+
+            /// Creates a node with an empty value, and its parents. An existing node stays as it
+            /// is.
+            ///
+            /// # Errors
+            ///
+            /// As `write`.
+            #[doc(alias = "xs_mkdir")]
+            fn mkdir(path: &str) -> () = Mkdir { path };
+
+            /// Removes a node and everything below it. A missing node is no error if its
+            /// parent exists.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such parent, `EACCES` no
+            /// right, `EINVAL` for `/`.
+            #[doc(alias = "xs_rm")]
+            fn rm(path: &str) -> () = Rm { path };
+
+            /// Returns the names of a node's children, in the daemon's order.
+            ///
+            /// A list too long for one message is fetched in parts, again from the start if it
+            /// changes meanwhile, so the result is the list as it was at one moment.
+            ///
+            /// # Errors
+            ///
+            /// As `read`; [`Error::Conflict`](crate::Error::Conflict) if the list changed faster
+            /// than it could be read.
+            #[doc(alias = "xs_directory")]
+            fn directory(path: &str) -> Vec<String> = Directory { path };
+
+            /// Returns whether a node exists.
+            ///
+            /// # Errors
+            ///
+            /// As `read`, apart from `ENOENT`: without the right to read it there is no answer.
+            fn exists(path: &str) -> bool = Exists { path };
+
+            /// Returns the permissions of a node. Those of `@introduceDomain` and `@releaseDomain`
+            /// can be set but not read (`EINVAL` from xenstored 4.17).
+            ///
+            /// # Errors
+            ///
+            /// As `read`.
+            #[doc(alias = "xs_get_permissions")]
+            fn permissions(path: &str) -> Permissions = GetPermissions { path };
+
+            /// Replaces the permissions of a node, or of `@introduceDomain` or
+            /// `@releaseDomain`.
+            ///
+            /// # Errors
+            ///
+            /// As `read`; `EPERM` if the owner would change and this domain is not privileged.
+            #[doc(alias = "xs_set_permissions")]
+            fn set_permissions(path: &str, permissions: &Permissions) -> () =
+                SetPermissions { path, permissions };
+        }
+    };
+}
+
+/// The operations about domains and about the daemon itself. Most of them are for domain 0 only;
+/// others get `EACCES` or `EPERM`.
+macro_rules! domain_operations {
+    ($client:ident!($type:ty)) => {
+        $client! {
+            $type:
+
+            /// Returns the number of the domain that this connection is of: the node `domid`,
+            /// which the toolstack writes for every domain that it makes. A program that may make
+            /// hypercalls can ask Xen: `xen_sys::privcmd::Privcmd::own_domain`.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon) with `ENOENT`
+            /// ([`is_not_found`](crate::Error::is_not_found)) if the toolstack wrote none;
+            /// [`Error::Value`](crate::Error::Value) if the node holds no domain's number.
+            fn own_domain() -> DomId = OwnDomain {};
+
+            /// Returns the path that relative paths of `domain` start from: `/local/domain/<id>`.
+            ///
+            /// # Errors
+            ///
+            /// Those of any request.
+            #[doc(alias = "xs_get_domain_path")]
+            fn domain_path(domain: DomId) -> String = GetDomainPath { domain };
+
+            /// Returns whether the daemon serves `domain`.
+            ///
+            /// # Errors
+            ///
+            /// Those of any request.
+            #[doc(alias = "xs_is_domain_introduced")]
+            fn is_introduced(domain: DomId) -> bool = IsIntroduced { domain };
+
+            /// Tells the daemon to serve `domain`, by the ring at guest frame `gfn` and the event
+            /// channel `port` of that domain.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged,
+            /// `EINVAL` the ring cannot be mapped.
+            #[doc(alias = "xs_introduce_domain")]
+            fn introduce(domain: DomId, gfn: u64, port: Port) -> () =
+                Introduce { domain, gfn, port };
+
+            /// Tells the daemon to stop serving `domain`.
+            ///
+            /// # Errors
+            ///
+            /// As [`introduce`](Self::introduce); `ENOENT` if it does not serve it.
+            #[doc(alias = "xs_release_domain")]
+            fn release(domain: DomId) -> () = Release { domain };
+
+            /// Tells the daemon to expect `domain` to shut down again, after it was resumed.
+            ///
+            /// # Errors
+            ///
+            /// As [`release`](Self::release).
+            #[doc(alias = "xs_resume_domain")]
+            fn resume(domain: DomId) -> () = Resume { domain };
+
+            /// Lets `domain` act with the rights of `target`, as a stubdomain does for its guest.
+            ///
+            /// # Errors
+            ///
+            /// As [`release`](Self::release).
+            #[doc(alias = "xs_set_target")]
+            fn set_target(domain: DomId, target: DomId) -> () = SetTarget { domain, target };
+
+            /// Drops all watches and transactions of this *domain's* connection, also those of
+            /// other programs when the kernel's device is shared by them.
+            ///
+            /// # Errors
+            ///
+            /// Those of any request.
+            fn reset_watches() -> () = ResetWatches {};
+
+            /// Sends a command to the daemon itself and returns what it prints. The commands are
+            /// the daemon's own; `help` lists them.
+            ///
+            /// # Errors
+            ///
+            /// Those of any request; [`Invalid::Nul`](crate::Invalid::Nul).
+            #[doc(alias = "xs_control_command")]
+            #[doc(alias = "xs_debug_command")]
+            fn control(command: &str, arguments: &[&str]) -> String =
+                Control { command, arguments };
+
+            /// Returns the protocol features the daemon offers this domain, as bits
+            /// (`docs/misc/xenstore-ring.txt`). Bits that this crate does not know are kept.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon) with `ENOSYS` from daemons before Xen 4.21.
+            #[doc(alias = "xs_get_features_supported")]
+            fn features() -> u32 = GetFeatures { domain: None };
+
+            /// Returns the protocol features the daemon offers `domain`. For domain 0.
+            ///
+            /// # Errors
+            ///
+            /// As [`features`](Self::features); `ENOENT` no such domain; `EACCES` this domain is
+            /// not privileged.
+            #[doc(alias = "xs_get_features_domain")]
+            fn features_of(domain: DomId) -> u32 = GetFeatures { domain: Some(domain) };
+
+            /// Limits the protocol features offered to `domain`, before it is introduced. For
+            /// domain 0.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `EBUSY` the domain is introduced already;
+            /// `EINVAL` a feature that the daemon does not have; otherwise as
+            /// [`features_of`](Self::features_of).
+            #[doc(alias = "xs_set_features_domain")]
+            fn set_features(domain: DomId, features: u32) -> () =
+                SetFeatures { domain, features };
+
+            /// Returns the names of the daemon's quotas. For domain 0.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `ENOSYS` from daemons before Xen 4.21;
+            /// `EACCES` this domain is not privileged.
+            #[doc(alias = "xs_get_quota_names")]
+            fn quota_names() -> Vec<String> = GetQuotaNames {};
+
+            /// Returns a quota of `domain`, or the one that new domains get; `None` is no limit.
+            /// For domain 0.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::Daemon`](crate::Error::Daemon): `EINVAL` no such quota; `ENOENT` no such
+            /// domain; otherwise as [`quota_names`](Self::quota_names).
+            #[doc(alias = "xs_get_global_quota")]
+            #[doc(alias = "xs_get_domain_quota")]
+            fn quota(domain: Option<DomId>, name: &str) -> Option<NonZeroU32> =
+                GetQuota { domain, name };
+
+            /// Changes a quota of `domain`, or the one that new domains get; `None` is no limit.
+            /// For domain 0.
+            ///
+            /// # Errors
+            ///
+            /// As [`quota`](Self::quota).
+            #[doc(alias = "xs_set_global_quota")]
+            #[doc(alias = "xs_set_domain_quota")]
+            fn set_quota(domain: Option<DomId>, name: &str, limit: Option<NonZeroU32>) -> () =
+                SetQuota { domain, name, limit };
+        }
+    };
+}
+
+pub(crate) use {domain_operations, node_operations};
