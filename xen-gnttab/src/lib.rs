@@ -79,12 +79,12 @@ mod share;
 #[cfg(feature = "sim")]
 mod sim;
 
-pub use copy::{CopySegment, GrantCopier, GrantStatus};
+pub use copy::GrantCopier;
 pub use error::RegionError;
 pub use map::{MappedPages, map, map_from};
 pub use region::{Atomic, MAX_RANGES, Region, Word, Words};
 pub use share::{SharedPages, share};
-pub use xen_sys::ioctl::{GrantedBytes, MAX_PAGES};
+pub use xen_sys::ioctl::{CopySegment, GrantStatus, GrantedBytes, MAX_PAGES};
 use xen_sys::mmap::Protection;
 use xen_sys::{Error, Port, Result};
 

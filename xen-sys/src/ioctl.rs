@@ -24,10 +24,11 @@
 //!   `Exchange`, both unsafe to implement and implemented only here), and is never more than
 //!   the memory handed over;
 //! * the structs hold values, not addresses. The exceptions are privcmd's (`ioctl/privcmd.rs`) and
-//!   the segments of a grant copy, whose addresses are those of slices that they borrow.
+//!   the segments of a grant copy (`ioctl/copy.rs`).
 
 #![allow(unsafe_code)]
 
+mod copy;
 mod evtchn;
 mod gntalloc;
 mod gntdev;
@@ -45,6 +46,9 @@ use std::ptr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+#[cfg(feature = "sim")]
+pub use self::copy::CopyEnds;
+pub use self::copy::{CopySegment, GrantStatus, GrantedBytes};
 pub use self::evtchn::Evtchn;
 pub use self::gntalloc::GntAlloc;
 pub use self::gntdev::GntDev;
@@ -52,7 +56,7 @@ pub use self::gntdev::GntDev;
 pub(crate) use self::gntdev::unmap_action;
 pub use self::privcmd::PrivCmd;
 use crate::abi::Opcode;
-use crate::{DevRoot, DomId, Error, GrantRef, PAGE_SIZE, Result, abi};
+use crate::{DevRoot, Error, Result, abi};
 
 /// The most pages one share or one mapping may have: 256 MiB.
 ///
@@ -297,131 +301,6 @@ fn exchange<H: Exchange>(
     let bytes = arg.as_bytes();
     let head = H::read_from_bytes(&bytes[..start]).unwrap_or(head);
     Ok((head, bytes[start..end].to_vec()))
-}
-
-/// One copy of [`GntDev::grant_copy`].
-#[derive(Debug)]
-#[repr(transparent)]
-pub struct CopySegment<'b> {
-    raw: abi::gntdev::GrantCopySegment,
-    /// The memory of this process that the kernel reads or writes.
-    bytes: PhantomData<&'b mut [u8]>,
-}
-
-/// A place in a page that another domain granted to this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GrantedBytes {
-    /// The granting domain.
-    pub domain: DomId,
-    /// Its reference.
-    pub gref: GrantRef,
-    /// The offset in the page, in bytes.
-    pub offset: usize,
-}
-
-impl GrantedBytes {
-    /// The place as the driver takes it, from which `len` bytes are within the page.
-    fn word(self, len: usize) -> Result<u64> {
-        let refused = |what, value: usize| Error::Invalid {
-            op: "IOCTL_GNTDEV_GRANT_COPY",
-            what,
-            value: value as u64,
-        };
-        if self.offset > PAGE_SIZE {
-            return Err(refused("the offset in a page", self.offset));
-        }
-        if len > PAGE_SIZE - self.offset {
-            return Err(refused("the length of a segment", len));
-        }
-        let place = abi::gntdev::GrantCopyForeign {
-            gref: self.gref.as_u32(),
-            offset: self.offset as u16,
-            domid: self.domain.as_u16(),
-        };
-        let mut word = 0u64;
-        word.as_mut_bytes().copy_from_slice(place.as_bytes());
-        Ok(word)
-    }
-}
-
-impl<'b> CopySegment<'b> {
-    /// Copies from a granted page to memory of this process.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] for bytes that are not within the page.
-    pub fn read(from: GrantedBytes, into: &'b mut [u8]) -> Result<Self> {
-        let source = from.word(into.len())?;
-        let (dest, flags) = (into.as_mut_ptr() as u64, abi::gntdev::GNTCOPY_SOURCE_GREF);
-        Ok(Self::new(source, dest, into.len(), flags))
-    }
-
-    /// Copies from memory of this process to a granted page.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
-    pub fn write(from: &'b [u8], to: GrantedBytes) -> Result<Self> {
-        let dest = to.word(from.len())?;
-        let (source, flags) = (from.as_ptr() as u64, abi::gntdev::GNTCOPY_DEST_GREF);
-        Ok(Self::new(source, dest, from.len(), flags))
-    }
-
-    /// Copies `len` bytes from one granted page to another.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
-    pub fn between(from: GrantedBytes, to: GrantedBytes, len: usize) -> Result<Self> {
-        let (source, dest) = (from.word(len)?, to.word(len)?);
-        let flags = abi::gntdev::GNTCOPY_SOURCE_GREF | abi::gntdev::GNTCOPY_DEST_GREF;
-        Ok(Self::new(source, dest, len, flags))
-    }
-
-    fn new(source: u64, dest: u64, len: usize, flags: u16) -> Self {
-        Self {
-            raw: abi::gntdev::GrantCopySegment {
-                source,
-                dest,
-                // Not more than a page, as `word` has checked.
-                len: len as u16,
-                flags,
-                ..abi::gntdev::GrantCopySegment::default()
-            },
-            bytes: PhantomData,
-        }
-    }
-
-    /// Returns Xen's status of it, `GNTST_*`; 0 is done.
-    #[must_use]
-    pub fn status(&self) -> i16 {
-        self.raw.status
-    }
-}
-
-/// Copies segments, and leaves in each Xen's status of it.
-fn copy(node: &Node<gntdev::GntDevDriver>, segments: &mut [CopySegment<'_>]) -> Result<()> {
-    const NAME: &str = "IOCTL_GNTDEV_GRANT_COPY";
-    let mut call = abi::gntdev::GrantCopy {
-        count: checked_count(NAME, segments.len())?,
-        pad: 0,
-        segments: segments.as_mut_ptr() as u64,
-    };
-    // SAFETY: the node is gntdev's, whose driver for this request reads one `GrantCopy`, which
-    // `call` is, and reads `count` segments at the address in it and writes their status, which
-    // `segments` has and lends mutably; a `CopySegment` is a `GrantCopySegment` (transparent).
-    // Each was made by one of three constructors: an end without a flag is the address of a slice
-    // of `len` bytes that the segment still borrows, mutably if it is the destination, and the
-    // driver reads or writes these bytes only (gntdev_grant_copy_seg in drivers/xen/gntdev.c).
-    unsafe {
-        ioctl(
-            node.file.as_fd(),
-            NAME,
-            abi::gntdev::IOCTL_GNTDEV_GRANT_COPY,
-            ptr::from_mut(&mut call).cast(),
-        )
-    }
-    .map(drop)
 }
 
 /// Refuses a page count that is zero or beyond [`MAX_PAGES`].

@@ -89,14 +89,14 @@ pub struct GrantCopySegment {
     pub flags: u16,
     /// Out: `GNTST_*`, xen/include/public/grant_table.h.
     pub status: i16,
-    /// C leaves it implicit.
+    /// C leaves it implicit; the driver neither looks at it nor writes it.
     pub pad: u16,
 }
 
 /// A place in a granted page.
 ///
 /// C: `foreign` in `struct gntdev_grant_copy_segment`.
-#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct GrantCopyForeign {
     /// The grant reference.

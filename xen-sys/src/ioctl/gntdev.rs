@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
-use super::{CopySegment, Driver, Node, checked_count, copy, exchange, set};
+use super::copy::{CopySegment, copy};
+use super::{Driver, Node, checked_count, exchange, set};
 use crate::abi::gntdev as abi;
 use crate::{DevRoot, DomId, GrantRef, Port, Result};
 
@@ -60,8 +61,9 @@ impl GntDev {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`](crate::Error::Invalid) for no segments or more than
-    /// [`MAX_PAGES`](super::MAX_PAGES); else the driver's.
+    /// Then no segment has a status. [`Error::Invalid`](crate::Error::Invalid) for a segment whose
+    /// bytes are not within the granted page, no segments or more than
+    /// [`MAX_PAGES`](super::MAX_PAGES), and then nothing is copied; else the driver's.
     #[doc(alias = "IOCTL_GNTDEV_GRANT_COPY")]
     pub fn grant_copy(&self, segments: &mut [CopySegment<'_>]) -> Result<()> {
         copy(&self.0, segments)

@@ -4,7 +4,7 @@ use super::*;
 use crate::DomId;
 
 /// A node that is none of the drivers', which refuses every request.
-fn null<D>() -> Node<D> {
+pub(super) fn null<D>() -> Node<D> {
     let file = DevRoot::at("/dev").open_device("null").unwrap().into();
     Node {
         file,
