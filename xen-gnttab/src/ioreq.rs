@@ -56,7 +56,7 @@
 //! Xen writes these pages, on behalf of the guest. Whatever is in them, no call panics, and each
 //! does a bounded amount of work: a word is loaded once, the copy is checked, and what Xen may not
 //! change meanwhile is known here. A request that cannot be is an [`IoreqError`]; its virtual CPU,
-//! or the ring, is not looked at again, and the others go on. That virtual CPU waits forever, so a
+//! or the ring, is not looked at again, and the others go on. The virtual CPU waits forever, so a
 //! device model then reports a crash
 //! ([`DeviceModel::shutdown`](xen_sys::device_model::DeviceModel::shutdown)).
 //!
@@ -129,7 +129,7 @@ pub enum Data {
     Guest(u64),
 }
 
-/// What a guest asks of its device model.
+/// A guest's access to something that its device model emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Request {

@@ -88,7 +88,7 @@ pub use xen_sys::ioctl::{CopySegment, GrantStatus, GrantedBytes, MAX_PAGES};
 use xen_sys::mmap::Protection;
 use xen_sys::{Error, Port, Result};
 
-/// What is not supported where this crate was built without simulated hosts.
+/// The name, in an error, of what a build without simulated hosts does not support.
 const WITHOUT_SIM: &str = "a simulated host, without the feature `sim` of xen-gnttab,";
 
 /// Access to pages: the peer's if we share them, ours if we map them.

@@ -15,7 +15,7 @@ const MAX_RESTARTS: u32 = 32;
 /// Bytes of names accepted for one node. A daemon allows far less by its quotas.
 const MAX_LIST: usize = 64 << 20;
 
-/// What follows an answer.
+/// The step after an answer.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// This request is to be sent.

@@ -48,7 +48,7 @@ pub enum Error {
     Value {
         /// The node.
         node: &'static str,
-        /// What it is for.
+        /// The kind of value that it is for.
         expected: &'static str,
     },
     /// The reply to this request is not what the protocol says; the stream itself is sound.

@@ -293,7 +293,7 @@ impl<S: Stream> Mux<S> {
 
     /// A request whose answer does not matter, sent now if that needs no waiting.
     pub(crate) fn send_detached(&self, tx_id: u32, request: &impl Request) {
-        // What is given back was granted to the same fields.
+        // A request that is given back was accepted with the same fields before.
         let Ok(message) = request.encode() else {
             return;
         };

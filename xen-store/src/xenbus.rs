@@ -137,7 +137,7 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// So many looks have the shortest pause.
 const FREE_LOOKS: u32 = 16;
 
-/// What a backend has to do with the ring.
+/// A step that a backend has to take with the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendAction {
@@ -217,7 +217,7 @@ impl BackendHandshake {
     /// Returns whether the frontend's state is to be read now and given to
     /// [`handle_state`](Self::handle_state).
     pub fn poll_look(&mut self, now: Instant) -> bool {
-        // What would be seen makes no difference before the ring is unmapped.
+        // Before the ring is unmapped, the frontend's state makes no difference.
         if !self.stale || now < self.next || self.closing {
             return false;
         }
@@ -279,14 +279,14 @@ impl BackendHandshake {
         self.set(XenbusState::Connected);
     }
 
-    /// What the frontend published cannot be connected to, or the frontend broke its ring, which is
-    /// unmapped now: no other attempt until the frontend closes or begins anew.
+    /// Reports that the frontend's nodes cannot be connected to, or that the frontend broke its
+    /// ring, which is unmapped now. No other attempt follows until it closes or begins anew.
     pub fn handle_refused(&mut self) {
         (self.connected, self.closing, self.refused) = (false, false, true);
         self.set(XenbusState::Closing);
     }
 
-    /// The ring is unmapped.
+    /// Reports that the ring is unmapped.
     pub fn handle_disconnected(&mut self) {
         (self.connected, self.closing, self.stale) = (false, false, true);
         self.set(XenbusState::Closed);
@@ -304,7 +304,7 @@ impl BackendHandshake {
     }
 }
 
-/// What a frontend has to do with its ring.
+/// A step that a frontend has to take with its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FrontendAction {

@@ -168,8 +168,8 @@ impl Shared {
 
     fn notice_domain(&self) {
         if self.doorbell.peer_domain_has_ended() {
-            // A client that came and was not noted yet is a session all the same. What else this
-            // look finds, a violation for instance, is kept.
+            // A client that came and was not noted yet is a session all the same. A violation or
+            // another result of this look is kept.
             let _ = self.observe();
             self.session.vanish();
         }

@@ -88,7 +88,7 @@ pub(crate) const EMULATOR: Programs = Programs {
     whole: &["qemu-system-x86", "seabios"],
 };
 
-/// What builds a root of Debian, each program in the package of its name.
+/// The programs that build a root of Debian, each in the package of its name.
 pub(crate) const BUILDER: Programs = Programs {
     suite: "bookworm",
     whole: &["mmdebstrap", "genext2fs", "perl"],

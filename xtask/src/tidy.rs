@@ -1,7 +1,8 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
-//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` names exists. And no
-//! file uses a syntax newer than the oldest Rust that is promised, which clippy does not check.
+//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` names exists. No file
+//! uses a syntax newer than the oldest Rust that is promised, which clippy does not check. And no
+//! sentence of a comment has "What" or "Who" for a subject.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -53,7 +54,55 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     check_inventory(root)?;
     check_syntax(root)?;
     check_lessons(root)?;
+    check_sentences(root)?;
     check_c_functions(root)
+}
+
+/// No sentence in a comment begins with "What" or "Who", unless it is a question.
+fn check_sentences(root: &Path) -> Result<()> {
+    let mut found = Vec::new();
+    each_source(root, &mut |path, text| {
+        let sentences = headless(text).into_iter();
+        found.extend(sentences.map(|sentence| format!("{}: {sentence}", path.display())));
+    })?;
+    ensure!(
+        found.is_empty(),
+        "sentences without a subject:\n{}",
+        found.join("\n")
+    );
+    Ok(())
+}
+
+/// Returns the sentences of a source's comments that begin with "What" or "Who" and end with a
+/// full stop, each up to the end of its line.
+fn headless(text: &str) -> Vec<String> {
+    let comment = |line: &str| {
+        let rest = line.trim_start().strip_prefix("//")?;
+        let rest = rest.strip_prefix(['/', '!']).unwrap_or(rest);
+        Some(format!("{} ", rest.trim()))
+    };
+    // Each comment as one text, so that a sentence may begin in the middle of a line.
+    let mut paragraphs = vec![String::new()];
+    for line in text.lines() {
+        match (comment(line), paragraphs.last_mut()) {
+            (Some(words), Some(last)) if words != " " => last.push_str(&words),
+            _ => paragraphs.push(String::new()),
+        }
+    }
+    let mut found = Vec::new();
+    for paragraph in &paragraphs {
+        let ends = paragraph.match_indices(['.', '?']).map(|(at, _)| at);
+        let mut start = 0;
+        for end in ends.filter(|&end| paragraph[end + 1..].starts_with(' ')) {
+            let sentence = paragraph[start..=end].trim_start();
+            let begins = ["What ", "Who "].iter().any(|w| sentence.starts_with(w));
+            if begins && sentence.ends_with('.') {
+                found.push(sentence.to_owned());
+            }
+            start = end + 1;
+        }
+    }
+    found
 }
 
 /// No file needs a Rust that is newer than `rust-version` says.
@@ -282,6 +331,13 @@ mod tests {
             unnamed("| `xs_read` | `read` |", aliases.into_iter()),
             ["xs_reed"]
         );
+    }
+
+    #[test]
+    fn a_sentence_without_a_subject_is_found() {
+        let text = "/// Reads. What is there\n/// is lost.\nlet x = 1; // no\n\n//! Who asks?\n\
+                    // Who sleeps.\n/// A row, what it says.\n";
+        assert_eq!(headless(text), ["What is there is lost.", "Who sleeps."]);
     }
 
     #[test]

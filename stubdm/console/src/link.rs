@@ -26,7 +26,7 @@ pub struct Link {
     found: Option<bool>,
     /// The port stays masked until the pacer lets it be unmasked.
     masked: bool,
-    /// What the peer published: the grant reference and its port.
+    /// The grant reference and the port that the peer published.
     published: (u32, u32),
 }
 

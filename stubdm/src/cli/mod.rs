@@ -70,7 +70,7 @@ struct ProxyCli {
 /// stderr.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+/// One line that names the word and its fault.
 pub fn proxy_options(args: Vec<OsString>) -> Result<Option<ProxyOptions>> {
     let definition = <ProxyCli as clap::CommandFactory>::command();
     let (args, unknown) = known_only(definition, args, OPERANDS);

@@ -39,8 +39,8 @@ pub fn root_is_shared(mountinfo: &str) -> bool {
         .any(|field| field.starts_with("shared:"))
 }
 
-/// Mounts `real` over `path` for this process and its children. What is executed by `path` from
-/// now on is `real`.
+/// Mounts `real` over `path` for this process and its children. From now on, to execute `path` is
+/// to execute `real`.
 ///
 /// # Errors
 /// The root is not shared, or the process may not mount. `path` is then what it was, perhaps in

@@ -62,7 +62,7 @@ pub struct ConsoledOptions {
 /// Serves the consoles until a signal or the domain's end.
 ///
 /// # Errors
-/// What kept it from starting.
+/// Fails if it cannot start, with the reason.
 pub fn run(options: &ConsoledOptions) -> Result<()> {
     let folder = || Some(PathBuf::from(counters::FOLDER));
     let options = &ConsoledOptions {
@@ -105,7 +105,7 @@ pub fn run_on(
 /// Serves `found`, and says that it does as QEMU would.
 ///
 /// # Errors
-/// What kept it from starting.
+/// Fails if it cannot start, with the reason.
 pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Console]) -> Result<()> {
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;

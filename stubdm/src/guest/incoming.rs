@@ -86,7 +86,7 @@ fn feed(mut console: File, pipe: File) -> std::result::Result<(), String> {
 /// by closing its end if the state came without a header.
 ///
 /// # Errors
-/// What came is no state, or cut short or altered; the console's.
+/// Fails if the bytes are no state, or were cut short or altered, and with the console's errors.
 pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, String> {
     let mut reader = Reader::default();
     let mut last = None;

@@ -38,8 +38,8 @@ use crate::service::record::{Claim, Kind};
 /// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
 ///
 /// # Errors
-/// What kept it from starting, or made it stop for good. Trouble with one client, or with the
-/// vchan while its domain lives, is logged and got over.
+/// Fails if it cannot start, or has to stop for good. Trouble with one client, or with the vchan
+/// while its domain lives, is logged and is no error.
 pub fn run(options: &ProxyOptions) -> Result<()> {
     let folder = || Some(PathBuf::from(counters::FOLDER));
     let options = &ProxyOptions {

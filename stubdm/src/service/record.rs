@@ -286,7 +286,7 @@ pub fn read(path: &Path) -> Option<(Record, Life)> {
 fn parse(mut file: &File) -> Option<Record> {
     let mut text = Vec::new();
     file.by_ref().take(SIZE_MAX).read_to_end(&mut text).ok()?;
-    // What follows is the rest of a longer one: its writer was killed before it cut the file.
+    // The rest of a longer one may follow, if its writer was killed before it cut the file.
     let mut records = serde_json::Deserializer::from_slice(&text).into_iter::<Record>();
     let record = records.next()?.ok()?;
     (record.version == VERSION).then_some(record)

@@ -105,7 +105,7 @@ pub struct InspectOptions {
 /// Runs one of the two.
 ///
 /// # Errors
-/// What is missing, cannot be read or cannot be written, by name.
+/// Names the file that is missing, cannot be read or cannot be written.
 pub fn run(command: &ImageCommand) -> Result<()> {
     let text = match command {
         ImageCommand::Build(options) => build(options)?,

@@ -137,7 +137,7 @@ impl Killed {
         }
     }
 
-    /// What all said.
+    /// Returns the logs of all programs, one after another.
     pub(crate) fn logs(&self) -> String {
         let roles = ["supervise", "vchan-socket-proxy", "consoled", "stubdomain"];
         let log = |role: &&str| {

@@ -222,7 +222,7 @@ fn a_consoled_killed_at_any_moment_loses_and_doubles_no_byte() {
     });
 }
 
-/// What `logrotate` does with and without `copytruncate` to the log that libxl opened.
+/// Treats the log that libxl opened as `logrotate` does, with and without `copytruncate`.
 #[test]
 fn a_proxys_log_that_others_rotate_has_no_hole_and_goes_on_at_its_name() {
     let mut killed = Killed::new();

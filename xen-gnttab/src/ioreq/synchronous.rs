@@ -247,8 +247,8 @@ impl Slots {
     }
 }
 
-/// Replaces a state word that must not have changed. What was written before is seen by whoever
-/// sees the new one.
+/// Replaces a state word that must not have changed. Earlier writes are visible to a reader of the
+/// new one.
 fn exchange(word: &AtomicU32, vcpu: u32, old: u32, new: u32) -> Result<(), IoreqError> {
     match word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(()),

@@ -456,7 +456,7 @@ proptest! {
     fn every_request_is_returned_once_in_order(steps in prop::collection::vec(step(), 1..STEPS)) {
         let (mut ours, xen) = ends();
         let mut ring: VecDeque<(u64, u8, u64)> = VecDeque::new();
-        // What each virtual CPU waits for: not sent, sent, taken.
+        // The state of each virtual CPU's request: not sent, sent, taken.
         let mut sent = [None; VCPUS as usize];
         let mut taken = [false; VCPUS as usize];
         for step in steps {

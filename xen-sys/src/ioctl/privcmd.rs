@@ -300,7 +300,7 @@ pub(crate) unsafe trait ExtentsOperation {
 }
 
 // SAFETY: Xen reads and, for a guest whose memory is not translated, writes `nr_extents` frame
-// numbers (populate_physmap in xen/common/memory.c). What it does to memory is the caller's matter.
+// numbers (populate_physmap in xen/common/memory.c). Its effects on memory are the caller's matter.
 unsafe impl ExtentsOperation for Populate {
     const COMMAND: u64 = hypercall::XENMEM_POPULATE_PHYSMAP;
     const NAME: &'static str = "XENMEM_populate_physmap";

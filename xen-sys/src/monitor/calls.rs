@@ -337,7 +337,7 @@ impl Privcmd {
     /// stay, and Xen lifts each at the next access, unless
     /// [`set_access_required`](Self::set_access_required) is in effect.
     ///
-    /// What the events were is lost: an instruction that Xen reports before it is executed is
+    /// The events themselves are lost: an instruction that Xen reports before it is executed is
     /// executed again.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ pub struct Ring {
     taken: u32,
     /// Responses put.
     put: u32,
-    /// What is to be answered.
+    /// Events that wait for a response.
     owed: [Option<Owed>; SLOTS],
     /// Events taken since the ring was made.
     events: u64,

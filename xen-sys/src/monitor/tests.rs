@@ -284,7 +284,7 @@ fn an_index_that_no_ring_can_have_is_an_error_for_good() {
             panic!("{error}");
         };
         assert_eq!(value, produced);
-        // What was taken stays taken, so an index that went back is none either.
+        // An event stays taken, so an index that went back is none either.
         xen.words[0].store(1, Ordering::Relaxed);
         assert!(ring.poll_event().is_err());
     }

@@ -29,8 +29,8 @@ pub enum PirqSource {
 
 /// Parts of the machine for a domain. For domain 0 and other control domains.
 ///
-/// All of them fail as the operations on domains do. What of the machine Xen does not let this
-/// domain give away, or not give to that domain, is [`Error::ResourceRefused`] with Xen's errno.
+/// All of them fail as the operations on domains do. A part of the machine that Xen does not let
+/// this domain give away, or not to that domain, is [`Error::ResourceRefused`] with Xen's errno.
 impl Privcmd {
     /// Lets a domain use I/O ports of the machine, or not any more. This domain has to be allowed
     /// them itself.

@@ -394,8 +394,8 @@ fn hvm_context() -> Vec<u8> {
     .concat()
 }
 
-/// do_domctl in xen/common/domctl.c: the version, the domain, the operation. What an address would
-/// lead to follows the struct.
+/// do_domctl in xen/common/domctl.c: the version, the domain, the operation. The bytes to which an
+/// address would lead follow the struct.
 fn domctl(state: &mut State, op: &Domctl, bytes: &[u8]) -> Result<Answer, Errno> {
     let stable = op.cmd == domctl::XEN_DOMCTL_GET_DOMAIN_STATE;
     let version = if stable { 0 } else { state.hypervisor.domctl };

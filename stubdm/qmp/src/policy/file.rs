@@ -91,7 +91,7 @@ const SHAPE_DEPTH: usize = 16;
 /// Reads a policy.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+/// One line that names the fault and its place.
 pub(super) fn read(text: &str, built_in: impl FnOnce() -> Checked<Policy>) -> Checked<Policy> {
     let file: File = toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(0, |span| {

@@ -127,7 +127,7 @@ impl Policy {
     /// A policy from TOML text; `name` says where the text is from.
     ///
     /// # Errors
-    /// What is wrong with it, in one line.
+    /// One line that names the fault and its place.
     pub fn from_toml(text: &str, name: &str) -> Result<Self, PolicyError> {
         let built_in = || Self::built_in().map_err(|error| error.to_string());
         file::read(text, built_in)

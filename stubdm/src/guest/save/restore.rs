@@ -50,7 +50,7 @@ impl Reader {
     /// Takes the next bytes. Call again with none as long as something is found.
     ///
     /// # Errors
-    /// What comes is neither a state nor a record, or a record that was altered.
+    /// Fails if the bytes are neither a state nor a record, or are a record that was altered.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Found, String> {
         self.bytes.extend_from_slice(bytes);
         loop {

@@ -63,7 +63,7 @@ impl SaveFile {
     /// QEMU says that it has saved: the state is ready to go out.
     ///
     /// # Errors
-    /// What is in the file is no state of QEMU's, or too long.
+    /// Fails if the file holds no state of QEMU's, or one that is too long.
     pub fn drain(&mut self) -> io::Result<Sender> {
         let length = self.file.metadata()?.len();
         if length > STATE_MAX {

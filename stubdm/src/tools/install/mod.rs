@@ -87,8 +87,8 @@ pub struct UninstallOptions {
 /// Puts the parts into their places.
 ///
 /// # Errors
-/// What is missing or in the way, or the step that failed. Before the first step, nothing was
-/// changed.
+/// Names the part that is missing or in the way, or the step that failed. Before the first step
+/// nothing is changed.
 pub fn install(options: &InstallOptions) -> Result<()> {
     let common = &options.common;
     let root = Root::new(&common.root)?;

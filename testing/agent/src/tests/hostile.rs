@@ -182,8 +182,8 @@ fn on_guest(store: &Store, from: Option<&str>) -> Result<Vec<Row>> {
     let folder = "device/console/1";
     let role = ["self", "role", "store-surrender", folder, &guest];
     agent.start(&words(&role))?.succeed(soon())?;
-    // What the guest would do, had it a kernel. It may remove libxl's node where oxenstored serves,
-    // which asks for a right to the folder; xenstored asks for one to the node.
+    // A hostile guest's kernel would do the same. It may remove libxl's node where oxenstored
+    // serves, which asks for a right to the folder; xenstored asks for one to the node.
     let node = format!("/local/domain/{stub}/{folder}/output");
     store.rm(&node)?;
     store.write(&node, format!("file:{ACCOMPLICES}"))?;
