@@ -86,6 +86,8 @@ pub(crate) enum Role {
     MonitorSilent(monitor::Silent),
     /// Runs a program where there is no /dev/xen.
     WithoutDevXen(isolated::WithoutDevXen),
+    /// Makes hypercalls where there is no /dev/xen/hypercall.
+    WithoutHypercallDevice,
 }
 
 impl Role {
@@ -119,6 +121,7 @@ impl Role {
             Self::WatchPrivcmd => privcmd::watch(),
             Self::MonitorSilent(role) => role.run(),
             Self::WithoutDevXen(role) => role.run(),
+            Self::WithoutHypercallDevice => isolated::without_hypercall_device(),
         }
     }
 }

@@ -8,10 +8,11 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::ioreq::{Access, Data, Ioreqs, Request, Space};
 use xen_gnttab::{PageAccess, foreign};
 use xen_sys::device_model::{
-    BufferedRequests, DeviceModel, Doorbell, Interrupt, IoRange, IoreqServer, IsaIrq, Level,
+    BufferedRequests, CacheAttribute, DeviceModel, Doorbell, EventKind, FrameRange, InjectedEvent,
+    Interrupt, IntxPin, IoRange, IoreqServer, IsaIrq, Level, MemoryType, MsiMessage, PciLink,
 };
-use xen_sys::privcmd::Privcmd;
-use xen_sys::{DomId, Error, Port, Xen};
+use xen_sys::privcmd::{DomainFlags, Privcmd, ShutdownReason};
+use xen_sys::{DomId, Error, PciFunction, Port, Xen};
 
 use self::toy::Toy;
 use crate::guest::{self, Guest};
@@ -236,5 +237,146 @@ pub(super) fn dying(world: &World) -> Result<()> {
     let vcpus = model.vcpus();
     ensure!(matches!(vcpus, Err(Error::NoDomain { .. })), "{vcpus:?}");
     ensure!(guest::domid(guest::NAME).is_err());
+    Ok(())
+}
+
+/// Each operation of a device model that [`device_model`] does not use, on a guest that ends with
+/// them.
+pub(super) fn operations(world: &World) -> Result<()> {
+    let mut guest = world.take_guest()?;
+    guest.says("-guest: alive second=")?;
+    let (model, privcmd) = (
+        DeviceModel::open(&Xen::open()?, guest.id)?,
+        super::hypercalls::privcmd()?,
+    );
+    interrupts(&model, &privcmd)?;
+    memory(&model, &privcmd)?;
+    guest.catch_up()?;
+    guest.says("-guest: alive second=")?;
+
+    model.shutdown(ShutdownReason::CRASH)?;
+    let deadline = soon();
+    let info = loop {
+        let info = privcmd.domain_info(guest.id)?;
+        if info.flags.contains(DomainFlags::SHUTDOWN) {
+            break info;
+        }
+        ensure!(Instant::now() < deadline, "{info:?}");
+        std::thread::yield_now();
+    };
+    ensure!(info.shutdown == Some(ShutdownReason::CRASH), "{info:?}");
+    event(&model)?;
+    guest.destroy()
+}
+
+/// Sets levels and a route, as Xen's records of the guest show them.
+fn interrupts(model: &DeviceModel, privcmd: &Privcmd) -> Result<()> {
+    // Of xen/arch-x86/hvm/save.h: a bit for each pin of each device, a bit for each line, and a
+    // line for each link.
+    const PCI_IRQ: u16 = 7;
+    const ISA_IRQ: u16 = 8;
+    const PCI_LINK: u16 = 9;
+    let record = |kind: u16, byte: usize| -> Result<u8> {
+        let record = privcmd.hvm_record(model.domain(), kind, 0)?;
+        let record = record.with_context(|| format!("no record {kind}"))?;
+        record.get(byte).copied().context("a short record")
+    };
+    let line = IsaIrq::new(5).context("a line")?;
+    let device = PciFunction::new(0, 0, 9, 0).context("a device")?;
+    for (level, set) in [(Level::Asserted, 1), (Level::Deasserted, 0)] {
+        model.set_isa_irq_level(line, level)?;
+        ensure!(record(ISA_IRQ, 0)? >> 5 & 1 == set, "line 5, {level:?}");
+        model.set_pci_intx_level(device, IntxPin::C, level)?;
+        let bit = 4 * 9 + 2;
+        let bits = record(PCI_IRQ, bit / 8)?;
+        ensure!(bits >> (bit % 8) & 1 == set, "pin C of device 9, {level:?}");
+    }
+    for (route, number) in [(Some(line), 5), (None, 0)] {
+        model.set_pci_link_route(PciLink::B, route)?;
+        ensure!(record(PCI_LINK, 1)? == number, "link B to {route:?}");
+    }
+    // To a processor that is not there, and by a way of delivery that is none of messages'.
+    let message = |data| MsiMessage {
+        address: 0xfeef_e000,
+        data,
+    };
+    model.inject_msi(message(0x60))?;
+    let refused = model.inject_msi(message(0x260)).map_err(|e| e.errno());
+    ensure!(refused == Err(Some(22)), "{refused:?}");
+    let spi = model.set_irq_level(40, Level::Asserted);
+    ensure!(matches!(spi, Err(Error::Unsupported { .. })), "{spi:?}");
+    Ok(())
+}
+
+/// Acts on frame 3, which the guest leaves alone.
+fn memory(model: &DeviceModel, privcmd: &Privcmd) -> Result<()> {
+    let frame = |first| FrameRange { first, count: 1 };
+    let beyond = privcmd.maximum_gpfn(model.domain())? + 0x100;
+    model.modified_memory(&[frame(3)])?;
+    let refused = model
+        .modified_memory(&[frame(beyond)])
+        .map_err(|e| e.errno());
+    ensure!(refused == Err(Some(22)), "{refused:?}");
+
+    let tracked = FrameRange {
+        first: 0,
+        count: 16,
+    };
+    let dirty: Vec<u64> = model.track_dirty_vram(tracked)?.frames().collect();
+    model.end_dirty_vram()?;
+    ensure!(dirty == Vec::from_iter(0..16), "{dirty:?}");
+
+    model.set_mem_type(frame(3), MemoryType::ReadOnly)?;
+    model.set_mem_type(frame(3), MemoryType::Ram)?;
+    let refused = model.set_mem_type(frame(beyond), MemoryType::ReadOnly);
+    ensure!(refused.is_err(), "a type for no memory");
+    model.pin_memory_cacheattr(frame(3), Some(CacheAttribute::WriteBack))?;
+    model.pin_memory_cacheattr(frame(3), None)?;
+    let again = model.pin_memory_cacheattr(frame(3), None);
+    let again = again.map_err(|e| e.errno());
+    ensure!(again == Err(Some(2)), "{again:?}");
+
+    let mut page = foreign::map(model.guest(), &[3], PageAccess::ReadWrite)?;
+    page.copy_in(0x800, b"relocate")?;
+    drop(page);
+    model.relocate_memory(frame(3), beyond)?;
+    let moved = foreign::map(model.guest(), &[beyond], PageAccess::ReadOnly)?;
+    let mut seen = [0; 8];
+    moved.copy_out(0x800, &mut seen)?;
+    drop(moved);
+    model.relocate_memory(frame(beyond), 3)?;
+    ensure!(&seen == b"relocate", "{seen:02x?}");
+
+    // Takes nested paging.
+    let server = model.create_ioreq_server(BufferedRequests::Off)?;
+    let written = server
+        .map_written_memory()
+        .and_then(|()| server.unmap_written_memory());
+    println!("    memory whose writes are requests: {written:?}");
+    ensure!(matches!(written, Ok(()) | Err(Error::Unsupported { .. })));
+    Ok(server.destroy()?)
+}
+
+/// Injects a breakpoint, of which a virtual CPU keeps one at a time: the guest runs no more, so it
+/// does not take it.
+fn event(model: &DeviceModel) -> Result<()> {
+    let inject = |vcpu| {
+        let event = InjectedEvent {
+            vcpu,
+            vector: 3,
+            kind: EventKind::SoftwareException,
+            instruction_length: 1,
+            error_code: None,
+            extra: 0,
+        };
+        model.inject_event(event).map_err(|e| e.errno())
+    };
+    let nobody = inject(9);
+    ensure!(nobody == Err(Some(22)), "{nobody:?}");
+    let (first, second) = (inject(0), inject(0));
+    ensure!(
+        (first, second) == (Ok(()), Err(Some(16))),
+        "{first:?}, {second:?}"
+    );
     Ok(())
 }

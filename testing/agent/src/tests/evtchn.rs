@@ -1,12 +1,14 @@
 //! Event channels within a domain and between two.
 
-use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use xen_evtchn::EventChannels;
-use xen_sys::{Error, Virq, Xen};
+use xen_sys::{DomId, Error, Virq, Xen};
 
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, command, soon};
+use crate::world::{PATIENCE, Place, World, command, soon};
 
 const ROUNDS: &str = "500";
 
@@ -19,6 +21,11 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
         Needs::Dom0,
         |_| virtual_interrupts(),
     ));
+    tests.push(Test::new("evtchn/counted_and_awaited", Needs::Dom0, |_| {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build()?;
+        runtime.block_on(counted())
+    }));
 }
 
 pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
@@ -57,6 +64,53 @@ fn virtual_interrupts() -> Result<()> {
         port.port()
     );
     Ok(())
+}
+
+/// No event between a look at a port's count and the wait is lost, whichever thread sends it and
+/// whether an earlier wait was cancelled.
+async fn counted() -> Result<()> {
+    const EVENTS: u64 = 300;
+    let (xen, me) = (Xen::open()?, DomId::DOM0);
+    let theirs = EventChannels::open(&xen)?;
+    let ours = xen_evtchn::tokio::EventChannels::new(EventChannels::open(&xen)?)?;
+    let open = ours.get_ref().bind_unbound(me)?;
+    let bound = theirs.bind_interdomain(me, open.port())?;
+    let port = ours.port(open)?;
+    // Of this runtime's own thread: each event is one.
+    for round in 0..EVENTS {
+        let seen = port.events();
+        ensure!(seen == round, "{seen} events in round {round}");
+        // Cancelled when it was polled once.
+        let cancelled = tokio::time::timeout(Duration::ZERO, port.wait_past(seen));
+        ensure!(cancelled.await.is_err(), "an event out of nothing");
+        bound.notify()?;
+        let now = tokio::time::timeout(PATIENCE, port.wait_past(seen)).await??;
+        ensure!(now == seen + 1, "{now} after {seen}");
+        port.unmask()?;
+    }
+    // Of another thread, which answers each event by one.
+    let answerer = std::thread::spawn(move || -> Result<()> {
+        // The end that binds starts out pending.
+        for _ in 0..=EVENTS {
+            let found = theirs.wait(Some(soon()))?;
+            ensure!(found == Some(bound.port()), "{found:?}");
+            bound.unmask()?;
+            bound.notify()?;
+        }
+        Ok(())
+    });
+    let first = EVENTS;
+    let mut seen = tokio::time::timeout(PATIENCE, port.wait_past(first)).await??;
+    for _ in 0..EVENTS {
+        port.unmask()?;
+        port.notify()?;
+        seen = tokio::time::timeout(PATIENCE, port.wait_past(seen)).await??;
+    }
+    ensure!(seen == 2 * EVENTS + 1, "{seen} events");
+    match answerer.join() {
+        Ok(done) => done,
+        Err(_) => bail!("the answering thread panicked"),
+    }
 }
 
 fn ping_pong(world: &World, opener: Place) -> Result<()> {

@@ -2,8 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use xen_gnttab::{PageAccess, map_from, share as share_pages};
+use xen_sys::{DomId, GrantRef, PAGE_SIZE, Xen};
 
 use crate::job::{Exit, Job};
+use crate::stream::Stream;
 use crate::suite::{Needs, Test};
 use crate::world::{Place, World, soon};
 
@@ -32,6 +35,11 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
             refused(world, sharer)
         }));
     }
+    tests.push(Test::new(
+        "gnttab/pages_of_two_domains_at_once",
+        needs,
+        two_domains,
+    ));
 }
 
 fn share(world: &World, sharer: Place) -> Result<(Job, String, String)> {
@@ -103,4 +111,34 @@ fn refused(world: &World, sharer: Place) -> Result<()> {
     world.run_role(sharer.other(), &["gnttab-map-refused", &from, &read_only])?;
     share.kill(Signal::SIGKILL)?;
     share.exit(soon()).map(drop)
+}
+
+/// A page of dom0's own and the domU's pages are mapped by one call, in the order given.
+fn two_domains(world: &World) -> Result<()> {
+    const KEY: u64 = 77;
+    let (mut sharer, refs, _) = share(world, Place::DomU)?;
+    let (xen, domu) = (Xen::open()?, world.domid(Place::DomU)?);
+    let mut own = share_pages(&xen, DomId::DOM0, 1, PageAccess::ReadWrite)?;
+    own.region_mut().copy_in(0, b"of dom0 itself")?;
+    let mut pages = vec![(DomId::DOM0, own.refs()[0])];
+    for number in refs.split(',') {
+        pages.push((domu, GrantRef::new(number.trim().parse()?)));
+    }
+    let mapped = map_from(&xen, &pages, PageAccess::ReadOnly)?;
+    let mut ours = [0; 14];
+    mapped.region().copy_out(0, &mut ours)?;
+    ensure!(&ours == b"of dom0 itself", "{ours:?}");
+    // The last two bytes of the share are flags.
+    let mut theirs = vec![0; (pages.len() - 1) * PAGE_SIZE - 2];
+    mapped.region().copy_out(PAGE_SIZE, &mut theirs)?;
+    let mut expected = vec![0; theirs.len()];
+    Stream::new(KEY).peek(&mut expected);
+    ensure!(theirs == expected, "the domU's pages hold something else");
+
+    // One that is not granted keeps the other from being mapped.
+    let wrong = [pages[0], (DomId::DOM0, GrantRef::new(0x00ff_ffff))];
+    ensure!(map_from(&xen, &wrong, PageAccess::ReadOnly).is_err());
+    drop(mapped);
+    sharer.kill(Signal::SIGKILL)?;
+    sharer.exit(soon()).map(drop)
 }

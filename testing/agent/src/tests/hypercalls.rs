@@ -25,6 +25,11 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(dom0("console_ring", console_ring));
     tests.push(dom0("power", super::assign::power));
     tests.push(dom0("raw", super::raw::raw));
+    tests.push(dom0("buffers", super::buffers::buffers));
+    tests.push(dom0(
+        "without_hypercall_device",
+        super::buffers::without_device,
+    ));
     tests.push(dom0("no_domain", no_domain));
     tests.push(dom0("grant_copy", super::copy::grant_copy));
     tests.push(dom0("adopted_evtchn", super::copy::adopted_evtchn));
@@ -86,6 +91,11 @@ pub(super) fn add_guest(tests: &mut Vec<Test>) {
         "hypercalls/device_model_of_a_dying_guest",
         Needs::Guest,
         dying,
+    ));
+    tests.push(Test::new(
+        "hypercalls/device_model_operations",
+        Needs::Guest,
+        super::device_model::operations,
     ));
 }
 

@@ -3,6 +3,7 @@
 mod altered;
 mod assign;
 mod badinput;
+mod buffers;
 mod cdrom;
 mod clients;
 mod consoled;
@@ -100,5 +101,20 @@ mod unit {
         let distinct: BTreeSet<&String> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
         assert!(names.iter().all(|name| !name.contains(char::is_whitespace)));
+    }
+
+    #[test]
+    fn every_test_on_real_xen_that_a_table_of_features_names_is_in_the_suite() {
+        let names: BTreeSet<String> = super::all().into_iter().map(|test| test.name).collect();
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/xen-sys.md");
+        let text = std::fs::read_to_string(page).unwrap();
+        let (_, table) = text.split_once("## Tests of each feature").unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| "));
+        let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+        let named: BTreeSet<&str> = quoted
+            .filter(|name| name.contains('/') && !name.starts_with("/dev"))
+            .collect();
+        let lost: Vec<_> = named.iter().filter(|n| !names.contains(**n)).collect();
+        assert!(named.len() > 30 && lost.is_empty(), "{lost:?}");
     }
 }
