@@ -1,8 +1,9 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
-//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` names exists. No file
-//! uses a syntax newer than the oldest Rust that is promised, which clippy does not check. And no
-//! sentence of a comment has "What" or "Who" for a subject.
+//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` and the table of
+//! features in `docs/xen-sys.md` name exists. No file uses a syntax newer than the oldest Rust that
+//! is promised, which clippy does not check. And no sentence of a comment has "What" or "Who" for a
+//! subject.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,6 +35,10 @@ const NOTHING: &str = "### No equivalent";
 /// The heading of the faults and their tests in `docs/security.md`.
 const LESSONS: &str = "## Lessons";
 
+/// The heading of the features and their tests in `docs/xen-sys.md`, and their number.
+const FEATURES: &str = "## Tests of each feature";
+const FEATURE_COUNT: u32 = 40;
+
 /// How the names of the C libraries begin.
 const LIBRARIES: &[&str] = &[
     "xenevtchn_",
@@ -55,6 +60,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     check_syntax(root)?;
     check_lessons(root)?;
     check_sentences(root)?;
+    check_features(root)?;
     check_c_functions(root)
 }
 
@@ -192,6 +198,56 @@ fn check_lessons(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Fails if a feature of `docs/xen-sys.md` has no row, or a test of the tables there is in no
+/// source. A test of `testing/agent` compares those on real Xen with the suite.
+fn check_features(root: &Path) -> Result<()> {
+    let page = root.join("docs/xen-sys.md");
+    let text = fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
+    let (_, tables) = text
+        .split_once(FEATURES)
+        .with_context(|| format!("{}: no heading {FEATURES:?}", page.display()))?;
+    let named = tests_of_features(tables).with_context(|| format!("{}", page.display()))?;
+    let mut lost = named.clone();
+    lost.retain(|name| !name.contains('/'));
+    each_source(root, &mut |_, text| {
+        let words = words(text);
+        lost.retain(|name| !is_test_of(name, text, &words));
+    })?;
+    ensure!(
+        lost.is_empty(),
+        "docs/xen-sys.md: tests in no source: {lost:?}"
+    );
+    println!("{} tests are named for features", named.len());
+    Ok(())
+}
+
+/// The tests in the last columns of the tables of features: one row for each number, and rows
+/// without a number. Fails unless each numbered row has a test on real Xen or a reason for none.
+fn tests_of_features(tables: &str) -> Result<BTreeSet<&str>> {
+    let mut next = 1;
+    let mut named = BTreeSet::new();
+    for row in tables.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let (number, tests) = match cells[..] {
+            [number, _, _, tests, ..] => (number.parse::<u32>().ok(), tests),
+            [_, tests] => (None, tests),
+            _ => continue,
+        };
+        let quoted = tests.split('`').skip(1).step_by(2);
+        let quoted: BTreeSet<&str> = quoted.filter(|name| !name.starts_with('/')).collect();
+        if let Some(number) = number {
+            ensure!(number == next, "row {number} in the place of {next}");
+            let tested = quoted.iter().any(|name| name.contains('/'));
+            let reasoned = tests.starts_with("none: ") || tests.starts_with("[reason](");
+            ensure!(tested != reasoned, "row {number} has no test on real Xen");
+            next += 1;
+        }
+        named.extend(quoted);
+    }
+    ensure!(next == FEATURE_COUNT + 1, "there is no row {next}");
+    Ok(named)
+}
+
 /// The names after each lesson's middle dot: backquoted, with an underscore, and no file's.
 fn tests_named(lessons: &str) -> BTreeSet<&str> {
     lessons
@@ -316,6 +372,28 @@ mod tests {
         let all = ["it_ends…", "it_is_checked", "stub/one_row"];
         assert_eq!(lost("fn other() {}"), all);
         assert_eq!(lost("fn it_is_checked() { one_row; it_ends_so; }"), [""; 0]);
+    }
+
+    #[test]
+    fn a_feature_without_a_row_or_a_test_is_found() {
+        let row = |number: u32, tests: &str| format!("| {number} | it | `X::y` | {tests} | |\n");
+        let head = "| no. | feature | here | test on real Xen | 4.20 |\n|---|---|---|---|---|\n";
+        let table = |tests: &[&str]| {
+            let numbered = (1..).zip(tests).map(|(number, tests)| row(number, tests));
+            head.to_owned() + &numbered.collect::<String>()
+        };
+        let mut tests = ["`real/xen`"; FEATURE_COUNT as usize];
+        tests[2] = "none: no machine has it";
+        let rest = "\nText.\n\n| feature | tests |\n|---|---|\n| it `z` | `a_b`, `c_d` |\n";
+        let text = table(&tests) + rest;
+        let named = tests_of_features(&text).unwrap();
+        assert_eq!(Vec::from_iter(named), ["a_b", "c_d", "real/xen"]);
+        let error = |text: &str| tests_of_features(text).unwrap_err().to_string();
+        assert_eq!(error(&table(&tests[1..])), "there is no row 40");
+        let twice = row(1, tests[0]) + &table(&tests);
+        assert_eq!(error(&twice), "row 1 in the place of 2");
+        tests[4] = "`a_unit_test`";
+        assert_eq!(error(&table(&tests)), "row 5 has no test on real Xen");
     }
 
     #[test]
