@@ -55,6 +55,10 @@
 //! [`GrantCopier`] has Xen copy between granted pages and private memory, many segments a call: for
 //! backends that look at each byte once.
 //!
+//! # Buffers of devices
+//!
+//! [`dmabuf`] makes Linux's dma-bufs of granted pages, and grants the pages of a dma-buf.
+//!
 //! # Without a grant
 //!
 //! A domain that controls another maps that one's memory by frame number: [`foreign`].
@@ -67,6 +71,7 @@
 
 mod copy;
 mod dev;
+pub mod dmabuf;
 mod error;
 pub mod foreign;
 mod heap;

@@ -6,11 +6,12 @@
 //! | device | type | requests |
 //! |---|---|---|
 //! | `evtchn` | [`Evtchn`] | bind, unbind, notify, reset, restrict |
-//! | `gntdev` | [`GntDev`] | map, unmap, set_unmap_notify, grant_copy |
+//! | `gntdev` | [`GntDev`] | map, unmap, set_unmap_notify, grant_copy, dmabuf_* |
 //! | `gntalloc` | [`GntAlloc`] | alloc, dealloc, set_unmap_notify |
 //! | `privcmd` | [`PrivCmd`] | hypercall, dm_op, restrict, mmap, irqfd, ioeventfd |
 //!
-//! None of the requests waits for anything but the hypervisor itself.
+//! None of the requests waits for anything but the hypervisor itself, except
+//! [`GntDev::dmabuf_wait_released`].
 //!
 //! # Safety
 //!
@@ -40,7 +41,7 @@ use std::io;
 use std::marker::PhantomData;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr;
 
@@ -56,7 +57,7 @@ pub use self::gntdev::GntDev;
 pub(crate) use self::gntdev::unmap_action;
 pub use self::privcmd::PrivCmd;
 use crate::abi::Opcode;
-use crate::{DevRoot, Error, Result, abi};
+use crate::{DevRoot, Error, GrantRef, Result, abi};
 
 /// The most pages one share or one mapping may have: 256 MiB.
 ///
@@ -163,6 +164,8 @@ arguments! {
     gntdev::GntDevDriver, gntdev {
         UnmapGrantRef => IOCTL_GNTDEV_UNMAP_GRANT_REF;
         UnmapNotify => IOCTL_GNTDEV_SET_UNMAP_NOTIFY;
+        DmabufExpWaitReleased => IOCTL_GNTDEV_DMABUF_EXP_WAIT_RELEASED;
+        DmabufImpRelease => IOCTL_GNTDEV_DMABUF_IMP_RELEASE;
     }
     gntalloc::GntAllocDriver, gntalloc {
         DeallocGref => IOCTL_GNTALLOC_DEALLOC_GREF;
@@ -183,6 +186,31 @@ unsafe impl Exchange for abi::gntdev::MapGrantRefHead {
 
     fn tail(&self) -> usize {
         self.count as usize * size_of::<abi::gntdev::GrantRefEntry>()
+    }
+}
+
+// SAFETY: `gntdev_ioctl_dmabuf_exp_from_refs` reads 20 bytes, which is the head and one reference,
+// writes those back, and reads `count` references. `checked_count` sees to it that there is one.
+// They are values.
+unsafe impl Exchange for abi::gntdev::DmabufExpFromRefsHead {
+    type Driver = gntdev::GntDevDriver;
+    const OPCODE: Opcode = abi::gntdev::IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS;
+    const NAME: &'static str = "IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS";
+
+    fn tail(&self) -> usize {
+        self.count as usize * size_of::<GrantRef>()
+    }
+}
+
+// SAFETY: `gntdev_ioctl_dmabuf_imp_to_refs` reads 20 bytes, which is the head and one reference,
+// and writes `count` references. `checked_count` sees to it that there is one. They are values.
+unsafe impl Exchange for abi::gntdev::DmabufImpToRefsHead {
+    type Driver = gntdev::GntDevDriver;
+    const OPCODE: Opcode = abi::gntdev::IOCTL_GNTDEV_DMABUF_IMP_TO_REFS;
+    const NAME: &'static str = "IOCTL_GNTDEV_DMABUF_IMP_TO_REFS";
+
+    fn tail(&self) -> usize {
+        self.count as usize * size_of::<GrantRef>()
     }
 }
 
@@ -285,6 +313,12 @@ fn exchange<H: Exchange>(
     let bytes = arg.as_mut_bytes();
     bytes[..start].copy_from_slice(head.as_bytes());
     fill(&mut bytes[start..end]);
+    #[cfg(test)]
+    if let Some(answer) = tests::fake_driver(H::NAME, H::OPCODE, bytes) {
+        answer?;
+        let head = H::read_from_bytes(&bytes[..start]).unwrap_or(head);
+        return Ok((head, bytes[start..end].to_vec()));
+    }
     // SAFETY:
     // - the node is of the head's driver, which by the contract of `Exchange` reads and writes at
     //   most `end` bytes rounded up to words: all of `arg`. The length is of `head`, a copy of
@@ -301,6 +335,26 @@ fn exchange<H: Exchange>(
     let bytes = arg.as_bytes();
     let head = H::read_from_bytes(&bytes[..start]).unwrap_or(head);
     Ok((head, bytes[start..end].to_vec()))
+}
+
+/// Makes a dma-buf of granted pages; returns the descriptor that the driver made for it.
+fn export_dmabuf(
+    node: &Node<gntdev::GntDevDriver>,
+    head: abi::gntdev::DmabufExpFromRefsHead,
+    refs: &[GrantRef],
+) -> Result<OwnedFd> {
+    let (head, _) = exchange(node, head, |tail| tail.copy_from_slice(refs.as_bytes()))?;
+    // SAFETY: the driver has put a file into this process's table under this number for this
+    // request (dma_buf_fd in dmabuf_exp_from_pages), so it is open, and nothing else has it yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(head.fd as c_int) })
+}
+
+/// Reads the references that a driver wrote.
+fn references(bytes: &[u8]) -> Box<[GrantRef]> {
+    bytes
+        .chunks_exact(size_of::<GrantRef>())
+        .filter_map(|bytes| GrantRef::read_from_bytes(bytes).ok())
+        .collect()
 }
 
 /// Refuses a page count that is zero or beyond [`MAX_PAGES`].

@@ -26,6 +26,11 @@ fn gntdev_opcodes() {
     assert_eq!(gntdev::IOCTL_GNTDEV_MAP_GRANT_REF, 0x184700);
     assert_eq!(gntdev::IOCTL_GNTDEV_UNMAP_GRANT_REF, 0x104701);
     assert_eq!(gntdev::IOCTL_GNTDEV_SET_UNMAP_NOTIFY, 0x104707);
+    assert_eq!(gntdev::IOCTL_GNTDEV_GRANT_COPY, 0x104708);
+    assert_eq!(gntdev::IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS, 0x144709);
+    assert_eq!(gntdev::IOCTL_GNTDEV_DMABUF_EXP_WAIT_RELEASED, 0x8470a);
+    assert_eq!(gntdev::IOCTL_GNTDEV_DMABUF_IMP_TO_REFS, 0x14470b);
+    assert_eq!(gntdev::IOCTL_GNTDEV_DMABUF_IMP_RELEASE, 0x8470c);
 }
 
 #[test]
@@ -72,6 +77,11 @@ fn gntdev_layouts() {
     layout!(gntdev::MapGrantRefHead, 16, 8, count @ 0, pad @ 4, index @ 8);
     layout!(gntdev::UnmapGrantRef, 16, 8, index @ 0, count @ 8, pad @ 12);
     layout!(gntdev::UnmapNotify, 16, 8, index @ 0, action @ 8, event_channel_port @ 12);
+    // The references of both start where the head ends: refs @ 16.
+    layout!(gntdev::DmabufExpFromRefsHead, 16, 4, flags @ 0, count @ 4, fd @ 8, domid @ 12);
+    layout!(gntdev::DmabufImpToRefsHead, 16, 4, fd @ 0, count @ 4, domid @ 8, reserved @ 12);
+    layout!(gntdev::DmabufExpWaitReleased, 8, 4, fd @ 0, wait_to_ms @ 4);
+    layout!(gntdev::DmabufImpRelease, 8, 4, fd @ 0, reserved @ 4);
 }
 
 #[test]

@@ -887,10 +887,35 @@ fn linux() -> Facts {
         use gntdev::*;
         same! { f,
             IOCTL_GNTDEV_MAP_GRANT_REF, IOCTL_GNTDEV_UNMAP_GRANT_REF, IOCTL_GNTDEV_SET_UNMAP_NOTIFY,
-            IOCTL_GNTDEV_GRANT_COPY,
+            IOCTL_GNTDEV_GRANT_COPY, IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS,
+            IOCTL_GNTDEV_DMABUF_EXP_WAIT_RELEASED, IOCTL_GNTDEV_DMABUF_IMP_TO_REFS,
+            IOCTL_GNTDEV_DMABUF_IMP_RELEASE,
+        }
+        offsets! { f,
+            struct ioctl_gntdev_dmabuf_exp_from_refs = DmabufExpFromRefsHead {
+                flags, count, fd, domid,
+            }
+            struct ioctl_gntdev_dmabuf_imp_to_refs = DmabufImpToRefsHead {
+                fd, count, domid, reserved,
+            }
+        }
+        layouts! { f,
+            struct ioctl_gntdev_dmabuf_exp_wait_released = DmabufExpWaitReleased { fd, wait_to_ms }
+            struct ioctl_gntdev_dmabuf_imp_release = DmabufImpRelease { fd, reserved }
+        }
+        for (c, head) in [
+            ("dmabuf_exp_from_refs", size_of::<DmabufExpFromRefsHead>()),
+            ("dmabuf_imp_to_refs", size_of::<DmabufImpToRefsHead>()),
+        ] {
+            f.is(
+                format!("offsetof(struct ioctl_gntdev_{c}, refs)"),
+                head as u64,
+            );
         }
         values!(
             f,
+            "GNTDEV_DMA_FLAG_WC" = DmaFlags::WRITE_COMBINE.bits(),
+            "GNTDEV_DMA_FLAG_COHERENT" = DmaFlags::COHERENT.bits(),
             "offsetof(struct gntdev_grant_copy_segment, source.foreign.ref)" =
                 offset_of!(GrantCopyForeign, gref),
             "offsetof(struct gntdev_grant_copy_segment, source.foreign.offset)" =

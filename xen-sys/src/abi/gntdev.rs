@@ -4,6 +4,7 @@ use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Opcode, opcode};
+use crate::GrantRef;
 
 /// One page to map: whose, and under which reference.
 #[doc(alias = "ioctl_gntdev_grant_ref")]
@@ -127,6 +128,78 @@ pub struct GrantCopy {
     pub segments: u64,
 }
 
+bitflags! {
+    /// The memory behind an exported dma-buf, of [`DmabufExpFromRefsHead`]; system memory if empty.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(transparent)]
+    pub struct DmaFlags: u32 {
+        /// Memory of `dma_alloc_wc`.
+        #[doc(alias = "GNTDEV_DMA_FLAG_WC")]
+        const WRITE_COMBINE = 1 << 0;
+        /// Memory of `dma_alloc_coherent`.
+        #[doc(alias = "GNTDEV_DMA_FLAG_COHERENT")]
+        const COHERENT = 1 << 1;
+    }
+}
+
+/// The fixed part of the argument that makes a dma-buf of granted pages; `count` references follow
+/// it in memory.
+///
+/// C: `struct ioctl_gntdev_dmabuf_exp_from_refs`, whose last member is `refs[1]`.
+#[doc(alias = "ioctl_gntdev_dmabuf_exp_from_refs")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DmabufExpFromRefsHead {
+    /// [`DmaFlags`].
+    pub flags: u32,
+    /// How many references follow.
+    pub count: u32,
+    /// Out: the dma-buf's descriptor.
+    pub fd: u32,
+    /// The granting domain.
+    pub domid: u32,
+}
+
+/// Waits until an exported dma-buf is released.
+#[doc(alias = "ioctl_gntdev_dmabuf_exp_wait_released")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DmabufExpWaitReleased {
+    /// The number that [`DmabufExpFromRefsHead::fd`] was.
+    pub fd: u32,
+    /// Milliseconds to wait.
+    pub wait_to_ms: u32,
+}
+
+/// The fixed part of the argument that grants a dma-buf's pages; `count` references follow it in
+/// memory.
+///
+/// C: `struct ioctl_gntdev_dmabuf_imp_to_refs`, whose last member is `refs[1]`.
+#[doc(alias = "ioctl_gntdev_dmabuf_imp_to_refs")]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DmabufImpToRefsHead {
+    /// The dma-buf's descriptor.
+    pub fd: u32,
+    /// How many references follow: as many as it has pages.
+    pub count: u32,
+    /// The domain that the pages are granted to.
+    pub domid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Ends the grants of an imported dma-buf.
+#[doc(alias = "ioctl_gntdev_dmabuf_imp_release")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DmabufImpRelease {
+    /// The number that [`DmabufImpToRefsHead::fd`] was.
+    pub fd: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// [`MapGrantRefHead`] and its entries. The size in the opcode is that of one entry.
 pub const IOCTL_GNTDEV_MAP_GRANT_REF: Opcode = opcode(
     b'G',
@@ -139,3 +212,20 @@ pub const IOCTL_GNTDEV_UNMAP_GRANT_REF: Opcode = opcode(b'G', 1, size_of::<Unmap
 pub const IOCTL_GNTDEV_SET_UNMAP_NOTIFY: Opcode = opcode(b'G', 7, size_of::<UnmapNotify>());
 /// [`GrantCopy`].
 pub const IOCTL_GNTDEV_GRANT_COPY: Opcode = opcode(b'G', 8, size_of::<GrantCopy>());
+/// [`DmabufExpFromRefsHead`] and its references. The size in the opcode is that of one reference.
+pub const IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS: Opcode = opcode(
+    b'G',
+    9,
+    size_of::<DmabufExpFromRefsHead>() + size_of::<GrantRef>(),
+);
+/// [`DmabufExpWaitReleased`].
+pub const IOCTL_GNTDEV_DMABUF_EXP_WAIT_RELEASED: Opcode =
+    opcode(b'G', 10, size_of::<DmabufExpWaitReleased>());
+/// [`DmabufImpToRefsHead`] and its references. The size in the opcode is that of one reference.
+pub const IOCTL_GNTDEV_DMABUF_IMP_TO_REFS: Opcode = opcode(
+    b'G',
+    11,
+    size_of::<DmabufImpToRefsHead>() + size_of::<GrantRef>(),
+);
+/// [`DmabufImpRelease`].
+pub const IOCTL_GNTDEV_DMABUF_IMP_RELEASE: Opcode = opcode(b'G', 12, size_of::<DmabufImpRelease>());

@@ -2,10 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use zerocopy::FromBytes;
-
 use super::gntdev::unmap_action;
-use super::{Driver, Node, checked_count, exchange, set};
+use super::{Driver, Node, checked_count, exchange, references, set};
 use crate::abi::gntalloc as abi;
 use crate::{DevRoot, DomId, GrantRef, Port, Result};
 
@@ -56,11 +54,7 @@ impl GntAlloc {
             index: 0,
         };
         let (head, refs) = exchange(&self.0, head, |_| {})?;
-        let refs = refs
-            .chunks_exact(size_of::<GrantRef>())
-            .filter_map(|bytes| GrantRef::read_from_bytes(bytes).ok())
-            .collect();
-        Ok((head.index, refs))
+        Ok((head.index, references(&refs)))
     }
 
     /// Gives up the pages of an index. Those still mapped, here or by the peer, stay until they

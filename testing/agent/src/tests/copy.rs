@@ -1,10 +1,13 @@
 //! Grant copies, mappings by one gntdev, and adopted event channels.
 
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xen_evtchn::EventChannels;
+use xen_gnttab::dmabuf::{self, Backing};
 use xen_gnttab::{
     CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, map_from, share,
 };
@@ -64,6 +67,39 @@ pub(super) fn grant_copy(_: &World) -> Result<()> {
     ensure!(!statuses[1].is_okay(), "{statuses:?}");
     ensure!(statuses[2] == GrantStatus::BAD_DOMAIN, "{statuses:?}");
     ensure!(statuses[3].is_okay(), "{statuses:?}");
+    Ok(())
+}
+
+/// Asks for a dma-buf of granted pages, and for grants of a file that is no dma-buf. Debian's kernels
+/// have no such requests, which is an error of its own; others refuse what cannot be.
+pub(super) fn dmabuf(_: &World) -> Result<()> {
+    let (xen, me) = (Xen::open()?, DomId::DOM0);
+    let pages = share(&xen, me, 2, PageAccess::ReadWrite)?;
+    let exported = dmabuf::export(&xen, me, pages.refs(), Backing::System);
+    let null = std::fs::File::open("/dev/null")?;
+    let imported = dmabuf::import(&xen, &null, 2, me);
+    if let Err(Error::Unsupported { op }) = exported {
+        ensure!(op == "IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS", "{op}");
+        ensure!(
+            matches!(imported, Err(Error::Unsupported { .. })),
+            "exports are not supported, and an import: {imported:?}"
+        );
+        return Ok(());
+    }
+    let refused = imported.map(drop).map_err(|e| e.errno());
+    ensure!(refused == Err(Some(Errno::EINVAL as i32)), "{refused:?}");
+    match exported {
+        Ok((fd, exported)) => {
+            let soon = || Some(Instant::now() + Duration::from_millis(300));
+            ensure!(!exported.wait_released(soon())?, "released while open");
+            drop(fd);
+            ensure!(exported.wait_released(Some(crate::world::soon()))?);
+            // A second wait is one for what is gone.
+            ensure!(exported.wait_released(soon())?);
+        }
+        // A PV domain cannot.
+        Err(error) => ensure!(error.errno() == Some(Errno::EINVAL as i32), "{error}"),
+    }
     Ok(())
 }
 
