@@ -65,9 +65,9 @@
 //!
 //! # Limits
 //!
-//! A share or mapping has at most [`MAX_PAGES`] pages. The kernel has limits of its own: the
-//! parameter `limit` of the modules xen-gntalloc (1024 pages over all of a domain's processes)
-//! and xen-gntdev, and the size of the domain's grant table.
+//! A share or mapping has at most [`MAX_PAGES`] pages. The kernel and Xen have limits of their own,
+//! which [`limits`](limits()) returns; a call that exceeds one fails with
+//! [`Error::LimitReached`](xen_sys::Error::LimitReached), which names it.
 
 mod copy;
 mod dev;
@@ -76,6 +76,7 @@ mod error;
 pub mod foreign;
 mod heap;
 pub mod ioreq;
+mod limits;
 mod map;
 mod mapping;
 mod region;
@@ -86,6 +87,7 @@ mod sim;
 
 pub use copy::GrantCopier;
 pub use error::RegionError;
+pub use limits::{GrantLimits, limits};
 pub use map::{MappedPages, map, map_from};
 pub use region::{Atomic, MAX_RANGES, Region, Word, Words};
 pub use share::{SharedPages, share};

@@ -3,7 +3,7 @@
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
 use crate::mapping::Mapping;
-use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev};
+use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev, limits};
 
 /// Mapped pages of another domain.
 ///
@@ -26,7 +26,8 @@ pub struct MappedPages {
 /// # Errors
 ///
 /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](crate::MAX_PAGES);
-/// [`Error::Device`] when `/dev/xen/gntdev` does not open; [`Error::Os`]: `EINVAL` when a
+/// [`Error::Device`] when `/dev/xen/gntdev` does not open; [`Error::LimitReached`] for more pages
+/// than the driver's [limit](crate::GrantLimits::mapped_pages); [`Error::Os`]: `EINVAL` when a
 /// reference is not one granted to this domain, or for reading only and `access` asks for more;
 /// `EAGAIN` when a page stayed paged out.
 #[doc(alias = "xengnttab_open")]
@@ -38,10 +39,14 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
     match xen.host() {
         Host::Dev(_) => {
             let refs: Vec<_> = refs.iter().map(|&gref| (from, gref)).collect();
-            dev::map(xen, &refs, access).map(mapped)
+            map_from(xen, &refs, access)
         }
         #[cfg(feature = "sim")]
-        Host::Sim(client) => crate::sim::map(xen, client, from, refs, access).map(mapped),
+        Host::Sim(client) => {
+            let done = crate::sim::map(xen, client, from, refs, access);
+            done.map(mapped)
+                .map_err(|error| limits::of_map(xen, refs.len(), error))
+        }
         #[allow(unreachable_patterns)]
         _ => Err(Error::Unsupported { op: WITHOUT_SIM }),
     }
@@ -55,7 +60,11 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
 #[doc(alias = "xengnttab_map_grant_refs")]
 pub fn map_from(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Result<MappedPages> {
     match xen.host() {
-        Host::Dev(_) => dev::map(xen, refs, access).map(mapped),
+        Host::Dev(_) => {
+            let done = dev::map(xen, refs, access);
+            done.map(mapped)
+                .map_err(|error| limits::of_map(xen, refs.len(), error))
+        }
         #[cfg(feature = "sim")]
         Host::Sim(_) => {
             let domain = refs.first().map_or(DomId::INVALID, |first| first.0);

@@ -3,7 +3,7 @@
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
 use crate::mapping::Mapping;
-use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev};
+use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev, limits};
 
 /// Pages shared with another domain, with the references it maps them by.
 ///
@@ -25,19 +25,21 @@ pub struct SharedPages {
 /// # Errors
 ///
 /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](crate::MAX_PAGES);
-/// [`Error::Device`] when `/dev/xen/gntalloc` does not open; [`Error::Os`]: `ENOSPC` at the
-/// limit of the driver or the grant table, `ENOMEM`.
+/// [`Error::Device`] when `/dev/xen/gntalloc` does not open; [`Error::LimitReached`] with the
+/// driver's [limit](crate::GrantLimits::shared_pages), in pages of all shares of this domain
+/// together (if they are fewer, the grant table is full); [`Error::Os`]: `ENOMEM`.
 #[doc(alias = "xengntshr_open")]
 #[doc(alias = "xengntshr_share_pages")]
 #[doc(alias = "IOCTL_GNTALLOC_ALLOC_GREF")]
 pub fn share(xen: &Xen, to: DomId, pages: usize, access: PageAccess) -> Result<SharedPages> {
-    let (mapping, refs) = match xen.host() {
-        Host::Dev(root) => dev::share(root, to, pages, access)?,
+    let shared = match xen.host() {
+        Host::Dev(root) => dev::share(root, to, pages, access),
         #[cfg(feature = "sim")]
-        Host::Sim(client) => crate::sim::share(xen, client, to, pages, access)?,
+        Host::Sim(client) => crate::sim::share(xen, client, to, pages, access),
         #[allow(unreachable_patterns)]
-        _ => return Err(Error::Unsupported { op: WITHOUT_SIM }),
+        _ => Err(Error::Unsupported { op: WITHOUT_SIM }),
     };
+    let (mapping, refs) = shared.map_err(|error| limits::of_share(xen, error))?;
     let mut kept = Region::of(mapping);
     let region = kept.take();
     Ok(SharedPages { region, kept, refs })

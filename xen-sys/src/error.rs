@@ -85,10 +85,12 @@ pub enum Error {
         op: &'static str,
     },
     /// Xen or the kernel has no room for more of these (`ENOSPC`, `E2BIG`); nothing was done.
-    #[error("{op}: a limit is reached: {source}")]
+    #[error("{op}: a limit{} is reached: {source}", of(*limit))]
     LimitReached {
-        /// The hypercall's operation by its C name.
+        /// The hypercall's operation, or the ioctl, by its C name.
         op: &'static str,
+        /// The limit, in units of what was asked for, where it is known.
+        limit: Option<u64>,
         /// The errno.
         source: Arc<io::Error>,
     },
@@ -153,6 +155,11 @@ pub enum Error {
     /// Linux: `EFBIG` from `/dev/xen/evtchn`.
     #[error("the event buffer overflowed: it delivers nothing until it is reset")]
     EventOverflow,
+}
+
+/// A limit behind the word, if it is known.
+fn of(limit: Option<u64>) -> String {
+    limit.map_or_else(String::new, |limit| format!(" of {limit}"))
 }
 
 /// Returns the first thing to check when a node does not open.
@@ -226,7 +233,11 @@ impl Error {
             Some(libc::ESRCH) => Self::NoDomain { op, domain },
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { op, source },
             Some(libc::ENOTTY | libc::ENOSYS | libc::EOPNOTSUPP) => Self::Unsupported { op },
-            Some(libc::ENOSPC | libc::E2BIG) => Self::LimitReached { op, source },
+            Some(libc::ENOSPC | libc::E2BIG) => Self::LimitReached {
+                op,
+                limit: None,
+                source,
+            },
             _ => Self::Os { op, source },
         }
     }

@@ -357,6 +357,14 @@ fn references(bytes: &[u8]) -> Box<[GrantRef]> {
         .collect()
 }
 
+/// Reads a module's parameter, as an unsigned number: the drivers compare it so.
+fn parameter(path: &'static str) -> Result<u32> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::os(path, e))?;
+    let number: std::result::Result<i64, _> = text.trim().parse();
+    let invalid = |_| Error::os(path, io::ErrorKind::InvalidData.into());
+    number.map(|number| number as u32).map_err(invalid)
+}
+
 /// Refuses a page count that is zero or beyond [`MAX_PAGES`].
 fn checked_count(op: &'static str, pages: usize) -> Result<u32> {
     if pages == 0 || pages > MAX_PAGES {

@@ -152,7 +152,11 @@ impl IoreqServer {
         match self.model.tell(MapIoRange(range.body(self.id))) {
             // Xen's answer to one range too many.
             Err(Error::Os { op, source }) if source.raw_os_error() == Some(libc::ENOMEM) => {
-                Err(Error::LimitReached { op, source })
+                Err(Error::LimitReached {
+                    op,
+                    limit: Some(256),
+                    source,
+                })
             }
             done => done,
         }

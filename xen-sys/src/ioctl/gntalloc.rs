@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::gntdev::unmap_action;
-use super::{Driver, Node, checked_count, exchange, references, set};
+use super::{Driver, Node, checked_count, exchange, parameter, references, set};
 use crate::abi::gntalloc as abi;
 use crate::{DevRoot, DomId, GrantRef, Port, Result};
 
@@ -27,6 +27,17 @@ impl GntAlloc {
     /// Those of [`DevRoot::open_device`].
     pub fn open(root: &DevRoot) -> Result<Self> {
         Node::open(root).map(Self)
+    }
+
+    /// Returns how many pages all processes of this domain together may share by the driver at once:
+    /// its parameter `limit`, which an administrator may change at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`](crate::Error::Os): `ENOENT` when the module is not loaded or sysfs is not
+    /// mounted.
+    pub fn limit() -> Result<u32> {
+        parameter("/sys/module/xen_gntalloc/parameters/limit")
     }
 
     /// Makes `pages` zeroed pages and grants them to `domain`: the offset to give mmap, and a

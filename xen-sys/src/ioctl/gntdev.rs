@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use zerocopy::IntoBytes;
 
 use super::copy::{CopySegment, copy};
-use super::{Driver, Node, checked_count, exchange, export_dmabuf, references, set};
+use super::{Driver, Node, checked_count, exchange, export_dmabuf, parameter, references, set};
 use crate::abi::gntdev as abi;
 use crate::{DevRoot, DomId, Error, GrantRef, Port, Result};
 
@@ -29,6 +29,16 @@ impl GntDev {
     /// Those of [`DevRoot::open_device`].
     pub fn open(root: &DevRoot) -> Result<Self> {
         Node::open(root).map(Self)
+    }
+
+    /// Returns how many pages one mapping may have: the driver's parameter `limit`, which an
+    /// administrator may change at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `ENOENT` when the module is not loaded or sysfs is not mounted.
+    pub fn limit() -> Result<u32> {
+        parameter("/sys/module/xen_gntdev/parameters/limit")
     }
 
     /// Announces pages by their domain and reference; the index returned is the offset to give mmap.

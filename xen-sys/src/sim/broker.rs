@@ -293,6 +293,12 @@ fn handle(
             .map_foreign(id, me, other?, numbers, b != 0)
             .map(pages),
         wire::RELEASE => state.release(id, object).map(done),
+        wire::GRANT_LIMITS => {
+            let limits = state.limits(me)?;
+            let mapped = state.mapped_pages(me)?;
+            let numbers = vec![limits.shared_pages, limits.mapped_pages, mapped];
+            Ok((Reply::default(), numbers, Vec::new()))
+        }
         wire::SET_UNMAP_NOTIFY => state
             .set_unmap_notify(id, object, c as usize, a, Port::new(b))
             .map(done),

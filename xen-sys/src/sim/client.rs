@@ -262,6 +262,24 @@ impl Client {
         self.got(NAME, reply, 0, refs.len(), protection)
     }
 
+    /// For xen-gnttab: returns how many pages this domain's processes may share, how many they may
+    /// map, and how many of those they have mapped.
+    ///
+    /// # Errors
+    ///
+    /// When the domain or the host is gone.
+    #[doc(hidden)]
+    pub fn grant_limits(&self) -> Result<[u32; 3]> {
+        const NAME: &str = "limits of grants";
+        let request = Request {
+            op: wire::GRANT_LIMITS,
+            ..Request::default()
+        };
+        let reply = self.exchange(NAME, request, &[], 2)?;
+        let numbers = <[u32; 3]>::try_from(reply.numbers);
+        numbers.map_err(|_| Error::os(NAME, io::ErrorKind::InvalidData.into()))
+    }
+
     /// Maps what a reply hands over: `refs` references, then `pages` frames of a memory.
     fn got(
         &self,

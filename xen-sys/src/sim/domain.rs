@@ -174,6 +174,11 @@ impl State {
         Ok(self.domains.get(&id).ok_or(Errno::SRCH)?.limits)
     }
 
+    /// Pages that processes of the domain have mapped.
+    pub(super) fn mapped_pages(&self, id: DomId) -> Result<u32, Errno> {
+        Ok(self.domains.get(&id).ok_or(Errno::SRCH)?.mapped_pages as u32)
+    }
+
     /// A process connects, as `domain` if that is known already.
     pub(super) fn connect(&mut self, socket: OwnedFd, domain: Option<DomId>) -> u64 {
         let id = self.next_connection;

@@ -18,6 +18,7 @@
 //! | [`STORE`] | | | | | | | | | connection |
 //! | [`CREATE_DOMAIN`] | domain | | | | | domain | | | |
 //! | [`DESTROY_DOMAIN`] | domain | | | | | | | | |
+//! | [`GRANT_LIMITS`] | | | | | | | | pages: shareable, mappable, mapped | |
 //! | [`HYPERCALL`] | number | operation | bytes wanted | | the struct | | result | struct, array | |
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -45,6 +46,7 @@ pub(super) const DESTROY_DOMAIN: u32 = 11;
 pub(super) const BIND_VIRQ: u32 = 12;
 pub(super) const HYPERCALL: u32 = 13;
 pub(super) const MAP_FOREIGN: u32 = 14;
+pub(super) const GRANT_LIMITS: u32 = 15;
 
 /// In place of a domain's number: whichever the connection is of, or the next free one.
 pub(super) const ANY_DOMAIN: u32 = u32::MAX;

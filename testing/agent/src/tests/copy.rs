@@ -3,13 +3,13 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xen_evtchn::EventChannels;
 use xen_gnttab::dmabuf::{self, Backing};
 use xen_gnttab::{
-    CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, map_from, share,
+    CopySegment, GrantCopier, GrantStatus, GrantedBytes, PageAccess, limits, map_from, share,
 };
 use xen_sys::privcmd::{PortState, Privcmd};
 use xen_sys::{DomId, Error, GrantRef, PAGE_SIZE, Xen};
@@ -67,6 +67,52 @@ pub(super) fn grant_copy(_: &World) -> Result<()> {
     ensure!(!statuses[1].is_okay(), "{statuses:?}");
     ensure!(statuses[2] == GrantStatus::BAD_DOMAIN, "{statuses:?}");
     ensure!(statuses[3].is_okay(), "{statuses:?}");
+    Ok(())
+}
+
+/// Reaches the limit of each driver, and finds it in the error and in the report.
+pub(super) fn grant_limits(_: &World) -> Result<()> {
+    /// A parameter that is given its old value back.
+    struct Parameter(&'static str, String);
+    impl Drop for Parameter {
+        fn drop(&mut self) {
+            let _ = std::fs::write(self.0, &self.1);
+        }
+    }
+    let set = |path, value: u32| -> Result<Parameter> {
+        let old = std::fs::read_to_string(path)?;
+        std::fs::write(path, value.to_string())?;
+        Ok(Parameter(path, old))
+    };
+    let (xen, me, rw) = (Xen::open()?, DomId::DOM0, PageAccess::ReadWrite);
+    let pages = share(&xen, me, 3, rw)?;
+    let table = limits(&xen)?.table;
+    let table = table.context("dom0 may ask Xen for its grant table")?;
+    let size = Privcmd::open(&xen)?.grant_table_size(me)?;
+    ensure!(table.max_frames == size.max_frames, "{table:?}, {size:?}");
+    {
+        let _restored = set("/sys/module/xen_gntdev/parameters/limit", 2)?;
+        ensure!(limits(&xen)?.mapped_pages == Some(2), "{:?}", limits(&xen)?);
+        drop(xen_gnttab::map(&xen, me, &pages.refs()[..2], rw)?);
+        match xen_gnttab::map(&xen, me, pages.refs(), rw) {
+            Err(Error::LimitReached { limit: Some(2), .. }) => {}
+            other => bail!("three pages of two: {other:?}"),
+        }
+    }
+    {
+        // More than any other program of dom0 shares.
+        let _restored = set("/sys/module/xen_gntalloc/parameters/limit", 700)?;
+        ensure!(limits(&xen)?.shared_pages == Some(700));
+        match share(&xen, me, 698, rw) {
+            Err(Error::LimitReached {
+                limit: Some(700), ..
+            }) => {}
+            other => bail!("701 pages of 700: {other:?}"),
+        }
+        drop(share(&xen, me, 1, rw)?);
+    }
+    let mapped = xen_gnttab::map(&xen, me, pages.refs(), rw)?;
+    ensure!(mapped.region().len() == 3 * PAGE_SIZE);
     Ok(())
 }
 

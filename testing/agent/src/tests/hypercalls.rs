@@ -33,6 +33,7 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(dom0("no_domain", no_domain));
     tests.push(dom0("grant_copy", super::copy::grant_copy));
     tests.push(dom0("dmabuf", super::copy::dmabuf));
+    tests.push(dom0("grant_limits", super::copy::grant_limits));
     tests.push(dom0("adopted_evtchn", super::copy::adopted_evtchn));
     tests.push(dom0("one_gntdev", super::copy::one_gntdev));
 }
