@@ -162,7 +162,7 @@ fn metrics(host: &Host) -> xen_sys::Result<String> {
         "xen_domain_memory_max_bytes",
         "gauge",
         "Memory that the domain may have.",
-        &|info| info.max_pages as f64 * xen_sys::PAGE_SIZE as f64,
+        &|info| info.max_memory_bytes() as f64,
     );
     each(
         "xen_domain_vcpus_online",

@@ -208,7 +208,9 @@ fn a_domain_is_paused_shut_down_and_destroyed() {
     assert_eq!(privcmd.pause(DomId::DOM0).unwrap_err().errno(), Some(22));
 
     privcmd.set_max_memory(guest, (32 << 20) + 4095).unwrap();
-    assert_eq!(privcmd.domain_info(guest).unwrap().max_pages, 8192);
+    let info = privcmd.domain_info(guest).unwrap();
+    assert_eq!((info.max_pages, info.max_memory_bytes()), (8192, 32 << 20));
+    assert_eq!(info.outstanding_bytes(), 0);
     assert_eq!(privcmd.maximum_pages(guest).unwrap(), 8192);
     assert_eq!(privcmd.current_pages(guest).unwrap(), 16384);
     assert_eq!(privcmd.maximum_gpfn(guest).unwrap(), 16383);
@@ -488,6 +490,32 @@ fn the_registers_of_a_virtual_cpu_are_read() {
     assert!(privcmd.vcpu_context(guest, 1).unwrap().is_none());
     let error = privcmd.vcpu_context(DomId::new(99), 0).unwrap_err();
     assert!(matches!(error, Error::NoDomain { .. }), "{error:?}");
+}
+
+#[test]
+fn the_registers_of_a_virtual_cpu_are_set_and_read_again() {
+    let (host, privcmd) = host();
+    let (guest, other) = (host.add_domain().unwrap(), host.add_domain().unwrap());
+    let mut context = privcmd.vcpu_context(guest, 0).unwrap().unwrap();
+    context.user_regs.r15 = 0x1234_5678_9abc_def0;
+    context.gs_base_user = 0xffff;
+    privcmd.set_vcpu_context(guest, 0, &context).unwrap();
+    let again = privcmd.vcpu_context(guest, 0).unwrap().unwrap();
+    let regs = (again.user_regs.r15, again.user_regs.rip, again.gs_base_user);
+    assert_eq!(regs, (0x1234_5678_9abc_def0, 0xfff0, 0xffff));
+    let untouched = privcmd.vcpu_context(other, 0).unwrap().unwrap();
+    assert_eq!(untouched.user_regs.r15, 0);
+
+    let none = privcmd.set_vcpu_context(guest, 1, &context).unwrap_err();
+    assert_eq!(none.errno(), Some(22));
+    let missing = privcmd
+        .set_vcpu_context(DomId::new(99), 0, &context)
+        .unwrap_err();
+    assert!(matches!(missing, Error::NoDomain { .. }), "{missing:?}");
+    assert!(missing.to_string().contains("XEN_DOMCTL_"), "{missing}");
+    // Xen refuses the caller's own domain.
+    let own = privcmd.set_vcpu_context(DomId::DOM0, 0, &context);
+    assert_eq!(own.unwrap_err().errno(), Some(22));
 }
 
 #[test]

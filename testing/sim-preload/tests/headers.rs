@@ -734,6 +734,7 @@ fn contexts(f: &mut Facts) {
     same! { f, XEN_DOMCTL_DEV_PCI }
     values!(
         f,
+        "XEN_DOMCTL_setvcpucontext" = XEN_DOMCTL_SETVCPUCONTEXT,
         "XEN_DOMCTL_getvcpucontext" = XEN_DOMCTL_GETVCPUCONTEXT,
         "XEN_DOMCTL_max_vcpus" = XEN_DOMCTL_MAX_VCPUS,
         "XEN_DOMCTL_irq_permission" = XEN_DOMCTL_IRQ_PERMISSION,

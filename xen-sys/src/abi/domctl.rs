@@ -333,6 +333,9 @@ pub const XEN_DOMCTL_MONITOR_EVENT_VMEXIT: u32 = 12;
 /// An I/O port; Xen 4.18 and later.
 pub const XEN_DOMCTL_MONITOR_EVENT_IO: u32 = 13;
 
+/// [`VcpuContext`]: sets it.
+#[doc(alias = "XEN_DOMCTL_setvcpucontext")]
+pub const XEN_DOMCTL_SETVCPUCONTEXT: u32 = 12;
 /// [`VcpuContext`]: gets it.
 #[doc(alias = "XEN_DOMCTL_getvcpucontext")]
 pub const XEN_DOMCTL_GETVCPUCONTEXT: u32 = 13;

@@ -484,8 +484,26 @@ unsafe impl DomctlBytes for domctl::VcpuContext {
 }
 
 of! {
+    SetVcpuContext(domctl::VcpuContext);
     GetHvmContext(domctl::HvmContext);
     SetHvmContext(domctl::HvmContext);
+}
+
+#[cfg(target_arch = "x86_64")]
+// SAFETY: Xen reads one `struct vcpu_guest_context` at `ctxt`, or the shorter one of a 32-bit guest
+// (`XEN_DOMCTL_setvcpucontext` in xen/common/domctl.c); `LEAST` is the size of the longer. It
+// changes a virtual CPU of another domain, as Xen refuses the caller's own.
+unsafe impl DomctlBytes for SetVcpuContext {
+    const COMMAND: u32 = domctl::XEN_DOMCTL_SETVCPUCONTEXT;
+    const NAME: &'static str = "XEN_DOMCTL_setvcpucontext";
+    const LEAST: usize = size_of::<crate::abi::vcpu::VcpuGuestContext>();
+
+    fn set_bytes(self, address: u64, _: u32) -> Self {
+        Self(domctl::VcpuContext {
+            ctxt: address,
+            ..self.0
+        })
+    }
 }
 
 // SAFETY: Xen writes at most `size` bytes at `buffer`, and none if that is null

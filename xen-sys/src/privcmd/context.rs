@@ -8,6 +8,8 @@ use super::version::NO_DATA;
 use crate::abi::domctl as abi;
 #[cfg(target_arch = "x86_64")]
 use crate::abi::vcpu::VcpuGuestContext;
+#[cfg(target_arch = "x86_64")]
+use crate::ioctl::privcmd::SetVcpuContext;
 use crate::ioctl::privcmd::{GetHvmContext, SetHvmContext};
 use crate::{DomId, Error, Result};
 
@@ -65,6 +67,46 @@ impl Privcmd {
             Err(e) if matches!(e.errno(), Some(libc::EINVAL | NO_DATA)) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Replaces the registers of a virtual CPU by those of `context`, which
+    /// [`vcpu_context`](Self::vcpu_context) returned and the caller changed. Xen pauses the domain
+    /// meanwhile; [`pause`](Self::pause) it first, or it runs between the two calls.
+    ///
+    /// Of an HVM guest Xen takes the general registers with RIP and RFLAGS, the floating-point
+    /// registers and DR0 to DR7; [`set_hvm_context`](Self::set_hvm_context) sets the others.
+    /// Without [`VGCF_I387_VALID`](crate::abi::vcpu::VGCF_I387_VALID) in its flags the
+    /// floating-point registers are reset, without
+    /// [`VGCF_ONLINE`](crate::abi::vcpu::VGCF_ONLINE) the virtual CPU goes offline. Registers of
+    /// AVX and later are reset. The caller answers for the values: a guest that cannot run with
+    /// them crashes.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a virtual CPU that does not exist, for this domain itself, and for what a PV
+    /// guest cannot have; [`Error::Unsupported`] for a PV guest with 32-bit addresses; `EOPNOTSUPP`
+    /// when the page tables, GDT or LDT in `context` are not those that a PV guest's virtual CPU
+    /// has; [`Error::NoDomain`]; as all of them.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(alias = "xc_vcpu_setcontext")]
+    #[doc(alias = "XEN_DOMCTL_setvcpucontext")]
+    pub fn set_vcpu_context(
+        &self,
+        domain: DomId,
+        vcpu: u32,
+        context: &VcpuGuestContext,
+    ) -> Result<()> {
+        if self.address_bits(domain)? != u64::BITS {
+            let op = "XEN_DOMCTL_setvcpucontext";
+            return Err(Error::Unsupported { op });
+        }
+        let body = SetVcpuContext(abi::VcpuContext {
+            vcpu,
+            ..abi::VcpuContext::default()
+        });
+        let mut bytes = context.as_bytes().to_vec();
+        let done = self.backend().domctl_bytes(domain, body, &mut bytes);
+        done.map(drop)
     }
 
     /// The width of a guest's addresses in structs for it.

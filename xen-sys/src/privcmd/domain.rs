@@ -148,6 +148,18 @@ impl DomainInfo {
         self.pages.saturating_mul(PAGE_SIZE as u64)
     }
 
+    /// [`max_pages`](Self::max_pages) in bytes, at most [`u64::MAX`].
+    #[must_use]
+    pub fn max_memory_bytes(&self) -> u64 {
+        self.max_pages.saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// [`outstanding_pages`](Self::outstanding_pages) in bytes.
+    #[must_use]
+    pub fn outstanding_bytes(&self) -> u64 {
+        self.outstanding_pages.saturating_mul(PAGE_SIZE as u64)
+    }
+
     /// Virtual CPUs it was given, online or not.
     #[must_use]
     pub fn vcpus(&self) -> u32 {
@@ -513,6 +525,23 @@ mod tests {
         raw.tot_pages = u64::MAX;
         let info = DomainInfo::new(&raw);
         assert_eq!((info.vcpus(), info.memory_bytes()), (2, u64::MAX));
+    }
+
+    #[test]
+    fn pages_are_bytes_that_do_not_overflow() {
+        let mut raw = no_info();
+        (raw.tot_pages, raw.max_pages, raw.outstanding_pages) = (1, 2, 3);
+        let bytes = |raw: &abi::GetDomainInfo| {
+            let info = DomainInfo::new(raw);
+            let (now, most) = (info.memory_bytes(), info.max_memory_bytes());
+            [now, most, info.outstanding_bytes()]
+        };
+        assert_eq!(bytes(&raw), [4096, 8192, 12288]);
+        // Domain 0's, unless it was given a limit.
+        raw.max_pages = u64::from(u32::MAX);
+        assert_eq!(bytes(&raw)[1], (1 << 44) - 4096);
+        raw.max_pages = u64::MAX;
+        assert_eq!(bytes(&raw)[1], u64::MAX);
     }
 
     #[test]

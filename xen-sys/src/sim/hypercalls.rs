@@ -55,6 +55,9 @@ pub(super) struct Control {
     servers: Servers,
     /// The context it was set to, if it was.
     context: Option<Vec<u8>>,
+    /// The registers its virtual CPU was set to, if it was.
+    #[cfg(target_arch = "x86_64")]
+    vcpu_context: Option<Box<VcpuGuestContext>>,
     /// The guest whose device model it is.
     target: Option<DomId>,
     born: Instant,
@@ -75,6 +78,8 @@ impl Control {
             params: BTreeMap::new(),
             servers: Servers::default(),
             context: None,
+            #[cfg(target_arch = "x86_64")]
+            vcpu_context: None,
             target: None,
             born: Instant::now(),
             unique,
@@ -491,12 +496,27 @@ fn domctl(state: &mut State, op: &Domctl, bytes: &[u8]) -> Result<Answer, Errno>
             if asked.vcpu != 0 || id == DomId::DOM0 {
                 return Err(Errno::INVAL);
             }
-            let mut context: VcpuGuestContext = zerocopy::FromZeros::new_zeroed();
-            context.flags = VGCF_ONLINE;
-            context.user_regs.rip = RESET_RIP;
             let mut answer = asked.domctl(op).as_bytes().to_vec();
-            answer.extend_from_slice(context.as_bytes());
+            match &domain.vcpu_context {
+                Some(context) => answer.extend_from_slice(context.as_bytes()),
+                None => {
+                    let mut context: VcpuGuestContext = zerocopy::FromZeros::new_zeroed();
+                    context.flags = VGCF_ONLINE;
+                    context.user_regs.rip = RESET_RIP;
+                    answer.extend_from_slice(context.as_bytes());
+                }
+            }
             Ok((0, answer))
+        }
+        #[cfg(target_arch = "x86_64")]
+        domctl::XEN_DOMCTL_SETVCPUCONTEXT => {
+            let asked: domctl::VcpuContext = op.body().ok_or(Errno::FAULT)?;
+            if asked.vcpu != 0 || id == DomId::DOM0 {
+                return Err(Errno::INVAL);
+            }
+            let context = VcpuGuestContext::read_from_bytes(bytes).map_err(|_| Errno::FAULT)?;
+            domain.vcpu_context = Some(Box::new(context));
+            body(&asked)
         }
         domctl::XEN_DOMCTL_GETHVMCONTEXT => {
             let mut asked: domctl::HvmContext = op.body().ok_or(Errno::FAULT)?;

@@ -58,6 +58,37 @@ fn entries(lines: &[String]) -> Vec<[u64; 3]> {
     lines.iter().filter_map(entry).collect()
 }
 
+/// A changed register is printed by xen-hvmctx, and the guest goes on with the old one.
+pub(super) fn set_vcpu_context(_: &World) -> Result<()> {
+    let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
+    paused(&privcmd, hvm, || {
+        let before = privcmd.vcpu_context(hvm, 0)?.context("no context")?;
+        let mut changed = before.clone();
+        changed.user_regs.r15 = 0x1234_5678_9abc;
+        privcmd.set_vcpu_context(hvm, 0, &changed)?;
+        let seen = command(&["xen-hvmctx", &hvm.to_string()]);
+        let again = privcmd.vcpu_context(hvm, 0);
+        privcmd.set_vcpu_context(hvm, 0, &before)?;
+        let rip = before.user_regs.rip;
+        agree(
+            &named_numbers(&seen?),
+            &[("r15", 0x1234_5678_9abc), ("rip", rip)],
+        )?;
+        let again = again?.context("no context")?.user_regs;
+        ensure!((again.r15, again.rip) == (0x1234_5678_9abc, rip));
+        let restored = privcmd.vcpu_context(hvm, 0)?.context("no context")?;
+        ensure!(restored.user_regs.r15 == before.user_regs.r15);
+
+        let none = privcmd.set_vcpu_context(hvm, 99, &before);
+        ensure!(errno(&none) == Some(22), "{none:?}");
+        let own = privcmd.set_vcpu_context(DomId::DOM0, 0, &before);
+        ensure!(errno(&own) == Some(22), "{own:?}");
+        let gone = privcmd.set_vcpu_context(DomId::new(0x7000), 0, &before);
+        ensure!(matches!(gone, Err(Error::NoDomain { .. })), "{gone:?}");
+        Ok(())
+    })
+}
+
 pub(super) fn hvm_context(_: &World) -> Result<()> {
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     paused(&privcmd, hvm, || {

@@ -68,6 +68,7 @@ pub(super) fn add_guest(tests: &mut Vec<Test>) {
     for (name, body) in [
         ("altp2m", altp2m as fn(&World) -> Result<()>),
         ("hvm_context", super::context::hvm_context),
+        ("set_vcpu_context", super::context::set_vcpu_context),
         ("target", super::assign::target),
         ("reservation", super::raw::reservation),
     ] {
