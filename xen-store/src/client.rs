@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use xen_sys::{DomId, Port, Xen};
 
+use crate::batch::{Batch, Plan, Requested, Run};
 use crate::directory::{Exchange, Step};
 use crate::error::{Error, Result};
-use crate::mux::Mux;
+use crate::mux::{Mux, State};
 use crate::operations::{domain_operations, node_operations};
 use crate::perms::Permissions;
 use crate::proto::{Ready, WatchId};
@@ -19,6 +20,7 @@ use crate::request::{
     GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr, Release,
     Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget, Write,
 };
+use crate::snapshot::{Snap, Snapshot, Walk};
 use crate::transport::{Polled, Transport};
 use crate::txn::Transaction;
 
@@ -178,14 +180,28 @@ impl Store {
 
     /// One operation, in transaction `tx_id` or in none (0).
     pub(crate) fn run<R: Request>(&self, tx_id: u32, request: &R) -> Result<R::Reply> {
-        let mut message = request.encode()?;
-        let mut exchange = Exchange::of(&message);
+        let (mut exchange, mut message) = Exchange::begin(request.encode()?);
         loop {
             match exchange.handle_answer(self.call(tx_id, message, None)) {
                 Step::Next(next) => message = next,
                 Step::Done(answer) => return request.decode(answer),
             }
         }
+    }
+
+    /// Many requests in flight together.
+    pub(crate) fn carry_out<P: Plan>(&self, tx_id: u32, plan: P) -> P::Output {
+        let mut run = Run::new(&self.mux, tx_id, plan);
+        while let Some((id, until)) = run.turn(self.request_deadline()) {
+            let answered = |state: &mut State| state.proto.is_answered(id).then_some(());
+            match self.mux.wait(Ready::Reply(id), until, answered) {
+                // A daemon that always has an answer there ends no deadline.
+                Ok(Some(())) if self.deadline.is_none_or(|end| Instant::now() < end) => {}
+                Ok(_) => run.expire(),
+                Err(error) => run.stop(|_| error.clone()),
+            }
+        }
+        run.finish()
     }
 
     /// One request and its answer; `watch` is what a WATCH request sets.
@@ -217,6 +233,9 @@ impl Store {
 
 /// Makes a blocking method of each operation.
 macro_rules! blocking {
+    ($type:ty: plans $($plans:tt)*) => {
+        blocking_plans! { $type: $($plans)* }
+    };
     ($type:ty: $(
         $(#[$meta:meta])*
         fn $name:ident($($field:ident: $ty:ty),*) -> $reply:ty = $request:expr;
@@ -230,6 +249,21 @@ macro_rules! blocking {
     };
 }
 
+/// Makes a blocking method of each operation of many requests.
+macro_rules! blocking_plans {
+    ($type:ty: $(
+        $(#[$meta:meta])*
+        fn $name:ident[$($generics:tt)*]($($field:ident: $ty:ty),*) -> $reply:ty = $plan:expr;
+    )*) => {
+        impl $type {$(
+            $(#[$meta])*
+            pub fn $name<$($generics)*>(&self, $($field: $ty),*) -> $reply {
+                self.carry($plan)
+            }
+        )*}
+    };
+}
+
 node_operations!(blocking!(Store));
 node_operations!(blocking!(Transaction));
 domain_operations!(blocking!(Store));
@@ -238,11 +272,19 @@ impl Store {
     fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
         self.run(0, &request)
     }
+
+    fn carry<P: Plan>(&self, plan: P) -> P::Output {
+        self.carry_out(0, plan)
+    }
 }
 
 impl Transaction {
     fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
         self.store().run(self.id(), &request)
+    }
+
+    fn carry<P: Plan>(&self, plan: P) -> P::Output {
+        self.store().carry_out(self.id(), plan)
     }
 }
 

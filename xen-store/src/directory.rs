@@ -1,4 +1,4 @@
-//! A node's children, however many.
+//! A request and what it takes: of a node's children, however many, several messages.
 //!
 //! DIRECTORY answers with all names at once and fails with `E2BIG` if they do not fit a message
 //! (oxenstored sends a message beyond the protocol's limit, which counts as the same).
@@ -24,26 +24,43 @@ pub(crate) enum Step {
     Done(Result<Vec<u8>>),
 }
 
-/// One request, and for DIRECTORY those that it may need in its place.
+/// One request, and those that it may need before it or in its place.
 #[derive(Debug)]
 pub(crate) struct Exchange {
+    /// A request without a payload, kept back until the daemon has answered another of its type:
+    /// oxenstored 4.17 does not answer such a message before the next one comes.
+    kept: Option<Encoded>,
     /// The field that names the node, of DIRECTORY.
     listed: Option<Vec<u8>>,
     parts: Option<Parts>,
 }
 
 impl Exchange {
-    /// An exchange that begins with `message`.
-    pub(crate) fn of(message: &Encoded) -> Self {
+    /// The exchange that `message` stands for, and what is to be sent first.
+    pub(crate) fn begin(message: Encoded) -> (Self, Encoded) {
         let is_list = message.kind() == MsgType::DIRECTORY;
-        Self {
-            listed: is_list.then(|| message.payload().to_vec()),
+        let listed = is_list.then(|| message.payload().to_vec());
+        let (kept, first) = match message.question_before() {
+            Some(question) => (Some(message), question),
+            None => (None, message),
+        };
+        let exchange = Self {
+            kept,
+            listed,
             parts: None,
-        }
+        };
+        (exchange, first)
     }
 
     /// Takes the answer to what was sent last.
     pub(crate) fn handle_answer(&mut self, answer: Result<Vec<u8>>) -> Step {
+        if let Some(message) = self.kept.take() {
+            return match answer {
+                // A daemon that refuses the question knows the type.
+                Ok(_) | Err(Error::Daemon { .. }) => Step::Next(message),
+                Err(error) => Step::Done(Err(error)),
+            };
+        }
         let Some(path) = &self.listed else {
             return Step::Done(answer);
         };
@@ -60,6 +77,15 @@ impl Exchange {
         let fields: [&[u8]; 2] = [path, offset.as_bytes()];
         self.parts = Some(parts);
         Step::Next(Encoded::of_parts(MsgType::DIRECTORY_PART, &fields))
+    }
+}
+
+/// Whether the daemon may have failed because it does not know the request.
+fn is_not_known(error: &Error) -> bool {
+    match error {
+        Error::NotOffered { .. } => true,
+        Error::Daemon { code, .. } => *code == XsError::EINVAL || code.is_unknown(),
+        _ => false,
     }
 }
 
@@ -99,13 +125,7 @@ impl Parts {
     fn received(&mut self, part: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
         let whole = self.whole.take();
         match (part, whole) {
-            (
-                Err(Error::Daemon {
-                    code: XsError::ENOSYS | XsError::EINVAL | XsError::UNKNOWN,
-                    ..
-                }),
-                Some(whole),
-            ) => Err(whole),
+            (Err(error), Some(whole)) if is_not_known(&error) => Err(whole),
             (part, _) => self.take(&part?),
         }
     }

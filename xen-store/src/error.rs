@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | [`Error::Invalid`] | the caller; nothing was sent | usable |
 //! | [`Error::Daemon`] | the daemon refused this request | usable |
+//! | [`Error::NotOffered`] | the daemon does not know this request | usable |
 //! | [`Error::NotText`], [`Error::Value`] | whoever wrote the value | usable |
 //! | [`Error::Malformed`], [`Error::TooLong`] | the daemon answered this request with nonsense | usable |
-//! | [`Error::Conflict`], [`Error::TimedOut`] | nobody in particular | usable |
+//! | [`Error::Conflict`], [`Error::TimedOut`], [`Error::TooLarge`] | nobody in particular | usable |
 //! | [`Error::Protocol`] | the daemon broke the protocol | finished |
 //! | [`Error::Closed`] | the daemon left | finished |
 //! | [`Error::Os`] | the system; `op` names the call | finished |
@@ -37,6 +38,12 @@ pub enum Error {
         /// The error it named.
         code: XsError,
     },
+    /// The daemon does not know the request (`ENOSYS`): it is older, or another implementation.
+    #[error("{op}: this store daemon does not offer it")]
+    NotOffered {
+        /// The request; WATCH stands for one with a depth.
+        op: MsgType,
+    },
     /// A value that was asked for as text is not UTF-8.
     #[error("{op}: the value is not UTF-8 text")]
     NotText {
@@ -64,6 +71,12 @@ pub enum Error {
         op: MsgType,
         /// The length in bytes that its header claimed.
         len: usize,
+    },
+    /// A walk or a snapshot would take more memory than it may.
+    #[error("the tree takes more than {limit} bytes")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: usize,
     },
     /// Every attempt at a transaction met a conflicting change.
     #[error("the transaction met a conflict {attempts} times in a row")]
@@ -167,8 +180,9 @@ impl Error {
                 libc::E2BIG
             }
             Self::Invalid(_) | Self::Value { .. } => libc::EINVAL,
-            Self::TooLong { .. } => libc::E2BIG,
+            Self::TooLong { .. } | Self::TooLarge { .. } => libc::E2BIG,
             Self::Forked => libc::EBADF,
+            Self::NotOffered { .. } => libc::ENOSYS,
             Self::Daemon { code, .. } => code.errno(),
             Self::NotText { .. } => libc::EILSEQ,
             Self::Conflict { .. } => libc::EAGAIN,
@@ -304,28 +318,45 @@ pub enum ProtocolError {
 /// An error that the daemon named.
 ///
 /// On the wire errors are names (`"ENOENT"`), so that clients need not share the daemon's numbers;
-/// [`XsError::errno`] is the number of this system.
+/// [`XsError::errno`] is the number of this system. A name that this crate does not know is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct XsError(i32);
+pub struct XsError {
+    /// 0 if the name is unknown here.
+    errno: i32,
+    /// The unknown name, filled up with zeros; empty if it is known.
+    other: [u8; LONGEST_NAME],
+}
+
+/// Bytes that are kept of a name. The longest of an errno of Linux has 15.
+const LONGEST_NAME: usize = 16;
 
 macro_rules! xs_errors {
     ($($name:ident),*) => {
         impl XsError {
-            $(#[doc = concat!("`", stringify!($name), "`")] pub const $name: Self = Self(libc::$name);)*
+            $(
+                #[doc = concat!("`", stringify!($name), "`")]
+                pub const $name: Self = Self::known(libc::$name);
+            )*
 
-            /// Returns the error with this name on the wire.
+            /// Returns the error with this name on the wire. Of a name that this crate does not
+            /// know, 16 bytes are kept.
             #[must_use]
-            pub fn from_name(name: &[u8]) -> Option<Self> {
-                $(if name == stringify!($name).as_bytes() { return Some(Self::$name); })*
-                None
+            pub fn from_name(name: &[u8]) -> Self {
+                $(if name == stringify!($name).as_bytes() { return Self::$name; })*
+                let mut other = [0; LONGEST_NAME];
+                for (slot, byte) in other.iter_mut().zip(name) {
+                    // Another byte is no part of a name, and nothing for a terminal.
+                    *slot = if byte.is_ascii_graphic() { *byte } else { b'?' };
+                }
+                Self { errno: 0, other }
             }
 
-            /// Its name on the wire.
+            /// Returns the name on the wire.
             #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self.0 {
+            pub fn name(&self) -> &str {
+                match self.errno {
                     $(libc::$name => stringify!($name),)*
-                    _ => "unknown error",
+                    _ => self.other_name(),
                 }
             }
 
@@ -333,7 +364,7 @@ macro_rules! xs_errors {
             #[must_use]
             pub const fn from_errno(errno: i32) -> Option<Self> {
                 match errno {
-                    $(libc::$name => Some(Self(errno)),)*
+                    $(libc::$name => Some(Self::$name),)*
                     _ => None,
                 }
             }
@@ -347,13 +378,38 @@ xs_errors!(
 );
 
 impl XsError {
-    /// A name this crate does not know.
-    pub const UNKNOWN: Self = Self(0);
+    const fn known(errno: i32) -> Self {
+        Self {
+            errno,
+            other: [0; LONGEST_NAME],
+        }
+    }
 
-    /// Returns the number of this error; `EINVAL` for [`XsError::UNKNOWN`], as libxenstore has it.
+    /// Returns whether the daemon sent a name that this crate does not know.
+    #[must_use]
+    pub const fn is_unknown(self) -> bool {
+        self.errno == 0
+    }
+
+    fn other_name(&self) -> &str {
+        let end = self.other.iter().position(|&byte| byte == 0);
+        let name = &self.other[..end.unwrap_or(LONGEST_NAME)];
+        // Its bytes are graphic ASCII.
+        match std::str::from_utf8(name) {
+            Ok(name) if !name.is_empty() => name,
+            _ => "an error without a name",
+        }
+    }
+
+    /// Returns the number of this error; `EINVAL` for a name that this crate does not know, as
+    /// libxenstore has it.
     #[must_use]
     pub const fn errno(self) -> i32 {
-        if self.0 == 0 { libc::EINVAL } else { self.0 }
+        if self.errno == 0 {
+            libc::EINVAL
+        } else {
+            self.errno
+        }
     }
 }
 

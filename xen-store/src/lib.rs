@@ -27,7 +27,7 @@
 //!         driver                   who sleeps on the transport          driver tokio transport
 //!           Mux                    who reads, writes, who is woken      mux ready_fd
 //!        Connection                requests <-> replies, events         proto events
-//!          Request                 one operation: bytes, reply          request operations
+//!       Request  Plan              one operation; many together         request operations batch snapshot
 //!   Header  Decoder  StorePath     bytes                                wire path perms error
 //! ```
 //!
@@ -43,6 +43,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod client;
 mod directory;
 mod driver;
@@ -57,6 +58,7 @@ mod perms;
 pub mod proto;
 mod ready_fd;
 pub mod request;
+mod snapshot;
 mod sync;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -66,10 +68,12 @@ mod watch;
 pub mod wire;
 pub mod xenbus;
 
+pub use batch::{Batch, MAX_IN_FLIGHT};
 pub use client::{LOOK_ONCE, Store};
 pub use error::{Error, Invalid, ProtocolError, Result, XsError};
 pub use events::{MAX_DISTINCT_PATHS, WatchEvent};
 pub use path::StorePath;
 pub use perms::{Access, Perm, Permissions};
+pub use snapshot::{Change, MAX_TREE, Node, Snapshot};
 pub use txn::{MAX_ATTEMPTS, MAX_PAUSE, Transaction};
 pub use watch::Watch;

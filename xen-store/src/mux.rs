@@ -36,6 +36,7 @@ use crate::ready_fd::ReadyFd;
 use crate::request::{Encoded, Request};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::transport::Written;
+use crate::wire::MsgType;
 
 /// Reads per turn under the lock: a flood does not keep other callers out without end.
 const READS_PER_TURN: usize = 16;
@@ -181,6 +182,17 @@ impl<S: Stream> Mux<S> {
             Err(Error::Forked)
         } else {
             Ok(self.lock())
+        }
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::NotOffered`] where the transport keeps the depth of a watch back.
+    pub(crate) fn passes_depth(&self) -> Result<()> {
+        if self.enter()?.proto.quirks().watch_depth {
+            Ok(())
+        } else {
+            Err(Error::NotOffered { op: MsgType::WATCH })
         }
     }
 

@@ -110,6 +110,56 @@ macro_rules! node_operations {
             fn set_permissions(path: &str, permissions: &Permissions) -> () =
                 SetPermissions { path, permissions };
         }
+
+        $client! {
+            $type: plans
+
+            /// Sends many requests together and returns a result for each, in the same shape: see
+            /// [`Batch`](crate::Batch). At most [`MAX_IN_FLIGHT`](crate::MAX_IN_FLIGHT) of them
+            /// are in flight at a time; on the kernel's device one.
+            ///
+            /// The daemon carries them out in their order, but one by one: other clients' changes
+            /// may come in between, unless the batch is a transaction's. A request that fails does
+            /// not keep the others back. Requests about domains do not belong to a transaction,
+            /// whatever they are sent through.
+            ///
+            /// When the time of one request is over, that and all that are not answered end with
+            /// [`Error::TimedOut`](crate::Error::TimedOut); those that were not sent never are.
+            fn batch[B: Batch](batch: B) -> B::Output = Requested::new(batch);
+
+            /// Returns the value of each of many nodes, or why there is none. As
+            /// [`batch`](Self::batch) of reads.
+            fn read_many[P: AsRef<str>](paths: &[P]) -> Vec<Result<Vec<u8>>> = {
+                let reads = paths.iter().map(|path| Read { path: path.as_ref() });
+                Requested::new(reads.collect::<Vec<_>>())
+            };
+
+            /// Returns the paths of a node and of all at most `depth` levels below it: by level,
+            /// and in each by name. The requests are in flight together.
+            ///
+            /// What other clients change meanwhile may be in the result or not: a node that goes is
+            /// left out with all below it. So is what is below a node that this domain may not
+            /// read; the node itself is in the result.
+            ///
+            /// # Errors
+            ///
+            /// As `directory`, of `path` itself; [`Error::TooLarge`](crate::Error::TooLarge) beyond
+            /// [`MAX_TREE`](crate::MAX_TREE). Other errors of any of the requests.
+            fn walk[](path: &str, depth: u32) -> Result<Vec<String>> = Walk::new(path, depth);
+
+            /// Returns a node and everything below it, with values and permissions. The requests
+            /// are in flight together.
+            ///
+            /// What other clients change meanwhile may be in the result or not. The snapshot of a
+            /// transaction is of one moment if its commit succeeds:
+            /// `store.with_transaction(|t| t.snapshot(path))`, or
+            /// `|t| async move { t.snapshot(path).await }` with tokio.
+            ///
+            /// # Errors
+            ///
+            /// As `walk`.
+            fn snapshot[](path: &str) -> Result<Snapshot> = Snap::new(path);
+        }
     };
 }
 
@@ -206,7 +256,7 @@ macro_rules! domain_operations {
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon) with `ENOSYS` from daemons before Xen 4.21.
+            /// [`Error::NotOffered`](crate::Error::NotOffered) by daemons before Xen 4.21.
             #[doc(alias = "xs_get_features_supported")]
             fn features() -> u32 = GetFeatures { domain: None };
 
@@ -235,8 +285,8 @@ macro_rules! domain_operations {
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `ENOSYS` from daemons before Xen 4.21;
-            /// `EACCES` this domain is not privileged.
+            /// [`Error::NotOffered`](crate::Error::NotOffered) by daemons before Xen 4.21;
+            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged.
             #[doc(alias = "xs_get_quota_names")]
             fn quota_names() -> Vec<String> = GetQuotaNames {};
 

@@ -129,6 +129,16 @@ impl Encoded {
         }
     }
 
+    /// For a request without a payload: one of its type that has one, and that is of no effect.
+    pub(crate) fn question_before(&self) -> Option<Self> {
+        let fields: &[u8] = match self.kind {
+            MsgType::GET_FEATURE => b"0\0",
+            MsgType::GET_QUOTA => b"nodes\0",
+            _ => return None,
+        };
+        (self.len == 0).then(|| Self::of_parts(self.kind, &[fields]))
+    }
+
     /// The type of the request.
     #[must_use]
     pub fn kind(&self) -> MsgType {
@@ -440,6 +450,9 @@ requests! {
     };
 
     /// Reads the protocol features that the daemon offers.
+    ///
+    /// To the caller, the request has no payload. oxenstored 4.17 leaves such a message unanswered
+    /// until another one comes, so a [`Store`](crate::Store) first asks for those of domain 0.
     pub GetFeatures {
         /// To this domain, or to the caller.
         domain: Option<DomId>,
@@ -462,7 +475,7 @@ requests! {
     }
     decode(answer) answer.map(drop);
 
-    /// Reads the names of the daemon's quotas.
+    /// Reads the names of the daemon's quotas. It has no payload: see [`GetFeatures`].
     pub GetQuotaNames {} -> Vec<String>;
     encode(self) { Ok(Encoded::new(MsgType::GET_QUOTA)) }
     decode(answer) {
@@ -573,6 +586,23 @@ fn optional<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The daemon's feature of watches with a depth (`XENSTORE_SERVER_FEATURE_WATCHDEPTH`).
+const WATCH_DEPTH: u32 = 4;
+
+/// Whether a daemon that answered `features` takes a depth.
+///
+/// # Errors
+///
+/// [`Error::NotOffered`] if it does not; the error of `features` unless that says the same.
+pub(crate) fn takes_depth(features: Result<u32>) -> Result<()> {
+    let op = MsgType::WATCH;
+    match features {
+        Ok(features) if features & WATCH_DEPTH != 0 => Ok(()),
+        Ok(_) | Err(Error::NotOffered { .. }) => Err(Error::NotOffered { op }),
         Err(error) => Err(error),
     }
 }

@@ -11,7 +11,7 @@ use crate::mux::State;
 use crate::path::StorePath;
 use crate::proto::{Connection, Ready, WatchId};
 use crate::ready_fd::ReadyFd;
-use crate::request::{Request, SetWatch, Unwatch};
+use crate::request::{Request, SetWatch, Unwatch, takes_depth};
 
 /// A watch on a path and everything below it.
 ///
@@ -45,13 +45,16 @@ impl Store {
 
     /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
     ///
-    /// Needs a daemon with the feature WATCHDEPTH; others refuse it or ignore the depth. The
-    /// kernel's xenbus device does not pass the depth on.
+    /// The daemon is asked for its features first, because an older one may ignore the depth.
     ///
     /// # Errors
     ///
-    /// As [`Store::watch`].
+    /// As [`Store::watch`]; [`Error::NotOffered`] by a daemon without the feature WATCHDEPTH (Xen
+    /// 4.21 and later have it), and by the kernel's device, which does not pass the depth on.
     pub fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
+        StorePath::new(path)?;
+        self.mux.passes_depth()?;
+        takes_depth(self.features())?;
         self.watch_with(path, Some(depth))
     }
 

@@ -20,10 +20,7 @@ impl Connection {
                 .payload
                 .strip_suffix(b"\0")
                 .unwrap_or(&message.payload);
-            let code = XsError::from_name(name).unwrap_or_else(|| {
-                tracing::debug!(name = %name.escape_ascii(), "an error of the store unknown here");
-                XsError::UNKNOWN
-            });
+            let code = XsError::from_name(name);
             Outcome::Refused(code)
         } else {
             Outcome::Reply(message.payload)

@@ -141,6 +141,11 @@ impl Connection {
         }
     }
 
+    /// How the transport differs.
+    pub(crate) fn quirks(&self) -> Quirks {
+        self.quirks
+    }
+
     /// Queues a request whose payload is the concatenation of `parts`.
     ///
     /// # Errors
@@ -327,6 +332,7 @@ impl Connection {
         let Pending { kind: op, slot, .. } = self.pending.remove(&id.0)?;
         Some(match (slot, self.failure) {
             (Slot::Done(Outcome::Reply(payload)), _) => Ok(payload),
+            (Slot::Done(Outcome::Refused(XsError::ENOSYS)), _) => Err(Error::NotOffered { op }),
             (Slot::Done(Outcome::Refused(code)), _) => Err(Error::Daemon { op, code }),
             (Slot::Done(Outcome::TooLong(len)), _) => Err(Error::TooLong { op, len }),
             (Slot::Done(Outcome::Rejected(errno)), _) => {
@@ -334,6 +340,17 @@ impl Connection {
             }
             (_, failure) => Err(failure.unwrap_or(Failure::Closed).into()),
         })
+    }
+
+    /// Returns whether [`Connection::poll_reply`] has something.
+    pub(crate) fn is_answered(&self, id: RequestId) -> bool {
+        self.pending
+            .get(&id.0)
+            .is_none_or(|pending| match pending.slot {
+                Slot::Waiting => self.failure.is_some(),
+                Slot::Done(_) => true,
+                Slot::Abandoned { .. } => false,
+            })
     }
 
     /// Cancels the wait for `id`, because its time is over (`expired`) or

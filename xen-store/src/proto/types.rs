@@ -31,6 +31,8 @@ pub struct Quirks {
     pub anonymous_watch_replies: bool,
     /// A message may be written only when the one before has its reply.
     pub one_at_a_time: bool,
+    /// The depth of a watch is passed on.
+    pub watch_depth: bool,
 }
 
 impl Quirks {
@@ -39,6 +41,7 @@ impl Quirks {
         max_payload: wire::PAYLOAD_MAX,
         anonymous_watch_replies: false,
         one_at_a_time: false,
+        watch_depth: true,
     };
     /// `/dev/xen/xenbus`, whose buffer of 4096 bytes also holds the header
     /// (`drivers/xen/xenbus/xenbus_dev_frontend.c`).
@@ -50,6 +53,7 @@ impl Quirks {
         max_payload: wire::PAYLOAD_MAX - Header::SIZE,
         anonymous_watch_replies: true,
         one_at_a_time: true,
+        watch_depth: false,
     };
 }
 

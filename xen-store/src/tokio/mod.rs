@@ -23,6 +23,7 @@ use nix::errno::Errno;
 
 pub use store::{Transaction, Watch};
 
+use crate::batch::{Plan, Run};
 use crate::directory::{Exchange, Step};
 use crate::error::Result;
 use crate::mux::{Direction, Mux, Place, Reactor, State, Stream};
@@ -110,14 +111,30 @@ impl Inner {
 
     /// One operation, in transaction `tx_id` or in none (0).
     async fn run<R: Request>(&self, tx_id: u32, request: &R) -> Result<R::Reply> {
-        let mut message = request.encode()?;
-        let mut exchange = Exchange::of(&message);
+        let (mut exchange, mut message) = Exchange::begin(request.encode()?);
         loop {
             match exchange.handle_answer(self.call(tx_id, message, None).await) {
                 Step::Next(next) => message = next,
                 Step::Done(answer) => return request.decode(answer),
             }
         }
+    }
+
+    /// Many requests in flight together.
+    async fn carry_out<P: Plan>(&self, tx_id: u32, plan: P) -> P::Output {
+        let mut run = Run::new(&self.mux, tx_id, plan);
+        while let Some((id, _)) = run.turn(None) {
+            let mut wait = Wait {
+                inner: self,
+                place: Place::new(Ready::Reply(id)),
+                request: None,
+            };
+            let answered = |state: &mut State| state.proto.is_answered(id).then_some(());
+            if let Err(error) = self.wait(&mut wait.place, answered).await {
+                run.stop(|_| error.clone());
+            }
+        }
+        run.finish()
     }
 
     async fn call(&self, tx_id: u32, message: Encoded, watch: Option<WatchId>) -> Result<Vec<u8>> {

@@ -17,6 +17,7 @@ use futures_core::Stream;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::{Driver, Inner, Store, Wait};
+use crate::batch::{Batch, Plan, Requested};
 use crate::error::{Error, Result};
 use crate::events::WatchEvent;
 use crate::mux::{Mux, Place};
@@ -28,8 +29,9 @@ use crate::request::{
     Control, Directory, EndTransaction, Exists, GetDomainPath, GetFeatures, GetPermissions,
     GetQuota, GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr,
     Release, Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget,
-    SetWatch, StartTransaction, Unwatch, Write,
+    SetWatch, StartTransaction, Unwatch, Write, takes_depth,
 };
+use crate::snapshot::{Snap, Snapshot, Walk};
 use crate::transport::Transport;
 use crate::txn::{self, MAX_ATTEMPTS};
 use xen_sys::{DomId, Port};
@@ -157,6 +159,9 @@ impl Store {
     ///
     /// As [`Store::watch_depth`](crate::Store::watch_depth).
     pub async fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
+        StorePath::new(path)?;
+        self.0.mux.passes_depth()?;
+        takes_depth(self.features().await)?;
         self.watch_with(path, Some(depth)).await
     }
 
@@ -386,6 +391,9 @@ impl Drop for Open {
 
 /// Makes an async method of each operation.
 macro_rules! asynchronous {
+    ($type:ty: plans $($plans:tt)*) => {
+        asynchronous_plans! { $type: $($plans)* }
+    };
     ($type:ty: $(
         $(#[$meta:meta])*
         fn $name:ident($($field:ident: $ty:ty),*) -> $reply:ty = $request:expr;
@@ -399,6 +407,21 @@ macro_rules! asynchronous {
     };
 }
 
+/// Makes an async method of each operation of many requests.
+macro_rules! asynchronous_plans {
+    ($type:ty: $(
+        $(#[$meta:meta])*
+        fn $name:ident[$($generics:tt)*]($($field:ident: $ty:ty),*) -> $reply:ty = $plan:expr;
+    )*) => {
+        impl $type {$(
+            $(#[$meta])*
+            pub async fn $name<$($generics)*>(&self, $($field: $ty),*) -> $reply {
+                self.carry($plan).await
+            }
+        )*}
+    };
+}
+
 node_operations!(asynchronous!(Store));
 node_operations!(asynchronous!(Transaction));
 domain_operations!(asynchronous!(Store));
@@ -407,11 +430,19 @@ impl Store {
     async fn operate<R: Request>(&self, request: &R) -> Result<R::Reply> {
         self.0.run(0, request).await
     }
+
+    async fn carry<P: Plan>(&self, plan: P) -> P::Output {
+        self.0.carry_out(0, plan).await
+    }
 }
 
 impl Transaction {
     async fn operate<R: Request>(&self, request: &R) -> Result<R::Reply> {
         self.0.store.0.run(self.0.id, request).await
+    }
+
+    async fn carry<P: Plan>(&self, plan: P) -> P::Output {
+        self.0.store.0.carry_out(self.0.id, plan).await
     }
 }
 

@@ -3,6 +3,7 @@
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod batches;
 mod deadlines;
 mod directory;
 mod endings;

@@ -1,7 +1,8 @@
 //! A daemon that does what the test tells it to.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use xen_store::Store;
 use xen_store::wire::{Decoder, Message, MsgType};
@@ -59,6 +60,26 @@ impl Peer {
     #[track_caller]
     pub(crate) fn recv(&mut self) -> Message {
         self.try_recv().expect("a request")
+    }
+
+    /// Takes the request for the features, and the question before it.
+    #[track_caller]
+    pub(crate) fn features(&mut self, answer: &[u8]) {
+        let question = self.expect(MsgType::GET_FEATURE, b"0\0");
+        self.refuse(&question, "EACCES");
+        let request = self.expect(MsgType::GET_FEATURE, b"");
+        self.reply(&request, answer);
+    }
+
+    /// Fails if the client has sent more than was received. It had time to.
+    #[track_caller]
+    pub(crate) fn wait_idle(&mut self) {
+        let limit = Some(Duration::from_millis(20));
+        self.stream.set_read_timeout(limit).unwrap();
+        let more = self.stream.read(&mut [0]);
+        self.stream.set_read_timeout(None).unwrap();
+        let nothing = more.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        assert!(nothing && self.unread.is_empty(), "more requests");
     }
 
     /// The next request, which has to be of this kind and payload.

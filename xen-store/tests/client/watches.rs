@@ -198,6 +198,7 @@ fn waiting_ends_at_the_deadline() {
 fn depth_is_sent_as_a_third_field() {
     let (store, mut peer) = pair();
     let daemon = thread::spawn(move || {
+        peer.features(b"4\0");
         let request = peer.recv();
         assert!(request.payload.starts_with(b"/w\0"));
         assert!(request.payload.ends_with(b"\x001\0"));
@@ -207,6 +208,30 @@ fn depth_is_sent_as_a_third_field() {
     let watch = store.watch_depth("/w", 1).unwrap();
     assert_eq!(watch.path(), "/w");
     daemon.join().unwrap();
+}
+
+/// Such a daemon might ignore the depth, and the watch would see more than it should.
+#[test]
+fn depth_is_not_sent_to_a_daemon_that_does_not_offer_it() {
+    for features in [None, Some(b"11\0".as_slice()), Some(b"0\0")] {
+        let (store, mut peer) = pair();
+        let daemon = thread::spawn(move || {
+            match features {
+                None => {
+                    let question = peer.expect(MsgType::GET_FEATURE, b"0\0");
+                    peer.refuse(&question, "ENOSYS");
+                }
+                Some(features) => peer.features(features),
+            }
+            assert_eq!(peer.try_recv(), None);
+        });
+        let error = store.watch_depth("/w", 1).unwrap_err();
+        let named = matches!(error, Error::NotOffered { op: MsgType::WATCH });
+        assert!(named, "{error:?}");
+        assert_eq!(error.errno(), Some(libc::ENOSYS));
+        drop(store);
+        daemon.join().unwrap();
+    }
 }
 
 /// The event is read by a thread that only wanted its reply; who polls must hear of it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::time::timeout;
-use xen_store::{Error, XsError};
+use xen_store::Error;
 use xen_store_server::{Config, Server};
 use xen_sys::{DomId, Port};
 
@@ -191,7 +191,7 @@ fn a_watch_is_a_stream_that_ends_with_the_connection() {
 }
 
 #[tokio::test]
-async fn a_daemon_of_before_answers_as_the_blocking_client_has_it() {
+async fn a_daemon_that_lacks_a_request_is_named_by_both_clients() {
     let (server, store) = server();
     let blocking = server.connect(DomId::DOM0).unwrap();
     let (ours, theirs) = (
@@ -199,5 +199,8 @@ async fn a_daemon_of_before_answers_as_the_blocking_client_has_it() {
         blocking.features().unwrap_err(),
     );
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
-    assert_eq!(ours.errno(), Some(XsError::ENOSYS.errno()));
+    assert!(matches!(ours, Error::NotOffered { .. }), "{ours:?}");
+    let depth = store.watch_depth("/w", 1).await.unwrap_err();
+    assert!(matches!(depth, Error::NotOffered { .. }), "{depth:?}");
+    assert_eq!(server.stats().watches, 0);
 }

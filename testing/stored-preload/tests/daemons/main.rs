@@ -12,10 +12,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod asynchronous;
+mod batches;
 mod deadlines;
 mod directories;
 mod domains;
 mod endings;
+mod offers;
 mod reads;
 mod ring;
 mod rounds;

@@ -142,9 +142,10 @@ pub(crate) fn clients(server: &Server) -> (Store, Store) {
 
 /// The name of the error.
 #[track_caller]
-pub(crate) fn name<T: std::fmt::Debug>(result: xen_store::Result<T>) -> &'static str {
+pub(crate) fn name<T: std::fmt::Debug>(result: xen_store::Result<T>) -> String {
     match result {
-        Err(xen_store::Error::Daemon { code, .. }) => code.name(),
+        Err(xen_store::Error::Daemon { code, .. }) => code.name().to_owned(),
+        Err(xen_store::Error::NotOffered { .. }) => "ENOSYS".to_owned(),
         other => panic!("expected the daemon's refusal, got {other:?}"),
     }
 }

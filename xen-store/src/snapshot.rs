@@ -1,0 +1,362 @@
+//! A part of the tree: the paths in it, or all that is in it.
+//!
+//! Both are plans of [`batch`](crate::batch): the requests about many nodes are in flight together,
+//! breadth first. A daemon that invents nodes without end is stopped at [`MAX_TREE`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::size_of;
+
+use crate::batch::Plan;
+use crate::error::{Error, Result};
+use crate::path::{self, StorePath};
+use crate::perms::{Perm, Permissions};
+use crate::request::{Directory, Encoded, GetPermissions, Read, Request};
+use crate::wire::MsgType;
+
+/// Bytes that a walk or a snapshot may take in memory: paths, values and permissions, and 64 a node.
+pub const MAX_TREE: usize = 64 << 20;
+/// What a node costs beside its text.
+const NODE: usize = 64;
+
+/// Everything at and below a node, as read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    nodes: BTreeMap<String, Node>,
+}
+
+/// A node of a [`Snapshot`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// The value; `None` without the right to read the node.
+    pub value: Option<Vec<u8>>,
+    /// The permissions; `None` without the right to read the node.
+    pub permissions: Option<Permissions>,
+}
+
+/// A difference between two snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// The later snapshot alone has the node.
+    Added {
+        /// Its path.
+        path: &'a str,
+        /// The node.
+        node: &'a Node,
+    },
+    /// The earlier snapshot alone has the node.
+    Removed {
+        /// Its path.
+        path: &'a str,
+        /// The node.
+        node: &'a Node,
+    },
+    /// The value, the permissions or both differ.
+    Changed {
+        /// Its path.
+        path: &'a str,
+        /// The node in the earlier snapshot.
+        before: &'a Node,
+        /// The node in the later snapshot.
+        after: &'a Node,
+    },
+}
+
+impl Snapshot {
+    /// Returns the node at `path`, written as the snapshot was asked for: absolute or relative.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<&Node> {
+        self.nodes.get(path)
+    }
+
+    /// Returns all nodes with their paths, in the order of the paths' bytes.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path.as_str(), node))
+    }
+
+    /// Returns the number of nodes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Returns whether there is no node.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Returns what changed from this snapshot to `later`, in the order of the paths' bytes.
+    #[must_use]
+    pub fn diff<'a>(&'a self, later: &'a Self) -> Vec<Change<'a>> {
+        let mut changes = Vec::new();
+        for (path, before) in self.iter() {
+            match later.get(path) {
+                Some(after) if after == before => {}
+                Some(after) => changes.push(Change::Changed {
+                    path,
+                    before,
+                    after,
+                }),
+                None => changes.push(Change::Removed { path, node: before }),
+            }
+        }
+        let added = later.iter().filter(|(path, _)| self.get(path).is_none());
+        changes.extend(added.map(|(path, node)| Change::Added { path, node }));
+        changes.sort_by_key(Change::path);
+        changes
+    }
+}
+
+impl<'a> Change<'a> {
+    /// Returns the path of the node.
+    #[must_use]
+    pub fn path(&self) -> &'a str {
+        match self {
+            Self::Added { path, .. } | Self::Removed { path, .. } | Self::Changed { path, .. } => {
+                path
+            }
+        }
+    }
+}
+
+/// What is asked about each node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Children,
+    Value,
+    Permissions,
+}
+
+#[derive(Debug)]
+struct Found {
+    path: String,
+    level: u32,
+    node: Node,
+    /// It went while the tree was read, and with it all below it.
+    is_gone: bool,
+}
+
+/// The plan of both: nodes are found by the lists of children, and asked about in the order in which
+/// they are found.
+#[derive(Debug)]
+struct Tree {
+    found: Vec<Found>,
+    /// Questions about a node found, in their order.
+    questions: VecDeque<(usize, Question)>,
+    depth: u32,
+    with_nodes: bool,
+    /// Bytes taken.
+    size: usize,
+    failure: Option<Error>,
+}
+
+impl Tree {
+    fn new(path: &str, depth: u32, with_nodes: bool) -> Self {
+        let mut tree = Self {
+            found: Vec::new(),
+            questions: VecDeque::new(),
+            depth,
+            with_nodes,
+            size: 0,
+            failure: None,
+        };
+        match StorePath::new(path) {
+            Ok(path) => tree.add(path.as_str().to_owned(), 0),
+            Err(invalid) => tree.failure = Some(invalid.into()),
+        }
+        tree
+    }
+
+    fn add(&mut self, path: String, level: u32) {
+        if !self.take(NODE + path.len()) {
+            return;
+        }
+        let at = self.found.len();
+        if self.with_nodes {
+            self.questions.push_back((at, Question::Value));
+            self.questions.push_back((at, Question::Permissions));
+        }
+        // A walk of depth 0 still looks whether its one node exists.
+        if level < self.depth || at == 0 {
+            self.questions.push_back((at, Question::Children));
+        }
+        self.found.push(Found {
+            path,
+            level,
+            node: Node::default(),
+            is_gone: false,
+        });
+    }
+
+    /// Counts bytes; whether they are within the limit.
+    fn take(&mut self, bytes: usize) -> bool {
+        self.size = self.size.saturating_add(bytes);
+        if self.size > MAX_TREE && self.failure.is_none() {
+            self.failure = Some(Error::TooLarge { limit: MAX_TREE });
+        }
+        self.failure.is_none()
+    }
+
+    fn try_handle(&mut self, at: usize, question: Question, answer: Result<Vec<u8>>) -> Result<()> {
+        let Some(found) = self.found.get_mut(at) else {
+            return Ok(());
+        };
+        let answer = match answer {
+            Err(error) if error.is_not_found() && at != 0 => {
+                found.is_gone = true;
+                return Ok(());
+            }
+            Err(error) if error.is_denied() && at != 0 => return Ok(()),
+            answer => answer,
+        };
+        let path = &found.path;
+        match question {
+            Question::Value => {
+                let value = Read { path }.decode(answer)?;
+                let bytes = value.len();
+                found.node.value = Some(value);
+                self.take(bytes);
+            }
+            Question::Permissions => {
+                let permissions = GetPermissions { path }.decode(answer)?;
+                let bytes = permissions
+                    .entries()
+                    .len()
+                    .saturating_mul(size_of::<Perm>());
+                found.node.permissions = Some(permissions);
+                self.take(bytes);
+            }
+            Question::Children => {
+                let (names, level) = (Directory { path }.decode(answer)?, found.level + 1);
+                if level > self.depth {
+                    return Ok(());
+                }
+                let base = path.clone();
+                for name in names {
+                    self.add(child(&base, &name)?, level);
+                    if self.failure.is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The nodes that were there, or why the tree could not be read.
+    fn into_found(self) -> Result<Vec<Found>> {
+        match self.failure {
+            Some(error) => Err(error),
+            None => Ok(self
+                .found
+                .into_iter()
+                .filter(|found| !found.is_gone)
+                .collect()),
+        }
+    }
+}
+
+/// The path of a child. Its name is the daemon's word.
+fn child(base: &str, name: &str) -> Result<String> {
+    let malformed = || Error::Malformed {
+        op: MsgType::DIRECTORY,
+    };
+    if name.is_empty() || name.starts_with('@') || name.contains('/') {
+        return Err(malformed());
+    }
+    path::join(base, name).map_err(|_| malformed())
+}
+
+impl Plan for Tree {
+    type Output = Result<Vec<Found>>;
+
+    fn poll_request(&mut self) -> Option<(usize, Encoded)> {
+        if self.failure.is_some() {
+            return None;
+        }
+        let (at, question) = self.questions.pop_front()?;
+        let path = &self.found.get(at)?.path;
+        let encoded = match question {
+            Question::Children => Directory { path }.encode(),
+            Question::Value => Read { path }.encode(),
+            Question::Permissions => GetPermissions { path }.encode(),
+        };
+        match encoded {
+            Ok(message) => Some((at * 3 + question as usize, message)),
+            Err(error) => {
+                self.failure = Some(error);
+                None
+            }
+        }
+    }
+
+    fn handle_answer(&mut self, number: usize, answer: Result<Vec<u8>>) {
+        if self.failure.is_some() {
+            return;
+        }
+        let question = match number % 3 {
+            0 => Question::Children,
+            1 => Question::Value,
+            _ => Question::Permissions,
+        };
+        if let Err(error) = self.try_handle(number / 3, question, answer) {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    fn finish(self) -> Result<Vec<Found>> {
+        self.into_found()
+    }
+}
+
+/// The plan of a walk.
+#[derive(Debug)]
+pub(crate) struct Walk(Tree);
+
+impl Walk {
+    pub(crate) fn new(path: &str, depth: u32) -> Self {
+        Self(Tree::new(path, depth, false))
+    }
+}
+
+/// The plan of a snapshot.
+#[derive(Debug)]
+pub(crate) struct Snap(Tree);
+
+impl Snap {
+    pub(crate) fn new(path: &str) -> Self {
+        Self(Tree::new(path, u32::MAX, true))
+    }
+}
+
+macro_rules! plans {
+    ($($plan:ty: $output:ty = |$found:ident| $finish:expr;)*) => {$(
+        impl Plan for $plan {
+            type Output = Result<$output>;
+
+            fn poll_request(&mut self) -> Option<(usize, Encoded)> {
+                self.0.poll_request()
+            }
+
+            fn handle_answer(&mut self, number: usize, answer: Result<Vec<u8>>) {
+                self.0.handle_answer(number, answer);
+            }
+
+            fn finish(self) -> Result<$output> {
+                let $found = self.0.finish()?;
+                Ok($finish)
+            }
+        }
+    )*};
+}
+
+plans! {
+    Walk: Vec<String> = |found| {
+        let mut found = found;
+        found.sort_by(|a, b| (a.level, &a.path).cmp(&(b.level, &b.path)));
+        found.into_iter().map(|found| found.path).collect()
+    };
+    Snap: Snapshot = |found| Snapshot {
+        nodes: found.into_iter().map(|found| (found.path, found.node)).collect(),
+    };
+}
