@@ -91,7 +91,7 @@ pub(crate) fn of_map(xen: &Xen, pages: usize, error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::EINVAL) => {
             let (limit, mapped) = match xen.host() {
-                Host::Dev(_) => (GntDev::limit().ok(), 0),
+                Host::Dev(_) => (GntDev::limit().ok(), 0u32),
                 #[cfg(feature = "sim")]
                 Host::Sim(client) => match client.grant_limits() {
                     Ok([_, limit, mapped]) => (Some(limit), mapped),

@@ -62,7 +62,7 @@ fn more_shared_pages_than_the_limit_are_an_error_that_names_it_and_leave_nothing
     let three = share(&domu, DomId::DOM0, 3, RW).unwrap();
     reached(share(&domu, DomId::DOM0, 2, RW), 4, libc::ENOSPC);
     reached(share(&domu, DomId::DOM0, 5, RW), 4, libc::ENOSPC);
-    // What there is room for is still given.
+    // A page that there is room for is still given.
     let fourth = share(&domu, DomId::DOM0, 1, RW).unwrap();
     reached(share(&domu, DomId::DOM0, 1, RW), 4, libc::ENOSPC);
     drop((three, fourth));
