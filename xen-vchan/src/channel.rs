@@ -68,10 +68,10 @@ impl Channel {
         &self.rx.shared
     }
 
-    /// A corked question must be seen before its answer is waited for.
+    /// A corked question must be seen before its answer, of `least` bytes, is waited for.
     #[inline]
-    fn publish_before_waiting(&mut self) {
-        if self.tx.tx.staged() != 0 && self.rx.rx.known_ready() == 0 {
+    fn publish_before_waiting(&self, least: usize) {
+        if self.tx.tx.staged() != 0 && (self.rx.rx.known_ready() as usize) < least {
             self.tx.publish();
         }
     }
@@ -81,7 +81,7 @@ impl Channel {
     /// transfers between the ring and a descriptor, corking and spinning.
     #[inline]
     pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
-        self.publish_before_waiting();
+        self.publish_before_waiting(1);
         self.rx.expect_answer();
         (&mut self.rx, &mut self.tx)
     }
@@ -94,7 +94,7 @@ impl Channel {
     /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] at the end of
     /// the peer's bytes; [`Error::Peer`]; [`Error::Os`].
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<usize> {
-        self.publish_before_waiting();
+        self.publish_before_waiting(1);
         self.rx.try_read(buf)
     }
 
@@ -115,7 +115,7 @@ impl Channel {
     ///
     /// As [`ReadHalf::read_deadline`].
     pub fn read_deadline(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<usize> {
-        self.publish_before_waiting();
+        self.publish_before_waiting(1);
         self.rx.read_deadline(buf, deadline)
     }
 
@@ -137,8 +137,8 @@ impl Channel {
     ///
     /// As [`ReadHalf::arm_read`].
     #[doc(alias = "libxenvchan_data_ready")]
-    pub fn arm_read(&mut self, least: usize) -> Result<usize> {
-        self.publish_before_waiting();
+    pub fn arm_read(&self, least: usize) -> Result<usize> {
+        self.publish_before_waiting(least);
         self.rx.arm_read(least)
     }
 
@@ -149,7 +149,7 @@ impl Channel {
     ///
     /// As [`WriteHalf::arm_write`].
     #[doc(alias = "libxenvchan_buffer_space")]
-    pub fn arm_write(&mut self, least: usize) -> Result<usize> {
+    pub fn arm_write(&self, least: usize) -> Result<usize> {
         self.tx.arm_write(least)
     }
 
@@ -158,7 +158,7 @@ impl Channel {
     /// # Errors
     ///
     /// As [`ReadHalf::bytes_readable`].
-    pub fn bytes_readable(&mut self) -> Result<usize> {
+    pub fn bytes_readable(&self) -> Result<usize> {
         self.rx.bytes_readable()
     }
 
@@ -167,7 +167,7 @@ impl Channel {
     /// # Errors
     ///
     /// As [`WriteHalf::space`].
-    pub fn space(&mut self) -> Result<usize> {
+    pub fn space(&self) -> Result<usize> {
         self.tx.space()
     }
 
@@ -176,7 +176,7 @@ impl Channel {
     /// # Errors
     ///
     /// [`Error::Os`].
-    pub fn acknowledge_events(&mut self) -> Result<()> {
+    pub fn acknowledge_events(&self) -> Result<()> {
         self.shared().acknowledge()
     }
 
@@ -371,8 +371,7 @@ impl Channel {
     ///
     /// [`Error::Os`] if the peer could not be notified: it sees the end when it looks.
     pub fn shutdown(&mut self) -> Result<()> {
-        self.tx.shut();
-        self.shared().leave()
+        self.tx.shutdown()
     }
 
     /// Closes the channel. The same as dropping it.
@@ -395,7 +394,7 @@ impl Channel {
     /// An event was for nothing if the peer has moved no cursor and has neither come nor left since
     /// the event before. Blocking calls and `AsyncChannel` need nothing more. In an event loop the
     /// descriptor stays silent while the port is masked: see [`poll_timeout`](Self::poll_timeout).
-    pub fn set_event_pacer(&mut self, pacer: Option<EventPacer>) {
+    pub fn set_event_pacer(&self, pacer: Option<EventPacer>) {
         self.shared().doorbell.pace(pacer);
     }
 
@@ -412,7 +411,7 @@ impl Channel {
     /// # Errors
     ///
     /// [`Error::Os`].
-    pub fn handle_timeout(&mut self) -> Result<()> {
+    pub fn handle_timeout(&self) -> Result<()> {
         self.shared().unmask()
     }
 
@@ -439,13 +438,13 @@ impl Read for Channel {
         if self.nonblocking {
             end_as_zero(self.try_read(buf))
         } else {
-            self.publish_before_waiting();
+            self.publish_before_waiting(1);
             self.rx.read(buf)
         }
     }
 
     fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        self.publish_before_waiting();
+        self.publish_before_waiting(1);
         if self.nonblocking {
             end_as_zero(self.rx.try_read_vectored(bufs))
         } else {

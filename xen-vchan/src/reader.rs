@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::doorbell::Half;
-use crate::ring::Consumer;
+use crate::ring::{Consumer, Fetched};
 use crate::session::PeerState;
 use crate::shared::{Shared, piece};
 use crate::spin::{FoundFast, Spinner};
@@ -74,44 +74,77 @@ impl ReadHalf {
         if !self.attached && !self.attach()? {
             return Ok(0);
         }
+        let (fetched, gone) = self.fetch_last()?;
+        if let Some(fetched) = fetched {
+            self.rx.adopt(fetched);
+        }
+        let ready = self.rx.known_ready() as usize;
+        if gone && ready < least {
+            return Err(Error::Closed);
+        }
+        Ok(ready)
+    }
+
+    /// Looks at the peer's cursor and then at the peer; returns whether it is gone. There is no
+    /// cursor if another client has come since, whose it may be.
+    fn fetch_last(&self) -> Result<(Option<Fetched>, bool)> {
         let fetched = self.fetch()?;
         // The live byte after the cursor: if it still names this session, so does every byte up to
         // the cursor.
         match self.shared.observe()? {
-            PeerState::Waiting | PeerState::Connected => Ok(self.rx.adopt(fetched) as usize),
+            PeerState::Waiting | PeerState::Connected => Ok((Some(fetched), false)),
             PeerState::Gone => {
                 // It may have written between our look at the cursor and its end.
                 let last = self.fetch()?;
-                if self.shared.session.undisturbed() {
-                    self.rx.adopt(last);
-                }
-                let ready = self.rx.known_ready() as usize;
-                if ready >= least {
-                    Ok(ready)
-                } else {
-                    Err(Error::Closed)
-                }
+                let undisturbed = self.shared.session.undisturbed();
+                Ok((undisturbed.then_some(last), true))
             }
+        }
+    }
+
+    /// Returns the bytes ready and whether the peer is gone. May be called by several threads.
+    fn look_shared(&self) -> Result<(usize, bool)> {
+        if !self.attached {
+            let Some(state) = self.begun()? else {
+                return Ok((0, false));
+            };
+            let ready = self.checked(self.rx.before_attach())?;
+            return Ok((ready as usize, state == PeerState::Gone));
+        }
+        let (fetched, gone) = self.fetch_last()?;
+        if let Some(fetched) = fetched {
+            self.rx.adopt_shared(fetched);
+        }
+        Ok((self.rx.known_ready() as usize, gone))
+    }
+
+    /// Returns the state of the peer if the session has begun.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if it has not and never will.
+    fn begun(&self) -> Result<Option<PeerState>> {
+        match self.shared.observe()? {
+            PeerState::Waiting => Ok(None),
+            PeerState::Gone if !self.shared.session.begun() => Err(Error::Closed),
+            // Gone already, but it may have written before.
+            state => Ok(Some(state)),
         }
     }
 
     /// Takes the cursors of a session that has begun; `false` if it has not.
     #[cold]
     fn attach(&mut self) -> Result<bool> {
-        match self.shared.observe()? {
-            PeerState::Waiting => Ok(false),
-            PeerState::Gone if !self.shared.session.begun() => Err(Error::Closed),
-            // Gone already, but it may have written before.
-            PeerState::Gone | PeerState::Connected => {
-                let attached = self.rx.attach();
-                self.checked(attached)?;
-                self.attached = true;
-                Ok(true)
-            }
+        if self.begun()?.is_none() {
+            return Ok(false);
         }
+        let attached = self.rx.attach();
+        self.checked(attached)?;
+        self.attached = true;
+        Ok(true)
     }
 
-    pub(crate) fn fetch(&mut self) -> Result<crate::ring::Fetched> {
+    pub(crate) fn fetch(&self) -> Result<Fetched> {
         let fetched = self.rx.fetch();
         self.checked(fetched)
     }
@@ -120,11 +153,16 @@ impl ReadHalf {
         result.map_err(|violation| self.shared.session.break_off(violation))
     }
 
-    /// Asks to be told and looks once more.
-    pub(crate) fn arm(&mut self, least: usize) -> Result<usize> {
+    /// Asks for an event. The caller looks once more afterwards.
+    fn request(&self) {
         #[cfg(test)]
         crate::test_window::window();
         self.rx.request();
+    }
+
+    /// Asks for an event and looks once more.
+    pub(crate) fn arm(&mut self, least: usize) -> Result<usize> {
+        self.request();
         self.look(least)
     }
 
@@ -328,21 +366,20 @@ impl ReadHalf {
     /// [`Error::Closed`] if the peer is gone and they are fewer than `least`, or none: what there is
     /// can still be read. [`Error::Peer`]; [`Error::Os`].
     #[doc(alias = "libxenvchan_data_ready")]
-    pub fn arm_read(&mut self, least: usize) -> Result<usize> {
+    pub fn arm_read(&self, least: usize) -> Result<usize> {
         self.shared.doorbell.check(Half::Reader)?;
         // Before the look: an event that is delivered from now on is of a later change.
         self.shared.unmask()?;
-        let ready = match self.look(usize::MAX) {
-            Ok(ready) if ready < least => self.arm(usize::MAX),
-            other => other,
-        };
-        match ready {
-            // With a count of fewer the caller would sleep, and no event comes.
-            Err(Error::Closed) if self.rx.known_ready() as usize >= least.max(1) => {
-                Ok(self.rx.known_ready() as usize)
-            }
-            other => other,
+        let (mut ready, mut gone) = self.look_shared()?;
+        if ready < least && !gone {
+            self.request();
+            (ready, gone) = self.look_shared()?;
         }
+        // With a count of fewer the caller would sleep, and no event comes.
+        if gone && ready < least.max(1) {
+            return Err(Error::Closed);
+        }
+        Ok(ready)
     }
 
     /// Bytes that can be read now. Asks for no notification.
@@ -352,11 +389,20 @@ impl ReadHalf {
     /// # Errors
     ///
     /// [`Error::Closed`] if there are none and the peer is gone; [`Error::Peer`].
-    pub fn bytes_readable(&mut self) -> Result<usize> {
-        match self.look(usize::MAX) {
-            Err(Error::Closed) if self.rx.known_ready() != 0 => Ok(self.rx.known_ready() as usize),
-            other => other,
+    pub fn bytes_readable(&self) -> Result<usize> {
+        match self.look_shared()? {
+            (0, true) => Err(Error::Closed),
+            (ready, _) => Ok(ready),
         }
+    }
+
+    /// Returns whether a peer is at the other end, as of now. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`]; [`Error::Os`].
+    pub fn peer(&self) -> Result<PeerState> {
+        self.shared.observe()
     }
 
     /// Returns how many bytes the ring holds.

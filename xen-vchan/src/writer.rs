@@ -59,7 +59,7 @@ impl WriteHalf {
     }
 
     /// Publishes what has gathered; nothing can be written any more.
-    pub(crate) fn shut(&mut self) {
+    fn shut(&mut self) {
         self.publish();
         // It has no space that is known, so every way of writing comes by `open`.
         self.tx.shut();
@@ -109,7 +109,7 @@ impl WriteHalf {
 
     /// Makes what is staged visible.
     #[inline]
-    pub(crate) fn publish(&mut self) {
+    pub(crate) fn publish(&self) {
         if self.tx.publish() {
             self.shared.doorbell.notify_for(Half::Writer);
         }
@@ -165,13 +165,18 @@ impl WriteHalf {
         Ok(self.checked(space)? as usize)
     }
 
-    /// Requests an event and looks once more. Staged bytes must be visible first, or the peer would
-    /// wait for them while we wait for the peer.
-    fn arm(&mut self, least: usize) -> Result<usize> {
+    /// Requests an event. Staged bytes must be visible first, or the peer would wait for them while
+    /// we wait for the peer. The caller looks once more afterwards.
+    fn request(&self) {
         self.publish();
         #[cfg(test)]
         crate::test_window::window();
         self.tx.request();
+    }
+
+    /// Requests an event and looks once more.
+    fn arm(&mut self, least: usize) -> Result<usize> {
+        self.request();
         self.look(least)
     }
 
@@ -336,12 +341,15 @@ impl WriteHalf {
     ///
     /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`]; [`Error::Peer`]; [`Error::Os`].
     #[doc(alias = "libxenvchan_buffer_space")]
-    pub fn arm_write(&mut self, least: usize) -> Result<usize> {
+    pub fn arm_write(&self, least: usize) -> Result<usize> {
         self.shared.doorbell.check(Half::Writer)?;
         // Before the look: an event that is delivered from now on is of a later change.
         self.shared.unmask()?;
-        match self.look(usize::MAX)? {
-            space if space < least => self.arm(usize::MAX),
+        match self.space()? {
+            space if space < least => {
+                self.request();
+                self.space()
+            }
             space => Ok(space),
         }
     }
@@ -353,8 +361,38 @@ impl WriteHalf {
     /// # Errors
     ///
     /// [`Error::Closed`] if the peer is gone; [`Error::Peer`].
-    pub fn space(&mut self) -> Result<usize> {
-        self.look(usize::MAX)
+    pub fn space(&self) -> Result<usize> {
+        if self.shut {
+            return Err(Error::ShutDown);
+        }
+        let space = match self.shared.observe()? {
+            PeerState::Gone => return Err(Error::Closed),
+            PeerState::Connected | PeerState::Waiting if self.attached => self.tx.refresh_shared(),
+            PeerState::Connected => self.tx.before_attach(),
+            PeerState::Waiting => return Ok(0),
+        };
+        Ok(self.checked(space)? as usize)
+    }
+
+    /// Returns whether a peer is at the other end, as of now. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`]; [`Error::Os`].
+    pub fn peer(&self) -> Result<PeerState> {
+        self.shared.observe()
+    }
+
+    /// Tells the peer that this side is done, in both directions:
+    /// [`Channel::shutdown`](crate::Channel::shutdown). A thread that is blocked in a read of the
+    /// other half returns when the peer has left in turn.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if the peer could not be notified: it sees the end when it looks.
+    pub fn shutdown(&mut self) -> Result<()> {
+        self.shut();
+        self.shared.leave()
     }
 
     /// Returns how many bytes the ring holds.

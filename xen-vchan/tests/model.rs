@@ -8,8 +8,8 @@ mod page;
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use xen_vchan::Violation;
-use xen_vchan::ring::Producer;
+use xen_vchan::ring::{Producer, Role};
+use xen_vchan::{Geometry, Violation};
 
 /// Miri takes its time.
 const SIZES: &[usize] = if cfg!(miri) {
@@ -199,6 +199,47 @@ fn two_threads_move_every_byte_across_the_wrap() {
             });
         });
     }
+}
+
+/// The peer is honest, so a violation or a number that shrinks is the fault of the other thread.
+#[test]
+fn two_threads_that_look_at_once_believe_each_cursor_and_see_no_older_one() {
+    let (orders, bytes) = if cfg!(miri) {
+        ((10, 11), 30u32)
+    } else {
+        ((20, 20), 500_000)
+    };
+    let geometry = Geometry::new(orders.0, orders.1).unwrap();
+    let (rings, words) = page::rings(geometry);
+    let (mut tx, rx) = rings.attach(Role::Server).unwrap();
+    assert_eq!(tx.stage(&vec![1; bytes as usize]), Ok(bytes as usize));
+    let (tx, space) = (&tx, tx.known_space());
+    std::thread::scope(|scope| {
+        let look = || {
+            // Both publish the same.
+            let _ = tx.publish();
+            let (mut before, mut room) = (0, space);
+            while before < bytes || room < space + bytes {
+                let ready = rx.adopt_shared(rx.fetch().unwrap());
+                assert!(ready >= before, "{ready} after {before}");
+                before = ready;
+                let free = tx.refresh_shared().unwrap();
+                assert!(free >= room, "{free} after {room}");
+                room = free;
+                // Nor does what is known, whoever has looked since.
+                assert!(rx.known_ready() >= before && tx.known_space() >= room);
+            }
+        };
+        scope.spawn(look);
+        scope.spawn(look);
+        while page::peek(&words, page::RIGHT_PROD) != bytes {
+            std::thread::yield_now();
+        }
+        for n in 1..=bytes {
+            page::poke(&words, page::LEFT_PROD, n);
+            page::poke(&words, page::RIGHT_CONS, n);
+        }
+    });
 }
 
 /// Every fill level, with messages of every size about that of a cache line: a writer that reached

@@ -25,7 +25,7 @@ impl<'a> ReadChunk<'a> {
 
     /// Returns how many bytes are not read yet.
     #[must_use]
-    pub const fn remaining(&self) -> usize {
+    pub fn remaining(&self) -> usize {
         self.half.rx.known_ready() as usize
     }
 

@@ -1,8 +1,10 @@
 //! The reading end of one ring.
 
+use std::sync::OnceLock;
 #[cfg(not(loom))]
 use std::{io, os::fd::AsFd};
 
+use super::private::Private;
 use super::producer::take_request;
 use super::{READ, Ring, WRITE};
 use crate::Violation;
@@ -12,7 +14,7 @@ use crate::sync::{Ordering, fence};
 /// The reading end of one ring.
 ///
 /// Bytes come out with [`take`](Self::take) and their space is given back with
-/// [`release`](Self::release). `Send`, and used by one thread at a time.
+/// [`release`](Self::release).
 ///
 /// The own cursor is private. The peer's producer cursor is loaded only when nothing known is left
 /// to read; it is loaded once and judged before use, so at most the ring's size is ever believed to
@@ -25,11 +27,11 @@ pub struct Consumer {
     /// The cursor last published to the peer.
     released: u32,
     /// The last producer cursor believed. May be stale, which only hides bytes.
-    seen: u32,
+    seen: Private,
     /// So many bytes from `next` on may be taken without any question: they are known to be ready
     /// and lie in one piece, and the half is not broken. May be too small.
-    run: u32,
-    fault: Option<Violation>,
+    run: Private,
+    fault: OnceLock<Violation>,
 }
 
 impl Consumer {
@@ -38,9 +40,9 @@ impl Consumer {
             ring,
             next: 0,
             released: 0,
-            seen: 0,
-            run: 0,
-            fault: None,
+            seen: Private::new(0),
+            run: Private::new(0),
+            fault: OnceLock::new(),
         }
     }
 
@@ -51,9 +53,20 @@ impl Consumer {
     /// [`Violation::Attach`]: they are further apart than the ring is large; nothing has changed.
     pub(crate) fn attach(&mut self) -> Result<(), Violation> {
         let (prod, cons) = self.ring.cursors()?;
-        (self.next, self.released, self.seen) = (cons, cons, prod);
-        self.run = 0;
+        (self.next, self.released, *self.seen.get_mut()) = (cons, cons, prod);
+        *self.run.get_mut() = 0;
         Ok(())
+    }
+
+    /// Returns the bytes that [`attach`](Self::attach) would find.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](Self::attach).
+    #[cfg(not(loom))]
+    pub(crate) fn before_attach(&self) -> Result<u32, Violation> {
+        let (prod, cons) = self.ring.cursors()?;
+        Ok(filled(prod, cons))
     }
 
     /// Returns the ring's size in bytes.
@@ -66,8 +79,8 @@ impl Consumer {
     /// Bytes known to be ready without looking at shared memory. They cannot be taken away again.
     #[inline]
     #[must_use]
-    pub const fn known_ready(&self) -> u32 {
-        filled(self.seen, self.next)
+    pub fn known_ready(&self) -> u32 {
+        filled(self.seen.get(), self.next)
     }
 
     /// Bytes taken whose space was not given back yet.
@@ -90,17 +103,19 @@ impl Consumer {
     ///
     /// The cursor cannot be true. The same error is returned ever after.
     #[inline]
-    pub fn fetch(&mut self) -> Result<Fetched, Violation> {
-        if let Some(fault) = self.fault {
+    pub fn fetch(&self) -> Result<Fetched, Violation> {
+        if let Some(fault) = self.fault() {
             return Err(fault);
         }
+        // Before the look: another thread may move it forward meanwhile.
+        let seen = self.seen.get_before_look();
         // Acquire: the bytes were written before the cursor said so.
         let prod = self.ring.prod.get().load(Ordering::Acquire);
         // Against `released`, not `next`: that is what the peer may fill the ring up to.
-        if accept_prod(prod, self.seen, self.released, self.ring.size).is_none() {
+        if accept_prod(prod, seen, self.released, self.ring.size).is_none() {
             return Err(self.poison(Violation::Producer {
                 prod,
-                last: self.seen,
+                last: seen,
                 cons: self.released,
                 size: self.ring.size,
             }));
@@ -114,9 +129,17 @@ impl Consumer {
     /// leave alone what a later session wrote.
     #[inline]
     #[allow(clippy::needless_pass_by_value)] // a permission, used up
-    pub const fn adopt(&mut self, fetched: Fetched) -> u32 {
-        self.seen = fetched.0;
-        self.run = self.next_run();
+    pub fn adopt(&mut self, fetched: Fetched) -> u32 {
+        *self.seen.get_mut() = fetched.0;
+        *self.run.get_mut() = self.next_run();
+        self.known_ready()
+    }
+
+    /// [`adopt`](Self::adopt) by one of several threads that look at once.
+    #[allow(clippy::needless_pass_by_value)] // as there
+    pub fn adopt_shared(&self, fetched: Fetched) -> u32 {
+        // The run may be too small.
+        self.seen.advance(fetched.0);
         self.known_ready()
     }
 
@@ -133,7 +156,7 @@ impl Consumer {
 
     /// See the field.
     #[inline]
-    const fn next_run(&self) -> u32 {
+    fn next_run(&self) -> u32 {
         let ready = self.known_ready();
         let to_end = self.ring.size - (self.next & (self.ring.size - 1));
         if ready < to_end { ready } else { to_end }
@@ -143,7 +166,7 @@ impl Consumer {
     /// empty.
     #[inline]
     pub(crate) fn take_fast(&mut self, into: &mut [u8]) -> bool {
-        if into.len().wrapping_sub(1) >= self.run as usize {
+        if into.len().wrapping_sub(1) >= *self.run.get_mut() as usize {
             return false;
         }
         #[allow(clippy::cast_possible_truncation)] // at most `run`
@@ -151,7 +174,7 @@ impl Consumer {
         let at = self.next & (self.ring.size - 1);
         self.ring.data.copy_out(at as usize, into);
         self.next = self.next.wrapping_add(len);
-        self.run -= len;
+        *self.run.get_mut() -= len;
         true
     }
 
@@ -169,7 +192,7 @@ impl Consumer {
             self.ring.data.copy_out(0, &mut into[first..]);
         }
         self.next = self.next.wrapping_add(count);
-        self.run = self.next_run();
+        *self.run.get_mut() = self.next_run();
         len
     }
 
@@ -188,14 +211,14 @@ impl Consumer {
         #[allow(clippy::cast_possible_truncation)] // at most `ready`
         let count = (len as u32).min(ready);
         self.next = self.next.wrapping_add(count);
-        self.run = 0;
+        *self.run.get_mut() = 0;
         Ok(len)
     }
 
     /// Forgets every byte known to be ready.
-    pub const fn skip(&mut self) {
-        self.next = self.seen;
-        self.run = 0;
+    pub fn skip(&mut self) {
+        self.next = *self.seen.get_mut();
+        *self.run.get_mut() = 0;
     }
 
     /// Gives the space of what was taken back to the peer. `true`: the peer asked to be told, ring
@@ -228,16 +251,16 @@ impl Consumer {
 
     /// Ends the use of this half: every later call returns `violation`. Returns the violation that
     /// counts, which is the first.
-    pub fn poison(&mut self, violation: Violation) -> Violation {
-        self.run = 0;
-        *self.fault.get_or_insert(violation)
+    pub fn poison(&self, violation: Violation) -> Violation {
+        self.run.set(0);
+        *self.fault.get_or_init(|| violation)
     }
 
     /// Returns whether a violation ended the use of this half.
     #[inline]
     #[must_use]
-    pub const fn fault(&self) -> Option<Violation> {
-        self.fault
+    pub fn fault(&self) -> Option<Violation> {
+        self.fault.get().copied()
     }
 }
 

@@ -13,7 +13,8 @@
 //!
 //! # Guarantees, whatever the peer writes
 //!
-//! * Each half keeps its own cursor privately and never reads it back from shared memory.
+//! * Each half keeps its own cursor privately and never reads it back from shared memory. Moving
+//!   bytes takes `&mut`; looking and publishing take `&self`, by any number of threads.
 //! * A cursor of the peer is loaded once and judged against private values: it moves forward only,
 //!   and never further than the ring allows. Anything else is a [`Violation`],
 //!   returned by that call and every later one.
@@ -22,6 +23,7 @@
 //! * Work per call is bounded by the caller's buffer and the ring's size.
 
 mod consumer;
+mod private;
 mod producer;
 
 pub use consumer::{Consumer, Fetched};

@@ -1,8 +1,10 @@
 //! The writing end of one ring.
 
+use std::sync::OnceLock;
 #[cfg(not(loom))]
 use std::{io, os::fd::AsFd};
 
+use super::private::Private;
 use super::{READ, Ring, WRITE};
 use crate::Violation;
 use crate::cursor::{accept_cons, filled, parts};
@@ -12,8 +14,7 @@ use crate::sync::{Ordering, fence};
 /// The writing end of one ring.
 ///
 /// Bytes go in with [`stage`](Self::stage) and become visible with [`publish`](Self::publish);
-/// until then they can be taken back with [`discard`](Self::discard). `Send`, and used by one
-/// thread at a time.
+/// until then they can be taken back with [`discard`](Self::discard).
 ///
 /// Both own cursors are private: what the peer writes into our half of the control page changes
 /// nothing here. The only value taken from the peer is its consumer cursor, and only when the last
@@ -24,16 +25,16 @@ pub struct Producer {
     /// Where the next byte goes; at least `published`.
     next: u32,
     /// The cursor last published to the peer.
-    published: u32,
+    published: Private,
     /// The last consumer cursor believed. May be stale, which only hides space.
-    seen: u32,
+    seen: Private,
     /// Up to here cache lines were fetched; a multiple of [`LINE`].
     reached: u32,
     /// So many bytes from `next` on may be written without any question: there is known space for
     /// them, in one piece, they are far enough from `reached`, and the half is not broken. May be
     /// too small.
-    run: u32,
-    fault: Option<Violation>,
+    run: Private,
+    fault: OnceLock<Violation>,
 }
 
 /// So far ahead of the bytes written their cache lines are fetched, and so many bytes of them at a
@@ -49,11 +50,11 @@ impl Producer {
         Self {
             ring,
             next: 0,
-            published: 0,
-            seen: 0,
+            published: Private::new(0),
+            seen: Private::new(0),
             reached: 0,
-            run: 0,
-            fault: None,
+            run: Private::new(0),
+            fault: OnceLock::new(),
         }
     }
 
@@ -64,10 +65,22 @@ impl Producer {
     /// [`Violation::Attach`]: they are further apart than the ring is large; nothing has changed.
     pub(crate) fn attach(&mut self) -> Result<(), Violation> {
         let (prod, cons) = self.ring.cursors()?;
-        (self.next, self.published, self.seen) = (prod, prod, cons);
+        (self.next, *self.published.get_mut()) = (prod, prod);
+        *self.seen.get_mut() = cons;
         self.reached = line_from(prod);
-        self.run = 0;
+        *self.run.get_mut() = 0;
         Ok(())
+    }
+
+    /// Returns the space that [`attach`](Self::attach) would find.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](Self::attach).
+    #[cfg(not(loom))]
+    pub(crate) fn before_attach(&self) -> Result<u32, Violation> {
+        let (prod, cons) = self.ring.cursors()?;
+        Ok(self.ring.size - filled(prod, cons))
     }
 
     /// Returns the ring's size in bytes.
@@ -80,28 +93,28 @@ impl Producer {
     /// Space known without looking at shared memory, in bytes. It can only grow behind our back.
     #[inline]
     #[must_use]
-    pub const fn known_space(&self) -> u32 {
-        self.ring.size - filled(self.next, self.seen)
+    pub fn known_space(&self) -> u32 {
+        self.ring.size - filled(self.next, self.seen.get())
     }
 
     /// Bytes staged and not yet published.
     #[inline]
     #[must_use]
-    pub const fn staged(&self) -> u32 {
-        filled(self.next, self.published)
+    pub fn staged(&self) -> u32 {
+        filled(self.next, self.published.get())
     }
 
     /// Bytes published that the peer had not read when it was last asked.
     #[inline]
     #[must_use]
-    pub const fn known_unread(&self) -> u32 {
-        filled(self.published, self.seen)
+    pub fn known_unread(&self) -> u32 {
+        filled(self.published.get(), self.seen.get())
     }
 
     /// The last cursor of the peer's that was believed.
     #[cfg(not(loom))]
-    pub(crate) const fn believed(&self) -> u32 {
-        self.seen
+    pub(crate) fn believed(&self) -> u32 {
+        self.seen.get()
     }
 
     /// Looks at the peer's cursor; returns the space there is now.
@@ -111,21 +124,41 @@ impl Producer {
     /// The cursor cannot be true. The same error is returned ever after.
     #[inline]
     pub fn refresh(&mut self) -> Result<u32, Violation> {
-        if let Some(fault) = self.fault {
-            return Err(fault);
+        *self.seen.get_mut() = self.fetch()?;
+        Ok(self.known_space())
+    }
+
+    /// [`refresh`](Self::refresh) by one of several threads that look at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`refresh`](Self::refresh).
+    pub fn refresh_shared(&self) -> Result<u32, Violation> {
+        self.seen.advance(self.fetch()?);
+        Ok(self.known_space())
+    }
+
+    /// Looks at the peer's cursor and judges it.
+    #[inline]
+    fn fetch(&self) -> Result<u32, Violation> {
+        if let Some(fault) = self.fault.get() {
+            return Err(*fault);
         }
+        // Before the look: another thread may move it forward meanwhile.
+        let seen = self.seen.get_before_look();
         // Acquire: the peer's reading of these bytes comes before our overwriting them.
         let cons = self.ring.cons.get().load(Ordering::Acquire);
-        if accept_cons(cons, self.seen, self.published).is_none() {
+        // After the look: another thread may publish meanwhile, and the peer read it.
+        let published = self.published.get();
+        if accept_cons(cons, seen, published).is_none() {
             return Err(self.poison(Violation::Consumer {
                 cons,
-                last: self.seen,
-                prod: self.published,
+                last: seen,
+                prod: published,
                 size: self.ring.size,
             }));
         }
-        self.seen = cons;
-        Ok(self.known_space())
+        Ok(cons)
     }
 
     /// Copies as much of `bytes` as fits behind what is staged already; returns how much.
@@ -148,7 +181,7 @@ impl Producer {
     /// if there are none.
     #[inline]
     pub(crate) fn stage_fast(&mut self, bytes: &[u8]) -> bool {
-        if bytes.len().wrapping_sub(1) >= self.run as usize {
+        if bytes.len().wrapping_sub(1) >= *self.run.get_mut() as usize {
             return false;
         }
         #[allow(clippy::cast_possible_truncation)] // at most `run`
@@ -156,15 +189,15 @@ impl Producer {
         let at = self.next & (self.ring.size - 1);
         self.ring.data.copy_in(at as usize, bytes);
         self.next = self.next.wrapping_add(len);
-        self.run -= len;
+        *self.run.get_mut() -= len;
         true
     }
 
     /// The same for bytes of any number, and what makes the next run.
     #[inline(never)]
     fn stage_by_steps(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        if let Some(fault) = self.fault {
-            return Err(fault);
+        if let Some(fault) = self.fault.get() {
+            return Err(*fault);
         }
         let mut space = self.known_space() as usize;
         if space < bytes.len() {
@@ -180,7 +213,7 @@ impl Producer {
                 self.put(piece, ahead, ahead);
             }
         }
-        self.run = self.next_run();
+        *self.run.get_mut() = self.next_run();
         Ok(len)
     }
 
@@ -257,21 +290,21 @@ impl Producer {
         #[allow(clippy::cast_possible_truncation)] // at most `room`
         let count = (len as u32).min(room);
         self.next = self.next.wrapping_add(count);
-        self.run = 0;
+        *self.run.get_mut() = 0;
         Ok(len)
     }
 
     /// Takes back what was staged and not published.
-    pub const fn discard(&mut self) {
-        self.next = self.published;
-        self.run = 0;
+    pub fn discard(&mut self) {
+        self.next = *self.published.get_mut();
+        *self.run.get_mut() = 0;
     }
 
     /// Takes all space away, for good.
     #[cfg(not(loom))]
-    pub(crate) const fn shut(&mut self) {
-        self.seen = self.next.wrapping_sub(self.ring.size);
-        self.run = 0;
+    pub(crate) fn shut(&mut self) {
+        *self.seen.get_mut() = self.next.wrapping_sub(self.ring.size);
+        *self.run.get_mut() = 0;
     }
 
     /// Makes the staged bytes visible. `true`: the peer asked to be told, ring its bell.
@@ -281,11 +314,12 @@ impl Producer {
     /// sees the other (`docs/xen-vchan.md`).
     #[inline]
     #[must_use = "`true` means that the peer sleeps until its event channel is notified"]
-    pub fn publish(&mut self) -> bool {
-        if self.next == self.published {
+    pub fn publish(&self) -> bool {
+        if self.next == self.published.get() {
             return false;
         }
-        self.published = self.next;
+        // Several threads publish the same.
+        self.published.set(self.next);
         // Release: the bytes are there before the cursor says so.
         self.ring.prod.get().store(self.next, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -305,9 +339,9 @@ impl Producer {
 
     /// Ends the use of this half: every later call returns `violation`. Returns the violation that
     /// counts, which is the first.
-    pub fn poison(&mut self, violation: Violation) -> Violation {
-        self.run = 0;
-        *self.fault.get_or_insert(violation)
+    pub fn poison(&self, violation: Violation) -> Violation {
+        self.run.set(0);
+        *self.fault.get_or_init(|| violation)
     }
 
     /// Takes back everything the peer has not read, for a peer that is gone: the next one starts
@@ -318,10 +352,10 @@ impl Producer {
     /// As [`refresh`](Self::refresh).
     pub fn retract(&mut self) -> Result<(), Violation> {
         self.refresh()?;
-        self.next = self.seen;
-        self.run = 0;
-        self.published = self.seen;
-        self.ring.prod.get().store(self.seen, Ordering::Release);
+        self.next = *self.seen.get_mut();
+        *self.run.get_mut() = 0;
+        *self.published.get_mut() = self.next;
+        self.ring.prod.get().store(self.next, Ordering::Release);
         fence(Ordering::SeqCst);
         Ok(())
     }

@@ -73,8 +73,14 @@ impl Channel {
         })
     }
 
-    /// Returns the channel, for what only it can do. An event that the caller takes there wakes the
-    /// tasks that wait.
+    /// Returns the channel, to be asked for its state. An event that the caller takes there wakes
+    /// the tasks that wait.
+    #[must_use]
+    pub const fn get_ref(&self) -> &crate::Channel {
+        &self.channel
+    }
+
+    /// Returns the channel, for what only it can do. As [`get_ref`](Self::get_ref) otherwise.
     pub const fn get_mut(&mut self) -> &mut crate::Channel {
         &mut self.channel
     }

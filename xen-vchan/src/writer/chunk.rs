@@ -27,7 +27,7 @@ impl<'a> WriteChunk<'a> {
 
     /// Returns the space left, in bytes.
     #[must_use]
-    pub const fn remaining(&self) -> usize {
+    pub fn remaining(&self) -> usize {
         self.half.tx.known_space() as usize
     }
 

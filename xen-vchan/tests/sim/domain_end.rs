@@ -92,7 +92,7 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
         let ([(xen, store), _], looks) = (ends.clone(), Arc::clone(&looks));
         let server =
             ServerBuilder::new(world.guest, format!("{PATH}-looks")).watch_peer_domain(true);
-        let mut server = server.publish(&xen, &store).unwrap();
+        let server = server.publish(&xen, &store).unwrap();
         move || {
             while looks.load(Ordering::Relaxed) {
                 server.acknowledge_events().unwrap();

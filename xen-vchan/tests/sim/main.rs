@@ -14,6 +14,7 @@ mod pacing;
 mod partial;
 mod reconnecting;
 mod sessions;
+mod shared;
 mod stream;
 #[cfg(feature = "tokio")]
 mod tasks;

@@ -1,6 +1,6 @@
 //! Channels in a tokio runtime.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, Read, Write};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 use tokio::time::timeout;
 use xen_sys::DomId;
 use xen_vchan::tokio::{Channel as AsyncChannel, Listener as AsyncListener, connect};
-use xen_vchan::{ClientBuilder, Error, Listener};
+use xen_vchan::{ClientBuilder, Error, Listener, PeerState};
 
 use crate::world::{PATH, World, bytes};
 
@@ -44,6 +44,53 @@ fn tasks_move_both_directions_at_once_and_see_the_end() {
             .await
             .expect("the end woke nobody");
         assert_eq!(end.unwrap(), 0);
+    });
+    drop(runtime);
+    world.end();
+}
+
+#[test]
+fn a_task_writes_and_shuts_down_while_another_awaits_a_read() {
+    let world = World::new();
+    let (server, mut client) = world.pair(1024, 1024);
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let channel = AsyncChannel::new(server).unwrap();
+        assert_eq!(channel.get_ref().peer().unwrap(), PeerState::Connected);
+        assert_eq!(channel.get_ref().arm_read(1).unwrap(), 0);
+        let (mut rx, mut tx) = split(channel);
+        let reading = tokio::spawn(async move {
+            let mut got = Vec::new();
+            rx.read_to_end(&mut got).await.map(|_| got)
+        });
+        let writing = tokio::spawn(async move {
+            for part in bytes(0, 20_000).chunks(100) {
+                tx.write_all(part).await.unwrap();
+            }
+            tx
+        });
+        let echo = tokio::task::spawn_blocking(move || {
+            for _ in 0..200 {
+                let mut part = [0; 100];
+                client.read_exact(&mut part).unwrap();
+                client.write_all(&part).unwrap();
+            }
+            client
+        });
+        let mut client = timeout(LONG, echo).await.expect("a task slept").unwrap();
+        let mut tx = timeout(LONG, writing).await.unwrap().unwrap();
+        tx.shutdown().await.unwrap();
+        assert!(tx.write_all(b"more").await.is_err());
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert!(!reading.is_finished(), "the peer has not left");
+        drop(client);
+        let got = timeout(LONG, reading).await.expect("the end woke nobody");
+        assert_eq!(got.unwrap().unwrap(), bytes(0, 20_000));
+        drop(tx);
     });
     drop(runtime);
     world.end();

@@ -1,0 +1,48 @@
+//! A private number of a half.
+
+// Not those of `sync`: the peer has no part in it, and under loom each half has one thread.
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A private number, which whoever holds the half exclusively reads and writes as a plain one, and
+/// whoever shares it can change as well.
+#[derive(Debug)]
+pub(super) struct Private(AtomicU32);
+
+impl Private {
+    pub(super) const fn new(value: u32) -> Self {
+        Self(AtomicU32::new(value))
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns a cursor of the peer's. A look at the shared one that comes after this finds none
+    /// that is older, whichever thread [moved](Self::advance) it here.
+    #[inline]
+    pub(super) fn get_before_look(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self) -> &mut u32 {
+        self.0.get_mut()
+    }
+
+    #[inline]
+    pub(super) fn set(&self, value: u32) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Moves a cursor forward to `value`, unless another thread has moved it further.
+    pub(super) fn advance(&self, value: u32) {
+        let ahead = |now: u32| (1..=u32::MAX / 2).contains(&value.wrapping_sub(now));
+        // An error says that there was nothing to do.
+        let _ = self
+            .0
+            .fetch_update(Ordering::Release, Ordering::Relaxed, |now| {
+                ahead(now).then_some(value)
+            });
+    }
+}
