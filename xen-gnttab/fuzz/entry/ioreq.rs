@@ -100,7 +100,7 @@ pub(crate) fn run(data: &[u8]) {
                     store(&xens_ring, READ, value);
                 }
                 4 => {
-                    // What Xen does to keep the pointers small.
+                    // As Xen keeps the pointers small.
                     let (read, write) = (load(&xens_ring, READ), load(&xens_ring, WRITE));
                     store(&xens_ring, READ, read.wrapping_sub(511));
                     store(&xens_ring, WRITE, write.wrapping_sub(511));
@@ -114,7 +114,7 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// What was returned so far.
+/// The requests and errors that were returned so far.
 #[derive(Default)]
 struct Seen {
     /// Virtual CPUs with a port, which has the same number.
