@@ -78,10 +78,12 @@ impl Channel {
 
     /// Returns both halves, for what only they have: packets ([`ReadHalf::recv`],
     /// [`WriteHalf::send`]), loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]),
-    /// transfers between the ring and a descriptor, corking and spinning.
+    /// transfers between the ring and a descriptor, corking and spinning. Publishes what a
+    /// [corked](WriteHalf::set_cork) writer has gathered.
     #[inline]
     pub fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
-        self.publish_before_waiting(1);
+        // The reading half may wait for a packet of any size.
+        self.publish_before_waiting(usize::MAX);
         self.rx.expect_answer();
         (&mut self.rx, &mut self.tx)
     }

@@ -322,7 +322,8 @@ impl WriteHalf {
 
     /// While corked, small writes gather in the ring unseen and are published together: at 4 KiB
     /// (or an eighth of the ring), by [`flush`](Write::flush), when the writer has to wait for
-    /// space, when the channel's owner reads and has to wait, and at the end. Uncorking publishes.
+    /// space, when the channel's owner reads and has to wait, when it borrows
+    /// [both halves](crate::Channel::halves), and at the end. Uncorking publishes.
     pub fn set_cork(&mut self, corked: bool) {
         self.corked = corked;
         if corked {

@@ -131,6 +131,25 @@ fn a_corked_writer_publishes_when_it_should() {
 }
 
 #[test]
+fn a_corked_question_is_out_before_the_rest_of_a_packet_is_waited_for() {
+    let (world, mut server, mut client) = ready(1024, 1024);
+    server.write_all(b"1half").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    assert_eq!(client.bytes_readable().unwrap(), 4);
+    client.halves().1.set_cork(true);
+    client.write_all(b"question").unwrap();
+    let (rx, _) = client.halves();
+    let mut packet = [0; 8];
+    assert!(matches!(rx.try_recv(&mut packet), Err(Error::WouldBlock)));
+    assert_eq!(server.bytes_readable().unwrap(), 8);
+    server.write_all(b"rest").unwrap();
+    rx.recv(&mut packet, soon()).unwrap();
+    assert_eq!(&packet, b"halfrest");
+    drop((server, client));
+    world.end();
+}
+
+#[test]
 fn a_corked_writer_that_fills_the_ring_does_not_deadlock() {
     let (world, mut server, mut client) = ready(0, 0);
     std::thread::scope(|scope| {
