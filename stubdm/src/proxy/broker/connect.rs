@@ -58,7 +58,7 @@ impl Connect for VchanConnect {
     fn connect(&mut self) -> io::Result<Vchan> {
         // The proxy ends with its stubdomain by a watch of its own, without waking up meanwhile.
         let client = ClientBuilder::new(self.server, self.node.as_str()).watch_peer_domain(false);
-        let mut channel = client.connect(&self.xen, &self.store)?;
+        let channel = client.connect(&self.xen, &self.store)?;
         channel.set_event_pacer(Some(EventPacer::new(PACE)));
         self.file.hold();
         Vchan::new(channel).with_marker(self.marker)
