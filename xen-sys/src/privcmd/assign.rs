@@ -147,14 +147,16 @@ impl Privcmd {
     ) -> Result<()> {
         match self.backend().domctl(domain, body) {
             Ok(_) => Ok(()),
-            Err(Error::NotPermitted { op, source } | Error::Os { op, source }) => {
-                Err(Error::ResourceRefused {
-                    op,
-                    resource,
-                    domain,
-                    source,
-                })
-            }
+            Err(
+                Error::NotPermitted { op, source }
+                | Error::LimitReached { op, source, .. }
+                | Error::Os { op, source },
+            ) => Err(Error::ResourceRefused {
+                op,
+                resource,
+                domain,
+                source,
+            }),
             Err(e) => Err(e),
         }
     }
@@ -188,7 +190,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for [`DomId::SELF`]; `ENOSPC` when the domain has no free port;
+    /// [`Error::Invalid`] for [`DomId::SELF`]; [`Error::LimitReached`] without a free port;
     /// [`Error::NoDomain`], which may mean either; as all of them, but the interface has no
     /// version.
     #[doc(alias = "xc_evtchn_alloc_unbound")]

@@ -471,6 +471,11 @@ impl Backend {
                 domain: domain.unwrap_or(DomId::INVALID),
             },
             Some(libc::ENOSYS) => Error::Unsupported { op },
+            Some(libc::ENOSPC | libc::E2BIG) => Error::LimitReached {
+                op,
+                limit: None,
+                source,
+            },
             _ => Error::Os { op, source },
         })
     }

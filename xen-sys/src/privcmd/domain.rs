@@ -291,9 +291,9 @@ fn list(mut call: impl FnMut(DomId) -> Result<Vec<abi::GetDomainInfo>>) -> Resul
 /// [`domain_info`](Self::domain_info) and [`domains`](Self::domains) for the store's domain, too.
 ///
 /// All of them fail with [`Error::NotPermitted`] where Xen refuses this domain,
-/// [`Error::HypercallsRefused`] where the kernel refuses every hypercall, and
-/// [`Error::InterfaceVersion`] on a hypervisor whose interface is of an unknown version. None
-/// waits for anything but the hypervisor.
+/// [`Error::HypercallsRefused`] where the kernel refuses every hypercall,
+/// [`Error::LimitReached`] where Xen has no room, and [`Error::InterfaceVersion`] on a hypervisor
+/// whose interface is of an unknown version. None waits for anything but the hypervisor.
 impl Privcmd {
     /// Returns a domain at this moment.
     ///
