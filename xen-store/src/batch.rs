@@ -404,6 +404,9 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    // The lint exempts test functions, but not the helpers beside them.
+    #![allow(clippy::unwrap_used)]
+
     use std::sync::Mutex;
 
     use nix::errno::Errno;
