@@ -74,7 +74,7 @@ impl Outcome {
 
 /// The tests that run on the release that is not the default: those that depend most on kernel,
 /// hypervisor, libxl and QEMU.
-const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan"];
+const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan", "hypercalls/"];
 
 /// A part of the run.
 #[derive(Debug)]
