@@ -67,7 +67,7 @@
 //!
 //! A share or mapping has at most [`MAX_PAGES`] pages. The kernel and Xen have limits of their own,
 //! which [`limits`](limits()) returns; a call that exceeds one fails with
-//! [`Error::LimitReached`](xen_sys::Error::LimitReached), which names it.
+//! [`Error::LimitReached`], which names it.
 
 mod copy;
 mod dev;

@@ -232,7 +232,7 @@ fn is_about_nodes(kind: MsgType) -> bool {
 /// A request of a run that is in flight, and when it is given up.
 type Sent = (RequestId, Option<Instant>, Member);
 
-/// What is in flight. Dropping it gives that up.
+/// The requests in flight. Dropping this gives them up.
 #[derive(Debug)]
 struct InFlight<'a, S: Stream> {
     mux: &'a Mux<S>,
@@ -259,8 +259,8 @@ impl<S: Stream> Drop for InFlight<'_, S> {
 pub(crate) struct Run<'a, S: Stream, P> {
     tx_id: u32,
     plan: P,
-    /// What takes more requests: lists that have to be fetched in parts. One is in progress at a
-    /// time, because each may take much memory.
+    /// Members that take more requests: lists that have to be fetched in parts. One is in progress
+    /// at a time, because each may take much memory.
     lists: VecDeque<(Member, Encoded)>,
     is_listing: bool,
     in_flight: InFlight<'a, S>,
@@ -368,8 +368,8 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
         Some((member, message))
     }
 
-    /// The time is over. What has been answered counts; all else ends with [`Error::TimedOut`],
-    /// whether it was sent or not.
+    /// The time is over. Members that have an answer keep it; all others end with
+    /// [`Error::TimedOut`], whether they were sent or not.
     pub(crate) fn expire(&mut self) {
         self.stop(|op| Error::TimedOut { op });
     }

@@ -15,7 +15,7 @@ use crate::wire::MsgType;
 
 /// Bytes that a walk or a snapshot may take in memory: paths, values and permissions, and 64 a node.
 pub const MAX_TREE: usize = 64 << 20;
-/// What a node costs beside its text.
+/// The cost of a node beside its text.
 const NODE: usize = 64;
 
 /// Everything at and below a node, as read.
@@ -119,7 +119,7 @@ impl<'a> Change<'a> {
     }
 }
 
-/// What is asked about each node.
+/// The question asked about each node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
     Children,
