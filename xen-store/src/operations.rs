@@ -137,8 +137,8 @@ macro_rules! node_operations {
             /// Returns the paths of a node and of all at most `depth` levels below it: by level,
             /// and in each by name. The requests are in flight together.
             ///
-            /// A change that another client makes meanwhile may be in the result or not: a node that
-            /// goes is left out with all below it. So is what is below a node that this domain may
+            /// Changes by other clients meanwhile may be in the result or not: a node that goes
+            /// is left out with all below it. So is what is below a node that this domain may
             /// not read; the node itself is in the result.
             ///
             /// # Errors
@@ -150,8 +150,8 @@ macro_rules! node_operations {
             /// Returns a node and everything below it, with values and permissions. The requests
             /// are in flight together.
             ///
-            /// A change that another client makes meanwhile may be in the result or not. The snapshot
-            /// of a transaction is of one moment if its commit succeeds:
+            /// Changes by other clients meanwhile may be in the result or not. The snapshot of a
+            /// transaction is of one moment if its commit succeeds:
             /// `store.with_transaction(|t| t.snapshot(path))`, or
             /// `|t| async move { t.snapshot(path).await }` with tokio.
             ///
