@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// The directory with Xen's device nodes.
-#[doc(hidden)]
+/// The directory with Xen's device nodes, from which [`ioctl`](crate::ioctl) opens them.
 #[derive(Debug)]
 pub struct DevRoot {
     dir: PathBuf,

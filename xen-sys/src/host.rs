@@ -126,6 +126,17 @@ impl Xen {
         }
     }
 
+    /// Returns the directory of the kernel's device nodes, for [`ioctl`](crate::ioctl); `None` on a
+    /// simulated host.
+    #[must_use]
+    pub fn dev_root(&self) -> Option<&DevRoot> {
+        match self.host() {
+            Host::Dev(root) => Some(root),
+            #[cfg(feature = "sim")]
+            Host::Sim(_) => None,
+        }
+    }
+
     /// Which world this handle leads to; for the sibling crates.
     #[doc(hidden)]
     #[must_use]
@@ -195,6 +206,7 @@ mod tests {
         };
         let domain = |xen: Xen| xen.simulated().map(crate::sim::Client::domain);
         assert_eq!(domain(open(None).unwrap()), Some(DomId::DOM0));
+        assert!(open(None).unwrap().dev_root().is_none());
         assert_eq!(domain(open(Some("1")).unwrap()), Some(guest));
         for no_number in ["", "x", "65536", "-1"] {
             let error = open(Some(no_number)).unwrap_err();

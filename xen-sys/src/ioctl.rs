@@ -10,6 +10,16 @@
 //! | `gntalloc` | [`GntAlloc`] | alloc, dealloc, set_unmap_notify |
 //! | `privcmd` | [`PrivCmd`] | hypercall, dm_op, restrict, mmap, irqfd, ioeventfd |
 //!
+//! ```no_run
+//! use xen_sys::{Xen, ioctl::GntDev};
+//!
+//! let xen = Xen::open()?;
+//! if let Some(root) = xen.dev_root() {
+//!     let gntdev = GntDev::open(root)?;
+//! }
+//! # Ok::<(), xen_sys::Error>(())
+//! ```
+//!
 //! None of the requests waits for anything but the hypervisor itself, except
 //! [`GntDev::dmabuf_wait_released`].
 //!

@@ -59,11 +59,12 @@ pub mod privcmd;
 #[cfg(feature = "sim")]
 pub mod sim;
 
+pub use devices::DevRoot;
 pub use error::{Error, MachineResource, Result};
+#[doc(hidden)]
+pub use host::Host;
 pub use host::Xen;
 pub use ids::{DomId, GrantRef, ParseIdError, PciFunction, Port, Virq};
-#[doc(hidden)]
-pub use {devices::DevRoot, host::Host};
 
 /// Bytes in a page, the unit of sharing between domains.
 ///
