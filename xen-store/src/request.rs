@@ -42,15 +42,15 @@ pub trait Request: sealed::Sealed {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`](crate::Error::Invalid) if an argument breaks the protocol's rules.
+    /// [`Error::Invalid`] if an argument breaks the protocol's rules.
     fn encode(&self) -> Result<Encoded>;
 
     /// Reads the answer: the payload of the reply, or why there is none.
     ///
     /// # Errors
     ///
-    /// That of `answer`; [`Error::Malformed`](crate::Error::Malformed) or
-    /// [`Error::NotText`](crate::Error::NotText) if the payload is not what this request asks for.
+    /// That of `answer`; [`Error::Malformed`] or
+    /// [`Error::NotText`] if the payload is not what this request asks for.
     fn decode(&self, answer: Result<Vec<u8>>) -> Result<Self::Reply>;
 }
 
