@@ -95,6 +95,7 @@ impl Channel {
     ///
     /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] at the end of
     /// the peer's bytes; [`Error::Peer`]; [`Error::Os`].
+    #[inline]
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<usize> {
         self.publish_before_waiting(1);
         self.rx.try_read(buf)

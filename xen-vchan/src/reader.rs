@@ -87,6 +87,7 @@ impl ReadHalf {
 
     /// Looks at the peer's cursor and then at the peer; returns whether it is gone. There is no
     /// cursor if another client has come since, whose it may be.
+    #[inline]
     fn fetch_last(&self) -> Result<(Option<Fetched>, bool)> {
         let fetched = self.fetch()?;
         // The live byte after the cursor: if it still names this session, so does every byte up to
@@ -144,6 +145,7 @@ impl ReadHalf {
         Ok(true)
     }
 
+    #[inline(always)]
     pub(crate) fn fetch(&self) -> Result<Fetched> {
         let fetched = self.rx.fetch();
         self.checked(fetched)

@@ -130,9 +130,10 @@ impl Consumer {
     #[inline]
     #[allow(clippy::needless_pass_by_value)] // a permission, used up
     pub fn adopt(&mut self, fetched: Fetched) -> u32 {
+        let ready = filled(fetched.0, self.next);
         *self.seen.get_mut() = fetched.0;
-        *self.run.get_mut() = self.next_run();
-        self.known_ready()
+        *self.run.get_mut() = self.next_run(ready);
+        ready
     }
 
     /// [`adopt`](Self::adopt) by one of several threads that look at once.
@@ -156,8 +157,7 @@ impl Consumer {
 
     /// See the field.
     #[inline]
-    fn next_run(&self) -> u32 {
-        let ready = self.known_ready();
+    const fn next_run(&self, ready: u32) -> u32 {
         let to_end = self.ring.size - (self.next & (self.ring.size - 1));
         if ready < to_end { ready } else { to_end }
     }
@@ -182,7 +182,8 @@ impl Consumer {
     /// cursors.
     #[inline]
     pub fn take(&mut self, into: &mut [u8]) -> usize {
-        let len = into.len().min(self.known_ready() as usize);
+        let ready = filled(*self.seen.get_mut(), self.next);
+        let len = into.len().min(ready as usize);
         let into = &mut into[..len];
         #[allow(clippy::cast_possible_truncation)] // at most the ring's size
         let count = len as u32;
@@ -192,7 +193,7 @@ impl Consumer {
             self.ring.data.copy_out(0, &mut into[first..]);
         }
         self.next = self.next.wrapping_add(count);
-        *self.run.get_mut() = self.next_run();
+        *self.run.get_mut() = self.next_run(ready - count);
         len
     }
 
