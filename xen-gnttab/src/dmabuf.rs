@@ -6,9 +6,9 @@
 //!    └ Imported: refs() = [GrantRef(9), ..] ──the store──>  └ (OwnedFd, Exported)
 //! ```
 //!
-//! The names are the kernel's: the side that has the memory *imports* the dma-buf into gntdev, which
-//! grants its pages; the other side has gntdev *export* a dma-buf of the granted pages, for a device
-//! of its own.
+//! The names are the kernel's: the side that has the memory *imports* the dma-buf into gntdev,
+//! which grants its pages; the other side has gntdev *export* a dma-buf of the granted pages, for a
+//! device of its own.
 //!
 //! The kernel needs `CONFIG_XEN_GNTDEV_DMABUF` (Linux 4.19 and later). Debian's kernels are without,
 //! and a simulated host is as well: then every call fails with [`Error::Unsupported`].
@@ -36,8 +36,8 @@
 //!
 //! # What the peer can do
 //!
-//! Both domains can write to all bytes at any time, and so can their devices. The exporting side can
-//! keep the pages mapped for as long as it likes: after an [`Imported`] is gone, Linux keeps each
+//! Both domains can write to all bytes at any time, and so can their devices. The exporting side
+//! can keep the pages mapped for as long as it likes: after an [`Imported`] is gone, Linux keeps each
 //! page from being used for anything else until the peer has unmapped it, but whoever has the
 //! dma-buf still shares it with the peer. The importing side cannot take pages away from an
 //! exported dma-buf.
@@ -148,7 +148,7 @@ fn open(xen: &Xen, op: &'static str) -> Result<GntDev> {
 }
 
 impl Exported {
-    /// Waits until the dma-buf is released by all that use it, until `deadline` if there is one, and
+    /// Waits until the dma-buf is released by all that use it, until `deadline` if there is one;
     /// returns whether it is. The descriptor that [`export`] returned is a user as well, and so are
     /// its copies: close them first.
     ///

@@ -29,7 +29,7 @@ impl GntAlloc {
         Node::open(root).map(Self)
     }
 
-    /// Returns how many pages all processes of this domain together may share by the driver at once:
+    /// Returns how many pages all processes of this domain together may share here at once:
     /// its parameter `limit`, which an administrator may change at any time.
     ///
     /// # Errors
