@@ -10,8 +10,8 @@
 //! which grants its pages; the other side has gntdev *export* a dma-buf of the granted pages, for a
 //! device of its own.
 //!
-//! The kernel needs `CONFIG_XEN_GNTDEV_DMABUF` (Linux 4.19 and later). Debian's kernels are without,
-//! and a simulated host is as well: then every call fails with [`Error::Unsupported`].
+//! The kernel needs `CONFIG_XEN_GNTDEV_DMABUF` (Linux 4.19 and later). Debian's kernels and
+//! simulated hosts are without: then every call fails with [`Error::Unsupported`].
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -37,8 +37,8 @@
 //! # What the peer can do
 //!
 //! Both domains can write to all bytes at any time, and so can their devices. The exporting side
-//! can keep the pages mapped for as long as it likes: after an [`Imported`] is gone, Linux keeps each
-//! page from being used for anything else until the peer has unmapped it, but whoever has the
+//! can keep the pages mapped for as long as it likes: after an [`Imported`] is gone, Linux keeps
+//! each page from being used for anything else until the peer has unmapped it, but whoever has the
 //! dma-buf still shares it with the peer. The importing side cannot take pages away from an
 //! exported dma-buf.
 
