@@ -33,7 +33,7 @@ use crate::guest::report::Report;
 use crate::guest::save::saver::Saver;
 use crate::guest::server::Server;
 use crate::guest::supervisor::{Action, Event, Supervisor};
-use crate::guest::{InitOptions, confine, power, privcmd};
+use crate::guest::{InitOptions, confine, memory, power, privcmd};
 use crate::libxl::guest::Guest;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, Progress, Task};
@@ -209,6 +209,7 @@ impl Watch<'_> {
                 info!("up {seconds:.2} s after this program began");
                 if let Some(pid) = self.qemu {
                     info!("{}", confine::facts(pid));
+                    info!("{}", memory::facts(pid));
                 }
             }
             Action::ReportError(reason) => {
