@@ -11,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 use stubdm::service::record::{Claim, Kind, Record};
 use stubdm_image::cpio::{Archive, Content};
+use stubdm_image::packed;
 use tempfile::TempDir;
 
 /// A guest's configuration without fault.
@@ -104,6 +105,23 @@ impl Host {
         for file in files {
             archive.program(file, Content::Bytes(Vec::new()));
         }
+        self.ramdisk(archive);
+    }
+
+    /// As [`Host::image`], with all but the init in a compressed file system.
+    fn packed_image(&self, files: &[String]) {
+        let init = "usr/bin/stubdm-run";
+        let (mut inner, mut outer) = (Archive::root(), Archive::root());
+        for file in files {
+            let archive = if file == init { &mut outer } else { &mut inner };
+            archive.program(file, Content::Bytes(Vec::new()));
+        }
+        let packed = packed::pack(&inner).unwrap();
+        outer.file(packed::FILE, Content::Bytes(packed));
+        self.ramdisk(outer);
+    }
+
+    fn ramdisk(&self, mut archive: Archive) {
         archive.link("init", "usr/bin/stubdm-run");
         let mut bytes = Vec::new();
         archive.write(&mut bytes).unwrap();
@@ -298,6 +316,34 @@ fn what_is_there_and_does_not_do_is_wrong_too() {
     host.only_wrong("image", "it lacks the module xen-privcmd");
     host.put("boot/stub.img", b"not one");
     host.only_wrong("image", "/boot/stub.img");
+}
+
+/// libxl's default of 128 MiB is enough for a packed ramdisk alone.
+#[test]
+fn too_little_memory_is_named_for_each_kind_of_ramdisk() {
+    for (packed, memory, too_little) in [
+        (true, "", false),
+        (true, "stubdomain_memory=128", false),
+        (true, "stubdomain_memory=127", true),
+        (false, "", true),
+        (false, "stubdomain_memory=191", true),
+        (false, "stubdomain_memory=304", false),
+    ] {
+        let host = Host::new();
+        if packed {
+            host.packed_image(&whole_image());
+        }
+        let config = GOOD.replace("stubdomain_memory=320", memory);
+        host.put("etc/xen/g.cfg", config.as_bytes());
+        let wanted = if packed { "=128" } else { "=304" };
+        if too_little {
+            host.only_wrong("guest", "too little to start in");
+            host.only_wrong("guest", wanted);
+        } else {
+            assert_eq!(host.says("guest").0, "ok", "{packed}, {memory}");
+            assert_eq!(host.says("image").0, "ok", "{packed}");
+        }
+    }
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn image() -> Command {
     command
 }
 
-/// The shared libraries this very program runs with.
+/// The shared libraries this very program runs with, and libm, which a dynamic stubdm-run needs.
 fn libraries() -> Vec<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mut all: Vec<PathBuf> = maps
@@ -99,6 +99,9 @@ fn libraries() -> Vec<PathBuf> {
         .filter(|path| path.contains(".so"))
         .map(PathBuf::from)
         .collect();
+    let libc = all.iter().find(|path| path.ends_with("libc.so.6"));
+    let libm = libc.map(|path| path.with_file_name("libm.so.6"));
+    all.extend(libm);
     all.sort();
     all.dedup();
     assert!(all.len() > 1);
@@ -216,6 +219,80 @@ fn a_ramdisk_is_built_listed_and_built_again_the_same() {
     assert_eq!(other["size"], listing["unpacked"]);
     let left = walk(root.dir.path());
     assert!(!left.iter().any(|f| f.to_str().unwrap().ends_with(".part")));
+}
+
+/// Returns the paths and lengths of a ramdisk's files that are in none of these folders.
+fn files(listing: &Value, without: &[&str]) -> Vec<(String, u64)> {
+    let entries = listing["entries"].as_array().unwrap().iter();
+    let own = entries.filter_map(|entry| {
+        let path = entry["path"].as_str().unwrap();
+        let is_file = entry["mode"].as_str().unwrap().starts_with("100");
+        let left_out = without.iter().any(|folder| path.starts_with(folder));
+        (is_file && !left_out).then(|| (path.to_owned(), entry["size"].as_u64().unwrap()))
+    });
+    let mut all: Vec<_> = own.collect();
+    all.sort();
+    // The init may need libraries that QEMU needs as well.
+    all.dedup();
+    all
+}
+
+#[test]
+fn all_that_qemu_needs_is_packed_where_the_kernel_can_mount_it() {
+    let root = Root::new();
+    let file = root.dir.path().join("x.img");
+    root.put("boot/vmlinuz-6.1.0", b"kernel");
+    let built = |more: &[&str]| -> Value {
+        // A small init, as one that is built to be shipped.
+        let first = ["--json", "--compress", "none", "--init", "/bin/true"];
+        let said = root.build(&file, &[&first[..], more].concat());
+        assert_eq!(said.status.code(), Some(0), "{said:?}");
+        serde_json::from_slice(&said.stdout).unwrap()
+    };
+    // A kernel without the two modules: as large as before, with a line that says why.
+    let plain = built(&[]);
+    let plain_list = inspect(&file);
+    assert_eq!(plain["packed"], false);
+    assert_eq!(plain_list["packed"], false);
+    let lacks = plain["lacks"].to_string();
+    assert!(
+        lacks.contains("no module loop") && lacks.contains("needs more"),
+        "{lacks}"
+    );
+    assert!(plain["memory"].as_u64().unwrap() > 288);
+
+    for name in ["loop", "squashfs"] {
+        root.put(
+            &format!("lib/modules/6.1.0/kernel/{name}.ko"),
+            &module_with(""),
+        );
+    }
+    let packed = built(&[]);
+    let packed_list = inspect(&file);
+    assert_eq!(packed["packed"], true);
+    assert_eq!(packed["lacks"].as_array().unwrap().len(), 0, "{packed}");
+    assert_eq!(packed["memory"], 128);
+    let own = ["packed/", "usr/bin/stubdm-run"];
+    assert_eq!(files(&packed_list, &own), files(&plain_list, &own));
+    // In the ramdisk itself: what mounts it.
+    let names: Vec<_> = files(&packed_list, &["usr/"])
+        .into_iter()
+        .map(|(path, _)| path)
+        .collect();
+    let mounts = ["loop.ko", "order", "root.squashfs", "squashfs.ko"];
+    assert_eq!(names, mounts.map(|name| format!("packed/{name}")));
+    let first = packed_list["entries"].as_array().unwrap().iter();
+    let first = first.take_while(|entry| entry["path"] != "packed/root.squashfs");
+    assert!(
+        !first
+            .into_iter()
+            .any(|entry| entry["path"].to_string().contains("qemu"))
+    );
+
+    let left = built(&["--no-pack"]);
+    assert_eq!(left["packed"], false);
+    assert_eq!(left["lacks"].as_array().unwrap().len(), 0, "{left}");
+    assert_eq!(inspect(&file)["entries"], plain_list["entries"]);
 }
 
 #[test]

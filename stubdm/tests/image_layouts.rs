@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use stubdm_image::firmware;
+use stubdm_image::{firmware, packed};
 use tempfile::TempDir;
 
 const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -195,7 +195,7 @@ impl Tree {
     /// Adds modules of a kernel; those in `built_in` are only in its list.
     fn modules(&self, folder: &str, version: &str, built_in: &[&str]) {
         let mut list = String::new();
-        for name in stubdm_image::MODULES {
+        for name in stubdm_image::MODULES.iter().chain(packed::DRIVERS) {
             match built_in.contains(name) {
                 true => list += &format!("kernel/drivers/xen/{name}.ko\n"),
                 false => self.put(

@@ -52,6 +52,8 @@ pub struct Built {
     pub size: u64,
     /// Files in it.
     pub files: usize,
+    /// All but the init is in a compressed file system ([`crate::packed`]).
+    pub packed: bool,
     /// The kernel's command line has to lift the restriction of a built-in xen-privcmd.
     pub unrestrict: bool,
     /// Optional parts that were not found, one line each with the feature that needs it.
@@ -70,7 +72,7 @@ impl Build<'_> {
         let version = pick_kernel(root, self.kernel, running.as_deref())?;
         let modules = Modules::find(root, &version)?;
         let made = stubdomain(&self.recipe, &modules)?;
-        let (archive, mut lacks) = (made.archive, made.lacks);
+        let (archive, packed, mut lacks) = (made.archive, made.packed, made.lacks);
         let unpacked = write(&archive, self.output, self.compress)?;
         let size = fs::metadata(self.output).with_context(|| named(self.output))?;
         let boot = kernel::file(root, &version).unwrap_or_else(|| {
@@ -94,6 +96,7 @@ impl Build<'_> {
             unpacked,
             size: size.len(),
             files: archive.nodes().filter(is_file).count(),
+            packed,
             unrestrict,
             lacks,
         })
@@ -103,7 +106,7 @@ impl Build<'_> {
 impl Built {
     /// The stubdomain's memory, in MiB.
     pub fn memory(&self) -> u64 {
-        memory(self.unpacked, self.size)
+        memory(self.unpacked, self.size, self.packed)
     }
 
     /// Lines for the guest's configuration.

@@ -17,6 +17,7 @@ pub mod firmware;
 pub mod kernel;
 pub mod linker;
 pub mod modules;
+pub mod packed;
 pub mod read;
 
 use std::path::Path;
@@ -56,13 +57,35 @@ pub const OPTIONAL_MODULES: &[(&str, &str)] = &[
 /// The init's path of QEMU in a ramdisk, unless its command line names another.
 pub const QEMU: &str = "usr/libexec/xen-qemu-system-i386";
 
-/// The least memory a stubdomain with such a ramdisk starts in, in MiB.
-pub const LEAST_MEMORY: u64 = 192;
+/// The memory a stubdomain with a packed ramdisk was tested with, in MiB: libxl's default.
+pub const PACKED_MEMORY: u64 = 128;
 
-/// The memory to give a stubdomain, in MiB, for a ramdisk of `size` bytes that unpacks to
-/// `unpacked`: while the kernel unpacks it, the ramdisk is there twice; the rest is for the kernel
-/// and QEMU.
-pub fn memory(unpacked: u64, size: u64) -> u64 {
+/// The least memory a stubdomain with an unpacked ramdisk starts in, in MiB.
+pub const UNPACKED_MEMORY: u64 = 192;
+
+/// The size of the ramdisk tested with [`PACKED_MEMORY`], unpacked, in MiB: that of Debian 12.
+const TESTED: u64 = 20;
+
+/// Returns the least memory a stubdomain starts in, in MiB.
+pub fn least_memory(packed: bool) -> u64 {
+    match packed {
+        true => PACKED_MEMORY,
+        false => UNPACKED_MEMORY,
+    }
+}
+
+/// Returns the memory to give a stubdomain, in MiB, for a ramdisk of `size` bytes that unpacks to
+/// `unpacked`. While the kernel unpacks it, the ramdisk is there twice; the rest is for the kernel
+/// and QEMU. A packed one gets what was tested; a larger one was not, and gets 64 MiB more and twice
+/// what it is larger.
+pub fn memory(unpacked: u64, size: u64, packed: bool) -> u64 {
+    if packed {
+        let size = unpacked.div_ceil(1 << 20);
+        if size <= TESTED {
+            return PACKED_MEMORY;
+        }
+        return (PACKED_MEMORY + 64 + 2 * (size - TESTED)).next_multiple_of(16);
+    }
     let ramdisk = (unpacked + size).div_ceil(1 << 20);
     (ramdisk + 288).next_multiple_of(16)
 }
@@ -84,6 +107,9 @@ pub struct Recipe<'a> {
     pub libraries: &'a [String],
     /// Folders below the root to look for firmware in, before those of QEMU.
     pub firmware: &'a [String],
+    /// All but the init goes into a compressed file system ([`packed`]), if the kernel can mount
+    /// it. Needs an init that mounts it.
+    pub pack: bool,
 }
 
 /// A ramdisk's archive, and the optional parts it lacks.
@@ -91,6 +117,8 @@ pub struct Recipe<'a> {
 pub struct Made {
     /// The root file system.
     pub archive: Archive,
+    /// All but the init is in a compressed file system.
+    pub packed: bool,
     /// Optional parts that were not found, one line each with the feature that needs it.
     pub lacks: Vec<String>,
 }
@@ -121,13 +149,31 @@ pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Made> {
     }
     wanted.extend(recipe.modules.iter().map(String::as_str));
     add_modules(&mut archive, kernel, &wanted)?;
+    let mut packed = false;
     if let Some(init) = recipe.init {
+        if recipe.pack {
+            match packed::obstacle(kernel) {
+                Some(why) => lacks.push(format!(
+                    "{why}; without it QEMU is unpacked into memory, and the stubdomain needs more"
+                )),
+                None => {
+                    let mut outer = Archive::root();
+                    packed::add(&mut outer, &archive, kernel)?;
+                    archive = outer;
+                    packed = true;
+                }
+            }
+        }
         let place = "usr/bin/stubdm-run";
         add_closure(&mut archive, recipe.root, linker.closure_of(place, init)?)?;
         archive.program(place, Content::File(init.to_owned()));
         archive.link("init", place);
     }
-    Ok(Made { archive, lacks })
+    Ok(Made {
+        archive,
+        packed,
+        lacks,
+    })
 }
 
 /// A QEMU in a tree.
@@ -290,13 +336,23 @@ fn add_closure(archive: &mut Archive, tree: &Path, closure: Closure) -> Result<(
 /// # Errors
 /// A module is missing or cannot be read.
 pub fn add_modules(archive: &mut Archive, kernel: &Modules, names: &[&str]) -> Result<()> {
+    add_modules_to(archive, "lib/modules", kernel, names)
+}
+
+/// As [`add_modules`], into another folder.
+pub(crate) fn add_modules_to(
+    archive: &mut Archive,
+    folder: &str,
+    kernel: &Modules,
+    names: &[&str],
+) -> Result<()> {
     let mut order = String::new();
     for (name, content) in kernel.closure(names)? {
-        archive.file(&format!("lib/modules/{name}"), content);
+        archive.file(&format!("{folder}/{name}"), content);
         order.push_str(&name);
         order.push('\n');
     }
-    archive.text("lib/modules/order", &order);
+    archive.text(&format!("{folder}/order"), &order);
     Ok(())
 }
 

@@ -38,6 +38,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("xen_netfront", "CONFIG_XEN_NETDEV_FRONTEND"),
     ("xen_pcifront", "CONFIG_XEN_PCIDEV_FRONTEND"),
     ("macvtap", "CONFIG_MACVTAP"),
+    ("loop", "CONFIG_BLK_DEV_LOOP"),
+    ("squashfs", "CONFIG_SQUASHFS"),
 ];
 
 /// The form in which a kernel has a driver.
@@ -180,6 +182,13 @@ impl Modules {
             None if self.config.is_some() && setting.is_some() => Driver::Absent,
             None => Driver::Unknown,
         }
+    }
+
+    /// Returns whether the kernel was built with a setting; `None` without its configuration.
+    pub fn setting(&self, name: &str) -> Option<bool> {
+        let set = [format!("{name}=y"), format!("{name}=m")];
+        let config = self.config.as_deref()?;
+        Some(config.lines().any(|line| set.iter().any(|own| own == line)))
     }
 
     /// Explains in a message why the kernel has no such module.

@@ -11,8 +11,10 @@ use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use flate2::bufread::MultiGzDecoder;
+
+use crate::packed;
 
 /// The most that is read, and the most that is unpacked: 2 GiB.
 const LIMIT: u64 = 2 << 30;
@@ -39,6 +41,9 @@ pub struct Listing {
     pub unpacked: u64,
     /// Whether it is compressed.
     pub compressed: bool,
+    /// All but the init is in a compressed file system ([`packed`]). Its entries are listed after
+    /// it, with the paths they have once it is the root.
+    pub packed: bool,
     /// The versions of the kernels that its uncompressed modules are made for.
     pub kernels: BTreeSet<String>,
 }
@@ -97,10 +102,12 @@ pub fn listing(file: &[u8]) -> Result<Listing> {
         rest = archive(rest, &mut entries, &mut kernels)?;
     }
     ensure!(!entries.is_empty(), "it has no entries");
+    let packed = entries.iter().any(|entry| entry.path == packed::FILE);
     Ok(Listing {
         entries,
         unpacked: data.len() as u64,
         compressed,
+        packed,
         kernels,
     })
 }
@@ -166,6 +173,10 @@ fn archive<'a>(
             size: size as u64,
             link,
         });
+        if name == packed::FILE.as_bytes() {
+            let inner = packed::entries(body);
+            entries.extend(inner.with_context(|| packed::FILE)?);
+        }
     }
 }
 

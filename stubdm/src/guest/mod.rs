@@ -12,10 +12,12 @@ pub mod cdrom;
 pub mod confine;
 pub mod console;
 pub mod incoming;
+pub mod loop_device;
 pub mod memory;
 pub mod modules;
 pub mod mounts;
 pub mod net;
+pub mod packed;
 pub mod pci;
 pub mod power;
 pub mod privcmd;
@@ -173,8 +175,10 @@ impl Patience {
 pub fn run(options: &InitOptions) -> ExitCode {
     let mut options = options.clone();
     let mut notes = Vec::new();
+    let mut root = Ok(false);
     if power::is_init() {
         power::off_on_panic();
+        root = packed::enter();
         notes = mounts::all();
         if let Err(failure) = console::take() {
             notes.push(failure.to_string());
@@ -187,7 +191,11 @@ pub fn run(options: &InitOptions) -> ExitCode {
     for note in notes {
         warn!("{note}");
     }
-    let status = or_reported(&options, Path::new(qemu::DIRECTORY), store::open);
+    if let Ok(true) = root {
+        info!("the root is the ramdisk's compressed file system");
+    }
+    let root = root.map(drop);
+    let status = or_reported(&options, Path::new(qemu::DIRECTORY), root, store::open);
     power::end(status == ExitCode::SUCCESS);
     status
 }
@@ -201,17 +209,19 @@ pub fn run_on(
 ) -> ExitCode {
     log::to_console(options.verbose);
     info!("stubdm-run {} starts", env!("CARGO_PKG_VERSION"));
-    or_reported(options, directory, open)
+    or_reported(options, directory, Ok(()), open)
 }
 
-/// Says in the log and in the store, as far as it is reached, what went wrong.
+/// Says in the log and in the store, as far as it is reached, what went wrong, a `root` that could
+/// not be mounted included.
 fn or_reported(
     options: &InitOptions,
     directory: &Path,
+    root: Result<()>,
     open: impl FnOnce() -> Result<(Xen, Store)>,
 ) -> ExitCode {
     let mut report = Report::default();
-    stubdomain(options, directory, open, &mut report).unwrap_or_else(|failure| {
+    stubdomain(options, directory, root, open, &mut report).unwrap_or_else(|failure| {
         report.failed(&failure.to_string());
         ExitCode::from(failure.status())
     })
@@ -221,6 +231,7 @@ fn or_reported(
 fn stubdomain(
     options: &InitOptions,
     directory: &Path,
+    root: Result<()>,
     open: impl FnOnce() -> Result<(Xen, Store)>,
     report: &mut Report,
 ) -> Result<ExitCode> {
@@ -237,6 +248,7 @@ fn stubdomain(
     report.reaches(&store);
     let guest = Guest::read(&store)?;
     report.concerns(guest.domid);
+    root?;
     info!(
         "device model of domain {}, whose VM is {}",
         guest.domid, guest.vm

@@ -20,9 +20,13 @@ use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use tracing::{debug, info, warn};
 
+use crate::rt::error::{Context, Failure, Result};
+
 const ROOT: &str = "/lib/modules";
 /// The module whose restriction is lifted.
 const PRIVCMD: &str = "xen_privcmd";
+/// The module of which one device is used. Each takes memory.
+const LOOP: &str = "loop";
 
 /// Modules to look for when there is no order file. `true`: QEMU cannot work without it.
 const WANTED: &[(&str, bool)] = &[
@@ -87,6 +91,24 @@ impl Plan {
     pub fn load_pci(&self) {
         load_each(&self.pci, false);
     }
+}
+
+/// Loads the modules listed in the file `order` of a folder and removes their files, which take
+/// memory.
+///
+/// # Errors
+/// A module cannot be read, or the kernel refuses it.
+pub fn load_and_remove(folder: &Path) -> Result<()> {
+    let order = folder.join("order");
+    let order = fs::read_to_string(&order).context(order.display())?;
+    for path in listed(folder, &order) {
+        let failed = |errno: Errno| Failure::new(errno.desc());
+        load(&path, false)
+            .map_err(failed)
+            .context(format_args!("loading {}", path.display()))?;
+        let _ = fs::remove_file(&path);
+    }
+    Ok(())
 }
 
 /// Loads each module. A missing one is a line in the log: it may be built in, and if it is not,
@@ -199,7 +221,7 @@ fn dependencies(text: &str) -> HashMap<String, Vec<String>> {
 }
 
 /// Loads one file.
-fn load(path: &Path, restricted: bool) -> Result<(), Errno> {
+fn load(path: &Path, restricted: bool) -> nix::Result<()> {
     let name = path.to_str().and_then(module_name).unwrap_or_default();
     let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let file = File::open(path).map_err(errno)?;
@@ -207,7 +229,9 @@ fn load(path: &Path, restricted: bool) -> Result<(), Errno> {
     // MODULE_INIT_COMPRESSED_FILE, which nix has no name for.
     let flags = ModuleInitFlags::from_bits_retain(if compressed { 4 } else { 0 });
     let mut parameters = c"";
-    if name == PRIVCMD && restricted {
+    if name == LOOP {
+        parameters = c"max_loop=1";
+    } else if name == PRIVCMD && restricted {
         info!("xen-privcmd stays restricted, as it was asked to (XSA-482)");
     } else if name == PRIVCMD {
         let known = compressed || fs::read(path).is_ok_and(|file| knows_restriction(&file));

@@ -24,10 +24,12 @@ const fn plain(kind: &'static str, target: &'static str, data: &'static str) -> 
     }
 }
 
+const DEVICES: Mount = plain("devtmpfs", "/dev", "mode=0755");
+
 const ALL: &[Mount] = &[
     plain("proc", "/proc", ""),
     plain("sysfs", "/sys", ""),
-    plain("devtmpfs", "/dev", "mode=0755"),
+    DEVICES,
     plain("devpts", "/dev/pts", "mode=0620,ptmxmode=0666"),
     plain("tmpfs", "/dev/shm", "mode=1777"),
     plain("tmpfs", "/run", "mode=0755,size=16m"),
@@ -40,6 +42,14 @@ const XENFS: Mount = plain("xenfs", "/proc/xen", "");
 /// exist yet; nothing here is fatal by itself.
 pub fn all() -> Vec<String> {
     ALL.iter().filter_map(|m| m.mount().err()).collect()
+}
+
+/// Mounts `/dev` alone.
+///
+/// # Errors
+/// The kernel refuses it; the message is for a log.
+pub fn devices() -> Result<(), String> {
+    DEVICES.mount()
 }
 
 /// Mounts `/proc/xen`, which old libraries look into; the devices of today are in `/dev/xen`.

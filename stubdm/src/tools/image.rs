@@ -74,6 +74,10 @@ pub struct BuildOptions {
     /// One more folder below the root to look for QEMU's firmware in, before QEMU's own
     #[arg(long = "firmware-dir", value_name = "DIR")]
     pub firmware: Vec<String>,
+    /// Leave QEMU uncompressed in the ramdisk, for an init that mounts no compressed file system:
+    /// the stubdomain needs more memory
+    #[arg(long)]
+    pub no_pack: bool,
     /// How to compress it
     #[arg(long, value_name = "HOW", default_value = "gzip")]
     pub compress: Compress,
@@ -135,6 +139,7 @@ fn build(options: &BuildOptions) -> Result<String> {
             files: &options.files,
             libraries: &options.libraries,
             firmware: &options.firmware,
+            pack: !options.no_pack,
         },
         compress: match options.compress {
             Compress::Gzip => build::Compress::Gzip,
@@ -154,6 +159,7 @@ fn build(options: &BuildOptions) -> Result<String> {
         "files": built.files,
         "size": built.size,
         "unpacked": built.unpacked,
+        "packed": built.packed,
         "memory": built.memory(),
         "config": built.config(),
         "lacks": built.lacks,
@@ -211,6 +217,7 @@ fn inspect(options: &InspectOptions) -> Result<String> {
             "size": file.len(),
             "unpacked": listing.unpacked,
             "compressed": listing.compressed,
+            "packed": listing.packed,
             "entries": entries.collect::<Vec<_>>(),
         });
         return Ok(stubdm_qmp::text::json(&value) + "\n");

@@ -22,6 +22,7 @@ pub(crate) fn build(parts: &Parts, shell_init: bool) -> Result<PathBuf> {
         files: &[],
         libraries: &[],
         firmware: &[],
+        pack: true,
     };
     let made = stubdm_image::stubdomain(&recipe, &parts.modules)?;
     ensure!(
@@ -67,6 +68,7 @@ pub(crate) fn printed(parts: &Parts) -> Result<String> {
             files: &[],
             libraries: &[],
             firmware: &[],
+            pack: true,
         },
         compress: Compress::None,
     };

@@ -5,7 +5,7 @@ use std::fs;
 
 use stubdm_image::elf::resolve;
 use stubdm_image::modules::{Driver, Modules};
-use stubdm_image::{LEAST_MEMORY, memory, read};
+use stubdm_image::{PACKED_MEMORY, least_memory, memory, read};
 
 use super::State;
 use super::checks::Host;
@@ -121,10 +121,12 @@ impl Host<'_> {
         }
         let given = settings.number("stubdomain_memory");
         let ramdisk = settings.text("stubdomain_ramdisk");
-        let wanted = ramdisk.and_then(|path| memory_for(&resolve(self.root, path).ok()?));
+        let memory = ramdisk.and_then(|path| memory_for(&resolve(self.root, path).ok()?));
+        let (wanted, least) = memory.unzip();
+        let least = least.unwrap_or(PACKED_MEMORY);
         let mend = |mib: u64| format!("stubdomain_memory={mib}");
         match (given.unwrap_or(DEFAULT_MEMORY), wanted) {
-            (has, _) if has < LEAST_MEMORY => say(
+            (has, _) if has < least => say(
                 State::Wrong,
                 match given {
                     Some(has) => {
@@ -134,7 +136,7 @@ impl Host<'_> {
                         "does not say stubdomain_memory, and xl's default of {DEFAULT_MEMORY} MiB is too little to start in"
                     ),
                 },
-                &mend(wanted.unwrap_or(LEAST_MEMORY)),
+                &mend(wanted.unwrap_or(least)),
             ),
             (has, Some(wanted)) if has < wanted => say(
                 State::Note,
@@ -316,9 +318,12 @@ fn by_qemu(disk: &str) -> Option<&'static str> {
     (is_file && !parts.iter().any(|part| part.starts_with("script="))).then_some("is a file")
 }
 
-/// Returns the memory that `image build` would print for a ramdisk, in MiB.
-fn memory_for(file: &std::path::Path) -> Option<u64> {
+/// Returns the memory that `image build` would print for a ramdisk and the least that it starts in,
+/// in MiB.
+fn memory_for(file: &std::path::Path) -> Option<(u64, u64)> {
     let data = read::contents(file).ok()?;
     let listing = read::listing(&data).ok()?;
-    Some(memory(listing.unpacked, data.len() as u64))
+    let packed = listing.packed;
+    let wanted = memory(listing.unpacked, data.len() as u64, packed);
+    Some((wanted, least_memory(packed)))
 }

@@ -36,8 +36,12 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 /// There is nothing in the stubdomain's ramdisk that runs scripts.
 fn no_shell() -> Result<()> {
-    let files = command(&["sh", "-c", "cpio -t < /boot/stub.img 2>/dev/null"])?;
-    let name = |path: &String| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let files = command(&["stubdm-run", "image", "inspect", "/boot/stub.img"])?;
+    // Mode, length, path, and where a link leads.
+    let name = |line: &String| {
+        let path = line.split_whitespace().nth(2).unwrap_or_default();
+        path.rsplit('/').next().unwrap_or_default().to_owned()
+    };
     let names: Vec<String> = files.iter().map(name).collect();
     ensure!(
         names.iter().any(|name| name == "xen-qemu-system-i386"),
@@ -140,8 +144,8 @@ fn state_of(name: &str, letter: char) -> Result<()> {
 /// The ramdisk with one program more, which runs QEMU and spoils it when dom0 says so.
 fn ramdisk_with_killer() -> Result<&'static str> {
     const IMAGE: &str = "/tmp/stub-killer.img";
-    const SCRIPT: &str = "set -e; rm -rf /tmp/killer; mkdir -p /tmp/killer/usr/bin; \
-        cp /usr/bin/xen-testbed-agent /tmp/killer/usr/bin/mortal-qemu; cd /tmp/killer; \
+    const SCRIPT: &str = "set -e; rm -rf /tmp/killer; mkdir -p /tmp/killer/packed/extra; \
+        cp /usr/bin/xen-testbed-agent /tmp/killer/packed/extra/mortal-qemu; cd /tmp/killer; \
         cp /boot/stub.img /tmp/stub-killer.img; \
         find . | cpio -o -H newc 2>/dev/null | gzip -1 >> /tmp/stub-killer.img; rm -rf /tmp/killer";
     command(&["sh", "-c", SCRIPT])?;
@@ -152,7 +156,7 @@ fn floods_hangs_and_crashes(world: &World) -> Result<()> {
     let image = ramdisk_with_killer()?;
     let result = (|| {
         let ramdisk = format!("stubdomain_ramdisk=\"{image}\"");
-        let line = command_line("stubdm.qemu=/usr/bin/mortal-qemu stubdm.hang-after=3")?;
+        let line = command_line("stubdm.qemu=/extra/mortal-qemu stubdm.hang-after=3")?;
         let mut guest = Guest::create_with(&world.store, &[&ramdisk, &line])
             .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
         let spoiled = is_alive(&mut guest)
