@@ -483,8 +483,10 @@ unsafe impl DomctlBytes for domctl::VcpuContext {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+of! { SetVcpuContext(domctl::VcpuContext); }
+
 of! {
-    SetVcpuContext(domctl::VcpuContext);
     GetHvmContext(domctl::HvmContext);
     SetHvmContext(domctl::HvmContext);
 }
