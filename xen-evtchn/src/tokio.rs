@@ -8,7 +8,7 @@
 //!
 //! A wait that is cancelled loses nothing: another one reads from then on. A wait that is kept but
 //! **not polled** holds up every other wait on the set, as a future that holds a
-//! [`tokio::sync::Mutex`](::tokio::sync::Mutex) does. Examples are a wait that `select!` polls by
+//! [`tokio::sync::Mutex`] does. Examples are a wait that `select!` polls by
 //! reference while a branch's body waits for another port, and a wait in a runtime that does not
 //! run. So await it, spawn it or drop it.
 //!
