@@ -82,11 +82,16 @@ fn a_future_that_is_never_polled_again_holds_nobody_up() {
         store.write("/a", "x").await.unwrap();
         let kept = store.read("/a");
         let mut kept = pin!(kept);
-        let _ = poll_fn(|cx| Poll::Ready(kept.as_mut().poll(cx))).await;
+        let polled = poll_fn(|cx| Poll::Ready(kept.as_mut().poll(cx))).await;
         for _ in 0..100 {
             assert_eq!(store.read("/a").await.unwrap(), b"x");
         }
-        assert_eq!(kept.await.unwrap(), b"x");
+        // On a busy machine the answer can be there at the first poll.
+        let answer = match polled {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => kept.await,
+        };
+        assert_eq!(answer.unwrap(), b"x");
     });
 }
 
