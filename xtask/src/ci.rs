@@ -122,25 +122,26 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
     let binaries = binaries.unwrap_or_else(|_| Err(anyhow!("the build panicked")));
     both(binaries, others)?;
     let minutes = |m: u64| Duration::from_secs(m * 60);
-    // The demo's machine and the interpreter take one processor each.
-    let (demo, miri) = thread::scope(|scope| {
-        let demo = scope.spawn(|| {
+    // The interpreter takes one processor, for as long as the demo's machine and the fuzz targets
+    // take the other.
+    let (others, miri) = thread::scope(|scope| {
+        let others = scope.spawn(|| {
             stage("demo", || {
                 let code = demo::run(workspace, options, minutes(10))?;
                 ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
                 Ok(())
+            })?;
+            stage("fuzz targets", || {
+                let code = fuzz::run(workspace, fuzz::GATE, None)?;
+                ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
+                Ok(())
             })
         });
         let miri = stage("Miri", || miri::check(workspace));
-        (demo.join(), miri)
+        (others.join(), miri)
     });
-    let demo = demo.unwrap_or_else(|_| Err(anyhow!("the demo panicked")));
-    both(demo, miri)?;
-    stage("fuzz targets", || {
-        let code = fuzz::run(workspace, fuzz::GATE, None)?;
-        ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
-        Ok(())
-    })?;
+    let others = others.unwrap_or_else(|_| Err(anyhow!("the demo or the fuzzing panicked")));
+    both(others, miri)?;
     if skip_tests {
         println!("\nThe tests were NOT RUN (--skip-tests).");
         return Ok(ExitCode::SUCCESS);
