@@ -20,8 +20,8 @@ const OUTSIDE: &[&str] = &["benches", "testing", "xtask"];
 /// Traits that derive macros implement for themselves.
 const INTERNAL: &[&str] = &["HasField", "HasTag", "ProjectToTag", "StructuralPartialEq"];
 
-/// Types of which a blocking client and tokio's have one each, and the methods of the blocking one that
-/// tokio's has no use for: those of poll loops, and deadlines, which are the runtime's.
+/// Types of which a blocking client and tokio's have one each, and the methods that the blocking
+/// one has alone: those of poll loops, and deadlines, which are the runtime's.
 const TWINS: &[(&str, &str, &[&str])] = &[
     (
         "xen_store::Store",
@@ -94,7 +94,7 @@ fn difference(old: &str, new: &str) -> Vec<String> {
     gone.chain(come).collect()
 }
 
-/// The methods that one of two [`TWINS`] has and the other lacks, one sentence each.
+/// Names each method that one of two [`TWINS`] has and the other lacks, in a sentence.
 fn lags<'a>(listings: impl Iterator<Item = &'a String> + Clone) -> Vec<String> {
     let mut all = Vec::new();
     for (blocking, asynchronous, alone) in TWINS {
@@ -114,7 +114,7 @@ fn lags<'a>(listings: impl Iterator<Item = &'a String> + Clone) -> Vec<String> {
     all
 }
 
-/// The methods that listings have of a type.
+/// Returns the names of a type's methods in the listings.
 fn methods<'a>(listings: impl Iterator<Item = &'a String>, of: &str) -> BTreeSet<&'a str> {
     let method = |line: &'a str| {
         let (_, rest) = line.split_once(&format!("fn {of}::"))?;

@@ -138,8 +138,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) memory: u32,
     /// Its clock.
     pub(crate) clock: Clock,
-    /// Its disks, in their order. Their changes last until the machine ends. A machine
-    /// with disks can be reset; one without ends then.
+    /// Its disks, in their order. Their changes last until the machine ends. A machine with disks
+    /// can be reset; one without ends then.
     pub(crate) disks: &'a [&'a Path],
 }
 
