@@ -20,7 +20,7 @@ use crate::request::{
     GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr, Release,
     Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget, Write,
 };
-use crate::snapshot::{Snap, Snapshot, Walk};
+use crate::snapshot::{Snapshot, Tree};
 use crate::transport::{Polled, Transport};
 use crate::txn::Transaction;
 
@@ -231,34 +231,17 @@ impl Store {
     }
 }
 
-/// Makes a blocking method of each operation.
+/// Makes a blocking method of each operation, which `$by` carries out.
 macro_rules! blocking {
-    ($type:ty: plans $($plans:tt)*) => {
-        blocking_plans! { $type: $($plans)* }
-    };
-    ($type:ty: $(
+    ($type:ty, $by:ident: $(
         $(#[$meta:meta])*
-        fn $name:ident($($field:ident: $ty:ty),*) -> $reply:ty = $request:expr;
+        fn $name:ident $([$($generics:tt)*])? ($($field:ident: $ty:ty),*) -> $output:ty
+            = $value:expr;
     )*) => {
         impl $type {$(
             $(#[$meta])*
-            pub fn $name(&self, $($field: $ty),*) -> Result<$reply> {
-                self.operate($request)
-            }
-        )*}
-    };
-}
-
-/// Makes a blocking method of each operation of many requests.
-macro_rules! blocking_plans {
-    ($type:ty: $(
-        $(#[$meta:meta])*
-        fn $name:ident[$($generics:tt)*]($($field:ident: $ty:ty),*) -> $reply:ty = $plan:expr;
-    )*) => {
-        impl $type {$(
-            $(#[$meta])*
-            pub fn $name<$($generics)*>(&self, $($field: $ty),*) -> $reply {
-                self.carry($plan)
+            pub fn $name $(<$($generics)*>)? (&self, $($field: $ty),*) -> $output {
+                self.$by($value)
             }
         )*}
     };

@@ -1,13 +1,13 @@
-//! The operations that are one request each, listed once for the blocking client and for tokio's.
+//! The operations, listed once for the blocking client and for tokio's.
 //!
-//! A client names the macro that makes a method of each line: see `client.rs` and
-//! `tokio/store.rs`.
+//! Each line is the signature of a method and the request or the plan that it carries out. A client
+//! names the macro that makes its methods: see `client.rs` and `tokio/store.rs`.
 
 /// The operations on nodes, the same inside and outside a transaction.
 macro_rules! node_operations {
     ($client:ident!($type:ty)) => {
         $client! {
-            $type:
+            $type, operate:
 
             /// Returns the value of a node: any bytes, exactly as they were written.
             ///
@@ -16,28 +16,28 @@ macro_rules! node_operations {
             /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such node, `EACCES` no right
             /// to read it.
             #[doc(alias = "xs_read")]
-            fn read(path: &str) -> Vec<u8> = Read { path };
+            fn read(path: &str) -> Result<Vec<u8>> = Read { path };
 
             /// Returns the value of a node as text.
             ///
             /// # Errors
             ///
             /// As `read`; [`Error::NotText`](crate::Error::NotText) if it is not UTF-8.
-            fn read_str(path: &str) -> String = ReadStr { path };
+            fn read_str(path: &str) -> Result<String> = ReadStr { path };
 
             /// Returns the value of a node, or `None` if there is no such node.
             ///
             /// # Errors
             ///
             /// As `read`, apart from `ENOENT`.
-            fn read_optional(path: &str) -> Option<Vec<u8>> = Optional(Read { path });
+            fn read_optional(path: &str) -> Result<Option<Vec<u8>>> = Optional(Read { path });
 
             /// Returns the value of a node as text, or `None` if there is no such node.
             ///
             /// # Errors
             ///
             /// As `read_str`, apart from `ENOENT`.
-            fn read_str_optional(path: &str) -> Option<String> = Optional(ReadStr { path });
+            fn read_str_optional(path: &str) -> Result<Option<String>> = Optional(ReadStr { path });
 
             /// Sets the value of a node. The node and its parents are created if missing, owned
             /// by this domain with the permissions of the nearest existing parent.
@@ -50,7 +50,7 @@ macro_rules! node_operations {
             /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` no right, `ENOSPC` over a quota;
             /// [`Invalid::PayloadTooLong`](crate::Invalid::PayloadTooLong).
             #[doc(alias = "xs_write")]
-            fn write(path: &str, value: impl AsRef<[u8]>) -> () =
+            fn write(path: &str, value: impl AsRef<[u8]>) -> Result<()> =
                 Write { path, value: value.as_ref() };
 
             /// Creates a node with an empty value, and its parents. An existing node stays as it
@@ -60,7 +60,7 @@ macro_rules! node_operations {
             ///
             /// As `write`.
             #[doc(alias = "xs_mkdir")]
-            fn mkdir(path: &str) -> () = Mkdir { path };
+            fn mkdir(path: &str) -> Result<()> = Mkdir { path };
 
             /// Removes a node and everything below it. A missing node is no error if its
             /// parent exists.
@@ -70,7 +70,7 @@ macro_rules! node_operations {
             /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such parent, `EACCES` no
             /// right, `EINVAL` for `/`.
             #[doc(alias = "xs_rm")]
-            fn rm(path: &str) -> () = Rm { path };
+            fn rm(path: &str) -> Result<()> = Rm { path };
 
             /// Returns the names of a node's children, in the daemon's order.
             ///
@@ -82,14 +82,14 @@ macro_rules! node_operations {
             /// As `read`; [`Error::Conflict`](crate::Error::Conflict) if the list changed faster
             /// than it could be read.
             #[doc(alias = "xs_directory")]
-            fn directory(path: &str) -> Vec<String> = Directory { path };
+            fn directory(path: &str) -> Result<Vec<String>> = Directory { path };
 
             /// Returns whether a node exists.
             ///
             /// # Errors
             ///
             /// As `read`, apart from `ENOENT`: without the right to read it there is no answer.
-            fn exists(path: &str) -> bool = Exists { path };
+            fn exists(path: &str) -> Result<bool> = Exists { path };
 
             /// Returns the permissions of a node. Those of `@introduceDomain` and `@releaseDomain`
             /// can be set but not read (`EINVAL` from xenstored 4.17).
@@ -98,7 +98,7 @@ macro_rules! node_operations {
             ///
             /// As `read`.
             #[doc(alias = "xs_get_permissions")]
-            fn permissions(path: &str) -> Permissions = GetPermissions { path };
+            fn permissions(path: &str) -> Result<Permissions> = GetPermissions { path };
 
             /// Replaces the permissions of a node, or of `@introduceDomain` or
             /// `@releaseDomain`.
@@ -107,12 +107,12 @@ macro_rules! node_operations {
             ///
             /// As `read`; `EPERM` if the owner would change and this domain is not privileged.
             #[doc(alias = "xs_set_permissions")]
-            fn set_permissions(path: &str, permissions: &Permissions) -> () =
+            fn set_permissions(path: &str, permissions: &Permissions) -> Result<()> =
                 SetPermissions { path, permissions };
         }
 
         $client! {
-            $type: plans
+            $type, carry:
 
             /// Sends many requests together and returns a result for each, in the same shape: see
             /// [`Batch`](crate::Batch). At most [`MAX_IN_FLIGHT`](crate::MAX_IN_FLIGHT) of them
@@ -145,7 +145,7 @@ macro_rules! node_operations {
             ///
             /// As `directory`, of `path` itself; [`Error::TooLarge`](crate::Error::TooLarge) beyond
             /// [`MAX_TREE`](crate::MAX_TREE). Other errors of any of the requests.
-            fn walk[](path: &str, depth: u32) -> Result<Vec<String>> = Walk::new(path, depth);
+            fn walk(path: &str, depth: u32) -> Result<Vec<String>> = Tree::walk(path, depth);
 
             /// Returns a node and everything below it, with values and permissions. The requests
             /// are in flight together.
@@ -158,7 +158,7 @@ macro_rules! node_operations {
             /// # Errors
             ///
             /// As `walk`.
-            fn snapshot[](path: &str) -> Result<Snapshot> = Snap::new(path);
+            fn snapshot(path: &str) -> Result<Snapshot> = Tree::snapshot(path);
         }
     };
 }
@@ -168,7 +168,7 @@ macro_rules! node_operations {
 macro_rules! domain_operations {
     ($client:ident!($type:ty)) => {
         $client! {
-            $type:
+            $type, operate:
 
             /// Returns the number of the domain that this connection is of: the node `domid`,
             /// which the toolstack writes for every domain that it makes. A program that may make
@@ -179,7 +179,7 @@ macro_rules! domain_operations {
             /// [`Error::Daemon`](crate::Error::Daemon) with `ENOENT`
             /// ([`is_not_found`](crate::Error::is_not_found)) if the toolstack wrote none;
             /// [`Error::Value`](crate::Error::Value) if the node holds no domain's number.
-            fn own_domain() -> DomId = OwnDomain {};
+            fn own_domain() -> Result<DomId> = OwnDomain {};
 
             /// Returns the path that relative paths of `domain` start from: `/local/domain/<id>`.
             ///
@@ -187,7 +187,7 @@ macro_rules! domain_operations {
             ///
             /// Those of any request.
             #[doc(alias = "xs_get_domain_path")]
-            fn domain_path(domain: DomId) -> String = GetDomainPath { domain };
+            fn domain_path(domain: DomId) -> Result<String> = GetDomainPath { domain };
 
             /// Returns whether the daemon serves `domain`.
             ///
@@ -195,7 +195,7 @@ macro_rules! domain_operations {
             ///
             /// Those of any request.
             #[doc(alias = "xs_is_domain_introduced")]
-            fn is_introduced(domain: DomId) -> bool = IsIntroduced { domain };
+            fn is_introduced(domain: DomId) -> Result<bool> = IsIntroduced { domain };
 
             /// Tells the daemon to serve `domain`, by the ring at guest frame `gfn` and the event
             /// channel `port` of that domain.
@@ -205,7 +205,7 @@ macro_rules! domain_operations {
             /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged,
             /// `EINVAL` the ring cannot be mapped.
             #[doc(alias = "xs_introduce_domain")]
-            fn introduce(domain: DomId, gfn: u64, port: Port) -> () =
+            fn introduce(domain: DomId, gfn: u64, port: Port) -> Result<()> =
                 Introduce { domain, gfn, port };
 
             /// Tells the daemon to stop serving `domain`.
@@ -214,7 +214,7 @@ macro_rules! domain_operations {
             ///
             /// As [`introduce`](Self::introduce); `ENOENT` if it does not serve it.
             #[doc(alias = "xs_release_domain")]
-            fn release(domain: DomId) -> () = Release { domain };
+            fn release(domain: DomId) -> Result<()> = Release { domain };
 
             /// Tells the daemon to expect `domain` to shut down again, after it was resumed.
             ///
@@ -222,7 +222,7 @@ macro_rules! domain_operations {
             ///
             /// As [`release`](Self::release).
             #[doc(alias = "xs_resume_domain")]
-            fn resume(domain: DomId) -> () = Resume { domain };
+            fn resume(domain: DomId) -> Result<()> = Resume { domain };
 
             /// Lets `domain` act with the rights of `target`, as a stubdomain does for its guest.
             ///
@@ -230,7 +230,8 @@ macro_rules! domain_operations {
             ///
             /// As [`release`](Self::release).
             #[doc(alias = "xs_set_target")]
-            fn set_target(domain: DomId, target: DomId) -> () = SetTarget { domain, target };
+            fn set_target(domain: DomId, target: DomId) -> Result<()> =
+                SetTarget { domain, target };
 
             /// Drops all watches and transactions of this *domain's* connection, also those of
             /// other programs when the kernel's device is shared by them.
@@ -238,7 +239,7 @@ macro_rules! domain_operations {
             /// # Errors
             ///
             /// Those of any request.
-            fn reset_watches() -> () = ResetWatches {};
+            fn reset_watches() -> Result<()> = ResetWatches {};
 
             /// Sends a command to the daemon itself and returns what it prints. The commands are
             /// the daemon's own; `help` lists them.
@@ -248,7 +249,7 @@ macro_rules! domain_operations {
             /// Those of any request; [`Invalid::Nul`](crate::Invalid::Nul).
             #[doc(alias = "xs_control_command")]
             #[doc(alias = "xs_debug_command")]
-            fn control(command: &str, arguments: &[&str]) -> String =
+            fn control(command: &str, arguments: &[&str]) -> Result<String> =
                 Control { command, arguments };
 
             /// Returns the protocol features the daemon offers this domain, as bits
@@ -258,7 +259,7 @@ macro_rules! domain_operations {
             ///
             /// [`Error::NotOffered`](crate::Error::NotOffered) by daemons before Xen 4.21.
             #[doc(alias = "xs_get_features_supported")]
-            fn features() -> u32 = GetFeatures { domain: None };
+            fn features() -> Result<u32> = GetFeatures { domain: None };
 
             /// Returns the protocol features the daemon offers `domain`. For domain 0.
             ///
@@ -267,7 +268,7 @@ macro_rules! domain_operations {
             /// As [`features`](Self::features); `ENOENT` no such domain; `EACCES` this domain is
             /// not privileged.
             #[doc(alias = "xs_get_features_domain")]
-            fn features_of(domain: DomId) -> u32 = GetFeatures { domain: Some(domain) };
+            fn features_of(domain: DomId) -> Result<u32> = GetFeatures { domain: Some(domain) };
 
             /// Limits the protocol features offered to `domain`, before it is introduced. For
             /// domain 0.
@@ -278,7 +279,7 @@ macro_rules! domain_operations {
             /// `EINVAL` a feature that the daemon does not have; otherwise as
             /// [`features_of`](Self::features_of).
             #[doc(alias = "xs_set_features_domain")]
-            fn set_features(domain: DomId, features: u32) -> () =
+            fn set_features(domain: DomId, features: u32) -> Result<()> =
                 SetFeatures { domain, features };
 
             /// Returns the names of the daemon's quotas. For domain 0.
@@ -288,7 +289,7 @@ macro_rules! domain_operations {
             /// [`Error::NotOffered`](crate::Error::NotOffered) by daemons before Xen 4.21;
             /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged.
             #[doc(alias = "xs_get_quota_names")]
-            fn quota_names() -> Vec<String> = GetQuotaNames {};
+            fn quota_names() -> Result<Vec<String>> = GetQuotaNames {};
 
             /// Returns a quota of `domain`, or the one that new domains get; `None` is no limit.
             /// For domain 0.
@@ -299,7 +300,7 @@ macro_rules! domain_operations {
             /// domain; otherwise as [`quota_names`](Self::quota_names).
             #[doc(alias = "xs_get_global_quota")]
             #[doc(alias = "xs_get_domain_quota")]
-            fn quota(domain: Option<DomId>, name: &str) -> Option<NonZeroU32> =
+            fn quota(domain: Option<DomId>, name: &str) -> Result<Option<NonZeroU32>> =
                 GetQuota { domain, name };
 
             /// Changes a quota of `domain`, or the one that new domains get; `None` is no limit.
@@ -310,7 +311,11 @@ macro_rules! domain_operations {
             /// As [`quota`](Self::quota).
             #[doc(alias = "xs_set_global_quota")]
             #[doc(alias = "xs_set_domain_quota")]
-            fn set_quota(domain: Option<DomId>, name: &str, limit: Option<NonZeroU32>) -> () =
+            fn set_quota(
+                domain: Option<DomId>,
+                name: &str,
+                limit: Option<NonZeroU32>
+            ) -> Result<()> =
                 SetQuota { domain, name, limit };
         }
     };

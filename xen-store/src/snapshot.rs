@@ -136,10 +136,10 @@ struct Found {
     is_gone: bool,
 }
 
-/// The plan of both: nodes are found by the lists of children, and asked about in the order in which
-/// they are found.
+/// The plan of a walk or a snapshot: nodes are found by the lists of children, and asked about in the
+/// order in which they are found.
 #[derive(Debug)]
-struct Tree {
+pub(crate) struct Tree<T> {
     found: Vec<Found>,
     /// Questions about a node found, in their order.
     questions: VecDeque<(usize, Question)>,
@@ -148,10 +148,34 @@ struct Tree {
     /// Bytes taken.
     size: usize,
     failure: Option<Error>,
+    /// Makes the result of the nodes that were found.
+    collect: fn(Vec<Found>) -> T,
 }
 
-impl Tree {
-    fn new(path: &str, depth: u32, with_nodes: bool) -> Self {
+impl Tree<Vec<String>> {
+    /// The paths of a node and of all at most `depth` levels below it.
+    pub(crate) fn walk(path: &str, depth: u32) -> Self {
+        Self::new(path, depth, false, |mut found| {
+            found.sort_by(|a, b| (a.level, &a.path).cmp(&(b.level, &b.path)));
+            found.into_iter().map(|found| found.path).collect()
+        })
+    }
+}
+
+impl Tree<Snapshot> {
+    /// A node and all below it.
+    pub(crate) fn snapshot(path: &str) -> Self {
+        Self::new(path, u32::MAX, true, |found| Snapshot {
+            nodes: found
+                .into_iter()
+                .map(|found| (found.path, found.node))
+                .collect(),
+        })
+    }
+}
+
+impl<T> Tree<T> {
+    fn new(path: &str, depth: u32, with_nodes: bool, collect: fn(Vec<Found>) -> T) -> Self {
         let mut tree = Self {
             found: Vec::new(),
             questions: VecDeque::new(),
@@ -159,6 +183,7 @@ impl Tree {
             with_nodes,
             size: 0,
             failure: None,
+            collect,
         };
         match StorePath::new(path) {
             Ok(path) => tree.add(path.as_str().to_owned(), 0),
@@ -242,18 +267,6 @@ impl Tree {
         }
         Ok(())
     }
-
-    /// The nodes that were there, or why the tree could not be read.
-    fn into_found(self) -> Result<Vec<Found>> {
-        match self.failure {
-            Some(error) => Err(error),
-            None => Ok(self
-                .found
-                .into_iter()
-                .filter(|found| !found.is_gone)
-                .collect()),
-        }
-    }
 }
 
 /// The path of a child. Its name is the daemon's word.
@@ -267,8 +280,8 @@ fn child(base: &str, name: &str) -> Result<String> {
     path::join(base, name).map_err(|_| malformed())
 }
 
-impl Plan for Tree {
-    type Output = Result<Vec<Found>>;
+impl<T> Plan for Tree<T> {
+    type Output = Result<T>;
 
     fn poll_request(&mut self) -> Option<(usize, Encoded)> {
         if self.failure.is_some() {
@@ -304,59 +317,13 @@ impl Plan for Tree {
         }
     }
 
-    fn finish(self) -> Result<Vec<Found>> {
-        self.into_found()
-    }
-}
-
-/// The plan of a walk.
-#[derive(Debug)]
-pub(crate) struct Walk(Tree);
-
-impl Walk {
-    pub(crate) fn new(path: &str, depth: u32) -> Self {
-        Self(Tree::new(path, depth, false))
-    }
-}
-
-/// The plan of a snapshot.
-#[derive(Debug)]
-pub(crate) struct Snap(Tree);
-
-impl Snap {
-    pub(crate) fn new(path: &str) -> Self {
-        Self(Tree::new(path, u32::MAX, true))
-    }
-}
-
-macro_rules! plans {
-    ($($plan:ty: $output:ty = |$found:ident| $finish:expr;)*) => {$(
-        impl Plan for $plan {
-            type Output = Result<$output>;
-
-            fn poll_request(&mut self) -> Option<(usize, Encoded)> {
-                self.0.poll_request()
-            }
-
-            fn handle_answer(&mut self, number: usize, answer: Result<Vec<u8>>) {
-                self.0.handle_answer(number, answer);
-            }
-
-            fn finish(self) -> Result<$output> {
-                let $found = self.0.finish()?;
-                Ok($finish)
+    fn finish(self) -> Result<T> {
+        match self.failure {
+            Some(error) => Err(error),
+            None => {
+                let found = self.found.into_iter().filter(|found| !found.is_gone);
+                Ok((self.collect)(found.collect()))
             }
         }
-    )*};
-}
-
-plans! {
-    Walk: Vec<String> = |found| {
-        let mut found = found;
-        found.sort_by(|a, b| (a.level, &a.path).cmp(&(b.level, &b.path)));
-        found.into_iter().map(|found| found.path).collect()
-    };
-    Snap: Snapshot = |found| Snapshot {
-        nodes: found.into_iter().map(|found| (found.path, found.node)).collect(),
-    };
+    }
 }

@@ -31,7 +31,7 @@ use crate::request::{
     Release, Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget,
     SetWatch, StartTransaction, Unwatch, Write, takes_depth,
 };
-use crate::snapshot::{Snap, Snapshot, Walk};
+use crate::snapshot::{Snapshot, Tree};
 use crate::transport::Transport;
 use crate::txn::{self, MAX_ATTEMPTS};
 use xen_sys::{DomId, Port};
@@ -376,7 +376,7 @@ impl Transaction {
 
     async fn end(self, commit: bool) -> Result<bool> {
         self.0.live.store(false, Ordering::Relaxed);
-        self.operate(&EndTransaction { commit }).await
+        self.operate(EndTransaction { commit }).await
     }
 }
 
@@ -389,34 +389,17 @@ impl Drop for Open {
     }
 }
 
-/// Makes an async method of each operation.
+/// Makes an async method of each operation, which `$by` carries out.
 macro_rules! asynchronous {
-    ($type:ty: plans $($plans:tt)*) => {
-        asynchronous_plans! { $type: $($plans)* }
-    };
-    ($type:ty: $(
+    ($type:ty, $by:ident: $(
         $(#[$meta:meta])*
-        fn $name:ident($($field:ident: $ty:ty),*) -> $reply:ty = $request:expr;
+        fn $name:ident $([$($generics:tt)*])? ($($field:ident: $ty:ty),*) -> $output:ty
+            = $value:expr;
     )*) => {
         impl $type {$(
             $(#[$meta])*
-            pub async fn $name(&self, $($field: $ty),*) -> Result<$reply> {
-                self.operate(&$request).await
-            }
-        )*}
-    };
-}
-
-/// Makes an async method of each operation of many requests.
-macro_rules! asynchronous_plans {
-    ($type:ty: $(
-        $(#[$meta:meta])*
-        fn $name:ident[$($generics:tt)*]($($field:ident: $ty:ty),*) -> $reply:ty = $plan:expr;
-    )*) => {
-        impl $type {$(
-            $(#[$meta])*
-            pub async fn $name<$($generics)*>(&self, $($field: $ty),*) -> $reply {
-                self.carry($plan).await
+            pub async fn $name $(<$($generics)*>)? (&self, $($field: $ty),*) -> $output {
+                self.$by($value).await
             }
         )*}
     };
@@ -427,8 +410,8 @@ node_operations!(asynchronous!(Transaction));
 domain_operations!(asynchronous!(Store));
 
 impl Store {
-    async fn operate<R: Request>(&self, request: &R) -> Result<R::Reply> {
-        self.0.run(0, request).await
+    async fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
+        self.0.run(0, &request).await
     }
 
     async fn carry<P: Plan>(&self, plan: P) -> P::Output {
@@ -437,8 +420,8 @@ impl Store {
 }
 
 impl Transaction {
-    async fn operate<R: Request>(&self, request: &R) -> Result<R::Reply> {
-        self.0.store.0.run(self.0.id, request).await
+    async fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
+        self.0.store.0.run(self.0.id, &request).await
     }
 
     async fn carry<P: Plan>(&self, plan: P) -> P::Output {
