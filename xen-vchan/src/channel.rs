@@ -35,6 +35,9 @@ use crate::{Error, Result, Violation};
 ///    for the next event;
 /// 3. only then poll again.
 ///
+/// One thread at a time polls: an event that it acknowledges is gone for any other. Other threads
+/// may look and arm meanwhile; the event they ask for wakes the one that polls.
+///
 /// # Guarantees
 ///
 /// Whatever the other domain writes into the shared pages, at any time: no byte is read beyond what
@@ -175,6 +178,7 @@ impl Channel {
     }
 
     /// Takes the event that made the descriptor readable. Never blocks; harmless without an event.
+    /// For the one thread that polls the descriptor: [an event loop](Self#in-an-event-loop).
     ///
     /// # Errors
     ///
