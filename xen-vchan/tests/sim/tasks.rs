@@ -53,6 +53,7 @@ fn tasks_move_both_directions_at_once_and_see_the_end() {
 fn a_task_writes_and_shuts_down_while_another_awaits_a_read() {
     let world = World::new();
     let (server, mut client) = world.pair(1024, 1024);
+    client.set_read_timeout(Some(LONG));
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
