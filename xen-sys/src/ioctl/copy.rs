@@ -15,8 +15,6 @@ use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::ptr;
 
-use zerocopy::IntoBytes;
-
 use super::gntdev::GntDevDriver;
 use super::{Node, checked_count, ioctl};
 use crate::abi::gntdev as abi;
@@ -69,21 +67,13 @@ impl GrantedBytes {
             offset: self.offset as u16,
             domid: self.domain.as_u16(),
         };
-        let mut word = 0u64;
-        word.as_mut_bytes().copy_from_slice(place.as_bytes());
-        Ok(word)
+        Ok(zerocopy::transmute!(place))
     }
 
     /// The place in a word that [`word`](Self::word) made.
     #[cfg(feature = "sim")]
     fn of(word: u64) -> Self {
-        use zerocopy::FromBytes as _;
-        let place = abi::GrantCopyForeign::read_from_bytes(word.as_bytes());
-        let place = place.unwrap_or(abi::GrantCopyForeign {
-            gref: 0,
-            offset: 0,
-            domid: 0,
-        });
+        let place: abi::GrantCopyForeign = zerocopy::transmute!(word);
         Self {
             domain: DomId::new(place.domid),
             gref: GrantRef::new(place.gref),
@@ -202,8 +192,8 @@ impl CopySegment<'_> {
             abi::GNTCOPY_SOURCE_GREF => {
                 let at = ptr::with_exposed_provenance_mut(dest as usize);
                 // SAFETY: by `read`, the only constructor with this flag alone, the address and the
-                // length are those of a slice that `self` borrows mutably; it is lent on for as
-                // long as `self` is.
+                // length are those of a slice that `self` borrows mutably, and whose provenance the
+                // cast there has exposed; it is lent on for as long as `self` is.
                 CopyEnds::Read(GrantedBytes::of(source), unsafe {
                     std::slice::from_raw_parts_mut(at, len)
                 })
@@ -211,7 +201,8 @@ impl CopySegment<'_> {
             abi::GNTCOPY_DEST_GREF => {
                 let at = ptr::with_exposed_provenance(source as usize);
                 // SAFETY: by `write`, the only constructor with this flag alone, the address and
-                // the length are those of a slice that `self` borrows.
+                // the length are those of a slice that `self` borrows, and whose provenance the
+                // cast there has exposed.
                 let from = unsafe { std::slice::from_raw_parts(at, len) };
                 CopyEnds::Write(from, GrantedBytes::of(dest))
             }
@@ -235,7 +226,7 @@ fn prepare(segments: &mut [CopySegment<'_>]) -> Result<u32> {
     checked_count(NAME, segments.len())
 }
 
-/// Copies segments, and leaves in each Xen's status of it.
+/// Copies segments; each has Xen's status of it afterwards, or none after an error.
 pub(super) fn copy(node: &Node<GntDevDriver>, segments: &mut [CopySegment<'_>]) -> Result<()> {
     let mut call = abi::GrantCopy {
         count: prepare(segments)?,
