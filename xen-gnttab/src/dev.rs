@@ -112,8 +112,8 @@ pub(crate) fn map(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> 
 /// How often a page that is paged out is asked for before giving up.
 const EAGAIN_TRIES: u32 = 10;
 
-/// Makes the call up to [`EAGAIN_TRIES`] times while it says `EAGAIN`, pausing between tries for
-/// 1 ms, 2 ms, 4 ms ... 256 ms: about half a second in all.
+/// Makes the call up to [`EAGAIN_TRIES`] times while it fails with `EAGAIN`, pausing between tries
+/// for 1 ms, 2 ms, 4 ms ... 256 ms: about half a second in all.
 ///
 /// `EAGAIN` means that the granting domain's page is being brought back by its pager, another
 /// program, so waiting is all there is to do; a pager that never answers must not hold us for

@@ -166,7 +166,8 @@ impl Exported {
     }
 }
 
-/// Asks the kernel to wait for so many milliseconds, until it is released or the deadline passed.
+/// Calls `ask`, which waits for a number of milliseconds, until it succeeds or the deadline passed;
+/// returns whether it succeeded.
 fn wait(
     deadline: Option<Instant>,
     now: impl Fn() -> Instant,

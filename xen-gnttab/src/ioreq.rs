@@ -138,7 +138,7 @@ pub struct Request {
     pub vcpu: Option<u32>,
     /// The kind of its address.
     pub space: Space,
-    /// Whether the guest reads or writes.
+    /// The direction: the guest reads or writes.
     pub access: Access,
     /// The address.
     pub address: u64,
@@ -146,7 +146,7 @@ pub struct Request {
     pub size: u8,
     /// Repetitions, at most [`MAX_REPETITIONS`]; more than one for a string instruction only.
     pub count: u32,
-    /// Whether addresses descend from one repetition to the next.
+    /// Set if addresses descend from one repetition to the next.
     pub descending: bool,
     /// The data.
     pub data: Data,

@@ -59,7 +59,7 @@ pub fn limits(xen: &Xen) -> Result<GrantLimits> {
     })
 }
 
-/// The parameter of a module that may not be loaded.
+/// Makes `None` of the parameter of a module that is not loaded.
 fn loaded(limit: Result<u32>) -> Result<Option<u32>> {
     match limit {
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
@@ -67,8 +67,8 @@ fn loaded(limit: Result<u32>) -> Result<Option<u32>> {
     }
 }
 
-/// Gives the refusal of a share its limit: of `ENOSPC`, gntalloc's.
-pub(crate) fn of_share(xen: &Xen, error: Error) -> Error {
+/// Makes an error with gntalloc's limit of a share's `ENOSPC`.
+pub(crate) fn share_error(xen: &Xen, error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::ENOSPC) => {
             let limit = match xen.host() {
@@ -85,9 +85,9 @@ pub(crate) fn of_share(xen: &Xen, error: Error) -> Error {
     }
 }
 
-/// Gives the refusal of a mapping of `pages` pages its limit, if there is one that they exceed:
-/// the driver has one errno, `EINVAL`, for all that it refuses.
-pub(crate) fn of_map(xen: &Xen, pages: usize, error: Error) -> Error {
+/// Makes an error with gntdev's limit of the `EINVAL` of a mapping of `pages` pages, if they exceed
+/// it: the driver has that one errno for all that it refuses.
+pub(crate) fn map_error(xen: &Xen, pages: usize, error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::EINVAL) => {
             let (limit, mapped) = match xen.host() {

@@ -45,7 +45,7 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
         Host::Sim(client) => {
             let done = crate::sim::map(xen, client, from, refs, access);
             done.map(mapped)
-                .map_err(|error| limits::of_map(xen, refs.len(), error))
+                .map_err(|error| limits::map_error(xen, refs.len(), error))
         }
         #[allow(unreachable_patterns)]
         _ => Err(Error::Unsupported { op: WITHOUT_SIM }),
@@ -63,7 +63,7 @@ pub fn map_from(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Re
         Host::Dev(_) => {
             let done = dev::map(xen, refs, access);
             done.map(mapped)
-                .map_err(|error| limits::of_map(xen, refs.len(), error))
+                .map_err(|error| limits::map_error(xen, refs.len(), error))
         }
         #[cfg(feature = "sim")]
         Host::Sim(_) => {

@@ -39,7 +39,7 @@ pub fn share(xen: &Xen, to: DomId, pages: usize, access: PageAccess) -> Result<S
         #[allow(unreachable_patterns)]
         _ => Err(Error::Unsupported { op: WITHOUT_SIM }),
     };
-    let (mapping, refs) = shared.map_err(|error| limits::of_share(xen, error))?;
+    let (mapping, refs) = shared.map_err(|error| limits::share_error(xen, error))?;
     let mut kept = Region::of(mapping);
     let region = kept.take();
     Ok(SharedPages { region, kept, refs })

@@ -1,5 +1,4 @@
-//! Whoever shares the pages as a program in bytes: entry functions for a fuzzer and for
-//! `tests/fuzz.rs`.
+//! A hostile peer as a program in bytes: entry functions for a fuzzer and for `tests/fuzz.rs`.
 //!
 //! Every input is a valid program. A finding is a panic here or in the library.
 //!
