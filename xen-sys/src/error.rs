@@ -84,7 +84,8 @@ pub enum Error {
         /// The hypercall's operation by its C name.
         op: &'static str,
     },
-    /// Xen or the kernel has no room for more of these (`ENOSPC`, `E2BIG`); nothing was done.
+    /// Xen or the kernel has no room for more of these; nothing was done. The errno is `ENOSPC` or
+    /// `E2BIG`, that of a mapping of grants `EINVAL`, and that of an ioreq server's range `ENOMEM`.
     #[error("{op}: a limit{} is reached: {source}", of(*limit))]
     LimitReached {
         /// The hypercall's operation, or the ioctl, by its C name.

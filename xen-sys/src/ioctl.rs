@@ -306,7 +306,7 @@ fn set<A: Argument>(node: &Node<A::Driver>, arg: &A) -> Result<c_int> {
 /// Issues a request without an argument.
 fn set_nothing<D: Driver>(node: &Node<D>, name: &'static str, opcode: Opcode) -> Result<()> {
     // SAFETY: there is no argument; a driver that expected one would find no memory at null and
-    // say EFAULT.
+    // fail with EFAULT.
     unsafe { ioctl(node.file.as_fd(), name, opcode, ptr::null_mut()) }.map(drop)
 }
 

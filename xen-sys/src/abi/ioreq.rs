@@ -60,7 +60,7 @@ impl BufferedHead {
         self.0 as u8
     }
 
-    /// Whether the guest reads.
+    /// Returns whether the guest reads.
     #[must_use]
     pub const fn is_read(self) -> bool {
         self.0 & 1 << 9 != 0

@@ -88,7 +88,7 @@ impl GntAlloc {
         .map(drop)
     }
 
-    /// Says what the kernel does when the page around offset `index` is given up; see
+    /// Sets the kernel's actions when the page around offset `index` is given up; see
     /// [`abi::UnmapNotify`].
     ///
     /// # Errors

@@ -41,8 +41,8 @@ impl GntDev {
         parameter("/sys/module/xen_gntdev/parameters/limit")
     }
 
-    /// Announces pages by their domain and reference; the index returned is the offset to give mmap.
-    /// Nothing is mapped, and no reference looked at, before that.
+    /// Announces pages by their domain and reference; the index returned is the offset to give
+    /// mmap. Nothing is mapped, and no reference looked at, before that.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl GntDev {
         .map(drop)
     }
 
-    /// Says what the kernel does when the pages around offset `index` are unmapped; see
+    /// Sets the kernel's actions when the pages around offset `index` are unmapped; see
     /// [`abi::UnmapNotify`].
     ///
     /// # Errors
@@ -208,7 +208,7 @@ impl GntDev {
     }
 }
 
-/// A kernel without `CONFIG_XEN_GNTDEV_DMABUF` has no such request.
+/// Makes [`Error::Unsupported`] of the `ENOTTY` of a kernel without `CONFIG_XEN_GNTDEV_DMABUF`.
 fn dmabuf_error(error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::ENOTTY) => {

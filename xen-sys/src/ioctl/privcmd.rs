@@ -378,7 +378,7 @@ buffers! {
 pub(crate) unsafe trait DomctlBody: Copy + FromBytes + IntoBytes + Immutable {
     const COMMAND: u32;
     const NAME: &'static str;
-    /// Whether the operation takes interface version 0.
+    /// Set if the operation takes interface version 0.
     const STABLE: bool = false;
 }
 
@@ -935,7 +935,7 @@ impl PrivCmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if it is of something else; what [`open`](Self::open) says.
+    /// [`Error::Invalid`] if it is of something else; those of [`open`](Self::open).
     pub fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
         Node::adopt(root, fd).map(Self)
     }

@@ -435,7 +435,7 @@ impl Backend {
         }
     }
 
-    /// Whether even the call that Xen refuses nobody is refused, which the kernel must have done.
+    /// Returns whether even a call that Xen refuses nobody is refused: then the kernel did it.
     pub(super) fn refuses_hypercalls(&self) -> bool {
         let op = crate::abi::version::XENVER_VERSION;
         let asked = match (&self.dev, self.xen.host()) {
@@ -452,7 +452,7 @@ impl Backend {
         asked.err().and_then(|e| e.errno()) == Some(libc::EPERM)
     }
 
-    /// Makes a call, and an error of it one that says what the matter is.
+    /// Makes a call, and makes of its errno the error that names the cause.
     pub(super) fn named<T>(
         &self,
         op: &'static str,

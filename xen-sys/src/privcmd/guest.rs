@@ -28,23 +28,23 @@ macro_rules! params {
 }
 
 params! {
-    CALLBACK_IRQ = 0, "HVM_PARAM_CALLBACK_IRQ", "How the guest is told of events.";
+    CALLBACK_IRQ = 0, "HVM_PARAM_CALLBACK_IRQ", "The way in which the guest gets events.";
     STORE_PFN = 1, "HVM_PARAM_STORE_PFN", "The guest frame of the store's ring.";
     STORE_EVTCHN = 2, "HVM_PARAM_STORE_EVTCHN", "The guest's port to the store.";
     PAE_ENABLED = 4, "HVM_PARAM_PAE_ENABLED", "Without a meaning any more.";
     IOREQ_PFN = 5, "HVM_PARAM_IOREQ_PFN", "The guest frame of the device model's requests.";
     BUFIOREQ_PFN = 6, "HVM_PARAM_BUFIOREQ_PFN", "The guest frame of its buffered requests.";
-    VIRIDIAN = 9, "HVM_PARAM_VIRIDIAN", "Which of Hyper-V's interfaces the guest sees.";
-    TIMER_MODE = 10, "HVM_PARAM_TIMER_MODE", "What becomes of missed timer interrupts.";
-    HPET_ENABLED = 11, "HVM_PARAM_HPET_ENABLED", "Whether the guest has an HPET.";
+    VIRIDIAN = 9, "HVM_PARAM_VIRIDIAN", "The interfaces of Hyper-V that the guest sees.";
+    TIMER_MODE = 10, "HVM_PARAM_TIMER_MODE", "The treatment of missed timer interrupts.";
+    HPET_ENABLED = 11, "HVM_PARAM_HPET_ENABLED", "Not zero if the guest has an HPET.";
     IDENT_PT = 12, "HVM_PARAM_IDENT_PT", "The guest address of an identity page table.";
     DM_DOMAIN = 13, "HVM_PARAM_DM_DOMAIN", "The domain of its device model.";
     ACPI_S_STATE = 14, "HVM_PARAM_ACPI_S_STATE", "The sleep state the guest is in.";
     VM86_TSS = 15, "HVM_PARAM_VM86_TSS", "The guest address of a TSS for real mode.";
-    VPT_ALIGN = 16, "HVM_PARAM_VPT_ALIGN", "Whether timers are aligned to each other.";
+    VPT_ALIGN = 16, "HVM_PARAM_VPT_ALIGN", "Not zero if timers are aligned to each other.";
     CONSOLE_PFN = 17, "HVM_PARAM_CONSOLE_PFN", "The guest frame of the console's ring.";
     CONSOLE_EVTCHN = 18, "HVM_PARAM_CONSOLE_EVTCHN", "The guest's port to the console.";
-    ACPI_IOPORTS_LOCATION = 19, "HVM_PARAM_ACPI_IOPORTS_LOCATION", "Where the ACPI ports are.";
+    ACPI_IOPORTS_LOCATION = 19, "HVM_PARAM_ACPI_IOPORTS_LOCATION", "The place of the ACPI ports.";
     NESTEDHVM = 24, "HVM_PARAM_NESTEDHVM", "Without a meaning any more.";
     BUFIOREQ_EVTCHN = 26, "HVM_PARAM_BUFIOREQ_EVTCHN", "The port of the buffered requests.";
     PAGING_RING_PFN = 27, "HVM_PARAM_PAGING_RING_PFN", "The guest frame of the paging ring.";
@@ -55,14 +55,14 @@ params! {
     IOREQ_SERVER_PFN = 32, "HVM_PARAM_IOREQ_SERVER_PFN",
         "The first guest frame for device models.";
     NR_IOREQ_SERVER_PAGES = 33, "HVM_PARAM_NR_IOREQ_SERVER_PAGES",
-        "How many such frames there are.";
+        "The number of such frames.";
     VM_GENERATION_ID_ADDR = 34, "HVM_PARAM_VM_GENERATION_ID_ADDR",
         "The guest address of the generation ID.";
-    ALTP2M = 35, "HVM_PARAM_ALTP2M", "Who may use alternative views of the memory.";
+    ALTP2M = 35, "HVM_PARAM_ALTP2M", "The users of alternative views of the memory.";
     X87_FIP_WIDTH = 36, "HVM_PARAM_X87_FIP_WIDTH",
         "Bytes of the instruction pointer that the FPU saves.";
     VM86_TSS_SIZED = 37, "HVM_PARAM_VM86_TSS_SIZED", "`VM86_TSS` with its size.";
-    MCA_CAP = 38, "HVM_PARAM_MCA_CAP", "What of machine checks the guest sees.";
+    MCA_CAP = 38, "HVM_PARAM_MCA_CAP", "The machine-check features of the guest.";
 }
 
 impl HvmParam {

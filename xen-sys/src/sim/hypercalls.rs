@@ -21,7 +21,7 @@ use crate::abi::version;
 use crate::hvm_save::Records;
 use crate::{DomId, PAGE_SIZE, Virq};
 
-/// The version the simulated hypervisor says it has.
+/// The version of the simulated hypervisor.
 const VERSION: (i64, i64) = (4, 20);
 const EXTRA: &str = ".0-simulated";
 /// Its command line.
