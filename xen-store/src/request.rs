@@ -203,10 +203,10 @@ fn decimal(op: MsgType, payload: &[u8]) -> Result<u32> {
     digits.parse().map_err(|_| malformed(op))
 }
 
-/// The names in a list of NUL-terminated ones.
-fn names(op: MsgType, payload: &[u8]) -> Result<Vec<String>> {
-    let name = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| malformed(op));
-    wire::strings(payload).map(name).collect()
+/// Returns the names of a node's children in the reply to DIRECTORY.
+pub(crate) fn names(payload: &[u8]) -> impl Iterator<Item = Result<&str>> {
+    let name = |bytes| std::str::from_utf8(bytes).map_err(|_| malformed(MsgType::DIRECTORY));
+    wire::strings(payload).map(name)
 }
 
 /// The id in the reply to TRANSACTION_START; 0 is not one.
@@ -316,7 +316,7 @@ requests! {
         path: &'a str,
     } -> Vec<String>;
     encode(self) { Encoded::about(MsgType::DIRECTORY, self.path) }
-    decode(answer) names(MsgType::DIRECTORY, &answer?);
+    decode(answer) names(&answer?).map(|name| name.map(str::to_owned)).collect();
 
     /// Reads the permissions of a node.
     pub GetPermissions<'a> {

@@ -10,7 +10,7 @@ use crate::batch::Plan;
 use crate::error::{Error, Result};
 use crate::path::{self, StorePath};
 use crate::perms::{Perm, Permissions};
-use crate::request::{Directory, Encoded, GetPermissions, Read, Request};
+use crate::request::{Directory, Encoded, GetPermissions, Read, Request, names};
 use crate::wire::MsgType;
 
 /// Bytes that a walk or a snapshot may take in memory: paths, values and permissions, and 64 a node.
@@ -186,15 +186,18 @@ impl<T> Tree<T> {
             collect,
         };
         match StorePath::new(path) {
-            Ok(path) => tree.add(path.as_str().to_owned(), 0),
+            Ok(path) => {
+                tree.add(path.as_str().to_owned(), 0);
+            }
             Err(invalid) => tree.failure = Some(invalid.into()),
         }
         tree
     }
 
-    fn add(&mut self, path: String, level: u32) {
+    /// Adds a node and the questions about it. Returns whether the tree is within its limit.
+    fn add(&mut self, path: String, level: u32) -> bool {
         if !self.take(NODE + path.len()) {
-            return;
+            return false;
         }
         let at = self.found.len();
         if self.with_nodes {
@@ -211,9 +214,10 @@ impl<T> Tree<T> {
             node: Node::default(),
             is_gone: false,
         });
+        true
     }
 
-    /// Counts bytes; whether they are within the limit.
+    /// Counts bytes. Returns whether the tree is within its limit.
     fn take(&mut self, bytes: usize) -> bool {
         self.size = self.size.saturating_add(bytes);
         if self.size > MAX_TREE && self.failure.is_none() {
@@ -252,14 +256,15 @@ impl<T> Tree<T> {
                 self.take(bytes);
             }
             Question::Children => {
-                let (names, level) = (Directory { path }.decode(answer)?, found.level + 1);
-                if level > self.depth {
-                    return Ok(());
-                }
-                let base = path.clone();
-                for name in names {
-                    self.add(child(&base, &name)?, level);
-                    if self.failure.is_some() {
+                let (list, base) = (answer?, path.clone());
+                // A node that was removed and created again while the tree was read is left out
+                // with all below it.
+                let is_wanted = found.level < self.depth && !found.is_gone;
+                let level = found.level.saturating_add(1);
+                // One name at a time: the list alone may be as long as the limit of the tree.
+                for name in names(&list) {
+                    let path = child(&base, name?)?;
+                    if is_wanted && !self.add(path, level) {
                         break;
                     }
                 }
@@ -325,5 +330,85 @@ impl<T> Plan for Tree<T> {
                 Ok((self.collect)(found.collect()))
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    // The lint exempts test functions, but not the helpers beside them.
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::error::XsError;
+
+    /// Carries `tree` out with the answers that `daemon` gives to each request and its path. Returns
+    /// the result and the number of requests.
+    fn carry_out<T>(
+        mut tree: Tree<T>,
+        mut daemon: impl FnMut(MsgType, &str) -> Result<Vec<u8>>,
+    ) -> (Result<T>, usize) {
+        let mut requests = 0;
+        while let Some((number, request)) = tree.poll_request() {
+            requests += 1;
+            let path = request.payload().strip_suffix(b"\0").unwrap();
+            let answer = daemon(request.kind(), std::str::from_utf8(path).unwrap());
+            tree.handle_answer(number, answer);
+        }
+        (tree.finish(), requests)
+    }
+
+    /// The nodes are few enough; what they hold is not.
+    #[test]
+    fn the_limit_of_a_tree_counts_values_and_permissions() {
+        // Most of the limit is used up already: a test of all of it takes seconds.
+        const LEFT: usize = 1 << 20;
+        let value = vec![b'v'; 4096];
+        let permissions = format!("n0\0{}", "r1\0".repeat(1300)).into_bytes();
+        let entries = 1301 * size_of::<Perm>();
+        for (value, permissions, size) in [
+            (&value[..], &b"n0\0"[..], value.len()),
+            (b"", &permissions, entries),
+        ] {
+            let mut tree = Tree::snapshot("/");
+            tree.size = MAX_TREE - LEFT;
+            let (tree, requests) = carry_out(tree, |kind, _| {
+                Ok(match kind {
+                    MsgType::READ => value.to_vec(),
+                    MsgType::GET_PERMS => permissions.to_vec(),
+                    _ => b"a\0b\0".to_vec(),
+                })
+            });
+            assert!(matches!(tree, Err(Error::TooLarge { limit: MAX_TREE })));
+            let most = LEFT / size + 1;
+            assert!(requests <= 3 * most, "{requests} requests");
+        }
+    }
+
+    /// The names are not taken out of the list at once: each would need more memory than its text.
+    #[test]
+    fn a_list_is_read_up_to_the_limit_of_the_tree() {
+        let mut list = b"a\0".repeat(MAX_TREE / NODE);
+        list.extend_from_slice(b"\xff\0");
+        let (tree, requests) = carry_out(Tree::walk("/", 1), |_, _| Ok(list.clone()));
+        assert!(matches!(tree, Err(Error::TooLarge { .. })), "{tree:?}");
+        assert_eq!(requests, 1);
+    }
+
+    #[test]
+    fn a_node_that_is_created_again_is_left_out_with_all_below_it() {
+        let (tree, _) = carry_out(Tree::snapshot("/r"), |kind, path| match (kind, path) {
+            (MsgType::READ, "/r/again") => Err(Error::Daemon {
+                op: kind,
+                code: XsError::ENOENT,
+            }),
+            (MsgType::READ, _) => Ok(Vec::new()),
+            (MsgType::GET_PERMS, _) => Ok(b"n0\0".to_vec()),
+            (_, "/r") => Ok(b"again\0other\0".to_vec()),
+            (_, "/r/again") => Ok(b"below\0".to_vec()),
+            _ => Ok(Vec::new()),
+        });
+        let tree = tree.unwrap();
+        let paths: Vec<&str> = tree.iter().map(|(path, _)| path).collect();
+        assert_eq!(paths, ["/r", "/r/other"]);
     }
 }
