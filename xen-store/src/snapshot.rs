@@ -279,7 +279,7 @@ fn child(base: &str, name: &str) -> Result<String> {
     let malformed = || Error::Malformed {
         op: MsgType::DIRECTORY,
     };
-    if name.is_empty() || name.starts_with('@') || name.contains('/') {
+    if name.is_empty() || name.contains('/') {
         return Err(malformed());
     }
     path::join(base, name).map_err(|_| malformed())

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use xen_store::proto::MAX_UNANSWERED;
 use xen_store::request::{Directory, Exists, Mkdir, Optional, Read, Request, Write};
 use xen_store::wire::{Message, MsgType};
-use xen_store::{Error, Invalid, MAX_IN_FLIGHT, MAX_TREE};
+use xen_store::{Error, Invalid, MAX_IN_FLIGHT, MAX_TREE, Permissions};
+use xen_store_server::{Config, Server};
+use xen_sys::DomId;
 
 use crate::peer::pair;
 
@@ -211,7 +213,7 @@ fn a_deadline_ends_a_walk_of_a_daemon_that_always_has_an_answer() {
 
 #[test]
 fn a_tree_of_malformed_names_is_the_daemons_fault() {
-    for name in ["", "a/b", "a b", "@a", "a\u{e9}", &"x".repeat(3072)] {
+    for name in ["", "a/b", "a b", "a\u{e9}", &"x".repeat(3072)] {
         let (store, mut peer) = pair();
         let reply = format!("{name}\0");
         let daemon = thread::spawn(move || {
@@ -227,6 +229,23 @@ fn a_tree_of_malformed_names_is_the_daemons_fault() {
         drop(store);
         daemon.join().unwrap();
     }
+}
+
+/// `@` begins a special name only at the start of a path, and a guest may make such a node.
+#[test]
+fn a_name_of_a_guests_choice_ends_no_walk_of_its_home() {
+    let server = Server::start(Config::new()).unwrap();
+    let store = server.connect(DomId::DOM0).unwrap();
+    let (guest, home) = (DomId::new(7), "/local/domain/7/data");
+    store.mkdir(home).unwrap();
+    let owned = Permissions::owner_none(guest);
+    store.set_permissions(home, &owned).unwrap();
+    let odd = server.connect(guest).unwrap();
+    odd.write("data/@a", "x").unwrap();
+    let path = format!("{home}/@a");
+    assert_eq!(store.walk(home, 1).unwrap(), [home, &path]);
+    let tree = store.snapshot("/").unwrap();
+    assert_eq!(tree.get(&path).unwrap().value.as_deref(), Some(&b"x"[..]));
 }
 
 #[test]
