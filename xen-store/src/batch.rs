@@ -1,7 +1,7 @@
 //! Many requests in flight together.
 //!
-//! A *plan* says which requests come next and takes the answers, without I/O; a *run* keeps a
-//! bounded number of its requests in flight on a connection. Both clients drive the same run: see
+//! A *plan* returns the next requests and takes their answers, without I/O; a *run* keeps a bounded
+//! number of its requests in flight on a connection. Both clients drive the same run: see
 //! `client.rs` and `tokio/mod.rs`.
 //!
 //! The answers are taken in the order of the requests, which is the daemons' own order. A run makes
@@ -23,8 +23,8 @@ pub const MAX_IN_FLIGHT: usize = 128;
 
 /// Requests that are sent together, each with a result of its own.
 ///
-/// A [`Request`], a tuple of up to eight batches, and an array, slice or `Vec` of batches of one type.
-/// `Output` has the same shape: a `Result` in the place of each request.
+/// A [`Request`], a tuple of up to eight batches, and an array, slice or `Vec` of batches of one
+/// type. `Output` has the same shape: a `Result` in the place of each request.
 ///
 /// ```no_run
 /// # fn f(store: &xen_store::Store) -> xen_store::Result<()> {
@@ -80,7 +80,7 @@ impl<R: Request> Batch for R {
     }
 
     fn decode_from(&self, answers: &mut Answers) -> Self::Output {
-        // A request without an answer is one that the run did not come to: its connection ended.
+        // A request is without an answer only if the connection ended before the run reached it.
         self.decode(answers.0.next().flatten().unwrap_or(Err(Error::Closed)))
     }
 }
@@ -146,17 +146,17 @@ tuples! {
     A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7;
 }
 
-/// Which requests come next, and what becomes of their answers. No I/O.
+/// A source of requests, which makes one result of their answers. No I/O.
 pub(crate) trait Plan {
     type Output;
 
-    /// The next request that may be made now, and the number that its answer gets.
+    /// Returns the next request that may be made now, and the number of its answer.
     fn poll_request(&mut self) -> Option<(usize, Encoded)>;
 
     /// Takes the answer to the request with this number. More requests may follow.
     fn handle_answer(&mut self, number: usize, answer: Result<Vec<u8>>);
 
-    /// The result, when all that was made was answered and nothing more follows.
+    /// Returns the result, once every request is answered and no other follows.
     fn finish(self) -> Self::Output;
 }
 
@@ -210,11 +210,11 @@ struct Member {
     number: usize,
     op: MsgType,
     exchange: Exchange,
-    /// A list that it fetches in parts is the one in progress.
+    /// It fetches the one list in parts that is in progress.
     is_listing: bool,
 }
 
-/// Whether a request may belong to a transaction.
+/// Returns whether requests of this type may belong to a transaction.
 fn is_about_nodes(kind: MsgType) -> bool {
     matches!(
         kind,
@@ -229,7 +229,7 @@ fn is_about_nodes(kind: MsgType) -> bool {
     )
 }
 
-/// A request of a run that is in flight, and when it is given up.
+/// A request of a run that is in flight, and the time at which it is given up.
 type Sent = (RequestId, Option<Instant>, Member);
 
 /// The requests in flight. Dropping this gives them up.

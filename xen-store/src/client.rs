@@ -195,7 +195,7 @@ impl Store {
         while let Some((id, until)) = run.turn(self.request_deadline()) {
             let answered = |state: &mut State| state.proto.is_answered(id).then_some(());
             match self.mux.wait(Ready::Reply(id), until, answered) {
-                // A daemon that always has an answer there ends no deadline.
+                // Answers that are always there already do not put the deadline off.
                 Ok(Some(())) if self.deadline.is_none_or(|end| Instant::now() < end) => {}
                 Ok(_) => run.expire(),
                 Err(error) => run.stop(|_| error.clone()),

@@ -1,4 +1,4 @@
-//! A request and what it takes: of a node's children, however many, several messages.
+//! The messages of one operation: usually one, several for a long list of a node's children.
 //!
 //! DIRECTORY answers with all names at once and fails with `E2BIG` if they do not fit a message
 //! (oxenstored sends a message beyond the protocol's limit, which counts as the same).
@@ -80,7 +80,7 @@ impl Exchange {
     }
 }
 
-/// Whether the daemon may have failed because it does not know the request.
+/// Returns whether the cause of a failure may be that the daemon does not know the request.
 fn is_not_known(error: &Error) -> bool {
     match error {
         Error::NotOffered { .. } => true,
@@ -89,7 +89,7 @@ fn is_not_known(error: &Error) -> bool {
     }
 }
 
-/// Whether DIRECTORY failed because the list has to be read in parts.
+/// Returns whether DIRECTORY failed because the list has to be read in parts.
 fn is_too_long(error: &Error) -> bool {
     matches!(
         error,

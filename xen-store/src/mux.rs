@@ -185,9 +185,11 @@ impl<S: Stream> Mux<S> {
         }
     }
 
+    /// Checks that the transport passes on the depth of a watch.
+    ///
     /// # Errors
     ///
-    /// [`Error::NotOffered`] where the transport keeps the depth of a watch back.
+    /// [`Error::NotOffered`] if it does not.
     pub(crate) fn passes_depth(&self) -> Result<()> {
         if self.enter()?.proto.quirks().watch_depth {
             Ok(())

@@ -88,7 +88,7 @@ macro_rules! node_operations {
             ///
             /// # Errors
             ///
-            /// As `read`, apart from `ENOENT`: without the right to read it there is no answer.
+            /// As `read`, apart from `ENOENT`. Without the right to read the node, `EACCES`.
             fn exists(path: &str) -> Result<bool> = Exists { path };
 
             /// Returns the permissions of a node. Those of `@introduceDomain` and `@releaseDomain`
@@ -123,8 +123,8 @@ macro_rules! node_operations {
             /// not keep the others back. Requests about domains do not belong to a transaction,
             /// whatever they are sent through.
             ///
-            /// When the time of one request is over, that and all that are not answered end with
-            /// [`Error::TimedOut`](crate::Error::TimedOut); those that were not sent never are.
+            /// When the time of one request is over, it and all others without an answer end with
+            /// [`Error::TimedOut`](crate::Error::TimedOut); the rest is not sent.
             fn batch[B: Batch](batch: B) -> B::Output = Requested::new(batch);
 
             /// Returns the value of each of many nodes, or why there is none. As
@@ -135,11 +135,11 @@ macro_rules! node_operations {
             };
 
             /// Returns the paths of a node and of all at most `depth` levels below it: by level,
-            /// and in each by name. The requests are in flight together.
+            /// and in each by the paths' bytes. The requests are in flight together.
             ///
-            /// Changes by other clients meanwhile may be in the result or not: a node that goes
-            /// is left out with all below it. So is what is below a node that this domain may
-            /// not read; the node itself is in the result.
+            /// Changes by other clients meanwhile may be in the result or not: a node that is
+            /// removed is left out with all below it. A node that this domain may not read is in
+            /// the result without those below it.
             ///
             /// # Errors
             ///

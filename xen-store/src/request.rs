@@ -451,10 +451,11 @@ requests! {
 
     /// Reads the protocol features that the daemon offers.
     ///
-    /// To the caller, the request has no payload. oxenstored 4.17 leaves such a message unanswered
-    /// until another one comes, so a [`Store`](crate::Store) first asks for those of domain 0.
+    /// Without a domain the request has no payload. oxenstored 4.17 leaves such a message
+    /// unanswered until another one comes, so a [`Store`](crate::Store) first asks for the features
+    /// of domain 0.
     pub GetFeatures {
-        /// To this domain, or to the caller.
+        /// Those offered to this domain; `None` stands for the caller.
         domain: Option<DomId>,
     } -> u32;
     encode(self) {
@@ -475,7 +476,7 @@ requests! {
     }
     decode(answer) answer.map(drop);
 
-    /// Reads the names of the daemon's quotas. It has no payload: see [`GetFeatures`].
+    /// Reads the names of the daemon's quotas. The request has no payload: see [`GetFeatures`].
     pub GetQuotaNames {} -> Vec<String>;
     encode(self) { Ok(Encoded::new(MsgType::GET_QUOTA)) }
     decode(answer) {
@@ -593,11 +594,11 @@ fn optional<T>(read: Result<T>) -> Result<Option<T>> {
 /// The daemon's feature of watches with a depth (`XENSTORE_SERVER_FEATURE_WATCHDEPTH`).
 const WATCH_DEPTH: u32 = 4;
 
-/// Whether a daemon that answered `features` takes a depth.
+/// Checks that a daemon with this answer to a request for its features takes the depth of a watch.
 ///
 /// # Errors
 ///
-/// [`Error::NotOffered`] if it does not; the error of `features` unless that says the same.
+/// [`Error::NotOffered`] if it does not; otherwise the error of `features`.
 pub(crate) fn takes_depth(features: Result<u32>) -> Result<()> {
     let op = MsgType::WATCH;
     match features {

@@ -1,4 +1,4 @@
-//! A part of the tree: the paths in it, or all that is in it.
+//! A part of the tree: its paths (a walk), or its nodes with values and permissions (a snapshot).
 //!
 //! Both are plans of [`batch`](crate::batch): the requests about many nodes are in flight together,
 //! breadth first. A daemon that invents nodes without end is stopped at [`MAX_TREE`].
@@ -13,9 +13,9 @@ use crate::perms::{Perm, Permissions};
 use crate::request::{Directory, Encoded, GetPermissions, Read, Request, names};
 use crate::wire::MsgType;
 
-/// Bytes that a walk or a snapshot may take in memory: paths, values and permissions, and 64 a node.
+/// Limit of a walk or a snapshot in bytes: its paths, values and permissions, and 64 for each node.
 pub const MAX_TREE: usize = 64 << 20;
-/// The cost of a node beside its text.
+/// Bytes counted for a node beside its path, value and permissions.
 const NODE: usize = 64;
 
 /// Everything at and below a node, as read.
@@ -119,7 +119,7 @@ impl<'a> Change<'a> {
     }
 }
 
-/// The question asked about each node.
+/// A question about a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
     Children,
@@ -132,12 +132,12 @@ struct Found {
     path: String,
     level: u32,
     node: Node,
-    /// It went while the tree was read, and with it all below it.
+    /// It was removed while the tree was read, and with it all below it.
     is_gone: bool,
 }
 
-/// The plan of a walk or a snapshot: nodes are found by the lists of children, and asked about in the
-/// order in which they are found.
+/// The plan of a walk or a snapshot: nodes are found by the lists of children, and asked about in
+/// the order in which they are found.
 #[derive(Debug)]
 pub(crate) struct Tree<T> {
     found: Vec<Found>,
@@ -204,7 +204,7 @@ impl<T> Tree<T> {
             self.questions.push_back((at, Question::Value));
             self.questions.push_back((at, Question::Permissions));
         }
-        // A walk of depth 0 still looks whether its one node exists.
+        // A walk of depth 0 still checks that its one node exists.
         if level < self.depth || at == 0 {
             self.questions.push_back((at, Question::Children));
         }
@@ -274,7 +274,7 @@ impl<T> Tree<T> {
     }
 }
 
-/// The path of a child. Its name is the daemon's word.
+/// Returns the path of a child. The daemon chooses the name.
 fn child(base: &str, name: &str) -> Result<String> {
     let malformed = || Error::Malformed {
         op: MsgType::DIRECTORY,
@@ -341,8 +341,8 @@ mod tests {
     use super::*;
     use crate::error::XsError;
 
-    /// Carries `tree` out with the answers that `daemon` gives to each request and its path. Returns
-    /// the result and the number of requests.
+    /// Carries `tree` out with the answers that `daemon` gives to each request and its path.
+    /// Returns the result and the number of requests.
     fn carry_out<T>(
         mut tree: Tree<T>,
         mut daemon: impl FnMut(MsgType, &str) -> Result<Vec<u8>>,

@@ -1,7 +1,7 @@
 //! One client connection as a state machine: bytes and requests in, bytes and answers out.
 //!
-//! No descriptor, no clock, no lock: the drivers ([`Store`](crate::Store), and `AsyncStore` with
-//! feature `tokio`) bring those. Five kinds of method:
+//! No descriptor, no clock, no lock: the drivers ([`Store`](crate::Store), and `tokio::Store`
+//! with feature `tokio`) bring those. Five kinds of method:
 //!
 //! * *commands* by the user: [`Connection::submit`], [`Connection::request`],
 //!   [`Connection::cancel`], [`Connection::add_watch`], [`Connection::remove_watch`];
@@ -353,8 +353,8 @@ impl Connection {
             })
     }
 
-    /// Cancels the wait for `id`, because its time is over (`expired`) or
-    /// because it never meant to. If the daemon grants a watch or a transaction to it all the same,
+    /// Cancels the wait for `id`, because its time is over (`expired`) or because nobody waits for
+    /// its answer. If the daemon grants a watch or a transaction to it all the same,
     /// that is given back; `watch` says which watch this request would set. The end of a
     /// transaction that was not sent becomes an abort, because nobody else ends that transaction.
     /// It may be called after the answer was taken, and does nothing then.

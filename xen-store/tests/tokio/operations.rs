@@ -67,7 +67,7 @@ async fn a_watch_with_a_depth_sees_no_change_below_it() {
     assert_eq!(seen, ["/w/b"]);
 }
 
-/// Each of two tasks adds to the same node; no addition is lost.
+/// Each task adds to the same node; no addition is lost.
 #[test]
 fn a_transaction_that_met_a_conflict_is_run_again() {
     const TASKS: u32 = 4;
