@@ -216,8 +216,6 @@ fn two_threads_that_look_at_once_believe_each_cursor_and_see_no_older_one() {
     let (tx, space) = (&tx, tx.known_space());
     std::thread::scope(|scope| {
         let look = || {
-            // Both publish the same.
-            let _ = tx.publish();
             let (mut before, mut room) = (0, space);
             while before < bytes || room < space + bytes {
                 let ready = rx.adopt_shared(rx.fetch().unwrap());
@@ -232,6 +230,9 @@ fn two_threads_that_look_at_once_believe_each_cursor_and_see_no_older_one() {
         };
         scope.spawn(look);
         scope.spawn(look);
+        // While they look, two threads publish the same.
+        scope.spawn(|| tx.publish());
+        let _ = tx.publish();
         while page::peek(&words, page::RIGHT_PROD) != bytes {
             std::thread::yield_now();
         }

@@ -1,10 +1,10 @@
 //! A private number of a half.
 
-// Not those of `sync`: the peer has no part in it, and under loom each half has one thread.
+// Not those of `sync`: under loom each half has one thread. Miri tries several (`tests/model.rs`).
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A private number, which whoever holds the half exclusively reads and writes as a plain one, and
-/// whoever shares it can change as well.
+/// A private number: a plain one to the caller that holds the half exclusively, an atomic one to
+/// those that share it.
 #[derive(Debug)]
 pub(super) struct Private(AtomicU32);
 
@@ -18,8 +18,8 @@ impl Private {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Returns a cursor of the peer's. A look at the shared one that comes after this finds none
-    /// that is older, whichever thread [moved](Self::advance) it here.
+    /// Returns a cursor of the peer's. A later load of the shared one finds none that is older,
+    /// whichever thread [moved](Self::advance) it here, unless the peer moved it back.
     #[inline]
     pub(super) fn get_before_look(&self) -> u32 {
         self.0.load(Ordering::Acquire)
@@ -38,7 +38,7 @@ impl Private {
     /// Moves a cursor forward to `value`, unless another thread has moved it further.
     pub(super) fn advance(&self, value: u32) {
         let ahead = |now: u32| (1..=u32::MAX / 2).contains(&value.wrapping_sub(now));
-        // An error says that there was nothing to do.
+        // `Err`: it has been moved as far already.
         let _ = self
             .0
             .fetch_update(Ordering::Release, Ordering::Relaxed, |now| {
