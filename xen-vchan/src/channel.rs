@@ -401,6 +401,8 @@ impl Channel {
     /// An event was for nothing if the peer has moved no cursor and has neither come nor left since
     /// the event before. Blocking calls and `AsyncChannel` need nothing more. In an event loop the
     /// descriptor stays silent while the port is masked: see [`poll_timeout`](Self::poll_timeout).
+    /// After a change call [`handle_timeout`](Self::handle_timeout), which unmasks a port that the
+    /// former pacer keeps masked.
     pub fn set_event_pacer(&self, pacer: Option<EventPacer>) {
         self.shared().doorbell.pace(pacer);
     }
