@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::directory::{Exchange, Step};
 use crate::error::{Error, Result};
 use crate::mux::{Mux, Stream};
-use crate::proto::{Connection, RequestId};
+use crate::proto::{Connection, RequestId, Tx};
 use crate::request::{Encoded, Request};
 use crate::wire::MsgType;
 
@@ -257,7 +257,7 @@ impl<S: Stream> Drop for InFlight<'_, S> {
 /// A plan being carried out on a connection. Dropping it gives up what is in flight.
 #[derive(Debug)]
 pub(crate) struct Run<'a, S: Stream, P> {
-    tx_id: u32,
+    tx: Tx,
     plan: P,
     /// Members that take more requests: lists that have to be fetched in parts. One is in progress
     /// at a time, because each may take much memory.
@@ -267,9 +267,9 @@ pub(crate) struct Run<'a, S: Stream, P> {
 }
 
 impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
-    pub(crate) fn new(mux: &'a Mux<S>, tx_id: u32, plan: P) -> Self {
+    pub(crate) fn new(mux: &'a Mux<S>, tx: Tx, plan: P) -> Self {
         Self {
-            tx_id,
+            tx,
             plan,
             lists: VecDeque::new(),
             is_listing: false,
@@ -302,19 +302,19 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
 
     fn take_answers(&mut self, proto: &mut Connection) {
         while let Some((id, ..)) = self.in_flight.sent.front() {
-            let Some(answer) = proto.poll_reply(*id) else {
+            let Some((answer, epoch)) = proto.take_reply(*id) else {
                 return;
             };
             if let Some((.., member)) = self.in_flight.sent.pop_front() {
-                self.handle_answer(member, answer);
+                self.handle_answer(member, answer, epoch);
             }
         }
     }
 
-    fn handle_answer(&mut self, mut member: Member, answer: Result<Vec<u8>>) {
+    fn handle_answer(&mut self, mut member: Member, answer: Result<Vec<u8>>, epoch: u64) {
         let was_listing = std::mem::take(&mut member.is_listing);
         self.is_listing &= !was_listing;
-        match member.exchange.handle_answer(answer) {
+        match member.exchange.handle_answer(answer, epoch) {
             Step::Next(message) if was_listing => self.lists.push_front((member, message)),
             Step::Next(message) => self.lists.push_back((member, message)),
             Step::Done(answer) => self.plan.handle_answer(member.number, answer),
@@ -344,14 +344,14 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
             let Some((member, message)) = next else {
                 return;
             };
-            let tx_id = if is_about_nodes(message.kind()) {
-                self.tx_id
+            let tx = if is_about_nodes(message.kind()) {
+                self.tx
             } else {
-                0
+                Tx::NONE
             };
-            match proto.submit(tx_id, message) {
+            match proto.submit_in(tx, message) {
                 Ok(id) => self.in_flight.sent.push_back((id, deadline, member)),
-                Err(error) => self.handle_answer(member, Err(error)),
+                Err(error) => self.handle_answer(member, Err(error), proto.epoch()),
             }
         }
     }
@@ -380,19 +380,19 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
         let mut state = mux.enter().ok();
         for (id, _, member) in std::mem::take(&mut self.in_flight.sent) {
             let answer = state.as_mut().and_then(|state| {
-                let answer = state.proto.poll_reply(id);
+                let answer = state.proto.take_reply(id);
                 state.proto.cancel(id, true, None);
                 answer
             });
-            let answer = answer.unwrap_or_else(|| Err(why(member.op)));
-            self.handle_answer(member, answer);
+            let (answer, epoch) = answer.unwrap_or_else(|| (Err(why(member.op)), 0));
+            self.handle_answer(member, answer, epoch);
         }
         if let Some(state) = state {
             drop(mux.flush(state));
         }
         while let Some((member, _)) = self.lists.pop_front().or_else(|| self.planned()) {
             let op = member.op;
-            self.handle_answer(member, Err(why(op)));
+            self.handle_answer(member, Err(why(op)), 0);
         }
     }
 
@@ -456,13 +456,13 @@ mod tests {
     fn on_the_device_one_request_of_a_batch_is_in_flight() {
         let mux = Mux::new(Sink::default(), Quirks::XENBUS);
         let batch = Requested::new(["/a", "/b", "/c"].map(|path| Read { path }));
-        let mut run = Run::new(&mux, 0, batch);
+        let mut run = Run::new(&mux, Tx::NONE, batch);
         for _ in 0..3 {
             assert!(run.turn(None).is_some());
             let sent = written(&mux);
             assert_eq!(sent.len(), 1);
             let other = Mkdir { path: "/other" }.encode().unwrap();
-            mux.submit(0, other).unwrap();
+            mux.submit(Tx::NONE, other).unwrap();
             answer(&mux, sent[0]);
             drop(mux.flush(mux.lock()));
             let sent = written(&mux);
@@ -478,7 +478,7 @@ mod tests {
     fn requests_about_the_daemon_are_of_no_transaction() {
         let mux = Mux::new(Sink::default(), Quirks::SOCKET);
         let batch = Requested::new((Read { path: "/a" }, ResetWatches {}));
-        let mut run = Run::new(&mux, 7, batch);
+        let mut run = Run::new(&mux, Tx { id: 7, epoch: 0 }, batch);
         assert!(run.turn(None).is_some());
         let sent = written(&mux);
         assert_eq!(
@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn a_run_that_is_dropped_gives_its_requests_up() {
         let mux = Mux::new(Sink::default(), Quirks::SOCKET);
-        let mut run = Run::new(&mux, 0, Requested::new([Read { path: "/a" }; 2]));
+        let mut run = Run::new(&mux, Tx::NONE, Requested::new([Read { path: "/a" }; 2]));
         let (first, _) = run.turn(None).unwrap();
         let sent = written(&mux);
         drop(run);

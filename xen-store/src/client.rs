@@ -10,18 +10,19 @@ use xen_sys::{DomId, Port, Xen};
 
 use crate::batch::{Batch, Plan, Requested, Run};
 use crate::directory::{Exchange, Step};
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::mux::{Mux, State};
 use crate::operations::{domain_operations, node_operations};
 use crate::perms::Permissions;
-use crate::proto::{Ready, WatchId};
+use crate::proto::{Answer, Ready, Tx, WatchId};
+use crate::reconnect::Reconnect;
 use crate::request::{
     Control, Directory, Encoded, Exists, GetDomainPath, GetFeatures, GetPermissions, GetQuota,
     GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr, Release,
     Request, ResetWatches, Resume, Rm, SetFeatures, SetPermissions, SetQuota, SetTarget, Write,
 };
 use crate::snapshot::{Snapshot, Tree};
-use crate::transport::{Polled, Transport};
+use crate::transport::{self, Polled, Transport};
 use crate::txn::Transaction;
 
 /// A connection to the store daemon.
@@ -130,6 +131,77 @@ impl Store {
         })
     }
 
+    /// Connects to the daemon that the environment names.
+    ///
+    /// As [`Store::connect`] to the path in `XENSTORED_PATH`, a socket or the kernel's device, as
+    /// libxenstore takes it. If the variable is not set, as [`Store::open`]. Not for a program
+    /// that runs with more rights than its caller.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::connect`] and [`Store::open`].
+    pub fn open_from_environment(xen: &Xen) -> Result<Self> {
+        match transport::path_from_environment() {
+            Some(path) => Self::connect(path),
+            None => Self::open(xen),
+        }
+    }
+
+    /// Makes the connection again when it is lost, to the same socket or device, as `policy`
+    /// says. To be called before the connection is shared.
+    ///
+    /// There is no thread of its own: a call that waits connects, and so does the next request or
+    /// [`Watch::try_next`](crate::Watch::try_next). Requests made while the connection is lost
+    /// wait for the next one, within their deadlines.
+    ///
+    /// * Watches are set again before anything else is sent. Each gets an event with
+    ///   [`WatchEvent::reconnected`](crate::WatchEvent::reconnected): look again, and write again
+    ///   what a restarted daemon has lost.
+    /// * Requests that were pending at the loss end with [`Error::Lost`], which says whether they
+    ///   can have been carried out, or are sent again: see [`Repeat`](crate::Repeat).
+    /// * A transaction ends: its requests fail with [`Error::Lost`], which names it.
+    ///   [`Store::with_transaction`] begins again if nothing of it was carried out.
+    /// * When the attempts are used up, everything ends with [`Error::Os`] (`op` is "connect to
+    ///   the store again").
+    ///
+    /// `as_fd()` is then a descriptor that is readable when the connection is, or when it is time
+    /// to connect.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::Shared`](crate::Invalid::Shared) if there is a clone, watch or transaction;
+    /// [`Invalid::NoPlace`](crate::Invalid::NoPlace) for a store from a descriptor; [`Error::Os`]
+    /// without a descriptor left; the reason if the connection is finished.
+    ///
+    /// ```no_run
+    /// use xen_store::{Reconnect, Repeat, Store};
+    /// # fn f(xen: &xen_sys::Xen) -> xen_store::Result<()> {
+    /// let policy = Reconnect::new().repeat(Repeat::Reads);
+    /// let store = Store::open(xen)?.reconnecting(policy)?;
+    /// let watch = store.watch("data/answer")?;
+    /// while let Some(event) = watch.next(None)? {
+    ///     if event.reconnected {
+    ///         store.write("data/offer", "1")?;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn reconnecting(self, policy: Reconnect) -> Result<Self> {
+        let Self {
+            mux,
+            timeout,
+            deadline,
+        } = self;
+        let mux = Arc::try_unwrap(mux).map_err(|_| Invalid::Shared)?;
+        let mux = mux.map_stream(Polled::renewable)?;
+        mux.survive(policy)?;
+        Ok(Self {
+            mux: Arc::new(mux),
+            timeout,
+            deadline,
+        })
+    }
+
     /// Returns the same connection, with a limit on how long each request made through *this*
     /// handle (and its clones, watches and transactions) waits for its answer.
     ///
@@ -174,15 +246,16 @@ impl Store {
     pub fn process(&self) {
         // In a child of the process that made it there is nothing to take in.
         if let Ok(state) = self.mux.enter() {
-            drop(self.mux.turn(state));
+            drop(self.mux.look(state));
         }
     }
 
-    /// One operation, in transaction `tx_id` or in none (0).
-    pub(crate) fn run<R: Request>(&self, tx_id: u32, request: &R) -> Result<R::Reply> {
+    /// One operation, in a transaction or in none.
+    pub(crate) fn run<R: Request>(&self, tx: Tx, request: &R) -> Result<R::Reply> {
         let (mut exchange, mut message) = Exchange::begin(request.encode()?);
         loop {
-            match exchange.handle_answer(self.call(tx_id, message, None)) {
+            let (answer, epoch) = self.call(tx, message, None);
+            match exchange.handle_answer(answer, epoch) {
                 Step::Next(next) => message = next,
                 Step::Done(answer) => return request.decode(answer),
             }
@@ -190,8 +263,8 @@ impl Store {
     }
 
     /// Many requests in flight together.
-    pub(crate) fn carry_out<P: Plan>(&self, tx_id: u32, plan: P) -> P::Output {
-        let mut run = Run::new(&self.mux, tx_id, plan);
+    pub(crate) fn carry_out<P: Plan>(&self, tx: Tx, plan: P) -> P::Output {
+        let mut run = Run::new(&self.mux, tx, plan);
         while let Some((id, until)) = run.turn(self.request_deadline()) {
             let answered = |state: &mut State| state.proto.is_answered(id).then_some(());
             match self.mux.wait(Ready::Reply(id), until, answered) {
@@ -205,29 +278,23 @@ impl Store {
     }
 
     /// One request and its answer; `watch` is what a WATCH request sets.
-    pub(crate) fn call(
-        &self,
-        tx_id: u32,
-        message: Encoded,
-        watch: Option<WatchId>,
-    ) -> Result<Vec<u8>> {
+    pub(crate) fn call(&self, tx: Tx, message: Encoded, watch: Option<WatchId>) -> Answer {
         let deadline = self.request_deadline();
         let op = message.kind();
-        let id = self.mux.submit(tx_id, message)?;
+        let id = match self.mux.submit(tx, message) {
+            Ok(id) => id,
+            Err(error) => return (Err(error), tx.epoch),
+        };
         let answer = self.mux.wait(Ready::Reply(id), deadline, |state| {
-            state.proto.poll_reply(id)
+            state.proto.take_reply(id)
         });
-        match answer {
-            Ok(Some(reply)) => reply,
-            Ok(None) => {
-                self.mux.cancel(id, watch);
-                Err(Error::TimedOut { op })
-            }
-            Err(error) => {
-                self.mux.cancel(id, watch);
-                Err(error)
-            }
-        }
+        let error = match answer {
+            Ok(Some(answer)) => return answer,
+            Ok(None) => Error::TimedOut { op },
+            Err(error) => error,
+        };
+        self.mux.cancel(id, watch);
+        (Err(error), tx.epoch)
     }
 }
 
@@ -253,21 +320,21 @@ domain_operations!(blocking!(Store));
 
 impl Store {
     fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
-        self.run(0, &request)
+        self.run(Tx::NONE, &request)
     }
 
     fn carry<P: Plan>(&self, plan: P) -> P::Output {
-        self.carry_out(0, plan)
+        self.carry_out(Tx::NONE, plan)
     }
 }
 
 impl Transaction {
     fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
-        self.store().run(self.id(), &request)
+        self.store().run(self.tx(), &request)
     }
 
     fn carry<P: Plan>(&self, plan: P) -> P::Output {
-        self.store().carry_out(self.id(), plan)
+        self.store().carry_out(self.tx(), plan)
     }
 }
 

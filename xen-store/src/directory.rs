@@ -4,7 +4,8 @@
 //! (oxenstored sends a message beyond the protocol's limit, which counts as the same).
 //! DIRECTORY_PART answers with the node's generation and the names from a byte offset on; the last
 //! part ends in an empty name. If the generation is not the same in all parts the list changed in
-//! between and is read again from the start.
+//! between and is read again from the start. So it is after the loss of the connection: another
+//! daemon may count generations anew.
 
 use crate::error::{Error, Result, XsError};
 use crate::request::Encoded;
@@ -52,8 +53,8 @@ impl Exchange {
         (exchange, first)
     }
 
-    /// Takes the answer to what was sent last.
-    pub(crate) fn handle_answer(&mut self, answer: Result<Vec<u8>>) -> Step {
+    /// Takes the answer to what was sent last. `epoch` names the connection that it is from.
+    pub(crate) fn handle_answer(&mut self, answer: Result<Vec<u8>>, epoch: u64) -> Step {
         if let Some(message) = self.kept.take() {
             return match answer {
                 // A daemon that refuses the question knows the type.
@@ -67,7 +68,7 @@ impl Exchange {
         let parts = match (self.parts.take(), answer) {
             (None, Err(error)) if is_too_long(&error) => Parts::after(error),
             (None, answer) => return Step::Done(answer),
-            (Some(mut parts), answer) => match parts.received(answer) {
+            (Some(mut parts), answer) => match parts.received(answer, epoch) {
                 Ok(Some(list)) => return Step::Done(Ok(list)),
                 Ok(None) => parts,
                 Err(error) => return Step::Done(Err(error)),
@@ -105,7 +106,8 @@ fn is_too_long(error: &Error) -> bool {
 #[derive(Debug, Default)]
 struct Parts {
     list: Vec<u8>,
-    generation: Option<Vec<u8>>,
+    /// The connection and the node's generation.
+    generation: Option<(u64, Vec<u8>)>,
     restarts: u32,
     /// Why DIRECTORY failed, until the first part came.
     whole: Option<Error>,
@@ -122,11 +124,11 @@ impl Parts {
 
     /// Takes the answer to a part; the list if it was the last one. If the daemon does not know
     /// DIRECTORY_PART, the error is the one of DIRECTORY.
-    fn received(&mut self, part: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
+    fn received(&mut self, part: Result<Vec<u8>>, epoch: u64) -> Result<Option<Vec<u8>>> {
         let whole = self.whole.take();
         match (part, whole) {
             (Err(error), Some(whole)) if is_not_known(&error) => Err(whole),
-            (part, _) => self.take(&part?),
+            (part, _) => self.take(&part?, epoch),
         }
     }
 
@@ -136,7 +138,7 @@ impl Parts {
     }
 
     /// Takes a reply; the list if it was the last one.
-    fn take(&mut self, payload: &[u8]) -> Result<Option<Vec<u8>>> {
+    fn take(&mut self, payload: &[u8], epoch: u64) -> Result<Option<Vec<u8>>> {
         let malformed = || Error::Malformed {
             op: MsgType::DIRECTORY_PART,
         };
@@ -145,7 +147,10 @@ impl Parts {
             .position(|&byte| byte == 0)
             .ok_or_else(malformed)?;
         let (generation, part) = (&payload[..at], &payload[at + 1..]);
-        if *self.generation.get_or_insert_with(|| generation.to_vec()) != generation {
+        let first = self
+            .generation
+            .get_or_insert_with(|| (epoch, generation.to_vec()));
+        if (first.0, first.1.as_slice()) != (epoch, generation) {
             let restarts = self.restarts + 1;
             *self = Self {
                 restarts,

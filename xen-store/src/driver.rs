@@ -55,6 +55,7 @@ impl<S: Pollable> Mux<S> {
         let mut state = self.enter()?;
         let mut last_look = false;
         let outcome = loop {
+            state = self.reconnect(state);
             state = self.flush(state);
             if let Some(value) = ready(&mut state) {
                 break Ok(Some(value));
@@ -84,6 +85,12 @@ impl<S: Pollable> Mux<S> {
         outcome
     }
 
+    /// As [`Mux::turn`], connecting first if it is time to.
+    pub(crate) fn look<'a>(&'a self, state: Locked<'a, S>) -> Locked<'a, S> {
+        let state = self.reconnect(state);
+        self.turn(state)
+    }
+
     fn sleep_on_transport<'a>(
         &'a self,
         mut state: Locked<'a, S>,
@@ -91,9 +98,11 @@ impl<S: Pollable> Mux<S> {
         deadline: Option<Instant>,
     ) -> (Locked<'a, S>, Result<()>) {
         let output = state.no_room && state.proto.has_outgoing();
+        // While the connection is lost there is no transport to wait for, but a time to connect.
+        let until = [deadline, state.retry_at()].into_iter().flatten().min();
         state.poller = Some(Poller { key, output });
         drop(state);
-        let polled = self.stream().poll(output, deadline);
+        let polled = self.stream().poll(output, until);
         let mut state = self.lock();
         state.poller = None;
         if std::mem::take(&mut state.interrupted) {

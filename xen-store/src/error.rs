@@ -8,6 +8,7 @@
 //! | [`Error::NotText`], [`Error::Value`] | whoever wrote the value | usable |
 //! | [`Error::Malformed`], [`Error::TooLong`] | the daemon answered this request with nonsense | usable |
 //! | [`Error::Conflict`], [`Error::TimedOut`], [`Error::TooLarge`] | nobody in particular | usable |
+//! | [`Error::Lost`] | the daemon left; the connection is made again | usable |
 //! | [`Error::Protocol`] | the daemon broke the protocol | finished |
 //! | [`Error::Closed`] | the daemon left | finished |
 //! | [`Error::Os`] | the system; `op` names the call | finished |
@@ -90,6 +91,22 @@ pub enum Error {
         /// The request that was not answered.
         op: MsgType,
     },
+    /// The connection was lost before the answer came. It is made again
+    /// ([`Store::reconnecting`](crate::Store::reconnecting)).
+    #[error(
+        "{op}{}: the store connection was lost{}",
+        Within(*transaction),
+        Outcome(*may_be_done)
+    )]
+    Lost {
+        /// The request.
+        op: MsgType,
+        /// The transaction that it was in, by the daemon's number. The daemon has dropped it.
+        transaction: Option<u32>,
+        /// The daemon may have carried it out, because it was sent. `false` if it was not sent
+        /// whole, and for a request of a lost transaction other than its commit.
+        may_be_done: bool,
+    },
     /// The daemon sent what the protocol forbids; nothing more is read from it.
     #[error("the store daemon broke the protocol: {0}")]
     Protocol(ProtocolError),
@@ -145,6 +162,20 @@ impl Error {
         )
     }
 
+    /// Returns whether a transaction was lost with its connection, and nothing of it was carried
+    /// out: it may be begun again.
+    #[must_use]
+    pub fn is_lost_transaction(&self) -> bool {
+        match self {
+            Self::Lost {
+                op,
+                transaction,
+                may_be_done,
+            } => *op == MsgType::TRANSACTION_START || (transaction.is_some() && !may_be_done),
+            _ => false,
+        }
+    }
+
     /// Returns whether the daemon denied access (`EACCES` or `EPERM`).
     #[must_use]
     pub fn is_denied(&self) -> bool {
@@ -189,6 +220,7 @@ impl Error {
             Self::TimedOut { .. } => libc::ETIMEDOUT,
             Self::Malformed { .. } | Self::Protocol(_) => libc::EPROTO,
             Self::Closed => libc::EPIPE,
+            Self::Lost { .. } => libc::ECONNRESET,
             Self::Unsupported => libc::EOPNOTSUPP,
             Self::Connect { source, .. } | Self::Os { source, .. } => {
                 return source.raw_os_error();
@@ -210,6 +242,31 @@ impl Error {
                 io::Error::from_raw_os_error(errno).kind()
             }),
         }
+    }
+}
+
+/// The transaction of a lost request, in its error's text.
+struct Within(Option<u32>);
+
+impl fmt::Display for Within {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(id) => write!(f, " in transaction {id}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is known of a lost request, in its error's text.
+struct Outcome(bool);
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0 {
+            "; it may have been carried out"
+        } else {
+            "; it was not carried out"
+        })
     }
 }
 
@@ -265,6 +322,12 @@ pub enum Invalid {
         /// The limit in bytes.
         max: usize,
     },
+    /// A connection that has clones, watches or transactions.
+    #[error("a store connection that others use already")]
+    Shared,
+    /// A connection that was made from a descriptor, which leads nowhere once it has ended.
+    #[error("a store connection from a descriptor, whose socket or device is not known")]
+    NoPlace,
     /// A permission list without its first entry, the owner.
     #[error("a permission list needs at least the owner's entry")]
     NoOwner,

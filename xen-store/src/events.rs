@@ -10,6 +10,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use crate::error::XsError;
+
 /// How many different paths may wait in one watch's queue before they are merged into one.
 pub const MAX_DISTINCT_PATHS: usize = 512;
 
@@ -18,8 +20,12 @@ pub const MAX_DISTINCT_PATHS: usize = 512;
 pub struct WatchEvent {
     /// The path that changed; at or below the watched path, and relative if that is.
     pub path: Arc<str>,
-    /// Anything at or below `path` may have changed: several events were merged into this one.
+    /// Anything at or below `path` may have changed: several events were merged into this one, or
+    /// the connection was made again.
     pub rescan: bool,
+    /// The connection was made again: changes before this event may have been missed, and what
+    /// the daemon keeps may be older or gone. Once after each new connection.
+    pub reconnected: bool,
 }
 
 /// The events that wait for one watch.
@@ -29,6 +35,13 @@ pub(crate) struct EventQueue {
     order: VecDeque<Arc<str>>,
     waiting: HashSet<Arc<str>>,
     rescan: bool,
+    reconnected: bool,
+    /// The payload of its WATCH, to be sent again on a new connection.
+    pub(crate) registration: Option<Box<[u8]>>,
+    /// The daemon has granted it.
+    pub(crate) is_granted: bool,
+    /// The daemon refused it on a new connection.
+    pub(crate) refused: Option<XsError>,
     /// Its first event waits to be announced.
     pub(crate) announced: bool,
 }
@@ -40,6 +53,10 @@ impl EventQueue {
             order: VecDeque::new(),
             waiting: HashSet::new(),
             rescan: false,
+            reconnected: false,
+            registration: None,
+            is_granted: false,
+            refused: None,
             announced: false,
         }
     }
@@ -64,12 +81,21 @@ impl EventQueue {
                 self.waiting.insert(Arc::clone(&path));
                 self.order.push_back(path);
             }
-            _ => {
-                self.order = VecDeque::new();
-                self.waiting = HashSet::new();
-                self.rescan = true;
-            }
+            _ => self.merge(),
         }
+    }
+
+    /// Adds the event about a new connection.
+    pub(crate) fn push_reconnected(&mut self) {
+        self.merge();
+        self.reconnected = true;
+    }
+
+    /// Merges all events into one.
+    fn merge(&mut self) {
+        self.order = VecDeque::new();
+        self.waiting = HashSet::new();
+        self.rescan = true;
     }
 
     pub(crate) fn pop(&mut self) -> Option<WatchEvent> {
@@ -77,6 +103,7 @@ impl EventQueue {
             return Some(WatchEvent {
                 path: Arc::clone(&self.watched),
                 rescan: true,
+                reconnected: std::mem::take(&mut self.reconnected),
             });
         }
         let path = self.order.pop_front()?;
@@ -84,6 +111,7 @@ impl EventQueue {
         Some(WatchEvent {
             path,
             rescan: false,
+            reconnected: false,
         })
     }
 }

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use crate::driver::Pollable;
 use crate::error::{Error, Result};
 use crate::mux::{Direction, Mux, Place, Reactor, Stream};
-use crate::proto::{Failure, Quirks, Ready, RequestId};
+use crate::proto::{Failure, Quirks, Ready, RequestId, Tx};
 use crate::request::{Read, Request};
 use crate::transport::Written;
 use crate::wire::{self, Header, MsgType};
@@ -151,7 +151,7 @@ fn model(test: impl Fn() + Sync + Send + 'static) {
 }
 
 fn request(mux: &Shared) -> RequestId {
-    mux.submit(0, Read { path: "/a" }.encode().unwrap())
+    mux.submit(Tx::NONE, Read { path: "/a" }.encode().unwrap())
         .unwrap()
 }
 

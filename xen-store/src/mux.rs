@@ -27,12 +27,14 @@ use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 #[cfg(any(feature = "tokio", all(test, loom)))]
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::proto::{Connection, Failure, Quirks, Ready, RequestId, WatchId};
+use crate::proto::{Connection, Failure, Quirks, Ready, RequestId, Tx, WatchId};
 use crate::ready_fd::ReadyFd;
+use crate::reconnect::{Reconnect, Schedule};
 use crate::request::{Encoded, Request};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::transport::Written;
@@ -59,6 +61,20 @@ pub(crate) trait Stream {
     }
     /// Ends the sleep of the thread that sleeps on the transport, or its next one.
     fn interrupt(&self) {}
+    /// The transport has ended, and the next attempt to connect is due at `retry`.
+    fn handle_loss(&self, retry: Instant) {
+        let _ = retry;
+    }
+    /// Connects again, without waiting. Called without the lock, by one caller at a time.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no connection.
+    fn connect_again(&self) -> Result<Quirks> {
+        Err(Error::Unsupported)
+    }
+    /// Takes the transport that [`Stream::connect_again`] made.
+    fn install(&self) {}
 }
 
 /// The direction in which a caller waits for a transport.
@@ -111,6 +127,10 @@ pub(crate) struct State {
     pub(crate) interrupted: bool,
     /// The task that waits on the transport.
     driver: Option<Waker>,
+    /// The attempts to connect after a loss, if the connection survives it.
+    schedule: Option<Schedule>,
+    /// Somebody connects, outside the lock.
+    connecting: bool,
 }
 
 /// A thread asleep on the transport.
@@ -159,6 +179,8 @@ impl<S: Stream> Mux<S> {
             poller: None,
             interrupted: false,
             driver: None,
+            schedule: None,
+            connecting: false,
         };
         Self {
             stream,
@@ -169,6 +191,72 @@ impl<S: Stream> Mux<S> {
 
     pub(crate) fn stream(&self) -> &S {
         &self.stream
+    }
+
+    /// The same connection over a stream made of its own.
+    pub(crate) fn map_stream<E>(
+        self,
+        map: impl FnOnce(S) -> std::result::Result<S, E>,
+    ) -> std::result::Result<Self, E> {
+        let stream = map(self.stream)?;
+        Ok(Self { stream, ..self })
+    }
+
+    /// Makes a lost connection again, as `policy` says.
+    pub(crate) fn survive(&self, policy: Reconnect) -> Result<()> {
+        let mut state = self.enter()?;
+        if let Some(failure) = state.proto.failure() {
+            return Err(failure.into());
+        }
+        state.proto.survive(policy.repeat);
+        state.schedule = Some(Schedule::new(policy, Instant::now()));
+        Ok(())
+    }
+
+    /// Connects if the connection is lost and an attempt is due.
+    pub(crate) fn reconnect<'a>(&'a self, mut state: Locked<'a, S>) -> Locked<'a, S> {
+        if state.proto.loss().is_none() {
+            return state;
+        }
+        // The loss may have been found under this lock.
+        state.announce();
+        let is_due = |at| at <= Instant::now();
+        if !state.retry_at().is_some_and(is_due) {
+            return state;
+        }
+        state.connecting = true;
+        drop(state);
+        let connected = self.stream.connect_again();
+        let mut state = self.lock();
+        state.connecting = false;
+        match connected {
+            Ok(quirks) if state.proto.loss().is_some() => {
+                self.stream.install();
+                state.proto.handle_reconnected(quirks);
+                if let Some(schedule) = &mut state.schedule {
+                    schedule.handle_connected(Instant::now());
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let next = state
+                    .schedule
+                    .as_mut()
+                    .and_then(|schedule| schedule.handle_refusal(Instant::now()));
+                match next {
+                    Some(retry) => self.stream.handle_loss(retry),
+                    None => {
+                        let errno = error.errno().unwrap_or(libc::EIO);
+                        let failure = Failure::Os("connect to the store again", errno);
+                        state.proto.give_up(failure);
+                    }
+                }
+            }
+        }
+        // For the poller, or the next one: it sleeps on another transport now, or until another
+        // time.
+        state.pass_on();
+        state
     }
 
     /// The lock, for a caller that begins something.
@@ -227,10 +315,15 @@ impl<S: Stream> Mux<S> {
             };
             left -= 1;
             state.writing = true;
+            let epoch = state.proto.epoch();
             drop(state);
             let written = self.stream.write(message.unsent());
             state = self.lock();
             state.writing = false;
+            if state.proto.epoch() != epoch {
+                // The transport that it was written to is lost, and the message with it.
+                continue;
+            }
             match written {
                 Written::Some(count) => {
                     state.no_room = false;
@@ -245,11 +338,19 @@ impl<S: Stream> Mux<S> {
                 }
                 Written::Refused(errno) => state.proto.handle_rejection(&message, errno),
                 Written::Gone => {
+                    // The daemon has not got all of it.
+                    state.proto.put_back(message);
                     // Replies sent before the peer left are still wanted.
                     (0..FAREWELL_TURNS).any(|_| !self.read(&mut state));
+                    if state.proto.epoch() != epoch {
+                        continue;
+                    }
                     state.proto.handle_failure(Failure::Closed);
                 }
-                Written::Failed(op, errno) => state.proto.handle_failure(Failure::Os(op, errno)),
+                Written::Failed(op, errno) => {
+                    state.proto.put_back(message);
+                    state.proto.handle_failure(Failure::Os(op, errno));
+                }
             }
         }
         state
@@ -259,7 +360,7 @@ impl<S: Stream> Mux<S> {
     pub(crate) fn read(&self, state: &mut Locked<'_, S>) -> bool {
         let mut buf = [0; READ_SIZE];
         for _ in 0..READS_PER_TURN {
-            if state.proto.failure().is_some() {
+            if state.proto.failure().is_some() || state.proto.loss().is_some() {
                 return false;
             }
             match self.stream.read(&mut buf) {
@@ -289,9 +390,9 @@ impl<S: Stream> Mux<S> {
     }
 
     /// Makes a request and sends it, if that needs no waiting.
-    pub(crate) fn submit(&self, tx_id: u32, message: Encoded) -> Result<RequestId> {
+    pub(crate) fn submit(&self, tx: Tx, message: Encoded) -> Result<RequestId> {
         let mut state = self.enter()?;
-        let id = state.proto.submit(tx_id, message)?;
+        let id = state.proto.submit_in(tx, message)?;
         drop(self.flush(state));
         Ok(id)
     }
@@ -306,7 +407,7 @@ impl<S: Stream> Mux<S> {
     }
 
     /// A request whose answer does not matter, sent now if that needs no waiting.
-    pub(crate) fn send_detached(&self, tx_id: u32, request: &impl Request) {
+    pub(crate) fn send_detached(&self, tx: Tx, request: &impl Request) {
         // A request that is given back was accepted with the same fields before.
         let Ok(message) = request.encode() else {
             return;
@@ -314,8 +415,8 @@ impl<S: Stream> Mux<S> {
         let Ok(mut state) = self.enter() else {
             return;
         };
-        // A finished connection has nothing to give back.
-        if state.proto.submit_detached(tx_id, message).is_ok() {
+        // A finished connection has nothing to give back, nor has one that was lost since.
+        if state.proto.submit_detached(tx, message).is_ok() {
             drop(self.flush(state));
         }
     }
@@ -395,7 +496,7 @@ impl<S: Stream> Mux<S> {
         if state.can_write() {
             state = self.flush(state);
         }
-        state.proto.failure().is_none()
+        state.proto.failure().is_none() && state.proto.loss().is_none()
     }
 
     /// The task that waited on the transport is no more, and with it nobody reads.
@@ -404,11 +505,11 @@ impl<S: Stream> Mux<S> {
         // In a child the task is the parent's.
         if let Ok(mut state) = self.enter() {
             state.driver = None;
-            state.proto.handle_failure(failure);
+            state.proto.give_up(failure);
         }
     }
 
-    /// Waits on the transport and serves it until the connection has ended.
+    /// Waits on the transport and serves it until the connection is lost or has ended.
     pub(crate) fn poll_transport(&self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>>
     where
         S: Reactor,
@@ -439,6 +540,12 @@ impl State {
     /// Whether a call of [`Mux::flush`] would write.
     pub(crate) fn can_write(&self) -> bool {
         !self.writing && !self.no_room && self.proto.has_outgoing()
+    }
+
+    /// When to connect again; `None` unless the connection is lost, and while somebody connects.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        let schedule = self.schedule.as_ref().filter(|_| !self.connecting)?;
+        self.proto.loss().and_then(|_| schedule.poll_timeout())
     }
 
     fn fresh_waiter(&mut self) -> u64 {
@@ -501,9 +608,33 @@ impl<'a, S: Stream> Locked<'a, S> {
         }
     }
 
+    /// Plans the first attempt after a loss.
+    fn handle_loss(&mut self) {
+        let Some(loss) = self.proto.loss() else {
+            return;
+        };
+        self.no_room = false;
+        let now = Instant::now();
+        let retry = self
+            .schedule
+            .as_mut()
+            .and_then(|schedule| schedule.handle_loss(now));
+        match retry {
+            Some(retry) => {
+                self.mux.stream.handle_loss(retry);
+                self.pass_on();
+            }
+            None => self.proto.give_up(loss),
+        }
+    }
+
     /// Notes whom to wake for what has become ready.
     fn announce(&mut self) {
         while let Some(ready) = self.proto.poll_ready() {
+            if ready == Ready::Lost {
+                self.handle_loss();
+                continue;
+            }
             let ended = ready == Ready::Ended;
             if self
                 .poller

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -27,9 +28,10 @@ use nix::sys::statfs::{FsType, fstatfs};
 use xen_sys::{Host, Xen};
 
 use crate::driver::Pollable;
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::mux::Stream;
 use crate::proto::Quirks;
+use crate::ready_fd::{PollSet, Timer};
 
 /// The ways to the daemon, in the order tried: its socket, then the kernel's device.
 const PLACES: [&str; 4] = [
@@ -48,6 +50,28 @@ const XENFS: FsType = FsType(0xabba_1974);
 pub(crate) struct Transport {
     fd: OwnedFd,
     is_socket: bool,
+    /// Where it was found, unless it was made from a descriptor.
+    place: Option<Origin>,
+}
+
+/// A place that leads to the daemon, as often as it is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    Path(PathBuf),
+    /// A simulated host.
+    #[cfg(feature = "sim")]
+    Sim(Xen),
+}
+
+impl Origin {
+    /// Connects without waiting.
+    pub(crate) fn connect(&self) -> Result<Transport> {
+        match self {
+            Self::Path(path) => Transport::try_connect(path),
+            #[cfg(feature = "sim")]
+            Self::Sim(xen) => Transport::open_with(xen, Transport::try_connect),
+        }
+    }
 }
 
 /// The result of one write attempt.
@@ -85,7 +109,20 @@ impl Transport {
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|errno| os("fcntl", errno))?;
         }
-        Ok(Self { fd, is_socket })
+        Ok(Self {
+            fd,
+            is_socket,
+            place: None,
+        })
+    }
+
+    /// The place that it can be opened from again.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::NoPlace`] if it was made from a descriptor.
+    pub(crate) fn place(&self) -> Result<Origin> {
+        Ok(self.place.clone().ok_or(Invalid::NoPlace)?)
     }
 
     /// Connects to a socket, or opens the kernel's device. Nothing is written to what is neither.
@@ -96,7 +133,6 @@ impl Transport {
     }
 
     /// As `connect`, without waiting: `WouldBlock` while the daemon's backlog is full.
-    #[cfg(feature = "tokio")]
     pub(crate) fn try_connect(path: &Path) -> Result<Self> {
         Self::connect_with(path, connect_nonblocking)
     }
@@ -115,8 +151,11 @@ impl Transport {
                 return Err(Errno::ENOTSOCK.into());
             };
             // Of the descriptor itself: the file may be another one by now.
-            Self::from_fd(fd)
-                .map_err(|error| io::Error::from_raw_os_error(error.errno().unwrap_or(libc::EIO)))
+            let transport = Self::from_fd(fd).map_err(|error| {
+                io::Error::from_raw_os_error(error.errno().unwrap_or(libc::EIO))
+            })?;
+            let place = Some(Origin::Path(path.to_owned()));
+            Ok(Self { place, ..transport })
         };
         attempt().map_err(|source| Error::Connect {
             path: path.into(),
@@ -139,7 +178,11 @@ impl Transport {
         match xen.host() {
             Host::Dev(_) => Self::first_of(&PLACES, DEVICE, connect),
             #[cfg(feature = "sim")]
-            Host::Sim(client) => Self::from_fd(simulated(client)?),
+            Host::Sim(client) => {
+                let place = Some(Origin::Sim(xen.clone()));
+                let transport = Self::from_fd(simulated(client)?)?;
+                Ok(Self { place, ..transport })
+            }
             _ => Err(Error::Unsupported),
         }
     }
@@ -226,9 +269,40 @@ impl Stream for Transport {
 /// A transport that threads sleep on.
 #[derive(Debug)]
 pub(crate) struct Polled {
-    transport: Transport,
+    way: Way,
     /// Non-zero while an interruption was not seen.
     interruption: EventFd,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Its end is the end of the connection.
+    Once(Transport),
+    Again(Renewable),
+}
+
+/// A transport that is replaced when it is lost.
+#[derive(Debug)]
+struct Renewable {
+    place: Origin,
+    /// `None` while it is lost.
+    current: Mutex<Option<Arc<Transport>>>,
+    /// Made by [`Stream::connect_again`], for [`Stream::install`].
+    next: Mutex<Option<Arc<Transport>>>,
+    /// Readable when the transport or the timer is.
+    set: PollSet,
+    /// Fires when it is time to connect.
+    timer: Timer,
+}
+
+impl Renewable {
+    fn current(&self) -> Option<Arc<Transport>> {
+        lock(&self.current).clone()
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Polled {
@@ -239,24 +313,89 @@ impl Polled {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let interruption = EventFd::from_flags(flags).map_err(|errno| os("eventfd", errno))?;
         Ok(Self {
-            transport,
+            way: Way::Once(transport),
             interruption,
         })
+    }
+
+    /// The same transport, to be replaced when it is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::NoPlace`]; [`Error::Os`] if there is no descriptor left.
+    pub(crate) fn renewable(self) -> Result<Self> {
+        let Way::Once(transport) = self.way else {
+            return Ok(self);
+        };
+        let timer = Timer::new()?;
+        let set = PollSet::new([transport.as_fd(), timer.as_fd()])?;
+        let way = Way::Again(Renewable {
+            place: transport.place()?,
+            current: Mutex::new(Some(Arc::new(transport))),
+            next: Mutex::new(None),
+            set,
+            timer,
+        });
+        Ok(Self {
+            way,
+            interruption: self.interruption,
+        })
+    }
+
+    /// The transport; `None` while it is lost.
+    fn transport<T>(&self, with: impl FnOnce(&Transport) -> T) -> Option<T> {
+        match &self.way {
+            Way::Once(transport) => Some(with(transport)),
+            Way::Again(renewable) => renewable.current().map(|transport| with(&transport)),
+        }
     }
 }
 
 impl Stream for Polled {
     fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
-        self.transport.read(buf)
+        self.transport(|transport| transport.read(buf))
+            .unwrap_or(Ok(None))
     }
 
     fn write(&self, bytes: &[u8]) -> Written {
-        self.transport.write(bytes)
+        self.transport(|transport| transport.write(bytes))
+            .unwrap_or(Written::Gone)
+    }
+
+    fn is_drained(&self, count: usize, size: usize) -> bool {
+        self.transport(|transport| transport.is_drained(count, size))
+            .unwrap_or(true)
     }
 
     fn interrupt(&self) {
         // The only failure is a full counter, and that interrupts as well.
         let _ = self.interruption.write(1);
+    }
+
+    fn handle_loss(&self, retry: Instant) {
+        if let Way::Again(renewable) = &self.way {
+            *lock(&renewable.current) = None;
+            let wait = retry.saturating_duration_since(Instant::now());
+            renewable.timer.set(Some(wait));
+        }
+    }
+
+    fn connect_again(&self) -> Result<Quirks> {
+        let Way::Again(renewable) = &self.way else {
+            return Err(Error::Unsupported);
+        };
+        let transport = renewable.place.connect()?;
+        renewable.set.add(transport.as_fd())?;
+        let quirks = transport.quirks();
+        *lock(&renewable.next) = Some(Arc::new(transport));
+        Ok(quirks)
+    }
+
+    fn install(&self) {
+        if let Way::Again(renewable) = &self.way {
+            renewable.timer.set(None);
+            *lock(&renewable.current) = lock(&renewable.next).take();
+        }
     }
 }
 
@@ -264,11 +403,12 @@ impl Pollable for Polled {
     fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()> {
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, output);
-        let mut fds = [
-            PollFd::new(self.transport.fd.as_fd(), flags),
-            PollFd::new(self.interruption.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, timeout(deadline)) {
+        let interruption = PollFd::new(self.interruption.as_fd(), PollFlags::POLLIN);
+        let polled = self.transport(|transport| {
+            let mut fds = [PollFd::new(transport.as_fd(), flags), interruption.clone()];
+            poll(&mut fds, timeout(deadline))
+        });
+        match polled.unwrap_or_else(|| poll(&mut [interruption.clone()], timeout(deadline))) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(os("poll", errno)),
         }
@@ -282,12 +422,19 @@ impl Pollable for Polled {
 
 impl AsFd for Polled {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.transport.as_fd()
+        match &self.way {
+            Way::Once(transport) => transport.as_fd(),
+            Way::Again(renewable) => renewable.set.as_fd(),
+        }
     }
 }
 
+/// The socket or device that the environment names, as libxenstore has it.
+pub(crate) fn path_from_environment() -> Option<PathBuf> {
+    std::env::var_os("XENSTORED_PATH").map(PathBuf::from)
+}
+
 /// Connects without waiting for room in the backlog.
-#[cfg(feature = "tokio")]
 fn connect_nonblocking(path: PathBuf) -> io::Result<OwnedFd> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
     use std::os::fd::AsRawFd;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::client::Store;
 use crate::error::{Error, Result};
-use crate::request::{EndTransaction, StartTransaction};
+use crate::proto::Tx;
+use crate::request::{EndTransaction, Request, StartTransaction};
 
 /// How often [`Store::with_transaction`] tries.
 pub const MAX_ATTEMPTS: u32 = 64;
@@ -27,7 +28,7 @@ const MAX_SPREAD: u32 = 64;
 #[doc(alias = "xs_transaction_t")]
 pub struct Transaction {
     store: Store,
-    id: u32,
+    tx: Tx,
     live: bool,
 }
 
@@ -39,10 +40,12 @@ impl Store {
     /// [`Error::Daemon`] with `EBUSY` or `ENOSPC` if this domain has too many open.
     #[doc(alias = "xs_transaction_start")]
     pub fn transaction(&self) -> Result<Transaction> {
-        let id = self.run(0, &StartTransaction {})?;
+        let start = StartTransaction {};
+        let (answer, epoch) = self.call(Tx::NONE, start.encode()?, None);
+        let id = start.decode(answer)?;
         Ok(Transaction {
             store: self.clone(),
-            id,
+            tx: Tx { id, epoch },
             live: true,
         })
     }
@@ -53,6 +56,10 @@ impl Store {
     /// After a conflict it pauses for a random time, so that clients in each other's way spread
     /// out: less than the attempt took at first, twice as long a span after each further conflict,
     /// up to 64 times what an attempt took and never more than [`MAX_PAUSE`].
+    ///
+    /// A transaction that is lost with its connection ([`Store::reconnecting`]) is begun again too,
+    /// unless its commit was sent: then it may have been carried out, and the call fails with
+    /// [`Error::Lost`].
     ///
     /// `body` may run several times; only what it does through the transaction is undone. If it
     /// fails with anything but a conflict, the transaction is aborted and the error returned.
@@ -76,14 +83,14 @@ impl Store {
     ) -> Result<T> {
         for attempt in 1..=MAX_ATTEMPTS {
             let begun = Instant::now();
-            let transaction = self.transaction()?;
-            match body(&transaction) {
-                Ok(value) => {
-                    if transaction.commit()? {
-                        return Ok(value);
-                    }
-                }
-                Err(error) if error.is_again() => drop(transaction),
+            let outcome = self.transaction().and_then(|transaction| {
+                let value = body(&transaction)?;
+                Ok(transaction.commit()?.then_some(value))
+            });
+            match outcome {
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => {}
+                Err(error) if error.is_again() || error.is_lost_transaction() => {}
                 Err(error) => return Err(error),
             }
             if attempt < MAX_ATTEMPTS {
@@ -100,9 +107,14 @@ impl Store {
 pub(crate) fn pause(conflicts: u32, took: Duration) -> Duration {
     let spread = 2_u32.saturating_pow(conflicts - 1).min(MAX_SPREAD);
     let span = took.saturating_mul(spread).min(MAX_PAUSE);
+    span.mul_f64(chance())
+}
+
+/// A number at random, at least 0 and below 1.
+pub(crate) fn chance() -> f64 {
     // The standard library's only source of chance; each state is another one.
-    let chance = RandomState::new().hash_one(conflicts) >> 32;
-    span.mul_f64(chance as f64 / 2_f64.powi(32))
+    let chance = RandomState::new().hash_one(0_u8) >> 32;
+    chance as f64 / 2_f64.powi(32)
 }
 
 impl Transaction {
@@ -132,15 +144,15 @@ impl Transaction {
     }
 
     fn end(&self, commit: bool) -> Result<bool> {
-        self.store.run(self.id, &EndTransaction { commit })
+        self.store.run(self.tx, &EndTransaction { commit })
     }
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.id
+    pub(crate) fn tx(&self) -> Tx {
+        self.tx
     }
 }
 
@@ -148,7 +160,7 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         if self.live {
             let end = EndTransaction { commit: false };
-            self.store.mux.send_detached(self.id, &end);
+            self.store.mux.send_detached(self.tx, &end);
         }
     }
 }

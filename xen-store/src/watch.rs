@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::events::WatchEvent;
 use crate::mux::State;
 use crate::path::StorePath;
-use crate::proto::{Connection, Ready, WatchId};
+use crate::proto::{Connection, Ready, Tx, WatchId};
 use crate::ready_fd::ReadyFd;
 use crate::request::{Request, SetWatch, Unwatch, takes_depth};
 
@@ -67,7 +67,7 @@ impl Store {
             token: &token,
             depth,
         };
-        match self.call(0, set.encode()?, Some(id)) {
+        match self.call(Tx::NONE, set.encode()?, Some(id)).0 {
             Ok(_) => Ok(Watch {
                 store: self.clone(),
                 id,
@@ -203,7 +203,7 @@ impl Watch {
     pub fn try_next(&self) -> Result<Option<WatchEvent>> {
         let mut state = self.store.mux.enter()?;
         if !state.proto.has_event(self.id) {
-            state = self.store.mux.turn(state);
+            state = self.store.mux.look(state);
         }
         self.take(&mut state).transpose()
     }
@@ -267,6 +267,6 @@ impl Drop for Watch {
             path: &self.path,
             token: &token,
         };
-        self.store.mux.send_detached(0, &unwatch);
+        self.store.mux.send_detached(Tx::NONE, &unwatch);
     }
 }

@@ -5,9 +5,10 @@
 
 use xen_store::proto::{
     Connection, Failure, MAX_OVERTAKEN, MAX_SKIPPED, MAX_UNANSWERED, Quirks, Ready, RequestId,
+    WatchId,
 };
 use xen_store::wire::{Decoder, Header, Message, MsgType, PAYLOAD_MAX, encode};
-use xen_store::{Error, Invalid, ProtocolError, XsError};
+use xen_store::{Error, Invalid, ProtocolError, Repeat, XsError};
 
 /// Takes the next message out as a transport that takes everything would.
 fn sent(connection: &mut Connection) -> Message {
@@ -461,4 +462,244 @@ fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
     let answer = connection.cancel(waiting, true, None);
     assert!(answer, "it was never sent");
     assert!(connection.poll_outgoing().is_none());
+}
+
+/// A lost connection that survives, and what `requests` left pending on it.
+fn lost(repeat: Repeat, requests: impl FnOnce(&mut Connection)) -> Connection {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    connection.survive(repeat);
+    requests(&mut connection);
+    connection.handle_failure(Failure::Closed);
+    assert_eq!(connection.loss(), Some(Failure::Closed));
+    assert_eq!(connection.failure(), None);
+    assert!(!connection.has_outgoing(), "there is no transport");
+    assert_eq!(ready(&mut connection).last(), Some(&Ready::Lost));
+    connection
+}
+
+fn write(connection: &mut Connection) -> RequestId {
+    connection
+        .request(MsgType::WRITE, 0, &[b"/a\0", b"x"])
+        .unwrap()
+}
+
+/// Takes the answer, which has to be [`Error::Lost`]; whether it may be done, and the transaction.
+#[track_caller]
+fn lost_answer(connection: &mut Connection, id: RequestId) -> (bool, Option<u32>) {
+    match connection.poll_reply(id) {
+        Some(Err(Error::Lost {
+            transaction,
+            may_be_done,
+            ..
+        })) => (may_be_done, transaction),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_lost_request_may_be_done_only_if_it_was_sent_whole() {
+    let mut ids = Vec::new();
+    let mut connection = lost(Repeat::Never, |connection| {
+        ids = (0..3).map(|_| write(connection)).collect();
+        sent(connection);
+        let mut begun = connection.poll_outgoing().unwrap();
+        assert!(!begun.advance(5));
+        connection.put_back(begun);
+    });
+    let may_be_done = ids.iter().map(|id| lost_answer(&mut connection, *id).0);
+    assert_eq!(may_be_done.collect::<Vec<_>>(), [true, false, false]);
+    let later = write(&mut connection);
+    assert!(connection.poll_reply(later).is_none(), "it waits");
+    connection.handle_reconnected(Quirks::SOCKET);
+    let message = sent(&mut connection);
+    receive(&mut connection, MsgType::WRITE, message.req_id, b"OK\0");
+    assert_eq!(connection.poll_reply(later).unwrap().unwrap(), b"OK\0");
+}
+
+/// What a transaction did without its commit is undone.
+#[test]
+fn of_a_lost_transaction_only_the_commit_may_be_done() {
+    let mut ids = Vec::new();
+    let mut connection = lost(Repeat::Idempotent, |connection| {
+        for (kind, payload) in [
+            (MsgType::WRITE, &b"/a\0x"[..]),
+            (MsgType::TRANSACTION_END, b"T\0"),
+        ] {
+            ids.push(connection.request(kind, 7, &[payload]).unwrap());
+            sent(connection);
+        }
+    });
+    let answers = ids.iter().map(|id| lost_answer(&mut connection, *id));
+    assert_eq!(
+        answers.collect::<Vec<_>>(),
+        [(false, Some(7)), (true, Some(7))]
+    );
+}
+
+#[test]
+fn the_policy_says_which_requests_are_sent_again() {
+    let sent_again = |repeat| {
+        let (mut read_id, mut write_id, mut control_id) = (None, None, None);
+        let mut connection = lost(repeat, |connection| {
+            read_id = Some(read(connection));
+            write_id = Some(write(connection));
+            sent(connection);
+            sent(connection);
+            // Not idempotent, and not sent.
+            control_id = Some(
+                connection
+                    .request(MsgType::CONTROL, 0, &[b"check\0"])
+                    .unwrap(),
+            );
+        });
+        connection.handle_reconnected(Quirks::SOCKET);
+        let kinds: Vec<MsgType> = std::iter::from_fn(|| {
+            connection
+                .has_outgoing()
+                .then(|| sent(&mut connection).kind)
+        })
+        .collect();
+        let waits = [read_id, write_id, control_id].map(|id| connection.poll_reply(id.unwrap()));
+        let waiting = waits.iter().filter(|answer| answer.is_none()).count();
+        assert_eq!(waiting, kinds.len(), "each is sent again or has its answer");
+        kinds
+    };
+    use MsgType as M;
+    assert_eq!(sent_again(Repeat::Never), []);
+    assert_eq!(sent_again(Repeat::Reads), [M::READ, M::CONTROL]);
+    assert_eq!(
+        sent_again(Repeat::Idempotent),
+        [M::READ, M::WRITE, M::CONTROL]
+    );
+}
+
+/// A watch that is set, and its number.
+fn granted(connection: &mut Connection, path: &str) -> WatchId {
+    let watch = connection.add_watch(path);
+    let token = Connection::token(watch);
+    let fields: [&[u8]; 4] = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
+    let id = connection.request(MsgType::WATCH, 0, &fields).unwrap();
+    let message = sent(connection);
+    receive(connection, MsgType::WATCH, message.req_id, b"OK\0");
+    connection.poll_reply(id).unwrap().unwrap();
+    watch
+}
+
+#[test]
+fn watches_are_set_again_before_anything_else_is_sent() {
+    let mut watches = Vec::new();
+    let mut connection = lost(Repeat::Reads, |connection| {
+        watches = ["/w", "/x"].map(|path| granted(connection, path)).to_vec();
+        read(connection);
+        sent(connection);
+    });
+    assert!(connection.poll_event(watches[0]).is_none(), "not yet");
+    connection.handle_reconnected(Quirks::SOCKET);
+    assert_eq!(
+        ready(&mut connection),
+        [Ready::Event(watches[0]), Ready::Event(watches[1])]
+    );
+    for (watch, path) in watches.iter().zip(["/w", "/x"]) {
+        let event = connection.poll_event(*watch).unwrap().unwrap();
+        assert_eq!(&*event.path, path);
+        assert!(event.rescan && event.reconnected);
+        assert!(connection.poll_event(*watch).is_none());
+        let message = sent(&mut connection);
+        let token = Connection::token(*watch);
+        assert_eq!(message.kind, MsgType::WATCH);
+        assert_eq!(message.payload, format!("{path}\0{token}\0").as_bytes());
+        receive(&mut connection, MsgType::WATCH, message.req_id, b"OK\0");
+    }
+    assert_eq!(sent(&mut connection).kind, MsgType::READ);
+    // A second loss, and one of the two is gone by then.
+    connection.remove_watch(watches[0]);
+    connection.handle_failure(Failure::Closed);
+    connection.handle_reconnected(Quirks::SOCKET);
+    assert!(sent(&mut connection).payload.starts_with(b"/x\0"));
+    assert_eq!(sent(&mut connection).kind, MsgType::READ);
+    assert!(!connection.has_outgoing());
+}
+
+#[test]
+fn a_watch_that_is_refused_on_the_next_connection_has_the_error() {
+    let mut watch = None;
+    let mut connection = lost(Repeat::Never, |connection| {
+        watch = Some(granted(connection, "/w"));
+    });
+    let watch = watch.unwrap();
+    connection.handle_reconnected(Quirks::SOCKET);
+    let message = sent(&mut connection);
+    connection.poll_event(watch).unwrap().unwrap();
+    ready(&mut connection);
+    let told = receive(&mut connection, MsgType::ERROR, message.req_id, b"E2BIG\0");
+    assert_eq!(told, [Ready::Event(watch)]);
+    let error = connection.poll_event(watch).unwrap().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Daemon {
+                op: MsgType::WATCH,
+                code: XsError::E2BIG
+            }
+        ),
+        "{error:?}"
+    );
+    // The next connection may have room.
+    connection.handle_failure(Failure::Closed);
+    connection.handle_reconnected(Quirks::SOCKET);
+    let event = connection.poll_event(watch).unwrap().unwrap();
+    assert!(event.reconnected);
+    assert!(connection.poll_event(watch).is_none());
+}
+
+/// The bytes of a lost connection are not those of the next one.
+#[test]
+fn half_a_message_is_lost_with_its_connection() {
+    let mut id = None;
+    let mut connection = lost(Repeat::Reads, |connection| {
+        id = Some(read(connection));
+        let wire_id = sent(connection).req_id;
+        let bytes = encode(MsgType::READ, wire_id, 0, &[b"old"]).unwrap();
+        connection.handle_input(&bytes[..17]).unwrap();
+    });
+    connection.handle_reconnected(Quirks::SOCKET);
+    let wire_id = sent(&mut connection).req_id;
+    receive(&mut connection, MsgType::READ, wire_id, b"new");
+    assert_eq!(connection.poll_reply(id.unwrap()).unwrap().unwrap(), b"new");
+}
+
+/// Its place in the queue is taken by the same request, to be sent again.
+#[test]
+fn a_message_that_comes_back_after_the_loss_is_dropped() {
+    let mut connection = Connection::new(Quirks::SOCKET);
+    connection.survive(Repeat::Reads);
+    read(&mut connection);
+    let begun = connection.poll_outgoing().unwrap();
+    connection.handle_failure(Failure::Closed);
+    connection.handle_reconnected(Quirks::SOCKET);
+    connection.put_back(begun);
+    sent(&mut connection);
+    assert!(!connection.has_outgoing(), "it is sent twice");
+}
+
+#[test]
+fn a_violation_and_giving_up_finish_a_connection_that_survives_losses() {
+    let mut connection = lost(Repeat::Reads, |_| {});
+    let id = read(&mut connection);
+    connection.give_up(Failure::Closed);
+    assert_eq!(ready(&mut connection), [Ready::Ended]);
+    assert!(matches!(
+        connection.poll_reply(id),
+        Some(Err(Error::Closed))
+    ));
+    connection.handle_reconnected(Quirks::SOCKET);
+    assert_eq!(connection.failure(), Some(Failure::Closed));
+
+    let mut connection = Connection::new(Quirks::SOCKET);
+    connection.survive(Repeat::Reads);
+    receive(&mut connection, MsgType::READ, 99, b"x");
+    assert!(matches!(
+        connection.failure(),
+        Some(Failure::Protocol(ProtocolError::UnknownRequest { .. }))
+    ));
 }

@@ -83,7 +83,17 @@ impl Connection {
         self.watch_order.retain(|&other| other != id);
         let pending = self.pending.get_mut(&id)?;
         let seq = pending.seq;
-        if matches!(pending.slot, Slot::Abandoned { .. }) {
+        pending.epoch = self.epoch;
+        pending.copy = None;
+        if let (Some(watch), Outcome::Reply(_)) = (pending.watch, &outcome) {
+            if let Some(queue) = self.watches.get_mut(&watch.0) {
+                queue.is_granted = true;
+            }
+        }
+        if let Slot::Renewal(watch) = pending.slot {
+            self.pending.remove(&id);
+            self.finish_renewal(watch, &outcome);
+        } else if matches!(pending.slot, Slot::Abandoned { .. }) {
             self.given_up.remove(&seq);
             let Pending { kind, slot, .. } = self.pending.remove(&id)?;
             if let (Slot::Abandoned { watch }, Outcome::Reply(payload)) = (slot, outcome) {
@@ -94,6 +104,19 @@ impl Connection {
             self.ready.push_back(Ready::Reply(RequestId(id)));
         }
         Some(seq)
+    }
+
+    /// A watch is set again, or the daemon refuses that and its reader gets the error.
+    fn finish_renewal(&mut self, watch: WatchId, outcome: &Outcome) {
+        let code = match outcome {
+            Outcome::Reply(_) | Outcome::Lost { .. } => return,
+            Outcome::Refused(code) => *code,
+            Outcome::TooLong(_) | Outcome::Rejected(_) => XsError::EIO,
+        };
+        if let Some(queue) = self.watches.get_mut(&watch.0) {
+            queue.refused = Some(code);
+            self.announce_event(watch);
+        }
     }
 
     /// Returns what a request was granted whose requester is gone.
@@ -131,15 +154,13 @@ impl Connection {
                 kind: MsgType::WATCH_EVENT,
             });
         };
-        let id = std::str::from_utf8(token)
-            .ok()
-            .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        let id = super::watch_of(token);
         // An unknown token is an event that was under way when its watch was withdrawn.
         if let Some((id, queue)) = id.and_then(|id| Some((id, self.watches.get_mut(&id)?))) {
             let was_empty = queue.is_empty();
             queue.push(std::str::from_utf8(path).ok());
-            if was_empty && !std::mem::replace(&mut queue.announced, true) {
-                self.ready.push_back(Ready::Event(WatchId(id)));
+            if was_empty {
+                self.announce_event(WatchId(id));
             }
         }
         Ok(())

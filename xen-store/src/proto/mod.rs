@@ -29,6 +29,16 @@
 //! * Where the transport wants it ([`Quirks::one_at_a_time`]), nothing is handed out to be written
 //!   while a request is unanswered, whether anyone waits for the answer or not.
 //!
+//! # A connection that is made again
+//!
+//! After [`Connection::survive`] the end of the transport is a *loss* and does not finish the
+//! connection. [`Ready::Lost`] is announced, nothing is handed out to be written, and requests may
+//! be made. With the next transport, [`Connection::handle_reconnected`] sets the granted watches
+//! again, before anything else is sent, and gives each an event with
+//! [`WatchEvent::reconnected`](crate::WatchEvent::reconnected). Requests that were pending at the
+//! loss end with [`Error::Lost`] or are sent again: see [`Repeat`](crate::Repeat). Transactions
+//! end with their connection; the numbers of later ones may be the same.
+//!
 //! # Requests that were given up
 //!
 //! A request that was sent and then cancelled (its deadline passed, its future was dropped), or
@@ -50,11 +60,14 @@ use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Invalid, XsError};
 use crate::events::{EventQueue, WatchEvent};
+use crate::reconnect::Repeat;
 use crate::request::Encoded;
 use crate::wire::{self, Decoder, MsgType};
 mod input;
+mod loss;
 mod types;
 
+pub(crate) use types::Tx;
 pub use types::{Failure, Outgoing, Quirks, Ready, RequestId, WatchId};
 
 /// Requests given up after they were sent and not answered yet, at which no more are sent.
@@ -75,7 +88,14 @@ enum Outcome {
     TooLong(usize),
     /// The transport refused the message with an errno that is not the daemon's.
     Rejected(i32),
+    /// The connection was lost before the answer came.
+    Lost {
+        may_be_done: bool,
+    },
 }
+
+/// An answer, and the connection that it is from.
+pub(crate) type Answer = (Result<Vec<u8>, Error>, u64);
 
 #[derive(Debug)]
 enum Slot {
@@ -85,6 +105,8 @@ enum Slot {
     Abandoned {
         watch: Option<(WatchId, Box<str>)>,
     },
+    /// It sets a granted watch again, on a new connection.
+    Renewal(WatchId),
 }
 
 #[derive(Debug)]
@@ -93,6 +115,14 @@ struct Pending {
     /// Its place in the order of requests; ids may be used again, these are not.
     seq: u64,
     slot: Slot,
+    /// The transaction that it is in; 0 is none.
+    tx_id: u32,
+    /// The connection that answered it.
+    epoch: u64,
+    /// The watch that it sets.
+    watch: Option<WatchId>,
+    /// The message, if it may be sent again after a loss.
+    copy: Option<Box<[u8]>>,
 }
 
 /// The state of one connection.
@@ -116,6 +146,12 @@ pub struct Connection {
     decoder: Decoder,
     watches: FxHashMap<u64, EventQueue>,
     failure: Option<Failure>,
+    /// The end of the transport is a loss, after which these are sent again.
+    repeat: Option<Repeat>,
+    /// Why the connection is lost, while it is.
+    loss: Option<Failure>,
+    /// Losses so far.
+    epoch: u64,
     ready: VecDeque<Ready>,
 }
 
@@ -137,8 +173,28 @@ impl Connection {
             decoder: Decoder::new(),
             watches: FxHashMap::default(),
             failure: None,
+            repeat: None,
+            loss: None,
+            epoch: 0,
             ready: VecDeque::new(),
         }
+    }
+
+    /// Makes the end of the transport a loss, which does not finish the connection. `repeat` says
+    /// which requests are sent again.
+    pub fn survive(&mut self, repeat: Repeat) {
+        self.repeat = Some(repeat);
+    }
+
+    /// Returns why the connection is lost, from its loss to [`Connection::handle_reconnected`].
+    #[must_use]
+    pub fn loss(&self) -> Option<Failure> {
+        self.loss
+    }
+
+    /// Returns the number of losses so far: it names the connection that messages belong to.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// How the transport differs.
@@ -167,17 +223,32 @@ impl Connection {
     ///
     /// As [`Connection::request`].
     pub fn submit(&mut self, tx_id: u32, message: Encoded) -> Result<RequestId, Error> {
+        let epoch = self.epoch;
+        self.submit_in(Tx { id: tx_id, epoch }, message)
+    }
+
+    /// As [`Connection::submit`], in a transaction that may have ended with its connection.
+    pub(crate) fn submit_in(&mut self, tx: Tx, message: Encoded) -> Result<RequestId, Error> {
         if let Some(failure) = self.failure {
             return Err(failure.into());
         }
-        let kind = message.kind();
+        let (kind, tx_id) = (message.kind(), tx.id);
+        if tx_id != 0 && tx.epoch != self.epoch {
+            return Err(Error::Lost {
+                op: kind,
+                transaction: Some(tx_id),
+                may_be_done: false,
+            });
+        }
         let (len, max) = (message.payload_len(), self.quirks.max_payload);
         let too_long = || Invalid::PayloadTooLong { len, max };
         if len > max {
             return Err(too_long().into());
         }
+        let watch = self.note_registration(&message);
         let id = self.fresh_id();
         let bytes = message.into_message(id, tx_id).map_err(|_| too_long())?;
+        let repeats = tx_id == 0 && self.repeat.is_some_and(|repeat| repeat.covers(kind));
         let seq = self.next_seq;
         self.next_seq += 1;
         self.pending.insert(
@@ -186,12 +257,17 @@ impl Connection {
                 kind,
                 seq,
                 slot: Slot::Waiting,
+                tx_id,
+                epoch: self.epoch,
+                watch,
+                copy: repeats.then(|| bytes.as_slice().into()),
             },
         );
         self.outgoing.push_back(Outgoing {
             id: RequestId(id),
             bytes,
             sent: 0,
+            epoch: self.epoch,
         });
         if self.quirks.anonymous_watch_replies && is_watch_op(kind) {
             self.watch_order.push_back(id);
@@ -219,10 +295,11 @@ impl Connection {
 
     /// Returns a message that is not out yet to the head of the queue.
     pub fn put_back(&mut self, message: Outgoing) {
-        self.answered(message.id.0);
-        if self.failure.is_some() {
+        // One of an earlier connection was dealt with at the loss.
+        if self.failure.is_some() || message.epoch != self.epoch {
             return;
         }
+        self.answered(message.id.0);
         if message.sent == 0 {
             if let Some(seq) = self.given_up_seq(message.id) {
                 self.given_up.remove(&seq);
@@ -239,7 +316,7 @@ impl Connection {
             // message.
             first.sent > 0 || self.given_up.len() < MAX_UNANSWERED
         };
-        self.in_flight.is_none() && self.outgoing.front().is_some_and(open)
+        self.loss.is_none() && self.in_flight.is_none() && self.outgoing.front().is_some_and(open)
     }
 
     /// The `seq` of a request that nobody waits for.
@@ -258,6 +335,9 @@ impl Connection {
     ///
     /// The kernel's xenbus device reports a refused watch this way.
     pub fn handle_rejection(&mut self, message: &Outgoing, errno: i32) {
+        if message.epoch != self.epoch {
+            return;
+        }
         let id = message.id.0;
         let outcome = XsError::from_errno(errno).map_or(Outcome::Rejected(errno), Outcome::Refused);
         self.finish(id, outcome);
@@ -269,7 +349,7 @@ impl Connection {
     ///
     /// The reason why the connection is now finished.
     pub fn handle_input(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
-        while self.failure.is_none() {
+        while self.failure.is_none() && self.loss.is_none() {
             let accepted = match self.decoder.next(&mut bytes) {
                 Ok(None) => return Ok(()),
                 Ok(Some(message)) => self.accept(message),
@@ -282,19 +362,30 @@ impl Connection {
         self.failure.map_or(Ok(()), Err)
     }
 
-    /// Ends the connection; the first reason stays. All waiting requests have their answer now,
-    /// and [`Ready::Ended`] is announced.
+    /// Ends the connection for the transport's reason. It is lost if it survives that
+    /// ([`Connection::survive`]), else finished as by [`Connection::give_up`].
     pub fn handle_failure(&mut self, failure: Failure) {
+        match self.repeat {
+            Some(repeat) if failure.is_loss() => self.lose(failure, repeat),
+            _ => self.give_up(failure),
+        }
+    }
+
+    /// Finishes the connection; the first reason stays. All waiting requests have their answer
+    /// now, and [`Ready::Ended`] is announced.
+    pub fn give_up(&mut self, failure: Failure) {
         if self.failure.is_some() {
             return;
         }
         self.failure = Some(failure);
+        self.loss = None;
         self.outgoing.clear();
         self.in_flight = None;
         self.watch_order.clear();
         self.given_up.clear();
-        self.pending
-            .retain(|_, pending| !matches!(pending.slot, Slot::Abandoned { .. }));
+        self.pending.retain(|_, pending| {
+            !matches!(pending.slot, Slot::Abandoned { .. } | Slot::Renewal(_))
+        });
         self.ready.push_back(Ready::Ended);
     }
 
@@ -323,14 +414,25 @@ impl Connection {
     /// cancelled request has no answer.
     #[must_use]
     pub fn poll_reply(&mut self, id: RequestId) -> Option<Result<Vec<u8>, Error>> {
+        self.take_reply(id).map(|(answer, _)| answer)
+    }
+
+    /// As [`Connection::poll_reply`], with the connection that the answer is from.
+    pub(crate) fn take_reply(&mut self, id: RequestId) -> Option<Answer> {
         match self.pending.get(&id.0)?.slot {
             Slot::Waiting if self.failure.is_none() => return None,
             // It stays known until the daemon has answered it.
-            Slot::Abandoned { .. } => return None,
+            Slot::Abandoned { .. } | Slot::Renewal(_) => return None,
             Slot::Waiting | Slot::Done(_) => {}
         }
-        let Pending { kind: op, slot, .. } = self.pending.remove(&id.0)?;
-        Some(match (slot, self.failure) {
+        let Pending {
+            kind: op,
+            slot,
+            tx_id,
+            epoch,
+            ..
+        } = self.pending.remove(&id.0)?;
+        let answer = match (slot, self.failure) {
             (Slot::Done(Outcome::Reply(payload)), _) => Ok(payload),
             (Slot::Done(Outcome::Refused(XsError::ENOSYS)), _) => Err(Error::NotOffered { op }),
             (Slot::Done(Outcome::Refused(code)), _) => Err(Error::Daemon { op, code }),
@@ -338,8 +440,14 @@ impl Connection {
             (Slot::Done(Outcome::Rejected(errno)), _) => {
                 Err(Failure::Os("write to the xenbus device", errno).into())
             }
+            (Slot::Done(Outcome::Lost { may_be_done }), _) => Err(Error::Lost {
+                op,
+                transaction: (tx_id != 0).then_some(tx_id),
+                may_be_done,
+            }),
             (_, failure) => Err(failure.unwrap_or(Failure::Closed).into()),
-        })
+        };
+        Some((answer, epoch))
     }
 
     /// Returns whether [`Connection::poll_reply`] has something.
@@ -349,7 +457,7 @@ impl Connection {
             .is_none_or(|pending| match pending.slot {
                 Slot::Waiting => self.failure.is_some(),
                 Slot::Done(_) => true,
-                Slot::Abandoned { .. } => false,
+                Slot::Abandoned { .. } | Slot::Renewal(_) => false,
             })
     }
 
@@ -372,11 +480,14 @@ impl Connection {
             Some((watch, path.into()))
         });
         if self.failure.is_some() || !matches!(pending.slot, Slot::Waiting) {
-            let Some(Pending { kind, slot, .. }) = self.pending.remove(&id.0) else {
+            let Some(pending) = self.pending.remove(&id.0) else {
                 return false;
             };
-            if let Slot::Done(Outcome::Reply(payload)) = slot {
-                self.give_back(kind, watch, &payload);
+            if let Slot::Done(Outcome::Reply(payload)) = pending.slot {
+                // A transaction ended with its connection; a watch was set again on the next.
+                if watch.is_some() || pending.epoch == self.epoch {
+                    self.give_back(pending.kind, watch, &payload);
+                }
             }
             return false;
         }
@@ -413,12 +524,17 @@ impl Connection {
         tx_id: u32,
         parts: &[&[u8]],
     ) -> Result<(), Error> {
-        self.submit_detached(tx_id, Encoded::of_parts(kind, parts))
+        let epoch = self.epoch;
+        self.submit_detached(Tx { id: tx_id, epoch }, Encoded::of_parts(kind, parts))
     }
 
     /// As [`Connection::send_detached`], of a request that is laid out.
-    pub(crate) fn submit_detached(&mut self, tx_id: u32, message: Encoded) -> Result<(), Error> {
-        let id = self.submit(tx_id, message)?;
+    pub(crate) fn submit_detached(&mut self, tx: Tx, message: Encoded) -> Result<(), Error> {
+        // What it gives back ended with the connection.
+        if self.loss.is_some() {
+            return Ok(());
+        }
+        let id = self.submit_in(tx, message)?;
         self.cancel(id, false, None);
         Ok(())
     }
@@ -444,12 +560,22 @@ impl Connection {
     }
 
     /// Returns the next event of `watch`. Events that came before the connection ended are still
-    /// given out, then the reason for the end.
+    /// given out, then the reason for the end. A watch that the daemon refuses on a new connection
+    /// has that error in the place of later events.
     #[must_use]
     pub fn poll_event(&mut self, watch: WatchId) -> Option<Result<WatchEvent, Error>> {
-        match self.watches.get_mut(&watch.0).and_then(EventQueue::pop) {
+        let queue = self.watches.get_mut(&watch.0);
+        let refused = queue.as_ref().and_then(|queue| queue.refused);
+        match queue.and_then(EventQueue::pop) {
             Some(event) => Some(Ok(event)),
-            None => self.failure.map(|failure| Err(failure.into())),
+            None => match (self.failure, refused) {
+                (Some(failure), _) => Some(Err(failure.into())),
+                (None, Some(code)) => {
+                    let op = MsgType::WATCH;
+                    Some(Err(Error::Daemon { op, code }))
+                }
+                (None, None) => None,
+            },
         }
     }
 
@@ -460,7 +586,7 @@ impl Connection {
             || self
                 .watches
                 .get(&watch.0)
-                .is_some_and(|queue| !queue.is_empty())
+                .is_some_and(|queue| !queue.is_empty() || queue.refused.is_some())
     }
 
     /// The transport is done with message `id`.
@@ -479,6 +605,12 @@ impl Connection {
             }
         }
     }
+}
+
+/// The number of the watch that a token names.
+fn watch_of(token: &[u8]) -> Option<u64> {
+    let hex = std::str::from_utf8(token).ok()?;
+    u64::from_str_radix(hex, 16).ok()
 }
 
 fn is_watch_op(kind: MsgType) -> bool {

@@ -18,6 +18,10 @@ pub enum Ready {
     Reply(RequestId),
     /// [`Connection::poll_event`](super::Connection::poll_event) has a first event.
     Event(WatchId),
+    /// The connection was lost and may be made again:
+    /// [`Connection::handle_reconnected`](super::Connection::handle_reconnected), or
+    /// [`Connection::give_up`](super::Connection::give_up).
+    Lost,
     /// The connection is finished: every wait has its answer.
     Ended,
 }
@@ -69,6 +73,27 @@ pub enum Failure {
     Os(&'static str, i32),
 }
 
+impl Failure {
+    /// Whether a new connection may be better.
+    pub(super) fn is_loss(self) -> bool {
+        matches!(self, Self::Closed | Self::Os(..))
+    }
+}
+
+/// A transaction, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tx {
+    /// The daemon's number; 0 is none.
+    pub(crate) id: u32,
+    /// The connection that it belongs to, counted by the losses before it.
+    pub(crate) epoch: u64,
+}
+
+impl Tx {
+    /// No transaction.
+    pub(crate) const NONE: Self = Self { id: 0, epoch: 0 };
+}
+
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -88,6 +113,8 @@ pub struct Outgoing {
     pub(super) id: RequestId,
     pub(super) bytes: Vec<u8>,
     pub(super) sent: usize,
+    /// The connection that it is for, counted by the losses before it.
+    pub(super) epoch: u64,
 }
 
 impl Outgoing {

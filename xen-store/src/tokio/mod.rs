@@ -3,7 +3,8 @@
 //! Each connection has one small task, on the runtime that it was made in: it waits on the
 //! transport, reads for all and wakes exactly those whose answers came. A task that waits for an
 //! answer is therefore never in charge of another one's, however seldom it is polled. The task
-//! ends with the last handle; if its runtime ends first, so does the connection.
+//! ends with the last handle; if its runtime ends first, so does the connection. It is also what
+//! makes a lost connection again.
 //!
 //! Dropping a future gives its request up, and gives back what the daemon grants to it all the
 //! same. Deadlines are the caller's, by `tokio::time::timeout`. Sending on the kernel's device may
@@ -11,10 +12,12 @@
 
 mod store;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::sync::{Arc, Weak};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::runtime::Handle;
@@ -25,11 +28,11 @@ pub use store::{Transaction, Watch};
 
 use crate::batch::{Plan, Run};
 use crate::directory::{Exchange, Step};
-use crate::error::Result;
+use crate::error::{Error, Invalid, Result};
 use crate::mux::{Direction, Mux, Place, Reactor, State, Stream};
-use crate::proto::{Failure, Ready, RequestId, WatchId};
+use crate::proto::{Answer, Failure, Quirks, Ready, RequestId, Tx, WatchId};
 use crate::request::{Encoded, Request};
-use crate::transport::{Transport, Written};
+use crate::transport::{Origin, Transport, Written, lock};
 
 /// A connection to the store daemon, for tokio. As [`Store`](crate::Store), with futures.
 ///
@@ -42,33 +45,93 @@ pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    mux: Mux<AsyncFd<Transport>>,
+    mux: Mux<Registered>,
 }
 
-impl Stream for AsyncFd<Transport> {
+/// A transport that is registered with a runtime.
+#[derive(Debug)]
+struct Registered {
+    /// Where it can be opened again, unless it was made from a descriptor.
+    place: Option<Origin>,
+    /// `None` while it is lost.
+    current: Mutex<Option<Arc<AsyncFd<Transport>>>>,
+    /// Made by [`Stream::connect_again`], for [`Stream::install`].
+    next: Mutex<Option<Arc<AsyncFd<Transport>>>>,
+}
+
+impl Registered {
+    /// # Errors
+    ///
+    /// [`Error::Os`] outside a runtime with I/O enabled.
+    fn new(transport: Transport) -> Result<Self> {
+        let place = transport.place().ok();
+        Ok(Self {
+            place,
+            current: Mutex::new(Some(Arc::new(register(transport)?))),
+            next: Mutex::new(None),
+        })
+    }
+
+    fn current(&self) -> Option<Arc<AsyncFd<Transport>>> {
+        lock(&self.current).clone()
+    }
+}
+
+fn register(transport: Transport) -> Result<AsyncFd<Transport>> {
+    // The deprecation is about types that do not own the descriptor they report. `Transport`
+    // owns it until it is dropped, so the replacement's contract is met without its `unsafe`.
+    #[allow(deprecated)]
+    AsyncFd::new(transport).map_err(|source| Error::Os {
+        op: "register with tokio",
+        source: source.into(),
+    })
+}
+
+impl Stream for Registered {
     fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
-        self.get_ref().read(buf)
+        self.current().map_or(Ok(None), |fd| fd.get_ref().read(buf))
     }
 
     fn write(&self, bytes: &[u8]) -> Written {
-        self.get_ref().write(bytes)
+        self.current()
+            .map_or(Written::Gone, |fd| fd.get_ref().write(bytes))
     }
 
     fn is_drained(&self, count: usize, size: usize) -> bool {
-        self.get_ref().is_drained(count, size)
+        self.current()
+            .is_none_or(|fd| fd.get_ref().is_drained(count, size))
+    }
+
+    fn handle_loss(&self, _: Instant) {
+        *lock(&self.current) = None;
+    }
+
+    fn connect_again(&self) -> Result<Quirks> {
+        let transport = self.place.as_ref().ok_or(Invalid::NoPlace)?.connect()?;
+        let quirks = transport.quirks();
+        *lock(&self.next) = Some(Arc::new(register(transport)?));
+        Ok(quirks)
+    }
+
+    fn install(&self) {
+        *lock(&self.current) = lock(&self.next).take();
     }
 }
 
-impl Reactor for AsyncFd<Transport> {
+impl Reactor for Registered {
     fn poll_io(
         &self,
         cx: &mut Context<'_>,
         direction: Direction,
         io: &mut dyn FnMut() -> bool,
     ) -> Poll<io::Result<()>> {
+        // Without one there is nothing to wait for: the caller looks at the loss again.
+        let Some(fd) = self.current() else {
+            return Poll::Ready(Ok(()));
+        };
         let mut guard = ready!(match direction {
-            Direction::Read => self.poll_read_ready(cx),
-            Direction::Write => self.poll_write_ready(cx),
+            Direction::Read => fd.poll_read_ready(cx),
+            Direction::Write => fd.poll_write_ready(cx),
         })?;
         if io() {
             guard.clear_ready();
@@ -78,7 +141,7 @@ impl Reactor for AsyncFd<Transport> {
 }
 
 impl Inner {
-    /// Serves the transport until the connection ends.
+    /// Serves the transport until the connection is lost or ends.
     fn poll_drive(&self, cx: &mut Context<'_>) -> Poll<()> {
         let driven = ready!(self.mux.poll_transport(cx));
         if let Err(error) = driven {
@@ -109,11 +172,12 @@ impl Inner {
         Poll::Ready(value)
     }
 
-    /// One operation, in transaction `tx_id` or in none (0).
-    async fn run<R: Request>(&self, tx_id: u32, request: &R) -> Result<R::Reply> {
+    /// One operation, in a transaction or in none.
+    async fn run<R: Request>(&self, tx: Tx, request: &R) -> Result<R::Reply> {
         let (mut exchange, mut message) = Exchange::begin(request.encode()?);
         loop {
-            match exchange.handle_answer(self.call(tx_id, message, None).await) {
+            let (answer, epoch) = self.call(tx, message, None).await;
+            match exchange.handle_answer(answer, epoch) {
                 Step::Next(next) => message = next,
                 Step::Done(answer) => return request.decode(answer),
             }
@@ -121,8 +185,8 @@ impl Inner {
     }
 
     /// Many requests in flight together.
-    async fn carry_out<P: Plan>(&self, tx_id: u32, plan: P) -> P::Output {
-        let mut run = Run::new(&self.mux, tx_id, plan);
+    async fn carry_out<P: Plan>(&self, tx: Tx, plan: P) -> P::Output {
+        let mut run = Run::new(&self.mux, tx, plan);
         while let Some((id, _)) = run.turn(None) {
             let mut wait = Wait {
                 inner: self,
@@ -137,17 +201,24 @@ impl Inner {
         run.finish()
     }
 
-    async fn call(&self, tx_id: u32, message: Encoded, watch: Option<WatchId>) -> Result<Vec<u8>> {
-        let id = self.mux.submit(tx_id, message)?;
+    async fn call(&self, tx: Tx, message: Encoded, watch: Option<WatchId>) -> Answer {
+        let id = match self.mux.submit(tx, message) {
+            Ok(id) => id,
+            Err(error) => return (Err(error), tx.epoch),
+        };
         let mut wait = Wait {
             inner: self,
             place: Place::new(Ready::Reply(id)),
             request: Some((id, watch)),
         };
-        let reply = self.wait(&mut wait.place, |state| state.proto.poll_reply(id));
-        let reply = reply.await?;
-        wait.request = None;
-        reply
+        let answer = self.wait(&mut wait.place, |state| state.proto.take_reply(id));
+        match answer.await {
+            Ok(answer) => {
+                wait.request = None;
+                answer
+            }
+            Err(error) => (Err(error), tx.epoch),
+        }
     }
 }
 
@@ -174,15 +245,46 @@ struct Driver(Weak<Inner>);
 impl Driver {
     fn spawn(inner: &Arc<Inner>, runtime: &Handle) {
         let driver = Self(Arc::downgrade(inner));
-        runtime.spawn(async move {
-            poll_fn(|cx| match driver.0.upgrade() {
+        runtime.spawn(driver.run());
+    }
+
+    async fn run(self) {
+        loop {
+            poll_fn(|cx| match self.0.upgrade() {
                 Some(inner) => inner.poll_drive(cx),
                 None => Poll::Ready(()),
             })
             .await;
-        });
+            let retry = self.0.upgrade().and_then(|i| i.mux.lock().retry_at());
+            let Some(retry) = retry else {
+                return;
+            };
+            let slept = self.sleep_until(retry).await;
+            let Some(inner) = self.0.upgrade() else {
+                return;
+            };
+            if let Err(error) = slept {
+                let errno = error.errno().unwrap_or(libc::EIO);
+                return inner.mux.abandon(Failure::Os(PAUSE, errno));
+            }
+            drop(inner.mux.reconnect(inner.mux.lock()));
+        }
+    }
+
+    /// Sleeps, but not longer than there are handles.
+    async fn sleep_until(&self, time: Instant) -> Result<()> {
+        let pause = store::pause(time.saturating_duration_since(Instant::now()));
+        let mut pause = pin!(pause);
+        poll_fn(|cx| match self.0.strong_count() {
+            0 => Poll::Ready(Ok(())),
+            _ => pause.as_mut().poll(cx),
+        })
+        .await
     }
 }
+
+/// What failed if the task of a connection cannot wait before it connects again.
+const PAUSE: &str = "pause before connecting to the store again";
 
 impl Drop for Driver {
     fn drop(&mut self) {

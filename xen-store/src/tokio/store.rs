@@ -16,15 +16,16 @@ use futures_core::Stream;
 
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::{Driver, Inner, Store, Wait};
+use super::{Driver, Inner, Registered, Store, Wait};
 use crate::batch::{Batch, Plan, Requested};
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::events::WatchEvent;
 use crate::mux::{Mux, Place};
 use crate::operations::{domain_operations, node_operations};
 use crate::path::StorePath;
 use crate::perms::Permissions;
-use crate::proto::{Connection, Ready, WatchId};
+use crate::proto::{Connection, Ready, Tx, WatchId};
+use crate::reconnect::Reconnect;
 use crate::request::{
     Control, Directory, EndTransaction, Exists, GetDomainPath, GetFeatures, GetPermissions,
     GetQuota, GetQuotaNames, Introduce, IsIntroduced, Mkdir, Optional, OwnDomain, Read, ReadStr,
@@ -32,7 +33,7 @@ use crate::request::{
     SetWatch, StartTransaction, Unwatch, Write, takes_depth,
 };
 use crate::snapshot::{Snapshot, Tree};
-use crate::transport::Transport;
+use crate::transport::{self, Transport};
 use crate::txn::{self, MAX_ATTEMPTS};
 use xen_sys::{DomId, Port};
 
@@ -73,20 +74,58 @@ impl Store {
 
     fn new(transport: Transport) -> Result<Self> {
         let quirks = transport.quirks();
-        let os = |source: io::Error| Error::Os {
+        let runtime = Handle::try_current().map_err(|error| Error::Os {
             op: "register with tokio",
-            source: source.into(),
-        };
-        let runtime = Handle::try_current().map_err(|error| os(io::Error::other(error)))?;
-        // The deprecation is about types that do not own the descriptor they report. `Transport`
-        // owns it until it is dropped, so the replacement's contract is met without its `unsafe`.
-        #[allow(deprecated)]
-        let fd = AsyncFd::new(transport).map_err(os)?;
+            source: io::Error::other(error).into(),
+        })?;
         let inner = Arc::new(Inner {
-            mux: Mux::new(fd, quirks),
+            mux: Mux::new(Registered::new(transport)?, quirks),
         });
         Driver::spawn(&inner, &runtime);
         Ok(Self(inner))
+    }
+
+    /// As [`Store::open_from_environment`](crate::Store::open_from_environment), waiting as
+    /// [`Store::connect`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::connect`].
+    pub async fn open_from_environment(xen: &xen_sys::Xen) -> Result<Self> {
+        match transport::path_from_environment() {
+            Some(path) => Self::connect(path).await,
+            None => Self::open(xen).await,
+        }
+    }
+
+    /// Makes the connection again when it is lost, to the same socket or device, as `policy`
+    /// says. As [`Store::reconnecting`](crate::Store::reconnecting); the connection's own task
+    /// connects, and clones may exist already.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::NoPlace`](crate::Invalid::NoPlace) for a store from a descriptor; the reason if the connection is finished.
+    ///
+    /// ```no_run
+    /// use xen_store::tokio::Store;
+    /// use xen_store::{Reconnect, Repeat};
+    /// # async fn f(xen: &xen_sys::Xen) -> xen_store::Result<()> {
+    /// let policy = Reconnect::new().repeat(Repeat::Reads);
+    /// let store = Store::open(xen).await?.reconnecting(policy)?;
+    /// let watch = store.watch("data/answer").await?;
+    /// loop {
+    ///     if watch.next().await?.reconnected {
+    ///         store.write("data/offer", "1").await?;
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn reconnecting(self, policy: Reconnect) -> Result<Self> {
+        if self.0.mux.stream().place.is_none() {
+            return Err(Invalid::NoPlace.into());
+        }
+        self.0.mux.survive(policy)?;
+        Ok(self)
     }
 
     /// Starts a transaction. Dropping it aborts it, without waiting.
@@ -95,9 +134,14 @@ impl Store {
     ///
     /// As [`Store::transaction`](crate::Store::transaction).
     pub async fn transaction(&self) -> Result<Transaction> {
-        let id = self.0.run(0, &StartTransaction {}).await?;
-        let (store, live) = (self.clone(), AtomicBool::new(true));
-        Ok(Transaction(Arc::new(Open { store, id, live })))
+        let start = StartTransaction {};
+        let (answer, epoch) = self.0.call(Tx::NONE, start.encode()?, None).await;
+        let id = start.decode(answer)?;
+        Ok(Transaction(Arc::new(Open {
+            store: self.clone(),
+            tx: Tx { id, epoch },
+            live: AtomicBool::new(true),
+        })))
     }
 
     /// As [`Store::with_transaction`](crate::Store::with_transaction), with an async `body`, which
@@ -125,14 +169,10 @@ impl Store {
     ) -> Result<T> {
         for attempt in 1..=MAX_ATTEMPTS {
             let begun = Instant::now();
-            let transaction = self.transaction().await?;
-            match body(transaction.clone()).await {
-                Ok(value) => {
-                    if transaction.commit().await? {
-                        return Ok(value);
-                    }
-                }
-                Err(error) if error.is_again() => drop(transaction),
+            match self.attempt(&mut body).await {
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => {}
+                Err(error) if error.is_again() || error.is_lost_transaction() => {}
                 Err(error) => return Err(error),
             }
             if attempt < MAX_ATTEMPTS {
@@ -142,6 +182,16 @@ impl Store {
         Err(Error::Conflict {
             attempts: MAX_ATTEMPTS,
         })
+    }
+
+    /// Runs `body` in one transaction; `None` after a conflict at its commit.
+    async fn attempt<T, F: Future<Output = Result<T>>>(
+        &self,
+        body: &mut impl FnMut(Transaction) -> F,
+    ) -> Result<Option<T>> {
+        let transaction = self.transaction().await?;
+        let value = body(transaction.clone()).await?;
+        Ok(transaction.commit().await?.then_some(value))
     }
 
     /// Watches `path` and everything below it.
@@ -182,7 +232,7 @@ impl Store {
             token: &token,
             depth,
         };
-        self.0.call(0, set.encode()?, Some(id)).await?;
+        self.0.call(Tx::NONE, set.encode()?, Some(id)).await.0?;
         watch.set = true;
         Ok(watch)
     }
@@ -330,7 +380,7 @@ impl Drop for Watch {
                 path: &self.path,
                 token: &token,
             };
-            inner.mux.send_detached(0, &unwatch);
+            inner.mux.send_detached(Tx::NONE, &unwatch);
         }
     }
 }
@@ -346,7 +396,7 @@ pub struct Transaction(Arc<Open>);
 #[derive(Debug)]
 struct Open {
     store: Store,
-    id: u32,
+    tx: Tx,
     /// Its end was not requested.
     live: AtomicBool,
 }
@@ -384,7 +434,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         if *self.live.get_mut() {
             let end = EndTransaction { commit: false };
-            self.store.0.mux.send_detached(self.id, &end);
+            self.store.0.mux.send_detached(self.tx, &end);
         }
     }
 }
@@ -411,21 +461,21 @@ domain_operations!(asynchronous!(Store));
 
 impl Store {
     async fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
-        self.0.run(0, &request).await
+        self.0.run(Tx::NONE, &request).await
     }
 
     async fn carry<P: Plan>(&self, plan: P) -> P::Output {
-        self.0.carry_out(0, plan).await
+        self.0.carry_out(Tx::NONE, plan).await
     }
 }
 
 impl Transaction {
     async fn operate<R: Request>(&self, request: R) -> Result<R::Reply> {
-        self.0.store.0.run(self.0.id, &request).await
+        self.0.store.0.run(self.0.tx, &request).await
     }
 
     async fn carry<P: Plan>(&self, plan: P) -> P::Output {
-        self.0.store.0.carry_out(self.0.id, plan).await
+        self.0.store.0.carry_out(self.0.tx, plan).await
     }
 }
 
@@ -444,7 +494,7 @@ async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport>
 }
 
 /// Sleeps, and blocks no thread.
-async fn pause(time: Duration) -> Result<()> {
+pub(super) async fn pause(time: Duration) -> Result<()> {
     sleep(time).await.map_err(|source| Error::Os {
         op: "pause between two attempts",
         source: source.into(),
@@ -455,6 +505,8 @@ async fn pause(time: Duration) -> Result<()> {
 async fn sleep(time: Duration) -> io::Result<()> {
     let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+    // A timer that is set to no time at all never fires.
+    let time = time.max(Duration::from_nanos(1));
     timer.set(Expiration::OneShot(time.into()), TimerSetTimeFlags::empty())?;
     // The deprecation is about types that do not own the descriptor they report; this one does.
     #[allow(deprecated)]

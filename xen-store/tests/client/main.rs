@@ -8,6 +8,7 @@ mod deadlines;
 mod directory;
 mod endings;
 mod peer;
+mod reconnect;
 mod requests;
 mod sharing;
 mod threads;

@@ -5,6 +5,7 @@
 
 mod batches;
 mod operations;
+mod reconnect;
 mod runtimes;
 mod sharing;
 
