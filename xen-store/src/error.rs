@@ -257,7 +257,7 @@ impl fmt::Display for Within {
     }
 }
 
-/// What is known of a lost request, in its error's text.
+/// The fate of a lost request, in its error's text.
 struct Outcome(bool);
 
 impl fmt::Display for Outcome {

@@ -516,7 +516,7 @@ fn a_lost_request_may_be_done_only_if_it_was_sent_whole() {
     assert_eq!(connection.poll_reply(later).unwrap().unwrap(), b"OK\0");
 }
 
-/// What a transaction did without its commit is undone.
+/// The daemon undoes a transaction without a commit.
 #[test]
 fn of_a_lost_transaction_only_the_commit_may_be_done() {
     let mut ids = Vec::new();

@@ -24,6 +24,12 @@ pub(crate) enum Soak {
         #[arg(long, value_name = "SECONDS")]
         fuzz: Option<u32>,
     },
+    /// xenstore: a daemon that is killed and started again under 64 threads and 1,000 tasks
+    Store {
+        /// Kills under the threads, and as many under the tasks
+        #[arg(long, value_name = "COUNT")]
+        restarts: u32,
+    },
     /// Hostile inputs that cargo-fuzz steers by coverage, for every fuzz target
     ///
     /// Findings stay in target/fuzz/corpus, and the next run begins with them.
@@ -43,6 +49,18 @@ pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
         Soak::Vchan { ops, kills, fuzz } => (ops, kills, fuzz),
         Soak::Fuzz { seconds, target } => {
             return fuzz::run(workspace, seconds, target.as_deref());
+        }
+        Soak::Store { restarts } => {
+            let amount = restarts.to_string();
+            let passed = test(
+                workspace,
+                "xen-store",
+                "storm",
+                "STORE_RESTARTS",
+                &amount,
+                "",
+            )?;
+            return Ok(exit_code(passed));
         }
     };
     let parts = [
@@ -65,25 +83,39 @@ pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
     }
     for (variable, amount, target, filter) in parts {
         let Some(amount) = amount else { continue };
-        println!("\n== {target}: {variable}={amount}");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["test", "--release", "-p", "xen-vchan", "--all-features"])
-            .args([
-                "--test",
-                target,
-                "--",
-                "--nocapture",
-                "--test-threads=1",
-                filter,
-            ])
-            .env(variable, amount)
-            .current_dir(workspace.root())
-            .status()
-            .context("starting cargo")?;
-        if !status.success() {
+        if !test(workspace, "xen-vchan", target, variable, &amount, filter)? {
             return Ok(ExitCode::FAILURE);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one test program with an amount in the environment. Returns whether it passed.
+fn test(
+    workspace: &Workspace,
+    package: &str,
+    target: &str,
+    variable: &str,
+    amount: &str,
+    filter: &str,
+) -> Result<bool> {
+    println!("\n== {target}: {variable}={amount}");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["test", "--release", "-p", package, "--all-features"])
+        .args(["--test", target, "--"])
+        .args(["--nocapture", "--test-threads=1", filter])
+        .env(variable, amount)
+        .current_dir(workspace.root())
+        .status()
+        .context("starting cargo")?;
+    Ok(status.success())
+}
+
+fn exit_code(passed: bool) -> ExitCode {
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

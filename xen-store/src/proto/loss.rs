@@ -64,7 +64,7 @@ impl Connection {
             });
             return;
         }
-        // What a transaction did without its commit is undone.
+        // The daemon undoes a transaction without a commit.
         let takes_effect = pending.tx_id == 0 || pending.kind == MsgType::TRANSACTION_END;
         pending.slot = Slot::Done(Outcome::Lost {
             may_be_done: was_sent && takes_effect,

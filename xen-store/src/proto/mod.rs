@@ -530,7 +530,7 @@ impl Connection {
 
     /// As [`Connection::send_detached`], of a request that is laid out.
     pub(crate) fn submit_detached(&mut self, tx: Tx, message: Encoded) -> Result<(), Error> {
-        // What it gives back ended with the connection.
+        // Nothing is left to give back: it ended with the connection.
         if self.loss.is_some() {
             return Ok(());
         }

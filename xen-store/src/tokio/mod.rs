@@ -283,7 +283,7 @@ impl Driver {
     }
 }
 
-/// What failed if the task of a connection cannot wait before it connects again.
+/// Names the failure of a task that cannot wait before it connects again.
 const PAUSE: &str = "pause before connecting to the store again";
 
 impl Drop for Driver {
