@@ -44,9 +44,18 @@ pub(crate) struct Job {
     /// How long the command may take.
     pub(crate) timeout: Duration,
     /// How long it may print nothing, if it is one that says that time passes.
-    pub(crate) silence: Option<Duration>,
+    pub(crate) silence: Option<Silence>,
     /// The processor time that the machine had used when the last bytes came, in milliseconds.
     pub(crate) used: Arc<AtomicU64>,
+}
+
+/// The limits of a job that prints nothing: whichever is reached first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    /// On this machine's clock.
+    pub(crate) clock: Duration,
+    /// Of the emulator's processor time.
+    pub(crate) work: Duration,
 }
 
 impl Job {
@@ -67,6 +76,12 @@ impl StoodStill {
     /// Not a byte came.
     fn wholly(time: Duration) -> Self {
         let what = "stood still: nothing came from it for";
+        Self { what, time }
+    }
+
+    /// The emulator worked, and not a byte came.
+    fn busily(time: Duration) -> Self {
+        let what = "stood still: nothing came from it in a processor time of";
         Self { what, time }
     }
 
@@ -349,19 +364,22 @@ fn drive(
     if job.command.is_some() {
         let deadline = Instant::now() + job.timeout;
         let mut heard = Instant::now();
+        job.used
+            .store(milliseconds(machine.processor_time()), Ordering::Relaxed);
         status = loop {
             match machine.next(deadline) {
                 Ok(Some(Event::Bytes(bytes))) => {
                     heard = Instant::now();
-                    let used = u64::try_from(machine.processor_time().as_millis());
-                    job.used.store(used.unwrap_or(u64::MAX), Ordering::Relaxed);
+                    let used = milliseconds(machine.processor_time());
+                    job.used.store(used, Ordering::Relaxed);
                     sink(&bytes)?;
                 }
                 Ok(Some(Event::Exit(status))) => break status,
                 Ok(_) => {
-                    if let Some(limit) = job.silence.filter(|limit| heard.elapsed() > *limit) {
+                    let worked = machine.processor_time().saturating_sub(job.used());
+                    if let Some(still) = still(job.silence, heard.elapsed(), worked) {
                         sink(&machine.rest())?;
-                        return Err(StoodStill::wholly(limit).into());
+                        return Err(still.into());
                     }
                 }
                 Err(e) => {
@@ -382,6 +400,21 @@ fn drive(
         0
     };
     Ok(if job.command.is_some() { status } else { shell })
+}
+
+/// Returns which limit was reached by a job that printed nothing for `clock`, while the emulator
+/// worked for `work`.
+fn still(limits: Option<Silence>, clock: Duration, work: Duration) -> Option<StoodStill> {
+    let limits = limits?;
+    if work > limits.work {
+        Some(StoodStill::busily(limits.work))
+    } else {
+        (clock > limits.clock).then(|| StoodStill::wholly(limits.clock))
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns the overlay of dom0's image for one run.
@@ -408,4 +441,28 @@ pub(crate) fn nonce() -> String {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     format!("{:x}{:x}", now.as_nanos(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_has_a_limit_on_the_clock_and_one_of_work() {
+        let seconds = Duration::from_secs;
+        let limits = Some(Silence {
+            clock: seconds(100),
+            work: seconds(10),
+        });
+        let said = |clock, work| {
+            still(limits, seconds(clock), seconds(work)).map(|still| still.to_string())
+        };
+        assert_eq!(said(100, 10), None);
+        let text =
+            "the emulated machine stood still: nothing came from it in a processor time of 10 s";
+        assert_eq!(said(11, 11).as_deref(), Some(text));
+        let text = "the emulated machine stood still: nothing came from it for 100 s";
+        assert_eq!(said(101, 0).as_deref(), Some(text));
+        assert!(still(None, seconds(900), seconds(900)).is_none());
+    }
 }

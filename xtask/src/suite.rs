@@ -13,16 +13,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::debian::Debian;
-use crate::host::{Host, Job, StoodStill};
+use crate::host::{Host, Job, Silence, StoodStill};
 use crate::rules::Rules;
 use crate::tests_cmd::{Count, Outcome};
 use crate::workspace::Workspace;
 
 /// The longest that the suite may say nothing; it says something every five seconds of the
-/// machine's clock, which a busy host may make a minute.
-const SILENCE: Duration = Duration::from_secs(240);
+/// machine's clock, which a busy host may make a minute, and for which the emulator works for WORK
+/// seconds at most.
+const SILENCE: Silence = Silence {
+    clock: Duration::from_secs(240),
+    work: Duration::from_secs(90),
+};
 /// The same across a reboot of Debian's dom0, when nothing runs that could say something.
-const REBOOT: Duration = Duration::from_secs(900);
+const REBOOT: Silence = Silence {
+    clock: Duration::from_secs(900),
+    work: Duration::from_secs(300),
+};
 /// The longest that the emulator may work at one test, in processor time: the longest takes three
 /// minutes. Not on this machine's clock, which goes on while others have the processor.
 const TEST: Duration = Duration::from_secs(600);
@@ -42,11 +49,16 @@ struct Said {
     now: Duration,
     /// The tests that took the most processor time, the longest first.
     longest: Vec<(Duration, String)>,
+    /// The most processor time between two pieces of output while a test ran.
+    silence: Duration,
 }
 
 impl Said {
     /// Takes bytes that came at the processor time `now`; gives those for the reader, whole lines.
     fn take(&mut self, bytes: &[u8], now: Duration) -> Vec<u8> {
+        if self.running.is_some() {
+            self.silence = self.silence.max(now.saturating_sub(self.now));
+        }
         self.now = now;
         let mut shown = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -94,7 +106,11 @@ impl Said {
     fn times(&self) -> String {
         let times = self.longest.iter();
         let times = times.map(|(time, name)| format!("{name} {} s", time.as_secs()));
-        times.collect::<Vec<_>>().join(", ")
+        let times = times.collect::<Vec<_>>().join(", ");
+        format!(
+            "most processor time: {times}; longest silence {} s",
+            self.silence.as_secs()
+        )
     }
 
     /// Tests that came to their end, by their lines.
@@ -179,7 +195,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
         println!("the host's console: {}", Workspace::show(&log));
     }
     said.over();
-    let mut note = format!("most processor time: {}", said.times());
+    let mut note = said.times();
     if !stood.is_empty() {
         let tests = stood.join(", ");
         note = format!(
@@ -203,7 +219,7 @@ type Machine<'a> = dyn Fn(&Job, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i
 fn machines(
     run: &Machine<'_>,
     command: &dyn Fn(Option<&String>) -> String,
-    (deadline, silence): (Instant, Duration),
+    (deadline, silence): (Instant, Silence),
     prefix: &str,
     said: &mut Said,
     stood: &mut Vec<String>,
@@ -289,6 +305,7 @@ mod tests {
                 "running\ntest a/b ... ok (1.00 s)\n1 passed, 0 failed\n"
             );
             assert!(!said.crawls());
+            assert_eq!(said.silence, Duration::ZERO);
             assert_eq!(said.over(), "a/c");
             let times: Vec<&str> = said.longest.iter().map(|(_, name)| name.as_str()).collect();
             assert_eq!(times.len(), 2);
@@ -306,6 +323,17 @@ mod tests {
         assert!(!said.crawls());
         said.take(b"\x01beat\n", TEST * 2 + Duration::from_millis(1));
         assert!(said.crawls());
+    }
+
+    #[test]
+    fn the_longest_silence_is_one_within_a_test() {
+        let seconds = Duration::from_secs;
+        let mut said = Said::default();
+        said.take(b"\x01begin a/b\n", seconds(30));
+        said.take(b"\x01beat\n", seconds(37));
+        said.take(b"\x01beat\n", seconds(40));
+        let text = said.times();
+        assert!(text.ends_with("longest silence 7 s"), "{text}");
     }
 
     #[test]
