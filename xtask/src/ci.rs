@@ -52,7 +52,7 @@ const LINTS: &[Check] = &[
     },
 ];
 
-/// The checks that run beside the static binaries' build.
+/// The checks that run beside the static binaries' build, the demo and the fuzz targets.
 const OTHERS: &[Check] = &[
     // The store's client and the types; the devices' requests are Linux's.
     Check {
@@ -105,27 +105,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
     LINTS
         .iter()
         .try_for_each(|check| run_check(workspace, check))?;
-    // The optimiser's last pass takes one processor; the others build elsewhere.
+    let minutes = |m: u64| Duration::from_secs(m * 60);
+    // The optimiser's last pass and the demo's machine take one processor each; the compilers of
+    // the others and the interpreter have the other one.
     let (binaries, others) = thread::scope(|scope| {
         let binaries = scope.spawn(|| {
             stage("static binaries", || {
                 dist::build(workspace)?;
                 dist::report(workspace)
-            })
-        });
-        let others = OTHERS
-            .iter()
-            .try_for_each(|check| run_check(workspace, check))
-            .and_then(|()| stage("public APIs", || api::check(workspace)));
-        (binaries.join(), others)
-    });
-    let binaries = binaries.unwrap_or_else(|_| Err(anyhow!("the build panicked")));
-    both(binaries, others)?;
-    let minutes = |m: u64| Duration::from_secs(m * 60);
-    // The interpreter takes one processor, for as long as the demo's machine and the fuzz targets
-    // take the other.
-    let (others, miri) = thread::scope(|scope| {
-        let others = scope.spawn(|| {
+            })?;
             stage("demo", || {
                 let code = demo::run(workspace, options, minutes(10))?;
                 ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
@@ -137,11 +125,19 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
                 Ok(())
             })
         });
-        let miri = stage("Miri", || miri::check(workspace));
-        (others.join(), miri)
+        let others = OTHERS
+            .iter()
+            .try_for_each(|check| run_check(workspace, check))
+            .and_then(|()| stage("public APIs", || api::check(workspace)))
+            .and_then(|()| stage("Miri", || miri::check(workspace)));
+        (binaries.join(), others)
     });
-    let others = others.unwrap_or_else(|_| Err(anyhow!("the demo or the fuzzing panicked")));
-    both(others, miri)?;
+    let binaries = binaries.unwrap_or_else(|_| {
+        Err(anyhow!(
+            "the static binaries, the demo or the fuzzing panicked"
+        ))
+    });
+    both(binaries, others)?;
     if skip_tests {
         println!("\nThe tests were NOT RUN (--skip-tests).");
         return Ok(ExitCode::SUCCESS);
