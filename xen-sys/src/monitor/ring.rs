@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
@@ -15,6 +15,8 @@ use crate::{Error, Result};
 const SLOTS: usize = RING_SLOTS as usize;
 /// Words of a slot.
 const SLOT: usize = size_of::<VmEvent>() / 4;
+/// The number of the last event that any ring of this process took: the numbers of two rings differ.
+static EVENTS: AtomicU64 = AtomicU64::new(0);
 const FIRST: usize = size_of::<SringHeader>() / 4;
 const REQ_PROD: usize = offset_of!(SringHeader, req_prod) / 4;
 const REQ_EVENT: usize = offset_of!(SringHeader, req_event) / 4;
@@ -44,8 +46,6 @@ pub struct Ring {
     put: u32,
     /// Events that wait for a response.
     owed: [Option<Owed>; SLOTS],
-    /// Events taken since the ring was made.
-    events: u64,
     broken: Option<Error>,
 }
 
@@ -82,7 +82,6 @@ impl Ring {
             taken: 0,
             put: 0,
             owed: [None; SLOTS],
-            events: 0,
             broken: None,
         }
     }
@@ -124,10 +123,10 @@ impl Ring {
             return Err(self.break_with("the number of events", RING_SLOTS + 1));
         };
         self.taken = self.taken.wrapping_add(1);
-        self.events += 1;
-        let event = Event::new(self.events, &record);
+        let id = EVENTS.fetch_add(1, Ordering::Relaxed) + 1;
+        let event = Event::new(id, &record);
         self.owed[free] = Some(Owed {
-            id: self.events,
+            id,
             response: Response::resume(&event),
         });
         Ok(Some(event))

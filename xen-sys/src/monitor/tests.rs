@@ -500,6 +500,9 @@ fn a_response_that_skips_moves_the_program_counter_alone() {
 #[test]
 fn an_answer_of_another_ring_is_refused() {
     let (mut ring, mut xen) = ring();
+    // Each ring waits for the answer to its first event.
+    xen.put(&record(abi::VM_EVENT_REASON_GUEST_REQUEST, 0));
+    ring.poll_event().unwrap().unwrap();
     let event = taken(&record(abi::VM_EVENT_REASON_GUEST_REQUEST, 0));
     let refused = ring.handle_response(&Response::resume(&event));
     assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
