@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use stubdm_image::{PACKED_MEMORY, firmware};
+use stubdm_image::{PACKED_LEAST, firmware};
 use stubdm_qmp::text::one_line;
 
 use super::Gathered;
@@ -132,9 +132,9 @@ impl<'a> Report<'a> {
                 "{name} is a qdisk, for which a QEMU stays in dom0: give a raw block device in disk=[...]"
             ));
         }
-        if let Some(kib) = self.all.memory.filter(|kib| *kib < PACKED_MEMORY << 10) {
+        if let Some(kib) = self.all.memory.filter(|kib| *kib < PACKED_LEAST << 10) {
             self.notes.push(format!(
-                "the stubdomain has {} MiB; with less than {PACKED_MEMORY} one that image build makes does not start: set stubdomain_memory",
+                "the stubdomain has {} MiB; with less than {PACKED_LEAST} one that image build makes does not start: set stubdomain_memory",
                 kib >> 10
             ));
         }

@@ -5,7 +5,7 @@ use std::fs;
 
 use stubdm_image::elf::resolve;
 use stubdm_image::modules::{Driver, Modules};
-use stubdm_image::{PACKED_MEMORY, least_memory, memory, read};
+use stubdm_image::{PACKED_LEAST, least_memory, memory, read};
 
 use super::State;
 use super::checks::Host;
@@ -123,7 +123,7 @@ impl Host<'_> {
         let ramdisk = settings.text("stubdomain_ramdisk");
         let memory = ramdisk.and_then(|path| memory_for(&resolve(self.root, path).ok()?));
         let (wanted, least) = memory.unzip();
-        let least = least.unwrap_or(PACKED_MEMORY);
+        let least = least.unwrap_or(PACKED_LEAST);
         let mend = |mib: u64| format!("stubdomain_memory={mib}");
         match (given.unwrap_or(DEFAULT_MEMORY), wanted) {
             (has, _) if has < least => say(
