@@ -1,7 +1,8 @@
 //! The host's domains, nodes and processes, compared before and after a test: nothing may be left.
 //!
-//! Domains as `xl list` names them, xenstore nodes (their paths, not their values), processes that
-//! have a command line.
+//! Domains by their numbers, xenstore nodes (their paths, not their values), processes that have a
+//! command line. No program is started for it, because in the emulator that takes most of a short
+//! test's time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use xen_store::Store;
+use xen_sys::DomId;
+use xen_sys::privcmd::Privcmd;
 
-use crate::world::command;
 
 /// Folders that libxl makes for the first guest of a host and keeps, empty, ever after.
 const TOOLSTACK_FOLDERS: [&str; 5] = [
@@ -31,18 +33,19 @@ const MOMENT: Duration = Duration::from_secs(30);
 /// The host at one moment.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    domains: BTreeSet<String>,
+    domains: BTreeSet<DomId>,
     nodes: BTreeSet<String>,
     processes: BTreeMap<i32, String>,
 }
 
 impl Snapshot {
     pub(crate) fn take(store: &Store) -> Result<Self> {
-        let mut nodes = BTreeSet::new();
-        collect(store, "/", &mut nodes)?;
+        let nodes = store.walk("/", u32::MAX)?;
+        // The job that reports the openings of privcmd lives as long as its domU.
+        let nodes = nodes.into_iter().filter(|node| !node.contains(WATCHER));
         Ok(Self {
             domains: domains()?,
-            nodes,
+            nodes: nodes.collect(),
             processes: processes()?,
         })
     }
@@ -94,40 +97,10 @@ pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
     }
 }
 
-fn collect(store: &Store, path: &str, nodes: &mut BTreeSet<String>) -> Result<()> {
-    let children = match store.directory(path) {
-        Ok(children) => children,
-        // Removed between the listing of its parent and now.
-        Err(error) if error.is_not_found() => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    for child in children {
-        let child = if path == "/" {
-            format!("/{child}")
-        } else {
-            format!("{path}/{child}")
-        };
-        // The job that reports the openings of privcmd lives as long as its domU.
-        if child.ends_with(WATCHER) {
-            continue;
-        }
-        collect(store, &child, nodes)?;
-        nodes.insert(child);
-    }
-    Ok(())
-}
-
-/// `NAME (domain N)` for each line of `xl list`.
-fn domains() -> Result<BTreeSet<String>> {
-    let list = command(&["xl", "list"])?;
-    Ok(list
-        .iter()
-        .skip(1)
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            Some(format!("{} (domain {})", words.next()?, words.next()?))
-        })
-        .collect())
+/// Returns the domains that Xen knows, those that are ending among them.
+fn domains() -> Result<BTreeSet<DomId>> {
+    let all = Privcmd::open()?.domains()?;
+    Ok(all.iter().map(|info| info.id).collect())
 }
 
 /// Every process with a command line: kernel threads have none.
@@ -161,19 +134,19 @@ mod tests {
     fn only_what_is_new_is_left_behind() {
         let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         let before = Snapshot {
-            domains: set(&["Domain-0 (domain 0)"]),
+            domains: [DomId::new(0)].into(),
             nodes: set(&["/local", "/vm"]),
             processes: [(1, "/init".to_owned()), (7, "xenstored".to_owned())].into(),
         };
         let after = Snapshot {
-            domains: set(&["Domain-0 (domain 0)", "hvm (domain 3)"]),
+            domains: [0, 3].map(DomId::new).into(),
             nodes: set(&["/local", "/local/domain/3", "/libxl"]),
             processes: [(1, "/init".to_owned()), (7, "qemu".to_owned())].into(),
         };
         assert_eq!(
             after.beyond(&before),
             [
-                "domain hvm (domain 3)",
+                "domain 3",
                 "xenstore node /local/domain/3",
                 "process 7: qemu"
             ]
