@@ -53,7 +53,7 @@ fn page(rows: &[Value], release: &str) -> String {
     let mut page = format!(
         "# Calls of the hypervisor, beside Xen's C libraries\n\n\
          Written by `cargo xtask bench calls`. Xen {release} in QEMU, two programs with the same\n\
-         loops in dom0, each operation by itself; the guest is a running HVM guest, the grants are\n\
+         loops on one processor of dom0, each operation by itself; the guest is a running HVM guest, the grants are\n\
          dom0's own. The runs of a line are interleaved. A time is the median of the rounds, a\n\
          ratio the median of the rounds' ratios with its quartiles: C's time over ours. In the last\n\
          column the C library is given one page or segment for each call.\n\n\

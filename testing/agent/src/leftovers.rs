@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use xen_store::Store;
-use xen_sys::DomId;
 use xen_sys::privcmd::Privcmd;
-
+use xen_sys::{DomId, Xen};
 
 /// Folders that libxl makes for the first guest of a host and keeps, empty, ever after.
 const TOOLSTACK_FOLDERS: [&str; 5] = [
@@ -99,7 +98,7 @@ pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
 
 /// Returns the domains that Xen knows, those that are ending among them.
 fn domains() -> Result<BTreeSet<DomId>> {
-    let all = Privcmd::open()?.domains()?;
+    let all = Privcmd::open(&Xen::open()?)?.domains()?;
     Ok(all.iter().map(|info| info.id).collect())
 }
 

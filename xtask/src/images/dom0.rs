@@ -73,7 +73,6 @@ const MODULES: &[&str] = &[
 /// Text files of the testbed's own.
 const TEXTS: &[(&str, &str)] = &[
     ("etc/xen/xl.conf", include_str!("../../assets/xl.conf")),
-    ("etc/xen/hvm.cfg", include_str!("../../assets/hvm.cfg")),
     (
         "etc/xen/hvm-plain.cfg",
         include_str!("../../assets/hvm-plain.cfg"),
@@ -86,6 +85,10 @@ const TEXTS: &[(&str, &str)] = &[
     ("etc/group", "root:x:0:\n"),
     ("etc/profile", include_str!("../../assets/profile")),
 ];
+
+/// The HVM guest with a stubdomain, and the line that gives the stubdomain its memory.
+const GUEST: &str = include_str!("../../assets/hvm.cfg");
+const MEMORY: &str = "stubdomain_memory=";
 
 /// Scripts of the testbed's own.
 const SCRIPTS: &[(&str, &str)] = &[
@@ -118,6 +121,19 @@ pub(crate) struct Guests<'a> {
     pub(crate) linux: Option<&'a Path>,
 }
 
+/// Returns the guest's configuration, with as much memory for the stubdomain as the printed lines
+/// give it.
+fn guest(printed: &str) -> String {
+    let memory = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with(MEMORY));
+        line.map(str::to_owned)
+    };
+    match (memory(GUEST), memory(printed)) {
+        (Some(own), Some(printed)) => GUEST.replace(&own, &printed),
+        _ => GUEST.to_owned(),
+    }
+}
+
 /// Builds dom0's image.
 pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     let mut archive = Archive::root();
@@ -147,6 +163,7 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     for (path, text) in TEXTS {
         archive.text(path, text);
     }
+    archive.text("etc/xen/hvm.cfg", &guest(guests.printed));
     archive.text("etc/xen/printed-lines", guests.printed);
     for (path, text) in SCRIPTS {
         archive.program(path, Content::Bytes(text.as_bytes().to_vec()));
@@ -181,4 +198,21 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
         archive.file("boot/linux.img", Content::File(linux.to_owned()));
     }
     parts.write("dom0.img", &archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stubdomain_has_the_memory_that_is_printed() {
+        let said = |printed| {
+            let text = guest(printed);
+            let lines = text.lines().filter(|line| line.starts_with(MEMORY));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let printed = "# a comment\nstubdomain_memory=128\nvnc=0\n";
+        assert_eq!(said(printed), ["stubdomain_memory=128"]);
+        assert_eq!(said(""), ["stubdomain_memory=400"]);
+    }
 }
