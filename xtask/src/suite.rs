@@ -19,11 +19,11 @@ use crate::tests_cmd::{Count, Outcome};
 use crate::workspace::Workspace;
 
 /// The longest that the suite may say nothing; it says something every five seconds of the
-/// machine's clock, which a busy host may make a minute, and for which the emulator works for about
-/// ten.
+/// machine's clock, which a busy host may make a minute, and for which the emulator works for half a
+/// minute at most while Linux boots in a guest.
 const SILENCE: Silence = Silence {
     clock: Duration::from_secs(240),
-    work: Duration::from_secs(60),
+    work: Duration::from_secs(120),
 };
 /// The same across a reboot of Debian's dom0, when nothing runs that could say something.
 const REBOOT: Silence = Silence {

@@ -73,7 +73,7 @@ impl Outcome {
 }
 
 /// The tests that run on the release that is not the default: those that depend most on kernel,
-/// hypervisor, libxl and QEMU.
+/// hypervisor, libxl and QEMU. Not Linux as a guest, which takes minutes of the emulator's time.
 const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan", "hypercalls/"];
 
 /// A part of the run.

@@ -19,7 +19,7 @@ use crate::world::{World, command};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
-        "stubdom/linux_from_the_emulated_disk",
+        "linux/from_the_emulated_disk",
         Needs::Dom0,
         |world| {
             let disk = Disk::make()?;
