@@ -169,7 +169,7 @@ fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
     let host = Host::new().argv(&GOOD[..8]);
     for (node, value) in [
         ("/local/domain/8/device/vfb/0/state", "1"),
-        ("/local/domain/8/memory/target", "122880"),
+        ("/local/domain/8/memory/target", "106496"),
         (
             "/local/domain/8/device/vbd/51744/backend",
             "/local/domain/0/backend/qdisk/8/51744",
@@ -182,7 +182,7 @@ fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
     for part in [
         "set vnc=0",
         "/dev/xvdc is a qdisk",
-        "has 120 MiB",
+        "has 104 MiB",
         "set stubdomain_memory",
         "set serial=\"pty\"",
     ] {
