@@ -150,6 +150,12 @@ tuples! {
 pub(crate) trait Plan {
     type Output;
 
+    /// Returns the paths at or below which the plan reads.
+    fn paths(&self) -> Vec<String>;
+
+    /// Ends every request with this error, before the first is made.
+    fn refuse(&mut self, error: &Error);
+
     /// Returns the next request that may be made now, and the number of its answer.
     fn poll_request(&mut self) -> Option<(usize, Encoded)>;
 
@@ -182,6 +188,19 @@ impl<B: Batch> Requested<B> {
 
 impl<B: Batch> Plan for Requested<B> {
     type Output = B::Output;
+
+    fn paths(&self) -> Vec<String> {
+        let requests = self.left.clone().filter_map(|(_, request)| request.ok());
+        requests
+            .filter_map(|request| request.path_field().map(str::to_owned))
+            .collect()
+    }
+
+    fn refuse(&mut self, error: &Error) {
+        for (number, _) in self.left.by_ref() {
+            self.answers[number] = Some(Err(error.clone()));
+        }
+    }
 
     fn poll_request(&mut self) -> Option<(usize, Encoded)> {
         loop {

@@ -4,15 +4,19 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use xen_sys::{DomId, Port, Xen};
 
 use crate::batch::{Batch, Plan, Requested, Run};
+use crate::condition::TrackedReads;
+use crate::deadline::Deadline;
 use crate::directory::{Exchange, Step};
+use crate::driver::Until;
 use crate::error::{Error, Invalid, Result};
 use crate::mux::{Mux, State};
-use crate::operations::{domain_operations, node_operations};
+use crate::operations::{change_operations, domain_operations, read_operations};
 use crate::perms::Permissions;
 use crate::proto::{Answer, Ready, Tx, WatchId};
 use crate::reconnect::Reconnect;
@@ -62,15 +66,17 @@ use crate::txn::Transaction;
 /// | call | its deadline limits | when it has passed |
 /// |---|---|---|
 /// | a request, with [`Store::with_timeout`] | the wait for its answer | [`Error::TimedOut`] |
-/// | [`Watch::next`](crate::Watch::next) | the wait for an event | `Ok(None)` |
-/// | [`Store::wait_for`], [`Store::wait_until`] | the whole call, its requests included | `Ok(None)` |
+/// | [`Watch::next`](crate::Watch::next), [`WatchSet::next`](crate::WatchSet::next) | the wait for an event | `Ok(None)` |
+/// | [`Store::wait_for`], [`Store::wait_until`], [`Store::wait_condition`] | the whole call, its requests included | `Ok(None)` |
+/// | [`Store::connect_until`] | the wait for room in the daemon's backlog | [`Error::Connect`] |
 ///
-/// [`Store::wait_for`] and [`Store::wait_until`] cannot look without asking the daemon. If their
+/// The three waits for a condition cannot look without asking the daemon. If their
 /// deadline passed before the call began, they look once and give the daemon [`LOOK_ONCE`] to
 /// answer.
 ///
 /// One thing no deadline ends: a write to the kernel's device, which sleeps in the kernel until the
 /// daemon has answered if the request sets or withdraws a watch.
+/// [`Store::cancellable`] makes a handle whose waits another thread can end.
 #[derive(Clone, Debug)]
 #[doc(alias = "xs_handle")]
 #[doc(alias = "xs_close")]
@@ -80,7 +86,14 @@ pub struct Store {
     timeout: Option<Duration>,
     /// No request made through this handle waits longer.
     deadline: Option<Instant>,
+    /// Set when the waits of this handle are to end.
+    cancelled: Option<Arc<AtomicBool>>,
 }
+
+/// The first and the longest pause between two attempts to connect to a daemon whose backlog is
+/// full.
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a look that must not wait gives the daemon to answer.
 pub const LOOK_ONCE: Duration = Duration::from_secs(1);
@@ -113,6 +126,31 @@ impl Store {
         Self::new(Transport::connect(path.as_ref())?)
     }
 
+    /// As [`Store::connect`], but while the daemon's backlog is full it tries again until
+    /// `deadline`, after pauses of 1 ms to 50 ms. It tries once if that has passed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::connect`], with `EAGAIN` if the backlog was still full at the deadline.
+    pub fn connect_until(path: impl AsRef<Path>, deadline: impl Into<Deadline>) -> Result<Self> {
+        let (path, deadline) = (path.as_ref(), deadline.into().instant());
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match Transport::try_connect(path) {
+                Err(error) if error.errno() == Some(libc::EAGAIN) => {
+                    let now = Instant::now();
+                    let left = deadline.map_or(pause, |end| end.saturating_duration_since(now));
+                    if left.is_zero() {
+                        return Err(error);
+                    }
+                    std::thread::sleep(pause.min(left));
+                    pause = LONGEST_PAUSE.min(pause * 2);
+                }
+                connected => return Self::new(connected?),
+            }
+        }
+    }
+
     /// Talks over a connected stream socket or an open xenbus device.
     ///
     /// # Errors
@@ -128,6 +166,7 @@ impl Store {
             mux: Arc::new(Mux::new(Polled::new(transport)?, quirks)),
             timeout: None,
             deadline: None,
+            cancelled: None,
         })
     }
 
@@ -191,6 +230,7 @@ impl Store {
             mux,
             timeout,
             deadline,
+            cancelled,
         } = self;
         let mux = Arc::try_unwrap(mux).map_err(|_| Invalid::Shared)?;
         let mux = mux.map_stream(Polled::renewable)?;
@@ -199,6 +239,7 @@ impl Store {
             mux: Arc::new(mux),
             timeout,
             deadline,
+            cancelled,
         })
     }
 
@@ -220,6 +261,22 @@ impl Store {
         Self {
             deadline: Some(self.deadline.map_or(deadline, |own| own.min(deadline))),
             ..self.clone()
+        }
+    }
+
+    /// The same connection; `cancelled` ends the waits of this handle.
+    pub(crate) fn with_cancel(&self, cancelled: Arc<AtomicBool>) -> Self {
+        Self {
+            cancelled: Some(cancelled),
+            ..self.clone()
+        }
+    }
+
+    /// The causes that end a wait through this handle.
+    pub(crate) fn until_by(&self, deadline: Option<Instant>) -> Until<'_> {
+        Until {
+            deadline,
+            cancelled: self.cancelled.as_deref(),
         }
     }
 
@@ -267,6 +324,7 @@ impl Store {
         let mut run = Run::new(&self.mux, tx, plan);
         while let Some((id, until)) = run.turn(self.request_deadline()) {
             let answered = |state: &mut State| state.proto.is_answered(id).then_some(());
+            let until = self.until_by(until);
             match self.mux.wait(Ready::Reply(id), until, answered) {
                 // Answers that are always there already do not put the deadline off.
                 Ok(Some(())) if self.deadline.is_none_or(|end| Instant::now() < end) => {}
@@ -285,9 +343,10 @@ impl Store {
             Ok(id) => id,
             Err(error) => return (Err(error), tx.epoch),
         };
-        let answer = self.mux.wait(Ready::Reply(id), deadline, |state| {
-            state.proto.take_reply(id)
-        });
+        let until = self.until_by(deadline);
+        let answer = self
+            .mux
+            .wait(Ready::Reply(id), until, |state| state.proto.take_reply(id));
         let error = match answer {
             Ok(Some(answer)) => return answer,
             Ok(None) => Error::TimedOut { op },
@@ -314,8 +373,11 @@ macro_rules! blocking {
     };
 }
 
-node_operations!(blocking!(Store));
-node_operations!(blocking!(Transaction));
+read_operations!(blocking!(Store));
+read_operations!(blocking!(Transaction));
+read_operations!(blocking!(TrackedReads<'_>));
+change_operations!(blocking!(Store));
+change_operations!(blocking!(Transaction));
 domain_operations!(blocking!(Store));
 
 impl Store {

@@ -25,9 +25,10 @@
 //! without waiting, so a wait whose deadline has passed at the start still sees what has arrived.
 
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mux::{Locked, Mux, Poller, State, Stream};
 use crate::proto::Ready;
 use crate::sync::{Condvar, MutexGuard};
@@ -41,17 +42,33 @@ pub(crate) trait Pollable: Stream {
     fn rearm(&self);
 }
 
+/// The causes that end a wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Until<'a> {
+    pub(crate) deadline: Option<Instant>,
+    /// Set, and all who wait woken, when the wait is cancelled.
+    pub(crate) cancelled: Option<&'a AtomicBool>,
+}
+
+impl Until<'_> {
+    fn is_cancelled(&self) -> bool {
+        self.cancelled
+            .is_some_and(|flag| flag.load(Ordering::Acquire))
+    }
+}
+
 impl<S: Pollable> Mux<S> {
-    /// Waits until `ready` gives a value; `Ok(None)` once `deadline` has passed.
+    /// Waits until `ready` gives a value; `Ok(None)` once the deadline has passed.
     ///
     /// `key` is what `ready` looks at. The value of a failed connection is up to `ready`, which
     /// is asked again when that happens.
     pub(crate) fn wait<T>(
         &self,
         key: Ready,
-        deadline: Option<Instant>,
+        until: Until<'_>,
         mut ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<Option<T>> {
+        let deadline = until.deadline;
         let mut state = self.enter()?;
         let mut last_look = false;
         let outcome = loop {
@@ -62,6 +79,9 @@ impl<S: Pollable> Mux<S> {
             }
             if last_look {
                 break Ok(None);
+            }
+            if until.is_cancelled() {
+                break Err(Error::Cancelled);
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.read(&mut state);

@@ -7,7 +7,7 @@
 //! | [`Error::NotOffered`] | the daemon does not know this request | usable |
 //! | [`Error::NotText`], [`Error::Value`] | whoever wrote the value | usable |
 //! | [`Error::Malformed`], [`Error::TooLong`] | the daemon answered this request with nonsense | usable |
-//! | [`Error::Conflict`], [`Error::TimedOut`], [`Error::TooLarge`] | nobody in particular | usable |
+//! | [`Error::Conflict`], [`Error::TimedOut`], [`Error::Cancelled`], [`Error::TooLarge`] | nobody in particular | usable |
 //! | [`Error::Lost`] | the daemon left; the connection is made again | usable |
 //! | [`Error::Protocol`] | the daemon broke the protocol | finished |
 //! | [`Error::Closed`] | the daemon left | finished |
@@ -91,6 +91,10 @@ pub enum Error {
         /// The request that was not answered.
         op: MsgType,
     },
+    /// Another thread ended the wait ([`Canceller`](crate::Canceller)). A request that was sent may
+    /// still take effect.
+    #[error("the wait for the store was cancelled")]
+    Cancelled,
     /// The connection was lost before the answer came. It is made again
     /// ([`Store::reconnecting`](crate::Store::reconnecting)).
     #[error(
@@ -221,6 +225,7 @@ impl Error {
             Self::Malformed { .. } | Self::Protocol(_) => libc::EPROTO,
             Self::Closed => libc::EPIPE,
             Self::Lost { .. } => libc::ECONNRESET,
+            Self::Cancelled => libc::ECANCELED,
             Self::Unsupported => libc::EOPNOTSUPP,
             Self::Connect { source, .. } | Self::Os { source, .. } => {
                 return source.raw_os_error();

@@ -11,6 +11,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::error::XsError;
+use crate::proto::WatchId;
 
 /// How many different paths may wait in one watch's queue before they are merged into one.
 pub const MAX_DISTINCT_PATHS: usize = 512;
@@ -44,6 +45,8 @@ pub(crate) struct EventQueue {
     pub(crate) refused: Option<XsError>,
     /// Its first event waits to be announced.
     pub(crate) announced: bool,
+    /// Its events are those of this set.
+    pub(crate) set: Option<WatchId>,
 }
 
 impl EventQueue {
@@ -58,10 +61,11 @@ impl EventQueue {
             is_granted: false,
             refused: None,
             announced: false,
+            set: None,
         }
     }
 
-    pub(crate) fn watched(&self) -> &str {
+    pub(crate) fn watched(&self) -> &Arc<str> {
         &self.watched
     }
 

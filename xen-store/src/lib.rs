@@ -44,7 +44,10 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod cancel;
 mod client;
+mod condition;
+mod deadline;
 mod directory;
 mod driver;
 mod error;
@@ -66,11 +69,15 @@ pub mod tokio;
 mod transport;
 mod txn;
 mod watch;
+mod watch_set;
 pub mod wire;
 pub mod xenbus;
 
 pub use batch::{Batch, MAX_IN_FLIGHT};
+pub use cancel::Canceller;
 pub use client::{LOOK_ONCE, Store};
+pub use condition::TrackedReads;
+pub use deadline::Deadline;
 pub use error::{Error, Invalid, ProtocolError, Result, XsError};
 pub use events::{MAX_DISTINCT_PATHS, WatchEvent};
 pub use path::StorePath;
@@ -79,3 +86,4 @@ pub use reconnect::{Reconnect, Repeat};
 pub use snapshot::{Change, MAX_TREE, Node, Snapshot};
 pub use txn::{MAX_ATTEMPTS, MAX_PAUSE, Transaction};
 pub use watch::Watch;
+pub use watch_set::WatchSet;

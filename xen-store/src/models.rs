@@ -17,7 +17,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use nix::errno::Errno;
 
-use crate::driver::Pollable;
+use crate::driver::{Pollable, Until};
 use crate::error::{Error, Result};
 use crate::mux::{Direction, Mux, Place, Reactor, Stream};
 use crate::proto::{Failure, Quirks, Ready, RequestId, Tx};
@@ -157,7 +157,9 @@ fn request(mux: &Shared) -> RequestId {
 
 /// Waits for the answer to `id` as a thread does.
 fn wait(mux: &Shared, id: RequestId) -> Result<Vec<u8>> {
-    let answer = mux.wait(Ready::Reply(id), None, |state| state.proto.poll_reply(id));
+    let answer = mux.wait(Ready::Reply(id), Until::default(), |state| {
+        state.proto.poll_reply(id)
+    });
     answer.unwrap().expect("there is no deadline")
 }
 
@@ -219,7 +221,7 @@ fn one_whose_time_is_over_wakes_the_one_whose_answer_it_takes() {
         mux.stream().answer(2);
         let past = Some(Instant::now());
         let ready = Ready::Reply(first);
-        let looked = mux.wait(ready, past, |state| state.proto.poll_reply(first));
+        let looked = mux.wait(ready, until(past), |state| state.proto.poll_reply(first));
         assert!(looked.unwrap().is_none());
         mux.cancel(first, None);
         assert_eq!(patient.join().unwrap().unwrap(), b"x");

@@ -608,6 +608,15 @@ impl<'a, S: Stream> Locked<'a, S> {
         }
     }
 
+    /// Wakes all who wait, for each to look again.
+    pub(crate) fn wake_all(&mut self) {
+        let all: Vec<Wake> = self.waiters.values().cloned().collect();
+        self.wakes.extend(all);
+        if self.poller.is_some() {
+            self.interrupt();
+        }
+    }
+
     /// Plans the first attempt after a loss.
     fn handle_loss(&mut self) {
         let Some(loss) = self.proto.loss() else {

@@ -3,8 +3,8 @@
 //! Each line is the signature of a method and the request or the plan that it carries out. A client
 //! names the macro that makes its methods: see `client.rs` and `tokio/store.rs`.
 
-/// The operations on nodes, the same inside and outside a transaction.
-macro_rules! node_operations {
+/// The operations that read nodes, one by one or many together.
+macro_rules! read_operations {
     ($client:ident!($type:ty)) => {
         $client! {
             $type, operate:
@@ -39,6 +39,80 @@ macro_rules! node_operations {
             /// As `read_str`, apart from `ENOENT`.
             fn read_str_optional(path: &str) -> Result<Option<String>> = Optional(ReadStr { path });
 
+            /// Returns the names of a node's children, in the daemon's order.
+            ///
+            /// A list too long for one message is fetched in parts, again from the start if it
+            /// changes meanwhile, so the result is the list as it was at one moment.
+            ///
+            /// # Errors
+            ///
+            /// As `read`; [`Error::Conflict`](crate::Error::Conflict) if the list changed faster
+            /// than it could be read.
+            #[doc(alias = "xs_directory")]
+            fn directory(path: &str) -> Result<Vec<String>> = Directory { path };
+
+            /// Returns whether a node exists.
+            ///
+            /// # Errors
+            ///
+            /// As `read`, apart from `ENOENT`. Without the right to read the node, `EACCES`.
+            fn exists(path: &str) -> Result<bool> = Exists { path };
+
+            /// Returns the permissions of a node. Those of `@introduceDomain` and `@releaseDomain`
+            /// can be set but not read (`EINVAL` from xenstored 4.17).
+            ///
+            /// # Errors
+            ///
+            /// As `read`.
+            #[doc(alias = "xs_get_permissions")]
+            fn permissions(path: &str) -> Result<Permissions> = GetPermissions { path };
+        }
+
+        $client! {
+            $type, carry:
+
+            /// Returns the value of each of many nodes, or why there is none. As
+            /// [`Store::batch`](crate::Store::batch) of reads.
+            fn read_many[P: AsRef<str>](paths: &[P]) -> Vec<Result<Vec<u8>>> = {
+                let reads = paths.iter().map(|path| Read { path: path.as_ref() });
+                Requested::new(reads.collect::<Vec<_>>())
+            };
+
+            /// Returns the paths of a node and of all at most `depth` levels below it: by level,
+            /// and in each by the paths' bytes. The requests are in flight together.
+            ///
+            /// Changes by other clients meanwhile may be in the result or not: a node that is
+            /// removed is left out with all below it. A node that this domain may not read is in
+            /// the result without those below it.
+            ///
+            /// # Errors
+            ///
+            /// As `directory`, of `path` itself; [`Error::TooLarge`](crate::Error::TooLarge) beyond
+            /// [`MAX_TREE`](crate::MAX_TREE). Other errors of any of the requests.
+            fn walk(path: &str, depth: u32) -> Result<Vec<String>> = Tree::walk(path, depth);
+
+            /// Returns a node and everything below it, with values and permissions. The requests
+            /// are in flight together.
+            ///
+            /// Changes by other clients meanwhile may be in the result or not. The snapshot of a
+            /// transaction is of one moment if its commit succeeds:
+            /// `store.with_transaction(|t| t.snapshot(path))`, or
+            /// `|t| async move { t.snapshot(path).await }` with tokio.
+            ///
+            /// # Errors
+            ///
+            /// As `walk`.
+            fn snapshot(path: &str) -> Result<Snapshot> = Tree::snapshot(path);
+        }
+    };
+}
+
+/// The other operations on nodes. Both kinds are the same inside and outside a transaction.
+macro_rules! change_operations {
+    ($client:ident!($type:ty)) => {
+        $client! {
+            $type, operate:
+
             /// Sets the value of a node. The node and its parents are created if missing, owned
             /// by this domain with the permissions of the nearest existing parent.
             ///
@@ -72,34 +146,6 @@ macro_rules! node_operations {
             #[doc(alias = "xs_rm")]
             fn rm(path: &str) -> Result<()> = Rm { path };
 
-            /// Returns the names of a node's children, in the daemon's order.
-            ///
-            /// A list too long for one message is fetched in parts, again from the start if it
-            /// changes meanwhile, so the result is the list as it was at one moment.
-            ///
-            /// # Errors
-            ///
-            /// As `read`; [`Error::Conflict`](crate::Error::Conflict) if the list changed faster
-            /// than it could be read.
-            #[doc(alias = "xs_directory")]
-            fn directory(path: &str) -> Result<Vec<String>> = Directory { path };
-
-            /// Returns whether a node exists.
-            ///
-            /// # Errors
-            ///
-            /// As `read`, apart from `ENOENT`. Without the right to read the node, `EACCES`.
-            fn exists(path: &str) -> Result<bool> = Exists { path };
-
-            /// Returns the permissions of a node. Those of `@introduceDomain` and `@releaseDomain`
-            /// can be set but not read (`EINVAL` from xenstored 4.17).
-            ///
-            /// # Errors
-            ///
-            /// As `read`.
-            #[doc(alias = "xs_get_permissions")]
-            fn permissions(path: &str) -> Result<Permissions> = GetPermissions { path };
-
             /// Replaces the permissions of a node, or of `@introduceDomain` or
             /// `@releaseDomain`.
             ///
@@ -126,39 +172,6 @@ macro_rules! node_operations {
             /// When the time of one request is over, it and all others without an answer end with
             /// [`Error::TimedOut`](crate::Error::TimedOut); the rest is not sent.
             fn batch[B: Batch](batch: B) -> B::Output = Requested::new(batch);
-
-            /// Returns the value of each of many nodes, or why there is none. As
-            /// [`batch`](Self::batch) of reads.
-            fn read_many[P: AsRef<str>](paths: &[P]) -> Vec<Result<Vec<u8>>> = {
-                let reads = paths.iter().map(|path| Read { path: path.as_ref() });
-                Requested::new(reads.collect::<Vec<_>>())
-            };
-
-            /// Returns the paths of a node and of all at most `depth` levels below it: by level,
-            /// and in each by the paths' bytes. The requests are in flight together.
-            ///
-            /// Changes by other clients meanwhile may be in the result or not: a node that is
-            /// removed is left out with all below it. A node that this domain may not read is in
-            /// the result without those below it.
-            ///
-            /// # Errors
-            ///
-            /// As `directory`, of `path` itself; [`Error::TooLarge`](crate::Error::TooLarge) beyond
-            /// [`MAX_TREE`](crate::MAX_TREE). Other errors of any of the requests.
-            fn walk(path: &str, depth: u32) -> Result<Vec<String>> = Tree::walk(path, depth);
-
-            /// Returns a node and everything below it, with values and permissions. The requests
-            /// are in flight together.
-            ///
-            /// Changes by other clients meanwhile may be in the result or not. The snapshot of a
-            /// transaction is of one moment if its commit succeeds:
-            /// `store.with_transaction(|t| t.snapshot(path))`, or
-            /// `|t| async move { t.snapshot(path).await }` with tokio.
-            ///
-            /// # Errors
-            ///
-            /// As `walk`.
-            fn snapshot(path: &str) -> Result<Snapshot> = Tree::snapshot(path);
         }
     };
 }
@@ -321,4 +334,4 @@ macro_rules! domain_operations {
     };
 }
 
-pub(crate) use {domain_operations, node_operations};
+pub(crate) use {change_operations, domain_operations, read_operations};

@@ -145,6 +145,12 @@ impl Encoded {
         self.kind
     }
 
+    /// The path of a request about a node.
+    pub(crate) fn path_field(&self) -> Option<&str> {
+        let field = self.payload().split(|byte| *byte == 0).next()?;
+        std::str::from_utf8(field).ok()
+    }
+
     /// The payload, whole if its length is within the protocol's limit.
     pub(crate) fn payload(&self) -> &[u8] {
         &self.bytes[Header::SIZE..]

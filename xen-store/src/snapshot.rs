@@ -288,6 +288,15 @@ fn child(base: &str, name: &str) -> Result<String> {
 impl<T> Plan for Tree<T> {
     type Output = Result<T>;
 
+    fn paths(&self) -> Vec<String> {
+        let root = self.found.first();
+        root.map(|root| root.path.clone()).into_iter().collect()
+    }
+
+    fn refuse(&mut self, error: &Error) {
+        self.failure.get_or_insert_with(|| error.clone());
+    }
+
     fn poll_request(&mut self) -> Option<(usize, Encoded)> {
         if self.failure.is_some() {
             return None;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::client::{LOOK_ONCE, Store};
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::events::WatchEvent;
 use crate::mux::State;
@@ -40,7 +41,7 @@ impl Store {
     /// no right to a special path.
     #[doc(alias = "xs_watch")]
     pub fn watch(&self, path: &str) -> Result<Watch> {
-        self.watch_with(path, None)
+        self.watch_with(path, None, None)
     }
 
     /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
@@ -55,12 +56,18 @@ impl Store {
         StorePath::new(path)?;
         self.mux.passes_depth()?;
         takes_depth(self.features())?;
-        self.watch_with(path, Some(depth))
+        self.watch_with(path, Some(depth), None)
     }
 
-    fn watch_with(&self, path: &str, depth: Option<u32>) -> Result<Watch> {
+    /// A watch by itself, or one whose events are those of a set.
+    pub(crate) fn watch_with(
+        &self,
+        path: &str,
+        depth: Option<u32>,
+        set: Option<WatchId>,
+    ) -> Result<Watch> {
         let path = StorePath::new(path)?.as_str();
-        let id = self.mux.enter()?.proto.add_watch(path);
+        let id = self.mux.enter()?.proto.add_watch_to(set, path);
         let token = Connection::token(id);
         let set = SetWatch {
             path,
@@ -83,6 +90,25 @@ impl Store {
         }
     }
 
+    /// The descriptor of a watch or of a set.
+    pub(crate) fn poll_fd_of<'a>(
+        &self,
+        id: WatchId,
+        place: &'a OnceLock<Arc<ReadyFd>>,
+    ) -> Result<BorrowedFd<'a>> {
+        let mut state = self.mux.enter()?;
+        if let Some(ready_fd) = place.get() {
+            return Ok((**ready_fd).as_fd());
+        }
+        let fresh = Arc::new(ReadyFd::new(self.as_fd())?);
+        let ready_fd = place.get_or_init(|| fresh);
+        state.ready_fds.insert(id, Arc::clone(ready_fd));
+        if state.proto.has_event(id) {
+            ready_fd.raise();
+        }
+        Ok((**ready_fd).as_fd())
+    }
+
     /// Waits until `check` gives a value, asking it again whenever something at or below `path`
     /// changed; `Ok(None)` once `deadline` has passed.
     ///
@@ -97,22 +123,31 @@ impl Store {
     pub fn wait_until<T>(
         &self,
         path: &str,
-        deadline: Option<Instant>,
+        deadline: impl Into<Deadline>,
         mut check: impl FnMut(&Self) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
-        let Some(deadline) = deadline else {
-            return self.look_at_changes(path, None, check);
+        self.within(deadline.into(), |store, wait| match wait {
+            Some(deadline) => store.look_at_changes(path, deadline.instant(), check),
+            None => check(store),
+        })
+    }
+
+    /// Runs `wait` with a handle whose requests end at the deadline. If that has passed, `wait`
+    /// gets none and looks once.
+    pub(crate) fn within<T>(
+        &self,
+        deadline: Deadline,
+        wait: impl FnOnce(&Self, Option<Deadline>) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let Some(end) = deadline.instant() else {
+            return wait(self, Some(deadline));
         };
         let now = Instant::now();
-        let (end, outcome) = if deadline <= now {
+        let (end, outcome) = if end <= now {
             let end = now + LOOK_ONCE;
-            (end, check(&self.until(end)))
+            (end, wait(&self.until(end), None))
         } else {
-            let within = self.until(deadline);
-            (
-                deadline,
-                within.look_at_changes(path, Some(deadline), check),
-            )
+            (end, wait(&self.until(end), Some(deadline)))
         };
         match outcome {
             Err(Error::TimedOut { .. }) if end <= Instant::now() => Ok(None),
@@ -160,7 +195,7 @@ impl Store {
     pub fn wait_for<T>(
         &self,
         path: &str,
-        deadline: Option<Instant>,
+        deadline: impl Into<Deadline>,
         mut check: impl FnMut(Option<&[u8]>) -> Option<T>,
     ) -> Result<Option<T>> {
         self.wait_until(path, deadline, |store| match store.read(path) {
@@ -186,11 +221,12 @@ impl Watch {
     ///
     /// Why the connection is finished. Events that came before are given out first.
     #[doc(alias = "xs_read_watch")]
-    pub fn next(&self, deadline: Option<Instant>) -> Result<Option<WatchEvent>> {
+    pub fn next(&self, deadline: impl Into<Deadline>) -> Result<Option<WatchEvent>> {
         let key = Ready::Event(self.id);
+        let until = self.store.until_by(deadline.into().instant());
         self.store
             .mux
-            .wait(key, deadline, |state| self.take(state))?
+            .wait(key, until, |state| self.take(state))?
             .transpose()
     }
 
@@ -227,18 +263,7 @@ impl Watch {
     /// [`Error::Os`](crate::Error::Os) if the descriptors for it cannot be made.
     #[doc(alias = "xs_fileno")]
     pub fn poll_fd(&self) -> Result<BorrowedFd<'_>> {
-        let state = self.store.mux.enter()?;
-        if let Some(ready_fd) = self.ready_fd.get() {
-            return Ok((**ready_fd).as_fd());
-        }
-        let fresh = Arc::new(ReadyFd::new(self.store.as_fd())?);
-        let ready_fd = self.ready_fd.get_or_init(|| fresh);
-        let mut state = state;
-        state.ready_fds.insert(self.id, Arc::clone(ready_fd));
-        if state.proto.has_event(self.id) {
-            ready_fd.raise();
-        }
-        Ok((**ready_fd).as_fd())
+        self.store.poll_fd_of(self.id, &self.ready_fd)
     }
 
     fn take(&self, state: &mut State) -> Option<Result<WatchEvent>> {

@@ -21,19 +21,30 @@ const OUTSIDE: &[&str] = &["benches", "testing", "xtask"];
 const INTERNAL: &[&str] = &["HasField", "HasTag", "ProjectToTag", "StructuralPartialEq"];
 
 /// Types of which a blocking client and tokio's have one each, and the methods that the blocking
-/// one has alone: those of poll loops, and deadlines, which are the runtime's.
+/// one has alone: those of poll loops, deadlines and the end of a thread's wait, which are the
+/// runtime's.
 const TWINS: &[(&str, &str, &[&str])] = &[
     (
         "xen_store::Store",
         "xen_store::tokio::Store",
-        &["process", "with_timeout"],
+        &["cancellable", "connect_until", "process", "with_timeout"],
     ),
     (
         "xen_store::Transaction",
         "xen_store::tokio::Transaction",
         &[],
     ),
+    (
+        "xen_store::TrackedReads",
+        "xen_store::tokio::TrackedReads",
+        &[],
+    ),
     ("xen_store::Watch", "xen_store::tokio::Watch", &["poll_fd"]),
+    (
+        "xen_store::WatchSet",
+        "xen_store::tokio::WatchSet",
+        &["poll_fd"],
+    ),
 ];
 
 /// Writes the listings.

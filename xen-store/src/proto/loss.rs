@@ -147,7 +147,9 @@ impl Connection {
     /// Names a watch whose queue has an event, once until it is named.
     pub(super) fn announce_event(&mut self, watch: WatchId) {
         if let Some(queue) = self.watches.get_mut(&watch.0) {
-            if !std::mem::replace(&mut queue.announced, true) {
+            if let Some(set) = queue.set {
+                self.announce_in_set(set, watch);
+            } else if !std::mem::replace(&mut queue.announced, true) {
                 self.ready.push_back(Ready::Event(watch));
             }
         }

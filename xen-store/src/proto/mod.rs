@@ -63,8 +63,10 @@ use crate::events::{EventQueue, WatchEvent};
 use crate::reconnect::Repeat;
 use crate::request::Encoded;
 use crate::wire::{self, Decoder, MsgType};
+use sets::WatchSet;
 mod input;
 mod loss;
+mod sets;
 mod types;
 
 pub(crate) use types::Tx;
@@ -145,6 +147,8 @@ pub struct Connection {
     in_flight: Option<u32>,
     decoder: Decoder,
     watches: FxHashMap<u64, EventQueue>,
+    /// Their numbers are of the same series as those of the watches.
+    sets: FxHashMap<u64, WatchSet>,
     failure: Option<Failure>,
     /// The end of the transport is a loss, after which these are sent again.
     repeat: Option<Repeat>,
@@ -172,6 +176,7 @@ impl Connection {
             in_flight: None,
             decoder: Decoder::new(),
             watches: FxHashMap::default(),
+            sets: FxHashMap::default(),
             failure: None,
             repeat: None,
             loss: None,
@@ -399,6 +404,8 @@ impl Connection {
         if let Ready::Event(watch) = ready {
             if let Some(queue) = self.watches.get_mut(&watch.0) {
                 queue.announced = false;
+            } else if let Some(set) = self.sets.get_mut(&watch.0) {
+                set.announced = false;
             }
         }
         Some(ready)
@@ -477,7 +484,7 @@ impl Connection {
         }
         let watch = watch.and_then(|watch| {
             let path = self.watches.get(&watch.0)?.watched();
-            Some((watch, path.into()))
+            Some((watch, path.as_ref().into()))
         });
         if self.failure.is_some() || !matches!(pending.slot, Slot::Waiting) {
             let Some(pending) = self.pending.remove(&id.0) else {
@@ -556,7 +563,11 @@ impl Connection {
 
     /// Forgets a watch; events for it that are still on their way are ignored.
     pub fn remove_watch(&mut self, watch: WatchId) {
-        self.watches.remove(&watch.0);
+        let queue = self.watches.remove(&watch.0);
+        let set = queue.and_then(|queue| self.sets.get_mut(&queue.set?.0));
+        if let Some(set) = set {
+            set.waiting.retain(|other| *other != watch);
+        }
     }
 
     /// Returns the next event of `watch`. Events that came before the connection ended are still
@@ -583,6 +594,10 @@ impl Connection {
     #[must_use]
     pub fn has_event(&self, watch: WatchId) -> bool {
         self.failure.is_some()
+            || self
+                .sets
+                .get(&watch.0)
+                .is_some_and(|set| !set.waiting.is_empty())
             || self
                 .watches
                 .get(&watch.0)

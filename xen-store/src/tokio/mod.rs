@@ -10,6 +10,7 @@
 //! same. Deadlines are the caller's, by `tokio::time::timeout`. Sending on the kernel's device may
 //! block for as long as the kernel takes to pass a watch on; sockets never block.
 
+mod condition;
 mod store;
 
 use std::future::{Future, poll_fn};
@@ -24,6 +25,7 @@ use ::tokio::runtime::Handle;
 use ::tokio::task::coop;
 use nix::errno::Errno;
 
+pub use condition::{TrackedReads, WatchSet};
 pub use store::{Transaction, Watch};
 
 use crate::batch::{Plan, Run};

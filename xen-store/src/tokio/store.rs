@@ -16,12 +16,14 @@ use futures_core::Stream;
 
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::condition::TrackedReads;
 use super::{Driver, Inner, Registered, Store, Wait};
 use crate::batch::{Batch, Plan, Requested};
+use crate::client::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::error::{Error, Invalid, Result};
 use crate::events::WatchEvent;
 use crate::mux::{Mux, Place};
-use crate::operations::{domain_operations, node_operations};
+use crate::operations::{change_operations, domain_operations, read_operations};
 use crate::path::StorePath;
 use crate::perms::Permissions;
 use crate::proto::{Connection, Ready, Tx, WatchId};
@@ -36,11 +38,6 @@ use crate::snapshot::{Snapshot, Tree};
 use crate::transport::{self, Transport};
 use crate::txn::{self, MAX_ATTEMPTS};
 use xen_sys::{DomId, Port};
-
-/// The first and the longest pause between two attempts to connect to a daemon whose backlog is
-/// full.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Store {
     /// As [`Store::connect`](crate::Store::connect). While the daemon's backlog is full it tries
@@ -104,7 +101,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Invalid::NoPlace`](crate::Invalid::NoPlace) for a store from a descriptor; the reason if the connection is finished.
+    /// [`Invalid::NoPlace`](crate::Invalid::NoPlace) for a store from a descriptor; the reason if
+    /// the connection is finished.
     ///
     /// ```no_run
     /// use xen_store::tokio::Store;
@@ -200,7 +198,7 @@ impl Store {
     ///
     /// As [`Store::watch`](crate::Store::watch).
     pub async fn watch(&self, path: &str) -> Result<Watch> {
-        self.watch_with(path, None).await
+        self.watch_with(path, None, None).await
     }
 
     /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
@@ -212,12 +210,18 @@ impl Store {
         StorePath::new(path)?;
         self.0.mux.passes_depth()?;
         takes_depth(self.features().await)?;
-        self.watch_with(path, Some(depth)).await
+        self.watch_with(path, Some(depth), None).await
     }
 
-    async fn watch_with(&self, path: &str, depth: Option<u32>) -> Result<Watch> {
+    /// A watch by itself, or one whose events are those of a set.
+    pub(super) async fn watch_with(
+        &self,
+        path: &str,
+        depth: Option<u32>,
+        set: Option<WatchId>,
+    ) -> Result<Watch> {
         let path = StorePath::new(path)?.as_str();
-        let id = self.0.mux.enter()?.proto.add_watch(path);
+        let id = self.0.mux.enter()?.proto.add_watch_to(set, path);
         let mut watch = Watch {
             store: self.clone(),
             id,
@@ -455,8 +459,11 @@ macro_rules! asynchronous {
     };
 }
 
-node_operations!(asynchronous!(Store));
-node_operations!(asynchronous!(Transaction));
+read_operations!(asynchronous!(Store));
+read_operations!(asynchronous!(Transaction));
+read_operations!(asynchronous!(TrackedReads));
+change_operations!(asynchronous!(Store));
+change_operations!(asynchronous!(Transaction));
 domain_operations!(asynchronous!(Store));
 
 impl Store {

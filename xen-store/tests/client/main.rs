@@ -13,4 +13,5 @@ mod requests;
 mod sharing;
 mod threads;
 mod transactions;
+mod waits;
 mod watches;

@@ -45,12 +45,12 @@ impl Restarts {
         self.server = None;
     }
 
-    fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.end();
         self.begin();
     }
 
-    fn store(&self, policy: Reconnect) -> Store {
+    pub(crate) fn store(&self, policy: Reconnect) -> Store {
         let store = Store::connect(self.socket()).unwrap();
         store
             .with_timeout(Some(STUCK))
@@ -68,7 +68,7 @@ impl Restarts {
     }
 }
 
-fn quick() -> Reconnect {
+pub(crate) fn quick() -> Reconnect {
     Reconnect::new().longest_pause(Duration::from_millis(20))
 }
 

@@ -8,6 +8,7 @@ mod operations;
 mod reconnect;
 mod runtimes;
 mod sharing;
+mod waits;
 
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
