@@ -1,9 +1,9 @@
 //! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
-//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` and the table of
-//! features in `docs/xen-sys.md` name exists. No file uses a syntax newer than the oldest Rust that
-//! is promised, which clippy does not check. And no sentence of a comment has "What" or "Who" for a
-//! subject.
+//! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` and the tables of
+//! features in `docs/xen-sys.md` and `docs/xen-store.md` name exists. No file uses a syntax newer
+//! than the oldest Rust that is promised, which clippy does not check. And no sentence of a comment
+//! has "What" or "Who" for a subject.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,9 +35,12 @@ const NOTHING: &str = "### No equivalent";
 /// The heading of the faults and their tests in `docs/security.md`.
 const LESSONS: &str = "## Lessons";
 
-/// The heading of the features and their tests in `docs/xen-sys.md`, and their number.
+/// The heading of the features and their tests in `docs/xen-sys.md` and `docs/xen-store.md`.
 const FEATURES: &str = "## Tests of each feature";
+/// The numbers of the features in `docs/xen-sys.md`.
 const FEATURE_COUNT: u32 = 40;
+/// The numbers of the features in `docs/xen-store.md`.
+const STORE_FEATURES: std::ops::RangeInclusive<u32> = 41..=63;
 
 /// How the names of the C libraries begin.
 const LIBRARIES: &[&str] = &[
@@ -198,26 +201,31 @@ fn check_lessons(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails if a feature of `docs/xen-sys.md` has no row, or a test of the tables there is in no
-/// source. A test of `testing/agent` compares those on real Xen with the suite.
+/// Fails if a feature of `docs/xen-sys.md` or `docs/xen-store.md` has no row, or a test of the
+/// tables there is in no source. A test of `testing/agent` compares those on real Xen with the
+/// suite.
 fn check_features(root: &Path) -> Result<()> {
-    let page = root.join("docs/xen-sys.md");
-    let text = fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
-    let (_, tables) = text
-        .split_once(FEATURES)
-        .with_context(|| format!("{}: no heading {FEATURES:?}", page.display()))?;
-    let named = tests_of_features(tables).with_context(|| format!("{}", page.display()))?;
-    let mut lost = named.clone();
-    lost.retain(|name| !name.contains('/'));
-    each_source(root, &mut |_, text| {
-        let words = words(text);
-        lost.retain(|name| !is_test_of(name, text, &words));
-    })?;
-    ensure!(
-        lost.is_empty(),
-        "docs/xen-sys.md: tests in no source: {lost:?}"
-    );
-    println!("{} tests are named for features", named.len());
+    type Tests = fn(&str) -> Result<BTreeSet<&str>>;
+    let pages: [(_, Tests); 2] = [
+        ("docs/xen-sys.md", tests_of_features),
+        ("docs/xen-store.md", tests_of_store_features),
+    ];
+    for (name, tests) in pages {
+        let page = root.join(name);
+        let text = fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
+        let (_, tables) = text
+            .split_once(FEATURES)
+            .with_context(|| format!("{}: no heading {FEATURES:?}", page.display()))?;
+        let named = tests(tables).with_context(|| format!("{}", page.display()))?;
+        let mut lost = named.clone();
+        lost.retain(|name| !name.contains('/'));
+        each_source(root, &mut |_, text| {
+            let words = words(text);
+            lost.retain(|name| !is_test_of(name, text, &words));
+        })?;
+        ensure!(lost.is_empty(), "{name}: tests in no source: {lost:?}");
+        println!("{} tests are named for features of {name}", named.len());
+    }
     Ok(())
 }
 
@@ -245,6 +253,39 @@ fn tests_of_features(tables: &str) -> Result<BTreeSet<&str>> {
         named.extend(quoted);
     }
     ensure!(next == FEATURE_COUNT + 1, "there is no row {next}");
+    Ok(named)
+}
+
+/// The tests in the last column of the table of the store's features, which has one row or more
+/// for each number and client. Fails unless each client has a test or a reason for none.
+fn tests_of_store_features(table: &str) -> Result<BTreeSet<&str>> {
+    let mut missing: BTreeSet<(u32, &str)> = STORE_FEATURES
+        .flat_map(|number| [(number, "blocking"), (number, "tokio")])
+        .collect();
+    let known = missing.clone();
+    let mut named = BTreeSet::new();
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [number, _, client, tests] = cells[..] else {
+            continue;
+        };
+        let Ok(number) = number.parse::<u32>() else {
+            continue;
+        };
+        ensure!(
+            known.contains(&(number, client)),
+            "a row of {number} and the client {client:?}"
+        );
+        if tests.starts_with("none: ") {
+            missing.remove(&(number, client));
+            continue;
+        }
+        for name in tests.split('`').skip(1).step_by(2) {
+            missing.remove(&(number, client));
+            named.insert(name);
+        }
+    }
+    ensure!(missing.is_empty(), "features without a test: {missing:?}");
     Ok(named)
 }
 
@@ -394,6 +435,35 @@ mod tests {
         assert_eq!(error(&twice), "row 1 in the place of 2");
         tests[4] = "`a_unit_test`";
         assert_eq!(error(&table(&tests)), "row 5 has no test on real Xen");
+    }
+
+    #[test]
+    fn a_feature_of_the_store_without_a_test_of_each_client_is_found() {
+        let row = |number: u32, client: &str, tests: &str| {
+            format!("| {number} | a `thing` | {client} | {tests} |\n")
+        };
+        let head = "| no. | feature | client | tests |\n|---|---|---|---|\n";
+        let all: String = STORE_FEATURES
+            .map(|number| {
+                row(number, "blocking", &format!("`a_{number}`, `real/xen`"))
+                    + &row(number, "tokio", &format!("`b_{number}`"))
+            })
+            .collect();
+        let text = head.to_owned() + &all;
+        let named = tests_of_store_features(&text).unwrap();
+        assert_eq!(named.len(), 2 * STORE_FEATURES.count() + 1);
+        assert!(named.contains("b_63") && !named.contains("thing"));
+        let error = |text: &str| tests_of_store_features(text).unwrap_err().to_string();
+        let without = text.replace("`b_50`", "later");
+        assert_eq!(
+            error(&without),
+            "features without a test: {(50, \"tokio\")}"
+        );
+        let reasoned = text.replace("`b_50`", "none: it has no `such_thing`");
+        let named = tests_of_store_features(&reasoned).unwrap();
+        assert!(!named.contains("such_thing"));
+        let another = text.clone() + &row(64, "tokio", "`c`");
+        assert_eq!(error(&another), "a row of 64 and the client \"tokio\"");
     }
 
     #[test]

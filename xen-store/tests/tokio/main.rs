@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod batches;
+mod limits;
 mod operations;
 mod reconnect;
 mod runtimes;

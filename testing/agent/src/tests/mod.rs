@@ -106,10 +106,14 @@ mod unit {
     #[test]
     fn every_test_on_real_xen_that_a_table_of_features_names_is_in_the_suite() {
         let names: BTreeSet<String> = super::all().into_iter().map(|test| test.name).collect();
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/xen-sys.md");
-        let text = std::fs::read_to_string(page).unwrap();
-        let (_, table) = text.split_once("## Tests of each feature").unwrap();
-        let rows = table.lines().filter(|line| line.starts_with("| "));
+        let pages = ["xen-sys.md", "xen-store.md"].map(|page| {
+            let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
+            std::fs::read_to_string(format!("{docs}/{page}")).unwrap()
+        });
+        let rows = pages.iter().flat_map(|text| {
+            let (_, table) = text.split_once("## Tests of each feature").unwrap();
+            table.lines().filter(|line| line.starts_with("| "))
+        });
         let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
         let named: BTreeSet<&str> = quoted
             .filter(|name| name.contains('/') && !name.starts_with("/dev"))
