@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use xen_store::wire::{Decoder, Header, Message, PAYLOAD_MAX, encode};
 use xen_store::{Error, Invalid, MAX_ATTEMPTS, MAX_DISTINCT_PATHS, ProtocolError};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
+use xen_sys::sim::Simulation;
 
 use crate::{client, server};
 
@@ -57,6 +59,37 @@ async fn a_daemon_is_reached_by_the_path_of_its_socket() {
     let missing = AsyncStore::connect(dir.path().join("none")).await;
     let missing = missing.unwrap_err();
     assert!(matches!(missing, Error::Connect { .. }), "{missing:?}");
+}
+
+/// A process of its own reads the variable: setting it in this one would reach other tests.
+#[test]
+fn the_environment_names_the_socket_for_tasks() {
+    const NAME: &str = "limits::the_environment_names_the_socket_for_tasks";
+    const CHILD: &str = "XEN_STORE_TEST_CHILD";
+    let host = Simulation::start().unwrap();
+    let xen = host.xen(DomId::DOM0).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let open = || runtime.block_on(AsyncStore::open_from_environment(&xen));
+    if std::env::var_os(CHILD).is_some() {
+        let write = async |store: AsyncStore| store.write("/from/child", "1").await;
+        runtime.block_on(write(open().unwrap())).unwrap();
+        return;
+    }
+    // Without the variable it is the host's store, of which this one has none.
+    open().unwrap_err();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = Server::start(Config::new()).unwrap();
+    server.listen(&path).unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME])
+        .env(CHILD, "1")
+        .env("XENSTORED_PATH", &path)
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+    let store = server.connect(DomId::DOM0).unwrap();
+    assert_eq!(store.read("/from/child").unwrap(), b"1");
 }
 
 #[tokio::test]
