@@ -87,3 +87,8 @@ pub use snapshot::{Change, MAX_TREE, Node, Snapshot};
 pub use txn::{MAX_ATTEMPTS, MAX_PAUSE, Transaction};
 pub use watch::Watch;
 pub use watch_set::WatchSet;
+
+// The programs in this page are compiled and run with the examples.
+#[cfg(all(doctest, not(loom)))]
+#[doc = include_str!("../../docs/watch-guest.md")]
+struct WatchGuest;
