@@ -56,3 +56,8 @@ pub use conn::MAX_EVENTS_PER_WATCH;
 pub use daemon::{Config, ConnId, Daemon, Stats};
 pub use quota::Quota;
 pub use server::Server;
+
+// The programs in this page are compiled and run with the examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/xen-store-server.md")]
+struct Page;
