@@ -107,6 +107,15 @@ impl Snapshot {
     }
 }
 
+/// A snapshot of nodes with their paths that come from elsewhere, as from a file.
+impl FromIterator<(String, Node)> for Snapshot {
+    fn from_iter<I: IntoIterator<Item = (String, Node)>>(nodes: I) -> Self {
+        Self {
+            nodes: nodes.into_iter().collect(),
+        }
+    }
+}
+
 impl<'a> Change<'a> {
     /// Returns the path of the node.
     #[must_use]

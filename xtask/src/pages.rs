@@ -1,5 +1,5 @@
-//! The manual pages and completions of `stubdm-run`, written by the program `stubdm-man`: the only
-//! part of the project's tasks that is compiled with the product.
+//! The manual pages and completions of `stubdm-run` and `xstore`, written by the program
+//! `stubdm-man`: the only part of the project's tasks that is compiled with the products.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::workspace::Workspace;
 
-/// Writes them to `target/dist/man` and `target/dist/completions`.
+/// Writes them to `target/dist/man` and `target/dist/completions`; those of `xstore`, which no
+/// package has, to the same folders in `target/dist/xstore`.
 pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)

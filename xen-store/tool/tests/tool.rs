@@ -1,0 +1,510 @@
+//! The built program against the embedded daemon, and against a daemon that lies.
+
+// The lint exempts test functions, but not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::ffi::OsStr;
+use std::io::{BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use tempfile::TempDir;
+use xen_store::wire::{Decoder, MsgType, encode};
+use xen_store::{Permissions, Store};
+use xen_store_server::{Config, Server};
+use xen_sys::DomId;
+
+const DONE: i32 = 0;
+const NO: i32 = 1;
+const USAGE: i32 = 2;
+const FAILED: i32 = 3;
+const TIMED_OUT: i32 = 4;
+
+/// A daemon, a client of domain 0, and the program.
+struct World {
+    _server: Server,
+    store: Store,
+    dir: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Config::new())
+    }
+
+    fn with(config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(config).unwrap();
+        server.listen(dir.path().join("socket")).unwrap();
+        let store = server.connect(DomId::DOM0).unwrap();
+        Self {
+            _server: server,
+            store,
+            dir,
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        command(&self.socket(), args)
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Standard output of a run that ends with this status.
+    #[track_caller]
+    fn ends<S: AsRef<OsStr>>(&self, status: i32, args: &[S]) -> String {
+        check(&self.run(args), status)
+    }
+
+    #[track_caller]
+    fn done<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        self.ends(DONE, args)
+    }
+
+    fn start<S: AsRef<OsStr>>(&self, args: &[S]) -> (Child, BufReader<impl std::io::Read>) {
+        let mut child = self.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        (child, lines)
+    }
+}
+
+fn command<S: AsRef<OsStr>>(socket: &Path, args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xstore"));
+    command.args(args).env("XENSTORED_PATH", socket);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Checks a status, and that neither output has a control character.
+#[track_caller]
+fn check(output: &Output, status: i32) -> String {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "{out}{err}");
+    for text in [&out, &err] {
+        let is_plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\n'));
+        assert!(is_plain, "{text:?}");
+    }
+    assert!(!err.contains("panicked"), "{err}");
+    out
+}
+
+fn line(lines: &mut impl std::io::BufRead) -> String {
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    line
+}
+
+#[test]
+fn values_are_written_read_and_removed() {
+    let world = World::new();
+    world.done(&["write", "/a/b", "one", "/a/c", r"two\n\x1b"]);
+    assert_eq!(world.store.read("/a/c").unwrap(), b"two\n\x1b");
+    assert_eq!(world.done(&["read", "/a/b", "/a/c"]), "one\ntwo\\n\\x1b\n");
+    assert_eq!(world.done(&["read", "-p", "/a/b"]), "/a/b: one\n");
+    world.done(&["write", "-R", "/a/d", r"\n"]);
+    assert_eq!(world.store.read("/a/d").unwrap(), br"\n");
+    world.done(&["write", "/a/minus", "-5", "--", "/a/dash", "-R"]);
+    assert_eq!(world.done(&["read", "/a/minus", "/a/dash"]), "-5\n-R\n");
+    world.done(&["rm", "/a/dash"]);
+    world.done(&["mkdir", "/a/e", "/a/f"]);
+    assert_eq!(world.done(&["list", "/a"]), "b\nc\nd\nminus\ne\nf\n");
+    assert_eq!(
+        world.done(&["list", "-p", "/a"]).lines().next(),
+        Some("/a/b")
+    );
+    world.done(&["exists", "/a", "/a/b"]);
+    assert_eq!(world.ends(NO, &["exists", "/a", "/none"]), "");
+    world.done(&["rm", "/a/b", "/a/c"]);
+    world.ends(NO, &["read", "/a/b"]);
+    // The parent has other children, and stays.
+    world.done(&["rm", "-t", "/a/d"]);
+    assert!(world.store.exists("/a").unwrap());
+    world.store.write("/t/u/v", "").unwrap();
+    world.done(&["rm", "--tidy", "/t/u/v"]);
+    assert!(!world.store.exists("/t").unwrap());
+    // All of them or none.
+    world.ends(FAILED, &["rm", "/a/minus", "/"]);
+    assert!(world.store.exists("/a/minus").unwrap());
+}
+
+#[test]
+fn any_bytes_pass_through() {
+    let world = World::new();
+    let bytes: Vec<u8> = (0..=255).collect();
+    let file = world.file("value");
+    std::fs::write(&file, &bytes).unwrap();
+    let from = file.to_str().unwrap();
+    world.done(&["write", "/bytes", "--from", from]);
+    assert_eq!(world.store.read("/bytes").unwrap(), bytes);
+    let raw = world.run(&["read", "--raw", "/bytes"]);
+    assert_eq!(raw.stdout, bytes);
+    let text = world.done(&["read", "/bytes"]);
+    world.done(&["write", "/again", text.trim_end_matches('\n')]);
+    assert_eq!(world.store.read("/again").unwrap(), bytes);
+    let word = OsStr::from_bytes(b"\xff\xfe");
+    world.done(&[OsStr::new("write"), OsStr::new("/word"), word]);
+    assert_eq!(world.store.read("/word").unwrap(), b"\xff\xfe");
+    let json = world.done(&["--json", "read", "/word", "/again"]);
+    assert!(
+        json.starts_with("{\"path\":\"/word\",\"value_hex\":\"fffe\"}\n"),
+        "{json}"
+    );
+    // Standard input, and more than a message carries.
+    for (count, status) in [(4000, DONE), (5000, FAILED)] {
+        let mut command = world.command(&["write", "/in", "--from", "-"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&vec![0; count])
+            .unwrap();
+        check(&child.wait_with_output().unwrap(), status);
+    }
+    assert_eq!(world.store.read("/in").unwrap(), vec![0; 4000]);
+}
+
+#[test]
+fn trees_are_shown_as_the_classic_tool_does() {
+    let world = World::new();
+    world.store.write("/t/a/x", "1").unwrap();
+    world.store.write("/t/a-b", "quote\"\x1b[2J").unwrap();
+    let rights = Permissions::owner_none(DomId::DOM0).grant_read(DomId::new(5));
+    world.store.set_permissions("/t/a/x", &rights).unwrap();
+    let nested = "a = \"\"\n x = \"1\"\na-b = \"quote\\\"\\x1b[2J\"\n";
+    assert_eq!(world.done(&["ls", "/t"]), nested);
+    assert_eq!(world.done(&["ls", "--consistent", "/t"]), nested);
+    assert_eq!(
+        world.done(&["ls", "-f", "-p", "/t/a"]),
+        "/t/a/x = \"1\"   (n0,r5)\n"
+    );
+    assert_eq!(
+        world.done(&["ls", "-f", "-d", "1", "/t"]),
+        "/t/a = \"\"\n/t/a-b = \"quote\\\"\\x1b[2J\"\n"
+    );
+    let all = world.done(&["ls", "-f"]);
+    assert!(
+        all.contains("/t/a/x = \"1\"\n") && all.contains("/tool/xenstored = "),
+        "{all}"
+    );
+    assert_eq!(
+        world.done(&["ls", "--json", "/t/a"]),
+        "{\"path\":\"/t/a/x\",\"permissions\":[\"n0\",\"r5\"],\"value\":\"1\"}\n"
+    );
+    world.ends(NO, &["ls", "/none"]);
+    // Under the classic name, through a link.
+    let link = world.file("xenstore-ls");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_xstore"), &link).unwrap();
+    let mut classic = Command::new(&link);
+    let classic = classic
+        .args(["-s", "/t"])
+        .env("XENSTORED_PATH", world.socket());
+    assert_eq!(check(&classic.output().unwrap(), DONE), nested);
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_those_who_ask() {
+    let world = World::new();
+    world.store.write("/t/a", "1").unwrap();
+    assert_eq!(world.done(&["ls", "/t"]), "a = \"1\"\n");
+    let painted = world.run(&["--color", "always", "ls", "/t"]).stdout;
+    assert_eq!(painted, b"\x1b[36ma\x1b[0m = \x1b[32m\"1\"\x1b[0m\n");
+    let json = world.done(&["--color", "always", "--json", "ls", "/t"]);
+    assert!(json.starts_with('{'), "{json}");
+}
+
+#[test]
+fn permissions_are_set_alone_below_and_above() {
+    let world = World::new();
+    world.store.write("/p/q/r", "").unwrap();
+    let shown = |path: &str| world.store.permissions(path).unwrap().to_string();
+    world.done(&["chmod", "/p/q", "n0", "r5", "b6"]);
+    assert_eq!(
+        [shown("/p"), shown("/p/q"), shown("/p/q/r")],
+        ["n0", "n0 r5 b6", "n0"]
+    );
+    world.done(&["chmod", "-r", "/p", "r0"]);
+    assert_eq!(
+        [shown("/p"), shown("/p/q"), shown("/p/q/r")],
+        ["r0", "r0", "r0"]
+    );
+    world.done(&["chmod", "-u", "/p/q/r", "n0", "w7"]);
+    assert_eq!(
+        [shown("/"), shown("/p"), shown("/p/q")],
+        ["n0", "n0 w7", "n0 w7"]
+    );
+    world.ends(USAGE, &["chmod", "/p", "x5"]);
+    world.ends(NO, &["chmod", "/none/at/all", "n0"]);
+}
+
+#[test]
+fn changes_are_printed_as_they_come() {
+    let world = World::new();
+    let (mut child, mut lines) = world.start(&["watch", "-v", "-n", "5", "/w", "/v"]);
+    assert_eq!(line(&mut lines), "/w (no such node)\n");
+    assert_eq!(line(&mut lines), "/v (no such node)\n");
+    world.store.write("/w/a", "\x1b]0;title\x07").unwrap();
+    assert_eq!(line(&mut lines), "/w/a = \"\\x1b]0;title\\x07\"\n");
+    world.store.write("/v", "1").unwrap();
+    assert_eq!(line(&mut lines), "/v = \"1\"\n");
+    world.store.rm("/w/a").unwrap();
+    assert_eq!(line(&mut lines), "/w/a (no such node)\n");
+    assert_eq!(child.wait().unwrap().code(), Some(DONE));
+    let timed = world.ends(TIMED_OUT, &["watch", "-n", "2", "-t", "0.05", "/w"]);
+    assert_eq!(timed, "/w\n");
+    assert_eq!(
+        world.done(&["watch", "-t", "0.05", "@releaseDomain"]),
+        "@releaseDomain\n"
+    );
+    let json = world.done(&["--json", "watch", "-n", "1", "-v", "/v"]);
+    assert_eq!(
+        json,
+        "{\"below\":false,\"exists\":true,\"path\":\"/v\",\"value\":\"1\"}\n"
+    );
+    // The daemon is one without depths.
+    world.ends(FAILED, &["watch", "-d", "1", "/w"]);
+    let new = World::with(Config::new().extensions(true));
+    assert_eq!(new.done(&["watch", "-d", "1", "-n", "1", "/w"]), "/w\n");
+}
+
+#[test]
+fn a_wait_ends_with_the_state_that_is_waited_for() {
+    let world = World::new();
+    world.ends(TIMED_OUT, &["wait", "-t", "0.05", "/s"]);
+    let ready = world
+        .command(&["wait", "/s", "4"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for state in 1..=4 {
+        world.store.write("/s", state.to_string()).unwrap();
+    }
+    assert_eq!(check(&ready.wait_with_output().unwrap(), DONE), "4\n");
+    assert_eq!(world.done(&["wait", "/s"]), "4\n");
+    assert_eq!(world.done(&["wait", "--not", "/s", "3"]), "4\n");
+    world.ends(TIMED_OUT, &["wait", "--not", "/s", "4", "-t", "0.05"]);
+    let gone = world
+        .command(&["wait", "--gone", "/s"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    world.store.rm("/s").unwrap();
+    assert_eq!(check(&gone.wait_with_output().unwrap(), DONE), "");
+    world.ends(USAGE, &["wait", "--not", "/s"]);
+}
+
+#[test]
+fn a_tree_is_exported_imported_and_compared() {
+    let world = World::new();
+    let rights = Permissions::owner_none(DomId::DOM0).grant_read(DomId::new(5));
+    world.store.write("/from/a/b", b"\xff\0").unwrap();
+    world.store.write("/from/a-b", "text").unwrap();
+    world.store.write("/from", "root").unwrap();
+    world.store.set_permissions("/from/a", &rights).unwrap();
+    let file = world.file("tree");
+    let tree = file.to_str().unwrap();
+    let text = world.done(&["export", "--consistent", "/from"]);
+    std::fs::write(&file, &text).unwrap();
+    assert_eq!(world.done(&["diff", "-p", tree]), "");
+
+    world.store.write("/to/old/node", "").unwrap();
+    world.done(&["import", "--at", "/to", "--replace", tree]);
+    assert!(!world.store.exists("/to/old").unwrap());
+    assert_eq!(world.store.read("/to/a/b").unwrap(), b"\xff\0");
+    assert_eq!(world.store.read("/to").unwrap(), b"root");
+    assert_eq!(world.store.permissions("/to/a").unwrap(), rights);
+    assert_eq!(world.done(&["diff", "-p", "store:/from", "store:/to"]), "");
+
+    world.store.write("/to/a/b", "\x1b").unwrap();
+    world.store.rm("/to/a-b").unwrap();
+    world.store.write("/to/new", "").unwrap();
+    assert_eq!(
+        world.ends(NO, &["diff", tree, "store:/to"]),
+        "- /from/a-b = \"text\"\n- /from/a/b = \"\\xff\\x00\"\n+ /to/a/b = \"\\x1b\"\n+ /to/new = \"\"\n"
+    );
+    let json = world.ends(NO, &["--json", "diff", tree, "store:/to"]);
+    assert_eq!(json.lines().count(), 3);
+
+    // The same over standard input, as a whole.
+    let mut command = world.command(&["import", "--no-permissions"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    world.store.rm("/from").unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    check(&child.wait_with_output().unwrap(), DONE);
+    assert_eq!(world.done(&["diff", tree]), "");
+    assert_eq!(
+        world.store.permissions("/from/a").unwrap().to_string(),
+        "n0"
+    );
+
+    std::fs::write(&file, text.replace("a/b", "../b")).unwrap();
+    world.ends(FAILED, &["import", tree]);
+    std::fs::write(&file, "\x1b[2J").unwrap();
+    world.ends(FAILED, &["import", tree]);
+    world.ends(FAILED, &["diff", "/no/such/file"]);
+}
+
+#[test]
+fn the_parts_that_change_most_come_first() {
+    let world = World::new();
+    world
+        .store
+        .write("/local/domain/5/name", "busy\x1b")
+        .unwrap();
+    let (mut child, mut lines) = world.start(&["--json", "top", "-i", "0.2"]);
+    let is_over = AtomicBool::new(false);
+    let first = thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in (0..20).cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let path = format!("/local/domain/5/data/{n}");
+                world.store.write(&path, "").unwrap();
+            }
+        });
+        let first = line(&mut lines);
+        is_over.store(true, Ordering::Relaxed);
+        first
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(first.contains("\"where\":\"/local/domain/5\""), "{first}");
+    assert!(first.contains("\"name\":\"busy\\u001b\""), "{first}");
+    let table = world.done(&["top", "-i", "0.05", "-n", "1"]);
+    assert!(table.starts_with("WHERE"), "{table}");
+}
+
+#[test]
+fn faults_have_statuses_and_one_line() {
+    let world = World::new();
+    for args in [
+        &["read"][..],
+        &["read", "a b"],
+        &["read", ""],
+        &["write", "/a"],
+        &["write", "/a", r"\q"],
+        &["write", "/a", "b", "--from", "x"],
+        &["frobnicate"],
+        &["watch", "-n", "x", "/a"],
+        &["top", "-i", "-1"],
+        &["ls", "--color", "red"],
+    ] {
+        world.ends(USAGE, args);
+    }
+    let missing = world.run(&["read", "/none"]);
+    check(&missing, NO);
+    let message = String::from_utf8(missing.stderr).unwrap();
+    assert_eq!(message, "xstore: /none: READ: no such node (ENOENT)\n");
+    let gone = command(&world.file("none"), &["ls"]).output().unwrap();
+    check(&gone, FAILED);
+    let other = world.run(&["--socket", "/dev/null/x", "ls"]);
+    check(&other, FAILED);
+    assert!(world.done(&["--help"]).contains("Usage: xstore"));
+    assert!(world.done(&["ls", "--help"]).contains("--permissions"));
+    assert!(world.done(&["--version"]).starts_with("xstore "));
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let world = World::new();
+    for n in 0..3000 {
+        world
+            .store
+            .write(&format!("/many/node-{n}"), "a value")
+            .unwrap();
+    }
+    let (mut child, mut lines) = world.start(&["ls", "-f", "/many"]);
+    assert!(line(&mut lines).starts_with("/many/node-0 = "));
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(DONE));
+}
+
+/// A daemon may send names that no path has, and anything else.
+#[test]
+fn a_lying_daemon_reaches_no_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            thread::spawn(move || {
+                let (mut decoder, mut buf) = (Decoder::new(), [0; 4096]);
+                while let Ok(count @ 1..) = stream.read(&mut buf) {
+                    let mut input = &buf[..count];
+                    while let Ok(Some(request)) = decoder.next(&mut input) {
+                        let kind = match request.kind {
+                            MsgType::READ if request.payload.starts_with(b"/error") => {
+                                MsgType::ERROR
+                            }
+                            kind => kind,
+                        };
+                        let payload: &[u8] = match kind {
+                            MsgType::ERROR => b"E\x1b[2J\0",
+                            MsgType::DIRECTORY => b"\x1b[2J\0\xc2\x9b\0../x\0",
+                            MsgType::READ => b"\x1b]0;x\x07\xc2\x9b\xff",
+                            MsgType::GET_PERMS => b"n0\0",
+                            _ => b"OK\0",
+                        };
+                        let reply = encode(kind, request.req_id, 0, &[payload]).unwrap();
+                        if stream.write_all(&reply).is_err() {
+                            return;
+                        }
+                        if request.kind == MsgType::WATCH {
+                            let token = request.payload.split(|byte| *byte == 0).nth(1);
+                            let fields = [b"\x1b[2J\0", token.unwrap(), b"\0"];
+                            let event = encode(MsgType::WATCH_EVENT, 0, 0, &fields).unwrap();
+                            let _ = stream.write_all(&event);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    for (args, status) in [
+        (&["list", "/"][..], DONE),
+        (&["list", "-p", "/"], DONE),
+        (&["--json", "list", "/"], DONE),
+        (&["read", "/a"], DONE),
+        (&["read", "-p", "/a"], DONE),
+        (&["--json", "read", "/a"], DONE),
+        (&["read", "/error"], FAILED),
+        (&["ls", "/"], FAILED),
+        (&["export", "/"], FAILED),
+        (&["watch", "-v", "-n", "1", "/a"], DONE),
+        (&["wait", "-t", "5", "/a"], DONE),
+        (&["top", "-i", "0.05", "-n", "1"], DONE),
+    ] {
+        let output = command(&socket, args).output().unwrap();
+        check(&output, status);
+    }
+}
