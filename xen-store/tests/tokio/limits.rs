@@ -1,4 +1,4 @@
-//! What this client refuses, bounds and ends: the same as the blocking one.
+//! The bounds, refusals and ends of this client: the same as those of the blocking one.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -72,7 +72,7 @@ fn of_file(file: &Path) -> Outcome<Tree> {
     load(&name, BufReader::new(file))
 }
 
-/// Reads an exported tree. What it contains may be anything.
+/// Reads an exported tree. A file may contain anything.
 fn load(name: &str, mut lines: impl BufRead) -> Outcome<Tree> {
     let (mut root, mut nodes, mut size) = (None, Vec::new(), 0_usize);
     for number in 1_u64.. {
