@@ -57,13 +57,16 @@ impl Daemon {
     }
 
     /// Serves `domain` from now on, as INTRODUCE does: `@introduceDomain` fires, or, if it was
-    /// introduced before, the watches and transactions of its connections are reset. `false` if
-    /// there is no such domain.
+    /// introduced before, the watches and transactions of its connections are reset; not those of
+    /// domain 0, whose connections are sockets. `false` if there is no such domain.
     pub fn introduce(&mut self, domain: DomId) -> bool {
         let generation = self.tree.generation();
         let Some(entry) = self.domains.find_or_add(domain, generation) else {
             return false;
         };
+        if domain == DomId::DOM0 {
+            return true;
+        }
         if std::mem::replace(&mut entry.introduced, true) {
             self.connections_of(domain)
                 .into_iter()

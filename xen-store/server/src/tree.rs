@@ -93,17 +93,20 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// The topmost nodes that `domain` owns: none of them lies below another.
-    pub(crate) fn owned_roots(&self, domain: u16) -> Vec<Arc<str>> {
-        let owned = |path: &str| self.get(path).is_some_and(|node| node.owner() == domain);
-        let mut roots: Vec<_> = self
-            .nodes
-            .keys()
-            .filter(|path| owned(path))
-            .cloned()
-            .collect();
-        roots.retain(|path| !ancestors(path).any(owned));
-        roots.sort();
+    /// The topmost nodes that `domain` owns: none of them lies below another. They are in the order
+    /// of the lists of children, in which xenstored removes them. The root stays, whoever owns it.
+    pub(crate) fn owned_roots(&self, domain: u16) -> Vec<String> {
+        let (mut roots, mut todo) = (Vec::new(), vec!["/".to_owned()]);
+        while let Some(path) = todo.pop() {
+            match self.get(&path) {
+                Some(node) if node.owner() == domain && path != "/" => roots.push(path),
+                Some(node) => {
+                    let children = node.children.iter().rev();
+                    todo.extend(children.map(|child| child_path(&path, child)));
+                }
+                None => {}
+            }
+        }
         roots
     }
 

@@ -161,24 +161,30 @@ impl View<'_> {
     }
 
     /// Removes `path` and everything below it. The events come deepest first.
+    ///
+    /// In a transaction a list of children may be older or newer than what the transaction knows of
+    /// the children. Then this fails with `EIO`, as xenstored does, and what came before is removed.
+    /// Such a transaction cannot be committed: somebody else has changed the list.
     pub(crate) fn remove_tree(&mut self, path: &str) -> Outcome<()> {
         let above = parent(path);
         let mut top = Node::clone(&*self.read(above)?.ok_or(XsError::EINVAL)?);
-        // In a transaction the parent may have been read before the node was created outside.
+        let first = self.read(path)?.ok_or(XsError::EIO)?;
+        // The nodes on the way down, each with the number of its children that are removed.
+        let mut way = vec![(path.to_owned(), first, 0)];
+        while let Some((at, node, removed)) = way.last_mut() {
+            if let Some(child) = node.children.get(*removed) {
+                *removed += 1;
+                let child = child_path(at, child);
+                let node = self.read(&child)?.ok_or(XsError::EIO)?;
+                way.push((child, node, 0));
+            } else if let Some((at, node, _)) = way.pop() {
+                self.fire(&at, at != path, Some(&node), None)?;
+                self.erase(&at)?;
+                self.adjust_nodes(node.owner(), -1);
+            }
+        }
         if !top.children.iter().any(|child| &**child == base(path)) {
             return Err(XsError::EIO);
-        }
-        let mut order = Vec::new();
-        let mut todo = vec![path.to_owned()];
-        while let Some(next) = todo.pop() {
-            let node = self.read(&next)?.ok_or(XsError::EIO)?;
-            todo.extend(node.children.iter().map(|child| child_path(&next, child)));
-            order.push((next, node));
-        }
-        for (next, node) in order.iter().rev() {
-            self.fire(next, next != path, Some(node), None)?;
-            self.erase(next)?;
-            self.adjust_nodes(node.owner(), -1);
         }
         top.children.retain(|child| &**child != base(path));
         self.put(above, top)

@@ -62,6 +62,43 @@ fn requests_about_domains_are_for_domain_0() {
     }
 }
 
+/// Connections of domain 0 are sockets, not the ring that INTRODUCE is about.
+#[test]
+fn introducing_domain_0_again_leaves_its_transactions_and_watches() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    let watch = dom0.watch("/a").unwrap();
+    watch.next(None).unwrap();
+    let t = dom0.transaction().unwrap();
+    t.write("/a", "").unwrap();
+    dom0.introduce(dom(0), 1, Port::new(1)).unwrap();
+    assert!(t.commit().unwrap());
+    assert_eq!(&*watch.next(None).unwrap().unwrap().path, "/a");
+}
+
+/// xenstored walks the tree, whose lists are in the order in which nodes were made.
+#[test]
+fn nodes_of_a_released_domain_are_removed_in_the_order_of_the_lists_but_for_the_root() {
+    let server = start();
+    let (dom0, _) = clients(&server);
+    let owned = Permissions::owner_none(dom(5));
+    for path in ["/t/b", "/t/a", "/"] {
+        dom0.mkdir(path).unwrap();
+        dom0.set_permissions(path, &owned).unwrap();
+    }
+    let watch = dom0.watch("/t").unwrap();
+    watch.next(None).unwrap();
+    dom0.release(dom(5)).unwrap();
+    let next = || {
+        watch
+            .try_next()
+            .unwrap()
+            .map(|event| event.path.to_string())
+    };
+    assert_eq!([next(), next()].map(Option::unwrap), ["/t/b", "/t/a"]);
+    assert!(dom0.exists("/t").unwrap());
+}
+
 /// "When a domain is being removed from Xenstore nodes owned by that domain will be removed
 /// together with all of those nodes' children."
 #[test]

@@ -44,6 +44,35 @@ fn an_aborted_or_lost_transaction_leaves_nothing() {
     assert_eq!(server.stats().transactions, 0);
 }
 
+/// As in xenstored, whose transaction sees each node as it was at its first use.
+#[test]
+fn a_removal_that_meets_a_list_of_another_time_stops_there() {
+    let server = start();
+    let (store, _) = clients(&server);
+    for path in ["/t/a", "/t/b", "/t/c"] {
+        store.write(path, "").unwrap();
+    }
+    // The list names a child that was removed since.
+    let t = store.transaction().unwrap();
+    assert_eq!(t.directory("/t").unwrap(), ["a", "b", "c"]);
+    store.rm("/t/b").unwrap();
+    assert_eq!(name(t.rm("/t")), "EIO");
+    let left = ["/t", "/t/a", "/t/c"].map(|path| t.exists(path).unwrap());
+    assert_eq!(left, [true, false, true]);
+    assert!(!t.commit().unwrap());
+
+    // The list lacks a child that was made since.
+    let t = store.transaction().unwrap();
+    assert_eq!(t.directory("/t").unwrap(), ["a", "c"]);
+    store.write("/t/new/x", "").unwrap();
+    assert_eq!(name(t.rm("/t/new")), "EIO");
+    let left = ["/t/new", "/t/new/x"].map(|path| t.exists(path).unwrap());
+    assert_eq!(left, [false, false]);
+    assert!(!t.commit().unwrap());
+    assert_eq!(store.directory("/t").unwrap(), ["a", "c", "new"]);
+    assert_eq!(store.control("check", &[]).unwrap(), "OK");
+}
+
 /// One transaction does `inside`, somebody else does `outside` before it commits.
 #[track_caller]
 fn check(inside: &str, outside: &str, commits: bool) {
