@@ -211,9 +211,7 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         Some(match self {
-            Self::Invalid(Invalid::PayloadTooLong { .. } | Invalid::PathTooLong { .. }) => {
-                libc::E2BIG
-            }
+            Self::Invalid(Invalid::PayloadTooLong { .. }) => libc::E2BIG,
             Self::Invalid(_) | Self::Value { .. } => libc::EINVAL,
             Self::TooLong { .. } | Self::TooLarge { .. } => libc::E2BIG,
             Self::Forked => libc::EBADF,
