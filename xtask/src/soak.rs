@@ -1,6 +1,7 @@
 //! `cargo xtask soak`: the tests that can run for as long as one likes, in release, with progress.
 
 use std::process::{Command, ExitCode};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
@@ -30,6 +31,17 @@ pub(crate) enum Soak {
         #[arg(long, value_name = "COUNT")]
         restarts: u32,
     },
+    /// xenstore: the client beside libxenstore, and the embedded daemon beside xenstored, by scripts
+    ///
+    /// Needs Debian's daemons and the C programs, which any boot of a host unpacks and builds.
+    StoreConformance {
+        /// Answers to compare in each of the four parts
+        #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
+        answers: u64,
+        /// The first script's seed; the time of day unless given
+        #[arg(long, value_name = "SEED")]
+        seed: Option<u64>,
+    },
     /// Hostile inputs that cargo-fuzz steers by coverage, for every fuzz target
     ///
     /// Findings stay in target/fuzz/corpus, and the next run begins with them.
@@ -52,14 +64,22 @@ pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
         }
         Soak::Store { restarts } => {
             let amount = restarts.to_string();
-            let passed = test(
-                workspace,
-                "xen-store",
-                "storm",
-                "STORE_RESTARTS",
-                &amount,
-                "",
-            )?;
+            let environment = [("STORE_RESTARTS", amount.as_str())];
+            let passed = test(workspace, "xen-store", "storm", &environment, "")?;
+            return Ok(exit_code(passed));
+        }
+        Soak::StoreConformance { answers, seed } => {
+            let time = || SystemTime::UNIX_EPOCH.elapsed().map(|time| time.as_secs());
+            let seed = seed.map_or_else(time, Ok)?.to_string();
+            let environment = [
+                ("STORE_CONFORMANCE", answers.to_string()),
+                ("STORE_CONFORMANCE_SEED", seed),
+            ];
+            let environment = environment
+                .each_ref()
+                .map(|(name, value)| (*name, value.as_str()));
+            let (package, filter) = ("xen-stored-preload", "conformance::");
+            let passed = test(workspace, package, "daemons", &environment, filter)?;
             return Ok(exit_code(passed));
         }
     };
@@ -83,29 +103,34 @@ pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
     }
     for (variable, amount, target, filter) in parts {
         let Some(amount) = amount else { continue };
-        if !test(workspace, "xen-vchan", target, variable, &amount, filter)? {
+        if !test(
+            workspace,
+            "xen-vchan",
+            target,
+            &[(variable, &amount)],
+            filter,
+        )? {
             return Ok(ExitCode::FAILURE);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one test program with an amount in the environment. Returns whether it passed.
+/// Runs one test program with amounts in the environment. Returns whether it passed.
 fn test(
     workspace: &Workspace,
     package: &str,
     target: &str,
-    variable: &str,
-    amount: &str,
+    environment: &[(&str, &str)],
     filter: &str,
 ) -> Result<bool> {
-    println!("\n== {target}: {variable}={amount}");
+    println!("\n== {target}: {environment:?}");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["test", "--release", "-p", package, "--all-features"])
         .args(["--test", target, "--"])
         .args(["--nocapture", "--test-threads=1", filter])
-        .env(variable, amount)
+        .envs(environment.iter().copied())
         .current_dir(workspace.root())
         .status()
         .context("starting cargo")?;

@@ -13,6 +13,7 @@
 
 mod asynchronous;
 mod batches;
+mod conformance;
 mod deadlines;
 mod directories;
 mod domains;

@@ -10,7 +10,8 @@ use std::time::Duration;
 /// Longer than anything takes that ends at all.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-fn number(name: &str, otherwise: usize) -> usize {
+/// Returns the number in an environment variable.
+pub(crate) fn number(name: &str, otherwise: usize) -> usize {
     env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 

@@ -40,11 +40,19 @@ pub(crate) struct Daemon {
     dir: tempfile::TempDir,
 }
 
-/// The unpacked packages of a Xen whose programs run here.
-fn tree() -> PathBuf {
+/// The folder of a Xen whose programs run here: its unpacked packages (`tree`), and C programs (`c`).
+pub(crate) fn c_root() -> PathBuf {
     let state = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/xen/4.17");
-    let root = std::env::var_os("XEN_C_ROOT").map_or(state, PathBuf::from);
-    let tree = root.join("tree");
+    std::env::var_os("XEN_C_ROOT").map_or(state, PathBuf::from)
+}
+
+/// The folder of its libraries.
+pub(crate) fn libraries(root: &Path) -> PathBuf {
+    root.join("tree/usr/lib/x86_64-linux-gnu")
+}
+
+fn tree() -> PathBuf {
+    let tree = c_root().join("tree");
     assert!(
         tree.join("usr/lib/xen-4.17/bin/xenstored").exists(),
         "no xenstored under {}: boot a host once",
@@ -66,7 +74,12 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let running = match kind {
             Kind::Embedded => {
-                let server = Server::start(Config::new()).unwrap();
+                // As the fake hypervisor: a domain exists if its file does.
+                let folder = dir.path().to_owned();
+                let exists = move |id: DomId| {
+                    id == DomId::DOM0 || folder.join(format!("domain-{id}")).exists()
+                };
+                let server = Server::start(Config::new().domain_exists(exists)).unwrap();
                 server.listen(dir.path().join("socket")).unwrap();
                 Running::Server(Some(server))
             }
@@ -79,7 +92,12 @@ impl Daemon {
 
     /// Where it listens.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
+        self.file("socket")
+    }
+
+    /// A file in its folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub(crate) fn store(&self) -> Store {
@@ -88,19 +106,27 @@ impl Daemon {
 
     /// A new domain and its connection to the store: of C's daemons through its ring.
     pub(crate) fn domain(&self, number: u16) -> Store {
-        let id = DomId::new(number);
-        if let Running::Server(Some(server)) = &self.running {
-            server.add_domain(id);
-            return server.connect(id).unwrap();
-        }
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let folder = self.dir.path();
-        Ring::start(folder, number, theirs);
-        fs::write(folder.join(format!("domain-{number}")), "").unwrap();
-        self.store()
-            .introduce(id, 1, Port::new(Ring::PORT))
-            .unwrap();
+        self.attach(number, theirs);
         Store::from_fd(OwnedFd::from(ours)).unwrap()
+    }
+
+    /// Makes a new domain, whose client is at the other end of `theirs`.
+    pub(crate) fn attach(&self, number: u16, theirs: UnixStream) {
+        let id = DomId::new(number);
+        fs::write(self.file(&format!("domain-{number}")), "").unwrap();
+        let introduce = || {
+            self.store()
+                .introduce(id, 1, Port::new(Ring::PORT))
+                .unwrap()
+        };
+        if let Running::Server(Some(server)) = &self.running {
+            introduce();
+            server.add_connection(theirs.into(), id);
+        } else {
+            Ring::start(self.dir.path(), number, theirs);
+            introduce();
+        }
     }
 
     /// The hypervisor says that a domain has ended.
@@ -181,7 +207,7 @@ fn start_process(kind: Kind, folder: &Path) -> Child {
     let said = File::create(file("said")).unwrap();
     command
         .env("LD_PRELOAD", preload())
-        .env("LD_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu"))
+        .env("LD_LIBRARY_PATH", libraries(&c_root()))
         .env("XEN_STORED_PRELOAD", folder)
         .env("XENSTORED_RUNDIR", folder)
         .stdin(Stdio::null())

@@ -1,0 +1,39 @@
+//! The differences that are known, with their reasons. `docs/xen-store.md` has the same list.
+
+use xen_store::StorePath;
+
+use super::script::Line;
+
+/// The two sides that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Between {
+    /// Our client and libxenstore, on one daemon.
+    Clients,
+    /// The embedded daemon and xenstored 4.17, with our client.
+    Daemons,
+}
+
+/// A known difference.
+pub(crate) struct Difference {
+    pub(crate) between: Between,
+    pub(crate) reason: &'static str,
+    /// Whether these two answers to this line are an instance of it.
+    pub(crate) is_it: fn(&Line, &str, &str) -> bool,
+}
+
+pub(crate) const DIFFERENCES: &[Difference] = &[Difference {
+    between: Between::Clients,
+    reason: "of a request with several faults, an invalid path among them, ours names the path \
+             (EINVAL); libxenstore or the daemon may name another",
+    is_it: |line, ours, c| {
+        let mut pairs = ours.split(", ").zip(c.split(", "));
+        let mut paths = line.paths().into_iter();
+        let is_path = |pair: (&str, &str)| {
+            let is_valid = paths.next().is_none_or(|path| StorePath::new(path).is_ok());
+            pair.0 == pair.1 || !is_valid && pair.0 == EINVAL && pair.1.starts_with('E')
+        };
+        pairs.all(is_path)
+    },
+}];
+
+const EINVAL: &str = "E22";
