@@ -58,6 +58,9 @@ mod mux;
 mod operations;
 pub mod path;
 mod perms;
+#[cfg(feature = "unstable-plans")]
+#[doc(hidden)]
+pub mod plans;
 pub mod proto;
 mod ready_fd;
 mod reconnect;

@@ -14,6 +14,8 @@ mod daemon;
 mod harness;
 #[path = "../fuzz/entry/input.rs"]
 mod input;
+#[path = "../fuzz/entry/plans.rs"]
+mod plans;
 
 use harness::fuzz;
 
@@ -30,4 +32,9 @@ fn a_client_with_a_hostile_daemon() {
 #[test]
 fn a_daemon_with_hostile_clients() {
     fuzz("daemon", daemon::daemon, 1500);
+}
+
+#[test]
+fn walks_snapshots_and_batches_with_a_hostile_daemon() {
+    fuzz("plans", plans::plans, 1500);
 }
