@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use crate::driver::{Pollable, Until};
 use crate::error::{Error, Result};
 use crate::mux::{Direction, Mux, Place, Reactor, Stream};
 use crate::proto::{Failure, Quirks, Ready, RequestId, Tx};
+use crate::reconnect::{Reconnect, Repeat};
 use crate::request::{Read, Request};
 use crate::transport::Written;
 use crate::wire::{self, Header, MsgType};
@@ -36,6 +38,8 @@ struct Inside {
     /// For the client to read.
     bytes: VecDeque<u8>,
     closed: bool,
+    /// The client knows that the end came, and has not connected again.
+    gone: bool,
     /// Writes find no room.
     full: bool,
     /// Each request is answered as soon as it is written.
@@ -92,15 +96,37 @@ impl Stream for Pipe {
     fn interrupt(&self) {
         self.change(|inside| inside.interrupted = true);
     }
+
+    fn handle_loss(&self, _: Instant) {
+        self.change(|inside| {
+            inside.bytes.clear();
+            inside.closed = false;
+            inside.gone = true;
+        });
+    }
+
+    fn connect_again(&self) -> Result<Quirks> {
+        Ok(Quirks::SOCKET)
+    }
+
+    fn install(&self) {
+        self.change(|inside| {
+            assert!(std::mem::take(&mut inside.gone), "two of them connect");
+            inside.echo = true;
+        });
+    }
 }
 
 impl Pollable for Pipe {
-    fn poll(&self, output: bool, _: Option<Instant>) -> Result<()> {
+    fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()> {
         let mut inside = self.state.lock().unwrap();
-        while inside.bytes.is_empty()
-            && !inside.closed
-            && !inside.interrupted
-            && (!output || inside.full)
+        // Without a transport it sleeps until an interruption, or until it is time to connect.
+        let is_lost = inside.gone;
+        if is_lost && deadline.is_some() {
+            return Ok(());
+        }
+        while !inside.interrupted
+            && (is_lost || (inside.bytes.is_empty() && !inside.closed && (!output || inside.full)))
         {
             inside = self.changed.wait(inside).unwrap();
         }
@@ -219,9 +245,12 @@ fn one_whose_time_is_over_wakes_the_one_whose_answer_it_takes() {
         let (first, second) = (request(&mux), request(&mux));
         let patient = waiting(&mux, second);
         mux.stream().answer(2);
-        let past = Some(Instant::now());
+        let past = Until {
+            deadline: Some(Instant::now()),
+            cancelled: None,
+        };
         let ready = Ready::Reply(first);
-        let looked = mux.wait(ready, until(past), |state| state.proto.poll_reply(first));
+        let looked = mux.wait(ready, past, |state| state.proto.poll_reply(first));
         assert!(looked.unwrap().is_none());
         mux.cancel(first, None);
         assert_eq!(patient.join().unwrap().unwrap(), b"x");
@@ -238,6 +267,50 @@ fn an_end_seen_by_one_reaches_all_threads() {
         mux.lock().proto.handle_failure(Failure::Closed);
         for thread in threads {
             assert!(matches!(thread.join().unwrap(), Err(Error::Closed)));
+        }
+    });
+}
+
+/// The requests are sent again on the next connection. Without `pass_on` in `reconnect` one that
+/// sleeps beside the one that connects is not woken.
+#[test]
+fn a_lost_connection_is_made_again_by_one_for_all() {
+    model(|| {
+        let mux = shared();
+        let policy = Reconnect::new().repeat(Repeat::Reads);
+        mux.survive(policy).unwrap();
+        let (first, second) = (request(&mux), request(&mux));
+        let threads = [waiting(&mux, first), waiting(&mux, second)];
+        mux.stream().change(|inside| inside.closed = true);
+        for thread in threads {
+            assert_eq!(thread.join().unwrap().unwrap(), b"x");
+        }
+    });
+}
+
+/// Without `wake_all` in `cancel` neither is woken: one sleeps in `poll`, the other beside it.
+#[test]
+fn a_wait_that_is_cancelled_ends() {
+    model(|| {
+        let mux = shared();
+        let flag = Arc::new(AtomicBool::new(false));
+        let threads = [request(&mux), request(&mux)].map(|id| {
+            let (mux, flag) = (Arc::clone(&mux), Arc::clone(&flag));
+            thread::spawn(move || {
+                let until = Until {
+                    deadline: None,
+                    cancelled: Some(&flag),
+                };
+                mux.wait(Ready::Reply(id), until, |state| state.proto.poll_reply(id))
+            })
+        });
+        // The threads may be asleep by then: loom switches at the lock, not at this flag.
+        drop(mux.lock());
+        flag.store(true, Ordering::Release);
+        mux.lock().wake_all();
+        for thread in threads {
+            let ended = thread.join().unwrap();
+            assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
         }
     });
 }

@@ -41,8 +41,10 @@ const TASKS: usize = 1000;
 const STUCK: Duration = Duration::from_secs(60);
 /// A daemon is killed after less than this, and started again after less than a third of it.
 const LIFE: Duration = Duration::from_millis(30);
-/// One in so many lives up to so many times as long, so that work is done between the kills.
-const LONG_LIFE: u32 = 8;
+/// One daemon in so many lives until some of the workers have made progress, on a slow machine too.
+const LONG_LIFE: u64 = 8;
+/// It lives no longer than this.
+const LONGEST_LIFE: Duration = Duration::from_secs(5);
 /// Memory that may be added between the first quarter of a storm and its end, in KiB.
 const MAX_GROWTH: u64 = 16 << 10;
 
@@ -152,9 +154,10 @@ fn kill(storm: &Storm, mut daemon: Child, restarts: u64) -> (Usage, Usage) {
     let mut early = None;
     storm.is_connected.wait();
     for n in 0..restarts {
-        let is_long = n % u64::from(LONG_LIFE) == 0;
-        let life = if is_long { LIFE * LONG_LIFE } else { LIFE };
-        thread::sleep(random.below(life));
+        if n % LONG_LIFE == 0 {
+            wait_for_progress(storm, random.fraction());
+        }
+        thread::sleep(random.below(LIFE));
         daemon.kill().unwrap();
         daemon.wait().unwrap();
         thread::sleep(random.below(LIFE / 3));
@@ -174,6 +177,16 @@ fn kill(storm: &Storm, mut daemon: Child, restarts: u64) -> (Usage, Usage) {
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     (early.unwrap_or(late), late)
+}
+
+/// Waits until a fraction of the workers, at most one, has written a value each.
+fn wait_for_progress(storm: &Storm, fraction: f64) {
+    let end = Instant::now() + LONGEST_LIFE;
+    let more = (storm.written.len() as f64 * fraction) as u64;
+    let enough = storm.values.load(Relaxed) + more;
+    while storm.values.load(Relaxed) < enough && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Waits until the observer has seen the last value of each worker.
@@ -197,11 +210,16 @@ const LAST: u64 = u64::MAX;
 struct Random(u64);
 
 impl Random {
-    fn below(&mut self, most: Duration) -> Duration {
+    /// At least 0 and below 1.
+    fn fraction(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        most.mul_f64((self.0 >> 32) as f64 / 2_f64.powi(32))
+        (self.0 >> 32) as f64 / 2_f64.powi(32)
+    }
+
+    fn below(&mut self, most: Duration) -> Duration {
+        most.mul_f64(self.fraction())
     }
 }
 

@@ -1,13 +1,15 @@
 //! A deadline that has passed ends the call; what has arrived by then still counts.
 
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Backlog, listen};
 use xen_store::wire::MsgType;
-use xen_store::{Error, LOOK_ONCE};
+use xen_store::{Error, LOOK_ONCE, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
@@ -18,6 +20,30 @@ const LONG: Duration = Duration::from_secs(20);
 
 fn soon() -> Option<Instant> {
     Some(Instant::now() + Duration::from_millis(200))
+}
+
+#[test]
+fn connecting_to_a_full_backlog_ends_at_its_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let mut clients = Vec::new();
+    let full = loop {
+        match Store::connect_until(&socket, Duration::from_millis(20)) {
+            Ok(store) => clients.push(store),
+            Err(error) => break error,
+        }
+        assert!(clients.len() < 100, "the backlog is full");
+    };
+    assert!(matches!(full, Error::Connect { .. }), "{full:?}");
+    assert_eq!(full.errno(), Some(libc::EAGAIN));
+    let accepting = thread::spawn(move || {
+        let accepted = (0..=clients.len()).map(|_| listener.accept().unwrap());
+        accepted.collect::<Vec<_>>()
+    });
+    Store::connect_until(&socket, LONG).unwrap();
+    accepting.join().unwrap();
 }
 
 #[test]

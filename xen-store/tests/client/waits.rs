@@ -187,7 +187,7 @@ fn a_condition_ends_at_its_deadline_and_without_reads_at_once() {
 #[test]
 fn another_thread_ends_the_waits_of_one_handle_only() {
     let (store, mut peer) = pair();
-    let (waiting, canceller) = store.cancellable();
+    let (waiting, canceller) = store.with_timeout(Some(STUCK)).cancellable();
     thread::scope(|scope| {
         let requests: Vec<_> = (0..6)
             .map(|n| {
