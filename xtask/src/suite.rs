@@ -31,8 +31,8 @@ const REBOOT: Silence = Silence {
     work: Duration::from_secs(300),
 };
 /// The longest that the emulator may work at one test, in processor time: the longest takes three
-/// minutes. Not on this machine's clock, which goes on while others have the processor.
-const TEST: Duration = Duration::from_secs(600);
+/// to four minutes. Not on this machine's clock, which goes on while others have the processor.
+const TEST: Duration = Duration::from_secs(420);
 /// Machines that are tried.
 const MACHINES: usize = 6;
 /// Machines that may stand still in one test.
