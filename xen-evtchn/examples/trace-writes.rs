@@ -48,7 +48,7 @@ fn number(text: &str) -> Result<u64, std::num::ParseIntError> {
     }
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match trace(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

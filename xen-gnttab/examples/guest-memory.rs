@@ -40,7 +40,7 @@ fn number(text: &str) -> Result<u64, std::num::ParseIntError> {
     }
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let options = Options::parse();
     let printed = match options.sim {
         false => open().and_then(|privcmd| print(&privcmd, &options, &mut stdout().lock())),

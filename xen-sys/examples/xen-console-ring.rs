@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::common::Host;
+use common::Host;
 
 /// Prints Xen's console ring.
 #[derive(Debug, Parser)]
@@ -32,7 +32,7 @@ struct Options {
     sim: Option<u16>,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match print(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

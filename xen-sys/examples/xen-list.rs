@@ -16,7 +16,7 @@ use clap::Parser;
 use serde_json::json;
 use xen_sys::privcmd::{DomainFlags, DomainInfo, ShutdownReason};
 
-use crate::common::Host;
+use common::Host;
 
 /// Lists the domains of a host.
 #[derive(Debug, Parser)]
@@ -29,7 +29,7 @@ struct Options {
     sim: Option<u16>,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match list(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -21,7 +21,7 @@ use serde_json::json;
 use xen_sys::DomId;
 use xen_sys::privcmd::{DomainHandle, DomainInfo, PhysInfo};
 
-use crate::common::Host;
+use common::Host;
 
 /// Shows what the domains of a host do.
 #[derive(Debug, Parser)]
@@ -47,7 +47,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match top(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -53,10 +53,10 @@ fn page(rows: &[Value], release: &str) -> String {
     let mut page = format!(
         "# Calls of the hypervisor, beside Xen's C libraries\n\n\
          Written by `cargo xtask bench calls`. Xen {release} in QEMU, two programs with the same\n\
-         loops on one processor of dom0, each operation by itself; the guest is a running HVM guest, the grants are\n\
-         dom0's own. The runs of a line are interleaved. A time is the median of the rounds, a\n\
-         ratio the median of the rounds' ratios with its quartiles: C's time over ours. In the last\n\
-         column the C library is given one page or segment for each call.\n\n\
+         loops on one processor of dom0, each operation by itself; the guest is a running HVM\n\
+         guest, the grants are dom0's own. The runs of a line are interleaved. A time is the median\n\
+         of the rounds, a ratio the median of the rounds' ratios with its quartiles: C's time over\n\
+         ours. In the last column the C library is given one page or segment for each call.\n\n\
          The machine's clock counts instructions, those of the kernel and of Xen included. The\n\
          ratios show who needs less work.\n\n\
          | operation | units | ours | C | C / ours | C one by one / ours |\n\

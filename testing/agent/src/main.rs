@@ -19,6 +19,7 @@ mod leftovers;
 mod linux;
 mod medium;
 mod net;
+mod programs;
 mod qmp;
 mod roles;
 mod rpc;
@@ -95,6 +96,9 @@ fn main() -> ExitCode {
         }
     }
     let name = std::env::args_os().next();
+    if let Some(example) = name.as_deref().and_then(programs::named) {
+        return example();
+    }
     if name.is_some_and(|name| Path::new(&name).ends_with(roles::mortal::NAME)) {
         return end(roles::mortal::run().map(|()| 0));
     }

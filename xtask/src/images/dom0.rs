@@ -25,6 +25,7 @@ const XEN_PROGRAMS: &[&str] = &[
     "xenpm",
     "xenstore-control",
     "xenstored",
+    "xentop",
     "xl",
 ];
 

@@ -12,6 +12,7 @@ mod copy;
 mod device_model;
 mod devices;
 mod evtchn;
+mod examples;
 mod foreign;
 mod gnttab;
 pub(crate) mod hostile;
@@ -71,6 +72,7 @@ pub(crate) fn all() -> Vec<Test> {
     devices::add_shared(&mut tests);
     qmp::add(&mut tests);
     hypercalls::add_guest(&mut tests);
+    examples::add(&mut tests);
     monitor::add(&mut tests);
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
