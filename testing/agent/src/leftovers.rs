@@ -34,7 +34,8 @@ const MOMENT: Duration = Duration::from_secs(30);
 pub(crate) struct Snapshot {
     domains: BTreeSet<DomId>,
     nodes: BTreeSet<String>,
-    processes: BTreeMap<i32, String>,
+    /// By number and start: one that becomes another program, as `xl console` does, is the same.
+    processes: BTreeMap<(i32, u64), String>,
 }
 
 impl Snapshot {
@@ -45,7 +46,7 @@ impl Snapshot {
         Ok(Self {
             domains: domains()?,
             nodes: nodes.collect(),
-            processes: processes()?,
+            processes: started(processes()?),
         })
     }
 
@@ -71,9 +72,9 @@ impl Snapshot {
         if nodes.len() > 20 {
             extra.push(format!("and {} more xenstore nodes", nodes.len() - 20));
         }
-        for (pid, line) in &self.processes {
-            if before.processes.get(pid) != Some(line) {
-                extra.push(format!("process {pid}: {line}"));
+        for (process, line) in &self.processes {
+            if !before.processes.contains_key(process) {
+                extra.push(format!("process {}: {line}", process.0));
             }
         }
         extra
@@ -100,6 +101,19 @@ pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
 fn domains() -> Result<BTreeSet<DomId>> {
     let all = Privcmd::open(&Xen::open()?)?.domains()?;
     Ok(all.iter().map(|info| info.id).collect())
+}
+
+/// Adds when each process was started; one that has ended is left out.
+fn started(processes: BTreeMap<i32, String>) -> BTreeMap<(i32, u64), String> {
+    let start = |pid: i32| -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it may hold spaces and parentheses.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        rest.split(' ').nth(19)?.parse().ok()
+    };
+    let all = processes.into_iter();
+    all.filter_map(|(pid, line)| Some(((pid, start(pid)?), line)))
+        .collect()
 }
 
 /// Every process with a command line: kernel threads have none.
@@ -135,12 +149,22 @@ mod tests {
         let before = Snapshot {
             domains: [DomId::new(0)].into(),
             nodes: set(&["/local", "/vm"]),
-            processes: [(1, "/init".to_owned()), (7, "xenstored".to_owned())].into(),
+            processes: [
+                ((1, 5), "/init".to_owned()),
+                ((7, 6), "xenstored".to_owned()),
+                ((8, 6), "xl console hvm".to_owned()),
+            ]
+            .into(),
         };
         let after = Snapshot {
             domains: [0, 3].map(DomId::new).into(),
             nodes: set(&["/local", "/local/domain/3", "/libxl"]),
-            processes: [(1, "/init".to_owned()), (7, "qemu".to_owned())].into(),
+            processes: [
+                ((1, 5), "/init".to_owned()),
+                ((7, 9), "qemu".to_owned()),
+                ((8, 6), "xenconsole 3".to_owned()),
+            ]
+            .into(),
         };
         assert_eq!(
             after.beyond(&before),
@@ -155,10 +179,9 @@ mod tests {
 
     #[test]
     fn this_process_is_found() {
-        assert!(
-            processes()
-                .unwrap()
-                .contains_key(&i32::try_from(std::process::id()).unwrap())
-        );
+        let own = i32::try_from(std::process::id()).unwrap();
+        let all = started(processes().unwrap());
+        let (_, start) = all.keys().find(|(pid, _)| *pid == own).unwrap();
+        assert!(*start > 0);
     }
 }
