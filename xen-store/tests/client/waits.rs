@@ -200,12 +200,14 @@ fn another_thread_ends_the_waits_of_one_handle_only() {
             .collect();
         let other = scope.spawn(|| store.mkdir("/b"));
         let sent: Vec<_> = (0..=requests.len()).map(|_| peer.recv()).collect();
+        let begun = Instant::now();
         canceller.clone().cancel();
         for request in requests {
             let error = request.join().unwrap().unwrap_err();
             assert!(matches!(error, Error::Cancelled), "{error:?}");
             assert_eq!(error.errno(), Some(libc::ECANCELED));
         }
+        assert!(begun.elapsed() < STUCK / 2, "a waiter was not woken");
         assert!(canceller.is_cancelled());
         let error = waiting.watch("/w").unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error:?}");
