@@ -15,6 +15,7 @@ mod apt;
 mod bench;
 mod bench_calls;
 mod bench_qmp;
+mod bench_store;
 mod ci;
 mod console;
 mod cparts;
@@ -124,7 +125,7 @@ enum Task {
         #[command(subcommand)]
         what: soak::Soak,
     },
-    /// Compare ours with libxenvchan, every byte checked; needs a quiet machine with two CPUs
+    /// Compare ours with Xen's C libraries and tools; needs a quiet machine with two CPUs
     #[command(subcommand)]
     Bench(Bench),
     /// Build the static binaries, check that they are static, and write manual pages and
@@ -179,6 +180,17 @@ enum Bench {
         /// Kill the host when it takes longer, in seconds
         #[arg(long, default_value_t = 900, value_name = "SECONDS")]
         timeout: u64,
+    },
+    /// The store's client beside libxenstore, on Debian's xenstored without Xen
+    Store {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Only the lines whose names contain this; nothing is written
+        #[arg(long, value_name = "PART")]
+        only: Option<String>,
+        /// The folder for store.md
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
     },
     /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
     Qmp {
@@ -304,6 +316,9 @@ fn run(task: Task) -> Result<ExitCode> {
                 timeout: Duration::from_secs(timeout),
             };
             bench::run(&workspace, &request)
+        }
+        Task::Bench(Bench::Store { host, only, out }) => {
+            bench_store::run(&workspace, &host.options()?, only.as_deref(), &out)
         }
         Task::Bench(Bench::Calls { host, out, timeout }) => bench_calls::run(
             &workspace,
