@@ -36,7 +36,7 @@
 //! be made. With the next transport, [`Connection::handle_reconnected`] sets the granted watches
 //! again, before anything else is sent, and gives each an event with
 //! [`WatchEvent::reconnected`](crate::WatchEvent::reconnected). Requests that were pending at the
-//! loss end with [`Error::Lost`] or are sent again: see [`Repeat`](crate::Repeat). Transactions
+//! loss end with [`Error::Lost`] or are sent again: see [`Repeat`]. Transactions
 //! end with their connection; the numbers of later ones may be the same.
 //!
 //! # Requests that were given up

@@ -40,7 +40,7 @@ use crate::transport::{Origin, Transport, Written, lock};
 ///
 /// It belongs to the runtime that it was made in and may be used from any. A child that is forked
 /// must not use it, as it must not use the runtime itself; requests there fail with
-/// [`Error::Forked`](crate::Error::Forked), and a drop does nothing: the descriptor stays open
+/// [`Error::Forked`], and a drop does nothing: the descriptor stays open
 /// until the child ends or executes another program.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);

@@ -101,7 +101,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Invalid::NoPlace`](crate::Invalid::NoPlace) for a store from a descriptor; the reason if
+    /// [`Invalid::NoPlace`] for a store from a descriptor; the reason if
     /// the connection is finished.
     ///
     /// ```no_run
