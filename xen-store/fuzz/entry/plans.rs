@@ -32,6 +32,8 @@ struct Node {
     /// The list has to be read in parts of so many names. 0: it is one message.
     part: usize,
     generation: u32,
+    /// So often the list changes, and back, while it is read in parts.
+    changes: u8,
     /// The client may not read it.
     is_shut: bool,
 }
@@ -65,16 +67,17 @@ impl Model {
             names: Vec::new(),
             part: usize::from(code / 16 % 4),
             generation: 1,
+            changes: code / 64,
             is_shut: code % 16 == 15,
         }
     }
 
     /// A right answer.
-    fn answer(&self, asked: &Message) -> (MsgType, Vec<u8>) {
+    fn answer(&mut self, asked: &Message) -> (MsgType, Vec<u8>) {
         let error = |name: &str| (MsgType::ERROR, format!("{name}\0").into_bytes());
         let mut fields = asked.payload.split(|byte| *byte == 0);
         let path = std::str::from_utf8(fields.next().unwrap()).unwrap();
-        let Some(node) = self.0.get(path) else {
+        let Some(node) = self.0.get_mut(path) else {
             return error("ENOENT");
         };
         if node.is_shut {
@@ -94,6 +97,10 @@ impl Model {
             _ => {
                 let offset = std::str::from_utf8(fields.next().unwrap()).unwrap();
                 let (mut skip, mut first) = (offset.parse::<usize>().unwrap(), 0);
+                if skip > 0 && node.changes > 0 {
+                    node.changes -= 1;
+                    node.generation += 1;
+                }
                 while skip > 0 {
                     // After lies, an offset may be in the middle of a name, or beyond the last.
                     let Some(name) = node.names.get(first) else {
@@ -325,7 +332,7 @@ impl<'a> Bench<'a> {
                     node.generation += 1;
                 }
             }
-            (14, _) if code < 96 => self.lie(input),
+            (14, _) if code == 14 => self.lie(input),
             (15, _) if code == 15 => {
                 self.hostile = true;
                 self.line.close();
