@@ -27,7 +27,7 @@
 //!   in some cases.
 //! * SET_PERMS on an `@name` that is unknown or not the caller's, and INTRODUCE of a domain that does
 //!   not exist, fail by an error of their own. xenstored 4.17 leaves that of an earlier request, or
-//!   does not answer, and then ends at the client's next message.
+//!   does not answer.
 //! * A released domain is gone, also if it is another domain's target; xenstored keeps it for that
 //!   long.
 //! * CONTROL knows `check`, `help`, `log`, `print` and `quota`.
