@@ -28,6 +28,9 @@ pub(crate) const GATE: u32 = 20;
 const INPUT_LIMIT: u32 = 20;
 /// Memory that is a finding when exceeded, in MiB: a growth without bound.
 const MEMORY_LIMIT: u32 = 2048;
+/// Pieces that the compiler makes of a crate at once. cargo-fuzz's own number is 1, with which the
+/// builds take longer than the runs of the gate.
+const CODEGEN_UNITS: &str = "--codegen-units=16";
 /// Runs at the same time, if there are as many processors.
 const AT_ONCE: usize = 2;
 /// How a machine gets what the runs need.
@@ -162,7 +165,7 @@ fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
         "cargo fetch --locked fails in {}",
         folder.display()
     );
-    let status = nightly::cargo(&["fuzz", "build", "--fuzz-dir"])
+    let status = nightly::cargo(&["fuzz", "build", CODEGEN_UNITS, "--fuzz-dir"])
         .arg(folder)
         .arg("--target-dir")
         .arg(workspace.fuzz())
@@ -218,7 +221,7 @@ fn run_one(workspace: &Workspace, seconds: u32, target: &Target) -> Result<Outco
     let artifacts = state(workspace, "artifacts", target)?;
     let log = corpus.with_extension("log");
     let seeds = target.folder.join("seeds").join(&target.bin);
-    let mut command = nightly::cargo(&["fuzz", "run", "--fuzz-dir"]);
+    let mut command = nightly::cargo(&["fuzz", "run", CODEGEN_UNITS, "--fuzz-dir"]);
     command
         .arg(&target.folder)
         .arg("--target-dir")
