@@ -34,7 +34,8 @@ const MOMENT: Duration = Duration::from_secs(30);
 pub(crate) struct Snapshot {
     domains: BTreeSet<DomId>,
     nodes: BTreeSet<String>,
-    /// By number and start: one that becomes another program, as `xl console` does, is the same.
+    /// By number and start: one that becomes another program, as `xl console` does, is the same. It
+    /// has no command line for a moment then; kernel threads never have one.
     processes: BTreeMap<(i32, u64), String>,
 }
 
@@ -46,7 +47,7 @@ impl Snapshot {
         Ok(Self {
             domains: domains()?,
             nodes: nodes.collect(),
-            processes: started(processes()?),
+            processes: started(all_processes()?),
         })
     }
 
@@ -73,7 +74,7 @@ impl Snapshot {
             extra.push(format!("and {} more xenstore nodes", nodes.len() - 20));
         }
         for (process, line) in &self.processes {
-            if !before.processes.contains_key(process) {
+            if !line.is_empty() && !before.processes.contains_key(process) {
                 extra.push(format!("process {}: {line}", process.0));
             }
         }
@@ -118,6 +119,12 @@ fn started(processes: BTreeMap<i32, String>) -> BTreeMap<(i32, u64), String> {
 
 /// Every process with a command line: kernel threads have none.
 pub(crate) fn processes() -> Result<BTreeMap<i32, String>> {
+    let mut found = all_processes()?;
+    found.retain(|_, line| !line.is_empty());
+    Ok(found)
+}
+
+fn all_processes() -> Result<BTreeMap<i32, String>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry
@@ -131,10 +138,8 @@ pub(crate) fn processes() -> Result<BTreeMap<i32, String>> {
         let Ok(line) = fs::read(entry.path().join("cmdline")) else {
             continue;
         };
-        if !line.is_empty() {
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            found.insert(pid, line.trim_end().to_owned());
-        }
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        found.insert(pid, line.trim_end().to_owned());
     }
     Ok(found)
 }
@@ -152,7 +157,7 @@ mod tests {
             processes: [
                 ((1, 5), "/init".to_owned()),
                 ((7, 6), "xenstored".to_owned()),
-                ((8, 6), "xl console hvm".to_owned()),
+                ((8, 6), String::new()),
             ]
             .into(),
         };
@@ -163,6 +168,7 @@ mod tests {
                 ((1, 5), "/init".to_owned()),
                 ((7, 9), "qemu".to_owned()),
                 ((8, 6), "xenconsole 3".to_owned()),
+                ((9, 9), String::new()),
             ]
             .into(),
         };
