@@ -215,6 +215,11 @@ impl Builder {
             .arg("-I")
             .arg(tree.join("usr/lib/x86_64-linux-gnu/perl-base"))
             .arg(tree.join("usr/bin/mmdebstrap"));
+        // It starts mmtarfilter, a script for python3; whatever else is there comes last.
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        path.push(":");
+        path.push(tree.join("usr/bin"));
+        command.env("PATH", path);
         Ok(command)
     }
 
