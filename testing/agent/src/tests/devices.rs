@@ -77,6 +77,8 @@ fn with_devices(world: &World, networks: &[Network; 2], media: &[Medium; 2]) -> 
         format!("vif=[{one},{two}]"),
         format!("disk=[{}]", disks.join(",")),
         "serial=[\"pty\",\"pty\",\"pty\",\"pty\"]".to_owned(),
+        // With 128 MiB it reads its programs again and again, and once lost a datagram.
+        "stubdomain_memory=256".to_owned(),
     ];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let mut guest = Guest::create_with(&world.store, &lines)?;
