@@ -325,5 +325,5 @@ fn memory_for(file: &std::path::Path) -> Option<(u64, u64)> {
     let listing = read::listing(&data).ok()?;
     let packed = listing.packed;
     let wanted = memory(listing.unpacked, data.len() as u64, packed);
-    Some((wanted, least_memory(packed)))
+    Some((wanted, least_memory(wanted, packed)))
 }
