@@ -74,11 +74,11 @@ INIT
 chmod +x $shell/init
 cp /boot/stub.img /tmp/shell-stub.img
 (cd $shell; find . | cpio -o -H newc 2> /dev/null >> /tmp/shell-stub.img)
-# Twice, so that neither has the first creation's extra work alone.
+# With memory for both, whatever the configuration says. Twice, so that neither has the first creation's extra work alone.
 for turn in 1 2; do
     for image in /boot/stub.img /tmp/shell-stub.img; do
         read -r before _ < /proc/uptime
-        xl create /etc/xen/hvm.cfg "stubdomain_ramdisk=\"$image\"" > /dev/null 2>&1 || echo "xl create failed"
+        xl create /etc/xen/hvm.cfg "stubdomain_ramdisk=\"$image\"" stubdomain_memory=400 > /dev/null 2>&1 || echo "xl create failed"
         read -r after _ < /proc/uptime
         sleep 1
         echo "$image: xl create from $before to $after;" $(grep -a -o 'up [0-9.]* s after.*\|shell init: .*' /var/log/xen/qemu-dm-hvm.log)
