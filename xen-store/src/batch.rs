@@ -445,9 +445,11 @@ mod tests {
             Ok(None)
         }
 
-        fn write(&self, bytes: &[u8]) -> Written {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Written::Some(bytes.len())
+        fn writer(&self) -> impl Fn(&[u8]) -> Written {
+            |bytes| {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Written::Some(bytes.len())
+            }
         }
     }
 

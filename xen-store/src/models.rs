@@ -7,7 +7,7 @@
 //! Somebody who was not woken shows as a deadlock. The transport is a pipe in memory that is filled
 //! by the model's main thread. Each model names the code without which it fails.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -38,8 +38,12 @@ struct Inside {
     /// For the client to read.
     bytes: VecDeque<u8>,
     closed: bool,
-    /// The client knows that the end came, and has not connected again.
+    /// The client has taken notice of the end, and has not connected again.
     gone: bool,
+    /// Connections before this one.
+    generation: u32,
+    /// The numbers of the requests that were written to this one.
+    written: HashSet<u32>,
     /// Writes find no room.
     full: bool,
     /// Each request is answered as soon as it is written.
@@ -79,18 +83,26 @@ impl Stream for Pipe {
         Ok(Some(count))
     }
 
-    fn write(&self, bytes: &[u8]) -> Written {
-        let inside = self.state.lock().unwrap();
-        if inside.full {
-            return Written::NotNow;
-        }
-        let echo = inside.echo;
-        drop(inside);
-        if echo {
+    fn writer(&self) -> impl Fn(&[u8]) -> Written {
+        let generation = self.state.lock().unwrap().generation;
+        move |bytes| {
+            let mut inside = self.state.lock().unwrap();
+            if inside.generation != generation {
+                return Written::Gone;
+            }
+            if inside.full {
+                return Written::NotNow;
+            }
             let header: &[u8; Header::SIZE] = bytes.first_chunk().unwrap();
-            self.answer(Header::from_bytes(header).req_id);
+            let id = Header::from_bytes(header).req_id;
+            assert!(inside.written.insert(id), "{id} is sent twice");
+            let echo = inside.echo;
+            drop(inside);
+            if echo {
+                self.answer(id);
+            }
+            Written::Some(bytes.len())
         }
-        Written::Some(bytes.len())
     }
 
     fn interrupt(&self) {
@@ -113,6 +125,8 @@ impl Stream for Pipe {
         self.change(|inside| {
             assert!(std::mem::take(&mut inside.gone), "two of them connect");
             inside.echo = true;
+            inside.generation += 1;
+            inside.written.clear();
         });
     }
 }
@@ -285,6 +299,23 @@ fn a_lost_connection_is_made_again_by_one_for_all() {
         for thread in threads {
             assert_eq!(thread.join().unwrap().unwrap(), b"x");
         }
+    });
+}
+
+/// Its message is under way when another thread finds the loss and connects. Without the choice of
+/// the transport under the lock in `flush` it is sent on the next connection, and once more.
+#[test]
+fn a_message_is_written_to_the_connection_that_it_was_taken_for() {
+    model(|| {
+        let mux = shared();
+        let policy = Reconnect::new().repeat(Repeat::Reads);
+        mux.survive(policy).unwrap();
+        let first = request(&mux);
+        mux.stream().change(|inside| inside.closed = true);
+        let finder = waiting(&mux, first);
+        let second = request(&mux);
+        assert_eq!(wait(&mux, second).unwrap(), b"x");
+        assert_eq!(finder.join().unwrap().unwrap(), b"x");
     });
 }
 

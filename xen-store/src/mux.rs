@@ -6,7 +6,8 @@
 //! * Bytes are *read* under the lock that guards the state machine, so they reach it in the order
 //!   in which they came, whoever reads them ([`Mux::read`]).
 //! * Messages are *written* by one caller at a time, outside the lock, because the xenbus device
-//!   may sleep in `write` ([`Mux::flush`]).
+//!   may sleep in `write` ([`Mux::flush`]). The transport is chosen under the lock, so that a
+//!   message is written only to the one that it was taken for.
 //! * The state machine is reachable through [`Locked`] only, and nobody releases the lock without
 //!   waking exactly those whose wait may be over: whatever was done under the lock (bytes taken
 //!   by a thread that waits for something else, a request given up, a failure), whoever did it.
@@ -53,8 +54,9 @@ const FAREWELL_TURNS: usize = 64;
 pub(crate) trait Stream {
     /// Reads; `Ok(None)` if there is nothing now, `Ok(Some(0))` at the end.
     fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno>;
-    /// Writes without waiting for room; the xenbus device sleeps until it has the message.
-    fn write(&self, bytes: &[u8]) -> Written;
+    /// Returns what writes to the transport of this moment, which a later [`Stream::install`] does
+    /// not replace. It does not wait for room; the xenbus device sleeps until it has the message.
+    fn writer(&self) -> impl Fn(&[u8]) -> Written;
     /// Whether a read of `count` bytes into a buffer of `size` took all there was.
     fn is_drained(&self, count: usize, size: usize) -> bool {
         count < size
@@ -316,8 +318,10 @@ impl<S: Stream> Mux<S> {
             left -= 1;
             state.writing = true;
             let epoch = state.proto.epoch();
+            // Chosen under the lock: the next transport must not get a message of this one.
+            let write = self.stream.writer();
             drop(state);
-            let written = self.stream.write(message.unsent());
+            let written = write(message.unsent());
             state = self.lock();
             state.writing = false;
             if state.proto.epoch() != epoch {

@@ -32,10 +32,12 @@ impl Stream for Memory {
         Ok((count > 0).then_some(count))
     }
 
-    fn write(&self, bytes: &[u8]) -> Written {
-        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.extend_from_slice(bytes);
-        Written::Some(bytes.len())
+    fn writer(&self) -> impl Fn(&[u8]) -> Written {
+        |bytes| {
+            let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+            sent.extend_from_slice(bytes);
+            Written::Some(bytes.len())
+        }
     }
 }
 

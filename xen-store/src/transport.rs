@@ -221,8 +221,9 @@ impl Transport {
     }
 }
 
-impl Stream for Transport {
-    fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
+impl Transport {
+    /// As [`Stream::read`].
+    pub(crate) fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
         loop {
             let got = if self.is_socket {
                 use std::os::fd::AsRawFd;
@@ -240,7 +241,8 @@ impl Stream for Transport {
         }
     }
 
-    fn write(&self, bytes: &[u8]) -> Written {
+    /// Writes without waiting for room; the xenbus device sleeps until it has the message.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Written {
         loop {
             let sent = if self.is_socket {
                 use std::os::fd::AsRawFd;
@@ -260,7 +262,8 @@ impl Stream for Transport {
         }
     }
 
-    fn is_drained(&self, count: usize, size: usize) -> bool {
+    /// As [`Stream::is_drained`].
+    pub(crate) fn is_drained(&self, count: usize, size: usize) -> bool {
         // The device may give one message at a time.
         self.is_socket && count < size
     }
@@ -357,9 +360,16 @@ impl Stream for Polled {
             .unwrap_or(Ok(None))
     }
 
-    fn write(&self, bytes: &[u8]) -> Written {
-        self.transport(|transport| transport.write(bytes))
-            .unwrap_or(Written::Gone)
+    fn writer(&self) -> impl Fn(&[u8]) -> Written {
+        let current = match &self.way {
+            Way::Once(_) => None,
+            Way::Again(renewable) => renewable.current(),
+        };
+        move |bytes| match (&self.way, &current) {
+            (Way::Once(transport), _) => transport.write(bytes),
+            (Way::Again(_), Some(transport)) => transport.write(bytes),
+            (Way::Again(_), None) => Written::Gone,
+        }
     }
 
     fn is_drained(&self, count: usize, size: usize) -> bool {

@@ -94,9 +94,12 @@ impl Stream for Registered {
         self.current().map_or(Ok(None), |fd| fd.get_ref().read(buf))
     }
 
-    fn write(&self, bytes: &[u8]) -> Written {
-        self.current()
-            .map_or(Written::Gone, |fd| fd.get_ref().write(bytes))
+    fn writer(&self) -> impl Fn(&[u8]) -> Written {
+        let current = self.current();
+        move |bytes| match &current {
+            Some(fd) => fd.get_ref().write(bytes),
+            None => Written::Gone,
+        }
     }
 
     fn is_drained(&self, count: usize, size: usize) -> bool {
