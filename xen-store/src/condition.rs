@@ -29,7 +29,7 @@ pub struct TrackedReads<'a> {
 pub(crate) struct Paths(Mutex<BTreeSet<String>>);
 
 impl Paths {
-    /// Whether this path or one above it is among them.
+    /// Returns whether this path or one above it is among them.
     pub(crate) fn cover(&self, path: StorePath<'_>) -> bool {
         let paths = lock(&self.0);
         std::iter::successors(Some(path), |path| path.parent())

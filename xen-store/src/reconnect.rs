@@ -57,7 +57,7 @@ pub enum Repeat {
 }
 
 impl Repeat {
-    /// Whether a request of this type that was sent may be sent again.
+    /// Returns whether a request of this type that was sent may be sent again.
     pub(crate) fn covers(self, kind: MsgType) -> bool {
         let is_read = matches!(
             kind,
@@ -126,7 +126,7 @@ impl Reconnect {
     }
 }
 
-/// The shortest span that a pause is drawn from: a daemon that is gone is not asked in a busy loop.
+/// The shortest span that a pause is drawn from, so that no policy makes a busy loop.
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// The attempts to make a connection again.
@@ -152,7 +152,7 @@ impl Schedule {
     /// The connection is lost. Returns when to connect; `None` if no attempt is left.
     pub(crate) fn handle_loss(&mut self, now: Instant) -> Option<Instant> {
         let lived = now.saturating_duration_since(self.connected);
-        if lived >= self.policy.longest_pause {
+        if lived >= self.longest_pause() {
             self.made = 0;
         }
         self.plan(now)
@@ -184,14 +184,17 @@ impl Schedule {
         let Some(doublings) = self.made.checked_sub(1) else {
             return Duration::ZERO;
         };
-        let longest = self.policy.longest_pause.clamp(SHORTEST, DAY);
         let span = self
             .policy
             .first_pause
             .max(SHORTEST)
             .saturating_mul(2_u32.saturating_pow(doublings))
-            .min(longest);
+            .min(self.longest_pause());
         span.mul_f64(0.5 + chance() / 2.0)
+    }
+
+    fn longest_pause(&self) -> Duration {
+        self.policy.longest_pause.clamp(SHORTEST, DAY)
     }
 }
 
@@ -236,6 +239,16 @@ mod tests {
         schedule.handle_connected(connected);
         let late = connected + 100 * MS;
         assert_eq!(schedule.handle_loss(late), Some(late));
+    }
+
+    #[test]
+    fn without_a_longest_pause_a_short_connection_is_followed_by_a_pause_too() {
+        let now = Instant::now();
+        let policy = Reconnect::new().longest_pause(Duration::ZERO);
+        let mut schedule = Schedule::new(policy, now);
+        assert_eq!(schedule.handle_loss(now + MS), Some(now + MS));
+        schedule.handle_connected(now + MS);
+        assert!(schedule.handle_loss(now + MS).unwrap() > now + MS);
     }
 
     #[test]

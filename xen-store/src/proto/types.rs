@@ -74,7 +74,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether a new connection may be better.
+    /// Returns whether the transport ended for a reason that the next one need not have.
     pub(super) fn is_loss(self) -> bool {
         matches!(self, Self::Closed | Self::Os(..))
     }
