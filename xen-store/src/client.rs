@@ -27,7 +27,7 @@ use crate::request::{
 };
 use crate::snapshot::{Snapshot, Tree};
 use crate::transport::{self, Polled, Transport};
-use crate::txn::Transaction;
+use crate::txn::{MAX_PAUSE, Transaction};
 
 /// A connection to the store daemon.
 ///
@@ -280,12 +280,25 @@ impl Store {
         }
     }
 
-    /// Sleeps, but not beyond the deadline of this handle.
-    pub(crate) fn pause(&self, time: Duration) {
+    /// Sleeps for `time`, at most [`MAX_PAUSE`], but not beyond the deadline of this handle.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cancelled`].
+    pub(crate) fn pause(&self, time: Duration) -> Result<()> {
+        let now = Instant::now();
         let left = self
             .deadline
-            .map_or(time, |end| end.saturating_duration_since(Instant::now()));
-        std::thread::sleep(time.min(left));
+            .map_or(time, |end| end.saturating_duration_since(now));
+        let time = time.min(left).min(MAX_PAUSE);
+        if self.cancelled.is_none() {
+            std::thread::sleep(time);
+            return Ok(());
+        }
+        // `poll` counts milliseconds, so this is less exact. It ends with the connection too.
+        let finished = |state: &mut State| state.proto.failure().map(drop);
+        let until = self.until_by(Some(now + time));
+        self.mux.wait(Ready::Ended, until, finished).map(drop)
     }
 
     /// When a request made now is to be given up.

@@ -66,7 +66,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The error of `body`; [`Error::Conflict`] when the attempts are used up.
+    /// The error of `body`; [`Error::Conflict`] when the attempts are used up, or [`Error::Lost`]
+    /// if the last one was lost with its connection.
     ///
     /// ```no_run
     /// # fn f(store: &xen_store::Store) -> xen_store::Result<()> {
@@ -81,25 +82,31 @@ impl Store {
         &self,
         mut body: impl FnMut(&Transaction) -> Result<T>,
     ) -> Result<T> {
-        for attempt in 1..=MAX_ATTEMPTS {
+        let mut attempt = 1;
+        loop {
             let begun = Instant::now();
             let outcome = self.transaction().and_then(|transaction| {
                 let value = body(&transaction)?;
                 Ok(transaction.commit()?.then_some(value))
             });
-            match outcome {
-                Ok(Some(value)) => return Ok(value),
-                Ok(None) => {}
-                Err(error) if error.is_again() || error.is_lost_transaction() => {}
-                Err(error) => return Err(error),
+            if let Some(result) = settle(attempt, outcome) {
+                return result;
             }
-            if attempt < MAX_ATTEMPTS {
-                self.pause(pause(attempt, begun.elapsed()));
-            }
+            self.pause(pause(attempt, begun.elapsed()))?;
+            attempt += 1;
         }
-        Err(Error::Conflict {
-            attempts: MAX_ATTEMPTS,
-        })
+    }
+}
+
+/// Returns the result of `with_transaction` after its attempt number `attempt`; `None` if it is to
+/// try again. An outcome of `None` is a conflict at the commit.
+pub(crate) fn settle<T>(attempt: u32, outcome: Result<Option<T>>) -> Option<Result<T>> {
+    match outcome {
+        Ok(Some(value)) => Some(Ok(value)),
+        Err(error) if !error.is_again() && !error.is_lost_transaction() => Some(Err(error)),
+        _ if attempt < MAX_ATTEMPTS => None,
+        Err(error) if error.is_lost_transaction() => Some(Err(error)),
+        _ => Some(Err(Error::Conflict { attempts: attempt })),
     }
 }
 
@@ -168,6 +175,7 @@ impl Drop for Transaction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::MsgType;
 
     #[test]
     fn pauses_spread_and_stay_within_their_bound() {
@@ -183,5 +191,29 @@ mod tests {
             );
         }
         assert!(pause(MAX_ATTEMPTS, Duration::MAX) <= MAX_PAUSE);
+    }
+
+    #[test]
+    fn the_last_attempt_decides_which_error_is_returned() {
+        let lost = |may_be_done| {
+            let lost = Error::Lost {
+                op: MsgType::WRITE,
+                transaction: Some(7),
+                may_be_done,
+            };
+            Err::<Option<()>, _>(lost)
+        };
+        assert!(matches!(settle(1, Ok(Some(5))), Some(Ok(5))));
+        assert!(settle::<()>(1, Ok(None)).is_none());
+        assert!(settle(MAX_ATTEMPTS - 1, lost(false)).is_none());
+        let sent = settle(1, lost(true));
+        assert!(matches!(sent, Some(Err(Error::Lost { .. }))), "{sent:?}");
+        let last = settle(MAX_ATTEMPTS, lost(false));
+        assert!(matches!(last, Some(Err(Error::Lost { .. }))), "{last:?}");
+        let last = settle::<()>(MAX_ATTEMPTS, Ok(None));
+        assert!(
+            matches!(last, Some(Err(Error::Conflict { attempts: 64 }))),
+            "{last:?}"
+        );
     }
 }

@@ -36,7 +36,7 @@ use crate::request::{
 };
 use crate::snapshot::{Snapshot, Tree};
 use crate::transport::{self, Transport};
-use crate::txn::{self, MAX_ATTEMPTS};
+use crate::txn;
 use xen_sys::{DomId, Port};
 
 impl Store {
@@ -165,21 +165,16 @@ impl Store {
         &self,
         mut body: impl FnMut(Transaction) -> F,
     ) -> Result<T> {
-        for attempt in 1..=MAX_ATTEMPTS {
+        let mut attempt = 1;
+        loop {
             let begun = Instant::now();
-            match self.attempt(&mut body).await {
-                Ok(Some(value)) => return Ok(value),
-                Ok(None) => {}
-                Err(error) if error.is_again() || error.is_lost_transaction() => {}
-                Err(error) => return Err(error),
+            let outcome = self.attempt(&mut body).await;
+            if let Some(result) = txn::settle(attempt, outcome) {
+                return result;
             }
-            if attempt < MAX_ATTEMPTS {
-                pause(txn::pause(attempt, begun.elapsed())).await?;
-            }
+            pause(txn::pause(attempt, begun.elapsed())).await?;
+            attempt += 1;
         }
-        Err(Error::Conflict {
-            attempts: MAX_ATTEMPTS,
-        })
     }
 
     /// Runs `body` in one transaction; `None` after a conflict at its commit.
