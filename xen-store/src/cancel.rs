@@ -51,11 +51,10 @@ impl Store {
 impl Canceller {
     /// Ends the waits of the handle, now and in future. Does not block.
     pub fn cancel(&self) {
-        self.is_cancelled.store(true, Ordering::Release);
-        // In a child of the process that made the connection nobody waits.
-        if let Some(mut state) = self.mux.upgrade().as_ref().and_then(|mux| mux.enter().ok()) {
-            // Those of other handles look once and wait on.
-            state.wake_all();
+        match self.mux.upgrade() {
+            Some(mux) => mux.cancel_waits(&self.is_cancelled),
+            // Nobody waits any more.
+            None => self.is_cancelled.store(true, Ordering::Release),
         }
     }
 
@@ -63,5 +62,25 @@ impl Canceller {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.is_cancelled.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::*;
+    use crate::error::Error;
+    use crate::txn::MAX_PAUSE;
+
+    #[test]
+    fn a_pause_ends_when_it_is_cancelled() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (store, canceller) = Store::from_fd(ours.into()).unwrap().cancellable();
+        let pause = thread::spawn(move || store.pause(MAX_PAUSE));
+        canceller.cancel();
+        let ended = pause.join().unwrap();
+        assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
     }
 }

@@ -105,6 +105,16 @@ impl<S: Pollable> Mux<S> {
         outcome
     }
 
+    /// Sets `flag` and wakes all who wait, so that the waits that it cancels end. The others look
+    /// once and go on.
+    pub(crate) fn cancel_waits(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Release);
+        // In a child of the process that made the connection nobody waits.
+        if let Ok(mut state) = self.enter() {
+            state.wake_all();
+        }
+    }
+
     /// As [`Mux::turn`], connecting first if it is time to.
     pub(crate) fn look<'a>(&'a self, state: Locked<'a, S>) -> Locked<'a, S> {
         let state = self.reconnect(state);

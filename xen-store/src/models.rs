@@ -9,7 +9,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -319,30 +319,33 @@ fn a_message_is_written_to_the_connection_that_it_was_taken_for() {
     });
 }
 
-/// Without `wake_all` in `cancel` neither is woken: one sleeps in `poll`, the other beside it.
+/// One of two waits is cancelled. Without the interruption in `wake_all` it is not woken if it
+/// sleeps in `poll`; without the wakes there, if it sleeps beside the other one.
 #[test]
-fn a_wait_that_is_cancelled_ends() {
+fn a_wait_that_is_cancelled_ends_and_the_other_goes_on() {
     model(|| {
         let mux = shared();
         let flag = Arc::new(AtomicBool::new(false));
-        let threads = [request(&mux), request(&mux)].map(|id| {
+        let (first, second) = (request(&mux), request(&mux));
+        let other = waiting(&mux, second);
+        let cancelled = {
             let (mux, flag) = (Arc::clone(&mux), Arc::clone(&flag));
             thread::spawn(move || {
                 let until = Until {
                     deadline: None,
                     cancelled: Some(&flag),
                 };
-                mux.wait(Ready::Reply(id), until, |state| state.proto.poll_reply(id))
+                let ready = Ready::Reply(first);
+                mux.wait(ready, until, |state| state.proto.poll_reply(first))
             })
-        });
-        // The threads may be asleep by then: loom switches at the lock, not at this flag.
+        };
+        // Loom switches at the lock, not at the flag: the threads may be asleep after this.
         drop(mux.lock());
-        flag.store(true, Ordering::Release);
-        mux.lock().wake_all();
-        for thread in threads {
-            let ended = thread.join().unwrap();
-            assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
-        }
+        mux.cancel_waits(&flag);
+        let ended = cancelled.join().unwrap();
+        assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+        mux.stream().answer(2);
+        assert_eq!(other.join().unwrap().unwrap(), b"x");
     });
 }
 
