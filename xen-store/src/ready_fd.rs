@@ -70,11 +70,17 @@ impl PollSet {
         set.map(Self).map_err(|errno| os("epoll_create", errno))
     }
 
-    /// Adds a descriptor. It leaves the set when it is closed.
+    /// Adds a descriptor.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.0
             .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))
             .map_err(|errno| os("epoll_ctl", errno))
+    }
+
+    /// Removes a descriptor. Closing it would not be enough: a child process may have a copy.
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        // The only failure is that it is not in the set.
+        let _ = self.0.delete(fd);
     }
 }
 
@@ -85,12 +91,22 @@ impl PollSet {
         set.map(Self).map_err(|errno| os("kqueue", errno))
     }
 
-    /// Adds a descriptor. It leaves the set when it is closed.
+    /// Adds a descriptor.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.change(fd, EvFlags::EV_ADD)
+    }
+
+    /// Removes a descriptor.
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        // The only failure is that it is not in the set.
+        let _ = self.change(fd, EvFlags::EV_DELETE);
+    }
+
+    fn change(&self, fd: BorrowedFd<'_>, flags: EvFlags) -> Result<()> {
         use std::os::fd::AsRawFd;
         let fd = fd.as_raw_fd() as usize;
-        let (filter, add) = (EventFilter::EVFILT_READ, EvFlags::EV_ADD);
-        let change = KEvent::new(fd, filter, add, FilterFlag::empty(), 0, 0);
+        let filter = EventFilter::EVFILT_READ;
+        let change = KEvent::new(fd, filter, flags, FilterFlag::empty(), 0, 0);
         self.0
             .kevent(&[change], &mut [], None)
             .map(drop)

@@ -384,7 +384,9 @@ impl Stream for Polled {
 
     fn handle_loss(&self, retry: Instant) {
         if let Way::Again(renewable) = &self.way {
-            *lock(&renewable.current) = None;
+            if let Some(lost) = lock(&renewable.current).take() {
+                renewable.set.remove(lost.as_fd());
+            }
             let wait = retry.saturating_duration_since(Instant::now());
             renewable.timer.set(Some(wait));
         }
@@ -539,6 +541,38 @@ mod tests {
         let flags = fcntl(device.as_fd(), FcntlArg::F_GETFL).unwrap();
         assert_ne!(flags & OFlag::O_NONBLOCK.bits(), 0);
     }
+    /// A child process, or another thread that is about to write, may keep a lost transport open.
+    #[test]
+    fn a_lost_transport_that_is_still_open_is_neither_polled_nor_written_to_in_place_of_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let first = Transport::connect(&path).unwrap();
+        let copy = first.fd.try_clone().unwrap();
+        let polled = Polled::new(first).unwrap().renewable().unwrap();
+        drop(listener.accept().unwrap());
+        let write = polled.writer();
+        let hour = std::time::Duration::from_secs(3600);
+        polled.handle_loss(Instant::now() + hour);
+        let is_readable = || {
+            let mut fds = [PollFd::new(polled.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+        };
+        assert!(!is_readable(), "a poll loop would not sleep");
+        polled.connect_again().unwrap();
+        polled.install();
+        assert!(matches!(write(b"x"), Written::Gone));
+        assert!(!is_readable());
+        let (mut peer, _) = listener.accept().unwrap();
+        io::Write::write_all(&mut peer, b"y").unwrap();
+        assert!(is_readable());
+        assert!(matches!(polled.writer()(b"z"), Written::Some(1)));
+        let mut got = [0; 2];
+        assert_eq!(io::Read::read(&mut peer, &mut got).unwrap(), 1);
+        assert_eq!(got[0], b'z');
+        drop(copy);
+    }
+
     #[test]
     fn a_file_that_is_neither_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
