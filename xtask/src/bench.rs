@@ -15,7 +15,6 @@ use anyhow::{Context as _, Result, ensure};
 use crate::host::{self, Host, Job, Options};
 use crate::progress::Step;
 use crate::workspace::Workspace;
-use crate::{cparts, store};
 
 /// The requested run.
 #[derive(Debug)]
@@ -44,7 +43,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     if request.xen {
         on_xen(workspace, request, &xen_rows)?;
     }
-    let (program, libraries) = c_side(workspace, &request.options, "c-vchan-bench")?;
+    let (program, libraries) = c_side(workspace, &request.options)?;
     let step = Step::begin("building the comparison");
     let target = workspace.root().join("target");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -88,28 +87,13 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Debian's libraries and a C program of ours on them: the program, and the folder of the
-/// libraries.
-pub(crate) fn c_side(
-    workspace: &Workspace,
-    options: &Options,
-    name: &str,
-) -> Result<(PathBuf, PathBuf)> {
-    let _lock = host::lock(workspace)?;
-    let release = options.release;
-    let tree = store::prepare(
-        &workspace.state(),
-        release.name,
-        release.suite,
-        options.mirror.as_deref(),
-        &host::request(release),
-    )?;
-    let out = workspace.state().join(release.name).join("c");
-    let programs = cparts::build(&workspace.root().join("testing/c"), &tree, &out)?;
+/// Debian's libraries and our C program on them: the program, and the folder of the libraries.
+fn c_side(workspace: &Workspace, options: &Options) -> Result<(PathBuf, PathBuf)> {
+    let (tree, programs) = host::unpack(workspace, options.release, options.mirror.as_deref())?;
     let program = programs
         .into_iter()
-        .find(|path| path.ends_with(name))
-        .with_context(|| format!("testing/c has no {name}"))?;
+        .find(|path| path.ends_with("c-vchan-bench"))
+        .context("testing/c has no c-vchan-bench")?;
     Ok((program, tree.root.join("usr/lib/x86_64-linux-gnu")))
 }
 

@@ -8,19 +8,17 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::bench;
-use crate::host::Options;
+use crate::host;
 use crate::workspace::Workspace;
 
 /// Runs it and writes `store.md` into the folder.
 pub(crate) fn run(
     workspace: &Workspace,
-    options: &Options,
+    mirror: Option<&str>,
     only: Option<&str>,
     out: &Path,
 ) -> Result<ExitCode> {
-    bench::c_side(workspace, options, "c-store-bench")?;
-    let root = workspace.state().join(options.release.name);
+    let root = host::unpack_default(workspace, mirror)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command

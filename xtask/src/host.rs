@@ -18,6 +18,7 @@ use crate::images::{self, Parts, dom0::Guests};
 use crate::progress::Step;
 use crate::qemu::{Boot, Clock, Emulator, Machine};
 use crate::release::{EMULATOR, RELEASES, Release};
+use crate::store::Tree;
 use crate::workspace::Workspace;
 use crate::{cparts, deb, dist, guest, shell, store};
 
@@ -132,14 +133,29 @@ pub(crate) fn request(release: &Release) -> Request<'static> {
     }
 }
 
-/// Unpacks the default release, whose store daemons the native tests run whichever release the
-/// suite is about: its programs are the ones that the oldest supported C library can run.
-pub(crate) fn unpack_default(workspace: &Workspace, options: &Options) -> Result<()> {
-    let (state, mirror) = (workspace.state(), options.mirror.as_deref());
+/// Unpacks a release's packages and builds the C programs against them, as far as either is not
+/// there yet.
+pub(crate) fn unpack(
+    workspace: &Workspace,
+    release: &Release,
+    mirror: Option<&str>,
+) -> Result<(Tree, Vec<PathBuf>)> {
     let _lock = lock(workspace)?;
+    let state = workspace.state();
+    let (name, suite) = (release.name, release.suite);
+    let tree = store::prepare(&state, name, suite, mirror, &request(release))?;
+    let sources = workspace.root().join("testing/c");
+    let programs = cparts::build(&sources, &tree, &state.join(name).join("c"))?;
+    Ok((tree, programs))
+}
+
+/// Unpacks the default release, whose store daemons the native tests run whichever release the
+/// suite is about: its programs are the ones that the oldest supported C library can run. Returns
+/// its folder.
+pub(crate) fn unpack_default(workspace: &Workspace, mirror: Option<&str>) -> Result<PathBuf> {
     let release = &RELEASES[0];
-    let request = request(release);
-    store::prepare(&state, release.name, release.suite, mirror, &request).map(drop)
+    unpack(workspace, release, mirror)?;
+    Ok(workspace.state().join(release.name))
 }
 
 /// Keeps other hosts from being made ready or running until dropped.
@@ -237,18 +253,11 @@ impl Host {
         let mirror = options.mirror.as_deref();
         let release = options.release;
         let emulator = emulator(workspace, mirror)?;
-        let tree = store::prepare(
-            &state,
-            release.name,
-            release.suite,
-            mirror,
-            &request(release),
-        )?;
+        let (tree, c_programs) = unpack(workspace, release, mirror)?;
         let out = state.join(release.name);
         let version = stubdm_image::pick_kernel(&tree.root, None, None)?;
         let modules = Modules::find(&tree.root, &version)?;
         let built = |name| Some(dist::path(workspace, name)).filter(|p| p.is_file());
-        let c_programs = cparts::build(&workspace.root().join("testing/c"), &tree, &out.join("c"))?;
         let parts = Parts {
             release,
             tree,

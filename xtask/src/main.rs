@@ -183,8 +183,9 @@ enum Bench {
     },
     /// The store's client beside libxenstore, on Debian's xenstored without Xen
     Store {
-        #[command(flatten)]
-        host: HostArgs,
+        /// Take Debian's packages from this mirror, not from this machine's own apt sources
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
         /// Only the lines whose names contain this; nothing is written
         #[arg(long, value_name = "PART")]
         only: Option<String>,
@@ -317,8 +318,8 @@ fn run(task: Task) -> Result<ExitCode> {
             };
             bench::run(&workspace, &request)
         }
-        Task::Bench(Bench::Store { host, only, out }) => {
-            bench_store::run(&workspace, &host.options()?, only.as_deref(), &out)
+        Task::Bench(Bench::Store { mirror, only, out }) => {
+            bench_store::run(&workspace, mirror.as_deref(), only.as_deref(), &out)
         }
         Task::Bench(Bench::Calls { host, out, timeout }) => bench_calls::run(
             &workspace,

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
-use crate::fuzz;
 use crate::workspace::Workspace;
+use crate::{fuzz, host};
 
 /// The run and its length.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -33,7 +33,7 @@ pub(crate) enum Soak {
     },
     /// xenstore: the client beside libxenstore, and the embedded daemon beside xenstored, by scripts
     ///
-    /// Needs Debian's daemons and the C programs, which any boot of a host unpacks and builds.
+    /// Unpacks Debian's daemons and builds the C program, if they are not there.
     StoreConformance {
         /// Answers to compare in each of the four parts
         #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
@@ -41,6 +41,9 @@ pub(crate) enum Soak {
         /// The first script's seed; the time of day unless given
         #[arg(long, value_name = "SEED")]
         seed: Option<u64>,
+        /// Take Debian's packages from this mirror, not from this machine's own apt sources
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
     },
     /// Hostile inputs that cargo-fuzz steers by coverage, for every fuzz target
     ///
@@ -68,7 +71,12 @@ pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
             let passed = test(workspace, "xen-store", "storm", &environment, "")?;
             return Ok(exit_code(passed));
         }
-        Soak::StoreConformance { answers, seed } => {
+        Soak::StoreConformance {
+            answers,
+            seed,
+            mirror,
+        } => {
+            host::unpack_default(workspace, mirror.as_deref())?;
             let time = || SystemTime::UNIX_EPOCH.elapsed().map(|time| time.as_secs());
             let seed = seed.map_or_else(time, Ok)?.to_string();
             let environment = [

@@ -89,7 +89,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     let mut hosts = Vec::new();
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
-        host::unpack_default(workspace, &request.options)?;
+        host::unpack_default(workspace, request.options.mirror.as_deref())?;
         hosts.push(Host::prepare(workspace, &request.options)?);
         if request.other_release {
             let options = Options {
