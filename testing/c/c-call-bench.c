@@ -8,15 +8,9 @@
  * `ok ns=N`, or `FAILED REASON`. DOMID is an HVM guest. benches/src/calls.rs does the same in the same way.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <xencall.h>
@@ -26,33 +20,13 @@
 #include <xengnttab.h>
 #include <xen/version.h>
 
+#include "bench.h"
+
 #define MOST 256
 #define SEGMENT 64
-#define CHECK(good) do { if (!(good)) fail(#good); } while (0)
 
 static unsigned units, batch, domid;
 static uint64_t count;
-static struct timespec began;
-
-static void fail(const char *what)
-{
-	printf("FAILED %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void start(void)
-{
-	CHECK(clock_gettime(CLOCK_MONOTONIC, &began) == 0);
-}
-
-static void stop(void)
-{
-	struct timespec now;
-
-	CHECK(clock_gettime(CLOCK_MONOTONIC, &now) == 0);
-	printf("ok ns=%" PRId64 "\n",
-	       (int64_t)(now.tv_sec - began.tv_sec) * 1000000000 + (now.tv_nsec - began.tv_nsec));
-}
 
 static void hypercall(void)
 {

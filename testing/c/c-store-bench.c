@@ -8,47 +8,20 @@
  * made the nodes.
  */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <inttypes.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #include <xenstore.h>
+
+#include "bench.h"
 
 #define VALUE "/bench/value"
 #define TREE "/bench/tree"
 #define EVENTS "/bench/events"
 #define THREADS 64
 #define CHANGES 500
-#define CHECK(good) do { if (!(good)) fail(#good); } while (0)
 
 static struct xs_handle *store;
 static unsigned count;
-static struct timespec began;
-
-static void fail(const char *what)
-{
-	printf("FAILED %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void start(void)
-{
-	CHECK(clock_gettime(CLOCK_MONOTONIC, &began) == 0);
-}
-
-static void stop(void)
-{
-	struct timespec now;
-
-	CHECK(clock_gettime(CLOCK_MONOTONIC, &now) == 0);
-	printf("ok ns=%" PRId64 "\n",
-	       (int64_t)(now.tv_sec - began.tv_sec) * 1000000000 + (now.tv_nsec - began.tv_nsec));
-}
 
 static void *reads(void *unused)
 {

@@ -1,7 +1,8 @@
 //! The C programs that tests run against: every `testing/c/NAME.c`, built with the unpacked
 //! libxen-dev.
 //!
-//! A source says what it links with in its first line: `// link: -lxenvchan -lxenstore`.
+//! A source says what it links with in its first line: `// link: -lxenvchan -lxenstore`. After a
+//! change of a header all are built again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,20 +22,28 @@ pub(crate) fn build(sources: &Path, tree: &Tree, out: &Path) -> Result<Vec<PathB
             files.push(entry?.path());
         }
     }
-    files.retain(|f| f.extension().is_some_and(|e| e == "c"));
     files.sort();
-    files
-        .iter()
-        .map(|file| build_one(file, tree, out))
+    let of_kind = |kind| {
+        let is_it = move |file: &&PathBuf| file.extension().is_some_and(|e| e == kind);
+        files.iter().filter(is_it)
+    };
+    let headers = of_kind("h")
+        .map(|file| read(file))
+        .collect::<Result<String>>()?;
+    of_kind("c")
+        .map(|file| build_one(file, &headers, tree, out))
         .collect()
 }
 
-fn build_one(source: &Path, tree: &Tree, out: &Path) -> Result<PathBuf> {
-    let text =
-        fs::read_to_string(source).with_context(|| format!("reading {}", source.display()))?;
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
+}
+
+fn build_one(source: &Path, headers: &str, tree: &Tree, out: &Path) -> Result<PathBuf> {
+    let text = read(source)?;
     let program = out.join(source.file_stem().context("a C source without a name")?);
     let mark = program.with_extension("stamp");
-    let stamp = hex(&Sha256::digest(format!("{}\n{text}", tree.stamp)));
+    let stamp = hex(&Sha256::digest(format!("{}\n{headers}{text}", tree.stamp)));
     if program.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
         return Ok(program);
     }
