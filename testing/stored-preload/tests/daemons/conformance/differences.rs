@@ -17,7 +17,7 @@ pub(crate) enum Between {
 pub(crate) struct Difference {
     pub(crate) between: Between,
     pub(crate) reason: &'static str,
-    /// Whether these two answers to this line are an instance of it.
+    /// Returns whether a line's two answers are an instance of it.
     pub(crate) is_it: fn(&Line, &str, &str) -> bool,
 }
 
@@ -26,13 +26,14 @@ pub(crate) const DIFFERENCES: &[Difference] = &[Difference {
     reason: "of a request with several faults, an invalid path among them, ours names the path \
              (EINVAL); libxenstore or the daemon may name another",
     is_it: |line, ours, c| {
+        let is_one_of_each = |answers: &str| answers.split(", ").count() == line.answers();
         let mut pairs = ours.split(", ").zip(c.split(", "));
         let mut paths = line.paths().into_iter();
         let is_path = |pair: (&str, &str)| {
             let is_valid = paths.next().is_none_or(|path| StorePath::new(path).is_ok());
             pair.0 == pair.1 || !is_valid && pair.0 == EINVAL && pair.1.starts_with('E')
         };
-        pairs.all(is_path)
+        is_one_of_each(ours) && is_one_of_each(c) && pairs.all(is_path)
     },
 }];
 

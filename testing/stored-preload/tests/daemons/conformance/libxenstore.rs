@@ -10,7 +10,7 @@ use super::script::Line;
 use crate::rounds::LIMIT;
 use crate::world;
 
-/// The program; killed when dropped.
+/// The running program; killed when dropped.
 pub(crate) struct Libxenstore {
     child: Child,
     input: ChildStdin,
@@ -24,7 +24,7 @@ impl Libxenstore {
         let program = root.join("c/c-store-script");
         assert!(
             program.exists(),
-            "no {}: boot a host once",
+            "no {}: `cargo xtask soak store-conformance` builds it",
             program.display()
         );
         let mut child = Command::new(program)

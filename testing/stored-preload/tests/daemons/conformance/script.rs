@@ -111,9 +111,7 @@ impl Line {
             _ => 1,
         }
     }
-}
 
-impl Line {
     /// Returns the path of each of its answers that is about a node.
     pub(crate) fn paths(&self) -> Vec<&str> {
         match &self.op {
@@ -204,7 +202,7 @@ impl Random {
         from[self.below(from.len())].clone()
     }
 
-    /// True once in so many times.
+    /// Returns `true` once in that many times.
     fn one_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
