@@ -25,11 +25,11 @@
 //! * Memory is counted for nodes and watches, not for what is in flight.
 //! * A malformed request is `EINVAL`, where xenstored 4.17 leaves the error of an earlier request
 //!   in some cases.
-//! * SET_PERMS on an `@name` that is unknown or not the caller's, and INTRODUCE of a domain that does
-//!   not exist, fail by an error of their own. xenstored 4.17 leaves that of an earlier request, or
-//!   does not answer.
-//! * A released domain is gone, also if it is another domain's target; xenstored keeps it for that
-//!   long.
+//! * SET_PERMS on an `@name` that is unknown or not the caller's, and INTRODUCE of a domain that
+//!   does not exist, fail with an error of their own. xenstored 4.17 leaves that of an earlier
+//!   request, or does not answer.
+//! * A released domain is gone even if it is another domain's target. xenstored keeps it until that
+//!   domain has ended.
 //! * CONTROL knows `check`, `help`, `log`, `print` and `quota`.
 //!
 //! # Guarantees, whatever clients send
