@@ -54,7 +54,7 @@ pub enum Outcome {
 
 /// A connection whose other end is the caller.
 #[derive(Debug)]
-pub struct Line(Mux<Memory>);
+pub struct MemoryConnection(Mux<Memory>);
 
 /// A plan that is being carried out. Dropping it gives its requests up.
 pub struct Running<'a>(Box<dyn Turns + 'a>);
@@ -84,7 +84,7 @@ impl<P: Plan> Turns for Finishes<'_, P> {
     }
 }
 
-impl Line {
+impl MemoryConnection {
     /// Creates a connection on which nothing was sent.
     #[must_use]
     pub fn new(quirks: Quirks) -> Self {
@@ -149,13 +149,13 @@ impl Line {
 }
 
 impl Running<'_> {
-    /// Takes the answers that have come and sends the requests that may follow. Returns `false`
+    /// Takes the answers that have arrived and sends the requests that may follow. Returns `false`
     /// once all is answered.
     pub fn turn(&mut self) -> bool {
         self.0.turn()
     }
 
-    /// The time is over.
+    /// Passes the deadline: what is not answered ends with [`Error::TimedOut`].
     pub fn expire(&mut self) {
         self.0.expire();
     }

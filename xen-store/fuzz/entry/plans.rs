@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use xen_store::plans::{Line, Outcome, Running};
+use xen_store::plans::{MemoryConnection, Outcome, Running};
 use xen_store::proto::Quirks;
 use xen_store::wire::{Decoder, Message, MsgType, encode};
 use xen_store::{Error, MAX_IN_FLIGHT, StorePath};
@@ -29,10 +29,10 @@ struct Node {
     value: Vec<u8>,
     permissions: &'static str,
     names: Vec<&'static str>,
-    /// The list has to be read in parts of so many names. 0: it is one message.
+    /// Names in a part of the list. 0: it is one message.
     part: usize,
     generation: u32,
-    /// So often the list changes, and back, while it is read in parts.
+    /// How many times the generation changes while the list is read in parts.
     changes: u8,
     /// The client may not read it.
     is_shut: bool,
@@ -72,7 +72,7 @@ impl Model {
         }
     }
 
-    /// A right answer.
+    /// Returns a right answer.
     fn answer(&mut self, asked: &Message) -> (MsgType, Vec<u8>) {
         let error = |name: &str| (MsgType::ERROR, format!("{name}\0").into_bytes());
         let mut fields = asked.payload.split(|byte| *byte == 0);
@@ -122,7 +122,7 @@ impl Model {
         self.0.get(path).is_some_and(|node| !node.is_shut)
     }
 
-    /// The paths of a node and of at most `depth` levels below it, as a client finds them.
+    /// Returns the paths of a node and of at most `depth` levels below it, as a client finds them.
     fn below(&self, path: &str, depth: u32) -> Vec<String> {
         let mut found = vec![path.to_owned()];
         let (mut level, mut at) = (found.clone(), 0);
@@ -160,7 +160,7 @@ struct Plan<'a> {
 }
 
 struct Bench<'a> {
-    line: &'a Line,
+    connection: &'a MemoryConnection,
     model: Model,
     batches: &'a [Vec<String>; 3],
     plans: Vec<Plan<'a>>,
@@ -187,9 +187,9 @@ impl<'a> Bench<'a> {
         };
         let path = input.pick(&[ROOT, ROOT, "/r/a", "/r/none"]);
         let running = match kind {
-            Kind::Walk(depth) => self.line.walk(tx, path, depth),
-            Kind::Snapshot => self.line.snapshot(tx, path),
-            Kind::Batch(which) => self.line.read_many(tx, &self.batches[which]),
+            Kind::Walk(depth) => self.connection.walk(tx, path, depth),
+            Kind::Snapshot => self.connection.snapshot(tx, path),
+            Kind::Batch(which) => self.connection.read_many(tx, &self.batches[which]),
         };
         self.plans.push(Plan {
             running,
@@ -200,7 +200,7 @@ impl<'a> Bench<'a> {
         self.turn(self.plans.len() - 1);
     }
 
-    /// A plan's turn. Returns whether it goes on.
+    /// Gives a plan its turn. Returns whether it has to wait for more answers.
     fn turn(&mut self, at: usize) -> bool {
         let goes_on = self.plans[at].running.turn();
         self.collect();
@@ -211,9 +211,9 @@ impl<'a> Bench<'a> {
         goes_on
     }
 
-    /// The daemon reads.
+    /// Reads what the client sent, as the daemon.
     fn collect(&mut self) {
-        let sent = self.line.take_sent();
+        let sent = self.connection.take_sent();
         let mut rest = sent.as_slice();
         while let Some(message) = self.reader.next(&mut rest).expect("it is too long") {
             let kinds = [
@@ -232,7 +232,7 @@ impl<'a> Bench<'a> {
         let most = if self.one_at_a_time {
             1
         } else {
-            MOST * MAX_IN_FLIGHT
+            self.plans.len() * MAX_IN_FLIGHT
         };
         let count = self.asked.len();
         let is_known = !self.hostile && (self.one_at_a_time || !self.given_up);
@@ -242,13 +242,13 @@ impl<'a> Bench<'a> {
     /// Sends the bytes in two pieces.
     fn deliver(&mut self, bytes: &[u8], cut: usize) {
         let (now, later) = bytes.split_at(cut.min(bytes.len()));
-        self.line.deliver(now);
-        self.line.deliver(later);
+        self.connection.deliver(now);
+        self.connection.deliver(later);
         self.collect();
         assert!(
-            self.hostile || self.line.failure().is_none(),
+            self.hostile || self.connection.failure().is_none(),
             "{:?} although the daemon was right",
-            self.line.failure()
+            self.connection.failure()
         );
     }
 
@@ -260,7 +260,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Whatever a daemon can say.
+    /// Sends an answer that may be wrong in any way, or bytes that nobody asked for.
     fn lie(&mut self, input: &mut Input<'_>) {
         self.hostile = true;
         let Some(asked) = self.asked.pop_front() else {
@@ -335,7 +335,7 @@ impl<'a> Bench<'a> {
             (14, _) if code == 14 => self.lie(input),
             (15, _) if code == 15 => {
                 self.hostile = true;
-                self.line.close();
+                self.connection.close();
             }
             _ => {}
         }
@@ -406,10 +406,10 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// The daemon is right from here on, or gone; a client's time may be over too.
+    /// Ends all plans: a right daemon answers them, a hostile one closes or lets them time out.
     fn end(mut self, input: &mut Input<'_>) {
         if self.hostile && input.byte() % 2 == 0 {
-            self.line.close();
+            self.connection.close();
         } else if self.hostile {
             self.plans.iter_mut().for_each(|plan| {
                 plan.expired = true;
@@ -448,9 +448,9 @@ pub(crate) fn plans(data: &[u8]) {
         [paths.clone(), vec![format!("{ROOT}/none")]].concat(),
         long.cloned().collect(),
     ];
-    let line = Line::new(quirks);
+    let connection = MemoryConnection::new(quirks);
     let mut bench = Bench {
-        line: &line,
+        connection: &connection,
         model,
         batches: &batches,
         plans: Vec::new(),
