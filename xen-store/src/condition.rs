@@ -108,8 +108,8 @@ impl Store {
         loop {
             let reads = TrackedReads::new(self, Some(&set));
             let value = check(&reads)?;
-            set.retain(|path| reads.paths.contain(path));
-            if value.is_some() || set.paths().is_empty() {
+            set.members.retain(&reads.paths);
+            if value.is_some() || set.members.is_empty() {
                 return Ok(value);
             }
             // `next` returns an event that has arrived whatever the time is.

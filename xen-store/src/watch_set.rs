@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::client::Store;
+use crate::condition::Paths;
 use crate::deadline::Deadline;
 use crate::error::Result;
 use crate::events::WatchEvent;
@@ -22,8 +23,50 @@ use crate::watch::Watch;
 pub struct WatchSet {
     store: Store,
     id: WatchId,
-    members: Mutex<BTreeMap<Box<str>, Watch>>,
+    pub(crate) members: Members<Watch>,
     ready_fd: OnceLock<Arc<ReadyFd>>,
+}
+
+/// The watches of a set, by their paths.
+#[derive(Debug)]
+pub(crate) struct Members<W>(Mutex<BTreeMap<Box<str>, W>>);
+
+impl<W> Default for Members<W> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<W> Members<W> {
+    pub(crate) fn contain(&self, path: &str) -> bool {
+        lock(&self.0).contains_key(path)
+    }
+
+    pub(crate) fn insert(&self, path: &str, watch: W) {
+        // Of two that were set at the same time one is withdrawn, without the lock.
+        let other = lock(&self.0).insert(path.into(), watch);
+        drop(other);
+    }
+
+    /// Withdraws the watch of `path`. Returns whether there was one.
+    pub(crate) fn remove(&self, path: &str) -> bool {
+        let watch = lock(&self.0).remove(path);
+        watch.is_some()
+    }
+
+    /// Withdraws those watches whose paths are not among `paths`.
+    pub(crate) fn retain(&self, paths: &Paths) {
+        lock(&self.0).retain(|path, _| paths.contain(path));
+    }
+
+    /// Returns the watched paths, in the order of their bytes.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        lock(&self.0).keys().map(|path| path.to_string()).collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
 }
 
 impl Store {
@@ -52,7 +95,7 @@ impl Store {
         Ok(WatchSet {
             store: self.clone(),
             id,
-            members: Mutex::default(),
+            members: Members::default(),
             ready_fd: OnceLock::new(),
         })
     }
@@ -67,32 +110,22 @@ impl WatchSet {
     /// As [`Store::watch`].
     pub fn add(&self, path: &str) -> Result<()> {
         let path = StorePath::new(path)?.as_str();
-        if lock(&self.members).contains_key(path) {
-            return Ok(());
+        if !self.members.contain(path) {
+            let watch = self.store.watch_with(path, None, Some(self.id))?;
+            self.members.insert(path, watch);
         }
-        let watch = self.store.watch_with(path, None, Some(self.id))?;
-        // Of two that were set at the same time one is withdrawn.
-        let other = lock(&self.members).insert(path.into(), watch);
-        drop(other);
         Ok(())
     }
 
     /// Withdraws the watch of `path`, without waiting. Returns whether it was in the set.
     pub fn remove(&self, path: &str) -> bool {
-        let watch = lock(&self.members).remove(path);
-        watch.is_some()
-    }
-
-    /// Withdraws those watches whose paths `keep` does not take.
-    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
-        lock(&self.members).retain(|path, _| keep(path));
+        self.members.remove(path)
     }
 
     /// Returns the watched paths, in the order of their bytes.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
-        let members = lock(&self.members);
-        members.keys().map(|path| path.to_string()).collect()
+        self.members.paths()
     }
 
     /// Waits for the next event of any watch. Returns the watched path with it; `Ok(None)` once

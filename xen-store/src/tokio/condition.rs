@@ -1,8 +1,7 @@
 //! Watches of many paths, and waiting for a condition over many nodes.
 
-use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::{Store, Wait, Watch};
 use crate::batch::Plan;
@@ -13,14 +12,14 @@ use crate::mux::Place;
 use crate::path::StorePath;
 use crate::proto::{Ready, Tx, WatchId};
 use crate::request::Request;
-use crate::transport::lock;
+use crate::watch_set::Members;
 
 /// Watches of many paths with one queue, for tokio. As [`WatchSet`](crate::WatchSet).
 #[derive(Debug)]
 pub struct WatchSet {
     store: Store,
     id: WatchId,
-    members: Mutex<BTreeMap<Box<str>, Watch>>,
+    members: Members<Watch>,
 }
 
 /// The store, for a condition that is waited for. As [`TrackedReads`](crate::TrackedReads).
@@ -47,7 +46,7 @@ impl Store {
         Ok(WatchSet {
             store: self.clone(),
             id,
-            members: Mutex::default(),
+            members: Members::default(),
         })
     }
 
@@ -81,8 +80,8 @@ impl Store {
                 paths: Paths::default(),
             });
             let value = check(TrackedReads(Arc::clone(&look))).await?;
-            lock(&set.members).retain(|path, _| look.paths.contain(path));
-            if value.is_some() || set.paths().is_empty() {
+            set.members.retain(&look.paths);
+            if value.is_some() || set.members.is_empty() {
                 return Ok(value);
             }
             set.wait_for_change().await?;
@@ -98,27 +97,22 @@ impl WatchSet {
     /// As there.
     pub async fn add(&self, path: &str) -> Result<()> {
         let path = StorePath::new(path)?.as_str();
-        if lock(&self.members).contains_key(path) {
-            return Ok(());
+        if !self.members.contain(path) {
+            let watch = self.store.watch_with(path, None, Some(self.id)).await?;
+            self.members.insert(path, watch);
         }
-        let watch = self.store.watch_with(path, None, Some(self.id)).await?;
-        // Of two that were set at the same time one is withdrawn.
-        let other = lock(&self.members).insert(path.into(), watch);
-        drop(other);
         Ok(())
     }
 
     /// As [`WatchSet::remove`](crate::WatchSet::remove).
     pub fn remove(&self, path: &str) -> bool {
-        let watch = lock(&self.members).remove(path);
-        watch.is_some()
+        self.members.remove(path)
     }
 
     /// Returns the watched paths, in the order of their bytes.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
-        let members = lock(&self.members);
-        members.keys().map(|path| path.to_string()).collect()
+        self.members.paths()
     }
 
     /// Waits for the next event of any watch. Returns the watched path with it. Dropping the
