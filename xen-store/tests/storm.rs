@@ -301,6 +301,19 @@ impl Storm {
         }
     }
 
+    /// Checks what a worker read of its node after it wrote this value. Returns `false` if the
+    /// value went with its daemon and is to be written again.
+    fn is_there(&self, worker: usize, number: u64, read: Option<Vec<u8>>) -> bool {
+        match read {
+            Some(read) => assert_eq!(self.check(worker, &read), number, "an older value"),
+            None => {
+                self.again.fetch_add(1, Relaxed);
+                return false;
+            }
+        }
+        true
+    }
+
     /// The observer read these nodes.
     fn observe(&self, worker: usize, read: &[u8]) -> bool {
         let number = self.check(worker, read);
@@ -362,16 +375,11 @@ fn write(storm: &Storm, store: &Store, worker: usize) {
         loop {
             let event = watch.next(Some(Instant::now() + STUCK)).unwrap();
             storm.count(&event.expect("a change that was not reported"));
-            match insist(storm, || store.read_optional(&node)) {
-                Some(read) => {
-                    assert_eq!(storm.check(worker, &read), number, "an older value");
-                    break;
-                }
-                None => {
-                    storm.again.fetch_add(1, Relaxed);
-                    insist(storm, || store.write(&node, &value));
-                }
+            let read = insist(storm, || store.read_optional(&node));
+            if storm.is_there(worker, number, read) {
+                break;
             }
+            insist(storm, || store.write(&node, &value));
         }
         storm.values.fetch_add(1, Relaxed);
     }
@@ -468,16 +476,11 @@ async fn write_async(storm: &Storm, store: &AsyncStore, worker: usize) {
         insist_async(storm, || store.write(&node, &value)).await;
         loop {
             next_async(storm, &watch).await;
-            match insist_async(storm, || store.read_optional(&node)).await {
-                Some(read) => {
-                    assert_eq!(storm.check(worker, &read), number, "an older value");
-                    break;
-                }
-                None => {
-                    storm.again.fetch_add(1, Relaxed);
-                    insist_async(storm, || store.write(&node, &value)).await;
-                }
+            let read = insist_async(storm, || store.read_optional(&node)).await;
+            if storm.is_there(worker, number, read) {
+                break;
             }
+            insist_async(storm, || store.write(&node, &value)).await;
         }
         storm.values.fetch_add(1, Relaxed);
     }

@@ -10,6 +10,8 @@ mod endings;
 mod peer;
 mod reconnect;
 mod requests;
+#[path = "../restarts/mod.rs"]
+mod restarts;
 mod sharing;
 mod threads;
 mod transactions;

@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,46 +9,15 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::wire::MsgType;
 use xen_store::{Error, Invalid, Reconnect, Repeat, Store, Watch};
-use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
+
+use crate::restarts::{Restarts, quick};
 
 /// Nothing here takes that long unless it hangs.
 const STUCK: Duration = Duration::from_secs(20);
 
-/// A daemon that can be ended and started at the same place.
-pub(crate) struct Restarts {
-    server: Option<Server>,
-    dir: tempfile::TempDir,
-}
-
 impl Restarts {
-    pub(crate) fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut this = Self { server: None, dir };
-        this.begin();
-        this
-    }
-
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
-    }
-
-    fn begin(&mut self) {
-        let server = Server::start(Config::new()).unwrap();
-        server.listen(self.socket()).unwrap();
-        self.server = Some(server);
-    }
-
-    fn end(&mut self) {
-        self.server = None;
-    }
-
-    pub(crate) fn restart(&mut self) {
-        self.end();
-        self.begin();
-    }
-
     pub(crate) fn store(&self, policy: Reconnect) -> Store {
         let store = Store::connect(self.socket()).unwrap();
         store
@@ -61,15 +29,6 @@ impl Restarts {
             .unwrap()
             .with_timeout(Some(STUCK))
     }
-
-    /// A client that is not under test.
-    fn other(&self) -> Store {
-        self.server.as_ref().unwrap().connect(DomId::DOM0).unwrap()
-    }
-}
-
-pub(crate) fn quick() -> Reconnect {
-    Reconnect::new().longest_pause(Duration::from_millis(20))
 }
 
 #[track_caller]
@@ -139,6 +98,29 @@ fn a_thread_that_waits_connects_when_the_daemon_is_back() {
         }
         watcher.join().unwrap();
     });
+}
+
+/// One thread sleeps until it is time to connect, the other beside it. At whatever moment the first
+/// is cancelled, the other one connects.
+#[test]
+fn a_thread_that_is_cancelled_while_it_waits_to_connect_hands_that_over() {
+    for moment in 0..15 {
+        let mut daemon = Restarts::start();
+        let store = daemon.store(quick().repeat(Repeat::Reads));
+        daemon.end();
+        let (cancelled, canceller) = store.cancellable();
+        thread::scope(|scope| {
+            let cancelled = scope.spawn(move || cancelled.exists("/a"));
+            thread::sleep(Duration::from_millis(moment));
+            let other = scope.spawn(|| store.exists("/a"));
+            thread::sleep(Duration::from_millis(moment));
+            canceller.cancel();
+            let error = cancelled.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Cancelled), "{error:?}");
+            daemon.begin();
+            assert!(!other.join().unwrap().unwrap());
+        });
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
 use crate::peer::pair;
-use crate::reconnect::{Restarts, quick};
+use crate::restarts::{Restarts, quick};
 
 /// Nothing here takes that long unless it hangs.
 const STUCK: Duration = Duration::from_secs(20);

@@ -7,6 +7,8 @@ mod batches;
 mod limits;
 mod operations;
 mod reconnect;
+#[path = "../restarts/mod.rs"]
+mod restarts;
 mod runtimes;
 mod sharing;
 mod waits;

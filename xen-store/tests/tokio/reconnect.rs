@@ -1,56 +1,22 @@
 //! A connection that is made again, on a daemon that is gone and started again.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::timeout;
 use xen_store::tokio::Store;
 use xen_store::{Error, Reconnect, Repeat};
-use xen_store_server::{Config, Server};
-use xen_sys::DomId;
 
+use crate::restarts::{Restarts, quick};
 use crate::runtimes::on_each;
 
 /// Nothing here takes that long unless a task was not woken.
 const STUCK: Duration = Duration::from_secs(20);
 
-/// A daemon that can be ended and started at the same place.
-struct Restarts {
-    server: Option<Server>,
-    dir: tempfile::TempDir,
-}
-
 impl Restarts {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut this = Self { server: None, dir };
-        this.begin();
-        this
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
-    }
-
-    fn begin(&mut self) {
-        let server = Server::start(Config::new()).unwrap();
-        server.listen(self.socket()).unwrap();
-        self.server = Some(server);
-    }
-
-    fn restart(&mut self) {
-        self.server = None;
-        self.begin();
-    }
-
     async fn store(&self, policy: Reconnect) -> Store {
         let store = Store::connect(self.socket()).await.unwrap();
         store.reconnecting(policy).unwrap()
     }
-}
-
-fn quick() -> Reconnect {
-    Reconnect::new().longest_pause(Duration::from_millis(20))
 }
 
 #[test]
@@ -72,8 +38,7 @@ fn a_watch_outlives_its_daemon_and_reports_that_changes_may_have_been_missed() {
             };
             assert!(event.rescan, "{event:?}");
             assert_eq!(&*event.path, "/w");
-            let other = daemon.server.as_ref().unwrap().connect(DomId::DOM0);
-            other.unwrap().write("/w/a", "1").unwrap();
+            daemon.other().write("/w/a", "1").unwrap();
             // A connection to the daemon that is about to end may be lost in between.
             while !matches!(store.read("/w/a").await, Ok(value) if value == b"1") {
                 next().await;
@@ -88,13 +53,34 @@ fn requests_wait_for_the_next_connection() {
         let mut daemon = Restarts::start();
         let store = daemon.store(quick().repeat(Repeat::Idempotent)).await;
         store.write("/a", "1").await.unwrap();
-        daemon.server = None;
+        daemon.end();
         let mut waiting = Box::pin(store.write("/a", "2"));
         let early = timeout(Duration::from_millis(50), &mut waiting).await;
         assert!(early.is_err(), "there is no daemon");
         daemon.begin();
         timeout(STUCK, waiting).await.unwrap().unwrap();
         assert_eq!(store.read("/a").await.unwrap(), b"2");
+    });
+}
+
+/// The task of the connection connects, not the one that waits longest.
+#[test]
+fn a_request_that_is_dropped_while_the_store_is_lost_leaves_the_others_theirs() {
+    on_each(|| async {
+        let mut daemon = Restarts::start();
+        let store = daemon.store(quick().repeat(Repeat::Reads)).await;
+        daemon.end();
+        let mut dropped = Box::pin(store.exists("/a"));
+        let other = tokio::spawn({
+            let store = store.clone();
+            async move { store.exists("/a").await }
+        });
+        let early = timeout(Duration::from_millis(50), &mut dropped).await;
+        assert!(early.is_err(), "there is no daemon");
+        drop(dropped);
+        daemon.begin();
+        let answer = timeout(STUCK, other).await.unwrap().unwrap();
+        assert!(!answer.unwrap());
     });
 }
 
@@ -147,7 +133,7 @@ fn attempts_that_are_used_up_end_the_connection() {
         let store = daemon.store(quick().attempts(Some(3))).await;
         let watch = store.watch("/w").await.unwrap();
         watch.next().await.unwrap();
-        daemon.server = None;
+        daemon.end();
         // The daemon that is about to end may accept once more.
         let end = loop {
             match timeout(STUCK, watch.next()).await.unwrap() {
@@ -179,7 +165,7 @@ fn a_store_that_is_dropped_while_it_is_lost_leaves_no_task() {
         let store = daemon.store(policy).await;
         let runtime = tokio::runtime::Handle::current();
         let with_it = runtime.metrics().num_alive_tasks();
-        daemon.server = None;
+        daemon.end();
         // The loss is seen and the first attempt fails.
         let read = timeout(Duration::from_millis(50), store.read("/a")).await;
         assert!(!matches!(read, Ok(Ok(_))));
