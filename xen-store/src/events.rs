@@ -43,7 +43,7 @@ pub(crate) struct EventQueue {
     pub(crate) is_granted: bool,
     /// The daemon refused it on a new connection.
     pub(crate) refused: Option<XsError>,
-    /// Its first event waits to be announced.
+    /// Its first event waits to be announced; of a watch in a set: it has its turn there.
     pub(crate) announced: bool,
     /// Its events are those of this set.
     pub(crate) set: Option<WatchId>,

@@ -147,10 +147,11 @@ impl Connection {
     /// Names a watch whose queue has an event, once until it is named.
     pub(super) fn announce_event(&mut self, watch: WatchId) {
         if let Some(queue) = self.watches.get_mut(&watch.0) {
-            if let Some(set) = queue.set {
-                self.announce_in_set(set, watch);
-            } else if !std::mem::replace(&mut queue.announced, true) {
-                self.ready.push_back(Ready::Event(watch));
+            let is_new = !std::mem::replace(&mut queue.announced, true);
+            match queue.set {
+                Some(set) => self.announce_in_set(set, watch, is_new),
+                None if is_new => self.ready.push_back(Ready::Event(watch)),
+                None => {}
             }
         }
     }

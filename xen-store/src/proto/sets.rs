@@ -11,7 +11,7 @@ use crate::wire::MsgType;
 /// The watches of a set.
 #[derive(Debug, Default)]
 pub(super) struct WatchSet {
-    /// Those with events, each once, in turn.
+    /// Those with events, each once, in turn: their queues are `announced`.
     pub(super) waiting: VecDeque<WatchId>,
     /// Its first event waits to be announced.
     pub(super) announced: bool,
@@ -50,31 +50,30 @@ impl Connection {
             let Some(queue) = self.watches.get_mut(&id.0) else {
                 continue;
             };
-            let path = Arc::clone(queue.watched());
-            let event = queue.pop();
-            if !queue.is_empty() {
-                self.sets.get_mut(&set.0)?.waiting.push_back(id);
-            } else if let (Some(code), None) = (queue.refused, &event) {
-                let op = MsgType::WATCH;
-                return Some((path, Err(Error::Daemon { op, code })));
-            } else if queue.refused.is_some() {
-                // The error comes after the events, once.
+            queue.announced = false;
+            let op = MsgType::WATCH;
+            let event = match (queue.pop(), queue.refused) {
+                (Some(event), _) => Ok(event),
+                (None, Some(code)) => Err(Error::Daemon { op, code }),
+                (None, None) => continue,
+            };
+            // The error comes after the events, once.
+            if event.is_ok() && (!queue.is_empty() || queue.refused.is_some()) {
+                queue.announced = true;
                 self.sets.get_mut(&set.0)?.waiting.push_back(id);
             }
-            if let Some(event) = event {
-                return Some((path, Ok(event)));
-            }
+            return Some((Arc::clone(queue.watched()), event));
         }
         let failure = self.failure?;
         Some(("".into(), Err(failure.into())))
     }
 
-    /// Puts a watch with a first event into the queue of its set.
-    pub(super) fn announce_in_set(&mut self, set: WatchId, watch: WatchId) {
+    /// Names a set one of whose watches has an event. A watch that is `new` there gets its turn.
+    pub(super) fn announce_in_set(&mut self, set: WatchId, watch: WatchId, new: bool) {
         let Some(members) = self.sets.get_mut(&set.0) else {
             return;
         };
-        if !members.waiting.contains(&watch) {
+        if new {
             members.waiting.push_back(watch);
         }
         if !std::mem::replace(&mut members.announced, true) {
