@@ -81,3 +81,45 @@ impl Connection {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::proto::{Failure, Quirks};
+    use crate::reconnect::Repeat;
+    use crate::wire::encode;
+
+    /// Also if it is to be announced again while it has its turn, as it is after a loss.
+    #[test]
+    fn a_watch_has_one_turn_in_its_set_and_its_refusal_comes_last_and_once() {
+        let mut connection = Connection::new(Quirks::SOCKET);
+        connection.survive(Repeat::Never);
+        let set = connection.add_set();
+        let watch = connection.add_watch_to(Some(set), "/w");
+        let token = Connection::token(watch);
+        let fields: [&[u8]; 4] = [b"/w", b"\0", token.as_bytes(), b"\0"];
+        connection.request(MsgType::WATCH, 0, &fields).unwrap();
+        connection.poll_outgoing().unwrap();
+        let mut bytes = encode(MsgType::WATCH, 1, 0, &[b"OK\0"]).unwrap();
+        for path in ["/w/1", "/w/2"] {
+            let fields: [&[u8]; 4] = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
+            bytes.extend(encode(MsgType::WATCH_EVENT, 0, 0, &fields).unwrap());
+        }
+        connection.handle_input(&bytes).unwrap();
+        let (_, first) = connection.poll_set_event(set).unwrap();
+        assert_eq!(&*first.unwrap().path, "/w/1");
+        connection.handle_failure(Failure::Closed);
+        connection.handle_reconnected(Quirks::SOCKET);
+        assert_eq!(connection.sets[&set.0].waiting, [watch]);
+        connection.poll_outgoing().unwrap();
+        let refusal = encode(MsgType::ERROR, 2, 0, &[b"E2BIG\0"]).unwrap();
+        connection.handle_input(&refusal).unwrap();
+        assert_eq!(connection.sets[&set.0].waiting, [watch]);
+        let (_, event) = connection.poll_set_event(set).unwrap();
+        assert!(event.unwrap().reconnected);
+        let (path, refused) = connection.poll_set_event(set).unwrap();
+        assert_eq!(&*path, "/w");
+        assert_eq!(refused.unwrap_err().errno(), Some(libc::E2BIG));
+        assert!(connection.poll_set_event(set).is_none());
+    }
+}
