@@ -186,8 +186,8 @@ impl Store {
         }
     }
 
-    /// Makes the connection again when it is lost, to the same socket or device, as `policy`
-    /// says. To be called before the connection is shared.
+    /// Makes the connection again when it is lost, to the same socket or device, by `policy`.
+    /// To be called before the connection is shared.
     ///
     /// There is no thread of its own: a call that waits connects, and so does the next request or
     /// [`Watch::try_next`](crate::Watch::try_next). Requests made while the connection is lost
@@ -196,7 +196,7 @@ impl Store {
     /// * Watches are set again before anything else is sent. Each gets an event with
     ///   [`WatchEvent::reconnected`](crate::WatchEvent::reconnected): look again, and write again
     ///   what a restarted daemon has lost.
-    /// * Requests that were pending at the loss end with [`Error::Lost`], which says whether they
+    /// * Requests that were pending at the loss end with [`Error::Lost`], which reports whether they
     ///   can have been carried out, or are sent again: see [`Repeat`](crate::Repeat).
     /// * A transaction ends: its requests fail with [`Error::Lost`], which names it.
     ///   [`Store::with_transaction`] begins again if nothing of it was carried out.

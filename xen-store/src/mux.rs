@@ -204,7 +204,7 @@ impl<S: Stream> Mux<S> {
         Ok(Self { stream, ..self })
     }
 
-    /// Makes a lost connection again, as `policy` says.
+    /// Makes the end of the transport a loss, after which `policy` decides when to connect.
     pub(crate) fn survive(&self, policy: Reconnect) -> Result<()> {
         let mut state = self.enter()?;
         if let Some(failure) = state.proto.failure() {
@@ -546,7 +546,7 @@ impl State {
         !self.writing && !self.no_room && self.proto.has_outgoing()
     }
 
-    /// When to connect again; `None` unless the connection is lost, and while somebody connects.
+    /// Returns when to connect again; `None` unless the connection is lost, and while somebody connects.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         let schedule = self.schedule.as_ref().filter(|_| !self.connecting)?;
         self.proto.loss().and_then(|_| schedule.poll_timeout())

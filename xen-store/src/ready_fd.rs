@@ -1,4 +1,4 @@
-//! A descriptor that tells a poll loop when one watch has something to say.
+//! A descriptor that is readable while a watch may have an event.
 //!
 //! The connection's own descriptor is not enough when several threads share it: another thread
 //! may already have read the event into memory. An [`ReadyFd`] is an epoll set of two: the

@@ -149,7 +149,7 @@ impl Schedule {
         }
     }
 
-    /// The connection is lost. Returns when to connect; `None` if no attempt is left.
+    /// Plans the first attempt after a loss. Returns when it is due; `None` if none is left.
     pub(crate) fn handle_loss(&mut self, now: Instant) -> Option<Instant> {
         let lived = now.saturating_duration_since(self.connected);
         if lived >= self.longest_pause() {
@@ -158,7 +158,7 @@ impl Schedule {
         self.plan(now)
     }
 
-    /// An attempt failed. Returns when to make the next; `None` if none is left.
+    /// Plans the attempt after one that failed. Returns when it is due; `None` if none is left.
     pub(crate) fn handle_refusal(&mut self, now: Instant) -> Option<Instant> {
         self.plan(now)
     }
@@ -168,7 +168,7 @@ impl Schedule {
         self.next = None;
     }
 
-    /// When the next attempt is to be made.
+    /// Returns when the next attempt is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.next
     }

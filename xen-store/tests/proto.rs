@@ -483,7 +483,7 @@ fn write(connection: &mut Connection) -> RequestId {
         .unwrap()
 }
 
-/// Takes the answer, which has to be [`Error::Lost`]; whether it may be done, and the transaction.
+/// Takes the answer, which has to be [`Error::Lost`]. Returns `may_be_done` and the transaction.
 #[track_caller]
 fn lost_answer(connection: &mut Connection, id: RequestId) -> (bool, Option<u32>) {
     match connection.poll_reply(id) {
@@ -537,7 +537,7 @@ fn of_a_lost_transaction_only_the_commit_may_be_done() {
 }
 
 #[test]
-fn the_policy_says_which_requests_are_sent_again() {
+fn the_policy_decides_which_requests_are_sent_again() {
     let sent_again = |repeat| {
         let (mut read_id, mut write_id, mut control_id) = (None, None, None);
         let mut connection = lost(repeat, |connection| {
@@ -631,8 +631,8 @@ fn a_watch_that_is_refused_on_the_next_connection_has_the_error() {
     let message = sent(&mut connection);
     connection.poll_event(watch).unwrap().unwrap();
     ready(&mut connection);
-    let told = receive(&mut connection, MsgType::ERROR, message.req_id, b"E2BIG\0");
-    assert_eq!(told, [Ready::Event(watch)]);
+    let notices = receive(&mut connection, MsgType::ERROR, message.req_id, b"E2BIG\0");
+    assert_eq!(notices, [Ready::Event(watch)]);
     let error = connection.poll_event(watch).unwrap().unwrap_err();
     assert!(
         matches!(

@@ -33,7 +33,7 @@ use xen_store::tokio::{Store as AsyncStore, Watch};
 use xen_store::{Error, Reconnect, Repeat, Result, Store, WatchEvent};
 use xen_store_server::{Config, Server};
 
-/// Restarts unless `STORE_RESTARTS` says otherwise.
+/// Restarts if `STORE_RESTARTS` is not set.
 const RESTARTS: u64 = 10;
 const THREADS: usize = 64;
 const TASKS: usize = 1000;

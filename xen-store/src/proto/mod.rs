@@ -185,7 +185,7 @@ impl Connection {
         }
     }
 
-    /// Makes the end of the transport a loss, which does not finish the connection. `repeat` says
+    /// Makes the end of the transport a loss, which does not finish the connection. `repeat` sets
     /// which requests are sent again.
     pub fn survive(&mut self, repeat: Repeat) {
         self.repeat = Some(repeat);

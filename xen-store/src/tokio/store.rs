@@ -95,8 +95,8 @@ impl Store {
         }
     }
 
-    /// Makes the connection again when it is lost, to the same socket or device, as `policy`
-    /// says. As [`Store::reconnecting`](crate::Store::reconnecting); the connection's own task
+    /// Makes the connection again when it is lost, to the same socket or device, by `policy`.
+    /// As [`Store::reconnecting`](crate::Store::reconnecting); the connection's own task
     /// connects, and clones may exist already.
     ///
     /// # Errors

@@ -222,7 +222,7 @@ fn attempts_that_are_used_up_end_the_connection() {
     assert!(store.read("/a").unwrap_err().is_fatal());
 }
 
-/// Nobody waits in the store: the descriptor says when to look, also when to connect.
+/// Nobody waits in the store: the descriptor is readable when it is time to look or to connect.
 #[test]
 fn a_poll_loop_reconnects() {
     let mut daemon = Restarts::start();
