@@ -102,8 +102,8 @@ impl Store {
     /// Connects to the daemon of this host.
     ///
     /// Tries `/run/xenstored/socket`, `/var/run/xenstored/socket`, `/dev/xen/xenbus` and
-    /// `/proc/xen/xenbus`, and takes the first that answers. The environment is not consulted;
-    /// a program that wants to honour `XENSTORED_PATH` calls [`Store::connect`].
+    /// `/proc/xen/xenbus`, and takes the first that answers. The environment is not consulted:
+    /// [`Store::connect_from_environment`] does that.
     ///
     /// # Errors
     ///
@@ -170,20 +170,28 @@ impl Store {
         })
     }
 
-    /// Connects to the daemon that the environment names.
+    /// Connects to the daemon that the environment names: to the socket or device in
+    /// `XENSTORED_PATH`, as libxenstore takes it. Returns `None` if the variable is not set.
     ///
-    /// As [`Store::connect`] to the path in `XENSTORED_PATH`, a socket or the kernel's device, as
-    /// libxenstore takes it. If the variable is not set, as [`Store::open`]. Not for a program
-    /// that runs with more rights than its caller.
+    /// Needs no Xen. Not for a program that runs with more rights than its caller.
+    ///
+    /// ```no_run
+    /// # fn f() -> Result<(), Box<dyn std::error::Error>> {
+    /// use xen_store::Store;
+    ///
+    /// let store = match Store::connect_from_environment()? {
+    ///     Some(store) => store,
+    ///     None => Store::open(&xen_sys::Xen::open()?)?,
+    /// };
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
-    /// As [`Store::connect`] and [`Store::open`].
-    pub fn open_from_environment(xen: &Xen) -> Result<Self> {
-        match transport::path_from_environment() {
-            Some(path) => Self::connect(path),
-            None => Self::open(xen),
-        }
+    /// As [`Store::connect`].
+    pub fn connect_from_environment() -> Result<Option<Self>> {
+        let path = transport::path_from_environment();
+        path.map(Self::connect).transpose()
     }
 
     /// Makes the connection again when it is lost, to the same socket or device, by `policy`.

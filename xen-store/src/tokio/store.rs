@@ -82,16 +82,16 @@ impl Store {
         Ok(Self(inner))
     }
 
-    /// As [`Store::open_from_environment`](crate::Store::open_from_environment), waiting as
+    /// As [`Store::connect_from_environment`](crate::Store::connect_from_environment), waiting as
     /// [`Store::connect`] does.
     ///
     /// # Errors
     ///
     /// As [`Store::connect`].
-    pub async fn open_from_environment(xen: &xen_sys::Xen) -> Result<Self> {
+    pub async fn connect_from_environment() -> Result<Option<Self>> {
         match transport::path_from_environment() {
-            Some(path) => Self::connect(path).await,
-            None => Self::open(xen).await,
+            Some(path) => Self::connect(path).await.map(Some),
+            None => Ok(None),
         }
     }
 

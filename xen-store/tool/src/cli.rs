@@ -305,9 +305,12 @@ pub(crate) fn from_classic(mut args: Vec<OsString>) -> Vec<OsString> {
 impl Cli {
     /// Connects to the store.
     pub(crate) fn open(&self) -> Outcome<Store> {
-        let named = std::env::var_os("XENSTORED_PATH").map(PathBuf::from);
-        let store = match self.socket.clone().or(named) {
-            Some(path) => Store::connect(path),
+        let named = match &self.socket {
+            Some(path) => Store::connect(path).map(Some),
+            None => Store::connect_from_environment(),
+        };
+        let store = match named.transpose() {
+            Some(store) => store,
             None => {
                 let xen = Xen::open().map_err(|error| Failure::failed(error.to_string()))?;
                 Store::open(&xen)
