@@ -32,10 +32,19 @@ struct Node {
     /// Names in a part of the list. 0: it is one message.
     part: usize,
     generation: u32,
-    /// How many times the generation changes while the list is read in parts.
+    /// How many times the list changes while it is read in parts.
     changes: u8,
     /// The client may not read it.
     is_shut: bool,
+}
+
+impl Node {
+    /// Changes the order of the list, so that parts before and after make no list together.
+    fn change(&mut self) {
+        self.generation += 1;
+        let by = self.names.len().min(1);
+        self.names.rotate_left(by);
+    }
 }
 
 /// The nodes of a right daemon.
@@ -99,7 +108,7 @@ impl Model {
                 let (mut skip, mut first) = (offset.parse::<usize>().unwrap(), 0);
                 if skip > 0 && node.changes > 0 {
                     node.changes -= 1;
-                    node.generation += 1;
+                    node.change();
                 }
                 while skip > 0 {
                     // After lies, an offset may be in the middle of a name, or beyond the last.
@@ -329,7 +338,7 @@ impl<'a> Bench<'a> {
                 self.changes += 1;
                 let node = self.model.0.values_mut().nth(at % 48);
                 if let Some(node) = node {
-                    node.generation += 1;
+                    node.change();
                 }
             }
             (14, _) if code == 14 => self.lie(input),
