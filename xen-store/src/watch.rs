@@ -54,9 +54,14 @@ impl Store {
     /// 4.21 and later have it), and by the kernel's device, which does not pass the depth on.
     pub fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
         StorePath::new(path)?;
-        self.mux.passes_depth()?;
-        takes_depth(self.features())?;
+        self.check_depth()?;
         self.watch_with(path, Some(depth), None)
+    }
+
+    /// Fails unless the connection and the daemon take the depth of a watch.
+    pub(crate) fn check_depth(&self) -> Result<()> {
+        self.mux.passes_depth()?;
+        takes_depth(self.features())
     }
 
     /// A watch by itself, or one whose events are those of a set.

@@ -109,9 +109,24 @@ impl WatchSet {
     ///
     /// As [`Store::watch`].
     pub fn add(&self, path: &str) -> Result<()> {
+        self.add_with(path, None)
+    }
+
+    /// As [`WatchSet::add`], for changes at most `depth` levels below `path` only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::watch_depth`].
+    pub fn add_depth(&self, path: &str, depth: u32) -> Result<()> {
+        StorePath::new(path)?;
+        self.store.check_depth()?;
+        self.add_with(path, Some(depth))
+    }
+
+    fn add_with(&self, path: &str, depth: Option<u32>) -> Result<()> {
         let path = StorePath::new(path)?.as_str();
         if !self.members.contain(path) {
-            let watch = self.store.watch_with(path, None, Some(self.id))?;
+            let watch = self.store.watch_with(path, depth, Some(self.id))?;
             self.members.insert(path, watch);
         }
         Ok(())

@@ -96,9 +96,24 @@ impl WatchSet {
     ///
     /// As there.
     pub async fn add(&self, path: &str) -> Result<()> {
+        self.add_with(path, None).await
+    }
+
+    /// As [`WatchSet::add_depth`](crate::WatchSet::add_depth). Dropping the future adds nothing.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn add_depth(&self, path: &str, depth: u32) -> Result<()> {
+        StorePath::new(path)?;
+        self.store.check_depth().await?;
+        self.add_with(path, Some(depth)).await
+    }
+
+    async fn add_with(&self, path: &str, depth: Option<u32>) -> Result<()> {
         let path = StorePath::new(path)?.as_str();
         if !self.members.contain(path) {
-            let watch = self.store.watch_with(path, None, Some(self.id)).await?;
+            let watch = self.store.watch_with(path, depth, Some(self.id)).await?;
             self.members.insert(path, watch);
         }
         Ok(())

@@ -203,9 +203,14 @@ impl Store {
     /// As [`Store::watch_depth`](crate::Store::watch_depth).
     pub async fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
         StorePath::new(path)?;
-        self.0.mux.passes_depth()?;
-        takes_depth(self.features().await)?;
+        self.check_depth().await?;
         self.watch_with(path, Some(depth), None).await
+    }
+
+    /// Fails unless the connection and the daemon take the depth of a watch.
+    pub(super) async fn check_depth(&self) -> Result<()> {
+        self.0.mux.passes_depth()?;
+        takes_depth(self.features().await)
     }
 
     /// A watch by itself, or one whose events are those of a set.

@@ -207,13 +207,26 @@ fn depth_is_sent_as_a_third_field() {
     });
     let watch = store.watch_depth("/w", 1).unwrap();
     assert_eq!(watch.path(), "/w");
+    let mut peer = daemon.join().unwrap();
+    let daemon = thread::spawn(move || {
+        peer.features(b"4\0");
+        let request = peer.recv();
+        assert!(request.payload.starts_with(b"/x\0"));
+        assert!(request.payload.ends_with(b"\x002\0"));
+        peer.ok(&request);
+        peer
+    });
+    let set = store.watch_set().unwrap();
+    set.add_depth("/x", 2).unwrap();
+    assert_eq!(set.paths(), ["/x"]);
     daemon.join().unwrap();
 }
 
 /// Such a daemon might ignore the depth, and the watch would see more than it should.
 #[test]
 fn depth_is_not_sent_to_a_daemon_that_does_not_offer_it() {
-    for features in [None, Some(b"11\0".as_slice()), Some(b"0\0")] {
+    let old = [None, Some(b"11\0".as_slice()), Some(b"0\0")];
+    for (features, is_set) in old.into_iter().flat_map(|old| [(old, false), (old, true)]) {
         let (store, mut peer) = pair();
         let daemon = thread::spawn(move || {
             match features {
@@ -225,7 +238,10 @@ fn depth_is_not_sent_to_a_daemon_that_does_not_offer_it() {
             }
             assert_eq!(peer.try_recv(), None);
         });
-        let error = store.watch_depth("/w", 1).unwrap_err();
+        let error = match is_set {
+            false => store.watch_depth("/w", 1).unwrap_err(),
+            true => store.watch_set().unwrap().add_depth("/w", 1).unwrap_err(),
+        };
         let named = matches!(error, Error::NotOffered { op: MsgType::WATCH });
         assert!(named, "{error:?}");
         assert_eq!(error.errno(), Some(libc::ENOSYS));

@@ -57,7 +57,10 @@ async fn a_watch_with_a_depth_sees_no_change_below_it() {
     let server = Server::start(Config::new().extensions(true)).unwrap();
     let store = client(&server, DomId::DOM0);
     let watch = store.watch_depth("/w", 1).await.unwrap();
+    let set = store.watch_set().unwrap();
+    set.add_depth("/w", 2).await.unwrap();
     assert_eq!(&*watch.next().await.unwrap().path, "/w");
+    assert_eq!(&*set.next().await.unwrap().1.path, "/w");
     store.write("/w/a/deep", "").await.unwrap();
     store.write("/w/b", "").await.unwrap();
     let mut seen = Vec::new();
@@ -65,6 +68,9 @@ async fn a_watch_with_a_depth_sees_no_change_below_it() {
         seen.push(event.path.to_string());
     }
     assert_eq!(seen, ["/w/b"]);
+    for path in ["/w/a/deep", "/w/b"] {
+        assert_eq!(&*set.next().await.unwrap().1.path, path);
+    }
 }
 
 /// Each task adds to the same node; no addition is lost, and none meets too many conflicts.
@@ -201,6 +207,9 @@ async fn a_daemon_that_lacks_a_request_is_named_by_both_clients() {
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
     assert!(matches!(ours, Error::NotOffered { .. }), "{ours:?}");
     let depth = store.watch_depth("/w", 1).await.unwrap_err();
+    assert!(matches!(depth, Error::NotOffered { .. }), "{depth:?}");
+    let set = store.watch_set().unwrap();
+    let depth = set.add_depth("/w", 1).await.unwrap_err();
     assert!(matches!(depth, Error::NotOffered { .. }), "{depth:?}");
     assert_eq!(server.stats().watches, 0);
 }
