@@ -1,20 +1,20 @@
 //! The parts of the store that change most.
 //!
-//! The store does not say who wrote. A path tells it nearly always: a guest writes in its own home,
-//! a backend in that of its domain, the toolstack in `/libxl` and `/vm`. Changes of one node that
-//! come faster than they are read count once.
+//! The store does not report the writer. A path nearly always shows it: a guest writes in its own
+//! home, a backend in that of its domain, the toolstack in `/libxl` and `/vm`. Changes of one node
+//! that come faster than they are read count once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use serde_json::{Map, Value};
-use xen_store::{Store, StorePath};
+use xen_store::{Deadline, Store, WatchEvent};
 
 use crate::cli::Top;
 use crate::failure::{Failure, Outcome};
 use crate::output::Output;
 use crate::text::escape;
-use crate::watch::deadline;
+use crate::watch::is_over;
 
 /// Limit of the paths that are counted one by one in a round; others count for their part only.
 const PATHS: usize = 10_000;
@@ -30,6 +30,32 @@ struct Part {
     paths: HashMap<String, u64>,
 }
 
+/// The changes of one round.
+#[derive(Debug, Default)]
+struct Round {
+    parts: BTreeMap<String, Part>,
+    /// The paths that are counted one by one.
+    paths: usize,
+}
+
+impl Round {
+    fn count(&mut self, event: &WatchEvent) {
+        let name = part_of(&event.path);
+        if self.parts.len() >= PARTS && !self.parts.contains_key(name) {
+            return;
+        }
+        let part = self.parts.entry(name.to_owned()).or_default();
+        part.changes += 1;
+        part.is_more |= event.rescan;
+        if let Some(count) = part.paths.get_mut(&*event.path) {
+            *count += 1;
+        } else if self.paths < PATHS {
+            self.paths += 1;
+            part.paths.insert(event.path.to_string(), 1);
+        }
+    }
+}
+
 /// Shows the changes of each span of time.
 pub(crate) fn top(store: &Store, args: &Top, output: &mut Output) -> Outcome {
     let failed = Failure::about(&args.path);
@@ -39,25 +65,16 @@ pub(crate) fn top(store: &Store, args: &Top, output: &mut Output) -> Outcome {
     let mut left = args.number;
     while left != Some(0) {
         let begun = Instant::now();
-        let end = deadline(Some(args.interval));
-        let (mut parts, mut counted) = (BTreeMap::<String, Part>::new(), 0);
+        let end = Deadline::after(args.interval);
+        let mut round = Round::default();
         while let Some(event) = watch.next(end).map_err(&failed)? {
-            let name = part_of(&event.path);
-            if parts.len() < PARTS || parts.contains_key(name) {
-                let part = parts.entry(name.to_owned()).or_default();
-                part.changes += 1;
-                part.is_more |= event.rescan;
-                if counted < PATHS || part.paths.contains_key(&*event.path) {
-                    counted += 1;
-                    *part.paths.entry(event.path.to_string()).or_default() += 1;
-                }
-            }
+            round.count(&event);
             // Events may arrive without end.
-            if end.is_some_and(|end| end <= Instant::now()) {
+            if is_over(end) {
                 break;
             }
         }
-        show(store, &parts, begun, args.lines, output)?;
+        show(store, &round.parts, begun, args.lines, output)?;
         output.flush()?;
         left = left.map(|left| left - 1);
     }
@@ -122,8 +139,7 @@ fn show(
             continue;
         }
         let sign = if part.is_more { "+" } else { "" };
-        let within = StorePath::new(most).map_or("", |most| most.as_str());
-        let within = within.strip_prefix(path.as_str()).unwrap_or(within);
+        let within = most.strip_prefix(path.as_str()).unwrap_or(most);
         output.line(&format!(
             "{:<24} {:<16} {:>9} {rate:>10.1}  {}",
             escape(path.as_bytes()),
@@ -141,6 +157,30 @@ fn show(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_changes_often_leaves_room_for_others() {
+        let event = |path: &str| WatchEvent {
+            path: path.into(),
+            rescan: false,
+            reconnected: false,
+        };
+        let mut round = Round::default();
+        for _ in 0..=PATHS {
+            round.count(&event("/vm/busy"));
+        }
+        round.count(&event("/libxl/5"));
+        assert_eq!(round.parts["/vm"].paths["/vm/busy"], PATHS as u64 + 1);
+        assert_eq!(round.parts["/libxl"].paths["/libxl/5"], 1);
+        for n in 0..=PATHS {
+            round.count(&event(&format!("/tool/{n}")));
+            round.count(&event(&format!("/{n}")));
+        }
+        let paths = round.parts.values().map(|part| part.paths.len());
+        assert_eq!(paths.sum::<usize>(), PATHS);
+        assert_eq!(round.parts.len(), PARTS);
+        assert_eq!(round.parts["/tool"].changes, PATHS as u64 + 1);
+    }
 
     #[test]
     fn a_path_belongs_to_a_home_or_to_the_top_of_the_tree() {

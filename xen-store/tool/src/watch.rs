@@ -1,12 +1,9 @@
 //! The commands that wait for changes.
 
-use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
-use xen_store::{Store, StorePath, WatchEvent};
+use xen_store::{Deadline, Store, StorePath, WatchEvent};
 
 use crate::cli::{Wait, Watch};
 use crate::failure::{Failure, Outcome};
@@ -14,73 +11,47 @@ use crate::nodes::value_of;
 use crate::output::{Output, about, add_value};
 use crate::text::escape;
 
-/// Returns the end of a span of time; `None` for a span without an end.
-pub(crate) fn deadline(span: Option<Duration>) -> Option<Instant> {
-    // A span beyond what the clock counts has no end either.
-    span.and_then(|span| Instant::now().checked_add(span))
-}
-
 /// Prints changes.
 pub(crate) fn watch(store: &Store, args: &Watch, output: &mut Output) -> Outcome {
-    let deadline = deadline(args.timeout);
-    let mut watches = Vec::new();
+    let deadline = args.timeout.map_or(Deadline::NEVER, Deadline::after);
+    let failed = Failure::about("the store");
+    let set = store.watch_set().map_err(&failed)?;
     for path in &args.nodes.paths {
-        let watch = match args.depth {
-            Some(depth) => store.watch_depth(path, depth),
-            None => store.watch(path),
+        let added = match args.depth {
+            Some(depth) => set.add_depth(path, depth),
+            None => set.add(path),
         };
-        watches.push(watch.map_err(Failure::about(path))?);
+        added.map_err(Failure::about(path))?;
     }
     let mut left = args.number;
-    loop {
-        let mut shown = false;
-        for watch in &watches {
-            let about = Failure::about(watch.path());
-            while left != Some(0) {
-                let Some(event) = watch.try_next().map_err(&about)? else {
-                    break;
-                };
-                show(store, &event, args.values, output)?;
-                left = left.map(|left| left - 1);
-                shown = true;
+    while left != Some(0) {
+        let event = match set.try_next() {
+            Ok(None) => {
+                // The reader sees the lines so far before the next change.
+                output.flush()?;
+                set.next(deadline)
             }
+            event => event,
+        };
+        let Some((_, event)) = event.map_err(&failed)? else {
+            break;
+        };
+        show(store, &event, args.values, output)?;
+        left = left.map(|left| left - 1);
+        // Events may arrive without end.
+        if is_over(deadline) {
+            break;
         }
-        output.flush()?;
-        if left == Some(0) {
-            return Ok(());
-        }
-        if shown {
-            // The requests for values may have read events of other watches into memory.
-            continue;
-        }
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return match left {
-                Some(left) => Err(Failure::timed_out(format!("{left} changes did not come"))),
-                None => Ok(()),
-            };
-        }
-        sleep(store, deadline)?;
+    }
+    match left {
+        None | Some(0) => Ok(()),
+        Some(left) => Err(Failure::timed_out(format!("{left} changes did not come"))),
     }
 }
 
-/// Sleeps until the store's connection has something to read, or until the deadline.
-fn sleep(store: &Store, deadline: Option<Instant>) -> Outcome {
-    let limit = match deadline {
-        // In milliseconds, rounded up: the last one is not spent spinning.
-        Some(deadline) => {
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .as_millis()
-                + 1;
-            let left = i32::try_from(left).unwrap_or(i32::MAX);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        }
-        None => PollTimeout::NONE,
-    };
-    match poll(&mut [PollFd::new(store.as_fd(), PollFlags::POLLIN)], limit) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(Failure::failed(format!("poll: {errno}"))),
-    }
+/// Returns whether a deadline has passed.
+pub(crate) fn is_over(deadline: Deadline) -> bool {
+    deadline.instant().is_some_and(|end| end <= Instant::now())
 }
 
 /// Prints a change, with the node's value if `values`.
@@ -89,19 +60,23 @@ fn show(store: &Store, event: &WatchEvent, values: bool, output: &mut Output) ->
     let is_node = StorePath::new(&event.path).is_ok_and(|path| !path.is_special());
     let with_value = values && is_node;
     let value = match with_value.then(|| store.read_optional(&event.path)) {
-        None => None,
-        Some(Ok(value)) => Some(value),
-        Some(Err(error)) if error.is_denied() => None,
-        Some(Err(error)) => return Err(Failure::about(&event.path)(error)),
+        Some(Err(error)) if !error.is_denied() => {
+            return Err(Failure::about(&event.path)(error));
+        }
+        value => value,
     };
     if output.json {
         let mut object = about(&event.path);
         object.insert("below".to_owned(), Value::Bool(event.rescan));
-        if let Some(value) = &value {
-            object.insert("exists".to_owned(), Value::Bool(value.is_some()));
-            if let Some(value) = value {
-                add_value(&mut object, Some(value));
+        match &value {
+            Some(Ok(value)) => {
+                object.insert("exists".to_owned(), Value::Bool(value.is_some()));
+                if let Some(value) = value {
+                    add_value(&mut object, Some(value));
+                }
             }
+            Some(Err(_)) => add_value(&mut object, None),
+            None => {}
         }
         return output.object(object);
     }
@@ -110,8 +85,9 @@ fn show(store: &Store, event: &WatchEvent, values: bool, output: &mut Output) ->
         line += &output.remark("or anything below");
     }
     match value {
-        Some(Some(value)) => line += &format!(" = {}", output.value(&value)),
-        Some(None) => line += &output.remark("no such node"),
+        Some(Ok(Some(value))) => line += &format!(" = {}", output.value(&value)),
+        Some(Ok(None)) => line += &output.remark("no such node"),
+        Some(Err(_)) => line += &output.remark("no permission to read"),
         None => {}
     }
     output.line(&line)
@@ -123,7 +99,7 @@ pub(crate) fn wait(store: &Store, args: &Wait, output: &mut Output) -> Outcome {
         Some(word) => Some(value_of(word, false)?),
         None => None,
     };
-    let deadline = deadline(args.timeout);
+    let deadline = args.timeout.map_or(Deadline::NEVER, Deadline::after);
     let holds = |value: Option<&[u8]>| match (value, &wanted) {
         (value, _) if args.gone => value.is_none(),
         (None, _) => false,
@@ -136,7 +112,7 @@ pub(crate) fn wait(store: &Store, args: &Wait, output: &mut Output) -> Outcome {
     let found = match found {
         Ok(Some(value)) => value,
         Ok(None) => {
-            let message = format!("{}: it did not come to that in time", args.path);
+            let message = format!("{}: timed out", args.path);
             return Err(Failure::timed_out(message));
         }
         Err(error) => return Err(Failure::about(&args.path)(error)),
