@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
+use std::mem::size_of;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use xen_store::request::{Mkdir, Request, SetPermissions, Write};
-use xen_store::{Change, MAX_TREE, Node, Permissions, Result, Snapshot, Store, StorePath};
+use xen_store::{Change, MAX_TREE, Node, Perm, Permissions, Result, Snapshot, Store, StorePath};
 use xen_store::{Transaction, path};
 
 use crate::cli::{Diff, Export, Import};
@@ -23,11 +24,11 @@ use crate::nodes::{below, first_error, snapshot, transact};
 use crate::output::{Output, Part, about, node_object, permissions_word};
 use crate::text::{from_hex, quote};
 
-/// The name of the field that says that a file is an export, and its version.
+/// The name of the field that marks a file as an export, and its version.
 const FORMAT: (&str, u64) = ("xstore_export", 1);
 /// Limit of one line of a file in bytes. The longest path and value take less than half of it.
 const LINE: u64 = 64 << 10;
-/// Bytes counted for a node beside its path and value.
+/// Bytes counted for a node beside its path, value and permissions, as a snapshot counts them.
 const NODE: usize = 64;
 
 /// A tree with paths relative to its root.
@@ -73,8 +74,13 @@ fn of_file(file: &Path) -> Outcome<Tree> {
 }
 
 /// Reads an exported tree. A file may contain anything.
-fn load(name: &str, mut lines: impl BufRead) -> Outcome<Tree> {
-    let (mut root, mut nodes, mut size) = (None, Vec::new(), 0_usize);
+fn load(name: &str, lines: impl BufRead) -> Outcome<Tree> {
+    load_within(MAX_TREE, name, lines)
+}
+
+/// Reads an exported tree of at most `limit` bytes, counted as for a snapshot.
+fn load_within(limit: usize, name: &str, mut lines: impl BufRead) -> Outcome<Tree> {
+    let (mut root, mut nodes, mut size) = (None, BTreeMap::new(), 0_usize);
     for number in 1_u64.. {
         let wrong = |what: &str| Failure::failed(format!("{name}: line {number}: {what}"));
         let mut line = Vec::new();
@@ -102,11 +108,15 @@ fn load(name: &str, mut lines: impl BufRead) -> Outcome<Tree> {
         }
         let (path, node) = node(&object).ok_or_else(|| wrong("no node"))?;
         let value = node.value.as_ref().map_or(0, Vec::len);
-        size = size.saturating_add(NODE + path.len() + value);
-        if size > MAX_TREE {
+        let entries = node.permissions.as_ref().map_or(0, |p| p.entries().len());
+        let entries = entries.saturating_mul(size_of::<Perm>());
+        size = size.saturating_add(NODE + path.len() + value + entries);
+        if size > limit {
             return Err(wrong("the tree is too large"));
         }
-        nodes.push((path, node));
+        if nodes.insert(path, node).is_some() {
+            return Err(wrong("a second line about the same node"));
+        }
     }
     let root = root.ok_or_else(|| Failure::failed(format!("{name}: empty")))?;
     Ok(Tree {
@@ -223,37 +233,41 @@ pub(crate) fn diff(args: &Diff, open: impl Fn() -> Outcome<Store>, output: &mut 
         nodes.collect::<Snapshot>()
     });
     let changes = earlier.diff(&later);
-    for change in &changes {
-        // Each node has the path that it has in its own tree.
-        let (old, new) = match *change {
-            Change::Added { node, .. } => (None, Some(node)),
-            Change::Removed { node, .. } => (Some(node), None),
-            Change::Changed { before, after, .. } => (Some(before), Some(after)),
-        };
-        let old = old.map(|node| (full(&before.root, change.path()), node));
-        let new = new.map(|node| (full(&after.root, change.path()), node));
-        if output.json {
-            let mut object = about(change.path());
-            for (name, side) in [("before", old), ("after", new)] {
-                let side = side.map(|(path, node)| Value::Object(node_object(&path, node)));
-                object.insert(name.to_owned(), side.into());
-            }
-            output.object(object)?;
-            continue;
-        }
-        let sides = [(Part::Removed, '-', old), (Part::Added, '+', new)];
-        for (part, sign, side) in sides {
-            if let Some((path, node)) = side {
-                let line = output.paint(part, &format!("{sign} {}", line(&path, node)));
-                output.line(&line)?;
-            }
-        }
-    }
     if changes.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::no())
+        return Ok(());
     }
+    for change in &changes {
+        // A reader that has enough of the lines gets the same answer.
+        show(change, &before.root, &after.root, output)
+            .map_err(|failure| failure.or_worse(Failure::no()))?;
+    }
+    Err(Failure::no())
+}
+
+/// Shows a node that differs, with the path that it has in its own tree.
+fn show(change: &Change<'_>, before: &str, after: &str, output: &mut Output) -> Outcome {
+    let (old, new) = match *change {
+        Change::Added { node, .. } => (None, Some(node)),
+        Change::Removed { node, .. } => (Some(node), None),
+        Change::Changed { before, after, .. } => (Some(before), Some(after)),
+    };
+    let old = old.map(|node| (full(before, change.path()), node));
+    let new = new.map(|node| (full(after, change.path()), node));
+    if output.json {
+        let mut object = about(change.path());
+        for (name, side) in [("before", old), ("after", new)] {
+            let side = side.map(|(path, node)| Value::Object(node_object(&path, node)));
+            object.insert(name.to_owned(), side.into());
+        }
+        return output.object(object);
+    }
+    for (part, sign, side) in [(Part::Removed, '-', old), (Part::Added, '+', new)] {
+        if let Some((path, node)) = side {
+            let line = output.paint(part, &format!("{sign} {}", line(&path, node)));
+            output.line(&line)?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns a node as text; its path has no foreign characters.
@@ -307,13 +321,42 @@ mod tests {
             r#"{"path":"b","value":"","permissions":[]}"#,
             r#"{"path":"b","value":"","permissions":["q5"]}"#,
             r#"{"path":"b","value":5}"#,
+            "{\"path\":\"b\",\"value\":\"\"}\n{\"path\":\"b\",\"value\":\"\"}",
         ] {
             let failure = format!("{:?}", load(wrong).unwrap_err());
-            assert!(failure.contains("line 2"), "{wrong}: {failure}");
+            let last = format!("line {}:", 1 + wrong.lines().count());
+            assert!(failure.contains(&last), "{wrong}: {failure}");
         }
         let long = format!("{{\"path\":\"{}\"", "x".repeat(LINE as usize));
         assert!(format!("{:?}", load(&long).unwrap_err()).contains("too long"));
         assert!(super::load("file", &b"{\"root\":\"/a\"}"[..]).is_err());
         assert!(super::load("file", &b""[..]).is_err());
+    }
+
+    #[test]
+    fn the_limit_of_a_file_counts_paths_values_and_permissions() {
+        let load = |lines: &str| {
+            let file = format!("{HEAD}{lines}");
+            load_within(1000, "file", file.as_bytes())
+        };
+        let entries = vec!["\"n0\""; 1000 / size_of::<Perm>()].join(",");
+        for (path, value, entries) in [
+            ("b", "", entries.as_str()),
+            ("b", &"v".repeat(1000), "\"n0\""),
+            (&"b".repeat(1000), "", "\"n0\""),
+        ] {
+            let line = format!(
+                "{{\"path\":\"{path}\",\"value\":\"{value}\",\"permissions\":[{entries}]}}"
+            );
+            let failure = format!("{:?}", load(&line).unwrap_err());
+            assert!(failure.contains("too large"), "{failure}");
+        }
+        let lines = |count: usize| -> String {
+            (0..count)
+                .map(|n| format!("{{\"path\":\"{n}\",\"value\":\"\"}}\n"))
+                .collect()
+        };
+        assert!(load(&lines(10)).is_ok());
+        assert!(load(&lines(1000 / NODE + 1)).is_err());
     }
 }

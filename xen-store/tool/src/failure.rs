@@ -25,7 +25,7 @@ impl Failure {
     const FAILED: u8 = 3;
     const TIMED_OUT: u8 = 4;
 
-    /// The answer is no, and standard output has the rest.
+    /// The answer is no; standard output has the details.
     pub(crate) fn no() -> Self {
         Self {
             status: Self::NO,
@@ -59,8 +59,8 @@ impl Failure {
     pub(crate) fn about<'a>(path: &'a str) -> impl Fn(Error) -> Self + 'a {
         move |error| {
             let status = match &error {
-                // These come from the command line.
                 Error::Invalid(Invalid::PayloadTooLong { .. }) => Self::FAILED,
+                // Paths and permissions are from the command line.
                 Error::Invalid(_) => Self::USAGE,
                 Error::TimedOut { .. } => Self::TIMED_OUT,
                 error if error.is_not_found() => Self::NO,
@@ -89,6 +89,15 @@ impl Failure {
 
     pub(crate) fn status(&self) -> ExitCode {
         ExitCode::from(self.status)
+    }
+
+    /// Returns the one with the higher status, or `self`.
+    pub(crate) fn or_worse(self, other: Self) -> Self {
+        if other.status > self.status {
+            other
+        } else {
+            self
+        }
     }
 }
 
