@@ -31,7 +31,7 @@ pub(crate) struct Cli {
     /// Connect to this socket or device, in place of XENSTORED_PATH or this host's store
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Give the store this long to answer a request, in seconds
+    /// Give the store this long to accept the connection and to answer a request, in seconds
     #[arg(long, global = true, value_name = "SECONDS", default_value = "30")]
     #[arg(value_parser = seconds)]
     request_timeout: Duration,
@@ -102,10 +102,10 @@ pub(crate) struct Ls {
     #[arg(value_name = "PATH", default_value = "/")]
     pub(crate) paths: Vec<String>,
     /// Print whole paths, one a line
-    #[arg(short, long)]
+    #[arg(short, long, alias = "flat")]
     pub(crate) full: bool,
     /// Print permissions too
-    #[arg(short, long)]
+    #[arg(short, long, alias = "prefix")]
     pub(crate) permissions: bool,
     /// Go this many levels down only
     #[arg(short, long, value_name = "LEVELS")]
@@ -132,7 +132,7 @@ pub(crate) struct Read {
     #[arg(short, long)]
     pub(crate) prefix: bool,
     /// Print the bytes as they are, without escapes and newlines
-    #[arg(short = 'R', long, conflicts_with_all = ["prefix", "json"])]
+    #[arg(short = 'R', long, conflicts_with = "json")]
     pub(crate) raw: bool,
 }
 
@@ -288,7 +288,7 @@ const CLASSIC: [&str; 8] = [
     "chmod", "exists", "list", "ls", "read", "rm", "watch", "write",
 ];
 
-/// Makes `xstore ls …` of `xenstore-ls …`: the program was called by a link of that name.
+/// Returns `xstore ls …` for `xenstore-ls …`, the name of a link to the program.
 pub(crate) fn from_classic(mut args: Vec<OsString>) -> Vec<OsString> {
     let name = args.first().map(Path::new).and_then(Path::file_name);
     let command = name
@@ -305,12 +305,9 @@ pub(crate) fn from_classic(mut args: Vec<OsString>) -> Vec<OsString> {
 impl Cli {
     /// Connects to the store.
     pub(crate) fn open(&self) -> Outcome<Store> {
-        let named = match &self.socket {
-            Some(path) => Store::connect(path).map(Some),
-            None => Store::connect_from_environment(),
-        };
-        let store = match named.transpose() {
-            Some(store) => store,
+        let named = std::env::var_os("XENSTORED_PATH").map(PathBuf::from);
+        let store = match self.socket.clone().or(named) {
+            Some(path) => Store::connect_until(path, self.request_timeout),
             None => {
                 let xen = Xen::open().map_err(|error| Failure::failed(error.to_string()))?;
                 Store::open(&xen)

@@ -24,6 +24,7 @@ mod watch;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::cli::{Cli, Command};
@@ -69,27 +70,35 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     let mut output = Output::new(cli.color, cli.json);
-    let ended = run(&cli, &mut output).and_then(|()| output.flush());
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // The lines before the failure belong to the result.
-            let _ = output.flush();
-            failure.report();
-            failure.status()
-        }
-    }
+    let ended = run(&cli, &mut output);
+    // The lines before a failure belong to the result.
+    let failure = match (ended, output.flush()) {
+        (Ok(()), Ok(())) => return ExitCode::SUCCESS,
+        (Ok(()), Err(failure)) | (Err(failure), Ok(())) => failure,
+        (Err(failure), Err(unwritten)) => failure.or_worse(unwritten),
+    };
+    failure.report();
+    failure.status()
 }
 
-/// Prints a fault of the command line, or the help or version that was asked for.
+/// Reports a fault of the command line, or prints the help or version that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
-    // A closed standard output is no failure of `--help`.
-    let _ = error.print();
-    if error.use_stderr() {
-        ExitCode::from(Failure::USAGE)
-    } else {
-        ExitCode::SUCCESS
+    if !error.use_stderr() {
+        // A closed standard output is no failure of `--help`.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
     }
+    let text = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing".to_owned(),
+        _ => error.to_string(),
+    };
+    // The fault, without a usage and hints behind it.
+    let fault = text.split("\n\n").next().unwrap_or_default();
+    let fault = fault.strip_prefix("error: ").unwrap_or(fault);
+    let lines: Vec<&str> = fault.lines().map(str::trim).collect();
+    let failure = Failure::usage(format!("{}; see --help", lines.join(" ")));
+    failure.report();
+    failure.status()
 }
 
 fn run(cli: &Cli, output: &mut Output) -> Outcome {

@@ -142,11 +142,14 @@ pub(crate) fn read(store: &Store, args: &Read, output: &mut Output) -> Outcome {
             let mut object = about(path);
             add_value(&mut object, Some(&value));
             output.object(object)?;
-        } else if args.raw {
-            output.raw(&value)?;
-        } else if args.prefix {
+            continue;
+        }
+        if args.prefix {
             let path = output.path(path);
-            output.line(&format!("{path}: {}", escape(&value)))?;
+            output.raw(format!("{path}: ").as_bytes())?;
+        }
+        if args.raw {
+            output.raw(&value)?;
         } else {
             output.line(&escape(&value))?;
         }
@@ -193,15 +196,14 @@ pub(crate) fn value_of(word: &OsStr, raw: bool) -> Outcome<Vec<u8>> {
     if raw {
         return Ok(bytes.to_vec());
     }
+    // The report escapes the word.
     unescape(bytes).ok_or_else(|| {
-        let word = escape(bytes);
-        Failure::usage(format!(
-            "{word}: an escape that is none; --raw takes the word as it is"
-        ))
+        let word = word.to_string_lossy();
+        Failure::usage(format!("{word}: unknown escape; a backslash is doubled"))
     })
 }
 
-/// Returns what is in a file, up to one byte more than a message can carry.
+/// Returns what is in a file. Fails if it is more than a message can carry.
 fn contents(file: &Path) -> Outcome<Vec<u8>> {
     let name = file.display().to_string();
     let mut value = Vec::new();
@@ -213,6 +215,11 @@ fn contents(file: &Path) -> Outcome<Vec<u8>> {
         open.and_then(|file| file.take(limit).read_to_end(&mut value))
     };
     read.map_err(Failure::file(&name))?;
+    if value.len() > PAYLOAD_MAX {
+        return Err(Failure::failed(format!(
+            "{name}: more than the {PAYLOAD_MAX} bytes of a message"
+        )));
+    }
     Ok(value)
 }
 
@@ -308,7 +315,7 @@ pub(crate) fn chmod(store: &Store, args: &Chmod) -> Outcome {
     })
 }
 
-/// Answers whether all nodes exist.
+/// Fails with [`Failure::no`] unless all nodes exist.
 pub(crate) fn exists(store: &Store, args: &Paths, output: &mut Output) -> Outcome {
     let mut all = true;
     for path in &args.paths {

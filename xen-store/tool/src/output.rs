@@ -16,7 +16,8 @@ pub(crate) struct Output {
     /// One JSON object a line in place of text.
     pub(crate) json: bool,
     with_color: bool,
-    is_terminal: bool,
+    /// Standard output is a terminal that has more than lines.
+    is_screen: bool,
 }
 
 /// The parts of a line that have a colour.
@@ -44,19 +45,19 @@ impl Part {
 
 impl Output {
     pub(crate) fn new(color: Color, json: bool) -> Self {
-        let is_terminal = io::stdout().is_terminal();
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_screen = io::stdout().is_terminal() && !is_dumb;
         let with_color = match color {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => is_terminal && !set("NO_COLOR") && !is_dumb,
+            Color::Auto => is_screen && !set("NO_COLOR"),
         };
         Self {
             writer: BufWriter::new(io::stdout()),
             json,
             with_color: with_color && !json,
-            is_terminal,
+            is_screen,
         }
     }
 
@@ -80,9 +81,9 @@ impl Output {
         Ok(self.writer.flush()?)
     }
 
-    /// Begins a new page of what is shown again and again: on a terminal at its top.
+    /// Begins a table that replaces the one before it: on a screen at its top.
     pub(crate) fn page(&mut self) -> Outcome {
-        if self.is_terminal && !self.json {
+        if self.is_screen && !self.json {
             self.raw(b"\x1b[H\x1b[2J")?;
         }
         Ok(())

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use xen_store::wire::{Decoder, MsgType, encode};
@@ -23,10 +25,12 @@ const NO: i32 = 1;
 const USAGE: i32 = 2;
 const FAILED: i32 = 3;
 const TIMED_OUT: i32 = 4;
+/// Nothing here takes that long unless it hangs.
+const STUCK: Duration = Duration::from_secs(20);
 
 /// A daemon, a client of domain 0, and the program.
 struct World {
-    _server: Server,
+    server: Server,
     store: Store,
     dir: TempDir,
 }
@@ -41,11 +45,7 @@ impl World {
         let server = Server::start(config).unwrap();
         server.listen(dir.path().join("socket")).unwrap();
         let store = server.connect(DomId::DOM0).unwrap();
-        Self {
-            _server: server,
-            store,
-            dir,
-        }
+        Self { server, store, dir }
     }
 
     fn socket(&self) -> PathBuf {
@@ -116,6 +116,7 @@ fn values_are_written_read_and_removed() {
     assert_eq!(world.store.read("/a/c").unwrap(), b"two\n\x1b");
     assert_eq!(world.done(&["read", "/a/b", "/a/c"]), "one\ntwo\\n\\x1b\n");
     assert_eq!(world.done(&["read", "-p", "/a/b"]), "/a/b: one\n");
+    assert_eq!(world.done(&["read", "-Rp", "/a/b"]), "/a/b: one");
     world.done(&["write", "-R", "/a/d", r"\n"]);
     assert_eq!(world.store.read("/a/d").unwrap(), br"\n");
     world.done(&["write", "/a/minus", "-5", "--", "/a/dash", "-R"]);
@@ -210,6 +211,10 @@ fn trees_are_shown_as_the_classic_tool_does() {
         world.done(&["ls", "--json", "/t/a"]),
         "{\"path\":\"/t/a/x\",\"permissions\":[\"n0\",\"r5\"],\"value\":\"1\"}\n"
     );
+    assert_eq!(
+        world.done(&["ls", "--flat", "--prefix", "/t/a"]),
+        "/t/a/x = \"1\"   (n0,r5)\n"
+    );
     world.ends(NO, &["ls", "/none"]);
     // Under the classic name, through a link.
     let link = world.file("xenstore-ls");
@@ -280,10 +285,63 @@ fn changes_are_printed_as_they_come() {
         json,
         "{\"below\":false,\"exists\":true,\"path\":\"/v\",\"value\":\"1\"}\n"
     );
+    // Of a path that is named twice there is one watch.
+    world.ends(TIMED_OUT, &["watch", "-n", "2", "-t", "0.05", "/w", "/w"]);
     // The daemon is one without depths.
     world.ends(FAILED, &["watch", "-d", "1", "/w"]);
     let new = World::with(Config::new().extensions(true));
     assert_eq!(new.done(&["watch", "-d", "1", "-n", "1", "/w"]), "/w\n");
+}
+
+#[test]
+fn a_watch_ends_in_time_while_changes_arrive() {
+    let world = World::new();
+    let is_over = AtomicBool::new(false);
+    let begun = Instant::now();
+    let output = thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in (0..500).cycle() {
+                if is_over.load(Ordering::Relaxed) || begun.elapsed() > STUCK {
+                    break;
+                }
+                world.store.write(&format!("/w/{n}"), "").unwrap();
+            }
+        });
+        let output = world.run(&["watch", "-v", "-t", "0.2", "/w"]);
+        is_over.store(true, Ordering::Relaxed);
+        output
+    });
+    assert!(check(&output, DONE).lines().count() > 1);
+    assert!(begun.elapsed() < STUCK);
+}
+
+#[test]
+fn a_node_that_may_not_be_read_is_marked() {
+    let world = World::new();
+    world.store.write("/secret", "1").unwrap();
+    world.store.write("/guest", "").unwrap();
+    let guest = DomId::new(5);
+    let read = Permissions::owner_none(DomId::DOM0).grant_read(guest);
+    world.store.set_permissions("/", &read).unwrap();
+    let socket = world.file("guest");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let ends = |status, args: &[&str]| {
+        let mut command = command(&socket, args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        world.server.add_connection(stream.into(), guest);
+        check(&child.wait_with_output().unwrap(), status)
+    };
+    let remark = "/secret (no permission to read)\n";
+    assert!(ends(DONE, &["ls", "-f"]).contains(remark));
+    assert!(ends(DONE, &["ls", "-f", "-d", "1"]).contains(remark));
+    assert_eq!(ends(DONE, &["watch", "-v", "-n", "1", "/secret"]), remark);
+    assert_eq!(
+        ends(DONE, &["--json", "watch", "-v", "-n", "1", "/secret"]),
+        "{\"below\":false,\"path\":\"/secret\",\"value\":null}\n"
+    );
+    ends(FAILED, &["read", "/secret"]);
 }
 
 #[test]
@@ -417,8 +475,15 @@ fn faults_have_statuses_and_one_line() {
         &["watch", "-n", "x", "/a"],
         &["top", "-i", "-1"],
         &["ls", "--color", "red"],
+        &["read", "-\x1b[2J"],
+        &["read", "--raw", "--json", "/a"],
+        &[],
     ] {
-        world.ends(USAGE, args);
+        let output = world.run(args);
+        check(&output, USAGE);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.starts_with("xstore: "), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
     }
     let missing = world.run(&["read", "/none"]);
     check(&missing, NO);
@@ -434,6 +499,42 @@ fn faults_have_statuses_and_one_line() {
 }
 
 #[test]
+fn a_daemon_that_does_not_answer_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    for args in [&["read", "/a"][..], &["wait", "/a"], &["watch", "/a"]] {
+        let args = [&["--request-timeout", "0.05"], args].concat();
+        check(&command(&socket, &args).output().unwrap(), TIMED_OUT);
+    }
+    // A span that the clock cannot count is without a limit.
+    let world = World::new();
+    world.done(&["--request-timeout", "1e19", "exists", "/"]);
+}
+
+#[test]
+fn lines_that_cannot_be_written_are_a_failure() {
+    let world = World::new();
+    world.store.write("/a", "1").unwrap();
+    for args in [
+        &["read", "/a"][..],
+        &["read", "/a", "/none"],
+        &["diff", "store:/", "store:/a"],
+        &["watch", "-n", "1", "/a"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = world.command(args).stdout(full).output().unwrap();
+        check(&output, FAILED);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            message.starts_with("xstore: standard output: "),
+            "{message}"
+        );
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+#[test]
 fn a_reader_that_has_enough_is_no_failure() {
     let world = World::new();
     for n in 0..3000 {
@@ -446,6 +547,11 @@ fn a_reader_that_has_enough_is_no_failure() {
     assert!(line(&mut lines).starts_with("/many/node-0 = "));
     drop(lines);
     assert_eq!(child.wait().unwrap().code(), Some(DONE));
+    // The answer of a comparison stays the same.
+    let (mut child, mut lines) = world.start(&["diff", "store:/many", "store:/tool"]);
+    assert!(line(&mut lines).starts_with("- /many"));
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(NO));
 }
 
 /// A daemon may send names that no path has, and anything else.
