@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::dist;
 use crate::host::{self, Host, Job, Options};
 use crate::progress::Step;
 use crate::workspace::Workspace;
@@ -104,13 +105,21 @@ fn on_xen(workspace: &Workspace, request: &Request, to: &Path) -> Result<()> {
     fs::write(to, rows.join("\n") + "\n").with_context(|| format!("writing {}", to.display()))
 }
 
-/// Returns the lines of the agent's comparison in a fresh host.
+/// Returns the lines of the agent's comparison in a fresh host, with the programs as they are
+/// shipped.
 pub(crate) fn rows(
     workspace: &Workspace,
     options: &Options,
     command: &str,
     timeout: Duration,
 ) -> Result<Vec<String>> {
+    if !options.no_build {
+        dist::build_as_shipped(workspace)?;
+    }
+    let options = &Options {
+        no_build: true,
+        ..options.clone()
+    };
     let host = Host::prepare(workspace, options)?;
     let job = Job {
         command: Some(format!("exec xen-testbed-agent {command}")),

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use crate::bench;
 use crate::host::Options;
 use crate::workspace::Workspace;
-use crate::{bench, dist};
 
 /// Each operation's name in the agent, and what it is.
 const OPERATIONS: &[(&str, &str)] = &[
@@ -31,13 +31,6 @@ pub(crate) fn run(
     out: &Path,
     timeout: Duration,
 ) -> Result<ExitCode> {
-    if !options.no_build {
-        dist::build_as_shipped(workspace)?;
-    }
-    let options = &Options {
-        no_build: true,
-        ..options.clone()
-    };
     let rows = bench::rows(workspace, options, "bench-calls", timeout)?;
     let rows = rows.iter().map(|row| serde_json::from_str(row));
     let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
