@@ -1,12 +1,12 @@
 //! `cargo xtask ci`: every check there is, the cheap ones first.
 
 use std::process::{Command, ExitCode};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use crate::host::Options;
+use crate::host::{self, Options};
 use crate::workspace::Workspace;
 use crate::{api, demo, dist, fuzz, miri, tests_cmd, tidy};
 
@@ -102,18 +102,33 @@ const OTHERS: &[Check] = &[
 /// Runs everything; the first fault ends it, and what runs beside it ends first.
 pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
     stage("inventories", || tidy::check(workspace))?;
-    LINTS
-        .iter()
-        .try_for_each(|check| run_check(workspace, check))?;
     let minutes = |m: u64| Duration::from_secs(m * 60);
-    // The optimiser's last pass and the demo's machine take one processor each; the compilers of
-    // the others and the interpreter have the other one.
     let (binaries, others) = thread::scope(|scope| {
-        let binaries = scope.spawn(|| {
+        // It waits for the network most of the time.
+        let packages = scope.spawn(move || {
+            stage("Debian's packages", || {
+                host::prepare_packages(workspace, options)
+            })
+        });
+        let lints = LINTS
+            .iter()
+            .try_for_each(|check| run_check(workspace, check));
+        if lints.is_err() {
+            return (joined(packages), lints);
+        }
+        // The optimiser's last pass and the demo's machine take one processor each; the compilers
+        // of the others and the interpreter have the other one.
+        let binaries = scope.spawn(move || {
             stage("static binaries", || {
                 dist::build(workspace)?;
                 dist::report(workspace)
             })?;
+            joined(packages)?;
+            let packages = scope.spawn(move || {
+                stage("Debian's packages for the tests", || {
+                    host::prepare_for_tests(workspace, options)
+                })
+            });
             stage("demo", || {
                 let code = demo::run(workspace, options, minutes(10))?;
                 ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
@@ -123,19 +138,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
                 let code = fuzz::run(workspace, fuzz::GATE, None)?;
                 ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
                 Ok(())
-            })
+            })?;
+            joined(packages)
         });
         let others = OTHERS
             .iter()
             .try_for_each(|check| run_check(workspace, check))
             .and_then(|()| stage("public APIs", || api::check(workspace)))
             .and_then(|()| stage("Miri", || miri::check(workspace)));
-        (binaries.join(), others)
-    });
-    let binaries = binaries.unwrap_or_else(|_| {
-        Err(anyhow!(
-            "the static binaries, the demo or the fuzzing panicked"
-        ))
+        (joined(binaries), others)
     });
     both(binaries, others)?;
     if skip_tests {
@@ -171,6 +182,12 @@ fn run_check(workspace: &Workspace, check: &Check) -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// The result of a thread of stages; a panic is an error, too.
+fn joined(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    let panicked = |_| Err(anyhow!("a thread of the gate's stages panicked"));
+    thread.join().unwrap_or_else(panicked)
 }
 
 /// The errors of two stages that ran side by side: none is lost.

@@ -20,8 +20,8 @@ use crate::apt::{Request, on_path};
 use crate::host::{self, Host, Job};
 use crate::progress::Step;
 use crate::qemu::{self, Boot, Clock, Machine};
-use crate::release::BUILDER;
-use crate::store::{self, write_atomically};
+use crate::release::{BUILDER, Release};
+use crate::store::{self, Tree, write_atomically};
 use crate::workspace::Workspace;
 use crate::{deb, sources};
 
@@ -81,7 +81,8 @@ pub(crate) fn buildable() -> bool {
 impl<'a> Debian<'a> {
     /// Builds the root of the host's release, if it is not there, and this run's ramdisk.
     pub(crate) fn prepare(host: &'a Host, mirror: Option<&str>) -> Result<Self> {
-        let root = root(host, mirror)?;
+        let parts = &host.parts;
+        let root = root(&host.workspace, parts.release, &parts.linux, mirror)?;
         let ramdisk = ramdisk(host)?;
         Ok(Self {
             host,
@@ -125,12 +126,28 @@ impl<'a> Debian<'a> {
     }
 }
 
-/// The root's image.
-fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
-    let (release, out) = (host.parts.release, &host.parts.out);
+/// Builds the root of a release whose packages are unpacked in `tree`, if it is not there.
+pub(crate) fn prepare_root(
+    workspace: &Workspace,
+    release: &Release,
+    tree: &Tree,
+    mirror: Option<&str>,
+) -> Result<()> {
+    let linux = stubdm_image::pick_kernel(&tree.root, None, None)?;
+    root(workspace, release, &linux, mirror).map(drop)
+}
+
+/// Returns the root's image, built if it is not there, for the kernel `linux`.
+fn root(
+    workspace: &Workspace,
+    release: &Release,
+    linux: &str,
+    mirror: Option<&str>,
+) -> Result<PathBuf> {
+    let out = workspace.state().join(release.name);
     let packages = PACKAGES
         .replace("@XEN@", release.name)
-        .replace("@LINUX@", &host.parts.linux);
+        .replace("@LINUX@", linux);
     let stamp = format!(
         "{} {packages} {LEFT_OUT:?} {BLOCKS} {WHOLE_AGAIN}",
         release.suite
@@ -139,7 +156,7 @@ fn root(host: &Host, mirror: Option<&str>) -> Result<PathBuf> {
     if image.exists() && fs::read_to_string(&mark).is_ok_and(|have| have == stamp) {
         return Ok(image);
     }
-    let builder = Builder::prepare(host, mirror)?;
+    let builder = Builder::prepare(workspace, mirror)?;
     let step = Step::begin(format!("a root of Debian {}", release.suite));
     let list = out.join("debian.sources");
     let text = sources::for_suite(release.suite, mirror, Path::new("/etc/apt"))?;
@@ -184,7 +201,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn prepare(host: &Host, mirror: Option<&str>) -> Result<Self> {
+    fn prepare(workspace: &Workspace, mirror: Option<&str>) -> Result<Self> {
         if BUILDER.whole.iter().all(|tool| on_path(tool).is_some()) {
             return Ok(Self { tree: None });
         }
@@ -192,7 +209,7 @@ impl Builder {
             whole: BUILDER.whole,
             ..Request::default()
         };
-        let state = host.workspace.state();
+        let state = workspace.state();
         let tree = store::prepare(&state, "builder", BUILDER.suite, mirror, &request)?;
         Ok(Self {
             tree: Some(tree.root),

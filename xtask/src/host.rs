@@ -20,7 +20,7 @@ use crate::qemu::{Boot, Clock, Emulator, Machine};
 use crate::release::{EMULATOR, RELEASES, Release};
 use crate::store::Tree;
 use crate::workspace::Workspace;
-use crate::{cparts, deb, dist, guest, shell, store};
+use crate::{cparts, deb, debian, dist, guest, shell, store};
 
 /// How a host is put together.
 #[derive(Clone, Debug)]
@@ -156,6 +156,29 @@ pub(crate) fn unpack_default(workspace: &Workspace, mirror: Option<&str>) -> Res
     let release = &RELEASES[0];
     unpack(workspace, release, mirror)?;
     Ok(workspace.state().join(release.name))
+}
+
+/// Makes ready what a host takes from Debian: the emulator and its release's packages.
+pub(crate) fn prepare_packages(workspace: &Workspace, options: &Options) -> Result<()> {
+    let _lock = lock(workspace)?;
+    let mirror = options.mirror.as_deref();
+    emulator(workspace, mirror)?;
+    unpack(workspace, options.release, mirror).map(drop)
+}
+
+/// Makes ready what only the tests take from Debian, once [`prepare_packages`] has returned: the
+/// other releases' packages, and the root of Debian's dom0 where this user can build one.
+pub(crate) fn prepare_for_tests(workspace: &Workspace, options: &Options) -> Result<()> {
+    let _lock = lock(workspace)?;
+    let (own, mirror) = (options.release, options.mirror.as_deref());
+    for other in RELEASES.iter().filter(|release| release.name != own.name) {
+        unpack(workspace, other, mirror)?;
+    }
+    if debian::buildable() {
+        let (tree, _) = unpack(workspace, own, mirror)?;
+        debian::prepare_root(workspace, own, &tree, mirror)?;
+    }
+    Ok(())
 }
 
 /// Keeps other hosts from being made ready or running until dropped.

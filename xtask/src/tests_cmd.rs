@@ -81,28 +81,33 @@ const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan", "hypercalls/"];
 enum Part<'a> {
     Cargo,
     Suite(suite::Place<'a>),
+    /// The tests that run on the other release too; its host is put together when it is needed.
+    Other(&'a Options),
 }
 
 /// Runs everything asked for and passes only if all of it did.
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
     let debian_alone = debian_alone(&request.only)?;
-    let mut hosts = Vec::new();
+    let mut host = None;
+    let mut other = None;
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
-        host::unpack_default(workspace, request.options.mirror.as_deref())?;
-        hosts.push(Host::prepare(workspace, &request.options)?);
+        let mirror = request.options.mirror.as_deref();
+        host::unpack_default(workspace, mirror)?;
+        host = Some(Host::prepare(workspace, &request.options)?);
         if request.other_release {
             let options = Options {
                 release: &RELEASES[1],
                 ..request.options.clone()
             };
-            hosts.push(Host::prepare(workspace, &options)?);
+            host::unpack(workspace, options.release, mirror)?;
+            other = Some(options);
         }
     }
     // Where it is asked for, a gate included, what cannot run has failed.
     let debian = debian_alone
         || request.only.is_empty() && (debian::buildable() || std::env::var_os("CI").is_some());
-    let parts = parts(request, &hosts, debian_alone, debian);
+    let parts = parts(request, host.as_ref(), other.as_ref(), debian_alone, debian);
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let at_once = AT_ONCE.min(processors).min(parts.len());
     let queue = Mutex::new(parts.iter().collect::<VecDeque<_>>());
@@ -189,25 +194,23 @@ const AT_ONCE: usize = 2;
 /// The parts of a run, the longest first.
 fn parts<'a>(
     request: &'a Request,
-    hosts: &'a [Host],
+    host: Option<&'a Host>,
+    other: Option<&'a Options>,
     debian_alone: bool,
     debian: bool,
 ) -> Vec<Part<'a>> {
     let only = &request.only;
     let mut parts = Vec::new();
     let mirror = request.options.mirror.as_deref();
-    if let (Some(host), false) = (hosts.first(), debian_alone) {
+    if let (Some(host), false) = (host, debian_alone) {
         parts.push(Part::Suite(suite::Place::Dom0(host, only.clone())));
     }
     if !request.no_cargo && !debian_alone {
         parts.push(Part::Cargo);
     }
-    for host in hosts.iter().skip(1) {
-        let only = ON_THE_OTHER.iter().map(|&word| word.to_owned()).collect();
-        parts.push(Part::Suite(suite::Place::Dom0(host, only)));
-    }
+    parts.extend(other.map(Part::Other));
     // The shortest.
-    if let (Some(host), true) = (hosts.first(), debian) {
+    if let (Some(host), true) = (host, debian) {
         parts.push(Part::Suite(suite::Place::Debian(host, mirror)));
     }
     parts
@@ -234,11 +237,24 @@ fn run_part(
         _ if !beside => String::new(),
         Part::Cargo => "cargo  | ".to_owned(),
         Part::Suite(suite::Place::Dom0(host, _)) => format!("{:<6} | ", host.parts.release.name),
+        Part::Other(options) => format!("{:<6} | ", options.release.name),
         Part::Suite(suite::Place::Debian(..)) => "debian | ".to_owned(),
     };
     match part {
         Part::Cargo => cargo_tests(workspace, request, &prefix),
         Part::Suite(place) => vec![suite::run(place, request.timeout, &prefix)],
+        Part::Other(options) => {
+            let host = match Host::prepare(workspace, options) {
+                Ok(host) => host,
+                Err(error) => {
+                    let name = format!("Xen {}", options.release.name);
+                    return vec![Outcome::broken(&name, &error)];
+                }
+            };
+            let only = ON_THE_OTHER.iter().map(|&word| word.to_owned()).collect();
+            let place = suite::Place::Dom0(&host, only);
+            vec![suite::run(&place, request.timeout, &prefix)]
+        }
     }
 }
 
