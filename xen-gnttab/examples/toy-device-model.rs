@@ -4,6 +4,7 @@
 //! ```text
 //! toy-device-model 5                       # in domain 0, of domain 5, until it ends
 //! toy-device-model 5 --port 0x5a0 --seconds 60
+//! cargo run -p xen-gnttab --features sim --example toy-device-model -- --sim 1
 //! ```
 //!
 //! It runs beside the guest's QEMU, with files restricted to the guest. End it by `--seconds` or by
@@ -35,6 +36,9 @@ struct Options {
     /// End after this time.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Be the device of a simulated guest, which writes 5, 7 and 30 and reads.
+    #[arg(long)]
+    sim: bool,
 }
 
 /// A number, decimal or after `0x` hexadecimal.
@@ -46,7 +50,12 @@ fn number(text: &str) -> std::result::Result<u16, std::num::ParseIntError> {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    let options = Options::parse();
+    let ended = match options.sim {
+        false => run(&options),
+        true => simulated(&options),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("toy-device-model: {e}");
@@ -72,6 +81,52 @@ fn run(options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(feature = "sim")]
+fn simulated(options: &Options) -> Result<()> {
+    use xen_sys::abi::ioreq::{DIR_READ, IOREQ_TYPE_PIO, Ioreq};
+
+    let host = xen_sys::sim::Simulation::start()?;
+    host.add_domain_as(options.domain)?;
+    let mut toy = Toy::attach(&host.xen(DomId::DOM0)?, options.domain, options.port)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let access = |bits, data| {
+        let request = Ioreq {
+            addr: options.port.into(),
+            data,
+            count: 1,
+            size: 4,
+            bits,
+            kind: IOREQ_TYPE_PIO,
+            ..Ioreq::default()
+        };
+        host.access(options.domain, request, deadline)
+    };
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            for value in [5, 7, 30] {
+                access(0, value)?;
+            }
+            access(DIR_READ, 0)
+        });
+        while !guest.is_finished() {
+            for request in toy.serve(Instant::now() + Duration::from_millis(50))? {
+                println!("{request:x?}, sum {:#x}", toy.sum);
+            }
+        }
+        let answer = guest.join().map_err(|_| "the guest panicked")??;
+        println!("the guest read {:?}", answer.map(|answer| answer.data));
+        Ok::<(), Box<dyn Error + Send + Sync>>(())
+    })?;
+    drop(toy);
+    host.assert_clean();
+    Ok(())
+}
+
+#[cfg(not(feature = "sim"))]
+fn simulated(_: &Options) -> Result<()> {
+    Err("built without the feature sim".into())
 }
 
 /// The device, attached to a guest.

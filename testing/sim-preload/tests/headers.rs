@@ -622,7 +622,7 @@ fn domctls(f: &mut Facts) {
             vcpu, online, blocked, running, cpu_time, cpu,
         }
     }
-    same! { f, XEN_INVALID_MAX_VCPU_ID }
+    same! { f, XEN_INVALID_MAX_VCPU_ID, XEN_RUNSTATE_UPDATE }
     values!(
         f,
         "XEN_DOMCTL_destroydomain" = XEN_DOMCTL_DESTROYDOMAIN,
@@ -1072,7 +1072,7 @@ fn xens_public_headers() {
     let prologue = "#define __XEN_TOOLS__ 1\n\
         #include <xen/xen.h>\n#include <xen/domctl.h>\n#include <xen/sysctl.h>\n\
         #include <xen/version.h>\n#include <xen/memory.h>\n#include <xen/sched.h>\n\
-        #include <xen/event_channel.h>\n#include <xen/grant_table.h>\n\
+        #include <xen/vcpu.h>\n#include <xen/event_channel.h>\n#include <xen/grant_table.h>\n\
         #include <xen/hvm/hvm_op.h>\n#include <xen/hvm/params.h>\n#include <xen/hvm/dm_op.h>\n\
         #include <xen/vm_event.h>\n#include <xen/hvm/ioreq.h>\n\
         #include <xen/hvm/save.h>\n#include <xen/physdev.h>\n\

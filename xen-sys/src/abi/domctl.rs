@@ -164,6 +164,8 @@ pub struct GetDomainInfo {
     pub arch_config: [u8; ARCH_CONFIG_LEN],
 }
 
+/// A flag in a virtual CPU's times while Xen updates them: xen/include/public/vcpu.h.
+pub const XEN_RUNSTATE_UPDATE: u64 = 1 << 63;
 /// [`GetDomainInfo::max_vcpu_id`] of a domain without virtual CPUs.
 pub const XEN_INVALID_MAX_VCPU_ID: u32 = !0;
 /// Bits of [`GetDomainInfo::flags`] from which the shutdown code starts.

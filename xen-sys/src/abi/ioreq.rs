@@ -8,7 +8,9 @@ use crate::Port;
 ///
 /// C: `struct ioreq`.
 #[doc(alias = "ioreq_t")]
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Ioreq {
     /// The port or the guest-physical address; or a PCI function and register.

@@ -181,7 +181,7 @@ impl DomainInfo {
             shared_pages: raw.shr_pages,
             paged_pages: raw.paged_pages,
             shared_info_frame: raw.shared_info_frame,
-            cpu_time: Duration::from_nanos(raw.cpu_time),
+            cpu_time: running_time(raw.cpu_time),
             online_vcpus: raw.nr_online_vcpus,
             max_vcpu_id: last,
             ssid: raw.ssidref,
@@ -190,6 +190,15 @@ impl DomainInfo {
             physical_address_bits: raw.gpaddr_bits,
         }
     }
+}
+
+/// The time that virtual CPUs ran, without a flag of Xen's.
+///
+/// While Xen updates the run states that a guest sees, it sets `XEN_RUNSTATE_UPDATE`, bit 63, in the
+/// time at which the current state was entered (`update_runstate_area`, xen/common/domain.c). A sum
+/// made at that moment is wrong by this bit.
+fn running_time(nanoseconds: u64) -> Duration {
+    Duration::from_nanos(nanoseconds & !abi::XEN_RUNSTATE_UPDATE)
 }
 
 /// A virtual CPU at one moment.
@@ -489,7 +498,7 @@ impl Privcmd {
                 online: raw.online != 0,
                 blocked: raw.blocked != 0,
                 running: raw.running != 0,
-                cpu_time: Duration::from_nanos(raw.cpu_time),
+                cpu_time: running_time(raw.cpu_time),
                 cpu: raw.cpu,
             })),
             // Beyond the most virtual CPUs that the domain can have.
@@ -525,6 +534,13 @@ mod tests {
         raw.tot_pages = u64::MAX;
         let info = DomainInfo::new(&raw);
         assert_eq!((info.vcpus(), info.memory_bytes()), (2, u64::MAX));
+    }
+
+    #[test]
+    fn the_time_that_a_domain_ran_is_without_xens_flag() {
+        let mut raw = no_info();
+        raw.cpu_time = 1 << 63 | 5;
+        assert_eq!(DomainInfo::new(&raw).cpu_time, Duration::from_nanos(5));
     }
 
     #[test]

@@ -220,7 +220,26 @@ impl<'p> Guest<'p> {
                 value: count as u64,
             });
         }
-        let dev = self.device(op)?;
+        #[cfg_attr(
+            not(feature = "sim"),
+            expect(clippy::infallible_destructuring_match, reason = "one way only")
+        )]
+        let dev = match self.via {
+            Via::Device(dev) => dev,
+            #[cfg(feature = "sim")]
+            Via::Simulated(xen) => {
+                let client = xen.simulated().ok_or(Error::Unsupported { op })?;
+                let which = (resource.kind, resource.id);
+                let mapped = client.map_resource(self.domain, which, first, count, protection);
+                let (object, pages) = mapped.map_err(|e| self.named(op, e))?;
+                let simulated = Some((xen.clone(), object));
+                return Ok(ForeignPages {
+                    pages,
+                    errors: vec![0; count],
+                    hold: ForeignHold { simulated },
+                });
+            }
+        };
         let pages = self.reserve(dev, count, protection)?;
         dev.mmap_resource(self.domain, (resource.kind, resource.id), first, &pages)
             .map_err(|e| self.named(op, e))?;

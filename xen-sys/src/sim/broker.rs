@@ -211,7 +211,7 @@ impl Drop for Shared {
     }
 }
 
-fn timespec(d: Duration) -> Timespec {
+pub(super) fn timespec(d: Duration) -> Timespec {
     Timespec {
         tv_sec: d.as_secs().try_into().unwrap_or(i64::MAX),
         tv_nsec: d.subsec_nanos().into(),
@@ -292,6 +292,10 @@ fn handle(
         wire::MAP_FOREIGN => state
             .map_foreign(id, me, other?, numbers, b != 0)
             .map(pages),
+        wire::MAP_RESOURCE => {
+            let which = <[u32; 4]>::try_from(&numbers[..]).map_err(|_| Errno::INVAL)?;
+            state.map_resource(id, me, other?, which, b != 0).map(pages)
+        }
         wire::RELEASE => state.release(id, object).map(done),
         wire::GRANT_LIMITS => {
             let limits = state.limits(me)?;
@@ -361,7 +365,7 @@ fn op(op: u32) -> Option<Op> {
         wire::UNBIND => Op::Unbind,
         wire::SHARE => Op::Share,
         wire::MAP => Op::Map,
-        wire::MAP_FOREIGN => Op::MapForeign,
+        wire::MAP_FOREIGN | wire::MAP_RESOURCE => Op::MapForeign,
         wire::RELEASE => Op::Release,
         wire::SET_UNMAP_NOTIFY => Op::SetUnmapNotify,
         wire::STORE => Op::Store,

@@ -352,6 +352,29 @@ impl Client {
         }
     }
 
+    /// Maps `count` frames of a resource of another domain, from `first` on.
+    pub(crate) fn map_resource(
+        &self,
+        domain: DomId,
+        (kind, id): (u32, u32),
+        first: u32,
+        count: usize,
+        protection: Protection,
+    ) -> Result<(u64, Pages)> {
+        const NAME: &str = "IOCTL_PRIVCMD_MMAP_RESOURCE";
+        checked(NAME, count)?;
+        let request = Request {
+            op: wire::MAP_RESOURCE,
+            a: domain.as_u16().into(),
+            b: (protection == Protection::ReadWrite).into(),
+            ..Request::default()
+        };
+        let which = [kind, id, first, count as u32];
+        let reply = self.exchange(NAME, request, &which, count)?;
+        let got = self.got(NAME, reply, 0, count, protection)?;
+        Ok((got.object, got.pages))
+    }
+
     /// Gives pages back. They must be unmapped before.
     ///
     /// # Errors

@@ -1,17 +1,39 @@
-//! The device-model operations of the simulated hypervisor: ioreq servers and their ranges are
-//! kept, interrupts are taken and dropped. No guest sends a request.
+//! The device-model operations of the simulated hypervisor: ioreq servers, their ranges, pages and
+//! ports, and a guest's accesses, which they answer. Interrupts are taken and dropped.
+//!
+//! ```text
+//!   Simulation::access ── request ──> page of the server <── maps ── the device model's process
+//!            │                                                          │
+//!            └─────── eventfd <── port of the guest ── eventfd ─────────┘
+//! ```
 
 use std::collections::BTreeMap;
+use std::mem::{offset_of, size_of};
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 
-use crate::Port;
+use super::broker::{Shared, timespec};
+use super::domain::State;
+use super::grants::{Memory, SERVER_FRAMES};
+use super::ports::{XEN, errno, ring};
 use crate::abi::dm_op::{self as abi, DmOpArgument};
+use crate::abi::hypercall::XENMEM_RESOURCE_IOREQ_SERVER;
+use crate::abi::ioreq::{self, Ioreq};
+use crate::{DomId, Port};
 
 /// Servers of a guest: `MAX_NR_IOREQ_SERVERS`.
 const SERVERS: usize = 8;
+/// The pages of a server: for buffered requests, and for the virtual CPU's.
+const BUFFERED: u32 = 0;
+const SYNCHRONOUS: u32 = 1;
+/// Frames for the pages of all servers.
+pub(super) const FRAMES: u32 = 2 * SERVERS as u32;
 /// Ranges of a server and kind: `MAX_NR_IO_RANGES`.
 const RANGES: usize = 256;
 
@@ -19,11 +41,68 @@ const RANGES: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Servers(BTreeMap<u16, Server>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Server {
     enabled: bool,
     /// Ports, memory, PCI functions.
     ranges: [Vec<RangeInclusive<u64>>; 3],
+    memory: Arc<Memory>,
+    /// The first of its frames in the memory.
+    first: u32,
+    /// The virtual CPU's end of its channel.
+    port: Port,
+    wait: OwnedFd,
+    ring: OwnedFd,
+    /// If it has buffered requests.
+    buffered_port: Option<Port>,
+}
+
+impl Server {
+    /// Returns whether the server answers the request: ioreq_server_select in xen/common/ioreq.c.
+    fn has(&self, request: &Ioreq) -> bool {
+        let (addr, size) = (request.addr, u64::from(request.size));
+        let more = u64::from(request.count.saturating_sub(1)).saturating_mul(size);
+        let end = addr.saturating_add(size.saturating_sub(1));
+        let (ranges, first, last) = match request.kind {
+            ioreq::IOREQ_TYPE_PIO => (&self.ranges[0], addr, end),
+            ioreq::IOREQ_TYPE_COPY if request.bits & ioreq::DF != 0 => {
+                (&self.ranges[1], addr.saturating_sub(more), end)
+            }
+            ioreq::IOREQ_TYPE_COPY => (&self.ranges[1], addr, end.saturating_add(more)),
+            ioreq::IOREQ_TYPE_PCI_CONFIG => (&self.ranges[2], addr >> 32, addr >> 32),
+            // Xen sends these to each server.
+            _ => return true,
+        };
+        let has = |range: &RangeInclusive<u64>| range.contains(&first) && range.contains(&last);
+        ranges.iter().any(has)
+    }
+
+    fn request(&self) -> Result<Ioreq, Errno> {
+        let mut request = Ioreq::new_zeroed();
+        let page = self.first + SYNCHRONOUS;
+        let read = self.memory.read(page, 0, request.as_mut_bytes());
+        read.map(|()| request).map_err(errno)
+    }
+
+    /// Writes the virtual CPU's request, its state last.
+    fn set_request(&self, request: &Ioreq) -> Result<(), Errno> {
+        let page = self.first + SYNCHRONOUS;
+        let bits = offset_of!(Ioreq, bits);
+        let bytes = request.as_bytes();
+        let write = |at: usize, bytes| self.memory.write(page, at, bytes).map_err(errno);
+        write(0, &bytes[..bits])?;
+        write(bits + 1, &bytes[bits + 1..])?;
+        write(bits, &bytes[bits..=bits])
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.memory.punch(self.first + BUFFERED);
+        self.memory.punch(self.first + SYNCHRONOUS);
+        // Xen lets a virtual CPU go on that waits for it.
+        ring(&self.wait);
+    }
 }
 
 impl Servers {
@@ -40,14 +119,19 @@ impl Servers {
         self.0.get_mut(&id).ok_or(Errno::NOENT)
     }
 
-    fn create(&mut self, mut body: abi::CreateIoreqServer) -> Result<DmOpArgument, Errno> {
-        if body.handle_bufioreq > abi::HVM_IOREQSRV_BUFIOREQ_ATOMIC {
-            return Err(Errno::INVAL);
+    fn free(&self) -> Option<u16> {
+        (0..SERVERS as u16).find(|id| !self.0.contains_key(id))
+    }
+
+    fn enable(&mut self, id: u16, enabled: bool) -> Result<(), Errno> {
+        let server = self.server(id)?;
+        server.enabled = enabled;
+        if enabled {
+            let port = server.port.as_u32().to_ne_bytes();
+            let (page, at) = (server.first + SYNCHRONOUS, offset_of!(Ioreq, vp_eport));
+            server.memory.write(page, at, &port).map_err(errno)?;
         }
-        let mut free = (0..SERVERS as u16).filter(|id| !self.0.contains_key(id));
-        body.id = free.next().ok_or(Errno::NOSPC)?;
-        self.0.insert(body.id, Server::default());
-        Ok(DmOpArgument::new(abi::XEN_DMOP_CREATE_IOREQ_SERVER, &body))
+        Ok(())
     }
 
     /// A range to map, or to unmap.
@@ -82,18 +166,174 @@ fn body<B: FromBytes>(argument: &DmOpArgument) -> Result<B, Errno> {
     argument.body().ok_or(Errno::FAULT)
 }
 
-/// Makes an operation other than `remote_shutdown`: dm_op in xen/common/dm.c and
-/// xen/arch/x86/hvm/dm.c.
-pub(super) fn dm_op(servers: &mut Servers, argument: &DmOpArgument) -> Result<DmOpArgument, Errno> {
+impl State {
+    /// Makes an operation other than `remote_shutdown`: dm_op in xen/common/dm.c and
+    /// xen/arch/x86/hvm/dm.c.
+    pub(super) fn dm_op(
+        &mut self,
+        guest: DomId,
+        argument: &DmOpArgument,
+    ) -> Result<DmOpArgument, Errno> {
+        match argument.op {
+            abi::XEN_DMOP_CREATE_IOREQ_SERVER => self.create_server(guest, body(argument)?),
+            abi::XEN_DMOP_DESTROY_IOREQ_SERVER => {
+                let body: abi::DestroyIoreqServer = body(argument)?;
+                let server = self.servers(guest)?.0.remove(&body.id);
+                let server = server.ok_or(Errno::NOENT)?;
+                for port in [Some(server.port), server.buffered_port]
+                    .into_iter()
+                    .flatten()
+                {
+                    self.unbind(XEN, guest, port)?;
+                }
+                Ok(*argument)
+            }
+            _ => dm_op(self.servers(guest)?, argument),
+        }
+    }
+
+    fn servers(&mut self, guest: DomId) -> Result<&mut Servers, Errno> {
+        self.hypervisor.servers(guest).ok_or(Errno::SRCH)
+    }
+
+    fn create_server(
+        &mut self,
+        guest: DomId,
+        mut body: abi::CreateIoreqServer,
+    ) -> Result<DmOpArgument, Errno> {
+        if body.handle_bufioreq > abi::HVM_IOREQSRV_BUFIOREQ_ATOMIC {
+            return Err(Errno::INVAL);
+        }
+        body.id = self.servers(guest)?.free().ok_or(Errno::NOSPC)?;
+        let memory = self.memory(guest)?;
+        let (port, [wait, ring]) = self.bind_unbound(XEN, guest, DomId::DOM0)?;
+        let buffered_port = match body.handle_bufioreq {
+            abi::HVM_IOREQSRV_BUFIOREQ_OFF => None,
+            _ => match self.bind_unbound(XEN, guest, DomId::DOM0) {
+                Ok((port, _)) => Some(port),
+                Err(e) => {
+                    self.unbind(XEN, guest, port)?;
+                    return Err(e);
+                }
+            },
+        };
+        let server = Server {
+            enabled: false,
+            ranges: Default::default(),
+            memory,
+            first: SERVER_FRAMES + 2 * u32::from(body.id),
+            port,
+            wait,
+            ring,
+            buffered_port,
+        };
+        self.servers(guest)?.0.insert(body.id, server);
+        Ok(DmOpArgument::new(abi::XEN_DMOP_CREATE_IOREQ_SERVER, &body))
+    }
+
+    /// Returns the memory and the frames of a resource: `acquire_resource` in xen/common/memory.c.
+    pub(super) fn resource(
+        &mut self,
+        guest: DomId,
+        [kind, id, first, count]: [u32; 4],
+    ) -> Result<(Arc<Memory>, Vec<u32>), Errno> {
+        if kind != XENMEM_RESOURCE_IOREQ_SERVER {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let id = u16::try_from(id).map_err(|_| Errno::INVAL)?;
+        let server = self.servers(guest)?.server(id)?;
+        let end = first.checked_add(count).ok_or(Errno::INVAL)?;
+        if end > SYNCHRONOUS + 1 || count == 0 {
+            return Err(Errno::INVAL);
+        }
+        if first == BUFFERED && server.buffered_port.is_none() {
+            return Err(Errno::NOENT);
+        }
+        let frames = (first..end).map(|page| server.first + page).collect();
+        Ok((Arc::clone(&server.memory), frames))
+    }
+
+    /// Gives a guest's request to the server that has its address. Returns the server, and what
+    /// its answer is waited for on; `None` if no server has the address.
+    fn send_request(
+        &mut self,
+        guest: DomId,
+        request: &Ioreq,
+    ) -> Result<Option<(u16, OwnedFd)>, Errno> {
+        let mut servers = self.servers(guest)?.0.iter();
+        let Some((&id, server)) = servers.find(|(_, s)| s.enabled && s.has(request)) else {
+            return Ok(None);
+        };
+        if server.request()?.bits & ioreq::STATE_MASK != ioreq::STATE_IOREQ_NONE {
+            return Err(Errno::BUSY);
+        }
+        let wait = server.wait.try_clone().map_err(errno)?;
+        server.set_request(&Ioreq {
+            vp_eport: server.port,
+            bits: request.bits & !ioreq::STATE_MASK | ioreq::STATE_IOREQ_READY,
+            ..*request
+        })?;
+        ring(&server.ring);
+        Ok(Some((id, wait)))
+    }
+
+    /// Takes the answer to a guest's request. `None` if there is none yet.
+    fn take_answer(&mut self, guest: DomId, id: u16) -> Result<Option<Ioreq>, Errno> {
+        let server = self.servers(guest)?.server(id)?;
+        let answer = server.request()?;
+        if answer.bits & ioreq::STATE_MASK != ioreq::STATE_IORESP_READY {
+            return Ok(None);
+        }
+        let bits = answer.bits & !ioreq::STATE_MASK | ioreq::STATE_IOREQ_NONE;
+        server.set_request(&Ioreq { bits, ..answer })?;
+        Ok(Some(answer))
+    }
+}
+
+/// Makes an access of a guest's virtual CPU, and waits for the answer of its device model. `None`
+/// if none is responsible, or no longer. `ETIMEDOUT` at the deadline.
+pub(super) fn access(
+    shared: &Shared,
+    guest: DomId,
+    request: &Ioreq,
+    deadline: Instant,
+) -> Result<Option<Ioreq>, Errno> {
+    let sent = shared.state().send_request(guest, request)?;
+    let Some((id, wait)) = sent else {
+        return Ok(None);
+    };
+    loop {
+        match shared.state().take_answer(guest, id) {
+            Ok(None) => {}
+            // The server, or the guest, is gone.
+            Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+            answer => return answer,
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Errno::TIMEDOUT);
+        }
+        let mut fds = [PollFd::new(&wait, PollFlags::IN)];
+        match poll(&mut fds, Some(&timespec(left))) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+        let mut count = [0; size_of::<u64>()];
+        // Nothing to take after a timeout.
+        let _ = rustix::io::read(&wait, &mut count);
+    }
+}
+
+/// Makes an operation that concerns no port.
+fn dm_op(servers: &mut Servers, argument: &DmOpArgument) -> Result<DmOpArgument, Errno> {
     let done = |()| *argument;
     let answer = |body: &dyn Answer| Ok(body.argument(argument.op));
     let within = |fits: bool| fits.then_some(*argument).ok_or(Errno::INVAL);
     match argument.op {
-        abi::XEN_DMOP_CREATE_IOREQ_SERVER => servers.create(body(argument)?),
         abi::XEN_DMOP_GET_IOREQ_SERVER_INFO => {
             let mut info: abi::GetIoreqServerInfo = body(argument)?;
-            servers.server(info.id)?;
-            info.bufioreq_port = Port::new(0);
+            let server = servers.server(info.id)?;
+            info.bufioreq_port = server.buffered_port.unwrap_or(Port::new(0));
             answer(&info)
         }
         abi::XEN_DMOP_MAP_IO_RANGE_TO_IOREQ_SERVER => {
@@ -104,13 +344,7 @@ pub(super) fn dm_op(servers: &mut Servers, argument: &DmOpArgument) -> Result<Dm
         }
         abi::XEN_DMOP_SET_IOREQ_SERVER_STATE => {
             let state: abi::SetIoreqServerState = body(argument)?;
-            servers.server(state.id)?.enabled = state.enabled != 0;
-            Ok(*argument)
-        }
-        abi::XEN_DMOP_DESTROY_IOREQ_SERVER => {
-            let server: abi::DestroyIoreqServer = body(argument)?;
-            servers.0.remove(&server.id).ok_or(Errno::NOENT)?;
-            Ok(*argument)
+            servers.enable(state.id, state.enabled != 0).map(done)
         }
         abi::XEN_DMOP_SET_PCI_INTX_LEVEL => {
             let intx: abi::SetPciIntxLevel = body(argument)?;

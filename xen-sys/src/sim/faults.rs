@@ -27,7 +27,7 @@ pub enum Op {
     Share,
     /// `xen_gnttab::map`.
     Map,
-    /// Frames of another domain are mapped, as `xen_gnttab::foreign::map` does.
+    /// Frames or a resource of another domain are mapped, as by `xen_gnttab::foreign`.
     MapForeign,
     /// Shared or mapped pages are given back.
     Release,

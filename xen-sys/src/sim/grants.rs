@@ -27,12 +27,15 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::device_model;
 use super::ports::errno;
 use crate::{DomId, GrantRef, PAGE_SIZE};
 
-/// The most frames a domain can share at once: 1 GiB. This is where the sparse memfd ends; a domain
-/// has a limit of its own.
+/// The most frames a domain can share at once: 1 GiB. A domain has a limit of its own.
 const FRAMES: u32 = 1 << 18;
+
+/// The first of the frames behind a domain's memory, which hold the pages of its ioreq servers.
+pub(super) const SERVER_FRAMES: u32 = FRAMES;
 
 /// The lowest reference given out: Linux reserves eight (`GNTTAB_NR_RESERVED_ENTRIES`).
 const FIRST: u32 = 8;
@@ -48,7 +51,8 @@ impl Memory {
     fn new() -> Result<Self, Errno> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let writable = memfd_create("xen-sim", flags)?;
-        ftruncate(&writable, u64::from(FRAMES) * PAGE_SIZE as u64)?;
+        let frames = FRAMES + device_model::FRAMES;
+        ftruncate(&writable, u64::from(frames) * PAGE_SIZE as u64)?;
         fcntl_add_seals(
             &writable,
             SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
@@ -79,8 +83,14 @@ impl Memory {
             .write_all_at(bytes, u64::from(frame) * PAGE_SIZE as u64 + offset as u64)
     }
 
+    /// Reads from the pages, as a mapping of them would.
+    pub(super) fn read(&self, frame: u32, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        self.writable
+            .read_exact_at(bytes, u64::from(frame) * PAGE_SIZE as u64 + offset as u64)
+    }
+
     /// Gives a frame's memory back; it reads as zero afterwards.
-    fn punch(&self, frame: u32) {
+    pub(super) fn punch(&self, frame: u32) {
         let at = u64::from(frame) * PAGE_SIZE as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // Refused only for memory sealed against writing, which this is not.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::device_model::{Servers, dm_op};
+use super::device_model::Servers;
 use super::domain::State;
 use crate::abi::altp2m;
 use crate::abi::dm_op::{self as dm, DmOpArgument};
@@ -155,6 +155,11 @@ impl Hypervisor {
         self.domains.get(&id).map(|domain| domain.pages)
     }
 
+    /// The ioreq servers of a domain.
+    pub(super) fn servers(&mut self, id: DomId) -> Option<&mut Servers> {
+        self.domains.get_mut(&id).map(|domain| &mut domain.servers)
+    }
+
     /// Descriptions of the ioreq servers that were not destroyed.
     pub(super) fn leaks(&self) -> impl Iterator<Item = String> + '_ {
         let of = |(id, domain): (&DomId, &Control)| {
@@ -252,7 +257,7 @@ pub(super) fn hypercall(
                 return Err(Errno::PERM);
             }
             if argument.op != dm::XEN_DMOP_REMOTE_SHUTDOWN {
-                let answer = dm_op(&mut domain.servers, &argument)?;
+                let answer = state.dm_op(DomId::new(id), &argument)?;
                 return Ok((0, answer.as_bytes().to_vec()));
             }
             let op: dm::RemoteShutdown = argument.body().ok_or(Errno::FAULT)?;

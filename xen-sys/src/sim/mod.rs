@@ -59,7 +59,8 @@
 //!   driver's next operation.
 //! * A share or mapping has at most 8192 pages.
 //! * The event buffer overflows only by [`overflow_events`](Client::overflow_events).
-//! * A guest sends its device model no request, and its QEMU has no ioreq server.
+//! * A guest sends its device model what [`Simulation::access`] is given, and nothing else; there
+//!   are no buffered requests, no eventfds of privcmd, and its QEMU has no ioreq server.
 //! * Of the hypercalls there are those that [`Privcmd`](crate::privcmd::Privcmd) has types for, for
 //!   domain 0. To pause a domain, or to shut it down, is a note about it: its processes go on.
 //! * Destroying a domain cuts its processes off but does not stop them: what they have mapped
@@ -94,6 +95,7 @@ use rustix::net::{
 use self::broker::Shared;
 pub use self::client::{Bound, Client, Got};
 pub use self::faults::{Fault, Op};
+use crate::abi::ioreq::Ioreq;
 use crate::{DomId, Error, GrantRef, Result, Xen};
 
 /// Limits on what a domain may have at once.
@@ -359,6 +361,44 @@ impl Simulation {
     pub fn write_memory(&self, domain: DomId, address: u64, bytes: &[u8]) -> Result<()> {
         let done = self.shared.state().write_memory(domain, address, bytes);
         done.map_err(|e| refused("write to a domain's memory", e))
+    }
+
+    /// Makes an access as the virtual CPU of `guest` does, and waits until its device model has
+    /// answered. Returns the answer, whose `data` is that of a read; `None` if no enabled ioreq
+    /// server has the address, or the one that has it is destroyed meanwhile.
+    ///
+    /// The state, the port and the padding of `request` are Xen's to fill in; everything else goes
+    /// to the device model as it is, sizes and kinds that Xen never sends included.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use xen_sys::DomId;
+    /// use xen_sys::abi::ioreq::{DIR_READ, IOREQ_TYPE_PIO, Ioreq};
+    /// use xen_sys::sim::Simulation;
+    ///
+    /// let host = Simulation::start()?;
+    /// let guest = host.add_domain()?;
+    /// let inb = Ioreq {
+    ///     addr: 0x5a0,
+    ///     count: 1,
+    ///     size: 1,
+    ///     bits: DIR_READ,
+    ///     kind: IOREQ_TYPE_PIO,
+    ///     ..Ioreq::default()
+    /// };
+    /// let deadline = Instant::now() + Duration::from_secs(5);
+    /// // Nobody answers port 0x5a0: the guest reads ones.
+    /// assert!(host.access(guest, inb, deadline)?.is_none());
+    /// # Ok::<(), xen_sys::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`]: `ESRCH` when there is no such domain, `ETIMEDOUT` at the deadline, and from
+    /// then on until the answer comes `EBUSY`, as during another access: a guest has one virtual CPU.
+    pub fn access(&self, guest: DomId, request: Ioreq, deadline: Instant) -> Result<Option<Ioreq>> {
+        let answer = device_model::access(&self.shared, guest, &request, deadline);
+        answer.map_err(|e| refused("access a device", e))
     }
 
     /// Ports, references and mappings that were not given back, a line each.

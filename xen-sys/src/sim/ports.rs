@@ -94,6 +94,8 @@ pub(super) struct Ports {
 /// A new port and its owner's ends: what to wait on, what to ring.
 pub(super) type Bound = (Port, [OwnedFd; 2]);
 
+/// The holder of the ports that Xen has in a guest, in the place of a connection.
+pub(super) const XEN: u64 = 0;
 /// The lowest port given out: a kernel takes the first few for itself.
 const FIRST: u32 = 4;
 /// How many virtual interrupts there may be: `NR_VIRQS` of xen/include/public/xen.h.
@@ -198,9 +200,10 @@ impl Ports {
         }
     }
 
-    /// Ports and their holders, for the account at the end.
+    /// Ports and their holders, for the account at the end. Xen's own go with their ioreq server.
     pub(super) fn list(&self) -> impl Iterator<Item = String> + '_ {
-        self.table.iter().map(|(port, e)| match e.far {
+        let entries = self.table.iter().filter(|(_, e)| e.holder != Some(XEN));
+        entries.map(|(port, e)| match e.far {
             Far::Unbound(d) => format!("port {port}, open for domain {d}"),
             Far::Virq(v) => format!("port {port}, of virtual interrupt {v}"),
             Far::Connected(d, p) => format!("port {port}, connected to port {p} of domain {d}"),

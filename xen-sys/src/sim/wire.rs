@@ -13,6 +13,7 @@
 //! | [`SHARE`] | to | pages | writable | | | | id | references, frames | memory |
 //! | [`MAP`] | from | writable | | | references | | id | frames | memory |
 //! | [`MAP_FOREIGN`] | of | writable | | | frames | | id | an errno for each | memory |
+//! | [`MAP_RESOURCE`] | of | writable | | | kind, id, first, count | | id | frames | memory |
 //! | [`RELEASE`] | | | | id | | | | | |
 //! | [`SET_UNMAP_NOTIFY`] | action | port | offset | id | | | | | |
 //! | [`STORE`] | | | | | | | | | connection |
@@ -47,6 +48,7 @@ pub(super) const BIND_VIRQ: u32 = 12;
 pub(super) const HYPERCALL: u32 = 13;
 pub(super) const MAP_FOREIGN: u32 = 14;
 pub(super) const GRANT_LIMITS: u32 = 15;
+pub(super) const MAP_RESOURCE: u32 = 16;
 
 /// In place of a domain's number: whichever the connection is of, or the next free one.
 pub(super) const ANY_DOMAIN: u32 = u32::MAX;

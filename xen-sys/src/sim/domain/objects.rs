@@ -174,6 +174,39 @@ impl State {
         Ok((id, Vec::new(), errors, fd))
     }
 
+    /// Maps the pages of an ioreq server for the control domain.
+    pub(in crate::sim) fn map_resource(
+        &mut self,
+        connection: u64,
+        me: DomId,
+        of: DomId,
+        which: [u32; 4],
+        writable: bool,
+    ) -> Result<Got, Errno> {
+        if me != DomId::DOM0 {
+            return Err(Errno::PERM);
+        }
+        let (memory, frames) = self.resource(of, which)?;
+        let fd = memory.fd(writable)?;
+        let id = self.insert(Object {
+            connection,
+            domain: me,
+            owner: of,
+            what: What::Foreign,
+            memory,
+            refs: Vec::new(),
+            frames: frames.clone(),
+            notify: HashMap::new(),
+        });
+        Ok((id, Vec::new(), frames, fd))
+    }
+
+    /// The memory of a domain.
+    pub(in crate::sim) fn memory(&mut self, domain: DomId) -> Result<Arc<Memory>, Errno> {
+        let domain = self.domains.get_mut(&domain).ok_or(Errno::SRCH)?;
+        domain.grants.memory()
+    }
+
     /// Writes to a domain's memory as the domain would, at a guest-physical address. `EFAULT` for
     /// what is not within its memory.
     pub(in crate::sim) fn write_memory(
