@@ -80,6 +80,7 @@ const ON_THE_OTHER: &[&str] = &["stubdom/", "vchan", "hypercalls/"];
 #[derive(Debug)]
 enum Part<'a> {
     Cargo,
+    Loom,
     Suite(suite::Place<'a>),
     /// The tests that run on the other release too; its host is put together when it is needed.
     Other(&'a Options),
@@ -209,9 +210,12 @@ fn parts<'a>(
         parts.push(Part::Cargo);
     }
     parts.extend(other.map(Part::Other));
-    // The shortest.
     if let (Some(host), true) = (host, debian) {
         parts.push(Part::Suite(suite::Place::Debian(host, mirror)));
+    }
+    // The shortest, and its compilers use what processors there are.
+    if !request.no_cargo && !debian_alone {
+        parts.push(Part::Loom);
     }
     parts
 }
@@ -236,12 +240,14 @@ fn run_part(
     let prefix = match part {
         _ if !beside => String::new(),
         Part::Cargo => "cargo  | ".to_owned(),
+        Part::Loom => "loom   | ".to_owned(),
         Part::Suite(suite::Place::Dom0(host, _)) => format!("{:<6} | ", host.parts.release.name),
         Part::Other(options) => format!("{:<6} | ", options.release.name),
         Part::Suite(suite::Place::Debian(..)) => "debian | ".to_owned(),
     };
     match part {
         Part::Cargo => cargo_tests(workspace, request, &prefix),
+        Part::Loom => loom_models(workspace, request, &prefix),
         Part::Suite(place) => vec![suite::run(place, request.timeout, &prefix)],
         Part::Other(options) => {
             let host = match Host::prepare(workspace, options) {
@@ -266,11 +272,7 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Vec<Ou
         everything.extend(["--exclude", "xen-stored-preload"]);
     }
     let mut all = Vec::new();
-    let filter: Vec<&str> = (!request.only.is_empty())
-        .then_some("--")
-        .into_iter()
-        .chain(request.only.iter().map(String::as_str))
-        .collect();
+    let filter = filter(request);
     // Some tests run the examples as programs, and `cargo test --examples` builds them as tests
     // only.
     let built = cargo(workspace)
@@ -316,8 +318,14 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Vec<Ou
         .args(["--manifest-path", "examples/own-crate/Cargo.toml"])
         .env("CARGO_TARGET_DIR", workspace.root().join("target"));
     all.push(counted("a user's own crate", command.args(&filter), prefix));
-    // The models replace the atomics, so they are a build of their own; explored in release,
-    // because they are many.
+    all
+}
+
+/// The loom models: they replace the atomics, so they are a build of their own, in a folder of its
+/// own; explored in release, because they are many.
+fn loom_models(workspace: &Workspace, request: &Request, prefix: &str) -> Vec<Outcome> {
+    let mut all = Vec::new();
+    let filter = filter(request);
     for (name, tests) in [
         (
             "loom models",
@@ -339,6 +347,15 @@ fn cargo_tests(workspace: &Workspace, request: &Request, prefix: &str) -> Vec<Ou
         all.push(counted(name, &mut command, prefix));
     }
     all
+}
+
+/// The arguments that leave all tests out but those asked for.
+fn filter(request: &Request) -> Vec<&str> {
+    (!request.only.is_empty())
+        .then_some("--")
+        .into_iter()
+        .chain(request.only.iter().map(String::as_str))
+        .collect()
 }
 
 fn cargo(workspace: &Workspace) -> Command {
