@@ -44,7 +44,7 @@ const PLACES: [&str; 4] = [
 const DEVICE: &str = "/dev/xen/xenbus";
 
 /// The file system at `/proc/xen`, where the device is a regular file (`XENFS_SUPER_MAGIC`).
-const XENFS: FsType = FsType(0xabba_1974);
+const XENFS: FsType = FsType(0xabba_1974_u32 as _);
 
 #[derive(Debug)]
 pub(crate) struct Transport {
