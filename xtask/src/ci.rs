@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::host::{self, Options};
 use crate::workspace::Workspace;
-use crate::{api, demo, dist, fuzz, miri, tests_cmd, tidy};
+use crate::{api, demo, dist, fuzz, miri, nightly, tests_cmd, tidy};
 
 /// One cargo command of the gate.
 struct Check {
@@ -99,6 +99,25 @@ const OTHERS: &[Check] = &[
     },
 ];
 
+/// The oldest compiler that the libraries support: the workspace's `rust-version`.
+const OLDEST: &str = "1.85.0";
+/// The libraries for Xen, which are compiled with [`OLDEST`].
+const LIBRARIES: &[&str] = &[
+    "xen-sys",
+    "xen-evtchn",
+    "xen-gnttab",
+    "xen-store",
+    "xen-store-server",
+    "xen-vchan",
+];
+/// The systems that they are compiled for with it.
+const SYSTEMS: &[&str] = &[
+    "x86_64-unknown-linux-musl",
+    "aarch64-unknown-linux-musl",
+    "i686-unknown-linux-gnu",
+    "riscv64gc-unknown-linux-gnu",
+];
+
 /// Runs everything; the first fault ends it, and what runs beside it ends first.
 pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
     stage("inventories", || tidy::check(workspace))?;
@@ -144,6 +163,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
         let others = OTHERS
             .iter()
             .try_for_each(|check| run_check(workspace, check))
+            .and_then(|()| stage("oldest compiler, other systems", || oldest(workspace)))
             .and_then(|()| stage("public APIs", || api::check(workspace)))
             .and_then(|()| stage("Miri", || miri::check(workspace)));
         (joined(binaries), others)
@@ -184,6 +204,37 @@ fn run_check(workspace: &Workspace, check: &Check) -> Result<()> {
     })
 }
 
+/// Compiles the [`LIBRARIES`] for each of [`SYSTEMS`] with the [`OLDEST`] compiler. Without it the
+/// stage passes, except where `CI` is set: see [`nightly::found`].
+fn oldest(workspace: &Workspace) -> Result<()> {
+    let install = format!(
+        "rustup toolchain install {OLDEST} --profile minimal --target {}",
+        SYSTEMS.join(",")
+    );
+    let missing = format!("the oldest compiler was NOT RUN: no Rust {OLDEST}; type: {install}");
+    if !nightly::found(nightly::cargo_of(OLDEST, &["--version"]), &missing)? {
+        return Ok(());
+    }
+    let mut command = nightly::cargo_of(OLDEST, &["check", "--locked"]);
+    for library in LIBRARIES {
+        command.args(["-p", library]);
+    }
+    for system in SYSTEMS {
+        command.args(["--target", system]);
+    }
+    let status = command
+        .env("RUSTFLAGS", "-D warnings")
+        .env("CARGO_TARGET_DIR", workspace.oldest())
+        .current_dir(workspace.root())
+        .status()
+        .context("starting cargo")?;
+    ensure!(
+        status.success(),
+        "a library does not compile; if a system's libraries are missing, type: {install}"
+    );
+    Ok(())
+}
+
 /// The result of a thread of stages; a panic is an error, too.
 fn joined(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
     let panicked = |_| Err(anyhow!("a thread of the gate's stages panicked"));
@@ -212,6 +263,22 @@ fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_oldest_compiler_is_the_manifests() {
+        let manifest = include_str!("../../Cargo.toml");
+        let (version, _) = OLDEST.rsplit_once('.').unwrap();
+        assert!(manifest.contains(&format!("\nrust-version = \"{version}\"\n")));
+    }
+
+    /// The gate's script installs what the stages need.
+    #[test]
+    fn the_gate_installs_the_systems() {
+        let script = include_str!("../../.ci/run");
+        for word in SYSTEMS.iter().chain([&OLDEST]) {
+            assert!(script.contains(word), "{word}");
+        }
+    }
 
     #[test]
     fn of_two_stages_each_failure_is_reported() {

@@ -1,4 +1,5 @@
-//! The nightly toolchain, which Miri and cargo-fuzz need, and the rule for a machine without it.
+//! The other toolchains, nightly (which Miri and cargo-fuzz need) and the oldest supported one, and
+//! the rule for a machine without them.
 
 use std::process::{Command, Stdio};
 
@@ -6,8 +7,13 @@ use anyhow::{Result, ensure};
 
 /// A cargo command of the nightly toolchain, whichever toolchain runs this program.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    cargo_of("nightly", arguments)
+}
+
+/// A cargo command of another toolchain.
+pub(crate) fn cargo_of(toolchain: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("rustup");
-    command.args(["run", "nightly", "cargo"]).args(arguments);
+    command.args(["run", toolchain, "cargo"]).args(arguments);
     // The cargo that started this program has set some of these for its own toolchain.
     for variable in [
         "CARGO",
@@ -28,13 +34,22 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 ///
 /// It has not, and the environment has `CI` as `true` or `1`: there the stage fails.
 pub(crate) fn has(subcommand: &str, stage: &str, install: &str) -> Result<bool> {
-    let found = cargo(&[subcommand, "--help"])
+    let missing = format!("{stage} NOT RUN: no nightly cargo-{subcommand}; type: {install}");
+    found(cargo(&[subcommand, "--help"]), &missing)
+}
+
+/// Whether `command` succeeds. If not, `missing` is printed.
+///
+/// # Errors
+///
+/// It does not, and the environment has `CI` as `true` or `1`.
+pub(crate) fn found(mut command: Command, missing: &str) -> Result<bool> {
+    let found = command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
     if !found {
-        let missing = format!("{stage} NOT RUN: no nightly cargo-{subcommand}; type: {install}");
         let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true" || ci == "1");
         ensure!(!ci, "{missing}");
         println!("{missing}");

@@ -48,6 +48,11 @@ impl Workspace {
         self.root.join("target/loom")
     }
 
+    /// Where the oldest compiler's checks are.
+    pub(crate) fn oldest(&self) -> PathBuf {
+        self.root.join("target/oldest")
+    }
+
     /// Where cargo-fuzz builds, and keeps what it finds.
     pub(crate) fn fuzz(&self) -> PathBuf {
         self.root.join("target/fuzz")
