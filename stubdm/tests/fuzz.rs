@@ -14,6 +14,8 @@ mod filter;
 mod harness;
 #[path = "../fuzz/entry/input.rs"]
 mod input;
+#[path = "../fuzz/entry/screen.rs"]
+mod screen;
 
 use harness::fuzz;
 
@@ -25,4 +27,9 @@ fn a_console_with_a_hostile_frontend() {
 #[test]
 fn a_proxy_between_hostile_clients_and_a_hostile_qemu() {
     fuzz("filter", filter::filter, 600);
+}
+
+#[test]
+fn a_screen_with_a_hostile_qemu() {
+    fuzz("screen", screen::screen, 600);
 }

@@ -1,0 +1,27 @@
+//! A guest's screen, keyboard and mouse as a VNC client has them, without I/O.
+//!
+//! ```text
+//!  QEMU's VNC server ──bytes──▶ rfb: Client ──rows of pixels──▶ placement ──▶ a frame buffer
+//!                   ◀─messages─             ◀──keys, pointer── input ◀──── /dev/input/event*
+//! ```
+//!
+//! The server is QEMU, which a guest may have taken over: every size, rectangle and length it names
+//! is checked before it is used. Memory does not depend on what it sends: [`rfb::Client`] keeps one
+//! header of at most 24 bytes, and pixels are passed on as they come.
+
+pub mod input;
+pub mod keys;
+pub mod placement;
+pub mod rfb;
+
+/// Width and height, in pixels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Size {
+    /// Pixels in a row.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// Bytes of a pixel: blue, green, red, and one that is not shown.
+pub const PIXEL: usize = 4;
