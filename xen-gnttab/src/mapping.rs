@@ -29,6 +29,8 @@ pub(crate) enum Release {
     /// No grant: frames of another domain that this one controls.
     #[allow(dead_code, reason = "the field is kept for its drop")]
     Foreign(ForeignHold),
+    /// Nothing beyond the mapping: pages of a file.
+    File,
 }
 
 impl Mapping {
@@ -56,7 +58,7 @@ impl Mapping {
             Release::GntDev(grant) => grant.set_unmap_notify(offset, notify),
             #[cfg(feature = "sim")]
             Release::Sim(grant) => grant.set_unmap_notify(offset, notify),
-            Release::Foreign(_) => Err(Error::Unsupported {
+            Release::Foreign(_) | Release::File => Err(Error::Unsupported {
                 op: "set_unmap_notify",
             }),
         }

@@ -71,10 +71,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use xen_sys::mmap::{Pages, Protection};
+
 use crate::PageAccess;
 use crate::error::RegionError;
 use crate::heap::Heap;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Release};
 
 mod words;
 
@@ -154,6 +156,24 @@ impl Region {
             writable: true,
             backing: Arc::new(Backing::Heap(heap)),
         }
+    }
+
+    /// Maps `len` bytes, at least 1, of a file that others map too, from its start: a driver's
+    /// memory such as `/dev/fb0`, or a memory file. It needs no hypervisor.
+    ///
+    /// Others may write to the bytes at any time, as another domain does to granted pages. A byte
+    /// beyond the file's end is a fatal signal when it is used.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `mmap(2)`.
+    pub fn map_file(fd: impl AsFd, len: usize, access: PageAccess) -> io::Result<Self> {
+        let protection = match access {
+            PageAccess::ReadOnly => Protection::Read,
+            PageAccess::ReadWrite => Protection::ReadWrite,
+        };
+        let pages = Pages::map_shared(fd.as_fd(), 0, len, protection)?;
+        Ok(Self::of(Mapping::new(pages, access, Release::File)))
     }
 
     /// The mapping behind it, unless it is heap memory.

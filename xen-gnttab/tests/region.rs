@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::thread;
 
-use xen_gnttab::{MAX_RANGES, Region, RegionError};
+use xen_gnttab::{MAX_RANGES, PageAccess, Region, RegionError};
 
 /// Lengths around the interesting ones.
 const LENS: [usize; 7] = [0, 1, 7, 4095, 4096, 4097, 3 * 4096];
@@ -242,4 +242,29 @@ fn bad_ranges_move_nothing() {
     }
     let e = b.read(&mut [0; 8]).unwrap_err();
     assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "a mapping")]
+fn a_file_is_mapped_and_others_see_what_is_written() {
+    let path = std::env::temp_dir().join(format!("xen-gnttab-region-{}", std::process::id()));
+    std::fs::write(&path, [7; 8192]).unwrap();
+    let open = |write| {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).write(write).open(&path).unwrap()
+    };
+    let mut region = Region::map_file(open(true), 8192, PageAccess::ReadWrite).unwrap();
+    let view = Region::map_file(open(false), 8192, PageAccess::ReadOnly).unwrap();
+    region.copy_in(4095, b"ab").unwrap();
+    let mut seen = [0; 4];
+    view.copy_out(4094, &mut seen).unwrap();
+    let file = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(
+        (&seen, &file[4094..4098]),
+        (b"\x07ab\x07", &b"\x07ab\x07"[..])
+    );
+    assert!(!view.is_writable() && region.copy_in(8191, b"ab").is_err());
+    let null = std::fs::File::open("/dev/null").unwrap();
+    Region::map_file(null, 4096, PageAccess::ReadOnly).unwrap_err();
 }
