@@ -24,6 +24,7 @@ pub mod guest;
 pub mod libxl;
 pub mod proxy;
 pub mod rt;
+pub mod screen;
 pub mod service;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -351,7 +351,7 @@ fn too_little_memory_is_named_for_each_kind_of_ramdisk() {
 fn each_setting_that_hurts_is_named_with_its_mend() {
     for (line, instead, part) in [
         ("vnc=0", "", "vnc is on, which is xl's default"),
-        ("vnc=0", "vnc=1", "vnc=0; the guest's screen stays black"),
+        ("vnc=0", "vnc=1", "QEMU 10 such a guest does not start"),
         ("stubdomain_memory=320", "", "stubdomain_memory=304"),
         (
             "stubdomain_memory=320",
@@ -371,7 +371,8 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
     }
     for (line, instead, part) in [
         ("serial=\"pty\"", "", "xl console"),
-        ("vnc=0", "vnc=0\nsdl=1", "sdl=0"),
+        ("vnc=0", "vnc=0\nsdl=1", "sdl=0 where nobody looks"),
+        ("vnc=0", "vnc=0\nspice=1", "VNC and SDL alone"),
         (
             "stubdomain_memory=320",
             "stubdomain_memory=200",

@@ -137,7 +137,7 @@ impl fmt::Display for Built {
         write!(
             f,
             "# {}: {} files, {}, unpacked {}, for Linux {}\n\
-             # for the guest's configuration; its screen stays black, serial=\"pty\" gives it a console:\n{}",
+             # for the guest's configuration; serial=\"pty\" gives it a console, and vnc=1 a screen:\n{}",
             self.output.display(),
             self.files,
             mebibytes(self.size),

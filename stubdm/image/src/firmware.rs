@@ -21,6 +21,8 @@ pub const OPTIONAL: &[(&str, &str)] = &[
     ("kvmvapic.bin", "some machine types"),
     ("linuxboot_dma.bin", "-kernel"),
     ("vgabios-qxl.bin", "vga=\"qxl\""),
+    // QEMU's VNC server reads one, although it is sent scancodes.
+    ("keymaps/en-us", "the guest's screen"),
 ];
 
 /// The emulated network cards that have a boot ROM: QEMU's class of the card, the file.

@@ -44,6 +44,9 @@ pub const MODULES: &[&str] = &[
     "xen-netfront",
     "macvtap",
     "xen-pcifront",
+    "xen-fbfront",
+    "xen-kbdfront",
+    "evdev",
 ];
 
 /// The optional ones of [`MODULES`], each with the feature that needs it.
@@ -52,6 +55,9 @@ pub const OPTIONAL_MODULES: &[(&str, &str)] = &[
     ("xen-netfront", "vif=[...]"),
     ("macvtap", "vif=[...]"),
     ("xen-pcifront", "pci=[...]"),
+    ("xen-fbfront", "the guest's screen"),
+    ("xen-kbdfront", "keyboard and mouse of the guest's screen"),
+    ("evdev", "keyboard and mouse of the guest's screen"),
 ];
 
 /// The init's path of QEMU in a ramdisk, unless its command line names another.

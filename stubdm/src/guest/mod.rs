@@ -25,6 +25,7 @@ pub mod qemu;
 pub mod realtime;
 pub mod report;
 pub mod save;
+pub mod screen;
 pub mod seccomp;
 pub mod server;
 pub mod session;
@@ -53,6 +54,7 @@ use crate::rt::error::{Context, Failure, Result};
 use crate::rt::log;
 use crate::rt::signals::Signals;
 use report::Report;
+use screen::{Devices, Screen};
 
 /// How long the guest's disks and network cards may take to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
@@ -262,7 +264,9 @@ fn stubdomain(
         warn!("{}", one_line(&line));
     }
     let mut ports = Vec::new();
+    let mut screen = None;
     if let Some(modules) = modules {
+        screen = Devices::find(&store, || modules.load_screen());
         if !argv.taps().is_empty() {
             report.phase("waiting for network cards");
             net::be_silent();
@@ -288,7 +292,14 @@ fn stubdomain(
     // Open as long as we live: so they are raw when QEMU opens them, and stay so.
     let _serial_ports = power::is_init().then(|| serial_ports(&argv.serial_ttys()));
     let confinement = power::is_init().then(|| confine::prepare(&argv, options));
-    let mut launch = qemu::launch_in(directory, &options.qemu, argv, inherited, confinement)?;
+    let mut launch = qemu::launch_in(
+        directory,
+        &options.qemu,
+        argv,
+        inherited,
+        screen.is_some(),
+        confinement,
+    )?;
     launch.incoming = outcome;
     let world = watch::World {
         xen: &xen,
@@ -299,7 +310,9 @@ fn stubdomain(
         started,
         options,
     };
-    watch::over(&world, launch, drives, saver)
+    let screen = screen.zip(launch.screen.take());
+    let screen = screen.map(|(devices, socket)| Screen::new(devices, socket));
+    watch::over(&world, launch, drives, saver, screen)
 }
 
 /// Returns the saver of the guest; without it the guest runs and cannot be saved.

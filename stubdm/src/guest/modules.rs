@@ -39,6 +39,9 @@ const WANTED: &[(&str, bool)] = &[
     ("xen-netfront", false),
     ("macvtap", false),
     ("xen-pcifront", false),
+    ("xen-fbfront", false),
+    ("xen-kbdfront", false),
+    ("evdev", false),
 ];
 
 /// Modules that only a guest with a network card needs.
@@ -47,12 +50,16 @@ const NETWORK: &[&str] = &["xen_netfront", "macvlan", "tap", "macvtap"];
 /// Modules that only a guest with PCI devices of the host needs.
 const PCI: &[&str] = &["xen_pcifront"];
 
+/// Modules that only a guest with a screen needs.
+const SCREEN: &[&str] = &["xen_fbfront", "xen_kbdfront", "evdev"];
+
 /// The modules of this root, in the order to load them.
 #[derive(Debug)]
 pub struct Plan {
     basic: Vec<PathBuf>,
     network: Vec<PathBuf>,
     pci: Vec<PathBuf>,
+    screen: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -69,11 +76,13 @@ impl Plan {
             }
         };
         let (network, rest): (_, Vec<_>) = all.into_iter().partition(is_one_of(NETWORK));
-        let (pci, basic) = rest.into_iter().partition(is_one_of(PCI));
+        let (pci, rest): (_, Vec<_>) = rest.into_iter().partition(is_one_of(PCI));
+        let (screen, basic) = rest.into_iter().partition(is_one_of(SCREEN));
         Self {
             basic,
             network,
             pci,
+            screen,
         }
     }
 
@@ -85,6 +94,11 @@ impl Plan {
     /// Loads what a guest with a network card needs.
     pub fn load_network(&self) {
         load_each(&self.network, false);
+    }
+
+    /// Loads what a guest with a screen needs.
+    pub fn load_screen(&self) {
+        load_each(&self.screen, false);
     }
 
     /// Loads what a guest with PCI devices of the host's needs.

@@ -32,7 +32,7 @@ pub const DEFAULT: &str = "/usr/libexec/xen-qemu-system-i386";
 pub const DIRECTORY: &str = "/run/stubdm";
 
 /// Where QEMU finds its firmware.
-const FIRMWARE: &[&str] = &[
+pub const FIRMWARE: &[&str] = &[
     "/usr/share/qemu",
     "/usr/share/seabios",
     "/usr/lib/ipxe/qemu",
@@ -50,13 +50,15 @@ pub struct Launch {
     pub monitor: UnixListener,
     /// Where it listens for the toolstack's.
     pub toolstack: PathBuf,
+    /// Where it listens for the guest's screen, if it was to.
+    pub screen: Option<PathBuf>,
     /// The outcome of the state it loads, if there is one.
     pub incoming: Option<Outcome>,
 }
 
 /// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`,
-/// as `confinement` says, if there is one. It gets the descriptors in `inherited` under their own
-/// numbers.
+/// as `confinement` says, if there is one. With `has_screen` it serves the guest's screen there. It
+/// gets the descriptors in `inherited` under their own numbers.
 ///
 /// # Errors
 /// The sockets or the process could not be made, or QEMU could not be confined.
@@ -65,6 +67,7 @@ pub fn launch_in(
     program: &Path,
     argv: DmArgv,
     inherited: Vec<OwnedFd>,
+    has_screen: bool,
     confinement: Option<Confinement>,
 ) -> Result<Launch> {
     DirBuilder::new()
@@ -74,7 +77,8 @@ pub fn launch_in(
         .context(format_args!("making {}", directory.display()))?;
     let own = directory.join("own");
     let toolstack = directory.join("toolstack");
-    for socket in [&own, &toolstack] {
+    let screen = directory.join("screen");
+    for socket in [&own, &toolstack, &screen] {
         match std::fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).context(format_args!("removing {}", socket.display()));
@@ -98,6 +102,10 @@ pub fn launch_in(
         .args(monitors(&own, &toolstack))
         .args(firmware_folders(&there))
         .args(roms);
+    let screen = has_screen.then_some(screen);
+    if let Some(screen) = &screen {
+        command.args(vnc(screen));
+    }
     command.args(argv.into_os());
     command
         .stdin(Stdio::null())
@@ -126,6 +134,7 @@ pub fn launch_in(
         output,
         monitor,
         toolstack,
+        screen,
         incoming: None,
     })
 }
@@ -166,6 +175,13 @@ fn monitors(own: &Path, toolstack: &Path) -> Vec<String> {
         word("-mon"),
         word("chardev=stubdm-toolstack,mode=control"),
     ]
+}
+
+/// The guest's screen at a socket. QEMU leaves the keys' lock states to the guest: it would guess
+/// them from symbols, which it is not sent.
+fn vnc(socket: &Path) -> [String; 2] {
+    let server = format!("unix:{},lock-key-sync=off", comma(socket));
+    ["-vnc".to_owned(), server]
 }
 
 /// QEMU's spelling of a comma in a value is two of them.

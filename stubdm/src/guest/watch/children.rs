@@ -1,5 +1,7 @@
 //! QEMU's words and its end; and the end of whatever else has no parent but us.
 
+use std::time::Instant;
+
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use stubdm_qmp::lines::Line;
@@ -23,6 +25,11 @@ impl Watch<'_> {
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(Failure::new(errno.desc())),
             };
+            if let Some(screen) = &mut self.screen {
+                if screen.handle_exit(pid, &exit, Instant::now()) {
+                    continue;
+                }
+            }
             if self.qemu == Some(pid) {
                 self.qemu = None;
                 // Its last words explain its end.

@@ -31,6 +31,7 @@ use crate::guest::cdrom::Drives;
 use crate::guest::qemu::Launch;
 use crate::guest::report::Report;
 use crate::guest::save::saver::Saver;
+use crate::guest::screen::Screen;
 use crate::guest::server::Server;
 use crate::guest::supervisor::{Action, Event, Supervisor};
 use crate::guest::{InitOptions, confine, memory, power, privcmd};
@@ -83,6 +84,7 @@ pub fn over(
     launch: Launch,
     drives: Option<Drives>,
     saver: Option<Saver>,
+    screen: Option<Screen>,
 ) -> Result<ExitCode> {
     let mut watch = Watch {
         world,
@@ -101,6 +103,7 @@ pub fn over(
         drives,
         incoming: launch.incoming,
         saver,
+        screen,
         toolstack: launch.toolstack,
         server: None,
         server_deadline: None,
@@ -134,6 +137,7 @@ struct Watch<'a> {
     incoming: Option<Outcome>,
     /// Here until the vchan's server has it.
     saver: Option<Saver>,
+    screen: Option<Screen>,
     toolstack: PathBuf,
     server: Option<Server<Vchan>>,
     server_deadline: Option<Instant>,
@@ -168,6 +172,12 @@ impl Watch<'_> {
         Ok(())
     }
 
+    fn draw(&mut self) {
+        if let (Some(screen), Some(_)) = (&mut self.screen, self.qemu) {
+            screen.turn(Instant::now());
+        }
+    }
+
     /// The guest's first instruction comes after this.
     fn tie_down(&self) -> Result<()> {
         let options = self.world.options;
@@ -186,7 +196,13 @@ impl Watch<'_> {
         match action {
             Action::OfferVchan => self.offer(),
             Action::Start => match self.tie_down() {
-                Ok(()) => self.ask(Asked::Start, "cont"),
+                Ok(()) => {
+                    // By now QEMU has answered, and listens at all its sockets.
+                    if let Some(screen) = &mut self.screen {
+                        screen.start(Instant::now());
+                    }
+                    self.ask(Asked::Start, "cont");
+                }
                 Err(failure) => self.tell(Event::Failed(failure.to_string())),
             },
             Action::Ask => self.ask(Asked::Alive, "query-status"),
@@ -243,6 +259,9 @@ impl Task for Watch<'_> {
         if let Some(incoming) = &self.incoming {
             interests.extend(incoming.interest());
         }
+        if let Some(screen) = &self.screen {
+            interests.extend(screen.interests());
+        }
         if let Some(drives) = &self.drives {
             interests.push((drives.as_fd(), PollFlags::POLLIN));
         }
@@ -262,12 +281,17 @@ impl Task for Watch<'_> {
         self.hear_incoming();
         self.change_media();
         self.serve();
+        self.draw();
         self.offer_file_again();
         self.tell(Event::Tick);
         while let Some(action) = self.machine.poll_action() {
             self.act(action);
         }
         let deadline = earlier(self.machine.poll_timeout(), self.server_deadline);
+        // Without a QEMU there is nothing to draw.
+        let drawing = self.screen.as_ref().filter(|_| self.qemu.is_some());
+        let drawing = drawing.and_then(Screen::poll_timeout);
+        let deadline = earlier(deadline, drawing);
         Ok(match (self.machine.is_over(), self.again) {
             (true, _) => Progress::Done,
             (false, true) => Progress::Again,

@@ -41,6 +41,19 @@ const NURSERIES: [&str; 2] = ["/run", "/tmp"];
 /// # Errors
 /// A restriction could not be put up; those before it stand.
 pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
+    enter_but(keep, user, output, &[])
+}
+
+/// As [`enter`], but leaves these requests of `ioctl` too.
+///
+/// # Errors
+/// As for [`enter`].
+pub fn enter_but(
+    keep: &[BorrowedFd<'_>],
+    user: u32,
+    output: rlim_t,
+    requests: &[u32],
+) -> Result<()> {
     close_others(keep)?;
     limit(output)?;
     if Uid::effective().is_root() {
@@ -50,7 +63,7 @@ pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
         warn!("not started as root: the worker keeps this user and sees this file system's names");
     }
     alone().context("confinement")?;
-    seccomp::restrict().context("restricting system calls")
+    seccomp::restrict_but(requests).context("restricting system calls")
 }
 
 /// Closes all descriptors but these and the standard ones.

@@ -53,11 +53,19 @@ const FCNTL: &[i32] = &[
 /// # Errors
 /// The kernel has no seccomp filters.
 pub fn restrict() -> Result<()> {
-    let program = program().context("the filter")?;
+    restrict_but(&[])
+}
+
+/// As [`restrict`], but leaves these requests of `ioctl` too.
+///
+/// # Errors
+/// The kernel has no seccomp filters.
+pub fn restrict_but(requests: &[u32]) -> Result<()> {
+    let program = program(requests).context("the filter")?;
     seccompiler::apply_filter(&program).context("seccomp")
 }
 
-fn program() -> std::result::Result<BpfProgram, seccompiler::BackendError> {
+fn program(requests: &[u32]) -> std::result::Result<BpfProgram, seccompiler::BackendError> {
     let condition = |index, operator, value| {
         SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
     };
@@ -74,6 +82,14 @@ fn program() -> std::result::Result<BpfProgram, seccompiler::BackendError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let not = condition(2, SeccompCmpOp::MaskedEq(executable), 0)?;
         rules.push((call, vec![SeccompRule::new(vec![not])?]));
+    }
+    let mut some = Vec::new();
+    for request in requests {
+        let is = condition(1, SeccompCmpOp::Eq, u64::from(*request))?;
+        some.push(SeccompRule::new(vec![is])?);
+    }
+    if !some.is_empty() {
+        rules.push((libc::SYS_ioctl, some));
     }
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let here = std::env::consts::ARCH.try_into()?;

@@ -122,7 +122,7 @@ impl<'a> Report<'a> {
     fn defaults(&mut self, argv: &DmArgv) {
         if self.all.screen {
             self.notes.push(
-                "the guest has a screen for VNC or SDL, which nothing draws on, and a QEMU stays in dom0 for it: set vnc=0"
+                "a QEMU stays in dom0 for the guest's screen: set vnc=0 where nobody looks at it"
                     .to_owned(),
             );
         }

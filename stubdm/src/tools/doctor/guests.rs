@@ -101,20 +101,22 @@ impl Host<'_> {
                 None => ", which is xl's default",
                 Some(_) => "",
             };
-            let off = format!("{name}=0; the guest's screen stays black in any case");
+            let off = format!("{name}=0 where nobody looks at it");
+            let what = match name {
+                "spice" => "a screen that nobody sees: a stubdomain serves VNC and SDL alone",
+                _ => "the guest's screen",
+            };
             match newest {
                 Some(release) if release >= (4, 20) && name == "vnc" => say(
                     State::Wrong,
                     format!(
                         "vnc is on{default}: with libxl 4.20 and QEMU 10 such a guest does not start"
                     ),
-                    &off,
+                    "vnc=0",
                 ),
                 _ => say(
                     State::Note,
-                    format!(
-                        "{name} is on{default}: a QEMU stays in dom0 for a screen that nothing draws on"
-                    ),
+                    format!("{name} is on{default}: a QEMU stays in dom0 for {what}"),
                     &off,
                 ),
             }

@@ -181,10 +181,9 @@ fn what_would_make_another_guest_is_refused_with_its_path() {
 
 #[test]
 fn a_file_that_is_in_the_image_is_kept() {
-    let there = |path: &str| path == "/boot/vmlinuz" || path == "/usr/share/qemu/keymaps/de";
-    for args in [["-kernel", "/boot/vmlinuz"], ["-k", "de"]] {
-        assert_eq!(argv(&args).judge(&there)[0].verdict, Verdict::Kept);
-    }
+    let there = |path: &str| path == "/boot/vmlinuz";
+    let kernel = argv(&["-kernel", "/boot/vmlinuz"]);
+    assert_eq!(kernel.judge(&there)[0].verdict, Verdict::Kept);
     assert!(refusal(&["-kernel", "/boot/other"]).is_refusal());
 }
 
