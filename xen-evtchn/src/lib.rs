@@ -412,3 +412,8 @@ const _: fn() = || {
     ok::<EventChannels>();
     ok::<BoundPort>();
 };
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

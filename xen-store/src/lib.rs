@@ -95,3 +95,8 @@ pub use watch_set::WatchSet;
 #[cfg(all(doctest, not(loom)))]
 #[doc = include_str!("../../docs/watch-guest.md")]
 struct WatchGuest;
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -82,3 +82,8 @@ const _: fn() = || {
     fn clone<T: Clone>() {}
     clone::<Error>();
 };
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

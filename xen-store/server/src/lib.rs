@@ -66,3 +66,8 @@ pub use server::Server;
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/xen-store-server.md")]
 struct Page;
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
