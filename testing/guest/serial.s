@@ -170,6 +170,8 @@ requests:
         .long nets_ask_again
         .byte '~'
         .long toy_tell
+        .byte '*'
+        .long screen_draw
         .byte '!'
         .long monitor_meet
         .byte 0

@@ -25,6 +25,7 @@ const SOURCE: &str = concat!(
     include_str!("../../testing/guest/rtl8139.s"),
     include_str!("../../testing/guest/net.s"),
     include_str!("../../testing/guest/toy.s"),
+    include_str!("../../testing/guest/screen.s"),
     include_str!("../../testing/guest/monitor.s"),
     include_str!("../../testing/guest/interrupts.s"),
     include_str!("../../testing/guest/serial.s"),

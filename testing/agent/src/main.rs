@@ -27,6 +27,7 @@ mod serve;
 mod stream;
 mod suite;
 mod tests;
+mod vnc;
 mod watch;
 mod world;
 

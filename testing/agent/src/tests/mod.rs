@@ -27,6 +27,7 @@ mod qmp;
 mod raw;
 mod rules;
 mod save;
+mod screen;
 mod store;
 mod stubdom;
 mod tools;
@@ -77,6 +78,7 @@ pub(crate) fn all() -> Vec<Test> {
     stubdom::add(&mut tests);
     outcomes::add(&mut tests);
     save::add(&mut tests);
+    screen::add(&mut tests);
     killed::add(&mut tests);
     linux::add(&mut tests);
     cdrom::add(&mut tests);
