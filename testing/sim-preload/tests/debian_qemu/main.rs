@@ -66,7 +66,9 @@ impl Qemu {
         for name in firmware::names().chain(["bios-256k.bin"]) {
             let from = found.find(name).unwrap_or_else(|| panic!("no {name}"));
             let from = stubdm_image::elf::resolve(&tree, &from).unwrap();
-            fs::copy(from, firmware.path().join(name)).unwrap();
+            let to = firmware.path().join(name);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(from, to).unwrap();
         }
         Self { tree, firmware }
     }
