@@ -217,7 +217,7 @@ const PUBLISHED: &[(&str, &str)] = &[
     ("-display gtk", "changed"),
     ("-display qubes-gui,domid=0,log-level=0", "changed"),
     ("-vnc 127.0.0.1:0", "dropped"),
-    ("-vnc unix:/run/vnc", "dropped"),
+    ("-vnc unix:/run/vnc", "kept"),
     ("-k de", "dropped"),
     ("-sdl", "dropped"),
     ("-audiodev pa,id=a -device AC97,audiodev=a", "changed"),
