@@ -126,7 +126,7 @@ fn simulated(options: &Options) -> Result<()> {
 
 #[cfg(not(feature = "sim"))]
 fn simulated(_: &Options) -> Result<()> {
-    Err("built without the feature sim".into())
+    Err("this was built without the feature `sim`".into())
 }
 
 /// The device, attached to a guest.

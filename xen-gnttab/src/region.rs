@@ -64,6 +64,7 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -161,13 +162,17 @@ impl Region {
     /// Maps `len` bytes, at least 1, of a file that others map too, from its start: a driver's
     /// memory such as `/dev/fb0`, or a memory file. It needs no hypervisor.
     ///
-    /// Others may write to the bytes at any time, as another domain does to granted pages. A byte
-    /// beyond the file's end is a fatal signal when it is used.
+    /// Others may write to the bytes at any time, as another domain does to granted pages. Whoever
+    /// may cut the file can end this process: the use of a byte beyond the end is a fatal signal.
     ///
     /// # Errors
     ///
-    /// The errors of `mmap(2)`.
+    /// `InvalidInput` for a regular file that is shorter; the errors of `fstat(2)` and `mmap(2)`.
     pub fn map_file(fd: impl AsFd, len: usize, access: PageAccess) -> io::Result<Self> {
+        let file = File::from(fd.as_fd().try_clone_to_owned()?).metadata()?;
+        if file.is_file() && file.len() < len as u64 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let protection = match access {
             PageAccess::ReadOnly => Protection::Read,
             PageAccess::ReadWrite => Protection::ReadWrite,

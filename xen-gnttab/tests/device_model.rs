@@ -192,6 +192,25 @@ fn an_access_ends_with_the_device_model_or_at_its_deadline() {
     // The virtual CPU still waits.
     let error = host.access(guest, inl(), soon()).unwrap_err();
     assert_eq!(error.errno(), Some(libc::EBUSY));
+    // For another address, too: there is one virtual CPU.
+    let other = Ioreq {
+        addr: 0x70,
+        ..inl()
+    };
+    let error = host.access(guest, other, soon()).unwrap_err();
+    assert_eq!(error.errno(), Some(libc::EBUSY));
+    // The answer comes late, and is not that of the next access.
+    let mut requests = Ioreqs::map(&server).unwrap();
+    let channels = EventChannels::open(&xen).unwrap();
+    let theirs = requests.remote_port(0).unwrap();
+    let port = channels.bind_interdomain(guest, theirs).unwrap();
+    requests.set_port(0, port.port()).unwrap();
+    requests.handle_event(port.port());
+    requests.poll_request().unwrap().unwrap();
+    requests.complete(0, 0x99).unwrap();
+    let error = host.access(guest, inl(), Instant::now()).unwrap_err();
+    assert_eq!(error.errno(), Some(libc::ETIMEDOUT));
+    drop((requests, port, channels));
     server.destroy().unwrap();
 
     let server = model.create_ioreq_server(BufferedRequests::Off).unwrap();

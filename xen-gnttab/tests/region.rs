@@ -258,6 +258,8 @@ fn a_file_is_mapped_and_others_see_what_is_written() {
     region.copy_in(4095, b"ab").unwrap();
     let mut seen = [0; 4];
     view.copy_out(4094, &mut seen).unwrap();
+    let longer = Region::map_file(open(true), 8193, PageAccess::ReadOnly).unwrap_err();
+    assert_eq!(longer.kind(), std::io::ErrorKind::InvalidInput);
     let file = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert_eq!(

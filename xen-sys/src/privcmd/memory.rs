@@ -166,25 +166,13 @@ impl<'p> Guest<'p> {
                 value: frames.len() as u64,
             });
         }
-        #[cfg_attr(
-            not(feature = "sim"),
-            expect(clippy::infallible_destructuring_match, reason = "one way only")
-        )]
-        let dev = match self.via {
-            Via::Device(dev) => dev,
-            #[cfg(feature = "sim")]
-            Via::Simulated(xen) => {
-                let client = xen.simulated().ok_or(Error::Unsupported { op })?;
-                let mapped = client.map_foreign(self.domain, frames, protection);
-                let (object, pages, errors) = mapped.map_err(|e| self.named(op, e))?;
-                let simulated = Some((xen.clone(), object));
-                return Ok(ForeignPages {
-                    pages,
-                    errors,
-                    hold: ForeignHold { simulated },
-                });
-            }
-        };
+        #[cfg(feature = "sim")]
+        if let Via::Simulated(xen) = self.via {
+            return self.map_simulated(xen, op, |client| {
+                client.map_foreign(self.domain, frames, protection)
+            });
+        }
+        let dev = self.device(op)?;
         let pages = self.reserve(dev, frames.len(), protection)?;
         let map = |first: usize, count: usize| {
             let frames = &frames[first..first + count];
@@ -220,26 +208,14 @@ impl<'p> Guest<'p> {
                 value: count as u64,
             });
         }
-        #[cfg_attr(
-            not(feature = "sim"),
-            expect(clippy::infallible_destructuring_match, reason = "one way only")
-        )]
-        let dev = match self.via {
-            Via::Device(dev) => dev,
-            #[cfg(feature = "sim")]
-            Via::Simulated(xen) => {
-                let client = xen.simulated().ok_or(Error::Unsupported { op })?;
+        #[cfg(feature = "sim")]
+        if let Via::Simulated(xen) = self.via {
+            return self.map_simulated(xen, op, |client| {
                 let which = (resource.kind, resource.id);
-                let mapped = client.map_resource(self.domain, which, first, count, protection);
-                let (object, pages) = mapped.map_err(|e| self.named(op, e))?;
-                let simulated = Some((xen.clone(), object));
-                return Ok(ForeignPages {
-                    pages,
-                    errors: vec![0; count],
-                    hold: ForeignHold { simulated },
-                });
-            }
-        };
+                client.map_resource(self.domain, which, first, count, protection)
+            });
+        }
+        let dev = self.device(op)?;
         let pages = self.reserve(dev, count, protection)?;
         dev.mmap_resource(self.domain, (resource.kind, resource.id), first, &pages)
             .map_err(|e| self.named(op, e))?;
@@ -247,6 +223,24 @@ impl<'p> Guest<'p> {
             pages,
             errors: vec![0; count],
             hold: ForeignHold::of_the_kernel(),
+        })
+    }
+
+    /// Maps pages of a simulated host: the object, the pages, an errno for each.
+    #[cfg(feature = "sim")]
+    fn map_simulated(
+        &self,
+        xen: &crate::Xen,
+        op: &'static str,
+        map: impl FnOnce(&crate::sim::Client) -> Result<(u64, Pages, Vec<i32>)>,
+    ) -> Result<ForeignPages> {
+        let client = xen.simulated().ok_or(Error::Unsupported { op })?;
+        let (object, pages, errors) = map(client).map_err(|e| self.named(op, e))?;
+        let simulated = Some((xen.clone(), object));
+        Ok(ForeignPages {
+            pages,
+            errors,
+            hold: ForeignHold { simulated },
         })
     }
 

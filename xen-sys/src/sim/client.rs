@@ -352,7 +352,8 @@ impl Client {
         }
     }
 
-    /// Maps `count` frames of a resource of another domain, from `first` on.
+    /// Maps `count` frames of a resource of another domain, from `first` on. Returns as
+    /// [`Client::map_foreign`]; all of them are mapped.
     pub(crate) fn map_resource(
         &self,
         domain: DomId,
@@ -360,7 +361,7 @@ impl Client {
         first: u32,
         count: usize,
         protection: Protection,
-    ) -> Result<(u64, Pages)> {
+    ) -> Result<(u64, Pages, Vec<i32>)> {
         const NAME: &str = "IOCTL_PRIVCMD_MMAP_RESOURCE";
         checked(NAME, count)?;
         let request = Request {
@@ -372,7 +373,7 @@ impl Client {
         let which = [kind, id, first, count as u32];
         let reply = self.exchange(NAME, request, &which, count)?;
         let got = self.got(NAME, reply, 0, count, protection)?;
-        Ok((got.object, got.pages))
+        Ok((got.object, got.pages, vec![0; count]))
     }
 
     /// Gives pages back. They must be unmapped before.

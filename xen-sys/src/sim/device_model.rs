@@ -39,7 +39,19 @@ const RANGES: usize = 256;
 
 /// The ioreq servers of one guest.
 #[derive(Debug, Default)]
-pub(super) struct Servers(BTreeMap<u16, Server>);
+pub(super) struct Servers {
+    all: BTreeMap<u16, Server>,
+    /// Somebody waits in [`access`] for the virtual CPU's request.
+    waits: bool,
+}
+
+/// The virtual CPU's end of its channel to a server.
+#[derive(Debug)]
+struct Channel {
+    port: Port,
+    wait: OwnedFd,
+    ring: OwnedFd,
+}
 
 #[derive(Debug)]
 struct Server {
@@ -49,10 +61,7 @@ struct Server {
     memory: Arc<Memory>,
     /// The first of its frames in the memory.
     first: u32,
-    /// The virtual CPU's end of its channel.
-    port: Port,
-    wait: OwnedFd,
-    ring: OwnedFd,
+    vcpu: Arc<Channel>,
     /// If it has buffered requests.
     buffered_port: Option<Port>,
 }
@@ -70,22 +79,28 @@ impl Server {
             }
             ioreq::IOREQ_TYPE_COPY => (&self.ranges[1], addr, end.saturating_add(more)),
             ioreq::IOREQ_TYPE_PCI_CONFIG => (&self.ranges[2], addr >> 32, addr >> 32),
-            // Xen sends these to each server.
+            // Without an address. Xen sends these to each server; here the first gets them.
             _ => return true,
         };
         let has = |range: &RangeInclusive<u64>| range.contains(&first) && range.contains(&last);
         ranges.iter().any(has)
     }
 
-    fn request(&self) -> Result<Ioreq, Errno> {
+    /// Reads the virtual CPU's request, and its state.
+    fn request(&self) -> Result<(Ioreq, u8), Errno> {
         let mut request = Ioreq::new_zeroed();
         let page = self.first + SYNCHRONOUS;
         let read = self.memory.read(page, 0, request.as_mut_bytes());
-        read.map(|()| request).map_err(errno)
+        read.map_err(errno)?;
+        Ok((request, request.bits & ioreq::STATE_MASK))
     }
 
     /// Writes the virtual CPU's request, its state last.
-    fn set_request(&self, request: &Ioreq) -> Result<(), Errno> {
+    fn set_request(&self, request: &Ioreq, state: u8) -> Result<(), Errno> {
+        let request = Ioreq {
+            bits: request.bits & !ioreq::STATE_MASK | state,
+            ..*request
+        };
         let page = self.first + SYNCHRONOUS;
         let bits = offset_of!(Ioreq, bits);
         let bytes = request.as_bytes();
@@ -101,7 +116,7 @@ impl Drop for Server {
         self.memory.punch(self.first + BUFFERED);
         self.memory.punch(self.first + SYNCHRONOUS);
         // Xen lets a virtual CPU go on that waits for it.
-        ring(&self.wait);
+        ring(&self.vcpu.wait);
     }
 }
 
@@ -112,22 +127,22 @@ impl Servers {
             let ranges: usize = server.ranges.iter().map(Vec::len).sum();
             format!("ioreq server {id}, {ranges} ranges")
         };
-        self.0.iter().map(server)
+        self.all.iter().map(server)
     }
 
     fn server(&mut self, id: u16) -> Result<&mut Server, Errno> {
-        self.0.get_mut(&id).ok_or(Errno::NOENT)
+        self.all.get_mut(&id).ok_or(Errno::NOENT)
     }
 
     fn free(&self) -> Option<u16> {
-        (0..SERVERS as u16).find(|id| !self.0.contains_key(id))
+        (0..SERVERS as u16).find(|id| !self.all.contains_key(id))
     }
 
     fn enable(&mut self, id: u16, enabled: bool) -> Result<(), Errno> {
         let server = self.server(id)?;
         server.enabled = enabled;
         if enabled {
-            let port = server.port.as_u32().to_ne_bytes();
+            let port = server.vcpu.port.as_u32().to_ne_bytes();
             let (page, at) = (server.first + SYNCHRONOUS, offset_of!(Ioreq, vp_eport));
             server.memory.write(page, at, &port).map_err(errno)?;
         }
@@ -178,12 +193,10 @@ impl State {
             abi::XEN_DMOP_CREATE_IOREQ_SERVER => self.create_server(guest, body(argument)?),
             abi::XEN_DMOP_DESTROY_IOREQ_SERVER => {
                 let body: abi::DestroyIoreqServer = body(argument)?;
-                let server = self.servers(guest)?.0.remove(&body.id);
+                let server = self.servers(guest)?.all.remove(&body.id);
                 let server = server.ok_or(Errno::NOENT)?;
-                for port in [Some(server.port), server.buffered_port]
-                    .into_iter()
-                    .flatten()
-                {
+                let ports = [Some(server.vcpu.port), server.buffered_port];
+                for port in ports.into_iter().flatten() {
                     self.unbind(XEN, guest, port)?;
                 }
                 Ok(*argument)
@@ -222,12 +235,10 @@ impl State {
             ranges: Default::default(),
             memory,
             first: SERVER_FRAMES + 2 * u32::from(body.id),
-            port,
-            wait,
-            ring,
+            vcpu: Arc::new(Channel { port, wait, ring }),
             buffered_port,
         };
-        self.servers(guest)?.0.insert(body.id, server);
+        self.servers(guest)?.all.insert(body.id, server);
         Ok(DmOpArgument::new(abi::XEN_DMOP_CREATE_IOREQ_SERVER, &body))
     }
 
@@ -253,39 +264,54 @@ impl State {
         Ok((Arc::clone(&server.memory), frames))
     }
 
-    /// Gives a guest's request to the server that has its address. Returns the server, and what
-    /// its answer is waited for on; `None` if no server has the address.
+    /// Gives a guest's request to the server that has its address. Returns the channel by which it
+    /// is answered; `None` if no server has the address. `EBUSY` while the virtual CPU waits.
     fn send_request(
         &mut self,
         guest: DomId,
         request: &Ioreq,
-    ) -> Result<Option<(u16, OwnedFd)>, Errno> {
-        let mut servers = self.servers(guest)?.0.iter();
-        let Some((&id, server)) = servers.find(|(_, s)| s.enabled && s.has(request)) else {
-            return Ok(None);
-        };
-        if server.request()?.bits & ioreq::STATE_MASK != ioreq::STATE_IOREQ_NONE {
+    ) -> Result<Option<Arc<Channel>>, Errno> {
+        let servers = self.servers(guest)?;
+        if servers.waits {
             return Err(Errno::BUSY);
         }
-        let wait = server.wait.try_clone().map_err(errno)?;
-        server.set_request(&Ioreq {
-            vp_eport: server.port,
-            bits: request.bits & !ioreq::STATE_MASK | ioreq::STATE_IOREQ_READY,
+        for server in servers.all.values() {
+            match server.request()? {
+                (_, ioreq::STATE_IOREQ_NONE) => {}
+                // The answer to an access that ended at its deadline.
+                (late, ioreq::STATE_IORESP_READY) => {
+                    server.set_request(&late, ioreq::STATE_IOREQ_NONE)?;
+                }
+                _ => return Err(Errno::BUSY),
+            }
+        }
+        let mut enabled = servers.all.values().filter(|server| server.enabled);
+        let Some(server) = enabled.find(|server| server.has(request)) else {
+            return Ok(None);
+        };
+        let vcpu = Arc::clone(&server.vcpu);
+        let request = Ioreq {
+            vp_eport: vcpu.port,
             ..*request
-        })?;
-        ring(&server.ring);
-        Ok(Some((id, wait)))
+        };
+        server.set_request(&request, ioreq::STATE_IOREQ_READY)?;
+        servers.waits = true;
+        ring(&vcpu.ring);
+        Ok(Some(vcpu))
     }
 
-    /// Takes the answer to a guest's request. `None` if there is none yet.
-    fn take_answer(&mut self, guest: DomId, id: u16) -> Result<Option<Ioreq>, Errno> {
-        let server = self.servers(guest)?.server(id)?;
-        let answer = server.request()?;
-        if answer.bits & ioreq::STATE_MASK != ioreq::STATE_IORESP_READY {
+    /// Takes the answer that came by the channel. `None` if there is none yet, `ENOENT` if the
+    /// server is gone.
+    fn take_answer(&mut self, guest: DomId, vcpu: &Arc<Channel>) -> Result<Option<Ioreq>, Errno> {
+        let mut servers = self.servers(guest)?.all.values();
+        // Another server may have its number by now.
+        let server = servers.find(|server| Arc::ptr_eq(&server.vcpu, vcpu));
+        let server = server.ok_or(Errno::NOENT)?;
+        let (answer, state) = server.request()?;
+        if state != ioreq::STATE_IORESP_READY {
             return Ok(None);
         }
-        let bits = answer.bits & !ioreq::STATE_MASK | ioreq::STATE_IOREQ_NONE;
-        server.set_request(&Ioreq { bits, ..answer })?;
+        server.set_request(&answer, ioreq::STATE_IOREQ_NONE)?;
         Ok(Some(answer))
     }
 }
@@ -299,28 +325,42 @@ pub(super) fn access(
     deadline: Instant,
 ) -> Result<Option<Ioreq>, Errno> {
     let sent = shared.state().send_request(guest, request)?;
-    let Some((id, wait)) = sent else {
+    let Some(vcpu) = sent else {
         return Ok(None);
     };
+    let answer = wait_for_answer(shared, guest, &vcpu, deadline);
+    // The guest may be gone.
+    if let Ok(servers) = shared.state().servers(guest) {
+        servers.waits = false;
+    }
+    match answer {
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+fn wait_for_answer(
+    shared: &Shared,
+    guest: DomId,
+    vcpu: &Arc<Channel>,
+    deadline: Instant,
+) -> Result<Ioreq, Errno> {
     loop {
-        match shared.state().take_answer(guest, id) {
-            Ok(None) => {}
-            // The server, or the guest, is gone.
-            Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
-            answer => return answer,
+        if let Some(answer) = shared.state().take_answer(guest, vcpu)? {
+            return Ok(answer);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Errno::TIMEDOUT);
         }
-        let mut fds = [PollFd::new(&wait, PollFlags::IN)];
+        let mut fds = [PollFd::new(&vcpu.wait, PollFlags::IN)];
         match poll(&mut fds, Some(&timespec(left))) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }
         let mut count = [0; size_of::<u64>()];
         // Nothing to take after a timeout.
-        let _ = rustix::io::read(&wait, &mut count);
+        let _ = rustix::io::read(&vcpu.wait, &mut count);
     }
 }
 

@@ -368,7 +368,8 @@ impl Simulation {
     /// server has the address, or the one that has it is destroyed meanwhile.
     ///
     /// The state, the port and the padding of `request` are Xen's to fill in; everything else goes
-    /// to the device model as it is, sizes and kinds that Xen never sends included.
+    /// to the device model as it is, sizes and kinds that Xen never sends included. A request
+    /// without an address goes to the first enabled server only.
     ///
     /// ```
     /// use std::time::{Duration, Instant};
