@@ -415,3 +415,45 @@ impl<B: IntoBytes + Immutable> Answer for B {
         DmOpArgument::new(op, self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(state: &mut State, guest: DomId, op: u32, body: &dyn Answer) -> DmOpArgument {
+        state.dm_op(guest, &body.argument(op)).unwrap()
+    }
+
+    /// Makes the guest's server 0, which answers requests without an address.
+    fn server(state: &mut State, guest: DomId) {
+        let mut create = abi::CreateIoreqServer::new_zeroed();
+        create.handle_bufioreq = abi::HVM_IOREQSRV_BUFIOREQ_OFF;
+        make(state, guest, abi::XEN_DMOP_CREATE_IOREQ_SERVER, &create);
+        let mut enable = abi::SetIoreqServerState::new_zeroed();
+        enable.enabled = 1;
+        make(state, guest, abi::XEN_DMOP_SET_IOREQ_SERVER_STATE, &enable);
+    }
+
+    #[test]
+    fn an_access_does_not_wait_for_the_next_server_of_the_same_number() {
+        let shared = Shared::new().unwrap();
+        let mut state = shared.state();
+        let guest = state.create_domain(None).unwrap();
+        server(&mut state, guest);
+        let request = Ioreq {
+            kind: ioreq::IOREQ_TYPE_INVALIDATE,
+            ..Ioreq::default()
+        };
+        let vcpu = state.send_request(guest, &request).unwrap().unwrap();
+        assert_eq!(state.take_answer(guest, &vcpu), Ok(None));
+        let destroy = abi::DestroyIoreqServer::new_zeroed();
+        make(
+            &mut state,
+            guest,
+            abi::XEN_DMOP_DESTROY_IOREQ_SERVER,
+            &destroy,
+        );
+        server(&mut state, guest);
+        assert_eq!(state.take_answer(guest, &vcpu), Err(Errno::NOENT));
+    }
+}
