@@ -52,56 +52,16 @@ const LINTS: &[Check] = &[
     },
 ];
 
-/// The checks that run beside the static binaries' build, the demo and the fuzz targets.
-const OTHERS: &[Check] = &[
-    // The store's client and the types; the devices' requests are Linux's.
-    Check {
-        name: "FreeBSD",
-        arguments: &[
-            "check",
-            "-p",
-            "xen-sys",
-            "-p",
-            "xen-evtchn",
-            "-p",
-            "xen-gnttab",
-            "-p",
-            "xen-store",
-            "--target",
-            "x86_64-unknown-freebsd",
-        ],
-        environment: &[("RUSTFLAGS", "-D warnings")],
-    },
-    Check {
-        name: "arm64",
-        arguments: &[
-            "check",
-            "-p",
-            "xen-sys",
-            "-p",
-            "xen-evtchn",
-            "-p",
-            "xen-gnttab",
-            "-p",
-            "xen-store",
-            "-p",
-            "xen-vchan",
-            "--all-features",
-            "--target",
-            "aarch64-unknown-linux-gnu",
-        ],
-        environment: &[("RUSTFLAGS", "-D warnings")],
-    },
-    Check {
-        name: "documentation",
-        arguments: &["doc", "--workspace", "--all-features", "--no-deps"],
-        environment: &[("RUSTDOCFLAGS", "-D warnings")],
-    },
-];
+/// The check of the rustdoc, beside the static binaries' build, the demo and the fuzz targets.
+const DOCUMENTATION: Check = Check {
+    name: "documentation",
+    arguments: &["doc", "--workspace", "--all-features", "--no-deps"],
+    environment: &[("RUSTDOCFLAGS", "-D warnings")],
+};
 
 /// The oldest compiler that the libraries support: the workspace's `rust-version`.
 const OLDEST: &str = "1.85.0";
-/// The libraries for Xen, which are compiled with [`OLDEST`].
+/// The libraries for Xen.
 const LIBRARIES: &[&str] = &[
     "xen-sys",
     "xen-evtchn",
@@ -110,21 +70,53 @@ const LIBRARIES: &[&str] = &[
     "xen-store-server",
     "xen-vchan",
 ];
-/// The systems that they are compiled for with it.
-const SYSTEMS: &[&str] = &[
-    "x86_64-unknown-linux-musl",
-    "aarch64-unknown-linux-musl",
-    "i686-unknown-linux-gnu",
-    "riscv64gc-unknown-linux-gnu",
+
+/// Libraries that are compiled for systems on which they are not run.
+struct Systems {
+    name: &'static str,
+    /// The toolchain, if it is not the one that runs the gate.
+    toolchain: Option<&'static str>,
+    libraries: &'static [&'static str],
+    arguments: &'static [&'static str],
+    systems: &'static [&'static str],
+}
+
+const SYSTEMS: &[Systems] = &[
+    // The store's client and the types; the devices' requests are Linux's.
+    Systems {
+        name: "FreeBSD",
+        toolchain: None,
+        libraries: &["xen-sys", "xen-evtchn", "xen-gnttab", "xen-store"],
+        arguments: &[],
+        systems: &["x86_64-unknown-freebsd"],
+    },
+    Systems {
+        name: "arm64",
+        toolchain: None,
+        libraries: LIBRARIES,
+        arguments: &["--all-features"],
+        systems: &["aarch64-unknown-linux-gnu"],
+    },
+    Systems {
+        name: "oldest compiler, other systems",
+        toolchain: Some(OLDEST),
+        libraries: LIBRARIES,
+        arguments: &["--locked"],
+        systems: &[
+            "x86_64-unknown-linux-musl",
+            "aarch64-unknown-linux-musl",
+            "i686-unknown-linux-gnu",
+            "riscv64gc-unknown-linux-gnu",
+        ],
+    },
 ];
 
 /// Runs everything; the first fault ends it, and what runs beside it ends first.
 pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) -> Result<ExitCode> {
     stage("inventories", || tidy::check(workspace))?;
-    let minutes = |m: u64| Duration::from_secs(m * 60);
-    let (binaries, others) = thread::scope(|scope| {
+    thread::scope(|scope| {
         // It waits for the network most of the time.
-        let packages = scope.spawn(move || {
+        let packages = scope.spawn(|| {
             stage("Debian's packages", || {
                 host::prepare_packages(workspace, options)
             })
@@ -133,42 +125,22 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
             .iter()
             .try_for_each(|check| run_check(workspace, check));
         if lints.is_err() {
-            return (joined(packages), lints);
+            return both(joined(packages), lints);
         }
         // The optimiser's last pass and the demo's machine take one processor each; the compilers
         // of the others and the interpreter have the other one.
-        let binaries = scope.spawn(move || {
-            stage("static binaries", || {
-                dist::build(workspace)?;
-                dist::report(workspace)
-            })?;
-            joined(packages)?;
-            let packages = scope.spawn(move || {
-                stage("Debian's packages for the tests", || {
-                    host::prepare_for_tests(workspace, options)
-                })
-            });
-            stage("demo", || {
-                let code = demo::run(workspace, options, minutes(10))?;
-                ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
-                Ok(())
-            })?;
-            stage("fuzz targets", || {
-                let code = fuzz::run(workspace, fuzz::GATE, None)?;
-                ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
-                Ok(())
-            })?;
-            joined(packages)
-        });
-        let others = OTHERS
-            .iter()
-            .try_for_each(|check| run_check(workspace, check))
-            .and_then(|()| stage("oldest compiler, other systems", || oldest(workspace)))
-            .and_then(|()| stage("public APIs", || api::check(workspace)))
-            .and_then(|()| stage("Miri", || miri::check(workspace)));
-        (joined(binaries), others)
-    });
-    both(binaries, others)?;
+        beside(
+            || {
+                let binaries = stage("static binaries", || {
+                    dist::build(workspace)?;
+                    dist::report(workspace)
+                });
+                both(joined(packages), binaries)?;
+                demo_and_fuzz_targets(workspace, options)
+            },
+            || other_checks(workspace),
+        )
+    })?;
     if skip_tests {
         println!("\nThe tests were NOT RUN (--skip-tests).");
         return Ok(ExitCode::SUCCESS);
@@ -186,62 +158,119 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, skip_tests: bool) ->
     )
 }
 
+const fn minutes(count: u64) -> Duration {
+    Duration::from_secs(count * 60)
+}
+
+/// Runs the stages that need the static binaries.
+fn demo_and_fuzz_targets(workspace: &Workspace, options: &Options) -> Result<()> {
+    beside(
+        || {
+            stage("Debian's packages for the tests", || {
+                host::prepare_for_tests(workspace, options)
+            })
+        },
+        || {
+            stage("demo", || {
+                let code = demo::run(workspace, options, minutes(10))?;
+                ensure!(code == ExitCode::SUCCESS, "the demo did not see everything");
+                Ok(())
+            })?;
+            stage("fuzz targets", || {
+                let code = fuzz::run(workspace, fuzz::GATE, None)?;
+                ensure!(code == ExitCode::SUCCESS, "a fuzz target found something");
+                Ok(())
+            })
+        },
+    )
+}
+
+/// Runs the stages that need none.
+fn other_checks(workspace: &Workspace) -> Result<()> {
+    for systems in SYSTEMS {
+        stage(systems.name, || compile(workspace, systems))?;
+    }
+    run_check(workspace, &DOCUMENTATION)?;
+    stage("public APIs", || api::check(workspace))?;
+    stage("Miri", || miri::check(workspace))
+}
+
 fn run_check(workspace: &Workspace, check: &Check) -> Result<()> {
     stage(check.name, || {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
+        let mut command = cargo();
+        command
             .args(check.arguments)
             .envs(check.environment.iter().copied())
-            .current_dir(workspace.root())
-            .status()
-            .context("starting cargo")?;
-        ensure!(
-            status.success(),
-            "cargo {} failed",
-            check.arguments.join(" ")
-        );
-        Ok(())
+            .current_dir(workspace.root());
+        succeed(command)
     })
 }
 
-/// Compiles the [`LIBRARIES`] for each of [`SYSTEMS`] with the [`OLDEST`] compiler. Without it the
-/// stage passes, except where `CI` is set: see [`nightly::found`].
-fn oldest(workspace: &Workspace) -> Result<()> {
-    let install = format!(
-        "rustup toolchain install {OLDEST} --profile minimal --target {}",
-        SYSTEMS.join(",")
-    );
-    let missing = format!("the oldest compiler was NOT RUN: no Rust {OLDEST}; type: {install}");
-    if !nightly::found(nightly::cargo_of(OLDEST, &["--version"]), &missing)? {
-        return Ok(());
-    }
-    let mut command = nightly::cargo_of(OLDEST, &["check", "--locked"]);
-    for library in LIBRARIES {
-        command.args(["-p", library]);
-    }
-    for system in SYSTEMS {
-        command.args(["--target", system]);
-    }
-    let status = command
-        .env("RUSTFLAGS", "-D warnings")
-        .env("CARGO_TARGET_DIR", workspace.oldest())
-        .current_dir(workspace.root())
-        .status()
-        .context("starting cargo")?;
-    ensure!(
-        status.success(),
-        "a library does not compile; if a system's libraries are missing, type: {install}"
-    );
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command, and fails unless it exits with 0.
+fn succeed(mut command: Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let status = command.status().with_context(|| shown.clone())?;
+    ensure!(status.success(), "{shown}: {status}");
     Ok(())
 }
 
-/// The result of a thread of stages; a panic is an error, too.
+/// Compiles libraries for systems. Without the toolchain it passes, except where `CI` is set: see
+/// [`nightly::found`].
+fn compile(workspace: &Workspace, systems: &Systems) -> Result<()> {
+    let targets = systems.systems.join(",");
+    let (mut command, install) = match systems.toolchain {
+        None => (cargo(), format!("rustup target add {targets}")),
+        Some(toolchain) => {
+            let install = format!(
+                "rustup toolchain install {toolchain} --profile minimal --target {targets}"
+            );
+            let name = systems.name;
+            let missing = format!("{name}: NOT RUN: no Rust {toolchain}; type: {install}");
+            if !nightly::found(nightly::cargo_of(toolchain, &["--version"]), &missing)? {
+                return Ok(());
+            }
+            let mut command = nightly::cargo_of(toolchain, &[]);
+            command.env("CARGO_TARGET_DIR", workspace.oldest());
+            (command, install)
+        }
+    };
+    command.arg("check").args(systems.arguments);
+    for library in systems.libraries {
+        command.args(["-p", library]);
+    }
+    for system in systems.systems {
+        command.args(["--target", system]);
+    }
+    command
+        .env("RUSTFLAGS", "-D warnings")
+        .current_dir(workspace.root());
+    succeed(command)
+        .with_context(|| format!("if a system's standard library is missing, type: {install}"))
+}
+
+/// Runs `other` in a thread beside `work`, and returns the errors of both.
+fn beside(
+    other: impl FnOnce() -> Result<()> + Send,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let work = work();
+        both(joined(other), work)
+    })
+}
+
+/// Returns the result of a thread of stages; a panic is an error, too.
 fn joined(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
     let panicked = |_| Err(anyhow!("a thread of the gate's stages panicked"));
     thread.join().unwrap_or_else(panicked)
 }
 
-/// The errors of two stages that ran side by side: none is lost.
+/// Returns the errors of two stages that ran side by side: none is lost.
 fn both(one: Result<()>, other: Result<()>) -> Result<()> {
     match (one, other) {
         (Err(one), Err(other)) => Err(anyhow!("{one:#}; and {other:#}")),
@@ -249,15 +278,18 @@ fn both(one: Result<()>, other: Result<()>) -> Result<()> {
     }
 }
 
+/// Runs a stage between two lines with its name. The second one states a failure, too: the error
+/// itself ends the gate only when the stages beside it have ended.
 fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("\n== {name}");
     let started = Instant::now();
-    work().with_context(|| format!("the gate's stage \"{name}\""))?;
-    println!(
-        "== {name}: passed in {:.1} s",
-        started.elapsed().as_secs_f64()
-    );
-    Ok(())
+    let result = work();
+    let seconds = started.elapsed().as_secs_f64();
+    match &result {
+        Ok(()) => println!("== {name}: passed in {seconds:.1} s"),
+        Err(error) => println!("== {name}: FAILED after {seconds:.1} s: {error:#}"),
+    }
+    result.with_context(|| format!("the gate's stage \"{name}\""))
 }
 
 #[cfg(test)]
@@ -275,20 +307,48 @@ mod tests {
     #[test]
     fn the_gate_installs_the_systems() {
         let script = include_str!("../../.ci/run");
-        for word in SYSTEMS.iter().chain([&OLDEST]) {
-            assert!(script.contains(word), "{word}");
+        let code = script
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| !line.starts_with('#'));
+        let code = code.collect::<Vec<_>>().join("\n");
+        let systems = SYSTEMS.iter().flat_map(|systems| systems.systems);
+        for word in systems.chain([&OLDEST]) {
+            assert!(code.contains(word), "{word}");
         }
     }
 
     #[test]
     fn of_two_stages_each_failure_is_reported() {
-        let said = |one: Result<()>, other: Result<()>| {
-            both(one, other).map_err(|error| format!("{error:#}"))
-        };
         let fail = |text: &'static str| Err(anyhow!(text));
-        assert_eq!(said(Ok(()), Ok(())), Ok(()));
-        assert_eq!(said(fail("a"), Ok(())), Err("a".to_owned()));
-        assert_eq!(said(Ok(()), fail("b")), Err("b".to_owned()));
-        assert_eq!(said(fail("a"), fail("b")), Err("a; and b".to_owned()));
+        let run = |other: Result<()>, work: Result<()>| {
+            beside(|| other, || work).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(run(Ok(()), Ok(())), Ok(()));
+        assert_eq!(run(fail("a"), Ok(())), Err("a".to_owned()));
+        assert_eq!(run(Ok(()), fail("b")), Err("b".to_owned()));
+        assert_eq!(run(fail("a"), fail("b")), Err("a; and b".to_owned()));
+    }
+
+    #[test]
+    fn a_panic_beside_a_failure_hides_none() {
+        let error = beside(|| panic!("for the test"), || Err(anyhow!("b"))).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("panicked") && text.ends_with("; and b"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_stage_fails_with_a_command_that_a_signal_ends() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "kill -9 $$"]);
+        let error = stage("a test", || succeed(command)).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("stage \"a test\"") && text.contains("signal: 9"),
+            "{text}"
+        );
     }
 }
