@@ -14,6 +14,7 @@
 mod pack;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use md5::{Digest as _, Md5};
@@ -102,8 +103,12 @@ fn build_as(
     program: &Path,
     folder: &Path,
 ) -> Result<PathBuf> {
+    // Two releases' hosts are made ready side by side, and the pages are read from one folder.
+    static PAGES: Mutex<()> = Mutex::new(());
+    let pages = PAGES.lock().unwrap_or_else(PoisonError::into_inner);
     pages::write(workspace)?;
     let data = data(workspace, program, &workspace.dist())?;
+    drop(pages);
     let time = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().context("SOURCE_DATE_EPOCH")?,
         Err(_) => TIME,
