@@ -104,7 +104,7 @@ impl Input {
         }
     }
 
-    /// The next thing to send.
+    /// Returns the next message to send.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -157,7 +157,7 @@ impl Input {
         (self.x, self.y) = (x, y);
     }
 
-    /// The events since the last one belong together.
+    /// Handles the end of a report: the events since the last one belong together.
     fn report(&mut self) {
         let (x, y) = (self.x, self.y);
         let steps = std::mem::take(&mut self.wheel);
@@ -225,6 +225,13 @@ mod tests {
         assert_eq!(actions(&mut input, &events), [pointer(1, 7, 9)]);
         let events = [(EV_REL, X, -10), (EV_KEY, 0x111, 1), REPORT];
         assert_eq!(actions(&mut input, &events), [pointer(5, 0, 9)]);
+        let events = [(EV_KEY, 0x110, 0), REPORT];
+        assert_eq!(actions(&mut input, &events), [pointer(4, 0, 9)]);
+        // A button that is pressed again, and a pointer that stays where it is.
+        let events = [(EV_KEY, 0x111, 1), (EV_ABS, Y, 9), REPORT];
+        assert_eq!(actions(&mut input, &events), []);
+        let events = [(EV_REL, Y, i32::MAX), (EV_REL, Y, i32::MAX), REPORT];
+        assert_eq!(actions(&mut input, &events), [pointer(4, 0, FAR)]);
     }
 
     #[test]
@@ -246,6 +253,7 @@ mod tests {
             (EV_KEY, 29, 1),
             (EV_KEY, 0x110, 1),
             REPORT,
+            (EV_REL, REL_WHEEL, 3),
             (EV_SYN, SYN_DROPPED, 0),
         ];
         let all = [
@@ -255,6 +263,21 @@ mod tests {
             pointer(0, 0, 0),
         ];
         assert_eq!(actions(&mut input, &events), all);
+    }
+
+    #[test]
+    fn actions_that_are_not_taken_are_dropped_and_all_keys_released() {
+        let mut input = Input::default();
+        input.handle_event(EV_KEY, 29, 1);
+        let mut most = 0;
+        for _ in 0..WAITING_MAX + 4 {
+            input.handle_event(EV_KEY, 30, 1);
+            most = most.max(input.actions.len());
+        }
+        assert_eq!(most, WAITING_MAX);
+        let all = [key(false, 29), key(false, 30)];
+        let more = [key(true, 30); 5];
+        assert_eq!(actions(&mut input, &[]), [&all[..], &more].concat());
     }
 
     #[test]

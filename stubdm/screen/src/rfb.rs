@@ -7,8 +7,8 @@
 //! | encodings | Raw |
 //! | pseudo-encodings | DesktopSize; QEMU's extended key events, which carry scancodes |
 //!
-//! One request for an update is outstanding at any time. An incremental one costs nothing until
-//! the picture changes: the server keeps it.
+//! The client answers each update with one request for the next. An incremental one costs nothing
+//! until the picture changes: the server keeps it.
 
 use crate::{PIXEL, Size};
 
@@ -21,13 +21,13 @@ const NONE: u8 = 1;
 const RAW: i32 = 0;
 /// A rectangle of this encoding is the screen's new size.
 const DESKTOP_SIZE: i32 = -223;
-/// A rectangle of this encoding says that the server takes scancodes.
+/// A rectangle of this encoding announces that the server takes scancodes.
 const EXTENDED_KEYS: i32 = -258;
 
-/// Bytes of messages that wait to be sent, at most; later ones are refused.
+/// Bytes of messages that wait to be sent, at most; later ones are dropped.
 const OUT_MAX: usize = 16 << 10;
-/// Bytes of waiting messages with which a connection is full: what was read of the input devices by
-/// then still finds room.
+/// Bytes of waiting messages from which on a connection is full: events that were read before that
+/// still find room up to [`OUT_MAX`].
 const OUT_FULL: usize = 8 << 10;
 /// Bytes of the server's name, and of a text it puts on the clipboard, at most.
 const TEXT_MAX: u32 = 1 << 20;
@@ -53,7 +53,10 @@ pub enum Error {
     #[error("a screen of {}x{} pixels", .0.width, .0.height)]
     Size(Size),
     /// A rectangle that leaves the screen.
-    #[error("a rectangle of {}x{} at {x},{y} on a screen of {}x{}", .size.width, .size.height, .screen.width, .screen.height)]
+    #[error(
+        "a rectangle of {}x{} at {x},{y} on a screen of {}x{}",
+        .size.width, .size.height, .screen.width, .screen.height
+    )]
     Rectangle {
         /// Its left edge.
         x: u16,
@@ -164,8 +167,8 @@ pub struct Client {
     answered: bool,
     resized: bool,
     scancodes: bool,
-    /// A request that finds no room yet, and whether it is incremental.
-    unasked: Option<bool>,
+    /// A request that waits for room, and whether it is incremental.
+    postponed: Option<bool>,
     out: Vec<u8>,
 }
 
@@ -182,7 +185,7 @@ impl Client {
             answered: false,
             resized: false,
             scancodes: false,
-            unasked: None,
+            postponed: None,
             out: Vec::new(),
         }
     }
@@ -192,7 +195,7 @@ impl Client {
         (self.screen != Size::default()).then_some(self.screen)
     }
 
-    /// Whether the server takes scancodes: [`key`](Self::key) sends nothing before that.
+    /// Returns whether the server takes scancodes. Until then [`key`](Self::key) sends nothing.
     pub fn takes_scancodes(&self) -> bool {
         self.scancodes
     }
@@ -202,20 +205,21 @@ impl Client {
         &self.out
     }
 
-    /// So many bytes of [`poll_transmit`](Self::poll_transmit) were sent.
+    /// Removes the first `count` bytes of [`poll_transmit`](Self::poll_transmit), which were sent.
     pub fn handle_sent(&mut self, count: usize) {
         self.out.drain(..count.min(self.out.len()));
-        if let Some(incremental) = self.unasked.take() {
+        if let Some(incremental) = self.postponed.take() {
             self.request(incremental);
         }
     }
 
-    /// Whether the server reads so slowly that no more keys and movements should be read. There is
-    /// room for some 600 of them even then.
+    /// Returns whether 8 KiB or more wait to be sent. The caller reads no more input events then;
+    /// those that it has read already fit into the other 8 KiB.
     pub fn is_full(&self) -> bool {
         self.out.len() >= OUT_FULL
     }
 
+    /// Returns whether 16 KiB or more wait to be sent: further messages are dropped.
     fn refuses(&self) -> bool {
         self.out.len() >= OUT_MAX
     }
@@ -244,7 +248,7 @@ impl Client {
         true
     }
 
-    /// Takes bytes off the front of `bytes` until they mean something; `None` when all are taken.
+    /// Takes bytes off the front of `bytes` up to the next event; returns `None` when all are taken.
     ///
     /// # Errors
     /// The server violates the protocol or a limit, or refuses the connection. The same error
@@ -291,7 +295,7 @@ impl Client {
         u32::from(self.u16(at)) << 16 | u32::from(self.u16(at + 2))
     }
 
-    /// A header is whole.
+    /// Handles a header that is whole.
     fn take_header<'a>(&mut self) -> Result<Step<'a>, Error> {
         let [first, ..] = self.header;
         self.state = match &self.state {
@@ -398,7 +402,7 @@ impl Client {
         }
     }
 
-    /// Bytes that no header counts as its own.
+    /// Handles the bytes between headers, as they come.
     fn take_body<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Step<'a>, Error> {
         match &mut self.state {
             State::SecurityTypes(left, found) => {
@@ -483,7 +487,7 @@ impl Client {
         Ok(())
     }
 
-    /// Says which pixels are wanted, and asks for all of them.
+    /// Sends the format of the pixels and the encodings, and requests all pixels.
     fn greet(&mut self) {
         // SetPixelFormat: 32 bits of which 24 count, little-endian, true colours up to 255 each.
         self.out.extend([0, 0, 0, 0]);
@@ -496,10 +500,10 @@ impl Client {
         self.request(false);
     }
 
-    /// Asks for the next update: for all pixels, or for those that change.
+    /// Requests the next update: all pixels, or those that change.
     fn request(&mut self, incremental: bool) {
         if self.is_full() {
-            self.unasked = Some(incremental && self.unasked.unwrap_or(true));
+            self.postponed = Some(incremental && self.postponed.unwrap_or(true));
             return;
         }
         self.out.extend([3, u8::from(incremental), 0, 0, 0, 0]);
@@ -511,7 +515,7 @@ impl Client {
 /// The result of some bytes.
 enum Step<'a> {
     Event(Event<'a>),
-    /// Nothing to tell yet.
+    /// No event yet, but more bytes to look at.
     Next,
     /// More bytes are needed.
     Starved,

@@ -6,7 +6,7 @@ const LIMIT: Size = Size {
     height: 50,
 };
 
-/// A server's words up to a screen of 4x3 pixels.
+/// A server's bytes up to a screen of 4x3 pixels.
 fn opening() -> Vec<u8> {
     let mut bytes = VERSION.to_vec();
     bytes.extend([2, 19, 1]);
@@ -136,9 +136,10 @@ fn keys_and_pointer_are_messages_once_the_server_takes_them() {
     bytes = update(&[rectangle([0; 4], EXTENDED_KEYS, &[])]);
     seen.take(&mut client, &bytes);
     seen.sent.clear();
-    assert!(client.key(true, 0x9d) && client.pointer(9, 2, 40));
+    assert!(client.key(true, 0x9d) && client.pointer(9, 40, 1) && client.pointer(9, 2, 40));
     seen.take(&mut client, &[]);
-    let all = [255, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0x9d, 5, 9, 0, 2, 0, 2];
+    let key = [255, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0x9d];
+    let all = [&key[..], &[5, 9, 0, 3, 0, 1], &[5, 9, 0, 2, 0, 2]].concat();
     assert_eq!(seen.sent, all);
 }
 
@@ -150,6 +151,46 @@ fn a_server_that_does_not_read_is_sent_a_bounded_number_of_messages() {
     assert!((1000..3000).contains(&sent) && client.is_full(), "{sent}");
     client.handle_sent(usize::MAX);
     assert!(!client.is_full() && client.pointer(0, 1, 1));
+    // Events are read up to 8 KiB; those of one read, and the release of all keys, find room.
+    let keys = update(&[rectangle([0; 4], EXTENDED_KEYS, &[])]);
+    Seen::default().take(&mut client, &keys);
+    for limit in [8 << 10, 16 << 10] {
+        while client.poll_transmit().len() < limit {
+            assert_eq!(client.is_full(), client.poll_transmit().len() >= 8 << 10);
+            assert!(client.key(true, 1));
+        }
+    }
+    assert!(client.is_full() && !client.key(true, 1) && !client.pointer(0, 1, 1));
+}
+
+#[test]
+fn all_pixels_are_requested_once_for_each_new_size() {
+    let size = || update(&[rectangle([0, 0, 2, 2], DESKTOP_SIZE, &[])]);
+    let pixel = || update(&[rectangle([0, 0, 1, 1], RAW, &[1; 4])]);
+    let mut client = Client::new(LIMIT);
+    Seen::default().take(&mut client, &opening());
+    let mut sent = |bytes: Vec<u8>| {
+        let mut seen = Seen {
+            size: Some(LIMIT),
+            picture: vec![0; 100 * 50 * PIXEL],
+            ..Seen::default()
+        };
+        seen.take(&mut client, &bytes);
+        seen.sent
+    };
+    let [all, changes] = [0, 1].map(|incremental| [3, incremental, 0, 0, 0, 0, 0, 2, 0, 2]);
+    assert_eq!(sent(size()), all);
+    assert_eq!(sent(pixel()), changes);
+    // A request that waits for room stays one for all pixels.
+    while !client.is_full() {
+        assert!(client.pointer(0, 0, 0));
+    }
+    for bytes in [size(), pixel(), pixel()] {
+        let mut bytes = &bytes[..];
+        while client.poll_event(&mut bytes).unwrap().is_some() {}
+    }
+    client.handle_sent(usize::MAX);
+    assert_eq!(client.poll_transmit(), all);
 }
 
 #[test]
@@ -173,7 +214,22 @@ fn a_lying_server_is_named_for_what_it_did() {
     let denied = [&start[..], &[1, 1, 0, 0, 0, 1, 0, 0, 0, 2], b"no"].concat();
     assert_eq!(error(&denied), Error::Refused("no".into()));
     let endless = [&start[..], &[0, 255, 255, 255, 255], &[b'x'; 5000]].concat();
-    assert_eq!(error(&endless), Error::Refused("x".repeat(REASON_MAX)));
+    for piece in [7, endless.len()] {
+        let reason = "x".repeat(REASON_MAX);
+        assert_eq!(seen(&endless, piece).error, Some(Error::Refused(reason)));
+    }
+    let mut named = opening();
+    named.truncate(named.len() - 6);
+    for (length, error) in [
+        (TEXT_MAX, None),
+        (TEXT_MAX + 1, Some(Error::Text(TEXT_MAX + 1))),
+    ] {
+        let bytes = [&named[..], &length.to_be_bytes()].concat();
+        assert_eq!(seen(&bytes, 7).error, error);
+        let bytes = [opening(), vec![3, 0, 0, 0], length.to_be_bytes().to_vec()].concat();
+        assert_eq!(seen(&bytes, 7).error, error);
+    }
+    assert_eq!(TEXT_MAX, 1 << 20);
 
     let with = |more: Vec<u8>| error(&[opening(), more].concat());
     assert_eq!(with(vec![1]), Error::Message(1));
@@ -183,6 +239,8 @@ fn a_lying_server_is_named_for_what_it_did() {
         [1, 0, 4, 1],
         [0, 3, 1, 1],
         [0xffff, 0, 0xffff, 1],
+        [0xffff, 0, 2, 1],
+        [0, 0xffff, 1, 2],
         [4, 4, 0, 0],
     ] {
         let rectangles = update(&[rectangle(place, RAW, &[])]);
