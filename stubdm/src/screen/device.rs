@@ -11,17 +11,27 @@ use crate::rt::error::{Context, Failure, Result};
 use crate::screen::ioctl::{Fixed, FrameBuffer, Variable};
 use crate::screen::worker::Frame;
 
-/// The longest row and the largest buffer that are believed.
+/// Bytes of the longest row that is accepted.
 const STRIDE_MAX: usize = 1 << 16;
+/// Bytes of the largest buffer that is accepted.
 const LEN_MAX: usize = 1 << 28;
 
-/// Where the words of a mode are in `struct fb_var_screeninfo`.
+/// Words of `struct fb_var_screeninfo`: the visible size, and that of the virtual screen, of which
+/// a mode shows a part.
 const WIDTH: usize = 0;
 const HEIGHT: usize = 1;
+const VIRTUAL_WIDTH: usize = 2;
+const VIRTUAL_HEIGHT: usize = 3;
+/// Words of the same: the bits of a pixel, and the first bit of each colour.
 const DEPTH: usize = 6;
 const RED: usize = 8;
 const GREEN: usize = 11;
 const BLUE: usize = 14;
+
+/// Bytes of `struct fb_fix_screeninfo` before `smem_len`: 16 of a name, and an address.
+const MEMORY_LEN: usize = 16 + size_of::<usize>();
+/// Bytes of the same before `line_length`: three words and three half-words more, aligned.
+const LINE_LENGTH: usize = MEMORY_LEN + 24;
 
 /// The frame buffer.
 #[derive(Debug)]
@@ -48,8 +58,10 @@ impl Device {
                 "its pixels are of another kind: {colours:?}"
             )));
         }
-        let (stride, len) = memory(&fixed).ok_or_else(|| Failure::new("its memory is strange"))?;
-        let size = size(&mode, stride, len).ok_or_else(|| Failure::new("its size is strange"))?;
+        let (stride, len) =
+            memory(&fixed).ok_or_else(|| Failure::new("its memory is beyond the limits"))?;
+        let size = size(&mode, stride, len)
+            .ok_or_else(|| Failure::new("its mode is beyond its memory"))?;
         let pixels = Region::map_file(buffer.fd(), len, PageAccess::ReadWrite)
             .context("mapping its memory")?;
         Ok(Self {
@@ -61,25 +73,24 @@ impl Device {
         })
     }
 
-    /// Its descriptor, through which the mode is changed.
+    /// Returns its descriptor, through which the mode is changed.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.buffer.fd().as_fd()
     }
 }
 
-/// Bytes of a row, and of all.
+/// Returns the bytes of a row, and of all.
 fn memory(fixed: &Fixed) -> Option<(usize, usize)> {
     let word = |at: usize| {
         let bytes = fixed.get(at..at + 4)?.try_into().ok()?;
         usize::try_from(u32::from_ne_bytes(bytes)).ok()
     };
-    // `smem_len` and `line_length`, behind an address of eight bytes.
-    let (len, stride) = (word(24)?, word(48)?);
+    let (len, stride) = (word(MEMORY_LEN)?, word(LINE_LENGTH)?);
     let fine = (PIXEL..=STRIDE_MAX).contains(&stride) && (stride..=LEN_MAX).contains(&len);
     fine.then_some((stride, len))
 }
 
-/// The size of a mode, if its rows are within the memory.
+/// Returns the size of a mode, if its rows are within the memory.
 fn size(mode: &Variable, stride: usize, len: usize) -> Option<Size> {
     let word = |at: usize| u16::try_from(*mode.get(at)?).ok().filter(|n| *n > 0);
     let (width, height) = (word(WIDTH)?, word(HEIGHT)?);
@@ -97,9 +108,8 @@ impl Frame for Device {
         for (at, value) in [
             (WIDTH, wanted.width),
             (HEIGHT, wanted.height),
-            // The virtual screen, of which the mode shows a part.
-            (2, wanted.width),
-            (3, wanted.height),
+            (VIRTUAL_WIDTH, wanted.width),
+            (VIRTUAL_HEIGHT, wanted.height),
         ] {
             if let Some(word) = mode.get_mut(at) {
                 *word = value.into();
@@ -133,13 +143,19 @@ mod tests {
     fn fixed(len: u32, stride: u32) -> Fixed {
         let mut fixed = [0; 80];
         fixed[..3].copy_from_slice(b"xen");
-        fixed[24..28].copy_from_slice(&len.to_ne_bytes());
-        fixed[48..52].copy_from_slice(&stride.to_ne_bytes());
+        fixed[MEMORY_LEN..][..4].copy_from_slice(&len.to_ne_bytes());
+        fixed[LINE_LENGTH..][..4].copy_from_slice(&stride.to_ne_bytes());
         fixed
     }
 
+    #[cfg(target_pointer_width = "64")]
     #[test]
-    fn memory_and_size_are_believed_within_limits() {
+    fn words_are_where_the_header_has_them() {
+        assert_eq!((MEMORY_LEN, LINE_LENGTH), (24, 48));
+    }
+
+    #[test]
+    fn memory_and_size_are_accepted_within_limits() {
         assert_eq!(memory(&fixed(2 << 20, 3200)), Some((3200, 2 << 20)));
         for (len, stride) in [
             (0, 0),

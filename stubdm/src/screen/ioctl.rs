@@ -53,7 +53,7 @@ impl FrameBuffer {
     /// Returns what can change: the mode.
     ///
     /// # Errors
-    /// The system's.
+    /// The driver refuses.
     pub(super) fn variable(&self) -> io::Result<Variable> {
         let mut all: Variable = [0; 40];
         // SAFETY: the descriptor is a frame buffer's, as `new` has checked. The driver writes one
@@ -75,7 +75,7 @@ impl FrameBuffer {
     /// Returns what stays as it is.
     ///
     /// # Errors
-    /// The system's.
+    /// The driver refuses.
     pub(super) fn fixed(&self) -> io::Result<Fixed> {
         let mut all: Fixed = [0; 80];
         // SAFETY: as in `variable`, with a `struct fb_fix_screeninfo` of at most 80 bytes.
@@ -89,7 +89,7 @@ impl FrameBuffer {
 /// key of the viewer's reaches the kernel's own console, where it could restart the domain.
 ///
 /// # Errors
-/// It is no input device, or somebody else has it.
+/// It is no input device, or the driver refuses.
 pub(super) fn grab(fd: &OwnedFd) -> Result<()> {
     check(fd, INPUT)?;
     let on: c_int = 1;

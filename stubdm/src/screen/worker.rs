@@ -22,7 +22,7 @@ const LARGEST: Size = Size {
 const CHUNK: usize = 64 << 10;
 /// Bytes of input events read at once: a whole number of them.
 const EVENTS: usize = 64 * stubdm_screen::input::EVENT;
-/// How often a turn reads from QEMU before the input devices get theirs.
+/// Reads from QEMU in one turn, before the input devices get theirs.
 const READS: usize = 16;
 
 /// A frame buffer, or a test's memory.
@@ -117,7 +117,7 @@ impl<F: Frame> Worker<F> {
     }
 
     /// Reads input events; a device that fails is gone.
-    fn listen(&mut self) {
+    fn read_inputs(&mut self) {
         let mut buffer = [0; EVENTS];
         let Self {
             inputs,
@@ -151,6 +151,7 @@ impl<F: Frame> Worker<F> {
         });
     }
 
+    /// Sends what waits, as far as QEMU reads it.
     fn send(&mut self) -> io::Result<()> {
         while !self.client.poll_transmit().is_empty() {
             match self.socket.write(self.client.poll_transmit())? {
@@ -175,7 +176,7 @@ impl<F: Frame> Task for Worker<F> {
 
     fn turn(&mut self, _: Instant) -> io::Result<Progress> {
         let more = self.draw()?;
-        self.listen();
+        self.read_inputs();
         self.send()?;
         Ok(match more {
             true => Progress::Again,

@@ -85,9 +85,9 @@ impl Ends {
         }
     }
 
-    /// QEMU says these words; returns what it is sent.
-    fn say(&mut self, words: &[u8]) -> io::Result<Vec<u8>> {
-        self.qemu.write_all(words).unwrap();
+    /// Sends bytes as QEMU; returns what QEMU is sent.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        self.qemu.write_all(bytes).unwrap();
         while self.worker.turn(Instant::now())? == Progress::Again {}
         let mut sent = Vec::new();
         let _ = self.qemu.read_to_end(&mut sent);
@@ -96,27 +96,27 @@ impl Ends {
 
     /// Greets with a screen of this size, whose first picture has `colour` everywhere.
     fn greet(&mut self, width: u16, height: u16, colour: u8) {
-        let mut words = b"RFB 003.008\n\x01\x01\0\0\0\0".to_vec();
-        words.extend(width.to_be_bytes());
-        words.extend(height.to_be_bytes());
-        words.extend([0; 20]);
-        words.extend(update(&[(width, height, -258, &[])]));
+        let mut bytes = b"RFB 003.008\n\x01\x01\0\0\0\0".to_vec();
+        bytes.extend(width.to_be_bytes());
+        bytes.extend(height.to_be_bytes());
+        bytes.extend([0; 20]);
+        bytes.extend(update(&[(width, height, -258, &[])]));
         let pixels = vec![colour; usize::from(width) * usize::from(height) * PIXEL];
-        words.extend(update(&[(width, height, 0, &pixels)]));
-        self.say(&words).unwrap();
+        bytes.extend(update(&[(width, height, 0, &pixels)]));
+        self.send(&bytes).unwrap();
     }
 }
 
 fn update(rectangles: &[(u16, u16, i32, &[u8])]) -> Vec<u8> {
-    let mut words = vec![0, 0, 0, rectangles.len() as u8];
+    let mut bytes = vec![0, 0, 0, rectangles.len() as u8];
     for (width, height, encoding, pixels) in rectangles {
-        words.extend([0; 4]);
-        words.extend(width.to_be_bytes());
-        words.extend(height.to_be_bytes());
-        words.extend(encoding.to_be_bytes());
-        words.extend(*pixels);
+        bytes.extend([0; 4]);
+        bytes.extend(width.to_be_bytes());
+        bytes.extend(height.to_be_bytes());
+        bytes.extend(encoding.to_be_bytes());
+        bytes.extend(*pixels);
     }
-    words
+    bytes
 }
 
 fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
@@ -133,7 +133,7 @@ fn a_screen_is_drawn_and_the_mode_follows_it() {
     ends.greet(4, 2, 7);
     assert_eq!(ends.worker.frame.rows(), [[7; 4]; 2]);
     let sent = ends
-        .say(&update(&[(2, 3, -223, &[]), (1, 1, 0, &[9; 4])]))
+        .send(&update(&[(2, 3, -223, &[]), (1, 1, 0, &[9; 4])]))
         .unwrap();
     assert_eq!(
         ends.worker.frame.rows(),
@@ -146,7 +146,7 @@ fn a_screen_is_drawn_and_the_mode_follows_it() {
         "all of it is asked for"
     );
     // Larger than the frame can be.
-    ends.say(&update(&[(9, 7, -223, &[]), (9, 7, 0, &[3; 9 * 7 * 4])]))
+    ends.send(&update(&[(9, 7, -223, &[]), (9, 7, 0, &[3; 9 * 7 * 4])]))
         .unwrap();
     assert_eq!(ends.worker.frame.rows(), [[3; 8]; 6]);
 }
@@ -175,7 +175,7 @@ fn what_is_typed_reaches_qemu() {
         event(0, 0, 0),
     ];
     ends.device.write_all(&typed.concat()).unwrap();
-    let sent = ends.say(&[]).unwrap();
+    let sent = ends.send(&[]).unwrap();
     let all = [255, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 30, 5, 1, 0, 1, 0, 0];
     assert_eq!(sent, all, "the pointer's place is that of the screen");
 }
@@ -221,7 +221,7 @@ fn the_end_of_a_device_is_not_the_end_of_the_screen() {
     ends.greet(4, 2, 1);
     let (other, _) = UnixStream::pair().unwrap();
     drop(std::mem::replace(&mut ends.device, other));
-    ends.say(&update(&[(1, 1, 0, &[5; 4])])).unwrap();
+    ends.send(&update(&[(1, 1, 0, &[5; 4])])).unwrap();
     assert_eq!(ends.worker.interests().len(), 1);
     assert_eq!(ends.worker.frame.rows(), [[5, 1, 1, 1], [1; 4]]);
 }
@@ -230,7 +230,7 @@ fn the_end_of_a_device_is_not_the_end_of_the_screen() {
 fn a_qemu_that_lies_or_leaves_ends_the_process() {
     let mut ends = Ends::new(true);
     ends.greet(4, 2, 1);
-    let error = ends.say(&update(&[(5, 1, 0, &[])])).unwrap_err();
+    let error = ends.send(&update(&[(5, 1, 0, &[])])).unwrap_err();
     assert!(error.to_string().contains("5x1 at 0,0"), "{error}");
     let mut ends = Ends::new(true);
     let (other, _) = UnixStream::pair().unwrap();
