@@ -111,6 +111,7 @@ impl<'a> Debian<'a> {
             memory: 4096,
             clock: Clock::Instructions,
             disks: &[&self.root, &parts.guest_disk],
+            pci: None,
         })?;
         host::follow(&mut machine, job, step, sink)
     }

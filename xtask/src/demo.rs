@@ -179,6 +179,7 @@ mod tests {
             mirror: None,
             no_build: true,
             shell_init: false,
+            pci: false,
         }
     }
 

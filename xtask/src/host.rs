@@ -1,7 +1,7 @@
 //! A fresh Xen host: everything fetched, built and booted, and one job done in its dom0.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,6 +9,7 @@ use std::{fmt, fs};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest as _, Sha256};
 use stubdm_image::cpio::{Archive, Content};
 use stubdm_image::modules::Modules;
 
@@ -16,7 +17,7 @@ use crate::apt::Request;
 use crate::console::Event;
 use crate::images::{self, Parts, dom0::Guests};
 use crate::progress::Step;
-use crate::qemu::{Boot, Clock, Emulator, Machine};
+use crate::qemu::{Boot, Clock, Emulator, Machine, Passthrough};
 use crate::release::{EMULATOR, RELEASES, Release};
 use crate::store::Tree;
 use crate::workspace::Workspace;
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) no_build: bool,
     /// A shell script as the stubdomain's init, to tell our init's faults from the testbed's.
     pub(crate) shell_init: bool,
+    /// A machine with an IOMMU and devices to pass through.
+    pub(crate) pci: bool,
 }
 
 /// The job given to dom0.
@@ -115,6 +118,7 @@ pub(crate) struct Host {
     pub(crate) emulator: Emulator,
     pub(crate) parts: Parts,
     dom0: PathBuf,
+    pci: bool,
     _lock: Lock,
 }
 
@@ -317,6 +321,7 @@ impl Host {
             emulator,
             parts,
             dom0,
+            pci: options.pci,
             _lock: lock,
         })
     }
@@ -329,7 +334,10 @@ impl Host {
         let nonce = nonce();
         let overlay = run.join("job.img");
         let mut file = fs::File::create(&overlay)?;
-        overlay_of(job, &nonce).write(&mut file)?;
+        let mut archive = overlay_of(job, &nonce);
+        let pci = self.pci.then(|| passthrough(&run, &nonce, &mut archive));
+        let pci = pci.transpose()?;
+        archive.write(&mut file)?;
         file.flush()?;
         let step = Step::begin(format!("booting Xen {}", self.parts.release.name));
         let mut machine = Machine::start(&Boot {
@@ -347,8 +355,14 @@ impl Host {
                 Clock::Instructions
             },
             disks: &[],
+            pci: pci.as_ref(),
         })?;
         follow(&mut machine, job, step, sink)
+    }
+
+    /// Whether its machine has an IOMMU and devices to pass through.
+    pub(crate) fn pci(&self) -> bool {
+        self.pci
     }
 
     /// The console's log of the last run.
@@ -359,6 +373,8 @@ impl Host {
     /// A folder of this release's own: several hosts may run at once.
     fn run_folder(&self) -> PathBuf {
         let name = self.parts.release.name;
+        let end = if self.pci { "-pci" } else { "" };
+        let name = format!("{name}{end}");
         self.workspace.state().join("run").join(name)
     }
 }
@@ -465,6 +481,30 @@ pub(crate) fn overlay_of(job: &Job, nonce: &str) -> Archive {
         );
     }
     archive
+}
+
+/// The size of the file that the card's network serves, in bytes; the disk begins with a copy.
+const PCI_DATA: usize = 32 << 10;
+/// The size of the disk to pass through, in bytes.
+const PCI_DISK: u64 = 16 << 20;
+
+/// Makes the files behind the devices to pass through, anew for each run: the card's network serves
+/// `data`, and the disk begins with the same bytes. dom0 has them as `/job/pci-data`.
+fn passthrough(run: &Path, nonce: &str, archive: &mut Archive) -> Result<Passthrough> {
+    let data: Vec<u8> = (0..PCI_DATA / 32)
+        .flat_map(|block| Sha256::digest(format!("{nonce} {block}")))
+        .collect();
+    let served = run.join("served");
+    fs::create_dir_all(&served)?;
+    fs::write(served.join("data"), &data)?;
+    let disk = run.join("nvme.img");
+    fs::write(&disk, &data)?;
+    fs::File::options()
+        .write(true)
+        .open(&disk)?
+        .set_len(PCI_DISK)?;
+    archive.file("job/pci-data", Content::Bytes(data));
+    Ok(Passthrough { served, disk })
 }
 
 /// A number that no job can know before it runs.

@@ -76,6 +76,9 @@ enum Task {
         /// Give a shell after the command, and leave the host running meanwhile
         #[arg(long)]
         keep: bool,
+        /// An IOMMU and two devices to pass through: e1000e at 0000:00:08.0, nvme at 0000:00:09.0
+        #[arg(long)]
+        pci: bool,
         /// Kill the host when the command takes longer, in seconds
         #[arg(long, default_value_t = 600, value_name = "SECONDS")]
         timeout: u64,
@@ -233,6 +236,7 @@ impl HostArgs {
             mirror: self.mirror.clone(),
             no_build: self.no_build,
             shell_init: self.shell_init,
+            pci: false,
         })
     }
 }
@@ -267,11 +271,13 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Xen {
             host,
             keep,
+            pci,
             timeout,
             command,
         } => {
+            let options = host.options()?;
             let request = xen_cmd::Request {
-                options: host.options()?,
+                options: host::Options { pci, ..options },
                 keep,
                 timeout: Duration::from_secs(timeout),
                 command,

@@ -141,12 +141,58 @@ pub(crate) struct Boot<'a> {
     /// Its disks, in their order. Their changes last until the machine ends. A machine with disks
     /// can be reset; one without ends then.
     pub(crate) disks: &'a [&'a Path],
+    /// An IOMMU, and devices to pass through.
+    pub(crate) pci: Option<&'a Passthrough>,
 }
+
+/// The devices of a machine with an IOMMU, at the addresses [`CARD`] and [`DISK`].
+#[derive(Debug)]
+pub(crate) struct Passthrough {
+    /// The folder that the card's network serves by TFTP.
+    pub(crate) served: PathBuf,
+    /// The disk's contents. Changes last until the machine ends.
+    pub(crate) disk: PathBuf,
+}
+
+/// The network card's address, 0000:00:08.0 in dom0.
+const CARD: &str = "8";
+/// The disk's address, 0000:00:09.0 in dom0.
+const DISK: &str = "9";
+
+/// Added to Xen's command line on a machine with an IOMMU: the emulated IOMMU is Intel's and the
+/// processor AMD's, so the two cannot share page tables.
+const IOMMU_ARGUMENTS: &str = " iommu=force,no-sharept";
 
 /// Xen's own command line: speculation defences only cost time in an emulator that does not
 /// speculate.
 const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=1536M dom0_max_vcpus=2 loglvl=warning \
      guest_loglvl=warning bootscrub=0 noreboot=0 spec-ctrl=no xpti=no pv-l1tf=no";
+
+impl Passthrough {
+    /// Returns the emulator's arguments for the IOMMU and the devices.
+    fn arguments(&self) -> Result<Vec<OsString>> {
+        let served = format!("user,id=card,tftp={}", doubled(&self.served)?);
+        let file = doubled(&self.disk)?;
+        let drive = format!("if=none,id=disk,format=raw,snapshot=on,file={file}");
+        let card = format!("e1000e,netdev=card,addr={CARD},romfile=");
+        let disk = format!("nvme,drive=disk,serial=stubdm,addr={DISK}");
+        let words = [
+            "-machine",
+            "q35",
+            "-device",
+            "intel-iommu,intremap=on",
+            "-netdev",
+            &served,
+            "-device",
+            &card,
+            "-drive",
+            &drive,
+            "-device",
+            &disk,
+        ];
+        Ok(words.iter().map(OsString::from).collect())
+    }
+}
 
 /// A running machine.
 #[derive(Debug)]
@@ -185,6 +231,8 @@ impl Machine {
             arguments.extend(["-L".into(), dir.into()]);
         }
         let memory = boot.memory.to_string();
+        let iommu = boot.pci.map_or("", |_| IOMMU_ARGUMENTS);
+        let xen_arguments = format!("{XEN_ARGUMENTS}{iommu}");
         let modules = module_list(&[&format!("vmlinuz {}", boot.dom0_arguments), "initrd"]);
         let fixed = [
             "-accel",
@@ -211,7 +259,7 @@ impl Machine {
             "-kernel",
             "xen",
             "-append",
-            XEN_ARGUMENTS,
+            &xen_arguments,
             "-initrd",
             &modules,
         ];
@@ -224,6 +272,10 @@ impl Machine {
             let mut drive = OsString::from("if=virtio,format=raw,snapshot=on,file=");
             drive.push(doubled(disk)?);
             arguments.extend(["-drive".into(), drive]);
+        }
+
+        if let Some(devices) = boot.pci {
+            arguments.extend(devices.arguments()?);
         }
 
         // Not its path: cargo may have put another file there since this program was started.
@@ -408,6 +460,25 @@ mod tests {
         assert_eq!(ticks("7 (a"), None);
         let own = fs::read_to_string("/proc/self/stat").unwrap();
         assert!(ticks(&own).is_some(), "{own}");
+    }
+
+    #[test]
+    fn devices_to_pass_through_have_fixed_addresses_and_files() {
+        let devices = Passthrough {
+            served: "/a,b".into(),
+            disk: "/c".into(),
+        };
+        let words = devices.arguments().unwrap().join(" ".as_ref());
+        let words = words.into_string().unwrap();
+        for part in [
+            "-machine q35 -device intel-iommu,intremap=on",
+            "tftp=/a,,b ",
+            "e1000e,netdev=card,addr=8,romfile= ",
+            "snapshot=on,file=/c ",
+            "nvme,drive=disk,serial=stubdm,addr=9",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     let (result, log) = match place {
         Place::Dom0(host, only) => {
             let limits = (deadline, SILENCE);
-            let command = |from: Option<&String>| command(only, from);
+            let command = |from: Option<&String>| command(only, from, host.pci());
             let run: &Machine<'_> = &|job, sink| host.run(job, sink);
             let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
             (result, Some(host.log()))
@@ -270,8 +270,11 @@ pub(crate) fn show(prefix: &str, lines: &[u8]) -> std::io::Result<()> {
 }
 
 /// The suite's command line.
-fn command(only: &[String], from: Option<&String>) -> String {
+fn command(only: &[String], from: Option<&String>, pci: bool) -> String {
     let mut command = String::from("exec xen-testbed-agent suite --beat");
+    if pci {
+        command.push_str(" --pci");
+    }
     let only = only.iter().map(|word| ("--only", word));
     for (option, word) in only.chain(from.map(|word| ("--from", word))) {
         command.push_str(&format!(" {option} '{}'", word.replace('\'', r"'\''")));
@@ -352,8 +355,8 @@ mod tests {
     #[test]
     fn a_suite_is_gone_on_with_by_name() {
         let from = "a/b".to_owned();
-        assert!(command(&[], Some(&from)).ends_with(" --from 'a/b'"));
+        assert!(command(&[], Some(&from), false).ends_with(" --from 'a/b'"));
         let only = ["a".to_owned(), "b".to_owned()];
-        assert!(command(&only, None).ends_with(" --only 'a' --only 'b'"));
+        assert!(command(&only, None, true).ends_with(" --pci --only 'a' --only 'b'"));
     }
 }

@@ -88,14 +88,16 @@ enum Part<'a> {
 
 /// Runs everything asked for and passes only if all of it did.
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
-    let debian_alone = debian_alone(&request.only)?;
+    let debian_alone = alone(&request.only, "debian")?;
+    let pci = alone(&request.only, "pci")?;
     let mut host = None;
     let mut other = None;
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
         let mirror = request.options.mirror.as_deref();
         host::unpack_default(workspace, mirror)?;
-        host = Some(Host::prepare(workspace, &request.options)?);
+        let options = request.options.clone();
+        host = Some(Host::prepare(workspace, &Options { pci, ..options })?);
         if request.other_release {
             let options = Options {
                 release: &RELEASES[1],
@@ -108,7 +110,10 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     // Where it is asked for, a gate included, what cannot run has failed.
     let debian = debian_alone
         || request.only.is_empty() && (debian::buildable() || std::env::var_os("CI").is_some());
-    let parts = parts(request, host.as_ref(), other.as_ref(), debian_alone, debian);
+    let mut parts = parts(request, host.as_ref(), other.as_ref(), debian_alone, debian);
+    if pci {
+        parts.retain(|part| matches!(part, Part::Suite(_)));
+    }
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let at_once = AT_ONCE.min(processors).min(parts.len());
     let queue = Mutex::new(parts.iter().collect::<VecDeque<_>>());
@@ -167,6 +172,11 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
              (Debian: uidmap)."
         );
     }
+    if request.only.is_empty() && !request.no_xen {
+        println!(
+            "\nThe tests of PCI passthrough were NOT RUN: they have a machine of their own (--only pci)."
+        );
+    }
     if request.no_cargo {
         println!("\nThe workspace's own tests were NOT RUN (--no-cargo).");
     }
@@ -220,13 +230,14 @@ fn parts<'a>(
     parts
 }
 
-/// Returns whether the tests on Debian's dom0 are asked for, which run by themselves.
-fn debian_alone(only: &[String]) -> Result<bool> {
-    let debian = |word: &&String| *word == "debian" || word.starts_with("debian/");
-    let count = only.iter().filter(debian).count();
+/// Returns whether the tests of a group with a machine of its own are asked for, which run by
+/// themselves.
+fn alone(only: &[String], group: &str) -> Result<bool> {
+    let of_group = |word: &&String| word.split('/').next() == Some(group);
+    let count = only.iter().filter(of_group).count();
     ensure!(
         count == 0 || count == only.len(),
-        "the tests on Debian's dom0 run by themselves: no other --only beside \"debian\""
+        "the tests of {group} run by themselves: no other --only beside \"{group}\""
     );
     Ok(count > 0)
 }
@@ -498,15 +509,18 @@ mod tests {
     }
 
     #[test]
-    fn debians_tests_run_by_themselves() {
-        let alone = |words: &[&str]| {
+    fn the_tests_of_some_groups_run_by_themselves() {
+        let of = |words: &[&str], group| {
             let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
-            debian_alone(&words).ok()
+            alone(&words, group).ok()
         };
-        assert_eq!(alone(&[]), Some(false));
-        assert_eq!(alone(&["debian"]), Some(true));
-        assert_eq!(alone(&["debian/install", "debian"]), Some(true));
-        assert_eq!(alone(&["debian_entries_are_kept"]), Some(false));
-        assert_eq!(alone(&["debian", "stubdom/"]), None);
+        assert_eq!(of(&["pci/", "pci"], "pci"), Some(true));
+        assert_eq!(of(&["pci/", "pcifront"], "pci"), None);
+        let debian = |words: &[&str]| of(words, "debian");
+        assert_eq!(debian(&[]), Some(false));
+        assert_eq!(debian(&["debian"]), Some(true));
+        assert_eq!(debian(&["debian/install", "debian"]), Some(true));
+        assert_eq!(debian(&["debian_entries_are_kept"]), Some(false));
+        assert_eq!(debian(&["debian", "stubdom/"]), None);
     }
 }

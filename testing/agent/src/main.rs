@@ -59,6 +59,9 @@ enum Command {
         /// Says on lines of its own which test begins, and every few seconds that time passes.
         #[arg(long)]
         beat: bool,
+        /// The tests of PCI passthrough, for a machine with an IOMMU, in place of the others.
+        #[arg(long)]
+        pci: bool,
         /// Says which tests there are and runs none.
         #[arg(long)]
         list: bool,
@@ -104,10 +107,11 @@ fn main() -> ExitCode {
         return end(roles::mortal::run().map(|()| 0));
     }
     end(match Cli::parse().command {
-        Command::Suite { list: true, .. } => {
-            tests::all()
-                .iter()
-                .for_each(|test| println!("{}", test.name));
+        Command::Suite {
+            list: true, pci, ..
+        } => {
+            let tests = tests::of(pci);
+            tests.iter().for_each(|test| println!("{}", test.name));
             Ok(0)
         }
         Command::Suite {
@@ -115,9 +119,10 @@ fn main() -> ExitCode {
             times,
             from,
             beat,
+            pci,
             ..
         } => {
-            let tests = (0..times).flat_map(|_| tests::all());
+            let tests = (0..times).flat_map(|_| tests::of(pci));
             suite::run(tests, &only, from.as_deref(), beat)
         }
         Command::Bench { only } => bench::run(&only).map(|()| 0),

@@ -71,6 +71,9 @@ const MODULES: &[&str] = &[
     "loop",
 ];
 
+/// Modules that dom0 has and does not load: a test does.
+const MODULES_AT_HAND: &[&str] = &["xen-pciback"];
+
 /// Text files of the testbed's own.
 const TEXTS: &[(&str, &str)] = &[
     ("etc/xen/xl.conf", include_str!("../../assets/xl.conf")),
@@ -161,6 +164,9 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     }
     parts.add_busybox(&mut archive)?;
     parts.add_modules(&mut archive, MODULES)?;
+    for (name, content) in parts.modules.closure(MODULES_AT_HAND)? {
+        archive.file(&format!("lib/modules/{name}"), content);
+    }
     for (path, text) in TEXTS {
         archive.text(path, text);
     }

@@ -21,6 +21,7 @@ mod killed;
 mod linux;
 mod monitor;
 mod outcomes;
+mod pci;
 mod policy;
 mod privcmd;
 mod qmp;
@@ -38,8 +39,18 @@ mod vchan_ends;
 use crate::suite::{Needs, Test};
 use crate::world::Privcmd;
 
-/// The tests in the order they run.
-pub(crate) fn all() -> Vec<Test> {
+/// The tests for a machine: with an IOMMU and devices to pass through, or without.
+pub(crate) fn of(pci: bool) -> Vec<Test> {
+    if !pci {
+        return all();
+    }
+    let mut tests = Vec::new();
+    pci::add(&mut tests);
+    tests
+}
+
+/// The tests for a machine without an IOMMU, in the order they run.
+fn all() -> Vec<Test> {
     let mut tests = Vec::new();
     privcmd::add_dom0(&mut tests);
     hypercalls::add_dom0(&mut tests);
@@ -99,9 +110,14 @@ fn named(name: &str, needs: Needs) -> String {
 mod unit {
     use std::collections::BTreeSet;
 
+    fn all() -> Vec<String> {
+        let tests = [false, true].into_iter().flat_map(super::of);
+        tests.map(|test| test.name).collect()
+    }
+
     #[test]
     fn every_test_has_a_name_of_its_own() {
-        let names: Vec<String> = super::all().into_iter().map(|test| test.name).collect();
+        let names: Vec<String> = all();
         let distinct: BTreeSet<&String> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
         assert!(names.iter().all(|name| !name.contains(char::is_whitespace)));
@@ -109,7 +125,7 @@ mod unit {
 
     #[test]
     fn every_test_on_real_xen_that_a_table_of_features_names_is_in_the_suite() {
-        let names: BTreeSet<String> = super::all().into_iter().map(|test| test.name).collect();
+        let names: BTreeSet<String> = all().into_iter().collect();
         let pages = ["xen-sys.md", "xen-store.md"].map(|page| {
             let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
             std::fs::read_to_string(format!("{docs}/{page}")).unwrap()
