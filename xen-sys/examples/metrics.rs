@@ -4,7 +4,7 @@
 //! ```text
 //! metrics > /var/lib/prometheus/node-exporter/xen.prom                    # in domain 0
 //! metrics --listen 127.0.0.1:9120                                         # the same
-//! cargo run -p xen-sys --features sim --example metrics -- --sim 5        # anywhere
+//! cargo run -p xen-interface --features sim --example metrics -- --sim 5        # anywhere
 //! ```
 //!
 //! A domain that ends between two of the questions is left out. Listening is for a trusted network:

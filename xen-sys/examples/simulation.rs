@@ -2,7 +2,7 @@
 //! path.
 //!
 //! ```text
-//! cargo run -p xen-sys --features sim --example simulation
+//! cargo run -p xen-interface --features sim --example simulation
 //! ```
 //!
 //! This crate alone has no ports, pages or store to show; xen-evtchn's `ping`, xen-gnttab's

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! xen-console-ring --follow                                                    # in domain 0
-//! cargo run -p xen-sys --features sim --example xen-console-ring -- --sim 3    # anywhere
+//! cargo run -p xen-interface --features sim --example xen-console-ring -- --sim 3    # anywhere
 //! ```
 //!
 //! Guests can write to the ring, too: control characters but line ends and tabs are printed as `?`.

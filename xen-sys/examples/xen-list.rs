@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! xen-list                                                             # in domain 0
-//! cargo run -p xen-sys --features sim --example xen-list -- --sim 50   # anywhere
+//! cargo run -p xen-interface --features sim --example xen-list -- --sim 50   # anywhere
 //! ```
 //!
 //! The letters: running, blocked, paused, shut down, crashed, dying.

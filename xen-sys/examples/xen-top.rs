@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! xen-top                                                                    # in domain 0
-//! cargo run -p xen-sys --features sim --example xen-top -- --sim 5 --once    # anywhere
+//! cargo run -p xen-interface --features sim --example xen-top -- --sim 5 --once    # anywhere
 //! ```
 //!
 //! The share of the CPU is of one CPU, over the time since the last look; at the first one it is

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::host::{self, Options};
+use crate::publish::{self, LIBRARIES};
 use crate::workspace::Workspace;
 use crate::{api, demo, dist, fuzz, miri, nightly, tests_cmd, tidy};
 
@@ -61,15 +62,6 @@ const DOCUMENTATION: Check = Check {
 
 /// The oldest compiler that the libraries support: the workspace's `rust-version`.
 const OLDEST: &str = "1.85.0";
-/// The libraries for Xen.
-const LIBRARIES: &[&str] = &[
-    "xen-sys",
-    "xen-evtchn",
-    "xen-gnttab",
-    "xen-store",
-    "xen-store-server",
-    "xen-vchan",
-];
 
 /// Libraries that are compiled for systems on which they are not run.
 struct Systems {
@@ -86,7 +78,7 @@ const SYSTEMS: &[Systems] = &[
     Systems {
         name: "FreeBSD",
         toolchain: None,
-        libraries: &["xen-sys", "xen-evtchn", "xen-gnttab", "xen-store"],
+        libraries: &["xen-interface", "xen-evtchn", "xen-gnttab", "xen-store"],
         arguments: &[],
         systems: &["x86_64-unknown-freebsd"],
     },
@@ -191,6 +183,7 @@ fn other_checks(workspace: &Workspace) -> Result<()> {
         stage(systems.name, || compile(workspace, systems))?;
     }
     run_check(workspace, &DOCUMENTATION)?;
+    stage("packages", || publish::check(workspace))?;
     stage("public APIs", || api::check(workspace))?;
     stage("Miri", || miri::check(workspace))
 }

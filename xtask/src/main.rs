@@ -31,6 +31,7 @@ mod miri;
 mod nightly;
 mod pages;
 mod progress;
+mod publish;
 mod qemu;
 mod release;
 mod rules;
@@ -142,6 +143,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Package the libraries, and test a user's crate that depends on the packaged files alone
+    Packages,
     /// Build the Debian package: the static binary, manual pages, completions, a unit, documents
     Deb,
     /// Download and verify every package; nothing is unpacked or booted
@@ -352,6 +355,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Api { check } => {
             let task = if check { api::check } else { api::write };
             task(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Packages => {
+            publish::check(&workspace)?;
             Ok(ExitCode::SUCCESS)
         }
         Task::Deb => {

@@ -44,7 +44,7 @@ const PARTS: &[Part] = &[
         seeds: 8,
     },
     Part {
-        package: "xen-sys",
+        package: "xen-interface",
         arguments: &[
             "--lib",
             "--",

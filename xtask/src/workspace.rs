@@ -53,6 +53,11 @@ impl Workspace {
         self.root.join("target/oldest")
     }
 
+    /// Where the libraries' packages are unpacked.
+    pub(crate) fn packages(&self) -> PathBuf {
+        self.root.join("target/packages")
+    }
+
     /// Where cargo-fuzz builds, and keeps what it finds.
     pub(crate) fn fuzz(&self) -> PathBuf {
         self.root.join("target/fuzz")

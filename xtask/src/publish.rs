@@ -1,0 +1,242 @@
+//! The libraries' packages, as the registry would get them, and a user's crate on these alone.
+//!
+//! ```text
+//!   target/package/NAME-VERSION.crate   the packages, made by cargo
+//!   target/packages/NAME-VERSION/       their files
+//!   target/packages/user/               examples/own-crate, which depends on these files alone
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use flate2::read::GzDecoder;
+
+use crate::workspace::Workspace;
+
+/// The libraries for Xen, which are published: each after those that it depends on.
+pub(crate) const LIBRARIES: &[&str] = &[
+    "xen-interface",
+    "xen-evtchn",
+    "xen-gnttab",
+    "xen-store",
+    "xen-store-server",
+    "xen-vchan",
+];
+
+/// The version of every package of the workspace.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The crate of a user.
+const USER: &str = "examples/own-crate";
+
+/// A package's files.
+struct Package {
+    name: &'static str,
+    folder: PathBuf,
+}
+
+/// Packages every library, and runs the tests of a user's crate that depends on the packaged files
+/// alone. Takes files that are not committed, too.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let folder = workspace.packages();
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", folder.display()));
+        }
+        _ => fs::create_dir_all(&folder)?,
+    }
+    cargo(workspace, "package", &["--no-verify", "--allow-dirty"])?;
+    let packages = unpack(&workspace.root().join("target/package"), &folder)?;
+    let user = folder.join("user");
+    copy(&workspace.root().join(USER), &user)?;
+    let manifest = user.join("Cargo.toml");
+    let text = on_packages(&fs::read_to_string(&manifest)?, &packages)?;
+    fs::write(&manifest, text)?;
+    let mut command = Command::new(program());
+    command
+        .args(["test", "--quiet", "--locked", "--manifest-path"])
+        .arg(&manifest)
+        // The registry's crates are built there already, or are of use there later.
+        .env("CARGO_TARGET_DIR", workspace.root().join("target"))
+        .current_dir(&user);
+    succeed(command).context("a user's crate on the packaged files")
+}
+
+/// Runs a command of cargo for every library.
+fn cargo(workspace: &Workspace, task: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(program());
+    command.args([task, "--quiet"]).args(arguments);
+    for library in LIBRARIES {
+        command.args(["-p", library]);
+    }
+    command
+        .env("CARGO_TARGET_DIR", workspace.root().join("target"))
+        .current_dir(workspace.root());
+    succeed(command)
+}
+
+fn program() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Runs a command, and fails unless it exits with 0.
+fn succeed(mut command: Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let status = command.status().with_context(|| shown.clone())?;
+    ensure!(status.success(), "{shown}: {status}");
+    Ok(())
+}
+
+/// Unpacks the libraries' packages.
+fn unpack(from: &Path, into: &Path) -> Result<Vec<Package>> {
+    let mut all = Vec::new();
+    for name in LIBRARIES {
+        let file = from.join(format!("{name}-{VERSION}.crate"));
+        let packed = fs::File::open(&file).with_context(|| format!("{}", file.display()))?;
+        tar::Archive::new(GzDecoder::new(packed))
+            .unpack(into)
+            .with_context(|| format!("unpacking {}", file.display()))?;
+        let folder = into.join(format!("{name}-{VERSION}"));
+        ensure!(
+            folder.join("Cargo.toml").is_file(),
+            "{}: no package in a folder of its name",
+            file.display()
+        );
+        all.push(Package { name, folder });
+    }
+    Ok(all)
+}
+
+/// Copies the files of a folder and of those in it, but for what was built there.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("{}", from.display()))? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if !source.is_dir() {
+            fs::copy(&source, &target).with_context(|| format!("{}", source.display()))?;
+        } else if entry.file_name() != "target" {
+            copy(&source, &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns a manifest with a version in the place of each path, and the packages as the registry's.
+fn on_packages(manifest: &str, packages: &[Package]) -> Result<String> {
+    let mut text = String::new();
+    for line in manifest.lines() {
+        match line.split_once("path = \"") {
+            Some((before, rest)) if !line.starts_with('#') => {
+                let (_, after) = rest.split_once('"').context("a path without an end")?;
+                text += &format!("{before}version = \"={VERSION}\"{after}\n");
+            }
+            _ => text += &format!("{line}\n"),
+        }
+    }
+    text += "\n[patch.crates-io]\n";
+    for Package { name, folder } in packages {
+        text += &format!("{name} = {{ path = {folder:?} }}\n");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Folders and manifests of the workspace's packages.
+    fn manifests() -> Vec<(String, String)> {
+        let root = include_str!("../../Cargo.toml");
+        let (_, members) = root.split_once("members = [").unwrap();
+        let members = members.split(']').next().unwrap();
+        let folder = |line: &str| Some(line.trim().strip_prefix('"')?.strip_suffix("\",")?.into());
+        let read = |folder: String| {
+            let file = format!(
+                concat!(env!("CARGO_MANIFEST_DIR"), "/../{}/Cargo.toml"),
+                folder
+            );
+            (folder, fs::read_to_string(file).unwrap())
+        };
+        members.lines().filter_map(folder).map(read).collect()
+    }
+
+    fn name(manifest: &str) -> &str {
+        let (_, rest) = manifest.split_once("\nname = \"").unwrap();
+        rest.split('"').next().unwrap()
+    }
+
+    #[test]
+    fn what_is_published_has_all_that_the_registry_shows() {
+        let mut published = Vec::new();
+        for (folder, manifest) in manifests() {
+            if !manifest.contains("\npublish = true\n") {
+                assert!(
+                    manifest.contains("\npublish.workspace = true\n"),
+                    "{folder}"
+                );
+                continue;
+            }
+            let name = name(&manifest);
+            published.push(name.to_owned());
+            let documentation = format!("\ndocumentation = \"https://docs.rs/{name}\"\n");
+            for part in [
+                &documentation,
+                "\ndescription = ",
+                "\nkeywords = ",
+                "\ncategories = ",
+                "\n[package.metadata.docs.rs]\n",
+            ] {
+                assert!(manifest.contains(part), "{folder}: {part}");
+            }
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("..")
+                .join(&folder);
+            for file in ["README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+                assert!(root.join(file).is_file(), "{folder}/{file}");
+            }
+            let readme = fs::read_to_string(root.join("README.md")).unwrap();
+            assert!(readme.starts_with(&format!("# {name}\n")), "{folder}");
+        }
+        published.sort();
+        let mut libraries = LIBRARIES.to_vec();
+        libraries.sort_unstable();
+        assert_eq!(published, libraries);
+    }
+
+    #[test]
+    fn each_library_comes_after_those_that_it_depends_on() {
+        for (folder, manifest) in manifests() {
+            let Some(at) = LIBRARIES.iter().position(|l| *l == name(&manifest)) else {
+                continue;
+            };
+            let (_, rest) = manifest.split_once("\n[dependencies]\n").unwrap();
+            let section = rest.split("\n[").next().unwrap();
+            for line in section.lines().filter(|line| line.starts_with("xen-")) {
+                let sibling = line.split(['.', ' ']).next().unwrap();
+                let sibling = sibling.replace("xen-sys", "xen-interface");
+                let before = LIBRARIES[..at].contains(&&*sibling);
+                assert!(before, "{folder} needs {sibling}, which comes later");
+            }
+        }
+    }
+
+    #[test]
+    fn a_users_manifest_depends_on_packages() {
+        let packages = [Package {
+            name: "xen-store",
+            folder: "/p/xen-store-0.1.0".into(),
+        }];
+        let manifest = "# path = \"x\" stays\n[dependencies]\n\
+                        xen-store = { path = \"../../xen-store\", features = [\"sim\"] }\n";
+        let expected = format!(
+            "# path = \"x\" stays\n[dependencies]\n\
+             xen-store = {{ version = \"={VERSION}\", features = [\"sim\"] }}\n\
+             \n[patch.crates-io]\nxen-store = {{ path = \"/p/xen-store-0.1.0\" }}\n"
+        );
+        assert_eq!(on_packages(manifest, &packages).unwrap(), expected);
+        assert!(on_packages("a = { path = \"..", &[]).is_err());
+    }
+}
