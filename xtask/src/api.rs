@@ -97,7 +97,7 @@ fn folder(workspace: &Workspace) -> PathBuf {
 }
 
 /// The lines of either text alone, marked as a diff does.
-fn difference(old: &str, new: &str) -> Vec<String> {
+pub(crate) fn difference(old: &str, new: &str) -> Vec<String> {
     let (old, new): (BTreeSet<&str>, BTreeSet<&str>) =
         (old.lines().collect(), new.lines().collect());
     let gone = old.difference(&new).map(|line| format!("- {line}"));

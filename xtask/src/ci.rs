@@ -1,11 +1,12 @@
 //! `cargo xtask ci`: every check there is, the cheap ones first.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
+use crate::command::{cargo, succeed};
 use crate::host::{self, Options};
 use crate::publish::{self, LIBRARIES};
 use crate::workspace::Workspace;
@@ -199,18 +200,6 @@ fn run_check(workspace: &Workspace, check: &Check) -> Result<()> {
     })
 }
 
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-}
-
-/// Runs a command, and fails unless it exits with 0.
-fn succeed(mut command: Command) -> Result<()> {
-    let shown = format!("{command:?}");
-    let status = command.status().with_context(|| shown.clone())?;
-    ensure!(status.success(), "{shown}: {status}");
-    Ok(())
-}
-
 /// Compiles libraries for systems. Without the toolchain it passes, except where `CI` is set: see
 /// [`nightly::found`].
 fn compile(workspace: &Workspace, systems: &Systems) -> Result<()> {
@@ -287,6 +276,8 @@ fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,7 @@
 //! The C library's static form is used with the ordinary target, so that nothing but libc6-dev is
 //! needed. Naming the target keeps the flags away from build scripts and procedural macros.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use stubdm_image::elf;
 
+use crate::publish::cargo_home;
 use crate::workspace::Workspace;
 
 /// Packages and the binaries they make.
@@ -29,9 +31,22 @@ const AGENT_PROFILE: &[(&str, &str)] = &[
     ("CARGO_PROFILE_DIST_CODEGEN_UNITS", "16"),
 ];
 
+/// Returns the compiler's flags, as cargo takes them from the environment.
+///
 /// The machine's C library must offer a static form; the program is position independent all the
-/// same, so that the kernel may put it anywhere.
-const FLAGS: &str = "-C target-feature=+crt-static";
+/// same, so that the kernel may put it anywhere. The names of sources in it are those below the
+/// workspace, or below the registry's sources: they are the same on every machine.
+fn flags(workspace: &Workspace) -> OsString {
+    let registry = cargo_home().join("registry/src");
+    let mut flags = OsString::from("-C\x1ftarget-feature=+crt-static");
+    for (from, to) in [(workspace.root(), "."), (&registry, "registry")] {
+        flags.push("\x1f--remap-path-prefix=");
+        flags.push(from);
+        flags.push("=");
+        flags.push(to);
+    }
+    flags
+}
 
 /// Where a binary is once built.
 pub(crate) fn path(workspace: &Workspace, name: &str) -> PathBuf {
@@ -41,7 +56,12 @@ pub(crate) fn path(workspace: &Workspace, name: &str) -> PathBuf {
 /// Builds every static binary and checks that each is what it must be. The agent, which is not
 /// shipped, is built in less time.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
-    build_with(workspace, &[], AGENT_PROFILE)
+    build_with(workspace, BINARIES, &[], AGENT_PROFILE)
+}
+
+/// Builds only what is shipped.
+pub(crate) fn build_shipped(workspace: &Workspace) -> Result<()> {
+    build_with(workspace, &BINARIES[..1], &[], &[])
 }
 
 /// As [`build`], all of them as they are shipped, for measurements: whatever the environment says of
@@ -51,14 +71,19 @@ pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
     let profile: Vec<String> = names
         .filter(|name| name.starts_with("CARGO_PROFILE_DIST_") || name == "CARGO_INCREMENTAL")
         .collect();
-    build_with(workspace, &profile, &[])
+    build_with(workspace, BINARIES, &profile, &[])
 }
 
-/// Builds with the environment less the variables `without`; the agent with the variables
+/// Builds some of them with the environment less the variables `without`; the agent with the variables
 /// `agent`, too.
-fn build_with(workspace: &Workspace, without: &[String], agent: &[(&str, &str)]) -> Result<()> {
+fn build_with(
+    workspace: &Workspace,
+    binaries: &[(&str, &str)],
+    without: &[String],
+    agent: &[(&str, &str)],
+) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    for (package, name) in BINARIES {
+    for (package, name) in binaries {
         // Each on its own: built together, what one asks of a library would be in the other as
         // well.
         let mut command = Command::new(&cargo);
@@ -73,8 +98,7 @@ fn build_with(workspace: &Workspace, without: &[String], agent: &[(&str, &str)])
             .args(["-p", package])
             .current_dir(workspace.root())
             .env("CARGO_TARGET_DIR", workspace.dist())
-            .env("RUSTFLAGS", FLAGS)
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
             .status()
             .context("starting cargo")?;
         ensure!(status.success(), "{name} does not build");

@@ -16,7 +16,9 @@ mod bench;
 mod bench_calls;
 mod bench_qmp;
 mod bench_store;
+mod checklist;
 mod ci;
+mod command;
 mod console;
 mod cparts;
 mod deb;
@@ -34,6 +36,7 @@ mod progress;
 mod publish;
 mod qemu;
 mod release;
+mod reproducible;
 mod rules;
 mod shell;
 mod soak;
@@ -147,6 +150,15 @@ enum Task {
     Packages,
     /// Build the Debian package: the static binary, manual pages, completions, a unit, documents
     Deb,
+    /// Carry out the checklist of a release: a line for each step, and the next step if it fails
+    Release {
+        /// Only the steps whose names contain this; may be repeated
+        #[arg(long, value_name = "PART")]
+        only: Vec<String>,
+    },
+    /// Build the static binary, its package and a ramdisk on two checkouts of the last commit, and
+    /// fail unless they are the same bytes
+    Reproducible,
     /// Download and verify every package; nothing is unpacked or booted
     Fetch {
         #[command(flatten)]
@@ -361,8 +373,13 @@ fn run(task: Task) -> Result<ExitCode> {
             publish::check(&workspace)?;
             Ok(ExitCode::SUCCESS)
         }
+        Task::Release { only } => checklist::run(&workspace, &only),
+        Task::Reproducible => {
+            reproducible::check(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Deb => {
-            dist::build(&workspace)?;
+            dist::build_shipped(&workspace)?;
             let file = deb::build(&workspace)?;
             println!("{}", Workspace::show(&file));
             Ok(ExitCode::SUCCESS)

@@ -6,13 +6,13 @@
 //!   target/packages/user/               examples/own-crate, which depends on these files alone
 //! ```
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{env, fs, process};
 
 use anyhow::{Context as _, Result, ensure};
 use flate2::read::GzDecoder;
 
+use crate::command::{cargo, succeed};
 use crate::workspace::Workspace;
 
 /// The libraries for Xen, which are published: each after those that it depends on.
@@ -47,46 +47,84 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         }
         _ => fs::create_dir_all(&folder)?,
     }
-    cargo(workspace, "package", &["--no-verify", "--allow-dirty"])?;
-    let packages = unpack(&workspace.root().join("target/package"), &folder)?;
+    let target = workspace.root().join("target");
+    for_libraries(
+        workspace,
+        &target,
+        "package",
+        &["--no-verify", "--allow-dirty"],
+    )?;
+    let packages = unpack(&target.join("package"), &folder)?;
     let user = folder.join("user");
     copy(&workspace.root().join(USER), &user)?;
     let manifest = user.join("Cargo.toml");
     let text = on_packages(&fs::read_to_string(&manifest)?, &packages)?;
     fs::write(&manifest, text)?;
-    let mut command = Command::new(program());
+    let mut command = cargo();
     command
         .args(["test", "--quiet", "--locked", "--manifest-path"])
         .arg(&manifest)
         // The registry's crates are built there already, or are of use there later.
-        .env("CARGO_TARGET_DIR", workspace.root().join("target"))
+        .env("CARGO_TARGET_DIR", &target)
         .current_dir(&user);
     succeed(command).context("a user's crate on the packaged files")
 }
 
+/// Does everything that publishing the libraries does but the upload: each is packaged from
+/// committed files and compiled from its package.
+pub(crate) fn dry_run(workspace: &Workspace) -> Result<()> {
+    // Cargo keeps the unpacked packages in a folder named after a hash of this path, and would take
+    // those of the run before. So the path is a new one.
+    let target = workspace
+        .packages()
+        .join(format!("dry-run-{}", process::id()));
+    let result = for_libraries(workspace, &target, "publish", &["--dry-run"]);
+    let removed = fs::remove_dir_all(&target).context("removing the dry run's folder");
+    result.and(forget_packages()).and(removed)
+}
+
+/// Removes the copies of the libraries that `cargo publish --dry-run` leaves in cargo's own folder.
+fn forget_packages() -> Result<()> {
+    for kind in ["src", "cache"] {
+        let folder = cargo_home().join("registry").join(kind);
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let entry = entry?;
+            // A registry without a host is a folder of this machine.
+            if entry.file_name().to_string_lossy().starts_with('-')
+                && entry
+                    .path()
+                    .join(format!("{}-{VERSION}", LIBRARIES[0]))
+                    .exists()
+            {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the folder in which cargo keeps the registry's sources.
+pub(crate) fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
 /// Runs a command of cargo for every library.
-fn cargo(workspace: &Workspace, task: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(program());
+fn for_libraries(
+    workspace: &Workspace,
+    target: &Path,
+    task: &str,
+    arguments: &[&str],
+) -> Result<()> {
+    let mut command = cargo();
     command.args([task, "--quiet"]).args(arguments);
     for library in LIBRARIES {
         command.args(["-p", library]);
     }
     command
-        .env("CARGO_TARGET_DIR", workspace.root().join("target"))
+        .env("CARGO_TARGET_DIR", target)
         .current_dir(workspace.root());
     succeed(command)
-}
-
-fn program() -> std::ffi::OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
-}
-
-/// Runs a command, and fails unless it exits with 0.
-fn succeed(mut command: Command) -> Result<()> {
-    let shown = format!("{command:?}");
-    let status = command.status().with_context(|| shown.clone())?;
-    ensure!(status.success(), "{shown}: {status}");
-    Ok(())
 }
 
 /// Unpacks the libraries' packages.

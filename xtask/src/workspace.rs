@@ -28,6 +28,11 @@ impl Workspace {
         Ok(Self { root })
     }
 
+    /// Returns the workspace of another checkout.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The folder with the workspace's `Cargo.toml`.
     pub(crate) fn root(&self) -> &Path {
         &self.root
