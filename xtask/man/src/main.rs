@@ -75,8 +75,10 @@ impl Program {
     /// Every page of section 1: one for the program, one for each command.
     fn manual(&self) -> Result<Vec<Named>> {
         let mut pages = Vec::new();
+        // Every package has this version.
+        let source = format!("{} {}", self.manual, env!("CARGO_PKG_VERSION"));
         for command in self.commands() {
-            let man = Man::new(command).manual(self.manual).source(self.manual);
+            let man = Man::new(command).manual(self.manual).source(&source);
             let mut text = Vec::new();
             man.render(&mut text)?;
             text.extend_from_slice((self.exit_status)().as_bytes());
@@ -179,6 +181,8 @@ mod tests {
     fn check(command: &Command, name: &str, page: &str) {
         assert!(command.get_about().is_some(), "{name} says nothing");
         assert!(page.contains("EXIT STATUS") && !page.contains("panicked"));
+        let title = page.lines().find(|line| line.starts_with(".TH "));
+        assert!(title.unwrap().contains(env!("CARGO_PKG_VERSION")), "{name}");
         // As roff writes a hyphen.
         let plain = page.replace("\\-", "-");
         for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
