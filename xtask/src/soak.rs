@@ -25,11 +25,24 @@ pub(crate) enum Soak {
         #[arg(long, value_name = "SECONDS")]
         fuzz: Option<u32>,
     },
-    /// xenstore: a daemon that is killed and started again under 64 threads and 1,000 tasks
+    /// xenstore: daemons that are killed and started again under 64 threads and 1,000 tasks
+    ///
+    /// xenstored, oxenstored and the embedded daemon. Unpacks Debian's if they are not there.
     Store {
-        /// Kills under the threads, and as many under the tasks
+        /// Kills of each daemon under the threads, and as many under the tasks
         #[arg(long, value_name = "COUNT")]
         restarts: u32,
+        /// Only the daemons whose names (xenstored, oxenstored, embedded) contain this
+        #[arg(
+            long,
+            default_value = "",
+            hide_default_value = true,
+            value_name = "PART"
+        )]
+        daemon: String,
+        /// Take Debian's packages from this mirror, not from this machine's own apt sources
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
     },
     /// xenstore: the client beside libxenstore, and the embedded daemon beside xenstored, by scripts
     ///
@@ -65,10 +78,18 @@ pub(crate) fn run(workspace: &Workspace, soak: Soak) -> Result<ExitCode> {
         Soak::Fuzz { seconds, target } => {
             return fuzz::run(workspace, seconds, target.as_deref());
         }
-        Soak::Store { restarts } => {
+        Soak::Store {
+            restarts,
+            daemon,
+            mirror,
+        } => {
+            host::unpack_default(workspace, mirror.as_deref())?;
             let amount = restarts.to_string();
-            let environment = [("STORE_RESTARTS", amount.as_str())];
-            let passed = test(workspace, "xen-store", "storm", &environment, "")?;
+            let environment = [
+                ("STORE_RESTARTS", amount.as_str()),
+                ("STORE_DAEMON", daemon.as_str()),
+            ];
+            let passed = test(workspace, "xen-stored-preload", "storm", &environment, "")?;
             return Ok(exit_code(passed));
         }
         Soak::StoreConformance {

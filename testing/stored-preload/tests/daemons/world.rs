@@ -193,10 +193,13 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
-fn start_process(kind: Kind, folder: &Path) -> Child {
+/// Starts one of C's daemons, which keeps its files in `folder`.
+pub(crate) fn start_process(kind: Kind, folder: &Path) -> Child {
     let file = |name: &str| folder.join(name);
     File::create(file("kva")).unwrap().set_len(4096).unwrap();
     fs::write(file("port"), "1").unwrap();
+    // A daemon that was killed here left the socket of its events.
+    let _ = fs::remove_file(file("events"));
     let tree = tree();
     let bin = tree.join("usr/lib/xen-4.17/bin");
     let mut command = match kind {

@@ -1,5 +1,5 @@
-//! A daemon that is killed and started again at random moments, under 64 threads and under 1,000
-//! tasks.
+//! A daemon (xenstored, oxenstored, the embedded one in a process) that is killed and started again
+//! at random moments, under 64 threads and under 1,000 tasks.
 //!
 //! Each worker writes one value after the other to its own node. It goes on to the next value only
 //! when its watch has reported the change and the node reads as written; a value that went with
@@ -13,10 +13,18 @@
 //!
 //! Memory and descriptors are printed, and may not grow.
 //!
-//! `STORE_RESTARTS` is the number of kills of each storm; `cargo xtask soak store` sets it.
+//! `STORE_RESTARTS` is the number of kills of each storm, and `STORE_DAEMON` a part of the daemon's
+//! name; `cargo xtask soak store` sets both.
 
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "daemons/ring.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod ring;
+#[path = "daemons/world.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod world;
 
 use std::fs;
 use std::future::Future;
@@ -32,6 +40,8 @@ use tokio::time::timeout;
 use xen_store::tokio::{Store as AsyncStore, Watch};
 use xen_store::{Error, Reconnect, Repeat, Result, Store, WatchEvent};
 use xen_store_server::{Config, Server};
+
+use crate::world::{Kind, start_process};
 
 /// Restarts if `STORE_RESTARTS` is not set.
 const RESTARTS: u64 = 10;
@@ -54,10 +64,31 @@ fn main() {
         return be_the_daemon(Path::new(&arguments.next().expect("a socket")));
     }
     let restarts = std::env::var("STORE_RESTARTS").map_or(RESTARTS, |n| n.parse().unwrap());
-    storm("64 threads", THREADS, restarts, with_threads);
-    storm("1,000 tasks", TASKS, restarts, with_tasks);
-    println!("test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    let only = std::env::var("STORE_DAEMON").unwrap_or_default();
+    let mut passed = 0;
+    for (name, kind) in DAEMONS {
+        if name.contains(&only) {
+            let workers = |workers: &str| format!("{name}_under_{workers}");
+            storm(
+                kind,
+                &workers("64_threads"),
+                THREADS,
+                restarts,
+                with_threads,
+            );
+            storm(kind, &workers("1000_tasks"), TASKS, restarts, with_tasks);
+            passed += 2;
+        }
+    }
+    assert!(passed > 0, "no daemon is called {only}");
+    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
 }
+
+const DAEMONS: [(&str, Kind); 3] = [
+    ("xenstored", Kind::C),
+    ("oxenstored", Kind::OCaml),
+    ("embedded", Kind::Embedded),
+];
 
 /// The first argument of the process that is the daemon.
 const DAEMON: &str = "--be-the-daemon";
@@ -72,7 +103,9 @@ fn be_the_daemon(socket: &Path) {
 
 /// A storm, as its workers see it.
 struct Storm {
-    socket: PathBuf,
+    kind: Kind,
+    /// The daemon's own, with its socket.
+    folder: PathBuf,
     /// All connections are made.
     is_connected: Barrier,
     /// No daemon is killed any more.
@@ -86,11 +119,12 @@ struct Storm {
     reconnected: AtomicU64,
 }
 
-fn storm(name: &str, workers: usize, restarts: u64, work: fn(&Arc<Storm>)) {
+fn storm(kind: Kind, name: &str, workers: usize, restarts: u64, work: fn(&Arc<Storm>)) {
     let dir = tempfile::tempdir().unwrap();
     let counters = || (0..workers).map(|_| AtomicU64::new(0)).collect();
     let storm = Arc::new(Storm {
-        socket: dir.path().join("socket"),
+        kind,
+        folder: dir.path().to_owned(),
         is_connected: Barrier::new(2),
         is_over: AtomicBool::new(false),
         written: counters(),
@@ -101,8 +135,8 @@ fn storm(name: &str, workers: usize, restarts: u64, work: fn(&Arc<Storm>)) {
         reconnected: AtomicU64::new(0),
     });
     let begun = Instant::now();
-    let first = start_daemon(&storm.socket);
-    wait_ready(&storm.socket);
+    let first = storm.start_daemon();
+    wait_ready(&storm.socket());
     let (early, late) = thread::scope(|scope| {
         let killer = scope.spawn(|| kill(&storm, first, restarts));
         work(&storm);
@@ -129,15 +163,6 @@ fn storm(name: &str, workers: usize, restarts: u64, work: fn(&Arc<Storm>)) {
     );
 }
 
-fn start_daemon(socket: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .arg(DAEMON)
-        .arg(socket)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
 fn wait_ready(socket: &Path) {
     let end = Instant::now() + STUCK;
     while Store::connect(socket).is_err() {
@@ -161,7 +186,7 @@ fn kill(storm: &Storm, mut daemon: Child, restarts: u64) -> (Usage, Usage) {
         daemon.kill().unwrap();
         daemon.wait().unwrap();
         thread::sleep(random.below(LIFE / 3));
-        daemon = start_daemon(&storm.socket);
+        daemon = storm.start_daemon();
         if n == restarts / 4 {
             early = Some(Usage::now());
         }
@@ -170,7 +195,7 @@ fn kill(storm: &Storm, mut daemon: Child, restarts: u64) -> (Usage, Usage) {
             println!("     {n} restarts, {values} values, {:?}", Usage::now());
         }
     }
-    wait_ready(&storm.socket);
+    wait_ready(&storm.socket());
     let late = Usage::now();
     storm.is_over.store(true, Relaxed);
     wait_seen(storm);
@@ -271,6 +296,22 @@ fn value(worker: usize, number: u64) -> String {
 }
 
 impl Storm {
+    fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
+    fn start_daemon(&self) -> Child {
+        if self.kind != Kind::Embedded {
+            return start_process(self.kind, &self.folder);
+        }
+        Command::new(std::env::current_exe().unwrap())
+            .arg(DAEMON)
+            .arg(self.socket())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
     /// The number of a value that was read from the node of this worker.
     fn check(&self, worker: usize, read: &[u8]) -> u64 {
         let text = std::str::from_utf8(read).expect("a wrong byte");
@@ -343,7 +384,7 @@ fn insist<T>(storm: &Storm, mut request: impl FnMut() -> Result<T>) -> T {
 
 fn with_threads(storm: &Arc<Storm>) {
     let connect = |repeat| {
-        let store = Store::connect(&storm.socket).unwrap();
+        let store = Store::connect(storm.socket()).unwrap();
         let store = store.reconnecting(policy(repeat)).unwrap();
         store.with_timeout(Some(STUCK))
     };
@@ -418,7 +459,7 @@ fn with_tasks(storm: &Arc<Storm>) {
     runtime.block_on(async {
         let mut stores = Vec::new();
         for repeat in POLICIES.into_iter().chain([Repeat::Reads]) {
-            let store = AsyncStore::connect(&storm.socket).await.unwrap();
+            let store = AsyncStore::connect(storm.socket()).await.unwrap();
             stores.push(store.reconnecting(policy(repeat)).unwrap());
         }
         let observer = stores.pop().unwrap();
