@@ -16,6 +16,7 @@ pub mod plan;
 pub mod report;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod store;
 
 use xen_vchan::ring::{Consumer, Producer, Rings, Role};
 use xen_vchan::{Geometry, Memory};

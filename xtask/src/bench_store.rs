@@ -1,24 +1,27 @@
 //! `cargo xtask bench store`: the store's client beside libxenstore, on Debian's xenstored.
 //!
-//! The measurement is a benchmark of the package xen-stored-preload; here Debian's packages are
-//! unpacked and the C program is built for it.
+//! Without Xen the measurement is a benchmark of the package xen-stored-preload; here Debian's
+//! packages are unpacked and the C program is built for it. On Xen it is the agent's.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host;
+use crate::bench;
+use crate::host::{self, Options};
 use crate::workspace::Workspace;
 
-/// Runs it and writes `store.md` into the folder.
+/// Runs it without Xen and writes `store.md` into the folder.
 pub(crate) fn run(
     workspace: &Workspace,
-    mirror: Option<&str>,
+    options: &Options,
     only: Option<&str>,
     out: &Path,
 ) -> Result<ExitCode> {
-    let root = host::unpack_default(workspace, mirror)?;
+    let root = host::unpack_default(workspace, options.mirror.as_deref())?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
@@ -34,5 +37,31 @@ pub(crate) fn run(
     };
     let status = command.status().context("starting cargo")?;
     ensure!(status.success(), "the comparison failed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs it in dom0 of a fresh host and writes `store-xen.md` into the folder.
+pub(crate) fn run_on_xen(
+    workspace: &Workspace,
+    options: &Options,
+    out: &Path,
+    timeout: Duration,
+) -> Result<ExitCode> {
+    let rows = bench::rows(workspace, options, "bench-store", timeout)?;
+    let release = options.release.name;
+    let page = format!(
+        "# The store's client on Xen, beside libxenstore\n\n\
+         Written by `cargo xtask bench store --xen`. xenstored {release} in dom0 of Xen {release} in\n\
+         QEMU, over its socket, otherwise as [without Xen](store.md). The machine's clock counts\n\
+         instructions, those of the kernel, of Xen and of xenstored included, on all processors of\n\
+         dom0 in turn.\n\n\
+         | operation | ours | libxenstore | daemon | C / ours | limit | goal | | others |\n\
+         |---|---|---|---|---|---|---|---|---|\n{}\n",
+        rows.join("\n")
+    );
+    println!("{page}");
+    fs::create_dir_all(out)?;
+    let path = out.join("store-xen.md");
+    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -199,17 +199,22 @@ enum Bench {
         #[arg(long, default_value_t = 900, value_name = "SECONDS")]
         timeout: u64,
     },
-    /// The store's client beside libxenstore, on Debian's xenstored without Xen
+    /// The store's client beside libxenstore, on Debian's xenstored without Xen, or on Xen
     Store {
-        /// Take Debian's packages from this mirror, not from this machine's own apt sources
-        #[arg(long, value_name = "URL")]
-        mirror: Option<String>,
+        #[command(flatten)]
+        host: HostArgs,
         /// Only the lines whose names contain this; nothing is written
-        #[arg(long, value_name = "PART")]
+        #[arg(long, value_name = "PART", conflicts_with = "xen")]
         only: Option<String>,
-        /// The folder for store.md
+        /// On real Xen, in dom0
+        #[arg(long)]
+        xen: bool,
+        /// The folder for store.md, or store-xen.md
         #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
         out: PathBuf,
+        /// Kill the host when the comparison takes longer, in seconds
+        #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+        timeout: u64,
     },
     /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
     Qmp {
@@ -339,8 +344,20 @@ fn run(task: Task) -> Result<ExitCode> {
             };
             bench::run(&workspace, &request)
         }
-        Task::Bench(Bench::Store { mirror, only, out }) => {
-            bench_store::run(&workspace, mirror.as_deref(), only.as_deref(), &out)
+        Task::Bench(Bench::Store {
+            host,
+            only,
+            xen,
+            out,
+            timeout,
+        }) => {
+            let options = host.options()?;
+            if xen {
+                let timeout = Duration::from_secs(timeout);
+                bench_store::run_on_xen(&workspace, &options, &out, timeout)
+            } else {
+                bench_store::run(&workspace, &options, only.as_deref(), &out)
+            }
         }
         Task::Bench(Bench::Calls { host, out, timeout }) => bench_calls::run(
             &workspace,

@@ -12,6 +12,7 @@
 mod bench;
 mod bench_calls;
 mod bench_qmp;
+mod bench_store;
 mod domu;
 mod guest;
 mod job;
@@ -77,6 +78,8 @@ enum Command {
     BenchQmp,
     /// Compares these crates and the C libraries, call by call: in dom0.
     BenchCalls,
+    /// Compares xen-store with libxenstore, on this dom0's xenstored.
+    BenchStore,
     /// Prints what libxl makes of each hostile stubdomain through one proxy: in dom0.
     HostileTable {
         /// `ours`, or the path of another.
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::BenchCalls => bench_calls::run().map(|()| 0),
+        Command::BenchStore => bench_store::run().map(|()| 0),
         Command::HostileTable { proxy, from } => {
             let proxy = Some(proxy.as_str()).filter(|proxy| *proxy != "ours");
             tests::hostile::table(proxy, from.as_deref()).map(|()| 0)

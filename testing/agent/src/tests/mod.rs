@@ -6,6 +6,7 @@ mod badinput;
 mod buffers;
 mod cdrom;
 mod clients;
+mod conformance;
 mod consoled;
 mod context;
 mod copy;
@@ -57,6 +58,7 @@ fn all() -> Vec<Test> {
     evtchn::add_dom0(&mut tests);
     rules::add_dom0(&mut tests);
     store::add_dom0(&mut tests);
+    conformance::add(&mut tests);
     clients::add_dom0(&mut tests);
     badinput::add(&mut tests);
 

@@ -152,20 +152,13 @@ impl Daemon {
         }
     }
 
-    /// The processor time that its process has used, in seconds; 0 of the embedded one.
+    /// Its process; `None` of the embedded one.
     #[allow(dead_code, reason = "the benchmark asks")]
-    pub(crate) fn processor_time(&self) -> f64 {
-        let Running::Process(child) = &self.running else {
-            return 0.0;
-        };
-        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-        // The fields after the name, which ends with a bracket; in hundredths of a second.
-        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
-        let ticks = fields
-            .skip(11)
-            .take(2)
-            .map(|ticks| ticks.parse::<f64>().unwrap());
-        ticks.sum::<f64>() / 100.0
+    pub(crate) fn process(&self) -> Option<u32> {
+        match &self.running {
+            Running::Process(child) => Some(child.id()),
+            Running::Server(_) => None,
+        }
     }
 
     /// It stands still until dropped: it accepts, and answers nothing.

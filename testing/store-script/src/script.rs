@@ -4,14 +4,14 @@ use std::fmt::{self, Write as _};
 
 use xen_store::wire::REL_PATH_MAX;
 
-/// The connections: two of domain 0, then one of each guest.
-pub(crate) const CONNECTIONS: usize = 4;
+/// The connections: two of domain 0, then one of each guest; on [`Host::Live`] all are domain 0's.
+pub const CONNECTIONS: usize = 4;
 /// The first connection that is a guest's.
-pub(crate) const FIRST_GUEST: usize = 2;
+pub const FIRST_GUEST: usize = 2;
 /// The guests' domains.
-pub(crate) const GUESTS: [u16; CONNECTIONS - FIRST_GUEST] = [1, 2];
+pub const GUESTS: [u16; CONNECTIONS - FIRST_GUEST] = [1, 2];
 /// A domain that exists, and whose ring nobody uses. Scripts introduce and release it.
-pub(crate) const IDLE: u16 = 3;
+pub const IDLE: u16 = 3;
 /// A domain that does not exist.
 const MISSING: u16 = 9;
 /// Slots for transactions and for watches of each connection. Slot 0 of transactions is none.
@@ -21,7 +21,8 @@ const USUAL_SLOTS: usize = 4;
 
 /// One line of a script. `tx` and `slot` count from 1; `tx` 0 is no transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Op {
+#[allow(missing_docs, reason = "each is the store's operation of that name")]
+pub enum Op {
     Read {
         tx: usize,
         paths: Vec<String>,
@@ -97,14 +98,17 @@ pub(crate) enum Op {
 
 /// An operation, and the connection that it is sent on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Line {
-    pub(crate) on: usize,
-    pub(crate) op: Op,
+pub struct Line {
+    /// The connection's number.
+    pub on: usize,
+    /// The operation.
+    pub op: Op,
 }
 
 impl Line {
     /// Returns how many answers it has.
-    pub(crate) fn answers(&self) -> usize {
+    #[must_use]
+    pub fn answers(&self) -> usize {
         match &self.op {
             Op::Read { paths, .. } => paths.len(),
             Op::Write { nodes, .. } => nodes.len(),
@@ -113,7 +117,8 @@ impl Line {
     }
 
     /// Returns the path of each of its answers that is about a node.
-    pub(crate) fn paths(&self) -> Vec<&str> {
+    #[must_use]
+    pub fn paths(&self) -> Vec<&str> {
         match &self.op {
             Op::Read { paths, .. } => paths.iter().map(String::as_str).collect(),
             Op::Write { nodes, .. } => nodes.iter().map(|(path, _)| path.as_str()).collect(),
@@ -240,6 +245,10 @@ const ODD: &[&str] = &[
     "@none",
     "@",
 ];
+/// The same in `/t`.
+const ODD_IN_T: &[&str] = &[
+    "//", "/t//a", "/t/a/", "a/", "/t/a b", "/t/ä", "/t/.", "/t", "@none", "@",
+];
 const LENGTHS: &[usize] = &[
     0, 0, 1, 1, 2, 3, 5, 8, 13, 40, 200, 1000, 2047, 2048, 2049, 3500, 4090, 4096, 5000,
 ];
@@ -264,13 +273,23 @@ const ENTRIES: &[&str] = &[
 ];
 const DOMAINS: &[u16] = &[0, 1, 2, IDLE, IDLE, MISSING];
 
+/// The daemon that a script is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// A fresh xenstored, or the embedded daemon.
+    Xenstored,
+    /// A fresh oxenstored.
+    Oxenstored,
+    /// The daemon of a host at work: scripts change nothing outside `/t`, and have no guests.
+    Live,
+}
+
 struct Writer {
     random: Random,
     lines: Vec<Line>,
     transactions: [[bool; SLOTS]; CONNECTIONS],
     watches: [[bool; SLOTS]; CONNECTIONS],
-    /// For oxenstored.
-    oxenstored: bool,
+    host: Host,
 }
 
 /// Makes a script of about `length` lines.
@@ -281,22 +300,27 @@ struct Writer {
 ///   for INTRODUCE of a domain that does not exist. They fail with the last errno of the process. If
 ///   that is 0 they are not answered at all, and the client's next message ends the daemon.
 /// * xenstored keeps a domain that was released, as long as it is the target of a domain.
-/// * `oxenstored` sends a list longer than a message in one all the same, lets a path that is too
+/// * oxenstored sends a list longer than a message in one all the same, lets a path that is too
 ///   long be watched, and by RELEASE of domain 0 takes all nodes of domain 0 away from it.
-pub(crate) fn script(seed: u64, length: usize, oxenstored: bool) -> Vec<Line> {
+#[must_use]
+pub fn script(seed: u64, length: usize, host: Host) -> Vec<Line> {
     let mut writer = Writer {
         random: Random(seed),
         lines: Vec::new(),
         transactions: [[false; SLOTS]; CONNECTIONS],
         watches: [[false; SLOTS]; CONNECTIONS],
-        oxenstored,
+        host,
     };
     writer.furnish();
     while writer.lines.len() < length {
         writer.step();
     }
     writer.push(0, Op::Events);
-    for path in ["/t", "/local"] {
+    let trees = match host {
+        Host::Live => &["/t"][..],
+        _ => &["/t", "/local"],
+    };
+    for &path in trees {
         let (tx, path) = (0, path.to_owned());
         writer.push(0, Op::Tree { tx, path });
     }
@@ -320,7 +344,9 @@ impl Writer {
             ("/local/domain/2", "n0,r2"),
             ("/local/domain/2/data", "n2"),
         ];
-        for (path, entries) in nodes {
+        let is_live = self.is_live();
+        let nodes = nodes.into_iter();
+        for (path, entries) in nodes.filter(|(path, _)| !is_live || path.starts_with("/t")) {
             let (tx, path, entries) = (0, path.to_owned(), entries.to_owned());
             self.push(
                 0,
@@ -333,23 +359,38 @@ impl Writer {
         }
     }
 
+    fn is_live(&self) -> bool {
+        self.host == Host::Live
+    }
+
+    fn is_guest(&self, on: usize) -> bool {
+        on >= FIRST_GUEST && !self.is_live()
+    }
+
     fn path(&mut self, on: usize) -> String {
         if self.random.one_in(25) {
-            return self.random.pick(ODD).to_owned();
+            let odd = if self.is_live() { ODD_IN_T } else { ODD };
+            return self.random.pick(odd).to_owned();
         }
         if self.random.one_in(300) {
             let (start, length) =
                 self.random
                     .pick(&[("/", 3072), ("/", 3073), ("", 2048), ("", 2049)]);
+            let start = if self.is_live() { "/t/open/" } else { start };
             return format!("{start}{}", "x".repeat(length - start.len()));
         }
-        let is_guest = on >= FIRST_GUEST;
+        let is_guest = self.is_guest(on);
         let mut path = if is_guest && self.random.one_in(2) {
             "data".to_owned()
         } else {
-            self.random.pick(FOLDERS).to_owned()
+            let folders = if self.is_live() {
+                &FOLDERS[..4]
+            } else {
+                FOLDERS
+            };
+            self.random.pick(folders).to_owned()
         };
-        if !self.oxenstored && !is_guest && self.random.one_in(12) {
+        if self.host != Host::Oxenstored && !is_guest && self.random.one_in(12) {
             let number = self.random.below(24);
             return format!("/t/open/many/{number}{}", "-".repeat(200));
         }
@@ -429,7 +470,7 @@ impl Writer {
             16 | 17 if !is_furniture(&path) => Op::Rm { tx, path },
             18..20 => Op::Directory { tx, path },
             20 | 21 => Op::Permissions { tx, path },
-            _ if path.starts_with('@') && (on >= FIRST_GUEST || !path.ends_with("Domain")) => {
+            _ if path.starts_with('@') && (self.is_guest(on) || !path.ends_with("Domain")) => {
                 Op::Permissions { tx, path }
             }
             _ => {
@@ -487,7 +528,7 @@ impl Writer {
             let free = (1..SLOTS).find(|slot| !self.watches[on][*slot]);
             if let Some(slot) = free {
                 let mut path = self.path(on);
-                if self.oxenstored && path.len() > REL_PATH_MAX {
+                if self.host == Host::Oxenstored && path.len() > REL_PATH_MAX {
                     path = "@releaseDomain".to_owned();
                 }
                 self.watches[on][slot] = true;
@@ -501,6 +542,15 @@ impl Writer {
     }
 
     fn about_domains(&mut self, on: usize) {
+        if self.is_live() {
+            let domain = self.random.pick(&[0, MISSING]);
+            let op = if self.random.one_in(2) {
+                Op::DomainPath { domain }
+            } else {
+                Op::IsIntroduced { domain }
+            };
+            return self.push(on, op);
+        }
         let domain = self.random.pick(DOMAINS);
         let changed = self.random.pick(&[IDLE, IDLE, IDLE, MISSING, 0]);
         let op = match self.random.below(12) {
@@ -511,7 +561,7 @@ impl Writer {
                 let port = u32::from(!self.random.one_in(8));
                 Op::Introduce { domain, port }
             }
-            8 | 9 if changed == 0 && self.oxenstored => Op::Resume { domain: 0 },
+            8 | 9 if changed == 0 && self.host == Host::Oxenstored => Op::Resume { domain: 0 },
             8 | 9 => Op::Release { domain: changed },
             10 => {
                 let others = DOMAINS

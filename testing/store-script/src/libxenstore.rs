@@ -1,35 +1,39 @@
 //! A script carried out by libxenstore, in the program `testing/c/c-store-script.c`.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
+use std::time::Duration;
 
-use super::script::Line;
-use crate::rounds::LIMIT;
-use crate::world;
+use crate::script::Line;
+
+/// Longer than anything takes that ends at all.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The running program; killed when dropped.
-pub(crate) struct Libxenstore {
+#[derive(Debug)]
+pub struct Libxenstore {
     child: Child,
     input: ChildStdin,
     lines: Receiver<String>,
 }
 
 impl Libxenstore {
-    /// Starts it; it has connected to all sockets when this returns.
-    pub(crate) fn start(sockets: &[PathBuf]) -> Self {
-        let root = world::c_root();
-        let program = root.join("c/c-store-script");
+    /// Starts `program`; it has connected to all `places`, sockets or devices, when this returns.
+    /// `libraries` is the folder of libxenstore, if it is not the system's.
+    #[must_use]
+    pub fn start(program: &Path, libraries: Option<&Path>, places: &[PathBuf]) -> Self {
         assert!(
             program.exists(),
             "no {}: `cargo xtask soak store-conformance` builds it",
             program.display()
         );
+        let libraries = libraries.map(|folder| ("LD_LIBRARY_PATH", folder));
         let mut child = Command::new(program)
-            .args(sockets)
-            .env("LD_LIBRARY_PATH", world::libraries(&root))
+            .args(places)
+            .envs(libraries)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -58,7 +62,8 @@ impl Libxenstore {
         line.unwrap_or_else(|error| panic!("libxenstore does not answer: {error}"))
     }
 
-    pub(crate) fn carry_out(&mut self, line: &Line) -> String {
+    /// Carries out a line, and returns the answer.
+    pub fn carry_out(&mut self, line: &Line) -> String {
         writeln!(self.input, "{line}").unwrap();
         self.line()
     }

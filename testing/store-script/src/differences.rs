@@ -2,11 +2,11 @@
 
 use xen_store::StorePath;
 
-use super::script::Line;
+use crate::script::Line;
 
 /// The two sides that differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Between {
+pub enum Between {
     /// Our client and libxenstore, on one daemon.
     Clients,
     /// The embedded daemon and xenstored 4.17, with our client.
@@ -14,14 +14,18 @@ pub(crate) enum Between {
 }
 
 /// A known difference.
-pub(crate) struct Difference {
-    pub(crate) between: Between,
-    pub(crate) reason: &'static str,
+#[derive(Clone, Copy, Debug)]
+pub struct Difference {
+    /// The sides.
+    pub between: Between,
+    /// Why it is permitted.
+    pub reason: &'static str,
     /// Returns whether a line's two answers are an instance of it.
-    pub(crate) is_it: fn(&Line, &str, &str) -> bool,
+    pub is_it: fn(&Line, &str, &str) -> bool,
 }
 
-pub(crate) const DIFFERENCES: &[Difference] = &[Difference {
+/// The list.
+pub const DIFFERENCES: &[Difference] = &[Difference {
     between: Between::Clients,
     reason: "of a request with several faults, an invalid path among them, ours names the path \
              (EINVAL); libxenstore or the daemon may name another",

@@ -6,8 +6,9 @@ use xen_store::request::Write;
 use xen_store::{Error, Perm, Permissions, Store, Transaction, Watch};
 use xen_sys::{DomId, Port};
 
-use super::script::{CONNECTIONS, Line, Op, SLOTS, hex};
+use crate::script::{CONNECTIONS, Line, Op, SLOTS, hex};
 
+#[derive(Debug)]
 struct Connection {
     store: Store,
     transactions: [Option<Transaction>; SLOTS],
@@ -15,12 +16,15 @@ struct Connection {
 }
 
 /// The connections, and the answers as the C program writes them.
-pub(crate) struct Ours(Vec<Connection>);
+#[derive(Debug)]
+pub struct Ours(Vec<Connection>);
 
 type Answer = Result<String, Error>;
 
 impl Ours {
-    pub(crate) fn new(stores: [Store; CONNECTIONS]) -> Self {
+    /// A client with these connections.
+    #[must_use]
+    pub fn new(stores: [Store; CONNECTIONS]) -> Self {
         let connection = |store| Connection {
             store,
             transactions: std::array::from_fn(|_| None),
@@ -29,7 +33,8 @@ impl Ours {
         Self(stores.into_iter().map(connection).collect())
     }
 
-    pub(crate) fn carry_out(&mut self, line: &Line) -> String {
+    /// Carries out a line, and returns the answer.
+    pub fn carry_out(&mut self, line: &Line) -> String {
         if line.op == Op::Events {
             return self.events();
         }

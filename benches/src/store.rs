@@ -1,0 +1,488 @@
+//! Operations of the store's client, many times: the counterpart of `testing/c/c-store-bench.c`.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+use xen_store::request::Write;
+use xen_store::{Store, Watch};
+
+use crate::plan::{median, quartiles};
+
+/// The node that is read, and its bytes.
+pub const VALUE: &str = "/bench/value";
+/// The length of its value.
+pub const LENGTH: usize = 20;
+const TREE: &str = "/bench/tree";
+/// Nodes of the tree.
+const NODES: usize = 1011;
+const EVENTS: &str = "/bench/events";
+/// Nodes that are changed in a round of events.
+const CHANGES: usize = 500;
+/// Users of one connection.
+pub const USERS: usize = 64;
+/// Interleaved runs of each line.
+pub const ROUNDS: usize = 11;
+/// The aim of one run.
+const RUN: Duration = Duration::from_millis(200);
+/// The share of one processor that other programs may use while a line is measured.
+pub const BUSY: f64 = 0.1;
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// The operation, for people.
+    pub name: &'static str,
+    /// The operation of the C program.
+    pub operation: &'static str,
+    /// Operations in one of `count`.
+    pub units: usize,
+    /// Does so many with the client under test, on a socket.
+    pub ours: fn(&Path, usize) -> Result<Duration>,
+    /// The ratio wanted: on a daemon without Xen, and on Xen.
+    pub goals: [Option<f64>; 2],
+}
+
+/// One operation at a time.
+pub const READ: Task = Task {
+    name: "sequential read",
+    operation: "read",
+    units: 1,
+    ours: reads,
+    goals: [Some(0.98), Some(0.98)],
+};
+
+/// All nodes of a tree.
+pub const WALK: Task = Task {
+    name: "walk of 1,011 nodes",
+    operation: "walk",
+    units: 1,
+    ours: walks,
+    goals: [Some(8.0), Some(5.0)],
+};
+
+/// Threads that share a connection.
+pub const THREADS: Task = Task {
+    name: "read, 64 threads on one connection",
+    operation: "threads",
+    units: USERS,
+    ours: threads,
+    goals: [Some(4.0), None],
+};
+
+/// Changes and events by one client.
+pub const OWN_CHANGES: Task = Task {
+    name: "node changed and its event received",
+    operation: "changes",
+    units: CHANGES,
+    ours: changes,
+    goals: [Some(5.0), None],
+};
+
+/// Events alone.
+pub const OTHERS_CHANGES: Task = Task {
+    name: "event received of a node that another process changes",
+    operation: "events",
+    units: CHANGES,
+    ours: events,
+    goals: [None, None],
+};
+
+fn reads(socket: &Path, count: usize) -> Result<Duration> {
+    let store = Store::connect(socket)?;
+    let begun = Instant::now();
+    read(&store, count)?;
+    Ok(begun.elapsed())
+}
+
+fn read(store: &Store, count: usize) -> Result<()> {
+    for _ in 0..count {
+        ensure!(store.read(VALUE)?.len() == LENGTH);
+    }
+    Ok(())
+}
+
+fn walks(socket: &Path, count: usize) -> Result<Duration> {
+    let store = Store::connect(socket)?;
+    let begun = Instant::now();
+    for _ in 0..count {
+        ensure!(store.walk(TREE, u32::MAX)?.len() == NODES);
+    }
+    Ok(begun.elapsed())
+}
+
+fn threads(socket: &Path, count: usize) -> Result<Duration> {
+    let store = Store::connect(socket)?;
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..USERS)
+            .map(|_| scope.spawn(|| read(&store, count)))
+            .collect();
+        all.into_iter().try_for_each(join)
+    })?;
+    Ok(begun.elapsed())
+}
+
+fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Changes all nodes once, in one batch.
+fn change(store: &Store, paths: &[String]) -> Result<()> {
+    let writes = paths.iter().map(|path| Write { path, value: b"x" });
+    for written in store.batch(writes.collect::<Vec<_>>()) {
+        written?;
+    }
+    Ok(())
+}
+
+fn changed() -> Vec<String> {
+    (0..CHANGES).map(|n| format!("{EVENTS}/{n}")).collect()
+}
+
+fn watch(store: &Store) -> Result<Watch> {
+    let watch = store.watch(EVENTS)?;
+    take(&watch, 1)?;
+    Ok(watch)
+}
+
+fn take(watch: &Watch, most: usize) -> Result<()> {
+    for _ in 0..most {
+        let event = watch.next(None)?.context("no event")?;
+        ensure!(!event.rescan && event.path.starts_with(EVENTS));
+    }
+    Ok(())
+}
+
+fn changes(socket: &Path, count: usize) -> Result<Duration> {
+    let store = Store::connect(socket)?;
+    let (watch, paths) = (watch(&store)?, changed());
+    let begun = Instant::now();
+    for _ in 0..count {
+        change(&store, &paths)?;
+        take(&watch, CHANGES)?;
+    }
+    Ok(begun.elapsed())
+}
+
+fn events(socket: &Path, count: usize) -> Result<Duration> {
+    let store = Store::connect(socket)?;
+    let watch = watch(&store)?;
+    let (sent, got) = mpsc::channel();
+    thread::scope(|scope| {
+        let taker = scope.spawn(move || -> Result<()> {
+            for _ in 0..count {
+                take(&watch, CHANGES)?;
+                sent.send(())?;
+            }
+            Ok(())
+        });
+        let took = cause(socket, count, || Ok(got.recv()?));
+        join(taker)?;
+        took
+    })
+}
+
+/// Changes the nodes `count` times, and after each time waits until the events were received.
+fn cause(
+    socket: &Path,
+    count: usize,
+    mut received: impl FnMut() -> Result<()>,
+) -> Result<Duration> {
+    let (store, paths) = (Store::connect(socket)?, changed());
+    let begun = Instant::now();
+    for _ in 0..count {
+        change(&store, &paths)?;
+        received()?;
+    }
+    Ok(begun.elapsed())
+}
+
+/// The daemon under measurement, and the C program beside our client.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// Where the daemon listens.
+    pub socket: PathBuf,
+    /// Its process.
+    pub daemon: u32,
+    /// The file of `c-store-bench`.
+    pub program: PathBuf,
+    /// The folder of libxenstore, if it is not the system's.
+    pub libraries: Option<PathBuf>,
+    /// The daemon runs on Xen.
+    pub on_xen: bool,
+}
+
+/// Nanoseconds of one operation.
+struct Figures {
+    /// Of each round.
+    ours: Vec<f64>,
+    c: Vec<f64>,
+    /// Processor time of the daemon, in our runs.
+    daemon: f64,
+    /// Processors that other programs used meanwhile.
+    others: f64,
+}
+
+impl Bench {
+    /// Makes the nodes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub fn furnish(&self) -> Result<()> {
+        let store = Store::connect(&self.socket)?;
+        store.write(VALUE, "a value of 20 bytes.")?;
+        store.mkdir(EVENTS)?;
+        for number in 0..900 {
+            let (a, b, c) = (number / 90, number / 9 % 10, number % 9);
+            store.mkdir(&format!("{TREE}/{a}/{b}/{c}"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the nodes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub fn clear(&self) -> Result<()> {
+        Ok(Store::connect(&self.socket)?.rm("/bench")?)
+    }
+
+    /// Measures a task, and returns its line of the table.
+    ///
+    /// # Errors
+    ///
+    /// Those of either client.
+    pub fn row(&self, task: &Task) -> Result<String> {
+        let figures = self.measure(task)?;
+        let goal = task.goals[usize::from(self.on_xen)];
+        Ok(row(task.name, &figures, goal))
+    }
+
+    fn measure(&self, task: &Task) -> Result<Figures> {
+        let each =
+            |took: Duration, count: usize| took.as_secs_f64() * 1e9 / (count * task.units) as f64;
+        let ours = |count| (task.ours)(&self.socket, count);
+        let c = |count| self.c(task.operation, count);
+        // As many as take the aimed time, and not counted.
+        let (ours_count, c_count) = (enough(ours)?, enough(c)?);
+        let (mut ours_each, mut c_each, mut used) = (Vec::new(), Vec::new(), 0.0);
+        let begun = self.used()?;
+        for round in 0..ROUNDS {
+            for turn in 0..2 {
+                if (round + turn) % 2 == 0 {
+                    let before = processor_time(self.daemon)?;
+                    ours_each.push(each(ours(ours_count)?, ours_count));
+                    used += processor_time(self.daemon)? - before;
+                } else {
+                    c_each.push(each(c(c_count)?, c_count));
+                }
+            }
+        }
+        let operations = ROUNDS * ours_count * task.units;
+        Ok(Figures {
+            ours: ours_each,
+            c: c_each,
+            daemon: used * 1e9 / operations as f64,
+            others: begun.others_until(self.used()?),
+        })
+    }
+
+    /// A run of the C program's.
+    fn c(&self, operation: &str, count: usize) -> Result<Duration> {
+        let libraries = self.libraries.as_ref();
+        let mut child = Command::new(&self.program)
+            .arg(&self.socket)
+            .args([operation, &count.to_string()])
+            .envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)))
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        let output = child.stdout.take().context("no output")?;
+        let took = self.read_c(operation, count, BufReader::new(output));
+        end(child)?;
+        took
+    }
+
+    fn read_c(
+        &self,
+        operation: &str,
+        count: usize,
+        mut output: BufReader<ChildStdout>,
+    ) -> Result<Duration> {
+        if operation == "events" {
+            expect(&mut output, "ready")?;
+            return cause(&self.socket, count, || expect(&mut output, "got"));
+        }
+        let line = line(&mut output)?;
+        let time = line.strip_prefix("ok ns=").context(line.clone())?;
+        Ok(Duration::from_nanos(time.parse()?))
+    }
+
+    fn used(&self) -> Result<Used> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        // user, nice, system, idle, iowait, irq, softirq, steal: in hundredths of a second.
+        let fields = stat.lines().next().unwrap_or_default().split_whitespace();
+        let ticks = fields.skip(1).take(8).enumerate();
+        let busy = ticks.filter(|(at, _)| ![3, 4].contains(at));
+        let mut measured = processor_time(self.daemon)?;
+        for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+            let usage = getrusage(who)?;
+            for time in [usage.user_time(), usage.system_time()] {
+                measured += time.num_microseconds() as f64 / 1e6;
+            }
+        }
+        Ok(Used {
+            machine: busy
+                .filter_map(|(_, ticks)| ticks.parse::<f64>().ok())
+                .sum::<f64>()
+                / 100.0,
+            measured,
+            at: Instant::now(),
+        })
+    }
+}
+
+fn expect(output: &mut BufReader<ChildStdout>, wanted: &str) -> Result<()> {
+    let line = line(output)?;
+    ensure!(line == wanted, "{line}");
+    Ok(())
+}
+
+fn line(output: &mut BufReader<ChildStdout>) -> Result<String> {
+    let mut line = String::new();
+    output.read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
+}
+
+fn end(mut child: Child) -> Result<()> {
+    let status = child.wait()?;
+    ensure!(status.success(), "the C program ended with {status}");
+    Ok(())
+}
+
+/// Finds how many operations take the aimed time.
+fn enough(mut run: impl FnMut(usize) -> Result<Duration>) -> Result<usize> {
+    let mut count = 1;
+    while run(count)? < RUN / 4 {
+        count *= 2;
+    }
+    Ok(4 * count)
+}
+
+/// Processor time in seconds.
+#[derive(Clone, Copy)]
+struct Used {
+    /// Of every program, and of the hypervisor under this machine.
+    machine: f64,
+    /// Of this program, the programs that it has waited for, and the daemon.
+    measured: f64,
+    at: Instant,
+}
+
+impl Used {
+    /// Returns how many processors other programs have used since then.
+    fn others_until(self, now: Self) -> f64 {
+        let measured = now.measured - self.measured;
+        (now.machine - self.machine - measured) / (now.at - self.at).as_secs_f64()
+    }
+}
+
+/// The processor time that a process has used, in seconds.
+fn processor_time(process: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The fields after the name, which ends with a bracket; in hundredths of a second.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let mut ticks = fields.split_whitespace().skip(11);
+    let (Some(user), Some(system)) = (ticks.next(), ticks.next()) else {
+        bail!("/proc/{process}/stat: {stat}");
+    };
+    Ok((user.parse::<f64>()? + system.parse::<f64>()?) / 100.0)
+}
+
+/// The first lines of the table.
+pub const HEAD: &str = "| operation | ours | libxenstore | daemon | C / ours | limit | goal | | others |\n\
+     |---|---|---|---|---|---|---|---|---|\n";
+
+fn row(name: &str, figures: &Figures, goal: Option<f64>) -> String {
+    let pairs = figures.ours.iter().zip(&figures.c);
+    let ratios: Vec<f64> = pairs.map(|(ours, c)| c / ours).collect();
+    let (low, high) = quartiles(&ratios).unwrap_or_default();
+    let middle = median(ratios);
+    let micros = |figures: &[f64]| {
+        let (low, high) = quartiles(figures).unwrap_or_default();
+        let middle = median(figures.to_vec()) / 1000.0;
+        format!("{middle:.1} µs ± {:.1}", (high - low) / 2000.0)
+    };
+    // A client that costs nothing and that the daemon never waits for.
+    let limit = median(figures.c.clone()) / figures.daemon;
+    let verdict = match goal {
+        None => "",
+        Some(_) if figures.others > BUSY => "busy machine",
+        Some(goal) if low >= goal => "reached",
+        Some(goal) if limit < goal => "beyond the limit",
+        Some(goal) if high < goal => "missed",
+        Some(_) => "no verdict",
+    };
+    let goal = goal.map_or(String::new(), |goal| goal.to_string());
+    format!(
+        "| {name} | {} | {} | {:.1} µs | {middle:.2} ({low:.2} to {high:.2}) | {limit:.1} | {goal} \
+         | {verdict} | {:.2} |",
+        micros(&figures.ours),
+        micros(&figures.c),
+        figures.daemon / 1000.0,
+        figures.others,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(ours: [f64; 5], c: f64, daemon: f64, others: f64) -> String {
+        let figures = Figures {
+            ours: ours.to_vec(),
+            c: vec![c; 5],
+            daemon,
+            others,
+        };
+        let row = row("read", &figures, Some(4.0));
+        row.split('|').nth(8).unwrap_or_default().trim().to_owned()
+    }
+
+    #[test]
+    fn a_verdict_needs_a_quiet_machine_and_both_quartiles() {
+        assert_eq!(
+            verdict([9.0, 9.0, 9.5, 10.0, 12.0], 40.0, 8.0, 0.0),
+            "reached"
+        );
+        assert_eq!(
+            verdict([9.0, 9.0, 9.5, 11.0, 12.0], 40.0, 8.0, 0.0),
+            "no verdict"
+        );
+        assert_eq!(
+            verdict([9.0, 10.5, 11.0, 12.0, 12.0], 40.0, 8.0, 0.0),
+            "missed"
+        );
+        assert_eq!(
+            verdict([9.0, 10.5, 11.0, 12.0, 12.0], 40.0, 10.2, 0.0),
+            "beyond the limit"
+        );
+        assert_eq!(
+            verdict([9.0, 9.0, 9.5, 10.0, 12.0], 40.0, 8.0, 0.2),
+            "busy machine"
+        );
+    }
+}
