@@ -20,6 +20,7 @@ pub(crate) mod hostile;
 mod hypercalls;
 mod killed;
 mod linux;
+mod live_update;
 mod monitor;
 mod outcomes;
 mod pci;
@@ -59,6 +60,7 @@ fn all() -> Vec<Test> {
     rules::add_dom0(&mut tests);
     store::add_dom0(&mut tests);
     conformance::add(&mut tests);
+    live_update::add(&mut tests);
     clients::add_dom0(&mut tests);
     badinput::add(&mut tests);
 
