@@ -93,18 +93,25 @@ fn build_with(
         if *name == AGENT {
             command.envs(agent.iter().copied());
         }
+        command.arg("build");
+        like_shipped(&mut command, workspace);
         let status = command
-            .args(["build", "--locked", "--profile", "dist", "--target", TARGET])
             .args(["-p", package])
-            .current_dir(workspace.root())
-            .env("CARGO_TARGET_DIR", workspace.dist())
-            .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
             .status()
             .context("starting cargo")?;
         ensure!(status.success(), "{name} does not build");
         check_static(&path(workspace, name))?;
     }
     check_shipped(&path(workspace, STUBDM_RUN))
+}
+
+/// Makes a command of cargo's build what is shipped, or something in its likeness.
+pub(crate) fn like_shipped(command: &mut Command, workspace: &Workspace) {
+    command
+        .args(["--locked", "--profile", "dist", "--target", TARGET])
+        .current_dir(workspace.root())
+        .env("CARGO_TARGET_DIR", workspace.dist())
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace));
 }
 
 /// Fails if what is shipped has anything of the simulated host or of the store daemon in it: no

@@ -14,6 +14,7 @@ mod api;
 mod apt;
 mod bench;
 mod bench_calls;
+mod bench_dom0;
 mod bench_qmp;
 mod bench_store;
 mod checklist;
@@ -216,6 +217,15 @@ enum Bench {
         #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
         timeout: u64,
     },
+    /// The memory, wake-ups and processor time of a guest's processes in dom0, without Xen
+    Dom0 {
+        /// Guests at once
+        #[arg(long, default_value_t = 50, value_name = "COUNT")]
+        guests: u32,
+        /// The folder for dom0.md
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
+    },
     /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
     Qmp {
         #[command(flatten)]
@@ -365,6 +375,7 @@ fn run(task: Task) -> Result<ExitCode> {
             &out,
             Duration::from_secs(timeout),
         ),
+        Task::Bench(Bench::Dom0 { guests, out }) => bench_dom0::run(&workspace, guests, &out),
         Task::Bench(Bench::Qmp { host, out, timeout }) => bench_qmp::run(
             &workspace,
             &host.options()?,

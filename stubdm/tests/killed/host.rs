@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use stubdm::service::record::{self, Kind, Life};
 use stubdm::sim::fake_qemu;
 use stubdm::sim::host::Host;
-use xen_sys::DomId;
+use xen_console::Frontend;
+use xen_store::{Permissions, Store};
+use xen_sys::{DomId, Xen};
 
 /// How long anything may take that is sure to come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -221,4 +223,35 @@ fn line(stream: &mut BufReader<UnixStream>) -> Result<Value, String> {
         Ok(_) => serde_json::from_str(&line).map_err(|error| error.to_string()),
         Err(error) => Err(format!("listening: {error}")),
     }
+}
+
+/// A console of the stubdomain's, as libxl writes it.
+pub(crate) fn console(store: &Store, stub: DomId, number: u32, output: &str) {
+    let path = format!("/local/domain/0/backend/console/{stub}/{number}");
+    let frontend = format!("/local/domain/{stub}/device/console/{number}");
+    let theirs = Permissions::owner_none(stub).grant_read(DomId::DOM0);
+    let ours = Permissions::owner_none(DomId::DOM0).grant_read(stub);
+    let set = |node: &str, value: &str, perms: &Permissions| {
+        store.write(node, value).unwrap();
+        store.set_permissions(node, perms).unwrap();
+    };
+    set(&frontend, "", &theirs);
+    set(&path, "", &ours);
+    set(&format!("{frontend}/backend"), &path, &theirs);
+    set(&format!("{frontend}/backend-id"), "0", &theirs);
+    set(&format!("{frontend}/state"), "1", &theirs);
+    set(&format!("{frontend}/type"), "ioemu", &ours);
+    set(&format!("{frontend}/output"), output, &ours);
+    set(&format!("{path}/frontend"), &frontend, &ours);
+    set(&format!("{path}/frontend-id"), &stub.to_string(), &ours);
+    set(&format!("{path}/state"), "1", &ours);
+}
+
+/// The other end of a console.
+pub(crate) fn frontend(killed: &Killed, number: u32) -> Frontend {
+    let stub = killed.host.stub;
+    let xen = Xen::join_path(killed.host.broker(), stub).unwrap();
+    let store = Store::open(&xen).unwrap();
+    let node = format!("device/console/{number}");
+    Frontend::publish(&xen, &store, &node, &[]).unwrap()
 }

@@ -14,10 +14,10 @@ use stubdm::proxy::counters;
 use stubdm::service::claim;
 use stubdm::service::record::{self, Claim, Kind, Record};
 use xen_console::Frontend;
-use xen_store::{Permissions, Store};
-use xen_sys::{DomId, Xen};
 
-use host::{Killed, PATIENCE, ask, hang_up, murder};
+use xen_sys::DomId;
+
+use host::{Killed, PATIENCE, ask, console, frontend, hang_up, murder};
 
 /// How often each is killed.
 const KILLS: u32 = 100;
@@ -100,28 +100,6 @@ fn a_proxy_killed_at_any_moment_answers_libxls_next_request() {
     assert!(sessions > 0);
 }
 
-/// A console of the stubdomain's, as libxl writes it.
-fn console(store: &Store, stub: DomId, number: u32, output: &str) {
-    let path = format!("/local/domain/0/backend/console/{stub}/{number}");
-    let frontend = format!("/local/domain/{stub}/device/console/{number}");
-    let theirs = Permissions::owner_none(stub).grant_read(DomId::DOM0);
-    let ours = Permissions::owner_none(DomId::DOM0).grant_read(stub);
-    let set = |node: &str, value: &str, perms: &Permissions| {
-        store.write(node, value).unwrap();
-        store.set_permissions(node, perms).unwrap();
-    };
-    set(&frontend, "", &theirs);
-    set(&path, "", &ours);
-    set(&format!("{frontend}/backend"), &path, &theirs);
-    set(&format!("{frontend}/backend-id"), "0", &theirs);
-    set(&format!("{frontend}/state"), "1", &theirs);
-    set(&format!("{frontend}/type"), "ioemu", &ours);
-    set(&format!("{frontend}/output"), output, &ours);
-    set(&format!("{path}/frontend"), &frontend, &ours);
-    set(&format!("{path}/frontend-id"), &stub.to_string(), &ours);
-    set(&format!("{path}/state"), "1", &ours);
-}
-
 /// Writes to a console, while its other end comes and goes.
 fn say(frontend: &mut Frontend, bytes: &[u8]) {
     let deadline = Instant::now() + PATIENCE;
@@ -148,14 +126,6 @@ fn wait_until_taken(frontend: &mut Frontend) {
         assert!(Instant::now() < deadline, "the last bytes are not taken");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-fn frontend(killed: &Killed, number: u32) -> Frontend {
-    let stub = killed.host.stub;
-    let xen = Xen::join_path(killed.host.broker(), stub).unwrap();
-    let store = Store::open(&xen).unwrap();
-    let node = format!("device/console/{number}");
-    Frontend::publish(&xen, &store, &node, &[]).unwrap()
 }
 
 #[test]

@@ -1,0 +1,248 @@
+//! `cargo xtask bench dom0`: the memory, wake-ups and processor time of a guest's processes in
+//! dom0, for many guests on simulated hosts.
+//!
+//! Each guest has a stubdomain whose init and scripted QEMU answer QMP, the proxy (two processes)
+//! with one answered request, and a console server with libxl's three consoles, one of which has
+//! carried a log's line.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed measurement ends the program, in its helpers too"
+)]
+
+#[path = "../tests/killed/host.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod host;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xen_console::Frontend;
+use xen_sys::DomId;
+
+use host::{Killed, PATIENCE, ask, console, frontend};
+
+/// How long the processes are left alone, to count their wake-ups.
+const IDLE: Duration = Duration::from_secs(20);
+/// The wanted sum of the processes' resident memory, in MiB.
+const GOAL: f64 = 6.0;
+
+/// A process of dom0, by its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Broker,
+    Sandboxed,
+    Consoled,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Broker, Self::Sandboxed, Self::Consoled];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "proxy, root's half",
+            Self::Sandboxed => "proxy, sandboxed half",
+            Self::Consoled => "consoled",
+        }
+    }
+}
+
+/// The figures of one process.
+#[derive(Clone, Copy, Debug)]
+struct Figures {
+    /// KiB: resident, and less what it shares with others in proportion.
+    resident: f64,
+    share: f64,
+    /// Processor time since its start, in milliseconds.
+    time: f64,
+    /// Times that it gave a processor up to wait.
+    waits: u64,
+}
+
+impl Figures {
+    fn of(process: u32) -> Self {
+        let file = |name: &str| {
+            let path = format!("/proc/{process}/{name}");
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        let field = |text: &str, name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next());
+            value.unwrap().parse().unwrap()
+        };
+        let memory = file("smaps_rollup");
+        let (mut time, mut waits) = (0.0, 0);
+        for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+            let thread = thread.unwrap().file_name().into_string().unwrap();
+            let nanoseconds = file(&format!("task/{thread}/schedstat"));
+            time += field(&nanoseconds, "") / 1e6;
+            waits += field(
+                &file(&format!("task/{thread}/status")),
+                "voluntary_ctxt_switches:",
+            ) as u64;
+        }
+        Self {
+            resident: field(&memory, "Rss:"),
+            share: field(&memory, "Pss:"),
+            time,
+            waits,
+        }
+    }
+}
+
+/// A guest, and its processes in dom0.
+struct Guest {
+    _killed: Killed,
+    processes: [u32; 3],
+    _consoles: Vec<Frontend>,
+}
+
+impl Guest {
+    fn start() -> Self {
+        let mut killed = Killed::new();
+        let stub = killed.host.stub;
+        let (log, states, restore) = (killed.path("log"), killed.path("states"), "pty");
+        for (number, output) in [
+            (1, format!("file:{states}")),
+            (2, restore.to_owned()),
+            (3, format!("file:{log}")),
+        ] {
+            console(killed.host.store(), stub, number, &output);
+        }
+        let (folder, number) = (killed.path("run"), stub.to_string());
+        let args = ["--folder", &folder, &number];
+        let consoled = killed.start("consoled", DomId::DOM0, &args);
+        killed.stubdomain_and_proxy();
+        ask(&killed.socket(), "query-status").unwrap();
+        let consoles: Vec<_> = [1, 3]
+            .map(|number| connected(&killed, number))
+            .into_iter()
+            .collect();
+        let pid = format!("/local/domain/{stub}/image/qmp-proxy-pid");
+        let broker = killed.host.store().read_str(&pid).unwrap().parse().unwrap();
+        let children = format!("/proc/{broker}/task/{broker}/children");
+        let children = fs::read_to_string(children).unwrap();
+        let sandboxed = children.trim().parse().unwrap();
+        Self {
+            _killed: killed,
+            processes: [broker, sandboxed, consoled],
+            _consoles: consoles,
+        }
+    }
+
+    fn figures(&self) -> [Figures; 3] {
+        self.processes.map(Figures::of)
+    }
+}
+
+/// A console that its server has connected, and which has carried a line.
+fn connected(killed: &Killed, number: u32) -> Frontend {
+    let mut frontend = frontend(killed, number);
+    let deadline = Instant::now() + PATIENCE;
+    let line = b"a line of a log\n";
+    let mut sent = 0;
+    while sent < line.len() || frontend.link().unread().unwrap() > 0 {
+        frontend.turn().unwrap();
+        if sent < line.len() {
+            sent += frontend.link().try_write(&line[sent..]).unwrap();
+        }
+        assert!(Instant::now() < deadline, "{}", killed.logs());
+        thread::sleep(Duration::from_millis(1));
+    }
+    frontend
+}
+
+/// The least, the median and the most.
+fn spread(mut all: Vec<f64>) -> [f64; 3] {
+    all.sort_by(f64::total_cmp);
+    [all[0], all[all.len() / 2], all[all.len() - 1]]
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (mut count, mut out) = (50, None);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--guests" => count = arguments.next().unwrap().parse().unwrap(),
+            "--out" => out = arguments.next().map(PathBuf::from),
+            // cargo's own.
+            "--bench" => {}
+            _ => panic!("unknown argument {argument:?}"),
+        }
+    }
+    let guests: Vec<Guest> = (1..=count)
+        .map(|number| {
+            eprint!("\rguest {number} of {count}");
+            Guest::start()
+        })
+        .collect();
+    eprintln!();
+    // What a start leaves to be done.
+    thread::sleep(Duration::from_secs(2));
+    let started: Vec<_> = guests.iter().map(Guest::figures).collect();
+    thread::sleep(IDLE);
+    let idle: Vec<_> = guests.iter().map(Guest::figures).collect();
+    let mut rows = String::new();
+    let mut sums: BTreeMap<&str, [f64; 3]> = BTreeMap::new();
+    for part in Part::ALL {
+        let at = part as usize;
+        let of = |figure: fn(&Figures) -> f64| {
+            spread(started.iter().map(|all| figure(&all[at])).collect())
+        };
+        let mib = |figures: [f64; 3]| figures.map(|kib| kib / 1024.0);
+        let (resident, share) = (mib(of(|f| f.resident)), mib(of(|f| f.share)));
+        let time = of(|f| f.time);
+        let waits = started.iter().zip(&idle);
+        let waits = waits.map(|(before, after)| after[at].waits - before[at].waits);
+        let waits = spread(waits.map(|n| n as f64 / IDLE.as_secs_f64()).collect());
+        let columns = [
+            ("resident", resident),
+            ("share", share),
+            ("time", time),
+            ("waits", waits),
+        ];
+        for (name, figures) in columns {
+            let sum = sums.entry(name).or_default();
+            for (sum, figure) in sum.iter_mut().zip(figures) {
+                *sum += figure;
+            }
+        }
+        rows += &row(part.name(), columns.map(|(_, figures)| figures));
+    }
+    let sums = ["resident", "share", "time", "waits"].map(|name| sums[name]);
+    rows += &row("together", sums);
+    let verdict = if sums[0][2] <= GOAL {
+        "reached"
+    } else {
+        "missed"
+    };
+    let page = format!(
+        "# What a guest costs dom0\n\n\
+         Written by `cargo xtask bench dom0`: {count} guests, each on a simulated host of its own, with\n\
+         the proxy (two processes, one request answered) and the console server (two consoles that\n\
+         carried a line). The program is built as for a release, with the simulated host in it. A\n\
+         cell has the median of the guests, the least and the most.\n\n\
+         * \"resident\" counts each page of the program's file in every process that has it;\n  \
+           \"own share\" counts a page that n processes have as a part of n.\n\
+         * \"start\" is the processor time until the guest runs and has answered.\n\
+         * \"wake-ups\" are those of {} idle seconds.\n\n\
+         | | resident, MiB | own share, MiB | start, ms | wake-ups a second |\n\
+         |---|---|---|---|---|\n{rows}\n\
+         At most {GOAL} MiB resident together: {verdict}.\n",
+        IDLE.as_secs(),
+    );
+    println!("{page}");
+    if let Some(out) = out {
+        fs::create_dir_all(&out).unwrap();
+        fs::write(out.join("dom0.md"), page).unwrap();
+    }
+    drop(guests);
+}
+
+fn row(name: &str, columns: [[f64; 3]; 4]) -> String {
+    let cell = |[low, middle, high]: [f64; 3]| format!("{middle:.2} ({low:.2} to {high:.2})");
+    format!("| {name} | {} |\n", columns.map(cell).join(" | "))
+}
