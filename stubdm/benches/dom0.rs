@@ -180,7 +180,7 @@ fn main() {
         })
         .collect();
     eprintln!();
-    // What a start leaves to be done.
+    // Work that a start leaves for later is done then.
     thread::sleep(Duration::from_secs(2));
     let started: Vec<_> = guests.iter().map(Guest::figures).collect();
     thread::sleep(IDLE);

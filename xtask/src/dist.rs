@@ -74,7 +74,7 @@ pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
     build_with(workspace, BINARIES, &profile, &[])
 }
 
-/// Builds some of them with the environment less the variables `without`; the agent with the variables
+/// Builds some with the environment less the variables `without`; the agent with the variables
 /// `agent`, too.
 fn build_with(
     workspace: &Workspace,
