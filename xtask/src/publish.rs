@@ -261,6 +261,63 @@ mod tests {
         }
     }
 
+    /// The Rust of a guide: the file that a comment before it names, and the text.
+    fn code(guide: &str) -> Vec<(&str, &str)> {
+        let blocks = guide.split("\n```rust").skip(1);
+        let before = guide.split("\n```rust").map(|text| text.lines().last());
+        blocks
+            .zip(before)
+            .map(|(block, before)| {
+                let name = before.and_then(|line| line.strip_prefix("<!-- code of "));
+                let name = name.and_then(|rest| rest.strip_suffix(" -->"));
+                let (_, text) = block.split_once('\n').unwrap();
+                (name.unwrap_or("none"), text.split("\n```").next().unwrap())
+            })
+            .collect()
+    }
+
+    /// The packages' check compiles the files of the user's crate, and runs their tests.
+    #[test]
+    fn the_guides_code_is_that_of_the_users_crate() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut blocks = 0;
+        for entry in fs::read_dir(root.join("docs/guides")).unwrap() {
+            let guide = entry.unwrap().path();
+            for (name, text) in code(&fs::read_to_string(&guide).unwrap()) {
+                assert!(
+                    name.starts_with(USER),
+                    "{}: code of {name}",
+                    guide.display()
+                );
+                let source = fs::read_to_string(root.join(name)).unwrap();
+                assert!(source.contains(text), "{}: {name} differs", guide.display());
+                blocks += 1;
+            }
+        }
+        assert!(blocks >= 7, "{blocks} blocks of code");
+    }
+
+    #[test]
+    fn a_guides_program_has_as_many_lines_as_its_title_says() {
+        for (name, lines) in [("guest-agent", 60), ("thermo-backend", 150)] {
+            let file = format!("../{USER}/examples/{name}.rs");
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let source = fs::read_to_string(file).unwrap();
+            let code = source.lines().map(str::trim_start);
+            let count = code
+                .filter(|l| !l.is_empty() && !l.starts_with("//"))
+                .count();
+            assert!(count <= lines, "{name}: {count} lines of code");
+        }
+    }
+
+    #[test]
+    fn the_rust_of_a_guide_is_found() {
+        let guide = "a\n<!-- code of b.rs -->\n```rust\nfn c() {}\nd\n```\n\n```c\nx\n```\n\n\
+                     ```rust\ne\n```\n";
+        assert_eq!(code(guide), [("b.rs", "fn c() {}\nd"), ("none", "e")]);
+    }
+
     #[test]
     fn a_users_manifest_depends_on_packages() {
         let packages = [Package {

@@ -1,6 +1,8 @@
 //! A guest asks domain 0 how warm the host is, over a vchan: an example of a crate that uses
 //! ours, for the sake of its test.
 
+pub mod device;
+
 use std::io::{self, Read, Write};
 
 use xen_store::Store;
