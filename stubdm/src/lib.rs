@@ -30,3 +30,4 @@ pub mod service;
 pub mod sim;
 pub mod supervise;
 pub mod tools;
+pub mod viewer;

@@ -100,6 +100,13 @@ impl Host {
         fs::write(path, bytes).unwrap();
     }
 
+    /// Puts the launcher into QEMU's place, with QEMU behind it.
+    fn launcher(&self) {
+        let qemu = "usr/libexec/xen-qemu-system-i386";
+        fs::rename(self.path(qemu), self.path(&format!("{qemu}.distrib"))).unwrap();
+        symlink("/usr/bin/stubdm-run", self.path(qemu)).unwrap();
+    }
+
     fn image(&self, files: &[String]) {
         let mut archive = Archive::root();
         for file in files {
@@ -351,7 +358,17 @@ fn too_little_memory_is_named_for_each_kind_of_ramdisk() {
 fn each_setting_that_hurts_is_named_with_its_mend() {
     for (line, instead, part) in [
         ("vnc=0", "", "vnc is on, which is xl's default"),
-        ("vnc=0", "vnc=1", "QEMU 10 such a guest does not start"),
+        (
+            "vnc=0",
+            "vnc=1",
+            "QEMU 9.1 or later such a guest does not start",
+        ),
+        (
+            "vnc=0",
+            "vnc=1",
+            "stubdm-run install device-model, or vnc=0",
+        ),
+        ("vnc=0", "vnc=0\nsdl=1", "install device-model, or sdl=0"),
         ("stubdomain_memory=320", "", "stubdomain_memory=304"),
         (
             "stubdomain_memory=320",
@@ -371,6 +388,7 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
     }
     for (line, instead, part) in [
         ("serial=\"pty\"", "", "xl console"),
+        ("vnc=0", "", "vnc=0 where nobody looks"),
         ("vnc=0", "vnc=0\nsdl=1", "sdl=0 where nobody looks"),
         ("vnc=0", "vnc=0\nspice=1", "VNC and SDL alone"),
         (
@@ -380,6 +398,7 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
         ),
     ] {
         let host = Host::new();
+        host.launcher();
         host.put("etc/xen/g.cfg", GOOD.replace(line, instead).as_bytes());
         let (state, text, status) = host.says("guest");
         assert_eq!((state.as_str(), status), ("note", 0), "{text}");
@@ -622,8 +641,7 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
     symlink("usr/lib", host.path("lib")).unwrap();
     host.put("usr/lib/systemd/system/xen.service", script);
     assert_eq!(host.says("qemu").0, "ok");
-    fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
-    symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
+    host.launcher();
     let out = String::from_utf8(host.run(&[]).stdout).unwrap();
     assert!(
         out.contains("/etc/init.d/xen names /usr/libexec/xen-qemu"),
@@ -646,8 +664,7 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
 fn a_qemu_of_dom0_older_than_the_launcher_is_named() {
     let host = Host::new();
     let qemu = "usr/libexec/xen-qemu-system-i386";
-    fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
-    symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
+    host.launcher();
     let process = |pid: u32, domain: &str, program: &str| {
         let line = format!("qemu\0-xen-domid\0{domain}\0-xen-attach\0");
         host.put(&format!("proc/{pid}/cmdline"), line.as_bytes());
@@ -670,8 +687,7 @@ fn a_qemu_of_dom0_older_than_the_launcher_is_named() {
 fn qemu_is_looked_for_behind_the_launcher() {
     let host = Host::new();
     let qemu = "usr/libexec/xen-qemu-system-i386";
-    fs::rename(host.path(qemu), host.path(&format!("{qemu}.distrib"))).unwrap();
-    symlink("/usr/bin/stubdm-run", host.path(qemu)).unwrap();
+    host.launcher();
     let (state, text, _) = host.says("qemu");
     assert_eq!(state, "ok");
     assert!(

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use crate::consoled::exec::{self, LaunchOptions};
 use crate::consoled::run::{self, ConsoledOptions};
+use crate::consoled::select_console::{self, SelectOptions};
 use crate::rt::error::Result;
 
 #[derive(Debug, Subcommand)]
@@ -14,11 +15,15 @@ pub(super) enum Command {
     Consoled(ConsoledOptions),
     /// Stand in for libxl's device model: serve consoles, hand everything else over to the real one
     DeviceModel(LaunchOptions),
+    /// Make a QEMU's VNC server show the stubdomain's frame buffer: a process of the launcher's
+    #[command(name = "select-console", hide = true)]
+    SelectConsole(SelectOptions),
 }
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Consoled(options) => run::run(options)?,
+        Command::SelectConsole(options) => select_console::run(options)?,
         Command::DeviceModel(options) => exec::launch(&options.real, None, &options.arguments)?,
     }
     Ok(ExitCode::SUCCESS)

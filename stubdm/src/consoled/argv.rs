@@ -116,7 +116,8 @@ fn flag(place: &mut bool) -> Option<()> {
     (!std::mem::replace(place, true)).then_some(())
 }
 
-fn domain(text: &OsStr) -> Option<DomId> {
+/// Reads a stubdomain's number.
+pub(super) fn domain(text: &OsStr) -> Option<DomId> {
     let domain = DomId::new(text.to_str()?.parse().ok()?);
     (!domain.is_reserved() && domain != DomId::DOM0).then_some(domain)
 }

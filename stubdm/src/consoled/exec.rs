@@ -2,8 +2,9 @@
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
 //! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
-//! descriptors as they came, this process and, where that can be, the path (`keep_path.rs`). Where there is none, libxl's question for QEMU's
-//! options is answered here (`probe.rs`). The console server runs as `stubdm-run consoled`, in
+//! descriptors as they came, this process and, where that can be, the path (`keep_path.rs`). A
+//! screen adds arguments for QEMU from 9.1 on (`frame_buffer.rs`). Where there is none, libxl's
+//! question for QEMU's options is answered here (`probe.rs`). The console server runs as `stubdm-run consoled`, in
 //! this process as well, so a list of QEMUs in dom0 shows real ones only.
 
 use std::ffi::{OsStr, OsString};
@@ -16,6 +17,7 @@ use stubdm_image::SUFFIXES;
 use stubdm_qmp::text::one_line;
 
 use crate::consoled::argv::{Wanted, recognise};
+use crate::consoled::frame_buffer::Additions;
 use crate::consoled::{keep_path, probe};
 use crate::libxl::discover::{Discovered, discover};
 use crate::libxl::output::with_suffix;
@@ -125,9 +127,13 @@ fn become_real(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Re
     // Looked at first: an attempt leaves this process with other signal settings.
     std::fs::metadata(real).context(real.display())?;
     // Without the mount QEMU runs all the same, as `real`; doctor names who misses it.
+    let more = Additions::find(real, arguments);
     let by_name = called.filter(|path| keep_path::mount_over(real, path).is_ok());
     let program = by_name.unwrap_or(real);
-    let error = Command::new(program).args(arguments).exec();
+    let error = Command::new(program)
+        .args(arguments)
+        .args(&more.arguments)
+        .exec();
     Err(Failure::new(format_args!("{}: {error}", program.display())))
 }
 

@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`argv`] | which command line of QEMU's asks for consoles only |
 //! | [`exec`] | serve, or hand over to QEMU |
+//! | `frame_buffer`, [`select_console`] | what QEMU from 9.1 on lacks for a screen |
 //! | [`keep_path`] | QEMU runs under the path it is called by |
 //! | [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
 //! | [`position`] | how far the bytes went, for another `consoled` |
@@ -33,6 +34,7 @@
 
 pub mod argv;
 pub mod exec;
+mod frame_buffer;
 pub mod keep_path;
 pub mod logfile;
 pub mod monitor;
@@ -41,6 +43,7 @@ mod probe;
 pub mod pty;
 pub mod qmp;
 pub mod run;
+pub mod select_console;
 pub mod service;
 pub mod sink;
 pub mod statefile;

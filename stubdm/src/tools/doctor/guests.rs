@@ -107,12 +107,12 @@ impl Host<'_> {
                 _ => "the guest's screen",
             };
             match newest {
-                Some(release) if release >= (4, 20) && name == "vnc" => say(
+                Some(release) if release >= (4, 20) && name != "spice" && !self.launches() => say(
                     State::Wrong,
                     format!(
-                        "vnc is on{default}: with libxl 4.20 and QEMU 10 such a guest does not start"
+                        "{name} is on{default}: with libxl 4.20 and QEMU 9.1 or later such a guest does not start"
                     ),
-                    "vnc=0",
+                    &format!("stubdm-run install device-model, or {name}=0"),
                 ),
                 _ => say(
                     State::Note,

@@ -166,8 +166,6 @@ impl Host<'_> {
 
     /// QEMU where each libxl looks for it, or behind our launcher there.
     pub(super) fn qemu(&mut self) {
-        let mut places: Vec<_> = self.libxl.iter().filter_map(|l| l.qemu.clone()).collect();
-        places.dedup();
         let nowhere = self.libxl.iter().filter_map(|libxl| {
             let (version, name) = (&libxl.version, libxl.not_on_path.as_ref()?);
             let folders = path();
@@ -176,9 +174,6 @@ impl Host<'_> {
             ))
         });
         let nowhere: Vec<_> = nowhere.collect();
-        if places.is_empty() && nowhere.is_empty() {
-            places.push(qemu::DEFAULT.to_owned());
-        }
         for found in nowhere {
             self.say(
                 "qemu",
@@ -187,7 +182,7 @@ impl Host<'_> {
                 "install QEMU for Xen, or put its folder into the toolstack's PATH",
             );
         }
-        for place in places {
+        for place in self.qemus() {
             let mut behind = SUFFIXES.iter().map(|suffix| format!("{place}{suffix}"));
             let ours = resolve(self.root, &place).map(|file| is_ours(&file));
             match (ours, behind.find(|path| self.has(path))) {
@@ -214,6 +209,25 @@ impl Host<'_> {
                 ),
             }
         }
+    }
+
+    /// Returns whether our launcher has a QEMU's place, with the QEMU behind it.
+    pub(super) fn launches(&self) -> bool {
+        self.qemus().iter().any(|place| {
+            let ours = resolve(self.root, place).is_ok_and(|file| is_ours(&file));
+            let mut behind = SUFFIXES.iter().map(|suffix| format!("{place}{suffix}"));
+            ours && behind.any(|path| self.has(&path))
+        })
+    }
+
+    /// Returns where each libxl looks for QEMU.
+    fn qemus(&self) -> Vec<String> {
+        let mut places: Vec<_> = self.libxl.iter().filter_map(|l| l.qemu.clone()).collect();
+        places.dedup();
+        if places.is_empty() && self.libxl.iter().all(|libxl| libxl.not_on_path.is_none()) {
+            places.push(qemu::DEFAULT.to_owned());
+        }
+        places
     }
 
     /// Reports dom0's own QEMU if it runs as `real`, which scripts that look for `place` miss: one

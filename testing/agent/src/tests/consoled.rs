@@ -13,7 +13,7 @@ use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::tests::save::{IMAGE, goes_on, restore, second};
-use crate::world::{World, command, host_release};
+use crate::world::{World, command};
 
 /// The device model that libxl starts.
 const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
@@ -129,12 +129,7 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
 /// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and
 /// restored as with ours.
 fn handed_over(world: &World) -> Result<()> {
-    // With a display dom0's QEMU 10 serves no console 0, with and without us: docs/consoled.md.
-    let more = match host_release() {
-        (4, ..=17) => "vnc=1",
-        _ => "device_model_args=[\"-msg\",\"timestamp=on\"]",
-    };
-    let mut guest = Guest::create_with(&world.store, &[more])?;
+    let mut guest = Guest::create_with(&world.store, &["vnc=1"])?;
     let mut before = second(&mut guest)?;
     Model::one(&format!("{MODEL}.distrib"))?;
     let log = fs::read_to_string(LOG).context(LOG)?;
