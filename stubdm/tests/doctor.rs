@@ -404,6 +404,12 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
         assert_eq!((state.as_str(), status), ("note", 0), "{text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+    // An old QEMU serves a screen by itself.
+    let host = Host::new();
+    let qemu = b"\0QEMU emulator version 9.0.4 (Debian)\0";
+    host.put("usr/libexec/xen-qemu-system-i386", qemu);
+    host.put("etc/xen/g.cfg", GOOD.replace("vnc=0", "").as_bytes());
+    assert_eq!(host.says("guest").0, "note");
     for (line, state, part) in [
         ("kernel='/boot/vmlinuz'", "wrong", "remove kernel"),
         ("cmdline=\"root=/dev/xvda\"", "wrong", "remove cmdline"),
@@ -630,7 +636,6 @@ fn libxls_own_paths_are_looked_at_and_what_install_did() {
 #[test]
 fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
     let host = Host::new();
-    let qemu = "usr/libexec/xen-qemu-system-i386";
     let script = b"start-stop-daemon --stop --exec /usr/libexec/xen-qemu-system-i386 --pidfile p\n";
     host.put("etc/init.d/xen", script);
     host.put(

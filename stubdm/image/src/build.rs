@@ -12,7 +12,7 @@ use nix::sys::utsname::uname;
 
 use crate::cpio::{Archive, Node};
 use crate::modules::{Driver, Modules};
-use crate::{Recipe, kernel, memory, pick_kernel, stubdomain};
+use crate::{Qemu, Recipe, kernel, memory, pick_kernel, stubdomain};
 
 /// How a ramdisk is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct Built {
     pub packed: bool,
     /// The kernel's command line has to lift the restriction of a built-in xen-privcmd.
     pub unrestrict: bool,
+    /// Dom0's QEMU serves the guest's screen; otherwise a guest with one does not start.
+    pub screen: bool,
     /// Optional parts that were not found, one line each with the feature that needs it.
     pub lacks: Vec<String>,
 }
@@ -87,6 +89,14 @@ impl Build<'_> {
         let privcmd = modules.parameters("xen-privcmd").ok();
         let restricts = privcmd.is_none_or(|names| names.iter().any(|own| own == "unrestricted"));
         let unrestrict = modules.driver("xen-privcmd") == Driver::BuiltIn && restricts;
+        let screen = Qemu::at(root, self.recipe.qemu)?.serves_screens(root);
+        if !screen {
+            lacks.push(
+                "vnc=0, because QEMU 9.1 and later shows the guest's screen only after: \
+                 stubdm-run install device-model"
+                    .to_owned(),
+            );
+        }
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let is_file = |(_, node): &(_, &Node)| matches!(node, Node::File { .. });
         Ok(Built {
@@ -98,6 +108,7 @@ impl Build<'_> {
             files: archive.nodes().filter(is_file).count(),
             packed,
             unrestrict,
+            screen,
             lacks,
         })
     }
@@ -118,8 +129,7 @@ impl Built {
              stubdomain_kernel=\"{}\"\n\
              stubdomain_ramdisk=\"{}\"\n\
              stubdomain_cmdline=\"console=hvc0 rdinit=/init quiet{}\"\n\
-             stubdomain_memory={}\n\
-             vnc=0\n",
+             stubdomain_memory={}\n{}",
             self.kernel.display(),
             self.output.display(),
             if self.unrestrict {
@@ -127,7 +137,8 @@ impl Built {
             } else {
                 ""
             },
-            self.memory()
+            self.memory(),
+            if self.screen { "" } else { "vnc=0\n" }
         )
     }
 }
@@ -137,7 +148,7 @@ impl fmt::Display for Built {
         write!(
             f,
             "# {}: {} files, {}, unpacked {}, for Linux {}\n\
-             # for the guest's configuration; serial=\"pty\" gives it a console, and vnc=1 a screen:\n{}",
+             # for the guest's configuration; serial=\"pty\" gives it a console, and vnc=0 no screen:\n{}",
             self.output.display(),
             self.files,
             mebibytes(self.size),

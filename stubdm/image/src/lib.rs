@@ -20,6 +20,7 @@ pub mod modules;
 pub mod packed;
 pub mod read;
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -187,6 +188,21 @@ pub fn stubdomain(recipe: &Recipe<'_>, kernel: &Modules) -> Result<Made> {
     })
 }
 
+/// The first QEMU that serves a frame buffer only with `-vga xenfb`, which libxl up to 4.20 does
+/// not pass.
+pub const ASKED_FOR_SCREENS: (u32, u32) = (9, 1);
+
+/// Returns QEMU's version from what `-version` prints, or from a program that prints it.
+pub fn version_in(bytes: &[u8]) -> Option<(u32, u32)> {
+    let mark = b"QEMU emulator version ";
+    let at = bytes.windows(mark.len()).position(|part| part == mark)?;
+    let text = bytes.get(at + mark.len()..)?;
+    let text = text.get(..16).unwrap_or(text);
+    let mut numbers = text.split(|byte| !byte.is_ascii_digit());
+    let mut number = || std::str::from_utf8(numbers.next()?).ok()?.parse().ok();
+    Some((number()?, number()?))
+}
+
 /// A QEMU in a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Qemu {
@@ -216,6 +232,17 @@ impl Qemu {
         let place = place.unwrap_or(own);
         let file = place.clone();
         Ok(Self { place, file })
+    }
+
+    /// Returns whether dom0 serves a guest's screen with this QEMU: our launcher is at its place, or
+    /// the file's version is older than [`ASKED_FOR_SCREENS`].
+    pub fn serves_screens(&self, tree: &Path) -> bool {
+        let launched = SUFFIXES.iter().any(|suffix| self.file.ends_with(suffix));
+        let version = || {
+            let file = elf::resolve(tree, &self.file).ok()?;
+            version_in(&fs::read(file).ok()?)
+        };
+        launched || version().is_some_and(|version| version < ASKED_FOR_SCREENS)
     }
 
     /// Returns whether the file loads Xen's libraries, as a QEMU that was built for Xen does.
@@ -400,6 +427,44 @@ pub fn pick_kernel(root: &Path, named: Option<&str>, running: Option<&str>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_is_the_two_numbers_behind_its_name() {
+        for (text, expected) in [
+            ("QEMU emulator version 9.0.2\nCopyright", Some((9, 0))),
+            ("QEMU emulator version 9.1.0 (Debian 1:9.1)", Some((9, 1))),
+            ("QEMU emulator version 10.0.2 (v10)", Some((10, 0))),
+            ("QEMU emulator version 10", None),
+            ("QEMU emulator version x.1", None),
+            ("10.0", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_screen_is_served_by_an_old_qemu_or_behind_the_launcher() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path();
+        for (version, moved, serves) in [
+            ("7.2.22", false, true),
+            ("9.0.4", false, true),
+            ("9.1.0", false, false),
+            ("10.0.2", false, false),
+            ("10.0.2", true, true),
+            ("", false, false),
+        ] {
+            let text = format!("\0QEMU emulator version {version} (Debian)\n\0");
+            fs::write(tree.join("qemu"), &text).unwrap();
+            let _ = fs::remove_file(tree.join("qemu.distrib"));
+            if moved {
+                fs::write(tree.join("qemu.distrib"), &text).unwrap();
+            }
+            let qemu = Qemu::at(tree, "/qemu").unwrap();
+            assert_eq!(qemu.serves_screens(tree), serves, "{version}, {moved}");
+        }
+    }
 
     /// The sizes of the ramdisks of Debian 12 and 13, which were tested with these figures.
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | part | supported |
 //! |---|---|
-//! | security | none: the connection itself is private, or on the loopback interface |
+//! | security | none; VNC authentication, for a client with a password |
 //! | pixels | 32 bits, little-endian, red, green and blue at 16, 8 and 0: QEMU's own format |
 //! | encodings | Raw |
 //! | pseudo-encodings | DesktopSize; QEMU's extended key events, which carry scancodes |
@@ -10,12 +10,20 @@
 //! The client answers each update with one request for the next. An incremental one costs nothing
 //! until the picture changes: the server keeps it.
 
+use des::Des;
+use des::cipher::generic_array::GenericArray;
+use des::cipher::{BlockEncrypt, KeyInit};
+
 use crate::{PIXEL, Size};
 
 /// The only version that is spoken.
 const VERSION: &[u8; 12] = b"RFB 003.008\n";
 /// The security type without authentication.
 const NONE: u8 = 1;
+/// The security type with a password, "VNC authentication".
+const VNC: u8 = 2;
+/// Bytes of the server's challenge. Those of a password that count are half as many.
+const CHALLENGE: usize = 16;
 
 /// The encoding of uncompressed pixels.
 const RAW: i32 = 0;
@@ -49,6 +57,9 @@ pub enum Error {
     /// The server wants an authentication that is not supported.
     #[error("the server offers no connection without authentication")]
     Security,
+    /// The server wants a password, and the client has none.
+    #[error("the server wants a password")]
+    Password,
     /// A screen without pixels, or one that is too large.
     #[error("a screen of {}x{} pixels", .0.width, .0.height)]
     Size(Size),
@@ -112,8 +123,9 @@ struct Raw {
 enum State {
     Version,
     SecurityCount,
-    /// How many types are still to come; whether [`NONE`] was among them.
-    SecurityTypes(u8, bool),
+    /// How many types are still to come; whether [`NONE`] and [`VNC`] were among them.
+    SecurityTypes(u8, [bool; 2]),
+    Challenge,
     SecurityResult,
     ReasonLength,
     /// The bytes still to come, and those that are kept.
@@ -138,6 +150,7 @@ impl State {
             Self::Version => VERSION.len(),
             Self::SecurityCount | Self::Message => 1,
             Self::SecurityResult | Self::ReasonLength => 4,
+            Self::Challenge => CHALLENGE,
             Self::Init => HEADER_MAX,
             Self::UpdateHeader => 3,
             Self::Rectangle => 12,
@@ -157,6 +170,7 @@ impl State {
 #[derive(Clone, Debug)]
 pub struct Client {
     limit: Size,
+    password: Option<Vec<u8>>,
     state: State,
     header: [u8; HEADER_MAX],
     have: usize,
@@ -177,6 +191,7 @@ impl Client {
     pub fn new(limit: Size) -> Self {
         Self {
             limit,
+            password: None,
             state: State::Version,
             header: [0; HEADER_MAX],
             have: 0,
@@ -188,6 +203,13 @@ impl Client {
             postponed: None,
             out: Vec::new(),
         }
+    }
+
+    /// Uses this password where the server wants one. Its first eight bytes count.
+    #[must_use]
+    pub fn with_password(mut self, password: impl Into<Vec<u8>>) -> Self {
+        self.password = Some(password.into());
+        self
     }
 
     /// The screen's size; nothing until the server has named it.
@@ -309,7 +331,13 @@ impl Client {
                 State::SecurityCount
             }
             State::SecurityCount if first == 0 => State::ReasonLength,
-            State::SecurityCount => State::SecurityTypes(first, false),
+            State::SecurityCount => State::SecurityTypes(first, [false; 2]),
+            State::Challenge => {
+                let password = self.password.as_deref().unwrap_or_default();
+                let response = respond(password, &self.header);
+                self.out.extend(response);
+                State::SecurityResult
+            }
             State::SecurityResult if self.u32(0) == 0 => {
                 // Other clients may stay.
                 self.out.push(1);
@@ -407,16 +435,20 @@ impl Client {
         match &mut self.state {
             State::SecurityTypes(left, found) => {
                 let types = take(bytes, usize::from(*left));
-                *found |= types.contains(&NONE);
+                found[0] |= types.contains(&NONE);
+                found[1] |= types.contains(&VNC);
                 *left -= u8::try_from(types.len()).unwrap_or(*left);
                 if *left > 0 {
                     return Ok(Step::Starved);
                 }
-                if !*found {
-                    return Err(Error::Security);
-                }
-                self.out.push(NONE);
-                self.state = State::SecurityResult;
+                let (chosen, next) = match (*found, &self.password) {
+                    ([_, true], Some(_)) => (VNC, State::Challenge),
+                    ([true, _], _) => (NONE, State::SecurityResult),
+                    ([false, true], None) => return Err(Error::Password),
+                    ([false, false], _) => return Err(Error::Security),
+                };
+                self.out.push(chosen);
+                self.state = next;
                 Ok(Step::Next)
             }
             State::Reason(left, kept) => {
@@ -510,6 +542,24 @@ impl Client {
         self.out.extend(self.screen.width.to_be_bytes());
         self.out.extend(self.screen.height.to_be_bytes());
     }
+}
+
+/// Encrypts the challenge, the first bytes of `header`: DES with the password as the key, each of
+/// whose bytes has its bits in reverse order (RFC 6143, 7.2.2).
+fn respond(password: &[u8], header: &[u8; HEADER_MAX]) -> [u8; CHALLENGE] {
+    let mut key = [0; CHALLENGE / 2];
+    for (byte, given) in key.iter_mut().zip(password) {
+        *byte = given.reverse_bits();
+    }
+    let cipher = Des::new(&key.into());
+    let mut response = [0; CHALLENGE];
+    for (to, from) in response.iter_mut().zip(header) {
+        *to = *from;
+    }
+    for block in response.chunks_exact_mut(CHALLENGE / 2) {
+        cipher.encrypt_block(GenericArray::from_mut_slice(block));
+    }
+    response
 }
 
 /// The result of some bytes.

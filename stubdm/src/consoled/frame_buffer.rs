@@ -23,15 +23,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use stubdm_image::{ASKED_FOR_SCREENS, version_in};
 use xen_sys::DomId;
 
 use crate::consoled::argv::domain;
 use crate::consoled::select_console;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::log;
-
-/// The first QEMU that has to be asked for a frame buffer.
-const SINCE: (u32, u32) = (9, 1);
 
 /// QEMU's additional arguments.
 #[derive(Debug, Default)]
@@ -50,7 +48,7 @@ impl Additions {
             return Self::default();
         };
         match version_of(real) {
-            Ok(version) if version >= SINCE => {}
+            Ok(version) if version >= ASKED_FOR_SCREENS => {}
             Ok(_) => return Self::default(),
             Err(failure) => {
                 log::complain(format_args!("no frame buffer is added: {failure}"));
@@ -107,24 +105,17 @@ fn version_of(real: &Path) -> Result<(u32, u32)> {
     let mut command = Command::new(real);
     command.arg("-version").stdin(Stdio::null());
     let output = command.output().context(real.display())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    version(&text).ok_or_else(|| Failure::new(format_args!("{} -version: {text}", real.display())))
-}
-
-/// Reads `QEMU emulator version 10.0.2 (Debian …)`.
-fn version(text: &str) -> Option<(u32, u32)> {
-    let (_, text) = text.split_once("version ")?;
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next()?.parse().ok();
-    Some((number()?, number()?))
+    version_in(&output.stdout)
+        .ok_or_else(|| Failure::new(format_args!("{} prints no version", real.display())))
 }
 
 /// Starts the process for the stubdomain `domain`; returns QEMU's end of the monitor.
 fn start(domain: DomId) -> Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair().context("a socket")?;
     let theirs = OwnedFd::from(theirs);
-    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).context("a socket")?;
     select_console::start(domain, ours.into())?;
+    // Not before: the process would hold it open, and not notice that QEMU ended.
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).context("a socket")?;
     Ok(theirs)
 }
 
@@ -169,21 +160,6 @@ mod tests {
             assert_eq!(recognise(&words(&[change])), None, "{change:?}");
         }
         assert_eq!(recognise(&[]), None);
-    }
-
-    #[test]
-    fn a_version_is_the_two_numbers_behind_its_name() {
-        for (text, expected) in [
-            ("QEMU emulator version 9.0.2\nCopyright", Some((9, 0))),
-            ("QEMU emulator version 9.1.0 (Debian 1:9.1)", Some((9, 1))),
-            ("QEMU emulator version 10.0.2 (v10)", Some((10, 0))),
-            ("QEMU emulator version 10", None),
-            ("QEMU emulator version x.1", None),
-            ("10.0", None),
-            ("", None),
-        ] {
-            assert_eq!(version(text), expected, "{text}");
-        }
     }
 
     #[test]

@@ -16,5 +16,6 @@ pub mod image;
 pub mod install;
 pub mod policy;
 pub mod qmp;
+pub mod screenshot;
 pub mod status;
 pub mod xlcfg;

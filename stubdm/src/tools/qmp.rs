@@ -43,7 +43,8 @@ pub struct QmpOptions {
 /// The beginning of errors that are the proxy's own.
 const PROXY: &str = "stubdm-run: ";
 
-fn seconds(text: &str) -> std::result::Result<Duration, String> {
+/// Reads a time on the command line.
+pub(super) fn seconds(text: &str) -> std::result::Result<Duration, String> {
     let seconds = text.parse::<f64>().map_err(|e| e.to_string())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(timeout) if !timeout.is_zero() && timeout <= Duration::from_secs(86_400) => Ok(timeout),

@@ -4,15 +4,15 @@
 use std::io::{self, Read, Write};
 
 /// One connection.
-pub struct Fake<S> {
-    pub stream: S,
-    pub width: u16,
-    pub height: u16,
+pub(crate) struct Fake<S> {
+    pub(crate) stream: S,
+    pub(crate) width: u16,
+    pub(crate) height: u16,
 }
 
 /// A message of the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message {
+pub(crate) enum Message {
     /// A request for an update.
     Request { incremental: bool },
     /// A key, by its scancode.
@@ -29,7 +29,7 @@ impl<S: Read + Write> Fake<S> {
     }
 
     /// Exchanges versions and offers a type of security; returns the client's choice.
-    pub fn security(&mut self, types: &[u8]) -> io::Result<u8> {
+    pub(crate) fn security(&mut self, types: &[u8]) -> io::Result<u8> {
         self.stream.write_all(b"RFB 003.008\n")?;
         assert_eq!(&self.read::<12>()?, b"RFB 003.008\n");
         self.stream.write_all(&[types.len() as u8])?;
@@ -38,7 +38,7 @@ impl<S: Read + Write> Fake<S> {
     }
 
     /// Accepts the client, and sends size, format and name.
-    pub fn accept(&mut self) -> io::Result<()> {
+    pub(crate) fn accept(&mut self) -> io::Result<()> {
         self.stream.write_all(&[0; 4])?;
         assert_eq!(self.read::<1>()?, [1], "others may stay");
         let mut init = Vec::new();
@@ -51,7 +51,7 @@ impl<S: Read + Write> Fake<S> {
     }
 
     /// Reads a message.
-    pub fn message(&mut self) -> io::Result<Message> {
+    pub(crate) fn message(&mut self) -> io::Result<Message> {
         match self.read::<1>()? {
             [0] => self.read::<19>().map(|_| Message::Other),
             [2] => {
@@ -79,14 +79,21 @@ impl<S: Read + Write> Fake<S> {
     }
 
     /// Announces scancodes, as QEMU does in an update of its own.
-    pub fn announce(&mut self) -> io::Result<()> {
+    pub(crate) fn announce(&mut self) -> io::Result<()> {
         let mut update = vec![0, 0, 0, 1];
         update.extend(self.rectangle(-258));
         self.stream.write_all(&update)
     }
 
+    /// Sends the size alone.
+    pub(crate) fn resize(&mut self) -> io::Result<()> {
+        let mut update = vec![0, 0, 0, 1];
+        update.extend(self.rectangle(-223));
+        self.stream.write_all(&update)
+    }
+
     /// Sends the size and all pixels, which are `0xRRGGBB` by column and row.
-    pub fn picture(&mut self, pixel: impl Fn(u16, u16) -> u32) -> io::Result<()> {
+    pub(crate) fn picture(&mut self, pixel: impl Fn(u16, u16) -> u32) -> io::Result<()> {
         let mut update = vec![0, 0, 0, 2];
         update.extend(self.rectangle(-223));
         update.extend(self.rectangle(0));

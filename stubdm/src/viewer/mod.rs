@@ -23,6 +23,8 @@ pub struct Viewer {
     pub client: Client,
     picture: Picture,
     updates: usize,
+    /// Bytes of the picture that did not come since its size was named.
+    missing: usize,
     buffer: Vec<u8>,
 }
 
@@ -64,6 +66,7 @@ impl Viewer {
             client,
             picture: Picture::default(),
             updates: 0,
+            missing: 0,
             buffer: vec![0; CHUNK],
         })
     }
@@ -76,6 +79,11 @@ impl Viewer {
     /// Returns the number of whole updates so far.
     pub fn updates(&self) -> usize {
         self.updates
+    }
+
+    /// Returns whether all pixels of the picture came.
+    pub fn is_whole(&self) -> bool {
+        self.updates > 0 && self.missing == 0
     }
 
     /// Exchanges bytes until `holds` returns true and everything is sent; returns false at the
@@ -125,8 +133,14 @@ impl Viewer {
         let client = &mut self.client;
         while let Some(event) = client.poll_event(&mut bytes).context("the VNC server")? {
             match event {
-                Event::Size(size) => self.picture = Picture::new(size),
-                Event::Row { y, at, bytes } => self.picture.write(y, at, bytes),
+                Event::Size(size) => {
+                    self.picture = Picture::new(size);
+                    self.missing = self.picture.bytes.len();
+                }
+                Event::Row { y, at, bytes } => {
+                    self.picture.write(y, at, bytes);
+                    self.missing = self.missing.saturating_sub(bytes.len());
+                }
                 Event::Updated => self.updates += 1,
             }
         }
@@ -169,19 +183,23 @@ mod tests {
 
     #[test]
     fn the_picture_is_the_servers_pixel_for_pixel() {
-        let (mut viewer, mut server) = joined(5, 3);
+        let (mut viewer, mut server) = joined(2, 2);
         let serving = std::thread::spawn(move || {
             assert_eq!(server.security(&[1]).unwrap(), 1);
             server.accept().unwrap();
             while server.message().unwrap() != (Message::Request { incremental: false }) {}
+            // A new size alone is no picture.
+            (server.width, server.height) = (5, 3);
+            server.resize().unwrap();
             server
                 .picture(|x, y| u32::from(x) << 16 | u32::from(y))
                 .unwrap();
             // The connection stays until the viewer closes it.
             while server.message().is_ok() {}
         });
-        let whole = |viewer: &Viewer| viewer.updates() == 1;
-        assert!(viewer.run_until(soon(), whole).unwrap());
+        assert!(!viewer.is_whole());
+        assert!(viewer.run_until(soon(), Viewer::is_whole).unwrap());
+        assert_eq!(viewer.updates(), 2);
         let picture = viewer.picture();
         assert_eq!((picture.size.width, picture.size.height), (5, 3));
         assert_eq!(picture.bytes.len(), 5 * 3 * PIXEL);

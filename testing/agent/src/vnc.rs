@@ -1,6 +1,7 @@
 //! A VNC viewer, as small as it can be: the picture, keys by scancode, the pointer.
 
-use std::io::{ErrorKind, Read, Write};
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,22 @@ impl Picture {
         }
     }
 
+    /// Reads a PNG file.
+    pub(crate) fn read(file: &str) -> Result<Self> {
+        let decoder = png::Decoder::new(BufReader::new(File::open(file).context(file.to_owned())?));
+        let mut reader = decoder.read_info()?;
+        let room = reader.output_buffer_size().context("its size")?;
+        let mut rgb = vec![0; room];
+        let info = reader.next_frame(&mut rgb)?;
+        let size = Size {
+            width: info.width.try_into()?,
+            height: info.height.try_into()?,
+        };
+        let pixels = rgb.chunks_exact(3);
+        let bytes = pixels.flat_map(|p| [p[2], p[1], p[0], 0]).collect();
+        Ok(Self { size, bytes })
+    }
+
     /// The pixels of a cell of text, 9 by 16: 8 by 16 of them, set or not.
     fn cell(&self, column: usize, row: usize) -> u128 {
         let mut all = 0;
@@ -62,8 +79,8 @@ impl Picture {
         all
     }
 
-    /// Whether a row of text begins with `text`, as far as can be told without a font: the same
-    /// letters look the same, different ones different, and a blank is blank.
+    /// Returns whether a row of text may begin with `text`. Without a font, that is: equal letters
+    /// look equal, different ones different, and a blank is blank.
     pub(crate) fn has_text(&self, text: &str) -> bool {
         let letters: Vec<char> = text.chars().collect();
         (0..usize::from(self.size.height) / 16).any(|row| {
@@ -80,14 +97,18 @@ impl Picture {
 }
 
 impl Viewer {
-    /// Connects to a VNC server on this host.
-    pub(crate) fn connect(port: u16) -> Result<Self> {
+    /// Connects to a VNC server on this host, with a password if it has one.
+    pub(crate) fn connect(port: u16, password: Option<String>) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))
             .with_context(|| format!("connecting to a VNC server at port {port}"))?;
         stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let mut client = Client::new(LIMIT);
+        if let Some(password) = password {
+            client = client.with_password(password);
+        }
         let mut viewer = Self {
             stream,
-            client: Client::new(LIMIT),
+            client,
             picture: Picture::default(),
             updates: 0,
         };

@@ -208,7 +208,11 @@ fn a_flood_of_empty_updates_leaves_one_request_behind() {
 fn a_lying_server_is_named_for_what_it_did() {
     assert!(matches!(error(b"RFB 003.003\n"), Error::Version(_)));
     let start = VERSION.to_vec();
-    assert_eq!(error(&[&start[..], &[1, 2]].concat()), Error::Security);
+    assert_eq!(error(&[&start[..], &[1, 2]].concat()), Error::Password);
+    assert_eq!(
+        error(&[&VERSION[..], &[2, 19, 16]].concat()),
+        Error::Security
+    );
     let refused = [&start[..], &[0, 0, 0, 0, 4], b"full"].concat();
     assert_eq!(error(&refused), Error::Refused("full".into()));
     let denied = [&start[..], &[1, 1, 0, 0, 0, 1, 0, 0, 0, 2], b"no"].concat();
@@ -260,6 +264,42 @@ fn a_lying_server_is_named_for_what_it_did() {
     let mut large = opening();
     large.splice(19..21, [1, 0]);
     assert!(matches!(error(&large), Error::Size(_)));
+}
+
+#[test]
+fn a_password_answers_the_challenge_where_one_is_wanted() {
+    let challenge: Vec<u8> = (0..16).collect();
+    // `openssl enc -des-ecb` with the key cea6c64ea62e0000: "secret" with its bits reversed.
+    let response = [
+        0xee, 0x22, 0x53, 0x9f, 0x33, 0xa5, 0x98, 0x3e, 0xc1, 0x2f, 0x9c, 0x2e, 0xdb, 0xc9, 0x95,
+        0xdd,
+    ];
+    let opening = |types: &[u8]| {
+        let mut bytes = VERSION.to_vec();
+        bytes.push(types.len() as u8);
+        bytes.extend(types);
+        bytes
+    };
+    let sent = |password: &str, bytes: &[u8]| {
+        let mut client = Client::new(LIMIT).with_password(password);
+        let mut seen = Seen::default();
+        for byte in bytes.chunks(1) {
+            seen.take(&mut client, byte);
+        }
+        assert_eq!(seen.error, None);
+        seen.sent.split_off(VERSION.len())
+    };
+    let challenged = [opening(&[2]), challenge.clone()].concat();
+    assert_eq!(sent("secret", &challenged), [&[2][..], &response].concat());
+    assert_ne!(sent("Secret", &challenged), [&[2][..], &response].concat());
+    // Eight bytes count.
+    assert_eq!(
+        sent("password", &challenged),
+        sent("password, longer", &challenged)
+    );
+    let both = [opening(&[1, 2]), challenge].concat();
+    assert_eq!(sent("secret", &both), [&[2][..], &response].concat());
+    assert_eq!(sent("secret", &opening(&[19, 1])), [1]);
 }
 
 #[test]

@@ -107,13 +107,17 @@ impl Host<'_> {
                 _ => "the guest's screen",
             };
             match newest {
-                Some(release) if release >= (4, 20) && name != "spice" && !self.launches() => say(
-                    State::Wrong,
-                    format!(
-                        "{name} is on{default}: with libxl 4.20 and QEMU 9.1 or later such a guest does not start"
-                    ),
-                    &format!("stubdm-run install device-model, or {name}=0"),
-                ),
+                Some(release)
+                    if release >= (4, 20) && name != "spice" && !self.serves_screens() =>
+                {
+                    say(
+                        State::Wrong,
+                        format!(
+                            "{name} is on{default}: with libxl 4.20 and QEMU 9.1 or later such a guest does not start"
+                        ),
+                        &format!("stubdm-run install device-model, or {name}=0"),
+                    )
+                }
                 _ => say(
                     State::Note,
                     format!("{name} is on{default}: a QEMU stays in dom0 for {what}"),

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use stubdm_image::SUFFIXES;
 use stubdm_image::elf::{inside, resolve};
 use stubdm_image::read;
+use stubdm_image::{Qemu, SUFFIXES};
 
 use super::State;
 use super::checks::Host;
@@ -211,13 +211,11 @@ impl Host<'_> {
         }
     }
 
-    /// Returns whether our launcher has a QEMU's place, with the QEMU behind it.
-    pub(super) fn launches(&self) -> bool {
-        self.qemus().iter().any(|place| {
-            let ours = resolve(self.root, place).is_ok_and(|file| is_ours(&file));
-            let mut behind = SUFFIXES.iter().map(|suffix| format!("{place}{suffix}"));
-            ours && behind.any(|path| self.has(&path))
-        })
+    /// Returns whether dom0's QEMU serves a guest's screen.
+    pub(super) fn serves_screens(&self) -> bool {
+        let found = |place: &String| Qemu::at(self.root, place);
+        let mut all = self.qemus().into_iter();
+        all.any(|place| found(&place).is_ok_and(|qemu| qemu.serves_screens(self.root)))
     }
 
     /// Returns where each libxl looks for QEMU.

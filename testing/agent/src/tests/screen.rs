@@ -1,6 +1,8 @@
 //! The guest's screen, keyboard and mouse, through the VNC server that dom0's QEMU has for the
 //! stubdomain.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use stubdm_screen::Size;
 use xen_store::Store;
@@ -9,7 +11,7 @@ use crate::guest::{Guest, diagnosis};
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::vnc::{Picture, Viewer};
-use crate::world::World;
+use crate::world::{World, command};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
@@ -21,7 +23,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 /// A guest with little memory, from its start to its end.
 fn shown(world: &World) -> Result<()> {
-    let more = ["vnc=1", "stubdomain_memory=128"];
+    let more = ["vnc=1", "vncpasswd=\"secret\"", "stubdomain_memory=128"];
     let mut guest = Guest::create_with(&world.store, &more)?;
     let result = seen_and_typed(&world.store, &mut guest).with_context(diagnosis);
     guest.destroy()?;
@@ -29,11 +31,13 @@ fn shown(world: &World) -> Result<()> {
 }
 
 /// The viewer of a guest that runs.
-fn viewer(guest: &Guest) -> Result<Viewer> {
+fn viewer(store: &Store, guest: &Guest) -> Result<Viewer> {
     let mut qmp = Qmp::connect(Qmp::socket(guest.stub))?;
     let vnc = qmp.execute("query-vnc", None)?;
     let port = vnc["service"].as_str().context("no port")?.parse()?;
-    Viewer::connect(port).with_context(|| format!("{vnc}"))
+    let node = format!("/local/domain/{}/console/vnc-pass", guest.stub);
+    let password = store.read_str(&node).ok();
+    Viewer::connect(port, password).with_context(|| format!("{vnc}"))
 }
 
 /// The BIOS has written its name.
@@ -41,6 +45,11 @@ fn bios_is_seen(viewer: &mut Viewer) -> Result<()> {
     viewer.until("the BIOS's name", |viewer| {
         viewer.picture.has_text("SeaBIOS (version ")
     })
+}
+
+/// A viewer of a guest that runs sees the BIOS's name.
+pub(super) fn shows_bios(store: &Store, guest: &Guest) -> Result<()> {
+    bios_is_seen(&mut viewer(store, guest)?)
 }
 
 /// The picture that the guest draws: 80 by 25 cells of 9 by 16 pixels in the first eight colours.
@@ -70,13 +79,18 @@ fn is_drawn(picture: &Picture) -> bool {
 
 fn seen_and_typed(store: &Store, guest: &mut Guest) -> Result<()> {
     guest.says("xen-guest: alive second=")?;
-    let mut viewer = viewer(guest)?;
+    let mut viewer = viewer(store, guest)?;
     bios_is_seen(&mut viewer)?;
     guest.types(store, "*")?;
     guest.says("xen-guest: screen drawn")?;
     viewer.until("the guest's picture, pixel for pixel", |viewer| {
         is_drawn(&viewer.picture)
     })?;
+    let file = "/tmp/screen.png";
+    let result = command(&["stubdm-run", "screenshot", &guest.id.to_string(), file])
+        .and_then(|_| Picture::read(file));
+    let _ = fs::remove_file(file);
+    ensure!(is_drawn(&result?), "the picture in the file differs");
     // A, and the right control key, which has a prefix.
     viewer.key(0x1e)?;
     viewer.key(0x9d)?;

@@ -1,0 +1,162 @@
+//! `stubdm-run screenshot DOMID FILE.png`: a picture of the guest's screen, from the VNC server that
+//! dom0's QEMU has for it.
+//!
+//! Address, port and password are in the nodes from which `xl vncviewer` takes them. Only nodes that
+//! dom0 alone may write are used: this program connects to what they name.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use stubdm_screen::rfb::Client;
+use stubdm_screen::{PIXEL, Size};
+use xen_store::Store;
+use xen_sys::DomId;
+
+use crate::libxl::store::{Pair, StoreOptions, domid};
+use crate::libxl::trusted;
+use crate::rt::error::{Context, Failure, Result};
+use crate::tools::qmp::seconds;
+use crate::viewer::{Picture, Viewer};
+
+/// The largest screen: 64 MiB of pixels.
+const LARGEST: Size = Size {
+    width: 4096,
+    height: 4096,
+};
+
+/// The command line.
+#[derive(Args, Clone, Debug)]
+pub struct ScreenshotOptions {
+    /// How long to wait for the picture
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub timeout: Duration,
+    #[command(flatten)]
+    store: StoreOptions,
+    /// The guest, or its stubdomain
+    #[arg(value_name = "DOMID", value_parser = domid)]
+    pub domid: DomId,
+    /// The PNG file to write, for its owner alone
+    #[arg(value_name = "FILE.png")]
+    pub file: PathBuf,
+}
+
+/// A VNC server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Server {
+    address: String,
+    port: u16,
+    password: Option<String>,
+}
+
+/// Writes the picture.
+///
+/// # Errors
+/// No such guest, no screen, no picture in time, or the file cannot be written: exit status 1.
+pub fn run(options: &ScreenshotOptions) -> Result<()> {
+    let deadline = Instant::now() + options.timeout;
+    let store = options.store.open()?;
+    let server = Server::of(&store, options.domid)?;
+    let mut viewer = server.connect(deadline)?;
+    if !viewer.run_until(deadline, Viewer::is_whole)? {
+        return Err(Failure::new(format_args!(
+            "the VNC server of domain {} sent no picture within {:?}",
+            options.domid, options.timeout
+        )));
+    }
+    let picture = viewer.picture();
+    write(&options.file, picture)?;
+    let Size { width, height } = picture.size;
+    let file = options.file.display();
+    writeln!(io::stdout(), "{file}: {width}x{height} pixels").context("printing")
+}
+
+impl Server {
+    /// Finds the server of a guest, in the nodes of its stubdomain or its own.
+    fn of(store: &Store, domain: DomId) -> Result<Self> {
+        let pair = Pair::of(store, domain)?;
+        for owner in pair.stubdomain.into_iter().chain([pair.guest]) {
+            let folder = format!("/local/domain/{owner}/console");
+            let read = |name: &str| -> Result<Option<String>> {
+                let node = format!("{folder}/{name}");
+                let value = trusted::read_str(store, &node).context(&node)?;
+                Ok(value.filter(|value| !value.is_empty()))
+            };
+            let Some(port) = read("vnc-port")? else {
+                continue;
+            };
+            let number = port.parse().context(format_args!("{folder}/vnc-port"))?;
+            return Ok(Self {
+                address: reachable(read("vnc-listen")?),
+                port: number,
+                password: read("vnc-pass")?,
+            });
+        }
+        Err(Failure::new(format_args!(
+            "domain {domain} has no screen over VNC: its configuration has vnc=0, or nobody serves it"
+        )))
+    }
+
+    fn connect(&self, deadline: Instant) -> Result<Viewer> {
+        let Self { address, port, .. } = self;
+        let what = format!("the VNC server at {address} port {port}");
+        let found = (address.as_str(), *port).to_socket_addrs();
+        let addresses: Vec<SocketAddr> = found.context(&what)?.collect();
+        let address = addresses.first();
+        let address = address.ok_or_else(|| Failure::new(format_args!("{what}: no address")))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = left.max(Duration::from_millis(1));
+        let stream = TcpStream::connect_timeout(address, left).context(&what)?;
+        let mut client = Client::new(LARGEST);
+        if let Some(password) = &self.password {
+            client = client.with_password(password.as_str());
+        }
+        Viewer::new(stream.into(), client)
+    }
+}
+
+/// Returns an address for a connection to a server that listens at `listen`.
+fn reachable(listen: Option<String>) -> String {
+    match listen.as_deref() {
+        None | Some("0.0.0.0") => "127.0.0.1".to_owned(),
+        Some("::") => "::1".to_owned(),
+        Some(address) => address.to_owned(),
+    }
+}
+
+/// Writes the file whole or not at all.
+fn write(file: &Path, picture: &Picture) -> Result<()> {
+    let mut part = file.as_os_str().to_owned();
+    part.push(format!(".{}.part", std::process::id()));
+    let part = PathBuf::from(part);
+    let written = encode(&part, picture).and_then(|()| {
+        fs::rename(&part, file).context(file.display())?;
+        Ok(())
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+fn encode(part: &Path, picture: &Picture) -> Result<()> {
+    let what = part.display();
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(part);
+    let mut out = BufWriter::new(file.context(&what)?);
+    let Size { width, height } = picture.size;
+    let mut encoder = png::Encoder::new(&mut out, width.into(), height.into());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::High);
+    let pixels = picture.bytes.chunks_exact(PIXEL);
+    let rgb: Vec<u8> = pixels.flat_map(|p| [p[2], p[1], p[0]]).collect();
+    let mut writer = encoder.write_header().context(&what)?;
+    writer.write_image_data(&rgb).context(&what)?;
+    writer.finish().context(&what)?;
+    out.flush().context(&what)
+}
