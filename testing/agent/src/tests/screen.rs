@@ -23,7 +23,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 /// A guest with little memory, from its start to its end.
 fn shown(world: &World) -> Result<()> {
-    let more = ["vnc=1", "vncpasswd=\"secret\"", "stubdomain_memory=128"];
+    let more = ["vnc=1", "stubdomain_memory=128"];
     let mut guest = Guest::create_with(&world.store, &more)?;
     let result = seen_and_typed(&world.store, &mut guest).with_context(diagnosis);
     guest.destroy()?;
@@ -31,13 +31,11 @@ fn shown(world: &World) -> Result<()> {
 }
 
 /// The viewer of a guest that runs.
-fn viewer(store: &Store, guest: &Guest) -> Result<Viewer> {
+fn viewer(guest: &Guest) -> Result<Viewer> {
     let mut qmp = Qmp::connect(Qmp::socket(guest.stub))?;
     let vnc = qmp.execute("query-vnc", None)?;
     let port = vnc["service"].as_str().context("no port")?.parse()?;
-    let node = format!("/local/domain/{}/console/vnc-pass", guest.stub);
-    let password = store.read_str(&node).ok();
-    Viewer::connect(port, password).with_context(|| format!("{vnc}"))
+    Viewer::connect(port).with_context(|| format!("{vnc}"))
 }
 
 /// The BIOS has written its name.
@@ -48,8 +46,8 @@ fn bios_is_seen(viewer: &mut Viewer) -> Result<()> {
 }
 
 /// A viewer of a guest that runs sees the BIOS's name.
-pub(super) fn shows_bios(store: &Store, guest: &Guest) -> Result<()> {
-    bios_is_seen(&mut viewer(store, guest)?)
+pub(super) fn shows_bios(guest: &Guest) -> Result<()> {
+    bios_is_seen(&mut viewer(guest)?)
 }
 
 /// The picture that the guest draws: 80 by 25 cells of 9 by 16 pixels in the first eight colours.
@@ -79,7 +77,7 @@ fn is_drawn(picture: &Picture) -> bool {
 
 fn seen_and_typed(store: &Store, guest: &mut Guest) -> Result<()> {
     guest.says("xen-guest: alive second=")?;
-    let mut viewer = viewer(store, guest)?;
+    let mut viewer = viewer(guest)?;
     bios_is_seen(&mut viewer)?;
     guest.types(store, "*")?;
     guest.says("xen-guest: screen drawn")?;

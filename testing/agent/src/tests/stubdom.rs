@@ -93,7 +93,7 @@ fn printed_lines(world: &World) -> Result<()> {
         .with_context(|| format!("creating the guest from\n{own}{printed}{}", diagnosis()))?;
     let served = match printed.lines().any(|line| line == "vnc=0") {
         true => no_qemu_in_dom0(),
-        false => shows_bios(&world.store, &guest),
+        false => shows_bios(&guest),
     };
     guest.destroy()?;
     fs::remove_file(config)?;
