@@ -271,6 +271,9 @@ fn all_that_qemu_needs_is_packed_where_the_kernel_can_mount_it() {
     let packed_list = inspect(&file);
     assert_eq!(packed["packed"], true);
     assert_eq!(packed["lacks"].as_array().unwrap().len(), 0, "{packed}");
+    // This QEMU's version is not known.
+    let config = packed["config"].as_str().unwrap();
+    assert!(config.ends_with("\nvnc=0\n"), "{config}");
     assert_eq!(packed["memory"], 128);
     let own = ["packed/", "usr/bin/stubdm-run"];
     assert_eq!(files(&packed_list, &own), files(&plain_list, &own));
@@ -300,11 +303,20 @@ fn where_the_launcher_has_qemus_place_the_real_one_goes_in() {
     let root = Root::new();
     let qemu = "usr/libexec/xen-qemu-system-i386";
     let (one, two) = (root.dir.path().join("1.img"), root.dir.path().join("2.img"));
-    root.build(&one, &[]);
+    let printed = |built: Output| String::from_utf8(built.stdout).unwrap();
+    let text = printed(root.build(&one, &[]));
+    assert!(text.contains("\nvnc=0\n"), "{text}");
+    assert!(
+        text.contains("# stubdm-run install device-model\n"),
+        "{text}"
+    );
     let place = root.dir.path().join(qemu);
     fs::rename(&place, root.dir.path().join(format!("{qemu}.distrib"))).unwrap();
     root.put(qemu, b"our launcher");
-    root.build(&two, &[]);
+    // The launcher makes QEMU serve the screen.
+    let text = printed(root.build(&two, &[]));
+    assert!(!text.contains("vnc=0\n"), "{text}");
+    assert!(!text.contains("device-model\n"), "{text}");
     assert!(fs::read(one).unwrap() == fs::read(two).unwrap());
 }
 

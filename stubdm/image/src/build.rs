@@ -90,13 +90,6 @@ impl Build<'_> {
         let restricts = privcmd.is_none_or(|names| names.iter().any(|own| own == "unrestricted"));
         let unrestrict = modules.driver("xen-privcmd") == Driver::BuiltIn && restricts;
         let screen = Qemu::at(root, self.recipe.qemu)?.serves_screens(root);
-        if !screen {
-            lacks.push(
-                "vnc=0, because QEMU 9.1 and later shows the guest's screen only after: \
-                 stubdm-run install device-model"
-                    .to_owned(),
-            );
-        }
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let is_file = |(_, node): &(_, &Node)| matches!(node, Node::File { .. });
         Ok(Built {
@@ -156,6 +149,12 @@ impl fmt::Display for Built {
             self.version,
             self.config()
         )?;
+        if !self.screen {
+            f.write_str(
+                "# vnc=0, because a guest with a screen does not start with QEMU 9.1 or later before:\n\
+                 # stubdm-run install device-model\n",
+            )?;
+        }
         for line in &self.lacks {
             writeln!(f, "# {line}")?;
         }
