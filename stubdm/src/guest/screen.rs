@@ -6,8 +6,8 @@
 //! no VNC server.
 //!
 //! The process gets descriptors and no names: QEMU's connection, `/dev/fb0`, the input devices. The
-//! init keeps the devices open, so that no key goes to the kernel's console while there is none.
-//! One that ends is started anew, with pauses that double up to a minute.
+//! init keeps the devices open, so that no key goes to the kernel's console while no process runs.
+//! A process that ends is started again, after pauses that double up to a minute.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -45,18 +45,18 @@ const KEYMAP: &str = "keymaps/en-us";
 /// The kernel's consoles, of which one draws on the frame buffer.
 const CONSOLES: &str = "/sys/class/vtconsole";
 
-/// The input devices, and what they are called.
+/// The input devices, and the names of Xen's.
 const INPUTS: &str = "/sys/class/input";
 const INPUT_NAMES: &[&str] = &["Xen Virtual Keyboard", "Xen Virtual Pointer"];
 
 /// The command by which this program is the process.
 const COMMAND: &str = "draw-screen";
-/// Its announcement that it is confined.
+/// The process's announcement that it is confined.
 pub const CONFINED: &str = "confined";
 
-/// Bytes of what it says that are read.
-const WORDS_MAX: usize = 1024;
-/// The pauses before another is started.
+/// Bytes of the process's standard error that are kept; it is closed after as many.
+const STDERR_MAX: usize = 1024;
+/// The pauses before the process is started again.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 /// Uptime after which the back-off resets.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -168,22 +168,26 @@ fn inputs() -> Result<Vec<OwnedFd>> {
 #[derive(Debug)]
 struct Drawer {
     pid: Pid,
-    /// Its standard error, until more came than is read.
-    words: Option<Stream>,
-    said: Vec<u8>,
+    /// Its standard error, until it ended or more came than is kept.
+    stderr: Option<Stream>,
+    /// The bytes that came.
+    messages: Vec<u8>,
     since: Instant,
     confined: bool,
 }
 
 impl Drawer {
-    fn listen(&mut self) {
-        let Some(words) = &mut self.words else { return };
+    /// Reads its standard error, and logs once that it is confined.
+    fn read_stderr(&mut self) {
+        let Some(stderr) = &mut self.stderr else {
+            return;
+        };
         let mut buffer = [0; 256];
         let ended = loop {
-            match words.read(&mut buffer) {
+            match stderr.read(&mut buffer) {
                 Ok(Read::Bytes(count)) => {
-                    let room = WORDS_MAX.saturating_sub(self.said.len());
-                    self.said.extend(buffer.iter().take(count.min(room)));
+                    let room = STDERR_MAX.saturating_sub(self.messages.len());
+                    self.messages.extend(buffer.iter().take(count.min(room)));
                     if room <= count {
                         break true;
                     }
@@ -193,9 +197,9 @@ impl Drawer {
             }
         };
         if ended {
-            self.words = None;
+            self.stderr = None;
         }
-        if !self.confined && self.said.starts_with(CONFINED.as_bytes()) {
+        if !self.confined && self.messages.starts_with(CONFINED.as_bytes()) {
             self.confined = true;
             info!(
                 "the screen's process {}: {}",
@@ -205,10 +209,11 @@ impl Drawer {
         }
     }
 
-    /// Returns its words without the announcement.
-    fn last_words(&self) -> String {
-        let said = String::from_utf8_lossy(&self.said);
-        one_line(said.trim_start_matches(CONFINED).trim())
+    /// Returns its messages in one line, without the announcement.
+    fn last_message(&self) -> String {
+        let all = String::from_utf8_lossy(&self.messages);
+        let rest = all.strip_prefix(CONFINED).unwrap_or(&all);
+        one_line(rest.trim())
     }
 }
 
@@ -223,7 +228,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Will draw what QEMU serves at `socket`.
+    /// Joins `devices` to the VNC server at `socket`, once started.
     pub fn new(devices: Devices, socket: PathBuf) -> Self {
         Self {
             devices,
@@ -234,28 +239,28 @@ impl Screen {
         }
     }
 
-    /// QEMU listens: starts the process with the next turn.
+    /// Starts the process with the next turn: QEMU listens.
     pub fn start(&mut self, now: Instant) {
         self.start_at = Some(now);
     }
 
-    /// When a turn is wanted at the latest.
+    /// Returns the time of the next turn, if one is due without an event.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.start_at
     }
 
-    /// The events that a turn is wanted for.
+    /// Returns the events that need a turn.
     pub fn interests(&self) -> Vec<Interest<'_>> {
-        let words = self
+        let stderr = self
             .drawer
             .as_ref()
-            .and_then(|drawer| drawer.words.as_ref());
-        words
-            .map(|words| words.interest(true, false))
+            .and_then(|drawer| drawer.stderr.as_ref());
+        stderr
+            .map(|stderr| stderr.interest(true, false))
             .unwrap_or_default()
     }
 
-    /// Starts the process when its time has come, and hears what it says.
+    /// Starts the process when its time has come, and reads its standard error.
     pub fn turn(&mut self, now: Instant) {
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
@@ -265,20 +270,23 @@ impl Screen {
             }
         }
         if let Some(drawer) = &mut self.drawer {
-            drawer.listen();
+            drawer.read_stderr();
         }
     }
 
-    /// A process has ended; returns whether it was this one's.
+    /// Handles the end of a process; returns whether it was the screen's.
     pub fn handle_exit(&mut self, pid: Pid, exit: &Exit, now: Instant) -> bool {
         let Some(mut drawer) = self.drawer.take_if(|drawer| drawer.pid == pid) else {
             return false;
         };
-        drawer.listen();
+        drawer.read_stderr();
         if now.saturating_duration_since(drawer.since) >= SETTLED {
             self.pauses.reset();
         }
-        self.again(&format!("its process {exit}: {}", drawer.last_words()), now);
+        self.again(
+            &format!("its process {exit}: {}", drawer.last_message()),
+            now,
+        );
         true
     }
 
@@ -300,7 +308,7 @@ impl Screen {
         for input in &self.devices.inputs {
             inputs.push(inherited(input)?);
         }
-        let (words, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
+        let (stderr, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
         // The file this program was started from, whatever root directory is in place by now.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("stubdm-run").arg(COMMAND);
@@ -319,8 +327,8 @@ impl Screen {
         let child = command.spawn().context("starting it")?;
         Ok(Drawer {
             pid: Pid::from_raw(i32::try_from(child.id()).unwrap_or_default()),
-            words: Some(Stream::socket(words).context("a pipe")?),
-            said: Vec::new(),
+            stderr: Some(Stream::socket(stderr).context("a pipe")?),
+            messages: Vec::new(),
             since: now,
             confined: false,
         })
@@ -337,6 +345,7 @@ fn inheritable(fd: &OwnedFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn a_size_is_two_numbers() {
@@ -344,5 +353,79 @@ mod tests {
         for other in ["", "800", "0,600", "800,0", "800,70000", "800,600,1"] {
             assert_eq!(size_of(other), None, "{other}");
         }
+    }
+
+    /// A process's record, and the end of the pipe that is its standard error.
+    fn drawer() -> (Drawer, File) {
+        let (stderr, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        let drawer = Drawer {
+            pid: nix::unistd::getpid(),
+            stderr: Some(Stream::socket(stderr).unwrap()),
+            messages: Vec::new(),
+            since: Instant::now(),
+            confined: false,
+        };
+        (drawer, File::from(end))
+    }
+
+    #[test]
+    fn the_announcement_is_no_part_of_the_last_message() {
+        let (mut drawer, mut end) = drawer();
+        end.write_all(&CONFINED.as_bytes()[..4]).unwrap();
+        drawer.read_stderr();
+        assert!(!drawer.confined);
+        end.write_all(&CONFINED.as_bytes()[4..]).unwrap();
+        drawer.read_stderr();
+        assert!(drawer.confined && drawer.last_message().is_empty());
+        end.write_all(b"\nQEMU's screen:\n confined\n").unwrap();
+        drop(end);
+        drawer.read_stderr();
+        assert_eq!(drawer.last_message(), "QEMU's screen: confined");
+        assert!(drawer.stderr.is_none(), "an end is an end");
+    }
+
+    #[test]
+    fn a_process_that_writes_without_end_is_read_up_to_the_limit() {
+        let (mut drawer, mut end) = drawer();
+        end.write_all(&[b'x'; STDERR_MAX - 1]).unwrap();
+        drawer.read_stderr();
+        assert!(drawer.stderr.is_some());
+        assert_eq!(drawer.messages.len(), STDERR_MAX - 1);
+        end.write_all(b"yz").unwrap();
+        drawer.read_stderr();
+        assert_eq!(drawer.messages.len(), STDERR_MAX);
+        assert_eq!(drawer.messages.last(), Some(&b'y'));
+        assert!(drawer.stderr.is_none());
+    }
+
+    #[test]
+    fn a_screen_that_fails_is_started_again_after_pauses_that_double() {
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let devices = Devices {
+            frame: null(),
+            width: 800,
+            height: 600,
+            inputs: vec![null()],
+        };
+        let mut screen = Screen::new(devices, PathBuf::from("/nonexistent/vnc"));
+        let mut now = Instant::now();
+        assert_eq!(screen.poll_timeout(), None, "it is not started by itself");
+        screen.start(now);
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            screen.turn(now);
+            let at = screen.poll_timeout().unwrap();
+            // A turn before that time starts nothing.
+            screen.turn(at - Duration::from_millis(1));
+            assert_eq!(screen.poll_timeout(), Some(at));
+            pauses.push((at - now).as_secs_f32());
+            now = at;
+        }
+        assert_eq!(
+            pauses,
+            [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+        );
+        let other = Pid::from_raw(1);
+        assert!(!screen.handle_exit(other, &Exit::Status(1), now));
     }
 }
