@@ -386,16 +386,18 @@ mod tests {
 
     #[test]
     fn a_process_that_writes_without_end_is_read_up_to_the_limit() {
-        let (mut drawer, mut end) = drawer();
-        end.write_all(&[b'x'; STDERR_MAX - 1]).unwrap();
-        drawer.read_stderr();
-        assert!(drawer.stderr.is_some());
-        assert_eq!(drawer.messages.len(), STDERR_MAX - 1);
-        end.write_all(b"yz").unwrap();
-        drawer.read_stderr();
-        assert_eq!(drawer.messages.len(), STDERR_MAX);
-        assert_eq!(drawer.messages.last(), Some(&b'y'));
-        assert!(drawer.stderr.is_none());
+        for more in [&b"y"[..], b"yz"] {
+            let (mut drawer, mut end) = drawer();
+            end.write_all(&[b'x'; STDERR_MAX - 1]).unwrap();
+            drawer.read_stderr();
+            assert!(drawer.stderr.is_some());
+            assert_eq!(drawer.messages.len(), STDERR_MAX - 1);
+            end.write_all(more).unwrap();
+            drawer.read_stderr();
+            assert_eq!(drawer.messages.len(), STDERR_MAX);
+            assert_eq!(drawer.messages.last(), Some(&b'y'));
+            assert!(drawer.stderr.is_none(), "{more:?}");
+        }
     }
 
     #[test]
