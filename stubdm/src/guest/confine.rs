@@ -11,8 +11,9 @@
 //! domain (`/proc/sys/user/max_*_namespaces`), and [`seccomp`] refuses QEMU the calls that make
 //! one, among others.
 //!
-//! QEMU stays root where it is to be, for PCI devices of the guest's own, which it reaches through
-//! files that are root's. It keeps its capabilities then; the rest holds for it as well.
+//! QEMU stays root where the administrator wants it to. It keeps its capabilities then; the rest
+//! holds for it as well. [`pci::broker`](crate::guest::pci::broker) does for it what PCI devices of
+//! the guest's own need root for.
 
 use std::fs;
 use std::os::unix::fs::chown;

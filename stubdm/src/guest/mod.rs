@@ -17,6 +17,7 @@ pub mod memory;
 pub mod modules;
 pub mod mounts;
 pub mod net;
+pub mod notify;
 pub mod packed;
 pub mod pci;
 pub mod power;
@@ -71,7 +72,7 @@ pub struct InitOptions {
     /// Log every byte of QMP that passes
     #[arg(short, long)]
     pub verbose: bool,
-    /// Let QEMU stay root, as it has to be for the guest's own PCI devices
+    /// Let QEMU stay root
     #[arg(long)]
     pub qemu_root: bool,
     /// Leave xen-privcmd restricted, for a QEMU that can live with that
@@ -273,7 +274,7 @@ fn stubdomain(
             modules.load_network();
             ports = net::join(&argv.taps(), options.patience())?;
         }
-        pci::attend(&store, options.qemu_root, move || modules.load_pci())?;
+        pci::attend(&store, move || modules.load_pci())?;
     }
     report.phase("waiting for disks");
     wait_for_disks(&argv.disks(), options.patience())?;
@@ -292,6 +293,10 @@ fn stubdomain(
     // Open as long as we live: so they are raw when QEMU opens them, and stay so.
     let _serial_ports = power::is_init().then(|| serial_ports(&argv.serial_ttys()));
     let confinement = power::is_init().then(|| confine::prepare(&argv, options));
+    let calls = confinement
+        .filter(|confinement| confinement.user.is_some())
+        .map(|_| pci::broker::start(&xen, &store, guest.domid))
+        .transpose()?;
     let mut launch = qemu::launch_in(
         directory,
         &options.qemu,
@@ -299,6 +304,7 @@ fn stubdomain(
         inherited,
         screen.is_some(),
         confinement,
+        calls,
     )?;
     launch.incoming = outcome;
     let world = watch::World {

@@ -9,6 +9,16 @@
 //!
 //! libxl does this after the device model has said `running`, so nothing in the start waits for it.
 //! (`libxl_pci.c`, `device_pci_add_stubdom_wait`; `drivers/pci/xen-pcifront.c`.)
+//!
+//! | module | part |
+//! |---|---|
+//! | [`broker`] | answers QEMU's system calls for the devices |
+//! | [`devices`] | the devices, their addresses and resources |
+//! | [`hypercalls`] | which of QEMU's hypercalls are made for it |
+
+pub mod broker;
+pub mod devices;
+pub mod hypercalls;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -24,6 +34,12 @@ use crate::rt::log_limit::{LogLimit, Verdict};
 /// The one frontend that all devices share.
 const FRONTEND: &str = "device/pci/0";
 const CONNECTED: &str = XenbusState::Connected.as_str();
+/// The states of an end that has given up.
+const CLOSED: [&str; 2] = [XenbusState::Closing.as_str(), XenbusState::Closed.as_str()];
+/// The reason that the frontend's kernel leaves.
+const ERROR: &str = "error/device/pci/0/error";
+/// How often the other nodes are looked at until it is connected.
+const LOOK: Duration = Duration::from_millis(500);
 /// As long as libxl waits for it.
 const LIMIT: Duration = Duration::from_secs(60);
 /// The longest logged outcome, in bytes, without its reason.
@@ -46,13 +62,13 @@ pub enum Outcome {
 ///
 /// # Errors
 /// There is no thread for it.
-pub fn attend(store: &Store, root: bool, load: impl FnOnce() + Send + 'static) -> Result<()> {
+pub fn attend(store: &Store, load: impl FnOnce() + Send + 'static) -> Result<()> {
     let store = store.clone();
     let body = move || {
         let mut limit = LogLimit::new(Instant::now());
         let said = attend_to(&store, LIMIT, load, |outcome| {
             if admits(&mut limit, &outcome, Instant::now()) {
-                say(&outcome, root);
+                say(&outcome);
             }
         });
         if let Err(error) = said {
@@ -71,6 +87,11 @@ fn admits(limit: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
         Outcome::Stuck(why) => LINE + why.len(),
         _ => LINE,
     };
+    passes(limit, length, now)
+}
+
+/// Whether a line of so many bytes goes into the log.
+fn passes(limit: &mut LogLimit, length: usize, now: Instant) -> bool {
     match limit.admit(length, now) {
         Verdict::Pass => true,
         Verdict::PassAfter(count) => {
@@ -78,21 +99,18 @@ fn admits(limit: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
             true
         }
         Verdict::Stop => {
-            warn!("PCI: the devices come and go: lines are left out from here on");
+            warn!("PCI: too many lines: they are left out from here on");
             false
         }
         Verdict::Drop => false,
     }
 }
 
-fn say(outcome: &Outcome, root: bool) {
+fn say(outcome: &Outcome) {
     match outcome {
         Outcome::Connected => {
             let count = fs::read_dir(DEVICES).map_or(0, Iterator::count);
             info!("PCI: connected; the kernel shows {count} devices");
-            if !root {
-                warn!("PCI: QEMU is not root and cannot reach them: it needs stubdm.qemu-root");
-            }
         }
         Outcome::Gone => info!("PCI: the devices are gone"),
         Outcome::Stuck(why) => error!("PCI: the guest gets no device of the host's: {why}"),
@@ -115,29 +133,52 @@ fn attend_to(
             load();
         }
         let is = |value: Option<&[u8]>| value.is_none_or(|v| v == CONNECTED.as_bytes());
-        let done = store.wait_for(&state, Some(Instant::now() + limit), |value| {
-            is(value).then_some(value.is_some())
-        })?;
+        let began = Instant::now();
+        let done = loop {
+            let next = began + limit.min(began.elapsed() + LOOK);
+            let done = store.wait_for(&state, Some(next), |value| {
+                is(value).then_some(value.is_some())
+            })?;
+            if done.is_some() || began.elapsed() >= limit || has_failed(store) {
+                break done;
+            }
+        };
         match done {
             Some(true) => say(Outcome::Connected),
             Some(false) => {}
-            None => say(Outcome::Stuck(describe(store, limit))),
+            None => say(Outcome::Stuck(describe(store, began.elapsed()))),
         }
         store.wait_for(&state, None, |value| value.is_none().then_some(()))?;
+        // Of the next devices it would be no reason.
+        let _ = store.rm(ERROR);
         say(Outcome::Gone);
     }
 }
 
+/// Whether an end has given up, or the frontend has left an error.
+fn has_failed(store: &Store) -> bool {
+    let read = |node: &str| store.read_str(node).ok();
+    let has_closed = |node: &str| read(node).is_some_and(|state| CLOSED.contains(&&*state));
+    let backend = read(&format!("{FRONTEND}/backend")).unwrap_or_default();
+    read(ERROR).is_some()
+        || has_closed(&format!("{FRONTEND}/state"))
+        || has_closed(&format!("{backend}/state"))
+}
+
 /// How far both ends have come.
-fn describe(store: &Store, limit: Duration) -> String {
+fn describe(store: &Store, time: Duration) -> String {
     let read = |node: &str| match store.read_str(node) {
         Ok(value) => one_line(&value),
         Err(_) => "unknown".to_owned(),
     };
     let backend = read(&format!("{FRONTEND}/backend"));
+    let error = match store.read_str(ERROR) {
+        Ok(error) => format!("; its error is: {}", one_line(&error)),
+        Err(_) => String::new(),
+    };
     format!(
-        "after {} s pcifront's state is {}, and that of its backend {backend} is {}; connected is {CONNECTED}",
-        limit.as_secs(),
+        "after {} s pcifront's state is {}, and that of its backend {backend} is {}; connected is {CONNECTED}{error}",
+        time.as_secs(),
         read(&format!("{FRONTEND}/state")),
         read(&format!("{backend}/state")),
     )
@@ -170,6 +211,46 @@ mod tests {
     const BACKEND: &str = "/local/domain/0/backend/pci/9/0";
 
     #[test]
+    fn an_end_that_gives_up_is_told_of_at_once_with_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let server = Server::start(Config::new()).unwrap();
+        server.listen(&socket).unwrap();
+        let store = Store::connect(&socket).unwrap();
+        let own = Store::connect(&socket).unwrap();
+        let (says, said) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = attend_to(&own, LIMIT, || (), |outcome| says.send(outcome).unwrap());
+        });
+        let backend = format!("{BACKEND}/state");
+        let none = "device/pci/0/none";
+        for (node, value, part) in [
+            (&*backend, "5", "is 5;"),
+            (&*backend, "6", "is 6;"),
+            ("device/pci/0/state", "6", "state is 6,"),
+            (ERROR, "no\nmsi", "its error is: no msi"),
+            (none, "", ""),
+        ] {
+            store.write("device/pci/0/backend", BACKEND).unwrap();
+            store.write(&backend, "2").unwrap();
+            store.write("device/pci/0/state", "1").unwrap();
+            let quiet = said.recv_timeout(LOOK * 3);
+            assert!(quiet.is_err(), "{quiet:?} before {node}");
+            if node == none {
+                return;
+            }
+            store.write(node, value).unwrap();
+            let Ok(Outcome::Stuck(why)) = said.recv_timeout(Duration::from_secs(20)) else {
+                panic!("{node} {value}: nothing in 20 s");
+            };
+            assert!(why.contains(part), "{why}");
+            store.rm("device/pci/0").unwrap();
+            let gone = said.recv_timeout(Duration::from_secs(20));
+            assert_eq!(gone, Ok(Outcome::Gone));
+        }
+    }
+
+    #[test]
     fn devices_that_come_connect_go_and_come_again_are_told_of() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
@@ -199,6 +280,7 @@ mod tests {
         for part in ["after 1 s", "state is 1,", BACKEND, "is 2;"] {
             assert!(why.contains(part), "{why}");
         }
+        assert!(!why.contains("error"), "{why}");
         // Not told of before it has gone, nor loaded anew when it comes again.
         state("4");
         store.rm("device/pci/0").unwrap();

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Sender;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::Pid;
@@ -20,6 +21,8 @@ use stubdm_image::firmware::card_rom;
 use tracing::{debug, info, warn};
 
 use crate::guest::confine::Confinement;
+use crate::guest::notify::{self, Listener};
+use crate::guest::pci::broker;
 use crate::libxl::dm_argv::DmArgv;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::outcome::Outcome;
@@ -57,7 +60,8 @@ pub struct Launch {
 }
 
 /// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`,
-/// as `confinement` says, if there is one. With `has_screen` it serves the guest's screen there. It
+/// as `confinement` says, if there is one; `calls` gets the listener for the calls that
+/// [`broker`] answers. With `has_screen` it serves the guest's screen there. It
 /// gets the descriptors in `inherited` under their own numbers.
 ///
 /// # Errors
@@ -69,6 +73,7 @@ pub fn launch_in(
     inherited: Vec<OwnedFd>,
     has_screen: bool,
     confinement: Option<Confinement>,
+    calls: Option<Sender<Listener>>,
 ) -> Result<Launch> {
     DirBuilder::new()
         .recursive(true)
@@ -123,7 +128,7 @@ pub fn launch_in(
     for fd in &inherited {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("a descriptor for QEMU")?;
     }
-    let child = spawn(&mut command, confinement);
+    let child = spawn(&mut command, confinement, calls);
     drop(inherited);
     drop(command);
     let child = child.context(format_args!("starting {}", program.display()))?;
@@ -141,7 +146,11 @@ pub fn launch_in(
 
 /// Starts the program in a thread of its own, which is confined for good: this one has work left
 /// that QEMU has not.
-fn spawn(command: &mut Command, confinement: Option<Confinement>) -> Result<Child> {
+fn spawn(
+    command: &mut Command,
+    confinement: Option<Confinement>,
+    calls: Option<Sender<Listener>>,
+) -> Result<Child> {
     let Some(confinement) = confinement else {
         return command.spawn().map_err(Failure::new);
     };
@@ -150,6 +159,13 @@ fn spawn(command: &mut Command, confinement: Option<Confinement>) -> Result<Chil
         let starter = starter
             .spawn_scoped(scope, || {
                 confinement.enter()?;
+                if let Some(calls) = calls {
+                    // Behind it, this thread waits for the broker at each file that it opens.
+                    match notify::install(&broker::filter()) {
+                        Ok(listener) => calls.send(listener).context("the PCI broker")?,
+                        Err(error) => warn!("the guest can have no PCI devices: {error}"),
+                    }
+                }
                 command.spawn().map_err(Failure::new)
             })
             .context("a thread")?;

@@ -142,8 +142,16 @@ fn run(
     report.reaches(&store);
     report.concerns(guest.domid);
     let me = std::env::current_exe().unwrap();
-    let launch =
-        launcher::launch_in(&host.dir().join("run"), &me, argv, Vec::new(), false, None).unwrap();
+    let launch = launcher::launch_in(
+        &host.dir().join("run"),
+        &me,
+        argv,
+        Vec::new(),
+        false,
+        None,
+        None,
+    )
+    .unwrap();
     let xen = host.stub_xen();
     let world = watch::World {
         xen: &xen,
@@ -286,7 +294,7 @@ fn a_missing_qemu_is_named(_: &Signals) {
     let dir = tempfile::tempdir().unwrap();
     let argv = DmArgv::new(vec![b"-xen-domid".to_vec()]).unwrap();
     let program = Path::new("/nonexistent/qemu");
-    let error = launcher::launch_in(dir.path(), program, argv, Vec::new(), false, None)
+    let error = launcher::launch_in(dir.path(), program, argv, Vec::new(), false, None, None)
         .unwrap_err()
         .to_string();
     assert!(
