@@ -23,6 +23,9 @@ const TOOLSTACK_FOLDERS: [&str; 5] = [
     "/local/domain/0/device-model",
 ];
 
+/// Folders that libxl makes for each PCI device that it has given to a guest, and keeps, empty.
+const PCI_FOLDERS: &str = "/libxl/pci";
+
 /// The first job of every domU.
 const WATCHER: &str = "/data/agent/jobs/0/lines";
 
@@ -63,6 +66,7 @@ impl Snapshot {
             .nodes
             .difference(&before.nodes)
             .filter(|node| !TOOLSTACK_FOLDERS.contains(&node.as_str()))
+            .filter(|node| !node.starts_with(PCI_FOLDERS))
             .collect();
         extra.extend(
             nodes

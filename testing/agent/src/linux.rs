@@ -10,6 +10,8 @@
 //! ```text
 //! userland on /dev/sda1 (romfs), disk driver ata_piix, kernel N
 //! data sum=0xXXXXXXXX sectors=N       what partition 2 begins with
+//! passed nvme sum=0xXXXXXXXX bytes=N interrupts=N     what an nvme begins with, where there is one
+//! passed e1000e sum=0xXXXXXXXX bytes=N interrupts=N   a file by TFTP, where there is such a card
 //! alive second=N disk=ok              once a second: the data read again, a sector behind it written and read back
 //! ```
 //!
@@ -17,6 +19,7 @@
 //! memory.
 
 use std::fs::{self, File};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -86,6 +89,20 @@ fn boot() -> Result<()> {
     for name in order.lines() {
         load(name.trim_end_matches(".ko"), c"")?;
     }
+    for (device, driver) in PASSED {
+        if has(device) {
+            let order = format!("/lib/modules/order-{driver}");
+            let order = fs::read_to_string(&order).context(order)?;
+            for name in order.lines() {
+                load(name.trim_end_matches(".ko"), c"")?;
+            }
+            if *driver == "e1000e" {
+                appears("/sys/class/net/eth0")?;
+                ip(&["link", "set", "eth0", "up"])?;
+                ip(&["addr", "add", "10.0.2.15/24", "dev", "eth0"])?;
+            }
+        }
+    }
     appears(ROOT)?;
     mount(
         Some(ROOT),
@@ -121,6 +138,90 @@ fn appears(node: &str) -> Result<()> {
     Ok(())
 }
 
+/// Passed-through devices that are used, by vendor and device, and their drivers.
+const PASSED: &[(&str, &str)] = &[("0x1b36 0x0010", "nvme"), ("0x8086 0x10d3", "e1000e")];
+
+/// Whether the guest has a PCI device.
+fn has(device: &str) -> bool {
+    let all = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten();
+    all.flatten().any(|entry| {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        format!("{} {}", read("vendor").trim(), read("device").trim()) == device
+    })
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("/bin/busybox")
+        .arg("ip")
+        .args(arguments)
+        .output();
+    let output = output.context("busybox")?;
+    ensure!(output.status.success(), "ip {arguments:?}: {output:?}");
+    Ok(())
+}
+
+/// Reads the first sectors of an nvme.
+fn nvme() -> Result<Vec<u8>> {
+    const NVME: &str = "/dev/nvme0n1";
+    appears(NVME)?;
+    Disk::open_at(NVME)?.read(0, DATA_SECTORS)
+}
+
+/// The longest wait for a block.
+const BLOCK_LIMIT: Duration = Duration::from_secs(5);
+/// How often a request is sent.
+const REQUESTS: usize = 6;
+
+/// Reads the file `data` of the emulator's TFTP server, through whatever card leads there.
+fn tftp() -> Result<Vec<u8>> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(BLOCK_LIMIT))?;
+    let mut request = b"\0\x01data\0octet\0".to_vec();
+    let mut to: SocketAddr = "10.0.2.2:69".parse()?;
+    let mut all = Vec::new();
+    let mut buffer = [0; 600];
+    for number in 1_u16.. {
+        let mut tries = 0;
+        let count = loop {
+            ensure!(tries < REQUESTS, "block {number} does not come");
+            tries += 1;
+            // An address takes a moment to be of use.
+            if socket.send_to(&request, to).is_err() {
+                thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+            let Ok((count, from)) = socket.recv_from(&mut buffer) else {
+                continue;
+            };
+            if buffer[..4] == [&[0, 3], &number.to_be_bytes()[..]].concat()[..] {
+                to = from;
+                break count;
+            }
+        };
+        all.extend_from_slice(&buffer[4..count]);
+        request = [&[0, 4], &number.to_be_bytes()[..]].concat();
+        if count < 4 + SECTOR {
+            socket.send_to(&request, to)?;
+            break;
+        }
+    }
+    Ok(all)
+}
+
+/// Interrupts by message of a driver's devices.
+fn interrupts(driver: &str) -> Result<u64> {
+    let names = match driver {
+        "e1000e" => "eth0",
+        other => other,
+    };
+    let all = fs::read_to_string("/proc/interrupts")?;
+    let lines = all
+        .lines()
+        .filter(|line| line.contains(names) && line.contains("msi"));
+    let first = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+    Ok(lines.filter_map(first).sum())
+}
+
 fn userland() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     let root = mounts.lines().find_map(|line| {
@@ -138,6 +239,20 @@ fn userland() -> Result<()> {
     let mut disk = Disk::open()?;
     let first = sum(&disk.read(0, DATA_SECTORS)?);
     println!("linux-guest: data sum=0x{first:08x} sectors={DATA_SECTORS}");
+    for (device, driver) in PASSED {
+        if has(device) {
+            let read = match *driver {
+                "nvme" => nvme()?,
+                _ => tftp()?,
+            };
+            println!(
+                "linux-guest: passed {driver} sum=0x{:08x} bytes={} interrupts={}",
+                sum(&read),
+                read.len(),
+                interrupts(driver)?
+            );
+        }
+    }
     let begin = Instant::now();
     for second in 1_u32.. {
         let next = begin + Duration::from_secs(second.into());
@@ -175,11 +290,15 @@ struct Disk {
 
 impl Disk {
     fn open() -> Result<Self> {
+        Self::open_at(DATA)
+    }
+
+    fn open_at(path: &str) -> Result<Self> {
         let mut options = File::options();
         options.read(true).write(true);
-        let file = options.custom_flags(OFlag::O_DIRECT.bits()).open(DATA);
+        let file = options.custom_flags(OFlag::O_DIRECT.bits()).open(path);
         Ok(Self {
-            file: file.context(DATA)?,
+            file: file.with_context(|| path.to_owned())?,
             room: vec![0; (DATA_SECTORS + 1) * SECTOR],
         })
     }

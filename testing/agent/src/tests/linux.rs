@@ -31,7 +31,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 /// The guest's disk: a file, on a loop device.
-struct Disk {
+pub(super) struct Disk {
     device: String,
     /// The sum of the data in it.
     sum: u32,
@@ -45,7 +45,7 @@ const KERNEL: &str = "/boot/vmlinuz";
 const FILE: &str = "/tmp/linux.img";
 
 impl Disk {
-    fn make() -> Result<Self> {
+    pub(super) fn make() -> Result<Self> {
         let mut head = fs::read(HEAD).with_context(|| HEAD.to_owned())?;
         // The second entry of the partition table.
         let first: [u8; 4] = head[446 + 16 + 8..][..4].try_into()?;
@@ -66,7 +66,15 @@ impl Disk {
         })
     }
 
-    fn remove(&self) -> Result<()> {
+    /// The line of the guest's configuration.
+    pub(super) fn line(&self) -> String {
+        let device = &self.device;
+        format!(
+            "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target={device}\"]"
+        )
+    }
+
+    pub(super) fn remove(&self) -> Result<()> {
         command(&["losetup", "-d", &self.device])?;
         Ok(fs::remove_file(FILE)?)
     }
@@ -85,11 +93,7 @@ impl Disk {
 }
 
 fn from_the_emulated_disk(world: &World, disk: &Disk) -> Result<()> {
-    let disks = format!(
-        "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target={}\"]",
-        disk.device
-    );
-    let mut guest = Guest::create_with(&world.store, &[&disks])?;
+    let mut guest = Guest::create_with(&world.store, &[&disk.line()])?;
     let seen = (|| -> Result<u32> {
         let userland = guest.says("linux-guest: userland on ")?;
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;

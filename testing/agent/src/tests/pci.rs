@@ -4,12 +4,19 @@
 //! dom0's pciback is loaded with its defaults, under which a device has another address in the
 //! stubdomain than on the host.
 
+use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::linux::Disk;
+use super::save::second;
+use crate::guest::{Guest, LOG, NAME, diagnosis};
+use crate::linux::sum;
+use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command};
+use crate::world::{World, command, soon};
 
 /// The network card, an e1000e.
 const CARD: &str = "0000:00:08.0";
@@ -17,10 +24,19 @@ const CARD: &str = "0000:00:08.0";
 const DISK: &str = "0000:00:09.0";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    tests.push(Test::new("pci/assignable", Needs::Dom0, assignable));
+    let mut test = |name, body: fn(&World) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Dom0, body));
+    };
+    test("pci/assignable", assignable);
+    test("pci/attached_without_root", attached);
+    test("pci/linux_drives_card_and_nvme", |world| {
+        let disk = Disk::make()?;
+        let result = driven(world, &disk);
+        disk.remove().and(result)
+    });
 }
 
-/// Loads pciback and gives it both devices, if that was not done yet.
+/// Loads pciback and gives it the devices, if that was not done yet.
 fn given() -> Result<()> {
     if !Path::new("/sys/bus/pci/drivers/pciback").exists() {
         command(&["insmod", "/lib/modules/xen-pciback.ko"])?;
@@ -40,7 +56,7 @@ fn listed() -> Result<Vec<String>> {
     Ok(lines.iter().filter_map(first).collect())
 }
 
-/// Xen uses the IOMMU, and both devices can be assigned.
+/// Xen uses the IOMMU, and the devices can be assigned.
 fn assignable(_: &World) -> Result<()> {
     let info = command(&["xl", "info"])?;
     let words = info
@@ -52,4 +68,91 @@ fn assignable(_: &World) -> Result<()> {
     let listed = listed()?;
     ensure!(listed == [CARD, DISK], "assignable: {listed:?}");
     Ok(())
+}
+
+/// The stubdomain's memory: its kernel's PCI frontend brings 64 MiB of bounce buffers.
+const MEMORY: &str = "stubdomain_memory=192";
+
+/// Returns the names of the passed-through devices that QEMU has.
+fn passed(guest: &Guest) -> Result<Vec<String>> {
+    let mut qmp = Qmp::connect(guest.socket())?;
+    let buses = qmp.execute("query-pci", None)?;
+    let devices = buses.as_array().context("no buses")?.iter();
+    let devices = devices.flat_map(|bus| bus["devices"].as_array().cloned().unwrap_or_default());
+    let names = devices.filter_map(|device| device["qdev_id"].as_str().map(str::to_owned));
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("pci-pt-")).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Waits until xl shows a device as assignable again.
+fn is_assignable_again(device: &str) -> Result<()> {
+    let deadline = soon();
+    while !listed()?.iter().any(|line| line == device) {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "{device} is not assignable again"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// At creation and while the guest runs, with a QEMU that is as unprivileged as any.
+fn attached(world: &World) -> Result<()> {
+    given()?;
+    let card = format!("pci=[\"{CARD},permissive=1\"]");
+    let guest = Guest::create_with(&world.store, &[&card, MEMORY])
+        .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
+    let result = come_and_go(&guest).with_context(diagnosis);
+    guest.destroy()?;
+    result?;
+    is_assignable_again(CARD)?;
+    is_assignable_again(DISK)
+}
+
+fn come_and_go(guest: &Guest) -> Result<()> {
+    ensure!(passed(guest)? == ["pci-pt-00_08.0"], "{:?}", passed(guest));
+    let attached = format!("{DISK},permissive=1");
+    command(&["xl", "pci-attach", NAME, &attached])?;
+    let both = ["pci-pt-00_08.0", "pci-pt-00_09.0"];
+    ensure!(passed(guest)? == both, "{:?}", passed(guest));
+    let log = fs::read_to_string(LOG).context(LOG)?;
+    for part in [
+        "QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000 of 0000000000000000",
+        "PCI: 0000:00:08.0, in here 0000:00:00.0: QEMU opened it",
+        "PCI: 0000:00:09.0, in here 0000:00:01.0: QEMU opened it",
+    ] {
+        ensure!(log.contains(part), "nothing about `{part}`");
+    }
+    ensure!(!log.contains("hypercall of QEMU's"), "a hypercall failed");
+    Ok(())
+}
+
+/// The file that the card's network serves; the disk begins with the same bytes.
+const DATA: &str = "/job/pci-data";
+
+/// Linux as the guest has both devices by its own drivers, by DMA and messages.
+fn driven(world: &World, disk: &Disk) -> Result<()> {
+    given()?;
+    let devices = format!("pci=[\"{CARD},permissive=1\", \"{DISK},permissive=1\"]");
+    let mut guest = Guest::create_with(&world.store, &[&devices, MEMORY, &disk.line()])?;
+    let result = used(&mut guest).with_context(diagnosis);
+    guest.destroy()?;
+    result?;
+    is_assignable_again(CARD)?;
+    is_assignable_again(DISK)
+}
+
+fn used(guest: &mut Guest) -> Result<()> {
+    let data = fs::read(DATA).context(DATA)?;
+    let wanted = format!("sum=0x{:08x} bytes={}", sum(&data), data.len());
+    for driver in ["nvme", "e1000e"] {
+        let said = guest.says(&format!("linux-guest: passed {driver} "))?;
+        println!("    {driver}: {said}");
+        let (read, interrupts) = said.split_once(" interrupts=").context("no count")?;
+        ensure!(read == wanted, "{driver} has {read}, not {wanted}");
+        ensure!(interrupts.parse::<u32>()? > 0, "{driver}: no message came");
+    }
+    second(guest).map(drop)
 }

@@ -35,6 +35,10 @@ const SOURCE: &str = include_str!("../../../../testing/guest/linux.s");
 /// For the emulated disk, the userland's file system, and the emulated network card.
 const MODULES: &[&str] = &["ata_piix", "sd_mod", "romfs", "e1000"];
 
+/// Drivers of devices that are passed through: the guest loads one, in the order of
+/// `lib/modules/order-NAME`, where it has such a device.
+const PASSED: &[&str] = &["e1000e", "nvme"];
+
 /// `-- boot` are the init's own arguments. The device model's disk and card are to stay: without a
 /// word the kernel would have them unplugged in favour of Xen's own.
 const COMMAND_LINE: &str = "console=ttyS0 quiet rdinit=/init xen_emul_unplug=never mitigations=off \
@@ -76,6 +80,19 @@ pub(crate) fn build(parts: &Parts) -> Result<Option<PathBuf>> {
     archive.program("init", Content::Bytes(agent_bytes.clone()));
     archive.dir("mnt");
     parts.add_modules(&mut archive, MODULES)?;
+    for driver in PASSED {
+        let mut order = String::new();
+        for (name, content) in parts.modules.closure(&[*driver])? {
+            if !archive.has(&format!("lib/modules/{name}")) {
+                archive.file(&format!("lib/modules/{name}"), content);
+            }
+            order.push_str(&name);
+            order.push('\n');
+        }
+        archive.text(&format!("lib/modules/order-{driver}"), &order);
+    }
+    // For `ip`.
+    parts.add_busybox(&mut archive)?;
     let mut initrd = Vec::new();
     archive.write(&mut initrd)?;
     let folder = || Entry::Folder(Folder::new());
