@@ -360,14 +360,18 @@ impl Store {
     pub(crate) fn call(&self, tx: Tx, message: Encoded, watch: Option<WatchId>) -> Answer {
         let deadline = self.request_deadline();
         let op = message.kind();
-        let id = match self.mux.submit(tx, message) {
-            Ok(id) => id,
+        // One visit under the lock to submit, send and look.
+        let submitted = self.mux.enter().and_then(|mut state| {
+            let id = state.proto.submit_in(tx, message)?;
+            Ok((state, id))
+        });
+        let (state, id) = match submitted {
+            Ok(submitted) => submitted,
             Err(error) => return (Err(error), tx.epoch),
         };
         let until = self.until_by(deadline);
-        let answer = self
-            .mux
-            .wait(Ready::Reply(id), until, |state| state.proto.take_reply(id));
+        let taken = |state: &mut State| state.proto.take_reply(id);
+        let answer = self.mux.wait_in(state, Ready::Reply(id), until, taken);
         let error = match answer {
             Ok(Some(answer)) => return answer,
             Ok(None) => Error::TimedOut { op },

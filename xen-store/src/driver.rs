@@ -66,10 +66,21 @@ impl<S: Pollable> Mux<S> {
         &self,
         key: Ready,
         until: Until<'_>,
+        ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let state = self.enter()?;
+        self.wait_in(state, key, until, ready)
+    }
+
+    /// As [`Mux::wait`], for a caller that is inside already.
+    pub(crate) fn wait_in<'a, T>(
+        &'a self,
+        mut state: Locked<'a, S>,
+        key: Ready,
+        until: Until<'_>,
         mut ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<Option<T>> {
         let deadline = until.deadline;
-        let mut state = self.enter()?;
         let mut last_look = false;
         let outcome = loop {
             state = self.reconnect(state);
