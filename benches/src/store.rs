@@ -30,6 +30,8 @@ const CHANGES: usize = 500;
 pub const USERS: usize = 64;
 /// Interleaved runs of each line.
 pub const ROUNDS: usize = 11;
+/// The same on Xen, where the clock counts instructions.
+pub const ROUNDS_ON_XEN: usize = 5;
 /// The aim of one run.
 const RUN: Duration = Duration::from_millis(200);
 /// The share of one processor that other programs may use while a line is measured.
@@ -268,7 +270,9 @@ impl Bench {
     pub fn row(&self, task: &Task) -> Result<String> {
         let figures = self.measure(task)?;
         let goal = task.goals[usize::from(self.on_xen)];
-        Ok(row(task.name, &figures, goal))
+        // There the clock counts instructions, whatever else this machine does.
+        let is_busy = !self.on_xen && figures.others > BUSY;
+        Ok(row(task.name, &figures, goal, is_busy))
     }
 
     fn measure(&self, task: &Task) -> Result<Figures> {
@@ -280,7 +284,8 @@ impl Bench {
         let (ours_count, c_count) = (enough(ours)?, enough(c)?);
         let (mut ours_each, mut c_each, mut used) = (Vec::new(), Vec::new(), 0.0);
         let begun = self.used()?;
-        for round in 0..ROUNDS {
+        let rounds = if self.on_xen { ROUNDS_ON_XEN } else { ROUNDS };
+        for round in 0..rounds {
             for turn in 0..2 {
                 if (round + turn) % 2 == 0 {
                     let before = processor_time(self.daemon)?;
@@ -291,7 +296,7 @@ impl Bench {
                 }
             }
         }
-        let operations = ROUNDS * ours_count * task.units;
+        let operations = rounds * ours_count * task.units;
         Ok(Figures {
             ours: ours_each,
             c: c_each,
@@ -416,7 +421,7 @@ fn processor_time(process: u32) -> Result<f64> {
 pub const HEAD: &str = "| operation | ours | libxenstore | daemon | C / ours | limit | goal | | others |\n\
      |---|---|---|---|---|---|---|---|---|\n";
 
-fn row(name: &str, figures: &Figures, goal: Option<f64>) -> String {
+fn row(name: &str, figures: &Figures, goal: Option<f64>, is_busy: bool) -> String {
     let pairs = figures.ours.iter().zip(&figures.c);
     let ratios: Vec<f64> = pairs.map(|(ours, c)| c / ours).collect();
     let (low, high) = quartiles(&ratios).unwrap_or_default();
@@ -430,7 +435,7 @@ fn row(name: &str, figures: &Figures, goal: Option<f64>) -> String {
     let limit = median(figures.c.clone()) / figures.daemon;
     let verdict = match goal {
         None => "",
-        Some(_) if figures.others > BUSY => "busy machine",
+        Some(_) if is_busy => "busy machine",
         Some(goal) if low >= goal => "reached",
         Some(goal) if limit < goal => "beyond the limit",
         Some(goal) if high < goal => "missed",
@@ -458,7 +463,7 @@ mod tests {
             daemon,
             others,
         };
-        let row = row("read", &figures, Some(4.0));
+        let row = row("read", &figures, Some(4.0), others > BUSY);
         row.split('|').nth(8).unwrap_or_default().trim().to_owned()
     }
 

@@ -52,9 +52,9 @@ pub(crate) fn run_on_xen(
     let page = format!(
         "# The store's client on Xen, beside libxenstore\n\n\
          Written by `cargo xtask bench store --xen`. xenstored {release} in dom0 of Xen {release} in\n\
-         QEMU, over its socket, otherwise as [without Xen](store.md). The machine's clock counts\n\
-         instructions, those of the kernel, of Xen and of xenstored included, on all processors of\n\
-         dom0 in turn.\n\n\
+         QEMU, over its socket, five runs of a line, otherwise as [without Xen](store.md). The\n\
+         machine's clock counts instructions, those of the kernel, of Xen and of xenstored included,\n\
+         on all processors of dom0 in turn.\n\n\
          | operation | ours | libxenstore | daemon | C / ours | limit | goal | | others |\n\
          |---|---|---|---|---|---|---|---|---|\n{}\n",
         rows.join("\n")

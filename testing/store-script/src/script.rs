@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use xen_store::StorePath;
 use xen_store::wire::REL_PATH_MAX;
 
 /// The connections: two of domain 0, then one of each guest; on [`Host::Live`] all are domain 0's.
@@ -299,6 +300,8 @@ struct Writer {
 /// * xenstored sets no errno for SET_PERMS on an `@name` that is unknown or not the caller's, and
 ///   for INTRODUCE of a domain that does not exist. They fail with the last errno of the process. If
 ///   that is 0 they are not answered at all, and the client's next message ends the daemon.
+/// * The kernel's device refuses a watch that the daemon refuses by an error of `write`, after which
+///   libxenstore has closed its connection.
 /// * xenstored keeps a domain that was released, as long as it is the target of a domain.
 /// * oxenstored sends a list longer than a message in one all the same, lets a path that is too
 ///   long be watched, and by RELEASE of domain 0 takes all nodes of domain 0 away from it.
@@ -530,6 +533,11 @@ impl Writer {
                 let mut path = self.path(on);
                 if self.host == Host::Oxenstored && path.len() > REL_PATH_MAX {
                     path = "@releaseDomain".to_owned();
+                }
+                // By the device, on a live host.
+                let is_refused = StorePath::new(&path).is_err() || path.starts_with('@');
+                if self.is_live() && on >= FIRST_GUEST && is_refused {
+                    path = "/t/open".to_owned();
                 }
                 self.watches[on][slot] = true;
                 self.push(on, Op::Watch { slot, path });
