@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use stubdm_image::elf;
 
+use crate::command::{cargo, succeed};
 use crate::publish::cargo_home;
 use crate::workspace::Workspace;
 
@@ -21,6 +22,15 @@ const BINARIES: &[(&str, &str)] = &[("stubdm", STUBDM_RUN), ("xen-testbed-agent"
 pub(crate) const STUBDM_RUN: &str = "stubdm-run";
 /// The binary that runs the tests inside the guests.
 pub(crate) const AGENT: &str = "xen-testbed-agent";
+
+/// The tools of the package `xen-rust-tools`: their packages, kinds and names. An example is built
+/// with its package's development dependencies, which must not bring the simulated host.
+pub(crate) const TOOLS: &[(&str, &str, &str)] = &[
+    ("xen-store-tool", "--bin", "xstore"),
+    ("xen-interface", "--example", "xen-console-ring"),
+    ("xen-interface", "--example", "xen-list"),
+    ("xen-interface", "--example", "xen-top"),
+];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -62,6 +72,27 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
 /// Builds only what is shipped.
 pub(crate) fn build_shipped(workspace: &Workspace) -> Result<()> {
     build_with(workspace, &BINARIES[..1], &[], &[])
+}
+
+/// Builds the tools of the package `xen-rust-tools`, and returns their files in the order of
+/// [`TOOLS`].
+pub(crate) fn build_tools(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for (package, kind, name) in TOOLS {
+        let mut command = cargo();
+        command.arg("build");
+        like_shipped(&mut command, workspace);
+        command.args(["-p", package, kind, name]);
+        succeed(command)?;
+        let file = match *kind {
+            "--example" => path(workspace, "examples").join(name),
+            _ => path(workspace, name),
+        };
+        check_static(&file)?;
+        check_shipped(&file)?;
+        files.push(file);
+    }
+    Ok(files)
 }
 
 /// As [`build`], all of them as they are shipped, for measurements: whatever the environment says of

@@ -149,8 +149,13 @@ enum Task {
     },
     /// Package the libraries, and test a user's crate that depends on the packaged files alone
     Packages,
-    /// Build the Debian package: the static binary, manual pages, completions, a unit, documents
-    Deb,
+    /// Build the Debian packages: stubdm (the static binary, manual pages, completions, a unit,
+    /// documents) and xen-rust-tools (xstore, and examples of the libraries)
+    Deb {
+        /// Only this one
+        #[arg(value_parser = [deb::NAME, deb::tools::NAME])]
+        package: Option<String>,
+    },
     /// Carry out the checklist of a release: a line for each step, and the next step if it fails
     Release {
         /// Only the steps whose names contain this; may be repeated
@@ -406,10 +411,15 @@ fn run(task: Task) -> Result<ExitCode> {
             reproducible::check(&workspace)?;
             Ok(ExitCode::SUCCESS)
         }
-        Task::Deb => {
-            dist::build_shipped(&workspace)?;
-            let file = deb::build(&workspace)?;
-            println!("{}", Workspace::show(&file));
+        Task::Deb { package } => {
+            let wanted = |name| package.as_ref().is_none_or(|package| package == name);
+            if wanted(deb::NAME) {
+                dist::build_shipped(&workspace)?;
+                println!("{}", Workspace::show(&deb::build(&workspace)?));
+            }
+            if wanted(deb::tools::NAME) {
+                println!("{}", Workspace::show(&deb::tools::build(&workspace)?));
+            }
             Ok(ExitCode::SUCCESS)
         }
         Task::Fetch { host } => {

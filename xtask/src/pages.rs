@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::workspace::Workspace;
 
-/// Writes them to `target/dist/man` and `target/dist/completions`; those of `xstore`, which no
+/// Writes them to `target/dist/man` and `target/dist/completions`; those of `xstore`, which another
 /// package has, to the same folders in `target/dist/xstore`.
 pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

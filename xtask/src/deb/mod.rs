@@ -12,6 +12,7 @@
 //! the administrator's to say.
 
 mod pack;
+pub(crate) mod tools;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -109,33 +110,27 @@ fn build_as(
     pages::write(workspace)?;
     let data = data(workspace, program, &workspace.dist())?;
     drop(pages);
+    let file = folder.join(format!("{NAME}_{version}_amd64.deb"));
+    write(&file, &control(&data, version)?, &data)?;
+    Ok(file)
+}
+
+/// Writes a package.
+fn write(file: &Path, control: &Archive, data: &Archive) -> Result<()> {
     let time = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().context("SOURCE_DATE_EPOCH")?,
         Err(_) => TIME,
     };
     let mut package = Vec::new();
-    pack::write(&mut package, &control(&data, version)?, &data, time)?;
-    let file = folder.join(format!("{NAME}_{version}_amd64.deb"));
-    write_atomically(&file, &package)?;
-    Ok(file)
+    pack::write(&mut package, control, data, time)?;
+    write_atomically(file, &package)
 }
 
 /// The files that the package brings; `pages` is the folder with `man` and `completions`.
 fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> {
     let mut data = Archive::bare();
     data.program("usr/bin/stubdm-run", Content::File(program.to_owned()));
-    let packed = |bytes: &[u8]| pack::gzip(bytes).map(Content::Bytes);
-    for (name, page) in pages::read(&pages.join("man"))? {
-        data.file(&format!("usr/share/man/man1/{name}.gz"), packed(&page)?);
-    }
-    for (name, text) in pages::read(&pages.join("completions"))? {
-        let folder = match name.as_str() {
-            name if name.starts_with('_') => "usr/share/zsh/vendor-completions",
-            name if name.ends_with(".fish") => "usr/share/fish/vendor_completions.d",
-            _ => "usr/share/bash-completion/completions",
-        };
-        data.file(&format!("{folder}/{name}"), Content::Bytes(text));
-    }
+    add_pages(&mut data, pages)?;
     data.text(
         "usr/lib/systemd/system/stubdm-doctor.service",
         include_str!("../../assets/deb/stubdm-doctor.service"),
@@ -175,8 +170,29 @@ fn licence(workspace: &Workspace) -> Result<String> {
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// Returns the package's control files.
-fn control(data: &Archive, version: &str) -> Result<Archive> {
+/// Adds a program's manual pages and completions to a package; `folder` has `man` and
+/// `completions`.
+fn add_pages(data: &mut Archive, folder: &Path) -> Result<()> {
+    for (name, page) in pages::read(&folder.join("man"))? {
+        data.file(&format!("usr/share/man/man1/{name}.gz"), packed(&page)?);
+    }
+    for (name, text) in pages::read(&folder.join("completions"))? {
+        let folder = match name.as_str() {
+            name if name.starts_with('_') => "usr/share/zsh/vendor-completions",
+            name if name.ends_with(".fish") => "usr/share/fish/vendor_completions.d",
+            _ => "usr/share/bash-completion/completions",
+        };
+        data.file(&format!("{folder}/{name}"), Content::Bytes(text));
+    }
+    Ok(())
+}
+
+fn packed(bytes: &[u8]) -> Result<Content> {
+    pack::gzip(bytes).map(Content::Bytes)
+}
+
+/// Returns the sums of a package's files as dpkg wants them, and its size in KiB.
+fn sums(data: &Archive) -> Result<(String, usize)> {
     let mut sums = String::new();
     let mut size = 0;
     for (path, node) in data.nodes() {
@@ -189,6 +205,12 @@ fn control(data: &Archive, version: &str) -> Result<Archive> {
             size += 1;
         }
     }
+    Ok((sums, size))
+}
+
+/// Returns the package's control files.
+fn control(data: &Archive, version: &str) -> Result<Archive> {
+    let (sums, size) = sums(data)?;
     let mut control = Archive::bare();
     let text = include_str!("../../assets/deb/control")
         .replace("@VERSION@", version)
