@@ -123,7 +123,7 @@ struct Raw {
 enum State {
     Version,
     SecurityCount,
-    /// How many types are still to come; whether [`NONE`] and [`VNC`] were among them.
+    /// The number of types still to come, and the presence of [`NONE`] and [`VNC`] so far.
     SecurityTypes(u8, [bool; 2]),
     Challenge,
     SecurityResult,

@@ -427,10 +427,12 @@ mod tests {
         });
         assert!(wait_connected(&store, domain, &mut monitor, soon()).unwrap());
         let qemu = connecting.join().unwrap();
-        store.write(node, "5").unwrap();
-        let past = Instant::now();
-        let failure = wait_connected(&store, domain, &mut monitor, past).unwrap_err();
-        assert!(failure.to_string().contains("is not 4"), "{failure}");
+        for other in ["", "3", "5", "44"] {
+            store.write(node, other).unwrap();
+            let past = Instant::now();
+            let failure = wait_connected(&store, domain, &mut monitor, past).unwrap_err();
+            assert!(failure.to_string().contains("is not 4"), "{failure}");
+        }
         drop(qemu);
         assert!(!wait_connected(&store, domain, &mut monitor, soon()).unwrap());
     }

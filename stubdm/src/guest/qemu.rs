@@ -28,13 +28,13 @@ use crate::rt::error::{Context, Failure, Result};
 use crate::rt::outcome::Outcome;
 use crate::rt::stream::Stream;
 
-/// Where Debian keeps the QEMU for Xen.
+/// Debian's path of the QEMU for Xen.
 pub const DEFAULT: &str = "/usr/libexec/xen-qemu-system-i386";
 
-/// Where our sockets are in a stubdomain.
+/// The folder of our sockets in a stubdomain.
 pub const DIRECTORY: &str = "/run/stubdm";
 
-/// Where QEMU finds its firmware.
+/// QEMU's folders of firmware.
 pub const FIRMWARE: &[&str] = &[
     "/usr/share/qemu",
     "/usr/share/seabios",
@@ -49,11 +49,11 @@ pub struct Launch {
     pub pid: Pid,
     /// Its stdout and stderr, non-blocking.
     pub output: Stream,
-    /// Where it connects its end of our own monitor.
+    /// The socket to which it connects our own monitor.
     pub monitor: UnixListener,
-    /// Where it listens for the toolstack's.
+    /// The socket at which it listens for the toolstack's.
     pub toolstack: PathBuf,
-    /// Where it listens for the guest's screen, if it was to.
+    /// The socket at which its VNC server listens, if there is a screen.
     pub screen: Option<PathBuf>,
     /// The outcome of the state it loads, if there is one.
     pub incoming: Option<Outcome>,

@@ -191,6 +191,7 @@ mod tests {
             // A new size alone is no picture.
             (server.width, server.height) = (5, 3);
             server.resize().unwrap();
+            while server.message().unwrap() != (Message::Request { incremental: false }) {}
             server
                 .picture(|x, y| u32::from(x) << 16 | u32::from(y))
                 .unwrap();
