@@ -21,6 +21,7 @@
 #   port N                              for each '@': on the serial ports 2 to 4, each its own number
 #   toy 0xXXXXXXXX                      for each '~': what the port of toy.s returned, all ones if nothing is there
 #   netN ... datagram=ok                for each '&': the network cards' lines once more, with another kind of echo
+#   dma inside=0xN outside=0xN          for '^': see dma.s
 #   screen drawn                        for '*': see screen.s
 #   key 0xXXXXXXXX, mouse 0xXXXXXXXX    from then on for each byte of the keyboard and each movement
 #   monitored cpuid=0xN request=0xN     for each '!': the answers to a cpuid and to a request to its monitor
@@ -28,7 +29,7 @@
 # It waits with interrupts enabled (sti; hlt): Xen shuts a guest down that halts with interrupts off.
 #
 # This file has the boot sector and the course of things; disk.s, cd.s, rtl8139.s, net.s, toy.s,
-# screen.s, monitor.s, interrupts.s and serial.s are appended to it.
+# dma.s, screen.s, monitor.s, interrupts.s and serial.s are appended to it.
 # The caller defines STAGE_SECTORS, HZ, PIT_DIVISOR, PATTERN_FIRST, PATTERN_STRIDE, PATTERN_COUNT and SCRATCH_SECTOR.
 
         .intel_syntax noprefix

@@ -170,6 +170,8 @@ requests:
         .long nets_ask_again
         .byte '~'
         .long toy_tell
+        .byte '^'
+        .long dma_try
         .byte '*'
         .long screen_draw
         .byte '!'

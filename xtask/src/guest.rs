@@ -25,6 +25,7 @@ const SOURCE: &str = concat!(
     include_str!("../../testing/guest/rtl8139.s"),
     include_str!("../../testing/guest/net.s"),
     include_str!("../../testing/guest/toy.s"),
+    include_str!("../../testing/guest/dma.s"),
     include_str!("../../testing/guest/screen.s"),
     include_str!("../../testing/guest/monitor.s"),
     include_str!("../../testing/guest/interrupts.s"),
@@ -34,7 +35,7 @@ const SOURCE: &str = concat!(
 /// Bytes in a sector.
 pub(crate) const SECTOR: usize = 512;
 const IMAGE_SECTORS: usize = 32 * 1024;
-const STAGE_SECTORS: usize = 8;
+const STAGE_SECTORS: usize = 10;
 const PATTERN_FIRST: usize = 64;
 const PATTERN_STRIDE: usize = 509;
 const PATTERN_COUNT: usize = 64;

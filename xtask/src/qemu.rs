@@ -145,7 +145,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) pci: Option<&'a Passthrough>,
 }
 
-/// The devices of a machine with an IOMMU, at the addresses [`CARD`] and [`DISK`].
+/// The devices of a machine with an IOMMU, at the addresses [`CARD`], [`DISK`] and [`EDU`].
 #[derive(Debug)]
 pub(crate) struct Passthrough {
     /// The folder that the card's network serves by TFTP.
@@ -158,6 +158,8 @@ pub(crate) struct Passthrough {
 const CARD: &str = "8";
 /// The disk's address, 0000:00:09.0 in dom0.
 const DISK: &str = "9";
+/// The address of a device that a guest can have do DMA of any kind, 0000:00:0a.0 in dom0.
+const EDU: &str = "0xa";
 
 /// Added to Xen's command line on a machine with an IOMMU: the emulated IOMMU is Intel's and the
 /// processor AMD's, so the two cannot share page tables.
@@ -176,6 +178,7 @@ impl Passthrough {
         let drive = format!("if=none,id=disk,format=raw,snapshot=on,file={file}");
         let card = format!("e1000e,netdev=card,addr={CARD},romfile=");
         let disk = format!("nvme,drive=disk,serial=stubdm,addr={DISK}");
+        let edu = format!("edu,addr={EDU}");
         let words = [
             "-machine",
             "q35",
@@ -189,6 +192,8 @@ impl Passthrough {
             &drive,
             "-device",
             &disk,
+            "-device",
+            &edu,
         ];
         Ok(words.iter().map(OsString::from).collect())
     }
@@ -475,7 +480,8 @@ mod tests {
             "tftp=/a,,b ",
             "e1000e,netdev=card,addr=8,romfile= ",
             "snapshot=on,file=/c ",
-            "nvme,drive=disk,serial=stubdm,addr=9",
+            "nvme,drive=disk,serial=stubdm,addr=9 ",
+            "edu,addr=0xa",
         ] {
             assert!(words.contains(part), "{words}");
         }

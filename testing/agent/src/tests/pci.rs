@@ -22,6 +22,8 @@ use crate::world::{World, command, soon};
 const CARD: &str = "0000:00:08.0";
 /// The disk, an nvme.
 const DISK: &str = "0000:00:09.0";
+/// QEMU's edu, which a guest can have do DMA of any kind.
+const EDU: &str = "0000:00:0a.0";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     let mut test = |name, body: fn(&World) -> Result<()>| {
@@ -29,6 +31,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     };
     test("pci/assignable", assignable);
     test("pci/attached_without_root", attached);
+    test("pci/dma_outside_the_guest_is_refused", dma);
     test("pci/linux_drives_card_and_nvme", |world| {
         let disk = Disk::make()?;
         let result = driven(world, &disk);
@@ -41,7 +44,7 @@ fn given() -> Result<()> {
     if !Path::new("/sys/bus/pci/drivers/pciback").exists() {
         command(&["insmod", "/lib/modules/xen-pciback.ko"])?;
     }
-    for device in [CARD, DISK] {
+    for device in [CARD, DISK, EDU] {
         if !listed()?.iter().any(|line| line == device) {
             command(&["xl", "pci-assignable-add", device])?;
         }
@@ -66,7 +69,7 @@ fn assignable(_: &World) -> Result<()> {
     ensure!(words.contains("hvm_directio"), "virt_caps{words}");
     given()?;
     let listed = listed()?;
-    ensure!(listed == [CARD, DISK], "assignable: {listed:?}");
+    ensure!(listed == [CARD, DISK, EDU], "assignable: {listed:?}");
     Ok(())
 }
 
@@ -127,6 +130,34 @@ fn come_and_go(guest: &Guest) -> Result<()> {
     }
     ensure!(!log.contains("hypercall of QEMU's"), "a hypercall failed");
     Ok(())
+}
+
+/// The device copies within the guest's memory; an address that the guest has no memory at is
+/// refused by the IOMMU, and Xen's log has the device and the address.
+fn dma(world: &World) -> Result<()> {
+    given()?;
+    let device = format!("pci=[\"{EDU},permissive=1\"]");
+    let mut guest = Guest::create_with(&world.store, &[&device, MEMORY])?;
+    let result = (|| -> Result<()> {
+        guest.says("xen-guest: alive second=")?;
+        guest.types(&world.store, "^")?;
+        let said = guest.says("xen-guest: dma ")?;
+        ensure!(said.starts_with("inside=0x5a5aa5a5 outside="), "{said}");
+        ensure!(!said.ends_with("outside=0x5a5aa5a5"), "{said}");
+        guest.says("xen-guest: alive second=").map(drop)
+    })();
+    let log = command(&["xl", "dmesg"])?;
+    guest.destroy()?;
+    result.with_context(diagnosis)?;
+    // The log has the address's page.
+    let fault = |line: &String| line.contains(EDU) && line.contains("fault addr c000000");
+    let last = &log[log.len().saturating_sub(12)..];
+    ensure!(
+        log.iter().any(fault),
+        "no fault in Xen's log:\n{}",
+        last.join("\n")
+    );
+    is_assignable_again(EDU)
 }
 
 /// The file that the card's network serves; the disk begins with the same bytes.
