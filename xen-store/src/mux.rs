@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::proto::{Connection, Failure, Quirks, Ready, RequestId, Tx, WatchId};
 use crate::ready_fd::ReadyFd;
 use crate::reconnect::{Reconnect, Schedule};
-#[cfg(feature = "tokio")]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 use crate::request::Encoded;
 use crate::request::Request;
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -396,7 +396,7 @@ impl<S: Stream> Mux<S> {
     }
 
     /// Makes a request and sends it, if that needs no waiting.
-    #[cfg(feature = "tokio")]
+    #[cfg(any(feature = "tokio", all(test, loom)))]
     pub(crate) fn submit(&self, tx: Tx, message: Encoded) -> Result<RequestId> {
         let mut state = self.enter()?;
         let id = state.proto.submit_in(tx, message)?;
