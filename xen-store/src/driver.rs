@@ -33,6 +33,11 @@ use crate::mux::{Locked, Mux, Poller, State, Stream};
 use crate::proto::Ready;
 use crate::sync::{Condvar, MutexGuard};
 
+/// Looks for the rest of a message before the next sleep. C's xenstored writes header and payload
+/// one after the other, so a reader that is woken by the header often finds nothing behind it. Where
+/// others wait too, they have a use for the processor meanwhile.
+const LOOKS: usize = if cfg!(loom) { 0 } else { 16 };
+
 /// A stream that a thread can sleep on.
 pub(crate) trait Pollable: Stream {
     /// Sleeps until there is something to read, there is room (if `output`), an interruption, a
@@ -150,6 +155,15 @@ impl<S: Pollable> Mux<S> {
             self.stream().rearm();
         }
         self.read(&mut state);
+        if !state.others_wait_for_replies() {
+            for _ in 0..LOOKS {
+                if !state.proto.is_mid_message() {
+                    break;
+                }
+                std::thread::yield_now();
+                self.read(&mut state);
+            }
+        }
         (state, polled)
     }
 }
@@ -167,4 +181,102 @@ fn sleep<'a>(
         .wait_timeout(guard, left)
         .unwrap_or_else(PoisonError::into_inner)
         .0
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "the lint exempts test functions, but not the helpers beside them"
+)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::proto::{Quirks, RequestId, Tx};
+    use crate::request::{Read, Request as _};
+    use crate::transport::Written;
+    use crate::wire;
+
+    /// A transport that has these bytes to read, one after the other, or nothing at that time.
+    #[derive(Debug, Default)]
+    struct Pieces {
+        reads: RefCell<VecDeque<Option<Vec<u8>>>>,
+        /// The last message written.
+        sent: RefCell<Vec<u8>>,
+        sleeps: Cell<usize>,
+    }
+
+    impl Stream for Pieces {
+        fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno> {
+            let piece = self.reads.borrow_mut().pop_front().flatten();
+            Ok(piece.map(|piece| {
+                buf[..piece.len()].copy_from_slice(&piece);
+                piece.len()
+            }))
+        }
+
+        fn writer(&self) -> impl Fn(&[u8]) -> Written {
+            |bytes| {
+                *self.sent.borrow_mut() = bytes.to_vec();
+                Written::Some(bytes.len())
+            }
+        }
+    }
+
+    impl Pollable for Pieces {
+        fn poll(&self, _: bool, _: Option<Instant>) -> Result<()> {
+            self.sleeps.set(self.sleeps.get() + 1);
+            assert!(self.sleeps.get() < 10, "the answer was missed");
+            Ok(())
+        }
+
+        fn rearm(&self) {}
+    }
+
+    fn submit(mux: &Mux<Pieces>) -> Result<RequestId> {
+        mux.submit(Tx::NONE, Read { path: "/a" }.encode()?)
+    }
+
+    /// Returns the sleeps until an answer was taken whose payload came after `gap` looks at
+    /// nothing.
+    fn sleeps(mux: &Mux<Pieces>, gap: usize) -> usize {
+        let id = submit(mux).unwrap();
+        let header: [u8; wire::Header::SIZE] = mux.stream().sent.borrow()[..wire::Header::SIZE]
+            .try_into()
+            .unwrap();
+        let header = wire::Header::from_bytes(&header);
+        let message = wire::encode(header.kind, header.req_id, 0, &[b"value"]).unwrap();
+        let (header, payload) = message.split_at(wire::Header::SIZE);
+        let mut reads = mux.stream().reads.borrow_mut();
+        reads.push_back(Some(header.to_vec()));
+        reads.extend(std::iter::repeat_n(None, gap));
+        reads.push_back(Some(payload.to_vec()));
+        drop(reads);
+        mux.stream().sleeps.set(0);
+        let taken = |state: &mut State| state.proto.take_reply(id);
+        let answer = mux.wait(Ready::Reply(id), Until::default(), taken);
+        assert_eq!(answer.unwrap().unwrap().0.unwrap(), b"value");
+        mux.stream().sleeps.get()
+    }
+
+    #[test]
+    fn the_rest_of_a_message_is_looked_for_before_the_next_sleep() {
+        let mux = Mux::new(Pieces::default(), Quirks::SOCKET);
+        assert_eq!(sleeps(&mux, 0), 1);
+        assert_eq!(sleeps(&mux, LOOKS - 1), 1);
+        // The looks are bounded, whatever the daemon does.
+        assert_eq!(sleeps(&mux, LOOKS + 1), 2);
+    }
+
+    #[test]
+    fn nobody_looks_while_others_wait_for_answers() {
+        let mux = Mux::new(Pieces::default(), Quirks::SOCKET);
+        let other = submit(&mux).unwrap();
+        let wake = crate::mux::Wake::Thread(std::sync::Arc::new(Condvar::new()));
+        mux.lock().add_waiter(Ready::Reply(other), wake);
+        assert_eq!(sleeps(&mux, 1), 3);
+    }
 }

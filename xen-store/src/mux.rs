@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::proto::{Connection, Failure, Quirks, Ready, RequestId, Tx, WatchId};
 use crate::ready_fd::ReadyFd;
 use crate::reconnect::{Reconnect, Schedule};
-#[cfg(any(feature = "tokio", all(test, loom)))]
+#[cfg(any(feature = "tokio", test))]
 use crate::request::Encoded;
 use crate::request::Request;
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -396,7 +396,7 @@ impl<S: Stream> Mux<S> {
     }
 
     /// Makes a request and sends it, if that needs no waiting.
-    #[cfg(any(feature = "tokio", all(test, loom)))]
+    #[cfg(any(feature = "tokio", test))]
     pub(crate) fn submit(&self, tx: Tx, message: Encoded) -> Result<RequestId> {
         let mut state = self.enter()?;
         let id = state.proto.submit_in(tx, message)?;
@@ -544,6 +544,12 @@ impl<S: Stream> Mux<S> {
 }
 
 impl State {
+    /// Returns whether anyone but the poller waits for an answer.
+    pub(crate) fn others_wait_for_replies(&self) -> bool {
+        let first = self.waiters.first_key_value();
+        matches!(first, Some(((Ready::Reply(_), _), _)))
+    }
+
     /// Whether a call of [`Mux::flush`] would write.
     pub(crate) fn can_write(&self) -> bool {
         !self.writing && !self.no_room && self.proto.has_outgoing()
@@ -553,6 +559,13 @@ impl State {
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         let schedule = self.schedule.as_ref().filter(|_| !self.connecting)?;
         self.proto.loss().and_then(|_| schedule.poll_timeout())
+    }
+
+    /// Adds one that waits.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn add_waiter(&mut self, key: Ready, wake: Wake) {
+        let number = self.fresh_waiter();
+        self.waiters.insert((key, number), wake);
     }
 
     fn fresh_waiter(&mut self) -> u64 {

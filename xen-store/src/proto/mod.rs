@@ -367,6 +367,11 @@ impl Connection {
         self.failure.map_or(Ok(()), Err)
     }
 
+    /// Returns whether a part of a message has come, and the rest has not.
+    pub(crate) fn is_mid_message(&self) -> bool {
+        self.failure.is_none() && self.loss.is_none() && self.decoder.is_mid_message()
+    }
+
     /// Ends the connection for the transport's reason. It is lost if it survives that
     /// ([`Connection::survive`]), else finished as by [`Connection::give_up`].
     pub fn handle_failure(&mut self, failure: Failure) {
