@@ -2,7 +2,6 @@
 
 use std::fmt::{self, Write as _};
 
-use xen_store::StorePath;
 use xen_store::wire::REL_PATH_MAX;
 
 /// The connections: two of domain 0, then one of each guest; on [`Host::Live`] all are domain 0's.
@@ -214,6 +213,9 @@ impl Random {
     }
 }
 
+/// The longest value by the kernel's device, which takes 4096 bytes with header and path.
+const MOST_BY_DEVICE: usize = 2000;
+
 /// Folders in which scripts work: of all domains, of those that may read, of domain 0, and the
 /// guests' own.
 const FOLDERS: &[&str] = &[
@@ -300,8 +302,10 @@ struct Writer {
 /// * xenstored sets no errno for SET_PERMS on an `@name` that is unknown or not the caller's, and
 ///   for INTRODUCE of a domain that does not exist. They fail with the last errno of the process. If
 ///   that is 0 they are not answered at all, and the client's next message ends the daemon.
-/// * The kernel's device refuses a watch that the daemon refuses by an error of `write`, after which
-///   libxenstore has closed its connection.
+/// * By the kernel's device there are no watches: a thread of the kernel's passes events on, so they
+///   come before or after the reply to a later request. And nothing that the device refuses by an
+///   error of `write`, after which libxenstore has closed its connection: more than 4096 bytes with
+///   the header, or a watch that the daemon refuses.
 /// * xenstored of Xen 4.20 takes a path of domain 0 that is longer than the protocol's limit, which
 ///   ours refuses and 4.17 refuses beyond 2048 bytes: none on a live host is longer than these.
 /// * xenstored keeps a domain that was released, as long as it is the target of a domain.
@@ -410,8 +414,11 @@ impl Writer {
         path
     }
 
-    fn value(&mut self) -> Vec<u8> {
-        let length = self.random.pick(LENGTHS);
+    fn value(&mut self, on: usize) -> Vec<u8> {
+        let mut length = self.random.pick(LENGTHS);
+        if self.is_live() && on >= FIRST_GUEST {
+            length = length.min(MOST_BY_DEVICE);
+        }
         (0..length)
             .map(|_| self.random.next().to_le_bytes()[0])
             .collect()
@@ -467,12 +474,14 @@ impl Writer {
                 Op::Read { tx, paths }
             }
             8..13 => {
-                let nodes = vec![(path, self.value())];
+                let nodes = vec![(path, self.value(on))];
                 Op::Write { tx, nodes }
             }
             13 => {
                 let count = 1 + self.random.below(6);
-                let nodes = (0..count).map(|_| (self.path(on), self.value())).collect();
+                let nodes = (0..count)
+                    .map(|_| (self.path(on), self.value(on)))
+                    .collect();
                 Op::Write { tx, nodes }
             }
             14 | 15 => Op::Mkdir { tx, path },
@@ -532,6 +541,7 @@ impl Writer {
     }
 
     fn about_watches(&mut self, on: usize) {
+        let on = if self.is_live() { on % FIRST_GUEST } else { on };
         let used = in_use(&self.watches[on]);
         if used.len() < 2 * USUAL_SLOTS && !self.random.one_in(3) {
             let free = (1..SLOTS).find(|slot| !self.watches[on][*slot]);
@@ -539,11 +549,6 @@ impl Writer {
                 let mut path = self.path(on);
                 if self.host == Host::Oxenstored && path.len() > REL_PATH_MAX {
                     path = "@releaseDomain".to_owned();
-                }
-                // By the device, on a live host.
-                let is_refused = StorePath::new(&path).is_err() || path.starts_with('@');
-                if self.is_live() && on >= FIRST_GUEST && is_refused {
-                    path = "/t/open".to_owned();
                 }
                 self.watches[on][slot] = true;
                 self.push(on, Op::Watch { slot, path });
