@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::command::{cargo, succeed};
 use crate::dist;
 use crate::host::{self, Host, Job, Options};
 use crate::progress::Step;
@@ -47,8 +48,8 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     let (program, libraries) = c_side(workspace, &request.options)?;
     let step = Step::begin("building the comparison");
     let target = workspace.root().join("target");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut build = cargo();
+    build
         .args([
             "build",
             "--locked",
@@ -59,10 +60,8 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
             "xen-sim-preload",
         ])
         .current_dir(workspace.root())
-        .env("CARGO_TARGET_DIR", &target)
-        .status()
-        .context("starting cargo")?;
-    ensure!(status.success(), "the comparison does not build");
+        .env("CARGO_TARGET_DIR", &target);
+    succeed(build).context("building the comparison")?;
     step.done();
     let mut command = Command::new(target.join("release/vchan-compare"));
     command

@@ -4,23 +4,23 @@
 //! simulated host in it.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use crate::command::{cargo, succeed};
 use crate::dist;
 use crate::workspace::Workspace;
 
-/// Runs it and writes `dom0.md` into the folder.
+/// Runs the measurement and writes `dom0.md` into the folder.
 pub(crate) fn run(workspace: &Workspace, guests: u32, out: &Path) -> Result<ExitCode> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo();
     command.arg("bench");
     dist::like_shipped(&mut command, workspace);
     command
         .args(["-p", "stubdm", "--features", "sim", "--bench", "dom0", "--"])
         .args(["--guests", &guests.to_string(), "--out"])
         .arg(workspace.root().join(out));
-    let status = command.status().context("starting cargo")?;
-    ensure!(status.success(), "the measurement failed");
+    succeed(command).context("the measurement")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -105,19 +105,18 @@ pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
     build_with(workspace, BINARIES, &profile, &[])
 }
 
-/// Builds some with the environment less the variables `without`; the agent with the variables
-/// `agent`, too.
+/// Builds binaries without the variables `without` of the environment, and the agent with the
+/// variables `agent`.
 fn build_with(
     workspace: &Workspace,
     binaries: &[(&str, &str)],
     without: &[String],
     agent: &[(&str, &str)],
 ) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     for (package, name) in binaries {
         // Each on its own: built together, what one asks of a library would be in the other as
         // well.
-        let mut command = Command::new(&cargo);
+        let mut command = cargo();
         without.iter().for_each(|name| {
             command.env_remove(name);
         });
@@ -126,17 +125,15 @@ fn build_with(
         }
         command.arg("build");
         like_shipped(&mut command, workspace);
-        let status = command
-            .args(["-p", package])
-            .status()
-            .context("starting cargo")?;
-        ensure!(status.success(), "{name} does not build");
+        command.args(["-p", package]);
+        succeed(command).with_context(|| format!("building {name}"))?;
         check_static(&path(workspace, name))?;
     }
     check_shipped(&path(workspace, STUBDM_RUN))
 }
 
-/// Makes a command of cargo's build what is shipped, or something in its likeness.
+/// Adds the arguments and the environment of shipped programs to a command of cargo, which gets
+/// those that choose a package after them.
 pub(crate) fn like_shipped(command: &mut Command, workspace: &Workspace) {
     command
         .args(["--locked", "--profile", "dist", "--target", TARGET])
@@ -185,7 +182,7 @@ fn check_static(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Says what was built, how large it is, and that it is static.
+/// Prints the place and size of each binary, and fails if one is not static.
 pub(crate) fn report(workspace: &Workspace) -> Result<()> {
     for (_, name) in BINARIES {
         let file = path(workspace, name);

@@ -3,24 +3,21 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use crate::command::{cargo, succeed};
 use crate::workspace::Workspace;
 
 /// Writes them to `target/dist/man` and `target/dist/completions`; those of `xstore`, which another
 /// package has, to the same folders in `target/dist/xstore`.
 pub(crate) fn write(workspace: &Workspace) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut command = cargo();
+    command
         .args(["run", "--quiet", "--locked", "-p", "stubdm-man", "--"])
         .arg(workspace.dist())
-        .current_dir(workspace.root())
-        .status()
-        .context("starting cargo")?;
-    ensure!(status.success(), "stubdm-man failed");
-    Ok(())
+        .current_dir(workspace.root());
+    succeed(command)
 }
 
 /// The files of a folder by their names, sorted.

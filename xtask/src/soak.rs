@@ -1,10 +1,11 @@
 //! `cargo xtask soak`: the tests that can run for as long as one likes, in release, with progress.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
+use crate::command::cargo;
 use crate::workspace::Workspace;
 use crate::{fuzz, host};
 
@@ -154,8 +155,7 @@ fn test(
     filter: &str,
 ) -> Result<bool> {
     println!("\n== {target}: {environment:?}");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = cargo()
         .args(["test", "--release", "-p", package, "--all-features"])
         .args(["--test", target, "--"])
         .args(["--nocapture", "--test-threads=1", filter])

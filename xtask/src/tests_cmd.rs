@@ -18,7 +18,7 @@ use crate::host::{self, Host, Options};
 use crate::release::RELEASES;
 use crate::rules::Rules;
 use crate::workspace::Workspace;
-use crate::{debian, suite};
+use crate::{command, debian, suite};
 
 /// The requested run.
 #[derive(Debug)]
@@ -370,7 +370,7 @@ fn filter(request: &Request) -> Vec<&str> {
 }
 
 fn cargo(workspace: &Workspace) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = command::cargo();
     command.current_dir(workspace.root());
     command
 }

@@ -126,7 +126,7 @@ fn write(file: &Path, control: &Archive, data: &Archive) -> Result<()> {
     write_atomically(file, &package)
 }
 
-/// The files that the package brings; `pages` is the folder with `man` and `completions`.
+/// Returns the package's files; `pages` is the folder with `man` and `completions`.
 fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> {
     let mut data = Archive::bare();
     data.program("usr/bin/stubdm-run", Content::File(program.to_owned()));
@@ -143,21 +143,33 @@ fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> 
         INIT_SCRIPT,
         Content::Bytes(include_bytes!("../../assets/deb/stubdm-supervise.init").to_vec()),
     );
-    let documents = format!("usr/share/doc/{NAME}");
-    for name in DOCUMENTS {
+    add_documents(&mut data, workspace, NAME, DOCUMENTS)?;
+    Ok(data)
+}
+
+/// Adds a package's documents, which are those in `docs` of the names, its changelog and its licence.
+fn add_documents(
+    data: &mut Archive,
+    workspace: &Workspace,
+    package: &str,
+    names: &[&str],
+) -> Result<()> {
+    let folder = format!("usr/share/doc/{package}");
+    for name in names {
         let text = Content::File(workspace.root().join("docs").join(name)).read()?;
-        data.file(&format!("{documents}/{name}.gz"), packed(&text)?);
+        data.file(&format!("{folder}/{name}.gz"), packed(&text)?);
     }
     let changelog = include_str!("../../assets/deb/changelog");
+    let changelog = changelog.replace(&format!("{NAME} ("), &format!("{package} ("));
     data.file(
-        &format!("{documents}/changelog.gz"),
+        &format!("{folder}/changelog.gz"),
         packed(changelog.as_bytes())?,
     );
     data.text(
-        &format!("{documents}/copyright"),
+        &format!("{folder}/copyright"),
         &include_str!("../../assets/deb/copyright").replace("@MIT@", &licence(workspace)?),
     );
-    Ok(data)
+    Ok(())
 }
 
 /// The MIT licence as Debian's copyright file wants it: indented, a dot on empty lines.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use stubdm_image::cpio::{Archive, Content};
 
-use super::{VERSION, add_pages, licence, packed, sums, write};
+use super::{VERSION, add_documents, add_pages, sums, write};
 use crate::workspace::Workspace;
 use crate::{dist, pages};
 
@@ -44,19 +44,7 @@ fn data(workspace: &Workspace, programs: &[PathBuf], pages: &Path) -> Result<Arc
     }
     add_pages(&mut data, pages)?;
     data.text(&format!("usr/share/lintian/overrides/{NAME}"), OVERRIDES);
-    let documents = format!("usr/share/doc/{NAME}");
-    let text = Content::File(workspace.root().join("docs/xstore.md")).read()?;
-    data.file(&format!("{documents}/xstore.md.gz"), packed(&text)?);
-    let changelog = include_str!("../../assets/deb/changelog");
-    let changelog = changelog.replace("stubdm (", &format!("{NAME} ("));
-    data.file(
-        &format!("{documents}/changelog.gz"),
-        packed(changelog.as_bytes())?,
-    );
-    data.text(
-        &format!("{documents}/copyright"),
-        &include_str!("../../assets/deb/copyright").replace("@MIT@", &licence(workspace)?),
-    );
+    add_documents(&mut data, workspace, NAME, &["xstore.md"])?;
     Ok(data)
 }
 
