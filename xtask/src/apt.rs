@@ -217,7 +217,7 @@ impl Apt {
     }
 }
 
-/// Whether a dependency is a shared library or what one needs.
+/// Returns whether a dependency is a shared library or what one needs.
 fn is_library(name: &str) -> bool {
     name.starts_with("lib")
 }

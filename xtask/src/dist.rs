@@ -95,8 +95,8 @@ pub(crate) fn build_tools(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// As [`build`], all of them as they are shipped, for measurements: whatever the environment says of
-/// the profile to make builds quicker.
+/// As [`build`], all of them as they are shipped, for measurements: without what the environment
+/// sets in the profile to make builds quicker.
 pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let profile: Vec<String> = names

@@ -360,7 +360,7 @@ impl Host {
         follow(&mut machine, job, step, sink)
     }
 
-    /// Whether its machine has an IOMMU and devices to pass through.
+    /// Returns whether its machine has an IOMMU and devices to pass through.
     pub(crate) fn pci(&self) -> bool {
         self.pci
     }

@@ -28,7 +28,8 @@ pub(crate) fn cargo_of(toolchain: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Whether the nightly cargo has `subcommand`. A stage without it prints `NOT RUN` and passes.
+/// Returns whether the nightly cargo has `subcommand`. A stage without it prints `NOT RUN` and
+/// passes.
 ///
 /// # Errors
 ///
@@ -38,7 +39,7 @@ pub(crate) fn has(subcommand: &str, stage: &str, install: &str) -> Result<bool> 
     found(cargo(&[subcommand, "--help"]), &missing)
 }
 
-/// Whether `command` succeeds. If not, `missing` is printed.
+/// Returns whether `command` succeeds. If not, `missing` is printed.
 ///
 /// # Errors
 ///

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// One step that takes a while; it says that it began and, when finished, how long it took.
+/// A step that takes a while; prints that it began and, when finished, how long it took.
 #[derive(Debug)]
 pub(crate) struct Step {
     what: String,
@@ -65,7 +65,7 @@ impl Step {
         }
     }
 
-    /// Says how far the step is.
+    /// Shows how far the step is.
     pub(crate) fn at(&mut self, position: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(position);
@@ -79,14 +79,14 @@ impl Step {
         }
     }
 
-    /// Says what the step is busy with.
+    /// Shows what the step is busy with.
     pub(crate) fn note(&self, note: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}: {note}", self.what));
         }
     }
 
-    /// Ends the step and says how long it took.
+    /// Ends the step and prints how long it took.
     pub(crate) fn done(mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

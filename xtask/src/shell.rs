@@ -50,7 +50,7 @@ impl Drop for Restore {
     }
 }
 
-/// Whether a person is there.
+/// Returns whether a person is there.
 pub(crate) fn is_possible() -> bool {
     stdin().is_terminal()
 }

@@ -74,7 +74,8 @@ impl Source {
     }
 }
 
-/// Whether `have` is `code` itself or one of its companions (`-updates`, `-security`, `/updates`).
+/// Returns whether `have` is `code` itself or one of its companions (`-updates`, `-security`,
+/// `/updates`).
 fn is_suite_of(have: &str, code: &str) -> bool {
     have.strip_prefix(code)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '/']))

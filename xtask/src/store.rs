@@ -159,7 +159,7 @@ fn extract(deb: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file has a package's size and hash.
+/// Returns whether a file has a package's size and hash.
 fn is_intact(path: &Path, package: &Package) -> bool {
     fs::metadata(path).is_ok_and(|m| m.len() == package.size)
         && hash_file(path).is_ok_and(|hash| hash == package.sha256)

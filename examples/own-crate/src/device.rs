@@ -10,6 +10,7 @@ pub type Request = [u32; 2];
 pub type Response = [u32; 3];
 /// The error for a sensor that does not exist.
 pub const NO_SENSOR: u32 = 1;
+
 /// Makes the nodes of both ends: the toolstack's part.
 pub fn create(store: &Store, guest: DomId) -> xen_store::Result<()> {
     let (ours, theirs) = (directory(guest), frontend(guest));

@@ -28,7 +28,7 @@ use crate::{dist, pages};
 /// The package's name.
 pub(crate) const NAME: &str = "stubdm";
 
-/// The time of everything in it, unless `SOURCE_DATE_EPOCH` says another: the changelog's.
+/// The time of everything in it, unless `SOURCE_DATE_EPOCH` has another: the changelog's.
 const TIME: u64 = 1_767_225_600;
 
 /// dpkg's scripts and the like.

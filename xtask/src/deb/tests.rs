@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use super::*;
 
-/// In `stubdm-run`'s place: tells what it was called with.
+/// In `stubdm-run`'s place: writes down its arguments.
 const PROGRAM: &str =
     "#!/bin/sh\necho \"$DPKG_MAINTSCRIPT_PACKAGE: $*\" >> \"$DPKG_ROOT/called\"\n";
 
