@@ -21,7 +21,8 @@
 //! # Deadlines
 //!
 //! A deadline that has passed ends the wait at its next turn, whatever else happens; a turn is one
-//! bounded flush, one look, one sleep and one bounded read. Before that the transport is read once
+//! bounded flush, one look, one sleep and one bounded read, with up to 16 more for the rest of a
+//! message. Before that the transport is read once
 //! without waiting, so a wait whose deadline has passed at the start still sees what has arrived.
 
 use std::sync::PoisonError;
@@ -155,9 +156,10 @@ impl<S: Pollable> Mux<S> {
             self.stream().rearm();
         }
         self.read(&mut state);
+        let is_over = || deadline.is_some_and(|deadline| deadline <= Instant::now());
         if !state.others_wait_for_replies() {
             for _ in 0..LOOKS {
-                if !state.proto.is_mid_message() {
+                if !state.proto.is_mid_message() || is_over() {
                     break;
                 }
                 std::thread::yield_now();
@@ -227,9 +229,12 @@ mod tests {
     }
 
     impl Pollable for Pieces {
-        fn poll(&self, _: bool, _: Option<Instant>) -> Result<()> {
+        fn poll(&self, _: bool, deadline: Option<Instant>) -> Result<()> {
             self.sleeps.set(self.sleeps.get() + 1);
             assert!(self.sleeps.get() < 10, "the answer was missed");
+            if let Some(deadline) = deadline {
+                std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            }
             Ok(())
         }
 
@@ -240,9 +245,9 @@ mod tests {
         mux.submit(Tx::NONE, Read { path: "/a" }.encode()?)
     }
 
-    /// Returns the sleeps until an answer was taken whose payload came after `gap` looks at
-    /// nothing.
-    fn sleeps(mux: &Mux<Pieces>, gap: usize) -> usize {
+    /// Waits for an answer whose payload comes after `gap` reads of nothing. Returns whether it was
+    /// taken.
+    fn wait(mux: &Mux<Pieces>, gap: usize, deadline: Option<Instant>) -> bool {
         let id = submit(mux).unwrap();
         let header: [u8; wire::Header::SIZE] = mux.stream().sent.borrow()[..wire::Header::SIZE]
             .try_into()
@@ -257,8 +262,17 @@ mod tests {
         drop(reads);
         mux.stream().sleeps.set(0);
         let taken = |state: &mut State| state.proto.take_reply(id);
-        let answer = mux.wait(Ready::Reply(id), Until::default(), taken);
-        assert_eq!(answer.unwrap().unwrap().0.unwrap(), b"value");
+        let until = Until {
+            deadline,
+            cancelled: None,
+        };
+        let answer = mux.wait(Ready::Reply(id), until, taken).unwrap();
+        answer.is_some_and(|(value, _)| value.unwrap() == b"value")
+    }
+
+    /// Returns the sleeps until such an answer was taken.
+    fn sleeps(mux: &Mux<Pieces>, gap: usize) -> usize {
+        assert!(wait(mux, gap, None));
         mux.stream().sleeps.get()
     }
 
@@ -269,6 +283,14 @@ mod tests {
         assert_eq!(sleeps(&mux, LOOKS - 1), 1);
         // The looks are bounded, whatever the daemon does.
         assert_eq!(sleeps(&mux, LOOKS + 1), 2);
+    }
+
+    #[test]
+    fn a_deadline_that_passes_in_a_message_ends_the_wait() {
+        let mux = Mux::new(Pieces::default(), Quirks::SOCKET);
+        let soon = Instant::now() + std::time::Duration::from_millis(5);
+        assert!(!wait(&mux, 4, Some(soon)));
+        assert_eq!(mux.stream().sleeps.get(), 1);
     }
 
     #[test]
