@@ -5,11 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use xen_store::Store;
-use xen_store_script::{
-    Between, CONNECTIONS, Comparison, DIFFERENCES, Host, Libxenstore, Line, Ours, compare, script,
-};
+use xen_store_script::{Between, CONNECTIONS, Comparison, Host, Libxenstore, Line, Ours};
 
 use crate::suite::{Needs, Test};
 use crate::world::{PATIENCE, World};
@@ -21,8 +19,6 @@ const PLACES: [&str; CONNECTIONS] = [
     "/dev/xen/xenbus",
 ];
 const PROGRAM: &str = "/usr/bin/c-store-script";
-/// Lines of a script.
-const LENGTH: usize = 1500;
 /// Answers that are compared unless the environment names another number.
 const ANSWERS: u64 = 5000;
 
@@ -41,49 +37,34 @@ fn as_libxenstore(world: &World) -> Result<()> {
     };
     let wanted = number("STORE_CONFORMANCE", ANSWERS)?;
     let first = number("STORE_CONFORMANCE_SEED", 1)?;
-    let (mut count, mut seed) = (0, first);
-    let mut known = [0; DIFFERENCES.len()];
-    while count < wanted {
-        let compared = compare_one(world, seed).with_context(|| format!("seed {seed}"))?;
-        count += compared.answers as u64;
-        for (known, times) in known.iter_mut().zip(compared.known) {
-            *known += times;
-        }
-        seed += 1;
-    }
+    let compared = Comparison::run(Between::Clients, Host::Live, first, wanted, |_, script| {
+        both(world, script)
+    });
     println!(
-        "conformance: {count} answers, seeds {first} to {}",
-        seed - 1
+        "conformance: {}",
+        compared.map_err(|difference| anyhow!(difference))?
     );
-    for (listed, times) in DIFFERENCES.iter().zip(known) {
-        if listed.between == Between::Clients {
-            println!("    {times} times: {}", listed.reason);
-        }
-    }
     Ok(())
 }
 
-/// Compares the answers to one script.
-fn compare_one(world: &World, seed: u64) -> Result<Comparison> {
-    let script = script(seed, LENGTH, Host::Live);
-    let answers = |mut carry_out: Box<dyn FnMut(&Line) -> String>| -> Result<Vec<String>> {
-        let answers = script.iter().map(&mut carry_out).collect();
-        // It ends the connections, and with them watches and transactions.
-        drop(carry_out);
-        world.store.rm("/t")?;
-        Ok(answers)
-    };
+/// Carries a script out by our client, then by libxenstore.
+fn both(world: &World, script: &[Line]) -> Result<[Vec<String>; 2]> {
     let mut stores = Vec::new();
     for place in PLACES {
         stores.push(Store::connect(place)?.with_timeout(Some(PATIENCE)));
     }
     let stores = stores.try_into().map_err(|_| anyhow!("too many stores"))?;
     let mut ours = Ours::new(stores);
-    let by_us = answers(Box::new(move |line| ours.carry_out(line)))?;
+    let by_us: Vec<_> = script.iter().map(|line| ours.carry_out(line)).collect();
+    // Its connections end, and with them watches and transactions.
+    drop(ours);
+    world.store.rm("/t")?;
     let mut c = Libxenstore::start(Path::new(PROGRAM), None, &PLACES.map(PathBuf::from));
-    let by_c = answers(Box::new(move |line| c.carry_out(line)))?;
+    let by_c = script.iter().map(|line| c.carry_out(line)).collect();
+    drop(c);
+    world.store.rm("/t")?;
     let done = by_us.iter().filter(|answer| answer.starts_with("OK"));
-    let done = done.count();
-    ensure!(done > LENGTH / 3, "only {done} lines succeeded");
-    compare(Between::Clients, &script, &by_us, &by_c).map_err(|difference| anyhow!(difference))
+    let (done, all) = (done.count(), by_us.len());
+    ensure!(done > all / 3, "only {done} of {all} lines succeeded");
+    Ok([by_us, by_c])
 }

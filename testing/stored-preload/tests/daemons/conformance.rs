@@ -10,10 +10,11 @@
 //! | `STORE_CONFORMANCE` | answers to compare in each test; 2,000 unless given |
 //! | `STORE_CONFORMANCE_SEED` | the first script's seed; 1 unless given |
 
+use std::convert::Infallible;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use xen_store_script::{
-    Between, DIFFERENCES, FIRST_GUEST, GUESTS, Host, IDLE, Libxenstore, Line, Ours, script, short,
+    Between, Comparison, FIRST_GUEST, GUESTS, Host, IDLE, Libxenstore, Line, Ours, short,
 };
 use xen_sys::DomId;
 
@@ -21,8 +22,6 @@ use crate::rounds::{LIMIT, number};
 use crate::with_each_daemon;
 use crate::world::{self, Daemon, Kind};
 
-/// Lines of one script.
-const LENGTH: usize = 1500;
 /// No answer in time, and no daemon any more.
 const LOST: [&str; 2] = ["E110", "E32"];
 
@@ -33,7 +32,7 @@ enum Client {
 }
 
 /// Carries a script out on a fresh daemon.
-fn answers(kind: Kind, client: Client, seed: usize, script: &[Line]) -> Vec<String> {
+fn answers(kind: Kind, client: Client, seed: u64, script: &[Line]) -> Vec<String> {
     let all = |mut carry_out: Box<dyn FnMut(&Line) -> String>| {
         let one = |(at, line)| {
             let answer = carry_out(line);
@@ -87,6 +86,7 @@ type Side = (Kind, Client);
 
 /// Compares as many answers as the environment asks for.
 fn compare(between: Between, one: Side, other: Side) {
+    let number = |name, otherwise| number(name, otherwise) as u64;
     let wanted = number("STORE_CONFORMANCE", 2000);
     let first = number("STORE_CONFORMANCE_SEED", 1);
     let host = if [one.0, other.0].contains(&Kind::OCaml) {
@@ -94,29 +94,12 @@ fn compare(between: Between, one: Side, other: Side) {
     } else {
         Host::Xenstored
     };
-    let (mut count, mut seed) = (0, first);
-    let mut known = [0; DIFFERENCES.len()];
-    while count < wanted {
-        let script = script(seed as u64, LENGTH, host);
-        let [a, b] = [one, other].map(|(kind, client)| answers(kind, client, seed, &script));
-        let compared = xen_store_script::compare(between, &script, &a, &b);
-        let compared = compared.unwrap_or_else(|difference| {
-            panic!("STORE_CONFORMANCE_SEED={seed}: {one:?} and {other:?} differ\n{difference}")
-        });
-        count += compared.answers;
-        for (known, times) in known.iter_mut().zip(compared.known) {
-            *known += times;
-        }
-        seed += 1;
-    }
-    println!(
-        "conformance: {one:?} and {other:?}: {count} answers, seeds {first} to {}",
-        seed - 1
-    );
-    for (listed, times) in DIFFERENCES.iter().zip(known) {
-        if listed.between == between {
-            println!("    {times} times: {}", listed.reason);
-        }
+    let compared = Comparison::run(between, host, first, wanted, |seed, script| {
+        Ok::<_, Infallible>([one, other].map(|(kind, client)| answers(kind, client, seed, script)))
+    });
+    match compared {
+        Ok(compared) => println!("conformance: {one:?} and {other:?}: {compared}"),
+        Err(difference) => panic!("{one:?} and {other:?} differ\n{difference}"),
     }
 }
 
