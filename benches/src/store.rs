@@ -9,8 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike as _;
 use xen_store::request::Write;
 use xen_store::{Store, Watch};
 
@@ -46,7 +44,7 @@ pub struct Task {
     pub operation: &'static str,
     /// Operations in one of `count`.
     pub units: usize,
-    /// Does so many with the client under test, on a socket.
+    /// Carries out `count` of them with our client, on a socket.
     pub ours: fn(&Path, usize) -> Result<Duration>,
     /// The ratio wanted: on a daemon without Xen, and on Xen.
     pub goals: [Option<f64>; 2],
@@ -283,7 +281,7 @@ impl Bench {
         // As many as take the aimed time, and not counted.
         let (ours_count, c_count) = (enough(ours)?, enough(c)?);
         let (mut ours_each, mut c_each, mut used) = (Vec::new(), Vec::new(), 0.0);
-        let begun = self.used()?;
+        let (begun, before) = (Instant::now(), others_time(self.daemon)?);
         let rounds = if self.on_xen { ROUNDS_ON_XEN } else { ROUNDS };
         for round in 0..rounds {
             for turn in 0..2 {
@@ -301,11 +299,11 @@ impl Bench {
             ours: ours_each,
             c: c_each,
             daemon: used * 1e9 / operations as f64,
-            others: begun.others_until(self.used()?),
+            others: (others_time(self.daemon)? - before) / begun.elapsed().as_secs_f64(),
         })
     }
 
-    /// A run of the C program's.
+    /// Runs the C program once.
     fn c(&self, operation: &str, count: usize) -> Result<Duration> {
         let libraries = self.libraries.as_ref();
         let mut child = Command::new(&self.program)
@@ -334,29 +332,6 @@ impl Bench {
         let line = line(&mut output)?;
         let time = line.strip_prefix("ok ns=").context(line.clone())?;
         Ok(Duration::from_nanos(time.parse()?))
-    }
-
-    fn used(&self) -> Result<Used> {
-        let stat = fs::read_to_string("/proc/stat")?;
-        // user, nice, system, idle, iowait, irq, softirq, steal: in hundredths of a second.
-        let fields = stat.lines().next().unwrap_or_default().split_whitespace();
-        let ticks = fields.skip(1).take(8).enumerate();
-        let busy = ticks.filter(|(at, _)| ![3, 4].contains(at));
-        let mut measured = processor_time(self.daemon)?;
-        for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
-            let usage = getrusage(who)?;
-            for time in [usage.user_time(), usage.system_time()] {
-                measured += time.num_microseconds() as f64 / 1e6;
-            }
-        }
-        Ok(Used {
-            machine: busy
-                .filter_map(|(_, ticks)| ticks.parse::<f64>().ok())
-                .sum::<f64>()
-                / 100.0,
-            measured,
-            at: Instant::now(),
-        })
     }
 }
 
@@ -387,39 +362,54 @@ fn enough(mut run: impl FnMut(usize) -> Result<Duration>) -> Result<usize> {
     Ok(4 * count)
 }
 
-/// Processor time in seconds.
-#[derive(Clone, Copy)]
-struct Used {
-    /// Of every program, and of the hypervisor under this machine.
-    machine: f64,
-    /// Of this program, the programs that it has waited for, and the daemon.
-    measured: f64,
-    at: Instant,
-}
-
-impl Used {
-    /// Returns how many processors other programs have used since then.
-    fn others_until(self, now: Self) -> f64 {
-        let measured = now.measured - self.measured;
-        (now.machine - self.machine - measured) / (now.at - self.at).as_secs_f64()
-    }
-}
-
 /// The processor time that a process has used, in seconds.
 fn processor_time(process: u32) -> Result<f64> {
+    let [user, system, ..] = times(process)?;
+    Ok(user + system)
+}
+
+/// The processor time of a process, in seconds: as a user, in the kernel, and both of the children
+/// that it has waited for.
+fn times(process: u32) -> Result<[f64; 4]> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The fields after the name, which ends with a bracket; in hundredths of a second.
     let fields = stat.rsplit(')').next().unwrap_or_default();
-    let mut ticks = fields.split_whitespace().skip(11);
-    let (Some(user), Some(system)) = (ticks.next(), ticks.next()) else {
-        bail!("/proc/{process}/stat: {stat}");
-    };
-    Ok((user.parse::<f64>()? + system.parse::<f64>()?) / 100.0)
+    let ticks: Result<Vec<f64>, _> = fields
+        .split_whitespace()
+        .skip(11)
+        .take(4)
+        .map(str::parse)
+        .collect();
+    match ticks?[..] {
+        [a, b, c, d] => Ok([a, b, c, d].map(|ticks| ticks / 100.0)),
+        _ => bail!("/proc/{process}/stat: {stat}"),
+    }
+}
+
+/// The processor time of all processes but this one and `daemon`, and the time that the hypervisor
+/// under this machine took, in seconds.
+fn others_time(daemon: u32) -> Result<f64> {
+    let mut sum = 0.0;
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if process != daemon && process != std::process::id() {
+            // It may have ended meanwhile.
+            sum += times(process).map_or(0.0, |times| times.iter().sum::<f64>());
+        }
+    }
+    let stat = fs::read_to_string("/proc/stat")?;
+    let stolen = stat.split_whitespace().nth(8).context("/proc/stat")?;
+    Ok(sum + stolen.parse::<f64>()? / 100.0)
 }
 
 /// The first lines of the table.
-pub const HEAD: &str = "| operation | ours | libxenstore | daemon | C / ours | limit | goal | | others |\n\
-     |---|---|---|---|---|---|---|---|---|\n";
+pub const HEAD: [&str; 2] = [
+    "| operation | ours | libxenstore | daemon | C / ours | limit | goal | | others |",
+    "|---|---|---|---|---|---|---|---|---|",
+];
 
 fn row(name: &str, figures: &Figures, goal: Option<f64>, is_busy: bool) -> String {
     let pairs = figures.ours.iter().zip(&figures.c);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use benches::store::{Bench, OWN_CHANGES, READ, THREADS, WALK};
+use benches::store::{Bench, HEAD, OWN_CHANGES, READ, THREADS, WALK};
 
 /// xenstored's, written at its start.
 const PROCESS: &str = "/run/xen/xenstored.pid";
@@ -20,6 +20,9 @@ pub(crate) fn run() -> Result<()> {
         on_xen: true,
     };
     bench.furnish()?;
+    for line in HEAD {
+        println!("row {line}");
+    }
     for task in [READ, WALK, THREADS, OWN_CHANGES] {
         eprintln!("{}", task.name);
         println!("row {}", bench.row(&task)?);

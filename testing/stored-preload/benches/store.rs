@@ -113,11 +113,12 @@ fn main() {
          ratios with its quartiles: C's time over ours.\n\n\
          \"daemon\" is xenstored's own processor time for an operation of ours. The limit is C's time\n\
          over it, the ratio of a client that costs nothing: a goal above it cannot be reached on this\n\
-         machine. \"others\" is how many processors other programs used meanwhile; above {BUSY} there\n\
-         is no verdict.\n\n\
+         machine. \"others\" is how many processors other programs, and the hypervisor below this\n\
+         machine, used meanwhile; above {BUSY} there is no verdict.\n\n\
          Machine: {}, {processors} processors.\n\n\
-         {HEAD}{rows}",
+         {}\n{rows}",
         processor(),
+        HEAD.join("\n"),
     );
     println!("\n{page}");
     if let Some(out) = out {
