@@ -60,7 +60,7 @@ const STEPS: &[Step] = &[
             publish::dry_run(workspace)?;
             Ok(format!("cargo publish, {} libraries", LIBRARIES.len()))
         },
-        next: "see cargo's message",
+        next: "see cargo's message; it asks the registry, also with CARGO_NET_OFFLINE",
     },
     Step {
         name: "manual",
@@ -73,7 +73,7 @@ const STEPS: &[Step] = &[
             reproducible::check(workspace)?;
             Ok("two checkouts, the same bytes".to_owned())
         },
-        next: "compare the files below target/reproducible",
+        next: "the checkouts stay below target/reproducible until the next run: compare them",
     },
 ];
 
@@ -86,26 +86,32 @@ pub(crate) fn run(workspace: &Workspace, only: &[String]) -> Result<ExitCode> {
             STEPS.iter().map(|step| step.name).collect::<Vec<_>>()
         );
     }
-    let mut lines = Vec::new();
-    let mut failed = 0;
-    for step in STEPS {
-        if !only.is_empty() && !only.iter().any(|part| step.name.contains(part.as_str())) {
-            lines.push(format!("{}: NOT RUN", step.name));
-            continue;
-        }
-        let started = Instant::now();
-        let result = (step.run)(workspace);
-        failed += usize::from(result.is_err());
-        lines.push(line(step, &result, started.elapsed()));
-        println!("{}", lines[lines.len() - 1]);
-    }
+    let (lines, passed) = carry_out(STEPS, workspace, only);
     println!("\nrelease {VERSION}:");
     lines.iter().for_each(|line| println!("{line}"));
-    Ok(if failed == 0 {
+    Ok(if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Carries out some of the steps. Returns a line for each of them, and whether none has failed.
+fn carry_out(steps: &[Step], workspace: &Workspace, only: &[String]) -> (Vec<String>, bool) {
+    let mut passed = true;
+    let lines = steps.iter().map(|step| {
+        if !only.is_empty() && !only.iter().any(|part| step.name.contains(part.as_str())) {
+            return format!("{}: NOT RUN", step.name);
+        }
+        println!("\n== {}", step.name);
+        let started = Instant::now();
+        let result = (step.run)(workspace);
+        passed &= result.is_ok();
+        let line = line(step, &result, started.elapsed());
+        println!("== {line}");
+        line
+    });
+    (lines.collect(), passed)
 }
 
 /// Returns a step's line.
@@ -165,26 +171,24 @@ fn versions(workspace: &Workspace) -> Result<String> {
     for member in &members {
         let file = format!("{member}/Cargo.toml");
         let manifest = read(workspace, &file)?;
-        ensure!(manifest.contains("\nversion.workspace = true\n"), "{file}");
-        let name = manifest.split("\nname = \"").nth(1);
-        names.push(
-            name.and_then(|rest| rest.split('"').next())
-                .context(file)?
-                .to_owned(),
+        ensure!(
+            manifest.contains("\nversion.workspace = true\n"),
+            "{file} has no line version.workspace = true"
         );
+        names.push(package_name(&manifest).context(file)?.to_owned());
     }
     let locks = git(workspace, &["ls-files", "*Cargo.lock"])?;
     for file in locks.lines() {
         let lock = read(workspace, file)?;
         if let Some((name, version)) = strangers(&lock, &names).first() {
-            bail!("{file}: {name} {version}");
+            bail!("{file}: {name} {version}, not {VERSION}");
         }
     }
     let debian = include_str!("../assets/deb/changelog");
     let head = debian.lines().next().unwrap_or_default();
     ensure!(
         head.contains(&format!("({VERSION})")),
-        "the deb's changelog: {head}"
+        "xtask/assets/deb/changelog begins with {head:?}, not version {VERSION}"
     );
     Ok(format!(
         "{VERSION} in {} packages, {} lock files",
@@ -194,10 +198,17 @@ fn versions(workspace: &Workspace) -> Result<String> {
 }
 
 /// Returns the folders of the workspace's packages.
-fn members(manifest: &str) -> Result<Vec<&str>> {
+pub(crate) fn members(manifest: &str) -> Result<Vec<&str>> {
     let (_, list) = manifest.split_once("members = [").context("no members")?;
     let list = list.split(']').next().unwrap_or_default();
     Ok(list.split('"').skip(1).step_by(2).collect())
+}
+
+/// Returns the name of a manifest's package.
+pub(crate) fn package_name(manifest: &str) -> Result<&str> {
+    let name = manifest.split("\nname = \"").nth(1);
+    name.and_then(|rest| rest.split('"').next())
+        .context("the manifest has no name")
 }
 
 /// Returns the workspace's own version, then those by which its packages depend on each other.
@@ -227,11 +238,13 @@ fn strangers<'a>(lock: &'a str, names: &[String]) -> Vec<(&'a str, &'a str)> {
 
 /// Fails unless the version has a section, with an entry for each library and the program.
 fn changelog(text: &str, version: &str) -> Result<String> {
-    let heading = format!("\n## {version}");
-    let (_, section) = text
-        .split_once(&heading)
+    // A date may follow the version.
+    let mut sections = text.split("\n## ").skip(1);
+    let place = sections
+        .clone()
+        .position(|section| section.split_whitespace().next() == Some(version))
         .with_context(|| format!("CHANGELOG.md has no section {version}"))?;
-    let section = section.split("\n## ").next().unwrap_or_default();
+    let section = sections.nth(place).unwrap_or_default();
     let missing: Vec<&str> = LIBRARIES
         .iter()
         .copied()
@@ -243,11 +256,7 @@ fn changelog(text: &str, version: &str) -> Result<String> {
         "nothing of {version} about {}",
         missing.join(", ")
     );
-    let newer = text.split(&heading).next().unwrap_or_default();
-    ensure!(
-        !newer.contains("\n## "),
-        "a section stands before that of {version}"
-    );
+    ensure!(place == 0, "a section stands before that of {version}");
     Ok(format!("{} entries for {version}", LIBRARIES.len() + 1))
 }
 
@@ -338,6 +347,9 @@ mod tests {
         // Entries of the version before do not count.
         let old = good.replace("## 1.2.3", "## 1.3.0\n\n## 1.2.3");
         assert!(error(&old, "1.3.0").contains("about xen-interface, "));
+        assert!(error(&good, "1.2").contains("no section 1.2"));
+        let dated = good.replace("## 1.2.3", "## 1.2.3 (2026-12-01)");
+        changelog(&dated, "1.2.3").unwrap();
         let newer = good.replace("## 1.2.3", "## Unreleased\n\n## 1.2.3");
         assert!(error(&newer, "1.2.3").contains("stands before"));
     }
@@ -366,6 +378,69 @@ mod tests {
     fn the_tree_has_one_version() {
         let workspace = Workspace::find().unwrap();
         versions(&workspace).unwrap();
+    }
+
+    #[test]
+    fn each_place_of_a_version_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = Workspace::at(dir.path().to_owned());
+        git(&workspace, &["init", "--quiet"]).unwrap();
+        let write = |file: &str, text: &str| {
+            let file = dir.path().join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        };
+        let root = format!(
+            "members = [\n    \"a\",\n]\nversion = \"{VERSION}\"\n\
+             a = {{ path = \"a\", version = \"={VERSION}\" }}\n"
+        );
+        let manifest = "[package]\nname = \"a\"\nversion.workspace = true\n";
+        let lock = format!("[[package]]\nname = \"a\"\nversion = \"{VERSION}\"\n");
+        let good = [
+            ("Cargo.toml", root.as_str()),
+            ("a/Cargo.toml", manifest),
+            ("a/fuzz/Cargo.lock", &lock),
+        ];
+        good.iter().for_each(|(file, text)| write(file, text));
+        assert!(committed(&workspace).is_err(), "nothing is committed");
+        git(&workspace, &["add", "."]).unwrap();
+        let seen = versions(&workspace).unwrap();
+        assert_eq!(seen, format!("{VERSION} in 1 packages, 1 lock files"));
+        let version = format!("\"{VERSION}\"");
+        for (file, from, to) in [
+            ("Cargo.toml", version.as_str(), "\"9.9.9\""),
+            ("Cargo.toml", &format!("\"={VERSION}\""), "\"=9.9.9\""),
+            ("a/Cargo.toml", ".workspace = true", " = \"9.9.9\""),
+            ("a/fuzz/Cargo.lock", &version, "\"9.9.9\""),
+        ] {
+            let (_, text) = good.iter().find(|(name, _)| *name == file).unwrap();
+            write(file, &text.replace(from, to));
+            let error = versions(&workspace).unwrap_err().to_string();
+            assert!(error.starts_with(file), "{error}");
+            write(file, text);
+        }
+        versions(&workspace).unwrap();
+    }
+
+    #[test]
+    fn a_step_that_fails_does_not_end_the_list() {
+        let workspace = Workspace::find().unwrap();
+        let steps = [
+            Step {
+                name: "first",
+                run: |_| bail!("broken"),
+                ..STEP
+            },
+            STEP,
+        ];
+        let (lines, passed) = carry_out(&steps, &workspace, &[]);
+        assert!(!passed);
+        assert_eq!(lines[0], "first: FAILED: broken; next: mend it");
+        assert!(lines[1].starts_with("a step: passed in "), "{}", lines[1]);
+        let (lines, passed) = carry_out(&steps, &workspace, &["step".to_owned()]);
+        assert!(passed);
+        assert_eq!(lines[0], "first: NOT RUN");
+        assert!(run(&workspace, &["no such step".to_owned()]).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use flate2::read::GzDecoder;
 
 use crate::command::{cargo, succeed};
+use crate::progress::Step;
 use crate::workspace::Workspace;
 
 /// The libraries for Xen, which are published: each after those that it depends on.
@@ -48,12 +49,15 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         _ => fs::create_dir_all(&folder)?,
     }
     let target = workspace.root().join("target");
+    let step = Step::begin(format!("packaging {} libraries", LIBRARIES.len()));
     for_libraries(
         workspace,
         &target,
         "package",
         &["--no-verify", "--allow-dirty"],
-    )?;
+    )
+    .context("cargo package asks the registry; without a network, set CARGO_NET_OFFLINE=true")?;
+    step.done();
     let packages = unpack(&target.join("package"), &folder)?;
     let user = folder.join("user");
     copy(&workspace.root().join(USER), &user)?;
@@ -62,12 +66,17 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     fs::write(&manifest, text)?;
     let mut command = cargo();
     command
-        .args(["test", "--quiet", "--locked", "--manifest-path"])
+        .args(["test", "--locked", "--manifest-path"])
         .arg(&manifest)
         // The registry's crates are built there already, or are of use there later.
         .env("CARGO_TARGET_DIR", &target)
         .current_dir(&user);
-    succeed(command).context("a user's crate on the packaged files")
+    succeed(command).with_context(|| {
+        format!(
+            "a user's crate on the packaged files, in {}",
+            user.display()
+        )
+    })
 }
 
 /// Does everything that publishing the libraries does but the upload: each is packaged from
@@ -85,19 +94,18 @@ pub(crate) fn dry_run(workspace: &Workspace) -> Result<()> {
 
 /// Removes the copies of the libraries that `cargo publish --dry-run` leaves in cargo's own folder.
 fn forget_packages() -> Result<()> {
-    for kind in ["src", "cache"] {
-        let folder = cargo_home().join("registry").join(kind);
-        for entry in fs::read_dir(&folder).into_iter().flatten() {
-            let entry = entry?;
-            // A registry without a host is a folder of this machine.
-            if entry.file_name().to_string_lossy().starts_with('-')
-                && entry
-                    .path()
-                    .join(format!("{}-{VERSION}", LIBRARIES[0]))
-                    .exists()
-            {
-                fs::remove_dir_all(entry.path())?;
-            }
+    forget_packages_in(&cargo_home().join("registry/src"))
+}
+
+fn forget_packages_in(sources: &Path) -> Result<()> {
+    let first = format!("{}-{VERSION}", LIBRARIES[0]);
+    for entry in fs::read_dir(sources).into_iter().flatten() {
+        let entry = entry?;
+        // A registry without a host is a folder of this machine.
+        if entry.file_name().to_string_lossy().starts_with('-')
+            && entry.path().join(&first).exists()
+        {
+            fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
@@ -184,26 +192,48 @@ fn on_packages(manifest: &str, packages: &[Package]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checklist;
+
+    #[test]
+    fn only_copies_of_the_libraries_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let package = format!("xen-interface-{VERSION}");
+        let folders = ["-1", "index.crates.io-2", "-3"].map(|name| dir.path().join(name));
+        fs::create_dir_all(folders[0].join(&package)).unwrap();
+        fs::create_dir_all(folders[1].join(&package)).unwrap();
+        fs::create_dir_all(folders[2].join("libc-0.2.1")).unwrap();
+        forget_packages_in(dir.path()).unwrap();
+        assert_eq!(folders.map(|folder| folder.exists()), [false, true, true]);
+        forget_packages_in(&dir.path().join("none")).unwrap();
+    }
+
+    #[test]
+    fn a_crate_is_copied_without_what_was_built_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir_all(from.join("src")).unwrap();
+        fs::create_dir_all(from.join("target/debug")).unwrap();
+        fs::write(from.join("src/lib.rs"), "x").unwrap();
+        copy(&from, &to).unwrap();
+        assert_eq!(fs::read(to.join("src/lib.rs")).unwrap(), b"x");
+        assert!(!to.join("target").exists());
+    }
 
     /// Folders and manifests of the workspace's packages.
     fn manifests() -> Vec<(String, String)> {
-        let root = include_str!("../../Cargo.toml");
-        let (_, members) = root.split_once("members = [").unwrap();
-        let members = members.split(']').next().unwrap();
-        let folder = |line: &str| Some(line.trim().strip_prefix('"')?.strip_suffix("\",")?.into());
-        let read = |folder: String| {
+        let members = checklist::members(include_str!("../../Cargo.toml")).unwrap();
+        let read = |folder: &str| {
             let file = format!(
                 concat!(env!("CARGO_MANIFEST_DIR"), "/../{}/Cargo.toml"),
                 folder
             );
-            (folder, fs::read_to_string(file).unwrap())
+            (folder.to_owned(), fs::read_to_string(file).unwrap())
         };
-        members.lines().filter_map(folder).map(read).collect()
+        members.into_iter().map(read).collect()
     }
 
     fn name(manifest: &str) -> &str {
-        let (_, rest) = manifest.split_once("\nname = \"").unwrap();
-        rest.split('"').next().unwrap()
+        checklist::package_name(manifest).unwrap()
     }
 
     #[test]

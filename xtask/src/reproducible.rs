@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Both have the machine, its toolchain and Debian's packages in common, and the folder of the
-//! registry's sources; each builds and unpacks by itself.
+//! registry's sources; each builds and unpacks by itself. They are removed if the files are the same.
+//! After an error they stay until the next run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ struct Built {
 ///
 /// # Errors
 ///
-/// Two files differ; the error names the first byte. The checkouts then stay for a comparison.
+/// A checkout does not build, or two files differ; the error then names the first byte.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let folder = workspace.root().join("target/reproducible");
     if folder.exists() {
@@ -45,6 +46,10 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     }
     // Debian's packages, which the checkouts unpack once more.
     host::unpack_default(workspace, None)?;
+    // Both before either is built, which takes minutes: a commit meanwhile would be in one of them.
+    for name in CHECKOUTS {
+        clone(workspace, &folder.join(name))?;
+    }
     let mut all = Vec::new();
     for name in CHECKOUTS {
         let step = Step::begin(format!("building in {name}"));
@@ -63,14 +68,18 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Checks the last commit out and builds it there.
-fn build(workspace: &Workspace, checkout: &Path) -> Result<Vec<Built>> {
+/// Checks the last commit out.
+fn clone(workspace: &Workspace, checkout: &Path) -> Result<()> {
     let mut clone = Command::new("git");
     clone
         .args(["clone", "--quiet"])
         .arg(workspace.root())
         .arg(checkout);
-    succeed(clone)?;
+    succeed(clone)
+}
+
+/// Builds what is shipped in a checkout.
+fn build(workspace: &Workspace, checkout: &Path) -> Result<Vec<Built>> {
     let there = Workspace::at(checkout.to_owned());
     dist::build_shipped(&there)?;
     let program = dist::path(&there, dist::STUBDM_RUN);
