@@ -166,4 +166,19 @@ mod tests {
         assert_eq!(of("a", b"1234").unwrap(), "a has 3 and 4 bytes");
         assert_eq!(of("b", b"123").unwrap(), "a is b there");
     }
+
+    #[test]
+    fn the_files_of_a_folder_are_linked_and_one_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("a/to"));
+        fs::create_dir_all(from.join("folder")).unwrap();
+        fs::write(from.join("x.deb"), "x").unwrap();
+        link(&from, &to).unwrap();
+        let linked = read(&to.join("x.deb")).unwrap();
+        assert_eq!((&*linked.name, &*linked.bytes), ("x.deb", &b"x"[..]));
+        assert!(!to.join("folder").exists());
+        let error = link(&dir.path().join("none"), &to).unwrap_err();
+        assert!(format!("{error:#}").contains("none"), "{error:#}");
+        assert!(read(&to.join("y.deb")).is_err());
+    }
 }

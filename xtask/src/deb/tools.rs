@@ -65,51 +65,57 @@ mod tests {
     use std::fs;
     use std::process::Command;
 
+    use super::super::tests::run;
     use super::*;
 
-    fn dpkg_deb(option: &str, file: &Path) -> String {
-        let output = Command::new("dpkg-deb")
-            .arg(option)
-            .arg(file)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{option}");
-        String::from_utf8(output.stdout).unwrap()
+    /// Makes the programs and pages of the package in a folder.
+    fn programs(folder: &Path) -> Vec<PathBuf> {
+        let names = dist::TOOLS.iter().map(|(_, _, name)| name);
+        let programs: Vec<PathBuf> = names.map(|name| folder.join(name)).collect();
+        for program in &programs {
+            fs::write(program, "#!/bin/sh\n").unwrap();
+        }
+        for page in ["man/xstore.1", "completions/_xstore"] {
+            let page = folder.join(page);
+            fs::create_dir_all(page.parent().unwrap()).unwrap();
+            fs::write(page, "text\n").unwrap();
+        }
+        programs
     }
 
     #[test]
     fn it_brings_each_tool_its_pages_and_its_licence() {
         let dir = tempfile::tempdir().unwrap();
-        let programs: Vec<PathBuf> = dist::TOOLS
-            .iter()
-            .map(|(_, _, name)| dir.path().join(name))
-            .collect();
-        for program in &programs {
-            fs::write(program, "#!/bin/sh\n").unwrap();
-        }
-        for page in ["man/xstore.1", "completions/_xstore"] {
-            let page = dir.path().join(page);
-            fs::create_dir_all(page.parent().unwrap()).unwrap();
-            fs::write(page, "text\n").unwrap();
-        }
         let workspace = Workspace::find().unwrap();
-        let data = data(&workspace, &programs, dir.path()).unwrap();
+        let data = data(&workspace, &programs(dir.path()), dir.path()).unwrap();
         let file = dir.path().join("x.deb");
         write(&file, &control(&data).unwrap(), &data).unwrap();
-        let listing = dpkg_deb("-c", &file);
+        let dpkg_deb = |arguments: &[&str]| {
+            let output = run(Command::new("dpkg-deb").args(arguments).arg(&file));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let listing = dpkg_deb(&["-c"]);
+        for tool in [
+            "usr/bin/xstore",
+            "usr/libexec/xen-rust-tools/xen-list",
+            "usr/libexec/xen-rust-tools/xen-top",
+            "usr/libexec/xen-rust-tools/xen-console-ring",
+        ] {
+            let mut lines = listing.lines().filter(|line| line.ends_with(tool));
+            let line = lines.next().unwrap_or("no line");
+            assert!(line.starts_with("-rwxr-xr-x root/root "), "{tool}: {line}");
+        }
         for part in [
-            " usr/bin/xstore\n",
-            " usr/libexec/xen-rust-tools/xen-list\n",
-            " usr/libexec/xen-rust-tools/xen-top\n",
-            " usr/libexec/xen-rust-tools/xen-console-ring\n",
             " usr/share/man/man1/xstore.1.gz\n",
             " usr/share/zsh/vendor-completions/_xstore\n",
+            " usr/share/doc/xen-rust-tools/xstore.md.gz\n",
             " usr/share/doc/xen-rust-tools/copyright\n",
             " usr/share/doc/xen-rust-tools/changelog.gz\n",
+            " usr/share/lintian/overrides/xen-rust-tools\n",
         ] {
             assert!(listing.contains(part), "no {part:?} in\n{listing}");
         }
-        let fields = dpkg_deb("-f", &file);
+        let fields = dpkg_deb(&["-f"]);
         for field in [
             &format!("Version: {VERSION}\n"),
             "Package: xen-rust-tools\n",
@@ -117,5 +123,45 @@ mod tests {
             assert!(fields.contains(field), "{fields}");
         }
         assert!(!fields.contains("@SIZE@"), "{fields}");
+
+        let root = dir.path().join("root");
+        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&root));
+        let documents = root.join("usr/share/doc/xen-rust-tools");
+        let changelog = run(Command::new("gzip")
+            .arg("-dc")
+            .arg(documents.join("changelog.gz")));
+        let changelog = String::from_utf8(changelog.stdout).unwrap();
+        let head = format!("xen-rust-tools ({VERSION}) ");
+        assert!(changelog.starts_with(&head), "{changelog}");
+        let copyright = fs::read_to_string(documents.join("copyright")).unwrap();
+        assert!(
+            copyright.contains("\n Permission is hereby granted"),
+            "{copyright}"
+        );
+        let mut sums = Command::new("dpkg-deb");
+        let sums = run(sums.arg("-I").arg(&file).arg("md5sums")).stdout;
+        let list = dir.path().join("md5sums");
+        fs::write(&list, &sums).unwrap();
+        run(Command::new("md5sum")
+            .arg("--check")
+            .arg(&list)
+            .current_dir(&root));
+    }
+
+    #[test]
+    fn without_a_program_or_a_page_there_is_no_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = Workspace::find().unwrap();
+        let programs = programs(dir.path());
+        fs::remove_file(&programs[1]).unwrap();
+        let file = dir.path().join("x.deb");
+        let built = data(&workspace, &programs, dir.path())
+            .and_then(|data| write(&file, &control(&data)?, &data));
+        let error = format!("{:#}", built.unwrap_err());
+        assert!(error.contains("xen-console-ring"), "{error}");
+        assert!(!file.exists());
+        fs::remove_dir_all(dir.path().join("man")).unwrap();
+        let error = data(&workspace, &programs, dir.path()).unwrap_err();
+        assert!(format!("{error:#}").contains("man"), "{error:#}");
     }
 }
