@@ -2,8 +2,8 @@
 //! dom0, for many guests on simulated hosts.
 //!
 //! Each guest has a stubdomain whose init and scripted QEMU answer QMP, the proxy (two processes)
-//! with one answered request, and a console server with libxl's three consoles, one of which has
-//! carried a log's line.
+//! with one answered request, and a console server with libxl's three consoles, two of which have
+//! carried a line.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,6 @@
 #[allow(dead_code, reason = "the tests use more of it")]
 mod host;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
@@ -30,25 +29,8 @@ const IDLE: Duration = Duration::from_secs(20);
 /// The wanted sum of the processes' resident memory, in MiB.
 const GOAL: f64 = 6.0;
 
-/// A process of dom0, by its part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Broker,
-    Sandboxed,
-    Consoled,
-}
-
-impl Part {
-    const ALL: [Self; 3] = [Self::Broker, Self::Sandboxed, Self::Consoled];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Broker => "proxy, root's half",
-            Self::Sandboxed => "proxy, sandboxed half",
-            Self::Consoled => "consoled",
-        }
-    }
-}
+/// A guest's processes in dom0.
+const PARTS: [&str; 3] = ["proxy, root's half", "proxy, sandboxed half", "consoled"];
 
 /// The figures of one process.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +40,7 @@ struct Figures {
     share: f64,
     /// Processor time since its start, in milliseconds.
     time: f64,
-    /// Times that it gave a processor up to wait.
+    /// Waits: voluntary context switches.
     waits: u64,
 }
 
@@ -96,19 +78,19 @@ impl Figures {
 /// A guest, and its processes in dom0.
 struct Guest {
     _killed: Killed,
+    /// In the order of [`PARTS`].
     processes: [u32; 3],
-    _consoles: Vec<Frontend>,
+    _consoles: [Frontend; 2],
 }
 
 impl Guest {
     fn start() -> Self {
         let mut killed = Killed::new();
         let stub = killed.host.stub;
-        let (log, states, restore) = (killed.path("log"), killed.path("states"), "pty");
         for (number, output) in [
-            (1, format!("file:{states}")),
-            (2, restore.to_owned()),
-            (3, format!("file:{log}")),
+            (1, format!("file:{}", killed.path("states"))),
+            (2, "pty".to_owned()),
+            (3, format!("file:{}", killed.path("log"))),
         ] {
             console(killed.host.store(), stub, number, &output);
         }
@@ -117,10 +99,7 @@ impl Guest {
         let consoled = killed.start("consoled", DomId::DOM0, &args);
         killed.stubdomain_and_proxy();
         ask(&killed.socket(), "query-status").unwrap();
-        let consoles: Vec<_> = [1, 3]
-            .map(|number| connected(&killed, number))
-            .into_iter()
-            .collect();
+        let consoles = [1, 3].map(|number| connected(&killed, number));
         let pid = format!("/local/domain/{stub}/image/qmp-proxy-pid");
         let broker = killed.host.store().read_str(&pid).unwrap().parse().unwrap();
         let children = format!("/proc/{broker}/task/{broker}/children");
@@ -185,36 +164,32 @@ fn main() {
     let started: Vec<_> = guests.iter().map(Guest::figures).collect();
     thread::sleep(IDLE);
     let idle: Vec<_> = guests.iter().map(Guest::figures).collect();
+    // Of each guest and process: memory in MiB, time, wake-ups a second.
+    let cells = |(started, idle): (&[Figures; 3], &[Figures; 3])| -> [[f64; 4]; 3] {
+        std::array::from_fn(|at| {
+            let waits = idle[at].waits - started[at].waits;
+            let Figures {
+                resident,
+                share,
+                time,
+                ..
+            } = started[at];
+            let waits = waits as f64 / IDLE.as_secs_f64();
+            [resident / 1024.0, share / 1024.0, time, waits]
+        })
+    };
+    let all: Vec<_> = started.iter().zip(&idle).map(cells).collect();
     let mut rows = String::new();
-    let mut sums: BTreeMap<&str, [f64; 3]> = BTreeMap::new();
-    for part in Part::ALL {
-        let at = part as usize;
-        let of = |figure: fn(&Figures) -> f64| {
-            spread(started.iter().map(|all| figure(&all[at])).collect())
-        };
-        let mib = |figures: [f64; 3]| figures.map(|kib| kib / 1024.0);
-        let (resident, share) = (mib(of(|f| f.resident)), mib(of(|f| f.share)));
-        let time = of(|f| f.time);
-        let waits = started.iter().zip(&idle);
-        let waits = waits.map(|(before, after)| after[at].waits - before[at].waits);
-        let waits = spread(waits.map(|n| n as f64 / IDLE.as_secs_f64()).collect());
-        let columns = [
-            ("resident", resident),
-            ("share", share),
-            ("time", time),
-            ("waits", waits),
-        ];
-        for (name, figures) in columns {
-            let sum = sums.entry(name).or_default();
-            for (sum, figure) in sum.iter_mut().zip(figures) {
-                *sum += figure;
-            }
-        }
-        rows += &row(part.name(), columns.map(|(_, figures)| figures));
+    for (at, name) in PARTS.iter().enumerate() {
+        rows += &row(name, columns(all.iter().map(|guest| guest[at])));
     }
-    let sums = ["resident", "share", "time", "waits"].map(|name| sums[name]);
-    rows += &row("together", sums);
-    let verdict = if sums[0][2] <= GOAL {
+    let sum = |guest: &[[f64; 4]; 3]| -> [f64; 4] {
+        std::array::from_fn(|column| guest.iter().map(|cells| cells[column]).sum())
+    };
+    let together = columns(all.iter().map(sum));
+    rows += &row("together", together);
+    let [resident, ..] = together;
+    let verdict = if resident[2] <= GOAL {
         "reached"
     } else {
         "missed"
@@ -240,6 +215,12 @@ fn main() {
         fs::write(out.join("dom0.md"), page).unwrap();
     }
     drop(guests);
+}
+
+/// The spread of each column.
+fn columns(rows: impl Iterator<Item = [f64; 4]>) -> [[f64; 3]; 4] {
+    let rows: Vec<_> = rows.collect();
+    std::array::from_fn(|column| spread(rows.iter().map(|cells| cells[column]).collect()))
 }
 
 fn row(name: &str, columns: [[f64; 3]; 4]) -> String {
