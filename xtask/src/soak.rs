@@ -33,7 +33,7 @@ pub(crate) enum Soak {
         /// Kills of each daemon under the threads, and as many under the tasks
         #[arg(long, value_name = "COUNT")]
         restarts: u32,
-        /// Only the daemons whose names (xenstored, oxenstored, embedded) contain this
+        /// Only the daemons whose names (xenstored, oxenstored, embedded) begin with this
         #[arg(
             long,
             default_value = "",
