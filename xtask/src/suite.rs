@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use crate::debian::Debian;
 use crate::host::{Host, Job, Silence, StoodStill};
 use crate::rules::Rules;
-use crate::tests_cmd::{Count, Outcome};
+use crate::tests_cmd::{self, Count, Outcome};
 use crate::workspace::Workspace;
 
 /// The longest that the suite may say nothing; it says something every five seconds of the
@@ -205,6 +205,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     Outcome {
         name,
         count,
+        failures: tests_cmd::failures(&said.text),
         fault,
         note: Some(note),
         rules: Rules::said(&said.text),

@@ -49,6 +49,8 @@ pub(crate) struct Count {
 pub(crate) struct Outcome {
     pub(crate) name: String,
     pub(crate) count: Count,
+    /// The failed tests, each with the first lines of its reason where they follow its name.
+    pub(crate) failures: Vec<String>,
     /// Why it failed although no single test did.
     pub(crate) fault: Option<String>,
     /// A deviation that is no failure.
@@ -64,6 +66,7 @@ impl Outcome {
         Self {
             name: name.to_owned(),
             count: Count::default(),
+            failures: Vec::new(),
             fault: Some(format!("{error:#}")),
             note: None,
             rules: Rules::default(),
@@ -152,6 +155,9 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
         );
         total.passed += passed;
         total.failed += failed;
+        for failure in &outcome.failures {
+            println!("    FAILED: {failure}");
+        }
         if let Some(fault) = &outcome.fault {
             faults += 1;
             println!("    FAILED: {fault}");
@@ -387,6 +393,7 @@ fn counted(name: &str, command: &mut Command, prefix: &str) -> Outcome {
     Outcome {
         name: name.to_owned(),
         count,
+        failures: failures(&text),
         fault,
         note: None,
         rules: Rules::said(&text),
@@ -421,6 +428,32 @@ fn judged(text: &str, success: bool, status: &str) -> (Count, Option<String>) {
     let fault = (!success && count.failed == 0).then(|| status.to_owned());
     (count, fault)
 }
+
+/// Returns the names of the failed tests in a runner's output, libtest's or the agent's. The agent
+/// prints a test's reason, indented, behind its name: its first lines are added.
+pub(crate) fn failures(text: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let name = line.strip_prefix("test ");
+        let Some((name, _)) = name.and_then(|rest| rest.split_once(" ... FAILED")) else {
+            continue;
+        };
+        let mut failure = name.to_owned();
+        for _ in 0..REASON {
+            let Some(reason) = lines.next_if(|line| line.starts_with("    ")) else {
+                break;
+            };
+            failure.push_str("\n    ");
+            failure.push_str(reason);
+        }
+        all.push(failure);
+    }
+    all
+}
+
+/// The most lines of a failed test's reason in the summary.
+const REASON: usize = 4;
 
 /// The targets that cargo reports as failed beyond those whose summary says so: a test program with
 /// a `main` of its own that panicked, or one that a signal ended.
@@ -493,6 +526,19 @@ mod tests {
         assert_eq!(of(&[whole, failed]), counts(7, 2));
         assert_eq!(of(&[whole, own]), counts(3, 1));
         assert_eq!(of(&[whole, failed, own, signal]), counts(7, 4));
+    }
+
+    #[test]
+    fn failed_tests_are_named_with_the_beginning_of_their_reasons() {
+        let text = "test a/b ... ok (1.00 s)\n\
+                    test a/c ... FAILED (2.00 s)\n    one\n    two\n    3\n    \n    5\n\
+                    test a/d ... FAILED (0.00 s)\n\
+                    test a/e ... ok (1.00 s)\n    note\n\nfailed:\n    a/c\n";
+        let reason = "a/c\n        one\n        two\n        3\n        ";
+        assert_eq!(failures(text), [reason, "a/d"]);
+        let text =
+            "test m::one ... FAILED\ntest m::two ... ok\n\nfailures:\n\n---- m::one stdout ----\n";
+        assert_eq!(failures(text), ["m::one"]);
     }
 
     #[test]
