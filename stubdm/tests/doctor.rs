@@ -404,12 +404,23 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
         assert_eq!((state.as_str(), status), ("note", 0), "{text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
-    // An old QEMU serves a screen by itself.
-    let host = Host::new();
-    let qemu = b"\0QEMU emulator version 9.0.4 (Debian)\0";
-    host.put("usr/libexec/xen-qemu-system-i386", qemu);
-    host.put("etc/xen/g.cfg", GOOD.replace("vnc=0", "").as_bytes());
-    assert_eq!(host.says("guest").0, "note");
+    // An old QEMU serves a screen by itself, and a new one does not, whatever libxl's version.
+    for (xl, version, expected) in [
+        ("4.21", "9.0.4 (Debian 1:9.0.4+ds-1)", "note"),
+        ("4.21", "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1)", "wrong"),
+        ("4.17", "10.0.2 (qemu-10.0.2-1.fc42)", "wrong"),
+        ("4.17", "", "note"),
+        ("4.21", "", "wrong"),
+    ] {
+        let host = Host::new();
+        fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
+        host.put(&format!("usr/lib/xen-{xl}/bin/xl"), b"");
+        let qemu = format!("\0QEMU emulator version {version}\0");
+        host.put("usr/libexec/xen-qemu-system-i386", qemu.as_bytes());
+        host.put("etc/xen/g.cfg", GOOD.replace("vnc=0", "vnc=1").as_bytes());
+        let (state, text, _) = host.says("guest");
+        assert_eq!(state, expected, "{xl}, {version}: {text}");
+    }
     for (line, state, part) in [
         ("kernel='/boot/vmlinuz'", "wrong", "remove kernel"),
         ("cmdline=\"root=/dev/xvda\"", "wrong", "remove cmdline"),

@@ -56,7 +56,8 @@ pub struct Built {
     pub packed: bool,
     /// The kernel's command line has to lift the restriction of a built-in xen-privcmd.
     pub unrestrict: bool,
-    /// Dom0's QEMU serves the guest's screen; otherwise a guest with one does not start.
+    /// Dom0's QEMU is known to serve the guest's screen. If it does not, a guest with one does not
+    /// start.
     pub screen: bool,
     /// Optional parts that were not found, one line each with the feature that needs it.
     pub lacks: Vec<String>,
@@ -89,7 +90,8 @@ impl Build<'_> {
         let privcmd = modules.parameters("xen-privcmd").ok();
         let restricts = privcmd.is_none_or(|names| names.iter().any(|own| own == "unrestricted"));
         let unrestrict = modules.driver("xen-privcmd") == Driver::BuiltIn && restricts;
-        let screen = Qemu::at(root, self.recipe.qemu)?.serves_screens(root);
+        let qemu = Qemu::at(root, self.recipe.qemu)?;
+        let screen = qemu.serves_screens(root).unwrap_or(false);
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let is_file = |(_, node): &(_, &Node)| matches!(node, Node::File { .. });
         Ok(Built {
@@ -141,7 +143,8 @@ impl fmt::Display for Built {
         write!(
             f,
             "# {}: {} files, {}, unpacked {}, for Linux {}\n\
-             # for the guest's configuration; serial=\"pty\" gives it a console, and vnc=0 no screen:\n{}",
+             # for the guest's configuration; serial=\"pty\" gives it a console, \
+             and vnc=0 no screen:\n{}",
             self.output.display(),
             self.files,
             mebibytes(self.size),
@@ -151,7 +154,7 @@ impl fmt::Display for Built {
         )?;
         if !self.screen {
             f.write_str(
-                "# vnc=0, because a guest with a screen does not start with QEMU 9.1 or later before:\n\
+                "# vnc=0, because with QEMU 9.1 or later a guest with a screen does not start before:\n\
                  # stubdm-run install device-model\n",
             )?;
         }

@@ -234,15 +234,18 @@ impl Qemu {
         Ok(Self { place, file })
     }
 
-    /// Returns whether dom0 serves a guest's screen with this QEMU: our launcher is at its place, or
-    /// the file's version is older than [`ASKED_FOR_SCREENS`].
-    pub fn serves_screens(&self, tree: &Path) -> bool {
+    /// Returns whether dom0 serves a guest's screen with this QEMU: our launcher is at its place,
+    /// or the version is older than [`ASKED_FOR_SCREENS`]. `None` if the file shows no version.
+    pub fn serves_screens(&self, tree: &Path) -> Option<bool> {
         let launched = SUFFIXES.iter().any(|suffix| self.file.ends_with(suffix));
         let version = || {
             let file = elf::resolve(tree, &self.file).ok()?;
             version_in(&fs::read(file).ok()?)
         };
-        launched || version().is_some_and(|version| version < ASKED_FOR_SCREENS)
+        if launched {
+            return Some(true);
+        }
+        version().map(|version| version < ASKED_FOR_SCREENS)
     }
 
     /// Returns whether the file loads Xen's libraries, as a QEMU that was built for Xen does.
@@ -448,12 +451,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path();
         for (version, moved, serves) in [
-            ("7.2.22", false, true),
-            ("9.0.4", false, true),
-            ("9.1.0", false, false),
-            ("10.0.2", false, false),
-            ("10.0.2", true, true),
-            ("", false, false),
+            ("7.2.22", false, Some(true)),
+            ("9.0.4", false, Some(true)),
+            ("9.1.0", false, Some(false)),
+            ("10.0.2", false, Some(false)),
+            ("10.0.2", true, Some(true)),
+            ("", true, Some(true)),
+            ("", false, None),
         ] {
             let text = format!("\0QEMU emulator version {version} (Debian)\n\0");
             fs::write(tree.join("qemu"), &text).unwrap();

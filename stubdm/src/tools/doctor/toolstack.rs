@@ -211,11 +211,11 @@ impl Host<'_> {
         }
     }
 
-    /// Returns whether dom0's QEMU serves a guest's screen.
-    pub(super) fn serves_screens(&self) -> bool {
-        let found = |place: &String| Qemu::at(self.root, place);
-        let mut all = self.qemus().into_iter();
-        all.any(|place| found(&place).is_ok_and(|qemu| qemu.serves_screens(self.root)))
+    /// Returns whether one of dom0's QEMUs serves a guest's screen; `None` if none shows its
+    /// version.
+    pub(super) fn serves_screens(&self) -> Option<bool> {
+        let found = |place: String| Qemu::at(self.root, &place).ok()?.serves_screens(self.root);
+        self.qemus().into_iter().filter_map(found).max()
     }
 
     /// Returns where each libxl looks for QEMU.
