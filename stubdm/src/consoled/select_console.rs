@@ -4,9 +4,12 @@
 //! From 9.1 on, QEMU's VNC server shows the console that is there when QEMU starts, or "This VM has
 //! no graphic display device" if there is none. A PV frame buffer becomes a console when its
 //! frontend connects, which is later. No QMP command changes the server's console; a viewer's
-//! Ctrl-Alt-1 does, for all viewers (`do_key_event` in QEMU's `ui/vnc.c`). So this process waits for
-//! the frontend, joins the server by QMP's `add_client`, which needs no address and no password,
-//! presses these keys, and ends.
+//! Ctrl-Alt-1 does, for all viewers (`do_key_event` in QEMU's `ui/vnc.c`). So this process waits
+//! for the frontend, joins the server by QMP's `add_client`, which needs no address and no
+//! password, presses these keys, and ends. It ends with QEMU too, and when a time below has passed.
+//!
+//! QEMU releases the keys of a viewer that leaves (`vnc_disconnect_finish` in `ui/vnc.c`), so none
+//! stays pressed if this process is killed between press and release.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +21,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use stubdm_qmp::client::{Client as Qmp, ClientEvent};
 use stubdm_qmp::json::{Json, map};
-use stubdm_screen::Size;
 use stubdm_screen::rfb::Client;
 use xen_store::Store;
 use xen_sys::DomId;
@@ -27,21 +29,15 @@ use crate::libxl::store::{StoreOptions, domid};
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::poll::{readable, sleep};
 use crate::rt::stream::{Read, Stream};
-use crate::viewer::Viewer;
+use crate::viewer::{LARGEST, Viewer};
 
 /// The command by which this program is the process.
 const COMMAND: &str = "select-console";
 
 /// Time for the frontend to connect. libxl gives a stubdomain up after 30 s.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(300);
-/// Time for QEMU's answers after that.
+/// Time for QEMU's answers after that, and for each of the store's.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The largest screen that is accepted.
-const LARGEST: Size = Size {
-    width: 8192,
-    height: 8192,
-};
 
 /// Scancodes of the left Control key, the left Alt key, and the digit 1.
 const KEYS: [u8; 3] = [0x1d, 0x38, 0x02];
@@ -96,7 +92,7 @@ pub fn run(options: &SelectOptions) -> Result<()> {
         return Ok(());
     }
     let mut monitor = Monitor::new(monitor)?;
-    let store = options.store.open()?;
+    let store = options.store.open()?.with_timeout(Some(PATIENCE));
     let deadline = Instant::now() + CONNECTED_WITHIN;
     match wait_connected(&store, options.domid, &mut monitor, deadline)? {
         true => select(&mut monitor, Instant::now() + PATIENCE),
@@ -123,6 +119,9 @@ fn wait_connected(
         }
         if !monitor.receive()? {
             return Ok(false);
+        }
+        if let Some(event) = monitor.poll_event() {
+            return Err(unexpected(&event));
         }
         if Instant::now() >= deadline {
             return Err(Failure::new(format_args!(
@@ -190,18 +189,21 @@ impl Monitor {
         })
     }
 
-    /// Reads what there is; returns false if QEMU ended.
+    /// Reads once; returns false if QEMU ended.
     fn receive(&mut self) -> Result<bool> {
         let mut buffer = [0; 4096];
-        loop {
-            match self.stream.read(&mut buffer).context("QEMU's monitor")? {
-                Read::Bytes(count) => self
-                    .qmp
-                    .handle_bytes(buffer.get(..count).unwrap_or_default()),
-                Read::Nothing => return Ok(true),
-                Read::End => return Ok(false),
-            }
+        let read = self.stream.read(&mut buffer).context("QEMU's monitor")?;
+        if let Read::Bytes(count) = read {
+            let bytes = buffer.get(..count).unwrap_or_default();
+            self.qmp.handle_bytes(bytes);
         }
+        Ok(read != Read::End)
+    }
+
+    /// Returns the next event other than QEMU's own, which are dropped.
+    fn poll_event(&mut self) -> Option<ClientEvent> {
+        let mut events = std::iter::from_fn(|| self.qmp.poll_event());
+        events.find(|event| !matches!(event, ClientEvent::Event(_)))
     }
 
     /// Sends what there is to send, with `fd` if one is given.
@@ -223,10 +225,8 @@ impl Monitor {
     /// Waits for the next event other than QEMU's own.
     fn event(&mut self, deadline: Instant) -> Result<ClientEvent> {
         loop {
-            while let Some(event) = self.qmp.poll_event() {
-                if !matches!(event, ClientEvent::Event(_)) {
-                    return Ok(event);
-                }
+            if let Some(event) = self.poll_event() {
+                return Ok(event);
             }
             self.send(None)?;
             if Instant::now() >= deadline {
@@ -331,22 +331,28 @@ mod tests {
         qemu.write_all(b"{\"return\": {}, \"id\": 2}\r\n").unwrap();
     }
 
+    /// Takes the viewer as QEMU, and shows it a picture.
+    fn show(qemu: &mut UnixStream) -> Fake<UnixStream> {
+        let stream = take_socket(qemu);
+        add_client(qemu);
+        let mut server = Fake {
+            stream,
+            width: 4,
+            height: 2,
+        };
+        assert_eq!(server.security(&[1]).unwrap(), 1);
+        server.accept().unwrap();
+        while server.message().unwrap() != (Message::Request { incremental: false }) {}
+        server.announce().unwrap();
+        server.picture(|_, _| 0).unwrap();
+        server
+    }
+
     #[test]
     fn the_keys_select_the_first_console() {
         let (mut monitor, mut qemu) = joined();
         let serving = std::thread::spawn(move || {
-            let stream = take_socket(&mut qemu);
-            add_client(&mut qemu);
-            let mut server = Fake {
-                stream,
-                width: 4,
-                height: 2,
-            };
-            assert_eq!(server.security(&[1]).unwrap(), 1);
-            server.accept().unwrap();
-            while server.message().unwrap() != (Message::Request { incremental: false }) {}
-            server.announce().unwrap();
-            server.picture(|_, _| 0).unwrap();
+            let mut server = show(&mut qemu);
             let mut keys = Vec::new();
             while keys.len() < 6 {
                 if let Message::Key { down, scancode } = server.message().unwrap() {
@@ -374,20 +380,10 @@ mod tests {
     fn a_qemu_without_another_console_is_reported() {
         let (mut monitor, mut qemu) = joined();
         let serving = std::thread::spawn(move || {
-            let stream = take_socket(&mut qemu);
-            add_client(&mut qemu);
-            let mut server = Fake {
-                stream,
-                width: 4,
-                height: 2,
-            };
-            server.security(&[1]).unwrap();
-            server.accept().unwrap();
-            server.announce().unwrap();
-            server.picture(|_, _| 0).unwrap();
+            let mut server = show(&mut qemu);
             while server.message().is_ok() {}
         });
-        let deadline = Instant::now() + Duration::from_millis(300);
+        let deadline = Instant::now() + Duration::from_secs(2);
         let failure = select(&mut monitor, deadline).unwrap_err().to_string();
         assert!(failure.contains("no other console"), "{failure}");
         serving.join().unwrap();
@@ -435,5 +431,27 @@ mod tests {
         }
         drop(qemu);
         assert!(!wait_connected(&store, domain, &mut monitor, soon()).unwrap());
+    }
+
+    #[test]
+    fn a_qemu_that_floods_its_monitor_costs_the_deadline_and_no_memory() {
+        let server = Server::start(Config::new()).unwrap();
+        let store = server.connect(DomId::DOM0).unwrap();
+        let (mut monitor, mut qemu) = joined();
+        let flooding = std::thread::spawn(move || {
+            let events = b"{\"event\": \"STOP\"}\r\n".repeat(1000);
+            let end = soon();
+            while Instant::now() < end && qemu.write_all(&events).is_ok() {}
+        });
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let waited = wait_connected(&store, DomId::new(7), &mut monitor, deadline);
+        assert!(waited.unwrap_err().to_string().contains("is not 4"));
+        assert_eq!(monitor.qmp.poll_event(), None);
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let failure = select(&mut monitor, deadline).unwrap_err();
+        assert!(failure.to_string().contains("no answer"), "{failure}");
+        assert!(deadline.elapsed() < Duration::from_secs(10));
+        drop(monitor);
+        flooding.join().unwrap();
     }
 }

@@ -21,13 +21,7 @@ use crate::libxl::store::{Pair, StoreOptions, domid};
 use crate::libxl::trusted;
 use crate::rt::error::{Context, Failure, Result};
 use crate::tools::qmp::seconds;
-use crate::viewer::{Picture, Viewer};
-
-/// The largest screen: 64 MiB of pixels.
-const LARGEST: Size = Size {
-    width: 4096,
-    height: 4096,
-};
+use crate::viewer::{LARGEST, Picture, Viewer};
 
 /// The command line.
 #[derive(Args, Clone, Debug)]

@@ -15,6 +15,12 @@ use crate::rt::stream::{Read, Stream};
 /// Bytes read from the server at once.
 const CHUNK: usize = 64 << 10;
 
+/// The largest screen: 64 MiB of pixels.
+pub const LARGEST: Size = Size {
+    width: 4096,
+    height: 4096,
+};
+
 /// A connection to a VNC server.
 #[derive(Debug)]
 pub struct Viewer {
