@@ -218,6 +218,9 @@ fn each_failure_is_one_line_and_leaves_no_file() {
     assert!(said.contains(&format!("127.0.0.1 port {port}")), "{said}");
     host.console("vnc-port", "70000");
     assert!(host.fails(GUEST, &[]).contains("vnc-port"));
+    host.console("vnc-port", &port);
+    host.console("vnc-listen", "localhost");
+    assert!(host.fails(GUEST, &[]).contains("vnc-listen"));
 }
 
 #[test]

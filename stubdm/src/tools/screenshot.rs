@@ -1,12 +1,13 @@
-//! `stubdm-run screenshot DOMID FILE.png`: a picture of the guest's screen, from the VNC server that
-//! dom0's QEMU has for it.
+//! `stubdm-run screenshot DOMID FILE.png`: a picture of the guest's screen, from the VNC server
+//! that dom0's QEMU has for it.
 //!
-//! Address, port and password are in the nodes from which `xl vncviewer` takes them. Only nodes that
-//! dom0 alone may write are used: this program connects to what they name.
+//! Address, port and password are in the nodes from which `xl vncviewer` takes them. Only nodes
+//! that dom0 alone may write are used: this program connects to what they name. The address is a
+//! number, as QEMU's `query-vnc` returned it to libxl.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{self, Write};
+use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,8 +43,7 @@ pub struct ScreenshotOptions {
 /// A VNC server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Server {
-    address: String,
-    port: u16,
+    address: SocketAddr,
     password: Option<String>,
 }
 
@@ -83,28 +83,26 @@ impl Server {
             let Some(port) = read("vnc-port")? else {
                 continue;
             };
-            let number = port.parse().context(format_args!("{folder}/vnc-port"))?;
+            let port = port.parse().context(format_args!("{folder}/vnc-port"))?;
+            let listen = reachable(read("vnc-listen")?.as_deref());
+            let listen = listen.context(format_args!("{folder}/vnc-listen"))?;
             return Ok(Self {
-                address: reachable(read("vnc-listen")?),
-                port: number,
+                address: SocketAddr::new(listen, port),
                 password: read("vnc-pass")?,
             });
         }
         Err(Failure::new(format_args!(
-            "domain {domain} has no screen over VNC: its configuration has vnc=0, or nobody serves it"
+            "domain {domain} has no screen over VNC: \
+             its configuration has vnc=0, or no QEMU serves it"
         )))
     }
 
     fn connect(&self, deadline: Instant) -> Result<Viewer> {
-        let Self { address, port, .. } = self;
-        let what = format!("the VNC server at {address} port {port}");
-        let found = (address.as_str(), *port).to_socket_addrs();
-        let addresses: Vec<SocketAddr> = found.context(&what)?.collect();
-        let address = addresses.first();
-        let address = address.ok_or_else(|| Failure::new(format_args!("{what}: no address")))?;
+        let (ip, port) = (self.address.ip(), self.address.port());
         let left = deadline.saturating_duration_since(Instant::now());
         let left = left.max(Duration::from_millis(1));
-        let stream = TcpStream::connect_timeout(address, left).context(&what)?;
+        let stream = TcpStream::connect_timeout(&self.address, left);
+        let stream = stream.context(format_args!("the VNC server at {ip} port {port}"))?;
         let mut client = Client::new(LARGEST);
         if let Some(password) = &self.password {
             client = client.with_password(password.as_str());
@@ -114,34 +112,36 @@ impl Server {
 }
 
 /// Returns an address for a connection to a server that listens at `listen`.
-fn reachable(listen: Option<String>) -> String {
-    match listen.as_deref() {
-        None | Some("0.0.0.0") => "127.0.0.1".to_owned(),
-        Some("::") => "::1".to_owned(),
-        Some(address) => address.to_owned(),
-    }
+fn reachable(listen: Option<&str>) -> std::result::Result<IpAddr, AddrParseError> {
+    let listen = listen.map_or(Ok(Ipv4Addr::LOCALHOST.into()), str::parse)?;
+    Ok(match listen {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    })
 }
 
 /// Writes the file whole or not at all.
 fn write(file: &Path, picture: &Picture) -> Result<()> {
+    let bytes = encode(picture).context("the picture")?;
     let mut part = file.as_os_str().to_owned();
     part.push(format!(".{}.part", std::process::id()));
     let part = PathBuf::from(part);
-    let written = encode(&part, picture).and_then(|()| {
-        fs::rename(&part, file).context(file.display())?;
-        Ok(())
-    });
+    let mut options = OpenOptions::new();
+    let made = options.write(true).create_new(true).mode(0o600).open(&part);
+    let mut made = made.context(part.display())?;
+    let written = made.write_all(&bytes).context(part.display());
+    let written = written.and_then(|()| fs::rename(&part, file).context(file.display()));
     if written.is_err() {
         let _ = fs::remove_file(&part);
     }
     written
 }
 
-fn encode(part: &Path, picture: &Picture) -> Result<()> {
-    let what = part.display();
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(part);
-    let mut out = BufWriter::new(file.context(&what)?);
+/// Returns the picture as a PNG file's bytes. This takes seconds, so no file exists yet: a signal
+/// may end the program.
+fn encode(picture: &Picture) -> std::result::Result<Vec<u8>, png::EncodingError> {
+    let mut out = Vec::new();
     let Size { width, height } = picture.size;
     let mut encoder = png::Encoder::new(&mut out, width.into(), height.into());
     encoder.set_color(png::ColorType::Rgb);
@@ -149,8 +149,28 @@ fn encode(part: &Path, picture: &Picture) -> Result<()> {
     encoder.set_compression(png::Compression::High);
     let pixels = picture.bytes.chunks_exact(PIXEL);
     let rgb: Vec<u8> = pixels.flat_map(|p| [p[2], p[1], p[0]]).collect();
-    let mut writer = encoder.write_header().context(&what)?;
-    writer.write_image_data(&rgb).context(&what)?;
-    writer.finish().context(&what)?;
-    out.flush().context(&what)
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&rgb)?;
+    writer.finish()?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_listens_everywhere_is_reached_on_this_host() {
+        for (listen, expected) in [
+            (None, Some("127.0.0.1")),
+            (Some("0.0.0.0"), Some("127.0.0.1")),
+            (Some("::"), Some("::1")),
+            (Some("192.0.2.7"), Some("192.0.2.7")),
+            (Some("2001:db8::7"), Some("2001:db8::7")),
+            (Some("localhost"), None),
+        ] {
+            let found = reachable(listen).ok().map(|address| address.to_string());
+            assert_eq!(found.as_deref(), expected, "{listen:?}");
+        }
+    }
 }
