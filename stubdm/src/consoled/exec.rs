@@ -2,10 +2,11 @@
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
 //! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
-//! descriptors as they came, this process and, where that can be, the path (`keep_path.rs`). A
-//! screen adds arguments for QEMU from 9.1 on (`frame_buffer.rs`). Where there is none, libxl's
-//! question for QEMU's options is answered here (`probe.rs`). The console server runs as `stubdm-run consoled`, in
-//! this process as well, so a list of QEMUs in dom0 shows real ones only.
+//! descriptors as they came, this process and, where that can be, the path (`keep_path.rs`). For
+//! a screen, a QEMU from 9.1 on gets more arguments (`frame_buffer.rs`). Where there is no real
+//! QEMU, libxl's question for QEMU's options is answered here (`probe.rs`). The console server runs
+//! as `stubdm-run consoled`, in this process as well, so a list of QEMUs in dom0 shows real ones
+//! only.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -126,8 +127,8 @@ fn become_consoled(wanted: &Wanted) -> Result<()> {
 fn become_real(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Result<()> {
     // Looked at first: an attempt leaves this process with other signal settings.
     std::fs::metadata(real).context(real.display())?;
-    // Without the mount QEMU runs all the same, as `real`; doctor names who misses it.
     let more = Additions::find(real, arguments);
+    // Without the mount QEMU runs all the same, as `real`; doctor names who misses it.
     let by_name = called.filter(|path| keep_path::mount_over(real, path).is_ok());
     let program = by_name.unwrap_or(real);
     let error = Command::new(program)

@@ -11,10 +11,8 @@
 //! | up to 9.0 | served with these words |
 //! | from 9.1 on | served only with `-vga xenfb`; without, `vfb` stays in state 1 |
 //!
-//! From 9.1 on, too, its VNC server keeps to the console that is there when it starts, and the
-//! frame buffer becomes a console only when its frontend connects. So the launcher adds `-vga
-//! xenfb` and a QMP monitor, and leaves a process at the other end of that
-//! ([`select_console`](super::select_console)).
+//! So the launcher adds `-vga xenfb`. For a VNC server it adds a QMP monitor as well, and leaves a
+//! process at the other end of that ([`select_console`](super::select_console)).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -44,7 +42,7 @@ impl Additions {
     /// Returns what `arguments` lack for the QEMU `real`, and starts the process that the VNC
     /// server needs. A failure is logged, and QEMU runs without.
     pub(super) fn find(real: &Path, arguments: &[OsString]) -> Self {
-        let Some(wanted) = recognise(arguments) else {
+        let Some(screen) = recognise(arguments) else {
             return Self::default();
         };
         match version_of(real) {
@@ -57,8 +55,8 @@ impl Additions {
         }
         let mut all = Self::default();
         all.arguments.extend(["-vga", "xenfb"].map(OsString::from));
-        if wanted.vnc {
-            match start(wanted.domain) {
+        if screen.vnc {
+            match start(screen.domain) {
                 Ok(monitor) => all.add_monitor(monitor),
                 Err(failure) => log::complain(format_args!(
                     "VNC viewers see the screen after Ctrl-Alt-1 only: {failure}"
@@ -77,9 +75,9 @@ impl Additions {
     }
 }
 
-/// A command line that asks for a PV domain's screen.
+/// A PV domain's screen that a command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Wanted {
+struct Screen {
     domain: DomId,
     /// The screen is served over VNC.
     vnc: bool,
@@ -87,17 +85,17 @@ struct Wanted {
 
 /// Reads QEMU's arguments; returns `None` if they ask for no PV domain's screen, or name a video
 /// card already.
-fn recognise(arguments: &[OsString]) -> Option<Wanted> {
+fn recognise(arguments: &[OsString]) -> Option<Screen> {
     let value = |option: &str| {
         let mut pairs = arguments.windows(2);
         pairs.find_map(|pair| (pair[0] == option).then(|| pair[1].as_os_str()))
     };
     let shows = |option| value(option).is_some_and(|value: &OsStr| value != "none");
     let vnc = shows("-vnc");
-    let screen = vnc || shows("-display");
-    let wanted = screen && value("-machine")? == "xenpv" && value("-vga").is_none();
+    let shown = vnc || shows("-display");
+    let wanted = shown && value("-machine")? == "xenpv" && value("-vga").is_none();
     let domain = domain(value("-xen-domid")?)?;
-    wanted.then_some(Wanted { domain, vnc })
+    wanted.then_some(Screen { domain, vnc })
 }
 
 /// Asks the program `real` for its version.
@@ -140,13 +138,13 @@ mod tests {
     fn only_a_pv_domains_screen_without_a_card_is_recognised() {
         let domain = DomId::new(7);
         let vnc = true;
-        assert_eq!(recognise(&words(&[])), Some(Wanted { domain, vnc }));
+        assert_eq!(recognise(&words(&[])), Some(Screen { domain, vnc }));
         let sdl = words(&[
             ("127.0.0.1:0,to=99", "none"),
             ("-display none", "-display sdl"),
         ]);
         let vnc = false;
-        assert_eq!(recognise(&sdl), Some(Wanted { domain, vnc }));
+        assert_eq!(recognise(&sdl), Some(Screen { domain, vnc }));
         for change in [
             ("127.0.0.1:0,to=99", "none"),
             ("-vnc 127.0.0.1:0,to=99 ", ""),
