@@ -1,4 +1,5 @@
-//! A VNC viewer, as small as it can be: the picture, keys by scancode, the pointer.
+//! A VNC viewer, as small as it can be: the picture, keys by scancode, the pointer. The protocol is
+//! `stubdm-screen`'s; the rest is independent of `stubdm`'s viewer, whose pictures it checks.
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Write};

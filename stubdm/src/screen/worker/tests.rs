@@ -198,7 +198,7 @@ fn a_qemu_that_reads_nothing_stops_the_input_and_loses_no_release() {
     let press = [event(1, 30, 1), event(1, 30, 0)].concat();
     ends.device.set_nonblocking(true).unwrap();
     // As much as its socket, the worker, and the device's socket take.
-    let mut idle = 0;
+    let (mut idle, mut written) = (0, 0);
     while idle < 3 {
         idle += 1;
         while ends
@@ -207,6 +207,8 @@ fn a_qemu_that_reads_nothing_stops_the_input_and_loses_no_release() {
             .is_ok_and(|count| count == press.len())
         {
             idle = 0;
+            written += 1;
+            assert!(written < 100_000, "the worker reads on");
         }
         ends.worker.turn(Instant::now()).unwrap();
     }
