@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -14,6 +15,12 @@ use stubdm::service::record::{Claim, Kind, Record};
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
+
+#[path = "../src/viewer/fake.rs"]
+#[allow(dead_code)]
+mod fake;
+
+use fake::Fake;
 
 fn status(socket: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
@@ -143,7 +150,8 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
         first,
         json!({"guest": 5, "name": "one", "stubdomain": 6, "state": "running",
                "proxy": {"pid": proxy.0.id(), "alive": true, "memory_kib": null},
-               "qmp": null, "consoles": null, "console_bytes": 7, "memory_kib": 409_600, "fault": null})
+               "qmp": null, "consoles": null, "console_bytes": 7, "memory_kib": 409_600, "screen": null,
+               "fault": null})
     );
     assert_eq!(value["guests"][1]["proxy"]["alive"], false);
     assert_eq!(value["guests"].as_array().unwrap().len(), 3);
@@ -216,6 +224,56 @@ fn a_stubdomain_that_rewrites_its_own_node_or_has_an_accomplice_fails_no_other_g
         let bytes = &value["guests"][0]["console_bytes"];
         assert_eq!(*bytes, Value::Null, "the accomplice's file: {value}");
     }
+}
+
+#[test]
+fn a_screen_is_shown_as_its_vnc_server_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let server = Server::start(Config::new()).unwrap();
+    server.listen(&socket).unwrap();
+    let store = Store::connect(&socket).unwrap();
+    exist(&server, &[5, 6]);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let node = "/local/domain/5/image/device-model-domid";
+    store.write(node, "6").unwrap();
+    let node = "/local/domain/6/console/vnc-port";
+    store.write(node, port.to_string()).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let (width, height) = (1024, 768);
+        let mut server = Fake {
+            stream,
+            width,
+            height,
+        };
+        assert_eq!(server.security(&[1]).unwrap(), 1);
+        server.accept().unwrap();
+        while server.message().is_ok() {}
+    });
+    let output = status(&socket, &[]);
+    serving.join().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = format!("  its screen: 1024x768, viewers not known, VNC at 127.0.0.1 port {port}\n");
+    assert!(text.contains(&line), "{text}");
+
+    // The server is gone, and its address is shown all the same.
+    let output = status(&socket, &["--json"]);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let address = format!("127.0.0.1:{port}");
+    assert_eq!(
+        value["guests"][0]["screen"],
+        json!({"address": address, "width": null, "height": null, "viewers": null})
+    );
+    store.write(node, "70000").unwrap();
+    let output = status(&socket, &["--json"]);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let fault = value["guests"][0]["fault"].as_str().unwrap();
+    assert!(
+        fault.starts_with("/local/domain/6/console/vnc-port: "),
+        "{fault}"
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | [`state_record`] | the device model's saved state between the stubdomain and libxl's file |
 //! | [`payload`] | the store node that names the vchan |
 //! | [`trusted`], [`store`], [`lifetime`] | the host's store: nodes that only dom0 can have written, and a domain's end |
+//! | [`vnc`] | the VNC server of a guest's screen |
 //! | [`places`] | the paths that are compiled into a libxl |
 
 pub mod consoles;
@@ -22,3 +23,4 @@ pub mod places;
 pub mod state_record;
 pub mod store;
 pub mod trusted;
+pub mod vnc;

@@ -66,20 +66,33 @@ pub(crate) fn object(text: &str) -> std::result::Result<Json, String> {
 /// # Errors
 /// No such guest, no stubdomain, no answer in time, or QEMU's own refusal: exit status 1.
 pub fn run(options: &QmpOptions) -> Result<()> {
-    let deadline = Instant::now() + options.timeout;
     let path = match &options.socket {
         Some(path) => path.clone(),
         None => guest_socket(options.domid)?,
     };
-    let what = path.display().to_string();
-    let stream = connect(&path, deadline).context(&what)?;
-    let answer = converse(stream, options, deadline)?;
+    let arguments = options.arguments.clone();
+    let answer = ask(&path, &options.command, arguments, options.timeout)?;
     let text = if options.pretty {
         json(&answer)
     } else {
         json_line(&answer)
     };
     writeln!(io::stdout(), "{text}").context("printing the answer")
+}
+
+/// Has the QEMU whose monitor is at `path` execute a command; returns its answer.
+///
+/// # Errors
+/// No answer within `timeout`, or QEMU's own refusal.
+pub(super) fn ask(
+    path: &Path,
+    command: &str,
+    arguments: Option<Json>,
+    timeout: Duration,
+) -> Result<Value> {
+    let deadline = Instant::now() + timeout;
+    let stream = connect(path, deadline).context(path.display())?;
+    converse(stream, command, arguments, timeout, deadline)
 }
 
 /// Where the host's proxy listens for this guest.
@@ -126,7 +139,13 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> Result<Value> {
+fn converse(
+    mut stream: UnixStream,
+    command: &str,
+    mut arguments: Option<Json>,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<Value> {
     let mut client = Client::new();
     let mut greeted = false;
     loop {
@@ -134,11 +153,10 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
             match event {
                 ClientEvent::Ready => {
                     greeted = true;
-                    client.execute(&options.command, options.arguments.clone());
+                    client.execute(command, arguments.take());
                 }
                 ClientEvent::Answer(Ok(answer)) => return Ok(answer.into()),
                 ClientEvent::Answer(Err(error)) => {
-                    let command = &options.command;
                     // The proxy's own errors begin so. A hostile QEMU may send the same text.
                     return Err(match error.desc.strip_prefix(PROXY) {
                         Some(why) => Failure::new(format_args!(
@@ -161,7 +179,7 @@ fn converse(mut stream: UnixStream, options: &QmpOptions, deadline: Instant) -> 
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::new(format_args!(
                 "no {} within {:?}",
                 asked.trim_start_matches("an ").trim_start_matches("a "),
-                options.timeout
+                timeout
             )),
             _ => Failure::new(format_args!("waiting for {asked}: {error}")),
         };

@@ -1,28 +1,22 @@
 //! `stubdm-run screenshot DOMID FILE.png`: a picture of the guest's screen, from the VNC server
 //! that dom0's QEMU has for it.
-//!
-//! Address, port and password are in the nodes from which `xl vncviewer` takes them. Only nodes
-//! that dom0 alone may write are used: this program connects to what they name. The address is a
-//! number, as QEMU's `query-vnc` returned it to libxl.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use stubdm_screen::rfb::Client;
 use stubdm_screen::{PIXEL, Size};
 use xen_store::Store;
 use xen_sys::DomId;
 
 use crate::libxl::store::{Pair, StoreOptions, domid};
-use crate::libxl::trusted;
+use crate::libxl::vnc::VncServer;
 use crate::rt::error::{Context, Failure, Result};
 use crate::tools::qmp::seconds;
-use crate::viewer::{LARGEST, Picture, Viewer};
+use crate::viewer::{Picture, Viewer};
 
 /// The command line.
 #[derive(Args, Clone, Debug)]
@@ -40,13 +34,6 @@ pub struct ScreenshotOptions {
     pub file: PathBuf,
 }
 
-/// A VNC server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Server {
-    address: SocketAddr,
-    password: Option<String>,
-}
-
 /// Writes the picture.
 ///
 /// # Errors
@@ -54,7 +41,7 @@ struct Server {
 pub fn run(options: &ScreenshotOptions) -> Result<()> {
     let deadline = Instant::now() + options.timeout;
     let store = options.store.open()?;
-    let server = Server::of(&store, options.domid)?;
+    let server = server(&store, options.domid)?;
     let mut viewer = server.connect(deadline)?;
     if !viewer.run_until(deadline, Viewer::is_whole)? {
         return Err(Failure::new(format_args!(
@@ -69,56 +56,18 @@ pub fn run(options: &ScreenshotOptions) -> Result<()> {
     writeln!(io::stdout(), "{file}: {width}x{height} pixels").context("printing")
 }
 
-impl Server {
-    /// Finds the server of a guest, in the nodes of its stubdomain or its own.
-    fn of(store: &Store, domain: DomId) -> Result<Self> {
-        let pair = Pair::of(store, domain)?;
-        for owner in pair.stubdomain.into_iter().chain([pair.guest]) {
-            let folder = format!("/local/domain/{owner}/console");
-            let read = |name: &str| -> Result<Option<String>> {
-                let node = format!("{folder}/{name}");
-                let value = trusted::read_str(store, &node).context(&node)?;
-                Ok(value.filter(|value| !value.is_empty()))
-            };
-            let Some(port) = read("vnc-port")? else {
-                continue;
-            };
-            let port = port.parse().context(format_args!("{folder}/vnc-port"))?;
-            let listen = reachable(read("vnc-listen")?.as_deref());
-            let listen = listen.context(format_args!("{folder}/vnc-listen"))?;
-            return Ok(Self {
-                address: SocketAddr::new(listen, port),
-                password: read("vnc-pass")?,
-            });
+/// Finds the VNC server of a guest's screen, in the nodes of its stubdomain or its own.
+fn server(store: &Store, domain: DomId) -> Result<VncServer> {
+    let pair = Pair::of(store, domain)?;
+    for owner in pair.stubdomain.into_iter().chain([pair.guest]) {
+        if let Some(server) = VncServer::of(store, owner)? {
+            return Ok(server);
         }
-        Err(Failure::new(format_args!(
-            "domain {domain} has no screen over VNC: \
-             its configuration has vnc=0, or no QEMU serves it"
-        )))
     }
-
-    fn connect(&self, deadline: Instant) -> Result<Viewer> {
-        let (ip, port) = (self.address.ip(), self.address.port());
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.max(Duration::from_millis(1));
-        let stream = TcpStream::connect_timeout(&self.address, left);
-        let stream = stream.context(format_args!("the VNC server at {ip} port {port}"))?;
-        let mut client = Client::new(LARGEST);
-        if let Some(password) = &self.password {
-            client = client.with_password(password.as_str());
-        }
-        Viewer::new(stream.into(), client)
-    }
-}
-
-/// Returns an address for a connection to a server that listens at `listen`.
-fn reachable(listen: Option<&str>) -> std::result::Result<IpAddr, AddrParseError> {
-    let listen = listen.map_or(Ok(Ipv4Addr::LOCALHOST.into()), str::parse)?;
-    Ok(match listen {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    })
+    Err(Failure::new(format_args!(
+        "domain {domain} has no screen over VNC: \
+         its configuration has vnc=0, or no QEMU serves it"
+    )))
 }
 
 /// Writes the file whole or not at all.
@@ -153,24 +102,4 @@ fn encode(picture: &Picture) -> std::result::Result<Vec<u8>, png::EncodingError>
     writer.write_image_data(&rgb)?;
     writer.finish()?;
     Ok(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_listens_everywhere_is_reached_on_this_host() {
-        for (listen, expected) in [
-            (None, Some("127.0.0.1")),
-            (Some("0.0.0.0"), Some("127.0.0.1")),
-            (Some("::"), Some("::1")),
-            (Some("192.0.2.7"), Some("192.0.2.7")),
-            (Some("2001:db8::7"), Some("2001:db8::7")),
-            (Some("localhost"), None),
-        ] {
-            let found = reachable(listen).ok().map(|address| address.to_string());
-            assert_eq!(found.as_deref(), expected, "{listen:?}");
-        }
-    }
 }

@@ -2,6 +2,7 @@
 //! proxies show them, once or as it changes.
 
 mod rows;
+mod screen;
 mod show;
 mod watch;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use clap::Args;
 
 pub use rows::{Process, Row, rows};
+pub use screen::Screen;
 use stubdm_qmp::text;
 
 use crate::libxl::domains::Domains;

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use xen_store::Store;
 use xen_sys::DomId;
@@ -12,9 +13,11 @@ use xen_sys::DomId;
 use crate::libxl::discover::goes_to;
 use crate::libxl::domains::Domains;
 use crate::libxl::trusted;
+use crate::libxl::vnc::VncServer;
 use crate::proxy::counters::{self, Counters};
 use crate::rt::error::{Context, Result};
 use crate::service::record::{self, Kind, Life, Record};
+use crate::tools::status::screen::Screen;
 
 /// A process on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +53,17 @@ pub struct Row {
     pub console_bytes: Option<u64>,
     /// The memory the toolstack gave the stubdomain, in KiB.
     pub memory: Option<u64>,
+    /// Its screen, if dom0's QEMU serves one.
+    pub screen: Option<Screen>,
     /// The first thing that could not be read of this guest, and why.
     pub fault: Option<String>,
 }
 
 /// The state shown for a stubdomain that does not exist, though its nodes do.
 pub(super) const GONE: &str = "the stubdomain is gone";
+
+/// Time in which the QEMUs of all screens answer.
+const SCREENS: Duration = Duration::from_secs(2);
 
 /// Reads the store, and the services' records and counters in `folder`. Nodes and process numbers
 /// are hints: a domain that does not exist is left out, and a process is alive if it holds its
@@ -79,6 +87,7 @@ pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
         .filter_map(|name| name.parse().ok())
         .collect();
     domains.sort_unstable();
+    let deadline = Instant::now() + SCREENS;
     let mut rows = Vec::new();
     for guest in domains {
         if existing.exists(guest) == Some(false) {
@@ -113,6 +122,7 @@ pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
             consoles: reader.process(Kind::Consoled, stubdomain)?,
             console_bytes: reader.console_bytes(stubdomain)?,
             memory: memory.and_then(|text| text.trim().parse().ok()),
+            screen: reader.screen(stubdomain, deadline),
             fault: reader.fault,
         });
     }
@@ -160,6 +170,17 @@ impl Reader<'_> {
         let text = self.dom0s(&format!("/local/domain/{stubdomain}/{}", kind.node()))?;
         let pid = text.and_then(|text| text.trim().parse().ok());
         Ok(pid.map(|pid| process(pid, names(pid, stubdomain), false)))
+    }
+
+    /// The screen that dom0's QEMU serves for a stubdomain.
+    fn screen(&mut self, stubdomain: DomId, deadline: Instant) -> Option<Screen> {
+        match VncServer::of(self.store, stubdomain) {
+            Ok(server) => server.map(|server| Screen::look(&server, stubdomain, deadline)),
+            Err(failure) => {
+                self.fault.get_or_insert_with(|| failure.to_string());
+                None
+            }
+        }
     }
 
     /// How long the files are that a stubdomain's consoles are written to; `None` if there are

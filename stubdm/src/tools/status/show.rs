@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use stubdm_qmp::text::one_line;
 
 use super::rows::GONE;
-use super::{Process, Row};
+use super::{Process, Row, Screen};
 
 /// The longest text from the store that is shown.
 const TEXT: usize = 120;
@@ -31,6 +31,12 @@ pub(super) fn json(rows: &[Row]) -> Value {
             "consoles": process(row.consoles),
             "console_bytes": row.console_bytes,
             "memory_kib": row.memory,
+            "screen": row.screen.map(|screen| json!({
+                "address": screen.address,
+                "width": screen.size.map(|size| size.width),
+                "height": screen.size.map(|size| size.height),
+                "viewers": screen.viewers,
+            })),
             "fault": row.fault,
         })
     });
@@ -81,11 +87,28 @@ pub(super) fn table(rows: &[Row]) -> String {
             };
             text += &format!("  its {what} is gone: {mend}\n");
         }
+        if let Some(screen) = row.screen {
+            text += &format!("  its screen: {}\n", shown(screen));
+        }
         if let Some(fault) = &row.fault {
             text += &format!("  not all could be read: {}\n", short(fault));
         }
     }
     text
+}
+
+fn shown(screen: Screen) -> String {
+    let (ip, port) = (screen.address.ip(), screen.address.port());
+    let size = screen
+        .size
+        .map(|size| format!("{}x{}", size.width, size.height));
+    let viewers = screen.viewers.map(|count| match count {
+        1 => "1 viewer".to_owned(),
+        count => format!("{count} viewers"),
+    });
+    let size = size.unwrap_or_else(|| "no size named".to_owned());
+    let viewers = viewers.unwrap_or_else(|| "viewers not known".to_owned());
+    format!("{size}, {viewers}, VNC at {ip} port {port}")
 }
 
 fn or_none(text: Option<String>) -> String {
