@@ -202,8 +202,11 @@ impl HypercallBuffer {
                 Ok(pages)
             }),
         };
-        let buffer = buffer.and_then(|pages| {
+        let buffer = buffer.and_then(|mut pages| {
             pages.advise(NOT_IN_CHILDREN)?;
+            // On Arm the kernel maps a page read-only until its first write, which it notes as the
+            // page being dirty, and Xen does not write where the program could not.
+            pages.chunks_mut(PAGE_SIZE).for_each(|page| page[0] = 0);
             Ok(pages)
         });
         buffer.map(Self).map_err(|e| Error::os(OP, e))
