@@ -2,6 +2,7 @@
 //!
 //! A test that cannot run fails: nothing is skipped. The last line is `N passed, N failed`.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -19,6 +20,16 @@ pub(crate) enum Needs {
     TwoDomUs,
     /// The HVM guest with a stubdomain.
     Guest,
+    /// Our package in dom0; the test makes its guests, if it has any.
+    Package,
+}
+
+impl Needs {
+    /// Returns whether hosts of this architecture have what is needed: there are neither HVM guests
+    /// nor stubdomains on Arm.
+    pub(crate) fn is_there(self) -> bool {
+        cfg!(target_arch = "x86_64") || !matches!(self, Self::Guest | Self::Package)
+    }
 }
 
 type Body = Box<dyn Fn(&World) -> Result<()>>;
@@ -71,11 +82,18 @@ pub(crate) fn run(
     from: Option<&str>,
     beat: bool,
 ) -> Result<usize> {
-    let tests = chosen(tests, only, from)?;
+    let (tests, missing) = chosen(tests, only, from, Needs::is_there)?;
     let world = World::new()?;
     let watch = Watch::start(beat);
     let began = Instant::now();
     println!("running {} tests on real Xen", tests.len());
+    if !missing.is_empty() {
+        println!(
+            "{} tests NOT RUN: there are no HVM guests and no stubdomains on this architecture:\n    {}",
+            missing.len(),
+            groups(&missing)
+        );
+    }
     let mut failed = Vec::new();
     for test in &tests {
         let start = watch.begin(&test.name);
@@ -107,27 +125,49 @@ pub(crate) fn run(
     Ok(failed.len())
 }
 
-/// The tests to be run. A word of `only` that is in no test's name is an error.
+/// Returns how many tests each group has, as in `save 5, screen 2`.
+fn groups(tests: &[Test]) -> String {
+    let mut counts = BTreeMap::new();
+    for test in tests {
+        let group = test.name.split('/').next().unwrap_or_default();
+        *counts.entry(group).or_insert(0) += 1;
+    }
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(name, n)| format!("{name} {n}"))
+        .collect();
+    counts.join(", ")
+}
+
+/// The tests to be run, and those whose needs hosts of this architecture never meet. A word of
+/// `only` that is in no test's name is an error.
 fn chosen(
     tests: impl Iterator<Item = Test>,
     only: &[String],
     from: Option<&str>,
-) -> Result<Vec<Test>> {
+    is_there: fn(Needs) -> bool,
+) -> Result<(Vec<Test>, Vec<Test>)> {
     let tests: Vec<Test> = tests.collect();
     for word in only {
         if !tests.iter().any(|test| test.name.contains(word)) {
             bail!("no test has `{word}` in its name");
         }
     }
-    let chosen: Vec<Test> = tests
+    let (chosen, missing): (Vec<Test>, Vec<Test>) = tests
         .into_iter()
         .skip_while(|test| from.is_some_and(|first| test.name != first))
         .filter(|test| only.is_empty() || only.iter().any(|word| test.name.contains(word)))
-        .collect();
+        .partition(|test| is_there(test.needs));
+    if chosen.is_empty() && !missing.is_empty() {
+        bail!(
+            "none of these tests can run on this architecture: {}",
+            groups(&missing)
+        );
+    }
     if chosen.is_empty() {
         bail!("no test is called `{}`", from.unwrap_or_default());
     }
-    Ok(chosen)
+    Ok((chosen, missing))
 }
 
 fn run_one(world: &World, test: &Test) -> Result<()> {
@@ -173,7 +213,8 @@ mod tests {
         let all = || ["a/one", "a/two", "b/one"].map(|n| Test::new(n, Needs::Dom0, |_| Ok(())));
         let names = |only: &[&str], from| -> Result<Vec<String>> {
             let only: Vec<_> = only.iter().map(|&word| word.to_owned()).collect();
-            let chosen = chosen(all().into_iter(), &only, from)?;
+            let (chosen, missing) = chosen(all().into_iter(), &only, from, |_| true)?;
+            assert!(missing.is_empty());
             Ok(chosen.into_iter().map(|test| test.name).collect())
         };
         assert_eq!(names(&[], None).unwrap().len(), 3);
@@ -183,5 +224,29 @@ mod tests {
         assert_eq!(names(&["a/", "b/"], Some("b/one")).unwrap(), ["b/one"]);
         assert!(names(&["a/", "three"], None).is_err());
         assert!(names(&[], Some("three")).is_err());
+    }
+
+    #[test]
+    fn tests_that_cannot_run_here_are_named_and_not_run() {
+        let all = || {
+            [
+                ("a/one", Needs::Dom0),
+                ("a/two", Needs::Guest),
+                ("b/one", Needs::Package),
+                ("b/two", Needs::Package),
+            ]
+            .map(|(name, needs)| Test::new(name, needs, |_| Ok(())))
+        };
+        let only = |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
+            chosen(all().into_iter(), &words, None, |needs| {
+                needs == Needs::Dom0
+            })
+        };
+        let (chosen, missing) = only(&[]).unwrap();
+        assert_eq!(chosen.len(), 1);
+        assert_eq!(groups(&missing), "a 1, b 2");
+        let error = only(&["b/"]).unwrap_err().to_string();
+        assert!(error.ends_with("on this architecture: b 2"), "{error}");
     }
 }

@@ -127,9 +127,21 @@ struct DomU {
 }
 
 /// The domU's name, and the second one's.
-pub(crate) const DOMU_NAME: &str = "pv";
-pub(crate) const SECOND_NAME: &str = "pv-second";
-const DOMU_CONFIG: &str = "/etc/xen/pv.cfg";
+#[cfg(target_arch = "x86_64")]
+mod domu {
+    pub(crate) const DOMU_NAME: &str = "pv";
+    pub(crate) const SECOND_NAME: &str = "pv-second";
+    pub(super) const DOMU_CONFIG: &str = "/etc/xen/pv.cfg";
+}
+#[cfg(not(target_arch = "x86_64"))]
+mod domu {
+    pub(crate) const DOMU_NAME: &str = "pvh";
+    pub(crate) const SECOND_NAME: &str = "pvh-second";
+    pub(super) const DOMU_CONFIG: &str = "/etc/xen/pvh.cfg";
+}
+
+use domu::DOMU_CONFIG;
+pub(crate) use domu::{DOMU_NAME, SECOND_NAME};
 
 impl World {
     pub(crate) fn new() -> Result<Self> {
@@ -152,7 +164,7 @@ impl World {
             self.end(Place::Second)?;
         }
         match needs {
-            Needs::Dom0 => {}
+            Needs::Dom0 | Needs::Package => {}
             Needs::DomU(privcmd) => self.provide_domu(Place::DomU, privcmd)?,
             Needs::TwoDomUs => {
                 self.provide_domu(Place::DomU, Privcmd::Refusing)?;

@@ -1,7 +1,7 @@
 //! Parts of the machine for a domU, and the machine's power management.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xen_sys::privcmd::{PirqSource, PortState};
+use xen_sys::privcmd::{PirqSource, PortState, Privcmd};
 use xen_sys::{DomId, Error, PciFunction};
 
 use super::hypercalls::privcmd;
@@ -13,7 +13,8 @@ const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
 
 fn refused(result: xen_sys::Result<()>, errno: i32, part: &str) -> Result<()> {
-    let error = result.err().context("it was not refused")?;
+    let error = result.err();
+    let error = error.with_context(|| format!("{part}: it was not refused"))?;
     ensure!(
         matches!(error, Error::ResourceRefused { .. }) && error.errno() == Some(errno),
         "{error:?}"
@@ -22,8 +23,18 @@ fn refused(result: xen_sys::Result<()>, errno: i32, part: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn permissions(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+/// Arm has neither ports nor pirqs of other domains.
+const IS_X86: bool = cfg!(target_arch = "x86_64");
+
+fn unsupported<T: std::fmt::Debug>(result: xen_sys::Result<T>) -> Result<()> {
+    ensure!(
+        matches!(result, Err(Error::Unsupported { .. })),
+        "{result:?}"
+    );
+    Ok(())
+}
+
+fn permissions_on_x86(privcmd: &Privcmd, domu: DomId) -> Result<()> {
     // Two ports that no device of the machine has, and two that Xen keeps from domain 0: those of
     // the interrupt controller.
     for allow in [true, false] {
@@ -36,7 +47,26 @@ pub(super) fn permissions(world: &World) -> Result<()> {
     refused(ports, EINVAL, "I/O ports 0xffff to 0x10000 and domain")?;
     // The local interrupt controller, too.
     let frames = privcmd.set_iomem_permission(domu, 0xfee00, 1, true);
-    refused(frames, EPERM, "machine frames 0xfee00 to 0xfee00")?;
+    refused(frames, EPERM, "machine frames 0xfee00 to 0xfee00")
+}
+
+fn permissions_on_arm(privcmd: &Privcmd, domu: DomId) -> Result<()> {
+    // A frame of the PCI bus, which is domain 0's, and one of memory, which is Xen's.
+    for allow in [true, false] {
+        privcmd.set_iomem_permission(domu, 0x30000, 1, allow)?;
+    }
+    let frames = privcmd.set_iomem_permission(domu, 0x40000, 1, true);
+    refused(frames, EPERM, "machine frames 0x40000 to 0x40000")?;
+    unsupported(privcmd.set_ioport_permission(domu, 0x1f00, 2, true))
+}
+
+pub(super) fn permissions(world: &World) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+    if IS_X86 {
+        permissions_on_x86(&privcmd, domu)?;
+    } else {
+        permissions_on_arm(&privcmd, domu)?;
+    }
     let irq = privcmd.set_irq_permission(domu, u32::MAX, true);
     refused(irq, EINVAL, "interrupt 4294967295")?;
     let device = PciFunction::new(0, 0x1f, 3, 1).context("an address")?;
@@ -49,23 +79,27 @@ pub(super) fn permissions(world: &World) -> Result<()> {
     refused(taken, EOPNOTSUPP, "XEN_DOMCTL_deassign_device")?;
 
     let none = DomId::new(0x7000);
-    for error in [
-        privcmd.set_ioport_permission(none, 0x1f00, 1, true),
+    let ports = privcmd.set_ioport_permission(none, 0x1f00, 1, true);
+    let pirq = privcmd.map_pirq(none, PirqSource::Gsi(20), None).map(drop);
+    let of_x86 = [ports, pirq].into_iter().filter(|_| IS_X86);
+    let of_all = [
         privcmd.set_irq_permission(none, 9, true),
         privcmd.set_target(none, domu),
         privcmd.set_target(domu, none),
         privcmd.allocate_port(none, DomId::DOM0).map(drop),
-        privcmd.map_pirq(none, PirqSource::Gsi(20), None).map(drop),
-    ] {
+    ];
+    for (number, error) in of_all.into_iter().chain(of_x86).enumerate() {
         match error {
             Err(Error::NoDomain { domain, .. }) if domain == none => {}
-            other => bail!("{other:?}"),
+            other => bail!("call {number}: {other:?}"),
         }
     }
-    // A PV domain cannot be a target.
-    let target = privcmd.set_target(domu, DomId::DOM0);
-    let errno = target.as_ref().err().and_then(Error::errno);
-    ensure!(errno == Some(EOPNOTSUPP), "{target:?}");
+    // A PV domain cannot be a target; domain 0 is none on Arm.
+    if IS_X86 {
+        let target = privcmd.set_target(domu, DomId::DOM0);
+        let errno = target.as_ref().err().and_then(Error::errno);
+        ensure!(errno == Some(EOPNOTSUPP), "target: {target:?}");
+    }
 
     let port = privcmd.allocate_port(domu, DomId::DOM0)?;
     let status = privcmd.port_status(domu, port)?;
@@ -80,6 +114,9 @@ pub(super) fn permissions(world: &World) -> Result<()> {
 /// A line of the interrupt controller that no device of the machine uses.
 pub(super) fn pirq(world: &World) -> Result<()> {
     let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+    if !IS_X86 {
+        return unsupported(privcmd.map_pirq(domu, PirqSource::Gsi(23), None));
+    }
     let pirq = privcmd.map_pirq(domu, PirqSource::Gsi(23), None)?;
     privcmd.unmap_pirq(domu, pirq)?;
     let again = privcmd.unmap_pirq(domu, pirq);
@@ -101,18 +138,7 @@ pub(super) fn target(_: &World) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn power(_: &World) -> Result<()> {
-    let privcmd = privcmd()?;
-    let cpus = privcmd.phys_info()?.cpus as usize;
-    let before = privcmd.cpu_idle_times()?;
-    let after = privcmd.cpu_idle_times()?;
-    ensure!(before.len() >= cpus && before.len() == after.len());
-    ensure!(before.iter().zip(&after).all(|(b, a)| b <= a), "{before:?}");
-    let distances = privcmd.numa_distances()?;
-    let nodes = privcmd.numa_memory()?.len();
-    ensure!(distances.len() == nodes, "{distances:?}");
-    ensure!(distances[0][0] == Some(10), "{distances:?}");
-
+fn states_on_x86(privcmd: &Privcmd) -> Result<()> {
     let (exit, lines) = outcome(&["xenpm", "get-cpuidle-states", "0"])?;
     let text = lines.join("\n");
     let states = privcmd.idle_states(0)?;
@@ -135,6 +161,31 @@ pub(super) fn power(_: &World) -> Result<()> {
         let errno = error.as_ref().err().and_then(Error::errno);
         ensure!(errno == Some(EINVAL), "{error:?}");
     }
+    Ok(())
+}
+
+pub(super) fn power(_: &World) -> Result<()> {
+    let privcmd = privcmd()?;
+    let cpus = privcmd.phys_info()?.cpus as usize;
+    let before = privcmd.cpu_idle_times()?;
+    let after = privcmd.cpu_idle_times()?;
+    ensure!(before.len() >= cpus && before.len() == after.len());
+    ensure!(before.iter().zip(&after).all(|(b, a)| b <= a), "{before:?}");
+    let distances = privcmd.numa_distances()?;
+    let nodes = privcmd.numa_memory()?.len();
+    ensure!(distances.len() == nodes, "{distances:?}");
+    // Xen has no NUMA on Arm, and calls everything far.
+    let own = if IS_X86 { 10 } else { 20 };
+    ensure!(distances[0][0] == Some(own), "{distances:?}");
+
+    if IS_X86 {
+        states_on_x86(&privcmd)?;
+    } else {
+        // Xen manages nothing of these on Arm.
+        unsupported(privcmd.idle_states(0))?;
+        unsupported(privcmd.frequency_states(0))?;
+        unsupported(privcmd.average_khz(0))?;
+    }
     privcmd.debug_keys(b"h")?;
     let ring = privcmd.console_ring()?;
     let said = String::from_utf8_lossy(&ring)
@@ -147,6 +198,6 @@ pub(super) fn power(_: &World) -> Result<()> {
         .count();
     ensure!(said >= 1 && more >= said + 2, "{said} and {more}");
     let xl = command(&["xl", "info", "-n"])?.join("\n");
-    ensure!(xl.contains(" 10"), "{xl}");
+    ensure!(xl.contains(&format!(" {own}")), "{xl}");
     Ok(())
 }

@@ -79,7 +79,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     for (name, argv, mentions) in CASES {
         tests.push(Test::new(
             format!("badinput/{name}"),
-            Needs::Dom0,
+            Needs::Package,
             move |_| {
                 let (exit, lines) = outcome(argv)?;
                 one_line(&exit, &lines, mentions)
@@ -88,7 +88,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     }
     tests.push(Test::new(
         "badinput/unknown_flag_to_proxy".to_owned(),
-        Needs::Dom0,
+        Needs::Package,
         |_| unknown_flag_to_proxy(),
     ));
 }

@@ -11,7 +11,7 @@ use crate::world::{World, command, host_release};
 pub(super) fn add(tests: &mut Vec<Test>) {
     // Before, libxl refuses to change a CD-ROM where there is a stubdomain.
     if host_release() >= (4, 20) {
-        tests.push(Test::new("stubdom/cdrom_changed", Needs::Dom0, changed));
+        tests.push(Test::new("stubdom/cdrom_changed", Needs::Package, changed));
     }
 }
 

@@ -25,7 +25,7 @@ const CONSOLED: &str = "/usr/bin/stubdm-run consoled ";
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "consoled/handed_over_to_qemu",
-        Needs::Dom0,
+        Needs::Package,
         |world| {
             let result = handed_over(world).with_context(diagnosis);
             let _ = fs::remove_file(IMAGE);

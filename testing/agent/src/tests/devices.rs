@@ -29,7 +29,7 @@ pub(super) fn add_shared(tests: &mut Vec<Test>) {
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "stubdom/two_cards_and_three_disks",
-        Needs::Dom0,
+        Needs::Package,
         all_devices,
     ));
 }

@@ -54,6 +54,7 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
         ("pause", pause),
         ("max_memory", max_memory),
         ("ports_and_grants", ports_and_grants),
+        #[cfg(target_arch = "x86_64")]
         ("vcpu_context", super::context::vcpu_context),
         ("permissions", super::assign::permissions),
         ("pirq", super::assign::pirq),
@@ -67,7 +68,9 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
 pub(super) fn add_guest(tests: &mut Vec<Test>) {
     for (name, body) in [
         ("altp2m", altp2m as fn(&World) -> Result<()>),
+        #[cfg(target_arch = "x86_64")]
         ("hvm_context", super::context::hvm_context),
+        #[cfg(target_arch = "x86_64")]
         ("set_vcpu_context", super::context::set_vcpu_context),
         ("target", super::assign::target),
         ("reservation", super::raw::reservation),

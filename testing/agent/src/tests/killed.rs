@@ -16,14 +16,18 @@ use crate::world::{World, command, outcome, soon, start_local};
 const KILLS: u32 = 5;
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    tests.push(Test::new("killed/xl_works_again", Needs::Dom0, |world| {
-        let mut supervisor = start_local(&["stubdm-run", "supervise", "--standby"])?;
-        let result = xl_works_again(world).with_context(diagnosis);
-        let _ = fs::remove_file(IMAGE);
-        supervisor.kill(Signal::SIGTERM)?;
-        supervisor.exit(soon()).context("the supervisor's end")?;
-        result
-    }));
+    tests.push(Test::new(
+        "killed/xl_works_again",
+        Needs::Package,
+        |world| {
+            let mut supervisor = start_local(&["stubdm-run", "supervise", "--standby"])?;
+            let result = xl_works_again(world).with_context(diagnosis);
+            let _ = fs::remove_file(IMAGE);
+            supervisor.kill(Signal::SIGTERM)?;
+            supervisor.exit(soon()).context("the supervisor's end")?;
+            result
+        },
+    ));
 }
 
 /// Kills the process whose number libxl's node has. Returns the time until another's is there.

@@ -20,7 +20,7 @@ use crate::world::{World, command};
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "linux/from_the_emulated_disk",
-        Needs::Dom0,
+        Needs::Package,
         |world| {
             let disk = Disk::make()?;
             let result = from_the_emulated_disk(world, &disk).with_context(diagnosis);

@@ -8,6 +8,7 @@ mod cdrom;
 mod clients;
 mod conformance;
 mod consoled;
+#[cfg(target_arch = "x86_64")]
 mod context;
 mod copy;
 mod device_model;

@@ -19,17 +19,17 @@ use crate::world::{World, command, soon, start_local};
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "stubdom/image_without_a_shell",
-        Needs::Dom0,
+        Needs::Package,
         |_| no_shell(),
     ));
     tests.push(Test::new(
         "stubdom/qemu_does_not_start",
-        Needs::Dom0,
+        Needs::Package,
         does_not_start,
     ));
     tests.push(Test::new(
         "stubdom/qemu_floods_hangs_and_crashes",
-        Needs::Dom0,
+        Needs::Package,
         floods_hangs_and_crashes,
     ));
 }

@@ -27,7 +27,7 @@ const EDU: &str = "0000:00:0a.0";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     let mut test = |name, body: fn(&World) -> Result<()>| {
-        tests.push(Test::new(name, Needs::Dom0, body));
+        tests.push(Test::new(name, Needs::Package, body));
     };
     test("pci/assignable", assignable);
     test("pci/attached_without_root", attached);

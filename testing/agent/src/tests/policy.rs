@@ -22,13 +22,17 @@ use crate::world::{World, command, outcome};
 const LOG: &str = "/var/log/xen/qmp-proxy-hvm-dm.log";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    tests.push(Test::new("policy/xl_on_one_guest", Needs::Dom0, |world| {
-        on_a_guest(world, &["-p", "maxvcpus=2"], |guest| {
-            vcpu_set(guest).context("vcpu-set")?;
-            nothing_was_denied()
-        })?;
-        on_a_guest(world, &[], steps)
-    }));
+    tests.push(Test::new(
+        "policy/xl_on_one_guest",
+        Needs::Package,
+        |world| {
+            on_a_guest(world, &["-p", "maxvcpus=2"], |guest| {
+                vcpu_set(guest).context("vcpu-set")?;
+                nothing_was_denied()
+            })?;
+            on_a_guest(world, &[], steps)
+        },
+    ));
 }
 
 fn on_a_guest(

@@ -23,7 +23,7 @@ const RECORDS: &str = "/var/lib/xen/qemu-save";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     let mut test = |name: &str, body: fn(&World) -> Result<()>| {
-        tests.push(Test::new(name, Needs::Dom0, move |world| {
+        tests.push(Test::new(name, Needs::Package, move |world| {
             let result = body(world).with_context(diagnosis);
             let _ = fs::remove_file(IMAGE);
             result

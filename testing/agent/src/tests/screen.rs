@@ -16,7 +16,7 @@ use crate::world::{World, command};
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "screen/picture_keys_and_mouse",
-        Needs::Dom0,
+        Needs::Package,
         shown,
     ));
 }

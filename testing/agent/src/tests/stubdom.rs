@@ -20,27 +20,27 @@ use crate::world::{World, command, soon, start_local};
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "stubdom/three_guests_in_turn",
-        Needs::Dom0,
+        Needs::Package,
         three_in_turn,
     ));
     tests.push(Test::new(
         "stubdom/printed_lines_pasted",
-        Needs::Dom0,
+        Needs::Package,
         printed_lines,
     ));
     tests.push(Test::new(
         "stubdom/little_and_too_little_memory",
-        Needs::Dom0,
+        Needs::Package,
         little_memory,
     ));
     tests.push(Test::new(
         "stubdom/dm_argv_emptied",
-        Needs::Dom0,
+        Needs::Package,
         argv_emptied,
     ));
     tests.push(Test::new(
         "stubdom/dm_argv_of_mini_os",
-        Needs::Dom0,
+        Needs::Package,
         argv_of_mini_os,
     ));
 }

@@ -23,12 +23,12 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     on_guest("tools/status_of_a_running_guest", status);
     tests.push(Test::new(
         "tools/doctor_finds_dom0_well",
-        Needs::Dom0,
+        Needs::Package,
         |_| doctor(),
     ));
     tests.push(Test::new(
         "tools/package_removed_and_installed_again",
-        Needs::Dom0,
+        Needs::Package,
         |_| {
             let removed = removed();
             // Also for the tests after this one.
@@ -37,7 +37,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
     tests.push(Test::new(
         "tools/arguments_that_cannot_work_are_mended",
-        Needs::Dom0,
+        Needs::Package,
         mended,
     ));
 }
