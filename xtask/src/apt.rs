@@ -24,6 +24,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::progress::Step;
+use crate::release::Arch;
 use crate::sources;
 
 /// One package file, exactly.
@@ -44,6 +45,8 @@ pub(crate) struct Package {
 /// A request for packages.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request<'a> {
+    /// The architecture of all of them.
+    pub(crate) arch: Arch,
     /// Packages with everything they depend on.
     pub(crate) whole: &'a [&'a str],
     /// Packages with only the libraries they depend on.
@@ -52,16 +55,18 @@ pub(crate) struct Request<'a> {
     pub(crate) kernel: Option<&'a str>,
 }
 
-/// apt for one suite.
+/// apt for one suite and architecture.
 #[derive(Debug)]
 pub(crate) struct Apt {
     suite: String,
+    /// The name of its folder, and of the one below `debs` that it downloads to.
+    name: String,
     config: PathBuf,
 }
 
 impl Apt {
-    /// Lays out the private configuration for `suite` below `state`.
-    pub(crate) fn new(state: &Path, suite: &str, mirror: Option<&str>) -> Result<Self> {
+    /// Lays out the private configuration for `suite` and `arch` below `state`.
+    pub(crate) fn new(state: &Path, suite: &str, arch: Arch, mirror: Option<&str>) -> Result<Self> {
         for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
             ensure!(
                 on_path(tool).is_some(),
@@ -69,12 +74,13 @@ impl Apt {
                  (a Debian or a derivative is assumed)"
             );
         }
-        let dir = state.join(format!("apt-{suite}"));
+        let name = format!("{suite}{}", arch.suffix());
+        let dir = state.join(format!("apt-{name}"));
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub))?;
         }
         fs::write(dir.join("status"), "")?;
-        let text = sources::for_suite(suite, mirror, Path::new("/etc/apt"))?;
+        let text = sources::for_suite(suite, arch, mirror, Path::new("/etc/apt"))?;
         fs::write(dir.join("debian.sources"), text)?;
         let config = dir.join("apt.conf");
         let shown = dir.to_str().context("the workspace's path is not UTF-8")?;
@@ -82,12 +88,13 @@ impl Apt {
             !shown.contains('"'),
             "apt cannot be given a path with a double quote: {shown}"
         );
-        fs::write(
-            &config,
-            include_str!("../assets/apt.conf").replace("@DIR@", shown),
-        )?;
+        let text = include_str!("../assets/apt.conf")
+            .replace("@DIR@", shown)
+            .replace("@ARCH@", arch.debian());
+        fs::write(&config, text)?;
         Ok(Self {
             suite: suite.to_owned(),
+            name,
             config,
         })
     }
@@ -174,7 +181,7 @@ impl Apt {
         if packages.is_empty() {
             return Ok(());
         }
-        let incoming = debs.join(format!("incoming-{}", self.suite));
+        let incoming = debs.join(format!("incoming-{}", self.name));
         fs::create_dir_all(&incoming)?;
         let total: u64 = packages.iter().map(|p| p.size).sum();
         let mut step = Step::bytes(

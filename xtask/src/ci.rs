@@ -90,6 +90,14 @@ const SYSTEMS: &[Systems] = &[
         arguments: &["--all-features"],
         systems: &["aarch64-unknown-linux-gnu"],
     },
+    // No stage runs it: `cargo xtask test --arch arm64` does.
+    Systems {
+        name: "arm64's test agent",
+        toolchain: None,
+        libraries: &["xen-testbed-agent"],
+        arguments: &[],
+        systems: &["aarch64-unknown-linux-gnu"],
+    },
     Systems {
         name: "oldest compiler, other systems",
         toolchain: Some(OLDEST),

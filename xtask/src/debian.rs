@@ -97,11 +97,15 @@ impl<'a> Debian<'a> {
         fs::create_dir_all(&run)?;
         let nonce = host::nonce();
         let overlay = run.join("job.img");
-        host::overlay_of(job, &nonce).write(&mut fs::File::create(&overlay)?)?;
+        host::overlay_of(job, &nonce, self.host.parts.release.arch)
+            .write(&mut fs::File::create(&overlay)?)?;
         let parts = &self.host.parts;
         let step = Step::begin(format!("booting Debian with Xen {}", parts.release.name));
+        let guest_disk = parts.guest_disk.as_deref();
+        let guest_disk = guest_disk.context("there is no guest on Arm")?;
         let mut machine = Machine::start(&Boot {
             emulator: &self.host.emulator,
+            arch: parts.release.arch,
             run: &run,
             hypervisor: &parts.hypervisor()?,
             kernel: &parts.plain_kernel()?,
@@ -110,7 +114,7 @@ impl<'a> Debian<'a> {
             nonce: &nonce,
             memory: 4096,
             clock: Clock::Instructions,
-            disks: &[&self.root, &parts.guest_disk],
+            disks: &[&self.root, guest_disk],
             pci: None,
         })?;
         host::follow(&mut machine, job, step, sink)
@@ -160,7 +164,7 @@ fn root(
     let builder = Builder::prepare(workspace, mirror)?;
     let step = Step::begin(format!("a root of Debian {}", release.suite));
     let list = out.join("debian.sources");
-    let text = sources::for_suite(release.suite, mirror, Path::new("/etc/apt"))?;
+    let text = sources::for_suite(release.suite, release.arch, mirror, Path::new("/etc/apt"))?;
     fs::write(&list, text)?;
     let (tar, part) = (out.join("debian.tar"), out.join("debian.part"));
     let mut command = builder.mmdebstrap()?;

@@ -33,6 +33,7 @@ pub(crate) const TOOLS: &[(&str, &str, &str)] = &[
 ];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+const TARGET_ARM64: &str = "aarch64-unknown-linux-musl";
 
 /// Settings of the profile `dist` for the agent where nothing is measured with it: its fat link
 /// takes one processor longer than the compiler takes for the rest of it.
@@ -63,10 +64,50 @@ pub(crate) fn path(workspace: &Workspace, name: &str) -> PathBuf {
     workspace.dist().join(TARGET).join("dist").join(name)
 }
 
+/// Where a binary for 64-bit Arm is once built.
+pub(crate) fn path_for_arm64(workspace: &Workspace, name: &str) -> PathBuf {
+    workspace.dist().join(TARGET_ARM64).join("dist").join(name)
+}
+
 /// Builds every static binary and checks that each is what it must be. The agent, which is not
 /// shipped, is built in less time.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     build_with(workspace, BINARIES, &[], AGENT_PROFILE)
+}
+
+/// Builds the agent for 64-bit Arm, where nothing is shipped: with Rust's own linker and the C
+/// library that comes with the compiler's target, so that no cross compiler is needed.
+pub(crate) fn build_for_arm64(workspace: &Workspace) -> Result<()> {
+    add_target(TARGET_ARM64)?;
+    let mut flags = flags(workspace);
+    flags.push("\x1f-C\x1flinker=rust-lld");
+    let mut command = cargo();
+    command
+        .envs(AGENT_PROFILE.iter().copied())
+        .args(["build", "--locked", "--profile", "dist"])
+        .args(["--target", TARGET_ARM64, "-p", "xen-testbed-agent"])
+        .current_dir(workspace.root())
+        .env("CARGO_TARGET_DIR", workspace.dist())
+        .env("CARGO_ENCODED_RUSTFLAGS", flags);
+    succeed(command).with_context(|| format!("building {AGENT} for arm64"))?;
+    // Not shipped: where it lies in memory does not matter.
+    is_static(&path_for_arm64(workspace, AGENT)).map(drop)
+}
+
+/// Has rustup add the standard library for a target, if it is missing.
+fn add_target(target: &str) -> Result<()> {
+    let mut command = Command::new("rustc");
+    let found = command
+        .args(["--print", "target-libdir", "--target", target])
+        .output()
+        .context("starting rustc")?;
+    let folder = String::from_utf8_lossy(&found.stdout);
+    if Path::new(folder.trim()).is_dir() {
+        return Ok(());
+    }
+    let mut command = Command::new("rustup");
+    command.args(["target", "add", target]);
+    succeed(command).with_context(|| format!("adding the standard library for {target}"))
 }
 
 /// Builds only what is shipped.
@@ -157,8 +198,20 @@ fn check_shipped(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless a file is an ELF program that needs neither an interpreter nor a library.
+/// Fails unless a file is an ELF program that needs neither an interpreter nor a library, and may be
+/// put anywhere.
 fn check_static(file: &Path) -> Result<()> {
+    ensure!(
+        is_static(file)?,
+        "{} is not position-independent: the kernel cannot randomise its addresses",
+        file.display()
+    );
+    Ok(())
+}
+
+/// Fails unless a file is an ELF program that needs neither an interpreter nor a library. Returns
+/// whether it may be put anywhere.
+fn is_static(file: &Path) -> Result<bool> {
     let Some(needs) = elf::needs(file)? else {
         bail!("{} is no ELF file", file.display())
     };
@@ -174,12 +227,7 @@ fn check_static(file: &Path) -> Result<()> {
         file.display(),
         needs.libraries.join(", ")
     );
-    ensure!(
-        needs.anywhere,
-        "{} is not position-independent: the kernel cannot randomise its addresses",
-        file.display()
-    );
-    Ok(())
+    Ok(needs.anywhere)
 }
 
 /// Prints the place and size of each binary, and fails if one is not static.

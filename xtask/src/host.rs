@@ -15,10 +15,11 @@ use stubdm_image::modules::Modules;
 
 use crate::apt::Request;
 use crate::console::Event;
+use crate::cparts::Compiler;
 use crate::images::{self, Parts, dom0::Guests};
 use crate::progress::Step;
 use crate::qemu::{Boot, Clock, Emulator, Machine, Passthrough};
-use crate::release::{EMULATOR, RELEASES, Release};
+use crate::release::{Arch, CROSS_ARM64, EMULATOR, EMULATOR_ARM64, RELEASES, Release};
 use crate::store::Tree;
 use crate::workspace::Workspace;
 use crate::{cparts, deb, debian, dist, guest, shell, store};
@@ -131,6 +132,7 @@ pub(crate) const EMULATOR_SET: &str = "emulator";
 /// Returns the request for a release's set of packages.
 pub(crate) fn request(release: &Release) -> Request<'static> {
     Request {
+        arch: release.arch,
         whole: release.whole,
         bare: release.bare,
         kernel: Some(release.kernel),
@@ -146,10 +148,14 @@ pub(crate) fn unpack(
 ) -> Result<(Tree, Vec<PathBuf>)> {
     let _lock = lock(workspace)?;
     let state = workspace.state();
-    let (name, suite) = (release.name, release.suite);
-    let tree = store::prepare(&state, name, suite, mirror, &request(release))?;
+    let (name, suite) = (release.folder(), release.suite);
+    let tree = store::prepare(&state, &name, suite, mirror, &request(release))?;
     let sources = workspace.root().join("testing/c");
-    let programs = cparts::build(&sources, &tree, &state.join(name).join("c"))?;
+    let compiler = match release.arch {
+        Arch::Amd64 => Compiler::Here,
+        Arch::Arm64 => Compiler::Cross(cross(workspace, mirror)?.root),
+    };
+    let programs = cparts::build(&sources, &compiler, &tree, &state.join(name).join("c"))?;
     Ok((tree, programs))
 }
 
@@ -159,14 +165,24 @@ pub(crate) fn unpack(
 pub(crate) fn unpack_default(workspace: &Workspace, mirror: Option<&str>) -> Result<PathBuf> {
     let release = &RELEASES[0];
     unpack(workspace, release, mirror)?;
-    Ok(workspace.state().join(release.name))
+    Ok(workspace.state().join(release.folder()))
+}
+
+/// Unpacks what makes programs for 64-bit Arm on this machine.
+fn cross(workspace: &Workspace, mirror: Option<&str>) -> Result<Tree> {
+    let (state, whole) = (workspace.state(), CROSS_ARM64.whole);
+    let request = Request {
+        whole,
+        ..Request::default()
+    };
+    store::prepare(&state, "cross-arm64", CROSS_ARM64.suite, mirror, &request)
 }
 
 /// Makes ready what a host takes from Debian: the emulator and its release's packages.
 pub(crate) fn prepare_packages(workspace: &Workspace, options: &Options) -> Result<()> {
     let _lock = lock(workspace)?;
     let mirror = options.mirror.as_deref();
-    emulator(workspace, mirror)?;
+    emulator(workspace, options.release.arch, mirror)?;
     unpack(workspace, options.release, mirror).map(drop)
 }
 
@@ -214,25 +230,35 @@ fn lock_file(workspace: &Workspace) -> Result<Flock<fs::File>> {
 }
 
 /// The emulator: the machine's own, else unpacked from Debian's packages.
-pub(crate) fn emulator(workspace: &Workspace, mirror: Option<&str>) -> Result<Emulator> {
-    if let Some(emulator) = Emulator::installed() {
+pub(crate) fn emulator(
+    workspace: &Workspace,
+    arch: Arch,
+    mirror: Option<&str>,
+) -> Result<Emulator> {
+    if let Some(emulator) = Emulator::installed(arch) {
         return Ok(emulator);
     }
+    let (set, suite, request) = emulator_request(arch);
+    let tree = store::prepare(&workspace.state(), &set, suite, mirror, &request);
+    let tree = tree.with_context(|| {
+        let program = arch.emulator();
+        format!("this machine has no {program} of version 7, and Debian 12's could not be fetched")
+    })?;
+    Emulator::unpacked(&tree.root, arch)
+}
+
+/// Returns an emulator's set of packages, their suite, and the request for them.
+fn emulator_request(arch: Arch) -> (String, &'static str, Request<'static>) {
+    let programs = match arch {
+        Arch::Amd64 => &EMULATOR,
+        Arch::Arm64 => &EMULATOR_ARM64,
+    };
     let request = Request {
-        whole: EMULATOR.whole,
+        whole: programs.whole,
         ..Request::default()
     };
-    let tree = store::prepare(
-        &workspace.state(),
-        EMULATOR_SET,
-        EMULATOR.suite,
-        mirror,
-        &request,
-    )
-    .context(
-        "this machine has no qemu-system-x86_64 of version 7, and Debian 12's could not be fetched",
-    )?;
-    Emulator::unpacked(&tree.root)
+    let set = format!("{EMULATOR_SET}{}", arch.suffix());
+    (set, programs.suite, request)
 }
 
 /// Downloads what is missing and verifies everything.
@@ -244,18 +270,13 @@ pub(crate) fn fetch(workspace: &Workspace, options: &Options) -> Result<()> {
         options.release,
     );
     let mut count = 0;
-    if Emulator::installed().is_none() {
-        let request = Request {
-            whole: EMULATOR.whole,
-            ..Request::default()
-        };
-        count += store::fetch(&state, EMULATOR_SET, EMULATOR.suite, mirror, &request)?
-            .0
-            .len();
+    if Emulator::installed(release.arch).is_none() {
+        let (set, suite, request) = emulator_request(release.arch);
+        count += store::fetch(&state, &set, suite, mirror, &request)?.0.len();
     }
     count += store::fetch(
         &state,
-        release.name,
+        &release.folder(),
         release.suite,
         mirror,
         &request(release),
@@ -272,19 +293,30 @@ pub(crate) fn fetch(workspace: &Workspace, options: &Options) -> Result<()> {
 impl Host {
     /// Fetches, unpacks and builds whatever is not there yet.
     pub(crate) fn prepare(workspace: &Workspace, options: &Options) -> Result<Self> {
+        let arch = options.release.arch;
         if !options.no_build {
-            dist::build(workspace)?;
+            match arch {
+                Arch::Amd64 => dist::build(workspace)?,
+                Arch::Arm64 => dist::build_for_arm64(workspace)?,
+            }
         }
         let lock = lock(workspace)?;
         let state = workspace.state();
         let mirror = options.mirror.as_deref();
         let release = options.release;
-        let emulator = emulator(workspace, mirror)?;
+        let emulator = emulator(workspace, arch, mirror)?;
         let (tree, c_programs) = unpack(workspace, release, mirror)?;
-        let out = state.join(release.name);
+        let out = state.join(release.folder());
         let version = stubdm_image::pick_kernel(&tree.root, None, None)?;
         let modules = Modules::find(&tree.root, &version)?;
-        let built = |name| Some(dist::path(workspace, name)).filter(|p| p.is_file());
+        let is_x86 = arch == Arch::Amd64;
+        let built = |name| {
+            let path = match arch {
+                Arch::Amd64 => dist::path(workspace, name),
+                Arch::Arm64 => dist::path_for_arm64(workspace, name),
+            };
+            Some(path).filter(|path| path.is_file())
+        };
         let parts = Parts {
             release,
             tree,
@@ -297,25 +329,34 @@ impl Host {
             stubdm_run: built(dist::STUBDM_RUN),
             agent: built(dist::AGENT),
             c_programs,
-            guest_disk: guest::build(&out.join("guest"))?,
+            guest_disk: match arch {
+                Arch::Amd64 => Some(guest::build(&out.join("guest"))?),
+                Arch::Arm64 => None,
+            },
+            busybox: match arch {
+                Arch::Amd64 => None,
+                Arch::Arm64 => Some(cross(workspace, mirror)?.root),
+            },
             out,
         };
-        if parts.stubdm_run.is_none() || parts.agent.is_none() {
+        if is_x86 && parts.stubdm_run.is_none() || parts.agent.is_none() {
             eprintln!("xtask: the static binaries are not built; this host does without them");
         }
-        let stub = images::stub::build(&parts, options.shell_init)?;
-        let printed = images::stub::printed(&parts)?;
         let domu = images::domu::build(&parts)?;
-        let linux = images::linux::build(&parts)?;
-        let dom0 = images::dom0::build(
-            &parts,
-            &Guests {
+        let dom0 = if is_x86 {
+            let stub = images::stub::build(&parts, options.shell_init)?;
+            let printed = images::stub::printed(&parts)?;
+            let linux = images::linux::build(&parts)?;
+            let guests = Guests {
                 stub: &stub,
                 printed: &printed,
                 domu: &domu,
                 linux: linux.as_deref(),
-            },
-        )?;
+            };
+            images::dom0::build(&parts, &guests)?
+        } else {
+            images::dom0::build_for_arm64(&parts, &domu)?
+        };
         Ok(Self {
             workspace: workspace.clone(),
             emulator,
@@ -334,14 +375,15 @@ impl Host {
         let nonce = nonce();
         let overlay = run.join("job.img");
         let mut file = fs::File::create(&overlay)?;
-        let mut archive = overlay_of(job, &nonce);
+        let mut archive = overlay_of(job, &nonce, self.parts.release.arch);
         let pci = self.pci.then(|| passthrough(&run, &nonce, &mut archive));
         let pci = pci.transpose()?;
         archive.write(&mut file)?;
         file.flush()?;
-        let step = Step::begin(format!("booting Xen {}", self.parts.release.name));
+        let step = Step::begin(format!("booting Xen {}", self.parts.release.folder()));
         let mut machine = Machine::start(&Boot {
             emulator: &self.emulator,
+            arch: self.parts.release.arch,
             run: &run,
             hypervisor: &self.parts.hypervisor()?,
             kernel: &self.parts.plain_kernel()?,
@@ -372,7 +414,7 @@ impl Host {
 
     /// A folder of this release's own: several hosts may run at once.
     fn run_folder(&self) -> PathBuf {
-        let name = self.parts.release.name;
+        let name = self.parts.release.folder();
         let end = if self.pci { "-pci" } else { "" };
         let name = format!("{name}{end}");
         self.workspace.state().join("run").join(name)
@@ -466,13 +508,20 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// Returns the overlay of dom0's image for one run.
-pub(crate) fn overlay_of(job: &Job, nonce: &str) -> Archive {
+pub(crate) fn overlay_of(job: &Job, nonce: &str, arch: Arch) -> Archive {
     let mut archive = Archive::bare();
     let (columns, lines) = shell::size();
     let wanted = if job.shell { "yes" } else { "" };
+    // An Arm machine's own serial port is of another kind, with names of its own.
+    let port = match arch {
+        Arch::Amd64 => "/dev/ttyS1",
+        Arch::Arm64 => "/dev/ttyS0",
+    };
     archive.text(
         "job/settings",
-        &format!("NONCE={nonce}\nSHELL_WANTED={wanted}\nCOLUMNS={columns}\nLINES={lines}\n"),
+        &format!(
+            "NONCE={nonce}\nPORT={port}\nSHELL_WANTED={wanted}\nCOLUMNS={columns}\nLINES={lines}\n"
+        ),
     );
     if let Some(command) = &job.command {
         archive.file(

@@ -84,6 +84,9 @@ enum Task {
         /// An IOMMU and two devices to pass through: e1000e at 0000:00:08.0, nvme at 0000:00:09.0
         #[arg(long)]
         pci: bool,
+        /// The architecture of the host; on arm64, /etc/xen/pvh.cfg is a small guest
+        #[arg(long, value_enum, default_value_t, conflicts_with = "pci")]
+        arch: release::Arch,
         /// Kill the host when the command takes longer, in seconds
         #[arg(long, default_value_t = 600, value_name = "SECONDS")]
         timeout: u64,
@@ -107,6 +110,10 @@ enum Task {
     Test {
         #[command(flatten)]
         host: HostArgs,
+        /// The architecture of the host; on arm64 only the suite on real Xen runs, without the tests
+        /// of HVM guests and stubdomains, which Arm does not have
+        #[arg(long, value_enum, default_value_t)]
+        arch: release::Arch,
         /// Only the tests whose names contain this; may be repeated
         #[arg(long, value_name = "PART")]
         only: Vec<String>,
@@ -263,11 +270,12 @@ struct HostArgs {
 
 impl HostArgs {
     fn options(&self) -> Result<host::Options> {
+        self.options_on(release::Arch::Amd64)
+    }
+
+    fn options_on(&self, arch: release::Arch) -> Result<host::Options> {
         Ok(host::Options {
-            release: match &self.release {
-                Some(name) => release::find(name)?,
-                None => &release::RELEASES[0],
-            },
+            release: release::on(arch, self.release.as_deref())?,
             mirror: self.mirror.clone(),
             no_build: self.no_build,
             shell_init: self.shell_init,
@@ -307,10 +315,11 @@ fn run(task: Task) -> Result<ExitCode> {
             host,
             keep,
             pci,
+            arch,
             timeout,
             command,
         } => {
-            let options = host.options()?;
+            let options = host.options_on(arch)?;
             let request = xen_cmd::Request {
                 options: host::Options { pci, ..options },
                 keep,
@@ -324,17 +333,20 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Test {
             host,
+            arch,
             only,
             no_xen,
             no_cargo,
             timeout,
         } => {
             let request = tests_cmd::Request {
-                options: host.options()?,
-                other_release: host.release.is_none() && only.is_empty(),
+                options: host.options_on(arch)?,
+                other_release: arch == release::Arch::Amd64
+                    && host.release.is_none()
+                    && only.is_empty(),
                 only,
                 no_xen,
-                no_cargo,
+                no_cargo: no_cargo || arch != release::Arch::Amd64,
                 timeout: Duration::from_secs(timeout),
             };
             tests_cmd::run(&workspace, &request)

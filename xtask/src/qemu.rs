@@ -1,8 +1,8 @@
 //! One emulated machine with Xen in it: started, listened to, and never left behind.
 //!
 //! ```text
-//!   com1 ──▶ RUN/console.log     Xen's and dom0's console
-//!   com2 ◀─▶ this process        the job's own port: its output, framed by markers; a person's keys
+//!   com1 ──▶ RUN/console.log     Xen's and dom0's console; on Arm, the machine's one port
+//!   com2 ◀─▶ this process        the job's own port (on Arm, one on the PCI bus): its output, framed by markers; a person's keys
 //! ```
 //!
 //! QEMU is started through this same program, which first asks the kernel to kill it when its
@@ -22,6 +22,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::apt;
 use crate::console::{Event, Framing, last_lines};
+use crate::release::Arch;
 
 /// The hidden subcommand that becomes QEMU.
 pub(crate) const GUARD: &str = "__guarded";
@@ -47,8 +48,8 @@ pub(crate) struct Emulator {
 impl Emulator {
     /// The emulator installed on this machine, if there is one and it is of major version
     /// [`VERSION`].
-    pub(crate) fn installed() -> Option<Self> {
-        let path = apt::on_path("qemu-system-x86_64")?;
+    pub(crate) fn installed(arch: Arch) -> Option<Self> {
+        let path = apt::on_path(arch.emulator())?;
         let said = Command::new(&path).arg("--version").output().ok()?;
         let major = major(&String::from_utf8_lossy(&said.stdout))?;
         (major == VERSION).then(|| Self {
@@ -60,9 +61,9 @@ impl Emulator {
 
     /// An emulator unpacked into a tree: run by the tree's own dynamic linker with the tree's own
     /// libraries.
-    pub(crate) fn unpacked(tree: &Path) -> Result<Self> {
+    pub(crate) fn unpacked(tree: &Path, arch: Arch) -> Result<Self> {
         let mut program = in_tree(tree)?;
-        program.push(tree.join("usr/bin/qemu-system-x86_64").into());
+        program.push(tree.join("usr/bin").join(arch.emulator()).into());
         Ok(Self {
             program,
             data: vec![tree.join("usr/share/qemu"), tree.join("usr/share/seabios")],
@@ -122,9 +123,11 @@ impl Clock {
 pub(crate) struct Boot<'a> {
     /// The emulator.
     pub(crate) emulator: &'a Emulator,
+    /// The architecture.
+    pub(crate) arch: Arch,
     /// The folder for this run's files; QEMU runs in it.
     pub(crate) run: &'a Path,
-    /// The hypervisor, an ELF file.
+    /// The hypervisor: an ELF file, or an image as the Linux kernel's on Arm.
     pub(crate) hypervisor: &'a Path,
     /// dom0's kernel.
     pub(crate) kernel: &'a Path,
@@ -136,7 +139,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) nonce: &'a str,
     /// The machine's memory in MiB.
     pub(crate) memory: u32,
-    /// Its clock.
+    /// Its clock, on x86.
     pub(crate) clock: Clock,
     /// Its disks, in their order. Their changes last until the machine ends. A machine with disks
     /// can be reset; one without ends then.
@@ -169,6 +172,69 @@ const IOMMU_ARGUMENTS: &str = " iommu=force,no-sharept";
 /// speculate.
 const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=1536M dom0_max_vcpus=2 loglvl=warning \
      guest_loglvl=warning bootscrub=0 noreboot=0 spec-ctrl=no xpti=no pv-l1tf=no";
+
+/// The same on 64-bit Arm, where the console is the one that the device tree names, and where domUs
+/// may not talk to each other unless Xen is told otherwise.
+const XEN_ARGUMENTS_ARM64: &str = "console=dtuart dom0_mem=1536M dom0_max_vcpus=2 loglvl=warning \
+     guest_loglvl=warning bootscrub=0 noreboot=0 xsm=dummy";
+
+/// The addresses to which the emulator's loader puts dom0's kernel and its images on 64-bit Arm:
+/// behind Xen, which lies at the start of the memory, and with room for a kernel between them.
+const KERNEL_ADDRESS: &str = "0x49000000";
+const INITRD_ADDRESS: &str = "0x50000000";
+
+/// Returns the emulator's arguments for a PC: com2 is the job's port, and Xen is a multiboot file
+/// with modules.
+fn pc(boot: &Boot<'_>) -> Vec<String> {
+    let iommu = boot.pci.map_or("", |_| IOMMU_ARGUMENTS);
+    let xen_arguments = format!("{XEN_ARGUMENTS}{iommu}");
+    let modules = module_list(&[&format!("vmlinuz {}", boot.dom0_arguments), "initrd"]);
+    let words = [
+        "-accel",
+        "tcg",
+        "-icount",
+        boot.clock.argument(),
+        "-cpu",
+        "qemu64,+svm,+npt",
+        "-serial",
+        "chardev:job",
+        "-append",
+        &xen_arguments,
+        "-initrd",
+        &modules,
+    ];
+    words.map(str::to_owned).into()
+}
+
+/// Returns the emulator's arguments for a 64-bit Arm machine, which has one serial port of its own:
+/// the job's port is on the PCI bus. The device tree names Xen's modules.
+///
+/// Its clock is this machine's: with one that counts instructions Xen 4.17 stands still when its
+/// second processor is up.
+fn virt(boot: &Boot<'_>) -> Vec<String> {
+    let kernel = format!(
+        "guest-loader,addr={KERNEL_ADDRESS},kernel=vmlinuz,bootargs={}",
+        boot.dom0_arguments.replace(',', ",,")
+    );
+    let initrd = format!("guest-loader,addr={INITRD_ADDRESS},initrd=initrd");
+    let words = [
+        "-accel",
+        "tcg,thread=single",
+        "-machine",
+        "virt,gic-version=3,virtualization=on",
+        "-cpu",
+        "cortex-a57",
+        "-device",
+        "pci-serial,chardev=job",
+        "-append",
+        XEN_ARGUMENTS_ARM64,
+        "-device",
+        &kernel,
+        "-device",
+        &initrd,
+    ];
+    words.map(str::to_owned).into()
+}
 
 impl Passthrough {
     /// Returns the emulator's arguments for the IOMMU and the devices.
@@ -236,16 +302,7 @@ impl Machine {
             arguments.extend(["-L".into(), dir.into()]);
         }
         let memory = boot.memory.to_string();
-        let iommu = boot.pci.map_or("", |_| IOMMU_ARGUMENTS);
-        let xen_arguments = format!("{XEN_ARGUMENTS}{iommu}");
-        let modules = module_list(&[&format!("vmlinuz {}", boot.dom0_arguments), "initrd"]);
         let fixed = [
-            "-accel",
-            "tcg",
-            "-icount",
-            boot.clock.argument(),
-            "-cpu",
-            "qemu64,+svm,+npt",
             "-m",
             &memory,
             "-smp",
@@ -259,16 +316,15 @@ impl Machine {
             "chardev:log",
             "-chardev",
             "stdio,id=job,signal=off",
-            "-serial",
-            "chardev:job",
             "-kernel",
             "xen",
-            "-append",
-            &xen_arguments,
-            "-initrd",
-            &modules,
         ];
         arguments.extend(fixed.iter().map(OsString::from));
+        let own = match boot.arch {
+            Arch::Amd64 => pc(boot),
+            Arch::Arm64 => virt(boot),
+        };
+        arguments.extend(own.into_iter().map(OsString::from));
         if boot.disks.is_empty() {
             arguments.push("-no-reboot".into());
         }
@@ -485,6 +541,49 @@ mod tests {
         ] {
             assert!(words.contains(part), "{words}");
         }
+    }
+
+    #[test]
+    fn each_architecture_has_its_modules_and_the_jobs_port() {
+        let emulator = Emulator {
+            program: Vec::new(),
+            data: Vec::new(),
+            modules: None,
+        };
+        let here = Path::new("/a");
+        let boot = |arch| Boot {
+            emulator: &emulator,
+            arch,
+            run: here,
+            hypervisor: here,
+            kernel: here,
+            dom0_arguments: "console=hvc0 x=1,2",
+            images: &[],
+            nonce: "n",
+            memory: 1024,
+            clock: Clock::Instructions,
+            disks: &[],
+            pci: None,
+        };
+        let pc = pc(&boot(Arch::Amd64)).join(" ");
+        for part in [
+            "-icount shift=1,sleep=off",
+            "-serial chardev:job",
+            "-initrd vmlinuz console=hvc0 x=1,,2,initrd",
+        ] {
+            assert!(pc.contains(part), "{pc}");
+        }
+        let virt = virt(&boot(Arch::Arm64)).join(" ");
+        for part in [
+            "-machine virt,gic-version=3,virtualization=on",
+            "pci-serial,chardev=job",
+            "kernel=vmlinuz,bootargs=console=hvc0 x=1,,2 ",
+            "addr=0x50000000,initrd=initrd",
+            " xsm=dummy",
+        ] {
+            assert!(virt.contains(part), "{virt}");
+        }
+        assert!(!virt.contains("icount"), "{virt}");
     }
 
     #[test]

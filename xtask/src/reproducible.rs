@@ -96,11 +96,11 @@ fn ramdisk(workspace: &Workspace, there: &Workspace, program: &Path) -> Result<P
     let release = &RELEASES[0];
     let (from, state) = (workspace.state(), there.state());
     link(&from.join("debs"), &state.join("debs"))?;
-    let lock = format!("{}/packages.lock", release.name);
-    fs::create_dir_all(state.join(release.name))?;
+    let lock = format!("{}/packages.lock", release.folder());
+    fs::create_dir_all(state.join(release.folder()))?;
     fs::copy(from.join(&lock), state.join(&lock)).context(lock)?;
     let request = host::request(release);
-    let tree = store::prepare(&state, release.name, release.suite, None, &request)?;
+    let tree = store::prepare(&state, &release.folder(), release.suite, None, &request)?;
     let file = state.join("stubdomain.img");
     let mut command = Command::new(program);
     command

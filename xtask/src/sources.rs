@@ -9,6 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::release::Arch;
+
 /// The code names Debian uses where a suite is meant; an entry with none of these is not Debian's.
 const CODE_NAMES: &[&str] = &[
     "buster",
@@ -59,13 +61,14 @@ impl Source {
         })
     }
 
-    /// The entry in the deb822 format.
-    fn to_deb822(&self) -> String {
+    /// The entry in the deb822 format, for packages of one architecture.
+    fn to_deb822(&self, arch: Arch) -> String {
         let mut text = format!(
-            "Types: deb\nURIs: {}\nSuites: {}\nComponents: {}\nArchitectures: amd64\n",
+            "Types: deb\nURIs: {}\nSuites: {}\nComponents: {}\nArchitectures: {}\n",
             self.uris.join(" "),
             self.suites.join(" "),
-            self.components.join(" ")
+            self.components.join(" "),
+            arch.debian()
         );
         if let Some(key) = &self.signed_by {
             text.push_str(&format!("Signed-By: {key}\n"));
@@ -81,9 +84,14 @@ fn is_suite_of(have: &str, code: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '/']))
 }
 
-/// The sources file for `suite`: from `mirror` if given, else from the machine's own entries below
+/// The sources file for `suite` and `arch`: from `mirror` if given, else from the machine's own entries below
 /// `etc_apt`.
-pub(crate) fn for_suite(suite: &str, mirror: Option<&str>, etc_apt: &Path) -> Result<String> {
+pub(crate) fn for_suite(
+    suite: &str,
+    arch: Arch,
+    mirror: Option<&str>,
+    etc_apt: &Path,
+) -> Result<String> {
     if let Some(mirror) = mirror {
         let source = Source {
             uris: vec![mirror.to_owned()],
@@ -91,12 +99,12 @@ pub(crate) fn for_suite(suite: &str, mirror: Option<&str>, etc_apt: &Path) -> Re
             components: vec!["main".to_owned()],
             signed_by: None,
         };
-        return Ok(source.to_deb822());
+        return Ok(source.to_deb822(arch));
     }
     let mut texts = Vec::new();
     for source in read_all(etc_apt)? {
         if let Some(source) = source.for_suite(suite) {
-            let text = source.to_deb822();
+            let text = source.to_deb822(arch);
             if !texts.contains(&text) {
                 texts.push(text);
             }
@@ -249,7 +257,7 @@ mod tests {
             "deb http://no/ sid main\n",
         )
         .unwrap();
-        let text = for_suite("trixie", None, dir.path()).unwrap();
+        let text = for_suite("trixie", Arch::Amd64, None, dir.path()).unwrap();
         assert_eq!(
             text,
             "Types: deb\nURIs: http://one.example/debian\nSuites: trixie\nComponents: main\n\
@@ -262,11 +270,13 @@ mod tests {
     #[test]
     fn without_a_debian_entry_the_error_names_the_flag() {
         let dir = tempfile::tempdir().unwrap();
-        let error = for_suite("bookworm", None, dir.path())
+        let error = for_suite("bookworm", Arch::Amd64, None, dir.path())
             .unwrap_err()
             .to_string();
         assert!(error.contains("--mirror"), "{error}");
-        let text = for_suite("bookworm", Some("http://m.example/d"), dir.path()).unwrap();
+        let mirror = Some("http://m.example/d");
+        let text = for_suite("bookworm", Arch::Arm64, mirror, dir.path()).unwrap();
+        assert!(text.contains("\nArchitectures: arm64\n"), "{text}");
         assert!(
             text.contains("URIs: http://m.example/d\nSuites: bookworm bookworm-updates"),
             "{text}"

@@ -61,7 +61,7 @@ pub(crate) fn fetch(
     let packages = match locked {
         Some(packages) => packages,
         None => {
-            let apt = Apt::new(state, suite, mirror)?;
+            let apt = Apt::new(state, suite, request.arch, mirror)?;
             apt.update()?;
             let packages = apt.resolve(request)?;
             write_atomically(&lock_path, format_lock(&packages, &head).as_bytes())?;
@@ -76,7 +76,7 @@ pub(crate) fn fetch(
         for package in &bad {
             let _ = fs::remove_file(debs.join(&package.file));
         }
-        let apt = Apt::new(state, suite, mirror)?;
+        let apt = Apt::new(state, suite, request.arch, mirror)?;
         if let Err(first) = apt.download(&bad, &debs) {
             // A version on the list may have left the archive since: choose again, once.
             fs::remove_file(&lock_path)?;

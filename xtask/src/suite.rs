@@ -139,9 +139,9 @@ impl Place<'_> {
     fn name(&self) -> String {
         match self {
             Self::Dom0(host, only) if only.len() > 1 => {
-                format!("Xen {}: {}", host.parts.release.name, only.join(" "))
+                format!("Xen {}: {}", host.parts.release.folder(), only.join(" "))
             }
-            Self::Dom0(host, _) => format!("real Xen {}", host.parts.release.name),
+            Self::Dom0(host, _) => format!("real Xen {}", host.parts.release.folder()),
             Self::Debian(host, _) => format!("Debian's dom0, {}", host.parts.release.suite),
         }
     }

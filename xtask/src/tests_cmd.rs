@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::host::{self, Host, Options};
-use crate::release::RELEASES;
+use crate::release::{Arch, RELEASES};
 use crate::rules::Rules;
 use crate::workspace::Workspace;
 use crate::{command, debian, suite};
@@ -93,12 +93,19 @@ enum Part<'a> {
 pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> {
     let debian_alone = alone(&request.only, "debian")?;
     let pci = alone(&request.only, "pci")?;
+    let is_x86 = request.options.release.arch == Arch::Amd64;
+    ensure!(
+        is_x86 || !(request.no_xen || debian_alone || pci),
+        "on arm64 there is the suite on real Xen alone, without the groups debian and pci"
+    );
     let mut host = None;
     let mut other = None;
     if !request.no_xen {
         // First, because the tests with Debian's own libraries find them in what is unpacked here.
         let mirror = request.options.mirror.as_deref();
-        host::unpack_default(workspace, mirror)?;
+        if is_x86 {
+            host::unpack_default(workspace, mirror)?;
+        }
         let options = request.options.clone();
         host = Some(Host::prepare(workspace, &Options { pci, ..options })?);
         if request.other_release {
@@ -112,7 +119,9 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
     }
     // Where it is asked for, a gate included, what cannot run has failed.
     let debian = debian_alone
-        || request.only.is_empty() && (debian::buildable() || std::env::var_os("CI").is_some());
+        || is_x86
+            && request.only.is_empty()
+            && (debian::buildable() || std::env::var_os("CI").is_some());
     let mut parts = parts(request, host.as_ref(), other.as_ref(), debian_alone, debian);
     if pci {
         parts.retain(|part| matches!(part, Part::Suite(_)));
@@ -172,18 +181,23 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
              this works on Xen."
         );
     }
-    if request.only.is_empty() && !request.no_xen && !debian {
+    if is_x86 && request.only.is_empty() && !request.no_xen && !debian {
         println!(
             "\nThe package's tests on Debian's dom0 were NOT RUN: its root is built by root or with newuidmap \
              (Debian: uidmap)."
         );
     }
-    if request.only.is_empty() && !request.no_xen {
+    if is_x86 && request.only.is_empty() && !request.no_xen {
         println!(
             "\nThe tests of PCI passthrough were NOT RUN: they have a machine of their own (--only pci)."
         );
     }
-    if request.no_cargo {
+    if !is_x86 {
+        println!(
+            "\nThe workspace's own tests, and those of HVM guests, stubdomains, the package and PCI \
+             passthrough, were NOT RUN (--arch arm64)."
+        );
+    } else if request.no_cargo {
         println!("\nThe workspace's own tests were NOT RUN (--no-cargo).");
     }
     let mut rules = Rules::default();
@@ -258,7 +272,9 @@ fn run_part(
         _ if !beside => String::new(),
         Part::Cargo => "cargo  | ".to_owned(),
         Part::Loom => "loom   | ".to_owned(),
-        Part::Suite(suite::Place::Dom0(host, _)) => format!("{:<6} | ", host.parts.release.name),
+        Part::Suite(suite::Place::Dom0(host, _)) => {
+            format!("{:<6} | ", host.parts.release.folder())
+        }
         Part::Other(options) => format!("{:<6} | ", options.release.name),
         Part::Suite(suite::Place::Debian(..)) => "debian | ".to_owned(),
     };

@@ -11,13 +11,10 @@ use super::Parts;
 /// Programs from the toolstack's private folder, which stay there and are linked from `/usr/bin`.
 const XEN_PROGRAMS: &[&str] = &[
     "libxl-save-helper",
-    "lsevtchn",
     "oxenstored",
-    "readnotes",
     "test-resource",
     "test-xenstore",
     "xen-diag",
-    "xen-hvmctx",
     "xen-init-dom0",
     "xenconsole",
     "xenconsoled",
@@ -29,8 +26,11 @@ const XEN_PROGRAMS: &[&str] = &[
     "xl",
 ];
 
-/// Files of the packages, under their own names.
-const FILES: &[&str] = &[
+/// The same, of what Arm does not have.
+const XEN_PROGRAMS_OF_X86: &[&str] = &["lsevtchn", "readnotes", "xen-hvmctx"];
+
+/// The store's clients.
+const STORE_CLIENTS: &[&str] = &[
     "usr/bin/xenstore-chmod",
     "usr/bin/xenstore-exists",
     "usr/bin/xenstore-list",
@@ -39,11 +39,16 @@ const FILES: &[&str] = &[
     "usr/bin/xenstore-rm",
     "usr/bin/xenstore-watch",
     "usr/bin/xenstore-write",
+];
+
+/// A library that the C library loads by name: xl cancels threads.
+const LIBGCC: &str = "libgcc_s.so.1";
+
+/// Files of the packages, under their own names.
+const FILES: &[&str] = &[
     // The device model of a guest without a stubdomain, and of a stubdomain where ours hands over
     // to it.
     "usr/libexec/xen-qemu-system-i386",
-    // xl cancels threads, for which the C library loads this by name.
-    "lib/x86_64-linux-gnu/libgcc_s.so.1",
     // The device model in dom0 reads it even where there is no VNC.
     "usr/share/qemu/keymaps/en-us",
     // Our package is installed with these.
@@ -71,12 +76,20 @@ const MODULES: &[&str] = &[
     "loop",
 ];
 
+/// The same on Arm, where no guest has a disk or a network.
+const MODULES_ARM64: &[&str] = &[
+    "xen-privcmd",
+    "xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+];
+
 /// Modules that dom0 has and does not load: a test does.
 const MODULES_AT_HAND: &[&str] = &["xen-pciback"];
 
 /// Text files of the testbed's own.
 const TEXTS: &[(&str, &str)] = &[
-    ("etc/xen/xl.conf", include_str!("../../assets/xl.conf")),
     (
         "etc/xen/hvm-plain.cfg",
         include_str!("../../assets/hvm-plain.cfg"),
@@ -85,10 +98,18 @@ const TEXTS: &[(&str, &str)] = &[
     // dpkg's database, of no package: ours depends on none.
     ("var/lib/dpkg/status", ""),
     ("var/lib/dpkg/available", ""),
+];
+
+/// Text files of the testbed's own for every architecture.
+const COMMON_TEXTS: &[(&str, &str)] = &[
+    ("etc/xen/xl.conf", include_str!("../../assets/xl.conf")),
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/group", "root:x:0:\n"),
     ("etc/profile", include_str!("../../assets/profile")),
 ];
+
+/// dom0's process 1.
+const INIT: &str = include_str!("../../assets/dom0-init");
 
 /// The HVM guest with a stubdomain, and the line that gives the stubdomain its memory.
 const GUEST: &str = include_str!("../../assets/hvm.cfg");
@@ -96,7 +117,6 @@ const MEMORY: &str = "stubdomain_memory=";
 
 /// Scripts of the testbed's own.
 const SCRIPTS: &[(&str, &str)] = &[
-    ("init", include_str!("../../assets/dom0-init")),
     (
         "etc/xen/scripts/block-testbed",
         include_str!("../../assets/block-testbed"),
@@ -138,20 +158,64 @@ fn guest(printed: &str) -> String {
     }
 }
 
+/// Adds the toolstack, with `programs` of its private folder, `files`, modules, settings, the test
+/// agent, the C programs, and busybox with those of its names that are not there yet.
+fn add_common(
+    parts: &Parts,
+    archive: &mut Archive,
+    (programs, files, modules): (&[&str], &[&str], &[&str]),
+) -> Result<()> {
+    let (bin, triple) = (parts.release.xen_bin, parts.release.arch.triple());
+    let programs = || XEN_PROGRAMS.iter().chain(programs);
+    let own: Vec<String> = programs()
+        .map(|program| format!("{bin}/{program}"))
+        .collect();
+    let libgcc = format!("lib/{triple}/{LIBGCC}");
+    let paths: Vec<&str> = own
+        .iter()
+        .map(String::as_str)
+        .chain(STORE_CLIENTS.iter().chain(files).copied())
+        .chain([libgcc.as_str()])
+        .collect();
+    parts.add(archive, &paths)?;
+    for program in programs() {
+        archive.link(&format!("usr/bin/{program}"), &format!("/{bin}/{program}"));
+    }
+    parts.add_busybox(archive)?;
+    parts.add_modules(archive, modules)?;
+    for (path, text) in COMMON_TEXTS {
+        archive.text(path, text);
+    }
+    archive.program("init", Content::Bytes(INIT.as_bytes().to_vec()));
+    archive.text("etc/xen/release", &format!("{}\n", parts.release.name));
+    if let Some(file) = &parts.agent {
+        archive.program("usr/bin/xen-testbed-agent", Content::File(file.clone()));
+    }
+    for file in &parts.c_programs {
+        let name = file
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        parts.add_own(archive, &format!("usr/bin/{name}"), file)?;
+    }
+    archive.file("boot/vmlinuz", Content::File(parts.plain_kernel()?));
+    Ok(())
+}
+
+/// Builds the image of a dom0 on 64-bit Arm, whose guest has the ramdisk `domu`.
+pub(crate) fn build_for_arm64(parts: &Parts, domu: &Path) -> Result<PathBuf> {
+    let mut archive = Archive::root();
+    add_common(parts, &mut archive, (&[], &[], MODULES_ARM64))?;
+    archive.text("etc/xen/pvh.cfg", include_str!("../../assets/pvh.cfg"));
+    archive.file("boot/domu.img", Content::File(domu.to_owned()));
+    parts.write("dom0.img", &archive)
+}
+
 /// Builds dom0's image.
 pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     let mut archive = Archive::root();
     let bin = parts.release.xen_bin;
-    let programs: Vec<String> = XEN_PROGRAMS.iter().map(|p| format!("{bin}/{p}")).collect();
-    let paths: Vec<&str> = programs
-        .iter()
-        .map(String::as_str)
-        .chain(FILES.iter().copied())
-        .collect();
-    parts.add(&mut archive, &paths)?;
-    for program in XEN_PROGRAMS {
-        archive.link(&format!("usr/bin/{program}"), &format!("/{bin}/{program}"));
-    }
+    add_common(parts, &mut archive, (XEN_PROGRAMS_OF_X86, FILES, MODULES))?;
     let proxy = format!("{bin}/vchan-socket-proxy");
     parts.add(&mut archive, &[&proxy])?;
     let boot = format!("{}/boot/hvmloader", bin.trim_end_matches("/bin"));
@@ -162,8 +226,6 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
         let path = path.with_context(|| format!("no {name} in its package"))?;
         parts.add(&mut archive, &[&path])?;
     }
-    parts.add_busybox(&mut archive)?;
-    parts.add_modules(&mut archive, MODULES)?;
     for (name, content) in parts.modules.closure(MODULES_AT_HAND)? {
         archive.file(&format!("lib/modules/{name}"), content);
     }
@@ -177,7 +239,6 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     }
     // The name libxl uses where a disk names no script.
     archive.link("etc/xen/scripts/block", "block-testbed");
-    archive.text("etc/xen/release", &format!("{}\n", parts.release.name));
 
     // libxl starts its proxy under this name: upstream's, until our package is installed.
     archive.link("usr/bin/vchan-socket-proxy", &format!("/{proxy}"));
@@ -187,20 +248,11 @@ pub(crate) fn build(parts: &Parts, guests: &Guests<'_>) -> Result<PathBuf> {
     if let Some(file) = &parts.package {
         archive.file(PACKAGE, Content::File(file.clone()));
     }
-    if let Some(file) = &parts.agent {
-        archive.program("usr/bin/xen-testbed-agent", Content::File(file.clone()));
-    }
-    for file in &parts.c_programs {
-        let name = file
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
-        parts.add_own(&mut archive, &format!("usr/bin/{name}"), file)?;
-    }
-    archive.file("boot/vmlinuz", Content::File(parts.plain_kernel()?));
     archive.file("boot/stub.img", Content::File(guests.stub.to_owned()));
     archive.file("boot/domu.img", Content::File(guests.domu.to_owned()));
-    archive.file("boot/guest.img", Content::File(parts.guest_disk.clone()));
+    if let Some(disk) = &parts.guest_disk {
+        archive.file("boot/guest.img", Content::File(disk.clone()));
+    }
     if let Some(linux) = guests.linux {
         archive.file("boot/linux.img", Content::File(linux.to_owned()));
     }

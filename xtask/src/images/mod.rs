@@ -22,7 +22,7 @@ use stubdm_image::elf;
 use stubdm_image::modules::Modules;
 
 use crate::progress::Step;
-use crate::release::Release;
+use crate::release::{Arch, Release};
 use crate::store::{Tree, hash_file, hex, write_atomically};
 
 /// The parts of every image.
@@ -46,8 +46,10 @@ pub(crate) struct Parts {
     pub(crate) agent: Option<PathBuf>,
     /// The C programs to test against.
     pub(crate) c_programs: Vec<PathBuf>,
-    /// The guest's disk.
-    pub(crate) guest_disk: PathBuf,
+    /// The HVM guest's disk, on x86.
+    pub(crate) guest_disk: Option<PathBuf>,
+    /// A tree with a busybox that runs here, where the host's own does not: it lists its names.
+    pub(crate) busybox: Option<PathBuf>,
 }
 
 impl Parts {
@@ -56,7 +58,7 @@ impl Parts {
         find_by_prefix(&self.tree.root.join("boot"), "vmlinuz-")
     }
 
-    /// The same kernel as a plain ELF file, which Xen and libxl load as well: unpacking it here
+    /// The same kernel as a plain ELF file (on Arm, as a plain image), which Xen and libxl load as well: unpacking it here
     /// takes a second, in an emulated machine many, and there it would be done for every guest
     /// anew.
     pub(crate) fn plain_kernel(&self) -> Result<PathBuf> {
@@ -66,26 +68,25 @@ impl Parts {
             return Ok(plain);
         }
         let step = Step::begin("unpacking the kernel");
-        let bytes = kernel::unpack(&self.kernel()?, &self.out)?;
+        let bytes = match self.release.arch {
+            Arch::Amd64 => kernel::unpack(&self.kernel()?, &self.out)?,
+            Arch::Arm64 => gunzipped(&self.kernel()?)?,
+        };
         write_atomically(&plain, &bytes)?;
         write_atomically(&mark, self.tree.stamp.as_bytes())?;
         step.done();
         Ok(plain)
     }
 
-    /// The hypervisor, uncompressed: QEMU loads it as a multiboot ELF file.
+    /// The hypervisor, uncompressed: QEMU loads it as a multiboot ELF file, or on Arm as it loads a
+    /// kernel.
     pub(crate) fn hypervisor(&self) -> Result<PathBuf> {
         let plain = self.out.join("xen");
         let mark = self.out.join("xen.stamp");
         if plain.exists() && fs::read_to_string(&mark).is_ok_and(|s| s == self.tree.stamp) {
             return Ok(plain);
         }
-        let packed = self.tree.root.join(self.release.hypervisor);
-        let file = File::open(&packed).with_context(|| format!("opening {}", packed.display()))?;
-        let mut bytes = Vec::new();
-        GzDecoder::new(file)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("unpacking {}", packed.display()))?;
+        let bytes = gunzipped(&self.tree.root.join(self.release.hypervisor))?;
         write_atomically(&plain, &bytes)?;
         write_atomically(&mark, self.tree.stamp.as_bytes())?;
         Ok(plain)
@@ -105,11 +106,15 @@ impl Parts {
 
     /// Puts busybox with all its names into an archive.
     pub(crate) fn add_busybox(&self, archive: &mut Archive) -> Result<()> {
-        let file = ["bin/busybox", "usr/bin/busybox"]
-            .iter()
-            .find_map(|p| elf::resolve(&self.tree.root, p).ok())
-            .context("no busybox in its package")?;
-        let out = Command::new(&file)
+        let within = |root: &Path| {
+            ["bin/busybox", "usr/bin/busybox"]
+                .iter()
+                .find_map(|p| elf::resolve(root, p).ok())
+                .context("no busybox in its package")
+        };
+        let file = within(&self.tree.root)?;
+        let runs_here = self.busybox.as_deref().map_or(Ok(file.clone()), within)?;
+        let out = Command::new(&runs_here)
             .arg("--list")
             .output()
             .context("starting busybox")?;
@@ -173,6 +178,19 @@ fn fingerprint(archive: &Archive, immutable: &Path, stamp: &str) -> Result<Strin
         }
     }
     Ok(hex(&hash.finalize()))
+}
+
+/// Returns a file's contents, unpacked if they are gzip-compressed.
+fn gunzipped(path: &Path) -> Result<Vec<u8>> {
+    let whole = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    if !whole.starts_with(b"\x1f\x8b") {
+        return Ok(whole);
+    }
+    let mut bytes = Vec::new();
+    GzDecoder::new(&whole[..])
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("unpacking {}", path.display()))?;
+    Ok(bytes)
 }
 
 /// The one file of a folder whose name begins so.
