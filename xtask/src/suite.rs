@@ -6,7 +6,12 @@
 //! that time passes. When nothing comes for long, or the emulator works very long at one test, the
 //! machine is ended, and a new one begins with the test that was running. A test in which three
 //! machines stood still has failed.
+//!
+//! A guest with such a fault can also fail a test without an end of the machine. So up to [`AGAIN`]
+//! failed tests are run once more, behind the others; the summary names each with the reason of its
+//! first failure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write as _, stdout};
 use std::time::{Duration, Instant};
 
@@ -37,6 +42,8 @@ const TEST: Duration = Duration::from_secs(420);
 const MACHINES: usize = 6;
 /// Machines that may stand still in one test.
 const IN_ONE_TEST: usize = 2;
+/// Failed tests that are run once more. If more fail, it is not the emulator.
+const AGAIN: usize = 2;
 
 /// The suite's output so far.
 #[derive(Debug, Default)]
@@ -113,15 +120,49 @@ impl Said {
         )
     }
 
-    /// Tests that came to their end, by their lines.
+    /// Tests that came to their end, by their lines: each by its last attempt.
     fn ended(&self) -> Count {
         let mut count = Count::default();
-        for line in self.text.lines().filter(|line| line.starts_with("test ")) {
-            count.passed += u64::from(line.contains(" ... ok ("));
-            count.failed += u64::from(line.contains(" ... FAILED ("));
+        let mut ended = BTreeMap::new();
+        for line in self.text.lines() {
+            if let Some((name, passed)) = outcome(line) {
+                ended.insert(name, passed);
+            }
+        }
+        for passed in ended.into_values() {
+            count.passed += u64::from(passed);
+            count.failed += u64::from(!passed);
         }
         count
     }
+
+    /// The tests whose first attempt failed, each with the beginning of its reason, apart by
+    /// whether their last one did.
+    fn failures(&self) -> (Vec<String>, Vec<String>) {
+        let mut failures = tests_cmd::failures(&self.text);
+        let mut seen = BTreeSet::new();
+        failures.retain(|failure| seen.insert(named(failure).to_owned()));
+        let passed = |name: &str| {
+            let mut outcomes = self.text.lines().filter_map(outcome);
+            outcomes.any(|(own, passed)| passed && own == name)
+        };
+        failures.into_iter().partition(|f| !passed(named(f)))
+    }
+}
+
+/// Returns the name in a line of [`tests_cmd::failures`].
+fn named(failure: &str) -> &str {
+    failure.lines().next().unwrap_or_default()
+}
+
+/// Returns the test whose end a line reports, and whether it passed.
+fn outcome(line: &str) -> Option<(&str, bool)> {
+    let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let ends = |word: &str| {
+        end.strip_prefix(word)
+            .is_some_and(|rest| rest.starts_with(' '))
+    };
+    (ends("ok") || ends("FAILED")).then(|| (name, ends("ok")))
 }
 
 /// The place where a suite runs.
@@ -158,7 +199,8 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     let (result, log) = match place {
         Place::Dom0(host, only) => {
             let limits = (deadline, SILENCE);
-            let command = |from: Option<&String>| command(only, from, host.pci());
+            let command =
+                |from: Option<&String>, failed: &[&str]| command(only, from, failed, host.pci());
             let run: &Machine<'_> = &|job, sink| host.run(job, sink);
             let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
             (result, Some(host.log()))
@@ -167,7 +209,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
             Ok(debian) => {
                 // Its tests build on each other: another machine begins anew.
                 let limits = (deadline, REBOOT);
-                let command = |_: Option<&String>| String::new();
+                let command = |_: Option<&String>, _: &[&str]| String::new();
                 let run: &Machine<'_> = &|job, sink| debian.run(job, sink);
                 let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
                 (result, Some(debian.log()))
@@ -195,7 +237,11 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
         println!("the host's console: {}", Workspace::show(&log));
     }
     said.over();
+    let (failures, passed_later) = said.failures();
     let mut note = said.times();
+    for failure in passed_later {
+        note = format!("passed at the second attempt: {failure}\n    {note}");
+    }
     if !stood.is_empty() {
         let tests = stood.join(", ");
         note = format!(
@@ -205,7 +251,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     Outcome {
         name,
         count,
-        failures: tests_cmd::failures(&said.text),
+        failures,
         fault,
         note: Some(note),
         rules: Rules::said(&said.text),
@@ -219,15 +265,17 @@ type Machine<'a> = dyn Fn(&Job, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<i
 /// Runs the suite to its end, and gives its status.
 fn machines(
     run: &Machine<'_>,
-    command: &dyn Fn(Option<&String>) -> String,
+    command: &dyn Fn(Option<&String>, &[&str]) -> String,
     (deadline, silence): (Instant, Silence),
     prefix: &str,
     said: &mut Said,
     stood: &mut Vec<String>,
 ) -> Result<i32> {
     loop {
+        let failures = said.failures().0;
+        let failed: Vec<&str> = failures.iter().map(|failure| named(failure)).collect();
         let job = Job {
-            command: Some(command(stood.last())),
+            command: Some(command(stood.last(), &failed)),
             shell: false,
             timeout: deadline.saturating_duration_since(Instant::now()),
             silence: Some(silence),
@@ -251,7 +299,8 @@ fn machines(
         said.line.clear();
         let test = said.over();
         let before = stood.iter().filter(|name| **name == test).count();
-        if test.is_empty() || stood.len() + 2 > MACHINES || before == IN_ONE_TEST {
+        let second = failed.contains(&test.as_str());
+        if test.is_empty() || second || stood.len() + 2 > MACHINES || before == IN_ONE_TEST {
             return Err(error).with_context(|| format!("in {test}"));
         }
         println!("xtask: in {test}: {error:#}");
@@ -271,13 +320,15 @@ pub(crate) fn show(prefix: &str, lines: &[u8]) -> std::io::Result<()> {
 }
 
 /// The suite's command line.
-fn command(only: &[String], from: Option<&String>, pci: bool) -> String {
-    let mut command = String::from("exec xen-testbed-agent suite --beat");
+fn command(only: &[String], from: Option<&String>, failed: &[&str], pci: bool) -> String {
+    let mut command = format!("exec xen-testbed-agent suite --beat --again {AGAIN}");
     if pci {
         command.push_str(" --pci");
     }
-    let only = only.iter().map(|word| ("--only", word));
-    for (option, word) in only.chain(from.map(|word| ("--from", word))) {
+    let only = only.iter().map(|word| ("--only", word.as_str()));
+    let failed = failed.iter().map(|word| ("--failed", *word));
+    let from = from.map(|word| ("--from", word.as_str()));
+    for (option, word) in only.chain(from).chain(failed) {
         command.push_str(&format!(" {option} '{}'", word.replace('\'', r"'\''")));
     }
     command
@@ -356,8 +407,37 @@ mod tests {
     #[test]
     fn a_suite_is_gone_on_with_by_name() {
         let from = "a/b".to_owned();
-        assert!(command(&[], Some(&from), false).ends_with(" --from 'a/b'"));
+        assert!(command(&[], Some(&from), &[], false).ends_with(" --from 'a/b'"));
         let only = ["a".to_owned(), "b".to_owned()];
-        assert!(command(&only, None, true).ends_with(" --pci --only 'a' --only 'b'"));
+        assert!(command(&only, None, &[], true).ends_with(" --pci --only 'a' --only 'b'"));
+        let failed = command(&[], Some(&from), &["a/c", "a/d"], false);
+        assert!(failed.ends_with(" --from 'a/b' --failed 'a/c' --failed 'a/d'"));
+    }
+
+    #[test]
+    fn a_test_counts_by_its_last_attempt_and_its_first_failure_is_shown() {
+        let mut said = Said::default();
+        said.take(
+            b"test a/b ... ok (1.00 s)\ntest a/c ... FAILED (1.00 s)\n    why\n\
+              test a/d ... FAILED (1.00 s)\n    that\n\
+              test a/c ... ok at the second attempt (1.00 s)\n",
+            Duration::ZERO,
+        );
+        let count = |passed, failed| Count { passed, failed };
+        let c = || vec!["a/c\n        why".to_owned()];
+        let d = || vec!["a/d\n        that".to_owned()];
+        assert_eq!(said.ended(), count(2, 1));
+        assert_eq!(said.failures(), (d(), c()));
+        said.take(
+            b"test a/e ... FAILED (1.00 s)\n\
+              test a/d ... FAILED at the second attempt (1.00 s)\n    this\n\
+              test a/e ... ok at the second attempt (1.00 s)\n",
+            Duration::ZERO,
+        );
+        assert_eq!(said.ended(), count(3, 1));
+        assert_eq!(
+            said.failures(),
+            (d(), [c(), vec!["a/e".to_owned()]].concat())
+        );
     }
 }

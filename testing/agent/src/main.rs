@@ -57,6 +57,12 @@ enum Command {
         /// Begins with this test.
         #[arg(long)]
         from: Option<String>,
+        /// Runs failed tests once more at the end, if they are no more than this.
+        #[arg(long, default_value_t = 0)]
+        again: usize,
+        /// Runs this test at the end, as one that failed in another machine.
+        #[arg(long)]
+        failed: Vec<String>,
         /// Says on lines of its own which test begins, and every few seconds that time passes.
         #[arg(long)]
         beat: bool,
@@ -121,12 +127,18 @@ fn main() -> ExitCode {
             only,
             times,
             from,
+            again,
+            failed,
             beat,
             pci,
             ..
         } => {
-            let tests = (0..times).flat_map(|_| tests::of(pci));
-            suite::run(tests, &only, from.as_deref(), beat)
+            let tests: Vec<_> = (0..times).flat_map(|_| tests::of(pci)).collect();
+            let again = suite::Again {
+                most: again,
+                failed,
+            };
+            suite::run(&tests, &only, from.as_deref(), again, beat)
         }
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
