@@ -34,7 +34,7 @@ use xen_store::Store;
 use xen_sys::privcmd::Privcmd;
 use xen_sys::{DomId, Xen};
 
-use super::devices::{Assigned, Resources, address, assigned};
+use super::devices::{Assigned, DeviceList, Resources, address};
 use super::hypercalls::{self, Device, Judge, Request, Verdict};
 use crate::guest::notify::{Call, Listener};
 use crate::rt::error::{Context, Result};
@@ -97,7 +97,7 @@ struct Broker {
     /// The folder of PCI devices.
     folder: PathBuf,
     /// The devices of this domain now.
-    devices: Box<dyn Fn() -> Vec<Assigned> + Send>,
+    devices: Box<dyn FnMut() -> Vec<Assigned> + Send>,
     /// Makes a request.
     make: Box<Make>,
     judge: Judge,
@@ -108,13 +108,15 @@ struct Broker {
 /// is not behind the filter.
 ///
 /// # Errors
-/// There is no thread, or no privcmd.
+/// There is no thread, or no privcmd. Without a list in the store there are no devices.
 pub fn start(xen: &Xen, store: &Store, guest: DomId) -> Result<Sender<Listener>> {
     let privcmd = Privcmd::open(xen).context("PCI: privcmd")?;
-    let store = store.clone();
+    let mut list = DeviceList::watch(store)
+        .inspect_err(|error| warn!("the guest can have no PCI devices: {error}"))
+        .ok();
     run(Broker {
         folder: DEVICES.into(),
-        devices: Box::new(move || assigned(&store)),
+        devices: Box::new(move || list.as_mut().map_or(Vec::new(), |list| list.get().to_vec())),
         make: Box::new(move |request| hypercalls::make(&privcmd, request)),
         judge: Judge::new(guest),
         limit: LogLimit::new(Instant::now()),
@@ -248,12 +250,13 @@ impl Broker {
     }
 
     /// Returns a file that shows each device's MSI-X table as it is after a reset, at its address.
-    fn tables(&self) -> io::Result<Option<OwnedFd>> {
+    fn tables(&mut self) -> io::Result<Option<OwnedFd>> {
+        let devices = (self.devices)();
         let table = |device: &Assigned| {
             let folder = self.folder_of(device);
             Resources::read(&folder).table(&folder)
         };
-        let tables: Vec<_> = (self.devices)().iter().filter_map(table).collect();
+        let tables: Vec<_> = devices.iter().filter_map(table).collect();
         if tables.is_empty() {
             return Ok(None);
         }
@@ -279,7 +282,8 @@ impl Broker {
             return Ok(false);
         };
         memory.read_exact_at(&mut request.bytes, request.address)?;
-        match self.judge.judge(&request, &self.resources()) {
+        let devices = self.resources();
+        match self.judge.judge(&request, &devices) {
             Verdict::Leave => return Ok(false),
             Verdict::Refuse(why) => {
                 self.log(&format!("a hypercall of QEMU's is refused: {why}"));
@@ -301,9 +305,10 @@ impl Broker {
     }
 
     /// Returns the devices of this domain now, with what belongs to each.
-    fn resources(&self) -> Vec<Device> {
+    fn resources(&mut self) -> Vec<Device> {
+        let devices = (self.devices)();
         let read = |device: &Assigned| (device.host, Resources::read(&self.folder_of(device)));
-        (self.devices)().iter().map(read).collect()
+        devices.iter().map(read).collect()
     }
 
     fn folder_of(&self, device: &Assigned) -> PathBuf {

@@ -9,10 +9,11 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use xen_store::Store;
+use xen_store::{Store, Watch};
 use xen_sys::PciFunction;
 
 use crate::libxl::trusted;
+use crate::rt::error::{Context as _, Failure, Result};
 
 /// The most devices that are looked at; libxl gives a domain fewer.
 const MOST: u32 = 64;
@@ -40,17 +41,64 @@ pub struct Assigned {
     pub local: PciFunction,
 }
 
-/// Returns the devices that the toolstack has given to this domain, as far as they are connected.
-pub fn assigned(store: &Store) -> Vec<Assigned> {
-    let Ok(Some(own)) = trusted::read_str(store, "domid") else {
-        return Vec::new();
-    };
-    let Ok(own) = own.trim().parse::<u16>() else {
-        return Vec::new();
-    };
-    // Below dom0's home, where no other domain writes.
-    let backend = format!("/local/domain/0/backend/pci/{own}/0");
-    let read = |node: &str| store.read_str(&format!("{backend}/{node}")).ok();
+/// The list of the devices that the toolstack has given to this domain.
+///
+/// QEMU can have it looked at as often as it likes, so a look asks the store only after an event of
+/// the backend's folder.
+///
+/// A new device is in the list before QEMU can use it: pciback writes `vdev-N` before the state that
+/// makes pcifront look for devices, and the kernel hands out the events of all watches in their
+/// order, from one thread. So the event can be read before sysfs shows the device. If the event is
+/// late all the same, the device is not found, and libxl asks QEMU for it again. The list gives no
+/// access to a device that is gone: its folder in sysfs is gone too, and Xen refuses its messages.
+#[derive(Debug)]
+pub struct DeviceList {
+    store: Store,
+    watch: Watch,
+    devices: Vec<Assigned>,
+}
+
+impl DeviceList {
+    /// Watches the backend's folder.
+    ///
+    /// # Errors
+    /// The store has no number of this domain that dom0 wrote, or refuses the watch.
+    pub fn watch(store: &Store) -> Result<Self> {
+        let own = trusted::read_str(store, "domid").context("domid")?;
+        let own = own.and_then(|own| own.trim().parse::<u16>().ok());
+        let own = own.ok_or_else(|| Failure::new("domid: no number of dom0's"))?;
+        // Below dom0's home, where no other domain writes.
+        let folder = format!("/local/domain/0/backend/pci/{own}/0");
+        Ok(Self {
+            watch: store.watch(&folder).context(folder)?,
+            store: store.clone(),
+            devices: Vec::new(),
+        })
+    }
+
+    /// Returns the devices, as far as they are connected; none once the store is gone.
+    pub fn get(&mut self) -> &[Assigned] {
+        let mut is_stale = false;
+        loop {
+            match self.watch.try_next() {
+                Ok(Some(_)) => is_stale = true,
+                Ok(None) => break,
+                Err(_) => {
+                    self.devices.clear();
+                    return &self.devices;
+                }
+            }
+        }
+        if is_stale {
+            self.devices = assigned(&self.store, self.watch.path());
+        }
+        &self.devices
+    }
+}
+
+/// Reads the devices from the backend's folder.
+fn assigned(store: &Store, folder: &str) -> Vec<Assigned> {
+    let read = |node: &str| store.read_str(&format!("{folder}/{node}")).ok();
     let count = read("num_devs").and_then(|count| count.trim().parse::<u32>().ok());
     let one = |number: u32| {
         Some(Assigned {
@@ -122,7 +170,7 @@ impl Resources {
         table(&byte, &self.ranges)
     }
 
-    /// Whether `count` frames from `first` on are all part of one memory range.
+    /// Returns whether `count` frames from `first` on are all part of one memory range.
     pub fn has_frames(&self, first: u64, count: u64) -> bool {
         let last = count
             .checked_sub(1)
@@ -136,7 +184,7 @@ impl Resources {
         self.ranges.iter().flatten().any(within)
     }
 
-    /// Whether `count` ports from `first` on are all part of one range of ports.
+    /// Returns whether `count` ports from `first` on are all part of one range of ports.
     pub fn has_ports(&self, first: u64, count: u64) -> bool {
         let last = count
             .checked_sub(1)
@@ -150,7 +198,7 @@ impl Resources {
         self.ranges.iter().flatten().any(within)
     }
 
-    /// Whether a memory range begins at this address.
+    /// Returns whether a memory range begins at this address.
     pub fn begins_at(&self, address: u64) -> bool {
         let begins = |range: &Range| matches!(range, Range::Memory(b) if *b.start() == address);
         self.ranges.iter().flatten().any(begins)
@@ -202,7 +250,15 @@ fn table(byte: &dyn Fn(usize) -> Option<u8>, ranges: &[Option<Range>]) -> Option
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::io::{self, Read as _, Write as _};
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
     use xen_store_server::{Config, Server};
+    use xen_sys::DomId;
 
     use super::*;
 
@@ -294,17 +350,96 @@ pub(super) mod tests {
         assert_eq!(table(&config[..0xa5]), None);
     }
 
+    const BACKEND: &str = "/local/domain/0/backend/pci/9/0";
+
+    /// Joins a socket to another, and counts the bytes that come from the first.
+    fn relay(near: UnixStream, far: UnixStream) -> Arc<AtomicUsize> {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&sent);
+        let (mut from, mut to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+        thread::spawn(move || io::copy(&mut from, &mut to));
+        thread::spawn(move || {
+            let (mut near, mut far, mut bytes) = (near, far, [0; 4096]);
+            while let Ok(count @ 1..) = near.read(&mut bytes) {
+                counter.fetch_add(count, Ordering::SeqCst);
+                far.write_all(&bytes[..count]).unwrap();
+            }
+            let _ = far.shutdown(Shutdown::Both);
+        });
+        sent
+    }
+
+    /// A store of dom0's, with a connection whose requests' bytes are counted.
+    fn host() -> (Server, Store, Store, Arc<AtomicUsize>) {
+        let server = Server::start(Config::new()).unwrap();
+        let dom0 = server.connect(DomId::DOM0).unwrap();
+        let ((near, own), (far, daemon)) =
+            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        server.add_connection(daemon.into(), DomId::DOM0);
+        let sent = relay(near, far);
+        (server, dom0, Store::from_fd(own.into()).unwrap(), sent)
+    }
+
+    fn at(text: &str) -> PciFunction {
+        address(text).unwrap()
+    }
+
+    fn pair(host: &str, local: &str) -> Assigned {
+        Assigned {
+            host: at(host),
+            local: at(local),
+        }
+    }
+
+    fn give(store: &Store, number: u32, host: &str, local: &str) {
+        for (node, value) in [
+            (format!("dev-{number}"), host),
+            (format!("vdev-{number}"), local),
+            ("num_devs".to_owned(), &(number + 1).to_string()),
+        ] {
+            store.write(&format!("{BACKEND}/{node}"), value).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_flood_of_looks_asks_the_store_nothing_and_a_change_is_seen() {
+        let (server, dom0, store, sent) = host();
+        DeviceList::watch(&store).unwrap_err();
+        dom0.write("domid", "9").unwrap();
+        let mut list = DeviceList::watch(&store).unwrap();
+        let mut devices = || {
+            // The events of earlier changes arrive before this answer.
+            let _ = store.read("/");
+            list.get().to_vec()
+        };
+        let first = pair("0000:00:08.0", "0000:00:00.0");
+        let second = pair("0000:00:09.0", "0000:00:01.0");
+        assert_eq!(devices(), []);
+        give(&dom0, 0, "0000:00:08.0", "0000:00:00.00");
+        assert_eq!(devices(), [first]);
+        give(&dom0, 1, "0000:00:09.0", "0000:00:01.00");
+        assert_eq!(devices(), [first, second]);
+        dom0.rm(&format!("{BACKEND}/vdev-0")).unwrap();
+        assert_eq!(devices(), [second]);
+        dom0.rm(BACKEND).unwrap();
+        assert_eq!(devices(), []);
+        give(&dom0, 0, "0000:00:08.0", "0000:00:00.00");
+        assert_eq!(devices(), [first]);
+        let before = sent.load(Ordering::SeqCst);
+        for _ in 0..10_000 {
+            assert_eq!(list.get(), [first]);
+        }
+        assert_eq!(sent.load(Ordering::SeqCst), before);
+        drop(server);
+        store.read("/").unwrap_err();
+        assert_eq!(list.get(), []);
+    }
+
     #[test]
     fn devices_are_those_of_the_backends_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("s");
-        let server = Server::start(Config::new()).unwrap();
-        server.listen(&socket).unwrap();
-        let store = Store::connect(&socket).unwrap();
-        assert_eq!(assigned(&store), []);
-        store.write("domid", "9").unwrap();
-        assert_eq!(assigned(&store), []);
-        let backend = "/local/domain/0/backend/pci/9/0";
+        let (_server, store, _own, _sent) = host();
+        let assigned = || assigned(&store, BACKEND);
+        assert_eq!(assigned(), []);
         for (node, value) in [
             ("num_devs", "3"),
             ("dev-0", "0000:00:08.0"),
@@ -314,25 +449,26 @@ pub(super) mod tests {
             ("dev-2", "0000:01:00.1"),
             ("vdev-2", "0000:00:02.01"),
         ] {
-            store.write(&format!("{backend}/{node}"), value).unwrap();
+            store.write(&format!("{BACKEND}/{node}"), value).unwrap();
         }
-        // QEMU can write this.
-        store
-            .write("device/pci/0/backend", "/local/domain/9/x")
-            .unwrap();
-        let at = |text| address(text).unwrap();
-        let pair = |host, local| Assigned {
-            host: at(host),
-            local: at(local),
-        };
         let expected = [
             pair("0000:00:08.0", "0000:00:00.0"),
             pair("0000:01:00.1", "0000:00:02.1"),
         ];
-        assert_eq!(assigned(&store), expected);
+        assert_eq!(assigned(), expected);
         store
-            .write(&format!("{backend}/num_devs"), "4000000000")
+            .write(&format!("{BACKEND}/num_devs"), "4000000000")
             .unwrap();
-        assert_eq!(assigned(&store), expected);
+        assert_eq!(assigned(), expected);
+    }
+
+    #[test]
+    fn the_folder_is_not_the_one_that_qemu_can_name() {
+        let (_server, dom0, store, _sent) = host();
+        dom0.write("domid", "9").unwrap();
+        dom0.write("device/pci/0/backend", "/local/domain/9/x")
+            .unwrap();
+        let list = DeviceList::watch(&store).unwrap();
+        assert_eq!(list.watch.path(), BACKEND);
     }
 }
