@@ -22,9 +22,11 @@
 #   toy 0xXXXXXXXX                      for each '~': what the port of toy.s returned, all ones if nothing is there
 #   netN ... datagram=ok                for each '&': the network cards' lines once more, with another kind of echo
 #   dma inside=0xN outside=0xN          for '^': see dma.s
-#   screen drawn                        for '*': see screen.s
+#   screen drawn                        for '*', and for each '+' after it: see screen.s
 #   key 0xXXXXXXXX, mouse 0xXXXXXXXX    from then on for each byte of the keyboard and each movement
 #   monitored cpuid=0xN request=0xN     for each '!': the answers to a cpuid and to a request to its monitor
+#
+# For '$' it resets the machine.
 #
 # It waits with interrupts enabled (sti; hlt): Xen shuts a guest down that halts with interrupts off.
 #

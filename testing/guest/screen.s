@@ -1,12 +1,18 @@
 # The screen, the keyboard and the mouse, once they are asked for.
 #
-# The picture is the text mode's: 80 by 25 cells, of which cell (x, y) is blank on colour (x + y) & 7. The keyboard controller is
-# polled with each tick from then on.
+# The first picture is the text mode's: 80 by 25 cells, of which cell (x, y) is blank on colour (x + y) & 7. The keyboard controller
+# is polled with each tick from then on.
+#
+# The other pictures are made of pixels in the memory of QEMU's stdvga, which the guest writes without a trip to the device model.
+# Picture N of them has tiles of 32 by 32 pixels, of which tile (x, y) has colour (x + y + N) & 7. 0 and 1 have 640 by 480 pixels in
+# one mode; 2 has 1024 by 768.
 
         .equ TEXT,     0xb8000
         .equ CRTC,     0x3d4
         .equ PS2,      0x64
         .equ PS2_DATA, 0x60
+        .equ VBE,      0x1ce            # the number of a register; its value is at the next port
+        .equ RESET,    0xfe
 
 # Draws the picture, hides the cursor, and has the mouse send its movements.
 screen_draw:
@@ -102,11 +108,93 @@ screen_input:
         jmp 1b
 9:      ret
 
+# Draws the next picture made of pixels.
+screen_paint:
+        mov ebx, 0x80000000             # how the bus's first device is addressed
+1:      lea eax, [ebx + 8]
+        call pci_read
+        shr eax, 16
+        cmp eax, 0x300                  # a VGA
+        je 2f
+        add ebx, 0x800
+        cmp ebx, 0x80010000
+        jb 1b
+        ret
+2:      lea eax, [ebx + 0x10]
+        call pci_read
+        and al, 0xf0
+        mov edi, eax                    # its memory
+        mov eax, [painted]
+        mov eax, [picture_sizes + eax * 4]
+        cmp eax, [picture_size]
+        je 3f
+        mov [picture_size], eax
+        mov ecx, 4                      # off
+        xor eax, eax
+        call vbe_write
+        mov ecx, 1
+        mov eax, [picture_size]
+        call vbe_write
+        mov ecx, 2
+        mov eax, [picture_size + 2]
+        call vbe_write
+        mov ecx, 3                      # bits of a pixel
+        mov eax, 32
+        call vbe_write
+        mov ecx, 4                      # on, with all its memory at one address
+        mov eax, 0x41
+        call vbe_write
+3:      xor ebx, ebx                    # the row of pixels
+4:      xor ebp, ebp                    # the column of tiles
+5:      mov eax, ebx
+        shr eax, 5
+        add eax, ebp
+        add eax, [painted]
+        and eax, 7
+        mov eax, [colours + eax * 4]
+        mov ecx, 32
+        rep stosd
+        inc ebp
+        mov eax, ebp
+        shl eax, 5
+        cmp ax, [picture_size]
+        jb 5b
+        inc ebx
+        cmp bx, [picture_size + 2]
+        jb 4b
+        inc dword ptr [painted]
+        mov esi, offset text_drawn
+        call put_text
+        jmp put_newline
+
+# In: ecx = a register, ax = its value.
+vbe_write:
+        mov edx, VBE
+        xchg eax, ecx
+        out dx, ax
+        inc edx
+        xchg eax, ecx
+        out dx, ax
+        ret
+
+# Has the keyboard controller reset the machine.
+machine_reset:
+        call ps2_wait
+        mov al, RESET
+        out PS2, al
+1:      sti
+        hlt
+        jmp 1b
+
 text_drawn:     .asciz "xen-guest: screen drawn"
 text_key:       .asciz "xen-guest: key "
 text_moved:     .asciz "xen-guest: mouse "
 
         .balign 4
 movement:       .long 0
+painted:        .long 0                 # pictures so far
+picture_size:   .word 0, 0              # width and height of the mode
+picture_sizes:  .word 640, 480, 640, 480, 1024, 768
+colours:        .long 0, 0xff, 0xff00, 0xffff, 0xff0000, 0xff00ff, 0xffff00, 0xffffff
 moved:          .byte 0
 screen_on:      .byte 0

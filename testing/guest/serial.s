@@ -174,6 +174,10 @@ requests:
         .long dma_try
         .byte '*'
         .long screen_draw
+        .byte '+'
+        .long screen_paint
+        .byte '$'
+        .long machine_reset
         .byte '!'
         .long monitor_meet
         .byte 0
