@@ -10,7 +10,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use xen_store::Store;
+use xen_store::{Store, Watch};
 use xen_sys::DomId;
 
 use crate::job::Job;
@@ -19,6 +19,8 @@ use crate::world::{command, soon, start_local};
 
 pub(crate) const NAME: &str = "hvm";
 pub(crate) const STUB: &str = "hvm-dm";
+/// A guest beside it.
+const OTHER: &str = "other";
 pub(crate) const CONFIG: &str = "/etc/xen/hvm.cfg";
 
 /// The file to which libxl has the stubdomain's first console written.
@@ -27,6 +29,7 @@ pub(crate) const LOG: &str = "/var/log/xen/qemu-dm-hvm.log";
 /// A running guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    name: &'static str,
     pub(crate) id: DomId,
     pub(crate) stub: DomId,
     console: Job,
@@ -35,8 +38,11 @@ pub(crate) struct Guest {
 }
 
 /// Observations while the guest was created.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Start {
+    /// A domain that is not the new stubdomain. dom0 is not either: it has such nodes for the QEMU
+    /// that it runs itself.
+    besides: DomId,
     /// The first moment of each path, counted in events.
     order: HashMap<String, usize>,
     /// The stubdomain's `state` node.
@@ -56,6 +62,17 @@ impl Guest {
 
     /// As [`create`](Self::create), from another configuration of a guest of this name.
     pub(crate) fn create_from(store: &Store, config: &str, more: &[&str]) -> Result<Self> {
+        Self::create_as(store, NAME, config, more)
+    }
+
+    /// The guest [`OTHER`], with more lines of configuration, which name a disk of its own.
+    pub(crate) fn create_other(store: &Store, more: &[&str]) -> Result<Self> {
+        let name = format!("name=\"{OTHER}\"");
+        let more: Vec<&str> = [&*name].into_iter().chain(more.iter().copied()).collect();
+        Self::create_as(store, OTHER, CONFIG, &more)
+    }
+
+    fn create_as(store: &Store, name: &'static str, config: &str, more: &[&str]) -> Result<Self> {
         let watch = store.watch("/local/domain")?;
         let argv: Vec<&str> = ["xl", "create", config]
             .iter()
@@ -63,40 +80,47 @@ impl Guest {
             .copied()
             .collect();
         let mut create = start_local(&argv)?;
-        let mut start = Start::default();
-        let deadline = soon();
-        while start.state.is_none() {
-            if let Some(event) = watch.next(Some(Instant::now() + Duration::from_millis(500)))? {
-                ensure!(!event.rescan, "events were lost");
-                start.note(store, &event.path)?;
-            } else if let Ok(exit) = create.exit(Instant::now()) {
-                bail!(
-                    "xl create ended with {exit} and nothing is running{}",
-                    create.transcript()
-                );
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "nothing is running after 90 s{}",
-                create.transcript()
-            );
-        }
-        let answered = start.check();
+        let start = Start::of_another_than(DomId::DOM0);
+        let answered = start
+            .follow(store, &watch, |end| match create.exit(Instant::now()) {
+                Ok(exit) => bail!("xl create ended with {exit}{}", create.transcript()),
+                Err(_) if end => bail!("xl create still runs{}", create.transcript()),
+                Err(_) => Ok(()),
+            })?
+            .check();
         drop(watch);
         create.succeed(soon()).context("xl create")?;
         answered?;
 
-        Self::running()
+        Self::running_as(name)
     }
 
     /// The guest as it runs now, however it came to be.
     pub(crate) fn running() -> Result<Self> {
+        Self::running_as(NAME)
+    }
+
+    fn running_as(name: &'static str) -> Result<Self> {
         Ok(Self {
-            id: domid(NAME)?,
-            stub: domid(STUB)?,
-            console: start_local(&["xl", "console", NAME])?,
+            name,
+            id: domid(name)?,
+            stub: domid(&format!("{name}-dm"))?,
+            console: start_local(&["xl", "console", name])?,
             seen: 0,
         })
+    }
+
+    /// Has the guest restart by what is typed, and checks the new one as a created one is.
+    pub(crate) fn restarts(self, store: &Store, typed: &str) -> Result<Self> {
+        let watch = store.watch("/local/domain")?;
+        self.types(store, typed)?;
+        let (name, id) = (self.name, self.id);
+        let start = Start::of_another_than(self.stub);
+        start.follow(store, &watch, |_| Ok(()))?.check()?;
+        self.has_left()?;
+        let guest = Self::running_as(name)?;
+        ensure!(guest.id != id, "{name} is domain {id} as before");
+        Ok(guest)
     }
 
     /// Waits for a console line that was not looked at yet and begins with `prefix`; gives what
@@ -147,7 +171,7 @@ impl Guest {
 
     /// Destroys the guest, and with it the stubdomain.
     pub(crate) fn destroy(self) -> Result<()> {
-        command(&["xl", "destroy", NAME])?;
+        command(&["xl", "destroy", self.name])?;
         self.has_left()
     }
 
@@ -161,14 +185,48 @@ impl Guest {
 }
 
 impl Start {
+    fn of_another_than(besides: DomId) -> Self {
+        Self {
+            besides,
+            order: HashMap::new(),
+            state: None,
+        }
+    }
+
+    /// Follows the store until a stubdomain's device model is running. `ended` fails if that can no
+    /// longer be; its argument is true when the time is over.
+    fn follow(
+        mut self,
+        store: &Store,
+        watch: &Watch,
+        mut ended: impl FnMut(bool) -> Result<()>,
+    ) -> Result<Self> {
+        let deadline = soon();
+        while self.state.is_none() {
+            if let Some(event) = watch.next(Some(Instant::now() + Duration::from_millis(500)))? {
+                ensure!(!event.rescan, "events were lost");
+                self.note(store, &event.path)?;
+            } else {
+                ended(false).context("nothing is running")?;
+            }
+            if Instant::now() >= deadline {
+                ended(true).context("nothing is running in time")?;
+                bail!("nothing is running in time");
+            }
+        }
+        Ok(self)
+    }
+
     fn note(&mut self, store: &Store, path: &str) -> Result<()> {
         let count = self.order.len();
         self.order.entry(path.to_owned()).or_insert(count);
-        // /local/domain/STUB/device-model/GUEST/state; dom0 has nodes of that name for the QEMU it
-        // runs itself.
+        // /local/domain/STUB/device-model/GUEST/state
         let parts: Vec<&str> = path.split('/').collect();
         if let ["", "local", "domain", stub, "device-model", _, "state"] = parts[..] {
-            if stub != "0" && store.read_str(path).is_ok_and(|value| value == "running") {
+            let known = [DomId::DOM0, self.besides].map(|domain| domain.to_string());
+            if !known.contains(&stub.to_owned())
+                && store.read_str(path).is_ok_and(|value| value == "running")
+            {
                 self.state = Some(path.to_owned());
             }
         }
@@ -249,9 +307,11 @@ pub(crate) fn diagnosis() -> String {
 /// After a failed test: destroys what is there of the guest, whatever its state.
 pub(crate) fn destroy_leftover() {
     if let Ok(listed) = listed() {
-        for name in [NAME, STUB] {
-            if listed.contains_key(name) {
-                let _ = command(&["xl", "destroy", name]);
+        for guest in [NAME, OTHER] {
+            for name in [guest, &format!("{guest}-dm")] {
+                if listed.contains_key(name) {
+                    let _ = command(&["xl", "destroy", name]);
+                }
             }
         }
     }

@@ -41,6 +41,8 @@ pub(crate) struct Test {
     body: Body,
     /// It opens privcmd in the domU on purpose.
     opens_privcmd: bool,
+    /// It takes so long that it runs only where a word is in its name.
+    on_request: bool,
 }
 
 impl std::fmt::Debug for Test {
@@ -62,12 +64,20 @@ impl Test {
             needs,
             body: Box::new(body),
             opens_privcmd: false,
+            on_request: false,
         }
     }
 
     pub(crate) fn opens_privcmd(self) -> Self {
         Self {
             opens_privcmd: true,
+            ..self
+        }
+    }
+
+    pub(crate) fn on_request(self) -> Self {
+        Self {
+            on_request: true,
             ..self
         }
     }
@@ -85,9 +95,9 @@ pub(crate) struct Again {
     pub(crate) failed: Vec<String>,
 }
 
-/// Runs the tests whose names contain a word of `only` (all if there is none), from the one called
-/// `from` on, then those that failed once more. With `beat`, prints lines for the program that
-/// follows from outside. Returns how many failed.
+/// Runs the tests whose names contain a word of `only` (all but those on request if there is none),
+/// from the one called `from` on, then those that failed once more. With `beat`, prints lines for
+/// the program that follows from outside. Returns how many failed.
 pub(crate) fn run(
     tests: &[Test],
     only: &[String],
@@ -182,7 +192,10 @@ fn chosen<'a>(
     let (chosen, missing): (Tests<'_>, Tests<'_>) = tests
         .iter()
         .skip_while(|test| from.is_some_and(|first| test.name != first))
-        .filter(|test| only.is_empty() || only.iter().any(|word| test.name.contains(word)))
+        .filter(|test| match only {
+            [] => !test.on_request,
+            words => words.iter().any(|word| test.name.contains(word)),
+        })
         .partition(|test| is_there(test.needs));
     if chosen.is_empty() && !missing.is_empty() {
         bail!(
@@ -236,7 +249,9 @@ mod tests {
 
     #[test]
     fn a_word_in_no_tests_name_is_refused() {
-        let all = ["a/one", "a/two", "b/one"].map(|n| Test::new(n, Needs::Dom0, |_| Ok(())));
+        let test = |name| Test::new(name, Needs::Dom0, |_| Ok(()));
+        let [a1, a2, b1, c] = ["a/one", "a/two", "b/one", "c/long"].map(test);
+        let all = [a1, a2, b1, c.on_request()];
         let names = |only: &[&str], from| -> Result<Vec<String>> {
             let only: Vec<_> = only.iter().map(|&word| word.to_owned()).collect();
             let (chosen, missing) = chosen(&all, &only, from, |_| true)?;
@@ -245,6 +260,7 @@ mod tests {
         };
         assert_eq!(names(&[], None).unwrap().len(), 3);
         assert_eq!(names(&["two", "b/"], None).unwrap(), ["a/two", "b/one"]);
+        assert_eq!(names(&["b/", "long"], None).unwrap(), ["b/one", "c/long"]);
         assert_eq!(names(&["a/"], Some("a/two")).unwrap(), ["a/two"]);
         // Tests that another machine has run already count.
         assert_eq!(names(&["a/", "b/"], Some("b/one")).unwrap(), ["b/one"]);

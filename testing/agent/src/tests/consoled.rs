@@ -13,6 +13,7 @@ use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::tests::save::{IMAGE, goes_on, restore, second};
+use crate::tests::screen;
 use crate::world::{World, command};
 
 /// The device model that libxl starts.
@@ -127,14 +128,17 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
 }
 
 /// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and
-/// restored as with ours.
+/// restored as with ours, and its screen with it.
 fn handed_over(world: &World) -> Result<()> {
-    let mut guest = Guest::create_with(&world.store, &["vnc=1"])?;
+    let mut guest = Guest::create_with(&world.store, &["vnc=1", screen::STDVGA])?;
     let mut before = second(&mut guest)?;
     Model::one(&format!("{MODEL}.distrib"))?;
     let log = fs::read_to_string(LOG).context(LOG)?;
-    command(&["xl", "save", NAME, IMAGE])?;
-    guest = restore(guest)?;
+    guest = screen::is_kept(&world.store, guest, |guest| {
+        command(&["xl", "save", NAME, IMAGE])?;
+        restore(guest)
+    })
+    .with_context(diagnosis)?;
     before = goes_on(&mut guest, before)?;
     Model::one(&format!("{MODEL}.distrib"))?;
     guest.destroy()?;

@@ -39,6 +39,21 @@ pub(super) struct Disk {
     at: u64,
 }
 
+/// Attaches a file to a loop device.
+pub(super) fn loop_device(file: &str) -> Result<String> {
+    let free = command(&["losetup", "-f"])?;
+    let device = free.first().context("no loop device")?.trim().to_owned();
+    command(&["losetup", &device, file])?;
+    Ok(device)
+}
+
+/// The line of a guest's configuration for its disk.
+pub(super) fn disk_line(device: &str) -> String {
+    format!(
+        "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target={device}\"]"
+    )
+}
+
 /// The loader, the initramfs and the userland; the kernel follows.
 const HEAD: &str = "/boot/linux.img";
 const KERNEL: &str = "/boot/vmlinuz";
@@ -56,11 +71,8 @@ impl Disk {
         let mut file = File::create(FILE)?;
         file.write_all(&head)?;
         std::io::copy(&mut File::open(KERNEL)?, &mut file)?;
-        let free = command(&["losetup", "-f"])?;
-        let device = free.first().context("no loop device")?.trim().to_owned();
-        command(&["losetup", &device, FILE])?;
         Ok(Self {
-            device,
+            device: loop_device(FILE)?,
             sum: sum(&data),
             at,
         })
@@ -68,10 +80,7 @@ impl Disk {
 
     /// The line of the guest's configuration.
     pub(super) fn line(&self) -> String {
-        let device = &self.device;
-        format!(
-            "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target={device}\"]"
-        )
+        disk_line(&self.device)
     }
 
     pub(super) fn remove(&self) -> Result<()> {

@@ -3,15 +3,20 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use stubdm_screen::Size;
 use xen_store::Store;
 
+use super::linux::{Disk, disk_line, loop_device};
 use crate::guest::{Guest, diagnosis};
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::vnc::{Picture, Viewer};
 use crate::world::{World, command};
+
+/// A card with pictures made of pixels, for which the guest has a driver. xl's default is a Cirrus
+/// card.
+pub(super) const STDVGA: &str = "vga=\"stdvga\"";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
@@ -19,18 +24,36 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         Needs::Package,
         shown,
     ));
+    tests.push(
+        Test::new("screen/usb_tablet_of_linux", Needs::Dom0, |world| {
+            let disk = Disk::make()?;
+            let result = pointed(world, &disk).with_context(diagnosis);
+            disk.remove().and(result)
+        })
+        .on_request(),
+    );
+    tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Dom0, two_guests).on_request());
 }
 
-/// A guest with little memory, from its start to its end.
+/// A guest with little memory, from its start over a restart to its end.
 fn shown(world: &World) -> Result<()> {
-    let more = ["vnc=1", "stubdomain_memory=128"];
+    let more = [
+        "vnc=1",
+        STDVGA,
+        "stubdomain_memory=128",
+        "on_reboot=\"restart\"",
+    ];
     let mut guest = Guest::create_with(&world.store, &more)?;
     let result = seen_and_typed(&world.store, &mut guest).with_context(diagnosis);
+    if result.is_ok() {
+        guest = guest.restarts(&world.store, "$").with_context(diagnosis)?;
+        shows_bios(&guest).context("after the restart")?;
+    }
     guest.destroy()?;
     result
 }
 
-/// The viewer of a guest that runs.
+/// Connects a viewer to a guest that runs.
 fn viewer(guest: &Guest) -> Result<Viewer> {
     let mut qmp = Qmp::connect(Qmp::socket(guest.stub))?;
     let vnc = qmp.execute("query-vnc", None)?;
@@ -68,35 +91,112 @@ fn drawn() -> impl Fn(usize, usize) -> u32 {
     move |x, y| colours[(x / 9 + y / 16) % 8]
 }
 
+/// Returns whether the picture has this size and these pixels. The last rows come last.
+fn is(picture: &Picture, size: (u16, u16), expected: impl Fn(usize, usize) -> u32) -> bool {
+    let (width, height) = size;
+    let row = |y| (0..usize::from(width)).all(|x| picture.pixel(x, y) == expected(x, y));
+    picture.size == Size { width, height } && (0..usize::from(height)).rev().all(row)
+}
+
 fn is_drawn(picture: &Picture) -> bool {
-    let (width, height) = (720, 400);
-    let expected = drawn();
-    picture.size == Size { width, height }
-        && (0..400).all(|y| (0..720).all(|x| picture.pixel(x, y) == expected(x, y)))
+    is(picture, (720, 400), drawn())
+}
+
+/// The sizes in which the guest's pictures made of pixels are seen. The last one is larger than the
+/// stubdomain's frame buffer, so it is cut.
+const PAINTED: [(u16, u16); 3] = [(640, 480), (640, 480), (800, 600)];
+
+/// Returns whether this is one of the pictures made of pixels: tiles of 32 by 32 in eight colours.
+fn is_painted(picture: &Picture, number: usize) -> bool {
+    let channel = |colour: usize, bit: usize| if colour & bit == 0 { 0 } else { 0xff };
+    is(picture, PAINTED[number], |x, y| {
+        let colour = (x / 32 + y / 32 + number) % 8;
+        channel(colour, 4) << 16 | channel(colour, 2) << 8 | channel(colour, 1)
+    })
+}
+
+/// A viewer sees one of the pictures made of pixels.
+fn painting_is_seen(viewer: &mut Viewer, number: usize) -> Result<()> {
+    let what = format!("picture {number} made of pixels, pixel for pixel");
+    viewer.until(&what, |viewer| is_painted(&viewer.picture, number))
+}
+
+/// Has the guest draw a picture: `*` is of text, and each `+` is the next one made of pixels.
+fn draws(store: &Store, guest: &mut Guest, picture: &str) -> Result<()> {
+    guest.types(store, picture)?;
+    guest.says("xen-guest: screen drawn").map(drop)
+}
+
+/// The guest draws its first picture made of pixels, is saved and restored by `saved`, and shows it
+/// and the next one.
+pub(super) fn is_kept(
+    store: &Store,
+    mut guest: Guest,
+    saved: impl FnOnce(Guest) -> Result<Guest>,
+) -> Result<Guest> {
+    draws(store, &mut guest, "*")?;
+    draws(store, &mut guest, "+")?;
+    let mut before = viewer(&guest)?;
+    painting_is_seen(&mut before, 0)?;
+    drop(before);
+    guest = saved(guest)?;
+    let mut after = viewer(&guest)?;
+    painting_is_seen(&mut after, 0).context("of the guest that was restored")?;
+    draws(store, &mut guest, "+")?;
+    painting_is_seen(&mut after, 1)?;
+    arrives(&mut after, 0x1e, &mut guest, &[0x1e, 0x9e])?;
+    Ok(guest)
+}
+
+/// A key by its scancode gives these bytes at the guest's controller.
+fn arrives(viewer: &mut Viewer, key: u8, guest: &mut Guest, bytes: &[u8]) -> Result<()> {
+    viewer.key(key)?;
+    for byte in bytes {
+        let said = guest.says("xen-guest: key ")?;
+        ensure!(said == format!("0x{byte:08x}"), "{said}, not {byte:#x}");
+    }
+    Ok(())
 }
 
 fn seen_and_typed(store: &Store, guest: &mut Guest) -> Result<()> {
     guest.says("xen-guest: alive second=")?;
-    let mut viewer = viewer(guest)?;
-    bios_is_seen(&mut viewer)?;
-    guest.types(store, "*")?;
-    guest.says("xen-guest: screen drawn")?;
-    viewer.until("the guest's picture, pixel for pixel", |viewer| {
-        is_drawn(&viewer.picture)
-    })?;
+    let [mut first, mut second] = [viewer(guest)?, viewer(guest)?];
+    bios_is_seen(&mut first)?;
+    draws(store, guest, "*")?;
+    for viewer in [&mut first, &mut second] {
+        shows_drawn(viewer)?;
+    }
     let file = "/tmp/screen.png";
     let result = command(&["stubdm-run", "screenshot", &guest.id.to_string(), file])
         .and_then(|_| Picture::read(file));
     let _ = fs::remove_file(file);
     ensure!(is_drawn(&result?), "the picture in the file differs");
+    let status = command(&["stubdm-run", "status"])?;
+    let shown = "  its screen: 720x400, 2 viewers, VNC at 127.0.0.1 port ";
+    ensure!(
+        status.iter().any(|line| line.starts_with(shown)),
+        "{status:#?}"
+    );
     // A, and the right control key, which has a prefix.
-    viewer.key(0x1e)?;
-    viewer.key(0x9d)?;
-    for byte in [0x1e, 0x9e, 0xe0, 0x1d, 0xe0, 0x9d] {
-        let said = guest.says("xen-guest: key ")?;
-        ensure!(said == format!("0x{byte:08x}"), "{said}, not {byte:#x}");
+    arrives(&mut first, 0x1e, guest, &[0x1e, 0x9e])?;
+    arrives(&mut first, 0x9d, guest, &[0xe0, 0x1d, 0xe0, 0x9d])?;
+    moves(&mut first, guest)?;
+    // Another resolution, other pixels in it, and one that is larger than the frame buffer.
+    for number in 0..PAINTED.len() {
+        draws(store, guest, "+")?;
+        for viewer in [&mut first, &mut second] {
+            painting_is_seen(viewer, number)?;
+        }
     }
-    // The mouse moves by what the pointer moves, and up is positive.
+    drop(first);
+    let mut again = viewer(guest)?;
+    painting_is_seen(&mut again, 2).context("by a viewer that connects anew")?;
+    arrives(&mut second, 0x1e, guest, &[0x1e, 0x9e])?;
+    arrives(&mut again, 0x30, guest, &[0x30, 0xb0])
+}
+
+/// The mouse moves by what the pointer moves, and up is positive.
+fn moves(viewer: &mut Viewer, guest: &mut Guest) -> Result<()> {
     viewer.pointer(0, 100, 100)?;
     viewer.pointer(0, 140, 80)?;
     let (mut right, mut up) = (0, 0);
@@ -122,4 +222,96 @@ fn movement(guest: &mut Guest) -> Result<(u32, i32, i32)> {
     let [_, flags, x, y] = all.to_be_bytes();
     let signed = |byte: u8, bit: u8| i32::from(byte) - if flags & bit == 0 { 0 } else { 256 };
     Ok((u32::from(flags & 7), signed(x, 0x10), signed(y, 0x20)))
+}
+
+/// Two guests have a screen each, the second one that of a Cirrus card and a USB tablet, which it
+/// does not use.
+fn two_guests(world: &World) -> Result<()> {
+    let file = "/tmp/other.img";
+    fs::copy("/boot/guest.img", file).context("the guest's disk")?;
+    let device = loop_device(file)?;
+    let result = (|| {
+        let first = Guest::create_with(&world.store, &["vnc=1", STDVGA])?;
+        let disk = disk_line(&device);
+        let more = ["vnc=1", "vga=\"cirrus\"", "usbdevice=\"tablet\"", &disk];
+        let second = Guest::create_other(&world.store, &more).with_context(diagnosis)?;
+        let mut guests = [first, second];
+        side_by_side(&world.store, &mut guests).with_context(diagnosis)?;
+        let [first, second] = guests;
+        first.destroy()?;
+        shows_drawn(&mut viewer(&second)?).context("when the other guest is gone")?;
+        second.destroy()
+    })();
+    command(&["losetup", "-d", &device])?;
+    fs::remove_file(file)?;
+    result
+}
+
+fn shows_drawn(viewer: &mut Viewer) -> Result<()> {
+    viewer.until("the guest's picture, pixel for pixel", |viewer| {
+        is_drawn(&viewer.picture)
+    })
+}
+
+fn side_by_side(store: &Store, [first, second]: &mut [Guest; 2]) -> Result<()> {
+    let mut viewers = [viewer(first)?, viewer(second)?];
+    for guest in [&mut *first, &mut *second] {
+        guest.says("xen-guest: alive second=")?;
+        draws(store, guest, "*")?;
+    }
+    for viewer in &mut viewers {
+        shows_drawn(viewer)?;
+    }
+    draws(store, first, "+")?;
+    let [one, other] = &mut viewers;
+    painting_is_seen(one, 0)?;
+    arrives(one, 0x1e, first, &[0x1e, 0x9e])?;
+    // The first guest's key did not reach the second.
+    arrives(other, 0x30, second, &[0x30, 0xb0])?;
+    shows_drawn(other)
+}
+
+/// With a USB tablet, Linux's pointer is where the viewer's is.
+fn pointed(world: &World, disk: &Disk) -> Result<()> {
+    let more = ["vnc=1", "usbdevice=\"tablet\"", &disk.line()];
+    let mut guest = Guest::create_with(&world.store, &more)?;
+    let result = points(&mut guest);
+    guest.destroy()?;
+    result
+}
+
+fn points(guest: &mut Guest) -> Result<()> {
+    guest.says("linux-guest: tablet is there")?;
+    let mut viewer = viewer(guest)?;
+    viewer.until("a picture", |viewer| viewer.updates > 0)?;
+    let Size { width, height } = viewer.picture.size;
+    for (buttons, x, y, reported) in [
+        (0, 100, 80, 0),
+        (1, 100, 80, 1),
+        (0, 100, 80, 0),
+        (0, width / 2, height - 1, 0),
+        (4, width - 1, 0, 2),
+    ] {
+        viewer.pointer(buttons, x, y)?;
+        let wanted = [scaled(x, width), scaled(y, height)];
+        let near = |place: &[i32]| wanted.iter().zip(place).all(|(w, p)| (w - p).abs() <= 64);
+        // Place and buttons may come one after the other.
+        loop {
+            let said = guest.says("linux-guest: tablet ")?;
+            let numbers = said.split(['=', ' ']).filter_map(|word| word.parse().ok());
+            let [place @ .., pressed] = &numbers.collect::<Vec<i32>>()[..] else {
+                bail!("{said}");
+            };
+            if near(place) && *pressed == reported {
+                break;
+            }
+            println!("    at {wanted:?} with {reported}: {said}");
+        }
+    }
+    Ok(())
+}
+
+/// A place on a screen in the tablet's units.
+fn scaled(place: u16, size: u16) -> i32 {
+    i32::from(place) * 0x7fff / i32::from(size - 1)
 }
