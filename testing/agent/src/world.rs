@@ -132,15 +132,18 @@ mod domu {
     pub(crate) const DOMU_NAME: &str = "pv";
     pub(crate) const SECOND_NAME: &str = "pv-second";
     pub(super) const DOMU_CONFIG: &str = "/etc/xen/pv.cfg";
+    pub(super) const PANIC: &str = "";
 }
 #[cfg(not(target_arch = "x86_64"))]
 mod domu {
     pub(crate) const DOMU_NAME: &str = "pvh";
     pub(crate) const SECOND_NAME: &str = "pvh-second";
     pub(super) const DOMU_CONFIG: &str = "/etc/xen/pvh.cfg";
+    /// A kernel that panics reports it to Xen on x86 alone; with this it reboots.
+    pub(super) const PANIC: &str = " panic=-1";
 }
 
-use domu::DOMU_CONFIG;
+use domu::{DOMU_CONFIG, PANIC};
 pub(crate) use domu::{DOMU_NAME, SECOND_NAME};
 
 impl World {
@@ -258,7 +261,7 @@ impl World {
             bail!("{DOMU_CONFIG} is missing: the testbed's dom0 image has it");
         }
         let command_line = format!(
-            "cmdline=\"console=hvc0 rdinit=/init quiet agent.privcmd={}\"",
+            "cmdline=\"console=hvc0 rdinit=/init quiet agent.privcmd={}{PANIC}\"",
             privcmd.name()
         );
         let named = format!("name=\"{name}\"");
