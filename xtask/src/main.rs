@@ -30,6 +30,7 @@ mod fuzz;
 mod guest;
 mod host;
 mod images;
+mod links;
 mod miri;
 mod nightly;
 mod pages;

@@ -2,8 +2,9 @@
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
 //! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` and the tables of
 //! features in `docs/xen-sys.md` and `docs/xen-store.md` name exists. No file uses a syntax newer
-//! than the oldest Rust that is promised, which clippy does not check. And no sentence of a comment
-//! has "What" or "Who" for a subject.
+//! than the oldest Rust that is promised, which clippy does not check. No sentence of a comment has
+//! "What" or "Who" for a subject. And no link from a document to another leads nowhere
+//! ([`links`](crate::links)).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::links;
 use crate::workspace::Workspace;
 
 /// The attribute of a file with unsafe code. Split so that this file does not contain it.
@@ -64,7 +66,8 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     check_lessons(root)?;
     check_sentences(root)?;
     check_features(root)?;
-    check_c_functions(root)
+    check_c_functions(root)?;
+    links::check(root)
 }
 
 /// No sentence in a comment begins with "What" or "Who", unless it is a question.
@@ -357,6 +360,15 @@ fn listed(text: &str) -> BTreeSet<String> {
 
 /// Every Rust file below a folder, with its text.
 fn each_source(folder: &Path, take: &mut impl FnMut(&Path, &str)) -> Result<()> {
+    each_file(folder, ".rs", take)
+}
+
+/// Every file below a folder with this end of its name, with its text.
+pub(crate) fn each_file(
+    folder: &Path,
+    end: &str,
+    take: &mut impl FnMut(&Path, &str),
+) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
         let path = entry?.path();
         let name = path
@@ -366,9 +378,9 @@ fn each_source(folder: &Path, take: &mut impl FnMut(&Path, &str)) -> Result<()> 
             .into_owned();
         if path.is_dir() {
             if name != "target" && !name.starts_with('.') {
-                each_source(&path, take)?;
+                each_file(&path, end, take)?;
             }
-        } else if name.ends_with(".rs") {
+        } else if name.ends_with(end) {
             take(&path, &fs::read_to_string(&path)?);
         }
     }
