@@ -191,7 +191,7 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
         println!(
             "\nThe tests of PCI passthrough were NOT RUN: they have a machine of their own (--only pci)."
         );
-        println!("\nThe longer tests of the screen were NOT RUN (--only screen).");
+        println!("\nThe longer test of the screen was NOT RUN (--only screen).");
     }
     if !is_x86 {
         println!(

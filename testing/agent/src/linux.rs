@@ -12,8 +12,6 @@
 //! data sum=0xXXXXXXXX sectors=N       what partition 2 begins with
 //! passed nvme sum=0xXXXXXXXX bytes=N interrupts=N     what an nvme begins with, where there is one
 //! passed e1000e sum=0xXXXXXXXX bytes=N interrupts=N   a file by TFTP, where there is such a card
-//! tablet is there                     where there is a USB tablet: from now on its input is reported
-//! tablet x=N y=N buttons=N            after each change, the place in parts of 32768
 //! alive second=N disk=ok              once a second: the data read again, a sector behind it written and read back
 //! ```
 //!
@@ -21,7 +19,6 @@
 //! memory.
 
 use std::fs::{self, File};
-use std::io::Read as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -92,7 +89,7 @@ fn boot() -> Result<()> {
     for name in order.lines() {
         load(name.trim_end_matches(".ko"), c"")?;
     }
-    for (device, driver) in DRIVEN {
+    for (device, driver) in PASSED {
         if has(device) {
             let order = format!("/lib/modules/order-{driver}");
             let order = fs::read_to_string(&order).context(order)?;
@@ -141,14 +138,8 @@ fn appears(node: &str) -> Result<()> {
     Ok(())
 }
 
-/// Devices that few tests give the guest, by vendor and device, and their drivers.
-const DRIVEN: &[(&str, &str)] = &[
-    ("0x1b36 0x0010", "nvme"),
-    ("0x8086 0x10d3", "e1000e"),
-    ("0x8086 0x7020", USB),
-];
-/// The driver of the USB controller, which has a tablet behind it.
-const USB: &str = "uhci_hcd";
+/// Passed-through devices that are used, by vendor and device, and their drivers.
+const PASSED: &[(&str, &str)] = &[("0x1b36 0x0010", "nvme"), ("0x8086 0x10d3", "e1000e")];
 
 /// Whether the guest has a PCI device.
 fn has(device: &str) -> bool {
@@ -217,49 +208,6 @@ fn tftp() -> Result<Vec<u8>> {
     Ok(all)
 }
 
-/// Opens the input device of the tablet, once it is there.
-fn tablet() -> Result<File> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        for entry in fs::read_dir("/sys/class/input")?.flatten() {
-            let name = fs::read_to_string(entry.path().join("device/name")).unwrap_or_default();
-            let device = Path::new("/dev/input").join(entry.file_name());
-            let is_event = entry.file_name().to_string_lossy().starts_with("event");
-            if is_event && name.contains("Tablet") && device.exists() {
-                return File::open(&device).with_context(|| format!("{}", device.display()));
-            }
-        }
-        ensure!(Instant::now() < deadline, "no tablet after a minute");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Reports the input of a tablet.
-fn report(mut tablet: File) -> Result<()> {
-    let (mut x, mut y, mut buttons) = (0, 0, 0);
-    loop {
-        // A time, which does not matter, type, code and value.
-        let mut event = [0; 24];
-        tablet.read_exact(&mut event)?;
-        let word = |at: usize| u16::from_le_bytes([event[at], event[at + 1]]);
-        let value = i32::from_le_bytes([event[20], event[21], event[22], event[23]]);
-        match (word(16), word(18)) {
-            (0, 0) => println!("linux-guest: tablet x={x} y={y} buttons={buttons}"),
-            (1, code @ 0x110..=0x112) => {
-                let bit = 1 << (code - 0x110);
-                buttons = if value == 0 {
-                    buttons & !bit
-                } else {
-                    buttons | bit
-                };
-            }
-            (3, 0) => x = value,
-            (3, 1) => y = value,
-            _ => {}
-        }
-    }
-}
-
 /// Interrupts by message of a driver's devices.
 fn interrupts(driver: &str) -> Result<u64> {
     let names = match driver {
@@ -291,16 +239,8 @@ fn userland() -> Result<()> {
     let mut disk = Disk::open()?;
     let first = sum(&disk.read(0, DATA_SECTORS)?);
     println!("linux-guest: data sum=0x{first:08x} sectors={DATA_SECTORS}");
-    for (device, driver) in DRIVEN {
-        if *driver == USB && has(device) {
-            let tablet = tablet()?;
-            println!("linux-guest: tablet is there");
-            thread::spawn(|| {
-                if let Err(error) = report(tablet) {
-                    println!("linux-guest: FAILED: the tablet: {error:#}");
-                }
-            });
-        } else if has(device) {
+    for (device, driver) in PASSED {
+        if has(device) {
             let read = match *driver {
                 "nvme" => nvme()?,
                 _ => tftp()?,

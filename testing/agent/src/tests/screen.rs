@@ -3,11 +3,11 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use stubdm_screen::Size;
 use xen_store::Store;
 
-use super::linux::{Disk, disk_line, loop_device};
+use super::linux::{disk_line, loop_device};
 use crate::guest::{Guest, diagnosis};
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
@@ -24,14 +24,6 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         Needs::Package,
         shown,
     ));
-    tests.push(
-        Test::new("screen/usb_tablet_of_linux", Needs::Dom0, |world| {
-            let disk = Disk::make()?;
-            let result = pointed(world, &disk).with_context(diagnosis);
-            disk.remove().and(result)
-        })
-        .on_request(),
-    );
     tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Dom0, two_guests).on_request());
 }
 
@@ -269,49 +261,4 @@ fn side_by_side(store: &Store, [first, second]: &mut [Guest; 2]) -> Result<()> {
     // The first guest's key did not reach the second.
     arrives(other, 0x30, second, &[0x30, 0xb0])?;
     shows_drawn(other)
-}
-
-/// With a USB tablet, Linux's pointer is where the viewer's is.
-fn pointed(world: &World, disk: &Disk) -> Result<()> {
-    let more = ["vnc=1", "usbdevice=\"tablet\"", &disk.line()];
-    let mut guest = Guest::create_with(&world.store, &more)?;
-    let result = points(&mut guest);
-    guest.destroy()?;
-    result
-}
-
-fn points(guest: &mut Guest) -> Result<()> {
-    guest.says("linux-guest: tablet is there")?;
-    let mut viewer = viewer(guest)?;
-    viewer.until("a picture", |viewer| viewer.updates > 0)?;
-    let Size { width, height } = viewer.picture.size;
-    for (buttons, x, y, reported) in [
-        (0, 100, 80, 0),
-        (1, 100, 80, 1),
-        (0, 100, 80, 0),
-        (0, width / 2, height - 1, 0),
-        (4, width - 1, 0, 2),
-    ] {
-        viewer.pointer(buttons, x, y)?;
-        let wanted = [scaled(x, width), scaled(y, height)];
-        let near = |place: &[i32]| wanted.iter().zip(place).all(|(w, p)| (w - p).abs() <= 64);
-        // Place and buttons may come one after the other.
-        loop {
-            let said = guest.says("linux-guest: tablet ")?;
-            let numbers = said.split(['=', ' ']).filter_map(|word| word.parse().ok());
-            let [place @ .., pressed] = &numbers.collect::<Vec<i32>>()[..] else {
-                bail!("{said}");
-            };
-            if near(place) && *pressed == reported {
-                break;
-            }
-            println!("    at {wanted:?} with {reported}: {said}");
-        }
-    }
-    Ok(())
-}
-
-/// A place on a screen in the tablet's units.
-fn scaled(place: u16, size: u16) -> i32 {
-    i32::from(place) * 0x7fff / i32::from(size - 1)
 }

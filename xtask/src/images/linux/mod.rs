@@ -35,13 +35,9 @@ const SOURCE: &str = include_str!("../../../../testing/guest/linux.s");
 /// For the emulated disk, the userland's file system, and the emulated network card.
 const MODULES: &[&str] = &["ata_piix", "sd_mod", "romfs", "e1000"];
 
-/// Drivers of devices that few tests give the guest: it loads those behind a name, in the order of
+/// Drivers of devices that are passed through: the guest loads one, in the order of
 /// `lib/modules/order-NAME`, where it has such a device.
-const AT_HAND: &[(&str, &[&str])] = &[
-    ("e1000e", &["e1000e"]),
-    ("nvme", &["nvme"]),
-    ("uhci_hcd", &["uhci_hcd", "usbhid", "hid_generic", "evdev"]),
-];
+const PASSED: &[&str] = &["e1000e", "nvme"];
 
 /// `-- boot` are the init's own arguments. The device model's disk and card are to stay: without a
 /// word the kernel would have them unplugged in favour of Xen's own.
@@ -84,9 +80,9 @@ pub(crate) fn build(parts: &Parts) -> Result<Option<PathBuf>> {
     archive.program("init", Content::Bytes(agent_bytes.clone()));
     archive.dir("mnt");
     parts.add_modules(&mut archive, MODULES)?;
-    for (driver, modules) in AT_HAND {
+    for driver in PASSED {
         let mut order = String::new();
-        for (name, content) in parts.modules.closure(modules)? {
+        for (name, content) in parts.modules.closure(&[*driver])? {
             if !archive.has(&format!("lib/modules/{name}")) {
                 archive.file(&format!("lib/modules/{name}"), content);
             }
