@@ -13,6 +13,7 @@ use stubdm_image::elf;
 
 use crate::command::{cargo, succeed};
 use crate::publish::cargo_home;
+use crate::release::Arch;
 use crate::workspace::Workspace;
 
 /// Packages and the binaries they make.
@@ -32,8 +33,14 @@ pub(crate) const TOOLS: &[(&str, &str, &str)] = &[
     ("xen-interface", "--example", "xen-top"),
 ];
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-const TARGET_ARM64: &str = "aarch64-unknown-linux-musl";
+/// Returns the target that programs for an architecture are built for. That of arm64 brings its own
+/// C library.
+fn target(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Amd64 => "x86_64-unknown-linux-gnu",
+        Arch::Arm64 => "aarch64-unknown-linux-musl",
+    }
+}
 
 /// Settings of the profile `dist` for the agent where nothing is measured with it: its fat link
 /// takes one processor longer than the compiler takes for the rest of it.
@@ -61,12 +68,12 @@ fn flags(workspace: &Workspace) -> OsString {
 
 /// Where a binary is once built.
 pub(crate) fn path(workspace: &Workspace, name: &str) -> PathBuf {
-    workspace.dist().join(TARGET).join("dist").join(name)
+    path_on(workspace, Arch::Amd64, name)
 }
 
-/// Where a binary for 64-bit Arm is once built.
-pub(crate) fn path_for_arm64(workspace: &Workspace, name: &str) -> PathBuf {
-    workspace.dist().join(TARGET_ARM64).join("dist").join(name)
+/// Where a binary for an architecture is once built.
+pub(crate) fn path_on(workspace: &Workspace, arch: Arch, name: &str) -> PathBuf {
+    workspace.dist().join(target(arch)).join("dist").join(name)
 }
 
 /// Builds every static binary and checks that each is what it must be. The agent, which is not
@@ -75,23 +82,15 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     build_with(workspace, BINARIES, &[], AGENT_PROFILE)
 }
 
-/// Builds the agent for 64-bit Arm, where nothing is shipped: with Rust's own linker and the C
-/// library that comes with the compiler's target, so that no cross compiler is needed.
+/// Builds the agent for 64-bit Arm.
 pub(crate) fn build_for_arm64(workspace: &Workspace) -> Result<()> {
-    add_target(TARGET_ARM64)?;
-    let mut flags = flags(workspace);
-    flags.push("\x1f-C\x1flinker=rust-lld");
+    add_target(target(Arch::Arm64))?;
     let mut command = cargo();
-    command
-        .envs(AGENT_PROFILE.iter().copied())
-        .args(["build", "--locked", "--profile", "dist"])
-        .args(["--target", TARGET_ARM64, "-p", "xen-testbed-agent"])
-        .current_dir(workspace.root())
-        .env("CARGO_TARGET_DIR", workspace.dist())
-        .env("CARGO_ENCODED_RUSTFLAGS", flags);
+    command.envs(AGENT_PROFILE.iter().copied()).arg("build");
+    like_shipped_on(&mut command, workspace, Arch::Arm64);
+    command.args(["-p", "xen-testbed-agent"]);
     succeed(command).with_context(|| format!("building {AGENT} for arm64"))?;
-    // Not shipped: where it lies in memory does not matter.
-    is_static(&path_for_arm64(workspace, AGENT)).map(drop)
+    check_static_on(&path_on(workspace, Arch::Arm64, AGENT), Arch::Arm64)
 }
 
 /// Has rustup add the standard library for a target, if it is missing.
@@ -115,21 +114,24 @@ pub(crate) fn build_shipped(workspace: &Workspace) -> Result<()> {
     build_with(workspace, &BINARIES[..1], &[], &[])
 }
 
-/// Builds the tools of the package `xen-rust-tools`, and returns their files in the order of
-/// [`TOOLS`].
-pub(crate) fn build_tools(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+/// Builds the tools of the package `xen-rust-tools` for an architecture, and returns their files in
+/// the order of [`TOOLS`].
+pub(crate) fn build_tools(workspace: &Workspace, arch: Arch) -> Result<Vec<PathBuf>> {
+    if arch != Arch::Amd64 {
+        add_target(target(arch))?;
+    }
     let mut files = Vec::new();
     for (package, kind, name) in TOOLS {
         let mut command = cargo();
         command.arg("build");
-        like_shipped(&mut command, workspace);
+        like_shipped_on(&mut command, workspace, arch);
         command.args(["-p", package, kind, name]);
         succeed(command)?;
         let file = match *kind {
-            "--example" => path(workspace, "examples").join(name),
-            _ => path(workspace, name),
+            "--example" => path_on(workspace, arch, "examples").join(name),
+            _ => path_on(workspace, arch, name),
         };
-        check_static(&file)?;
+        check_static_on(&file, arch)?;
         check_shipped(&file)?;
         files.push(file);
     }
@@ -176,11 +178,21 @@ fn build_with(
 /// Adds the arguments and the environment of shipped programs to a command of cargo, which gets
 /// those that choose a package after them.
 pub(crate) fn like_shipped(command: &mut Command, workspace: &Workspace) {
+    like_shipped_on(command, workspace, Arch::Amd64);
+}
+
+/// The same for programs of an architecture. Those of arm64 are linked by Rust's own linker, so that
+/// no cross compiler is needed.
+fn like_shipped_on(command: &mut Command, workspace: &Workspace, arch: Arch) {
+    let mut flags = flags(workspace);
+    if arch == Arch::Arm64 {
+        flags.push("\x1f-C\x1flinker=rust-lld");
+    }
     command
-        .args(["--locked", "--profile", "dist", "--target", TARGET])
+        .args(["--locked", "--profile", "dist", "--target", target(arch)])
         .current_dir(workspace.root())
         .env("CARGO_TARGET_DIR", workspace.dist())
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags);
 }
 
 /// Fails if what is shipped has anything of the simulated host or of the store daemon in it: no
@@ -207,6 +219,15 @@ fn check_static(file: &Path) -> Result<()> {
         file.display()
     );
     Ok(())
+}
+
+/// The same for a program of an architecture. Rust's target for arm64 makes static programs that
+/// lie where they were linked.
+fn check_static_on(file: &Path, arch: Arch) -> Result<()> {
+    match arch {
+        Arch::Amd64 => check_static(file),
+        Arch::Arm64 => is_static(file).map(drop),
+    }
 }
 
 /// Fails unless a file is an ELF program that needs neither an interpreter nor a library. Returns

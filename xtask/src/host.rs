@@ -310,13 +310,7 @@ impl Host {
         let version = stubdm_image::pick_kernel(&tree.root, None, None)?;
         let modules = Modules::find(&tree.root, &version)?;
         let is_x86 = arch == Arch::Amd64;
-        let built = |name| {
-            let path = match arch {
-                Arch::Amd64 => dist::path(workspace, name),
-                Arch::Arm64 => dist::path_for_arm64(workspace, name),
-            };
-            Some(path).filter(|path| path.is_file())
-        };
+        let built = |name| Some(dist::path_on(workspace, arch, name)).filter(|path| path.is_file());
         let parts = Parts {
             release,
             tree,

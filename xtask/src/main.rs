@@ -55,7 +55,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::workspace::Workspace;
@@ -163,6 +163,9 @@ enum Task {
         /// Only this one
         #[arg(value_parser = [deb::NAME, deb::tools::NAME])]
         package: Option<String>,
+        /// The architecture; for arm64 there is xen-rust-tools alone
+        #[arg(long, value_enum, default_value_t)]
+        arch: release::Arch,
     },
     /// Carry out the checklist of a release: a line for each step, and the next step if it fails
     Release {
@@ -424,14 +427,20 @@ fn run(task: Task) -> Result<ExitCode> {
             reproducible::check(&workspace)?;
             Ok(ExitCode::SUCCESS)
         }
-        Task::Deb { package } => {
+        Task::Deb { package, arch } => {
             let wanted = |name| package.as_ref().is_none_or(|package| package == name);
-            if wanted(deb::NAME) {
+            let has_stubdomains = arch == release::Arch::Amd64;
+            ensure!(
+                has_stubdomains || package.as_deref() != Some(deb::NAME),
+                "there are no stubdomains on {}",
+                arch.debian()
+            );
+            if has_stubdomains && wanted(deb::NAME) {
                 dist::build_shipped(&workspace)?;
                 println!("{}", Workspace::show(&deb::build(&workspace)?));
             }
             if wanted(deb::tools::NAME) {
-                println!("{}", Workspace::show(&deb::tools::build(&workspace)?));
+                println!("{}", Workspace::show(&deb::tools::build(&workspace, arch)?));
             }
             Ok(ExitCode::SUCCESS)
         }

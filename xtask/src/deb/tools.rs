@@ -6,6 +6,7 @@ use anyhow::Result;
 use stubdm_image::cpio::{Archive, Content};
 
 use super::{VERSION, add_documents, add_pages, sums, write};
+use crate::release::Arch;
 use crate::workspace::Workspace;
 use crate::{dist, pages};
 
@@ -15,24 +16,31 @@ pub(crate) const NAME: &str = "xen-rust-tools";
 /// The folder of the examples: no commands, since their names are not theirs alone.
 const EXAMPLES: &str = "usr/libexec/xen-rust-tools";
 
-/// Lintian takes a program that is static and position-independent for a library.
-const OVERRIDES: &str = "\
-# Static programs that the kernel may load anywhere.
-xen-rust-tools: shared-library-lacks-prerequisites *
-";
+/// Returns lintian's overrides. It takes a program that is static and position-independent for a
+/// library; those of arm64 are static only.
+fn overrides(arch: Arch) -> String {
+    let tag = match arch {
+        Arch::Amd64 => "shared-library-lacks-prerequisites",
+        Arch::Arm64 => "statically-linked-binary",
+    };
+    format!("# Programs that need no library.\n{NAME}: {tag} *\n")
+}
 
-/// Builds the tools and their package.
-pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let programs = dist::build_tools(workspace)?;
+/// Builds the tools and their package for an architecture.
+pub(crate) fn build(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
+    let programs = dist::build_tools(workspace, arch)?;
     pages::write(workspace)?;
-    let data = data(workspace, &programs, &workspace.dist().join("xstore"))?;
-    let file = workspace.dist().join(format!("{NAME}_{VERSION}_amd64.deb"));
-    write(&file, &control(&data)?, &data)?;
+    let data = data(workspace, &programs, &workspace.dist().join("xstore"), arch)?;
+    let debian = arch.debian();
+    let file = workspace
+        .dist()
+        .join(format!("{NAME}_{VERSION}_{debian}.deb"));
+    write(&file, &control(&data, arch)?, &data)?;
     Ok(file)
 }
 
 /// Returns the package's files; `pages` is the folder with the `man` and `completions` of `xstore`.
-fn data(workspace: &Workspace, programs: &[PathBuf], pages: &Path) -> Result<Archive> {
+fn data(workspace: &Workspace, programs: &[PathBuf], pages: &Path, arch: Arch) -> Result<Archive> {
     let mut data = Archive::bare();
     for ((_, kind, name), program) in dist::TOOLS.iter().zip(programs) {
         let folder = if *kind == "--example" {
@@ -43,17 +51,21 @@ fn data(workspace: &Workspace, programs: &[PathBuf], pages: &Path) -> Result<Arc
         data.program(&format!("{folder}/{name}"), Content::File(program.clone()));
     }
     add_pages(&mut data, pages)?;
-    data.text(&format!("usr/share/lintian/overrides/{NAME}"), OVERRIDES);
+    data.text(
+        &format!("usr/share/lintian/overrides/{NAME}"),
+        &overrides(arch),
+    );
     add_documents(&mut data, workspace, NAME, &["xstore.md"])?;
     Ok(data)
 }
 
 /// Returns the package's control files.
-fn control(data: &Archive) -> Result<Archive> {
+fn control(data: &Archive, arch: Arch) -> Result<Archive> {
     let (sums, size) = sums(data)?;
     let mut control = Archive::bare();
     let text = include_str!("../../assets/deb/control-tools")
         .replace("@VERSION@", VERSION)
+        .replace("@ARCH@", arch.debian())
         .replace("@SIZE@", &size.to_string());
     control.text("control", &text);
     control.text("md5sums", &sums);
@@ -87,9 +99,9 @@ mod tests {
     fn it_brings_each_tool_its_pages_and_its_licence() {
         let dir = tempfile::tempdir().unwrap();
         let workspace = Workspace::find().unwrap();
-        let data = data(&workspace, &programs(dir.path()), dir.path()).unwrap();
+        let data = data(&workspace, &programs(dir.path()), dir.path(), Arch::Arm64).unwrap();
         let file = dir.path().join("x.deb");
-        write(&file, &control(&data).unwrap(), &data).unwrap();
+        write(&file, &control(&data, Arch::Arm64).unwrap(), &data).unwrap();
         let dpkg_deb = |arguments: &[&str]| {
             let output = run(Command::new("dpkg-deb").args(arguments).arg(&file));
             String::from_utf8(output.stdout).unwrap()
@@ -119,6 +131,7 @@ mod tests {
         for field in [
             &format!("Version: {VERSION}\n"),
             "Package: xen-rust-tools\n",
+            "Architecture: arm64\n",
         ] {
             assert!(fields.contains(field), "{fields}");
         }
@@ -126,6 +139,12 @@ mod tests {
 
         let root = dir.path().join("root");
         run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&root));
+        let overrides = fs::read_to_string(root.join("usr/share/lintian/overrides/xen-rust-tools"));
+        assert!(
+            overrides
+                .unwrap()
+                .contains(": statically-linked-binary *\n")
+        );
         let documents = root.join("usr/share/doc/xen-rust-tools");
         let changelog = run(Command::new("gzip")
             .arg("-dc")
@@ -155,13 +174,13 @@ mod tests {
         let programs = programs(dir.path());
         fs::remove_file(&programs[1]).unwrap();
         let file = dir.path().join("x.deb");
-        let built = data(&workspace, &programs, dir.path())
-            .and_then(|data| write(&file, &control(&data)?, &data));
+        let built = data(&workspace, &programs, dir.path(), Arch::Amd64)
+            .and_then(|data| write(&file, &control(&data, Arch::Amd64)?, &data));
         let error = format!("{:#}", built.unwrap_err());
         assert!(error.contains("xen-console-ring"), "{error}");
         assert!(!file.exists());
         fs::remove_dir_all(dir.path().join("man")).unwrap();
-        let error = data(&workspace, &programs, dir.path()).unwrap_err();
+        let error = data(&workspace, &programs, dir.path(), Arch::Amd64).unwrap_err();
         assert!(format!("{error:#}").contains("man"), "{error:#}");
     }
 }
