@@ -34,6 +34,7 @@ mod links;
 mod miri;
 mod nightly;
 mod pages;
+mod picture;
 mod progress;
 mod publish;
 mod qemu;
@@ -105,6 +106,17 @@ enum Task {
         host: HostArgs,
         /// Kill the host when it takes longer, in seconds
         #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Boot a Xen host, start a guest with a screen, and write a picture of it
+    Picture {
+        #[command(flatten)]
+        host: HostArgs,
+        /// The file, relative to the workspace
+        #[arg(long, default_value = "docs/screen.png", value_name = "FILE")]
+        out: PathBuf,
+        /// Kill the host when it takes longer, in seconds
+        #[arg(long, default_value_t = 300, value_name = "SECONDS")]
         timeout: u64,
     },
     /// Run the tests: the workspace's own, then the suite on real Xen
@@ -334,6 +346,10 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Demo { host, timeout } => {
             demo::run(&workspace, &host.options()?, Duration::from_secs(timeout))
+        }
+        Task::Picture { host, out, timeout } => {
+            let timeout = Duration::from_secs(timeout);
+            picture::run(&workspace, &host.options()?, &out, timeout)
         }
         Task::Test {
             host,
