@@ -3,8 +3,7 @@
 //! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` and the tables of
 //! features in `docs/xen-sys.md` and `docs/xen-store.md` name exists. No file uses a syntax newer
 //! than the oldest Rust that is promised, which clippy does not check. No sentence of a comment has
-//! "What" or "Who" for a subject. And no link from a document to another leads nowhere
-//! ([`links`](crate::links)).
+//! "What" or "Who" for a subject. And no link from a document to another leads nowhere ([`links`]).
 
 use std::collections::BTreeSet;
 use std::fs;
