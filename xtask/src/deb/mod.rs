@@ -143,6 +143,10 @@ fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> 
         INIT_SCRIPT,
         Content::Bytes(include_bytes!("../../assets/deb/stubdm-supervise.init").to_vec()),
     );
+    data.text(
+        &format!("usr/share/lintian/overrides/{NAME}"),
+        include_str!("../../assets/deb/overrides"),
+    );
     add_documents(&mut data, workspace, NAME, DOCUMENTS)?;
     Ok(data)
 }

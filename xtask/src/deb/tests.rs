@@ -66,6 +66,7 @@ fn it_is_the_same_twice_and_dpkg_installs_and_removes_it() {
         "usr/lib/systemd/system/stubdm-supervise.service\n",
         "etc/init.d/stubdm-supervise\n",
         "usr/share/doc/stubdm/copyright\n",
+        "usr/share/lintian/overrides/stubdm\n",
     ] {
         assert!(listing.contains(part), "no {part:?} in\n{listing}");
     }
