@@ -142,7 +142,9 @@ fn storm(kind: Kind, name: &str, workers: usize, restarts: u64, work: fn(&Arc<St
     let begun = Instant::now();
     let first = storm.start_daemon();
     wait_ready(&storm.socket());
-    let (early, late) = thread::scope(|scope| {
+    // The last daemon goes on until the workers are done: the observer may see a worker's last value
+    // before the worker does.
+    let (_daemon, early, late) = thread::scope(|scope| {
         let killer = scope.spawn(|| kill(&storm, first, restarts));
         work(&storm);
         killer.join().unwrap()
@@ -177,9 +179,9 @@ fn wait_ready(socket: &Path) {
     }
 }
 
-/// Kills the daemon at random moments and starts it again. Returns what the process used after a
-/// quarter of that and at its end.
-fn kill(storm: &Storm, mut daemon: Process, restarts: u64) -> (Usage, Usage) {
+/// Kills the daemon at random moments and starts it again. Returns the last daemon, and what the
+/// process used after a quarter of that and at its end.
+fn kill(storm: &Storm, mut daemon: Process, restarts: u64) -> (Process, Usage, Usage) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut early = None;
     storm.is_connected.wait();
@@ -203,8 +205,7 @@ fn kill(storm: &Storm, mut daemon: Process, restarts: u64) -> (Usage, Usage) {
     let late = Usage::now();
     storm.is_over.store(true, Relaxed);
     wait_seen(storm);
-    drop(daemon);
-    (early.unwrap_or(late), late)
+    (daemon, early.unwrap_or(late), late)
 }
 
 /// Waits until a fraction of the workers, at most one, has written a value each.
