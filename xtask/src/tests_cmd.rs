@@ -446,12 +446,17 @@ fn judged(text: &str, success: bool, status: &str) -> (Count, Option<String>) {
     (count, fault)
 }
 
-/// Returns the names of the failed tests in a runner's output, libtest's or the agent's. The agent
-/// prints a test's reason, indented, behind its name: its first lines are added.
+/// Returns the names of the failed tests in a runner's output, libtest's or the agent's, and of the
+/// targets with a failed test, since one without libtest prints no names. The agent prints a test's
+/// reason, indented, behind its name: its first lines are added.
 pub(crate) fn failures(text: &str) -> Vec<String> {
     let mut all = Vec::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
+        if let Some(target) = line.strip_prefix(RERUN) {
+            all.push(format!("cargo test {}", target.trim_end_matches('`')));
+            continue;
+        }
         let name = line.strip_prefix("test ");
         let Some((name, _)) = name.and_then(|rest| rest.split_once(" ... FAILED")) else {
             continue;
@@ -468,6 +473,9 @@ pub(crate) fn failures(text: &str) -> Vec<String> {
     }
     all
 }
+
+/// The line of cargo's that names a target with a failed test.
+const RERUN: &str = "error: test failed, to rerun pass `";
 
 /// The most lines of a failed test's reason in the summary.
 const REASON: usize = 4;
