@@ -24,7 +24,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         Needs::Package,
         shown,
     ));
-    tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Dom0, two_guests).on_request());
+    tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Package, two_guests).on_request());
 }
 
 /// A guest with little memory, from its start over a restart to its end.
