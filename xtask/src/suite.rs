@@ -299,7 +299,12 @@ fn machines(
         said.line.clear();
         let test = said.over();
         let before = stood.iter().filter(|name| **name == test).count();
-        let second = failed.contains(&test.as_str());
+        // One that failed before, in this machine or another.
+        let second = said
+            .failures()
+            .0
+            .iter()
+            .any(|failure| named(failure) == test);
         if test.is_empty() || second || stood.len() + 2 > MACHINES || before == IN_ONE_TEST {
             return Err(error).with_context(|| format!("in {test}"));
         }
@@ -346,6 +351,8 @@ fn suite_count(text: &str) -> Option<Count> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -439,5 +446,30 @@ mod tests {
             said.failures(),
             (d(), [c(), vec!["a/e".to_owned()]].concat())
         );
+    }
+
+    #[test]
+    fn a_test_that_failed_and_then_stands_still_ends_the_suite() {
+        let boots = |output: &'static [u8]| {
+            let boots = Cell::new(0);
+            let run: &Machine<'_> = &|_, sink| {
+                boots.set(boots.get() + 1);
+                match boots.get() {
+                    1 => {
+                        sink(output)?;
+                        Err(StoodStill::nearly(TEST).into())
+                    }
+                    _ => Ok(0),
+                }
+            };
+            let limits = (Instant::now() + REBOOT.clock, SILENCE);
+            let command = |_: Option<&String>, _: &[&str]| String::new();
+            let (mut said, mut stood) = (Said::default(), Vec::new());
+            let _ = machines(run, &command, limits, "of a test | ", &mut said, &mut stood);
+            boots.get()
+        };
+        assert_eq!(boots(b"\x01begin a/b\n"), 2);
+        let again = b"\x01begin a/b\ntest a/b ... FAILED (1.00 s)\n\x01begin a/b\n";
+        assert_eq!(boots(again), 1);
     }
 }
