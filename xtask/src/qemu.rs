@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   com1 ──▶ RUN/console.log     Xen's and dom0's console; on Arm, the machine's one port
-//!   com2 ◀─▶ this process        the job's own port (on Arm, one on the PCI bus): its output, framed by markers; a person's keys
+//!   com2 ◀─▶ this process        the job's own port (on Arm, on the PCI bus): its output, framed
+//!                                by markers; a person's keys
 //! ```
 //!
 //! QEMU is started through this same program, which first asks the kernel to kill it when its
@@ -183,6 +184,18 @@ const XEN_ARGUMENTS_ARM64: &str = "console=dtuart dom0_mem=1536M dom0_max_vcpus=
 const KERNEL_ADDRESS: &str = "0x49000000";
 const INITRD_ADDRESS: &str = "0x50000000";
 
+/// Returns the emulator's arguments for the processors, and those that an architecture has alone.
+fn processors(boot: &Boot<'_>) -> Vec<String> {
+    let mut words = ["-accel", "tcg", "-icount", boot.clock.argument()]
+        .map(str::to_owned)
+        .to_vec();
+    words.extend(match boot.arch {
+        Arch::Amd64 => pc(boot),
+        Arch::Arm64 => virt(boot),
+    });
+    words
+}
+
 /// Returns the emulator's arguments for a PC: com2 is the job's port, and Xen is a multiboot file
 /// with modules.
 fn pc(boot: &Boot<'_>) -> Vec<String> {
@@ -190,10 +203,6 @@ fn pc(boot: &Boot<'_>) -> Vec<String> {
     let xen_arguments = format!("{XEN_ARGUMENTS}{iommu}");
     let modules = module_list(&[&format!("vmlinuz {}", boot.dom0_arguments), "initrd"]);
     let words = [
-        "-accel",
-        "tcg",
-        "-icount",
-        boot.clock.argument(),
         "-smp",
         "2",
         "-cpu",
@@ -212,8 +221,8 @@ fn pc(boot: &Boot<'_>) -> Vec<String> {
 /// the job's port is on the PCI bus. The device tree names Xen's modules.
 ///
 /// It has one processor: with two, one that waits for the other is left waiting for as many
-/// instructions as there are to the next timer's time, or for a tenth of a second if the clock is this
-/// machine's.
+/// instructions as there are to the next timer's time, or for a tenth of a second if the clock is
+/// this machine's.
 fn virt(boot: &Boot<'_>) -> Vec<String> {
     let kernel = format!(
         "guest-loader,addr={KERNEL_ADDRESS},kernel=vmlinuz,bootargs={}",
@@ -221,10 +230,6 @@ fn virt(boot: &Boot<'_>) -> Vec<String> {
     );
     let initrd = format!("guest-loader,addr={INITRD_ADDRESS},initrd=initrd");
     let words = [
-        "-accel",
-        "tcg",
-        "-icount",
-        boot.clock.argument(),
         "-smp",
         "1",
         "-machine",
@@ -325,11 +330,7 @@ impl Machine {
             "xen",
         ];
         arguments.extend(fixed.iter().map(OsString::from));
-        let own = match boot.arch {
-            Arch::Amd64 => pc(boot),
-            Arch::Arm64 => virt(boot),
-        };
-        arguments.extend(own.into_iter().map(OsString::from));
+        arguments.extend(processors(boot).into_iter().map(OsString::from));
         if boot.disks.is_empty() {
             arguments.push("-no-reboot".into());
         }
@@ -570,15 +571,15 @@ mod tests {
             disks: &[],
             pci: None,
         };
-        let pc = pc(&boot(Arch::Amd64)).join(" ");
+        let pc = processors(&boot(Arch::Amd64)).join(" ");
         for part in [
-            "-icount shift=1,sleep=off",
+            "-icount shift=1,sleep=off -smp 2 ",
             "-serial chardev:job",
             "-initrd vmlinuz console=hvc0 x=1,,2,initrd",
         ] {
             assert!(pc.contains(part), "{pc}");
         }
-        let virt = virt(&boot(Arch::Arm64)).join(" ");
+        let virt = processors(&boot(Arch::Arm64)).join(" ");
         for part in [
             "-icount shift=1,sleep=off -smp 1 -machine virt,gic-version=3,virtualization=on",
             "pci-serial,chardev=job",
