@@ -3,7 +3,7 @@
 xl create /etc/xen/hvm.cfg 'vnc=1' >&2 || exit 1
 [ -p /tmp/keys ] || mkfifo /tmp/keys
 sleep 1000 > /tmp/keys &
-timeout 120 xl console hvm < /tmp/keys | sed '/alive second=2/q' >&2
+timeout 120 xl console hvm < /tmp/keys | grep -m1 'alive second=2' >&2 || exit 1
 kill $!
 stubdm-run screenshot "$(xl domid hvm)" /tmp/screen.png >&2 || exit 1
 xl destroy hvm
