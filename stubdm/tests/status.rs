@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -46,13 +46,19 @@ impl Drop for Ended {
     }
 }
 
-#[test]
-fn guests_with_stubdomains_are_shown_and_others_are_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
+/// Starts a store's daemon, and returns its socket and a connection of dom0's.
+fn served(dir: &Path) -> (PathBuf, Server, Store) {
+    let socket = dir.join("s");
     let server = Server::start(Config::new()).unwrap();
     server.listen(&socket).unwrap();
     let store = Store::connect(&socket).unwrap();
+    (socket, server, store)
+}
+
+#[test]
+fn guests_with_stubdomains_are_shown_and_others_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, server, store) = served(dir.path());
     std::fs::write(dir.path().join("log"), "1234567").unwrap();
     let log = format!("file:{}", dir.path().join("log").display());
     // As upstream's proxy, which has no record: the stubdomain's number is a word of its.
@@ -229,10 +235,7 @@ fn a_stubdomain_that_rewrites_its_own_node_or_has_an_accomplice_fails_no_other_g
 #[test]
 fn a_screen_is_shown_as_its_vnc_server_names_it() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
-    let server = Server::start(Config::new()).unwrap();
-    server.listen(&socket).unwrap();
-    let store = Store::connect(&socket).unwrap();
+    let (socket, server, store) = served(dir.path());
     exist(&server, &[5, 6]);
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -312,10 +315,7 @@ fn end(mut child: Child, signal: Signal) {
 #[test]
 fn watched_guests_come_and_go_until_a_signal() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
-    let server = Server::start(Config::new()).unwrap();
-    server.listen(&socket).unwrap();
-    let store = Store::connect(&socket).unwrap();
+    let (socket, server, store) = served(dir.path());
     store.write("/local/domain/0/name", "Domain-0").unwrap();
     exist(&server, &[5, 6, 7, 8]);
 
@@ -379,10 +379,8 @@ fn a_time_that_is_none_is_one_line_and_status_2() {
 #[test]
 fn a_recorded_process_that_was_killed_is_gone_and_its_mend_named() {
     let dir = tempfile::tempdir().unwrap();
-    let (socket, folder) = (dir.path().join("s"), dir.path().join("run"));
-    let server = Server::start(Config::new()).unwrap();
-    server.listen(&socket).unwrap();
-    let store = Store::connect(&socket).unwrap();
+    let (socket, server, store) = served(dir.path());
+    let folder = dir.path().join("run");
     exist(&server, &[5, 6]);
     let node = "/local/domain/5/image/device-model-domid";
     store.write(node, "6").unwrap();

@@ -154,7 +154,8 @@ impl fmt::Display for Built {
         )?;
         if !self.screen {
             f.write_str(
-                "# vnc=0, because with QEMU 9.1 or later a guest with a screen does not start before:\n\
+                "# vnc=0, because with QEMU 9.1 or later a guest with a screen does not start \
+                 before:\n\
                  # stubdm-run install device-model\n",
             )?;
         }

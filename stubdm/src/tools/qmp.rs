@@ -95,7 +95,12 @@ pub(super) fn ask(
     converse(stream, command, arguments, timeout, deadline)
 }
 
-/// Where the host's proxy listens for this guest.
+/// Returns the socket at which libxl looks for the monitor of a domain's QEMU.
+pub(super) fn monitor_of(domain: DomId) -> PathBuf {
+    format!("/var/run/xen/qmp-libxl-{domain}").into()
+}
+
+/// Returns the socket at which the host's proxy listens for this guest.
 fn guest_socket(guest: DomId) -> Result<PathBuf> {
     let (_, store) = store::open()?;
     let home = format!("/local/domain/{guest}");
@@ -104,7 +109,7 @@ fn guest_socket(guest: DomId) -> Result<PathBuf> {
     }
     let node = format!("{home}/image/device-model-domid");
     match store.read_str(&node) {
-        Ok(_) => Ok(format!("/var/run/xen/qmp-libxl-{guest}").into()),
+        Ok(_) => Ok(monitor_of(guest)),
         Err(error) if error.is_not_found() => Err(Failure::new(format_args!(
             "domain {guest} has no stubdomain (no {node}); --socket takes another QEMU's monitor"
         ))),

@@ -46,11 +46,12 @@ pub struct Assigned {
 /// QEMU can have it looked at as often as it likes, so a look asks the store only after an event of
 /// the backend's folder.
 ///
-/// A new device is in the list before QEMU can use it: pciback writes `vdev-N` before the state that
-/// makes pcifront look for devices, and the kernel hands out the events of all watches in their
-/// order, from one thread. So the event can be read before sysfs shows the device. If the event is
-/// late all the same, the device is not found, and libxl asks QEMU for it again. The list gives no
-/// access to a device that is gone: its folder in sysfs is gone too, and Xen refuses its messages.
+/// A new device is in the list before QEMU can use it: pciback writes `vdev-N` before the state
+/// that makes pcifront look for devices, and the kernel hands out the events of all watches in
+/// their order, from one thread. So the event can be read before sysfs shows the device. If the
+/// event is late all the same, the device is not found, and libxl asks QEMU for it again. The list
+/// gives no access to a device that is gone: its folder in sysfs is gone too, and Xen refuses its
+/// messages.
 #[derive(Debug)]
 pub struct DeviceList {
     store: Store,

@@ -10,7 +10,7 @@ use xen_sys::DomId;
 
 use crate::libxl::vnc::VncServer;
 use crate::rt::error::Result;
-use crate::tools::qmp::ask;
+use crate::tools::qmp::{ask, monitor_of};
 
 /// A guest's screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +26,8 @@ pub struct Screen {
 impl Screen {
     /// Asks dom0's QEMU for `stubdomain`, by its monitor and as a viewer, until the deadline.
     pub(super) fn look(server: &VncServer, stubdomain: DomId, deadline: Instant) -> Self {
-        let monitor = format!("/var/run/xen/qmp-libxl-{stubdomain}");
         // First, because the server counts this program later.
-        let viewers = viewers(Path::new(&monitor), deadline);
+        let viewers = viewers(&monitor_of(stubdomain), deadline);
         Self {
             address: server.address,
             size: size(server, deadline).ok().flatten(),
