@@ -54,8 +54,8 @@ pub(crate) fn run_on_xen(
          Written by `cargo xtask bench store --xen`. xenstored {release} in dom0 of Xen {release} in\n\
          QEMU, over its socket, five runs of a line, otherwise as [without Xen](store.md). The\n\
          machine's clock counts instructions, those of the kernel, of Xen and of xenstored included,\n\
-         on all processors of dom0 in turn. \"others\" counts Xen's time too and takes no verdict.\n\n\
-         {}\n",
+         on all processors of dom0 in turn. \"others\" counts Xen's time too and takes no verdict.\n\
+         \n{}\n",
         rows.join("\n")
     );
     println!("{page}");

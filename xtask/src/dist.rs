@@ -66,12 +66,12 @@ fn flags(workspace: &Workspace) -> OsString {
     flags
 }
 
-/// Where a binary is once built.
+/// Returns where a binary is once built.
 pub(crate) fn path(workspace: &Workspace, name: &str) -> PathBuf {
     path_on(workspace, Arch::Amd64, name)
 }
 
-/// Where a binary for an architecture is once built.
+/// Returns where a binary for an architecture is once built.
 pub(crate) fn path_on(workspace: &Workspace, arch: Arch, name: &str) -> PathBuf {
     workspace.dist().join(target(arch)).join("dist").join(name)
 }
@@ -181,8 +181,8 @@ pub(crate) fn like_shipped(command: &mut Command, workspace: &Workspace) {
     like_shipped_on(command, workspace, Arch::Amd64);
 }
 
-/// The same for programs of an architecture. Those of arm64 are linked by Rust's own linker, so that
-/// no cross compiler is needed.
+/// Does the same for programs of an architecture. Those of arm64 are linked by Rust's own linker,
+/// so that no cross compiler is needed.
 fn like_shipped_on(command: &mut Command, workspace: &Workspace, arch: Arch) {
     let mut flags = flags(workspace);
     if arch == Arch::Arm64 {
@@ -210,8 +210,8 @@ fn check_shipped(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless a file is an ELF program that needs neither an interpreter nor a library, and may be
-/// put anywhere.
+/// Fails unless a file is an ELF program that needs neither an interpreter nor a library, and that
+/// may be put anywhere.
 fn check_static(file: &Path) -> Result<()> {
     ensure!(
         is_static(file)?,
@@ -221,8 +221,8 @@ fn check_static(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same for a program of an architecture. Rust's target for arm64 makes static programs that
-/// lie where they were linked.
+/// Does the same for a program of an architecture. Rust's target for arm64 makes static programs
+/// that lie where they were linked.
 fn check_static_on(file: &Path, arch: Arch) -> Result<()> {
     match arch {
         Arch::Amd64 => check_static(file),

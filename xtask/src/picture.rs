@@ -1,5 +1,5 @@
-//! `cargo xtask picture`: the README's picture of a guest's screen, as `stubdm-run screenshot` saw it
-//! in dom0 of a fresh Xen host.
+//! `cargo xtask picture`: the README's picture of a guest's screen, as `stubdm-run screenshot` saw
+//! it in dom0 of a fresh Xen host.
 
 use std::path::Path;
 use std::process::ExitCode;

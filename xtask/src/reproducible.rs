@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Both have the machine, its toolchain and Debian's packages in common, and the folder of the
-//! registry's sources; each builds and unpacks by itself. They are removed if the files are the same.
-//! After an error they stay until the next run.
+//! registry's sources; each builds and unpacks by itself. They are removed if the files are the
+//! same. After an error they stay until the next run.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -84,8 +84,8 @@ fn is_suite_of(have: &str, code: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '/']))
 }
 
-/// The sources file for `suite` and `arch`: from `mirror` if given, else from the machine's own entries below
-/// `etc_apt`.
+/// Returns the sources file for `suite` and `arch`: from `mirror` if given, else from the machine's
+/// own entries below `etc_apt`.
 pub(crate) fn for_suite(
     suite: &str,
     arch: Arch,

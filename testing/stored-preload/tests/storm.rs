@@ -142,8 +142,8 @@ fn storm(kind: Kind, name: &str, workers: usize, restarts: u64, work: fn(&Arc<St
     let begun = Instant::now();
     let first = storm.start_daemon();
     wait_ready(&storm.socket());
-    // The last daemon goes on until the workers are done: the observer may see a worker's last value
-    // before the worker does.
+    // The last daemon goes on until the workers are done: the observer may see a worker's last
+    // value before the worker does.
     let (_daemon, early, late) = thread::scope(|scope| {
         let killer = scope.spawn(|| kill(&storm, first, restarts));
         work(&storm);

@@ -151,7 +151,8 @@ fn data(workspace: &Workspace, program: &Path, pages: &Path) -> Result<Archive> 
     Ok(data)
 }
 
-/// Adds a package's documents, which are those in `docs` of the names, its changelog and its licence.
+/// Adds a package's documents, which are those in `docs` of the names, its changelog and its
+/// licence.
 fn add_documents(
     data: &mut Archive,
     workspace: &Workspace,

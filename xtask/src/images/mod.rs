@@ -58,9 +58,9 @@ impl Parts {
         find_by_prefix(&self.tree.root.join("boot"), "vmlinuz-")
     }
 
-    /// The same kernel as a plain ELF file (on Arm, as a plain image), which Xen and libxl load as well: unpacking it here
-    /// takes a second, in an emulated machine many, and there it would be done for every guest
-    /// anew.
+    /// The same kernel as a plain ELF file (on Arm, as a plain image), which Xen and libxl load as
+    /// well: unpacking it here takes a second, in an emulated machine many, and there it would be
+    /// done for every guest anew.
     pub(crate) fn plain_kernel(&self) -> Result<PathBuf> {
         let plain = self.out.join("vmlinux");
         let mark = self.out.join("vmlinux.stamp");
