@@ -190,7 +190,7 @@ pub extern "C" fn setrlimit64(resource: c_int, limit: *const c_void) -> c_int {
     setrlimit(resource, limit)
 }
 
-/// `xc_interface_open`. The daemon ends with the test that started it from here on.
+/// `xc_interface_open`. The daemon ends with the thread that started it from here on.
 #[unsafe(no_mangle)]
 pub extern "C" fn xc_interface_open(
     _logger: *mut c_void,

@@ -142,12 +142,13 @@ fn storm(kind: Kind, name: &str, workers: usize, restarts: u64, work: fn(&Arc<St
     let begun = Instant::now();
     let first = storm.start_daemon();
     wait_ready(&storm.socket());
-    // The last daemon goes on until the workers are done: the observer may see a worker's last
-    // value before the worker does.
+    // A daemon ends with the thread that started it, and the last one is to go on until the workers
+    // are done: the observer may see a worker's last value before the worker does.
     let (_daemon, early, late) = thread::scope(|scope| {
-        let killer = scope.spawn(|| kill(&storm, first, restarts));
-        work(&storm);
-        killer.join().unwrap()
+        let workers = scope.spawn(|| work(&storm));
+        let outcome = kill(&storm, first, restarts);
+        workers.join().unwrap();
+        outcome
     });
     let storm = &*storm;
     println!(
