@@ -27,11 +27,12 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::mux::{Locked, Mux, Poller, State, Stream};
 use crate::proto::Ready;
+use crate::spin::Look;
 use crate::sync::{Condvar, MutexGuard};
 
 /// Looks for the rest of a message before the next sleep. C's xenstored writes header and payload
@@ -42,8 +43,9 @@ const LOOKS: usize = if cfg!(loom) { 0 } else { 16 };
 /// A stream that a thread can sleep on.
 pub(crate) trait Pollable: Stream {
     /// Sleeps until there is something to read, there is room (if `output`), an interruption, a
-    /// signal, or `deadline` has passed.
-    fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()>;
+    /// signal, or `deadline` has passed. Before it sleeps it looks for these for `spin`, less if
+    /// others need the processor.
+    fn poll(&self, output: bool, deadline: Option<Instant>, spin: Duration) -> Result<Look>;
     /// The interruption was seen: the next sleep is not ended by it.
     fn rearm(&self);
 }
@@ -52,6 +54,8 @@ pub(crate) trait Pollable: Stream {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Until<'a> {
     pub(crate) deadline: Option<Instant>,
+    /// The longest look before a sleep.
+    pub(crate) spin: Duration,
     /// Set, and all who wait woken, when the wait is cancelled.
     pub(crate) cancelled: Option<&'a AtomicBool>,
 }
@@ -107,7 +111,7 @@ impl<S: Pollable> Mux<S> {
                 // The flush was cut short; the deadline was looked at in between.
             } else if state.poller.is_none() {
                 let polled;
-                (state, polled) = self.sleep_on_transport(state, key, deadline);
+                (state, polled) = self.sleep_on_transport(state, key, until);
                 if let Err(error) = polled {
                     break Err(error);
                 }
@@ -142,16 +146,24 @@ impl<S: Pollable> Mux<S> {
         &'a self,
         mut state: Locked<'a, S>,
         key: Ready,
-        deadline: Option<Instant>,
+        until: Until<'_>,
     ) -> (Locked<'a, S>, Result<()>) {
+        let Until { deadline, spin, .. } = until;
         let output = state.no_room && state.proto.has_outgoing();
         // While the connection is lost there is no transport to wait for, but a time to connect.
-        let until = [deadline, state.retry_at()].into_iter().flatten().min();
+        let end = [deadline, state.retry_at()].into_iter().flatten().min();
+        // Others who wait have a use for the processor.
+        let looks =
+            !spin.is_zero() && !state.others_wait_for_replies() && state.spinner.poll_look();
+        let spin = if looks { spin } else { Duration::ZERO };
         state.poller = Some(Poller { key, output });
         drop(state);
-        let polled = self.stream().poll(output, until);
+        let looked = self.stream().poll(output, end, spin);
         let mut state = self.lock();
         state.poller = None;
+        if let Ok(look) = looked {
+            state.spinner.handle_look(look);
+        }
         if std::mem::take(&mut state.interrupted) {
             self.stream().rearm();
         }
@@ -166,7 +178,7 @@ impl<S: Pollable> Mux<S> {
                 self.read(&mut state);
             }
         }
-        (state, polled)
+        (state, looked.map(drop))
     }
 }
 
@@ -209,6 +221,8 @@ mod tests {
         /// The last message written.
         sent: RefCell<Vec<u8>>,
         sleeps: Cell<usize>,
+        /// The longest look before the last of them.
+        spin: Cell<Duration>,
     }
 
     impl Stream for Pieces {
@@ -229,13 +243,18 @@ mod tests {
     }
 
     impl Pollable for Pieces {
-        fn poll(&self, _: bool, deadline: Option<Instant>) -> Result<()> {
+        fn poll(&self, _: bool, deadline: Option<Instant>, spin: Duration) -> Result<Look> {
+            self.spin.set(spin);
             self.sleeps.set(self.sleeps.get() + 1);
             assert!(self.sleeps.get() < 10, "the answer was missed");
             if let Some(deadline) = deadline {
                 std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
             }
-            Ok(())
+            Ok(if spin.is_zero() {
+                Look::None
+            } else {
+                Look::InVain
+            })
         }
 
         fn rearm(&self) {}
@@ -264,7 +283,7 @@ mod tests {
         let taken = |state: &mut State| state.proto.take_reply(id);
         let until = Until {
             deadline,
-            cancelled: None,
+            ..Until::default()
         };
         let answer = mux.wait(Ready::Reply(id), until, taken).unwrap();
         answer.is_some_and(|(value, _)| value.unwrap() == b"value")
@@ -288,9 +307,29 @@ mod tests {
     #[test]
     fn a_deadline_that_passes_in_a_message_ends_the_wait() {
         let mux = Mux::new(Pieces::default(), Quirks::SOCKET);
-        let soon = Instant::now() + std::time::Duration::from_millis(5);
+        let soon = Instant::now() + Duration::from_millis(5);
         assert!(!wait(&mux, 4, Some(soon)));
         assert_eq!(mux.stream().sleeps.get(), 1);
+    }
+
+    #[test]
+    fn a_look_in_vain_makes_the_next_ones_rare() {
+        let mux = Mux::new(Pieces::default(), Quirks::SOCKET);
+        let spin = Duration::from_micros(50);
+        let look = || {
+            let until = Until {
+                deadline: Some(Instant::now() + Duration::from_millis(1)),
+                spin,
+                cancelled: None,
+            };
+            mux.stream().sleeps.set(0);
+            let never = |_: &mut State| None::<()>;
+            assert_eq!(mux.wait(Ready::Ended, until, never).unwrap(), None);
+            mux.stream().spin.get() == spin
+        };
+        let looks: Vec<bool> = (0..8).map(|_| look()).collect();
+        let rare = [true, false, false, true, false, false, false, false];
+        assert_eq!(looks, rare);
     }
 
     #[test]

@@ -66,6 +66,7 @@ mod ready_fd;
 mod reconnect;
 pub mod request;
 mod snapshot;
+mod spin;
 mod sync;
 #[cfg(feature = "tokio")]
 pub mod tokio;

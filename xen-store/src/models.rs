@@ -11,7 +11,7 @@ use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use loom::future::block_on;
 use loom::sync::{Arc, Condvar, Mutex};
@@ -24,6 +24,7 @@ use crate::mux::{Direction, Mux, Place, Reactor, Stream};
 use crate::proto::{Failure, Quirks, Ready, RequestId, Tx};
 use crate::reconnect::{Reconnect, Repeat};
 use crate::request::{Read, Request};
+use crate::spin::Look;
 use crate::transport::Written;
 use crate::wire::{self, Header, MsgType};
 
@@ -132,19 +133,19 @@ impl Stream for Pipe {
 }
 
 impl Pollable for Pipe {
-    fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()> {
+    fn poll(&self, output: bool, deadline: Option<Instant>, _: Duration) -> Result<Look> {
         let mut inside = self.state.lock().unwrap();
         // Without a transport it sleeps until an interruption, or until it is time to connect.
         let is_lost = inside.gone;
         if is_lost && deadline.is_some() {
-            return Ok(());
+            return Ok(Look::None);
         }
         while !inside.interrupted
             && (is_lost || (inside.bytes.is_empty() && !inside.closed && (!output || inside.full)))
         {
             inside = self.changed.wait(inside).unwrap();
         }
-        Ok(())
+        Ok(Look::None)
     }
 
     fn rearm(&self) {
@@ -261,7 +262,7 @@ fn one_whose_time_is_over_wakes_the_one_whose_answer_it_takes() {
         mux.stream().answer(2);
         let past = Until {
             deadline: Some(Instant::now()),
-            cancelled: None,
+            ..Until::default()
         };
         let ready = Ready::Reply(first);
         let looked = mux.wait(ready, past, |state| state.proto.poll_reply(first));
@@ -332,8 +333,8 @@ fn a_wait_that_is_cancelled_ends_and_the_other_goes_on() {
             let (mux, flag) = (Arc::clone(&mux), Arc::clone(&flag));
             thread::spawn(move || {
                 let until = Until {
-                    deadline: None,
                     cancelled: Some(&flag),
+                    ..Until::default()
                 };
                 let ready = Ready::Reply(first);
                 mux.wait(ready, until, |state| state.proto.poll_reply(first))

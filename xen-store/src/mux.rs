@@ -39,6 +39,7 @@ use crate::reconnect::{Reconnect, Schedule};
 #[cfg(any(feature = "tokio", test))]
 use crate::request::Encoded;
 use crate::request::Request;
+use crate::spin::Spinner;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::transport::Written;
 use crate::wire::MsgType;
@@ -129,6 +130,8 @@ pub(crate) struct State {
     pub(crate) poller: Option<Poller>,
     /// [`Stream::interrupt`] was called and not seen yet.
     pub(crate) interrupted: bool,
+    /// Which sleeps on the transport begin with a look.
+    pub(crate) spinner: Spinner,
     /// The task that waits on the transport.
     driver: Option<Waker>,
     /// The attempts to connect after a loss, if the connection survives it.
@@ -182,6 +185,7 @@ impl<S: Stream> Mux<S> {
             no_room: false,
             poller: None,
             interrupted: false,
+            spinner: Spinner::default(),
             driver: None,
             schedule: None,
             connecting: false,

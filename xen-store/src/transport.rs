@@ -16,7 +16,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -32,6 +32,7 @@ use crate::error::{Error, Invalid, Result};
 use crate::mux::Stream;
 use crate::proto::Quirks;
 use crate::ready_fd::{PollSet, Timer};
+use crate::spin::{Look, SHARED};
 
 /// The ways to the daemon, in the order tried: its socket, then the kernel's device.
 const PLACES: [&str; 4] = [
@@ -412,17 +413,29 @@ impl Stream for Polled {
 }
 
 impl Pollable for Polled {
-    fn poll(&self, output: bool, deadline: Option<Instant>) -> Result<()> {
+    fn poll(&self, output: bool, deadline: Option<Instant>, spin: Duration) -> Result<Look> {
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, output);
         let interruption = PollFd::new(self.interruption.as_fd(), PollFlags::POLLIN);
         let polled = self.transport(|transport| {
             let mut fds = [PollFd::new(transport.as_fd(), flags), interruption.clone()];
-            poll(&mut fds, timeout(deadline))
+            // The device's daemon is in another domain, which may need this processor.
+            let look = if transport.is_socket && !spin.is_zero() {
+                look(&mut fds, deadline, spin)?
+            } else {
+                Look::None
+            };
+            if look != Look::Saved && fds.iter().all(|fd| fd.any() != Some(true)) {
+                poll(&mut fds, timeout(deadline))?;
+            }
+            Ok(look)
         });
-        match polled.unwrap_or_else(|| poll(&mut [interruption.clone()], timeout(deadline))) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(os("poll", errno)),
+        let looked = polled.unwrap_or_else(|| {
+            poll(&mut [interruption.clone()], timeout(deadline)).map(|_| Look::None)
+        });
+        match looked {
+            Err(Errno::EINTR) => Ok(Look::None),
+            looked => looked.map_err(|errno| os("poll", errno)),
         }
     }
 
@@ -469,6 +482,34 @@ impl AsFd for Transport {
     }
 }
 
+/// Looks for what `fds` wait for until it is there, `spin` or `deadline` has passed, or another had
+/// the processor.
+///
+/// It does not yield: on a busy machine the processor would be away for milliseconds.
+fn look(
+    fds: &mut [PollFd<'_>],
+    deadline: Option<Instant>,
+    spin: Duration,
+) -> std::result::Result<Look, Errno> {
+    if poll(fds, PollTimeout::ZERO)? > 0 {
+        return Ok(Look::None);
+    }
+    let mut now = Instant::now();
+    let end = now + spin;
+    let end = deadline.map_or(end, |deadline| deadline.min(end));
+    while now < end {
+        let is_there = poll(fds, PollTimeout::ZERO)? > 0;
+        let last = std::mem::replace(&mut now, Instant::now());
+        if now.saturating_duration_since(last) > SHARED {
+            break;
+        }
+        if is_there {
+            return Ok(Look::Saved);
+        }
+    }
+    Ok(Look::InVain)
+}
+
 /// The time left in milliseconds, rounded up so that a poll never ends just before its deadline.
 fn timeout(deadline: Option<Instant>) -> PollTimeout {
     let Some(deadline) = deadline else {
@@ -500,6 +541,7 @@ pub(crate) fn os(op: &'static str, errno: Errno) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::net::UnixListener;
 
     use super::*;
@@ -541,6 +583,26 @@ mod tests {
         let flags = fcntl(device.as_fd(), FcntlArg::F_GETFL).unwrap();
         assert_ne!(flags & OFlag::O_NONBLOCK.bits(), 0);
     }
+
+    #[test]
+    fn a_poll_looks_before_it_sleeps_if_asked_to_and_only_on_a_socket() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = Polled::new(Transport::from_fd(ours.into()).unwrap()).unwrap();
+        let spin = Duration::from_micros(50);
+        let poll = |polled: &Polled, spin| {
+            let deadline = Instant::now() + Duration::from_millis(2);
+            polled.poll(false, Some(deadline), spin).unwrap()
+        };
+        assert_eq!(poll(&socket, Duration::ZERO), Look::None);
+        assert_eq!(poll(&socket, spin), Look::InVain);
+        // It is not slept for: there is no deadline.
+        theirs.write_all(b"x").unwrap();
+        assert_eq!(socket.poll(false, None, spin).unwrap(), Look::None);
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let device = Polled::new(Transport::from_fd(pty.master).unwrap()).unwrap();
+        assert_eq!(poll(&device, spin), Look::None);
+    }
+
     /// A child process, or another thread that is about to write, may keep a lost transport open.
     #[test]
     fn a_lost_transport_that_is_still_open_is_neither_polled_nor_written_to_in_place_of_the_next() {
@@ -552,7 +614,7 @@ mod tests {
         let polled = Polled::new(first).unwrap().renewable().unwrap();
         drop(listener.accept().unwrap());
         let write = polled.writer();
-        let hour = std::time::Duration::from_secs(3600);
+        let hour = Duration::from_secs(3600);
         polled.handle_loss(Instant::now() + hour);
         let is_readable = || {
             let mut fds = [PollFd::new(polled.as_fd(), PollFlags::POLLIN)];
@@ -564,7 +626,7 @@ mod tests {
         assert!(matches!(write(b"x"), Written::Gone));
         assert!(!is_readable());
         let (mut peer, _) = listener.accept().unwrap();
-        io::Write::write_all(&mut peer, b"y").unwrap();
+        peer.write_all(b"y").unwrap();
         assert!(is_readable());
         assert!(matches!(polled.writer()(b"z"), Written::Some(1)));
         let mut got = [0; 2];

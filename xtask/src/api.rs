@@ -21,13 +21,18 @@ const OUTSIDE: &[&str] = &["benches", "testing", "xtask"];
 const INTERNAL: &[&str] = &["HasField", "HasTag", "ProjectToTag", "StructuralPartialEq"];
 
 /// Types of which a blocking client and tokio's have one each, and the methods that the blocking
-/// one has alone: those of poll loops, deadlines and the end of a thread's wait, which are the
-/// runtime's.
+/// one has alone: those of poll loops, deadlines and a thread's wait, which are the runtime's.
 const TWINS: &[(&str, &str, &[&str])] = &[
     (
         "xen_store::Store",
         "xen_store::tokio::Store",
-        &["cancellable", "connect_until", "process", "with_timeout"],
+        &[
+            "cancellable",
+            "connect_until",
+            "process",
+            "with_spin",
+            "with_timeout",
+        ],
     ),
     (
         "xen_store::Transaction",

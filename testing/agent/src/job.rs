@@ -61,7 +61,7 @@ impl std::str::FromStr for Exit {
 #[derive(Debug)]
 pub(crate) enum Job {
     Local(LocalJob),
-    Remote(RemoteJob),
+    Remote(Box<RemoteJob>),
 }
 
 impl Job {

@@ -85,13 +85,13 @@ impl Agent {
         self.store
             .write(&format!("{base}/request"), &request)
             .with_context(|| format!("asking domain {} to run {argv:?}", self.domain))?;
-        Ok(Job::Remote(RemoteJob {
+        Ok(Job::Remote(Box::new(RemoteJob {
             store: self.store.clone(),
             base,
             watch,
             lines: Vec::new(),
             exit: None,
-        }))
+        })))
     }
 }
 
