@@ -22,9 +22,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libc::{c_int, sock_filter};
 use nix::errno::Errno;
@@ -61,6 +61,12 @@ const HYPERCALL_SIZE: usize = 48;
 /// Bytes of an entry of an MSI-X table, and where its mask bit is.
 const ENTRY: u64 = 16;
 const MASK: u64 = 12;
+
+/// The longest wait for a device that the kernel does not show yet, and the pause between two looks.
+/// libxl asks QEMU for the device while pcifront still scans its bus, and after a failure not again
+/// for a second.
+const APPEARANCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Bytes of a line in the log.
 const LINE: usize = 160;
@@ -233,7 +239,9 @@ impl Broker {
             self.log(&format!("{asked} is no device of this domain's"));
             return Ok(None);
         };
-        let file = self.folder_of(found).join(name);
+        let folder = self.folder_of(found);
+        appears(&folder, Instant::now() + APPEARANCE);
+        let file = folder.join(name);
         let file = OpenOptions::new()
             .read(true)
             .write(flags.write)
@@ -322,6 +330,13 @@ impl Broker {
     }
 }
 
+/// Waits until there is such a folder, or until the deadline.
+fn appears(folder: &Path, deadline: Instant) {
+    while !folder.exists() && Instant::now() < deadline {
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// `struct privcmd_hypercall`: the hypercall and its arguments.
 fn words(bytes: &[u8; HYPERCALL_SIZE]) -> (u64, [u64; 5]) {
     let word = |at: usize| {
@@ -338,7 +353,6 @@ mod tests {
     use std::fs;
     use std::io::{Read as _, Write as _};
     use std::os::unix::fs::symlink;
-    use std::path::Path;
     use std::sync::mpsc::channel;
 
     use super::super::devices::tests::device;
@@ -404,6 +418,26 @@ mod tests {
         });
         assert_eq!(sizes, [256, 256, 254]);
         assert!(fs::read(config).unwrap().starts_with(b"\x86\x80"));
+    }
+
+    #[test]
+    fn a_device_that_the_kernel_shows_late_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let [folder, late] = [LOCAL, "late"].map(|name| dir.path().join(name));
+        behind(dir.path(), none, move || {
+            let vendor = format!("{DEVICES}/{HOST}/vendor");
+            fs::rename(&folder, &late).unwrap();
+            let began = Instant::now();
+            let none = File::open(&vendor).unwrap_err();
+            assert_eq!(none.kind(), io::ErrorKind::NotFound);
+            assert!(began.elapsed() >= APPEARANCE, "{:?}", began.elapsed());
+            let shown = std::thread::spawn(move || {
+                std::thread::sleep(APPEARANCE / 5);
+                fs::rename(late, folder).unwrap();
+            });
+            assert_eq!(fs::read_to_string(vendor).unwrap(), "0x8086\n");
+            shown.join().unwrap();
+        });
     }
 
     #[test]
