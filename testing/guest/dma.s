@@ -1,33 +1,26 @@
-# A device that the guest was given: QEMU's edu, which copies between its own memory and the guest's by DMA.
+# Devices that the guest was given: QEMU's edu, which copies between its own memory and the guest's by DMA.
 #
-# It copies a word from the guest's memory and back to another place there, and then one from an address that the guest has no
-# memory at, which the IOMMU has to refuse.
+# Each copies a word from the guest's memory and back to another place there, and then one from an address that the guest has no
+# memory at, which the IOMMU has to refuse. Or it copies within the guest's memory forever.
 
         .equ EDU,           0x11e81234  # its device and its vendor
         .equ EDU_MEMORY,    0x40000     # its own, as DMA addresses it
+        .equ EDU_HOLE,      0xf8000000  # where the BIOS puts nothing
         .equ DMA_WORD,      0x18000
         .equ DMA_BACK,      0x18004
         .equ DMA_OUTSIDE,   0x0c000000  # 192 MiB; within the 28 bits that the device addresses
 
+# A line for each of these devices.
 dma_try:
-        mov ebx, 0x80000000             # how the bus's first device is addressed
-1:      mov eax, ebx
-        call pci_read
-        cmp eax, EDU
-        je 2f
-        add ebx, 0x800
-        cmp ebx, 0x80010000
-        jb 1b
-        mov esi, offset text_no_edu
-        jmp put_text
-2:      lea eax, [ebx + 4]
-        call pci_read
-        or eax, 6                       # memory, access to memory
-        out dx, eax
-        lea eax, [ebx + 0x10]
-        call pci_read
-        and al, 0xf0
-        mov edi, eax
+        call dma_find
+        jc dma_none
+1:      call dma_tell
+        add ebx, 0x100
+        call dma_next
+        jnc 1b
+        ret
+
+dma_tell:
         mov dword ptr [DMA_WORD], 0x5a5aa5a5
         mov dword ptr [DMA_BACK], 0
         mov eax, DMA_WORD
@@ -47,6 +40,56 @@ dma_try:
         mov eax, [DMA_BACK]
         call put_hex
         jmp put_newline
+
+# Copies a number that grows to DMA_BACK, forever. It touches no port, so it goes on when there is no device model.
+dma_forever:
+        call dma_find
+        jc dma_none
+        mov esi, offset text_forever
+        call put_text
+        mov dword ptr [DMA_WORD], 0
+1:      inc dword ptr [DMA_WORD]
+        mov eax, DMA_WORD
+        call dma_in
+        mov eax, DMA_BACK
+        call dma_out
+        jmp 1b
+
+dma_none:
+        mov esi, offset text_no_edu
+        jmp put_text
+
+# Out: edi = the first of these devices, ready for use, ebx = how the bus has its address; or the carry flag if there is none.
+dma_find:
+        mov ebx, 0x80000000             # how the bus's first device is addressed
+# The same, from ebx on.
+dma_next:
+        mov eax, ebx
+        call pci_read
+        cmp eax, EDU
+        je 2f
+        add ebx, 0x100
+        cmp ebx, 0x80010000
+        jb dma_next
+        stc
+        ret
+2:      lea eax, [ebx + 0x10]
+        call pci_read
+        and eax, 0xfffffff0
+        jnz 3f
+        # It came after the BIOS was done: a megabyte for each slot.
+        mov eax, ebx
+        shl eax, 20 - 11
+        and eax, 0x01f00000
+        or eax, EDU_HOLE
+        out dx, eax
+3:      mov edi, eax
+        lea eax, [ebx + 4]
+        call pci_read
+        or eax, 6                       # memory, access to memory
+        out dx, eax
+        clc
+        ret
 
 # In: edi = the device, eax = where in the guest's memory. Copies four bytes from there.
 dma_in: mov ecx, EDU_MEMORY
@@ -73,5 +116,6 @@ dma_out:
 3:      ret
 
 text_no_edu:    .asciz "xen-guest: dma without a device\r\n"
+text_forever:   .asciz "xen-guest: dma forever\r\n"
 text_dma:       .asciz "xen-guest: dma inside="
 text_outside:   .asciz " outside="

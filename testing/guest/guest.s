@@ -21,7 +21,8 @@
 #   port N                              for each '@': on the serial ports 2 to 4, each its own number
 #   toy 0xXXXXXXXX                      for each '~': what the port of toy.s returned, all ones if nothing is there
 #   netN ... datagram=ok                for each '&': the network cards' lines once more, with another kind of echo
-#   dma inside=0xN outside=0xN          for '^': see dma.s
+#   dma inside=0xN outside=0xN          for '^', a line for each device: see dma.s
+#   dma forever                         for '|', and nothing after it
 #   screen drawn                        for '*', and for each '+' after it: see screen.s
 #   key 0xXXXXXXXX, mouse 0xXXXXXXXX    from then on for each byte of the keyboard and each movement
 #   monitored cpuid=0xN request=0xN     for each '!': the answers to a cpuid and to a request to its monitor

@@ -172,6 +172,8 @@ requests:
         .long toy_tell
         .byte '^'
         .long dma_try
+        .byte '|'
+        .long dma_forever
         .byte '*'
         .long screen_draw
         .byte '+'

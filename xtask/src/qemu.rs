@@ -149,7 +149,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) pci: Option<&'a Passthrough>,
 }
 
-/// The devices of a machine with an IOMMU, at the addresses [`CARD`], [`DISK`] and [`EDU`].
+/// The devices of a machine with an IOMMU, at the addresses [`CARD`], [`DISK`], [`EDU`] and [`PAIR`].
 #[derive(Debug)]
 pub(crate) struct Passthrough {
     /// The folder that the card's network serves by TFTP.
@@ -164,6 +164,8 @@ const CARD: &str = "8";
 const DISK: &str = "9";
 /// The address of a device that a guest can have do DMA of any kind, 0000:00:0a.0 in dom0.
 const EDU: &str = "0xa";
+/// The address of two more of these, functions of one device: 0000:00:0b.0 and 0000:00:0b.1 in dom0.
+const PAIR: &str = "0xb";
 
 /// Added to Xen's command line on a machine with an IOMMU: the emulated IOMMU is Intel's and the
 /// processor AMD's, so the two cannot share page tables.
@@ -257,6 +259,8 @@ impl Passthrough {
         let card = format!("e1000e,netdev=card,addr={CARD},romfile=");
         let disk = format!("nvme,drive=disk,serial=stubdm,addr={DISK}");
         let edu = format!("edu,addr={EDU}");
+        let first = format!("edu,addr={PAIR}.0,multifunction=on");
+        let second = format!("edu,addr={PAIR}.1");
         let words = [
             "-machine",
             "q35",
@@ -272,6 +276,10 @@ impl Passthrough {
             &disk,
             "-device",
             &edu,
+            "-device",
+            &first,
+            "-device",
+            &second,
         ];
         Ok(words.iter().map(OsString::from).collect())
     }

@@ -59,7 +59,7 @@ fn no_shell() -> Result<()> {
 }
 
 /// The configuration's command line for the stubdomain, with more words.
-fn command_line(more: &str) -> Result<String> {
+pub(super) fn command_line(more: &str) -> Result<String> {
     let config = fs::read_to_string(CONFIG).context(CONFIG)?;
     let line = config
         .lines()
@@ -142,7 +142,7 @@ fn state_of(name: &str, letter: char) -> Result<()> {
 }
 
 /// The ramdisk with one program more, which runs QEMU and spoils it when dom0 says so.
-fn ramdisk_with_killer() -> Result<&'static str> {
+pub(super) fn ramdisk_with_killer() -> Result<&'static str> {
     const IMAGE: &str = "/tmp/stub-killer.img";
     const SCRIPT: &str = "set -e; rm -rf /tmp/killer; mkdir -p /tmp/killer/packed/extra; \
         cp /usr/bin/xen-testbed-agent /tmp/killer/packed/extra/mortal-qemu; cd /tmp/killer; \
@@ -177,7 +177,7 @@ fn node(guest: &Guest, name: &str) -> String {
     format!("/local/domain/{}/{name}", guest.stub)
 }
 
-fn order(store: &Store, guest: &Guest, order: &str) -> Result<()> {
+pub(super) fn order(store: &Store, guest: &Guest, order: &str) -> Result<()> {
     Ok(store.write(&node(guest, ORDER), order)?)
 }
 

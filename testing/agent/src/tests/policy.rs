@@ -97,7 +97,7 @@ fn nothing_was_denied() -> Result<()> {
 
 /// As libxl would say it, by a person's client: for what libxl itself refuses to ask for on this
 /// host.
-fn asked(guest: &Guest, name: &str, arguments: &str) -> Result<(Exit, String)> {
+pub(super) fn asked(guest: &Guest, name: &str, arguments: &str) -> Result<(Exit, String)> {
     let (exit, lines) = outcome(&["stubdm-run", "qmp", &guest.id.to_string(), name, arguments])?;
     Ok((exit, lines.join("\n")))
 }

@@ -1,0 +1,318 @@
+//! A device through its guest's life: what saves, restarts and kills do to it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use xen_gnttab::{PageAccess, Region, foreign};
+use xen_store::Store;
+use xen_sys::DomId;
+
+use super::super::hypercalls::privcmd;
+use super::super::outcomes::{command_line, order, ramdisk_with_killer};
+use super::super::policy::asked;
+use super::super::save::{IMAGE, goes_on, restore, second};
+use super::{DISK, EDU, MEMORY, MODULE, PAIR, given, is_assignable_again, passed};
+use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, diagnosis};
+use crate::job::Exit;
+use crate::suite::{Needs, Test};
+use crate::world::{World, command, host_release, outcome, soon};
+
+pub(super) fn add(tests: &mut Vec<Test>) {
+    let mut test = |name, body: fn(&World) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Package, move |world| {
+            given()?;
+            body(world)
+        }));
+    };
+    test("pci/two_devices_and_two_functions_of_one", several);
+    test("pci/saved_without_the_device", saved);
+    test("pci/attached_anew_after_a_restart", restarted);
+    test("pci/given_on_after_qemu_was_killed", qemu_killed);
+    test("pci/given_on_after_the_stubdomain_was_destroyed", destroyed);
+    test("pci/refused_at_once", refused);
+    test("pci/the_hosts_addresses_in_the_stubdomain", same_addresses);
+}
+
+/// A guest that begins without a device can get one later.
+const PASSTHROUGH: &str = "passthrough=\"enabled\"";
+
+/// Creates the guest with the edu, and with more lines of configuration.
+fn create(store: &Store, more: &[&str]) -> Result<Guest> {
+    let device = format!("pci=[\"{EDU},permissive=1\"]");
+    let lines = [&[&*device, MEMORY], more].concat();
+    let guest = Guest::create_with(store, &lines);
+    guest.with_context(|| format!("creating {NAME}{}", diagnosis()))
+}
+
+/// The device copies within the guest's memory.
+fn copies(store: &Store, guest: &mut Guest) -> Result<()> {
+    copies_by(1, store, guest)
+}
+
+/// Each of so many devices does.
+fn copies_by(count: usize, store: &Store, guest: &mut Guest) -> Result<()> {
+    // Before it is alive, nothing looks at what is typed.
+    second(guest)?;
+    guest.types(store, "^")?;
+    for _ in 0..count {
+        let said = guest.says("xen-guest: dma ")?;
+        ensure!(said.starts_with("inside=0x5a5aa5a5 "), "{said}");
+    }
+    Ok(())
+}
+
+/// The guest has three devices, two of them functions of one, and each does its own DMA.
+fn several(world: &World) -> Result<()> {
+    let devices = [EDU, PAIR[0], PAIR[1]];
+    let named: Vec<String> = devices
+        .iter()
+        .map(|d| format!("\"{d},permissive=1\""))
+        .collect();
+    let line = format!("pci=[{}]", named.join(", "));
+    let mut guest = Guest::create_with(&world.store, &[&line, MEMORY])
+        .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
+    let result = (|| {
+        let names = ["pci-pt-00_0a.0", "pci-pt-00_0b.0", "pci-pt-00_0b.1"];
+        ensure!(passed(&guest)? == names, "{:?}", passed(&guest));
+        copies_by(devices.len(), &world.store, &mut guest)
+    })();
+    guest.destroy()?;
+    result.with_context(diagnosis)?;
+    devices.into_iter().try_for_each(is_assignable_again)
+}
+
+/// libxl saves the guest without the device. The guest goes on where it was; the device is free.
+fn saved(world: &World) -> Result<()> {
+    let guest = create(&world.store, &[PASSTHROUGH])?;
+    let result = saves(&world.store, guest).with_context(diagnosis);
+    let _ = fs::remove_file(IMAGE);
+    result?.destroy()?;
+    is_assignable_again(EDU)
+}
+
+fn saves(store: &Store, mut guest: Guest) -> Result<Guest> {
+    copies(store, &mut guest)?;
+    let before = second(&mut guest)?;
+    command(&["xl", "save", NAME, IMAGE])?;
+    is_assignable_again(EDU)?;
+    guest = restore(guest)?;
+    goes_on(&mut guest, before)?;
+    attached_anew(store, &mut guest)?;
+    Ok(guest)
+}
+
+/// libxl has left the device out, and gives it to the running guest when it is asked to.
+fn attached_anew(store: &Store, guest: &mut Guest) -> Result<()> {
+    ensure!(passed(guest)?.is_empty(), "{:?}", passed(guest));
+    is_assignable_again(EDU)?;
+    command(&["xl", "pci-attach", NAME, &format!("{EDU},permissive=1")])?;
+    ensure!(passed(guest)? == ["pci-pt-00_0a.0"], "{:?}", passed(guest));
+    copies(store, guest)
+}
+
+/// The guest resets the machine, and xl makes it anew.
+fn restarted(world: &World) -> Result<()> {
+    let mut guest = create(&world.store, &["on_reboot=\"restart\"", PASSTHROUGH])?;
+    copies(&world.store, &mut guest).with_context(diagnosis)?;
+    guest = guest.restarts(&world.store, "$").with_context(diagnosis)?;
+    attached_anew(&world.store, &mut guest).with_context(diagnosis)?;
+    guest.destroy()?;
+    is_assignable_again(EDU)
+}
+
+/// The time for which a device has to be quiet; it copies several times a second.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// The place in the guest's memory to which the device copied last.
+struct Copied(Region);
+
+impl Copied {
+    /// The frame and the place in it (testing/guest/dma.s).
+    const PLACE: (u64, usize) = (0x18, 4);
+
+    /// Has the guest's device copy forever.
+    fn forever(store: &Store, guest: &mut Guest) -> Result<Self> {
+        second(guest)?;
+        guest.types(store, "|")?;
+        guest.says("xen-guest: dma forever")?;
+        let privcmd = privcmd()?;
+        let (memory, (frame, _)) = (privcmd.guest(guest.id), Self::PLACE);
+        let mut copied = Self(foreign::map(memory, &[frame], PageAccess::ReadOnly)?);
+        copied.grows()?;
+        Ok(copied)
+    }
+
+    fn now(&self) -> Result<u32> {
+        let mut bytes = [0; 4];
+        self.0.copy_out(Self::PLACE.1, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// It grows, by DMA of now.
+    fn grows(&mut self) -> Result<()> {
+        let (before, deadline) = (self.now()?, soon());
+        while self.now()? < before + 3 {
+            ensure!(Instant::now() < deadline, "no DMA after number {before}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+/// Faults of the device in Xen's log.
+fn faults() -> Result<usize> {
+    let log = command(&["xl", "dmesg"])?;
+    Ok(log.iter().filter(|line| line.contains(EDU)).count())
+}
+
+/// The device is assignable and quiet, and the next guest's to use.
+fn is_given_on(world: &World) -> Result<()> {
+    is_assignable_again(EDU)?;
+    let before = faults()?;
+    std::thread::sleep(QUIET);
+    ensure!(faults()? == before, "the device does DMA without a guest");
+    let mut next = create(&world.store, &[]).context("the next guest")?;
+    let result = copies(&world.store, &mut next);
+    next.destroy()?;
+    result.with_context(diagnosis)?;
+    is_assignable_again(EDU)
+}
+
+/// QEMU ends in the middle of DMA: libxl destroys the guest, as its configuration has it.
+fn qemu_killed(world: &World) -> Result<()> {
+    let image = ramdisk_with_killer()?;
+    let ramdisk = format!("stubdomain_ramdisk=\"{image}\"");
+    let line = command_line("stubdm.qemu=/extra/mortal-qemu")?;
+    let result: Result<DomId> = (|| {
+        let more = [&*ramdisk, &line, "on_crash=\"destroy\""];
+        let mut guest = create(&world.store, &more)?;
+        let copied = Copied::forever(&world.store, &mut guest);
+        copied.with_context(diagnosis)?;
+        let killed = Instant::now();
+        order(&world.store, &guest, "SIGKILL")?;
+        let stub = guest.stub;
+        guest.has_left()?;
+        println!("    the guest is gone after {:?}", killed.elapsed());
+        Ok(stub)
+    })();
+    fs::remove_file(image)?;
+    forget_backend(&world.store, result?)?;
+    is_given_on(world)
+}
+
+/// Removes the nodes of a device's backend: libxl leaves them when the stubdomain has crashed.
+fn forget_backend(store: &Store, stub: DomId) -> Result<()> {
+    let folder = format!("/local/domain/0/backend/pci/{stub}");
+    ensure!(store.exists(&folder)?, "libxl has removed {folder}");
+    Ok(store.rm(&folder)?)
+}
+
+/// The stubdomain alone is destroyed in the middle of DMA.
+fn destroyed(world: &World) -> Result<()> {
+    let mut guest = create(&world.store, &[])?;
+    let result = (|| {
+        let copied = Copied::forever(&world.store, &mut guest)?;
+        let began = Instant::now();
+        command(&["xl", "destroy", STUB])?;
+        println!("    the stubdomain is gone after {:?}", began.elapsed());
+        let last = copied.now()?;
+        std::thread::sleep(QUIET);
+        ensure!(copied.now()? == last, "DMA without a stubdomain");
+        Ok(())
+    })();
+    let began = Instant::now();
+    guest.destroy()?;
+    println!("    the guest is gone after {:?}", began.elapsed());
+    result.and_then(|()| is_given_on(world))
+}
+
+/// The time within which a refusal has to come.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// A function of the machine's that pciback does not have, and an address without one.
+const NOT_GIVEN: &str = "0000:00:1f.0";
+const NOTHING: &str = "0000:00:1e.0";
+
+/// xl fails with its address, at once.
+fn is_refused(argv: &[&str], reason: &str) -> Result<()> {
+    let began = Instant::now();
+    let (exit, lines) = outcome(argv)?;
+    let (took, said) = (began.elapsed(), lines.join("\n"));
+    println!("    {argv:?}: {exit} after {took:?}");
+    ensure!(exit != Exit::Status(0), "{argv:?}: {said}");
+    ensure!(said.contains(reason), "{argv:?}: {said}");
+    ensure!(took < AT_ONCE, "{argv:?}: after {took:?}");
+    Ok(())
+}
+
+fn refused(world: &World) -> Result<()> {
+    let mut guest = create(&world.store, &[])?;
+    let result = refusals(&world.store, &mut guest).with_context(diagnosis);
+    guest.destroy()?;
+    result?;
+    let line = format!("pci=[\"{NOT_GIVEN}\"]");
+    let (exit, lines) = outcome(&["xl", "create", CONFIG, &line, MEMORY])?;
+    let said = lines.join("\n");
+    ensure!(exit != Exit::Status(0), "{said}");
+    ensure!(
+        said.contains("PCI device 0:0:1f.0 is not assignable"),
+        "{said}"
+    );
+    is_assignable_again(EDU)
+}
+
+/// Refusals that change nothing: xl's, and that of a device which the toolstack has not announced.
+fn refusals(store: &Store, guest: &mut Guest) -> Result<()> {
+    let attach = |device| ["xl", "pci-attach", NAME, device];
+    is_refused(&attach(EDU), "PCI device 0000:00:0a.0 already assigned")?;
+    is_refused(&attach(NOT_GIVEN), "PCI device 0:0:1f.0 is not assignable")?;
+    is_refused(&attach(NOTHING), "PCI device 0000:00:1e.0 already assigned")?;
+    // libxl keeps no list of the devices of a guest with a stubdomain.
+    let list = command(&["xl", "pci-list", NAME])?;
+    ensure!(list.is_empty(), "{list:?}");
+    is_refused(&["xl", "pci-detach", NAME, EDU], "unable to remove device")?;
+
+    let began = Instant::now();
+    let arguments = format!(
+        r#"{{"driver": "xen-pci-passthrough", "id": "pci-pt-00_09.0", "hostaddr": "{DISK}"}}"#
+    );
+    let (exit, said) = asked(guest, "device_add", &arguments)?;
+    ensure!(
+        exit == Exit::Status(1) && !said.contains("policy"),
+        "{exit}: {said}"
+    );
+    ensure!(began.elapsed() < AT_ONCE, "after {:?}", began.elapsed());
+    // A later QEMU finds no address of it in the store, and asks for no file.
+    if host_release() < (4, 20) {
+        let log = fs::read_to_string(LOG).context(LOG)?;
+        let refusal = format!("PCI: {DISK} is no device of this domain's");
+        ensure!(log.contains(&refusal), "nothing about `{refusal}`");
+    }
+
+    ensure!(passed(guest)? == ["pci-pt-00_0a.0"], "{:?}", passed(guest));
+    copies(store, guest)
+}
+
+/// pciback as some hosts load it, so that a device has the host's address in the stubdomain.
+fn same_addresses(world: &World) -> Result<()> {
+    load_anew(&["passthrough=1"])?;
+    given()?;
+    let result = create(&world.store, &[]).and_then(|mut guest| {
+        let result = copies(&world.store, &mut guest).with_context(diagnosis);
+        guest.destroy()?;
+        result
+    });
+    is_assignable_again(EDU)?;
+    load_anew(&[])?;
+    result?;
+    let log = fs::read_to_string(LOG).context(LOG)?;
+    let opened = format!("PCI: {EDU}, in here {EDU}: QEMU opened it");
+    ensure!(log.contains(&opened), "nothing about `{opened}`");
+    Ok(())
+}
+
+fn load_anew(parameters: &[&str]) -> Result<()> {
+    command(&["rmmod", "xen_pciback"])?;
+    command(&[&["insmod", MODULE], parameters].concat())?;
+    Ok(())
+}
