@@ -2,7 +2,8 @@
 //!
 //! A group is a set of variants of one thing: the same work, ring and sizes, with different ends.
 //! Its runs are interleaved (A B C, A B C, …), so that whatever else the machine does meets all of
-//! them, and the figure of each is the median. How many bytes a run moves is found by a first run,
+//! them, and the figure of each is the median. A round during which the processors' distance changed
+//! is dropped, and another is run in its place. How many bytes a run moves is found by a first run,
 //! which is not counted.
 
 mod groups;
@@ -125,7 +126,7 @@ pub struct Group {
     pub task: Task,
     /// By whom.
     pub variants: Vec<Variant>,
-    /// How many times each.
+    /// How many times each; more in place of rounds that are dropped, up to twice as many.
     pub runs: usize,
 }
 
@@ -157,7 +158,7 @@ pub struct Row {
     /// The same of each run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cpu_runs: Vec<f64>,
-    /// How long a cache line took to the other processor and back while the group ran, in
+    /// How long a cache line took to the other processor and back between the rounds, in
     /// nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<f64>,
@@ -167,20 +168,24 @@ pub struct Row {
 pub type Both = (Sample, Sample);
 
 /// How long one run should last.
-pub const QUICK: Duration = Duration::from_millis(40);
-/// The same for figures that are kept.
-pub const FULL: Duration = Duration::from_millis(100);
+pub const LENGTH: Duration = Duration::from_millis(40);
+
+/// A cache line's way may take so many times as long after a round as before it. Beyond that the
+/// round's ratios would compare two machines.
+const STEADY: f64 = 1.4;
 
 impl Group {
     /// Runs every variant and gives a row for each. `run` moves so many bytes once; `length` is how
-    /// long that should take.
+    /// long that should take. `line` measures a cache line's way to the other processor and back, if
+    /// that can be measured.
     ///
     /// # Errors
     ///
-    /// The first run that fails.
+    /// The first run or measurement that fails.
     pub fn measure(
         &self,
         length: Duration,
+        mut line: impl FnMut() -> Result<Option<f64>>,
         mut run: impl FnMut(&Task, &Variant, u64) -> Result<Both>,
     ) -> Result<Vec<Row>> {
         let mut run = |variant: &Variant, total: u64| {
@@ -191,16 +196,36 @@ impl Group {
             totals.push(self.total(length, |total| run(variant, total))?);
         }
         let mut seen = vec![Vec::new(); self.variants.len()];
-        for _ in 0..self.runs {
-            for (i, variant) in self.variants.iter().enumerate() {
-                seen[i].push(run(variant, totals[i])?);
+        let (mut lines, mut before) = (Vec::new(), line()?);
+        for round in 0..2 * self.runs {
+            let both = self.variants.iter().zip(&totals);
+            let round_seen: Vec<Both> = both
+                .map(|(variant, total)| run(variant, *total))
+                .collect::<Result<_>>()?;
+            let after = line()?;
+            let is_steady =
+                |(before, after): (f64, f64)| before.max(after) < STEADY * before.min(after);
+            let kept = before.zip(after).is_none_or(is_steady);
+            // On a machine that is never steady the last rounds count all the same.
+            let needed = self.runs - seen[0].len();
+            if kept || needed >= 2 * self.runs - round {
+                lines.extend(before.zip(after).map(|(a, b)| f64::midpoint(a, b)));
+                seen.iter_mut()
+                    .zip(round_seen)
+                    .for_each(|(all, one)| all.push(one));
+            }
+            before = after;
+            if seen[0].len() == self.runs {
+                break;
             }
         }
-        Ok(self
-            .variants
-            .iter()
-            .zip(seen)
-            .map(|(variant, seen)| self.row(*variant, &seen))
+        let line = (!lines.is_empty()).then(|| median(lines));
+        let rows = self.variants.iter().zip(seen);
+        Ok(rows
+            .map(|(variant, seen)| Row {
+                line,
+                ..self.row(*variant, &seen)
+            })
             .collect())
     }
 
@@ -306,17 +331,21 @@ mod tests {
         let group = stream(64 * KIB, 64, 0);
         let mut order = Vec::new();
         // One nanosecond per byte.
-        let rows = group.measure(Duration::from_millis(10), |_, variant, total| {
-            order.push((*variant, total));
-            let seen = Sample {
-                ns: total,
-                bytes: total,
-                cpu: total,
-                notifies: 7,
-                ..Sample::default()
-            };
-            Ok((seen, seen))
-        });
+        let rows = group.measure(
+            Duration::from_millis(10),
+            || Ok(None),
+            |_, variant, total| {
+                order.push((*variant, total));
+                let seen = Sample {
+                    ns: total,
+                    bytes: total,
+                    cpu: total,
+                    notifies: 7,
+                    ..Sample::default()
+                };
+                Ok((seen, seen))
+            },
+        );
         let rows = rows.unwrap();
         assert_eq!(rows.len(), group.variants.len());
         let measured = &order[order.len() - ROUNDS * rows.len()..];
@@ -327,5 +356,38 @@ mod tests {
         assert_eq!(rows[0].median, 1.0);
         assert_eq!(rows[0].cpu, 2000.0);
         assert!((rows[0].notifies - 1.4).abs() < 0.1);
+    }
+
+    /// Returns the rounds that were run and those that counted, with these times of a cache line.
+    fn rounds(lines: impl IntoIterator<Item = f64>) -> (usize, usize) {
+        let group = stream(64 * KIB, 64, 0);
+        let mut lines = lines.into_iter();
+        let (mut asked, mut runs) = (0, 0);
+        let line = || {
+            asked += 1;
+            Ok(lines.next())
+        };
+        let rows = group.measure(Duration::from_millis(10), line, |_, _, total| {
+            runs += 1;
+            let seen = Sample {
+                ns: total,
+                bytes: total,
+                ..Sample::default()
+            };
+            Ok((seen, seen))
+        });
+        let rows = rows.unwrap();
+        assert!(rows.iter().all(|row| row.runs.len() == rows[0].runs.len()));
+        (asked - 1, rows[0].runs.len())
+    }
+
+    #[test]
+    fn a_round_during_which_the_processors_moved_is_run_again() {
+        assert_eq!(rounds([]), (ROUNDS, ROUNDS));
+        assert_eq!(rounds([100.0; 2 * ROUNDS]), (ROUNDS, ROUNDS));
+        let moved_once = [100.0, 100.0].into_iter().chain([150.0; 2 * ROUNDS]);
+        assert_eq!(rounds(moved_once), (ROUNDS + 1, ROUNDS));
+        let restless = (0..).map(|n| if n % 2 == 0 { 100.0 } else { 350.0 });
+        assert_eq!(rounds(restless), (2 * ROUNDS, ROUNDS));
     }
 }

@@ -2,6 +2,7 @@
 
 mod plot;
 mod targets;
+mod verdicts;
 
 use std::fmt::Write as _;
 
@@ -83,7 +84,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// A quantity over several rounds.
+/// A quantity over the rounds that counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
     /// The median.
@@ -189,6 +190,7 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
         tenth * 100.0,
         lines(rows),
     );
+    verdicts::summary(&mut out, rows);
     targets_table(&mut out, rows);
     for xen in [false, true] {
         one_host(&mut out, rows, xen);
@@ -246,6 +248,8 @@ fn one_host(out: &mut String, rows: Rows<'_>, xen: bool) {
         let pick = |task: &Task| on(Work::Stream)(task) && task.notify_ns == cost;
         let _ = write!(out, "\n## Streams on {place}{notify}\n\n");
         streams(out, rows, &rows.tasks(pick));
+        let _ = write!(out, "\n### Their ratios{notify}\n\n");
+        verdicts::table(out, rows, &rows.tasks(pick));
         let _ = write!(out, "\n### Their cost{notify}\n\n");
         costs_table(out, rows, &rows.tasks(pick));
     }
@@ -307,41 +311,41 @@ fn cell(row: Option<&Row>) -> String {
 
 /// A ratio, for a table.
 fn times(ratio: Option<Measured>) -> String {
-    ratio.map_or_else(|| "–".into(), |ratio| format!("×{}", digits(ratio.middle)))
+    ratio.map_or_else(
+        || "–".into(),
+        |ratio| {
+            let [middle, low, high] = [ratio.middle, ratio.low, ratio.high].map(digits);
+            format!("×{middle} ({low} to {high})")
+        },
+    )
 }
 
 fn streams(out: &mut String, rows: Rows<'_>, tasks: &[Task]) {
     out.push_str(
-        "GB/s ± half the distance between the quartiles, in brackets the ratio to libxenvchan at \
-         both ends.\n\n\
+        "GB/s ± half the distance between the quartiles.\n\n\
          | ring | write | C both ends | ours both ends | ours, corked | C writes, ours reads \
          | ours writes, C reads | the same, corked | UNIX socket | bare ring | rtrb | line, ns |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for task in tasks {
-        let base = rows.find(task, C);
-        let _ = write!(
-            out,
-            "| {} | {} | {} ",
-            bytes(task.ring),
-            bytes(task.size),
-            cell(base)
-        );
-        for variant in [OURS, OURS.corked(), WE_READ, WE_WRITE, WE_WRITE.corked()] {
-            let _ = match rows.find(task, variant) {
-                Some(row) => write!(
-                    out,
-                    "| {} ({}) ",
-                    cell(Some(row)),
-                    times(rows.ratio(task, variant, C))
-                ),
-                None => write!(out, "| – "),
-            };
-        }
-        for variant in [UNIX, CORE, RTRB] {
+        let _ = write!(out, "| {} | {} ", bytes(task.ring), bytes(task.size));
+        for variant in [
+            C,
+            OURS,
+            OURS.corked(),
+            WE_READ,
+            WE_WRITE,
+            WE_WRITE.corked(),
+            UNIX,
+            CORE,
+            RTRB,
+        ] {
             let _ = write!(out, "| {} ", cell(rows.find(task, variant)));
         }
-        let line = base.and_then(|row| row.line).unwrap_or(f64::NAN);
+        let line = rows
+            .find(task, C)
+            .and_then(|row| row.line)
+            .unwrap_or(f64::NAN);
         let _ = writeln!(out, "| {} |", digits(line));
     }
 }

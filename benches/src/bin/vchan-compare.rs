@@ -279,20 +279,18 @@ fn compare(cli: &Cli) -> Result<()> {
             group.task.is_called(only) && (!cli.quick || group.task.notify_ns == 0)
         });
     }
-    let length = if cli.quick { plan::QUICK } else { plan::FULL };
     let bench = Bench {
         cli,
         world: World::new()?,
         me: std::env::current_exe()?,
     };
     let (began, before) = (Instant::now(), load());
-    let (mut rows, mut again) = (Vec::new(), AGAIN);
+    let mut rows = Vec::new();
     for (i, group) in groups.iter().enumerate() {
         progress(i, groups.len(), group, began);
-        rows.extend(steadily(&mut again, || {
-            group.measure(length, |task, variant, total| {
-                bench.run(task, variant, total)
-            })
+        let line = || local::line_round_trip().map(Some);
+        rows.extend(group.measure(plan::LENGTH, line, |task, variant, total| {
+            bench.run(task, variant, total)
         })?);
     }
     if stderr().is_terminal() {
@@ -320,27 +318,6 @@ fn compare(cli: &Cli) -> Result<()> {
         },
         cli.out.as_deref(),
     )
-}
-
-/// How many groups may be measured again, so that a run comes to its end on any machine.
-const AGAIN: u32 = 4;
-
-/// Measures a group between two looks at how far the processors are from each other. A group during
-/// which that changed is measured again: its ratios would compare two machines.
-fn steadily(again: &mut u32, mut measure: impl FnMut() -> Result<Vec<Row>>) -> Result<Vec<Row>> {
-    loop {
-        let before = local::line_round_trip()?;
-        let mut rows = measure()?;
-        let after = local::line_round_trip()?;
-        let steady = before.max(after) < 1.4 * before.min(after);
-        if steady || *again == 0 {
-            for row in &mut rows {
-                row.line = Some(f64::midpoint(before, after));
-            }
-            return Ok(rows);
-        }
-        *again -= 1;
-    }
 }
 
 fn progress(done: usize, all: usize, group: &Group, began: Instant) {

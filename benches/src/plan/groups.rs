@@ -3,8 +3,10 @@
 use super::{Group, Maker, Task, Variant, Work};
 
 pub(super) const KIB: usize = 1 << 10;
-/// Rounds of each group: fewer show no spread.
-pub(super) const ROUNDS: usize = 5;
+/// Rounds of each group: fewer tell little apart.
+pub(super) const ROUNDS: usize = 25;
+/// The same for a glance, and in an emulator, where all takes long: fewer show no spread.
+const FEW_ROUNDS: usize = 5;
 const OURS: Variant = Variant::of(Maker::Ours, Maker::Ours);
 const LIBXENVCHAN: Variant = Variant::of(Maker::C, Maker::C);
 const WE_READ: Variant = Variant::of(Maker::C, Maker::Ours);
@@ -66,7 +68,7 @@ fn others() -> Vec<Group> {
         Group {
             task: task(Work::Pair, 64),
             variants: pair.map(same).into(),
-            runs: ROUNDS + 2,
+            runs: ROUNDS,
         },
         Group {
             task: task(Work::Pingpong, 64),
@@ -112,6 +114,9 @@ pub fn quick() -> Vec<Group> {
     groups.push(stream(64 * KIB, 64, 0));
     groups.push(stream(64 * KIB, 64, 1000));
     groups.push(stream(64 * KIB, 64 * KIB, 1000));
+    for group in &mut groups {
+        group.runs = FEW_ROUNDS;
+    }
     groups
 }
 
@@ -137,6 +142,7 @@ pub fn xen() -> Vec<Group> {
     );
     for group in &mut groups {
         group.task.xen = true;
+        group.runs = FEW_ROUNDS;
         group.variants.retain(|v| ![UNIX, CORE, RTRB].contains(v));
     }
     groups
