@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use xen_gnttab::{PageAccess, Region, foreign};
-use xen_store::Store;
+use xen_store::{Permissions, Store};
 use xen_sys::DomId;
 
 use super::super::hypercalls::privcmd;
@@ -31,6 +31,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     test("pci/given_on_after_qemu_was_killed", qemu_killed);
     test("pci/given_on_after_the_stubdomain_was_destroyed", destroyed);
     test("pci/refused_at_once", refused);
+    test("pci/reported_at_once_if_pciback_gives_up", gives_up);
     test("pci/the_hosts_addresses_in_the_stubdomain", same_addresses);
 }
 
@@ -291,6 +292,79 @@ fn refusals(store: &Store, guest: &mut Guest) -> Result<()> {
 
     ensure!(passed(guest)? == ["pci-pt-00_0a.0"], "{:?}", passed(guest));
     copies(store, guest)
+}
+
+/// pciback gives up on a device that it does not have, and pcifront with it: the log has that.
+fn gives_up(world: &World) -> Result<()> {
+    let guest = Guest::create_with(&world.store, &[MEMORY])?;
+    let result = announced(&world.store, guest.stub).with_context(diagnosis);
+    guest.destroy()?;
+    result
+}
+
+/// Announces [`NOT_GIVEN`] to the stubdomain as libxl announces a device, without its checks.
+fn announced(store: &Store, stub: DomId) -> Result<()> {
+    let back = format!("/local/domain/0/backend/pci/{stub}");
+    let front = format!("/local/domain/{stub}/device/pci");
+    let of_front = [("backend-id", "0"), ("state", "1")];
+    let of_back = [
+        ("frontend", &*format!("{front}/0")),
+        ("frontend-id", &stub.to_string()),
+        ("online", "1"),
+        ("state", "1"),
+        ("key-0", NOT_GIVEN),
+        ("dev-0", NOT_GIVEN),
+        ("opts-0", "msitranslate=0,power_mgmt=0,permissive=0"),
+        ("state-0", "1"),
+        ("num_devs", "1"),
+    ];
+    let began = Instant::now();
+    let read = Permissions::owner_none(DomId::DOM0).grant_read(stub);
+    let own = Permissions::owner_none(stub).grant_read(DomId::DOM0);
+    store.with_transaction(|change| {
+        for (folder, rights) in [(&back, &read), (&front, &own)] {
+            change.mkdir(&format!("{folder}/0"))?;
+            change.set_permissions(&format!("{folder}/0"), rights)?;
+        }
+        for (name, value) in of_back {
+            change.write(&format!("{back}/0/{name}"), value)?;
+        }
+        change.write(&format!("{front}/0/backend"), format!("{back}/0"))?;
+        for (name, value) in of_front {
+            change.write(&format!("{front}/0/{name}"), value)?;
+        }
+        Ok(())
+    })?;
+    let said = loop {
+        let log = fs::read_to_string(LOG).context(LOG)?;
+        let line = log
+            .lines()
+            .find(|line| line.contains("the guest gets no device of the host's"));
+        if let Some(line) = line {
+            break line.to_owned();
+        }
+        ensure!(
+            began.elapsed() < AT_ONCE,
+            "nothing after {:?}",
+            began.elapsed()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    // pciback's own words are in dom0's home.
+    let error = format!("/local/domain/0/error/backend/pci/{stub}/0/error");
+    println!(
+        "    after {:?}: {said}: {}",
+        began.elapsed(),
+        store.read_str(&error)?
+    );
+    for node in [
+        &*front,
+        "/local/domain/0/backend/pci",
+        "/local/domain/0/error",
+    ] {
+        store.rm(node)?;
+    }
+    Ok(())
 }
 
 /// pciback as some hosts load it, so that a device has the host's address in the stubdomain.
