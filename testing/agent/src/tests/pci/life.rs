@@ -13,7 +13,7 @@ use super::super::outcomes::{command_line, order, ramdisk_with_killer};
 use super::super::policy::asked;
 use super::super::save::{IMAGE, goes_on, restore, second};
 use super::{DISK, EDU, MEMORY, MODULE, PAIR, given, is_assignable_again, passed};
-use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, diagnosis};
+use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, diagnosis, listed};
 use crate::job::Exit;
 use crate::suite::{Needs, Test};
 use crate::world::{World, command, host_release, outcome, soon};
@@ -27,6 +27,10 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     };
     test("pci/two_devices_and_two_functions_of_one", several);
     test("pci/saved_without_the_device", saved);
+    // xl of 4.17 has no command for it.
+    if host_release() >= (4, 20) {
+        test("pci/suspended_and_resumed", suspended);
+    }
     test("pci/attached_anew_after_a_restart", restarted);
     test("pci/given_on_after_qemu_was_killed", qemu_killed);
     test("pci/given_on_after_the_stubdomain_was_destroyed", destroyed);
@@ -101,6 +105,24 @@ fn saves(store: &Store, mut guest: Guest) -> Result<Guest> {
     goes_on(&mut guest, before)?;
     attached_anew(store, &mut guest)?;
     Ok(guest)
+}
+
+/// The guest keeps the device while it is suspended.
+fn suspended(world: &World) -> Result<()> {
+    let mut guest = create(&world.store, &[])?;
+    let result = (|| {
+        copies(&world.store, &mut guest)?;
+        let before = second(&mut guest)?;
+        command(&["xl", "suspend", NAME])?;
+        let state = listed()?.remove(NAME).unwrap_or_default();
+        ensure!(state.contains('s'), "{NAME} is {state}");
+        command(&["xl", "resume", NAME])?;
+        goes_on(&mut guest, before)?;
+        copies(&world.store, &mut guest)
+    })();
+    guest.destroy()?;
+    result.with_context(diagnosis)?;
+    is_assignable_again(EDU)
 }
 
 /// libxl has left the device out, and gives it to the running guest when it is asked to.
