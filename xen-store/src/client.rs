@@ -465,3 +465,23 @@ const _: fn() = || {
     assert::<Transaction>();
     assert::<Error>();
 };
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn the_limit_of_looks_belongs_to_the_handle() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let store = Store::from_fd(ours.into()).unwrap();
+        let limit = |store: &Store| store.until_by(None).spin;
+        let asleep = store.with_spin(Duration::ZERO);
+        assert_eq!(limit(&asleep), Duration::ZERO);
+        assert_eq!(limit(&asleep.with_timeout(None)), Duration::ZERO);
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(limit(&store.with_spin(day)), Duration::from_secs(1));
+        assert_eq!(limit(&store), Duration::from_micros(50));
+    }
+}

@@ -21,8 +21,9 @@
 //! # Deadlines
 //!
 //! A deadline that has passed ends the wait at its next turn, whatever else happens; a turn is one
-//! bounded flush, one look, one sleep and one bounded read, with up to 16 more for the rest of a
-//! message. Before that the transport is read once without waiting, so a wait whose deadline has
+//! bounded flush, one look at the answer, one sleep and one bounded read, with up to 16 more for the
+//! rest of a message. A sleep begins with a look at the transport where that is likely to save it
+//! ([`spin`](crate::spin)), within the deadline too. Before that the transport is read once without waiting, so a wait whose deadline has
 //! passed at the start still sees what has arrived.
 
 use std::sync::PoisonError;
@@ -44,7 +45,7 @@ const LOOKS: usize = if cfg!(loom) { 0 } else { 16 };
 pub(crate) trait Pollable: Stream {
     /// Sleeps until there is something to read, there is room (if `output`), an interruption, a
     /// signal, or `deadline` has passed. Before it sleeps it looks for these for `spin`, less if
-    /// others need the processor.
+    /// others need the processor. Returns how that look went.
     fn poll(&self, output: bool, deadline: Option<Instant>, spin: Duration) -> Result<Look>;
     /// The interruption was seen: the next sleep is not ended by it.
     fn rearm(&self);
@@ -312,22 +313,24 @@ mod tests {
         assert_eq!(mux.stream().sleeps.get(), 1);
     }
 
+    /// Returns whether a wait in vain looked at the transport before it slept.
+    fn looks(mux: &Mux<Pieces>) -> bool {
+        let spin = Duration::from_micros(50);
+        let until = Until {
+            deadline: Some(Instant::now() + Duration::from_millis(1)),
+            spin,
+            cancelled: None,
+        };
+        mux.stream().sleeps.set(0);
+        let never = |_: &mut State| None::<()>;
+        assert_eq!(mux.wait(Ready::Ended, until, never).unwrap(), None);
+        mux.stream().spin.get() == spin
+    }
+
     #[test]
     fn a_look_in_vain_makes_the_next_ones_rare() {
         let mux = Mux::new(Pieces::default(), Quirks::SOCKET);
-        let spin = Duration::from_micros(50);
-        let look = || {
-            let until = Until {
-                deadline: Some(Instant::now() + Duration::from_millis(1)),
-                spin,
-                cancelled: None,
-            };
-            mux.stream().sleeps.set(0);
-            let never = |_: &mut State| None::<()>;
-            assert_eq!(mux.wait(Ready::Ended, until, never).unwrap(), None);
-            mux.stream().spin.get() == spin
-        };
-        let looks: Vec<bool> = (0..8).map(|_| look()).collect();
+        let looks: Vec<bool> = (0..8).map(|_| looks(&mux)).collect();
         let rare = [true, false, false, true, false, false, false, false];
         assert_eq!(looks, rare);
     }
@@ -339,5 +342,6 @@ mod tests {
         let wake = crate::mux::Wake::Thread(std::sync::Arc::new(Condvar::new()));
         mux.lock().add_waiter(Ready::Reply(other), wake);
         assert_eq!(sleeps(&mux, 1), 3);
+        assert!(!looks(&mux));
     }
 }

@@ -5,6 +5,9 @@
 //! thread that looks has used its share of the processor when the answer comes. So a look that
 //! saves no sleep makes the next ones rarer, down to one in 64 sleeps.
 //!
+//! xen-vchan's searches (its `spin.rs`) are of memory: a look takes nanoseconds there, a system call
+//! here, which is why a short search and one without a clock have no place here.
+//!
 //! No I/O, and no clock.
 
 use std::time::Duration;
@@ -29,6 +32,7 @@ pub(crate) enum Look {
     InVain,
 }
 
+/// What earlier looks of a connection were good for.
 #[derive(Debug, Default)]
 pub(crate) struct Spinner {
     /// Looks in vain, less those that saved a sleep since.
