@@ -362,13 +362,12 @@ mod tests {
     fn rounds(lines: impl IntoIterator<Item = f64>) -> (usize, usize) {
         let group = stream(64 * KIB, 64, 0);
         let mut lines = lines.into_iter();
-        let (mut asked, mut runs) = (0, 0);
+        let mut asked = 0;
         let line = || {
             asked += 1;
             Ok(lines.next())
         };
         let rows = group.measure(Duration::from_millis(10), line, |_, _, total| {
-            runs += 1;
             let seen = Sample {
                 ns: total,
                 bytes: total,

@@ -59,6 +59,14 @@ pub const READ: Task = Task {
     goals: [Some(0.98), Some(0.98)],
 };
 
+/// The same by a client that sleeps at once.
+pub const READ_ASLEEP: Task = Task {
+    name: "the same, without a look before the sleep",
+    ours: |socket, count| reads_by(&Store::connect(socket)?.with_spin(Duration::ZERO), count),
+    goals: [None, None],
+    ..READ
+};
+
 /// All nodes of a tree.
 pub const WALK: Task = Task {
     name: "walk of 1,011 nodes",
@@ -96,9 +104,12 @@ pub const OTHERS_CHANGES: Task = Task {
 };
 
 fn reads(socket: &Path, count: usize) -> Result<Duration> {
-    let store = Store::connect(socket)?;
+    reads_by(&Store::connect(socket)?, count)
+}
+
+fn reads_by(store: &Store, count: usize) -> Result<Duration> {
     let begun = Instant::now();
-    read(&store, count)?;
+    read(store, count)?;
     Ok(begun.elapsed())
 }
 

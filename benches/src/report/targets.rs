@@ -1,6 +1,6 @@
 //! The project's targets beside what was measured.
 
-use super::{C, Measured, OURS, Rows, UNIX, WE_READ, WE_WRITE, digits};
+use super::{C, LEAST_ROUNDS, Measured, OURS, Rows, UNIX, WE_READ, WE_WRITE, digits};
 use crate::plan::{Maker, Task, Variant, Work};
 
 /// One target and whether it was reached.
@@ -47,7 +47,7 @@ impl Verdict {
         let ends = |m: &Measured| [within(m.low), within(m.high)];
         if values.is_empty() {
             Self::NotRun
-        } else if values.iter().any(|m| m.rounds < 5) {
+        } else if values.iter().any(|m| m.rounds < LEAST_ROUNDS) {
             Self::TooFewRounds
         } else if values.iter().any(|m| ends(m) == [false; 2]) {
             Self::Missed

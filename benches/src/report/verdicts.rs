@@ -2,11 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{C, CORE, Measured, OURS, RTRB, Rows, UNIX, WE_READ, WE_WRITE, bytes, times};
-use crate::plan::{Task, Variant, Work};
-
-/// Fewer rounds tell nothing apart.
-const LEAST_ROUNDS: usize = 5;
+use super::{C, CORE, LEAST_ROUNDS, Measured, OURS, RTRB, Rows, UNIX, WAYS, bytes, times};
+use crate::plan::{Task, Work};
 
 /// A cell beside another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +29,6 @@ impl Beside {
         }
     }
 }
-
-/// Our ways to carry a stream, each beside C at both ends.
-const WAYS: [Variant; 5] = [OURS, OURS.corked(), WE_READ, WE_WRITE, WE_WRITE.corked()];
 
 /// A cell of the table: the ratio, and the verdict unless it is "faster".
 fn cell(ratio: Option<Measured>) -> String {

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use benches::store::{
-    BUSY, Bench, HEAD, LENGTH, OTHERS_CHANGES, OWN_CHANGES, READ, ROUNDS, THREADS, Task, USERS,
-    VALUE, WALK,
+    BUSY, Bench, HEAD, LENGTH, OTHERS_CHANGES, OWN_CHANGES, READ, READ_ASLEEP, ROUNDS, THREADS,
+    Task, USERS, VALUE, WALK,
 };
 
 use crate::world::{Daemon, Kind};
@@ -27,8 +27,9 @@ use crate::world::{Daemon, Kind};
 /// Processors' worth of tokio's threads.
 const WORKERS: usize = 2;
 
-const TASKS: [Task; 6] = [
+const TASKS: [Task; 7] = [
     READ,
+    READ_ASLEEP,
     WALK,
     THREADS,
     Task {
