@@ -32,7 +32,7 @@ pub(crate) enum Look {
     InVain,
 }
 
-/// What earlier looks of a connection were good for.
+/// The outcome of the earlier looks of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Spinner {
     /// Looks in vain, less those that saved a sleep since.
