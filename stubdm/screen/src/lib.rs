@@ -1,4 +1,6 @@
-//! A guest's screen, keyboard and mouse as a VNC client has them, without I/O.
+//! A guest's screen, keyboard and mouse as a VNC client and a VNC server have them, without I/O.
+//!
+//! In the stubdomain, with the client:
 //!
 //! ```text
 //!  QEMU's VNC server ──bytes──▶ rfb: Client ──rows of pixels──▶ placement ──▶ a frame buffer
@@ -8,11 +10,14 @@
 //! The server is QEMU, which a guest may have taken over: every size, rectangle and length it names
 //! is checked before it is used. Memory does not depend on what it sends: [`rfb::Client`] keeps one
 //! header of at most 24 bytes, and pixels are passed on as they come.
+//!
+//! In dom0, [`server`]: viewers on the network see a frame buffer of a domain.
 
 pub mod input;
 pub mod keys;
 pub mod placement;
 pub mod rfb;
+pub mod server;
 
 /// Width and height, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
