@@ -16,7 +16,7 @@ use stubdm_image::modules::Modules;
 use crate::apt::Request;
 use crate::console::Event;
 use crate::cparts::Compiler;
-use crate::images::{self, Parts, dom0::Guests};
+use crate::images::{self, Parts, dom0::Guests, linux::Kernel};
 use crate::progress::Step;
 use crate::qemu::{Boot, Clock, Emulator, Machine, Passthrough};
 use crate::release::{Arch, CROSS_ARM64, EMULATOR, EMULATOR_ARM64, RELEASES, Release};
@@ -120,6 +120,9 @@ pub(crate) struct Host {
     pub(crate) parts: Parts,
     dom0: PathBuf,
     pci: bool,
+    /// On a machine with devices to pass through, the image of a Linux guest and its kernel, if
+    /// dom0's kernel is a later one.
+    linux: Option<(PathBuf, PathBuf)>,
     _lock: Lock,
 }
 
@@ -290,6 +293,29 @@ pub(crate) fn fetch(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Returns the image of a Linux guest with the default release's kernel, and that kernel, if there
+/// is an agent for its userland. The emulated machine stands still with a later kernel.
+fn default_linux(
+    workspace: &Workspace,
+    parts: &Parts,
+    mirror: Option<&str>,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    let release = &RELEASES[0];
+    let (tree, _) = unpack(workspace, release, mirror)?;
+    let modules = Modules::find(
+        &tree.root,
+        &stubdm_image::pick_kernel(&tree.root, None, None)?,
+    )?;
+    let out = workspace.state().join(release.folder());
+    let kernel = Kernel {
+        packed: images::packed_kernel(&tree)?,
+        plain: images::plain_kernel(&tree, release.arch, &out)?,
+        modules: &modules,
+    };
+    let image = images::linux::build(parts, &kernel, "pci-linux.img")?;
+    Ok(image.map(|image| (image, kernel.plain)))
+}
+
 impl Host {
     /// Fetches, unpacks and builds whatever is not there yet.
     pub(crate) fn prepare(workspace: &Workspace, options: &Options) -> Result<Self> {
@@ -340,7 +366,12 @@ impl Host {
         let dom0 = if is_x86 {
             let stub = images::stub::build(&parts, options.shell_init)?;
             let printed = images::stub::printed(&parts)?;
-            let linux = images::linux::build(&parts)?;
+            let own = Kernel {
+                packed: parts.kernel()?,
+                plain: parts.plain_kernel()?,
+                modules: &parts.modules,
+            };
+            let linux = images::linux::build(&parts, &own, "linux.img")?;
             let guests = Guests {
                 stub: &stub,
                 printed: &printed,
@@ -351,12 +382,15 @@ impl Host {
         } else {
             images::dom0::build_for_arm64(&parts, &domu)?
         };
+        let needs_linux = options.pci && release.name != RELEASES[0].name;
+        let linux = needs_linux.then(|| default_linux(workspace, &parts, mirror));
         Ok(Self {
             workspace: workspace.clone(),
             emulator,
             parts,
             dom0,
             pci: options.pci,
+            linux: linux.transpose()?.flatten(),
             _lock: lock,
         })
     }
@@ -372,6 +406,10 @@ impl Host {
         let mut archive = overlay_of(job, &nonce, self.parts.release.arch);
         let pci = self.pci.then(|| passthrough(&run, &nonce, &mut archive));
         let pci = pci.transpose()?;
+        if let Some((image, kernel)) = &self.linux {
+            archive.file("boot/pci-linux.img", Content::File(image.clone()));
+            archive.file("boot/pci-vmlinuz", Content::File(kernel.clone()));
+        }
         archive.write(&mut file)?;
         file.flush()?;
         let step = Step::begin(format!("booting Xen {}", self.parts.release.folder()));

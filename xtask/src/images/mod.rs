@@ -52,30 +52,41 @@ pub(crate) struct Parts {
     pub(crate) busybox: Option<PathBuf>,
 }
 
+/// Returns the kernel of a release's packages.
+pub(crate) fn packed_kernel(tree: &Tree) -> Result<PathBuf> {
+    find_by_prefix(&tree.root.join("boot"), "vmlinuz-")
+}
+
+/// Makes a release's kernel a plain ELF file (on Arm, a plain image) in `out`, which Xen and libxl
+/// load as well: unpacking it here takes a second, in an emulated machine many, and there it would
+/// be done for every guest anew.
+pub(crate) fn plain_kernel(tree: &Tree, arch: Arch, out: &Path) -> Result<PathBuf> {
+    let plain = out.join("vmlinux");
+    let mark = out.join("vmlinux.stamp");
+    if plain.exists() && fs::read_to_string(&mark).is_ok_and(|s| s == tree.stamp) {
+        return Ok(plain);
+    }
+    let step = Step::begin("unpacking the kernel");
+    let packed = packed_kernel(tree)?;
+    let bytes = match arch {
+        Arch::Amd64 => kernel::unpack(&packed, out)?,
+        Arch::Arm64 => gunzipped(&packed)?,
+    };
+    write_atomically(&plain, &bytes)?;
+    write_atomically(&mark, tree.stamp.as_bytes())?;
+    step.done();
+    Ok(plain)
+}
+
 impl Parts {
     /// The kernel used for dom0, the stubdomain and the PV guest.
     pub(crate) fn kernel(&self) -> Result<PathBuf> {
-        find_by_prefix(&self.tree.root.join("boot"), "vmlinuz-")
+        packed_kernel(&self.tree)
     }
 
-    /// The same kernel as a plain ELF file (on Arm, as a plain image), which Xen and libxl load as
-    /// well: unpacking it here takes a second, in an emulated machine many, and there it would be
-    /// done for every guest anew.
+    /// The same kernel as [`plain_kernel`] makes it.
     pub(crate) fn plain_kernel(&self) -> Result<PathBuf> {
-        let plain = self.out.join("vmlinux");
-        let mark = self.out.join("vmlinux.stamp");
-        if plain.exists() && fs::read_to_string(&mark).is_ok_and(|s| s == self.tree.stamp) {
-            return Ok(plain);
-        }
-        let step = Step::begin("unpacking the kernel");
-        let bytes = match self.release.arch {
-            Arch::Amd64 => kernel::unpack(&self.kernel()?, &self.out)?,
-            Arch::Arm64 => gunzipped(&self.kernel()?)?,
-        };
-        write_atomically(&plain, &bytes)?;
-        write_atomically(&mark, self.tree.stamp.as_bytes())?;
-        step.done();
-        Ok(plain)
+        plain_kernel(&self.tree, self.release.arch, &self.out)
     }
 
     /// The hypervisor, uncompressed: QEMU loads it as a multiboot ELF file, or on Arm as it loads a

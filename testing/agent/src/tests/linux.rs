@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -59,9 +60,27 @@ const HEAD: &str = "/boot/linux.img";
 const KERNEL: &str = "/boot/vmlinuz";
 const FILE: &str = "/tmp/linux.img";
 
+/// The same for a kernel of a release before dom0's, where there are devices to pass through.
+const EARLIER: [&str; 2] = ["/boot/pci-linux.img", "/boot/pci-vmlinuz"];
+
 impl Disk {
+    /// With dom0's kernel.
     pub(super) fn make() -> Result<Self> {
-        let mut head = fs::read(HEAD).with_context(|| HEAD.to_owned())?;
+        Self::make_of(HEAD, KERNEL)
+    }
+
+    /// With the kernel of the default release.
+    pub(super) fn make_with_default_kernel() -> Result<Self> {
+        let [head, kernel] = EARLIER;
+        if Path::new(head).exists() {
+            Self::make_of(head, kernel)
+        } else {
+            Self::make()
+        }
+    }
+
+    fn make_of(head: &str, kernel: &str) -> Result<Self> {
+        let mut head = fs::read(head).with_context(|| head.to_owned())?;
         // The second entry of the partition table.
         let first: [u8; 4] = head[446 + 16 + 8..][..4].try_into()?;
         let at = u64::from(u32::from_le_bytes(first)) * SECTOR as u64;
@@ -70,7 +89,7 @@ impl Disk {
         head[usize::try_from(at)?..][..data.len()].copy_from_slice(&data);
         let mut file = File::create(FILE)?;
         file.write_all(&head)?;
-        std::io::copy(&mut File::open(KERNEL)?, &mut file)?;
+        std::io::copy(&mut File::open(kernel)?, &mut file)?;
         Ok(Self {
             device: loop_device(FILE)?,
             sum: sum(&data),

@@ -12,7 +12,8 @@
 //!
 //! The kernel is the one that dom0 has already: `cat /boot/linux.img /boot/vmlinuz` makes the whole
 //! disk there. It is loaded as it is, since unpacking a bzImage takes the emulated machine many
-//! times as long as reading the plain file.
+//! times as long as reading the plain file. A machine of a later release with devices to pass through
+//! has the default release's kernel besides, and an image for it.
 
 mod romfs;
 
@@ -24,6 +25,7 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use stubdm_image::cpio::{Archive, Content};
+use stubdm_image::modules::Modules;
 
 use super::Parts;
 use crate::guest::{SECTOR, assemble};
@@ -68,21 +70,32 @@ struct Load {
     zeros: usize,
 }
 
-/// Builds the image without its kernel, if there is an agent for its userland.
-pub(crate) fn build(parts: &Parts) -> Result<Option<PathBuf>> {
+/// A kernel for the guest.
+#[derive(Debug)]
+pub(crate) struct Kernel<'a> {
+    /// The file as it is packaged.
+    pub(crate) packed: PathBuf,
+    /// The ELF file in it.
+    pub(crate) plain: PathBuf,
+    /// Its modules.
+    pub(crate) modules: &'a Modules,
+}
+
+/// Builds the image `name` without its kernel, if there is an agent for its userland.
+pub(crate) fn build(parts: &Parts, of: &Kernel<'_>, name: &str) -> Result<Option<PathBuf>> {
     let Some(agent) = &parts.agent else {
         return Ok(None);
     };
-    let kernel = fs::read(parts.plain_kernel()?)?;
-    let setup = fs::read(parts.kernel()?)?;
+    let kernel = fs::read(&of.plain)?;
+    let setup = fs::read(&of.packed)?;
     let agent_bytes = fs::read(agent)?;
     let mut archive = Archive::root();
     archive.program("init", Content::Bytes(agent_bytes.clone()));
     archive.dir("mnt");
-    parts.add_modules(&mut archive, MODULES)?;
+    stubdm_image::add_modules(&mut archive, of.modules, MODULES)?;
     for driver in PASSED {
         let mut order = String::new();
-        for (name, content) in parts.modules.closure(&[*driver])? {
+        for (name, content) in of.modules.closure(&[*driver])? {
             if !archive.has(&format!("lib/modules/{name}")) {
                 archive.file(&format!("lib/modules/{name}"), content);
             }
@@ -108,7 +121,7 @@ pub(crate) fn build(parts: &Parts) -> Result<Option<PathBuf>> {
     let dir = parts.out.join("linux");
     fs::create_dir_all(&dir)?;
     let image = layout(&dir, &setup, &kernel, &initrd, &userland)?;
-    let path = parts.out.join("linux.img");
+    let path = parts.out.join(name);
     if fs::read(&path).is_ok_and(|have| have == image) {
         return Ok(Some(path));
     }
