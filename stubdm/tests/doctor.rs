@@ -94,6 +94,31 @@ impl Host {
         self.dir.path().join(path)
     }
 
+    /// A PCI device as sysfs shows it, with its driver.
+    fn device(&self, address: &str, driver: Option<&str>) {
+        let folder = format!("sys/devices/pci0000:00/{address}");
+        for (name, text) in [
+            ("vendor", "0x8086\n"),
+            ("device", "0x10d3\n"),
+            ("class", "0x020000\n"),
+        ] {
+            self.put(&format!("{folder}/{name}"), text.as_bytes());
+        }
+        fs::create_dir_all(self.path("sys/bus/pci/devices")).unwrap();
+        let link = self.path(&format!("sys/bus/pci/devices/{address}"));
+        symlink(format!("../../../devices/pci0000:00/{address}"), link).unwrap();
+        let Some(driver) = driver else { return };
+        let folder = self.path(&folder);
+        let place = format!("sys/bus/pci/drivers/{driver}");
+        self.put(&format!("{place}/bind"), b"");
+        symlink(
+            format!("../../../bus/pci/drivers/{driver}"),
+            folder.join("driver"),
+        )
+        .unwrap();
+        symlink(&folder, self.path(&format!("{place}/{address}"))).unwrap();
+    }
+
     fn put(&self, path: &str, bytes: &[u8]) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -209,6 +234,99 @@ fn a_service_whose_program_was_replaced_is_named() {
         text.contains("the proxy of domain 6") && text.contains("stubdm-run restart 6"),
         "{text}"
     );
+}
+
+/// The address of a device, with pciback or not.
+const CARD: &str = "0000:03:00.0";
+
+#[test]
+fn a_device_that_is_given_up_is_listed_with_the_way_to_reset_it() {
+    let host = Host::new();
+    host.device("0000:00:02.0", Some("i915"));
+    let text = String::from_utf8(host.run(&[]).stdout).unwrap();
+    assert!(!text.contains("pci"), "{text}");
+    host.device(CARD, Some("pciback"));
+    let folder = format!("sys/devices/pci0000:00/{CARD}");
+    let (state, text, status) = host.says("pci");
+    assert_eq!((state.as_str(), status), ("note", 0), "{text}");
+    assert!(text.contains("has no way to reset it"), "{text}");
+    host.put(&format!("{folder}/reset"), b"");
+    let (state, text, _) = host.says("pci");
+    assert_eq!(state, "ok", "{text}");
+    let expected = "0000:03:00.0: 8086:10d3, class 020000, is with pciback; Linux can reset it; ";
+    assert_eq!(text, expected);
+    host.put(&format!("{folder}/reset_method"), b"flr bus\n");
+    let group = host.path(&folder).join("iommu_group");
+    symlink("../../../kernel/iommu_groups/7", group).unwrap();
+    let (_, text, _) = host.says("pci");
+    assert!(
+        text.contains(", IOMMU group 7; reset by flr, bus; "),
+        "{text}"
+    );
+    let text = String::from_utf8(host.run(&[]).stdout).unwrap();
+    assert!(!text.contains("0000:00:02.0"), "{text}");
+}
+
+#[test]
+fn a_device_that_a_guest_does_not_get_is_named_with_the_mend() {
+    let with = |host: &Host, line: &str| {
+        let text = format!("{GOOD}stubdomain_memory=400\n{line}\n");
+        host.put("etc/xen/g.cfg", text.as_bytes());
+    };
+    let permissive = "pci=['03:00.0,permissive=1']";
+    let host = Host::new();
+    with(&host, permissive);
+    host.only_wrong("guest", "is not there; lspci");
+    host.device(CARD, None);
+    let mend = "modprobe xen-pciback; xl pci-assignable-add 0000:03:00.0";
+    host.only_wrong("guest", mend);
+    host.put("sys/bus/pci/drivers/pciback/bind", b"");
+    host.only_wrong(
+        "guest",
+        "is not with pciback: xl refuses it; xl pci-assignable-add",
+    );
+    for line in [
+        "pci=['03:00.0,permissive=1,seize=1']",
+        "pci_seize=1\npci=['03:00.0,permissive=1']",
+    ] {
+        with(&host, line);
+        assert_eq!(host.says("guest").0, "ok", "{line}");
+    }
+
+    let host = Host::new();
+    host.device(CARD, Some("e1000e"));
+    with(&host, permissive);
+    host.only_wrong("guest", "is dom0's, with the driver e1000e: xl refuses it");
+
+    let host = Host::new();
+    host.device(CARD, Some("pciback"));
+    for (line, state, part) in [
+        (permissive, "ok", "nothing that hurts"),
+        (
+            "pci_permissive=1\npci=['03:00.*']",
+            "ok",
+            "nothing that hurts",
+        ),
+        ("pci=['03:00.0']", "note", "permissive=1 for a driver"),
+        (
+            "pci_permissive=1\npci=['03:00.0,permissive=0']",
+            "note",
+            "permissive=1 for a driver",
+        ),
+        ("pci=['name=card']", "ok", "nothing that hurts"),
+        // Of which 64 are for the PCI frontend.
+        (
+            "stubdomain_memory=320\npci=['03:00.0,permissive=1']",
+            "note",
+            "leaves QEMU little",
+        ),
+        ("stubdomain_memory=320", "ok", "nothing that hurts"),
+    ] {
+        with(&host, line);
+        let (own, text, _) = host.says("guest");
+        assert_eq!(own, state, "{line}: {text}");
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
 }
 
 #[test]

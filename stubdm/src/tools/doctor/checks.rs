@@ -41,6 +41,7 @@ pub(super) fn all(options: &DoctorOptions) -> Vec<Check> {
     host.folders();
     host.privcmd();
     host.images(options.image.as_deref());
+    host.pci();
     host.guests();
     host.services();
     host.memory();

@@ -7,8 +7,8 @@ use stubdm_image::elf::resolve;
 use stubdm_image::modules::{Driver, Modules};
 use stubdm_image::{PACKED_LEAST, least_memory, memory, read};
 
-use super::State;
 use super::checks::Host;
+use super::{State, pci};
 use crate::tools::xlcfg::{Settings, Value};
 
 /// xl's default memory of a stubdomain, in MiB (`LIBXL_LINUX_STUBDOM_MEM`).
@@ -127,7 +127,12 @@ impl Host<'_> {
         let given = settings.number("stubdomain_memory");
         let ramdisk = settings.text("stubdomain_ramdisk");
         let memory = ramdisk.and_then(|path| memory_for(&resolve(self.root, path).ok()?));
+        let more = match words(settings, "pci").is_empty() {
+            true => 0,
+            false => pci::MEMORY,
+        };
         let (wanted, least) = memory.unzip();
+        let wanted = wanted.map(|wanted| wanted + more);
         let least = least.unwrap_or(PACKED_LEAST);
         let mend = |mib: u64| format!("stubdomain_memory={mib}");
         match (given.unwrap_or(DEFAULT_MEMORY), wanted) {
@@ -153,7 +158,8 @@ impl Host<'_> {
         if let Some((found, mend)) = self.lacks(settings) {
             say(State::Wrong, found, &mend);
         }
-        for (found, state, mend) in self.of_the_host(settings) {
+        let of_the_host = self.of_the_host(settings).into_iter();
+        for (found, state, mend) in of_the_host.chain(self.pci_of(settings)) {
             say(state, found, &mend);
         }
         if settings.get("serial").is_none() {
@@ -286,7 +292,7 @@ impl Host<'_> {
 }
 
 /// Returns the texts of a setting, one or a list.
-fn words(settings: &Settings, name: &str) -> Vec<String> {
+pub(super) fn words(settings: &Settings, name: &str) -> Vec<String> {
     match settings.get(name) {
         Some(Value::Scalar(word)) => vec![word.clone()],
         Some(Value::List(words)) => words.clone(),

@@ -8,6 +8,7 @@
 mod checks;
 mod guests;
 mod image;
+mod pci;
 mod services;
 mod toolstack;
 

@@ -70,7 +70,7 @@ fn listed() -> Result<Vec<String>> {
     Ok(lines.iter().filter_map(first).collect())
 }
 
-/// Xen uses the IOMMU, and the devices can be assigned.
+/// Xen uses the IOMMU, and the devices can be assigned: xl and the doctor list them.
 fn assignable(_: &World) -> Result<()> {
     let info = command(&["xl", "info"])?;
     let words = info
@@ -82,6 +82,17 @@ fn assignable(_: &World) -> Result<()> {
     let mut listed = listed()?;
     listed.sort_unstable();
     ensure!(listed == ALL, "assignable: {listed:?}");
+    let said = command(&["stubdm-run", "doctor"])?;
+    let said: Vec<&String> = said.iter().filter(|line| line.contains("  pci ")).collect();
+    let has = |line: &String, device: &str| line.contains(&format!("{device}: "));
+    let all =
+        said.len() == ALL.len() && said.iter().zip(ALL).all(|(line, device)| has(line, device));
+    ensure!(all, "the doctor lists {said:#?}");
+    ensure!(
+        said[0].contains("8086:10d3, class 020000, is with pciback; reset by "),
+        "{}",
+        said[0]
+    );
     Ok(())
 }
 
