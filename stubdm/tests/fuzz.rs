@@ -1,5 +1,5 @@
-//! Random programs of a hostile stubdomain against the proxy that filters and the consoles' server,
-//! for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
+//! Random programs of a hostile stubdomain against the proxy that filters and the servers of
+//! consoles and screens, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
 //!
 //! `fuzz/` has the same entry functions for cargo-fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -16,6 +16,8 @@ mod harness;
 mod input;
 #[path = "../fuzz/entry/screen.rs"]
 mod screen;
+#[path = "../fuzz/entry/vfb.rs"]
+mod vfb;
 
 use harness::fuzz;
 
@@ -32,4 +34,9 @@ fn a_proxy_between_hostile_clients_and_a_hostile_qemu() {
 #[test]
 fn a_screen_with_a_hostile_qemu() {
     fuzz("screen", screen::screen, 600);
+}
+
+#[test]
+fn a_frame_buffer_and_a_keyboard_with_a_hostile_frontend() {
+    fuzz("vfb", vfb::vfb, 600);
 }

@@ -11,9 +11,14 @@
 //! is checked before it is used. Memory does not depend on what it sends: [`rfb::Client`] keeps one
 //! header of at most 24 bytes, and pixels are passed on as they come.
 //!
-//! In dom0, [`server`]: viewers on the network see a frame buffer of a domain.
+//! In dom0, [`server`]: viewers on the network see a frame buffer of a domain. [`framebuffer`] and
+//! [`keyboard`] are a backend's ends of a PV frame buffer and a PV keyboard, over pages of
+//! [`xen_gnttab::Region`].
 
+mod event_ring;
+pub mod framebuffer;
 pub mod input;
+pub mod keyboard;
 pub mod keys;
 pub mod placement;
 pub mod rfb;
