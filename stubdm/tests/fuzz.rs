@@ -14,6 +14,8 @@ mod filter;
 mod harness;
 #[path = "../fuzz/entry/input.rs"]
 mod input;
+#[path = "../fuzz/entry/rfb_server.rs"]
+mod rfb_server;
 #[path = "../fuzz/entry/screen.rs"]
 mod screen;
 #[path = "../fuzz/entry/vfb.rs"]
@@ -39,4 +41,9 @@ fn a_screen_with_a_hostile_qemu() {
 #[test]
 fn a_frame_buffer_and_a_keyboard_with_a_hostile_frontend() {
     fuzz("vfb", vfb::vfb, 600);
+}
+
+#[test]
+fn a_vnc_server_with_a_hostile_viewer() {
+    fuzz("rfb_server", rfb_server::rfb_server, 600);
 }

@@ -39,6 +39,20 @@ pub fn scancode(key: u16) -> Option<u8> {
     }
 }
 
+/// Returns Linux's number of the key with this scancode, which is one of [`scancode`]'s or the other
+/// one of the print key.
+pub fn keycode(scancode: u8) -> Option<u16> {
+    match scancode {
+        1..=83 | 86..=88 => Some(scancode.into()),
+        // With Alt, keyboards send 0x54 for it.
+        0xb7 => Some(99),
+        _ => OTHERS
+            .iter()
+            .find(|(_, code)| *code == scancode)
+            .map(|(own, _)| *own),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +65,27 @@ mod tests {
         let codes = [1, 2, 0x1e, 0x58, 0x9d, 0xc6, 0x54, 0xdc];
         assert_eq!(keys.map(scancode), codes.map(Some));
         assert_eq!([0, 84, 0x110, 0x2ff, u16::MAX].map(scancode), [None; 5]);
+    }
+
+    #[test]
+    fn a_scancodes_key_has_that_scancode() {
+        let keys: Vec<u16> = (0..=u16::MAX)
+            .filter(|key| scancode(*key).is_some())
+            .collect();
+        for key in keys {
+            assert_eq!(keycode(scancode(key).unwrap()), Some(key));
+        }
+        for code in (0..=u8::MAX).filter(|code| *code != 0xb7) {
+            let key = keycode(code);
+            assert!(
+                key.is_none() || scancode(key.unwrap()) == Some(code),
+                "{code:#x}"
+            );
+        }
+        assert_eq!(
+            [0, 0x80, 0xff, 0xb7].map(keycode),
+            [None, None, None, Some(99)]
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! [`keyboard`] are a backend's ends of a PV frame buffer and a PV keyboard, over pages of
 //! [`xen_gnttab::Region`].
 
+mod auth;
 mod event_ring;
 pub mod framebuffer;
 pub mod input;

@@ -10,10 +10,7 @@
 //! The client answers each update with one request for the next. An incremental one costs nothing
 //! until the picture changes: the server keeps it.
 
-use des::Des;
-use des::cipher::generic_array::GenericArray;
-use des::cipher::{BlockEncrypt, KeyInit};
-
+use crate::auth::{CHALLENGE, respond};
 use crate::{PIXEL, Size};
 
 /// The only version that is spoken.
@@ -22,8 +19,6 @@ const VERSION: &[u8; 12] = b"RFB 003.008\n";
 const NONE: u8 = 1;
 /// The security type with a password, "VNC authentication".
 const VNC: u8 = 2;
-/// Bytes of the server's challenge. Those of a password that count are half as many.
-const CHALLENGE: usize = 16;
 
 /// The encoding of uncompressed pixels.
 const RAW: i32 = 0;
@@ -334,8 +329,9 @@ impl Client {
             State::SecurityCount => State::SecurityTypes(first, [false; 2]),
             State::Challenge => {
                 let password = self.password.as_deref().unwrap_or_default();
-                let response = respond(password, &self.header);
-                self.out.extend(response);
+                if let Some(challenge) = self.header.first_chunk() {
+                    self.out.extend(respond(password, challenge));
+                }
                 State::SecurityResult
             }
             State::SecurityResult if self.u32(0) == 0 => {
@@ -542,24 +538,6 @@ impl Client {
         self.out.extend(self.screen.width.to_be_bytes());
         self.out.extend(self.screen.height.to_be_bytes());
     }
-}
-
-/// Encrypts the challenge, the first bytes of `header`: DES with the password as the key, each of
-/// whose bytes has its bits in reverse order (RFC 6143, 7.2.2).
-fn respond(password: &[u8], header: &[u8; HEADER_MAX]) -> [u8; CHALLENGE] {
-    let mut key = [0; CHALLENGE / 2];
-    for (byte, given) in key.iter_mut().zip(password) {
-        *byte = given.reverse_bits();
-    }
-    let cipher = Des::new(&key.into());
-    let mut response = [0; CHALLENGE];
-    for (to, from) in response.iter_mut().zip(header) {
-        *to = *from;
-    }
-    for block in response.chunks_exact_mut(CHALLENGE / 2) {
-        cipher.encrypt_block(GenericArray::from_mut_slice(block));
-    }
-    response
 }
 
 /// The result of some bytes.

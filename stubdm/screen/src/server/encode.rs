@@ -1,0 +1,162 @@
+//! The encodings of a rectangle.
+
+mod hextile;
+mod zrle;
+
+use super::pixels::Converter;
+use super::{Picture, Rect};
+
+/// Pixels of a piece, about: more only where tiles are cut at the edge.
+const PIECE: u32 = 16 << 10;
+
+/// An encoding that a viewer may ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Encoding {
+    #[default]
+    Raw,
+    Hextile,
+    Zrle,
+}
+
+impl Encoding {
+    /// Returns the encoding with this number, if it is supported.
+    pub(super) fn of(number: i32) -> Option<Self> {
+        let all = [Self::Raw, Self::Hextile, Self::Zrle];
+        all.into_iter().find(|one| one.number() == number)
+    }
+
+    fn number(self) -> i32 {
+        match self {
+            Self::Raw => 0,
+            Self::Hextile => 5,
+            Self::Zrle => 16,
+        }
+    }
+
+    /// The widest piece, and the side of a tile: a piece's rows are a multiple of it.
+    fn limits(self) -> (u16, u16) {
+        match self {
+            Self::Raw => (8192, 1),
+            Self::Hextile => (1024, 16),
+            Self::Zrle => (256, 64),
+        }
+    }
+
+    /// Columns and rows of the pieces of a rectangle that is `width` pixels wide.
+    fn piece(self, width: u16) -> (u16, u16) {
+        let (widest, tile) = self.limits();
+        let columns = width.min(widest).max(1);
+        let band = u32::from(columns.next_multiple_of(tile)) * u32::from(tile);
+        let rows = u32::from(tile) * (PIECE / band).max(1);
+        (columns, u16::try_from(rows).unwrap_or(u16::MAX))
+    }
+
+    /// The number of pieces of a rectangle.
+    pub(super) fn pieces(self, rect: &Rect) -> u32 {
+        let (columns, rows) = self.piece(rect.width);
+        u32::from(rect.width.div_ceil(columns)) * u32::from(rect.height.div_ceil(rows))
+    }
+
+    /// Returns a piece of a rectangle, from left to right and then down; `None` behind the last.
+    pub(super) fn piece_at(self, rect: &Rect, index: u32) -> Option<Rect> {
+        let (columns, rows) = self.piece(rect.width);
+        let in_a_row = u32::from(rect.width.div_ceil(columns)).max(1);
+        let left = u16::try_from(index % in_a_row).ok()?.checked_mul(columns)?;
+        let above = u16::try_from(index / in_a_row).ok()?.checked_mul(rows)?;
+        let (x, y) = (rect.x.checked_add(left)?, rect.y.checked_add(above)?);
+        let corner = (x.saturating_add(columns), y.saturating_add(rows));
+        Rect::between(
+            (x, y),
+            (corner.0.min(rect.right()), corner.1.min(rect.end())),
+        )
+    }
+}
+
+/// Appends a rectangle's header.
+pub(super) fn header(rect: &Rect, encoding: i32, out: &mut Vec<u8>) {
+    for number in [rect.x, rect.y, rect.width, rect.height] {
+        out.extend(number.to_be_bytes());
+    }
+    out.extend(encoding.to_be_bytes());
+}
+
+/// The state of a connection's encodings.
+#[derive(Debug, Default)]
+pub(super) struct Encoder {
+    /// Pixels of one tile, or of one row.
+    pixels: Vec<u32>,
+    zrle: zrle::Zrle,
+}
+
+impl Encoder {
+    /// Appends one [piece](Encoding::piece_at) of a rectangle. Its pixels beyond the picture are
+    /// black.
+    pub(super) fn encode(
+        &mut self,
+        encoding: Encoding,
+        picture: &Picture,
+        rect: &Rect,
+        converter: &Converter,
+        out: &mut Vec<u8>,
+    ) {
+        header(rect, encoding.number(), out);
+        match encoding {
+            Encoding::Raw => {
+                for y in rect.y..rect.end() {
+                    let row = Rect {
+                        y,
+                        height: 1,
+                        ..*rect
+                    };
+                    self.load(picture, &row, converter);
+                    converter.put_all(&self.pixels, out);
+                }
+            }
+            Encoding::Hextile => {
+                let mut colours = hextile::Colours::default();
+                for tile in tiles(rect, 16) {
+                    self.load(picture, &tile, converter);
+                    hextile::put(&self.pixels, tile.width, &mut colours, converter, out);
+                }
+            }
+            Encoding::Zrle => {
+                for tile in tiles(rect, 64) {
+                    self.load(picture, &tile, converter);
+                    self.zrle.add(&self.pixels, tile.width, converter);
+                }
+                self.zrle.put(out);
+            }
+        }
+    }
+
+    /// Reads the pixels of a rectangle, converted.
+    fn load(&mut self, picture: &Picture, rect: &Rect, converter: &Converter) {
+        let width = usize::from(rect.width);
+        self.pixels.clear();
+        for y in rect.y..rect.end() {
+            let row = picture
+                .row(y)
+                .get(usize::from(rect.x)..)
+                .unwrap_or_default();
+            let row = row.get(..width).unwrap_or(row);
+            self.pixels.extend(row);
+            self.pixels
+                .extend(std::iter::repeat_n(0, width - row.len()));
+        }
+        converter.convert(&mut self.pixels);
+    }
+}
+
+/// The tiles of a rectangle, from left to right and then down.
+fn tiles(rect: &Rect, side: u16) -> impl Iterator<Item = Rect> {
+    let rect = *rect;
+    let side = usize::from(side);
+    (rect.y..rect.end()).step_by(side).flat_map(move |y| {
+        (rect.x..rect.right()).step_by(side).map(move |x| Rect {
+            x,
+            y,
+            width: (rect.right() - x).min(side as u16),
+            height: (rect.end() - y).min(side as u16),
+        })
+    })
+}
