@@ -1,15 +1,21 @@
-//! `stubdm-run screenshot` against a store with a guest, and a VNC server as QEMU's.
+//! `stubdm-run screenshot` and `screen` against a store with a guest, and a VNC server as QEMU's.
 
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use tempfile::TempDir;
 use xen_store::{Permissions, Store};
 use xen_store_server::{Config, Server};
@@ -243,4 +249,154 @@ fn a_wrong_command_line_is_status_2() {
         Some(2)
     );
     assert_eq!(host.shoot(GUEST, &["--png"]).status.code(), Some(2));
+}
+
+/// A terminal of 40 columns and 10 rows.
+fn terminal() -> OpenptyResult {
+    let size = Winsize {
+        ws_row: 10,
+        ws_col: 40,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    openpty(&size, None).unwrap()
+}
+
+/// Starts `stubdm-run screen` on a terminal.
+fn watch(host: &Host, terminal: &OpenptyResult) -> Child {
+    let end = || Stdio::from(terminal.slave.try_clone().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    command.arg("screen").arg("--store");
+    command
+        .arg(host.dir.path().join("s"))
+        .arg(GUEST.to_string());
+    command.stdin(end()).stdout(end()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Reads the terminal until it shows `wanted`; `all` is everything so far.
+fn shown(terminal: &mut File, all: &mut Vec<u8>, wanted: &str) -> String {
+    let mut buffer = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(all).into_owned();
+        if text.contains(wanted) {
+            return text;
+        }
+        let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut fds, PollTimeout::from(20_000u16)).unwrap();
+        assert!(ready > 0, "{text:?} without {wanted:?}");
+        let count = terminal.read(&mut buffer).unwrap();
+        all.extend(&buffer[..count]);
+    }
+}
+
+#[test]
+fn the_screen_is_drawn_in_the_terminal_and_keys_are_passed() {
+    let host = Host::new();
+    let (seen, keys) = mpsc::channel();
+    let serving = host.serve(move |mut server| {
+        server.width = 8;
+        assert_eq!(server.security(&[1]).unwrap(), 1);
+        server.accept().unwrap();
+        while server.message().unwrap() != (Message::Request { incremental: false }) {}
+        server.announce().unwrap();
+        server.picture(colour).unwrap();
+        let mut pictures = 1;
+        while let Ok(message) = server.message() {
+            match message {
+                Message::Key { down, scancode } => {
+                    seen.send((down, scancode)).unwrap();
+                    if pictures == 1 {
+                        server.picture(|_, _| 0x01_0203).unwrap();
+                        pictures = 2;
+                    }
+                }
+                Message::Request { .. } | Message::Other => {}
+            }
+        }
+    });
+    let pty = terminal();
+    let before = tcgetattr(&pty.slave).unwrap();
+    let child = watch(&host, &pty);
+    let mut far = File::from(pty.master.try_clone().unwrap());
+    let mut all = Vec::new();
+    // The first two columns, pixel for pixel, and the line below.
+    let cells = "\x1b[1;1H\x1b[38;2;0;0;0;48;2;17;0;0m▀\x1b[38;2;0;1;1;48;2;17;1;1m▀";
+    let text = shown(&mut far, &mut all, cells);
+    assert!(text.contains("\x1b[?1049h"), "{text:?}");
+    let line = "\x1b[10;1Hdomain 5, 8x2: Ctrl-] leaves";
+    assert!(text.contains(line), "{text:?}");
+    let during = tcgetattr(&pty.slave).unwrap();
+    assert!(
+        !during.local_flags.contains(LocalFlags::ISIG),
+        "Ctrl-C is the guest's"
+    );
+
+    // A, Ctrl-C and an arrow, with their modifiers around them.
+    far.write_all(b"A\x03\x1b[C").unwrap();
+    let press = |code| [(true, code), (false, code)];
+    let around = |modifier, code| {
+        let [down, up] = press(code);
+        [(true, modifier), down, up, (false, modifier)].to_vec()
+    };
+    let expected = [around(42, 30), around(29, 46), press(0xcd).to_vec()].concat();
+    let patience = Duration::from_secs(20);
+    for key in expected {
+        assert_eq!(keys.recv_timeout(patience).unwrap(), key);
+    }
+    // The guest's answer is drawn.
+    shown(&mut far, &mut all, "\x1b[38;2;1;2;3;48;2;1;2;3m▀▀");
+
+    far.write_all(b"\x1d").unwrap();
+    shown(&mut far, &mut all, "\x1b[?1049l");
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+    serving.join().unwrap();
+}
+
+#[test]
+fn a_screen_that_goes_is_one_line_on_a_terminal_as_it_was() {
+    let host = Host::new();
+    let serving = host.serve(|mut server| {
+        server.security(&[1]).unwrap();
+        server.accept().unwrap();
+        while server.message().unwrap() != (Message::Request { incremental: false }) {}
+        server.picture(colour).unwrap();
+        // The request for the next one follows the first whole picture.
+        while !matches!(server.message().unwrap(), Message::Request { .. }) {}
+    });
+    let pty = terminal();
+    let before = tcgetattr(&pty.slave).unwrap();
+    let child = watch(&host, &pty);
+    let mut far = File::from(pty.master.try_clone().unwrap());
+    // The frames must be read, or they fill the terminal's buffer.
+    let reading = std::thread::spawn(move || shown(&mut far, &mut Vec::new(), "\x1b[?1049l"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("the VNC server closed the connection"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+    reading.join().unwrap();
+    serving.join().unwrap();
+}
+
+#[test]
+fn without_a_terminal_nothing_is_drawn() {
+    let host = Host::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
+    command
+        .args(["screen", "5", "--store"])
+        .arg(host.dir.path().join("s"));
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("on a terminal, and this is none"), "{said}");
 }

@@ -21,6 +21,7 @@ pub mod framebuffer;
 pub mod input;
 pub mod keyboard;
 pub mod keys;
+pub mod keysyms;
 pub mod placement;
 pub mod rfb;
 pub mod server;

@@ -27,7 +27,6 @@
 
 mod damage;
 mod encode;
-mod keysyms;
 mod picture;
 mod pixels;
 mod viewer;

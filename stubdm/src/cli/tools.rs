@@ -11,6 +11,7 @@ use crate::tools::dmargs::{self, DmargsCommand};
 use crate::tools::doctor::{self, DoctorOptions};
 use crate::tools::image::{self, ImageCommand};
 use crate::tools::install::{self, InstallOptions, UninstallOptions};
+use crate::tools::screen::{self, ScreenOptions};
 use crate::tools::screenshot::{self, ScreenshotOptions};
 use crate::tools::status::{self, StatusOptions};
 
@@ -28,6 +29,8 @@ pub(super) enum Command {
     Install(InstallOptions),
     /// Take out what `install` put there, and bring back what it put aside
     Uninstall(UninstallOptions),
+    /// Show a guest's screen in the terminal and pass keys, until Ctrl-]
+    Screen(ScreenOptions),
     /// Write a picture of a guest's screen to a PNG file
     Screenshot(ScreenshotOptions),
     /// Show the guests with stubdomains
@@ -41,6 +44,7 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Dmargs(command) => dmargs::run(command),
+        Command::Screen(options) => screen::run(options).map(|()| ExitCode::SUCCESS),
         Command::Screenshot(options) => screenshot::run(options).map(|()| ExitCode::SUCCESS),
         Command::Status(options) => status::run(options).map(|()| ExitCode::SUCCESS),
         Command::Supervise(options) => supervise::run(options).map(|()| ExitCode::SUCCESS),

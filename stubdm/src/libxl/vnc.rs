@@ -11,8 +11,9 @@ use stubdm_screen::rfb::Client;
 use xen_store::Store;
 use xen_sys::DomId;
 
+use crate::libxl::store::Pair;
 use crate::libxl::trusted;
-use crate::rt::error::{Context, Result};
+use crate::rt::error::{Context, Failure, Result};
 use crate::viewer::{LARGEST, Viewer};
 
 /// A VNC server.
@@ -45,6 +46,31 @@ impl VncServer {
             address: SocketAddr::new(listen, port),
             password: read("vnc-pass")?,
         }))
+    }
+
+    /// Finds the server of a domain's screen, in the nodes of its stubdomain or its own.
+    ///
+    /// # Errors
+    /// There is no such domain, it has no screen, the store fails, or a node holds no address or no
+    /// port.
+    pub fn of_domain(store: &Store, domain: DomId) -> Result<Self> {
+        let pair = Pair::of(store, domain)?;
+        for owner in pair.stubdomain.into_iter().chain([pair.guest]) {
+            if let Some(server) = Self::of(store, owner)? {
+                return Ok(server);
+            }
+        }
+        Err(Failure::new(format_args!(
+            "domain {domain} has no screen over VNC: \
+             its configuration has vnc=0, or no QEMU serves it"
+        )))
+    }
+
+    /// A server without a password.
+    #[cfg(test)]
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        let password = None;
+        Self { address, password }
     }
 
     /// Connects a viewer.

@@ -8,6 +8,7 @@
 //! | `image` | [`image`], over [`stubdm_image`] |
 //! | `install`, `uninstall` | [`install`], over [`crate::libxl`] |
 //! | `policy`, `qmp` | [`policy`](mod@policy), [`qmp`] |
+//! | `screen`, `screenshot` | [`screen`], [`screenshot`] |
 //! | `status` | [`status`] |
 
 pub mod dmargs;
@@ -16,6 +17,8 @@ pub mod image;
 pub mod install;
 pub mod policy;
 pub mod qmp;
+pub mod screen;
 pub mod screenshot;
 pub mod status;
+mod terminal;
 pub mod xlcfg;

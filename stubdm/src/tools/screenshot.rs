@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use stubdm_screen::{PIXEL, Size};
-use xen_store::Store;
 use xen_sys::DomId;
 
-use crate::libxl::store::{Pair, StoreOptions, domid};
+use crate::libxl::store::{StoreOptions, domid};
 use crate::libxl::vnc::VncServer;
 use crate::rt::error::{Context, Failure, Result};
 use crate::tools::qmp::seconds;
@@ -41,7 +40,7 @@ pub struct ScreenshotOptions {
 pub fn run(options: &ScreenshotOptions) -> Result<()> {
     let deadline = Instant::now() + options.timeout;
     let store = options.store.open()?;
-    let server = server(&store, options.domid)?;
+    let server = VncServer::of_domain(&store, options.domid)?;
     let mut viewer = server.connect(deadline)?;
     if !viewer.run_until(deadline, Viewer::is_whole)? {
         return Err(Failure::new(format_args!(
@@ -54,20 +53,6 @@ pub fn run(options: &ScreenshotOptions) -> Result<()> {
     let Size { width, height } = picture.size;
     let file = options.file.display();
     writeln!(io::stdout(), "{file}: {width}x{height} pixels").context("printing")
-}
-
-/// Finds the VNC server of a guest's screen, in the nodes of its stubdomain or its own.
-fn server(store: &Store, domain: DomId) -> Result<VncServer> {
-    let pair = Pair::of(store, domain)?;
-    for owner in pair.stubdomain.into_iter().chain([pair.guest]) {
-        if let Some(server) = VncServer::of(store, owner)? {
-            return Ok(server);
-        }
-    }
-    Err(Failure::new(format_args!(
-        "domain {domain} has no screen over VNC: \
-         its configuration has vnc=0, or no QEMU serves it"
-    )))
 }
 
 /// Writes the file whole or not at all.

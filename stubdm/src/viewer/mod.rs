@@ -9,7 +9,7 @@ use stubdm_screen::rfb::{Client, Event};
 use stubdm_screen::{PIXEL, Size};
 
 use crate::rt::error::{Context, Failure, Result};
-use crate::rt::poll;
+use crate::rt::poll::{self, Interest};
 use crate::rt::stream::{Read, Stream};
 
 /// Bytes read from the server at once.
@@ -104,17 +104,30 @@ impl Viewer {
     ) -> Result<bool> {
         loop {
             self.send()?;
-            let unsent = !self.client.poll_transmit().is_empty();
-            if !unsent && holds(self) {
+            if self.client.poll_transmit().is_empty() && holds(self) {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            let interests = self.stream.interest(true, unsent);
-            poll::sleep(&interests, Some(deadline)).context("the VNC server")?;
+            poll::sleep(&self.interests(), Some(deadline)).context("the VNC server")?;
             self.receive()?;
         }
+    }
+
+    /// Exchanges the bytes that are there, without waiting for more.
+    ///
+    /// # Errors
+    /// As [`run_until`](Self::run_until).
+    pub fn exchange(&mut self) -> Result<()> {
+        self.receive()?;
+        self.send()
+    }
+
+    /// Returns the events on which [`exchange`](Self::exchange) has something to do.
+    pub fn interests(&self) -> Vec<Interest<'_>> {
+        let unsent = !self.client.poll_transmit().is_empty();
+        self.stream.interest(true, unsent)
     }
 
     fn send(&mut self) -> Result<()> {

@@ -871,7 +871,7 @@ fn only_damage_that_was_asked_for_is_sent() {
     assert!(bytes.len() < 100, "{}", bytes.len());
     peer.take(&bytes);
     peer.assert_shows(&picture);
-    // That was the answer: the next damage waits for the next request, and for one that names it.
+    // The request is answered: the next damage waits for the next one that names it.
     let picture = spot(&mut viewer, 200, 150);
     assert_eq!(output(&mut viewer, &picture), []);
     let corner = Rect {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::damage::Damage;
 use super::encode::{Encoder, Encoding, header};
 use super::pixels::{Converter, Format, NATIVE};
-use super::{Picture, Rect, keysyms};
+use super::{Picture, Rect};
 use crate::auth::{CHALLENGE, equal, respond};
-use crate::{Size, keys};
+use crate::{Size, keys, keysyms};
 
 /// The time in which a viewer has to authenticate: a person may type the password meanwhile.
 pub const HANDSHAKE: Duration = Duration::from_secs(60);

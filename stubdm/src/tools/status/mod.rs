@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::Args;
 
 pub use rows::{Process, Row, rows};
-pub use screen::Screen;
+pub use screen::{Screen, Screens};
 use stubdm_qmp::text;
 
 use crate::libxl::domains::Domains;
@@ -64,7 +64,7 @@ pub fn run(options: &StatusOptions) -> Result<()> {
     if let Some(pace) = options.watch {
         return watch::run(&mut domains, folder, pace, options.json);
     }
-    let rows = rows(&mut domains, folder)?;
+    let rows = rows(&mut domains, folder, &mut Screens::default())?;
     let shown = match options.json {
         true => text::json(&show::json(&rows)) + "\n",
         false => show::table(&rows),

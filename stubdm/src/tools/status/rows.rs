@@ -17,7 +17,7 @@ use crate::libxl::vnc::VncServer;
 use crate::proxy::counters::{self, Counters};
 use crate::rt::error::{Context, Result};
 use crate::service::record::{self, Kind, Life, Record};
-use crate::tools::status::screen::Screen;
+use crate::tools::status::screen::{Screen, Screens};
 
 /// A process on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ const SCREENS: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The connection to the store failed, or its list of domains cannot be read.
-pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
+pub fn rows(existing: &mut Domains, folder: &Path, screens: &mut Screens) -> Result<Vec<Row>> {
     existing.look();
     let store = existing.store();
     // Without their locks, which a process that is being started waits for.
@@ -87,8 +87,9 @@ pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
         .filter_map(|name| name.parse().ok())
         .collect();
     domains.sort_unstable();
-    let deadline = Instant::now() + SCREENS;
-    let mut rows = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
+    // The places of those rows that have a screen, and the servers.
+    let (mut places, mut servers) = (Vec::new(), Vec::new());
     for guest in domains {
         if existing.exists(guest) == Some(false) {
             continue;
@@ -109,6 +110,10 @@ pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
         let told = counters::read(folder, stubdomain.as_u16());
         // A file that another process left says nothing of this one.
         let told = told.filter(|told| proxy.is_some_and(|proxy| proxy.pid == told.pid));
+        if let Some(server) = reader.vnc_server(stubdomain) {
+            places.push(rows.len());
+            servers.push((stubdomain, server));
+        }
         rows.push(Row {
             guest,
             name: reader.text(&format!("{home}/name"))?,
@@ -122,9 +127,15 @@ pub fn rows(existing: &mut Domains, folder: &Path) -> Result<Vec<Row>> {
             consoles: reader.process(Kind::Consoled, stubdomain)?,
             console_bytes: reader.console_bytes(stubdomain)?,
             memory: memory.and_then(|text| text.trim().parse().ok()),
-            screen: reader.screen(stubdomain, deadline),
+            screen: None,
             fault: reader.fault,
         });
+    }
+    let screens = screens.look(&servers, Instant::now() + SCREENS);
+    for (place, screen) in places.into_iter().zip(screens) {
+        if let Some(row) = rows.get_mut(place) {
+            row.screen = Some(screen);
+        }
     }
     Ok(rows)
 }
@@ -172,15 +183,13 @@ impl Reader<'_> {
         Ok(pid.map(|pid| process(pid, names(pid, stubdomain), false)))
     }
 
-    /// The screen that dom0's QEMU serves for a stubdomain.
-    fn screen(&mut self, stubdomain: DomId, deadline: Instant) -> Option<Screen> {
-        match VncServer::of(self.store, stubdomain) {
-            Ok(server) => server.map(|server| Screen::look(&server, stubdomain, deadline)),
-            Err(failure) => {
-                self.fault.get_or_insert_with(|| failure.to_string());
-                None
-            }
-        }
+    /// The VNC server of a stubdomain's screen.
+    fn vnc_server(&mut self, stubdomain: DomId) -> Option<VncServer> {
+        let server = VncServer::of(self.store, stubdomain);
+        server.unwrap_or_else(|failure| {
+            self.fault.get_or_insert_with(|| failure.to_string());
+            None
+        })
     }
 
     /// How long the files are that a stubdomain's consoles are written to; `None` if there are

@@ -4,29 +4,22 @@
 //! Nothing flickers: a frame is one write, drawn over the one before, each line cleared behind its
 //! end. The terminal is left as it was found, whatever ends this: `q`, a signal, an error.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use nix::sys::termios::{
-    LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
-};
 use stubdm_qmp::text::json_line;
 use xen_store::Watch;
 
-use super::{rows, show};
+use super::{Screens, rows, show};
 use crate::libxl::domains::Domains;
 use crate::rt::error::{Context, Result};
 use crate::rt::poll::{Interest, sleep};
 use crate::rt::signals::Signals;
-
-/// The other screen, no cursor, long lines cut at the edge.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
-const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
+use crate::tools::terminal::{Keys, Terminal, pressed, print};
 
 /// Domains come and go in bursts; a burst is one frame.
 const BURST: Duration = Duration::from_millis(100);
@@ -41,10 +34,11 @@ pub(super) fn run(domains: &mut Domains, folder: &Path, pace: Duration, json: bo
         .iter()
         .filter_map(|event| store.watch(event).ok())
         .collect();
-    let terminal = (!json && io::stdout().is_terminal()).then(Terminal::take);
+    let terminal = (!json && io::stdout().is_terminal()).then(|| Terminal::take(Keys::Lines));
+    let mut screens = Screens::default();
     let mut keys = io::stdin().is_terminal() && terminal.is_some();
     loop {
-        let rows = rows(domains, folder)?;
+        let rows = rows(domains, folder, &mut screens)?;
         let frame = match (&terminal, json) {
             (_, true) => json_line(&show::json(&rows)) + "\n",
             (Some(_), _) => frame(&show::table(&rows)),
@@ -77,8 +71,9 @@ pub(super) fn run(domains: &mut Domains, folder: &Path, pace: Duration, json: bo
                 None => {}
             }
             if keys {
-                match key() {
-                    Some(b'q' | b'Q' | 3) => return Ok(()),
+                let mut bytes = [0];
+                match pressed(&mut bytes) {
+                    Some(b"q" | b"Q" | b"\x03") => return Ok(()),
                     Some(_) => {}
                     None => keys = false,
                 }
@@ -96,30 +91,6 @@ pub(super) fn run(domains: &mut Domains, folder: &Path, pace: Duration, json: bo
     }
 }
 
-/// A key; 0 when none was pressed, `None` when none will be.
-fn key() -> Option<u8> {
-    let stdin = io::stdin();
-    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(0) | Err(Errno::EINTR) => return Some(0),
-        Ok(_) => {}
-        Err(_) => return None,
-    }
-    let mut byte = [0];
-    match nix::unistd::read(stdin.as_fd(), &mut byte) {
-        Ok(0) => None,
-        Ok(_) => Some(byte[0]),
-        Err(Errno::EINTR | Errno::EAGAIN) => Some(0),
-        Err(_) => None,
-    }
-}
-
-fn print(frame: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(frame.as_bytes())?;
-    out.flush()
-}
-
 /// A table as a frame over the one before.
 fn frame(table: &str) -> String {
     let mut frame = String::from("\x1b[H");
@@ -128,43 +99,6 @@ fn frame(table: &str) -> String {
         frame += "\x1b[K\r\n";
     }
     frame + "\x1b[K\r\nq ends this\x1b[J"
-}
-
-/// A terminal of our own until it is dropped.
-struct Terminal {
-    before: Option<Termios>,
-}
-
-impl Terminal {
-    fn take() -> Self {
-        let before = tcgetattr(io::stdin()).ok();
-        if let Some(before) = &before {
-            let mut raw = before.clone();
-            raw.local_flags
-                .remove(LocalFlags::ICANON | LocalFlags::ECHO);
-            // A read never waits.
-            for index in [
-                SpecialCharacterIndices::VMIN,
-                SpecialCharacterIndices::VTIME,
-            ] {
-                if let Some(slot) = raw.control_chars.get_mut(index as usize) {
-                    *slot = 0;
-                }
-            }
-            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &raw);
-        }
-        let _ = print(ENTER);
-        Self { before }
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = print(LEAVE);
-        if let Some(before) = &self.before {
-            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, before);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
-//! Keys by their symbols, for viewers that send no scancodes: those of a US keyboard.
-//!
-//! A symbol that takes a shift there is its key without one: a viewer sends the shift key by
-//! itself.
+//! The keys of a US keyboard by their symbols, for viewers that send no scancodes, and by what they
+//! type.
 
 /// The rows of printable keys: the first key's number, the symbols, and those with a shift.
 const ROWS: &[(u16, &[u8], &[u8])] = &[
@@ -42,16 +40,25 @@ const FUNCTIONS: &[(u8, u16)] = &[
     (0xff, 111),
 ];
 
-/// Returns Linux's number of the key with this symbol of X11's.
-pub(super) fn keycode(symbol: u32) -> Option<u16> {
+/// Returns Linux's number of the key that types a character of ASCII, and whether it takes a shift.
+pub fn typed(character: u8) -> Option<(u16, bool)> {
+    ROWS.iter().find_map(|(first, plain, shifted)| {
+        let at = |row: &[u8]| row.iter().position(|own| *own == character);
+        let (at, shift) = match at(plain) {
+            Some(at) => (at, false),
+            None => (at(shifted)?, true),
+        };
+        Some((first.checked_add(u16::try_from(at).ok()?)?, shift))
+    })
+}
+
+/// Returns Linux's number of the key with this symbol of X11's. A symbol that takes a shift is its
+/// key without one: a viewer sends the shift key by itself.
+pub fn keycode(symbol: u32) -> Option<u16> {
     let [page, family, rest, low] = symbol.to_be_bytes();
     match (page, family, rest) {
         // The second is Unicode's.
-        (0, 0, 0) | (1, 0, 0) => ROWS.iter().find_map(|(first, plain, shifted)| {
-            let at = |row: &[u8]| row.iter().position(|own| *own == low);
-            let at = at(plain).or_else(|| at(shifted))?;
-            first.checked_add(u16::try_from(at).ok()?)
-        }),
+        (0, 0, 0) | (1, 0, 0) => typed(low).map(|(key, _)| key),
         // ISO_Level3_Shift, ISO_Left_Tab.
         (0, 0, 0xfe) => match low {
             0x03 => Some(100),
@@ -91,6 +98,9 @@ mod tests {
     #[test]
     fn each_printable_character_has_a_key_and_each_key_a_scancode() {
         assert!((0x20..0x7f).all(|symbol| keycode(symbol).is_some()));
+        let keys = [(30, false), (30, true), (2, false), (2, true), (57, false)];
+        assert_eq!([b'a', b'A', b'1', b'!', b' '].map(typed), keys.map(Some));
+        assert_eq!([0, 0x1f, 0x7f, 0xe4].map(typed), [None; 4]);
         for symbol in 0..0x1_0000 {
             let key = keycode(symbol);
             assert!(key.is_none_or(|key| scancode(key).is_some()), "{symbol:#x}");
