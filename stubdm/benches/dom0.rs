@@ -32,9 +32,23 @@ const GOAL: f64 = 6.0;
 /// A guest's processes in dom0.
 const PARTS: [&str; 3] = ["proxy, root's half", "proxy, sandboxed half", "consoled"];
 
+/// The kinds of resident pages, in the order of the second table's columns.
+const KINDS: [&str; 7] = [
+    "text",
+    "constants",
+    "relocated",
+    "data",
+    "heap",
+    "stack",
+    "other",
+];
+
 /// The figures of one process.
 #[derive(Clone, Copy, Debug)]
 struct Figures {
+    /// KiB: resident pages by [`KINDS`], and those of no other process.
+    kinds: [f64; KINDS.len()],
+    private: f64,
     /// KiB: resident, and less what it shares with others in proportion.
     resident: f64,
     share: f64,
@@ -66,13 +80,57 @@ impl Figures {
                 "voluntary_ctxt_switches:",
             ) as u64;
         }
+        let (kinds, private) = by_kind(&file("smaps"));
         Self {
+            kinds,
+            private,
             resident: field(&memory, "Rss:"),
             share: field(&memory, "Pss:"),
             time,
             waits,
         }
     }
+}
+
+/// Resident KiB by [`KINDS`], and the anonymous part of them, by the mappings of `/proc/PID/smaps`.
+fn by_kind(smaps: &str) -> ([f64; KINDS.len()], f64) {
+    let (mut kinds, mut private) = ([0.0; KINDS.len()], 0.0);
+    let mut kind = 0;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if !first.ends_with(':') {
+            // Range, rights, offset, device, inode, and what is mapped.
+            let rights = words.next().unwrap_or_default();
+            let name = words.nth(3).unwrap_or_default();
+            kind = match (name, rights) {
+                ("[heap]", _) => 4,
+                ("[stack]", _) => 5,
+                (name, "r-xp") if name.ends_with("/stubdm-run") => 0,
+                (name, "r--p") if name.ends_with("/stubdm-run") => 1,
+                (name, "rw-p") if name.ends_with("/stubdm-run") => 3,
+                // The zeroed part of the program's data follows the rest.
+                ("", "rw-p") if kind == 3 => 3,
+                _ => 6,
+            };
+            continue;
+        }
+        let value = words.next().and_then(|value| value.parse().ok());
+        let value: f64 = value.unwrap_or_default();
+        match first {
+            "Rss:" => kinds[kind] += value,
+            "Anonymous:" => {
+                private += value;
+                // Pages of the constants that the start has written addresses into.
+                if kind == 1 {
+                    kinds[1] -= value;
+                    kinds[2] += value;
+                }
+            }
+            _ => {}
+        }
+    }
+    (kinds, private)
 }
 
 /// A guest, and its processes in dom0.
@@ -189,11 +247,32 @@ fn main() {
     let together = columns(all.iter().map(sum));
     rows += &row("together", together);
     let [resident, ..] = together;
+    let file = |figures: &Figures| figures.kinds[0] + figures.kinds[1];
+    let file = spread(
+        started
+            .iter()
+            .map(|guest| guest.iter().map(file).sum())
+            .collect(),
+    )[1];
     let verdict = if resident[2] <= GOAL {
-        "reached"
+        "reached.".to_owned()
     } else {
-        "missed"
+        format!(
+            "missed. {:.1} MiB of it are the program's text\nand constants, which all guests share.",
+            file / 1024.0
+        )
     };
+    let mut kinds = String::new();
+    for (at, name) in PARTS.iter().enumerate() {
+        let median = |value: &dyn Fn(&Figures) -> f64| {
+            spread(started.iter().map(|guest| value(&guest[at])).collect())[1]
+        };
+        let mut cells: Vec<String> = (0..KINDS.len())
+            .map(|kind| format!("{:.0}", median(&|figures| figures.kinds[kind])))
+            .collect();
+        cells.push(format!("{:.0}", median(&|figures| figures.private)));
+        kinds += &format!("| {name} | {} |\n", cells.join(" | "));
+    }
     let page = format!(
         "# What a guest costs dom0\n\n\
          Written by `cargo xtask bench dom0`: {count} guests, each on a simulated host of its own, with\n\
@@ -206,8 +285,17 @@ fn main() {
          * \"wake-ups\" are those of {} idle seconds.\n\n\
          | | resident, MiB | own share, MiB | start, ms | wake-ups a second |\n\
          |---|---|---|---|---|\n{rows}\n\
-         At most {GOAL} MiB resident together: {verdict}.\n",
+         At most {GOAL} MiB resident together: {verdict}\n\n\
+         ## Resident pages by kind\n\n\
+         KiB, the median of the guests. Text and constants are pages of the program's file, one copy\n\
+         for all processes: the kernel maps the 64 KiB around each page that a process uses, as far\n\
+         as they are in memory. \"Private\" is what a further process adds: pages that relocation\n\
+         wrote to, data, heap and stack.\n\n\
+         | | {} | private |\n\
+         |---|{}---|\n{kinds}",
         IDLE.as_secs(),
+        KINDS.join(" | "),
+        "---|".repeat(KINDS.len()),
     );
     println!("{page}");
     if let Some(out) = out {

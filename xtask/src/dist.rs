@@ -138,6 +138,10 @@ pub(crate) fn build_tools(workspace: &Workspace, arch: Arch) -> Result<Vec<PathB
     Ok(files)
 }
 
+/// The setting of the profile `dist` for the agent where it measures the libraries: that of a
+/// program that is built for speed.
+const MEASURED: &[(&str, &str)] = &[("CARGO_PROFILE_DIST_OPT_LEVEL", "3")];
+
 /// As [`build`], all of them as they are shipped, for measurements: without what the environment
 /// sets in the profile to make builds quicker.
 pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
@@ -145,7 +149,7 @@ pub(crate) fn build_as_shipped(workspace: &Workspace) -> Result<()> {
     let profile: Vec<String> = names
         .filter(|name| name.starts_with("CARGO_PROFILE_DIST_") || name == "CARGO_INCREMENTAL")
         .collect();
-    build_with(workspace, BINARIES, &profile, &[])
+    build_with(workspace, BINARIES, &profile, MEASURED)
 }
 
 /// Builds binaries without the variables `without` of the environment, and the agent with the

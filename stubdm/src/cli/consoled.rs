@@ -1,18 +1,15 @@
-//! A stubdomain's consoles, served on the host.
+//! The stand-in for libxl's device model on the host.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
 
 use crate::consoled::exec::{self, LaunchOptions};
-use crate::consoled::run::{self, ConsoledOptions};
 use crate::consoled::select_console::{self, SelectOptions};
 use crate::rt::error::Result;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Serve a stubdomain's consoles, in the place of the QEMU that libxl starts for them
-    Consoled(ConsoledOptions),
     /// Stand in for libxl's device model: serve consoles, hand everything else over to the real one
     DeviceModel(LaunchOptions),
     /// Make a QEMU's VNC server show the stubdomain's frame buffer: a process of the launcher's
@@ -22,7 +19,6 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Consoled(options) => run::run(options)?,
         Command::SelectConsole(options) => select_console::run(options)?,
         Command::DeviceModel(options) => exec::launch(&options.real, None, &options.arguments)?,
     }

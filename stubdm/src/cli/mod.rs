@@ -4,6 +4,7 @@
 
 mod consoled;
 mod qmp;
+mod services;
 #[cfg(feature = "sim")]
 mod sim;
 mod stubdomain;
@@ -44,12 +45,27 @@ enum Command {
     #[command(flatten)]
     Qmp(qmp::Command),
     #[command(flatten)]
+    Services(services::Command),
+    #[command(flatten)]
     Consoled(consoled::Command),
     #[command(flatten)]
     Tools(tools::Command),
     #[cfg(feature = "sim")]
     #[command(flatten)]
     Sim(sim::Command),
+}
+
+/// The stubdomain's device-model runner: its processes that run for months
+#[derive(Debug, Parser)]
+#[command(
+    name = "stubdm-run",
+    version,
+    infer_long_args = true,
+    max_term_width = 100
+)]
+struct ServicesCli {
+    #[command(subcommand)]
+    command: services::Command,
 }
 
 /// Join a UNIX socket and a vchan
@@ -123,16 +139,24 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     if name == Some(OsStr::new(crate::sim::fake_qemu::NAME)) {
         return crate::sim::fake_qemu::play(&args);
     }
+    let command = args.get(1).and_then(|word| word.to_str());
+    if command.is_some_and(services::Command::has_subcommand) {
+        return match parse::<ServicesCli>(args)? {
+            Some(cli) => services::run(cli.command),
+            None => Ok(ExitCode::SUCCESS),
+        };
+    }
     let Some(cli) = parse::<Cli>(args)? else {
         return Ok(ExitCode::SUCCESS);
     };
     match cli.command {
         Command::Stubdomain(command) => stubdomain::run(&command),
         Command::Qmp(command) => qmp::run(&command),
+        Command::Services(command) => services::run(command),
         Command::Consoled(command) => consoled::run(&command),
         Command::Tools(command) => tools::run(&command),
         #[cfg(feature = "sim")]
-        Command::Sim(command) => sim::run(command),
+        Command::Sim(command) => sim::run(&command),
     }
 }
 
@@ -171,6 +195,24 @@ mod tests {
     fn the_definitions_are_sound() {
         Cli::command().debug_assert();
         ProxyCli::command().debug_assert();
+        ServicesCli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_service_is_the_same_by_either_definition() {
+        let whole = Cli::command();
+        for mut service in ServicesCli::command().get_subcommands().cloned() {
+            let name = service.get_name().to_owned();
+            assert!(services::Command::has_subcommand(&name), "{name}");
+            let mut same = whole.find_subcommand(&name).unwrap().clone();
+            assert_eq!(
+                service.render_long_help().to_string(),
+                same.render_long_help().to_string()
+            );
+        }
+        for other in ["status", "consoled2", "help", ""] {
+            assert!(!services::Command::has_subcommand(other), "{other}");
+        }
     }
 
     fn proxy(line: &str) -> Result<ProxyOptions> {

@@ -6,7 +6,6 @@ use clap::Subcommand;
 
 use crate::rt::error::Result;
 use crate::supervise::restart::{self, RestartOptions};
-use crate::supervise::run::{self as supervise, SuperviseOptions};
 use crate::tools::dmargs::{self, DmargsCommand};
 use crate::tools::doctor::{self, DoctorOptions};
 use crate::tools::image::{self, ImageCommand};
@@ -35,8 +34,6 @@ pub(super) enum Command {
     Screenshot(ScreenshotOptions),
     /// Show the guests with stubdomains
     Status(StatusOptions),
-    /// Start the proxies and console servers of guests again when they were killed
-    Supervise(SuperviseOptions),
     /// Replace a guest's proxy and console server, as after an upgrade of this program
     Restart(RestartOptions),
 }
@@ -47,7 +44,6 @@ pub(super) fn run(command: &Command) -> Result<ExitCode> {
         Command::Screen(options) => screen::run(options).map(|()| ExitCode::SUCCESS),
         Command::Screenshot(options) => screenshot::run(options).map(|()| ExitCode::SUCCESS),
         Command::Status(options) => status::run(options).map(|()| ExitCode::SUCCESS),
-        Command::Supervise(options) => supervise::run(options).map(|()| ExitCode::SUCCESS),
         Command::Restart(options) => restart::run(options).map(|()| ExitCode::SUCCESS),
         Command::Install(options) => install::install(options).map(|()| ExitCode::SUCCESS),
         Command::Uninstall(options) => install::uninstall(options).map(|()| ExitCode::SUCCESS),
