@@ -8,11 +8,13 @@ mod checks;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::host::{Host, Job, Options};
+use crate::dist;
+use crate::host::{self, Host, Job, Options};
 use crate::workspace::Workspace;
 
 /// One part of the demo.
@@ -79,9 +81,23 @@ const PARTS: &[Part] = &[
 /// The announcement of a part.
 const MARK: &str = "@@part ";
 
-/// Boots, runs the parts, and says which were seen.
+/// Boots, runs the parts, and says which were seen. Builds only what is shipped: the parts need no
+/// test agent.
 pub(crate) fn run(workspace: &Workspace, options: &Options, timeout: Duration) -> Result<ExitCode> {
     let started = Instant::now();
+    if !options.no_build {
+        // The build's last part takes one processor, and packages come over the network.
+        thread::scope(|scope| {
+            let packages = scope.spawn(|| host::prepare_packages(workspace, options));
+            let built = dist::build_shipped(workspace);
+            let packages = packages.join();
+            built.and(packages.unwrap_or_else(|_| bail!("a thread panicked")))
+        })?;
+    }
+    let options = &Options {
+        no_build: true,
+        ..options.clone()
+    };
     let host = Host::prepare(workspace, options)?;
     let mut parts = Splitter::default();
     let job = Job {

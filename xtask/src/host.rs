@@ -359,8 +359,12 @@ impl Host {
             },
             out,
         };
-        if is_x86 && parts.stubdm_run.is_none() || parts.agent.is_none() {
-            eprintln!("xtask: the static binaries are not built; this host does without them");
+        let lacks = [
+            (dist::STUBDM_RUN, is_x86 && parts.stubdm_run.is_none()),
+            (dist::AGENT, parts.agent.is_none()),
+        ];
+        for (name, _) in lacks.iter().filter(|(_, lacks)| *lacks) {
+            eprintln!("xtask: {name} is not built; this host does without it");
         }
         let domu = images::domu::build(&parts)?;
         let dom0 = if is_x86 {
