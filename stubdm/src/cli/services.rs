@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::consoled::run::{self as consoled, ConsoledOptions};
+use crate::consoled::screen::process::{self, Given};
 use crate::proxy;
 use crate::proxy::options::ProxyOptions;
 use crate::rt::error::Result;
@@ -21,6 +22,9 @@ pub(super) enum Command {
     VchanSocketProxy(ProxyOptions),
     /// Serve a stubdomain's consoles, in the place of the QEMU that libxl starts for them
     Consoled(ConsoledOptions),
+    /// Serve a screen's viewers: a process of consoled's
+    #[command(name = process::COMMAND, hide = true)]
+    ServeScreen(Given),
     /// Start the proxies and console servers of guests again when they were killed
     Supervise(SuperviseOptions),
     /// A process of `sim`'s
@@ -33,6 +37,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::VchanSocketProxy(options) => proxy::run::run(&options)?,
         Command::Consoled(options) => consoled::run(&options)?,
+        Command::ServeScreen(given) => process::run(&given)?,
         Command::Supervise(options) => supervise::run(&options)?,
         #[cfg(feature = "sim")]
         Command::SimRole(role) => return role::play(role),

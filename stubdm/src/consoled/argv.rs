@@ -1,4 +1,4 @@
-//! Which of QEMU's command lines asks for a stubdomain's consoles and nothing else.
+//! Which of QEMU's command lines asks for a stubdomain's consoles, and at most a screen over VNC.
 //!
 //! libxl writes this one for every stubdomain (libxl_dm.c, 4.14 to 4.22; the words of a guest
 //! without a display):
@@ -10,7 +10,8 @@
 //!      -nodefaults -no-user-config -xen-attach -name GUEST-dm -vnc none -display none -nographic -machine xenpv -m MEGABYTES
 //! ```
 //!
-//! Each word of it is known here, and may be there once. Anything else, in whatever place, is not
+//! With a display, it writes `-vnc ADDRESS:DISPLAY…` ([`Vnc`]) in the place of `-vnc none`, and no
+//! `-nographic`. Each word of it is known here, and may be there once. Anything else, in whatever place, is not
 //! this command line: what it asks for is QEMU's to do.
 
 use std::ffi::{OsStr, OsString};
@@ -18,6 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use xen_sys::DomId;
+
+use crate::consoled::screen::vnc::Vnc;
 
 /// The contents of such a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Wanted {
     pub libxl: PathBuf,
     /// Where statistics are asked for.
     pub libxenstat: Option<PathBuf>,
+    /// The screen's VNC server.
+    pub vnc: Option<Vnc>,
 }
 
 /// Options that may be there once.
@@ -36,6 +41,7 @@ struct Seen {
     domain: Option<DomId>,
     libxl: Option<PathBuf>,
     libxenstat: Option<PathBuf>,
+    vnc: Option<Vnc>,
     monitors: [bool; 2],
     attach: bool,
     machine: bool,
@@ -74,9 +80,13 @@ pub fn recognise(args: &[OsString]) -> Option<Wanted> {
             "-display" => value()
                 .filter(|v| *v == "none")
                 .map(|_| flag(&mut seen.display))??,
-            "-vnc" => value()
-                .filter(|v| *v == "none")
-                .map(|_| flag(&mut seen.idle[0]))??,
+            "-vnc" => {
+                flag(&mut seen.idle[0])?;
+                seen.vnc = match value()?.to_str()? {
+                    "none" => None,
+                    words => Some(words.parse().ok()?),
+                };
+            }
             "-m" => {
                 value()?.to_str()?.parse::<u32>().ok()?;
                 flag(&mut seen.idle[1])?;
@@ -105,6 +115,7 @@ pub fn recognise(args: &[OsString]) -> Option<Wanted> {
         domain: seen.domain?,
         libxl: seen.libxl?,
         libxenstat: seen.libxenstat,
+        vnc: seen.vnc,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Called by the device model's name: serve the consoles ourselves, or hand over to the real QEMU.
+//! Called by the device model's name: serve the domain ourselves, or hand over to the real QEMU.
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
 //! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
@@ -20,11 +20,14 @@ use stubdm_qmp::text::one_line;
 use crate::consoled::argv::{Wanted, recognise};
 use crate::consoled::frame_buffer::Additions;
 use crate::consoled::{keep_path, probe};
-use crate::libxl::discover::{Discovered, discover};
+use crate::libxl::discover::{Discovered, discover, display};
 use crate::libxl::output::with_suffix;
 use crate::libxl::store;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::log;
+
+/// The file that says who serves screens: its one word is `consoled` or `qemu`.
+const SCREENS: &str = "/etc/stubdm/screens";
 
 /// The command line of `stubdm-run device-model`.
 #[derive(Args, Clone, Debug)]
@@ -104,10 +107,40 @@ pub fn launch(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Res
 
 /// Fails, with the reason, if anything but consoles is QEMU's to serve.
 fn look(wanted: &Wanted) -> Result<()> {
+    let screen = wanted.vnc.is_some();
+    if screen {
+        screens_are_ours(Path::new(SCREENS))?;
+    }
     let (_, store) = store::open()?;
-    match discover(&store, wanted.domain).context("the store")? {
-        Discovered::Consoles(_) => Ok(()),
-        Discovered::More(what) => Err(Failure::new(one_line(&what))),
+    let found = discover(&store, wanted.domain, screen).context("the store")?;
+    if let Discovered::More(what) = found {
+        return Err(Failure::new(one_line(&what)));
+    }
+    let known = !screen
+        || display(&store, wanted.domain)
+            .context("the store")?
+            .is_some();
+    match known {
+        true => Ok(()),
+        false => Err(Failure::new("its screen's nodes are not known")),
+    }
+}
+
+/// Fails, with the reason, unless the administrator's file has screens served without QEMU.
+fn screens_are_ours(file: &Path) -> Result<()> {
+    let name = file.display();
+    match std::fs::read_to_string(file) {
+        Ok(text) => match text.trim() {
+            "consoled" => Ok(()),
+            "qemu" => Err(Failure::new(format_args!("screens are, by {name}"))),
+            _ => Err(Failure::new(format_args!(
+                "{name} has neither the word consoled nor qemu"
+            ))),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::new(
+            format_args!("screens are, without the word consoled in {name}"),
+        )),
+        Err(error) => Err(error).context(name),
     }
 }
 
@@ -118,6 +151,9 @@ fn become_consoled(wanted: &Wanted) -> Result<()> {
     command.arg("consoled").arg(wanted.domain.to_string());
     for socket in std::iter::once(&wanted.libxl).chain(&wanted.libxenstat) {
         command.arg("--qmp").arg(socket);
+    }
+    if let Some(vnc) = wanted.vnc {
+        command.arg("--vnc").arg(vnc.to_string());
     }
     let error = command.exec();
     Err(Failure::new(format_args!("{}: {error}", own.display())))
@@ -170,6 +206,25 @@ mod tests {
         for suffix in [".distrib", ".real"] {
             std::fs::write(with_suffix(&name, suffix), "").unwrap();
             assert_eq!(real(&name), with_suffix(&name, suffix));
+        }
+    }
+
+    #[test]
+    fn screens_are_served_here_only_where_the_file_has_it_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("screens");
+        let failure = screens_are_ours(&file).unwrap_err().to_string();
+        assert!(failure.contains("without the word"), "{failure}");
+        for (text, ours) in [
+            ("consoled\n", true),
+            (" consoled ", true),
+            ("qemu\n", false),
+            ("", false),
+            ("consoled qemu", false),
+            ("Consoled", false),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(screens_are_ours(&file).is_ok(), ours, "{text:?}");
         }
     }
 

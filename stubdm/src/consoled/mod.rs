@@ -23,6 +23,7 @@
 //! | [`position`] | how far the bytes went, for another `consoled` |
 //! | [`service`] | one console: its ring on one side, its sink on the other |
 //! | [`qmp`], [`monitor`] | the few questions libxl asks, and the sockets they come through |
+//! | [`screen`] | a screen: PV frame buffer, keyboard, and a VNC server |
 //! | [`run`] | the loop |
 //!
 //! # What the stubdomain can do
@@ -43,6 +44,7 @@ mod probe;
 pub mod pty;
 pub mod qmp;
 pub mod run;
+pub mod screen;
 pub mod select_console;
 pub mod service;
 pub mod sink;

@@ -21,6 +21,7 @@ pub struct Monitor {
     door: Listener,
     _file: SocketFile,
     clients: Vec<Client>,
+    password: Option<String>,
 }
 
 #[derive(Debug)]
@@ -42,6 +43,7 @@ impl Monitor {
             door: listener.into(),
             _file: file,
             clients: Vec::new(),
+            password: None,
         })
     }
 
@@ -55,10 +57,16 @@ impl Monitor {
         }
         for client in &mut self.clients {
             client.turn(facts);
+            self.password = client.session.take_password().or(self.password.take());
         }
         let quit = self.clients.iter().any(|client| client.session.has_quit());
         self.clients.retain(|client| !client.gone);
         quit
+    }
+
+    /// Takes the VNC password that a client set.
+    pub fn take_password(&mut self) -> Option<String> {
+        self.password.take()
     }
 
     /// When to look again without an event.

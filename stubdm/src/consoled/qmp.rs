@@ -5,12 +5,15 @@
 //! |---|---|---|
 //! | `qmp_capabilities` | every client | nothing |
 //! | `query-chardev` | libxl, once it runs: for terminals of serial ports | the consoles' terminals |
-//! | `query-vnc` | libxl, for a guest with a display | there is none |
+//! | `query-vnc` | libxl, for a guest with a display | the screen's VNC server, or that there is none |
+//! | `change-vnc-password`, `set_password` | libxl, with `vncpasswd` | nothing |
 //! | `query-status`, `query-version`, `query-name`, `query-commands` | people | |
 //! | `query-block`, `query-blockstats` | libxenstat | no disks |
 //! | `quit` | people | the end |
 //!
 //! Anything else is `CommandNotFound`. Lines in, lines out; no I/O.
+
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use stubdm_qmp::json::Json;
@@ -28,6 +31,9 @@ pub const LINE_MAX: usize = 64 << 10;
 const RELEASE: Version = Version(7, 2, 0);
 /// The name in the place of QEMU's package.
 const PACKAGE: &str = concat!("stubdm-run ", env!("CARGO_PKG_VERSION"));
+
+/// Commands only of a VNC server's.
+const SCREENS: &[&str] = &["change-vnc-password", "set_password"];
 
 const COMMANDS: &[&str] = &[
     "qmp_capabilities",
@@ -48,6 +54,19 @@ const COMMANDS: &[&str] = &[
 pub struct Facts {
     /// Each character device: its label, and its file name in QEMU's words.
     pub chardevs: Vec<(String, String)>,
+    /// The screen's VNC server.
+    pub vnc: Option<VncFacts>,
+}
+
+/// A VNC server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VncFacts {
+    /// The address at which it listens.
+    pub address: SocketAddr,
+    /// Viewers need a password.
+    pub password: bool,
+    /// The viewers' addresses.
+    pub viewers: Vec<SocketAddr>,
 }
 
 /// One client's conversation.
@@ -56,6 +75,7 @@ pub struct Session {
     lines: Lines,
     negotiated: bool,
     quit: bool,
+    password: Option<String>,
 }
 
 impl Default for Session {
@@ -64,6 +84,7 @@ impl Default for Session {
             lines: Lines::new(LINE_MAX),
             negotiated: false,
             quit: false,
+            password: None,
         }
     }
 }
@@ -93,6 +114,11 @@ impl Session {
         self.quit
     }
 
+    /// Takes the VNC password that the client set.
+    pub fn take_password(&mut self) -> Option<String> {
+        self.password.take()
+    }
+
     fn answer(&mut self, text: &[u8], facts: &Facts) -> Vec<u8> {
         let Ok(mut request @ Json::Map(_)) = Json::read(text, &LIMITS) else {
             return error(GENERIC_ERROR, "no JSON object", None);
@@ -119,14 +145,56 @@ impl Session {
             "query-version" => return success(version(RELEASE, PACKAGE), id),
             "query-name" => json!({}),
             "query-status" => json!({"running": true, "singlestep": false, "status": "running"}),
-            "query-vnc" => json!({"enabled": false, "auth": "none", "clients": []}),
+            "query-vnc" => facts.vnc.as_ref().map_or_else(
+                || json!({"enabled": false, "auth": "none", "clients": []}),
+                query_vnc,
+            ),
+            "change-vnc-password" | "set_password" if facts.vnc.is_some() => {
+                let mut arguments = request.take("arguments").unwrap_or(Json::Null);
+                let vnc = Json::Text("vnc".into());
+                let protocol = arguments.take("protocol").unwrap_or(vnc.clone());
+                let password = arguments.take("password");
+                let locked = facts.vnc.as_ref().is_some_and(|vnc| vnc.password);
+                let (Some(Json::Text(password)), true) = (password, protocol == vnc) else {
+                    return error(GENERIC_ERROR, "no password for VNC", id);
+                };
+                if !locked {
+                    return error(GENERIC_ERROR, "Could not set password", id);
+                }
+                self.password = Some(password);
+                json!({})
+            }
             "query-block" | "query-blockstats" | "query-command-line-options" => json!([]),
             "query-chardev" => facts.chardevs.iter().map(chardev).collect(),
-            "query-commands" => COMMANDS.iter().map(|name| json!({"name": name})).collect(),
+            "query-commands" => {
+                let screens = facts.vnc.as_ref().map_or(&[][..], |_| SCREENS);
+                let all = COMMANDS.iter().chain(screens);
+                all.map(|name| json!({"name": name})).collect()
+            }
             _ => return error(COMMAND_NOT_FOUND, &not_found(&command), id),
         };
         success(value.into(), id)
     }
+}
+
+fn query_vnc(vnc: &VncFacts) -> Value {
+    let family = |address: &SocketAddr| if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let client = |viewer: &SocketAddr| {
+        json!({
+            "host": viewer.ip().to_string(),
+            "service": viewer.port().to_string(),
+            "family": family(viewer),
+            "websocket": false,
+        })
+    };
+    json!({
+        "enabled": true,
+        "host": vnc.address.ip().to_string(),
+        "service": vnc.address.port().to_string(),
+        "family": family(&vnc.address),
+        "auth": if vnc.password { "vnc" } else { "none" },
+        "clients": vnc.viewers.iter().map(client).collect::<Vec<_>>(),
+    })
 }
 
 fn chardev((label, file): &(String, String)) -> Value {
@@ -140,8 +208,13 @@ mod tests {
     use stubdm_qmp::message::Message;
 
     fn ask(session: &mut Session, text: &str) -> Value {
+        ask_of(session, text, None)
+    }
+
+    fn ask_of(session: &mut Session, text: &str, vnc: Option<VncFacts>) -> Value {
         let facts = Facts {
             chardevs: vec![("xencons3".into(), "pty:/dev/pts/3".into())],
+            vnc,
         };
         let answer = session.push(format!("{text}\r\n").as_bytes(), &facts);
         assert!(answer.ends_with(b"}\r\n"));
@@ -171,6 +244,59 @@ mod tests {
         assert_eq!(answer["id"], 2_020_372_736u32);
         assert_eq!(answer["return"][0]["filename"], "pty:/dev/pts/3");
         assert_eq!(answer["return"][0]["label"], "xencons3");
+    }
+
+    #[test]
+    fn a_screens_questions_are_answered_as_by_qemu() {
+        let vnc = |password| VncFacts {
+            address: "127.0.0.1:5901".parse().unwrap(),
+            password,
+            viewers: vec!["[2001:db8::1]:700".parse().unwrap()],
+        };
+        let question = r#"{"execute":"query-vnc","id":1}"#;
+        let answer = ask_of(&mut ready(), question, Some(vnc(true)));
+        let answer = &answer["return"];
+        assert_eq!(answer["enabled"], true);
+        assert_eq!(
+            (&answer["host"], &answer["service"]),
+            (&json!("127.0.0.1"), &json!("5901"))
+        );
+        assert_eq!(
+            (&answer["auth"], &answer["family"]),
+            (&json!("vnc"), &json!("ipv4"))
+        );
+        let client =
+            json!({"host": "2001:db8::1", "service": "700", "family": "ipv6", "websocket": false});
+        assert_eq!(answer["clients"], json!([client]));
+        for (command, arguments) in [
+            ("change-vnc-password", r#"{"password":"secret"}"#),
+            ("set_password", r#"{"protocol":"vnc","password":"secret"}"#),
+        ] {
+            let text = format!(r#"{{"execute":"{command}","arguments":{arguments},"id":1}}"#);
+            let mut session = ready();
+            let answer = ask_of(&mut session, &text, Some(vnc(true)));
+            assert_eq!(answer["return"], json!({}), "{answer}");
+            assert_eq!(session.take_password().as_deref(), Some("secret"));
+            assert_eq!(session.take_password(), None);
+            for (vnc, class) in [
+                (Some(vnc(false)), "GenericError"),
+                (None, "CommandNotFound"),
+            ] {
+                let answer = ask_of(&mut session, &text, vnc);
+                assert_eq!(answer["error"]["class"], class, "{answer}");
+                assert_eq!(session.take_password(), None);
+            }
+        }
+        for arguments in [
+            r#"{"protocol":"spice","password":"x"}"#,
+            "{}",
+            "7",
+            r#"{"password":7}"#,
+        ] {
+            let text = format!(r#"{{"execute":"set_password","arguments":{arguments}}}"#);
+            let answer = ask_of(&mut ready(), &text, Some(vnc(true)));
+            assert_eq!(answer["error"]["class"], "GenericError", "{answer}");
+        }
     }
 
     #[test]

@@ -19,9 +19,11 @@ use xen_sys::{DomId, Xen};
 
 use super::logfile;
 use super::monitor::Monitor;
-use super::qmp::Facts;
+use super::qmp::{Facts, VncFacts};
+use super::screen::server::ScreenServer;
+use super::screen::vnc::Vnc;
 use super::service::{Place, Service};
-use crate::libxl::discover::{Console, Discovered, consoles, consoles_again};
+use crate::libxl::discover::{Console, Discovered, consoles, consoles_again, display};
 use crate::libxl::lifetime::DomainWatch;
 use crate::libxl::store::{self, domid};
 use crate::proxy::counters;
@@ -45,6 +47,9 @@ pub struct ConsoledOptions {
     /// Answer QMP at this socket, as the QEMU that is replaced does
     #[arg(long, value_name = "SOCKET")]
     pub qmp: Vec<PathBuf>,
+    /// Serve the domain's screen too, by a VNC server as libxl names it to QEMU
+    #[arg(long, value_name = "VNC")]
+    pub vnc: Option<Vnc>,
     /// The largest log in bytes; the one before it is kept as well
     #[arg(long, value_name = "BYTES", default_value_t = logfile::LIMIT)]
     pub log_limit: u64,
@@ -123,6 +128,7 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
     let mut server = Server {
         monitors: Vec::new(),
         services: Vec::new(),
+        screen: None,
         facts: Facts::default(),
     };
     for console in found {
@@ -134,6 +140,14 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
             options.log_limit,
             place,
         )?);
+    }
+    if let Some(vnc) = &options.vnc {
+        let display = display(store, domain).context("the store")?;
+        let display = display.ok_or_else(|| {
+            Failure::new(format_args!("domain {domain} has no screen known here"))
+        })?;
+        let screen = ScreenServer::open(store, domain, &display, vnc, resume)?;
+        server.screen = Some(screen);
     }
     for path in &options.qmp {
         server.monitors.push(Monitor::listen(path)?);
@@ -155,6 +169,7 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
 struct Server {
     monitors: Vec<Monitor>,
     services: Vec<Service>,
+    screen: Option<ScreenServer>,
     facts: Facts,
 }
 
@@ -190,6 +205,7 @@ impl Task for Server {
         let services = self.services.iter().flat_map(Service::interests);
         services
             .chain(self.monitors.iter().flat_map(Monitor::interests))
+            .chain(self.screen.iter().flat_map(ScreenServer::interests))
             .collect()
     }
 
@@ -199,11 +215,24 @@ impl Task for Server {
             let more = service.turn(now).then_some(now);
             deadline = earlier(deadline, earlier(more, service.deadline()));
         }
+        if let Some(screen) = &mut self.screen {
+            screen.turn(now);
+            self.facts.vnc = Some(VncFacts {
+                address: screen.address(),
+                password: screen.has_password(),
+                viewers: screen.viewers().to_vec(),
+            });
+        }
         let mut quit = false;
         for monitor in &mut self.monitors {
             quit |= monitor.turn(&self.facts, now);
+            if let (Some(screen), Some(password)) = (&mut self.screen, monitor.take_password()) {
+                screen.set_password(password.as_bytes());
+            }
             deadline = earlier(deadline, monitor.deadline());
         }
+        let screen = self.screen.as_ref().and_then(ScreenServer::deadline);
+        deadline = earlier(deadline, screen);
         Ok(if quit {
             Progress::Done
         } else {

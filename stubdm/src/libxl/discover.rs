@@ -19,6 +19,9 @@ use crate::libxl::trusted;
 /// The console that a Linux stubdomain saves QEMU's state to (`STUBDOM_CONSOLE_SAVE` of libxl).
 pub const SAVE: u32 = 1;
 
+/// Kinds of backends that belong to a screen.
+const SCREENS: &[&str] = &["vfb", "vkbd"];
+
 /// Kinds of backends that dom0's kernel serves, or tapdisk (`vbd3`), by the names of their folders.
 const KERNELS: &[&str] = &["vbd", "vbd3", "vif", "pci", "vusb", "vscsi"];
 
@@ -35,6 +38,24 @@ pub struct Console {
     pub output: Output,
 }
 
+/// A device's folders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The backend's.
+    pub path: String,
+    /// The frontend's.
+    pub frontend: String,
+}
+
+/// A domain's PV screen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Display {
+    /// The frame buffer.
+    pub vfb: Device,
+    /// The keyboard and pointer.
+    pub vkbd: Option<Device>,
+}
+
 /// The service that a domain needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovered {
@@ -44,11 +65,11 @@ pub enum Discovered {
     More(String),
 }
 
-/// Looks at what is to be served for `domain`.
+/// Looks at what is to be served for `domain`; its screen, if it has one, is `screen`'s to serve.
 ///
 /// # Errors
 /// The store's.
-pub fn discover(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
+pub fn discover(store: &Store, domain: DomId, screen: bool) -> xen_store::Result<Discovered> {
     if trusted::read(store, &format!("/local/domain/{domain}/target"))?.is_none() {
         return Ok(Discovered::More(format!(
             "domain {domain} is no stubdomain"
@@ -57,7 +78,8 @@ pub fn discover(store: &Store, domain: DomId) -> xen_store::Result<Discovered> {
     let backends = "/local/domain/0/backend";
     for kind in list(store, backends)? {
         let folder = format!("{backends}/{kind}/{domain}");
-        let served = kind == "console" || KERNELS.contains(&kind.as_str());
+        let kind_is = |kinds: &[&str]| kinds.contains(&kind.as_str());
+        let served = kind == "console" || kind_is(KERNELS) || screen && kind_is(SCREENS);
         if !served && !list(store, &folder)?.is_empty() {
             return Ok(Discovered::More(format!("domain {domain} has a {kind}")));
         }
@@ -118,6 +140,30 @@ fn consoles_with(store: &Store, domain: DomId, again: bool) -> xen_store::Result
     }
     found.sort_by_key(|console| console.number);
     Ok(Discovered::Consoles(found))
+}
+
+/// Returns the domain's screen; `None` if it has none, or one that is not known.
+///
+/// # Errors
+/// The store's.
+pub fn display(store: &Store, domain: DomId) -> xen_store::Result<Option<Display>> {
+    let device = |kind: &str| -> xen_store::Result<(usize, Option<Device>)> {
+        let folder = format!("/local/domain/0/backend/{kind}/{domain}");
+        let names = list(store, &folder)?;
+        let path = format!("{folder}/0");
+        let frontend = trusted::read_str(store, &format!("{path}/frontend"))?;
+        let id = trusted::read_str(store, &format!("{path}/frontend-id"))?;
+        let its_own = id.is_some_and(|id| id.parse() == Ok(domain));
+        let known = names == ["0"] && its_own;
+        let device = frontend.filter(|_| known);
+        Ok((
+            names.len(),
+            device.map(|frontend| Device { path, frontend }),
+        ))
+    };
+    let ((_, vfb), (keyboards, vkbd)) = (device("vfb")?, device("vkbd")?);
+    let all_known = keyboards == 0 || vkbd.is_some();
+    Ok(vfb.filter(|_| all_known).map(|vfb| Display { vfb, vkbd }))
 }
 
 /// The file that a stubdomain's saved states go to, which libxl takes them from.
@@ -204,7 +250,7 @@ mod tests {
     }
 
     fn outputs(store: &Store) -> Vec<Output> {
-        match discover(store, STUB).unwrap() {
+        match discover(store, STUB, false).unwrap() {
             Discovered::Consoles(found) => found.into_iter().map(|c| c.output).collect(),
             Discovered::More(what) => panic!("{what}"),
         }
@@ -237,7 +283,7 @@ mod tests {
         let (_server, store) = host();
         // libxl removes the file once the guest runs.
         console(&store, 3, Some("pipe:/nonexistent/state"));
-        let first = discover(&store, STUB).unwrap();
+        let first = discover(&store, STUB, false).unwrap();
         assert!(matches!(first, Discovered::More(_)), "{first:?}");
         let Discovered::Consoles(found) = consoles_again(&store, STUB).unwrap() else {
             panic!("not served again");
@@ -301,7 +347,7 @@ mod tests {
             store
                 .write(&format!("/local/domain/{node}"), value)
                 .unwrap();
-            match discover(&store, STUB).unwrap() {
+            match discover(&store, STUB, false).unwrap() {
                 Discovered::More(what) => assert!(what.contains(word), "{what}"),
                 Discovered::Consoles(_) => panic!("{node}"),
             }
@@ -309,8 +355,40 @@ mod tests {
         let (_server, store) = host();
         store.rm("/local/domain/8/target").unwrap();
         assert!(matches!(
-            discover(&store, STUB).unwrap(),
+            discover(&store, STUB, false).unwrap(),
             Discovered::More(_)
         ));
+    }
+
+    /// A device as libxl writes it.
+    fn device(store: &Store, kind: &str, number: u32) {
+        let path = format!("/local/domain/0/backend/{kind}/8/{number}");
+        let frontend = format!("/local/domain/8/device/{kind}/{number}");
+        store.write(&format!("{path}/frontend"), &frontend).unwrap();
+        store.write(&format!("{path}/frontend-id"), "8").unwrap();
+    }
+
+    #[test]
+    fn a_screen_is_found_and_one_that_is_not_known_is_none() {
+        let (_server, store) = host();
+        assert_eq!(display(&store, STUB).unwrap(), None);
+        device(&store, "vfb", 0);
+        let found = display(&store, STUB).unwrap().unwrap();
+        assert_eq!(found.vfb.path, "/local/domain/0/backend/vfb/8/0");
+        assert_eq!(found.vfb.frontend, "/local/domain/8/device/vfb/0");
+        assert_eq!(found.vkbd, None);
+        device(&store, "vkbd", 0);
+        let found = display(&store, STUB).unwrap().unwrap();
+        assert!(found.vkbd.is_some());
+        for (screen, served) in [(true, true), (false, false)] {
+            let found = discover(&store, STUB, screen).unwrap();
+            assert_eq!(matches!(found, Discovered::Consoles(_)), served);
+        }
+        let frontend = "/local/domain/0/backend/vkbd/8/0/frontend-id";
+        store.write(frontend, "9").unwrap();
+        assert_eq!(display(&store, STUB).unwrap(), None);
+        store.write(frontend, "8").unwrap();
+        device(&store, "vfb", 1);
+        assert_eq!(display(&store, STUB).unwrap(), None);
     }
 }

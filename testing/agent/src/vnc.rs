@@ -99,13 +99,17 @@ impl Picture {
 
 impl Viewer {
     /// Connects to a VNC server on this host.
-    pub(crate) fn connect(port: u16) -> Result<Self> {
+    pub(crate) fn connect(port: u16, password: Option<&str>) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))
             .with_context(|| format!("connecting to a VNC server at port {port}"))?;
         stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let mut client = Client::new(LIMIT);
+        if let Some(password) = password {
+            client = client.with_password(password);
+        }
         let mut viewer = Self {
             stream,
-            client: Client::new(LIMIT),
+            client,
             picture: Picture::default(),
             updates: 0,
         };

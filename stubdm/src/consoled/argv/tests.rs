@@ -29,9 +29,21 @@ fn libxls_line_is_known_in_the_spellings_of_its_releases() {
 }
 
 #[test]
+fn a_screen_over_vnc_is_known() {
+    let words = "127.0.0.1:0,password=on,to=99";
+    let text = LINE.replace("-vnc none", &format!("-vnc {words}"));
+    let wanted = recognise(&line(&text.replace(" -nographic", ""))).unwrap();
+    assert_eq!(wanted.vnc, words.parse().ok());
+    assert_eq!(recognise(&line(LINE)).unwrap().vnc, None);
+}
+
+#[test]
 fn what_asks_for_more_is_qemus() {
     for (from, to) in [
-        ("-vnc none", "-vnc 127.0.0.1:0,to=99"),
+        ("-vnc none", "-vnc localhost:0,to=99"),
+        ("-vnc none", "-vnc 127.0.0.1:0,to=99,websocket=on"),
+        ("-vnc none", "-vnc 127.0.0.1:0,to=99 -k en-us"),
+        ("-vnc none", "-vnc 127.0.0.1:0,to=99 -vnc none"),
         ("-display none", "-display sdl"),
         ("-display none", ""),
         ("-machine xenpv", "-machine xenfv"),

@@ -26,14 +26,25 @@ use crate::rt::error::{Context, Failure, Result};
 
 /// Bytes of memory of its own. The policy's limits allow a tenth of it to be in use at once.
 pub const MEMORY: rlim_t = 32 << 20;
-/// Bytes of address space, the program's own text included.
-const SPACE: rlim_t = 192 << 20;
+/// Bytes of address space beyond that, the program's own text included.
+const SPACE: rlim_t = 160 << 20;
 /// Descriptors open at once.
 const DESCRIPTORS: rlim_t = 64;
 /// Bytes of a file that stdout may be. The log is a pipe of the broker's.
 pub const OUTPUT: rlim_t = 64 << 20;
 /// Where an empty directory can be made for a moment.
 const NURSERIES: [&str; 2] = ["/run", "/tmp"];
+
+/// Limits, and calls beside the list of the filter.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed<'a> {
+    /// Bytes of a file that is one of the descriptors.
+    pub output: rlim_t,
+    /// Bytes of memory of its own.
+    pub memory: rlim_t,
+    /// Requests of `ioctl`.
+    pub requests: &'a [u32],
+}
 
 /// Puts all restrictions up, for good. `keep` are the descriptors that stay open besides the
 /// standard ones; `output` is how many bytes a file that is one of them may have.
@@ -54,8 +65,21 @@ pub fn enter_but(
     output: rlim_t,
     requests: &[u32],
 ) -> Result<()> {
+    let allowed = Allowed {
+        output,
+        memory: MEMORY,
+        requests,
+    };
+    enter_with(keep, user, allowed)
+}
+
+/// As [`enter`], with what is `allowed`.
+///
+/// # Errors
+/// As for [`enter`].
+pub fn enter_with(keep: &[BorrowedFd<'_>], user: u32, allowed: Allowed<'_>) -> Result<()> {
     close_others(keep)?;
-    limit(output)?;
+    limit_to(allowed.memory, allowed.output)?;
     if Uid::effective().is_root() {
         leave_the_files().context("an empty root directory")?;
         become_nobody(user).context(format_args!("becoming user {user}"))?;
@@ -63,7 +87,7 @@ pub fn enter_but(
         warn!("not started as root: the worker keeps this user and sees this file system's names");
     }
     alone().context("confinement")?;
-    seccomp::restrict_but(requests).context("restricting system calls")
+    seccomp::restrict_but(allowed.requests).context("restricting system calls")
 }
 
 /// Closes all descriptors but these and the standard ones.
@@ -91,10 +115,14 @@ pub fn close_others(keep: &[BorrowedFd<'_>]) -> Result<()> {
 /// # Errors
 /// The system's.
 pub fn limit(output: rlim_t) -> Result<()> {
+    limit_to(MEMORY, output)
+}
+
+fn limit_to(memory: rlim_t, output: rlim_t) -> Result<()> {
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_DATA, MEMORY),
-        (Resource::RLIMIT_AS, SPACE),
+        (Resource::RLIMIT_DATA, memory),
+        (Resource::RLIMIT_AS, memory + SPACE),
         (Resource::RLIMIT_NOFILE, DESCRIPTORS),
         (Resource::RLIMIT_FSIZE, output),
         (Resource::RLIMIT_NPROC, 0),

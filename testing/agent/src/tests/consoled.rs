@@ -86,6 +86,20 @@ pub(super) fn no_qemu_in_dom0() -> Result<()> {
     Model::one("/usr/bin/stubdm-run").map(drop)
 }
 
+/// The one device model in dom0 is QEMU.
+pub(super) fn qemu_in_dom0() -> Result<()> {
+    Model::one(&format!("{MODEL}.distrib")).map(drop)
+}
+
+/// Prints what a process takes of dom0's memory.
+pub(super) fn print_memory(what: &str, pid: impl std::fmt::Display) -> Result<()> {
+    let proc = format!("/proc/{pid}");
+    let share = field(&format!("{proc}/smaps_rollup"), "Pss:")?;
+    let resident = field(&format!("{proc}/status"), "VmRSS:")?;
+    println!("    {what}: {resident} KiB resident, {share} KiB its own share");
+    Ok(())
+}
+
 /// The number of KiB behind a name.
 fn field(file: &str, name: &str) -> Result<u64> {
     let text = fs::read_to_string(file).with_context(|| file.to_owned())?;

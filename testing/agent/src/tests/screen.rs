@@ -1,14 +1,17 @@
-//! The guest's screen, keyboard and mouse, through the VNC server that dom0's QEMU has for the
-//! stubdomain.
+//! The guest's screen, keyboard and mouse, through the VNC server that `consoled` or dom0's QEMU has
+//! for the stubdomain.
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use stubdm_screen::Size;
 use xen_store::Store;
 
+use super::consoled;
 use super::linux::{disk_line, loop_device};
-use crate::guest::{Guest, diagnosis};
+use super::save::{IMAGE, goes_on, restore, second};
+use crate::guest::{Guest, NAME, diagnosis};
+use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::vnc::{Picture, Viewer};
@@ -22,13 +25,95 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "screen/picture_keys_and_mouse",
         Needs::Package,
-        shown,
+        |world| shown(world, consoled::qemu_in_dom0),
     ));
+    tests.push(
+        Test::new("screen/picture_without_qemu", Needs::Package, |world| {
+            without_qemu(|| shown(world, consoled::no_qemu_in_dom0))
+        })
+        .on_request(),
+    );
+    tests.push(
+        Test::new("screen/kept_without_qemu", Needs::Package, |world| {
+            let result = without_qemu(|| kept(world));
+            let _ = fs::remove_file(IMAGE);
+            result
+        })
+        .on_request(),
+    );
     tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Package, two_guests).on_request());
 }
 
-/// A guest with little memory, from its start over a restart to its end.
-fn shown(world: &World) -> Result<()> {
+/// The file that has screens served without QEMU.
+const SCREENS: &str = "/etc/stubdm/screens";
+/// The screen's process in dom0, and its log.
+const PROCESS: &str = "stubdm-run serve-screen ";
+const LOG: &str = "/var/log/xen/qemu-dm-hvm-dm.log";
+
+/// Runs a test while screens are served without QEMU.
+fn without_qemu<T>(test: impl FnOnce() -> Result<T>) -> Result<T> {
+    let folder = SCREENS.rsplit_once('/').map_or("/", |(folder, _)| folder);
+    fs::create_dir_all(folder)?;
+    fs::write(SCREENS, "consoled\n")?;
+    let result = test();
+    fs::remove_file(SCREENS)?;
+    result
+}
+
+/// A guest with a password for viewers, which QEMU without DES cannot serve, is saved and restored.
+fn kept(world: &World) -> Result<()> {
+    let more = ["vnc=1", "vncpasswd=\"secret\"", STDVGA];
+    let mut guest = Guest::create_with(&world.store, &more)?;
+    let before = second(&mut guest).with_context(diagnosis)?;
+    let refused = viewer_with(&guest, Some("wrong"));
+    ensure!(refused.is_err(), "a wrong password is taken");
+    guest = is_kept_with(&world.store, guest, Some("secret"), |guest| {
+        command(&["xl", "save", NAME, IMAGE])?;
+        restore(guest)
+    })
+    .with_context(diagnosis)?;
+    goes_on(&mut guest, before)?;
+    consoled::no_qemu_in_dom0()?;
+    confined()?;
+    guest.destroy()?;
+    ensure!(screen_processes()?.is_empty(), "the screen's process stays");
+    Ok(())
+}
+
+/// The screens' processes in dom0.
+fn screen_processes() -> Result<Vec<i32>> {
+    let all = processes()?.into_iter();
+    let screens = all.filter(|(_, line)| line.starts_with(PROCESS));
+    Ok(screens.map(|(pid, _)| pid).collect())
+}
+
+/// The one process of a screen in dom0 is in the sandbox.
+fn confined() -> Result<()> {
+    let pids = screen_processes()?;
+    let [pid] = pids[..] else {
+        bail!("the screens' processes in dom0: {pids:?}");
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    for line in [
+        "Uid:\t20133",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        ensure!(status.contains(line), "no {line:?} in {status}");
+    }
+    // A directory that is deleted gives an error in the place of names.
+    let root = fs::read_dir(format!("/proc/{pid}/root/"))?
+        .flatten()
+        .count();
+    ensure!(root == 0, "{root} names in the root directory of {pid}");
+    consoled::print_memory("the screen's process", pid)
+}
+
+/// A guest with little memory, from its start over a restart to its end. `served` checks who serves
+/// its screen in dom0.
+fn shown(world: &World, served: fn() -> Result<()>) -> Result<()> {
     let more = [
         "vnc=1",
         STDVGA,
@@ -38,6 +123,10 @@ fn shown(world: &World) -> Result<()> {
     let mut guest = Guest::create_with(&world.store, &more)?;
     let result = seen_and_typed(&world.store, &mut guest).with_context(diagnosis);
     if result.is_ok() {
+        served()?;
+        if fs::exists(SCREENS)? {
+            confined().with_context(|| fs::read_to_string(LOG).unwrap_or_default())?;
+        }
         guest = guest.restarts(&world.store, "$").with_context(diagnosis)?;
         shows_bios(&guest).context("after the restart")?;
     }
@@ -47,10 +136,14 @@ fn shown(world: &World) -> Result<()> {
 
 /// Connects a viewer to a guest that runs.
 fn viewer(guest: &Guest) -> Result<Viewer> {
+    viewer_with(guest, None)
+}
+
+fn viewer_with(guest: &Guest, password: Option<&str>) -> Result<Viewer> {
     let mut qmp = Qmp::connect(Qmp::socket(guest.stub))?;
     let vnc = qmp.execute("query-vnc", None)?;
     let port = vnc["service"].as_str().context("no port")?.parse()?;
-    Viewer::connect(port).with_context(|| format!("{vnc}"))
+    Viewer::connect(port, password).with_context(|| format!("{vnc}"))
 }
 
 /// The BIOS has written its name.
@@ -123,16 +216,25 @@ fn draws(store: &Store, guest: &mut Guest, picture: &str) -> Result<()> {
 /// and the next one.
 pub(super) fn is_kept(
     store: &Store,
+    guest: Guest,
+    saved: impl FnOnce(Guest) -> Result<Guest>,
+) -> Result<Guest> {
+    is_kept_with(store, guest, None, saved)
+}
+
+fn is_kept_with(
+    store: &Store,
     mut guest: Guest,
+    password: Option<&str>,
     saved: impl FnOnce(Guest) -> Result<Guest>,
 ) -> Result<Guest> {
     draws(store, &mut guest, "*")?;
     draws(store, &mut guest, "+")?;
-    let mut before = viewer(&guest)?;
+    let mut before = viewer_with(&guest, password)?;
     painting_is_seen(&mut before, 0)?;
     drop(before);
     guest = saved(guest)?;
-    let mut after = viewer(&guest)?;
+    let mut after = viewer_with(&guest, password)?;
     painting_is_seen(&mut after, 0).context("of the guest that was restored")?;
     draws(store, &mut guest, "+")?;
     painting_is_seen(&mut after, 1)?;
