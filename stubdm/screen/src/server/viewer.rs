@@ -30,6 +30,8 @@ const FENCE_MAX: usize = 64;
 const RECTANGLES_MAX: u32 = 60_000;
 /// Events of one message of the pointer: a movement, and both directions of the wheel.
 const PER_MESSAGE: usize = 3;
+/// Events that wait before movements become one. A guest's mouse has its way from single ones.
+const MOVES: usize = 32;
 
 const VERSION: &[u8; 12] = b"RFB 003.008\n";
 /// The types of security: without authentication, and with a password.
@@ -763,7 +765,7 @@ impl Viewer {
             return;
         }
         let moves = before.2 == buttons;
-        if moves && self.moved {
+        if moves && self.moved && self.inputs.len() >= MOVES {
             self.inputs.pop_back();
         }
         self.moved = moves;
