@@ -99,17 +99,22 @@ fn c_side(workspace: &Workspace, options: &Options) -> Result<(PathBuf, PathBuf)
 
 /// Runs the cells of real Xen in a fresh host and keeps their rows.
 fn on_xen(workspace: &Workspace, request: &Request, to: &Path) -> Result<()> {
-    let rows = rows(workspace, &request.options, "bench", request.timeout)?;
+    let rows = rows(
+        workspace,
+        &request.options,
+        "exec xen-testbed-agent bench",
+        request.timeout,
+    )?;
     fs::create_dir_all(&request.out)?;
     fs::write(to, rows.join("\n") + "\n").with_context(|| format!("writing {}", to.display()))
 }
 
-/// Returns the lines of the agent's comparison in a fresh host, with the programs as they are
+/// Returns the rows that a script prints in dom0 of a fresh host, with the programs as they are
 /// shipped.
 pub(crate) fn rows(
     workspace: &Workspace,
     options: &Options,
-    command: &str,
+    script: &str,
     timeout: Duration,
 ) -> Result<Vec<String>> {
     if !options.no_build {
@@ -121,7 +126,7 @@ pub(crate) fn rows(
     };
     let host = Host::prepare(workspace, options)?;
     let job = Job {
-        command: Some(format!("exec xen-testbed-agent {command}")),
+        command: Some(script.to_owned()),
         shell: false,
         timeout,
         ..Job::default()

@@ -20,7 +20,12 @@ pub(crate) fn run(
     out: &Path,
     timeout: Duration,
 ) -> Result<ExitCode> {
-    let rows = bench::rows(workspace, options, "bench-qmp", timeout)?;
+    let rows = bench::rows(
+        workspace,
+        options,
+        "exec xen-testbed-agent bench-qmp",
+        timeout,
+    )?;
     let rows = rows.iter().map(|row| serde_json::from_str(row));
     let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
     let page = page(&rows, options.release.name);

@@ -47,7 +47,12 @@ pub(crate) fn run_on_xen(
     out: &Path,
     timeout: Duration,
 ) -> Result<ExitCode> {
-    let rows = bench::rows(workspace, options, "bench-store", timeout)?;
+    let rows = bench::rows(
+        workspace,
+        options,
+        "exec xen-testbed-agent bench-store",
+        timeout,
+    )?;
     let release = options.release.name;
     let page = format!(
         "# The store's client on Xen, beside libxenstore\n\n\

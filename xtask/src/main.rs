@@ -16,6 +16,7 @@ mod bench;
 mod bench_calls;
 mod bench_dom0;
 mod bench_qmp;
+mod bench_start;
 mod bench_store;
 mod checklist;
 mod ci;
@@ -254,6 +255,17 @@ enum Bench {
         #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
         out: PathBuf,
     },
+    /// A guest's start by steps and its stubdomain's memory by items, on real Xen
+    Start {
+        #[command(flatten)]
+        host: HostArgs,
+        /// The folder for start.md and memory.md
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
+        /// Kill the host when it takes longer, in seconds
+        #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+        timeout: u64,
+    },
     /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
     Qmp {
         #[command(flatten)]
@@ -413,6 +425,12 @@ fn run(task: Task) -> Result<ExitCode> {
             Duration::from_secs(timeout),
         ),
         Task::Bench(Bench::Dom0 { guests, out }) => bench_dom0::run(&workspace, guests, &out),
+        Task::Bench(Bench::Start { host, out, timeout }) => bench_start::run(
+            &workspace,
+            &host.options()?,
+            &out,
+            Duration::from_secs(timeout),
+        ),
         Task::Bench(Bench::Qmp { host, out, timeout }) => bench_qmp::run(
             &workspace,
             &host.options()?,

@@ -33,11 +33,19 @@ const ALL: &[&str] = &[
 /// The lines of a process's `status` that are shown.
 const OWN: &[&str] = &["RssAnon", "RssFile", "RssShmem"];
 
+/// Describes where this domain's memory is, in KiB, as the kernel counts it.
+pub fn of_domain() -> String {
+    numbers(
+        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        ALL,
+    )
+}
+
 /// Describes where the memory is, in KiB, as the kernel counts it: of this domain, of this program,
 /// and of QEMU.
 pub fn facts(qemu: Pid) -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let all = numbers(&read("/proc/meminfo"), ALL);
+    let all = of_domain();
     let init = numbers(&read("/proc/self/status"), OWN);
     let qemu = numbers(&read(&format!("/proc/{qemu}/status")), OWN);
     format!("memory in KiB: {all}; init: {init}; QEMU: {qemu}")

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use stubdm_qmp::text::one_line;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use xen_store::Store;
 use xen_sys::Xen;
 
@@ -176,6 +176,7 @@ impl Patience {
 
 /// Runs the init. As PID 1 it ends by powering the domain off and does not return.
 pub fn run(options: &InitOptions) -> ExitCode {
+    let began = Instant::now();
     let mut options = options.clone();
     let mut notes = Vec::new();
     let mut root = Ok(false);
@@ -191,6 +192,7 @@ pub fn run(options: &InitOptions) -> ExitCode {
     }
     log::to_console(options.verbose);
     info!("stubdm-run {} starts", env!("CARGO_PKG_VERSION"));
+    debug!("memory in KiB at the start: {}", memory::of_domain());
     for note in notes {
         warn!("{note}");
     }
@@ -198,7 +200,8 @@ pub fn run(options: &InitOptions) -> ExitCode {
         info!("the root is the ramdisk's compressed file system");
     }
     let root = root.map(drop);
-    let status = or_reported(&options, Path::new(qemu::DIRECTORY), root, store::open);
+    let place = Path::new(qemu::DIRECTORY);
+    let status = or_reported(&options, place, began, root, store::open);
     power::end(status == ExitCode::SUCCESS);
     status
 }
@@ -212,7 +215,7 @@ pub fn run_on(
 ) -> ExitCode {
     log::to_console(options.verbose);
     info!("stubdm-run {} starts", env!("CARGO_PKG_VERSION"));
-    or_reported(options, directory, Ok(()), open)
+    or_reported(options, directory, Instant::now(), Ok(()), open)
 }
 
 /// Says in the log and in the store, as far as it is reached, what went wrong, a `root` that could
@@ -220,11 +223,12 @@ pub fn run_on(
 fn or_reported(
     options: &InitOptions,
     directory: &Path,
+    began: Instant,
     root: Result<()>,
     open: impl FnOnce() -> Result<(Xen, Store)>,
 ) -> ExitCode {
     let mut report = Report::default();
-    stubdomain(options, directory, root, open, &mut report).unwrap_or_else(|failure| {
+    stubdomain(options, directory, began, root, open, &mut report).unwrap_or_else(|failure| {
         report.failed(&failure.to_string());
         ExitCode::from(failure.status())
     })
@@ -234,11 +238,11 @@ fn or_reported(
 fn stubdomain(
     options: &InitOptions,
     directory: &Path,
+    began: Instant,
     root: Result<()>,
     open: impl FnOnce() -> Result<(Xen, Store)>,
     report: &mut Report,
 ) -> Result<ExitCode> {
-    let started = Instant::now();
     let signals = Signals::take(watch::SIGNALS).context("taking over signals")?;
     let modules = power::is_init().then(modules::Plan::make);
     if let Some(modules) = &modules {
@@ -313,7 +317,7 @@ fn stubdomain(
         guest: &guest,
         report,
         signals: &signals,
-        started,
+        began,
         options,
     };
     let screen = screen.zip(launch.screen.take());

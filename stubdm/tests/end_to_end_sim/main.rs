@@ -159,7 +159,7 @@ fn run(
         guest: &guest,
         report: &report,
         signals,
-        started: Instant::now(),
+        began: Instant::now(),
         options: &InitOptions {
             hang_after: 1,
             ..InitOptions::default()

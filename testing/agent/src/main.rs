@@ -12,6 +12,7 @@
 mod bench;
 mod bench_calls;
 mod bench_qmp;
+mod bench_start;
 mod bench_store;
 mod domu;
 mod guest;
@@ -84,6 +85,14 @@ enum Command {
     BenchQmp,
     /// Compares these crates and the C libraries, call by call: in dom0.
     BenchCalls,
+    /// Measures a guest's start by steps: in dom0.
+    BenchStart {
+        /// The ramdisk with a shell as its init.
+        shell: String,
+        /// How often it starts in each way.
+        #[arg(long, default_value_t = 5)]
+        times: usize,
+    },
     /// Compares xen-store with libxenstore, on this dom0's xenstored.
     BenchStore,
     /// Prints what libxl makes of each hostile stubdomain through one proxy: in dom0.
@@ -143,6 +152,7 @@ fn main() -> ExitCode {
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::BenchCalls => bench_calls::run().map(|()| 0),
+        Command::BenchStart { shell, times } => bench_start::run(&shell, times).map(|()| 0),
         Command::BenchStore => bench_store::run().map(|()| 0),
         Command::HostileTable { proxy, from } => {
             let proxy = Some(proxy.as_str()).filter(|proxy| *proxy != "ours");

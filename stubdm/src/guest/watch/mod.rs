@@ -70,7 +70,7 @@ pub struct World<'a> {
     /// [`SIGNALS`], taken over before QEMU was started.
     pub signals: &'a Signals,
     /// When this program began.
-    pub started: Instant,
+    pub began: Instant,
     /// How it is to be done.
     pub options: &'a InitOptions,
 }
@@ -220,7 +220,7 @@ impl Watch<'_> {
             Action::Detail(line) => debug!("{line}"),
             Action::ReportRunning => {
                 self.started = true;
-                let seconds = self.world.started.elapsed().as_secs_f64();
+                let seconds = self.world.began.elapsed().as_secs_f64();
                 self.world.report.phase(RUNNING);
                 info!("up {seconds:.2} s after this program began");
                 if let Some(pid) = self.qemu {

@@ -1,5 +1,5 @@
-# In dom0: how long a stubdomain takes from its init's first instruction to `running`, and `xl create` in all, with
-# stubdm-run as its init and with a shell script that does the same work. For `cargo xtask xen`.
+# In dom0: makes a ramdisk with a shell script as its init, which does the work of stubdm-run, and has the agent
+# measure starts with both. For `cargo xtask bench start`.
 set -e
 shell=/tmp/shell-stub
 rm -rf $shell; mkdir -p $shell/usr/bin $shell/usr/lib/x86_64-linux-gnu
@@ -56,6 +56,7 @@ for word; do
 done
 mkdir -p /run/q
 mkfifo /run/q/own.in /run/q/own.out
+read -r qemu _ < /proc/uptime
 chroot $root /usr/libexec/xen-qemu-system-i386 -S -chardev pipe,id=own,path=/run/q/own -mon chardev=own,mode=control \
     -chardev socket,id=q,path=/run/q/toolstack,server=on,wait=off -mon chardev=q,mode=control "$@" &
 exec 3<>/run/q/own.in 4<>/run/q/own.out
@@ -67,23 +68,11 @@ while ! xenstore-read "device-model/$guest/qmp-vchan/event-channel" > /dev/null 
 echo '{"execute":"cont"}' >&3
 while [ "$(xenstore-read "device-model/$guest/state" 2> /dev/null)" != running ]; do sleep 0.01; done
 read -r now _ < /proc/uptime
-echo "shell init: from $began to $now"
+echo "shell init: $began $qemu $now"
 wait
 poweroff -f
 INIT
 chmod +x $shell/init
 cp /boot/stub.img /tmp/shell-stub.img
 (cd $shell; find . | cpio -o -H newc 2> /dev/null >> /tmp/shell-stub.img)
-# With memory for both, whatever the configuration says. Twice, so that neither has the first creation's extra work alone.
-for turn in 1 2; do
-    for image in /boot/stub.img /tmp/shell-stub.img; do
-        read -r before _ < /proc/uptime
-        xl create /etc/xen/hvm.cfg "stubdomain_ramdisk=\"$image\"" stubdomain_memory=400 > /dev/null 2>&1 || echo "xl create failed"
-        read -r after _ < /proc/uptime
-        sleep 1
-        echo "$image: xl create from $before to $after;" $(grep -a -o 'up [0-9.]* s after.*\|shell init: .*' /var/log/xen/qemu-dm-hvm.log)
-        xl destroy hvm
-    done
-done
-tail -5 /var/log/xen/qemu-dm-hvm.log
-rm -rf $shell /tmp/shell-stub.img
+exec xen-testbed-agent bench-start /tmp/shell-stub.img
