@@ -1,5 +1,7 @@
 //! Operations of the store's client, many times: the counterpart of `testing/c/c-store-bench.c`.
 
+mod bare;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -83,6 +85,14 @@ pub const THREADS: Task = Task {
     units: USERS,
     ours: threads,
     goals: [Some(4.0), None],
+};
+
+/// The same by the simplest client.
+pub const BARE_THREADS: Task = Task {
+    name: "the same by the simplest client, in place of ours",
+    ours: bare::threads,
+    goals: [None, None],
+    ..THREADS
 };
 
 /// Changes and events by one client.

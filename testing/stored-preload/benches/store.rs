@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use benches::store::{
-    BUSY, Bench, HEAD, LENGTH, OTHERS_CHANGES, OWN_CHANGES, READ, READ_ASLEEP, ROUNDS, THREADS,
-    Task, USERS, VALUE, WALK,
+    BARE_THREADS, BUSY, Bench, HEAD, LENGTH, OTHERS_CHANGES, OWN_CHANGES, READ, READ_ASLEEP,
+    ROUNDS, THREADS, Task, USERS, VALUE, WALK,
 };
 
 use crate::world::{Daemon, Kind};
@@ -27,11 +27,12 @@ use crate::world::{Daemon, Kind};
 /// Processors' worth of tokio's threads.
 const WORKERS: usize = 2;
 
-const TASKS: [Task; 7] = [
+const TASKS: [Task; 8] = [
     READ,
     READ_ASLEEP,
     WALK,
     THREADS,
+    BARE_THREADS,
     Task {
         name: "read, 64 tokio tasks; in C, 64 threads",
         operation: "threads",
@@ -115,7 +116,8 @@ fn main() {
          \"daemon\" is xenstored's own processor time for an operation of ours. The limit is C's time\n\
          over it, the ratio of a client that costs nothing: a goal above it cannot be reached on this\n\
          machine. \"others\" is how many processors other programs, and the hypervisor below this\n\
-         machine, used meanwhile; above {BUSY} there is no verdict.\n\n\
+         machine, used meanwhile; above {BUSY} there is no verdict. The simplest client has no deadlines,\n\
+         transactions or events (`benches/src/store/bare.rs`).\n\n\
          Machine: {}, {processors} processors.\n\n\
          {}\n{rows}",
         processor(),
