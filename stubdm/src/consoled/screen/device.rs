@@ -220,3 +220,150 @@ impl Device {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use xen_store::Permissions;
+    use xen_store_server::{Config, Server};
+    use xen_sys::DomId;
+
+    use super::*;
+
+    const STUB: DomId = DomId::new(8);
+
+    struct World {
+        _server: Server,
+        dom0: Store,
+        frontend: Store,
+        paths: Paths,
+        now: Instant,
+    }
+
+    impl World {
+        /// Folders as libxl makes them.
+        fn new(kind: &str) -> Self {
+            let server = Server::start(Config::new()).unwrap();
+            server.add_domain(STUB);
+            let dom0 = server.connect(DomId::DOM0).unwrap();
+            let paths = Paths {
+                path: format!("/local/domain/0/backend/{kind}/8/0"),
+                frontend: format!("/local/domain/8/device/{kind}/0"),
+            };
+            dom0.mkdir(&paths.frontend).unwrap();
+            let theirs = Permissions::owner_none(STUB).grant_read(DomId::DOM0);
+            dom0.set_permissions(&paths.frontend, &theirs).unwrap();
+            dom0.write(&format!("{}/state", paths.path), "1").unwrap();
+            let ours = Permissions::owner_none(DomId::DOM0).grant_read(STUB);
+            dom0.set_permissions(&paths.path, &ours).unwrap();
+            Self {
+                frontend: server.connect(STUB).unwrap(),
+                _server: server,
+                dom0,
+                paths,
+                now: Instant::now(),
+            }
+        }
+
+        fn publishes(&self, nodes: &[(&str, &str)]) {
+            for (name, value) in nodes {
+                let node = format!("{}/{name}", self.paths.frontend);
+                self.frontend.write(&node, value).unwrap();
+            }
+        }
+
+        /// Turns until the watch's event came: `holds` is true.
+        fn until(&mut self, device: &mut Device, holds: impl Fn(&Device) -> bool) {
+            for _ in 0..500 {
+                self.now += Duration::from_secs(2);
+                device.turn(self.now).unwrap();
+                if holds(device) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            panic!("{device:?}");
+        }
+
+        fn backend(&self, name: &str) -> Option<String> {
+            let node = format!("{}/{name}", self.paths.path);
+            let value = self.dom0.read_optional(&node).unwrap();
+            value.map(|value| String::from_utf8(value).unwrap())
+        }
+    }
+
+    const OFFER: &[(&str, &str)] = &[
+        ("page-ref", "77"),
+        ("event-channel", "5"),
+        ("protocol", "x86_64-abi"),
+        ("feature-update", "1"),
+        ("state", "3"),
+    ];
+
+    #[test]
+    fn a_frontend_connects_closes_and_begins_anew() {
+        let mut world = World::new("vfb");
+        let mut device = Device::open(&world.dom0, Kind::Screen, &world.paths).unwrap();
+        assert_eq!(world.backend("feature-resize").as_deref(), Some("1"));
+        assert_eq!(world.backend("state").as_deref(), Some("2"));
+        assert_eq!(world.backend("request-update"), None);
+        for _ in 0..2 {
+            world.publishes(OFFER);
+            world.until(&mut device, |device| device.offer().is_some());
+            let front = device.offer().unwrap();
+            assert_eq!((front.page, front.port, front.absolute), (77, 5, false));
+            assert_eq!(front.protocol.as_deref(), Some("x86_64-abi"));
+            // Before the state, by which the frontend looks for it.
+            assert_eq!(world.backend("request-update").as_deref(), Some("1"));
+            assert_eq!(world.backend("state").as_deref(), Some("2"));
+            device.handle_connected().unwrap();
+            assert_eq!(world.backend("state").as_deref(), Some("4"));
+            world.publishes(&[("state", "5")]);
+            world.until(&mut device, |device| device.offer().is_none());
+            // Not before the pages are unmapped.
+            assert_eq!(world.backend("state").as_deref(), Some("4"));
+            device.handle_unmapped().unwrap();
+            assert_eq!(world.backend("state").as_deref(), Some("6"));
+            world.publishes(&[("state", "1")]);
+            let is_waiting = |device: &Device| device.handshake.state() == XenbusState::InitWait;
+            world.until(&mut device, is_waiting);
+        }
+    }
+
+    #[test]
+    fn nodes_that_cannot_be_used_are_refused_until_the_frontend_begins_anew() {
+        for change in [
+            ("page-ref", "x"),
+            ("page-ref", "-1"),
+            ("event-channel", "4294967296"),
+            ("feature-update", "0"),
+        ] {
+            let mut world = World::new("vfb");
+            let mut device = Device::open(&world.dom0, Kind::Screen, &world.paths).unwrap();
+            world.publishes(&OFFER[..4]);
+            world.publishes(&[change, ("state", "3")]);
+            let refused = |device: &Device| device.handshake.state() == XenbusState::Closing;
+            world.until(&mut device, refused);
+            assert_eq!(device.offer(), None, "{change:?}");
+            world.publishes(&[("state", "1")]);
+            world.until(&mut device, |device| !refused(device));
+            world.publishes(OFFER);
+            world.until(&mut device, |device| device.offer().is_some());
+        }
+    }
+
+    #[test]
+    fn a_keyboard_is_offered_positions_and_a_folder_that_is_gone_is_not_made_anew() {
+        let mut world = World::new("vkbd");
+        let mut device = Device::open(&world.dom0, Kind::Keyboard, &world.paths).unwrap();
+        assert_eq!(world.backend("feature-abs-pointer").as_deref(), Some("1"));
+        world.publishes(&[("request-abs-pointer", "1")]);
+        world.publishes(OFFER);
+        world.until(&mut device, |device| device.offer().is_some());
+        assert!(device.offer().unwrap().absolute);
+        world.dom0.rm(&world.paths.path).unwrap();
+        device.handle_connected().unwrap();
+        assert_eq!(world.backend("state"), None);
+    }
+}
