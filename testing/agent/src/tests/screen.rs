@@ -33,14 +33,15 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         })
         .on_request(),
     );
-    tests.push(
-        Test::new("screen/kept_without_qemu", Needs::Package, |world| {
+    tests.push(Test::new(
+        "screen/kept_without_qemu",
+        Needs::Package,
+        |world| {
             let result = without_qemu(|| kept(world));
             let _ = fs::remove_file(IMAGE);
             result
-        })
-        .on_request(),
-    );
+        },
+    ));
     tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Package, two_guests).on_request());
 }
 
