@@ -1033,6 +1033,65 @@ fn continuous_updates_need_no_request_and_cost_nothing_without_damage() {
 }
 
 #[test]
+fn continuous_updates_of_the_whole_screen_follow_its_size() {
+    let mut picture = painted(60, 40, 50, 4, 2);
+    let wishes = [HEXTILE, CONTINUOUS, EXTENDED_KEYS, DESKTOP_SIZE];
+    let (mut viewer, mut peer) = joined(&picture, NATIVE, &wishes);
+    send(&mut viewer, &[vec![150, 1], area(ALL)].concat());
+    peer.take(&output(&mut viewer, &picture));
+    peer.assert_shows(&picture);
+    // Nothing is announced twice.
+    send(&mut viewer, &encodings(&wishes));
+    assert_eq!(output(&mut viewer, &picture), []);
+    for (width, height) in [(90, 70), (30, 80)] {
+        picture = painted(width, height, 50, 4, 3);
+        viewer.handle_resize(width, height);
+        peer.take(&output(&mut viewer, &picture));
+        assert_eq!((peer.size.width, peer.size.height), (width, height));
+        peer.assert_shows(&picture);
+    }
+}
+
+#[test]
+fn requests_for_two_parts_are_answered_with_both() {
+    let picture = painted(200, 100, 50, 4, 2);
+    let (mut viewer, mut peer) = joined(&picture, NATIVE, &[HEXTILE]);
+    let part = |x| Rect {
+        x,
+        y: 0,
+        width: 100,
+        height: 100,
+    };
+    send(
+        &mut viewer,
+        &[request(true, part(0)), request(true, part(100))].concat(),
+    );
+    peer.take(&output(&mut viewer, &picture));
+    assert_eq!(peer.updates, 1);
+    peer.assert_shows(&picture);
+}
+
+#[test]
+fn a_foreground_is_named_again_after_a_tile_of_several() {
+    let mut picture = Picture::new(64, 16);
+    // Tiles with one colour on the background, several, the first one's again, and once more.
+    for (tile, colours) in [
+        (0, [7, 7, 7]),
+        (16, [1, 2, 3]),
+        (32, [7, 7, 7]),
+        (48, [7, 7, 7]),
+    ] {
+        picture.update_row(tile, 3, &colours);
+    }
+    let (mut viewer, mut peer) = joined(&picture, NATIVE, &[HEXTILE]);
+    send(&mut viewer, &request(true, ALL));
+    peer.take(&output(&mut viewer, &picture));
+    peer.assert_shows(&picture);
+    let kinds = [2 | 4 | 8, 8 | 16, 4 | 8, 8].map(|kind| (HEXTILE, kind));
+    assert_eq!(peer.kinds, BTreeSet::from(kinds));
+}
+
+#[test]
 fn fences_are_answered_between_updates_and_a_flood_of_them_waits() {
     let picture = painted(300, 200, 1 << 20, 1, 2);
     let (mut viewer, mut peer) = joined(&picture, NATIVE, &[RAW, FENCE]);
