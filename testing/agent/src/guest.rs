@@ -112,8 +112,17 @@ impl Guest {
 
     /// Has the guest restart by what is typed, and checks the new one as a created one is.
     pub(crate) fn restarts(self, store: &Store, typed: &str) -> Result<Self> {
+        self.restarts_by(store, |guest| guest.types(store, typed))
+    }
+
+    /// Does the same for a guest that restarts by something else.
+    pub(crate) fn restarts_by(
+        self,
+        store: &Store,
+        order: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let watch = store.watch("/local/domain")?;
-        self.types(store, typed)?;
+        order(&self)?;
         let (name, id) = (self.name, self.id);
         let start = Start::of_another_than(self.stub);
         start.follow(store, &watch, |_| Ok(()))?.check()?;

@@ -70,6 +70,11 @@ const SENT: &[(&str, &str, &str)] = &[
         r#"{"driver":"xen-pci-passthrough","id":"pci-pt-03_1f.7","hostaddr":"0000:03:1f.7"}"#,
         "device_add, PCI",
     ),
+    (
+        "device_add",
+        r#"{"driver":"xen-pci-passthrough","id":"pci-pt-03_1f.7","hostaddr":"0000:03:1f.7","permissive":true,"power_mgmt":true}"#,
+        "device_add, PCI",
+    ),
     ("query-pci", "", "query-pci"),
     (
         "device_del",
@@ -195,6 +200,53 @@ fn what_libxl_never_sends_to_a_stubdomain_is_refused() {
     ] {
         let why = asked(command, arguments, OLD).unwrap_err();
         assert!(why.contains(word), "{command} {arguments}: {why}");
+    }
+}
+
+#[test]
+fn of_a_pci_device_only_what_libxl_sends_passes() {
+    let (id, host) = (r#""id":"pci-pt-03_00.0""#, r#""hostaddr":"0000:03:00.0""#);
+    let device = r#""driver":"xen-pci-passthrough""#;
+    for (arguments, word) in [
+        // Options of pciback and Xen, which QEMU does not get.
+        (
+            format!(r#"{device},{id},{host},"rdm_policy":"strict""#),
+            "rdm_policy",
+        ),
+        (
+            format!(r#"{device},{id},{host},"msitranslate":true"#),
+            "msitranslate",
+        ),
+        (
+            format!(r#"{device},{id},{host},"power_mgmt":"on""#),
+            "power_mgmt",
+        ),
+        (
+            format!(r#"{device},{id},{host},"power_mgmt":1"#),
+            "power_mgmt",
+        ),
+        (
+            format!(r#"{device},{id},{host},"permissive":"true""#),
+            "permissive",
+        ),
+        (
+            format!(r#"{device},{id},{host},"romfile":"/etc/shadow""#),
+            "romfile",
+        ),
+        (format!(r#"{device},{id},{host},"addr":"5.10""#), "addr"),
+        (format!(r#"{device},{id},{host},"bus":"pci.1""#), "bus"),
+        (
+            format!(r#"{device},{id},"hostaddr":"../../0000:03:00.0""#),
+            "hostaddr",
+        ),
+        (format!(r#"{device},{id},"hostaddr":"03:00.0""#), "hostaddr"),
+        (format!(r#"{device},{id}"#), "hostaddr"),
+        (format!(r#"{device},"id":"nic0",{host}"#), "id"),
+        (format!(r#"{device},{host}"#), "id"),
+        (format!(r#""driver":"vfio-pci",{id},{host}"#), "driver"),
+    ] {
+        let why = asked("device_add", &format!("{{{arguments}}}"), OLD).unwrap_err();
+        assert!(why.contains(word), "{arguments}: {why}");
     }
 }
 

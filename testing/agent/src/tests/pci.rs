@@ -99,6 +99,11 @@ fn assignable(_: &World) -> Result<()> {
 /// The stubdomain's memory: its kernel's PCI frontend brings 64 MiB of bounce buffers.
 const MEMORY: &str = "stubdomain_memory=192";
 
+/// A guest that begins without a device can get one later.
+const PASSTHROUGH: &str = "passthrough=\"enabled\"";
+/// xl makes the guest anew when it restarts.
+const RESTART: &str = "on_reboot=\"restart\"";
+
 /// Returns the names of the passed-through devices that QEMU has.
 fn passed(guest: &Guest) -> Result<Vec<String>> {
     let mut qmp = Qmp::connect(guest.socket())?;
@@ -189,14 +194,28 @@ fn dma(world: &World) -> Result<()> {
 const DATA: &str = "/job/pci-data";
 
 /// Linux as the guest has both devices by its own drivers, by DMA and messages; one of them comes
-/// and goes while it runs.
+/// and goes while it runs. The guest that xl makes when it has Linux restart can have both again.
 fn driven(world: &World, disk: &Disk) -> Result<()> {
     given()?;
     let devices = format!("pci=[\"{CARD},permissive=1\"]");
-    let mut guest = Guest::create_with(&world.store, &[&devices, MEMORY, &disk.line()])?;
-    let result = used(&mut guest).with_context(diagnosis);
+    let more = [&*devices, MEMORY, PASSTHROUGH, RESTART, &disk.line()];
+    let mut guest = Guest::create_with(&world.store, &more)?;
+    used(&mut guest).with_context(diagnosis)?;
+    let reboot = |_: &Guest| command(&["xl", "reboot", NAME]).map(drop);
+    guest = guest
+        .restarts_by(&world.store, reboot)
+        .with_context(diagnosis)?;
+    let result = (|| {
+        for device in [CARD, DISK] {
+            is_assignable_again(device)?;
+            command(&["xl", "pci-attach", NAME, &format!("{device},permissive=1")])?;
+        }
+        let both = ["pci-pt-00_08.0", "pci-pt-00_09.0"];
+        ensure!(passed(&guest)? == both, "{:?}", passed(&guest));
+        Ok(())
+    })();
     guest.destroy()?;
-    result?;
+    result.with_context(diagnosis)?;
     is_assignable_again(CARD)?;
     is_assignable_again(DISK)
 }
