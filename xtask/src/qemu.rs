@@ -149,12 +149,13 @@ pub(crate) struct Boot<'a> {
     pub(crate) pci: Option<&'a Passthrough>,
 }
 
-/// The devices of a machine with an IOMMU, at the addresses [`CARD`], [`DISK`], [`EDU`] and [`PAIR`].
+/// The devices of a machine with an IOMMU, at the addresses [`CARD`], [`DISK`], [`EDU`], [`PAIR`] and
+/// [`USB`].
 #[derive(Debug)]
 pub(crate) struct Passthrough {
     /// The folder that the card's network serves by TFTP.
     pub(crate) served: PathBuf,
-    /// The disk's contents. Changes last until the machine ends.
+    /// The contents of the disk, and of the one on USB. Changes last until the machine ends.
     pub(crate) disk: PathBuf,
 }
 
@@ -166,6 +167,8 @@ const DISK: &str = "9";
 const EDU: &str = "0xa";
 /// The address of two more of these, functions of one device: 0000:00:0b.0 and 0000:00:0b.1 in dom0.
 const PAIR: &str = "0xb";
+/// The address of a USB controller with a disk, 0000:00:0c.0 in dom0.
+const USB: &str = "0xc";
 
 /// Added to Xen's command line on a machine with an IOMMU: the emulated IOMMU is Intel's and the
 /// processor AMD's, so the two cannot share page tables.
@@ -255,12 +258,14 @@ impl Passthrough {
     fn arguments(&self) -> Result<Vec<OsString>> {
         let served = format!("user,id=card,tftp={}", doubled(&self.served)?);
         let file = doubled(&self.disk)?;
-        let drive = format!("if=none,id=disk,format=raw,snapshot=on,file={file}");
+        let drive = |id| format!("if=none,id={id},format=raw,snapshot=on,file={file}");
+        let (drive, stick) = (drive("disk"), drive("stick"));
         let card = format!("e1000e,netdev=card,addr={CARD},romfile=");
         let disk = format!("nvme,drive=disk,serial=stubdm,addr={DISK}");
         let edu = format!("edu,addr={EDU}");
         let first = format!("edu,addr={PAIR}.0,multifunction=on");
         let second = format!("edu,addr={PAIR}.1");
+        let usb = format!("qemu-xhci,id=usb,addr={USB}");
         let words = [
             "-machine",
             "q35",
@@ -280,6 +285,12 @@ impl Passthrough {
             &first,
             "-device",
             &second,
+            "-device",
+            &usb,
+            "-drive",
+            &stick,
+            "-device",
+            "usb-storage,bus=usb.0,drive=stick",
         ];
         Ok(words.iter().map(OsString::from).collect())
     }

@@ -10,9 +10,10 @@
 //! ```text
 //! userland on /dev/sda1 (romfs), disk driver ata_piix, kernel N
 //! data sum=0xXXXXXXXX sectors=N       what partition 2 begins with
-//! passed nvme sum=0xXXXXXXXX bytes=N interrupts=N     what an nvme begins with, where there is one
-//! passed e1000e sum=0xXXXXXXXX bytes=N interrupts=N   a file by TFTP, where there is such a card;
-//!                                                     where there is one of both, the other may come later
+//! passed nvme sum=0xXXXXXXXX bytes=N msix=N           what an nvme begins with, where there is one
+//! passed xhci sum=0xXXXXXXXX bytes=N msix=N           what a disk on a USB controller begins with
+//! passed e1000e sum=0xXXXXXXXX bytes=N msix=N         a file by TFTP, where there is such a card;
+//!                                                     where there is one of them, others may come later
 //! alive second=N disk=ok              once a second: the data read again, a sector behind it written and read back
 //! ```
 //!
@@ -90,7 +91,7 @@ fn boot() -> Result<()> {
     for name in order.lines() {
         load(name.trim_end_matches(".ko"), c"")?;
     }
-    // Where there is one, another may come later.
+    // Where there is one, others may come later.
     if PASSED.iter().any(|(device, _)| has(device)) {
         for (device, driver) in PASSED {
             let order = format!("/lib/modules/order-{driver}");
@@ -140,14 +141,24 @@ fn appears(node: &str) -> Result<()> {
     Ok(())
 }
 
-/// Passed-through devices that are used, by vendor and device, and their drivers.
-const PASSED: &[(&str, &str)] = &[("0x1b36 0x0010", "nvme"), ("0x8086 0x10d3", "e1000e")];
+/// Passed-through devices that are used, by vendor and device, and their names.
+const PASSED: &[(&str, &str)] = &[
+    ("0x1b36 0x0010", "nvme"),
+    ("0x1b36 0x000d", "xhci"),
+    ("0x8086 0x10d3", "e1000e"),
+];
 
 /// Whether the guest has a PCI device.
 fn has(device: &str) -> bool {
+    folder_of(device).is_some()
+}
+
+/// Returns the folder of a PCI device in sysfs.
+fn folder_of(device: &str) -> Option<PathBuf> {
     let all = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten();
-    all.flatten().any(|entry| {
-        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+    let mut folders = all.flatten().map(|entry| entry.path());
+    folders.find(|folder| {
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         format!("{} {}", read("vendor").trim(), read("device").trim()) == device
     })
 }
@@ -162,11 +173,14 @@ fn ip(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the first sectors of an nvme.
-fn nvme() -> Result<Vec<u8>> {
-    const NVME: &str = "/dev/nvme0n1";
-    appears(NVME)?;
-    Disk::open_at(NVME)?.read(0, DATA_SECTORS)
+/// An nvme, and the disk on a USB controller: the emulated one is there before.
+const NVME: &str = "/dev/nvme0n1";
+const STICK: &str = "/dev/sdb";
+
+/// Reads the first sectors of a disk, once it is there.
+fn first_sectors(disk: &str) -> Result<Vec<u8>> {
+    appears(disk)?;
+    Disk::open_at(disk)?.read(0, DATA_SECTORS)
 }
 
 /// The longest wait for a block.
@@ -210,20 +224,28 @@ fn tftp() -> Result<Vec<u8>> {
     Ok(all)
 }
 
-/// Interrupts by message of a driver's devices.
-fn interrupts(driver: &str) -> Result<u64> {
-    let names = match driver {
-        "e1000e" => "eth0",
-        other => other,
-    };
+/// Interrupts by MSI-X of a device, so far.
+fn messages(device: &str) -> Result<u64> {
+    let folder = folder_of(device)
+        .context("the device is gone")?
+        .join("msi_irqs");
+    let mut own = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if fs::read_to_string(&path)?.trim() == "msix" {
+            let name = path.file_name().unwrap_or_default();
+            own.push(format!("{}:", name.to_string_lossy()));
+        }
+    }
     let all = fs::read_to_string("/proc/interrupts")?;
-    // Linux 6.2 and later write it in capitals.
-    let is_message = |line: &str| line.to_ascii_lowercase().contains("msi");
-    let lines = all
-        .lines()
-        .filter(|line| line.contains(names) && is_message(line));
-    let first = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
-    Ok(lines.filter_map(first).sum())
+    let count = |line: &str| {
+        let mut words = line.split_whitespace();
+        let number = words.next()?;
+        own.iter()
+            .any(|own| own == number)
+            .then(|| words.next()?.parse::<u64>().ok())?
+    };
+    Ok(all.lines().filter_map(count).sum())
 }
 
 /// Uses the devices that are there, and takes them off the list.
@@ -231,16 +253,17 @@ fn use_those_there(awaited: &mut Vec<(&str, &str)>) -> Result<()> {
     let all = awaited.drain(..);
     let (there, others): (Vec<_>, Vec<_>) = all.partition(|(device, _)| has(device));
     *awaited = others;
-    for (_, driver) in there {
-        let read = match driver {
-            "nvme" => nvme()?,
+    for (device, name) in there {
+        let read = match name {
+            "nvme" => first_sectors(NVME)?,
+            "xhci" => first_sectors(STICK)?,
             _ => tftp()?,
         };
         println!(
-            "linux-guest: passed {driver} sum=0x{:08x} bytes={} interrupts={}",
+            "linux-guest: passed {name} sum=0x{:08x} bytes={} msix={}",
             sum(&read),
             read.len(),
-            interrupts(driver)?
+            messages(device)?
         );
     }
     Ok(())

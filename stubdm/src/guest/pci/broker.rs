@@ -8,6 +8,7 @@
 //! | QEMU's call | answer |
 //! |---|---|
 //! | opens `/sys/bus/pci/devices/ADDRESS/FILE`, of `FILES`, of a device of this domain | a descriptor |
+//! | of these, `irq` | a file with the line on the host |
 //! | opens `/dev/mem`, while a device has an MSI-X table | a file of its own in which each entry is masked |
 //! | opens `/dev/xen/hypercall` | there is none: its library does without |
 //! | makes a [hypercall of passthrough](super::hypercalls) | it is made, or refused |
@@ -19,7 +20,7 @@
 //! that time; it never writes there.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ const DEVICES: &str = "/sys/bus/pci/devices";
 const FILES: &[&str] = &["config", "resource", "vendor", "device", "class", "irq"];
 /// The file that it writes, too.
 const CONFIG: &str = "config";
+/// The file with the interrupt line.
+const IRQ: &str = "irq";
 /// The machine's memory.
 const MEMORY: &str = "/dev/mem";
 /// Memory for the arguments of hypercalls.
@@ -172,6 +175,14 @@ impl Flags {
     }
 }
 
+/// Returns a file with a device's interrupt line on the host, as sysfs would show it.
+fn line(folder: &Path) -> io::Result<OwnedFd> {
+    let mut file: File = memfd_create(c"irq", MFdFlags::MFD_CLOEXEC)?.into();
+    writeln!(file, "{}", Resources::read(folder).irq)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
 impl Broker {
     /// Answers a call. Its caller may be gone by then.
     fn handle(&mut self, listener: &Listener, call: &Call) {
@@ -241,6 +252,9 @@ impl Broker {
         };
         let folder = self.folder_of(found);
         appears(&folder, Instant::now() + APPEARANCE);
+        if *name == IRQ {
+            return line(&folder).map(Some);
+        }
         let file = folder.join(name);
         let file = OpenOptions::new()
             .read(true)
@@ -410,6 +424,10 @@ mod tests {
             };
             let vendor = format!("{DEVICES}/{HOST}/vendor");
             assert_eq!(fs::read_to_string(vendor).unwrap(), "0x8086\n");
+            for address in [HOST, LOCAL] {
+                let irq = format!("{DEVICES}/{address}/irq");
+                assert_eq!(fs::read_to_string(irq).unwrap(), "17\n", "as on the host");
+            }
             let buffers = File::open(BUFFERS).unwrap_err();
             assert_eq!(buffers.kind(), io::ErrorKind::NotFound);
             // Other files are opened as ever.

@@ -27,6 +27,8 @@ const IS_MEMORY: u64 = 0x200;
 const STATUS: usize = 0x06;
 const HAS_LIST: u8 = 1 << 4;
 const LIST: usize = 0x34;
+/// The register with the interrupt line, for which pciback answers with the line on the host.
+const IRQ: usize = 0x3c;
 /// The capability of an MSI-X table.
 const MSIX: u8 = 0x11;
 /// The most entries that a list in 256 bytes can have.
@@ -142,7 +144,8 @@ pub enum Range {
 /// The machine's parts that belong to a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// Its interrupt line, or 0.
+    /// Its interrupt line on the host, or 0. Not that of sysfs: once the kernel in here has enabled
+    /// a device, as it does with USB controllers, sysfs has a number of its own.
     pub irq: u32,
     /// The ranges of its base address registers, by their numbers; the seventh is the ROM's.
     pub ranges: Vec<Option<Range>>,
@@ -154,7 +157,7 @@ impl Resources {
         let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         let resource = text("resource");
         Self {
-            irq: text("irq").trim().parse().unwrap_or_default(),
+            irq: byte_of(folder)(IRQ).map_or(0, u32::from),
             ranges: resource.lines().take(REGISTERS).map(range).collect(),
         }
     }
@@ -162,13 +165,7 @@ impl Resources {
     /// Returns where the device's MSI-X table is, and of how many entries, if it has one. Each byte
     /// of configuration space that is read is a question to dom0.
     pub fn table(&self, folder: &Path) -> Option<(u64, u16)> {
-        let config = File::open(folder.join("config")).ok()?;
-        let byte = |at: usize| {
-            let mut byte = [0];
-            config.read_exact_at(&mut byte, at.try_into().ok()?).ok()?;
-            Some(byte[0])
-        };
-        table(&byte, &self.ranges)
+        table(&byte_of(folder), &self.ranges)
     }
 
     /// Returns whether `count` frames from `first` on are all part of one memory range.
@@ -203,6 +200,17 @@ impl Resources {
     pub fn begins_at(&self, address: u64) -> bool {
         let begins = |range: &Range| matches!(range, Range::Memory(b) if *b.start() == address);
         self.ranges.iter().flatten().any(begins)
+    }
+}
+
+/// Returns a look at the configuration space of the device with this folder.
+fn byte_of(folder: &Path) -> impl Fn(usize) -> Option<u8> {
+    let config = File::open(folder.join("config")).ok();
+    move |at| {
+        let mut byte = [0];
+        let config = config.as_ref()?;
+        config.read_exact_at(&mut byte, at.try_into().ok()?).ok()?;
+        Some(byte[0])
     }
 }
 
@@ -274,11 +282,13 @@ pub(super) mod tests {
             none.repeat(5)
         );
         fs::write(folder.join("resource"), resource).unwrap();
-        fs::write(folder.join("irq"), "17\n").unwrap();
+        // As the kernel in here has it, whose numbers are its own.
+        fs::write(folder.join("irq"), "15\n").unwrap();
         fs::write(folder.join("vendor"), "0x8086\n").unwrap();
         let mut config = vec![0; 256];
         config[STATUS] = HAS_LIST;
         config[LIST] = 0x40;
+        config[IRQ] = 17;
         config[0x40..0x42].copy_from_slice(&[1, 0xa0]);
         config[0xa0..0xa8].copy_from_slice(&[MSIX, 0, 4, 0, 0, 0x30, 0, 0]);
         fs::write(folder.join("config"), config).unwrap();

@@ -28,8 +28,10 @@ const DISK: &str = "0000:00:09.0";
 const EDU: &str = "0000:00:0a.0";
 /// Two more of these, functions of one device.
 const PAIR: [&str; 2] = ["0000:00:0b.0", "0000:00:0b.1"];
+/// A USB controller, with a disk.
+const USB: &str = "0000:00:0c.0";
 /// All of them.
-const ALL: [&str; 5] = [CARD, DISK, EDU, PAIR[0], PAIR[1]];
+const ALL: [&str; 6] = [CARD, DISK, EDU, PAIR[0], PAIR[1], USB];
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     let mut test = |name, body: fn(&World) -> Result<()>| {
@@ -38,7 +40,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     test("pci/assignable", assignable);
     test("pci/attached_without_root", attached);
     test("pci/dma_outside_the_guest_is_refused", dma);
-    test("pci/linux_drives_card_and_nvme", |world| {
+    test("pci/linux_drives_card_nvme_and_usb", |world| {
         // With Linux 6.12 as the guest the emulated machine stands still.
         let disk = Disk::make_with_default_kernel()?;
         let result = driven(world, &disk);
@@ -193,8 +195,8 @@ fn dma(world: &World) -> Result<()> {
 /// The file that the card's network serves; the disk begins with the same bytes.
 const DATA: &str = "/job/pci-data";
 
-/// Linux as the guest has both devices by its own drivers, by DMA and messages; one of them comes
-/// and goes while it runs. The guest that xl makes when it has Linux restart can have both again.
+/// Linux as the guest has the devices by its own drivers, by DMA and MSI-X; two of them come while
+/// it runs, and one goes. The guest that xl makes when it has Linux restart can have them again.
 fn driven(world: &World, disk: &Disk) -> Result<()> {
     given()?;
     let devices = format!("pci=[\"{CARD},permissive=1\"]");
@@ -206,43 +208,44 @@ fn driven(world: &World, disk: &Disk) -> Result<()> {
         .restarts_by(&world.store, reboot)
         .with_context(diagnosis)?;
     let result = (|| {
-        for device in [CARD, DISK] {
+        for device in [CARD, DISK, USB] {
             is_assignable_again(device)?;
             command(&["xl", "pci-attach", NAME, &format!("{device},permissive=1")])?;
         }
-        let both = ["pci-pt-00_08.0", "pci-pt-00_09.0"];
-        ensure!(passed(&guest)? == both, "{:?}", passed(&guest));
+        let all = ["pci-pt-00_08.0", "pci-pt-00_09.0", "pci-pt-00_0c.0"];
+        ensure!(passed(&guest)? == all, "{:?}", passed(&guest));
         Ok(())
     })();
     guest.destroy()?;
     result.with_context(diagnosis)?;
-    is_assignable_again(CARD)?;
-    is_assignable_again(DISK)
+    [CARD, DISK, USB]
+        .into_iter()
+        .try_for_each(is_assignable_again)
 }
 
 fn used(guest: &mut Guest) -> Result<()> {
     let data = fs::read(DATA).context(DATA)?;
     let wanted = format!("sum=0x{:08x} bytes={}", sum(&data), data.len());
-    for driver in ["e1000e", "nvme"] {
-        if driver == "nvme" {
-            command(&["xl", "pci-attach", NAME, &format!("{DISK},permissive=1")])?;
+    for (name, later) in [("e1000e", None), ("nvme", Some(DISK)), ("xhci", Some(USB))] {
+        if let Some(device) = later {
+            command(&["xl", "pci-attach", NAME, &format!("{device},permissive=1")])?;
         }
-        let said = guest.says(&format!("linux-guest: passed {driver} "))?;
-        println!("    {driver}: {said}");
-        let (read, interrupts) = said.split_once(" interrupts=").context("no count")?;
-        ensure!(read == wanted, "{driver} has {read}, not {wanted}");
-        ensure!(interrupts.parse::<u32>()? > 0, "{driver}: no message came");
+        let said = guest.says(&format!("linux-guest: passed {name} "))?;
+        println!("    {name}: {said}");
+        let (read, messages) = said.split_once(" msix=").context("no count")?;
+        ensure!(read == wanted, "{name} has {read}, not {wanted}");
+        ensure!(messages.parse::<u32>()? > 0, "{name}: no message came");
     }
     leaves(guest)?;
     second(guest).map(drop)
 }
 
-/// Linux lets the disk go when QEMU asks for it.
+/// Linux lets the nvme go when QEMU asks for it.
 fn leaves(guest: &mut Guest) -> Result<()> {
     let id = serde_json::json!({"id": "pci-pt-00_09.0"});
     Qmp::connect(guest.socket())?.execute("device_del", Some(id))?;
     let deadline = soon();
-    while passed(guest)? != ["pci-pt-00_08.0"] {
+    while passed(guest)? != ["pci-pt-00_08.0", "pci-pt-00_0c.0"] {
         ensure!(Instant::now() < deadline, "{:?} stay", passed(guest));
         std::thread::sleep(Duration::from_secs(1));
     }

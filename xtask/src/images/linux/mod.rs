@@ -37,9 +37,13 @@ const SOURCE: &str = include_str!("../../../../testing/guest/linux.s");
 /// For the emulated disk, the userland's file system, and the emulated network card.
 const MODULES: &[&str] = &["ata_piix", "sd_mod", "romfs", "e1000"];
 
-/// Drivers of devices that are passed through: the guest loads one, in the order of
+/// Names of devices that are passed through, and their drivers: the guest loads those of
 /// `lib/modules/order-NAME`, where it has such a device.
-const PASSED: &[&str] = &["e1000e", "nvme"];
+const PASSED: &[(&str, &[&str])] = &[
+    ("e1000e", &["e1000e"]),
+    ("nvme", &["nvme"]),
+    ("xhci", &["xhci-pci", "usb-storage"]),
+];
 
 /// `-- boot` are the init's own arguments. The device model's disk and card are to stay: without a
 /// word the kernel would have them unplugged in favour of Xen's own.
@@ -93,16 +97,16 @@ pub(crate) fn build(parts: &Parts, of: &Kernel<'_>, name: &str) -> Result<Option
     archive.program("init", Content::Bytes(agent_bytes.clone()));
     archive.dir("mnt");
     stubdm_image::add_modules(&mut archive, of.modules, MODULES)?;
-    for driver in PASSED {
+    for (device, drivers) in PASSED {
         let mut order = String::new();
-        for (name, content) in of.modules.closure(&[*driver])? {
+        for (name, content) in of.modules.closure(drivers)? {
             if !archive.has(&format!("lib/modules/{name}")) {
                 archive.file(&format!("lib/modules/{name}"), content);
             }
             order.push_str(&name);
             order.push('\n');
         }
-        archive.text(&format!("lib/modules/order-{driver}"), &order);
+        archive.text(&format!("lib/modules/order-{device}"), &order);
     }
     // For `ip`.
     parts.add_busybox(&mut archive)?;
