@@ -17,13 +17,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use xen_evtchn::{EventChannels, EventPacer};
 use xen_gnttab::{PageAccess, map};
 use xen_store::xenbus::{BackendAction, BackendHandshake, XenbusState};
 use xen_store::{Store, Watch};
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
-use crate::{Error, Link, Result, domid, number, ring, state};
+use crate::{Doorbell, Error, Link, Result, domid, number, ring, state};
 
 /// The grant reference of console 0, which the domain's builder made (`GNTTAB_RESERVED_CONSOLE`).
 /// The node `ring-ref` of that console is a frame number.
@@ -198,10 +197,8 @@ impl Backend {
         };
         let mut pages = map(&self.xen, self.domain, &[reference], PageAccess::ReadWrite)?;
         let ends = ring::backend(pages.take_region())?;
-        let channels = EventChannels::open(&self.xen)?;
-        let bound = channels.bind_interdomain(self.domain, Port::new(port))?;
-        let pacer = EventPacer::new(PACE);
-        let link = Link::new(ends, bound, channels, pacer);
+        let bell = Doorbell::bind(&self.xen, self.domain, Port::new(port), PACE)?;
+        let link = Link::new(ends, bell);
         Ok(Some(link.published(reference.as_u32(), port)))
     }
 

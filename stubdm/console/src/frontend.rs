@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use xen_evtchn::{EventChannels, EventPacer};
+use xen_evtchn::EventChannels;
 use xen_gnttab::{PageAccess, SharedPages, share};
 use xen_store::xenbus::{FrontendHandshake, XenbusState};
 use xen_store::{Store, Watch};
 use xen_sys::Xen;
 
-use crate::{Error, Link, Result, domid, ring, state};
+use crate::{Doorbell, Error, Link, Result, domid, ring, state};
 
 /// Whether there is such a console at all: the toolstack offers it.
 ///
@@ -93,7 +93,7 @@ impl Frontend {
         })?;
         Ok(Self {
             // The host is trusted.
-            link: Link::new(ends, port, channels, EventPacer::new(Duration::ZERO)),
+            link: Link::new(ends, Doorbell::new(port, channels, Duration::ZERO)),
             store: store.clone(),
             node: node.to_owned(),
             handshake,

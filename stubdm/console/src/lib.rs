@@ -16,6 +16,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`ring`] | the shared page, without I/O |
+//! | [`doorbell`] | an event channel, paced |
 //! | [`link`](mod@link) | the ring with its event channel |
 //! | [`frontend`], [`backend`] | either end, its handshake by [`xen_store::xenbus`] |
 //! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
@@ -25,12 +26,14 @@
 //! [`Frontend`] is what the backend's tests have in its place.
 
 pub mod backend;
+pub mod doorbell;
 pub mod frontend;
 pub mod link;
 pub mod ready;
 pub mod ring;
 
 pub use backend::Backend;
+pub use doorbell::Doorbell;
 pub use frontend::Frontend;
 pub use link::Link;
 pub use xen_store::xenbus::XenbusState;

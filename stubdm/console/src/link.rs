@@ -3,9 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use xen_evtchn::{BoundPort, EventChannels, EventPacer};
-
 use crate::Result;
+use crate::doorbell::Doorbell;
 use crate::ring::{Consumer, Producer};
 
 /// One end of a connected console. Never blocks.
@@ -17,34 +16,18 @@ use crate::ring::{Consumer, Producer};
 pub struct Link {
     consumer: Consumer,
     producer: Producer,
-    // The pages that the ring is in go before the port, so that an end of ours is heard.
-    port: BoundPort,
-    channels: EventChannels,
-    /// A backend's peer is another domain's kernel, whose events for nothing are paced.
-    pacer: EventPacer,
-    /// The last event, if it was taken: whether it announced anything.
-    found: Option<bool>,
-    /// The port stays masked until the pacer lets it be unmasked.
-    masked: bool,
+    // The pages that the ring is in go before the port, so that the peer is notified of our end.
+    bell: Doorbell,
     /// The grant reference and the port that the peer published.
     published: (u32, u32),
 }
 
 impl Link {
-    pub(super) fn new(
-        (consumer, producer): (Consumer, Producer),
-        port: BoundPort,
-        channels: EventChannels,
-        pacer: EventPacer,
-    ) -> Self {
+    pub(super) fn new((consumer, producer): (Consumer, Producer), bell: Doorbell) -> Self {
         Self {
             consumer,
             producer,
-            port,
-            channels,
-            pacer,
-            found: None,
-            masked: false,
+            bell,
             published: (0, 0),
         }
     }
@@ -69,33 +52,12 @@ impl Link {
     /// # Errors
     /// The system's.
     pub fn acknowledge(&mut self, now: Instant) -> Result<()> {
-        self.pacer.handle_timeout(now);
-        self.unmask_if_due()?;
-        // One port, which stays masked until it is unmasked: there is no second turn but by a race.
-        for _ in 0..4 {
-            if self.channels.pending()?.is_none() {
-                break;
-            }
-            if let Some(found) = self.found.replace(false) {
-                self.pacer.handle_event(found, now);
-            }
-            self.masked = true;
-            self.unmask_if_due()?;
-        }
-        Ok(())
-    }
-
-    fn unmask_if_due(&mut self) -> Result<()> {
-        if self.masked && self.pacer.poll_timeout().is_none() {
-            self.masked = false;
-            self.channels.unmask(self.port.port())?;
-        }
-        Ok(())
+        Ok(self.bell.acknowledge(now)?)
     }
 
     /// When [`acknowledge`](Self::acknowledge) is to be called without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        self.pacer.poll_timeout().filter(|_| self.masked)
+        self.bell.deadline()
     }
 
     /// Reads what is there into `buffer` and says how much that was; 0 for nothing.
@@ -125,8 +87,8 @@ impl Link {
     pub fn consume(&mut self, len: usize) -> Result<usize> {
         let len = self.consumer.consume(len)?;
         if len > 0 {
-            self.found = self.found.map(|_| true);
-            self.port.notify()?;
+            self.bell.note_found();
+            self.bell.notify()?;
         }
         Ok(len)
     }
@@ -143,8 +105,8 @@ impl Link {
     pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize> {
         let took = self.producer.write(bytes)?;
         if took > 0 {
-            self.found = self.found.map(|_| true);
-            self.port.notify()?;
+            self.bell.note_found();
+            self.bell.notify()?;
         }
         Ok(took)
     }
@@ -170,17 +132,17 @@ impl Link {
         self.producer.take_back().unwrap_or_default()
     }
 
-    /// Tells the peer to look.
+    /// Notifies the peer.
     ///
     /// # Errors
     /// The system's.
     pub fn notify(&self) -> Result<()> {
-        Ok(self.port.notify()?)
+        Ok(self.bell.notify()?)
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.channels.as_fd()
+        self.bell.as_fd()
     }
 }

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! With a display, it writes `-vnc ADDRESS:DISPLAY…` ([`Vnc`]) in the place of `-vnc none`, and no
-//! `-nographic`. Each word of it is known here, and may be there once. Anything else, in whatever place, is not
-//! this command line: what it asks for is QEMU's to do.
+//! `-nographic`. Each word of it is known here, and may be there once. Anything else, in whatever
+//! place, is not this command line: what it asks for is QEMU's to do.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

@@ -26,7 +26,7 @@ use crate::libxl::store;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::log;
 
-/// The file that says who serves screens: its one word is `consoled` or `qemu`.
+/// The file with one word, `consoled` or `qemu`: the server of screens.
 const SCREENS: &str = "/etc/stubdm/screens";
 
 /// The command line of `stubdm-run device-model`.
@@ -132,13 +132,15 @@ fn screens_are_ours(file: &Path) -> Result<()> {
     match std::fs::read_to_string(file) {
         Ok(text) => match text.trim() {
             "consoled" => Ok(()),
-            "qemu" => Err(Failure::new(format_args!("screens are, by {name}"))),
+            "qemu" => Err(Failure::new(format_args!(
+                "{name} has its screens served by QEMU"
+            ))),
             _ => Err(Failure::new(format_args!(
                 "{name} has neither the word consoled nor qemu"
             ))),
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::new(
-            format_args!("screens are, without the word consoled in {name}"),
+            format_args!("it has a screen, and there is no {name} with the word consoled"),
         )),
         Err(error) => Err(error).context(name),
     }
@@ -214,7 +216,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("screens");
         let failure = screens_are_ours(&file).unwrap_err().to_string();
-        assert!(failure.contains("without the word"), "{failure}");
+        assert!(failure.contains("with the word"), "{failure}");
         for (text, ours) in [
             ("consoled\n", true),
             (" consoled ", true),

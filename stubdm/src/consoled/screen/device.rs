@@ -23,7 +23,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The node that says what this backend can do, beside what a frontend may ask for.
+    /// Returns the node of the one ability that this backend writes down.
     fn feature(self) -> &'static str {
         match self {
             Self::Screen => "feature-resize",

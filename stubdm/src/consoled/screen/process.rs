@@ -13,13 +13,14 @@ use std::str::FromStr;
 use clap::Args;
 use stubdm_screen::framebuffer::{FrontPage, Pixels, Protocol};
 use stubdm_screen::keyboard::Keyboard;
+use xen_console::Doorbell;
 use xen_gnttab::{PageAccess, foreign};
 use xen_sys::abi::evtchn::IOCTL_EVTCHN_NOTIFY;
 use xen_sys::privcmd::Privcmd;
-use xen_sys::{DomId, Xen};
+use xen_sys::{DomId, Port, Xen};
 
 use super::ipc::Report;
-use super::worker::{Doorbell, Screen, Worker};
+use super::worker::{PACE, Screen, Worker};
 use crate::libxl::store::domid;
 use crate::proxy::ipc::IpcSocket;
 use crate::proxy::sandbox::enter::{self, Allowed};
@@ -131,9 +132,9 @@ fn serve(given: &Given, ipc: &IpcSocket) -> Result<()> {
         ipc.as_fd(),
         listener.as_fd(),
         random.as_fd(),
-        screen.bell.fd(),
+        screen.bell.as_fd(),
     ];
-    keep.extend(keyboard.iter().map(|(_, bell)| bell.fd()));
+    keep.extend(keyboard.iter().map(|(_, bell)| bell.as_fd()));
     let user = USERS + u32::from(given.domain.as_u16());
     // The one request notifies a frontend.
     let allowed = Allowed {
@@ -164,7 +165,8 @@ fn map_screen(xen: &Xen, domain: DomId, front: &Front) -> Result<Screen> {
     let pixels = foreign::map(memory, &frames, PageAccess::ReadOnly);
     let pixels = pixels.context("the pixels")?;
     let pixels = Pixels::new(pixels, page.geometry).context("the pixels")?;
-    let bell = Doorbell::bind(xen, domain, front.port).context("the event channel")?;
+    let bell =
+        Doorbell::bind(xen, domain, Port::new(front.port), PACE).context("the event channel")?;
     // The frontend may have waited for somebody to be bound.
     bell.notify().context("the event channel")?;
     Ok(Screen {
@@ -179,7 +181,8 @@ fn map_keyboard(xen: &Xen, domain: DomId, front: &Front) -> Result<(Keyboard, Do
     let page = foreign::map(privcmd.guest(domain), &[front.page], PageAccess::ReadWrite);
     let page = page.context("the shared page")?;
     let keyboard = Keyboard::attach(page, front.absolute).context("the shared page")?;
-    let bell = Doorbell::bind(xen, domain, front.port).context("the event channel")?;
+    let bell =
+        Doorbell::bind(xen, domain, Port::new(front.port), PACE).context("the event channel")?;
     Ok((keyboard, bell))
 }
 

@@ -193,7 +193,7 @@ impl ScreenServer {
     /// Looks at the nodes and at the process.
     pub fn turn(&mut self, now: Instant) {
         self.look_at_nodes(now);
-        self.hear(now);
+        self.take_messages(now);
         self.manage(now);
     }
 
@@ -221,7 +221,7 @@ impl ScreenServer {
     }
 
     /// Takes the process's messages; one that violates the protocol is ended.
-    fn hear(&mut self, now: Instant) {
+    fn take_messages(&mut self, now: Instant) {
         let Some(worker) = &mut self.worker else {
             return;
         };

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
@@ -12,8 +12,7 @@ use stubdm_screen::framebuffer::{Event, Pixels, Polled, Updates};
 use stubdm_screen::keyboard::Keyboard;
 use stubdm_screen::server::{Input, Options, Picture, Rect};
 use tracing::{info, warn};
-use xen_evtchn::{BoundPort, EventChannels, EventPacer};
-use xen_sys::{DomId, Port, Xen};
+use xen_console::Doorbell;
 
 use super::connection::{Connection, Turn};
 use super::ipc::{Report, SetPassword, VIEWERS};
@@ -28,84 +27,11 @@ const EVENTS: usize = 102;
 /// Rectangles that wait to be copied; more of them become one.
 const DAMAGE: usize = 16;
 /// The interval at which a frontend may notify for nothing.
-const PACE: Duration = Duration::from_millis(1);
+pub(super) const PACE: Duration = Duration::from_millis(1);
 /// The least time between two reports of the viewers.
 const REPORTS: Duration = Duration::from_millis(100);
 /// How long nobody is let in after that failed.
 const REST: Duration = Duration::from_secs(1);
-
-/// An event channel of the frontend's.
-#[derive(Debug)]
-pub(super) struct Doorbell {
-    port: BoundPort,
-    channels: EventChannels,
-    pacer: EventPacer,
-    /// The last event, if it was taken: whether it announced anything.
-    found: Option<bool>,
-    /// The port stays masked until the pacer lets it be unmasked.
-    masked: bool,
-}
-
-impl Doorbell {
-    /// Binds the frontend's port.
-    ///
-    /// # Errors
-    /// There is no such port, or the system's.
-    pub(super) fn bind(xen: &Xen, domain: DomId, port: u32) -> xen_sys::Result<Self> {
-        let channels = EventChannels::open(xen)?;
-        let port = channels.bind_interdomain(domain, Port::new(port))?;
-        Ok(Self {
-            port,
-            channels,
-            pacer: EventPacer::new(PACE),
-            found: None,
-            masked: false,
-        })
-    }
-
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.channels.as_fd()
-    }
-
-    /// Takes note of notifications, so that the next one makes the descriptor readable again.
-    fn acknowledge(&mut self, now: Instant) -> xen_sys::Result<()> {
-        self.pacer.handle_timeout(now);
-        self.unmask_if_due()?;
-        // One port, which stays masked until it is unmasked: there is no second turn but by a race.
-        for _ in 0..4 {
-            if self.channels.pending()?.is_none() {
-                break;
-            }
-            if let Some(found) = self.found.replace(false) {
-                self.pacer.handle_event(found, now);
-            }
-            self.masked = true;
-            self.unmask_if_due()?;
-        }
-        Ok(())
-    }
-
-    fn unmask_if_due(&mut self) -> xen_sys::Result<()> {
-        if self.masked && self.pacer.poll_timeout().is_none() {
-            self.masked = false;
-            self.channels.unmask(self.port.port())?;
-        }
-        Ok(())
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.pacer.poll_timeout().filter(|_| self.masked)
-    }
-
-    /// The last notification announced something.
-    fn note_found(&mut self) {
-        self.found = self.found.map(|_| true);
-    }
-
-    pub(super) fn notify(&self) -> xen_sys::Result<()> {
-        self.port.notify()
-    }
-}
 
 /// The frontend's screen.
 #[derive(Debug)]
@@ -167,6 +93,8 @@ pub(super) struct Worker<'a> {
     screen: Screen,
     keyboard: Option<(Keyboard, Doorbell)>,
     picture: Picture,
+    /// The frontend moved the picture in its memory, or changed its size, since the last copy.
+    moved: bool,
     damage: Damage,
     /// The picture was not kept up to date while nobody looked.
     stale: bool,
@@ -204,6 +132,7 @@ impl<'a> Worker<'a> {
             screen,
             keyboard,
             picture: Picture::new(width, height),
+            moved: false,
             damage: Damage::default(),
             stale: true,
             next_copy: now,
@@ -224,7 +153,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes `consoled`'s messages.
-    fn hear(&mut self) -> io::Result<()> {
+    fn take_messages(&mut self) -> io::Result<()> {
         while let Received::Message(message) = self.ipc.receive()? {
             if let Some(SetPassword(password)) = SetPassword::decode(&message) {
                 self.options.password = password;
@@ -253,13 +182,8 @@ impl<'a> Worker<'a> {
                 Some(Event::Update(rect)) => self.damage.add(rect, screen.pixels.size()),
                 Some(Event::Resize(geometry)) => {
                     screen.pixels.resize(geometry).map_err(io::Error::other)?;
-                    let size = geometry.size();
-                    // The same size may be elsewhere in the memory.
-                    self.picture.resize(size.width, size.height);
-                    self.damage.rects = vec![whole(size)];
-                    for viewer in &mut self.viewers {
-                        viewer.handle_damage(whole(size));
-                    }
+                    self.moved = true;
+                    self.damage.rects = vec![whole(geometry.size())];
                 }
                 Some(Event::Refused(error)) => {
                     self.refusals = self.refusals.saturating_add(1);
@@ -277,7 +201,8 @@ impl<'a> Worker<'a> {
         Ok(more)
     }
 
-    /// Copies what changed, if there is a viewer and it is time.
+    /// Copies the parts that changed, if there is a viewer and it is time. A picture of another size
+    /// is made here too: the frontend can send resize events at any rate.
     fn copy(&mut self, now: Instant) -> io::Result<()> {
         if self.viewers.is_empty() {
             self.stale = true;
@@ -291,6 +216,13 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         self.next_copy = now + FRAME;
+        if std::mem::take(&mut self.moved) {
+            let size = self.screen.pixels.size();
+            self.picture.resize(size.width, size.height);
+            for viewer in &mut self.viewers {
+                viewer.handle_damage(whole(size));
+            }
+        }
         for rect in std::mem::take(&mut self.damage.rects) {
             for y in rect.y..rect.y.saturating_add(rect.height) {
                 let copied = self.screen.pixels.row(rect.x, y, rect.width, &mut self.row);
@@ -444,11 +376,14 @@ fn type_into(keyboard: &mut Option<(Keyboard, Doorbell)>, input: Input) {
 
 impl Task for Worker<'_> {
     fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = vec![readable(self.ipc.as_fd()), readable(self.screen.bell.fd())];
+        let mut interests = vec![
+            readable(self.ipc.as_fd()),
+            readable(self.screen.bell.as_fd()),
+        ];
         // A frontend notifies after each event that it took, which is of no interest otherwise.
         let waits = self.keyboard.iter();
         let waits = waits.filter(|(keyboard, _)| keyboard.waits_for_room());
-        interests.extend(waits.map(|(_, bell)| readable(bell.fd())));
+        interests.extend(waits.map(|(_, bell)| readable(bell.as_fd())));
         if self.lets_in() {
             interests.push((self.listener.as_fd(), PollFlags::POLLIN));
         }
@@ -457,7 +392,7 @@ impl Task for Worker<'_> {
     }
 
     fn turn(&mut self, now: Instant) -> io::Result<Progress> {
-        self.hear()?;
+        self.take_messages()?;
         let mut more = self.take_events(now)?;
         self.accept(now);
         self.copy(now)?;

@@ -3,7 +3,9 @@ use std::thread;
 
 use stubdm_screen::framebuffer::{FrontPage, Protocol};
 use stubdm_screen::rfb::Client;
+use xen_evtchn::{BoundPort, EventChannels};
 use xen_gnttab::{PageAccess, Region};
+use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 
 use super::*;
@@ -48,7 +50,7 @@ impl Shared {
 }
 
 /// A frontend's screen and keyboard, and the process that serves them.
-struct World {
+struct Guest {
     page: Shared,
     pixels: Shared,
     keys: Shared,
@@ -59,17 +61,29 @@ struct World {
     _host: Simulation,
 }
 
-impl World {
-    fn new(password: bool) -> Self {
+/// All that a worker is made of, and the frontend's ends.
+struct Parts {
+    page: Shared,
+    pixels: Shared,
+    keys: Shared,
+    ports: [BoundPort; 2],
+    screen: Screen,
+    keyboard: (Keyboard, Doorbell),
+    listener: TcpListener,
+    address: SocketAddr,
+    random: File,
+    host: Simulation,
+}
+
+impl Parts {
+    fn new() -> Self {
         let host = Simulation::start().unwrap();
         let guest = host.add_domain().unwrap();
         let [dom0, domu] = [DomId::DOM0, guest].map(|domain| host.xen(domain).unwrap());
         let channels = EventChannels::open(&domu).unwrap();
         let ports = [(); 2].map(|()| channels.bind_unbound(DomId::DOM0).unwrap());
-        let [screen_bell, key_bell] = [0, 1].map(|at: usize| {
-            let port = ports[at].port().as_u32();
-            Doorbell::bind(&dom0, guest, port).unwrap()
-        });
+        let [screen_bell, key_bell] =
+            [0, 1].map(|at: usize| Doorbell::bind(&dom0, guest, ports[at].port(), PACE).unwrap());
         let bytes = usize::from(SIZE.width) * usize::from(SIZE.height) * 4;
         let (mut page, pixels, keys) = (Shared::new(PAGE), Shared::new(bytes), Shared::new(PAGE));
         let row = u32::from(SIZE.width) * 4;
@@ -86,13 +100,39 @@ impl World {
         let keyboard = Keyboard::attach(keys.backend(), true).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
+        Self {
+            address: listener.local_addr().unwrap(),
+            page,
+            pixels,
+            keys,
+            ports,
+            screen,
+            keyboard: (keyboard, key_bell),
+            listener,
+            random: File::open("/dev/urandom").unwrap(),
+            host,
+        }
+    }
+}
+
+impl Guest {
+    fn new(password: bool) -> Self {
+        let Parts {
+            page,
+            pixels,
+            keys,
+            ports,
+            screen,
+            keyboard,
+            listener,
+            address,
+            random,
+            host,
+        } = Parts::new();
         let (consoled, ipc) = IpcSocket::pair().unwrap();
-        let random = File::open("/dev/urandom").unwrap();
         let worker = thread::spawn(move || {
-            let keyboard = Some((keyboard, key_bell));
             let what = ("g", password);
-            let mut worker = Worker::new(&ipc, screen, keyboard, listener, random, what);
+            let mut worker = Worker::new(&ipc, screen, Some(keyboard), listener, random, what);
             let stop = &mut HangUp(ipc.as_fd());
             event_loop::run(&mut worker, &mut [stop]).map_err(|error| error.to_string())
         });
@@ -193,49 +233,49 @@ fn sees(viewer: &mut Viewer, place: (usize, usize), colour: u32) {
 
 #[test]
 fn viewers_see_what_changes_and_what_they_type_arrives() {
-    let mut world = World::new(false);
-    world.pixels.put(0, 0xff11_2233);
-    let [mut first, mut second] = [(); 2].map(|()| world.viewer(None));
+    let mut guest = Guest::new(false);
+    guest.pixels.put(0, 0xff11_2233);
+    let [mut first, mut second] = [(); 2].map(|()| guest.viewer(None));
     for viewer in [&mut first, &mut second] {
         sees(viewer, (0, 0), 0x11_2233);
         assert_eq!(viewer.picture().size, SIZE);
     }
-    world.viewers(2);
-    world.paint((63, 47), 0x00ab_cdef, (40, 8));
+    guest.viewers(2);
+    guest.paint((63, 47), 0x00ab_cdef, (40, 8));
     sees(&mut first, (63, 47), 0xab_cdef);
     // A change that is not announced is not seen yet.
-    world.pixels.put(4, 0x77);
-    world.paint((62, 47), 0x5, (40, 8));
+    guest.pixels.put(4, 0x77);
+    guest.paint((62, 47), 0x5, (40, 8));
     sees(&mut second, (62, 47), 0x5);
     assert_eq!(pixel(&second, 1, 0), Some(0));
-    world.paint((1, 0), 0x78, (0, 48));
+    guest.paint((1, 0), 0x78, (0, 48));
     sees(&mut second, (1, 0), 0x78);
 
     first.client.pointer(1, 10, 11);
     first.client.key(true, 0x9d);
     let deadline = Instant::now() + PATIENCE;
     assert!(first.run_until(deadline, |_| true).unwrap());
-    let typed = world.typed(3);
+    let typed = guest.typed(3);
     assert_eq!(typed, [(4, 0, 10), (3, 1, 0x110), (3, 1, 97)]);
     // A viewer that leaves releases its keys.
     drop(first);
-    let mut released = world.typed(2);
+    let mut released = guest.typed(2);
     released.sort_unstable();
     assert_eq!(released, [(3, 0, 97), (3, 0, 0x110)]);
-    world.viewers(1);
+    guest.viewers(1);
     drop(second);
-    world.viewers(0);
+    guest.viewers(0);
     // Changes that nobody sees are seen by the next one.
-    world.paint((5, 5), 0x99, (5, 1));
-    let mut third = world.viewer(None);
+    guest.paint((5, 5), 0x99, (5, 1));
+    let mut third = guest.viewer(None);
     sees(&mut third, (5, 5), 0x99);
-    assert!(world.end().is_ok());
+    assert!(guest.end().is_ok());
 }
 
 #[test]
 fn a_picture_of_another_size_follows_and_one_that_cannot_be_is_refused() {
-    let mut world = World::new(false);
-    let mut viewer = world.viewer(None);
+    let mut guest = Guest::new(false);
+    let mut viewer = guest.viewer(None);
     sees(&mut viewer, (0, 0), 0);
     for (number, (width, height, offset)) in
         [(32, 16, 4), (32, 16, 8), (9000, 1, 0), (32, 16, 12_288)]
@@ -244,66 +284,103 @@ fn a_picture_of_another_size_follows_and_one_that_cannot_be_is_refused() {
     {
         let at = 2048 + number * 40;
         for (field, value) in [3, width, height, 128, 32, offset].into_iter().enumerate() {
-            world.page.put(at + 4 * field, value);
+            guest.page.put(at + 4 * field, value);
         }
-        world.pixels.put(8, 0x42);
-        world.page.put(12, number as u32 + 1);
-        world.ports[0].notify().unwrap();
+        guest.pixels.put(8, 0x42);
+        guest.page.put(12, number as u32 + 1);
+        guest.ports[0].notify().unwrap();
         let place = if number == 0 { (1, 0) } else { (0, 0) };
         sees(&mut viewer, place, 0x42);
         let size = viewer.picture().size;
         assert_eq!((size.width, size.height), (32, 16), "{number}");
     }
-    assert!(world.end().is_ok());
+    assert!(guest.end().is_ok());
+}
+
+#[test]
+fn a_flood_of_resizes_makes_one_picture_for_each_copy() {
+    let mut parts = Parts::new();
+    let (_consoled, ipc) = IpcSocket::pair().unwrap();
+    let Parts {
+        screen, listener, ..
+    } = parts;
+    let mut worker = Worker::new(&ipc, screen, None, listener, parts.random, ("g", false));
+    let now = Instant::now();
+    let mut flood = |worker: &mut Worker<'_>, last: u32| {
+        let prod = parts.page.number(12);
+        for number in 0..40 {
+            let at = 2048 + ((prod + number) % 51) as usize * 40;
+            let width = if number == 39 { last } else { 8 + number };
+            for (field, value) in [3, width, 16, 256, 32, 0].into_iter().enumerate() {
+                parts.page.put(at + 4 * field, value);
+            }
+        }
+        parts.page.put(12, prod + 40);
+        assert!(!worker.take_events(now).unwrap());
+    };
+    let width = |worker: &Worker<'_>| u32::from(worker.picture.width());
+    // Without a viewer there is nothing to do.
+    flood(&mut worker, 20);
+    worker.copy(now).unwrap();
+    assert_eq!(width(&worker), u32::from(SIZE.width));
+    let _viewer = TcpStream::connect(parts.address).unwrap();
+    worker.accept(now);
+    worker.copy(now).unwrap();
+    assert_eq!(width(&worker), 20);
+    flood(&mut worker, 21);
+    worker.copy(now).unwrap();
+    assert_eq!(width(&worker), 20);
+    worker.copy(now + FRAME).unwrap();
+    assert_eq!(width(&worker), 21);
 }
 
 #[test]
 fn nobody_is_let_in_before_the_password_is_set_and_with_a_wrong_one() {
-    let world = World::new(true);
-    let mut viewer = world.viewer(Some("secret"));
+    let guest = Guest::new(true);
+    let mut viewer = guest.viewer(Some("secret"));
     let soon = Instant::now() + Duration::from_millis(300);
     assert!(!viewer.run_until(soon, Viewer::is_whole).unwrap());
     let password = SetPassword(Some(*b"secret\0\0"));
-    world.consoled.send(&password.encode()).unwrap();
+    guest.consoled.send(&password.encode()).unwrap();
     let deadline = Instant::now() + PATIENCE;
     assert!(viewer.run_until(deadline, Viewer::is_whole).unwrap());
     for wrong in [Some("secrets"), None] {
-        let mut viewer = world.viewer(wrong);
+        let mut viewer = guest.viewer(wrong);
         viewer.run_until(deadline, Viewer::is_whole).unwrap_err();
     }
-    assert!(world.end().is_ok());
+    assert!(guest.end().is_ok());
 }
 
 #[test]
 fn connections_without_a_handshake_keep_nobody_out() {
-    let world = World::new(false);
+    let guest = Guest::new(false);
     let silent: Vec<_> = (0..3 * VIEWERS)
-        .map(|_| TcpStream::connect(world.address).unwrap())
+        .map(|_| TcpStream::connect(guest.address).unwrap())
         .collect();
-    let mut viewers: Vec<_> = (0..VIEWERS).map(|_| world.viewer(None)).collect();
+    let mut viewers: Vec<_> = (0..VIEWERS).map(|_| guest.viewer(None)).collect();
     for viewer in &mut viewers {
         let deadline = Instant::now() + PATIENCE;
         assert!(viewer.run_until(deadline, Viewer::is_whole).unwrap());
     }
     // All places are taken: one more waits until somebody leaves.
-    let mut late = world.viewer(None);
+    let mut late = guest.viewer(None);
     let soon = Instant::now() + Duration::from_millis(300);
     assert!(!late.run_until(soon, Viewer::is_whole).unwrap());
     viewers.pop();
     let deadline = Instant::now() + PATIENCE;
     assert!(late.run_until(deadline, Viewer::is_whole).unwrap());
     drop(silent);
-    assert!(world.end().is_ok());
+    assert!(guest.end().is_ok());
 }
 
 #[test]
 fn a_viewer_that_sends_garbage_and_one_that_reads_nothing_are_in_nobodys_way() {
     use std::io::Write as _;
 
-    let mut world = World::new(false);
-    let mut garbage = TcpStream::connect(world.address).unwrap();
+    let mut guest = Guest::new(false);
+    let mut garbage = TcpStream::connect(guest.address).unwrap();
     garbage.write_all(&[0xff; 4096]).unwrap();
-    let mut deaf = TcpStream::connect(world.address).unwrap();
+    let mut deaf = TcpStream::connect(guest.address).unwrap();
     // The handshake, and requests of the whole picture again and again.
     deaf.write_all(b"RFB 003.008\n\x01\x01").unwrap();
     deaf.set_nonblocking(true).unwrap();
@@ -313,31 +390,31 @@ fn a_viewer_that_sends_garbage_and_one_that_reads_nothing_are_in_nobodys_way() {
             break;
         }
     }
-    let mut viewer = world.viewer(None);
+    let mut viewer = guest.viewer(None);
     sees(&mut viewer, (0, 0), 0);
     for colour in 1..50 {
-        world.paint((1, 1), colour, (0, 48));
+        guest.paint((1, 1), colour, (0, 48));
         sees(&mut viewer, (1, 1), colour);
     }
-    assert!(world.end().is_ok());
+    assert!(guest.end().is_ok());
 }
 
 #[test]
 fn a_frontend_that_breaks_a_ring_ends_the_process_or_its_keyboard() {
-    let mut world = World::new(false);
-    let mut viewer = world.viewer(None);
+    let mut guest = Guest::new(false);
+    let mut viewer = guest.viewer(None);
     sees(&mut viewer, (0, 0), 0);
-    world.keys.put(0, 1000);
+    guest.keys.put(0, 1000);
     viewer.client.key(true, 30);
     let deadline = Instant::now() + PATIENCE;
     assert!(viewer.run_until(deadline, |_| true).unwrap());
     // The screen goes on.
-    world.paint((2, 2), 0x31, (0, 48));
+    guest.paint((2, 2), 0x31, (0, 48));
     sees(&mut viewer, (2, 2), 0x31);
-    let cons = world.page.number(8);
-    world.page.put(12, cons.wrapping_add(52));
-    world.ports[0].notify().unwrap();
-    let ended = world.worker.take().unwrap().join().unwrap();
+    let cons = guest.page.number(8);
+    guest.page.put(12, cons.wrapping_add(52));
+    guest.ports[0].notify().unwrap();
+    let ended = guest.worker.take().unwrap().join().unwrap();
     assert!(ended.unwrap_err().contains("broke its ring"));
 }
 
