@@ -66,6 +66,22 @@ impl VncServer {
         )))
     }
 
+    /// Joins a domain's screen as a viewer, and waits for the whole picture.
+    ///
+    /// # Errors
+    /// As [`of_domain`](Self::of_domain); the server sends no picture in time, or closes the
+    /// connection.
+    pub fn picture_of(store: &Store, domain: DomId, timeout: Duration) -> Result<Viewer> {
+        let deadline = Instant::now() + timeout;
+        let mut viewer = Self::of_domain(store, domain)?.connect(deadline)?;
+        match viewer.run_until(deadline, Viewer::is_whole)? {
+            true => Ok(viewer),
+            false => Err(Failure::new(format_args!(
+                "the VNC server of domain {domain} sent no picture within {timeout:?}"
+            ))),
+        }
+    }
+
     /// A server without a password.
     #[cfg(test)]
     pub(crate) fn at(address: SocketAddr) -> Self {

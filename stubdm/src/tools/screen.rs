@@ -54,16 +54,8 @@ pub fn run(options: &ScreenOptions) -> Result<()> {
             "the screen is drawn on a terminal, and this is none: see stubdm-run screenshot",
         ));
     }
-    let deadline = Instant::now() + options.timeout;
     let store = options.store.open()?;
-    let server = VncServer::of_domain(&store, options.domid)?;
-    let mut viewer = server.connect(deadline)?;
-    if !viewer.run_until(deadline, Viewer::is_whole)? {
-        return Err(Failure::new(format_args!(
-            "the VNC server of domain {} sent no picture within {:?}",
-            options.domid, options.timeout
-        )));
-    }
+    let mut viewer = VncServer::picture_of(&store, options.domid, options.timeout)?;
     let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
     let signals = Signals::take(&[&ends[..], &[Signal::SIGWINCH]].concat());
     let signals = signals.context("taking over signals")?;

@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use stubdm_screen::{PIXEL, Size};
@@ -13,9 +13,9 @@ use xen_sys::DomId;
 
 use crate::libxl::store::{StoreOptions, domid};
 use crate::libxl::vnc::VncServer;
-use crate::rt::error::{Context, Failure, Result};
+use crate::rt::error::{Context, Result};
 use crate::tools::qmp::seconds;
-use crate::viewer::{Picture, Viewer};
+use crate::viewer::Picture;
 
 /// The command line.
 #[derive(Args, Clone, Debug)]
@@ -38,16 +38,8 @@ pub struct ScreenshotOptions {
 /// # Errors
 /// No such guest, no screen, no picture in time, or the file cannot be written: exit status 1.
 pub fn run(options: &ScreenshotOptions) -> Result<()> {
-    let deadline = Instant::now() + options.timeout;
     let store = options.store.open()?;
-    let server = VncServer::of_domain(&store, options.domid)?;
-    let mut viewer = server.connect(deadline)?;
-    if !viewer.run_until(deadline, Viewer::is_whole)? {
-        return Err(Failure::new(format_args!(
-            "the VNC server of domain {} sent no picture within {:?}",
-            options.domid, options.timeout
-        )));
-    }
+    let viewer = VncServer::picture_of(&store, options.domid, options.timeout)?;
     let picture = viewer.picture();
     write(&options.file, picture)?;
     let Size { width, height } = picture.size;
