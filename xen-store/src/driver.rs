@@ -23,8 +23,8 @@
 //! A deadline that has passed ends the wait at its next turn, whatever else happens; a turn is one
 //! bounded flush, one look at the answer, one sleep and one bounded read, with up to 16 more for the
 //! rest of a message. A sleep begins with a look at the transport where that is likely to save it
-//! ([`spin`](crate::spin)), within the deadline too. Before that the transport is read once without waiting, so a wait whose deadline has
-//! passed at the start still sees what has arrived.
+//! ([`spin`](crate::spin)), within the deadline too. Before that the transport is read once without
+//! waiting, so a wait whose deadline has passed at the start still sees what has arrived.
 
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -255,7 +255,7 @@ fn memory(rows: &[Value], release: &str) -> Result<String> {
     page += &format!(
         "\nThe peak is before the init: while the kernel unpacks the ramdisk, that is there twice, as\n\
          an archive of {ramdisk:.1} MiB and as files; at the init's start the archive is free memory.\n\
-         `stubdom/little_memory` starts a guest at the least figure, and one below it, whose\n\
+         `stubdom/little_and_too_little_memory` starts a guest at the least figure, and one below it, whose\n\
          log ends with the kernel's reason.\n"
     );
     Ok(page)
