@@ -180,6 +180,15 @@ impl Geometry {
         self.size
     }
 
+    /// Returns width, height, stride and offset, as a resize event has them.
+    pub fn numbers(&self) -> [u32; 4] {
+        // Each was 32 bits wide when it was judged.
+        let number = |number: usize| u32::try_from(number).unwrap_or_default();
+        let Size { width, height } = self.size;
+        let [stride, offset] = [self.stride, self.offset].map(number);
+        [width.into(), height.into(), stride, offset]
+    }
+
     /// Returns the number of pages of pixels.
     pub fn pages(&self) -> usize {
         self.memory.div_ceil(PAGE)
@@ -237,6 +246,20 @@ impl FrontPage {
             },
             protocol,
         })
+    }
+
+    /// Takes another [picture](Geometry::numbers) of the same frontend: its page keeps the numbers
+    /// of the first one.
+    ///
+    /// # Errors
+    /// The numbers cannot be. The picture stays as it was.
+    pub fn resize(&mut self, numbers: [u32; 4]) -> Result<(), Error> {
+        let signed = |number: u32| i32::from_ne_bytes(number.to_ne_bytes());
+        let [width, height, stride, offset] = numbers.map(signed);
+        let memory = self.geometry.memory;
+        let geometry = Geometry::new((width, height), (stride, offset), 32, memory)?;
+        (self.geometry, self.updates.geometry) = (geometry, geometry);
+        Ok(())
     }
 
     /// Reads the frame numbers of the pages of pixels from the directory's mapped pages.
@@ -360,6 +383,11 @@ impl Pixels {
     /// Returns the picture's size.
     pub fn size(&self) -> Size {
         self.geometry.size
+    }
+
+    /// Returns the picture's place in the memory.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// Takes the geometry of a resize event of the same frontend.

@@ -103,7 +103,7 @@ pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
 }
 
 /// Returns the domains that Xen knows, those that are ending among them.
-fn domains() -> Result<BTreeSet<DomId>> {
+pub(crate) fn domains() -> Result<BTreeSet<DomId>> {
     let all = Privcmd::open(&Xen::open()?)?.domains()?;
     Ok(all.iter().map(|info| info.id).collect())
 }

@@ -6,7 +6,7 @@ use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use stubdm_screen::rfb::{Client, Event};
 use stubdm_screen::{PIXEL, Size};
 
@@ -129,6 +129,24 @@ impl Viewer {
                 );
             }
             self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Takes what comes for so long. Fails if the server closes the connection.
+    pub(crate) fn watch(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the server closes the connection.
+    pub(crate) fn closed(&mut self) -> Result<()> {
+        let deadline = soon();
+        while self.turn().is_ok() {
+            ensure!(Instant::now() < deadline, "the connection stays open");
         }
         Ok(())
     }

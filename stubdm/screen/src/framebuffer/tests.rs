@@ -87,6 +87,34 @@ fn an_honest_page_is_read() {
 }
 
 #[test]
+fn another_backend_goes_on_with_the_last_picture() {
+    let mut frontend = Frontend::honest();
+    let mut first = frontend.attach().unwrap();
+    frontend.send(3, &[640, 480, 3200, 32, 64]);
+    let Polled::Event(Event::Resize(geometry)) = first.updates.poll_event().unwrap() else {
+        panic!("no resize");
+    };
+    assert_eq!(geometry.numbers(), [640, 480, 3200, 64]);
+    // The page has the first picture's numbers, and the event is gone.
+    let mut second = frontend.attach().unwrap();
+    assert_eq!(second.geometry.numbers(), [800, 600, 3200, 0]);
+    second.resize(geometry.numbers()).unwrap();
+    assert_eq!(second.geometry, geometry);
+    frontend.send(2, &[0, 0, 800, 600]);
+    let changed = second.updates.poll_event().unwrap();
+    assert_eq!(changed, update(0, 0, 640, 480));
+    for wrong in [
+        [641, 480, 2560, 0],
+        [640, 480, 3200, 2 << 20],
+        [0, 480, 3200, 0],
+        [640, 480, u32::MAX, 0],
+    ] {
+        assert!(second.resize(wrong).is_err(), "{wrong:?}");
+        assert_eq!(second.geometry, geometry);
+    }
+}
+
+#[test]
 fn the_directory_is_read_by_the_frontends_width() {
     for (value, width) in [
         (Some(&b"x86_32-abi"[..]), 4),

@@ -210,7 +210,7 @@ impl Device {
 
     /// Writes a node of the backend's. The toolstack removes the folder when it likes, and a write
     /// would bring it back.
-    fn write(&self, name: &str, value: &str) -> xen_store::Result<()> {
+    pub(super) fn write(&self, name: &str, value: &str) -> xen_store::Result<()> {
         let folder = &self.paths.path;
         self.store.with_transaction(|t| {
             if t.exists(folder)? {

@@ -2,8 +2,12 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use super::process::Mode;
+
 /// Viewers at once.
 pub(super) const VIEWERS: usize = 8;
+/// Bytes of a picture's place.
+const MODE: usize = 16;
 /// Bytes of a viewer's address: a port and an IPv6 address, which may stand for an IPv4 one.
 const ADDRESS: usize = 18;
 
@@ -17,6 +21,8 @@ pub(super) enum Report {
     Ready,
     /// The viewers' addresses.
     Viewers(Vec<SocketAddr>),
+    /// The frontend has its picture here from now on.
+    Mode(Mode),
 }
 
 /// From `consoled`: the password that viewers need from now on; `None` lets nobody in.
@@ -39,6 +45,10 @@ impl Report {
                     message.extend(address.octets());
                 }
             }
+            Self::Mode(Mode(numbers)) => {
+                message.push(b'm');
+                message.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+            }
         }
         message
     }
@@ -52,6 +62,13 @@ impl Report {
                 let viewers: Option<Vec<_>> = viewers.map(address).collect();
                 let viewers = viewers.filter(|viewers| viewers.len() <= VIEWERS);
                 viewers.map(Self::Viewers)
+            }
+            [b'm', rest @ ..] if rest.len() == MODE => {
+                let mut numbers = [0; MODE / 4];
+                for (number, bytes) in numbers.iter_mut().zip(rest.chunks_exact(4)) {
+                    *number = u32::from_be_bytes(bytes.try_into().ok()?);
+                }
+                Some(Self::Mode(Mode(numbers)))
             }
             _ => None,
         }
@@ -94,11 +111,21 @@ mod tests {
             Report::Viewers(Vec::new()),
             Report::Viewers(viewers.to_vec()),
             Report::Viewers(vec![viewers[0]; VIEWERS]),
+            Report::Mode(Mode([1, u32::MAX, 3, 4])),
         ] {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
         let many = [&[b'v'][..], &[0; ADDRESS * (VIEWERS + 1)]].concat();
-        for wrong in [&b""[..], b"x", b"rr", b"v1", &[0; 64], &many] {
+        for wrong in [
+            &b""[..],
+            b"x",
+            b"rr",
+            b"v1",
+            b"m123",
+            &[b'm'; 18],
+            &[0; 64],
+            &many,
+        ] {
             assert_eq!(Report::decode(wrong), None, "{wrong:?}");
         }
         for password in [None, Some(*b"secret\0\0")] {

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use clap::Args;
 use stubdm_screen::framebuffer::{FrontPage, Pixels, Protocol};
 use stubdm_screen::keyboard::Keyboard;
+use tracing::warn;
 use xen_console::Doorbell;
 use xen_gnttab::{PageAccess, foreign};
 use xen_sys::abi::evtchn::IOCTL_EVTCHN_NOTIFY;
@@ -76,6 +77,29 @@ impl FromStr for Front {
     }
 }
 
+/// The place of a frontend's picture in its memory, which its page does not have once that changed:
+/// width, height, stride and offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub [u32; 4]);
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [width, height, stride, offset] = self.0;
+        write!(f, "{width},{height},{stride},{offset}")
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let numbers: std::result::Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
+        let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
+        let numbers = numbers.ok_or_else(|| "not WIDTH,HEIGHT,STRIDE,OFFSET".to_owned());
+        numbers.map(Self)
+    }
+}
+
 /// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct Given {
@@ -94,6 +118,9 @@ pub struct Given {
     /// The frame buffer's frontend
     #[arg(long, value_name = "FRONT")]
     pub screen: Front,
+    /// The picture's place by now, if it is not the first one
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<Mode>,
     /// The keyboard's frontend
     #[arg(long, value_name = "FRONT")]
     pub keyboard: Option<Front>,
@@ -123,7 +150,7 @@ fn serve(given: &Given, ipc: &IpcSocket) -> Result<()> {
     let listener = fd::duplicate(given.listener).context("the listening socket")?;
     let random = File::open("/dev/urandom").context("/dev/urandom")?;
     let xen = Xen::open().context("Xen")?;
-    let screen = map_screen(&xen, given.domain, &given.screen).context("vfb")?;
+    let screen = map_screen(&xen, given.domain, &given.screen, given.mode).context("vfb")?;
     let keyboard = given.keyboard.as_ref();
     let keyboard = keyboard.map(|front| map_keyboard(&xen, given.domain, front));
     let keyboard = keyboard.transpose().context("vkbd")?;
@@ -151,14 +178,19 @@ fn serve(given: &Given, ipc: &IpcSocket) -> Result<()> {
     Ok(())
 }
 
-fn map_screen(xen: &Xen, domain: DomId, front: &Front) -> Result<Screen> {
+fn map_screen(xen: &Xen, domain: DomId, front: &Front, mode: Option<Mode>) -> Result<Screen> {
     let protocol = Protocol::from_node(front.protocol.as_deref().map(str::as_bytes));
     let protocol = protocol.ok_or_else(|| Failure::new("a protocol that is not known"))?;
     let privcmd = Privcmd::open(xen).context("privcmd")?;
     let memory = privcmd.guest(domain);
     let page = foreign::map(memory, &[front.page], PageAccess::ReadWrite);
     let page = page.context("the shared page")?;
-    let page = FrontPage::attach(page, protocol).context("the shared page")?;
+    let mut page = FrontPage::attach(page, protocol).context("the shared page")?;
+    if let Some(Mode(numbers)) = mode {
+        if let Err(error) = page.resize(numbers) {
+            warn!("the picture of before: {error}");
+        }
+    }
     let directory = foreign::map(memory, &page.directory, PageAccess::ReadOnly);
     let directory = directory.context("the page directory")?;
     let frames = page.frames(&directory).context("the page directory")?;
@@ -203,5 +235,10 @@ mod tests {
         }
         assert!("1,2,0".parse::<Front>().is_err());
         assert!("-1,2,0,".parse::<Front>().is_err());
+        let mode = Mode([640, 480, u32::MAX, 0]);
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+        for wrong in ["", "1,2,3", "1,2,3,4,5", "1,2,3,-4", "1,2,3,4294967296"] {
+            assert!(wrong.parse::<Mode>().is_err(), "{wrong}");
+        }
     }
 }

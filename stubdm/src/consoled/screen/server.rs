@@ -14,7 +14,7 @@ use xen_sys::DomId;
 
 use super::device::{Device, Kind};
 use super::ipc::{Password, Report, SetPassword};
-use super::process::{self, Front};
+use super::process::{self, Front, Mode};
 use super::vnc::Vnc;
 use crate::libxl::discover::Display;
 use crate::libxl::trusted;
@@ -34,6 +34,10 @@ const SETTLED: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(20);
 /// How long a frame buffer waits for the keyboard of the same frontend.
 const TOGETHER: Duration = Duration::from_secs(1);
+/// The node of the frame buffer's backend that has the picture's place, for another `consoled`.
+const MODE: &str = "mode";
+/// The least time between two writes of it.
+const MODE_PACE: Duration = Duration::from_millis(250);
 /// Mishaps that are logged.
 const COMPLAINTS: u32 = 100;
 /// The process's share of the log.
@@ -93,8 +97,46 @@ pub struct ScreenServer {
     /// When the frame buffer's frontend first offered its pages.
     offered_at: Option<Instant>,
     viewers: Vec<SocketAddr>,
+    mode: Option<FrontMode>,
+    /// When the node with it is to be written.
+    mode_at: Option<Instant>,
+    mode_written: Instant,
     log: Budget,
     complaints: u32,
+}
+
+/// The place of a picture, and the page and port of its frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FrontMode {
+    page: u64,
+    port: u32,
+    mode: Mode,
+}
+
+impl FrontMode {
+    fn new(front: &Front, mode: Mode) -> Self {
+        let Front { page, port, .. } = *front;
+        Self { page, port, mode }
+    }
+
+    fn is_of(&self, front: &Front) -> bool {
+        (self.page, self.port) == (front.page, front.port)
+    }
+
+    fn from_node(text: &str) -> Option<Self> {
+        let mut words = text.splitn(3, ',');
+        Some(Self {
+            page: words.next()?.parse().ok()?,
+            port: words.next()?.parse().ok()?,
+            mode: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+impl std::fmt::Display for FrontMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{},{},{}", self.page, self.port, self.mode)
+    }
 }
 
 impl ScreenServer {
@@ -140,9 +182,17 @@ impl ScreenServer {
             pauses: PAUSES,
             offered_at: None,
             viewers: Vec::new(),
+            mode: None,
+            mode_at: None,
+            mode_written: now,
             log: Budget::new(LOG, now),
             complaints: 0,
         };
+        if resume {
+            let node = format!("{}/{MODE}", display.vfb.path);
+            let mode = trusted::read_str(store, &node).context(&node)?;
+            server.mode = mode.as_deref().and_then(FrontMode::from_node);
+        }
         if resume && server.locked {
             if let Some(password) = read("vnc-pass")? {
                 server.set_password(password.as_bytes());
@@ -195,6 +245,27 @@ impl ScreenServer {
         self.look_at_nodes(now);
         self.take_messages(now);
         self.manage(now);
+        self.write_mode(now);
+    }
+
+    /// Writes the picture's place down.
+    fn write_mode(&mut self, now: Instant) {
+        if self.storeless || self.mode_at.is_none_or(|at| now < at) {
+            return;
+        }
+        (self.mode_at, self.mode_written) = (None, now);
+        let text = self.mode.map_or_else(String::new, |mode| mode.to_string());
+        if let Err(error) = self.vfb.write(MODE, &text) {
+            self.storeless |= error.is_fatal();
+            self.vfb.complain(&error);
+        }
+    }
+
+    fn set_mode(&mut self, mode: Option<FrontMode>, now: Instant) {
+        if self.mode != mode {
+            self.mode = mode;
+            self.mode_at = Some(now.max(self.mode_written + MODE_PACE));
+        }
     }
 
     fn devices(&mut self) -> impl Iterator<Item = &mut Device> {
@@ -227,6 +298,7 @@ impl ScreenServer {
         };
         worker.stderr.turn(&mut self.log, now);
         let mut ready = false;
+        let mut mode = self.mode;
         let why = loop {
             match worker.ipc.receive() {
                 Ok(Received::Message(message)) => match Report::decode(&message) {
@@ -234,6 +306,9 @@ impl ScreenServer {
                         (worker.ready, ready) = (true, true);
                     }
                     Some(Report::Viewers(viewers)) if worker.ready => self.viewers = viewers,
+                    Some(Report::Mode(place)) if worker.ready => {
+                        mode = Some(FrontMode::new(&worker.of.0, place));
+                    }
                     _ => break Some("it violates the protocol".to_owned()),
                 },
                 Ok(Received::Nothing) if worker.ready || now < worker.since + START => break None,
@@ -247,6 +322,7 @@ impl ScreenServer {
             info!("the screen's process {pid}: {}", rt_process::status(pid));
             self.each_device(Device::handle_connected);
         }
+        self.set_mode(mode, now);
         if let Some(why) = why {
             self.again(&why, now);
         }
@@ -272,6 +348,12 @@ impl ScreenServer {
 
     fn manage(&mut self, now: Instant) {
         let wanted = self.wanted(now);
+        // A frontend that begins anew has its first picture.
+        let front = self.vfb.offer();
+        let same = |mode: FrontMode| front.is_some_and(|front| mode.is_of(front));
+        if !self.mode.is_some_and(same) {
+            self.set_mode(None, now);
+        }
         if self
             .worker
             .as_ref()
@@ -341,6 +423,9 @@ impl ScreenServer {
             command.arg("--password");
         }
         command.arg(format!("--screen={}", of.0));
+        if let Some(FrontMode { mode, .. }) = self.mode.filter(|mode| mode.is_of(&of.0)) {
+            command.arg(format!("--mode={mode}"));
+        }
         if let Some(keyboard) = &of.1 {
             command.arg(format!("--keyboard={keyboard}"));
         }
@@ -378,6 +463,7 @@ impl ScreenServer {
     pub fn deadline(&self) -> Option<Instant> {
         let mut deadline = None;
         if !self.storeless {
+            deadline = self.mode_at;
             for device in std::iter::once(&self.vfb).chain(&self.vkbd) {
                 deadline = earlier(deadline, device.deadline());
             }
@@ -408,4 +494,26 @@ fn inheritable(fd: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     let copy = fd.try_clone_to_owned()?;
     fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
     Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pictures_place_is_read_as_it_was_written_and_is_of_one_frontend() {
+        let front = |page, port| Front {
+            page,
+            port,
+            absolute: true,
+            protocol: None,
+        };
+        let kept = FrontMode::new(&front(u64::MAX, 7), Mode([640, 480, 3200, 0]));
+        assert_eq!(FrontMode::from_node(&kept.to_string()), Some(kept));
+        for wrong in ["", "1,2", "1,2,3,4,5", "1,-2,3,4,5,6"] {
+            assert_eq!(FrontMode::from_node(wrong), None, "{wrong}");
+        }
+        assert!(kept.is_of(&front(u64::MAX, 7)));
+        assert!(!kept.is_of(&front(1, 7)) && !kept.is_of(&front(u64::MAX, 8)));
+    }
 }

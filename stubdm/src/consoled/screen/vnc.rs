@@ -3,11 +3,17 @@
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::rt::error::{Context, Failure, Result};
 
+/// How long a port of before may be in use: the screen's process ends after the `consoled` that it
+/// got the socket from.
+const HAND_OVER: Duration = Duration::from_secs(2);
+/// The pause before the next attempt.
+const PAUSE: Duration = Duration::from_millis(10);
 /// The port of display 0.
 const FIRST_PORT: u16 = 5900;
 
@@ -88,7 +94,7 @@ impl Vnc {
         let (first, last) = self.displays;
         let what = format!("a VNC server at {self}");
         if let Some(port) = again {
-            if let Ok(listener) = listen(self.address, port) {
+            if let Ok(listener) = listen_again(self.address, port) {
                 return Ok(listener);
             }
         }
@@ -99,6 +105,19 @@ impl Vnc {
             }
         }
         Err(Failure::new(format_args!("{what}: no port is free")))
+    }
+}
+
+/// Listens at a port that may be in use for a moment.
+fn listen_again(address: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let end = Instant::now() + HAND_OVER;
+    loop {
+        match listen(address, port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
     }
 }
 
@@ -177,9 +196,14 @@ mod tests {
             assert_eq!(port(&first), 5900 + display);
             assert_eq!(port(&second), 5900 + display + 1);
             assert!(vnc.listen(None).is_err());
-            drop(first);
+            // The process that was killed with it still has it for a moment.
+            let ends = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                drop((first, second));
+            });
             let again = vnc.listen(Some(5900 + display)).unwrap();
             assert_eq!(port(&again), 5900 + display);
+            ends.join().unwrap();
             return;
         }
         panic!("no free ports");

@@ -16,6 +16,7 @@ use xen_console::Doorbell;
 
 use super::connection::{Connection, Turn};
 use super::ipc::{Report, SetPassword, VIEWERS};
+use super::process::Mode;
 use crate::proxy::ipc::{IpcSocket, Received};
 use crate::rt::event_loop::{Progress, Task};
 use crate::rt::poll::{Interest, earlier, readable};
@@ -28,7 +29,7 @@ const EVENTS: usize = 102;
 const DAMAGE: usize = 16;
 /// The interval at which a frontend may notify for nothing.
 pub(super) const PACE: Duration = Duration::from_millis(1);
-/// The least time between two reports of the viewers.
+/// The least time between two reports of the viewers, and of the picture's place.
 const REPORTS: Duration = Duration::from_millis(100);
 /// How long nobody is let in after that failed.
 const REST: Duration = Duration::from_secs(1);
@@ -111,6 +112,9 @@ pub(super) struct Worker<'a> {
     /// When the viewers are to be reported.
     report_at: Option<Instant>,
     last_report: Instant,
+    /// When the picture's place is to be reported.
+    mode_at: Option<Instant>,
+    last_mode: Instant,
     row: Vec<u32>,
 }
 
@@ -148,6 +152,8 @@ impl<'a> Worker<'a> {
             password,
             report_at: None,
             last_report: now,
+            mode_at: None,
+            last_mode: now,
             row: Vec::new(),
         }
     }
@@ -183,6 +189,7 @@ impl<'a> Worker<'a> {
                 Some(Event::Resize(geometry)) => {
                     screen.pixels.resize(geometry).map_err(io::Error::other)?;
                     self.moved = true;
+                    self.mode_at = Some(now.max(self.last_mode + REPORTS));
                     self.damage.rects = vec![whole(geometry.size())];
                 }
                 Some(Event::Refused(error)) => {
@@ -353,6 +360,11 @@ impl<'a> Worker<'a> {
             let viewers = self.viewers.iter().map(Connection::address).collect();
             self.ipc.send(&Report::Viewers(viewers).encode())?;
         }
+        if self.mode_at.is_some_and(|at| at <= now) {
+            (self.mode_at, self.last_mode) = (None, now);
+            let mode = Mode(self.screen.pixels.geometry().numbers());
+            self.ipc.send(&Report::Mode(mode).encode())?;
+        }
         Ok(())
     }
 }
@@ -404,7 +416,8 @@ impl Task for Worker<'_> {
         }
         let copies = !self.damage.rects.is_empty();
         let mut deadline = copies.then_some(self.next_copy);
-        for other in [self.screen.bell.deadline(), self.rest, self.report_at] {
+        let reports = earlier(self.report_at, self.mode_at);
+        for other in [self.screen.bell.deadline(), self.rest, reports] {
             deadline = earlier(deadline, other);
         }
         let waits = self.keyboard.iter().filter(|(k, _)| k.waits_for_room());

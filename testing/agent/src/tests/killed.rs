@@ -31,7 +31,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 /// Kills the process whose number libxl's node has. Returns the time until another's is there.
-fn kill_and_wait(world: &World, guest: &Guest, node: &str) -> Result<Duration> {
+pub(super) fn kill_and_wait(world: &World, guest: &Guest, node: &str) -> Result<Duration> {
     let node = format!("/local/domain/{}/image/{node}", guest.stub);
     let pid = world.store.read_str(&node)?;
     let number = pid.trim().parse().context(node.clone())?;

@@ -1,6 +1,8 @@
 //! The guest's screen, keyboard and mouse, through the VNC server that `consoled` or dom0's QEMU has
 //! for the stubdomain.
 
+mod alone;
+
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -43,6 +45,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         },
     ));
     tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Package, two_guests).on_request());
+    alone::add(tests);
 }
 
 /// The file that has screens served without QEMU.
@@ -141,10 +144,15 @@ fn viewer(guest: &Guest) -> Result<Viewer> {
 }
 
 fn viewer_with(guest: &Guest, password: Option<&str>) -> Result<Viewer> {
+    Viewer::connect(port(guest)?, password)
+}
+
+/// The port of a guest's VNC server.
+fn port(guest: &Guest) -> Result<u16> {
     let mut qmp = Qmp::connect(Qmp::socket(guest.stub))?;
     let vnc = qmp.execute("query-vnc", None)?;
-    let port = vnc["service"].as_str().context("no port")?.parse()?;
-    Viewer::connect(port, password).with_context(|| format!("{vnc}"))
+    let port = vnc["service"].as_str().and_then(|port| port.parse().ok());
+    port.with_context(|| format!("no port in {vnc}"))
 }
 
 /// The BIOS has written its name.
@@ -322,24 +330,39 @@ fn movement(guest: &mut Guest) -> Result<(u32, i32, i32)> {
 /// Two guests have a screen each, the second one that of a Cirrus card and a USB tablet, which it
 /// does not use.
 fn two_guests(world: &World) -> Result<()> {
-    let file = "/tmp/other.img";
-    fs::copy("/boot/guest.img", file).context("the guest's disk")?;
-    let device = loop_device(file)?;
-    let result = (|| {
-        let first = Guest::create_with(&world.store, &["vnc=1", STDVGA])?;
-        let disk = disk_line(&device);
-        let more = ["vnc=1", "vga=\"cirrus\"", "usbdevice=\"tablet\"", &disk];
-        let second = Guest::create_other(&world.store, &more).with_context(diagnosis)?;
-        let mut guests = [first, second];
-        side_by_side(&world.store, &mut guests).with_context(diagnosis)?;
+    let lines: [&[&str]; 2] = [
+        &["vnc=1", STDVGA],
+        &["vnc=1", "vga=\"cirrus\"", "usbdevice=\"tablet\""],
+    ];
+    with_two(&world.store, lines, |mut guests| {
+        side_by_side(&world.store, &mut guests)?;
         let [first, second] = guests;
         first.destroy()?;
         shows_drawn(&mut viewer(&second)?).context("when the other guest is gone")?;
         second.destroy()
-    })();
-    command(&["losetup", "-d", &device])?;
+    })
+}
+
+/// Creates two guests with these lines of configuration, the second one with a disk of its own.
+/// `test` destroys them.
+fn with_two(
+    store: &Store,
+    [first, second]: [&[&str]; 2],
+    test: impl FnOnce([Guest; 2]) -> Result<()>,
+) -> Result<()> {
+    let file = "/tmp/other.img";
+    fs::copy("/boot/guest.img", file).context("the guest's disk")?;
+    let device = loop_device(file)?;
+    let result = (|| {
+        let first = Guest::create_with(store, first)?;
+        let disk = disk_line(&device);
+        let second = Guest::create_other(store, &[second, &[&*disk]].concat())?;
+        test([first, second])
+    })()
+    .with_context(diagnosis);
+    let detached = command(&["losetup", "-d", &device]);
     fs::remove_file(file)?;
-    result
+    result.and(detached.map(drop))
 }
 
 fn shows_drawn(viewer: &mut Viewer) -> Result<()> {

@@ -294,6 +294,19 @@ fn a_picture_of_another_size_follows_and_one_that_cannot_be_is_refused() {
         let size = viewer.picture().size;
         assert_eq!((size.width, size.height), (32, 16), "{number}");
     }
+    // Another process goes on with the last one.
+    let expected = Report::Mode(Mode([32, 16, 128, 8]));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "the picture's place");
+        match guest.consoled.receive().unwrap() {
+            Received::Message(message) if Report::decode(&message) == Some(expected.clone()) => {
+                break;
+            }
+            Received::Nothing => thread::sleep(Duration::from_millis(5)),
+            _ => {}
+        }
+    }
     assert!(guest.end().is_ok());
 }
 
