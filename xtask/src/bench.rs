@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::command::{cargo, succeed};
 use crate::dist;
@@ -150,4 +151,24 @@ pub(crate) fn rows(
     let rows: Vec<String> = rows.collect();
     ensure!(!rows.is_empty(), "the comparison on real Xen gave no rows");
     Ok(rows)
+}
+
+/// As [`rows`], each row a JSON value.
+pub(crate) fn values(
+    workspace: &Workspace,
+    options: &Options,
+    script: &str,
+    timeout: Duration,
+) -> Result<Vec<Value>> {
+    let rows = rows(workspace, options, script, timeout)?;
+    let values = rows.iter().map(|row| serde_json::from_str(row));
+    values.collect::<Result<_, _>>().context("a row")
+}
+
+/// Prints a page and writes it into the folder.
+pub(crate) fn write_page(out: &Path, name: &str, page: &str) -> Result<()> {
+    println!("{page}");
+    fs::create_dir_all(out)?;
+    let path = out.join(name);
+    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))
 }

@@ -1,12 +1,11 @@
 //! `cargo xtask bench calls`: calls of the hypervisor beside Xen's C libraries, and the page that
 //! shows them.
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use crate::bench;
@@ -31,19 +30,13 @@ pub(crate) fn run(
     out: &Path,
     timeout: Duration,
 ) -> Result<ExitCode> {
-    let rows = bench::rows(
+    let rows = bench::values(
         workspace,
         options,
         "exec xen-testbed-agent bench-calls",
         timeout,
     )?;
-    let rows = rows.iter().map(|row| serde_json::from_str(row));
-    let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
-    let page = page(&rows, options.release.name);
-    println!("{page}");
-    fs::create_dir_all(out)?;
-    let path = out.join("calls.md");
-    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+    bench::write_page(out, "calls.md", &page(&rows, options.release.name))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,12 +1,11 @@
 //! `cargo xtask bench qmp`: our proxy and the distribution's on one guest, and the page that shows
 //! it.
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use crate::bench;
@@ -20,19 +19,13 @@ pub(crate) fn run(
     out: &Path,
     timeout: Duration,
 ) -> Result<ExitCode> {
-    let rows = bench::rows(
+    let rows = bench::values(
         workspace,
         options,
         "exec xen-testbed-agent bench-qmp",
         timeout,
     )?;
-    let rows = rows.iter().map(|row| serde_json::from_str(row));
-    let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
-    let page = page(&rows, options.release.name);
-    println!("{page}");
-    fs::create_dir_all(out)?;
-    let path = out.join("qmp.md");
-    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+    bench::write_page(out, "qmp.md", &page(&rows, options.release.name))?;
     // A connection of ours that fails is a fault, whatever the others do.
     let failed = rows.iter().find(|row| row["proxy"] == "stubdm-run");
     let failed = failed.and_then(|row| row["failed"].as_u64());

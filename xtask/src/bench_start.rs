@@ -2,7 +2,6 @@
 //! the pages that show them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -69,18 +68,11 @@ pub(crate) fn run(
     timeout: Duration,
 ) -> Result<ExitCode> {
     let script = include_str!("../assets/bench-start.sh");
-    let rows = bench::rows(workspace, options, script, timeout)?;
-    let rows = rows.iter().map(|row| serde_json::from_str(row));
-    let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
-    fs::create_dir_all(out)?;
-    for (name, page) in [
-        ("start.md", start(&rows, options.release.name)?),
-        ("memory.md", memory(&rows, options.release.name)?),
-    ] {
-        println!("{page}");
-        let path = out.join(name);
-        fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
-    }
+    let rows = bench::values(workspace, options, script, timeout)?;
+    let start = start(&rows, options.release.name)?;
+    let memory = memory(&rows, options.release.name)?;
+    bench::write_page(out, "start.md", &start)?;
+    bench::write_page(out, "memory.md", &memory)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,7 +3,6 @@
 //! Without Xen the measurement is a benchmark of the package xen-stored-preload; here Debian's
 //! packages are unpacked and the C program is built for it. On Xen it is the agent's.
 
-use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -63,9 +62,6 @@ pub(crate) fn run_on_xen(
          \n{}\n",
         rows.join("\n")
     );
-    println!("{page}");
-    fs::create_dir_all(out)?;
-    let path = out.join("store-xen.md");
-    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+    bench::write_page(out, "store-xen.md", &page)?;
     Ok(ExitCode::SUCCESS)
 }
