@@ -6,15 +6,19 @@
 #![allow(clippy::unwrap_used)]
 
 use std::cell::RefCell;
-use std::fs::File;
 
 use stubdm_screen::Size;
 use stubdm_screen::framebuffer::{Event, FrontPage, Pixels, Polled, Protocol};
 use stubdm_screen::keyboard::Keyboard;
 use stubdm_screen::server::Rect;
-use xen_gnttab::{PageAccess, Region};
+use xen_gnttab::Region;
 
 use super::input::Input;
+
+#[path = "../../screen/tests/shared/memory.rs"]
+mod memory;
+
+use memory::SharedMemory;
 
 const PAGE: usize = 4096;
 /// Pages of pixels that are mapped at most here.
@@ -24,37 +28,8 @@ const LENGTH: u32 = 51;
 /// More than either ring has.
 const EVENTS: usize = 60;
 
-/// A page that the frontend and the backend have mapped.
-struct Page {
-    file: File,
-    frontend: Region,
-}
-
-impl Page {
-    fn new() -> Self {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(PAGE as u64).unwrap();
-        let frontend = Region::map_file(&file, PAGE, PageAccess::ReadWrite).unwrap();
-        Self { file, frontend }
-    }
-
-    fn backend(&self) -> Region {
-        Region::map_file(&self.file, PAGE, PageAccess::ReadWrite).unwrap()
-    }
-
-    fn put(&mut self, at: usize, number: u32) {
-        self.frontend.copy_in(at, &number.to_le_bytes()).unwrap();
-    }
-
-    fn number(&self, at: usize) -> u32 {
-        let mut bytes = [0; 4];
-        self.frontend.copy_out(at, &mut bytes).unwrap();
-        u32::from_le_bytes(bytes)
-    }
-}
-
 thread_local! {
-    static PAGES: RefCell<[Page; 2]> = RefCell::new([Page::new(), Page::new()]);
+    static PAGES: RefCell<[SharedMemory; 2]> = RefCell::new([SharedMemory::new(PAGE), SharedMemory::new(PAGE)]);
 }
 
 /// Plays one input.
@@ -100,7 +75,7 @@ pub(crate) fn vfb(data: &[u8]) {
             }
             for _ in 0..EVENTS {
                 match front.updates.poll_event() {
-                    Ok(Polled::Event(event)) => seen(event, &mut size, pixels.as_mut()),
+                    Ok(Polled::Event(event)) => state(event, &mut size, pixels.as_mut()),
                     Ok(Polled::Skipped) => {}
                     Ok(Polled::Empty) | Err(_) => break,
                 }
@@ -111,7 +86,7 @@ pub(crate) fn vfb(data: &[u8]) {
     });
 }
 
-fn seen(event: Event, size: &mut Size, pixels: Option<&mut Pixels>) {
+fn state(event: Event, size: &mut Size, pixels: Option<&mut Pixels>) {
     match event {
         Event::Update(Rect {
             x,
@@ -138,7 +113,7 @@ fn seen(event: Event, size: &mut Size, pixels: Option<&mut Pixels>) {
     }
 }
 
-fn typed(page: &mut Page, keyboard: &mut Keyboard, input: &mut Input<'_>) {
+fn typed(page: &mut SharedMemory, keyboard: &mut Keyboard, input: &mut Input<'_>) {
     while !input.0.is_empty() {
         let number = input.byte();
         let prod = page.number(4);

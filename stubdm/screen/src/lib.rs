@@ -25,6 +25,9 @@ pub mod keysyms;
 pub mod placement;
 pub mod rfb;
 pub mod server;
+#[cfg(test)]
+#[path = "../tests/shared/memory.rs"]
+mod shared;
 
 /// Width and height, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,9 +1,7 @@
-use std::fs::File;
-
 use proptest::prelude::*;
-use xen_gnttab::PageAccess;
 
 use super::*;
+use crate::shared::SharedMemory;
 
 /// Numbers of the indices in the page.
 const OUT_CONS: usize = 8;
@@ -12,29 +10,26 @@ const OUT_AT: usize = RINGS + IN_RING;
 /// Events in the ring.
 const LENGTH: u32 = 51;
 
-/// A page, and the frontend's mapping of it.
 struct Frontend {
-    page: Region,
-    file: File,
+    page: SharedMemory,
     prod: u32,
 }
 
 impl Frontend {
     fn new(numbers: [u32; 5], directory: &[u64]) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(PAGE as u64).unwrap();
-        let page = Region::map_file(&file, PAGE, PageAccess::ReadWrite).unwrap();
         let mut all = Self {
-            page,
-            file,
+            page: SharedMemory::new(PAGE),
             prod: 0,
         };
         for (at, number) in numbers.into_iter().enumerate() {
-            all.put(INDICES + 4 * at, number);
+            all.page.put(INDICES + 4 * at, number);
         }
         for (at, number) in directory.iter().enumerate() {
             let at = INDICES + NUMBERS + 4 + 8 * at;
-            all.page.copy_in(at, &number.to_le_bytes()).unwrap();
+            all.page
+                .frontend
+                .copy_in(at, &number.to_le_bytes())
+                .unwrap();
         }
         all
     }
@@ -44,23 +39,18 @@ impl Frontend {
         Self::new([800, 600, 3200, 2 << 20, 32], &[7])
     }
 
-    fn put(&mut self, at: usize, number: u32) {
-        self.page.copy_in(at, &number.to_le_bytes()).unwrap();
-    }
-
     fn attach(&self) -> Result<FrontPage, Error> {
-        let page = Region::map_file(&self.file, PAGE, PageAccess::ReadWrite).unwrap();
-        FrontPage::attach(page, Protocol::Long)
+        FrontPage::attach(self.page.backend(), Protocol::Long)
     }
 
     fn send(&mut self, kind: u8, fields: &[i32]) {
         let at = OUT_AT + (self.prod % LENGTH) as usize * 40;
-        self.page.copy_in(at, &[kind]).unwrap();
+        self.page.frontend.copy_in(at, &[kind]).unwrap();
         for (number, field) in fields.iter().enumerate() {
-            self.put(at + 4 + 4 * number, unsigned(*field));
+            self.page.put(at + 4 + 4 * number, unsigned(*field));
         }
         self.prod = self.prod.wrapping_add(1);
-        self.put(OUT_PROD, self.prod);
+        self.page.put(OUT_PROD, self.prod);
     }
 }
 
@@ -180,20 +170,20 @@ fn numbers_that_cannot_be_are_refused() {
 #[test]
 fn indices_that_cannot_be_are_refused() {
     let mut front = Frontend::honest();
-    front.put(OUT_PROD, LENGTH + 1);
+    front.page.put(OUT_PROD, LENGTH + 1);
     assert!(matches!(front.attach(), Err(Error::Ring(_))));
     // Another backend's place is where this one begins.
-    front.put(OUT_CONS, u32::MAX);
-    front.put(OUT_PROD, 3);
+    front.page.put(OUT_CONS, u32::MAX);
+    front.page.put(OUT_PROD, 3);
     let mut updates = front.attach().unwrap().updates;
     for _ in 0..4 {
         assert_eq!(updates.poll_event(), Ok(Polled::Skipped));
     }
     assert_eq!(updates.poll_event(), Ok(Polled::Empty));
     // The own index is not read again.
-    front.put(OUT_CONS, 2);
+    front.page.put(OUT_CONS, 2);
     assert_eq!(updates.poll_event(), Ok(Polled::Empty));
-    front.put(OUT_PROD, 3 + LENGTH + 1);
+    front.page.put(OUT_PROD, 3 + LENGTH + 1);
     let broken = updates.poll_event();
     assert_eq!(broken, updates.poll_event());
     assert!(matches!(broken, Err(RingError::Indices { cons: 3, .. })));
@@ -226,7 +216,7 @@ fn a_resize_is_judged_against_the_memory_that_is_mapped() {
     let mut updates = front.updates;
     let mut pixels = Pixels::new(Region::heap(2 << 20), front.geometry).unwrap();
     // The page's own numbers are not looked at any more.
-    frontend.put(INDICES + 12, 16 << 20);
+    frontend.page.put(INDICES + 12, 16 << 20);
     frontend.send(RESIZE, &[1024, 768, 4096, 32, 0]);
     let refused = updates.poll_event().unwrap();
     let rows = |polled| matches!(polled, Polled::Event(Event::Refused(Error::Rows { .. })));
@@ -298,12 +288,12 @@ proptest! {
         places in proptest::collection::vec(any::<u32>(), 0..60),
     ) {
         let mut frontend = Frontend::honest();
-        frontend.page.copy_in(INDICES, &bytes[INDICES..]).unwrap();
+        frontend.page.frontend.copy_in(INDICES, &bytes[INDICES..]).unwrap();
         if let Some(numbers) = numbers {
             for (at, number) in numbers.into_iter().enumerate() {
-                frontend.put(INDICES + 4 * at, number.into());
+                frontend.page.put(INDICES + 4 * at, number.into());
             }
-            frontend.put(INDICES + 16, 32);
+            frontend.page.put(INDICES + 16, 32);
         }
         let Ok(front) = frontend.attach() else {
             return Ok(());
@@ -311,7 +301,7 @@ proptest! {
         let mut updates = front.updates;
         let mut size = front.geometry.size();
         for place in places {
-            frontend.put(OUT_PROD, place);
+            frontend.page.put(OUT_PROD, place);
             for _ in 0..=LENGTH {
                 match updates.poll_event() {
                     Ok(Polled::Empty) | Err(_) => break,

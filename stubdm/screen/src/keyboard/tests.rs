@@ -1,9 +1,7 @@
-use std::fs::File;
-
 use proptest::prelude::*;
-use xen_gnttab::PageAccess;
 
 use super::*;
+use crate::shared::SharedMemory;
 
 const PAGE: usize = 4096;
 const IN_CONS: usize = 0;
@@ -11,64 +9,47 @@ const IN_PROD: usize = 4;
 /// Events in the ring.
 const LENGTH: u32 = 51;
 
-/// A page, and the frontend's mapping of it.
 struct Frontend {
-    page: Region,
-    file: File,
+    page: SharedMemory,
     cons: u32,
 }
 
 /// An event as a frontend reads it: kind, flag, numbers.
-type Seen = (u8, u8, [i32; 3]);
+type InputEvent = (u8, u8, [i32; 3]);
 
 impl Frontend {
     /// The indices of the ring begin at `start`.
     fn new(start: u32) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(PAGE as u64).unwrap();
-        let page = Region::map_file(&file, PAGE, PageAccess::ReadWrite).unwrap();
         let mut all = Self {
-            page,
-            file,
+            page: SharedMemory::new(PAGE),
             cons: start,
         };
-        all.put(IN_CONS, start);
-        all.put(IN_PROD, start);
+        all.page.put(IN_CONS, start);
+        all.page.put(IN_PROD, start);
         all
     }
 
-    fn put(&mut self, at: usize, number: u32) {
-        self.page.copy_in(at, &number.to_le_bytes()).unwrap();
-    }
-
-    fn number(&self, at: usize) -> u32 {
-        let mut bytes = [0; 4];
-        self.page.copy_out(at, &mut bytes).unwrap();
-        u32::from_le_bytes(bytes)
-    }
-
     fn attach(&self, absolute: bool) -> Result<Keyboard, RingError> {
-        let page = Region::map_file(&self.file, PAGE, PageAccess::ReadWrite).unwrap();
-        Keyboard::attach(page, absolute)
+        Keyboard::attach(self.page.backend(), absolute)
     }
 
     /// Takes all events out.
-    fn take(&mut self) -> Vec<Seen> {
+    fn take(&mut self) -> Vec<InputEvent> {
         let mut seen = Vec::new();
-        while self.cons != self.number(IN_PROD) {
+        while self.cons != self.page.number(IN_PROD) {
             let at = IN_RING_AT + (self.cons % LENGTH) as usize * EVENT;
             let mut bytes = [0; EVENT];
-            self.page.copy_out(at, &mut bytes).unwrap();
+            self.page.frontend.copy_out(at, &mut bytes).unwrap();
             let number = |at| crate::event_ring::int(&bytes, at);
             seen.push((bytes[0], bytes[1], [number(4), number(8), number(12)]));
             self.cons = self.cons.wrapping_add(1);
         }
-        self.put(IN_CONS, self.cons);
+        self.page.put(IN_CONS, self.cons);
         seen
     }
 }
 
-fn key(keycode: i32, pressed: u8) -> Seen {
+fn key(keycode: i32, pressed: u8) -> InputEvent {
     (KEY, pressed, [keycode, 0, 0])
 }
 
@@ -150,20 +131,20 @@ fn many_keys_at_once_are_limited() {
 #[test]
 fn indices_that_cannot_be_are_refused() {
     let mut frontend = Frontend::new(0);
-    frontend.put(IN_PROD, LENGTH + 1);
+    frontend.page.put(IN_PROD, LENGTH + 1);
     assert!(frontend.attach(true).is_err());
-    frontend.put(IN_PROD, 0);
+    frontend.page.put(IN_PROD, 0);
     let mut keyboard = frontend.attach(true).unwrap();
     for cons in [1, u32::MAX - LENGTH] {
-        frontend.put(IN_CONS, cons);
+        frontend.page.put(IN_CONS, cons);
         let broken = keyboard.handle_key(1, true);
         assert!(matches!(broken, Err(RingError::Indices { prod: 0, .. })));
     }
     // The own index is not read again.
-    frontend.put(IN_CONS, 0);
-    frontend.put(IN_PROD, 17);
+    frontend.page.put(IN_CONS, 0);
+    frontend.page.put(IN_PROD, 17);
     keyboard.handle_key(1, true).unwrap();
-    assert_eq!(frontend.number(IN_PROD), 1);
+    assert_eq!(frontend.page.number(IN_PROD), 1);
 }
 
 proptest! {
@@ -178,7 +159,7 @@ proptest! {
         let mut frontend = Frontend::new(start);
         let mut keyboard = frontend.attach(true).unwrap();
         let mut held = BTreeSet::new();
-        let mut see = |seen: Vec<Seen>| {
+        let mut see = |seen: Vec<InputEvent>| {
             for (kind, pressed, [keycode, ..]) in seen {
                 match (kind, pressed) {
                     (KEY, 0) => drop(held.remove(&keycode)),
@@ -209,7 +190,7 @@ proptest! {
         let mut frontend = Frontend::new(0);
         let mut keyboard = frontend.attach(true).unwrap();
         for place in places {
-            frontend.put(IN_CONS, if place & 1 == 0 { place } else { frontend.number(IN_PROD) });
+            frontend.page.put(IN_CONS, if place & 1 == 0 { place } else { frontend.page.number(IN_PROD) });
             let _ = keyboard.handle_key(1, place & 2 == 0);
             let _ = keyboard.handle_room();
         }

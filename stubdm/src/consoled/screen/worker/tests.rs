@@ -4,13 +4,17 @@ use std::thread;
 use stubdm_screen::framebuffer::{FrontPage, Protocol};
 use stubdm_screen::rfb::Client;
 use xen_evtchn::{BoundPort, EventChannels};
-use xen_gnttab::{PageAccess, Region};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
 
 use super::*;
 use crate::rt::event_loop::{self, HangUp};
 use crate::viewer::{LARGEST, Viewer};
+
+#[path = "../../../../screen/tests/shared/memory.rs"]
+mod memory;
+
+use memory::SharedMemory;
 
 const PAGE: usize = 4096;
 const SIZE: Size = Size {
@@ -19,41 +23,11 @@ const SIZE: Size = Size {
 };
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Memory that both ends have mapped.
-struct Shared {
-    file: File,
-    frontend: Region,
-}
-
-impl Shared {
-    fn new(len: usize) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(len as u64).unwrap();
-        let frontend = Region::map_file(&file, len, PageAccess::ReadWrite).unwrap();
-        Self { file, frontend }
-    }
-
-    fn backend(&self) -> Region {
-        let len = self.frontend.len();
-        Region::map_file(&self.file, len, PageAccess::ReadWrite).unwrap()
-    }
-
-    fn put(&mut self, at: usize, number: u32) {
-        self.frontend.copy_in(at, &number.to_le_bytes()).unwrap();
-    }
-
-    fn number(&self, at: usize) -> u32 {
-        let mut bytes = [0; 4];
-        self.frontend.copy_out(at, &mut bytes).unwrap();
-        u32::from_le_bytes(bytes)
-    }
-}
-
 /// A frontend's screen and keyboard, and the process that serves them.
 struct Guest {
-    page: Shared,
-    pixels: Shared,
-    keys: Shared,
+    page: SharedMemory,
+    pixels: SharedMemory,
+    keys: SharedMemory,
     ports: [BoundPort; 2],
     consoled: IpcSocket,
     address: SocketAddr,
@@ -61,11 +35,11 @@ struct Guest {
     _host: Simulation,
 }
 
-/// All that a worker is made of, and the frontend's ends.
-struct Parts {
-    page: Shared,
-    pixels: Shared,
-    keys: Shared,
+/// A worker's parts, and the frontend's ends.
+struct Fixture {
+    page: SharedMemory,
+    pixels: SharedMemory,
+    keys: SharedMemory,
     ports: [BoundPort; 2],
     screen: Screen,
     keyboard: (Keyboard, Doorbell),
@@ -75,7 +49,7 @@ struct Parts {
     host: Simulation,
 }
 
-impl Parts {
+impl Fixture {
     fn new() -> Self {
         let host = Simulation::start().unwrap();
         let guest = host.add_domain().unwrap();
@@ -85,7 +59,11 @@ impl Parts {
         let [screen_bell, key_bell] =
             [0, 1].map(|at: usize| Doorbell::bind(&dom0, guest, ports[at].port(), PACE).unwrap());
         let bytes = usize::from(SIZE.width) * usize::from(SIZE.height) * 4;
-        let (mut page, pixels, keys) = (Shared::new(PAGE), Shared::new(bytes), Shared::new(PAGE));
+        let (mut page, pixels, keys) = (
+            SharedMemory::new(PAGE),
+            SharedMemory::new(bytes),
+            SharedMemory::new(PAGE),
+        );
         let row = u32::from(SIZE.width) * 4;
         let numbers = [SIZE.width.into(), SIZE.height.into(), row, bytes as u32, 32];
         for (at, number) in numbers.into_iter().enumerate() {
@@ -117,7 +95,7 @@ impl Parts {
 
 impl Guest {
     fn new(password: bool) -> Self {
-        let Parts {
+        let Fixture {
             page,
             pixels,
             keys,
@@ -128,7 +106,7 @@ impl Guest {
             address,
             random,
             host,
-        } = Parts::new();
+        } = Fixture::new();
         let (consoled, ipc) = IpcSocket::pair().unwrap();
         let worker = thread::spawn(move || {
             let what = ("g", password);
@@ -312,9 +290,9 @@ fn a_picture_of_another_size_follows_and_one_that_cannot_be_is_refused() {
 
 #[test]
 fn a_flood_of_resizes_makes_one_picture_for_each_copy() {
-    let mut parts = Parts::new();
+    let mut parts = Fixture::new();
     let (_consoled, ipc) = IpcSocket::pair().unwrap();
-    let Parts {
+    let Fixture {
         screen, listener, ..
     } = parts;
     let mut worker = Worker::new(&ipc, screen, None, listener, parts.random, ("g", false));
