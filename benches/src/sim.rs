@@ -69,13 +69,13 @@ impl Host {
 /// A simulated host for processes that join it by a path, with a store that C programs can reach
 /// too.
 #[derive(Debug)]
-pub struct World {
+pub struct SimHost {
     _sim: Simulation,
     _stored: Arc<StoreServer>,
     dir: tempfile::TempDir,
 }
 
-impl World {
+impl SimHost {
     /// A host with domain 0.
     ///
     /// # Errors

@@ -115,7 +115,7 @@ fn a_wrong_descriptor_is_named() {
 }
 
 #[test]
-fn without_xen_it_says_so() {
+fn without_xen_it_reports_that() {
     if has_xen() {
         eprintln!("skipped: this machine has Xen");
         return;
@@ -183,7 +183,7 @@ fn a_person_gets_the_answer_as_json() {
 }
 
 #[test]
-fn qemus_refusal_and_silence_are_told_apart() {
+fn qemus_refusal_and_silence_are_distinguished() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qmp");
     let refusal = r#"{"id": 1, "error": {"class": "GenericError", "desc": "no\u001b[2J\nway"}}"#;

@@ -73,7 +73,7 @@ impl Host {
     }
 
     /// Runs it and returns output and status.
-    fn says(&self, args: &[&str]) -> (String, i32) {
+    fn stdout(&self, args: &[&str]) -> (String, i32) {
         let output = self.run(args);
         assert!(output.stderr.is_empty(), "{output:?}");
         let text = String::from_utf8(output.stdout).unwrap();
@@ -81,7 +81,7 @@ impl Host {
     }
 
     fn json(&self, args: &[&str]) -> Value {
-        let (text, _) = self.says(args);
+        let (text, _) = self.stdout(args);
         serde_json::from_str(&text).unwrap()
     }
 }
@@ -103,7 +103,7 @@ const GOOD: &[&[u8]] = &[
 fn what_libxl_wrote_is_shown_raw_and_in_order() {
     let host = Host::new().argv(GOOD);
     for domid in ["7", "8"] {
-        let (text, status) = host.says(&["show", domid]);
+        let (text, status) = host.stdout(&["show", domid]);
         assert_eq!(status, 0);
         let mut lines = text.lines();
         let heading = "guest 7, stubdomain 8: dm-argv (Linux), 10 arguments";
@@ -127,7 +127,7 @@ fn bytes_that_are_no_text_survive_in_json() {
 #[test]
 fn a_good_line_passes_the_check() {
     let host = Host::new().argv(GOOD);
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 0, "{text}");
     assert!(
         text.ends_with("a stubdomain can start with these\n"),
@@ -150,7 +150,7 @@ fn what_cannot_work_is_a_problem_and_what_can_be_mended_a_note() {
         b"-netdev",
         b"tap,id=n,ifname=t",
     ]);
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 1, "{text}");
     for part in [
         "problem: argument 3: -kernel /boot/vmlinuz",
@@ -177,7 +177,7 @@ fn what_xls_defaults_make_of_a_guest_is_named_with_the_mend() {
     ] {
         host.store.write(node, value).unwrap();
     }
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 0, "{text}");
     for part in [
         "set vnc=0",
@@ -199,7 +199,7 @@ fn an_image_is_looked_into_for_a_cards_rom() {
         b"vmxnet3,id=nic0,netdev=n0",
     ];
     let host = Host::new().argv(&[GOOD, card].concat());
-    let (text, _) = host.says(&["check", "7"]);
+    let (text, _) = host.stdout(&["check", "7"]);
     assert!(
         !text.contains("vmxnet3.rom"),
         "image build puts it in: {text}"
@@ -219,13 +219,13 @@ fn an_image_is_looked_into_for_a_cards_rom() {
         let mut bytes = Vec::new();
         archive.write(&mut bytes).unwrap();
         fs::write(&file, bytes).unwrap();
-        let (text, status) = host.says(&["check", "7", "--image", path]);
+        let (text, status) = host.stdout(&["check", "7", "--image", path]);
         assert_eq!(status, 0, "{text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert!(
         !host
-            .says(&["check", "7", "--image", path])
+            .stdout(&["check", "7", "--image", path])
             .0
             .contains("vmxnet3.rom")
     );
@@ -234,7 +234,7 @@ fn an_image_is_looked_into_for_a_cards_rom() {
 }
 
 #[test]
-fn explain_says_what_each_option_is_for() {
+fn explain_prints_what_each_option_is_for() {
     let host = Host::new().argv(&[
         b"-xen-domid",
         b"7",
@@ -243,7 +243,7 @@ fn explain_says_what_each_option_is_for() {
         b"-odd",
         b"x\x1b[2J",
     ]);
-    let (text, status) = host.says(&["explain", "7"]);
+    let (text, status) = host.stdout(&["explain", "7"]);
     assert_eq!(status, 0);
     for part in [
         "001  -xen-domid 7\n       the guest's domain id\n",
@@ -262,10 +262,10 @@ fn the_mini_os_protocol_is_shown_and_its_mismatch_explained() {
     host.store
         .write("/vm/u/image/dmargs", " -d 7 -domain-name guest")
         .unwrap();
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 1);
     assert!(text.contains("device_model_version=\"qemu-xen\""), "{text}");
-    let (text, status) = host.says(&["show", "7"]);
+    let (text, status) = host.stdout(&["show", "7"]);
     assert_eq!(status, 0);
     assert!(
         text.contains("dmargs (Mini-OS") && text.contains("\n003  -domain-name\n"),
@@ -278,7 +278,7 @@ fn the_mini_os_protocol_is_shown_and_its_mismatch_explained() {
 fn both_protocols_at_once_are_pointed_out() {
     let host = Host::new().argv(GOOD);
     host.store.write("/vm/u/image/dmargs", " -d 7").unwrap();
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 0);
     assert!(
         text.contains("note: Mini-OS's `dmargs` string is there as well"),
@@ -291,24 +291,24 @@ fn arguments_the_stubdomain_may_not_read_are_a_problem() {
     let host = Host::new().argv(GOOD);
     let nobody = Permissions::owner_none(DomId::DOM0);
     host.store.set_permissions(ARGV, &nobody).unwrap();
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 1);
     assert!(text.contains("may not read its dm-argv"), "{text}");
 }
 
 #[test]
-fn an_empty_directory_a_gap_and_no_stubdomain_are_told_apart() {
+fn an_empty_directory_a_gap_and_no_stubdomain_are_distinguished() {
     let host = Host::new();
-    let (text, status) = host.says(&["check", "7"]);
+    let (text, status) = host.stdout(&["check", "7"]);
     assert_eq!(status, 1);
     assert!(text.contains("dm-argv directory is empty"), "{text}");
     host.store.write(&format!("{ARGV}/001"), "-S").unwrap();
     host.store.write(&format!("{ARGV}/003"), "-S").unwrap();
-    assert!(host.says(&["check", "7"]).0.contains("lacks argument 2"));
+    assert!(host.stdout(&["check", "7"]).0.contains("lacks argument 2"));
     host.store.rm(ARGV).unwrap();
     host.store.rm("/local/domain/7/image").unwrap();
     assert!(
-        host.says(&["check", "7"])
+        host.stdout(&["check", "7"])
             .0
             .contains("domain 7 has no stubdomain")
     );

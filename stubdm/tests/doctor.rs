@@ -167,7 +167,7 @@ impl Host {
     }
 
     /// Returns the state and text of one check, with the status of the whole.
-    fn says(&self, name: &str) -> (String, String, i32) {
+    fn check(&self, name: &str) -> (String, String, i32) {
         let output = self.run(&["--json"]);
         let value: Value = serde_json::from_slice(&output.stdout).unwrap();
         let status = output.status.code().unwrap();
@@ -185,7 +185,7 @@ impl Host {
 
     /// Fails unless this check, and nothing else, is wrong.
     fn only_wrong(&self, name: &str, part: &str) {
-        let (state, text, status) = self.says(name);
+        let (state, text, status) = self.check(name);
         assert_eq!((state.as_str(), status), ("wrong", 1), "{text}");
         assert!(text.contains(part), "no {part:?} in {text}");
         let output = self.run(&[]);
@@ -199,13 +199,13 @@ impl Host {
 fn a_process_that_is_gone_and_a_missing_supervisor_are_named_with_their_mend() {
     let mut host = Host::new();
     host.supervised = None;
-    let (state, text, _) = host.says("services");
+    let (state, text, _) = host.check("services");
     assert_eq!(state, "note", "{text}");
     let host = Host::new();
     let folder = host.path("run/stubdm");
     let record = Record::of_this_process(Kind::Consoled, 6, String::new()).unwrap();
     let claim = Claim::take(&folder, record).unwrap().unwrap();
-    assert_eq!(host.says("services").0, "ok");
+    assert_eq!(host.check("services").0, "ok");
     // As a kill leaves it.
     let file = folder.join("services/consoled-6");
     let left = fs::read(&file).unwrap();
@@ -225,10 +225,10 @@ fn a_service_whose_program_was_replaced_is_named() {
     let link = host.path(&format!("proc/{pid}/exe"));
     fs::create_dir_all(link.parent().unwrap()).unwrap();
     symlink("/usr/bin/stubdm-run", &link).unwrap();
-    assert_eq!(host.says("services").0, "ok");
+    assert_eq!(host.check("services").0, "ok");
     fs::remove_file(&link).unwrap();
     symlink("/usr/bin/stubdm-run (deleted)", &link).unwrap();
-    let (state, text, status) = host.says("services");
+    let (state, text, status) = host.check("services");
     assert_eq!((state.as_str(), status), ("note", 0), "{text}");
     assert!(
         text.contains("the proxy of domain 6") && text.contains("stubdm-run restart 6"),
@@ -247,18 +247,18 @@ fn a_device_that_is_given_up_is_listed_with_the_way_to_reset_it() {
     assert!(!text.contains("pci"), "{text}");
     host.device(CARD, Some("pciback"));
     let folder = format!("sys/devices/pci0000:00/{CARD}");
-    let (state, text, status) = host.says("pci");
+    let (state, text, status) = host.check("pci");
     assert_eq!((state.as_str(), status), ("note", 0), "{text}");
     assert!(text.contains("has no way to reset it"), "{text}");
     host.put(&format!("{folder}/reset"), b"");
-    let (state, text, _) = host.says("pci");
+    let (state, text, _) = host.check("pci");
     assert_eq!(state, "ok", "{text}");
     let expected = "0000:03:00.0: 8086:10d3, class 020000, is with pciback; Linux can reset it; ";
     assert_eq!(text, expected);
     host.put(&format!("{folder}/reset_method"), b"flr bus\n");
     let group = host.path(&folder).join("iommu_group");
     symlink("../../../kernel/iommu_groups/7", group).unwrap();
-    let (_, text, _) = host.says("pci");
+    let (_, text, _) = host.check("pci");
     assert!(
         text.contains(", IOMMU group 7; reset by flr, bus; "),
         "{text}"
@@ -290,7 +290,7 @@ fn a_device_that_a_guest_does_not_get_is_named_with_the_mend() {
         "pci_seize=1\npci=['03:00.0,permissive=1']",
     ] {
         with(&host, line);
-        assert_eq!(host.says("guest").0, "ok", "{line}");
+        assert_eq!(host.check("guest").0, "ok", "{line}");
     }
 
     let host = Host::new();
@@ -323,7 +323,7 @@ fn a_device_that_a_guest_does_not_get_is_named_with_the_mend() {
         ("stubdomain_memory=320", "ok", "nothing that hurts"),
     ] {
         with(&host, line);
-        let (own, text, _) = host.says("guest");
+        let (own, text, _) = host.check("guest");
         assert_eq!(own, state, "{line}: {text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
@@ -339,7 +339,7 @@ fn a_stubdomains_kernel_that_is_missing_is_named() {
     let own = "usr/lib/xen-4.21/boot/qemu-stubdom-linux-kernel";
     host.only_wrong("guest", own);
     host.put(own, b"");
-    assert_eq!(host.says("guest").0, "ok");
+    assert_eq!(host.check("guest").0, "ok");
 }
 
 #[test]
@@ -355,11 +355,11 @@ fn a_graphics_card_without_its_firmware_is_named() {
     let host = Host::new();
     let qxl = format!("{GOOD}vga='qxl'\n");
     host.put("etc/xen/g.cfg", qxl.as_bytes());
-    assert_eq!(host.says("guest").0, "ok");
+    assert_eq!(host.check("guest").0, "ok");
     host.image(&without("vgabios-qxl.bin"));
     host.only_wrong("guest", "vga=\"stdvga\"");
     host.put("etc/xen/g.cfg", GOOD.as_bytes());
-    assert_eq!(host.says("guest").0, "ok");
+    assert_eq!(host.check("guest").0, "ok");
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn what_is_there_and_does_not_do_is_wrong_too() {
     let mut files = whole_image();
     files.retain(|file| !file.ends_with(".ko"));
     host.image(&files);
-    let (state, text, _) = host.says("image");
+    let (state, text, _) = host.check("image");
     assert_eq!(state, "note", "nothing is known of its kernel: {text}");
     host.put("boot/vmlinuz-6.1.0", b"");
     host.put("lib/modules/6.1.0/modules.builtin", b"kernel/fs/x.ko\n");
@@ -466,8 +466,8 @@ fn too_little_memory_is_named_for_each_kind_of_ramdisk() {
             host.only_wrong("guest", "too little to start in");
             host.only_wrong("guest", wanted);
         } else {
-            assert_eq!(host.says("guest").0, state, "{packed}, {memory}");
-            assert_eq!(host.says("image").0, "ok", "{packed}");
+            assert_eq!(host.check("guest").0, state, "{packed}, {memory}");
+            assert_eq!(host.check("image").0, "ok", "{packed}");
         }
     }
 }
@@ -518,7 +518,7 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
         let host = Host::new();
         host.launcher();
         host.put("etc/xen/g.cfg", GOOD.replace(line, instead).as_bytes());
-        let (state, text, status) = host.says("guest");
+        let (state, text, status) = host.check("guest");
         assert_eq!((state.as_str(), status), ("note", 0), "{text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
@@ -536,7 +536,7 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
         let qemu = format!("\0QEMU emulator version {version}\0");
         host.put("usr/libexec/xen-qemu-system-i386", qemu.as_bytes());
         host.put("etc/xen/g.cfg", GOOD.replace("vnc=0", "vnc=1").as_bytes());
-        let (state, text, _) = host.says("guest");
+        let (state, text, _) = host.check("guest");
         assert_eq!(state, expected, "{xl}, {version}: {text}");
     }
     for (line, state, part) in [
@@ -576,7 +576,7 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
     ] {
         let host = Host::new();
         host.put("etc/xen/g.cfg", format!("{GOOD}{line}\n").as_bytes());
-        let (own, text, _) = host.says("guest");
+        let (own, text, _) = host.check("guest");
         assert_eq!(own, state, "{line}: {text}");
         assert!(text.contains(part), "no {part:?} in {text}");
     }
@@ -594,13 +594,13 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
     host.only_wrong("guest", "add xen_privcmd.unrestricted=1");
     let lifted = format!("{kernel}stubdomain_cmdline='quiet xen_privcmd.unrestricted=1'\n");
     host.put("etc/xen/g.cfg", lifted.as_bytes());
-    assert_eq!(host.says("guest").0, "ok");
+    assert_eq!(host.check("guest").0, "ok");
 
     let host = Host::new();
     fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
     host.put("usr/lib/xen-4.17/bin/xl", b"");
     let mut text = GOOD.to_owned();
-    assert_eq!(host.says("guest").0, "ok");
+    assert_eq!(host.check("guest").0, "ok");
     host.put(
         "etc/xen/g.cfg",
         text.replace("device_model_version", "x").as_bytes(),
@@ -608,7 +608,7 @@ fn each_setting_that_hurts_is_named_with_its_mend() {
     host.only_wrong("guest", "device_model_version=\"qemu-xen\"");
     text = text.replace("vnc=0", "");
     host.put("etc/xen/g.cfg", text.as_bytes());
-    let (state, text, status) = host.says("guest");
+    let (state, text, status) = host.check("guest");
     assert_eq!((state.as_str(), status), ("note", 0), "{text}");
     host.put("etc/xen/pv.cfg", b"name='pv'\nkernel='/boot/vmlinuz'\n");
     assert!(
@@ -626,7 +626,7 @@ fn a_kernel_with_a_built_in_driver_is_judged_by_the_drivers_parameters() {
         &format!("{folder}/modules.builtin"),
         b"kernel/drivers/xen/xen-privcmd.ko\n",
     );
-    let (state, text, _) = host.says("privcmd");
+    let (state, text, _) = host.check("privcmd");
     assert!(
         state == "note" && text.contains("may restrict it"),
         "{text}"
@@ -640,7 +640,7 @@ fn a_kernel_with_a_built_in_driver_is_judged_by_the_drivers_parameters() {
             &format!("{folder}/modules.builtin.modinfo"),
             info.as_bytes(),
         );
-        let (state, text, _) = host.says("privcmd");
+        let (state, text, _) = host.check("privcmd");
         assert!(state == expected && text.contains(part), "{text}");
     }
 }
@@ -670,20 +670,20 @@ fn what_works_but_should_be_known_is_a_note() {
     let host = Host::new();
     fs::remove_dir_all(host.path("usr/lib/xen-4.21")).unwrap();
     host.put("usr/lib/xen-4.17/bin/xl", b"");
-    let (state, text, status) = host.says("libxl");
+    let (state, text, status) = host.check("libxl");
     assert_eq!((state.as_str(), status), ("note", 0));
     assert!(text.contains("device_model_version"), "{text}");
 
     fs::remove_file(host.path("usr/bin/vchan-socket-proxy")).unwrap();
     host.put("usr/bin/vchan-socket-proxy", b"another program");
-    assert_eq!(host.says("proxy").0, "note");
+    assert_eq!(host.check("proxy").0, "note");
 
     host.put("proc/meminfo", b"MemAvailable: 1000 kB\n");
-    assert_eq!(host.says("memory").0, "note");
+    assert_eq!(host.check("memory").0, "note");
 
     host.put("lib/modules/6.1.0/kernel/x.ko", b"");
     host.put("boot/config-6.1.0", b"CONFIG_XEN_PRIVCMD=y\n");
-    let (state, text, _) = host.says("privcmd");
+    let (state, text, _) = host.check("privcmd");
     assert_eq!(state, "note");
     assert!(text.contains("xen_privcmd.unrestricted=1"), "{text}");
 }
@@ -736,7 +736,7 @@ fn libxls_own_paths_are_looked_at_and_what_install_did() {
         b"\0/usr/local/bin/vchan-socket-proxy\0/usr/local/lib/xen/boot\0",
     );
     host.only_wrong("proxy", "no /usr/local/bin/vchan-socket-proxy");
-    assert_eq!(host.says("install").0, "ok");
+    assert_eq!(host.check("install").0, "ok");
 
     host.put("usr/local/bin/x", b"");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -748,9 +748,9 @@ fn libxls_own_paths_are_looked_at_and_what_install_did() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert!(host.says("proxy").1.contains("put there by install"));
+    assert!(host.check("proxy").1.contains("put there by install"));
     assert!(
-        host.says("install")
+        host.check("install")
             .1
             .contains("/usr/local/bin/vchan-socket-proxy")
     );
@@ -774,7 +774,7 @@ fn a_script_that_finds_dom0s_qemu_by_its_path_is_named() {
     // A merged /usr has one folder under two names.
     symlink("usr/lib", host.path("lib")).unwrap();
     host.put("usr/lib/systemd/system/xen.service", script);
-    assert_eq!(host.says("qemu").0, "ok");
+    assert_eq!(host.check("qemu").0, "ok");
     host.launcher();
     let out = String::from_utf8(host.run(&[]).stdout).unwrap();
     assert!(
@@ -822,12 +822,12 @@ fn qemu_is_looked_for_behind_the_launcher() {
     let host = Host::new();
     let qemu = "usr/libexec/xen-qemu-system-i386";
     host.launcher();
-    let (state, text, _) = host.says("qemu");
+    let (state, text, _) = host.check("qemu");
     assert_eq!(state, "ok");
     assert!(
         text.contains("QEMU is /usr/libexec/xen-qemu-system-i386.distrib"),
         "{text}"
     );
     fs::remove_file(host.path(&format!("{qemu}.distrib"))).unwrap();
-    assert_eq!(host.says("qemu").0, "note");
+    assert_eq!(host.check("qemu").0, "note");
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stubdm::libxl::payload::Payload;
-use stubdm::proxy::Link;
+use stubdm::proxy::VchanAction;
 use stubdm::proxy::passthrough::session::HostSession;
 use stubdm::proxy::resync::Memory;
 use stubdm::rt::buffer::SIZE;
@@ -37,8 +37,8 @@ impl Bench {
 
     fn up(mut self) -> Self {
         assert!(matches!(
-            self.session.poll_link(self.now, 0),
-            Link::Connect(_)
+            self.session.poll_connection(self.now, 0),
+            VchanAction::Connect(_)
         ));
         self.session.handle_vchan_up(self.now);
         self
@@ -99,7 +99,7 @@ impl Bench {
     }
 
     /// A session whose client has been greeted.
-    fn pumping() -> Self {
+    fn relaying() -> Self {
         let mut bench = Self::new().up();
         bench.vchan(GREETING);
         let id = bench.probe();
@@ -126,7 +126,10 @@ fn the_client_is_greeted_once_the_session_is_known_to_be_new() {
     );
     bench.vchan(r#"{"return": {}, "id": 1}"#);
     assert_eq!(bench.for_client(), "{\"return\": {}, \"id\": 1}\r\n");
-    assert_eq!(bench.session.poll_link(bench.now, 5), Link::Keep);
+    assert_eq!(
+        bench.session.poll_connection(bench.now, 5),
+        VchanAction::Keep
+    );
     assert_eq!(
         bench.session.poll_timeout(),
         None,
@@ -156,9 +159,12 @@ fn what_an_earlier_client_left_in_the_ring_reaches_nobody() {
 
 #[test]
 fn a_server_that_did_not_notice_the_change_of_client_is_made_to() {
-    let mut bench = Bench::pumping();
+    let mut bench = Bench::relaying();
     bench.session.handle_client_gone(bench.now);
-    assert_eq!(bench.session.poll_link(bench.now, 0), Link::End);
+    assert_eq!(
+        bench.session.poll_connection(bench.now, 0),
+        VchanAction::End
+    );
     let mut bench = bench.next().up();
     // No greeting comes: the old monitor session goes on.
     bench.wait(Duration::from_millis(499));
@@ -171,7 +177,7 @@ fn a_server_that_did_not_notice_the_change_of_client_is_made_to() {
     let id = bench.probe();
     bench.obey(&id);
     assert_eq!(bench.for_client(), "");
-    let Link::Connect(at) = bench.session.poll_link(bench.now, 0) else {
+    let VchanAction::Connect(at) = bench.session.poll_connection(bench.now, 0) else {
         panic!("kept the vchan")
     };
     assert!(at > bench.now, "with no pause the server may miss it again");
@@ -185,7 +191,7 @@ fn a_server_that_did_not_notice_the_change_of_client_is_made_to() {
 
 #[test]
 fn an_unnoticed_session_that_was_never_negotiated_is_as_good_as_new() {
-    let bench = Bench::pumping();
+    let bench = Bench::relaying();
     let mut bench = bench.next().up();
     bench.wait(Duration::from_millis(500));
     let id = bench.probe();
@@ -242,46 +248,58 @@ fn a_client_that_leaves_before_the_vchan_is_up_ends_it() {
             bench = bench.up();
         }
         bench.session.handle_client_gone(bench.now);
-        assert_eq!(bench.session.poll_link(bench.now, 9), Link::End);
+        assert_eq!(
+            bench.session.poll_connection(bench.now, 9),
+            VchanAction::End
+        );
         assert!(bench.session.client_is_gone());
     }
 }
 
 #[test]
-fn a_client_that_speaks_and_leaves_is_heard_but_not_waited_for_longer_than_stated() {
-    let mut bench = Bench::pumping();
+fn a_client_that_writes_and_leaves_is_read_but_not_waited_for_longer_than_stated() {
+    let mut bench = Bench::relaying();
     bench.session.handle_client_bytes(b"last words");
     bench.session.handle_client_gone(bench.now);
-    assert_eq!(bench.session.poll_link(bench.now, 0), Link::Keep);
+    assert_eq!(
+        bench.session.poll_connection(bench.now, 0),
+        VchanAction::Keep
+    );
     bench.vchan("an answer to nobody");
     assert_eq!(bench.for_client(), "");
     assert_eq!(bench.for_vchan(), b"last words");
     assert_eq!(
-        bench.session.poll_link(bench.now, 10),
-        Link::Keep,
+        bench.session.poll_connection(bench.now, 10),
+        VchanAction::Keep,
         "written is not yet read"
     );
-    assert_eq!(bench.session.poll_link(bench.now, 0), Link::End);
+    assert_eq!(
+        bench.session.poll_connection(bench.now, 0),
+        VchanAction::End
+    );
     bench.wait(Duration::from_millis(1));
     assert!(bench.session.poll_timeout().unwrap() < bench.now + Duration::from_millis(100));
     bench.wait(Duration::from_secs(2));
     assert_eq!(
-        bench.session.poll_link(bench.now, 10),
-        Link::End,
+        bench.session.poll_connection(bench.now, 10),
+        VchanAction::End,
         "a server that does not read"
     );
 }
 
 #[test]
 fn a_half_closed_client_still_gets_its_answer() {
-    let mut bench = Bench::pumping();
+    let mut bench = Bench::relaying();
     bench.session.handle_client_bytes(b"question");
     bench.session.handle_client_half_closed();
     assert_eq!(bench.session.client_room(), 0);
     assert_eq!(bench.for_vchan(), b"question");
     bench.vchan("answer");
     assert_eq!(bench.for_client(), "answer\r\n");
-    assert_eq!(bench.session.poll_link(bench.now, 0), Link::Keep);
+    assert_eq!(
+        bench.session.poll_connection(bench.now, 0),
+        VchanAction::Keep
+    );
 }
 
 #[test]
@@ -290,7 +308,7 @@ fn a_vchan_lost_before_the_greeting_is_tried_again_and_after_it_is_the_end() {
     let mut pauses = Vec::new();
     for _ in 0..8 {
         bench.session.handle_vchan_lost(bench.now);
-        let Link::Connect(at) = bench.session.poll_link(bench.now, 0) else {
+        let VchanAction::Connect(at) = bench.session.poll_connection(bench.now, 0) else {
             panic!()
         };
         assert_eq!(bench.session.poll_timeout(), Some(at));
@@ -300,21 +318,24 @@ fn a_vchan_lost_before_the_greeting_is_tried_again_and_after_it_is_the_end() {
     assert!(pauses.windows(2).all(|p| p[0] <= p[1]), "{pauses:?}");
     assert_eq!(pauses.last(), Some(&Duration::from_secs(1)));
 
-    let mut bench = Bench::pumping();
+    let mut bench = Bench::relaying();
     bench.vchan("last");
     bench.session.handle_vchan_lost(bench.now);
     assert_eq!(
-        bench.session.poll_link(bench.now, 0),
-        Link::Keep,
+        bench.session.poll_connection(bench.now, 0),
+        VchanAction::Keep,
         "there is something to deliver"
     );
     assert_eq!(bench.for_client(), "last\r\n");
-    assert_eq!(bench.session.poll_link(bench.now, 0), Link::End);
+    assert_eq!(
+        bench.session.poll_connection(bench.now, 0),
+        VchanAction::End
+    );
 }
 
 #[test]
 fn buffers_are_bounded_both_ways() {
-    let mut bench = Bench::pumping();
+    let mut bench = Bench::relaying();
     let room = bench.session.client_room();
     bench.session.handle_client_bytes(&vec![b'x'; room]);
     assert_eq!(bench.session.client_room(), 0);

@@ -372,7 +372,7 @@ fn ubuntu_has_drivers_in_the_kernel_and_a_library_that_only_the_cache_leads_to()
 }
 
 #[test]
-fn the_kernels_configuration_says_what_is_built_in_where_no_list_does() {
+fn the_kernels_configuration_names_what_is_built_in_where_no_list_does() {
     let tree = small(&DRIVERS);
     fs::remove_file(tree.path("boot/vmlinuz-6.6.1")).unwrap();
     fs::remove_file(tree.path("lib/modules/6.6.1/modules.builtin")).unwrap();
@@ -715,7 +715,7 @@ fn modules_behind_links_are_taken_from_inside_the_tree() {
 }
 
 #[test]
-fn what_was_not_found_is_said_with_every_place_looked_in() {
+fn what_was_not_found_is_reported_with_every_place_looked_in() {
     let tree = nixos();
     let said = tree.complaint(&[]);
     for part in [
@@ -771,7 +771,7 @@ fn refused(tree: &Tree, part: &str, parts: &[&str]) {
 }
 
 #[test]
-fn install_says_where_it_looked_for_libxl_and_for_a_qemu_on_path() {
+fn install_prints_where_it_looked_for_libxl_and_for_a_qemu_on_path() {
     let tree = Tree::new(&[]);
     refused(
         &tree,

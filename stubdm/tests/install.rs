@@ -123,7 +123,7 @@ impl Host {
     }
 
     /// Runs it, which has to succeed, and returns its output.
-    fn says(&self, args: &[&str]) -> String {
+    fn stdout(&self, args: &[&str]) -> String {
         let output = self.run(args);
         let complaint = String::from_utf8(output.stderr).unwrap();
         assert!(
@@ -164,11 +164,11 @@ fn without_dpkg_everything_goes_in_twice_and_comes_out_as_it_was() {
         "/boot/stub.img",
     ];
 
-    let dry = host.says(&[&all[..], &["--dry-run"]].concat());
+    let dry = host.stdout(&[&all[..], &["--dry-run"]].concat());
     assert!(dry.ends_with("dry run: nothing was changed\n"), "{dry}");
     assert_eq!(host.files(), before);
 
-    let done = host.says(&all);
+    let done = host.stdout(&all);
     assert_eq!(dry.lines().count(), done.lines().count(), "{dry}{done}");
     assert_eq!(dry.replace("dry run: nothing was changed", "done"), done);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
@@ -185,25 +185,25 @@ fn without_dpkg_everything_goes_in_twice_and_comes_out_as_it_was() {
     assert!(policy.contains("base = \"built-in\""), "{policy}");
 
     let after = host.files();
-    assert!(host.says(&all).ends_with("nothing to do\n"));
+    assert!(host.stdout(&all).ends_with("nothing to do\n"));
     assert_eq!(host.files(), after);
 
     // One part alone, then the rest.
-    assert!(host.says(&["uninstall", "image"]).ends_with("done\n"));
+    assert!(host.stdout(&["uninstall", "image"]).ends_with("done\n"));
     assert!(
         !host
             .path("usr/lib/xen-4.17/boot/qemu-stubdom-linux-rootfs")
             .exists()
     );
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
-    let dry = host.says(&["uninstall", "-n"]);
+    let dry = host.stdout(&["uninstall", "-n"]);
     assert!(
         dry.contains("vchan-socket-proxy.distrib") && dry.contains("dry run"),
         "{dry}"
     );
-    assert!(host.says(&["uninstall"]).ends_with("done\n"));
+    assert!(host.stdout(&["uninstall"]).ends_with("done\n"));
     assert_eq!(host.files(), before);
-    assert_eq!(host.says(&["uninstall"]), "nothing to do\n");
+    assert_eq!(host.stdout(&["uninstall"]), "nothing to do\n");
     assert_eq!(host.files(), before);
 }
 
@@ -220,7 +220,7 @@ fn with_dpkg_it_is_a_diversion() {
     let host = Host::with_dpkg();
     let without_record = |host: &Host| files(host.dir.path(), &["var/lib/dpkg/diversions-old"]);
     let before = without_record(&host);
-    let done = host.says(&["install"]);
+    let done = host.stdout(&["install"]);
     assert!(done.contains("proxy    dpkg-divert --root "), "{done}");
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
     assert_eq!(host.link("usr/bin/vchan-socket-proxy.distrib"), WRAPPER);
@@ -229,8 +229,8 @@ fn with_dpkg_it_is_a_diversion() {
         list,
         "/usr/bin/vchan-socket-proxy\n/usr/bin/vchan-socket-proxy.distrib\n:\n"
     );
-    assert!(host.says(&["install"]).ends_with("nothing to do\n"));
-    assert!(host.says(&["uninstall"]).ends_with("done\n"));
+    assert!(host.stdout(&["install"]).ends_with("nothing to do\n"));
+    assert!(host.stdout(&["uninstall"]).ends_with("done\n"));
     assert_eq!(without_record(&host), before);
 
     // A diversion of somebody else's is not touched.
@@ -244,12 +244,12 @@ fn with_dpkg_it_is_a_diversion() {
     );
     // By hand it goes without dpkg, where nothing is diverted.
     host.put("var/lib/dpkg/diversions", b"");
-    let done = host.says(&["install", "--rename"]);
+    let done = host.stdout(&["install", "--rename"]);
     assert!(
         done.contains(" mv ") && !done.contains("dpkg-divert"),
         "{done}"
     );
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     assert_eq!(without_record(&host), before);
 }
 
@@ -286,20 +286,20 @@ fn what_is_missing_or_in_the_way_is_one_line_and_changes_nothing() {
 
     // Nothing lay there: it comes and goes.
     let before = host.files();
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     assert_eq!(host.files(), before);
 
     // A file that a person put in our place is not ours to remove.
     symlink(WRAPPER, host.path(PROXY)).unwrap();
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     fs::remove_file(host.path(PROXY)).unwrap();
     host.put(PROXY, b"another");
     host.refuses(&["uninstall"], "is no longer what install put there");
     host.refuses(&["install"], "is no longer what install put there");
     fs::remove_file(host.path(PROXY)).unwrap();
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
 
     host.put(RECORD, b"{\"version\": 1, \"entries\": [{}]}");
     host.refuses(&["uninstall"], "installed.json: missing field");
@@ -309,7 +309,7 @@ fn what_is_missing_or_in_the_way_is_one_line_and_changes_nothing() {
 
     fs::remove_dir_all(host.path("usr/lib/x86_64-linux-gnu")).unwrap();
     host.refuses(&["install"], "no libxl was found");
-    assert_eq!(host.says(&["install", "--if-xen"]), "nothing to do\n");
+    assert_eq!(host.stdout(&["install", "--if-xen"]), "nothing to do\n");
     let output = host.run(&["install", "bogus"]);
     assert_eq!(output.status.code(), Some(2));
     let output = host.run(&["install", "--root", "/nonexistent/root"]);
@@ -322,22 +322,22 @@ fn a_link_made_by_hand_and_a_changed_policy_are_left() {
     fs::remove_file(host.path(PROXY)).unwrap();
     symlink("/usr/bin/stubdm-run", host.path(PROXY)).unwrap();
     let before = host.files();
-    let said = host.says(&["install"]);
+    let said = host.stdout(&["install"]);
     assert!(
         said.contains("not by install") && said.ends_with("nothing to do\n"),
         "{said}"
     );
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     assert_eq!(host.files(), before);
 
-    host.says(&["install", "policy"]);
+    host.stdout(&["install", "policy"]);
     host.put("etc/stubdm/qmp-policy.toml", b"version = 1\n");
-    let said = host.says(&["install", "policy"]);
+    let said = host.stdout(&["install", "policy"]);
     assert!(said.contains("was changed since and is left"), "{said}");
-    let said = host.says(&["uninstall"]);
+    let said = host.stdout(&["uninstall"]);
     assert!(said.contains("was changed since and is left"), "{said}");
     assert!(host.path("etc/stubdm/qmp-policy.toml").exists() && !host.path(RECORD).exists());
-    let said = host.says(&["install", "policy"]);
+    let said = host.stdout(&["install", "policy"]);
     assert!(said.contains("is there already and is left"), "{said}");
 }
 
@@ -345,26 +345,26 @@ fn a_link_made_by_hand_and_a_changed_policy_are_left() {
 fn an_installation_that_was_cut_short_is_taken_back_or_finished() {
     let host = Host::new();
     let before = host.files();
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     let record = fs::read(host.path(RECORD)).unwrap();
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     // The record was written, and nothing else was done.
     host.put(RECORD, &record);
-    let said = host.says(&["uninstall"]);
+    let said = host.stdout(&["uninstall"]);
     assert!(said.contains("is as it was"), "{said}");
     assert_eq!(host.files(), before);
     host.put(RECORD, &record);
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
     // The file was put aside, and the link is not there yet.
     fs::remove_file(host.path(PROXY)).unwrap();
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
     fs::remove_file(host.path(PROXY)).unwrap();
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     assert_eq!(host.files(), before);
     // A file that was put aside is gone: this is reported.
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     fs::remove_file(host.path("usr/bin/vchan-socket-proxy.distrib")).unwrap();
     host.refuses(&["uninstall"], "vchan-socket-proxy.distrib is gone");
 }
@@ -372,14 +372,14 @@ fn an_installation_that_was_cut_short_is_taken_back_or_finished() {
 #[test]
 fn another_program_and_json() {
     let host = Host::new();
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     host.put("opt/stubdm-run", b"#!/bin/sh\n");
     fs::set_permissions(
         host.path("opt/stubdm-run"),
         PermissionsExt::from_mode(0o755),
     )
     .unwrap();
-    let said = host.says(&["install", "--json", "--program", "/opt/stubdm-run"]);
+    let said = host.stdout(&["install", "--json", "--program", "/opt/stubdm-run"]);
     let value: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(value["dry_run"], false);
     assert_eq!(value["places"][0]["place"], "/usr/bin/vchan-socket-proxy");
@@ -389,7 +389,7 @@ fn another_program_and_json() {
         "{said}"
     );
     assert_eq!(host.link(PROXY), "/opt/stubdm-run");
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     assert_eq!(host.link(PROXY), WRAPPER);
 }
 
@@ -417,14 +417,14 @@ fn what_is_linked_to_is_what_was_checked_and_no_link_of_others_is_on_the_way() {
     host.refuses(&kernel, "/srv can be written by others");
     // Where nobody else can, the link says what was found, not the way to it.
     mode("srv", 0o755);
-    host.says(&args[0]);
+    host.stdout(&args[0]);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
-    host.says(&kernel);
+    host.stdout(&kernel);
     let boot = "usr/lib/xen-4.17/boot";
     let linked = |name: &str| host.link(&format!("{boot}/qemu-stubdom-linux-{name}"));
     assert_eq!(linked("rootfs"), "/boot/stub.img");
     assert_eq!(linked("kernel"), "/boot/vmlinuz-6.1");
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     mode("boot/stub.img", 0o666);
     let plain = ["install", "image", "--image", "/boot/stub.img"];
     host.refuses(&plain, "/boot/stub.img can be written by others");
@@ -442,9 +442,9 @@ fn nothing_is_written_outside_of_the_root() {
     fs::write(&victim, "untouched").unwrap();
     fs::create_dir_all(host.path("var/lib/stubdm")).unwrap();
     symlink(&victim, host.path(&format!("{RECORD}.part"))).unwrap();
-    host.says(&["install"]);
+    host.stdout(&["install"]);
     assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
-    host.says(&["uninstall"]);
+    host.stdout(&["uninstall"]);
     fs::remove_dir_all(host.path("etc")).unwrap();
     symlink(outside.path(), host.path("etc")).unwrap();
     // Below the root there is no such folder; outside there is.

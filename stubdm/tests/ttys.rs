@@ -1,5 +1,5 @@
 //! The way of a saved state through a tty, on ptys in a console's place: 64 MiB each way, with the
-//! code that the init runs, identical whatever the pace of either end.
+//! code that the init runs, identical whatever the speed of either end.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +27,7 @@ const VOLUME: usize = STATE_MAX as usize;
 
 /// How an end takes or gives.
 #[derive(Clone, Copy, Debug)]
-enum Pace {
+enum Speed {
     Full,
     /// A few bytes at a time.
     Slow,
@@ -37,7 +37,7 @@ enum Pace {
     Stalled,
 }
 
-impl Pace {
+impl Speed {
     /// How much to move at a time, after the pause that belongs to position `at`.
     fn piece(self, at: usize, before: usize) -> usize {
         const BURST: usize = 4 << 20;
@@ -84,21 +84,21 @@ fn tty(direction: Direction) -> (File, File) {
     (near, pty.master.into())
 }
 
-fn give(mut end: impl Write, bytes: &[u8], pace: Pace) {
+fn give(mut end: impl Write, bytes: &[u8], speed: Speed) {
     let (mut at, mut before) = (0, 0);
     while at < bytes.len() {
-        let piece = pace.piece(at, before).min(bytes.len() - at);
+        let piece = speed.piece(at, before).min(bytes.len() - at);
         before = at;
         at += end.write(&bytes[at..at + piece]).unwrap();
     }
 }
 
 /// `count` bytes.
-fn take(end: &mut (impl Read + AsFd), count: usize, pace: Pace) -> Vec<u8> {
+fn take(end: &mut (impl Read + AsFd), count: usize, speed: Speed) -> Vec<u8> {
     let mut all = vec![0; count];
     let (mut at, mut before) = (0, 0);
     while at < count {
-        let piece = pace.piece(at, before).min(count - at);
+        let piece = speed.piece(at, before).min(count - at);
         before = at;
         let mut fds = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
         let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).unwrap();
@@ -116,8 +116,8 @@ fn same(got: &[u8], wanted: &[u8], what: impl std::fmt::Debug) {
     assert_eq!(got.len(), wanted.len(), "{what:?}");
 }
 
-/// One record of `state` as the init's save path sends it, taken out of the far end at `pace`.
-fn saved(state: &[u8], pace: Pace) -> Vec<u8> {
+/// One record of `state` as the init's save path sends it, taken out of the far end at `speed`.
+fn saved(state: &[u8], speed: Speed) -> Vec<u8> {
     let (near, mut far) = tty(Direction::Out);
     let mut file = SaveFile::new().unwrap();
     File::from(file.for_qemu().unwrap())
@@ -128,7 +128,7 @@ fn saved(state: &[u8], pace: Pace) -> Vec<u8> {
         + state.len()
         + stubdm::libxl::state_record::FILLER as usize;
     let reader = thread::spawn(move || {
-        let all = take(&mut far, length, pace);
+        let all = take(&mut far, length, speed);
         (all, far)
     });
     let mut console = Stream::socket(OwnedFd::from(near)).unwrap();
@@ -139,9 +139,9 @@ fn saved(state: &[u8], pace: Pace) -> Vec<u8> {
     all
 }
 
-/// Restores what `stream` brings, sent at `pace`, and gives what QEMU got. A `plain` state has no
+/// Restores what `stream` brings, sent at `speed`, and gives what QEMU got. A `plain` state has no
 /// header, and QEMU itself knows where it ends.
-fn restored(stream: &[u8], length: usize, plain: bool, theirs: Pace, qemus: Pace) -> Vec<u8> {
+fn restored(stream: &[u8], length: usize, plain: bool, theirs: Speed, qemus: Speed) -> Vec<u8> {
     let (mut near, mut far) = tty(Direction::In);
     let (reader, writer) = nix::unistd::pipe().unwrap();
     thread::scope(|scope| {
@@ -162,8 +162,8 @@ fn restored(stream: &[u8], length: usize, plain: bool, theirs: Pace, qemus: Pace
     })
 }
 
-/// Saved at one pace and restored at another.
-fn out_and_back_in(host: Pace, theirs: Pace, qemus: Pace) {
+/// Saved at one speed and restored at another.
+fn out_and_back_in(host: Speed, theirs: Speed, qemus: Speed) {
     let state = state(VOLUME);
     let record = saved(&state, host);
     same(
@@ -177,22 +177,22 @@ fn out_and_back_in(host: Pace, theirs: Pace, qemus: Pace) {
 
 #[test]
 fn sixty_four_mebibytes_out_and_back_in_to_ends_that_stall() {
-    out_and_back_in(Pace::Stalled, Pace::Bursty, Pace::Stalled);
+    out_and_back_in(Speed::Stalled, Speed::Bursty, Speed::Stalled);
 }
 
 #[test]
 fn sixty_four_mebibytes_out_and_back_in_to_slow_and_bursty_ends() {
-    out_and_back_in(Pace::Slow, Pace::Full, Pace::Slow);
-    out_and_back_in(Pace::Bursty, Pace::Slow, Pace::Bursty);
+    out_and_back_in(Speed::Slow, Speed::Full, Speed::Slow);
+    out_and_back_in(Speed::Bursty, Speed::Slow, Speed::Bursty);
 }
 
 #[test]
 fn sixty_four_mebibytes_without_a_header_pass_whatever_the_pace_of_either_end() {
     let state = state(VOLUME);
     for (theirs, qemus) in [
-        (Pace::Full, Pace::Stalled),
-        (Pace::Bursty, Pace::Slow),
-        (Pace::Slow, Pace::Bursty),
+        (Speed::Full, Speed::Stalled),
+        (Speed::Bursty, Speed::Slow),
+        (Speed::Slow, Speed::Bursty),
     ] {
         let got = restored(&state, VOLUME, true, theirs, qemus);
         same(&got, &state, (theirs, qemus));
@@ -206,10 +206,10 @@ fn no_byte_means_anything_and_none_is_echoed() {
     let all: Vec<u8> = (0..=255).collect();
     let (mut near, mut far) = tty(Direction::Both);
     far.write_all(&all).unwrap();
-    same(&take(&mut near, 256, Pace::Full), &all, "in");
+    same(&take(&mut near, 256, Speed::Full), &all, "in");
     near.write_all(&all).unwrap();
     // An echo would have come first.
-    same(&take(&mut far, 256, Pace::Full), &all, "out");
+    same(&take(&mut far, 256, Speed::Full), &all, "out");
     let (answer, wait) = mpsc::channel();
     let reader = thread::spawn(move || {
         let _ = answer.send(far.read(&mut [0; 16]));

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn overflow_is_told_from_other_errors() {
+    fn overflow_is_distinguished_from_other_errors() {
         assert!(matches!(
             read([Err(libc::EFBIG)]),
             Err(Error::EventOverflow)

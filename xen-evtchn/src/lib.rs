@@ -149,7 +149,7 @@ use xen_sys::{DomId, Error, Host, Port, Result, Virq, Xen};
 #[derive(Clone, Debug)]
 pub struct EventChannels(Arc<Backend>);
 
-/// Which world the ports are in.
+/// Where the ports are.
 #[derive(Debug)]
 enum Backend {
     Dev(dev::Evtchn),
@@ -157,7 +157,7 @@ enum Backend {
     Sim(sim::Evtchn),
 }
 
-/// Does the same in either world; a missing operation does not compile.
+/// Does the same on either host; a missing operation does not compile.
 macro_rules! on {
     ($self:expr, $backend:ident => $e:expr) => {
         match &*$self.0 {

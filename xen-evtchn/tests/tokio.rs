@@ -66,7 +66,7 @@ async fn a_cancelled_wait_loses_no_event() {
 }
 
 /// A set in the runtime, and pairs of ports: those of the set, and their other ends.
-struct World {
+struct PortPairs {
     ours: AsyncEventChannels,
     ports: Vec<BoundPort>,
     peers: Vec<BoundPort>,
@@ -74,7 +74,7 @@ struct World {
     _host: Simulation,
 }
 
-fn world(count: usize) -> World {
+fn port_pairs(count: usize) -> PortPairs {
     let host = Simulation::start().unwrap();
     let guest = host.add_domain().unwrap();
     let theirs = EventChannels::open(&host.xen(guest).unwrap()).unwrap();
@@ -85,7 +85,7 @@ fn world(count: usize) -> World {
         .collect();
     let bind = |port: &BoundPort| theirs.bind_interdomain(DomId::DOM0, port.port());
     let peers = ports.iter().map(|port| bind(port).unwrap()).collect();
-    World {
+    PortPairs {
         ours: AsyncEventChannels::new(ours).unwrap(),
         ports,
         peers,
@@ -103,10 +103,10 @@ async fn soon<T>(wait: impl Future<Output = xen_sys::Result<T>>) -> T {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_on_two_threads_each_await_a_port_of_one_set() {
-    let world = world(4);
+    let pairs = port_pairs(4);
     let mut tasks = Vec::new();
-    for (port, peer) in world.ports.into_iter().zip(world.peers) {
-        let port = world.ours.port(port).unwrap();
+    for (port, peer) in pairs.ports.into_iter().zip(pairs.peers) {
+        let port = pairs.ours.port(port).unwrap();
         tasks.push(tokio::spawn(async move {
             for _ in 0..500 {
                 peer.notify().unwrap();
@@ -123,16 +123,16 @@ async fn tasks_on_two_threads_each_await_a_port_of_one_set() {
 
 #[tokio::test]
 async fn a_cancelled_wait_for_a_port_loses_nothing_and_strands_no_other_task() {
-    let mut world = world(2);
-    let second = world.ours.port(world.ports.pop().unwrap()).unwrap();
-    let first = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    let mut pairs = port_pairs(2);
+    let second = pairs.ours.port(pairs.ports.pop().unwrap()).unwrap();
+    let first = pairs.ours.port(pairs.ports.pop().unwrap()).unwrap();
     for _ in 0..20 {
         let mut leads = Box::pin(first.wait());
         assert!(timeout(Duration::ZERO, leads.as_mut()).await.is_err());
         let mut follows = Box::pin(second.wait());
         assert!(timeout(Duration::ZERO, follows.as_mut()).await.is_err());
         // The one task that looked at the descriptor is gone, with events of both on their way.
-        world.peers.iter().for_each(|peer| peer.notify().unwrap());
+        pairs.peers.iter().for_each(|peer| peer.notify().unwrap());
         drop(leads);
         soon(follows).await;
         soon(first.wait()).await;
@@ -144,52 +144,52 @@ async fn a_cancelled_wait_for_a_port_loses_nothing_and_strands_no_other_task() {
 
 #[tokio::test]
 async fn a_port_that_is_awaited_by_itself_is_no_other_waits() {
-    let mut world = world(2);
-    let own = world.ours.port(world.ports.pop().unwrap()).unwrap();
-    let shared = world.ports.pop().unwrap();
-    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    let mut pairs = port_pairs(2);
+    let own = pairs.ours.port(pairs.ports.pop().unwrap()).unwrap();
+    let shared = pairs.ports.pop().unwrap();
+    pairs.peers.iter().for_each(|peer| peer.notify().unwrap());
     // Each takes the events of both and hands one on.
     soon(own.wait()).await;
-    assert_eq!(soon(world.ours.wait()).await, shared.port());
+    assert_eq!(soon(pairs.ours.wait()).await, shared.port());
     shared.unmask().unwrap();
     own.unmask().unwrap();
-    world.peers.iter().for_each(|peer| peer.notify().unwrap());
-    assert_eq!(soon(world.ours.wait()).await, shared.port());
+    pairs.peers.iter().for_each(|peer| peer.notify().unwrap());
+    assert_eq!(soon(pairs.ours.wait()).await, shared.port());
     soon(own.wait()).await;
     // Closed, so that its number is anybody's.
     let number = own.get_ref().port();
     drop(own);
-    assert!(timeout(Duration::ZERO, world.ours.wait()).await.is_err());
-    let next = world.ours.get_ref().bind_unbound(DomId::DOM0).unwrap();
+    assert!(timeout(Duration::ZERO, pairs.ours.wait()).await.is_err());
+    let next = pairs.ours.get_ref().bind_unbound(DomId::DOM0).unwrap();
     assert_eq!(next.port(), number);
-    let peer = world
+    let peer = pairs
         .ours
         .get_ref()
         .bind_interdomain(DomId::DOM0, next.port());
-    let peer = world.ours.port(peer.unwrap()).unwrap();
+    let peer = pairs.ours.port(peer.unwrap()).unwrap();
     peer.notify().unwrap();
-    assert_eq!(soon(world.ours.wait()).await, next.port());
+    assert_eq!(soon(pairs.ours.wait()).await, next.port());
 }
 
 #[tokio::test]
 async fn an_event_from_before_the_port_was_awaited_counts() {
-    let world = world(1);
-    let set = world.ours.get_ref();
+    let pairs = port_pairs(1);
+    let set = pairs.ours.get_ref();
     let open = set.bind_unbound(DomId::DOM0).unwrap();
     // Binding makes that end pending, and a task that waits for any port takes the event.
     let bound = set.bind_interdomain(DomId::DOM0, open.port()).unwrap();
-    let own = world.ours.port(open).unwrap();
+    let own = pairs.ours.port(open).unwrap();
     assert!(timeout(Duration::from_millis(1), own.wait()).await.is_err());
-    let bound = world.ours.port(bound).unwrap();
+    let bound = pairs.ours.port(bound).unwrap();
     soon(bound.wait()).await;
 }
 
 #[tokio::test]
 async fn several_tasks_that_wait_for_one_port_see_each_event() {
-    let mut world = world(1);
-    let port = Arc::new(world.ours.port(world.ports.pop().unwrap()).unwrap());
+    let mut pairs = port_pairs(1);
+    let port = Arc::new(pairs.ours.port(pairs.ports.pop().unwrap()).unwrap());
     let seen = port.events();
-    world.peers[0].notify().unwrap();
+    pairs.peers[0].notify().unwrap();
     // The first takes it, before the others begin to wait.
     assert_eq!(soon(port.wait_past(seen)).await, seen + 1);
     for _ in 0..3 {
@@ -203,7 +203,7 @@ async fn several_tasks_that_wait_for_one_port_see_each_event() {
         .collect();
     tokio::task::yield_now().await;
     port.unmask().unwrap();
-    world.peers[0].notify().unwrap();
+    pairs.peers[0].notify().unwrap();
     for task in waiting {
         assert_eq!(task.await.unwrap(), seen + 2);
     }
@@ -211,25 +211,25 @@ async fn several_tasks_that_wait_for_one_port_see_each_event() {
 
 #[tokio::test]
 async fn after_an_overflow_a_reset_and_a_look_at_every_port_go_on() {
-    let mut world = world(2);
-    let own = world.ours.port(world.ports.pop().unwrap()).unwrap();
-    let other = world.ports.pop().unwrap();
-    world.xen.simulated().unwrap().overflow_events();
-    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    let mut pairs = port_pairs(2);
+    let own = pairs.ours.port(pairs.ports.pop().unwrap()).unwrap();
+    let other = pairs.ports.pop().unwrap();
+    pairs.xen.simulated().unwrap().overflow_events();
+    pairs.peers.iter().for_each(|peer| peer.notify().unwrap());
     for _ in 0..2 {
         let lost = timeout(STUCK, own.wait()).await.unwrap();
         assert!(matches!(lost, Err(Error::EventOverflow)), "{lost:?}");
-        let lost = timeout(STUCK, world.ours.wait()).await.unwrap();
+        let lost = timeout(STUCK, pairs.ours.wait()).await.unwrap();
         assert!(matches!(lost, Err(Error::EventOverflow)), "{lost:?}");
     }
-    world.ours.reset().unwrap();
+    pairs.ours.reset().unwrap();
     // As if it had been notified; the other one is for its owner.
     soon(own.wait()).await;
     own.unmask().unwrap();
     other.unmask().unwrap();
-    world.peers.iter().for_each(|peer| peer.notify().unwrap());
+    pairs.peers.iter().for_each(|peer| peer.notify().unwrap());
     soon(own.wait()).await;
-    assert_eq!(soon(world.ours.wait()).await, other.port());
+    assert_eq!(soon(pairs.ours.wait()).await, other.port());
 }
 
 #[test]
@@ -239,8 +239,8 @@ fn a_task_of_another_runtime_waits_until_that_of_the_set_ends() {
         .enable_all()
         .build()
         .unwrap();
-    let mut world = threads.block_on(async { world(1) });
-    let port = world.ours.port(world.ports.pop().unwrap()).unwrap();
+    let mut pairs = threads.block_on(async { port_pairs(1) });
+    let port = pairs.ours.port(pairs.ports.pop().unwrap()).unwrap();
     let other = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -248,7 +248,7 @@ fn a_task_of_another_runtime_waits_until_that_of_the_set_ends() {
     other.block_on(async {
         let mut waits = Box::pin(port.wait());
         assert!(timeout(Duration::ZERO, waits.as_mut()).await.is_err());
-        world.peers[0].notify().unwrap();
+        pairs.peers[0].notify().unwrap();
         soon(waits).await;
         port.unmask().unwrap();
         let mut waits = Box::pin(port.wait());
@@ -261,7 +261,7 @@ fn a_task_of_another_runtime_waits_until_that_of_the_set_ends() {
 
 #[tokio::test]
 async fn a_port_of_another_set_is_refused() {
-    let (mut here, there) = (world(1), world(0));
+    let (mut here, there) = (port_pairs(1), port_pairs(0));
     let error = there.ours.port(here.ports.pop().unwrap()).unwrap_err();
     assert!(matches!(error, Error::Invalid { .. }), "{error}");
 }

@@ -59,7 +59,7 @@ pub trait Batch {
 }
 
 /// Nameable inside this crate only, so that no other crate can make a [`Batch`] of its own.
-pub(crate) mod parts {
+pub(crate) mod types {
     use crate::error::Result;
     use crate::request::Encoded;
 
@@ -70,7 +70,7 @@ pub(crate) mod parts {
     pub struct Answers(pub(crate) std::vec::IntoIter<Option<Result<Vec<u8>>>>);
 }
 
-use parts::{Answers, Requests};
+use types::{Answers, Requests};
 
 impl<R: Request> Batch for R {
     type Output = Result<R::Reply>;

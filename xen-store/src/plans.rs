@@ -57,9 +57,9 @@ pub enum Outcome {
 pub struct MemoryConnection(Mux<Memory>);
 
 /// A plan that is being carried out. Dropping it gives its requests up.
-pub struct Running<'a>(Box<dyn Turns + 'a>);
+pub struct Running<'a>(Box<dyn PlanRun + 'a>);
 
-trait Turns {
+trait PlanRun {
     fn turn(&mut self) -> bool;
     fn expire(&mut self);
     fn finish(self: Box<Self>) -> Outcome;
@@ -70,7 +70,7 @@ struct Finishes<'a, P: Plan> {
     outcome: fn(P::Output) -> Outcome,
 }
 
-impl<P: Plan> Turns for Finishes<'_, P> {
+impl<P: Plan> PlanRun for Finishes<'_, P> {
     fn turn(&mut self) -> bool {
         self.run.turn(None).is_some()
     }

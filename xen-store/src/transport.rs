@@ -273,16 +273,16 @@ impl Transport {
 /// A transport that threads sleep on.
 #[derive(Debug)]
 pub(crate) struct Polled {
-    way: Way,
+    renewal: Renewal,
     /// Non-zero while an interruption was not seen.
     interruption: EventFd,
 }
 
 #[derive(Debug)]
-enum Way {
+enum Renewal {
     /// Its end is the end of the connection.
-    Once(Transport),
-    Again(Renewable),
+    Never(Transport),
+    Possible(Renewable),
 }
 
 /// A transport that is replaced when it is lost.
@@ -317,7 +317,7 @@ impl Polled {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let interruption = EventFd::from_flags(flags).map_err(|errno| os("eventfd", errno))?;
         Ok(Self {
-            way: Way::Once(transport),
+            renewal: Renewal::Never(transport),
             interruption,
         })
     }
@@ -328,12 +328,12 @@ impl Polled {
     ///
     /// [`Invalid::NoPlace`]; [`Error::Os`] if there is no descriptor left.
     pub(crate) fn renewable(self) -> Result<Self> {
-        let Way::Once(transport) = self.way else {
+        let Renewal::Never(transport) = self.renewal else {
             return Ok(self);
         };
         let timer = Timer::new()?;
         let set = PollSet::new([transport.as_fd(), timer.as_fd()])?;
-        let way = Way::Again(Renewable {
+        let renewal = Renewal::Possible(Renewable {
             place: transport.place()?,
             current: Mutex::new(Some(Arc::new(transport))),
             next: Mutex::new(None),
@@ -341,16 +341,16 @@ impl Polled {
             timer,
         });
         Ok(Self {
-            way,
+            renewal,
             interruption: self.interruption,
         })
     }
 
     /// The transport; `None` while it is lost.
     fn transport<T>(&self, with: impl FnOnce(&Transport) -> T) -> Option<T> {
-        match &self.way {
-            Way::Once(transport) => Some(with(transport)),
-            Way::Again(renewable) => renewable.current().map(|transport| with(&transport)),
+        match &self.renewal {
+            Renewal::Never(transport) => Some(with(transport)),
+            Renewal::Possible(renewable) => renewable.current().map(|transport| with(&transport)),
         }
     }
 }
@@ -362,14 +362,14 @@ impl Stream for Polled {
     }
 
     fn writer(&self) -> impl Fn(&[u8]) -> Written {
-        let current = match &self.way {
-            Way::Once(_) => None,
-            Way::Again(renewable) => renewable.current(),
+        let current = match &self.renewal {
+            Renewal::Never(_) => None,
+            Renewal::Possible(renewable) => renewable.current(),
         };
-        move |bytes| match (&self.way, &current) {
-            (Way::Once(transport), _) => transport.write(bytes),
-            (Way::Again(_), Some(transport)) => transport.write(bytes),
-            (Way::Again(_), None) => Written::Gone,
+        move |bytes| match (&self.renewal, &current) {
+            (Renewal::Never(transport), _) => transport.write(bytes),
+            (Renewal::Possible(_), Some(transport)) => transport.write(bytes),
+            (Renewal::Possible(_), None) => Written::Gone,
         }
     }
 
@@ -384,7 +384,7 @@ impl Stream for Polled {
     }
 
     fn handle_loss(&self, retry: Instant) {
-        if let Way::Again(renewable) = &self.way {
+        if let Renewal::Possible(renewable) = &self.renewal {
             if let Some(lost) = lock(&renewable.current).take() {
                 renewable.set.remove(lost.as_fd());
             }
@@ -394,7 +394,7 @@ impl Stream for Polled {
     }
 
     fn connect_again(&self) -> Result<Quirks> {
-        let Way::Again(renewable) = &self.way else {
+        let Renewal::Possible(renewable) = &self.renewal else {
             return Err(Error::Unsupported);
         };
         let transport = renewable.place.connect()?;
@@ -405,7 +405,7 @@ impl Stream for Polled {
     }
 
     fn install(&self) {
-        if let Way::Again(renewable) = &self.way {
+        if let Renewal::Possible(renewable) = &self.renewal {
             renewable.timer.set(None);
             *lock(&renewable.current) = lock(&renewable.next).take();
         }
@@ -447,9 +447,9 @@ impl Pollable for Polled {
 
 impl AsFd for Polled {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.way {
-            Way::Once(transport) => transport.as_fd(),
-            Way::Again(renewable) => renewable.set.as_fd(),
+        match &self.renewal {
+            Renewal::Never(transport) => transport.as_fd(),
+            Renewal::Possible(renewable) => renewable.set.as_fd(),
         }
     }
 }

@@ -130,7 +130,7 @@ impl DeviceModel {
     /// See [the module](self); `ENOENT` when there is no such server, `EPERM` when another domain
     /// created it.
     pub fn destroy_ioreq_server(&self, id: u16) -> Result<()> {
-        self.tell(abi::DestroyIoreqServer { id, pad: 0 })
+        self.send(abi::DestroyIoreqServer { id, pad: 0 })
     }
 
     /// Sets the level of the pin `pin` of a PCI device; its function number is not used.
@@ -146,7 +146,7 @@ impl DeviceModel {
         pin: IntxPin,
         level: Level,
     ) -> Result<()> {
-        self.tell(abi::SetPciIntxLevel {
+        self.send(abi::SetPciIntxLevel {
             domain: device.segment(),
             bus: device.bus(),
             device: device.device(),
@@ -163,7 +163,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_set_isa_irq_level")]
     #[doc(alias = "XEN_DMOP_set_isa_irq_level")]
     pub fn set_isa_irq_level(&self, irq: IsaIrq, level: Level) -> Result<()> {
-        self.tell(abi::SetIsaIrqLevel {
+        self.send(abi::SetIsaIrqLevel {
             isa_irq: irq.as_u8(),
             level: level as u8,
         })
@@ -177,7 +177,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_set_irq_level")]
     #[doc(alias = "XEN_DMOP_set_irq_level")]
     pub fn set_irq_level(&self, irq: u32, level: Level) -> Result<()> {
-        self.tell(abi::SetIrqLevel {
+        self.send(abi::SetIrqLevel {
             irq,
             level: level as u8,
             pad: [0; 3],
@@ -192,7 +192,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_set_pci_link_route")]
     #[doc(alias = "XEN_DMOP_set_pci_link_route")]
     pub fn set_pci_link_route(&self, link: PciLink, irq: Option<IsaIrq>) -> Result<()> {
-        self.tell(abi::SetPciLinkRoute {
+        self.send(abi::SetPciLinkRoute {
             link: link as u8,
             isa_irq: irq.map_or(0, IsaIrq::as_u8),
         })
@@ -206,7 +206,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_inject_msi")]
     #[doc(alias = "XEN_DMOP_inject_msi")]
     pub fn inject_msi(&self, message: MsiMessage) -> Result<()> {
-        self.tell(message.body())
+        self.send(message.body())
     }
 
     /// Injects an event into a virtual CPU, which takes it when it runs next. The caller has to
@@ -218,7 +218,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_inject_event")]
     #[doc(alias = "XEN_DMOP_inject_event")]
     pub fn inject_event(&self, event: InjectedEvent) -> Result<()> {
-        self.tell(event.body())
+        self.send(event.body())
     }
 
     /// Reports the pages of `range` that the guest wrote to since the last call, and goes on
@@ -290,7 +290,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_set_mem_type")]
     #[doc(alias = "XEN_DMOP_set_mem_type")]
     pub fn set_mem_type(&self, range: FrameRange, kind: MemoryType) -> Result<()> {
-        self.tell(abi::SetMemType {
+        self.send(abi::SetMemType {
             nr: range.count,
             mem_type: kind as u16,
             pad: 0,
@@ -306,7 +306,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_relocate_memory")]
     #[doc(alias = "XEN_DMOP_relocate_memory")]
     pub fn relocate_memory(&self, from: FrameRange, to: u64) -> Result<()> {
-        self.tell(abi::RelocateMemory {
+        self.send(abi::RelocateMemory {
             size: from.count,
             pad: 0,
             src_gfn: from.first,
@@ -326,7 +326,7 @@ impl DeviceModel {
         range: FrameRange,
         kind: Option<CacheAttribute>,
     ) -> Result<()> {
-        self.tell(abi::PinMemoryCacheattr {
+        self.send(abi::PinMemoryCacheattr {
             start: range.first,
             end: range.last("XEN_DMOP_pin_memory_cacheattr")?,
             kind: kind.map_or(abi::XEN_DMOP_DELETE_MEM_CACHEATTR, |kind| kind as u32),
@@ -343,7 +343,7 @@ impl DeviceModel {
     #[doc(alias = "xendevicemodel_shutdown")]
     #[doc(alias = "XEN_DMOP_remote_shutdown")]
     pub fn shutdown(&self, reason: ShutdownReason) -> Result<()> {
-        self.tell(abi::RemoteShutdown {
+        self.send(abi::RemoteShutdown {
             reason: u32::from(reason.as_u8()),
         })
     }
@@ -354,7 +354,7 @@ impl DeviceModel {
     }
 
     /// An operation without an answer.
-    fn tell<B: DmOpBody>(&self, body: B) -> Result<()> {
+    fn send<B: DmOpBody>(&self, body: B) -> Result<()> {
         self.ask(body).map(drop)
     }
 }

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_node_says_what_to_look_at() {
+    fn a_missing_node_names_what_to_look_at() {
         let e = Error::Device {
             path: "/dev/xen/gntalloc".into(),
             source: io::Error::from_raw_os_error(libc::ENOENT).into(),

@@ -137,7 +137,7 @@ impl Xen {
         }
     }
 
-    /// Which world this handle leads to; for the sibling crates.
+    /// The host that this handle leads to; for the sibling crates.
     #[doc(hidden)]
     #[must_use]
     pub fn host(&self) -> &Host {
@@ -169,9 +169,9 @@ impl Xen {
     }
 }
 
-/// The worlds a [`Xen`] can lead to.
+/// The hosts that a [`Xen`] can lead to.
 ///
-/// Not exhaustive even inside the workspace: cargo may build this crate with a world its
+/// Not exhaustive even inside the workspace: cargo may build this crate with a host its
 /// sibling was built without, and the sibling must still compile (and answer
 /// [`Error::Unsupported`](crate::Error::Unsupported)).
 #[doc(hidden)]

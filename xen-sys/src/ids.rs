@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_names_are_told_from_domains() {
+    fn reserved_names_are_distinguished_from_domains() {
         assert!(!DomId::DOM0.is_reserved());
         assert!(!DomId::new(0x7FEF).is_reserved());
         for id in [DomId::SELF, DomId::INVALID, DomId::IDLE] {

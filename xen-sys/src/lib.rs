@@ -7,7 +7,7 @@
 //! ```text
 //!   xen-evtchn   xen-gnttab   xen-store          safe code, no ioctl, no pointer
 //!        \           |           /
-//!         Xen ──> Host ──> DevRoot                which world; where the devices are
+//!         Xen ──> Host ──> DevRoot                which host; where the devices are
 //!                    |
 //!         ioctl (the one ioctl(2))   mmap (the one mmap(2))
 //!                    |

@@ -125,7 +125,7 @@ fn more_domains_than_one_call_lists_are_all_there() {
 }
 
 #[test]
-fn one_program_serves_every_known_version_and_says_which() {
+fn one_program_serves_every_known_version_and_returns_which() {
     for domctl in 0x15..=0x18 {
         for sysctl in 0x15..=0x16 {
             let host = Simulation::start().unwrap();
@@ -141,7 +141,7 @@ fn one_program_serves_every_known_version_and_says_which() {
 }
 
 #[test]
-fn another_version_is_told_from_a_refusal() {
+fn another_version_is_distinguished_from_a_refusal() {
     let (host, privcmd) = host();
     host.set_interfaces(0x14, 0x99);
     let error = privcmd.domain_info(DomId::DOM0).unwrap_err();
@@ -173,7 +173,7 @@ fn another_version_is_told_from_a_refusal() {
 }
 
 #[test]
-fn a_kernel_that_refuses_every_hypercall_is_told_from_xen() {
+fn a_kernel_that_refuses_every_hypercall_is_distinguished_from_xen() {
     let (host, _) = host();
     let guest = host.add_domain().unwrap();
     let privcmd = Privcmd::open(&host.xen(guest).unwrap()).unwrap();

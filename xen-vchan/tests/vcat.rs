@@ -25,25 +25,25 @@ fn vcat() -> Command {
     Command::new(path)
 }
 
-struct World {
-    host: Simulation,
+struct TestHost {
+    sim: Simulation,
     xen: Xen,
     store: Store,
     _stored: std::sync::Arc<xen_store_server::Server>,
     dir: tempfile::TempDir,
 }
 
-impl World {
+impl TestHost {
     fn new() -> Self {
-        let host = Simulation::start().unwrap();
-        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
+        let sim = Simulation::start().unwrap();
+        let stored = xen_store_server::sim::start(&sim, Config::new()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        host.listen(dir.path().join("xen")).unwrap();
+        sim.listen(dir.path().join("xen")).unwrap();
         stored.listen(dir.path().join("store")).unwrap();
-        let xen = host.xen(DomId::DOM0).unwrap();
+        let xen = sim.xen(DomId::DOM0).unwrap();
         let store = Store::open(&xen).unwrap();
         Self {
-            host,
+            sim,
             xen,
             store,
             _stored: stored,
@@ -73,7 +73,7 @@ impl World {
 
     fn end(self) {
         drop(self.xen);
-        self.host.assert_clean();
+        self.sim.assert_clean();
         // OCaml's library removes the folders above a service too; libxenvchan and we do not.
         for path in ["data/vchan/ring-ref", "data/vchan/0/echo", "data/other"] {
             assert!(!self.store.exists(path).unwrap(), "{path}");
@@ -108,10 +108,10 @@ impl Drop for Running {
 
 #[test]
 fn a_file_goes_from_one_to_the_other() {
-    let world = World::new();
+    let host = TestHost::new();
     let content: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
-    let mut sink = world.start(&["listen", "0", "data/other", "--rings", "65536", "4096"]);
-    let mut source = world.start(&["connect", "0", "data/other", "--wait", "20", "--close", "0"]);
+    let mut sink = host.start(&["listen", "0", "data/other", "--rings", "65536", "4096"]);
+    let mut source = host.start(&["connect", "0", "data/other", "--wait", "20", "--close", "0"]);
     let mut stdin = source.0.stdin.take().unwrap();
     let mut got = Vec::new();
     std::thread::scope(|scope| {
@@ -124,16 +124,16 @@ fn a_file_goes_from_one_to_the_other() {
     assert!(got == content, "{} bytes of {}", got.len(), content.len());
     source.wait();
     sink.wait();
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_command_serves_one_client_after_another_where_xencat_looks_for_it() {
-    let world = World::new();
-    let server = world.start(&["listen", "0", "echo", "--keep", "--exec", "cat"]);
+    let host = TestHost::new();
+    let server = host.start(&["listen", "0", "echo", "--keep", "--exec", "cat"]);
     let path = service_path(DomId::DOM0, DomId::DOM0, "echo").unwrap();
     for round in 0..5 {
-        let mut channel = world.connect(&path);
+        let mut channel = host.connect(&path);
         let question = format!("question {round}");
         channel.write_all(question.as_bytes()).unwrap();
         let mut answer = vec![0; question.len()];
@@ -142,16 +142,16 @@ fn a_command_serves_one_client_after_another_where_xencat_looks_for_it() {
     }
     drop(server);
     // A killed server leaves its nodes; the next one there takes them over.
-    let next = ServerBuilder::new(DomId::DOM0, path).publish(&world.xen, &world.store);
+    let next = ServerBuilder::new(DomId::DOM0, path).publish(&host.xen, &host.store);
     drop(next.unwrap());
-    world.end();
+    host.end();
 }
 
 #[test]
 fn without_a_place_it_is_at_data_vchan() {
-    let world = World::new();
-    let mut server = world.start(&["listen", "0"]);
-    let mut channel = world.connect("/local/domain/0/data/vchan");
+    let host = TestHost::new();
+    let mut server = host.start(&["listen", "0"]);
+    let mut channel = host.connect("/local/domain/0/data/vchan");
     channel.write_all(b"a line\n").unwrap();
     let mut stdin = server.0.stdin.take().unwrap();
     stdin.write_all(b"another\n").unwrap();
@@ -169,7 +169,7 @@ fn without_a_place_it_is_at_data_vchan() {
         .unwrap();
     assert_eq!(got, "a line\n");
     server.wait();
-    world.end();
+    host.end();
 }
 
 #[test]
@@ -201,8 +201,8 @@ fn one_command_shows_both_ends() {
 /// waited for.
 #[test]
 fn a_command_that_answers_as_it_reads_does_not_stall() {
-    let world = World::new();
-    let server = world.start(&[
+    let host = TestHost::new();
+    let server = host.start(&[
         "listen",
         "0",
         "data/other",
@@ -212,7 +212,7 @@ fn a_command_that_answers_as_it_reads_does_not_stall() {
         "--exec",
         "cat",
     ]);
-    let mut channel = world.connect("/local/domain/0/data/other");
+    let mut channel = host.connect("/local/domain/0/data/other");
     channel.set_write_timeout(Some(Duration::from_secs(20)));
     let content: Vec<u8> = (0..6_000_000u32).map(|i| (i >> 3) as u8).collect();
     let mut got = vec![0; content.len()];
@@ -224,15 +224,15 @@ fn a_command_that_answers_as_it_reads_does_not_stall() {
     assert!(got == content);
     drop(channel);
     server.wait();
-    world.end();
+    host.end();
 }
 
 #[test]
-fn a_command_that_ends_first_ends_the_session_and_its_failure_is_told() {
-    let world = World::new();
+fn a_command_that_ends_first_ends_the_session_and_its_failure_is_reported() {
+    let host = TestHost::new();
     let script = "head -c 6; exit 3";
-    let server = world.start(&["listen", "0", "data/other", "--exec", "sh", "-c", script]);
-    let mut channel = world.connect("/local/domain/0/data/other");
+    let server = host.start(&["listen", "0", "data/other", "--exec", "sh", "-c", script]);
+    let mut channel = host.connect("/local/domain/0/data/other");
     channel.write_all(b"twelve bytes").unwrap();
     let mut answer = String::new();
     channel.read_to_string(&mut answer).unwrap();
@@ -240,16 +240,16 @@ fn a_command_that_ends_first_ends_the_session_and_its_failure_is_told() {
     let (status, said) = server.complaint();
     assert_eq!((status, &*said), (Some(1), "vcat: sh: exit status: 3\n"));
     drop(channel);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_command_may_close_its_output_and_read_on_or_its_input_and_talk_on() {
-    let world = World::new();
-    let file = world.dir.path().join("copy");
+    let host = TestHost::new();
+    let file = host.dir.path().join("copy");
     let script = format!("exec cat > '{}'", file.display());
-    let server = world.start(&["listen", "0", "data/other", "--exec", "sh", "-c", &script]);
-    let mut channel = world.connect("/local/domain/0/data/other");
+    let server = host.start(&["listen", "0", "data/other", "--exec", "sh", "-c", &script]);
+    let mut channel = host.connect("/local/domain/0/data/other");
     for _ in 0..100 {
         channel.write_all(&[7; 1000]).unwrap();
     }
@@ -258,14 +258,14 @@ fn a_command_may_close_its_output_and_read_on_or_its_input_and_talk_on() {
     assert!(std::fs::read(file).unwrap() == [7; 100_000]);
 
     // It goes on when somebody writes to the other pipe.
-    let pipe = world.dir.path().join("pipe");
+    let pipe = host.dir.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!(
         "read -r line; exec <&-; echo \"$line\"; cat '{}'",
         pipe.display()
     );
-    let server = world.start(&["listen", "0", "data/other", "--exec", "sh", "-c", &script]);
-    let mut channel = world.connect("/local/domain/0/data/other");
+    let server = host.start(&["listen", "0", "data/other", "--exec", "sh", "-c", &script]);
+    let mut channel = host.connect("/local/domain/0/data/other");
     channel.write_all(b"hello\n").unwrap();
     // Nobody reads this.
     for _ in 0..100 {
@@ -277,14 +277,14 @@ fn a_command_may_close_its_output_and_read_on_or_its_input_and_talk_on() {
     assert_eq!(answer, "hello\nthat was all\n");
     drop(channel);
     server.wait();
-    world.end();
+    host.end();
 }
 
 #[test]
 fn one_clients_command_that_fails_does_not_end_the_service() {
-    let world = World::new();
+    let host = TestHost::new();
     let script = "read -r line; echo \"$line\"; exit 1";
-    let server = world.start(&[
+    let server = host.start(&[
         "listen",
         "0",
         "data/other",
@@ -295,16 +295,16 @@ fn one_clients_command_that_fails_does_not_end_the_service() {
         script,
     ]);
     for _ in 0..3 {
-        let mut channel = world.connect("/local/domain/0/data/other");
+        let mut channel = host.connect("/local/domain/0/data/other");
         channel.write_all(b"and again\n").unwrap();
         let mut answer = String::new();
         channel.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "and again\n");
     }
     drop(server);
-    let next = ServerBuilder::new(DomId::DOM0, "data/other").publish(&world.xen, &world.store);
+    let next = ServerBuilder::new(DomId::DOM0, "data/other").publish(&host.xen, &host.store);
     drop(next.unwrap());
-    world.end();
+    host.end();
 }
 
 fn answer(words: &[&str]) -> Output {
@@ -312,7 +312,7 @@ fn answer(words: &[&str]) -> Output {
 }
 
 #[test]
-fn it_says_how_it_is_called_and_what_is_wrong_with_a_call() {
+fn it_prints_how_it_is_called_and_what_is_wrong_with_a_call() {
     for help in ["--help", "-h", "help"] {
         let help = answer(&[help]);
         assert_eq!(help.status.code(), Some(0));
@@ -358,8 +358,8 @@ fn it_says_how_it_is_called_and_what_is_wrong_with_a_call() {
 }
 
 #[test]
-fn what_fails_is_said_in_one_line() {
-    let world = World::new();
+fn what_fails_is_reported_in_one_line() {
+    let host = TestHost::new();
     for (words, complaint) in [
         (
             &["connect", "0", "nobody"][..],
@@ -378,11 +378,11 @@ fn what_fails_is_said_in_one_line() {
             "a vchan ring of 1048577 bytes where 1048576 is the most",
         ),
     ] {
-        let (status, said) = world.start(words).complaint();
+        let (status, said) = host.start(words).complaint();
         assert_eq!((status, said), (Some(1), format!("vcat: {complaint}\n")));
     }
-    let server = world.start(&["listen", "0", "data/other", "--exec", "/no/such/command"]);
-    let client = world.connect("/local/domain/0/data/other");
+    let server = host.start(&["listen", "0", "data/other", "--exec", "/no/such/command"]);
+    let client = host.connect("/local/domain/0/data/other");
     let (status, said) = server.complaint();
     drop(client);
     assert_eq!(status, Some(1));
@@ -390,5 +390,5 @@ fn what_fails_is_said_in_one_line() {
         said.starts_with("vcat: /no/such/command: No such file"),
         "{said}"
     );
-    world.end();
+    host.end();
 }

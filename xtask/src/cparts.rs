@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_says_what_to_link() {
+    fn the_first_line_names_what_to_link() {
         assert_eq!(links("// link: -la -lb\nint x;"), ["-la", "-lb"]);
         assert!(links("int x; // link: -la").is_empty());
         assert!(links("").is_empty());

@@ -49,7 +49,7 @@ const PARTS: &[Part] = &[
     Part {
         name: "guest",
         title: "xl console: the guest speaks",
-        check: checks::guest_speaks,
+        check: checks::guest_answers,
     },
     Part {
         name: "qmp",

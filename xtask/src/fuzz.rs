@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn executions_are_what_libfuzzer_says() {
+    fn executions_are_what_libfuzzer_prints() {
         assert_eq!(
             executions("x\nstat::number_of_executed_units: 812\ny"),
             Some(812)

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guides_program_has_as_many_lines_as_its_title_says() {
+    fn a_guides_program_has_as_many_lines_as_its_title_has() {
         for (name, lines) in [("guest-agent", 60), ("thermo-backend", 150)] {
             let file = format!("../{USER}/examples/{name}.rs");
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);

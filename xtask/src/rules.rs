@@ -12,7 +12,7 @@ pub(crate) struct Rules(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Rules {
     /// Reads the counts from a runner's output.
-    pub(crate) fn said(text: &str) -> Self {
+    pub(crate) fn from_output(text: &str) -> Self {
         let mut rules = Self::default();
         for line in text.lines() {
             let Some(words) = line.trim_end().strip_prefix(MARK) else {
@@ -75,11 +75,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_said_becomes_a_table() {
-        let mut rules = Rules::said(
+    fn what_was_printed_becomes_a_table() {
+        let mut rules = Rules::from_output(
             "x\nfidelity: evtchn simulated 19\r\nfidelity: evtchn real 19\nfidelity: odd\n",
         );
-        rules.add(&Rules::said(
+        rules.add(&Rules::from_output(
             "fidelity: store real 4\nfidelity: evtchn real 18",
         ));
         let table = rules.to_string();
@@ -96,6 +96,6 @@ mod tests {
                 vec!["store", "4", "-"],
             ]
         );
-        assert_eq!(Rules::said("nothing").to_string(), "");
+        assert_eq!(Rules::from_output("nothing").to_string(), "");
     }
 }

@@ -47,7 +47,7 @@ const AGAIN: usize = 2;
 
 /// The suite's output so far.
 #[derive(Debug, Default)]
-struct Said {
+struct Output {
     text: String,
     line: Vec<u8>,
     /// The test that runs, and the processor time when it began.
@@ -60,7 +60,7 @@ struct Said {
     silence: Duration,
 }
 
-impl Said {
+impl Output {
     /// Takes bytes that came at the processor time `now`; gives those for the reader, whole lines.
     fn take(&mut self, bytes: &[u8], now: Duration) -> Vec<u8> {
         if self.running.is_some() {
@@ -193,7 +193,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     let name = place.name();
     println!("\n== {name}");
     let started = Instant::now();
-    let mut said = Said::default();
+    let mut output = Output::default();
     let mut stood = Vec::new();
     let deadline = started + timeout;
     let (result, log) = match place {
@@ -202,7 +202,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
             let command =
                 |from: Option<&String>, failed: &[&str]| command(only, from, failed, host.pci());
             let run: &Machine<'_> = &|job, sink| host.run(job, sink);
-            let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
+            let result = machines(run, &command, limits, prefix, &mut output, &mut stood);
             (result, Some(host.log()))
         }
         Place::Debian(host, mirror) => match Debian::prepare(host, *mirror) {
@@ -211,13 +211,13 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
                 let limits = (deadline, REBOOT);
                 let command = |_: Option<&String>, _: &[&str]| String::new();
                 let run: &Machine<'_> = &|job, sink| debian.run(job, sink);
-                let result = machines(run, &command, limits, prefix, &mut said, &mut stood);
+                let result = machines(run, &command, limits, prefix, &mut output, &mut stood);
                 (result, Some(debian.log()))
             }
             Err(error) => (Err(error), None),
         },
     };
-    let last = suite_count(&said.text);
+    let last = suite_count(&output.text);
     let fault = match (&result, last) {
         (Err(error), _) => Some(format!("{error:#}")),
         (Ok(status), None) => Some(format!(
@@ -231,14 +231,14 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
     let count = match (last, place) {
         (Some(count), Place::Debian(..)) => count,
         (Some(count), _) if stood.is_empty() => count,
-        _ => said.ended(),
+        _ => output.ended(),
     };
     if let (Some(log), true) = (log, fault.is_some() || count.failed > 0) {
         println!("the host's console: {}", Workspace::show(&log));
     }
-    said.over();
-    let (failures, passed_later) = said.failures();
-    let mut note = said.times();
+    output.over();
+    let (failures, passed_later) = output.failures();
+    let mut note = output.times();
     for failure in passed_later {
         note = format!("passed at the second attempt: {failure}\n    {note}");
     }
@@ -254,7 +254,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
         failures,
         fault,
         note: Some(note),
-        rules: Rules::said(&said.text),
+        rules: Rules::from_output(&output.text),
         took: started.elapsed(),
     }
 }
@@ -268,11 +268,11 @@ fn machines(
     command: &dyn Fn(Option<&String>, &[&str]) -> String,
     (deadline, silence): (Instant, Silence),
     prefix: &str,
-    said: &mut Said,
+    output: &mut Output,
     stood: &mut Vec<String>,
 ) -> Result<i32> {
     loop {
-        let failures = said.failures().0;
+        let failures = output.failures().0;
         let failed: Vec<&str> = failures.iter().map(|failure| named(failure)).collect();
         let job = Job {
             command: Some(command(stood.last(), &failed)),
@@ -282,8 +282,8 @@ fn machines(
             ..Job::default()
         };
         let result = run(&job, &mut |bytes| {
-            show(prefix, &said.take(bytes, job.used()))?;
-            if said.crawls() {
+            show(prefix, &output.take(bytes, job.used()))?;
+            if output.crawls() {
                 return Err(StoodStill::nearly(TEST).into());
             }
             Ok(())
@@ -291,16 +291,16 @@ fn machines(
         let error = match result {
             Err(error) if error.is::<StoodStill>() => error,
             Err(error) => {
-                let test = said.over();
+                let test = output.over();
                 return Err(error.context(format!("while {test} ran")));
             }
             result => return result,
         };
-        said.line.clear();
-        let test = said.over();
+        output.line.clear();
+        let test = output.over();
         let before = stood.iter().filter(|name| **name == test).count();
         // One that failed before, in this machine or another.
-        let second = said
+        let second = output
             .failures()
             .0
             .iter()
@@ -359,42 +359,46 @@ mod tests {
     fn what_is_for_us_is_not_shown_however_it_is_cut() {
         let whole = b"running\n\x01begin a/b\ntest a/b ... ok (1.00 s)\n\x01beat\n\x01begin a/c\n1 passed, 0 failed\n";
         for cut in 0..whole.len() {
-            let mut said = Said::default();
-            let mut shown = said.take(&whole[..cut], Duration::ZERO);
-            shown.extend(said.take(&whole[cut..], Duration::ZERO));
+            let mut output = Output::default();
+            let mut shown = output.take(&whole[..cut], Duration::ZERO);
+            shown.extend(output.take(&whole[cut..], Duration::ZERO));
             assert_eq!(
                 String::from_utf8(shown).unwrap(),
                 "running\ntest a/b ... ok (1.00 s)\n1 passed, 0 failed\n"
             );
-            assert!(!said.crawls());
-            assert_eq!(said.silence, Duration::ZERO);
-            assert_eq!(said.over(), "a/c");
-            let times: Vec<&str> = said.longest.iter().map(|(_, name)| name.as_str()).collect();
+            assert!(!output.crawls());
+            assert_eq!(output.silence, Duration::ZERO);
+            assert_eq!(output.over(), "a/c");
+            let times: Vec<&str> = output
+                .longest
+                .iter()
+                .map(|(_, name)| name.as_str())
+                .collect();
             assert_eq!(times.len(), 2);
             assert!(times.contains(&"a/b"));
-            assert_eq!((said.ended().passed, said.ended().failed), (1, 0));
-            assert_eq!(suite_count(&said.text).unwrap().passed, 1);
+            assert_eq!((output.ended().passed, output.ended().failed), (1, 0));
+            assert_eq!(suite_count(&output.text).unwrap().passed, 1);
         }
     }
 
     #[test]
     fn a_test_crawls_by_the_emulators_time_alone() {
-        let mut said = Said::default();
-        said.take(b"\x01begin a/b\n", TEST);
-        said.take(b"\x01beat\n", TEST * 2);
-        assert!(!said.crawls());
-        said.take(b"\x01beat\n", TEST * 2 + Duration::from_millis(1));
-        assert!(said.crawls());
+        let mut output = Output::default();
+        output.take(b"\x01begin a/b\n", TEST);
+        output.take(b"\x01beat\n", TEST * 2);
+        assert!(!output.crawls());
+        output.take(b"\x01beat\n", TEST * 2 + Duration::from_millis(1));
+        assert!(output.crawls());
     }
 
     #[test]
     fn the_longest_silence_is_one_within_a_test() {
         let seconds = Duration::from_secs;
-        let mut said = Said::default();
-        said.take(b"\x01begin a/b\n", seconds(30));
-        said.take(b"\x01beat\n", seconds(37));
-        said.take(b"\x01beat\n", seconds(40));
-        let text = said.times();
+        let mut output = Output::default();
+        output.take(b"\x01begin a/b\n", seconds(30));
+        output.take(b"\x01beat\n", seconds(37));
+        output.take(b"\x01beat\n", seconds(40));
+        let text = output.times();
         assert!(text.ends_with("longest silence 7 s"), "{text}");
     }
 
@@ -423,8 +427,8 @@ mod tests {
 
     #[test]
     fn a_test_counts_by_its_last_attempt_and_its_first_failure_is_shown() {
-        let mut said = Said::default();
-        said.take(
+        let mut output = Output::default();
+        output.take(
             b"test a/b ... ok (1.00 s)\ntest a/c ... FAILED (1.00 s)\n    why\n\
               test a/d ... FAILED (1.00 s)\n    that\n\
               test a/c ... ok at the second attempt (1.00 s)\n",
@@ -433,17 +437,17 @@ mod tests {
         let count = |passed, failed| Count { passed, failed };
         let c = || vec!["a/c\n        why".to_owned()];
         let d = || vec!["a/d\n        that".to_owned()];
-        assert_eq!(said.ended(), count(2, 1));
-        assert_eq!(said.failures(), (d(), c()));
-        said.take(
+        assert_eq!(output.ended(), count(2, 1));
+        assert_eq!(output.failures(), (d(), c()));
+        output.take(
             b"test a/e ... FAILED (1.00 s)\n\
               test a/d ... FAILED at the second attempt (1.00 s)\n    this\n\
               test a/e ... ok at the second attempt (1.00 s)\n",
             Duration::ZERO,
         );
-        assert_eq!(said.ended(), count(3, 1));
+        assert_eq!(output.ended(), count(3, 1));
         assert_eq!(
-            said.failures(),
+            output.failures(),
             (d(), [c(), vec!["a/e".to_owned()]].concat())
         );
     }
@@ -464,8 +468,15 @@ mod tests {
             };
             let limits = (Instant::now() + REBOOT.clock, SILENCE);
             let command = |_: Option<&String>, _: &[&str]| String::new();
-            let (mut said, mut stood) = (Said::default(), Vec::new());
-            let _ = machines(run, &command, limits, "of a test | ", &mut said, &mut stood);
+            let (mut output, mut stood) = (Output::default(), Vec::new());
+            let _ = machines(
+                run,
+                &command,
+                limits,
+                "of a test | ",
+                &mut output,
+                &mut stood,
+            );
             boots.get()
         };
         assert_eq!(boots(b"\x01begin a/b\n"), 2);

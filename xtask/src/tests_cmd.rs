@@ -413,7 +413,7 @@ fn counted(name: &str, command: &mut Command, prefix: &str) -> Outcome {
         failures: failures(&text),
         fault,
         note: None,
-        rules: Rules::said(&text),
+        rules: Rules::from_output(&text),
         took: started.elapsed(),
     }
 }

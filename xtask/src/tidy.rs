@@ -391,7 +391,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_told_from_prose() {
+    fn rows_are_distinguished_from_prose() {
         let text =
             "`a.rs` in prose\n| file | why |\n|---|---|\n| `x/b.rs` | `c.rs` |\n| `doc.md` | |\n";
         assert_eq!(listed(text), BTreeSet::from(["x/b.rs".to_owned()]));

@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use benches::end::{self, Sample};
 use benches::plan::{self, Both, Group, Maker, Row, Task, Variant, Work};
 use benches::report::{self, Circumstances, Report, Rows};
-use benches::sim::World;
+use benches::sim::SimHost;
 use benches::{local, pin};
 use clap::Parser;
 use xen_evtchn::counters;
@@ -111,7 +111,7 @@ fn render(runs: &[String], out: &Path) -> Result<()> {
 /// Where the ends run and what they are.
 struct Bench<'a> {
     cli: &'a Cli,
-    world: World,
+    host: SimHost,
     me: PathBuf,
 }
 
@@ -137,7 +137,7 @@ impl Bench<'_> {
                 command
                     .env("LD_PRELOAD", &self.cli.preload)
                     .env("LD_LIBRARY_PATH", &self.cli.libraries)
-                    .env("XENSTORED_PATH", self.world.store_path());
+                    .env("XENSTORED_PATH", self.host.store_path());
                 command
             }
             _ => {
@@ -148,7 +148,7 @@ impl Bench<'_> {
         };
         let child = command
             .args(words)
-            .env("XEN_SIM_SOCKET", self.world.host_path())
+            .env("XEN_SIM_SOCKET", self.host.host_path())
             .env("XEN_SIM_NOTIFY_NS", notify_ns.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -161,7 +161,7 @@ impl Bench<'_> {
         let words = |work: &str, side: &str, cpu: usize, maker: Maker| {
             let unix = maker == Maker::Unix;
             let path = if unix {
-                self.world.socket_path()
+                self.host.socket_path()
             } else {
                 PATH.into()
             };
@@ -202,7 +202,7 @@ impl Bench<'_> {
             Work::Pingpong | Work::Pair => ("ping", "pong"),
         };
         if variant.writer == Maker::Unix {
-            let _ = fs::remove_file(self.world.socket_path());
+            let _ = fs::remove_file(self.host.socket_path());
         }
         let server = words(second, "server", 1, variant.reader);
         let client = words(first, "client", 0, variant.writer);
@@ -281,7 +281,7 @@ fn compare(cli: &Cli) -> Result<()> {
     }
     let bench = Bench {
         cli,
-        world: World::new()?,
+        host: SimHost::new()?,
         me: std::env::current_exe()?,
     };
     let (began, before) = (Instant::now(), load());

@@ -36,11 +36,11 @@ pub struct Backend<'a> {
     guest: DomId,
     nodes: Watch,
     handshake: BackendHandshake,
-    link: Option<Link>,
+    connection: Option<Connection>,
 }
 
 /// A connected ring.
-struct Link {
+struct Connection {
     ring: BackRing<Request, Response>,
     channels: EventChannels,
     port: BoundPort,
@@ -56,7 +56,7 @@ impl<'a> Backend<'a> {
             guest,
             nodes,
             handshake,
-            link: None,
+            connection: None,
         })
     }
 
@@ -76,22 +76,22 @@ impl<'a> Backend<'a> {
             }
             match self.handshake.poll_action() {
                 Some(BackendAction::Connect) => match self.connect() {
-                    Ok(link) => {
-                        self.link = Some(link);
+                    Ok(connection) => {
+                        self.connection = Some(connection);
                         self.handshake.handle_connected();
                     }
                     Err(error) => self.refuse(&*error),
                 },
                 Some(BackendAction::Disconnect) => {
-                    self.link = None;
+                    self.connection = None;
                     self.handshake.handle_disconnected();
                 }
                 _ => {}
             }
             let answered = self
-                .link
+                .connection
                 .as_mut()
-                .map_or(Ok(false), |link| link.answer(&measure));
+                .map_or(Ok(false), |connection| connection.answer(&measure));
             if let Err(error) = &answered {
                 self.refuse(&**error);
             }
@@ -103,7 +103,7 @@ impl<'a> Backend<'a> {
             // Until the next look, later changes make no difference.
             let stale = self.handshake.is_stale();
             let nodes = (!stale).then(|| self.nodes.poll_fd()).transpose()?;
-            let ring = self.link.as_ref().map(|link| link.channels.as_fd());
+            let ring = self.connection.as_ref().map(|connection| connection.channels.as_fd());
             let fds = nodes.into_iter().chain(ring);
             let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             let look = self
@@ -122,7 +122,7 @@ impl<'a> Backend<'a> {
     }
 
     /// Maps the page and binds the port that the guest has published.
-    fn connect(&self) -> Result<Link> {
+    fn connect(&self) -> Result<Connection> {
         let number = |name| -> Result<u32> {
             let node = format!("{}/{name}", frontend(self.guest));
             Ok(self.store.read_str(&node)?.parse()?)
@@ -131,7 +131,7 @@ impl<'a> Backend<'a> {
         let mut page = map(self.xen, self.guest, &[page], PageAccess::ReadWrite)?;
         let channels = EventChannels::open(self.xen)?;
         let port = channels.bind_interdomain(self.guest, Port::new(number("event-channel")?))?;
-        Ok(Link {
+        Ok(Connection {
             ring: BackRing::attach(page.take_region())?,
             channels,
             port,
@@ -141,12 +141,12 @@ impl<'a> Backend<'a> {
     /// Ends the connection: another one needs a frontend that begins anew.
     fn refuse(&mut self, error: &dyn Error) {
         eprintln!("domain {}: {error}", self.guest);
-        self.link = None;
+        self.connection = None;
         self.handshake.handle_refused();
     }
 }
 
-impl Link {
+impl Connection {
     /// Answers requests, and returns whether there may be more.
     fn answer(&mut self, measure: impl Fn(u32) -> Option<u32>) -> Result<bool> {
         if let Some(port) = self.channels.pending()? {

@@ -26,7 +26,7 @@ fn process(host: &Simulation, domain: DomId) -> (Xen, Store) {
 }
 
 #[test]
-fn the_guest_hears_how_warm_it_is() {
+fn the_guest_reads_how_warm_it_is() {
     let (host, _store, guest) = host();
     let (xen, store) = process(&host, DomId::DOM0);
     let mut thermometer = Thermometer::offer(&xen, &store, guest).unwrap();
@@ -60,7 +60,7 @@ fn a_guest_that_dies_as_it_connects_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_host_without_pages_to_share_says_so() {
+fn a_host_without_pages_to_share_reports_it() {
     let (host, _store, guest) = host();
     let (xen, store) = process(&host, DomId::DOM0);
     let mut limits = host.limits(DomId::DOM0).unwrap();

@@ -22,7 +22,7 @@ use xen_store::xenbus::{BackendAction, BackendHandshake, XenbusState};
 use xen_store::{Store, Watch};
 use xen_sys::{DomId, GrantRef, Port, Xen};
 
-use crate::{Doorbell, Error, Link, Result, domid, number, ring, state};
+use crate::{Connection, Doorbell, Error, Result, domid, number, ring, state};
 
 /// The grant reference of console 0, which the domain's builder made (`GNTTAB_RESERVED_CONSOLE`).
 /// The node `ring-ref` of that console is a frame number.
@@ -33,7 +33,7 @@ const PACE: Duration = Duration::from_millis(1);
 /// One console of one domain, served by us.
 #[derive(Debug)]
 pub struct Backend {
-    link: Option<Link>,
+    connection: Option<Connection>,
     xen: Xen,
     store: Store,
     path: String,
@@ -62,7 +62,7 @@ impl Backend {
         })?;
         let nodes = store.watch(&frontend)?;
         let mut backend = Self {
-            link: None,
+            connection: None,
             xen: xen.clone(),
             store: store.clone(),
             path: path.to_owned(),
@@ -93,18 +93,18 @@ impl Backend {
     }
 
     /// The ring, while it is connected.
-    pub fn link(&mut self) -> Option<&mut Link> {
-        self.link.as_mut()
+    pub fn connection(&mut self) -> Option<&mut Connection> {
+        self.connection.as_mut()
     }
 
     /// Whether the ring is connected.
     pub fn is_connected(&self) -> bool {
-        self.link.is_some()
+        self.connection.is_some()
     }
 
     /// The descriptor of the ring's events, while it is connected: to be polled for input.
     pub fn ring_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.link.as_ref().map(AsFd::as_fd)
+        self.connection.as_ref().map(AsFd::as_fd)
     }
 
     /// The descriptors to be polled for input: the ring's and that of the frontend's nodes. Once
@@ -126,7 +126,7 @@ impl Backend {
 
     /// When to look at the ring again without an event: its peer notifies for nothing all the time.
     pub fn ring_deadline(&self) -> Option<Instant> {
-        self.link.as_ref().and_then(Link::deadline)
+        self.connection.as_ref().and_then(Connection::deadline)
     }
 
     /// Takes note of events; connects when the frontend has published, and says `Closing` when the
@@ -136,8 +136,8 @@ impl Backend {
     /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed, and the frontend
     /// is told by the state. The backend stays of use. [`Error::Store`]: it is not.
     pub fn turn(&mut self, now: Instant) -> Result<XenbusState> {
-        if let Some(link) = &mut self.link {
-            link.acknowledge(now)?;
+        if let Some(connection) = &mut self.connection {
+            connection.acknowledge(now)?;
         }
         while self.nodes.try_next()?.is_some() {
             self.handshake.handle_change();
@@ -166,10 +166,10 @@ impl Backend {
 
     fn connect(&mut self) -> Result<()> {
         match self.attach() {
-            Ok(Some(link)) => {
+            Ok(Some(connection)) => {
                 // Nobody was notified of what it wrote before this connection.
-                link.notify()?;
-                self.link = Some(link);
+                connection.notify()?;
+                self.connection = Some(connection);
                 self.handshake.handle_connected();
                 Ok(())
             }
@@ -184,7 +184,7 @@ impl Backend {
         }
     }
 
-    fn attach(&self) -> Result<Option<Link>> {
+    fn attach(&self) -> Result<Option<Connection>> {
         let reference = number(&self.store, &format!("{}/ring-ref", self.frontend));
         let reference = if self.number == 0 {
             Some(RESERVED)
@@ -198,8 +198,8 @@ impl Backend {
         let mut pages = map(&self.xen, self.domain, &[reference], PageAccess::ReadWrite)?;
         let ends = ring::backend(pages.take_region())?;
         let bell = Doorbell::bind(&self.xen, self.domain, Port::new(port), PACE)?;
-        let link = Link::new(ends, bell);
-        Ok(Some(link.published(reference.as_u32(), port)))
+        let connection = Connection::new(ends, bell);
+        Ok(Some(connection.published(reference.as_u32(), port)))
     }
 
     /// Unmaps the ring and says so. Gives what the frontend has not taken out: it will want it from
@@ -208,7 +208,7 @@ impl Backend {
     /// # Errors
     /// The store's.
     pub fn let_go(&mut self) -> Result<Vec<u8>> {
-        let back = self.link.take().map(Link::take_back);
+        let back = self.connection.take().map(Connection::take_back);
         self.handshake.handle_disconnected();
         self.write_state()?;
         Ok(back.unwrap_or_default())
@@ -220,7 +220,7 @@ impl Backend {
     /// # Errors
     /// The store's.
     pub fn give_up(&mut self) -> Result<()> {
-        self.link = None;
+        self.connection = None;
         self.handshake.handle_refused();
         self.write_state()
     }

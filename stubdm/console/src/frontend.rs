@@ -25,7 +25,7 @@ use xen_store::xenbus::{FrontendHandshake, XenbusState};
 use xen_store::{Store, Watch};
 use xen_sys::Xen;
 
-use crate::{Doorbell, Error, Link, Result, domid, ring, state};
+use crate::{Connection, Doorbell, Error, Result, domid, ring, state};
 
 /// Whether there is such a console at all: the toolstack offers it.
 ///
@@ -41,7 +41,7 @@ pub fn offered(store: &Store, node: &str) -> Result<bool> {
 /// silence: [`close`](Self::close) it.
 #[derive(Debug)]
 pub struct Frontend {
-    link: Link,
+    connection: Connection,
     store: Store,
     node: String,
     handshake: FrontendHandshake,
@@ -49,7 +49,7 @@ pub struct Frontend {
     unwritten: Option<XenbusState>,
     backend: Watch,
     backend_state: String,
-    // Last: the ring in `link` goes first.
+    // Last: the ring in `connection` goes first.
     _pages: SharedPages,
 }
 
@@ -93,7 +93,7 @@ impl Frontend {
         })?;
         Ok(Self {
             // The host is trusted.
-            link: Link::new(ends, Doorbell::new(port, channels, Duration::ZERO)),
+            connection: Connection::new(ends, Doorbell::new(port, channels, Duration::ZERO)),
             store: store.clone(),
             node: node.to_owned(),
             handshake,
@@ -105,8 +105,8 @@ impl Frontend {
     }
 
     /// The ring. Reading and writing are of use from the first moment.
-    pub fn link(&mut self) -> &mut Link {
-        &mut self.link
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
     }
 
     /// The frontend directory.
@@ -119,7 +119,7 @@ impl Frontend {
     /// # Errors
     /// The store's.
     pub fn poll_fds(&self) -> Result<[BorrowedFd<'_>; 2]> {
-        Ok([self.link.as_fd(), self.backend.poll_fd()?])
+        Ok([self.connection.as_fd(), self.backend.poll_fd()?])
     }
 
     /// Handles events, answers the backend's state, and returns it. [`XenbusState::Closed`] also
@@ -128,7 +128,7 @@ impl Frontend {
     /// # Errors
     /// The store's, the system's.
     pub fn turn(&mut self) -> Result<XenbusState> {
-        self.link.acknowledge(Instant::now())?;
+        self.connection.acknowledge(Instant::now())?;
         let mut changed = false;
         while self.backend.try_next()?.is_some() {
             changed = true;
@@ -164,7 +164,7 @@ impl Frontend {
     pub fn drain(&mut self, deadline: Instant) -> Result<bool> {
         loop {
             self.turn()?;
-            if self.link.unread()? == 0 {
+            if self.connection.unread()? == 0 {
                 return Ok(true);
             }
             if self.handshake.has_peer_ended() || deadline <= Instant::now() {
@@ -214,7 +214,7 @@ impl Frontend {
 
 impl AsFd for Frontend {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.link.as_fd()
+        self.connection.as_fd()
     }
 }
 

@@ -5,8 +5,8 @@
 //!   frontend (a domU)                    the store                       backend (dom0)
 //!   Frontend::publish ── ring-ref, port, state 3 ──▶ device/console/N ──▶ Backend::turn maps, binds
 //!        ▲     │           backend/console/S/N/state 4 ◀──────────────────────┘
-//!        │     └── out, 2 KiB ──────────────────────────────────────────────▶ Link::try_read
-//!        └──────── in, 1 KiB ◀─────────────────────────────────────────────── Link::try_write
+//!        │     └── out, 2 KiB ──────────────────────────────────────────────▶ Connection::try_read
+//!        └──────── in, 1 KiB ◀─────────────────────────────────────────────── Connection::try_write
 //! ```
 //!
 //! The frontend publishes nothing before somebody asks for it, and so no backend (QEMU's, ours,
@@ -17,7 +17,7 @@
 //! |---|---|
 //! | [`ring`] | the shared page, without I/O |
 //! | [`doorbell`] | an event channel, paced |
-//! | [`link`](mod@link) | the ring with its event channel |
+//! | [`connection`](mod@connection) | the ring with its event channel |
 //! | [`frontend`], [`backend`] | either end, its handshake by [`xen_store::xenbus`] |
 //! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
 //!
@@ -26,16 +26,16 @@
 //! [`Frontend`] is what the backend's tests have in its place.
 
 pub mod backend;
+pub mod connection;
 pub mod doorbell;
 pub mod frontend;
-pub mod link;
 pub mod ready;
 pub mod ring;
 
 pub use backend::Backend;
+pub use connection::Connection;
 pub use doorbell::Doorbell;
 pub use frontend::Frontend;
-pub use link::Link;
 pub use xen_store::xenbus::XenbusState;
 
 /// The reason why one end of a console ended or did not start.

@@ -1,4 +1,4 @@
-//! The ready byte: how a console's reader says that it reads, to a host that asks for it.
+//! The ready byte: a console's reader sends it to a host that asks for it.
 //!
 //! ```text
 //!   host      backend/console/S/N/ready-byte = "1"          before it serves the console
@@ -6,7 +6,7 @@
 //!   host      takes the byte out of the ring and begins to send
 //! ```
 //!
-//! Neither end needs the other to know of it. A domain that does not find the node writes nothing:
+//! Neither end needs the other to support it. A domain that does not find the node writes nothing:
 //! bytes that nobody asked for would be taken for something else. A host sends after [`PATIENCE`]
 //! to a domain that has not spoken.
 
@@ -44,23 +44,23 @@ pub fn is_asked(store: &Store, number: u32) -> bool {
 
 /// Output that a host holds back after it has asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gate {
+pub enum Readiness {
     /// Not connected.
     #[default]
-    Shut,
-    /// Connected, and nothing said. Opens by itself at this time.
+    Disconnected,
+    /// Connected, and nothing came. Ready by itself at this time.
     Until(Instant),
     /// To be sent.
-    Open,
+    Ready,
 }
 
-impl Gate {
-    /// The console is connected, or not. Says whether the gate opened because nobody spoke.
-    pub fn turn(&mut self, connected: bool, now: Instant) -> bool {
+impl Readiness {
+    /// The console is connected, or not. Returns whether it became ready because nothing came.
+    pub fn update(&mut self, connected: bool, now: Instant) -> bool {
         match *self {
-            Self::Shut if connected => *self = Self::Until(now + PATIENCE),
+            Self::Disconnected if connected => *self = Self::Until(now + PATIENCE),
             Self::Until(at) if at <= now => {
-                *self = Self::Open;
+                *self = Self::Ready;
                 return true;
             }
             _ => {}
@@ -69,22 +69,22 @@ impl Gate {
     }
 
     /// The domain wrote these.
-    pub fn heard(&mut self, bytes: &[u8]) {
+    pub fn handle_bytes(&mut self, bytes: &[u8]) {
         if bytes.contains(&BYTE) {
-            *self = Self::Open;
+            *self = Self::Ready;
         }
     }
 
     /// Whether bytes may be sent.
-    pub fn is_open(self) -> bool {
-        self == Self::Open
+    pub fn is_ready(self) -> bool {
+        self == Self::Ready
     }
 
-    /// When to call [`Gate::turn`] again.
+    /// When to call [`Readiness::update`] again.
     pub fn deadline(self) -> Option<Instant> {
         match self {
             Self::Until(at) => Some(at),
-            Self::Shut | Self::Open => None,
+            Self::Disconnected | Self::Ready => None,
         }
     }
 }

@@ -31,8 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(30);
 
 /// A host for one input after another.
-struct World {
-    host: Simulation,
+struct TestHost {
+    sim: Simulation,
     _stored: Arc<Server>,
     guest: DomId,
     dom0: (Xen, Store),
@@ -40,19 +40,19 @@ struct World {
     dir: tempfile::TempDir,
 }
 
-impl World {
+impl TestHost {
     fn new() -> Self {
-        let host = Simulation::start().unwrap();
-        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
-        let guest = host.add_domain().unwrap();
+        let sim = Simulation::start().unwrap();
+        let stored = xen_store_server::sim::start(&sim, Config::new()).unwrap();
+        let guest = sim.add_domain().unwrap();
         stored.add_domain(guest);
         stored.introduce(guest);
-        let open = |domain| (host.xen(domain).unwrap(), stored.connect(domain).unwrap());
+        let open = |domain| (sim.xen(domain).unwrap(), stored.connect(domain).unwrap());
         Self {
             dom0: open(DomId::DOM0),
             domu: open(guest),
             _stored: stored,
-            host,
+            sim,
             guest,
             dir: tempfile::tempdir().unwrap(),
         }
@@ -104,34 +104,34 @@ impl World {
 }
 
 thread_local! {
-    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+    static TEST_HOST: RefCell<Option<TestHost>> = const { RefCell::new(None) };
 }
 
 /// Runs an input.
 pub(crate) fn console(data: &[u8]) {
-    WORLD.with_borrow_mut(|slot| {
-        let world = slot.get_or_insert_with(World::new);
+    TEST_HOST.with_borrow_mut(|slot| {
+        let host = slot.get_or_insert_with(TestHost::new);
         let began = Instant::now();
         let mut input = Input(data);
-        let console = world.console(1 + u32::from(input.byte() % 4));
-        let (xen, store) = &world.dom0;
-        let mut service = Service::open(xen, store, world.guest, &console, LIMIT, None).unwrap();
+        let console = host.console(1 + u32::from(input.byte() % 4));
+        let (xen, store) = &host.dom0;
+        let mut service = Service::open(xen, store, host.guest, &console, LIMIT, None).unwrap();
         // Times are an argument: those between two connections pass at once.
         let mut now = Instant::now();
         let mut turn = |service: &mut Service| {
             now += STEP;
             service.turn(now)
         };
-        let mut hostile = Hostile::new(&world.domu, &console.frontend);
+        let mut hostile = Hostile::new(&host.domu, &console.frontend);
         while !input.0.is_empty() {
             hostile.act(&mut input);
             turn(&mut service);
             bounded(&console.output);
         }
         drop(hostile);
-        honest(world, &console, &mut service, &mut turn);
+        honest(host, &console, &mut service, &mut turn);
         drop(service);
-        assert_eq!(world.host.leaks(), [""; 0], "something stays");
+        assert_eq!(host.sim.leaks(), [""; 0], "something stays");
         assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
     });
 }
@@ -229,23 +229,23 @@ fn bounded(output: &Output) {
 
 /// The one that comes next finds a console that works.
 fn honest(
-    world: &World,
+    host: &TestHost,
     console: &Console,
     service: &mut Service,
     turn: &mut impl FnMut(&mut Service) -> bool,
 ) {
-    let (xen, store) = &world.domu;
+    let (xen, store) = &host.domu;
     let state = format!("{}/state", console.frontend);
     store.write(&state, "6").unwrap();
     let ended = Instant::now() + PATIENCE;
     let theirs = format!("{}/state", console.path);
-    while world.dom0.1.read_str(&theirs).unwrap() != "6" {
+    while host.dom0.1.read_str(&theirs).unwrap() != "6" {
         turn(service);
         assert!(Instant::now() < ended, "not let go");
     }
     let mut frontend = Frontend::publish(xen, store, &console.frontend, &[]).unwrap();
-    assert_eq!(frontend.link().try_write(b"honest").unwrap(), 6);
-    while frontend.link().unread().unwrap() > 0 {
+    assert_eq!(frontend.connection().try_write(b"honest").unwrap(), 6);
+    while frontend.connection().unread().unwrap() > 0 {
         turn(service);
         frontend.turn().unwrap();
         assert!(Instant::now() < ended, "not served");

@@ -1,5 +1,5 @@
 //! The hostile ends of a proxy that filters: what clients and QEMU may say, and what is held
-//! against what they hear.
+//! against what they receive.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
@@ -99,7 +99,7 @@ pub(crate) enum Due {
 pub(crate) struct Client {
     pub(crate) number: u64,
     pub(crate) due: VecDeque<Due>,
-    pub(crate) heard: Vec<u8>,
+    pub(crate) received: Vec<u8>,
     pub(crate) greeted: bool,
     pub(crate) negotiated: bool,
     pub(crate) asked: u32,
@@ -112,10 +112,10 @@ impl Client {
         (self.number * 1000 + u64::from(self.asked)).to_string()
     }
 
-    pub(crate) fn hear(&mut self, bytes: &[u8]) {
-        self.heard.extend_from_slice(bytes);
-        while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.heard.drain(..=end).collect();
+    pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
+        self.received.extend_from_slice(bytes);
+        while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.received.drain(..=end).collect();
             let line = std::str::from_utf8(&line).unwrap();
             let line = line.strip_suffix("\r\n").expect("no CR before LF");
             assert!(!line.chars().any(char::is_control), "{line:?}");
@@ -151,10 +151,10 @@ impl Client {
     }
 }
 
-/// QEMU, as far as it heard anything.
+/// QEMU, as far as it received anything.
 #[derive(Default)]
 pub(crate) struct Qemu {
-    pub(crate) heard: Vec<u8>,
+    pub(crate) received: Vec<u8>,
     pub(crate) asked: VecDeque<Value>,
     pub(crate) last: Option<String>,
     /// It has a command and said nothing since.
@@ -165,10 +165,10 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    pub(crate) fn hear(&mut self, bytes: &[u8]) {
-        self.heard.extend_from_slice(bytes);
-        while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.heard.drain(..=end).collect();
+    pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
+        self.received.extend_from_slice(bytes);
+        while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.received.drain(..=end).collect();
             if line != b"\xff\n" {
                 self.judge(serde_json::from_slice(&line).unwrap());
             }

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stubdm::proxy::Link;
+use stubdm::proxy::VchanAction;
 use stubdm::proxy::filtered::multiplexer::Multiplexer;
 use stubdm::rt::buffer::SIZE;
 use stubdm_qmp::policy::Policy;
@@ -32,15 +32,15 @@ struct Bench {
 }
 
 impl Bench {
-    /// Does the loop's part: looks at the link, takes the output.
+    /// Does the loop's part: looks at the vchan, takes the output.
     fn settle(&mut self) {
-        if !matches!(self.multiplexer.poll_link(), Link::Keep) {
+        if !matches!(self.multiplexer.poll_connection(), VchanAction::Keep) {
             self.up = false;
         }
         while !self.multiplexer.poll_vchan().is_empty() {
             let out = self.multiplexer.poll_vchan().to_vec();
             self.multiplexer.handle_vchan_written(out.len());
-            self.qemu.hear(&out);
+            self.qemu.handle_bytes(&out);
         }
         while let Some(event) = self.multiplexer.poll_audit() {
             let line = event.to_string();
@@ -59,13 +59,13 @@ impl Bench {
         let some = out[..count.min(out.len())].to_vec();
         self.multiplexer
             .handle_client_written(client.number, some.len(), self.now);
-        client.hear(&some);
+        client.handle_bytes(&some);
     }
 
     /// The client says lines, in two pieces.
-    fn say(&mut self, at: usize, said: &[u8], split: usize) {
+    fn send(&mut self, at: usize, bytes: &[u8], split: usize) {
         let number = self.clients[at].number;
-        let (first, second) = said.split_at(split % said.len());
+        let (first, second) = bytes.split_at(split % bytes.len());
         self.multiplexer
             .handle_client_bytes(number, first, self.now);
         self.multiplexer
@@ -76,7 +76,7 @@ impl Bench {
     fn ask(&mut self, at: usize) {
         let client = &mut self.clients[at];
         let id = client.id();
-        let said = if client.negotiated {
+        let bytes = if client.negotiated {
             let (number, asked) = (client.number, client.asked);
             format!(
                 r#"{{"execute":"device_del","arguments":{{"id":"xenusb-{number}-{asked}"}},"id":{id}}}"#
@@ -86,15 +86,15 @@ impl Bench {
             format!(r#"{{"execute":"qmp_capabilities","id":{id}}}"#)
         };
         client.due.push_back(Due::Exactly(id));
-        self.say(at, format!("{said}\r\n").as_bytes(), 0);
+        self.send(at, format!("{bytes}\r\n").as_bytes(), 0);
     }
 
     /// Sends any bytes. Only a line that is not empty is answered, once.
     fn babble(&mut self, at: usize, input: &mut Input<'_>) {
         let client = &mut self.clients[at];
         let id = client.id();
-        let said = line(input, COMMANDS, &id);
-        let text = said.strip_suffix(b"\n").unwrap_or(&said);
+        let bytes = line(input, COMMANDS, &id);
+        let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
         if text.contains(&b'\n') || text.iter().all(|byte| *byte == b'\r') {
             return;
         }
@@ -105,19 +105,19 @@ impl Bench {
             .push_back(Due::Perhaps(told.map(ToString::to_string)));
         // Whether it was taken for a negotiation is seen by asking again, which is refused at
         // worst.
-        self.say(at, &said, usize::from(input.byte()));
+        self.send(at, &bytes, usize::from(input.byte()));
     }
 
     /// QEMU says something, as fast as it is read from.
-    fn tell(&mut self, mut said: &[u8]) {
-        while self.up && !said.is_empty() {
-            let room = self.multiplexer.vchan_room().min(said.len());
+    fn answer(&mut self, mut bytes: &[u8]) {
+        while self.up && !bytes.is_empty() {
+            let room = self.multiplexer.vchan_room().min(bytes.len());
             if room == 0 {
                 self.pass(Duration::from_millis(100));
                 continue;
             }
-            let (now, rest) = said.split_at(room);
-            said = rest;
+            let (now, rest) = bytes.split_at(room);
+            bytes = rest;
             self.qemu.owes = false;
             self.multiplexer.handle_vchan_bytes(now, self.now);
             self.settle();
@@ -132,7 +132,7 @@ impl Bench {
 
     /// A new monitor behind a new connection, if one is wanted.
     fn connect(&mut self) -> bool {
-        let Link::Connect(at) = self.multiplexer.poll_link() else {
+        let VchanAction::Connect(at) = self.multiplexer.poll_connection() else {
             return false;
         };
         self.now = self.now.max(at);
@@ -158,14 +158,14 @@ impl Bench {
         let code = input.byte();
         let at = usize::from(input.byte());
         let at = (!self.clients.is_empty()).then(|| at % self.clients.len());
-        let heard = at.filter(|at| self.multiplexer.client_room(self.clients[*at].number) > 0);
-        match (code % 16, at, heard) {
+        let open = at.filter(|at| self.multiplexer.client_room(self.clients[*at].number) > 0);
+        match (code % 16, at, open) {
             (0, ..) if self.clients.len() < 4 => {
                 let number = self.multiplexer.handle_client_arrived(self.now);
                 self.clients.push(Client {
                     number,
                     due: VecDeque::new(),
-                    heard: Vec::new(),
+                    received: Vec::new(),
                     greeted: false,
                     negotiated: false,
                     asked: 0,
@@ -181,13 +181,13 @@ impl Bench {
             }
             (8, ..) => {
                 if self.connect() {
-                    self.tell(GREETING.as_bytes());
+                    self.answer(GREETING.as_bytes());
                 }
             }
             (15, ..) if code < 128 => self.looked_at(input.byte() < 128),
             (9..=11, ..) => {
                 if let Some(answer) = self.qemu.answer() {
-                    self.tell(answer.as_bytes());
+                    self.answer(answer.as_bytes());
                 }
             }
             (12 | 13, ..) => {
@@ -196,9 +196,9 @@ impl Bench {
                     (160..200, _) => format!("\"{}\"", self.qemu.count + 1),
                     (byte, _) => byte.to_string(),
                 };
-                let said = line(input, ANSWERS, &id);
+                let bytes = line(input, ANSWERS, &id);
                 let times = if input.byte() < 16 { 60 } else { 1 };
-                self.tell(&said.repeat(times));
+                self.answer(&bytes.repeat(times));
             }
             (14, ..) if code < 64 => self.lose(),
             _ => self.pass(Duration::from_millis(u64::from(input.byte()) * 40)),
@@ -240,9 +240,9 @@ impl Bench {
             if self.multiplexer.has_saved() {
                 self.looked_at(true);
             } else if self.connect() {
-                self.tell(GREETING.as_bytes());
+                self.answer(GREETING.as_bytes());
             } else if let Some(answer) = self.qemu.answer().filter(|_| self.up) {
-                self.tell(answer.as_bytes());
+                self.answer(answer.as_bytes());
             } else {
                 let at = self.multiplexer.poll_timeout().expect("waits for nothing");
                 self.pass(at.saturating_duration_since(self.now));

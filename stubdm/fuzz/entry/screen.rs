@@ -20,14 +20,14 @@ const OUT: usize = 17 << 10;
 
 /// The result of the server's bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
+struct Summary {
     bytes: usize,
     sum: u64,
     updates: usize,
     failed: bool,
 }
 
-impl Seen {
+impl Summary {
     fn take(&mut self, client: &mut Client, mut bytes: &[u8]) {
         let mut screen = client.screen().unwrap_or_default();
         while !self.failed {
@@ -65,13 +65,14 @@ pub(crate) fn screen(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else {
         return;
     };
-    let (mut whole, mut client) = (Seen::default(), Client::new(LIMIT));
+    let (mut whole, mut client) = (Summary::default(), Client::new(LIMIT));
     whole.take(&mut client, data);
 
-    let (mut seen, mut client, mut input) = (Seen::default(), Client::new(LIMIT), Input::default());
+    let (mut summary, mut client, mut input) =
+        (Summary::default(), Client::new(LIMIT), Input::default());
     let drains = cut & 0x80 != 0;
     for piece in data.chunks(usize::from(cut & 0x7f) + 1) {
-        seen.take(&mut client, piece);
+        summary.take(&mut client, piece);
         // The same bytes as events.
         let mut event = [0; EVENT];
         let tail = piece.get(..8.min(piece.len())).unwrap();
@@ -95,5 +96,5 @@ pub(crate) fn screen(data: &[u8]) {
             client.handle_sent(usize::MAX);
         }
     }
-    assert_eq!(seen, whole, "in pieces of {}", (cut & 0x7f) + 1);
+    assert_eq!(summary, whole, "in pieces of {}", (cut & 0x7f) + 1);
 }

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_cannot_mount_it_is_told_by_modules_and_settings() {
+    fn a_kernel_that_cannot_mount_it_is_found_by_modules_and_settings() {
         let zlib = "CONFIG_SQUASHFS_ZLIB=y\n";
         let built_in = format!("CONFIG_BLK_DEV_LOOP=y\nCONFIG_SQUASHFS=y\n{zlib}");
         for (modules, config, part) in [

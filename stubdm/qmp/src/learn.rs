@@ -8,12 +8,12 @@
 //! It takes what was seen for what is meant, so the log must come from a stubdomain that is not
 //! hostile. A person reads the result before it holds.
 
-mod seen;
+mod values;
 
 use std::collections::BTreeMap;
 
 use crate::json::Json;
-use crate::learn::seen::{Seen, quoted};
+use crate::learn::values::{Values, quoted};
 use crate::policy::schema::Version;
 use crate::policy::{Limits, Policy, PolicyError};
 
@@ -31,14 +31,14 @@ type Kind = (String, Vec<String>);
 #[derive(Debug, Default)]
 struct Use {
     times: usize,
-    arguments: Seen,
-    answers: Seen,
+    arguments: Values,
+    answers: Values,
     answered: bool,
 }
 
 /// A command whose answer is awaited.
 #[derive(Debug)]
-struct Asked {
+struct Pending {
     id: Json,
     kind: Kind,
     arguments: Option<Json>,
@@ -51,7 +51,7 @@ struct Asked {
 /// The log shows no QMP, or what it shows makes no policy.
 pub fn learn(log: &str, base: Option<&Policy>) -> Result<String, PolicyError> {
     let mut uses: BTreeMap<Kind, Use> = BTreeMap::new();
-    let mut open: Vec<Asked> = Vec::new();
+    let mut open: Vec<Pending> = Vec::new();
     let mut commands = 0;
     for message in messages(log) {
         if let Some(name) = message.get("execute").and_then(Json::text) {
@@ -65,7 +65,7 @@ pub fn learn(log: &str, base: Option<&Policy>) -> Result<String, PolicyError> {
             let id = message.get("id").cloned().unwrap_or(Json::Null);
             let kind = (name.to_owned(), keys);
             open.retain(|asked| asked.id != id);
-            open.push(Asked {
+            open.push(Pending {
                 id,
                 kind,
                 arguments,
@@ -90,7 +90,7 @@ pub fn learn(log: &str, base: Option<&Policy>) -> Result<String, PolicyError> {
 
 fn note(
     uses: &mut BTreeMap<Kind, Use>,
-    asked: Asked,
+    asked: Pending,
     answer: Option<&Json>,
     base: Option<&Policy>,
 ) {
@@ -125,13 +125,13 @@ fn written(uses: &BTreeMap<Kind, Use>, on_top: bool) -> Result<String, PolicyErr
             entry.times,
             quoted(name)
         );
-        for (key, shape) in entry.arguments.members(seen::Side::Arguments)? {
-            text += &format!("arguments.{} = {shape}\n", quoted(&key));
+        for (key, schema) in entry.arguments.members(values::Side::Arguments)? {
+            text += &format!("arguments.{} = {schema}\n", quoted(&key));
         }
         if !entry.answered {
             text += "# no answer was seen: only success is told\n";
-        } else if let Some(shape) = entry.answers.shape(seen::Side::Answers)? {
-            text += &format!("answer = {shape}\n");
+        } else if let Some(schema) = entry.answers.schema(values::Side::Answers)? {
+            text += &format!("answer = {schema}\n");
         }
     }
     // The text has to be a policy.

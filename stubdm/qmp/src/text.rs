@@ -23,7 +23,7 @@ use serde_json::Value;
 /// * What is not seen: U+00AD, U+034F, U+180E, U+200B to U+200D, U+2060 to U+2065, U+206A to
 ///   U+206F, U+FEFF, U+FFF9 to U+FFFB, tags and the rest of U+E0000 to U+E0FFF.
 ///
-/// Two names that look the same may still differ: letters of several scripts have one shape.
+/// Two names that look the same may still differ: letters of several scripts have one schema.
 #[must_use]
 pub fn is_active(c: char) -> bool {
     c.is_control()

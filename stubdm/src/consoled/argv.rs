@@ -37,7 +37,7 @@ pub struct Wanted {
 
 /// Options that may be there once.
 #[derive(Debug, Default)]
-struct Seen {
+struct Given {
     domain: Option<DomId>,
     libxl: Option<PathBuf>,
     libxenstat: Option<PathBuf>,
@@ -53,69 +53,69 @@ struct Seen {
 /// Reads QEMU's arguments, without the program's name. `None` if they ask for anything but
 /// consoles.
 pub fn recognise(args: &[OsString]) -> Option<Wanted> {
-    let mut seen = Seen::default();
+    let mut given = Given::default();
     let mut rest = args.iter();
     while let Some(option) = rest.next() {
         let mut value = || rest.next().map(OsString::as_os_str);
         match option.to_str()? {
-            "-xen-domid" => once(&mut seen.domain, domain(value()?)?)?,
+            "-xen-domid" => once(&mut given.domain, domain(value()?)?)?,
             "-chardev" => {
                 let (id, path) = socket(value()?)?;
                 let known = match id {
-                    b"libxl-cmd" => &mut seen.libxl,
-                    b"libxenstat-cmd" => &mut seen.libxenstat,
+                    b"libxl-cmd" => &mut given.libxl,
+                    b"libxenstat-cmd" => &mut given.libxenstat,
                     _ => return None,
                 };
                 once(known, path)?;
             }
             "-mon" => match value()?.to_str()? {
-                "chardev=libxl-cmd,mode=control" => flag(&mut seen.monitors[0])?,
-                "chardev=libxenstat-cmd,mode=control" => flag(&mut seen.monitors[1])?,
+                "chardev=libxl-cmd,mode=control" => flag(&mut given.monitors[0])?,
+                "chardev=libxenstat-cmd,mode=control" => flag(&mut given.monitors[1])?,
                 _ => return None,
             },
-            "-xen-attach" => flag(&mut seen.attach)?,
+            "-xen-attach" => flag(&mut given.attach)?,
             "-machine" => value()
                 .filter(|v| *v == "xenpv")
-                .map(|_| flag(&mut seen.machine))??,
+                .map(|_| flag(&mut given.machine))??,
             "-display" => value()
                 .filter(|v| *v == "none")
-                .map(|_| flag(&mut seen.display))??,
+                .map(|_| flag(&mut given.display))??,
             "-vnc" => {
-                flag(&mut seen.idle[0])?;
-                seen.vnc = match value()?.to_str()? {
+                flag(&mut given.idle[0])?;
+                given.vnc = match value()?.to_str()? {
                     "none" => None,
                     words => Some(words.parse().ok()?),
                 };
             }
             "-m" => {
                 value()?.to_str()?.parse::<u32>().ok()?;
-                flag(&mut seen.idle[1])?;
+                flag(&mut given.idle[1])?;
             }
             "-name" => {
                 // `NAME,process=…` and the like would be a wish.
                 if value()?.as_bytes().contains(&b',') {
                     return None;
                 }
-                flag(&mut seen.idle[2])?;
+                flag(&mut given.idle[2])?;
             }
-            "-no-shutdown" => flag(&mut seen.idle[3])?,
-            "-nodefaults" => flag(&mut seen.idle[4])?,
-            "-no-user-config" => flag(&mut seen.idle[5])?,
+            "-no-shutdown" => flag(&mut given.idle[3])?,
+            "-nodefaults" => flag(&mut given.idle[4])?,
+            "-no-user-config" => flag(&mut given.idle[5])?,
             // Says the same as `-display none` where there is nothing on stdin.
             "-nographic" => {}
             _ => return None,
         }
     }
-    let [libxl, libxenstat] = seen.monitors;
-    let complete = seen.attach && seen.machine && seen.display && libxl;
+    let [libxl, libxenstat] = given.monitors;
+    let complete = given.attach && given.machine && given.display && libxl;
     // A socket that is no monitor, or a monitor without a socket.
-    let paired = libxenstat == seen.libxenstat.is_some();
+    let paired = libxenstat == given.libxenstat.is_some();
     (complete && paired).then_some(())?;
     Some(Wanted {
-        domain: seen.domain?,
-        libxl: seen.libxl?,
-        libxenstat: seen.libxenstat,
-        vnc: seen.vnc,
+        domain: given.domain?,
+        libxl: given.libxl?,
+        libxenstat: given.libxenstat,
+        vnc: given.vnc,
     })
 }
 

@@ -31,7 +31,7 @@ const SCREENS: &str = "/etc/stubdm/screens";
 
 /// The command line of `stubdm-run device-model`.
 #[derive(Args, Clone, Debug)]
-pub struct LaunchOptions {
+pub struct ExecOptions {
     /// The QEMU that is started for everything but consoles
     #[arg(long, value_name = "PATH")]
     pub real: PathBuf,
@@ -72,9 +72,9 @@ pub fn called(args: &[OsString]) -> Result<()> {
         });
         let found = found
             .ok_or_else(|| Failure::new(format_args!("{} is not on the path", name.display())))?;
-        return launch(&real(&found), Some(&found), arguments);
+        return serve_or_exec(&real(&found), Some(&found), arguments);
     }
-    launch(&real(name), Some(name), arguments)
+    serve_or_exec(&real(name), Some(name), arguments)
 }
 
 /// Where the real QEMU is whose place we have.
@@ -89,7 +89,7 @@ fn real(name: &Path) -> PathBuf {
 ///
 /// # Errors
 /// As for [`called`].
-pub fn launch(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Result<()> {
+pub fn serve_or_exec(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Result<()> {
     let Some(wanted) = recognise(arguments) else {
         if let Some(socket) = probe::recognise(arguments).filter(|_| !real.exists()) {
             return probe::answer(socket);

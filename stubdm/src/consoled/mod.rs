@@ -2,7 +2,7 @@
 //! for nothing else.
 //!
 //! ```text
-//!   libxl ── -xen-domid S … -machine xenpv ──▶ launch ──▶ everything but consoles, or not known ──▶ the real QEMU (execve)
+//!   libxl ── -xen-domid S … -machine xenpv ──▶ serve? ──▶ everything but consoles, or not known ──▶ the real QEMU (execve)
 //!     │                                          │
 //!     │ ◀── device-model/S/state = running ──────┤ run
 //!     │ ◀── query-chardev ───── monitor ◀────────┤

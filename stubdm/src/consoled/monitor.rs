@@ -17,8 +17,8 @@ const BACKLOG: usize = 256 << 10;
 
 /// A listening socket with its clients.
 #[derive(Debug)]
-pub struct Monitor {
-    door: Listener,
+pub struct QmpSocket {
+    listener: Listener,
     _file: SocketFile,
     clients: Vec<Client>,
     password: Option<String>,
@@ -32,7 +32,7 @@ struct Client {
     gone: bool,
 }
 
-impl Monitor {
+impl QmpSocket {
     /// Listens at `path`.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Monitor {
     pub fn listen(path: &Path) -> Result<Self> {
         let (listener, file) = bind(path)?;
         Ok(Self {
-            door: listener.into(),
+            listener: listener.into(),
             _file: file,
             clients: Vec::new(),
             password: None,
@@ -50,7 +50,7 @@ impl Monitor {
     /// Takes in who has come, answers what was asked. Says whether somebody asked for the end.
     pub fn turn(&mut self, facts: &Facts, now: Instant) -> bool {
         while self.clients.len() < CLIENTS {
-            let Some(fd) = self.door.accept(now) else {
+            let Some(fd) = self.listener.accept(now) else {
                 break;
             };
             self.clients.extend(Client::new(fd));
@@ -71,14 +71,14 @@ impl Monitor {
 
     /// When to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        self.door.deadline()
+        self.listener.deadline()
     }
 
     /// Returns the descriptors to wait for.
     pub fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::new();
         if self.clients.len() < CLIENTS {
-            interests.extend(self.door.interest());
+            interests.extend(self.listener.interest());
         }
         for client in &self.clients {
             let waiting = !client.answers.is_empty();
@@ -134,7 +134,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     /// One line, while the monitor has its turns.
-    fn line(monitor: &mut Monitor, stream: &UnixStream) -> String {
+    fn line(monitor: &mut QmpSocket, stream: &UnixStream) -> String {
         monitor.turn(&Facts::default(), Instant::now());
         let mut text = String::new();
         BufReader::new(stream).read_line(&mut text).unwrap();
@@ -145,7 +145,7 @@ mod tests {
     fn clients_come_and_go_and_a_silent_one_is_in_nobodys_way() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("q");
-        let mut monitor = Monitor::listen(&path).unwrap();
+        let mut monitor = QmpSocket::listen(&path).unwrap();
         let _silent = UnixStream::connect(&path).unwrap();
         for _ in 0..20 {
             let mut stream = UnixStream::connect(&path).unwrap();
@@ -171,7 +171,7 @@ mod tests {
     fn a_client_that_takes_no_answers_holds_no_memory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("q");
-        let mut monitor = Monitor::listen(&path).unwrap();
+        let mut monitor = QmpSocket::listen(&path).unwrap();
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_nonblocking(true).unwrap();
         for _ in 0..10_000 {

@@ -91,7 +91,7 @@ pub(super) fn answer(number: RawFd) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consoled::exec::launch;
+    use crate::consoled::exec::serve_or_exec;
     use std::io::{BufRead, BufReader};
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
@@ -126,7 +126,7 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("qmp")).unwrap();
         let asked = question(listener.as_raw_fd());
         let no_qemu = dir.path().join("qemu.real");
-        let answering = std::thread::spawn(move || launch(&no_qemu, None, &asked));
+        let answering = std::thread::spawn(move || serve_or_exec(&no_qemu, None, &asked));
         let mut stream = UnixStream::connect(dir.path().join("qmp")).unwrap();
         let patience = Some(Duration::from_secs(10));
         stream.set_read_timeout(patience).unwrap();

@@ -18,7 +18,7 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 
 use super::logfile;
-use super::monitor::Monitor;
+use super::monitor::QmpSocket;
 use super::qmp::{Facts, VncFacts};
 use super::screen::server::ScreenServer;
 use super::screen::vnc::Vnc;
@@ -150,7 +150,7 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
         server.screen = Some(screen);
     }
     for path in &options.qmp {
-        server.monitors.push(Monitor::listen(path)?);
+        server.monitors.push(QmpSocket::listen(path)?);
     }
     let state = format!("/local/domain/0/device-model/{domain}/state");
     service::announce(store, &state, "running", resume).context(&state)?;
@@ -167,7 +167,7 @@ pub fn serve(xen: &Xen, store: &Store, options: &ConsoledOptions, found: &[Conso
 /// Everything that is served.
 #[derive(Debug)]
 struct Server {
-    monitors: Vec<Monitor>,
+    monitors: Vec<QmpSocket>,
     services: Vec<Service>,
     screen: Option<ScreenServer>,
     facts: Facts,
@@ -204,7 +204,7 @@ impl Task for Server {
     fn interests(&self) -> Vec<Interest<'_>> {
         let services = self.services.iter().flat_map(Service::interests);
         services
-            .chain(self.monitors.iter().flat_map(Monitor::interests))
+            .chain(self.monitors.iter().flat_map(QmpSocket::interests))
             .chain(self.screen.iter().flat_map(ScreenServer::interests))
             .collect()
     }

@@ -91,7 +91,7 @@ pub fn run(options: &SelectOptions) -> Result<()> {
         command.spawn().context(COMMAND)?;
         return Ok(());
     }
-    let mut monitor = Monitor::new(monitor)?;
+    let mut monitor = QemuMonitor::new(monitor)?;
     let store = options.store.open()?.with_timeout(Some(PATIENCE));
     let deadline = Instant::now() + CONNECTED_WITHIN;
     match wait_connected(&store, options.domid, &mut monitor, deadline)? {
@@ -105,7 +105,7 @@ pub fn run(options: &SelectOptions) -> Result<()> {
 fn wait_connected(
     store: &Store,
     domain: DomId,
-    monitor: &mut Monitor,
+    monitor: &mut QemuMonitor,
     deadline: Instant,
 ) -> Result<bool> {
     let node = format!("/local/domain/0/backend/vfb/{domain}/0/state");
@@ -136,7 +136,7 @@ fn wait_connected(
 }
 
 /// Presses the keys on a VNC connection of its own.
-fn select(monitor: &mut Monitor, deadline: Instant) -> Result<()> {
+fn select(monitor: &mut QemuMonitor, deadline: Instant) -> Result<()> {
     let (ours, theirs) = UnixStream::pair().context("a socket")?;
     let name = || Json::Text("stubdm-run".into());
     let names = map([("fdname", name())]);
@@ -173,14 +173,14 @@ fn select(monitor: &mut Monitor, deadline: Instant) -> Result<()> {
 
 /// A QMP monitor.
 #[derive(Debug)]
-struct Monitor {
+struct QemuMonitor {
     stream: Stream,
     qmp: Qmp,
     /// Its greeting came and was answered.
     ready: bool,
 }
 
-impl Monitor {
+impl QemuMonitor {
     fn new(fd: OwnedFd) -> Result<Self> {
         Ok(Self {
             stream: Stream::socket(fd).context("QEMU's monitor")?,
@@ -285,9 +285,9 @@ mod tests {
     }
 
     /// A monitor, and QEMU's end of it.
-    fn joined() -> (Monitor, UnixStream) {
+    fn joined() -> (QemuMonitor, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Monitor::new(ours.into()).unwrap(), theirs)
+        (QemuMonitor::new(ours.into()).unwrap(), theirs)
     }
 
     /// Negotiates as QEMU; returns the descriptor that comes with `getfd`.

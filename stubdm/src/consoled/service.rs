@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use tracing::{info, warn};
-use xen_console::ready::{self, Gate};
+use xen_console::ready::{self, Readiness};
 use xen_console::ring::{IN_SIZE, OUT_SIZE};
-use xen_console::{Backend, Error, Link, XenbusState};
+use xen_console::{Backend, Connection, Error, XenbusState};
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
@@ -23,7 +23,7 @@ const ROUNDS: usize = 16;
 /// How much is on its way to the domain at the most: what was put into one ring, and what was taken
 /// up for it meanwhile.
 const PENDING: usize = 2 * IN_SIZE;
-/// How many mishaps of one console are told in our log, which the domain could fill otherwise.
+/// How many mishaps of one console are logged, which the domain could fill otherwise.
 const COMPLAINTS: u32 = 20;
 
 /// A console that is served.
@@ -35,7 +35,7 @@ pub struct Service {
     pending: Vec<u8>,
     complaints: u32,
     /// Whether the domain reads what is sent.
-    gate: Gate,
+    readiness: Readiness,
     /// The store has failed: the ring goes on without.
     deaf: bool,
     progress: Option<Progress>,
@@ -104,13 +104,13 @@ impl Service {
                 .context(&node)?;
             info!("console {number} is {terminal}");
         }
-        let mut gate = Gate::Open;
+        let mut readiness = Readiness::Ready;
         if matches!(sink, Sink::Source(_)) {
             ready::ask(store, path).context(path)?;
-            gate = Gate::Shut;
+            readiness = Readiness::Disconnected;
         }
         Ok(Self {
-            gate,
+            readiness,
             backend: Backend::new(xen, store, path).context(&what)?,
             sink,
             pending: Vec::new(),
@@ -140,7 +140,7 @@ impl Service {
     /// Moves what there is, a bounded part of it. Says whether there may be more at once.
     pub fn turn(&mut self, now: Instant) -> bool {
         let state = if self.deaf {
-            self.hear_the_ring(now)
+            self.read_ring(now)
         } else {
             self.backend.turn(now)
         };
@@ -151,7 +151,7 @@ impl Service {
             self.complain(&error);
             XenbusState::Connected
         });
-        if self.gate.turn(self.backend.is_connected(), now) {
+        if self.readiness.update(self.backend.is_connected(), now) {
             let number = self.backend.number();
             info!("console {number}: no word that anybody reads; it is sent what there is");
         }
@@ -173,9 +173,9 @@ impl Service {
         moved.unwrap_or(false)
     }
 
-    fn hear_the_ring(&mut self, now: Instant) -> xen_console::Result<XenbusState> {
-        if let Some(link) = self.backend.link() {
-            link.acknowledge(now)?;
+    fn read_ring(&mut self, now: Instant) -> xen_console::Result<XenbusState> {
+        if let Some(connection) = self.backend.connection() {
+            connection.acknowledge(now)?;
         }
         Ok(XenbusState::Connected)
     }
@@ -193,26 +193,26 @@ impl Service {
 
     /// From the ring to the sink. Whether the ring may hold more.
     fn out(&mut self) -> xen_console::Result<bool> {
-        let Some(link) = self.backend.link() else {
+        let Some(connection) = self.backend.connection() else {
             return Ok(false);
         };
         if let Some(progress) = &mut self.progress {
-            progress.connected(link, &mut self.sink)?;
+            progress.connected(connection, &mut self.sink)?;
         }
         let mut buffer = [0; OUT_SIZE];
         for _ in 0..ROUNDS {
-            let count = link.peek(&mut buffer)?;
+            let count = connection.peek(&mut buffer)?;
             if count == 0 {
                 return Ok(false);
             }
             // Before the room is given back: what a filler pushes out of the ring has been written.
             let bytes = buffer.get(..count).unwrap_or_default();
-            self.gate.heard(bytes);
+            self.readiness.handle_bytes(bytes);
             self.sink.take(bytes);
             if let Some(progress) = &mut self.progress {
-                progress.write(link.position().wrapping_add(count as u32), &self.sink);
+                progress.write(connection.position().wrapping_add(count as u32), &self.sink);
             }
-            link.consume(count)?;
+            connection.consume(count)?;
         }
         Ok(true)
     }
@@ -222,7 +222,11 @@ impl Service {
         if let Sink::Pty(pty) = &mut self.sink {
             pty.flush();
         }
-        let Some(link) = self.backend.link().filter(|_| self.gate.is_open()) else {
+        let Some(connection) = self
+            .backend
+            .connection()
+            .filter(|_| self.readiness.is_ready())
+        else {
             return Ok(false);
         };
         for _ in 0..ROUNDS {
@@ -234,7 +238,7 @@ impl Service {
             if self.pending.is_empty() {
                 return Ok(false);
             }
-            let took = link.try_write(&self.pending)?;
+            let took = connection.try_write(&self.pending)?;
             if took == 0 {
                 return Ok(false);
             }
@@ -264,7 +268,7 @@ impl Service {
             true => self.backend.ring_deadline(),
             false => self.backend.deadline(),
         };
-        earlier(backend, self.gate.deadline())
+        earlier(backend, self.readiness.deadline())
     }
 
     fn complain(&mut self, error: &Error) {
@@ -274,7 +278,7 @@ impl Service {
             warn!("console {number}: {error}");
         }
         if self.complaints == COMPLAINTS {
-            warn!("console {number}: no more of this is told");
+            warn!("console {number}: no more of this is logged");
         }
     }
 }
@@ -293,16 +297,20 @@ impl Progress {
     }
 
     /// Compares the ring with the position of the one before, once it is connected.
-    fn connected(&mut self, link: &mut Link, sink: &mut Sink) -> xen_console::Result<()> {
-        let ring = link.identity();
+    fn connected(
+        &mut self,
+        connection: &mut Connection,
+        sink: &mut Sink,
+    ) -> xen_console::Result<()> {
+        let ring = connection.identity();
         if self.ring.replace(ring) == Some(ring) {
             return Ok(());
         }
         if let Some(before) = self.before.take() {
-            let ahead = before.index.wrapping_sub(link.position()) as usize;
+            let ahead = before.index.wrapping_sub(connection.position()) as usize;
             if (before.reference, before.port) == ring && ahead <= OUT_SIZE {
                 if ahead > 0 {
-                    link.consume(ahead)?;
+                    connection.consume(ahead)?;
                 } else if let Err(error) = sink.cut(before.file, OUT_SIZE as u64) {
                     warn!("cutting a console's file: {error}");
                 }
@@ -311,7 +319,7 @@ impl Progress {
                 }
             }
         }
-        self.write(link.position(), sink);
+        self.write(connection.position(), sink);
         Ok(())
     }
 

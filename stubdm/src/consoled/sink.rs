@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_says_what_a_file_is_for() {
+    fn the_number_decides_what_a_file_is_for() {
         let dir = tempfile::tempdir().unwrap();
         let output = Output::File(dir.path().join("f"));
         assert!(matches!(

@@ -52,7 +52,7 @@ pub struct StateFile {
     place: Place,
     /// Why what comes is not written any more: until the next record.
     broken: bool,
-    /// Lines told.
+    /// Lines logged.
     lines: u32,
 }
 
@@ -203,10 +203,10 @@ impl StateFile {
     fn end(&mut self, header: &Header, crc: Hasher) -> Place {
         let (number, length) = (header.number, header.length);
         if crc.finalize() != header.crc {
-            if self.may_tell() {
+            if self.may_log() {
                 warn!("save {number}: {length} bytes that are not what was sent");
             }
-        } else if !self.broken && self.may_tell() {
+        } else if !self.broken && self.may_log() {
             info!(
                 "save {number}: {length} bytes are in {}",
                 self.file.path().display()
@@ -246,7 +246,7 @@ impl StateFile {
     /// A state that lacks a part is of no use: it stays cut, which the restoring side sees.
     fn complain(&mut self, error: &io::Error) {
         self.broken = true;
-        if self.may_tell() {
+        if self.may_log() {
             warn!(
                 "writing {}: {error}; this state is lost",
                 self.file.path().display()
@@ -255,10 +255,10 @@ impl StateFile {
     }
 
     /// Counts a line of our log.
-    fn may_tell(&mut self) -> bool {
+    fn may_log(&mut self) -> bool {
         self.lines = self.lines.saturating_add(1);
         if self.lines == LINES {
-            warn!("{}: no more of this is told", self.file.path().display());
+            warn!("{}: no more of this is logged", self.file.path().display());
         }
         self.lines < LINES
     }
@@ -437,17 +437,17 @@ mod tests {
     }
 
     #[test]
-    fn states_are_for_their_owner_and_of_many_records_not_every_one_is_told() {
+    fn states_are_for_their_owner_and_of_many_records_not_every_one_is_logged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let logged = || {
             let mut file = StateFile::create(&path).unwrap();
-            let told = Recorder::default();
+            let log = Recorder::default();
             let subscriber = tracing_subscriber::fmt().with_writer({
-                let told = told.clone();
-                move || told.clone()
+                let log = log.clone();
+                move || log.clone()
             });
-            let len = || told.0.lock().unwrap().len();
+            let len = || log.0.lock().unwrap().len();
             tracing::subscriber::with_default(subscriber.finish(), || {
                 file.take(&record(1, b"").0);
                 let numbers = if len() > 0 { 2..10_000 } else { 0..0 };
@@ -455,13 +455,13 @@ mod tests {
                     file.take(&record(number, b"").0);
                 }
             });
-            std::mem::take(&mut *told.0.lock().unwrap())
+            std::mem::take(&mut *log.0.lock().unwrap())
         };
         // tracing passes a new subscriber over if another test logs the same line for the first
         // time at that moment.
-        let told = (0..1000).map(|_| logged()).find(|told| !told.is_empty());
-        let told = told.unwrap();
-        let lines = told.iter().filter(|byte| **byte == b'\n').count();
+        let log = (0..1000).map(|_| logged()).find(|log| !log.is_empty());
+        let log = log.unwrap();
+        let lines = log.iter().filter(|byte| **byte == b'\n').count();
         assert!((2..200).contains(&lines), "{lines} lines");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }

@@ -77,11 +77,11 @@ impl Drives {
         self.events.as_fd()
     }
 
-    /// Takes in what the kernel has said. `true` if there may be more.
+    /// Takes the kernel's events. Returns `true` if there may be more.
     ///
     /// # Errors
     /// The system's. Messages were lost if it is `ENOBUFS`.
-    pub fn hear(&mut self) -> io::Result<bool> {
+    pub fn handle_events(&mut self) -> io::Result<bool> {
         let mut buffer = [0; MESSAGE_MAX];
         for _ in 0..BATCH {
             match recvfrom::<NetlinkAddr>(self.events.as_raw_fd(), &mut buffer) {
@@ -193,6 +193,6 @@ mod tests {
     fn without_drives_nobody_listens_and_with_them_the_socket_is_quiet() {
         assert!(Drives::listen(Vec::new()).unwrap().is_none());
         let mut drives = Drives::listen(vec![5632]).unwrap().unwrap();
-        assert!(!drives.hear().unwrap());
+        assert!(!drives.handle_events().unwrap());
     }
 }

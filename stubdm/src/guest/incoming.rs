@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use xen_console::ready;
 use xen_store::Store;
 
-use crate::guest::save::restore::{Found, Reader};
+use crate::guest::save::restore::{Found, Restore};
 use crate::guest::tty::{Direction, open_raw};
 use crate::libxl::dm_argv::DmArgv;
 use crate::rt::error::{Context, Result};
@@ -51,13 +51,13 @@ pub fn prepare(argv: &mut DmArgv, store: &Store) -> Result<Option<Incoming>> {
         return Ok(None);
     }
     let console = open(ready::is_asked(store, NUMBER))?;
-    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
-    argv.set_incoming(&format!("fd:{}", reader.as_raw_fd()));
+    let (restore, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
+    argv.set_incoming(&format!("fd:{}", restore.as_raw_fd()));
     let work = move || feed(console, File::from(writer));
     let outcome = Outcome::of("incoming", work).context("a thread")?;
     info!("the guest's saved state comes from {CONSOLE}");
     Ok(Some(Incoming {
-        pipe: reader,
+        pipe: restore,
         outcome,
     }))
 }
@@ -88,13 +88,13 @@ fn feed(mut console: File, pipe: File) -> std::result::Result<(), String> {
 /// # Errors
 /// Fails if the bytes are no state, or were cut short or altered, and with the console's errors.
 pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, String> {
-    let mut reader = Reader::default();
+    let mut restore = Restore::default();
     let mut last = None;
     let mut total = 0u64;
     let mut buffer = [0; 4096];
     loop {
-        if !reader.is_plain() && !readable(console, SILENCE).map_err(|e| e.to_string())? {
-            if !reader.silence()? {
+        if !restore.is_plain() && !readable(console, SILENCE).map_err(|e| e.to_string())? {
+            if !restore.silence()? {
                 continue;
             }
             let (number, state): (u32, Vec<u8>) = last.take().ok_or("no state came")?;
@@ -113,7 +113,7 @@ pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, S
         };
         let mut bytes = buffer.get(..count).unwrap_or_default();
         loop {
-            match reader.push(bytes)? {
+            match restore.push(bytes)? {
                 Found::Nothing => break,
                 Found::Record(number, state) => last = Some((number, state)),
                 Found::Pass(bytes) => {

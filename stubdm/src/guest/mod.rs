@@ -263,7 +263,7 @@ fn stubdomain(
     let in_here = |path: &str| Path::new(path).exists();
     let (mut argv, findings) = guest
         .argv(&store)?
-        .fit(&in_here)
+        .rewrite(&in_here)
         .map_err(|finding| Failure::new(finding.line().unwrap_or_default()))?;
     for line in findings.iter().filter_map(Finding::line) {
         warn!("{}", one_line(&line));
@@ -301,7 +301,7 @@ fn stubdomain(
         .filter(|confinement| confinement.user.is_some())
         .map(|_| pci::broker::start(&xen, &store, guest.domid))
         .transpose()?;
-    let mut launch = qemu::launch_in(
+    let mut started = qemu::start_in(
         directory,
         &options.qemu,
         argv,
@@ -310,8 +310,8 @@ fn stubdomain(
         confinement,
         calls,
     )?;
-    launch.incoming = outcome;
-    let world = watch::World {
+    started.incoming = outcome;
+    let env = watch::Environment {
         xen: &xen,
         store: &store,
         guest: &guest,
@@ -320,9 +320,9 @@ fn stubdomain(
         began,
         options,
     };
-    let screen = screen.zip(launch.screen.take());
+    let screen = screen.zip(started.screen.take());
     let screen = screen.map(|(devices, socket)| Screen::new(devices, socket));
-    watch::over(&world, launch, drives, saver, screen)
+    watch::over(&env, started, drives, saver, screen)
 }
 
 /// Returns the saver of the guest; without it the guest runs and cannot be saved.
@@ -378,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_command_line_has_a_say() {
+    fn the_kernel_command_line_counts() {
         let line = "console=hvc0 stubdm.qemu=/opt/qemu rdinit=/init stubdm.verbose stubdm.qemu-root \
                     stubdm.hang-after=3 stubdm.keep-guest stubdm.privcmd-restricted \
                     stubdm.allow-unconfined stubdm.device-limit=70 stubdm.launch-limit=90\n";

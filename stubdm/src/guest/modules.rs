@@ -248,7 +248,7 @@ fn load(path: &Path, restricted: bool) -> nix::Result<()> {
     } else if name == PRIVCMD && restricted {
         info!("xen-privcmd stays restricted, as it was asked to (XSA-482)");
     } else if name == PRIVCMD {
-        let known = compressed || fs::read(path).is_ok_and(|file| knows_restriction(&file));
+        let known = compressed || fs::read(path).is_ok_and(|file| supports_restriction(&file));
         if known {
             info!("loading xen-privcmd with unrestricted=1: QEMU needs plain hypercalls (XSA-482)");
             parameters = c"unrestricted=1";
@@ -270,7 +270,7 @@ fn load(path: &Path, restricted: bool) -> nix::Result<()> {
 }
 
 /// Whether a module file describes the parameter that lifts the restriction.
-fn knows_restriction(file: &[u8]) -> bool {
+fn supports_restriction(file: &[u8]) -> bool {
     let word = b"parmtype=unrestricted:";
     file.windows(word.len()).any(|window| window == word)
 }
@@ -342,10 +342,12 @@ mod tests {
 
     #[test]
     fn the_parameter_is_looked_for_where_modules_describe_themselves() {
-        assert!(knows_restriction(
+        assert!(supports_restriction(
             b"\0parmtype=unrestricted:bool\0license=GPL\0"
         ));
-        assert!(!knows_restriction(b"\0parmtype=something_unrestricted\0"));
-        assert!(!knows_restriction(b""));
+        assert!(!supports_restriction(
+            b"\0parmtype=something_unrestricted\0"
+        ));
+        assert!(!supports_restriction(b""));
     }
 }

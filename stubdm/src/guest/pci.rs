@@ -3,7 +3,7 @@
 //! ```text
 //!   libxl                        kernel in here             here
 //!   device/pci/0 ─────────────────────────────────────────▶ loads xen-pcifront
-//!   waits for the backend's 4 ◀─ pcifront: state 4 ───────▶ says how many there are, or what is wrong
+//!   waits for the backend's 4 ◀─ pcifront: state 4 ───────▶ logs the number, or what is wrong
 //!   device_add to QEMU
 //! ```
 //!
@@ -68,7 +68,7 @@ pub fn attend(store: &Store, load: impl FnOnce() + Send + 'static) -> Result<()>
         let mut limit = LogLimit::new(Instant::now());
         let said = attend_to(&store, LIMIT, load, |outcome| {
             if admits(&mut limit, &outcome, Instant::now()) {
-                say(&outcome);
+                log_outcome(&outcome);
             }
         });
         if let Err(error) = said {
@@ -106,7 +106,7 @@ fn passes(limit: &mut LogLimit, length: usize, now: Instant) -> bool {
     }
 }
 
-fn say(outcome: &Outcome) {
+fn log_outcome(outcome: &Outcome) {
     match outcome {
         Outcome::Connected => {
             let count = fs::read_dir(DEVICES).map_or(0, Iterator::count);
@@ -122,7 +122,7 @@ fn attend_to(
     store: &Store,
     limit: Duration,
     load: impl FnOnce(),
-    mut say: impl FnMut(Outcome),
+    mut report: impl FnMut(Outcome),
 ) -> xen_store::Result<()> {
     let state = format!("{FRONTEND}/state");
     let mut load = Some(load);
@@ -144,14 +144,14 @@ fn attend_to(
             }
         };
         match done {
-            Some(true) => say(Outcome::Connected),
+            Some(true) => report(Outcome::Connected),
             Some(false) => {}
-            None => say(Outcome::Stuck(describe(store, began.elapsed()))),
+            None => report(Outcome::Stuck(describe(store, began.elapsed()))),
         }
         store.wait_for(&state, None, |value| value.is_none().then_some(()))?;
         // Of the next devices it would be no reason.
         let _ = store.rm(ERROR);
-        say(Outcome::Gone);
+        report(Outcome::Gone);
     }
 }
 
@@ -211,16 +211,16 @@ mod tests {
     const BACKEND: &str = "/local/domain/0/backend/pci/9/0";
 
     #[test]
-    fn an_end_that_gives_up_is_told_of_at_once_with_its_reason() {
+    fn an_end_that_gives_up_is_reported_at_once_with_its_reason() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let server = Server::start(Config::new()).unwrap();
         server.listen(&socket).unwrap();
         let store = Store::connect(&socket).unwrap();
         let own = Store::connect(&socket).unwrap();
-        let (says, said) = mpsc::channel();
+        let (sender, outcomes) = mpsc::channel();
         std::thread::spawn(move || {
-            let _ = attend_to(&own, LIMIT, || (), |outcome| says.send(outcome).unwrap());
+            let _ = attend_to(&own, LIMIT, || (), |outcome| sender.send(outcome).unwrap());
         });
         let backend = format!("{BACKEND}/state");
         let none = "device/pci/0/none";
@@ -234,24 +234,24 @@ mod tests {
             store.write("device/pci/0/backend", BACKEND).unwrap();
             store.write(&backend, "2").unwrap();
             store.write("device/pci/0/state", "1").unwrap();
-            let quiet = said.recv_timeout(LOOK * 3);
+            let quiet = outcomes.recv_timeout(LOOK * 3);
             assert!(quiet.is_err(), "{quiet:?} before {node}");
             if node == none {
                 return;
             }
             store.write(node, value).unwrap();
-            let Ok(Outcome::Stuck(why)) = said.recv_timeout(Duration::from_secs(20)) else {
+            let Ok(Outcome::Stuck(why)) = outcomes.recv_timeout(Duration::from_secs(20)) else {
                 panic!("{node} {value}: nothing in 20 s");
             };
             assert!(why.contains(part), "{why}");
             store.rm("device/pci/0").unwrap();
-            let gone = said.recv_timeout(Duration::from_secs(20));
+            let gone = outcomes.recv_timeout(Duration::from_secs(20));
             assert_eq!(gone, Ok(Outcome::Gone));
         }
     }
 
     #[test]
-    fn devices_that_come_connect_go_and_come_again_are_told_of() {
+    fn devices_that_come_connect_go_and_come_again_are_logged() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let server = Server::start(Config::new()).unwrap();
@@ -259,13 +259,13 @@ mod tests {
         let store = Store::connect(&socket).unwrap();
         let own = Store::connect(&socket).unwrap();
         let (loads, loaded) = mpsc::channel();
-        let (says, said) = mpsc::channel();
+        let (sender, outcomes) = mpsc::channel();
         std::thread::spawn(move || {
             let _ = attend_to(
                 &own,
                 Duration::from_secs(1),
                 move || loads.send(()).unwrap(),
-                |outcome| says.send(outcome).unwrap(),
+                |outcome| sender.send(outcome).unwrap(),
             );
         });
         let patience = Duration::from_secs(60);
@@ -274,7 +274,7 @@ mod tests {
         store.write(&format!("{BACKEND}/state"), "2").unwrap();
         state("1");
         loaded.recv_timeout(patience).unwrap();
-        let Outcome::Stuck(why) = said.recv_timeout(patience).unwrap() else {
+        let Outcome::Stuck(why) = outcomes.recv_timeout(patience).unwrap() else {
             panic!("connected");
         };
         for part in ["after 1 s", "state is 1,", BACKEND, "is 2;"] {
@@ -284,9 +284,9 @@ mod tests {
         // Not told of before it has gone, nor loaded anew when it comes again.
         state("4");
         store.rm("device/pci/0").unwrap();
-        assert_eq!(said.recv_timeout(patience), Ok(Outcome::Gone));
+        assert_eq!(outcomes.recv_timeout(patience), Ok(Outcome::Gone));
         state("4");
-        assert_eq!(said.recv_timeout(patience), Ok(Outcome::Connected));
+        assert_eq!(outcomes.recv_timeout(patience), Ok(Outcome::Connected));
         assert!(loaded.try_recv().is_err());
     }
 }

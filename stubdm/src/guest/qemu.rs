@@ -44,7 +44,7 @@ pub const FIRMWARE: &[&str] = &[
 
 /// A QEMU that was started.
 #[derive(Debug)]
-pub struct Launch {
+pub struct StartedQemu {
     /// Its process.
     pub pid: Pid,
     /// Its stdout and stderr, non-blocking.
@@ -66,7 +66,7 @@ pub struct Launch {
 ///
 /// # Errors
 /// The sockets or the process could not be made, or QEMU could not be confined.
-pub fn launch_in(
+pub fn start_in(
     directory: &Path,
     program: &Path,
     argv: DmArgv,
@@ -74,7 +74,7 @@ pub fn launch_in(
     has_screen: bool,
     confinement: Option<Confinement>,
     calls: Option<Sender<Listener>>,
-) -> Result<Launch> {
+) -> Result<StartedQemu> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -134,7 +134,7 @@ pub fn launch_in(
     let child = child.context(format_args!("starting {}", program.display()))?;
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
     info!("QEMU is process {pid}");
-    Ok(Launch {
+    Ok(StartedQemu {
         pid,
         output,
         monitor,

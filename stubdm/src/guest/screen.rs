@@ -264,7 +264,7 @@ impl Screen {
     pub fn turn(&mut self, now: Instant) {
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
-            match self.launch(now) {
+            match self.start_worker(now) {
                 Ok(drawer) => self.drawer = Some(drawer),
                 Err(failure) => self.again(&format!("its process: {failure}"), now),
             }
@@ -299,7 +299,7 @@ impl Screen {
         self.start_at = Some(now + pause);
     }
 
-    fn launch(&self, now: Instant) -> Result<Drawer> {
+    fn start_worker(&self, now: Instant) -> Result<Drawer> {
         let socket = stream::connect(&self.socket).context(self.socket.display())?;
         let inherited = |fd: &OwnedFd| inheritable(fd).context("a descriptor for it");
         let socket = inherited(&socket)?;

@@ -11,7 +11,7 @@ use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
 use crate::guest::save::saver::Saver;
-use crate::guest::session::{GuestSession, Monitor};
+use crate::guest::session::{GuestSession, MonitorAction};
 use crate::libxl::payload::Payload;
 use crate::rt::event_loop::{Progress, ROUNDS, Task};
 use crate::rt::poll::Interest;
@@ -33,7 +33,7 @@ pub enum Backend {
 /// The server.
 #[derive(Debug)]
 pub struct Server<T> {
-    link: T,
+    vchan: T,
     session: GuestSession,
     backend: Backend,
     monitor: Option<Stream>,
@@ -43,10 +43,10 @@ pub struct Server<T> {
 }
 
 impl<T: Transport> Server<T> {
-    /// Serves the clients of `link`.
-    pub fn new(link: T, backend: Backend, payload: Payload) -> Self {
+    /// Serves the clients of `vchan`.
+    pub fn new(vchan: T, backend: Backend, payload: Payload) -> Self {
         Self {
-            link,
+            vchan,
             session: GuestSession::new(payload),
             backend,
             monitor: None,
@@ -89,9 +89,9 @@ impl<T: Transport> Server<T> {
         }
         self.retry_at = None;
         match self.session.poll_action() {
-            Monitor::Keep => {}
-            Monitor::Close => self.monitor = None,
-            Monitor::Open => {
+            MonitorAction::Keep => {}
+            MonitorAction::Close => self.monitor = None,
+            MonitorAction::Open => {
                 self.monitor = None;
                 let opened = match &mut self.backend {
                     Backend::Socket(path) => connect(path).and_then(Stream::socket),
@@ -132,11 +132,11 @@ impl<T: Transport> Server<T> {
         self.saver.as_ref().is_some_and(|saver| saver.is_busy())
     }
 
-    fn pump_link(&mut self) -> io::Result<bool> {
+    fn drive_vchan(&mut self) -> io::Result<bool> {
         let mut moved = false;
         let out = self.session.poll_vchan();
         if !out.is_empty() {
-            match self.link.try_write(out) {
+            match self.vchan.try_write(out) {
                 Ok(count) => {
                     self.session.handle_vchan_written(count);
                     moved |= count > 0;
@@ -151,7 +151,7 @@ impl<T: Transport> Server<T> {
             room = 0;
         }
         if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
-            match self.link.try_read(buffer) {
+            match self.vchan.try_read(buffer) {
                 Ok(0) => return Ok(true),
                 Ok(count) => {
                     let bytes = buffer.get(..count).unwrap_or_default();
@@ -172,14 +172,14 @@ impl<T: Transport> Server<T> {
 
     /// A client's leaving is told by [`Transport::peer`] in the next round and is no error.
     fn gone_or(&mut self, error: io::Error) -> io::Result<bool> {
-        if self.link.peer()? == Peer::Gone {
+        if self.vchan.peer()? == Peer::Gone {
             Ok(true)
         } else {
             Err(error)
         }
     }
 
-    fn pump_monitor(&mut self) -> bool {
+    fn drive_monitor(&mut self) -> bool {
         let Some(monitor) = &mut self.monitor else {
             return false;
         };
@@ -231,7 +231,7 @@ impl<T: Transport> Server<T> {
 
 impl<T: Transport> Task for Server<T> {
     fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = vec![(self.link.poll_fd(), PollFlags::POLLIN)];
+        let mut interests = vec![(self.vchan.poll_fd(), PollFlags::POLLIN)];
         if let Some(monitor) = &self.monitor {
             let read = self.session.monitor_room() > 0;
             let write = !self.session.poll_monitor().is_empty();
@@ -247,8 +247,8 @@ impl<T: Transport> Task for Server<T> {
     /// The vchan is of no more use: the system's error, or a client that broke the protocol.
     fn turn(&mut self, now: Instant) -> io::Result<Progress> {
         for _ in 0..ROUNDS {
-            self.link.acknowledge()?;
-            match (self.link.peer()?, self.session.has_client()) {
+            self.vchan.acknowledge()?;
+            match (self.vchan.peer()?, self.session.has_client()) {
                 (Peer::Connected, false) => {
                     debug!("a vchan client is here");
                     self.session.handle_client_arrived();
@@ -257,7 +257,7 @@ impl<T: Transport> Task for Server<T> {
                     debug!("the vchan client has left");
                     self.session.handle_client_left();
                     self.monitor = None;
-                    self.link.next_client()?;
+                    self.vchan.next_client()?;
                     if matches!(self.backend, Backend::Once(None)) {
                         return Ok(Progress::Done);
                     }
@@ -266,7 +266,7 @@ impl<T: Transport> Task for Server<T> {
                 _ => {}
             }
             self.follow(now);
-            let moved = self.keep_save() | self.pump_link()? | self.pump_monitor();
+            let moved = self.keep_save() | self.drive_vchan()? | self.drive_monitor();
             if !moved {
                 return Ok(Progress::Sleep(self.retry_at));
             }

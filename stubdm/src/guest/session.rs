@@ -1,7 +1,7 @@
 //! The stubdomain's end of QMP over vchan, client after client, without I/O.
 //!
 //! ```text
-//!   Idle ──client──▶ Opening ──monitor up──▶ Pump ──monitor closed──▶ Mute
+//!   Idle ──client──▶ Opening ──monitor up──▶ Relay ──monitor closed──▶ Mute
 //!    ▲                  │ ▲                   │ │                      │
 //!    │                  │ └──── 0x01 ─────────┘ │                      │
 //!    └──── client left: all bytes dropped, monitor closed ─────────────┘
@@ -25,7 +25,7 @@ const MARKER: u8 = 1;
 
 /// An action on the monitor connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Monitor {
+pub enum MonitorAction {
     /// Leave it as it is.
     Keep,
     /// Close it if it is open.
@@ -38,7 +38,7 @@ pub enum Monitor {
 enum Phase {
     Idle,
     Opening,
-    Pump,
+    Relay,
     Mute,
 }
 
@@ -47,11 +47,11 @@ enum Phase {
 pub struct GuestSession {
     marker: Option<u8>,
     phase: Phase,
-    heard: bool,
+    received: bool,
     to_vchan: Buffer,
     to_monitor: Buffer,
     /// Only where saved states are looked after.
-    gate: Option<Box<Intercept>>,
+    intercept: Option<Box<Intercept>>,
 }
 
 impl GuestSession {
@@ -60,10 +60,10 @@ impl GuestSession {
         Self {
             marker: (payload == Payload::Qmp).then_some(MARKER),
             phase: Phase::Idle,
-            heard: false,
+            received: false,
             to_vchan: Buffer::new(SIZE),
             to_monitor: Buffer::new(SIZE),
-            gate: None,
+            intercept: None,
         }
     }
 
@@ -74,32 +74,36 @@ impl GuestSession {
 
     /// Holds back QEMU's answer to a save until [`GuestSession::handle_outcome`].
     pub fn look_after_saves(&mut self) {
-        self.gate = Some(Box::default());
+        self.intercept = Some(Box::default());
     }
 
     /// Whether QEMU has saved and its answer waits.
     pub fn holds_a_save(&self) -> bool {
-        self.gate.as_ref().is_some_and(|gate| gate.holds())
+        self.intercept
+            .as_ref()
+            .is_some_and(|intercept| intercept.holds())
     }
 
     /// Whether QEMU has refused a save; told once.
     pub fn was_refused_a_save(&mut self) -> bool {
-        self.gate.as_mut().is_some_and(|gate| gate.was_refused())
+        self.intercept
+            .as_mut()
+            .is_some_and(|intercept| intercept.was_refused())
     }
 
     /// Lets the answer through, or a refusal in its place.
     pub fn handle_outcome(&mut self, outcome: &Result<(), String>) {
-        if let Some(gate) = &mut self.gate {
-            gate.handle_outcome(outcome, &mut self.to_vchan);
+        if let Some(intercept) = &mut self.intercept {
+            intercept.handle_outcome(outcome, &mut self.to_vchan);
         }
     }
 
     /// Returns the action on the monitor connection.
-    pub fn poll_action(&self) -> Monitor {
+    pub fn poll_action(&self) -> MonitorAction {
         match self.phase {
-            Phase::Idle | Phase::Mute => Monitor::Close,
-            Phase::Opening => Monitor::Open,
-            Phase::Pump => Monitor::Keep,
+            Phase::Idle | Phase::Mute => MonitorAction::Close,
+            Phase::Opening => MonitorAction::Open,
+            Phase::Relay => MonitorAction::Keep,
         }
     }
 
@@ -121,22 +125,22 @@ impl GuestSession {
 
     fn begin(&mut self) {
         self.phase = Phase::Opening;
-        self.heard = false;
+        self.received = false;
         self.to_vchan.clear();
         self.to_monitor.clear();
-        if let Some(gate) = &mut self.gate {
-            **gate = Intercept::default();
+        if let Some(intercept) = &mut self.intercept {
+            **intercept = Intercept::default();
         }
     }
 
-    /// The monitor connection asked for by [`Monitor::Open`] stands.
+    /// The monitor connection asked for by [`MonitorAction::Open`] stands.
     pub fn handle_monitor_up(&mut self) {
-        self.phase = Phase::Pump;
+        self.phase = Phase::Relay;
     }
 
     /// The monitor connection is gone, or could not be made.
     pub fn handle_monitor_lost(&mut self) {
-        if matches!(self.phase, Phase::Opening | Phase::Pump) {
+        if matches!(self.phase, Phase::Opening | Phase::Relay) {
             self.phase = Phase::Mute;
             self.to_monitor.clear();
         }
@@ -147,7 +151,7 @@ impl GuestSession {
     pub fn vchan_room(&self) -> usize {
         match self.phase {
             Phase::Idle | Phase::Mute => 4096,
-            Phase::Opening | Phase::Pump => self.to_monitor.room(),
+            Phase::Opening | Phase::Relay => self.to_monitor.room(),
         }
     }
 
@@ -158,24 +162,27 @@ impl GuestSession {
         }
         if let Some(marker) = self.marker {
             if let Some(at) = bytes.iter().rposition(|b| *b == marker) {
-                if self.heard || at > 0 {
+                if self.received || at > 0 {
                     self.begin();
                 }
                 bytes = bytes.get(at + 1..).unwrap_or_default();
-                self.heard = true;
+                self.received = true;
             }
         }
-        self.heard |= !bytes.is_empty();
+        self.received |= !bytes.is_empty();
         if self.phase != Phase::Mute {
             self.to_monitor.append(bytes);
         }
-        let gate = self.gate.as_mut().filter(|_| self.phase != Phase::Mute);
-        gate.is_some_and(|gate| gate.handle_client_bytes(bytes))
+        let intercept = self
+            .intercept
+            .as_mut()
+            .filter(|_| self.phase != Phase::Mute);
+        intercept.is_some_and(|intercept| intercept.handle_client_bytes(bytes))
     }
 
     /// How many bytes of the monitor's may be read now.
     pub fn monitor_room(&self) -> usize {
-        if self.phase == Phase::Pump && !self.holds_a_save() {
+        if self.phase == Phase::Relay && !self.holds_a_save() {
             self.to_vchan.room()
         } else {
             0
@@ -184,8 +191,8 @@ impl GuestSession {
 
     /// The monitor said something.
     pub fn handle_monitor_bytes(&mut self, bytes: &[u8]) {
-        match &mut self.gate {
-            Some(gate) => gate.handle_monitor_bytes(bytes, &mut self.to_vchan),
+        match &mut self.intercept {
+            Some(intercept) => intercept.handle_monitor_bytes(bytes, &mut self.to_vchan),
             None => self.to_vchan.append(bytes),
         }
     }
@@ -202,7 +209,7 @@ impl GuestSession {
 
     /// Bytes for the monitor.
     pub fn poll_monitor(&self) -> &[u8] {
-        if self.phase == Phase::Pump {
+        if self.phase == Phase::Relay {
             self.to_monitor.front()
         } else {
             &[]
@@ -219,57 +226,57 @@ impl GuestSession {
 mod tests {
     use super::*;
 
-    fn pumping() -> GuestSession {
+    fn relaying() -> GuestSession {
         let mut session = GuestSession::new(Payload::Qmp);
-        assert_eq!(session.poll_action(), Monitor::Close);
+        assert_eq!(session.poll_action(), MonitorAction::Close);
         session.handle_client_arrived();
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
         session.handle_monitor_up();
         session
     }
 
     #[test]
     fn a_client_that_leaves_takes_its_bytes_with_it() {
-        let mut session = pumping();
+        let mut session = relaying();
         session.handle_vchan_bytes(b"{\"execute\":");
         session.handle_monitor_bytes(b"{\"return\":");
         session.handle_client_left();
-        assert_eq!(session.poll_action(), Monitor::Close);
+        assert_eq!(session.poll_action(), MonitorAction::Close);
         session.handle_client_arrived();
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
         session.handle_monitor_up();
         assert!(session.poll_vchan().is_empty() && session.poll_monitor().is_empty());
     }
 
     #[test]
     fn a_monitor_that_closes_is_not_opened_for_the_same_client() {
-        let mut session = pumping();
+        let mut session = relaying();
         session.handle_monitor_bytes(b"last words");
         session.handle_monitor_lost();
-        assert_eq!(session.poll_action(), Monitor::Close);
+        assert_eq!(session.poll_action(), MonitorAction::Close);
         assert_eq!(session.poll_vchan(), b"last words");
         session.handle_vchan_bytes(b"anyone there?");
         assert!(session.vchan_room() > 0, "the ring must not fill up");
         assert!(session.poll_monitor().is_empty());
         session.handle_client_left();
         session.handle_client_arrived();
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
     }
 
     #[test]
     fn the_marker_is_ignored_first_and_a_new_session_later() {
-        let mut session = pumping();
+        let mut session = relaying();
         session.handle_vchan_bytes(b"\x01");
-        assert_eq!(session.poll_action(), Monitor::Keep);
+        assert_eq!(session.poll_action(), MonitorAction::Keep);
         session.handle_vchan_bytes(b"first");
         session.handle_monitor_bytes(b"for the first");
         session.handle_vchan_bytes(b" more\x01second");
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
         session.handle_monitor_up();
         assert_eq!(session.poll_monitor(), b"second");
         assert!(session.poll_vchan().is_empty());
         session.handle_vchan_bytes(b"\x01");
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
     }
 
     #[test]
@@ -290,25 +297,25 @@ mod tests {
         session.handle_vchan_bytes(b"\x07a\x01b");
         assert_eq!(session.poll_monitor(), b"a\x01b");
         session.handle_vchan_bytes(b"c\x07d");
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
         session.handle_monitor_up();
         assert_eq!(session.poll_monitor(), b"d");
     }
 
     #[test]
-    fn a_client_that_speaks_before_it_was_seen_has_arrived() {
+    fn a_client_whose_bytes_come_first_has_arrived() {
         let mut session = GuestSession::new(Payload::Qmp);
         assert!(session.vchan_room() > 0, "who does not read is not told");
         session.handle_vchan_bytes(b"early");
         assert!(session.has_client());
-        assert_eq!(session.poll_action(), Monitor::Open);
+        assert_eq!(session.poll_action(), MonitorAction::Open);
         session.handle_monitor_up();
         assert_eq!(session.poll_monitor(), b"early");
     }
 
     #[test]
     fn each_direction_stops_at_its_limit() {
-        let mut session = pumping();
+        let mut session = relaying();
         session.handle_vchan_bytes(&vec![b'x'; session.vchan_room()]);
         assert_eq!(session.vchan_room(), 0);
         session.handle_monitor_bytes(&vec![b'y'; session.monitor_room()]);

@@ -33,7 +33,7 @@ impl Clients {
     pub fn accept(&mut self, now: Instant) -> io::Result<Option<Stream>> {
         match self {
             Self::Once(local) => Ok(local.take()),
-            Self::Socket(door) => door.accept(now).map(Stream::socket).transpose(),
+            Self::Socket(listener) => listener.accept(now).map(Stream::socket).transpose(),
         }
     }
 
@@ -41,7 +41,7 @@ impl Clients {
     pub fn interest(&self) -> Option<Interest<'_>> {
         match self {
             Self::Once(_) => None,
-            Self::Socket(door) => door.interest(),
+            Self::Socket(listener) => listener.interest(),
         }
     }
 
@@ -49,7 +49,7 @@ impl Clients {
     pub fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Once(_) => None,
-            Self::Socket(door) => door.deadline(),
+            Self::Socket(listener) => listener.deadline(),
         }
     }
 }

@@ -103,10 +103,10 @@ impl Counters {
     }
 }
 
-/// Tells of counters at most once a second, and of the last change for certain.
+/// Reports counters at most once a second, and the last change for certain.
 pub struct Reporter {
     to: Box<dyn FnMut(&Counters) + Send>,
-    told: Counters,
+    reported: Counters,
     next: Option<Instant>,
 }
 
@@ -121,24 +121,24 @@ impl Reporter {
     pub fn new(to: impl FnMut(&Counters) + Send + 'static) -> Self {
         Self {
             to: Box::new(to),
-            told: Counters::default(),
+            reported: Counters::default(),
             next: None,
         }
     }
 
-    /// Tells of these counters, if they have changed and the last time is long enough ago.
+    /// Reports these counters, if they have changed and the last time is long enough ago.
     pub fn turn(&mut self, counters: &Counters, now: Instant) {
-        if self.told == *counters || self.next.is_some_and(|next| now < next) {
+        if self.reported == *counters || self.next.is_some_and(|next| now < next) {
             return;
         }
-        self.told = *counters;
+        self.reported = *counters;
         self.next = Some(now + PACE);
         (self.to)(counters);
     }
 
-    /// When [`Reporter::turn`] has something to tell, if these counters are not told yet.
+    /// When [`Reporter::turn`] has something to report, if these counters were not reported yet.
     pub fn deadline(&self, counters: &Counters) -> Option<Instant> {
-        self.next.filter(|_| self.told != *counters)
+        self.next.filter(|_| self.reported != *counters)
     }
 }
 
@@ -159,7 +159,7 @@ pub struct CounterPage {
 pub struct CounterFile {
     file: File,
     path: PathBuf,
-    told: CounterPage,
+    page: CounterPage,
     /// The counters of processes that are gone.
     before: Counters,
 }
@@ -188,7 +188,7 @@ impl CounterFile {
             .create_new(true)
             .mode(0o600)
             .open(&path)?;
-        let told = CounterPage {
+        let page = CounterPage {
             pid: std::process::id(),
             counters: before,
             ..CounterPage::default()
@@ -196,7 +196,7 @@ impl CounterFile {
         let mut counter_file = Self {
             file,
             path,
-            told,
+            page,
             before,
         };
         counter_file.write()?;
@@ -204,19 +204,19 @@ impl CounterFile {
     }
 
     /// Writes these counters. A failed write is ignored.
-    pub fn tell(&mut self, counters: &Counters) {
-        self.told.counters = counters.after(&self.before);
-        self.told.sequence = self.told.sequence.wrapping_add(1);
+    pub fn update(&mut self, counters: &Counters) {
+        self.page.counters = counters.after(&self.before);
+        self.page.sequence = self.page.sequence.wrapping_add(1);
         let _ = self.write();
     }
 
     /// Another begins to count, from nothing.
     pub fn begin_again(&mut self) {
-        self.before = self.told.counters;
+        self.before = self.page.counters;
     }
 
     fn write(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&page(&self.told)?, 0)
+        self.file.write_all_at(&encode(&self.page)?, 0)
     }
 }
 
@@ -235,8 +235,8 @@ fn file(folder: &Path, domain: u16) -> PathBuf {
     folder.join(format!("proxy-{domain}"))
 }
 
-fn page(told: &CounterPage) -> io::Result<[u8; SIZE]> {
-    let text = serde_json::to_vec(told)?;
+fn encode(page: &CounterPage) -> io::Result<[u8; SIZE]> {
+    let text = serde_json::to_vec(page)?;
     let mut page = [b' '; SIZE];
     let (body, end) = page.split_at_mut(SIZE - SUM);
     let room = body.get_mut(..text.len());

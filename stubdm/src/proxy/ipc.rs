@@ -110,13 +110,13 @@ impl<'a> Event<'a> {
     pub fn encode(self) -> Vec<u8> {
         match self {
             Self::Up => vec![b'u'],
-            Self::Down { may_come, why } => told(if may_come { b'd' } else { b'D' }, why),
+            Self::Down { may_come, why } => with_text(if may_come { b'd' } else { b'D' }, why),
             Self::Bytes(bytes) => tagged(b'b', bytes),
-            Self::Lost { ended, why } => told(if ended { b'l' } else { b'L' }, why),
+            Self::Lost { ended, why } => with_text(if ended { b'l' } else { b'L' }, why),
             Self::Unread(count) => tagged(b'n', &count.to_ne_bytes()),
             Self::Took => vec![b't'],
             Self::Stored(Ok(())) => vec![b's'],
-            Self::Stored(Err(why)) => told(b'S', why),
+            Self::Stored(Err(why)) => with_text(b'S', why),
         }
     }
 
@@ -152,7 +152,7 @@ fn tagged(tag: u8, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A message with a line of text that is cut to fit.
-fn told(tag: u8, text: &str) -> Vec<u8> {
+fn with_text(tag: u8, text: &str) -> Vec<u8> {
     tagged(tag, stubdm_qmp::text::cut(text, CHUNK / 2).as_bytes())
 }
 
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_understood_and_what_is_not_is_not() {
+    fn what_is_sent_is_decoded_and_nothing_else_is() {
         let bytes = [7; CHUNK];
         for order in [
             Request::Ready,

@@ -17,7 +17,7 @@
 //! | [`sandbox`] | the worker: a process without powers, which reads what the stubdomain sends |
 //! | [`filtered`] | QMP under a policy: all clients on one connection |
 //! | [`passthrough`] | bytes as they are: a connection for each client |
-//! | [`clients`], [`resync`], [`transfer`] | shared by both |
+//! | [`clients`], [`resync`], [`splice`] | shared by both |
 //! | [`saves`] | the looks at libxl's file that the answer to a save waits for |
 //! | [`counters`] | the counts that `stubdm-run status` shows |
 //!
@@ -39,7 +39,7 @@ pub mod resync;
 pub mod run;
 pub mod sandbox;
 pub mod saves;
-pub mod transfer;
+pub mod splice;
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_se
 
 /// A session's request about its vchan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
+pub enum VchanAction {
     /// Leave it as it is.
     Keep,
     /// Close it if it is open; connect at the stated time, not before.

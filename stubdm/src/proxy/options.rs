@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_operand_is_told_apart_as_upstream_does() {
+    fn the_last_operand_is_distinguished_as_upstream_does() {
         assert_eq!(Socket::parse(OsStr::new("-")), Socket::Stdio);
         assert_eq!(Socket::parse(OsStr::new("7")), Socket::Descriptor(7));
         assert_eq!(

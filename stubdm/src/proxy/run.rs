@@ -80,18 +80,18 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
                 Socket::Path(path) => Some(path.clone()),
                 _ => None,
             };
-            let (mut world, mut claim, clients, file);
+            let (mut target, mut claim, clients, file);
             match options.resume {
                 None => {
                     (clients, file) = open_clients(socket)?;
-                    world = World::open(domid, open)?;
-                    claim = take_record(&world, options)?;
+                    target = Target::open(domid, open)?;
+                    claim = take_record(&target, options)?;
                 }
                 Some(resume) => {
-                    world = World::open(domid, open)?;
+                    target = Target::open(domid, open)?;
                     // Of two that take one's place, only the one with the record may touch the
                     // socket.
-                    claim = take_record(&world, options)?;
+                    claim = take_record(&target, options)?;
                     let taken = match socket {
                         Socket::Path(path) => take_over(&path, resume),
                         other => open_clients(other),
@@ -110,28 +110,28 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
             {
                 claim.set_listener(path, listener.as_fd().as_raw_fd())?;
             }
-            let result = serve_clients(&mut world, options, policy, clients, &signals);
+            let result = serve_clients(&mut target, options, policy, clients, &signals);
             // Without the record this process is not started again.
             drop((file, claim));
             result
         }
         Mode::Server => {
             let backend = backend(socket)?;
-            let world = World::open(domid, open)?;
-            serve_vchan(&world, options, backend, &signals)
+            let target = Target::open(domid, open)?;
+            serve_vchan(&target, options, backend, &signals)
         }
     }
 }
 
 /// Records the proxy that libxl started for a guest: it waits for no other's state.
-fn take_record(world: &World, options: &ProxyOptions) -> Result<Option<Claim>> {
+fn take_record(target: &Target, options: &ProxyOptions) -> Result<Option<Claim>> {
     let libxls = options.state_path.is_some() && Payload::of_node(&options.node) == Payload::Qmp;
     if !libxls || !matches!(Socket::parse(&options.socket), Socket::Path(_)) {
         return Ok(None);
     }
     let folder = options.counters.as_deref();
     let resume = options.resume.is_some();
-    service::claim(&world.store, folder, Kind::Proxy, world.domid, resume)
+    service::claim(&target.store, folder, Kind::Proxy, target.domid, resume)
 }
 
 /// The policy, if there is to be one.
@@ -173,14 +173,14 @@ fn domain(id: u16) -> Result<DomId> {
 }
 
 /// The hypervisor, the store, and the domain at the other end.
-struct World {
+struct Target {
     xen: Xen,
     store: Store,
     domid: DomId,
     lifetime: DomainWatch,
 }
 
-impl World {
+impl Target {
     fn open(domid: DomId, open: impl FnOnce() -> Result<(Xen, Store)>) -> Result<Self> {
         let (xen, store) = open()?;
         let lifetime = DomainWatch::of(&store, domid)?;
@@ -202,14 +202,14 @@ impl World {
 }
 
 fn serve_clients(
-    world: &mut World,
+    target: &mut Target,
     options: &ProxyOptions,
     policy: Option<HostPolicy>,
     clients: Clients,
     signals: &Signals,
 ) -> Result<()> {
     let node = options.node.clone();
-    let connect = VchanConnect::new(world.xen.clone(), world.store.clone(), world.domid, node)
+    let connect = VchanConnect::new(target.xen.clone(), target.store.clone(), target.domid, node)
         .with_marker(options.reconnect_marker);
     let payload = Payload::of_node(&options.node);
     let passes = match &policy {
@@ -230,7 +230,7 @@ fn serve_clients(
         }
     });
     if payload == Payload::Qmp {
-        consoles::complete(&world.store, world.domid);
+        consoles::complete(&target.store, target.domid);
     }
     let saves = Box::new(connect.saves());
     let mut task: Box<dyn Task> = match options.sandbox {
@@ -252,7 +252,7 @@ fn serve_clients(
             );
             let policy = policy.map(HostPolicy::into_policy).transpose()?;
             let reporter =
-                counter_file.map(|mut file| Reporter::new(move |counters| file.tell(counters)));
+                counter_file.map(|mut file| Reporter::new(move |counters| file.update(counters)));
             let filter = policy.map(|policy| Filter {
                 policy,
                 reporter,
@@ -261,12 +261,12 @@ fn serve_clients(
             driver(clients, connect, payload, filter, seed())
         }
     };
-    world.announce(options.state_path.as_ref(), options.resume.is_some())?;
+    target.announce(options.state_path.as_ref(), options.resume.is_some())?;
     info!(
         "serving {} of domain {}: {passes}",
-        options.node, world.domid
+        options.node, target.domid
     );
-    let stops: &mut [&mut dyn Stop] = &mut [&mut &*signals, &mut world.lifetime];
+    let stops: &mut [&mut dyn Stop] = &mut [&mut &*signals, &mut target.lifetime];
     let ended = event_loop::run(&mut *task, stops).context("serving clients")?;
     if let Some(reason) = ended {
         info!("{reason}: the proxy ends");
@@ -275,15 +275,15 @@ fn serve_clients(
 }
 
 fn serve_vchan(
-    world: &World,
+    target: &Target,
     options: &ProxyOptions,
     backend: Backend,
     signals: &Signals,
 ) -> Result<()> {
-    let channel = xen_vchan::ServerBuilder::new(world.domid, options.node.as_str())
+    let channel = xen_vchan::ServerBuilder::new(target.domid, options.node.as_str())
         // Dom0's clients can write into this domain's memory anyway, and come back quickly.
-        .reuse_memory(world.domid == DomId::DOM0)
-        .publish(&world.xen, &world.store)
+        .reuse_memory(target.domid == DomId::DOM0)
+        .publish(&target.xen, &target.store)
         .context(format_args!("offering a vchan at {}", options.node))?;
     let mut server = Server::new(
         Vchan::new(channel),
@@ -291,8 +291,8 @@ fn serve_vchan(
         Payload::of_node(&options.node),
     )
     .with_marker(options.reconnect_marker);
-    world.announce(options.state_path.as_ref(), options.resume.is_some())?;
-    info!("offering {} to domain {}", options.node, world.domid);
+    target.announce(options.state_path.as_ref(), options.resume.is_some())?;
+    info!("offering {} to domain {}", options.node, target.domid);
     let ended = event_loop::run(&mut server, &mut [&mut &*signals]).context("the vchan")?;
     if let Some(reason) = ended {
         info!("{reason}: the proxy ends");

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_one_line_whatever_the_cause_says() {
+    fn a_failure_is_one_line_whatever_the_causes_text() {
         let cause: std::result::Result<(), _> = Err("first\r\n\tsecond\u{1b}[31m\n");
         let failure = cause.context("reading\nx").unwrap_err();
         assert_eq!(failure.to_string(), "reading x: first second [31m");

@@ -21,7 +21,7 @@ use crate::rt::stream::connect;
 
 /// How long nobody is let in after that failed.
 const REST: Duration = Duration::from_secs(1);
-/// How many of these failures are told in the log.
+/// How many of these failures are logged.
 const COMPLAINTS: u32 = 20;
 
 /// A bound socket file. Dropping it removes the file if it is still the one that was bound.
@@ -201,10 +201,10 @@ mod tests {
                 .contains("another process")
         );
         assert!(UnixStream::connect(&path).is_ok());
-        let (mut door, now) = (Listener::from(listener), Instant::now());
-        assert!(door.accept(now).is_some(), "bind's own look");
-        assert!(door.accept(now).is_some());
-        assert!(door.accept(now).is_none());
+        let (mut listener, now) = (Listener::from(listener), Instant::now());
+        assert!(listener.accept(now).is_some(), "bind's own look");
+        assert!(listener.accept(now).is_some());
+        assert!(listener.accept(now).is_none());
         drop(file);
         assert!(!path.exists());
     }
@@ -212,16 +212,16 @@ mod tests {
     #[test]
     fn a_socket_that_lets_nobody_in_is_not_looked_at_all_the_time() {
         let (no_listener, _far) = UnixStream::pair().unwrap();
-        let mut door = Listener::from(UnixListener::from(OwnedFd::from(no_listener)));
+        let mut listener = Listener::from(UnixListener::from(OwnedFd::from(no_listener)));
         let now = Instant::now();
-        assert!(door.interest().is_some());
+        assert!(listener.interest().is_some());
         for _ in 0..3 {
-            assert!(door.accept(now).is_none());
-            assert!(door.interest().is_none());
-            assert_eq!(door.failures, 1);
+            assert!(listener.accept(now).is_none());
+            assert!(listener.interest().is_none());
+            assert_eq!(listener.failures, 1);
         }
-        door.accept(door.deadline().unwrap());
-        assert_eq!(door.failures, 2);
+        listener.accept(listener.deadline().unwrap());
+        assert_eq!(listener.failures, 2);
     }
 
     #[test]

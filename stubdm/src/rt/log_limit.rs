@@ -49,7 +49,7 @@ impl LogLimit {
         }
     }
 
-    /// How many lines were left out and not told of.
+    /// How many lines were left out and not reported.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -88,14 +88,14 @@ mod tests {
     fn a_flood_costs_a_burst_and_a_trickle_however_long_it_lasts() {
         let start = Instant::now();
         let mut limit = LogLimit::new(start);
-        let (mut passed, mut told, mut stops) = (0u64, 0, 0);
+        let (mut passed, mut reported, mut stops) = (0u64, 0, 0);
         const HOUR: u64 = 3600;
         for step in 0..HOUR * 100 {
             match limit.admit(68, start + Duration::from_millis(step * 10)) {
                 Verdict::Pass => passed += 100,
                 Verdict::PassAfter(dropped) => {
                     passed += 100;
-                    told += dropped;
+                    reported += dropped;
                 }
                 Verdict::Stop => stops += 1,
                 Verdict::Drop => {}
@@ -106,7 +106,7 @@ mod tests {
             passed <= most && passed > most * 9 / 10,
             "{passed} of {most}"
         );
-        assert_eq!(passed / 100 + told + limit.dropped(), HOUR * 100);
+        assert_eq!(passed / 100 + reported + limit.dropped(), HOUR * 100);
         // It neither stops for ever nor at every line.
         assert!((10..HOUR / 10).contains(&stops), "{stops} stops");
     }

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn success_and_failure_are_told_and_a_long_reason_is_cut() {
+    fn success_and_failure_are_passed_and_a_long_reason_is_cut() {
         assert_eq!(awaited(Outcome::of("a", || Ok(())).unwrap()), Ok(()));
         let long = "é".repeat(WHY_MAX);
         let failure = awaited(Outcome::of("b", move || Err(long)).unwrap());

@@ -185,7 +185,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_full_queue_is_told_and_not_waited_for() {
+    fn a_full_queue_is_reported_and_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         assert_eq!(connect(&path).unwrap_err().kind(), io::ErrorKind::NotFound);

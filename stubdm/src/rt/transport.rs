@@ -70,13 +70,13 @@ pub trait Transport {
 /// Makes the client's end of a [`Transport`].
 pub trait Connect {
     /// The transport it makes.
-    type Link: Transport;
+    type Transport: Transport;
 
     /// Connects at once or not at all.
     ///
     /// # Errors
     /// `NotFound` while there is no server; anything else for what else went wrong.
-    fn connect(&mut self) -> io::Result<Self::Link>;
+    fn connect(&mut self) -> io::Result<Self::Transport>;
 
     /// Whether a server can still come: its domain exists.
     fn may_come(&mut self) -> bool;

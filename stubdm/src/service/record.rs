@@ -233,7 +233,7 @@ pub fn folder(folder: &Path) -> Result<PathBuf> {
 
 /// The state of a record's process.
 #[derive(Debug)]
-pub enum Life {
+pub enum Liveness {
     /// It holds the lock.
     Alive,
     /// No process holds the lock. While this value lives, none can take it.
@@ -258,7 +258,7 @@ impl Orphan {
 
 /// Reads a record and its process's state. Returns `None` for what is no record of root's or this
 /// user's.
-pub fn read(path: &Path) -> Option<(Record, Life)> {
+pub fn read(path: &Path) -> Option<(Record, Liveness)> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let mut options = OpenOptions::new();
     let file = options.read(true).custom_flags(flags.bits()).open(path);
@@ -274,9 +274,9 @@ pub fn read(path: &Path) -> Option<(Record, Life)> {
         Ok(file) => {
             let record = parse(&file)?;
             let path = path.to_owned();
-            return is_at(&file, &path).then_some((record, Life::Gone(Orphan { file, path })));
+            return is_at(&file, &path).then_some((record, Liveness::Gone(Orphan { file, path })));
         }
-        Err((file, Errno::EAGAIN)) => (file, Life::Alive),
+        Err((file, Errno::EAGAIN)) => (file, Liveness::Alive),
         Err(_) => return None,
     };
     Some((parse(&life.0)?, life.1))
@@ -293,7 +293,7 @@ fn parse(mut file: &File) -> Option<Record> {
 }
 
 /// The records below `folder`, in order of their names.
-pub fn all(folder: &Path) -> Vec<(PathBuf, Record, Life)> {
+pub fn all(folder: &Path) -> Vec<(PathBuf, Record, Liveness)> {
     let entries = fs::read_dir(folder.join(FOLDER)).into_iter().flatten();
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
@@ -315,7 +315,7 @@ mod tests {
         let claim = Claim::take(dir.path(), record()).unwrap().unwrap();
         assert!(Claim::take(dir.path(), record()).unwrap().is_none());
         let found = all(dir.path());
-        assert!(matches!(&found[..], [(_, r, Life::Alive)] if *r == record()));
+        assert!(matches!(&found[..], [(_, r, Liveness::Alive)] if *r == record()));
         // As a kill leaves it.
         let path = claim.path.clone();
         let left = fs::read(&path).unwrap();
@@ -323,10 +323,12 @@ mod tests {
         assert!(all(dir.path()).is_empty());
         fs::write(&path, left).unwrap();
         let found = all(dir.path());
-        assert!(matches!(&found[..], [(_, _, Life::Gone(_))]));
+        assert!(matches!(&found[..], [(_, _, Liveness::Gone(_))]));
         drop(found);
         let (_, life) = read(&path).unwrap();
-        let Life::Gone(orphan) = life else { panic!() };
+        let Liveness::Gone(orphan) = life else {
+            panic!()
+        };
         assert!(
             Claim::take(dir.path(), record()).unwrap().is_none(),
             "no two start it"
@@ -341,8 +343,8 @@ mod tests {
         let path = folder(dir.path()).unwrap().join(record().file_name());
         fs::write(&path, serde_json::to_vec(&record()).unwrap()).unwrap();
         let reading = all(dir.path());
-        assert!(matches!(&reading[..], [(_, _, Life::Gone(_))]));
-        assert!(matches!(read(&path), Some((_, Life::Gone(_)))));
+        assert!(matches!(&reading[..], [(_, _, Liveness::Gone(_))]));
+        assert!(matches!(read(&path), Some((_, Liveness::Gone(_)))));
     }
 
     #[test]
@@ -358,7 +360,7 @@ mod tests {
         let rest = before.get(after.len()..).unwrap();
         fs::write(&path, [&after, rest].concat()).unwrap();
         let found = all(dir.path());
-        assert!(matches!(&found[..], [(_, r, Life::Gone(_))] if *r == record()));
+        assert!(matches!(&found[..], [(_, r, Liveness::Gone(_))] if *r == record()));
     }
 
     #[test]

@@ -61,14 +61,14 @@ impl Cleanup {
             .spawn()
             .context(what)?;
         let life = child.stdin.take();
-        let told = child.stdout.take();
+        let output = child.stdout.take();
         let cleanup = Self {
             child,
             life,
             directory,
         };
         let mut made = [0];
-        match told.map(|mut told| told.read_exact(&mut made)) {
+        match output.map(|mut output| output.read_exact(&mut made)) {
             Some(Ok(())) => Ok(cleanup),
             // It has said why, unless it was killed.
             _ => {

@@ -176,7 +176,7 @@ impl Machine {
 mod tests {
     use super::*;
 
-    fn say(machine: &Machine, negotiated: &mut bool, line: &str) -> Value {
+    fn reply(machine: &Machine, negotiated: &mut bool, line: &str) -> Value {
         let line = Line::Whole(line.as_bytes().to_vec());
         machine.answer(&line, negotiated).0
     }
@@ -184,17 +184,17 @@ mod tests {
     #[test]
     fn it_has_qemus_manners() {
         let (machine, mut negotiated) = (Machine::default(), false);
-        let mut say = |line: &str| say(&machine, &mut negotiated, line);
-        let early = say(r#"{"execute": "query-status", "id": 7}"#);
+        let mut ask = |line: &str| reply(&machine, &mut negotiated, line);
+        let early = ask(r#"{"execute": "query-status", "id": 7}"#);
         assert_eq!(early["error"]["class"], "CommandNotFound");
         assert_eq!(early["id"], 7);
-        assert_eq!(say("\u{ff}")["error"]["class"], "GenericError");
-        let ready = say(r#"{"execute": "qmp_capabilities"}"#);
+        assert_eq!(ask("\u{ff}")["error"]["class"], "GenericError");
+        let ready = ask(r#"{"execute": "qmp_capabilities"}"#);
         assert_eq!(ready, json!({"return": {}}));
-        say(r#"{"execute": "cont"}"#);
-        let status = say(r#"{"execute": "query-status"}"#);
+        ask(r#"{"execute": "cont"}"#);
+        let status = ask(r#"{"execute": "query-status"}"#);
         assert_eq!(status["return"]["status"], "running");
-        let again = say(r#"{"execute": "qmp_capabilities"}"#);
+        let again = ask(r#"{"execute": "qmp_capabilities"}"#);
         assert_eq!(again["error"]["class"], "CommandNotFound");
     }
 

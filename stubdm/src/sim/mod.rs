@@ -58,7 +58,7 @@ const SIGNALS: &[Signal] = &[
 #[command(after_help = "\
 Needs neither Xen nor root. Starts a simulated host in this process, writes what libxl writes for
 a guest with a stubdomain, runs the stubdomain's init and the host's proxy as processes of their
-own, and asks QEMU through all of them. Steps are told on stderr, the answer on stdout.
+own, and asks QEMU through all of them. Steps are printed on stderr, the answer on stdout.
 
 Without --qemu it is qemu-system-x86_64 if that is on PATH, otherwise a scripted peer that knows
 query-version, query-status, query-name, query-commands, cont, stop and quit.
@@ -88,12 +88,12 @@ pub fn run(options: &SimOptions) -> Result<()> {
     let signals = Signals::take(SIGNALS).context("taking over signals")?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper")?;
     let cleanup = Cleanup::start()?;
-    let told = story(options, cleanup.directory(), &signals);
+    let result = story(options, cleanup.directory(), &signals);
     let removed = cleanup.sweep();
-    if told.is_ok() && removed.is_ok() {
+    if result.is_ok() && removed.is_ok() {
         step("ended: nothing is left");
     }
-    told.and(removed)
+    result.and(removed)
 }
 
 /// One line for the person who watches.
@@ -128,9 +128,9 @@ fn story(options: &SimOptions, directory: &Path, signals: &Signals) -> Result<()
         host: &host,
         started: Vec::new(),
     };
-    let told = parts.tell(options, &qemu, &what);
+    let result = parts.run(options, &qemu, &what);
     let stopped = parts.stop();
-    told.and(stopped).and(host.end())
+    result.and(stopped).and(host.end())
 }
 
 /// The program to run as QEMU, and what to call it.
@@ -161,7 +161,7 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     /// From the first process to the last answer.
-    fn tell(&mut self, options: &SimOptions, qemu: &Path, what: &str) -> Result<()> {
+    fn run(&mut self, options: &SimOptions, qemu: &Path, what: &str) -> Result<()> {
         let host = self.host;
         let begun = Instant::now();
         let stub = host.stub.to_string();

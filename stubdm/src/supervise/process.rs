@@ -15,7 +15,7 @@ use rustix::process::{
 
 use crate::rt::error::{Context, Failure, Result};
 use crate::service::claim::{self as service, Resume};
-use crate::service::record::{self, Life, Record};
+use crate::service::record::{self, Liveness, Record};
 
 /// A living process.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Process {
         };
         // The process that wrote this number still holds the lock, so the number is still its own.
         match record::read(path) {
-            Some((now, Life::Alive)) if now.pid == record.pid => {}
+            Some((now, Liveness::Alive)) if now.pid == record.pid => {}
             _ => return Ok(None),
         }
         let listener = listener(&pidfd, record);

@@ -13,7 +13,7 @@ use crate::libxl::store::{Pair, StoreOptions, domid};
 use crate::proxy::counters;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::poll::{readable, sleep};
-use crate::service::record::{self, Life};
+use crate::service::record::{self, Liveness};
 use crate::supervise::folder::FolderWatch;
 use crate::supervise::process::{self, Process};
 use crate::supervise::run::is_running;
@@ -95,7 +95,7 @@ fn restart(folder: &Path, path: &Path) -> Result<(u32, u32)> {
     let record = &record;
     let watch = FolderWatch::of(&record::folder(folder)?)?;
     let mut listener = None;
-    if let Life::Alive = life {
+    if let Liveness::Alive = life {
         if let Some(mut process) = Process::of(path, record).context("its process")? {
             listener = process.listener.take();
             process.kill().context("ending it")?;
@@ -113,7 +113,7 @@ fn restart(folder: &Path, path: &Path) -> Result<(u32, u32)> {
     };
     loop {
         watch.drain();
-        if let Some((now, Life::Alive)) = record::read(path) {
+        if let Some((now, Liveness::Alive)) = record::read(path) {
             if now.pid != record.pid {
                 return Ok((record.pid, now.pid));
             }

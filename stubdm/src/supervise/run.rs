@@ -27,7 +27,7 @@ use crate::rt::log;
 use crate::rt::poll::{Interest, earlier, readable};
 use crate::rt::signals::Signals;
 use crate::service::claim as service;
-use crate::service::record::{self, Kind, Life, Orphan, Record};
+use crate::service::record::{self, Kind, Liveness, Orphan, Record};
 use crate::supervise::folder::FolderWatch;
 use crate::supervise::process::{self, Process};
 
@@ -104,7 +104,7 @@ pub fn run_on(
         next_standby: Instant::now(),
     };
     info!("supervising the services of {}", records.display());
-    let mut asked = Asked(&signals);
+    let mut asked = StopSignal(&signals);
     let ended = event_loop::run(&mut supervisor, &mut [&mut asked]).context("supervising")?;
     if let Some(mut standby) = supervisor.standby.take() {
         let _ = standby.kill();
@@ -135,9 +135,9 @@ fn lock_file(folder: &Path) -> Result<File> {
 }
 
 /// Any signal but SIGCHLD, which only wakes the loop.
-struct Asked<'a>(&'a Signals);
+struct StopSignal<'a>(&'a Signals);
 
-impl Stop for Asked<'_> {
+impl Stop for StopSignal<'_> {
     fn interests(&self) -> Vec<Interest<'_>> {
         vec![readable(self.0.as_fd())]
     }
@@ -187,7 +187,13 @@ struct Supervisor {
 
 impl Supervisor {
     /// Looks at one record; returns when to look again without an event.
-    fn look(&mut self, path: &Path, record: Record, life: Life, now: Instant) -> Option<Instant> {
+    fn look(
+        &mut self,
+        path: &Path,
+        record: Record,
+        life: Liveness,
+        now: Instant,
+    ) -> Option<Instant> {
         let service = self
             .services
             .entry(path.to_owned())
@@ -202,7 +208,7 @@ impl Supervisor {
                 pauses: self.pauses,
             });
         match life {
-            Life::Alive => {
+            Liveness::Alive => {
                 if service.process.is_some() && service.record == record {
                     return None;
                 }
@@ -227,7 +233,7 @@ impl Supervisor {
                     }
                 }
             }
-            Life::Gone(orphan) => self.gone(path, orphan, now),
+            Liveness::Gone(orphan) => self.gone(path, orphan, now),
         }
     }
 

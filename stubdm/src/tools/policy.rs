@@ -121,7 +121,7 @@ fn members(shape: &Schema) -> Vec<String> {
             .iter()
             .map(|member| {
                 let mark = if member.optional { " (optional)" } else { "" };
-                format!("    {}{mark}: {}\n", member.key, member.shape)
+                format!("    {}{mark}: {}\n", member.key, member.schema)
             })
             .collect(),
         other => vec![format!("    {other}\n")],

@@ -33,7 +33,7 @@ impl Client {
         assert_eq!(self.stream.read_line(&mut rest).unwrap_or(0), 0, "{rest}");
     }
 
-    fn hear(&mut self) -> Value {
+    fn read_message(&mut self) -> Value {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();
         assert!(line.ends_with("\r\n"), "{line:?}");
@@ -49,19 +49,22 @@ impl Client {
     }
 
     pub(crate) fn negotiate(&mut self) {
-        let greeting = self.hear();
+        let greeting = self.read_message();
         assert!(greeting.get("QMP").is_some(), "{greeting}");
         self.send(&json!({"execute": "qmp_capabilities", "id": CAPABILITIES_ID}));
-        assert_eq!(self.hear(), json!({"return": {}, "id": CAPABILITIES_ID}));
+        assert_eq!(
+            self.read_message(),
+            json!({"return": {}, "id": CAPABILITIES_ID})
+        );
     }
 
-    pub(crate) fn say(&mut self, command: &str, arguments: Value) {
+    pub(crate) fn send_command(&mut self, command: &str, arguments: Value) {
         self.send(&json!({"execute": command, "arguments": arguments, "id": COMMAND_ID}));
     }
 
     pub(crate) fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        self.say(command, arguments);
-        let answer = self.hear();
+        self.send_command(command, arguments);
+        let answer = self.read_message();
         assert_eq!(answer["id"], COMMAND_ID, "{answer}");
         answer["return"].clone()
     }

@@ -39,7 +39,7 @@ enum Outcome {
 fn ask_like_libxl(socket: &str, command: &str, patience: Duration) -> Outcome {
     let deadline = Instant::now() + patience;
     let mut stream = UnixStream::connect(socket).unwrap();
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     let mut step = 0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -50,12 +50,12 @@ fn ask_like_libxl(socket: &str, command: &str, patience: Duration) -> Outcome {
         let mut buffer = [0; 8192];
         match stream.read(&mut buffer) {
             Ok(0) => return Outcome::Closed,
-            Ok(count) => heard.extend_from_slice(&buffer[..count]),
+            Ok(count) => received.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Outcome::Silence,
             Err(_) => return Outcome::Closed,
         }
-        while let Some(end) = heard.windows(2).position(|two| two == b"\r\n") {
-            let line: Vec<u8> = heard.drain(..end + 2).collect();
+        while let Some(end) = received.windows(2).position(|two| two == b"\r\n") {
+            let line: Vec<u8> = received.drain(..end + 2).collect();
             let Ok(said) = serde_json::from_slice::<Value>(&line) else {
                 return Outcome::Broken("no JSON".to_owned());
             };
@@ -90,7 +90,7 @@ fn ask_like_libxl(socket: &str, command: &str, patience: Duration) -> Outcome {
                 return Outcome::Closed;
             }
         }
-        if heard.len() > BUFFER {
+        if received.len() > BUFFER {
             return Outcome::Broken("more than a buffer".to_owned());
         }
     }

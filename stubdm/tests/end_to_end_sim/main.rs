@@ -24,7 +24,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use stubdm::guest::report::Report;
-use stubdm::guest::{InitOptions, qemu as launcher, watch};
+use stubdm::guest::{InitOptions, qemu as qemu_start, watch};
 use stubdm::libxl::dm_argv::{ArgvError, DmArgv};
 use stubdm::libxl::guest::Guest;
 use stubdm::rt::signals::Signals;
@@ -142,7 +142,7 @@ fn run(
     report.reaches(&store);
     report.concerns(guest.domid);
     let me = std::env::current_exe().unwrap();
-    let launch = launcher::launch_in(
+    let started = qemu_start::start_in(
         &host.dir().join("run"),
         &me,
         argv,
@@ -153,7 +153,7 @@ fn run(
     )
     .unwrap();
     let xen = host.stub_xen();
-    let world = watch::World {
+    let watched = watch::Environment {
         xen: &xen,
         store: &store,
         guest: &guest,
@@ -167,7 +167,7 @@ fn run(
     };
     std::thread::scope(|scope| {
         let meanwhile = scope.spawn(meanwhile);
-        let status = watch::over(&world, launch, None, None, None).unwrap();
+        let status = watch::over(&watched, started, None, None, None).unwrap();
         meanwhile.join().unwrap();
         status
     })
@@ -207,7 +207,7 @@ fn two_hundred_conversations_then_a_crash(signals: &Signals) {
         }
         let mut client = proxy.client();
         client.negotiate();
-        client.say("crash", json!({}));
+        client.send_command("crash", json!({}));
         let state = host.wait_for_state(|state| state.starts_with("error: "));
         assert!(
             state.contains("SIGABRT") && state.contains("something broke"),
@@ -282,7 +282,7 @@ fn a_flood_of_words_and_events_leaves_everything_else_as_it_is(signals: &Signals
         host.wait_for(&phase, |phase| phase == "running");
         let mut client = proxy.client();
         client.negotiate();
-        client.say("crash", json!({}));
+        client.send_command("crash", json!({}));
         host.wait_for_state(|state| state.starts_with("error: QEMU was killed by SIGABRT"));
     });
     assert!(is_failure(status));
@@ -294,7 +294,7 @@ fn a_missing_qemu_is_named(_: &Signals) {
     let dir = tempfile::tempdir().unwrap();
     let argv = DmArgv::new(vec![b"-xen-domid".to_vec()]).unwrap();
     let program = Path::new("/nonexistent/qemu");
-    let error = launcher::launch_in(dir.path(), program, argv, Vec::new(), false, None, None)
+    let error = qemu_start::start_in(dir.path(), program, argv, Vec::new(), false, None, None)
         .unwrap_err()
         .to_string();
     assert!(

@@ -259,16 +259,16 @@ pub(crate) fn stdin_stdout_and_descriptors() {
     let mut client = Process::start(&host, DomId::DOM0, &["-v", &stub, &node, "-"], true);
     let mut input = client.0.stdin.take().unwrap();
     let mut output = BufReader::new(client.0.stdout.take().unwrap());
-    let mut hear = || -> Value {
+    let mut read_message = || -> Value {
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"))
     };
-    assert!(hear().get("QMP").is_some());
+    assert!(read_message().get("QMP").is_some());
     input
         .write_all(b"{\"execute\": \"qmp_capabilities\", \"id\": 1}\n")
         .unwrap();
-    assert_eq!(hear(), json!({"return": {}, "id": 1}));
+    assert_eq!(read_message(), json!({"return": {}, "id": 1}));
     drop(input);
     let (status, said) = client.end();
     assert_eq!(status, Some(0), "{said}");

@@ -154,9 +154,9 @@ fn go_on(store: &Store) {
 /// One conversation; `special` may refuse a command.
 pub(crate) fn monitor(stream: UnixStream, special: impl Fn(&str) -> Option<&'static str>) {
     let mut out = stream.try_clone().unwrap();
-    let mut say = |message: Value| out.write_all(format!("{message}\r\n").as_bytes());
+    let mut send = |message: Value| out.write_all(format!("{message}\r\n").as_bytes());
     let mut negotiated = false;
-    if say(json!({"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": []}})).is_err() {
+    if send(json!({"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": []}})).is_err() {
         return;
     }
     let mut lines = BufReader::new(stream);
@@ -183,7 +183,7 @@ pub(crate) fn monitor(stream: UnixStream, special: impl Fn(&str) -> Option<&'sta
             }
             (_, true, None) => json!({"return": command["arguments"], "id": id}),
         };
-        if say(answer).is_err() {
+        if send(answer).is_err() {
             return;
         }
     }

@@ -20,20 +20,20 @@ use crate::proxy::{Process, monitor, path};
 /// Is a worker that somebody took over as soon as it was ready. There are no walls: what it does
 /// could be done behind them.
 pub(crate) fn taken_over(given: Inherited, how: &str) -> ! {
-    let number = given.wire;
-    let wire = IpcSocket::new(fd::duplicate(number).unwrap());
+    let number = given.ipc;
+    let ipc = IpcSocket::new(fd::duplicate(number).unwrap());
     nix::unistd::close(number).unwrap();
-    wire.send(&Request::Ready.encode()).unwrap();
+    ipc.send(&Request::Ready.encode()).unwrap();
     match how {
-        "closes its wire and lives" => drop(wire),
+        "closes its socket and lives" => drop(ipc),
         "ends as if all was done" => std::process::exit(0),
         "fills the log" => loop {
             eprintln!("{}", "\u{1b}[2J".repeat(100));
         },
-        "says what nobody says" => wire.send(b"?").unwrap(),
+        "says what nobody says" => ipc.send(b"?").unwrap(),
         "has states looked at" => loop {
-            let _ = wire.send(&Request::Stored.encode());
-            while let Ok(stubdm::proxy::ipc::Received::Message(_)) = wire.receive() {}
+            let _ = ipc.send(&Request::Stored.encode());
+            while let Ok(stubdm::proxy::ipc::Received::Message(_)) = ipc.receive() {}
         },
         other => panic!("{other}"),
     }
@@ -71,7 +71,7 @@ fn hang_up_soon(proxy: Process, how: &str) {
 /// process is left.
 pub(crate) fn a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
     for how in [
-        "closes its wire and lives",
+        "closes its socket and lives",
         "ends as if all was done",
         "says what nobody says",
     ] {
@@ -201,7 +201,7 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
     let worker = child(proxy.pid(), None);
     assert_sandboxed(worker, &host);
 
-    // Killed: its client hears no more, and the next client finds another in its place.
+    // Killed: its client gets no more, and the next client finds another in its place.
     let mut client = asked(&socket);
     kill(worker, Signal::SIGKILL).unwrap();
     client.closed();
@@ -223,7 +223,7 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
     host.assert_clean_of("qmp-vchan");
 }
 
-/// It has announced itself by then; whoever connects hears at once that nobody will answer.
+/// It has announced itself by then; a client that connects is closed at once.
 pub(crate) fn a_sandbox_that_cannot_be_made_ends_the_proxy() {
     if !Uid::effective().is_root() {
         println!("not root: walls that only root puts up are not seen to fail");
@@ -248,14 +248,14 @@ pub(crate) fn a_sandbox_that_cannot_be_made_ends_the_proxy() {
     assert!(!Path::new(&socket).exists());
 }
 
-/// Waits until the proxy to the host's stubdomain has told of counters that fit.
-fn told(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters {
+/// Waits until the proxy to the host's stubdomain has written counters that fit.
+fn wait_counters(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) -> Counters {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let told = counters::read(folder, host.stub.as_u16());
-        match told.map(|told| told.counters).filter(&fit) {
+        let page = counters::read(folder, host.stub.as_u16());
+        match page.map(|page| page.counters).filter(&fit) {
             Some(counters) => return counters,
-            None => assert!(Instant::now() < deadline, "{told:?}"),
+            None => assert!(Instant::now() < deadline, "{page:?}"),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -286,7 +286,7 @@ pub(crate) fn what_the_worker_counts_can_be_read() {
     client.ask("quit", json!({}));
     // This QEMU says of it what no QEMU does.
     client.ask("query-status", json!({}));
-    let counters = told(&folder, &host, |counters| counters.refused > 0);
+    let counters = wait_counters(&folder, &host, |counters| counters.refused > 0);
     let seen = (counters.sessions, counters.answered, counters.denied);
     assert_eq!((seen, counters.refused), ((1, 1, 1), 1), "{counters:?}");
     assert!(counters.longest_us >= counters.latency_us, "{counters:?}");
@@ -296,7 +296,7 @@ pub(crate) fn what_the_worker_counts_can_be_read() {
     let mut client = Client::connect(Path::new(&socket));
     client.negotiate();
     client.ask("xen-set-global-dirty-log", json!({"enable": true}));
-    let after = told(&folder, &host, |counters| counters.answered > 1);
+    let after = wait_counters(&folder, &host, |counters| counters.answered > 1);
     assert_eq!((after.sessions, after.answered, after.denied), (2, 2, 1));
     proxy.hang_up();
     assert_eq!(counters::read(&folder, host.stub.as_u16()), None);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use stubdm::service::record::{self, Kind, Life};
+use stubdm::service::record::{self, Kind, Liveness};
 use stubdm::sim::fake_qemu;
 use stubdm::sim::host::Host;
 use xen_console::Frontend;
@@ -129,7 +129,7 @@ impl Killed {
         let deadline = Instant::now() + PATIENCE;
         loop {
             for (_, record, life) in record::all(&self.folder()) {
-                let lives = matches!(life, Life::Alive);
+                let lives = matches!(life, Liveness::Alive);
                 if lives && record.kind == kind && record.pid != last {
                     return record.pid;
                 }
@@ -165,7 +165,7 @@ impl Drop for Killed {
             }
         }
         for (_, record, life) in record::all(&self.folder()) {
-            if matches!(life, Life::Alive) {
+            if matches!(life, Liveness::Alive) {
                 murder(record.pid);
             }
         }
@@ -197,12 +197,12 @@ pub(crate) fn ask(socket: &Path, command: &str) -> Result<Value, String> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut stream = BufReader::new(stream);
     line(&mut stream)?;
-    say(
+    send(
         &mut stream,
         &json!({"execute": "qmp_capabilities", "id": 1}),
     )?;
     line(&mut stream)?;
-    say(&mut stream, &json!({"execute": command, "id": 2}))?;
+    send(&mut stream, &json!({"execute": command, "id": 2}))?;
     let answer = line(&mut stream)?;
     match (answer.get("return"), answer.get("id")) {
         (Some(value), Some(id)) if id == 2 => Ok(value.clone()),
@@ -210,7 +210,7 @@ pub(crate) fn ask(socket: &Path, command: &str) -> Result<Value, String> {
     }
 }
 
-fn say(stream: &mut BufReader<UnixStream>, what: &Value) -> Result<(), String> {
+fn send(stream: &mut BufReader<UnixStream>, what: &Value) -> Result<(), String> {
     let text = format!("{what}\r\n");
     let written = stream.get_mut().write_all(text.as_bytes());
     written.map_err(|error| format!("asking: {error}"))
@@ -221,7 +221,7 @@ fn line(stream: &mut BufReader<UnixStream>) -> Result<Value, String> {
     match stream.read_line(&mut line) {
         Ok(0) => Err("it was closed".to_owned()),
         Ok(_) => serde_json::from_str(&line).map_err(|error| error.to_string()),
-        Err(error) => Err(format!("listening: {error}")),
+        Err(error) => Err(format!("reading: {error}")),
     }
 }
 

@@ -101,12 +101,12 @@ fn a_proxy_killed_at_any_moment_answers_libxls_next_request() {
 }
 
 /// Writes to a console, while its other end comes and goes.
-fn say(frontend: &mut Frontend, bytes: &[u8]) {
+fn write_console(frontend: &mut Frontend, bytes: &[u8]) {
     let deadline = Instant::now() + PATIENCE;
     let mut sent = 0;
     while sent < bytes.len() {
         frontend.turn().unwrap();
-        let count = frontend.link().try_write(&bytes[sent..]).unwrap();
+        let count = frontend.connection().try_write(&bytes[sent..]).unwrap();
         sent += count;
         if count == 0 {
             assert!(
@@ -121,7 +121,7 @@ fn say(frontend: &mut Frontend, bytes: &[u8]) {
 /// Waits until the other end has taken everything.
 fn wait_until_taken(frontend: &mut Frontend) {
     let deadline = Instant::now() + PATIENCE;
-    while frontend.link().unread().unwrap() > 0 {
+    while frontend.connection().unread().unwrap() > 0 {
         frontend.turn().unwrap();
         assert!(Instant::now() < deadline, "the last bytes are not taken");
         std::thread::sleep(Duration::from_millis(1));
@@ -148,7 +148,7 @@ fn a_consoled_killed_at_any_moment_loses_and_doubles_no_byte() {
             let mut all = Vec::new();
             for line in 0.. {
                 let text = format!("line {line} of a log that nobody may lose\n");
-                say(&mut frontend, text.as_bytes());
+                write_console(&mut frontend, text.as_bytes());
                 all.extend_from_slice(text.as_bytes());
                 if over.load(Ordering::Relaxed) {
                     break;
@@ -171,8 +171,8 @@ fn a_consoled_killed_at_any_moment_loses_and_doubles_no_byte() {
                     filler: FILLER,
                 };
                 let record = [&header.encode()[..], &state].concat();
-                say(&mut frontend, &record);
-                say(&mut frontend, &[0; FILLER as usize]);
+                write_console(&mut frontend, &record);
+                write_console(&mut frontend, &[0; FILLER as usize]);
                 assert!(std::fs::read(&states).unwrap() == record, "save {number}");
             }
             wait_until_taken(&mut frontend);
@@ -263,7 +263,7 @@ fn restart_replaces_the_processes_with_and_without_a_supervisor() {
     let number = stub.to_string();
     killed.start("consoled", DomId::DOM0, &["--folder", &folder, &number]);
     let mut frontend = frontend(&killed, 3);
-    say(&mut frontend, b"before ");
+    write_console(&mut frontend, b"before ");
     wait_until_taken(&mut frontend);
     let (mut proxy, mut consoled) = (0, 0);
     for supervised in [false, true] {
@@ -286,7 +286,7 @@ fn restart_replaces_the_processes_with_and_without_a_supervisor() {
         }
         assert_eq!(ask_until(&killed, "query-status"), 1, "at once");
     }
-    say(&mut frontend, b"after");
+    write_console(&mut frontend, b"after");
     wait_until_taken(&mut frontend);
     assert_eq!(std::fs::read(&log).unwrap(), b"before after");
 }

@@ -46,11 +46,11 @@ fn bare(number: libc::c_long) -> io::Result<()> {
     // - with zeros no call of the list reads or writes this process's memory: null pointers and
     //   sizes of 0 are refused, and what succeeds makes or changes nothing that is used here.
     let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
-    told(result, &[libc::EPERM])
+    outcome(result, &[libc::EPERM])
 }
 
 /// Only a wall's own error is a refusal; any other is the call's, and says that it was let in.
-fn told(result: libc::c_long, walls: &[i32]) -> io::Result<()> {
+fn outcome(result: libc::c_long, walls: &[i32]) -> io::Result<()> {
     let error = io::Error::last_os_error();
     if result == -1 && error.raw_os_error().is_some_and(|e| walls.contains(&e)) {
         return Err(error);
@@ -65,7 +65,7 @@ fn executable() -> io::Result<()> {
     // SAFETY: a new mapping where the kernel likes; nothing refers to it, and it is never used.
     let address = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     let failed = address == libc::MAP_FAILED;
-    told(-libc::c_long::from(failed), &[libc::EPERM])
+    outcome(-libc::c_long::from(failed), &[libc::EPERM])
 }
 
 /// A process of its own, which would end at once.
@@ -79,7 +79,7 @@ fn fork() -> io::Result<()> {
         // SAFETY: ends the calling process without running any of its code.
         unsafe { libc::_exit(0) };
     }
-    told(pid, &[libc::EPERM, libc::EAGAIN])
+    outcome(pid, &[libc::EPERM, libc::EAGAIN])
 }
 
 pub(crate) fn names(reach: Reach) -> impl Iterator<Item = &'static str> {

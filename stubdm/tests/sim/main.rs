@@ -123,16 +123,16 @@ impl Running {
     }
 
     /// Reads on up to the line that begins so, and returns its rest.
-    fn hear(&mut self, begins: &str) -> String {
-        let mut heard = String::new();
+    fn read_until(&mut self, begins: &str) -> String {
+        let mut before = String::new();
         loop {
             let mut line = String::new();
             let count = self.words.read_line(&mut line).unwrap();
-            assert!(count > 0, "no {begins:?} in {heard}");
+            assert!(count > 0, "no {begins:?} in {before}");
             if let Some(rest) = line.strip_prefix(begins) {
                 return rest.trim_end().to_owned();
             }
-            heard.push_str(&line);
+            before.push_str(&line);
         }
     }
 
@@ -140,7 +140,7 @@ impl Running {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Its end: status, answer, and what it said after what was heard.
+    /// Its end: status, answer, and its output after what was read before.
     fn end(mut self) -> (Option<i32>, String, String) {
         let (mut answer, mut words) = (String::new(), String::new());
         self.words.read_to_string(&mut words).unwrap();
@@ -154,7 +154,7 @@ impl Running {
 fn it_stays_up_for_more_questions_until_it_is_interrupted() {
     let place = Place::new();
     let mut running = Running::start(place.sim(&["--keep"]));
-    let hint = running.hear("staying up: stubdm-run ");
+    let hint = running.read_until("staying up: stubdm-run ");
     let words: Vec<&str> = hint.split(' ').collect();
     let ask = |command: &str| {
         let mut question = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
@@ -177,7 +177,7 @@ fn it_stays_up_for_more_questions_until_it_is_interrupted() {
     place.assert_nothing_left();
     // The end of QEMU ends everything as well.
     let mut running = Running::start(place.sim(&["--keep"]));
-    let hint = running.hear("staying up: stubdm-run ");
+    let hint = running.read_until("staying up: stubdm-run ");
     let mut question = Command::new(env!("CARGO_BIN_EXE_stubdm-run"));
     question.args(hint.split(' ').take(4)).args(PERSONS_QUIT);
     assert_eq!(question.output().unwrap().status.code(), Some(0));
@@ -256,7 +256,7 @@ fn assert_soon_nothing_left(place: &Place) {
 fn killed_itself_it_leaves_nothing() {
     let place = Place::new();
     let mut running = Running::start(place.sim(&["--keep"]));
-    running.hear("staying up: ");
+    running.read_until("staying up: ");
     running.signal(Signal::SIGKILL);
     assert_eq!(running.end().0, None);
     assert_soon_nothing_left(&place);

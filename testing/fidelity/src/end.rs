@@ -27,7 +27,7 @@ const LONGEST: u32 = 1 << 20;
 pub trait Duplex: Read + Write + Send {}
 impl<T: Read + Write + Send> Duplex for T {}
 
-enum Way {
+enum Place {
     Near(Worker),
     Far(Box<dyn Duplex>),
 }
@@ -37,7 +37,7 @@ enum Way {
 pub struct End {
     /// The domain.
     pub id: DomId,
-    way: Arc<Mutex<Way>>,
+    place: Arc<Mutex<Place>>,
 }
 
 impl fmt::Debug for End {
@@ -54,7 +54,7 @@ impl End {
     pub fn near(id: DomId, worker: Worker) -> Self {
         Self {
             id,
-            way: Arc::new(Mutex::new(Way::Near(worker))),
+            place: Arc::new(Mutex::new(Place::Near(worker))),
         }
     }
 
@@ -63,15 +63,15 @@ impl End {
     pub fn far(id: DomId, stream: impl Duplex + 'static) -> Self {
         Self {
             id,
-            way: Arc::new(Mutex::new(Way::Far(Box::new(stream)))),
+            place: Arc::new(Mutex::new(Place::Far(Box::new(stream)))),
         }
     }
 
     pub(crate) fn call(&self, call: Call) -> Result<Answer, Refusal> {
-        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *way {
-            Way::Near(worker) => worker.call(call),
-            Way::Far(stream) => {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *place {
+            Place::Near(worker) => worker.call(call),
+            Place::Far(stream) => {
                 let asked = send(stream, &call).and_then(|()| receive(stream));
                 match asked {
                     Ok(Some(answer)) => answer,

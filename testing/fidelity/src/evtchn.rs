@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use xen_sys::{DomId, Port, Virq};
 
 use crate::handles::BoundPort;
-use crate::{NOBODY, Rule, World, refused, soon};
+use crate::{Ends, NOBODY, Rule, refused, soon};
 
 pub(crate) mod bind;
 
@@ -84,10 +84,10 @@ pub(crate) const RULES: &[Rule] = &[
 ];
 
 /// A connected pair with nothing pending: the end of `a`, which was open, and that of `b`.
-fn pair(w: &World) -> Result<(BoundPort, BoundPort)> {
-    let (a, b) = (w.a.channels()?, w.b.channels()?);
-    let a = a.bind_unbound(w.b.id)?;
-    let b = b.bind_interdomain(w.a.id, a.port())?;
+fn pair(ends: &Ends) -> Result<(BoundPort, BoundPort)> {
+    let (a, b) = (ends.a.channels()?, ends.b.channels()?);
+    let a = a.bind_unbound(ends.b.id)?;
+    let b = b.bind_interdomain(ends.a.id, a.port())?;
     take(&b).context("the event of binding")?;
     Ok((a, b))
 }
@@ -110,8 +110,8 @@ fn expect(port: &BoundPort) -> Result<()> {
 }
 
 /// Checks that nothing is pending, after the time an event may take here.
-fn quiet(w: &World, port: &BoundPort) -> Result<()> {
-    let got = port.channels().wait(w.settled())?;
+fn quiet(ends: &Ends, port: &BoundPort) -> Result<()> {
+    let got = port.channels().wait(ends.settled())?;
     ensure!(
         got.is_none(),
         "port {}: got {got:?}, not nothing",
@@ -120,16 +120,16 @@ fn quiet(w: &World, port: &BoundPort) -> Result<()> {
     Ok(())
 }
 
-fn binder_starts_pending(w: &World) -> Result<()> {
-    let (a, b) = (w.a.channels()?, w.b.channels()?);
-    let a = a.bind_unbound(w.b.id)?;
-    let b = b.bind_interdomain(w.a.id, a.port())?;
+fn binder_starts_pending(ends: &Ends) -> Result<()> {
+    let (a, b) = (ends.a.channels()?, ends.b.channels()?);
+    let a = a.bind_unbound(ends.b.id)?;
+    let b = b.bind_interdomain(ends.a.id, a.port())?;
     expect(&b)?;
-    quiet(w, &a)
+    quiet(ends, &a)
 }
 
-fn events_coalesce(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
+fn events_coalesce(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
     // Masked, so that the second and third cannot be delivered one by one.
     a.notify()?;
     expect(&b)?;
@@ -138,62 +138,62 @@ fn events_coalesce(w: &World) -> Result<()> {
     }
     b.unmask()?;
     take(&b)?;
-    quiet(w, &b)
+    quiet(ends, &b)
 }
 
-fn masked_until_unmasked(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
+fn masked_until_unmasked(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
     a.notify()?;
     expect(&b)?;
     a.notify()?;
-    quiet(w, &b).context("masked")?;
+    quiet(ends, &b).context("masked")?;
     b.unmask()?;
     take(&b).context("after the unmask")?;
-    quiet(w, &b).context("after both")
+    quiet(ends, &b).context("after both")
 }
 
-fn idle_unmask(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
+fn idle_unmask(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
     b.unmask()?;
     b.channels().unmask(a.port())?;
     b.channels().unmask(Port::new(u32::MAX))?;
-    quiet(w, &b)?;
+    quiet(ends, &b)?;
     a.notify()?;
     take(&b)
 }
 
-fn notify_nobody(w: &World) -> Result<()> {
-    let a = w.a.channels()?.bind_unbound(w.b.id)?;
+fn notify_nobody(ends: &Ends) -> Result<()> {
+    let a = ends.a.channels()?.bind_unbound(ends.b.id)?;
     a.notify()?;
     a.notify()?;
-    quiet(w, &a)
+    quiet(ends, &a)
 }
 
-fn close_and_rebind(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
+fn close_and_rebind(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
     drop(b);
-    quiet(w, &a)?;
+    quiet(ends, &a)?;
     a.notify()?;
-    let channels = w.b.channels()?;
-    let b = channels.bind_interdomain(w.a.id, a.port())?;
+    let channels = ends.b.channels()?;
+    let b = channels.bind_interdomain(ends.a.id, a.port())?;
     take(&b)?;
     b.notify()?;
     take(&a)?;
     // And from the other side: the end that was open first leaves, the other can be bound to.
     let far = a.channels().clone();
     drop(a);
-    let a = far.bind_interdomain(w.b.id, b.port())?;
+    let a = far.bind_interdomain(ends.b.id, b.port())?;
     take(&a)?;
     a.notify()?;
     take(&b)
 }
 
-fn batch(w: &World) -> Result<()> {
-    let (ca, cb) = (w.a.channels()?, w.b.channels()?);
+fn batch(ends: &Ends) -> Result<()> {
+    let (ca, cb) = (ends.a.channels()?, ends.b.channels()?);
     let open = (0..4)
-        .map(|_| Ok(ca.bind_unbound(w.b.id)?))
+        .map(|_| Ok(ca.bind_unbound(ends.b.id)?))
         .collect::<Result<Vec<_>>>()?;
-    let bind = |a: &BoundPort| Ok(cb.bind_interdomain(w.a.id, a.port())?);
+    let bind = |a: &BoundPort| Ok(cb.bind_interdomain(ends.a.id, a.port())?);
     let bound = open.iter().map(bind).collect::<Result<Vec<_>>>()?;
     let mut want: Vec<Port> = bound.iter().map(BoundPort::port).collect();
     want.sort_unstable();
@@ -226,8 +226,8 @@ fn batch(w: &World) -> Result<()> {
     anyhow::bail!("never more than one port in a call")
 }
 
-fn polls(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
+fn polls(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
     let readable = |millis| b.channels().readable(millis);
     ensure!(!readable(0)?, "readable with nothing pending");
     a.notify()?;
@@ -241,24 +241,24 @@ fn polls(w: &World) -> Result<()> {
     take(&b)
 }
 
-fn one_handle(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
-    let other = w.b.channels()?;
-    let its = other.bind_unbound(w.a.id)?;
+fn one_handle(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
+    let other = ends.b.channels()?;
+    let its = other.bind_unbound(ends.a.id)?;
     a.notify()?;
     take(&b)?;
-    quiet(w, &its)?;
+    quiet(ends, &its)?;
     // Nor does another handle of the domain unmask it.
     a.notify()?;
     expect(&b)?;
     other.unmask(b.port())?;
     a.notify()?;
-    quiet(w, &b)
+    quiet(ends, &b)
 }
 
-fn numbered_per_domain(w: &World) -> Result<()> {
-    let (c, d) = (w.a.channels()?, w.a.channels()?);
-    let (p, q) = (c.bind_unbound(w.b.id)?, d.bind_unbound(w.b.id)?);
+fn numbered_per_domain(ends: &Ends) -> Result<()> {
+    let (c, d) = (ends.a.channels()?, ends.a.channels()?);
+    let (p, q) = (c.bind_unbound(ends.b.id)?, d.bind_unbound(ends.b.id)?);
     ensure!(
         p.port() != q.port(),
         "two handles of a domain both got port {}",
@@ -268,10 +268,13 @@ fn numbered_per_domain(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn restricted(w: &World) -> Result<()> {
-    let channels = w.a.channels()?;
-    let before = channels.bind_unbound(w.b.id)?;
-    let far = w.b.channels()?.bind_interdomain(w.a.id, before.port())?;
+fn restricted(ends: &Ends) -> Result<()> {
+    let channels = ends.a.channels()?;
+    let before = channels.bind_unbound(ends.b.id)?;
+    let far = ends
+        .b
+        .channels()?
+        .bind_interdomain(ends.a.id, before.port())?;
     channels.restrict(NOBODY)?;
     refused(
         channels.bind_unbound(NOBODY),
@@ -283,7 +286,7 @@ fn restricted(w: &World) -> Result<()> {
         libc::EACCES,
         "binding a virtual interrupt",
     )?;
-    let bind = channels.bind_interdomain(w.b.id, Port::new(1));
+    let bind = channels.bind_interdomain(ends.b.id, Port::new(1));
     refused(bind, libc::EACCES, "binding to another domain")?;
     let bind = channels.bind_interdomain(NOBODY, Port::new(1));
     refused(
@@ -296,8 +299,8 @@ fn restricted(w: &World) -> Result<()> {
     take(&before).context("a port bound before")
 }
 
-fn restrict_arguments(w: &World) -> Result<()> {
-    let channels = w.a.channels()?;
+fn restrict_arguments(ends: &Ends) -> Result<()> {
+    let channels = ends.a.channels()?;
     for domain in [DomId::DOM0, DomId::SELF, DomId::new(u16::MAX)] {
         let restrict = channels.restrict(domain);
         refused(
@@ -310,21 +313,21 @@ fn restrict_arguments(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn reset(w: &World) -> Result<()> {
-    let (a, b) = pair(w)?;
+fn reset(ends: &Ends) -> Result<()> {
+    let (a, b) = pair(ends)?;
     a.notify()?;
     // It is in the buffer once the descriptor is readable.
     ensure!(b.channels().readable(10_000)?, "no event");
     b.channels().reset()?;
-    quiet(w, &b)?;
+    quiet(ends, &b)?;
     b.unmask()?;
-    quiet(w, &b)?;
+    quiet(ends, &b)?;
     a.notify()?;
     take(&b)
 }
 
-fn deadline(w: &World) -> Result<()> {
-    let (_a, b) = pair(w)?;
+fn deadline(ends: &Ends) -> Result<()> {
+    let (_a, b) = pair(ends)?;
     let at = Instant::now() + std::time::Duration::from_millis(2);
     ensure!(
         b.channels().wait(Some(at))?.is_none(),

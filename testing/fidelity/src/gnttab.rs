@@ -5,7 +5,7 @@ use xen_gnttab::PageAccess;
 use xen_sys::{GrantRef, PAGE_SIZE};
 
 use crate::handles::{Mapped, Shared, View};
-use crate::{NOBODY, Rule, World, refused};
+use crate::{Ends, NOBODY, Rule, refused};
 
 pub(crate) mod unmap;
 
@@ -79,21 +79,21 @@ pub(crate) const RULES: &[Rule] = &[
 
 use PageAccess::{ReadOnly, ReadWrite};
 
-fn shared(w: &World, pages: usize) -> Result<Shared> {
-    Ok(w.a.share(w.b.id, pages, ReadWrite)?)
+fn shared(ends: &Ends, pages: usize) -> Result<Shared> {
+    Ok(ends.a.share(ends.b.id, pages, ReadWrite)?)
 }
 
-fn mapped(w: &World, refs: &[GrantRef]) -> Result<Mapped> {
-    Ok(w.b.map(w.a.id, refs, ReadWrite)?)
+fn mapped(ends: &Ends, refs: &[GrantRef]) -> Result<Mapped> {
+    Ok(ends.b.map(ends.a.id, refs, ReadWrite)?)
 }
 
 fn bytes(r: &View, offset: usize, len: usize) -> Result<Vec<u8>> {
     Ok(r.copy_out(offset, len)?)
 }
 
-fn zeroed(w: &World) -> Result<()> {
+fn zeroed(ends: &Ends) -> Result<()> {
     for _ in 0..2 {
-        let s = shared(w, 3)?;
+        let s = shared(ends, 3)?;
         ensure!(
             s.refs().len() == 3 && s.region().len() == 3 * PAGE_SIZE,
             "not three pages"
@@ -108,9 +108,9 @@ fn zeroed(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn same_bytes(w: &World) -> Result<()> {
-    let s = shared(w, 3)?;
-    let m = mapped(w, s.refs())?;
+fn same_bytes(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 3)?;
+    let m = mapped(ends, s.refs())?;
     let text: Vec<u8> = (0..2 * PAGE_SIZE).map(|i| (i % 251) as u8).collect();
     s.region().copy_in(100, &text)?;
     ensure!(
@@ -125,14 +125,14 @@ fn same_bytes(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn any_order(w: &World) -> Result<()> {
-    let s = shared(w, 3)?;
+fn any_order(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 3)?;
     for page in 0..3 {
         s.region().copy_in(page * PAGE_SIZE, &[10 + page as u8])?;
     }
     let order = [2, 0, 1, 0];
     let refs: Vec<GrantRef> = order.iter().map(|&p| s.refs()[p]).collect();
-    let m = mapped(w, &refs)?;
+    let m = mapped(ends, &refs)?;
     for (i, page) in order.iter().enumerate() {
         let got = m.region().load_u8(i * PAGE_SIZE)?;
         ensure!(got == 10 + *page as u8, "page {i} shows {got}");
@@ -140,9 +140,9 @@ fn any_order(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn mapped_twice(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let (one, two) = (mapped(w, s.refs())?, mapped(w, s.refs())?);
+fn mapped_twice(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
+    let (one, two) = (mapped(ends, s.refs())?, mapped(ends, s.refs())?);
     one.region().copy_in(0, &[1])?;
     ensure!(two.region().load_u8(0)? == 1, "two mappings differ");
     drop(one);
@@ -155,19 +155,19 @@ fn mapped_twice(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn not_granted(w: &World) -> Result<()> {
-    let m = w.b.map(w.a.id, &[GrantRef::new(u32::MAX)], ReadOnly);
+fn not_granted(ends: &Ends) -> Result<()> {
+    let m = ends.b.map(ends.a.id, &[GrantRef::new(u32::MAX)], ReadOnly);
     refused(m, libc::EINVAL, "mapping a reference that was not granted")
 }
 
-fn other_grantee(w: &World) -> Result<()> {
-    let s = w.a.share(NOBODY, 1, ReadWrite)?;
-    let m = w.b.map(w.a.id, s.refs(), ReadOnly);
+fn other_grantee(ends: &Ends) -> Result<()> {
+    let s = ends.a.share(NOBODY, 1, ReadWrite)?;
+    let m = ends.b.map(ends.a.id, s.refs(), ReadOnly);
     refused(m, libc::EINVAL, "mapping a page granted to another domain")
 }
 
-fn no_domain(w: &World) -> Result<()> {
-    let m = w.b.map(NOBODY, &[GrantRef::new(8)], ReadOnly);
+fn no_domain(ends: &Ends) -> Result<()> {
+    let m = ends.b.map(NOBODY, &[GrantRef::new(8)], ReadOnly);
     refused(
         m,
         libc::EINVAL,
@@ -175,16 +175,16 @@ fn no_domain(w: &World) -> Result<()> {
     )
 }
 
-fn readonly_grant(w: &World) -> Result<()> {
-    let s = w.a.share(w.b.id, 1, ReadOnly)?;
+fn readonly_grant(ends: &Ends) -> Result<()> {
+    let s = ends.a.share(ends.b.id, 1, ReadOnly)?;
     s.region().copy_in(0, &[7])?;
-    let m = w.b.map(w.a.id, s.refs(), ReadWrite);
+    let m = ends.b.map(ends.a.id, s.refs(), ReadWrite);
     refused(
         m,
         libc::EINVAL,
         "mapping a page for writing that was granted for reading",
     )?;
-    let m = w.b.map(w.a.id, s.refs(), ReadOnly)?;
+    let m = ends.b.map(ends.a.id, s.refs(), ReadOnly)?;
     ensure!(
         m.region().load_u8(0)? == 7,
         "the mapping shows another byte"
@@ -196,28 +196,28 @@ fn readonly_grant(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn all_or_none(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
+fn all_or_none(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
     let refs = [s.refs()[0], GrantRef::new(u32::MAX)];
-    let m = w.b.map(w.a.id, &refs, ReadWrite);
+    let m = ends.b.map(ends.a.id, &refs, ReadWrite);
     refused(m, libc::EINVAL, "mapping a good reference with a bad one")?;
     // No mapping is left: the page can be given up and is gone.
-    mapped(w, s.refs())?;
+    mapped(ends, s.refs())?;
     Ok(())
 }
 
-fn counts(w: &World) -> Result<()> {
-    let none = w.a.share(w.b.id, 0, ReadWrite);
+fn counts(ends: &Ends) -> Result<()> {
+    let none = ends.a.share(ends.b.id, 0, ReadWrite);
     ensure!(
         none.as_ref().is_err_and(|e| e.kind == "Invalid"),
         "sharing no pages: {none:?}"
     );
-    let none = w.b.map(w.a.id, &[], ReadWrite);
+    let none = ends.b.map(ends.a.id, &[], ReadWrite);
     ensure!(
         none.as_ref().is_err_and(|e| e.kind == "Invalid"),
         "mapping no pages: {none:?}"
     );
-    let all = w.a.share(w.b.id, usize::MAX, ReadWrite);
+    let all = ends.a.share(ends.b.id, usize::MAX, ReadWrite);
     ensure!(
         all.as_ref().is_err_and(|e| e.kind == "Invalid"),
         "sharing everything: {all:?}"
@@ -225,17 +225,17 @@ fn counts(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn limit(w: &World) -> Result<()> {
-    let all = w.a.share(w.b.id, w.shared_pages + 1, ReadWrite);
+fn limit(ends: &Ends) -> Result<()> {
+    let all = ends.a.share(ends.b.id, ends.shared_pages + 1, ReadWrite);
     refused(all, libc::ENOSPC, "sharing more than the limit")?;
     // It is a limit, not a fault: less still goes.
-    shared(w, 1)?;
+    shared(ends, 1)?;
     Ok(())
 }
 
-fn given_up_while_mapped(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = mapped(w, s.refs())?;
+fn given_up_while_mapped(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
+    let m = mapped(ends, s.refs())?;
     s.region().copy_in(0, b"still here")?;
     drop(s);
     ensure!(
@@ -243,7 +243,7 @@ fn given_up_while_mapped(w: &World) -> Result<()> {
         "the page is gone"
     );
     m.region().copy_in(0, b"mine alone")?;
-    let next = shared(w, 4)?;
+    let next = shared(ends, 4)?;
     ensure!(
         bytes(next.region(), 0, 4 * PAGE_SIZE)?
             .iter()
@@ -258,12 +258,12 @@ fn given_up_while_mapped(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn again(w: &World) -> Result<()> {
+fn again(ends: &Ends) -> Result<()> {
     // More in all than the limit at once.
-    let pages = w.shared_pages / 4;
+    let pages = ends.shared_pages / 4;
     for round in 0..8 {
-        let s = shared(w, pages).with_context(|| format!("round {round}"))?;
-        mapped(w, s.refs()).with_context(|| format!("round {round}"))?;
+        let s = shared(ends, pages).with_context(|| format!("round {round}"))?;
+        mapped(ends, s.refs()).with_context(|| format!("round {round}"))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 //! what it simulates without a rule noticing. An intended difference is a rule too, which expects
 //! one answer on each kind of host ([`Area::Differences`]).
 //!
-//! A [`World`] is two ends that rules play against each other: two domains, or one that talks to
+//! [`Ends`] are two ends that rules play against each other: two domains, or one that talks to
 //! itself, which Xen allows and treats as it treats two. An [`End`] is in this process, or in
 //! another domain at the other side of a stream.
 
@@ -43,7 +43,7 @@ pub enum Kind {
 
 /// Two ends that can reach each other.
 #[derive(Clone, Debug)]
-pub struct World {
+pub struct Ends {
     /// One.
     pub a: End,
     /// The other; perhaps the same.
@@ -56,7 +56,7 @@ pub struct World {
     pub settle: Duration,
 }
 
-impl World {
+impl Ends {
     /// Two ends on a host of a kind, with the usual limits.
     #[must_use]
     pub fn new(a: End, b: End, kind: Kind) -> Self {
@@ -93,7 +93,7 @@ impl World {
         Some(Instant::now() + self.settle)
     }
 
-    /// The end that is a guest, if it can be told from domain 0.
+    /// The end that is a guest, if one is not domain 0.
     fn guest(&self) -> Option<&End> {
         [&self.b, &self.a]
             .into_iter()
@@ -194,7 +194,7 @@ struct Rule {
     /// Its source: file and function.
     source: &'static str,
     /// The check.
-    check: fn(&World) -> Result<()>,
+    check: fn(&Ends) -> Result<()>,
 }
 
 /// The results of an area's rules.
@@ -210,7 +210,7 @@ pub struct Report {
 
 /// Checks every rule of an area.
 #[must_use]
-pub fn run(world: &World, area: Area) -> Report {
+pub fn run(ends: &Ends, area: Area) -> Report {
     let mut report = Report {
         area,
         held: 0,
@@ -223,12 +223,12 @@ pub fn run(world: &World, area: Area) -> Report {
     match area.table() {
         Table::Rules(lists) => {
             for rule in lists.iter().copied().flatten() {
-                note(rule.name, rule.source, (rule.check)(world));
+                note(rule.name, rule.source, (rule.check)(ends));
             }
         }
         Table::Scripts(text) => {
             for script in store::script::parse(text) {
-                note(script.name, script.source, store::check(&script, world));
+                note(script.name, script.source, store::check(&script, ends));
             }
         }
     }
@@ -245,19 +245,19 @@ impl fmt::Display for Report {
     }
 }
 
-/// The first word of the lines that [`tell`] writes.
+/// The first word of the lines that [`report`] writes.
 pub const MARK: &str = "fidelity:";
 
-/// Checks areas on a world, says on the standard output how many rules held there (for `cargo xtask
-/// test`, which adds it up), and fails if any did not. `place` is one word.
+/// Checks areas between two ends, prints how many rules held there (for `cargo xtask test`, which
+/// adds it up), and fails if any did not. `place` is one word.
 ///
 /// # Errors
 ///
 /// The rules that are broken, with what was seen.
-pub fn tell(world: &World, place: &str, areas: &[Area]) -> Result<()> {
+pub fn report(ends: &Ends, place: &str, areas: &[Area]) -> Result<()> {
     let mut broken = Vec::new();
     for area in areas {
-        let report = run(world, *area);
+        let report = run(ends, *area);
         let (area, held) = (area.name(), report.held);
         // Not print!, which a test's runner would keep to itself.
         writeln!(std::io::stdout(), "\n{MARK} {area} {place} {held}")?;

@@ -1,6 +1,6 @@
 //! vchan: what the other side finds in the store and in the control page, whoever it is.
 //!
-//! Here the server is the world's `a` and the client its `b`. The client's domain also maps the
+//! Here the server is the ends' `a` and the client their `b`. The client's domain also maps the
 //! control page itself and looks, or lies, as a peer of any make could. Peers of C are in other
 //! tests; these rules say what both hosts show them.
 
@@ -9,7 +9,7 @@ use xen_gnttab::PageAccess;
 use xen_sys::{DomId, GrantRef};
 
 use crate::handles::{Mapped, Vchan};
-use crate::{Rule, World, soon};
+use crate::{Ends, Rule, soon};
 
 /// The layout of `struct vchan_interface`.
 const RIGHT_PROD: usize = 12;
@@ -22,7 +22,7 @@ const CLI_NOTIFY: usize = 22;
 const GRANTS: usize = 24;
 const LARGE_RING: usize = 2048;
 
-/// Of the notify bytes: tell when something was written, or read.
+/// Of the notify bytes: notify when something was written, or read.
 const WRITE: u8 = 1;
 
 const HEADER: &str = "xen/include/public/io/libxenvchan.h: struct vchan_interface";
@@ -64,9 +64,9 @@ pub(crate) const RULES: &[Rule] = &[
         check: in_order,
     },
     Rule {
-        name: "who finds the ring empty asks to be told of a write, and who writes takes the request and tells",
+        name: "an end that finds the ring empty requests a notification, and the writer takes the request and sends it",
         source: "libxenvchan io.c: request_notify, send_notify",
-        check: told,
+        check: notified,
     },
     Rule {
         name: "a client that leaves is 0, and what it wrote before can still be read",
@@ -97,8 +97,8 @@ pub(crate) const RULES: &[Rule] = &[
 
 /// Where the server is, below its home: where it may write, and without a folder in between where
 /// there is none.
-fn path(w: &World) -> &'static str {
-    if w.a.id == DomId::DOM0 {
+fn path(ends: &Ends) -> &'static str {
+    if ends.a.id == DomId::DOM0 {
         "rules-vchan"
     } else {
         "data/rules-vchan"
@@ -106,34 +106,36 @@ fn path(w: &World) -> &'static str {
 }
 
 /// A server of `a`, and its control page as the domain of `b` sees it.
-fn server(w: &World, left: usize, right: usize) -> Result<(Vchan, Mapped)> {
-    let server = w.a.listen(w.b.id, path(w), left, right)?;
-    let page = w.b.map(w.a.id, &[ring_ref(w)?], PageAccess::ReadWrite)?;
+fn server(ends: &Ends, left: usize, right: usize) -> Result<(Vchan, Mapped)> {
+    let server = ends.a.listen(ends.b.id, path(ends), left, right)?;
+    let page = ends
+        .b
+        .map(ends.a.id, &[ring_ref(ends)?], PageAccess::ReadWrite)?;
     Ok((server, page))
 }
 
-fn place(w: &World) -> String {
-    format!("/local/domain/{}/{}", w.a.id, path(w))
+fn place(ends: &Ends) -> String {
+    format!("/local/domain/{}/{}", ends.a.id, path(ends))
 }
 
-fn node(w: &World, name: &str) -> String {
-    format!("{}/{name}", place(w))
+fn node(ends: &Ends, name: &str) -> String {
+    format!("{}/{name}", place(ends))
 }
 
-fn number(w: &World, name: &str) -> Result<u32> {
-    let value = w.b.store_read(&node(w, name))?;
+fn number(ends: &Ends, name: &str) -> Result<u32> {
+    let value = ends.b.store_read(&node(ends, name))?;
     let text = String::from_utf8(value)?;
     text.parse().with_context(|| format!("{name} is {text:?}"))
 }
 
-fn ring_ref(w: &World) -> Result<GrantRef> {
-    Ok(GrantRef::new(number(w, "ring-ref")?))
+fn ring_ref(ends: &Ends) -> Result<GrantRef> {
+    Ok(GrantRef::new(number(ends, "ring-ref")?))
 }
 
 /// A client of the server there is. It has its part of the handshake behind it; a server of this
 /// workspace takes notice in its own time.
-fn client(w: &World) -> Result<Vchan> {
-    Ok(w.b.connect(w.a.id, &place(w), None)?)
+fn client(ends: &Ends) -> Result<Vchan> {
+    Ok(ends.b.connect(ends.a.id, &place(ends), None)?)
 }
 
 fn word(page: &Mapped, at: usize) -> Result<u32> {
@@ -146,13 +148,13 @@ fn order(page: &Mapped, at: usize) -> Result<u16> {
     Ok((word(page, at)? & 0xffff) as u16)
 }
 
-fn published(w: &World) -> Result<()> {
-    let (_server, _page) = server(w, 0, 0)?;
-    ensure!(number(w, "event-channel")? > 0, "no port");
+fn published(ends: &Ends) -> Result<()> {
+    let (_server, _page) = server(ends, 0, 0)?;
+    ensure!(number(ends, "event-channel")? > 0, "no port");
     for name in ["ring-ref", "event-channel"] {
-        let perms = w.b.store_perms(&node(w, name))?;
-        let (owner, reader) = (w.a.id, w.b.id);
-        // In a world of one domain the owner is the peer and needs no entry.
+        let perms = ends.b.store_perms(&node(ends, name))?;
+        let (owner, reader) = (ends.a.id, ends.b.id);
+        // Where both ends are one domain, the owner is the peer and needs no entry.
         let expected = [format!("n{owner} r{reader}"), format!("n{owner}")];
         ensure!(
             expected[0] == perms || (owner == reader && expected[1] == perms),
@@ -162,24 +164,24 @@ fn published(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn in_page(w: &World) -> Result<()> {
-    let (server, page) = server(w, 1024, 2048)?;
+fn in_page(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 1024, 2048)?;
     let orders = (order(&page, LEFT_ORDER)?, order(&page, RIGHT_ORDER)?);
     ensure!(orders == (10, 11), "orders {orders:?}");
-    let client = client(w)?;
+    let client = client(ends)?;
     server.wait_connected(soon())?;
     ensure!(client.peer()? == "connected");
     Ok(())
 }
 
-fn listed(w: &World) -> Result<()> {
-    let (server, page) = server(w, 4096, 16384)?;
+fn listed(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 4096, 16384)?;
     let orders = (order(&page, LEFT_ORDER)?, order(&page, RIGHT_ORDER)?);
     ensure!(orders == (12, 14), "orders {orders:?}");
     let refs = (0..5)
         .map(|n| Ok(GrantRef::new(word(&page, GRANTS + 4 * n)?)))
         .collect::<Result<Vec<_>>>()?;
-    let rings = w.b.map(w.a.id, &refs, PageAccess::ReadWrite)?;
+    let rings = ends.b.map(ends.a.id, &refs, PageAccess::ReadWrite)?;
     server.write(b"first", soon())?;
     // The right ring begins behind the left one's page.
     let seen = rings.region().copy_out(4096, 5)?;
@@ -187,17 +189,17 @@ fn listed(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn waiting(w: &World) -> Result<()> {
-    let (server, page) = server(w, 0, 0)?;
+fn waiting(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 0, 0)?;
     let live = page.region().copy_out(CLI_LIVE, 2)?;
     ensure!(live == [2, 1], "client and server are {live:?}");
     ensure!(server.peer()? == "waiting", "the server does not wait");
     Ok(())
 }
 
-fn connected(w: &World) -> Result<()> {
-    let (server, page) = server(w, 0, 0)?;
-    let client = client(w)?;
+fn connected(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 0, 0)?;
+    let client = client(ends)?;
     let live = page.region().load_u8(CLI_LIVE)?;
     ensure!(live == 1 || live == 3, "the client is {live}");
     server.wait_connected(soon())?;
@@ -205,9 +207,9 @@ fn connected(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn right_ring(w: &World) -> Result<()> {
+fn right_ring(ends: &Ends) -> Result<()> {
     // The left ring has pages of its own, so the right one is the large one in the control page.
-    let (server, page) = server(w, 4096, 2048)?;
+    let (server, page) = server(ends, 4096, 2048)?;
     let before = word(&page, RIGHT_PROD)?;
     server.write(b"hello", soon())?;
     let after = word(&page, RIGHT_PROD)?;
@@ -221,9 +223,9 @@ fn right_ring(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn in_order(w: &World) -> Result<()> {
-    let (server, _page) = server(w, 0, 0)?;
-    let client = client(w)?;
+fn in_order(ends: &Ends) -> Result<()> {
+    let (server, _page) = server(ends, 0, 0)?;
+    let client = client(ends)?;
     server.wait_connected(soon())?;
     let mut sent = 0u32;
     for (from, to) in [(&server, &client), (&client, &server)] {
@@ -244,12 +246,12 @@ fn in_order(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn told(w: &World) -> Result<()> {
-    let (server, page) = server(w, 0, 0)?;
-    let client = client(w)?;
+fn notified(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 0, 0)?;
+    let client = client(ends)?;
     server.wait_connected(soon())?;
     // The result of connecting does not matter.
-    while server.wait(w.settled())? {}
+    while server.wait(ends.settled())? {}
     match server.try_read(1) {
         Err(refusal) if refusal.kind == "WouldBlock" => {}
         other => bail!("reading an empty ring: {other:?}"),
@@ -260,14 +262,14 @@ fn told(w: &World) -> Result<()> {
     client.write(b"x", soon())?;
     let left = page.region().load_u8(CLI_NOTIFY)?;
     ensure!(left & WRITE == 0, "the request was not taken: {left:#x}");
-    ensure!(server.wait(soon())?, "the server was not told");
+    ensure!(server.wait(soon())?, "the server was not notified");
     ensure!(server.try_read(9)? == b"x");
     Ok(())
 }
 
-fn client_leaves(w: &World) -> Result<()> {
-    let (server, page) = server(w, 0, 0)?;
-    let client = client(w)?;
+fn client_leaves(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 0, 0)?;
+    let client = client(ends)?;
     server.wait_connected(soon())?;
     client.write(b"last words", soon())?;
     drop(client);
@@ -283,7 +285,7 @@ fn client_leaves(w: &World) -> Result<()> {
     ensure!(server.peer()? == "gone");
     // Another one may come, and finds nothing of the first.
     server.next_client()?;
-    let again = w.b.connect(w.a.id, &place(w), None)?;
+    let again = ends.b.connect(ends.a.id, &place(ends), None)?;
     server.wait_connected(soon())?;
     again.write(b"anew", soon())?;
     let got = server.read(100, soon())?;
@@ -291,15 +293,15 @@ fn client_leaves(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn server_leaves(w: &World) -> Result<()> {
-    let (server, page) = server(w, 0, 0)?;
-    let client = client(w)?;
+fn server_leaves(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 0, 0)?;
+    let client = client(ends)?;
     server.wait_connected(soon())?;
     server.write(b"last words", soon())?;
     drop(server);
     let live = page.region().load_u8(SRV_LIVE)?;
     ensure!(live == 0, "the server is {live}");
-    match w.b.store_read(&node(w, "ring-ref")) {
+    match ends.b.store_read(&node(ends, "ring-ref")) {
         Err(refusal) if matches!(refusal.errno, None | Some(libc::ENOENT)) => {}
         other => bail!("ring-ref afterwards: {other:?}"),
     }
@@ -313,7 +315,7 @@ fn server_leaves(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn odd_orders(w: &World) -> Result<()> {
+fn odd_orders(ends: &Ends) -> Result<()> {
     // Too small, too large, and the two in the page exchanged or doubled.
     for (left, right) in [
         (9u8, 11u8),
@@ -324,9 +326,9 @@ fn odd_orders(w: &World) -> Result<()> {
         (0, 12),
         (31, 12),
     ] {
-        let (_server, page) = server(w, 0, 0)?;
+        let (_server, page) = server(ends, 0, 0)?;
         page.region().copy_in(LEFT_ORDER, &[left, 0, right, 0])?;
-        match w.b.connect(w.a.id, &place(w), None) {
+        match ends.b.connect(ends.a.id, &place(ends), None) {
             Err(refusal) if refusal.kind.starts_with("Peer") => {}
             // A page that nobody has written to yet.
             Err(refusal) if (left, right) == (0, 0) && refusal.kind.starts_with("NoServer") => {}
@@ -336,16 +338,16 @@ fn odd_orders(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn nobody(w: &World) -> Result<()> {
-    match w.b.connect(w.a.id, "data/rules-nobody", None) {
+fn nobody(ends: &Ends) -> Result<()> {
+    match ends.b.connect(ends.a.id, "data/rules-nobody", None) {
         Err(_) => Ok(()),
         Ok(_) => bail!("connected to nobody"),
     }
 }
 
-fn liar(w: &World) -> Result<()> {
-    let (server, page) = server(w, 0, 0)?;
-    let _client = client(w)?;
+fn liar(ends: &Ends) -> Result<()> {
+    let (server, page) = server(ends, 0, 0)?;
+    let _client = client(ends)?;
     server.wait_connected(soon())?;
     page.region()
         .copy_in(LEFT_PROD, &0x7fff_ffff_u32.to_le_bytes())?;

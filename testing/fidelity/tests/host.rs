@@ -37,7 +37,7 @@ fn a_domains_end_is_an_interrupt_of_domain_0s() {
 }
 
 #[test]
-fn a_destroyed_domain_is_cut_off_and_its_peers_are_not_told() {
+fn a_destroyed_domain_is_cut_off_and_its_peers_are_not_notified() {
     let host = Simulation::start().unwrap();
     let id = host.add_domain().unwrap();
     let (dom0, domu) = (host.xen(DomId::DOM0).unwrap(), host.xen(id).unwrap());

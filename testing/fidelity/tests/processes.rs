@@ -60,13 +60,13 @@ impl Peer {
                 0,
                 "the peer ended"
             );
-            if let Some((_, said)) = line.trim_end().split_once('>') {
-                return said.to_owned();
+            if let Some((_, text)) = line.trim_end().split_once('>') {
+                return text.to_owned();
             }
         }
     }
 
-    fn tell(&mut self, line: &str) {
+    fn send(&mut self, line: &str) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 }
@@ -79,12 +79,12 @@ impl Drop for Peer {
 }
 
 /// A peer's line to its parent.
-fn say(line: impl std::fmt::Display) {
+fn print(line: impl std::fmt::Display) {
     println!(">{line}");
 }
 
 /// A parent's line to a peer.
-fn hear() -> String {
+fn read_line() -> String {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     line.trim_end().to_owned()
@@ -118,7 +118,7 @@ impl Drop for Folder {
     }
 }
 
-/// The whole vocabulary between two processes, and then SIGKILL: the survivor hears of it.
+/// The whole vocabulary between two processes, and then SIGKILL: the survivor is notified.
 #[test]
 fn a_killed_process_is_announced_and_gives_everything_back() {
     const TEST: &str = "a_killed_process_is_announced_and_gives_everything_back";
@@ -126,11 +126,11 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
     if let Some(path) = role() {
         let xen = Xen::join_path(path, me).unwrap();
         let channels = EventChannels::open(&xen).unwrap();
-        let port: u32 = hear().parse().unwrap();
+        let port: u32 = read_line().parse().unwrap();
         let port = channels
             .bind_interdomain(DomId::DOM0, Port::new(port))
             .unwrap();
-        let gref: u32 = hear().parse().unwrap();
+        let gref: u32 = read_line().parse().unwrap();
         let mut theirs = map(
             &xen,
             DomId::DOM0,
@@ -150,7 +150,7 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
         // And something of its own, for the broker to find.
         let mut own = share(&xen, DomId::DOM0, 4, PageAccess::ReadWrite).unwrap();
         own.region_mut().copy_in(0, b"mine").unwrap();
-        say(own.refs()[0]);
+        print(own.refs()[0]);
         port.notify().unwrap();
         hang();
     }
@@ -166,8 +166,8 @@ fn a_killed_process_is_announced_and_gives_everything_back() {
         page.region_mut().copy_in(0, b"hello").unwrap();
 
         let mut peer = Peer::start(TEST, &folder.socket());
-        peer.tell(&port.port().to_string());
-        peer.tell(&page.refs()[0].to_string());
+        peer.send(&port.port().to_string());
+        peer.send(&page.refs()[0].to_string());
         let theirs = GrantRef::new(peer.line().parse().unwrap());
         assert_eq!(channels.wait(soon()).unwrap(), Some(port.port()));
         port.unmask().unwrap();
@@ -195,12 +195,12 @@ fn a_child_joins_by_the_descriptor_it_inherited() {
     if role().is_some() {
         let fd = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
         let xen = Xen::join(fd).unwrap();
-        say(xen.simulated().unwrap().domain());
+        print(xen.simulated().unwrap().domain());
         let port = EventChannels::open(&xen)
             .unwrap()
             .bind_unbound(DomId::DOM0)
             .unwrap();
-        say(port.port());
+        print(port.port());
         // Killed by the parent.
         loop {
             std::thread::park();
@@ -256,7 +256,7 @@ fn a_socket_left_by_a_killed_broker_is_replaced() {
     if let Some(path) = role() {
         let host = Simulation::start().unwrap();
         host.listen(path).unwrap();
-        say("listening");
+        print("listening");
         hang();
     }
     let folder = Folder::new("stale");

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use xen_fidelity::{Area, End, Kind, Worker, World, serve};
+use xen_fidelity::{Area, End, Ends, Kind, Worker, serve};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 use xen_sys::sim::Simulation;
@@ -57,24 +57,24 @@ impl Host {
         self.worker(DomId::DOM0)
     }
 
-    /// A host, and domain 0 with a guest as a world.
-    fn pair() -> (Self, World) {
+    /// A host, and domain 0 with a guest as the ends.
+    fn pair() -> (Self, Ends) {
         let host = Self::new();
         let guest = host.guest();
         let ends = [DomId::DOM0, guest].map(|id| End::near(id, host.worker(id)));
         let [a, b] = ends;
-        (host, World::new(a, b, Kind::Simulated))
+        (host, Ends::new(a, b, Kind::Simulated))
     }
 
-    fn check(&self, world: &World, place: &str, areas: &[Area]) {
-        if let Err(broken) = xen_fidelity::tell(world, place, areas) {
+    fn check(&self, ends: &Ends, place: &str, areas: &[Area]) {
+        if let Err(broken) = xen_fidelity::report(ends, place, areas) {
             panic!("{broken:#}");
         }
     }
 
     /// Fails if the rules left anything behind.
-    fn end(self, world: World) {
-        drop(world);
+    fn end(self, ends: Ends) {
+        drop(ends);
         self.host.assert_clean();
     }
 }
@@ -83,17 +83,17 @@ const BETWEEN_DOMAINS: [Area; 3] = [Area::Evtchn, Area::Gnttab, Area::Vchan];
 
 #[test]
 fn rules_between_two_domains() {
-    let (host, world) = Host::pair();
-    host.check(&world, "simulated-pair", &BETWEEN_DOMAINS);
-    host.check(&world.turned(), "simulated-pair", &BETWEEN_DOMAINS);
-    host.end(world);
+    let (host, ends) = Host::pair();
+    host.check(&ends, "simulated-pair", &BETWEEN_DOMAINS);
+    host.check(&ends.turned(), "simulated-pair", &BETWEEN_DOMAINS);
+    host.end(ends);
 }
 
 #[test]
-fn rules_in_a_domain_that_talks_to_itself() {
+fn rules_in_a_domain_that_is_its_own_peer() {
     let host = Host::new();
     let end = End::near(DomId::DOM0, host.dom0());
-    let world = World::new(end.clone(), end, Kind::Simulated);
+    let ends = Ends::new(end.clone(), end, Kind::Simulated);
     let areas = [
         Area::Evtchn,
         Area::Gnttab,
@@ -101,19 +101,19 @@ fn rules_in_a_domain_that_talks_to_itself() {
         Area::Store,
         Area::Differences,
     ];
-    host.check(&world, "simulated-one", &areas);
-    host.end(world);
+    host.check(&ends, "simulated-one", &areas);
+    host.end(ends);
 }
 
 #[test]
 fn rules_of_a_guests_store() {
-    let (host, world) = Host::pair();
+    let (host, ends) = Host::pair();
     host.check(
-        &world,
+        &ends,
         "simulated-pair",
         &[Area::StoreGuest, Area::StoreTarget],
     );
-    host.end(world);
+    host.end(ends);
 }
 
 /// As on a real host, where the other end is in another domain behind a stream.
@@ -124,14 +124,14 @@ fn rules_with_an_end_behind_a_stream() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut worker = host.worker(guest);
     let other = std::thread::spawn(move || serve(&mut worker, theirs));
-    let mut world = World::new(
+    let mut ends = Ends::new(
         End::near(DomId::DOM0, host.dom0()),
         End::far(guest, ours),
         Kind::Simulated,
     );
-    world.settle = Duration::from_millis(1);
-    host.check(&world, "simulated-far", &BETWEEN_DOMAINS);
-    drop(world);
+    ends.settle = Duration::from_millis(1);
+    host.check(&ends, "simulated-far", &BETWEEN_DOMAINS);
+    drop(ends);
     other.join().unwrap().unwrap();
     host.host.assert_clean();
 }
@@ -141,13 +141,13 @@ fn rules_with_an_end_behind_a_stream() {
 fn a_rule_that_does_not_hold_is_noticed() {
     let host = Host::new();
     let end = End::near(DomId::DOM0, host.dom0());
-    let mut world = World::new(end.clone(), end, Kind::Simulated);
-    world.shared_pages = 500;
-    let broken = xen_fidelity::run(&world, Area::Gnttab).broken;
+    let mut ends = Ends::new(end.clone(), end, Kind::Simulated);
+    ends.shared_pages = 500;
+    let broken = xen_fidelity::run(&ends, Area::Gnttab).broken;
     assert!(!broken.is_empty(), "a limit of 500 pages was found true");
     // This holds on a real host only.
-    world.kind = Kind::Real;
-    let broken = xen_fidelity::run(&world, Area::Differences).broken;
+    ends.kind = Kind::Real;
+    let broken = xen_fidelity::run(&ends, Area::Differences).broken;
     let all = Area::Differences.rules().len();
     assert_eq!(broken.len(), all, "{broken:?}");
 }

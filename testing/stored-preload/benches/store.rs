@@ -4,12 +4,12 @@
     reason = "a failed measurement ends the program, in its helpers too"
 )]
 
+#[path = "../tests/daemons/daemon.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod daemon;
 #[path = "../tests/daemons/ring.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod ring;
-#[path = "../tests/daemons/world.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod world;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use benches::store::{
     ROUNDS, THREADS, Task, USERS, VALUE, WALK,
 };
 
-use crate::world::{Daemon, Kind};
+use crate::daemon::{Daemon, Kind};
 
 /// Processors' worth of tokio's threads.
 const WORKERS: usize = 2;
@@ -90,12 +90,12 @@ fn main() {
         }
     }
     let daemon = Daemon::start(Kind::C);
-    let root = world::c_root();
+    let root = daemon::c_root();
     let bench = Bench {
         socket: daemon.socket(),
         daemon: daemon.process().unwrap(),
         program: root.join("c/c-store-bench"),
-        libraries: Some(world::libraries(&root)),
+        libraries: Some(daemon::libraries(&root)),
         on_xen: false,
     };
     bench.furnish().unwrap();

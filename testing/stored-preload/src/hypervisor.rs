@@ -61,27 +61,27 @@ pub(crate) fn ring(domain: u32) -> io::Result<File> {
 
 /// The state of a simulated domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
+pub(crate) enum DomainState {
     Running,
     Shutdown,
     Dying,
 }
 
-fn life(domain: u32) -> Option<Life> {
+fn domain_state(domain: u32) -> Option<DomainState> {
     let text = match file(&format!("domain-{domain}")).and_then(fs::read_to_string) {
         Ok(text) => text,
         Err(_) if domain == 0 => String::new(),
         Err(_) => return None,
     };
     Some(match text.trim_end() {
-        "shutdown" => Life::Shutdown,
-        "dying" => Life::Dying,
-        _ => Life::Running,
+        "shutdown" => DomainState::Shutdown,
+        "dying" => DomainState::Dying,
+        _ => DomainState::Running,
     })
 }
 
 /// Up to `most` domains from number `first` on, as the hypervisor lists them.
-pub(crate) fn domains(first: u32, most: usize) -> Vec<(u32, Life)> {
+pub(crate) fn domains(first: u32, most: usize) -> Vec<(u32, DomainState)> {
     let mut numbers = vec![0];
     let names = folder().and_then(|folder| fs::read_dir(folder).ok());
     for name in names.into_iter().flatten().flatten() {
@@ -92,7 +92,7 @@ pub(crate) fn domains(first: u32, most: usize) -> Vec<(u32, Life)> {
     numbers.retain(|number| *number >= first);
     numbers.sort_unstable();
     numbers.dedup();
-    let seen = |number: u32| life(number).map(|life| (number, life));
+    let seen = |number: u32| domain_state(number).map(|state| (number, state));
     numbers.into_iter().filter_map(seen).take(most).collect()
 }
 

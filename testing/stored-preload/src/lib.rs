@@ -29,7 +29,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 pub use hypervisor::Events;
-use hypervisor::{Life, VIRQ};
+use hypervisor::{DomainState, VIRQ};
 
 const PAGE: usize = 4096;
 /// The size of both descriptions of a domain in Xen 4.17's headers.
@@ -237,11 +237,11 @@ unsafe fn describe(
     first: u32,
     most: c_uint,
     info: *mut u8,
-    describe: fn(u32, Life) -> [u8; DOMAIN_INFO],
+    describe: fn(u32, DomainState) -> [u8; DOMAIN_INFO],
 ) -> c_int {
     let domains = hypervisor::domains(first, most as usize);
-    for (index, (number, life)) in domains.iter().enumerate() {
-        let element = describe(*number, *life);
+    for (index, (number, state)) in domains.iter().enumerate() {
+        let element = describe(*number, *state);
         // SAFETY: there are at most `most` domains, so this element is in the caller's room.
         let at = unsafe { info.add(index * DOMAIN_INFO) };
         // SAFETY: as above; an element has `DOMAIN_INFO` bytes, and this one is a local variable.
@@ -251,12 +251,12 @@ unsafe fn describe(
 }
 
 /// Two of a description's fields, the number and the flags at `at`; the others are 0.
-fn fields(number: &[u8], life: Life, at: usize) -> [u8; DOMAIN_INFO] {
+fn fields(number: &[u8], state: DomainState, at: usize) -> [u8; DOMAIN_INFO] {
     // The three flags are the same bits in both forms.
-    let flags: u32 = match life {
-        Life::Dying => 1,
-        Life::Shutdown => 1 << 2,
-        Life::Running => 1 << 5,
+    let flags: u32 = match state {
+        DomainState::Dying => 1,
+        DomainState::Shutdown => 1 << 2,
+        DomainState::Running => 1 << 5,
     };
     let mut element = [0; DOMAIN_INFO];
     element[..number.len()].copy_from_slice(number);
@@ -276,7 +276,7 @@ pub unsafe extern "C" fn xc_domain_getinfo(
     most: c_uint,
     info: *mut u8,
 ) -> c_int {
-    let one = |number: u32, life| fields(&number.to_ne_bytes(), life, 8);
+    let one = |number: u32, state| fields(&number.to_ne_bytes(), state, 8);
     // SAFETY: the caller's promise; the header's structure has `DOMAIN_INFO` bytes.
     unsafe { describe(first, most, info, one) }
 }
@@ -294,9 +294,9 @@ pub unsafe extern "C" fn xc_domain_getinfolist(
     most: c_uint,
     info: *mut u8,
 ) -> c_int {
-    let one = |number, life| {
+    let one = |number, state| {
         let number = u16::try_from(number).unwrap_or(u16::MAX);
-        fields(&number.to_ne_bytes(), life, 4)
+        fields(&number.to_ne_bytes(), state, 4)
     };
     // SAFETY: the caller's promise; the header's structure has `DOMAIN_INFO` bytes.
     unsafe { describe(first, most, info, one) }

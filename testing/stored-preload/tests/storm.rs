@@ -19,12 +19,12 @@
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "daemons/daemon.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod daemon;
 #[path = "daemons/ring.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod ring;
-#[path = "daemons/world.rs"]
-#[allow(dead_code, reason = "the other tests use more of it")]
-mod world;
 
 use std::fs;
 use std::future::Future;
@@ -41,7 +41,7 @@ use xen_store::tokio::{Store as AsyncStore, Watch};
 use xen_store::{Error, Reconnect, Repeat, Result, Store, WatchEvent};
 use xen_store_server::{Config, Server};
 
-use crate::world::{Kind, start_process};
+use crate::daemon::{Kind, start_process};
 
 /// Restarts if `STORE_RESTARTS` is not set.
 const RESTARTS: u64 = 10;

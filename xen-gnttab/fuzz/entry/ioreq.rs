@@ -32,7 +32,7 @@ pub(crate) fn run(data: &[u8]) {
     let mut ours = Ioreqs::new(slots, vcpus, buffered.then_some(ring)).unwrap();
     assert_eq!(ours.vcpus(), vcpus);
     ours.set_buffered_port(RING_PORT);
-    let mut seen = Seen::default();
+    let mut returned = Returned::default();
     while !input.ended() {
         match input.byte() % 8 {
             0 => {
@@ -40,38 +40,40 @@ pub(crate) fn run(data: &[u8]) {
                 let set = ours.set_port(vcpu, Port::new(vcpu));
                 assert_eq!(set.is_ok(), vcpu < vcpus);
                 if set.is_ok() {
-                    seen.bound.insert(vcpu);
+                    returned.bound.insert(vcpu);
                 }
                 assert_eq!(ours.remote_port(vcpu).is_some(), vcpu < vcpus);
             }
             1 => {
                 let vcpu = u32::from(input.byte() % 6);
                 let is_one = ours.handle_event(Port::new(vcpu));
-                assert_eq!(is_one, seen.bound.contains(&vcpu));
+                assert_eq!(is_one, returned.bound.contains(&vcpu));
                 assert!(ours.handle_event(RING_PORT));
             }
             2 => {
-                seen.poll(&mut ours);
+                returned.poll(&mut ours);
             }
             3 => {
                 // With nobody who writes meanwhile, everything there is comes to an end.
                 let most = abi::IOREQ_BUFFER_SLOT_NUM + vcpus as usize + 1;
-                let polls = (0..=most).take_while(|_| seen.poll(&mut ours)).count();
+                let polls = (0..=most).take_while(|_| returned.poll(&mut ours)).count();
                 assert!(polls <= most, "work without end");
                 assert_eq!(ours.poll_request(), Ok(None));
             }
             4 => {
                 let vcpu = u32::from(input.byte() % 6);
-                seen.complete(&mut ours, vcpu, u64::from(input.word()) << 16);
+                returned.complete(&mut ours, vcpu, u64::from(input.word()) << 16);
             }
             5 => {
                 // Each answer is announced once.
                 while let Some(port) = ours.poll_notify() {
-                    assert!(seen.answered.remove(&port.as_u32()), "{port}");
-                    assert!(seen.bound.contains(&port.as_u32()));
+                    assert!(returned.answered.remove(&port.as_u32()), "{port}");
+                    assert!(returned.bound.contains(&port.as_u32()));
                 }
-                seen.answered.retain(|vcpu| !seen.bound.contains(vcpu));
-                assert!(seen.answered.is_empty(), "an answer is not announced");
+                returned
+                    .answered
+                    .retain(|vcpu| !returned.bound.contains(vcpu));
+                assert!(returned.answered.is_empty(), "an answer is not announced");
             }
             6 if vcpus > 0 => {
                 let at = usize::from(input.byte()) % (vcpus as usize * SLOT);
@@ -116,7 +118,7 @@ pub(crate) fn run(data: &[u8]) {
 
 /// The requests and errors that were returned so far.
 #[derive(Default)]
-struct Seen {
+struct Returned {
     /// Virtual CPUs with a port, which has the same number.
     bound: BTreeSet<u32>,
     waiting: BTreeSet<u32>,
@@ -125,7 +127,7 @@ struct Seen {
     ring_failed: bool,
 }
 
-impl Seen {
+impl Returned {
     /// Returns whether there was a request, or an error.
     fn poll(&mut self, ours: &mut Ioreqs) -> bool {
         match ours.poll_request() {

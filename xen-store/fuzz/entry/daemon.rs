@@ -160,13 +160,13 @@ impl Client {
     }
 }
 
-struct World {
+struct TestDaemon {
     daemon: Daemon,
     honest: Client,
     hostile: Vec<Client>,
 }
 
-impl World {
+impl TestDaemon {
     fn new() -> Self {
         let quota = Quota {
             nodes: NODES,
@@ -179,16 +179,16 @@ impl World {
             daemon.add_domain(DomId::new(domain));
         }
         let honest = Client::new(&mut daemon, 0);
-        let mut world = Self {
+        let mut test = Self {
             daemon,
             honest,
             hostile: Vec::new(),
         };
-        world.write(b"/secret", SECRET);
-        world.write(b"/open", b"");
+        test.write(b"/secret", SECRET);
+        test.write(b"/open", b"");
         // Every domain may write below it.
-        world.answer(MsgType::SET_PERMS, b"/open\0b0\0");
-        world
+        test.answer(MsgType::SET_PERMS, b"/open\0b0\0");
+        test
     }
 
     /// A request of the honest client's, and its answer.
@@ -302,10 +302,10 @@ impl World {
     }
 
     fn end(mut self) {
-        let out = |message: MsgType, payload: &[u8], world: &mut Self| {
-            world.honest.ask(&mut world.daemon, message, 0, payload);
-            let out = world.daemon.output(world.honest.conn).to_vec();
-            world.daemon.handle_written(world.honest.conn, out.len());
+        let out = |message: MsgType, payload: &[u8], test: &mut Self| {
+            test.honest.ask(&mut test.daemon, message, 0, payload);
+            let out = test.daemon.output(test.honest.conn).to_vec();
+            test.daemon.handle_written(test.honest.conn, out.len());
             out
         };
         let read = out(MsgType::READ, b"/secret\0", &mut self);
@@ -337,10 +337,10 @@ impl World {
 
 /// Runs an input.
 pub(crate) fn daemon(data: &[u8]) {
-    let mut world = World::new();
+    let mut test = TestDaemon::new();
     let mut input = Input(data);
     while !input.0.is_empty() {
-        world.act(&mut input);
+        test.act(&mut input);
     }
-    world.end();
+    test.end();
 }

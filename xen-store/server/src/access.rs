@@ -55,12 +55,12 @@ impl Identity {
 
 /// A domain's access to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rights {
+pub(crate) struct NodeAccess {
     pub(crate) access: Access,
     pub(crate) owner: bool,
 }
 
-impl Rights {
+impl NodeAccess {
     const ALL: Self = Self {
         access: Access::ReadWrite,
         owner: true,
@@ -174,7 +174,7 @@ mod tests {
             domain: DomId::new(domain),
             target: target.map(DomId::new),
         };
-        Rights::of(who, perms).access
+        NodeAccess::of(who, perms).access
     }
 
     #[test]

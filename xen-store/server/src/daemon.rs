@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xen_sys::DomId;
 
-use crate::access::{Identity, Need, Perms, Rights, owned_by};
+use crate::access::{Identity, Need, NodeAccess, Perms, owned_by};
 use crate::conn::Conn;
 use crate::domain::{Domain, Domains, Oracle};
 use crate::quota::Quota;
@@ -152,7 +152,7 @@ impl Daemon {
     pub fn handle_input(&mut self, conn: ConnId, bytes: &[u8]) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.input.extend_from_slice(bytes);
-            self.pump(conn);
+            self.carry_out(conn);
         }
     }
 
@@ -185,7 +185,7 @@ impl Daemon {
     pub fn handle_written(&mut self, conn: ConnId, count: usize) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.handle_written(count);
-            self.pump(conn);
+            self.carry_out(conn);
         }
     }
 
@@ -221,7 +221,7 @@ impl Daemon {
 
 impl Daemon {
     /// Carries out what was received, as far as there is room for the replies.
-    fn pump(&mut self, conn: ConnId) {
+    fn carry_out(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else {
             return;
         };
@@ -311,7 +311,7 @@ impl Daemon {
             let who = self.identity(watch.conn);
             if !readable
                 .iter()
-                .any(|perms| Rights::of(who, perms).allow(Need::Read))
+                .any(|perms| NodeAccess::of(who, perms).allow(Need::Read))
             {
                 continue;
             }

@@ -29,14 +29,14 @@ const LISTENERS: u64 = 1 << 63;
 pub(crate) struct EventLoop {
     shared: Arc<Shared>,
     epoll: Epoll,
-    conns: HashMap<ConnId, Peer>,
+    conns: HashMap<ConnId, Client>,
     listeners: Vec<UnixListener>,
     /// Given up for a moment when no descriptor is left, to tell who knocks so.
     spare: Option<File>,
 }
 
 #[derive(Debug)]
-struct Peer {
+struct Client {
     fd: OwnedFd,
     interest: EpollFlags,
 }
@@ -110,7 +110,7 @@ impl EventLoop {
         let interest = EpollFlags::EPOLLIN;
         match self.epoll.add(&fd, EpollEvent::new(interest, conn.0)) {
             Ok(()) => {
-                self.conns.insert(conn, Peer { fd, interest });
+                self.conns.insert(conn, Client { fd, interest });
             }
             Err(errno) => {
                 tracing::error!(%errno, "a connection is not served");
@@ -146,13 +146,13 @@ impl EventLoop {
     }
 
     fn take_input(&mut self, daemon: &mut Daemon, conn: ConnId, events: EpollFlags) {
-        let Some(peer) = self.conns.get(&conn) else {
+        let Some(client) = self.conns.get(&conn) else {
             return;
         };
         let gone = events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
         if daemon.wants_input(conn) && (gone || events.contains(EpollFlags::EPOLLIN)) {
             let mut buf = [0; READ_SIZE];
-            match recv(peer.fd.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
+            match recv(client.fd.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return self.close(daemon, conn),
                 Ok(count) => daemon.handle_input(conn, &buf[..count]),
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
@@ -167,7 +167,7 @@ impl EventLoop {
 
     /// Writes what can be written, closes what is to be closed, and asks for what is needed next.
     fn settle(&mut self, daemon: &mut Daemon, conn: ConnId) {
-        let Some(peer) = self.conns.get_mut(&conn) else {
+        let Some(client) = self.conns.get_mut(&conn) else {
             return;
         };
         loop {
@@ -176,7 +176,7 @@ impl EventLoop {
                 break;
             }
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match send(peer.fd.as_raw_fd(), bytes, flags) {
+            match send(client.fd.as_raw_fd(), bytes, flags) {
                 Ok(count) => daemon.handle_written(conn, count),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
@@ -189,11 +189,11 @@ impl EventLoop {
         let mut interest = EpollFlags::empty();
         interest.set(EpollFlags::EPOLLIN, daemon.wants_input(conn));
         interest.set(EpollFlags::EPOLLOUT, daemon.has_output(conn));
-        if interest != peer.interest {
-            peer.interest = interest;
+        if interest != client.interest {
+            client.interest = interest;
             if let Err(errno) = self
                 .epoll
-                .modify(peer.fd.as_fd(), &mut EpollEvent::new(interest, conn.0))
+                .modify(client.fd.as_fd(), &mut EpollEvent::new(interest, conn.0))
             {
                 tracing::error!(%errno, "a connection is given up");
                 self.close(daemon, conn);
@@ -203,9 +203,9 @@ impl EventLoop {
 
     fn close(&mut self, daemon: &mut Daemon, conn: ConnId) {
         daemon.disconnect(conn);
-        if let Some(peer) = self.conns.remove(&conn) {
+        if let Some(client) = self.conns.remove(&conn) {
             // Not left to the close: the caller of `add_connection` may hold a copy.
-            let _ = self.epoll.delete(peer.fd);
+            let _ = self.epoll.delete(client.fd);
         }
     }
 }

@@ -79,7 +79,7 @@ impl Daemon {
     }
 
     /// The domain is gone, as after RELEASE or its destruction: its nodes are removed, its
-    /// connections closed, rights given to it become void, and `@releaseDomain` fires if it was
+    /// connections closed, permissions given to it become void, and `@releaseDomain` fires if it was
     /// introduced. Domain 0 stays.
     pub fn release(&mut self, domain: DomId) {
         if domain == DomId::DOM0 {
@@ -135,7 +135,7 @@ impl Daemon {
         }
     }
 
-    /// Lets `domain` act with the rights of `target`, as SET_TARGET does.
+    /// Lets `domain` act with the permissions of `target`, as SET_TARGET does.
     pub fn set_target(&mut self, domain: DomId, target: DomId) {
         if let Some(entry) = self.domains.get_mut(domain) {
             entry.target = Some(target);

@@ -1,6 +1,6 @@
 //! From a message to its reply.
 
-use crate::access::{Need, Rights};
+use crate::access::{Need, NodeAccess};
 use crate::admin::{FEATURE_ANY, FEATURES};
 use crate::nodes::{OK, absolute, home};
 use crate::quota::exceeded;
@@ -185,7 +185,7 @@ impl Daemon {
         }
         let who = self.identity(conn);
         let perms = self.special_perms(name).ok_or(XsError::EINVAL)?;
-        if !Rights::of(who, perms).allow(Need::Own) {
+        if !NodeAccess::of(who, perms).allow(Need::Own) {
             return Err(XsError::EACCES);
         }
         *perms = entries.into();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::access::{Entry, Identity, Need, Perms, Rights};
+use crate::access::{Entry, Identity, Need, NodeAccess, Perms};
 use crate::domain::Domains;
 use crate::quota::{Quota, exceeded, reached};
 use crate::tree::{Node, Tree, ancestors, base, child_path, parent};
@@ -61,13 +61,13 @@ impl View<'_> {
     /// above decides between `ENOENT` and `EACCES`.
     pub(crate) fn get(&mut self, path: &str, need: Need) -> Outcome<Arc<Node>> {
         let error = match self.read(path)? {
-            Some(node) if Rights::of(self.who, &node.perms).allow(need) => return Ok(node),
+            Some(node) if NodeAccess::of(self.who, &node.perms).allow(need) => return Ok(node),
             Some(_) => XsError::EACCES,
             None => XsError::ENOENT,
         };
         for above in ancestors(path) {
             if let Some(node) = self.read(above)? {
-                let told = Rights::of(self.who, &node.perms).allow_part(need);
+                let told = NodeAccess::of(self.who, &node.perms).allow_part(need);
                 return Err(if told { error } else { XsError::EACCES });
             }
         }

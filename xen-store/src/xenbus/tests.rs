@@ -208,7 +208,7 @@ fn states() -> impl Strategy<Value = Option<XenbusState>> {
 }
 
 /// Both ends, with the nodes between them and the ring's mapping.
-struct World {
+struct Pair {
     now: Instant,
     backend: BackendHandshake,
     frontend: FrontendHandshake,
@@ -217,7 +217,7 @@ struct World {
     mapped: bool,
 }
 
-impl World {
+impl Pair {
     fn new() -> Self {
         let now = start();
         Self {
@@ -284,24 +284,24 @@ proptest! {
         before in proptest::collection::vec(0u8..7, 0..60),
         after in proptest::collection::vec(0u8..7, 0..60),
     ) {
-        let mut world = World::new();
-        before.into_iter().for_each(|step| world.step(step));
-        world.settle();
-        prop_assert!(world.mapped && world.frontend.is_connected() && world.backend.is_connected());
-        world.frontend.close(world.now, Duration::from_secs(1000));
+        let mut pair = Pair::new();
+        before.into_iter().for_each(|step| pair.step(step));
+        pair.settle();
+        prop_assert!(pair.mapped && pair.frontend.is_connected() && pair.backend.is_connected());
+        pair.frontend.close(pair.now, Duration::from_secs(1000));
         for step in after {
-            world.step(step);
+            pair.step(step);
             // The ring is not given back while the backend has it.
-            prop_assert!(!(world.mapped && world.frontend.is_done()));
+            prop_assert!(!(pair.mapped && pair.frontend.is_done()));
         }
-        world.settle();
-        prop_assert!(!world.mapped && world.frontend.is_done());
-        prop_assert_eq!(world.of_backend, Some(XenbusState::Closed));
-        prop_assert_eq!(world.of_frontend, Some(XenbusState::Closed));
+        pair.settle();
+        prop_assert!(!pair.mapped && pair.frontend.is_done());
+        prop_assert_eq!(pair.of_backend, Some(XenbusState::Closed));
+        prop_assert_eq!(pair.of_frontend, Some(XenbusState::Closed));
         // A second frontend, on the same nodes.
-        world.frontend = FrontendHandshake::new(world.of_frontend).unwrap();
-        world.settle();
-        prop_assert!(world.mapped && world.frontend.is_connected());
+        pair.frontend = FrontendHandshake::new(pair.of_frontend).unwrap();
+        pair.settle();
+        prop_assert!(pair.mapped && pair.frontend.is_connected());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use xen_store::{Error, Invalid, MAX_IN_FLIGHT, MAX_TREE, Permissions};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
-use crate::peer::pair;
+use crate::fake_daemon::pair;
 
 #[test]
 fn requests_of_a_batch_are_sent_before_the_first_is_answered() {

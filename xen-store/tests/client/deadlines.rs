@@ -13,7 +13,7 @@ use xen_store::{Error, LOOK_ONCE, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
-use crate::peer::pair;
+use crate::fake_daemon::pair;
 
 /// Longer than a call with a deadline ever takes here, however busy the machine.
 const LONG: Duration = Duration::from_secs(20);

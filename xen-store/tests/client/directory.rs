@@ -5,7 +5,7 @@ use std::thread;
 use xen_store::Error;
 use xen_store::wire::{Header, MsgType};
 
-use crate::peer::{Peer, pair};
+use crate::fake_daemon::{FakeDaemon, pair};
 
 #[test]
 fn a_short_list_takes_one_request() {
@@ -25,7 +25,7 @@ fn a_short_list_takes_one_request() {
 }
 
 /// Refuses DIRECTORY, then answers DIRECTORY_PART with each of `parts` in turn.
-fn serve(mut peer: Peer, parts: &[(&str, &[u8])]) {
+fn serve(mut peer: FakeDaemon, parts: &[(&str, &[u8])]) {
     let whole = peer.expect(MsgType::DIRECTORY, b"/d\0");
     peer.refuse(&whole, "E2BIG");
     for (offset, reply) in parts {

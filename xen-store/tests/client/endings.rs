@@ -8,7 +8,7 @@ use xen_store::proto::MAX_SKIPPED;
 use xen_store::wire::{Header, MsgType};
 use xen_store::{Error, ProtocolError, Store};
 
-use crate::peer::{Peer, pair};
+use crate::fake_daemon::{FakeDaemon, pair};
 
 #[test]
 fn close_fails_all_waiting_requests_and_watches() {
@@ -66,7 +66,7 @@ fn a_peer_that_is_gone_before_the_request_is_a_close() {
 fn replies_sent_before_the_close_are_delivered() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let store = Store::from_fd(ours.into()).unwrap();
-    let mut peer = Peer::new(theirs);
+    let mut peer = FakeDaemon::new(theirs);
     let watch = thread::scope(|scope| {
         let watcher = scope.spawn(|| store.watch("/w").unwrap());
         let token = peer.grant_watch("/w");

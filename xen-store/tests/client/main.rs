@@ -7,7 +7,7 @@ mod batches;
 mod deadlines;
 mod directory;
 mod endings;
-mod peer;
+mod fake_daemon;
 mod reconnect;
 mod requests;
 #[path = "../restarts/mod.rs"]

@@ -8,7 +8,7 @@ use xen_store::wire::{MsgType, PAYLOAD_MAX};
 use xen_store::{Access, Error, Invalid, Permissions, Store};
 use xen_sys::{DomId, Port};
 
-use crate::peer::{Peer, pair};
+use crate::fake_daemon::{FakeDaemon, pair};
 
 /// Runs `call` against one expected request, answered with `reply`.
 #[track_caller]
@@ -106,7 +106,7 @@ fn each_operation_sends_its_fields() {
 
 /// oxenstored 4.17 leaves a message without a payload unanswered until the next one comes.
 #[test]
-fn a_message_without_a_payload_is_sent_only_to_a_daemon_that_knows_its_type() {
+fn a_message_without_a_payload_is_sent_only_to_a_daemon_that_has_its_type() {
     let (store, mut peer) = pair();
     let daemon = thread::spawn(move || {
         peer.features(b"7\0");
@@ -170,7 +170,7 @@ fn the_own_domain_is_a_number_or_an_error_that_names_the_node() {
 }
 
 #[test]
-fn errors_are_told_apart_by_name() {
+fn errors_are_distinguished_by_name() {
     let (store, mut peer) = pair();
     let daemon = thread::spawn(move || {
         let hostile = format!("E\x1b[2J{}", "x".repeat(4000));
@@ -341,7 +341,7 @@ fn requests_are_written_in_pieces_if_need_be() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     setsockopt(&ours, sockopt::SndBuf, &1).unwrap();
     let store = Store::from_fd(ours.into()).unwrap();
-    let mut peer = Peer::new(theirs);
+    let mut peer = FakeDaemon::new(theirs);
     let value = vec![b'v'; 4000];
     thread::scope(|scope| {
         let writers: Vec<_> = (0..12)

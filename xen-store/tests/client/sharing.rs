@@ -14,13 +14,13 @@ use xen_store::proto::MAX_UNANSWERED;
 use xen_store::wire::{Header, MsgType};
 use xen_store::{Error, ProtocolError, Store};
 
-use crate::peer::{Peer, pair};
+use crate::fake_daemon::{FakeDaemon, pair};
 
 /// Nothing here takes that long unless somebody was not woken.
 const STUCK: Duration = Duration::from_secs(20);
 
 #[track_caller]
-fn told<T>(from: &Receiver<T>) -> T {
+fn received<T>(from: &Receiver<T>) -> T {
     from.recv_timeout(STUCK).expect("somebody was not woken")
 }
 
@@ -155,7 +155,7 @@ fn wait_for_beside_a_poll_loop_returns() {
 }
 
 /// Threads that wait on `store`: one for an answer, one for an event.
-fn waiters(store: &Store, peer: &mut Peer) -> (Receiver<Error>, Vec<thread::JoinHandle<()>>) {
+fn waiters(store: &Store, peer: &mut FakeDaemon) -> (Receiver<Error>, Vec<thread::JoinHandle<()>>) {
     let (tell, told) = channel();
     let mut threads = Vec::new();
     {
@@ -233,7 +233,7 @@ fn an_end_seen_by_a_call_without_time_reaches_everybody_who_waits() {
         peer.send_raw(&header.to_bytes());
         while !hasty.read("/b").unwrap_err().is_fatal() {}
         for _ in 0..3 {
-            assert!(matches!(told(&told_of), Error::Protocol(_)));
+            assert!(matches!(received(&told_of), Error::Protocol(_)));
         }
         threads.into_iter().for_each(|t| t.join().unwrap());
     }
@@ -243,8 +243,8 @@ fn an_end_seen_by_a_call_without_time_reaches_everybody_who_waits() {
 #[test]
 fn calls_without_time_end_no_healthy_connection() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut answers = Peer::new(theirs.try_clone().unwrap());
-    let mut requests = Peer::new(theirs);
+    let mut answers = FakeDaemon::new(theirs.try_clone().unwrap());
+    let mut requests = FakeDaemon::new(theirs);
     let (tell, received) = channel();
     let daemon = thread::spawn(move || {
         while let Some(request) = requests.try_recv() {

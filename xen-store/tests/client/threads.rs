@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use xen_store::wire::Message;
 
-use crate::peer::pair;
+use crate::fake_daemon::pair;
 
 #[test]
 fn replies_may_come_in_any_order() {

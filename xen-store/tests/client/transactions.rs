@@ -6,10 +6,10 @@ use std::time::Duration;
 use xen_store::wire::MsgType;
 use xen_store::{Error, MAX_ATTEMPTS, XsError};
 
-use crate::peer::{Peer, pair};
+use crate::fake_daemon::{FakeDaemon, pair};
 
 #[track_caller]
-fn grant(peer: &mut Peer, id: u32) {
+fn grant(peer: &mut FakeDaemon, id: u32) {
     let request = peer.expect(MsgType::TRANSACTION_START, b"\0");
     assert_eq!(request.tx_id, 0, "a start has no transaction id");
     peer.reply(&request, format!("{id}\0").as_bytes());

@@ -10,7 +10,7 @@ use xen_store::{Deadline, Error, Store};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
-use crate::peer::pair;
+use crate::fake_daemon::pair;
 use crate::restarts::{Restarts, quick};
 
 /// Nothing here takes that long unless it hangs.

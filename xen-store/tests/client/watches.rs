@@ -9,10 +9,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::wire::MsgType;
 use xen_store::{Error, MAX_DISTINCT_PATHS, Store, Watch};
 
-use crate::peer::{Peer, pair, token_of};
+use crate::fake_daemon::{FakeDaemon, pair, token_of};
 
 /// A watch on `path` that the daemon granted, and its token.
-fn watch(store: &Store, peer: &mut Peer, path: &str) -> (Watch, Vec<u8>) {
+fn watch(store: &Store, peer: &mut FakeDaemon, path: &str) -> (Watch, Vec<u8>) {
     thread::scope(|scope| {
         let watch = scope.spawn(|| store.watch(path).unwrap());
         let token = peer.grant_watch(path);
@@ -252,7 +252,7 @@ fn depth_is_not_sent_to_a_daemon_that_does_not_offer_it() {
 
 /// The event is read by a thread that only wanted its reply; who polls must hear of it.
 #[test]
-fn poll_fd_tells_of_events_others_have_read() {
+fn poll_fd_is_readable_for_events_others_have_read() {
     let (store, mut peer) = pair();
     let (watch, token) = watch(&store, &mut peer, "/w");
     let fd = watch.poll_fd().unwrap();

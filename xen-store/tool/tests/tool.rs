@@ -29,13 +29,13 @@ const TIMED_OUT: i32 = 4;
 const STUCK: Duration = Duration::from_secs(20);
 
 /// A daemon, a client of domain 0, and the program.
-struct World {
+struct TestDaemon {
     server: Server,
     store: Store,
     dir: TempDir,
 }
 
-impl World {
+impl TestDaemon {
     fn new() -> Self {
         Self::with(Config::new())
     }
@@ -111,63 +111,63 @@ fn line(lines: &mut impl std::io::BufRead) -> String {
 
 #[test]
 fn values_are_written_read_and_removed() {
-    let world = World::new();
-    world.done(&["write", "/a/b", "one", "/a/c", r"two\n\x1b"]);
-    assert_eq!(world.store.read("/a/c").unwrap(), b"two\n\x1b");
-    assert_eq!(world.done(&["read", "/a/b", "/a/c"]), "one\ntwo\\n\\x1b\n");
-    assert_eq!(world.done(&["read", "-p", "/a/b"]), "/a/b: one\n");
-    assert_eq!(world.done(&["read", "-Rp", "/a/b"]), "/a/b: one");
-    world.done(&["write", "-R", "/a/d", r"\n"]);
-    assert_eq!(world.store.read("/a/d").unwrap(), br"\n");
-    world.done(&["write", "/a/minus", "-5", "--", "/a/dash", "-R"]);
-    assert_eq!(world.done(&["read", "/a/minus", "/a/dash"]), "-5\n-R\n");
-    world.done(&["rm", "/a/dash"]);
-    world.done(&["mkdir", "/a/e", "/a/f"]);
-    assert_eq!(world.done(&["list", "/a"]), "b\nc\nd\nminus\ne\nf\n");
+    let test = TestDaemon::new();
+    test.done(&["write", "/a/b", "one", "/a/c", r"two\n\x1b"]);
+    assert_eq!(test.store.read("/a/c").unwrap(), b"two\n\x1b");
+    assert_eq!(test.done(&["read", "/a/b", "/a/c"]), "one\ntwo\\n\\x1b\n");
+    assert_eq!(test.done(&["read", "-p", "/a/b"]), "/a/b: one\n");
+    assert_eq!(test.done(&["read", "-Rp", "/a/b"]), "/a/b: one");
+    test.done(&["write", "-R", "/a/d", r"\n"]);
+    assert_eq!(test.store.read("/a/d").unwrap(), br"\n");
+    test.done(&["write", "/a/minus", "-5", "--", "/a/dash", "-R"]);
+    assert_eq!(test.done(&["read", "/a/minus", "/a/dash"]), "-5\n-R\n");
+    test.done(&["rm", "/a/dash"]);
+    test.done(&["mkdir", "/a/e", "/a/f"]);
+    assert_eq!(test.done(&["list", "/a"]), "b\nc\nd\nminus\ne\nf\n");
     assert_eq!(
-        world.done(&["list", "-p", "/a"]).lines().next(),
+        test.done(&["list", "-p", "/a"]).lines().next(),
         Some("/a/b")
     );
-    world.done(&["exists", "/a", "/a/b"]);
-    assert_eq!(world.ends(NO, &["exists", "/a", "/none"]), "");
-    world.done(&["rm", "/a/b", "/a/c"]);
-    world.ends(NO, &["read", "/a/b"]);
+    test.done(&["exists", "/a", "/a/b"]);
+    assert_eq!(test.ends(NO, &["exists", "/a", "/none"]), "");
+    test.done(&["rm", "/a/b", "/a/c"]);
+    test.ends(NO, &["read", "/a/b"]);
     // The parent has other children, and stays.
-    world.done(&["rm", "-t", "/a/d"]);
-    assert!(world.store.exists("/a").unwrap());
-    world.store.write("/t/u/v", "").unwrap();
-    world.done(&["rm", "--tidy", "/t/u/v"]);
-    assert!(!world.store.exists("/t").unwrap());
+    test.done(&["rm", "-t", "/a/d"]);
+    assert!(test.store.exists("/a").unwrap());
+    test.store.write("/t/u/v", "").unwrap();
+    test.done(&["rm", "--tidy", "/t/u/v"]);
+    assert!(!test.store.exists("/t").unwrap());
     // All of them or none.
-    world.ends(FAILED, &["rm", "/a/minus", "/"]);
-    assert!(world.store.exists("/a/minus").unwrap());
+    test.ends(FAILED, &["rm", "/a/minus", "/"]);
+    assert!(test.store.exists("/a/minus").unwrap());
 }
 
 #[test]
 fn any_bytes_pass_through() {
-    let world = World::new();
+    let test = TestDaemon::new();
     let bytes: Vec<u8> = (0..=255).collect();
-    let file = world.file("value");
+    let file = test.file("value");
     std::fs::write(&file, &bytes).unwrap();
     let from = file.to_str().unwrap();
-    world.done(&["write", "/bytes", "--from", from]);
-    assert_eq!(world.store.read("/bytes").unwrap(), bytes);
-    let raw = world.run(&["read", "--raw", "/bytes"]);
+    test.done(&["write", "/bytes", "--from", from]);
+    assert_eq!(test.store.read("/bytes").unwrap(), bytes);
+    let raw = test.run(&["read", "--raw", "/bytes"]);
     assert_eq!(raw.stdout, bytes);
-    let text = world.done(&["read", "/bytes"]);
-    world.done(&["write", "/again", text.trim_end_matches('\n')]);
-    assert_eq!(world.store.read("/again").unwrap(), bytes);
+    let text = test.done(&["read", "/bytes"]);
+    test.done(&["write", "/again", text.trim_end_matches('\n')]);
+    assert_eq!(test.store.read("/again").unwrap(), bytes);
     let word = OsStr::from_bytes(b"\xff\xfe");
-    world.done(&[OsStr::new("write"), OsStr::new("/word"), word]);
-    assert_eq!(world.store.read("/word").unwrap(), b"\xff\xfe");
-    let json = world.done(&["--json", "read", "/word", "/again"]);
+    test.done(&[OsStr::new("write"), OsStr::new("/word"), word]);
+    assert_eq!(test.store.read("/word").unwrap(), b"\xff\xfe");
+    let json = test.done(&["--json", "read", "/word", "/again"]);
     assert!(
         json.starts_with("{\"path\":\"/word\",\"value_hex\":\"fffe\"}\n"),
         "{json}"
     );
     // Standard input, and more than a message carries.
     for (count, status) in [(4000, DONE), (5000, FAILED)] {
-        let mut command = world.command(&["write", "/in", "--from", "-"]);
+        let mut command = test.command(&["write", "/in", "--from", "-"]);
         let mut child = command
             .stdin(Stdio::piped())
             .stderr(Stdio::piped())
@@ -181,121 +181,121 @@ fn any_bytes_pass_through() {
             .unwrap();
         check(&child.wait_with_output().unwrap(), status);
     }
-    assert_eq!(world.store.read("/in").unwrap(), vec![0; 4000]);
+    assert_eq!(test.store.read("/in").unwrap(), vec![0; 4000]);
 }
 
 #[test]
 fn trees_are_shown_as_the_classic_tool_does() {
-    let world = World::new();
-    world.store.write("/t/a/x", "1").unwrap();
-    world.store.write("/t/a-b", "quote\"\x1b[2J").unwrap();
+    let test = TestDaemon::new();
+    test.store.write("/t/a/x", "1").unwrap();
+    test.store.write("/t/a-b", "quote\"\x1b[2J").unwrap();
     let rights = Permissions::owner_none(DomId::DOM0).grant_read(DomId::new(5));
-    world.store.set_permissions("/t/a/x", &rights).unwrap();
+    test.store.set_permissions("/t/a/x", &rights).unwrap();
     let nested = "a = \"\"\n x = \"1\"\na-b = \"quote\\\"\\x1b[2J\"\n";
-    assert_eq!(world.done(&["ls", "/t"]), nested);
-    assert_eq!(world.done(&["ls", "--consistent", "/t"]), nested);
+    assert_eq!(test.done(&["ls", "/t"]), nested);
+    assert_eq!(test.done(&["ls", "--consistent", "/t"]), nested);
     assert_eq!(
-        world.done(&["ls", "-f", "-p", "/t/a"]),
+        test.done(&["ls", "-f", "-p", "/t/a"]),
         "/t/a/x = \"1\"   (n0,r5)\n"
     );
     assert_eq!(
-        world.done(&["ls", "-f", "-d", "1", "/t"]),
+        test.done(&["ls", "-f", "-d", "1", "/t"]),
         "/t/a = \"\"\n/t/a-b = \"quote\\\"\\x1b[2J\"\n"
     );
-    let all = world.done(&["ls", "-f"]);
+    let all = test.done(&["ls", "-f"]);
     assert!(
         all.contains("/t/a/x = \"1\"\n") && all.contains("/tool/xenstored = "),
         "{all}"
     );
     assert_eq!(
-        world.done(&["ls", "--json", "/t/a"]),
+        test.done(&["ls", "--json", "/t/a"]),
         "{\"path\":\"/t/a/x\",\"permissions\":[\"n0\",\"r5\"],\"value\":\"1\"}\n"
     );
     assert_eq!(
-        world.done(&["ls", "--flat", "--prefix", "/t/a"]),
+        test.done(&["ls", "--flat", "--prefix", "/t/a"]),
         "/t/a/x = \"1\"   (n0,r5)\n"
     );
-    world.ends(NO, &["ls", "/none"]);
+    test.ends(NO, &["ls", "/none"]);
     // Under the classic name, through a link.
-    let link = world.file("xenstore-ls");
+    let link = test.file("xenstore-ls");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_xstore"), &link).unwrap();
     let mut classic = Command::new(&link);
     let classic = classic
         .args(["-s", "/t"])
-        .env("XENSTORED_PATH", world.socket());
+        .env("XENSTORED_PATH", test.socket());
     assert_eq!(check(&classic.output().unwrap(), DONE), nested);
 }
 
 #[test]
 fn colours_are_for_terminals_and_for_those_who_ask() {
-    let world = World::new();
-    world.store.write("/t/a", "1").unwrap();
-    assert_eq!(world.done(&["ls", "/t"]), "a = \"1\"\n");
-    let painted = world.run(&["--color", "always", "ls", "/t"]).stdout;
+    let test = TestDaemon::new();
+    test.store.write("/t/a", "1").unwrap();
+    assert_eq!(test.done(&["ls", "/t"]), "a = \"1\"\n");
+    let painted = test.run(&["--color", "always", "ls", "/t"]).stdout;
     assert_eq!(painted, b"\x1b[36ma\x1b[0m = \x1b[32m\"1\"\x1b[0m\n");
-    let json = world.done(&["--color", "always", "--json", "ls", "/t"]);
+    let json = test.done(&["--color", "always", "--json", "ls", "/t"]);
     assert!(json.starts_with('{'), "{json}");
 }
 
 #[test]
 fn permissions_are_set_alone_below_and_above() {
-    let world = World::new();
-    world.store.write("/p/q/r", "").unwrap();
-    let shown = |path: &str| world.store.permissions(path).unwrap().to_string();
-    world.done(&["chmod", "/p/q", "n0", "r5", "b6"]);
+    let test = TestDaemon::new();
+    test.store.write("/p/q/r", "").unwrap();
+    let shown = |path: &str| test.store.permissions(path).unwrap().to_string();
+    test.done(&["chmod", "/p/q", "n0", "r5", "b6"]);
     assert_eq!(
         [shown("/p"), shown("/p/q"), shown("/p/q/r")],
         ["n0", "n0 r5 b6", "n0"]
     );
-    world.done(&["chmod", "-r", "/p", "r0"]);
+    test.done(&["chmod", "-r", "/p", "r0"]);
     assert_eq!(
         [shown("/p"), shown("/p/q"), shown("/p/q/r")],
         ["r0", "r0", "r0"]
     );
-    world.done(&["chmod", "-u", "/p/q/r", "n0", "w7"]);
+    test.done(&["chmod", "-u", "/p/q/r", "n0", "w7"]);
     assert_eq!(
         [shown("/"), shown("/p"), shown("/p/q")],
         ["n0", "n0 w7", "n0 w7"]
     );
-    world.ends(USAGE, &["chmod", "/p", "x5"]);
-    world.ends(NO, &["chmod", "/none/at/all", "n0"]);
+    test.ends(USAGE, &["chmod", "/p", "x5"]);
+    test.ends(NO, &["chmod", "/none/at/all", "n0"]);
 }
 
 #[test]
 fn changes_are_printed_as_they_come() {
-    let world = World::new();
-    let (mut child, mut lines) = world.start(&["watch", "-v", "-n", "5", "/w", "/v"]);
+    let test = TestDaemon::new();
+    let (mut child, mut lines) = test.start(&["watch", "-v", "-n", "5", "/w", "/v"]);
     assert_eq!(line(&mut lines), "/w (no such node)\n");
     assert_eq!(line(&mut lines), "/v (no such node)\n");
-    world.store.write("/w/a", "\x1b]0;title\x07").unwrap();
+    test.store.write("/w/a", "\x1b]0;title\x07").unwrap();
     assert_eq!(line(&mut lines), "/w/a = \"\\x1b]0;title\\x07\"\n");
-    world.store.write("/v", "1").unwrap();
+    test.store.write("/v", "1").unwrap();
     assert_eq!(line(&mut lines), "/v = \"1\"\n");
-    world.store.rm("/w/a").unwrap();
+    test.store.rm("/w/a").unwrap();
     assert_eq!(line(&mut lines), "/w/a (no such node)\n");
     assert_eq!(child.wait().unwrap().code(), Some(DONE));
-    let timed = world.ends(TIMED_OUT, &["watch", "-n", "2", "-t", "0.05", "/w"]);
+    let timed = test.ends(TIMED_OUT, &["watch", "-n", "2", "-t", "0.05", "/w"]);
     assert_eq!(timed, "/w\n");
     assert_eq!(
-        world.done(&["watch", "-t", "0.05", "@releaseDomain"]),
+        test.done(&["watch", "-t", "0.05", "@releaseDomain"]),
         "@releaseDomain\n"
     );
-    let json = world.done(&["--json", "watch", "-n", "1", "-v", "/v"]);
+    let json = test.done(&["--json", "watch", "-n", "1", "-v", "/v"]);
     assert_eq!(
         json,
         "{\"below\":false,\"exists\":true,\"path\":\"/v\",\"value\":\"1\"}\n"
     );
     // Of a path that is named twice there is one watch.
-    world.ends(TIMED_OUT, &["watch", "-n", "2", "-t", "0.05", "/w", "/w"]);
+    test.ends(TIMED_OUT, &["watch", "-n", "2", "-t", "0.05", "/w", "/w"]);
     // The daemon is one without depths.
-    world.ends(FAILED, &["watch", "-d", "1", "/w"]);
-    let new = World::with(Config::new().extensions(true));
+    test.ends(FAILED, &["watch", "-d", "1", "/w"]);
+    let new = TestDaemon::with(Config::new().extensions(true));
     assert_eq!(new.done(&["watch", "-d", "1", "-n", "1", "/w"]), "/w\n");
 }
 
 #[test]
 fn a_watch_ends_in_time_while_changes_arrive() {
-    let world = World::new();
+    let test = TestDaemon::new();
     let is_over = AtomicBool::new(false);
     let begun = Instant::now();
     let output = thread::scope(|scope| {
@@ -304,10 +304,10 @@ fn a_watch_ends_in_time_while_changes_arrive() {
                 if is_over.load(Ordering::Relaxed) || begun.elapsed() > STUCK {
                     break;
                 }
-                world.store.write(&format!("/w/{n}"), "").unwrap();
+                test.store.write(&format!("/w/{n}"), "").unwrap();
             }
         });
-        let output = world.run(&["watch", "-v", "-t", "0.2", "/w"]);
+        let output = test.run(&["watch", "-v", "-t", "0.2", "/w"]);
         is_over.store(true, Ordering::Relaxed);
         output
     });
@@ -317,20 +317,20 @@ fn a_watch_ends_in_time_while_changes_arrive() {
 
 #[test]
 fn a_node_that_may_not_be_read_is_marked() {
-    let world = World::new();
-    world.store.write("/secret", "1").unwrap();
-    world.store.write("/guest", "").unwrap();
+    let test = TestDaemon::new();
+    test.store.write("/secret", "1").unwrap();
+    test.store.write("/guest", "").unwrap();
     let guest = DomId::new(5);
     let read = Permissions::owner_none(DomId::DOM0).grant_read(guest);
-    world.store.set_permissions("/", &read).unwrap();
-    let socket = world.file("guest");
+    test.store.set_permissions("/", &read).unwrap();
+    let socket = test.file("guest");
     let listener = UnixListener::bind(&socket).unwrap();
     let ends = |status, args: &[&str]| {
         let mut command = command(&socket, args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
-        world.server.add_connection(stream.into(), guest);
+        test.server.add_connection(stream.into(), guest);
         check(&child.wait_with_output().unwrap(), status)
     };
     let remark = "/secret (no permission to read)\n";
@@ -346,70 +346,70 @@ fn a_node_that_may_not_be_read_is_marked() {
 
 #[test]
 fn a_wait_ends_with_the_state_that_is_waited_for() {
-    let world = World::new();
-    world.ends(TIMED_OUT, &["wait", "-t", "0.05", "/s"]);
-    let ready = world
+    let test = TestDaemon::new();
+    test.ends(TIMED_OUT, &["wait", "-t", "0.05", "/s"]);
+    let ready = test
         .command(&["wait", "/s", "4"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     for state in 1..=4 {
-        world.store.write("/s", state.to_string()).unwrap();
+        test.store.write("/s", state.to_string()).unwrap();
     }
     assert_eq!(check(&ready.wait_with_output().unwrap(), DONE), "4\n");
-    assert_eq!(world.done(&["wait", "/s"]), "4\n");
-    assert_eq!(world.done(&["wait", "--not", "/s", "3"]), "4\n");
-    world.ends(TIMED_OUT, &["wait", "--not", "/s", "4", "-t", "0.05"]);
-    let gone = world
+    assert_eq!(test.done(&["wait", "/s"]), "4\n");
+    assert_eq!(test.done(&["wait", "--not", "/s", "3"]), "4\n");
+    test.ends(TIMED_OUT, &["wait", "--not", "/s", "4", "-t", "0.05"]);
+    let gone = test
         .command(&["wait", "--gone", "/s"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    world.store.rm("/s").unwrap();
+    test.store.rm("/s").unwrap();
     assert_eq!(check(&gone.wait_with_output().unwrap(), DONE), "");
-    world.ends(USAGE, &["wait", "--not", "/s"]);
+    test.ends(USAGE, &["wait", "--not", "/s"]);
 }
 
 #[test]
 fn a_tree_is_exported_imported_and_compared() {
-    let world = World::new();
+    let test = TestDaemon::new();
     let rights = Permissions::owner_none(DomId::DOM0).grant_read(DomId::new(5));
-    world.store.write("/from/a/b", b"\xff\0").unwrap();
-    world.store.write("/from/a-b", "text").unwrap();
-    world.store.write("/from", "root").unwrap();
-    world.store.set_permissions("/from/a", &rights).unwrap();
-    let file = world.file("tree");
+    test.store.write("/from/a/b", b"\xff\0").unwrap();
+    test.store.write("/from/a-b", "text").unwrap();
+    test.store.write("/from", "root").unwrap();
+    test.store.set_permissions("/from/a", &rights).unwrap();
+    let file = test.file("tree");
     let tree = file.to_str().unwrap();
-    let text = world.done(&["export", "--consistent", "/from"]);
+    let text = test.done(&["export", "--consistent", "/from"]);
     std::fs::write(&file, &text).unwrap();
-    assert_eq!(world.done(&["diff", "-p", tree]), "");
+    assert_eq!(test.done(&["diff", "-p", tree]), "");
 
-    world.store.write("/to/old/node", "").unwrap();
-    world.done(&["import", "--at", "/to", "--replace", tree]);
-    assert!(!world.store.exists("/to/old").unwrap());
-    assert_eq!(world.store.read("/to/a/b").unwrap(), b"\xff\0");
-    assert_eq!(world.store.read("/to").unwrap(), b"root");
-    assert_eq!(world.store.permissions("/to/a").unwrap(), rights);
-    assert_eq!(world.done(&["diff", "-p", "store:/from", "store:/to"]), "");
+    test.store.write("/to/old/node", "").unwrap();
+    test.done(&["import", "--at", "/to", "--replace", tree]);
+    assert!(!test.store.exists("/to/old").unwrap());
+    assert_eq!(test.store.read("/to/a/b").unwrap(), b"\xff\0");
+    assert_eq!(test.store.read("/to").unwrap(), b"root");
+    assert_eq!(test.store.permissions("/to/a").unwrap(), rights);
+    assert_eq!(test.done(&["diff", "-p", "store:/from", "store:/to"]), "");
 
-    world.store.write("/to/a/b", "\x1b").unwrap();
-    world.store.rm("/to/a-b").unwrap();
-    world.store.write("/to/new", "").unwrap();
+    test.store.write("/to/a/b", "\x1b").unwrap();
+    test.store.rm("/to/a-b").unwrap();
+    test.store.write("/to/new", "").unwrap();
     assert_eq!(
-        world.ends(NO, &["diff", tree, "store:/to"]),
+        test.ends(NO, &["diff", tree, "store:/to"]),
         "- /from/a-b = \"text\"\n- /from/a/b = \"\\xff\\x00\"\n+ /to/a/b = \"\\x1b\"\n+ /to/new = \"\"\n"
     );
-    let json = world.ends(NO, &["--json", "diff", tree, "store:/to"]);
+    let json = test.ends(NO, &["--json", "diff", tree, "store:/to"]);
     assert_eq!(json.lines().count(), 3);
 
     // The same over standard input, as a whole.
-    let mut command = world.command(&["import", "--no-permissions"]);
+    let mut command = test.command(&["import", "--no-permissions"]);
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    world.store.rm("/from").unwrap();
+    test.store.rm("/from").unwrap();
     child
         .stdin
         .take()
@@ -417,27 +417,23 @@ fn a_tree_is_exported_imported_and_compared() {
         .write_all(text.as_bytes())
         .unwrap();
     check(&child.wait_with_output().unwrap(), DONE);
-    assert_eq!(world.done(&["diff", tree]), "");
-    assert_eq!(
-        world.store.permissions("/from/a").unwrap().to_string(),
-        "n0"
-    );
+    assert_eq!(test.done(&["diff", tree]), "");
+    assert_eq!(test.store.permissions("/from/a").unwrap().to_string(), "n0");
 
     std::fs::write(&file, text.replace("a/b", "../b")).unwrap();
-    world.ends(FAILED, &["import", tree]);
+    test.ends(FAILED, &["import", tree]);
     std::fs::write(&file, "\x1b[2J").unwrap();
-    world.ends(FAILED, &["import", tree]);
-    world.ends(FAILED, &["diff", "/no/such/file"]);
+    test.ends(FAILED, &["import", tree]);
+    test.ends(FAILED, &["diff", "/no/such/file"]);
 }
 
 #[test]
 fn the_parts_that_change_most_come_first() {
-    let world = World::new();
-    world
-        .store
+    let test = TestDaemon::new();
+    test.store
         .write("/local/domain/5/name", "busy\x1b")
         .unwrap();
-    let (mut child, mut lines) = world.start(&["--json", "top", "-i", "0.2"]);
+    let (mut child, mut lines) = test.start(&["--json", "top", "-i", "0.2"]);
     let is_over = AtomicBool::new(false);
     let first = thread::scope(|scope| {
         scope.spawn(|| {
@@ -446,7 +442,7 @@ fn the_parts_that_change_most_come_first() {
                     break;
                 }
                 let path = format!("/local/domain/5/data/{n}");
-                world.store.write(&path, "").unwrap();
+                test.store.write(&path, "").unwrap();
             }
         });
         let first = line(&mut lines);
@@ -457,13 +453,13 @@ fn the_parts_that_change_most_come_first() {
     child.wait().unwrap();
     assert!(first.contains("\"where\":\"/local/domain/5\""), "{first}");
     assert!(first.contains("\"name\":\"busy\\u001b\""), "{first}");
-    let table = world.done(&["top", "-i", "0.05", "-n", "1"]);
+    let table = test.done(&["top", "-i", "0.05", "-n", "1"]);
     assert!(table.starts_with("WHERE"), "{table}");
 }
 
 #[test]
 fn faults_have_statuses_and_one_line() {
-    let world = World::new();
+    let test = TestDaemon::new();
     for args in [
         &["read"][..],
         &["read", "a b"],
@@ -479,23 +475,23 @@ fn faults_have_statuses_and_one_line() {
         &["read", "--raw", "--json", "/a"],
         &[],
     ] {
-        let output = world.run(args);
+        let output = test.run(args);
         check(&output, USAGE);
         let message = String::from_utf8(output.stderr).unwrap();
         assert!(message.starts_with("xstore: "), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
     }
-    let missing = world.run(&["read", "/none"]);
+    let missing = test.run(&["read", "/none"]);
     check(&missing, NO);
     let message = String::from_utf8(missing.stderr).unwrap();
     assert_eq!(message, "xstore: /none: READ: no such node (ENOENT)\n");
-    let gone = command(&world.file("none"), &["ls"]).output().unwrap();
+    let gone = command(&test.file("none"), &["ls"]).output().unwrap();
     check(&gone, FAILED);
-    let other = world.run(&["--socket", "/dev/null/x", "ls"]);
+    let other = test.run(&["--socket", "/dev/null/x", "ls"]);
     check(&other, FAILED);
-    assert!(world.done(&["--help"]).contains("Usage: xstore"));
-    assert!(world.done(&["ls", "--help"]).contains("--permissions"));
-    assert!(world.done(&["--version"]).starts_with("xstore "));
+    assert!(test.done(&["--help"]).contains("Usage: xstore"));
+    assert!(test.done(&["ls", "--help"]).contains("--permissions"));
+    assert!(test.done(&["--version"]).starts_with("xstore "));
 }
 
 #[test]
@@ -508,14 +504,14 @@ fn a_daemon_that_does_not_answer_is_given_up() {
         check(&command(&socket, &args).output().unwrap(), TIMED_OUT);
     }
     // A span that the clock cannot count is without a limit.
-    let world = World::new();
-    world.done(&["--request-timeout", "1e19", "exists", "/"]);
+    let test = TestDaemon::new();
+    test.done(&["--request-timeout", "1e19", "exists", "/"]);
 }
 
 #[test]
 fn lines_that_cannot_be_written_are_a_failure() {
-    let world = World::new();
-    world.store.write("/a", "1").unwrap();
+    let test = TestDaemon::new();
+    test.store.write("/a", "1").unwrap();
     for args in [
         &["read", "/a"][..],
         &["read", "/a", "/none"],
@@ -523,7 +519,7 @@ fn lines_that_cannot_be_written_are_a_failure() {
         &["watch", "-n", "1", "/a"],
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let output = world.command(args).stdout(full).output().unwrap();
+        let output = test.command(args).stdout(full).output().unwrap();
         check(&output, FAILED);
         let message = String::from_utf8(output.stderr).unwrap();
         assert!(
@@ -536,19 +532,18 @@ fn lines_that_cannot_be_written_are_a_failure() {
 
 #[test]
 fn a_reader_that_has_enough_is_no_failure() {
-    let world = World::new();
+    let test = TestDaemon::new();
     for n in 0..3000 {
-        world
-            .store
+        test.store
             .write(&format!("/many/node-{n}"), "a value")
             .unwrap();
     }
-    let (mut child, mut lines) = world.start(&["ls", "-f", "/many"]);
+    let (mut child, mut lines) = test.start(&["ls", "-f", "/many"]);
     assert!(line(&mut lines).starts_with("/many/node-0 = "));
     drop(lines);
     assert_eq!(child.wait().unwrap().code(), Some(DONE));
     // The answer of a comparison stays the same.
-    let (mut child, mut lines) = world.start(&["diff", "store:/many", "store:/tool"]);
+    let (mut child, mut lines) = test.start(&["diff", "store:/many", "store:/tool"]);
     assert!(line(&mut lines).starts_with("- /many"));
     drop(lines);
     assert_eq!(child.wait().unwrap().code(), Some(NO));

@@ -149,7 +149,7 @@ impl IoreqServer {
     #[doc(alias = "xendevicemodel_map_pcidev_to_ioreq_server")]
     #[doc(alias = "XEN_DMOP_map_io_range_to_ioreq_server")]
     pub fn map_io_range(&self, range: IoRange) -> Result<()> {
-        match self.model.tell(MapIoRange(range.body(self.id))) {
+        match self.model.send(MapIoRange(range.body(self.id))) {
             // Xen's answer to one range too many.
             Err(Error::Os { op, source }) if source.raw_os_error() == Some(libc::ENOMEM) => {
                 Err(Error::LimitReached {
@@ -171,7 +171,7 @@ impl IoreqServer {
     #[doc(alias = "xendevicemodel_unmap_pcidev_from_ioreq_server")]
     #[doc(alias = "XEN_DMOP_unmap_io_range_from_ioreq_server")]
     pub fn unmap_io_range(&self, range: IoRange) -> Result<()> {
-        self.model.tell(UnmapIoRange(range.body(self.id)))
+        self.model.send(UnmapIoRange(range.body(self.id)))
     }
 
     /// Has Xen pass writes to memory of the type
@@ -197,7 +197,7 @@ impl IoreqServer {
     }
 
     fn map_mem_type(&self, flags: u32) -> Result<()> {
-        self.model.tell(abi::MapMemTypeToIoreqServer {
+        self.model.send(abi::MapMemTypeToIoreqServer {
             id: self.id,
             kind: abi::HVMMEM_IOREQ_SERVER,
             flags,
@@ -226,7 +226,7 @@ impl IoreqServer {
     }
 
     fn set_state(&self, enabled: u8) -> Result<()> {
-        self.model.tell(abi::SetIoreqServerState {
+        self.model.send(abi::SetIoreqServerState {
             id: self.id,
             enabled,
             pad: 0,

@@ -108,7 +108,7 @@ fn dirty_pages_are_counted_from_the_first_frame() {
 }
 
 #[test]
-fn an_errno_becomes_the_error_that_says_what_to_do() {
+fn an_errno_becomes_the_error_that_names_what_to_do() {
     let of = |errno| {
         let source = std::io::Error::from_raw_os_error(errno);
         Error::os("XEN_DMOP_nr_vcpus", source).about(DomId::new(5))

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_dmabufs_is_told_from_one_that_refuses() {
+    fn a_kernel_without_dmabufs_is_distinguished_from_one_that_refuses() {
         let dev = GntDev(null());
         let file = File::open("/dev/null").unwrap();
         for (refused, name) in [

@@ -48,7 +48,7 @@ fn errors_carry_the_c_name_of_the_request() {
 }
 
 #[test]
-fn what_follows_a_head_is_as_long_as_the_head_says() {
+fn what_follows_a_head_has_the_length_in_the_head() {
     let head = abi::gntdev::MapGrantRefHead {
         count: 3,
         pad: 0,

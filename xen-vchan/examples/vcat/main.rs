@@ -31,7 +31,7 @@
 //! two others, each a process of domain 0.
 
 mod args;
-mod pump;
+mod splice;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,7 +46,7 @@ use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, ClientBuilder, Error, Listener, ServerBuilder, service_path};
 
 use crate::args::{Args, USAGE};
-use crate::pump::{End, pump};
+use crate::splice::{End, splice};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -140,7 +140,7 @@ fn session(channel: &mut Channel, args: &Args) -> Outcome<()> {
     }
     let Some((program, arguments)) = args.exec.split_first() else {
         let end = End::Silence(args.close);
-        return pump(channel, io::stdin().as_fd(), io::stdout().as_fd(), end);
+        return splice(channel, io::stdin().as_fd(), io::stdout().as_fd(), end);
     };
     let mut child = Command::new(program)
         .args(arguments)
@@ -148,9 +148,9 @@ fn session(channel: &mut Channel, args: &Args) -> Outcome<()> {
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("{program}: {error}"))?;
-    let pumped = pump_command(channel, &mut child);
+    let spliced = splice_command(channel, &mut child);
     let status = child.wait()?;
-    pumped?;
+    spliced?;
     // It may be in the middle of a sentence when the other end goes.
     let cut_off = status.signal() == Some(Signal::SIGPIPE as i32);
     if status.success() || cut_off {
@@ -160,14 +160,14 @@ fn session(channel: &mut Channel, args: &Args) -> Outcome<()> {
     }
 }
 
-fn pump_command(channel: &mut Channel, child: &mut Child) -> Outcome<()> {
+fn splice_command(channel: &mut Channel, child: &mut Child) -> Outcome<()> {
     let (Some(sink), Some(source)) = (child.stdin.take(), child.stdout.take()) else {
         return Err("the command has no pipes".into());
     };
     let (sink, source) = (OwnedFd::from(sink), OwnedFd::from(source));
     // A command that waits for its output to be read must not be waited for with its input.
     fcntl(&sink, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    pump(channel, source.as_fd(), sink.as_fd(), End::Command)
+    splice(channel, source.as_fd(), sink.as_fd(), End::Command)
 }
 
 #[cfg(feature = "sim")]

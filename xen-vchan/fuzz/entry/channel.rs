@@ -20,25 +20,25 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// A host for one input after another. Domain 0 is under test, `guest` is hostile, or they are the
 /// same for a hostile server.
-pub(super) struct World {
-    pub(super) host: Simulation,
+pub(super) struct TestHost {
+    pub(super) sim: Simulation,
     _stored: StoreServer,
     pub(super) guest: DomId,
     pub(super) dom0: (Xen, Store),
     pub(super) domu: (Xen, Store),
 }
 
-impl World {
+impl TestHost {
     pub(super) fn new() -> Self {
-        let host = Simulation::start().unwrap();
-        let guest = host.add_domain().unwrap();
+        let sim = Simulation::start().unwrap();
+        let guest = sim.add_domain().unwrap();
         let stored = StoreServer::start(Config::new()).unwrap();
         stored.add_domain(guest);
-        let open = |domain| (host.xen(domain).unwrap(), stored.connect(domain).unwrap());
+        let open = |domain| (sim.xen(domain).unwrap(), stored.connect(domain).unwrap());
         let (dom0, domu) = (open(DomId::DOM0), open(guest));
         dom0.1.write("domid", "0").unwrap();
         Self {
-            host,
+            sim,
             _stored: stored,
             guest,
             dom0,
@@ -48,7 +48,7 @@ impl World {
 }
 
 thread_local! {
-    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+    static TEST_HOST: RefCell<Option<TestHost>> = const { RefCell::new(None) };
 }
 
 /// The other end.
@@ -79,16 +79,16 @@ impl Hostile {
 
 /// Runs an input.
 pub(crate) fn run(data: &[u8]) {
-    WORLD.with_borrow_mut(|slot| {
-        let world = slot.get_or_insert_with(World::new);
+    TEST_HOST.with_borrow_mut(|slot| {
+        let host = slot.get_or_insert_with(TestHost::new);
         let mut input = Input(data);
         if input.byte() & 1 == 0 {
-            server(world, &mut input);
+            server(host, &mut input);
         } else {
-            client(world, &mut input);
+            client(host, &mut input);
         }
-        assert_eq!(world.host.leaks(), [""; 0], "something stays");
-        assert!(!world.dom0.1.exists(PATH).unwrap(), "nodes stay");
+        assert_eq!(host.sim.leaks(), [""; 0], "something stays");
+        assert!(!host.dom0.1.exists(PATH).unwrap(), "nodes stay");
     });
 }
 
@@ -98,10 +98,10 @@ fn sizes(input: &mut Input<'_>) -> (usize, usize) {
 }
 
 /// A server under test, and a domU that maps its page.
-fn server(world: &World, input: &mut Input<'_>) {
-    let (xen, store) = &world.dom0;
+fn server(host: &TestHost, input: &mut Input<'_>) {
+    let (xen, store) = &host.dom0;
     let (left, right) = sizes(input);
-    let channel = ServerBuilder::new(world.guest, PATH)
+    let channel = ServerBuilder::new(host.guest, PATH)
         .rings(left, right)
         // It keeps the pages that it has mapped.
         .reuse_memory(true)
@@ -115,7 +115,7 @@ fn server(world: &World, input: &mut Input<'_>) {
     let page = GrantRef::new(number("ring-ref"));
     let remote = Port::new(number("event-channel"));
     let attach = || {
-        let (xen, _) = &world.domu;
+        let (xen, _) = &host.domu;
         let events = EventChannels::open(xen).unwrap();
         let port = events.bind_interdomain(DomId::DOM0, remote).unwrap();
         let mut pages = map(xen, DomId::DOM0, &[page], PageAccess::ReadWrite).unwrap();
@@ -136,11 +136,11 @@ fn server(world: &World, input: &mut Input<'_>) {
 }
 
 /// A client under test, and a server that publishes what it likes.
-fn client(world: &World, input: &mut Input<'_>) {
-    let (xen, store) = &world.dom0;
+fn client(host: &TestHost, input: &mut Input<'_>) {
+    let (xen, store) = &host.dom0;
     let events = EventChannels::open(xen).unwrap();
-    let port = events.bind_unbound(world.guest).unwrap();
-    let mut control = share(xen, world.guest, 1, PageAccess::ReadWrite).unwrap();
+    let port = events.bind_unbound(host.guest).unwrap();
+    let mut control = share(xen, host.guest, 1, PageAccess::ReadWrite).unwrap();
     let order = |byte: u8| -> u16 {
         match byte {
             0..=250 => 10 + u16::from(byte % 5),
@@ -152,7 +152,7 @@ fn client(world: &World, input: &mut Input<'_>) {
         }
     };
     let orders = [order(input.byte()), order(input.byte())];
-    let rings = share(xen, world.guest, 8, PageAccess::ReadWrite).unwrap();
+    let rings = share(xen, host.guest, 8, PageAccess::ReadWrite).unwrap();
     let mut page = control.take_region();
     let mut hostile = |bytes: &[u8], at: usize| page.copy_in(at, bytes).unwrap();
     hostile(&orders[0].to_ne_bytes(), 16);
@@ -190,7 +190,7 @@ fn client(world: &World, input: &mut Input<'_>) {
         4 => input.word().to_string(),
         _ => number.to_string(),
     };
-    let readable = Permissions::owner_none(DomId::DOM0).grant_read(world.guest);
+    let readable = Permissions::owner_none(DomId::DOM0).grant_read(host.guest);
     let marks = if input.byte() & 1 == 0 { 1 } else { 0 };
     for (key, number) in [
         ("event-channel", port.port().as_u32()),
@@ -202,7 +202,7 @@ fn client(world: &World, input: &mut Input<'_>) {
         store.set_permissions(&node, &readable).unwrap();
     }
     let began = Instant::now();
-    let (xen, domu) = &world.domu;
+    let (xen, domu) = &host.domu;
     let connected = ClientBuilder::new(DomId::DOM0, PATH).connect(xen, domu);
     assert!(
         began.elapsed() < AT_ONCE,

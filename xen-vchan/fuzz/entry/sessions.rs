@@ -13,7 +13,7 @@ use xen_sys::{DomId, GrantRef, Port};
 use xen_vchan::{Channel, ClientBuilder, Error, PeerState, ServerBuilder};
 
 use super::Input;
-use super::channel::World;
+use super::channel::TestHost;
 
 const PATH: &str = "/local/domain/0/data/fuzz";
 /// More hostile clients than this add nothing.
@@ -45,24 +45,24 @@ struct Rings {
 }
 
 thread_local! {
-    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+    static TEST_HOST: RefCell<Option<TestHost>> = const { RefCell::new(None) };
 }
 
 /// Runs an input.
 pub(crate) fn run(data: &[u8]) {
-    WORLD.with_borrow_mut(|slot| {
-        let world = slot.get_or_insert_with(World::new);
-        play(world, &mut Input(data));
-        assert_eq!(world.host.leaks(), [""; 0], "something stays");
-        assert!(!world.dom0.1.exists(PATH).unwrap(), "nodes stay");
+    TEST_HOST.with_borrow_mut(|slot| {
+        let host = slot.get_or_insert_with(TestHost::new);
+        play(host, &mut Input(data));
+        assert_eq!(host.sim.leaks(), [""; 0], "something stays");
+        assert!(!host.dom0.1.exists(PATH).unwrap(), "nodes stay");
     });
 }
 
 /// A hostile client comes to what is on offer, if anything is.
-fn come(world: &World) -> Option<Evil> {
-    let (xen, _) = &world.domu;
+fn come(host: &TestHost) -> Option<Evil> {
+    let (xen, _) = &host.domu;
     let number = |key: &str| -> Option<u32> {
-        let value = world.dom0.1.read_str(&format!("{PATH}/{key}")).ok()?;
+        let value = host.dom0.1.read_str(&format!("{PATH}/{key}")).ok()?;
         value.parse().ok()
     };
     let (page, port) = (number("ring-ref")?, number("event-channel")?);
@@ -78,9 +78,9 @@ fn come(world: &World) -> Option<Evil> {
     Some(Evil { port, pages })
 }
 
-fn play(world: &World, input: &mut Input<'_>) {
-    let (xen, store) = &world.dom0;
-    let mut server = ServerBuilder::new(world.guest, PATH)
+fn play(host: &TestHost, input: &mut Input<'_>) {
+    let (xen, store) = &host.dom0;
+    let mut server = ServerBuilder::new(host.guest, PATH)
         .publish(xen, store)
         .unwrap();
     let mut evils: Vec<Evil> = Vec::new();
@@ -94,7 +94,7 @@ fn play(world: &World, input: &mut Input<'_>) {
         let which = usize::from(input.byte());
         let count = evils.len();
         if choice == 0 && count < MOST {
-            if let Some(mut evil) = come(world) {
+            if let Some(mut evil) = come(host) {
                 rings.touched = true;
                 evil.poke(20, &[1]);
                 evils.push(evil);
@@ -123,7 +123,7 @@ fn play(world: &World, input: &mut Input<'_>) {
                 Ok(())
             }
             (6, _) if honest.is_none() => {
-                let (xen, store) = &world.domu;
+                let (xen, store) = &host.domu;
                 match ClientBuilder::new(DomId::DOM0, PATH).connect(xen, store) {
                     Ok(client) => {
                         honest = Some((client, number));

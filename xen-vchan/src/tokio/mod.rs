@@ -47,7 +47,7 @@ pub struct Channel {
     tasks: Arc<Tasks>,
     channel: crate::Channel,
     /// Made when events are paced.
-    alarm: Option<Timer>,
+    timer: Option<Timer>,
 }
 
 impl Channel {
@@ -69,7 +69,7 @@ impl Channel {
             ready,
             tasks: Arc::clone(channel.shared().doorbell.delivery.tasks()),
             channel,
-            alarm: None,
+            timer: None,
         })
     }
 
@@ -166,21 +166,21 @@ impl Channel {
             let Some(at) = self.channel.poll_timeout() else {
                 return Poll::Pending;
             };
-            ready!(self.poll_alarm(at))?;
+            ready!(self.poll_timer(at))?;
             self.channel.handle_timeout()?;
         }
     }
 
     /// Waits until paced events may be let through; wakes every task then.
     #[cold]
-    fn poll_alarm(&mut self, at: Instant) -> Poll<Result<()>> {
-        let alarm = match &mut self.alarm {
-            Some(alarm) => alarm,
+    fn poll_timer(&mut self, at: Instant) -> Poll<Result<()>> {
+        let timer = match &mut self.timer {
+            Some(timer) => timer,
             none => none.insert(Timer::new()?),
         };
-        alarm.set(Some(at))?;
+        timer.set(Some(at))?;
         let everybody = Waker::from(Arc::clone(&self.tasks));
-        alarm.poll(&mut Context::from_waker(&everybody))
+        timer.poll(&mut Context::from_waker(&everybody))
     }
 }
 

@@ -55,7 +55,7 @@ pub struct Reconnecting {
     /// The numbers, the pauses and how to connect; its channel is in `stage`.
     line: crate::Reconnecting,
     stage: Stage,
-    alarm: Timer,
+    timer: Timer,
 }
 
 /// The stage that a call has reached; after a cancelled call the next one resumes here.
@@ -87,8 +87,8 @@ impl Reconnecting {
             Some(channel) => Stage::Session(Channel::new(channel).map_err(failed)?),
             None => Stage::Pausing,
         };
-        let alarm = Timer::new()?;
-        Ok(Self { line, stage, alarm })
+        let timer = Timer::new()?;
+        Ok(Self { line, stage, timer })
     }
 
     /// Returns the session that runs, or the next one, as [`crate::Reconnecting::session`].
@@ -129,8 +129,8 @@ impl Reconnecting {
                 Stage::Pausing => {
                     let (wait, late) = self.line.schedule.poll_timeout(Instant::now(), deadline);
                     if !wait.is_zero() {
-                        self.alarm.set(Instant::now().checked_add(wait))?;
-                        poll_fn(|cx| self.alarm.poll(cx)).await?;
+                        self.timer.set(Instant::now().checked_add(wait))?;
+                        poll_fn(|cx| self.timer.poll(cx)).await?;
                     }
                     if late {
                         return Err(Error::TimedOut);
@@ -147,10 +147,10 @@ impl Reconnecting {
                     Stage::Arrived(finish(connecting, ready).await?)
                 }
                 Stage::Arrived(channel) => {
-                    self.alarm.set(deadline)?;
+                    self.timer.set(deadline)?;
                     poll_fn(|cx| match channel.poll_connected(cx) {
                         Poll::Pending => self
-                            .alarm
+                            .timer
                             .poll(cx)
                             .map(|rung| rung.and(Err(Error::TimedOut))),
                         noted => noted,

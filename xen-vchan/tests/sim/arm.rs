@@ -6,7 +6,7 @@ use std::thread;
 
 use xen_vchan::{Channel, Error};
 
-use crate::world::{World, poll_one};
+use crate::host::{TestHost, poll_one};
 
 const MESSAGES: u32 = 300;
 /// Bytes of a message: a header and a body, which are written one by one.
@@ -42,8 +42,8 @@ fn answer(server: &mut Channel, next: &mut u32) {
 
 #[test]
 fn a_poll_loop_that_only_arms_does_not_stall() {
-    let world = World::new();
-    let (mut server, client) = world.pair(1024, 1024);
+    let host = TestHost::new();
+    let (mut server, client) = host.pair(1024, 1024);
     let client = thread::spawn(|| ask(client));
     let mut next = 0;
     while next < MESSAGES {
@@ -57,13 +57,13 @@ fn a_poll_loop_that_only_arms_does_not_stall() {
     }
     client.join().unwrap();
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn arming_consumes_nothing_and_sees_what_is_there() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(1024, 1024);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(1024, 1024);
     assert_eq!(server.arm_read(1).unwrap(), 0);
     server.acknowledge_events().unwrap();
     assert_eq!(server.arm_read(1).unwrap(), 0);
@@ -102,13 +102,13 @@ fn arming_consumes_nothing_and_sees_what_is_there() {
     assert!(matches!(server.arm_read(1), Err(Error::Closed)));
     assert!(matches!(server.arm_write(1), Err(Error::Closed)));
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_peer_that_leaves_within_a_message_ends_the_loop() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(1024, 1024);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(1024, 1024);
     client.write_all(b"part").unwrap();
     assert_eq!(server.arm_read(LEN).unwrap(), 4);
     drop(client);
@@ -121,5 +121,5 @@ fn a_peer_that_leaves_within_a_message_ends_the_loop() {
     server.read_exact(&mut part).unwrap();
     assert_eq!(&part, b"part");
     drop(server);
-    world.end();
+    host.end();
 }

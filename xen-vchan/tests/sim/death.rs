@@ -13,7 +13,7 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 use xen_vchan::{Channel, ClientBuilder, Error, PeerState, ServerBuilder};
 
-use crate::world::{World, byte, soon, wait_gone};
+use crate::host::{TestHost, byte, soon, wait_gone};
 
 const ROLE: &str = "VCHAN_ROLE";
 const SOCKETS: &str = "VCHAN_SOCKETS";
@@ -67,13 +67,13 @@ struct Victim {
 
 impl Victim {
     /// A process of domain 0.
-    fn start(world: &World, role: &str) -> Self {
-        Self::start_in(world, role, DomId::DOM0, world.guest)
+    fn start(host: &TestHost, role: &str) -> Self {
+        Self::start_in(host, role, DomId::DOM0, host.guest)
     }
 
-    fn start_in(world: &World, role: &str, domain: DomId, peer: DomId) -> Self {
+    fn start_in(host: &TestHost, role: &str, domain: DomId, peer: DomId) -> Self {
         let sockets = tempfile::tempdir().unwrap();
-        world.host.listen(sockets.path().join("xen")).unwrap();
+        host.sim.listen(sockets.path().join("xen")).unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--ignored",
@@ -142,10 +142,10 @@ fn read_to_the_end(channel: &mut Channel, mut got: usize) -> (usize, Instant) {
 
 #[test]
 fn a_server_killed_in_the_middle_of_a_transfer_is_noticed() {
-    let world = World::new();
-    let mut victim = Victim::start(&world, "server");
+    let host = TestHost::new();
+    let mut victim = Victim::start(&host, "server");
     victim.wait_up();
-    let mut client = world.connect();
+    let mut client = host.connect();
     let mut first = vec![0; 200_000];
     client.read_exact(&mut first).unwrap();
     let killed = victim.kill();
@@ -168,19 +168,19 @@ fn a_server_killed_in_the_middle_of_a_transfer_is_noticed() {
     drop(client);
     victim.bury();
     // A killed process cannot remove its nodes; the next server at this place does.
-    drop(world.listen(0, 0));
-    world.end();
+    drop(host.listen(0, 0));
+    host.end();
 }
 
 #[test]
 fn a_client_killed_in_the_middle_of_a_transfer_is_noticed_and_another_can_come() {
-    let world = World::new();
-    let path = path_of(world.guest);
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let path = path_of(host.guest);
+    let (xen, store) = host.domu();
     let builder = ServerBuilder::new(DomId::DOM0, &path).rings(1 << 16, 1 << 16);
     let mut server = builder.publish(&xen, &store).unwrap();
     for _ in 0..3 {
-        let mut victim = Victim::start(&world, "client");
+        let mut victim = Victim::start(&host, "client");
         victim.wait_up();
         let mut first = vec![0; 200_000];
         server.read_exact(&mut first).unwrap();
@@ -192,19 +192,19 @@ fn a_client_killed_in_the_middle_of_a_transfer_is_noticed_and_another_can_come()
     }
     drop(server);
     assert!(!store.exists(&path).unwrap());
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_sleeping_server_is_woken_by_its_clients_death() {
-    let world = World::new();
-    let path = path_of(world.guest);
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let path = path_of(host.guest);
+    let (xen, store) = host.domu();
     // The victim fills this ring and then sleeps for space.
     let mut server = ServerBuilder::new(DomId::DOM0, &path)
         .publish(&xen, &store)
         .unwrap();
-    let mut victim = Victim::start(&world, "client");
+    let mut victim = Victim::start(&host, "client");
     victim.wait_up();
     server.wait_connected(soon()).unwrap();
     let killed = victim.kill();
@@ -213,7 +213,7 @@ fn a_sleeping_server_is_woken_by_its_clients_death() {
     assert!(seen - killed < AT_ONCE);
     victim.bury();
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -229,22 +229,22 @@ enum Ending {
 /// The victim's side ends at some moment of a transfer in both directions; what was read until then
 /// is a true beginning of what it sent.
 fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
-    let world = World::new();
-    let (xen, store) = world.dom0();
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
     // The victim is in the guest; domain 0 may ask the store about its end.
     let (mut victim, mut channel) = if victim_serves {
-        let victim = Victim::start_in(&world, "server", world.guest, DomId::DOM0);
-        let builder = ClientBuilder::new(world.guest, path_of(world.guest))
+        let victim = Victim::start_in(&host, "server", host.guest, DomId::DOM0);
+        let builder = ClientBuilder::new(host.guest, path_of(host.guest))
             .wait_for_server(true)
             .watch_peer_domain(true)
             .timeout(Duration::from_secs(20));
         (victim, builder.connect(&xen, &store).unwrap())
     } else {
-        let server = ServerBuilder::new(world.guest, path_of(DomId::DOM0))
+        let server = ServerBuilder::new(host.guest, path_of(DomId::DOM0))
             .watch_peer_domain(true)
             .publish(&xen, &store)
             .unwrap();
-        let victim = Victim::start_in(&world, "client", world.guest, DomId::DOM0);
+        let victim = Victim::start_in(&host, "client", host.guest, DomId::DOM0);
         (victim, server)
     };
     let (mut got, mut buf) = (0, vec![0; 5000]);
@@ -272,7 +272,7 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
         Ending::Killed => victim.kill(),
         Ending::Destroyed => {
             let now = victim.freeze();
-            world.host.destroy_domain(world.guest).unwrap();
+            host.sim.destroy_domain(host.guest).unwrap();
             now
         }
         Ending::Panicked => {
@@ -291,7 +291,7 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
                 }
             }
             let now = Instant::now();
-            world.host.destroy_domain(world.guest).unwrap();
+            host.sim.destroy_domain(host.guest).unwrap();
             now
         }
     };
@@ -303,9 +303,9 @@ fn ends(ending: Ending, victim_serves: bool, after: usize, pause: Duration) {
     victim.kill();
     victim.bury();
     // As with xl, a domain's nodes go with it.
-    let home = format!("/local/domain/{}", world.guest);
+    let home = format!("/local/domain/{}", host.guest);
     assert!(!matches!(store.rm(&home), Err(error) if !error.is_not_found()));
-    world.end();
+    host.end();
 }
 
 /// `VCHAN_KILLS=500` for a long run; the moments are the same in each.

@@ -11,16 +11,16 @@ use xen_store::Store;
 use xen_sys::DomId;
 use xen_vchan::{ClientBuilder, Error, Listener, PeerState, ServerBuilder};
 
-use crate::world::{PATH, World, poll_one, soon};
+use crate::host::{PATH, TestHost, poll_one, soon};
 
 /// Only the store knows of it: the live byte stays as it is, and no event comes.
 #[test]
 fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
-    let builder = ServerBuilder::new(world.guest, PATH).watch_peer_domain(true);
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
+    let builder = ServerBuilder::new(host.guest, PATH).watch_peer_domain(true);
     let mut server = builder.publish(&xen, &store).unwrap();
-    let mut client = world.connect();
+    let mut client = host.connect();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
     client.write_all(b"last").unwrap();
@@ -32,36 +32,33 @@ fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
             let ended = server.read_deadline(&mut last, soon());
             assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
         });
-        world.stored.release(world.guest);
+        host.stored.release(host.guest);
     });
     assert_eq!(server.peer().unwrap(), PeerState::Gone);
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn the_end_of_the_servers_domain_wakes_an_event_loop() {
-    let world = World::new();
-    let path = format!("/local/domain/{}/data/vchan-test", world.guest);
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let path = format!("/local/domain/{}/data/vchan-test", host.guest);
+    let (xen, store) = host.domu();
     let mut server = ServerBuilder::new(DomId::DOM0, &path)
         .publish(&xen, &store)
         .unwrap();
-    let (xen, store) = world.dom0();
-    let builder = ClientBuilder::new(world.guest, &path).watch_peer_domain(true);
+    let (xen, store) = host.dom0();
+    let builder = ClientBuilder::new(host.guest, &path).watch_peer_domain(true);
     let mut client = builder.connect(&xen, &store).unwrap();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
     // The end of another domain is not the end.
     let other = DomId::new(77);
-    world.stored.add_domain(other);
-    world.stored.introduce(other);
-    for (ended, expected) in [
-        (other, PeerState::Connected),
-        (world.guest, PeerState::Gone),
-    ] {
+    host.stored.add_domain(other);
+    host.stored.introduce(other);
+    for (ended, expected) in [(other, PeerState::Connected), (host.guest, PeerState::Gone)] {
         while client.try_read(&mut [0; 10]).is_ok() {}
-        world.stored.release(ended);
+        host.stored.release(ended);
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             assert!(
@@ -76,7 +73,7 @@ fn the_end_of_the_servers_domain_wakes_an_event_loop() {
     }
     assert!(matches!(client.try_read(&mut [0; 10]), Err(Error::Closed)));
     drop((client, server));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// One connection to the store for all of them, used by as many threads as there are channels. One
@@ -84,14 +81,14 @@ fn the_end_of_the_servers_domain_wakes_an_event_loop() {
 #[test]
 fn many_channels_watch_their_peers_domain_on_one_store() {
     const CHANNELS: usize = 120;
-    let world = World::new();
-    let ends = [world.dom0(), world.domu()];
+    let host = TestHost::new();
+    let ends = [host.dom0(), host.domu()];
     let (done, all) = std::sync::mpsc::channel();
     let looks = Arc::new(AtomicBool::new(true));
     let looker = std::thread::spawn({
         let ([(xen, store), _], looks) = (ends.clone(), Arc::clone(&looks));
         let server =
-            ServerBuilder::new(world.guest, format!("{PATH}-looks")).watch_peer_domain(true);
+            ServerBuilder::new(host.guest, format!("{PATH}-looks")).watch_peer_domain(true);
         let server = server.publish(&xen, &store).unwrap();
         move || {
             while looks.load(Ordering::Relaxed) {
@@ -103,7 +100,7 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
     let threads: Vec<_> = (0..CHANNELS)
         .map(|index| {
             let ([(xen, store), (their_xen, their_store)], done) = (ends.clone(), done.clone());
-            let (guest, path) = (world.guest, format!("{PATH}-{index}"));
+            let (guest, path) = (host.guest, format!("{PATH}-{index}"));
             std::thread::spawn(move || {
                 let server = ServerBuilder::new(guest, &path).watch_peer_domain(true);
                 let mut server = server.publish(&xen, &store).unwrap();
@@ -143,24 +140,24 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
         thread.join().unwrap();
     }
     drop(ends);
-    world.end();
+    host.end();
 }
 
 /// The peer's domain is destroyed while its process keeps its end open: no live byte, no event.
-fn destroy(world: &World, domain: DomId) {
-    world.host.destroy_domain(domain).unwrap();
-    world.stored.release(domain);
+fn destroy(host: &TestHost, domain: DomId) {
+    host.sim.destroy_domain(domain).unwrap();
+    host.stored.release(domain);
 }
 
 /// Builders as they are, and no deadline: both sides in domain 0, blocking, and a descriptor that
 /// is polled.
 #[test]
 fn a_read_without_a_deadline_ends_when_the_peers_domain_is_destroyed() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
-    let (their_xen, their_store) = world.domu();
-    let serve = |name: &str| ServerBuilder::new(world.guest, format!("{PATH}-{name}"));
-    let theirs = format!("/local/domain/{}/data/vchan-test", world.guest);
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
+    let (their_xen, their_store) = host.domu();
+    let serve = |name: &str| ServerBuilder::new(host.guest, format!("{PATH}-{name}"));
+    let theirs = format!("/local/domain/{}/data/vchan-test", host.guest);
     let mut blocking = serve("blocking").publish(&xen, &store).unwrap();
     let mut polled = serve("polled").publish(&xen, &store).unwrap();
     let mut unwatched = serve("unwatched")
@@ -170,7 +167,7 @@ fn a_read_without_a_deadline_ends_when_the_peers_domain_is_destroyed() {
     let mut their_server = ServerBuilder::new(DomId::DOM0, &theirs)
         .publish(&their_xen, &their_store)
         .unwrap();
-    let mut client = ClientBuilder::new(world.guest, &theirs)
+    let mut client = ClientBuilder::new(host.guest, &theirs)
         .connect(&xen, &store)
         .unwrap();
     their_server.wait_connected(soon()).unwrap();
@@ -209,70 +206,70 @@ fn a_read_without_a_deadline_ends_when_the_peers_domain_is_destroyed() {
             let waited = unwatched.read_deadline(&mut [0; 4], late);
             assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
         });
-        destroy(&world, world.guest);
+        destroy(&host, host.guest);
     });
     // Five seconds are promised.
     assert!(began.elapsed() < Duration::from_secs(15));
     drop((blocking, polled, unwatched, client));
     drop((their_clients, their_server));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// Domain 0 loses its store: what is open goes on, and its end is asked of the hypervisor.
 #[test]
 fn a_channel_outlives_its_store_and_still_ends_with_the_peers_domain() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
     for watch in [None, Some(true)] {
-        let guest = world.another();
+        let guest = host.another();
         let builder = ServerBuilder::new(guest, format!("{PATH}-{guest}"));
         let builder = match watch {
             Some(watch) => builder.watch_peer_domain(watch),
             None => builder,
         };
-        let own = world.stored.connect(DomId::DOM0).unwrap();
+        let own = host.stored.connect(DomId::DOM0).unwrap();
         let mut server = builder.publish(&xen, &own).unwrap();
-        let (their_xen, their_store) = world.of(guest);
+        let (their_xen, their_store) = host.of(guest);
         let client = ClientBuilder::new(DomId::DOM0, format!("{PATH}-{guest}"));
         let mut client = client.connect(&their_xen, &their_store).unwrap();
         server.wait_connected(soon()).unwrap();
-        world.stored.drop_connections(DomId::DOM0);
+        host.stored.drop_connections(DomId::DOM0);
         client.write_all(b"on").unwrap();
         let mut got = [0; 2];
         server.read_exact(&mut got).unwrap();
         let later = Some(Instant::now() + Duration::from_secs(6));
         let waited = server.read_deadline(&mut got, later);
         assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
-        world.host.destroy_domain(guest).unwrap();
+        host.sim.destroy_domain(guest).unwrap();
         let ended = server.read_deadline(&mut got, soon());
         assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
         drop((server, client));
     }
     drop(store);
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// A ring offered to a domain that ends without a client becomes no client.
 #[test]
 fn a_listener_accepts_nobody_when_a_domain_ends() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
     let mut listener = Listener::builder().listen(&xen, &store).unwrap();
-    listener.bind(world.guest, PATH).unwrap();
-    destroy(&world, world.guest);
+    listener.bind(host.guest, PATH).unwrap();
+    destroy(&host, host.guest);
     let accepted = listener.accept(Some(Instant::now() + Duration::from_secs(7)));
     assert!(matches!(accepted, Err(Error::TimedOut)), "{accepted:?}");
     assert_eq!(listener.clients(), 0);
     drop(listener);
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// A server of domain 0 for a domain that the toolstack has not introduced yet.
 #[test]
 fn a_domain_that_is_not_introduced_yet_has_not_ended() {
-    let world = World::new();
+    let host = TestHost::new();
     let later = DomId::new(77);
-    let (xen, store) = world.dom0();
+    let (xen, store) = host.dom0();
     for watch in [None, Some(true)] {
         let mut builder = ServerBuilder::new(later, PATH);
         if let Some(watch) = watch {
@@ -280,27 +277,27 @@ fn a_domain_that_is_not_introduced_yet_has_not_ended() {
         }
         let mut server = builder.publish(&xen, &store).unwrap();
         // The end of another is a word of an end.
-        let other = world.another();
-        world.stored.release(other);
+        let other = host.another();
+        host.stored.release(other);
         let waited =
             server.read_deadline(&mut [0; 4], Some(Instant::now() + Duration::from_secs(6)));
         assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
     }
-    world.end();
+    host.end();
 }
 
 /// Domain 0's store stops answering. No call of the channel waits for it for long, bytes pass, and
 /// the end of the peer's domain is asked of the hypervisor.
 #[test]
 fn a_silent_store_holds_no_call_up_for_long_and_hides_no_end() {
-    let world = World::new();
-    let guest = world.another();
+    let host = TestHost::new();
+    let guest = host.another();
     let silent = AtomicBool::new(false);
     let (ours, near) = UnixStream::pair().unwrap();
     let (far, theirs) = UnixStream::pair().unwrap();
-    world.stored.add_connection(theirs.into(), DomId::DOM0);
-    let (xen, _) = world.dom0();
+    host.stored.add_connection(theirs.into(), DomId::DOM0);
+    let (xen, _) = host.dom0();
     let forward = |mut from: &UnixStream, mut to: &UnixStream| {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -317,7 +314,7 @@ fn a_silent_store_holds_no_call_up_for_long_and_hides_no_end() {
         let mut server = ServerBuilder::new(guest, &path)
             .publish(&xen, &store)
             .unwrap();
-        let (their_xen, their_store) = world.of(guest);
+        let (their_xen, their_store) = host.of(guest);
         let mut client = ClientBuilder::new(DomId::DOM0, &path)
             .connect(&their_xen, &their_store)
             .unwrap();
@@ -335,7 +332,7 @@ fn a_silent_store_holds_no_call_up_for_long_and_hides_no_end() {
         assert!(longest < Duration::from_secs(2), "{longest:?}");
         client.write_all(b"x").unwrap();
         server.read_exact(&mut got).unwrap();
-        world.host.destroy_domain(guest).unwrap();
+        host.sim.destroy_domain(guest).unwrap();
         let ended = server.read_deadline(&mut got, soon());
         assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
         drop((client, their_store));
@@ -345,5 +342,5 @@ fn a_silent_store_holds_no_call_up_for_long_and_hides_no_end() {
         }
         drop((server, store));
     });
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }

@@ -10,24 +10,24 @@ use xen_sys::DomId;
 use xen_sys::sim::{Fault, Op};
 use xen_vchan::{ClientBuilder, Error, PeerState, ServerBuilder};
 
+use crate::host::{PATH, TestHost, poll_one, soon};
 use crate::hostile::scribble;
-use crate::world::{PATH, World, poll_one, soon};
 
 #[test]
-fn without_a_server_the_client_fails_at_once_and_says_where_it_looked() {
-    let world = World::new();
-    let (xen, store) = world.domu();
+fn without_a_server_the_client_fails_at_once_and_names_where_it_looked() {
+    let host = TestHost::new();
+    let (xen, store) = host.domu();
     match ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store) {
         Err(Error::NoServer { path }) => assert_eq!(path, PATH),
         other => panic!("{other:?}"),
     }
-    world.end();
+    host.end();
 }
 
 #[test]
 fn waiting_for_a_server_ends_at_the_deadline() {
-    let world = World::new();
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let (xen, store) = host.domu();
     let begin = Instant::now();
     let waited = ClientBuilder::new(DomId::DOM0, PATH)
         .wait_for_server(true)
@@ -35,39 +35,39 @@ fn waiting_for_a_server_ends_at_the_deadline() {
         .connect(&xen, &store);
     assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert!(begin.elapsed() >= Duration::from_millis(50));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_waiting_client_finds_the_server_that_comes() {
-    let world = World::new();
+    let host = TestHost::new();
     thread::scope(|scope| {
         let client = scope.spawn(|| {
-            let (xen, store) = world.domu();
+            let (xen, store) = host.domu();
             let builder = ClientBuilder::new(DomId::DOM0, PATH).wait_for_server(true);
             builder
                 .timeout(Duration::from_secs(20))
                 .connect(&xen, &store)
                 .unwrap()
         });
-        let mut server = world.listen(0, 0);
+        let mut server = host.listen(0, 0);
         server.wait_connected(soon()).unwrap();
         let mut client = client.join().unwrap();
         client.wait_connected(soon()).unwrap();
         drop((server, client));
     });
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_second_client_waits_until_the_first_has_left() {
-    let world = World::new();
+    let host = TestHost::new();
     // The second may come before the server has seen the first leave.
-    let mut server = world.listen_with(0, 0, true);
-    let mut first = world.connect();
+    let mut server = host.listen_with(0, 0, true);
+    let mut first = host.connect();
     server.wait_connected(soon()).unwrap();
     first.wait_connected(soon()).unwrap();
-    let (xen, store) = world.domu();
+    let (xen, store) = host.domu();
     let at_once = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store);
     assert!(
         matches!(at_once, Err(Error::Unreachable { .. })),
@@ -83,46 +83,46 @@ fn a_second_client_waits_until_the_first_has_left() {
         });
         drop(first);
         let mut second = second.join().unwrap();
-        crate::world::wait_gone(&mut server);
+        crate::host::wait_gone(&mut server);
         server.next_client().unwrap();
         server.wait_connected(soon()).unwrap();
         second.wait_connected(soon()).unwrap();
         drop((server, second));
     });
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_path_longer_than_sixty_four_bytes_works() {
-    let world = World::new();
+    let host = TestHost::new();
     let path = format!("/local/domain/0/data/{}", "a-long-name/".repeat(20));
-    let (xen, store) = world.dom0();
-    let server = ServerBuilder::new(world.guest, &path)
+    let (xen, store) = host.dom0();
+    let server = ServerBuilder::new(host.guest, &path)
         .publish(&xen, &store)
         .unwrap();
-    let (xen, store) = world.domu();
+    let (xen, store) = host.domu();
     let client = ClientBuilder::new(DomId::DOM0, &path)
         .connect(&xen, &store)
         .unwrap();
     drop((server, client));
-    assert!(!world.dom0().1.exists(path.trim_end_matches('/')).unwrap());
-    world.end();
+    assert!(!host.dom0().1.exists(path.trim_end_matches('/')).unwrap());
+    host.end();
 }
 
 /// 2048 bytes below a domain's folder are what a store takes, the longest node's name included.
 #[test]
 fn the_longest_path_works_and_one_byte_more_is_an_error_that_leaves_nothing() {
-    let world = World::new();
+    let host = TestHost::new();
     let root = "/local/domain/0/data/";
     let longest = "/local/domain/0/".len() + 2048 - root.len() - "/accepts-sessions".len();
-    let (xen, store) = world.dom0();
+    let (xen, store) = host.dom0();
     for (len, fits) in [(longest, true), (longest + 1, false), (4000, false)] {
         let folders = format!("{}/", "p".repeat(99)).repeat(len / 100);
         let path = format!("{root}{folders}{}", "p".repeat(len % 100));
-        let listening = ServerBuilder::new(world.guest, &path).publish(&xen, &store);
+        let listening = ServerBuilder::new(host.guest, &path).publish(&xen, &store);
         if fits {
             let server = listening.unwrap();
-            let (xen, store) = world.domu();
+            let (xen, store) = host.domu();
             let client = ClientBuilder::new(DomId::DOM0, &path);
             drop((server, client.connect(&xen, &store).unwrap()));
         } else {
@@ -132,49 +132,49 @@ fn the_longest_path_works_and_one_byte_more_is_an_error_that_leaves_nothing() {
         assert!(!matches!(store.exists(&path), Ok(true)), "left behind");
     }
     drop(xen);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_server_that_nobody_came_to_leaves_nothing() {
-    let world = World::new();
-    drop(world.listen(1 << 16, 0));
-    world.end();
+    let host = TestHost::new();
+    drop(host.listen(1 << 16, 0));
+    host.end();
 }
 
 /// A store lets a guest have few transactions at once, and none of them is needed here.
 #[test]
 fn publishing_and_finding_take_no_transaction() {
-    let world = World::new();
+    let host = TestHost::new();
     let few = Quota {
         transactions: 1,
         ..Quota::default()
     };
-    world.stored.set_quota(world.guest, Some(few));
-    let (xen, store) = world.domu();
+    host.stored.set_quota(host.guest, Some(few));
+    let (xen, store) = host.domu();
     let mut taken = Vec::new();
     while let Ok(transaction) = store.transaction() {
         taken.push(transaction);
         assert!(taken.len() < 5, "the quota does not count");
     }
-    let path = format!("/local/domain/{}/data/own", world.guest);
+    let path = format!("/local/domain/{}/data/own", host.guest);
     let server = ServerBuilder::new(DomId::DOM0, &path)
         .publish(&xen, &store)
         .unwrap();
-    let other = world.listen(0, 0);
+    let other = host.listen(0, 0);
     let client = ClientBuilder::new(DomId::DOM0, PATH)
         .connect(&xen, &store)
         .unwrap();
     drop((server, other, client, taken));
     assert!(!store.exists(&path).unwrap());
-    world.end();
+    host.end();
 }
 
 #[test]
 fn rings_above_a_mebibyte_are_refused() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
-    let refused = ServerBuilder::new(world.guest, PATH)
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
+    let refused = ServerBuilder::new(host.guest, PATH)
         .rings((1 << 20) + 1, 0)
         .publish(&xen, &store);
     match refused {
@@ -183,27 +183,27 @@ fn rings_above_a_mebibyte_are_refused() {
         }
         other => panic!("{other:?}"),
     }
-    world.end();
+    host.end();
 }
 
 #[test]
 fn the_nodes_of_a_later_server_survive_the_end_of_an_earlier_one() {
-    let world = World::new();
-    let first = world.listen(0, 0);
-    let second = world.listen(0, 0);
+    let host = TestHost::new();
+    let first = host.listen(0, 0);
+    let second = host.listen(0, 0);
     drop(first);
-    let client = world.connect();
+    let client = host.connect();
     assert_eq!(second.peer().unwrap(), PeerState::Connected);
     drop((second, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn nodes_that_hold_no_number_are_the_servers_fault() {
-    let world = World::new();
-    let (_, store) = world.dom0();
+    let host = TestHost::new();
+    let (_, store) = host.dom0();
     let node = format!("{PATH}/ring-ref");
-    let (xen, domu) = world.domu();
+    let (xen, domu) = host.domu();
     let long = [b"8".as_slice(), &[b'\n'; 1999]].concat();
     for (value, shown) in [
         (b"eight".as_slice(), r#"holds no valid number: "eight""#),
@@ -215,7 +215,7 @@ fn nodes_that_hold_no_number_are_the_servers_fault() {
         ),
     ] {
         store.write(&node, value).unwrap();
-        let readable = Permissions::owner_none(DomId::DOM0).grant_read(world.guest);
+        let readable = Permissions::owner_none(DomId::DOM0).grant_read(host.guest);
         store.set_permissions(&node, &readable).unwrap();
         let refused = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &domu);
         let Err(
@@ -231,18 +231,18 @@ fn nodes_that_hold_no_number_are_the_servers_fault() {
     }
     drop(xen);
     store.rm(PATH).unwrap();
-    world.end();
+    host.end();
 }
 
 /// The nodes of a server that was killed, and the next one has just got the same port and grant.
 #[test]
 fn a_page_in_the_making_is_no_server_yet() {
-    let world = World::new();
+    let host = TestHost::new();
     // Where the orders are, and the first grant of the list.
     for (offset, unfinished) in [(16, &[0; 4]), (24, &[0; 4])] {
-        let old = world.listen(4096, 4096);
-        let (xen, store) = world.domu();
-        scribble(&world, offset, unfinished);
+        let old = host.listen(4096, 4096);
+        let (xen, store) = host.domu();
+        scribble(&host, offset, unfinished);
         let builder = ClientBuilder::new(DomId::DOM0, PATH);
         let at_once = builder.clone().connect(&xen, &store);
         assert!(
@@ -251,31 +251,31 @@ fn a_page_in_the_making_is_no_server_yet() {
         );
         let mut waits = builder.start(&xen, &store).unwrap();
         assert!(matches!(waits.try_finish(), Err(Error::WouldBlock)));
-        let new = world.listen(4096, 4096);
+        let new = host.listen(4096, 4096);
         assert!(poll_one(&waits, 20_000), "nobody said that it is there");
         drop((waits.try_finish().unwrap(), waits, new, old));
     }
-    world.end();
+    host.end();
 }
 
 #[test]
 fn the_nodes_of_a_killed_server_go_before_the_next_one_has_a_port() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
     let node = format!("{PATH}/ring-ref");
     for op in [Op::BindUnbound, Op::Share] {
         store.write(&node, "8").unwrap();
-        world.host.inject(Fault::Fail {
+        host.sim.inject(Fault::Fail {
             domain: DomId::DOM0,
             op,
             nth: 1,
             errno: nix::errno::Errno::ENOSPC as i32,
         });
-        let refused = ServerBuilder::new(world.guest, PATH).publish(&xen, &store);
+        let refused = ServerBuilder::new(host.guest, PATH).publish(&xen, &store);
         assert!(matches!(refused, Err(Error::Os(_))), "{refused:?}");
         assert!(!store.exists(&node).unwrap());
     }
     store.rm(PATH).unwrap();
     drop(xen);
-    world.end();
+    host.end();
 }

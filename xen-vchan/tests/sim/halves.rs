@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 use xen_vchan::{Channel, Error};
 
-use crate::world::{World, bytes, soon};
+use crate::host::{TestHost, bytes, soon};
 
-fn ready(left: usize, right: usize) -> (World, Channel, Channel) {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(left, right);
+fn ready(left: usize, right: usize) -> (TestHost, Channel, Channel) {
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(left, right);
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
-    (world, server, client)
+    (host, server, client)
 }
 
 #[test]
 fn packets_go_whole_or_not_at_all() {
-    let (world, mut server, mut client) = ready(4096, 4096);
+    let (host, mut server, mut client) = ready(4096, 4096);
     let (_, tx) = client.halves();
     tx.send(&bytes(0, 3000), soon()).unwrap();
     assert!(matches!(
@@ -59,12 +59,12 @@ fn packets_go_whole_or_not_at_all() {
         "what came can still be read"
     );
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_loan_is_published_once_or_forgotten() {
-    let (world, mut server, mut client) = ready(4096, 4096);
+    let (host, mut server, mut client) = ready(4096, 4096);
     let (_, tx) = client.halves();
     let mut loan = tx.write_chunk(100, soon()).unwrap();
     assert_eq!(loan.remaining(), 4096);
@@ -98,12 +98,12 @@ fn a_loan_is_published_once_or_forgotten() {
     assert_eq!(tx.space().unwrap(), 4086);
     assert_eq!(rx.bytes_readable().unwrap(), 10);
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_corked_writer_publishes_when_it_should() {
-    let (world, mut server, mut client) = ready(1 << 16, 4096);
+    let (host, mut server, mut client) = ready(1 << 16, 4096);
     let (_, tx) = client.halves();
     tx.set_cork(true);
     let (rx, _) = server.halves();
@@ -127,12 +127,12 @@ fn a_corked_writer_publishes_when_it_should() {
     rx.read_to_end(&mut all).unwrap();
     assert_eq!(all.len(), 4400, "the end publishes");
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_corked_question_is_out_before_the_rest_of_a_packet_is_waited_for() {
-    let (world, mut server, mut client) = ready(1024, 1024);
+    let (host, mut server, mut client) = ready(1024, 1024);
     server.write_all(b"1half").unwrap();
     client.read_exact(&mut [0]).unwrap();
     assert_eq!(client.bytes_readable().unwrap(), 4);
@@ -146,12 +146,12 @@ fn a_corked_question_is_out_before_the_rest_of_a_packet_is_waited_for() {
     rx.recv(&mut packet, soon()).unwrap();
     assert_eq!(&packet, b"halfrest");
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_corked_writer_that_fills_the_ring_does_not_deadlock() {
-    let (world, mut server, mut client) = ready(0, 0);
+    let (host, mut server, mut client) = ready(0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (_, tx) = client.halves();
@@ -166,13 +166,13 @@ fn a_corked_writer_that_fills_the_ring_does_not_deadlock() {
         assert_eq!(got, bytes(0, 50_000));
     });
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 /// One of them sleeps in the kernel, the other behind it; what comes is for both.
 #[test]
 fn whoever_sleeps_behind_the_other_half_is_woken_too() {
-    let (world, server, mut client) = ready(4096, 4096);
+    let (host, server, mut client) = ready(4096, 4096);
     let (mut rx, mut tx) = server.split();
     rx.set_spin(Duration::ZERO);
     tx.set_spin(Duration::ZERO);
@@ -209,12 +209,12 @@ fn whoever_sleeps_behind_the_other_half_is_woken_too() {
         assert!(begin.elapsed() < Duration::from_secs(10), "not woken");
     });
     drop(client);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn vectors_are_written_and_read_in_order() {
-    let (world, mut server, mut client) = ready(4096, 4096);
+    let (host, mut server, mut client) = ready(4096, 4096);
     let len = client
         .write_vectored(&[
             IoSlice::new(b"head"),
@@ -231,12 +231,12 @@ fn vectors_are_written_and_read_in_order() {
     assert_eq!((got, &head), (4096, b"head"));
     assert!(body[..4092].iter().all(|b| *b == 7));
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_file_goes_through_the_ring_and_out_again() {
-    let (world, mut server, mut client) = ready(4096, 4096);
+    let (host, mut server, mut client) = ready(4096, 4096);
     let content = bytes(0, 100_000);
     let mut source: File = tempfile::tempfile().unwrap();
     source.write_all(&content).unwrap();
@@ -270,7 +270,7 @@ fn a_file_goes_through_the_ring_and_out_again() {
         other => panic!("{other:?}"),
     }
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 fn libc_eagain() -> i32 {

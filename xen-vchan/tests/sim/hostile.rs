@@ -6,11 +6,11 @@ use xen_gnttab::{PageAccess, map};
 use xen_sys::{DomId, GrantRef};
 use xen_vchan::{Channel, ClientBuilder, Error, Violation};
 
-use crate::world::{PATH, World, bytes, soon};
+use crate::host::{PATH, TestHost, bytes, soon};
 
 /// The control page's reference, as published.
-fn control(world: &World) -> GrantRef {
-    let (_, store) = world.dom0();
+fn control(host: &TestHost) -> GrantRef {
+    let (_, store) = host.dom0();
     GrantRef::new(
         store
             .read_str(&format!("{PATH}/ring-ref"))
@@ -20,15 +20,14 @@ fn control(world: &World) -> GrantRef {
     )
 }
 
-pub(crate) fn scribble(world: &World, offset: usize, bytes: &[u8]) {
-    world
-        .host
-        .scribble(DomId::DOM0, control(world), offset, bytes)
+pub(crate) fn scribble(host: &TestHost, offset: usize, bytes: &[u8]) {
+    host.sim
+        .scribble(DomId::DOM0, control(host), offset, bytes)
         .unwrap();
 }
 
-fn connected(world: &World) -> (Channel, Channel) {
-    let (mut server, mut client) = world.pair(0, 0);
+fn connected(host: &TestHost) -> (Channel, Channel) {
+    let (mut server, mut client) = host.pair(0, 0);
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
     (server, client)
@@ -36,9 +35,9 @@ fn connected(world: &World) -> (Channel, Channel) {
 
 #[test]
 fn a_violation_ends_both_directions_and_stays() {
-    let world = World::new();
-    let (mut server, client) = connected(&world);
-    scribble(&world, 4, &0x7000u32.to_ne_bytes());
+    let host = TestHost::new();
+    let (mut server, client) = connected(&host);
+    scribble(&host, 4, &0x7000u32.to_ne_bytes());
     let expected = Violation::Producer {
         prod: 0x7000,
         last: 0,
@@ -58,33 +57,33 @@ fn a_violation_ends_both_directions_and_stays() {
     assert!(matches!(server.peer(), Err(Error::Peer(_))));
     assert!(matches!(server.next_client(), Err(Error::Peer(_))));
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_live_byte_without_meaning_is_reported() {
-    let world = World::new();
-    let (server, mut client) = connected(&world);
-    scribble(&world, 20, &[77]);
+    let host = TestHost::new();
+    let (server, mut client) = connected(&host);
+    scribble(&host, 20, &[77]);
     assert!(matches!(
         server.peer(),
         Err(Error::Peer(Violation::Live { value: 77 }))
     ));
-    scribble(&world, 21, &[9]);
+    scribble(&host, 21, &[9]);
     assert!(matches!(
         client.try_read(&mut [0]),
         Err(Error::Peer(Violation::Live { value: 9 }))
     ));
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn orders_and_grants_rewritten_after_the_connection_change_nothing() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(4096, 8192);
-    scribble(&world, 16, &[0xff; 4]);
-    scribble(&world, 24, &[0xff; 1000]);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(4096, 8192);
+    scribble(&host, 16, &[0xff; 4]);
+    scribble(&host, 24, &[0xff; 1000]);
     for round in 0..20 {
         let question = bytes(round * 3000, 3000);
         client.write_all(&question).unwrap();
@@ -96,17 +95,17 @@ fn orders_and_grants_rewritten_after_the_connection_change_nothing() {
         assert_eq!(got, question);
     }
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 /// The page is half the server's: its live byte, its cursors and all that it laid down.
 #[test]
 fn a_client_writes_only_the_words_that_are_its_own() {
-    let world = World::new();
-    let (xen, _) = world.domu();
-    let mut server = world.listen(4096, 4096);
+    let host = TestHost::new();
+    let (xen, _) = host.domu();
+    let mut server = host.listen(4096, 4096);
     server.write_all(&bytes(0, 100)).unwrap();
-    let page = map(&xen, DomId::DOM0, &[control(&world)], PageAccess::ReadWrite).unwrap();
+    let page = map(&xen, DomId::DOM0, &[control(&host)], PageAccess::ReadWrite).unwrap();
     let theirs = || {
         let mut all = [0; 4096];
         page.region().copy_out(0, &mut all).unwrap();
@@ -117,7 +116,7 @@ fn a_client_writes_only_the_words_that_are_its_own() {
         all
     };
     let before = theirs();
-    let mut client = world.connect();
+    let mut client = host.connect();
     server.wait_connected(soon()).unwrap();
     client.write_all(&bytes(0, 3000)).unwrap();
     client.read_exact(&mut [0; 50]).unwrap();
@@ -125,36 +124,36 @@ fn a_client_writes_only_the_words_that_are_its_own() {
     drop(client);
     assert_eq!(theirs(), before);
     drop((page, server, xen));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn orders_that_overlap_are_refused_by_the_client() {
     for (left, right) in [(10u16, 10u16), (10, 20), (9, 12), (12, 21), (65535, 0)] {
-        let world = World::new();
-        let server = world.listen(0, 0);
+        let host = TestHost::new();
+        let server = host.listen(0, 0);
         let mut orders = left.to_ne_bytes().to_vec();
         orders.extend_from_slice(&right.to_ne_bytes());
-        scribble(&world, 16, &orders);
-        let (xen, store) = world.domu();
+        scribble(&host, 16, &orders);
+        let (xen, store) = host.domu();
         let refused = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store);
         assert!(
             matches!(refused, Err(Error::Peer(_))),
             "{left} {right}: {refused:?}"
         );
         drop(server);
-        world.end();
+        host.end();
     }
 }
 
 #[test]
 fn a_grant_list_of_nonsense_is_an_error_and_nothing_stays_mapped() {
-    let world = World::new();
-    let server = world.listen(1 << 16, 1 << 16);
-    scribble(&world, 24, &[0xff; 64]);
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let server = host.listen(1 << 16, 1 << 16);
+    scribble(&host, 24, &[0xff; 64]);
+    let (xen, store) = host.domu();
     let refused = ClientBuilder::new(DomId::DOM0, PATH).connect(&xen, &store);
     assert!(matches!(refused, Err(Error::Os(_))), "{refused:?}");
     drop(server);
-    world.end();
+    host.end();
 }

@@ -8,27 +8,27 @@ use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Port, Xen};
 use xen_vchan::{Channel, ClientBuilder, Error, Listener, PeerState, service_path};
 
-use crate::world::{World, bytes, poll_one, read_all, soon};
+use crate::host::{TestHost, bytes, poll_one, read_all, soon};
 
 fn path(client: DomId) -> String {
     service_path(DomId::DOM0, client, "echo").unwrap()
 }
 
-fn listener(world: &World, clients: usize) -> Listener {
-    let (xen, store) = world.dom0();
+fn listener(host: &TestHost, clients: usize) -> Listener {
+    let (xen, store) = host.dom0();
     let builder = Listener::builder().clients_per_domain(clients);
     let mut listener = builder.listen(&xen, &store).unwrap();
-    listener.bind(world.guest, path(world.guest)).unwrap();
+    listener.bind(host.guest, path(host.guest)).unwrap();
     listener
 }
 
-fn domain(world: &World, guest: DomId) -> (Xen, Store) {
-    let store = world.stored.connect(guest).unwrap();
-    (world.host.xen(guest).unwrap(), store)
+fn domain(host: &TestHost, guest: DomId) -> (Xen, Store) {
+    let store = host.stored.connect(guest).unwrap();
+    (host.sim.xen(guest).unwrap(), store)
 }
 
-fn dial(world: &World, guest: DomId) -> Channel {
-    let (xen, store) = domain(world, guest);
+fn dial(host: &TestHost, guest: DomId) -> Channel {
+    let (xen, store) = domain(host, guest);
     let builder = ClientBuilder::new(DomId::DOM0, path(guest)).wait_for_server(true);
     builder
         .deadline(soon().unwrap())
@@ -47,8 +47,8 @@ fn echo(mut channel: Channel) {
 }
 
 /// Nothing mapped, and no service left in the store.
-fn end(world: World) {
-    let (_, store) = world.dom0();
+fn end(host: TestHost) {
+    let (_, store) = host.dom0();
     for guest in store
         .directory("/local/domain/0/data/vchan")
         .unwrap_or_default()
@@ -56,25 +56,25 @@ fn end(world: World) {
         let names = store.directory(&format!("/local/domain/0/data/vchan/{guest}"));
         assert_eq!(names.unwrap(), [""; 0], "left behind");
     }
-    world.end();
+    host.end();
 }
 
 #[test]
 fn clients_of_two_domains_are_served_at_once() {
-    let world = World::new();
-    let other = world.host.add_domain().unwrap();
-    world.stored.add_domain(other);
-    let mut listener = listener(&world, 3);
+    let host = TestHost::new();
+    let other = host.sim.add_domain().unwrap();
+    host.stored.add_domain(other);
+    let mut listener = listener(&host, 3);
     listener.bind(other, path(other)).unwrap();
     assert!(matches!(
         listener.bind(other, path(other)),
         Err(Error::Invalid { .. })
     ));
     thread::scope(|scope| {
-        for guest in [world.guest, other, world.guest, other, world.guest, other] {
-            let world = &world;
+        for guest in [host.guest, other, host.guest, other, host.guest, other] {
+            let host = &host;
             scope.spawn(move || {
-                let mut channel = dial(world, guest);
+                let mut channel = dial(host, guest);
                 for round in 0..20 {
                     let question = bytes(round * 777, 777);
                     channel.write_all(&question).unwrap();
@@ -91,35 +91,35 @@ fn clients_of_two_domains_are_served_at_once() {
             scope.spawn(move || echo(channel));
         }
         from.sort();
-        assert_eq!(from, [[world.guest; 3], [other; 3]].concat());
+        assert_eq!(from, [[host.guest; 3], [other; 3]].concat());
     });
     assert_eq!(listener.clients(), 0);
     drop(listener);
-    end(world);
+    end(host);
 }
 
 #[test]
 fn silent_clients_hold_up_nobody_and_a_domain_gets_its_number_and_no_more() {
-    let world = World::new();
-    let other = world.host.add_domain().unwrap();
-    world.stored.add_domain(other);
-    let mut listener = listener(&world, 2);
+    let host = TestHost::new();
+    let other = host.sim.add_domain().unwrap();
+    host.stored.add_domain(other);
+    let mut listener = listener(&host, 2);
     listener.bind(other, path(other)).unwrap();
     // Both places of the first domain, taken by clients that say nothing.
-    let silent = [dial(&world, world.guest), {
+    let silent = [dial(&host, host.guest), {
         let first = listener.accept(soon()).unwrap();
         std::mem::forget(first.peer());
-        let second = dial(&world, world.guest);
+        let second = dial(&host, host.guest);
         let accepted = [first, listener.accept(soon()).unwrap()];
         assert_eq!(listener.clients(), 2);
         assert!(matches!(listener.try_accept(), Err(Error::WouldBlock)));
         // No place, no ring.
-        let (xen, store) = domain(&world, world.guest);
-        let third = ClientBuilder::new(DomId::DOM0, path(world.guest)).connect(&xen, &store);
+        let (xen, store) = domain(&host, host.guest);
+        let third = ClientBuilder::new(DomId::DOM0, path(host.guest)).connect(&xen, &store);
         assert!(matches!(third, Err(Error::NoServer { .. })), "{third:?}");
 
         // The other domain is served as before.
-        let mut talker = dial(&world, other);
+        let mut talker = dial(&host, other);
         let mut served = listener.accept(soon()).unwrap();
         assert_eq!(served.peer_domain(), other);
         talker.write_all(b"hello").unwrap();
@@ -129,7 +129,7 @@ fn silent_clients_hold_up_nobody_and_a_domain_gets_its_number_and_no_more() {
 
         // A place that is given up wakes the listener, and the third client finds a ring.
         thread::scope(|scope| {
-            let third = scope.spawn(|| dial(&world, world.guest));
+            let third = scope.spawn(|| dial(&host, host.guest));
             drop(accepted);
             assert!(poll_one(&listener, 20_000), "nobody told the listener");
             let accepted = listener.accept(soon()).unwrap();
@@ -140,21 +140,21 @@ fn silent_clients_hold_up_nobody_and_a_domain_gets_its_number_and_no_more() {
         second
     }];
     drop((silent, listener));
-    end(world);
+    end(host);
 }
 
 #[test]
 fn a_client_that_lies_before_it_is_accepted_costs_its_own_ring() {
-    let world = World::new();
-    let mut listener = listener(&world, 2);
-    let (xen, store) = domain(&world, world.guest);
+    let host = TestHost::new();
+    let mut listener = listener(&host, 2);
+    let (xen, store) = domain(&host, host.guest);
     for _ in 0..3 {
         let number = |key: &str| -> u32 {
-            let node = format!("{}/{key}", path(world.guest));
+            let node = format!("{}/{key}", path(host.guest));
             store.read_str(&node).unwrap().parse().unwrap()
         };
         let page = GrantRef::new(number("ring-ref"));
-        world.host.scribble(DomId::DOM0, page, 20, &[99]).unwrap();
+        host.sim.scribble(DomId::DOM0, page, 20, &[99]).unwrap();
         let events = EventChannels::open(&xen).unwrap();
         let port = Port::new(number("event-channel"));
         let port = events.bind_interdomain(DomId::DOM0, port).unwrap();
@@ -164,24 +164,24 @@ fn a_client_that_lies_before_it_is_accepted_costs_its_own_ring() {
         assert_eq!(listener.clients(), 0);
         drop((port, events));
     }
-    let mut honest = dial(&world, world.guest);
+    let mut honest = dial(&host, host.guest);
     let mut accepted = listener.accept(soon()).unwrap();
     honest.write_all(b"hello").unwrap();
     let mut got = [0; 5];
     accepted.read_exact(&mut got).unwrap();
     drop((honest, accepted, listener, xen));
-    end(world);
+    end(host);
 }
 
 #[test]
 fn a_client_that_came_wrote_and_left_is_read_and_a_channel_is_one_session() {
-    let world = World::new();
-    let mut listener = listener(&world, 4);
+    let host = TestHost::new();
+    let mut listener = listener(&host, 4);
     // A libxenvchan client does not wait for the server's note before it writes.
-    let (xen, store) = domain(&world, world.guest);
-    let node = format!("{}/accepts-sessions", path(world.guest));
-    world.dom0().1.rm(&node).unwrap();
-    let builder = ClientBuilder::new(DomId::DOM0, path(world.guest));
+    let (xen, store) = domain(&host, host.guest);
+    let node = format!("{}/accepts-sessions", path(host.guest));
+    host.dom0().1.rm(&node).unwrap();
+    let builder = ClientBuilder::new(DomId::DOM0, path(host.guest));
     let mut hasty = builder.connect(&xen, &store).unwrap();
     hasty.write_all(b"in passing").unwrap();
     drop(hasty);
@@ -190,25 +190,25 @@ fn a_client_that_came_wrote_and_left_is_read_and_a_channel_is_one_session() {
     assert!(matches!(accepted.next_client(), Err(Error::Invalid { .. })));
 
     // The next ring is at the same place.
-    let client = dial(&world, world.guest);
+    let client = dial(&host, host.guest);
     let second = listener.accept(soon()).unwrap();
     assert_eq!(listener.clients(), 2);
     drop((accepted, client, second));
 
-    listener.stop(&path(world.guest));
-    let gone = ClientBuilder::new(DomId::DOM0, path(world.guest)).connect(&xen, &store);
+    listener.stop(&path(host.guest));
+    let gone = ClientBuilder::new(DomId::DOM0, path(host.guest)).connect(&xen, &store);
     assert!(matches!(gone, Err(Error::NoServer { .. })), "{gone:?}");
     drop((listener, xen));
-    end(world);
+    end(host);
 }
 
 #[test]
-fn when_pages_run_out_the_listener_says_so_and_recovers() {
+fn when_pages_run_out_the_listener_reports_it_and_recovers() {
     use xen_sys::sim::{Fault, Op};
-    let world = World::new();
-    let mut listener = listener(&world, 4);
-    let first = dial(&world, world.guest);
-    world.host.inject(Fault::Fail {
+    let host = TestHost::new();
+    let mut listener = listener(&host, 4);
+    let first = dial(&host, host.guest);
+    host.sim.inject(Fault::Fail {
         domain: DomId::DOM0,
         op: Op::Share,
         nth: 1,
@@ -216,17 +216,17 @@ fn when_pages_run_out_the_listener_says_so_and_recovers() {
     });
     // The client that came is served; only the fresh ring is missing.
     let accepted = listener.accept(soon()).unwrap();
-    let second = dial_later(&world, || {
+    let second = dial_later(&host, || {
         assert!(matches!(listener.accept(soon()), Ok(_) | Err(Error::Os(_))));
     });
     drop((first, accepted, second, listener));
-    end(world);
+    end(host);
 }
 
 /// A client that waits while `serve` runs.
-fn dial_later(world: &World, serve: impl FnOnce()) -> Channel {
+fn dial_later(host: &TestHost, serve: impl FnOnce()) -> Channel {
     thread::scope(|scope| {
-        let client = scope.spawn(|| dial(world, world.guest));
+        let client = scope.spawn(|| dial(host, host.guest));
         serve();
         client.join().unwrap()
     })

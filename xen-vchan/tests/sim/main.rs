@@ -8,6 +8,7 @@ mod death;
 mod domain_end;
 mod find;
 mod halves;
+mod host;
 mod hostile;
 mod listener;
 mod pacing;
@@ -23,4 +24,3 @@ mod tasks_events;
 #[cfg(feature = "tokio")]
 mod tasks_reconnecting;
 mod vanish;
-mod world;

@@ -8,7 +8,7 @@ use xen_store::Store;
 use xen_sys::{DomId, GrantRef, Port};
 use xen_vchan::{Channel, Error};
 
-use crate::world::{PATH, World, poll_one, soon};
+use crate::host::{PATH, TestHost, poll_one, soon};
 
 const CLI_LIVE: usize = 20;
 
@@ -18,37 +18,37 @@ fn number(store: &Store, key: &str) -> u32 {
 }
 
 /// A client that has bound the port and set the live byte, and does nothing more.
-fn mute_client(world: &World) -> BoundPort {
-    let (xen, store) = world.domu();
+fn mute_client(host: &TestHost) -> BoundPort {
+    let (xen, store) = host.domu();
     let events = EventChannels::open(&xen).unwrap();
     let port = Port::new(number(&store, "event-channel"));
     let port = events.bind_interdomain(DomId::DOM0, port).unwrap();
     let control = GrantRef::new(number(&store, "ring-ref"));
-    let host = &world.host;
+    let host = &host.sim;
     host.scribble(DomId::DOM0, control, CLI_LIVE, &[1]).unwrap();
     port.notify().unwrap();
     port
 }
 
 /// A server whose client can only ring.
-pub(crate) fn stormed(world: &World) -> (Channel, BoundPort) {
-    let mut server = world.listen(0, 0);
-    let bell = mute_client(world);
+pub(crate) fn stormed(host: &TestHost) -> (Channel, BoundPort) {
+    let mut server = host.listen(0, 0);
+    let bell = mute_client(host);
     server.wait_connected(soon()).unwrap();
     (server, bell)
 }
 
 /// The client moves its cursor by one byte.
-pub(crate) fn write_one(world: &World) {
-    let control = GrantRef::new(number(&world.dom0().1, "ring-ref"));
+pub(crate) fn write_one(host: &TestHost) {
+    let control = GrantRef::new(number(&host.dom0().1, "ring-ref"));
     let prod = 1u32.to_ne_bytes();
-    world.host.scribble(DomId::DOM0, control, 4, &prod).unwrap();
+    host.sim.scribble(DomId::DOM0, control, 4, &prod).unwrap();
 }
 
 #[test]
-fn a_paced_channel_in_an_event_loop_says_when_to_go_on() {
-    let world = World::new();
-    let (mut server, bell) = stormed(&world);
+fn a_paced_channel_in_an_event_loop_has_a_deadline() {
+    let host = TestHost::new();
+    let (mut server, bell) = stormed(&host);
     server.set_event_pacer(Some(EventPacer::new(Duration::from_millis(700))));
     let mut rung = 0;
     loop {
@@ -64,7 +64,7 @@ fn a_paced_channel_in_an_event_loop_says_when_to_go_on() {
     }
     assert!(rung > EventPacer::BURST, "{rung}");
     // A byte comes meanwhile: it is announced when it is time.
-    write_one(&world);
+    write_one(&host);
     bell.notify().unwrap();
     assert!(!poll_one(&server, 20), "masked");
     let at = server.poll_timeout().unwrap();
@@ -75,5 +75,5 @@ fn a_paced_channel_in_an_event_loop_says_when_to_go_on() {
     server.acknowledge_events().unwrap();
     assert_eq!(server.try_read(&mut [0; 2]).unwrap(), 1);
     drop((server, bell));
-    world.end();
+    host.end();
 }

@@ -12,14 +12,14 @@ use nix::sys::signal::Signal;
 use xen_sys::{DomId, GrantRef};
 use xen_vchan::{Channel, ClientBuilder, Error, ServerBuilder, Violation};
 
-use crate::world::{PATH, World, bytes, read_all, soon};
+use crate::host::{PATH, TestHost, bytes, read_all, soon};
 
 const ENOTCONN: i32 = nix::errno::Errno::ENOTCONN as i32;
 
-/// As `World::pair`, and the handle of the client's domain, whose notifies can be made to fail.
-fn pair(world: &World) -> (Channel, Channel, xen_sys::Xen) {
-    let mut server = world.listen(0, 0);
-    let (xen, store) = world.domu();
+/// As `TestHost::pair`, and the handle of the client's domain, whose notifies can be made to fail.
+fn pair(host: &TestHost) -> (Channel, Channel, xen_sys::Xen) {
+    let mut server = host.listen(0, 0);
+    let (xen, store) = host.domu();
     let builder = ClientBuilder::new(DomId::DOM0, PATH);
     let mut client = builder.connect(&xen, &store).unwrap();
     server.wait_connected(soon()).unwrap();
@@ -42,8 +42,8 @@ fn assert_not_connected<T: std::fmt::Debug>(result: Result<T, Error>) {
 fn signals_end_neither_a_write_nor_a_read_and_lose_nothing() {
     let handled = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&handled)).unwrap();
-    let world = World::new();
-    let (mut server, mut client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(0, 0);
     let (me, done) = (pthread_self(), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -82,13 +82,13 @@ fn signals_end_neither_a_write_nor_a_read_and_lose_nothing() {
     });
     assert!(handled.load(Ordering::Acquire), "no signal came");
     drop(client);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
-    let world = World::new();
-    let (mut server, mut client, xen) = pair(&world);
+    let host = TestHost::new();
+    let (mut server, mut client, xen) = pair(&host);
     // The server has asked to be told of the first byte.
     fail_notifies(&xen, 1);
     let whole = bytes(0, 3000);
@@ -123,13 +123,13 @@ fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
     assert_not_connected(rx.try_read(&mut got));
     assert!(matches!(rx.try_read(&mut got), Err(Error::WouldBlock)));
     drop((server, client, xen));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_notify_that_fails_is_reported_to_the_half_that_made_it() {
-    let world = World::new();
-    let (mut server, mut client, xen) = pair(&world);
+    let host = TestHost::new();
+    let (mut server, mut client, xen) = pair(&host);
     // The writer's: the server has asked to be told of the first byte.
     fail_notifies(&xen, 1);
     assert_eq!(client.write_deadline(b"x", soon()).unwrap(), 1);
@@ -148,13 +148,13 @@ fn a_notify_that_fails_is_reported_to_the_half_that_made_it() {
     assert_not_connected(client.try_read(&mut [0]));
     assert!(matches!(client.try_read(&mut [0]), Err(Error::WouldBlock)));
     drop((server, client, xen));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_peer_that_leaves_in_the_middle_leaves_a_true_count() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(0, 0);
     let written = thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let written = client.write_deadline(&bytes(0, 5000), soon()).unwrap();
@@ -174,14 +174,14 @@ fn a_peer_that_leaves_in_the_middle_leaves_a_true_count() {
     // The bytes that fitted, with the hundred bytes of room if the writer saw them in time.
     assert!((100..=1124).contains(&written), "{written}");
     drop(client);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_peer_that_lies_in_the_middle_leaves_a_true_count() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(0, 0);
-    let (_, store) = world.dom0();
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(0, 0);
+    let (_, store) = host.dom0();
     let control = store.read_str(&format!("{PATH}/ring-ref")).unwrap();
     let control = GrantRef::new(control.parse().unwrap());
     let lie = 0x7777u32.to_ne_bytes();
@@ -202,18 +202,18 @@ fn a_peer_that_lies_in_the_middle_leaves_a_true_count() {
         while server.bytes_readable().unwrap() < 1024 {
             thread::yield_now();
         }
-        world.host.scribble(DomId::DOM0, control, 0, &lie).unwrap();
+        host.sim.scribble(DomId::DOM0, control, 0, &lie).unwrap();
         server.write_all(b"x").unwrap();
         writer.join().unwrap();
     });
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
-fn vectors_that_do_not_fit_say_how_much_did() {
-    let world = World::new();
-    let (mut server, mut client, xen) = pair(&world);
+fn vectors_that_do_not_fit_return_how_much_did() {
+    let host = TestHost::new();
+    let (mut server, mut client, xen) = pair(&host);
     client.set_nonblocking(true);
     let (a, b) = (bytes(0, 700), bytes(700, 700));
     let both = [IoSlice::new(&a), IoSlice::new(&[]), IoSlice::new(&b)];
@@ -236,13 +236,13 @@ fn vectors_that_do_not_fit_say_how_much_did() {
     drop(client);
     assert_eq!(read_all(&mut server), bytes(0, 1024));
     drop((server, xen));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_packet_that_meets_an_error_is_not_sent_at_all() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(0, 0);
     let (_, tx) = client.halves();
     tx.send(&bytes(0, 1000), soon()).unwrap();
     assert!(matches!(
@@ -254,41 +254,41 @@ fn a_packet_that_meets_an_error_is_not_sent_at_all() {
     drop(server);
     assert!(matches!(tx.send(&[1; 25], soon()), Err(Error::Closed)));
     drop(client);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn every_errno_of_the_making_of_a_channel_comes_out_and_nothing_stays() {
     use xen_sys::sim::{Fault, Op};
     const ENOSPC: i32 = nix::errno::Errno::ENOSPC as i32;
-    let world = World::new();
+    let host = TestHost::new();
     let ops = [Op::BindUnbound, Op::Share, Op::SetUnmapNotify];
     for (op, nth) in ops
         .into_iter()
         .flat_map(|op| (1..=3).map(move |nth| (op, nth)))
     {
-        let (xen, store) = world.dom0();
+        let (xen, store) = host.dom0();
         let domain = DomId::DOM0;
         let errno = ENOSPC;
-        world.host.inject(Fault::Fail {
+        host.sim.inject(Fault::Fail {
             domain,
             op,
             nth,
             errno,
         });
-        let builder = ServerBuilder::new(world.guest, PATH).rings(1 << 16, 1 << 16);
+        let builder = ServerBuilder::new(host.guest, PATH).rings(1 << 16, 1 << 16);
         match builder.publish(&xen, &store) {
             Err(Error::Os(error)) => assert_eq!(error.errno(), Some(errno), "{op:?} {nth}"),
             Ok(_) => assert!(op != Op::Share && nth > 1, "{op:?} {nth} was not met"),
             other => panic!("{op:?} {nth}: {other:?}"),
         }
-        world.host.clear_faults();
+        host.sim.clear_faults();
         drop(xen);
-        world.host.assert_clean();
+        host.sim.assert_clean();
         assert!(!store.exists(PATH).unwrap());
     }
-    let server = ServerBuilder::new(world.guest, PATH).rings(1 << 16, 1 << 16);
-    let (xen, store) = world.dom0();
+    let server = ServerBuilder::new(host.guest, PATH).rings(1 << 16, 1 << 16);
+    let (xen, store) = host.dom0();
     let server = server.publish(&xen, &store).unwrap();
     for (op, nth) in [
         (Op::BindInterdomain, 1),
@@ -297,9 +297,9 @@ fn every_errno_of_the_making_of_a_channel_comes_out_and_nothing_stays() {
         (Op::Map, 3),
         (Op::SetUnmapNotify, 1),
     ] {
-        let (xen, store) = world.domu();
-        let (domain, errno) = (world.guest, ENOSPC);
-        world.host.inject(Fault::Fail {
+        let (xen, store) = host.domu();
+        let (domain, errno) = (host.guest, ENOSPC);
+        host.sim.inject(Fault::Fail {
             domain,
             op,
             nth,
@@ -310,14 +310,14 @@ fn every_errno_of_the_making_of_a_channel_comes_out_and_nothing_stays() {
             other => panic!("{op:?} {nth}: {other:?}"),
         };
         assert_eq!(source.errno(), Some(errno), "{op:?} {nth}");
-        world.host.clear_faults();
+        host.sim.clear_faults();
     }
     // Those attempts were no sessions, and the server takes a client as before.
-    let mut client = world.connect();
+    let mut client = host.connect();
     let mut server = server;
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
     assert_eq!(server.sessions(), 1);
     drop((server, client, xen));
-    world.end();
+    host.end();
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use xen_sys::DomId;
 use xen_vchan::{Backoff, ClientBuilder, Error, Reconnecting};
 
-use crate::world::{PATH, World, poll_one, soon};
+use crate::host::{PATH, TestHost, poll_one, soon};
 
-pub(crate) fn reconnecting(world: &World) -> Reconnecting {
-    let (xen, store) = world.domu();
+pub(crate) fn reconnecting(host: &TestHost) -> Reconnecting {
+    let (xen, store) = host.domu();
     let quick = Backoff::new(Duration::from_millis(1), Duration::from_millis(20));
     ClientBuilder::new(DomId::DOM0, PATH)
         .reconnecting(&xen, &store)
@@ -19,12 +19,12 @@ pub(crate) fn reconnecting(world: &World) -> Reconnecting {
 
 #[test]
 fn each_server_is_a_session_of_its_own() {
-    let world = World::new();
-    let mut line = reconnecting(&world);
+    let host = TestHost::new();
+    let mut line = reconnecting(&host);
     for round in 1..=5u8 {
         thread::scope(|scope| {
             scope.spawn(|| {
-                let mut server = world.listen(0, 0);
+                let mut server = host.listen(0, 0);
                 server.wait_connected(soon()).unwrap();
                 server.write_all(&[round; 10]).unwrap();
                 let mut got = [0; 3];
@@ -50,14 +50,14 @@ fn each_server_is_a_session_of_its_own() {
     assert!(matches!(line.session(Some(deadline)), Err(Error::TimedOut)));
     assert!(Instant::now() >= deadline);
     drop(line);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn who_hangs_up_begins_clean_with_the_same_server() {
-    let world = World::new();
-    let mut server = world.listen(0, 0);
-    let mut line = reconnecting(&world);
+    let host = TestHost::new();
+    let mut server = host.listen(0, 0);
+    let mut line = reconnecting(&host);
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..10 {
@@ -81,17 +81,17 @@ fn who_hangs_up_begins_clean_with_the_same_server() {
         }
     });
     drop((server, line));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_client_on_its_way_blocks_nobody() {
-    let world = World::new();
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let (xen, store) = host.domu();
     let builder = ClientBuilder::new(DomId::DOM0, PATH);
     let mut connecting = builder.clone().start(&xen, &store).unwrap();
     assert!(matches!(connecting.try_finish(), Err(Error::WouldBlock)));
-    let server = world.listen(0, 0);
+    let server = host.listen(0, 0);
     assert!(
         poll_one(&connecting, 20_000),
         "nobody said that it is there"
@@ -122,5 +122,5 @@ fn a_client_on_its_way_blocks_nobody() {
     };
     assert!(matches!(over, Err(Error::TimedOut)), "{over:?}");
     drop((server, second, third, xen));
-    world.end();
+    host.end();
 }

@@ -9,44 +9,44 @@ use xen_gnttab::{MappedPages, PageAccess, map};
 use xen_sys::{DomId, GrantRef, Port};
 use xen_vchan::{Error, PeerState};
 
-use crate::world::{World, bytes, poll_one, read_all, soon, wait_gone};
+use crate::host::{TestHost, bytes, poll_one, read_all, soon, wait_gone};
 
 #[test]
 fn what_the_peer_wrote_before_it_left_is_read_before_the_end() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(4096, 4096);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(4096, 4096);
     client.write_all(b"x").unwrap_or_else(|e| panic!("{e}"));
     drop(client);
     assert_eq!(read_all(&mut server), b"x");
     assert_eq!(server.peer().unwrap(), PeerState::Gone);
     assert!(matches!(server.try_write(b"y"), Err(Error::Closed)));
     drop(server);
-    world.end();
+    host.end();
 
-    let world = World::new();
-    let (mut server, mut client) = world.pair(4096, 4096);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(4096, 4096);
     server.wait_connected(soon()).unwrap();
     server.write_all(&bytes(0, 4000)).unwrap();
     drop(server);
     assert_eq!(read_all(&mut client), bytes(0, 4000));
     assert_eq!(client.read(&mut [0]).unwrap(), 0, "the end stays the end");
     drop(client);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_server_may_write_before_anybody_is_there() {
-    let world = World::new();
-    let mut server = world.listen(0, 0);
+    let host = TestHost::new();
+    let mut server = host.listen(0, 0);
     assert_eq!(server.peer().unwrap(), PeerState::Waiting);
     server.write_all(b"greeting").unwrap();
-    let mut client = world.connect();
+    let mut client = host.connect();
     server.wait_connected(soon()).unwrap();
     let mut got = [0; 8];
     client.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"greeting");
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
@@ -56,10 +56,10 @@ fn no_byte_of_one_session_reaches_the_next() {
 }
 
 fn each_session_has_its_own_bytes(reuse: bool) {
-    let world = World::new();
-    let mut server = world.listen_with(4096, 4096, reuse);
+    let host = TestHost::new();
+    let mut server = host.listen_with(4096, 4096, reuse);
     for round in 1..=20u8 {
-        let mut client = world.connect();
+        let mut client = host.connect();
         server.wait_connected(soon()).unwrap();
         assert_eq!(server.sessions(), u64::from(round));
         client.write_all(&[round; 100]).unwrap();
@@ -76,19 +76,19 @@ fn each_session_has_its_own_bytes(reuse: bool) {
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
     }
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_client_replaced_before_the_server_looked_is_two_sessions() {
-    let world = World::new();
-    let mut server = world.listen_with(4096, 4096, true);
-    let mut first = world.connect();
+    let host = TestHost::new();
+    let mut server = host.listen_with(4096, 4096, true);
+    let mut first = host.connect();
     server.wait_connected(soon()).unwrap();
     first.write_all(b"from the first").unwrap();
     server.write_all(b"for the first").unwrap();
     drop(first);
-    let mut second = world.connect();
+    let mut second = host.connect();
     // The server has not looked since; the live byte went 1, 0, 1.
     let would_block = second.try_write(b"from the second");
     assert!(
@@ -111,22 +111,22 @@ fn a_client_replaced_before_the_server_looked_is_two_sessions() {
         Err(Error::WouldBlock)
     ));
     drop((server, second));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_client_that_comes_to_rings_of_the_session_before_sees_their_end_and_comes_again() {
-    let world = World::new();
-    let (mut server, first) = world.pair(4096, 4096);
+    let host = TestHost::new();
+    let (mut server, first) = host.pair(4096, 4096);
     drop(first);
-    let mut early = world.connect();
+    let mut early = host.connect();
     assert_eq!(early.peer().unwrap(), PeerState::Waiting);
     assert_eq!(server.peer().unwrap(), PeerState::Gone);
     server.next_client().unwrap();
     assert_eq!(server.peer().unwrap(), PeerState::Waiting);
     assert!(matches!(early.wait_connected(soon()), Err(Error::Closed)));
     assert_eq!(early.sessions(), 0);
-    let mut again = world.connect();
+    let mut again = host.connect();
     server.wait_connected(soon()).unwrap();
     assert_eq!(server.sessions(), 2);
     again.write_all(b"hello").unwrap();
@@ -134,7 +134,7 @@ fn a_client_that_comes_to_rings_of_the_session_before_sees_their_end_and_comes_a
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"hello");
     drop((server, early, again));
-    world.end();
+    host.end();
 }
 
 /// A client that keeps its memory and its port, and uses both at any time after it has left.
@@ -144,10 +144,10 @@ struct Lingering {
 }
 
 impl Lingering {
-    fn come(world: &World) -> Self {
-        let (xen, store) = world.domu();
+    fn come(host: &TestHost) -> Self {
+        let (xen, store) = host.domu();
         let number = |key: &str| -> u32 {
-            let value = store.read_str(&format!("{}/{key}", crate::world::PATH));
+            let value = store.read_str(&format!("{}/{key}", crate::host::PATH));
             value.unwrap().parse().unwrap()
         };
         let port = Port::new(number("event-channel"));
@@ -182,9 +182,9 @@ fn a_client_that_writes_after_it_left_is_read_by_nobody() {
     // When the second write is made: before and after `next_client`, with the next client there,
     // and after its first bytes.
     for moment in 0..4 {
-        let world = World::new();
-        let mut server = world.listen(0, 0);
-        let mut evil = Lingering::come(&world);
+        let host = TestHost::new();
+        let mut server = host.listen(0, 0);
+        let mut evil = Lingering::come(&host);
         server.wait_connected(soon()).unwrap();
         evil.write(b"own", 0);
         let mut got = [0; 3];
@@ -202,7 +202,7 @@ fn a_client_that_writes_after_it_left_is_read_by_nobody() {
         server.next_client().unwrap();
         at(1);
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
-        let mut client = world.connect();
+        let mut client = host.connect();
         at(2);
         server.wait_connected(soon()).unwrap();
         assert_eq!(server.sessions(), 2);
@@ -212,18 +212,18 @@ fn a_client_that_writes_after_it_left_is_read_by_nobody() {
         drop(client);
         assert_eq!(read_all(&mut server), b"hello", "moment {moment}");
         drop((server, evil));
-        world.end();
+        host.end();
     }
 }
 
 #[test]
 fn a_server_keeps_its_descriptor_and_its_settings_from_client_to_client() {
-    let world = World::new();
-    let mut server = world.listen(4096, 4096);
+    let host = TestHost::new();
+    let mut server = host.listen(4096, 4096);
     let fd = server.as_fd().as_raw_fd();
     server.set_read_timeout(Some(Duration::from_millis(20)));
     for _ in 0..3 {
-        let client = world.connect();
+        let client = host.connect();
         assert!(poll_one(&server, 10_000), "its arrival is not told");
         server.acknowledge_events().unwrap();
         server.wait_connected(soon()).unwrap();
@@ -235,45 +235,45 @@ fn a_server_keeps_its_descriptor_and_its_settings_from_client_to_client() {
         assert_eq!(early.kind(), std::io::ErrorKind::TimedOut);
     }
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_server_that_cannot_have_fresh_rings_tries_again() {
-    let world = World::new();
-    let (mut server, client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, client) = host.pair(0, 0);
     drop(client);
     wait_gone(&mut server);
-    let whole = world.host.limits(DomId::DOM0).unwrap();
+    let whole = host.sim.limits(DomId::DOM0).unwrap();
     let mut limits = whole;
     limits.shared_pages = 1;
-    world.host.set_limits(DomId::DOM0, limits).unwrap();
+    host.sim.set_limits(DomId::DOM0, limits).unwrap();
     assert!(matches!(server.next_client(), Err(Error::Os(_))));
     assert_eq!(server.peer().unwrap(), PeerState::Gone);
-    let node = format!("{}/ring-ref", crate::world::PATH);
+    let node = format!("{}/ring-ref", crate::host::PATH);
     assert!(
-        !world.dom0().1.exists(&node).unwrap(),
+        !host.dom0().1.exists(&node).unwrap(),
         "the old ring is on offer"
     );
-    world.host.set_limits(DomId::DOM0, whole).unwrap();
+    host.sim.set_limits(DomId::DOM0, whole).unwrap();
     server.next_client().unwrap();
-    let client = world.connect();
+    let client = host.connect();
     server.wait_connected(soon()).unwrap();
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_client_that_came_and_went_unseen_was_a_session_if_it_left_anything() {
-    let world = World::new();
-    let mut server = world.listen(0, 0);
+    let host = TestHost::new();
+    let mut server = host.listen(0, 0);
     for round in 1..=3 {
         // Without a word: nothing has happened.
-        drop(world.connect());
+        drop(host.connect());
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
         assert_eq!(server.sessions(), round - 1);
         // As libxenvchan does, which does not wait for a mark.
-        let mut hasty = hasty(&world);
+        let mut hasty = hasty(&host);
         hasty.write_all(b"was here").unwrap();
         drop(hasty);
         assert_eq!(server.peer().unwrap(), PeerState::Gone);
@@ -283,16 +283,16 @@ fn a_client_that_came_and_went_unseen_was_a_session_if_it_left_anything() {
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
         // It took what had been written ahead for it.
         server.write_all(b"hello").unwrap();
-        let mut hasty = self::hasty(&world);
+        let mut hasty = self::hasty(&host);
         hasty.read_exact(&mut [0; 5]).unwrap();
         drop(hasty);
         assert_eq!(server.peer().unwrap(), PeerState::Gone);
         assert_eq!(server.sessions(), round + 1);
         server.next_client().unwrap();
         drop(server);
-        server = world.listen(0, 0);
+        server = host.listen(0, 0);
         for _ in 0..round {
-            let client = world.connect();
+            let client = host.connect();
             assert_eq!(server.peer().unwrap(), PeerState::Connected);
             drop(client);
             wait_gone(&mut server);
@@ -300,27 +300,27 @@ fn a_client_that_came_and_went_unseen_was_a_session_if_it_left_anything() {
         }
     }
     drop(server);
-    world.end();
+    host.end();
 }
 
 /// A client that does not look for the server's mark.
-fn hasty(world: &World) -> xen_vchan::Channel {
-    let node = format!("{}/accepts-sessions", crate::world::PATH);
-    let (_, store) = world.dom0();
+fn hasty(host: &TestHost) -> xen_vchan::Channel {
+    let node = format!("{}/accepts-sessions", crate::host::PATH);
+    let (_, store) = host.dom0();
     if store.exists(&node).unwrap() {
         store.rm(&node).unwrap();
     }
-    world.connect()
+    host.connect()
 }
 
 /// A client says that it leaves, and only then unmaps its pages, at which its kernel says it once
 /// more. The two are one end, not the end of a second client that nobody saw.
 #[test]
-fn an_end_that_is_told_twice_is_one_end() {
-    let world = World::new();
-    let mut server = world.listen_with(0, 0, true);
+fn an_end_that_is_notified_twice_is_one_end() {
+    let host = TestHost::new();
+    let mut server = host.listen_with(0, 0, true);
     for round in 1..=3 {
-        let mut client = world.connect();
+        let mut client = host.connect();
         server.wait_connected(soon()).unwrap();
         client.shutdown().unwrap();
         wait_gone(&mut server);
@@ -329,16 +329,16 @@ fn an_end_that_is_told_twice_is_one_end() {
         assert_eq!(server.peer().unwrap(), PeerState::Waiting);
         assert_eq!(server.sessions(), round);
     }
-    let client = world.connect();
+    let client = host.connect();
     server.wait_connected(soon()).unwrap();
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn next_client_is_for_servers_without_one() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(0, 0);
     server.wait_connected(soon()).unwrap();
     assert!(matches!(server.next_client(), Err(Error::Invalid { .. })));
     assert!(matches!(client.next_client(), Err(Error::Invalid { .. })));
@@ -347,14 +347,14 @@ fn next_client_is_for_servers_without_one() {
     server.next_client().unwrap();
     server.next_client().unwrap();
     drop(server);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn shutdown_publishes_what_was_corked_and_ends_every_way_of_writing() {
     for server_shuts in [true, false] {
-        let world = World::new();
-        let (mut one, mut other) = world.pair(4096, 4096);
+        let host = TestHost::new();
+        let (mut one, mut other) = host.pair(4096, 4096);
         if !server_shuts {
             std::mem::swap(&mut one, &mut other);
         }
@@ -391,32 +391,32 @@ fn shutdown_publishes_what_was_corked_and_ends_every_way_of_writing() {
         one.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"an answer");
         drop((one, other));
-        world.end();
+        host.end();
     }
 }
 
 #[test]
 fn a_server_that_shut_down_serves_the_next_client() {
-    let world = World::new();
-    let (mut server, client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, client) = host.pair(0, 0);
     server.shutdown().unwrap();
     drop(client);
     wait_gone(&mut server);
     server.next_client().unwrap();
-    let mut client = world.connect();
+    let mut client = host.connect();
     server.wait_connected(soon()).unwrap();
     server.write_all(b"hello").unwrap();
     let mut got = [0; 5];
     client.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"hello");
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn shutdown_ends_both_directions_and_loses_nothing() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(4096, 4096);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(4096, 4096);
     server.wait_connected(soon()).unwrap();
     client.write_all(b"last words").unwrap();
     server.write_all(b"an answer").unwrap();
@@ -426,5 +426,5 @@ fn shutdown_ends_both_directions_and_loses_nothing() {
     client.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"an answer");
     drop((server, client));
-    world.end();
+    host.end();
 }

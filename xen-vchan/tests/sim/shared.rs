@@ -6,12 +6,12 @@ use std::thread;
 
 use xen_vchan::{Error, PeerState};
 
-use crate::world::{World, bytes, poll_one, read_all, soon};
+use crate::host::{TestHost, bytes, poll_one, read_all, soon};
 
 #[test]
 fn a_thread_writes_asks_and_ends_while_another_is_blocked_in_a_read() {
-    let world = World::new();
-    let (server, mut client) = world.pair(1024, 4096);
+    let host = TestHost::new();
+    let (server, mut client) = host.pair(1024, 4096);
     let (mut rx, mut tx) = server.split();
     let reader = thread::spawn(move || {
         let mut got = Vec::new();
@@ -38,14 +38,14 @@ fn a_thread_writes_asks_and_ends_while_another_is_blocked_in_a_read() {
     drop(client);
     assert_eq!(reader.join().unwrap().len(), 40);
     drop(tx);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn threads_that_share_a_half_see_its_bytes_and_its_space_only_grow() {
     const BYTES: usize = 60_000;
-    let world = World::new();
-    let (server, client) = world.pair(1 << 16, 1 << 16);
+    let host = TestHost::new();
+    let (server, client) = host.pair(1 << 16, 1 << 16);
     let (mut rx, mut tx) = server.split();
     let (mut client_rx, mut client_tx) = client.split();
     tx.write_all(&bytes(0, BYTES)).unwrap();
@@ -92,13 +92,13 @@ fn threads_that_share_a_half_see_its_bytes_and_its_space_only_grow() {
     rx.read_exact(&mut got).unwrap();
     assert_eq!(got, bytes(0, BYTES));
     drop((rx, tx, client_rx, client_tx));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_shared_channel_arms_after_its_corked_question_is_out() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(1024, 1024);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(1024, 1024);
     server.write_all(b"1half").unwrap();
     client.read_exact(&mut [0]).unwrap();
     client.halves().1.set_cork(true);
@@ -123,5 +123,5 @@ fn a_shared_channel_arms_after_its_corked_question_is_out() {
     assert_eq!(shared.arm_write(1024).unwrap(), 1024);
     assert_eq!(shared.space().unwrap(), 1024);
     drop((server, client));
-    world.end();
+    host.end();
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use xen_vchan::{Channel, Error};
 
-use crate::world::{World, byte, bytes, poll_one, soon, thread_cpu};
+use crate::host::{TestHost, byte, bytes, poll_one, soon, thread_cpu};
 
 /// Writes `total` bytes in steps of changing size.
 fn send(mut write: impl FnMut(&[u8]) -> usize, total: usize) {
@@ -43,8 +43,8 @@ fn every_byte_arrives_in_both_directions_at_every_ring_size() {
         (1 << 16, 1 << 16, 8_000_000),
         (1 << 20, 1 << 20, 16_000_000),
     ] {
-        let world = World::new();
-        let (server, client) = world.pair(left, right);
+        let host = TestHost::new();
+        let (server, client) = host.pair(left, right);
         let run = |channel: Channel| {
             let (mut rx, mut tx) = channel.split();
             thread::scope(|scope| {
@@ -59,15 +59,15 @@ fn every_byte_arrives_in_both_directions_at_every_ring_size() {
             let b = scope.spawn(|| run(client));
             drop((a.join().unwrap(), b.join().unwrap()));
         });
-        world.end();
+        host.end();
     }
 }
 
 /// Echoes with one thread per side and nothing but `poll`.
 #[test]
 fn an_event_loop_that_reads_until_would_block_misses_nothing() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(4096, 2048);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(4096, 2048);
     let total = 400_000;
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -112,13 +112,13 @@ fn an_event_loop_that_reads_until_would_block_misses_nothing() {
         });
     });
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_deadline_ends_a_read_and_a_write_with_the_count_of_what_went() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(0, 0);
     client.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
     let begin = Instant::now();
@@ -158,13 +158,13 @@ fn a_deadline_ends_a_read_and_a_write_with_the_count_of_what_went() {
         ErrorKind::WouldBlock
     );
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_channel_that_nobody_uses_costs_no_cpu() {
-    let world = World::new();
-    let (mut server, client) = world.pair(4096, 4096);
+    let host = TestHost::new();
+    let (mut server, client) = host.pair(4096, 4096);
     let before = thread_cpu();
     let deadline = Some(Instant::now() + Duration::from_millis(500));
     assert!(matches!(
@@ -177,13 +177,13 @@ fn a_channel_that_nobody_uses_costs_no_cpu() {
         "an idle read used {used:?} of 500 ms"
     );
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn small_answers_to_small_questions() {
-    let world = World::new();
-    let (mut server, mut client) = world.pair(1 << 16, 1 << 16);
+    let host = TestHost::new();
+    let (mut server, mut client) = host.pair(1 << 16, 1 << 16);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut question = [0; 64];
@@ -206,5 +206,5 @@ fn small_answers_to_small_questions() {
         }
     });
     drop((server, client));
-    world.end();
+    host.end();
 }

@@ -10,14 +10,14 @@ use xen_sys::DomId;
 use xen_vchan::tokio::{Channel as AsyncChannel, Listener as AsyncListener, connect};
 use xen_vchan::{ClientBuilder, Error, Listener, PeerState};
 
-use crate::world::{PATH, World, bytes};
+use crate::host::{PATH, TestHost, bytes};
 
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 #[test]
 fn tasks_move_both_directions_at_once_and_see_the_end() {
-    let world = World::new();
-    let (server, client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (server, client) = host.pair(0, 0);
     let total = 200_000;
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -46,13 +46,13 @@ fn tasks_move_both_directions_at_once_and_see_the_end() {
         assert_eq!(end.unwrap(), 0);
     });
     drop(runtime);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_task_writes_and_shuts_down_while_another_awaits_a_read() {
-    let world = World::new();
-    let (server, mut client) = world.pair(1024, 1024);
+    let host = TestHost::new();
+    let (server, mut client) = host.pair(1024, 1024);
     client.set_read_timeout(Some(LONG));
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -94,13 +94,13 @@ fn a_task_writes_and_shuts_down_while_another_awaits_a_read() {
         drop(tx);
     });
     drop(runtime);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_task_waits_for_its_client() {
-    let world = World::new();
-    let server = world.listen(0, 0);
+    let host = TestHost::new();
+    let server = host.listen(0, 0);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut server = AsyncChannel::new(server).unwrap();
@@ -109,7 +109,7 @@ fn a_task_waits_for_its_client() {
                 .await
                 .is_err()
         );
-        let client = world.connect();
+        let client = host.connect();
         timeout(LONG, server.connected())
             .await
             .expect("its arrival woke nobody")
@@ -117,22 +117,22 @@ fn a_task_waits_for_its_client() {
         drop((server, client));
     });
     drop(runtime);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn tasks_listen_connect_and_send_packets() {
-    let world = World::new();
-    let (xen, store) = world.dom0();
+    let host = TestHost::new();
+    let (xen, store) = host.dom0();
     let mut listener = Listener::builder().listen(&xen, &store).unwrap();
-    listener.bind(world.guest, PATH).unwrap();
+    listener.bind(host.guest, PATH).unwrap();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut listener = AsyncListener::new(listener).unwrap();
         let early = timeout(Duration::from_millis(20), listener.accept()).await;
         assert!(early.is_err(), "nobody came");
         for round in 0..5u8 {
-            let (xen, store) = world.domu();
+            let (xen, store) = host.domu();
             let client = async {
                 let builder = ClientBuilder::new(DomId::DOM0, PATH);
                 let mut client = connect(builder, &xen, &store).await.unwrap();
@@ -160,22 +160,22 @@ fn tasks_listen_connect_and_send_packets() {
         drop(listener);
     });
     drop((runtime, xen));
-    world.end();
+    host.end();
 }
 
 /// More paths than a listener looks at in one batch have had clients that came and left.
 #[test]
 fn a_task_accepts_the_client_behind_many_that_came_and_left() {
     for (name, runtime) in crate::tasks_events::runtimes() {
-        let world = World::new();
-        let (xen, store) = world.dom0();
+        let host = TestHost::new();
+        let (xen, store) = host.dom0();
         let mut listener = Listener::builder().listen(&xen, &store).unwrap();
         let path = |index| format!("{PATH}-{index}");
         const PATHS: usize = 200;
         for index in 0..PATHS {
-            listener.bind(world.guest, path(index)).unwrap();
+            listener.bind(host.guest, path(index)).unwrap();
         }
-        let (their_xen, their_store) = world.domu();
+        let (their_xen, their_store) = host.domu();
         let dial = |index| {
             let builder = ClientBuilder::new(DomId::DOM0, path(index));
             builder.connect(&their_xen, &their_store).unwrap()
@@ -194,7 +194,7 @@ fn a_task_accepts_the_client_behind_many_that_came_and_left() {
             drop(listener);
         });
         drop((runtime, xen));
-        world.end();
+        host.end();
     }
 }
 
@@ -202,12 +202,12 @@ fn a_task_accepts_the_client_behind_many_that_came_and_left() {
 #[test]
 fn a_task_that_reads_ends_when_the_peers_domain_is_destroyed() {
     for (name, runtime) in crate::tasks_events::runtimes() {
-        let world = World::new();
-        let (server, client) = world.pair(0, 0);
+        let host = TestHost::new();
+        let (server, client) = host.pair(0, 0);
         runtime.block_on(async {
             let mut server = AsyncChannel::new(server).unwrap();
-            world.host.destroy_domain(world.guest).unwrap();
-            world.stored.release(world.guest);
+            host.sim.destroy_domain(host.guest).unwrap();
+            host.stored.release(host.guest);
             let ended = timeout(LONG, server.read(&mut [0; 4])).await;
             assert_eq!(
                 ended
@@ -217,7 +217,7 @@ fn a_task_that_reads_ends_when_the_peers_domain_is_destroyed() {
             );
         });
         drop((runtime, client));
-        world.host.assert_clean();
+        host.sim.assert_clean();
     }
 }
 

@@ -15,9 +15,9 @@ use xen_sys::DomId;
 use xen_vchan::tokio::Channel as AsyncChannel;
 use xen_vchan::{Channel, ClientBuilder, ServerBuilder};
 
+use crate::host::{TestHost, bytes};
 use crate::pacing::{stormed, write_one};
 use crate::tasks::LONG;
-use crate::world::{World, bytes};
 
 /// A runtime of each kind that users have.
 pub(crate) fn runtimes() -> impl Iterator<Item = (String, Runtime)> {
@@ -93,8 +93,8 @@ async fn assert_woken_to_write(
 #[test]
 fn an_event_that_one_direction_takes_wakes_the_other() {
     for (name, runtime) in runtimes() {
-        let world = World::new();
-        let (server, mut client) = world.pair(0, 0);
+        let host = TestHost::new();
+        let (server, mut client) = host.pair(0, 0);
         runtime.block_on(async {
             let mut server = AsyncChannel::new(server).unwrap();
             let (reader, writer) = (Arc::new(Count::default()), Arc::new(Count::default()));
@@ -114,15 +114,15 @@ fn an_event_that_one_direction_takes_wakes_the_other() {
             assert_woken_to_write(&mut server, &writer, before, &name).await;
         });
         drop((runtime, client));
-        world.end();
+        host.end();
     }
 }
 
 #[test]
 fn an_event_that_the_owner_takes_wakes_the_tasks() {
     for (name, runtime) in runtimes() {
-        let world = World::new();
-        let (server, mut client) = world.pair(0, 0);
+        let host = TestHost::new();
+        let (server, mut client) = host.pair(0, 0);
         runtime.block_on(async {
             let mut server = AsyncChannel::new(server).unwrap();
             let writer = Arc::new(Count::default());
@@ -133,16 +133,16 @@ fn an_event_that_the_owner_takes_wakes_the_tasks() {
             assert_woken_to_write(&mut server, &writer, before, &name).await;
         });
         drop((runtime, client));
-        world.end();
+        host.end();
     }
 }
 
-/// Pairs at paths of their own, in one world.
-pub(crate) fn pairs(world: &World, count: usize) -> Vec<(Channel, Channel)> {
-    let ((xen, store), (their_xen, their_store)) = (world.dom0(), world.domu());
+/// Pairs at paths of their own, on one host.
+pub(crate) fn pairs(host: &TestHost, count: usize) -> Vec<(Channel, Channel)> {
+    let ((xen, store), (their_xen, their_store)) = (host.dom0(), host.domu());
     let pair = |index| {
-        let path = format!("{}-{index}", crate::world::PATH);
-        let server = ServerBuilder::new(world.guest, &path).publish(&xen, &store);
+        let path = format!("{}-{index}", crate::host::PATH);
+        let server = ServerBuilder::new(host.guest, &path).publish(&xen, &store);
         let client = ClientBuilder::new(DomId::DOM0, &path).connect(&their_xen, &their_store);
         (server.unwrap(), client.unwrap())
     };
@@ -180,8 +180,8 @@ async fn answer(channel: AsyncChannel) {
 #[test]
 fn an_echo_with_both_ends_in_tasks_leaves_nobody_asleep() {
     for (name, runtime) in runtimes() {
-        let world = World::new();
-        let pairs = pairs(&world, 20);
+        let host = TestHost::new();
+        let pairs = pairs(&host, 20);
         runtime.block_on(async {
             let mut all = Vec::new();
             for (server, client) in pairs {
@@ -201,14 +201,14 @@ fn an_echo_with_both_ends_in_tasks_leaves_nobody_asleep() {
             assert_eq!(asleep, 0, "of {count} tasks on {name}");
         });
         drop(runtime);
-        world.end();
+        host.end();
     }
 }
 
 #[test]
 fn a_channel_moves_from_one_runtime_to_another() {
-    let world = World::new();
-    let (mut server, client) = world.pair(0, 0);
+    let host = TestHost::new();
+    let (mut server, client) = host.pair(0, 0);
     let mut client = Some(client);
     for (name, runtime) in runtimes() {
         let taken = client.take().unwrap();
@@ -236,15 +236,15 @@ fn a_channel_moves_from_one_runtime_to_another() {
         }));
     }
     drop((server, client));
-    world.end();
+    host.end();
 }
 
 /// A peer that always has bytes, and a timeout that must fire all the same.
 #[test]
 fn a_channel_that_is_always_ready_does_not_starve_its_runtime() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let world = World::new();
-    let (server, mut client) = world.pair(1 << 20, 1 << 20);
+    let host = TestHost::new();
+    let (server, mut client) = host.pair(1 << 20, 1 << 20);
     runtime.block_on(async {
         let mut server = AsyncChannel::new(server).unwrap();
         let mut fed = 0;
@@ -263,15 +263,15 @@ fn a_channel_that_is_always_ready_does_not_starve_its_runtime() {
         assert!(fed < 1 << 22);
     });
     drop((runtime, client));
-    world.end();
+    host.end();
 }
 
 /// A peer that rings without a pause, and at last for something.
 #[test]
 fn a_paced_channel_in_a_task_is_served_when_it_is_time() {
     for (name, runtime) in runtimes() {
-        let world = World::new();
-        let (server, bell) = stormed(&world);
+        let host = TestHost::new();
+        let (server, bell) = stormed(&host);
         runtime.block_on(async {
             let mut server = AsyncChannel::new(server).unwrap();
             let pacer = EventPacer::new(Duration::from_millis(100));
@@ -283,12 +283,12 @@ fn a_paced_channel_in_a_task_is_served_when_it_is_time() {
                 let early = timeout(Duration::from_millis(2), reading.as_mut()).await;
                 assert!(early.is_err(), "nothing was written");
             }
-            write_one(&world);
+            write_one(&host);
             bell.notify().unwrap();
             let len = timeout(LONG, reading).await;
             assert_eq!(len.expect(&name).unwrap(), 1);
         });
         drop((runtime, bell));
-        world.end();
+        host.end();
     }
 }

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use xen_vchan::tokio::Reconnecting as AsyncReconnecting;
 use xen_vchan::{Channel, Error, PeerState};
 
+use crate::host::{PATH, TestHost, poll_one, soon, wait_gone};
 use crate::reconnecting::reconnecting;
 use crate::tasks::{LONG, futures_join};
-use crate::world::{PATH, World, poll_one, soon, wait_gone};
 
 /// Its own timers are off.
 fn bare() -> Runtime {
@@ -36,15 +36,15 @@ async fn meet(line: &mut AsyncReconnecting, server: &mut Channel) {
 }
 
 #[test]
-fn a_task_finds_each_server_that_comes_and_tells_their_sessions_apart() {
-    let world = World::new();
+fn a_task_finds_each_server_that_comes_and_distinguishes_their_sessions() {
+    let host = TestHost::new();
     thread::scope(|scope| {
         // Reading to the end makes room for the next server.
         let (heard, next) = channel();
         scope.spawn(|| {
             let next = next;
             for round in 1..=5u8 {
-                let mut server = world.listen(0, 0);
+                let mut server = host.listen(0, 0);
                 server.wait_connected(soon()).unwrap();
                 server.write_all(&[round; 10]).unwrap();
                 let mut got = [0; 3];
@@ -56,7 +56,7 @@ fn a_task_finds_each_server_that_comes_and_tells_their_sessions_apart() {
             }
         });
         bare().block_on(async {
-            let mut line = AsyncReconnecting::new(reconnecting(&world)).unwrap();
+            let mut line = AsyncReconnecting::new(reconnecting(&host)).unwrap();
             for round in 1..=5u8 {
                 let channel = line.session(soon()).await.unwrap();
                 let mut got = [0; 5];
@@ -74,16 +74,16 @@ fn a_task_finds_each_server_that_comes_and_tells_their_sessions_apart() {
             }
         });
     });
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_server_that_never_comes_back_is_waited_for_until_the_deadline_and_blocks_nobody() {
-    let world = World::new();
+    let host = TestHost::new();
     let runtime = with_timers();
     runtime.block_on(async {
-        let mut line = AsyncReconnecting::new(reconnecting(&world)).unwrap();
-        let mut server = world.listen(0, 0);
+        let mut line = AsyncReconnecting::new(reconnecting(&host)).unwrap();
+        let mut server = host.listen(0, 0);
         meet(&mut line, &mut server).await;
         drop(server);
         for _ in 0..2 {
@@ -105,26 +105,26 @@ fn a_server_that_never_comes_back_is_waited_for_until_the_deadline_and_blocks_no
         assert!(matches!(late, Err(Error::TimedOut)), "{late:?}");
         assert_eq!(line.sessions(), 1);
         // It comes back after all.
-        let mut server = world.listen(0, 0);
+        let mut server = host.listen(0, 0);
         meet(&mut line, &mut server).await;
         assert_eq!(line.sessions(), 2);
     });
     drop(runtime);
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
-    let world = World::new();
+    let host = TestHost::new();
     let runtime = with_timers();
     runtime.block_on(async {
-        let mut line = AsyncReconnecting::new(reconnecting(&world)).unwrap();
+        let mut line = AsyncReconnecting::new(reconnecting(&host)).unwrap();
         let moment = Duration::from_millis(5);
         // Nobody is there.
         for _ in 0..3 {
             assert!(timeout(moment, line.session(None)).await.is_err());
         }
-        let mut server = world.listen(0, 0);
+        let mut server = host.listen(0, 0);
         // The server does not look; its client has come all the same, and stays the same one.
         let late = soon().unwrap();
         while !poll_one(&server, 0) {
@@ -132,7 +132,7 @@ fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
             assert!(timeout(moment, line.session(None)).await.is_err());
         }
         // A client that connected again would find nothing.
-        let (_, store) = world.dom0();
+        let (_, store) = host.dom0();
         store.rm(&format!("{PATH}/ring-ref")).unwrap();
         let told = line.session(Some(Instant::now() + moment)).await;
         assert!(matches!(told, Err(Error::TimedOut)), "{told:?}");
@@ -149,9 +149,9 @@ fn a_call_that_is_cancelled_or_times_out_is_gone_on_with_by_the_next() {
         line.disconnect();
         wait_gone(&mut server);
         drop(server);
-        meet(&mut line, &mut world.listen(0, 0)).await;
+        meet(&mut line, &mut host.listen(0, 0)).await;
         assert_eq!(line.sessions(), 2);
     });
     drop(runtime);
-    world.end();
+    host.end();
 }

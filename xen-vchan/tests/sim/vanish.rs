@@ -7,20 +7,20 @@ use xen_sys::DomId;
 use xen_vchan::{Channel, ClientBuilder, Error, Listener, PeerState, ServerBuilder, service_path};
 
 use crate::death::path_of;
-use crate::world::{World, soon};
+use crate::host::{TestHost, soon};
 
 /// A server in the guest for domain `other`, and its client, each with the other's arrival noted.
 fn pair(
-    world: &World,
+    host: &TestHost,
     other: DomId,
     with: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> (Channel, Channel) {
-    let path = path_of(world.guest);
-    let (xen, store) = world.domu();
+    let path = path_of(host.guest);
+    let (xen, store) = host.domu();
     let server = ServerBuilder::new(other, &path);
     let mut server = server.publish(&xen, &store).unwrap();
-    let (xen, store) = world.of(other);
-    let client = with(ClientBuilder::new(world.guest, &path));
+    let (xen, store) = host.of(other);
+    let client = with(ClientBuilder::new(host.guest, &path));
     let mut client = client.connect(&xen, &store).unwrap();
     server.wait_connected(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
@@ -30,12 +30,12 @@ fn pair(
 /// As libxl does it: the nodes first, then the domain.
 #[test]
 fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
-    let world = World::new();
-    let other = world.another();
-    let path = path_of(world.guest);
-    let (mut server, mut client) = pair(&world, other, |client| client.watch_peer_domain(true));
+    let host = TestHost::new();
+    let other = host.another();
+    let path = path_of(host.guest);
+    let (mut server, mut client) = pair(&host, other, |client| client.watch_peer_domain(true));
     // A node that is back within the second is no end.
-    let (_, toolstack) = world.dom0();
+    let (_, toolstack) = host.dom0();
     let node = format!("{path}/ring-ref");
     let value = toolstack.read(&node).unwrap();
     let rights = toolstack.permissions(&node).unwrap();
@@ -50,7 +50,7 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     // Bytes sent before are still there.
     server.write_all(b"last").unwrap();
     toolstack.rm(&path).unwrap();
-    world.stored.release(world.guest);
+    host.stored.release(host.guest);
     let mut last = [0; 4];
     client.read_exact(&mut last).unwrap();
     assert_eq!(&last, b"last");
@@ -58,56 +58,56 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
     assert_eq!(client.peer().unwrap(), PeerState::Gone);
     drop((client, server));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// A listener that takes its nodes back when its client has come is not gone.
 #[test]
 fn an_offer_withdrawn_is_no_end() {
-    let world = World::new();
-    let other = world.another();
-    let path = service_path(world.guest, other, "echo").unwrap();
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let other = host.another();
+    let path = service_path(host.guest, other, "echo").unwrap();
+    let (xen, store) = host.domu();
     let mut listener = Listener::builder()
         .clients_per_domain(1)
         .listen(&xen, &store)
         .unwrap();
     listener.bind(other, &path).unwrap();
-    let (xen, store) = world.of(other);
-    let mut client = ClientBuilder::new(world.guest, &path)
+    let (xen, store) = host.of(other);
+    let mut client = ClientBuilder::new(host.guest, &path)
         .watch_peer_domain(true)
         .connect(&xen, &store)
         .unwrap();
     let server = listener.accept(soon()).unwrap();
     client.wait_connected(soon()).unwrap();
-    let (_, toolstack) = world.dom0();
+    let (_, toolstack) = host.dom0();
     assert!(!toolstack.exists(&format!("{path}/ring-ref")).unwrap());
     let later = Some(Instant::now() + Duration::from_millis(1500));
     let waited = client.read_deadline(&mut [0; 4], later);
     assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert_eq!(client.peer().unwrap(), PeerState::Connected);
     drop((client, server, listener));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// Nothing tells a server in a domU of it: it asks the hypervisor.
 #[test]
 fn a_client_whose_domain_ends_is_missed_by_a_server_in_a_domu() {
-    let world = World::new();
-    let other = world.another();
-    let path = path_of(world.guest);
-    let (xen, store) = world.domu();
+    let host = TestHost::new();
+    let other = host.another();
+    let path = path_of(host.guest);
+    let (xen, store) = host.domu();
     let mut server = ServerBuilder::new(other, &path)
         .watch_peer_domain(true)
         .publish(&xen, &store)
         .unwrap();
-    let (xen, store) = world.of(other);
-    let mut client = ClientBuilder::new(world.guest, &path)
+    let (xen, store) = host.of(other);
+    let mut client = ClientBuilder::new(host.guest, &path)
         .connect(&xen, &store)
         .unwrap();
     server.wait_connected(soon()).unwrap();
     client.write_all(b"last").unwrap();
-    world.host.destroy_domain(other).unwrap();
+    host.sim.destroy_domain(other).unwrap();
     let mut last = [0; 4];
     server.read_exact(&mut last).unwrap();
     assert_eq!(&last, b"last");
@@ -115,16 +115,16 @@ fn a_client_whose_domain_ends_is_missed_by_a_server_in_a_domu() {
     assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
     assert_eq!(server.peer().unwrap(), PeerState::Gone);
     drop((client, server));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// A domain that is not there when its vchan is offered may come later, and its end counts then.
 #[test]
 fn a_domain_that_is_still_to_be_made_has_not_ended() {
-    let world = World::new();
+    let host = TestHost::new();
     let later = DomId::new(77);
-    let path = path_of(world.guest);
-    let (xen, store) = world.domu();
+    let path = path_of(host.guest);
+    let (xen, store) = host.domu();
     let mut server = ServerBuilder::new(later, &path)
         .watch_peer_domain(true)
         .publish(&xen, &store)
@@ -134,18 +134,18 @@ fn a_domain_that_is_still_to_be_made_has_not_ended() {
     assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
     assert_eq!(server.peer().unwrap(), PeerState::Waiting);
 
-    world.host.add_domain_as(later).unwrap();
-    world.stored.add_domain(later);
-    let (xen, store) = world.of(later);
-    let client = ClientBuilder::new(world.guest, &path)
+    host.sim.add_domain_as(later).unwrap();
+    host.stored.add_domain(later);
+    let (xen, store) = host.of(later);
+    let client = ClientBuilder::new(host.guest, &path)
         .connect(&xen, &store)
         .unwrap();
     server.wait_connected(soon()).unwrap();
-    world.host.destroy_domain(later).unwrap();
+    host.sim.destroy_domain(later).unwrap();
     let ended = server.read_deadline(&mut [0; 4], soon());
     assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
     drop((client, server));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// Builders as they are, between two domUs, whom the store does not tell anything: the server asks
@@ -153,22 +153,22 @@ fn a_domain_that_is_still_to_be_made_has_not_ended() {
 #[test]
 fn two_domus_notice_each_others_end_by_default() {
     for server_ends in [false, true] {
-        let world = World::new();
-        let other = world.another();
-        let path = path_of(world.guest);
-        let (mut server, mut client) = pair(&world, other, |client| client);
+        let host = TestHost::new();
+        let other = host.another();
+        let path = path_of(host.guest);
+        let (mut server, mut client) = pair(&host, other, |client| client);
         let ended = if server_ends {
-            let (_, toolstack) = world.dom0();
+            let (_, toolstack) = host.dom0();
             toolstack.rm(&path).unwrap();
-            world.stored.release(world.guest);
+            host.stored.release(host.guest);
             client.read_deadline(&mut [0; 4], soon())
         } else {
-            world.host.destroy_domain(other).unwrap();
+            host.sim.destroy_domain(other).unwrap();
             server.read_deadline(&mut [0; 4], soon())
         };
         assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
         drop((client, server));
-        world.host.assert_clean();
+        host.sim.assert_clean();
     }
 }
 
@@ -176,11 +176,11 @@ fn two_domus_notice_each_others_end_by_default() {
 /// for servers of this crate only: Qubes's remove theirs when their client has come.
 #[test]
 fn a_node_that_is_missing_once_or_of_another_kind_of_server_is_no_end() {
-    let world = World::new();
-    let other = world.another();
-    let (_, toolstack) = world.dom0();
-    let (xen, store) = world.domu();
-    let (their_xen, their_store) = world.of(other);
+    let host = TestHost::new();
+    let other = host.another();
+    let (_, toolstack) = host.dom0();
+    let (xen, store) = host.domu();
+    let (their_xen, their_store) = host.of(other);
     let connect = |path: &str, of_this_crate: bool| {
         let server = ServerBuilder::new(other, path)
             .publish(&xen, &store)
@@ -188,10 +188,10 @@ fn a_node_that_is_missing_once_or_of_another_kind_of_server_is_no_end() {
         if !of_this_crate {
             toolstack.rm(&format!("{path}/accepts-sessions")).unwrap();
         }
-        let client = ClientBuilder::new(world.guest, path);
+        let client = ClientBuilder::new(host.guest, path);
         (server, client.connect(&their_xen, &their_store).unwrap())
     };
-    let paths = ["once", "qubes"].map(|name| format!("{}-{name}", path_of(world.guest)));
+    let paths = ["once", "qubes"].map(|name| format!("{}-{name}", path_of(host.guest)));
     let began = Instant::now();
     let (first, mut once) = connect(&paths[0], true);
     let (second, mut qubes) = connect(&paths[1], false);
@@ -215,5 +215,5 @@ fn a_node_that_is_missing_once_or_of_another_kind_of_server_is_no_end() {
     toolstack.set_permissions(&node, &rights).unwrap();
     open_until(13);
     drop((once, qubes, first, second));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }

@@ -89,7 +89,7 @@ pub(crate) struct Progress {
     what: &'static str,
     total: u64,
     began: Instant,
-    said: Instant,
+    printed: Instant,
 }
 
 impl Progress {
@@ -99,18 +99,18 @@ impl Progress {
             what,
             total,
             began,
-            said: began,
+            printed: began,
         }
     }
 
     pub(crate) fn at(&mut self, done: u64) {
-        if self.said.elapsed() >= Duration::from_secs(10) {
-            self.said = Instant::now();
-            self.say(done);
+        if self.printed.elapsed() >= Duration::from_secs(10) {
+            self.printed = Instant::now();
+            self.print(done);
         }
     }
 
-    pub(crate) fn say(&self, done: u64) {
+    pub(crate) fn print(&self, done: u64) {
         let seconds = self.began.elapsed().as_secs_f64();
         println!(
             "{}: {done} of {} operations, {seconds:.0} s, {:.1} million a second",

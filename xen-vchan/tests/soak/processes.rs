@@ -225,15 +225,15 @@ fn client() {
 }
 
 /// A host, and its sockets for the second process.
-struct World {
-    host: Simulation,
+struct TestHost {
+    sim: Simulation,
     stored: StoreServer,
     dir: tempfile::TempDir,
 }
 
-fn episode(world: &World, seed: u64, total: u64, large: bool) -> u64 {
-    let xen = world.host.xen(DomId::DOM0).unwrap();
-    let store = world.stored.connect(DomId::DOM0).unwrap();
+fn episode(host: &TestHost, seed: u64, total: u64, large: bool) -> u64 {
+    let xen = host.sim.xen(DomId::DOM0).unwrap();
+    let store = host.stored.connect(DomId::DOM0).unwrap();
     let mut random = Random::new(seed);
     let mut size = || match random.below(6) {
         0 => 0,
@@ -252,7 +252,7 @@ fn episode(world: &World, seed: u64, total: u64, large: bool) -> u64 {
         .rings(rings.0, rings.1)
         .publish(&xen, &store)
         .unwrap();
-    let dir = world.dir.path().display();
+    let dir = host.dir.path().display();
     let child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--ignored",
@@ -299,15 +299,15 @@ impl Drop for KillOnDrop {
 #[test]
 fn two_processes_through_channels() {
     let (ops, seed) = (share(1), seed());
-    let world = World {
-        host: Simulation::start().unwrap(),
+    let host = TestHost {
+        sim: Simulation::start().unwrap(),
         stored: StoreServer::start(Config::new()).unwrap(),
         dir: tempfile::tempdir().unwrap(),
     };
-    let store = world.stored.connect(DomId::DOM0).unwrap();
+    let store = host.stored.connect(DomId::DOM0).unwrap();
     store.write("domid", "0").unwrap();
-    world.host.listen(world.dir.path().join("xen")).unwrap();
-    world.stored.listen(world.dir.path().join("store")).unwrap();
+    host.sim.listen(host.dir.path().join("xen")).unwrap();
+    host.stored.listen(host.dir.path().join("store")).unwrap();
     let mut progress = Progress::new("processes", ops);
     let long = ops >= 1_000_000;
     let mut done = 0;
@@ -318,14 +318,14 @@ fn two_processes_through_channels() {
         let seed = seed.wrapping_add(number);
         println!("processes: VCHAN_SOAK_SEED={seed}");
         let total = if long { EPISODE } else { 1 << 20 };
-        done += episode(&world, seed, total, false);
+        done += episode(&host, seed, total, false);
         progress.at(done);
     }
     if long {
-        done += episode(&world, seed, BEYOND, true);
+        done += episode(&host, seed, BEYOND, true);
         println!("processes: {BEYOND} bytes each way, beyond 2^32");
     }
-    progress.say(done);
+    progress.print(done);
     drop(store);
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }

@@ -128,7 +128,7 @@ fn single_operations_on_one_ring() {
         done += count;
         progress.at(done);
     }
-    progress.say(done);
+    progress.print(done);
     println!("ring: passed 2^32 {wraps} times");
     assert!(wraps > 0, "no cursor came round");
 }

@@ -88,7 +88,7 @@ impl Side {
         mine: &AtomicBool,
         broken: &AtomicBool,
     ) -> Self {
-        let _tell = Tell(broken);
+        let _flag = PanicFlag(broken);
         let mut buf = vec![0; LONGEST];
         let (mut done, mut idle) = (0, 0u32);
         while done < ops {
@@ -124,10 +124,10 @@ impl Side {
     }
 }
 
-/// Tells the other thread of a panic, so that it does not wait forever.
-struct Tell<'a>(&'a AtomicBool);
+/// Set by a panic, for the other thread, so that it does not wait forever.
+struct PanicFlag<'a>(&'a AtomicBool);
 
-impl Drop for Tell<'_> {
+impl Drop for PanicFlag<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.store(true, Ordering::Release);
@@ -182,5 +182,5 @@ fn two_threads_at_once() {
         done += 2 * each;
         progress.at(done);
     }
-    progress.say(done);
+    progress.print(done);
 }

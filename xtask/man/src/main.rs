@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shell_is_told_of_every_command() {
+    fn every_shell_completes_every_command() {
         let words = [
             &["install", "doctor", "dry-run", "build"][..],
             &["watch", "export", "request-timeout", "tidy"],

@@ -78,7 +78,7 @@ pub(super) fn consoles(text: &str, _: &Options) -> Result<String> {
 }
 
 /// The disk is as it was made, and time passes.
-pub(super) fn guest_speaks(text: &str, _: &Options) -> Result<String> {
+pub(super) fn guest_answers(text: &str, _: &Options) -> Result<String> {
     let disk = guest::disk_line();
     if !text.lines().any(|l| l.contains(&disk)) {
         bail!("the guest's console has no line \"{disk}\"");
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_what_the_guest_and_dom0_have_heard() {
+    fn an_answer_is_what_the_guest_and_dom0_have_received() {
         let good = "xl create: status 0\nName ID Mem VCPUs State\n\
                     hvm 3 128 1 r\nhvm-dm 4 400 1 r\nnet 5 128 1 r\nnet-dm 6 400 1 r\n\
                     xen-guest: net0 mac=00:16:3e:77:01:0a reply=ok from=02:00:00:77:00:01 echo=ok\n\

@@ -215,7 +215,7 @@ fn the_layout_is_xens() {
 }
 
 #[test]
-fn every_byte_goes_to_the_place_its_index_says() {
+fn every_byte_goes_to_the_place_of_its_index() {
     let (page, [_, (mut producer, _)]) = ends(u32::MAX - 2);
     producer.write(b"abcdef").unwrap();
     let mut wrapped = [0; 3];
@@ -227,7 +227,7 @@ fn every_byte_goes_to_the_place_its_index_says() {
 }
 
 #[test]
-fn the_frontend_says_that_nobody_serves_it_yet() {
+fn the_frontend_publishes_that_nobody_serves_it_yet() {
     let whole = Region::heap(PAGE);
     let (second, third) = (twin(&whole), twin(&whole));
     let page = Page::new(whole).unwrap();

@@ -1,4 +1,4 @@
-//! Random bytes both ways at every pace, and openings against a sender that never pauses: nothing
+//! Random bytes both ways at every speed, and openings against a sender that never pauses: nothing
 //! is lost or altered.
 
 use std::collections::VecDeque;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use xen_console::{Frontend, XenbusState};
 
+use crate::host::{NODE, PATIENCE, TestHost, sleep};
 use crate::stream::Stream;
-use crate::world::{NODE, PATIENCE, World, sleep};
 
 /// How the receiving end takes what comes.
 #[derive(Clone, Copy, Debug)]
-enum Pace {
+enum Speed {
     Full,
     /// A few bytes at a time.
     Slow,
@@ -27,37 +27,37 @@ enum Pace {
 struct Receiver {
     stream: Stream,
     left: usize,
-    pace: Pace,
+    speed: Speed,
     turns: usize,
     resume: Arc<AtomicBool>,
 }
 
 impl Receiver {
-    fn new(seed: u64, left: usize, pace: Pace, resume: &Arc<AtomicBool>) -> Self {
+    fn new(seed: u64, left: usize, speed: Speed, resume: &Arc<AtomicBool>) -> Self {
         Self {
             stream: Stream(seed),
             left,
-            pace,
+            speed,
             turns: 0,
             resume: Arc::clone(resume),
         }
     }
 
     /// Takes what it likes; says whether it would look again without an event.
-    fn take(&mut self, link: &mut xen_console::Link) -> bool {
+    fn take(&mut self, connection: &mut xen_console::Connection) -> bool {
         self.turns += 1;
         let mut buffer = [0; 4096];
-        let most = match self.pace {
-            Pace::Full => 4096,
-            Pace::Slow => 251,
-            Pace::Bursty if self.turns % 8 < 7 => return true,
-            Pace::Bursty => 4096,
-            Pace::Stalled if !self.resume.load(Ordering::Acquire) && self.left < 1 << 16 => {
+        let most = match self.speed {
+            Speed::Full => 4096,
+            Speed::Slow => 251,
+            Speed::Bursty if self.turns % 8 < 7 => return true,
+            Speed::Bursty => 4096,
+            Speed::Stalled if !self.resume.load(Ordering::Acquire) && self.left < 1 << 16 => {
                 return true;
             }
-            Pace::Stalled => 4096,
+            Speed::Stalled => 4096,
         };
-        let got = link.try_read(&mut buffer[..most]).unwrap();
+        let got = connection.try_read(&mut buffer[..most]).unwrap();
         assert!(got <= self.left, "more came than was sent");
         let mut wanted = [0; 4096];
         self.stream.fill(&mut wanted[..got]);
@@ -82,7 +82,7 @@ impl Sender {
         }
     }
 
-    fn give(&mut self, link: &mut xen_console::Link) -> usize {
+    fn give(&mut self, connection: &mut xen_console::Connection) -> usize {
         if self.pending.is_empty() {
             let mut chunk = [0; 3000];
             let len = self.left.min(chunk.len());
@@ -90,7 +90,9 @@ impl Sender {
             self.left -= len;
             self.pending.extend(&chunk[..len]);
         }
-        let took = link.try_write(self.pending.make_contiguous()).unwrap();
+        let took = connection
+            .try_write(self.pending.make_contiguous())
+            .unwrap();
         self.pending.drain(..took);
         took
     }
@@ -100,19 +102,20 @@ impl Sender {
     }
 }
 
-/// `bytes` each way at once, the receivers at `pace`.
-fn both_ways(bytes: usize, pace: Pace) {
-    let world = World::new();
+/// `bytes` each way at once, the receivers at `speed`.
+fn both_ways(bytes: usize, speed: Speed) {
+    let host = TestHost::new();
     let resume = Arc::new(AtomicBool::new(false));
-    let mut backend = world.backend();
+    let mut backend = host.backend();
     std::thread::scope(|scope| {
         let domu = scope.spawn(|| {
-            let mut frontend = world.frontend();
+            let mut frontend = host.frontend();
             let mut sender = Sender::new(1, bytes);
-            let mut receiver = Receiver::new(2, bytes, pace, &resume);
+            let mut receiver = Receiver::new(2, bytes, speed, &resume);
             while receiver.left > 0 || !sender.done() {
                 frontend.turn().unwrap();
-                let again = receiver.take(frontend.link()) | (sender.give(frontend.link()) > 0);
+                let again =
+                    receiver.take(frontend.connection()) | (sender.give(frontend.connection()) > 0);
                 if !again {
                     sleep(
                         &frontend.poll_fds().unwrap(),
@@ -124,14 +127,14 @@ fn both_ways(bytes: usize, pace: Pace) {
             assert!(frontend.close(PATIENCE).unwrap(), "drained");
         });
         let mut sender = Sender::new(2, bytes);
-        let mut receiver = Receiver::new(1, bytes, pace, &resume);
+        let mut receiver = Receiver::new(1, bytes, speed, &resume);
         let mut stuck = 0;
         loop {
             let state = backend.turn(Instant::now()).unwrap();
             let mut again = false;
-            if let Some(link) = backend.link() {
-                again = receiver.take(link);
-                let gave = sender.give(link);
+            if let Some(connection) = backend.connection() {
+                again = receiver.take(connection);
+                let gave = sender.give(connection);
                 again |= gave > 0;
                 // Both receivers have stopped: the rings are full and nothing moves. It is theirs
                 // to go on.
@@ -141,8 +144,8 @@ fn both_ways(bytes: usize, pace: Pace) {
                 }
             }
             if state == XenbusState::Closing {
-                let link = backend.link().unwrap();
-                while receiver.take(link) {}
+                let connection = backend.connection().unwrap();
+                while receiver.take(connection) {}
                 assert!(backend.let_go().unwrap().is_empty());
                 break;
             }
@@ -163,17 +166,17 @@ fn both_ways(bytes: usize, pace: Pace) {
         domu.join().unwrap();
     });
     drop(backend);
-    world.end();
+    host.end();
 }
 
 const VOLUME: usize = 64 << 20;
 
-/// Every pace at both ends, [`VOLUME`] each way.
+/// Every speed at both ends, [`VOLUME`] each way.
 macro_rules! paces {
-    ($($name:ident: $pace:ident,)*) => {$(
+    ($($name:ident: $speed:ident,)*) => {$(
         #[test]
         fn $name() {
-            both_ways(VOLUME, Pace::$pace);
+            both_ways(VOLUME, Speed::$speed);
         }
     )*};
 }
@@ -190,11 +193,11 @@ paces! {
 #[test]
 fn a_thousand_openings_against_a_sender_at_full_speed() {
     const OPENINGS: usize = 1000;
-    let world = World::new();
-    let mut backend = world.backend();
+    let host = TestHost::new();
+    let mut backend = host.backend();
     std::thread::scope(|scope| {
         let domu = scope.spawn(|| {
-            let (xen, store) = world.domu();
+            let (xen, store) = host.domu();
             let mut stream = Stream(3);
             let mut lens = Stream(4);
             let mut total = 0;
@@ -207,7 +210,7 @@ fn a_thousand_openings_against_a_sender_at_full_speed() {
                     frontend.turn().unwrap();
                     let mut buffer = [0; 512];
                     let most = left.min(buffer.len());
-                    let got = frontend.link().try_read(&mut buffer[..most]).unwrap();
+                    let got = frontend.connection().try_read(&mut buffer[..most]).unwrap();
                     let mut wanted = [0; 512];
                     stream.fill(&mut wanted[..got]);
                     assert_eq!(buffer[..got], wanted[..got], "after {total} bytes");
@@ -238,8 +241,8 @@ fn a_thousand_openings_against_a_sender_at_full_speed() {
                 }
                 continue;
             }
-            if let Some(link) = backend.link() {
-                if sender.give(link) > 0 {
+            if let Some(connection) = backend.connection() {
+                if sender.give(connection) > 0 {
                     continue;
                 }
             }
@@ -249,5 +252,5 @@ fn a_thousand_openings_against_a_sender_at_full_speed() {
         assert!(domu.join().unwrap() > OPENINGS * 1000);
     });
     drop(backend);
-    world.end();
+    host.end();
 }

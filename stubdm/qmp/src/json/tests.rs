@@ -26,7 +26,7 @@ fn keys_of(count: usize) -> Vec<String> {
 }
 
 #[test]
-fn a_literal_says_whether_it_is_an_integer() {
+fn a_literal_shows_whether_it_is_an_integer() {
     for (text, value) in [
         ("9223372036854775807", Json::Int(i64::MAX)),
         ("-9223372036854775808", Json::Int(i64::MIN)),

@@ -102,7 +102,7 @@ fn plain_messages_line_by_line_do_as_well() {
 }
 
 #[test]
-fn a_log_without_qmp_is_told() {
+fn a_log_without_qmp_is_an_error() {
     for text in ["", "nothing here\n", "x from client: garbage\n"] {
         let why = learn(text, None).unwrap_err().to_string();
         assert!(why.contains("no QMP"), "{why}");

@@ -84,9 +84,9 @@ const ANSWER_MAX: usize = 1 << 20;
 const COMMAND_MAX: usize = 256 << 10;
 const ELEMENTS_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 100;
-/// Rows a policy may have, and how deep its shapes may go.
+/// Rows a policy may have, and how deep its schemas may go.
 const ROWS_MAX: usize = 1000;
-const SHAPE_DEPTH: usize = 16;
+const SCHEMA_DEPTH: usize = 16;
 
 /// Reads a policy.
 ///
@@ -193,7 +193,7 @@ fn row(raw: RawRow) -> Checked<Row> {
     let arguments = members(raw.arguments, 0).map_err(|why| format!("argument {why}"))?;
     let answer = raw
         .answer
-        .map_or(Ok(Schema::Nothing), |raw| shape(raw, 0).map(|s| s.0));
+        .map_or(Ok(Schema::Nothing), |raw| read_schema(raw, 0).map(|s| s.0));
     Ok(Row {
         name: one_line(&raw.name.unwrap_or_else(|| raw.command.clone())),
         when: one_line(&raw.when),
@@ -205,10 +205,11 @@ fn row(raw: RawRow) -> Checked<Row> {
 
 fn members(raw: BTreeMap<String, RawSchema>, depth: usize) -> Checked<Vec<Member>> {
     let each = raw.into_iter().map(|(key, raw)| {
-        let (shape, optional) = shape(raw, depth + 1).map_err(|why| format!("{key}: {why}"))?;
+        let (schema, optional) =
+            read_schema(raw, depth + 1).map_err(|why| format!("{key}: {why}"))?;
         Ok(Member {
             key,
-            shape,
+            schema,
             optional,
         })
     });
@@ -223,10 +224,10 @@ fn ordered([low, high]: [i64; 2]) -> Checked<(i64, i64)> {
     }
 }
 
-/// The shape, and whether it may be missing.
-fn shape(raw: RawSchema, depth: usize) -> Checked<(Schema, bool)> {
-    if depth > SHAPE_DEPTH {
-        return Err(format!("nested deeper than {SHAPE_DEPTH}"));
+/// The schema, and whether it may be missing.
+fn read_schema(raw: RawSchema, depth: usize) -> Checked<(Schema, bool)> {
+    if depth > SCHEMA_DEPTH {
+        return Err(format!("nested deeper than {SCHEMA_DEPTH}"));
     }
     let optional = raw.optional.unwrap_or(false);
     let mut found = Vec::new();
@@ -276,7 +277,7 @@ fn shape(raw: RawSchema, depth: usize) -> Checked<(Schema, bool)> {
     match (raw.list, raw.most) {
         (Some(of), Some(most)) => {
             let most = at_most("most", most, ELEMENTS_MAX)?;
-            let of = shape(*of, depth + 1)
+            let of = read_schema(*of, depth + 1)
                 .map_err(|why| format!("list: {why}"))?
                 .0;
             found.push(Schema::List(Box::new(of), most));
@@ -289,7 +290,7 @@ fn shape(raw: RawSchema, depth: usize) -> Checked<(Schema, bool)> {
         found.push(Schema::Map(members(object, depth)?));
     }
     match (found.pop(), found.is_empty()) {
-        (Some(shape), true) => Ok((shape, optional)),
+        (Some(schema), true) => Ok((schema, optional)),
         (None, _) => Err("no kind is given (bool, int, number, one_of, form, name, line, lines, list, object, nothing)".into()),
         (Some(_), false) => Err("more than one kind is given".into()),
     }

@@ -200,7 +200,7 @@ impl Row {
         let wrong = members
             .iter()
             .filter(|m| match given.iter().find(|g| g.0 == m.key) {
-                Some((_, value)) => m.shape.rebuild(value, Direction::ToQemu(version)).is_err(),
+                Some((_, value)) => m.schema.rebuild(value, Direction::ToQemu(version)).is_err(),
                 None => !m.optional,
             });
         unknown.count() + wrong.count()

@@ -1,7 +1,7 @@
 //! The required form of a value, and the value rebuilt from the parts that fit.
 //!
 //! Nothing is passed on because it was not recognised as bad: what comes out holds only what the
-//! shape names. An argument the shape does not name is a refusal. A member of an answer that it
+//! schema names. An argument the schema does not name is a refusal. A member of an answer that it
 //! does not name is left out, because newer QEMUs add some and libxl reads none but those named.
 
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::json::Json;
 use crate::policy::pattern::Pattern;
 use crate::text::{is_active, lines as clean_lines};
 
-/// Which way the value travels.
+/// The direction of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the toolstack to QEMU, whose version is given as far as it is known.
@@ -45,7 +45,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// A value's shape.
+/// The schema of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Schema {
     /// An object, of which nothing is kept.
@@ -80,7 +80,7 @@ pub struct Member {
     /// Its key.
     pub key: String,
     /// Its form.
-    pub shape: Schema,
+    pub schema: Schema,
     /// Whether the object may do without it.
     pub optional: bool,
 }
@@ -118,9 +118,9 @@ impl Schema {
     ///
     /// # Errors
     /// It does not fit.
-    pub fn rebuild(&self, value: &Json, way: Direction) -> Result<Json> {
+    pub fn rebuild(&self, value: &Json, direction: Direction) -> Result<Json> {
         match (self, value) {
-            (Self::Nothing, Json::Map(members)) => match (way, members.first()) {
+            (Self::Nothing, Json::Map(members)) => match (direction, members.first()) {
                 (Direction::ToQemu(_), Some((key, _))) => {
                     misfit(format_args!("{key} is not expected"))
                 }
@@ -131,7 +131,7 @@ impl Schema {
                 within(*n, *low, *high)?;
                 Ok(value.clone())
             }
-            (Self::Number(low, high, since), _) => number(value, *low, *high, *since, way),
+            (Self::Number(low, high, since), _) => number(value, *low, *high, *since, direction),
             (Self::OneOf(all), Json::Text(text)) if all.contains(text) => Ok(value.clone()),
             (Self::OneOf(_), Json::Text(text)) => {
                 misfit(format_args!("{text:?} is not one of those known"))
@@ -144,19 +144,19 @@ impl Schema {
                 token(text, *most, ends)?;
                 Ok(value.clone())
             }
-            (Self::Line(most), Json::Text(text)) => clean(text, *most, false, way),
-            (Self::Lines(most), Json::Text(text)) => clean(text, *most, true, way),
+            (Self::Line(most), Json::Text(text)) => clean(text, *most, false, direction),
+            (Self::Lines(most), Json::Text(text)) => clean(text, *most, true, direction),
             (Self::List(of, most), Json::List(items)) => {
                 if items.len() > *most {
                     return misfit(format_args!("{} items, more than {most}", items.len()));
                 }
                 let rebuilt = items.iter().enumerate().map(|(n, item)| {
-                    of.rebuild(item, way)
+                    of.rebuild(item, direction)
                         .map_err(|inner| inner.inside(&format!("[{n}]")))
                 });
                 Ok(Json::List(rebuilt.collect::<Result<_>>()?))
             }
-            (Self::Map(members), Json::Map(given)) => object(members, given, way),
+            (Self::Map(members), Json::Map(given)) => object(members, given, direction),
             _ => misfit(format_args!("{} where {self} belongs", value.kind())),
         }
     }
@@ -192,7 +192,7 @@ impl fmt::Display for Schema {
                     .iter()
                     .map(|m| {
                         let mark = if m.optional { "?" } else { "" };
-                        format!("{}{mark}: {}", m.key, m.shape)
+                        format!("{}{mark}: {}", m.key, m.schema)
                     })
                     .collect();
                 write!(f, "{{{}}}", list.join(", "))
@@ -216,7 +216,7 @@ fn within(n: i64, low: i64, high: i64) -> Result<()> {
     }
 }
 
-fn number(value: &Json, low: i64, high: i64, since: Version, way: Direction) -> Result<Json> {
+fn number(value: &Json, low: i64, high: i64, since: Version, direction: Direction) -> Result<Json> {
     let n = match value {
         Json::Int(n) => *n,
         // As `%d` prints it: one way to write each number.
@@ -227,7 +227,7 @@ fn number(value: &Json, low: i64, high: i64, since: Version, way: Direction) -> 
         _ => return misfit(format_args!("{} where a number belongs", value.kind())),
     };
     within(n, low, high)?;
-    Ok(match way {
+    Ok(match direction {
         Direction::ToQemu(version) if version >= since => Json::Int(n),
         _ => value.clone(),
     })
@@ -248,7 +248,7 @@ fn token(text: &str, most: usize, ends: &[String]) -> Result<()> {
 }
 
 /// Text from QEMU is made harmless for a terminal and a log; text for QEMU is right or refused.
-fn clean(text: &str, most: usize, lines: bool, way: Direction) -> Result<Json> {
+fn clean(text: &str, most: usize, lines: bool, direction: Direction) -> Result<Json> {
     if text.len() > most {
         return misfit(format_args!("{} bytes, more than {most}", text.len()));
     }
@@ -257,7 +257,7 @@ fn clean(text: &str, most: usize, lines: bool, way: Direction) -> Result<Json> {
         false => text.replace(is_active, " "),
     };
     let cleaned = cleaned.replace(is_noncharacter, " ");
-    match way {
+    match direction {
         // QEMU's parser would refuse the whole command, in an answer without its id.
         Direction::ToQemu(_) if text.contains(is_noncharacter) => misfit("what is no character"),
         Direction::ToQemu(_) if cleaned != text => misfit("a control character"),
@@ -271,8 +271,8 @@ fn is_noncharacter(c: char) -> bool {
     matches!(code, 0xfdd0..=0xfdef) || code & 0xfffe == 0xfffe
 }
 
-fn object(members: &[Member], given: &[(String, Json)], way: Direction) -> Result<Json> {
-    if let Direction::ToQemu(_) = way {
+fn object(members: &[Member], given: &[(String, Json)], direction: Direction) -> Result<Json> {
+    if let Direction::ToQemu(_) = direction {
         let unknown = given.iter().find(|g| members.iter().all(|m| m.key != g.0));
         if let Some((key, _)) = unknown {
             return misfit(format_args!("{key} is not expected"));
@@ -282,7 +282,7 @@ fn object(members: &[Member], given: &[(String, Json)], way: Direction) -> Resul
     for member in members {
         match given.iter().find(|g| g.0 == member.key) {
             Some((_, value)) => {
-                let value = member.shape.rebuild(value, way);
+                let value = member.schema.rebuild(value, direction);
                 let value = value.map_err(|inner| inner.inside(&format!(".{}", member.key)))?;
                 rebuilt.push((member.key.clone(), value));
             }

@@ -251,7 +251,7 @@ fn of_a_pci_device_only_what_libxl_sends_passes() {
 }
 
 #[test]
-fn a_newer_qemu_gets_integers_where_older_libxl_says_strings() {
+fn a_newer_qemu_gets_integers_where_older_libxl_sends_strings() {
     let usb = r#"{"id":"xenusb-1-2","driver":"usb-host","bus":"xenusb-0.0","port":"1","hostbus":"1","hostaddr":"2"}"#;
     let sent = asked("device_add", usb, NEW).unwrap().1;
     assert!(

@@ -33,7 +33,7 @@ fn rectangle(place: [u16; 4], encoding: i32, pixels: &[u8]) -> Vec<u8> {
 
 /// A client's view of bytes that come in pieces: a picture, the number of updates, and its answers.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
+struct View {
     size: Option<Size>,
     picture: Vec<u8>,
     updates: usize,
@@ -41,7 +41,7 @@ struct Seen {
     error: Option<Error>,
 }
 
-impl Seen {
+impl View {
     fn take(&mut self, client: &mut Client, mut bytes: &[u8]) {
         loop {
             match client.poll_event(&mut bytes) {
@@ -72,20 +72,20 @@ impl Seen {
     }
 }
 
-fn seen(bytes: &[u8], piece: usize) -> Seen {
+fn view(bytes: &[u8], piece: usize) -> View {
     let mut client = Client::new(LIMIT);
-    let mut seen = Seen::default();
+    let mut view = View::default();
     for piece in bytes.chunks(piece) {
-        seen.take(&mut client, piece);
-        if seen.error.is_some() {
+        view.take(&mut client, piece);
+        if view.error.is_some() {
             break;
         }
     }
-    seen
+    view
 }
 
 fn error(bytes: &[u8]) -> Error {
-    seen(bytes, 7).error.expect("an error")
+    view(bytes, 7).error.expect("an error")
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_session_is_the_same_however_its_bytes_are_cut() {
         rectangle([1, 0, 1, 2], RAW, &[5; 8]),
         rectangle([2, 2, 0, 0], RAW, &[]),
     ]));
-    let whole = seen(&bytes, bytes.len());
+    let whole = view(&bytes, bytes.len());
     assert_eq!(whole.error, None);
     assert_eq!(whole.updates, 2);
     let (width, height) = (2, 2);
@@ -121,7 +121,7 @@ fn a_session_is_the_same_however_its_bytes_are_cut() {
     sent.extend([3, 0, 0, 0, 0, 0, 0, 2, 0, 2]);
     assert_eq!(whole.sent, sent);
     for piece in 1..60 {
-        assert_eq!(seen(&bytes, piece), whole, "in pieces of {piece}");
+        assert_eq!(view(&bytes, piece), whole, "in pieces of {piece}");
     }
 }
 
@@ -130,30 +130,30 @@ fn keys_and_pointer_are_messages_once_the_server_takes_them() {
     let mut client = Client::new(LIMIT);
     assert!(!client.key(true, 1) && !client.pointer(0, 1, 1));
     let mut bytes = opening();
-    let mut seen = Seen::default();
-    seen.take(&mut client, &bytes);
+    let mut view = View::default();
+    view.take(&mut client, &bytes);
     assert!(!client.key(true, 1) && !client.takes_scancodes());
     bytes = update(&[rectangle([0; 4], EXTENDED_KEYS, &[])]);
-    seen.take(&mut client, &bytes);
-    seen.sent.clear();
+    view.take(&mut client, &bytes);
+    view.sent.clear();
     assert!(client.key(true, 0x9d) && client.pointer(9, 40, 1) && client.pointer(9, 2, 40));
-    seen.take(&mut client, &[]);
+    view.take(&mut client, &[]);
     let key = [255, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0x9d];
     let all = [&key[..], &[5, 9, 0, 3, 0, 1], &[5, 9, 0, 2, 0, 2]].concat();
-    assert_eq!(seen.sent, all);
+    assert_eq!(view.sent, all);
 }
 
 #[test]
 fn a_server_that_does_not_read_is_sent_a_bounded_number_of_messages() {
     let mut client = Client::new(LIMIT);
-    Seen::default().take(&mut client, &opening());
+    View::default().take(&mut client, &opening());
     let sent = (0..100_000).filter(|_| client.pointer(0, 1, 1)).count();
     assert!((1000..3000).contains(&sent) && client.is_full(), "{sent}");
     client.handle_sent(usize::MAX);
     assert!(!client.is_full() && client.pointer(0, 1, 1));
     // Events are read up to 8 KiB; those of one read, and the release of all keys, find room.
     let keys = update(&[rectangle([0; 4], EXTENDED_KEYS, &[])]);
-    Seen::default().take(&mut client, &keys);
+    View::default().take(&mut client, &keys);
     for limit in [8 << 10, 16 << 10] {
         while client.poll_transmit().len() < limit {
             assert_eq!(client.is_full(), client.poll_transmit().len() >= 8 << 10);
@@ -168,15 +168,15 @@ fn all_pixels_are_requested_once_for_each_new_size() {
     let size = || update(&[rectangle([0, 0, 2, 2], DESKTOP_SIZE, &[])]);
     let pixel = || update(&[rectangle([0, 0, 1, 1], RAW, &[1; 4])]);
     let mut client = Client::new(LIMIT);
-    Seen::default().take(&mut client, &opening());
+    View::default().take(&mut client, &opening());
     let mut sent = |bytes: Vec<u8>| {
-        let mut seen = Seen {
+        let mut view = View {
             size: Some(LIMIT),
             picture: vec![0; 100 * 50 * PIXEL],
-            ..Seen::default()
+            ..View::default()
         };
-        seen.take(&mut client, &bytes);
-        seen.sent
+        view.take(&mut client, &bytes);
+        view.sent
     };
     let [all, changes] = [0, 1].map(|incremental| [3, incremental, 0, 0, 0, 0, 0, 2, 0, 2]);
     assert_eq!(sent(size()), all);
@@ -220,7 +220,7 @@ fn a_lying_server_is_named_for_what_it_did() {
     let endless = [&start[..], &[0, 255, 255, 255, 255], &[b'x'; 5000]].concat();
     for piece in [7, endless.len()] {
         let reason = "x".repeat(REASON_MAX);
-        assert_eq!(seen(&endless, piece).error, Some(Error::Refused(reason)));
+        assert_eq!(view(&endless, piece).error, Some(Error::Refused(reason)));
     }
     let mut named = opening();
     named.truncate(named.len() - 6);
@@ -229,9 +229,9 @@ fn a_lying_server_is_named_for_what_it_did() {
         (TEXT_MAX + 1, Some(Error::Text(TEXT_MAX + 1))),
     ] {
         let bytes = [&named[..], &length.to_be_bytes()].concat();
-        assert_eq!(seen(&bytes, 7).error, error);
+        assert_eq!(view(&bytes, 7).error, error);
         let bytes = [opening(), vec![3, 0, 0, 0], length.to_be_bytes().to_vec()].concat();
-        assert_eq!(seen(&bytes, 7).error, error);
+        assert_eq!(view(&bytes, 7).error, error);
     }
     assert_eq!(TEXT_MAX, 1 << 20);
 
@@ -282,12 +282,12 @@ fn a_password_answers_the_challenge_where_one_is_wanted() {
     };
     let sent = |password: &str, bytes: &[u8]| {
         let mut client = Client::new(LIMIT).with_password(password);
-        let mut seen = Seen::default();
+        let mut view = View::default();
         for byte in bytes.chunks(1) {
-            seen.take(&mut client, byte);
+            view.take(&mut client, byte);
         }
-        assert_eq!(seen.error, None);
-        seen.sent.split_off(VERSION.len())
+        assert_eq!(view.error, None);
+        view.sent.split_off(VERSION.len())
     };
     let challenged = [opening(&[2]), challenge.clone()].concat();
     assert_eq!(sent("secret", &challenged), [&[2][..], &response].concat());
@@ -342,8 +342,8 @@ proptest! {
     ) {
         let mut bytes = if good { opening() } else { Vec::new() };
         bytes.extend(messages.concat());
-        let whole = seen(&bytes, bytes.len().max(1));
-        let cut = seen(&bytes, piece);
+        let whole = view(&bytes, bytes.len().max(1));
+        let cut = view(&bytes, piece);
         prop_assert_eq!(whole, cut);
     }
 }

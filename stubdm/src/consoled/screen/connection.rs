@@ -30,7 +30,7 @@ pub(super) struct Connection {
 
 /// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Step {
     /// Nothing can be done before an event.
     Waits,
     /// There is more to do at once.
@@ -91,9 +91,9 @@ impl Connection {
         picture: &Picture,
         now: Instant,
         mut input: impl FnMut(Input),
-    ) -> io::Result<Turn> {
+    ) -> io::Result<Step> {
         let result = self.exchange(picture, now, &mut input);
-        if !matches!(result, Ok(Turn::Waits | Turn::Again)) {
+        if !matches!(result, Ok(Step::Waits | Step::Again)) {
             // The reason for a refusal, if the protocol has one.
             let _ = self.send(picture);
             self.core.release_keys();
@@ -107,19 +107,19 @@ impl Connection {
         picture: &Picture,
         now: Instant,
         input: &mut impl FnMut(Input),
-    ) -> io::Result<Turn> {
+    ) -> io::Result<Step> {
         self.core.handle_timeout(now).map_err(io::Error::other)?;
         for _ in 0..ROUNDS {
             let sent = self.send(picture)?;
             let read = self.receive()?;
             let passed = self.pass(input);
             match read {
-                None => return Ok(Turn::Left),
-                Some(read) if !sent && !read && !passed => return Ok(Turn::Waits),
+                None => return Ok(Step::Left),
+                Some(read) if !sent && !read && !passed => return Ok(Step::Waits),
                 Some(_) => {}
             }
         }
-        Ok(Turn::Again)
+        Ok(Step::Again)
     }
 
     fn pass(&mut self, input: &mut impl FnMut(Input)) -> bool {

@@ -233,7 +233,7 @@ mod tests {
 
     const STUB: DomId = DomId::new(8);
 
-    struct World {
+    struct Nodes {
         _server: Server,
         dom0: Store,
         frontend: Store,
@@ -241,7 +241,7 @@ mod tests {
         now: Instant,
     }
 
-    impl World {
+    impl Nodes {
         /// Folders as libxl makes them.
         fn new(kind: &str) -> Self {
             let server = Server::start(Config::new()).unwrap();
@@ -303,31 +303,31 @@ mod tests {
 
     #[test]
     fn a_frontend_connects_closes_and_begins_anew() {
-        let mut world = World::new("vfb");
-        let mut device = Device::open(&world.dom0, Kind::Screen, &world.paths).unwrap();
-        assert_eq!(world.backend("feature-resize").as_deref(), Some("1"));
-        assert_eq!(world.backend("state").as_deref(), Some("2"));
-        assert_eq!(world.backend("request-update"), None);
+        let mut nodes = Nodes::new("vfb");
+        let mut device = Device::open(&nodes.dom0, Kind::Screen, &nodes.paths).unwrap();
+        assert_eq!(nodes.backend("feature-resize").as_deref(), Some("1"));
+        assert_eq!(nodes.backend("state").as_deref(), Some("2"));
+        assert_eq!(nodes.backend("request-update"), None);
         for _ in 0..2 {
-            world.publishes(OFFER);
-            world.until(&mut device, |device| device.offer().is_some());
+            nodes.publishes(OFFER);
+            nodes.until(&mut device, |device| device.offer().is_some());
             let front = device.offer().unwrap();
             assert_eq!((front.page, front.port, front.absolute), (77, 5, false));
             assert_eq!(front.protocol.as_deref(), Some("x86_64-abi"));
             // Before the state, by which the frontend looks for it.
-            assert_eq!(world.backend("request-update").as_deref(), Some("1"));
-            assert_eq!(world.backend("state").as_deref(), Some("2"));
+            assert_eq!(nodes.backend("request-update").as_deref(), Some("1"));
+            assert_eq!(nodes.backend("state").as_deref(), Some("2"));
             device.handle_connected().unwrap();
-            assert_eq!(world.backend("state").as_deref(), Some("4"));
-            world.publishes(&[("state", "5")]);
-            world.until(&mut device, |device| device.offer().is_none());
+            assert_eq!(nodes.backend("state").as_deref(), Some("4"));
+            nodes.publishes(&[("state", "5")]);
+            nodes.until(&mut device, |device| device.offer().is_none());
             // Not before the pages are unmapped.
-            assert_eq!(world.backend("state").as_deref(), Some("4"));
+            assert_eq!(nodes.backend("state").as_deref(), Some("4"));
             device.handle_unmapped().unwrap();
-            assert_eq!(world.backend("state").as_deref(), Some("6"));
-            world.publishes(&[("state", "1")]);
+            assert_eq!(nodes.backend("state").as_deref(), Some("6"));
+            nodes.publishes(&[("state", "1")]);
             let is_waiting = |device: &Device| device.handshake.state() == XenbusState::InitWait;
-            world.until(&mut device, is_waiting);
+            nodes.until(&mut device, is_waiting);
         }
     }
 
@@ -339,31 +339,31 @@ mod tests {
             ("event-channel", "4294967296"),
             ("feature-update", "0"),
         ] {
-            let mut world = World::new("vfb");
-            let mut device = Device::open(&world.dom0, Kind::Screen, &world.paths).unwrap();
-            world.publishes(&OFFER[..4]);
-            world.publishes(&[change, ("state", "3")]);
+            let mut nodes = Nodes::new("vfb");
+            let mut device = Device::open(&nodes.dom0, Kind::Screen, &nodes.paths).unwrap();
+            nodes.publishes(&OFFER[..4]);
+            nodes.publishes(&[change, ("state", "3")]);
             let refused = |device: &Device| device.handshake.state() == XenbusState::Closing;
-            world.until(&mut device, refused);
+            nodes.until(&mut device, refused);
             assert_eq!(device.offer(), None, "{change:?}");
-            world.publishes(&[("state", "1")]);
-            world.until(&mut device, |device| !refused(device));
-            world.publishes(OFFER);
-            world.until(&mut device, |device| device.offer().is_some());
+            nodes.publishes(&[("state", "1")]);
+            nodes.until(&mut device, |device| !refused(device));
+            nodes.publishes(OFFER);
+            nodes.until(&mut device, |device| device.offer().is_some());
         }
     }
 
     #[test]
     fn a_keyboard_is_offered_positions_and_a_folder_that_is_gone_is_not_made_anew() {
-        let mut world = World::new("vkbd");
-        let mut device = Device::open(&world.dom0, Kind::Keyboard, &world.paths).unwrap();
-        assert_eq!(world.backend("feature-abs-pointer").as_deref(), Some("1"));
-        world.publishes(&[("request-abs-pointer", "1")]);
-        world.publishes(OFFER);
-        world.until(&mut device, |device| device.offer().is_some());
+        let mut nodes = Nodes::new("vkbd");
+        let mut device = Device::open(&nodes.dom0, Kind::Keyboard, &nodes.paths).unwrap();
+        assert_eq!(nodes.backend("feature-abs-pointer").as_deref(), Some("1"));
+        nodes.publishes(&[("request-abs-pointer", "1")]);
+        nodes.publishes(OFFER);
+        nodes.until(&mut device, |device| device.offer().is_some());
         assert!(device.offer().unwrap().absolute);
-        world.dom0.rm(&world.paths.path).unwrap();
+        nodes.dom0.rm(&nodes.paths.path).unwrap();
         device.handle_connected().unwrap();
-        assert_eq!(world.backend("state"), None);
+        assert_eq!(nodes.backend("state"), None);
     }
 }

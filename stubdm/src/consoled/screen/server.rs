@@ -370,7 +370,7 @@ impl ScreenServer {
         if self.worker.is_none() {
             self.each_device(Device::handle_unmapped);
             if let Some(of) = wanted.filter(|_| self.start_at <= now) {
-                match self.launch(of, now) {
+                match self.start_worker(of, now) {
                     Ok(worker) => {
                         self.worker = Some(worker);
                         self.send_password();
@@ -407,7 +407,7 @@ impl ScreenServer {
         }
     }
 
-    fn launch(&self, of: (Front, Option<Front>), now: Instant) -> Result<Worker> {
+    fn start_worker(&self, of: (Front, Option<Front>), now: Instant) -> Result<Worker> {
         let what = "starting the screen's process";
         let (near, far) = IpcSocket::pair().context(what)?;
         let far = inheritable(far.as_fd()).context(what)?;

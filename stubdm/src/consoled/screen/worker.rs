@@ -14,7 +14,7 @@ use stubdm_screen::server::{Input, Options, Picture, Rect};
 use tracing::{info, warn};
 use xen_console::Doorbell;
 
-use super::connection::{Connection, Turn};
+use super::connection::{Connection, Step};
 use super::ipc::{Report, SetPassword, VIEWERS};
 use super::process::Mode;
 use crate::proxy::ipc::{IpcSocket, Received};
@@ -315,12 +315,12 @@ impl<'a> Worker<'a> {
         viewers.retain_mut(|viewer| {
             let result = viewer.turn(picture, now, |input| type_into(keyboard, input));
             match result {
-                Ok(Turn::Waits) => return true,
-                Ok(Turn::Again) => {
+                Ok(Step::Waits) => return true,
+                Ok(Step::Again) => {
                     more = true;
                     return true;
                 }
-                Ok(Turn::Left) => {}
+                Ok(Step::Left) => {}
                 Err(error) => info!("viewer {}: {error}", viewer.address()),
             }
             gone = true;

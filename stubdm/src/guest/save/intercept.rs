@@ -1,6 +1,6 @@
 //! Watches a QMP conversation pass, and holds back the one answer that libxl acts on at once.
 //!
-//! libxl takes the save file the moment `xen-save-devices-state` is answered. The gate sees that
+//! libxl takes the save file the moment `xen-save-devices-state` is answered. It sees that
 //! command in what the client says, and keeps QEMU's answer to it until
 //! [`Intercept::handle_outcome`]. All other bytes pass unaltered and at once. A conversation
 //! without that command is never cut into lines at QEMU's side.
@@ -41,7 +41,7 @@ enum State {
     },
 }
 
-/// The gate.
+/// The interceptor.
 #[derive(Debug, Default)]
 pub struct Intercept {
     state: State,
@@ -194,31 +194,31 @@ mod tests {
     fn the_answer_waits_however_the_bytes_are_cut() {
         let stream = [EVENT, ANSWER, EVENT].concat();
         for size in 1..stream.len() {
-            let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
+            let (mut intercept, mut out) = (Intercept::default(), Buffer::new(100_000));
             let begun: Vec<bool> = SAVE
                 .chunks(size)
-                .map(|c| gate.handle_client_bytes(c))
+                .map(|c| intercept.handle_client_bytes(c))
                 .collect();
             assert_eq!(begun.iter().filter(|b| **b).count(), 1, "pieces of {size}");
             stream
                 .chunks(size)
-                .for_each(|c| gate.handle_monitor_bytes(c, &mut out));
-            assert!(gate.holds());
+                .for_each(|c| intercept.handle_monitor_bytes(c, &mut out));
+            assert!(intercept.holds());
             assert_eq!(taken(&mut out), EVENT, "pieces of {size}");
-            gate.handle_outcome(&Ok(()), &mut out);
+            intercept.handle_outcome(&Ok(()), &mut out);
             assert_eq!(taken(&mut out), [ANSWER, EVENT].concat());
-            gate.handle_monitor_bytes(b"and half a li", &mut out);
+            intercept.handle_monitor_bytes(b"and half a li", &mut out);
             assert_eq!(taken(&mut out), b"and half a li");
         }
     }
 
     #[test]
     fn a_state_that_did_not_get_through_is_a_refusal_with_the_same_id() {
-        let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-        gate.handle_client_bytes(SAVE);
-        gate.handle_monitor_bytes(ANSWER, &mut out);
-        gate.handle_outcome(&Err("the console \"broke\"".into()), &mut out);
-        assert!(!gate.was_refused(), "not by QEMU");
+        let (mut intercept, mut out) = (Intercept::default(), Buffer::new(100_000));
+        intercept.handle_client_bytes(SAVE);
+        intercept.handle_monitor_bytes(ANSWER, &mut out);
+        intercept.handle_outcome(&Err("the console \"broke\"".into()), &mut out);
+        assert!(!intercept.was_refused(), "not by QEMU");
         let line = taken(&mut out);
         assert!(line.ends_with(b"}\r\n"));
         assert_eq!(
@@ -233,14 +233,14 @@ mod tests {
 
     #[test]
     fn qemus_own_refusal_passes_and_ends_the_wait() {
-        let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-        gate.handle_client_bytes(SAVE);
+        let (mut intercept, mut out) = (Intercept::default(), Buffer::new(100_000));
+        intercept.handle_client_bytes(SAVE);
         let refusal =
             b"{\"id\": 7, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\r\n";
-        gate.handle_monitor_bytes(refusal, &mut out);
-        gate.handle_monitor_bytes(ANSWER, &mut out);
-        assert!(!gate.holds());
-        assert!(gate.was_refused() && !gate.was_refused());
+        intercept.handle_monitor_bytes(refusal, &mut out);
+        intercept.handle_monitor_bytes(ANSWER, &mut out);
+        assert!(!intercept.holds());
+        assert!(intercept.was_refused() && !intercept.was_refused());
         assert_eq!(taken(&mut out), [&refusal[..], ANSWER].concat());
     }
 
@@ -252,25 +252,28 @@ mod tests {
             b"{\"execute\":\"echo\",\"id\":7,\"arguments\":{\"filename\":\"/dev/fdset/1\",\"a\":\"xen-save-devices-state\"}}\n",
             b"not json xen-save-devices-state\n",
         ] {
-            let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-            assert!(!gate.handle_client_bytes(line));
-            gate.handle_monitor_bytes(ANSWER, &mut out);
+            let (mut intercept, mut out) = (Intercept::default(), Buffer::new(100_000));
+            assert!(!intercept.handle_client_bytes(line));
+            intercept.handle_monitor_bytes(ANSWER, &mut out);
             assert_eq!(taken(&mut out), ANSWER);
         }
-        let (mut gate, mut out) = (Intercept::default(), Buffer::new(100_000));
-        gate.handle_client_bytes(SAVE);
-        gate.handle_monitor_bytes(b"{\"return\": {}, \"id\": 8}\r\n", &mut out);
-        assert!(!gate.holds());
+        let (mut intercept, mut out) = (Intercept::default(), Buffer::new(100_000));
+        intercept.handle_client_bytes(SAVE);
+        intercept.handle_monitor_bytes(b"{\"return\": {}, \"id\": 8}\r\n", &mut out);
+        assert!(!intercept.holds());
     }
 
     #[test]
     fn a_request_of_any_length_costs_little() {
-        let mut gate = Intercept::default();
+        let mut intercept = Intercept::default();
         for _ in 0..1000 {
-            assert!(!gate.handle_client_bytes(&[b'x'; 1000]));
+            assert!(!intercept.handle_client_bytes(&[b'x'; 1000]));
         }
-        assert!(gate.request.len() <= REQUEST_MAX);
-        assert!(!gate.handle_client_bytes(b"\n"));
-        assert!(gate.handle_client_bytes(SAVE), "the next line counts again");
+        assert!(intercept.request.len() <= REQUEST_MAX);
+        assert!(!intercept.handle_client_bytes(b"\n"));
+        assert!(
+            intercept.handle_client_bytes(SAVE),
+            "the next line counts again"
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! A state that was not saved through [`crate::guest::save::sender`] has no header and is passed on
 //! as it comes: QEMU knows its own end. Records are kept until the console is silent, then the last
 //! one counts: a stubdomain that saved more than once appended each state to one file, and only the
-//! last belongs to the guest's memory. No I/O, no clock: silence is told by [`Reader::silence`].
+//! last belongs to the guest's memory. No I/O, no clock: silence is told by [`Restore::silence`].
 
 use crc32fast::hash as crc32;
 
@@ -30,13 +30,13 @@ enum State {
 
 /// The parser.
 #[derive(Debug)]
-pub struct Reader {
+pub struct Restore {
     state: State,
     bytes: Vec<u8>,
     last: u32,
 }
 
-impl Default for Reader {
+impl Default for Restore {
     fn default() -> Self {
         Self {
             state: State::Start,
@@ -46,7 +46,7 @@ impl Default for Reader {
     }
 }
 
-impl Reader {
+impl Restore {
     /// Takes the next bytes. Call again with none as long as something is found.
     ///
     /// # Errors
@@ -138,8 +138,8 @@ mod tests {
     use crate::libxl::state_record::tests::record;
 
     /// Everything found in `stream`, cut into pieces of `size`.
-    fn read(stream: &[u8], size: usize) -> (Reader, Result<Vec<Found>, String>) {
-        let mut reader = Reader::default();
+    fn read(stream: &[u8], size: usize) -> (Restore, Result<Vec<Found>, String>) {
+        let mut reader = Restore::default();
         let mut all = Vec::new();
         for piece in stream.chunks(size) {
             let mut piece = piece;
@@ -193,7 +193,7 @@ mod tests {
             assert!(found.is_ok());
             assert!(reader.silence().is_err(), "cut at {end}");
         }
-        assert_eq!(Reader::default().silence(), Ok(false), "nothing came yet");
+        assert_eq!(Restore::default().silence(), Ok(false), "nothing came yet");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The state machine, told what happens and asked what it wants.
+//! The state machine, given events and asked for actions.
 
 use super::*;
 
@@ -16,21 +16,21 @@ impl Bench {
         }
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Action> {
+    fn handle(&mut self, event: Event) -> Vec<Action> {
         self.machine.handle_event(event, self.now);
         std::iter::from_fn(|| self.machine.poll_action()).collect()
     }
 
     fn wait(&mut self, time: Duration) -> Vec<Action> {
         self.now += time;
-        self.tell(Event::Tick)
+        self.handle(Event::Tick)
     }
 
     fn running() -> Self {
         let mut bench = Self::new();
-        assert_eq!(bench.tell(Event::MonitorReady), [Action::OfferVchan]);
-        assert_eq!(bench.tell(Event::VchanUp), [Action::Start]);
-        assert_eq!(bench.tell(Event::Started), [Action::ReportRunning]);
+        assert_eq!(bench.handle(Event::MonitorReady), [Action::OfferVchan]);
+        assert_eq!(bench.handle(Event::VchanUp), [Action::Start]);
+        assert_eq!(bench.handle(Event::Started), [Action::ReportRunning]);
         bench
     }
 }
@@ -46,12 +46,12 @@ fn error(actions: &[Action]) -> &str {
 fn the_guest_starts_only_after_the_vchan_is_offered() {
     let mut bench = Bench::new();
     // Nothing but the right event leads on, in whatever order events come.
-    assert_eq!(bench.tell(Event::VchanUp), []);
-    assert_eq!(bench.tell(Event::Started), []);
-    assert_eq!(bench.tell(Event::MonitorReady), [Action::OfferVchan]);
-    assert_eq!(bench.tell(Event::Started), []);
-    assert_eq!(bench.tell(Event::MonitorReady), []);
-    assert_eq!(bench.tell(Event::VchanUp), [Action::Start]);
+    assert_eq!(bench.handle(Event::VchanUp), []);
+    assert_eq!(bench.handle(Event::Started), []);
+    assert_eq!(bench.handle(Event::MonitorReady), [Action::OfferVchan]);
+    assert_eq!(bench.handle(Event::Started), []);
+    assert_eq!(bench.handle(Event::MonitorReady), []);
+    assert_eq!(bench.handle(Event::VchanUp), [Action::Start]);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_running_guest_has_no_deadline_but_its_qemu_is_asked_for_signs_of_life() {
     let mut bench = Bench::running();
     for _ in 0..1000 {
         assert_eq!(bench.wait(watchdog::ASK_EVERY), [Action::Ask]);
-        assert_eq!(bench.tell(Event::Answered), []);
+        assert_eq!(bench.handle(Event::Answered), []);
     }
 }
 
@@ -75,28 +75,28 @@ fn a_qemu_that_hangs_is_reported_and_not_killed() {
     assert_eq!(bench.machine.poll_timeout(), None);
     assert_eq!(bench.wait(Duration::from_secs(1_000_000)), []);
     let back = "QEMU answers again, after 1000020 s".to_owned();
-    assert_eq!(bench.tell(Event::Answered), [Action::ReportBack(back)]);
+    assert_eq!(bench.handle(Event::Answered), [Action::ReportBack(back)]);
     assert_eq!(bench.wait(watchdog::ASK_EVERY), [Action::Ask]);
-    let actions = bench.tell(Event::QemuExited(Exit::Signal("SIGKILL".to_owned())));
+    let actions = bench.handle(Event::QemuExited(Exit::Signal("SIGKILL".to_owned())));
     assert!(error(&actions).starts_with("QEMU was killed by SIGKILL"));
 }
 
 /// A guest that never ran is the toolstack's to take away; one that ran is told that it cannot go
 /// on.
 #[test]
-fn the_guest_is_told_if_it_has_run() {
+fn the_guest_crashes_if_it_has_run() {
     let killed = || Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
-    let actions = Bench::running().tell(killed());
+    let actions = Bench::running().handle(killed());
     assert_eq!(actions[1..], [Action::CrashGuest, Action::PowerOff]);
     let mut bench = Bench::new();
-    bench.tell(Event::MonitorReady);
-    bench.tell(Event::VchanUp);
-    assert_eq!(bench.tell(killed())[1..], [Action::PowerOff]);
+    bench.handle(Event::MonitorReady);
+    bench.handle(Event::VchanUp);
+    assert_eq!(bench.handle(killed())[1..], [Action::PowerOff]);
     // However it ends.
     let mut bench = Bench::running();
-    bench.tell(Event::Failed("the vchan broke".to_owned()));
-    let told = [Action::CrashGuest, Action::PowerOff];
-    assert_eq!(bench.tell(killed()), told);
+    bench.handle(Event::Failed("the vchan broke".to_owned()));
+    let expected = [Action::CrashGuest, Action::PowerOff];
+    assert_eq!(bench.handle(killed()), expected);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_flood_of_words_or_events_fills_no_log_and_hides_neither_the_end_nor_the_han
         } else {
             Event::Qmp("FLOOD".to_owned())
         };
-        for action in bench.tell(event) {
+        for action in bench.handle(event) {
             match action {
                 Action::Log(line) => logged += line.len(),
                 other => panic!("{other:?}"),
@@ -122,7 +122,7 @@ fn a_flood_of_words_or_events_fills_no_log_and_hides_neither_the_end_nor_the_han
         bench.wait(HANG_LIMIT)[..],
         [Action::ReportHung(_)]
     ));
-    let mut actions = bench.tell(Event::QemuExited(Exit::Status(1)));
+    let mut actions = bench.handle(Event::QemuExited(Exit::Status(1)));
     let Action::Log(count) = actions.remove(0) else {
         panic!("{actions:?}")
     };
@@ -140,11 +140,11 @@ fn qemus_death_is_explained_and_ends_the_domain_in_every_phase() {
     for done in 0..=steps.len() {
         let mut bench = Bench::new();
         for step in steps.iter().take(done) {
-            bench.tell(step.clone());
+            bench.handle(step.clone());
         }
-        bench.tell(Event::Line("no such file\u{1b}[2J".to_owned()));
-        bench.tell(Event::MonitorLost("closed".to_owned()));
-        let actions = bench.tell(Event::QemuExited(Exit::Signal("SIGSEGV".to_owned())));
+        bench.handle(Event::Line("no such file\u{1b}[2J".to_owned()));
+        bench.handle(Event::MonitorLost("closed".to_owned()));
+        let actions = bench.handle(Event::QemuExited(Exit::Signal("SIGSEGV".to_owned())));
         let reason = error(&actions);
         assert!(
             reason.contains("SIGSEGV") && reason.contains("no such file [2J"),
@@ -152,7 +152,7 @@ fn qemus_death_is_explained_and_ends_the_domain_in_every_phase() {
         );
         assert_eq!(actions.last(), Some(&Action::PowerOff));
         assert!(bench.machine.is_over());
-        assert_eq!(bench.tell(Event::Tick), []);
+        assert_eq!(bench.handle(Event::Tick), []);
     }
 }
 
@@ -164,7 +164,7 @@ fn a_silent_monitor_ends_it() {
     assert!(error(&actions).contains("did not answer"));
     assert_eq!(actions.last(), Some(&Action::KillQemu));
     let exit = Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
-    assert_eq!(bench.tell(exit), [Action::PowerOff]);
+    assert_eq!(bench.handle(exit), [Action::PowerOff]);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn each_later_phase_has_the_same_deadline() {
     ] {
         let mut bench = Bench::new();
         for step in steps {
-            bench.tell(step);
+            bench.handle(step);
         }
         let actions = bench.wait(LAUNCH_LIMIT);
         assert!(error(&actions).contains("60 s"), "{actions:?}");
@@ -185,9 +185,9 @@ fn each_later_phase_has_the_same_deadline() {
 #[test]
 fn a_lost_monitor_waits_for_the_death_that_explains_it_but_not_for_ever() {
     let mut bench = Bench::running();
-    assert_eq!(bench.tell(Event::MonitorLost("closed".to_owned())), []);
+    assert_eq!(bench.handle(Event::MonitorLost("closed".to_owned())), []);
     assert_eq!(bench.wait(DEATH_LIMIT / 2), []);
-    assert_eq!(bench.tell(Event::MonitorLost("again".to_owned())), []);
+    assert_eq!(bench.handle(Event::MonitorLost("again".to_owned())), []);
     let actions = bench.wait(DEATH_LIMIT / 2);
     assert_eq!(error(&actions), "QEMU's monitor is lost: closed");
     assert_eq!(actions.last(), Some(&Action::KillQemu));
@@ -196,9 +196,9 @@ fn a_lost_monitor_waits_for_the_death_that_explains_it_but_not_for_ever() {
 #[test]
 fn a_qemu_that_does_not_die_cannot_keep_the_domain() {
     let mut bench = Bench::running();
-    let actions = bench.tell(Event::Failed("the vchan broke".to_owned()));
+    let actions = bench.handle(Event::Failed("the vchan broke".to_owned()));
     assert_eq!(error(&actions), "the vchan broke");
-    assert_eq!(bench.tell(Event::Terminate("SIGTERM".to_owned())), []);
+    assert_eq!(bench.handle(Event::Terminate("SIGTERM".to_owned())), []);
     assert_eq!(bench.wait(DEATH_LIMIT).last(), Some(&Action::PowerOff));
 }
 
@@ -206,12 +206,12 @@ fn a_qemu_that_does_not_die_cannot_keep_the_domain() {
 fn only_the_last_words_are_kept() {
     let mut bench = Bench::running();
     for n in 0..100 {
-        bench.tell(Event::Line(format!("line {n}")));
+        bench.handle(Event::Line(format!("line {n}")));
     }
     let noise = "xen be core: xs_set_permissions device-model/3/backends/9pfs: failed";
-    let actions = bench.tell(Event::Line(noise.to_owned()));
+    let actions = bench.handle(Event::Line(noise.to_owned()));
     assert_eq!(actions, [Action::Detail(format!("qemu: {noise}"))]);
-    let actions = bench.tell(Event::QemuExited(Exit::Status(1)));
+    let actions = bench.handle(Event::QemuExited(Exit::Status(1)));
     let expected =
         "QEMU ended with status 1; its last words: line 96 | line 97 | line 98 | line 99";
     assert_eq!(error(&actions), expected);
@@ -220,12 +220,12 @@ fn only_the_last_words_are_kept() {
 #[test]
 fn a_refused_start_is_an_end() {
     let mut bench = Bench::new();
-    bench.tell(Event::MonitorReady);
-    bench.tell(Event::VchanUp);
-    let actions = bench.tell(Event::StartRefused("GenericError: no".to_owned()));
+    bench.handle(Event::MonitorReady);
+    bench.handle(Event::VchanUp);
+    let actions = bench.handle(Event::StartRefused("GenericError: no".to_owned()));
     assert!(error(&actions).contains("GenericError: no"));
     let exit = Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));
-    assert_eq!(bench.tell(exit), [Action::PowerOff]);
+    assert_eq!(bench.handle(exit), [Action::PowerOff]);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_qemu_the_kernel_kills_for_memory_is_reported_with_the_setting_that_helps() 
         ("SIGABRT", false),
     ] {
         let mut bench = Bench::running();
-        let actions = bench.tell(Event::QemuExited(Exit::Signal(signal.to_owned())));
+        let actions = bench.handle(Event::QemuExited(Exit::Signal(signal.to_owned())));
         let reason = error(&actions);
         assert!(reason.contains(signal), "{reason}");
         assert_eq!(reason.contains("stubdomain_memory"), hint, "{reason}");

@@ -88,7 +88,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     #[test]
-    fn each_silence_is_told_once_and_its_end_with_its_length() {
+    fn each_silence_is_reported_once_and_its_end_with_its_length() {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(LIMIT, start);
         for round in 0..3 {

@@ -33,13 +33,13 @@ impl Watch<'_> {
             if self.qemu == Some(pid) {
                 self.qemu = None;
                 // Its last words explain its end.
-                self.hear_words();
-                self.tell(Event::QemuExited(exit));
+                self.read_output();
+                self.handle_event(Event::QemuExited(exit));
             }
         }
     }
 
-    pub(super) fn hear_words(&mut self) {
+    pub(super) fn read_output(&mut self) {
         let mut lines = Vec::new();
         let mut buffer = [0; 4096];
         // A QEMU that never stops talking must not keep us from everything else.
@@ -57,7 +57,7 @@ impl Watch<'_> {
             }
         }
         for line in lines {
-            self.tell(Event::Line(match line {
+            self.handle_event(Event::Line(match line {
                 Line::Whole(line) => String::from_utf8_lossy(&line).into_owned(),
                 Line::TooLong(_) => format!("(a line of over {WORDS_MAX} bytes)"),
             }));

@@ -28,7 +28,7 @@ use xen_store::Store;
 use xen_sys::Xen;
 
 use crate::guest::cdrom::Drives;
-use crate::guest::qemu::Launch;
+use crate::guest::qemu::StartedQemu;
 use crate::guest::report::Report;
 use crate::guest::save::saver::Saver;
 use crate::guest::screen::Screen;
@@ -44,7 +44,7 @@ use crate::rt::signals::Signals;
 use crate::rt::stream::Stream;
 use crate::rt::vchan::Vchan;
 use children::WORDS_MAX;
-use monitor::Asked;
+use monitor::OwnCommand;
 
 /// The phase of a stubdomain in which everything is as it should be.
 const RUNNING: &str = "running";
@@ -58,7 +58,7 @@ pub const SIGNALS: &[Signal] = &[
 
 /// The loop's settings.
 #[derive(Debug)]
-pub struct World<'a> {
+pub struct Environment<'a> {
     /// The hypervisor.
     pub xen: &'a Xen,
     /// The store.
@@ -80,31 +80,31 @@ pub struct World<'a> {
 /// # Errors
 /// The system's, from the loop itself. QEMU's death is no error here: it was reported.
 pub fn over(
-    world: &World<'_>,
-    launch: Launch,
+    env: &Environment<'_>,
+    started: StartedQemu,
     drives: Option<Drives>,
     saver: Option<Saver>,
     screen: Option<Screen>,
 ) -> Result<ExitCode> {
     let mut watch = Watch {
-        world,
+        env,
         machine: Supervisor::new(
             Instant::now(),
-            world.options.launch_limit(),
-            world.options.hang_limit(),
+            env.options.launch_limit(),
+            env.options.hang_limit(),
         ),
-        qemu: Some(launch.pid),
-        output: launch.output,
+        qemu: Some(started.pid),
+        output: started.output,
         words: Lines::new(WORDS_MAX),
-        listener: Some(launch.monitor),
+        listener: Some(started.monitor),
         monitor: None,
-        asked: VecDeque::new(),
+        pending: VecDeque::new(),
         full: false,
         drives,
-        incoming: launch.incoming,
+        incoming: started.incoming,
         saver,
         screen,
-        toolstack: launch.toolstack,
+        toolstack: started.toolstack,
         server: None,
         server_deadline: None,
         offers: 0,
@@ -121,7 +121,7 @@ pub fn over(
 }
 
 struct Watch<'a> {
-    world: &'a World<'a>,
+    env: &'a Environment<'a>,
     machine: Supervisor,
     qemu: Option<Pid>,
     output: Stream,
@@ -129,7 +129,7 @@ struct Watch<'a> {
     listener: Option<UnixListener>,
     monitor: Option<(Stream, Client)>,
     /// The commands that are not answered yet.
-    asked: VecDeque<Asked>,
+    pending: VecDeque<OwnCommand>,
     /// Our own monitor had no room for the file to save to.
     full: bool,
     drives: Option<Drives>,
@@ -148,25 +148,25 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    fn tell(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         self.machine.handle_event(event, Instant::now());
     }
 
     /// A saved state that is of no use is the end: QEMU would wait for it for ever.
-    fn hear_incoming(&mut self) {
-        let told = self.incoming.as_mut().and_then(Outcome::poll);
-        if let Some(told) = told {
+    fn handle_incoming(&mut self) {
+        let outcome = self.incoming.as_mut().and_then(Outcome::poll);
+        if let Some(outcome) = outcome {
             self.incoming = None;
-            if let Err(why) = told {
-                self.tell(Event::Failed(format!("restoring: {why}")));
+            if let Err(why) = outcome {
+                self.handle_event(Event::Failed(format!("restoring: {why}")));
             }
         }
     }
 
-    fn hear_signals(&mut self) -> Result<()> {
-        while let Some(signal) = self.world.signals.next().context("reading signals")? {
+    fn handle_signals(&mut self) -> Result<()> {
+        while let Some(signal) = self.env.signals.next().context("reading signals")? {
             if signal != Signal::SIGCHLD {
-                self.tell(Event::Terminate(signal.to_string()));
+                self.handle_event(Event::Terminate(signal.to_string()));
             }
         }
         Ok(())
@@ -180,12 +180,12 @@ impl Watch<'_> {
 
     /// The guest's first instruction comes after this.
     fn tie_down(&self) -> Result<()> {
-        let options = self.world.options;
+        let options = self.env.options;
         match self.qemu.filter(|_| power::is_init() && !options.qemu_root) {
             Some(qemu) => privcmd::tie_down(
-                self.world.xen,
+                self.env.xen,
                 qemu,
-                self.world.guest.domid,
+                self.env.guest.domid,
                 options.allow_unconfined,
             ),
             None => Ok(()),
@@ -201,27 +201,27 @@ impl Watch<'_> {
                     if let Some(screen) = &mut self.screen {
                         screen.start(Instant::now());
                     }
-                    self.ask(Asked::Start, "cont");
+                    self.ask(OwnCommand::Start, "cont");
                 }
-                Err(failure) => self.tell(Event::Failed(failure.to_string())),
+                Err(failure) => self.handle_event(Event::Failed(failure.to_string())),
             },
-            Action::Ask => self.ask(Asked::Alive, "query-status"),
-            Action::ReportHung(why) => self.world.report.trouble(&why),
+            Action::Ask => self.ask(OwnCommand::Alive, "query-status"),
+            Action::ReportHung(why) => self.env.report.trouble(&why),
             Action::ReportBack(what) => {
                 info!("{what}");
-                self.world.report.phase(RUNNING);
+                self.env.report.phase(RUNNING);
             }
             Action::CrashGuest => {
-                if power::is_init() && !self.world.options.keep_guest {
-                    privcmd::crash(self.world.xen, self.world.guest.domid);
+                if power::is_init() && !self.env.options.keep_guest {
+                    privcmd::crash(self.env.xen, self.env.guest.domid);
                 }
             }
             Action::Log(line) => info!("{line}"),
             Action::Detail(line) => debug!("{line}"),
             Action::ReportRunning => {
                 self.started = true;
-                let seconds = self.world.began.elapsed().as_secs_f64();
-                self.world.report.phase(RUNNING);
+                let seconds = self.env.began.elapsed().as_secs_f64();
+                self.env.report.phase(RUNNING);
                 info!("up {seconds:.2} s after this program began");
                 if let Some(pid) = self.qemu {
                     info!("{}", confine::facts(pid));
@@ -230,7 +230,7 @@ impl Watch<'_> {
             }
             Action::ReportError(reason) => {
                 self.failed = true;
-                self.world.report.failed(&reason);
+                self.env.report.failed(&reason);
             }
             Action::KillQemu => {
                 if let Some(pid) = self.qemu {
@@ -246,7 +246,7 @@ impl Watch<'_> {
 
 impl Task for Watch<'_> {
     fn interests(&self) -> Vec<Interest<'_>> {
-        let mut interests = vec![(self.world.signals.as_fd(), PollFlags::POLLIN)];
+        let mut interests = vec![(self.env.signals.as_fd(), PollFlags::POLLIN)];
         if !self.output.has_ended() {
             interests.extend(self.output.interest(true, false));
         }
@@ -274,16 +274,16 @@ impl Task for Watch<'_> {
     /// Looks at every part once, then does what the machine asks for.
     fn turn(&mut self, _: Instant) -> io::Result<Progress> {
         self.again = false;
-        self.hear_signals().map_err(io::Error::other)?;
-        self.hear_words();
+        self.handle_signals().map_err(io::Error::other)?;
+        self.read_output();
         self.reap().map_err(io::Error::other)?;
-        self.hear_monitor();
-        self.hear_incoming();
+        self.handle_monitor();
+        self.handle_incoming();
         self.change_media();
         self.serve();
         self.draw();
         self.offer_file_again();
-        self.tell(Event::Tick);
+        self.handle_event(Event::Tick);
         while let Some(action) = self.machine.poll_action() {
             self.act(action);
         }

@@ -15,7 +15,7 @@ use crate::rt::stream::{Read, Stream};
 
 /// The command in progress on our own monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum OwnCommand {
     /// `cont`.
     Start,
     /// Anything, to see it answered.
@@ -27,7 +27,7 @@ pub(super) enum Asked {
 }
 
 impl Watch<'_> {
-    pub(super) fn hear_monitor(&mut self) {
+    pub(super) fn handle_monitor(&mut self) {
         if let Some(listener) = &self.listener {
             match listener.accept() {
                 Ok((stream, _)) => match Stream::socket(OwnedFd::from(stream)) {
@@ -36,7 +36,7 @@ impl Watch<'_> {
                         // QEMU connects once; nobody else is to.
                         self.listener = None;
                     }
-                    Err(error) => self.tell(Event::MonitorLost(error.to_string())),
+                    Err(error) => self.handle_event(Event::MonitorLost(error.to_string())),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => warn!("our own monitor's socket: {error}"),
@@ -46,32 +46,32 @@ impl Watch<'_> {
             return;
         };
         let mut lost = None;
-        if let Err(error) = pump(local, client, &mut self.again) {
+        if let Err(error) = move_bytes(local, client, &mut self.again) {
             lost = Some(error.to_string());
         }
         let mut events = Vec::new();
-        while let Some(told) = client.poll_event() {
-            events.push(match told {
+        while let Some(message) = client.poll_event() {
+            events.push(match message {
                 ClientEvent::Ready => {
-                    // Before anything else is asked: a toolstack may save as soon as it is served.
+                    // Before anything else is pending: a toolstack may save as soon as it is served.
                     if let Some(saver) = &mut self.saver {
                         match saver.offer(local, client) {
-                            Ok(()) => self.asked.push_back(Asked::SaveFile),
+                            Ok(()) => self.pending.push_back(OwnCommand::SaveFile),
                             Err(error) => warn!("QEMU gets no file to save to: {error}"),
                         }
                     }
                     Event::MonitorReady
                 }
-                ClientEvent::Answer(answer) => match (self.asked.pop_front(), answer) {
+                ClientEvent::Answer(answer) => match (self.pending.pop_front(), answer) {
                     // A refusal is an answer.
-                    (Some(Asked::Alive), _) => Event::Answered,
-                    (Some(Asked::Medium), answer) => {
+                    (Some(OwnCommand::Alive), _) => Event::Answered,
+                    (Some(OwnCommand::Medium), answer) => {
                         if let Err(error) = answer {
                             warn!("QEMU takes no medium: {error}");
                         }
                         continue;
                     }
-                    (Some(Asked::SaveFile), answer) => {
+                    (Some(OwnCommand::SaveFile), answer) => {
                         if let Err(error) = answer {
                             warn!("QEMU takes no file to save to: {error}");
                         }
@@ -92,7 +92,7 @@ impl Watch<'_> {
             events.push(Event::MonitorLost(one_line(&why)));
         }
         for event in events {
-            self.tell(event);
+            self.handle_event(event);
         }
     }
 
@@ -101,13 +101,13 @@ impl Watch<'_> {
         let (Some(drives), Some((local, client))) = (&mut self.drives, &mut self.monitor) else {
             return;
         };
-        match drives.hear() {
+        match drives.handle_events() {
             Ok(more) => self.again |= more,
             Err(error) => warn!("the kernel's words of new disks: {error}"),
         }
-        let idle = self.asked.is_empty() && client.poll_transmit().is_empty();
+        let idle = self.pending.is_empty() && client.poll_transmit().is_empty();
         if idle && self.started && drives.offer(local, client) {
-            self.asked.push_back(Asked::Medium);
+            self.pending.push_back(OwnCommand::Medium);
             self.again = true;
         }
     }
@@ -121,30 +121,30 @@ impl Watch<'_> {
         let (Some(saver), Some((local, client))) = (saver, &mut self.monitor) else {
             return;
         };
-        if !self.asked.is_empty() || !client.poll_transmit().is_empty() {
+        if !self.pending.is_empty() || !client.poll_transmit().is_empty() {
             // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that
             // came last.
             return;
         }
         match saver.offer(local, client) {
-            Ok(()) => self.asked.push_back(Asked::SaveFile),
+            Ok(()) => self.pending.push_back(OwnCommand::SaveFile),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.full = true,
             Err(error) => warn!("QEMU gets no file to save to: {error}"),
         }
     }
 
     /// Gives a command without arguments, if the monitor is there.
-    pub(super) fn ask(&mut self, asked: Asked, command: &str) {
+    pub(super) fn ask(&mut self, pending: OwnCommand, command: &str) {
         if let Some((_, client)) = &mut self.monitor {
             client.execute(command, None);
-            self.asked.push_back(asked);
+            self.pending.push_back(pending);
             self.again = true;
         }
     }
 }
 
 /// Moves bytes between QEMU and our own monitor's conversation.
-fn pump(local: &mut Stream, client: &mut Client, again: &mut bool) -> io::Result<()> {
+fn move_bytes(local: &mut Stream, client: &mut Client, again: &mut bool) -> io::Result<()> {
     let mut buffer = [0; 4096];
     for _ in 0..64 {
         let mut moved = false;

@@ -55,15 +55,15 @@ impl Watch<'_> {
                 Err(failure) => Event::Failed(failure.to_string()),
             }
         };
-        self.tell(event);
+        self.handle_event(event);
     }
 
     fn listen(&self) -> Result<Server<Vchan>> {
-        let node = format!("device-model/{}/qmp-vchan", self.world.guest.domid);
+        let node = format!("device-model/{}/qmp-vchan", self.env.guest.domid);
         let channel = xen_vchan::ServerBuilder::new(DomId::DOM0, node.as_str())
             // Its clients are dom0's, which can write into this domain's memory anyway.
             .reuse_memory(true)
-            .publish(self.world.xen, self.world.store)
+            .publish(self.env.xen, self.env.store)
             .context(format_args!("offering the vchan {node}"))?;
         let backend = Backend::Socket(self.toolstack.clone());
         Ok(Server::new(Vchan::new(channel), backend, Payload::Qmp))

@@ -97,7 +97,7 @@ impl DmArgv {
     ///
     /// # Errors
     /// The first option nothing can be started with.
-    pub fn fit(&self, exists: &dyn Fn(&str) -> bool) -> Result<(Self, Vec<Finding>), Finding> {
+    pub fn rewrite(&self, exists: &dyn Fn(&str) -> bool) -> Result<(Self, Vec<Finding>), Finding> {
         let findings = self.judge(exists);
         let mut args = Vec::with_capacity(self.args.len());
         for (word, finding) in words(self.args()).iter().zip(&findings) {

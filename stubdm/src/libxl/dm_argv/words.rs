@@ -225,7 +225,7 @@ mod tests {
         line.iter().map(|a| a.as_bytes().to_vec()).collect()
     }
 
-    fn shape(line: &[&str]) -> Vec<(String, Option<String>)> {
+    fn words_of(line: &[&str]) -> Vec<(String, Option<String>)> {
         let args = args(line);
         let text = |v: &[u8]| String::from_utf8_lossy(v).into_owned();
         words(&args)
@@ -238,7 +238,7 @@ mod tests {
     fn a_value_is_a_value_whatever_it_looks_like() {
         let some = |s: &str| Some(s.to_owned());
         assert_eq!(
-            shape(&["-name", "-drive", "-S", "--m", "5", "file"]),
+            words_of(&["-name", "-drive", "-S", "--m", "5", "file"]),
             [
                 ("name".into(), some("-drive")),
                 ("S".into(), None),
@@ -252,16 +252,16 @@ mod tests {
     fn an_unknown_option_has_a_value_if_one_follows() {
         let some = |s: &str| Some(s.to_owned());
         assert_eq!(
-            shape(&["-new", "x", "-newer", "-newest"]),
+            words_of(&["-new", "x", "-newer", "-newest"]),
             [
                 ("new".into(), some("x")),
                 ("newer".into(), None),
                 ("newest".into(), None)
             ]
         );
-        assert_eq!(shape(&["-name"]), [("name".into(), None)]);
+        assert_eq!(words_of(&["-name"]), [("name".into(), None)]);
         assert_eq!(
-            shape(&["-", ""]),
+            words_of(&["-", ""]),
             [(String::new(), some("-")), (String::new(), some(""))]
         );
     }

@@ -53,7 +53,7 @@ impl VchanConnect {
 }
 
 impl Connect for VchanConnect {
-    type Link = Vchan;
+    type Transport = Vchan;
 
     fn connect(&mut self) -> io::Result<Vchan> {
         // The proxy ends with its stubdomain by a watch of its own, without waking up meanwhile.
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stubdomain_that_rings_for_nothing_is_paced_and_heard_again() {
+    fn a_stubdomain_that_rings_for_nothing_is_paced_and_read_again() {
         let host = Simulation::start().unwrap();
         let server = Server::start(Config::new()).unwrap();
         let (dom0, store) = (

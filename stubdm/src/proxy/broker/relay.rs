@@ -26,12 +26,12 @@ const ROUNDS: usize = 64;
 /// Joins a [`IpcSocket`] to what `connect` leads to.
 pub struct Relay<C: Connect> {
     connect: C,
-    link: Option<C::Link>,
-    wire: IpcSocket,
+    vchan: Option<C::Transport>,
+    ipc: IpcSocket,
     /// Messages of bytes for the vchan, and how much of the first is gone.
     out: VecDeque<Vec<u8>>,
     written: usize,
-    /// Messages taken since the worker was told.
+    /// Messages taken since the worker was notified.
     taken: usize,
     /// Messages given to the worker that it has not said it took.
     lent: usize,
@@ -56,7 +56,7 @@ impl<C: Connect> std::fmt::Debug for Relay<C> {
 
 impl<C: Connect> Relay<C> {
     /// Nothing is connected until the worker asks.
-    pub fn new(connect: C, saves: Box<dyn Saves + Send>, wire: IpcSocket, now: Instant) -> Self {
+    pub fn new(connect: C, saves: Box<dyn Saves + Send>, ipc: IpcSocket, now: Instant) -> Self {
         Self {
             rates: Rates::new(now),
             held: None,
@@ -64,8 +64,8 @@ impl<C: Connect> Relay<C> {
             looks: 0,
             stale: 0,
             connect,
-            link: None,
-            wire,
+            vchan: None,
+            ipc,
             out: VecDeque::new(),
             written: 0,
             taken: 0,
@@ -89,9 +89,9 @@ impl<C: Connect> Relay<C> {
     }
 
     /// Another worker takes the place of the one there was; the vchan is closed.
-    pub fn restart(&mut self, wire: IpcSocket) {
+    pub fn restart(&mut self, ipc: IpcSocket) {
         self.close();
-        self.wire = wire;
+        self.ipc = ipc;
         self.ready = false;
         self.held = None;
         self.stale = self.looks;
@@ -107,7 +107,7 @@ impl<C: Connect> Relay<C> {
 
     /// Closes the vchan.
     pub fn close(&mut self) {
-        self.link = None;
+        self.vchan = None;
         self.out.clear();
         (self.written, self.taken, self.lent) = (0, 0, 0);
     }
@@ -119,9 +119,9 @@ impl<C: Connect> Relay<C> {
             Some(_) => PollFlags::empty(),
             None => PollFlags::POLLIN,
         };
-        let mut interests = vec![(self.wire.as_fd(), orders)];
-        if let Some(link) = &self.link {
-            interests.push((link.poll_fd(), PollFlags::POLLIN));
+        let mut interests = vec![(self.ipc.as_fd(), orders)];
+        if let Some(vchan) = &self.vchan {
+            interests.push((vchan.poll_fd(), PollFlags::POLLIN));
         }
         interests.extend(self.saves.interests());
         interests
@@ -131,7 +131,7 @@ impl<C: Connect> Relay<C> {
     /// vchan's events do.
     pub fn deadline(&self) -> Option<Instant> {
         let held = self.held.as_ref().map(|(_, at)| *at);
-        earlier(held, self.link.as_ref().and_then(Transport::deadline))
+        earlier(held, self.vchan.as_ref().and_then(Transport::deadline))
     }
 
     /// Does all that can be done without waiting; says whether there is more to do at once.
@@ -142,14 +142,14 @@ impl<C: Connect> Relay<C> {
         for _ in 0..ROUNDS {
             let message = match self.held.take() {
                 Some((message, at)) if at <= now => Some(message),
-                Some(_) if hung_up(self.wire.as_fd()) => {
+                Some(_) if hung_up(self.ipc.as_fd()) => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 Some(held) => {
                     self.held = Some(held);
                     None
                 }
-                None => match self.wire.receive()? {
+                None => match self.ipc.receive()? {
                     Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Received::Nothing => None,
                     Received::Message(message) => Some(message),
@@ -167,8 +167,8 @@ impl<C: Connect> Relay<C> {
                     Err(at) => self.held = Some((message, at)),
                 }
             }
-            moved |= self.tell_outcomes()?;
-            moved |= self.pump()?;
+            moved |= self.send_outcomes()?;
+            moved |= self.drive()?;
             if !moved {
                 return Ok(false);
             }
@@ -177,7 +177,7 @@ impl<C: Connect> Relay<C> {
     }
 
     /// Answers the requests for looks at saved states whose outcomes are known.
-    fn tell_outcomes(&mut self) -> io::Result<bool> {
+    fn send_outcomes(&mut self) -> io::Result<bool> {
         let mut moved = false;
         while let Some(outcome) = self.saves.outcome() {
             moved = true;
@@ -187,7 +187,7 @@ impl<C: Connect> Relay<C> {
                 continue;
             }
             let outcome = outcome.map_err(|why| one_line(&why));
-            self.tell(Event::Stored(match &outcome {
+            self.send(Event::Stored(match &outcome {
                 Ok(()) => Ok(()),
                 Err(why) => Err(why),
             }))?;
@@ -195,9 +195,9 @@ impl<C: Connect> Relay<C> {
         Ok(moved)
     }
 
-    fn tell(&self, notice: Event<'_>) -> io::Result<()> {
-        self.wire
-            .send(&notice.encode())
+    fn send(&self, event: Event<'_>) -> io::Result<()> {
+        self.ipc
+            .send(&event.encode())
             .map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => against("it does not listen"),
                 _ => io::ErrorKind::UnexpectedEof.into(),
@@ -219,18 +219,18 @@ impl<C: Connect> Relay<C> {
             Request::Connect => {
                 self.close();
                 match self.connect.connect() {
-                    Ok(link) => {
-                        self.link = Some(link);
-                        self.tell(Event::Up)
+                    Ok(vchan) => {
+                        self.vchan = Some(vchan);
+                        self.send(Event::Up)
                     }
                     Err(error) => {
                         let may_come = self.connect.may_come();
                         let why = &one_line(&error.to_string());
-                        self.tell(Event::Down { may_come, why })
+                        self.send(Event::Down { may_come, why })
                     }
                 }
             }
-            Request::Bytes(_) if self.link.is_none() => Ok(()),
+            Request::Bytes(_) if self.vchan.is_none() => Ok(()),
             Request::Bytes(_) if self.out.len() >= WINDOW => {
                 Err(against("it says more than it may at once"))
             }
@@ -240,13 +240,13 @@ impl<C: Connect> Relay<C> {
             }
             Request::Unread => {
                 let waiting: usize = self.out.iter().map(Vec::len).sum();
-                let unread = self.link.as_mut().map_or(0, Transport::unread);
+                let unread = self.vchan.as_mut().map_or(0, Transport::unread);
                 let count = waiting - self.written + unread;
-                self.tell(Event::Unread(u32::try_from(count).unwrap_or(u32::MAX)))
+                self.send(Event::Unread(u32::try_from(count).unwrap_or(u32::MAX)))
             }
             Request::Counted(counters) => {
                 if let Some(counter_file) = &mut self.counter_file {
-                    counter_file.tell(&counters);
+                    counter_file.update(&counters);
                 }
                 Ok(())
             }
@@ -263,26 +263,26 @@ impl<C: Connect> Relay<C> {
         }
     }
 
-    /// Moves bytes between the vchan and the wire; says whether any moved.
-    fn pump(&mut self) -> io::Result<bool> {
-        let Some(link) = &mut self.link else {
+    /// Moves bytes between the vchan and the socket; returns whether any moved.
+    fn drive(&mut self) -> io::Result<bool> {
+        let Some(vchan) = &mut self.vchan else {
             return Ok(false);
         };
-        let (lost, moved) = match step(link, &mut self.out, &mut self.written, self.lent) {
+        let (lost, moved) = match step(vchan, &mut self.out, &mut self.written, self.lent) {
             Ok(Step { took, read }) => {
                 let moved = took.is_some() || read.is_some();
                 if took == Some(true) {
                     self.taken += 1;
                     if self.taken == HALF {
                         self.taken = 0;
-                        self.tell(Event::Took)?;
+                        self.send(Event::Took)?;
                     }
                 }
                 match read {
                     Some(bytes) if bytes.is_empty() => (Some((true, String::new())), true),
                     Some(bytes) => {
                         self.lent += 1;
-                        self.tell(Event::Bytes(&bytes))?;
+                        self.send(Event::Bytes(&bytes))?;
                         (None, true)
                     }
                     None => (None, moved),
@@ -292,7 +292,7 @@ impl<C: Connect> Relay<C> {
         };
         if let Some((ended, why)) = lost {
             self.close();
-            self.tell(Event::Lost { ended, why: &why })?;
+            self.send(Event::Lost { ended, why: &why })?;
         }
         Ok(moved)
     }
@@ -307,15 +307,15 @@ struct Step {
 }
 
 fn step<L: Transport>(
-    link: &mut L,
+    vchan: &mut L,
     out: &mut VecDeque<Vec<u8>>,
     written: &mut usize,
     lent: usize,
 ) -> io::Result<Step> {
-    link.acknowledge()?;
+    vchan.acknowledge()?;
     let mut took = None;
     if let Some(message) = out.front() {
-        match link.try_write(message.get(*written..).unwrap_or_default()) {
+        match vchan.try_write(message.get(*written..).unwrap_or_default()) {
             Ok(count) => {
                 *written += count;
                 let whole = *written >= message.len();
@@ -327,7 +327,7 @@ fn step<L: Transport>(
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The server's last bytes are still to be read.
-            Err(error) if link.peer()? != Peer::Gone => return Err(error),
+            Err(error) if vchan.peer()? != Peer::Gone => return Err(error),
             Err(_) => {}
         }
     }
@@ -335,7 +335,7 @@ fn step<L: Transport>(
         return Ok(Step { took, read: None });
     }
     let mut buffer = [0; CHUNK];
-    let read = match link.try_read(&mut buffer) {
+    let read = match vchan.try_read(&mut buffer) {
         Ok(count) => Some(buffer.get(..count).unwrap_or_default().to_vec()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => return Err(error),

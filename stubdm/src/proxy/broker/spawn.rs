@@ -1,10 +1,10 @@
 //! Starts the worker, and another if that ends before its time.
 //!
 //! ```text
-//!   start ──▶ runs ──the wire closed, a rule broken, or too late──▶ ends ──reaped──▶ a pause ──▶ start
+//!   start ──▶ runs ──the socket closed, a rule broken, or too late──▶ ends ──reaped──▶ a pause ──▶ start
 //! ```
 //!
-//! Nothing that the worker controls is waited for without a limit: one that closed its wire has
+//! Nothing that the worker controls is waited for without a limit: one that closed its socket has
 //! `GRACE` to end by itself, which tells its own exit status, and is killed then.
 
 use std::ffi::OsString;
@@ -37,7 +37,7 @@ use crate::rt::{log, process};
 
 /// How long a new process may take to be confined.
 const START: Duration = Duration::from_secs(20);
-/// How long one that closed its wire may take to end.
+/// How long one that closed its socket may take to end.
 const GRACE: Duration = Duration::from_secs(1);
 /// How often a process without a pidfd is looked at, and any that was killed.
 const LOOK: Duration = Duration::from_millis(50);
@@ -95,7 +95,7 @@ impl Drop for Worker {
 #[derive(Debug)]
 struct Leaving {
     worker: Worker,
-    /// Its violation, if it did not just close its wire.
+    /// Its violation, if it did not just close its socket.
     why: Option<String>,
     kill_at: Instant,
 }
@@ -132,10 +132,10 @@ impl<C: Connect> Broker<C> {
         arguments: Vec<OsString>,
         counter_file: Option<CounterFile>,
     ) -> Result<Self> {
-        let (worker, wire) = launch(&clients, &arguments)?;
+        let (worker, ipc) = start_worker(&clients, &arguments)?;
         let now = Instant::now();
         Ok(Self {
-            relay: Relay::new(connect, saves, wire, now).with_counters(counter_file),
+            relay: Relay::new(connect, saves, ipc, now).with_counters(counter_file),
             worker: Some(worker),
             leaving: None,
             clients,
@@ -180,7 +180,7 @@ impl<C: Connect> Broker<C> {
         if leaving.kill_at <= now {
             leaving.worker.kill();
             if leaving.why.is_none() {
-                leaving.why = Some("it closed its wire and did not end".to_owned());
+                leaving.why = Some("it closed its socket and did not end".to_owned());
             }
         }
         leaving.worker.stderr.turn(&mut self.log, now);
@@ -258,9 +258,9 @@ impl<C: Connect> Task for Broker<C> {
             if now < self.start_at {
                 return Ok(Progress::Sleep(Some(self.start_at)));
             }
-            match launch(&self.clients, &self.arguments) {
-                Ok((worker, wire)) => {
-                    self.relay.restart(wire);
+            match start_worker(&self.clients, &self.arguments) {
+                Ok((worker, ipc)) => {
+                    self.relay.restart(ipc);
                     self.worker = Some(worker);
                 }
                 Err(why) => return Ok(self.again(now, &why.to_string())),
@@ -285,7 +285,7 @@ impl<C: Connect> Task for Broker<C> {
     }
 }
 
-fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Worker, IpcSocket)> {
+fn start_worker(clients: &Clients, arguments: &[OsString]) -> Result<(Worker, IpcSocket)> {
     let what = "starting the worker";
     let (near, far) = IpcSocket::pair().context(what)?;
     let far = inheritable(far.as_fd()).context(what)?;
@@ -294,7 +294,7 @@ fn launch(clients: &Clients, arguments: &[OsString]) -> Result<(Worker, IpcSocke
         Clients::Once(_) => None,
     };
     let given = Inherited {
-        wire: far.as_raw_fd(),
+        ipc: far.as_raw_fd(),
         listener: listener.as_ref().map(AsRawFd::as_raw_fd),
     };
     // The file this program was started from, even if another is in its place by now.

@@ -1,4 +1,4 @@
-//! Both ends of the wire: bytes arrive whole, and who breaks the rules is found out.
+//! Both ends of the socket: bytes arrive whole, and who breaks the rules is found out.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -53,7 +53,7 @@ impl Transport for Pipe {
 struct Pipes(Vec<UnixStream>);
 
 impl Connect for Pipes {
-    type Link = Pipe;
+    type Transport = Pipe;
 
     fn connect(&mut self) -> io::Result<Pipe> {
         let stream = self.0.pop().ok_or(io::ErrorKind::NotFound)?;
@@ -73,7 +73,7 @@ fn relay(streams: Vec<UnixStream>) -> (Relay<Pipes>, IpcSocket) {
     (Relay::new(Pipes(streams), saves, near, Instant::now()), far)
 }
 
-/// A relay that works until the other side of its wire is gone.
+/// A relay that works until the other side of its socket is gone.
 fn working(streams: Vec<UnixStream>) -> (std::thread::JoinHandle<io::ErrorKind>, IpcSocket) {
     let (mut relay, far) = relay(streams);
     let thread = std::thread::spawn(move || {
@@ -104,15 +104,15 @@ fn a_megabyte_there_and_back_arrives_whole() {
             }
         }
     });
-    let (thread, wire) = working(vec![near]);
-    let wire = Arc::new(wire);
-    let mut connect = RemoteConnect::new(wire.clone());
+    let (thread, ipc) = working(vec![near]);
+    let ipc = Arc::new(ipc);
+    let mut connect = RemoteConnect::new(ipc.clone());
     let mut remote = connect.connect().unwrap();
     let sent: Vec<u8> = (0..1_000_003u32).map(|n| ((n * 7) >> 3) as u8).collect();
-    let (mut at, mut heard) = (0, Vec::new());
+    let (mut at, mut received) = (0, Vec::new());
     // Odd pieces, so that messages are read in parts.
     let mut buffer = [0; 1237];
-    while heard.len() < sent.len() {
+    while received.len() < sent.len() {
         remote.acknowledge().unwrap();
         let mut moved = false;
         match remote.try_write(&sent[at..]) {
@@ -121,7 +121,7 @@ fn a_megabyte_there_and_back_arrives_whole() {
         }
         match remote.try_read(&mut buffer) {
             Ok(count) => {
-                heard.extend_from_slice(&buffer[..count]);
+                received.extend_from_slice(&buffer[..count]);
                 moved = true;
             }
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
@@ -129,27 +129,31 @@ fn a_megabyte_there_and_back_arrives_whole() {
         if !moved {
             let limit = Instant::now() + Duration::from_secs(60);
             sleep(&[(remote.poll_fd(), PollFlags::POLLIN)], Some(limit)).unwrap();
-            assert!(Instant::now() < limit, "stuck at {at} and {}", heard.len());
+            assert!(
+                Instant::now() < limit,
+                "stuck at {at} and {}",
+                received.len()
+            );
         }
     }
-    assert!(heard == sent);
+    assert!(received == sent);
     assert_eq!(remote.unread(), 7);
     drop(remote);
     assert!(connect.connect().is_err());
     assert!(!connect.may_come());
-    drop((connect, wire));
+    drop((connect, ipc));
     assert_eq!(thread.join().unwrap(), io::ErrorKind::UnexpectedEof);
     echo.join().unwrap();
 }
 
 #[test]
-fn what_the_far_end_said_last_is_heard_before_its_end() {
+fn what_the_far_end_sent_last_is_read_before_its_end() {
     let (near, mut far) = UnixStream::pair().unwrap();
     far.write_all(b"last words").unwrap();
     drop(far);
-    let (_thread, wire) = working(vec![near]);
-    let wire = Arc::new(wire);
-    let mut remote = RemoteConnect::new(wire).connect().unwrap();
+    let (_thread, ipc) = working(vec![near]);
+    let ipc = Arc::new(ipc);
+    let mut remote = RemoteConnect::new(ipc).connect().unwrap();
     let mut said = Vec::new();
     loop {
         let mut buffer = [0; 4];
@@ -171,8 +175,8 @@ fn what_the_far_end_said_last_is_heard_before_its_end() {
 fn a_look_at_the_saved_state_is_the_carriers_and_loses_no_byte() {
     let (near, mut far) = UnixStream::pair().unwrap();
     far.write_all(b"for a client").unwrap();
-    let (thread, wire) = working(vec![near]);
-    let mut connect = RemoteConnect::new(Arc::new(wire));
+    let (thread, ipc) = working(vec![near]);
+    let mut connect = RemoteConnect::new(Arc::new(ipc));
     let mut remote = connect.connect().unwrap();
     let mut saves = connect.saves();
     for _ in 0..3 {
@@ -187,14 +191,14 @@ fn a_look_at_the_saved_state_is_the_carriers_and_loses_no_byte() {
         assert_eq!(outcome, Err("cut short".to_owned()));
     }
     let mut buffer = [0; 16];
-    let heard = loop {
+    let received = loop {
         match remote.try_read(&mut buffer) {
             Ok(count) => break &buffer[..count],
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
         }
         sleep(&[(remote.poll_fd(), PollFlags::POLLIN)], None).unwrap();
     };
-    assert_eq!(heard, b"for a client");
+    assert_eq!(received, b"for a client");
     drop(far);
     drop((remote, connect, saves));
     assert_eq!(thread.join().unwrap(), io::ErrorKind::UnexpectedEof);
@@ -212,13 +216,13 @@ fn verdict(mut relay: Relay<Pipes>) -> io::ErrorKind {
 
 #[test]
 fn who_breaks_the_rules_is_found_out() {
-    let (with, wire) = relay(Vec::new());
-    wire.send(b"?").unwrap();
+    let (with, ipc) = relay(Vec::new());
+    ipc.send(b"?").unwrap();
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // Before the walls are said to be up.
-    let (near, wire) = IpcSocket::pair().unwrap();
-    wire.send(&Request::Connect.encode()).unwrap();
+    let (near, ipc) = IpcSocket::pair().unwrap();
+    ipc.send(&Request::Connect.encode()).unwrap();
     let with = Relay::new(
         Pipes(Vec::new()),
         Box::new(NoSaves::new("none")),
@@ -228,15 +232,15 @@ fn who_breaks_the_rules_is_found_out() {
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // More than once.
-    let (with, wire) = relay(Vec::new());
-    wire.send(&Request::Ready.encode()).unwrap();
+    let (with, ipc) = relay(Vec::new());
+    ipc.send(&Request::Ready.encode()).unwrap();
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
     // Questions without an ear for the answers.
-    let (mut with, wire) = relay(Vec::new());
+    let (mut with, ipc) = relay(Vec::new());
     let error = loop {
         for _ in 0..50 {
-            wire.send(&Request::Unread.encode()).unwrap();
+            ipc.send(&Request::Unread.encode()).unwrap();
         }
         if let Err(error) = with.turn(Instant::now()) {
             break error;
@@ -246,11 +250,11 @@ fn who_breaks_the_rules_is_found_out() {
 
     // More bytes than the window while nobody reads them. The far end stays open and deaf.
     let (near, _far) = UnixStream::pair().unwrap();
-    let (mut with, wire) = relay(vec![near]);
-    wire.send(&Request::Connect.encode()).unwrap();
+    let (mut with, ipc) = relay(vec![near]);
+    ipc.send(&Request::Connect.encode()).unwrap();
     let error = loop {
         for _ in 0..WINDOW {
-            wire.send(&Request::Bytes(&[0; CHUNK]).encode()).unwrap();
+            ipc.send(&Request::Bytes(&[0; CHUNK]).encode()).unwrap();
         }
         if let Err(error) = with.turn(Instant::now()) {
             break error;
@@ -263,18 +267,18 @@ fn who_breaks_the_rules_is_found_out() {
 fn nobody_who_does_not_read_is_given_more_than_the_window() {
     let (near, mut far) = UnixStream::pair().unwrap();
     far.set_nonblocking(true).unwrap();
-    let (mut with, wire) = relay(vec![near]);
-    wire.send(&Request::Connect.encode()).unwrap();
+    let (mut with, ipc) = relay(vec![near]);
+    ipc.send(&Request::Connect.encode()).unwrap();
     for _ in 0..100 {
         let _ = far.write(&[1; CHUNK]);
         while with.turn(Instant::now()).unwrap() {}
     }
-    let Received::Message(first) = wire.receive().unwrap() else {
+    let Received::Message(first) = ipc.receive().unwrap() else {
         panic!("nothing came")
     };
     assert_eq!(Event::decode(&first), Some(Event::Up));
     let mut given = 0;
-    while let Received::Message(message) = wire.receive().unwrap() {
+    while let Received::Message(message) = ipc.receive().unwrap() {
         assert!(matches!(Event::decode(&message), Some(Event::Bytes(_))));
         given += 1;
     }
@@ -284,7 +288,7 @@ fn nobody_who_does_not_read_is_given_more_than_the_window() {
 #[test]
 fn what_is_given_survives_the_command_line() {
     for listener in [None, Some(12)] {
-        let given = Inherited { wire: 7, listener };
+        let given = Inherited { ipc: 7, listener };
         assert_eq!(given.to_string().parse(), Ok(given));
     }
     assert!("7,".parse::<Inherited>().is_err());
@@ -294,21 +298,21 @@ fn what_is_given_survives_the_command_line() {
 #[test]
 fn looks_at_the_saved_state_are_held_to_their_rate_and_lose_no_order() {
     let (near, _far) = UnixStream::pair().unwrap();
-    let (mut with, wire) = relay(vec![near]);
-    wire.send(&Request::Connect.encode()).unwrap();
+    let (mut with, ipc) = relay(vec![near]);
+    ipc.send(&Request::Connect.encode()).unwrap();
     let mut now = Instant::now();
     let looks = |with: &mut Relay<Pipes>, now| {
         let mut count = 0;
         for _ in 0..100 {
             with.turn(now).unwrap();
-            while let Received::Message(message) = wire.receive().unwrap() {
+            while let Received::Message(message) = ipc.receive().unwrap() {
                 count += usize::from(matches!(Event::decode(&message), Some(Event::Stored(_))));
             }
         }
         count
     };
     for _ in 0..18 {
-        wire.send(&Request::Stored.encode()).unwrap();
+        ipc.send(&Request::Stored.encode()).unwrap();
     }
     assert_eq!(looks(&mut with, now), 16);
     let due = with.deadline().unwrap();
@@ -318,15 +322,15 @@ fn looks_at_the_saved_state_are_held_to_their_rate_and_lose_no_order() {
     now = due;
     assert_eq!(looks(&mut with, now), 1);
     // Another in its place gets no new burst.
-    let (near, wire) = IpcSocket::pair().unwrap();
+    let (near, ipc) = IpcSocket::pair().unwrap();
     with.restart(near);
-    wire.send(&Request::Ready.encode()).unwrap();
-    wire.send(&Request::Stored.encode()).unwrap();
+    ipc.send(&Request::Ready.encode()).unwrap();
+    ipc.send(&Request::Stored.encode()).unwrap();
     for _ in 0..100 {
         with.turn(now).unwrap();
     }
-    assert_eq!(wire.receive().unwrap(), Received::Nothing);
-    drop(wire);
+    assert_eq!(ipc.receive().unwrap(), Received::Nothing);
+    drop(ipc);
     let end = with.turn(now).unwrap_err();
     assert_eq!(
         end.kind(),
@@ -353,7 +357,7 @@ impl Saves for Endless {
 #[test]
 fn a_look_that_does_not_end_holds_up_nothing_else() {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let (ours, wire) = IpcSocket::pair().unwrap();
+    let (ours, ipc) = IpcSocket::pair().unwrap();
     let now = Instant::now();
     let mut with = Relay::new(Pipes(vec![near]), Box::new(Endless), ours, now);
     for order in [
@@ -363,17 +367,20 @@ fn a_look_that_does_not_end_holds_up_nothing_else() {
         Request::Bytes(b"for QEMU"),
         Request::Unread,
     ] {
-        wire.send(&order.encode()).unwrap();
+        ipc.send(&order.encode()).unwrap();
     }
     while with.turn(now).unwrap() {}
-    let mut told = Vec::new();
-    while let Received::Message(message) = wire.receive().unwrap() {
-        told.push(message);
+    let mut messages = Vec::new();
+    while let Received::Message(message) = ipc.receive().unwrap() {
+        messages.push(message);
     }
-    let told: Vec<_> = told.iter().map(|message| Event::decode(message)).collect();
+    let events: Vec<_> = messages
+        .iter()
+        .map(|message| Event::decode(message))
+        .collect();
     assert!(
-        matches!(told[..], [Some(Event::Up), Some(Event::Unread(_))]),
-        "{told:?}"
+        matches!(events[..], [Some(Event::Up), Some(Event::Unread(_))]),
+        "{events:?}"
     );
     let mut buffer = [0; 8];
     far.read_exact(&mut buffer).unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_told_is_read_and_goes_with_the_proxy() {
+fn what_is_written_is_read_and_goes_with_the_proxy() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("stubdm");
     let mut counter_file = CounterFile::open(&folder, 5, false).unwrap();
@@ -23,9 +23,9 @@ fn what_is_told_is_read_and_goes_with_the_proxy() {
     }
     counters.latency(Duration::from_millis(3));
     counters.latency(Duration::from_millis(1));
-    counter_file.tell(&counters);
-    let told = read(&folder, 5).unwrap();
-    assert_eq!((told.sequence, told.counters), (1, counters));
+    counter_file.update(&counters);
+    let page = read(&folder, 5).unwrap();
+    assert_eq!((page.sequence, page.counters), (1, counters));
     assert_eq!(
         (counters.denied, counters.answered, counters.dropped),
         (1, 1, 7)
@@ -39,21 +39,21 @@ fn what_is_told_is_read_and_goes_with_the_proxy() {
         ..Counters::default()
     };
     since.latency(Duration::from_millis(2));
-    counter_file.tell(&since);
-    let told = read(&folder, 5).unwrap().counters;
+    counter_file.update(&since);
+    let page = read(&folder, 5).unwrap().counters;
     assert_eq!(
-        (told.sessions, told.answered, told.denied),
+        (page.sessions, page.answered, page.denied),
         (u64::MAX, 3, 1)
     );
-    assert_eq!((told.latency_us, told.longest_us), (2000, 3000));
+    assert_eq!((page.latency_us, page.longest_us), (2000, 3000));
     assert_eq!(fs::metadata(file(&folder, 5)).unwrap().len(), SIZE as u64);
     drop(counter_file);
     assert_eq!(read(&folder, 5), None);
 }
 
 #[test]
-fn what_changes_is_told_once_a_second_and_in_the_end() {
-    let (sender, told) = std::sync::mpsc::channel();
+fn what_changes_is_reported_once_a_second_and_in_the_end() {
+    let (sender, page) = std::sync::mpsc::channel();
     let mut reporter = Reporter::new(move |counters| sender.send(counters.answered).unwrap());
     let (mut counters, now) = (Counters::default(), Instant::now());
     reporter.turn(&counters, now);
@@ -67,7 +67,7 @@ fn what_changes_is_told_once_a_second_and_in_the_end() {
     counters.answered = 3;
     reporter.turn(&counters, now + PACE);
     assert_eq!(reporter.deadline(&counters), None);
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(page.try_iter().collect::<Vec<_>>(), [1, 3]);
 }
 
 #[test]
@@ -83,19 +83,19 @@ fn the_largest_numbers_fit() {
         latency_us: most,
         longest_us: most,
     };
-    let told = CounterPage {
+    let page = CounterPage {
         pid: u32::MAX,
         sequence: most,
         counters,
     };
-    assert_eq!(parse(&page(&told).unwrap()), Some(told));
+    assert_eq!(parse(&encode(&page).unwrap()), Some(page));
 }
 
 #[test]
 fn a_file_that_lies_is_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), 5);
-    let good = page(&CounterPage::default()).unwrap();
+    let good = encode(&CounterPage::default()).unwrap();
     fs::write(&path, good).unwrap();
     assert_eq!(read(dir.path(), 5), Some(CounterPage::default()));
     // Longer than it may be: what follows is not read.

@@ -8,13 +8,13 @@ use nix::poll::PollFlags;
 use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
-use crate::proxy::Link;
+use crate::proxy::VchanAction;
 use crate::proxy::clients::Clients;
 use crate::proxy::counters::Reporter;
 use crate::proxy::filtered::Filter;
 use crate::proxy::filtered::multiplexer::Multiplexer;
 use crate::proxy::saves::Saves;
-use crate::proxy::transfer::{ClientSide, VchanSide, flush_vchan, pump_client, pump_vchan};
+use crate::proxy::splice::{ClientSide, VchanSide, flush_vchan, splice_client, splice_vchan};
 use crate::rt::event_loop::{Progress, ROUNDS, Task};
 use crate::rt::poll::{Interest, earlier};
 use crate::rt::stream::Stream;
@@ -26,7 +26,7 @@ pub struct Driver<C: Connect> {
     connect: C,
     multiplexer: Multiplexer,
     here: Vec<(u64, Stream)>,
-    link: Option<C::Link>,
+    vchan: Option<C::Transport>,
     complaint: Option<String>,
     reporter: Option<Reporter>,
     saves: Box<dyn Saves>,
@@ -50,7 +50,7 @@ impl<C: Connect> Driver<C> {
             connect,
             multiplexer: Multiplexer::new(Arc::new(filter.policy), seed, Instant::now()),
             here: Vec::new(),
-            link: None,
+            vchan: None,
             complaint: None,
             reporter: filter.reporter,
             saves: filter.saves,
@@ -60,27 +60,27 @@ impl<C: Connect> Driver<C> {
     }
 
     /// Moves bytes between the multiplexer and the vchan, as far as it lasts.
-    fn pump_link(
+    fn drive_vchan(
         &mut self,
         now: Instant,
-        pump: impl FnOnce(&mut Multiplexer, &mut C::Link) -> io::Result<bool>,
+        splice: impl FnOnce(&mut Multiplexer, &mut C::Transport) -> io::Result<bool>,
     ) -> bool {
-        let Some(link) = &mut self.link else {
+        let Some(vchan) = &mut self.vchan else {
             return false;
         };
-        match pump(&mut self.multiplexer, link) {
+        match splice(&mut self.multiplexer, vchan) {
             Ok(moved) => moved,
             Err(error) => {
                 info!("the vchan is gone: {}", one_line(&error.to_string()));
                 self.multiplexer.handle_vchan_lost(now);
-                self.link = None;
+                self.vchan = None;
                 false
             }
         }
     }
 
-    /// Tells of the counters, or says when it will.
-    fn tell(&mut self, now: Instant) -> Option<Instant> {
+    /// Reports the counters; returns when the next report is due.
+    fn report_counters(&mut self, now: Instant) -> Option<Instant> {
         let (reporter, counters) = (self.reporter.as_mut()?, self.multiplexer.counters());
         reporter.turn(counters, now);
         reporter.deadline(counters)
@@ -98,9 +98,9 @@ impl<C: Connect> Driver<C> {
                 self.multiplexer.handle_stored(&outcome, now);
             }
         }
-        while self.multiplexer.has_saved() && !(self.looking && self.link.is_some()) {
+        while self.multiplexer.has_saved() && !(self.looking && self.vchan.is_some()) {
             moved = true;
-            if self.link.is_some() {
+            if self.vchan.is_some() {
                 self.saves.begin();
                 self.looking = true;
             } else {
@@ -114,7 +114,7 @@ impl<C: Connect> Driver<C> {
 
     fn accept(&mut self, now: Instant) -> io::Result<bool> {
         let mut moved = false;
-        while self.multiplexer.has_seat() {
+        while self.multiplexer.has_free_slot() {
             let Some(local) = self.clients.accept(now)? else {
                 break;
             };
@@ -126,19 +126,19 @@ impl<C: Connect> Driver<C> {
         Ok(moved)
     }
 
-    fn pump_clients(&mut self, now: Instant) -> bool {
+    fn drive_clients(&mut self, now: Instant) -> bool {
         let once = matches!(self.clients, Clients::Once(_));
         let multiplexer = &mut self.multiplexer;
         let mut moved = false;
         self.here.retain_mut(|(client, local)| {
             let client = *client;
-            let seen = pump_client(&mut (&mut *multiplexer, client), local, now);
-            moved |= seen.moved;
-            if seen.ended {
+            let state = splice_client(&mut (&mut *multiplexer, client), local, now);
+            moved |= state.moved;
+            if state.ended {
                 multiplexer.handle_client_ended(client);
             }
             let over = once && multiplexer.is_over(client);
-            if (seen.gone && !seen.moved) || over {
+            if (state.gone && !state.moved) || over {
                 debug!("client {client} has left");
                 multiplexer.handle_client_gone(client, now);
                 moved = true;
@@ -152,9 +152,9 @@ impl<C: Connect> Driver<C> {
     /// Tries to connect; `false` if nobody will ever be there.
     fn connect(&mut self, now: Instant) -> bool {
         match self.connect.connect() {
-            Ok(link) => {
+            Ok(vchan) => {
                 debug!("vchan connected");
-                self.link = Some(link);
+                self.vchan = Some(vchan);
                 self.complaint = None;
                 self.multiplexer.handle_vchan_up(now);
             }
@@ -178,7 +178,7 @@ impl<C: Connect> Driver<C> {
 impl<C: Connect> Task for Driver<C> {
     fn interests(&self) -> Vec<Interest<'_>> {
         let mut interests = Vec::new();
-        if self.multiplexer.has_seat() {
+        if self.multiplexer.has_free_slot() {
             interests.extend(self.clients.interest());
         }
         for (client, local) in &self.here {
@@ -187,11 +187,11 @@ impl<C: Connect> Task for Driver<C> {
             interests.extend(local.interest(read, write));
         }
         // While nothing may be read, a deadline says when to look again.
-        let link = self
-            .link
+        let vchan = self
+            .vchan
             .as_ref()
             .filter(|_| self.multiplexer.vchan_room() > 0);
-        interests.extend(link.map(|link| (link.poll_fd(), PollFlags::POLLIN)));
+        interests.extend(vchan.map(|vchan| (vchan.poll_fd(), PollFlags::POLLIN)));
         interests.extend(self.saves.interests());
         interests
     }
@@ -206,20 +206,22 @@ impl<C: Connect> Task for Driver<C> {
                 return Ok(Progress::Done);
             }
             self.multiplexer.handle_timeout(now);
-            moved |= self.pump_link(now, |multiplexer, link| pump_vchan(multiplexer, link, now));
+            moved |= self.drive_vchan(now, |multiplexer, vchan| {
+                splice_vchan(multiplexer, vchan, now)
+            });
             moved |= self.look_after_saves(now);
-            moved |= self.pump_clients(now);
-            moved |= self.pump_link(now, flush_vchan);
+            moved |= self.drive_clients(now);
+            moved |= self.drive_vchan(now, flush_vchan);
             // Flushing may have taken an outcome off the socket, which would wake nobody again.
             moved |= self.look_after_saves(now);
             while let Some(event) = self.multiplexer.poll_audit() {
                 info!("{event}");
             }
-            match self.multiplexer.poll_link() {
-                Link::Keep => {}
-                Link::End => self.link = None,
-                Link::Connect(at) => {
-                    self.link = None;
+            match self.multiplexer.poll_connection() {
+                VchanAction::Keep => {}
+                VchanAction::End => self.vchan = None,
+                VchanAction::Connect(at) => {
+                    self.vchan = None;
                     if at <= now {
                         if !self.connect(now) {
                             return Ok(Progress::Done);
@@ -229,10 +231,10 @@ impl<C: Connect> Task for Driver<C> {
                 }
             }
             if !std::mem::take(&mut moved) {
-                let tell = self.tell(now);
-                let deadline = earlier(self.multiplexer.poll_timeout(), tell);
-                let link = self.link.as_ref().and_then(Transport::deadline);
-                let deadline = earlier(deadline, link);
+                let report_at = self.report_counters(now);
+                let deadline = earlier(self.multiplexer.poll_timeout(), report_at);
+                let vchan = self.vchan.as_ref().and_then(Transport::deadline);
+                let deadline = earlier(deadline, vchan);
                 return Ok(Progress::Sleep(earlier(deadline, self.clients.deadline())));
             }
         }

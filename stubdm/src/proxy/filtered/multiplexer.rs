@@ -26,7 +26,7 @@ use stubdm_qmp::monitor::Reply;
 use stubdm_qmp::policy::Policy;
 use stubdm_qmp::text::one_line;
 
-use crate::proxy::Link;
+use crate::proxy::VchanAction;
 use crate::proxy::counters::Counters;
 use crate::proxy::filtered::qemu_session::{QemuSession, SessionEvent};
 use crate::rt::buffer::{Buffer, SIZE};
@@ -54,7 +54,7 @@ struct Slot {
 pub struct Multiplexer {
     policy: Arc<Policy>,
     qemu: QemuSession,
-    seats: Vec<Slot>,
+    slots: Vec<Slot>,
     count: u64,
     /// The client that was given the last turn.
     last: u64,
@@ -62,7 +62,7 @@ pub struct Multiplexer {
     /// Answers to saves, with whose they are, oldest first.
     saved: VecDeque<(Option<u64>, Reply)>,
     audit: Audit,
-    /// A client left since it was told how much was dropped: a flood makes no lines of its own.
+    /// A client left since the log had how much was dropped: a flood makes no lines of its own.
     tells_dropped: bool,
     counters: Counters,
     /// When QEMU was given the command it has.
@@ -75,7 +75,7 @@ impl Multiplexer {
         Self {
             qemu: QemuSession::new(policy.clone(), seed, now),
             policy,
-            seats: Vec::new(),
+            slots: Vec::new(),
             count: 0,
             last: 0,
             absent: None,
@@ -93,15 +93,15 @@ impl Multiplexer {
     }
 
     /// Whether another client may come.
-    pub fn has_seat(&self) -> bool {
-        self.seats.len() < CLIENTS
+    pub fn has_free_slot(&self) -> bool {
+        self.slots.len() < CLIENTS
     }
 
     /// A client was accepted; its number.
     pub fn handle_client_arrived(&mut self, now: Instant) -> u64 {
         self.count += 1;
         self.counters.sessions = self.count;
-        self.seats.push(Slot {
+        self.slots.push(Slot {
             number: self.count,
             talk: None,
             out: Buffer::new(SIZE),
@@ -117,26 +117,26 @@ impl Multiplexer {
         let Some(version) = self.qemu.ready() else {
             return;
         };
-        for seat in self.seats.iter_mut().filter(|seat| seat.talk.is_none()) {
-            let (talk, greeting) = Conversation::begin(self.policy.clone(), seat.number, version);
-            seat.talk = Some(talk);
-            seat.out.append(&greeting);
+        for slot in self.slots.iter_mut().filter(|slot| slot.talk.is_none()) {
+            let (talk, greeting) = Conversation::begin(self.policy.clone(), slot.number, version);
+            slot.talk = Some(talk);
+            slot.out.append(&greeting);
         }
     }
 
-    fn seat(&self, client: u64) -> Option<&Slot> {
-        self.seats.iter().find(|seat| seat.number == client)
+    fn slot(&self, client: u64) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.number == client)
     }
 
-    fn seat_mut(&mut self, client: u64) -> Option<&mut Slot> {
-        self.seats.iter_mut().find(|seat| seat.number == client)
+    fn slot_mut(&mut self, client: u64) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.number == client)
     }
 
     /// How many bytes of the client's may be read now.
     pub fn client_room(&self, client: u64) -> usize {
-        let open = self.seat(client).filter(|seat| !seat.ends);
-        let talk = open.and_then(|seat| seat.talk.as_ref());
-        let full = open.is_some_and(|seat| seat.out.room() == 0);
+        let open = self.slot(client).filter(|slot| !slot.ends);
+        let talk = open.and_then(|slot| slot.talk.as_ref());
+        let full = open.is_some_and(|slot| slot.out.room() == 0);
         // QEMU's version decides what a command may hold, so the greeting comes first.
         if talk.is_some_and(Conversation::has_room) && !full {
             4096
@@ -147,10 +147,10 @@ impl Multiplexer {
 
     /// The client said something.
     pub fn handle_client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
-        let found = self.seats.iter_mut().find(|seat| seat.number == client);
-        if let Some(seat) = found {
-            if let Some(talk) = &mut seat.talk {
-                seat.out.append(&talk.handle_bytes(bytes, &mut self.audit));
+        let found = self.slots.iter_mut().find(|slot| slot.number == client);
+        if let Some(slot) = found {
+            if let Some(talk) = &mut slot.talk {
+                slot.out.append(&talk.handle_bytes(bytes, &mut self.audit));
             }
         }
         self.advance(now);
@@ -158,25 +158,25 @@ impl Multiplexer {
 
     /// The client will say nothing more, but may still be listening.
     pub fn handle_client_ended(&mut self, client: u64) {
-        if let Some(seat) = self.seat_mut(client) {
-            seat.ends = true;
+        if let Some(slot) = self.slot_mut(client) {
+            slot.ends = true;
         }
     }
 
     /// Whether nothing is left to be said to a client that has ended.
     pub fn is_over(&self, client: u64) -> bool {
-        self.seat(client).is_none_or(|seat| {
-            seat.ends
-                && seat.out.is_empty()
-                && seat.talk.as_ref().is_none_or(|talk| !talk.is_open())
+        self.slot(client).is_none_or(|slot| {
+            slot.ends
+                && slot.out.is_empty()
+                && slot.talk.as_ref().is_none_or(|talk| !talk.is_open())
         })
     }
 
     /// The client is gone.
     pub fn handle_client_gone(&mut self, client: u64, now: Instant) {
         self.qemu.handle_client_left(client, now);
-        let at = self.seats.iter().position(|seat| seat.number == client);
-        if let Some(talk) = at.and_then(|at| self.seats.remove(at).talk) {
+        let at = self.slots.iter().position(|slot| slot.number == client);
+        if let Some(talk) = at.and_then(|at| self.slots.remove(at).talk) {
             talk.abandon(&mut self.audit);
         }
         self.tells_dropped = true;
@@ -185,13 +185,13 @@ impl Multiplexer {
 
     /// Bytes for the client.
     pub fn poll_client(&self, client: u64) -> &[u8] {
-        self.seat(client).map_or(&[], |seat| seat.out.front())
+        self.slot(client).map_or(&[], |slot| slot.out.front())
     }
 
     /// `count` bytes of [`Multiplexer::poll_client`] went out.
     pub fn handle_client_written(&mut self, client: u64, count: usize, now: Instant) {
-        if let Some(seat) = self.seat_mut(client) {
-            seat.out.consume(count);
+        if let Some(slot) = self.slot_mut(client) {
+            slot.out.consume(count);
         }
         self.advance(now);
     }
@@ -203,17 +203,17 @@ impl Multiplexer {
             return;
         }
         let last = self.last;
-        let waiting = self.seats.iter_mut().filter(|seat| {
-            let has = seat.talk.as_ref().is_some_and(Conversation::has_request);
-            has && seat.out.room() > 0
+        let waiting = self.slots.iter_mut().filter(|slot| {
+            let has = slot.talk.as_ref().is_some_and(Conversation::has_request);
+            has && slot.out.room() > 0
         });
         // The first after the last, round and round.
-        let next = waiting.min_by_key(|seat| (seat.number <= last, seat.number));
-        let Some(seat) = next else {
+        let next = waiting.min_by_key(|slot| (slot.number <= last, slot.number));
+        let Some(slot) = next else {
             return;
         };
-        self.last = seat.number;
-        if let Some(request) = seat.talk.as_mut().and_then(Conversation::poll_request) {
+        self.last = slot.number;
+        if let Some(request) = slot.talk.as_mut().and_then(Conversation::poll_request) {
             self.qemu.send(self.last, request, now);
             self.asked = now;
         }
@@ -221,14 +221,14 @@ impl Multiplexer {
 
     /// Whether a client waits for QEMU: to be greeted, or to be given a turn.
     fn wants(&self) -> bool {
-        self.seats
+        self.slots
             .iter()
-            .any(|seat| seat.talk.as_ref().is_none_or(Conversation::has_request))
+            .any(|slot| slot.talk.as_ref().is_none_or(Conversation::has_request))
     }
 
-    /// Returns the action on the vchan; [`Link::End`] closes it until it is wanted again.
-    pub fn poll_link(&self) -> Link {
-        self.qemu.poll_link()
+    /// Returns the action on the vchan; [`VchanAction::End`] closes it until it is wanted again.
+    pub fn poll_connection(&self) -> VchanAction {
+        self.qemu.poll_connection()
     }
 
     /// Returns when [`Multiplexer::handle_timeout`] is due.
@@ -240,14 +240,14 @@ impl Multiplexer {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let wants = self.wants();
-        let told = self.qemu.handle_timeout(wants, &mut self.audit, now);
-        self.tell(told, now);
+        let events = self.qemu.handle_timeout(wants, &mut self.audit, now);
+        self.handle_session_events(events, now);
         if self.absent.is_some_and(|at| at + ABSENT <= now) {
             self.absent = Some(now);
-            for seat in &mut self.seats {
-                if let Some(talk) = &mut seat.talk {
+            for slot in &mut self.slots {
+                if let Some(talk) = &mut slot.talk {
                     let why = "the device model cannot be reached";
-                    seat.out.append(&talk.give_up(why, &mut self.audit));
+                    slot.out.append(&talk.give_up(why, &mut self.audit));
                 }
             }
         }
@@ -261,8 +261,8 @@ impl Multiplexer {
 
     /// The vchan could not be connected, or is gone.
     pub fn handle_vchan_lost(&mut self, now: Instant) {
-        let told = self.qemu.handle_vchan_lost(now);
-        self.tell([told], now);
+        let lost = self.qemu.handle_vchan_lost(now);
+        self.handle_session_events([lost], now);
     }
 
     /// How many bytes of the vchan's may be read now.
@@ -272,8 +272,8 @@ impl Multiplexer {
 
     /// The other end said something.
     pub fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
-        let told = self.qemu.handle_vchan_bytes(bytes, &mut self.audit, now);
-        self.tell(told, now);
+        let events = self.qemu.handle_vchan_bytes(bytes, &mut self.audit, now);
+        self.handle_session_events(events, now);
     }
 
     /// Bytes for the vchan.
@@ -286,9 +286,13 @@ impl Multiplexer {
         self.qemu.handle_vchan_written(count);
     }
 
-    fn tell(&mut self, told: impl IntoIterator<Item = SessionEvent>, now: Instant) {
-        for told in told {
-            match told {
+    fn handle_session_events(
+        &mut self,
+        events: impl IntoIterator<Item = SessionEvent>,
+        now: Instant,
+    ) {
+        for event in events {
+            match event {
                 SessionEvent::Answer(client, reply) => {
                     let took = now.saturating_duration_since(self.asked);
                     self.counters.latency(took);
@@ -335,10 +339,10 @@ impl Multiplexer {
     }
 
     fn answer(&mut self, client: u64, reply: Reply) {
-        let found = self.seats.iter_mut().find(|seat| seat.number == client);
-        if let Some(seat) = found {
-            if let Some(talk) = &mut seat.talk {
-                seat.out.append(&talk.handle_reply(reply, &mut self.audit));
+        let found = self.slots.iter_mut().find(|slot| slot.number == client);
+        if let Some(slot) = found {
+            if let Some(talk) = &mut slot.talk {
+                slot.out.append(&talk.handle_reply(reply, &mut self.audit));
             }
         }
     }
@@ -347,32 +351,32 @@ impl Multiplexer {
     fn lost(&mut self, client: Option<u64>, now: Instant) {
         self.absent.get_or_insert(now);
         let found = self
-            .seats
+            .slots
             .iter_mut()
-            .find(|seat| Some(seat.number) == client);
-        if let Some(seat) = found {
-            if let Some(talk) = &mut seat.talk {
+            .find(|slot| Some(slot.number) == client);
+        if let Some(slot) = found {
+            if let Some(talk) = &mut slot.talk {
                 let why = "the device model went away";
-                seat.out.append(&talk.give_up(why, &mut self.audit));
+                slot.out.append(&talk.give_up(why, &mut self.audit));
             }
         }
     }
 
     fn event(&mut self, name: &str, data: Option<&Json>, now: Instant) {
         let mut passed = false;
-        for seat in &mut self.seats {
-            let (since, count) = &mut seat.events;
+        for slot in &mut self.slots {
+            let (since, count) = &mut slot.events;
             if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
                 (*since, *count) = (now, 0);
             }
-            let event = seat
+            let event = slot
                 .talk
                 .as_ref()
                 .and_then(|talk| talk.handle_event(name, data));
-            if let Some(event) = event.filter(|_| *count < EVENTS && seat.out.room() > 0) {
+            if let Some(event) = event.filter(|_| *count < EVENTS && slot.out.room() > 0) {
                 *count += 1;
                 passed = true;
-                seat.out.append(&event);
+                slot.out.append(&event);
             }
         }
         if !passed {

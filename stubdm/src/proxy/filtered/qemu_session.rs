@@ -26,7 +26,7 @@ use stubdm_qmp::policy::schema::Version;
 
 use crate::libxl::state_record;
 use crate::proxy::resync::{Found, Memory, Resync};
-use crate::proxy::{Link, RETRY};
+use crate::proxy::{RETRY, VchanAction};
 use crate::rt::backoff::Backoff;
 use crate::rt::buffer::{Buffer, SIZE};
 use crate::rt::token_bucket::TokenBucket;
@@ -112,12 +112,12 @@ impl QemuSession {
         }
     }
 
-    /// Returns the action on the vchan; [`Link::End`] closes it until it is wanted again.
-    pub fn poll_link(&self) -> Link {
+    /// Returns the action on the vchan; [`VchanAction::End`] closes it until it is wanted again.
+    pub fn poll_connection(&self) -> VchanAction {
         match &self.phase {
-            Phase::Idle => Link::End,
-            Phase::Down { retry_at } => Link::Connect(*retry_at),
-            _ => Link::Keep,
+            Phase::Idle => VchanAction::End,
+            Phase::Down { retry_at } => VchanAction::Connect(*retry_at),
+            _ => VchanAction::Keep,
         }
     }
 
@@ -266,7 +266,7 @@ impl QemuSession {
                 until: now + NEGOTIATION,
             };
         }
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         for event in self.monitor.handle_bytes(bytes) {
             match (event, &self.phase) {
                 (MonitorEvent::Reply(Reply::Return(_)), Phase::Negotiating { .. }) => {
@@ -274,7 +274,7 @@ impl QemuSession {
                 }
                 (MonitorEvent::Reply(_), Phase::Negotiating { .. })
                 | (MonitorEvent::Greeting(_), Phase::Negotiating { .. } | Phase::Ready) => {
-                    told.push(self.handle_vchan_lost(now));
+                    events.push(self.handle_vchan_lost(now));
                     break;
                 }
                 (MonitorEvent::Reply(reply), _) => {
@@ -285,16 +285,18 @@ impl QemuSession {
                             .as_ref()
                             .is_some_and(|sent| sent.name == state_record::COMMAND);
                     match sent.and_then(|sent| sent.client) {
-                        client if saved => told.push(SessionEvent::Saved(client, reply)),
-                        Some(client) => told.push(SessionEvent::Answer(client, reply)),
+                        client if saved => events.push(SessionEvent::Saved(client, reply)),
+                        Some(client) => events.push(SessionEvent::Answer(client, reply)),
                         None => audit.drop_one(),
                     }
                 }
-                (MonitorEvent::Event(name, data), _) => told.push(SessionEvent::Event(name, data)),
+                (MonitorEvent::Event(name, data), _) => {
+                    events.push(SessionEvent::Event(name, data))
+                }
                 (MonitorEvent::Noise | MonitorEvent::Greeting(_), _) => audit.drop_one(),
             }
         }
-        told
+        events
     }
 
     /// Bytes for the vchan.

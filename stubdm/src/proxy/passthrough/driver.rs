@@ -8,11 +8,11 @@ use stubdm_qmp::text::one_line;
 use tracing::{debug, info, warn};
 
 use crate::libxl::payload::Payload;
-use crate::proxy::Link;
+use crate::proxy::VchanAction;
 use crate::proxy::clients::Clients;
 use crate::proxy::passthrough::session::HostSession;
 use crate::proxy::resync::Memory;
-use crate::proxy::transfer::{ClientSide, VchanSide, pump_client, pump_vchan};
+use crate::proxy::splice::{ClientSide, VchanSide, splice_client, splice_vchan};
 use crate::rt::event_loop::{Progress, ROUNDS, Task};
 use crate::rt::poll::{Interest, earlier};
 use crate::rt::stream::Stream;
@@ -27,7 +27,7 @@ pub struct Driver<C: Connect> {
     payload: Payload,
     memory: Memory,
     current: Option<(HostSession, Stream)>,
-    link: Option<C::Link>,
+    vchan: Option<C::Transport>,
     complaint: Option<String>,
 }
 
@@ -41,7 +41,7 @@ impl<C: Connect> Driver<C> {
             payload,
             memory,
             current: None,
-            link: None,
+            vchan: None,
             complaint: None,
         }
     }
@@ -58,8 +58,8 @@ impl<C: Connect> Task for Driver<C> {
             let (read, write) = (session.client_room() > 0, !session.poll_client().is_empty());
             interests.extend(local.interest(read, write));
         }
-        if let Some(link) = &self.link {
-            interests.push((link.poll_fd(), PollFlags::POLLIN));
+        if let Some(vchan) = &self.vchan {
+            interests.push((vchan.poll_fd(), PollFlags::POLLIN));
         }
         interests
     }
@@ -84,36 +84,36 @@ impl<C: Connect> Task for Driver<C> {
             };
             session.handle_timeout(&mut self.memory, now);
             let mut moved = false;
-            if let Some(link) = &mut self.link {
-                match pump_vchan(&mut (&mut *session, &mut self.memory), link, now) {
+            if let Some(vchan) = &mut self.vchan {
+                match splice_vchan(&mut (&mut *session, &mut self.memory), vchan, now) {
                     Ok(some) => moved |= some,
                     Err(error) => {
                         info!("the vchan is gone: {}", one_line(&error.to_string()));
                         session.handle_vchan_lost(now);
-                        self.link = None;
+                        self.vchan = None;
                     }
                 }
             }
             let ends_at_eof = matches!(self.clients, Clients::Once(_));
-            moved |= pump_local(session, local, ends_at_eof, now);
+            moved |= drive_client(session, local, ends_at_eof, now);
             // Asking may cost a round trip, and only the ending of a session depends on it.
-            let link = self.link.as_mut().filter(|_| session.client_is_gone());
-            let unread = link.map_or(0, Transport::unread);
-            match session.poll_link(now, unread) {
-                Link::Keep => {}
-                Link::End => {
+            let vchan = self.vchan.as_mut().filter(|_| session.client_is_gone());
+            let unread = vchan.map_or(0, Transport::unread);
+            match session.poll_connection(now, unread) {
+                VchanAction::Keep => {}
+                VchanAction::End => {
                     debug!("the session is over");
-                    self.link = None;
+                    self.vchan = None;
                     self.current = None;
                     continue;
                 }
-                Link::Connect(at) => {
-                    self.link = None;
+                VchanAction::Connect(at) => {
+                    self.vchan = None;
                     if at <= now {
                         match self.connect.connect() {
-                            Ok(link) => {
+                            Ok(vchan) => {
                                 debug!("vchan connected");
-                                self.link = Some(link);
+                                self.vchan = Some(vchan);
                                 self.complaint = None;
                                 session.handle_vchan_up(now);
                                 continue;
@@ -135,8 +135,8 @@ impl<C: Connect> Task for Driver<C> {
                 }
             }
             if !moved {
-                let link = self.link.as_ref().and_then(Transport::deadline);
-                return Ok(Progress::Sleep(earlier(session.poll_timeout(), link)));
+                let vchan = self.vchan.as_ref().and_then(Transport::deadline);
+                return Ok(Progress::Sleep(earlier(session.poll_timeout(), vchan)));
             }
         }
         Ok(Progress::Again)
@@ -180,7 +180,7 @@ impl ClientSide for HostSession {
 }
 
 /// Moves bytes between the session and its client; says whether any moved.
-fn pump_local(
+fn drive_client(
     session: &mut HostSession,
     local: &mut Stream,
     ends_at_eof: bool,
@@ -189,16 +189,16 @@ fn pump_local(
     if session.client_is_gone() {
         return false;
     }
-    let seen = pump_client(session, local, now);
-    if seen.ended {
+    let state = splice_client(session, local, now);
+    if state.ended {
         session.handle_client_half_closed();
     }
     // With no room to read, a client that left can hold on to its last words for ever: what it
     // said is worth less than the next client's turn.
-    if seen.gone || (seen.ended && ends_at_eof) {
+    if state.gone || (state.ended && ends_at_eof) {
         debug!("the client has left");
         session.handle_client_gone(now);
         return true;
     }
-    seen.moved
+    state.moved
 }

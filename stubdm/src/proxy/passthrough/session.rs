@@ -1,7 +1,7 @@
 //! One client of the host's proxy, from accept to close, without I/O.
 //!
 //! ```text
-//!  Down ──up──▶ Resync ──probe refused──▶ Pump ──vchan lost──▶ Finish
+//!  Down ──up──▶ Resync ──probe refused──▶ Splice ──vchan lost──▶ Finish
 //!   ▲            │ probe obeyed, or vchan lost                  │
 //!   └────────────┘          client gone, anywhere ─▶ End ◀──────┘
 //! ```
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::libxl::payload::Payload;
 use crate::proxy::resync::{Found, Memory, Resync};
-use crate::proxy::{Link, RETRY};
+use crate::proxy::{RETRY, VchanAction};
 use crate::rt::backoff::Backoff;
 use crate::rt::buffer::{Buffer, SIZE};
 
@@ -34,7 +34,7 @@ enum Phase {
         retry_at: Instant,
     },
     Resync(Box<Resync>),
-    Pump,
+    Splice,
     /// The vchan is gone; what the client is still to get is going out.
     Finish {
         until: Instant,
@@ -73,15 +73,17 @@ impl HostSession {
 
     /// Returns the action on the vchan. `unread` is how many bytes the other end has not
     /// taken yet.
-    pub fn poll_link(&self, now: Instant, unread: usize) -> Link {
+    pub fn poll_connection(&self, now: Instant, unread: usize) -> VchanAction {
         match &self.phase {
-            Phase::Down { retry_at } => Link::Connect(*retry_at),
-            Phase::Resync(_) | Phase::Pump => Link::Keep,
-            Phase::Finish { until } if *until <= now || self.to_client.is_empty() => Link::End,
-            Phase::Flush { until, .. } if *until <= now => Link::End,
-            Phase::Flush { .. } if self.to_vchan.is_empty() && unread == 0 => Link::End,
-            Phase::Finish { .. } | Phase::Flush { .. } => Link::Keep,
-            Phase::End => Link::End,
+            Phase::Down { retry_at } => VchanAction::Connect(*retry_at),
+            Phase::Resync(_) | Phase::Splice => VchanAction::Keep,
+            Phase::Finish { until } if *until <= now || self.to_client.is_empty() => {
+                VchanAction::End
+            }
+            Phase::Flush { until, .. } if *until <= now => VchanAction::End,
+            Phase::Flush { .. } if self.to_vchan.is_empty() && unread == 0 => VchanAction::End,
+            Phase::Finish { .. } | Phase::Flush { .. } => VchanAction::Keep,
+            Phase::End => VchanAction::End,
         }
     }
 
@@ -92,7 +94,7 @@ impl HostSession {
             Phase::Resync(sync) => Some(sync.poll_timeout()),
             Phase::Finish { until } => Some(*until),
             Phase::Flush { look_at, .. } => Some(*look_at),
-            Phase::Pump | Phase::End => None,
+            Phase::Splice | Phase::End => None,
         }
     }
 
@@ -108,7 +110,7 @@ impl HostSession {
     /// The vchan is connected.
     pub fn handle_vchan_up(&mut self, now: Instant) {
         self.phase = match self.payload {
-            Payload::Opaque => Phase::Pump,
+            Payload::Opaque => Phase::Splice,
             Payload::Qmp => Phase::Resync(Box::new(Resync::new(now))),
         };
     }
@@ -118,7 +120,7 @@ impl HostSession {
     pub fn handle_vchan_lost(&mut self, now: Instant) {
         match self.phase {
             Phase::Down { .. } | Phase::Resync(_) => self.reconnect(now),
-            Phase::Pump => {
+            Phase::Splice => {
                 self.phase = Phase::Finish {
                     until: now + FLUSH_WAIT,
                 }
@@ -156,7 +158,7 @@ impl HostSession {
         self.client_reads_only = true;
         self.to_client.clear();
         match self.phase {
-            Phase::Pump => {
+            Phase::Splice => {
                 self.phase = Phase::Flush {
                     until: now + FLUSH_WAIT,
                     look_at: now,
@@ -176,7 +178,7 @@ impl HostSession {
     pub fn vchan_room(&self) -> usize {
         match &self.phase {
             Phase::Resync(_) | Phase::Flush { .. } => 4096,
-            Phase::Pump => self.to_client.room(),
+            Phase::Splice => self.to_client.room(),
             Phase::Down { .. } | Phase::Finish { .. } | Phase::End => 0,
         }
     }
@@ -190,11 +192,11 @@ impl HostSession {
                 Some(Found::New(greeting)) => {
                     self.to_client.append(&greeting.line);
                     self.to_client.append(b"\r\n");
-                    self.phase = Phase::Pump;
+                    self.phase = Phase::Splice;
                 }
             }
         }
-        if let Phase::Pump = self.phase {
+        if let Phase::Splice = self.phase {
             self.to_client.append(bytes);
         }
     }
@@ -203,7 +205,7 @@ impl HostSession {
     pub fn poll_vchan(&self) -> &[u8] {
         match &self.phase {
             Phase::Resync(sync) => sync.poll_transmit(),
-            Phase::Pump | Phase::Flush { .. } => self.to_vchan.front(),
+            Phase::Splice | Phase::Flush { .. } => self.to_vchan.front(),
             Phase::Down { .. } | Phase::Finish { .. } | Phase::End => &[],
         }
     }

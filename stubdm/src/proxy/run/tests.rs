@@ -20,7 +20,7 @@ fn filtering(extra: &[&str], node: &str) -> Result<Option<Policy>> {
 }
 
 #[test]
-fn a_filter_is_there_when_asked_for_and_a_wrong_wish_is_one_line() {
+fn a_filter_is_there_when_asked_for_and_a_wrong_option_is_one_line() {
     let qmp = "/local/domain/5/device-model/4/qmp-vchan";
     let on = filtering(&["--filter=on", "--policy=/dev/null"], qmp);
     assert!(
@@ -68,15 +68,15 @@ fn a_store_that_is_lost_does_not_keep_the_proxy_awake() {
         let xen = simulation.xen(DomId::DOM0).context("xen")?;
         Ok((xen, daemon.connect(DomId::DOM0).context("store")?))
     };
-    let mut world = World::open(domid, open).unwrap();
-    assert!(world.lifetime.reason().unwrap().is_none());
-    assert_eq!(world.lifetime.interests().len(), 1);
+    let mut target = Target::open(domid, open).unwrap();
+    assert!(target.lifetime.reason().unwrap().is_none());
+    assert_eq!(target.lifetime.interests().len(), 1);
     daemon.drop_connections(DomId::DOM0);
     sleep(
-        &world.lifetime.interests(),
+        &target.lifetime.interests(),
         Some(Instant::now() + std::time::Duration::from_secs(30)),
     )
     .unwrap();
-    assert!(world.lifetime.reason().unwrap().is_none());
-    assert!(world.lifetime.interests().is_empty());
+    assert!(target.lifetime.reason().unwrap().is_none());
+    assert!(target.lifetime.interests().is_empty());
 }

@@ -36,7 +36,7 @@ pub fn user_of(domid: u16) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inherited {
     /// Its end of the socket pair.
-    pub wire: RawFd,
+    pub ipc: RawFd,
     /// The listening socket; without one the client is at stdin and stdout.
     pub listener: Option<RawFd>,
 }
@@ -44,8 +44,8 @@ pub struct Inherited {
 impl std::fmt::Display for Inherited {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.listener {
-            Some(listener) => write!(f, "{},{listener}", self.wire),
-            None => write!(f, "{}", self.wire),
+            Some(listener) => write!(f, "{},{listener}", self.ipc),
+            None => write!(f, "{}", self.ipc),
         }
     }
 }
@@ -54,12 +54,12 @@ impl FromStr for Inherited {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (wire, listener) = match text.split_once(',') {
-            Some((wire, listener)) => (wire, Some(listener.parse()?)),
+        let (ipc, listener) = match text.split_once(',') {
+            Some((ipc, listener)) => (ipc, Some(listener.parse()?)),
             None => (text, None),
         };
         Ok(Self {
-            wire: wire.parse()?,
+            ipc: ipc.parse()?,
             listener,
         })
     }

@@ -13,7 +13,7 @@ use crate::rt::transport::{Connect, Peer, Transport};
 /// Asks the broker to connect.
 #[derive(Debug)]
 pub struct RemoteConnect {
-    wire: Arc<IpcSocket>,
+    ipc: Arc<IpcSocket>,
     may_come: bool,
     outcomes: Outcomes,
 }
@@ -29,13 +29,13 @@ fn push(outcomes: &Outcomes, outcome: Result<(), &str>) {
 /// Has the broker look at saved states.
 #[derive(Debug)]
 pub struct RemoteSaves {
-    wire: Arc<IpcSocket>,
+    ipc: Arc<IpcSocket>,
     outcomes: Outcomes,
 }
 
 impl Saves for RemoteSaves {
     fn begin(&mut self) {
-        if self.wire.send(&Request::Stored.encode()).is_err() {
+        if self.ipc.send(&Request::Stored.encode()).is_err() {
             push(&self.outcomes, Err(BROKER_IS_GONE));
         }
     }
@@ -52,10 +52,10 @@ impl Saves for RemoteSaves {
 }
 
 impl RemoteConnect {
-    /// Over this wire.
-    pub fn new(wire: Arc<IpcSocket>) -> Self {
+    /// Over this socket.
+    pub fn new(ipc: Arc<IpcSocket>) -> Self {
         Self {
-            wire,
+            ipc,
             may_come: true,
             outcomes: Outcomes::default(),
         }
@@ -64,7 +64,7 @@ impl RemoteConnect {
     /// The looks at the file that the stubdomain's saves go to.
     pub fn saves(&self) -> RemoteSaves {
         RemoteSaves {
-            wire: self.wire.clone(),
+            ipc: self.ipc.clone(),
             outcomes: self.outcomes.clone(),
         }
     }
@@ -73,18 +73,18 @@ impl RemoteConnect {
 const BROKER_IS_GONE: &str = "the broker is gone";
 
 impl Connect for RemoteConnect {
-    type Link = Remote;
+    type Transport = Remote;
 
     fn connect(&mut self) -> io::Result<Remote> {
-        self.wire.send(&Request::Connect.encode())?;
+        self.ipc.send(&Request::Connect.encode())?;
         loop {
-            let Some(message) = self.wire.wait()? else {
+            let Some(message) = self.ipc.wait()? else {
                 self.may_come = false;
                 return Err(io::Error::other(BROKER_IS_GONE));
             };
             match Event::decode(&message) {
                 Some(Event::Up) => {
-                    return Ok(Remote::new(self.wire.clone(), self.outcomes.clone()));
+                    return Ok(Remote::new(self.ipc.clone(), self.outcomes.clone()));
                 }
                 Some(Event::Stored(outcome)) => push(&self.outcomes, outcome),
                 Some(Event::Down { may_come, why }) => {
@@ -105,13 +105,13 @@ impl Connect for RemoteConnect {
 /// One connection of the broker's. Dropping it closes that.
 #[derive(Debug)]
 pub struct Remote {
-    wire: Arc<IpcSocket>,
+    ipc: Arc<IpcSocket>,
     inbox: VecDeque<Vec<u8>>,
     /// The bytes that came were taken a moment ago.
     fresh: bool,
     /// How much of the inbox's first message is read.
     read: usize,
-    /// Messages read since the broker was told.
+    /// Messages read since the broker was notified.
     taken: usize,
     /// Messages that may still be sent.
     credit: usize,
@@ -123,9 +123,9 @@ pub struct Remote {
 }
 
 impl Remote {
-    fn new(wire: Arc<IpcSocket>, outcomes: Outcomes) -> Self {
+    fn new(ipc: Arc<IpcSocket>, outcomes: Outcomes) -> Self {
         Self {
-            wire,
+            ipc,
             inbox: VecDeque::new(),
             fresh: false,
             read: 0,
@@ -138,17 +138,17 @@ impl Remote {
         }
     }
 
-    /// Hears what the broker says until that is so, or the vchan is lost.
+    /// Takes the broker's messages until that is so, or the vchan is lost.
     fn wait(&mut self, answered: impl Fn(&Self) -> bool) {
         while !answered(self) && self.lost.is_none() {
-            match self.wire.wait() {
-                Ok(Some(message)) => self.hear(&message),
+            match self.ipc.wait() {
+                Ok(Some(message)) => self.handle_message(&message),
                 _ => self.lost = Some(Err(BROKER_IS_GONE.to_owned())),
             }
         }
     }
 
-    fn hear(&mut self, message: &[u8]) {
+    fn handle_message(&mut self, message: &[u8]) {
         match Event::decode(message) {
             Some(Event::Bytes(bytes)) => self.inbox.push_back(bytes.to_vec()),
             Some(Event::Took) => self.credit += HALF,
@@ -161,10 +161,10 @@ impl Remote {
     }
 
     /// Takes what has come: within the broker's window, so no more than fits the inbox.
-    fn listen(&mut self) -> io::Result<()> {
+    fn receive(&mut self) -> io::Result<()> {
         while self.lost.is_none() {
-            match self.wire.receive()? {
-                Received::Message(message) => self.hear(&message),
+            match self.ipc.receive()? {
+                Received::Message(message) => self.handle_message(&message),
                 Received::Nothing => break,
                 Received::End => self.lost = Some(Err(BROKER_IS_GONE.to_owned())),
             }
@@ -176,18 +176,18 @@ impl Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         // If the broker is gone, so is the vchan.
-        let _ = self.wire.send(&Request::Close.encode());
+        let _ = self.ipc.send(&Request::Close.encode());
     }
 }
 
 impl Transport for Remote {
     fn poll_fd(&self) -> BorrowedFd<'_> {
-        (*self.wire).as_fd()
+        (*self.ipc).as_fd()
     }
 
     fn acknowledge(&mut self) -> io::Result<()> {
         self.fresh = true;
-        self.listen()
+        self.receive()
     }
 
     fn peer(&mut self) -> io::Result<Peer> {
@@ -199,9 +199,9 @@ impl Transport for Remote {
     }
 
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // A message that comes in between is still there to wake whoever sleeps on the wire.
+        // A message that comes in between is still there to wake whoever sleeps on the socket.
         if !std::mem::take(&mut self.fresh) && self.inbox.is_empty() {
-            self.listen()?;
+            self.receive()?;
         }
         let Some(message) = self.inbox.front() else {
             return match &self.lost {
@@ -221,7 +221,7 @@ impl Transport for Remote {
             (self.read, self.taken) = (0, self.taken + 1);
             if self.taken == HALF {
                 self.taken = 0;
-                self.wire.send(&Request::Took.encode())?;
+                self.ipc.send(&Request::Took.encode())?;
             }
         }
         Ok(count)
@@ -229,7 +229,7 @@ impl Transport for Remote {
 
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.credit == 0 {
-            self.listen()?;
+            self.receive()?;
         }
         if self.lost.is_some() {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -241,7 +241,7 @@ impl Transport for Remote {
         if self.credit == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.wire.send(&Request::Bytes(chunk).encode())?;
+        self.ipc.send(&Request::Bytes(chunk).encode())?;
         self.credit -= 1;
         self.unsure = true;
         Ok(chunk.len())
@@ -252,7 +252,7 @@ impl Transport for Remote {
             return 0;
         }
         self.unread = None;
-        if self.wire.send(&Request::Unread.encode()).is_err() {
+        if self.ipc.send(&Request::Unread.encode()).is_err() {
             return 0;
         }
         self.wait(|this| this.unread.is_some());

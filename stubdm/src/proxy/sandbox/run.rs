@@ -30,7 +30,7 @@ pub fn run(
     seed: u64,
 ) -> Result<()> {
     // Duplicates; the originals are closed with all else that is not kept.
-    let wire = fd::duplicate(given.wire).context("the wire")?;
+    let ipc = fd::duplicate(given.ipc).context("the socket")?;
     let (clients, output) = match given.listener {
         Some(number) => {
             let listener = fd::duplicate(number).context("the listening socket")?;
@@ -39,29 +39,29 @@ pub fn run(
         None => (stdio()?, enter::OUTPUT),
     };
     let mut keep = clients.descriptors();
-    keep.push(wire.as_fd());
+    keep.push(ipc.as_fd());
     let user = options.user.unwrap_or_else(|| user_of(options.domid));
     enter::enter(&keep, user, output)?;
-    let wire = Arc::new(IpcSocket::new(wire));
+    let ipc = Arc::new(IpcSocket::new(ipc));
     let gone = "the broker";
-    wire.send(&Request::Ready.encode()).context(gone)?;
+    ipc.send(&Request::Ready.encode()).context(gone)?;
     let payload = Payload::of_node(&options.node);
-    let connect = RemoteConnect::new(wire.clone());
+    let connect = RemoteConnect::new(ipc.clone());
     // The built-in one is read now that the broker knows: clients that come meanwhile wait.
     let filter = match policy {
         Some(policy) => {
-            let wire = wire.clone();
+            let ipc = ipc.clone();
             // A broker that does not take it is gone, which ends the loop.
-            let tell = move |counters: &_| drop(wire.send(&Request::Counted(*counters).encode()));
+            let report = move |counters: &_| drop(ipc.send(&Request::Counted(*counters).encode()));
             Some(Filter {
                 policy: policy.into_policy()?,
-                reporter: Some(Reporter::new(tell)),
+                reporter: Some(Reporter::new(report)),
                 saves: Box::new(connect.saves()),
             })
         }
         None => None,
     };
     let mut task = driver(clients, connect, payload, filter, seed);
-    event_loop::run(&mut *task, &mut [&mut HangUp(wire.as_fd())]).context("serving clients")?;
+    event_loop::run(&mut *task, &mut [&mut HangUp(ipc.as_fd())]).context("serving clients")?;
     Ok(())
 }

@@ -12,7 +12,7 @@ pub enum Verdict {
     Pass(u64),
     /// It is left out.
     LeaveOut,
-    /// It is left out, and so is all that follows: told once.
+    /// It is left out, and so is all that follows: reported once.
     Last,
 }
 
@@ -33,7 +33,7 @@ pub struct Budget {
     life: u64,
     burst: TokenBucket,
     left_out: u64,
-    told: bool,
+    reported: bool,
 }
 
 impl Budget {
@@ -43,7 +43,7 @@ impl Budget {
             life: size.life,
             burst: TokenBucket::new(size.burst, size.each_second, Duration::from_secs(1), now),
             left_out: 0,
-            told: false,
+            reported: false,
         }
     }
 
@@ -54,7 +54,7 @@ impl Budget {
         if self.life < bytes {
             self.life = 0;
             self.left_out = self.left_out.saturating_add(1);
-            return match std::mem::replace(&mut self.told, true) {
+            return match std::mem::replace(&mut self.reported, true) {
                 false => Verdict::Last,
                 true => Verdict::LeaveOut,
             };
@@ -83,11 +83,11 @@ mod tests {
     fn a_flood_costs_a_burst_a_trickle_and_never_more_than_the_life() {
         let start = Instant::now();
         let mut budget = Budget::new(SIZE, start);
-        let (mut passed, mut told, mut last) = (0, 0, 0);
+        let (mut passed, mut reported, mut last) = (0, 0, 0);
         for step in 0..100_000u64 {
             // Ten lines each second.
             match budget.admit(100, start + Duration::from_millis(step * 100)) {
-                Verdict::Pass(before) => (passed, told) = (passed + 1, told + before),
+                Verdict::Pass(before) => (passed, reported) = (passed + 1, reported + before),
                 Verdict::LeaveOut => {}
                 Verdict::Last => last += 1,
             }
@@ -96,7 +96,11 @@ mod tests {
             }
         }
         assert_eq!((passed, last), (100, 1));
-        assert_eq!(passed + told + budget.left_out, 100_000, "all are counted");
+        assert_eq!(
+            passed + reported + budget.left_out,
+            100_000,
+            "all are counted"
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Host<'_> {
         resolve(self.root, path).is_ok()
     }
 
-    pub(super) fn say(
+    pub(super) fn report(
         &mut self,
         name: &'static str,
         state: State,
@@ -73,7 +73,7 @@ impl Host<'_> {
     }
 
     pub(super) fn ok(&mut self, name: &'static str, found: impl Into<String>) {
-        self.say(name, State::Ok, found, "");
+        self.report(name, State::Ok, found, "");
     }
 
     fn xen(&mut self) {
@@ -89,13 +89,13 @@ impl Host<'_> {
             return self.ok("xen", format!("{version}, and this is its control domain"));
         }
         match self.text("/sys/hypervisor/type").as_deref().map(str::trim) {
-            Some("xen") => self.say(
+            Some("xen") => self.report(
                 "xen",
                 State::Wrong,
                 "Xen, but /proc/xen/capabilities does not say control_d",
                 "guests are started from dom0; there, mount xenfs: mount -t xenfs xenfs /proc/xen",
             ),
-            _ => self.say(
+            _ => self.report(
                 "xen",
                 State::Wrong,
                 "this machine does not run under Xen",
@@ -109,7 +109,7 @@ impl Host<'_> {
             Some(text) if text.contains("hvm-") => {
                 self.ok("hvm", "this processor can run HVM guests");
             }
-            Some(_) => self.say(
+            Some(_) => self.report(
                 "hvm",
                 State::Wrong,
                 "Xen offers no HVM guests",
@@ -140,7 +140,7 @@ impl Host<'_> {
         let modules: Vec<_> = missing.iter().map(|(_, module)| *module).collect();
         let found = format!("no {}", paths.join(", "));
         let mend = format!("modprobe -a {}", modules.join(" "));
-        self.say("devices", State::Wrong, found, &mend);
+        self.report("devices", State::Wrong, found, &mend);
     }
 
     fn store(&mut self) {
@@ -151,7 +151,7 @@ impl Host<'_> {
         ];
         match ways.iter().find(|path| self.has(path)) {
             Some(way) => self.ok("store", format!("xenstore at {way}")),
-            None => self.say(
+            None => self.report(
                 "store",
                 State::Wrong,
                 "no xenstore",
@@ -167,7 +167,7 @@ impl Host<'_> {
             .find_map(|line| line.strip_prefix("MemAvailable:"));
         let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
         match kib {
-            Some(kib) if kib < SPARE => self.say(
+            Some(kib) if kib < SPARE => self.report(
                 "memory",
                 State::Note,
                 format!("{} MiB are left for dom0 itself", kib >> 10),

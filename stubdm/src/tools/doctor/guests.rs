@@ -54,7 +54,7 @@ impl Host<'_> {
             let mut said = false;
             for (state, found, mend) in self.objections(&settings, newest) {
                 said = true;
-                self.say("guest", state, format!("{path}: {found}"), &mend);
+                self.report("guest", state, format!("{path}: {found}"), &mend);
             }
             if !said {
                 self.ok("guest", format!("{path}: nothing that hurts"));
@@ -68,9 +68,10 @@ impl Host<'_> {
         newest: Option<(u32, u32)>,
     ) -> Vec<(State, String, String)> {
         let mut all = Vec::new();
-        let mut say = |state, found: String, mend: &str| all.push((state, found, mend.to_owned()));
+        let mut report =
+            |state, found: String, mend: &str| all.push((state, found, mend.to_owned()));
         if !settings.is_on("device_model_stubdomain_override") {
-            say(
+            report(
                 State::Wrong,
                 "names a stubdomain's ramdisk, but asks for no stubdomain".to_owned(),
                 "device_model_stubdomain_override=1",
@@ -78,7 +79,7 @@ impl Host<'_> {
         }
         let hvm = settings.text("type") == Some("hvm") || settings.text("builder") == Some("hvm");
         if !hvm {
-            say(
+            report(
                 State::Wrong,
                 "is no HVM guest, and only those have stubdomains".to_owned(),
                 "type=\"hvm\"",
@@ -86,7 +87,7 @@ impl Host<'_> {
         }
         let old = newest.is_some_and(|release| release <= (4, 20));
         if old && settings.text("device_model_version") != Some("qemu-xen") {
-            say(
+            report(
                 State::Wrong,
                 "names no device model, so that libxl up to 4.20 picks Mini-OS's".to_owned(),
                 "device_model_version=\"qemu-xen\"",
@@ -109,7 +110,7 @@ impl Host<'_> {
             // libxl 4.20 is installed with QEMU 10 where the file shows no version.
             let recent = newest.is_some_and(|release| release >= (4, 20));
             match self.serves_screens().unwrap_or(!recent) {
-                false if name != "spice" => say(
+                false if name != "spice" => report(
                     State::Wrong,
                     format!(
                         "{name} is on{default}: \
@@ -117,7 +118,7 @@ impl Host<'_> {
                     ),
                     &format!("stubdm-run install device-model, or {name}=0"),
                 ),
-                _ => say(
+                _ => report(
                     State::Note,
                     format!("{name} is on{default}: a QEMU stays in dom0 for {what}"),
                     &off,
@@ -136,7 +137,7 @@ impl Host<'_> {
         let least = least.unwrap_or(PACKED_LEAST);
         let mend = |mib: u64| format!("stubdomain_memory={mib}");
         match (given.unwrap_or(DEFAULT_MEMORY), wanted) {
-            (has, _) if has < least => say(
+            (has, _) if has < least => report(
                 State::Wrong,
                 match given {
                     Some(has) => {
@@ -148,7 +149,7 @@ impl Host<'_> {
                 },
                 &mend(wanted.unwrap_or(least)),
             ),
-            (has, Some(wanted)) if has < wanted => say(
+            (has, Some(wanted)) if has < wanted => report(
                 State::Note,
                 format!("gives the stubdomain {has} MiB, which leaves QEMU little"),
                 &mend(wanted),
@@ -156,14 +157,14 @@ impl Host<'_> {
             _ => {}
         }
         if let Some((found, mend)) = self.lacks(settings) {
-            say(State::Wrong, found, &mend);
+            report(State::Wrong, found, &mend);
         }
         let of_the_host = self.of_the_host(settings).into_iter();
         for (found, state, mend) in of_the_host.chain(self.pci_of(settings)) {
-            say(state, found, &mend);
+            report(state, found, &mend);
         }
         if settings.get("serial").is_none() {
-            say(
+            report(
                 State::Note,
                 "has no serial port, and the screen stays black: the guest can be reached by its network only".to_owned(),
                 "serial=\"pty\", then xl console",
@@ -208,10 +209,11 @@ impl Host<'_> {
     /// Reports settings that ask for a part of the host, which a stubdomain's QEMU does not have.
     fn of_the_host(&self, settings: &Settings) -> Vec<(String, State, String)> {
         let mut all = Vec::new();
-        let mut say = |state, found: String, mend: &str| all.push((found, state, mend.to_owned()));
+        let mut report =
+            |state, found: String, mend: &str| all.push((found, state, mend.to_owned()));
         for name in ["kernel", "ramdisk", "cmdline"] {
             if settings.get(name).is_some() {
-                say(
+                report(
                     State::Wrong,
                     format!(
                         "{name} is for a kernel that QEMU would load from the host's files: the stubdomain ends"
@@ -222,14 +224,14 @@ impl Host<'_> {
         }
         let usb = words(settings, "usbdevice");
         if usb.iter().any(|word| word.contains(':')) {
-            say(
+            report(
                 State::Wrong,
                 format!("usbdevice={usb:?} names a USB device of the host's: the stubdomain ends"),
                 "keep \"tablet\", \"mouse\" and \"keyboard\" only",
             );
         }
         if settings.get("usbdev").is_some() {
-            say(
+            report(
                 State::Note,
                 "usbdev names USB devices of the host's, which a stubdomain's QEMU does not reach"
                     .to_owned(),
@@ -237,7 +239,7 @@ impl Host<'_> {
             );
         }
         if let Some(sound) = settings.text("soundhw").filter(|name| !name.is_empty()) {
-            say(
+            report(
                 State::Note,
                 format!("soundhw=\"{sound}\": the guest has the card, and its sound goes nowhere"),
                 "remove soundhw",
@@ -247,7 +249,7 @@ impl Host<'_> {
             .number("spiceusbredirection")
             .is_some_and(|count| count != 0)
         {
-            say(
+            report(
                 State::Note,
                 "spiceusbredirection is left out: a stubdomain has no SPICE".to_owned(),
                 "spiceusbredirection=0",
@@ -255,7 +257,7 @@ impl Host<'_> {
         }
         for disk in words(settings, "disk") {
             if let Some(why) = by_qemu(&disk) {
-                say(
+                report(
                     State::Note,
                     format!("disk {disk:?} {why}: a QEMU stays in dom0 for it"),
                     "a block device, raw: losetup for a file, qemu-nbd for other formats",
@@ -263,7 +265,7 @@ impl Host<'_> {
             }
         }
         if let Some(version) = self.restricts(settings) {
-            say(
+            report(
                 State::Wrong,
                 format!(
                     "its kernel, Linux {version}, has xen-privcmd built in and restricts it (XSA-482): QEMU cannot start"

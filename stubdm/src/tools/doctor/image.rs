@@ -28,7 +28,7 @@ impl Host<'_> {
                     format!("Linux {version} restricts it in domUs (XSA-482); the stubdomain's init lifts that for QEMU"),
                 ),
                 Ok(_) => self.ok("privcmd", format!("Linux {version} does not restrict it (before XSA-482)")),
-                Err(error) => self.say(
+                Err(error) => self.report(
                     "privcmd",
                     State::Note,
                     format!("Linux {version}: {error:#}"),
@@ -49,7 +49,7 @@ impl Host<'_> {
             }
             Err(_) => "may restrict it",
         };
-        self.say(
+        self.report(
             "privcmd",
             State::Note,
             format!("Linux {version} has xen-privcmd built in and {restricts} (XSA-482): then QEMU cannot start"),
@@ -88,7 +88,7 @@ impl Host<'_> {
         let build =
             "stubdm-run image build -o /var/lib/stubdm/stubdom.img, then stubdm-run install image";
         if all.is_empty() {
-            return self.say(
+            return self.report(
                 "image",
                 State::Wrong,
                 "no guest in /etc/xen/*.cfg and /etc/xen/auto names a stubdomain_ramdisk, and none is in libxl's own place",
@@ -97,12 +97,12 @@ impl Host<'_> {
         }
         for (path, file, kernel) in all {
             let Some(file) = file else {
-                self.say("image", State::Wrong, format!("there is no {path}"), build);
+                self.report("image", State::Wrong, format!("there is no {path}"), build);
                 continue;
             };
             match self.look_into(&file, kernel.as_deref()) {
                 Ok(found) => self.ok("image", format!("{path}: {found}")),
-                Err((state, why)) => self.say("image", state, format!("{path}: {why}"), build),
+                Err((state, why)) => self.report("image", state, format!("{path}: {why}"), build),
             }
         }
     }

@@ -95,11 +95,9 @@ pub fn run(options: &DoctorOptions) -> Result<ExitCode> {
                 })
             });
             let value = json!({ "ok": wrong == 0, "checks": all.collect::<Vec<_>>() });
-            stubdm_qmp::text::json(&value)
-                + "
-"
+            stubdm_qmp::text::json(&value) + "\n"
         }
-        false => told(&checks, wrong),
+        false => table(&checks, wrong),
     };
     io::stdout()
         .write_all(text.as_bytes())
@@ -110,7 +108,7 @@ pub fn run(options: &DoctorOptions) -> Result<ExitCode> {
     })
 }
 
-fn told(checks: &[Check], wrong: usize) -> String {
+fn table(checks: &[Check], wrong: usize) -> String {
     let mut text = String::new();
     for check in checks {
         let (state, found) = (check.state.word(), one_line(&check.found));

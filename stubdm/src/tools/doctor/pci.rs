@@ -53,7 +53,7 @@ impl Host<'_> {
                 None if self.has(&format!("{DEVICES}/{device}/reset")) => {
                     self.ok("pci", format!("{what}{group}; Linux can reset it"));
                 }
-                None => self.say(
+                None => self.report(
                     "pci",
                     State::Note,
                     format!(
@@ -68,7 +68,7 @@ impl Host<'_> {
     /// Each device of a guest's configuration that the guest does not get, or only in part.
     pub(super) fn pci_of(&self, settings: &Settings) -> Vec<Objection> {
         let mut all = Vec::new();
-        let mut say = |state, found: String, mend: String| all.push((found, state, mend));
+        let mut report = |state, found: String, mend: String| all.push((found, state, mend));
         for named in words(settings, "pci") {
             let Some(Named {
                 devices,
@@ -84,7 +84,7 @@ impl Host<'_> {
                 .filter(|device| self.is_there(*device))
                 .collect();
             if found.is_empty() {
-                say(
+                report(
                     State::Wrong,
                     format!("pci={named:?} names a device that is not there"),
                     "lspci -D lists them".to_owned(),
@@ -105,14 +105,14 @@ impl Host<'_> {
                     Some(driver) => format!("dom0's, with the driver {driver}"),
                     None => "not with pciback".to_owned(),
                 };
-                say(
+                report(
                     State::Wrong,
                     format!("pci={named:?}: {device} is {whose}: xl refuses it"),
                     format!("{load}xl pci-assignable-add {device}"),
                 );
             }
             if !is_permissive.unwrap_or_else(|| settings.is_on("pci_permissive")) {
-                say(
+                report(
                     State::Note,
                     format!(
                         "pci={named:?}: QEMU cannot write registers that pciback does not know, those of messages among them"

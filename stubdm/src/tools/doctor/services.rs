@@ -3,7 +3,7 @@
 use super::State;
 use super::checks::Host;
 use crate::proxy::counters;
-use crate::service::record::{self, Life};
+use crate::service::record::{self, Liveness};
 use crate::supervise::run::is_running;
 
 impl Host<'_> {
@@ -17,10 +17,10 @@ impl Host<'_> {
         for (_, record, life) in record::all(&folder) {
             let (kind, domain) = (record.kind.name(), record.stubdomain);
             match life {
-                Life::Alive => {
+                Liveness::Alive => {
                     living += 1;
                     if self.was_replaced(record.pid) {
-                        self.say(
+                        self.report(
                             "services",
                             State::Note,
                             format!(
@@ -31,7 +31,7 @@ impl Host<'_> {
                         );
                     }
                 }
-                Life::Gone(_) => self.say(
+                Liveness::Gone(_) => self.report(
                     "services",
                     State::Wrong,
                     format!(
@@ -44,7 +44,7 @@ impl Host<'_> {
         }
         match supervised {
             true => self.ok("services", format!("{living} run, and are supervised")),
-            false => self.say(
+            false => self.report(
                 "services",
                 State::Note,
                 format!("{living} run without a supervisor: a killed one is not started again"),

@@ -36,7 +36,7 @@ impl Host<'_> {
     pub(super) fn toolstack(&mut self) {
         let releases = self.releases();
         let Some((major, minor)) = releases.last().copied() else {
-            return self.say(
+            return self.report(
                 "libxl",
                 State::Wrong,
                 format!(
@@ -48,13 +48,13 @@ impl Host<'_> {
         };
         let found = format!("Xen {major}.{minor}'s toolstack");
         match (major, minor) {
-            (..=3, _) | (4, ..=13) => self.say(
+            (..=3, _) | (4, ..=13) => self.report(
                 "libxl",
                 State::Wrong,
                 format!("{found}, which knows no Linux stubdomains"),
                 "Xen 4.14 is the first that does",
             ),
-            (4, 14..=20) => self.say(
+            (4, 14..=20) => self.report(
                 "libxl",
                 State::Note,
                 found,
@@ -112,7 +112,7 @@ impl Host<'_> {
         for place in places {
             let by_install = ours.contains(&place);
             match resolve(self.root, &place) {
-                Err(_) => self.say(
+                Err(_) => self.report(
                     "proxy",
                     State::Wrong,
                     format!("no {place}, which libxl starts for every stubdomain"),
@@ -126,7 +126,7 @@ impl Host<'_> {
                     };
                     self.ok("proxy", format!("{place} is stubdm-run{how}"));
                 }
-                Ok(_) => self.say(
+                Ok(_) => self.report(
                     "proxy",
                     State::Note,
                     format!("{place} is not stubdm-run"),
@@ -146,7 +146,7 @@ impl Host<'_> {
                 };
                 self.ok("install", found);
             }
-            Ok(state) => self.say(
+            Ok(state) => self.report(
                 "install",
                 State::Wrong,
                 format!(
@@ -155,7 +155,7 @@ impl Host<'_> {
                 ),
                 "move that away, then stubdm-run install; or stubdm-run uninstall",
             ),
-            Err(failure) => self.say(
+            Err(failure) => self.report(
                 "install",
                 State::Wrong,
                 failure.to_string(),
@@ -175,7 +175,7 @@ impl Host<'_> {
         });
         let nowhere: Vec<_> = nowhere.collect();
         for found in nowhere {
-            self.say(
+            self.report(
                 "qemu",
                 State::Wrong,
                 found,
@@ -194,14 +194,14 @@ impl Host<'_> {
                     self.runs_as(&place, &real);
                     self.named_by_others(&place, &real);
                 }
-                (Ok(true), None) => self.say(
+                (Ok(true), None) => self.report(
                     "qemu",
                     State::Note,
                     format!("{place} is stubdm-run, and no QEMU is behind it: stubdomains' consoles are served and nothing else"),
                     "install QEMU for Xen (Debian: qemu-system-xen)",
                 ),
                 (Ok(false), _) => self.ok("qemu", place),
-                (Err(_), _) => self.say(
+                (Err(_), _) => self.report(
                     "qemu",
                     State::Wrong,
                     format!("no {place}, which ramdisks are made with and dom0 serves consoles with"),
@@ -246,7 +246,7 @@ impl Host<'_> {
                 .windows(2)
                 .any(|pair| pair == [&b"-xen-domid"[..], &b"0"[..]]);
             if of_dom0 && program.is_ok_and(|path| path == Path::new(real)) {
-                self.say(
+                self.report(
                     "qemu",
                     State::Note,
                     format!("dom0's own QEMU, process {pid}, runs as {real}: scripts that look for {place} do not find it"),
@@ -285,7 +285,7 @@ impl Host<'_> {
             for file in files {
                 let text = resolve(self.root, &file).and_then(|path| read::contents(&path));
                 if text.is_ok_and(|text| names(&text, place)) {
-                    self.say(
+                    self.report(
                         "qemu",
                         State::Note,
                         format!("{file} names {place}; dom0's own QEMU runs as {real}, and is not found by the first name"),
@@ -306,7 +306,7 @@ impl Host<'_> {
             false => {
                 let mend = format!("mkdir -p {}", missing.join(" "));
                 let found = format!("no {}", missing.join(", "));
-                self.say("folders", State::Wrong, found, &mend);
+                self.report("folders", State::Wrong, found, &mend);
             }
         }
     }

@@ -27,7 +27,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use self::parts::{PARTS, Part};
-use self::plan::{Facts, Way, Wish, Work};
+use self::plan::{Facts, Method, Placement, Work};
 use self::record::{Lock, Put, Record};
 use self::root::{Root, There};
 use self::source::what_to_put;
@@ -100,17 +100,20 @@ pub fn install(options: &InstallOptions) -> Result<()> {
         .all(|libxl| rows.iter().all(|row| (row.place)(libxl).is_none()))
     {
         if options.if_xen {
-            return common.tell(&[]);
+            return common.print(&[]);
         }
         return Err(no_place(&root, &rows, &search));
     }
-    let wishes = wishes(options, &root, &rows, all)?;
-    let way = match !options.rename && dpkg::is_there(&root)? {
-        true => Way::Dpkg,
-        false => Way::Rename,
+    let placements = placements(options, &root, &rows, all)?;
+    let method = match !options.rename && dpkg::is_there(&root)? {
+        true => Method::Dpkg,
+        false => Method::Rename,
     };
     common.carry_out(&root, |facts| {
-        wishes.iter().map(|wish| facts.install(wish, way)).collect()
+        placements
+            .iter()
+            .map(|placement| facts.install(placement, method))
+            .collect()
     })
 }
 
@@ -191,10 +194,10 @@ impl Common {
                 carry_out_one(root, &mut record, work)?;
             }
         }
-        self.tell(&works)
+        self.print(&works)
     }
 
-    fn tell(&self, works: &[Work]) -> Result<()> {
+    fn print(&self, works: &[Work]) -> Result<()> {
         let text = match self.json {
             true => {
                 let all = works.iter().map(|work| {
@@ -206,16 +209,14 @@ impl Common {
                     })
                 });
                 let value = json!({ "dry_run": self.dry_run, "places": all.collect::<Vec<_>>() });
-                stubdm_qmp::text::json(&value)
-                    + "
-"
+                stubdm_qmp::text::json(&value) + "\n"
             }
-            false => self.told(works),
+            false => self.text_of(works),
         };
         io::stdout().write_all(text.as_bytes()).context("printing")
     }
 
-    fn told(&self, works: &[Work]) -> String {
+    fn text_of(&self, works: &[Work]) -> String {
         let mut text = String::new();
         for work in works {
             let steps = work.steps.iter().map(ToString::to_string);
@@ -288,13 +289,13 @@ fn no_place(root: &Root, rows: &[&Part], search: &Search) -> Failure {
 }
 
 /// Each place of the rows in each libxl, once, with what belongs there.
-fn wishes(
+fn placements(
     options: &InstallOptions,
     root: &Root,
     rows: &[&Part],
     all: &[Libxl],
-) -> Result<Vec<Wish>> {
-    let mut wishes: Vec<Wish> = Vec::new();
+) -> Result<Vec<Placement>> {
+    let mut placements: Vec<Placement> = Vec::new();
     for row in rows {
         let mut put = None;
         for place in all.iter().filter_map(|libxl| (row.place)(libxl)) {
@@ -304,26 +305,26 @@ fn wishes(
                     "{place} is in the Nix store, which nothing but Nix changes: override the package that brings it"
                 )));
             }
-            if wishes.iter().any(|wish| wish.place == place) {
+            if placements.iter().any(|placement| placement.place == place) {
                 continue;
             }
             let put = match &put {
                 Some(put) => put,
                 None => put.insert(what_to_put(options, root, row.what)?),
             };
-            let wish = Wish {
+            let placement = Placement {
                 part: row.name.to_owned(),
                 place,
                 put: put.clone(),
             };
-            if put == &Put::Link(wish.place.clone()) {
+            if put == &Put::Link(placement.place.clone()) {
                 return Err(Failure::usage(format_args!(
                     "{} cannot be a link to itself",
-                    wish.place
+                    placement.place
                 )));
             }
-            wishes.push(wish);
+            placements.push(placement);
         }
     }
-    Ok(wishes)
+    Ok(placements)
 }

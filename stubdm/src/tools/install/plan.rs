@@ -8,7 +8,7 @@ use crate::rt::error::{Failure, Result};
 
 /// A part's place, and what belongs there.
 #[derive(Clone, Debug)]
-pub(super) struct Wish {
+pub(super) struct Placement {
     pub(super) part: String,
     pub(super) place: String,
     pub(super) put: Put,
@@ -29,7 +29,7 @@ pub(super) struct Work {
 
 /// How files are put aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Method {
     Dpkg,
     Rename,
 }
@@ -74,12 +74,12 @@ impl Facts<'_> {
     }
 
     /// Plans `install` at one place.
-    pub(super) fn install(&self, wish: &Wish, way: Way) -> Result<Work> {
-        let place = &wish.place;
+    pub(super) fn install(&self, placement: &Placement, method: Method) -> Result<Work> {
+        let place = &placement.place;
         let there = self.root.look(place)?;
-        let put = self.is_put(place, &wish.put)?;
+        let put = self.is_put(place, &placement.put)?;
         let mut work = Work {
-            part: wish.part.clone(),
+            part: placement.part.clone(),
             place: place.clone(),
             steps: Vec::new(),
             note: None,
@@ -89,15 +89,15 @@ impl Facts<'_> {
         if let Some(entry) = known {
             if self.was_done(entry)? {
                 work.entry = Some(Entry {
-                    put: wish.put.clone(),
+                    put: placement.put.clone(),
                     ..entry.clone()
                 });
                 match there {
                     _ if put => work.note = Some(format!("{place} is in place")),
-                    There::Nothing => work.steps.push(self.step(wish)),
+                    There::Nothing => work.steps.push(self.step(placement)),
                     _ if self.is_put(place, &entry.put)? => {
                         work.steps.push(self.remove(place));
-                        work.steps.push(self.step(wish));
+                        work.steps.push(self.step(placement));
                     }
                     There::File if matches!(entry.put, Put::Text(_)) => {
                         work.entry = Some(entry.clone());
@@ -124,20 +124,20 @@ impl Facts<'_> {
                 .iter()
                 .map(|folder| Step::MakeFolder(self.root.place(folder))),
         );
-        let aside = match (&there, &wish.put) {
+        let aside = match (&there, &placement.put) {
             (There::Other, _) => return Err(in_the_way(place, "is no file")),
             (There::Nothing, Put::Text(_)) => Aside::Nothing,
             (_, Put::Text(_)) => {
                 work.note = Some(format!("{place} is there already and is left"));
                 return Ok(work);
             }
-            (_, Put::Link(_)) => self.put_aside(place, &there, way, &mut work.steps)?,
+            (_, Put::Link(_)) => self.put_aside(place, &there, method, &mut work.steps)?,
         };
-        work.steps.push(self.step(wish));
+        work.steps.push(self.step(placement));
         work.entry = Some(Entry {
-            part: wish.part.clone(),
+            part: placement.part.clone(),
             place: place.clone(),
-            put: wish.put.clone(),
+            put: placement.put.clone(),
             aside,
             folders,
         });
@@ -148,7 +148,7 @@ impl Facts<'_> {
         &self,
         place: &str,
         there: &There,
-        way: Way,
+        method: Method,
         steps: &mut Vec<Step>,
     ) -> Result<Aside> {
         let to = aside_of(place);
@@ -160,8 +160,8 @@ impl Facts<'_> {
         if self.root.look(&to)? != There::Nothing {
             return Err(in_the_way(&to, "is there already"));
         }
-        match way {
-            Way::Dpkg => {
+        match method {
+            Method::Dpkg => {
                 let package = dpkg::calling_package();
                 let aside = match package {
                     Some(_) => Aside::DivertedByPackage,
@@ -174,8 +174,8 @@ impl Facts<'_> {
                 )));
                 Ok(aside)
             }
-            Way::Rename if *there == There::Nothing => Ok(Aside::Nothing),
-            Way::Rename => {
+            Method::Rename if *there == There::Nothing => Ok(Aside::Nothing),
+            Method::Rename => {
                 steps.push(Step::Move(self.root.place(place), self.root.place(&to)));
                 Ok(Aside::Renamed)
             }
@@ -237,9 +237,9 @@ impl Facts<'_> {
         Ok(work)
     }
 
-    fn step(&self, wish: &Wish) -> Step {
-        let at = self.root.place(&wish.place);
-        match &wish.put {
+    fn step(&self, placement: &Placement) -> Step {
+        let at = self.root.place(&placement.place);
+        match &placement.put {
             Put::Link(to) => Step::Link(to.clone(), at),
             Put::Text(text) => Step::Write(text.clone(), at),
         }

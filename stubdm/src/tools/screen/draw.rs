@@ -25,7 +25,7 @@ impl Canvas {
     /// is made smaller where it does not fit.
     pub(super) fn draw(&mut self, picture: &Picture, terminal: (u16, u16), line: &str) -> String {
         let (columns, rows) = terminal;
-        let shown = fit(picture.size, columns, rows.saturating_sub(1));
+        let shown = scaled(picture.size, columns, rows.saturating_sub(1));
         let mut out = String::new();
         if (terminal, shown, line) != (self.terminal, self.shown, &self.line) {
             out += "\x1b[0m\x1b[2J";
@@ -70,7 +70,7 @@ impl Canvas {
 }
 
 /// Returns the size of a picture in `columns` characters and `rows` of two pixels.
-fn fit(size: Size, columns: u16, rows: u16) -> Size {
+fn scaled(size: Size, columns: u16, rows: u16) -> Size {
     let (width, height) = (u32::from(size.width), u32::from(size.height));
     let (columns, rows) = (u32::from(columns), 2 * u32::from(rows));
     if width == 0 || height == 0 || columns == 0 || rows == 0 {
@@ -141,14 +141,14 @@ mod tests {
 
     #[test]
     fn a_picture_fits_with_its_proportions() {
-        assert_eq!(fit(size(800, 600), 80, 23), size(61, 46));
-        assert_eq!(fit(size(800, 600), 200, 23), size(61, 46));
-        assert_eq!(fit(size(800, 600), 40, 50), size(40, 30));
-        assert_eq!(fit(size(8, 6), 80, 23), size(8, 6));
-        assert_eq!(fit(size(4096, 1), 80, 23), size(80, 1));
-        assert_eq!(fit(size(1, 4096), 80, 23), size(1, 46));
-        assert_eq!(fit(size(9, 9), 80, 0), Size::default());
-        assert_eq!(fit(Size::default(), 80, 23), Size::default());
+        assert_eq!(scaled(size(800, 600), 80, 23), size(61, 46));
+        assert_eq!(scaled(size(800, 600), 200, 23), size(61, 46));
+        assert_eq!(scaled(size(800, 600), 40, 50), size(40, 30));
+        assert_eq!(scaled(size(8, 6), 80, 23), size(8, 6));
+        assert_eq!(scaled(size(4096, 1), 80, 23), size(80, 1));
+        assert_eq!(scaled(size(1, 4096), 80, 23), size(1, 46));
+        assert_eq!(scaled(size(9, 9), 80, 0), Size::default());
+        assert_eq!(scaled(Size::default(), 80, 23), Size::default());
     }
 
     #[test]

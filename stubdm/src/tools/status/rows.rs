@@ -16,7 +16,7 @@ use crate::libxl::trusted;
 use crate::libxl::vnc::VncServer;
 use crate::proxy::counters::{self, Counters};
 use crate::rt::error::{Context, Result};
-use crate::service::record::{self, Kind, Life, Record};
+use crate::service::record::{self, Kind, Liveness, Record};
 use crate::tools::status::screen::{Screen, Screens};
 
 /// A process on the host.
@@ -78,7 +78,7 @@ pub fn rows(existing: &mut Domains, folder: &Path, screens: &mut Screens) -> Res
     // Without their locks, which a process that is being started waits for.
     let records: Vec<_> = record::all(folder)
         .into_iter()
-        .map(|(_, record, life)| (record, matches!(life, Life::Alive)))
+        .map(|(_, record, life)| (record, matches!(life, Liveness::Alive)))
         .collect();
     let mut domains: Vec<DomId> = store
         .directory("/local/domain")
@@ -107,9 +107,9 @@ pub fn rows(existing: &mut Domains, folder: &Path, screens: &mut Screens) -> Res
         let stub = format!("/local/domain/{stubdomain}");
         let proxy = reader.process(Kind::Proxy, stubdomain)?;
         let memory = reader.text(&format!("{stub}/memory/target"))?;
-        let told = counters::read(folder, stubdomain.as_u16());
+        let page = counters::read(folder, stubdomain.as_u16());
         // A file that another process left says nothing of this one.
-        let told = told.filter(|told| proxy.is_some_and(|proxy| proxy.pid == told.pid));
+        let page = page.filter(|page| proxy.is_some_and(|proxy| proxy.pid == page.pid));
         if let Some(server) = reader.vnc_server(stubdomain) {
             places.push(rows.len());
             servers.push((stubdomain, server));
@@ -123,7 +123,7 @@ pub fn rows(existing: &mut Domains, folder: &Path, screens: &mut Screens) -> Res
                 _ => reader.text(&format!("{stub}/device-model/{guest}/state"))?,
             },
             proxy,
-            counters: told.map(|told| told.counters),
+            counters: page.map(|page| page.counters),
             consoles: reader.process(Kind::Consoled, stubdomain)?,
             console_bytes: reader.console_bytes(stubdomain)?,
             memory: memory.and_then(|text| text.trim().parse().ok()),

@@ -59,7 +59,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         "DEVICE MODEL"
     );
     for row in rows {
-        let told = |number: fn(&crate::proxy::counters::Counters) -> String| {
+        let counted = |number: fn(&crate::proxy::counters::Counters) -> String| {
             or_none(row.counters.as_ref().map(number))
         };
         text += &format!(
@@ -69,9 +69,9 @@ pub(super) fn table(rows: &[Row]) -> String {
             row.stubdomain.to_string(),
             or_none(row.memory.map(|kib| (kib >> 10).to_string())),
             process(row.proxy),
-            told(|c| c.answered.saturating_add(c.failed).to_string()),
-            told(|c| c.denied.saturating_add(c.refused).to_string()),
-            told(|c| latency(c.latency_us)),
+            counted(|c| c.answered.saturating_add(c.failed).to_string()),
+            counted(|c| c.denied.saturating_add(c.refused).to_string()),
+            counted(|c| latency(c.latency_us)),
             process(row.consoles),
             or_none(row.console_bytes.map(bytes)),
             or_none(row.state.as_deref().map(short)),

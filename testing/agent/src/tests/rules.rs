@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(100);
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     tests.push(Test::new("rules/dom0", Needs::Dom0, |_| {
         let dom0 = dom0()?;
-        let world = xen_fidelity::World::new(dom0.clone(), dom0, Kind::Real);
+        let ends = xen_fidelity::Ends::new(dom0.clone(), dom0, Kind::Real);
         let areas = [
             Area::Evtchn,
             Area::Gnttab,
@@ -31,7 +31,7 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
             Area::Vchan,
             Area::Differences,
         ];
-        xen_fidelity::tell(&world, "real-dom0", &areas)
+        xen_fidelity::report(&ends, "real-dom0", &areas)
     }));
 }
 
@@ -40,17 +40,17 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     let pair = [Area::Evtchn, Area::Gnttab, Area::Vchan];
     tests.push(Test::new("rules/dom0_and_domu", needs, move |world| {
         with_domu(world, |rules| {
-            xen_fidelity::tell(rules, "real-dom0-domu", &pair)
+            xen_fidelity::report(rules, "real-dom0-domu", &pair)
         })
     }));
     tests.push(Test::new("rules/domu_and_dom0", needs, move |world| {
         with_domu(world, |rules| {
-            xen_fidelity::tell(&rules.turned(), "real-domu-dom0", &pair)
+            xen_fidelity::report(&rules.turned(), "real-domu-dom0", &pair)
         })
     }));
     tests.push(Test::new("rules/store_of_a_domu", needs, |world| {
         with_domu(world, |rules| {
-            xen_fidelity::tell(rules, "real-dom0-domu", &[Area::StoreGuest])
+            xen_fidelity::report(rules, "real-dom0-domu", &[Area::StoreGuest])
         })
     }));
     tests.push(Test::new(
@@ -58,7 +58,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
         needs,
         |world| {
             with_domu(world, |rules| {
-                xen_fidelity::tell(rules, "real-dom0-domu", &[Area::StoreTarget])
+                xen_fidelity::report(rules, "real-dom0-domu", &[Area::StoreTarget])
             })?;
             // It has rights now that no other test reckons with.
             world.no_domu()
@@ -71,7 +71,7 @@ fn dom0() -> Result<End> {
     Ok(End::near(DomId::DOM0, worker))
 }
 
-fn with_domu(world: &World, check: impl Fn(&xen_fidelity::World) -> Result<()>) -> Result<()> {
+fn with_domu(world: &World, check: impl Fn(&xen_fidelity::Ends) -> Result<()>) -> Result<()> {
     let domu = world.domid(Place::DomU)?;
     let mut job = world.role(Place::DomU, &["rules-serve", PATH])?;
     job.expect("listening", soon())?;
@@ -82,7 +82,7 @@ fn with_domu(world: &World, check: impl Fn(&xen_fidelity::World) -> Result<()>) 
         .connect(&xen, &Store::open(&xen)?)?;
     channel.set_read_timeout(Some(PATIENCE));
     channel.set_write_timeout(Some(PATIENCE));
-    let rules = xen_fidelity::World::new(dom0()?, End::far(domu, channel), Kind::Real);
+    let rules = xen_fidelity::Ends::new(dom0()?, End::far(domu, channel), Kind::Real);
     let checked = check(&rules);
     drop(rules);
     let ended = job.succeed(soon()).context("the domU's end");

@@ -61,7 +61,7 @@ fn three_in_turn(world: &World) -> Result<()> {
                 both_listed()?;
                 types_and_is_answered(world, &mut guest)?;
                 pauses(&mut guest)?;
-                log_tells_of_the_start()?;
+                log_has_the_start()?;
             }
             Ok(())
         })();
@@ -180,7 +180,7 @@ fn pauses(guest: &mut Guest) -> Result<()> {
 }
 
 /// How QEMU is confined is what the stubdomain's kernel said of the running process.
-fn log_tells_of_the_start() -> Result<()> {
+fn log_has_the_start() -> Result<()> {
     let log = fs::read_to_string(LOG).with_context(|| format!("reading {LOG}"))?;
     let confined = "QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000 of 0000000000000000, no new privileges 1, seccomp 2";
     for part in ["stubdm-run", "privcmd", confined, "; root read-only"] {

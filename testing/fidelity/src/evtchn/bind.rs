@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use xen_sys::{Port, Virq};
 
 use super::{pair, quiet};
-use crate::{NOBODY, Rule, World, refused};
+use crate::{Ends, NOBODY, Rule, refused};
 
 pub(crate) const RULES: &[Rule] = &[
     Rule {
@@ -44,10 +44,10 @@ pub(crate) const RULES: &[Rule] = &[
     },
 ];
 
-fn wrong_domain(w: &World) -> Result<()> {
-    let channels = w.a.channels()?;
+fn wrong_domain(ends: &Ends) -> Result<()> {
+    let channels = ends.a.channels()?;
     let open = channels.bind_unbound(NOBODY)?;
-    let bind = w.b.channels()?.bind_interdomain(w.a.id, open.port());
+    let bind = ends.b.channels()?.bind_interdomain(ends.a.id, open.port());
     refused(
         bind,
         libc::EINVAL,
@@ -55,52 +55,52 @@ fn wrong_domain(w: &World) -> Result<()> {
     )
 }
 
-fn bound_once(w: &World) -> Result<()> {
-    let (a, _b) = pair(w)?;
-    let bind = w.b.channels()?.bind_interdomain(w.a.id, a.port());
+fn bound_once(ends: &Ends) -> Result<()> {
+    let (a, _b) = pair(ends)?;
+    let bind = ends.b.channels()?.bind_interdomain(ends.a.id, a.port());
     refused(bind, libc::EINVAL, "binding to a connected port")
 }
 
-fn no_such_port(w: &World) -> Result<()> {
-    let channels = w.b.channels()?;
+fn no_such_port(ends: &Ends) -> Result<()> {
+    let channels = ends.b.channels()?;
     for port in [0, 1000, 1 << 30, u32::MAX] {
-        let bind = channels.bind_interdomain(w.a.id, Port::new(port));
+        let bind = channels.bind_interdomain(ends.a.id, Port::new(port));
         refused(bind, libc::EINVAL, &format!("binding to port {port}"))?;
     }
     Ok(())
 }
 
-fn no_such_domain(w: &World) -> Result<()> {
-    let bind = w.a.channels()?.bind_interdomain(NOBODY, Port::new(1));
+fn no_such_domain(ends: &Ends) -> Result<()> {
+    let bind = ends.a.channels()?.bind_interdomain(NOBODY, Port::new(1));
     refused(bind, libc::ESRCH, "binding to a domain that is not there")
 }
 
-fn open_for_the_unborn(w: &World) -> Result<()> {
-    w.a.channels()?.bind_unbound(NOBODY)?;
+fn open_for_the_unborn(ends: &Ends) -> Result<()> {
+    ends.a.channels()?.bind_unbound(NOBODY)?;
     Ok(())
 }
 
-fn virq_once(w: &World) -> Result<()> {
+fn virq_once(ends: &Ends) -> Result<()> {
     // Of those that kernels leave alone, the one every domain has for itself.
     let virq = Virq::ARGO;
-    let (first, second) = (w.a.channels()?, w.a.channels()?);
+    let (first, second) = (ends.a.channels()?, ends.a.channels()?);
     let port = first.bind_virq(virq)?;
-    quiet(w, &port)?;
+    quiet(ends, &port)?;
     refused(second.bind_virq(virq), libc::EEXIST, "binding it again")?;
-    if w.a.id != w.b.id {
-        w.b.channels()?.bind_virq(virq).context("elsewhere")?;
+    if ends.a.id != ends.b.id {
+        ends.b.channels()?.bind_virq(virq).context("elsewhere")?;
     }
     port.notify()?;
-    quiet(w, &port).context("notified")?;
-    let bind = w.b.channels()?.bind_interdomain(w.a.id, port.port());
+    quiet(ends, &port).context("notified")?;
+    let bind = ends.b.channels()?.bind_interdomain(ends.a.id, port.port());
     refused(bind, libc::EINVAL, "binding to a virtual interrupt's port")?;
     drop(port);
     second.bind_virq(virq).context("after it was closed")?;
     Ok(())
 }
 
-fn no_such_virq(w: &World) -> Result<()> {
-    let channels = w.a.channels()?;
+fn no_such_virq(ends: &Ends) -> Result<()> {
+    let channels = ends.a.channels()?;
     // On Arm the kernel uses the processor's own timer.
     if cfg!(target_arch = "x86_64") {
         refused(channels.bind_virq(Virq::TIMER), libc::EEXIST, "the timer's")?;

@@ -1,4 +1,4 @@
-//! Unmapping or giving up a grant's pages clears a byte and sends an event.
+//! Unmapping or giving up a grant's pages clears a byte and sender an event.
 
 use anyhow::{Context as _, Result, ensure};
 use xen_gnttab::{PageAccess, UnmapNotify};
@@ -6,16 +6,16 @@ use xen_sys::{PAGE_SIZE, Port};
 
 use crate::gnttab::{bytes, mapped, shared};
 use crate::handles::BoundPort;
-use crate::{Rule, World, refused, soon};
+use crate::{Ends, Rule, refused, soon};
 
 pub(crate) const RULES: &[Rule] = &[
     Rule {
-        name: "a mapping's end clears the byte and sends the event",
+        name: "a mapping's end clears the byte and sender the event",
         source: "linux drivers/xen/gntdev.c: gntdev_put_map",
         check: map_notify,
     },
     Rule {
-        name: "a share's end clears the byte and sends the event, though it is still mapped",
+        name: "a share's end clears the byte and sender the event, though it is still mapped",
         source: "linux drivers/xen/gntalloc.c: __del_gref",
         check: share_notify,
     },
@@ -46,16 +46,20 @@ pub(crate) const RULES: &[Rule] = &[
     },
 ];
 
-/// Two ends of a channel: the one that hears and the one that a notification is sent through.
-fn channel(w: &World, from_a: bool) -> Result<(BoundPort, BoundPort)> {
-    let (hears, sends) = if from_a { (&w.b, &w.a) } else { (&w.a, &w.b) };
-    let (h, s) = (hears.channels()?, sends.channels()?);
-    let h = h.bind_unbound(sends.id)?;
-    let s = s.bind_interdomain(hears.id, h.port())?;
+/// Two ends of a channel: the one that is notified and the one that sends.
+fn channel(ends: &Ends, from_a: bool) -> Result<(BoundPort, BoundPort)> {
+    let (receiver, sender) = if from_a {
+        (&ends.b, &ends.a)
+    } else {
+        (&ends.a, &ends.b)
+    };
+    let (h, s) = (receiver.channels()?, sender.channels()?);
+    let h = h.bind_unbound(sender.id)?;
+    let s = s.bind_interdomain(receiver.id, h.port())?;
     Ok((h, s))
 }
 
-fn heard(port: &BoundPort) -> Result<()> {
+fn notified(port: &BoundPort) -> Result<()> {
     let got = port.channels().wait(soon())?;
     ensure!(
         got == Some(port.port()),
@@ -65,9 +69,9 @@ fn heard(port: &BoundPort) -> Result<()> {
     Ok(port.unmask()?)
 }
 
-fn not_heard(w: &World, port: &BoundPort) -> Result<()> {
+fn not_notified(ends: &Ends, port: &BoundPort) -> Result<()> {
     ensure!(
-        port.channels().wait(w.settled())?.is_none(),
+        port.channels().wait(ends.settled())?.is_none(),
         "an event at port {}",
         port.port()
     );
@@ -81,42 +85,42 @@ fn both(at: usize, port: &BoundPort) -> UnmapNotify {
     }
 }
 
-fn map_notify(w: &World) -> Result<()> {
-    let s = shared(w, 2)?;
+fn map_notify(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 2)?;
     s.region().fill(0, 2 * PAGE_SIZE, 9)?;
-    let (hears, sends) = channel(w, false)?;
-    let m = mapped(w, s.refs())?;
+    let (receiver, sender) = channel(ends, false)?;
+    let m = mapped(ends, s.refs())?;
     let at = PAGE_SIZE + 5;
-    m.set_unmap_notify(both(at, &sends))?;
+    m.set_unmap_notify(both(at, &sender))?;
     let last = m.region().slice(at, 1)?;
     drop(m);
-    not_heard(w, &hears).context("while a slice is left")?;
+    not_notified(ends, &receiver).context("while a slice is left")?;
     ensure!(s.region().load_u8(at)? == 9, "cleared too early");
     drop(last);
-    heard(&hears)?;
+    notified(&receiver)?;
     let around = bytes(s.region(), at - 1, 3)?;
     ensure!(around == [9, 0, 9], "cleared {around:?}");
     ensure!(s.region().load_u8(5)? == 9, "cleared in the wrong page");
     Ok(())
 }
 
-fn share_notify(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
+fn share_notify(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
     s.region().fill(0, PAGE_SIZE, 9)?;
-    let (hears, sends) = channel(w, true)?;
-    let m = mapped(w, s.refs())?;
-    s.set_unmap_notify(both(6, &sends))?;
+    let (receiver, sender) = channel(ends, true)?;
+    let m = mapped(ends, s.refs())?;
+    s.set_unmap_notify(both(6, &sender))?;
     drop(s);
-    heard(&hears)?;
+    notified(&receiver)?;
     let around = bytes(m.region(), 5, 3)?;
     ensure!(around == [9, 0, 9], "cleared {around:?}");
     Ok(())
 }
 
-fn share_notify_per_page(w: &World) -> Result<()> {
-    let s = shared(w, 2)?;
+fn share_notify_per_page(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 2)?;
     s.region().fill(0, 2 * PAGE_SIZE, 9)?;
-    let m = mapped(w, s.refs())?;
+    let m = mapped(ends, s.refs())?;
     for at in [3, PAGE_SIZE + 4] {
         s.set_unmap_notify(UnmapNotify {
             clear_byte: Some(at),
@@ -132,10 +136,10 @@ fn share_notify_per_page(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn halves(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let (hears, sends) = channel(w, false)?;
-    let event = Some(sends.port());
+fn halves(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
+    let (receiver, sender) = channel(ends, false)?;
+    let event = Some(sender.port());
     let settings = [
         (
             UnmapNotify {
@@ -164,25 +168,25 @@ fn halves(w: &World) -> Result<()> {
     ];
     for (setting, cleared, event) in settings {
         s.region().copy_in(1, &[9])?;
-        let m = mapped(w, s.refs())?;
+        let m = mapped(ends, s.refs())?;
         // A later notification replaces an earlier one.
-        m.set_unmap_notify(both(2, &sends))?;
+        m.set_unmap_notify(both(2, &sender))?;
         m.set_unmap_notify(setting)?;
         drop(m);
         let byte = s.region().load_u8(1)?;
         ensure!((byte == 0) == cleared, "{setting:?} left {byte}");
         if event {
-            heard(&hears).with_context(|| format!("{setting:?}"))?;
+            notified(&receiver).with_context(|| format!("{setting:?}"))?;
         }
-        not_heard(w, &hears).with_context(|| format!("{setting:?}"))?;
+        not_notified(ends, &receiver).with_context(|| format!("{setting:?}"))?;
     }
     Ok(())
 }
 
-fn notify_needs_a_port(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = mapped(w, s.refs())?;
-    let closed = w.a.channels()?.bind_unbound(w.b.id)?.port();
+fn notify_needs_a_port(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
+    let m = mapped(ends, s.refs())?;
+    let closed = ends.a.channels()?.bind_unbound(ends.b.id)?.port();
     for port in [closed, Port::new(u32::MAX)] {
         let notify = UnmapNotify {
             clear_byte: None,
@@ -193,7 +197,7 @@ fn notify_needs_a_port(w: &World) -> Result<()> {
             libc::EINVAL,
             "a share's event without a port",
         )?;
-        if w.a.id == w.b.id || port != closed {
+        if ends.a.id == ends.b.id || port != closed {
             refused(
                 m.set_unmap_notify(notify),
                 libc::EINVAL,
@@ -212,23 +216,23 @@ fn notify_needs_a_port(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn notify_holds_its_port(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = mapped(w, s.refs())?;
-    let (hears, sends) = channel(w, false)?;
+fn notify_holds_its_port(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
+    let m = mapped(ends, s.refs())?;
+    let (receiver, sender) = channel(ends, false)?;
     m.set_unmap_notify(UnmapNotify {
         clear_byte: None,
-        event: Some(sends.port()),
+        event: Some(sender.port()),
     })?;
-    drop(sends);
-    not_heard(w, &hears)?;
+    drop(sender);
+    not_notified(ends, &receiver)?;
     drop(m);
-    heard(&hears)
+    notified(&receiver)
 }
 
-fn no_clear_readonly(w: &World) -> Result<()> {
-    let s = shared(w, 1)?;
-    let m = w.b.map(w.a.id, s.refs(), PageAccess::ReadOnly)?;
+fn no_clear_readonly(ends: &Ends) -> Result<()> {
+    let s = shared(ends, 1)?;
+    let m = ends.b.map(ends.a.id, s.refs(), PageAccess::ReadOnly)?;
     let clear = UnmapNotify {
         clear_byte: Some(0),
         event: None,

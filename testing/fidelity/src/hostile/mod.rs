@@ -5,7 +5,7 @@
 //!   libxl, or a client like it ── proxy ══ vchan ══ [`play`]: a behaviour in QEMU's place
 //! ```
 //!
-//! A behaviour is a script that hears commands and says bytes, without I/O; or, for what is wrong
+//! A behaviour is a script that takes commands and sends bytes, without I/O; or, for what is wrong
 //! with the vchan itself, a hand in the shared page. Most are honest until the first command after
 //! the negotiation, so that nothing but the stated fault stands between a client and its answer.
 //! The same corpus runs on the simulated host against a client written like libxl, and on a real
@@ -23,7 +23,7 @@ pub use script::{Act, Script};
 pub enum Behaviour {
     /// Nothing wrong; the others are measured against it.
     Honest,
-    /// Never says a word.
+    /// Sends nothing.
     Silent,
     /// Greets over and over.
     GreetingFlood,
@@ -33,11 +33,11 @@ pub enum Behaviour {
     GreetingLies,
     /// Leaves as soon as it has greeted, and comes back.
     LeavesAfterGreeting,
-    /// Leaves with half an answer said, and comes back.
+    /// Leaves with half an answer sent, and comes back.
     LeavesMidAnswer,
     /// Answers what was not asked yet under the ids libxl is going to use.
     GuessesIds,
-    /// Says every answer a hundred times.
+    /// Sends every answer a hundred times.
     AnswersTwice,
     /// Answers with one long string.
     LongString,
@@ -70,7 +70,7 @@ pub enum Behaviour {
     WideLine,
     /// Answers as QEMU does what it cannot parse: with an error without an id.
     IdlessError,
-    /// Rings without a pause, and hears nothing.
+    /// Rings without a pause, and reads nothing.
     BellStorm,
     /// Claims to have written more than the ring holds.
     RingProducer,

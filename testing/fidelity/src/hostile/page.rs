@@ -80,8 +80,8 @@ impl Page<'_> {
         self.put(CLI_NOTIFY, &[1]);
         self.put(SRV_NOTIFY, &[1]);
         let mut script = Script::new(Behaviour::Honest, 0);
-        for act in script.arrived() {
-            if let Act::Say(bytes) = act {
+        for act in script.handle_client() {
+            if let Act::Send(bytes) = act {
                 let count = u32::try_from(bytes.len()).unwrap_or_default();
                 self.put(RIGHT_RING, &bytes);
                 self.put(RIGHT_PROD, &count.to_ne_bytes());

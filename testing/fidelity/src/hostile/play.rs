@@ -63,8 +63,8 @@ enum End {
 }
 
 fn converse(channel: &mut Channel, mut script: Script, stop: &dyn Fn() -> bool) -> End {
-    let mut acts: VecDeque<Act> = script.arrived().into();
-    let mut heard = Vec::new();
+    let mut acts: VecDeque<Act> = script.handle_client().into();
+    let mut received = Vec::new();
     let mut quiet_until = Instant::now();
     while !stop() {
         let _ = channel.acknowledge_events();
@@ -73,25 +73,25 @@ fn converse(channel: &mut Channel, mut script: Script, stop: &dyn Fn() -> bool) 
         match channel.try_read(&mut buffer) {
             Ok(0) | Err(Error::Closed) => return End::Over,
             Ok(count) => {
-                heard.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                received.extend_from_slice(buffer.get(..count).unwrap_or_default());
                 moved = true;
             }
             Err(Error::WouldBlock) => {}
             Err(_) => return End::Left,
         }
-        while let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = heard.drain(..=end).collect();
-            acts.extend(script.heard(&line));
+        while let Some(end) = received.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = received.drain(..=end).collect();
+            acts.extend(script.handle_line(&line));
         }
         let now = Instant::now();
         if acts.is_empty() && now >= quiet_until {
-            acts.extend(script.more());
+            acts.extend(script.poll_act());
             if let Some(pause) = script.pace() {
                 quiet_until = now + pause;
             }
         }
         match acts.front_mut() {
-            Some(Act::Say(bytes)) => match channel.try_write(bytes) {
+            Some(Act::Send(bytes)) => match channel.try_write(bytes) {
                 Ok(count) => {
                     bytes.drain(..count);
                     moved = true;

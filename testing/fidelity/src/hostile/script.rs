@@ -12,14 +12,14 @@ const LIBXL_IDS: u32 = 0x786c_7100;
 /// How long the slow one waits between two bytes.
 const DRIP: Duration = Duration::from_millis(400);
 
-/// The most bytes in one [`Act::Say`].
+/// The most bytes in one [`Act::Send`].
 const CHUNK: usize = 16 << 10;
 
 /// The server's next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Says these bytes.
-    Say(Vec<u8>),
+    /// Sends these bytes.
+    Send(Vec<u8>),
     /// Waits.
     Pause(Duration),
     /// Closes the vchan and offers it anew.
@@ -90,43 +90,43 @@ impl Script {
     }
 
     /// A client is there.
-    pub fn arrived(&mut self) -> Vec<Act> {
-        let mut said = line(&greeting("Debian 1:7.2"));
+    pub fn handle_client(&mut self) -> Vec<Act> {
+        let mut sent = line(&greeting("Debian 1:7.2"));
         match self.behaviour {
             Behaviour::Silent => return Vec::new(),
-            Behaviour::GreetingFlood => self.flood = said.clone(),
+            Behaviour::GreetingFlood => self.flood = sent.clone(),
             Behaviour::GreetingLong => {
                 let whole = line(&greeting("@"));
                 let at = whole.iter().position(|byte| *byte == b'@').unwrap_or(0);
                 let (before, after) = whole.split_at(at);
-                said = before.to_vec();
+                sent = before.to_vec();
                 self.flood = vec![b'a'; CHUNK];
                 self.then = after.to_vec();
             }
             Behaviour::GreetingLies => {
-                said.clear();
+                sent.clear();
                 for number in ["-1", "1e99", "18446744073709551616", "\"7\"", "null", "[]"] {
                     let version = format!("{{\"micro\":{number},\"minor\":2,\"major\":{number}}}");
                     let text = format!("{{\"QMP\":{{\"version\":{{\"qemu\":{version}}}}}}}\r\n");
-                    said.extend(text.into_bytes());
+                    sent.extend(text.into_bytes());
                 }
-                said.extend(b"{\"QMP\": {}}\r\n{\"QMP\": 3}\r\n[]\r\n\"QMP\"\r\nQMP\r\n\r\n");
+                sent.extend(b"{\"QMP\": {}}\r\n{\"QMP\": 3}\r\n[]\r\n\"QMP\"\r\nQMP\r\n\r\n");
             }
             Behaviour::WideLine => {
                 let mut wide = wide();
                 wide.extend_from_slice(b"\r\n");
-                wide.append(&mut said);
-                said = wide;
+                wide.append(&mut sent);
+                sent = wide;
             }
-            Behaviour::LeavesAfterGreeting => return vec![Act::Say(said), Act::Leave],
-            Behaviour::GuessesIds => said.extend(guesses()),
+            Behaviour::LeavesAfterGreeting => return vec![Act::Send(sent), Act::Leave],
+            Behaviour::GuessesIds => sent.extend(guesses()),
             _ => {}
         }
-        vec![Act::Say(said)]
+        vec![Act::Send(sent)]
     }
 
     /// A line came; its end is not part of it.
-    pub fn heard(&mut self, bytes: &[u8]) -> Vec<Act> {
+    pub fn handle_line(&mut self, bytes: &[u8]) -> Vec<Act> {
         let from = bytes.iter().position(|byte| *byte == b'{').unwrap_or(0);
         let command: Value = match serde_json::from_slice(&bytes[from..]) {
             Ok(command) => command,
@@ -140,15 +140,15 @@ impl Script {
         if !self.negotiated {
             if name == "qmp_capabilities" {
                 self.negotiated = true;
-                let mut said = line(&json!({"return": {}, "id": id}));
+                let mut sent = line(&json!({"return": {}, "id": id}));
                 if self.behaviour == Behaviour::GuessesIds {
-                    said.extend(guesses());
+                    sent.extend(guesses());
                 }
-                return vec![Act::Say(said)];
+                return vec![Act::Send(sent)];
             }
             let desc = "Expecting capabilities negotiation with 'qmp_capabilities'";
             let error = json!({"class": "CommandNotFound", "desc": desc});
-            return vec![Act::Say(line(&json!({"error": error, "id": id})))];
+            return vec![Act::Send(line(&json!({"error": error, "id": id})))];
         }
         let answer = match honest(name) {
             Some(value) => json!({"return": value, "id": id}),
@@ -157,36 +157,36 @@ impl Script {
         self.strike(&line(&answer), &id)
     }
 
-    /// All was said and nothing is heard; `None` for nothing to say.
-    pub fn more(&mut self) -> Option<Act> {
+    /// All was sent and nothing came; `None` for nothing to send.
+    pub fn poll_act(&mut self) -> Option<Act> {
         if let Some(byte) = self.drip.pop() {
-            return Some(Act::Say(vec![byte]));
+            return Some(Act::Send(vec![byte]));
         }
         if self.left > 0 && !self.flood.is_empty() {
             let times = (CHUNK / self.flood.len()).max(1);
-            let said = self.flood.repeat(times);
-            self.left = self.left.saturating_sub(said.len());
-            return Some(Act::Say(said));
+            let sent = self.flood.repeat(times);
+            self.left = self.left.saturating_sub(sent.len());
+            return Some(Act::Send(sent));
         }
         self.flood.clear();
         let then = std::mem::take(&mut self.then);
-        (!then.is_empty()).then_some(Act::Say(then))
+        (!then.is_empty()).then_some(Act::Send(then))
     }
 
-    /// The pause between two [`more`](Self::more).
+    /// The pause between two [`poll_act`](Self::poll_act).
     #[must_use]
     pub fn pace(&self) -> Option<Duration> {
         (!self.drip.is_empty()).then_some(DRIP)
     }
 
     fn strike(&mut self, answer: &[u8], id: &Value) -> Vec<Act> {
-        let text = |text: String| vec![Act::Say(text.into_bytes())];
+        let text = |text: String| vec![Act::Send(text.into_bytes())];
         match self.behaviour {
             Behaviour::LeavesMidAnswer => {
                 let half = answer.get(..answer.len() / 2).unwrap_or_default();
-                vec![Act::Say(half.to_vec()), Act::Leave]
+                vec![Act::Send(half.to_vec()), Act::Leave]
             }
-            Behaviour::AnswersTwice => vec![Act::Say(answer.repeat(100))],
+            Behaviour::AnswersTwice => vec![Act::Send(answer.repeat(100))],
             Behaviour::LongString | Behaviour::EndlessString => {
                 self.flood = vec![b'a'; CHUNK];
                 if self.behaviour == Behaviour::LongString {
@@ -206,11 +206,11 @@ impl Script {
                 text(format!("{{\"return\": {open}0{close}, \"id\": {id}}}\r\n"))
             }
             Behaviour::ControlCharacters => {
-                let mut said = format!("{{\"id\": {id}, \"return\": \"").into_bytes();
-                said.extend(
+                let mut sent = format!("{{\"id\": {id}, \"return\": \"").into_bytes();
+                sent.extend(
                     b"\x1b]0;owned\x07\x1b[2J\\u0000\\u001b[31m\x00\xff\xfe\xc0\x80\x08\"}\r\n",
                 );
-                vec![Act::Say(said)]
+                vec![Act::Send(sent)]
             }
             Behaviour::EventFlood => {
                 let event = json!({
@@ -257,26 +257,26 @@ impl Script {
                 "9".repeat(5000)
             )),
             Behaviour::WideLine => {
-                let mut said = b"{\"return\": ".to_vec();
-                said.extend(wide());
-                said.extend(format!(", \"id\": {id}}}\r\n").into_bytes());
-                vec![Act::Say(said)]
+                let mut sent = b"{\"return\": ".to_vec();
+                sent.extend(wide());
+                sent.extend(format!(", \"id\": {id}}}\r\n").into_bytes());
+                vec![Act::Send(sent)]
             }
             Behaviour::IdlessError => text(
                 "{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n"
                     .to_owned(),
             ),
-            _ => vec![Act::Say(answer.to_vec())],
+            _ => vec![Act::Send(answer.to_vec())],
         }
     }
 }
 
 /// An array of many objects, a little shorter than libxl's buffer.
 fn wide() -> Vec<u8> {
-    let mut said = b"[".to_vec();
-    said.extend(b"{\"\":0},".repeat(((1 << 20) - 200) / 7));
-    said.extend(b"0]");
-    said
+    let mut sent = b"[".to_vec();
+    sent.extend(b"{\"\":0},".repeat(((1 << 20) - 200) / 7));
+    sent.extend(b"0]");
+    sent
 }
 
 /// Successful answers under ids that libxl has not used yet.
@@ -289,26 +289,26 @@ fn guesses() -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn said(acts: &[Act]) -> String {
+    fn sent(acts: &[Act]) -> String {
         let bytes = acts.iter().filter_map(|act| match act {
-            Act::Say(bytes) => Some(bytes.as_slice()),
+            Act::Send(bytes) => Some(bytes.as_slice()),
             _ => None,
         });
         String::from_utf8_lossy(&bytes.collect::<Vec<_>>().concat()).into_owned()
     }
 
     #[test]
-    fn every_behaviour_ends_what_it_has_to_say() {
+    fn every_behaviour_ends_what_it_sends() {
         for &(name, behaviour) in Behaviour::ALL {
             assert_eq!(Behaviour::named(name), Some(behaviour));
             let mut script = Script::new(behaviour, 100_000);
-            let mut acts = script.arrived();
+            let mut acts = script.handle_client();
             for command in ["query-version", "qmp_capabilities", "query-cpus-fast"] {
                 let command = json!({"execute": command, "id": 7});
-                acts.extend(script.heard(command.to_string().as_bytes()));
+                acts.extend(script.handle_line(command.to_string().as_bytes()));
                 for round in 0.. {
                     assert!(round < 10_000, "{name} does not end");
-                    match script.more() {
+                    match script.poll_act() {
                         Some(act) => acts.push(act),
                         None => break,
                     }
@@ -321,11 +321,11 @@ mod tests {
     #[test]
     fn the_honest_one_negotiates_first_and_then_answers() {
         let mut script = Script::new(Behaviour::Honest, 0);
-        assert!(said(&script.arrived()).starts_with("{\"QMP\""));
+        assert!(sent(&script.handle_client()).starts_with("{\"QMP\""));
         let ask = br#"{"execute": "query-status", "id": 1}"#;
-        assert!(said(&script.heard(ask)).contains("CommandNotFound"));
+        assert!(sent(&script.handle_line(ask)).contains("CommandNotFound"));
         let negotiate = b"\xff\n{\"execute\": \"qmp_capabilities\", \"id\": 2}";
-        assert!(said(&script.heard(negotiate)).contains("\"id\":2"));
-        assert!(said(&script.heard(ask)).contains("\"running\":true"));
+        assert!(sent(&script.handle_line(negotiate)).contains("\"id\":2"));
+        assert!(sent(&script.handle_line(ask)).contains("\"running\":true"));
     }
 }

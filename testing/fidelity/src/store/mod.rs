@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::World;
+use crate::Ends;
 
 pub(crate) mod script;
 
@@ -17,12 +17,12 @@ pub(crate) const TARGET: &str = include_str!("target.txt");
 /// Where the embedded daemon and the C one differ.
 pub(crate) const DIFFERENCES: &str = include_str!("differences.txt");
 
-/// Carries out a script in a world that has the ends it names.
-pub(crate) fn check(script: &Script, world: &World) -> Result<()> {
-    let dom0 = world.dom0().context("no end is domain 0")?;
-    let guest = world.guest();
+/// Carries out a script between the ends it names.
+pub(crate) fn check(script: &Script, ends: &Ends) -> Result<()> {
+    let dom0 = ends.dom0().context("no end is domain 0")?;
+    let guest = ends.guest();
     if guest.is_none() && script.needs_guest() {
         bail!("no end is a guest");
     }
-    script::play(script, world.kind, dom0, guest).map_err(anyhow::Error::msg)
+    script::play(script, ends.kind, dom0, guest).map_err(anyhow::Error::msg)
 }

@@ -61,8 +61,8 @@ impl Script {
 pub(crate) fn parse(text: &'static str) -> Vec<Script> {
     let mut scripts: Vec<Script> = Vec::new();
     let mut source = "";
-    let said = |line: &&str| !line.is_empty() && !line.starts_with('#');
-    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| said(line)) {
+    let counts = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| counts(line)) {
         if let Some(from) = line.strip_prefix("source: ") {
             source = from;
         } else if let Some(name) = line.strip_prefix("rule: ") {
@@ -120,7 +120,7 @@ pub(crate) fn play(
         let Some(conn) = conns.get_mut(name) else {
             continue;
         };
-        let told = |got: &str| format!("at line {at}, `{line}`, came `{got}`");
+        let differs = |got: &str| format!("at line {at}, `{line}`, came `{got}`");
         match what {
             ">" => conn.send(&rest, &ids)?,
             "<" => {
@@ -132,29 +132,29 @@ pub(crate) fn play(
                         .and_then(|r| r.trim().strip_suffix('|'));
                     let id = id
                         .and_then(|id| id.parse().ok())
-                        .ok_or_else(|| told(&got))?;
+                        .ok_or_else(|| differs(&got))?;
                     ids.insert(name.to_owned(), id);
                 } else if !matches(&got, &rest) {
-                    return Err(told(&got));
+                    return Err(differs(&got));
                 }
             }
             "?" => {
                 let got = conn.event()?;
                 if !matches(&got, &rest) {
-                    return Err(told(&got));
+                    return Err(differs(&got));
                 }
             }
             "!" => {
                 let got = conn.until_refused(&rest, &ids)?;
                 if let Err(got) = got {
-                    return Err(told(&got));
+                    return Err(differs(&got));
                 }
             }
             "~" => {
                 conn.sync()?;
                 let got = conn.arrived.pop_front().unwrap_or_default();
                 if !matches(&got, &rest) {
-                    return Err(told(&got));
+                    return Err(differs(&got));
                 }
             }
             _ => return Err(format!("not a line of a script: {line}")),
@@ -189,8 +189,9 @@ fn here(sign: &str, kind: Kind) -> Option<&str> {
 
 /// The minor number of this host's Xen 4, as Linux tells it; 0 where it does not.
 fn minor() -> u32 {
-    let told = std::fs::read_to_string("/sys/hypervisor/version/minor");
-    told.ok()
+    let version = std::fs::read_to_string("/sys/hypervisor/version/minor");
+    version
+        .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0)
 }
@@ -225,7 +226,7 @@ fn repeats(text: &str) -> String {
     }
 }
 
-/// How the daemon would have said what the kernel says.
+/// The daemon's word for the kernel's.
 fn error_name(errno: i32) -> Option<&'static str> {
     Some(match errno {
         libc::E2BIG => "E2BIG",

@@ -74,7 +74,7 @@ impl Qemu {
     }
 
     /// The output of a QEMU that was asked a question and ends.
-    fn says(&self, args: &[OsString]) -> String {
+    fn stdout(&self, args: &[OsString]) -> String {
         let output = self.command(args).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -235,7 +235,7 @@ const PUBLISHED: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_is_said_of_published_arguments_is_what_debians_qemu_does() {
+fn what_is_printed_of_published_arguments_is_what_debians_qemu_does() {
     let mut wrong = Vec::new();
     let mut seen = 0;
     for tree in trees() {
@@ -257,7 +257,7 @@ fn what_is_said_of_published_arguments_is_what_debians_qemu_does() {
             if worst != *expected {
                 wrong.push(format!("{line}: {said:?}, not {expected}"));
             }
-            let outcome = match argv.fit(&in_image) {
+            let outcome = match argv.rewrite(&in_image) {
                 // It is refused because QEMU would end.
                 Err(_) => qemu
                     .starts(&raw)
@@ -307,7 +307,7 @@ fn each_network_card_of_debians_qemu_starts_with_its_rom_and_without_any() {
         for rom in firmware::card_roms() {
             fs::remove_file(without.firmware.path().join(rom)).unwrap();
         }
-        let listed = with.says(&["-device".into(), "help".into()]);
+        let listed = with.stdout(&["-device".into(), "help".into()]);
         // Those that libxl's documentation and people name are among them.
         let mut all = cards(&listed);
         for model in ["e1000", "rtl8139", "virtio-net-pci", "ne2k_pci", "vmxnet3"] {
@@ -319,7 +319,7 @@ fn each_network_card_of_debians_qemu_starts_with_its_rom_and_without_any() {
             let words = ["-netdev", "hubport,id=n0,hubid=0", "-device", &device];
             let raw: Vec<Vec<u8>> = words.map(|word| word.as_bytes().to_vec()).to_vec();
             let starts = |qemu: &Qemu, there: &dyn Fn(&str) -> bool| {
-                let (fitted, _) = DmArgv::new(raw.clone()).unwrap().fit(there).unwrap();
+                let (fitted, _) = DmArgv::new(raw.clone()).unwrap().rewrite(there).unwrap();
                 let roms = missing_roms(&fitted, there);
                 let off = !roms.is_empty();
                 let mut args = fitted.into_os();

@@ -11,17 +11,17 @@
 )]
 
 mod clients;
+mod host;
 mod stream;
 mod vcat;
-mod world;
 
 use std::time::{Duration, Instant};
 
 use xen_sys::DomId;
 use xen_vchan::{ClientBuilder, PeerState};
 
+use crate::host::{PATH, TestHost};
 use crate::stream::{assert_closed, send, soon, stream_both_ways};
-use crate::world::{PATH, World};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,11 +38,11 @@ fn both_roles(bytes: u64, rings: usize) {
         &ring,
     ];
     let done = format!("ok sent={bytes} received={bytes}");
-    let world = World::new();
+    let host = TestHost::new();
 
     // C serves. The server's key is 1, the client's 2.
-    let mut c = world.c_peer("server", PATH, &options);
-    let (xen, store) = world.guest();
+    let mut c = host.c_peer("server", PATH, &options);
+    let (xen, store) = host.guest();
     let mut ours = ClientBuilder::new(DomId::DOM0, PATH)
         .wait_for_server(true)
         .timeout(Duration::from_secs(60))
@@ -54,15 +54,15 @@ fn both_roles(bytes: u64, rings: usize) {
     c.finish(&done);
 
     // We serve.
-    let mut ours = world.serve(rings);
-    let mut c = world.c_peer("client", &world.guest_path(), &options[..4]);
+    let mut ours = host.serve(rings);
+    let mut c = host.c_peer("client", &host.guest_path(), &options[..4]);
     assert_eq!(c.line(), "connected");
     ours.wait_connected(soon()).unwrap();
     stream_both_ways(&mut ours, bytes, 1, 2);
     drop(ours);
     c.finish(&done);
     drop((xen, store));
-    world.end();
+    host.end();
 }
 
 #[test]
@@ -79,9 +79,9 @@ fn a_mebibyte_through_the_rings_inside_the_page() {
 
 #[test]
 fn a_killed_c_server_is_noticed() {
-    let world = World::new();
-    let mut c = world.c_peer("server", PATH, &["--recv", "1000000"]);
-    let (xen, store) = world.guest();
+    let host = TestHost::new();
+    let mut c = host.c_peer("server", PATH, &["--recv", "1000000"]);
+    let (xen, store) = host.guest();
     let mut ours = ClientBuilder::new(DomId::DOM0, PATH)
         .wait_for_server(true)
         .timeout(Duration::from_secs(60))
@@ -93,20 +93,20 @@ fn a_killed_c_server_is_noticed() {
     c.kill();
     assert_closed(&mut ours);
     drop((ours, xen));
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 /// The live byte goes 1, 0, 1 before our server looks, and libxenvchan announces nothing else.
 #[test]
 fn a_c_client_replaced_unseen_is_two_sessions() {
-    let world = World::new();
-    let mut ours = world.serve_with(0, true);
-    let path = world.guest_path();
-    let mut first = world.c_peer("client", &path, &["--recv", "8"]);
+    let host = TestHost::new();
+    let mut ours = host.serve_with(0, true);
+    let path = host.guest_path();
+    let mut first = host.c_peer("client", &path, &["--recv", "8"]);
     assert_eq!(first.line(), "connected");
     ours.wait_connected(soon()).unwrap();
     first.kill();
-    let mut second = world.c_peer("client", &path, &["--recv", "65536"]);
+    let mut second = host.c_peer("client", &path, &["--recv", "65536"]);
     assert_eq!(second.line(), "connected");
 
     assert_eq!(ours.peer().unwrap(), PeerState::Gone);
@@ -117,5 +117,5 @@ fn a_c_client_replaced_unseen_is_two_sessions() {
     send(&mut ours, 1, 65536).unwrap();
     second.finish("ok sent=0 received=65536");
     drop(ours);
-    world.end();
+    host.end();
 }

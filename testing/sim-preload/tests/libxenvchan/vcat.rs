@@ -8,16 +8,16 @@ use xen_sys::DomId;
 use xen_vchan::{ServerBuilder, service_path};
 
 use crate::MIB;
+use crate::host::{Peer, TestHost};
 use crate::stream::{receive, send, stream};
-use crate::world::{Peer, World};
 
 /// A C program of the guest's, for domain 0.
-fn c_peer(world: &World, role: &str, path: &str, options: &[&str]) -> Peer {
-    world.c_peer_of((world.guest, DomId::DOM0), role, path, options)
+fn c_peer(host: &TestHost, role: &str, path: &str, options: &[&str]) -> Peer {
+    host.c_peer_of((host.guest, DomId::DOM0), role, path, options)
 }
 
 /// Both directions through a vcat and its pipes, at once; then both programs end well.
-fn pump(mut vcat: Peer, mut c: Peer, bytes: u64, send_key: u64, recv_key: u64) {
+fn check_transfer(mut vcat: Peer, mut c: Peer, bytes: u64, send_key: u64, recv_key: u64) {
     assert_eq!(c.line(), "connected");
     let stdin = vcat.child.stdin.take().unwrap();
     thread::scope(|scope| {
@@ -31,20 +31,20 @@ fn pump(mut vcat: Peer, mut c: Peer, bytes: u64, send_key: u64, recv_key: u64) {
 }
 
 fn both_roles(bytes: u64, ring: usize) {
-    let world = World::new();
-    let (guest, total, ring) = (world.guest.to_string(), bytes.to_string(), ring.to_string());
+    let host = TestHost::new();
+    let (guest, total, ring) = (host.guest.to_string(), bytes.to_string(), ring.to_string());
     let both = ["--send", &total, "--recv", &total];
 
-    let vcat = world.vcat(&["listen", &guest, "hello", "--rings", &ring, &ring]);
-    let path = service_path(DomId::DOM0, world.guest, "hello").unwrap();
-    pump(vcat, c_peer(&world, "client", &path, &both), bytes, 1, 2);
+    let vcat = host.vcat(&["listen", &guest, "hello", "--rings", &ring, &ring]);
+    let path = service_path(DomId::DOM0, host.guest, "hello").unwrap();
+    check_transfer(vcat, c_peer(&host, "client", &path, &both), bytes, 1, 2);
 
-    let path = service_path(world.guest, DomId::DOM0, "hello").unwrap();
+    let path = service_path(host.guest, DomId::DOM0, "hello").unwrap();
     let rings = ["--read-min", &ring, "--write-min", &ring];
-    let c = c_peer(&world, "server", &path, &[both, rings].concat());
-    let vcat = world.vcat(&["connect", &guest, "hello", "--wait", "60"]);
-    pump(vcat, c, bytes, 2, 1);
-    world.end();
+    let c = c_peer(&host, "server", &path, &[both, rings].concat());
+    let vcat = host.vcat(&["connect", &guest, "hello", "--wait", "60"]);
+    check_transfer(vcat, c, bytes, 2, 1);
+    host.end();
 }
 
 #[test]
@@ -59,13 +59,13 @@ fn vcat_and_c_with_the_rings_inside_the_page() {
 
 #[test]
 fn vcat_serves_c_clients_in_turn_each_with_its_own_command() {
-    let world = World::new();
-    let (bytes, guest) = (3 * MIB, world.guest.to_string());
-    let file = world.dir.path().join("file");
+    let host = TestHost::new();
+    let (bytes, guest) = (3 * MIB, host.guest.to_string());
+    let file = host.dir.path().join("file");
     std::fs::write(&file, stream(1, bytes)).unwrap();
     let file = file.to_str().unwrap();
-    let vcat = world.vcat(&["listen", &guest, "file", "--keep", "--exec", "cat", file]);
-    let path = service_path(DomId::DOM0, world.guest, "file").unwrap();
+    let vcat = host.vcat(&["listen", &guest, "file", "--keep", "--exec", "cat", file]);
+    let path = service_path(DomId::DOM0, host.guest, "file").unwrap();
     for round in 0..5 {
         // One is killed as soon as it has connected; the others end first, or wait for the end.
         let want = [bytes / 3, bytes, bytes * 2][round % 3];
@@ -74,7 +74,7 @@ fn vcat_serves_c_clients_in_turn_each_with_its_own_command() {
             ends = format!("FAILED sent=0 received={bytes}: libxenvchan_read: the peer is gone");
         }
         loop {
-            let mut c = c_peer(&world, "client", &path, &["--recv", &want.to_string()]);
+            let mut c = c_peer(&host, "client", &path, &["--recv", &want.to_string()]);
             assert_eq!(c.line(), "connected");
             if round == 1 {
                 c.kill();
@@ -92,24 +92,24 @@ fn vcat_serves_c_clients_in_turn_each_with_its_own_command() {
     }
     vcat.kill();
     // A killed server leaves its nodes; the next one there takes them over.
-    let xen = world.host.xen(DomId::DOM0).unwrap();
+    let xen = host.sim.xen(DomId::DOM0).unwrap();
     let store = xen_store::Store::open(&xen).unwrap();
     drop(
-        ServerBuilder::new(world.guest, path)
+        ServerBuilder::new(host.guest, path)
             .publish(&xen, &store)
             .unwrap(),
     );
     drop((xen, store));
-    world.end();
+    host.end();
 }
 
 #[test]
 fn a_c_client_notices_that_our_process_was_killed() {
-    let world = World::new();
-    let guest = world.guest.to_string();
-    let vcat = world.vcat(&["listen", &guest, "brief"]);
-    let path = service_path(DomId::DOM0, world.guest, "brief").unwrap();
-    let mut c = c_peer(&world, "client", &path, &["--recv", "8"]);
+    let host = TestHost::new();
+    let guest = host.guest.to_string();
+    let vcat = host.vcat(&["listen", &guest, "brief"]);
+    let path = service_path(DomId::DOM0, host.guest, "brief").unwrap();
+    let mut c = c_peer(&host, "client", &path, &["--recv", "8"]);
     assert_eq!(c.line(), "connected");
     vcat.kill();
     assert_eq!(
@@ -118,18 +118,18 @@ fn a_c_client_notices_that_our_process_was_killed() {
     );
     assert!(!c.child.wait().unwrap().success());
     drop(c);
-    world.host.assert_clean();
+    host.sim.assert_clean();
 }
 
 #[test]
-fn a_command_of_vcat_talks_to_a_c_server() {
-    let world = World::new();
-    let path = service_path(world.guest, DomId::DOM0, "swap").unwrap();
+fn a_command_of_vcat_exchanges_bytes_with_a_c_server() {
+    let host = TestHost::new();
+    let path = service_path(host.guest, DomId::DOM0, "swap").unwrap();
     let total = (2 * MIB).to_string();
-    let c = c_peer(&world, "server", &path, &["--send", &total]);
-    let (guest, copy) = (world.guest.to_string(), world.dir.path().join("copy"));
+    let c = c_peer(&host, "server", &path, &["--send", &total]);
+    let (guest, copy) = (host.guest.to_string(), host.dir.path().join("copy"));
     let script = format!("exec cat > '{}'", copy.display());
-    let mut vcat = world.vcat(&[
+    let mut vcat = host.vcat(&[
         "connect", &guest, "swap", "--wait", "60", "--exec", "sh", "-c", &script,
     ]);
     let mut c = c;
@@ -140,5 +140,5 @@ fn a_command_of_vcat_talks_to_a_c_server() {
     assert_eq!(said, "", "stdout is the command's");
     assert!(vcat.child.wait().unwrap().success());
     assert!(std::fs::read(copy).unwrap() == stream(1, 2 * MIB));
-    world.end();
+    host.end();
 }

@@ -7,8 +7,8 @@ use xen_store::{Permissions, Store};
 use xen_sys::DomId;
 
 use crate::asynchronous::{connect, runtime};
+use crate::daemon::{Daemon, Kind};
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 const NODES: usize = 500;
 

@@ -18,9 +18,9 @@ use xen_store_script::{
 };
 use xen_sys::DomId;
 
+use crate::daemon::{self, Daemon, Kind};
 use crate::rounds::{LIMIT, number};
 use crate::with_each_daemon;
-use crate::world::{self, Daemon, Kind};
 
 /// No answer in time, and no daemon any more.
 const LOST: [&str; 2] = ["E110", "E32"];
@@ -69,8 +69,8 @@ fn answers(kind: Kind, client: Client, seed: u64, script: &[Line]) -> Vec<String
             });
             let mut sockets = vec![daemon.socket(); FIRST_GUEST];
             sockets.extend(listeners.iter().map(|(_, path)| path.clone()));
-            let root = world::c_root();
-            let libraries = world::libraries(&root);
+            let root = daemon::c_root();
+            let libraries = daemon::libraries(&root);
             let program = root.join("c/c-store-script");
             let mut c = Libxenstore::start(&program, Some(&libraries), &sockets);
             for (guest, (listener, _)) in GUESTS.iter().zip(&listeners) {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::daemon::{Daemon, Kind};
 use crate::rounds::{Calls, rounds};
-use crate::world::{Daemon, Kind};
 use crate::{with_each_daemon, with_each_process};
 
 fn wait_for_ends_at_its_deadline(kind: Kind) {

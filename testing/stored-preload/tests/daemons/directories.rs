@@ -3,9 +3,9 @@
 use xen_store::{Error, Result};
 
 use crate::asynchronous::{connect, runtime};
+use crate::daemon::{Daemon, Kind};
 use crate::rounds::rounds;
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 /// Together the names have 66,000 bytes, the NUL after each included.
 const CHILDREN: usize = 1320;

@@ -3,12 +3,12 @@
 use xen_store::Permissions;
 use xen_sys::DomId;
 
+use crate::daemon::{Daemon, Kind};
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 const GUEST: u16 = 7;
 
-fn a_domain_talks_through_its_ring_with_its_own_rights(kind: Kind) {
+fn a_domain_sends_through_its_ring_with_its_own_permissions(kind: Kind) {
     let daemon = Daemon::start(kind);
     let (store, guest) = (daemon.store(), daemon.domain(GUEST));
     let home = format!("/local/domain/{GUEST}");
@@ -37,7 +37,7 @@ fn a_domain_talks_through_its_ring_with_its_own_rights(kind: Kind) {
     }
 }
 
-fn a_domain_that_ended_is_told_and_loses_its_ring(kind: Kind) {
+fn a_domain_that_ended_is_announced_and_loses_its_ring(kind: Kind) {
     let daemon = Daemon::start(kind);
     let (store, guest) = (daemon.store(), daemon.domain(GUEST));
     let watch = store.watch("@releaseDomain").unwrap();
@@ -51,6 +51,6 @@ fn a_domain_that_ended_is_told_and_loses_its_ring(kind: Kind) {
 }
 
 with_each_daemon!(
-    a_domain_talks_through_its_ring_with_its_own_rights,
-    a_domain_that_ended_is_told_and_loses_its_ring,
+    a_domain_sends_through_its_ring_with_its_own_permissions,
+    a_domain_that_ended_is_announced_and_loses_its_ring,
 );

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::asynchronous::{connect, runtime};
+use crate::daemon::{Daemon, Kind};
 use crate::rounds::{Calls, LIMIT, rounds};
-use crate::world::{Daemon, Kind};
 use crate::{with_each_daemon, with_each_process};
 
 const REQUESTS: usize = 100;
@@ -18,7 +18,7 @@ const REQUESTS: usize = 100;
 const DROPPED: usize = 1025;
 
 /// Each of a hundred threads reads until it is told that the daemon is gone.
-fn the_end_is_told_to_every_thread(kind: Kind) {
+fn the_end_reaches_every_thread(kind: Kind) {
     rounds(format_args!("{kind:?}, the end, threads"), || {
         let mut daemon = Daemon::start(kind);
         let store = daemon.store();
@@ -36,7 +36,7 @@ fn the_end_is_told_to_every_thread(kind: Kind) {
     });
 }
 
-fn the_end_is_told_to_every_task(kind: Kind) {
+fn the_end_reaches_every_task(kind: Kind) {
     for workers in [0, 2] {
         rounds(
             format_args!("{kind:?}, the end, tasks, {workers} workers"),
@@ -72,7 +72,7 @@ fn the_end_is_told_to_every_task(kind: Kind) {
 }
 
 /// A hundred requests that a daemon owes an answer when it is killed.
-fn the_end_is_told_to_every_request_that_is_owed(kind: Kind) {
+fn the_end_fails_every_request_that_is_owed(kind: Kind) {
     rounds(format_args!("{kind:?}, the end, owed requests"), || {
         let mut daemon = Daemon::start(kind);
         let store = daemon.store();
@@ -146,9 +146,9 @@ fn calls_without_time_leave_the_connection_alive(kind: Kind) {
 }
 
 with_each_daemon!(
-    the_end_is_told_to_every_thread,
-    the_end_is_told_to_every_task,
+    the_end_reaches_every_thread,
+    the_end_reaches_every_task,
     dropped_futures_leave_the_connection_alive,
     calls_without_time_leave_the_connection_alive,
 );
-with_each_process!(the_end_is_told_to_every_request_that_is_owed);
+with_each_process!(the_end_fails_every_request_that_is_owed);

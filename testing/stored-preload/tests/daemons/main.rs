@@ -14,6 +14,7 @@
 mod asynchronous;
 mod batches;
 mod conformance;
+mod daemon;
 mod deadlines;
 mod directories;
 mod domains;
@@ -24,21 +25,20 @@ mod ring;
 mod rounds;
 mod transactions;
 mod wakes;
-mod world;
 
 /// Makes a test of each function and each daemon.
 macro_rules! with_each_daemon {
     ($($name:ident),* $(,)?) => {
-        mod xenstored { $(#[test] fn $name() { super::$name(crate::world::Kind::C); })* }
-        mod oxenstored { $(#[test] fn $name() { super::$name(crate::world::Kind::OCaml); })* }
-        mod embedded { $(#[test] fn $name() { super::$name(crate::world::Kind::Embedded); })* }
+        mod xenstored { $(#[test] fn $name() { super::$name(crate::daemon::Kind::C); })* }
+        mod oxenstored { $(#[test] fn $name() { super::$name(crate::daemon::Kind::OCaml); })* }
+        mod embedded { $(#[test] fn $name() { super::$name(crate::daemon::Kind::Embedded); })* }
     };
 }
 /// As [`with_each_daemon`], for what asks a daemon to stand still, which a thread of ours does not.
 macro_rules! with_each_process {
     ($($name:ident),* $(,)?) => {
-        mod xenstored_stopped { $(#[test] fn $name() { super::$name(crate::world::Kind::C); })* }
-        mod oxenstored_stopped { $(#[test] fn $name() { super::$name(crate::world::Kind::OCaml); })* }
+        mod xenstored_stopped { $(#[test] fn $name() { super::$name(crate::daemon::Kind::C); })* }
+        mod oxenstored_stopped { $(#[test] fn $name() { super::$name(crate::daemon::Kind::OCaml); })* }
     };
 }
 use {with_each_daemon, with_each_process};

@@ -7,8 +7,8 @@ use xen_store::wire::MsgType;
 use xen_sys::DomId;
 
 use crate::asynchronous::{connect, runtime};
+use crate::daemon::{Daemon, Kind};
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 fn a_request_that_the_daemon_lacks_is_named(kind: Kind) {
     let daemon = Daemon::start(kind);

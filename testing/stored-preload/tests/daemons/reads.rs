@@ -5,9 +5,9 @@ use tokio::time::timeout;
 use xen_store::tokio::Store as AsyncStore;
 
 use crate::asynchronous::{connect, runtime};
+use crate::daemon::{Daemon, Kind};
 use crate::rounds::{LIMIT, reads, rounds};
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 const TASKS: usize = 64;
 

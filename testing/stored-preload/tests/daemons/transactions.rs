@@ -2,9 +2,9 @@
 
 use xen_store::{Error, Transaction};
 
+use crate::daemon::{Daemon, Kind};
 use crate::rounds::{Calls, rounds};
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 const CLIENTS: usize = 32;
 const EACH: usize = 20;

@@ -8,9 +8,9 @@ use std::thread;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_store::{Result, Store};
 
+use crate::daemon::{Daemon, Kind};
 use crate::rounds::{Calls, rounds};
 use crate::with_each_daemon;
-use crate::world::{Daemon, Kind};
 
 const CALLS: usize = 200;
 

@@ -142,7 +142,7 @@ fn introducing_again_resets_the_domains_connections() {
 }
 
 #[test]
-fn resume_lets_a_shutdown_be_told_again() {
+fn resume_lets_a_shutdown_be_announced_again() {
     let server = start();
     let (dom0, _) = clients(&server);
     let told = dom0.watch("@releaseDomain").unwrap();
@@ -159,7 +159,7 @@ fn resume_lets_a_shutdown_be_told_again() {
 }
 
 #[test]
-fn control_knows_some_commands() {
+fn control_has_some_commands() {
     let server = start();
     let (dom0, _) = clients(&server);
     assert_eq!(dom0.control("print", &["hello"]).unwrap(), "OK");

@@ -26,7 +26,7 @@ fn the_first_entry_owns_and_is_the_default_of_all_others() {
 
 /// The right to write above is enough to be told, although SET_PERMS needs to own.
 #[test]
-fn set_perms_on_a_missing_node_below_a_writable_one_says_so() {
+fn set_perms_on_a_missing_node_below_a_writable_one_fails_with_enoent() {
     let server = start();
     let (dom0, dom5) = clients(&server);
     dom0.write("/shared", "").unwrap();
@@ -43,7 +43,7 @@ fn set_perms_on_a_missing_node_below_a_writable_one_says_so() {
 
 /// Whether a node exists is told only to those who may see the nearest node above it.
 #[test]
-fn absence_is_told_only_to_who_may_look() {
+fn absence_is_reported_only_to_who_may_look() {
     let server = start();
     let (dom0, dom5) = clients(&server);
     dom0.write("/secret/there", "").unwrap();

@@ -34,7 +34,7 @@ fn the_first_event_comes_at_once_and_by_the_given_name() {
 }
 
 #[test]
-fn changes_at_and_below_are_told_and_before_the_reply() {
+fn changes_at_and_below_fire_and_before_the_reply() {
     let server = start();
     let (dom0, _) = clients(&server);
     let mut raw = watching(&server, 0, "/w");
@@ -55,7 +55,7 @@ fn changes_at_and_below_are_told_and_before_the_reply() {
 
 /// "if the event was the recursive removal of an parent of <wpath>, <epath> is just <wpath>"
 #[test]
-fn removal_is_told_above_by_the_root_and_below_by_the_watched_path() {
+fn removal_fires_above_by_the_root_and_below_by_the_watched_path() {
     let server = start();
     let (dom0, _) = clients(&server);
     for path in ["/w/a/b/c", "/w/a/b/d"] {
@@ -77,7 +77,7 @@ fn removal_is_told_above_by_the_root_and_below_by_the_watched_path() {
 /// "Iff <wpath> for the watch was specified as a relative pathname, the <epath> path will also
 /// be relative"
 #[test]
-fn relative_watches_tell_relative_paths() {
+fn relative_watches_get_relative_paths() {
     let server = start();
     let (dom0, dom5) = clients(&server);
     let mut raw = watching(&server, 5, "data");
@@ -96,7 +96,7 @@ fn relative_watches_tell_relative_paths() {
 
 /// "Changes made in transactions cause an event only if and when committed."
 #[test]
-fn a_transaction_tells_at_its_commit_and_once_per_node() {
+fn a_transaction_fires_at_its_commit_and_once_per_node() {
     let server = start();
     let (dom0, _) = clients(&server);
     dom0.write("/w/old/x", "").unwrap();
@@ -119,7 +119,7 @@ fn a_transaction_tells_at_its_commit_and_once_per_node() {
 }
 
 #[test]
-fn only_who_may_read_the_node_or_its_parent_is_told() {
+fn only_who_may_read_the_node_or_its_parent_gets_an_event() {
     let server = start();
     let (dom0, _) = clients(&server);
     dom0.write("/w/shut/deep", "").unwrap();
@@ -180,7 +180,7 @@ fn tokens_are_any_bytes() {
 }
 
 #[test]
-fn domains_coming_and_going_are_told_to_domain_0() {
+fn domains_coming_and_going_are_announced_to_domain_0() {
     let server = start();
     let mut raw = watching(&server, 0, "@introduceDomain");
     add(&mut raw, "@releaseDomain", "gone");
@@ -269,7 +269,7 @@ fn depth_is_a_later_extension() {
 }
 
 #[test]
-fn a_watch_of_our_client_hears_of_changes_by_others() {
+fn a_watch_of_our_client_fires_for_changes_by_others() {
     let server = start();
     let (dom0, dom5) = clients(&server);
     let watch = dom0.watch("/local/domain/5/data").unwrap();

@@ -14,7 +14,7 @@ impl AllPorts for HashMap<DomId, Ports> {
     }
 }
 
-fn world() -> HashMap<DomId, Ports> {
+fn domains() -> HashMap<DomId, Ports> {
     [A, B, C].into_iter().map(|d| (d, Ports::new())).collect()
 }
 
@@ -43,7 +43,7 @@ fn take(fd: &OwnedFd) -> u64 {
 
 #[test]
 fn the_binder_starts_pending_and_the_other_end_does_not() {
-    let mut w = world();
+    let mut w = domains();
     let (p, [wait_a, ring_a]) = unbound(&mut w, A, B);
     let (_, [wait_b, ring_b]) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
     assert_eq!((take(&wait_a), take(&wait_b)), (0, 1));
@@ -60,7 +60,7 @@ fn the_binder_starts_pending_and_the_other_end_does_not() {
 
 #[test]
 fn binding_is_for_the_named_domain_and_once() {
-    let mut w = world();
+    let mut w = domains();
     let (p, _fds) = unbound(&mut w, A, B);
     let bind = |w: &mut HashMap<_, _>, l, r, p| w.bind_interdomain(2, 100, (l, r), p).map(|b| b.0);
     assert_eq!(bind(&mut w, C, A, p), Err(Errno::INVAL), "it is open for B");
@@ -80,7 +80,7 @@ fn binding_is_for_the_named_domain_and_once() {
 
 #[test]
 fn a_closed_end_leaves_the_other_open_for_the_same_domain() {
-    let mut w = world();
+    let mut w = domains();
     let (p, [wait_a, _]) = unbound(&mut w, A, B);
     let (q, _) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
     w.unbind(B, 2, q).unwrap();
@@ -98,7 +98,7 @@ fn a_closed_end_leaves_the_other_open_for_the_same_domain() {
 
 #[test]
 fn only_the_holder_unbinds() {
-    let mut w = world();
+    let mut w = domains();
     let (p, _fds) = unbound(&mut w, A, B);
     assert_eq!(w.unbind(A, 99, p), Err(Errno::NOTCONN));
     assert_eq!(w.unbind(B, 1, p), Err(Errno::NOTCONN));
@@ -108,7 +108,7 @@ fn only_the_holder_unbinds() {
 
 #[test]
 fn a_notification_keeps_its_port_until_it_is_performed() {
-    let mut w = world();
+    let mut w = domains();
     let (p, _fds) = unbound(&mut w, A, B);
     let (q, [wait_b, _]) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
     take(&wait_b);
@@ -124,7 +124,7 @@ fn a_notification_keeps_its_port_until_it_is_performed() {
 
 #[test]
 fn the_lowest_free_number_is_next_up_to_the_limit() {
-    let mut w = world();
+    let mut w = domains();
     let ports: Vec<Port> = (0..3).map(|_| unbound(&mut w, A, B).0).collect();
     w.unbind(A, 1, ports[1]).unwrap();
     assert_eq!(unbound(&mut w, A, B).0, ports[1]);

@@ -14,17 +14,17 @@ fn json(text: &str) -> Json {
     Json::read(text.as_bytes(), &limits).unwrap()
 }
 
-fn member(key: &str, shape: Schema, optional: bool) -> Member {
+fn member(key: &str, schema: Schema, optional: bool) -> Member {
     Member {
         key: key.into(),
-        shape,
+        schema,
         optional,
     }
 }
 
 /// Returns the rebuilt value, or the refusal.
-fn made(shape: &Schema, text: &str, way: Direction) -> String {
-    match shape.rebuild(&json(text), way) {
+fn made(schema: &Schema, text: &str, direction: Direction) -> String {
+    match schema.rebuild(&json(text), direction) {
         Ok(value) => value.to_string(),
         Err(misfit) => misfit.to_string(),
     }
@@ -33,32 +33,32 @@ fn made(shape: &Schema, text: &str, way: Direction) -> String {
 #[test]
 fn an_unknown_member_is_refused_on_the_way_in_and_left_out_on_the_way_back() {
     let inner = Schema::Map(vec![member("n", Schema::Int(0, 9), false)]);
-    let shape = Schema::Map(vec![
+    let schema = Schema::Map(vec![
         member("list", Schema::List(Box::new(inner), 2), false),
         member("may", Schema::Bool, true),
     ]);
     let text = r#"{"x":1,"list":[{"n":1,"y":[]},{"n":2}]}"#;
     assert_eq!(
-        made(&shape, text, Direction::FromQemu),
+        made(&schema, text, Direction::FromQemu),
         r#"{"list":[{"n":1},{"n":2}]}"#
     );
-    assert_eq!(made(&shape, text, OLD), "x is not expected");
+    assert_eq!(made(&schema, text, OLD), "x is not expected");
     let inner = r#"{"list":[{"n":1},{"n":1,"y":1}]}"#;
-    assert_eq!(made(&shape, inner, OLD), "list[1]: y is not expected");
+    assert_eq!(made(&schema, inner, OLD), "list[1]: y is not expected");
     let bad = r#"{"list":[{"n":1},{"n":10}]}"#;
     assert_eq!(
-        made(&shape, bad, Direction::FromQemu),
+        made(&schema, bad, Direction::FromQemu),
         "list[1].n: 10 is not within 0..9"
     );
     assert_eq!(
-        made(&shape, r#"{"list":[1,2,3]}"#, Direction::FromQemu),
+        made(&schema, r#"{"list":[1,2,3]}"#, Direction::FromQemu),
         "list: 3 items, more than 2"
     );
     assert_eq!(
-        made(&shape, r#"{"may":true}"#, Direction::FromQemu),
+        made(&schema, r#"{"may":true}"#, Direction::FromQemu),
         "list is missing"
     );
-    assert!(made(&shape, r#"{"list":[],"may":1}"#, OLD).starts_with("may: an integer where"));
+    assert!(made(&schema, r#"{"list":[],"may":1}"#, OLD).starts_with("may: an integer where"));
 }
 
 #[test]
@@ -76,14 +76,14 @@ fn nothing_keeps_nothing() {
 
 #[test]
 fn numbers_become_integers_for_those_who_want_them() {
-    let shape = Schema::Number(0, 255, Version(9, 2, 0));
-    assert_eq!(made(&shape, "\"4\"", OLD), "\"4\"");
-    assert_eq!(made(&shape, "\"4\"", NEW), "4");
-    assert_eq!(made(&shape, "4", OLD), "4");
+    let schema = Schema::Number(0, 255, Version(9, 2, 0));
+    assert_eq!(made(&schema, "\"4\"", OLD), "\"4\"");
+    assert_eq!(made(&schema, "\"4\"", NEW), "4");
+    assert_eq!(made(&schema, "4", OLD), "4");
     for bad in [
         "\"04\"", "\"+4\"", "\"-1\"", "256", "\"4 \"", "4.0", "\"\"", "null",
     ] {
-        assert!(shape.rebuild(&json(bad), NEW).is_err(), "{bad}");
+        assert!(schema.rebuild(&json(bad), NEW).is_err(), "{bad}");
     }
 }
 
@@ -107,9 +107,9 @@ fn text_from_qemu_cannot_act_on_a_terminal() {
 
 #[test]
 fn names() {
-    let shape = Schema::Token(24, vec!["-x86_64-cpu".into()]);
+    let schema = Schema::Token(24, vec!["-x86_64-cpu".into()]);
     assert_eq!(
-        made(&shape, "\"qemu64-x86_64-cpu\"", OLD),
+        made(&schema, "\"qemu64-x86_64-cpu\"", OLD),
         "\"qemu64-x86_64-cpu\""
     );
     for bad in [
@@ -119,7 +119,7 @@ fn names() {
         "\"é-x86_64-cpu\"",
         "\"aaaaaaaaaaaaaaaa-x86_64-cpu\"",
     ] {
-        assert!(shape.rebuild(&json(bad), OLD).is_err(), "{bad}");
+        assert!(schema.rebuild(&json(bad), OLD).is_err(), "{bad}");
     }
     let one = Schema::OneOf(vec!["a".into()]);
     assert!(made(&one, "\"b\"", OLD).contains("not one of"));

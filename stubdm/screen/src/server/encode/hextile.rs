@@ -39,7 +39,7 @@ pub(super) fn put(
     out: &mut Vec<u8>,
 ) {
     let bytes = converter.bytes();
-    let (background, others) = survey(pixels);
+    let (background, others) = most_frequent(pixels);
     let named = colours.background != Some(background);
     let mut kind = if named { BACKGROUND } else { 0 };
     let mut length = usize::from(named) * bytes;
@@ -100,7 +100,7 @@ enum Others {
 }
 
 /// Chooses the background: the most frequent of the first colours.
-fn survey(pixels: &[u32]) -> (u32, Others) {
+fn most_frequent(pixels: &[u32]) -> (u32, Others) {
     let mut counts = [(0u32, 0u16); COUNTED];
     let mut used = 0;
     for pixel in pixels {

@@ -32,19 +32,19 @@ impl Zrle {
         let colours = palette.colours();
         plain.push(form.number(colours.len()));
         match form {
-            Form::Raw => pixels
+            TileEncoding::Raw => pixels
                 .iter()
                 .for_each(|pixel| converter.put_compact(*pixel, plain)),
-            Form::Solid | Form::Packed | Form::PaletteRuns => {
+            TileEncoding::Solid | TileEncoding::Packed | TileEncoding::PaletteRuns => {
                 colours
                     .iter()
                     .for_each(|colour| converter.put_compact(*colour, plain));
             }
-            Form::Runs => {}
+            TileEncoding::Runs => {}
         }
         match form {
-            Form::Raw | Form::Solid => {}
-            Form::Packed => {
+            TileEncoding::Raw | TileEncoding::Solid => {}
+            TileEncoding::Packed => {
                 let bits = packed_bits(colours.len());
                 for row in pixels.chunks_exact(width.into()) {
                     for byte in row.chunks(8 / bits) {
@@ -54,11 +54,11 @@ impl Zrle {
                     }
                 }
             }
-            Form::Runs => runs(pixels).for_each(|(pixel, length)| {
+            TileEncoding::Runs => runs(pixels).for_each(|(pixel, length)| {
                 converter.put_compact(pixel, plain);
                 put_length(length, plain);
             }),
-            Form::PaletteRuns => runs(pixels).for_each(|(pixel, length)| {
+            TileEncoding::PaletteRuns => runs(pixels).for_each(|(pixel, length)| {
                 let index = palette.index(pixel);
                 if length == 1 {
                     plain.push(index);
@@ -98,7 +98,7 @@ impl Zrle {
     }
 
     /// Chooses the shortest form of a tile. It leaves the tile's palette, if the form has one.
-    fn choose(&mut self, pixels: &[u32], width: u16, bytes: usize) -> Form {
+    fn choose(&mut self, pixels: &[u32], width: u16, bytes: usize) -> TileEncoding {
         self.palette.clear();
         let (mut small, mut plain_runs, mut palette_runs) = (true, 0, 0);
         for (pixel, length) in runs(pixels) {
@@ -108,20 +108,20 @@ impl Zrle {
             palette_runs += if length == 1 { 1 } else { 1 + tail };
         }
         let colours = self.palette.colours().len();
-        let raw = (pixels.len() * bytes, Form::Raw);
-        let runs = (plain_runs, Form::Runs);
+        let raw = (pixels.len() * bytes, TileEncoding::Raw);
+        let runs = (plain_runs, TileEncoding::Runs);
         let mut best = if runs.0 < raw.0 { runs } else { raw };
         if small && colours == 1 {
-            return Form::Solid;
+            return TileEncoding::Solid;
         }
         if small && colours * bytes + palette_runs < best.0 {
-            best = (colours * bytes + palette_runs, Form::PaletteRuns);
+            best = (colours * bytes + palette_runs, TileEncoding::PaletteRuns);
         }
         if small && colours <= PACKED {
             let width = usize::from(width).max(1);
             let row = (width * packed_bits(colours)).div_ceil(8);
             if colours * bytes + row * (pixels.len() / width) <= best.0 {
-                best.1 = Form::Packed;
+                best.1 = TileEncoding::Packed;
             }
         }
         best.1
@@ -129,7 +129,7 @@ impl Zrle {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Form {
+enum TileEncoding {
     Raw,
     Solid,
     Packed,
@@ -137,7 +137,7 @@ enum Form {
     PaletteRuns,
 }
 
-impl Form {
+impl TileEncoding {
     /// The first byte of a tile with a palette of this length.
     fn number(self, colours: usize) -> u8 {
         let colours = u8::try_from(colours).unwrap_or_default();

@@ -13,7 +13,7 @@ fn nothing(_: &str) -> bool {
 }
 
 fn fitted(args: &[&str]) -> Vec<String> {
-    let (argv, _) = argv(args).fit(&nothing).unwrap();
+    let (argv, _) = argv(args).rewrite(&nothing).unwrap();
     let text = |arg: &Vec<u8>| String::from_utf8_lossy(arg).into_owned();
     argv.args().iter().map(text).collect()
 }
@@ -23,7 +23,7 @@ fn verdict(args: &[&str]) -> Verdict {
 }
 
 fn refusal(args: &[&str]) -> Finding {
-    argv(args).fit(&nothing).unwrap_err()
+    argv(args).rewrite(&nothing).unwrap_err()
 }
 
 /// A whole line as libxl 4.17 writes it for a guest with two disks, a CD and a card.

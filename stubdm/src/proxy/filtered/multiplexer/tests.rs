@@ -35,8 +35,8 @@ impl Bench {
 
     /// The vchan comes up with a new monitor session behind it.
     fn connect(&mut self) {
-        let Link::Connect(at) = self.multiplexer.poll_link() else {
-            panic!("{:?}", self.multiplexer.poll_link())
+        let VchanAction::Connect(at) = self.multiplexer.poll_connection() else {
+            panic!("{:?}", self.multiplexer.poll_connection())
         };
         self.now = self.now.max(at);
         self.multiplexer.handle_vchan_up(self.now);
@@ -50,31 +50,31 @@ impl Bench {
     }
 
     fn negotiate(&mut self, client: u64) {
-        let greeting = self.told(client);
+        let greeting = self.output(client);
         assert_eq!(
             greeting,
             "{\"QMP\":{\"version\":{\"qemu\":{\"micro\":22,\"minor\":2,\"major\":7},\"package\":\"\"},\"capabilities\":[]}}\r\n"
         );
-        let told = self.say(client, r#"{"execute":"qmp_capabilities","id":2020371713}"#);
-        assert_eq!(told, "{\"return\":{},\"id\":2020371713}\r\n");
+        let output = self.send_line(client, r#"{"execute":"qmp_capabilities","id":2020371713}"#);
+        assert_eq!(output, "{\"return\":{},\"id\":2020371713}\r\n");
     }
 
-    /// Another client, of which QEMU hears nothing.
+    /// Another client, of which QEMU gets nothing.
     fn another(&mut self) -> u64 {
         let client = self.multiplexer.handle_client_arrived(self.now);
         self.negotiate(client);
         client
     }
 
-    /// The client says a line; what it is told at once.
-    fn say(&mut self, client: u64, line: &str) -> String {
+    /// Sends a client's line; returns the output that follows at once.
+    fn send_line(&mut self, client: u64, line: &str) -> String {
         let line = format!("{line}\r\n");
         self.multiplexer
             .handle_client_bytes(client, line.as_bytes(), self.now);
-        self.told(client)
+        self.output(client)
     }
 
-    fn told(&mut self, client: u64) -> String {
+    fn output(&mut self, client: u64) -> String {
         let mut all = Vec::new();
         while !self.multiplexer.poll_client(client).is_empty() {
             let out = self.multiplexer.poll_client(client).to_vec();
@@ -133,14 +133,17 @@ impl Bench {
 fn libxls_conversation() {
     let (mut bench, client) = Bench::talking();
     assert_eq!(
-        bench.say(client, r#"{"execute":"cont","id":2020371712}"#),
+        bench.send_line(client, r#"{"execute":"cont","id":2020371712}"#),
         ""
     );
     let (command, id) = bench.sent().unwrap();
     assert_eq!(command, "cont");
     bench.qemu(&format!(r#"{{"return": {{"x": 1}}, "id": "{id}"}}"#));
-    assert_eq!(bench.told(client), "{\"return\":{},\"id\":2020371712}\r\n");
-    assert_eq!(bench.multiplexer.poll_link(), Link::Keep);
+    assert_eq!(
+        bench.output(client),
+        "{\"return\":{},\"id\":2020371712}\r\n"
+    );
+    assert_eq!(bench.multiplexer.poll_connection(), VchanAction::Keep);
     assert_eq!(
         bench.multiplexer.poll_timeout(),
         None,
@@ -153,22 +156,22 @@ fn libxls_conversation() {
 fn an_error_without_an_id_answers_the_command_that_is_out() {
     let refusal = r#"{"error":{"class":"GenericError","desc":"JSON parse error"}}"#;
     let (mut bench, client) = Bench::talking();
-    bench.say(client, r#"{"execute":"stop","id":1}"#);
+    bench.send_line(client, r#"{"execute":"stop","id":1}"#);
     let id = bench.id();
     bench.qemu(refusal);
-    let told = bench.told(client);
+    let output = bench.output(client);
     assert!(
-        told.contains("JSON parse error") && told.ends_with("\"id\":1}\r\n"),
-        "{told}"
+        output.contains("JSON parse error") && output.ends_with("\"id\":1}\r\n"),
+        "{output}"
     );
-    bench.say(client, r#"{"execute":"cont","id":2}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":2}"#);
     let next = bench.id();
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{id}"}}"#));
-    assert_eq!(bench.told(client), "", "the late answer is nobody's");
+    assert_eq!(bench.output(client), "", "the late answer is nobody's");
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{next}"}}"#));
-    assert_eq!(bench.told(client), "{\"return\":{},\"id\":2}\r\n");
+    assert_eq!(bench.output(client), "{\"return\":{},\"id\":2}\r\n");
     bench.qemu(refusal);
-    assert_eq!(bench.told(client), "", "no command is out");
+    assert_eq!(bench.output(client), "", "no command is out");
 }
 
 #[test]
@@ -184,10 +187,10 @@ fn what_qemu_could_not_parse_is_denied_under_its_id() {
         let line = format!(
             r#"{{"execute":"human-monitor-command","id":5,"arguments":{{"command-line":"info {code}"}}}}"#
         );
-        let told = bench.say(client, &line);
+        let output = bench.send_line(client, &line);
         assert!(
-            told.contains("GenericError") && told.ends_with("\"id\":5}\r\n"),
-            "{told}"
+            output.contains("GenericError") && output.ends_with("\"id\":5}\r\n"),
+            "{output}"
         );
         assert_eq!(bench.sent(), None, "{code}");
     }
@@ -195,7 +198,10 @@ fn what_qemu_could_not_parse_is_denied_under_its_id() {
         r#"{"execute":"stop","id":"\ud800"}"#,
         "{\"execute\":\"stop\",\"id\":\"\u{1}\"}",
     ] {
-        assert!(bench.say(client, line).contains("no proper JSON"), "{line}");
+        assert!(
+            bench.send_line(client, line).contains("no proper JSON"),
+            "{line}"
+        );
         assert_eq!(bench.sent(), None, "{line}");
     }
 }
@@ -222,7 +228,7 @@ fn one_read_of_denied_commands_is_counted_to_the_last() {
 fn qemu_has_no_more_to_read_than_libxl_wrote() {
     let said = r#"{"execute":"query-status","id":2020371712}"#;
     let (mut bench, client) = Bench::talking();
-    bench.say(client, said);
+    bench.send_line(client, said);
     let out = bench.multiplexer.poll_vchan();
     assert!(out.len() < said.len(), "{}", String::from_utf8_lossy(out));
 }
@@ -235,30 +241,30 @@ fn a_save_is_answered_after_a_look_at_the_state() {
         (Ok(()), "{\"return\":{},\"id\":9}\r\n"),
         (Err("it is cut\nshort".to_owned()), "it is cut short"),
     ] {
-        assert_eq!(bench.say(client, save), "");
+        assert_eq!(bench.send_line(client, save), "");
         let id = bench.id();
         assert!(!bench.multiplexer.has_saved());
         bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
         assert!(bench.multiplexer.has_saved());
-        assert_eq!(bench.told(client), "");
+        assert_eq!(bench.output(client), "");
         bench.multiplexer.handle_stored(&outcome, bench.now);
-        let told = bench.told(client);
+        let output = bench.output(client);
         assert!(
-            told.contains(word) && told.ends_with("\"id\":9}\r\n"),
-            "{told}"
+            output.contains(word) && output.ends_with("\"id\":9}\r\n"),
+            "{output}"
         );
-        assert_eq!(told.contains("GenericError"), outcome.is_err());
+        assert_eq!(output.contains("GenericError"), outcome.is_err());
         assert!(!bench.multiplexer.has_saved());
     }
-    // QEMU's own refusal has nothing to be looked at; a client that left is not told, but its
+    // QEMU's own refusal has nothing to be looked at; a client that left gets nothing, but its
     // record counts.
-    bench.say(client, save);
+    bench.send_line(client, save);
     let id = bench.id();
     bench.qemu(&format!(
         r#"{{"error": {{"class": "GenericError", "desc": "no"}}, "id": "{id}"}}"#
     ));
-    assert!(!bench.multiplexer.has_saved() && bench.told(client).contains("\"no\""));
-    bench.say(client, save);
+    assert!(!bench.multiplexer.has_saved() && bench.output(client).contains("\"no\""));
+    bench.send_line(client, save);
     let id = bench.id();
     bench.multiplexer.handle_client_gone(client, bench.now);
     bench.qemu(&format!(r#"{{"return": {{}}, "id": "{id}"}}"#));
@@ -277,30 +283,30 @@ fn capabilities_come_first_and_once_as_with_qemu() {
         "before the greeting"
     );
     bench.connect();
-    bench.told(client);
-    let told = bench.say(client, r#"{"execute":"cont","id":1}"#);
+    bench.output(client);
+    let output = bench.send_line(client, r#"{"execute":"cont","id":1}"#);
     assert!(
-        told.contains("CommandNotFound") && told.contains("Expecting"),
-        "{told}"
+        output.contains("CommandNotFound") && output.contains("Expecting"),
+        "{output}"
     );
-    bench.say(client, r#"{"execute":"qmp_capabilities","id":2}"#);
-    let told = bench.say(client, r#"{"execute":"qmp_capabilities","id":3}"#);
-    assert!(told.contains("already complete"), "{told}");
-    assert_eq!(bench.sent(), None, "QEMU hears none of it");
+    bench.send_line(client, r#"{"execute":"qmp_capabilities","id":2}"#);
+    let output = bench.send_line(client, r#"{"execute":"qmp_capabilities","id":3}"#);
+    assert!(output.contains("already complete"), "{output}");
+    assert_eq!(bench.sent(), None, "QEMU gets none of it");
 }
 
 #[test]
 fn a_denied_command_never_reaches_qemu_and_is_answered_in_its_turn() {
     let (mut bench, client) = Bench::talking();
-    bench.say(client, r#"{"execute":"stop","id":1}"#);
+    bench.send_line(client, r#"{"execute":"stop","id":1}"#);
     let id = bench.id();
-    assert_eq!(bench.say(client, r#"{"execute":"quit","id":2}"#), "");
-    assert_eq!(bench.say(client, r#"{"execute":"cont","id":3}"#), "");
+    assert_eq!(bench.send_line(client, r#"{"execute":"quit","id":2}"#), "");
+    assert_eq!(bench.send_line(client, r#"{"execute":"cont","id":3}"#), "");
     assert_eq!(bench.sent(), None, "one command at a time");
     bench.wait(Duration::from_millis(5));
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{id}"}}"#));
-    let told = bench.told(client);
-    let lines: Vec<&str> = told.lines().collect();
+    let output = bench.output(client);
+    let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines[0], r#"{"return":{},"id":1}"#);
     assert!(lines[1].contains("CommandNotFound") && lines[1].ends_with("\"id\":2}"));
     assert_eq!(bench.sent().unwrap().0, "cont");
@@ -317,7 +323,7 @@ fn a_denied_command_never_reaches_qemu_and_is_answered_in_its_turn() {
 }
 
 #[test]
-fn what_a_client_says_wrongly_is_answered_too() {
+fn what_a_client_sends_wrongly_is_answered_too() {
     for (line, word) in [
         ("{", "JSON"),
         ("[]", "an object"),
@@ -331,23 +337,23 @@ fn what_a_client_says_wrongly_is_answered_too() {
         (r#"{"execute":"add-fd"}"#, "not in the policy"),
     ] {
         let (mut bench, client) = Bench::talking();
-        let told = bench.say(client, line);
+        let output = bench.send_line(client, line);
         assert_eq!(bench.sent(), None, "{line}");
         assert!(
-            told.contains(word) && told.ends_with("}\r\n"),
-            "{line}: {told}"
+            output.contains(word) && output.ends_with("}\r\n"),
+            "{line}: {output}"
         );
     }
     let (mut bench, client) = Bench::talking();
     let long = format!("{{\"execute\":\"{}\"}}", "x".repeat(70_000));
-    assert!(bench.say(client, &long).contains("too long"));
+    assert!(bench.send_line(client, &long).contains("too long"));
 
     let mut bench = Bench::new();
     let client = bench.multiplexer.handle_client_arrived(bench.now);
     bench.connect();
-    bench.told(client);
+    bench.output(client);
     let oob = r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#;
-    assert!(bench.say(client, oob).contains("no capability"));
+    assert!(bench.send_line(client, oob).contains("no capability"));
 }
 
 #[test]
@@ -355,7 +361,7 @@ fn a_client_that_does_not_wait_is_held_back() {
     let (mut bench, client) = Bench::talking();
     let mut said = 0;
     while bench.multiplexer.client_room(client) > 0 {
-        bench.say(client, r#"{"execute":"cont","id":1}"#);
+        bench.send_line(client, r#"{"execute":"cont","id":1}"#);
         said += 1;
         assert!(said < 100);
     }
@@ -365,7 +371,7 @@ fn a_client_that_does_not_wait_is_held_back() {
 #[test]
 fn a_command_that_takes_long_is_reported_and_not_ended() {
     let (mut bench, client) = Bench::talking();
-    bench.say(client, r#"{"execute":"stop","id":1}"#);
+    bench.send_line(client, r#"{"execute":"stop","id":1}"#);
     let id = bench.id();
     let start = bench.now;
     let mut reports = Vec::new();
@@ -383,28 +389,28 @@ fn a_command_that_takes_long_is_reported_and_not_ended() {
     );
     assert!(reports.len() >= 4);
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{id}"}}"#));
-    assert_eq!(bench.told(client), "{\"return\":{},\"id\":1}\r\n");
+    assert_eq!(bench.output(client), "{\"return\":{},\"id\":1}\r\n");
 }
 
 #[test]
 fn a_lost_connection_answers_all_that_was_asked() {
     let (mut bench, client) = Bench::talking();
     for id in 1..=3 {
-        bench.say(client, &format!(r#"{{"execute":"stop","id":{id}}}"#));
+        bench.send_line(client, &format!(r#"{{"execute":"stop","id":{id}}}"#));
     }
     bench.multiplexer.handle_vchan_lost(bench.now);
-    let told = bench.told(client);
-    let lines: Vec<&str> = told.lines().collect();
-    assert_eq!(lines.len(), 3, "{told}");
+    let output = bench.output(client);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 3, "{output}");
     for (n, line) in lines.iter().enumerate() {
         assert!(line.contains("went away") && line.ends_with(&format!("\"id\":{}}}", n + 1)));
     }
     assert_eq!(
-        bench.multiplexer.poll_link(),
-        Link::End,
+        bench.multiplexer.poll_connection(),
+        VchanAction::End,
         "nobody needs it now"
     );
-    bench.say(client, r#"{"execute":"cont","id":4}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":4}"#);
     bench.connect();
     assert_eq!(
         bench.sent().unwrap().0,
@@ -417,22 +423,24 @@ fn a_lost_connection_answers_all_that_was_asked() {
 fn a_command_does_not_wait_for_a_lost_qemu_for_ever() {
     let (mut bench, client) = Bench::talking();
     bench.multiplexer.handle_vchan_lost(bench.now);
-    bench.say(client, r#"{"execute":"cont","id":4}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":4}"#);
     let start = bench.now;
-    let mut told = String::new();
-    while told.is_empty() {
-        match bench.multiplexer.poll_link() {
-            Link::Connect(at) if at <= bench.now => bench.multiplexer.handle_vchan_lost(bench.now),
+    let mut output = String::new();
+    while output.is_empty() {
+        match bench.multiplexer.poll_connection() {
+            VchanAction::Connect(at) if at <= bench.now => {
+                bench.multiplexer.handle_vchan_lost(bench.now)
+            }
             _ => {
                 bench.now = bench.multiplexer.poll_timeout().unwrap();
                 bench.multiplexer.handle_timeout(bench.now);
             }
         }
-        told = bench.told(client);
+        output = bench.output(client);
     }
     assert!(
-        told.contains("cannot be reached") && told.ends_with("\"id\":4}\r\n"),
-        "{told}"
+        output.contains("cannot be reached") && output.ends_with("\"id\":4}\r\n"),
+        "{output}"
     );
     assert!(bench.now - start <= Duration::from_secs(6));
 }

@@ -12,9 +12,9 @@ fn only_the_answer_that_is_due_goes_back_and_only_once() {
         r#"{"QMP":{}}"#,
     ] {
         bench.qemu(early);
-        assert_eq!(bench.told(client), "");
+        assert_eq!(bench.output(client), "");
     }
-    bench.say(client, r#"{"execute":"cont","id":2020371712}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":2020371712}"#);
     let id = bench.id();
     assert_eq!(id, "3", "and it was guessed right");
     for guess in [
@@ -24,13 +24,13 @@ fn only_the_answer_that_is_due_goes_back_and_only_once() {
         r#"{"event":"STOP"}"#,
     ] {
         bench.qemu(guess);
-        assert_eq!(bench.told(client), "");
+        assert_eq!(bench.output(client), "");
     }
     let due = format!(r#"{{"return":{{}},"id":"{id}"}}"#);
     bench.qemu(&due);
-    assert_ne!(bench.told(client), "");
+    assert_ne!(bench.output(client), "");
     bench.qemu(&due);
-    assert_eq!(bench.told(client), "", "a duplicate");
+    assert_eq!(bench.output(client), "", "a duplicate");
     bench.multiplexer.handle_client_gone(client, bench.now);
     let last = bench.audit().pop().unwrap();
     assert_eq!(last, r#"{"audit":"dropped","count":8}"#);
@@ -55,22 +55,22 @@ fn every_lie_becomes_one_clean_error_with_the_clients_id() {
         &many,
     ] {
         let (mut bench, client) = Bench::talking();
-        bench.say(client, r#"{"execute":"cont","id":9}"#);
+        bench.send_line(client, r#"{"execute":"cont","id":9}"#);
         let id = bench.id();
         bench.qemu(&lie.replace("ID", &id));
-        let told = bench.told(client);
+        let output = bench.output(client);
         let shown = &lie[..lie.len().min(60)];
         assert!(
-            told.starts_with(r#"{"error":{"class":"GenericError""#),
-            "{shown}: {told}"
+            output.starts_with(r#"{"error":{"class":"GenericError""#),
+            "{shown}: {output}"
         );
         assert!(
-            told.ends_with("\"id\":9}\r\n") && told.len() < 900,
-            "{shown}: {told}"
+            output.ends_with("\"id\":9}\r\n") && output.len() < 900,
+            "{shown}: {output}"
         );
-        assert_eq!(told.matches('\n').count(), 1, "{shown}");
+        assert_eq!(output.matches('\n').count(), 1, "{shown}");
         // And the next command is served.
-        bench.say(client, r#"{"execute":"cont","id":10}"#);
+        bench.send_line(client, r#"{"execute":"cont","id":10}"#);
         assert_eq!(bench.sent().unwrap().0, "cont", "{shown}");
     }
 }
@@ -86,40 +86,40 @@ fn an_answer_over_the_limits_is_not_called_broken_json() {
         ("[0,".to_owned(), "no proper JSON"),
     ] {
         let (mut bench, client) = Bench::talking();
-        bench.say(client, r#"{"execute":"query-status","id":9}"#);
+        bench.send_line(client, r#"{"execute":"query-status","id":9}"#);
         let id = bench.id();
         bench.qemu(&format!(r#"{{"id":"{id}","return":{many}}}"#));
-        let told = bench.told(client);
-        assert!(told.contains(says), "no {says:?} in {told}");
-        let called_broken = told.contains("no proper JSON");
-        assert_eq!(called_broken, says == "no proper JSON", "{told}");
+        let output = bench.output(client);
+        assert!(output.contains(says), "no {says:?} in {output}");
+        let called_broken = output.contains("no proper JSON");
+        assert_eq!(called_broken, says == "no proper JSON", "{output}");
     }
 }
 
 #[test]
 fn qemus_errors_keep_their_class_and_lose_their_tricks() {
     let (mut bench, client) = Bench::talking();
-    bench.say(client, r#"{"execute":"cont","id":1}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":1}"#);
     let id = bench.id();
     let desc = format!("no\\u001b[2J\\nAug 1 forged line {}", "y".repeat(5000));
     bench.qemu(&format!(
         r#"{{"id":"{id}","error":{{"class":"DeviceNotFound","desc":"{desc}","x":1}}}}"#
     ));
-    let told = bench.told(client);
+    let output = bench.output(client);
     assert!(
-        told.starts_with(
+        output.starts_with(
             r#"{"error":{"class":"DeviceNotFound","desc":"no [2J Aug 1 forged line y"#
         ),
-        "{told}"
+        "{output}"
     );
-    assert!(told.len() < 700 && !told.contains("\"x\""));
-    bench.say(client, r#"{"execute":"cont","id":1}"#);
+    assert!(output.len() < 700 && !output.contains("\"x\""));
+    bench.send_line(client, r#"{"execute":"cont","id":1}"#);
     let id = bench.id();
     bench.qemu(&format!(
         r#"{{"id":"{id}","error":{{"class":"Evil","desc":5}}}}"#
     ));
     assert_eq!(
-        bench.told(client),
+        bench.output(client),
         "{\"error\":{\"class\":\"GenericError\",\"desc\":\"\"},\"id\":1}\r\n"
     );
 }
@@ -137,9 +137,9 @@ fn a_greeting_that_is_none_leads_nowhere_and_is_tried_again() {
         bench.qemu(bad);
         let id = bench.id();
         bench.qemu(&format!(r#"{{"id":"{id}","error":{{}}}}"#));
-        assert_eq!(bench.told(client), "", "{bad}");
-        let Link::Connect(at) = bench.multiplexer.poll_link() else {
-            panic!("{bad}: {:?}", bench.multiplexer.poll_link())
+        assert_eq!(bench.output(client), "", "{bad}");
+        let VchanAction::Connect(at) = bench.multiplexer.poll_connection() else {
+            panic!("{bad}: {:?}", bench.multiplexer.poll_connection())
         };
         assert!(at > bench.now, "{bad}: not at once");
     }
@@ -147,17 +147,17 @@ fn a_greeting_that_is_none_leads_nowhere_and_is_tried_again() {
 
 /// As one that died and left its side of the ring alive: the next server is found on another.
 #[test]
-fn a_server_that_says_nothing_is_left_and_looked_for_anew() {
+fn a_server_that_sends_nothing_is_left_and_looked_for_anew() {
     let mut bench = Bench::new();
     let client = bench.multiplexer.handle_client_arrived(bench.now);
-    let Link::Connect(at) = bench.multiplexer.poll_link() else {
-        panic!("{:?}", bench.multiplexer.poll_link())
+    let VchanAction::Connect(at) = bench.multiplexer.poll_connection() else {
+        panic!("{:?}", bench.multiplexer.poll_connection())
     };
     bench.now = bench.now.max(at);
     bench.multiplexer.handle_vchan_up(bench.now);
     for _ in 0..9 {
         bench.wait(Duration::from_secs(1));
-        assert_eq!(bench.multiplexer.poll_link(), Link::Keep);
+        assert_eq!(bench.multiplexer.poll_connection(), VchanAction::Keep);
     }
     bench.wait(Duration::from_secs(1));
     bench.connect();
@@ -167,7 +167,7 @@ fn a_server_that_says_nothing_is_left_and_looked_for_anew() {
 #[test]
 fn a_flood_costs_no_memory_and_no_lines() {
     let (mut bench, client) = Bench::talking();
-    bench.say(client, r#"{"execute":"cont","id":1}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":1}"#);
     bench.id();
     for _ in 0..50_000 {
         bench.qemu("{\"event\":\"STOP\"}\r\n{\"return\":{},\"id\":\"no\"}");
@@ -206,10 +206,10 @@ fn a_server_that_leaves_over_and_over_is_not_followed_without_a_pause() {
     let (mut bench, client) = Bench::talking();
     let start = bench.now;
     for _ in 0..10 {
-        bench.say(client, r#"{"execute":"cont","id":1}"#);
+        bench.send_line(client, r#"{"execute":"cont","id":1}"#);
         bench.multiplexer.handle_vchan_lost(bench.now);
-        bench.told(client);
-        bench.say(client, r#"{"execute":"cont","id":2}"#);
+        bench.output(client);
+        bench.send_line(client, r#"{"execute":"cont","id":2}"#);
         bench.connect();
     }
     assert!(bench.now - start > Duration::from_secs(5));
@@ -231,14 +231,14 @@ fn events_pass_by_name_and_in_number_only() {
     bench.qemu(r#"{"event":"STOP","data":{"x":10}}"#);
     bench.qemu(r#"{"event":"RESET"}"#);
     assert_eq!(
-        bench.told(client),
+        bench.output(client),
         "{\"event\":\"STOP\",\"data\":{\"x\":1}}\r\n"
     );
     for _ in 0..1000 {
         bench.qemu(r#"{"event":"STOP"}"#);
     }
-    assert_eq!(bench.told(client).lines().count() as u32, EVENTS - 1);
+    assert_eq!(bench.output(client).lines().count() as u32, EVENTS - 1);
     bench.now += Duration::from_secs(1);
     bench.qemu(r#"{"event":"STOP"}"#);
-    assert_eq!(bench.told(client).lines().count(), 1, "a second later");
+    assert_eq!(bench.output(client).lines().count(), 1, "a second later");
 }

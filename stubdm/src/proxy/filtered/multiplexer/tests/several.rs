@@ -6,10 +6,14 @@ use super::*;
 fn clients_share_one_session_and_get_their_own_answers() {
     let (mut bench, first) = Bench::talking();
     let second = bench.another();
-    assert_eq!(bench.sent(), None, "QEMU does not hear of a further client");
+    assert_eq!(
+        bench.sent(),
+        None,
+        "QEMU does not learn of a further client"
+    );
     // The ids that libxl always uses.
     for client in [first, second] {
-        bench.say(client, r#"{"execute":"query-status","id":2020371712}"#);
+        bench.send_line(client, r#"{"execute":"query-status","id":2020371712}"#);
     }
     for (client, running) in [(first, true), (second, false)] {
         let id = bench.id();
@@ -18,13 +22,13 @@ fn clients_share_one_session_and_get_their_own_answers() {
             r#"{{"return":{{"running":{running},"status":"x"}},"id":"{id}"}}"#
         ));
         assert_eq!(
-            bench.told(client),
+            bench.output(client),
             format!(
                 "{{\"return\":{{\"running\":{running},\"status\":\"x\"}},\"id\":2020371712}}\r\n"
             )
         );
     }
-    assert_eq!(bench.told(first) + &bench.told(second), "");
+    assert_eq!(bench.output(first) + &bench.output(second), "");
 }
 
 #[test]
@@ -32,10 +36,10 @@ fn turns_go_round() {
     let (mut bench, first) = Bench::talking();
     let others = [bench.another(), bench.another()];
     for _ in 0..3 {
-        bench.say(first, r#"{"execute":"stop","id":1}"#);
+        bench.send_line(first, r#"{"execute":"stop","id":1}"#);
     }
-    bench.say(others[0], r#"{"execute":"cont","id":2}"#);
-    bench.say(others[1], r#"{"execute":"system_wakeup","id":3}"#);
+    bench.send_line(others[0], r#"{"execute":"cont","id":2}"#);
+    bench.send_line(others[1], r#"{"execute":"system_wakeup","id":3}"#);
     let mut order = Vec::new();
     while let Some((command, id)) = bench.sent() {
         order.push(command);
@@ -48,18 +52,21 @@ fn turns_go_round() {
 fn who_leaves_takes_along_what_qemu_has_not() {
     let (mut bench, first) = Bench::talking();
     let second = bench.another();
-    bench.say(first, r#"{"execute":"stop","id":1}"#);
-    bench.say(first, r#"{"execute":"system_wakeup","id":2}"#);
+    bench.send_line(first, r#"{"execute":"stop","id":1}"#);
+    bench.send_line(first, r#"{"execute":"system_wakeup","id":2}"#);
     let late = bench.id();
     bench.multiplexer.handle_client_gone(first, bench.now);
-    bench.say(second, r#"{"execute":"cont","id":2020371712}"#);
+    bench.send_line(second, r#"{"execute":"cont","id":2020371712}"#);
     assert_eq!(bench.sent(), None);
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{late}"}}"#));
-    assert_eq!(bench.told(second), "", "a late answer is nobody's");
+    assert_eq!(bench.output(second), "", "a late answer is nobody's");
     let (command, id) = bench.sent().unwrap();
     assert_eq!(command, "cont");
     bench.qemu(&format!(r#"{{"return":{{}},"id":"{id}"}}"#));
-    assert_eq!(bench.told(second), "{\"return\":{},\"id\":2020371712}\r\n");
+    assert_eq!(
+        bench.output(second),
+        "{\"return\":{},\"id\":2020371712}\r\n"
+    );
     assert_eq!(
         bench.sent(),
         None,
@@ -76,42 +83,45 @@ fn who_leaves_takes_along_what_qemu_has_not() {
 #[test]
 fn an_answer_that_never_comes_does_not_hold_up_others_for_ever() {
     let (mut bench, first) = Bench::talking();
-    bench.say(first, r#"{"execute":"stop","id":1}"#);
+    bench.send_line(first, r#"{"execute":"stop","id":1}"#);
     bench.id();
     bench.wait(Duration::from_secs(3600));
     assert_eq!(
-        bench.multiplexer.poll_link(),
-        Link::Keep,
+        bench.multiplexer.poll_connection(),
+        VchanAction::Keep,
         "its client waits"
     );
     bench.multiplexer.handle_client_gone(first, bench.now);
     bench.wait(Duration::from_secs(3600));
     assert_eq!(
-        bench.multiplexer.poll_link(),
-        Link::Keep,
+        bench.multiplexer.poll_connection(),
+        VchanAction::Keep,
         "nobody else waits"
     );
     let second = bench.another();
-    bench.say(second, r#"{"execute":"cont","id":1}"#);
+    bench.send_line(second, r#"{"execute":"cont","id":1}"#);
     bench.wait(Duration::ZERO);
-    assert!(matches!(bench.multiplexer.poll_link(), Link::Connect(_)));
+    assert!(matches!(
+        bench.multiplexer.poll_connection(),
+        VchanAction::Connect(_)
+    ));
     bench.connect();
     assert_eq!(bench.sent().unwrap().0, "cont");
-    assert_eq!(bench.told(second), "");
+    assert_eq!(bench.output(second), "");
 }
 
 #[test]
 fn a_monitor_that_greets_again_is_a_new_session() {
     let (mut bench, client) = Bench::talking();
-    bench.say(client, r#"{"execute":"stop","id":1}"#);
+    bench.send_line(client, r#"{"execute":"stop","id":1}"#);
     bench.id();
     bench.qemu(GREETING);
-    let told = bench.told(client);
+    let output = bench.output(client);
     assert!(
-        told.contains("went away") && !told.contains("QMP"),
-        "{told}"
+        output.contains("went away") && !output.contains("QMP"),
+        "{output}"
     );
-    bench.say(client, r#"{"execute":"cont","id":2}"#);
+    bench.send_line(client, r#"{"execute":"cont","id":2}"#);
     bench.connect();
     assert_eq!(bench.sent().unwrap().0, "cont");
 }
@@ -119,12 +129,12 @@ fn a_monitor_that_greets_again_is_a_new_session() {
 #[test]
 fn there_are_only_so_many_seats() {
     let (mut bench, first) = Bench::talking();
-    while bench.multiplexer.has_seat() {
+    while bench.multiplexer.has_free_slot() {
         bench.another();
     }
-    assert_eq!(bench.multiplexer.seats.len(), CLIENTS);
+    assert_eq!(bench.multiplexer.slots.len(), CLIENTS);
     bench.multiplexer.handle_client_gone(first, bench.now);
-    assert!(bench.multiplexer.has_seat());
+    assert!(bench.multiplexer.has_free_slot());
 }
 
 #[test]
@@ -145,10 +155,10 @@ fn a_client_that_reads_nothing_gets_no_turns() {
         answers += 1;
     }
     assert_eq!(answers, 1, "until it has read the first");
-    bench.say(second, r#"{"execute":"cont","id":2}"#);
+    bench.send_line(second, r#"{"execute":"cont","id":2}"#);
     assert_eq!(bench.sent().unwrap().0, "cont", "others go on");
     assert_eq!(
-        bench.told(first).len(),
+        bench.output(first).len(),
         text.len() + "{\"return\":\"\",\"id\":1}\r\n".len()
     );
 }

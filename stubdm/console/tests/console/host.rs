@@ -35,7 +35,7 @@ pub(crate) fn sleep(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> nix::R
     poll(&mut fds, timeout).map(drop)
 }
 
-pub(crate) struct World {
+pub(crate) struct TestHost {
     pub(crate) simulation: Simulation,
     #[allow(dead_code, reason = "the tests of the service end its connections")]
     pub(crate) server: Arc<Server>,
@@ -44,7 +44,7 @@ pub(crate) struct World {
     pub(crate) path: String,
 }
 
-impl World {
+impl TestHost {
     /// With console 1, which goes nowhere in particular.
     pub(crate) fn new() -> Self {
         let simulation = Simulation::start().unwrap();
@@ -53,15 +53,15 @@ impl World {
         server.add_domain(domain);
         server.introduce(domain);
         let store = server.connect(DomId::DOM0).unwrap();
-        let world = Self {
+        let host = Self {
             simulation,
             server,
             store,
             domain,
             path: format!("/local/domain/0/backend/console/{domain}/1"),
         };
-        world.console(1, None);
-        world
+        host.console(1, None);
+        host
     }
 
     /// Another console, or another output for one; `None` is no output at all.
@@ -155,7 +155,7 @@ impl World {
     }
 }
 
-/// See [`World::bare`]. Published, and without a state of its own.
+/// See [`TestHost::bare`]. Published, and without a state of its own.
 pub(crate) struct Bare {
     pages: SharedPages,
     /// `in_cons`, `in_prod`, `out_cons`, `out_prod`.

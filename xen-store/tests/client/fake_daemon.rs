@@ -1,4 +1,4 @@
-//! A daemon that does what the test tells it to.
+//! A daemon whose answers the test writes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,19 +9,22 @@ use xen_store::wire::{Decoder, Message, MsgType};
 
 /// The daemon's end of a connection.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct FakeDaemon {
     stream: UnixStream,
     decoder: Decoder,
     unread: Vec<u8>,
 }
 
 /// A store and its daemon.
-pub(crate) fn pair() -> (Store, Peer) {
+pub(crate) fn pair() -> (Store, FakeDaemon) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Store::from_fd(ours.into()).unwrap(), Peer::new(theirs))
+    (
+        Store::from_fd(ours.into()).unwrap(),
+        FakeDaemon::new(theirs),
+    )
 }
 
-impl Peer {
+impl FakeDaemon {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
             stream,

@@ -13,7 +13,7 @@ use crate::ring::{Consumer, Producer};
 /// [`acknowledge`](Self::acknowledge), *then* read and write until both say 0, then poll until
 /// [`deadline`](Self::deadline).
 #[derive(Debug)]
-pub struct Link {
+pub struct Connection {
     consumer: Consumer,
     producer: Producer,
     // The pages that the ring is in go before the port, so that the peer is notified of our end.
@@ -22,7 +22,7 @@ pub struct Link {
     published: (u32, u32),
 }
 
-impl Link {
+impl Connection {
     pub(super) fn new((consumer, producer): (Consumer, Producer), bell: Doorbell) -> Self {
         Self {
             consumer,
@@ -63,7 +63,7 @@ impl Link {
     /// Reads what is there into `buffer` and says how much that was; 0 for nothing.
     ///
     /// # Errors
-    /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The link is of no more
+    /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The connection is of no more
     /// use.
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let got = self.peek(buffer)?;
@@ -141,7 +141,7 @@ impl Link {
     }
 }
 
-impl AsFd for Link {
+impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

@@ -22,7 +22,7 @@ use stubdm::rt::event_loop::Progress;
 
 use bench::Bench;
 use fake::client::Client;
-use fake::{Connector, ServerLink, is_woken};
+use fake::{Connector, ServerEnd, is_woken};
 
 #[test]
 fn two_hundred_clients_in_turn() {
@@ -57,9 +57,9 @@ fn a_far_side_that_sleeps_through_the_change_of_clients_is_found_out() {
             let mut bench = Bench::new(ours);
             bench.converse("first");
             let mut client = bench.client();
-            bench.hear(&mut client);
-            client.say(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
-            client.say(&json!({"execute": "big", "id": 2_020_371_712}));
+            bench.receive(&mut client);
+            client.send(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
+            client.send(&json!({"execute": "big", "id": 2_020_371_712}));
             for _ in 0..moment {
                 bench.step();
             }
@@ -89,7 +89,7 @@ fn a_client_waits_for_a_server_that_is_not_there_yet() {
     assert_eq!(client.message(), None);
     assert!(!client.ended, "never closed first");
     bench.page.borrow_mut().server_live = true;
-    assert!(bench.hear(&mut client).get("QMP").is_some());
+    assert!(bench.receive(&mut client).get("QMP").is_some());
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_client_that_gives_up_on_a_missing_server_does_not_hold_up_the_next() {
 fn a_lost_server_ends_the_session_and_the_next_finds_the_new_one() {
     let mut bench = Bench::ours();
     let mut client = bench.client();
-    bench.hear(&mut client);
+    bench.receive(&mut client);
     {
         let page = &mut *bench.page.borrow_mut();
         page.server_live = false;
@@ -141,11 +141,11 @@ fn a_domain_that_is_gone_ends_the_proxy() {
 fn a_monitor_that_closes_never_greets_the_same_client_twice() {
     let mut bench = Bench::ours();
     let mut client = bench.client();
-    bench.hear(&mut client);
-    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
-    bench.hear(&mut client);
+    bench.receive(&mut client);
+    client.send(&json!({"execute": "qmp_capabilities", "id": 1}));
+    bench.receive(&mut client);
     bench.qemu.connections.clear();
-    client.say(&json!({"execute": "stop", "id": 2}));
+    client.send(&json!({"execute": "stop", "id": 2}));
     bench.settle();
     assert_eq!(client.message(), None);
     assert!(!client.ended);
@@ -157,13 +157,13 @@ fn a_monitor_that_closes_never_greets_the_same_client_twice() {
 fn a_large_answer_to_a_slow_reader_arrives_whole() {
     let mut bench = Bench::ours();
     let mut client = bench.client();
-    bench.hear(&mut client);
-    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
-    bench.hear(&mut client);
-    client.say(&json!({"execute": "big", "id": 2}));
+    bench.receive(&mut client);
+    client.send(&json!({"execute": "qmp_capabilities", "id": 1}));
+    bench.receive(&mut client);
+    client.send(&json!({"execute": "big", "id": 2}));
     // It does not read: everything comes to rest without a busy loop.
     bench.settle();
-    let answer = bench.hear(&mut client);
+    let answer = bench.receive(&mut client);
     assert_eq!(answer["return"].as_str().unwrap().len(), 300_000);
 }
 
@@ -180,7 +180,7 @@ fn many_clients_at_once_are_served_one_after_another() {
         }
     });
     for mut client in clients {
-        assert!(bench.hear(&mut client).get("QMP").is_some());
+        assert!(bench.receive(&mut client).get("QMP").is_some());
     }
     bench.converse("last");
 }
@@ -219,7 +219,7 @@ fn stdin_and_stdout_are_one_client() {
     let local = stubdm::rt::stream::Stream::socket(near.into()).unwrap();
     let clients = Clients::Once(Some(local));
     let mut proxy = driver(clients, Connector(page.clone()), Payload::Opaque, None, 7);
-    let mut link = ServerLink::new(&page);
+    let mut vchan = ServerEnd::new(&page);
     let now = Instant::now();
     far.write_all(b"\x00anything\xff").unwrap();
     let mut got = Vec::new();
@@ -227,7 +227,7 @@ fn stdin_and_stdout_are_one_client() {
     for _ in 0..20 {
         assert_ne!(proxy.turn(now).unwrap(), Progress::Done);
         use stubdm::rt::transport::Transport as _;
-        if let Ok(count) = link.try_read(&mut buffer) {
+        if let Ok(count) = vchan.try_read(&mut buffer) {
             got.extend_from_slice(&buffer[..count]);
         }
     }

@@ -20,7 +20,7 @@ pub(crate) enum End {
 }
 
 /// Pumps until the peer is gone or the end has come.
-pub(crate) fn pump(
+pub(crate) fn splice(
     channel: &mut Channel,
     source: BorrowedFd<'_>,
     sink: BorrowedFd<'_>,

@@ -17,7 +17,7 @@ pub trait VchanSide {
     fn handle_vchan_written(&mut self, count: usize);
     /// How many bytes of the vchan's may be read now.
     fn vchan_room(&self) -> usize;
-    /// The other end said something.
+    /// Bytes came from the other end.
     fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant);
 }
 
@@ -25,7 +25,7 @@ pub trait VchanSide {
 pub trait ClientSide {
     /// How many bytes of the client's may be read now.
     fn room(&self) -> usize;
-    /// The client said something.
+    /// Bytes came from the client.
     fn handle_bytes(&mut self, bytes: &[u8], now: Instant);
     /// Bytes for the client.
     fn poll_transmit(&self) -> &[u8];
@@ -33,21 +33,21 @@ pub trait ClientSide {
     fn handle_transmitted(&mut self, count: usize, now: Instant);
 }
 
-/// Moves bytes between a session and the vchan; says whether any moved.
+/// Moves bytes between a session and the vchan. Returns whether any moved.
 ///
 /// # Errors
 /// The vchan is gone, and everything it had was read.
-pub fn pump_vchan<L: Transport>(
+pub fn splice_vchan<L: Transport>(
     session: &mut impl VchanSide,
-    link: &mut L,
+    vchan: &mut L,
     now: Instant,
 ) -> io::Result<bool> {
-    link.acknowledge()?;
-    let mut moved = flush_vchan(session, link)?;
+    vchan.acknowledge()?;
+    let mut moved = flush_vchan(session, vchan)?;
     let mut buffer = [0; 4096];
     let room = session.vchan_room().min(buffer.len());
     if let Some(buffer @ [_, ..]) = buffer.get_mut(..room) {
-        match link.try_read(buffer) {
+        match vchan.try_read(buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
                 let bytes = buffer.get(..count).unwrap_or_default();
@@ -62,34 +62,34 @@ pub fn pump_vchan<L: Transport>(
     Ok(moved)
 }
 
-/// The half of [`pump_vchan`] that only writes.
+/// The half of [`splice_vchan`] that only writes.
 ///
 /// # Errors
 /// The vchan is of no more use.
-pub fn flush_vchan<L: Transport>(session: &mut impl VchanSide, link: &mut L) -> io::Result<bool> {
+pub fn flush_vchan<L: Transport>(session: &mut impl VchanSide, vchan: &mut L) -> io::Result<bool> {
     let out = session.poll_vchan();
     if out.is_empty() {
         return Ok(false);
     }
-    match link.try_write(out) {
+    match vchan.try_write(out) {
         Ok(count) => {
             session.handle_vchan_written(count);
             return Ok(count > 0);
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         // The server's last bytes are still to be read.
-        Err(error) if link.peer()? != Peer::Gone => return Err(error),
+        Err(error) if vchan.peer()? != Peer::Gone => return Err(error),
         Err(_) => {}
     }
     Ok(false)
 }
 
-/// The state of a client, as seen.
+/// The state of a client after an exchange.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct ClientState {
     /// Bytes moved.
     pub moved: bool,
-    /// It will say nothing more.
+    /// It will send nothing more.
     pub ended: bool,
     /// It is not there any more.
     pub gone: bool,
@@ -97,8 +97,12 @@ pub struct Seen {
 
 /// Moves bytes between a session and a client. A client's end is reported only when its bytes that
 /// there was room for were read.
-pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Instant) -> Seen {
-    let mut seen = Seen::default();
+pub fn splice_client(
+    session: &mut impl ClientSide,
+    local: &mut Stream,
+    now: Instant,
+) -> ClientState {
+    let mut state = ClientState::default();
     let mut listens = false;
     let mut buffer = [0; 4096];
     let room = session.room().min(buffer.len());
@@ -108,13 +112,13 @@ pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Insta
                 let bytes = buffer.get(..count).unwrap_or_default();
                 debug!("from client: {}", one_line(&String::from_utf8_lossy(bytes)));
                 session.handle_bytes(bytes, now);
-                seen.moved = true;
-                return seen;
+                state.moved = true;
+                return state;
             }
-            Ok(Read::End) => seen.ended = true,
+            Ok(Read::End) => state.ended = true,
             // Of a socket that nobody has any more there would be an end to read.
             Ok(Read::Nothing) => listens = local.is_one(),
-            Err(_) => seen.gone = true,
+            Err(_) => state.gone = true,
         }
     }
     let out = session.poll_transmit();
@@ -122,11 +126,11 @@ pub fn pump_client(session: &mut impl ClientSide, local: &mut Stream, now: Insta
         match local.write(out) {
             Ok(count) => {
                 session.handle_transmitted(count, now);
-                seen.moved |= count > 0;
+                state.moved |= count > 0;
             }
-            Err(_) => seen.gone = true,
+            Err(_) => state.gone = true,
         }
     }
-    seen.gone |= !listens && local.hung_up();
-    seen
+    state.gone |= !listens && local.hung_up();
+    state
 }

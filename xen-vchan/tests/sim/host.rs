@@ -15,37 +15,33 @@ use xen_vchan::{Channel, ClientBuilder, Error, PeerState, RingSize, ServerBuilde
 pub(crate) const PATH: &str = "/local/domain/0/data/vchan-test";
 
 /// Domain 0 serves, `guest` is the client.
-pub(crate) struct World {
-    pub(crate) host: Simulation,
+pub(crate) struct TestHost {
+    pub(crate) sim: Simulation,
     pub(crate) stored: Arc<StoreServer>,
     pub(crate) guest: DomId,
 }
 
-impl World {
+impl TestHost {
     pub(crate) fn new() -> Self {
-        let host = Simulation::start().unwrap();
-        let guest = host.add_domain().unwrap();
-        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
-        let world = Self {
-            host,
-            stored,
-            guest,
-        };
-        world.dom0().1.write("domid", "0").unwrap();
-        world.stored.add_domain(guest);
-        world
+        let sim = Simulation::start().unwrap();
+        let guest = sim.add_domain().unwrap();
+        let stored = xen_store_server::sim::start(&sim, Config::new()).unwrap();
+        let host = Self { sim, stored, guest };
+        host.dom0().1.write("domid", "0").unwrap();
+        host.stored.add_domain(guest);
+        host
     }
 
     /// A domain besides domain 0 and `guest`.
     pub(crate) fn another(&self) -> DomId {
-        let domain = self.host.add_domain().unwrap();
+        let domain = self.sim.add_domain().unwrap();
         self.stored.add_domain(domain);
         domain
     }
 
     pub(crate) fn of(&self, domain: DomId) -> (Xen, Store) {
         (
-            self.host.xen(domain).unwrap(),
+            self.sim.xen(domain).unwrap(),
             self.stored.connect(domain).unwrap(),
         )
     }
@@ -91,7 +87,7 @@ impl World {
 
     /// After each test, with every channel closed.
     pub(crate) fn end(self) {
-        self.host.assert_clean();
+        self.sim.assert_clean();
         let (_, store) = self.dom0();
         assert!(!store.exists(PATH).unwrap(), "store nodes left behind");
     }

@@ -1,4 +1,4 @@
-//! The same under a policy: what it lets nobody hear, answers it does not let pass, and one monitor
+//! The same under a policy: commands it denies, answers it does not let pass, and one monitor
 //! session for all.
 
 use serde_json::json;
@@ -19,10 +19,10 @@ fn two_hundred_clients_in_turn() {
 }
 
 #[test]
-fn a_denied_command_is_answered_and_qemu_does_not_hear_it() {
+fn a_denied_command_is_answered_and_qemu_does_not_get_it() {
     let mut bench = Bench::filtered(true, &["allowed"]);
     let mut client = bench.client();
-    let greeting = bench.hear(&mut client);
+    let greeting = bench.receive(&mut client);
     let numbers = json!({"micro": 22, "minor": 2, "major": 7});
     let version = json!({"qemu": numbers, "package": ""});
     assert_eq!(
@@ -30,10 +30,10 @@ fn a_denied_command_is_answered_and_qemu_does_not_hear_it() {
         json!({"QMP": {"version": version, "capabilities": []}}),
         "nothing of QEMU's but the numbers"
     );
-    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
-    assert_eq!(bench.hear(&mut client), json!({"return": {}, "id": 1}));
-    client.say(&json!({"execute": "quit", "id": 2}));
-    let answer = bench.hear(&mut client);
+    client.send(&json!({"execute": "qmp_capabilities", "id": 1}));
+    assert_eq!(bench.receive(&mut client), json!({"return": {}, "id": 1}));
+    client.send(&json!({"execute": "quit", "id": 2}));
+    let answer = bench.receive(&mut client);
     assert_eq!(answer["error"]["class"], "CommandNotFound");
     assert_eq!(answer["id"], 2);
     assert!(
@@ -43,9 +43,9 @@ fn a_denied_command_is_answered_and_qemu_does_not_hear_it() {
             .starts_with("stubdm-run: "),
         "said by the proxy, not by QEMU: {answer}"
     );
-    client.say(&json!({"execute": "allowed", "id": 3}));
+    client.send(&json!({"execute": "allowed", "id": 3}));
     assert_eq!(
-        bench.hear(&mut client),
+        bench.receive(&mut client),
         json!({"return": {"asked": "allowed"}, "id": 3}),
         "without what the row does not name"
     );
@@ -56,11 +56,11 @@ fn a_denied_command_is_answered_and_qemu_does_not_hear_it() {
 fn an_answer_beyond_its_limits_is_an_error_and_the_session_goes_on() {
     let mut bench = Bench::filtered(true, &["big", "allowed"]);
     let mut client = bench.client();
-    bench.hear(&mut client);
-    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
-    bench.hear(&mut client);
-    client.say(&json!({"execute": "big", "id": 2}));
-    let answer = bench.hear(&mut client);
+    bench.receive(&mut client);
+    client.send(&json!({"execute": "qmp_capabilities", "id": 1}));
+    bench.receive(&mut client);
+    client.send(&json!({"execute": "big", "id": 2}));
+    let answer = bench.receive(&mut client);
     assert!(
         answer["error"]["desc"]
             .as_str()
@@ -69,8 +69,8 @@ fn an_answer_beyond_its_limits_is_an_error_and_the_session_goes_on() {
         "{answer}"
     );
     assert_eq!(answer["id"], 2);
-    client.say(&json!({"execute": "allowed", "id": 3}));
-    assert_eq!(bench.hear(&mut client)["return"]["asked"], "allowed");
+    client.send(&json!({"execute": "allowed", "id": 3}));
+    assert_eq!(bench.receive(&mut client)["return"]["asked"], "allowed");
 }
 
 #[test]
@@ -89,18 +89,18 @@ fn a_client_that_leaves_at_any_moment_leaves_nothing_to_the_next() {
 fn a_lost_server_answers_what_was_asked_before_the_end() {
     let mut bench = Bench::filtered(true, &["allowed"]);
     let mut client = bench.client();
-    bench.hear(&mut client);
-    client.say(&json!({"execute": "qmp_capabilities", "id": 1}));
-    bench.hear(&mut client);
+    bench.receive(&mut client);
+    client.send(&json!({"execute": "qmp_capabilities", "id": 1}));
+    bench.receive(&mut client);
     bench.far_runs = false;
-    client.say(&json!({"execute": "allowed", "id": 2}));
+    client.send(&json!({"execute": "allowed", "id": 2}));
     bench.settle();
     {
         let page = &mut *bench.page.borrow_mut();
         page.server_live = false;
         fake::ring(&mut page.client_bell);
     }
-    let answer = bench.hear(&mut client);
+    let answer = bench.receive(&mut client);
     assert_eq!(answer["id"], 2);
     assert!(
         answer["error"]["desc"]

@@ -19,7 +19,7 @@ pub(super) enum Side {
 
 /// The values of one place.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Values {
     times: usize,
     bools: usize,
     ints: Option<(i64, i64)>,
@@ -43,7 +43,7 @@ fn room(n: usize, least: usize) -> usize {
     n.max(least).checked_next_power_of_two().unwrap_or(n)
 }
 
-impl Seen {
+impl Values {
     /// One more value.
     pub(super) fn add(&mut self, value: &Json) {
         self.times += 1;
@@ -67,17 +67,17 @@ impl Seen {
             }
             Json::Map(members) => {
                 self.objects += 1;
-                let seen = self.members.get_or_insert_with(BTreeMap::new);
+                let by_key = self.members.get_or_insert_with(BTreeMap::new);
                 for (key, value) in members {
-                    seen.entry(key.clone()).or_default().add(value);
+                    by_key.entry(key.clone()).or_default().add(value);
                 }
             }
             Json::Null | Json::Real(_) => self.other = Some(value.kind()),
         }
     }
 
-    /// The shape of the values; `None` for an object without members, or for nothing seen.
-    pub(super) fn shape(&self, side: Side) -> Result<Option<String>, PolicyError> {
+    /// The schema of the values; `None` for an object without members, or for nothing seen.
+    pub(super) fn schema(&self, side: Side) -> Result<Option<String>, PolicyError> {
         let mut all = Vec::new();
         if self.bools > 0 {
             all.push("bool = true".to_owned());
@@ -105,7 +105,7 @@ impl Seen {
                 Side::Arguments => (*most).max(1),
                 Side::Answers => room(most * 4, 16),
             };
-            let inner = inner.shape(side)?;
+            let inner = inner.schema(side)?;
             let inner = inner.unwrap_or_else(|| "{ nothing = true }".to_owned());
             all.push(format!("list = {inner}, most = {most}"));
         }
@@ -114,7 +114,7 @@ impl Seen {
             if !members.is_empty() {
                 let list: Vec<String> = members
                     .iter()
-                    .map(|(key, shape)| format!("{} = {shape}", quoted(key)))
+                    .map(|(key, schema)| format!("{} = {schema}", quoted(key)))
                     .collect();
                 all.push(format!("object = {{ {} }}", list.join(", ")));
             } else if all.is_empty() {
@@ -133,24 +133,24 @@ impl Seen {
         }
     }
 
-    /// The shapes of an object's members. Those of an answer that no row can be made for are left
+    /// The schemas of an object's members. Those of an answer that no row can be made for are left
     /// out, as a row does with what it does not name.
     pub(super) fn members(&self, side: Side) -> Result<Vec<(String, String)>, PolicyError> {
         let mut list = Vec::new();
-        for (key, seen) in self.members.iter().flatten() {
-            let shape = match (seen.shape(side), side) {
-                (Ok(shape), _) => shape.unwrap_or_else(|| "{ nothing = true }".to_owned()),
+        for (key, values) in self.members.iter().flatten() {
+            let schema = match (values.schema(side), side) {
+                (Ok(schema), _) => schema.unwrap_or_else(|| "{ nothing = true }".to_owned()),
                 (Err(_), Side::Answers) => continue,
                 (Err(error), Side::Arguments) => {
                     return Err(PolicyError(format!("argument {key}: {error}")));
                 }
             };
-            let shape = if seen.times < self.objects {
-                shape.replacen('{', "{ optional = true,", 1)
+            let schema = if values.times < self.objects {
+                schema.replacen('{', "{ optional = true,", 1)
             } else {
-                shape
+                schema
             };
-            list.push((key.clone(), shape));
+            list.push((key.clone(), schema));
         }
         Ok(list)
     }

@@ -12,7 +12,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn say(&mut self, command: &Value) {
+    pub fn send(&mut self, command: &Value) {
         self.stream
             .write_all(format!("{command}\r\n").as_bytes())
             .unwrap();

@@ -137,19 +137,19 @@ fn put(ring: &mut Ring, bytes: &[u8], reader: &mut Bell) -> usize {
 }
 
 /// The client's end of a connection.
-pub struct ClientLink {
+pub struct ClientEnd {
     page: Shared,
     fd: UnixStream,
 }
 
-impl ClientLink {
+impl ClientEnd {
     fn waits(&self) -> bool {
         let page = self.page.borrow();
         page.marks && page.client_live != 3
     }
 }
 
-impl Transport for ClientLink {
+impl Transport for ClientEnd {
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -213,7 +213,7 @@ impl Transport for ClientLink {
     }
 }
 
-impl Drop for ClientLink {
+impl Drop for ClientEnd {
     fn drop(&mut self) {
         let page = &mut *self.page.borrow_mut();
         page.client_live = 0;
@@ -225,9 +225,9 @@ impl Drop for ClientLink {
 pub struct Connector(pub Shared);
 
 impl Connect for Connector {
-    type Link = ClientLink;
+    type Transport = ClientEnd;
 
-    fn connect(&mut self) -> io::Result<ClientLink> {
+    fn connect(&mut self) -> io::Result<ClientEnd> {
         let page = &mut *self.0.borrow_mut();
         if !page.server_live {
             return Err(io::ErrorKind::NotFound.into());
@@ -238,7 +238,7 @@ impl Connect for Connector {
         page.right.reader_asked = true;
         page.server_bell.notify();
         let fd = page.client_bell.seen.try_clone().unwrap();
-        Ok(ClientLink {
+        Ok(ClientEnd {
             page: self.0.clone(),
             fd,
         })
@@ -259,13 +259,13 @@ pub fn filter(policy: Policy) -> Filter {
 }
 
 /// The server's end, which marks sessions as ours does.
-pub struct ServerLink {
+pub struct ServerEnd {
     page: Shared,
     fd: UnixStream,
     session: Peer,
 }
 
-impl ServerLink {
+impl ServerEnd {
     pub fn new(page: &Shared) -> Self {
         let fd = page.borrow().server_bell.seen.try_clone().unwrap();
         Self {
@@ -290,7 +290,7 @@ impl ServerLink {
     }
 }
 
-impl Transport for ServerLink {
+impl Transport for ServerEnd {
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -18,10 +18,10 @@ use stubdm_qmp::policy::Policy;
 use crate::fake::client::Client;
 use crate::fake::qemu::Qemu;
 use crate::fake::upstream::Upstream;
-use crate::fake::{self, Connector, ServerLink, Shared, is_woken};
+use crate::fake::{self, Connector, ServerEnd, Shared, is_woken};
 
 enum Far {
-    Ours(Server<ServerLink>),
+    Ours(Server<ServerEnd>),
     Upstream(Upstream),
 }
 
@@ -63,7 +63,7 @@ impl Bench {
         let page = fake::page(ours);
         let far = if ours {
             let backend = Backend::Socket(monitor);
-            Far::Ours(Server::new(ServerLink::new(&page), backend, Payload::Qmp))
+            Far::Ours(Server::new(ServerEnd::new(&page), backend, Payload::Qmp))
         } else {
             Far::Upstream(Upstream::new(&page, monitor))
         };
@@ -159,30 +159,30 @@ impl Bench {
     }
 
     /// The next message for the client.
-    pub(crate) fn hear(&mut self, client: &mut Client) -> Value {
-        let mut heard = None;
+    pub(crate) fn receive(&mut self, client: &mut Client) -> Value {
+        let mut message = None;
         let ok = self.run(Duration::from_secs(9), |_| {
-            heard = client.message();
-            heard.is_some()
+            message = client.message();
+            message.is_some()
         });
         assert!(
             ok,
             "nothing came; the client has {:?}",
             String::from_utf8_lossy(&client.input)
         );
-        heard.unwrap()
+        message.unwrap()
     }
 
     /// A whole conversation as libxl has it, with the ids libxl always uses.
     pub(crate) fn converse(&mut self, command: &str) {
         let mut client = self.client();
-        let greeting = self.hear(&mut client);
+        let greeting = self.receive(&mut client);
         assert!(greeting.get("QMP").is_some(), "{greeting}");
-        client.say(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
-        let answer = self.hear(&mut client);
+        client.send(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
+        let answer = self.receive(&mut client);
         assert_eq!(answer, json!({"return": {}, "id": 2_020_371_713}));
-        client.say(&json!({"execute": command, "id": 2_020_371_712}));
-        let answer = self.hear(&mut client);
+        client.send(&json!({"execute": command, "id": 2_020_371_712}));
+        let answer = self.receive(&mut client);
         assert_eq!(answer["id"], 2_020_371_712);
         assert_eq!(answer["return"]["asked"], command, "{answer}");
         assert!(client.input.is_empty() && !client.ended);
@@ -192,8 +192,8 @@ impl Bench {
     /// the others.
     pub(crate) fn leave_after(&mut self, steps: usize) {
         let mut client = self.client();
-        client.say(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
-        client.say(&json!({"execute": "big", "id": 2_020_371_712}));
+        client.send(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));
+        client.send(&json!({"execute": "big", "id": 2_020_371_712}));
         client.stream.write_all(b"{\"execute\": \"half").unwrap();
         for _ in 0..steps {
             self.step();

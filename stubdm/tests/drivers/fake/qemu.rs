@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 pub struct Qemu {
     listener: UnixListener,
-    pub connections: Vec<Monitor>,
+    pub connections: Vec<QemuMonitor>,
     pub accepted: usize,
 }
 
-pub struct Monitor {
+pub struct QemuMonitor {
     stream: UnixStream,
     input: Vec<u8>,
     negotiated: bool,
@@ -38,13 +38,13 @@ impl Qemu {
         while let Ok((stream, _)) = self.listener.accept() {
             stream.set_nonblocking(true).unwrap();
             self.accepted += 1;
-            let mut monitor = Monitor {
+            let mut monitor = QemuMonitor {
                 stream,
                 input: Vec::new(),
                 negotiated: false,
                 output: Vec::new(),
             };
-            monitor.say(
+            monitor.send(
                 &json!({"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}},
                 "capabilities": [], "n": self.accepted}}),
             );
@@ -65,8 +65,8 @@ impl Qemu {
     }
 }
 
-impl Monitor {
-    pub fn say(&mut self, message: &Value) {
+impl QemuMonitor {
+    pub fn send(&mut self, message: &Value) {
         self.output
             .extend_from_slice(format!("{message}\r\n").as_bytes());
     }
@@ -86,7 +86,7 @@ impl Monitor {
         while let Some(end) = self.input.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             if line.contains(&0xff) {
-                self.say(&json!({"error": {"class": "GenericError", "desc": "JSON parse error"}}));
+                self.send(&json!({"error": {"class": "GenericError", "desc": "JSON parse error"}}));
             } else {
                 self.command(&line);
             }
@@ -107,7 +107,7 @@ impl Monitor {
     fn command(&mut self, line: &[u8]) {
         let Ok(command) = serde_json::from_slice::<Value>(line) else {
             if !line.trim_ascii().is_empty() {
-                self.say(&json!({"error": {"class": "GenericError", "desc": "JSON parse error"}}));
+                self.send(&json!({"error": {"class": "GenericError", "desc": "JSON parse error"}}));
             }
             return;
         };
@@ -126,6 +126,6 @@ impl Monitor {
                 json!({"return": {"asked": name, "with": command["arguments"]}, "id": id})
             }
         };
-        self.say(&answer);
+        self.send(&answer);
     }
 }

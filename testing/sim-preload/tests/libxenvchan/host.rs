@@ -45,29 +45,29 @@ fn built(name: &str) -> PathBuf {
 }
 
 /// A simulated host that C programs can join.
-pub(crate) struct World {
-    pub(crate) host: Simulation,
+pub(crate) struct TestHost {
+    pub(crate) sim: Simulation,
     stored: Arc<StoreServer>,
     pub(crate) guest: DomId,
     pub(crate) dir: tempfile::TempDir,
 }
 
-impl World {
+impl TestHost {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let host = Simulation::start().unwrap();
+        let sim = Simulation::start().unwrap();
         // The names that the example vcat knows.
-        host.listen(dir.path().join("xen")).unwrap();
-        let stored = xen_store_server::sim::start(&host, Config::new()).unwrap();
+        sim.listen(dir.path().join("xen")).unwrap();
+        let stored = xen_store_server::sim::start(&sim, Config::new()).unwrap();
         stored.listen(dir.path().join("store")).unwrap();
-        let guest = host.add_domain().unwrap();
+        let guest = sim.add_domain().unwrap();
         stored.add_domain(guest);
         // As libxl does; a vchan's server looks there for its own number.
         let dom0 = stored.connect(DomId::DOM0).unwrap();
         dom0.write(&format!("/local/domain/{guest}/domid"), guest.to_string())
             .unwrap();
         Self {
-            host,
+            sim,
             stored,
             guest,
             dir,
@@ -75,7 +75,7 @@ impl World {
     }
 
     pub(crate) fn guest(&self) -> (Xen, Store) {
-        let xen = self.host.xen(self.guest).unwrap();
+        let xen = self.sim.xen(self.guest).unwrap();
         let store = Store::open(&xen).unwrap();
         (xen, store)
     }
@@ -140,7 +140,7 @@ impl World {
 
     /// After each test, when both ends are gone.
     pub(crate) fn end(self) {
-        self.host.assert_clean();
+        self.sim.assert_clean();
         let dom0 = self.stored.connect(DomId::DOM0).unwrap();
         for home in [DomId::DOM0, self.guest] {
             assert_empty(&dom0, &format!("/local/domain/{home}/data/vchan"));
