@@ -26,13 +26,14 @@
 #   screen drawn                        for '*', and for each '+' after it: see screen.s
 #   key 0xXXXXXXXX, mouse 0xXXXXXXXX    from then on for each byte of the keyboard and each movement
 #   monitored cpuid=0xN request=0xN     for each '!': the answers to a cpuid and to a request to its monitor
+#   nothing more                        after '=': see bench.s
 #
 # For '$' it resets the machine.
 #
 # It waits with interrupts enabled (sti; hlt): Xen shuts a guest down that halts with interrupts off.
 #
 # This file has the boot sector and the course of things; disk.s, cd.s, rtl8139.s, net.s, toy.s,
-# dma.s, screen.s, monitor.s, interrupts.s and serial.s are appended to it.
+# dma.s, screen.s, bench.s, monitor.s, interrupts.s and serial.s are appended to it.
 # The caller defines STAGE_SECTORS, HZ, PIT_DIVISOR, PATTERN_FIRST, PATTERN_STRIDE, PATTERN_COUNT and SCRATCH_SECTOR.
 
         .intel_syntax noprefix

@@ -108,8 +108,8 @@ screen_input:
         jmp 1b
 9:      ret
 
-# Draws the next picture made of pixels.
-screen_paint:
+# Out: edi = the VGA's memory. Carry: there is no VGA.
+screen_memory:
         mov ebx, 0x80000000             # how the bus's first device is addressed
 1:      lea eax, [ebx + 8]
         call pci_read
@@ -119,13 +119,17 @@ screen_paint:
         add ebx, 0x800
         cmp ebx, 0x80010000
         jb 1b
+        stc
         ret
 2:      lea eax, [ebx + 0x10]
         call pci_read
         and al, 0xf0
-        mov edi, eax                    # its memory
-        mov eax, [painted]
-        mov eax, [picture_sizes + eax * 4]
+        mov edi, eax
+        clc
+        ret
+
+# In: eax = the width, and the height in its upper half, of the mode.
+screen_mode:
         cmp eax, [picture_size]
         je 3f
         mov [picture_size], eax
@@ -144,7 +148,16 @@ screen_paint:
         mov ecx, 4                      # on, with all its memory at one address
         mov eax, 0x41
         call vbe_write
-3:      xor ebx, ebx                    # the row of pixels
+3:      ret
+
+# Draws the next picture made of pixels.
+screen_paint:
+        call screen_memory
+        jc 9f
+        mov eax, [painted]
+        mov eax, [picture_sizes + eax * 4]
+        call screen_mode
+        xor ebx, ebx                    # the row of pixels
 4:      xor ebp, ebp                    # the column of tiles
 5:      mov eax, ebx
         shr eax, 5
@@ -166,6 +179,7 @@ screen_paint:
         mov esi, offset text_drawn
         call put_text
         jmp put_newline
+9:      ret
 
 # In: ecx = a register, ax = its value.
 vbe_write:

@@ -182,6 +182,8 @@ requests:
         .long machine_reset
         .byte '!'
         .long monitor_meet
+        .byte '='
+        .long bench_run
         .byte 0
 
 text_answer:    .asciz "xen-guest: answer second="

@@ -27,6 +27,7 @@ const SOURCE: &str = concat!(
     include_str!("../../testing/guest/toy.s"),
     include_str!("../../testing/guest/dma.s"),
     include_str!("../../testing/guest/screen.s"),
+    include_str!("../../testing/guest/bench.s"),
     include_str!("../../testing/guest/monitor.s"),
     include_str!("../../testing/guest/interrupts.s"),
     include_str!("../../testing/guest/serial.s"),
@@ -35,7 +36,7 @@ const SOURCE: &str = concat!(
 /// Bytes in a sector.
 pub(crate) const SECTOR: usize = 512;
 const IMAGE_SECTORS: usize = 32 * 1024;
-const STAGE_SECTORS: usize = 10;
+const STAGE_SECTORS: usize = 11;
 const PATTERN_FIRST: usize = 64;
 const PATTERN_STRIDE: usize = 509;
 const PATTERN_COUNT: usize = 64;

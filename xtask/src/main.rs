@@ -16,6 +16,7 @@ mod bench;
 mod bench_calls;
 mod bench_dom0;
 mod bench_qmp;
+mod bench_screen;
 mod bench_start;
 mod bench_store;
 mod checklist;
@@ -266,6 +267,21 @@ enum Bench {
         #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
         timeout: u64,
     },
+    /// A guest's screen as consoled and as QEMU serve it: latency, bytes, wake-ups, memory, on real
+    /// Xen
+    Screen {
+        #[command(flatten)]
+        host: HostArgs,
+        /// How often the guests start
+        #[arg(long, default_value_t = 5)]
+        starts: u32,
+        /// The folder for screen.md
+        #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
+        out: PathBuf,
+        /// Kill the host when it takes longer, in seconds
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+        timeout: u64,
+    },
     /// The host's QMP proxy and the distribution's vchan-socket-proxy, on one guest on real Xen
     Qmp {
         #[command(flatten)]
@@ -428,6 +444,18 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(Bench::Start { host, out, timeout }) => bench_start::run(
             &workspace,
             &host.options()?,
+            &out,
+            Duration::from_secs(timeout),
+        ),
+        Task::Bench(Bench::Screen {
+            host,
+            starts,
+            out,
+            timeout,
+        }) => bench_screen::run(
+            &workspace,
+            &host.options()?,
+            starts,
             &out,
             Duration::from_secs(timeout),
         ),

@@ -12,6 +12,7 @@
 mod bench;
 mod bench_calls;
 mod bench_qmp;
+mod bench_screen;
 mod bench_start;
 mod bench_store;
 mod domu;
@@ -85,6 +86,16 @@ enum Command {
     BenchQmp,
     /// Compares these crates and the C libraries, call by call: in dom0.
     BenchCalls,
+    /// Compares a guest's screen as consoled, dom0's QEMU and a QEMU without stubdomain serve it: in
+    /// dom0.
+    BenchScreen {
+        /// How often the guests start.
+        #[arg(long, default_value_t = 5)]
+        starts: usize,
+        /// Keys and pictures of each guest in each start.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Measures a guest's start by steps: in dom0.
     BenchStart {
         /// The ramdisk with a shell as its init.
@@ -152,6 +163,7 @@ fn main() -> ExitCode {
         Command::Bench { only } => bench::run(&only).map(|()| 0),
         Command::BenchQmp => bench_qmp::run().map(|()| 0),
         Command::BenchCalls => bench_calls::run().map(|()| 0),
+        Command::BenchScreen { starts, rounds } => bench_screen::run(starts, rounds).map(|()| 0),
         Command::BenchStart { shell, times } => bench_start::run(&shell, times).map(|()| 0),
         Command::BenchStore => bench_store::run().map(|()| 0),
         Command::HostileTable { proxy, from } => {

@@ -17,11 +17,11 @@ use crate::tests::screen;
 use crate::world::{World, command};
 
 /// The device model that libxl starts.
-const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
+pub(crate) const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
 /// Its log for the stubdomain.
 const LOG: &str = "/var/log/xen/qemu-dm-hvm-dm.log";
 /// Its command line where there are only consoles.
-const CONSOLED: &str = "/usr/bin/stubdm-run consoled ";
+pub(crate) const CONSOLED: &str = "/usr/bin/stubdm-run consoled ";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
@@ -101,7 +101,7 @@ pub(super) fn print_memory(what: &str, pid: impl std::fmt::Display) -> Result<()
 }
 
 /// The number of KiB behind a name.
-fn field(file: &str, name: &str) -> Result<u64> {
+pub(crate) fn field(file: &str, name: &str) -> Result<u64> {
     let text = fs::read_to_string(file).with_context(|| file.to_owned())?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());

@@ -41,7 +41,7 @@ pub(super) struct Disk {
 }
 
 /// Attaches a file to a loop device.
-pub(super) fn loop_device(file: &str) -> Result<String> {
+pub(crate) fn loop_device(file: &str) -> Result<String> {
     let free = command(&["losetup", "-f"])?;
     let device = free.first().context("no loop device")?.trim().to_owned();
     command(&["losetup", &device, file])?;
@@ -49,7 +49,7 @@ pub(super) fn loop_device(file: &str) -> Result<String> {
 }
 
 /// The line of a guest's configuration for its disk.
-pub(super) fn disk_line(device: &str) -> String {
+pub(crate) fn disk_line(device: &str) -> String {
     format!(
         "disk=[\"format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target={device}\"]"
     )

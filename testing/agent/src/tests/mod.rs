@@ -7,7 +7,7 @@ mod buffers;
 mod cdrom;
 mod clients;
 mod conformance;
-mod consoled;
+pub(crate) mod consoled;
 #[cfg(target_arch = "x86_64")]
 mod context;
 mod copy;
@@ -20,7 +20,7 @@ mod gnttab;
 pub(crate) mod hostile;
 mod hypercalls;
 mod killed;
-mod linux;
+pub(crate) mod linux;
 mod live_update;
 mod monitor;
 mod outcomes;
