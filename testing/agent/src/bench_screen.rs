@@ -8,6 +8,7 @@
 mod viewer;
 
 use std::fs;
+use std::io::Write as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,15 +56,15 @@ const PICTURES: [(&str, u8); 4] = [
 ];
 
 /// How long the screen rests before a key.
-const REST: Duration = Duration::from_millis(1500);
+const REST: Duration = Duration::from_millis(1000);
 /// How long no byte comes before a picture counts as whole.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(700);
 /// How long nothing happens while bytes and wake-ups are counted.
 const IDLE: Duration = Duration::from_secs(20);
 /// The pause between two looks at the guest's page.
 const LOOK: Duration = Duration::from_micros(20);
 
-/// Who serves the guest's screen.
+/// The server of a guest's screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// `consoled`, for a guest with a stubdomain.
@@ -88,7 +89,7 @@ impl Way {
 #[derive(Debug)]
 struct Machine {
     way: Way,
-    /// Who has a screen: the stubdomain, or the guest.
+    /// The domain with the screen: the stubdomain, or the guest.
     of: DomId,
     page: Region,
     /// With a stubdomain. Dropping it ends its console alone.
@@ -186,9 +187,12 @@ fn start(store: &Store, devices: &[String]) -> Result<Vec<Machine>> {
 /// Asks the guest to begin until it does: what is typed before it runs is lost.
 fn begin(machine: &Machine, tty: &str) -> Result<()> {
     let deadline = soon();
+    // It stays open: QEMU looks once a second whether somebody has it.
+    let file = fs::File::options().write(true).open(tty);
+    let mut file = file.context(tty.to_owned())?;
     while machine.page.load_u32(0)? != NAME {
         ensure!(Instant::now() < deadline, "the guest does not begin");
-        fs::write(tty, "=").context(tty.to_owned())?;
+        file.write_all(b"=")?;
         thread::sleep(Duration::from_millis(500));
     }
     Ok(())
@@ -215,9 +219,9 @@ fn counted(machine: &Machine, what: usize, before: u32) -> Result<Instant> {
 fn latencies(machine: &Machine) -> Result<()> {
     let viewer = connect(machine, Encoding::Raw)?;
     viewer.quiet(REST)?;
-    let corner = viewer.drain().context("no picture")?;
+    let mut corner = viewer.drain().context("no picture")?;
     for (key, figure) in [(SQUARE, "picture"), (LATER, "picture later")] {
-        let corner = viewer.drain().unwrap_or(corner);
+        corner = viewer.drain().unwrap_or(corner);
         let [seen, drawn] = [SEEN, DRAWN].map(|what| machine.page.load_u32(what));
         let (seen, drawn) = (seen?, drawn?);
         let typed = Instant::now();
@@ -225,7 +229,8 @@ fn latencies(machine: &Machine) -> Result<()> {
         let at = counted(machine, SEEN, seen)?;
         viewer.key(key, false)?;
         let painted = counted(machine, DRAWN, drawn)?;
-        let (shown, _) = viewer.other_corner(corner)?;
+        let shown;
+        (shown, corner) = viewer.other_corner(corner)?;
         let millis =
             |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1000.0;
         print(machine.way, figure, millis(painted, shown));
@@ -242,14 +247,19 @@ fn latencies(machine: &Machine) -> Result<()> {
 fn pictures(machine: &Machine, encoding: Encoding) -> Result<()> {
     let viewer = connect(machine, encoding)?;
     viewer.quiet(QUIET)?;
-    for (picture, key) in PICTURES {
+    // Noise first, which is not counted: it has no pixels in common with the next picture.
+    let first = PICTURES.last().map(|(_, key)| ("", *key));
+    for (picture, key) in first.iter().chain(&PICTURES) {
+        let (picture, key) = (*picture, *key);
         let (bytes, drawn) = (viewer.bytes(), machine.page.load_u32(DRAWN)?);
         viewer.key(key, true)?;
         counted(machine, DRAWN, drawn)?;
         viewer.key(key, false)?;
         viewer.quiet(QUIET)?;
-        let name = format!("{picture}, {}", encoding.name());
-        print(machine.way, name, viewer.bytes() - bytes);
+        if !picture.is_empty() {
+            let name = format!("{picture}, {}", encoding.name());
+            print(machine.way, name, viewer.bytes() - bytes);
+        }
     }
     Ok(())
 }
