@@ -22,7 +22,7 @@ use clap::Args;
 use stubdm_screen::Size;
 
 use crate::guest::screen::CONFINED;
-use crate::proxy::sandbox::enter;
+use crate::proxy::sandbox::enter::{self, Allowed};
 use crate::rt::error::{Context, Result};
 use crate::rt::stream::Stream;
 use crate::rt::{event_loop, fd};
@@ -69,7 +69,14 @@ pub fn run(given: &Given) -> Result<()> {
     let frame = Device::new(frame).context("the frame buffer")?;
     let mut keep: Vec<BorrowedFd<'_>> = inputs.iter().map(AsFd::as_fd).collect();
     keep.extend([socket.as_fd(), frame.as_fd()]);
-    enter::enter_but(&keep, USER, 0, &[ioctl::SET_VARIABLE])?;
+    let allowed = Allowed {
+        output: 0,
+        memory: enter::MEMORY,
+        requests: &[ioctl::SET_VARIABLE],
+        // Has the kernel pass on what was drawn.
+        calls: &[libc::SYS_fsync],
+    };
+    enter::enter_with(&keep, USER, allowed)?;
     // Nobody but the init reads it.
     let _ = writeln!(std::io::stderr(), "{CONFINED}");
     let socket = Stream::socket(socket).context("QEMU's screen")?;

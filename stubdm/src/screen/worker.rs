@@ -1,7 +1,7 @@
 //! The loop: pixels from QEMU into the frame buffer, input events to QEMU.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stubdm_screen::Size;
 use stubdm_screen::input::{Action, Input};
@@ -24,6 +24,9 @@ const CHUNK: usize = 64 << 10;
 const EVENTS: usize = 64 * stubdm_screen::input::EVENT;
 /// Reads from QEMU in one turn, before the input devices get theirs.
 const READS: usize = 16;
+/// The least time between two updates that the kernel is to pass on at once. It passes the others on
+/// by itself, 50 ms later.
+const PACE: Duration = Duration::from_millis(15);
 
 /// A frame buffer, or a test's memory.
 pub(super) trait Frame {
@@ -44,6 +47,9 @@ pub(super) trait Frame {
     /// # Errors
     /// As for [`write`](Self::write).
     fn clear(&mut self) -> io::Result<()>;
+
+    /// Has the kernel pass on at once what was written.
+    fn flush(&mut self);
 }
 
 /// The screen's process.
@@ -58,6 +64,10 @@ pub(super) struct Worker<F> {
     client: Client,
     input: Input,
     buffer: Vec<u8>,
+    /// A whole update was drawn in this turn.
+    updated: bool,
+    /// The end of the pause after the last [`Frame::flush`].
+    next_flush: Option<Instant>,
 }
 
 impl<F: Frame> Worker<F> {
@@ -73,6 +83,8 @@ impl<F: Frame> Worker<F> {
             client: Client::new(LARGEST),
             input: Input::default(),
             buffer: vec![0; CHUNK],
+            updated: false,
+            next_flush: None,
         }
     }
 
@@ -109,7 +121,7 @@ impl<F: Frame> Worker<F> {
                             self.frame.write(row, at, bytes)?;
                         }
                     }
-                    Event::Updated => {}
+                    Event::Updated => self.updated = true,
                 }
             }
         }
@@ -174,8 +186,13 @@ impl<F: Frame> Task for Worker<F> {
         interests
     }
 
-    fn turn(&mut self, _: Instant) -> io::Result<Progress> {
+    fn turn(&mut self, now: Instant) -> io::Result<Progress> {
         let more = self.draw()?;
+        let pauses = self.next_flush.is_some_and(|next| now < next);
+        if std::mem::take(&mut self.updated) && !pauses {
+            self.frame.flush();
+            self.next_flush = now.checked_add(PACE);
+        }
         self.read_inputs();
         self.send()?;
         Ok(match more {

@@ -168,6 +168,7 @@ fn serve(given: &Given, ipc: &IpcSocket) -> Result<()> {
         output: 0,
         memory: MEMORY,
         requests: &[IOCTL_EVTCHN_NOTIFY],
+        calls: &[],
     };
     enter::enter_with(&keep, user, allowed)?;
     ipc.send(&Report::Ready.encode()).context("consoled")?;

@@ -15,6 +15,7 @@ use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 
+use libc::c_long;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -44,6 +45,8 @@ pub struct Allowed<'a> {
     pub memory: rlim_t,
     /// Requests of `ioctl`.
     pub requests: &'a [u32],
+    /// Other calls, whatever their arguments are.
+    pub calls: &'a [c_long],
 }
 
 /// Puts all restrictions up, for good. `keep` are the descriptors that stay open besides the
@@ -52,23 +55,11 @@ pub struct Allowed<'a> {
 /// # Errors
 /// A restriction could not be put up; those before it stand.
 pub fn enter(keep: &[BorrowedFd<'_>], user: u32, output: rlim_t) -> Result<()> {
-    enter_but(keep, user, output, &[])
-}
-
-/// As [`enter`], but leaves these requests of `ioctl` too.
-///
-/// # Errors
-/// As for [`enter`].
-pub fn enter_but(
-    keep: &[BorrowedFd<'_>],
-    user: u32,
-    output: rlim_t,
-    requests: &[u32],
-) -> Result<()> {
     let allowed = Allowed {
         output,
         memory: MEMORY,
-        requests,
+        requests: &[],
+        calls: &[],
     };
     enter_with(keep, user, allowed)
 }
@@ -87,7 +78,7 @@ pub fn enter_with(keep: &[BorrowedFd<'_>], user: u32, allowed: Allowed<'_>) -> R
         warn!("not started as root: the worker keeps this user and sees this file system's names");
     }
     alone().context("confinement")?;
-    seccomp::restrict_but(allowed.requests).context("restricting system calls")
+    seccomp::restrict_but(allowed.requests, allowed.calls).context("restricting system calls")
 }
 
 /// Closes all descriptors but these and the standard ones.

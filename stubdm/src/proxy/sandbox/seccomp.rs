@@ -53,24 +53,28 @@ const FCNTL: &[i32] = &[
 /// # Errors
 /// The kernel has no seccomp filters.
 pub fn restrict() -> Result<()> {
-    restrict_but(&[])
+    restrict_but(&[], &[])
 }
 
-/// As [`restrict`], but leaves these requests of `ioctl` too.
+/// As [`restrict`], but leaves these requests of `ioctl` and these other calls too.
 ///
 /// # Errors
 /// The kernel has no seccomp filters.
-pub fn restrict_but(requests: &[u32]) -> Result<()> {
-    let program = program(requests).context("the filter")?;
+pub fn restrict_but(requests: &[u32], calls: &[c_long]) -> Result<()> {
+    let program = program(requests, calls).context("the filter")?;
     seccompiler::apply_filter(&program).context("seccomp")
 }
 
-fn program(requests: &[u32]) -> std::result::Result<BpfProgram, seccompiler::BackendError> {
+fn program(
+    requests: &[u32],
+    calls: &[c_long],
+) -> std::result::Result<BpfProgram, seccompiler::BackendError> {
     let condition = |index, operator, value| {
         SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
     };
+    let plain = PLAIN.iter().chain(calls);
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> =
-        PLAIN.iter().map(|call| (*call, Vec::new())).collect();
+        plain.map(|call| (*call, Vec::new())).collect();
     let mut some = Vec::new();
     for command in FCNTL {
         let command = u64::from(command.unsigned_abs());

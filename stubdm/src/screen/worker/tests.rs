@@ -11,6 +11,9 @@ struct Memory {
     size: Size,
     pixels: Vec<u8>,
     resizes: bool,
+    /// Calls of `flush`, and the pixels at the last one.
+    flushes: usize,
+    flushed: Vec<u8>,
 }
 
 const FRAME: Size = Size {
@@ -25,6 +28,8 @@ impl Memory {
             size: FRAME,
             pixels,
             resizes,
+            flushes: 0,
+            flushed: Vec::new(),
         }
     }
 
@@ -62,6 +67,11 @@ impl Frame for Memory {
         self.pixels.fill(0);
         Ok(())
     }
+
+    fn flush(&mut self) {
+        self.flushes += 1;
+        self.flushed.clone_from(&self.pixels);
+    }
 }
 
 /// A worker with QEMU's end of its socket and the other end of its input device.
@@ -87,8 +97,12 @@ impl Ends {
 
     /// Sends bytes as QEMU; returns what QEMU is sent.
     fn send(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        self.send_at(Instant::now(), bytes)
+    }
+
+    fn send_at(&mut self, now: Instant, bytes: &[u8]) -> io::Result<Vec<u8>> {
         self.qemu.write_all(bytes).unwrap();
-        while self.worker.turn(Instant::now())? == Progress::Again {}
+        while self.worker.turn(now)? == Progress::Again {}
         let mut sent = Vec::new();
         let _ = self.qemu.read_to_end(&mut sent);
         Ok(sent)
@@ -125,6 +139,33 @@ fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
     event.extend(code.to_ne_bytes());
     event.extend(value.to_ne_bytes());
     event
+}
+
+#[test]
+fn whole_updates_are_passed_on_at_once_and_paced() {
+    let mut ends = Ends::new(true);
+    ends.greet(4, 2, 7);
+    let mut now = Instant::now() + PACE;
+    let flushes = |ends: &Ends| ends.worker.frame.flushes;
+    let before = flushes(&ends);
+    let whole = update(&[(1, 1, 0, &[9; 4])]);
+    // A part of an update is drawn and not passed on; the rest is, with all of its pixels.
+    let (part, rest) = whole.split_at(whole.len() - 1);
+    ends.send_at(now, part).unwrap();
+    assert_eq!(flushes(&ends), before);
+    ends.send_at(now, rest).unwrap();
+    assert_eq!(flushes(&ends), before + 1);
+    assert_eq!(ends.worker.frame.flushed, ends.worker.frame.pixels);
+    // Those that follow closely are the kernel's own affair.
+    for _ in 0..20 {
+        ends.send_at(now + PACE / 2, &whole).unwrap();
+    }
+    assert_eq!(flushes(&ends), before + 1);
+    now += PACE;
+    ends.send_at(now, &[]).unwrap();
+    assert_eq!(flushes(&ends), before + 1, "nothing was drawn");
+    ends.send_at(now, &whole).unwrap();
+    assert_eq!(flushes(&ends), before + 2);
 }
 
 #[test]
