@@ -4,10 +4,13 @@ mod hextile;
 mod zrle;
 
 use super::pixels::Converter;
-use super::{Picture, Rect};
+use super::{PIECE_MAX, Picture, Rect};
 
 /// Pixels of a piece, about: more only where tiles are cut at the edge.
 const PIECE: u32 = 16 << 10;
+
+/// Bytes of a large piece before they are compressed, which may add a few and a header.
+const LARGE: usize = PIECE_MAX - (4 << 10);
 
 /// An encoding that a viewer may ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +54,15 @@ impl Encoding {
         (columns, u16::try_from(rows).unwrap_or(u16::MAX))
     }
 
+    /// Returns whether the pieces of a rectangle with this width are one rectangle to the viewer. One
+    /// in ZRLE names its length first.
+    pub(super) fn joins_pieces(self, width: u16) -> bool {
+        match self {
+            Self::Raw | Self::Hextile => width <= self.limits().0,
+            Self::Zrle => false,
+        }
+    }
+
     /// The number of pieces of a rectangle.
     pub(super) fn pieces(self, rect: &Rect) -> u32 {
         let (columns, rows) = self.piece(rect.width);
@@ -85,12 +97,20 @@ pub(super) fn header(rect: &Rect, encoding: i32, out: &mut Vec<u8>) {
 pub(super) struct Encoder {
     /// Pixels of one tile, or of one row.
     pixels: Vec<u32>,
+    /// Of the last tile of the current rectangle.
+    colours: hextile::Colours,
     zrle: zrle::Zrle,
 }
 
 impl Encoder {
-    /// Appends one [piece](Encoding::piece_at) of a rectangle. Its pixels beyond the picture are
-    /// black.
+    /// Begins a rectangle of the viewer's: appends its header.
+    pub(super) fn begin(&mut self, encoding: Encoding, rect: &Rect, out: &mut Vec<u8>) {
+        header(rect, encoding.number(), out);
+        self.colours = hextile::Colours::default();
+    }
+
+    /// Appends one [piece](Encoding::piece_at) of a rectangle, after its header. Its pixels beyond
+    /// the picture are black.
     pub(super) fn encode(
         &mut self,
         encoding: Encoding,
@@ -99,7 +119,6 @@ impl Encoder {
         converter: &Converter,
         out: &mut Vec<u8>,
     ) {
-        header(rect, encoding.number(), out);
         match encoding {
             Encoding::Raw => {
                 for y in rect.y..rect.end() {
@@ -113,10 +132,12 @@ impl Encoder {
                 }
             }
             Encoding::Hextile => {
-                let mut colours = hextile::Colours::default();
                 for tile in tiles(rect, 16) {
                     self.load(picture, &tile, converter);
-                    hextile::put(&self.pixels, tile.width, &mut colours, converter, out);
+                    let Self {
+                        pixels, colours, ..
+                    } = self;
+                    hextile::put(pixels, tile.width, colours, converter, out);
                 }
             }
             Encoding::Zrle => {
@@ -127,6 +148,35 @@ impl Encoder {
                 self.zrle.put(out);
             }
         }
+    }
+
+    /// Returns the rows of a rectangle that are short enough in ZRLE, as the picture is now, to be one
+    /// piece: all of them, or a multiple of a tile's. Each piece of a stream costs a header and what
+    /// its end costs in compression.
+    pub(super) fn large_piece(
+        &mut self,
+        picture: &Picture,
+        rect: &Rect,
+        converter: &Converter,
+    ) -> u16 {
+        let (_, side) = Encoding::Zrle.limits();
+        let (mut length, mut rows) = (0, 0);
+        while rows < rect.height {
+            let band = Rect {
+                y: rect.y + rows,
+                height: (rect.height - rows).min(side),
+                ..*rect
+            };
+            for tile in tiles(&band, side) {
+                self.load(picture, &tile, converter);
+                length += self.zrle.length(&self.pixels, tile.width, converter);
+                if length > LARGE {
+                    return rows;
+                }
+            }
+            rows += band.height;
+        }
+        rows
     }
 
     /// Reads the pixels of a rectangle, converted.

@@ -230,6 +230,37 @@ struct Update {
     /// The current rectangle, and its next piece.
     rect: usize,
     piece: u32,
+    /// The first rectangle is one piece. It is encoded at once, from the picture for which that was
+    /// found.
+    large: bool,
+}
+
+impl Update {
+    /// Returns whether a rectangle is one to the viewer too.
+    fn is_one(&self, index: usize) -> bool {
+        let rect = self.rects.get(index);
+        let joins = rect.is_some_and(|rect| self.encoding.joins_pieces(rect.width));
+        joins || (self.large && index == 0)
+    }
+
+    /// The number of pieces of a rectangle.
+    fn pieces(&self, index: usize) -> u32 {
+        match self.rects.get(index) {
+            Some(_) if self.large && index == 0 => 1,
+            Some(rect) => self.encoding.pieces(rect),
+            None => 0,
+        }
+    }
+
+    /// The number of the viewer's rectangles.
+    fn rectangles(&self) -> u32 {
+        let all = 0..self.rects.len();
+        all.map(|index| match self.is_one(index) {
+            true => 1,
+            false => self.pieces(index),
+        })
+        .sum()
+    }
 }
 
 /// One viewer's connection, without I/O.
@@ -906,15 +937,48 @@ impl Viewer {
             }
             self.converter = Some(Converter::new(format));
         }
-        out.extend([0, 0]);
-        out.extend(u16::try_from(pieces).unwrap_or(u16::MAX).to_be_bytes());
-        self.update = Some(Update {
+        let mut update = Update {
             rects,
             encoding,
             rect: 0,
             piece: 0,
-        });
+            large: false,
+        };
+        self.make_large(picture, &mut update);
+        let count = u16::try_from(update.rectangles()).unwrap_or(u16::MAX);
+        out.extend([0, 0]);
+        out.extend(count.to_be_bytes());
+        self.update = Some(update);
         self.continue_update(picture, out)
+    }
+
+    /// Puts the largest rectangle first, in one piece or with a part that is one.
+    fn make_large(&mut self, picture: &Picture, update: &mut Update) {
+        let (Encoding::Zrle, Some(converter)) = (update.encoding, &self.converter) else {
+            return;
+        };
+        let all = update.rects.iter().enumerate();
+        let Some((at, _)) = all.max_by_key(|(_, rect)| rect.area()) else {
+            return;
+        };
+        update.rects.swap(0, at);
+        let Some(first) = update.rects.first_mut() else {
+            return;
+        };
+        let rows = self.encoder.large_piece(picture, first, converter);
+        if rows == 0 {
+            return;
+        }
+        update.large = true;
+        let rest = Rect {
+            y: first.y + rows,
+            height: first.height - rows,
+            ..*first
+        };
+        first.height = rows;
+        if rest.height > 0 {
+            update.rects.push(rest);
+        }
     }
 
     /// Sends the next piece of the update.
@@ -926,12 +990,22 @@ impl Viewer {
             self.update = None;
             return false;
         };
-        if let Some(piece) = update.encoding.piece_at(rect, update.piece) {
+        let piece = match update.large && update.rect == 0 {
+            true => Some(*rect),
+            false => update.encoding.piece_at(rect, update.piece),
+        };
+        if let Some(piece) = piece {
+            let encoding = update.encoding;
+            match update.is_one(update.rect) {
+                true if update.piece == 0 => self.encoder.begin(encoding, rect, out),
+                true => {}
+                false => self.encoder.begin(encoding, &piece, out),
+            }
             self.encoder
-                .encode(update.encoding, picture, &piece, converter, out);
+                .encode(encoding, picture, &piece, converter, out);
         }
         update.piece += 1;
-        if update.piece >= update.encoding.pieces(rect) {
+        if update.piece >= update.pieces(update.rect) {
             (update.rect, update.piece) = (update.rect + 1, 0);
         }
         if update.rect >= update.rects.len() {

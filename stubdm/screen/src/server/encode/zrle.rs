@@ -27,7 +27,7 @@ impl Zrle {
         // At most the bytes of a piece, and not twice as many.
         self.plain
             .reserve_exact(PIECE_MAX.saturating_sub(self.plain.len()));
-        let form = self.choose(pixels, width, converter.compact_bytes());
+        let (form, _) = self.choose(pixels, width, converter.compact_bytes());
         let Self { plain, palette, .. } = self;
         let colours = palette.colours();
         plain.push(form.number(colours.len()));
@@ -74,7 +74,7 @@ impl Zrle {
     pub(super) fn put(&mut self, out: &mut Vec<u8>) {
         let stream = self
             .stream
-            .get_or_insert_with(|| Compress::new(Compression::fast(), true));
+            .get_or_insert_with(|| Compress::new(Compression::default(), true));
         let start = out.len();
         out.extend([0; 4]);
         let mut rest = self.plain.as_slice();
@@ -97,8 +97,14 @@ impl Zrle {
         self.plain.clear();
     }
 
-    /// Chooses the shortest form of a tile. It leaves the tile's palette, if the form has one.
-    fn choose(&mut self, pixels: &[u32], width: u16, bytes: usize) -> TileEncoding {
+    /// Returns the bytes of a tile before they are compressed.
+    pub(super) fn length(&mut self, pixels: &[u32], width: u16, converter: &Converter) -> usize {
+        self.choose(pixels, width, converter.compact_bytes()).1
+    }
+
+    /// Chooses the shortest form of a tile, and returns its bytes too. It leaves the tile's palette,
+    /// if the form has one.
+    fn choose(&mut self, pixels: &[u32], width: u16, bytes: usize) -> (TileEncoding, usize) {
         self.palette.clear();
         let (mut small, mut plain_runs, mut palette_runs) = (true, 0, 0);
         for (pixel, length) in runs(pixels) {
@@ -112,19 +118,20 @@ impl Zrle {
         let runs = (plain_runs, TileEncoding::Runs);
         let mut best = if runs.0 < raw.0 { runs } else { raw };
         if small && colours == 1 {
-            return TileEncoding::Solid;
-        }
-        if small && colours * bytes + palette_runs < best.0 {
-            best = (colours * bytes + palette_runs, TileEncoding::PaletteRuns);
-        }
-        if small && colours <= PACKED {
+            best = (bytes, TileEncoding::Solid);
+        } else if small {
+            let palette = (colours * bytes + palette_runs, TileEncoding::PaletteRuns);
+            if palette.0 < best.0 {
+                best = palette;
+            }
             let width = usize::from(width).max(1);
             let row = (width * packed_bits(colours)).div_ceil(8);
-            if colours * bytes + row * (pixels.len() / width) <= best.0 {
-                best.1 = TileEncoding::Packed;
+            let packed = colours * bytes + row * (pixels.len() / width);
+            if colours <= PACKED && packed <= best.0 {
+                best = (packed, TileEncoding::Packed);
             }
         }
-        best.1
+        (best.1, 1 + best.0)
     }
 }
 

@@ -63,6 +63,70 @@ fn large_pictures_come_in_pieces() {
 }
 
 #[test]
+fn what_is_short_in_zrle_is_one_rectangle() {
+    // Text, of which each tile has two colours.
+    let text = painted(800, 600, 2, 3, 5);
+    // The same above noise, which comes in pieces of 256 by 64.
+    let mut mixed = text.clone();
+    let noise = painted(800, 300, u32::MAX, 1, 3);
+    for y in 0..300 {
+        mixed.update_row(0, y + 300, noise.row(y));
+    }
+    for (picture, pieces) in [(&text, 1), (&mixed, 1 + 4 * 6), (&noise, 4 * 5)] {
+        let (mut viewer, mut decoder) = joined(picture, NATIVE, &[ZRLE]);
+        send(&mut viewer, &request(false, ALL));
+        decoder.take(&output(&mut viewer, picture));
+        assert_eq!((decoder.updates, decoder.rectangles), (1, pieces));
+        decoder.assert_shows(picture);
+        // A part that changed, and then a larger one, which is sent first.
+        for rect in [
+            Rect {
+                x: 700,
+                y: 500,
+                width: 20,
+                height: 20,
+            },
+            Rect {
+                x: 3,
+                y: 2,
+                width: 300,
+                height: 100,
+            },
+        ] {
+            viewer.handle_damage(rect);
+        }
+        send(&mut viewer, &request(true, ALL));
+        decoder.take(&output(&mut viewer, picture));
+        decoder.assert_shows(picture);
+    }
+}
+
+#[test]
+fn pieces_of_raw_and_hextile_are_one_rectangle() {
+    let picture = painted(1000, 300, 50, 90, 7);
+    for encoding in [RAW, HEXTILE] {
+        let (mut viewer, mut decoder) = joined(&picture, NATIVE, &[encoding]);
+        send(&mut viewer, &request(false, ALL));
+        let mut pieces = 0;
+        let mut bytes = Vec::new();
+        while piece(&mut viewer, &picture, &mut bytes) {
+            pieces += 1;
+        }
+        decoder.take(&bytes);
+        decoder.assert_shows(&picture);
+        assert!(pieces > 3, "{encoding}: {pieces}");
+        assert_eq!(decoder.rectangles, 1, "{encoding}");
+    }
+    // Wider ones are several in Hextile, whose pieces are beside each other.
+    let picture = painted(1030, 40, 50, 90, 7);
+    let (mut viewer, mut decoder) = joined(&picture, NATIVE, &[HEXTILE]);
+    send(&mut viewer, &request(false, ALL));
+    decoder.take(&output(&mut viewer, &picture));
+    decoder.assert_shows(&picture);
+    assert_eq!(decoder.rectangles, 2 * 3);
+}
+
+#[test]
 fn the_longest_pieces_are_within_the_limit() {
     // Noise that no encoding shortens, and whole tiles of every shape.
     for (width, height) in [
