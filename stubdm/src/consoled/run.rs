@@ -29,9 +29,9 @@ use crate::libxl::store::{self, domid};
 use crate::proxy::counters;
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, Progress, Stop, Task};
-use crate::rt::log;
 use crate::rt::poll::{Interest, earlier};
 use crate::rt::signals::Signals;
+use crate::rt::{log, text};
 use crate::service::claim::{self as service, Resume};
 use crate::service::record::Kind;
 
@@ -87,6 +87,7 @@ pub fn run_on(
 ) -> Result<()> {
     log::to_stderr(options.verbose);
     log::follow();
+    text::find();
     let (xen, store) = open()?;
     let found = match options.resume {
         Some(_) => consoles_again(&store, options.domain),

@@ -31,7 +31,7 @@ use crate::rt::listener::{SocketFile, bind, bind_over};
 use crate::rt::signals::Signals;
 use crate::rt::stream::{Stream, set_nonblocking};
 use crate::rt::vchan::Vchan;
-use crate::rt::{fd, log};
+use crate::rt::{fd, log, text};
 use crate::service::claim::{self as service, Resume};
 use crate::service::record::{Claim, Kind};
 
@@ -55,6 +55,7 @@ pub fn run(options: &ProxyOptions) -> Result<()> {
 /// As [`run`], and those of `open`.
 pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)>) -> Result<()> {
     log::to_stderr(options.verbose);
+    text::find();
     let domid = domain(options.domid)?;
     for path in [Some(&options.node), options.state_path.as_ref()]
         .into_iter()

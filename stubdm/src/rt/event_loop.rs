@@ -2,12 +2,15 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::rt::poll::{Interest, hung_up, sleep};
+use crate::rt::poll::{Interest, hung_up, sleep, sleep_until};
+use crate::rt::text;
 
 /// How many rounds a turn takes before others get theirs.
 pub const ROUNDS: usize = 64;
+/// An idle time after which a process gives up the pages of its machine code.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,9 @@ pub trait Stop {
 
 /// Gives `task` its turns until it is done (`None`) or one of `stops` has a reason.
 ///
+/// A task that waits for nothing but events is idle. After a second of that the process gives up
+/// the pages of its machine code ([`text::release`]), and sleeps on until an event comes.
+///
 /// # Errors
 /// The task's, a stop's, or the system's.
 pub fn run(task: &mut dyn Task, stops: &mut [&mut dyn Stop]) -> io::Result<Option<String>> {
@@ -57,7 +63,12 @@ pub fn run(task: &mut dyn Task, stops: &mut [&mut dyn Stop]) -> io::Result<Optio
         };
         let mut interests = task.interests();
         interests.extend(stops.iter().flat_map(|stop| stop.interests()));
-        sleep(&interests, deadline)?;
+        let quiet = deadline.is_none().then(|| Instant::now() + QUIET);
+        if !sleep_until(&interests, deadline.or(quiet))? && quiet.is_some() {
+            text::release();
+            // At once, so that little of the code is needed for it.
+            sleep(&interests, None)?;
+        }
         for stop in stops.iter_mut() {
             if let Some(reason) = stop.reason()? {
                 return Ok(Some(reason));

@@ -12,6 +12,7 @@
 //! | [`log`], [`log_limit`] | log lines, and limits on what another domain can make of them |
 //! | [`error`] | one line and an exit status |
 //! | [`process`] | the kernel's view of a process |
+//! | [`text`] | the program's machine code, unmapped while a process is idle |
 
 pub mod backoff;
 pub mod buffer;
@@ -27,6 +28,7 @@ pub mod poll;
 pub mod process;
 pub mod signals;
 pub mod stream;
+pub mod text;
 pub mod token_bucket;
 pub mod transport;
 pub mod vchan;

@@ -21,6 +21,14 @@ pub fn readable(fd: BorrowedFd<'_>) -> Interest<'_> {
 /// # Errors
 /// The system's. A signal is no error and ends the sleep.
 pub fn sleep(interests: &[Interest<'_>], deadline: Option<Instant>) -> io::Result<()> {
+    sleep_until(interests, deadline).map(drop)
+}
+
+/// As [`sleep`]; `false` if only the deadline ended it.
+///
+/// # Errors
+/// As [`sleep`].
+pub fn sleep_until(interests: &[Interest<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     let timeout = match deadline {
         None => PollTimeout::NONE,
         Some(deadline) => {
@@ -35,7 +43,8 @@ pub fn sleep(interests: &[Interest<'_>], deadline: Option<Instant>) -> io::Resul
         .map(|(fd, flags)| PollFd::new(*fd, *flags))
         .collect();
     match poll(&mut fds, timeout) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(true),
         Err(errno) => Err(errno.into()),
     }
 }

@@ -403,3 +403,43 @@ fn a_record_of_another_domain_of_the_same_number_is_removed_and_not_started() {
         killed.logs()
     );
 }
+
+/// KiB of the program's machine code: all, and as much as a process has mapped.
+fn machine_code(process: u32) -> [u64; 2] {
+    let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
+    let mappings = smaps.lines().skip_while(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        !(words.get(1) == Some(&"r-xp") && line.ends_with("/stubdm-run"))
+    });
+    let mut values = mappings.skip(1).filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        let value = value.trim().strip_suffix(" kB")?;
+        ["Size", "Rss"]
+            .contains(&name)
+            .then(|| value.parse().unwrap())
+    });
+    [values.next().unwrap(), values.next().unwrap()]
+}
+
+#[test]
+fn an_idle_proxy_has_little_of_its_code_mapped_and_answers_again() {
+    let mut killed = Killed::new();
+    killed.stubdomain_and_proxy();
+    let broker = killed.process(Kind::Proxy, 0);
+    let children = format!("/proc/{broker}/task/{broker}/children");
+    let children = std::fs::read_to_string(children).unwrap();
+    let processes = [broker, children.trim().parse().unwrap()];
+    for _ in 0..2 {
+        ask(&killed.socket(), "query-status").unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        // Sleeping takes 13 % of a debug build, an answer half of it.
+        while processes
+            .map(machine_code)
+            .iter()
+            .any(|[all, mapped]| mapped * 5 > *all)
+        {
+            assert!(Instant::now() < deadline, "{}", killed.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}

@@ -27,7 +27,7 @@ use crate::proxy::ipc::IpcSocket;
 use crate::proxy::sandbox::enter::{self, Allowed};
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::event_loop::{self, HangUp};
-use crate::rt::{fd, log};
+use crate::rt::{fd, log, text};
 
 /// The command by which this program is the process.
 pub const COMMAND: &str = "serve-screen";
@@ -135,6 +135,7 @@ pub struct Given {
 /// The frontend's pages are not what they should be, or a restriction could not be put up.
 pub fn run(given: &Given) -> Result<()> {
     log::to_stderr(false);
+    text::find();
     let ipc = fd::duplicate(given.ipc).context("the socket to consoled")?;
     let ipc = IpcSocket::new(ipc);
     // Its end is what `consoled` waits for, so the reason goes out before.
