@@ -121,6 +121,7 @@ struct Arguments<'a> {
     total: u64,
     ring: usize,
     cork: bool,
+    chunks: bool,
     spin: Option<Duration>,
 }
 
@@ -172,7 +173,7 @@ fn parse(arguments: &[String]) -> Result<Arguments<'_>> {
         options @ ..,
     ] = arguments
     else {
-        bail!("usage: WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [spin=NS]");
+        bail!("usage: WORK SIDE DOMID PATH SIZE TOTAL RING CPU [cork] [chunks] [spin=NS]");
     };
     let mut args = Arguments {
         work,
@@ -183,11 +184,13 @@ fn parse(arguments: &[String]) -> Result<Arguments<'_>> {
         total: total.parse()?,
         ring: ring.parse()?,
         cork: false,
+        chunks: false,
         spin: None,
     };
     for option in options {
         match option.split_once('=') {
             None if option == "cork" => args.cork = true,
+            None if option == "chunks" => args.chunks = true,
             Some(("spin", nanos)) => args.spin = Some(Duration::from_nanos(nanos.parse()?)),
             _ => bail!("unknown option {option}"),
         }

@@ -23,6 +23,8 @@ pub use groups::{full, quick, xen};
 pub enum Maker {
     /// xen-vchan.
     Ours,
+    /// The same, by `write_chunk` and `read_chunk`.
+    Chunks,
     /// libxenvchan.
     C,
     /// A UNIX socket, at both ends.

@@ -22,8 +22,8 @@ pub struct Circumstances {
     pub processors: usize,
     /// The kernel.
     pub kernel: String,
-    /// The load average of the last minute, before and after.
-    pub load: (f64, f64),
+    /// The part of the processors' time that other work took in a second before and one after.
+    pub others: (f64, f64),
     /// How long it took, in seconds.
     pub seconds: f64,
     /// A shortened run.
@@ -46,7 +46,7 @@ impl Report {
         self.rows.retain(|row| !measured(row));
         self.rows.extend(later.rows);
         self.circumstances.seconds += later.circumstances.seconds;
-        self.circumstances.load.1 = later.circumstances.load.1;
+        self.circumstances.others.1 = later.circumstances.others.1;
     }
 }
 
@@ -175,7 +175,8 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
         "# vchan: ours and libxenvchan\n\n\
          Written by `cargo xtask bench vchan{}`; do not edit. [README.md](README.md) explains the \
          columns, the method and the limits.\n\n\
-         {} × {}, Linux {}. {:.0} s. Load average {:.2} before, {:.2} after{}. Half the runs of a \
+         {} × {}, Linux {}. {:.0} s. Other work took {:.0} % of the processors before \
+         and {:.0} % after{}. Half the runs of a \
          cell lie within {:.0} % of its median in the middle cell, within {:.0} % in nine cells of \
          ten. A cache line took {} to the other processor and back; the streams' last column has it \
          for each group, because it decides the throughput.\n\n![throughput]({plot_name})\n",
@@ -184,9 +185,9 @@ pub fn markdown(report: &Report, plot_name: &str) -> String {
         c.processor,
         c.kernel,
         c.seconds,
-        c.load.0,
-        c.load.1,
-        if c.load.0 > 1.5 {
+        c.others.0 * 100.0,
+        c.others.1 * 100.0,
+        if c.others.0.max(c.others.1) > 0.1 {
             ": **the machine was busy with other things, so read no figure as more than a hint**"
         } else {
             ""
@@ -293,9 +294,11 @@ fn one_host(out: &mut String, rows: Rows<'_>, xen: bool) {
     }
 }
 
-const fn name(maker: Maker) -> &'static str {
+/// Returns the name of a maker in tables.
+pub const fn name(maker: Maker) -> &'static str {
     match maker {
         Maker::Ours => "xen-vchan, a channel at each end",
+        Maker::Chunks => "the same, by `write_chunk` and `read_chunk`",
         Maker::C => "libxenvchan",
         Maker::Unix => "UNIX socket",
         Maker::Core => "xen-vchan, the bare ring",

@@ -26,6 +26,8 @@ pub(crate) struct Request {
     pub(crate) options: Options,
     /// A glance.
     pub(crate) quick: bool,
+    /// Instructions instead of times.
+    pub(crate) instructions: bool,
     /// Only some cells.
     pub(crate) only: Option<String>,
     /// Where the results go.
@@ -76,6 +78,9 @@ pub(crate) fn run(workspace: &Workspace, request: &Request) -> Result<ExitCode> 
         .arg(&request.out);
     if request.quick {
         command.arg("--quick");
+    }
+    if request.instructions {
+        command.arg("--instructions");
     }
     if let Some(only) = &request.only {
         command.args(["--only", only]);

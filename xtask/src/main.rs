@@ -206,10 +206,13 @@ enum Bench {
         /// A glance: fewer cells, shorter runs, in less than a minute
         #[arg(long)]
         quick: bool,
+        /// Instructions of a write and a read, by valgrind, instead of times
+        #[arg(long, conflicts_with_all = ["quick", "only", "xen"])]
+        instructions: bool,
         /// Only streams with this ring and write size in bytes, or `pair`, `pingpong`, `packets`
         #[arg(long, value_name = "RING[,WRITE]")]
         only: Option<String>,
-        /// The folder for vchan.md, vchan.svg and vchan.json
+        /// The folder for vchan.md, vchan.svg and vchan.json, or vchan-instructions.md
         #[arg(long, default_value = "docs/benchmarks", value_name = "DIR")]
         out: PathBuf,
         /// On real Xen between dom0 and a PV domain too
@@ -404,6 +407,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(Bench::Vchan {
             host,
             quick,
+            instructions,
             only,
             out,
             xen,
@@ -412,6 +416,7 @@ fn run(task: Task) -> Result<ExitCode> {
             let request = bench::Request {
                 options: host.options()?,
                 quick,
+                instructions,
                 only,
                 out,
                 xen,

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a mutex that is poisoned is a bug here")]
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _, stderr};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ struct Cli {
     /// `pingpong`, `packets`
     #[arg(long)]
     only: Option<String>,
+    /// Instead of times, count the instructions of a write and a read, by valgrind
+    #[arg(long, conflicts_with = "quick")]
+    instructions: bool,
     /// The C program
     #[arg(long)]
     c_program: PathBuf,
@@ -126,14 +130,42 @@ impl Drop for Guarded {
 }
 
 const PATH: &str = "/local/domain/0/data/bench";
+/// The ring whose instructions are counted, the sizes of its writes, and their numbers.
+const RING: usize = 64 << 10;
+const COUNTED: [usize; 3] = [64, 1 << 10, 4 << 10];
+const FEW: u64 = 2_000;
+const MANY: u64 = 12_000;
 /// Longer than any run; the C program gives up at the same time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Bench<'_> {
     fn start(&self, maker: Maker, words: &[String], notify_ns: u64) -> Result<Guarded> {
+        let child = self
+            .command(None, maker, words, notify_ns)
+            .spawn()
+            .with_context(|| format!("starting {maker:?}"))?;
+        Ok(Guarded(child))
+    }
+
+    /// An end's command, run by `through` if that is given.
+    fn command(
+        &self,
+        through: Option<&[&str]>,
+        maker: Maker,
+        words: &[String],
+        notify_ns: u64,
+    ) -> Command {
+        let command = |program: &Path| match through {
+            None => Command::new(program),
+            Some(through) => {
+                let mut command = Command::new(through[0]);
+                command.args(&through[1..]).arg(program);
+                command
+            }
+        };
         let mut command = match maker {
             Maker::C => {
-                let mut command = Command::new(&self.cli.c_program);
+                let mut command = command(&self.cli.c_program);
                 command
                     .env("LD_PRELOAD", &self.cli.preload)
                     .env("LD_LIBRARY_PATH", &self.cli.libraries)
@@ -141,20 +173,62 @@ impl Bench<'_> {
                 command
             }
             _ => {
-                let mut command = Command::new(&self.me);
+                let mut command = command(&self.me);
                 command.arg("end");
                 command
             }
         };
-        let child = command
+        command
             .args(words)
             .env("XEN_SIM_SOCKET", self.host.host_path())
             .env("XEN_SIM_NOTIFY_NS", notify_ns.to_string())
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("starting {:?}", command.get_program()))?;
-        Ok(Guarded(child))
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// The words of a write and a read in one thread.
+    fn pair(maker: Maker, size: usize, total: u64, ring: usize) -> Vec<String> {
+        let (size, total) = (size.to_string(), total.to_string());
+        if matches!(maker, Maker::C | Maker::Ours | Maker::Chunks) {
+            let (path, ring) = (PATH.to_owned(), ring.to_string());
+            let [pair, server, domain, cpu] = ["pair", "server", "0", "1"].map(str::to_owned);
+            let mut words = vec![pair, server, domain, path, size, total, ring, cpu];
+            words.extend((maker == Maker::Chunks).then(|| "chunks".to_owned()));
+            return words;
+        }
+        let maker = format!("{maker:?}").to_lowercase();
+        vec!["local-pair".to_owned(), maker, size, total]
+    }
+
+    /// Instructions and references to memory of `count` writes and reads, the process's start
+    /// included, as valgrind counts them.
+    fn counted(&self, maker: Maker, size: usize, count: u64) -> Result<[f64; 2]> {
+        let words = Self::pair(maker, size, size as u64 * count, RING);
+        let valgrind = [
+            "valgrind",
+            "--tool=cachegrind",
+            "--cache-sim=yes",
+            "--cachegrind-out-file=/dev/null",
+        ];
+        let mut command = self.command(Some(&valgrind), maker, &words, 0);
+        let output = command
+            .output()
+            .context("starting valgrind; Debian's package has that name")?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stdout);
+            bail!("valgrind: {said}{text}");
+        }
+        let field = |name: &str| -> Result<f64> {
+            let line = text.lines().find(|line| line.contains(name));
+            let value = line.and_then(|line| line.split(':').nth(1)?.split_whitespace().next());
+            let digits = value.map(|value| value.replace(',', ""));
+            Ok(digits
+                .with_context(|| format!("no {name:?} in: {text}"))?
+                .parse()?)
+        };
+        Ok([field("I   refs:")?, field("D   refs:")?])
     }
 
     fn run(&self, task: &Task, variant: &Variant, total: u64) -> Result<Both> {
@@ -185,8 +259,8 @@ impl Bench<'_> {
         };
         let whole = matches!(variant.writer, Maker::C | Maker::Ours | Maker::Unix);
         if task.work == Work::Pair || !whole {
-            let words = if whole {
-                words("pair", "server", 1, variant.writer)
+            let words = if task.work == Work::Pair {
+                Self::pair(variant.writer, task.size, total, task.ring)
             } else {
                 let work = format!("local-{:?}", task.work).to_lowercase();
                 let maker = format!("{:?}", variant.writer).to_lowercase();
@@ -244,12 +318,24 @@ fn reports(mut ends: Vec<Guarded>) -> Result<Vec<Sample>> {
     Ok(seen)
 }
 
-fn load() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ')
-        .next()
-        .and_then(|word| word.parse().ok())
-        .unwrap_or(f64::NAN)
+/// The part of the processors' time that is used in a second in which this program does nothing.
+fn others() -> f64 {
+    let times = || {
+        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let words = text.lines().next().unwrap_or_default().split_whitespace();
+        // user, nice, system, idle, iowait, irq, softirq, steal; what follows is in the first two.
+        let all: Vec<f64> = words
+            .skip(1)
+            .take(8)
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        let idle: f64 = all.iter().skip(3).take(2).sum();
+        (all.iter().sum::<f64>(), idle)
+    };
+    let (all, idle) = times();
+    thread::sleep(Duration::from_secs(1));
+    let (later, idle_later) = times();
+    1.0 - (idle_later - idle) / (later - all)
 }
 
 fn processor() -> String {
@@ -265,6 +351,48 @@ fn processor() -> String {
 fn kernel() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     text.trim().to_owned()
+}
+
+/// Counts the instructions of a write and a read in one thread, and writes their page.
+fn count(bench: &Bench<'_>) -> Result<()> {
+    let makers = [
+        Maker::C,
+        Maker::Ours,
+        Maker::Chunks,
+        Maker::Core,
+        Maker::Rtrb,
+        Maker::Ringbuf,
+        Maker::Memcpy,
+    ];
+    let mut page = "# vchan: instructions of a write and a read\n\n\
+        Written by `cargo xtask bench vchan --instructions`; do not edit. Valgrind counts them in one\n\
+        thread, through a ring of 64 KiB, once for few and once for many writes; the difference, for\n\
+        one write and one read, is in the table. The loop's own comparison of every byte is in it, as\n\
+        in the times of [vchan.md](vchan.md). A cell has the instructions, and the references to\n\
+        memory.\n\n|"
+        .to_owned();
+    for size in COUNTED {
+        let _ = write!(page, " | {size} B");
+    }
+    let _ = writeln!(page, " |\n|---|{}", "---|".repeat(COUNTED.len()));
+    for maker in makers {
+        let _ = write!(page, "| {} |", report::name(maker));
+        for size in COUNTED {
+            let [few, many] = [FEW, MANY].map(|count| bench.counted(maker, size, count));
+            let (few, many) = (few?, many?);
+            let [instructions, references] =
+                [0, 1].map(|at| (many[at] - few[at]) / (MANY - FEW) as f64);
+            let _ = write!(page, " {instructions:.0}, {references:.0} |");
+        }
+        page.push('\n');
+    }
+    print!("{page}");
+    if let Some(out) = &bench.cli.out {
+        fs::create_dir_all(out)?;
+        let path = out.join("vchan-instructions.md");
+        fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn compare(cli: &Cli) -> Result<()> {
@@ -284,7 +412,10 @@ fn compare(cli: &Cli) -> Result<()> {
         host: SimHost::new()?,
         me: std::env::current_exe()?,
     };
-    let (began, before) = (Instant::now(), load());
+    if cli.instructions {
+        return count(&bench);
+    }
+    let (began, before) = (Instant::now(), others());
     let mut rows = Vec::new();
     for (i, group) in groups.iter().enumerate() {
         progress(i, groups.len(), group, began);
@@ -300,7 +431,7 @@ fn compare(cli: &Cli) -> Result<()> {
         processor: processor(),
         processors: thread::available_parallelism()?.get(),
         kernel: kernel(),
-        load: (before, load()),
+        others: (before, others()),
         seconds: began.elapsed().as_secs_f64(),
         quick: cli.quick,
     };

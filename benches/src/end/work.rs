@@ -177,10 +177,20 @@ pub(super) fn pair(
 ) -> Result<Sample> {
     let pattern = pattern();
     let clock = Clock::start(&counts)?;
-    pairs(args.size, args.total, &pattern, |bytes, into| {
-        tx.put_all(bytes)?;
-        get_all(&mut rx, into)
-    })?;
+    if args.chunks {
+        pairs(args.size, args.total, &pattern, |bytes, into| {
+            let mut chunk = tx.halves().1.write_chunk(bytes.len(), None)?;
+            ensure!(chunk.put_whole(bytes));
+            chunk.commit();
+            ensure!(rx.halves().0.read_chunk(None)?.get_exact(into));
+            Ok(())
+        })?;
+    } else {
+        pairs(args.size, args.total, &pattern, |bytes, into| {
+            tx.put_all(bytes)?;
+            get_all(&mut rx, into)
+        })?;
+    }
     clock.stop(&counts, args.total)
 }
 

@@ -59,6 +59,7 @@ fn others() -> Vec<Group> {
     let pair = [
         Maker::C,
         Maker::Ours,
+        Maker::Chunks,
         Maker::Core,
         Maker::Rtrb,
         Maker::Ringbuf,
