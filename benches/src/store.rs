@@ -11,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use xen_store::request::Write;
 use xen_store::{Store, Watch};
 
@@ -28,7 +30,7 @@ const EVENTS: &str = "/bench/events";
 const CHANGES: usize = 500;
 /// Users of one connection.
 pub const USERS: usize = 64;
-/// Interleaved runs of each line.
+/// Interleaved runs of each line, unless more are asked for.
 pub const ROUNDS: usize = 11;
 /// The same on Xen, where the clock counts instructions.
 pub const ROUNDS_ON_XEN: usize = 5;
@@ -85,6 +87,14 @@ pub const THREADS: Task = Task {
     units: USERS,
     ours: threads,
     goals: [Some(4.0), None],
+};
+
+/// The same where all of our threads run on one processor.
+pub const THREADS_APART: Task = Task {
+    name: "the same, our threads kept on one processor",
+    ours: threads_apart,
+    goals: [None, None],
+    ..THREADS
 };
 
 /// The same by the simplest client.
@@ -149,6 +159,18 @@ fn threads(socket: &Path, count: usize) -> Result<Duration> {
         all.into_iter().try_for_each(join)
     })?;
     Ok(begun.elapsed())
+}
+
+/// As [`threads`], all of them on the processor that the first is on.
+fn threads_apart(socket: &Path, count: usize) -> Result<Duration> {
+    let all = || {
+        let mut processors = CpuSet::new();
+        processors.set(sched_getcpu()?)?;
+        // Threads inherit it.
+        sched_setaffinity(Pid::from_raw(0), &processors)?;
+        threads(socket, count)
+    };
+    thread::scope(|scope| join(scope.spawn(all)))
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
@@ -242,6 +264,8 @@ pub struct Bench {
     pub libraries: Option<PathBuf>,
     /// The daemon runs on Xen.
     pub on_xen: bool,
+    /// Interleaved runs of each line.
+    pub rounds: usize,
 }
 
 /// Nanoseconds of one operation.
@@ -303,8 +327,7 @@ impl Bench {
         let (ours_count, c_count) = (enough(ours)?, enough(c)?);
         let (mut ours_each, mut c_each, mut used) = (Vec::new(), Vec::new(), 0.0);
         let (begun, before) = (Instant::now(), others_time(self.daemon)?);
-        let rounds = if self.on_xen { ROUNDS_ON_XEN } else { ROUNDS };
-        for round in 0..rounds {
+        for round in 0..self.rounds {
             for turn in 0..2 {
                 if (round + turn) % 2 == 0 {
                     let before = processor_time(self.daemon)?;
@@ -315,7 +338,7 @@ impl Bench {
                 }
             }
         }
-        let operations = rounds * ours_count * task.units;
+        let operations = self.rounds * ours_count * task.units;
         Ok(Figures {
             ours: ours_each,
             c: c_each,

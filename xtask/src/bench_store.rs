@@ -18,6 +18,7 @@ pub(crate) fn run(
     workspace: &Workspace,
     options: &Options,
     only: Option<&str>,
+    rounds: usize,
     out: &Path,
 ) -> Result<ExitCode> {
     let root = host::unpack_default(workspace, options.mirror.as_deref())?;
@@ -28,7 +29,8 @@ pub(crate) fn run(
         .args(["--features", "c-libraries", "--bench", "store", "--"])
         .current_dir(workspace.root())
         .env("CARGO_TARGET_DIR", workspace.root().join("target"))
-        .env("XEN_C_ROOT", root);
+        .env("XEN_C_ROOT", root)
+        .args(["--rounds", &rounds.to_string()]);
     match only {
         // The page has all lines, or is not written.
         Some(only) => command.args(["--only", only]),

@@ -240,6 +240,14 @@ enum Bench {
         /// Only the lines whose names contain this; nothing is written
         #[arg(long, value_name = "PART", conflicts_with = "xen")]
         only: Option<String>,
+        /// Interleaved runs of a line, without Xen
+        #[arg(
+            long,
+            default_value_t = 11,
+            value_name = "COUNT",
+            conflicts_with = "xen"
+        )]
+        rounds: usize,
         /// On real Xen, in dom0
         #[arg(long)]
         xen: bool,
@@ -427,6 +435,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(Bench::Store {
             host,
             only,
+            rounds,
             xen,
             out,
             timeout,
@@ -436,7 +445,7 @@ fn run(task: Task) -> Result<ExitCode> {
                 let timeout = Duration::from_secs(timeout);
                 bench_store::run_on_xen(&workspace, &options, &out, timeout)
             } else {
-                bench_store::run(&workspace, &options, only.as_deref(), &out)
+                bench_store::run(&workspace, &options, only.as_deref(), rounds, &out)
             }
         }
         Task::Bench(Bench::Calls { host, out, timeout }) => bench_calls::run(

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use benches::store::{Bench, HEAD, OWN_CHANGES, READ, THREADS, WALK};
+use benches::store::{Bench, HEAD, OWN_CHANGES, READ, ROUNDS_ON_XEN, THREADS, WALK};
 
 /// xenstored's, written at its start.
 const PROCESS: &str = "/run/xen/xenstored.pid";
@@ -18,6 +18,7 @@ pub(crate) fn run() -> Result<()> {
         program: PathBuf::from("/usr/bin/c-store-bench"),
         libraries: None,
         on_xen: true,
+        rounds: ROUNDS_ON_XEN,
     };
     bench.furnish()?;
     for line in HEAD {

@@ -104,8 +104,11 @@ impl Comparison {
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Range { start, end } = self.seeds;
-        write!(f, "{} answers, seeds {start} to {}", self.answers, end - 1)?;
+        write!(f, "{} answers, ", self.answers)?;
+        match (self.seeds.clone().min(), self.seeds.clone().max()) {
+            (Some(first), Some(last)) => write!(f, "seeds {first} to {last}")?,
+            _ => f.write_str("no seed")?,
+        }
         for (listed, times) in DIFFERENCES.iter().zip(self.known) {
             if listed.between == self.between {
                 write!(f, "\n    {times} times: {}", listed.reason)?;
@@ -165,6 +168,15 @@ mod tests {
         let compared = run(|_, _, _| "OK".to_owned()).unwrap();
         assert!(compared.answers >= 2000);
         assert!(compared.to_string().contains(" answers, seeds 7 to 8\n"));
+    }
+
+    #[test]
+    fn a_comparison_of_nothing_has_a_summary() {
+        let between = Between::Clients;
+        let nothing = |_, _: &[Line]| Ok::<_, String>([vec![], vec![]]);
+        let compared = Comparison::run(between, Host::Live, 0, 0, nothing).unwrap();
+        let text = compared.to_string();
+        assert!(text.starts_with("0 answers, no seed\n"), "{text}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use benches::store::{
     BARE_THREADS, BUSY, Bench, HEAD, LENGTH, OTHERS_CHANGES, OWN_CHANGES, READ, READ_ASLEEP,
-    ROUNDS, THREADS, Task, USERS, VALUE, WALK,
+    ROUNDS, THREADS, THREADS_APART, Task, USERS, VALUE, WALK,
 };
 
 use crate::daemon::{Daemon, Kind};
@@ -27,11 +27,12 @@ use crate::daemon::{Daemon, Kind};
 /// Processors' worth of tokio's threads.
 const WORKERS: usize = 2;
 
-const TASKS: [Task; 8] = [
+const TASKS: [Task; 9] = [
     READ,
     READ_ASLEEP,
     WALK,
     THREADS,
+    THREADS_APART,
     BARE_THREADS,
     Task {
         name: "read, 64 tokio tasks; in C, 64 threads",
@@ -80,10 +81,14 @@ fn main() {
     let mut arguments = std::env::args_os().skip(1);
     let mut out = None;
     let mut only = String::new();
+    let mut rounds = ROUNDS;
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--out") => out = arguments.next().map(PathBuf::from),
             Some("--only") => only = arguments.next().unwrap().into_string().unwrap(),
+            Some("--rounds") => {
+                rounds = arguments.next().unwrap().to_str().unwrap().parse().unwrap();
+            }
             // cargo's own.
             Some("--bench") => {}
             _ => panic!("unknown argument {argument:?}"),
@@ -97,6 +102,7 @@ fn main() {
         program: root.join("c/c-store-bench"),
         libraries: Some(daemon::libraries(&root)),
         on_xen: false,
+        rounds,
     };
     bench.furnish().unwrap();
     let mut rows = String::new();
@@ -110,14 +116,15 @@ fn main() {
         "# The store's client, beside libxenstore\n\n\
          Written by `cargo xtask bench store`. Debian's xenstored 4.17 as a process without Xen\n\
          (`testing/stored-preload`), over its socket; the same loops on xen-store and on libxenstore\n\
-         4.17. The {ROUNDS} runs of a line are interleaved. A time is one operation's, the median of\n\
+         4.17. The {rounds} runs of a line are interleaved. A time is one operation's, the median of\n\
          the runs ± half the distance between the quartiles; a ratio is the median of the runs'\n\
          ratios with its quartiles: C's time over ours.\n\n\
          \"daemon\" is xenstored's own processor time for an operation of ours. The limit is C's time\n\
          over it, the ratio of a client that costs nothing: a goal above it cannot be reached on this\n\
          machine. \"others\" is how many processors other programs, and the hypervisor below this\n\
          machine, used meanwhile; above {BUSY} there is no verdict. The simplest client has no deadlines,\n\
-         transactions or events (`benches/src/store/bare.rs`).\n\n\
+         transactions or events (`benches/src/store/bare.rs`). Threads \"kept on one processor\" are ours\n\
+         alone; C's threads and the daemon run on all processors in that line too.\n\n\
          Machine: {}, {processors} processors.\n\n\
          {}\n{rows}",
         processor(),

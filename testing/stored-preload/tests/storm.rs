@@ -106,6 +106,19 @@ impl Drop for Process {
     }
 }
 
+/// Ends the program when a storm's killer panics: its workers would go on without a daemon until
+/// each has waited for [`STUCK`].
+struct EndsOnPanic<'a>(&'a Storm);
+
+impl Drop for EndsOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = fs::remove_dir_all(&self.0.folder);
+            std::process::exit(101);
+        }
+    }
+}
+
 /// A storm, as its workers see it.
 struct Storm {
     kind: Kind,
@@ -145,6 +158,7 @@ fn storm(kind: Kind, name: &str, workers: usize, restarts: u64, work: fn(&Arc<St
     // A daemon ends with the thread that started it, and the last one is to go on until the workers
     // are done: the observer may see a worker's last value before the worker does.
     let (_daemon, early, late) = thread::scope(|scope| {
+        let _ends = EndsOnPanic(&storm);
         let workers = scope.spawn(|| work(&storm));
         let outcome = kill(&storm, first, restarts);
         workers.join().unwrap();
