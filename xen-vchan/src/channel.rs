@@ -286,7 +286,7 @@ impl Channel {
     /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings
     /// instead, asks nobody, and serves a client that came before this call. A client of this crate
     /// touches the rings only after it. Bytes that a libxenvchan client wrote before are discarded
-    /// with the old client's bytes (they cannot be told apart), and it may have read an answer
+    /// with the old client's bytes (they cannot be distinguished), and it may have read an answer
     /// meant for the old one. The promise holds there among clients that write nothing after they
     /// have left.
     ///

@@ -88,7 +88,7 @@ impl Delivery {
         self.seen.load(Ordering::Acquire)
     }
 
-    /// The caller has taken an event: the port is masked, and every waiter is told.
+    /// The caller has taken an event: the port is masked, and every waiter is woken.
     ///
     /// A thread that sleeps in the kernel is told by nothing but the kernel: the caller is that
     /// thread, or there is none.
@@ -245,7 +245,7 @@ pub trait Readiness {
 /// [`Delivery::event_taken`].
 ///
 /// The runtime's readiness may be left over from an event that was taken long ago, so `take_event`
-/// may take one that the runtime never hears of: the descriptor is no longer readable when it
+/// may take one that the runtime never learns of: the descriptor is no longer readable when it
 /// looks. Only `event_taken` tells the other tasks then.
 ///
 /// # Errors

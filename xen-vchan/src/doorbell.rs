@@ -1,8 +1,8 @@
 //! The event channel of one vchan: notifying the peer, and sleeping until the peer notifies us.
 //!
 //! One port serves both directions. A wait therefore ends when *anything* happened, and the caller
-//! looks at its ring again. `delivery.rs` sees to it that every waiter is told of an event that one
-//! of them took.
+//! looks at its ring again. `delivery.rs` sees to it that an event that one waiter
+//! took wakes every waiter.
 //!
 //! The kernel masks the port when it hands out an event. It stays masked while there is work to do
 //! and is unmasked only before the next sleep: an event that comes meanwhile stays pending in Xen

@@ -1,4 +1,4 @@
-//! The moment between finding nothing and asking to be told, made to order.
+//! The moment between finding nothing and asking for a notification, made to order.
 //!
 //! In that moment the peer may act without knowing that it should notify. A caller that does not
 //! look once more after asking sleeps forever; the window is a few nanoseconds wide, so no test
@@ -89,7 +89,7 @@ fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
 #[test]
 fn bytes_that_come_before_the_request_are_read() {
     let (mut server, mut client, _host) = pair();
-    // Nobody has asked to be told of the second byte: it rings no bell.
+    // Nobody has asked for a notification of the second byte: it rings no bell.
     client.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
     in_the_window(move || {

@@ -60,11 +60,11 @@ impl Connection {
         self.bell.deadline()
     }
 
-    /// Reads what is there into `buffer` and says how much that was; 0 for nothing.
+    /// Reads what is there into `buffer` and returns how much that was; 0 for nothing.
     ///
     /// # Errors
-    /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The connection is of no more
-    /// use.
+    /// [`Error::Ring`](crate::Error::Ring): the peer broke it; the system's. The connection is of
+    /// no more use.
     pub fn try_read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let got = self.peek(buffer)?;
         self.consume(got)
@@ -98,7 +98,7 @@ impl Connection {
         self.consumer.position()
     }
 
-    /// Writes what fits and says how much that was; 0 for no room.
+    /// Writes what fits and returns how much that was; 0 for no room.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).

@@ -156,7 +156,7 @@ impl Frontend {
         Ok(())
     }
 
-    /// Waits until the backend has taken out everything that was written, and says whether it has:
+    /// Waits until the backend has taken out all that was written, and returns whether it has:
     /// not if the deadline passes or the backend goes first.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl Frontend {
     }
 
     /// Ends the console: lets the backend take what was written, then let go, for `limit` at most,
-    /// and only then gives the page back. Says whether everything was taken.
+    /// and only then gives the page back. Returns whether everything was taken.
     ///
     /// # Errors
     /// As [`drain`](Self::drain).
@@ -222,7 +222,7 @@ impl Drop for Frontend {
     fn drop(&mut self) {
         if !self.handshake.state().has_ended() {
             let node = format!("{}/state", self.node);
-            // Nobody is left to hear of an error.
+            // Nobody is left to learn of an error.
             let _ = self.store.write(&node, XenbusState::Closed.as_str());
         }
     }

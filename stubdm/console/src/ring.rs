@@ -145,7 +145,7 @@ impl Producer {
         self.ring.filled(self.prod, cons)
     }
 
-    /// Puts in as much of `bytes` as fits and says how much that was; 0 if the ring is full. Notify
+    /// Puts in as much of `bytes` as fits and returns how much; 0 if the ring is full. Notify
     /// the peer if it was anything.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Consumer {
         self.ring.filled(prod, self.cons)
     }
 
-    /// Takes out as much as there is and `buffer` holds, and says how much that was. Notify the
+    /// Takes out as much as there is and `buffer` holds, and returns how much that was. Notify the
     /// peer if it was anything: it may wait for room.
     ///
     /// # Errors

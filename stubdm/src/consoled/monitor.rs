@@ -47,7 +47,7 @@ impl QmpSocket {
         })
     }
 
-    /// Takes in who has come, answers what was asked. Says whether somebody asked for the end.
+    /// Takes in who has come, answers what was asked. Returns whether somebody asked for the end.
     pub fn turn(&mut self, facts: &Facts, now: Instant) -> bool {
         while self.clients.len() < CLIENTS {
             let Some(fd) = self.listener.accept(now) else {

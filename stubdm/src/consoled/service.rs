@@ -137,7 +137,7 @@ impl Service {
         &self.sink
     }
 
-    /// Moves what there is, a bounded part of it. Says whether there may be more at once.
+    /// Moves what there is, a bounded part of it. Returns whether there may be more at once.
     pub fn turn(&mut self, now: Instant) -> bool {
         let state = if self.deaf {
             self.read_ring(now)

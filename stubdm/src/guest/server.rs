@@ -65,7 +65,7 @@ impl<T: Transport> Server<T> {
         self
     }
 
-    /// Sees to it that a saved state is on its console before the client hears of it.
+    /// Sees to it that a saved state is on its console before the client learns of it.
     pub fn with_saves(mut self, saver: Saver) -> Self {
         self.session.look_after_saves();
         self.saver = Some(Box::new(saver));

@@ -10,7 +10,7 @@
 //! Each client gets a monitor connection of its own, so its first byte is a fresh greeting.
 //!
 //! A monitor that closes while its client is there is not opened again: a second greeting in the
-//! middle of a conversation is an error to libxl. The client hears nothing more and leaves when
+//! middle of a conversation is an error to libxl. The client gets nothing more and leaves when
 //! its patience ends.
 //!
 //! The byte 0x01, which no JSON text contains, marks the beginning of a session for clients that
@@ -155,7 +155,7 @@ impl GuestSession {
         }
     }
 
-    /// The client said something. `true` if it asks for a save.
+    /// Bytes came from the client. Returns `true` if it asks for a save.
     pub fn handle_vchan_bytes(&mut self, mut bytes: &[u8]) -> bool {
         if self.phase == Phase::Idle {
             self.begin();
@@ -189,7 +189,7 @@ impl GuestSession {
         }
     }
 
-    /// The monitor said something.
+    /// Bytes came from the monitor.
     pub fn handle_monitor_bytes(&mut self, bytes: &[u8]) {
         match &mut self.intercept {
             Some(intercept) => intercept.handle_monitor_bytes(bytes, &mut self.to_vchan),

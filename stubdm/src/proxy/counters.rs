@@ -54,7 +54,7 @@ pub struct Counters {
     pub sessions: u64,
     /// Commands that QEMU answered.
     pub answered: u64,
-    /// Commands that the policy let nobody hear.
+    /// Commands that the policy denied.
     pub denied: u64,
     /// Answers that were errors of QEMU's.
     pub failed: u64,

@@ -62,7 +62,7 @@ pub struct Record {
     pub kind: Kind,
     /// The stubdomain that is served.
     pub stubdomain: u16,
-    /// The UUID of that domain, by which another one of the same number is told apart.
+    /// The UUID of that domain, by which another one of the same number is distinguished.
     pub uuid: String,
     /// The process.
     pub pid: u32,

@@ -6,7 +6,7 @@
 //!        └─ parts, marked by their environment   removes the directory
 //! ```
 //!
-//! A process that is killed cannot remove its files. So they belong to another one, which hears of
+//! A process that is killed cannot remove its files. So they belong to another one, which learns of
 //! its end, in good order or not. Should the cleanup be killed instead, the simulation removes them
 //! itself.
 

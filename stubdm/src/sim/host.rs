@@ -151,7 +151,7 @@ impl Host {
                     leaks.join(", ")
                 )));
             }
-            // The broker hears of a process's end after this one does, and tells nobody.
+            // The broker learns of a process's end after this one does, and tells nobody.
             std::thread::sleep(Duration::from_millis(5));
         }
     }

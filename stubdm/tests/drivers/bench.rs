@@ -96,7 +96,7 @@ impl Bench {
         Self::new(true)
     }
 
-    /// Lets everything run once that is woken; says whether anything was.
+    /// Lets everything run once that is woken; returns whether anything was.
     pub(crate) fn step(&mut self) -> bool {
         let mut busy = false;
         let late = self.proxy_deadline.is_some_and(|at| at <= self.now);

@@ -11,16 +11,16 @@ use anyhow::{Context as _, Result};
 use benches::end::Sample;
 use benches::plan::{self, Both, Group, Maker, Task, Variant, Work};
 
+use crate::host::{Place, Privcmd, TestHost, soon};
 use crate::suite::Needs;
-use crate::world::{Place, Privcmd, World, soon};
 
 /// How long a run should last, by the machine's own clock.
 const LENGTH: Duration = Duration::from_millis(30);
 
 /// Runs every group, or those that `only` names.
 pub(crate) fn run(only: &[String]) -> Result<()> {
-    let world = World::new()?;
-    world.provide(Needs::DomU(Privcmd::Refusing))?;
+    let host = TestHost::new()?;
+    host.provide(Needs::DomU(Privcmd::Refusing))?;
     let is_meant =
         |group: &Group| only.is_empty() || only.iter().any(|name| group.task.is_called(name));
     for group in plan::xen().into_iter().filter(is_meant) {
@@ -28,26 +28,26 @@ pub(crate) fn run(only: &[String]) -> Result<()> {
         for row in group.measure(
             LENGTH,
             || Ok(None),
-            |task, variant, total| once(&world, task, variant, total),
+            |task, variant, total| once(&host, task, variant, total),
         )? {
             println!("row {}", serde_json::to_string(&row)?);
         }
     }
-    world.store.rm(&world.folder(Place::DomU)?)?;
+    host.store.rm(&host.folder(Place::DomU)?)?;
     Ok(())
 }
 
 /// One run: the writer in dom0, the reader, which serves, in the domU.
-fn once(world: &World, task: &Task, variant: &Variant, total: u64) -> Result<Both> {
+fn once(host: &TestHost, task: &Task, variant: &Variant, total: u64) -> Result<Both> {
     let (first, second) = match task.work {
         Work::Stream => ("write", "read"),
         Work::Packets => ("send", "recv"),
         Work::Pingpong | Work::Pair => ("ping", "pong"),
     };
-    let folder = world.folder(Place::DomU)?;
-    world.store.mkdir(&folder)?;
+    let folder = host.folder(Place::DomU)?;
+    host.store.mkdir(&folder)?;
     let start = |place: Place, maker: Maker, work: &str, side: &str| {
-        let peer = world.domid(place.other())?.to_string();
+        let peer = host.domid(place.other())?.to_string();
         let (size, total, ring) = (
             task.size.to_string(),
             total.to_string(),
@@ -66,7 +66,7 @@ fn once(world: &World, task: &Task, variant: &Variant, total: u64) -> Result<Bot
         if maker == Maker::Ours && !variant.spin {
             words.push("spin=0");
         }
-        world.start(place, &words)
+        host.start(place, &words)
     };
     let mut server = start(Place::DomU, variant.reader, second, "server")?;
     let mut client = start(Place::Dom0, variant.writer, first, "client")?;

@@ -9,17 +9,17 @@ use anyhow::{Context as _, Result};
 use benches::calls::{self, TASKS, Task, Who};
 
 use crate::guest::Guest;
+use crate::host::{TestHost, command};
 use crate::suite::Needs;
-use crate::world::{World, command};
 
 /// How long a run should last, by the machine's own clock.
 const LENGTH: Duration = Duration::from_millis(20);
 
 /// Runs every task.
 pub(crate) fn run() -> Result<()> {
-    let world = World::new()?;
-    world.provide(Needs::Guest)?;
-    let mut guest = world.take_guest()?;
+    let host = TestHost::new()?;
+    host.provide(Needs::Guest)?;
+    let mut guest = host.take_guest()?;
     let measured = all(&mut guest);
     guest.destroy()?;
     measured
@@ -27,7 +27,7 @@ pub(crate) fn run() -> Result<()> {
 
 fn all(guest: &mut Guest) -> Result<()> {
     // Its pages are all there when it speaks.
-    guest.says("-guest: alive second=")?;
+    guest.output_after("-guest: alive second=")?;
     // The programs inherit it: an event between two processors costs another amount, and which
     // processors a program gets is the scheduler's choice.
     benches::pin(0);

@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::guest::Guest;
+use crate::host::{TestHost, command, soon};
 use crate::qmp::Qmp;
 use crate::suite::Needs;
-use crate::world::{World, command, soon};
 
 /// Ours, by the name that libxl starts.
 const OURS: &str = "/usr/bin/vchan-socket-proxy";
@@ -48,21 +48,21 @@ const STARTS: usize = 15;
 
 /// Runs both.
 pub(crate) fn run() -> Result<()> {
-    let world = World::new()?;
-    world.provide(Needs::Guest)?;
-    let guest = world.take_guest()?;
-    let measured = both(&world, &guest);
+    let host = TestHost::new()?;
+    host.provide(Needs::Guest)?;
+    let guest = host.take_guest()?;
+    let measured = both(&host, &guest);
     guest.destroy()?;
     measured
 }
 
-fn both(world: &World, guest: &Guest) -> Result<()> {
+fn both(host: &TestHost, guest: &Guest) -> Result<()> {
     // The vchan takes one client: libxl's proxy has to go.
     let node = format!("/local/domain/{}/image/qmp-proxy-pid", guest.stub);
-    let pid = world.store.read_str(&node).context(node)?;
+    let pid = host.store.read_str(&node).context(node)?;
     command(&["kill", "-HUP", &pid])?;
     for proxy in PROXIES {
-        println!("row {}", one(world, guest, proxy)?);
+        println!("row {}", one(host, guest, proxy)?);
     }
     Ok(())
 }
@@ -75,7 +75,7 @@ impl Proxy {
     /// Between the guest's stubdomain and a socket of its own; when it was started, and how long it
     /// took to be ready.
     fn start(
-        world: &World,
+        host: &TestHost,
         guest: &Guest,
         program: &str,
         options: &[&str],
@@ -84,8 +84,8 @@ impl Proxy {
         const STATE: &str = "/xen-testbed/qmp-proxy-state";
         const LOG: &str = "/tmp/qmp-bench.log";
         let _ = fs::remove_file(socket);
-        let _ = world.store.rm(STATE);
-        let watch = world.store.watch(STATE)?;
+        let _ = host.store.rm(STATE);
+        let watch = host.store.watch(STATE)?;
         let log = File::create(LOG)?;
         let began = Instant::now();
         let child = Command::new(program)
@@ -103,7 +103,7 @@ impl Proxy {
             .spawn()
             .context(program.to_owned())?;
         let proxy = Self(child);
-        while world.store.read_str(STATE).is_err() {
+        while host.store.read_str(STATE).is_err() {
             let event = watch.next(Some(soon()))?;
             ensure!(
                 event.is_some(),
@@ -113,7 +113,7 @@ impl Proxy {
         }
         let took = began.elapsed();
         drop(watch);
-        world.store.rm("/xen-testbed")?;
+        host.store.rm("/xen-testbed")?;
         Ok((proxy, began, took))
     }
 }
@@ -129,14 +129,14 @@ impl Drop for Proxy {
 }
 
 fn one(
-    world: &World,
+    host: &TestHost,
     guest: &Guest,
     (name, program, options, many): &(&str, &str, &[&str], bool),
 ) -> Result<serde_json::Value> {
     const SOCKET: &str = "/tmp/qmp-bench";
     let (mut starts, mut answers) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let (proxy, began, took) = Proxy::start(world, guest, program, options, SOCKET)?;
+        let (proxy, began, took) = Proxy::start(host, guest, program, options, SOCKET)?;
         starts.push(took);
         // A failure here is counted among the connections in a row.
         if conversation(SOCKET).is_ok() {
@@ -144,7 +144,7 @@ fn one(
         }
         drop(proxy);
     }
-    let (proxy, ..) = Proxy::start(world, guest, program, options, SOCKET)?;
+    let (proxy, ..) = Proxy::start(host, guest, program, options, SOCKET)?;
     let mut trips =
         round_trips(SOCKET).with_context(|| format!("a conversation through {name}"))?;
     let (mut tried, mut failed, mut whole) = (0, 0, Vec::new());

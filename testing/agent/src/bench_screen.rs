@@ -20,11 +20,11 @@ use xen_sys::privcmd::Privcmd;
 use xen_sys::{DomId, Xen};
 
 use crate::guest::{Guest, destroy_leftover, diagnosis, domid, listed};
+use crate::host::{TestHost, command, soon};
 use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::tests::consoled::{CONSOLED, MODEL, field};
 use crate::tests::linux::{disk_line, loop_device};
-use crate::world::{World, command, soon};
 use viewer::{Encoding, Viewer};
 
 /// The file that has screens served without QEMU, and its folder.
@@ -98,14 +98,14 @@ struct Machine {
 
 /// Starts the guests `starts` times and takes `rounds` keys of each.
 pub(crate) fn run(starts: usize, rounds: usize) -> Result<()> {
-    let world = World::new()?;
+    let host = TestHost::new()?;
     let mut devices = Vec::new();
     for copy in COPIES {
         fs::copy(DISK, copy).context(copy)?;
         devices.push(loop_device(copy)?);
     }
     for _ in 0..starts {
-        let measured = one(&world.store, &devices, rounds).with_context(diagnosis);
+        let measured = one(&host.store, &devices, rounds).with_context(diagnosis);
         let _ = command(&["xl", "destroy", PLAIN]);
         destroy_leftover();
         let deadline = soon();

@@ -15,8 +15,8 @@ use xen_store::Store;
 use xen_sys::Xen;
 
 use crate::guest::{CONFIG, LOG, NAME, STUB, destroy_leftover, diagnosis, domid, listed};
+use crate::host::{command, soon, start_local};
 use crate::qmp::Qmp;
-use crate::world::{command, soon, start_local};
 
 /// Memory with which each init starts.
 const MEMORY: &str = "stubdomain_memory=400";
@@ -36,13 +36,13 @@ const MEMORIES: &[u64] = &[128, 112];
 
 /// The place and maker of a guest's device model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum DeviceModel {
     Ours,
     Shell,
     Dom0,
 }
 
-impl Way {
+impl DeviceModel {
     const ALL: [Self; 3] = [Self::Ours, Self::Shell, Self::Dom0];
 
     const fn name(self) -> &'static str {
@@ -71,9 +71,9 @@ impl Way {
 pub(crate) fn run(shell: &str, times: usize) -> Result<()> {
     let store = Store::open(&Xen::open()?)?;
     // The first start reads files that the others find in memory.
-    let _ = one(&store, Way::Ours, shell)?;
+    let _ = one(&store, DeviceModel::Ours, shell)?;
     for _ in 0..times {
-        for way in Way::ALL {
+        for way in DeviceModel::ALL {
             println!("row {}", one(&store, way, shell)?);
         }
     }
@@ -123,21 +123,21 @@ fn gone() -> Result<()> {
     Ok(())
 }
 
-fn one(store: &Store, way: Way, shell: &str) -> Result<Value> {
+fn one(store: &Store, way: DeviceModel, shell: &str) -> Result<Value> {
     let measured = measured(store, way, shell)
         .with_context(|| format!("a start with {}{}", way.name(), diagnosis()));
     gone()?;
     measured
 }
 
-fn measured(store: &Store, way: Way, shell: &str) -> Result<Value> {
+fn measured(store: &Store, way: DeviceModel, shell: &str) -> Result<Value> {
     let watch = store.watch("/local/domain")?;
     let lines = way.lines(shell);
     let mut argv = vec!["xl", "create", CONFIG];
     argv.extend(lines.iter().map(String::as_str));
     let began = Instant::now();
     let mut create = start_local(&argv)?;
-    let mut seen = Seen::default();
+    let mut seen = Moments::default();
     while seen.running.is_none() {
         match watch.next(Some(Instant::now() + Duration::from_secs(1)))? {
             Some(event) => {
@@ -162,7 +162,7 @@ fn measured(store: &Store, way: Way, shell: &str) -> Result<Value> {
     let (_, made) = seen.domains.first().context("no domain was made")?;
     let running = seen.running.context("nothing is running")?;
     let mut moments = vec![("guest's domain", *made)];
-    if way != Way::Dom0 {
+    if way != DeviceModel::Dom0 {
         let (_, stub) = seen.domains.get(1).context("no stubdomain was made")?;
         let ready = seen.served.context("no console server")?;
         moments.push(("guest's memory", *stub));
@@ -188,7 +188,7 @@ fn measured(store: &Store, way: Way, shell: &str) -> Result<Value> {
 
 /// Returns how long before `running` the init and QEMU began, by the init's log, whose last line may
 /// be on its way.
-fn distances(way: Way) -> Result<[Duration; 2]> {
+fn distances(way: DeviceModel) -> Result<[Duration; 2]> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let log = fs::read_to_string(LOG).context(LOG)?;
@@ -199,7 +199,7 @@ fn distances(way: Way) -> Result<[Duration; 2]> {
     }
 }
 
-fn distances_in(log: &str, way: Way) -> Result<[Duration; 2]> {
+fn distances_in(log: &str, way: DeviceModel) -> Result<[Duration; 2]> {
     let seconds = |text: &str| -> Result<f64> {
         text.trim()
             .parse()
@@ -210,7 +210,7 @@ fn distances_in(log: &str, way: Way) -> Result<[Duration; 2]> {
         found.with_context(|| format!("the log has no {prefix:?}"))
     };
     let [init, qemu] = match way {
-        Way::Shell => {
+        DeviceModel::Shell => {
             let (_, times) = after("shell init: ")?;
             let times = times.split(' ').map(seconds).collect::<Result<Vec<_>>>()?;
             let &[began, qemu, running] = &times[..] else {
@@ -234,7 +234,7 @@ fn distances_in(log: &str, way: Way) -> Result<[Duration; 2]> {
 
 /// The moments of a start.
 #[derive(Debug, Default)]
-struct Seen {
+struct Moments {
     /// Domains in the order in which they came.
     domains: Vec<(String, Instant)>,
     /// The stubdomain is built, and its guest named.
@@ -244,7 +244,7 @@ struct Seen {
     running: Option<Instant>,
 }
 
-impl Seen {
+impl Moments {
     fn note(&mut self, store: &Store, path: &str, now: Instant) {
         let parts: Vec<&str> = path.split('/').collect();
         let ["", "local", "domain", domain, rest @ ..] = &parts[..] else {

@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use xen_store::{Store, Watch};
 use xen_sys::DomId;
 
+use crate::host::{command, soon, start_local};
 use crate::job::Job;
 use crate::qmp::Qmp;
-use crate::world::{command, soon, start_local};
 
 pub(crate) const NAME: &str = "hvm";
 pub(crate) const STUB: &str = "hvm-dm";
@@ -134,7 +134,7 @@ impl Guest {
 
     /// Waits for a console line that was not looked at yet and begins with `prefix`; gives what
     /// follows.
-    pub(crate) fn says(&mut self, prefix: &str) -> Result<String> {
+    pub(crate) fn output_after(&mut self, prefix: &str) -> Result<String> {
         let deadline = soon();
         loop {
             let line = self.console.line(self.seen, deadline).with_context(|| {

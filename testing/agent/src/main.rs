@@ -17,6 +17,7 @@ mod bench_start;
 mod bench_store;
 mod domu;
 mod guest;
+mod host;
 mod job;
 mod leftovers;
 mod linux;
@@ -32,7 +33,6 @@ mod suite;
 mod tests;
 mod vnc;
 mod watch;
-mod world;
 
 use std::path::Path;
 use std::process::ExitCode;

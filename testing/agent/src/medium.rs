@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::world::command;
+use crate::host::command;
 
 /// A loop device, with the file behind it.
 #[derive(Debug)]

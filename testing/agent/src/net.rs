@@ -4,7 +4,7 @@
 //!   guest 10.77.N.H ══ vif ── bridge 10.77.N.1: dom0's kernel answers ARP and ICMP, a thread of ours UDP on port 7
 //! ```
 //!
-//! The kernel's table of neighbours holds the peers heard on a network, with their cards'
+//! The kernel's table of neighbours holds the peers seen on a network, with their cards'
 //! addresses. The kernel leaves the checksum of its own datagrams to the card, but not that of an
 //! ARP or ICMP reply.
 
@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 
-use crate::world::command;
+use crate::host::command;
 
 /// A network that is there until it is dropped.
 #[derive(Debug)]
@@ -70,8 +70,8 @@ impl Network {
         fs::exists(format!("/sys/class/net/{}/brif/{interface}", self.bridge)).unwrap_or_default()
     }
 
-    /// Returns the hardware addresses heard here, each with its IP address.
-    pub(crate) fn heard(&self) -> Result<BTreeMap<String, String>> {
+    /// Returns the hardware addresses of the neighbours seen here, each with its IP address.
+    pub(crate) fn neighbours(&self) -> Result<BTreeMap<String, String>> {
         const TABLE: &str = "/proc/net/arp";
         let table = fs::read_to_string(TABLE).context(TABLE)?;
         let row = |line: &str| {

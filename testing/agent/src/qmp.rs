@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use xen_sys::DomId;
 
-use crate::world::PATIENCE;
+use crate::host::PATIENCE;
 
 /// One connection.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use crate::host::{Place, Privcmd, TestHost};
 use crate::leftovers::{Snapshot, assert_none};
 use crate::watch::Watch;
-use crate::world::{Place, Privcmd, World};
 
 /// The domains that a test acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Needs {
     }
 }
 
-type Body = Box<dyn Fn(&World) -> Result<()>>;
+type Body = Box<dyn Fn(&TestHost) -> Result<()>>;
 
 /// One test.
 pub(crate) struct Test {
@@ -57,7 +57,7 @@ impl Test {
     pub(crate) fn new(
         name: impl Into<String>,
         needs: Needs,
-        body: impl Fn(&World) -> Result<()> + 'static,
+        body: impl Fn(&TestHost) -> Result<()> + 'static,
     ) -> Self {
         Self {
             name: name.into(),
@@ -108,7 +108,7 @@ pub(crate) fn run(
     let (chosen, missing) = chosen(tests, only, from, Needs::is_there)?;
     let mut failed = again.failed;
     let count = chosen.len() + failed.len();
-    let world = World::new()?;
+    let host = TestHost::new()?;
     let watch = Watch::start(beat);
     let began = Instant::now();
     println!("running {count} tests on real Xen");
@@ -121,7 +121,7 @@ pub(crate) fn run(
     }
     let attempt = |test: &Test, which: &str| {
         let start = watch.begin(&test.name);
-        let result = run_one(&world, test);
+        let result = run_one(&host, test);
         let seconds = start.elapsed().as_secs_f64();
         match &result {
             Ok(()) => println!("test {} ... ok{which} ({seconds:.2} s)", test.name),
@@ -146,7 +146,7 @@ pub(crate) fn run(
         });
     }
     watch.begin("the end of the domUs");
-    drop(world);
+    drop(host);
     if !failed.is_empty() {
         println!("\nfailed:");
         failed.iter().for_each(|name| println!("    {name}"));
@@ -209,14 +209,14 @@ fn chosen<'a>(
     Ok((chosen, missing))
 }
 
-fn run_one(world: &World, test: &Test) -> Result<()> {
-    world.provide(test.needs)?;
-    let before = Snapshot::take(&world.store)?;
-    let opens = world.privcmd_opens()?;
-    let result = (test.body)(world);
-    let clean = assert_none(&world.store, &before);
+fn run_one(host: &TestHost, test: &Test) -> Result<()> {
+    host.provide(test.needs)?;
+    let before = Snapshot::take(&host.store)?;
+    let opens = host.privcmd_opens()?;
+    let result = (test.body)(host);
+    let clean = assert_none(&host.store, &before);
     if result.is_err() {
-        tidy(world);
+        tidy(host);
     }
     match (result, clean) {
         (Ok(()), clean) => clean?,
@@ -224,7 +224,7 @@ fn run_one(world: &World, test: &Test) -> Result<()> {
         (Err(error), Err(left)) => return Err(error.context(format!("and {left}"))),
     }
     // None, if the test has ended the domU.
-    let opened = world.privcmd_opens()?.saturating_sub(opens);
+    let opened = host.privcmd_opens()?.saturating_sub(opens);
     if test.opens_privcmd != (opened > 0) {
         bail!("privcmd was opened {opened} times in the domU");
     }
@@ -232,13 +232,13 @@ fn run_one(world: &World, test: &Test) -> Result<()> {
 }
 
 /// After a failure: takes away what the tests make, so that the next one has a fair start.
-fn tidy(world: &World) {
+fn tidy(host: &TestHost) {
     for place in [Place::Dom0, Place::DomU, Place::Second] {
-        if let Ok(folder) = world.folder(place) {
-            let _ = world.store.rm(&folder);
+        if let Ok(folder) = host.folder(place) {
+            let _ = host.store.rm(&folder);
         }
     }
-    if !world.has_guest() {
+    if !host.has_guest() {
         crate::guest::destroy_leftover();
     }
 }

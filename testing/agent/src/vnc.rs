@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use stubdm_screen::rfb::{Client, Event};
 use stubdm_screen::{PIXEL, Size};
 
-use crate::world::soon;
+use crate::host::soon;
 
 /// The largest screen that is kept.
 const LIMIT: Size = Size {

@@ -15,7 +15,7 @@ use xen_sys::DomId;
 
 pub(crate) type Outcome<T> = Result<T, XsError>;
 
-/// A change that watches are to hear of.
+/// A change that watches are to learn of.
 #[derive(Debug)]
 pub(crate) struct Fire {
     pub(crate) path: Arc<str>,

@@ -1,4 +1,4 @@
-//! The watches of all connections, and which of them hear of a change.
+//! The watches of all connections, and which of them learn of a change.
 //!
 //! They are indexed by path, so a change costs a look-up per path component and not one per
 //! watch: a thousand domains with ten watches each do not slow each other down.
@@ -83,7 +83,7 @@ impl Watches {
         Some(watch)
     }
 
-    /// The watches that hear of a change at `path`, oldest first: those on it and above it, or
+    /// The watches that learn of a change at `path`, oldest first: those on it and above it, or
     /// those on exactly it.
     pub(crate) fn matching(&self, path: &[u8], exact: bool) -> Vec<WatchKey> {
         let on = |path: &[u8]| self.by_path.get(path).into_iter().flatten().copied();

@@ -250,7 +250,7 @@ fn depth_is_not_sent_to_a_daemon_that_does_not_offer_it() {
     }
 }
 
-/// The event is read by a thread that only wanted its reply; who polls must hear of it.
+/// The event is read by a thread that only wanted its reply; who polls must learn of it.
 #[test]
 fn poll_fd_is_readable_for_events_others_have_read() {
     let (store, mut peer) = pair();

@@ -222,8 +222,8 @@ impl Consumer {
         *self.run.get_mut() = 0;
     }
 
-    /// Gives the space of what was taken back to the peer. `true`: the peer asked to be told, ring
-    /// its bell.
+    /// Gives the space of what was taken back to the peer. `true`: the peer wants a
+    /// notification, ring its bell.
     ///
     /// The barrier is that of [`Producer::publish`](super::Producer::publish).
     #[inline]

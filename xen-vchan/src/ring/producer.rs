@@ -307,7 +307,7 @@ impl Producer {
         *self.run.get_mut() = 0;
     }
 
-    /// Makes the staged bytes visible. `true`: the peer asked to be told, ring its bell.
+    /// Makes the staged bytes visible. `true`: the peer asked for a notification, ring its bell.
     ///
     /// One full barrier stands between the store of the cursor and the load of the peer's request;
     /// the peer has one between its request and its look at the cursor, so at least one of the two

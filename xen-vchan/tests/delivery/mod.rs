@@ -88,7 +88,7 @@ struct Known {
 }
 
 impl Driver {
-    /// The runtime's thread: it hears of an edge if the descriptor is still readable when it looks.
+    /// The runtime's thread: it sees an edge if the descriptor is still readable when it looks.
     fn run(&self, port: &Port, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) {
             port.edge.wait();

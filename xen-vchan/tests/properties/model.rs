@@ -56,7 +56,7 @@ pub(crate) struct Model {
     pub(crate) rx: Consumer,
     pub(crate) sender: Sender,
     pub(crate) receiver: Receiver,
-    /// The receiver has asked to be told since it last slept or read.
+    /// The receiver has asked for a notification since it last slept or read.
     asked: bool,
     pub(crate) sender_live: bool,
     pub(crate) receiver_live: bool,

@@ -89,7 +89,7 @@ fn signals_end_neither_a_write_nor_a_read_and_lose_nothing() {
 fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
     let host = TestHost::new();
     let (mut server, mut client, xen) = pair(&host);
-    // The server has asked to be told of the first byte.
+    // The server has asked for a notification of the first byte.
     fail_notifies(&xen, 1);
     let whole = bytes(0, 3000);
     let begin = Instant::now();
@@ -130,7 +130,7 @@ fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
 fn a_notify_that_fails_is_reported_to_the_half_that_made_it() {
     let host = TestHost::new();
     let (mut server, mut client, xen) = pair(&host);
-    // The writer's: the server has asked to be told of the first byte.
+    // The writer's: the server has asked for a notification of the first byte.
     fail_notifies(&xen, 1);
     assert_eq!(client.write_deadline(b"x", soon()).unwrap(), 1);
     fail_notifies(&xen, 0);

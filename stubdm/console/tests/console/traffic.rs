@@ -43,7 +43,7 @@ impl Receiver {
         }
     }
 
-    /// Takes what it likes; says whether it would look again without an event.
+    /// Takes what it likes; returns whether it would look again without an event.
     fn take(&mut self, connection: &mut xen_console::Connection) -> bool {
         self.turns += 1;
         let mut buffer = [0; 4096];

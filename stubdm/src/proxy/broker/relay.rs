@@ -134,7 +134,7 @@ impl<C: Connect> Relay<C> {
         earlier(held, self.vchan.as_ref().and_then(Transport::deadline))
     }
 
-    /// Does all that can be done without waiting; says whether there is more to do at once.
+    /// Does all that can be done without waiting; returns whether there is more to do at once.
     ///
     /// # Errors
     /// `UnexpectedEof` when the worker is gone, `InvalidData` when it broke the rules.

@@ -145,7 +145,7 @@ impl Multiplexer {
         }
     }
 
-    /// The client said something.
+    /// Bytes came from the client.
     pub fn handle_client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
         let found = self.slots.iter_mut().find(|slot| slot.number == client);
         if let Some(slot) = found {
@@ -270,7 +270,7 @@ impl Multiplexer {
         self.qemu.vchan_room()
     }
 
-    /// The other end said something.
+    /// Bytes came from the other end.
     pub fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
         let events = self.qemu.handle_vchan_bytes(bytes, &mut self.audit, now);
         self.handle_session_events(events, now);
@@ -314,7 +314,7 @@ impl Multiplexer {
         self.advance(now);
     }
 
-    /// Whether QEMU says that it has saved, and the answer waits for [`Multiplexer::handle_stored`].
+    /// Whether QEMU has reported a save, and the answer waits for [`Multiplexer::handle_stored`].
     pub fn has_saved(&self) -> bool {
         !self.saved.is_empty()
     }

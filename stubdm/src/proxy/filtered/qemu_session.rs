@@ -240,7 +240,7 @@ impl QemuSession {
         }
     }
 
-    /// The other end said something.
+    /// Bytes came from the other end.
     pub fn handle_vchan_bytes(
         &mut self,
         mut bytes: &[u8],

@@ -179,7 +179,7 @@ impl ClientSide for HostSession {
     }
 }
 
-/// Moves bytes between the session and its client; says whether any moved.
+/// Moves bytes between the session and its client; returns whether any moved.
 fn drive_client(
     session: &mut HostSession,
     local: &mut Stream,

@@ -143,7 +143,7 @@ impl HostSession {
         if open { self.to_vchan.room() } else { 0 }
     }
 
-    /// The client said something.
+    /// Bytes came from the client.
     pub fn handle_client_bytes(&mut self, bytes: &[u8]) {
         self.to_vchan.append(bytes);
     }
@@ -183,7 +183,7 @@ impl HostSession {
         }
     }
 
-    /// The other end said something.
+    /// Bytes came from the other end.
     pub fn handle_vchan_bytes(&mut self, memory: &mut Memory, mut bytes: &[u8], now: Instant) {
         if let Phase::Resync(sync) = &mut self.phase {
             match sync.handle_bytes(memory, &mut bytes, now) {

@@ -68,7 +68,7 @@ impl Bell {
     }
 }
 
-/// One ring. `reader` and `writer` say who asked to be told.
+/// One ring. `reader` and `writer` say who asked for a notification.
 pub struct Ring {
     pub bytes: VecDeque<u8>,
     size: usize,

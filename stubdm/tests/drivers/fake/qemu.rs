@@ -32,7 +32,7 @@ impl Qemu {
         }
     }
 
-    /// Does what can be done; says whether it did anything.
+    /// Does what can be done; returns whether it did anything.
     pub fn step(&mut self) -> bool {
         let mut busy = false;
         while let Ok((stream, _)) = self.listener.accept() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::world::{PATIENCE, soon};
+use crate::host::{PATIENCE, soon};
 
 /// An encoding of pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

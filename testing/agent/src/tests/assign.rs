@@ -6,7 +6,7 @@ use xen_sys::{DomId, Error, PciFunction};
 
 use super::hypercalls::privcmd;
 use crate::guest;
-use crate::world::{Place, World, command, outcome};
+use crate::host::{Place, TestHost, command, outcome};
 
 const EPERM: i32 = 1;
 const EINVAL: i32 = 22;
@@ -60,8 +60,8 @@ fn permissions_on_arm(privcmd: &Privcmd, domu: DomId) -> Result<()> {
     unsupported(privcmd.set_ioport_permission(domu, 0x1f00, 2, true))
 }
 
-pub(super) fn permissions(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+pub(super) fn permissions(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     if IS_X86 {
         permissions_on_x86(&privcmd, domu)?;
     } else {
@@ -112,8 +112,8 @@ pub(super) fn permissions(world: &World) -> Result<()> {
 }
 
 /// A line of the interrupt controller that no device of the machine uses.
-pub(super) fn pirq(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+pub(super) fn pirq(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     if !IS_X86 {
         return unsupported(privcmd.map_pirq(domu, PirqSource::Gsi(23), None));
     }
@@ -129,7 +129,7 @@ pub(super) fn pirq(world: &World) -> Result<()> {
 }
 
 /// The guest's stubdomain has its target since it was made.
-pub(super) fn target(_: &World) -> Result<()> {
+pub(super) fn target(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let (model, hvm) = (guest::domid("hvm-dm")?, guest::domid(guest::NAME)?);
     let again = privcmd.set_target(model, hvm);
@@ -164,7 +164,7 @@ fn states_on_x86(privcmd: &Privcmd) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn power(_: &World) -> Result<()> {
+pub(super) fn power(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let cpus = privcmd.phys_info()?.cpus as usize;
     let before = privcmd.cpu_idle_times()?;

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::host::outcome;
 use crate::job::Exit;
 use crate::suite::{Needs, Test};
-use crate::world::outcome;
 
 /// The test's name, the command, and words that its error line must contain.
 const CASES: [(&str, &[&str], &str); 11] = [

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow, ensure};
 use xen_sys::privcmd::Privcmd;
 use xen_sys::{DomId, Xen};
 
-use crate::world::{Place, World};
+use crate::host::{Place, TestHost};
 
 /// Mappings of `/dev/xen/hypercall` in this process.
 fn mapped() -> Result<usize> {
@@ -14,7 +14,7 @@ fn mapped() -> Result<usize> {
 
 /// A call takes its buffer from the driver, and the next ones take the same. A thread that ends
 /// gives it back. The handle takes all of them with it.
-pub(super) fn buffers(_: &World) -> Result<()> {
+pub(super) fn buffers(_: &TestHost) -> Result<()> {
     let before = mapped()?;
     let privcmd = Privcmd::open(&Xen::open()?)?;
     let calls = || -> Result<()> {
@@ -46,6 +46,6 @@ pub(super) fn buffers(_: &World) -> Result<()> {
 }
 
 /// Calls work by locked memory where the driver's device is missing.
-pub(super) fn without_device(world: &World) -> Result<()> {
-    world.run_role(Place::Dom0, &["without-hypercall-device"])
+pub(super) fn without_device(host: &TestHost) -> Result<()> {
+    host.run_role(Place::Dom0, &["without-hypercall-device"])
 }

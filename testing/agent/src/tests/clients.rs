@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use xen_store_server::{Config, Server};
 use xen_sys::DomId;
 
+use crate::host::{TestHost, command};
 use crate::suite::{Needs, Test};
-use crate::world::{World, command};
 
 const SCRIPT: &str = include_str!("../../assets/store-clients.sh");
 
@@ -29,7 +29,7 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
     ));
 }
 
-fn compare(_: &World) -> Result<()> {
+fn compare(_: &TestHost) -> Result<()> {
     let real = command(&["sh", "-c", SCRIPT]).context("with xenstored")?;
     let ours = {
         // Domains are what they are on this host: there is none but dom0.

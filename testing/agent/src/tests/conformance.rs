@@ -9,8 +9,8 @@ use anyhow::{Result, anyhow, ensure};
 use xen_store::Store;
 use xen_store_script::{Between, CONNECTIONS, Comparison, Host, Libxenstore, Line, Ours};
 
+use crate::host::{PATIENCE, TestHost};
 use crate::suite::{Needs, Test};
-use crate::world::{PATIENCE, World};
 
 const PLACES: [&str; CONNECTIONS] = [
     "/run/xenstored/socket",
@@ -30,7 +30,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-fn as_libxenstore(world: &World) -> Result<()> {
+fn as_libxenstore(host: &TestHost) -> Result<()> {
     let number = |name: &str, otherwise| {
         let given = std::env::var(name);
         given.map_or(Ok(otherwise), |text| text.parse::<u64>())
@@ -38,7 +38,7 @@ fn as_libxenstore(world: &World) -> Result<()> {
     let wanted = number("STORE_CONFORMANCE", ANSWERS)?;
     let first = number("STORE_CONFORMANCE_SEED", 1)?;
     let compared = Comparison::run(Between::Clients, Host::Live, first, wanted, |_, script| {
-        both(world, script)
+        both(host, script)
     });
     println!(
         "conformance: {}",
@@ -48,7 +48,7 @@ fn as_libxenstore(world: &World) -> Result<()> {
 }
 
 /// Carries a script out by our client, then by libxenstore.
-fn both(world: &World, script: &[Line]) -> Result<[Vec<String>; 2]> {
+fn both(host: &TestHost, script: &[Line]) -> Result<[Vec<String>; 2]> {
     let mut stores = Vec::new();
     for place in PLACES {
         stores.push(Store::connect(place)?.with_timeout(Some(PATIENCE)));
@@ -58,11 +58,11 @@ fn both(world: &World, script: &[Line]) -> Result<[Vec<String>; 2]> {
     let by_us: Vec<_> = script.iter().map(|line| ours.carry_out(line)).collect();
     // Its connections end, and with them watches and transactions.
     drop(ours);
-    world.store.rm("/t")?;
+    host.store.rm("/t")?;
     let mut c = Libxenstore::start(Path::new(PROGRAM), None, &PLACES.map(PathBuf::from));
     let by_c = script.iter().map(|line| c.carry_out(line)).collect();
     drop(c);
-    world.store.rm("/t")?;
+    host.store.rm("/t")?;
     let done = by_us.iter().filter(|answer| answer.starts_with("OK"));
     let (done, all) = (done.count(), by_us.len());
     ensure!(done > all / 3, "only {done} of {all} lines succeeded");

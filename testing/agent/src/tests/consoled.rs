@@ -9,12 +9,12 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Guest, NAME, diagnosis};
+use crate::host::{TestHost, command};
 use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::tests::save::{IMAGE, goes_on, restore, second};
 use crate::tests::screen;
-use crate::world::{World, command};
 
 /// The device model that libxl starts.
 pub(crate) const MODEL: &str = "/usr/libexec/xen-qemu-system-i386";
@@ -27,8 +27,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "consoled/handed_over_to_qemu",
         Needs::Package,
-        |world| {
-            let result = handed_over(world).with_context(diagnosis);
+        |host| {
+            let result = handed_over(host).with_context(diagnosis);
             let _ = fs::remove_file(IMAGE);
             result
         },
@@ -36,7 +36,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "consoled/no_qemu_in_dom0",
         Needs::Guest,
-        |world| world.with_guest(no_qemu),
+        |host| host.with_guest(no_qemu),
     ));
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn field(file: &str, name: &str) -> Result<u64> {
 
 /// The one process is ours, small, and answers QMP with the terminal that the store names; none is
 /// called QEMU.
-fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
+fn no_qemu(host: &TestHost, guest: &mut Guest) -> Result<()> {
     second(guest)?;
     let model = Model::one("/usr/bin/stubdm-run")?;
     ensure!(model.resident < 8 << 10, "{model:?}");
@@ -127,7 +127,7 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
         "ps: {listed:#?}"
     );
     let node = format!("/local/domain/{}/device/console/3/tty", guest.stub);
-    let terminal = world.store.read_str(&node)?;
+    let terminal = host.store.read_str(&node)?;
     for socket in ["libxl", "libxenstat"] {
         let path = format!("/var/run/xen/qmp-{socket}-{}", guest.stub);
         let mut qmp = Qmp::connect(path)?;
@@ -143,12 +143,12 @@ fn no_qemu(world: &World, guest: &mut Guest) -> Result<()> {
 
 /// A display on the host is QEMU's, and the consoles with it: the guest speaks, is saved and
 /// restored as with ours, and its screen with it.
-fn handed_over(world: &World) -> Result<()> {
-    let mut guest = Guest::create_with(&world.store, &["vnc=1", screen::STDVGA])?;
+fn handed_over(host: &TestHost) -> Result<()> {
+    let mut guest = Guest::create_with(&host.store, &["vnc=1", screen::STDVGA])?;
     let mut before = second(&mut guest)?;
     Model::one(&format!("{MODEL}.distrib"))?;
     let log = fs::read_to_string(LOG).context(LOG)?;
-    guest = screen::is_kept(&world.store, guest, |guest| {
+    guest = screen::is_kept(&host.store, guest, |guest| {
         command(&["xl", "save", NAME, IMAGE])?;
         restore(guest)
     })

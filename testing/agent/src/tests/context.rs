@@ -10,7 +10,7 @@ use xen_sys::{DomId, Error};
 
 use super::hypercalls::privcmd;
 use crate::guest;
-use crate::world::{Place, World, command};
+use crate::host::{Place, TestHost, command};
 
 /// Runs `body` while a domain is paused.
 fn paused<T>(privcmd: &Privcmd, domain: DomId, body: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -59,7 +59,7 @@ fn entries(lines: &[String]) -> Vec<[u64; 3]> {
 }
 
 /// A changed register is printed by xen-hvmctx, and the guest goes on with the old one.
-pub(super) fn set_vcpu_context(_: &World) -> Result<()> {
+pub(super) fn set_vcpu_context(_: &TestHost) -> Result<()> {
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     paused(&privcmd, hvm, || {
         let before = privcmd.vcpu_context(hvm, 0)?.context("no context")?;
@@ -89,7 +89,7 @@ pub(super) fn set_vcpu_context(_: &World) -> Result<()> {
     })
 }
 
-pub(super) fn hvm_context(_: &World) -> Result<()> {
+pub(super) fn hvm_context(_: &TestHost) -> Result<()> {
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     paused(&privcmd, hvm, || {
         let context = privcmd.hvm_context(hvm)?;
@@ -208,8 +208,8 @@ fn registers(cpu: &Cpu) -> [(&'static str, u64); 40] {
 }
 
 /// A PV guest's registers, as xenctx prints them.
-pub(super) fn vcpu_context(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+pub(super) fn vcpu_context(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     paused(&privcmd, domu, || {
         let context = privcmd.vcpu_context(domu, 0)?.context("no context")?;
         let said = command(&["xenctx", &domu.to_string(), "0"])?;

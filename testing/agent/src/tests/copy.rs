@@ -14,10 +14,10 @@ use xen_gnttab::{
 use xen_sys::privcmd::{PortState, Privcmd};
 use xen_sys::{DomId, Error, GrantRef, PAGE_SIZE, Xen};
 
-use crate::world::World;
+use crate::host::TestHost;
 
 /// Copies a hundred segments by one call, within dom0, and has each refusal beside a success.
-pub(super) fn grant_copy(_: &World) -> Result<()> {
+pub(super) fn grant_copy(_: &TestHost) -> Result<()> {
     let (xen, me) = (Xen::open()?, DomId::DOM0);
     let mut pages = share(&xen, me, 2, PageAccess::ReadWrite)?;
     let readable = share(&xen, me, 1, PageAccess::ReadOnly)?;
@@ -71,7 +71,7 @@ pub(super) fn grant_copy(_: &World) -> Result<()> {
 }
 
 /// Reaches the limit of each driver, and finds it in the error and in the report.
-pub(super) fn grant_limits(_: &World) -> Result<()> {
+pub(super) fn grant_limits(_: &TestHost) -> Result<()> {
     /// A parameter that is given its old value back.
     struct Parameter(&'static str, String);
     impl Drop for Parameter {
@@ -118,7 +118,7 @@ pub(super) fn grant_limits(_: &World) -> Result<()> {
 
 /// Asks for a dma-buf of granted pages, and for grants of a file that is no dma-buf. Debian's kernels
 /// have no such requests, which is an error of its own; others refuse what cannot be.
-pub(super) fn dmabuf(_: &World) -> Result<()> {
+pub(super) fn dmabuf(_: &TestHost) -> Result<()> {
     let (xen, me) = (Xen::open()?, DomId::DOM0);
     let pages = share(&xen, me, 2, PageAccess::ReadWrite)?;
     let exported = dmabuf::export(&xen, me, pages.refs(), Backing::System);
@@ -139,7 +139,7 @@ pub(super) fn dmabuf(_: &World) -> Result<()> {
             let soon = || Some(Instant::now() + Duration::from_millis(300));
             ensure!(!exported.wait_released(soon())?, "released while open");
             drop(fd);
-            ensure!(exported.wait_released(Some(crate::world::soon()))?);
+            ensure!(exported.wait_released(Some(crate::host::soon()))?);
             // A second wait is one for what is gone.
             ensure!(exported.wait_released(soon())?);
         }
@@ -151,7 +151,7 @@ pub(super) fn dmabuf(_: &World) -> Result<()> {
 
 /// Maps the same reference in many mappings of one handle: one descriptor serves them, and each
 /// ends by itself.
-pub(super) fn one_gntdev(_: &World) -> Result<()> {
+pub(super) fn one_gntdev(_: &TestHost) -> Result<()> {
     let open = || -> Result<usize> {
         let fds = std::fs::read_dir("/proc/self/fd")?.flatten();
         let links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
@@ -185,7 +185,7 @@ pub(super) fn one_gntdev(_: &World) -> Result<()> {
 }
 
 /// Hands a set of ports over by its descriptor, as a daemon that executes itself anew does.
-pub(super) fn adopted_evtchn(_: &World) -> Result<()> {
+pub(super) fn adopted_evtchn(_: &TestHost) -> Result<()> {
     const PORTS: usize = 40;
     let (xen, me) = (Xen::open()?, DomId::DOM0);
     let (theirs, before) = (EventChannels::open(&xen)?, EventChannels::open(&xen)?);
@@ -213,7 +213,7 @@ pub(super) fn adopted_evtchn(_: &World) -> Result<()> {
         let mut pending = [xen_sys::Port::default(); PORTS];
         let mut seen = 0;
         while seen < PORTS {
-            let first = channels.wait(Some(crate::world::soon()))?;
+            let first = channels.wait(Some(crate::host::soon()))?;
             ensure!(first.is_some(), "round {round}: {seen} of {PORTS} events");
             pending[seen] = first.unwrap_or_default();
             seen += 1;

@@ -16,7 +16,7 @@ use xen_sys::{DomId, Error, PciFunction, Port, Xen};
 
 use self::toy::Toy;
 use crate::guest::{self, Guest};
-use crate::world::{World, soon};
+use crate::host::{TestHost, soon};
 
 #[allow(dead_code, reason = "the example has a `main`")]
 #[path = "../../../../xen-gnttab/examples/toy-device-model.rs"]
@@ -43,8 +43,8 @@ fn attach(guest: DomId) -> Result<Toy> {
 }
 
 /// Has the guest use the port; returns what it read, and the requests that the device got.
-fn used(world: &World, guest: &mut Guest, device: &mut Toy) -> Result<(String, Vec<Request>)> {
-    guest.types(&world.store, "~")?;
+fn used(host: &TestHost, guest: &mut Guest, device: &mut Toy) -> Result<(String, Vec<Request>)> {
+    guest.types(&host.store, "~")?;
     let deadline = soon();
     let mut served = Vec::new();
     let read = |request: &Request| request.access == Access::Read;
@@ -58,13 +58,13 @@ fn used(world: &World, guest: &mut Guest, device: &mut Toy) -> Result<(String, V
             "the guest asked {served:x?} only"
         );
     }
-    Ok((guest.says("xen-guest: toy ")?, served))
+    Ok((guest.output_after("xen-guest: toy ")?, served))
 }
 
 /// A guest's port is answered by the example, from files that reach no other guest.
-pub(super) fn device_model(world: &World) -> Result<()> {
-    world.with_guest(|world, guest| {
-        guest.says("-guest: alive second=")?;
+pub(super) fn device_model(host: &TestHost) -> Result<()> {
+    host.with_guest(|host, guest| {
+        guest.output_after("-guest: alive second=")?;
         let model = DeviceModel::open(&Xen::open()?, guest.id)?;
         let before = room(&model)?;
         println!(
@@ -74,14 +74,14 @@ pub(super) fn device_model(world: &World) -> Result<()> {
         ensure!(before > 1, "QEMU's and one more");
 
         // Without the device, the port is nobody's.
-        guest.types(&world.store, "~")?;
-        let nothing = guest.says("xen-guest: toy ")?;
+        guest.types(&host.store, "~")?;
+        let nothing = guest.output_after("xen-guest: toy ")?;
         ensure!(nothing == "0xffffffff", "{nothing}");
 
         let mut device = attach(guest.id)?;
-        let (first, served) = used(world, guest, &mut device)?;
+        let (first, served) = used(host, guest, &mut device)?;
         ensure!(first == "0x12340064", "{first}, after {served:x?}");
-        let (second, _) = used(world, guest, &mut device)?;
+        let (second, _) = used(host, guest, &mut device)?;
         ensure!(second == "0x246800c8", "{second}");
         ensure!(device.sum == 0x2468_00c8);
         requests(&served)?;
@@ -89,8 +89,8 @@ pub(super) fn device_model(world: &World) -> Result<()> {
         restricted(&device, guest.stub)?;
         drop(device);
         ensure!(room(&model)? == before, "a server is left");
-        guest.types(&world.store, "~")?;
-        let nothing = guest.says("xen-guest: toy ")?;
+        guest.types(&host.store, "~")?;
+        let nothing = guest.output_after("xen-guest: toy ")?;
         ensure!(nothing == "0xffffffff", "{nothing} when the device is gone");
         limits(&model)?;
         ensure!(room(&model)? == before, "a server is left");
@@ -205,8 +205,8 @@ fn limits(model: &DeviceModel) -> Result<()> {
 
 /// The calls of a device model whose guest is destroyed fail with a typed error, and its pages
 /// keep nothing of the guest once they are dropped.
-pub(super) fn dying(world: &World) -> Result<()> {
-    let guest = world.take_guest()?;
+pub(super) fn dying(host: &TestHost) -> Result<()> {
+    let guest = host.take_guest()?;
     let (xen, id) = (Xen::open()?, guest.id);
     let model = DeviceModel::open(&xen, id)?;
     let server = model.create_ioreq_server(BufferedRequests::Atomic)?;
@@ -242,9 +242,9 @@ pub(super) fn dying(world: &World) -> Result<()> {
 
 /// Each operation of a device model that [`device_model`] does not use, on a guest that ends with
 /// them.
-pub(super) fn operations(world: &World) -> Result<()> {
-    let mut guest = world.take_guest()?;
-    guest.says("-guest: alive second=")?;
+pub(super) fn operations(host: &TestHost) -> Result<()> {
+    let mut guest = host.take_guest()?;
+    guest.output_after("-guest: alive second=")?;
     let (model, privcmd) = (
         DeviceModel::open(&Xen::open()?, guest.id)?,
         super::hypercalls::privcmd()?,
@@ -252,7 +252,7 @@ pub(super) fn operations(world: &World) -> Result<()> {
     interrupts(&model, &privcmd)?;
     memory(&model, &privcmd)?;
     guest.catch_up()?;
-    guest.says("-guest: alive second=")?;
+    guest.output_after("-guest: alive second=")?;
 
     model.shutdown(ShutdownReason::CRASH)?;
     let deadline = soon();

@@ -11,10 +11,10 @@ use xen_store::Store;
 use super::save::{IMAGE, restore};
 use super::stubdom::is_alive;
 use crate::guest::{Guest, LOG, NAME, diagnosis};
+use crate::host::{TestHost, command, soon, start_local};
 use crate::medium::Medium;
 use crate::net::Network;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, soon, start_local};
 
 /// On the guest that the tests of [`qmp`](super::qmp) share: before them, since their last one ends
 /// it.
@@ -22,7 +22,7 @@ pub(super) fn add_shared(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "stubdom/attached_while_it_runs",
         Needs::Guest,
-        |world| world.with_guest(|world, guest| attached(&world.store, guest)),
+        |host| host.with_guest(|host, guest| attached(&host.store, guest)),
     ));
 }
 
@@ -35,8 +35,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 /// The card of host number `host` on a network. (The guest's own rule, in testing/guest/net.s.)
-fn card(network: u8, host: u8) -> String {
-    format!("00:16:3e:77:{network:02x}:{host:02x}")
+fn card(network: u8, last: u8) -> String {
+    format!("00:16:3e:77:{network:02x}:{last:02x}")
 }
 
 /// The guest's cards, by network and host.
@@ -45,19 +45,19 @@ const CARDS: [(u8, u8); 2] = [(1, 0x0a), (2, 0x0b)];
 /// The disks besides the first: libxl's number and the name.
 const DISKS: [(&str, &str); 3] = [("768", "hda"), ("832", "hdb"), ("5696", "hdd")];
 
-fn all_devices(world: &World) -> Result<()> {
+fn all_devices(host: &TestHost) -> Result<()> {
     let media = [Medium::make("hdb", true)?, Medium::make("hdd", true)?];
     let networks = [Network::make(CARDS[0].0)?, Network::make(CARDS[1].0)?];
-    let result = with_devices(world, &networks, &media).with_context(diagnosis);
+    let result = with_devices(host, &networks, &media).with_context(diagnosis);
     drop(networks);
     let [one, two] = media.map(Medium::remove);
     result.and(one).and(two)
 }
 
-fn with_devices(world: &World, networks: &[Network; 2], media: &[Medium; 2]) -> Result<()> {
+fn with_devices(host: &TestHost, networks: &[Network; 2], media: &[Medium; 2]) -> Result<()> {
     let [one, two] = [0, 1].map(|index: usize| {
-        let (network, host) = CARDS[index];
-        let (mac, bridge) = (card(network, host), networks[index].bridge());
+        let (network, last) = CARDS[index];
+        let (mac, bridge) = (card(network, last), networks[index].bridge());
         // The default model, and the same by its name.
         let model = ["", "model=rtl8139,"][index];
         format!("\"mac={mac},{model}bridge={bridge},script=vif-testbed\"")
@@ -81,16 +81,16 @@ fn with_devices(world: &World, networks: &[Network; 2], media: &[Medium; 2]) -> 
         "stubdomain_memory=256".to_owned(),
     ];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    let mut guest = Guest::create_with(&world.store, &lines)?;
+    let mut guest = Guest::create_with(&host.store, &lines)?;
     let seen = (|| {
-        guest.says("xen-guest: disk ok sum=")?;
+        guest.output_after("xen-guest: disk ok sum=")?;
         answered(&mut guest, networks, "echo=ok")?;
         is_alive(&mut guest)?;
-        guest.types(&world.store, "&")?;
+        guest.types(&host.store, "&")?;
         answered(&mut guest, networks, "datagram=ok")?;
-        cards_are_joined(&world.store, &guest, networks)?;
-        disks_are_read(&world.store, &mut guest)?;
-        ports_speak(&world.store, &guest)
+        cards_are_joined(&host.store, &guest, networks)?;
+        disks_are_read(&host.store, &mut guest)?;
+        ports_speak(&host.store, &guest)
     })();
     if seen.is_err() {
         guest.destroy()?;
@@ -102,33 +102,33 @@ fn with_devices(world: &World, networks: &[Network; 2], media: &[Medium; 2]) -> 
     let mut guest = restored?;
     let seen = (|| {
         is_alive(&mut guest)?;
-        guest.types(&world.store, "&")?;
+        guest.types(&host.store, "&")?;
         answered(&mut guest, networks, "datagram=ok")?;
-        cards_are_joined(&world.store, &guest, networks)?;
-        disks_are_read(&world.store, &mut guest)
+        cards_are_joined(&host.store, &guest, networks)?;
+        disks_are_read(&host.store, &mut guest)
     })();
     guest.destroy()?;
     seen.context("restored")
 }
 
-/// Each card is answered by its own network, with a frame of the full length as well, and nobody
-/// else was heard there.
+/// Each card is answered by its own network, with a frame of the full length as well, and no
+/// other neighbour was seen there.
 fn answered(guest: &mut Guest, networks: &[Network; 2], echo: &str) -> Result<()> {
-    for (index, ((number, host), network)) in CARDS.into_iter().zip(networks).enumerate() {
-        let mac = card(number, host);
-        let said = guest.says(&format!("xen-guest: net{index} "))?;
+    for (index, ((number, last), network)) in CARDS.into_iter().zip(networks).enumerate() {
+        let mac = card(number, last);
+        let said = guest.output_after(&format!("xen-guest: net{index} "))?;
         let wanted = format!("mac={mac} reply=ok from={} {echo}", network.mac());
         ensure!(
             said == wanted,
             "card {index} says `{said}`, not `{wanted}`; in {}",
             fs::read_to_string("/proc/net/arp")?
         );
-        let heard = network.heard()?;
+        let found = network.neighbours()?;
         ensure!(
-            heard.into_iter().eq([(mac, network.ip(host))]),
-            "heard on {}: {:?}",
+            found.into_iter().eq([(mac, network.ip(last))]),
+            "neighbours on {}: {:?}",
             network.bridge(),
-            network.heard()?
+            network.neighbours()?
         );
     }
     Ok(())
@@ -138,7 +138,7 @@ fn answered(guest: &mut Guest, networks: &[Network; 2], echo: &str) -> Result<()
 /// nothing for that.
 fn cards_are_joined(store: &Store, guest: &Guest, networks: &[Network; 2]) -> Result<()> {
     let log = fs::read_to_string(LOG)?;
-    for (index, ((number, host), network)) in CARDS.into_iter().zip(networks).enumerate() {
+    for (index, ((number, last), network)) in CARDS.into_iter().zip(networks).enumerate() {
         let vif = format!("vif{}.{index}", guest.stub);
         ensure!(
             network.has(&vif),
@@ -148,7 +148,7 @@ fn cards_are_joined(store: &Store, guest: &Guest, networks: &[Network; 2]) -> Re
         connected(store, guest, "vif", &index.to_string())?;
         let line = format!("network card {index}: QEMU's net{index} is eth");
         let line = log.lines().find(|l| l.contains(&line)).context(line)?;
-        ensure!(line.contains(&card(number, host)), "the log says: {line}");
+        ensure!(line.contains(&card(number, last)), "the log says: {line}");
     }
     ensure!(
         log.contains(
@@ -187,7 +187,7 @@ fn disks_are_read(store: &Store, guest: &mut Guest) -> Result<()> {
         ("hdc", "is not readable"),
         ("hdd", "holds medium hdd"),
     ] {
-        let said = guest.says(&format!("xen-guest: {name} "))?;
+        let said = guest.output_after(&format!("xen-guest: {name} "))?;
         ensure!(said == wanted, "{name} {said}");
     }
     is_alive(guest)

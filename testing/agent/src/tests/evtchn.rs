@@ -7,14 +7,14 @@ use nix::errno::Errno;
 use xen_evtchn::EventChannels;
 use xen_sys::{DomId, Error, Virq, Xen};
 
+use crate::host::{PATIENCE, Place, TestHost, command, soon};
 use crate::suite::{Needs, Test};
-use crate::world::{PATIENCE, Place, World, command, soon};
 
 const ROUNDS: &str = "500";
 
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
-    tests.push(Test::new("evtchn/loopback_dom0", Needs::Dom0, |world| {
-        world.run_role(Place::Dom0, &["evtchn-loopback", "0"])
+    tests.push(Test::new("evtchn/loopback_dom0", Needs::Dom0, |host| {
+        host.run_role(Place::Dom0, &["evtchn-loopback", "0"])
     }));
     tests.push(Test::new(
         "evtchn/virtual_interrupts_of_dom0",
@@ -29,9 +29,9 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
 }
 
 pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
-    tests.push(Test::new("evtchn/loopback_domu", needs, |world| {
-        let domain = world.domid(Place::DomU)?.to_string();
-        world.run_role(Place::DomU, &["evtchn-loopback", &domain])
+    tests.push(Test::new("evtchn/loopback_domu", needs, |host| {
+        let domain = host.domid(Place::DomU)?.to_string();
+        host.run_role(Place::DomU, &["evtchn-loopback", &domain])
     }));
     for opener in [Place::Dom0, Place::DomU] {
         let name = format!(
@@ -39,9 +39,7 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
             opener.name(),
             opener.other().name()
         );
-        tests.push(Test::new(name, needs, move |world| {
-            ping_pong(world, opener)
-        }));
+        tests.push(Test::new(name, needs, move |host| ping_pong(host, opener)));
     }
 }
 
@@ -113,15 +111,15 @@ async fn counted() -> Result<()> {
     }
 }
 
-fn ping_pong(world: &World, opener: Place) -> Result<()> {
+fn ping_pong(host: &TestHost, opener: Place) -> Result<()> {
     let binder = opener.other();
     let (opener_id, binder_id) = (
-        world.domid(opener)?.to_string(),
-        world.domid(binder)?.to_string(),
+        host.domid(opener)?.to_string(),
+        host.domid(binder)?.to_string(),
     );
-    let mut echo = world.role(opener, &["evtchn-echo", &binder_id, ROUNDS])?;
+    let mut echo = host.role(opener, &["evtchn-echo", &binder_id, ROUNDS])?;
     let port = echo.expect("port ", soon())?;
-    let mut drive = world.role(binder, &["evtchn-drive", &opener_id, &port, ROUNDS])?;
+    let mut drive = host.role(binder, &["evtchn-drive", &opener_id, &port, ROUNDS])?;
     drive.succeed(soon()).context("the one that bound")?;
     echo.succeed(soon()).context("the one that opened")
 }

@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{NAME, STUB, domid};
+use crate::host::{TestHost, command, outcome};
 use crate::job::Exit;
 use crate::programs;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, outcome};
 
 type Body = fn() -> Result<()>;
 
@@ -27,8 +27,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ];
     for (name, body) in parts {
         let name = format!("examples/{name}");
-        tests.push(Test::new(name, Needs::Guest, move |world: &World| {
-            world.with_guest(|_, guest| guest.says("-guest: alive second=").map(drop))?;
+        tests.push(Test::new(name, Needs::Guest, move |host: &TestHost| {
+            host.with_guest(|_, guest| guest.output_after("-guest: alive second=").map(drop))?;
             let folder = Folder::make()?;
             body().and(folder.remove())
         }));

@@ -9,7 +9,7 @@ use xen_sys::{DomId, Error, PAGE_SIZE, Xen};
 
 use super::hypercalls::privcmd;
 use crate::guest;
-use crate::world::World;
+use crate::host::TestHost;
 
 /// Mappings of privcmd in this process.
 fn mapped() -> Result<usize> {
@@ -40,9 +40,9 @@ fn bytes<const LEN: usize>(region: &Region, at: usize) -> Result<[u8; LEN]> {
 }
 
 /// Finds what the guest wrote, writes to it, and meets every refusal there is.
-pub(super) fn foreign_memory(world: &World) -> Result<()> {
+pub(super) fn foreign_memory(host: &TestHost) -> Result<()> {
     // It has read its disk and set up its interrupts when it speaks.
-    world.with_guest(|_, guest| guest.says("-guest: alive second=").map(drop))?;
+    host.with_guest(|_, guest| guest.output_after("-guest: alive second=").map(drop))?;
     let before = mapped()?;
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     let memory = privcmd.guest(hvm);
@@ -112,7 +112,7 @@ pub(super) fn foreign_memory(world: &World) -> Result<()> {
 }
 
 /// Reads the guest's grant of its store ring out of its grant table.
-pub(super) fn resources(_: &World) -> Result<()> {
+pub(super) fn resources(_: &TestHost) -> Result<()> {
     let before = mapped()?;
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     let memory = privcmd.guest(hvm);

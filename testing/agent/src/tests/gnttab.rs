@@ -5,10 +5,10 @@ use nix::sys::signal::Signal;
 use xen_gnttab::{PageAccess, map_from, share as share_pages};
 use xen_sys::{DomId, GrantRef, PAGE_SIZE, Xen};
 
+use crate::host::{Place, TestHost, soon};
 use crate::job::{Exit, Job};
 use crate::stream::Stream;
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, soon};
 
 const PAGES: &str = "5";
 const KEY: &str = "77";
@@ -22,17 +22,17 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
                 sharer.other().name()
             )
         };
-        tests.push(Test::new(name("mapper_leaves"), needs, move |world| {
-            mapper_leaves(world, sharer)
+        tests.push(Test::new(name("mapper_leaves"), needs, move |host| {
+            mapper_leaves(host, sharer)
         }));
-        tests.push(Test::new(name("mapper_killed"), needs, move |world| {
-            mapper_killed(world, sharer)
+        tests.push(Test::new(name("mapper_killed"), needs, move |host| {
+            mapper_killed(host, sharer)
         }));
-        tests.push(Test::new(name("sharer_killed"), needs, move |world| {
-            sharer_killed(world, sharer)
+        tests.push(Test::new(name("sharer_killed"), needs, move |host| {
+            sharer_killed(host, sharer)
         }));
-        tests.push(Test::new(name("refused"), needs, move |world| {
-            refused(world, sharer)
+        tests.push(Test::new(name("refused"), needs, move |host| {
+            refused(host, sharer)
         }));
     }
     tests.push(Test::new(
@@ -42,16 +42,16 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
     ));
 }
 
-fn share(world: &World, sharer: Place) -> Result<(Job, String, String)> {
-    let mapper = world.domid(sharer.other())?.to_string();
-    let mut job = world.role(sharer, &["gnttab-share", &mapper, PAGES, KEY])?;
+fn share(host: &TestHost, sharer: Place) -> Result<(Job, String, String)> {
+    let mapper = host.domid(sharer.other())?.to_string();
+    let mut job = host.role(sharer, &["gnttab-share", &mapper, PAGES, KEY])?;
     let refs = job.expect("refs ", soon())?;
     let port = job.expect("port ", soon())?;
     Ok((job, refs, port))
 }
 
-fn map(world: &World, sharer: Place, refs: &str, port: &str, then: &str) -> Result<Job> {
-    let from = world.domid(sharer)?.to_string();
+fn map(host: &TestHost, sharer: Place, refs: &str, port: &str, then: &str) -> Result<Job> {
+    let from = host.domid(sharer)?.to_string();
     let arguments = [
         "gnttab-map",
         &from,
@@ -63,22 +63,22 @@ fn map(world: &World, sharer: Place, refs: &str, port: &str, then: &str) -> Resu
         "--then",
         then,
     ];
-    let mut job = world.role(sharer.other(), &arguments)?;
+    let mut job = host.role(sharer.other(), &arguments)?;
     job.expect("mapped", soon()).context("the mapper")?;
     Ok(job)
 }
 
-fn mapper_leaves(world: &World, sharer: Place) -> Result<()> {
-    let (mut share, refs, port) = share(world, sharer)?;
-    let mut mapper = map(world, sharer, &refs, &port, "leave")?;
+fn mapper_leaves(host: &TestHost, sharer: Place) -> Result<()> {
+    let (mut share, refs, port) = share(host, sharer)?;
+    let mut mapper = map(host, sharer, &refs, &port, "leave")?;
     mapper.succeed(soon()).context("the mapper")?;
     share.expect("mapper gone", soon()).context("the sharer")?;
     share.succeed(soon()).context("the sharer")
 }
 
-fn mapper_killed(world: &World, sharer: Place) -> Result<()> {
-    let (mut share, refs, port) = share(world, sharer)?;
-    let mut mapper = map(world, sharer, &refs, &port, "stay")?;
+fn mapper_killed(host: &TestHost, sharer: Place) -> Result<()> {
+    let (mut share, refs, port) = share(host, sharer)?;
+    let mut mapper = map(host, sharer, &refs, &port, "stay")?;
     share.expect("written", soon()).context("the sharer")?;
     mapper.kill(Signal::SIGKILL)?;
     share.expect("mapper gone", soon()).context("the sharer")?;
@@ -90,9 +90,9 @@ fn mapper_killed(world: &World, sharer: Place) -> Result<()> {
     Ok(())
 }
 
-fn sharer_killed(world: &World, sharer: Place) -> Result<()> {
-    let (mut share, refs, port) = share(world, sharer)?;
-    let mut mapper = map(world, sharer, &refs, &port, "stay")?;
+fn sharer_killed(host: &TestHost, sharer: Place) -> Result<()> {
+    let (mut share, refs, port) = share(host, sharer)?;
+    let mut mapper = map(host, sharer, &refs, &port, "stay")?;
     share.expect("written", soon()).context("the sharer")?;
     share.kill(Signal::SIGKILL)?;
     mapper.expect("sharer gone", soon()).context("the mapper")?;
@@ -104,20 +104,20 @@ fn sharer_killed(world: &World, sharer: Place) -> Result<()> {
     Ok(())
 }
 
-fn refused(world: &World, sharer: Place) -> Result<()> {
-    let (mut share, ..) = share(world, sharer)?;
+fn refused(host: &TestHost, sharer: Place) -> Result<()> {
+    let (mut share, ..) = share(host, sharer)?;
     let read_only = share.expect("read-only ", soon())?;
-    let from = world.domid(sharer)?.to_string();
-    world.run_role(sharer.other(), &["gnttab-map-refused", &from, &read_only])?;
+    let from = host.domid(sharer)?.to_string();
+    host.run_role(sharer.other(), &["gnttab-map-refused", &from, &read_only])?;
     share.kill(Signal::SIGKILL)?;
     share.exit(soon()).map(drop)
 }
 
 /// A page of dom0's own and the domU's pages are mapped by one call, in the order given.
-fn two_domains(world: &World) -> Result<()> {
+fn two_domains(host: &TestHost) -> Result<()> {
     const KEY: u64 = 77;
-    let (mut sharer, refs, _) = share(world, Place::DomU)?;
-    let (xen, domu) = (Xen::open()?, world.domid(Place::DomU)?);
+    let (mut sharer, refs, _) = share(host, Place::DomU)?;
+    let (xen, domu) = (Xen::open()?, host.domid(Place::DomU)?);
     let mut own = share_pages(&xen, DomId::DOM0, 1, PageAccess::ReadWrite)?;
     own.region_mut().copy_in(0, b"of dom0 itself")?;
     let mut pages = vec![(DomId::DOM0, own.refs()[0])];

@@ -17,10 +17,10 @@ use xen_store::{Permissions, Store};
 use xen_sys::DomId;
 
 use crate::guest::{CONFIG, NAME, STUB, destroy_leftover, diagnosis, domid};
+use crate::host::{TestHost, command, soon, start_local};
 use crate::job::{Exit, Job};
 use crate::rpc::Agent;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, soon, start_local};
 
 /// The proxy that libxl starts.
 const PROXY: &str = "/usr/bin/vchan-socket-proxy";
@@ -36,9 +36,9 @@ const ACCOMPLICES: &str = "/run/accomplice";
 const PATIENCE: Duration = Duration::from_secs(100);
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    tests.push(Test::new("hostile/through_us", Needs::Package, |world| {
-        world.no_domu()?;
-        let rows = corpus(&world.store, None, None)?;
+    tests.push(Test::new("hostile/through_us", Needs::Package, |host| {
+        host.no_domu()?;
+        let rows = corpus(&host.store, None, None)?;
         print!("{}", written(&rows));
         judge(&rows)
     }));
@@ -46,8 +46,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 /// Prints the table of one proxy, from the stubdomain of this name on.
 pub(crate) fn table(proxy: Option<&str>, from: Option<&str>) -> Result<()> {
-    let world = World::new()?;
-    print!("{}", written(&corpus(&world.store, proxy, from)?));
+    let host = TestHost::new()?;
+    print!("{}", written(&corpus(&host.store, proxy, from)?));
     Ok(())
 }
 

@@ -12,11 +12,11 @@ use xen_sys::privcmd::{
 use xen_sys::{DomId, Error, Port, Xen};
 
 use crate::guest;
+use crate::host::{self, DOMU_NAME, Place, TestHost, command, host_release, soon};
 use crate::suite::{Needs, Test};
-use crate::world::{self, DOMU_NAME, Place, World, command, host_release, soon};
 
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
-    let dom0 = |name: &str, body: fn(&World) -> Result<()>| {
+    let dom0 = |name: &str, body: fn(&TestHost) -> Result<()>| {
         Test::new(format!("hypercalls/{name}"), Needs::Dom0, body)
     };
     tests.push(dom0("interfaces", interfaces));
@@ -39,17 +39,17 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
 }
 
 pub(super) fn add_unrestricted(tests: &mut Vec<Test>) {
-    let needs = Needs::DomU(world::Privcmd::Unrestricted);
-    let refused = |world: &World| refused(world, "not permitted");
+    let needs = Needs::DomU(host::Privcmd::Unrestricted);
+    let refused = |host: &TestHost| refused(host, "not permitted");
     tests.push(Test::new("hypercalls/xen_refuses_domu", needs, refused).opens_privcmd());
 }
 
 pub(super) fn add_refusing(tests: &mut Vec<Test>) {
-    let needs = Needs::DomU(world::Privcmd::Refusing);
-    let refused = |world: &World| refused(world, "hypercalls refused");
+    let needs = Needs::DomU(host::Privcmd::Refusing);
+    let refused = |host: &TestHost| refused(host, "hypercalls refused");
     tests.push(Test::new("hypercalls/kernel_refuses_domu", needs, refused).opens_privcmd());
     for (name, body) in [
-        ("domains", domains as fn(&World) -> Result<()>),
+        ("domains", domains as fn(&TestHost) -> Result<()>),
         ("vcpu", vcpu),
         ("pause", pause),
         ("max_memory", max_memory),
@@ -67,7 +67,7 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
 
 pub(super) fn add_guest(tests: &mut Vec<Test>) {
     for (name, body) in [
-        ("altp2m", altp2m as fn(&World) -> Result<()>),
+        ("altp2m", altp2m as fn(&TestHost) -> Result<()>),
         #[cfg(target_arch = "x86_64")]
         ("hvm_context", super::context::hvm_context),
         #[cfg(target_arch = "x86_64")]
@@ -132,7 +132,7 @@ fn agrees(xl: &HashMap<String, String>, name: &str, value: impl ToString) -> Res
     Ok(())
 }
 
-fn interfaces(_: &World) -> Result<()> {
+fn interfaces(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let seen = privcmd.interfaces()?;
     let expected = match host_release() {
@@ -145,7 +145,7 @@ fn interfaces(_: &World) -> Result<()> {
     Ok(())
 }
 
-fn hypervisor(_: &World) -> Result<()> {
+fn hypervisor(_: &TestHost) -> Result<()> {
     let (privcmd, xl) = (privcmd()?, xl_info(&[])?);
     let version = privcmd.xen_version()?;
     agrees(&xl, "xen_major", version.major)?;
@@ -173,7 +173,7 @@ fn hypervisor(_: &World) -> Result<()> {
     Ok(())
 }
 
-fn machine(_: &World) -> Result<()> {
+fn machine(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let (info, xl) = (privcmd.phys_info()?, xl_info(&["-n"])?);
     agrees(&xl, "nr_cpus", info.cpus)?;
@@ -215,7 +215,7 @@ fn machine(_: &World) -> Result<()> {
     Ok(())
 }
 
-fn console_ring(_: &World) -> Result<()> {
+fn console_ring(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let text = |bytes: &[u8]| -> Vec<String> {
         let text = String::from_utf8_lossy(bytes);
@@ -251,7 +251,7 @@ fn console_ring(_: &World) -> Result<()> {
     }
 }
 
-fn no_domain(_: &World) -> Result<()> {
+fn no_domain(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let none = DomId::new(0x7000);
     for error in [
@@ -325,7 +325,7 @@ fn xl_list() -> Result<Vec<(Vec<String>, u64)>> {
     lines.iter().skip(1).map(parse).collect()
 }
 
-fn domains(_: &World) -> Result<()> {
+fn domains(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let mut last = String::new();
     // Domains run and block while they are looked at: several tries.
@@ -355,8 +355,8 @@ fn domains(_: &World) -> Result<()> {
     bail!("{last}")
 }
 
-fn vcpu(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+fn vcpu(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     let info = privcmd.vcpu_info(domu, 0)?.context("no virtual CPU")?;
     let xl = command(&["xl", "vcpu-list", DOMU_NAME])?;
     let words: Vec<&str> = xl.get(1).context("no line")?.split_whitespace().collect();
@@ -376,8 +376,8 @@ fn state_of(domid: DomId) -> Result<String> {
     Ok(found.context("not in `xl list`")?.0[3].clone())
 }
 
-fn pause(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+fn pause(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     privcmd.pause(domu)?;
     let paused = state_of(domu);
     let ours = privcmd.domain_info(domu);
@@ -392,8 +392,8 @@ fn pause(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn max_memory(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+fn max_memory(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     let before = privcmd.domain_info(domu)?;
     ensure!(privcmd.maximum_pages(domu)? == before.max_pages);
     ensure!(privcmd.current_pages(domu)? == before.pages);
@@ -406,11 +406,11 @@ fn max_memory(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn ports_and_grants(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+fn ports_and_grants(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     ensure!(privcmd.own_domain()? == DomId::DOM0);
-    ensure!(world.store.own_domain()? == DomId::DOM0);
-    let port = world
+    ensure!(host.store.own_domain()? == DomId::DOM0);
+    let port = host
         .store
         .read_str(&format!("/local/domain/{domu}/store/port"))?;
     let status = privcmd.port_status(domu, port.trim().parse()?)?;
@@ -432,12 +432,12 @@ fn ports_and_grants(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn shutdown(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+fn shutdown(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     privcmd.pause(domu)?;
     privcmd.shutdown(domu, ShutdownReason::POWEROFF)?;
     let info = privcmd.domain_info(domu);
-    world.lost_domu(Place::DomU)?;
+    host.lost_domu(Place::DomU)?;
     // The toolstack may have been faster than the question.
     if let Ok(info) = info {
         let dying = info.flags.contains(DomainFlags::DYING);
@@ -450,8 +450,8 @@ fn shutdown(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn destroy(world: &World) -> Result<()> {
-    let (privcmd, domu) = (privcmd()?, world.domid(Place::DomU)?);
+fn destroy(host: &TestHost) -> Result<()> {
+    let (privcmd, domu) = (privcmd()?, host.domid(Place::DomU)?);
     privcmd.destroy(domu)?;
     let after = privcmd.domain_info(domu);
     ensure!(
@@ -461,13 +461,13 @@ fn destroy(world: &World) -> Result<()> {
         },
         "{after:?}"
     );
-    forget(world, domu)?;
-    world.lost_domu(Place::DomU)
+    forget(host, domu)?;
+    host.lost_domu(Place::DomU)
 }
 
 /// Removes from the store what the toolstack keeps of a domain that it did not destroy itself.
-fn forget(world: &World, domain: DomId) -> Result<()> {
-    let store = &world.store;
+fn forget(host: &TestHost, domain: DomId) -> Result<()> {
+    let store = &host.store;
     let devices = format!("/libxl/{domain}/device");
     for kind in store.directory(&devices)? {
         for number in store.directory(&format!("{devices}/{kind}"))? {
@@ -488,11 +488,11 @@ fn forget(world: &World, domain: DomId) -> Result<()> {
     Ok(())
 }
 
-fn hvm_params(world: &World) -> Result<()> {
+fn hvm_params(host: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let hvm = guest::domid("hvm")?;
     let read = |node: &str| -> Result<u64> {
-        let text = world
+        let text = host
             .store
             .read_str(&format!("/local/domain/{hvm}/{node}"))?;
         Ok(text.trim().parse()?)
@@ -527,7 +527,7 @@ fn hvm_params(world: &World) -> Result<()> {
 }
 
 /// QEMU's processor has no EPT, so Xen has no views.
-fn altp2m(_: &World) -> Result<()> {
+fn altp2m(_: &TestHost) -> Result<()> {
     let privcmd = privcmd()?;
     let views = privcmd.altp2m(guest::domid("hvm")?);
     for error in [
@@ -544,8 +544,8 @@ fn altp2m(_: &World) -> Result<()> {
     Ok(())
 }
 
-fn refused(world: &World, kind: &str) -> Result<()> {
-    let mut job = world.role(Place::DomU, &["hypercalls"])?;
+fn refused(host: &TestHost, kind: &str) -> Result<()> {
+    let mut job = host.role(Place::DomU, &["hypercalls"])?;
     job.succeed(soon())?;
     let lines = job.lines()?;
     let said: Vec<_> = lines.iter().filter_map(|l| l.split_once(": ")).collect();

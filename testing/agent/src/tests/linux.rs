@@ -14,17 +14,17 @@ use anyhow::{Context, Result, ensure};
 
 use super::save::{IMAGE, goes_on, restore, second};
 use crate::guest::{Guest, NAME, diagnosis};
+use crate::host::{TestHost, command};
 use crate::linux::{DATA_SECTORS, SECTOR, data, sum};
 use crate::suite::{Needs, Test};
-use crate::world::{World, command};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "linux/from_the_emulated_disk",
         Needs::Package,
-        |world| {
+        |host| {
             let disk = Disk::make()?;
-            let result = from_the_emulated_disk(world, &disk).with_context(diagnosis);
+            let result = from_the_emulated_disk(host, &disk).with_context(diagnosis);
             let _ = fs::remove_file(IMAGE);
             disk.remove().and(result)
         },
@@ -120,10 +120,10 @@ impl Disk {
     }
 }
 
-fn from_the_emulated_disk(world: &World, disk: &Disk) -> Result<()> {
-    let mut guest = Guest::create_with(&world.store, &[&disk.line()])?;
+fn from_the_emulated_disk(host: &TestHost, disk: &Disk) -> Result<()> {
+    let mut guest = Guest::create_with(&host.store, &[&disk.line()])?;
     let seen = (|| -> Result<u32> {
-        let userland = guest.says("linux-guest: userland on ")?;
+        let userland = guest.output_after("linux-guest: userland on ")?;
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
         // dom0's kernel and the guest's are the same file.
         let wanted = format!(
@@ -131,7 +131,7 @@ fn from_the_emulated_disk(world: &World, disk: &Disk) -> Result<()> {
             kernel.trim()
         );
         ensure!(userland == wanted, "the guest's userland: {userland}");
-        let data = guest.says("linux-guest: data ")?;
+        let data = guest.output_after("linux-guest: data ")?;
         let wanted = format!("sum=0x{:08x} sectors={DATA_SECTORS}", disk.sum);
         ensure!(data == wanted, "the guest's data: {data}, not {wanted}");
         second(&mut guest)

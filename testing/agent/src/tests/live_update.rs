@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use xen_store::Store;
 
+use crate::host::{PATIENCE, TestHost, command, soon};
 use crate::suite::{Needs, Test};
-use crate::world::{PATIENCE, World, command, soon};
 
 /// xenstored's number, written at its start.
 const PROCESS: &str = "/run/xen/xenstored.pid";
@@ -29,7 +29,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-fn live_update(world: &World) -> Result<()> {
+fn live_update(host: &TestHost) -> Result<()> {
     let process = fs::read_to_string(PROCESS).context(PROCESS)?;
     // Addresses, which each exec chooses anew.
     let addresses = format!("/proc/{}/auxv", process.trim());
@@ -66,7 +66,7 @@ fn live_update(world: &World) -> Result<()> {
         fs::read(&addresses)? != before,
         "xenstored was not replaced"
     );
-    world.store.rm("/live-update")?;
+    host.store.rm("/live-update")?;
     Ok(())
 }
 

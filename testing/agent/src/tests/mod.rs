@@ -39,8 +39,8 @@ mod two_domus;
 mod vchan;
 mod vchan_ends;
 
+use crate::host::Privcmd;
 use crate::suite::{Needs, Test};
-use crate::world::Privcmd;
 
 /// The tests for a machine: with an IOMMU and devices to pass through, or without.
 pub(crate) fn of(pci: bool) -> Vec<Test> {

@@ -14,8 +14,8 @@ use xen_sys::{DomId, Error, Xen};
 
 use super::hypercalls::privcmd;
 use crate::guest::{self, Guest};
+use crate::host::{TestHost, soon, start_local};
 use crate::suite::{Needs, Test};
-use crate::world::{World, soon, start_local};
 
 /// The leaf of the guest's `cpuid`, and the EAX of the monitor's answer.
 const LEAF: u32 = 0x4d4f_4e31;
@@ -23,16 +23,16 @@ const ANSWER: u32 = 0x600d_cafe;
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     for (name, body) in [
-        ("capabilities", capabilities as fn(&World) -> Result<()>),
+        ("capabilities", capabilities as fn(&TestHost) -> Result<()>),
         ("machine_cannot", machine_cannot),
         ("events", events),
         ("dropped", dropped),
         ("killed", killed),
     ] {
-        let booted = move |world: &World| {
+        let booted = move |host: &TestHost| {
             // Firmware executes `cpuid`, too.
-            world.with_guest(|_, guest| alive(guest))?;
-            body(world)
+            host.with_guest(|_, guest| alive(guest))?;
+            body(host)
         };
         tests.push(Test::new(format!("monitor/{name}"), Needs::Guest, booted));
     }
@@ -55,15 +55,15 @@ fn watch(
 
 /// The guest's answer to `!`.
 fn monitored(guest: &mut Guest) -> Result<String> {
-    guest.says("xen-guest: monitored cpuid=")
+    guest.output_after("xen-guest: monitored cpuid=")
 }
 
 fn alive(guest: &mut Guest) -> Result<()> {
     guest.catch_up()?;
-    guest.says("xen-guest: alive second=").map(drop)
+    guest.output_after("xen-guest: alive second=").map(drop)
 }
 
-fn capabilities(_: &World) -> Result<()> {
+fn capabilities(_: &TestHost) -> Result<()> {
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     let events = privcmd.monitor_capabilities(hvm)?;
     println!("    {events:?}");
@@ -79,7 +79,7 @@ fn capabilities(_: &World) -> Result<()> {
     Ok(())
 }
 
-fn machine_cannot(_: &World) -> Result<()> {
+fn machine_cannot(_: &TestHost) -> Result<()> {
     let (xen, privcmd, hvm) = (Xen::open()?, privcmd()?, guest::domid(guest::NAME)?);
     let unsupported = |call: &str, result: xen_sys::Result<()>| match result {
         Err(Error::Unsupported { .. }) => Ok(()),
@@ -118,8 +118,8 @@ fn machine_cannot(_: &World) -> Result<()> {
     Ok(())
 }
 
-fn events(world: &World) -> Result<()> {
-    world.with_guest(|world, guest| {
+fn events(host: &TestHost) -> Result<()> {
+    host.with_guest(|host, guest| {
         let (xen, privcmd) = (Xen::open()?, privcmd()?);
         let mut monitor = Monitor::open(&xen, &privcmd, guest.id)?;
         let second = Monitor::open(&xen, &privcmd, guest.id).map(drop);
@@ -146,7 +146,7 @@ fn events(world: &World) -> Result<()> {
             "{twice:?}"
         );
         guest.catch_up()?;
-        guest.types(&world.store, "!")?;
+        guest.types(&host.store, "!")?;
         let mut seen = Vec::new();
         watch(&mut monitor, |monitor, event| {
             ensure!(event.vcpu == 0 && event.paused, "{event:?}");
@@ -191,7 +191,7 @@ fn events(world: &World) -> Result<()> {
         );
         monitor.disable(&cr4)?;
         monitor.disable(&MonitorEvent::Cpuid)?;
-        guest.types(&world.store, "!")?;
+        guest.types(&host.store, "!")?;
         watch(&mut monitor, |monitor, event| {
             ensure!(event.kind == EventKind::GuestRequest, "{event:?}");
             monitor.respond(&Response::resume(&event))?;
@@ -204,8 +204,8 @@ fn events(world: &World) -> Result<()> {
 }
 
 /// A virtual CPU that is paused for an event goes on when the monitor is dropped.
-fn dropped(world: &World) -> Result<()> {
-    world.with_guest(|world, guest| {
+fn dropped(host: &TestHost) -> Result<()> {
+    host.with_guest(|host, guest| {
         let (xen, privcmd) = (Xen::open()?, privcmd()?);
         // The ring's page is taken from the guest and given back each time.
         let pages = privcmd.current_pages(guest.id)?;
@@ -213,7 +213,7 @@ fn dropped(world: &World) -> Result<()> {
             let mut monitor = Monitor::open(&xen, &privcmd, guest.id)?;
             monitor.enable(MonitorEvent::Cpuid)?;
             guest.catch_up()?;
-            guest.types(&world.store, "!")?;
+            guest.types(&host.store, "!")?;
             if taken {
                 let event = monitor.next(Some(soon()))?.context("no event")?;
                 ensure!(matches!(event.kind, EventKind::Cpuid { .. }), "{event:?}");
@@ -244,14 +244,14 @@ fn readable(monitor: &Monitor<'_>) -> Result<()> {
 }
 
 /// A call ends the monitor of a killed program and lets the guest go on.
-fn killed(world: &World) -> Result<()> {
-    world.with_guest(|world, guest| {
+fn killed(host: &TestHost) -> Result<()> {
+    host.with_guest(|host, guest| {
         let (xen, privcmd): (Xen, Privcmd) = (Xen::open()?, privcmd()?);
         let id = guest.id.to_string();
         let mut silent = start_local(&["self", "role", "monitor-silent", &id])?;
         silent.expect("ready", soon())?;
         guest.catch_up()?;
-        guest.types(&world.store, "!")?;
+        guest.types(&host.store, "!")?;
         silent.expect("event", soon())?;
         silent.kill(Signal::SIGKILL)?;
         silent.exit(soon())?;
@@ -270,7 +270,7 @@ fn killed(world: &World) -> Result<()> {
         // The next monitor is a monitor like any other.
         let mut monitor = Monitor::open(&xen, &privcmd, guest.id)?;
         monitor.enable(MonitorEvent::Cpuid)?;
-        guest.types(&world.store, "!")?;
+        guest.types(&host.store, "!")?;
         watch(&mut monitor, |monitor, event| {
             let EventKind::Cpuid { length, .. } = event.kind else {
                 bail!("{event:?}");

@@ -11,10 +11,10 @@ use xen_store::Store;
 
 use super::stubdom::{ends_with_reason, is_alive};
 use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, destroy_leftover, diagnosis, listed};
+use crate::host::{TestHost, command, soon, start_local};
 use crate::qmp::Qmp;
 use crate::roles::mortal::{BREAK_OUT, DONE, ORDER};
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, soon, start_local};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
@@ -73,14 +73,14 @@ pub(super) fn command_line(more: &str) -> Result<String> {
 
 /// An option that QEMU does not know; a privcmd that is restricted from the start, which this QEMU
 /// does not survive.
-fn does_not_start(world: &World) -> Result<()> {
+fn does_not_start(host: &TestHost) -> Result<()> {
     // Not for the QEMU in dom0 as well.
     let option = "device_model_args_hvm=[\"-no-such-option\"]".to_owned();
     let restricted = command_line("stubdm.privcmd-restricted")?;
     // QEMU's message about a restricted privcmd differs from release to release.
     for (more, named) in [(option, "no-such-option"), (restricted, "")] {
-        let ended = fails(&world.store, &more, named)
-            .with_context(|| format!("with {more}{}", diagnosis()));
+        let ended =
+            fails(&host.store, &more, named).with_context(|| format!("with {more}{}", diagnosis()));
         destroy_leftover();
         ended?;
     }
@@ -152,18 +152,18 @@ pub(super) fn ramdisk_with_killer() -> Result<&'static str> {
     Ok(IMAGE)
 }
 
-fn floods_hangs_and_crashes(world: &World) -> Result<()> {
+fn floods_hangs_and_crashes(host: &TestHost) -> Result<()> {
     let image = ramdisk_with_killer()?;
     let result = (|| {
         let ramdisk = format!("stubdomain_ramdisk=\"{image}\"");
         let line = command_line("stubdm.qemu=/extra/mortal-qemu stubdm.hang-after=3")?;
-        let mut guest = Guest::create_with(&world.store, &[&ramdisk, &line])
+        let mut guest = Guest::create_with(&host.store, &[&ramdisk, &line])
             .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
         let spoiled = is_alive(&mut guest)
-            .and_then(|()| is_kept_in(&world.store, &guest))
-            .and_then(|()| floods(&world.store, &mut guest))
-            .and_then(|()| hangs(&world.store, &mut guest))
-            .and_then(|()| crashes(&world.store, &guest))
+            .and_then(|()| is_kept_in(&host.store, &guest))
+            .and_then(|()| floods(&host.store, &mut guest))
+            .and_then(|()| hangs(&host.store, &mut guest))
+            .and_then(|()| crashes(&host.store, &guest))
             .with_context(diagnosis);
         guest.destroy()?;
         spoiled
@@ -182,7 +182,7 @@ pub(super) fn order(store: &Store, guest: &Guest, order: &str) -> Result<()> {
 }
 
 /// Waits until a node of the stubdomain's says what is wanted.
-fn says(store: &Store, guest: &Guest, name: &str, wanted: &str) -> Result<()> {
+fn expect_node(store: &Store, guest: &Guest, name: &str, wanted: &str) -> Result<()> {
     let path = node(guest, name);
     let found = |value: Option<&[u8]>| (value? == wanted.as_bytes()).then_some(());
     let said = store.wait_for(&path, Some(soon()), found)?;
@@ -193,7 +193,7 @@ fn says(store: &Store, guest: &Guest, name: &str, wanted: &str) -> Result<()> {
 /// stubdomain's log.
 fn is_kept_in(store: &Store, guest: &Guest) -> Result<()> {
     order(store, guest, BREAK_OUT)?;
-    says(store, guest, DONE, BREAK_OUT)
+    expect_node(store, guest, DONE, BREAK_OUT)
 }
 
 /// More than the log takes, on QEMU's standard error and as events on all its monitors: the log
@@ -205,7 +205,7 @@ fn floods(store: &Store, guest: &mut Guest) -> Result<()> {
         order(store, guest, &flood)?;
         let status = Qmp::connect(guest.socket())?.execute("query-status", None)?;
         ensure!(status["running"] == true, "QEMU says {status}");
-        says(store, guest, DONE, &flood)?;
+        expect_node(store, guest, DONE, &flood)?;
     }
     guest.catch_up()?;
     is_alive(guest)?;
@@ -223,14 +223,14 @@ fn floods(store: &Store, guest: &mut Guest) -> Result<()> {
     );
     // The log has QMP only on request.
     ensure!(!log.contains("query-status"), "QMP is in the log:\n{log}");
-    says(store, guest, "data/stubdm", "running")
+    expect_node(store, guest, "data/stubdm", "running")
 }
 
 /// Reported and left alone; the toolstack goes on; so does the guest, when QEMU does.
 fn hangs(store: &Store, guest: &mut Guest) -> Result<()> {
     order(store, guest, "SIGSTOP")?;
     let trouble = "trouble: QEMU has not answered for 3 s";
-    says(store, guest, "data/stubdm", trouble)?;
+    expect_node(store, guest, "data/stubdm", trouble)?;
     for name in [NAME, STUB] {
         let state = listed()?.remove(name).unwrap_or_default();
         ensure!(
@@ -244,7 +244,7 @@ fn hangs(store: &Store, guest: &mut Guest) -> Result<()> {
         "the log does not say so"
     );
     order(store, guest, "SIGCONT")?;
-    says(store, guest, "data/stubdm", "running")?;
+    expect_node(store, guest, "data/stubdm", "running")?;
     guest.catch_up()?;
     is_alive(guest)
 }

@@ -4,7 +4,7 @@
 //! dom0's pciback is loaded with its defaults, under which a device has another address in the
 //! stubdomain than on the host.
 
-mod life;
+mod lifecycle;
 
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,10 @@ use anyhow::{Context, Result, ensure};
 use super::linux::Disk;
 use super::save::second;
 use crate::guest::{Guest, LOG, NAME, diagnosis};
+use crate::host::{TestHost, command, soon};
 use crate::linux::sum;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, soon};
 
 /// The network card, an e1000e.
 const CARD: &str = "0000:00:08.0";
@@ -34,19 +34,19 @@ const USB: &str = "0000:00:0c.0";
 const ALL: [&str; 6] = [CARD, DISK, EDU, PAIR[0], PAIR[1], USB];
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut test = |name, body: fn(&World) -> Result<()>| {
+    let mut test = |name, body: fn(&TestHost) -> Result<()>| {
         tests.push(Test::new(name, Needs::Package, body));
     };
     test("pci/assignable", assignable);
     test("pci/attached_without_root", attached);
     test("pci/dma_outside_the_guest_is_refused", dma);
-    test("pci/linux_drives_card_nvme_and_usb", |world| {
+    test("pci/linux_drives_card_nvme_and_usb", |host| {
         // With Linux 6.12 as the guest the emulated machine stands still.
         let disk = Disk::make_with_default_kernel()?;
-        let result = driven(world, &disk);
+        let result = driven(host, &disk);
         disk.remove().and(result)
     });
-    life::add(tests);
+    lifecycle::add(tests);
 }
 
 /// pciback, which dom0 does not load by itself.
@@ -73,7 +73,7 @@ fn listed() -> Result<Vec<String>> {
 }
 
 /// Xen uses the IOMMU, and the devices can be assigned: xl and the doctor list them.
-fn assignable(_: &World) -> Result<()> {
+fn assignable(_: &TestHost) -> Result<()> {
     let info = command(&["xl", "info"])?;
     let words = info
         .iter()
@@ -132,10 +132,10 @@ fn is_assignable_again(device: &str) -> Result<()> {
 }
 
 /// At creation and while the guest runs, with a QEMU that is as unprivileged as any.
-fn attached(world: &World) -> Result<()> {
+fn attached(host: &TestHost) -> Result<()> {
     given()?;
     let card = format!("pci=[\"{CARD},permissive=1\"]");
-    let guest = Guest::create_with(&world.store, &[&card, MEMORY])
+    let guest = Guest::create_with(&host.store, &[&card, MEMORY])
         .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
     let result = come_and_go(&guest).with_context(diagnosis);
     guest.destroy()?;
@@ -166,17 +166,17 @@ fn come_and_go(guest: &Guest) -> Result<()> {
 
 /// The device copies within the guest's memory; an address that the guest has no memory at is
 /// refused by the IOMMU, and Xen's log has the device and the address.
-fn dma(world: &World) -> Result<()> {
+fn dma(host: &TestHost) -> Result<()> {
     given()?;
     let device = format!("pci=[\"{EDU},permissive=1\"]");
-    let mut guest = Guest::create_with(&world.store, &[&device, MEMORY])?;
+    let mut guest = Guest::create_with(&host.store, &[&device, MEMORY])?;
     let result = (|| -> Result<()> {
-        guest.says("xen-guest: alive second=")?;
-        guest.types(&world.store, "^")?;
-        let said = guest.says("xen-guest: dma ")?;
+        guest.output_after("xen-guest: alive second=")?;
+        guest.types(&host.store, "^")?;
+        let said = guest.output_after("xen-guest: dma ")?;
         ensure!(said.starts_with("inside=0x5a5aa5a5 outside="), "{said}");
         ensure!(!said.ends_with("outside=0x5a5aa5a5"), "{said}");
-        guest.says("xen-guest: alive second=").map(drop)
+        guest.output_after("xen-guest: alive second=").map(drop)
     })();
     let log = command(&["xl", "dmesg"])?;
     guest.destroy()?;
@@ -197,15 +197,15 @@ const DATA: &str = "/job/pci-data";
 
 /// Linux as the guest has the devices by its own drivers, by DMA and MSI-X; two of them come while
 /// it runs, and one goes. The guest that xl makes when it has Linux restart can have them again.
-fn driven(world: &World, disk: &Disk) -> Result<()> {
+fn driven(host: &TestHost, disk: &Disk) -> Result<()> {
     given()?;
     let devices = format!("pci=[\"{CARD},permissive=1\"]");
     let more = [&*devices, MEMORY, PASSTHROUGH, RESTART, &disk.line()];
-    let mut guest = Guest::create_with(&world.store, &more)?;
+    let mut guest = Guest::create_with(&host.store, &more)?;
     used(&mut guest).with_context(diagnosis)?;
     let reboot = |_: &Guest| command(&["xl", "reboot", NAME]).map(drop);
     guest = guest
-        .restarts_by(&world.store, reboot)
+        .restarts_by(&host.store, reboot)
         .with_context(diagnosis)?;
     let result = (|| {
         for device in [CARD, DISK, USB] {
@@ -230,7 +230,7 @@ fn used(guest: &mut Guest) -> Result<()> {
         if let Some(device) = later {
             command(&["xl", "pci-attach", NAME, &format!("{device},permissive=1")])?;
         }
-        let said = guest.says(&format!("linux-guest: passed {name} "))?;
+        let said = guest.output_after(&format!("linux-guest: passed {name} "))?;
         println!("    {name}: {said}");
         let (read, messages) = said.split_once(" msix=").context("no count")?;
         ensure!(read == wanted, "{name} has {read}, not {wanted}");

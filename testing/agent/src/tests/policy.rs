@@ -14,9 +14,9 @@ use serde_json::Value;
 
 use super::stubdom::is_alive;
 use crate::guest::{Guest, NAME, diagnosis};
+use crate::host::{TestHost, command, outcome};
 use crate::job::Exit;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, outcome};
 
 /// The proxy's log.
 const LOG: &str = "/var/log/xen/qmp-proxy-hvm-dm.log";
@@ -25,22 +25,22 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "policy/xl_on_one_guest",
         Needs::Package,
-        |world| {
-            on_a_guest(world, &["-p", "maxvcpus=2"], |guest| {
+        |host| {
+            on_a_guest(host, &["-p", "maxvcpus=2"], |guest| {
                 vcpu_set(guest).context("vcpu-set")?;
                 nothing_was_denied()
             })?;
-            on_a_guest(world, &[], steps)
+            on_a_guest(host, &[], steps)
         },
     ));
 }
 
 fn on_a_guest(
-    world: &World,
+    host: &TestHost,
     more: &[&str],
     steps: impl FnOnce(&mut Guest) -> Result<()>,
 ) -> Result<()> {
-    let mut guest = Guest::create_with(&world.store, more)
+    let mut guest = Guest::create_with(&host.store, more)
         .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
     let done = steps(&mut guest).with_context(diagnosis);
     guest.destroy()?;

@@ -2,20 +2,19 @@
 
 use anyhow::{Result, bail, ensure};
 
+use crate::host::{Place, Privcmd, TestHost, command, soon};
 use crate::suite::{Needs, Test};
-use crate::world::{Place, Privcmd, World, command, soon};
 
 pub(super) fn add_dom0(tests: &mut Vec<Test>) {
-    tests.push(Test::new("sys/version_dom0", Needs::Dom0, |world| {
-        asks(world, Place::Dom0)
+    tests.push(Test::new("sys/version_dom0", Needs::Dom0, |host| {
+        asks(host, Place::Dom0)
     }));
 }
 
 pub(super) fn add_unrestricted(tests: &mut Vec<Test>) {
     let needs = Needs::DomU(Privcmd::Unrestricted);
-    tests.push(
-        Test::new("sys/version_domu", needs, |world| asks(world, Place::DomU)).opens_privcmd(),
-    );
+    tests
+        .push(Test::new("sys/version_domu", needs, |host| asks(host, Place::DomU)).opens_privcmd());
 }
 
 pub(super) fn add_refusing(tests: &mut Vec<Test>) {
@@ -24,8 +23,8 @@ pub(super) fn add_refusing(tests: &mut Vec<Test>) {
     tests.push(Test::new("sys/privcmd_refuses_in_domu", needs, refused).opens_privcmd());
 }
 
-fn asks(world: &World, place: Place) -> Result<()> {
-    let mut job = world.role(place, &["version"])?;
+fn asks(host: &TestHost, place: Place) -> Result<()> {
+    let mut job = host.role(place, &["version"])?;
     let version = job.expect("version ", soon())?;
     job.succeed(soon())?;
     let info = command(&["xl", "info"])?;
@@ -44,8 +43,8 @@ fn asks(world: &World, place: Place) -> Result<()> {
     Ok(())
 }
 
-fn refused(world: &World) -> Result<()> {
-    let mut job = world.role(Place::DomU, &["version"])?;
+fn refused(host: &TestHost) -> Result<()> {
+    let mut job = host.role(Place::DomU, &["version"])?;
     job.succeed(soon())?;
     let lines = job.lines()?;
     match lines.iter().find_map(|line| line.strip_prefix("refused ")) {

@@ -10,27 +10,27 @@ use serde_json::Value;
 
 use super::stubdom::ends_with_reason;
 use crate::guest::{Guest, NAME};
+use crate::host::{TestHost, command, outcome, soon, start_local};
 use crate::job::Exit;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, outcome, soon, start_local};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut on_guest = |name: &str, body: fn(&World, &mut Guest) -> Result<()>| {
-        tests.push(Test::new(name, Needs::Guest, move |world| {
-            world.with_guest(body)
+    let mut on_guest = |name: &str, body: fn(&TestHost, &mut Guest) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Guest, move |host| {
+            host.with_guest(body)
         }));
     };
     on_guest("qmp/two_hundred_connections", two_hundred);
     on_guest("qmp/client_killed_mid_command", client_killed);
     on_guest("qmp/clients_at_the_same_time", at_the_same_time);
-    on_guest("qmp/a_persons_client", person);
+    on_guest("qmp/a_persons_client", by_hand);
     tests.push(Test::new(
         "qmp/quit_ends_the_stubdomain",
         Needs::Guest,
-        |world| {
-            let mut guest = world.take_guest()?;
-            let ended = quit(world, &mut guest);
+        |host| {
+            let mut guest = host.take_guest()?;
+            let ended = quit(host, &mut guest);
             guest.destroy()?;
             ended
         },
@@ -44,7 +44,7 @@ fn ask(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-fn two_hundred(_: &World, guest: &mut Guest) -> Result<()> {
+fn two_hundred(_: &TestHost, guest: &mut Guest) -> Result<()> {
     for number in 0..200 {
         ask(guest).with_context(|| format!("connection {number}"))?;
     }
@@ -52,7 +52,7 @@ fn two_hundred(_: &World, guest: &mut Guest) -> Result<()> {
 }
 
 /// A client of libxl's kind dies at every stage of a conversation; the next one must not notice.
-fn client_killed(_: &World, guest: &mut Guest) -> Result<()> {
+fn client_killed(_: &TestHost, guest: &mut Guest) -> Result<()> {
     let socket = guest.socket();
     for round in 0..3 {
         for stage in ["dialled", "greeted", "half-sent", "sent", "much-to-come"] {
@@ -72,11 +72,11 @@ fn client_killed(_: &World, guest: &mut Guest) -> Result<()> {
     command(&["xl", "pause", NAME])?;
     command(&["xl", "unpause", NAME])?;
     guest.catch_up()?;
-    guest.says("xen-guest: alive second=").map(drop)
+    guest.output_after("xen-guest: alive second=").map(drop)
 }
 
 /// The proxy serves one after the other; nobody is turned away and nobody gets another's answer.
-fn at_the_same_time(_: &World, guest: &mut Guest) -> Result<()> {
+fn at_the_same_time(_: &TestHost, guest: &mut Guest) -> Result<()> {
     let socket = guest.socket();
     thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
@@ -105,7 +105,7 @@ fn at_the_same_time(_: &World, guest: &mut Guest) -> Result<()> {
     })
 }
 
-fn person(_: &World, guest: &mut Guest) -> Result<()> {
+fn by_hand(_: &TestHost, guest: &mut Guest) -> Result<()> {
     let id = guest.id.to_string();
     let lines = command(&["stubdm-run", "qmp", &id, "query-status"])?;
     let status: Value = serde_json::from_str(&lines.join("\n")).context("the answer")?;
@@ -137,7 +137,7 @@ fn person(_: &World, guest: &mut Guest) -> Result<()> {
 }
 
 /// A program may not end QEMU; a person may, by the monitor's own words.
-fn quit(world: &World, guest: &mut Guest) -> Result<()> {
+fn quit(host: &TestHost, guest: &mut Guest) -> Result<()> {
     let mut qmp = Qmp::connect(guest.socket())?;
     match qmp.execute("quit", None) {
         Ok(answer) => bail!("quit was answered: {answer}"),
@@ -158,5 +158,5 @@ fn quit(world: &World, guest: &mut Guest) -> Result<()> {
     command(&["xl", "pause", NAME])?;
     // QEMU may be gone before its answer is through.
     outcome(&["xl", "qemu-monitor-command", NAME, "quit"])?;
-    ends_with_reason(&world.store, guest, "status 0")
+    ends_with_reason(&host.store, guest, "status 0")
 }

@@ -13,10 +13,10 @@ use xen_sys::privcmd::{MapSpace, MulticallEntry, Privcmd};
 use xen_sys::{DomId, Error, Xen};
 
 use crate::guest;
-use crate::world::World;
+use crate::host::TestHost;
 
 /// Makes `xen_version(XENVER_extraversion)` by hand, alone and in a multicall.
-pub(super) fn raw(_: &World) -> Result<()> {
+pub(super) fn raw(_: &TestHost) -> Result<()> {
     const XEN_VERSION: u64 = 17;
     let privcmd = Privcmd::open(&Xen::open()?)?;
     let typed = privcmd.xen_version()?;
@@ -46,7 +46,7 @@ pub(super) fn raw(_: &World) -> Result<()> {
 }
 
 /// Gives memory to the HVM guest behind its own, moves it, and takes it again.
-pub(super) fn reservation(_: &World) -> Result<()> {
+pub(super) fn reservation(_: &TestHost) -> Result<()> {
     let privcmd = Privcmd::open(&Xen::open()?)?;
     let hvm = guest::domid(guest::NAME)?;
     let before = privcmd.domain_info(hvm)?;

@@ -10,8 +10,8 @@ use xen_store::Store;
 use xen_sys::{DomId, Xen};
 use xen_vchan::ClientBuilder;
 
+use crate::host::{Place, Privcmd, TestHost, soon};
 use crate::suite::{Needs, Test};
-use crate::world::{Place, Privcmd, World, soon};
 
 /// Where xenstored listens.
 const SOCKET: &str = "/run/xenstored/socket";
@@ -38,30 +38,30 @@ pub(super) fn add_dom0(tests: &mut Vec<Test>) {
 pub(super) fn add(tests: &mut Vec<Test>) {
     let needs = Needs::DomU(Privcmd::Unrestricted);
     let pair = [Area::Evtchn, Area::Gnttab, Area::Vchan];
-    tests.push(Test::new("rules/dom0_and_domu", needs, move |world| {
-        with_domu(world, |rules| {
+    tests.push(Test::new("rules/dom0_and_domu", needs, move |host| {
+        with_domu(host, |rules| {
             xen_fidelity::report(rules, "real-dom0-domu", &pair)
         })
     }));
-    tests.push(Test::new("rules/domu_and_dom0", needs, move |world| {
-        with_domu(world, |rules| {
+    tests.push(Test::new("rules/domu_and_dom0", needs, move |host| {
+        with_domu(host, |rules| {
             xen_fidelity::report(&rules.turned(), "real-domu-dom0", &pair)
         })
     }));
-    tests.push(Test::new("rules/store_of_a_domu", needs, |world| {
-        with_domu(world, |rules| {
+    tests.push(Test::new("rules/store_of_a_domu", needs, |host| {
+        with_domu(host, |rules| {
             xen_fidelity::report(rules, "real-dom0-domu", &[Area::StoreGuest])
         })
     }));
     tests.push(Test::new(
         "rules/store_of_a_domu_with_a_target",
         needs,
-        |world| {
-            with_domu(world, |rules| {
+        |host| {
+            with_domu(host, |rules| {
                 xen_fidelity::report(rules, "real-dom0-domu", &[Area::StoreTarget])
             })?;
             // It has rights now that no other test reckons with.
-            world.no_domu()
+            host.no_domu()
         },
     ));
 }
@@ -71,9 +71,9 @@ fn dom0() -> Result<End> {
     Ok(End::near(DomId::DOM0, worker))
 }
 
-fn with_domu(world: &World, check: impl Fn(&xen_fidelity::Ends) -> Result<()>) -> Result<()> {
-    let domu = world.domid(Place::DomU)?;
-    let mut job = world.role(Place::DomU, &["rules-serve", PATH])?;
+fn with_domu(host: &TestHost, check: impl Fn(&xen_fidelity::Ends) -> Result<()>) -> Result<()> {
+    let domu = host.domid(Place::DomU)?;
+    let mut job = host.role(Place::DomU, &["rules-serve", PATH])?;
     job.expect("listening", soon())?;
     let xen = Xen::open()?;
     let mut channel = ClientBuilder::new(domu, format!("/local/domain/{domu}/{PATH}"))

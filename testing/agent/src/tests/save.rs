@@ -11,10 +11,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::altered::{self, HEADER, MAGIC, length, word};
 use crate::guest::{Guest, LOG, NAME, diagnosis};
+use crate::host::{TestHost, command, outcome};
 use crate::job::Exit;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, outcome};
 
 /// Where guests are saved to.
 pub(super) const IMAGE: &str = "/tmp/hvm.save";
@@ -22,9 +22,9 @@ pub(super) const IMAGE: &str = "/tmp/hvm.save";
 const RECORDS: &str = "/var/lib/xen/qemu-save";
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut test = |name: &str, body: fn(&World) -> Result<()>| {
-        tests.push(Test::new(name, Needs::Package, move |world| {
-            let result = body(world).with_context(diagnosis);
+    let mut test = |name: &str, body: fn(&TestHost) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Package, move |host| {
+            let result = body(host).with_context(diagnosis);
             let _ = fs::remove_file(IMAGE);
             result
         }));
@@ -38,7 +38,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 /// The second the guest says it lives, its disk being what it wrote.
 pub(super) fn second(guest: &mut Guest) -> Result<u32> {
     // Whatever the guest is.
-    let line = guest.says("-guest: alive second=")?;
+    let line = guest.output_after("-guest: alive second=")?;
     ensure!(line.contains("disk=ok"), "the guest says: {line}");
     let number = line.split_whitespace().next().context("no second")?;
     Ok(number.parse()?)
@@ -64,15 +64,15 @@ pub(super) fn restore(guest: Guest) -> Result<Guest> {
 
 /// Twice, and the second time only after the state was altered in several ways, each of which is
 /// refused.
-fn save_and_restore(world: &World) -> Result<()> {
-    let mut guest = Guest::create(&world.store)?;
+fn save_and_restore(host: &TestHost) -> Result<()> {
+    let mut guest = Guest::create(&host.store)?;
     let mut before = second(&mut guest)?;
     command(&["xl", "save", NAME, IMAGE])?;
     guest = restore(guest)?;
     before = goes_on(&mut guest, before)?;
     command(&["xl", "save", NAME, IMAGE])?;
     guest.has_left()?;
-    altered::states_are_refused(&world.store)?;
+    altered::states_are_refused(&host.store)?;
     command(&["xl", "restore", IMAGE])?;
     guest = Guest::running()?;
     goes_on(&mut guest, before)?;
@@ -85,8 +85,8 @@ fn save_and_restore(world: &World) -> Result<()> {
         log.contains("the host is told that /dev/hvc2 is read"),
         "dom0's end did not ask for the ready byte:\n{log}"
     );
-    guest.types(&world.store, "?")?;
-    guest.says("xen-guest: answer second=")?;
+    guest.types(&host.store, "?")?;
+    guest.output_after("xen-guest: answer second=")?;
     guest.destroy()
 }
 
@@ -94,8 +94,8 @@ fn save_and_restore(world: &World) -> Result<()> {
 const INCOMING_LOG: &str = "/var/log/xen/qemu-dm-hvm--incoming.log";
 
 /// To this same host: another domain with another stubdomain, while the old ones still run.
-fn migrated(world: &World) -> Result<()> {
-    let mut guest = Guest::create(&world.store)?;
+fn migrated(host: &TestHost) -> Result<()> {
+    let mut guest = Guest::create(&host.store)?;
     let before = second(&mut guest)?;
     let (id, stub) = (guest.id, guest.stub);
     // With an empty `-s` the host's name is the command that receives.
@@ -112,15 +112,15 @@ fn migrated(world: &World) -> Result<()> {
         log.contains("that of save number 1"),
         "another state was taken:\n{log}"
     );
-    guest.types(&world.store, "?")?;
-    guest.says("xen-guest: answer second=")?;
+    guest.types(&host.store, "?")?;
+    guest.output_after("xen-guest: answer second=")?;
     guest.destroy()
 }
 
 /// Each state replaces the one before in the file that libxl takes it from; the last one is the
 /// guest's.
-fn saved_three_times(world: &World) -> Result<()> {
-    let mut guest = Guest::create(&world.store)?;
+fn saved_three_times(host: &TestHost) -> Result<()> {
+    let mut guest = Guest::create(&host.store)?;
     let mut before = second(&mut guest)?;
     let records = format!("{RECORDS}.{}", guest.id);
     for number in 1..=2 {
@@ -184,9 +184,9 @@ impl Drop for Small {
 }
 
 /// Saves that fail in three ways. After each the guest goes on; at last it is saved and restored.
-fn saves_that_fail(world: &World) -> Result<()> {
+fn saves_that_fail(host: &TestHost) -> Result<()> {
     let folder = Small::mount("/var/lib/xen")?;
-    let mut guest = Guest::create(&world.store)?;
+    let mut guest = Guest::create(&host.store)?;
     let mut before = second(&mut guest)?;
 
     // The state does not fit where libxl takes it from, and QEMU knows nothing of that. No state is

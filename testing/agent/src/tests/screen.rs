@@ -13,11 +13,11 @@ use super::consoled;
 use super::linux::{disk_line, loop_device};
 use super::save::{IMAGE, goes_on, restore, second};
 use crate::guest::{Guest, NAME, diagnosis};
+use crate::host::{TestHost, command};
 use crate::leftovers::processes;
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
 use crate::vnc::{Picture, Viewer};
-use crate::world::{World, command};
 
 /// A card with pictures made of pixels, for which the guest has a driver. xl's default is a Cirrus
 /// card.
@@ -27,19 +27,19 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
         "screen/picture_keys_and_mouse",
         Needs::Package,
-        |world| shown(world, consoled::qemu_in_dom0),
+        |host| shown(host, consoled::qemu_in_dom0),
     ));
     tests.push(
-        Test::new("screen/picture_without_qemu", Needs::Package, |world| {
-            without_qemu(|| shown(world, consoled::no_qemu_in_dom0))
+        Test::new("screen/picture_without_qemu", Needs::Package, |host| {
+            without_qemu(|| shown(host, consoled::no_qemu_in_dom0))
         })
         .on_request(),
     );
     tests.push(Test::new(
         "screen/kept_without_qemu",
         Needs::Package,
-        |world| {
-            let result = without_qemu(|| kept(world));
+        |host| {
+            let result = without_qemu(|| kept(host));
             let _ = fs::remove_file(IMAGE);
             result
         },
@@ -65,13 +65,13 @@ fn without_qemu<T>(test: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// A guest with a password for viewers, which QEMU without DES cannot serve, is saved and restored.
-fn kept(world: &World) -> Result<()> {
+fn kept(host: &TestHost) -> Result<()> {
     let more = ["vnc=1", "vncpasswd=\"secret\"", STDVGA];
-    let mut guest = Guest::create_with(&world.store, &more)?;
+    let mut guest = Guest::create_with(&host.store, &more)?;
     let before = second(&mut guest).with_context(diagnosis)?;
     let refused = viewer_with(&guest, Some("wrong"));
     ensure!(refused.is_err(), "a wrong password is taken");
-    guest = is_kept_with(&world.store, guest, Some("secret"), |guest| {
+    guest = is_kept_with(&host.store, guest, Some("secret"), |guest| {
         command(&["xl", "save", NAME, IMAGE])?;
         restore(guest)
     })
@@ -117,21 +117,21 @@ fn confined() -> Result<()> {
 
 /// A guest with little memory, from its start over a restart to its end. `served` checks who serves
 /// its screen in dom0.
-fn shown(world: &World, served: fn() -> Result<()>) -> Result<()> {
+fn shown(host: &TestHost, served: fn() -> Result<()>) -> Result<()> {
     let more = [
         "vnc=1",
         STDVGA,
         "stubdomain_memory=128",
         "on_reboot=\"restart\"",
     ];
-    let mut guest = Guest::create_with(&world.store, &more)?;
-    let result = seen_and_typed(&world.store, &mut guest).with_context(diagnosis);
+    let mut guest = Guest::create_with(&host.store, &more)?;
+    let result = seen_and_typed(&host.store, &mut guest).with_context(diagnosis);
     if result.is_ok() {
         served()?;
         if fs::exists(SCREENS)? {
             confined().with_context(|| fs::read_to_string(LOG).unwrap_or_default())?;
         }
-        guest = guest.restarts(&world.store, "$").with_context(diagnosis)?;
+        guest = guest.restarts(&host.store, "$").with_context(diagnosis)?;
         shows_bios(&guest).context("after the restart")?;
     }
     guest.destroy()?;
@@ -218,7 +218,7 @@ fn painting_is_seen(viewer: &mut Viewer, number: usize) -> Result<()> {
 /// Has the guest draw a picture: `*` is of text, and each `+` is the next one made of pixels.
 fn draws(store: &Store, guest: &mut Guest, picture: &str) -> Result<()> {
     guest.types(store, picture)?;
-    guest.says("xen-guest: screen drawn").map(drop)
+    guest.output_after("xen-guest: screen drawn").map(drop)
 }
 
 /// The guest draws its first picture made of pixels, is saved and restored by `saved`, and shows it
@@ -255,14 +255,14 @@ fn is_kept_with(
 fn arrives(viewer: &mut Viewer, key: u8, guest: &mut Guest, bytes: &[u8]) -> Result<()> {
     viewer.key(key)?;
     for byte in bytes {
-        let said = guest.says("xen-guest: key ")?;
+        let said = guest.output_after("xen-guest: key ")?;
         ensure!(said == format!("0x{byte:08x}"), "{said}, not {byte:#x}");
     }
     Ok(())
 }
 
 fn seen_and_typed(store: &Store, guest: &mut Guest) -> Result<()> {
-    guest.says("xen-guest: alive second=")?;
+    guest.output_after("xen-guest: alive second=")?;
     let [mut first, mut second] = [viewer(guest)?, viewer(guest)?];
     bios_is_seen(&mut first)?;
     draws(store, guest, "*")?;
@@ -320,7 +320,7 @@ fn moves(viewer: &mut Viewer, guest: &mut Guest) -> Result<()> {
 
 /// A movement of the mouse: buttons, to the right, upwards.
 fn movement(guest: &mut Guest) -> Result<(u32, i32, i32)> {
-    let said = guest.says("xen-guest: mouse ")?;
+    let said = guest.output_after("xen-guest: mouse ")?;
     let all = u32::from_str_radix(said.trim_start_matches("0x"), 16).context(said)?;
     let [_, flags, x, y] = all.to_be_bytes();
     let signed = |byte: u8, bit: u8| i32::from(byte) - if flags & bit == 0 { 0 } else { 256 };
@@ -329,13 +329,13 @@ fn movement(guest: &mut Guest) -> Result<(u32, i32, i32)> {
 
 /// Two guests have a screen each, the second one that of a Cirrus card and a USB tablet, which it
 /// does not use.
-fn two_guests(world: &World) -> Result<()> {
+fn two_guests(host: &TestHost) -> Result<()> {
     let lines: [&[&str]; 2] = [
         &["vnc=1", STDVGA],
         &["vnc=1", "vga=\"cirrus\"", "usbdevice=\"tablet\""],
     ];
-    with_two(&world.store, lines, |mut guests| {
-        side_by_side(&world.store, &mut guests)?;
+    with_two(&host.store, lines, |mut guests| {
+        side_by_side(&host.store, &mut guests)?;
         let [first, second] = guests;
         first.destroy()?;
         shows_drawn(&mut viewer(&second)?).context("when the other guest is gone")?;
@@ -374,7 +374,7 @@ fn shows_drawn(viewer: &mut Viewer) -> Result<()> {
 fn side_by_side(store: &Store, [first, second]: &mut [Guest; 2]) -> Result<()> {
     let mut viewers = [viewer(first)?, viewer(second)?];
     for guest in [&mut *first, &mut *second] {
-        guest.says("xen-guest: alive second=")?;
+        guest.output_after("xen-guest: alive second=")?;
         draws(store, guest, "*")?;
     }
     for viewer in &mut viewers {

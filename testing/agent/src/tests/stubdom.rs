@@ -10,12 +10,12 @@ use nix::sys::signal::Signal;
 use xen_store::Store;
 
 use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, destroy_leftover, diagnosis, listed};
+use crate::host::{TestHost, command, soon, start_local};
 use crate::job::{Exit, Job};
 use crate::leftovers::{Snapshot, assert_none};
 use crate::suite::{Needs, Test};
 use crate::tests::consoled::no_qemu_in_dom0;
 use crate::tests::screen::shows_bios;
-use crate::world::{World, command, soon, start_local};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new(
@@ -47,19 +47,19 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 /// The first of the three does everything a guest is put through; each has to leave the host as it
 /// was.
-fn three_in_turn(world: &World) -> Result<()> {
-    let before = Snapshot::take(&world.store)?;
+fn three_in_turn(host: &TestHost) -> Result<()> {
+    let before = Snapshot::take(&host.store)?;
     let mut boots = Vec::new();
     for turn in 0..3 {
-        let mut guest = Guest::create(&world.store)?;
+        let mut guest = Guest::create(&host.store)?;
         let alive = (|| -> Result<()> {
-            let boot = guest.says("xen-guest: start boot=")?;
+            let boot = guest.output_after("xen-guest: start boot=")?;
             boots.push(boot.parse::<u32>()?);
-            guest.says("xen-guest: disk ok sum=")?;
+            guest.output_after("xen-guest: disk ok sum=")?;
             is_alive(&mut guest)?;
             if turn == 0 {
                 both_listed()?;
-                types_and_is_answered(world, &mut guest)?;
+                types_and_is_answered(host, &mut guest)?;
                 pauses(&mut guest)?;
                 log_has_the_start()?;
             }
@@ -67,7 +67,7 @@ fn three_in_turn(world: &World) -> Result<()> {
         })();
         guest.destroy()?;
         alive.with_context(|| format!("guest number {}{}", turn + 1, diagnosis()))?;
-        assert_none(&world.store, &before)
+        assert_none(&host.store, &before)
             .with_context(|| format!("after guest number {}", turn + 1))?;
     }
     // The guest counts its boots on its disk: what it wrote had reached the host's file each time.
@@ -81,7 +81,7 @@ fn three_in_turn(world: &World) -> Result<()> {
 /// The lines of `image build`, with a name, memory and a disk, are a configuration: xl's default
 /// shows the guest's screen. With `vnc=0`, which is printed where the screen would keep the guest
 /// from starting, there is no QEMU in dom0.
-fn printed_lines(world: &World) -> Result<()> {
+fn printed_lines(host: &TestHost) -> Result<()> {
     let lines = "/etc/xen/printed-lines";
     let printed = fs::read_to_string(lines).context(lines)?;
     let config = "/run/printed.cfg";
@@ -89,7 +89,7 @@ fn printed_lines(world: &World) -> Result<()> {
         "format=raw,vdev=hda,access=rw,backendtype=phy,script=block-testbed,target=/dev/loop0";
     let own = format!("name=\"{NAME}\"\nmemory=128\ndisk=[\"{disk}\"]\n");
     fs::write(config, format!("{own}{printed}"))?;
-    let guest = Guest::create_from(&world.store, config, &[])
+    let guest = Guest::create_from(&host.store, config, &[])
         .with_context(|| format!("creating the guest from\n{own}{printed}{}", diagnosis()))?;
     let served = match printed.lines().any(|line| line == "vnc=0") {
         true => no_qemu_in_dom0(),
@@ -102,7 +102,7 @@ fn printed_lines(world: &World) -> Result<()> {
 
 /// A stubdomain runs with seven eighths of the memory that `image build` prints (112 MiB for Debian
 /// 12's). One with 96 MiB ends, and its log has its kernel's reason.
-fn little_memory(world: &World) -> Result<()> {
+fn little_memory(host: &TestHost) -> Result<()> {
     let lines = "/etc/xen/printed-lines";
     let printed = fs::read_to_string(lines).context(lines)?;
     let memory = printed
@@ -110,7 +110,7 @@ fn little_memory(world: &World) -> Result<()> {
         .find_map(|l| l.strip_prefix("stubdomain_memory="));
     let memory: u64 = memory.context("no memory is printed")?.trim().parse()?;
     let least = format!("stubdomain_memory={}", memory / 8 * 7);
-    let mut guest = Guest::create_with(&world.store, &[&least]).context(least)?;
+    let mut guest = Guest::create_with(&host.store, &[&least]).context(least)?;
     let alive = is_alive(&mut guest);
     guest.destroy()?;
     alive?;
@@ -134,7 +134,7 @@ fn little_memory(world: &World) -> Result<()> {
 }
 
 pub(super) fn is_alive(guest: &mut Guest) -> Result<()> {
-    let line = guest.says("xen-guest: alive second=")?;
+    let line = guest.output_after("xen-guest: alive second=")?;
     ensure!(line.contains("disk=ok"), "the guest says: {line}");
     Ok(())
 }
@@ -149,9 +149,9 @@ fn both_listed() -> Result<()> {
 }
 
 /// From the keyboard to the guest's emulated serial port and back.
-fn types_and_is_answered(world: &World, guest: &mut Guest) -> Result<()> {
-    guest.types(&world.store, "?")?;
-    guest.says("xen-guest: answer second=").map(drop)
+fn types_and_is_answered(host: &TestHost, guest: &mut Guest) -> Result<()> {
+    guest.types(&host.store, "?")?;
+    guest.output_after("xen-guest: answer second=").map(drop)
 }
 
 /// Nothing comes while the guest is paused, and again something after. `xl unpause` has libxl send
@@ -238,8 +238,8 @@ enum Spoiled {
 
 /// The stubdomain ends with a clear word in the log and in the store; libxl gives up and clears
 /// everything away.
-fn argv_emptied(world: &World) -> Result<()> {
-    let (mut create, said) = spoil(&world.store, Spoiled::Emptied)?;
+fn argv_emptied(host: &TestHost) -> Result<()> {
+    let (mut create, said) = spoil(&host.store, Spoiled::Emptied)?;
     ensure!(said.contains("dm-argv"), "the store says: {said}");
     // libxl waits 30 seconds for the word `running` and takes no notice of any other.
     let exit = create.exit(soon())?;
@@ -258,8 +258,8 @@ fn argv_emptied(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn argv_of_mini_os(world: &World) -> Result<()> {
-    let spoiled = spoil(&world.store, Spoiled::MiniOs).and_then(|(mut create, said)| {
+fn argv_of_mini_os(host: &TestHost) -> Result<()> {
+    let spoiled = spoil(&host.store, Spoiled::MiniOs).and_then(|(mut create, said)| {
         ensure!(
             said.contains("dm-argv") && said.contains("Mini-OS"),
             "the store says: {said}"

@@ -9,14 +9,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{Guest, LOG, diagnosis};
+use crate::host::{TestHost, command, soon};
 use crate::qmp::Qmp;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, soon};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut on_guest = |name: &str, body: fn(&World, &mut Guest) -> Result<()>| {
-        tests.push(Test::new(name, Needs::Guest, move |world| {
-            world.with_guest(body)
+    let mut on_guest = |name: &str, body: fn(&TestHost, &mut Guest) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Guest, move |host| {
+            host.with_guest(body)
         }));
     };
     on_guest("tools/dmargs_of_a_running_guest", dmargs);
@@ -43,7 +43,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 /// `dmargs` finds libxl's arguments usable, by the guest's number and by the stubdomain's.
-fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
+fn dmargs(_: &TestHost, guest: &mut Guest) -> Result<()> {
     let domid = guest.id.to_string();
     let said = command(&["stubdm-run", "dmargs", "check", &domid])?.join("\n");
     ensure!(
@@ -71,7 +71,7 @@ fn dmargs(_: &World, guest: &mut Guest) -> Result<()> {
 }
 
 /// `status` shows the proxy's counters a second later, and the console server.
-fn status(_: &World, guest: &mut Guest) -> Result<()> {
+fn status(_: &TestHost, guest: &mut Guest) -> Result<()> {
     let shown = || -> Result<Value> {
         let json = command(&["stubdm-run", "status", "--json"])?.join("\n");
         let mut all: Value = serde_json::from_str(&json).context(json)?;
@@ -168,12 +168,12 @@ fn installed_again() -> Result<()> {
 }
 
 /// Each of these would keep QEMU from starting in the stubdomain, or from being watched over there.
-fn mended(world: &World) -> Result<()> {
+fn mended(host: &TestHost) -> Result<()> {
     // Not device_model_args: the QEMU that libxl starts in dom0 for the stubdomain gets those as
     // well.
     let args =
         "device_model_args_hvm=[\"-display\",\"gtk\",\"-pidfile\",\"/srv/x/pid\",\"-daemonize\"]";
-    let guest = Guest::create_with(&world.store, &[args])
+    let guest = Guest::create_with(&host.store, &[args])
         .with_context(|| format!("creating the guest{}", diagnosis()))?;
     let checked = (|| -> Result<()> {
         let log = fs::read_to_string(LOG).with_context(|| format!("reading {LOG}"))?;

@@ -16,9 +16,9 @@ use nix::sys::signal::Signal;
 
 use super::vchan::{start_in, tidy};
 use super::vchan_ends::{in_the_middle, outlives};
+use crate::host::{DOMU_NAME, Place, SECOND_NAME, TestHost, command, soon};
 use crate::job::Job;
 use crate::suite::{Needs, Test};
-use crate::world::{DOMU_NAME, Place, SECOND_NAME, World, command, soon};
 
 const SERVER: Place = Place::DomU;
 const CLIENT: Place = Place::Second;
@@ -34,40 +34,40 @@ enum Ending {
 }
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut test = |name: &str, body: fn(&World) -> Result<()>| {
+    let mut test = |name: &str, body: fn(&TestHost) -> Result<()>| {
         let name = format!("two_domus/{name}");
         tests.push(Test::new(name, Needs::TwoDomUs, body));
     };
     test("vchan_4mib", transfer);
-    test("server_killed", |world| ended(world, Ending::ServerKilled));
-    test("client_killed", |world| ended(world, Ending::ClientKilled));
-    test("client_destroyed", |world| {
-        ended(world, Ending::ClientDestroyed)
+    test("server_killed", |host| ended(host, Ending::ServerKilled));
+    test("client_killed", |host| ended(host, Ending::ClientKilled));
+    test("client_destroyed", |host| {
+        ended(host, Ending::ClientDestroyed)
     });
-    test("server_destroyed", |world| {
-        ended(world, Ending::ServerDestroyed)
+    test("server_destroyed", |host| {
+        ended(host, Ending::ServerDestroyed)
     });
-    test("server_panicked", |world| {
-        ended(world, Ending::ServerPanicked)
+    test("server_panicked", |host| {
+        ended(host, Ending::ServerPanicked)
     });
 }
 
-fn transfer(world: &World) -> Result<()> {
+fn transfer(host: &TestHost) -> Result<()> {
     let words = [
         "--send", "4194304", "--recv", "4194304", "--key", "6", "--chunk", "9999",
     ];
     let rings = ["--read-min", "65536", "--write-min", "65536"];
     let server = [&words[..], &rings].concat();
-    let mut pair = start_in(world, (SERVER, CLIENT), (PEER, &server), (PEER, &words))?;
+    let mut pair = start_in(host, (SERVER, CLIENT), (PEER, &server), (PEER, &words))?;
     pair.connected()?;
     let deadline = soon();
     pair.client.succeed(deadline).context("the client")?;
     pair.server.succeed(deadline).context("the server")?;
-    pair.unpublished(world)?;
-    tidy(world, SERVER)
+    pair.unpublished(host)?;
+    tidy(host, SERVER)
 }
 
-fn ended(world: &World, ending: Ending) -> Result<()> {
+fn ended(host: &TestHost, ending: Ending) -> Result<()> {
     let endless = u64::MAX.to_string();
     let words = [
         "--send",
@@ -81,7 +81,7 @@ fn ended(world: &World, ending: Ending) -> Result<()> {
         "--until-gone",
     ];
     let words = [&words[..], &["--watch-peer-domain"]].concat();
-    let mut pair = start_in(world, (SERVER, CLIENT), (PEER, &words), (PEER, &words))?;
+    let mut pair = start_in(host, (SERVER, CLIENT), (PEER, &words), (PEER, &words))?;
     in_the_middle(&mut pair)?;
 
     // Kept until its domain is gone: a job that is dropped is stopped.
@@ -92,7 +92,7 @@ fn ended(world: &World, ending: Ending) -> Result<()> {
         Ending::ClientKilled => pair.client.kill(Signal::SIGKILL)?,
         Ending::ServerDestroyed => drop(command(&["xl", "destroy", DOMU_NAME])?),
         Ending::ClientDestroyed => drop(command(&["xl", "destroy", SECOND_NAME])?),
-        Ending::ServerPanicked => panic = Some(world.role(SERVER, &["panic"])?),
+        Ending::ServerPanicked => panic = Some(host.role(SERVER, &["panic"])?),
     }
     let client_ends = matches!(ending, Ending::ClientKilled | Ending::ClientDestroyed);
     let (victim, witness) = if client_ends {
@@ -106,15 +106,15 @@ fn ended(world: &World, ending: Ending) -> Result<()> {
         Ending::ServerDestroyed | Ending::ServerPanicked | Ending::ClientDestroyed => {
             victim.forget();
             panic.iter_mut().for_each(Job::forget);
-            world.lost_domu(if client_ends { CLIENT } else { SERVER })?;
+            host.lost_domu(if client_ends { CLIENT } else { SERVER })?;
         }
     }
     if client_ends {
-        pair.unpublished(world)?;
+        pair.unpublished(host)?;
     }
     // A killed server's kernel does not know its nodes.
     if client_ends || ending == Ending::ServerKilled {
-        tidy(world, SERVER)?;
+        tidy(host, SERVER)?;
     }
     Ok(())
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::named;
+use crate::host::{Place, TestHost, soon};
 use crate::job::{Exit, Job};
 use crate::suite::{Needs, Test};
-use crate::world::{Place, World, soon};
 
 /// The vchan library that a process uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,23 +90,23 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
                     place.name(),
                     client.name()
                 );
-                tests.push(Test::new(named(&name, needs), needs, move |world| {
-                    transfer(world, place, server, client, load)
+                tests.push(Test::new(named(&name, needs), needs, move |host| {
+                    transfer(host, place, server, client, load)
                 }));
             }
         }
     }
     for place in [Place::Dom0, Place::DomU] {
         let name = format!("vchan/pingpong_server_in_{}", place.name());
-        tests.push(Test::new(named(&name, needs), needs, move |world| {
-            pingpong(world, place)
+        tests.push(Test::new(named(&name, needs), needs, move |host| {
+            pingpong(host, place)
         }));
         for victim in ["server", "client"] {
             for busy in [true, false] {
                 let when = if busy { "mid_transfer" } else { "idle" };
                 let name = format!("vchan/{victim}_killed_{when}_server_in_{}", place.name());
-                tests.push(Test::new(named(&name, needs), needs, move |world| {
-                    killed(world, place, victim == "server", busy)
+                tests.push(Test::new(named(&name, needs), needs, move |host| {
+                    killed(host, place, victim == "server", busy)
                 }));
             }
         }
@@ -122,27 +122,27 @@ pub(super) struct Pair {
 }
 
 pub(super) fn start(
-    world: &World,
+    host: &TestHost,
     place: Place,
     server: (&[&str], &[&str]),
     client: (&[&str], &[&str]),
 ) -> Result<Pair> {
-    start_in(world, (place, place.other()), server, client)
+    start_in(host, (place, place.other()), server, client)
 }
 
 /// The same with the server in one place and the client in another.
 pub(super) fn start_in(
-    world: &World,
+    host: &TestHost,
     (place, other): (Place, Place),
     (server, server_words): (&[&str], &[&str]),
     (client, client_words): (&[&str], &[&str]),
 ) -> Result<Pair> {
     let (here, there) = (
-        world.domid(place)?.to_string(),
-        world.domid(other)?.to_string(),
+        host.domid(place)?.to_string(),
+        host.domid(other)?.to_string(),
     );
-    let folder = world.folder(place)?;
-    world.store.mkdir(&folder)?;
+    let folder = host.folder(place)?;
+    host.store.mkdir(&folder)?;
     // libxenvchan cuts paths off at 63 bytes, node names included.
     let path = if server[0] == "self" && client[0] == "self" {
         format!("{folder}/a-path-which-is-far-too-long-for-libxenvchan/and-has-folders/vchan")
@@ -156,7 +156,7 @@ pub(super) fn start_in(
     };
     let begin = |place: Place, argv: Vec<String>| -> Result<Job> {
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        world.start(place, &argv)
+        host.start(place, &argv)
     };
     let server = begin(place, words(server, "server", &there, server_words))?;
     let client = begin(other, words(client, "client", &here, client_words))?;
@@ -179,10 +179,10 @@ impl Pair {
     }
 
     /// A server that ended takes its nodes with it.
-    pub(super) fn unpublished(&self, world: &World) -> Result<()> {
+    pub(super) fn unpublished(&self, host: &TestHost) -> Result<()> {
         for node in ["ring-ref", "event-channel"] {
             let node = format!("{}/{node}", self.path);
-            ensure!(!world.store.exists(&node)?, "{node} is still there");
+            ensure!(!host.store.exists(&node)?, "{node} is still there");
         }
         Ok(())
     }
@@ -195,7 +195,7 @@ fn program(maker: Maker) -> &'static [&'static str] {
     }
 }
 
-fn transfer(world: &World, place: Place, server: Maker, client: Maker, load: Load) -> Result<()> {
+fn transfer(host: &TestHost, place: Place, server: Maker, client: Maker, load: Load) -> Result<()> {
     let [bytes, ring, chunk] =
         [load.bytes, load.ring.into(), load.chunk.into()].map(|n: u64| n.to_string());
     let mut words = vec![
@@ -219,7 +219,7 @@ fn transfer(world: &World, place: Place, server: Maker, client: Maker, load: Loa
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let client_words: Vec<&str> = client_words.iter().map(String::as_str).collect();
     let mut pair = start(
-        world,
+        host,
         place,
         (program(server), &words),
         (program(client), &client_words),
@@ -239,18 +239,18 @@ fn transfer(world: &World, place: Place, server: Maker, client: Maker, load: Loa
         let lines = job.lines()?;
         ensure!(lines.contains(&moved), "no line `{moved}`: {lines:?}");
     }
-    pair.unpublished(world)?;
-    tidy(world, place)
+    pair.unpublished(host)?;
+    tidy(host, place)
 }
 
-fn pingpong(world: &World, place: Place) -> Result<()> {
+fn pingpong(host: &TestHost, place: Place) -> Result<()> {
     let program: &[&str] = &["self", "role", "vchan-pingpong"];
     let words: &[&str] = &["--rounds", "2000", "--timeout", "120"];
-    let mut pair = start(world, place, (program, words), (program, words))?;
+    let mut pair = start(host, place, (program, words), (program, words))?;
     pair.client.succeed(soon()).context("the client")?;
     pair.server.succeed(soon()).context("the server")?;
-    pair.unpublished(world)?;
-    tidy(world, place)
+    pair.unpublished(host)?;
+    tidy(host, place)
 }
 
 /// The longest time that counts as noticed at once.
@@ -260,10 +260,10 @@ const A_SECOND: Duration = Duration::from_secs(1);
 ///
 /// A machine that is busy with other things may be slow once, so the best of several tries counts.
 /// Something that looks for its peer only now and then would fail all of them.
-fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<()> {
+fn killed(host: &TestHost, place: Place, kill_server: bool, busy: bool) -> Result<()> {
     let mut tries = Vec::new();
     for _ in 0..5 {
-        let took = time_to_notice(world, place, kill_server, busy)?;
+        let took = time_to_notice(host, place, kill_server, busy)?;
         if took < A_SECOND {
             return Ok(());
         }
@@ -272,7 +272,12 @@ fn killed(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<
     bail!("noticed, but only after {tries:?}")
 }
 
-fn time_to_notice(world: &World, place: Place, kill_server: bool, busy: bool) -> Result<Duration> {
+fn time_to_notice(
+    host: &TestHost,
+    place: Place,
+    kill_server: bool,
+    busy: bool,
+) -> Result<Duration> {
     let program: &[&str] = &["self", "role", "vchan"];
     let endless = u64::MAX.to_string();
     // Idle: both sides wait for bytes that nobody sends.
@@ -288,7 +293,7 @@ fn time_to_notice(world: &World, place: Place, kill_server: bool, busy: bool) ->
         "4096",
         "--until-gone",
     ];
-    let mut pair = start(world, place, (program, words), (program, words))?;
+    let mut pair = start(host, place, (program, words), (program, words))?;
     pair.connected()?;
     if busy {
         for (job, name) in [(&mut pair.server, "server"), (&mut pair.client, "client")] {
@@ -313,12 +318,12 @@ fn time_to_notice(world: &World, place: Place, kill_server: bool, busy: bool) ->
         "the victim was not killed"
     );
     if !kill_server {
-        pair.unpublished(world)?;
+        pair.unpublished(host)?;
     }
-    tidy(world, place)?;
+    tidy(host, place)?;
     Ok(took)
 }
 
-pub(super) fn tidy(world: &World, place: Place) -> Result<()> {
-    Ok(world.store.rm(&world.folder(place)?)?)
+pub(super) fn tidy(host: &TestHost, place: Place) -> Result<()> {
+    Ok(host.store.rm(&host.folder(place)?)?)
 }

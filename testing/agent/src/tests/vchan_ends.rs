@@ -18,9 +18,9 @@ use nix::sys::signal::Signal;
 
 use super::named;
 use super::vchan::{Pair, start, tidy};
+use crate::host::{DOMU_NAME, Place, TestHost, command, soon};
 use crate::job::Job;
 use crate::suite::{Needs, Test};
-use crate::world::{DOMU_NAME, Place, World, command, soon};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -39,8 +39,8 @@ pub(super) fn add(tests: &mut Vec<Test>, needs: Needs) {
         // Where the server is; the victim is in the domU.
         for (place, side) in [(Place::DomU, "server"), (Place::Dom0, "client")] {
             let name = format!("vchan_ends/{side}_in_domu_{name}");
-            tests.push(Test::new(named(&name, needs), needs, move |world| {
-                ended(world, place, ending)
+            tests.push(Test::new(named(&name, needs), needs, move |host| {
+                ended(host, place, ending)
             }));
         }
     }
@@ -74,7 +74,7 @@ pub(super) fn outlives(witness: &mut Job, ending: impl Debug, began: Instant) ->
     Ok(())
 }
 
-fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
+fn ended(host: &TestHost, place: Place, ending: Ending) -> Result<()> {
     let program: &[&str] = &["self", "role", "vchan"];
     let endless = u64::MAX.to_string();
     let words: &[&str] = &[
@@ -97,7 +97,7 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
         Place::Dom0 => (&watching, words),
         _ => (words, &watching),
     };
-    let mut pair = start(world, place, (program, server), (program, client))?;
+    let mut pair = start(host, place, (program, server), (program, client))?;
     in_the_middle(&mut pair)?;
 
     let Pair { server, client, .. } = &mut pair;
@@ -111,7 +111,7 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
     match ending {
         Ending::Killed => victim.kill(Signal::SIGKILL)?,
         Ending::Destroyed => drop(command(&["xl", "destroy", DOMU_NAME])?),
-        Ending::Panicked => panic = Some(world.role(Place::DomU, &["panic"])?),
+        Ending::Panicked => panic = Some(host.role(Place::DomU, &["panic"])?),
     }
     outlives(witness, ending, began)?;
     if ending == Ending::Killed {
@@ -119,13 +119,13 @@ fn ended(world: &World, place: Place, ending: Ending) -> Result<()> {
     } else {
         victim.forget();
         panic.iter_mut().for_each(Job::forget);
-        world.lost_domu(Place::DomU)?;
+        host.lost_domu(Place::DomU)?;
     }
     if place == Place::Dom0 {
-        pair.unpublished(world)?;
-        tidy(world, Place::Dom0)?;
+        pair.unpublished(host)?;
+        tidy(host, Place::Dom0)?;
     } else if ending == Ending::Killed {
-        tidy(world, Place::DomU)?;
+        tidy(host, Place::DomU)?;
     }
     Ok(())
 }

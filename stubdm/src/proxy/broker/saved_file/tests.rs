@@ -50,7 +50,7 @@ impl Server {
 
     fn refused(&mut self) -> String {
         let why = self.saved.stored().unwrap_err();
-        // As libxl does when it hears of it.
+        // As libxl does when it learns of it.
         let _ = fs::remove_file(self.path());
         why
     }

@@ -18,22 +18,22 @@ use super::{
     without_qemu,
 };
 use crate::guest::{Guest, NAME, diagnosis};
+use crate::host::{TestHost, command, soon, start_local};
 use crate::leftovers::{domains, processes};
 use crate::suite::{Needs, Test};
 use crate::tests::{consoled, killed};
 use crate::vnc::Viewer;
-use crate::world::{World, command, soon, start_local};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
     tests.push(
-        Test::new("screen/two_without_qemu", Needs::Package, |world| {
-            without_qemu(|| two_guests(world))
+        Test::new("screen/two_without_qemu", Needs::Package, |host| {
+            without_qemu(|| two_guests(host))
         })
         .on_request(),
     );
     tests.push(
-        Test::new("screen/idle_without_qemu", Needs::Package, |world| {
-            without_qemu(|| idle(world))
+        Test::new("screen/idle_without_qemu", Needs::Package, |host| {
+            without_qemu(|| idle(host))
         })
         .on_request(),
     );
@@ -77,7 +77,7 @@ struct Seat {
 impl Seat {
     /// The guest draws its pictures up to one made of pixels, and the viewer sees that one.
     fn take(store: &Store, mut guest: Guest, number: usize) -> Result<Self> {
-        guest.says("xen-guest: alive second=")?;
+        guest.output_after("xen-guest: alive second=")?;
         draws(store, &mut guest, "*")?;
         for _ in 0..=number {
             draws(store, &mut guest, "+")?;
@@ -139,10 +139,10 @@ impl Seat {
     }
 
     /// `consoled` is killed, and another one goes on with the guest's screen.
-    fn consoled_is_killed(self, world: &World) -> Result<Self> {
+    fn consoled_is_killed(self, host: &TestHost) -> Result<Self> {
         let port = port(&self.guest)?;
         let began = Instant::now();
-        killed::kill_and_wait(world, &self.guest, "device-model-pid")?;
+        killed::kill_and_wait(host, &self.guest, "device-model-pid")?;
         succeeds_soon(|| super::port(&self.guest))?;
         // Its terminal is another, and `xl console` takes a lock.
         drop(self.guest);
@@ -221,11 +221,11 @@ fn traces() -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-fn two_guests(world: &World) -> Result<()> {
+fn two_guests(host: &TestHost) -> Result<()> {
     let before = traces()?;
     let mut supervisor = start_local(&["stubdm-run", "supervise", "--standby"])?;
-    let result = with_two(&world.store, [&LINES, &LINES], |guests| {
-        side_by_side(world, guests)
+    let result = with_two(&host.store, [&LINES, &LINES], |guests| {
+        side_by_side(host, guests)
     });
     supervisor.kill(Signal::SIGTERM)?;
     supervisor.exit(soon()).context("the supervisor's end")?;
@@ -245,13 +245,13 @@ fn two_guests(world: &World) -> Result<()> {
 }
 
 /// Two guests with a viewer each: what happens to the first one does not affect the second.
-fn side_by_side(world: &World, [first, second]: [Guest; 2]) -> Result<()> {
-    let store = &world.store;
+fn side_by_side(host: &TestHost, [first, second]: [Guest; 2]) -> Result<()> {
+    let store = &host.store;
     let mut first = Seat::take(store, first, 0)?;
     let mut second = Seat::take(store, second, 1)?;
     first.works()?;
     second.unaffected(|| first.process_is_killed().context("serve-screen is killed"))?;
-    let first = second.unaffected(|| first.consoled_is_killed(world))?;
+    let first = second.unaffected(|| first.consoled_is_killed(host))?;
     let first = second.unaffected(|| first.restarts(store))?;
     second.unaffected(|| first.leaves_nothing(store))?;
     second.leaves_nothing(store)
@@ -266,8 +266,8 @@ fn waits(pid: i32) -> Result<u64> {
 }
 
 /// A screen on which nothing changes, with a viewer, wakes nobody up in dom0.
-fn idle(world: &World) -> Result<()> {
-    let store = &world.store;
+fn idle(host: &TestHost) -> Result<()> {
+    let store = &host.store;
     let guest = Guest::create_with(store, &LINES)?;
     let mut seat = Seat::take(store, guest, 0).with_context(diagnosis)?;
     consoled::no_qemu_in_dom0()?;

@@ -16,15 +16,15 @@ use super::{
     DISK, EDU, MEMORY, MODULE, PAIR, PASSTHROUGH, RESTART, given, is_assignable_again, passed,
 };
 use crate::guest::{CONFIG, Guest, LOG, NAME, STUB, diagnosis, listed};
+use crate::host::{TestHost, command, host_release, outcome, soon};
 use crate::job::Exit;
 use crate::suite::{Needs, Test};
-use crate::world::{World, command, host_release, outcome, soon};
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut test = |name, body: fn(&World) -> Result<()>| {
-        tests.push(Test::new(name, Needs::Package, move |world| {
+    let mut test = |name, body: fn(&TestHost) -> Result<()>| {
+        tests.push(Test::new(name, Needs::Package, move |host| {
             given()?;
-            body(world)
+            body(host)
         }));
     };
     test("pci/two_devices_and_two_functions_of_one", several);
@@ -65,26 +65,26 @@ fn copies_by(count: usize, store: &Store, guest: &mut Guest) -> Result<()> {
     second(guest)?;
     guest.types(store, "^")?;
     for _ in 0..count {
-        let said = guest.says("xen-guest: dma ")?;
+        let said = guest.output_after("xen-guest: dma ")?;
         ensure!(said.starts_with("inside=0x5a5aa5a5 "), "{said}");
     }
     Ok(())
 }
 
 /// The guest has three devices, two of them functions of one, and each does its own DMA.
-fn several(world: &World) -> Result<()> {
+fn several(host: &TestHost) -> Result<()> {
     let devices = [EDU, PAIR[0], PAIR[1]];
     let named: Vec<String> = devices
         .iter()
         .map(|d| format!("\"{d},permissive=1\""))
         .collect();
     let line = format!("pci=[{}]", named.join(", "));
-    let mut guest = Guest::create_with(&world.store, &[&line, MEMORY])
+    let mut guest = Guest::create_with(&host.store, &[&line, MEMORY])
         .with_context(|| format!("creating {NAME}{}", diagnosis()))?;
     let result = (|| {
         let names = ["pci-pt-00_0a.0", "pci-pt-00_0b.0", "pci-pt-00_0b.1"];
         ensure!(passed(&guest)? == names, "{:?}", passed(&guest));
-        copies_by(devices.len(), &world.store, &mut guest)
+        copies_by(devices.len(), &host.store, &mut guest)
     })();
     guest.destroy()?;
     result.with_context(diagnosis)?;
@@ -92,9 +92,9 @@ fn several(world: &World) -> Result<()> {
 }
 
 /// libxl saves the guest without the device. The guest goes on where it was; the device is free.
-fn saved(world: &World) -> Result<()> {
-    let guest = create(&world.store, &[PASSTHROUGH])?;
-    let result = saves(&world.store, guest).with_context(diagnosis);
+fn saved(host: &TestHost) -> Result<()> {
+    let guest = create(&host.store, &[PASSTHROUGH])?;
+    let result = saves(&host.store, guest).with_context(diagnosis);
     let _ = fs::remove_file(IMAGE);
     result?.destroy()?;
     is_assignable_again(EDU)
@@ -112,17 +112,17 @@ fn saves(store: &Store, mut guest: Guest) -> Result<Guest> {
 }
 
 /// The guest keeps the device while it is suspended.
-fn suspended(world: &World) -> Result<()> {
-    let mut guest = create(&world.store, &[])?;
+fn suspended(host: &TestHost) -> Result<()> {
+    let mut guest = create(&host.store, &[])?;
     let result = (|| {
-        copies(&world.store, &mut guest)?;
+        copies(&host.store, &mut guest)?;
         let before = second(&mut guest)?;
         command(&["xl", "suspend", NAME])?;
         let state = listed()?.remove(NAME).unwrap_or_default();
         ensure!(state.contains('s'), "{NAME} is {state}");
         command(&["xl", "resume", NAME])?;
         goes_on(&mut guest, before)?;
-        copies(&world.store, &mut guest)
+        copies(&host.store, &mut guest)
     })();
     guest.destroy()?;
     result.with_context(diagnosis)?;
@@ -143,16 +143,16 @@ const RDM: &str = "rdm=\"strategy=host,policy=relaxed\"";
 
 /// The guest resets the machine, and xl makes it anew. The first guest's device is one that QEMU
 /// writes no unknown registers of, and that has a reservation's policy of its own.
-fn restarted(world: &World) -> Result<()> {
+fn restarted(host: &TestHost) -> Result<()> {
     let options = "permissive=0,rdm_policy=strict,power_mgmt=1,msitranslate=0";
-    let mut guest = create_of(options, &world.store, &[RESTART, PASSTHROUGH, RDM])?;
+    let mut guest = create_of(options, &host.store, &[RESTART, PASSTHROUGH, RDM])?;
     let node = format!("/local/domain/0/backend/pci/{}/0/opts-0", guest.stub);
-    let said = world.store.read_str(&node)?;
+    let said = host.store.read_str(&node)?;
     let expected = "msitranslate=0,power_mgmt=1,permissive=0,rdm_policy=strict";
     ensure!(said == expected, "pciback is told {said}");
-    copies(&world.store, &mut guest).with_context(diagnosis)?;
-    guest = guest.restarts(&world.store, "$").with_context(diagnosis)?;
-    attached_anew(&world.store, &mut guest).with_context(diagnosis)?;
+    copies(&host.store, &mut guest).with_context(diagnosis)?;
+    guest = guest.restarts(&host.store, "$").with_context(diagnosis)?;
+    attached_anew(&host.store, &mut guest).with_context(diagnosis)?;
     guest.destroy()?;
     is_assignable_again(EDU)
 }
@@ -171,7 +171,7 @@ impl Copied {
     fn forever(store: &Store, guest: &mut Guest) -> Result<Self> {
         second(guest)?;
         guest.types(store, "|")?;
-        guest.says("xen-guest: dma forever")?;
+        guest.output_after("xen-guest: dma forever")?;
         let privcmd = privcmd()?;
         let (memory, (frame, _)) = (privcmd.guest(guest.id), Self::PLACE);
         let mut copied = Self(foreign::map(memory, &[frame], PageAccess::ReadOnly)?);
@@ -203,38 +203,38 @@ fn faults() -> Result<usize> {
 }
 
 /// The device is assignable and quiet, and the next guest's to use.
-fn is_given_on(world: &World) -> Result<()> {
+fn is_given_on(host: &TestHost) -> Result<()> {
     is_assignable_again(EDU)?;
     let before = faults()?;
     std::thread::sleep(QUIET);
     ensure!(faults()? == before, "the device does DMA without a guest");
-    let mut next = create(&world.store, &[]).context("the next guest")?;
-    let result = copies(&world.store, &mut next);
+    let mut next = create(&host.store, &[]).context("the next guest")?;
+    let result = copies(&host.store, &mut next);
     next.destroy()?;
     result.with_context(diagnosis)?;
     is_assignable_again(EDU)
 }
 
 /// QEMU ends in the middle of DMA: libxl destroys the guest, as its configuration has it.
-fn qemu_killed(world: &World) -> Result<()> {
+fn qemu_killed(host: &TestHost) -> Result<()> {
     let image = ramdisk_with_killer()?;
     let ramdisk = format!("stubdomain_ramdisk=\"{image}\"");
     let line = command_line("stubdm.qemu=/extra/mortal-qemu")?;
     let result: Result<DomId> = (|| {
         let more = [&*ramdisk, &line, "on_crash=\"destroy\""];
-        let mut guest = create(&world.store, &more)?;
-        let copied = Copied::forever(&world.store, &mut guest);
+        let mut guest = create(&host.store, &more)?;
+        let copied = Copied::forever(&host.store, &mut guest);
         copied.with_context(diagnosis)?;
         let killed = Instant::now();
-        order(&world.store, &guest, "SIGKILL")?;
+        order(&host.store, &guest, "SIGKILL")?;
         let stub = guest.stub;
         guest.has_left()?;
         println!("    the guest is gone after {:?}", killed.elapsed());
         Ok(stub)
     })();
     fs::remove_file(image)?;
-    forget_backend(&world.store, result?)?;
-    is_given_on(world)
+    forget_backend(&host.store, result?)?;
+    is_given_on(host)
 }
 
 /// Removes the nodes of a device's backend: libxl leaves them when the stubdomain has crashed.
@@ -245,10 +245,10 @@ fn forget_backend(store: &Store, stub: DomId) -> Result<()> {
 }
 
 /// The stubdomain alone is destroyed in the middle of DMA.
-fn destroyed(world: &World) -> Result<()> {
-    let mut guest = create(&world.store, &[])?;
+fn destroyed(host: &TestHost) -> Result<()> {
+    let mut guest = create(&host.store, &[])?;
     let result = (|| {
-        let copied = Copied::forever(&world.store, &mut guest)?;
+        let copied = Copied::forever(&host.store, &mut guest)?;
         let began = Instant::now();
         command(&["xl", "destroy", STUB])?;
         println!("    the stubdomain is gone after {:?}", began.elapsed());
@@ -260,7 +260,7 @@ fn destroyed(world: &World) -> Result<()> {
     let began = Instant::now();
     guest.destroy()?;
     println!("    the guest is gone after {:?}", began.elapsed());
-    result.and_then(|()| is_given_on(world))
+    result.and_then(|()| is_given_on(host))
 }
 
 /// The time within which a refusal has to come.
@@ -281,9 +281,9 @@ fn is_refused(argv: &[&str], reason: &str) -> Result<()> {
     Ok(())
 }
 
-fn refused(world: &World) -> Result<()> {
-    let mut guest = create(&world.store, &[])?;
-    let result = refusals(&world.store, &mut guest).with_context(diagnosis);
+fn refused(host: &TestHost) -> Result<()> {
+    let mut guest = create(&host.store, &[])?;
+    let result = refusals(&host.store, &mut guest).with_context(diagnosis);
     guest.destroy()?;
     result?;
     let line = format!("pci=[\"{NOT_GIVEN}\"]");
@@ -337,9 +337,9 @@ fn refusals(store: &Store, guest: &mut Guest) -> Result<()> {
 }
 
 /// pciback gives up on a device that it does not have, and pcifront with it: the log has that.
-fn gives_up(world: &World) -> Result<()> {
-    let guest = Guest::create_with(&world.store, &[MEMORY])?;
-    let result = announced(&world.store, guest.stub).with_context(diagnosis);
+fn gives_up(host: &TestHost) -> Result<()> {
+    let guest = Guest::create_with(&host.store, &[MEMORY])?;
+    let result = announced(&host.store, guest.stub).with_context(diagnosis);
     guest.destroy()?;
     result
 }
@@ -410,11 +410,11 @@ fn announced(store: &Store, stub: DomId) -> Result<()> {
 }
 
 /// pciback as some hosts load it, so that a device has the host's address in the stubdomain.
-fn same_addresses(world: &World) -> Result<()> {
+fn same_addresses(host: &TestHost) -> Result<()> {
     load_anew(&["passthrough=1"])?;
     given()?;
-    let result = create(&world.store, &[]).and_then(|mut guest| {
-        let result = copies(&world.store, &mut guest).with_context(diagnosis);
+    let result = create(&host.store, &[]).and_then(|mut guest| {
+        let result = copies(&host.store, &mut guest).with_context(diagnosis);
         guest.destroy()?;
         result
     });

@@ -111,7 +111,7 @@ pub(crate) fn start_local(argv: &[&str]) -> Result<Job> {
 
 /// State that all tests share.
 #[derive(Debug)]
-pub(crate) struct World {
+pub(crate) struct TestHost {
     pub(crate) store: Store,
     domu: RefCell<Option<DomU>>,
     second: RefCell<Option<DomU>>,
@@ -146,7 +146,7 @@ mod domu {
 use domu::{DOMU_CONFIG, PANIC};
 pub(crate) use domu::{DOMU_NAME, SECOND_NAME};
 
-impl World {
+impl TestHost {
     pub(crate) fn new() -> Result<Self> {
         let store = Store::open(&Xen::open()?)?;
         Ok(Self {
@@ -362,7 +362,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestHost {
     fn drop(&mut self) {
         for result in [self.no_domu(), self.no_guest()] {
             if let Err(error) = result {
