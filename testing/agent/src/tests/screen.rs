@@ -2,6 +2,7 @@
 //! for the stubdomain.
 
 mod alone;
+mod hostile;
 
 use std::fs;
 
@@ -46,6 +47,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
     tests.push(Test::new("screen/two_guests_and_cirrus", Needs::Package, two_guests).on_request());
     alone::add(tests);
+    hostile::add(tests);
 }
 
 /// The file that has screens served without QEMU.

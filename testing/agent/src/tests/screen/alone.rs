@@ -40,10 +40,10 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 }
 
 /// The lines of a guest's configuration.
-const LINES: [&str; 3] = ["vnc=1", STDVGA, "on_reboot=\"restart\""];
+pub(super) const LINES: [&str; 3] = ["vnc=1", STDVGA, "on_reboot=\"restart\""];
 
 /// Tries until it succeeds: for what no event announces.
-fn succeeds_soon<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub(super) fn succeeds_soon<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = soon();
     loop {
         match attempt() {
@@ -54,7 +54,7 @@ fn succeeds_soon<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
 }
 
 /// The process that serves a guest's screen.
-fn process_of(guest: &Guest) -> Result<i32> {
+pub(super) fn process_of(guest: &Guest) -> Result<i32> {
     let end = format!(" {}", guest.stub);
     let mut all = processes()?.into_iter();
     let found = all.find(|(_, line)| line.starts_with(PROCESS) && line.ends_with(&end));
@@ -68,15 +68,15 @@ fn consoled_of(store: &Store, guest: &Guest) -> Result<i32> {
 }
 
 /// A guest, a viewer of it, and the number of the picture that both have.
-struct Seat {
-    guest: Guest,
-    viewer: Viewer,
-    number: usize,
+pub(super) struct Seat {
+    pub(super) guest: Guest,
+    pub(super) viewer: Viewer,
+    pub(super) number: usize,
 }
 
 impl Seat {
     /// The guest draws its pictures up to one made of pixels, and the viewer sees that one.
-    fn take(store: &Store, mut guest: Guest, number: usize) -> Result<Self> {
+    pub(super) fn take(store: &Store, mut guest: Guest, number: usize) -> Result<Self> {
         guest.output_after("xen-guest: alive second=")?;
         draws(store, &mut guest, "*")?;
         for _ in 0..=number {
@@ -93,7 +93,7 @@ impl Seat {
     }
 
     /// The viewer sees the guest's picture, pixel for pixel, and a key of its own arrives.
-    fn works(&mut self) -> Result<()> {
+    pub(super) fn works(&mut self) -> Result<()> {
         painting_is_seen(&mut self.viewer, self.number)?;
         // Each guest's is another key.
         let key = 0x10 + u8::try_from(self.guest.stub.as_u16() % 8)?;
