@@ -226,7 +226,7 @@ fn hostile_frontend(store: &Store, seat: &mut Seat) -> Result<()> {
             }
             bytes
         })?;
-        // What a viewer sends wakes the process up, which looks at the ring too.
+        // A viewer's bytes wake the process up, which looks at the ring too.
         seat.viewer.pointer(0, 5, 5)?;
         seat.viewer.watch(Duration::from_millis(50))?;
     }
