@@ -181,10 +181,10 @@ fn connected(killed: &Killed, number: u32) -> Frontend {
     let deadline = Instant::now() + PATIENCE;
     let line = b"a line of a log\n";
     let mut sent = 0;
-    while sent < line.len() || frontend.link().unread().unwrap() > 0 {
+    while sent < line.len() || frontend.connection().unread().unwrap() > 0 {
         frontend.turn().unwrap();
         if sent < line.len() {
-            sent += frontend.link().try_write(&line[sent..]).unwrap();
+            sent += frontend.connection().try_write(&line[sent..]).unwrap();
         }
         assert!(Instant::now() < deadline, "{}", killed.logs());
         thread::sleep(Duration::from_millis(1));
