@@ -13,6 +13,7 @@
 //! | [`vnc`] | what libxl's `-vnc` asks for |
 //! | `device` | the nodes and states of one device |
 //! | `ipc` | the messages of the two processes |
+//! | `reports` | those of the screen's process, at a rate |
 //! | [`server`] | this process's half |
 //! | [`process`] | the screen's process: it maps, enters the sandbox, and serves |
 //! | `worker` | its loop |
@@ -26,6 +27,7 @@ mod connection;
 mod device;
 mod ipc;
 pub mod process;
+mod reports;
 pub mod server;
 pub mod vnc;
 mod worker;

@@ -15,6 +15,7 @@ use xen_sys::DomId;
 use super::device::{Device, Kind};
 use super::ipc::{Password, Report, SetPassword};
 use super::process::{self, Front, Mode};
+use super::reports::Reports;
 use super::vnc::Vnc;
 use crate::libxl::discover::Display;
 use crate::libxl::trusted;
@@ -51,7 +52,7 @@ const LOG: budget::Size = budget::Size {
 #[derive(Debug)]
 struct Worker {
     child: Child,
-    ipc: IpcSocket,
+    reports: Reports,
     stderr: LogRelay,
     /// The frontends whose pages it has.
     of: (Front, Option<Front>),
@@ -236,7 +237,7 @@ impl ScreenServer {
     fn send_password(&self) {
         if let Some(worker) = &self.worker {
             // A process that does not take it has ended, or is ended soon.
-            let _ = worker.ipc.send(&SetPassword(self.password).encode());
+            let _ = worker.reports.send(&SetPassword(self.password).encode());
         }
     }
 
@@ -300,7 +301,7 @@ impl ScreenServer {
         let mut ready = false;
         let mut mode = self.mode;
         let why = loop {
-            match worker.ipc.receive() {
+            match worker.reports.receive(now) {
                 Ok(Received::Message(message)) => match Report::decode(&message) {
                     Some(Report::Ready) if !worker.ready => {
                         (worker.ready, ready) = (true, true);
@@ -437,7 +438,7 @@ impl ScreenServer {
             .stderr(end);
         Ok(Worker {
             child: command.spawn().context(what)?,
-            ipc: near,
+            reports: Reports::new(near, now),
             stderr,
             of,
             since: now,
@@ -453,7 +454,7 @@ impl ScreenServer {
             interests.extend(devices.filter_map(Device::poll_fd).map(readable));
         }
         if let Some(worker) = &self.worker {
-            interests.push(readable(worker.ipc.as_fd()));
+            interests.extend(worker.reports.interest());
             interests.extend(worker.stderr.interest());
         }
         interests
@@ -471,6 +472,7 @@ impl ScreenServer {
         match &self.worker {
             Some(worker) => {
                 deadline = earlier(deadline, worker.stderr.deadline());
+                deadline = earlier(deadline, worker.reports.deadline());
                 let late = (!worker.ready).then_some(worker.since + START);
                 earlier(deadline, late)
             }
