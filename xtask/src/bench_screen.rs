@@ -1,12 +1,11 @@
 //! `cargo xtask bench screen`: a guest's screen as `consoled` and as QEMU serve it, and the page that
 //! compares them.
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::bench;
@@ -80,14 +79,9 @@ pub(crate) fn run(
     timeout: Duration,
 ) -> Result<ExitCode> {
     let script = format!("exec xen-testbed-agent bench-screen --starts {starts}");
-    let rows = bench::rows(workspace, options, &script, timeout)?;
-    let rows = rows.iter().map(|row| serde_json::from_str(row));
-    let rows: Vec<Value> = rows.collect::<Result<_, _>>().context("a row")?;
+    let rows = bench::values(workspace, options, &script, timeout)?;
     let page = page(&rows, options.release.name, starts)?;
-    println!("{page}");
-    fs::create_dir_all(out)?;
-    let path = out.join("screen.md");
-    fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+    bench::write_page(out, "screen.md", &page)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -23,7 +23,7 @@ use crate::guest::{Guest, destroy_leftover, diagnosis, domid, listed};
 use crate::host::{TestHost, command, soon};
 use crate::leftovers::processes;
 use crate::qmp::Qmp;
-use crate::tests::consoled::{CONSOLED, MODEL, field};
+use crate::tests::consoled::{CONSOLED, MODEL, field, memory};
 use crate::tests::linux::{disk_line, loop_device};
 use viewer::{Encoding, Viewer};
 
@@ -66,7 +66,7 @@ const LOOK: Duration = Duration::from_micros(20);
 
 /// The server of a guest's screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Server {
     /// `consoled`, for a guest with a stubdomain.
     Consoled,
     /// Dom0's QEMU, for a guest with a stubdomain.
@@ -75,7 +75,7 @@ enum Way {
     Plain,
 }
 
-impl Way {
+impl Server {
     const fn name(self) -> &'static str {
         match self {
             Self::Consoled => "consoled",
@@ -88,7 +88,7 @@ impl Way {
 /// A guest that draws and counts.
 #[derive(Debug)]
 struct Machine {
-    way: Way,
+    way: Server,
     /// The domain with the screen: the stubdomain, or the guest.
     of: DomId,
     page: Region,
@@ -118,7 +118,7 @@ pub(crate) fn run(starts: usize, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn print(way: Way, name: impl Into<String>, value: impl Into<Value>) {
+fn print(way: Server, name: impl Into<String>, value: impl Into<Value>) {
     let row = json!({"way": way.name(), "figure": name.into(), "value": value.into()});
     println!("row {row}");
 }
@@ -157,9 +157,9 @@ fn start(store: &Store, devices: &[String]) -> Result<Vec<Machine>> {
     command(&["xl", "create", PLAIN_CONFIG, "vnc=1", vga, &disk, &model])?;
     let mut machines = Vec::new();
     for (way, guest) in [
-        (Way::Consoled, Some(consoled)),
-        (Way::Qemu, Some(qemu)),
-        (Way::Plain, None),
+        (Server::Consoled, Some(consoled)),
+        (Server::Qemu, Some(qemu)),
+        (Server::Plain, None),
     ] {
         let (id, of) = match &guest {
             Some(guest) => (guest.id, guest.stub),
@@ -269,11 +269,15 @@ fn served_by(machine: &Machine) -> Result<Vec<i32>> {
     let qemu = format!(" -xen-domid {} ", machine.of);
     let all = processes()?.into_iter();
     let of_it = all.filter(|(_, line)| match machine.way {
-        Way::Consoled => line.starts_with(CONSOLED) || line.starts_with(PROCESS),
-        Way::Qemu | Way::Plain => line.starts_with(MODEL) && line.contains(&qemu),
+        Server::Consoled => line.starts_with(CONSOLED) || line.starts_with(PROCESS),
+        Server::Qemu | Server::Plain => line.starts_with(MODEL) && line.contains(&qemu),
     });
     let pids: Vec<i32> = of_it.map(|(pid, _)| pid).collect();
-    let count = if machine.way == Way::Consoled { 2 } else { 1 };
+    let count = if machine.way == Server::Consoled {
+        2
+    } else {
+        1
+    };
     ensure!(pids.len() == count, "{:?}: {pids:?}", machine.way);
     Ok(pids)
 }
@@ -310,8 +314,8 @@ fn idle(machines: &[Machine]) -> Result<()> {
         print(way, "idle wake-ups", counts(pids)? - switches);
         let (mut resident, mut share) = (0, 0);
         for pid in pids {
-            resident += field(&format!("/proc/{pid}/status"), "VmRSS:")?;
-            share += field(&format!("/proc/{pid}/smaps_rollup"), "Pss:")?;
+            let [all, own] = memory(pid)?;
+            (resident, share) = (resident + all, share + own);
         }
         print(way, "resident", resident);
         print(way, "share", share);

@@ -54,11 +54,12 @@ impl Model {
         let mut found = Vec::new();
         for (pid, line) in processes()? {
             if line.starts_with(MODEL) || line.starts_with(CONSOLED) {
-                let proc = format!("/proc/{pid}");
+                let [resident, share] = memory(pid)?;
+                let program = fs::read_link(format!("/proc/{pid}/exe"))?;
                 found.push(Self {
-                    program: fs::read_link(format!("{proc}/exe"))?.display().to_string(),
-                    share: field(&format!("{proc}/smaps_rollup"), "Pss:")?,
-                    resident: field(&format!("{proc}/status"), "VmRSS:")?,
+                    program: program.display().to_string(),
+                    share,
+                    resident,
                 });
             }
         }
@@ -93,16 +94,26 @@ pub(super) fn qemu_in_dom0() -> Result<()> {
 
 /// Prints what a process takes of dom0's memory.
 pub(super) fn print_memory(what: &str, pid: impl std::fmt::Display) -> Result<()> {
-    let proc = format!("/proc/{pid}");
-    let share = field(&format!("{proc}/smaps_rollup"), "Pss:")?;
-    let resident = field(&format!("{proc}/status"), "VmRSS:")?;
+    let [resident, share] = memory(pid)?;
     println!("    {what}: {resident} KiB resident, {share} KiB its own share");
     Ok(())
 }
 
-/// The number of KiB behind a name.
+/// The KiB of a process that are in memory, and its share of them: both of one moment, since an idle
+/// process gives up pages.
+pub(crate) fn memory(pid: impl std::fmt::Display) -> Result<[u64; 2]> {
+    let file = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&file).with_context(|| file.clone())?;
+    Ok([number(&text, "Rss:", &file)?, number(&text, "Pss:", &file)?])
+}
+
+/// The number behind a name in a file, as of KiB.
 pub(crate) fn field(file: &str, name: &str) -> Result<u64> {
     let text = fs::read_to_string(file).with_context(|| file.to_owned())?;
+    number(&text, name, file)
+}
+
+fn number(text: &str, name: &str, file: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     number

@@ -68,28 +68,28 @@ fn consoled_of(store: &Store, guest: &Guest) -> Result<i32> {
 }
 
 /// A guest, a viewer of it, and the number of the picture that both have.
-pub(super) struct Seat {
+pub(super) struct ViewedGuest {
     pub(super) guest: Guest,
     pub(super) viewer: Viewer,
     pub(super) number: usize,
 }
 
-impl Seat {
+impl ViewedGuest {
     /// The guest draws its pictures up to one made of pixels, and the viewer sees that one.
-    pub(super) fn take(store: &Store, mut guest: Guest, number: usize) -> Result<Self> {
+    pub(super) fn new(store: &Store, mut guest: Guest, number: usize) -> Result<Self> {
         guest.output_after("xen-guest: alive second=")?;
         draws(store, &mut guest, "*")?;
         for _ in 0..=number {
             draws(store, &mut guest, "+")?;
         }
         let viewer = viewer(&guest)?;
-        let mut seat = Self {
+        let mut viewed = Self {
             guest,
             viewer,
             number,
         };
-        seat.works()?;
-        Ok(seat)
+        viewed.works()?;
+        Ok(viewed)
     }
 
     /// The viewer sees the guest's picture, pixel for pixel, and a key of its own arrives.
@@ -146,14 +146,14 @@ impl Seat {
         succeeds_soon(|| super::port(&self.guest))?;
         // Its terminal is another, and `xl console` takes a lock.
         drop(self.guest);
-        let mut seat = Self {
+        let mut viewed = Self {
             guest: Guest::running()?,
             viewer: self.viewer,
             number: self.number,
         };
-        seat.connects_anew(port)?;
+        viewed.connects_anew(port)?;
         println!("    and {:?} after that of consoled", began.elapsed());
-        Ok(seat)
+        Ok(viewed)
     }
 
     /// The guest restarts, and a viewer of the new one sees its BIOS and its pictures.
@@ -164,7 +164,7 @@ impl Seat {
         let guest = guest.restarts(store, "$")?;
         viewer.closed()?;
         shows_bios(&guest)?;
-        Self::take(store, guest, 0)
+        Self::new(store, guest, 0)
     }
 
     /// The guest is destroyed: no process, socket, node or mapping is left of it.
@@ -247,8 +247,8 @@ fn two_guests(host: &TestHost) -> Result<()> {
 /// Two guests with a viewer each: what happens to the first one does not affect the second.
 fn side_by_side(host: &TestHost, [first, second]: [Guest; 2]) -> Result<()> {
     let store = &host.store;
-    let mut first = Seat::take(store, first, 0)?;
-    let mut second = Seat::take(store, second, 1)?;
+    let mut first = ViewedGuest::new(store, first, 0)?;
+    let mut second = ViewedGuest::new(store, second, 1)?;
     first.works()?;
     second.unaffected(|| first.process_is_killed().context("serve-screen is killed"))?;
     let first = second.unaffected(|| first.consoled_is_killed(host))?;
@@ -259,39 +259,39 @@ fn side_by_side(host: &TestHost, [first, second]: [Guest; 2]) -> Result<()> {
 
 /// Times that a process has waited for something.
 fn waits(pid: i32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let name = "voluntary_ctxt_switches:";
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    Ok(line.context("no count of switches")?.trim().parse()?)
+    consoled::field(&format!("/proc/{pid}/status"), "voluntary_ctxt_switches:")
 }
 
 /// A screen on which nothing changes, with a viewer, wakes nobody up in dom0.
 fn idle(host: &TestHost) -> Result<()> {
     let store = &host.store;
     let guest = Guest::create_with(store, &LINES)?;
-    let mut seat = Seat::take(store, guest, 0).with_context(diagnosis)?;
+    let mut viewed = ViewedGuest::new(store, guest, 0).with_context(diagnosis)?;
     consoled::no_qemu_in_dom0()?;
-    let pids = [process_of(&seat.guest)?, consoled_of(store, &seat.guest)?];
-    let count = |seat: &mut Seat| -> Result<[u64; 2]> {
+    let pids = [
+        process_of(&viewed.guest)?,
+        consoled_of(store, &viewed.guest)?,
+    ];
+    let count = |viewed: &mut ViewedGuest| -> Result<[u64; 2]> {
         // The last of what was before.
-        seat.viewer.watch(Duration::from_secs(3))?;
+        viewed.viewer.watch(Duration::from_secs(3))?;
         let before = [waits(pids[0])?, waits(pids[1])?];
-        seat.viewer.watch(Duration::from_secs(20))?;
+        viewed.viewer.watch(Duration::from_secs(20))?;
         Ok([waits(pids[0])? - before[0], waits(pids[1])? - before[1]])
     };
-    let running = count(&mut seat)?;
+    let running = count(&mut viewed)?;
     // The guest writes a line each second, which is for consoled.
     command(&["xl", "pause", NAME])?;
-    let paused = count(&mut seat)?;
+    let paused = count(&mut viewed)?;
     command(&["xl", "unpause", NAME])?;
     println!("    wake-ups in 20 s, of serve-screen and of consoled: {running:?}");
     println!("    while the guest is paused: {paused:?}");
     ensure!(running[0] <= 2 && paused.iter().all(|count| *count <= 2));
     // The count is one that grows.
     let before = waits(pids[0])?;
-    draws(store, &mut seat.guest, "+")?;
-    seat.number += 1;
-    seat.works()?;
+    draws(store, &mut viewed.guest, "+")?;
+    viewed.number += 1;
+    viewed.works()?;
     ensure!(waits(pids[0])? > before);
-    seat.guest.destroy()
+    viewed.guest.destroy()
 }

@@ -12,7 +12,7 @@ use xen_store::Store;
 use xen_sys::Xen;
 use xen_sys::privcmd::Privcmd;
 
-use super::alone::{LINES, Seat, process_of, succeeds_soon};
+use super::alone::{LINES, ViewedGuest, process_of, succeeds_soon};
 use super::{LOG, draws, port, viewer, without_qemu};
 use crate::guest::{Guest, diagnosis};
 use crate::host::{PATIENCE, TestHost, soon};
@@ -20,7 +20,7 @@ use crate::suite::{Needs, Test};
 use crate::tests::consoled;
 
 pub(super) fn add(tests: &mut Vec<Test>) {
-    let mut test = |name: &str, body: fn(&Store, &mut Seat) -> Result<()>| {
+    let mut test = |name: &str, body: fn(&Store, &mut ViewedGuest) -> Result<()>| {
         let run = move |host: &TestHost| without_qemu(|| with_guest(host, body));
         tests.push(Test::new(name, Needs::Package, run).on_request());
     };
@@ -31,11 +31,11 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 /// The most memory that the screen's process may ever have had, in KiB.
 const MOST: u64 = 24 << 10;
 
-fn with_guest(host: &TestHost, body: fn(&Store, &mut Seat) -> Result<()>) -> Result<()> {
+fn with_guest(host: &TestHost, body: fn(&Store, &mut ViewedGuest) -> Result<()>) -> Result<()> {
     let guest = Guest::create_with(&host.store, &LINES)?;
-    let mut seat = Seat::take(&host.store, guest, 0).with_context(diagnosis)?;
-    body(&host.store, &mut seat).with_context(|| fs::read_to_string(LOG).unwrap_or_default())?;
-    seat.guest.destroy()
+    let mut viewed = ViewedGuest::new(&host.store, guest, 0).with_context(diagnosis)?;
+    body(&host.store, &mut viewed).with_context(|| fs::read_to_string(LOG).unwrap_or_default())?;
+    viewed.guest.destroy()
 }
 
 /// Checks the most memory that the screen's process has had.
@@ -47,10 +47,10 @@ fn memory_is_bounded(guest: &Guest) -> Result<()> {
 }
 
 /// The guest draws its next picture, and the viewer that was there all along sees it.
-fn goes_on(store: &Store, seat: &mut Seat) -> Result<()> {
-    draws(store, &mut seat.guest, "+")?;
-    seat.number += 1;
-    seat.works().context("of the viewer beside")
+fn goes_on(store: &Store, viewed: &mut ViewedGuest) -> Result<()> {
+    draws(store, &mut viewed.guest, "+")?;
+    viewed.number += 1;
+    viewed.works().context("of the viewer beside")
 }
 
 /// Lines of the log with a text.
@@ -102,10 +102,10 @@ fn is_closed(mut stream: TcpStream) -> Result<()> {
 
 /// Garbage before and after the handshake, a viewer that reads nothing, and one that asks for a
 /// million rectangles.
-fn hostile_viewers(store: &Store, seat: &mut Seat) -> Result<()> {
-    let pid = process_of(&seat.guest)?;
+fn hostile_viewers(store: &Store, viewed: &mut ViewedGuest) -> Result<()> {
+    let pid = process_of(&viewed.guest)?;
     for before in [&b""[..], HANDSHAKE] {
-        let mut stream = connect(&seat.guest)?;
+        let mut stream = connect(&viewed.guest)?;
         let address = stream.local_addr()?;
         stream.write_all(before)?;
         // The server need not take all of it.
@@ -118,21 +118,21 @@ fn hostile_viewers(store: &Store, seat: &mut Seat) -> Result<()> {
         })?;
         ensure!(logged(&line)? == 1, "more than one line about {address}");
     }
-    seat.works()?;
+    viewed.works()?;
 
-    let mut stalled = connect(&seat.guest)?;
+    let mut stalled = connect(&viewed.guest)?;
     stalled.write_all(HANDSHAKE)?;
     stalled.set_nonblocking(true)?;
     let whole = WHOLE.repeat(1000);
     for _ in 0..30 {
         match stalled.write(&whole) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
-            _ => seat.viewer.watch(Duration::from_millis(1))?,
+            _ => viewed.viewer.watch(Duration::from_millis(1))?,
         }
     }
-    goes_on(store, seat)?;
+    goes_on(store, viewed)?;
 
-    let mut busy = connect(&seat.guest)?;
+    let mut busy = connect(&viewed.guest)?;
     busy.write_all(HANDSHAKE)?;
     busy.set_nonblocking(true)?;
     let requests = PIXEL.repeat(1000);
@@ -154,10 +154,10 @@ fn hostile_viewers(store: &Store, seat: &mut Seat) -> Result<()> {
         }
     }
     println!("    {REQUESTS} requests of a pixel: {received} bytes of answers");
-    goes_on(store, seat)?;
+    goes_on(store, viewed)?;
     drop((stalled, busy));
-    memory_is_bounded(&seat.guest)?;
-    ensure!(process_of(&seat.guest)? == pid, "another process");
+    memory_is_bounded(&viewed.guest)?;
+    ensure!(process_of(&viewed.guest)? == pid, "another process");
     Ok(())
 }
 
@@ -209,9 +209,9 @@ fn event(kind: u8, fields: &[u32]) -> Vec<u8> {
 
 /// Garbage in every number of the page and in every event, a flood of changes and sizes, and an
 /// index that cannot be.
-fn hostile_frontend(store: &Store, seat: &mut Seat) -> Result<()> {
-    let pid = process_of(&seat.guest)?;
-    let mut page = page_of(store, &seat.guest)?;
+fn hostile_frontend(store: &Store, viewed: &mut ViewedGuest) -> Result<()> {
+    let pid = process_of(&viewed.guest)?;
+    let mut page = page_of(store, &viewed.guest)?;
     let mut honest = vec![0; EVENTS - NUMBERS];
     page.copy_out(NUMBERS, &mut honest)?;
     page.copy_in(NUMBERS, &garbage(EVENTS - NUMBERS))?;
@@ -227,12 +227,12 @@ fn hostile_frontend(store: &Store, seat: &mut Seat) -> Result<()> {
             bytes
         })?;
         // A viewer's bytes wake the process up, which looks at the ring too.
-        seat.viewer.pointer(0, 5, 5)?;
-        seat.viewer.watch(Duration::from_millis(50))?;
+        viewed.viewer.pointer(0, 5, 5)?;
+        viewed.viewer.watch(Duration::from_millis(50))?;
     }
     // The kernel reads the depth there.
     page.copy_in(NUMBERS, &honest)?;
-    goes_on(store, seat)?;
+    goes_on(store, viewed)?;
     let refused = logged("resizes that were refused")?;
     println!("    {refused} lines about sizes that cannot be");
     ensure!((1..=16).contains(&refused), "{refused} lines");
@@ -245,25 +245,25 @@ fn hostile_frontend(store: &Store, seat: &mut Seat) -> Result<()> {
                 0 => event(2, &[0, 0, 800, 600]),
                 _ => event(3, &[1 + index % 800, 1 + index % 600, 3200, 32, 0]),
             })?;
-            seat.viewer.pointer(0, 6, 6)?;
+            viewed.viewer.pointer(0, 6, 6)?;
             thread::sleep(Duration::from_millis(1));
         }
-        seat.viewer.watch(Duration::from_millis(1))?;
+        viewed.viewer.watch(Duration::from_millis(1))?;
     }
     println!("    {events} events of a flood");
     ensure!(events > 1000, "{events} events");
     // Its mode is another, so the kernel sends the size that is true.
-    goes_on(store, seat)?;
-    memory_is_bounded(&seat.guest)?;
-    ensure!(process_of(&seat.guest)? == pid, "another process");
+    goes_on(store, viewed)?;
+    memory_is_bounded(&viewed.guest)?;
+    ensure!(process_of(&viewed.guest)? == pid, "another process");
 
     let good = number(&page, PROD)?;
     page.copy_in(PROD, &good.wrapping_add(1000).to_le_bytes())?;
-    seat.viewer.pointer(0, 7, 7)?;
-    seat.viewer.closed()?;
+    viewed.viewer.pointer(0, 7, 7)?;
+    viewed.viewer.closed()?;
     page.copy_in(PROD, &number(&page, CONS)?.to_le_bytes())?;
-    seat.viewer = viewer(&seat.guest)?;
-    seat.works().context("after the ring is mended")?;
+    viewed.viewer = viewer(&viewed.guest)?;
+    viewed.works().context("after the ring is mended")?;
     // Each process that tries it logs one.
     let lines = logged("broke its ring")?;
     ensure!((1..=3).contains(&lines), "{lines} lines about the ring");
