@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::end::Sample;
 
-pub use groups::{full, quick, xen};
+pub use groups::{PAIR, full, quick, xen};
 
 /// The library of an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -217,8 +217,8 @@ impl Bench<'_> {
             .context("starting valgrind; Debian's package has that name")?;
         let text = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout);
-            bail!("valgrind: {said}{text}");
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            bail!("valgrind: {stdout}{text}");
         }
         let field = |name: &str| -> Result<f64> {
             let line = text.lines().find(|line| line.contains(name));
@@ -355,15 +355,6 @@ fn kernel() -> String {
 
 /// Counts the instructions of a write and a read in one thread, and writes their page.
 fn count(bench: &Bench<'_>) -> Result<()> {
-    let makers = [
-        Maker::C,
-        Maker::Ours,
-        Maker::Chunks,
-        Maker::Core,
-        Maker::Rtrb,
-        Maker::Ringbuf,
-        Maker::Memcpy,
-    ];
     let mut page = "# vchan: instructions of a write and a read\n\n\
         Written by `cargo xtask bench vchan --instructions`; do not edit. Valgrind counts them in one\n\
         thread, through a ring of 64 KiB, once for few and once for many writes; the difference, for\n\
@@ -375,7 +366,7 @@ fn count(bench: &Bench<'_>) -> Result<()> {
         let _ = write!(page, " | {size} B");
     }
     let _ = writeln!(page, " |\n|---|{}", "---|".repeat(COUNTED.len()));
-    for maker in makers {
+    for maker in plan::PAIR {
         let _ = write!(page, "| {} |", report::name(maker));
         for size in COUNTED {
             let [few, many] = [FEW, MANY].map(|count| bench.counted(maker, size, count));

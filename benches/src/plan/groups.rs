@@ -15,6 +15,17 @@ const UNIX: Variant = Variant::of(Maker::Unix, Maker::Unix);
 const CORE: Variant = Variant::of(Maker::Core, Maker::Core);
 const RTRB: Variant = Variant::of(Maker::Rtrb, Maker::Rtrb);
 
+/// The ways of a write and a read in one thread that are compared.
+pub const PAIR: [Maker; 7] = [
+    Maker::C,
+    Maker::Ours,
+    Maker::Chunks,
+    Maker::Core,
+    Maker::Rtrb,
+    Maker::Ringbuf,
+    Maker::Memcpy,
+];
+
 pub(super) fn stream(ring: usize, size: usize, notify_ns: u64) -> Group {
     let mut variants = vec![LIBXENVCHAN, OURS, WE_READ, WE_WRITE];
     if size <= 4 * KIB {
@@ -56,19 +67,10 @@ fn others() -> Vec<Group> {
         UNIX,
     ];
     let same = |maker| Variant::of(maker, maker);
-    let pair = [
-        Maker::C,
-        Maker::Ours,
-        Maker::Chunks,
-        Maker::Core,
-        Maker::Rtrb,
-        Maker::Ringbuf,
-        Maker::Memcpy,
-    ];
     vec![
         Group {
             task: task(Work::Pair, 64),
-            variants: pair.map(same).into(),
+            variants: PAIR.map(same).into(),
             runs: ROUNDS,
         },
         Group {
