@@ -73,7 +73,7 @@ fn host() -> (Xen, Store, (Simulation, StoreServer)) {
     (host.xen(DomId::DOM0).unwrap(), store, (host, stored))
 }
 
-fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
+pub(crate) fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
     let (xen, store, host) = host();
     let mut server = ServerBuilder::new(DomId::DOM0, "race")
         .publish(&xen, &store)

@@ -97,6 +97,12 @@ impl Producer {
         self.ring.size - filled(self.next, self.seen.get())
     }
 
+    /// Returns the cursor behind the last byte staged; every byte moves it by one.
+    #[inline]
+    pub(crate) const fn written(&self) -> u32 {
+        self.next
+    }
+
     /// Bytes staged and not yet published.
     #[inline]
     #[must_use]
