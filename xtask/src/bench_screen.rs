@@ -172,7 +172,7 @@ fn page(rows: &[Value], release: &str, starts: u32) -> Result<String> {
           that grow while nothing changes: in the stubdomain in both ways, and dom0's once more.\n\
         * **tiles** of 32 by 32 pixels in eight colours; **text** in letters of 8 by 16; **colours**\n  \
           that change from pixel to pixel; **noise**. The bytes that a viewer receives when nearly every\n  \
-          pixel changes, until no byte comes for 0.7 s.\n\
+          pixel changes, until no byte came for 1.5 s.\n\
         * **wake-ups** are voluntary context switches of all processes that serve the screen, with a\n  \
           viewer that waits for an update.\n\
         * **memory**: the sum of `stubdm-run consoled` and `serve-screen`, which serve the consoles\n  \

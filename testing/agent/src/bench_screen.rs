@@ -57,8 +57,9 @@ const PICTURES: [(&str, u8); 4] = [
 
 /// How long the screen rests before a key.
 const REST: Duration = Duration::from_millis(1000);
-/// How long no byte comes before a picture counts as whole.
-const QUIET: Duration = Duration::from_millis(700);
+/// How long no byte comes after its first one before a picture counts as whole. A server compresses
+/// noise for longer than a second.
+const QUIET: Duration = Duration::from_millis(1500);
 /// How long nothing happens while bytes and wake-ups are counted.
 const IDLE: Duration = Duration::from_secs(20);
 /// The pause between two looks at the guest's page.
@@ -255,6 +256,7 @@ fn pictures(machine: &Machine, encoding: Encoding) -> Result<()> {
         viewer.key(key, true)?;
         counted(machine, DRAWN, drawn)?;
         viewer.key(key, false)?;
+        viewer.more_than(bytes)?;
         viewer.quiet(QUIET)?;
         if !picture.is_empty() {
             let name = format!("{picture}, {}", encoding.name());

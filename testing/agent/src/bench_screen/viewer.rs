@@ -124,6 +124,16 @@ impl Viewer {
         }
     }
 
+    /// Waits until more bytes were received than these.
+    pub(super) fn more_than(&self, bytes: u64) -> Result<()> {
+        let deadline = soon();
+        while self.bytes() <= bytes {
+            ensure!(Instant::now() < deadline, "the server sends no update");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Waits until no byte came for this long.
     pub(super) fn quiet(&self, long: Duration) -> Result<()> {
         let (deadline, mut last) = (soon(), (self.bytes(), Instant::now()));

@@ -5,6 +5,9 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 use crate::server::PIECE_MAX;
 use crate::server::pixels::Converter;
 
+/// The level of compression, which is QEMU's. Below 7, zlib-rs finds fewer repetitions in what a
+/// screen shows, and takes as long.
+const LEVEL: u32 = 9;
 /// The largest palette.
 const COLOURS: usize = 127;
 /// The largest palette of a tile whose pixels are packed.
@@ -74,7 +77,7 @@ impl Zrle {
     pub(super) fn put(&mut self, out: &mut Vec<u8>) {
         let stream = self
             .stream
-            .get_or_insert_with(|| Compress::new(Compression::default(), true));
+            .get_or_insert_with(|| Compress::new(Compression::new(LEVEL), true));
         let start = out.len();
         out.extend([0; 4]);
         let mut rest = self.plain.as_slice();
