@@ -1,4 +1,4 @@
-//! Sends events round a loop inside one domain and says how long a round takes.
+//! Sends events round a loop inside one domain and reports how long a round takes.
 //!
 //! On a Xen host: `evtchn-ping [DOMID [ROUNDS]]`; DOMID is this domain's own number, 0 unless given.
 //! Without Xen, on a simulated host:

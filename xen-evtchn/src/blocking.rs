@@ -1,17 +1,17 @@
-//! A descriptor whose reads block for those who wait, and for nobody else.
+//! A descriptor whose reads block for callers that wait, and for no others.
 //!
 //! To wait with poll and then to read are two system calls; a read that blocks is one, and a sleep
-//! is what costs most of a channel that is seldom busy. But whether reads block is a property of
-//! the open file, not of a call, and someone who asks what is pending must never be made to wait.
-//! So the file is made to block when somebody first waits without a deadline, and back for good
-//! when somebody reads who may not block:
+//! is what costs most of a channel that is seldom busy. But blocking is a property of the open
+//! file, not of a call, and a caller that asks what is pending must never be made to wait. So the
+//! first wait without a deadline makes the file block. The first read that may not block changes it
+//! back, permanently:
 //!
 //! ```text
 //!   Polled ──wait without deadline──> Blocks ──any other read──> Both
 //! ```
 //!
-//! A set that is only waited for stays in `Blocks`, one of an event loop in `Polled`. `Both` waits
-//! with poll: to go to and fro would cost more than it saves.
+//! The file of a set that is only waited for stays in `Blocks`, that of an event loop in `Polled`.
+//! In `Both` a wait polls first: switching back and forth would cost more than it saves.
 
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,8 +26,8 @@ enum Mode {
     Both,
 }
 
-/// How the file is used so far. The lock is held across a read that must not block, so that nobody
-/// makes the file block in between; never across one that may.
+/// How the file is used so far. The lock is held across a read that must not block, so that no
+/// other thread makes the file block in between; never across a read that may block.
 #[derive(Debug)]
 pub(crate) struct Blocking(Mutex<Mode>);
 
@@ -53,9 +53,9 @@ impl Blocking {
         read()
     }
 
-    /// Makes reads of `file` block, if that is how it is used. `false`: they do not, poll first.
-    /// And at any moment somebody else may bring the file back: a read that finds nothing is no
-    /// error.
+    /// Makes reads of `file` block, if that is how it is used; returns `false` if reads do not
+    /// block and the caller must poll first. Another thread may undo this at any moment: a read
+    /// that finds nothing is no error.
     pub(crate) fn begin(&self, file: impl AsFd) -> Result<bool> {
         let mut mode = self.mode();
         if *mode == Mode::Polled {

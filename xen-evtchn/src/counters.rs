@@ -4,7 +4,7 @@
 //! inside, so that figures from a simulated host mean something only beside the cost they assume.
 //! [`set_notify_cost`] adds to it, by keeping the caller busy.
 //!
-//! Counted is what the same use would be on `/dev/xen/evtchn`, in system calls. All of it is one
+//! The counts are the system calls that the same use of `/dev/xen/evtchn` would make. There is one
 //! sum per process.
 
 use std::hint::spin_loop;
@@ -15,7 +15,7 @@ static NOTIFY_COST: AtomicU64 = AtomicU64::new(0);
 static NOTIFIES: AtomicU64 = AtomicU64::new(0);
 static OTHERS: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process has called.
+/// The number of calls of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Notifies.
@@ -24,7 +24,7 @@ pub struct Counts {
     pub system_calls: u64,
 }
 
-/// Makes every notify of this process take so much longer.
+/// Makes every notify of this process take `cost` longer.
 pub fn set_notify_cost(cost: Duration) {
     let nanos = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX);
     NOTIFY_COST.store(nanos, Ordering::Relaxed);
@@ -40,7 +40,7 @@ pub fn counts() -> Counts {
     }
 }
 
-/// A notify is about to be sent.
+/// Counts a notify that is about to be sent.
 pub(crate) fn notify() {
     NOTIFIES.fetch_add(1, Ordering::Relaxed);
     let cost = NOTIFY_COST.load(Ordering::Relaxed);
@@ -52,7 +52,7 @@ pub(crate) fn notify() {
     }
 }
 
-/// Another system call.
+/// Counts another system call.
 pub(crate) fn call() {
     OTHERS.fetch_add(1, Ordering::Relaxed);
 }

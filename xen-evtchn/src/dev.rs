@@ -1,9 +1,9 @@
 //! Ports of the real hypervisor, through `/dev/xen/evtchn`.
 //!
-//! Linux (drivers/xen/evtchn.c): reading gives whole port numbers, up to a page of them, and
-//! the driver masks a port as it puts it in its buffer. Writing port numbers unmasks them;
-//! numbers that are not of this file are passed over. `EFBIG` from a read says that the buffer
-//! overflowed, and every read says so until a reset.
+//! Linux (drivers/xen/evtchn.c): a read returns whole port numbers, up to a page of them, and the
+//! driver masks a port as it puts it in its buffer. A write of port numbers unmasks them; the
+//! driver skips numbers of ports that are not bound through this file. A read fails with `EFBIG`
+//! after the buffer overflowed, and so does every later read until a reset.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -100,7 +100,7 @@ impl Evtchn {
             if deadline.is_none() && self.blocking.begin(&self.dev)? {
                 return Ok((read_ports(self.dev.file(), &mut port)?, false));
             }
-            // Callers have mostly looked already, so there is mostly nothing to be read yet.
+            // Most callers have looked already, so mostly nothing can be read yet.
             let over = !wait::readable(self.as_fd(), deadline)?;
             Ok((self.read(&mut port)?, over))
         })?;
@@ -115,8 +115,8 @@ impl AsFd for Evtchn {
 }
 
 /// Repeats `turn`, which returns how many ports it took and whether the time is over. Another
-/// thread may have taken the event, or may have looked and so ended our sleep: then it waits again,
-/// but not beyond the deadline, however often that happens.
+/// thread may have taken the event, or may have looked and so ended our sleep. In both cases this
+/// waits again, but never beyond the deadline.
 fn until(
     deadline: Option<Instant>,
     mut turn: impl FnMut() -> Result<(usize, bool)>,
@@ -158,10 +158,10 @@ fn write_port(mut to: impl Write, port: Port) -> Result<()> {
     }
 }
 
-/// Ports in a page: the driver takes no more by one call.
+/// Ports in a page: the driver takes no more in one call.
 const BATCH: usize = 1024;
 
-/// Unmasks ports, as many by one call as the driver takes.
+/// Unmasks ports, as many in one call as the driver takes.
 fn write_ports(mut to: impl Write, mut ports: &[Port]) -> Result<()> {
     while !ports.is_empty() {
         #[cfg(feature = "unstable-counters")]
@@ -252,7 +252,7 @@ mod tests {
         assert!(Instant::now() >= deadline);
     }
 
-    /// A driver that takes at most so many bytes by one call, and is interrupted before each.
+    /// A driver that takes at most this many bytes in one call, and is interrupted before each.
     struct Takes(usize, bool, Vec<u8>);
 
     impl Write for Takes {

@@ -17,15 +17,15 @@
 //! # What an event is worth
 //!
 //! A port stays **masked** from the moment it is delivered ([`pending`](EventChannels::pending),
-//! [`wait`](EventChannels::wait)) until it is [unmasked](BoundPort::unmask). An event that comes
+//! [`wait`](EventChannels::wait)) until it is [unmasked](BoundPort::unmask). An event that arrives
 //! in between is not lost: it is delivered after the unmask. So the order that never misses
 //! anything is: receive, unmask, *then* look at the shared state.
 //!
-//! An event says "look", not "there is something". The peer can send as many as it likes. The
-//! end that [binds interdomain](EventChannels::bind_interdomain) starts out pending, because
-//! what was sent before it bound is lost (`evtchn_bind_interdomain` in Xen's
-//! xen/common/event_channel.c); the other end is told nothing. And a number received just
-//! before its port was closed may be of a port that is gone.
+//! An event is a hint to look; it does not prove that there is something. The peer can send as many
+//! as it likes. The end that [binds interdomain](EventChannels::bind_interdomain) starts out
+//! pending, because what was sent before it bound is lost (`evtchn_bind_interdomain` in Xen's
+//! xen/common/event_channel.c); the other end receives no event. And a number received just before
+//! its port was closed may be that of a closed port.
 //!
 //! # Guarantees
 //!
@@ -35,8 +35,8 @@
 //!
 //! # Threads and fork
 //!
-//! Everything is `Send + Sync`. Several threads may wait on one handle: each event goes to one
-//! of them. Notify does not contend with a waiter. A forked child shares the open file and so
+//! Everything is `Send + Sync`. Several threads may wait on one handle: each event is delivered to
+//! one of them. Notify does not contend with a waiter. A forked child shares the open file and so
 //! competes for events: let it open its own.
 //!
 //! # Example
@@ -57,7 +57,7 @@
 //! # Ok::<(), xen_sys::Error>(())
 //! ```
 //!
-//! # In a loop of one's own
+//! # In another event loop
 //!
 //! The set is [`AsFd`] and [`AsRawFd`]: level-triggered, readable while an event is pending. An
 //! edge-triggered loop takes events until [`pending`](EventChannels::pending) returns `None`. Ports
@@ -141,15 +141,15 @@ use xen_sys::{DomId, Error, Host, Port, Result, Virq, Xen};
 /// Cloning gives another handle to the same set. The set lives until the last clone and the last
 /// [`BoundPort`] made from it are gone.
 ///
-/// [`AsFd`] is for poll and its kin: readable when [`pending`](Self::pending) would return
-/// something. It must not be read from or written to.
+/// [`AsFd`] is for `poll` and similar calls: the descriptor is readable when
+/// [`pending`](Self::pending) would return something. It must not be read from or written to.
 #[doc(alias = "xenevtchn_handle")]
 #[doc(alias = "xenevtchn_fd")]
 #[doc(alias = "xenevtchn_close")]
 #[derive(Clone, Debug)]
 pub struct EventChannels(Arc<Backend>);
 
-/// Where the ports are.
+/// The backend that holds the ports.
 #[derive(Debug)]
 enum Backend {
     Dev(dev::Evtchn),
@@ -157,7 +157,7 @@ enum Backend {
     Sim(sim::Evtchn),
 }
 
-/// Does the same on either host; a missing operation does not compile.
+/// Calls the same operation of either backend; a missing operation does not compile.
 macro_rules! on {
     ($self:expr, $backend:ident => $e:expr) => {
         match &*$self.0 {
@@ -190,15 +190,15 @@ impl EventChannels {
         Ok(Self(Arc::new(backend)))
     }
 
-    /// Takes a descriptor of the device that was opened elsewhere, with the ports that are bound
-    /// through it: for a daemon that executes itself anew and keeps its channels. The descriptor is
-    /// close-on-exec from now on, and its reads do not block.
+    /// Takes ownership of a descriptor of the device that was opened elsewhere, with the ports that
+    /// are bound through it: for a daemon that re-executes itself and keeps its channels. The
+    /// descriptor is close-on-exec from now on, and its reads do not block.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for a descriptor of something else; [`Error::Device`] when
-    /// `/dev/xen/evtchn` does not open, which is opened to compare; [`Error::Unsupported`] on a
-    /// simulated host.
+    /// [`Error::Invalid`] for a descriptor of another file; [`Error::Device`] when
+    /// `/dev/xen/evtchn`, which is opened for comparison, does not open; [`Error::Unsupported`] on
+    /// a simulated host.
     #[doc(alias = "xenevtchn_fdopen")]
     pub fn adopt(xen: &Xen, fd: OwnedFd) -> Result<Self> {
         match xen.host() {
@@ -210,9 +210,9 @@ impl EventChannels {
         }
     }
 
-    /// Takes charge of a port that is bound through an [adopted](Self::adopt) descriptor: it is
-    /// closed when the value is dropped. A port that the set does not have fails with `ENOTCONN`
-    /// when it is notified.
+    /// Takes ownership of a port that is bound through an [adopted](Self::adopt) descriptor: the
+    /// port is closed when the value is dropped. A notify of a port that the set does not have
+    /// fails with `ENOTCONN`.
     #[must_use]
     pub fn adopt_port(&self, port: Port) -> BoundPort {
         BoundPort::new(self.clone(), port)
@@ -247,12 +247,12 @@ impl EventChannels {
         Ok(BoundPort::new(self.clone(), port))
     }
 
-    /// Returns whether a domain of that number exists. For programs that cannot learn it from the
-    /// store: it needs no privilege and changes nothing. Does not block.
+    /// Returns whether a domain of that number exists. For programs that cannot read it from the
+    /// store: the call needs no privilege, changes nothing and does not block.
     ///
-    /// Tries to [bind](Self::bind_interdomain) to port 0, which no domain has open for another. A
-    /// hypervisor built for debugging logs each such refusal. A domain that is being destroyed
-    /// exists until nobody has any of its pages mapped.
+    /// It tries to [bind](Self::bind_interdomain) to port 0, which no domain has open for another.
+    /// A hypervisor built for debugging logs each such failure. A domain that is being destroyed
+    /// exists until no other domain maps any of its pages.
     ///
     /// # Errors
     ///
@@ -273,15 +273,15 @@ impl EventChannels {
         }
     }
 
-    /// Makes a port at which a virtual interrupt of this domain arrives, that of its first virtual
-    /// CPU if each has one. [`notify`](BoundPort::notify) does nothing there.
+    /// Makes a port at which a virtual interrupt of this domain arrives; if each virtual CPU has
+    /// its own, that of the first. [`notify`](BoundPort::notify) does nothing there.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`]: `EEXIST` when this domain has it bound already, by whatever process or by its
-    /// kernel; `EINVAL` when there is no such virtual interrupt; `EBUSY`, from Xen 4.21 on, when it
-    /// is global and sent to another domain (older ones let it be bound, and no event comes);
-    /// `EACCES` when the handle is [restricted](Self::restrict).
+    /// [`Error::Os`]: `EEXIST` when a process or the kernel of this domain has bound it already;
+    /// `EINVAL` when there is no such virtual interrupt; `EBUSY`, from Xen 4.21 on, when it is
+    /// global and sent to another domain (older versions bind it, and no event arrives); `EACCES`
+    /// when the handle is [restricted](Self::restrict).
     #[doc(alias = "xenevtchn_bind_virq")]
     #[doc(alias = "IOCTL_EVTCHN_BIND_VIRQ")]
     pub fn bind_virq(&self, virq: Virq) -> Result<BoundPort> {
@@ -328,47 +328,47 @@ impl EventChannels {
         on!(self, b => b.wait(deadline))
     }
 
-    /// Lets `port` be delivered again, at once if an event came while it was masked. Of a port
-    /// that is not masked, or not of this set, it is nothing at all.
+    /// Lets `port` be delivered again, immediately if an event arrived while it was masked. Does
+    /// nothing for a port that is not masked or not of this set.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] when the system refuses, which Linux does not.
+    /// [`Error::Os`] when the system call fails, which does not happen on Linux.
     #[doc(alias = "xenevtchn_unmask")]
     #[inline]
     pub fn unmask(&self, port: Port) -> Result<()> {
         on!(self, b => b.unmask(port))
     }
 
-    /// Lets several ports be delivered again, as [`unmask`](Self::unmask), by one system call for
-    /// each 1024 of them on a real host.
+    /// Lets several ports be delivered again, as [`unmask`](Self::unmask) does. On a real host this
+    /// takes one system call for each 1024 of them.
     ///
     /// # Errors
     ///
-    /// As [`unmask`](Self::unmask); then some of the ports are unmasked.
+    /// As [`unmask`](Self::unmask); some of the ports are unmasked then.
     #[doc(alias = "xenevtchn_unmask")]
     pub fn unmask_batch(&self, ports: &[Port]) -> Result<()> {
         on!(self, b => b.unmask_batch(ports))
     }
 
-    /// Recovers from [`Error::EventOverflow`]: forgets every event that was waiting to be read.
+    /// Recovers from [`Error::EventOverflow`]: discards every event that was waiting to be read.
     ///
-    /// Their ports stay masked, and which they were is lost. So after a reset unmask *every*
-    /// port and look at the state behind each, as if each had been notified.
+    /// The ports of those events stay masked, and which ports they were is lost. So after a reset
+    /// unmask *every* port and look at the state behind each, as if each had been notified.
     ///
-    /// The kernel sizes its buffer to the number of bound ports, so this is for kernels before
-    /// 4.10 and for defects.
+    /// The kernel sizes its buffer to the number of bound ports, so this is for kernels before 4.10
+    /// and for defects.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] when the system refuses.
+    /// [`Error::Os`] when the system call fails.
     #[doc(alias = "IOCTL_EVTCHN_RESET")]
     pub fn reset(&self) -> Result<()> {
         on!(self, b => b.reset())
     }
 
-    /// Gives up, for good and for every clone, binding to any domain but `domain`. Bound ports stay
-    /// bound.
+    /// Restricts this set, permanently and for every clone, to binding to `domain` only. Bound
+    /// ports stay bound.
     ///
     /// # Errors
     ///

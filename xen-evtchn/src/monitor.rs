@@ -24,10 +24,10 @@
 //!
 //! # When it ends
 //!
-//! Dropping the monitor disables it and leaves no virtual CPU paused, whatever was not answered. It
-//! waits up to half a second until the virtual CPUs have run, because Xen does what a response
-//! requests only then; a guest that its toolstack has paused loses it. It waits up to half a second
-//! more while a virtual CPU waits for room in the ring.
+//! Dropping the monitor disables it and leaves no virtual CPU paused, even if events were not
+//! answered. It waits up to half a second until the virtual CPUs have run, because only then does
+//! Xen do what a response requests. For a guest that its toolstack has paused, that request is
+//! lost. The drop waits up to half a second more while a virtual CPU waits for room in the ring.
 //!
 //! Permissions of memory, which can be changed only while there is a monitor, stay until an access
 //! that is not permitted: Xen then lifts that one
@@ -39,16 +39,15 @@
 //!
 //! A program that is **killed** leaves the ring as it is. A virtual CPU whose event has no response
 //! stays paused, and so does each that has an event from then on. Xen remedies neither, and a new
-//! monitor fails with `EBUSY`. [`Privcmd::recover_from_monitor`] ends the old one and lets the
-//! virtual CPUs go on. A program that watches guests for long calls it for its guests when it
-//! starts.
+//! monitor fails with `EBUSY`. [`Privcmd::recover_from_monitor`] ends the old monitor and lets the
+//! virtual CPUs run again. A long-running monitor program calls it for its guests when it starts.
 //!
 //! # Single-stepping and several virtual CPUs
 //!
 //! To let one access through, [`Response::emulate`] has Xen execute the instruction, and the
 //! permission stays. Where Xen cannot, the monitor lifts the permission, steps over the instruction
 //! ([`Response::toggle_single_step`]) and restores the permission, and misses what other virtual
-//! CPUs do meanwhile. A view of the memory for each virtual CPU has neither fault
+//! CPUs do meanwhile. A separate view of the memory for each virtual CPU avoids both problems
 //! ([`Response::in_view`]).
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -81,8 +80,8 @@ const ROUNDS: u32 = 500;
 
 impl<'p> Monitor<'p> {
     /// Makes the guest's monitor. It reports nothing until an event is [enabled](Self::enable) or
-    /// [the permission of a frame](Privcmd::set_mem_access) is set. The guest is paused for some
-    /// hypercalls' time.
+    /// [the permission of a frame](Privcmd::set_mem_access) is set. The guest is paused for the
+    /// duration of a few hypercalls.
     ///
     /// # Errors
     ///
@@ -95,7 +94,7 @@ impl<'p> Monitor<'p> {
         let port = match channels.bind_interdomain(domain, remote) {
             Ok(port) => port,
             Err(e) => {
-                // The first error counts.
+                // The first error is the one to return.
                 let _ = privcmd.disable_monitor(domain);
                 return Err(e);
             }
@@ -128,7 +127,7 @@ impl<'p> Monitor<'p> {
         Ok(())
     }
 
-    /// Reports an event no more. Those in the ring stay there.
+    /// Stops reporting an event. Those in the ring stay there.
     ///
     /// # Errors
     ///
@@ -139,15 +138,15 @@ impl<'p> Monitor<'p> {
         Ok(())
     }
 
-    /// Waits for the next event; `None` when `deadline` has passed. Without a deadline it waits
-    /// forever, also when the guest [ends](self#when-it-ends). Every event must be
-    /// [answered](Self::respond), in any order; at most eight are unanswered at a time, and Xen
-    /// reports no more until then.
+    /// Waits for the next event; returns `None` when `deadline` has passed. Without a deadline it
+    /// waits forever, even when the guest [ends](self#when-it-ends). Every event must be
+    /// [answered](Self::respond), in any order. At most eight are unanswered at a time; Xen reports
+    /// no more until one is answered.
     ///
     /// # Errors
     ///
-    /// [`Error::MonitorRing`](xen_sys::Error::MonitorRing) when the ring's page was written to by
-    /// somebody else, from then on always; those of [`EventChannels::wait`].
+    /// [`Error::MonitorRing`](xen_sys::Error::MonitorRing), from this call and every later one,
+    /// when another program wrote to the ring's page; those of [`EventChannels::wait`].
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Option<Event>> {
         loop {
             if let Some(event) = self.ring.poll_event()? {
@@ -165,8 +164,8 @@ impl<'p> Monitor<'p> {
         }
     }
 
-    /// Returns the next event if there is one, without waiting: for a loop of the caller's that
-    /// waits until the descriptor ([`AsFd`]) is readable. It is called until it returns `None`.
+    /// Returns the next event if there is one, without waiting: for an event loop that waits until
+    /// the descriptor ([`AsFd`]) is readable. Call it until it returns `None`.
     ///
     /// # Errors
     ///
@@ -187,10 +186,10 @@ impl<'p> Monitor<'p> {
         self.port.notify()
     }
 
-    /// Answers every event in the ring, so that the virtual CPUs go on. Fails when the ring is
+    /// Answers every event in the ring, so that the virtual CPUs continue. Fails when the ring is
     /// broken, so that events may be left in it.
     fn drain(&mut self) -> Result<()> {
-        // Xen writes at most eight before it has read the answers, and a virtual CPU that goes on
+        // Xen writes at most eight before it has read the answers, and a virtual CPU that continues
         // can be reported again.
         for _ in 0..ROUNDS {
             let mut rest = Ok(());
@@ -234,7 +233,7 @@ impl<'p> Monitor<'p> {
         }
     }
 
-    /// Ends the monitor, and ignores errors: nobody could act on them.
+    /// Ends the monitor and ignores errors: no caller could act on them.
     fn close(&mut self) {
         for event in &self.enabled {
             let _ = self.privcmd.disable_event(self.domain, event);

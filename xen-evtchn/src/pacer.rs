@@ -2,10 +2,11 @@
 //!
 //! Linux delays the unmasking of an event channel whose driver reports spurious events
 //! (`xen_irq_lateeoi` with `XEN_EOI_FLAG_SPURIOUS`, since XSA-332). The driver behind
-//! `/dev/xen/evtchn` never reports one: `evtchn_write` passes no flag, because the kernel cannot
-//! know what the process found. Its other delay needs more than 256 events and two ticks within one
-//! interrupt, and an unmask from within it. So a port that its process unmasks after each wake-up
-//! is delivered as fast as the peer notifies, and costs this side up to a processor.
+//! `/dev/xen/evtchn` never reports one: `evtchn_write` passes no flag, because the kernel has no
+//! information about what the process found. Linux's other delay needs more than 256 events and two
+//! ticks within one interrupt, and an unmask from within it. So a port that its process unmasks
+//! after each wake-up is delivered as fast as the peer notifies, and costs this side up to a
+//! processor.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,8 @@ use std::time::{Duration, Instant};
 /// per interval does not either; beyond that the port stays masked until the interval has passed.
 /// Meanwhile the peer's events are one pending event, and nothing is lost.
 ///
-/// The cost: a peer that has rung for nothing that often, and then rings for something, is served
-/// up to one interval later. A wake-up that found something is never delayed.
+/// The cost: after a peer has notified that often for nothing, its next useful notification is
+/// served up to one interval late. A wake-up that found something is never delayed.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -67,8 +68,8 @@ impl EventPacer {
         }
     }
 
-    /// Notes that an event was taken and what it announced was looked at: whether anything was
-    /// `found`.
+    /// Records that an event was taken and the state behind it was looked at. `found`: whether the
+    /// look found anything.
     pub fn handle_event(&mut self, found: bool, now: Instant) {
         if found || self.interval.is_zero() {
             return;
@@ -80,13 +81,13 @@ impl EventPacer {
             .filter(|at| *at > now);
     }
 
-    /// Returns when the port may be unmasked; `None`: at once.
+    /// Returns when the port may be unmasked; `None` means immediately.
     #[must_use]
     pub const fn poll_timeout(&self) -> Option<Instant> {
         self.masked_until
     }
 
-    /// Notes that time has passed. Call it when [`poll_timeout`](Self::poll_timeout) is reached.
+    /// Records that time has passed. Call it when [`poll_timeout`](Self::poll_timeout) is reached.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.masked_until.is_some_and(|at| at <= now) {
             self.masked_until = None;

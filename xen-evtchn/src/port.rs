@@ -6,8 +6,8 @@ use crate::EventChannels;
 
 /// A local port of an [`EventChannels`] set, closed on drop.
 ///
-/// Keeps the set alive. After the drop the peer's end is as before its connection, unbound, and
-/// what it sends goes nowhere; the port number may be given out again.
+/// Keeps the set alive. After the drop the peer's end is unbound, as it was before the connection.
+/// What the peer sends then has no effect; the port number may be allocated again.
 #[doc(alias = "xenevtchn_unbind")]
 #[doc(alias = "IOCTL_EVTCHN_UNBIND")]
 #[derive(Debug)]
@@ -21,8 +21,8 @@ impl BoundPort {
         Self { channels, port }
     }
 
-    /// Returns the local port's number: what a peer needs to bind to it, and what
-    /// [`EventChannels::pending`] returns for it.
+    /// Returns the local port's number: the peer binds to this number, and
+    /// [`EventChannels::pending`] returns it.
     #[must_use]
     pub fn port(&self) -> Port {
         self.port
@@ -34,12 +34,13 @@ impl BoundPort {
         &self.channels
     }
 
-    /// Makes the other end pending. Never blocks. If it is pending already, or nobody is
-    /// connected, this changes nothing, and is no error.
+    /// Makes the other end pending. Never blocks. If that end is pending already, or no peer is
+    /// connected, this changes nothing and is no error.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`](xen_sys::Error::Os) when the system refuses, which it has no reason to.
+    /// [`Error::Os`](xen_sys::Error::Os) when the system call fails, for which there is no known
+    /// cause.
     #[doc(alias = "xenevtchn_notify")]
     #[doc(alias = "IOCTL_EVTCHN_NOTIFY")]
     #[inline]
@@ -51,7 +52,7 @@ impl BoundPort {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`EventChannels::unmask`].
     #[inline]
     pub fn unmask(&self) -> Result<()> {
         self.channels.unmask(self.port)
@@ -60,7 +61,7 @@ impl BoundPort {
 
 impl Drop for BoundPort {
     fn drop(&mut self) {
-        // Nobody could act on a refusal; the port is closed with the set at the latest.
+        // No caller could act on an error; the port is closed with the set at the latest.
         let _ = self.channels.unbind(self.port);
     }
 }

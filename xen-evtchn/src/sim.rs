@@ -1,8 +1,8 @@
 //! Ports of a simulated host: an epoll set with one one-shot eventfd per port.
 //!
-//! This behaves as `/dev/xen/evtchn` does without imitating it. One-shot is the mask: a port
-//! that was reported is silent until it is armed again. Events that come meanwhile add up in
-//! the eventfd and are reported, as one, when it is. And the set itself can be polled.
+//! This behaves as `/dev/xen/evtchn` does without imitating it. One-shot is the mask: a port that
+//! was reported is silent until it is armed again. Events that arrive meanwhile add up in the
+//! eventfd and are reported, as one, when the port is armed. The set itself can be polled.
 //!
 //! | `/dev/xen/evtchn` | here |
 //! |---|---|
@@ -179,8 +179,8 @@ impl Evtchn {
         Err(Error::EventOverflow)
     }
 
-    /// As [`EventChannels::wait`](crate::EventChannels::wait): what with a deadline are a poll and
-    /// a read of the device is one `epoll_wait` here.
+    /// As [`EventChannels::wait`](crate::EventChannels::wait). The device needs a poll and a read
+    /// for a wait with a deadline; here one `epoll_wait` does both.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Port>> {
         counters::call();
         if deadline.is_some() {
@@ -199,7 +199,7 @@ impl Evtchn {
         }
     }
 
-    /// Takes pending ports, after waiting for one if need be; none also if a signal came.
+    /// Takes pending ports, after waiting for one if necessary; returns none also after a signal.
     fn take(&self, out: &mut [Port], timeout: EpollTimeout) -> Result<usize> {
         let mut events = [EpollEvent::empty(); BATCH];
         let room = out.len().min(BATCH);
@@ -220,14 +220,14 @@ impl Evtchn {
                     }
                     read(&entry.bound.wait, &mut [0; 8])
                 };
-                // A port that was closed since has no event; of one that has, another thread
-                // may have taken the count, but the report is ours.
+                // A port that was closed since has no event; of one that has, another thread may
+                // have taken the count, but the report is ours.
                 if !matches!(self.with(port, take), Err(Errno::ENOTCONN)) {
                     out[taken] = port;
                     taken += 1;
                 }
             }
-            // With a time to wait, the caller counts anew what is left of it.
+            // With a time to wait, the caller computes the remaining time again.
             if taken > 0 || timeout != EpollTimeout::ZERO {
                 return Ok(taken);
             }

@@ -6,11 +6,10 @@
 //!
 //! # A future that is not polled
 //!
-//! A wait that is cancelled loses nothing: another one reads from then on. A wait that is kept but
-//! **not polled** holds up every other wait on the set, as a future that holds a
-//! [`tokio::sync::Mutex`] does. Examples are a wait that `select!` polls by
-//! reference while a branch's body waits for another port, and a wait in a runtime that does not
-//! run. So await it, spawn it or drop it.
+//! A cancelled wait loses nothing: another one reads from then on. A wait that is kept but **not
+//! polled** holds up every other wait on the set, as a future that holds a [`tokio::sync::Mutex`]
+//! does. Examples are a wait that `select!` polls by reference while a branch's body waits for
+//! another port, and a wait in a runtime that does not run. So await it, spawn it or drop it.
 //!
 //! Wake-ups come from the runtime in which the set was [created](EventChannels::new). Tasks of
 //! other runtimes may wait too, while that one runs.
@@ -61,9 +60,9 @@ const BATCH: usize = 64;
 
 /// A [`crate::EventChannels`] in a tokio runtime.
 ///
-/// Any number of tasks may wait; each event goes to one of them, or to the [`AsyncPort`] it is for.
-/// Binding, notifying and unmasking never block and stay with the [set](Self::get_ref). Cloning
-/// gives another handle to the same set.
+/// Any number of tasks may wait; each event is delivered to one of them, or to the [`AsyncPort`] it
+/// is for. Binding, notifying and unmasking never block and stay with the [set](Self::get_ref).
+/// Cloning gives another handle to the same set.
 #[derive(Clone, Debug)]
 pub struct EventChannels(Arc<Inner>);
 
@@ -83,12 +82,12 @@ struct Inner {
 struct State {
     /// The number of events so far of each port that is an [`AsyncPort`].
     ports: BTreeMap<Port, watch::Sender<u64>>,
-    /// Pending ports that are none, each once: no more than there are ports.
+    /// Pending ports without an [`AsyncPort`], each once: no more than there are ports.
     others: VecDeque<Port>,
 }
 
 impl EventChannels {
-    /// Takes a set into the runtime of the calling task.
+    /// Registers a set with the runtime of the calling task.
     ///
     /// # Errors
     ///
@@ -96,7 +95,7 @@ impl EventChannels {
     ///
     /// # Panics
     ///
-    /// Outside of a runtime whose I/O driver is enabled.
+    /// When called outside of a runtime whose I/O driver is enabled.
     pub fn new(channels: crate::EventChannels) -> Result<Self> {
         let fd = channels.as_fd().try_clone_to_owned().map_err(failed)?;
         // Deprecated in favour of an unsafe function, for types whose descriptor can change or
@@ -112,8 +111,8 @@ impl EventChannels {
         })))
     }
 
-    /// Takes a port of this set, to be awaited by itself. Its events are no longer returned by
-    /// [`wait`](Self::wait).
+    /// Takes a port of this set, to be awaited by itself. [`wait`](Self::wait) no longer returns
+    /// its events.
     ///
     /// # Errors
     ///
@@ -141,8 +140,8 @@ impl EventChannels {
         })
     }
 
-    /// Waits for a pending port that is no [`AsyncPort`] and returns it masked, as
-    /// [`wait`](crate::EventChannels::wait). Cancelling loses no event.
+    /// Waits for a pending port without an [`AsyncPort`] and returns it masked, as
+    /// [`wait`](crate::EventChannels::wait) does. Cancelling loses no event.
     ///
     /// # Errors
     ///
@@ -154,13 +153,13 @@ impl EventChannels {
             .await
     }
 
-    /// Recovers from [`Error::EventOverflow`], as [`reset`](crate::EventChannels::reset), and counts
-    /// an event for each [`AsyncPort`], so that its task unmasks it and looks. The ports that are
-    /// none are the caller's to unmask.
+    /// Recovers from [`Error::EventOverflow`], as [`reset`](crate::EventChannels::reset) does, and
+    /// counts an event for each [`AsyncPort`], so that its task unmasks it and looks. The caller
+    /// must unmask the ports without an [`AsyncPort`].
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] when the system refuses.
+    /// [`Error::Os`] when the system call fails.
     pub fn reset(&self) -> Result<()> {
         self.0.channels.reset()?;
         for events in self.0.state().ports.values() {
@@ -169,7 +168,7 @@ impl EventChannels {
         Ok(())
     }
 
-    /// Returns the set. An event that is taken from it there is seen by no task here.
+    /// Returns the set. No task here sees an event that is taken from it directly.
     #[must_use]
     pub fn get_ref(&self) -> &crate::EventChannels {
         &self.0.channels
@@ -204,7 +203,7 @@ impl Inner {
         consume_budget().await;
         let mut changes = changes.subscribe();
         loop {
-            // Before the look, so that what comes after it is a change.
+            // Before the look, so that an event after it counts as a change.
             changes.borrow_and_update();
             if let Some(found) = found() {
                 return Ok(found);
@@ -246,8 +245,8 @@ impl Inner {
 
     /// Takes pending ports and hands them out; returns whether there may be more.
     ///
-    /// There may be until a read finds none: Linux wakes nobody for an event that arrives while a
-    /// read has not yet emptied its buffer, and the runtime waits for the wake-up alone.
+    /// There may be more until a read finds none: Linux wakes no waiter for an event that arrives
+    /// while a read has not yet emptied its buffer, and the runtime waits for the wake-up alone.
     fn take(&self) -> Result<bool> {
         let mut ports = [Port::default(); BATCH];
         let count = self.channels.pending_batch(&mut ports)?;
@@ -277,9 +276,9 @@ pub struct AsyncPort {
 }
 
 impl AsyncPort {
-    /// Waits for an event since this last returned; several are one. The port is masked then:
-    /// [unmask](Self::unmask) it, and look at the shared state after that. Cancelling loses no
-    /// event.
+    /// Waits for an event since this last returned; several events count as one. The port is masked
+    /// then: [unmask](Self::unmask) it, and look at the shared state after that. Cancelling loses
+    /// no event.
     ///
     /// For one task. If several wait for the same port, each uses [`wait_past`](Self::wait_past).
     ///
@@ -300,9 +299,9 @@ impl AsyncPort {
         *self.events.borrow()
     }
 
-    /// Waits until there were more events than `seen`, and returns how many: no event between a look
-    /// at [`events`](Self::events) and this is missed, whichever task took it. Each of several tasks
-    /// keeps a number of its own.
+    /// Waits until there were more events than `seen`, and returns how many. No event after a look
+    /// at [`events`](Self::events) is missed, whichever task took it. Each of several tasks keeps
+    /// its own number.
     ///
     /// # Errors
     ///
@@ -322,7 +321,7 @@ impl AsyncPort {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`BoundPort::unmask`].
     pub fn unmask(&self) -> Result<()> {
         self.port.unmask()
     }
@@ -331,7 +330,7 @@ impl AsyncPort {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`BoundPort::notify`].
     pub fn notify(&self) -> Result<()> {
         self.port.notify()
     }
@@ -339,7 +338,7 @@ impl AsyncPort {
 
 impl Drop for AsyncPort {
     fn drop(&mut self) {
-        // Before the port is closed, whose number the next one may have at once.
+        // Before the port is closed: the next port may immediately get the same number.
         self.inner.state().ports.remove(&self.port.port());
     }
 }

@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_sys::{Error, Result};
 
-/// Whether `fd` became readable (or failed, which a read will tell) before `deadline`.
+/// Returns whether `fd` became readable before `deadline`. A failed `fd` counts as readable; the
+/// next read reports the failure.
 pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     loop {
@@ -23,14 +24,14 @@ pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<
     }
 }
 
-/// Whether a deadline has passed. Without one the clock is not asked.
+/// Returns whether a deadline has passed. Without a deadline the clock is not read.
 pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 /// Returns the time left in milliseconds, rounded up so that no wait ends before its deadline.
 ///
-/// Without a deadline the clock is not asked: that is a system call of its own in many domains.
+/// Without a deadline the clock is not read: in many domains that is a system call of its own.
 pub(crate) fn timeout(deadline: Option<Instant>) -> PollTimeout {
     deadline.map_or(PollTimeout::NONE, |deadline| {
         left(deadline.saturating_duration_since(Instant::now()))
