@@ -1,14 +1,14 @@
-//! When a client that dials again does so: what came of the last attempt in, the next time out. No
-//! I/O; the time is an argument.
+//! Decides when a reconnecting client tries again, from the outcome of its last attempt. No I/O;
+//! the time is an argument.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::{Error, Result};
 
-/// How long to wait between attempts: each pause about twice the one before, within two limits.
+/// How long to wait between attempts: each pause is about twice the one before, within two limits.
 ///
-/// The pauses vary by up to a half, so that many clients of one server do not come back together.
+/// The pauses vary by up to a half, so that many clients of one server do not reconnect together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     shortest: Duration,
@@ -17,7 +17,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `shortest` to `longest`.
+    /// Creates a back-off with pauses from `shortest` to `longest`.
     #[must_use]
     pub const fn new(shortest: Duration, longest: Duration) -> Self {
         Self {
@@ -37,7 +37,7 @@ impl Backoff {
         whole / 2 + whole / 2048 * (noise % 1024)
     }
 
-    /// Starts again with the shortest.
+    /// Starts again with the shortest pause.
     pub const fn reset(&mut self) {
         self.next = self.shortest;
     }
@@ -50,12 +50,12 @@ impl Default for Backoff {
     }
 }
 
-/// The sessions there have been, and when the next one may be tried.
+/// The sessions so far, and when the next one may be tried.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     pub(crate) backoff: Backoff,
     not_before: Option<Instant>,
-    /// The session that runs.
+    /// When the running session began.
     since: Option<Instant>,
     sessions: u64,
 }
@@ -83,7 +83,7 @@ impl Schedule {
         (until - now, late)
     }
 
-    /// Takes note of an attempt: goes on after a pause, or with what the caller is to be told.
+    /// Records an attempt: continues after a pause, or breaks with the caller's result.
     pub(crate) fn handle_attempt<T>(
         &mut self,
         attempt: Result<T>,
@@ -95,7 +95,7 @@ impl Schedule {
                 self.since = Some(now);
             }
             Err(Error::TimedOut) => {}
-            // It went before it had taken note of us.
+            // The server left before it had taken note of this client.
             Err(Error::Closed) => {
                 self.pause(now);
                 return ControlFlow::Continue(());
@@ -105,7 +105,7 @@ impl Schedule {
         ControlFlow::Break(attempt)
     }
 
-    /// The session that runs, if one does, is over.
+    /// Records that the running session, if there is one, is over.
     pub(crate) fn handle_end(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
             if now.saturating_duration_since(since) > self.backoff.longest {
@@ -116,7 +116,7 @@ impl Schedule {
     }
 
     fn pause(&mut self, now: Instant) {
-        // Beyond what the clock can count is as good as a day.
+        // A longer pause than the clock can count becomes one day.
         let day = Duration::from_secs(86_400);
         self.not_before = now.checked_add(self.backoff.pause()).or(Some(now + day));
     }

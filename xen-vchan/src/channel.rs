@@ -26,24 +26,25 @@ use crate::{Error, Result, Violation};
 ///
 /// # In an event loop
 ///
-/// The descriptor ([`AsFd`]) becomes readable, once, when the peer did something that was asked
-/// for. The contract is that of an edge-triggered descriptor:
+/// The descriptor ([`AsFd`]) becomes readable, once, when the peer did something that was
+/// requested. The contract is that of an edge-triggered descriptor:
 ///
 /// 1. when it is readable, call [`acknowledge_events`](Self::acknowledge_events);
-/// 2. [`try_read`](Self::try_read) and [`try_write`](Self::try_write) until they return
-///    [`Error::WouldBlock`] for what the loop still waits for: that answer is what asks the peer
-///    for the next event;
+/// 2. call [`try_read`](Self::try_read) and [`try_write`](Self::try_write) until they return
+///   [`Error::WouldBlock`] for what the loop still waits for: the call that returns this error
+///   requests the next event from the peer;
 /// 3. only then poll again.
 ///
-/// One thread at a time polls: an event that it acknowledges is gone for any other. Other threads
-/// may look and arm meanwhile; the event they ask for wakes the one that polls.
+/// Only one thread at a time polls: an event that it acknowledges is lost for any other. Other
+/// threads may look and arm meanwhile; the event they request wakes the thread that polls.
 ///
 /// # Guarantees
 ///
-/// Whatever the other domain writes into the shared pages, at any time: no byte is read beyond what
-/// it can have sent, no call panics, works longer than its own arguments warrant or blocks without
-/// regard to its deadline. A cursor or live byte that cannot be true is [`Error::Peer`] with the
+/// Whatever the other domain writes into the shared pages, at any time: no call reads a byte beyond
+/// what the peer can have sent, panics, works longer than its own arguments warrant, or blocks
+/// beyond its deadline. A cursor or live byte that cannot be true is [`Error::Peer`] with the
 /// numbers, and every later call returns it again. The peer can send any *bytes*, and it can stop
+/// answering.
 /// answering.
 #[derive(Debug)]
 pub struct Channel {
@@ -58,7 +59,8 @@ impl Channel {
     pub(crate) fn new(shared: Shared, rings: Rings, attached: bool) -> Result<Self, Violation> {
         let (tx, rx) = match shared.role {
             Role::Client if attached => rings.attach(Role::Client)?,
-            // The memory is fresh, so a server starts at 0. A client may have been there already.
+            // The memory is fresh, so a server starts at 0. A client may have used the rings
+            // already.
             role => rings.halves(role),
         };
         let shared = Arc::new(shared);
@@ -74,7 +76,7 @@ impl Channel {
         &self.rx.shared
     }
 
-    /// A corked question must be seen before its answer, of `least` bytes, is waited for.
+    /// Publishes a corked question before its answer, of `least` bytes, is waited for.
     #[inline]
     fn publish_before_waiting(&self, least: usize) {
         if self.tx.tx.staged() != 0 && (self.rx.rx.known_ready() as usize) < least {
@@ -82,7 +84,7 @@ impl Channel {
         }
     }
 
-    /// Returns both halves, for what only they have: packets ([`ReadHalf::recv`],
+    /// Returns both halves, for operations that only a half has: packets ([`ReadHalf::recv`],
     /// [`WriteHalf::send`]), loans ([`ReadHalf::read_chunk`], [`WriteHalf::write_chunk`]),
     /// transfers between the ring and a descriptor, corking and spinning. Publishes what a
     /// [corked](WriteHalf::set_cork) writer has gathered.
@@ -103,7 +105,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] at the end of
+    /// [`Error::WouldBlock`] after the notification was requested; [`Error::Closed`] at the end of
     /// the peer's bytes; [`Error::Peer`]; [`Error::Os`].
     #[inline]
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<usize> {
@@ -115,7 +117,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::WouldBlock`] after the notification was asked for; [`Error::Closed`] if the peer is
+    /// [`Error::WouldBlock`] after the notification was requested; [`Error::Closed`] if the peer is
     /// gone; [`Error::Peer`]; [`Error::Os`].
     pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize> {
         self.rx.expect_answer();
@@ -143,8 +145,8 @@ impl Channel {
         self.tx.write_deadline(bytes, deadline)
     }
 
-    /// Returns the bytes that can be read now and, if they are fewer than `least`, asks for an event
-    /// when there are more. See [`ReadHalf::arm_read`].
+    /// Returns the bytes that can be read now and, if they are fewer than `least`, requests an
+    /// event when there are more. See [`ReadHalf::arm_read`].
     ///
     /// # Errors
     ///
@@ -155,7 +157,7 @@ impl Channel {
         self.rx.arm_read(least)
     }
 
-    /// Returns the bytes that can be written now and, if they are fewer than `least`, asks for an
+    /// Returns the bytes that can be written now and, if they are fewer than `least`, requests an
     /// event when there is more space. See [`WriteHalf::arm_write`].
     ///
     /// # Errors
@@ -166,7 +168,7 @@ impl Channel {
         self.tx.arm_write(least)
     }
 
-    /// Returns the bytes that can be read now; the peer can only add to them. Asks for no event.
+    /// Returns the bytes that can be read now; the peer can only add to them. Requests no event.
     ///
     /// # Errors
     ///
@@ -175,7 +177,7 @@ impl Channel {
         self.rx.bytes_readable()
     }
 
-    /// Returns the bytes that can be written now; the peer can only add to them. Asks for no event.
+    /// Returns the bytes that can be written now; the peer can only add to them. Requests no event.
     ///
     /// # Errors
     ///
@@ -194,12 +196,12 @@ impl Channel {
         self.shared().acknowledge()
     }
 
-    /// Sleeps until the peer does something: writes, reads, connects or leaves. `false` if the
-    /// deadline passed first.
+    /// Sleeps until the peer does something: writes, reads, connects or leaves. Returns `false` if
+    /// the deadline passed first.
     ///
-    /// Asks for both notifications, so the answer may be about either direction, or be a late echo
-    /// of something already seen: look again afterwards. Returns at once if there are bytes to be
-    /// read, or if the peer has read something since space was last looked at.
+    /// Requests both notifications, so the event may be about either direction, or be a late echo
+    /// of something already seen: look again afterwards. Returns immediately if there are bytes to
+    /// be read, or if the peer has read something since space was last looked at.
     ///
     /// # Errors
     ///
@@ -210,8 +212,8 @@ impl Channel {
         let seen = self.shared().doorbell.seen();
         self.tx.publish();
         self.tx.tx.request();
-        // A caller that found no space with `space`, for example, has not asked: the peer's reads
-        // before the request cause no event.
+        // A caller that found no space with `space`, for example, has requested nothing: the peer's
+        // reads before the request cause no event.
         match self.tx.look(usize::MAX) {
             Ok(space) if space > known => return Ok(true),
             Ok(_) => {}
@@ -227,8 +229,7 @@ impl Channel {
         }
     }
 
-    /// Returns whether a peer is at the other end, as of now. The next change makes the descriptor
-    /// readable.
+    /// Returns the state of the peer as of now. The next change makes the descriptor readable.
     ///
     /// # Errors
     ///
@@ -240,8 +241,8 @@ impl Channel {
         self.shared().observe()
     }
 
-    /// Returns the domain at the other end, as named when the channel was made. The hypervisor sees
-    /// to it that nobody else is.
+    /// Returns the domain at the other end, as named when the channel was made. The hypervisor
+    /// admits no other domain.
     #[must_use]
     pub fn peer_domain(&self) -> DomId {
         self.shared().peer
@@ -249,8 +250,8 @@ impl Channel {
 
     /// Returns how many clients a server has had, the present one included; 0 or 1 on a client.
     ///
-    /// A server sees every client that it had a look at: one that left and was followed by another
-    /// in between is two sessions.
+    /// A server counts every client that it saw. It distinguishes a client that left from another
+    /// that followed before the next look: those are two sessions.
     #[must_use]
     pub fn sessions(&self) -> u64 {
         self.shared().session.count()
@@ -279,30 +280,31 @@ impl Channel {
         }
     }
 
-    /// A server whose client is gone gets ready for the next one: makes fresh rings and a fresh
-    /// port, publishes them, and waits in state [`Waiting`](PeerState::Waiting). The descriptor
-    /// stays the same.
+    /// Prepares a server whose client is gone for the next one: makes fresh rings and a fresh port,
+    /// publishes them, and waits in state [`Waiting`](PeerState::Waiting). The descriptor stays the
+    /// same.
     ///
-    /// The client that left may keep the old rings mapped and write into them; nobody reads them
-    /// any more, so no byte of one session reaches the next, whatever its client does. A client
-    /// that came to the old rings before this call sees their end and has to come again. Call this
-    /// as soon as [`Error::Closed`] is seen. It asks the store and waits for the answers, as
-    /// [`ServerBuilder::publish`](crate::ServerBuilder::publish) does, and both rings' memory is
-    /// held for a moment.
+    /// The client that left may keep the old rings mapped and write into them. This side never
+    /// reads them again, so no byte of one session reaches the next, whatever its client does. A
+    /// client that connected to the old rings before this call sees their end and must connect
+    /// again, so call this as soon as [`Error::Closed`] is seen. The call sends requests to the
+    /// store and waits for the replies, as
+    /// [`ServerBuilder::publish`](crate::ServerBuilder::publish) does. For a moment it holds the
+    /// memory of the old and the fresh rings.
     ///
     /// A server that [reuses its memory](crate::ServerBuilder::reuse_memory) empties its rings
-    /// instead, asks nobody, and serves a client that came before this call. A client of this crate
-    /// touches the rings only after it. Bytes that a libxenvchan client wrote before are discarded
-    /// with the old client's bytes (they cannot be distinguished), and it may have read an answer
-    /// meant for the old one. The promise holds there among clients that write nothing after they
-    /// have left.
+    /// instead, sends no request, and serves a client that connected before this call. A client of
+    /// this crate touches the rings only after it. Bytes that a libxenvchan client wrote before are
+    /// discarded with the old client's bytes (they cannot be distinguished), and it may have read
+    /// an answer meant for the old one. There the separation of sessions holds only among clients
+    /// that write nothing after they have left.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] on a client, on what a [`Listener`](crate::Listener) accepted, or while
-    /// the client is connected; [`Error::Peer`]; [`Error::ShutDown`] with reused memory.
-    /// [`Error::Os`], [`Error::Store`] if fresh rings could not be made or published: nothing is on
-    /// offer then, and the next call tries again.
+    /// [`Error::Invalid`] on a client, on a channel that a [`Listener`](crate::Listener) accepted,
+    /// or while the client is connected; [`Error::Peer`]; [`Error::ShutDown`] with reused memory.
+    /// [`Error::Os`], [`Error::Store`] if fresh rings could not be made or published: then no ring
+    /// is published, and the next call tries again.
     pub fn next_client(&mut self) -> Result<()> {
         if self.shared().role == Role::Client {
             return Err(Error::Invalid {
@@ -330,9 +332,9 @@ impl Channel {
             let former = Arc::clone(&self.rx.shared);
             self.rx.renew(rx, Arc::clone(&fresh));
             self.tx.renew(tx, fresh);
-            // The old memory goes, and a client that came to it in vain sees the end.
+            // The old memory is released. A client that connected to it sees the end.
             drop(former);
-            // Tasks that waited for something of the old session are to look.
+            // Wake the tasks that waited for something of the old session.
             self.shared().doorbell.delivery.changed();
             return Ok(());
         }
@@ -345,7 +347,7 @@ impl Channel {
         let wakes_reader = self.rx.rx.release();
         let retracted = self.tx.tx.retract();
         self.tx.checked(retracted)?;
-        // As after creation: tell us about the first byte.
+        // As after creation: request a notification for the first byte.
         self.rx.rx.request();
         let untouched = (self.rx.rx.position(), self.tx.tx.believed());
         self.shared().session.reopen(untouched)?;
@@ -358,7 +360,7 @@ impl Channel {
 
     /// Sets whether [`Read`] and [`Write`] return `WouldBlock` instead of sleeping. Off by default.
     ///
-    /// C: the field `blocking` of `struct libxenvchan`, the other way round.
+    /// C: the inverse of the field `blocking` of `struct libxenvchan`.
     #[doc(alias = "blocking")]
     pub const fn set_nonblocking(&mut self, nonblocking: bool) {
         self.nonblocking = nonblocking;
@@ -374,8 +376,8 @@ impl Channel {
         self.tx.set_timeout(timeout);
     }
 
-    /// Tells the peer that this side is done. Bytes that either side has written stay readable;
-    /// vchan has no half-close, so the peer takes both directions as ended.
+    /// Ends this side of the channel. Bytes that either side has written stay readable; vchan has
+    /// no half-close, so the peer takes both directions as ended.
     ///
     /// Publishes what a [corked](WriteHalf::set_cork) writer has gathered. Every write after that
     /// fails with [`Error::ShutDown`]. A server can serve the [next client](Self::next_client),
@@ -383,7 +385,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if the peer could not be notified: it sees the end when it looks.
+    /// [`Error::Os`] if the peer could not be notified: it sees the end when it next looks.
     pub fn shutdown(&mut self) -> Result<()> {
         self.tx.shutdown()
     }
@@ -402,27 +404,29 @@ impl Channel {
     }
 
     /// Limits how often the peer's events wake this side for nothing: the event's port stays masked
-    /// for a while after such a wake-up ([`EventPacer`] says how long, and what that costs). Off
+    /// for a while after such a wake-up (see [`EventPacer`] for how long, and for the cost). Off
     /// (`None`) at first.
     ///
-    /// An event was for nothing if the peer has moved no cursor and has neither come nor left since
-    /// the event before. Blocking calls and `AsyncChannel` need nothing more. In an event loop the
-    /// descriptor stays silent while the port is masked: see [`poll_timeout`](Self::poll_timeout).
-    /// After a change call [`handle_timeout`](Self::handle_timeout), which unmasks a port that the
-    /// former pacer keeps masked.
+    /// An event was for nothing if, since the event before, the peer has moved no cursor and has
+    /// neither connected nor left. Blocking calls and `tokio::Channel` need nothing more. In an
+    /// event loop the descriptor stays silent while the port is masked: see
+    /// [`poll_timeout`](Self::poll_timeout). After a change call
+    /// [`handle_timeout`](Self::handle_timeout), which unmasks a port that the former pacer keeps
+    /// masked.
     pub fn set_event_pacer(&self, pacer: Option<EventPacer>) {
         self.shared().doorbell.pace(pacer);
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called, of a channel whose events are
-    /// [paced](Self::set_event_pacer). Ask after each [`Error::WouldBlock`]: until then the
-    /// descriptor does not become readable. `None`: nothing is due.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout), for a channel whose events
+    /// are [paced](Self::set_event_pacer); `None` means that nothing is due. Call this after each
+    /// [`Error::WouldBlock`]: until that time the descriptor does not become readable.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.shared().doorbell.masked_until()
     }
 
-    /// Lets the next event through, if it is time. Harmless at any time.
+    /// Unmasks the port if the time of [`poll_timeout`](Self::poll_timeout) has passed. Harmless at
+    /// any time.
     ///
     /// # Errors
     ///
@@ -440,8 +444,8 @@ impl Channel {
 }
 
 impl AsFd for Channel {
-    /// The descriptor to poll for reading: the event channel's, or one for it and the watch for the
-    /// end of the peer's domain.
+    /// The descriptor to poll for reading: the event channel's, or one for both the event channel
+    /// and the watch for the end of the peer's domain.
     #[doc(alias = "libxenvchan_fd_for_select")]
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared().doorbell.as_fd()

@@ -62,8 +62,8 @@ impl ClientBuilder {
         }
     }
 
-    /// Sets whether [`connect`](Self::connect) sleeps until there is a server. Otherwise, the
-    /// default, it fails at once with [`Error::NoServer`].
+    /// Sets whether [`connect`](Self::connect) sleeps until there is a server. By default it fails
+    /// immediately with [`Error::NoServer`].
     pub const fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait = wait;
         self
@@ -75,37 +75,37 @@ impl ClientBuilder {
         self
     }
 
-    /// As [`deadline`](Self::deadline), counted from now; a time beyond what the clock can count is
-    /// forever.
+    /// Sets the deadline, counted from now. A time beyond what the clock can count means forever.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.deadline = Instant::now().checked_add(timeout);
         self
     }
 
-    /// Sets how the end of the server's whole domain is noticed.
+    /// Sets how this side notices the end of the server's whole domain.
     ///
-    /// A process that ends is noticed in any case. A domain that is destroyed leaves no trace in
-    /// the shared page, so by default this side asks every five seconds, while its owner waits or
-    /// polls. The channel's descriptor becomes readable for it. Reading then ends with
+    /// The end of the server's process is noticed in any case. A domain that is destroyed leaves no
+    /// trace in the shared page, so by default this side checks every five seconds, while its owner
+    /// waits or polls. The channel's descriptor becomes readable for it. Reading then ends with
     /// [`Error::Closed`]:
     ///
-    /// * in domain 0, which the store answers: within five seconds;
+    /// * in domain 0, whose question the store answers: within five seconds;
     /// * elsewhere, with a server of this crate's: within ten seconds after its node is removed, as
     ///   toolstacks do;
     /// * elsewhere, with another server or a [`Listener`](crate::Listener): within five seconds
-    ///   after the [hypervisor](xen_evtchn::EventChannels::domain_exists) has forgotten the domain,
-    ///   which it does only when nobody maps its pages any more. This client does.
+    ///   after the [hypervisor](xen_evtchn::EventChannels::domain_exists) has forgotten the domain.
+    ///   It does so only when no other domain maps its pages any more, and this client maps them.
     ///
-    /// Domain 0 never ends. A store that fails does not fail the channel. One that is silent holds
-    /// up a call by 250 ms at most, every five seconds.
+    /// Domain 0 never ends. A store that fails does not fail the channel. A store that does not
+    /// answer holds up a call by 250 ms at most, every five seconds.
     ///
-    /// `true`: by watches on `@releaseDomain`, which the store answers to domain 0 (and to whom
-    /// domain 0 permits it), at once, and on any server's node, a second after it is removed. Not
-    /// for the servers of Qubes, which remove theirs when their client has come. The descriptor
-    /// becomes readable when *any* domain ends. [`connect`](Self::connect) fails without the
-    /// watches: a guest has a quota (128 unless its xenstored has another). Up to 500 such channels
-    /// can share a [`Store`]'s connection, and an event loop's epoll can hold 100 of them: Linux
-    /// nests no more epolls around one descriptor.
+    /// `true`: by two watches. One is on `@releaseDomain`, which the store grants to domain 0 (and
+    /// to those to which domain 0 permits it); it reports the end immediately. The other is on any
+    /// server's node; it reports the end a second after the node is removed. Not for the servers of
+    /// Qubes, which remove their node when their client has connected. The descriptor becomes
+    /// readable when *any* domain ends. [`connect`](Self::connect) fails without the watches: a
+    /// guest has a quota (128 unless its xenstored has another). Up to 500 such channels can share
+    /// a [`Store`]'s connection, and an event loop's epoll can hold 100 of them: Linux nests no
+    /// more epolls around one descriptor.
     ///
     /// `false`: not at all. Then only a deadline ends a read from a domain that was destroyed.
     pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
@@ -113,14 +113,15 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
-    /// * [`Error::NoServer`]: nothing is published there, or by a server that has left;
+    /// * [`Error::NoServer`]: nothing is published at the path, or the server that published it has
+    ///   left;
     /// * [`Error::Unreachable`]: the server is busy with another client, or dead;
-    /// * [`Error::TimedOut`]: no server came before the deadline;
-    /// * [`Error::Peer`], [`Error::Node`]: what is published there is no vchan;
+    /// * [`Error::TimedOut`]: no server was available before the deadline;
+    /// * [`Error::Peer`], [`Error::Node`]: what is published at the path is no vchan;
     /// * [`Error::Os`], [`Error::Store`].
     pub fn connect(self, xen: &Xen, store: &Store) -> Result<Channel> {
         if !self.wait {
@@ -135,8 +136,8 @@ impl ClientBuilder {
         }
     }
 
-    /// Begins to connect and waits for a server, whatever
-    /// [`wait_for_server`](Self::wait_for_server) says, without blocking.
+    /// Begins to connect and returns without blocking. The client waits for a server, even if
+    /// [`wait_for_server`](Self::wait_for_server) is off.
     ///
     /// # Errors
     ///
@@ -145,7 +146,7 @@ impl ClientBuilder {
         Connecting::new(self, xen, store)
     }
 
-    /// Looks once and tries once.
+    /// Looks for a server once and tries to connect once.
     pub(crate) fn attempt(&self, xen: &Xen, store: &Store) -> Result<Channel> {
         match read_address(store, &self.path)? {
             Some(address) => self.attach(xen, store, address),
@@ -173,13 +174,13 @@ impl ClientBuilder {
 
     fn attach(&self, xen: &Xen, store: &Store, address: Address) -> Result<Channel> {
         let events = EventChannels::open(xen)?;
-        // The port is bound already, or gone, or of something else by now.
+        // The port is bound already, or closed, or belongs to something else by now.
         let refused = |source| match source {
             xen_sys::Error::Os { .. } if !is_shortage(&source) => {
                 let path = self.path.clone();
                 Error::Unreachable { path, source }
             }
-            // No device, nothing left of something: no server's fault.
+            // No device, or this side has run out of something: not the server's fault.
             other => Error::Os(other),
         };
         let port = events
@@ -189,10 +190,10 @@ impl ClientBuilder {
             map(xen, self.server, &[address.control], PageAccess::ReadWrite).map_err(refused)?;
         let page = control.region();
 
-        // Each value once, into private memory; nothing below looks at them again.
+        // Read each value once, into private memory; nothing below reads them again.
         let orders = (page.load_u16(LEFT_ORDER)?, page.load_u16(RIGHT_ORDER)?);
-        // A page in the making: a server that was killed has left its nodes, and another has got
-        // the same numbers just now. It will publish itself.
+        // A page in the making: a killed server has left its nodes, and another server has just got
+        // the same numbers. That server will publish itself.
         if orders == (0, 0) {
             return Err(self.nobody());
         }
@@ -242,12 +243,12 @@ impl ClientBuilder {
         let path = stays.then_some(&*self.path);
         let domain_watch =
             DomainWatch::watch(self.watching, store, self.server, &events, path, true)?;
-        // If this process is killed the kernel says so in our place.
+        // If this process is killed, the kernel clears the byte and notifies in its place.
         control.set_unmap_notify(UnmapNotify {
             clear_byte: Some(CLI_LIVE),
             event: Some(port.port()),
         })?;
-        // Requests of the client before us are void; the first byte is announced.
+        // Requests of the previous client are void; the first byte is announced.
         told.get().store(WRITE, Ordering::Relaxed);
         own.get().store(CONNECTED, Ordering::Release);
         let shared = Shared {

@@ -1,8 +1,7 @@
-//! A client that waits for its server without blocking anybody.
+//! A client that waits for its server without blocking the caller.
 //!
-//! The arrival that it waits for is announced either by the store (a server publishes itself) or by
-//! nobody (a server that is busy becomes free), so one descriptor stands for the store's watch and
-//! a timer.
+//! The store announces the arrival of a server (it publishes itself). Nothing announces that a busy
+//! server has become free. So one descriptor combines the store's watch and a timer.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ use crate::{Channel, Error, Result};
 /// Interval at which a client checks whether a busy server has become free.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// A client on its way, made by [`ClientBuilder::start`]. It can be given up by dropping it.
+/// A client that is connecting, made by [`ClientBuilder::start`]. Dropping it gives up.
 ///
 /// When the descriptor ([`AsFd`]) is readable, and once at the beginning, call
 /// [`try_finish`](Self::try_finish). The descriptor also becomes readable when the builder's
@@ -39,7 +38,7 @@ pub struct Connecting {
 
 impl Connecting {
     pub(crate) fn new(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result<Self> {
-        // The watch before the first look: no server can slip in between.
+        // The watch is set before the first look, so that no server is missed in between.
         let arrival = handshake::watch(store, builder.place())?;
         let timer = new_timer()?;
         let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
@@ -56,20 +55,21 @@ impl Connecting {
         })
     }
 
-    /// Connects if there is a server that is free. Never waits for one; it does ask the store.
+    /// Connects if there is a server that is free. Never waits for a server, but does wait for
+    /// replies of the store.
     ///
     /// # Errors
     ///
-    /// [`Error::WouldBlock`]: not yet, and the descriptor tells when to try again;
-    /// [`Error::TimedOut`]: the builder's deadline has passed. Otherwise as
+    /// [`Error::WouldBlock`]: not yet; the descriptor becomes readable when it is time to try
+    /// again. [`Error::TimedOut`]: the builder's deadline has passed. Otherwise as
     /// [`ClientBuilder::connect`], without [`Error::NoServer`] and [`Error::Unreachable`].
     pub fn try_finish(&mut self) -> Result<Channel> {
         // The look that follows sees what these events announce.
         let flooded = handshake::drain(&self.arrival)? == DRAIN;
         let again = match self.builder.attempt(&self.xen, &self.store) {
-            // A server that died leaves its nodes; the next one will write them anew.
+            // A server that died leaves its nodes; the next server will write them again.
             Err(Error::NoServer { .. }) => None,
-            // Dead, or busy with another client; nothing tells when a client leaves.
+            // Dead, or busy with another client; nothing announces when a client leaves.
             Err(error @ Error::Unreachable { .. }) => {
                 tracing::debug!(%error, "waiting");
                 Some(Instant::now() + RETRY)
@@ -80,7 +80,7 @@ impl Connecting {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::TimedOut);
         }
-        // Events left over make nothing readable *again*; the timer does.
+        // Remaining events do not make the descriptor readable *again*; the timer does.
         let again = if flooded { Some(Instant::now()) } else { again };
         let at = match (again, deadline) {
             (Some(again), Some(deadline)) => Some(again.min(deadline)),
@@ -113,12 +113,12 @@ pub(crate) fn new_timer() -> Result<TimerFd> {
     TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)
 }
 
-/// When the timer is to become readable; `None` is never.
+/// Sets when the timer becomes readable; `None` is never.
 pub(crate) fn set_timer(timer: &TimerFd, at: Option<Instant>) -> Result<()> {
     let Some(at) = at else {
         return timer.unset().map_err(failed);
     };
-    // Nothing would mean never.
+    // A zero duration would disarm the timer.
     let left = at
         .saturating_duration_since(Instant::now())
         .max(Duration::from_nanos(1));

@@ -8,8 +8,8 @@
 //!   ──────┼───────────────┼──────────▶         size - (prod-cons)  bytes of space
 //! ```
 //!
-//! The two `accept_*` functions are the only judges of a cursor the other domain wrote: what they
-//! let through moves forward only and never beyond what this side knows to be there.
+//! Only the two `accept_*` functions judge a cursor that the other domain wrote. A cursor that they
+//! accept moves forward only, and never beyond what this side has recorded.
 
 /// The bytes between `cons` and `prod`.
 #[inline]

@@ -1,11 +1,11 @@
 //! Delivery of one channel's events to the threads and tasks that wait for them. No I/O.
 //!
-//! A channel has one event for both directions, and the kernel hands it to one caller. The rule:
-//! *the caller that takes an event tells every other waiter*, because the event may be theirs. The
-//! blocking shell (`doorbell.rs`) and the async one (`tokio/`) both wait through this module, and
+//! A channel has one event for both directions, and the kernel delivers it to one caller. The rule:
+//! *the caller that takes an event wakes every other waiter*, because the event may be theirs. The
+//! blocking driver (`doorbell.rs`) and the async one (`tokio/`) both wait through this module, and
 //! `tests/loom.rs` models both.
 //!
-//! | waiter | sleeps in | is told by |
+//! | waiter | sleeps in | is woken by |
 //! |---|---|---|
 //! | the leading thread | the kernel | the event itself |
 //! | any other thread | a condition variable | the leader, when it returns |
@@ -23,12 +23,12 @@ use std::time::Instant;
 
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
-/// Counts events and tells the waiters of each.
+/// Counts events and wakes the waiters of each.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The kernel handed out an event and the port was not unmasked since.
+    /// The kernel delivered an event and the port was not unmasked since.
     masked: AtomicBool,
-    /// Counts events; a thread sleeps only while this stands where the thread last saw it.
+    /// Counts events; a thread sleeps only while this has the value that the thread last saw.
     seen: AtomicU64,
     threads: Mutex<Threads>,
     woken: Condvar,
@@ -51,7 +51,7 @@ impl Default for Delivery {
 }
 
 impl Delivery {
-    /// No event has come. `tasks` are told of those that will.
+    /// Creates the state before any event. Each event will wake `tasks`.
     #[must_use]
     pub fn new(tasks: Arc<Tasks>) -> Self {
         Self {
@@ -77,27 +77,27 @@ impl Delivery {
         self.masked.load(Ordering::Acquire)
     }
 
-    /// Notes that the caller unmasks the port; `false` if it is not masked.
+    /// Records that the caller unmasks the port; returns `false` if it is not masked.
     pub fn begin_unmask(&self) -> bool {
         // A read-modify-write only where there is something to modify.
         self.masked.load(Ordering::Acquire) && self.masked.swap(false, Ordering::AcqRel)
     }
 
-    /// Returns the event counter. Take it before asking for a notification and looking again.
+    /// Returns the event counter. Read it before requesting a notification and looking again.
     pub fn seen(&self) -> u64 {
         self.seen.load(Ordering::Acquire)
     }
 
-    /// The caller has taken an event: the port is masked, and every waiter is woken.
+    /// Records that the caller has taken an event: the port is masked, and every waiter is woken.
     ///
-    /// A thread that sleeps in the kernel is told by nothing but the kernel: the caller is that
-    /// thread, or there is none.
+    /// Only the kernel wakes a thread that sleeps in the kernel. The caller is that thread, or
+    /// there is none.
     pub fn event_taken(&self) {
         self.masked.store(true, Ordering::Release);
         self.changed();
     }
 
-    /// Something else happened that every waiter is to look at.
+    /// Wakes every waiter for something that is not an event.
     pub fn changed(&self) {
         self.seen.fetch_add(1, Ordering::AcqRel);
         self.tasks.wake_all();
@@ -106,14 +106,14 @@ impl Delivery {
     }
 
     fn wake_followers(&self, threads: &Threads) {
-        // Mostly there is none, and to wake nobody is a system call too.
+        // Mostly there is no follower, and waking none is a system call too.
         if threads.followers != 0 {
             self.woken.notify_all();
         }
     }
 
-    /// Blocks until an event comes after `seen` was taken, and returns `true`; or until the
-    /// deadline, and returns `false`.
+    /// Blocks until an event after `seen` was read, and returns `true`; or until the deadline, and
+    /// returns `false`.
     ///
     /// One thread at a time calls `sleep`, which blocks in the kernel, calls
     /// [`event_taken`](Self::event_taken) for an event and returns whether there was one.
@@ -186,7 +186,7 @@ pub struct Tasks(Mutex<[Option<Waker>; 3]>);
 impl Tasks {
     /// Wakes every task that waits.
     pub fn wake_all(&self) {
-        // Outside the lock: a waker may run code of the runtime's.
+        // Outside the lock: a waker may run code of the runtime.
         let all = std::mem::take(&mut *lock(&self.0));
         all.into_iter().flatten().for_each(Waker::wake);
     }
@@ -221,15 +221,15 @@ impl Wake for Tasks {
 
 /// A runtime's edge-triggered knowledge of whether the channel's descriptor is readable.
 pub trait Readiness {
-    /// Why it cannot be known.
+    /// Why the readiness is unknown.
     type Error;
     /// A readiness, to be [forgotten](Self::forget).
     type Ready<'a>
     where
         Self: 'a;
 
-    /// Whether the descriptor was readable when the runtime last heard of it; if not, `cx` is woken
-    /// when it becomes so. Remembers one waker only.
+    /// Returns whether the descriptor was readable at the runtime's last notification; if not,
+    /// wakes `cx` when it becomes so. Remembers one waker only.
     ///
     /// # Errors
     ///
@@ -244,9 +244,9 @@ pub trait Readiness {
 /// wait and has asked for the event. `take_event` takes the event, if there is one, with
 /// [`Delivery::event_taken`].
 ///
-/// The runtime's readiness may be left over from an event that was taken long ago, so `take_event`
-/// may take one that the runtime never learns of: the descriptor is no longer readable when it
-/// looks. Only `event_taken` tells the other tasks then.
+/// The runtime's readiness may be left over from an event that was taken long ago. So `take_event`
+/// may take an event that the runtime never sees: the descriptor is no longer readable when it
+/// looks. Only `event_taken` wakes the other tasks then.
 ///
 /// # Errors
 ///
@@ -263,12 +263,12 @@ pub fn poll_task<C, T, R: Readiness>(
         if let Some(done) = attempt(channel) {
             return Poll::Ready(Ok(done));
         }
-        // The runtime keeps one waker, so that must be everybody's.
+        // The runtime keeps one waker, so that one must wake every task.
         let everybody = Waker::from(Arc::clone(tasks));
         // Before the runtime can call `everybody`.
         tasks.set(interest, cx.waker());
         let ready = ready!(readiness.poll_ready(&mut Context::from_waker(&everybody)))?;
-        // This task is awake: it attempts again without being told.
+        // This task is awake: it attempts again without being woken.
         tasks.clear(interest);
         // In this order: the port is masked from the first step until the next attempt unmasks it,
         // so no event can come in between and be forgotten with the old one.

@@ -1,9 +1,9 @@
-//! The end of the peer's whole domain, which nothing in the shared page shows.
+//! The end of the peer's whole domain, of which the shared page shows nothing.
 //!
-//! The kernel of a process that ends reports it: live byte and event. When the domain itself is
-//! destroyed or its kernel is gone, nothing does: Xen takes its end of the event channel away
-//! without an event, and the shared pages stay as they are. The store shows it, and the hypervisor
-//! does later, once nobody maps the domain's pages any more:
+//! When a process ends, its kernel reports it: live byte and event. When the domain itself is
+//! destroyed or its kernel is gone, nothing does. Xen removes that end of the event channel without
+//! an event, and the shared pages stay as they are. The store shows the end, and so does the
+//! hypervisor later, when no other domain maps the domain's pages any more:
 //!
 //! | seen | by | then |
 //! |---|---|---|
@@ -14,10 +14,10 @@
 //! The default is the third row alone. A watch makes the store's connection part of each channel's
 //! descriptor, and Linux lets a hundred of them be polled by an event loop's epoll, or fewer.
 //!
-//! A toolstack removes the nodes of a domain with the domain. A server of this crate that
-//! withdraws its offer while it serves marks that in the store. Others may not (the server
-//! of Qubes removes its nodes when its client has come), so only an owner that requires it has
-//! their missing node taken for the end.
+//! A toolstack removes the nodes of a domain with the domain. A server of this crate that withdraws
+//! its offer while it serves marks that in the store. Others may not (the server of Qubes removes
+//! its nodes when its client has connected). So a missing node is taken for the end only if the
+//! owner requires it.
 //!
 //! No failure of the store ends a channel: the hypervisor is asked then.
 
@@ -36,11 +36,11 @@ use xen_sys::DomId;
 use crate::{Error, Result, handshake};
 
 /// How long the node is gone before that counts: a server that leaves in good order removes it too,
-/// and says in the shared page that it leaves.
+/// and marks in the shared page that it leaves.
 const GONE_FOR: Duration = Duration::from_secs(1);
 /// The interval at which the store or the hypervisor is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// The longest a question to the store holds up a call of the channel.
+/// The longest that a request to the store holds up a call of the channel.
 const STORE_ANSWERS: Duration = Duration::from_millis(250);
 
 const EVENT: u64 = 1;
@@ -51,7 +51,7 @@ const CLOCK: u64 = 8;
 /// How the end of the peer's domain is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watching {
-    /// The owner has declined.
+    /// The owner has switched it off.
     Off,
     /// By questions, unless the peer is domain 0, which outlives every other.
     Ask,
@@ -90,9 +90,9 @@ pub(crate) struct DomainWatch {
     events: EventChannels,
     store: Store,
     peer: DomId,
-    /// The clock runs, and the store or the hypervisor is asked when it rings.
+    /// The clock runs, and the store or the hypervisor is asked when it expires.
     asks: AtomicBool,
-    /// The domain has been there: a server may offer a vchan to one that is still to be made.
+    /// The domain has existed: a server may offer a vchan to a domain that is still to be made.
     known: AtomicBool,
     ended: AtomicBool,
 }
@@ -103,7 +103,7 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> xen_sys::Error {
 
 impl DomainWatch {
     /// Watches the domain `peer`. `path`: the server's node, if this side is a client and the node
-    /// stays as long as the server. `came`: the peer's domain is certainly there.
+    /// stays as long as the server. `came`: the peer's domain certainly exists.
     pub(crate) fn watch(
         watching: Watching,
         store: &Store,
@@ -125,7 +125,7 @@ impl DomainWatch {
             }),
             clock: OnceLock::new(),
             events: events.clone(),
-            // With a limit of its own: a store that does not answer is not to hold the channel up.
+            // With its own time limit: a store that does not answer must not hold the channel up.
             store: store.with_timeout(Some(STORE_ANSWERS)),
             peer,
             asks: AtomicBool::new(false),
@@ -139,7 +139,7 @@ impl DomainWatch {
             this.start_asking()?;
         }
         if !came {
-            // Notes a domain that is there already. One that is not has not ended.
+            // Records whether the domain exists already. One that does not exist has not ended.
             this.ask();
         }
         Ok(Some(this))
@@ -176,7 +176,7 @@ impl DomainWatch {
         Ok(self.clock.get_or_init(|| fresh))
     }
 
-    /// From now on the store or the hypervisor is asked every five seconds.
+    /// Starts the clock: the store or the hypervisor is asked every five seconds.
     fn start_asking(&self) -> Result<()> {
         if !self.asks.swap(true, Ordering::AcqRel) {
             let clock = self.clock()?;
@@ -187,7 +187,7 @@ impl DomainWatch {
         Ok(())
     }
 
-    /// The descriptors of a connection that has ended are readable forever.
+    /// Drops the watches: the descriptors of a connection that has ended are readable forever.
     fn unwatch_store(&self) {
         let node = self.node.as_ref().and_then(|node| node.watch.as_ref());
         for watch in self.release.iter().chain(node) {
@@ -195,13 +195,13 @@ impl DomainWatch {
         }
     }
 
-    /// The descriptor, readable when an event has come or the domain is to be asked for.
+    /// The descriptor, readable when an event has arrived or the domain must be checked.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.both.0.as_fd()
     }
 
-    /// Waits until the descriptor is readable; `None` if the deadline passes first. A signal ends
-    /// the wait with nothing found.
+    /// Waits until the descriptor is readable; returns `None` if the deadline passes first. A
+    /// signal ends the wait with nothing found.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<Option<Found>> {
         let timeout = match deadline {
             None => EpollTimeout::NONE,
@@ -241,7 +241,7 @@ impl DomainWatch {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Takes the notifications of ended domains that were found, and asks whether the peer's is
+    /// Takes the notifications of ended domains that were found, and checks whether the peer's is
     /// among them. Returns `true` from then on.
     pub(crate) fn ended(&self, found: Found) -> Result<bool> {
         if self.has_ended() {
@@ -305,7 +305,7 @@ impl DomainWatch {
         }
     }
 
-    /// Returns whether the node is gone, and was a second ago.
+    /// Returns whether the node is gone, and was gone a second ago.
     fn node_is_gone(&self, node: &Node, moved: bool, rang: bool) -> Result<bool> {
         if moved {
             let clock = self.clock()?;
@@ -321,8 +321,8 @@ impl DomainWatch {
         Ok(rang && !handshake::is_published(&self.store, &node.path)?)
     }
 
-    /// Asks the store, or where it denies, the server's node or the hypervisor. Where none answers,
-    /// the domain counts as there.
+    /// Returns whether the domain has ended. Asks the store; where the store denies the question,
+    /// checks the server's node or asks the hypervisor. Without any answer it has not ended.
     fn ask(&self) -> bool {
         match self.store.is_introduced(self.peer) {
             Ok(introduced) => self.missed(introduced),
@@ -339,7 +339,7 @@ impl DomainWatch {
         there.is_ok_and(|there| self.missed(there))
     }
 
-    /// Takes note of whether the domain is `there`; returns whether it is gone and was there before.
+    /// Records whether the domain is `there`; returns whether it is gone and was there before.
     fn missed(&self, there: bool) -> bool {
         if there {
             self.known.store(true, Ordering::Release);
@@ -347,7 +347,7 @@ impl DomainWatch {
         !there && self.known.load(Ordering::Acquire)
     }
 
-    /// The peer has come: its domain exists.
+    /// Records that the peer has connected: its domain exists.
     pub(crate) fn peer_came(&self) {
         self.known.store(true, Ordering::Release);
     }
@@ -363,12 +363,12 @@ fn add(both: &Epoll, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
 struct Node {
     path: String,
     watch: Option<Watch>,
-    /// It was gone when asked for last.
+    /// The node was gone at the last check.
     missed: AtomicBool,
 }
 
 impl Node {
-    /// Returns whether it is gone, and was five seconds ago.
+    /// Returns whether the node is gone, and was gone at the check before.
     fn is_missed(&self, store: &Store) -> bool {
         let gone = handshake::is_published(store, &self.path).is_ok_and(|there| !there);
         self.missed.swap(gone, Ordering::AcqRel) && gone

@@ -1,12 +1,12 @@
 //! The event channel of one vchan: notifying the peer, and sleeping until the peer notifies us.
 //!
 //! One port serves both directions. A wait therefore ends when *anything* happened, and the caller
-//! looks at its ring again. `delivery.rs` sees to it that an event that one waiter
-//! took wakes every waiter.
+//! looks at its ring again. `delivery.rs` ensures that an event that one waiter took wakes every
+//! waiter.
 //!
-//! The kernel masks the port when it hands out an event. It stays masked while there is work to do
-//! and is unmasked only before the next sleep: an event that comes meanwhile stays pending in Xen
-//! and is delivered then.
+//! The kernel masks the port when it delivers an event. The port stays masked while there is work
+//! to do and is unmasked only before the next sleep. An event that arrives meanwhile stays pending
+//! in Xen and is delivered after the unmask.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,19 +30,19 @@ pub(crate) struct Doorbell {
     reader: Kept,
     writer: Kept,
     pacing: Pacing,
-    /// For an owner who wants to know of the end of the peer's domain.
+    /// Present if the owner requires notice of the end of the peer's domain.
     domain_watch: Option<Arc<DomainWatch>>,
 }
 
-/// The half of a channel on whose behalf something is done.
+/// The half of a channel for which something is done.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Half {
     Reader,
     Writer,
 }
 
-/// An error of the system that a half met after bytes had moved: of a notify, or a wait. The call
-/// that met it returned their number; that half's next call reports it.
+/// A system error, of a notify or a wait, that a half met after bytes had moved. The call that met
+/// it returned the number of bytes; that half's next call returns the error.
 #[derive(Debug)]
 struct Kept {
     error: Mutex<Option<Error>>,
@@ -66,7 +66,7 @@ impl Kept {
 /// The peer's cursors and live byte.
 pub(crate) type Standing = ((u32, u32), u8);
 
-/// Whether events that were for nothing are let through at once.
+/// Whether events that were for nothing are let through without delay.
 #[derive(Debug)]
 struct Pacing {
     on: AtomicBool,
@@ -76,7 +76,7 @@ struct Pacing {
 #[derive(Debug)]
 struct Paced {
     pacer: EventPacer,
-    /// The number of the event judged last, and what it was judged by.
+    /// The number of the event judged last, and the state by which it was judged.
     judged: u64,
     standing: Option<Standing>,
 }
@@ -108,7 +108,8 @@ impl Pacing {
         self.state().as_ref().map(|paced| paced.pacer.clone())
     }
 
-    /// Judges event number `event`, if it was not yet; returns until when the port stays masked.
+    /// Judges event number `event`, unless it was judged before; returns until when the port stays
+    /// masked.
     fn judge(&self, event: u64, standing: impl FnOnce() -> Standing) -> Option<Instant> {
         if !self.on.load(Ordering::Acquire) {
             return None;
@@ -144,7 +145,8 @@ impl Doorbell {
         Self::with(events, port, delivery, domain_watch.map(Arc::new))
     }
 
-    /// Another port of the same set, with the same descriptor, for the same waiters.
+    /// Makes the doorbell of another port of the same set, with the same descriptor, for the same
+    /// waiters.
     pub(crate) fn succeeded_by(&self, port: BoundPort) -> Self {
         let delivery = Delivery::new(Arc::clone(self.delivery.tasks()));
         let next = Self::with(
@@ -182,7 +184,7 @@ impl Doorbell {
         self.port.port()
     }
 
-    /// Notifies the peer of something that is not a half's: a session's begin or end.
+    /// Notifies the peer of the beginning or end of a session, which belongs to neither half.
     pub(crate) fn notify(&self) -> Result<()> {
         Ok(self.port.notify()?)
     }
@@ -203,25 +205,25 @@ impl Doorbell {
         }
     }
 
-    /// Keeps an error of the system's for the half's next call; one that lasts by itself needs no
-    /// keeping.
+    /// Keeps a system error for the half's next call. An error that persists is not kept: the next
+    /// call meets it again.
     #[cold]
     pub(crate) fn keep(&self, half: Half, error: Error) {
         if matches!(error, Error::Os(_) | Error::Store(_)) {
             let kept = self.kept(half);
-            // The first is the cause.
+            // The first error is the cause.
             kept.slot().get_or_insert(error);
             kept.any.store(true, Ordering::Release);
         }
     }
 
-    /// Whether an error waits to be reported by `half`.
+    /// Returns whether an error waits to be returned by `half`.
     #[inline]
     pub(crate) fn has_failed(&self, half: Half) -> bool {
         self.kept(half).any.load(Ordering::Acquire)
     }
 
-    /// Reports what failed earlier on behalf of `half`, once.
+    /// Returns the kept error of `half`, once.
     #[inline]
     pub(crate) fn check(&self, half: Half) -> Result<()> {
         let kept = self.kept(half);
@@ -248,18 +250,17 @@ impl Doorbell {
             }
             None => true,
         };
-        // While the port is masked nothing can be waiting: the one system call is saved.
+        // While the port is masked nothing can be pending: this saves a system call.
         if event && !self.delivery.is_masked() && self.events.pending()?.is_some() {
             self.delivery.event_taken();
         }
         Ok(())
     }
 
-    /// Lets the next event through. Before every sleep, ours or the caller's. Returns until when
-    /// the port stays masked, if it does because events are paced.
+    /// Unmasks the port. Called before every sleep, ours or the caller's. Returns until when the
+    /// port stays masked, if it does because events are paced.
     ///
-    /// `standing`: what the peer can change. An event after which it is as it was before was for
-    /// nothing.
+    /// `standing`: what the peer can change. An event after which it is unchanged was for nothing.
     pub(crate) fn unmask(&self, standing: impl FnOnce() -> Standing) -> Result<Option<Instant>> {
         if !self.delivery.is_masked() {
             return Ok(None);
@@ -278,7 +279,7 @@ impl Doorbell {
         self.pacing.set(pacer);
     }
 
-    /// Until when the port stays masked because events are paced.
+    /// Returns until when the port stays masked because events are paced.
     pub(crate) fn masked_until(&self) -> Option<Instant> {
         if self.delivery.is_masked() {
             self.pacing.until()
@@ -292,8 +293,8 @@ impl Doorbell {
         self.delivery.seen()
     }
 
-    /// Blocks until an event comes after `seen` was taken, and returns `true`; or until the
-    /// deadline, and returns `false`.
+    /// Blocks until an event after `seen` was read, and returns `true`; or until the deadline, and
+    /// returns `false`.
     pub(crate) fn wait(
         &self,
         seen: u64,
@@ -338,7 +339,7 @@ impl Doorbell {
                 return Ok(true);
             }
             if ended {
-                // Not an event: the port is as it was.
+                // Not an event: the state of the port is unchanged.
                 return Ok(true);
             }
             // The descriptor also becomes readable at the end of any other domain.
@@ -349,7 +350,7 @@ impl Doorbell {
         }
     }
 
-    /// A client has come: its domain exists.
+    /// Records that a client has connected: its domain exists.
     pub(crate) fn peer_came(&self) {
         self.domain_watch
             .iter()
@@ -362,7 +363,7 @@ impl Doorbell {
         self.domain_watch.as_ref().is_some_and(ended)
     }
 
-    /// Judges what was found; `true` if the peer's domain has ended.
+    /// Judges what was found; returns `true` if the peer's domain has ended.
     fn note_domain(&self, domain_watch: &DomainWatch, found: Found) -> Result<bool> {
         let known = domain_watch.has_ended();
         let ended = domain_watch.ended(found)?;
@@ -374,13 +375,13 @@ impl Doorbell {
     }
 }
 
-/// Whether a deadline has passed. Without one the clock is not asked.
+/// Returns whether a deadline has passed. Without a deadline the clock is not read.
 pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
-/// Waits until a descriptor is readable; `false` if the deadline passes first. Signals do not end
-/// the wait.
+/// Waits until a descriptor is readable; returns `false` if the deadline passes first. Signals do
+/// not end the wait.
 pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
     loop {
         let timeout = match deadline {

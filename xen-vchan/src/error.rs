@@ -1,13 +1,13 @@
 //! Errors, divided by who is at fault.
 //!
-//! | variant | who | afterwards |
+//! | variant | at fault | afterwards |
 //! |---|---|---|
-//! | [`Error::Peer`] | the other domain broke the protocol | the channel is finished: every later call returns the same error |
-//! | [`Error::Node`] | the other domain published what is no address | try again, if another server may come |
-//! | [`Error::Closed`] | the other side left or died | bytes it had sent can still be read; then the end |
-//! | [`Error::ShutDown`] | the caller, who has said that it is done | bytes of the peer can still be read |
+//! | [`Error::Peer`] | the other domain, which violated the protocol | the channel is finished: every later call returns the same error |
+//! | [`Error::Node`] | the other domain, which published an invalid address | try again, if another server may be published |
+//! | [`Error::Closed`] | the other side, which left or died | bytes it had sent can still be read; then the end |
+//! | [`Error::ShutDown`] | the caller, which has shut the channel down | bytes of the peer can still be read |
 //! | [`Error::WouldBlock`], [`Error::TimedOut`] | nobody | try again |
-//! | [`Error::Os`], [`Error::Store`] | the kernel or xenstored refused | as the source says |
+//! | [`Error::Os`], [`Error::Store`] | the kernel or xenstored, which refused | depends on the source |
 
 use std::fmt;
 use std::io;
@@ -21,10 +21,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The peer broke the protocol. Nothing more is read from it; the error is sticky.
+    /// The peer violated the protocol. Nothing more is read from it; every later call returns this
+    /// error.
     #[error("the peer broke the vchan protocol: {0}")]
     Peer(#[source] Violation),
-    /// A store node that the server published holds no number in range.
+    /// A store node that the server published contains no number in range.
     #[error("the vchan server's store node {key} holds no valid number: {value}")]
     Node {
         /// The node's last component.
@@ -38,8 +39,8 @@ pub enum Error {
     /// This side has [shut down](crate::Channel::shutdown) the channel, so it writes no more.
     #[error("this side has shut the vchan down")]
     ShutDown,
-    /// Nothing can be done now. The notification was asked for before this was returned, so the
-    /// channel's descriptor becomes readable when that changes.
+    /// The operation cannot proceed now. The notification was requested before this was returned,
+    /// so the channel's descriptor becomes readable when that changes.
     #[error("the vchan operation would block")]
     WouldBlock,
     /// The deadline passed before anything could be done.
@@ -51,8 +52,8 @@ pub enum Error {
         /// The path asked for.
         path: String,
     },
-    /// Something is published at this place, but nobody can be reached there now: the server is
-    /// busy with another client, or it died and left its nodes.
+    /// Something is published at this place, but cannot be reached now: the server is busy with
+    /// another client, or it died and left its nodes.
     #[error("the vchan server at {path} is busy with another client or dead: {source}")]
     Unreachable {
         /// The path asked for.
@@ -60,13 +61,13 @@ pub enum Error {
         /// The hypervisor's error.
         source: xen_sys::Error,
     },
-    /// The caller asked for something that cannot be.
+    /// The caller's request is invalid.
     #[error("{what}")]
     Invalid {
         /// The fault.
         what: &'static str,
     },
-    /// More than a ring holds, or than rings there can be.
+    /// The size exceeds what a ring holds, or the largest possible ring.
     #[error("a vchan {what} of {asked} bytes where {limit} is the most")]
     TooLarge {
         /// The thing that is too large: a packet, a ring.
@@ -76,19 +77,18 @@ pub enum Error {
         /// The most there can be.
         limit: usize,
     },
-    /// The kernel or the hypervisor refused.
+    /// The kernel or the hypervisor refused the operation.
     #[error(transparent)]
     Os(#[from] xen_sys::Error),
-    /// The shared pages are smaller than asked for. Does not happen with a kernel that keeps its
-    /// word.
+    /// The shared pages are smaller than requested. A correct kernel never causes this.
     #[error(transparent)]
     Memory(#[from] xen_gnttab::RegionError),
-    /// The store refused.
+    /// The store refused the operation.
     #[error(transparent)]
     Store(#[from] xen_store::Error),
 }
 
-/// A breach of the protocol by the peer, with the numbers as they were read.
+/// A violation of the protocol by the peer, with the numbers as they were read.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {

@@ -5,9 +5,10 @@
 //! | `ring-ref` | grant reference of the control page, decimal | every server |
 //! | `event-channel` | the server's unbound port, decimal | every server |
 //! | `accepts-sessions` | `1`: this server marks sessions (see `session.rs`) | servers of this crate |
-//! | `withdraws` | `1`: the nodes go when a client has come, and say nothing of the server's life | listeners of this crate |
+//! | `withdraws` | `1`: the nodes are removed when a client has connected, so their absence is no sign of the server's end | listeners of this crate |
 //!
-//! Order: a client that can read `ring-ref` may go on at once, so it is written last and removed
+//! Order: a client that can read `ring-ref` may connect immediately, so it is written last and
+//! removed
 //! first. No transaction is needed: libxenvchan's client reads `ring-ref` before `event-channel`,
 //! and so does this one. All nodes belong to the server and are readable by the peer domain only.
 
@@ -43,7 +44,7 @@ impl Published {
     ) -> Result<Self> {
         let path = path.trim_end_matches('/');
         let own = match store.own_domain() {
-            // The toolstack writes it for every domain it makes.
+            // The toolstack writes the node for every domain it makes.
             Err(error) if error.is_not_found() => {
                 return Err(Error::Invalid {
                     what: "the store does not say which domain this is (node domid)",
@@ -85,7 +86,8 @@ impl Published {
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
-        // A node that cannot be removed (its name was too long to be written) keeps no other.
+        // A node that cannot be removed (its name was too long to be written) does not stop the
+        // removal of the others.
         let mut failed = Ok(());
         for key in [EVENT_CHANNEL, ACCEPTS_SESSIONS, WITHDRAWS] {
             match self.store.rm(&node(&self.path, key)) {
@@ -93,8 +95,8 @@ impl Published {
                 _ => {}
             }
         }
-        // libxenvchan's server removes the whole path; so do we, unless somebody put something else
-        // there.
+        // libxenvchan's server removes the whole path, and so does this one, unless there is
+        // something else under it.
         if self.store.directory(&self.path)?.is_empty() {
             self.store.rm(&self.path)?;
         }
@@ -114,10 +116,11 @@ impl Drop for Published {
     }
 }
 
-/// Removes the `ring-ref` that a server which was killed has left at `path`.
+/// Removes the `ring-ref` that a killed server has left at `path`.
 ///
-/// Before the next server opens a port and grants a page: both may get the numbers that the old
-/// node and its neighbour hold, and a client that reads those would find a page in the making.
+/// Must be called before the next server opens a port and grants a page. Both may get the numbers
+/// that the old node and its neighbour contain, and a client that reads those would find a page in
+/// the making.
 pub(crate) fn clear(store: &Store, path: &str) -> Result<()> {
     match store.rm(&node(path.trim_end_matches('/'), RING_REF)) {
         Ok(()) => Ok(()),
@@ -158,7 +161,7 @@ pub(crate) fn read_address(store: &Store, path: &str) -> Result<Option<Address>>
     }))
 }
 
-/// Whether there is a `ring-ref` at `path` that we may read.
+/// Returns whether there is a `ring-ref` at `path` that this side may read.
 pub(crate) fn is_published(store: &Store, path: &str) -> Result<bool> {
     match store.exists(&node(path.trim_end_matches('/'), RING_REF)) {
         Ok(exists) => Ok(exists),
@@ -188,8 +191,8 @@ pub(crate) fn watch(store: &Store, path: &str) -> Result<Watch> {
     Ok(store.watch(&node(path.trim_end_matches('/'), RING_REF))?)
 }
 
-/// Takes the events of a watch, at most [`DRAIN`]; returns their number. A peer writes to its nodes
-/// as often as it likes. While there are more, the watch's descriptor stays readable.
+/// Takes the events of a watch, at most [`DRAIN`]; returns their number. A peer can write to its
+/// nodes without limit. While events remain, the watch's descriptor stays readable.
 pub(crate) fn drain(watch: &Watch) -> Result<usize> {
     for taken in 0..DRAIN {
         if watch.try_next()?.is_none() {
@@ -199,8 +202,8 @@ pub(crate) fn drain(watch: &Watch) -> Result<usize> {
     Ok(DRAIN)
 }
 
-/// Where the servers of OCaml's vchan library and of Qubes publish the service `name` of `server`
-/// for `client`: `/local/domain/SERVER/data/vchan/CLIENT/NAME`.
+/// Returns where the servers of OCaml's vchan library and of Qubes publish the service `name` of
+/// `server` for `client`: `/local/domain/SERVER/data/vchan/CLIENT/NAME`.
 ///
 /// # Errors
 ///
@@ -231,8 +234,8 @@ mod tests {
         let stored = Server::start(Config::new()).unwrap();
         let store = stored.connect(DomId::DOM0).unwrap();
         let watch = watch(&store, "n").unwrap();
-        // Events for different nodes are kept apart, and those of the last write have come before
-        // its answer. One more stands for the watch itself.
+        // Events for different nodes are not merged, and those of the last write arrive before its
+        // answer. The one event more is that of the watch itself.
         for index in 0..DRAIN + 9 {
             store.write(&format!("n/ring-ref/{index}"), "").unwrap();
         }

@@ -20,8 +20,8 @@
 //! bytes from the client to the server and *right* the other way. All integers are in the byte
 //! order of the machine, which both domains share.
 //!
-//! A [`Geometry`] is the proof that two orders fit together: it is made by [`Geometry::new`] only,
-//! from values read once, and everything later trusts the private copy.
+//! A [`Geometry`] is the proof that two orders fit together: only [`Geometry::new`] makes it, from
+//! values read once, and all later code uses the private copy.
 
 use crate::Violation;
 
@@ -66,13 +66,13 @@ const MAX_ORDER: u16 = 20;
 pub struct RingSize(usize);
 
 impl RingSize {
-    /// The smallest ring: no page beyond the control page where possible.
+    /// The smallest ring, without a page beyond the control page where possible.
     pub const SMALLEST: Self = Self(0);
     /// The largest ring the protocol can describe, 1 MiB.
     pub const LARGEST: Self = Self(1 << MAX_ORDER);
 
-    /// Creates a ring of at least `bytes` bytes. More than [`RingSize::LARGEST`] is refused by
-    /// `publish`.
+    /// Creates a ring size of at least `bytes` bytes. `publish` fails for more than
+    /// [`RingSize::LARGEST`].
     #[must_use]
     pub const fn at_least(bytes: usize) -> Self {
         Self(bytes)
@@ -108,7 +108,7 @@ pub enum Place {
     },
 }
 
-/// Two ring sizes that were found to fit together and beside their grant list.
+/// Two ring sizes that fit together and beside their grant list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     left: u16,
@@ -116,7 +116,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Checks two orders as they stand in a control page.
+    /// Checks two orders as read from a control page.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Geometry {
         Ok(this)
     }
 
-    /// Chooses as `libxenvchan_server_init` does for these sizes; `None` above 1 MiB.
+    /// Returns the choice of `libxenvchan_server_init` for these sizes; `None` above 1 MiB.
     ///
     /// Sizes of 0 and 0 give the rings of 1024 (`left`) and 2048 bytes (`right`) in the control
     /// page.
@@ -180,25 +180,25 @@ impl Geometry {
         (self.left, self.right)
     }
 
-    /// Bytes of the ring from client to server.
+    /// Returns the size in bytes of the ring from client to server.
     #[must_use]
     pub const fn left_bytes(self) -> u32 {
         1 << self.left
     }
 
-    /// Bytes of the ring from server to client.
+    /// Returns the size in bytes of the ring from server to client.
     #[must_use]
     pub const fn right_bytes(self) -> u32 {
         1 << self.right
     }
 
-    /// Where `left` lies.
+    /// Returns where `left` is.
     #[must_use]
     pub const fn left_place(self) -> Place {
         place(self.left, 0)
     }
 
-    /// Where `right` lies.
+    /// Returns where `right` is.
     #[must_use]
     pub const fn right_place(self) -> Place {
         place(self.right, pages(self.left))

@@ -51,14 +51,15 @@
 //! # Guarantees
 //!
 //! * **The peer is not trusted.** Each shared word is read once and judged against private values;
-//!   own cursors are never read back. A lie is a typed, sticky [`Error::Peer`] with the numbers.
-//!   There is no `unsafe` in this crate, and no reference into shared memory leaves it.
-//! * **Counts are true.** A write that put bytes into the ring says how many, whatever happened
+//!   own cursors are never read back. A lie is a typed [`Error::Peer`] with the numbers, which
+//!   every later call returns too. There is no `unsafe` in this crate, and no reference into shared
+//!   memory leaves it.
+//! * **Counts are true.** A write that put bytes into the ring returns how many, whatever happened
 //!   next.
-//! * **Death is noticed.** Each side registers its live byte and an event with the kernel, so a
-//!   side that is killed is seen by the other at once ([`PeerState::Gone`], end of file), without
-//!   hypercalls (no privcmd). The end of the peer's whole domain is asked for every five seconds
-//!   ([`ServerBuilder::watch_peer_domain`]).
+//! * **Death is noticed.** Each side registers its live byte and an event with the kernel, so the
+//!   other side sees immediately when it is killed ([`PeerState::Gone`], end of file), without
+//!   hypercalls (no privcmd). Each side checks every five seconds whether the peer's whole domain
+//!   has ended ([`ServerBuilder::watch_peer_domain`]).
 //! * **Sessions have edges.** A server serves one client after another on the same memory
 //!   ([`Channel::next_client`]) and sees when one was replaced by the next.
 //!
@@ -75,7 +76,7 @@
 #![forbid(unsafe_code)]
 
 mod cursor;
-// Public to the models alone.
+// Public only to the models.
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod delivery;
@@ -100,7 +101,7 @@ mod layout;
     )
 )]
 mod mem;
-// Public to this workspace's tests, models, fuzz targets and benchmarks alone.
+// Public only to this workspace's tests, models, fuzz targets and benchmarks.
 #[cfg(any(loom, feature = "unstable-ring"))]
 #[doc(hidden)]
 pub mod ring;
@@ -124,7 +125,7 @@ pub use {
     mem::Memory,
 };
 
-// Everything that needs a hypervisor; loom is shown the ring alone.
+// Everything that needs a hypervisor; loom models the ring alone.
 #[cfg(not(loom))]
 mod backoff;
 #[cfg(not(loom))]

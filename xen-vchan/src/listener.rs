@@ -1,8 +1,8 @@
-//! Many clients at once: a ring of its own for each.
+//! Serves many clients at once, each with its own ring.
 //!
 //! A vchan's memory is for one client of one domain. A listener keeps one ring *on offer* at each
-//! path it serves. When a client has come, its ring leaves the store and becomes the owner's, and
-//! a fresh one is offered at the same path:
+//! path it serves. When a client has connected, the listener removes its ring from the store and
+//! returns it to the owner, and offers a fresh one at the same path:
 //!
 //! ```text
 //!   store                                       listener                    owner
@@ -12,12 +12,12 @@
 //!   …/data/vchan/7/echo   ring-ref, port ─────▶ on offer for domain 7
 //! ```
 //!
-//! Clients need to know nothing of this: libxenvchan's find a server at the path each time. A path
+//! Clients need no change for this: libxenvchan's find a server at the path each time. A path
 //! belongs to one domain, because the ring's pages are granted to it.
 //!
 //! # Guarantees, whatever clients do
 //!
-//! * Each domain has at most so many clients; more find nothing at the path until one is gone.
+//! * Each domain has a limited number of clients; more find nothing at the path until one is gone.
 //! * A client that scribbles, stays silent or dies costs its own ring. A client that does so before
 //!   it is accepted is never seen; a fresh ring takes its place.
 //! * Work per call is bounded by the number of paths and events, never by a client.
@@ -41,11 +41,11 @@ use crate::session::PeerState;
 use crate::shared::ClientSlot;
 use crate::{Channel, Error, Result, ServerBuilder};
 
-/// Clients a domain may have at once, unless the builder says otherwise.
+/// Clients a domain may have at the same time, unless the builder sets another number.
 const CLIENTS: usize = 16;
 /// Events looked at in one call.
 const BATCH: usize = 64;
-/// The event that says that a client's place is free again.
+/// The event that announces that a client's place is free again.
 const VACATED: u64 = 0;
 
 /// Serves many clients of one or more domains. Made by [`Listener::builder`].
@@ -73,7 +73,7 @@ pub struct Listener {
     store: Store,
     settings: ListenerBuilder,
     offers: HashMap<u64, Offer>,
-    /// Never used again, so that a late event of a path given up is nobody's.
+    /// Never used again, so that a late event of a removed path matches no other.
     last: u64,
     arrived: VecDeque<Channel>,
     set: Epoll,
@@ -99,7 +99,7 @@ struct Offer {
     path: String,
     /// The ring on offer.
     ring: Option<Channel>,
-    /// Clients accepted and not gone.
+    /// Accepted clients whose channels still exist.
     clients: Arc<AtomicUsize>,
 }
 
@@ -113,14 +113,14 @@ impl ListenerBuilder {
 
     /// Sets how many clients each path may have at a time, at least 1; 16 by default.
     ///
-    /// Each costs its rings, and one ring more is on offer. Linux grants a domain 1024 pages unless
-    /// its `gntalloc` has another `limit`.
+    /// Each client costs its rings, and each path one ring more, the one on offer. Linux grants a
+    /// domain 1024 pages unless its `gntalloc` has another `limit`.
     pub const fn clients_per_domain(mut self, clients: usize) -> Self {
         self.clients = if clients == 0 { 1 } else { clients };
         self
     }
 
-    /// Sets how the end of the client's domain is noticed.
+    /// Sets how the end of a client's domain is noticed.
     ///
     /// As [`ServerBuilder::watch_peer_domain`](crate::ServerBuilder::watch_peer_domain), for every
     /// channel accepted.
@@ -129,7 +129,7 @@ impl ListenerBuilder {
         self
     }
 
-    /// Makes the listener. Nobody is [served](Listener::bind) yet.
+    /// Makes the listener. It [serves](Listener::bind) no domain yet.
     ///
     /// # Errors
     ///
@@ -165,8 +165,8 @@ impl Listener {
         }
     }
 
-    /// Serves clients of `domain` at `path`, absolute or relative to this domain's own directory;
-    /// [`service_path`](crate::service_path) makes one after a known scheme.
+    /// Serves clients of `domain` at `path`, absolute or relative to this domain's own directory.
+    /// [`service_path`](crate::service_path) returns a path that other implementations use.
     ///
     /// # Errors
     ///
@@ -191,13 +191,13 @@ impl Listener {
         Ok(())
     }
 
-    /// Serves no more clients at `path`. Those accepted stay; one that connected and was not looked
-    /// at yet finds its channel closed.
+    /// Stops serving clients at `path`. Those accepted stay. A client that connected and was not
+    /// accepted yet finds its channel closed.
     pub fn stop(&mut self, path: &str) {
         self.offers.retain(|_, offer| offer.path != path);
     }
 
-    /// A ring for an offer, watched under `token`.
+    /// Makes a ring for an offer and watches it under `token`.
     fn make(&self, token: u64, offer: &Offer) -> Result<Channel> {
         let ring = ServerBuilder::new(offer.domain, &offer.path)
             .withdraws()
@@ -211,15 +211,15 @@ impl Listener {
 
     /// Returns a client that has connected, without waiting for one.
     ///
-    /// The channel is for one session: [`next_client`](Channel::next_client) is refused, and the
-    /// client's place is free again when the channel is dropped. A client that came, wrote and left
-    /// meanwhile can still be read.
+    /// The channel is for one session: [`next_client`](Channel::next_client) fails, and the
+    /// client's place is free again when the channel is dropped. A client that connected, wrote and
+    /// left meanwhile can still be read.
     ///
     /// # Errors
     ///
-    /// [`Error::WouldBlock`]: nobody has come; the descriptor becomes readable when somebody does.
-    /// [`Error::Os`], [`Error::Store`]: a fresh ring could not be offered; the next call tries
-    /// again, and paths that have theirs are not concerned.
+    /// [`Error::WouldBlock`]: no client has connected; the descriptor becomes readable when one
+    /// does. [`Error::Os`], [`Error::Store`]: a fresh ring could not be offered. The next call
+    /// tries again; paths that have their ring are not affected.
     pub fn try_accept(&mut self) -> Result<Channel> {
         self.look()?;
         let offered = self.refill();
@@ -245,17 +245,17 @@ impl Listener {
             }
             #[cfg(test)]
             crate::test_window::window();
-            // A client may ring before each sleep, and not come.
+            // A client may notify before each sleep, and not connect.
             late = !readable(self.as_fd(), deadline)? || has_passed(deadline);
         }
     }
 
-    /// Looks at the rings that something has happened to, batch by batch, until there is no more.
-    /// Clients that ring again and again add no work: after as many batches as all paths can fill
-    /// the rest is for the next call.
+    /// Looks at the rings with events, batch by batch, until there are no more. Clients that notify
+    /// again and again add no work: after as many batches as all paths can fill, the rest is left
+    /// to the next call.
     fn look(&mut self) -> Result<()> {
         for _ in 0..=self.offers.len() / BATCH {
-            // Also if it fails: what was not looked at is still there.
+            // Also after a failure: unprocessed events remain.
             self.more = true;
             self.more = self.look_at_batch()? == BATCH;
             if !self.more {
@@ -265,8 +265,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Whether the last call left events for the next one, of which the descriptor tells nobody who
-    /// waits for it to *become* readable.
+    /// Whether the last call left events for the next one. The descriptor does not become readable
+    /// *again* for them.
     #[cfg(feature = "tokio")]
     pub(crate) const fn has_more(&self) -> bool {
         self.more
@@ -283,7 +283,8 @@ impl Listener {
         };
         for event in &events[..count] {
             if event.data() == VACATED {
-                // Looked at by `refill`. Empty is fine: somebody else's word was taken with it.
+                // `refill` looks at the count. An empty counter is fine: an earlier read took
+                // several increments.
                 let _ = self.vacated.read();
                 continue;
             }
@@ -294,20 +295,20 @@ impl Listener {
             let state = ring.shared().acknowledge().and_then(|()| ring.peer());
             match state {
                 Ok(PeerState::Waiting) => {}
-                // Its domain has ended and nobody had come; another may get the number.
+                // The domain has ended without connecting; another may get its number.
                 Ok(PeerState::Gone) if ring.shared().session.count() == 0 => {
                     if let Some(ring) = offer.ring.take() {
                         let _ = self.set.delete(&ring);
                     }
                 }
-                // It came; perhaps it has left since, but it may have written.
+                // The client connected; perhaps it has left since, but it may have written.
                 Ok(PeerState::Connected | PeerState::Gone) => {
                     if let Some(ring) = offer.ring.take() {
                         self.set.delete(&ring).map_err(failed)?;
                         offer.clients.fetch_add(1, Ordering::AcqRel);
                         let slot = ClientSlot::new(&offer.clients, &self.vacated);
                         let _ = ring.shared().slot.set(slot);
-                        // One client only, and who comes next is to find the next ring.
+                        // One client only: the next client must find the next ring.
                         ring.shared().withdraw();
                         self.arrived.push_back(ring);
                     }

@@ -1,7 +1,7 @@
 //! The memory under a ring: words and a block of bytes, taken out of a
 //! [`Region`](xen_gnttab::Region), or loom's atomics.
 //!
-//! Ranges are checked when the memory is taken apart, once; using a part cannot fail.
+//! Ranges are checked once, when the memory is divided; using a part cannot fail.
 
 #[cfg(loom)]
 pub(crate) use model::{Bytes, Control, Word8, Word32};
@@ -15,7 +15,7 @@ pub(crate) use shared::{Bytes, Control, Word8, Word32};
 #[doc(no_inline)]
 pub use xen_gnttab::Region as Memory;
 
-/// A cache line, on most machines; no harm is done on others.
+/// A cache line on most machines; harmless on others.
 pub(crate) const LINE: u32 = 64;
 
 #[cfg(not(loom))]
@@ -30,7 +30,7 @@ mod shared {
     use crate::layout::{CLI_LIVE, GRANTS, LEFT, LEFT_ORDER};
     use crate::sync::{AtomicU8, AtomicU32};
 
-    /// A control page, taken apart.
+    /// A control page, divided into its words and the rest.
     #[derive(Debug)]
     pub(crate) struct Control {
         pub(crate) words: ControlWords,
@@ -39,18 +39,19 @@ mod shared {
     }
 
     impl Control {
-        /// `None` if `page` is too short, not aligned or for reading only.
+        /// Returns `None` if `page` is too short, misaligned or read-only.
         pub(crate) fn new(mut page: Region) -> Option<Self> {
             const { assert!(LEFT == 0) };
             let cursors = page.take_words(LEFT_ORDER / size_of::<u32>()).ok()?;
-            // The orders, which nobody looks at any more.
+            // The orders, which are never read again.
             page.split_to(CLI_LIVE - LEFT_ORDER).ok()?;
             let bytes = page.take_words(GRANTS - CLI_LIVE).ok()?;
             let words = ControlWords { cursors, bytes };
             Some(Self { words, rest: page })
         }
 
-        /// Takes the last `len` bytes from `offset` of the page; there is nothing behind them then.
+        /// Takes the last `len` bytes, which start at `offset` of the page; nothing is left behind
+        /// them.
         pub(crate) fn take(&mut self, offset: usize, len: usize) -> Option<Region> {
             let mut taken = self.rest.split_off(offset.checked_sub(GRANTS)?).ok()?;
             taken.split_to(len).ok()
@@ -118,16 +119,15 @@ mod shared {
             Some(Self(region.split_to(len).ok()?))
         }
 
-        /// Copies into the ring. The caller keeps within it; the ring of the other direction may be
-        /// mapped for reading only and is never written to.
+        /// Copies into the ring. The caller stays within its bounds; the ring of the other
+        /// direction may be mapped read-only and is never written to.
         #[inline]
         pub(crate) fn copy_in(&mut self, at: usize, from: &[u8]) {
             let copied = self.0.copy_in(at, from);
             debug_assert_eq!(copied, Ok(()));
         }
 
-        /// Writes a byte that means nothing to each cache line of a part of the ring that means
-        /// nothing.
+        /// Writes an arbitrary byte to each cache line of an unused part of the ring.
         #[inline]
         pub(crate) fn touch(&mut self, at: usize, len: usize) {
             const STEP: NonZeroUsize = NonZeroUsize::new(LINE as usize).unwrap();
@@ -135,7 +135,7 @@ mod shared {
             debug_assert_eq!(touched, Ok(()));
         }
 
-        /// Copies out of the ring. The caller keeps within it.
+        /// Copies out of the ring. The caller stays within its bounds.
         #[inline]
         pub(crate) fn copy_out(&self, at: usize, to: &mut [u8]) {
             let copied = self.0.copy_out(at, to);
@@ -189,7 +189,7 @@ mod model {
     }
 
     impl Memory {
-        /// Creates a zeroed page; the length is not looked at.
+        /// Creates a zeroed page; ignores the length.
         #[must_use]
         pub fn heap(_len: usize) -> Self {
             Self(Arc::new(Cells {

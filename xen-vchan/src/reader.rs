@@ -16,12 +16,12 @@ use crate::{Error, Result, Violation};
 
 pub use chunk::ReadChunk;
 
-/// Short reads in a row that found their bytes at once before the reader holds back.
+/// Short reads in a row, each satisfied immediately, after which the reader holds back.
 const COALESCE_AFTER: u8 = 2;
-/// How long it holds back at most: the writer of a stream of small messages gets ahead, and both
-/// sides stop passing a cache line to and fro for every message.
+/// How long it holds back at most. The writer of a stream of small messages gets ahead, and the two
+/// sides stop passing a cache line back and forth for every message.
 const COALESCE_TIME: Duration = Duration::from_micros(2);
-/// A read of more is not short: there is no need to gather.
+/// A longer read is not short and need not gather.
 const SHORT: usize = 4096;
 
 /// The receiving half of a [`Channel`](crate::Channel): `Send`, for a thread of its own.
@@ -52,7 +52,7 @@ impl ReadHalf {
         }
     }
 
-    /// Goes over to fresh memory.
+    /// Switches to fresh memory.
     pub(crate) fn renew(&mut self, rx: Consumer, shared: Arc<Shared>) {
         self.rx = rx;
         self.shared = shared;
@@ -60,8 +60,8 @@ impl ReadHalf {
         self.short_reads = 0;
     }
 
-    /// The bytes ready. Looks at the ring and the peer only if fewer than `least` are known, and
-    /// asks for no notification.
+    /// Returns the bytes ready. Looks at the ring and the peer only if fewer than `least` are
+    /// known, and requests no notification.
     ///
     /// # Errors
     ///
@@ -85,17 +85,17 @@ impl ReadHalf {
         Ok(ready)
     }
 
-    /// Looks at the peer's cursor and then at the peer; returns whether it is gone. There is no
-    /// cursor if another client has come since, whose it may be.
+    /// Looks at the peer's cursor and then at the peer; returns whether the peer is gone. Returns
+    /// no cursor if another client has connected since, because it may be that client's.
     #[inline]
     fn fetch_last(&self) -> Result<(Option<Fetched>, bool)> {
         let fetched = self.fetch()?;
-        // The live byte after the cursor: if it still names this session, so does every byte up to
-        // the cursor.
+        // The live byte after the cursor: if it still names this session, every byte up to the
+        // cursor belongs to it too.
         match self.shared.observe()? {
             PeerState::Waiting | PeerState::Connected => Ok((Some(fetched), false)),
             PeerState::Gone => {
-                // It may have written between our look at the cursor and its end.
+                // The peer may have written between our look at the cursor and its end.
                 let last = self.fetch()?;
                 let undisturbed = self.shared.session.undisturbed();
                 Ok((undisturbed.then_some(last), true))
@@ -133,7 +133,7 @@ impl ReadHalf {
         }
     }
 
-    /// Takes the cursors of a session that has begun; `false` if it has not.
+    /// Reads the cursors of a session that has begun; returns `false` if it has not.
     #[cold]
     fn attach(&mut self) -> Result<bool> {
         if self.begun()?.is_none() {
@@ -155,20 +155,20 @@ impl ReadHalf {
         result.map_err(|violation| self.shared.session.break_off(violation))
     }
 
-    /// Asks for an event. The caller looks once more afterwards.
+    /// Requests an event. The caller looks once more afterwards.
     fn request(&self) {
         #[cfg(test)]
         crate::test_window::window();
         self.rx.request();
     }
 
-    /// Asks for an event and looks once more.
+    /// Requests an event and looks once more.
     pub(crate) fn arm(&mut self, least: usize) -> Result<usize> {
         self.request();
         self.look(least)
     }
 
-    /// Looks, and asks for the notification before it says that there is too little.
+    /// Looks, and requests the notification before it returns that there is too little.
     pub(crate) fn try_look(&mut self, least: usize) -> Result<()> {
         self.shared.doorbell.check(Half::Reader)?;
         if self.look(least)? < least && self.arm(least)? < least {
@@ -190,7 +190,7 @@ impl ReadHalf {
             let found = spinner.search(deadline, || Ok::<_, Error>(self.look(least)? >= least));
             self.spinner = spinner;
             if let Some(at_once) = found? {
-                // A longer search was a wait for the peer, not a ride on its tail.
+                // A longer search waited for the peer; this read did not catch up with the writer.
                 if at_once != FoundFast(true) {
                     self.short_reads = 0;
                 }
@@ -206,7 +206,7 @@ impl ReadHalf {
         Ok(())
     }
 
-    /// Before the cursor is looked at: lets a writer that we keep catching up with get ahead.
+    /// Called before a look at the cursor: lets a writer that we keep catching up with get ahead.
     #[inline]
     fn coalesce(&self) {
         if self.short_reads >= COALESCE_AFTER && self.rx.known_ready() == 0 {
@@ -217,14 +217,14 @@ impl ReadHalf {
         }
     }
 
-    /// The owner has written: what comes now is an answer, and worth no delay.
+    /// Records that the owner has written: the next bytes are an answer and must not be delayed.
     #[inline]
     pub(crate) const fn expect_answer(&mut self) {
         self.short_reads = 0;
     }
 
-    /// Takes bytes that are ready, and, into a large buffer, those that come meanwhile. Space is
-    /// given back piece by piece so that the writer works at the same time.
+    /// Takes bytes that are ready, and, for a large buffer, those that arrive meanwhile. Gives
+    /// space back piece by piece so that the writer works at the same time.
     fn finish(&mut self, buf: &mut [u8]) -> usize {
         let piece = piece(self.rx.capacity());
         let mut done = 0;
@@ -233,7 +233,7 @@ impl ReadHalf {
             let len = self.rx.take(&mut buf[done..end]);
             done += len;
             self.give_back();
-            // An error here is met again by the next call; these bytes were read.
+            // The next call meets an error here again; these bytes were read.
             let more =
                 done < buf.len() && len == piece && self.look(1).is_ok_and(|ready| ready != 0);
             if !more {
@@ -245,8 +245,8 @@ impl ReadHalf {
     }
 
     /// The usual read of a small message: bytes are there, fewer than a piece, in a session that
-    /// runs. `None`, and nothing taken, if it is any other. It does what the long way would, in one
-    /// piece of code without a call.
+    /// runs. Returns `None`, and takes nothing, if the read is any other. The result is that of the
+    /// slow path, in one piece of code without a call.
     #[inline]
     fn take_fast(&mut self, buf: &mut [u8]) -> Option<usize> {
         if !self.attached
@@ -259,7 +259,7 @@ impl ReadHalf {
             if self.short_reads >= COALESCE_AFTER {
                 return None;
             }
-            // A half that is broken refuses, now and on the long way, which says why.
+            // A broken half fails now and in the slow path, which returns the cause.
             let fetched = self.rx.fetch().ok()?;
             // The live byte after the cursor, as in `look`.
             if !self.shared.session.runs() {
@@ -278,7 +278,7 @@ impl ReadHalf {
         Some(len)
     }
 
-    /// Whether a read of `len` bytes says that we keep catching up with the writer.
+    /// Returns whether a read of `len` bytes shows that we keep catching up with the writer.
     #[inline]
     const fn is_short(&self, len: usize) -> bool {
         len < SHORT && len < self.rx.capacity() as usize / 8
@@ -308,8 +308,8 @@ impl ReadHalf {
     /// small messages gets ahead; [`set_spin`](Self::set_spin) with zero, or a machine with one
     /// CPU, switches that off.
     ///
-    /// Before [`Error::WouldBlock`] is returned the notification is asked for and the ring looked
-    /// at again, so the channel's descriptor becomes readable when bytes come or the peer leaves.
+    /// Before it returns [`Error::WouldBlock`] it requests the notification and looks at the ring
+    /// again. So the channel's descriptor becomes readable when bytes arrive or the peer leaves.
     ///
     /// # Errors
     ///
@@ -356,17 +356,17 @@ impl ReadHalf {
         Ok(bufs.iter_mut().map(|buf| incoming.get(buf)).sum())
     }
 
-    /// Returns the bytes that can be read now, without reading them, and, if they are fewer than
-    /// `least`, asks for an event: the descriptor becomes readable when there are more, or when the
+    /// Returns the bytes that can be read now, without reading them. If they are fewer than
+    /// `least`, requests an event: the descriptor becomes readable when there are more, or when the
     /// peer leaves.
     ///
-    /// For a loop that polls by itself: while there is enough, read; then poll; then
+    /// For a loop that polls by itself: while there is enough, read; then poll; then call
     /// [`acknowledge_events`](crate::Channel::acknowledge_events), and arm again.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the peer is gone and they are fewer than `least`, or none: what there is
-    /// can still be read. [`Error::Peer`]; [`Error::Os`].
+    /// [`Error::Closed`] if the peer is gone and they are fewer than `least`, or none: bytes that
+    /// are there can still be read. [`Error::Peer`]; [`Error::Os`].
     #[doc(alias = "libxenvchan_data_ready")]
     pub fn arm_read(&self, least: usize) -> Result<usize> {
         self.shared.doorbell.check(Half::Reader)?;
@@ -377,14 +377,14 @@ impl ReadHalf {
             self.request();
             (ready, gone) = self.look_shared()?;
         }
-        // With a count of fewer the caller would sleep, and no event comes.
+        // If this returned a smaller count, the caller would sleep, and no event would arrive.
         if gone && ready < least.max(1) {
             return Err(Error::Closed);
         }
         Ok(ready)
     }
 
-    /// Bytes that can be read now. Asks for no notification.
+    /// Returns the bytes that can be read now. Requests no notification.
     ///
     /// The peer can only add to them.
     ///
@@ -398,7 +398,7 @@ impl ReadHalf {
         }
     }
 
-    /// Returns whether a peer is at the other end, as of now. Does not block.
+    /// Returns the state of the peer as of now. Does not block.
     ///
     /// # Errors
     ///
@@ -413,7 +413,7 @@ impl ReadHalf {
         self.rx.capacity() as usize
     }
 
-    /// Sets how long [`Read::read`] may block; `None`, the default, is forever, and so is a time
+    /// Sets how long [`Read::read`] may block. `None`, the default, means forever, as does a time
     /// beyond what the clock can count.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
@@ -422,9 +422,9 @@ impl ReadHalf {
     /// Sets the longest a blocking call spins for bytes before it sleeps; more than a second counts
     /// as a second.
     ///
-    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself
-    /// while it finds nothing; in a domain with one CPU it begins short. Zero switches all spinning
-    /// off, that of [`try_read`](Self::try_read) included.
+    /// The default is 50 µs, and zero on a machine with one CPU. The search shortens itself while
+    /// it finds nothing; in a domain with one CPU it begins short. Zero switches all spinning off,
+    /// that of [`try_read`](Self::try_read) included.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }
@@ -455,7 +455,7 @@ impl Read for ReadHalf {
     }
 }
 
-/// `io::Read` calls the end of the bytes `Ok(0)`.
+/// Converts the end of the bytes to `Ok(0)`, as `io::Read` requires.
 pub(crate) fn end_as_zero(result: Result<usize>) -> io::Result<usize> {
     match result {
         Err(Error::Closed) => Ok(0),

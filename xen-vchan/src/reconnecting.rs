@@ -1,5 +1,5 @@
-//! A client that connects again when its server goes, and says where one session ends and the next
-//! begins.
+//! A client that connects again when its server leaves, and marks where one session ends and the
+//! next begins.
 
 use std::ops::ControlFlow;
 use std::thread::sleep;
@@ -40,8 +40,8 @@ pub struct Reconnecting {
 }
 
 impl ClientBuilder {
-    /// Returns a client that connects again whenever its server has gone; nothing is done before
-    /// its first [`session`](Reconnecting::session). The builder's deadline plays no part.
+    /// Returns a client that connects again whenever its server has left. Nothing is done before
+    /// its first [`session`](Reconnecting::session). The builder's deadline is ignored.
     pub fn reconnecting(self, xen: &Xen, store: &Store) -> Reconnecting {
         Reconnecting {
             builder: self,
@@ -56,7 +56,7 @@ impl ClientBuilder {
 impl Reconnecting {
     /// Sets how long it pauses after a session that ended and an attempt that failed. A session
     /// that lasted longer than the longest pause counts as a success, after which the pauses begin
-    /// anew with the shortest.
+    /// again with the shortest.
     #[must_use]
     pub const fn backoff(mut self, backoff: Backoff) -> Self {
         self.schedule.backoff = backoff;
@@ -66,14 +66,14 @@ impl Reconnecting {
     /// Returns the present session, or blocks until the next one: until a server has taken note of
     /// this client.
     ///
-    /// A session is over when the server is gone and what it had sent was read, or when it broke
-    /// the protocol. Bytes not read before [`disconnect`](Self::disconnect) are gone; no byte of
-    /// one session is seen in the next.
+    /// A session is over when the server is gone and its bytes were read, or when it violated the
+    /// protocol. Bytes not read before [`disconnect`](Self::disconnect) are lost; no byte of one
+    /// session is seen in the next.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] at the deadline; what else [`ClientBuilder::connect`] says of an
-    /// attempt: the next call tries again, after a pause.
+    /// [`Error::TimedOut`] at the deadline; otherwise the errors of [`ClientBuilder::connect`] for
+    /// an attempt. The next call tries again, after a pause.
     pub fn session(&mut self, deadline: Option<Instant>) -> Result<&mut Channel> {
         if self.channel.as_mut().is_some_and(over) {
             self.disconnect();
@@ -117,13 +117,13 @@ impl Reconnecting {
     }
 }
 
-/// Whether nothing more can come of a session.
+/// Returns whether a session can give nothing more.
 pub(crate) fn over(channel: &mut Channel) -> bool {
     match channel.peer() {
         Ok(PeerState::Waiting | PeerState::Connected) => false,
         Ok(PeerState::Gone) => channel.bytes_readable().map_or(true, |ready| ready == 0),
         Err(Error::Peer(_)) => true,
-        // Not the session's end: the owner's next call meets it.
+        // Not the session's end: the owner's next call meets the error.
         Err(_) => false,
     }
 }

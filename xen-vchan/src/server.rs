@@ -84,24 +84,25 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets how the end of the peer's whole domain is noticed.
+    /// Sets how this side notices the end of the peer's whole domain.
     ///
-    /// A process that ends is noticed in any case. A domain that is destroyed leaves no trace in
-    /// the shared page, so by default this side asks every five seconds, while its owner waits or
-    /// polls, whether the peer's domain is still there: the store, or, where that denies the
-    /// question, the [hypervisor](xen_evtchn::EventChannels::domain_exists). The channel's
-    /// descriptor becomes readable for it. Reading then ends with [`Error::Closed`] within five
-    /// seconds. A peer whose domain is still to be made has not ended, and domain 0 never does.
+    /// The end of the peer's process is noticed in any case. A domain that is destroyed leaves no
+    /// trace in the shared page. So by default this side checks every five seconds, while its owner
+    /// waits or polls, whether the peer's domain still exists. It asks the store, or, where the
+    /// store denies the question, the [hypervisor](xen_evtchn::EventChannels::domain_exists). The
+    /// channel's descriptor becomes readable for it. Reading then ends with [`Error::Closed`]
+    /// within five seconds. A peer whose domain is still to be made has not ended, and domain 0
+    /// never does.
     ///
-    /// A store that fails does not fail the channel: the hypervisor is asked. One that is silent
-    /// holds up a call by 250 ms at most, every five seconds.
+    /// A store that fails does not fail the channel: the hypervisor is asked. A store that does not
+    /// answer holds up a call by 250 ms at most, every five seconds.
     ///
-    /// `true`: by a watch on `@releaseDomain`, which the store answers to domain 0 (and to whom
-    /// domain 0 permits it), at once; elsewhere as by default. The descriptor becomes readable when
-    /// *any* domain ends. [`publish`](Self::publish) fails without the watch: a guest has a quota
-    /// (128 unless its xenstored has another). Up to 500 such channels can share a [`Store`]'s
-    /// connection, and an event loop's epoll can hold 100 of them: Linux nests no more epolls
-    /// around one descriptor.
+    /// `true`: by a watch on `@releaseDomain`, which the store grants to domain 0 (and to those to
+    /// which domain 0 permits it) and which reports the end immediately; elsewhere as by default.
+    /// The descriptor becomes readable when *any* domain ends. [`publish`](Self::publish) fails
+    /// without the watch: a guest has a quota (128 unless its xenstored has another). Up to 500
+    /// such channels can share a [`Store`]'s connection, and an event loop's epoll can hold 100 of
+    /// them: Linux nests no more epolls around one descriptor.
     ///
     /// `false`: not at all. Then only a deadline ends a read from a domain that was destroyed.
     pub const fn watch_peer_domain(mut self, watch: bool) -> Self {
@@ -114,12 +115,12 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets whether all clients, one after another, are served on the same memory. Off at first:
+    /// Sets whether all clients, one after another, are served on the same memory. By default
     /// [`next_client`](Channel::next_client) makes fresh rings, because a client that has left can
     /// keep the old ones mapped and write into them at any time.
     ///
     /// For a server that trusts every program of its client's domain. It then serves a client that
-    /// came before `next_client`, and `next_client` asks the store nothing.
+    /// connected before `next_client`, and `next_client` sends no request to the store.
     pub const fn reuse_memory(mut self, reuse: bool) -> Self {
         self.reuse = reuse;
         self
@@ -127,19 +128,19 @@ impl ServerBuilder {
 
     /// Makes the rings and publishes them: from now on a client can connect. Does not wait for one.
     ///
-    /// The channel's state is [`Waiting`](crate::PeerState::Waiting); reading sleeps until a client
-    /// has come and written, and what is written before that is kept in the ring for it.
+    /// The channel's state is [`Waiting`](crate::PeerState::Waiting). Reading sleeps until a client
+    /// has connected and written; what is written before that stays in the ring for it.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel
-    /// cannot be had; [`Error::Store`] if the path cannot be written.
+    /// [`Error::TooLarge`] for a ring above 1 MiB; [`Error::Os`] if memory or an event channel is
+    /// not available; [`Error::Store`] if the path cannot be written.
     pub fn publish(self, xen: &Xen, store: &Store) -> Result<Channel> {
         let (shared, rings) = self.publish_after(xen, store, None)?;
         Ok(Channel::new(shared, rings, true)?)
     }
 
-    /// Makes the rings and publishes them, in succession to those of `former`, if there were any.
+    /// Makes the rings and publishes them in place of those of `former`, if there were any.
     fn publish_after(
         self,
         xen: &Xen,
@@ -153,7 +154,7 @@ impl ServerBuilder {
         })?;
         handshake::clear(store, &self.path)?;
         let events = match former {
-            // The descriptor stays the same, wherever it is registered.
+            // The descriptor stays the same, wherever the caller registered it.
             Some(former) => former.doorbell.events().clone(),
             None => EventChannels::open(xen)?,
         };
@@ -197,7 +198,7 @@ impl ServerBuilder {
         own.get().store(CONNECTED, Ordering::Relaxed);
         told.get().store(WRITE, Ordering::Relaxed);
 
-        // If this process is killed the kernel says so in our place.
+        // If this process is killed, the kernel clears the byte and notifies in its place.
         control.set_unmap_notify(UnmapNotify {
             clear_byte: Some(SRV_LIVE),
             event: Some(port.port()),
@@ -255,8 +256,8 @@ struct Origin {
 
 impl Renew for Origin {
     fn renew(&self, former: &Shared) -> Result<(Shared, Rings)> {
-        // The old `ring-ref` is removed first, so that no client comes to the old rings any more.
-        // Their owner finds another one when it goes, and leaves it alone.
+        // The old `ring-ref` is removed first, so that no client connects to the old rings any
+        // more. Their owner finds another `ring-ref` when it is dropped, and does not remove it.
         let builder = self.builder.clone();
         builder.publish_after(&self.xen, &self.store, Some(former))
     }

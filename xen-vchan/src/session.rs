@@ -8,17 +8,17 @@
 //! srv_live   1 ──server leaves or dies──▶ 0
 //! ```
 //!
-//! The header knows the values 0, 1 and 2. The value 3 is this server's own mark: a server with a
-//! live byte of 1 in front of it cannot otherwise tell a client that stayed from one that left and
-//! came back (or was followed by another) between two looks, because the byte went 1 → 0 → 1.
+//! The header defines the values 0, 1 and 2. The value 3 is this server's own mark. A server that
+//! sees a live byte of 1 twice cannot otherwise distinguish a client that stayed from one that left
+//! and reconnected (or was followed by another) in between, because the byte went 1 → 0 → 1.
 //! Replacing the 1 by a 3, atomically, makes the difference visible: a client that stays leaves the
 //! 3 alone, and every new one stores a 1. Only the server reads this byte, so no client
 //! (libxenvchan's `is_open` reads the other one) notices.
 //!
-//! A client of this crate also waits for the mark if the server says in the store that it makes it
-//! (node `accepts-sessions`): it touches the rings only after the server has emptied them of the
-//! session before. With a libxenvchan client the server can only do what
-//! [`Channel::next_client`](crate::Channel::next_client) says.
+//! A client of this crate also waits for the mark if the server's node `accepts-sessions` in the
+//! store states that it makes it: the client touches the rings only after the server has emptied
+//! them of the session before. With a libxenvchan client the server is limited to what
+//! [`Channel::next_client`](crate::Channel::next_client) documents.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,14 +36,14 @@ pub(crate) const CONNECTED: u8 = 1;
 pub(crate) const EXPECTED: u8 = 2;
 /// Live byte of a client whose connection the server has taken note of.
 pub(crate) const MARKED: u8 = 3;
-/// No live byte reads so.
+/// No live byte has this value.
 const NO_SESSION: u32 = 256;
 
 /// The state of the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// Nobody has connected yet, or (on a client) the server has not taken note yet.
+    /// No peer has connected yet, or (on a client) the server has not taken note yet.
     Waiting,
     /// The peer is connected.
     Connected,
@@ -55,18 +55,19 @@ pub enum PeerState {
 #[derive(Debug)]
 pub(crate) struct Session {
     role: Role,
-    /// The byte that says whether the peer lives.
+    /// The peer's live byte.
     peer: Word8,
-    /// The byte that says whether we do.
+    /// Our live byte.
     own: Word8,
     /// A client of a server that marks sessions waits for this value in its own byte.
     awaits_mark: bool,
-    /// The value of `peer` while the session goes on, the fast path's premise; [`NO_SESSION`] while
-    /// there is none.
+    /// The value of `peer` while the session runs, which the fast path relies on; [`NO_SESSION`]
+    /// while there is none.
     expected: AtomicU32,
     count: AtomicU64,
     state: Mutex<State>,
-    /// On a server without a client: where the cursors that a client moves stand while none has.
+    /// On a server without a client: the values of the cursors that a client moves, before any
+    /// client has moved them.
     untouched: Mutex<(u32, u32)>,
 }
 
@@ -92,7 +93,7 @@ impl Session {
         }
     }
 
-    /// The same, after `count` sessions on other memory.
+    /// Returns the same, after `count` sessions on other memory.
     pub(crate) fn after(self, count: u64) -> Self {
         self.count.store(count, Ordering::Relaxed);
         self
@@ -111,10 +112,11 @@ impl Session {
         }
     }
 
-    /// Whether the session goes on, by one look at the peer's live byte.
+    /// Returns whether the session runs, by one look at the peer's live byte.
     #[inline]
     pub(crate) fn runs(&self) -> bool {
-        // Acquire: a byte that says «gone» comes after everything the peer's process had written.
+        // Acquire: a byte that reads «gone» is ordered after everything the peer's process had
+        // written.
         let live = self.peer.get().load(Ordering::Acquire);
         u32::from(live) == self.expected.load(Ordering::Acquire)
     }
@@ -133,8 +135,8 @@ impl Session {
         self.expected.store(expected, Ordering::Release);
     }
 
-    /// Looks at the live bytes and draws the conclusion: the state, and whether a session began
-    /// just now. `cursors` are the two that a client moves, as they stand.
+    /// Looks at the live bytes and returns the state, and whether a session began just now.
+    /// `cursors` are the two that a client moves, as they are now.
     #[cold]
     pub(crate) fn change(&self, cursors: impl Fn() -> (u32, u32)) -> Result<(PeerState, bool)> {
         let mut state = self.lock();
@@ -154,7 +156,7 @@ impl Session {
             (State::Broken(violation), ..) => return Err(violation.into()),
             (State::Gone, ..) => State::Gone,
             (State::Waiting, Role::Server, EXPECTED) => State::Waiting,
-            // 0 after our 2, and a cursor has moved: a client came and left between two looks.
+            // 0 after our 2, and a cursor has moved: a client connected and left between two looks.
             (State::Waiting, Role::Server, GONE) => State::Gone,
             (State::Waiting, Role::Server, CONNECTED) => self.mark(),
             (State::Connected, Role::Server, MARKED) => State::Connected,
@@ -189,15 +191,15 @@ impl Session {
         }
     }
 
-    /// A 0 in place of our 2, and no cursor has moved since: what is left of the client before,
-    /// whose pages are unmapped after it said that it leaves (its kernel clears the byte then), or
-    /// a client that came and left without a word. Neither is a session. Puts the 2 back; returns
-    /// what is there.
+    /// Handles a 0 in place of our 2 when no cursor has moved since. Either it is left from the
+    /// client before, whose pages were unmapped after it marked its own end (its kernel clears the
+    /// byte then). Or a client connected and left without moving a cursor. Neither is a session.
+    /// Puts the 2 back; returns the value that is there.
     fn expect_again(&self) -> u8 {
         let peer = self.peer.get();
         match peer.compare_exchange(GONE, EXPECTED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => EXPECTED,
-            // The next client is there.
+            // The next client has connected.
             Err(live) => live,
         }
     }
@@ -210,7 +212,7 @@ impl Session {
             Ordering::AcqRel,
             Ordering::Relaxed,
         );
-        // Lost the race: the client has just left again. There was no session.
+        // The client has just left again: there was no session.
         if marked.is_ok() {
             State::Connected
         } else {
@@ -218,7 +220,8 @@ impl Session {
         }
     }
 
-    /// Whether there has been a session: always for a server that asks after the end of one.
+    /// Returns whether there has been a session. Always true for a server that checks after the end
+    /// of one.
     pub(crate) fn begun(&self) -> bool {
         self.role == Role::Server
             || !self.awaits_mark
@@ -226,13 +229,13 @@ impl Session {
             || self.own.get().load(Ordering::Acquire) == MARKED
     }
 
-    /// Whether the peer that is gone has not been followed by another, so that the cursors are
+    /// Returns whether no other peer has followed the one that is gone, so that the cursors are
     /// still its own.
     pub(crate) fn undisturbed(&self) -> bool {
         self.role == Role::Client || self.peer.get().load(Ordering::Acquire) == GONE
     }
 
-    /// Ends the channel for a violation; returns the one that counts, which is the first.
+    /// Ends the channel for a violation; returns the one that is kept, which is the first.
     #[cold]
     pub(crate) fn break_off(&self, violation: Violation) -> Error {
         let mut state = self.lock();
@@ -244,7 +247,7 @@ impl Session {
         violation.into()
     }
 
-    /// The peer's domain has ended; its live byte will never change again.
+    /// Records that the peer's domain has ended; its live byte will never change again.
     #[cold]
     pub(crate) fn vanish(&self) {
         let mut state = self.lock();
@@ -254,9 +257,9 @@ impl Session {
         }
     }
 
-    /// A server that has emptied the rings waits for the next client.
+    /// Makes a server that has emptied the rings wait for the next client.
     ///
-    /// `untouched`: where the cursors that a client moves stand.
+    /// `untouched`: the values of the cursors that a client moves.
     pub(crate) fn reopen(&self, untouched: (u32, u32)) -> Result<()> {
         let mut state = self.lock();
         *self
@@ -267,7 +270,7 @@ impl Session {
             return Err(violation.into());
         }
         self.set_running(false);
-        // If the next client is there already, its 1 stays.
+        // If the next client has connected already, its 1 stays.
         let peer = self.peer.get();
         let _ = peer.compare_exchange(GONE, EXPECTED, Ordering::AcqRel, Ordering::Relaxed);
         *state = State::Waiting;
@@ -279,7 +282,7 @@ impl Session {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Says that we are gone. Everything published before is seen by whoever sees this.
+    /// Publishes that we are gone. Whoever sees this also sees everything published before.
     pub(crate) fn leave(&self) {
         self.own.get().store(GONE, Ordering::Release);
     }

@@ -19,8 +19,8 @@ use crate::spin::Peer;
 
 /// The pages of a channel, kept for their release.
 ///
-/// Fields are dropped in order: the control page goes last of the pages, because its release is
-/// what tells the peer.
+/// Fields are dropped in order: the control page is the last of the pages, because its release
+/// notifies the peer.
 #[derive(Debug)]
 #[allow(dead_code)] // held, never read
 pub(crate) enum Pages {
@@ -59,7 +59,7 @@ impl ClientSlot {
 impl Drop for ClientSlot {
     fn drop(&mut self) {
         self.clients.fetch_sub(1, Ordering::AcqRel);
-        // Refused if the counter is full, and then the listener wakes all the same.
+        // The write fails if the counter is full, and then the listener wakes all the same.
         let _ = self.vacated.write(1);
     }
 }
@@ -81,14 +81,14 @@ pub(crate) struct Shared {
     pub(crate) peer: DomId,
     /// Where the peer runs.
     pub(crate) runs: Peer,
-    /// Of a server that has fresh memory for each client.
+    /// Present on a server that makes fresh memory for each client.
     pub(crate) origin: Option<Box<dyn Renew>>,
     /// A client that a listener accepted. Last, so that a place is free when its memory is.
     pub(crate) slot: OnceLock<ClientSlot>,
 }
 
 impl Shared {
-    /// Looks at the peer's live byte. A server that takes note of a new client tells it so.
+    /// Looks at the peer's live byte. A server that notices a new client notifies it.
     #[inline]
     pub(crate) fn observe(&self) -> Result<PeerState> {
         if self.session.runs() {
@@ -110,20 +110,19 @@ impl Shared {
         Ok(state)
     }
 
-    /// Tells the peer that this side is done: no further byte will be written. Published bytes stay
-    /// readable.
+    /// Marks this side as done: it writes no further byte. Published bytes stay readable.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if the peer could not be notified; it sees the end when it looks.
+    /// [`Error::Os`] if the peer could not be notified; it sees the end when it next looks.
     pub(crate) fn leave(&self) -> Result<()> {
         self.session.leave();
-        // Tasks of this side that wait to write are to look as well.
+        // Wake this side's tasks that wait to write.
         self.doorbell.delivery.changed();
         self.doorbell.notify()
     }
 
-    /// Removes the store nodes: nobody else finds this channel.
+    /// Removes the store nodes: no other client finds this channel.
     pub(crate) fn withdraw(&self) {
         let published = self
             .published
@@ -133,22 +132,22 @@ impl Shared {
         drop(published);
     }
 
-    /// Sleeps until something happened since `seen` was taken; `false` if the deadline has passed,
-    /// also if something happened. A caller that loops looks once more and ends then, so a peer
-    /// that rings before each sleep does not keep it.
+    /// Sleeps until something happened since `seen` was read. Returns `false` if the deadline has
+    /// passed, also if something happened: a caller that loops then looks once more and ends, so a
+    /// peer that notifies before each sleep cannot keep it from its deadline.
     pub(crate) fn sleep(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
         Ok(self.wait(seen, deadline)? && !has_passed(deadline))
     }
 
-    /// Sleeps until something happened since `seen` was taken; `false` if the deadline passed
-    /// first.
+    /// Sleeps until something happened since `seen` was read; returns `false` if the deadline
+    /// passed first.
     pub(crate) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
         let woken = self.doorbell.wait(seen, deadline, || self.standing())?;
         self.notice_domain();
         Ok(woken)
     }
 
-    /// Lets the next event through, unless it is paced. Before every sleep of the caller's.
+    /// Unmasks the port, unless events are paced. Called before every sleep of the caller.
     pub(crate) fn unmask(&self) -> Result<()> {
         self.doorbell.unmask(|| self.standing()).map(drop)
     }
@@ -159,7 +158,7 @@ impl Shared {
         (cursors, self.session.live())
     }
 
-    /// Takes what made the descriptor readable.
+    /// Takes the event that made the descriptor readable.
     pub(crate) fn acknowledge(&self) -> Result<()> {
         self.doorbell.acknowledge()?;
         self.notice_domain();
@@ -168,8 +167,8 @@ impl Shared {
 
     fn notice_domain(&self) {
         if self.doorbell.peer_domain_has_ended() {
-            // A client that came and was not noted yet is a session all the same. A violation or
-            // another result of this look is kept.
+            // A client that connected and was not noted yet is a session all the same. A violation
+            // or another result of this look is kept.
             let _ = self.observe();
             self.session.vanish();
         }
@@ -178,14 +177,14 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Before the live byte: who sees us gone must not find the nodes any more.
+        // Before the live byte: a client that sees us gone must not find the nodes any more.
         self.withdraw();
-        // Nobody could act on a refusal.
+        // No caller could act on an error.
         let _ = self.leave();
     }
 }
 
-/// How much of a ring is moved at a time by a long read or write, so that both sides work at once:
+/// How much of a ring a long read or write moves at a time, so that both sides work simultaneously:
 /// a quarter, but not less than what is worth a publish.
 #[inline]
 pub(crate) fn piece(capacity: u32) -> usize {

@@ -1,4 +1,4 @@
-//! How long to look before sleeping, learnt from how it went.
+//! Decides how long to look before sleeping, from the outcome of earlier searches.
 //!
 //! A sleep costs both sides a system call and the sleeper a wake-up, tens of microseconds; in a
 //! stream the next bytes are often less than one microsecond away. So a blocking call looks for a
@@ -8,15 +8,16 @@
 //! * not at all on a machine with one CPU, where the peer could not run meanwhile. A domain with
 //!   one CPU has its peer in another domain, mostly on another CPU: there the first search is a
 //!   short one, and only those that find something make longer ones;
-//! * nor where looking goes slowly, because the CPU is shared (or emulated) and the peer may be who
-//!   waits for it: that search ends, and becomes rare like the next;
-//! * a search that finds nothing halves the next one, down to none; then only every so many sleeps
-//!   is a short one tried again (every 2nd, 4th, … 64th), so a channel whose peer is slow pays next
-//!   to nothing;
+//! * nor where looking is slow, because the CPU is shared (or emulated) and the peer may be waiting
+//!   for it: that search ends, and searches become rare as under the next rule;
+//! * a search that finds nothing halves the next one, down to none. Then a short one is tried only
+//!   at intervals (every 2nd, 4th, … 64th sleep), so a channel whose peer is slow pays almost
+//!   nothing;
 //! * a call that sleeps stays asleep: an idle channel costs no CPU.
 //!
-//! The clock is a system call in some domains, dearer than all the looking. A short search and a
-//! [`spin_for`](Spinner::spin_for) do without: what a look takes is measured once.
+//! Reading the clock is a system call in some domains and costs more than all the looking. A short
+//! search and a [`spin_for`](Spinner::spin_for) do not read it: the time of a look is measured
+//! once.
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
@@ -29,16 +30,15 @@ use xen_sys::{Host, Xen};
 pub(crate) const LIMIT: Duration = Duration::from_micros(50);
 /// The upper limit of every search.
 const GREATEST_LIMIT: Duration = Duration::from_secs(1);
-/// The shortest search worth its while; also the first one after a pause.
+/// The shortest worthwhile search; also the first one after a pause.
 const SHORTEST: Duration = Duration::from_micros(4);
 /// At most this many sleeps (as a power of two) without a search.
 const MAX_PAUSE: u32 = 6;
-/// Looks between two questions to the clock: a microsecond or two of them.
+/// Looks between two reads of the clock: a microsecond or two of them.
 const LOOKS: u32 = 32;
 
-/// So long takes a CPU for [`LOOKS`] only if it has something else to do meanwhile (another
-/// process, another guest, an emulated machine's other CPU). While it looks, the peer may be what
-/// waits for it.
+/// [`LOOKS`] take this long only if the CPU does something else meanwhile (another process, another
+/// guest, an emulated machine's other CPU). While we look, the peer may be waiting for that CPU.
 const SLOW: Duration = Duration::from_micros(12);
 /// Consecutive slow rounds before the spinner gives up.
 const SLOW_IN_A_ROW: u32 = 4;
@@ -74,18 +74,18 @@ pub(crate) struct Spinner {
     budget: Duration,
     /// Searches in a row that found nothing at the shortest budget.
     failures: u32,
-    /// Sleeps until the next try.
+    /// Sleeps before the next search.
     skip: u32,
-    /// Slow looks in a row, see [`SLOW`].
+    /// Consecutive slow looks, see [`SLOW`].
     slow: u32,
 }
 
 /// Whether the peer can run while we look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cpus {
-    /// There is none for it.
+    /// There is no CPU for it.
     One,
-    /// There may be.
+    /// There may be one.
     Unknown,
     Several,
 }
@@ -116,7 +116,8 @@ impl Spinner {
         }
     }
 
-    /// Sets the limit, to a second at most; zero switches searching off. One CPU keeps it off.
+    /// Sets the limit, at most a second; zero switches searching off. A machine with one CPU never
+    /// searches.
     pub(crate) fn set_limit(&mut self, limit: Duration) {
         *self = Self::with(self.cpus, limit.min(GREATEST_LIMIT));
     }
@@ -132,8 +133,8 @@ impl Spinner {
         on
     }
 
-    /// Looks until `look` finds something, and returns whether that was at once; `None` when the
-    /// budget is used up.
+    /// Looks until `look` finds something, and returns whether that took only a microsecond or two;
+    /// returns `None` when the budget is used up.
     pub(crate) fn search<E>(
         &mut self,
         deadline: Option<Instant>,
@@ -196,8 +197,8 @@ impl Spinner {
         self.slow = 0;
     }
 
-    /// Whether this CPU is shared with others, perhaps with the peer: [`LOOKS`] took `time`, and
-    /// were as slow several times in a row. Once may be an interrupt.
+    /// Returns whether this CPU is shared with others, perhaps with the peer: [`LOOKS`] took
+    /// `time`, and were as slow several times in a row. A single slow round may be an interrupt.
     fn is_shared(&mut self, time: Duration) -> bool {
         self.slow = if time > SLOW + Costs::get().clock {
             self.slow + 1
@@ -235,8 +236,8 @@ struct Costs {
 impl Costs {
     const MEASURED: u32 = 128;
 
-    /// Measures once, in some ten microseconds; the best of a few, because anything may come in
-    /// between.
+    /// Measures once, in about ten microseconds. Takes the best of a few, because anything may
+    /// interrupt a measurement.
     fn get() -> Self {
         static COSTS: OnceLock<Costs> = OnceLock::new();
         *COSTS.get_or_init(|| {
@@ -254,7 +255,7 @@ impl Costs {
         })
     }
 
-    /// So many looks take about `time`.
+    /// Returns how many looks take about `time`.
     fn looks(self, time: Duration) -> u32 {
         let each = self.looks.as_nanos().max(u128::from(Self::MEASURED));
         let looks = time.as_nanos() * u128::from(Self::MEASURED) / each;
@@ -262,8 +263,8 @@ impl Costs {
     }
 }
 
-/// Whether this machine or domain has only one CPU. Asked once. A thread that is bound to one of
-/// several does not count: its peer can be on another.
+/// Returns whether this machine or domain has only one CPU. Determined once. A thread that is bound
+/// to one of several does not count: its peer can be on another.
 pub(crate) fn one_cpu() -> bool {
     static ONE: OnceLock<bool> = OnceLock::new();
     *ONE.get_or_init(|| matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1))))
@@ -361,7 +362,7 @@ mod tests {
     fn the_greatest_limit_is_a_second() {
         let mut spinner = spinner();
         spinner.set_limit(Duration::MAX);
-        // The clock is asked, and what finds something asks for twice as long.
+        // The clock is read, and a search that finds something doubles the next budget.
         let mut looks = 0;
         let found = spinner.search(None, || {
             looks += 1;

@@ -1,7 +1,7 @@
 //! Bytes between the ring and a descriptor, copied by the kernel.
 //!
-//! For proxies: one copy instead of two, and no byte of the peer's passes through this process's
-//! memory. The kernel reads the ring's pages while the peer may write them: what comes out is any
+//! For proxies: one copy instead of two, and no byte of the peer is copied through this process's
+//! memory. The kernel reads the ring's pages while the peer may write them: the result is any
 //! mixture, as with any other read.
 
 use std::io::{self, ErrorKind};
@@ -17,8 +17,8 @@ impl ReadHalf {
     ///
     /// # Errors
     ///
-    /// As [`try_read`](Self::try_read); what `fd` refuses is [`Error::Os`](crate::Error::Os), a
-    /// full non-blocking `fd` too (`EAGAIN`), to tell it from the ring's own
+    /// As [`try_read`](Self::try_read); [`Error::Os`](crate::Error::Os) for errors of `fd`. A full
+    /// non-blocking `fd` is one of them (`EAGAIN`), to distinguish it from the ring's own
     /// [`WouldBlock`](crate::Error::WouldBlock).
     pub fn try_write_to(&mut self, fd: impl AsFd) -> Result<usize> {
         self.try_look(1)?;
@@ -29,15 +29,15 @@ impl ReadHalf {
 }
 
 impl WriteHalf {
-    /// Reads from `fd` into the ring what fits, but no more than `max` bytes, without waiting for
-    /// the peer; returns how many bytes: 0 at the end of the file.
+    /// Reads from `fd` into the ring what fits, at most `max` bytes, without waiting for the peer;
+    /// returns how many bytes: 0 at the end of the file.
     ///
     /// Blocks if `fd` does.
     ///
     /// # Errors
     ///
-    /// As [`try_write`](Self::try_write); what `fd` refuses is [`Error::Os`](crate::Error::Os), an
-    /// empty non-blocking `fd` too (`EAGAIN`).
+    /// As [`try_write`](Self::try_write); [`Error::Os`](crate::Error::Os) for errors of `fd`,
+    /// including an empty non-blocking `fd` (`EAGAIN`).
     pub fn try_read_from(&mut self, fd: impl AsFd, max: usize) -> Result<usize> {
         self.try_look(1)?;
         let len =

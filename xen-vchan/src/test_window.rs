@@ -1,8 +1,8 @@
-//! The moment between finding nothing and asking for a notification, made to order.
+//! Creates on demand the moment between finding nothing and requesting a notification.
 //!
-//! In that moment the peer may act without knowing that it should notify. A caller that does not
-//! look once more after asking sleeps forever; the window is a few nanoseconds wide, so no test
-//! finds it by chance.
+//! In that moment the peer may act before it sees the request. A caller that does not look once
+//! more after the request sleeps forever; the window is a few nanoseconds wide, so no test finds it
+//! by chance.
 
 #![allow(clippy::unwrap_used)]
 
@@ -44,7 +44,7 @@ fn in_the_window(act: impl FnOnce() + 'static) {
     })));
 }
 
-/// As `before_each_sleep`: the peer rings.
+/// As `before_each_sleep`: the peer notifies.
 fn rung_before_each_sleep<T>(peer: Channel, call: impl FnOnce() -> T) -> (T, Duration) {
     before_each_sleep(move || peer.shared().doorbell.notify().unwrap(), call)
 }
@@ -89,7 +89,7 @@ pub(crate) fn pair() -> (Channel, Channel, (Simulation, StoreServer)) {
 #[test]
 fn bytes_that_come_before_the_request_are_read() {
     let (mut server, mut client, _host) = pair();
-    // Nobody has asked for a notification of the second byte: it rings no bell.
+    // There is no request for a notification of the second byte, so the peer sends none.
     client.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
     in_the_window(move || {
@@ -117,7 +117,7 @@ fn a_wait_does_not_miss_them_either() {
     let (mut server, mut client, _host) = pair();
     client.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
-    // The peer's arrival and the first byte have rung; let that be over.
+    // The peer's arrival and the first byte have caused events; take them first.
     server.acknowledge_events().unwrap();
     in_the_window(move || {
         client.write_all(b"y").unwrap();
@@ -128,13 +128,14 @@ fn a_wait_does_not_miss_them_either() {
     assert_eq!(server.read_deadline(&mut byte, Some(deadline)).unwrap(), 1);
 }
 
-/// Found by the soak: `space` asks for nothing, and what was read before `wait` asked rang no bell.
+/// Found by the soak: `space` requests nothing, and reads before the request of `wait` caused no
+/// event.
 #[test]
 fn a_wait_sees_the_space_that_came_before_it() {
     let (mut server, mut client, _host) = pair();
     client.write_all(&[0; 1024]).unwrap();
     assert_eq!(client.space().unwrap(), 0);
-    // Whatever has rung so far is over.
+    // Takes the events so far.
     client.acknowledge_events().unwrap();
     server.read_exact(&mut [0; 100]).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -142,7 +143,7 @@ fn a_wait_sees_the_space_that_came_before_it() {
     assert_eq!(client.space().unwrap(), 100);
 }
 
-/// As soon as the nodes are there a client can write to the page, and the server is not done yet.
+/// As soon as the nodes exist a client can write to the page, before the server has finished.
 #[test]
 fn cursors_moved_while_a_server_publishes_itself_fail_neither_publish_nor_next_client() {
     let (xen, store, (host, _stored)) = host();

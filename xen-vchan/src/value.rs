@@ -1,11 +1,11 @@
-//! A value that another domain wrote, fit to be shown to a person.
+//! A value that another domain wrote, escaped for display.
 
 use std::fmt;
 
 /// How many of its bytes are kept.
 const KEPT: usize = 64;
 
-/// The first 64 bytes of a store node that holds no number.
+/// The first 64 bytes of a store node that contains no number.
 ///
 /// The peer chose it, so it is printed as a quoted ASCII string in which everything that is not a
 /// printable ASCII character is escaped: no line break, no control sequence of a terminal, no

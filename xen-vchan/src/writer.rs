@@ -26,8 +26,8 @@ const CORK: u32 = 4096;
 ///
 /// Made by [`Channel::split`](crate::Channel::split), or lent by
 /// [`Channel::halves`](crate::Channel::halves). [`Write`] blocks, up to the
-/// [timeout](Self::set_timeout) if one is set. A call that wrote something says how much, whatever
-/// happened afterwards; what happened is reported by the next call.
+/// [timeout](Self::set_timeout) if one is set. A call that wrote something returns how much,
+/// whatever happened afterwards; the next call returns the error.
 #[derive(Debug)]
 pub struct WriteHalf {
     pub(crate) tx: Producer,
@@ -37,10 +37,10 @@ pub struct WriteHalf {
     timeout: Option<Duration>,
     spinner: Spinner,
     corked: bool,
-    /// So many bytes are published, and fewer gather: 1 unless corked, and after space was waited
-    /// for.
+    /// The number of bytes that are published together; fewer gather. 1 unless corked, and after a
+    /// wait for space.
     enough: u32,
-    /// This side has said that it is done. `tx` has no space then.
+    /// This side has been shut down. `tx` has no space then.
     pub(crate) shut: bool,
 }
 
@@ -58,15 +58,15 @@ impl WriteHalf {
         }
     }
 
-    /// Publishes what has gathered; nothing can be written any more.
+    /// Publishes what has gathered; no more can be written afterwards.
     fn shut(&mut self) {
         self.publish();
-        // It has no space that is known, so every way of writing comes by `open`.
+        // It has no known space, so every write path calls `open`.
         self.tx.shut();
         self.shut = true;
     }
 
-    /// Goes over to fresh memory.
+    /// Switches to fresh memory.
     pub(crate) fn renew(&mut self, tx: Producer, shared: Arc<Shared>) {
         self.tx = tx;
         self.shared = shared;
@@ -75,12 +75,12 @@ impl WriteHalf {
         self.set_cork(self.corked);
     }
 
-    /// Whether bytes may be written now: `false` if that must wait for the session to begin.
+    /// Returns whether bytes may be written now: `false` if that must wait for the session to
+    /// begin.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`] if this side has said that it is
-    /// done.
+    /// [`Error::Closed`] if the peer is gone; [`Error::ShutDown`] if this side has been shut down.
     #[inline]
     fn open(&mut self) -> Result<bool> {
         if self.shut {
@@ -115,8 +115,9 @@ impl WriteHalf {
         }
     }
 
-    /// After bytes were staged. A reader that has just emptied a full ring looks again at once, and
-    /// goes to sleep if there is nothing; so the first bytes after a wait are not kept back.
+    /// Called after bytes were staged. A reader that has just emptied a full ring looks again
+    /// immediately, and sleeps if there is nothing. So the first bytes after a wait are not held
+    /// back.
     #[inline]
     fn publish_unless_corked(&mut self) {
         if self.tx.staged() >= self.enough {
@@ -127,8 +128,8 @@ impl WriteHalf {
         }
     }
 
-    /// Copies and publishes what fits, without asking for a notification: how much. Long writes are
-    /// published piece by piece so that the reader works at the same time.
+    /// Copies and publishes what fits, without requesting a notification; returns how much. Long
+    /// writes are published piece by piece so that the reader works at the same time.
     fn put(&mut self, bytes: &[u8]) -> Result<usize> {
         if !self.open()? {
             return Ok(0);
@@ -140,7 +141,7 @@ impl WriteHalf {
             let staged = self.tx.stage(part);
             let len = match self.checked(staged) {
                 Ok(len) => len,
-                // The bytes before were written; the error lasts and the next call meets it.
+                // The bytes before were written; the error persists and the next call meets it.
                 Err(_) if done != 0 => return Ok(done),
                 Err(error) => return Err(error),
             };
@@ -152,7 +153,7 @@ impl WriteHalf {
         }
     }
 
-    /// The space there is. Looks at the peer's cursor if less than `least` is known.
+    /// Returns the space there is. Looks at the peer's cursor if less than `least` is known.
     pub(crate) fn look(&mut self, least: usize) -> Result<usize> {
         if !self.open()? {
             return Ok(0);
@@ -194,7 +195,7 @@ impl WriteHalf {
         let mut late = false;
         while self.look(wanted)? < wanted {
             if late {
-                // Less than wanted may have come with the last event.
+                // Less than wanted may have become free with the last event.
                 return if self.look(least)? >= least {
                     Ok(())
                 } else {
@@ -221,8 +222,8 @@ impl WriteHalf {
     /// Writes what fits, without blocking; returns how many bytes, at least 1 unless `bytes` is
     /// empty.
     ///
-    /// Before [`Error::WouldBlock`] is returned the notification is asked for and the ring looked
-    /// at again, so the channel's descriptor becomes readable when space comes or the peer leaves.
+    /// Before it returns [`Error::WouldBlock`] it requests the notification and looks at the ring
+    /// again. So the channel's descriptor becomes readable when space is free or the peer leaves.
     ///
     /// # Errors
     ///
@@ -242,8 +243,8 @@ impl WriteHalf {
         }
     }
 
-    /// Writes what fits of the buffers after one another, published in one step, without blocking;
-    /// returns how many bytes, at least 1 unless all are empty.
+    /// Writes what fits of the buffers one after another, without blocking, and publishes it in one
+    /// step; returns how many bytes, at least 1 unless all are empty.
     ///
     /// # Errors
     ///
@@ -262,7 +263,7 @@ impl WriteHalf {
             let staged = self.tx.stage(buf);
             let len = match self.checked(staged) {
                 Ok(len) => len,
-                // As in `put`: the error lasts.
+                // As in `put`: the error persists.
                 Err(_) if done != 0 => break,
                 Err(error) => return Err(error),
             };
@@ -280,8 +281,8 @@ impl WriteHalf {
     /// Writes all of `bytes`, sleeping while the ring is full, until `deadline` (`None`: forever).
     ///
     /// Returns how many bytes were written: all of them, or fewer if the deadline passed or an
-    /// error came in between; that error is then returned by the next call (a deadline that passed
-    /// is not: the next call has its own). Signals do not end it.
+    /// error occurred. The next call returns that error (but not a deadline that passed: the next
+    /// call has its own). Signals do not end the write.
     ///
     /// # Errors
     ///
@@ -294,11 +295,11 @@ impl WriteHalf {
         }
         self.shared.doorbell.check(Half::Writer)?;
         let mut written = self.put(bytes)?;
-        // After a notify that failed nobody may be awake to make room.
+        // After a failed notify the peer may be asleep and never make room.
         while written < bytes.len()
             && !(written != 0 && self.shared.doorbell.has_failed(Half::Writer))
         {
-            // Each turn may move a single byte, of a reader that takes no more at a time.
+            // Each turn may move a single byte, for a reader that takes no more at a time.
             if written != 0 && has_passed(deadline) {
                 break;
             }
@@ -308,8 +309,8 @@ impl WriteHalf {
                 .and_then(|()| self.put(&bytes[written..]));
             match more {
                 Ok(more) => written += more,
-                // The next call meets the cause again if it lasts (a dead peer, a violation), and
-                // is told of it if not.
+                // The next call meets the cause again if it persists (a dead peer, a violation);
+                // otherwise it returns the kept error.
                 Err(error) if written != 0 => {
                     self.shared.doorbell.keep(Half::Writer, error);
                     break;
@@ -322,8 +323,8 @@ impl WriteHalf {
 
     /// While corked, small writes gather in the ring unseen and are published together: at 4 KiB
     /// (or an eighth of the ring), by [`flush`](Write::flush), when the writer has to wait for
-    /// space, when the channel's owner reads and has to wait, when it borrows
-    /// [both halves](crate::Channel::halves), and at the end. Uncorking publishes.
+    /// space, when the channel's owner reads and has to wait, when it borrows [both
+    /// halves](crate::Channel::halves), and at the end. Uncorking publishes.
     pub fn set_cork(&mut self, corked: bool) {
         self.corked = corked;
         if corked {
@@ -334,9 +335,9 @@ impl WriteHalf {
         }
     }
 
-    /// Returns the bytes that can be written now and, if they are fewer than `least`, asks for an
+    /// Returns the bytes that can be written now and, if they are fewer than `least`, requests an
     /// event: the descriptor becomes readable when there is more space, or when the peer leaves.
-    /// Before it asks, it publishes what was gathered. Writes nothing.
+    /// Before the request it publishes what has gathered. Writes nothing.
     ///
     /// # Errors
     ///
@@ -355,7 +356,7 @@ impl WriteHalf {
         }
     }
 
-    /// Bytes that can be written now without blocking. Asks for no notification.
+    /// Returns the bytes that can be written now without blocking. Requests no notification.
     ///
     /// The peer can only add to them.
     ///
@@ -375,7 +376,7 @@ impl WriteHalf {
         Ok(self.checked(space)? as usize)
     }
 
-    /// Returns whether a peer is at the other end, as of now. Does not block.
+    /// Returns the state of the peer as of now. Does not block.
     ///
     /// # Errors
     ///
@@ -384,13 +385,13 @@ impl WriteHalf {
         self.shared.observe()
     }
 
-    /// Tells the peer that this side is done, in both directions:
+    /// Ends this side of the channel in both directions:
     /// [`Channel::shutdown`](crate::Channel::shutdown). A thread that is blocked in a read of the
     /// other half returns when the peer has left in turn.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if the peer could not be notified: it sees the end when it looks.
+    /// [`Error::Os`] if the peer could not be notified: it sees the end when it next looks.
     pub fn shutdown(&mut self) -> Result<()> {
         self.shut();
         self.shared.leave()
@@ -402,17 +403,17 @@ impl WriteHalf {
         self.tx.capacity() as usize
     }
 
-    /// Sets how long [`Write::write`] may block; `None`, the default, is forever, and so is a time
+    /// Sets how long [`Write::write`] may block. `None`, the default, means forever, as does a time
     /// beyond what the clock can count.
     pub const fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
-    /// The longest a blocking call looks for space before it sleeps; zero switches that off, and
-    /// more than a second counts as a second.
+    /// Sets the longest that a blocking call looks for space before it sleeps. Zero switches that
+    /// off, and more than a second counts as a second.
     ///
-    /// The default is 50 µs, on a machine with one CPU always zero. The search shortens itself
-    /// while it finds nothing; in a domain with one CPU it begins short.
+    /// The default is 50 µs, and zero on a machine with one CPU. The search shortens itself while
+    /// it finds nothing; in a domain with one CPU it begins short.
     pub fn set_spin(&mut self, limit: Duration) {
         self.spinner.set_limit(limit);
     }
@@ -440,7 +441,7 @@ impl Write for WriteHalf {
         }
     }
 
-    /// Writes what fits of the buffers after one another, published in one step; blocks while
+    /// Writes what fits of the buffers one after another, published in one step; blocks while
     /// nothing fits.
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();

@@ -1,18 +1,18 @@
-//! Everything that was ready: many small steps, one publish.
+//! Reads of everything that was ready: many small steps, one publish.
 //!
 //! The cost of one publish (a full barrier, a cache line's way to the peer and back, perhaps a
 //! notification) is many times what copying a small message costs. A chunk lets the caller decide
-//! where the steps end. It copies, and gives out no reference into the ring, which the peer could
+//! where the steps end. It copies, and returns no reference into the ring, which the peer could
 //! change meanwhile.
 
 use std::io::{self, Read};
 
 use super::ReadHalf;
 
-/// Everything that was ready, lent by [`ReadHalf::read_chunk`].
+/// The bytes that were ready, lent by [`ReadHalf::read_chunk`].
 ///
 /// [`Read`] never blocks here: at the end of the loan it returns `Ok(0)`. When the loan ends, the
-/// space of what was read is given back in one step; what was not read stays.
+/// space of the bytes read is given back in one step; the other bytes stay.
 #[derive(Debug)]
 pub struct ReadChunk<'a> {
     half: &'a mut ReadHalf,

@@ -20,8 +20,8 @@ impl ReadHalf {
         Ok(())
     }
 
-    /// Reads exactly `buf.len()` bytes, sleeping until all of them are there; or none, in case of
-    /// an error. Their space is given back in one step.
+    /// Reads exactly `buf.len()` bytes, sleeping until all of them are there; after an error, none
+    /// are read. Their space is given back in one step.
     ///
     /// After two calls in a row that found little it spins for up to 2 µs before it looks, as
     /// [`try_read`](Self::try_read) does and under the same conditions.
@@ -29,13 +29,13 @@ impl ReadHalf {
     /// # Errors
     ///
     /// [`Error::TooLarge`] if the ring cannot hold that many; [`Error::Closed`] if the peer left
-    /// before they were complete (those that came can still be [read](std::io::Read)); otherwise as
-    /// [`read_deadline`](Self::read_deadline).
+    /// before they were complete (those that arrived can still be [read](std::io::Read)); otherwise
+    /// as [`read_deadline`](Self::read_deadline).
     #[doc(alias = "libxenvchan_recv")]
     #[inline]
     pub fn recv(&mut self, buf: &mut [u8], deadline: Option<Instant>) -> Result<()> {
-        // The usual packet is one of several that are known to be there, and nothing else is to be
-        // reported first.
+        // The usual packet is one of several that are ready, and there is no earlier error to
+        // return first.
         if !self.shared.doorbell.has_failed(Half::Reader) && self.rx.take_fast(buf) {
             self.give_back();
             Ok(())
@@ -71,8 +71,8 @@ impl ReadHalf {
         Ok(())
     }
 
-    /// Sleeps until there is something, then lends all that is there: to be read in many small
-    /// steps, with the ring's space given back once, when the loan ends.
+    /// Sleeps until there is something, then lends all that is there. The caller reads it in many
+    /// small steps; the ring's space is given back once, when the loan ends.
     ///
     /// # Errors
     ///

@@ -13,12 +13,11 @@ use crate::sync::{Ordering, fence};
 
 /// The reading end of one ring.
 ///
-/// Bytes come out with [`take`](Self::take) and their space is given back with
-/// [`release`](Self::release).
+/// [`take`](Self::take) copies bytes out and [`release`](Self::release) gives their space back.
 ///
-/// The own cursor is private. The peer's producer cursor is loaded only when nothing known is left
-/// to read; it is loaded once and judged before use, so at most the ring's size is ever believed to
-/// be ready.
+/// The own cursor is private. The peer's producer cursor is loaded only when no byte known to be
+/// ready is left. It is loaded once and judged before use, so at most the ring's size is ever
+/// believed to be ready.
 #[derive(Debug)]
 pub struct Consumer {
     ring: Ring,
@@ -28,8 +27,8 @@ pub struct Consumer {
     released: u32,
     /// The last producer cursor believed. May be stale, which only hides bytes.
     seen: Private,
-    /// So many bytes from `next` on may be taken without any question: they are known to be ready
-    /// and lie in one piece, and the half is not broken. May be too small.
+    /// The number of bytes from `next` on that may be taken without any check: they are known to be
+    /// ready and are contiguous, and the half is not broken. May be too small.
     run: Private,
     fault: OnceLock<Violation>,
 }
@@ -46,7 +45,7 @@ impl Consumer {
         }
     }
 
-    /// Takes both cursors as they stand.
+    /// Takes over both cursors as they are.
     ///
     /// # Errors
     ///
@@ -90,7 +89,7 @@ impl Consumer {
         filled(self.next, self.released)
     }
 
-    /// The own cursor as the peer was last told it.
+    /// The own cursor as last published to the peer.
     #[cfg(not(loom))]
     pub(crate) const fn position(&self) -> u32 {
         self.released
@@ -100,7 +99,7 @@ impl Consumer {
     /// [`adopt`](Self::adopt).
     ///
     /// # Errors
-    ///
+    /// The cursor cannot be true. Every later call returns the same error.
     /// The cursor cannot be true. The same error is returned ever after.
     #[inline]
     pub fn fetch(&self) -> Result<Fetched, Violation> {
@@ -109,9 +108,9 @@ impl Consumer {
         }
         // Before the look: another thread may move it forward meanwhile.
         let seen = self.seen.get_before_look();
-        // Acquire: the bytes were written before the cursor said so.
+        // Acquire: the bytes were written before the cursor that covers them.
         let prod = self.ring.prod.get().load(Ordering::Acquire);
-        // Against `released`, not `next`: that is what the peer may fill the ring up to.
+        // Against `released`, not `next`: the peer may fill the ring up to `released`.
         if accept_prod(prod, seen, self.released, self.ring.size).is_none() {
             return Err(self.poison(Violation::Producer {
                 prod,
@@ -125,8 +124,8 @@ impl Consumer {
 
     /// Believes a cursor that [`fetch`](Self::fetch) judged; returns the bytes ready.
     ///
-    /// The two steps are apart so that the owner can look at the peer's live byte in between and
-    /// leave alone what a later session wrote.
+    /// The two steps are separate so that the owner can look at the peer's live byte in between and
+    /// ignore what a later session wrote.
     #[inline]
     #[allow(clippy::needless_pass_by_value)] // a permission, used up
     pub fn adopt(&mut self, fetched: Fetched) -> u32 {
@@ -162,8 +161,8 @@ impl Consumer {
         if ready < to_end { ready } else { to_end }
     }
 
-    /// Fills `into`, if that are bytes of the run; `false`, and nothing done, if not, or if it is
-    /// empty.
+    /// Fills `into` from the run, or does nothing and returns `false` if the run has fewer bytes or
+    /// `into` is empty.
     #[inline]
     pub(crate) fn take_fast(&mut self, into: &mut [u8]) -> bool {
         if into.len().wrapping_sub(1) >= *self.run.get_mut() as usize {
@@ -197,7 +196,8 @@ impl Consumer {
         len
     }
 
-    /// Writes the bytes known to be ready to a descriptor: `writev(2)`. Returns how many it took.
+    /// Writes the bytes known to be ready to a descriptor with `writev(2)`. Returns how many it
+    /// took.
     ///
     /// # Errors
     ///
@@ -216,14 +216,14 @@ impl Consumer {
         Ok(len)
     }
 
-    /// Forgets every byte known to be ready.
+    /// Discards every byte known to be ready.
     pub fn skip(&mut self) {
         self.next = *self.seen.get_mut();
         *self.run.get_mut() = 0;
     }
 
-    /// Gives the space of what was taken back to the peer. `true`: the peer wants a
-    /// notification, ring its bell.
+    /// Gives the space of the bytes taken back to the peer. Returns `true` if the peer requested a
+    /// notification: the caller must notify it.
     ///
     /// The barrier is that of [`Producer::publish`](super::Producer::publish).
     #[inline]
@@ -239,8 +239,8 @@ impl Consumer {
         take_request(&self.ring, READ)
     }
 
-    /// Asks the peer to ring our bell when it has written something. Look again afterwards, before
-    /// sleeping.
+    /// Requests a notification for when the peer has written something. Look again afterwards,
+    /// before sleeping.
     #[inline]
     pub fn request(&self) {
         self.ring
@@ -250,8 +250,8 @@ impl Consumer {
         fence(Ordering::SeqCst);
     }
 
-    /// Ends the use of this half: every later call returns `violation`. Returns the violation that
-    /// counts, which is the first.
+    /// Ends the use of this half: every later call returns a violation. Returns the one that is
+    /// kept, which is the first.
     pub fn poison(&self, violation: Violation) -> Violation {
         self.run.set(0);
         *self.fault.get_or_init(|| violation)

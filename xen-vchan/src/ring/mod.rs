@@ -1,7 +1,7 @@
 //! The ring: cursors, copies and the notification handshake, on memory alone.
 //!
-//! Nothing here knows a hypervisor, a descriptor or a clock, and nothing here can block: the same
-//! code runs on granted pages, on a private block of memory, and under loom.
+//! This module has no hypervisor, descriptor or clock, and nothing here can block. The same code
+//! runs on granted pages, on a private block of memory, and under loom.
 //!
 //! ```text
 //!              Producer                                Consumer
@@ -18,7 +18,7 @@
 //! * A cursor of the peer is loaded once and judged against private values: it moves forward only,
 //!   and never further than the ring allows. Anything else is a [`Violation`],
 //!   returned by that call and every later one.
-//! * No reference into shared memory is handed out: bytes are copied into and out of the caller's
+//! * No reference into shared memory is returned: bytes are copied into and out of the caller's
 //!   memory.
 //! * Work per call is bounded by the caller's buffer and the ring's size.
 
@@ -36,12 +36,12 @@ use crate::layout::{CLI_NOTIFY, Geometry, LEFT, PROD, Place, RIGHT, SRV_NOTIFY};
 use crate::mem::{Bytes, Control, Memory, Word8, Word32};
 use crate::sync::Ordering;
 
-/// Bit of a notify byte: tell me when you have written.
+/// Bit of a notify byte: a request to notify after a write.
 pub(crate) const WRITE: u8 = 1;
-/// Bit of a notify byte: tell me when you have read.
+/// Bit of a notify byte: a request to notify after a read.
 pub(crate) const READ: u8 = 2;
 
-/// Which end of the channel this is.
+/// The end of the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Owns the memory; reads `left`, writes `right`.
@@ -63,7 +63,7 @@ pub(crate) struct Ring {
     size: u32,
 }
 
-/// The memory of a channel, taken apart for one of its ends, before any cursor was read.
+/// The memory of a channel, divided for one of its ends, before any cursor was read.
 #[derive(Debug)]
 pub struct Rings {
     words: ControlWords,
@@ -72,11 +72,11 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Takes `control` apart as a control page with rings as `geometry` says. `left` and `right`
-    /// are the granted pages of the rings that have any.
+    /// Divides `control` as a control page whose rings have the given `geometry`. `left` and
+    /// `right` are the granted pages of the rings that have any.
     ///
-    /// `None` if memory is missing, too small or misaligned, or the control page is for reading
-    /// only, which is the caller's error: the peer has no say in it.
+    /// Returns `None` if memory is missing, too small or misaligned, or the control page is
+    /// read-only. That is the caller's error: the peer cannot cause it.
     #[must_use]
     pub fn new(
         control: Memory,
@@ -93,7 +93,7 @@ impl Rings {
             };
             Bytes::new(memory, size as usize)
         };
-        // Of two rings in the page the larger one comes behind the other.
+        // Of two rings in the page, the larger one is behind the other.
         let (left, right) = if geometry.left_bytes() < geometry.right_bytes() {
             let right = bytes(geometry.right_place(), right, geometry.right_bytes())?;
             let left = bytes(geometry.left_place(), left, geometry.left_bytes())?;
@@ -113,7 +113,7 @@ impl Rings {
                 size,
             })
         };
-        // The client writes `left`, so the requests for its writer stand in cli_notify.
+        // The client writes `left`, so the requests for its writer are in cli_notify.
         Some(Self {
             left: ring(LEFT, left, geometry.left_bytes(), CLI_NOTIFY, SRV_NOTIFY)?,
             right: ring(RIGHT, right, geometry.right_bytes(), SRV_NOTIFY, CLI_NOTIFY)?,
@@ -127,10 +127,10 @@ impl Rings {
         &self.words
     }
 
-    /// Takes the cursors as they stand and makes the two halves of this end from them.
+    /// Takes over the cursors as they are and makes the two halves of this end from them.
     ///
-    /// A server that has just zeroed the page starts at 0; a client goes on where the one before it
-    /// stopped. From here on the own cursors are private.
+    /// A server that has just zeroed the page starts at 0; a client continues where the one before
+    /// it stopped. From here on the own cursors are private.
     ///
     /// # Errors
     ///
@@ -142,8 +142,8 @@ impl Rings {
         Ok((producer, consumer))
     }
 
-    /// The two halves of this end, with nothing to read and nothing written: all cursors are 0, or
-    /// are taken later by [`Producer::attach`] and [`Consumer::attach`].
+    /// Returns the two halves of this end, with nothing to read and nothing written: all cursors
+    /// are 0, or are taken over later by [`Producer::attach`] and [`Consumer::attach`].
     pub(crate) fn halves(self, role: Role) -> (Producer, Consumer) {
         let (written, read) = match role {
             Role::Server => (self.right, self.left),
@@ -163,7 +163,7 @@ impl Role {
     }
 }
 
-/// The cursors of both rings, not judged, only to be compared with what they were.
+/// The cursors of both rings, not judged, only to be compared with earlier values.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct Cursors {
@@ -182,7 +182,7 @@ impl Cursors {
         }
     }
 
-    /// The two cursors that the `role` moves, as they stand.
+    /// The two cursors that `role` moves, as they are now.
     pub(crate) fn moved_by(&self, role: Role) -> (u32, u32) {
         let (prod, cons) = match role {
             Role::Client => &self.client,

@@ -3,8 +3,8 @@
 // Not those of `sync`: under loom each half has one thread. Miri tries several (`tests/model.rs`).
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A private number: a plain one to the caller that holds the half exclusively, an atomic one to
-/// those that share it.
+/// A private number: a plain one for a caller that holds the half exclusively, an atomic one for
+/// callers that share it.
 #[derive(Debug)]
 pub(super) struct Private(AtomicU32);
 
@@ -18,7 +18,7 @@ impl Private {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Returns a cursor of the peer's. A later load of the shared one finds none that is older,
+    /// Returns a cursor of the peer. A later load of the shared cursor returns no older value,
     /// whichever thread [moved](Self::advance) it here, unless the peer moved it back.
     #[inline]
     pub(super) fn get_before_look(&self) -> u32 {

@@ -13,16 +13,16 @@ use crate::sync::{Ordering, fence};
 
 /// The writing end of one ring.
 ///
-/// Bytes go in with [`stage`](Self::stage) and become visible with [`publish`](Self::publish);
-/// until then they can be taken back with [`discard`](Self::discard).
+/// [`stage`](Self::stage) copies bytes in and [`publish`](Self::publish) makes them visible; until
+/// then [`discard`](Self::discard) removes them.
 ///
 /// Both own cursors are private: what the peer writes into our half of the control page changes
 /// nothing here. The only value taken from the peer is its consumer cursor, and only when the last
-/// one believed leaves too little space; it is loaded once and judged before use.
+/// one believed leaves too little space. It is loaded once and judged before use.
 #[derive(Debug)]
 pub struct Producer {
     ring: Ring,
-    /// Where the next byte goes; at least `published`.
+    /// The position of the next byte; at least `published`.
     next: u32,
     /// The cursor last published to the peer.
     published: Private,
@@ -30,19 +30,19 @@ pub struct Producer {
     seen: Private,
     /// Up to here cache lines were fetched; a multiple of [`LINE`].
     reached: u32,
-    /// So many bytes from `next` on may be written without any question: there is known space for
-    /// them, in one piece, they are far enough from `reached`, and the half is not broken. May be
-    /// too small.
+    /// The number of bytes from `next` on that may be written without any check. There is known,
+    /// contiguous space for them, they are far enough from `reached`, and the half is not broken.
+    /// May be too small.
     run: Private,
     fault: OnceLock<Violation>,
 }
 
-/// So far ahead of the bytes written their cache lines are fetched, and so many bytes of them at a
-/// time: less than the reader's CPU reads ahead by itself would be in vain.
+/// Prefetch distance of a short write, and the number of bytes fetched at a time. The reader's CPU
+/// reads ahead by itself, which would undo a shorter one.
 const AHEAD: u32 = 512;
-/// The same in a long write, which does not stop at every cache line: a sixteenth of the ring
-/// within these bounds. Fewer steps are less work, but what was fetched must still be there when it
-/// is written.
+/// Bounds of the prefetch distance of a long write, which is a sixteenth of the ring. A long write
+/// does not stop at every cache line. Fewer steps are less work, but fetched lines must still be in
+/// the cache when they are written.
 const FAR_AHEAD: (u32, u32) = (1024, 16384);
 
 impl Producer {
@@ -58,7 +58,7 @@ impl Producer {
         }
     }
 
-    /// Takes both cursors as they stand.
+    /// Takes over both cursors as they are.
     ///
     /// # Errors
     ///
@@ -90,7 +90,8 @@ impl Producer {
         self.ring.size
     }
 
-    /// Space known without looking at shared memory, in bytes. It can only grow behind our back.
+    /// Returns the space known without looking at shared memory, in bytes. The peer can only add to
+    /// it.
     #[inline]
     #[must_use]
     pub fn known_space(&self) -> u32 {
@@ -110,14 +111,14 @@ impl Producer {
         filled(self.next, self.published.get())
     }
 
-    /// Bytes published that the peer had not read when it was last asked.
+    /// Returns the bytes published that the peer had not read at the last look at its cursor.
     #[inline]
     #[must_use]
     pub fn known_unread(&self) -> u32 {
         filled(self.published.get(), self.seen.get())
     }
 
-    /// The last cursor of the peer's that was believed.
+    /// Returns the last believed cursor of the peer.
     #[cfg(not(loom))]
     pub(crate) fn believed(&self) -> u32 {
         self.seen.get()
@@ -127,7 +128,7 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// The cursor cannot be true. The same error is returned ever after.
+    /// The cursor cannot be true. Every later call returns the same error.
     #[inline]
     pub fn refresh(&mut self) -> Result<u32, Violation> {
         *self.seen.get_mut() = self.fetch()?;
@@ -152,9 +153,9 @@ impl Producer {
         }
         // Before the look: another thread may move it forward meanwhile.
         let seen = self.seen.get_before_look();
-        // Acquire: the peer's reading of these bytes comes before our overwriting them.
+        // Acquire: the peer's reading of these bytes happens before our overwriting them.
         let cons = self.ring.cons.get().load(Ordering::Acquire);
-        // After the look: another thread may publish meanwhile, and the peer read it.
+        // After the look: another thread may publish meanwhile, and the peer may read it.
         let published = self.published.get();
         if accept_cons(cons, seen, published).is_none() {
             return Err(self.poison(Violation::Consumer {
@@ -183,8 +184,8 @@ impl Producer {
         }
     }
 
-    /// Copies all of `bytes`, if they are a part of the run; `false`, and nothing done, if not, or
-    /// if there are none.
+    /// Copies all of `bytes` into the run, or does nothing and returns `false` if the run is too
+    /// short or `bytes` is empty.
     #[inline]
     pub(crate) fn stage_fast(&mut self, bytes: &[u8]) -> bool {
         if bytes.len().wrapping_sub(1) >= *self.run.get_mut() as usize {
@@ -199,7 +200,7 @@ impl Producer {
         true
     }
 
-    /// The same for bytes of any number, and what makes the next run.
+    /// The slow path of [`stage`](Self::stage): any number of bytes. Computes the next run.
     #[inline(never)]
     fn stage_by_steps(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         if let Some(fault) = self.fault.get() {
@@ -255,12 +256,12 @@ impl Producer {
     }
 
     /// Fetches the cache lines that will be written soon, by writing a byte to each: only where
-    /// there is space, so nobody minds what it is.
+    /// there is free space, so the value does not matter.
     ///
-    /// The reader's CPU has these lines, from the round before or because it reads ahead, and a
-    /// line must be fetched from there before a byte of it is written. A publish waits for that. A
-    /// stream of small messages would wait for every line by itself; lines that are written to one
-    /// after the other come at the same time.
+    /// The reader's CPU has these lines, from the round before or because it reads ahead. A line
+    /// must be fetched from there before a byte of it is written, and a publish waits for that. A
+    /// stream of small messages would wait for every line separately; lines that are written to one
+    /// after the other arrive at the same time.
     fn reach_ahead(&mut self, ahead: u32) {
         if filled(self.reached, self.next) > self.ring.size {
             // The writer overtook it.
@@ -279,7 +280,7 @@ impl Producer {
     }
 
     /// Reads from a descriptor into the space known, at most `max` bytes, behind what is staged
-    /// already: `readv(2)`. Returns how many bytes it was.
+    /// already, with `readv(2)`. Returns how many bytes it was.
     ///
     /// # Errors
     ///
@@ -300,39 +301,40 @@ impl Producer {
         Ok(len)
     }
 
-    /// Takes back what was staged and not published.
+    /// Removes the bytes that were staged and not published.
     pub fn discard(&mut self) {
         self.next = *self.published.get_mut();
         *self.run.get_mut() = 0;
     }
 
-    /// Takes all space away, for good.
+    /// Removes all space, permanently.
     #[cfg(not(loom))]
     pub(crate) fn shut(&mut self) {
         *self.seen.get_mut() = self.next.wrapping_sub(self.ring.size);
         *self.run.get_mut() = 0;
     }
 
-    /// Makes the staged bytes visible. `true`: the peer asked for a notification, ring its bell.
+    /// Makes the staged bytes visible. Returns `true` if the peer requested a notification: the
+    /// caller must notify it.
     ///
-    /// One full barrier stands between the store of the cursor and the load of the peer's request;
-    /// the peer has one between its request and its look at the cursor, so at least one of the two
-    /// sees the other (`docs/xen-vchan.md`).
+    /// One full barrier is between the store of the cursor and the load of the peer's request. The
+    /// peer has one between its request and its look at the cursor, so at least one of the two sees
+    /// the other (`docs/xen-vchan.md`).
     #[inline]
     #[must_use = "`true` means that the peer sleeps until its event channel is notified"]
     pub fn publish(&self) -> bool {
         if self.next == self.published.get() {
             return false;
         }
-        // Several threads publish the same.
+        // Several threads publish the same value.
         self.published.set(self.next);
-        // Release: the bytes are there before the cursor says so.
+        // Release: the bytes are there before the cursor that covers them.
         self.ring.prod.get().store(self.next, Ordering::Release);
         fence(Ordering::SeqCst);
         take_request(&self.ring, WRITE)
     }
 
-    /// Asks the peer to ring our bell when it has read something. Look again afterwards, before
+    /// Requests a notification for when the peer has read something. Look again afterwards, before
     /// sleeping.
     #[inline]
     pub fn request(&self) {
@@ -343,15 +345,15 @@ impl Producer {
         fence(Ordering::SeqCst);
     }
 
-    /// Ends the use of this half: every later call returns `violation`. Returns the violation that
-    /// counts, which is the first.
+    /// Ends the use of this half: every later call returns a violation. Returns the one that is
+    /// kept, which is the first.
     pub fn poison(&self, violation: Violation) -> Violation {
         self.run.set(0);
         *self.fault.get_or_init(|| violation)
     }
 
-    /// Takes back everything the peer has not read, for a peer that is gone: the next one starts
-    /// with an empty ring.
+    /// Removes everything the peer has not read, for a peer that is gone: the next one starts with
+    /// an empty ring.
     ///
     /// # Errors
     ///
@@ -372,8 +374,8 @@ const fn line_from(cursor: u32) -> u32 {
     cursor.wrapping_add(LINE - 1) & !(LINE - 1)
 }
 
-/// Looks at the request for `bit` and, only if it is there, takes it. Comes after the full barrier
-/// of a publish.
+/// Looks at the request for `bit` and, only if it is set, takes it. Must follow the full barrier of
+/// a publish.
 #[inline]
 pub(super) fn take_request(ring: &Ring, bit: u8) -> bool {
     let told = if bit == WRITE {

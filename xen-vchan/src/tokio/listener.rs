@@ -11,8 +11,7 @@ use super::Channel;
 use crate::client::ClientBuilder;
 use crate::{Connecting, Error, Result};
 
-/// Connects, waiting for the server without blocking the runtime; give it up by dropping the
-/// future.
+/// Connects, waiting for the server without blocking the runtime. Dropping the future gives up.
 ///
 /// Its requests to the store block the thread; see [`Reconnecting`](super::Reconnecting#blocking).
 ///
@@ -26,7 +25,7 @@ pub async fn connect(builder: ClientBuilder, xen: &Xen, store: &Store) -> Result
     finish(&mut connecting, &ready).await
 }
 
-/// Connects; cancelling leaves the client on its way.
+/// Connects; cancelling leaves `connecting` usable.
 pub(super) async fn finish(
     connecting: &mut Connecting,
     ready: &AsyncFd<OwnedFd>,
@@ -37,7 +36,7 @@ pub(super) async fn finish(
             Err(Error::WouldBlock) => ready.readable().await.map_err(failed)?,
             Err(error) => return Err(error),
         };
-        // Before the next look, which empties what is ready.
+        // Before the next look, which takes what is ready.
         guard.clear_ready();
     }
 }
@@ -53,11 +52,11 @@ pub(super) async fn finish(
 ///
 /// | call | requests |
 /// |---|---|
-/// | [`accept`](Self::accept) | for each client that came or whose ring failed: removing the old ring's nodes and publishing a fresh ring, about twenty |
+/// | [`accept`](Self::accept) | for each client that connected or whose ring failed: removing the old ring's nodes and publishing a fresh ring, about twenty |
 /// | [`crate::Listener::bind`] through [`get_mut`](Self::get_mut) | publishing a ring |
 /// | [`crate::Listener::stop`], dropping the listener | removing the nodes of each ring on offer |
 /// | a channel that [watches the peer's domain](crate::ListenerBuilder::watch_peer_domain) | by default one each five seconds, limited to 250 ms |
-/// | dropping an accepted channel | none: its nodes went when it was accepted |
+/// | dropping an accepted channel | none: its nodes were removed when it was accepted |
 ///
 /// A runtime that cannot afford this gives the listener a `Store` connection of its own, so that no
 /// other user of the connection is waited for, with a limit; calls `bind` and drops the listener in
@@ -70,7 +69,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Takes a listener into the runtime of the calling task.
+    /// Registers a listener with the runtime of the calling task.
     ///
     /// # Errors
     ///
@@ -78,7 +77,7 @@ impl Listener {
     ///
     /// # Panics
     ///
-    /// Outside of a runtime whose I/O driver is enabled.
+    /// When called outside of a runtime whose I/O driver is enabled.
     pub fn new(listener: crate::Listener) -> Result<Self> {
         let ready = registered(&listener)?;
         Ok(Self { ready, listener })
@@ -89,7 +88,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// As [`crate::Listener::accept`], without [`Timeout`](Error::TimedOut).
+    /// As [`crate::Listener::accept`], without [`TimedOut`](Error::TimedOut).
     pub async fn accept(&mut self) -> Result<Channel> {
         loop {
             match self.listener.try_accept() {
@@ -98,7 +97,7 @@ impl Listener {
                 Err(error) => return Err(error),
             }
             if self.listener.has_more() {
-                // Clients keep ringing. The runtime would not tell of what it has told already.
+                // Clients keep notifying. The runtime would not report the same readiness again.
                 ::tokio::task::yield_now().await;
                 continue;
             }

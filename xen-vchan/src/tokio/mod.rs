@@ -36,8 +36,8 @@ use crate::{Error, PeerState, Result};
 /// A [`crate::Channel`] in a tokio runtime.
 ///
 /// `tokio::io::split` makes halves of it that two tasks can use, on any workers. Cancelling a read
-/// or a write loses nothing: bytes leave or enter the ring in the same step in which the call is
-/// done. A read may spin for up to 2 µs, unless [`set_spin`](crate::Channel::set_spin) of
+/// or a write loses nothing: bytes leave or enter the ring in the same step in which the call
+/// finishes. A read may spin for up to 2 µs, unless [`set_spin`](crate::Channel::set_spin) of
 /// [`get_mut`](Self::get_mut) is zero. Each read and write spends the task's cooperative budget, so
 /// a peer that always has bytes does not starve the runtime's other tasks.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Takes a channel into the runtime of the calling task.
+    /// Registers a channel with the runtime of the calling task.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl Channel {
     ///
     /// # Panics
     ///
-    /// Outside of a runtime whose I/O driver is enabled.
+    /// When called outside of a runtime whose I/O driver is enabled.
     pub fn new(channel: crate::Channel) -> io::Result<Self> {
         // Deprecated in favour of an unsafe function, for types whose descriptor can change or
         // close behind their owner's back. An `OwnedFd`'s cannot.
@@ -73,14 +73,15 @@ impl Channel {
         })
     }
 
-    /// Returns the channel, to be asked for its state. An event that the caller takes there wakes
+    /// Returns the channel, for queries of its state. An event that the caller takes there wakes
     /// the tasks that wait.
     #[must_use]
     pub const fn get_ref(&self) -> &crate::Channel {
         &self.channel
     }
 
-    /// Returns the channel, for what only it can do. As [`get_ref`](Self::get_ref) otherwise.
+    /// Returns the channel, for operations that only it has. Otherwise as
+    /// [`get_ref`](Self::get_ref).
     pub const fn get_mut(&mut self) -> &mut crate::Channel {
         &mut self.channel
     }
@@ -108,8 +109,8 @@ impl Channel {
         })
     }
 
-    /// Writes all of `bytes` in one step, waiting until there is room for them; or nothing. See
-    /// [`WriteHalf::send`](crate::WriteHalf::send).
+    /// Writes all of `bytes` in one step, waiting until there is room for them; after an error,
+    /// none are written. See [`WriteHalf::send`](crate::WriteHalf::send).
     ///
     /// # Errors
     ///
@@ -124,8 +125,8 @@ impl Channel {
         .await
     }
 
-    /// Reads exactly `buf.len()` bytes, waiting until all of them are there; or none. See
-    /// [`ReadHalf::recv`](crate::ReadHalf::recv).
+    /// Reads exactly `buf.len()` bytes, waiting until all of them are there; after an error, none
+    /// are read. See [`ReadHalf::recv`](crate::ReadHalf::recv).
     ///
     /// # Errors
     ///
@@ -171,7 +172,7 @@ impl Channel {
         }
     }
 
-    /// Waits until paced events may be let through; wakes every task then.
+    /// Waits until the paced port may be unmasked; wakes every task then.
     #[cold]
     fn poll_timer(&mut self, at: Instant) -> Poll<Result<()>> {
         let timer = match &mut self.timer {
@@ -247,7 +248,7 @@ impl AsyncWrite for Channel {
         Poll::Ready(io::Write::flush(&mut self.get_mut().channel))
     }
 
-    /// Tells the peer that this side is done, in both directions: vchan has no half-close.
+    /// Ends this side of the channel in both directions: vchan has no half-close.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = self.get_mut().channel.shutdown();
         Poll::Ready(ended.map_err(io::Error::from))

@@ -1,4 +1,4 @@
-//! A client that dials again, in a runtime.
+//! A client that reconnects, in a runtime.
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
@@ -72,8 +72,8 @@ enum Stage {
 }
 
 impl Reconnecting {
-    /// Takes a client into the runtime of the calling task, with the session that runs, if one
-    /// does.
+    /// Registers a client with the runtime of the calling task, together with its running session,
+    /// if there is one.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Reconnecting {
     ///
     /// # Panics
     ///
-    /// Outside of a runtime whose I/O driver is enabled.
+    /// When called outside of a runtime whose I/O driver is enabled.
     pub fn new(mut line: crate::Reconnecting) -> Result<Self> {
         let stage = match line.channel.take() {
             Some(channel) => Stage::Session(Channel::new(channel).map_err(failed)?),
@@ -91,10 +91,10 @@ impl Reconnecting {
         Ok(Self { line, stage, timer })
     }
 
-    /// Returns the session that runs, or the next one, as [`crate::Reconnecting::session`].
+    /// Returns the running session, or the next one, as [`crate::Reconnecting::session`] does.
     ///
-    /// A cancelled call loses nothing: the next one goes on waiting where it was, as the same
-    /// client if a server was found already.
+    /// Cancel-safe: the next call resumes the wait, as the same client if a server was found
+    /// already.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl Reconnecting {
         }
     }
 
-    /// From the stage reached to a session.
+    /// Continues from the stage reached to a session.
     async fn dial(&mut self, deadline: Option<Instant>) -> Result<()> {
         loop {
             self.stage = match &mut self.stage {

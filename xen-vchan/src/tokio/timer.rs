@@ -1,4 +1,4 @@
-//! A timer of this crate's own: tokio's would have to be enabled in the runtime.
+//! A timer of this crate: tokio's would have to be enabled in the runtime.
 
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
@@ -11,7 +11,7 @@ use super::listener::{failed, registered};
 use crate::Result;
 use crate::connecting::{new_timer, set_timer};
 
-/// A moment to be woken at.
+/// A moment at which a task is woken.
 #[derive(Debug)]
 pub(super) struct Timer {
     timer: TimerFd,
@@ -41,7 +41,8 @@ impl Timer {
                 return Poll::Ready(Ok(()));
             }
             let mut rung = ready!(self.rings.poll_read_ready(cx)).map_err(failed)?;
-            // Of an earlier setting, or a moment too soon; setting it again quiets the descriptor.
+            // From an earlier setting, or a moment too soon; setting the timer again clears the
+            // descriptor.
             rung.clear_ready();
             set_timer(&self.timer, self.at)?;
         }

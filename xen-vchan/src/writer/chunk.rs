@@ -1,19 +1,18 @@
-//! All the space that was free: many small steps, one publish.
+//! Writes into all the space that was free: many small steps, one publish.
 //!
 //! The cost of one publish (a full barrier, a cache line's way to the peer and back, perhaps a
 //! notification) is many times what copying a small message costs. A chunk lets the caller decide
-//! where the steps end. It copies, and gives out no reference into the ring, which the peer could
+//! where the steps end. It copies, and returns no reference into the ring, which the peer could
 //! change meanwhile.
 
 use std::io::{self, Write};
 
 use super::WriteHalf;
 
-/// All the space that was free, lent by [`WriteHalf::write_chunk`].
+/// The space that was free, lent by [`WriteHalf::write_chunk`].
 ///
-/// [`Write`] never blocks here: when the space is used up it returns `Ok(0)`. Nothing is seen by
-/// the peer before [`commit`](Self::commit); a loan that is dropped instead is forgotten, bytes and
-/// all.
+/// [`Write`] never blocks here: when the space is used up it returns `Ok(0)`. The peer sees nothing
+/// before [`commit`](Self::commit); dropping the loan instead discards it with its bytes.
 #[derive(Debug)]
 #[must_use = "nothing is sent before `commit`"]
 pub struct WriteChunk<'a> {
@@ -35,7 +34,7 @@ impl<'a> WriteChunk<'a> {
     #[inline]
     pub fn put(&mut self, bytes: &[u8]) -> usize {
         let len = bytes.len().min(self.remaining());
-        // Within the space known, the ring is not looked at and cannot refuse.
+        // Within the space known, the ring is not looked at and the copy cannot fail.
         self.half.tx.stage(&bytes[..len]).unwrap_or(0)
     }
 

@@ -7,10 +7,11 @@ use crate::doorbell::Half;
 use crate::shared::piece;
 
 impl WriteHalf {
-    /// The usual write: the session runs, and the bytes fit into one piece of the space known to be
-    /// there. `None`, and nothing done, if it is any other; otherwise they are published in one
-    /// step, if corking allows. It does what [`put`](Self::put) would, in one piece of code without
-    /// a call, which for a small message is half of its cost; so it belongs to who calls it.
+    /// The usual write: the session runs, and the bytes fit contiguously into the known space.
+    /// Returns `None`, and does nothing, if the write is any other; otherwise publishes them in one
+    /// step, if corking allows. The result is that of [`put`](Self::put), in one piece of code
+    /// without a call. For a small message the call would be half of the cost, so this is inlined
+    /// into its caller.
     #[inline(always)]
     pub(crate) fn put_fast(&mut self, bytes: &[u8]) -> Option<usize> {
         if self.shared.doorbell.has_failed(Half::Writer) || !self.shared.session.runs() {
@@ -24,7 +25,7 @@ impl WriteHalf {
         Some(bytes.len())
     }
 
-    /// The same for bytes that the ring takes by steps.
+    /// The same for bytes that the ring copies in steps.
     #[inline(never)]
     fn stage_in_one(&mut self, bytes: &[u8]) -> Option<usize> {
         let usual = !bytes.is_empty()
@@ -33,7 +34,7 @@ impl WriteHalf {
         if !usual {
             return None;
         }
-        // A half that is broken refuses, and the long way says why.
+        // A broken half fails, and the slow path returns the cause.
         self.tx.stage(bytes).ok()
     }
 }

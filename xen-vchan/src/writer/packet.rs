@@ -1,5 +1,4 @@
-//! Writing whole packets, and many small steps at once: all of it is seen by the reader, or
-//! nothing.
+//! Writes of whole packets, and of many small steps at once: the reader sees all of it or nothing.
 
 use std::time::Instant;
 
@@ -19,8 +18,8 @@ impl WriteHalf {
         self.stage_whole(bytes)
     }
 
-    /// Writes all of `bytes` in one step, sleeping until there is room for them; or nothing, in
-    /// case of an error. The reader never sees a part of them.
+    /// Writes all of `bytes` in one step, sleeping until there is room for them; after an error,
+    /// none are written. The reader never sees a part of them.
     ///
     /// # Errors
     ///
@@ -29,7 +28,7 @@ impl WriteHalf {
     #[doc(alias = "libxenvchan_send")]
     #[inline]
     pub fn send(&mut self, bytes: &[u8], deadline: Option<Instant>) -> Result<()> {
-        // In one piece, if at all.
+        // Contiguously, if at all.
         if self.put_fast(bytes).is_some() {
             Ok(())
         } else {
@@ -64,8 +63,8 @@ impl WriteHalf {
         Ok(())
     }
 
-    /// Sleeps until there are `least` bytes of space, then lends all the space there is: to be
-    /// filled in many small steps and published once, by [`WriteChunk::commit`].
+    /// Sleeps until there are `least` bytes of space, then lends all the space there is. The caller
+    /// fills it in many small steps and publishes it once with [`WriteChunk::commit`].
     ///
     /// # Errors
     ///
