@@ -5,10 +5,10 @@ use std::sync::Arc;
 use xen_sys::ioctl::{CopySegment, GntDev};
 use xen_sys::{Error, Host, Result, Xen};
 
-/// Copies to and from granted pages without a mapping, many segments by one system call.
+/// Copies to and from granted pages without a mapping, many segments in one system call.
 ///
-/// For a backend that reads or writes each byte once, this is cheaper than a mapping, which costs
-/// the processors a flush of their translations when it ends. Any number of threads may use one.
+/// For a backend that reads or writes each byte once, this is cheaper than a mapping: when a
+/// mapping ends, the processors flush their translations. Any number of threads may use one copier.
 ///
 /// ```no_run
 /// use xen_gnttab::{CopySegment, GrantCopier, GrantedBytes};
@@ -50,18 +50,18 @@ impl GrantCopier {
         }
     }
 
-    /// Makes every copy, and gives each segment its [status](CopySegment::status). One that fails
-    /// does not keep the others from being made. Blocks until Xen is done, and while a page that is
-    /// paged out comes back.
+    /// Makes every copy, and sets the [status](CopySegment::status) of each segment. A copy that
+    /// fails does not stop the others. Blocks until Xen has finished, including while a page that
+    /// is paged out is brought back.
     ///
-    /// The segments are handed to the driver as they are: a slice of them costs no allocation, and
+    /// The segments are passed to the driver as they are: a slice of them costs no allocation, and
     /// may be used again.
     ///
     /// # Errors
     ///
-    /// Then no segment has a status. [`Error::Invalid`] for bytes that are not within a page, no
-    /// segments or more than [`MAX_PAGES`](crate::MAX_PAGES): nothing was copied. [`Error::Os`]
-    /// with the driver's errno, `ENOTTY` before Linux 4.9.
+    /// After an error no segment has a status. [`Error::Invalid`] for bytes that are not within a
+    /// page, no segments or more than [`MAX_PAGES`](crate::MAX_PAGES): nothing was copied.
+    /// [`Error::Os`] with the driver's errno, `ENOTTY` before Linux 4.9.
     #[doc(alias = "xengnttab_grant_copy")]
     #[doc(alias = "IOCTL_GNTDEV_GRANT_COPY")]
     pub fn copy(&self, segments: &mut [CopySegment<'_>]) -> Result<()> {
@@ -73,7 +73,7 @@ impl GrantCopier {
     }
 }
 
-/// Copies by way of a mapping for each segment.
+/// Copies through a mapping for each segment.
 #[cfg(feature = "sim")]
 mod sim {
     use crate::{CopySegment, GrantStatus, GrantedBytes, MappedPages, PageAccess, map};

@@ -1,12 +1,12 @@
 //! Grants of the real hypervisor, through `/dev/xen/gntalloc` and `/dev/xen/gntdev`.
 //!
-//! Both drivers work in two steps: an ioctl gives an *index*, and mmap at that offset gives the
-//! pages. Each share has an open file of its own; mappings use the one gntdev of their
-//! [`Xen`], and each gives its index up on drop, whatever went wrong in between.
+//! Both drivers work in two steps: an ioctl returns an *index*, and mmap at that offset returns the
+//! pages. Each share has its own open file. Mappings use the one gntdev of their [`Xen`], and each
+//! releases its index on drop, whatever failed in between.
 //!
-//! Linux (drivers/xen/gntalloc.c, gntdev.c): an index given up while its pages are still mapped
-//! lives on until they are unmapped, so [`Mapping`] unmaps first and the notification happens
-//! when the index is given up right after.
+//! Linux (drivers/xen/gntalloc.c, gntdev.c): an index that is released while its pages are still
+//! mapped lives on until they are unmapped. So [`Mapping`] unmaps first, and the notification is
+//! sent when the index is released right after.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,7 +21,7 @@ use xen_sys::{DevRoot, DomId, Error, GrantRef, PAGE_SIZE, Result, Xen};
 use crate::mapping::{Mapping, Release};
 use crate::{PageAccess, UnmapNotify};
 
-/// An index of gntalloc, given up on drop.
+/// An index of gntalloc, released on drop.
 #[derive(Debug)]
 pub(crate) struct Allocated {
     dev: GntAlloc,
@@ -39,12 +39,12 @@ impl Allocated {
 
 impl Drop for Allocated {
     fn drop(&mut self) {
-        // Closing the file, which is next, does the same if this is refused.
+        // If this fails, closing the file, which is next, does the same.
         let _ = self.dev.dealloc_gref(self.index, self.pages);
     }
 }
 
-/// An index of gntdev, given up on drop.
+/// An index of gntdev, released on drop.
 #[derive(Debug)]
 pub(crate) struct UnmapNotifier {
     dev: Arc<GntDev>,
@@ -62,7 +62,7 @@ impl UnmapNotifier {
 
 impl Drop for UnmapNotifier {
     fn drop(&mut self) {
-        // Refused only for an index that is not there; the last close gives back the rest.
+        // Fails only for an index that does not exist; the last close releases the rest.
         let _ = self.dev.unmap_grant_ref(self.index, self.pages);
     }
 }
@@ -75,9 +75,9 @@ pub(crate) fn share(
 ) -> Result<(Mapping, Box<[GrantRef]>)> {
     let dev = GntAlloc::open(root)?;
     let (index, refs) = dev.alloc_gref(to, access == PageAccess::ReadWrite, pages)?;
-    // From here on the drop of `grant` gives the index up, whatever fails.
+    // From here on the drop of `grant` releases the index, whatever fails.
     let grant = Allocated { dev, index, pages };
-    // We may write whatever the peer may do.
+    // This side may write, whatever access the peer has.
     let mapped = Pages::map_shared(
         grant.dev.as_fd(),
         index,
@@ -94,7 +94,7 @@ pub(crate) fn share(
 pub(crate) fn map(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> Result<Mapping> {
     let dev = xen.gntdev()?;
     let index = dev.map_grant_ref(refs)?;
-    // From here on the drop of `grant` gives the index up, whatever fails.
+    // From here on the drop of `grant` releases the index, whatever fails.
     let grant = UnmapNotifier {
         dev,
         index,
@@ -109,15 +109,14 @@ pub(crate) fn map(xen: &Xen, refs: &[(DomId, GrantRef)], access: PageAccess) -> 
     Ok(Mapping::new(mapped, access, Release::GntDev(grant)))
 }
 
-/// How often a page that is paged out is asked for before giving up.
+/// Number of attempts to map a page that is paged out.
 const EAGAIN_TRIES: u32 = 10;
 
 /// Makes the call up to [`EAGAIN_TRIES`] times while it fails with `EAGAIN`, pausing between tries
 /// for 1 ms, 2 ms, 4 ms ... 256 ms: about half a second in all.
 ///
-/// `EAGAIN` means that the granting domain's page is being brought back by its pager, another
-/// program, so waiting is all there is to do; a pager that never answers must not hold us for
-/// ever.
+/// `EAGAIN` means that a pager, another program, is bringing back the granting domain's page, so
+/// all this side can do is wait. A pager that never answers must not block the caller forever.
 fn retry_eagain<T>(
     mut call: impl FnMut() -> io::Result<T>,
     mut pause: impl FnMut(Duration),

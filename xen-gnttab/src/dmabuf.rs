@@ -37,10 +37,9 @@
 //! # What the peer can do
 //!
 //! Both domains can write to all bytes at any time, and so can their devices. The exporting side
-//! can keep the pages mapped for as long as it likes: after an [`Imported`] is gone, Linux keeps
-//! each page from being used for anything else until the peer has unmapped it, but whoever has the
-//! dma-buf still shares it with the peer. The importing side cannot take pages away from an
-//! exported dma-buf.
+//! can keep the pages mapped without limit. After an [`Imported`] is dropped, Linux reuses none of
+//! its pages until the peer has unmapped it, but every user of the dma-buf still shares it with the
+//! peer. The importing side cannot remove pages from an exported dma-buf.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -49,10 +48,10 @@ use xen_sys::abi::gntdev::DmaFlags;
 use xen_sys::ioctl::GntDev;
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
-/// The longest wait in the kernel: no signal ends it, not even one that kills.
+/// The longest wait in the kernel: no signal ends it, not even SIGKILL.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// The memory that granted pages are mapped into, to be the pages of a dma-buf.
+/// The kind of memory of an exported dma-buf, into which the granted pages are mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backing {
@@ -68,37 +67,37 @@ pub enum Backing {
     Coherent,
 }
 
-/// A dma-buf that was made of another domain's pages; it outlives this value.
+/// A dma-buf made of another domain's pages; it outlives this value.
 #[derive(Debug)]
 pub struct Exported {
-    /// Of its own: the driver finds a dma-buf by the number of a descriptor that may be closed and
-    /// used again, so there must be one only.
+    /// A separate open file: the driver finds a dma-buf by the number of a descriptor that may be
+    /// closed and used again, so a file must have one dma-buf only.
     dev: GntDev,
     number: RawFd,
 }
 
 /// A dma-buf whose pages are granted to another domain.
 ///
-/// The grants end when this is dropped, and when the process dies. The dma-buf lives as long as
-/// anything else uses it.
+/// The grants end when this is dropped, and when the process dies. The dma-buf lives while anything
+/// else uses it.
 #[doc(alias = "xengnttab_dmabuf_imp_release")]
 #[doc(alias = "IOCTL_GNTDEV_DMABUF_IMP_RELEASE")]
 #[derive(Debug)]
 pub struct Imported {
-    /// Of its own, as an [`Exported`] has: closing it ends the grants.
+    /// A separate open file, as in [`Exported`]: closing it ends the grants.
     _dev: GntDev,
     refs: Box<[GrantRef]>,
 }
 
 /// Makes a dma-buf of the pages `refs` of domain `from`, in that order; its descriptor is
-/// close-on-exec. The pages are unmapped when the last descriptor, mapping and device has let go of
+/// close-on-exec. The pages are unmapped when the last descriptor, mapping and device has released
 /// it: [`Exported::wait_released`].
 ///
 /// # Errors
 ///
 /// [`Error::Unsupported`]: see [the module](self). [`Error::Invalid`] for no pages or more than
 /// [`MAX_PAGES`](crate::MAX_PAGES); [`Error::Device`] when `/dev/xen/gntdev` does not open;
-/// [`Error::Os`]: `EINVAL` in a PV domain, which cannot do it, for a reference that is not granted
+/// [`Error::Os`]: `EINVAL` in a PV domain, which cannot export, for a reference that is not granted
 /// for writing to this domain, and for more pages than gntdev's [limit](crate::GrantLimits);
 /// `EMFILE`; `ENOMEM`.
 #[doc(alias = "xengnttab_dmabuf_exp_from_refs")]
@@ -120,8 +119,8 @@ pub fn export(
     Ok((fd, Exported { dev, number }))
 }
 
-/// Grants the pages of a dma-buf to domain `to`, for reading and writing. `pages` is how many it
-/// has: all of them, of [`PAGE_SIZE`](xen_sys::PAGE_SIZE) bytes. The descriptor may be closed
+/// Grants the pages of a dma-buf to domain `to`, for reading and writing. `pages` is the number of
+/// all its pages, of [`PAGE_SIZE`](xen_sys::PAGE_SIZE) bytes each. The descriptor may be closed
 /// afterwards.
 ///
 /// # Errors
@@ -130,7 +129,7 @@ pub fn export(
 /// [`MAX_PAGES`](crate::MAX_PAGES); [`Error::Device`] when `/dev/xen/gntdev` does not open;
 /// [`Error::Os`]: `EINVAL` for a file that is no dma-buf, another number of pages, memory of a
 /// device, and for more pages than gntdev's [limit](crate::GrantLimits); `ENOSPC` when the grant
-/// table is full; what the dma-buf's own driver refuses with.
+/// table is full; any errno of the dma-buf's own driver.
 #[doc(alias = "xengnttab_dmabuf_imp_to_refs")]
 #[doc(alias = "IOCTL_GNTDEV_DMABUF_IMP_TO_REFS")]
 pub fn import(xen: &Xen, dmabuf: impl AsFd, pages: usize, to: DomId) -> Result<Imported> {
@@ -148,12 +147,12 @@ fn open(xen: &Xen, op: &'static str) -> Result<GntDev> {
 }
 
 impl Exported {
-    /// Waits until the dma-buf is released by all that use it, until `deadline` if there is one;
-    /// returns whether it is. The descriptor that [`export`] returned is a user as well, and so are
-    /// its copies: close them first.
+    /// Waits until all users of the dma-buf have released it, until `deadline` if there is one;
+    /// returns whether they have. The descriptor that [`export`] returned is a user as well, and so
+    /// are its copies: close them first.
     ///
-    /// When it is released, the pages are unmapped, so the other domain may use them again. Blocks
-    /// the thread, which no signal interrupts for up to 100 ms at a time.
+    /// After the release the pages are unmapped, so the other domain may use them again. Blocks the
+    /// thread, which no signal interrupts for up to 100 ms at a time.
     ///
     /// # Errors
     ///
@@ -166,8 +165,8 @@ impl Exported {
     }
 }
 
-/// Calls `ask`, which waits for a number of milliseconds, until it succeeds or the deadline passed;
-/// returns whether it succeeded.
+/// Calls `ask`, which waits for a number of milliseconds, until it succeeds or the deadline has
+/// passed; returns whether it succeeded.
 fn wait(
     deadline: Option<Instant>,
     now: impl Fn() -> Instant,
@@ -224,7 +223,7 @@ mod tests {
         assert!(!wait(Some(deadline), || clock.get(), ask).unwrap());
         assert_eq!(clock.get() - start, Duration::from_millis(251));
         assert_eq!(calls.get(), 4);
-        // One that has passed still looks once.
+        // After a deadline that has passed it still looks once.
         calls.set(0);
         assert!(!wait(Some(start), || clock.get(), ask).unwrap());
         assert_eq!(calls.get(), 1);

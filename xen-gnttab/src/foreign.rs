@@ -11,17 +11,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The mapping is a [`Region`], with its rules. It needs `/dev/xen/privcmd` only while it is
-//! made: the pages stay after the [`Privcmd`](xen_sys::privcmd::Privcmd) is closed, until the last
+//! The mapping is a [`Region`], with its rules. It needs `/dev/xen/privcmd` only while it is made.
+//! The pages stay mapped after the [`Privcmd`](xen_sys::privcmd::Privcmd) is closed, until the last
 //! part of the region is dropped or the process dies. A [restricted
 //! handle](xen_sys::privcmd::RestrictedPrivcmd::guest) maps memory of its one domain.
 //!
 //! # What the domain can change meanwhile
 //!
-//! Write any value at any time, whatever the access asked for here. It can give a frame back to Xen
-//! (ballooning), which stays this mapping's page until it is unmapped, but is the domain's no
-//! longer. It cannot make an access here fault. While a page of a dead domain is mapped, Xen keeps
-//! the domain's number in use.
+//! The domain can write any value at any time, whatever `access` is here. It can return a frame to
+//! Xen (ballooning): the frame then stays this mapping's page until it is unmapped, but is no
+//! longer the domain's. It cannot make an access here fault. While a page of a dead domain is
+//! mapped, Xen keeps the domain's number in use.
 //!
 //! Frame numbers are guest frames (`gfn`, 4 KiB each) of an HVM or PVH domain, and machine frames
 //! of a PV domain.
@@ -32,9 +32,9 @@ use xen_sys::{PAGE_SIZE, Result};
 use crate::mapping::{Mapping, Release};
 use crate::{PageAccess, Region};
 
-/// Maps frames of a domain side by side, in the order given. All or none.
+/// Maps frames of a domain contiguously, in the order given. Either all are mapped or none.
 ///
-/// A frame that the domain has paged out is asked for again, for half a second at the most, which
+/// For a frame that the domain has paged out this tries again, for half a second at the most, which
 /// blocks the caller.
 ///
 /// # Errors
@@ -59,11 +59,11 @@ pub fn map(guest: Guest<'_>, frames: &[u64], access: PageAccess) -> Result<Regio
 
 /// Maps frames of a domain, each on its own: a region of one page, or the error of that frame.
 ///
-/// One system call maps all of them, so this costs what [`map`] costs. For memory with holes.
+/// One system call maps all of them, so this costs as much as [`map`]. For memory with holes.
 ///
 /// # Errors
 ///
-/// As [`map`], for what concerns the whole request; the error of a frame is in its place.
+/// Those of [`map`] that concern the whole request; the error of a frame is in its place.
 #[doc(alias = "xenforeignmemory_map")]
 pub fn map_each(
     guest: Guest<'_>,
@@ -72,7 +72,7 @@ pub fn map_each(
 ) -> Result<Vec<Result<Region>>> {
     let mapped = guest.map_frames(frames, access.protection())?;
     let errors = mapped.errors.clone();
-    // Nothing is accessed before the parts over pages that are not mapped are dropped.
+    // Nothing is accessed before the parts over unmapped pages are dropped.
     let mut rest = Region::of(mapping(mapped, access));
     let mut pages = Vec::with_capacity(frames.len());
     for (&frame, errno) in frames.iter().zip(errors) {
@@ -87,7 +87,7 @@ pub fn map_each(
     Ok(pages)
 }
 
-/// Maps `count` frames of a domain's resource side by side, from its frame `first` on.
+/// Maps `count` frames of a domain's resource contiguously, from its frame `first` on.
 ///
 /// # Errors
 ///

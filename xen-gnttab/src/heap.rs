@@ -1,4 +1,4 @@
-//! Memory of this process in the place of shared pages: for tests, and for rings within a program.
+//! Memory of this process in place of shared pages: for tests, and for rings within a program.
 //!
 //! # Safety
 //!

@@ -53,15 +53,15 @@
 //!
 //! # What the other side can do
 //!
-//! Xen writes these pages, on behalf of the guest. Whatever is in them, no call panics, and each
-//! does a bounded amount of work: a word is loaded once, the copy is checked, and what Xen may not
-//! change meanwhile is known here. A request that cannot be is an [`IoreqError`]; its virtual CPU,
-//! or the ring, is not looked at again, and the others go on. The virtual CPU waits forever, so a
-//! device model then reports a crash
+//! Xen writes these pages on behalf of the guest. Whatever they contain, no call panics, and each
+//! does a bounded amount of work. A word is loaded once and the copy is checked. Values that Xen
+//! may not change meanwhile are kept in private memory. An impossible request is an [`IoreqError`].
+//! Its virtual CPU, or the ring, is not looked at again; the others continue. The virtual CPU waits
+//! forever, so a device model then reports a crash
 //! ([`DeviceModel::shutdown`](xen_sys::device_model::DeviceModel::shutdown)).
 //!
-//! A guest that writes without pause always has another buffered request. Between two other pieces
-//! of work a caller takes no more than it means to.
+//! A guest that writes without pause always has another buffered request, so a caller must limit
+//! how many it takes between two other pieces of work.
 
 mod buffered;
 mod synchronous;
@@ -87,10 +87,10 @@ pub enum Space {
     /// A register of a PCI function's configuration space: [`Request::pci`].
     #[doc(alias = "IOREQ_TYPE_PCI_CONFIG")]
     PciConfig,
-    /// None: the guest set its clock, and the data is the difference in seconds.
+    /// No address: the guest set its clock, and the data is the difference in seconds.
     #[doc(alias = "IOREQ_TYPE_TIMEOFFSET")]
     TimeOffset,
-    /// None: mappings of the guest's memory have to be made anew.
+    /// No address: the device model must discard its mappings of the guest's memory and map again.
     #[doc(alias = "IOREQ_TYPE_INVALIDATE")]
     Invalidate,
 }
@@ -108,13 +108,13 @@ impl Space {
     }
 }
 
-/// The guest's part in a request.
+/// The direction of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// It reads, so the device answers with data.
+    /// The guest reads, so the device answers with data.
     #[doc(alias = "IOREQ_READ")]
     Read,
-    /// It writes.
+    /// The guest writes.
     #[doc(alias = "IOREQ_WRITE")]
     Write,
 }
@@ -122,14 +122,14 @@ pub enum Access {
 /// The data of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Data {
-    /// The data itself, as long as the request's size; of a read, nothing that means anything.
+    /// The data itself, as long as the request's size; meaningless for a read.
     Value(u64),
     /// The guest-physical address of the data of a string instruction: the device model maps the
     /// guest's memory, and reads it there or writes it there.
     Guest(u64),
 }
 
-/// A guest's access to something that its device model emulates.
+/// A guest's access to a device that its device model emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Request {
@@ -144,7 +144,7 @@ pub struct Request {
     pub address: u64,
     /// Bytes of each repetition: 1, 2, 4 or 8.
     pub size: u8,
-    /// Repetitions, at most [`MAX_REPETITIONS`]; more than one for a string instruction only.
+    /// Repetitions, at most [`MAX_REPETITIONS`]; only a string instruction has more than one.
     pub count: u32,
     /// Set if addresses descend from one repetition to the next.
     pub descending: bool,
@@ -152,12 +152,12 @@ pub struct Request {
     pub data: Data,
 }
 
-/// Repetitions that one request may have: Xen makes several requests of more.
+/// The most repetitions of one request: Xen divides more of them into several requests.
 pub const MAX_REPETITIONS: u32 = 4096;
 
 impl Request {
     /// Returns the addresses of each repetition in turn: the device's, and that of the data in the
-    /// guest's memory, if it is there. Addresses wrap.
+    /// guest's memory, if the data is there. Addresses wrap.
     pub fn elements(&self) -> impl Iterator<Item = (u64, Option<u64>)> + use<> {
         let request = *self;
         let step = match request.descending {
@@ -186,7 +186,7 @@ impl Request {
     }
 }
 
-/// A request that cannot be, or a call that has no request to answer.
+/// An impossible request, or a call that has no request to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IoreqError {
@@ -196,21 +196,21 @@ pub enum IoreqError {
     /// The guest has no such virtual CPU.
     #[error("the guest has no virtual CPU {vcpu}")]
     NoVcpu {
-        /// The number.
+        /// The number of the virtual CPU.
         vcpu: u32,
     },
     /// The virtual CPU waits for no answer.
     #[error("virtual CPU {vcpu} waits for no answer")]
     NotWaiting {
-        /// The number.
+        /// The number of the virtual CPU.
         vcpu: u32,
     },
-    /// A request is in a state in which it cannot be, or left the one in which it was ours.
+    /// A request is in an impossible state, or has left the state in which it was ours.
     #[error("the request of virtual CPU {vcpu} is in state {state}")]
     State {
         /// The virtual CPU.
         vcpu: u32,
-        /// The state that was found.
+        /// The state that was read.
         state: u8,
     },
     /// A request is of no known type.
@@ -234,10 +234,10 @@ pub enum IoreqError {
     Repetitions {
         /// The virtual CPU.
         vcpu: u32,
-        /// How many.
+        /// The number of repetitions.
         count: u32,
     },
-    /// The pointers of the buffered requests cannot be.
+    /// The pointers of the buffered requests are impossible.
     #[error("the buffered requests' pointers are {read} and {write} in slot {slot}")]
     Pointers {
         /// The slot that is read next.
@@ -261,9 +261,9 @@ pub struct Ioreqs {
     slots: Slots,
     ring: Option<Ring>,
     ring_port: Option<Port>,
-    /// A request that was taken while buffered ones were in front of it.
+    /// A request that was taken while buffered ones were ahead of it.
     taken: Option<Request>,
-    /// Buffered requests that may still be returned in front of it.
+    /// Buffered requests that may still be returned ahead of it.
     in_front: usize,
 }
 
@@ -300,12 +300,12 @@ impl Ioreqs {
         made.map_err(|_| invalid("the number of virtual CPUs", u64::from(vcpus)))
     }
 
-    /// Takes the synchronous requests of `vcpus` virtual CPUs, and the page of buffered requests
-    /// that are updated atomically, if there is one.
+    /// Makes the core for the synchronous requests of `vcpus` virtual CPUs, and for the page of
+    /// buffered requests that are updated atomically, if there is one.
     ///
     /// # Errors
     ///
-    /// [`IoreqError::Region`] for regions that are too small or for reading only.
+    /// [`IoreqError::Region`] for regions that are too small or read-only.
     pub fn new(
         mut synchronous: Region,
         vcpus: u32,
@@ -340,8 +340,8 @@ impl Ioreqs {
         self.slots.remote_port(vcpu)
     }
 
-    /// Sets this domain's end of a virtual CPU's event channel, and has the next poll look for a
-    /// request of it.
+    /// Sets this domain's end of a virtual CPU's event channel. The next poll looks for a request
+    /// of that virtual CPU.
     ///
     /// # Errors
     ///
@@ -355,24 +355,24 @@ impl Ioreqs {
         self.ring_port = Some(port);
     }
 
-    /// Handles an event of this domain's port `port`; returns whether the port is one of these.
+    /// Handles an event of this domain's port `port`; returns whether it is a port of this value.
     pub fn handle_event(&mut self, port: Port) -> bool {
         self.slots.handle_event(port) || self.ring_port == Some(port)
     }
 
-    /// Returns the next request, or `None` when there is none until the next event.
+    /// Returns the next request, or `None` if there is none until the next event.
     ///
     /// # Errors
     ///
-    /// [`IoreqError`] for what cannot be, once: see [the module](self). The next call goes on with
-    /// the rest.
+    /// [`IoreqError`] for an impossible request or pointer, once: see [the module](self). The next
+    /// call continues with the rest.
     pub fn poll_request(&mut self) -> Result<Option<Request>, IoreqError> {
         if self.taken.is_none() {
             self.taken = self.slots.poll()?;
             self.in_front = abi::IOREQ_BUFFER_SLOT_NUM;
         }
         // Looked at after the synchronous request was seen, so all that were sent before it are
-        // there; those sent since may come first as well, but not without end.
+        // there. Requests sent since may be returned first as well, but not without end.
         if let Some(ring) = &mut self.ring {
             if self.taken.is_none() || self.in_front > 0 {
                 if let Some(request) = ring.poll()? {
@@ -384,29 +384,29 @@ impl Ioreqs {
         Ok(self.taken.take())
     }
 
-    /// Answers the request that a virtual CPU waits for. `data` is the data of a read whose data is
-    /// a [value](Data::Value), cut to its size; else it is not used. Then
-    /// [`poll_notify`](Self::poll_notify) has a port.
+    /// Answers the request that a virtual CPU waits for. `data` is used for a read whose data is a
+    /// [value](Data::Value), cut to its size; otherwise it is ignored. After this,
+    /// [`poll_notify`](Self::poll_notify) returns a port.
     ///
     /// # Errors
     ///
-    /// [`IoreqError::NoVcpu`], [`IoreqError::NotWaiting`]; [`IoreqError::State`] if Xen has taken
-    /// the request back.
+    /// [`IoreqError::NoVcpu`], [`IoreqError::NotWaiting`]; [`IoreqError::State`] if Xen has
+    /// withdrawn the request.
     pub fn complete(&mut self, vcpu: u32, data: u64) -> Result<(), IoreqError> {
         if self.taken.is_some_and(|request| request.vcpu == Some(vcpu)) {
-            // Not returned yet.
+            // The request was not returned yet.
             return Err(IoreqError::NotWaiting { vcpu });
         }
         self.slots.complete(vcpu, data)
     }
 
-    /// Returns a port to notify, each once for each answer.
+    /// Returns a port to notify, once for each answer.
     pub fn poll_notify(&mut self) -> Option<Port> {
         self.slots.poll_notify()
     }
 }
 
-/// `value` cut to `size` bytes.
+/// Returns `value` cut to `size` bytes.
 fn cut(value: u64, size: u8) -> u64 {
     match size {
         8.. => value,

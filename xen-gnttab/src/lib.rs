@@ -1,4 +1,4 @@
-//! Xen grant tables from user space: share pages of our own, map pages of another domain.
+//! Xen grant tables from user space: share our own pages, map pages of another domain.
 //!
 //! ```text
 //!      domain 3                                     domain 5
@@ -8,28 +8,28 @@
 //!        region() ─────────────> one page <──────────────────────┘
 //! ```
 //!
-//! Both sides end up with a [`Region`]: bytes that are copied in and out within checked bounds and
-//! have one owner in this process, who takes them apart into smaller regions and into atomics. It
-//! is the only access to shared bytes there is; see there for the rule about copies.
+//! Both sides get a [`Region`]: bytes that are copied in and out within checked bounds and have one
+//! owner in this process, which divides them into smaller regions and into atomics. It is the only
+//! access to shared bytes; see there for the rule about copies.
 //!
 //! # What the peer can do to you
 //!
-//! Everything that can be done to bytes: write to a page shared for writing at any time, with
-//! any value. And it can keep a page mapped for as long as it likes after you let go of it; the
-//! page is not reused before it lets go as well. It cannot make an access here fault, and it
-//! cannot take a page away from you while you have it mapped.
+//! The peer can do everything that can be done to bytes: write to a page shared for writing at any
+//! time, with any value. It can also keep a page mapped without limit after you release it; the
+//! page is not reused before the peer releases it as well. It cannot make an access here fault, and
+//! it cannot remove a page while you have it mapped.
 //!
-//! # Release, and telling the peer
+//! # Release, and notifying the peer
 //!
 //! Pages are given back when the last of the [`SharedPages`] or [`MappedPages`] and all parts of
-//! its [`Region`] are gone; also when the process dies, in any way. Then the kernel
-//! performs the [`UnmapNotify`] that was set: it clears one byte of the pages and sends one
-//! event, which is how a peer learns of a death that nobody was left to announce.
+//! its [`Region`] are dropped; also when the process dies, in any way. Then the kernel performs the
+//! [`UnmapNotify`] that was set: it clears one byte of the pages and sends one event. That is how a
+//! peer learns of the death of a process.
 //!
-//! In the order of release the pages come first. Keep the [event's](UnmapNotify::event) port
-//! bound until after, so that the peer has something to hear: declare it after the pages in a
-//! struct, or drop it later. (Linux holds a reference of its own to the port, so there a wrong
-//! order is forgiven.)
+//! The pages must be released before the port. Keep the [event's](UnmapNotify::event) port bound
+//! until after the release, so that the peer receives the event: declare the port after the pages
+//! in a struct, or drop it later. (Linux holds its own reference to the port, so there a wrong
+//! order does no harm.)
 //!
 //! # Example
 //!
@@ -53,7 +53,7 @@
 //! # Without a mapping
 //!
 //! [`GrantCopier`] has Xen copy between granted pages and private memory, many segments a call: for
-//! backends that look at each byte once.
+//! backends that access each byte once.
 //!
 //! # Buffers of devices
 //!
@@ -61,13 +61,13 @@
 //!
 //! # Without a grant
 //!
-//! A domain that controls another maps that one's memory by frame number: [`foreign`].
+//! A domain that controls another maps the other's memory by frame number: [`foreign`].
 //!
 //! # Limits
 //!
-//! A share or mapping has at most [`MAX_PAGES`] pages. The kernel and Xen have limits of their own,
-//! which [`limits`](limits()) returns; a call that exceeds one fails with
-//! [`Error::LimitReached`], which names it.
+//! A share or mapping has at most [`MAX_PAGES`] pages. The kernel and Xen have their own limits,
+//! which [`limits`](limits()) returns; a call that exceeds one fails with [`Error::LimitReached`],
+//! which names it.
 
 mod copy;
 mod dev;
@@ -98,7 +98,7 @@ use xen_sys::{Error, Port, Result};
 /// The name, in an error, of what a build without simulated hosts does not support.
 const WITHOUT_SIM: &str = "a simulated host, without the feature `sim` of xen-gnttab,";
 
-/// Access to pages: the peer's if we share them, ours if we map them.
+/// Access to pages: the peer's for pages that we share, ours for pages that we map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageAccess {
     /// Reading only.
@@ -108,7 +108,7 @@ pub enum PageAccess {
 }
 
 impl PageAccess {
-    /// The way to map pages for it.
+    /// Returns the protection of the mapping.
     fn protection(self) -> Protection {
         match self {
             Self::ReadOnly => Protection::Read,
@@ -119,22 +119,22 @@ impl PageAccess {
 
 /// The kernel's notification to the peer when pages are given back.
 ///
-/// Both, one or none; the last setting counts. The byte is cleared before the event is sent,
-/// except that some kernels do it the other way round for a *mapping* in an HVM or PVH domain
-/// (`gntdev_put_map` in Linux's drivers/xen/gntdev.c): there a peer that looks the moment the
-/// event arrives may still see the old byte.
+/// Either part may be `None`; the last setting replaces earlier ones. The byte is cleared before
+/// the event is sent, with one exception: for a *mapping* in an HVM or PVH domain, some kernels
+/// send the event first (`gntdev_put_map` in Linux's drivers/xen/gntdev.c). There a peer that looks
+/// the moment the event arrives may still see the old byte.
 #[doc(alias = "UNMAP_NOTIFY_CLEAR_BYTE")]
 #[doc(alias = "UNMAP_NOTIFY_SEND_EVENT")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnmapNotify {
     /// Set the byte at this offset, in bytes from the start of the region, to zero.
     pub clear_byte: Option<usize>,
-    /// Notify through this local port, which must be bound now, by this domain.
+    /// Notify through this local port, which must already be bound by this domain.
     pub event: Option<Port>,
 }
 
 impl UnmapNotify {
-    /// The byte offset to name to the driver, checked against the length of the pages.
+    /// Returns the byte offset for the driver, checked against the length of the pages.
     fn offset(&self, len: usize) -> Result<u64> {
         let offset = self.clear_byte.unwrap_or(0);
         if offset >= len {

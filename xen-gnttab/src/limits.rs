@@ -1,4 +1,4 @@
-//! How much may be shared and mapped, and the error of more.
+//! How much may be shared and mapped, and the error for more.
 
 use xen_sys::ioctl::{GntAlloc, GntDev};
 use xen_sys::privcmd::{GrantTableSize, Privcmd};
@@ -8,21 +8,20 @@ use crate::WITHOUT_SIM;
 
 /// The limits on this domain's grants, as they are now: an administrator may change the drivers'.
 ///
-/// [`MAX_PAGES`](crate::MAX_PAGES) is one more, of one share or mapping.
+/// [`MAX_PAGES`](crate::MAX_PAGES) limits one share or mapping in addition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GrantLimits {
-    /// Pages that all programs of this domain together may [share](crate::share) at once: the
-    /// parameter `limit` of the module xen-gntalloc, 1024 unless it was changed. Pages that were
-    /// given up and that the other domain still has mapped count. `None` when the module is not
-    /// loaded.
+    /// Pages that all programs of this domain together may [share](crate::share): the parameter
+    /// `limit` of the module xen-gntalloc, 1024 unless it was changed. Pages that were released and
+    /// that the other domain still has mapped count. `None` when the module is not loaded.
     pub shared_pages: Option<u32>,
     /// Pages of one [mapping](crate::map): the parameter `limit` of the module xen-gntdev. On a
     /// simulated host, pages of all mappings of this domain. `None` when the module is not loaded.
     pub mapped_pages: Option<u32>,
-    /// The size of this domain's grant table, as Xen has it. Each page shared takes a grant, and so
-    /// does each buffer of a network or block device. `None` where this program may make no
-    /// hypercall, as in most domains.
+    /// The size of this domain's grant table in Xen. Each shared page takes a grant, and so does
+    /// each buffer of a network or block device. `None` where this program may make no hypercall,
+    /// as in most domains.
     pub table: Option<GrantTableSize>,
 }
 
@@ -30,8 +29,8 @@ pub struct GrantLimits {
 ///
 /// # Errors
 ///
-/// [`Error::Os`] when sysfs does not answer; [`Error::Unsupported`] on a simulated host where this
-/// crate was built without.
+/// [`Error::Os`] when the parameter cannot be read from sysfs; [`Error::Unsupported`] on a
+/// simulated host if this crate was built without the feature `sim`.
 #[doc(alias = "GNTTABOP_query_size")]
 pub fn limits(xen: &Xen) -> Result<GrantLimits> {
     let (shared_pages, mapped_pages) = match xen.host() {
@@ -59,7 +58,7 @@ pub fn limits(xen: &Xen) -> Result<GrantLimits> {
     })
 }
 
-/// Makes `None` of the parameter of a module that is not loaded.
+/// Returns `None` for the parameter of a module that is not loaded.
 fn loaded(limit: Result<u32>) -> Result<Option<u32>> {
     match limit {
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
@@ -67,7 +66,7 @@ fn loaded(limit: Result<u32>) -> Result<Option<u32>> {
     }
 }
 
-/// Makes an error with gntalloc's limit of a share's `ENOSPC`.
+/// Converts the `ENOSPC` of a share to an error with gntalloc's limit.
 pub(crate) fn share_error(xen: &Xen, error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::ENOSPC) => {
@@ -85,8 +84,8 @@ pub(crate) fn share_error(xen: &Xen, error: Error) -> Error {
     }
 }
 
-/// Makes an error with gntdev's limit of the `EINVAL` of a mapping of `pages` pages, if they exceed
-/// it: the driver has that one errno for all that it refuses.
+/// Converts the `EINVAL` of a mapping of `pages` pages, if they exceed gntdev's limit, to an error
+/// with that limit: the driver uses that one errno for every failure.
 pub(crate) fn map_error(xen: &Xen, pages: usize, error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::EINVAL) => {

@@ -1,4 +1,4 @@
-//! Pages another domain granted to us, mapped.
+//! Pages that another domain granted to us, mapped.
 
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
@@ -14,12 +14,12 @@ use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev, limits};
 #[derive(Debug)]
 pub struct MappedPages {
     region: Region,
-    /// None of the bytes: keeps the mapping, for its notification.
+    /// A region without bytes: keeps the mapping, for its notification.
     kept: Region,
 }
 
 /// Maps the pages `refs` of domain `from`, contiguous and in that order. A reference may occur
-/// twice and be mapped by several.
+/// twice, and several programs may map it.
 ///
 /// If the other domain has paged a page out, this tries again for about half a second.
 ///
@@ -28,7 +28,7 @@ pub struct MappedPages {
 /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](crate::MAX_PAGES);
 /// [`Error::Device`] when `/dev/xen/gntdev` does not open; [`Error::LimitReached`] for more pages
 /// than the driver's [limit](crate::GrantLimits::mapped_pages); [`Error::Os`]: `EINVAL` when a
-/// reference is not one granted to this domain, or for reading only and `access` asks for more;
+/// reference is not granted to this domain, or is granted read-only and `access` asks for more;
 /// `EAGAIN` when a page stayed paged out.
 #[doc(alias = "xengnttab_open")]
 #[doc(alias = "xengnttab_map_grant_ref")]
@@ -52,7 +52,8 @@ pub fn map(xen: &Xen, from: DomId, refs: &[GrantRef], access: PageAccess) -> Res
     }
 }
 
-/// Maps pages of several domains, contiguous and in that order, each by its domain and reference.
+/// Maps pages of several domains, contiguous and in that order, each given by its domain and
+/// reference.
 ///
 /// # Errors
 ///
@@ -93,15 +94,15 @@ impl MappedPages {
         &self.region
     }
 
-    /// Returns the bytes, for writing and for taking apart. Writing to a region mapped
-    /// [`PageAccess::ReadOnly`] is refused.
+    /// Returns the bytes, for writing and for dividing. A write to a region mapped
+    /// [`PageAccess::ReadOnly`] fails.
     #[must_use]
     pub fn region_mut(&mut self) -> &mut Region {
         &mut self.region
     }
 
-    /// Takes all the bytes out; a region without any is left. The pages stay until this value and
-    /// every part of them is gone.
+    /// Takes all the bytes out and leaves an empty region. The pages stay until this value and
+    /// every part of them is dropped.
     #[must_use]
     pub fn take_region(&mut self) -> Region {
         self.region.take()
@@ -111,8 +112,8 @@ impl MappedPages {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when the byte is not in the pages; [`Error::Os`]: `EINVAL` when the
-    /// port is not bound here, or a byte is to be cleared in pages mapped for reading only.
+    /// [`Error::Invalid`] when the byte is not in the pages; [`Error::Os`]: `EINVAL` when this
+    /// domain has not bound the port, or for a byte to clear in pages mapped read-only.
     #[doc(alias = "xengnttab_map_grant_ref_notify")]
     #[doc(alias = "IOCTL_GNTDEV_SET_UNMAP_NOTIFY")]
     pub fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {

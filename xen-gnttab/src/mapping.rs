@@ -1,7 +1,7 @@
-//! Mapped pages and what gives them back.
+//! Mapped pages and the grant to release with them.
 //!
-//! The backend is looked at when pages are made, given back, or get a notification; data goes
-//! through [`Region`](crate::Region), which holds nothing but address and length on its way.
+//! The backend is used when pages are made, given back, or get a notification. Data moves through
+//! [`Region`](crate::Region), which needs only address and length.
 
 use xen_sys::mmap::Pages;
 use xen_sys::privcmd::ForeignHold;
@@ -11,7 +11,7 @@ use crate::{PageAccess, UnmapNotify, dev};
 
 /// Pages in this process, and the grant behind them.
 ///
-/// The order of the fields is the order of release: unmapped first, then given back.
+/// The fields are dropped in order: the pages are unmapped first, then given back.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     pages: Pages,
@@ -34,7 +34,7 @@ pub(crate) enum Release {
 }
 
 impl Mapping {
-    /// `access` is what *we* may do, and how `pages` are mapped.
+    /// `access` is what *we* may do, and must match how `pages` are mapped.
     pub(crate) fn new(pages: Pages, access: PageAccess, release: Release) -> Self {
         Self {
             pages,

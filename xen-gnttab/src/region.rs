@@ -1,5 +1,5 @@
-//! Bytes that somebody outside this process may write to while we look at them, and their one owner
-//! in it.
+//! Bytes that another process or domain may write to while we look at them, and their one owner in
+//! this process.
 //!
 //! ```text
 //!   Region ── base, len, writable ──> bytes of its own     copies, through & and &mut as a Vec's
@@ -10,14 +10,14 @@
 //! # The copy rule
 //!
 //! * **Payload** moves by [`copy_in`](Region::copy_in) and [`copy_out`](Region::copy_out), or
-//!   straight to and from a descriptor. A copy is private; bytes still in the region are never
+//!   directly to and from a descriptor. A copy is private; bytes still in the region are never
 //!   looked at in place.
 //! * **Control words** are atomics of one, two or four bytes, taken out of the region once, at one
 //!   width ([`take_words`](Region::take_words)). A word is loaded once, the copy is checked against
 //!   values the peer cannot reach, and only the copy is used.
 //! * There is no `&[u8]` and no `&mut [u8]` into shared memory, and no way to make one.
 //!
-//! # Taking a page apart
+//! # Dividing a page
 //!
 //! ```
 //! # use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -37,10 +37,10 @@
 //! # Guarantees
 //!
 //! Every byte of the memory belongs to one [`Region`] or to one set of [`Words`] at a time. A
-//! region is written through `&mut` and is not `Clone`; so no safe code has a data race, nor two
-//! atomic accesses of different widths to one byte. Every access is inside or refused with a
-//! [`RegionError`]; the bytes stay mapped while any part exists. No access can fault: pages another
-//! domain granted stay readable, and a region for reading only refuses writes.
+//! region is written through `&mut` and is not `Clone`; so safe code can have neither a data race
+//! nor two atomic accesses of different widths to one byte. Every access is inside the region or
+//! fails with a [`RegionError`]; the bytes stay mapped while any part exists. No access can fault:
+//! pages another domain granted stay readable, and a write to a read-only region fails.
 //!
 //! # Safety
 //!
@@ -86,10 +86,10 @@ pub use words::{Atomic, Word, Words};
 /// Bytes of shared memory that belong to this value; it keeps the memory.
 ///
 /// Reading takes `&self` and writing `&mut self`, as with a `Vec<u8>`. Threads that use different
-/// bytes at the same time each have a part of their own: [`split_to`](Self::split_to),
+/// bytes at the same time each have their own part: [`split_to`](Self::split_to),
 /// [`split_off`](Self::split_off), [`take_words`](Self::take_words).
 ///
-/// Two threads cannot copy on clones, since there are none, and no thread reads what another
+/// A region has no clones on which two threads could copy, and no thread can read what another
 /// writes:
 ///
 /// ```compile_fail,E0599
@@ -132,7 +132,7 @@ const _: fn() = || {
 };
 
 impl Region {
-    /// All of a mapping.
+    /// Returns a region over all of a mapping.
     pub(crate) fn of(mapping: Mapping) -> Self {
         // Premise 1: `Pages` vouches for its range, by its protection, until it is dropped.
         // Premise 2: `Pages` gives out the address only. Premise 3: the mapping is moved in here.
@@ -146,8 +146,8 @@ impl Region {
         }
     }
 
-    /// Private zeroed memory of `len` bytes that starts at a page boundary: for tests, fuzzing
-    /// and benches of code that takes a region. It needs no hypervisor and no system call.
+    /// Returns private zeroed memory of `len` bytes that starts at a page boundary: for tests,
+    /// fuzzing and benches of code that takes a region. It needs no hypervisor and no system call.
     #[must_use]
     pub fn heap(len: usize) -> Self {
         let heap = Heap::new(len);
@@ -159,11 +159,12 @@ impl Region {
         }
     }
 
-    /// Maps `len` bytes, at least 1, of a file that others map too, from its start: a driver's
-    /// memory such as `/dev/fb0`, or a memory file. It needs no hypervisor.
+    /// Maps the first `len` bytes, at least 1, of a file that other processes may map too: a
+    /// driver's memory such as `/dev/fb0`, or a memory file. It needs no hypervisor.
     ///
-    /// Others may write to the bytes at any time, as another domain does to granted pages. Whoever
-    /// may cut the file can end this process: the use of a byte beyond the end is a fatal signal.
+    /// Other processes may write to the bytes at any time, as another domain does to granted pages.
+    /// A process that may truncate the file can end this process: the use of a byte beyond the end
+    /// is a fatal signal.
     ///
     /// # Errors
     ///
@@ -181,7 +182,7 @@ impl Region {
         Ok(Self::of(Mapping::new(pages, access, Release::File)))
     }
 
-    /// The mapping behind it, unless it is heap memory.
+    /// Returns the mapping behind it, unless it is heap memory.
     pub(crate) fn mapping(&self) -> Option<&Mapping> {
         match &*self.backing {
             Backing::Mapped(mapping) => Some(mapping),
@@ -189,7 +190,7 @@ impl Region {
         }
     }
 
-    /// Bytes in the region.
+    /// Returns the number of bytes in the region.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
@@ -203,7 +204,7 @@ impl Region {
         self.len == 0
     }
 
-    /// Returns whether it may be written to: false if the pages were mapped
+    /// Returns whether the region may be written to: false if the pages were mapped
     /// [`PageAccess::ReadOnly`].
     #[inline]
     #[must_use]
@@ -211,7 +212,7 @@ impl Region {
         self.writable
     }
 
-    /// Returns the address of the first byte, for code in another language. It is good for
+    /// Returns the address of the first byte, for code in another language. It is valid for
     /// [`len`](Self::len) bytes while any part of the memory exists; writing needs
     /// [`is_writable`](Self::is_writable). No reference may be made from it, and no access through
     /// it may race with one through this value.
@@ -221,7 +222,7 @@ impl Region {
         self.base.as_ptr()
     }
 
-    /// Takes the first `len` bytes out; the region goes on behind them.
+    /// Takes the first `len` bytes out; the region keeps the bytes behind them.
     ///
     /// # Errors
     ///
@@ -249,7 +250,7 @@ impl Region {
         Ok(rest)
     }
 
-    /// Takes all bytes out and leaves a region without any, which keeps the memory all the same.
+    /// Takes all bytes out and leaves an empty region, which still keeps the memory.
     #[must_use]
     pub fn take(&mut self) -> Self {
         let rest = Self {
@@ -264,14 +265,14 @@ impl Region {
     }
 
     /// Makes a second region over the same bytes, for two ends in one process or for threads that
-    /// write to one part by an order of their own.
+    /// write to one part in an order of their own.
     ///
     /// # Safety
     ///
-    /// Until one of the two, with every part taken out of it, is gone: no write through one may
+    /// Until one of the two, with every part taken out of it, is dropped: no write through one may
     /// race with an access to the same byte through the other, unless both are atomic accesses of
-    /// one width. To race means that no happens-before order, such as a release store that an
-    /// acquire load has read, stands between them.
+    /// one width. Two accesses race if no happens-before order, such as a release store that an
+    /// acquire load has read, is between them.
     #[must_use]
     pub unsafe fn alias(&self) -> Self {
         Self {
@@ -282,7 +283,7 @@ impl Region {
         }
     }
 
-    /// The address of `offset`, from which `len` bytes are within the region.
+    /// Returns the address of `offset`, from which `len` bytes are within the region.
     #[inline]
     fn at(&self, offset: usize, len: usize) -> Result<NonNull<u8>, RegionError> {
         if offset > self.len || len > self.len - offset {
@@ -358,8 +359,8 @@ impl Region {
         Ok(())
     }
 
-    /// Writes `byte` to every `step`-th byte of the `len` from `offset`, the first included; so
-    /// that this CPU has their cache lines, if `step` is the length of one.
+    /// Writes `byte` to every `step`-th byte of the `len` from `offset`, the first included. If
+    /// `step` is the length of a cache line, this CPU then has their cache lines.
     ///
     /// # Errors
     ///
@@ -384,7 +385,7 @@ impl Region {
             unsafe { byte_at.write_volatile(byte) };
         };
         let (mut at, step) = (0usize, step.get());
-        // Eight in a row without a question, while the last of them is within.
+        // Eight in a row without a check, while the last of them is within.
         while at.saturating_add(step.saturating_mul(7)) < len {
             (0..8).for_each(|n| put(at + n * step));
             at += 8 * step;
@@ -396,12 +397,12 @@ impl Region {
         Ok(())
     }
 
-    /// Reads what is at `fd` into `ranges` of the region in turn, in one call: `readv(2)`.
-    /// Returns how many bytes it was; zero is the end of the file. Blocks if `fd` does. At most
-    /// [`MAX_RANGES`] ranges.
+    /// Reads from `fd` into `ranges` of the region in turn, in one call: `readv(2)`. Returns how
+    /// many bytes it was; zero is the end of the file. Blocks if `fd` does. At most [`MAX_RANGES`]
+    /// ranges.
     ///
-    /// The kernel copies straight to the shared pages, so the bytes exist once. Files opened
-    /// with `O_DIRECT` cannot do that with another domain's pages.
+    /// The kernel copies directly to the shared pages, so the bytes exist once. Files opened with
+    /// `O_DIRECT` cannot do that with another domain's pages.
     ///
     /// # Errors
     ///
@@ -438,7 +439,7 @@ impl Region {
         usize::try_from(r).map_err(|_| io::Error::last_os_error())
     }
 
-    /// The ranges as the system takes them, and how many.
+    /// Returns the ranges as the system call takes them, and how many.
     fn iovecs(
         &self,
         ranges: &[Range<usize>],

@@ -40,17 +40,18 @@
 //! # Notifications
 //!
 //! Each end writes the index at whose entry it wants an event. [`arm`](FrontRing::arm) writes it
-//! and looks once more, so that what the peer publishes in between is not missed; `publish` returns
-//! whether the peer asked for one. `arm(n)` lets the peer publish `n - 1` entries without an event.
+//! and looks once more, so that an entry that the peer publishes in between is not missed;
+//! `publish` returns whether the peer requested an event. `arm(n)` lets the peer publish `n - 1`
+//! entries without an event.
 //!
 //! # What the peer can do
 //!
-//! Write anything to the page at any time. An end's own indices live in private memory and are
-//! never read back. The peer's index is loaded once, its distance is checked against what the peer
-//! may have published, and only the copy is used; an impossible one is a [`RingError`], which every
-//! later call returns. An entry is copied out before it is looked at: what is in it is the peer's
-//! choice, identifiers included. The event indices decide only whether an event is sent. A peer
-//! that keeps publishing keeps the other end busy: bound what one turn takes.
+//! The peer can write anything to the page at any time. An end's own indices live in private memory
+//! and are never read back. The peer's index is loaded once, its distance is checked against what
+//! the peer may have published, and only the copy is used. An impossible index is a [`RingError`],
+//! which every later call returns. An entry is copied out before it is looked at: its content is
+//! the peer's choice, identifiers included. The event indices decide only whether an event is sent.
+//! A peer that keeps publishing keeps the other end busy: limit how much one turn takes.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
@@ -67,12 +68,12 @@ pub trait Entry: FromBytes + IntoBytes + Immutable {}
 
 impl<T: FromBytes + IntoBytes + Immutable> Entry for T {}
 
-/// The reason why a ring is of no more use.
+/// The reason why an operation on a ring failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
-    /// The peer's index is further from ours than it can be. The values that were checked, each
-    /// read once.
+    /// The peer's index is further from ours than is possible. Contains the values that were
+    /// checked, each read once.
     #[error("the peer broke its ring: its index is {theirs}, {at_most} at most after {ours}")]
     Index {
         /// The index that the peer has published.
@@ -82,23 +83,23 @@ pub enum RingError {
         /// The number of entries that the peer may have published since.
         at_most: u32,
     },
-    /// The region is too short, not aligned, or mapped for reading only.
+    /// The region is too short, misaligned, or mapped read-only.
     #[error("the ring's pages: {0}")]
     Pages(#[from] RegionError),
-    /// The caller: there is no room for another request, or no request to respond to. Nothing was
-    /// written, and the ring is as usable as before.
+    /// The caller's mistake: there is no room for another request, or no request to respond to.
+    /// Nothing was written, and the ring is as usable as before.
     #[error("no room for a request, or no request to respond to")]
     Full,
 }
 
-/// Either end: the page, taken apart, and an index of either direction.
+/// Either end: the page, divided, and an index of either direction.
 #[derive(Debug)]
 struct Half {
     entries: Region,
     /// The number of entries, a power of two, and the bytes of each.
     count: u32,
     size: usize,
-    /// Ours: where we publish, and where we ask for an event.
+    /// Ours: where we publish, and where we request an event.
     our_prod: Word<AtomicU32>,
     our_event: Word<AtomicU32>,
     their_prod: Word<AtomicU32>,
@@ -119,7 +120,7 @@ const RSP_PROD: usize = 2;
 const RSP_EVENT: usize = 3;
 
 impl Half {
-    /// Takes the page apart for the end that publishes by the words `ours` and looks at `theirs`.
+    /// Divides the page for the end that publishes through the words `ours` and looks at `theirs`.
     fn new<Q, S>(
         mut page: Region,
         ours: [usize; 2],
@@ -135,7 +136,7 @@ impl Half {
         let words = header.take_words::<AtomicU32>(4)?;
         let word = |n: usize| words.word(n).ok_or(RegionError::OutOfRange);
         let count = page.len().checked_div(size).and_then(usize::checked_ilog2);
-        // The indices have 32 bits, and half of them at most can be entries.
+        // The indices have 32 bits, and at most half of that range can be entries.
         let count = 1 << count.ok_or(RegionError::OutOfRange)?.min(31);
         Ok(Self {
             entries: page,
@@ -157,13 +158,13 @@ impl Half {
         self.broken.map_or(Ok(()), Err)
     }
 
-    /// Looks at the peer's index, of which there can be `at_most` entries after `cons`.
+    /// Looks at the peer's index, which can be at most `at_most` entries after `cons`.
     fn look(&mut self, at_most: u32) -> Result<u32, RingError> {
         self.check()?;
         // Acquire: the entries are not read before the index that publishes them.
         let theirs = self.their_prod.load(Ordering::Acquire);
         let ahead = theirs.wrapping_sub(self.cons);
-        // An index that went back is one that is too far ahead, or hides what was seen already.
+        // An index that went back is either too far ahead or before what was seen already.
         if ahead > at_most || ahead < self.seen.wrapping_sub(self.cons) {
             let ours = self.cons;
             let error = RingError::Index {
@@ -181,7 +182,8 @@ impl Half {
         (index & (self.count - 1)) as usize * self.size
     }
 
-    /// Copies the peer's next entry out, of which there can be `at_most`; `None` if there is none.
+    /// Copies the peer's next entry out, of which there can be `at_most`; returns `None` if there
+    /// is none.
     fn poll<T: Entry>(&mut self, at_most: u32) -> Result<Option<T>, RingError> {
         self.check()?;
         if self.seen == self.cons && self.look(at_most)? == 0 {
@@ -201,7 +203,7 @@ impl Half {
         Ok(())
     }
 
-    /// Publishes what was written; returns whether the peer asked for an event.
+    /// Publishes what was written; returns whether the peer requested an event.
     fn publish(&mut self) -> Result<bool, RingError> {
         self.check()?;
         let new = self.prod.wrapping_sub(self.published);
@@ -211,19 +213,19 @@ impl Half {
         // Release: the entries are written before the index that publishes them.
         self.our_prod.store(self.prod, Ordering::Release);
         self.published = self.prod;
-        // Pairs with the one in `arm`: either the peer sees the index, or this sees its request for
-        // an event.
+        // Pairs with the fence in `arm`: either the peer sees the index, or this sees its request
+        // for an event.
         fence(Ordering::SeqCst);
         let event = self.their_event.load(Ordering::Relaxed);
         Ok(self.prod.wrapping_sub(event) < new)
     }
 
-    /// Asks for an event at the `nth` entry from here on, and looks once more.
+    /// Requests an event at the `nth` entry from here on, and looks once more.
     fn arm(&mut self, nth: u32, at_most: u32) -> Result<bool, RingError> {
         self.check()?;
         let event = self.cons.wrapping_add(nth.clamp(1, self.count));
         self.our_event.store(event, Ordering::Relaxed);
-        // Pairs with the one in `publish`.
+        // Pairs with the fence in `publish`.
         fence(Ordering::SeqCst);
         Ok(self.look(at_most)? > 0)
     }
@@ -237,8 +239,8 @@ pub struct FrontRing<Q, S> {
 }
 
 impl<Q: Entry, S: Entry> FrontRing<Q, S> {
-    /// Makes a ring of fresh pages, which nobody else uses yet: one page or more, whole. The number
-    /// of [entries](Self::entries) is the greatest power of two that fits, as in C (`__RING_SIZE`).
+    /// Makes a ring of fresh pages, one or more whole pages that are not in use yet. The number of
+    /// [entries](Self::entries) is the greatest power of two that fits, as in C (`__RING_SIZE`).
     ///
     /// # Errors
     ///
@@ -272,7 +274,7 @@ impl<Q: Entry, S: Entry> FrontRing<Q, S> {
         self.half.count - self.half.prod.wrapping_sub(self.half.cons)
     }
 
-    /// Writes a request into the ring; [`publish`](Self::publish) lets the backend see it.
+    /// Writes a request into the ring; [`publish`](Self::publish) makes it visible to the backend.
     ///
     /// # Errors
     ///
@@ -296,18 +298,18 @@ impl<Q: Entry, S: Entry> FrontRing<Q, S> {
         self.half.publish()
     }
 
-    /// Takes the next response, in the order in which the backend gave them; `None` if there is
+    /// Takes the next response, in the order in which the backend wrote them; `None` if there is
     /// none yet.
     ///
     /// # Errors
     ///
-    /// [`RingError::Index`]: the backend broke the ring.
+    /// [`RingError::Index`]: the backend published an impossible index.
     #[doc(alias = "RING_COPY_RESPONSE")]
     pub fn poll_response(&mut self) -> Result<Option<S>, RingError> {
         self.half.poll(self.unanswered())
     }
 
-    /// Asks for an event at the `nth` response from here on (1: the next one), and returns whether
+    /// Requests an event at the `nth` response from here on (1: the next one), and returns whether
     /// there is a response already: then take it before sleeping.
     ///
     /// # Errors
@@ -318,7 +320,7 @@ impl<Q: Entry, S: Entry> FrontRing<Q, S> {
         self.half.arm(nth, self.unanswered())
     }
 
-    /// Responses that there can be: none to a request that was not published.
+    /// Returns how many responses are possible: only published requests can have one.
     fn unanswered(&self) -> u32 {
         self.half.published.wrapping_sub(self.half.cons)
     }
@@ -332,14 +334,14 @@ pub struct BackRing<Q, S> {
 }
 
 impl<Q: Entry, S: Entry> BackRing<Q, S> {
-    /// Takes a ring that a frontend has made, perhaps used with another backend before: it goes on
-    /// behind the last response. So the backend's own index is read from the page, this once, and
-    /// requests that the other backend took and left without a response are taken again.
+    /// Attaches to a ring that a frontend has made, perhaps used with another backend before, and
+    /// continues behind the last response. So the backend's own index is read from the page, this
+    /// once. Requests that the other backend took and left without a response are taken again.
     ///
     /// # Errors
     ///
     /// [`RingError::Pages`]: not even one entry fits, or the region is not writable.
-    /// [`RingError::Index`]: the frontend's index cannot be.
+    /// [`RingError::Index`]: the frontend's index is impossible.
     #[doc(alias = "BACK_RING_INIT")]
     #[doc(alias = "BACK_RING_ATTACH")]
     pub fn attach(pages: Region) -> Result<Self, RingError> {
@@ -369,15 +371,15 @@ impl<Q: Entry, S: Entry> BackRing<Q, S> {
     ///
     /// # Errors
     ///
-    /// [`RingError::Index`]: the frontend broke the ring.
+    /// [`RingError::Index`]: the frontend published an impossible index.
     #[doc(alias = "RING_COPY_REQUEST")]
     #[doc(alias = "RING_REQUEST_PROD_OVERFLOW")]
     pub fn poll_request(&mut self) -> Result<Option<Q>, RingError> {
         self.half.poll(self.open())
     }
 
-    /// Writes the response to one of the requests that were taken; in which order is the backend's
-    /// choice. [`publish`](Self::publish) lets the frontend see it.
+    /// Writes the response to one of the requests that were taken, in any order.
+    /// [`publish`](Self::publish) makes it visible to the frontend.
     ///
     /// # Errors
     ///
@@ -402,7 +404,7 @@ impl<Q: Entry, S: Entry> BackRing<Q, S> {
         self.half.publish()
     }
 
-    /// Asks for an event at the `nth` request from here on (1: the next one), and returns whether
+    /// Requests an event at the `nth` request from here on (1: the next one), and returns whether
     /// there is a request already: then take it before sleeping.
     ///
     /// # Errors
@@ -413,7 +415,8 @@ impl<Q: Entry, S: Entry> BackRing<Q, S> {
         self.half.arm(nth, self.open())
     }
 
-    /// Requests that there can be: those without a published response fill the ring at most.
+    /// Returns how many requests are possible: those without a published response fill the ring at
+    /// most.
     fn open(&self) -> u32 {
         self.half.count - self.half.cons.wrapping_sub(self.half.published)
     }

@@ -1,4 +1,4 @@
-//! Pages of our own, granted to one other domain.
+//! Our own pages, granted to one other domain.
 
 use xen_sys::{DomId, Error, GrantRef, Host, Result, Xen};
 
@@ -14,13 +14,13 @@ use crate::{PageAccess, Region, UnmapNotify, WITHOUT_SIM, dev, limits};
 #[derive(Debug)]
 pub struct SharedPages {
     region: Region,
-    /// None of the bytes: keeps the mapping, for its notification.
+    /// A region without bytes: keeps the mapping, for its notification.
     kept: Region,
     refs: Box<[GrantRef]>,
 }
 
-/// Makes `pages` zeroed pages, contiguous here, which domain `to` may map with `access`. We may
-/// always write to them.
+/// Makes `pages` zeroed pages, contiguous in this process, which domain `to` may map with `access`.
+/// This process may always write to them.
 ///
 /// # Errors
 ///
@@ -58,29 +58,29 @@ impl SharedPages {
         &self.region
     }
 
-    /// Returns the bytes, for writing and for taking apart.
+    /// Returns the bytes, for writing and for dividing.
     #[must_use]
     pub fn region_mut(&mut self) -> &mut Region {
         &mut self.region
     }
 
-    /// Takes all the bytes out; a region without any is left. The pages stay until this value and
-    /// every part of them is gone.
+    /// Takes all the bytes out and leaves an empty region. The pages stay until this value and
+    /// every part of them is dropped.
     #[must_use]
     pub fn take_region(&mut self) -> Region {
         self.region.take()
     }
 
-    /// Sets what the kernel does when *this side* gives the pages back, even if the peer holds on
-    /// to them.
+    /// Sets what the kernel does when *this side* gives the pages back, even if the peer keeps them
+    /// mapped.
     ///
-    /// Linux keeps one notification per *page* of a share: set it again with a byte in another
-    /// page and both are performed.
+    /// Linux keeps one notification per *page* of a share: after a second call with a byte in
+    /// another page, both are performed.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when the byte is not in the pages; [`Error::Os`]: `EINVAL` when the
-    /// port is not bound here.
+    /// [`Error::Invalid`] when the byte is not in the pages; [`Error::Os`]: `EINVAL` when this
+    /// domain has not bound the port.
     #[doc(alias = "xengntshr_share_page_notify")]
     #[doc(alias = "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY")]
     pub fn set_unmap_notify(&self, notify: UnmapNotify) -> Result<()> {

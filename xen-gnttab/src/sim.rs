@@ -1,4 +1,4 @@
-//! Grants of a simulated host: frames of a memfd, known to the broker by an object's number.
+//! Grants of a simulated host: frames of a memfd, which the broker identifies by an object number.
 
 use xen_sys::sim::{Client, Got};
 use xen_sys::{DomId, GrantRef, Host, Result, Xen};
@@ -6,8 +6,8 @@ use xen_sys::{DomId, GrantRef, Host, Result, Xen};
 use crate::mapping::{Mapping, Release};
 use crate::{PageAccess, UnmapNotify};
 
-/// Pages as the broker knows them, given back on drop. Giving back waits for the broker, so that
-/// afterwards the notification is sent, as it is on Linux when the ioctl returns.
+/// Pages registered with the broker, given back on drop. Giving back waits for the broker, so that
+/// the notification is sent before it returns, as on Linux when the ioctl returns.
 #[derive(Debug)]
 pub(crate) struct Object {
     xen: Xen,
@@ -31,7 +31,7 @@ impl Object {
 impl Drop for Object {
     fn drop(&mut self) {
         if let Some(client) = client(&self.xen) {
-            // A host or domain that is gone has taken everything back.
+            // A host or domain that has ended has taken everything back.
             let _ = client.release(self.number);
         }
     }

@@ -1,8 +1,8 @@
 //! The buffered requests: a ring of 511 slots, with requests of 64 bits of data in two of them.
 //!
-//! Xen keeps both pointers small: when the read pointer has passed the last slot, it takes the same
-//! multiple of 511 from both, in one step. So this side adds to the read pointer instead of storing
-//! it, and keeps only the slot in private memory.
+//! Xen keeps both pointers small: when the read pointer has passed the last slot, Xen subtracts the
+//! same multiple of 511 from both, in one step. So this side adds to the read pointer instead of
+//! storing it, and keeps only the slot in private memory.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -35,7 +35,7 @@ impl Ring {
         ring
     }
 
-    /// The next request.
+    /// Returns the next request.
     pub(super) fn poll(&mut self) -> Result<Option<Request>, IoreqError> {
         if self.failed {
             return Ok(None);
@@ -98,16 +98,16 @@ impl Ring {
     }
 }
 
-/// One word, loaded once.
+/// Loads one word, once.
 fn load(words: &[AtomicU32], word: usize) -> u32 {
     let word = words.get(word);
     word.map_or(0, |word| word.load(Ordering::Acquire))
 }
 
-/// Both pointers of one moment.
+/// Returns both pointers as of one moment.
 fn pointers(mut load: impl FnMut(usize) -> u32) -> (u32, u32) {
     let (read, write) = (load(READ), load(WRITE));
-    // Nobody but Xen makes the read pointer smaller, and not twice before more was read.
+    // Only Xen makes the read pointer smaller, and not twice before more was read.
     match load(READ) {
         again if again == read => (read, write),
         again => (again, load(WRITE)),

@@ -12,7 +12,7 @@ use xen_sys::abi::ioreq as abi;
 use super::{Access, Data, IoreqError, MAX_REPETITIONS, Request, Space, cut};
 use crate::Words;
 
-/// Words of a slot, and which of them is what.
+/// Words of a slot, and the position of each field.
 const SLOT: usize = size_of::<abi::Ioreq>() / 4;
 const ADDRESS: usize = 0;
 const DATA: usize = 2;
@@ -22,13 +22,13 @@ const PORT: usize = 6;
 /// 16 bits of padding, the bit fields, the type.
 const STATE: usize = 7;
 
-/// A virtual CPU, as it is known here.
+/// The private state of a virtual CPU.
 #[derive(Clone, Copy, Debug)]
 struct Vcpu {
     port: Option<Port>,
-    /// Its slot is to be looked at.
+    /// The next poll must look at its slot.
     pending: bool,
-    /// The port is to be notified.
+    /// The caller must notify its port.
     notify: bool,
     state: State,
 }
@@ -39,7 +39,7 @@ enum State {
     Idle,
     /// Ours: the state word as we left it, and the size of the data to answer with, or 0.
     InProcess { word: u32, size: u8 },
-    /// It had a request that cannot be.
+    /// It had an impossible request.
     Failed,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Slots {
     next_notify: usize,
 }
 
-/// The state word's fields.
+/// Returns the state from the state word.
 fn state_of(word: u32) -> u8 {
     bits_of(word) & abi::STATE_MASK
 }
@@ -90,7 +90,7 @@ impl Slots {
         self.words.get(vcpu * SLOT + word)
     }
 
-    /// One word, loaded once.
+    /// Loads one word, once.
     fn load(&self, vcpu: usize, word: usize) -> u32 {
         let word = self.word(vcpu, word);
         word.map_or(0, |word| word.load(Ordering::Relaxed))
@@ -118,7 +118,7 @@ impl Slots {
         vcpu.map(|vcpu| vcpu.pending = true).is_some()
     }
 
-    /// The next request, of the virtual CPUs in turn.
+    /// Returns the next request, taking the virtual CPUs in turn.
     pub(super) fn poll(&mut self) -> Result<Option<Request>, IoreqError> {
         let count = self.vcpus.len();
         for at in (self.next..count).chain(0..self.next) {
@@ -248,7 +248,7 @@ impl Slots {
 }
 
 /// Replaces a state word that must not have changed. Earlier writes are visible to a reader of the
-/// new one.
+/// new word.
 fn exchange(word: &AtomicU32, vcpu: u32, old: u32, new: u32) -> Result<(), IoreqError> {
     match word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(()),

@@ -81,7 +81,7 @@ impl Xen {
         (load(0), load(1))
     }
 
-    /// Sends a write by the ring, if there is room; then makes the pointers small.
+    /// Sends a write through the ring, if there is room; then makes the pointers small.
     fn buffer(&self, address: u32, size_code: u32, data: u64) -> bool {
         let (read, write) = self.pointers();
         let slots = if size_code == 3 { 2 } else { 1 };
@@ -283,7 +283,7 @@ fn a_request_that_cannot_be_fails_its_virtual_cpu_only() {
         xen.send(1, PORT_READ);
         (0..2).for_each(|vcpu| event(&mut ours, vcpu));
         assert_eq!(ours.poll_request(), Err(error));
-        // Not again, whatever it sends; and it cannot be answered.
+        // The virtual CPU is not looked at again, whatever it sends, and cannot be answered.
         xen.send(0, PORT_READ);
         event(&mut ours, 0);
         let request = ours.poll_request().unwrap().unwrap();
@@ -379,8 +379,8 @@ fn pointers_that_cannot_be_end_the_ring_and_nothing_else() {
     let half = (0, 1);
     for (read, write) in [(0, SLOTS + 1), (1, 9), (5, 0), (0, u32::MAX), half] {
         let (mut ours, xen) = ends();
-        // A request of two slots, of which the last pair of pointers has one only. Those of the
-        // second pair would be one that was read already.
+        // A request of two slots, of which the last pair of pointers covers only one. Those of the
+        // second pair would be a request that was read already.
         xen.ring[2].store(3 << 10, Ordering::Relaxed);
         xen.ring[0].store(read, Ordering::Relaxed);
         xen.ring[1].store(write, Ordering::Relaxed);
@@ -415,7 +415,7 @@ fn pages_that_are_too_small_are_refused() {
     assert_eq!(all.remote_port(128), None);
 }
 
-/// A step of Xen's or of ours.
+/// A step of Xen or of ours.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Buffer { address: u32, size: u32, data: u64 },
@@ -434,7 +434,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Steps that go round the ring several times; under Miri as many as it has time for.
+/// Steps that pass round the ring several times; under Miri as many as time permits.
 const STEPS: usize = if cfg!(miri) { 60 } else { 3000 };
 /// Slots in use, and repetitions that are counted, likewise.
 const USED: u32 = if cfg!(miri) { 4 } else { SLOTS };
@@ -451,7 +451,7 @@ fn config(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(config(64))]
 
-    /// Every request comes once, as it was sent; those of the ring in order; each answer arrives.
+    /// Every request arrives once, as it was sent; those of the ring in order; each answer arrives.
     #[test]
     fn every_request_is_returned_once_in_order(steps in prop::collection::vec(step(), 1..STEPS)) {
         let (mut ours, xen) = ends();
@@ -505,7 +505,7 @@ proptest! {
         }
     }
 
-    /// Whatever is in the pages: no panic, an end, and no store but to what is ours.
+    /// Whatever is in the pages: no panic, an end, and no store except to our own words.
     #[test]
     fn any_words_are_survived(
         slots in prop::collection::vec(any::<u32>(), VCPUS as usize * 8),
@@ -522,7 +522,7 @@ proptest! {
         fill(&xen.slots, &slots);
         fill(&xen.ring, &ring);
         if ready[0] {
-            // Pointers that can be, so that the slots are looked at.
+            // Possible pointers, so that the slots are looked at.
             xen.ring[0].store(read / SLOTS * SLOTS, Ordering::Relaxed);
             xen.ring[1].store(read / SLOTS * SLOTS + used, Ordering::Relaxed);
         }

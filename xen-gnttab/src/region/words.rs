@@ -3,8 +3,8 @@
 //! # Safety
 //!
 //! This file is not safe code because atomics are made from an address. It rests on the premises of
-//! [`region`](super), of which it is a part: a region spans readable memory, and writable if it
-//! says so, while `backing` lives, and no other value has those bytes.
+//! [`region`](super), of which it is a part: a region spans readable memory, and writable memory if
+//! it is marked so, while `backing` lives, and no other value has those bytes.
 
 #![allow(unsafe_code)]
 
@@ -22,7 +22,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// The atomics that [`Words`] can be made of: of one, two and four bytes.
+/// The atomics of which [`Words`] can be made: those of one, two and four bytes.
 pub trait Atomic: sealed::Sealed + Send + Sync + 'static {}
 
 macro_rules! atomic {
@@ -43,13 +43,14 @@ pub struct Words<A> {
 }
 
 // SAFETY: as for `Region`: an address and the owner of the memory, neither of which belongs to a
-// thread. PageAccess is by shared references to `A` only.
+// thread. Access is by shared references to `A` only.
 unsafe impl<A: Sync> Send for Words<A> {}
 // SAFETY: as for `Send`.
 unsafe impl<A: Sync> Sync for Words<A> {}
 
 impl<A> Words<A> {
-    /// Returns the word with this number, for code that uses one only, without a range check.
+    /// Returns the word with this number. For code that uses only one word: that word needs no
+    /// range check later.
     #[must_use]
     pub fn word(&self, index: usize) -> Option<Word<A>> {
         let at = NonNull::from(self.get(index)?);
@@ -126,7 +127,7 @@ impl<A: fmt::Debug> fmt::Debug for Word<A> {
 }
 
 impl Region {
-    /// Takes the first `count` words out, as atomics; the region goes on behind them.
+    /// Takes the first `count` words out, as atomics; the region keeps the bytes behind them.
     ///
     /// # Errors
     ///
@@ -149,7 +150,7 @@ impl Region {
         })
     }
 
-    /// The address of a `T` at `offset`, checked for range and alignment.
+    /// Returns the address of a `T` at `offset`, checked for range and alignment.
     #[inline]
     fn word<T>(&self, offset: usize) -> Result<NonNull<T>, RegionError> {
         let at = self.at(offset, size_of::<T>())?.cast::<T>();
@@ -161,7 +162,7 @@ impl Region {
     }
 }
 
-/// One load of each size.
+/// Defines one load of each size.
 macro_rules! load {
     ($($atomic:ident, $int:ty, $load:ident, $bytes:literal;)*) => { impl Region { $(
         #[doc = concat!("Loads ", $bytes, " at `offset` in one access without ordering (`Relaxed`). The peer may")]

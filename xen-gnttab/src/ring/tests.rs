@@ -1,5 +1,5 @@
 //! The ring against a model that is two queues, against ring.h's arithmetic, against a peer that
-//! writes what it likes, and between two threads.
+//! writes anything, and between two threads.
 //!
 //! # Safety
 //!
@@ -24,7 +24,7 @@ type Back = BackRing<Request, Response>;
 
 const COUNT: u32 = 8;
 
-/// The same pages for another end.
+/// Returns the same pages for another end.
 fn twin(pages: &Region) -> Region {
     // SAFETY: all ends take the words out at one width. They access entries by turns, or, on two
     // threads, in the order of the indices' release stores and acquire loads, which is what Miri
@@ -50,7 +50,7 @@ fn ends(start: u32) -> (Front, Back, Words<AtomicU32>) {
     (front, Back::attach(second).unwrap(), words)
 }
 
-/// The word `n`.
+/// Returns the word `n`.
 fn at(words: &Words<AtomicU32>, n: usize) -> u32 {
     words.get(n).unwrap().load(Ordering::Relaxed)
 }
@@ -282,7 +282,7 @@ proptest! {
                 },
                 Step::Respond(n) => for _ in 0..n {
                     prop_assert_eq!(back.unanswered() as usize, taken.len());
-                    // In another order than they came in.
+                    // In another order than they arrived.
                     let id = taken.pop_back().inspect(|_| answered += 1);
                     let done = back.push_response(&id.unwrap_or_default().to_le_bytes());
                     prop_assert_eq!(done.is_ok(), id.is_some());
@@ -316,7 +316,7 @@ proptest! {
         let (mut front, mut back, _) = ends(start);
         prop_assert!(!back.arm(nth).unwrap());
         prop_assert!(!front.arm(nth).unwrap());
-        // Never at none, which would be an end that sleeps forever.
+        // Never at none: an end would sleep forever.
         let nth = nth.clamp(1, COUNT);
         for n in 1..=COUNT {
             front.push_request(&request(0)).unwrap();
@@ -359,14 +359,14 @@ proptest! {
     }
 }
 
-/// Publishes, and wakes the peer if it asked for it.
+/// Publishes, and wakes the peer if it requested an event.
 fn wake(peer: &Thread, published: Result<bool, RingError>) {
     if published.unwrap() {
         peer.unpark();
     }
 }
 
-/// Both ends sleep whenever there is nothing to do, so a lost event is a test that never ends.
+/// Both ends sleep whenever there is nothing to do, so a test with a lost event never ends.
 #[test]
 fn two_threads_lose_no_event_and_no_byte() {
     let total = if cfg!(miri) { 40 } else { 20_000 };
